@@ -1,0 +1,57 @@
+# The project's commands; `make` lists them. Set-up happens by itself and once: it runs again when
+# pyproject.toml or constraints.txt change.
+#
+#   PYTHON=python3.12    the interpreter that makes .venv (3.11 or newer)
+#   ARGS="seed=0,1"      more words for `make sweep`, `make test` or `make bench`
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep test test-full test-gpu lint format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## make .venv and install into it (the others do this by themselves)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
+	@echo "Installing into $(VENV) (once; a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable '.[dev,slurm]'
+	@touch $@
+
+sweep: $(READY) ## train and compare the three edge choices; a second time trains what is missing
+	$(BIN)/gr-sweep -m edges=both,act,weight $(ARGS)
+
+test: $(READY) ## all tests that run here in minutes
+	$(BIN)/python -m pytest $(ARGS)
+
+test-full: $(READY) ## the slow tests too
+	$(BIN)/python -m pytest -m "not network" $(ARGS)
+
+test-gpu: $(READY) ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## put the code in ruff's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## time a routed step beside a dense one
+	$(BIN)/python -m gr_sweep.bench.step $(ARGS)
+
+clean: ## remove the environment and what tools leave behind; outputs/ stays
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
