@@ -1,0 +1,672 @@
+"""What a job can be told: one dataclass per group of conf/, and the checks that need no work.
+
+The YAML files choose values; this file says which fields exist, their types, defaults and units. It
+knows nothing of Hydra or OmegaConf: `cli` turns what they compose into these classes, once.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from gr_sweep.domains import check_domains, expand, is_under
+from gr_sweep.errors import ConfigError
+
+PER_DOMAIN_ANY = "*"
+"""Key of a value a domain that stands for every domain not named."""
+
+
+class Edges(enum.Enum):
+    """Which gradients of foreign tokens are cut (DESIGN: edges)."""
+
+    none = "none"
+    weight = "weight"
+    act = "act"
+    both = "both"
+
+
+class PlanKind(enum.Enum):
+    """Shape of the owner sets."""
+
+    none = "none"
+    peers = "peers"
+    forget = "forget"
+    tree = "tree"
+    lattice = "lattice"
+
+
+class Method(enum.Enum):
+    """What the jobs of a sweep are compared by."""
+
+    routed = "routed"
+    dense = "dense"
+    filtered = "filtered"
+
+
+class DataKind(enum.Enum):
+    """Where the documents come from."""
+
+    synthetic = "synthetic"
+    local = "local"
+    hub = "hub"
+
+
+class Schedule(enum.Enum):
+    """Learning-rate schedule after warm-up."""
+
+    cosine = "cosine"
+    wsd = "wsd"
+
+
+class Device(enum.Enum):
+    """Where the model lives."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(enum.Enum):
+    """Type of the matrix products; weights and optimizer state are float32 in each case."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class TrackingMode(enum.Enum):
+    """Where W&B logs to."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    off = "off"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Which network is trained."""
+
+    size: str | None = "nano"
+    """A named Llama shape with random weights (gr_sweep/model/sizes.py); null with `path`."""
+    path: str | None = None
+    """Folder or hub name of a pretrained causal language model in Hugging Face format."""
+    gguf_file: str | None = None
+    """File within `path`, where the weights are GGUF."""
+    intermediate_size: int | None = None
+    """MLP hidden units a layer, instead of the size's own."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DomainConfig:
+    """How a domain's documents are recognised; rules are tried in the order of the domains."""
+
+    source: str | None = None
+    """Name of the file, folder or hub source that holds them; by default the first part of the
+    label."""
+    field: str | None = None
+    """Field of the record that `values` is held against."""
+    values: list[str] | None = None
+    """What `field` may be."""
+    pattern: str | None = None
+    """Regular expression (case ignored) that the text must match `count` times."""
+    count: int = 1
+    """Matches of `pattern` that a document needs."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PartitionConfig:
+    """How documents are divided into domains, and what routing knows of it."""
+
+    name: str = "code_bio_creative"
+    """For people; the domains are what counts."""
+    domains: dict[str, DomainConfig] = field(default_factory=dict)
+    """Label to rule, in order. Labels may be nested: biology/virology."""
+    unlabelled: Any = 0.0
+    """Share of documents in 0..1 whose label is hidden: a number, or a number a domain ('*': the
+    others)."""
+    mislabelled: float = 0.0
+    """Share of documents in 0..1 that carry the label of another domain."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PlanConfig:
+    """Which units belong to whom."""
+
+    kind: PlanKind = PlanKind.peers
+    """Shape of the owner sets."""
+    mlp_shared: float = 0.5
+    """The core's share of every split layer's MLP units, 0..1."""
+    attn_shared: float = 1.0
+    """The core's share of the attention head groups, 0..1; 1 leaves attention whole."""
+    layers: list[int] | None = None
+    """Layers that are split; null: all of them."""
+    forget: list[str] = field(default_factory=list)
+    """Domains that the core does not belong to (plan=forget)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RouteConfig:
+    """How foreign tokens reach a block."""
+
+    foreign_dropout: float = 0.5
+    """Share in 0..1 of the cases in which another domain is switched off for a labelled
+    sequence."""
+    foreign_weight: float = 0.0
+    """Route weight of a foreign block."""
+    foreign_core_weight: float = 0.0
+    """Route weight of the core's units, where the core is foreign."""
+    foreign_core_rest: float = 0.0
+    """Route weight of everything that is no unit, where the core is foreign."""
+
+
+@dataclass(kw_only=True, slots=True)
+class HubSource:
+    """One domain's documents on the Hugging Face Hub (or in a folder in its format)."""
+
+    path: str = ""
+    """Data set: owner/name, a local folder, or a packaged format such as json."""
+    name: str | None = None
+    """Configuration of the data set."""
+    data_files: str | None = None
+    """Files within it, as `datasets.load_dataset` takes them."""
+    split: str = "train"
+    """Split to read."""
+    column: str = "text"
+    """Column that holds the text."""
+    filter_column: str | None = None
+    """Column that `filter_values` is held against; null reads every row."""
+    filter_values: list[str] | None = None
+    """What `filter_column` may be."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Where text comes from and how it becomes tokens."""
+
+    kind: DataKind = DataKind.synthetic
+    """synthetic, local or hub."""
+    root: str | None = None
+    """Folder with a file or folder a source, named after it (local)."""
+    paths: dict[str, str] = field(default_factory=dict)
+    """Path or glob a source, instead of `root` (local)."""
+    text_field: str = "text"
+    """Field or column that holds a document's text (local JSON lines and Parquet)."""
+    sources: dict[str, HubSource] = field(default_factory=dict)
+    """Data set a source (hub)."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each domain in a batch, relative; domains not named have 1."""
+    limit_tokens: int | None = None
+    """At most this many training tokens a domain; null: all there are."""
+    overlap: float = 0.5
+    """How much the domains share, 0..1 (synthetic)."""
+    spurious: float = 0.0
+    """Share in 0..1 of training documents with a token that goes with the domain; evaluation has it
+    against (synthetic)."""
+    documents: int = 2000
+    """Documents a domain (synthetic)."""
+    seed: int = 0
+    """Seed of the generated text (synthetic); the same text for every job seed."""
+    tokenizer: str | None = None
+    """A Hugging Face tokenizer by name or path; null trains a byte-level BPE on the training
+    text."""
+    vocab_size: int = 4096
+    """Vocabulary of the trained tokenizer."""
+    cache: str | None = None
+    """Folder of the token cache; null: $GR_SWEEP_CACHE, else the user's cache folder."""
+
+
+@dataclass(kw_only=True, slots=True)
+class MethodConfig:
+    """What the run is compared as."""
+
+    name: Method = Method.routed
+    """routed: as plan and edges say; dense: no plan; filtered: dense, never trained on
+    `without`."""
+    without: list[str] = field(default_factory=list)
+    """Domains that a filtered run never sees; the others see exactly the tokens they see in a dense
+    run."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int | None = 300
+    """Optimizer steps; null with `tokens`."""
+    tokens: int | None = None
+    """Training tokens instead of steps; rounded up to whole steps."""
+    batch_sequences: int = 12
+    """Sequences a step."""
+    micro_batch_sequences: int | None = None
+    """Sequences a forward pass; null: the whole batch at once."""
+    sequence_length: int = 256
+    """Tokens a sequence."""
+    lr: float = 3e-3
+    """Peak learning rate of AdamW."""
+    schedule: Schedule = Schedule.cosine
+    """cosine: to `final_lr` over the run; wsd: constant, then linear to `final_lr` over `decay` of
+    the steps."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises from 0."""
+    decay: float = 0.2
+    """Share of the steps in which a wsd schedule falls."""
+    final_lr: float = 0.1
+    """Last learning rate, as a share of `lr`."""
+    weight_decay: float = 0.1
+    """AdamW's, on matrices; vectors have none."""
+    beta1: float = 0.9
+    """AdamW's first moment."""
+    beta2: float = 0.95
+    """AdamW's second moment."""
+    max_norm: float | None = 1.0
+    """Gradient norm that is clipped to, an owner set (weight, both) or globally; null: no
+    clipping."""
+    log_every: int = 10
+    """Steps between rows of metrics.jsonl."""
+    checkpoint_every: int | None = 100
+    """Steps between checkpoints; null: at the end alone."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    device: Device = Device.auto
+    """auto: CUDA where there is a GPU."""
+    precision: Precision = Precision.auto
+    """auto: bfloat16 products on CUDA, float32 on the CPU."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """Held-out evaluation."""
+
+    every: int | None = None
+    """Steps between evaluations of the full model while training; null: four times a run."""
+    tokens: int = 8192
+    """Held-out tokens a domain for the matrices at the end: whole documents, cut at
+    `document_tokens`."""
+    document_tokens: int = 512
+    """Tokens of a document that are read at most, so that many documents fit in `tokens`."""
+    batch_sequences: int = 16
+    """Sequences a forward pass."""
+    bootstrap: int = 1000
+    """Resamples of the documents for the 95 % intervals."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """Weights & Biases; metrics.jsonl and summary.json are written in any case."""
+
+    mode: TrackingMode = TrackingMode.auto
+    """auto: online where a key is configured, otherwise offline."""
+    project: str = "gr-sweep"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team; null: the account's default."""
+    group: str | None = None
+    """W&B group; null: the name of the sweep folder."""
+    tags: list[str] = field(default_factory=list)
+    """Tags beside those that the settings give."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """One job."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Which network is trained."""
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    """How documents are divided into domains."""
+    edges: Edges = Edges.both
+    """Which gradients of foreign tokens are cut."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """Which units belong to whom."""
+    route: RouteConfig = field(default_factory=RouteConfig)
+    """How foreign tokens reach a block."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where text comes from."""
+    method: MethodConfig = field(default_factory=MethodConfig)
+    """What the run is compared as."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training loop."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Held-out evaluation."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Weights & Biases."""
+    seed: int = 0
+    """Everything random comes from it: weights, data order, label noise, bootstrap."""
+
+
+NO_EFFECT_ON_RESULT = (
+    "tracking",
+    "data.cache",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+)
+"""Settings that the fingerprint leaves out: no value of theirs changes the numbers a job ends
+with."""
+
+_SHARES = (
+    "partition.mislabelled",
+    "plan.mlp_shared",
+    "plan.attn_shared",
+    "route.foreign_dropout",
+    "data.overlap",
+    "data.spurious",
+    "train.warmup",
+    "train.decay",
+    "train.final_lr",
+)
+
+_LEAST = {
+    "model.intermediate_size": 1,
+    "data.limit_tokens": 1,
+    "data.documents": 1,
+    "data.seed": 0,
+    # The 256 bytes and the end-of-text token.
+    "data.vocab_size": 257,
+    "train.steps": 1,
+    "train.tokens": 1,
+    "train.batch_sequences": 1,
+    "train.micro_batch_sequences": 1,
+    # A position, and one to predict.
+    "train.sequence_length": 2,
+    "train.log_every": 1,
+    "train.checkpoint_every": 1,
+    "train.keep_checkpoints": 1,
+    "eval.every": 1,
+    "eval.tokens": 2,
+    "eval.document_tokens": 2,
+    "eval.batch_sequences": 1,
+    "eval.bootstrap": 1,
+    "seed": 0,
+}
+
+
+def to_plain(config: Any) -> Any:
+    """A config as dictionaries, lists, numbers and text, ready for JSON; an enum is its value."""
+    if dataclasses.is_dataclass(config):
+        return {item.name: to_plain(getattr(config, item.name)) for item in fields(config)}
+    if isinstance(config, dict):
+        return {key: to_plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_plain(value) for value in config]
+    return config.value if isinstance(config, enum.Enum) else config
+
+
+def fingerprint(config: RunConfig) -> str:
+    """64 hexadecimal digits that two configs share when their jobs give the same numbers.
+
+    Settings that the job does not read (`effective`) and NO_EFFECT_ON_RESULT do not count. The
+    order of dictionaries does: the rules of a partition are tried in order.
+    """
+    plain = to_plain(effective(config))
+    for name in NO_EFFECT_ON_RESULT:
+        *path, last = name.split(".")
+        node = plain
+        for key in path:
+            node = node[key]
+        del node[last]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+def effective(config: RunConfig) -> RunConfig:
+    """The config with settings that its choices make meaningless put back to their defaults.
+
+    A sweep gives one `plan` or `method.without` to jobs of every method: a dense or filtered run
+    has no plan whatever `plan` says, without a plan nothing is cut, `plan.forget` is for the plan
+    of that name and `method.without` for filtered runs. Here is the one place that says so.
+    """
+    plan, edges, route, method = config.plan, config.edges, config.route, config.method
+    if method.name is not Method.filtered:
+        method = MethodConfig(name=method.name)
+    if method.name is not Method.routed or plan.kind is PlanKind.none:
+        plan, edges, route = PlanConfig(kind=PlanKind.none), Edges.none, RouteConfig()
+    elif plan.kind is not PlanKind.forget:
+        plan = dataclasses.replace(plan, forget=[])
+    return dataclasses.replace(config, plan=plan, edges=edges, route=route, method=method)
+
+
+def source_of(domain: str, rule: DomainConfig) -> str:
+    """Name of the source that holds the domain's documents."""
+    return rule.source or domain.split("/")[0]
+
+
+def validate(config: RunConfig) -> None:
+    """Checks what needs no work and no other part: ranges, and settings against each other.
+
+    Raises:
+        ConfigError: the first problem, with the setting, what was given and what would be right.
+    """
+    _check_numbers(config)
+    domains = check_domains(list(config.partition.domains))
+    _check_model(config.model)
+    _check_partition(config.partition, domains)
+    _check_data(config, domains)
+    _check_plan(config, domains)
+    _check_method(config.method, domains)
+    _check_train(config.train)
+
+
+def _values(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf with its dotted name, through dataclasses, dictionaries and lists."""
+    if dataclasses.is_dataclass(node):
+        node = {item.name: getattr(node, item.name) for item in fields(node)}
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _values(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _values(value, f"{name}[{index}]")
+    else:
+        yield name, node
+
+
+def _check_numbers(config: RunConfig) -> None:
+    for name, value in _values(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name}={value} is not a finite number")
+        if name in _SHARES and not 0 <= value <= 1:
+            raise ConfigError(f"{name}={value} is no share; give a number from 0 to 1")
+        least = _LEAST.get(name)
+        if least is not None and value is not None and value < least:
+            raise ConfigError(f"{name}={value} is too small; give {least} or more")
+
+
+def _check_model(model: ModelConfig) -> None:
+    if model.size is None and model.path is None:
+        raise ConfigError(
+            "no model given: choose a size (model=nano), or a checkpoint (model=hf model.path=DIR)"
+        )
+    if model.size is not None and model.path is not None:
+        raise ConfigError(
+            f"model.size={model.size} and model.path={model.path} are both given; "
+            "a checkpoint has its own size: use model=hf model.path=..."
+        )
+    if model.path is None and model.gguf_file is not None:
+        raise ConfigError(
+            f"model.gguf_file={model.gguf_file} is a file within model.path, which is not given"
+        )
+    if model.path is not None and model.intermediate_size is not None:
+        raise ConfigError(
+            f"model.intermediate_size={model.intermediate_size} cannot change the checkpoint "
+            f"{model.path}; leave it out, or train a size from random weights (model=nano)"
+        )
+
+
+def _check_partition(partition: PartitionConfig, domains: tuple[str, ...]) -> None:
+    shares = partition.unlabelled
+    if isinstance(shares, dict):
+        for node in shares:
+            if node != PER_DOMAIN_ANY and not any(is_under(domain, node) for domain in domains):
+                _check_known("partition.unlabelled", node, domains)
+    for name, share in _values(shares, "partition.unlabelled"):
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise ConfigError(
+                f"{name}={share} is no share; give a number from 0 to 1, "
+                "or one a domain: partition.unlabelled={code:0.1,*:0}"
+            )
+        if not 0 <= share <= 1:
+            raise ConfigError(f"{name}={share} is no share; give a number from 0 to 1")
+    if partition.mislabelled > 0 and len(domains) == 1:
+        raise ConfigError(
+            f"partition.mislabelled={partition.mislabelled} swaps labels between domains, "
+            f"but {domains[0]} is the only one"
+        )
+    for domain, rule in partition.domains.items():
+        where = f"partition.domains.{domain}"
+        if (rule.field is None) != (rule.values is None):
+            raise ConfigError(f"{where}: field and values go together; give both or neither")
+        if rule.count < 1:
+            raise ConfigError(f"{where}.count={rule.count} is too small; give 1 or more")
+        if rule.pattern is not None:
+            try:
+                re.compile(rule.pattern)
+            except re.error as error:
+                raise ConfigError(f"{where}.pattern is no regular expression: {error}") from error
+
+
+def _check_data(config: RunConfig, domains: tuple[str, ...]) -> None:
+    data = config.data
+    for domain, weight in data.weights.items():
+        _check_known(f"data.weights.{domain}", domain, domains)
+        if weight < 0:
+            raise ConfigError(f"data.weights.{domain}={weight} is negative; give 0 or more")
+    if all(data.weights.get(domain, 1.0) == 0 for domain in domains):
+        raise ConfigError("data.weights leaves no domain with a weight above 0")
+    if data.kind is DataKind.synthetic:
+        return
+
+    rules = config.partition.domains
+    taken: dict[str, str] = {}
+    for domain, rule in rules.items():
+        source = source_of(domain, rule)
+        if source in taken:
+            raise ConfigError(
+                f"domain {domain} gets no document: {taken[source]} stands before it and takes all "
+                f"that is left of source {source}; put {domain} first"
+            )
+        if rule.pattern is None and rule.field is None:
+            taken[source] = domain
+    sources = list(dict.fromkeys(source_of(domain, rule) for domain, rule in rules.items()))
+
+    if data.kind is DataKind.local:
+        for source in data.paths:
+            _check_known(f"data.paths.{source}", source, sources, "source")
+        if data.root is not None and not os.path.isdir(data.root):
+            raise ConfigError(f"data.root={data.root} is not a folder")
+        missing = [source for source in sources if source not in data.paths]
+        if missing and data.root is None:
+            raise ConfigError(
+                f"data=local has no text for {', '.join(missing)}; give a folder "
+                f"(data.root=DIR) or files (data.paths.{missing[0]}=FILE)"
+            )
+    else:
+        for source, hub in data.sources.items():
+            _check_known(f"data.sources.{source}", source, sources, "source")
+            if not hub.path:
+                raise ConfigError(
+                    f"data.sources.{source}.path is empty; name a data set: OWNER/NAME"
+                )
+            if (hub.filter_column is None) != (hub.filter_values is None):
+                raise ConfigError(
+                    f"data.sources.{source}: filter_column and filter_values go together; "
+                    "give both or neither"
+                )
+        for source in sources:
+            if source not in data.sources:
+                raise ConfigError(
+                    f"no data set for source {source}; name one with "
+                    f"data.sources={{{source}:{{path:OWNER/NAME}}}}"
+                )
+
+
+def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
+    for node in config.plan.forget:
+        if not any(is_under(domain, node) for domain in domains):
+            _check_known("plan.forget", node, domains)
+    layers = config.plan.layers
+    if layers is not None:
+        if not layers:
+            raise ConfigError(
+                "plan.layers=[] splits no layer; use plan=none, or null for all layers"
+            )
+        for layer in layers:
+            if layer < 0:
+                raise ConfigError(f"plan.layers: {layer} is negative; layers count from 0")
+            if layers.count(layer) > 1:
+                raise ConfigError(f"plan.layers: layer {layer} is given twice")
+
+    plan = effective(config).plan
+    if plan.kind is PlanKind.none:
+        return
+    if len(domains) == 1:
+        raise ConfigError(
+            f"plan={plan.kind.value} routes between domains, but partition {config.partition.name} "
+            f"has only {domains[0]}; choose a partition with two or more, or plan=none"
+        )
+    if plan.kind is PlanKind.forget:
+        if not plan.forget:
+            raise ConfigError(
+                f"plan=forget does not say what to forget; add plan.forget=[{domains[0]}] "
+                f"(domains: {', '.join(domains)})"
+            )
+        if len(expand(plan.forget, domains)) == len(domains):
+            raise ConfigError(
+                f"plan.forget=[{','.join(plan.forget)}] forgets every domain; leave at least one"
+            )
+
+
+def _check_method(method: MethodConfig, domains: tuple[str, ...]) -> None:
+    for node in method.without:
+        if not any(is_under(domain, node) for domain in domains):
+            _check_known("method.without", node, domains)
+    if method.name is Method.filtered:
+        if not method.without:
+            raise ConfigError(
+                "method=filtered does not say what is left out; "
+                f"add method.without=[{domains[0]}] (domains: {', '.join(domains)})"
+            )
+        if len(expand(method.without, domains)) == len(domains):
+            raise ConfigError(
+                f"method.without=[{','.join(method.without)}] leaves no domain to train on"
+            )
+
+
+def _check_train(train: TrainConfig) -> None:
+    if train.steps is not None and train.tokens is not None:
+        raise ConfigError(
+            f"train.steps={train.steps} and train.tokens={train.tokens} are both given; "
+            "set the other to null, for example train.steps=null"
+        )
+    if train.steps is None and train.tokens is None:
+        raise ConfigError("train.steps and train.tokens are both null; give one of them")
+    micro = train.micro_batch_sequences
+    if micro is not None and train.batch_sequences % micro:
+        raise ConfigError(
+            f"train.batch_sequences={train.batch_sequences} is no multiple of "
+            f"train.micro_batch_sequences={micro}"
+        )
+    if train.lr <= 0:
+        raise ConfigError(f"train.lr={train.lr} is not above 0")
+    if train.weight_decay < 0:
+        raise ConfigError(f"train.weight_decay={train.weight_decay} is negative; give 0 or more")
+    if train.max_norm is not None and train.max_norm <= 0:
+        raise ConfigError(f"train.max_norm={train.max_norm} is not above 0; null does not clip")
+    for name in ("beta1", "beta2"):
+        beta = getattr(train, name)
+        if not 0 <= beta < 1:
+            raise ConfigError(f"train.{name}={beta} is out of range; give 0 or more, below 1")
+    if train.schedule is Schedule.wsd and train.warmup + train.decay > 1:
+        raise ConfigError(
+            f"train.warmup={train.warmup} and train.decay={train.decay} are more than the whole run"
+        )
+
+
+def _check_known(name: str, given: str, known: Sequence[str], noun: str = "domain") -> None:
+    if given not in known:
+        raise ConfigError(f"{name}: unknown {noun} {given!r}; the {noun}s are {', '.join(known)}")

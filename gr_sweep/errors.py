@@ -1,0 +1,36 @@
+"""Errors that a user can mend; the command line prints them as one line and exits 2.
+
+Everything else keeps its traceback: it is a bug of ours.
+"""
+
+
+class GrSweepError(Exception):
+    """What was given, what is allowed, and what to do, in one line."""
+
+
+class ConfigError(GrSweepError):
+    """A setting, or a combination of settings, that no run can have."""
+
+
+class PlanError(GrSweepError):
+    """A plan that does not fit its domains or its model, or rows that do not fit a plan."""
+
+
+class DataError(GrSweepError):
+    """Text that cannot be read, is missing, or is too little; names file and line."""
+
+
+class ModelError(GrSweepError):
+    """A model that cannot be loaded or that routing does not know."""
+
+
+class TrainError(GrSweepError):
+    """Training that cannot go on: a loss that is not finite."""
+
+
+class CheckpointError(GrSweepError):
+    """A checkpoint that cannot be read or belongs to another run."""
+
+
+class ReportError(GrSweepError):
+    """A folder that no report can be made of."""
