@@ -1,0 +1,348 @@
+"""Route plans: which units every layer splits off, and which domains own them.
+
+A plan knows counts and labels, not tensors: `gr_sweep.model.route` lays it over a network. Owner
+sets are the one idea behind every shape (DESIGN: terms).
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gr_sweep.domains import ancestors, check_domains, expand, is_under
+from gr_sweep.errors import ConfigError, PlanError
+
+MLP = "mlp"
+ATTN = "attn"
+CORE = "core"
+
+
+class ModelShape(Protocol):
+    """What a plan reads of a Hugging Face config; `num_key_value_heads` is optional."""
+
+    num_hidden_layers: int
+    intermediate_size: int
+    num_attention_heads: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """All units, over layers and kinds, that the same domains own."""
+
+    name: str
+    owners: frozenset[str]
+    """Labels whose tokens may change the block."""
+    is_core: bool = False
+    """The core also holds everything that is no unit, and is never switched off."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """How one layer's units of one kind are shared out."""
+
+    sizes: tuple[int, ...]
+    """Units of each block, in the plan's order of blocks; blocks lie one after the other."""
+    order: tuple[int, ...] | None = None
+    """Old index of the unit at each new position; None leaves the units where they are."""
+
+    @property
+    def num_units(self) -> int:
+        """Units of the layer, over all blocks."""
+        return sum(self.sizes)
+
+    def slices(self, width: int = 1) -> tuple[slice, ...]:
+        """Rows or columns of each block in a matrix with `width` of them a unit."""
+        stops = list(itertools.accumulate(self.sizes))
+        return tuple(
+            slice((stop - size) * width, stop * width)
+            for size, stop in zip(self.sizes, stops, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class RoutePlan:
+    """The blocks, and the units of every layer and kind that they take."""
+
+    domains: tuple[str, ...]
+    """Labels, in the order that every matrix of metrics has."""
+    blocks: tuple[Block, ...]
+    """The core first; no two have the same owners."""
+    splits: Mapping[tuple[int, str], Split]
+    """(layer, "mlp" or "attn") to its split; what is absent belongs to the core, as "the rest"."""
+
+    @classmethod
+    def none(cls, config: ModelShape | None = None, *, domains: Sequence[str]) -> "RoutePlan":
+        """The core alone: a dense model."""
+        labels = _checked(domains)
+        return cls(labels, (Block(CORE, frozenset(labels), is_core=True),), {})
+
+    @classmethod
+    def peers(cls, config: ModelShape, *, domains: Sequence[str], **shares: Any) -> "RoutePlan":
+        """A core owned by all and a block a domain.
+
+        Args:
+            config: shape of the model, a Hugging Face config.
+            domains: labels.
+            shares: `mlp_shared` (0.5) and `attn_shared` (1.0), the core's share of the units in
+                0..1; `layers` that are split (None: all); `orders`, (layer, kind) to an order of
+                its units.
+
+        Raises:
+            PlanError: a share outside 0..1, a layer that the model lacks, more blocks than units.
+        """
+        labels = _checked(domains)
+        return cls._build(config, labels, labels, [(d, {d}) for d in labels], **shares)
+
+    @classmethod
+    def forget(
+        cls, config: ModelShape, *, domains: Sequence[str], forget: Sequence[str], **shares: Any
+    ) -> "RoutePlan":
+        """A core owned by all but `forget`, and a block for each forgotten domain.
+
+        Args and Raises as in `peers`; also PlanError where `forget` is empty, unknown, or
+        everything.
+        """
+        labels = _checked(domains)
+        if not forget:
+            raise PlanError("plan=forget needs plan.forget, for example plan.forget=[biology]")
+        forgotten = _expanded(forget, labels)
+        core_owners = [d for d in labels if d not in forgotten]
+        if not core_owners:
+            raise PlanError(
+                f"plan.forget={list(forget)} leaves no domain to the core; keep one out"
+            )
+        blocks = [(node, set(_expanded([node], labels))) for node in forget]
+        return cls._build(config, labels, core_owners, blocks, **shares)
+
+    @classmethod
+    def tree(cls, config: ModelShape, *, domains: Sequence[str], **shares: Any) -> "RoutePlan":
+        """A block for every node of the domain tree, owned by every label at or below it.
+
+        A label on an inner node is a leaf of its own, called `<label>/.`. Args and Raises as in
+        `peers`.
+        """
+        labels = _checked(domains)
+        blocks: list[tuple[str, set[str]]] = []
+        for node in dict.fromkeys(node for label in labels for node in ancestors(label)):
+            owners = {label for label in labels if is_under(label, node)}
+            blocks.append((node, owners))
+            if node in labels and len(owners) > 1:
+                blocks.append((node + "/.", {node}))
+        return cls._build(config, labels, labels, blocks, **shares)
+
+    @classmethod
+    def lattice(cls, config: ModelShape, *, domains: Sequence[str], **shares: Any) -> "RoutePlan":
+        """A block for every set of domains; the set of all is the core. Args and Raises as in
+        `peers`."""
+        labels = _checked(domains)
+        blocks = [
+            ("+".join(subset), set(subset))
+            for size in range(1, len(labels))
+            for subset in itertools.combinations(labels, size)
+        ]
+        return cls._build(config, labels, labels, blocks, **shares)
+
+    @classmethod
+    def make(
+        cls,
+        kind: str,
+        config: ModelShape,
+        *,
+        domains: Sequence[str],
+        forget: Sequence[str] = (),
+        **shares: Any,
+    ) -> "RoutePlan":
+        """The plan of the named shape: none, peers, forget, tree or lattice. Raises as they do."""
+        if kind == "none":
+            return cls.none(domains=domains)
+        if kind == "forget":
+            return cls.forget(config, domains=domains, forget=forget, **shares)
+        makers = {"peers": cls.peers, "tree": cls.tree, "lattice": cls.lattice}
+        if kind not in makers:
+            raise PlanError(
+                f"plan={kind!r} is unknown; choose one of none, forget, {', '.join(makers)}"
+            )
+        return makers[kind](config, domains=domains, **shares)
+
+    @classmethod
+    def _build(
+        cls,
+        config: ModelShape,
+        domains: tuple[str, ...],
+        core_owners: Iterable[str],
+        blocks: Sequence[tuple[str, set[str]]],
+        *,
+        mlp_shared: float = 0.5,
+        attn_shared: float = 1.0,
+        layers: Sequence[int] | None = None,
+        orders: Mapping[tuple[int, str], Sequence[int]] | None = None,
+    ) -> "RoutePlan":
+        core = Block(CORE, frozenset(core_owners), is_core=True)
+        by_owners = {core.owners: core}
+        for name, owners in blocks:
+            by_owners.setdefault(frozenset(owners), Block(name, frozenset(owners)))
+        merged = tuple(by_owners.values())
+        chosen = _checked_layers(layers, config.num_hidden_layers)
+        shares = {MLP: mlp_shared, ATTN: attn_shared}
+        units = {
+            MLP: config.intermediate_size,
+            ATTN: getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        }
+        splits = {}
+        for kind, shared in shares.items():
+            if not 0.0 <= shared <= 1.0:
+                raise PlanError(
+                    f"plan.{kind}_shared={shared} is no share; give a number from 0 to 1"
+                )
+            if shared == 1.0 or len(merged) == 1:
+                continue
+            sizes = _share_out(units[kind], shared, len(merged) - 1, kind)
+            for layer in chosen:
+                order = None if orders is None else orders.get((layer, kind))
+                splits[layer, kind] = Split(sizes, None if order is None else tuple(order))
+        if len(merged) > 1 and not splits:
+            raise PlanError(
+                "plan.mlp_shared=1 and plan.attn_shared=1 leave the blocks without units; "
+                "lower one of them, or use plan=none"
+            )
+        plan = cls(domains, merged, splits)
+        plan.check_orders()
+        return plan
+
+    def check_orders(self) -> None:
+        """Raise PlanError where an order is no permutation of its layer's units."""
+        for (layer, kind), split in self.splits.items():
+            if split.order is not None and sorted(split.order) != list(range(split.num_units)):
+                raise PlanError(
+                    f"the order of layer {layer}, {kind} is no permutation "
+                    f"of its {split.num_units} units"
+                )
+
+    @property
+    def core(self) -> Block:
+        """The block that is never switched off."""
+        return self.blocks[0]
+
+    def owns(self, domain: str, block: Block) -> bool:
+        """Whether tokens of the domain may change the block."""
+        return domain in block.owners
+
+    def off_blocks(self, off_labels: Iterable[str]) -> tuple[int, ...]:
+        """Indices of the blocks that nobody outside `off_labels` owns; never the core's."""
+        off = frozenset(off_labels)
+        return tuple(
+            index
+            for index, block in enumerate(self.blocks)
+            if not block.is_core and block.owners <= off
+        )
+
+    def removed_by(self, nodes: Iterable[str]) -> tuple[int, ...]:
+        """Indices of the blocks that remove(nodes) switches off; a node stands for all under it."""
+        return self.off_blocks(_expanded(nodes, self.domains))
+
+    def kept_off(self, nodes: Iterable[str]) -> tuple[int, ...]:
+        """Indices of the blocks that keep(nodes) switches off."""
+        kept = _expanded(nodes, self.domains)
+        return self.off_blocks(label for label in self.domains if label not in kept)
+
+    def removable(self) -> tuple[str, ...]:
+        """Labels that own a block that nobody else owns: those with a separability."""
+        return tuple(label for label in self.domains if self.off_blocks([label]))
+
+    def to_json(self) -> str:
+        """The plan as text, the content of plan.json."""
+        content = {
+            "domains": list(self.domains),
+            "blocks": [
+                {
+                    "name": b.name,
+                    "owners": [d for d in self.domains if d in b.owners],
+                    "is_core": b.is_core,
+                }
+                for b in self.blocks
+            ],
+            "splits": [
+                {
+                    "layer": layer,
+                    "kind": kind,
+                    "sizes": list(split.sizes),
+                    "order": None if split.order is None else list(split.order),
+                }
+                for (layer, kind), split in sorted(self.splits.items())
+            ],
+        }
+        return json.dumps(content, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RoutePlan":
+        """The plan that `to_json` wrote.
+
+        Raises:
+            PlanError: text that is no plan; names what is missing or off.
+        """
+        try:
+            content = json.loads(text)
+            blocks = tuple(
+                Block(b["name"], frozenset(b["owners"]), bool(b["is_core"]))
+                for b in content["blocks"]
+            )
+            splits = {
+                (int(s["layer"]), str(s["kind"])): Split(
+                    tuple(map(int, s["sizes"])),
+                    None if s["order"] is None else tuple(map(int, s["order"])),
+                )
+                for s in content["splits"]
+            }
+            plan = cls(_checked(content["domains"]), blocks, splits)
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"this is no plan.json: {type(error).__name__}: {error}") from error
+        if (
+            not blocks
+            or not blocks[0].is_core
+            or any(len(s.sizes) != len(blocks) for s in splits.values())
+        ):
+            raise PlanError(
+                "this is no plan.json: the core must come first and every split size each block"
+            )
+        plan.check_orders()
+        return plan
+
+
+def _checked(domains: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return check_domains(domains)
+    except ConfigError as error:
+        raise PlanError(str(error)) from error
+
+
+def _expanded(nodes: Iterable[str], domains: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return expand(nodes, domains)
+    except ConfigError as error:
+        raise PlanError(str(error)) from error
+
+
+def _checked_layers(layers: Sequence[int] | None, num_layers: int) -> list[int]:
+    if layers is None:
+        return list(range(num_layers))
+    wrong = [layer for layer in layers if not 0 <= layer < num_layers]
+    if wrong or not layers or len(set(layers)) != len(layers):
+        raise PlanError(
+            f"plan.layers={list(layers)} does not fit; "
+            f"name each layer once, from 0 to {num_layers - 1}"
+        )
+    return sorted(layers)
+
+
+def _share_out(num_units: int, shared: float, num_blocks: int, kind: str) -> tuple[int, ...]:
+    """The core's units and, as equal as can be, those of the other blocks."""
+    core = round(shared * num_units)
+    each, extra = divmod(num_units - core, num_blocks)
+    if each == 0:
+        what = "head groups" if kind == ATTN else "hidden units"
+        raise PlanError(
+            f"plan.{kind}_shared={shared} leaves {num_units - core} of {num_units} {what} "
+            f"to {num_blocks} blocks; each needs one: lower plan.{kind}_shared or the number of blocks"
+        )
+    return (core, *(each + (index < extra) for index in range(num_blocks)))
