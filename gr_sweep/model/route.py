@@ -1,0 +1,319 @@
+"""Lays a route plan over a Hugging Face model, in place: `route_model`, and the model's routed life
+after.
+
+G = key-value groups of attention heads, F = MLP hidden units, D = residual width.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gr_sweep.errors import PlanError
+from gr_sweep.model.families import check_plan, decoder_layers, family_of
+from gr_sweep.routing.edges import route_weights
+from gr_sweep.routing.linears import (
+    RoutedColumnLinear,
+    RoutedHeadNorm,
+    RoutedModule,
+    RoutedRest,
+    RoutedRestLinear,
+    RoutedRowLinear,
+    RoutingState,
+    RowRouting,
+    TokenRouting,
+    Units,
+    swap_class,
+    unswap_class,
+)
+from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
+from gr_sweep.routing.rows import RowGroup, row_groups
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class UnitLinear:
+    """A linear that holds units of one layer and kind."""
+
+    module: nn.Linear
+    kind: str
+    """"mlp" or "attn"."""
+    split: Split
+    width: int
+    """Rows or columns of the weight that a unit has."""
+    is_row: bool
+    """Units are columns of the weight (down, o), not rows (gate, up, q, k, v)."""
+
+    @property
+    def units(self) -> Units:
+        """The features of each block."""
+        return self.split.slices(self.width)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those whose rows or columns are units; the bias of a row map is none of them."""
+        weight, bias = self.module.weight, self.module.bias
+        return [weight] if self.is_row or bias is None else [weight, bias]
+
+
+def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
+    """The linears of `model` that hold units of the plan."""
+    if not plan.splits:
+        return []
+    config: Any = model.config
+    family = family_of(config)
+    layers = decoder_layers(model, family)
+    found: list[UnitLinear] = []
+    for (layer, kind), split in plan.splits.items():
+        if kind == MLP:
+            names: tuple[str, ...] = family.mlp_in
+            out_name = family.mlp_out
+        else:
+            assert family.heads_in is not None and family.heads_out is not None  # check_plan
+            names, out_name = family.heads_in, family.heads_out
+        for name in (*names, out_name):
+            module = layers[layer].get_submodule(name)
+            assert isinstance(module, nn.Linear)
+            is_row = name == out_name
+            features = module.in_features if is_row else module.out_features
+            found.append(UnitLinear(module, kind, split, features // split.num_units, is_row))
+    return found
+
+
+class RoutedModel:
+    """A model and how it is routed; the model itself stays an ordinary Hugging Face module."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        plan: RoutePlan,
+        edges: str,
+        foreign_dropout: float,
+        weights: Mapping[str, float],
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.edges = edges
+        self.foreign_dropout = foreign_dropout
+        self.unit_linears = unit_linears(model, plan)
+        self._weights = route_weights(plan, edges, **weights)
+        self._state = RoutingState()
+        self._routings: dict[tuple[tuple[str, int], ...], RowRouting] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model itself returns."""
+        return self.model(*args, **kwargs)
+
+    def row_groups(self, counts: Mapping[str, int]) -> tuple[RowGroup, ...]:
+        """The row groups of a micro-batch with `counts` sequences a domain, in row order."""
+        return row_groups(self.plan, counts, self.foreign_dropout)
+
+    @contextlib.contextmanager
+    def batch(
+        self, counts: Mapping[str, int] | None = None, *, labels_NT: Tensor | None = None
+    ) -> Iterator[None]:
+        """Routes forward and backward passes inside.
+
+        Args:
+            counts: sequences of each domain, sorted by domain in this order; "unlabelled" is a key
+                too.
+            labels_NT: instead, int64 label of every token: index into `plan.domains`, -1 for
+                unlabelled.
+
+        Raises:
+            PlanError: an unknown domain; neither or both given; a model input with another number
+                of rows.
+        """
+        if (counts is None) == (labels_NT is None):
+            raise PlanError("batch needs either counts of sequences a domain or labels_NT")
+        if labels_NT is not None:
+            routing: RowRouting | TokenRouting = TokenRouting(
+                self.plan, self._weights, labels_NT, self.foreign_dropout
+            )
+        else:
+            assert counts is not None
+            key = tuple(counts.items())
+            if key not in self._routings:
+                groups = self.row_groups(counts)
+                self._routings[key] = RowRouting.of_groups(self.plan, self._weights, groups)
+            routing = self._routings[key]
+        with self._state.routing(routing):
+            yield
+
+    @contextlib.contextmanager
+    def keep(self, domains: Iterable[str]) -> Iterator[None]:
+        """Switches off every block that none of `domains` owns; the core stays. Nothing is cut."""
+        off = self.plan.kept_off(domains)
+        with self._state.routing(RowRouting.of_blocks_off(self.plan, self._weights, off)):
+            yield
+
+    @contextlib.contextmanager
+    def remove(self, domains: Iterable[str]) -> Iterator[None]:
+        """Switches off every block that nobody outside `domains` owns. Nothing is cut."""
+        off = self.plan.removed_by(domains)
+        with self._state.routing(RowRouting.of_blocks_off(self.plan, self._weights, off)):
+            yield
+
+    def extract(self, keep: Iterable[str]) -> "PreTrainedModel":
+        """An ordinary model without the switched-off units; its logits are those of
+        `keep(keep)`."""
+        from gr_sweep.model.extract import extract
+
+        return extract(self, keep)
+
+    def owner_sets(self) -> dict[str, list[Tensor]]:
+        """Views of all parameters, by the name of the block they belong to.
+
+        The core's are its units and everything that is no unit; a tied parameter appears once.
+        """
+        return self._owner_views(lambda parameter: parameter)
+
+    def _owner_views(self, whole_of: Callable[[Tensor], Tensor | None]) -> dict[str, list[Tensor]]:
+        """Parts by block of what `whole_of` gives for each parameter; None has no parts."""
+        sets: dict[str, list[Tensor]] = {block.name: [] for block in self.plan.blocks}
+        in_units: set[int] = set()
+        for linear in self.unit_linears:
+            for parameter in linear.parameters:
+                in_units.add(id(parameter))
+                whole = whole_of(parameter)
+                for block, part in zip(self.plan.blocks, linear.units, strict=True):
+                    if whole is not None and part.stop > part.start:
+                        sets[block.name].append(whole[:, part] if linear.is_row else whole[part])
+        for parameter in self.model.parameters():
+            whole = whole_of(parameter)
+            if id(parameter) not in in_units and whole is not None:
+                sets[self.plan.core.name].append(whole)
+        return sets
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float | None) -> dict[str, Tensor]:
+        """Clips gradients to `max_norm` and returns the norms before, as scalars on the device.
+
+        Per owner set under `weight` and `both` (by a global norm the forgotten domain would change
+        the size of the core's steps), otherwise globally under the key "all" (DESIGN: what else
+        couples domains). None measures and clips nothing.
+        """
+        sets = self._owner_views(lambda parameter: parameter.grad)
+        if self.edges not in ("weight", "both"):
+            sets = {"all": [grad for grads in sets.values() for grad in grads]}
+        norms: dict[str, Tensor] = {}
+        for name, grads in sets.items():
+            if not grads:
+                continue
+            parts = torch._foreach_norm(grads)
+            norms[name] = torch.linalg.vector_norm(torch.stack(parts))
+            if max_norm is not None:
+                factor = torch.clamp(max_norm / (norms[name] + 1e-6), max=1.0)
+                torch._foreach_mul_(grads, factor)
+        return norms
+
+    def unroute(self) -> "PreTrainedModel":
+        """The plain model again; units stay where the plan put them."""
+        for module in self.model.modules():
+            unswap_class(module)
+        self.unit_linears = []
+        return self.model
+
+
+def route_model(
+    model: "PreTrainedModel",
+    plan: RoutePlan,
+    edges: Any = "both",
+    *,
+    foreign_dropout: float = 0.0,
+    foreign_weight: float = 0.0,
+    foreign_core_weight: float = 0.0,
+    foreign_core_rest: float = 0.0,
+) -> RoutedModel:
+    """Makes the model route gradients by domain (Cloud et al. 2024, arXiv 2410.04332).
+
+    Modules are changed in place: MLPs and attention projections of the layers that the plan splits;
+    where the core is foreign to a domain also norms, embeddings and all other linears. state_dict
+    keys and tying stay. Units are reordered as the plan says, which leaves the function as it was.
+    Outside `batch`, `keep` and `remove` the model is the plain one.
+
+    Args:
+        model: a causal language model of a family in `gr_sweep.model.families`.
+        plan: made for this model's config.
+        edges: "none", "weight", "act" or "both" (or an enum with such a value).
+        foreign_dropout: share in 0..1 of the cases in which another domain is off for a labelled
+            sequence.
+        foreign_weight: route weight of a foreign block.
+        foreign_core_weight: route weight of the core's units where the core is foreign.
+        foreign_core_rest: route weight of everything that is no unit where the core is foreign.
+
+    Raises:
+        PlanError: a plan that does not fit the model, unknown edges, a model that is routed
+            already.
+    """
+    check_plan(plan, model.config)
+    if any(isinstance(module, RoutedModule) for module in model.modules()):
+        raise PlanError("this model is routed already; call unroute() first")
+    if not 0.0 <= foreign_dropout <= 1.0:
+        raise PlanError(f"foreign_dropout={foreign_dropout} is no share; give a number from 0 to 1")
+    routed = RoutedModel(
+        model,
+        plan,
+        getattr(edges, "value", edges),
+        foreign_dropout,
+        {
+            "foreign_weight": foreign_weight,
+            "foreign_core_weight": foreign_core_weight,
+            "foreign_core_rest": foreign_core_rest,
+        },
+    )
+    for linear in routed.unit_linears:
+        _reorder(linear)
+    for linear in routed.unit_linears:
+        routed_class = RoutedRowLinear if linear.is_row else RoutedColumnLinear
+        swap_class(linear.module, routed_class, routed._state, linear.units)
+    if plan.splits:
+        _swap_head_norms(routed)
+    if any(not plan.owns(domain, plan.core) for domain in plan.domains):
+        _swap_rest(routed)
+    return routed
+
+
+def _swap_head_norms(routed: RoutedModel) -> None:
+    family = family_of(routed.model.config)
+    layers = decoder_layers(routed.model, family)
+    config: Any = routed.model.config
+    for (layer, kind), split in routed.plan.splits.items():
+        if kind == ATTN:
+            for name in family.head_norms:
+                heads = (
+                    config.num_attention_heads
+                    if name.endswith("q_norm")
+                    else config.num_key_value_heads
+                )
+                units = split.slices(heads // split.num_units)
+                swap_class(layers[layer].get_submodule(name), RoutedHeadNorm, routed._state, units)
+
+
+def _swap_rest(routed: RoutedModel) -> None:
+    for module in list(routed.model.modules()):
+        if isinstance(module, RoutedModule) or not any(
+            True for _ in module.parameters(recurse=False)
+        ):
+            continue
+        routed_class = RoutedRestLinear if isinstance(module, nn.Linear) else RoutedRest
+        swap_class(module, routed_class, routed._state)
+
+
+@torch.no_grad()
+def _reorder(linear: UnitLinear) -> None:
+    """Puts the linear's units in the plan's order, in place."""
+    order = linear.split.order
+    if order is None:
+        return
+    features = torch.tensor(order)[:, None] * linear.width + torch.arange(linear.width)
+    features = features.flatten().to(linear.module.weight.device)
+    dim = 1 if linear.is_row else 0
+    linear.module.weight.copy_(linear.module.weight.index_select(dim, features))
+    if not linear.is_row and linear.module.bias is not None:
+        linear.module.bias.copy_(linear.module.bias[features])

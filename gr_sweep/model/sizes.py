@@ -1,0 +1,93 @@
+"""Named model shapes, as Llama configs with random weights.
+
+`1b` and `3b` have the shapes of Llama 3.2 1B and 3B, `7b` of Llama 2 7B (their published
+config.json); `254m` has depth, width, heads and tied embeddings of SGTM's 254M Wikipedia model
+(arXiv 2512.05648, configs/wiki/254M.yaml of its code) with a gated MLP of the same parameter count
+as its plain 4x one.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from gr_sweep.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of a Llama model; fields are called as in a Hugging Face config, so plans can be made
+    of it."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    is_tied: bool = True
+    """Whether embedding and unembedding are one matrix."""
+    rope_theta: float = 10_000.0
+
+
+SIZES = {
+    "tiny": Size(64, 192, 2, 4, 4),
+    "nano": Size(256, 768, 4, 4, 4),
+    "mini": Size(512, 1536, 8, 8, 8),
+    "60m": Size(512, 1536, 12, 8, 8),
+    "125m": Size(768, 2048, 12, 12, 12),
+    "254m": Size(1024, 2736, 16, 32, 32),
+    "350m": Size(1024, 2816, 24, 16, 16),
+    "1b": Size(2048, 8192, 16, 32, 8, rope_theta=500_000.0),
+    "3b": Size(3072, 8192, 28, 24, 8, rope_theta=500_000.0),
+    "7b": Size(4096, 11008, 32, 32, 32, is_tied=False),
+}
+
+
+def shape_of(size: str, intermediate_size: int | None = None) -> Size:
+    """The named shape, with another number of MLP hidden units if given.
+
+    Raises:
+        ConfigError: an unknown size, or MLP hidden units below 1.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"model.size={size!r} is unknown; choose one of {', '.join(SIZES)}")
+    if intermediate_size is None:
+        return SIZES[size]
+    if intermediate_size < 1:
+        raise ConfigError(f"model.intermediate_size={intermediate_size} must be at least 1")
+    return replace(SIZES[size], intermediate_size=intermediate_size)
+
+
+def llama_config(
+    shape: Size, *, vocab_size: int, eot_id: int, sequence_length: int
+) -> "LlamaConfig":
+    """The Hugging Face config of a shape, for sequences of up to `sequence_length` tokens."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        head_dim=shape.hidden_size // shape.num_attention_heads,
+        max_position_embeddings=max(2048, sequence_length),
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=shape.is_tied,
+        bos_token_id=eot_id,
+        eos_token_id=eot_id,
+        pad_token_id=None,
+    )
+
+
+def random_model(config: Any, *, seed: int) -> "PreTrainedModel":
+    """A causal language model with random float32 weights that follow from the seed alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    return cast("PreTrainedModel", model)
