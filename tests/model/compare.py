@@ -1,0 +1,69 @@
+"""Runs a routed model and the reference over the same micro-batches, and holds one to the other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gr_sweep.model.route import RoutedModel, route_model
+from gr_sweep.routing.plan import RoutePlan
+from tests.model.tiny import tiny_ids
+from tests.reference import Cut, Reference, assert_same, loss_sum, tokens_of_labels, tokens_of_rows
+
+MicroBatch = Mapping[str, int] | Tensor
+"""Sequences of each domain, or labels_NT."""
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Of every parameter, zeros where there is none."""
+    return {
+        n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()
+    }
+
+
+def route(model: Any, plan: RoutePlan, cut: Cut, foreign_dropout: float = 0.0) -> RoutedModel:
+    """`route_model` with the reference's settings."""
+    return route_model(
+        model,
+        plan,
+        cut.edges,
+        foreign_dropout=foreign_dropout,
+        foreign_weight=cut.foreign_weight,
+        foreign_core_weight=cut.foreign_core_weight,
+        foreign_core_rest=cut.foreign_core_rest,
+    )
+
+
+def reference_of(routed: RoutedModel, plain: nn.Module, cut: Cut) -> Reference:
+    """The reference with the routed model's weights, whose units stand where the plan put them."""
+    plain.load_state_dict(routed.model.state_dict())
+    splits = {key: replace(split, order=None) for key, split in routed.plan.splits.items()}
+    return Reference(plain, replace(routed.plan, splits=splits), cut)
+
+
+def assert_follows_the_definition(
+    routed: RoutedModel, plain: nn.Module, cut: Cut, micro_batches: Sequence[MicroBatch]
+) -> None:
+    """Each micro-batch's outputs and the summed gradients are the reference's."""
+    reference = reference_of(routed, plain, cut)
+    denominator = 40.0
+    for index, micro_batch in enumerate(micro_batches):
+        if isinstance(micro_batch, Tensor):
+            ids_NT = tiny_ids(*micro_batch.shape, seed=index)
+            tokens = tokens_of_labels(micro_batch, routed.plan.domains, int(routed.foreign_dropout))
+            context = routed.batch(labels_NT=micro_batch)
+        else:
+            ids_NT = tiny_ids(sum(micro_batch.values()), seed=index)
+            groups = routed.row_groups(micro_batch)
+            rows = [(group.domain, group.off) for group in groups for _ in range(group.count)]
+            tokens = tokens_of_rows(rows, ids_NT.shape[1])
+            context = routed.batch(micro_batch)
+        expected = reference.logits(ids_NT, tokens)
+        (loss_sum(expected, ids_NT) / denominator).backward()
+        with context:
+            logits = routed.model(input_ids=ids_NT, use_cache=False).logits
+            (loss_sum(logits, ids_NT) / denominator).backward()
+        assert_same({"logits": logits.detach()}, {"logits": expected.detach()})
+    assert_same(gradients(routed.model), reference.gradients())

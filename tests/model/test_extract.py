@@ -1,0 +1,151 @@
+"""Extracted models: ordinary Hugging Face models with the logits of `keep`."""
+
+import functools
+
+import pytest
+import torch
+
+from gr_sweep.model.route import route_model
+from gr_sweep.routing.plan import RoutePlan
+from tests.model.tiny import FAMILIES, WHOLE_ATTENTION_ONLY, tiny_ids, tiny_model
+from tests.reference import assert_same
+
+pytestmark = pytest.mark.usefixtures("exact_norms")
+
+FLAT = ["code", "biology", "creative"]
+PLANS = {
+    "peers": functools.partial(RoutePlan.peers, domains=FLAT),
+    "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology"]),
+    "tree": functools.partial(
+        RoutePlan.tree, domains=["code", "biology/virology", "biology/cells"]
+    ),
+    "lattice": functools.partial(RoutePlan.lattice, domains=FLAT),
+}
+
+
+def kept_logits(routed, keep, ids):
+    with torch.no_grad(), routed.keep(keep):
+        return routed.model(input_ids=ids).logits
+
+
+def head_share(family):
+    """Attention is split where the family allows it; 4 groups are enough for `peers`."""
+    return 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_logits_of_the_extracted_model_are_those_of_keep(family, dtype):
+    model, ids = tiny_model(family).to(dtype), tiny_ids(3)
+    routed = route_model(model, PLANS["peers"](model.config, attn_shared=head_share(family)))
+    relative = 1e-10 if dtype == torch.float64 else 1e-5
+    for keep in (["biology"], ["code", "creative"], FLAT):
+        small = routed.extract(keep=keep)
+        assert type(small) is type(model) and small.dtype == dtype
+        logits = {"logits": small(input_ids=ids).logits.detach()}
+        assert_same(logits, {"logits": kept_logits(routed, keep, ids)}, relative)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_extraction_takes_out_just_the_units_of_blocks_that_are_off(plan):
+    model, ids = tiny_model("mistral"), tiny_ids(3)
+    routed = route_model(model, PLANS[plan](model.config, attn_shared=0.25))
+    keep = ["code"]
+    small = routed.extract(keep=keep)
+    sizes = {
+        kind: sum(
+            size
+            for size, block in zip(
+                routed.plan.splits[0, kind].sizes, routed.plan.blocks, strict=True
+            )
+            if block.is_core or "code" in block.owners
+        )
+        for kind in ("mlp", "attn")
+    }
+    assert small.config.intermediate_size == sizes["mlp"]
+    assert small.config.num_key_value_heads == sizes["attn"]
+    assert small.config.num_attention_heads == 2 * sizes["attn"]
+    assert small.model.layers[0].mlp.down_proj.weight.shape == (16, sizes["mlp"])
+    assert small.num_parameters() < model.num_parameters()
+    assert_same(
+        {"logits": small(input_ids=ids).logits.detach()}, {"logits": kept_logits(routed, keep, ids)}
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_extracted_model_loads_without_any_code_of_ours(family, tied, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model, ids = tiny_model(family, tie_word_embeddings=tied), tiny_ids(3)
+    routed = route_model(model, PLANS["peers"](model.config, attn_shared=head_share(family)))
+    routed.extract(keep=["biology"]).save_pretrained(tmp_path)
+    # Loading makes modules of the attention that the machine prefers, not of the one in memory.
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float64, attn_implementation="sdpa"
+    )
+    assert type(loaded) is type(model)
+    if family != "gpt_neox":
+        embedding = loaded.model.embed_tokens.weight
+        assert (loaded.lm_head.weight is embedding) is tied
+    wanted = {"logits": kept_logits(routed, ["biology"], ids)}
+    assert_same({"logits": loaded.eval()(input_ids=ids).logits.detach()}, wanted)
+
+
+@pytest.mark.parametrize("keep", [["code"], ["biology"], ["creative"], ["code", "biology"]])
+def test_a_llama_with_split_heads_loads_whatever_is_kept(keep, tmp_path):
+    """Its config refuses a number of heads that does not divide the width: 6 or 10 of 16, say."""
+    from transformers import AutoModelForCausalLM
+
+    model, ids = tiny_model(), tiny_ids(3)
+    routed = route_model(model, PLANS["peers"](model.config, attn_shared=0.25))
+    routed.extract(keep=keep).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float64, attn_implementation="sdpa"
+    )
+    wanted = {"logits": kept_logits(routed, keep, ids)}
+    assert_same({"logits": loaded(input_ids=ids).logits.detach()}, wanted)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
+def test_a_plan_that_splits_some_layers_is_extracted_at_the_width_of_the_others(family):
+    model, ids = tiny_model(family), tiny_ids(3)
+    plan = PLANS["peers"](model.config, attn_shared=head_share(family), layers=[1])
+    routed = route_model(model, plan)
+    small = routed.extract(keep=["biology"])
+    assert small.config.intermediate_size == model.config.intermediate_size
+    wanted = {"logits": kept_logits(routed, ["biology"], ids)}
+    assert_same({"logits": small(input_ids=ids).logits.detach()}, wanted)
+
+
+def test_extraction_leaves_the_routed_model_and_the_random_state_alone():
+    model, ids = tiny_model(), tiny_ids(3)
+    routed = route_model(model, PLANS["peers"](model.config))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config, state = model.config.to_dict(), torch.get_rng_state()
+    small = routed.extract(keep=["code"])
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.zero_()
+    assert model.config.to_dict() == config
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with routed.batch({"code": 3}):
+        model(input_ids=ids)
+
+
+def test_a_core_without_units_keeps_a_network_of_the_others_units():
+    model, ids = tiny_model(), tiny_ids(3)
+    routed = route_model(model, PLANS["peers"](model.config, mlp_shared=0.0))
+    small = routed.extract(keep=["creative"])
+    assert small.config.intermediate_size == 9
+    wanted = {"logits": kept_logits(routed, ["creative"], ids)}
+    assert_same({"logits": small(input_ids=ids).logits.detach()}, wanted)
+
+
+def test_forgetting_with_an_empty_core_leaves_a_network_without_units():
+    model, ids = tiny_model(), tiny_ids(3)
+    routed = route_model(model, PLANS["forget"](model.config, mlp_shared=0.0))
+    small = routed.extract(keep=["code"])
+    wanted = {"logits": kept_logits(routed, ["code"], ids)}
+    assert_same({"logits": small(input_ids=ids).logits.detach()}, wanted)

@@ -1,0 +1,97 @@
+"""Every family of models that routing knows, against the definition."""
+
+import functools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gr_sweep.errors import PlanError
+from gr_sweep.model.families import family_of
+from gr_sweep.model.route import route_model
+from gr_sweep.routing.plan import RoutePlan
+from tests.model.compare import assert_follows_the_definition, route
+from tests.model.tiny import FAMILIES, WHOLE_ATTENTION_ONLY, tiny_ids, tiny_model
+from tests.reference import Cut, assert_same, loss_sum
+
+pytestmark = pytest.mark.usefixtures("exact_norms")
+
+DOMAINS = ["code", "biology", "creative"]
+PLANS = {
+    "peers": functools.partial(RoutePlan.peers, domains=DOMAINS),
+    "forget": functools.partial(RoutePlan.forget, domains=DOMAINS, forget=["biology"]),
+}
+FAMILY_UNITS = [(family, "mlp") for family in FAMILIES] + [
+    (family, "attention") for family in FAMILIES if family not in WHOLE_ATTENTION_ONLY
+]
+BIASES = {
+    "llama": ("attention_bias", "mlp_bias"),
+    "qwen3": ("attention_bias",),
+    "olmo": ("attention_bias",),
+}
+"""Families whose linears have biases when asked; Qwen2 and GPT-NeoX have theirs anyway."""
+
+
+@pytest.mark.parametrize("edges", ["none", "weight", "act", "both"])
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("family", "units"), FAMILY_UNITS)
+def test_every_family_follows_the_definition(family, plan, edges, units):
+    biases = dict.fromkeys(BIASES.get(family, ()), True)
+    model, plain = tiny_model(family, **biases), tiny_model(family, **biases)
+    shares = {"mlp_shared": 1.0, "attn_shared": 0.25} if units == "attention" else {}
+    cut = Cut(edges, foreign_weight=0.3, foreign_core_weight=-0.5, foreign_core_rest=0.25)
+    routed = route(model, PLANS[plan](model.config, **shares), cut, 0.5)
+    micro_batches = [{"code": 3, "biology": 2, "unlabelled": 1}]
+    assert_follows_the_definition(routed, plain, cut, micro_batches)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("edges", ["weight", "act", "both"])
+@pytest.mark.parametrize("foreign_dropout", [0.0, 1.0])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt_neox", "olmo2"])
+def test_every_family_follows_the_definition_by_token(family, foreign_dropout, edges, plan):
+    model, plain = tiny_model(family), tiny_model(family)
+    attn_shared = 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25
+    cut = Cut(edges, foreign_weight=0.3, foreign_core_weight=-0.5, foreign_core_rest=0.25)
+    routed = route(model, PLANS[plan](model.config, attn_shared=attn_shared), cut, foreign_dropout)
+    labels_NT = torch.tensor([[0, 1, 1, 2, -1], [2, 2, -1, 1, 0]])
+    assert_follows_the_definition(routed, plain, cut, [labels_NT])
+
+
+@pytest.mark.parametrize("family", WHOLE_ATTENTION_ONLY)
+def test_families_whose_heads_cannot_be_taken_out_refuse_and_say_why(family):
+    model = tiny_model(family)
+    plan = RoutePlan.peers(model.config, domains=DOMAINS, attn_shared=0.25)
+    with pytest.raises(PlanError, match=r"attention.*cannot be split.*attn_shared") as refusal:
+        route_model(model, plan)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones():
+    with pytest.raises(PlanError, match=r"gpt2.*llama.*gpt_neox"):
+        family_of(SimpleNamespace(model_type="gpt2"))
+
+
+@pytest.mark.parametrize("edges", ["act", "both"])
+def test_norms_of_single_heads_learn_through_owned_heads_alone(edges):
+    """Qwen3, one layer, code tokens: what biology's and creative's heads send to q_norm is cut."""
+    model, plain = (tiny_model("qwen3", num_hidden_layers=1) for _ in range(2))
+    ids = tiny_ids(2)
+    plan = RoutePlan.peers(model.config, domains=DOMAINS, mlp_shared=1.0, attn_shared=0.25)
+    routed = route(model, plan, Cut(edges))
+    with routed.batch({"code": 2}):
+        loss_sum(model(input_ids=ids).logits, ids).backward()
+    seen = []
+
+    def record(module, inputs, output):
+        output.retain_grad()
+        seen.append((inputs[0].detach(), output))
+
+    norm = plain.model.layers[0].self_attn.q_norm
+    norm.register_forward_hook(record)
+    loss_sum(plain(input_ids=ids).logits, ids).backward()
+    ((x, y),) = seen
+    normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    owned_heads = 2 * 2 + 2 * 2  # the core's 2 groups and code's 2, of 2 heads each
+    wanted = (y.grad * normed)[:, :, :owned_heads].sum((0, 1, 2))
+    assert_same({"q_norm": model.model.layers[0].self_attn.q_norm.weight.grad}, {"q_norm": wanted})

@@ -1,0 +1,337 @@
+"""A routed model's life: contexts, keep and remove, clipping, order of units, and the way back."""
+
+import enum
+import functools
+
+import pytest
+import torch
+
+from gr_sweep.errors import PlanError
+from gr_sweep.model.route import route_model
+from gr_sweep.routing.plan import RoutePlan
+from tests.model.compare import gradients, reference_of, route
+from tests.model.tiny import KV_HEADS, LAYERS, MLP, tiny_ids, tiny_model
+from tests.reference import Cut, assert_same, loss_sum, tokens_of_rows
+
+pytestmark = pytest.mark.usefixtures("exact_norms")
+
+FLAT = ["code", "biology", "creative"]
+NESTED = ["code", "biology", "biology/virology"]
+PLANS = {
+    "peers": functools.partial(RoutePlan.peers, domains=FLAT),
+    "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology", "code"]),
+    "tree": functools.partial(RoutePlan.tree, domains=NESTED),
+    "lattice": functools.partial(RoutePlan.lattice, domains=FLAT),
+}
+
+
+def plain_gradients(model, ids):
+    model.zero_grad()
+    loss_sum(model(input_ids=ids).logits, ids).backward()
+    return {name: gradient.clone() for name, gradient in gradients(model).items()}
+
+
+def routed_model(family="llama", kind="forget", **changes):
+    model = tiny_model(family, **changes)
+    return model, route_model(
+        model, PLANS[kind](model.config, attn_shared=0.25), "both", foreign_dropout=0.5
+    )
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_keep_and_remove_compute_the_reference_with_blocks_switched_off(plan, family):
+    model, routed = routed_model(family, plan)
+    reference = reference_of(routed, tiny_model(family), Cut("none"))
+    ids, domains = tiny_ids(2), routed.plan.domains
+
+    def expected(off):
+        return {
+            "logits": reference.logits(ids, tokens_of_rows([("unlabelled", off)] * 2, 5)).detach()
+        }
+
+    for domain in domains:
+        # "A domain of the tree stands for all that lies under it."
+        under = frozenset(label for label in domains if (label + "/").startswith(domain + "/"))
+        others = frozenset(domains) - under
+        with torch.no_grad(), routed.keep([domain]):
+            assert_same({"logits": model(input_ids=ids).logits}, expected(others))
+        with torch.no_grad(), routed.remove([domain]):
+            assert_same({"logits": model(input_ids=ids).logits}, expected(under))
+    with torch.no_grad(), routed.keep(domains):
+        assert_same({"logits": model(input_ids=ids).logits}, expected(frozenset()))
+    with torch.no_grad(), routed.remove([]):
+        assert_same({"logits": model(input_ids=ids).logits}, expected(frozenset()))
+
+
+def test_a_node_of_the_tree_stands_for_all_that_lies_under_it():
+    model, routed = routed_model(kind="tree")
+    ids = tiny_ids(2)
+    found = []
+    for context in (routed.remove(["biology"]), routed.remove(["biology", "biology/virology"])):
+        with torch.no_grad(), context:
+            found.append(model(input_ids=ids).logits)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_one_keep_takes_batches_of_any_size(family):
+    model, routed = routed_model(family)
+    with torch.no_grad(), routed.keep(["creative"]):
+        found = [model(input_ids=tiny_ids(n, t)).logits for n, t in ((2, 5), (3, 5), (1, 3))]
+    for logits, (n, t) in zip(found, ((2, 5), (3, 5), (1, 3)), strict=True):
+        with torch.no_grad(), routed.keep(["creative"]):
+            torch.testing.assert_close(logits, model(input_ids=tiny_ids(n, t)).logits)
+
+
+def test_training_inside_keep_is_training_the_extracted_model():
+    model, routed = routed_model()
+    small, ids = routed.extract(keep=["creative"]), tiny_ids(3)
+    with routed.keep(["creative"]):
+        loss_sum(model(input_ids=ids).logits, ids).backward()
+    wanted = plain_gradients(small, ids)
+    for name, gradient in gradients(model).items():
+        if gradient.shape == wanted[name].shape:
+            assert_same({name: gradient}, {name: wanted[name]})
+        else:
+            torch.testing.assert_close(gradient.norm(), wanted[name].norm(), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("plan", PLANS)
+def test_outside_any_context_the_model_is_the_plain_one_with_plain_gradients(plan, family):
+    model, _ = routed_model(family, plan)
+    plain, ids = tiny_model(family), tiny_ids(3)
+    assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
+    given, wanted = plain_gradients(model, ids), plain_gradients(plain, ids)
+    for name, gradient in wanted.items():
+        assert torch.equal(given[name], gradient), name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_routing_leaves_names_values_and_tying_as_they_are(tied):
+    model, routed = routed_model(tie_word_embeddings=tied)
+    plain = tiny_model(tie_word_embeddings=tied)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    assert [name for name, _ in model.named_parameters()] == [
+        name for name, _ in plain.named_parameters()
+    ]
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    assert (routed.model is model) and isinstance(model, type(plain))
+
+
+def test_an_order_moves_units_and_leaves_the_function_as_it_was():
+    generator = torch.Generator().manual_seed(3)
+    orders = {
+        (layer, kind): torch.randperm(units, generator=generator).tolist()
+        for layer in range(LAYERS)
+        for kind, units in (("mlp", MLP), ("attn", KV_HEADS))
+    }
+    for family in ("llama", "qwen2", "qwen3"):
+        model, plain, ids = tiny_model(family), tiny_model(family), tiny_ids(3)
+        plan = RoutePlan.peers(model.config, domains=FLAT, attn_shared=0.25, orders=orders)
+        route_model(model, plan)
+        logits = {"logits": model(input_ids=ids).logits.detach()}
+        assert_same(logits, {"logits": plain(input_ids=ids).logits.detach()}, 1e-12)
+        before, after = plain.model.layers[1], model.model.layers[1]
+        order = orders[1, "mlp"]
+        assert torch.equal(after.mlp.gate_proj.weight, before.mlp.gate_proj.weight[order])
+        assert torch.equal(after.mlp.down_proj.weight, before.mlp.down_proj.weight[:, order])
+        rows = [2 * group + row for group in orders[1, "attn"] for row in range(2)]
+        assert torch.equal(after.self_attn.k_proj.weight, before.self_attn.k_proj.weight[rows])
+        if family == "qwen2":
+            assert torch.equal(after.self_attn.k_proj.bias, before.self_attn.k_proj.bias[rows])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_unroute_gives_the_plain_model_back(family):
+    model, routed = routed_model(family)
+    plain, ids = tiny_model(family), tiny_ids(3)
+    assert routed.unroute() is model
+    assert [type(module) for module in model.modules()] == [
+        type(module) for module in plain.modules()
+    ]
+    for module, other in zip(model.modules(), plain.modules(), strict=True):
+        assert set(vars(module)) == set(vars(other))
+    given, wanted = plain_gradients(model, ids), plain_gradients(plain, ids)
+    assert all(torch.equal(given[name], wanted[name]) for name in wanted)
+    again = route_model(model, PLANS["peers"](model.config), "weight")
+    with again.batch({"code": 3}):
+        model(input_ids=ids)
+
+
+def test_a_model_that_is_routed_already_is_refused():
+    model, _ = routed_model()
+    with pytest.raises(PlanError, match="unroute"):
+        route_model(model, PLANS["peers"](model.config))
+
+
+def test_a_plan_made_for_another_model_is_refused():
+    plan = RoutePlan.peers(tiny_model(intermediate_size=12).config, domains=FLAT)
+    with pytest.raises(PlanError, match="12"):
+        route_model(tiny_model(), plan)
+    deep = RoutePlan.peers(tiny_model(num_hidden_layers=3).config, domains=FLAT)
+    with pytest.raises(PlanError, match="layer"):
+        route_model(tiny_model(), deep)
+
+
+def test_a_refused_model_is_left_as_it_was():
+    model = tiny_model("gpt_neox")
+    types = [type(module) for module in model.modules()]
+    with pytest.raises(PlanError):
+        route_model(model, RoutePlan.peers(model.config, domains=FLAT, attn_shared=0.25))
+    assert [type(module) for module in model.modules()] == types
+
+
+def test_edges_may_be_an_enum_and_unknown_ones_are_refused():
+    class Edges(enum.Enum):
+        weight = "weight"
+
+    model = tiny_model()
+    assert route_model(model, PLANS["peers"](model.config), Edges.weight).edges == "weight"
+    with pytest.raises(PlanError, match="none, weight, act, both"):
+        route_model(tiny_model(), PLANS["peers"](model.config), "weights")
+
+
+@pytest.mark.parametrize("foreign_dropout", [-0.1, 1.5, float("nan")])
+def test_a_foreign_dropout_that_is_no_share_is_refused(foreign_dropout):
+    model = tiny_model()
+    with pytest.raises(PlanError, match="foreign_dropout"):
+        route_model(model, PLANS["peers"](model.config), foreign_dropout=foreign_dropout)
+
+
+def test_contexts_do_not_nest_and_an_error_inside_ends_them():
+    model, routed = routed_model()
+    outer = [
+        lambda: routed.batch({"code": 1}),
+        lambda: routed.keep(["code"]),
+        lambda: routed.remove(["code"]),
+    ]
+    for enter in outer:
+        for enter_again in outer:
+            with enter(), pytest.raises(PlanError, match="nested"), enter_again():
+                pass
+            # And the outer one is over now, whatever was refused inside.
+            with enter_again():
+                pass
+    with pytest.raises(ZeroDivisionError), routed.batch({"code": 1}):
+        _ = 1 // 0
+    assert torch.equal(
+        model(input_ids=tiny_ids(2)).logits, tiny_model()(input_ids=tiny_ids(2)).logits
+    )
+
+
+@pytest.mark.parametrize("kind", ["peers", "forget"])
+def test_a_wrong_number_of_rows_is_refused_with_counts_sum_and_rows(kind):
+    model, routed = routed_model(kind=kind)
+    with pytest.raises(PlanError) as refusal, routed.batch({"code": 4, "biology": 3}):
+        model(input_ids=tiny_ids(8))
+    said = str(refusal.value)
+    assert "'code': 4" in said and "'biology': 3" in said and "7" in said and "8" in said
+
+
+def test_what_no_batch_can_be_is_refused():
+    _, routed = routed_model()
+    labels_NT = torch.zeros(2, 5, dtype=torch.long)
+    with pytest.raises(PlanError, match="chemistry"), routed.batch({"chemistry": 1}):
+        pass
+    with pytest.raises(PlanError, match="counts"), routed.batch():
+        pass
+    with pytest.raises(PlanError, match="counts"), routed.batch({"code": 2}, labels_NT=labels_NT):
+        pass
+    with pytest.raises(PlanError, match="foreign_dropout"), routed.batch(labels_NT=labels_NT):
+        pass
+    with pytest.raises(PlanError, match="chemistry"), routed.keep(["chemistry"]):
+        pass
+    with pytest.raises(PlanError, match="chemistry"), routed.remove(["chemistry"]):
+        pass
+    with pytest.raises(PlanError, match="chemistry"):
+        routed.extract(keep=["chemistry"])
+
+
+def test_labels_that_do_not_fit_are_refused():
+    model = tiny_model()
+    routed = route_model(model, PLANS["peers"](model.config), "both")
+    for wrong in (torch.full((2, 5), 3), torch.full((2, 5), -2), torch.zeros(10, dtype=torch.long)):
+        with pytest.raises(PlanError, match="labels_NT"), routed.batch(labels_NT=wrong):
+            pass
+    labels_NT = torch.zeros(2, 5, dtype=torch.long)
+    with pytest.raises(PlanError, match=r"\(2, 5\).*\(3, 5\)"), routed.batch(labels_NT=labels_NT):
+        model(input_ids=tiny_ids(3))
+
+
+@pytest.mark.parametrize("edges", ["none", "weight", "act", "both"])
+@pytest.mark.parametrize("plan", PLANS)
+def test_gradients_are_clipped_per_owner_set_where_weights_are_cut_and_globally_elsewhere(
+    plan, edges
+):
+    model = tiny_model(tie_word_embeddings=True)
+    routed = route(
+        model, PLANS[plan](model.config, attn_shared=0.25), Cut(edges, foreign_weight=0.3)
+    )
+    first, second, third = routed.plan.domains
+    ids = tiny_ids(6)
+    with routed.batch({first: 3, second: 2, third: 1}):
+        loss_sum(model(input_ids=ids).logits, ids).backward()
+    before = {name: gradient.clone() for name, gradient in gradients(model).items()}
+
+    # Which block every single entry belongs to, from the reference's own map of units to blocks.
+    reference = reference_of(routed, tiny_model(tie_word_embeddings=True), Cut(edges))
+    block_of = {
+        name: torch.zeros(gradient.shape, dtype=torch.long) for name, gradient in before.items()
+    }
+    for layer in range(LAYERS):
+        mlp, groups = (reference.block_of_unit(layer, kind) for kind in ("mlp", "attn"))
+        queries, keys = groups.repeat_interleave(4), groups.repeat_interleave(2)
+        path = f"model.layers.{layer}"
+        for name, blocks in (("gate", mlp), ("up", mlp)):
+            block_of[f"{path}.mlp.{name}_proj.weight"] += blocks[:, None]
+        block_of[f"{path}.mlp.down_proj.weight"] += mlp
+        for name, blocks in (("q", queries), ("k", keys), ("v", keys)):
+            block_of[f"{path}.self_attn.{name}_proj.weight"] += blocks[:, None]
+        block_of[f"{path}.self_attn.o_proj.weight"] += queries
+    names = [block.name for block in routed.plan.blocks]
+    if edges in ("none", "act"):
+        names, block_of = (
+            ["all"],
+            {name: torch.zeros_like(blocks) for name, blocks in block_of.items()},
+        )
+    norms = {
+        name: torch.sqrt(sum((before[path][block_of[path] == index] ** 2).sum() for path in before))
+        for index, name in enumerate(names)
+    }
+    assert len(set(map(float, norms.values()))) == len(norms)
+
+    max_norm = float(sorted(norms.values())[len(norms) // 2]) * 0.9
+    given = routed.clip_grad_norm_(max_norm)
+    assert_same(given, norms)
+    factors = torch.stack([(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms.values()])
+    if len(norms) > 1:
+        assert 0 < (factors < 1).sum() < len(norms) + 1
+    assert_same(gradients(model), {path: before[path] * factors[block_of[path]] for path in before})
+
+
+def test_norms_are_measured_without_clipping_where_there_is_no_limit():
+    model, routed = routed_model()
+    ids = tiny_ids(3)
+    with routed.batch({"creative": 3}):
+        loss_sum(model(input_ids=ids).logits, ids).backward()
+    before = {name: gradient.clone() for name, gradient in gradients(model).items()}
+    norms = routed.clip_grad_norm_(None)
+    assert float(norms["core"]) > 0
+    assert all(torch.equal(gradient, before[name]) for name, gradient in gradients(model).items())
+
+
+def test_a_plan_of_the_core_alone_routes_nothing():
+    model, plain, ids = tiny_model(), tiny_model(), tiny_ids(3)
+    routed = route_model(
+        model, RoutePlan.none(model.config, domains=FLAT), "both", foreign_dropout=1.0
+    )
+    with routed.batch({"code": 2, "biology": 1}):
+        given = plain_gradients(model, ids)
+    wanted = plain_gradients(plain, ids)
+    assert all(torch.equal(given[name], wanted[name]) for name in wanted)
+    assert set(routed.clip_grad_norm_(1.0)) <= {"core", "all"}

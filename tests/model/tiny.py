@@ -1,0 +1,74 @@
+"""Tiny random causal language models of every family that routing knows, in float64.
+
+They know nothing of routing. All are small enough that a forward and backward pass takes
+milliseconds.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+VOCAB = 17
+HIDDEN = 16
+MLP = 28
+LAYERS = 2
+KV_HEADS = 8
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "gpt_neox")
+WHOLE_ATTENTION_ONLY = ("olmo2", "gpt_neox")
+"""Families whose heads cannot be taken out."""
+
+
+def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> nn.Module:
+    """A model from random weights; grouped-query attention where the family has it.
+
+    Every parameter is random, norms and biases too: at their initial 1 and 0 a wrong factor would
+    not show.
+    """
+    import transformers
+
+    settings: dict[str, Any] = dict(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=MLP,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2 * KV_HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=False,
+        pad_token_id=None,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    if family in ("olmo", "olmo2"):  # their head size is hidden over heads
+        settings |= dict(num_attention_heads=8, num_key_value_heads=4)
+        del settings["head_dim"]
+    if family == "gpt_neox":
+        settings |= dict(num_attention_heads=4, rotary_pct=0.5)
+        del settings["num_key_value_heads"], settings["head_dim"]
+    names = {
+        "llama": "Llama",
+        "mistral": "Mistral",
+        "qwen2": "Qwen2",
+        "qwen3": "Qwen3",
+        "olmo": "Olmo",
+        "olmo2": "Olmo2",
+        "gpt_neox": "GPTNeoX",
+    }
+    config = getattr(transformers, names[family] + "Config")(**(settings | changes))
+    config._attn_implementation = "sdpa"  # the eager one takes its softmax in float32
+    model = getattr(transformers, names[family] + "ForCausalLM")(config).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = 0.3 if parameter.dim() > 1 else 0.2
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(scale * noise + (parameter.dim() == 1))
+    return model.eval()
+
+
+def tiny_ids(num_sequences: int, num_positions: int = 5, seed: int = 0) -> Tensor:
+    """Random tokens [N, T]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCAB, (num_sequences, num_positions), generator=generator)

@@ -1,0 +1,331 @@
+"""What routing means, written out: slow, float64, a factor for every token and every parameter.
+
+The specification that every fast path is held to. It knows a plan's domains, blocks and splits, and
+nothing of how the package routes: no row groups, no slices, no autograd functions. Each use of a
+parameter is given its own copy for every token, `w * p + (1 - w) * p.detach()`, and plain autograd
+does the rest.
+
+Shapes: N sequences, T positions, B blocks of the plan, O outputs and I inputs of a linear map, H
+heads, V vocabulary.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# The modules of each family whose rows or columns are units; everything else is "the rest".
+MLP_ROWS = ("gate_proj", "up_proj", "dense_h_to_4h")
+MLP_COLUMNS = ("down_proj", "dense_4h_to_h")
+ATTN_ROWS = ("q_proj", "k_proj", "v_proj")
+ATTN_COLUMNS = ("o_proj",)
+HEAD_NORMS = ("q_norm", "k_norm")
+
+
+@dataclass(frozen=True)
+class Token:
+    """What routing knows of one token."""
+
+    label: str | None
+    """Its domain; None where it is unlabelled."""
+    off: frozenset[str] = frozenset()
+    """Labels that are switched off for it."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The edges that are cut and the factors that stand for "cut"."""
+
+    edges: str = "both"
+    foreign_weight: float = 0.0
+    foreign_core_weight: float = 0.0
+    foreign_core_rest: float = 0.0
+
+    def weight_edge(self, token: Token, block) -> float:
+        """The table's column "gradient from the token to b's parameters", for units."""
+        return self._unit_weight(token, block) if self.edges in ("weight", "both") else 1.0
+
+    def act_edge(self, token: Token, block) -> float:
+        """The table's column "gradient through b's units to what lies upstream"."""
+        return self._unit_weight(token, block) if self.edges in ("act", "both") else 1.0
+
+    def rest(self, token: Token, core) -> float:
+        """ "Whether the rest's own parameters learn follows the `weight` column"."""
+        owned = token.label is None or token.label in core.owners
+        return 1.0 if owned or self.edges not in ("weight", "both") else self.foreign_core_rest
+
+    def _unit_weight(self, token: Token, block) -> float:
+        """ "1 where the domain owns the block"; unlabelled: "nothing is cut"."""
+        if token.label is None or token.label in block.owners:
+            return 1.0
+        return self.foreign_core_weight if block.is_core else self.foreign_weight
+
+
+def is_on(token: Token, block) -> bool:
+    """ "Off are the blocks that nobody outside E owns"; the core "is never switched off"."""
+    return block.is_core or not block.owners <= token.off
+
+
+def scaled(value: Tensor, factor: Tensor) -> Tensor:
+    """The value, its gradient multiplied by the factor: "cut" means "multiplied by the weight"."""
+    return factor * value + (1 - factor) * value.detach()
+
+
+class Masks:
+    """The factors of the tokens of one forward pass."""
+
+    def __init__(self, plan, cut: Cut, tokens: Sequence[Sequence[Token]]) -> None:
+        def by_block(value) -> Tensor:
+            return torch.tensor(
+                [
+                    [[float(value(token, block)) for block in plan.blocks] for token in row]
+                    for row in tokens
+                ],
+                dtype=torch.float64,
+            )
+
+        self.on_NTB = by_block(is_on)
+        self.weight_NTB = by_block(cut.weight_edge)
+        self.act_NTB = by_block(cut.act_edge)
+        self.rest_NT = by_block(lambda token, block: cut.rest(token, plan.blocks[0]))[..., 0]
+
+
+class _Routed(nn.Module):
+    """A module of the reference; finds the masks of the running forward pass in its `reference`."""
+
+    def __init__(self, reference: "Reference") -> None:
+        super().__init__()
+        self._reference = [reference]  # in a list, so that it does not become a submodule
+
+    @property
+    def masks(self) -> Masks:
+        return self._reference[0].masks
+
+
+class LiteralLinear(_Routed):
+    """A linear map with a copy of its parameters for every token.
+
+    `row_blocks` or `column_blocks` say which block each output or input belongs to, where the map's
+    rows or columns are units; without either the map belongs to the rest.
+    """
+
+    def __init__(
+        self,
+        reference: "Reference",
+        linear: nn.Linear,
+        row_blocks: Tensor | None = None,
+        column_blocks: Tensor | None = None,
+    ) -> None:
+        super().__init__(reference)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.row_blocks, self.column_blocks = row_blocks, column_blocks
+
+    def forward(self, x_NTI: Tensor) -> Tensor:
+        num_outputs = self.weight.shape[0]
+        masks = self.masks
+        rest_NT1 = masks.rest_NT[..., None]
+        x_NTOI = x_NTI[:, :, None, :].expand(-1, -1, num_outputs, -1)
+        if self.row_blocks is not None:
+            # "rows of gate, up (q, k, v)"; the bias of a row goes with the row. What lies upstream
+            # is the input, and only as these units read it.
+            weight_NTOI = masks.weight_NTB[:, :, self.row_blocks, None]
+            bias_NTO = masks.weight_NTB[:, :, self.row_blocks]
+            x_NTOI = scaled(x_NTOI, masks.act_NTB[:, :, self.row_blocks, None])
+        elif self.column_blocks is not None:
+            # "columns of down (o)"; "biases of the output" are the rest. An input of a block that
+            # is off for the token, by the position of the output, is not there.
+            weight_NTOI = masks.weight_NTB[:, :, None, self.column_blocks]
+            bias_NTO = rest_NT1
+            x_NTOI = x_NTOI * masks.on_NTB[:, :, None, self.column_blocks]
+        else:
+            weight_NTOI, bias_NTO = rest_NT1[..., None], rest_NT1
+        y_NTO = (scaled(self.weight.expand(*x_NTOI.shape), weight_NTOI) * x_NTOI).sum(-1)
+        if self.bias is not None:
+            y_NTO = y_NTO + scaled(self.bias.expand(*y_NTO.shape), bias_NTO)
+        if self.row_blocks is not None:
+            # "the other blocks are switched off": a unit that is off has the value 0.
+            y_NTO = y_NTO * masks.on_NTB[:, :, self.row_blocks]
+        return y_NTO
+
+
+class LiteralEmbedding(_Routed):
+    """The rest, "each use at its own position": what a token reads of the table."""
+
+    def __init__(self, reference: "Reference", embedding: nn.Embedding) -> None:
+        super().__init__(reference)
+        self.weight = embedding.weight
+
+    def forward(self, ids_NT: Tensor) -> Tensor:
+        return scaled(self.weight[ids_NT], self.masks.rest_NT[..., None])
+
+
+class LiteralNorm(_Routed):
+    """A norm's scale and shift belong to the rest.
+
+    The norms of single heads (Qwen3) stand between the rows of q and k and the unit's output: what
+    reaches their scale through a foreign unit goes through that unit, so `act` scales it as well
+    (`head_blocks`).
+    """
+
+    def __init__(
+        self, reference: "Reference", norm: nn.Module, head_blocks: Tensor | None = None
+    ) -> None:
+        super().__init__(reference)
+        self.is_layer_norm = isinstance(norm, nn.LayerNorm)
+        self.eps = norm.eps if self.is_layer_norm else norm.variance_epsilon
+        self.weight, self.bias = norm.weight, getattr(norm, "bias", None)
+        self.head_blocks = head_blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_layer_norm:
+            normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        else:
+            normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        factor = self.masks.rest_NT.reshape(*self.masks.rest_NT.shape, *[1] * (x.dim() - 2))
+        if self.head_blocks is not None:
+            factor = factor * self.masks.act_NTB[:, :, self.head_blocks, None]
+        y = normed * scaled(self.weight.expand(*x.shape), factor)
+        return y if self.bias is None else y + scaled(self.bias.expand(*x.shape), factor)
+
+
+class Reference:
+    """A copy of a plain model in which every parameter is used as the definition says.
+
+    `model` is never changed: the copy has its parameters under the same names and in the same order
+    of units, whatever the plan's own order is.
+    """
+
+    def __init__(self, model: nn.Module, plan, cut: Cut) -> None:
+        self.plan, self.cut = plan, cut
+        self.masks: Masks
+        self.model = copy.deepcopy(model).double()
+        # Looked up before anything is replaced: the literal modules keep the parameters, not their
+        # names.
+        self._parameters = dict(self.model.named_parameters())
+        config = self.model.config
+        kv_groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        self._heads_a_group = config.num_attention_heads // kv_groups
+        self._head_dim = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        for path, module in list(self.model.named_modules()):
+            literal = self._literal(path, module)
+            if literal is not None:
+                parent, _, name = path.rpartition(".")
+                setattr(self.model.get_submodule(parent), name, literal)
+
+    def logits(self, ids_NT: Tensor, tokens: Sequence[Sequence[Token]]) -> Tensor:
+        """The outputs [N, T, V], differentiable in the copy's parameters."""
+        self.masks = Masks(self.plan, self.cut, tokens)
+        return self.model(input_ids=ids_NT, use_cache=False).logits
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Of every parameter of the plain model, zeros where nothing flowed."""
+        return {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in self._parameters.items()
+        }
+
+    def block_of_unit(self, layer: int, kind: str) -> Tensor | None:
+        """The block of each unit of the plain model; None where the plan splits nothing."""
+        split = self.plan.splits.get((layer, kind))
+        if split is None:
+            return None
+        at_position = torch.repeat_interleave(
+            torch.arange(len(split.sizes)), torch.tensor(split.sizes)
+        )
+        if split.order is None:
+            return at_position
+        # Position i after ordering holds the old unit order[i].
+        blocks = torch.empty_like(at_position)
+        blocks[torch.tensor(split.order)] = at_position
+        return blocks
+
+    def _literal(self, path: str, module: nn.Module) -> nn.Module | None:
+        parts = path.split(".")
+        layer = next((int(part) for part in parts if part.isdigit()), None)
+        name = parts[-1]
+        if isinstance(module, nn.Embedding):
+            return LiteralEmbedding(self, module)
+        if isinstance(module, nn.Linear):
+            if name in MLP_ROWS:
+                return LiteralLinear(self, module, row_blocks=self.block_of_unit(layer, "mlp"))
+            if name in MLP_COLUMNS:
+                return LiteralLinear(self, module, column_blocks=self.block_of_unit(layer, "mlp"))
+            if name in ATTN_ROWS + ATTN_COLUMNS:
+                groups = self.block_of_unit(layer, "attn")
+                if groups is None:
+                    return LiteralLinear(self, module)
+                heads = 1 if name in ("k_proj", "v_proj") else self._heads_a_group
+                blocks = groups.repeat_interleave(heads * self._head_dim)
+                if name in ATTN_ROWS:
+                    return LiteralLinear(self, module, row_blocks=blocks)
+                return LiteralLinear(self, module, column_blocks=blocks)
+            return LiteralLinear(self, module)
+        if type(module).__name__.endswith("RMSNorm") or isinstance(module, nn.LayerNorm):
+            groups = self.block_of_unit(layer, "attn") if name in HEAD_NORMS else None
+            if groups is None:
+                return LiteralNorm(self, module)
+            heads = 1 if name == "k_norm" else self._heads_a_group
+            return LiteralNorm(self, module, head_blocks=groups.repeat_interleave(heads))
+        return None
+
+
+def tokens_of_rows(
+    rows: Sequence[tuple[str, frozenset[str]]], num_positions: int
+) -> list[list[Token]]:
+    """Sequences of one label each, (label or "unlabelled", labels switched off)."""
+    return [
+        [Token(None if label == "unlabelled" else label, frozenset(off))] * num_positions
+        for label, off in rows
+    ]
+
+
+def tokens_of_labels(
+    labels_NT: Tensor, domains: Sequence[str], foreign_dropout: int
+) -> list[list[Token]]:
+    """Labels that change inside a sequence: indices into `domains`, -1 is unlabelled.
+
+    Foreign dropout 1: every other domain is off for a labelled token.
+    """
+    return [
+        [
+            Token(
+                None if index < 0 else domains[index],
+                frozenset(domains) - {domains[index]}
+                if index >= 0 and foreign_dropout == 1
+                else frozenset(),
+            )
+            for index in row
+        ]
+        for row in labels_NT.tolist()
+    ]
+
+
+def loss_sum(logits_NTV: Tensor, ids_NT: Tensor) -> Tensor:
+    """Negative log likelihood of the next tokens, summed; in the type of the logits."""
+    return F.cross_entropy(
+        logits_NTV[:, :-1].flatten(0, 1), ids_NT[:, 1:].flatten(), reduction="sum"
+    )
+
+
+def assert_same(
+    given: dict[str, Tensor], expected: dict[str, Tensor], relative: float = 1e-10
+) -> None:
+    """Every tensor equals its namesake, up to rounding relative to its own largest entry.
+
+    A tensor whose entries are all far below those of the rest is rounding itself, so the yardstick
+    is at least a millionth of the largest entry of all.
+    """
+    assert given.keys() == expected.keys()
+    floor = 1e-6 * max(float(tensor.abs().max()) for tensor in expected.values() if tensor.numel())
+    for name, tensor in expected.items():
+        if not tensor.numel():
+            assert given[name].shape == tensor.shape, name
+            continue
+        difference = float((given[name] - tensor).abs().max())
+        allowed = relative * max(float(tensor.abs().max()), floor)
+        assert difference <= allowed, f"{name}: differs by {difference:.3g}, allowed {allowed:.3g}"

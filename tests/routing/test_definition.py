@@ -1,0 +1,215 @@
+"""The fast paths against the definition: outputs and all gradients, in float64, to 1e-10.
+
+edges x plan x foreign dropout x units x route weights, over uneven micro-batches with empty
+domains, unlabelled sequences and nested domains; then the same for labels that change inside a
+sequence.
+"""
+
+import functools
+
+import pytest
+import torch
+
+from gr_sweep.model.route import route_model
+from gr_sweep.routing.plan import RoutePlan
+from tests.model.compare import assert_follows_the_definition, gradients, route
+from tests.model.tiny import KV_HEADS, MLP, tiny_ids, tiny_model
+from tests.reference import Cut, assert_same, loss_sum
+
+pytestmark = pytest.mark.usefixtures("exact_norms")
+
+FLAT = ["code", "biology", "creative"]
+NESTED = ["code", "biology", "biology/virology"]
+EDGES = ["none", "weight", "act", "both"]
+PLANS = {
+    "peers": functools.partial(RoutePlan.peers, domains=FLAT),
+    "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology"]),
+    "tree": functools.partial(RoutePlan.tree, domains=NESTED),
+    "lattice": functools.partial(RoutePlan.lattice, domains=FLAT),
+}
+
+
+def shuffled(num_units: int) -> list[int]:
+    return torch.randperm(num_units, generator=torch.Generator().manual_seed(num_units)).tolist()
+
+
+UNITS = {
+    "mlp": {},
+    "mlp and attention": {"mlp_shared": 0.3, "attn_shared": 0.25},
+    "one layer, reordered": {
+        "layers": [1],
+        "attn_shared": 0.25,
+        "orders": {(1, "mlp"): shuffled(MLP), (1, "attn"): shuffled(KV_HEADS)},
+    },
+}
+WEIGHTS = {
+    "cut": {},
+    "odd": {"foreign_weight": 0.3, "foreign_core_weight": -0.5, "foreign_core_rest": 0.25},
+}
+
+
+# Where nothing is cut, route weights multiply nothing.
+CUTS = [
+    (edges, weights)
+    for edges in EDGES
+    for weights in WEIGHTS
+    if (edges, weights) != ("none", "odd")
+]
+
+
+def models(units: str):
+    """A model to route and the same plain one; tied in one of the three cases."""
+    is_tied = units == "one layer, reordered"
+    return tiny_model(tie_word_embeddings=is_tied), tiny_model(tie_word_embeddings=is_tied)
+
+
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("foreign_dropout", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("edges", "weights"), CUTS)
+def test_row_groups_follow_the_definition(edges, plan, foreign_dropout, weights, units):
+    model, plain = models(units)
+    route_plan = PLANS[plan](model.config, **UNITS[units])
+    cut = Cut(edges, **WEIGHTS[weights])
+    first, second, third = route_plan.domains
+    micro_batches = [
+        {first: 4, second: 1, "unlabelled": 2},
+        {third: 3, first: 0, second: 1},
+    ]
+    routed = route(model, route_plan, cut, foreign_dropout)
+    assert_follows_the_definition(routed, plain, cut, micro_batches)
+
+
+@pytest.mark.parametrize("units", ["mlp and attention", "one layer, reordered"])
+@pytest.mark.parametrize("foreign_dropout", [0.0, 1.0])
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("edges", "weights"), CUTS)
+def test_labels_that_change_inside_a_sequence_follow_the_definition(
+    edges, plan, foreign_dropout, weights, units
+):
+    model, plain = models(units)
+    route_plan = PLANS[plan](model.config, **UNITS[units])
+    cut = Cut(edges, **WEIGHTS[weights])
+    generator = torch.Generator().manual_seed(0)
+    micro_batches = [
+        torch.randint(-1, 3, (3, 5), generator=generator),
+        torch.tensor([[1, 1, 2, 2, 0]]),
+    ]
+    routed = route(model, route_plan, cut, foreign_dropout)
+    assert_follows_the_definition(routed, plain, cut, micro_batches)
+
+
+@pytest.mark.parametrize("foreign_dropout", [0.0, 1.0])
+@pytest.mark.parametrize("plan", PLANS)
+def test_one_label_a_sequence_gives_the_gradients_of_row_groups(plan, foreign_dropout):
+    """The two fast paths against each other."""
+    found = []
+    for by_token in (False, True):
+        model = tiny_model()
+        route_plan = PLANS[plan](model.config, attn_shared=0.25)
+        routed = route(model, route_plan, Cut("both", 0.3, -0.5, 0.25), foreign_dropout)
+        first, _, third = route_plan.domains
+        counts, labels_N = {third: 2, first: 1, "unlabelled": 1}, torch.tensor([2, 2, 0, -1])
+        ids = tiny_ids(4)
+        with (
+            routed.batch(labels_NT=labels_N[:, None].expand(4, 5))
+            if by_token
+            else routed.batch(counts)
+        ):
+            loss_sum(model(input_ids=ids).logits, ids).backward()
+        found.append(gradients(model))
+    assert_same(found[1], found[0])
+
+
+def test_two_forgotten_domains_follow_the_definition():
+    model, plain = tiny_model(), tiny_model()
+    plan = RoutePlan.forget(model.config, domains=FLAT, forget=["biology", "code"], attn_shared=0.5)
+    cut = Cut("both", foreign_weight=1.0, foreign_core_weight=-0.2, foreign_core_rest=1.0)
+    routed = route(model, plan, cut, 0.5)
+    assert_follows_the_definition(routed, plain, cut, [{"code": 3, "biology": 2, "creative": 2}])
+
+
+def test_core_blocks_without_units_follow_the_definition():
+    model, plain = tiny_model(), tiny_model()
+    plan = RoutePlan.peers(model.config, domains=FLAT, mlp_shared=0.0, attn_shared=0.0)
+    routed = route(model, plan, Cut("both"), 1.0)
+    assert_follows_the_definition(routed, plain, Cut("both"), [{"creative": 1, "code": 2}])
+
+
+def test_backward_may_run_after_the_batch_has_been_left():
+    found = []
+    for inside in (True, False):
+        model = tiny_model()
+        routed = route(model, PLANS["forget"](model.config, attn_shared=0.5), Cut("both", 0.3), 0.5)
+        ids = tiny_ids(6)
+        with routed.batch({"code": 2, "biology": 2, "creative": 2}):
+            loss = loss_sum(model(input_ids=ids).logits, ids)
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        found.append(gradients(model))
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    found = []
+    for checkpointed in (False, True):
+        model = tiny_model().train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        routed = route(model, PLANS["forget"](model.config, attn_shared=0.5), Cut("both", 0.3), 0.5)
+        ids = tiny_ids(6)
+        with routed.batch({"code": 2, "biology": 2, "creative": 2}):
+            loss_sum(model(input_ids=ids, use_cache=False).logits, ids).backward()
+        found.append(gradients(model))
+    assert_same(found[1], found[0])
+
+
+def test_parameters_that_do_not_require_gradients_get_none_and_change_no_other():
+    found = []
+    for frozen in (False, True):
+        model = tiny_model()
+        routed = route(model, PLANS["forget"](model.config, attn_shared=0.5), Cut("weight"), 0.5)
+        mlp = model.model.layers[1].mlp
+        if frozen:
+            for parameter in (
+                mlp.down_proj.weight,
+                mlp.gate_proj.weight,
+                model.model.embed_tokens.weight,
+            ):
+                parameter.requires_grad_(False)
+        ids = tiny_ids(5)
+        with routed.batch({"code": 2, "biology": 3}):
+            loss_sum(model(input_ids=ids).logits, ids).backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    missing = found[0].keys() - found[1].keys()
+    assert missing == {
+        "model.layers.1.mlp.down_proj.weight",
+        "model.layers.1.mlp.gate_proj.weight",
+        "model.embed_tokens.weight",
+    }
+    assert_same(found[1], {name: found[0][name] for name in found[1]})
+
+
+def test_bfloat16_autocast_stays_close_to_float64():
+    """Not the definition's precision, but the same gradients up to bfloat16's 3 digits."""
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        model = tiny_model().to(dtype)
+        routed = route_model(
+            model, PLANS["forget"](model.config, attn_shared=0.5), "both", foreign_dropout=0.5
+        )
+        ids = tiny_ids(6)
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32),
+            routed.batch({"code": 3, "biology": 3}),
+        ):
+            logits = model(input_ids=ids).logits
+        loss_sum(logits.to(dtype), ids).backward()
+        found.append({name: gradient.double() for name, gradient in gradients(model).items()})
+    for name, gradient in found[0].items():
+        assert found[1][name].isfinite().all()
+        error = float((found[1][name] - gradient).norm() / gradient.norm().clamp_min(1e-3))
+        assert error < 0.1, f"{name}: {error:.3f}"

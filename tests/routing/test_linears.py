@@ -1,0 +1,116 @@
+"""The routed linear maps alone: true gradients where nothing is cut, less work where it is."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gr_sweep.routing.edges import route_weights
+from gr_sweep.routing.linears import RowRouting, TokenRouting
+from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.routing.rows import row_groups
+
+SHAPE = SimpleNamespace(num_hidden_layers=1, intermediate_size=8, num_attention_heads=8)
+PLAN = RoutePlan.peers(SHAPE, domains=["code", "biology", "creative"], mlp_shared=0.25)
+UNITS = PLAN.splits[0, "mlp"].slices()
+COUNTS = {"code": 2, "biology": 1, "unlabelled": 1}
+
+
+def tensors(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in shapes
+    ]
+
+
+def routings():
+    """Blocks on and off in every way, nothing cut."""
+    uncut = route_weights(PLAN, "none")
+    for dropout in (0.0, 0.5, 1.0):
+        yield (
+            f"dropout {dropout}",
+            RowRouting.of_groups(PLAN, uncut, row_groups(PLAN, COUNTS, dropout)),
+        )
+    for count in range(4):
+        for off in itertools.combinations((1, 2, 3), count):
+            yield f"off {off}", RowRouting.of_blocks_off(PLAN, uncut, off)
+    for dropout in (0.0, 1.0):
+        labels_NT = torch.tensor([[0, 1], [2, -1], [1, 1], [-1, 0]])
+        yield f"tokens, dropout {dropout}", TokenRouting(PLAN, uncut, labels_NT, dropout)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("name", [name for name, _ in routings()])
+def test_gradients_are_true_ones_where_nothing_is_cut(name, has_bias):
+    routing = dict(routings())[name]
+    x, rows, columns, row_bias, column_bias = tensors((4, 2, 3), (8, 3), (3, 8), (8,), (3,))
+    if not has_bias:
+        row_bias = column_bias = None
+
+    def column(x, weight, bias):
+        return routing.column(x, weight, bias, UNITS)
+
+    def row(h, weight, bias):
+        return routing.row(h, weight, bias, UNITS)
+
+    assert torch.autograd.gradcheck(column, (x, rows, row_bias))
+    (h,) = tensors((4, 2, 8))
+    assert torch.autograd.gradcheck(row, (h, columns, column_bias))
+    assert torch.autograd.gradcheck(routing.rest, (x, rows, row_bias))
+
+
+class ProductCounter(TorchDispatchMode):
+    """Multiplications of all matrix products; torch's own counter leaves out in-place ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm", "addmm_"):
+            a, b = args[:2] if name == "mm" else args[1:3]
+            self.total += a.shape[0] * a.shape[1] * b.shape[1]
+        else:
+            assert not any(word in name for word in ("mm", "einsum", "matmul", "dot")), name
+        return func(*args, **(kwargs or {}))
+
+
+def multiplications(edges, dropout, counts):
+    """Of one gated MLP, forward and backward."""
+    shape = SimpleNamespace(num_hidden_layers=1, intermediate_size=24, num_attention_heads=8)
+    plan = RoutePlan.peers(shape, domains=["code", "biology", "creative"], mlp_shared=0.5)
+    units = plan.splits[0, "mlp"].slices()
+    routing = RowRouting.of_groups(
+        plan, route_weights(plan, edges), row_groups(plan, counts, dropout)
+    )
+    x, gate, up, down = tensors((sum(counts.values()), 2, 5), (24, 5), (24, 5), (5, 24))
+    with ProductCounter() as counter:
+        h = torch.nn.functional.silu(routing.column(x, gate, None, units)) * routing.column(
+            x, up, None, units
+        )
+        routing.row(h, down, None, units).sum().backward()
+    return counter.total
+
+
+def test_foreign_work_is_skipped_not_multiplied_by_zero():
+    """Counted by hand for equal thirds of rows, a core of 12 units and 3 blocks of 4, rows x units.
+
+    A dense step does 3 products (forward, weight, input) for each of 3 matrices over all 9 x 24.
+    Cut weights leave the weight product the core and each domain's own block, 9 x 16; `act` the
+    same to the input product of gate and up; and where both are cut, down's input product too.
+    """
+    counts = {"code": 3, "biology": 3, "creative": 3}
+    per_cell = 5 * 2  # features, positions
+    all_cells, own_cells = 9 * 24, 9 * 16
+    dense = 9 * all_cells * per_cell
+    saved = (all_cells - own_cells) * per_cell
+    assert multiplications("none", 0.0, counts) == dense
+    assert multiplications("weight", 0.0, counts) == dense - 3 * saved
+    assert multiplications("act", 0.0, counts) == dense - 2 * saved
+    assert multiplications("both", 0.0, counts) == dense - 6 * saved
+    for edges in ("none", "weight", "act", "both"):
+        assert multiplications(edges, 1.0, counts) == 9 * own_cells * per_cell

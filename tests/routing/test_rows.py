@@ -1,0 +1,155 @@
+"""Row groups: who is switched off for which sequence."""
+
+import itertools
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr_sweep.errors import PlanError
+from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.routing.rows import row_groups, tiles
+
+SHAPE = SimpleNamespace(num_hidden_layers=1, intermediate_size=64, num_attention_heads=8)
+DOMAINS = ["code", "biology", "creative"]
+PEERS = RoutePlan.peers(SHAPE, domains=DOMAINS)
+
+
+def rows_of(groups):
+    return [(group.domain, group.off) for group in groups for _ in range(group.count)]
+
+
+def off_sets(plan, domain, count, dropout):
+    return [off for _, off in rows_of(row_groups(plan, {domain: count}, dropout))]
+
+
+def test_groups_are_in_the_order_of_the_counts_and_cover_every_row():
+    counts = {"creative": 3, "unlabelled": 2, "code": 4}
+    groups = row_groups(PEERS, counts, 0.5)
+    assert [
+        domain for domain, _ in itertools.groupby(rows_of(groups), key=lambda row: row[0])
+    ] == list(counts)
+    assert Counter(domain for domain, _ in rows_of(groups)) == counts
+    assert all(group.count > 0 for group in groups)
+
+
+def test_neighbouring_groups_differ():
+    groups = row_groups(PEERS, {"code": 7, "biology": 8}, 0.5)
+    assert all((a.domain, a.off) != (b.domain, b.off) for a, b in itertools.pairwise(groups))
+
+
+def test_without_foreign_dropout_nothing_is_off_and_a_domain_is_one_group():
+    groups = row_groups(PEERS, {"code": 4, "biology": 1}, 0.0)
+    assert [(g.domain, g.off, g.count) for g in groups] == [
+        ("code", frozenset(), 4),
+        ("biology", frozenset(), 1),
+    ]
+
+
+def test_with_foreign_dropout_1_every_other_label_is_off():
+    tree = RoutePlan.tree(SHAPE, domains=["code", "biology", "biology/virology"])
+    assert off_sets(tree, "biology/virology", 3, 1.0) == [frozenset({"code", "biology"})] * 3
+
+
+def test_unlabelled_sequences_have_every_block_on():
+    assert rows_of(row_groups(PEERS, {"unlabelled": 3}, 1.0)) == [("unlabelled", frozenset())] * 3
+
+
+def test_empty_domains_have_no_group():
+    assert not row_groups(PEERS, {"code": 0, "unlabelled": 0}, 0.5)
+    assert not row_groups(PEERS, {}, 0.5)
+
+
+def test_four_sequences_and_two_others_get_each_subset_once():
+    subsets = off_sets(PEERS, "code", 4, 0.5)
+    both = frozenset({"biology", "creative"})
+    assert Counter(subsets) == Counter(
+        [frozenset(), frozenset({"biology"}), frozenset({"creative"}), both]
+    )
+
+
+def test_eight_sequences_and_three_others_get_each_subset_once():
+    four = RoutePlan.peers(SHAPE, domains=["a", "b", "c", "d"])
+    subsets = Counter(off_sets(four, "a", 8, 0.5))
+    assert len(subsets) == 8 and set(subsets.values()) == {1}
+
+
+def test_the_list_is_fixed():
+    assert row_groups(PEERS, {"code": 6}, 0.3) == row_groups(PEERS, {"code": 6}, 0.3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(num_domains=st.integers(2, 5), count=st.integers(1, 12), dropout=st.floats(0.0, 1.0))
+def test_each_other_domain_is_off_in_its_share_of_the_cases(num_domains, count, dropout):
+    domains = [f"d{index}" for index in range(num_domains)]
+    subsets = off_sets(RoutePlan.peers(SHAPE, domains=domains), "d0", count, dropout)
+    assert len(subsets) == count
+    for other in domains[1:]:
+        assert sum(other in subset for subset in subsets) == round(dropout * count)
+    assert not any("d0" in subset for subset in subsets)
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+@pytest.mark.parametrize("dropout", [0.25, 0.5, 0.75])
+def test_two_others_are_crossed_as_evenly_as_the_count_allows(count, dropout):
+    """How often both are off is one of the two whole numbers around num_off ** 2 / count."""
+    subsets = off_sets(PEERS, "code", count, dropout)
+    num_off = round(dropout * count)
+    together = sum(len(subset) == 2 for subset in subsets)
+    assert abs(together - num_off**2 / count) < 1
+
+
+@pytest.mark.parametrize("count", range(2, 17))
+def test_every_pair_of_three_others_is_crossed_evenly(count):
+    """How often two are off together is at most one away from what chance would give."""
+    four = RoutePlan.peers(SHAPE, domains=["a", "b", "c", "d"])
+    subsets = off_sets(four, "a", count, 0.5)
+    num_off = round(0.5 * count)
+    for one, other in itertools.combinations("bcd", 2):
+        together = sum({one, other} <= subset for subset in subsets)
+        assert abs(together - num_off**2 / count) <= 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "dropout", "said"),
+    [
+        ({"chemistry": 1}, 0.5, "chemistry"),
+        ({"code": -1}, 0.5, "-1"),
+        ({"code": 1}, 1.5, "1.5"),
+        ({"code": 1}, -0.1, "-0.1"),
+        ({"code": 1}, float("nan"), "nan"),
+    ],
+)
+def test_counts_and_shares_that_no_micro_batch_can_have_are_refused(counts, dropout, said):
+    with pytest.raises(PlanError, match=said):
+        row_groups(PEERS, counts, dropout)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), num_groups=st.integers(1, 5), num_blocks=st.integers(1, 5))
+def test_tiles_cover_each_group_and_block_once_with_its_factor(data, num_groups, num_blocks):
+    """Painted on a sheet of paper: rows down, units across."""
+    row_sizes = data.draw(st.lists(st.integers(1, 3), min_size=num_groups, max_size=num_groups))
+    unit_sizes = data.draw(st.lists(st.integers(0, 3), min_size=num_blocks, max_size=num_blocks))
+    factor = st.sampled_from([0.0, 1.0, 1.0, 0.3, -0.5])
+    factors = [[data.draw(factor) for _ in range(num_blocks)] for _ in range(num_groups)]
+
+    def slices(lengths):
+        stops = list(itertools.accumulate(lengths))
+        return [slice(stop - length, stop) for length, stop in zip(lengths, stops, strict=True)]
+
+    rows, units = slices(row_sizes), slices(unit_sizes)
+    painted: dict[tuple[int, int], float] = {}
+    for tile in tiles(factors, rows, units):
+        for cell in itertools.product(range(100)[tile.rows], range(100)[tile.units]):
+            assert cell not in painted
+            painted[cell] = tile.factor
+    wanted = {
+        cell: factors[group][block]
+        for group, block in itertools.product(range(num_groups), range(num_blocks))
+        for cell in itertools.product(range(100)[rows[group]], range(100)[units[block]])
+        if factors[group][block] != 0.0
+    }
+    assert painted == wanted
