@@ -1,0 +1,49 @@
+"""The resampling itself, apart from domains and views."""
+
+import numpy as np
+import pytest
+
+from gr_sweep.metrics import bootstrap
+
+
+def test_columns_of_one_call_share_their_draws() -> None:
+    values = np.arange(20.0)[:, None] * [1.0, 3.0]
+    sums = bootstrap.resampled_sums(values, 50, np.random.default_rng(0))
+    np.testing.assert_allclose(sums[:, 1], 3 * sums[:, 0])
+    assert len(np.unique(sums[:, 0])) > 20
+
+
+def test_resamples_have_as_many_documents_as_there_are() -> None:
+    sums = bootstrap.resampled_sums(np.ones((17, 1)), 100, np.random.default_rng(0))
+    np.testing.assert_array_equal(sums, 17)
+
+
+def test_chunks_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).normal(size=(30, 2))
+    whole = bootstrap.resampled_sums(values, 40, np.random.default_rng(0))
+    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 100)
+    chunked = bootstrap.resampled_sums(values, 40, np.random.default_rng(0))
+    # Not bit for bit: a matrix product sums in an order that depends on its shape.
+    np.testing.assert_allclose(chunked, whole, rtol=1e-12)
+
+
+def test_spread_of_resampled_means_is_the_standard_error() -> None:
+    values = np.random.default_rng(2).normal(size=(400, 1))
+    means = bootstrap.resampled_sums(values, 4000, np.random.default_rng(0)) / 400
+    assert means.std() == pytest.approx(values.std() / 20, rel=0.05)
+
+
+def test_interval_holds_the_middle_95_percent() -> None:
+    assert bootstrap.interval(np.arange(1001.0)) == pytest.approx((25, 975))
+
+
+@pytest.mark.parametrize("values", [[], [1.0, np.nan], [1.0, np.inf]])
+def test_interval_of_nothing_or_of_what_is_not_finite_is_none(values: list[float]) -> None:
+    assert bootstrap.interval(np.array(values)) is None
+
+
+def test_interval_of_a_mean_adds_in_quadrature() -> None:
+    assert bootstrap.interval_of_mean([1.0, 3.0], [(0.7, 1.3), (2.6, 3.8)]) == pytest.approx(
+        (2 - 0.25, 2 + np.hypot(0.3, 0.8) / 2)
+    )
+    assert bootstrap.interval_of_mean([], []) is None
