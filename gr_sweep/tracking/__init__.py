@@ -1,0 +1,86 @@
+"""Where a job's numbers go: metrics.jsonl in any case, Weights & Biases beside it.
+
+Importing this imports no wandb: that happens where a tracker for it is made.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gr_sweep.config import TrackingConfig, TrackingMode
+from gr_sweep.tracking.base import Tracker, Trackers
+from gr_sweep.tracking.jsonl import JsonlTracker
+from gr_sweep.tracking.null import NullTracker
+
+__all__ = ["NullTracker", "Tracker", "Trackers", "check_tracking", "make_tracker", "run_tags"]
+
+
+def check_tracking(config: TrackingConfig) -> None:
+    """Finds out before any work whether W&B can be logged to as `config` asks. No network.
+
+    Raises:
+        ConfigError: mode is online and no API key is configured.
+    """
+    if config.mode is TrackingMode.online:
+        from gr_sweep.tracking.wandb import resolve_mode
+
+        resolve_mode(config.mode)
+
+
+def make_tracker(
+    config: TrackingConfig,
+    *,
+    folder: Path,
+    job: str,
+    sweep: str,
+    run_config: Mapping[str, Any],
+    tags: Sequence[str] = (),
+) -> Trackers:
+    """The trackers of one job.
+
+    Args:
+        config: mode, project, entity, group and tags.
+        folder: the job's folder; metrics.jsonl and wandb/ are made in it.
+        job: name of the job, and of the W&B run.
+        sweep: name of the sweep folder; the W&B group unless `config.group` says otherwise.
+        run_config: the job's settings as a plain nested dict.
+        tags: tags beside `config.tags`; see `run_tags`.
+
+    Raises:
+        ConfigError: mode is online and no API key is configured.
+    """
+    check_tracking(config)
+    trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl")]
+    if config.mode is not TrackingMode.off:
+        from gr_sweep.tracking.wandb import WandbTracker, resolve_mode
+
+        mode = resolve_mode(config.mode)
+        if mode is not TrackingMode.off:
+            trackers.append(
+                WandbTracker(
+                    mode,
+                    project=config.project,
+                    entity=config.entity,
+                    group=config.group or sweep,
+                    name=job,
+                    tags=[*tags, *config.tags],
+                    folder=folder,
+                    run_config=run_config,
+                )
+            )
+    return Trackers(trackers)
+
+
+def run_tags(run_config: Mapping[str, Any]) -> list[str]:
+    """What tells one job of a sweep from another: edges, plan, model, method and partition.
+
+    `run_config` is `dataclasses.asdict` of a `RunConfig`, enums as their value.
+    """
+    model = run_config["model"]
+    return [
+        f"edges={run_config['edges']}",
+        f"plan={run_config['plan']['kind']}",
+        f"model={model['size'] or Path(model['path']).name}",
+        f"method={run_config['method']['name']}",
+        f"partition={run_config['partition']['name']}",
+    ]

@@ -1,0 +1,89 @@
+"""metrics.jsonl: whole rows, whatever happened, and taken back when a resume makes them void."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gr_sweep.errors import CheckpointError
+from gr_sweep.tracking.jsonl import JsonlTracker
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_row_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    tracker.log(10, {"train/loss": 3.5, "train/tokens": 30720})
+    assert rows(tmp_path / "metrics.jsonl") == [
+        {"step": 10, "train/loss": 3.5, "train/tokens": 30720.0}
+    ]
+    tracker.finish({"metrics": {}})
+
+
+def test_a_second_start_appends(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2):
+        tracker = JsonlTracker(path)
+        tracker.log(step, {"train/loss": 1.0})
+        tracker.fail("killed")
+    assert [row["step"] for row in rows(path)] == [1, 2]
+
+
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    tracker.log(1, {"a": math.nan, "b": math.inf, "c": 2.0})
+    assert rows(tmp_path / "metrics.jsonl") == [{"step": 1, "c": 2.0}]
+
+
+def test_a_resume_cuts_back_to_the_step_of_its_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path)
+    for step in (10, 20, 20, 30):
+        tracker.log(step, {"train/loss": step / 10})
+    tracker.cut_back(20)
+    tracker.log(30, {"train/loss": 9.0})
+    assert [(row["step"], row["train/loss"]) for row in rows(path)] == [
+        (10, 1.0),
+        (20, 2.0),
+        (20, 2.0),
+        (30, 9.0),
+    ]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_start_from_nothing_voids_all_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path)
+    tracker.log(0, {"eval/loss/code": 4.0})
+    tracker.cut_back(-1)
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 30, "train/lo', b"{", b'{"step": 30}'])
+def test_a_torn_last_line_is_dropped_at_the_next_start(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 10}\n{"step": 20}\n' + torn)
+    tracker = JsonlTracker(path)
+    tracker.cut_back(20)
+    tracker.log(30, {"train/loss": 1.0})
+    assert [row["step"] for row in rows(path)] == [10, 20, 30]
+
+
+def test_a_broken_line_in_the_middle_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 10}\nnonsense\n{"step": 20}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:2 is no row of metrics"):
+        JsonlTracker(path).cut_back(10)
+    assert path.read_bytes().count(b"\n") == 3
+
+
+def test_rows_after_the_end_are_ignored(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    tracker.finish({"metrics": {}})
+    tracker.log(1, {"a": 1.0})
+    tracker.sync()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
