@@ -1,0 +1,284 @@
+"""The command `gr-sweep`: a verb, or a Hydra command line whose jobs are checked, run and reported.
+
+Knows in which order things happen, what is printed, and the exit status: 0 done, 1 a bug, 2 what
+the user can mend, 130 interrupted. How a job works is `gr_sweep.job`'s business.
+"""
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import shlex
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gr_sweep import __version__
+from gr_sweep.errors import GrSweepError
+
+if TYPE_CHECKING:
+    # Imported where it is used: a verb and --version need no Hydra.
+    from hydra.core.utils import JobReturn
+    from omegaconf import DictConfig
+
+    from gr_sweep.cli.compose import Command
+
+VERBS = {"report": "gr_sweep.cli.report", "doctor": "gr_sweep.cli.doctor"}
+"""First argument to the module whose main(argv) runs."""
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit status.
+
+    A GrSweepError is one line on stderr and status 2, unless HYDRA_FULL_ERROR=1 asks for more.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except GrSweepError as error:
+        if _wants_tracebacks():
+            raise
+        print(f"gr-sweep: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gr-sweep: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv and argv[0] in VERBS:
+        return int(importlib.import_module(VERBS[argv[0]]).main(argv[1:]))
+    if "--version" in argv:
+        print(f"gr-sweep {__version__}")
+        return 0
+    if "--help" in argv or "-h" in argv:
+        from gr_sweep.cli.help import help_text
+        from gr_sweep.cli.schema import conf_dir
+
+        print(help_text(conf_dir()))
+        return 0
+    flags = _parse_flags(argv)
+    if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
+        return _show(argv)
+
+    from gr_sweep.cli.compose import compose
+
+    command = compose(
+        flags.overrides,
+        multirun=flags.multirun,
+        config_name=flags.config_name or "config",
+        config_path=flags.config_path,
+        config_dir=flags.config_dir,
+    )
+    line = shlex.join(["gr-sweep", *argv])
+    return _run_sweep(command, line) if command.is_multirun else _run_alone(command, line)
+
+
+def _parse_flags(argv: list[str]) -> argparse.Namespace:
+    """Hydra's own flags, wherever they stand between the overrides.
+
+    Raises:
+        ConfigError: a flag that Hydra does not know, or a word that may be a misspelt verb.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    from gr_sweep.errors import ConfigError
+
+    parser = get_args_parser()
+    parser.prog = "gr-sweep"
+    flags, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        raise ConfigError(f"unknown flag {unknown[0]}; gr-sweep --help lists what there is")
+    if flags.experimental_rerun is not None:
+        raise ConfigError(
+            "--experimental-rerun is not supported; type the command of the job again"
+        )
+    if argv and argv[0].isalpha():
+        raise ConfigError(
+            f"unknown verb {argv[0]!r}; verbs are {', '.join(VERBS)}, settings are key=value"
+        )
+    return flags
+
+
+def _show(argv: list[str]) -> int:
+    """Lets Hydra print what --cfg, --info and the like ask for."""
+    import hydra
+
+    from gr_sweep.cli.schema import conf_dir
+
+    sys.argv = ["gr-sweep", *argv]
+    decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    decorate(JobTask("", ""))()
+    return 0
+
+
+@dataclass(frozen=True)
+class JobTask:
+    """What a launcher runs for every job: importable and made of text, so that it pickles."""
+
+    command: str
+    """The whole command line."""
+    sweep: str
+    """Name of the sweep's folder."""
+    titles: "tuple[tuple[str, str], ...]" = ()
+    """Absolute folder of each job, and the line that announces it."""
+
+    def __call__(self, cfg: "DictConfig") -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        from gr_sweep.cli.compose import to_run_config
+        from gr_sweep.config import effective
+
+        hydra_config = HydraConfig.get()
+        folder = Path(hydra_config.runtime.output_dir)
+        with _FailureLog():
+            log.info(dict(self.titles).get(str(folder), folder.name))
+            from gr_sweep.job import run_job
+
+            run_job(
+                effective(to_run_config(cfg)),
+                folder,
+                sweep=self.sweep,
+                overrides=[override.lstrip("+") for override in hydra_config.overrides.task],
+                command=self.command,
+            )
+
+
+class _FailureLog:
+    """Writes an error that leaves a job to the job's log, and lets it go on its way."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        if isinstance(error, GrSweepError) and not _wants_tracebacks():
+            log.error("gr-sweep: %s", error)
+        elif isinstance(error, Exception):
+            log.error("gr-sweep: the job failed: %r", error, exc_info=error)
+
+
+def _run_alone(command: "Command", line: str) -> int:
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.utils import run_job
+    from hydra.types import HydraContext
+
+    [job] = command.jobs
+    status = 0
+    if job.is_done:
+        print(f"{job.title}: done already", file=sys.stderr)
+    else:
+        title = ((os.path.abspath(job.folder), job.title),)
+        done = run_job(
+            task_function=JobTask(line, command.folder.name, title),
+            config=command.hydra_config,
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+            hydra_context=HydraContext(command.loader, Callbacks(command.hydra_config)),
+        )
+        status = _status([done])
+    if job.is_done:
+        print("\n".join(_main_numbers(job.folder / "summary.json")))
+    print(job.folder)
+    return status
+
+
+def _run_sweep(command: "Command", line: str) -> int:
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.plugins import Plugins
+    from hydra.core.utils import configure_log
+    from hydra.types import HydraContext
+
+    config = command.hydra_config
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    missing, titles = [], []
+    for number, job in enumerate(command.jobs, start=1):
+        title = f"[{number}/{len(command.jobs)}] {job.title}"
+        if job.is_done:
+            print(f"{title}: done already", file=sys.stderr)
+        else:
+            missing.append(job)
+            titles.append((os.path.abspath(job.folder), title))
+
+    status = 0
+    if missing:
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(command.loader, Callbacks(config)),
+            task_function=JobTask(line, command.folder.name, tuple(titles)),
+            config=config,
+        )
+        # Hydra's sweeper would compose the list again, and would raise what the first failed job
+        # raised: a launcher gives back the outcome of every job.
+        size = config.hydra.sweeper.max_batch_size or len(missing)
+        outcomes: list[JobReturn] = []
+        for start in range(0, len(missing), size):
+            batch = missing[start : start + size]
+            launched = [[*job.overrides, job.folder_override(command.folder)] for job in batch]
+            outcomes.extend(launcher.launch(launched, initial_job_idx=start))
+        status = _status(outcomes)
+        for job, outcome in zip(missing, outcomes, strict=True):
+            error = _error_of(outcome)
+            if error is not None:
+                reason = error if isinstance(error, GrSweepError) else repr(error)
+                print(f"gr-sweep: {job.title} failed: {reason} ({job.folder})", file=sys.stderr)
+    if any(job.is_done for job in command.jobs):
+        importlib.import_module(VERBS["report"]).main([str(command.folder)])
+    return status
+
+
+def _error_of(outcome: "JobReturn") -> Exception | None:
+    from hydra.core.utils import JobStatus
+
+    # Reading `return_value` of a failed job raises the job's error, with a line of Hydra's before.
+    error: Any = outcome._return_value
+    return error if outcome.status is JobStatus.FAILED else None
+
+
+def _status(outcomes: "Sequence[JobReturn]") -> int:
+    errors = [error for error in map(_error_of, outcomes) if error is not None]
+    if any(not isinstance(error, GrSweepError) for error in errors):
+        return 1
+    return 2 if errors else 0
+
+
+def _main_numbers(summary: Path) -> list[str]:
+    """A table of the losses and of what removal does, from a job's summary.json."""
+    from gr_sweep.domains import metric_name
+
+    content = json.loads(summary.read_text(encoding="utf-8"))
+    metrics, domains = content["metrics"], content["domains"]
+    columns = [metric_name(domain) for domain in domains]
+    rows = [
+        ("loss, full model (nats a token)", [f"loss/full/{d}" for d in columns]),
+        ("loss, own expert kept alone", [f"loss/kept/{d}/{d}" for d in columns]),
+        ("removing it adds to its loss", [f"separability/matrix/{d}/{d}" for d in columns]),
+        ("selectivity of its removal", [f"separability/selectivity/{d}" for d in columns]),
+    ]
+    widths = [max(len(domain), 7) for domain in domains]
+    lines = [" " * 32 + "".join(f"  {d:>{w}}" for d, w in zip(domains, widths, strict=True))]
+    for label, keys in rows:
+        if any(key in metrics for key in keys):
+            cells = (
+                f"  {f'{metrics[key]:.3f}' if key in metrics else '-':>{width}}"
+                for key, width in zip(keys, widths, strict=True)
+            )
+            lines.append(f"{label:<32}" + "".join(cells))
+    return lines
+
+
+def _wants_tracebacks() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,496 @@
+"""From a command line to jobs: composes every job with Hydra, checks it, and names its folder.
+
+Everything that can be wrong with a command is found here, before a folder is made, and said in one
+line. Nothing here runs a job or knows what one does.
+"""
+
+import dataclasses
+import difflib
+import enum
+import hashlib
+import os
+import re
+import types
+import typing
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import version as hydra_version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import (
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from gr_sweep.cli.schema import DEFAULT_GROUPS, OPTIONAL_GROUPS, conf_dir
+from gr_sweep.config import (
+    NO_EFFECT_ON_RESULT,
+    Method,
+    RunConfig,
+    effective,
+    fingerprint,
+    validate,
+)
+from gr_sweep.data.rows import rows_per_label
+from gr_sweep.errors import ConfigError
+from gr_sweep.model.sizes import shape_of
+from gr_sweep.routing.plan import RoutePlan
+
+_MERGING = "Error merging override "
+"""How Hydra begins what it says of an override that does not fit."""
+
+MAX_SLUG = 100
+"""Characters of a slug: file systems allow 255 bytes, and hash and W&B's own names come on top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One checked job."""
+
+    config: RunConfig
+    """What it does; settings that it does not read are at their defaults."""
+    overrides: list[str]
+    """What Hydra composes it from, without `hydra.` settings."""
+    folder: Path
+    title: str
+    """The overrides in which it differs from the other jobs, for people."""
+
+    def folder_override(self, sweep: Path) -> str:
+        """What tells Hydra to use the job's folder within that of the sweep."""
+        return f"hydra.sweep.subdir={_quoted(str(self.folder.relative_to(sweep)))}"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it ran to its end before."""
+        return (self.folder / "summary.json").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """All jobs of a command line, and what Hydra needs to launch them."""
+
+    jobs: list[Job]
+    folder: Path
+    """The sweep's folder; for a job alone the one around its own."""
+    is_multirun: bool
+    hydra_config: DictConfig
+    """The composed config, `hydra` node included; of a multirun the one without swept values."""
+    loader: ConfigLoader
+
+
+def compose(
+    overrides: Sequence[str],
+    *,
+    multirun: bool = False,
+    config_name: str = "config",
+    config_path: str | None = None,
+    config_dir: str | None = None,
+) -> Command:
+    """Composes and checks every job of a command line.
+
+    Args:
+        overrides: what the user typed, `key=value` each.
+        multirun: whether -m was given; `hydra.mode` in a config says the same.
+        config_name: the primary config.
+        config_path: folder to use instead of the configs of gr-sweep.
+        config_dir: folder to search besides.
+
+    Raises:
+        ConfigError: the first problem of the first job that has one.
+    """
+    try:
+        loader = _loader(config_path, config_dir)
+        typed = [_completed(override) for override in _parse(overrides)]
+        for override in typed:
+            _check_override(override, loader)
+        lines = [str(override.input_line) for override in typed]
+        # A config can ask for a multirun itself, which is known when it is composed.
+        has_sweep = multirun or any(override.is_sweep_override() for override in typed)
+        mode = RunMode.MULTIRUN if has_sweep else RunMode.RUN
+        cfg = _compose(loader, config_name, lines, mode)
+        if multirun or cfg.hydra.mode == RunMode.MULTIRUN:
+            return _compose_sweep(loader, cfg)
+        for override in typed:
+            _check_is_single(override)
+        return _compose_single(loader, cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, overrides)) from error
+
+
+def to_run_config(cfg: DictConfig) -> RunConfig:
+    """The one place where Hydra's config becomes plain dataclasses.
+
+    Raises:
+        ConfigError: the primary config does not begin with `base_config`.
+    """
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.pop("hydra", None)
+    config = OmegaConf.to_object(cfg)
+    if not isinstance(config, RunConfig):
+        raise ConfigError("the config has no schema; begin its defaults with base_config")
+    return config
+
+
+def slug(overrides: Sequence[str]) -> str:
+    """A folder name that people can read: `edges=weight,seed=1`; `default` for no override.
+
+    The order of the overrides does not count. Characters that a shell or a file system may stumble
+    over become `-`; a long name is cut and ends in 8 digits of a hash of the whole.
+    """
+    parts = []
+    for override in sorted(override.lstrip("+~") for override in overrides):
+        part = re.sub(r"['\"\[\]{}]", "", override).replace(",", "+")
+        parts.append(re.sub(r"[^A-Za-z0-9._=+-]+", "-", part).strip("-"))
+    name = ",".join(parts)
+    if len(name) > MAX_SLUG:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name[: MAX_SLUG - 9].rstrip(',')}-{digest}"
+    return name or "default"
+
+
+def _loader(config_path: str | None, config_dir: str | None) -> ConfigLoader:
+    hydra_version.setbase("1.3")
+    for folder in (config_path, config_dir):
+        if folder is not None and not os.path.isdir(folder):
+            raise ConfigError(f"config folder {folder} does not exist")
+    main = os.path.abspath(config_path) if config_path is not None else str(conf_dir())
+    search_path = create_config_search_path(main)
+    if config_dir is not None:
+        search_path.prepend(
+            provider="command-line",
+            path=f"file://{os.path.abspath(config_dir)}",
+            anchor=SearchPathQuery(provider="schema"),
+        )
+    setup_globals()
+    return ConfigLoaderImpl(config_search_path=search_path)
+
+
+def _compose(
+    loader: ConfigLoader, config_name: str, overrides: list[str], mode: RunMode
+) -> DictConfig:
+    with warnings.catch_warnings():
+        # Hydra warns of a search path that is not there and goes on; the check below does not.
+        warnings.filterwarnings(
+            "ignore", message="provider=.*is not available", category=UserWarning
+        )
+        cfg = loader.load_configuration(config_name, overrides, mode)
+    for source in cfg.hydra.runtime.config_sources:
+        if source.schema == "file" and not os.path.isdir(source.path):
+            raise ConfigError(f"hydra.searchpath: folder {source.path} does not exist")
+    return cfg
+
+
+def _compose_single(loader: ConfigLoader, cfg: DictConfig) -> Command:
+    config = _checked(cfg)
+    task = list(cfg.hydra.overrides.task)
+    cfg.hydra.run.dir = cfg.hydra.run.dir.replace("{job}", _job_name(config, task))
+    folder = Path(cfg.hydra.run.dir)
+    job = Job(config, task, folder, _title(task))
+    return Command([job], folder.parent, False, cfg, loader)
+
+
+def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
+    sweeper = master.hydra.sweeper
+    if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
+        raise ConfigError(
+            "gr-sweep checks all jobs before the first one runs; use hydra/sweeper=basic"
+        )
+    params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    # As Hydra has it: what is typed stands after, and so before, what the config sweeps.
+    by_key = {
+        override.get_key_element(): override
+        for override in map(_completed, _parse([*params, *master.hydra.overrides.task]))
+    }
+    for override in by_key.values():
+        _check_override(override, loader)
+    swept = {key for key, override in by_key.items() if override.is_sweep_override()}
+    fixed = [line for line in by_key if line not in swept]
+    [combinations] = BasicSweeper.split_arguments(list(by_key.values()), None)
+
+    has_sweep_name = "{sweep}" in master.hydra.sweep.dir
+    name = slug(
+        _that_count([*swept, *(f"{key}={by_key[key].get_value_element_as_str()}" for key in fixed)])
+    )
+    master.hydra.sweep.dir = master.hydra.sweep.dir.replace("{sweep}", name)
+    folder = Path(master.hydra.sweep.dir)
+    # Jobs are composed anew from this list.
+    master.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(str(folder))}")
+
+    jobs = []
+    for index, combination in enumerate(combinations):
+        cfg = loader.load_sweep_config(master, combination)
+        config = _checked(cfg)
+        differing = [line for line in combination if line.split("=", 1)[0] in swept]
+        job_name = _job_name(config, differing if has_sweep_name else combination)
+        with open_dict(cfg):
+            cfg.hydra.job.num, cfg.hydra.job.id = index, str(index)
+        subdir = cfg.hydra.sweep.subdir.replace("{job}", job_name)
+        jobs.append(Job(config, combination, folder / subdir, _title(differing)))
+    return Command(_distinct(jobs), folder, True, master, loader)
+
+
+def _distinct(jobs: list[Job]) -> list[Job]:
+    """One job for each fingerprint: the one that is done, otherwise the first.
+
+    A sweep over `method=dense,routed edges=both,act` names the dense run twice: it cuts no edge.
+
+    Raises:
+        ConfigError: two different jobs in one folder.
+    """
+    by_fingerprint: dict[str, Job] = {}
+    for job in jobs:
+        twin = by_fingerprint.setdefault(fingerprint(job.config), job)
+        if job.is_done and not twin.is_done:
+            by_fingerprint[fingerprint(job.config)] = job
+    owners: dict[Path, Job] = {}
+    for job in by_fingerprint.values():
+        other = owners.setdefault(job.folder, job)
+        if other is not job:
+            raise ConfigError(
+                f"the jobs {other.title} and {job.title} would share the folder {job.folder}; "
+                "put {job} into hydra.sweep.subdir"
+            )
+    return list(by_fingerprint.values())
+
+
+def _checked(cfg: DictConfig) -> RunConfig:
+    config = to_run_config(cfg)
+    validate(config)
+    config = effective(config)
+    _check_fit(config)
+    return config
+
+
+def _check_fit(config: RunConfig) -> None:
+    """Checks the config against the parts that will read it; they do so without torch.
+
+    Raises:
+        ConfigError: an unknown size, or a micro-batch that cannot hold the row groups.
+        PlanError: a plan that the model has too few units or layers for.
+    """
+    routes = config.method.name is Method.routed
+    rows_per_label(
+        list(config.partition.domains),
+        config.data.weights,
+        config.partition.unlabelled if routes else 0.0,
+        config.train.micro_batch_sequences or config.train.batch_sequences,
+    )
+    if config.model.size is None:
+        return
+    plan = config.plan
+    RoutePlan.make(
+        plan.kind.value,
+        shape_of(config.model.size, config.model.intermediate_size),
+        domains=list(config.partition.domains),
+        forget=plan.forget,
+        mlp_shared=plan.mlp_shared,
+        attn_shared=plan.attn_shared,
+        layers=plan.layers,
+    )
+
+
+def _job_name(config: RunConfig, overrides: Sequence[str]) -> str:
+    return f"{slug(_that_count(overrides))}-{fingerprint(config)[:8]}"
+
+
+def _that_count(overrides: Sequence[str]) -> list[str]:
+    """The overrides of settings that can change a result; the others may not move a folder."""
+    names = tuple(NO_EFFECT_ON_RESULT)
+    return [
+        override
+        for override in overrides
+        if not any(
+            key == name or key.startswith(name + ".")
+            for key in [override.lstrip("+~").split("=", 1)[0]]
+            for name in names
+        )
+    ]
+
+
+def _title(overrides: Sequence[str]) -> str:
+    return " ".join(override.lstrip("+") for override in overrides) or "default"
+
+
+def _quoted(value: str) -> str:
+    """The value as Hydra's grammar reads it back: quoted, quotes and what escapes them escaped."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def _completed(override: Override) -> Override:
+    """The override with the + signs that Hydra wants, so that nobody has to know them.
+
+    Hydra closes dictionaries that a dataclass leaves open: `data.weights.code=2` needs `++`. Groups
+    that the primary config names take none: `+experiment=edges`, known from elsewhere, is the same
+    as without.
+    """
+    line = str(override.input_line)
+    key = override.key_or_group
+    if key in DEFAULT_GROUPS:
+        return _parse([line.lstrip("+")])[0]
+    if line[0] in "+~" or key.split(".")[0] not in typing.get_type_hints(RunConfig):
+        return override
+    if any(typing.get_origin(kind) is dict for kind in _types_along(key)):
+        return _parse(["++" + line])[0]
+    return override
+
+
+def _check_override(override: Override, loader: ConfigLoader) -> None:
+    """Raises ConfigError for a setting or a choice of a group that does not exist."""
+    key = override.key_or_group
+    if key.split(".")[0].split("/")[0] == "hydra":
+        return
+    options = loader.get_group_options(key, ObjectType.CONFIG)
+    if not options:
+        # The walk itself complains about a name that does not exist.
+        list(_types_along(key))
+        return
+    if override.is_delete():
+        return
+    choices = [choice for choice in options if not choice.startswith("base_")]
+    values = (
+        list(override.sweep_string_iterator())
+        if override.is_discrete_sweep()
+        else [override.get_value_element_as_str()]
+    )
+    for value in values:
+        if value not in choices:
+            raise ConfigError(f"{key}={value} is no choice; {_allowed(value, choices)}")
+
+
+def _check_is_single(override: Override) -> None:
+    if override.is_sweep_override():
+        key = override.get_key_element()
+        raise ConfigError(
+            f"{override.input_line} gives several values: add -m to run a job for each, "
+            f"or write a list as {key.lstrip('+')}=[...]"
+        )
+
+
+def _types_along(key: str) -> Iterator[Any]:
+    """The types of the settings on the way down to `key`, `a.b.c`, its own type last.
+
+    Raises:
+        ConfigError: there is no such setting. Names the allowed ones.
+    """
+    kind: Any = RunConfig
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        path = ".".join(parts[:depth])
+        if dataclasses.is_dataclass(kind):
+            hints = typing.get_type_hints(kind)
+            if part not in hints:
+                names = [*hints] if path else [*hints, *OPTIONAL_GROUPS]
+                raise ConfigError(
+                    f"{f'{path} has no setting {part!r}' if path else f'no setting {part!r}'}; "
+                    f"{_allowed(part, names)}"
+                )
+            kind = hints[part]
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        else:
+            raise ConfigError(f"{path} is {_describe(kind)} and has no setting {part!r}")
+        yield kind
+        kind = _without_none(kind)
+
+
+def _without_none(kind: Any) -> Any:
+    if isinstance(kind, types.UnionType):
+        [kind] = [option for option in typing.get_args(kind) if option is not types.NoneType]
+    return kind
+
+
+def _describe(kind: Any) -> str:
+    """A type in the words of somebody who types a value."""
+    if isinstance(kind, types.UnionType):
+        return f"{_describe(_without_none(kind))} or null"
+    if isinstance(kind, enum.EnumMeta):
+        members: list[enum.Enum] = list(kind)
+        return f"one of {', '.join(str(member.value) for member in members)}"
+    if typing.get_origin(kind) is list:
+        return "a list such as [0,1]" if typing.get_args(kind) == (int,) else "a list such as [a,b]"
+    if typing.get_origin(kind) is dict:
+        return "a mapping such as {a:1,b:2}"
+    if dataclasses.is_dataclass(kind):
+        return f"a group of settings ({', '.join(item.name for item in dataclasses.fields(kind))})"
+    return {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        Any: "a number, or one a domain as in {code:0.1,*:0}",
+    }[kind]
+
+
+def _allowed(given: str, names: Sequence[str]) -> str:
+    """The names that would be right; the likeliest one first."""
+    close = difflib.get_close_matches(given, names, n=1)
+    others = ", ".join(names)
+    return f"did you mean {close[0]}? Allowed: {others}" if close else f"allowed: {others}"
+
+
+def _explain_new_entry(line: str) -> str:
+    """OmegaConf adds an entry to a dictionary of dataclasses whole, not setting by setting."""
+    key, _, value = line.partition("=")
+    parts = key.split(".")
+    depth = [typing.get_origin(kind) is dict for kind in _types_along(key)].index(True) + 1
+    where, name, settings = ".".join(parts[:depth]), parts[depth], parts[depth + 1 :]
+    for setting in reversed(settings):
+        value = f"{{{setting}:{value}}}"
+    return f"{where} has no {name} yet; add it with {where}={{{name}:{value}}}"
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One line for what Hydra or OmegaConf complain about."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    first_line, *others = str(cause).strip().splitlines() or [type(cause).__name__]
+    if first_line.endswith(":") and others:
+        first_line = f"{first_line} {others[0].strip()}"
+    if isinstance(error, OverrideParseException):
+        given = error.override
+        if "=" not in given and not given.startswith("~"):
+            return f"cannot read {given!r}; settings are key=value, for example edges=both"
+        return (
+            f"cannot read {given!r}; brackets and quotes must be closed, and a value with special "
+            "characters needs quotes of its own: 'data.root=\"a=b\"'"
+        )
+    if isinstance(error, MissingConfigException):
+        missing = error.missing_cfg_file or ""
+        if error.options:
+            group, _, choice = missing.rpartition("/")
+            return f"{group}={choice} is no choice; {_allowed(choice, error.options)}"
+        return first_line
+    if "is not a subclass of" in first_line and str(error).startswith(_MERGING):
+        return _explain_new_entry(str(error).removeprefix(_MERGING).lstrip("+"))
+    key = re.sub(r"\[.*", "", getattr(cause, "full_key", None) or "")
+    if not key or key.split(".")[0] == "hydra":
+        return f"{key}: {first_line}" if key else first_line
+    if isinstance(cause, InterpolationResolutionError):
+        return f"{key}: {first_line}"
+    # A YAML file of the user may hold a setting that does not exist: the walk says so.
+    *_, kind = _types_along(key)
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{key} has no value; give {_describe(kind)}"
+    typed = [line for line in overrides if line.lstrip("+").split("=", 1)[0] == key]
+    if typed:
+        first_line = f"{typed[-1].lstrip('+')} is not right"
+    return f"{first_line if typed else f'{key}: {first_line}'}; give {_describe(kind)}"

@@ -1,0 +1,54 @@
+"""Tells Hydra which settings exist: each dataclass of `gr_sweep.config` becomes `base_<group>`.
+
+Every YAML file of a group begins with `defaults: [base_<group>, _self_]`, so that Hydra checks keys
+and types of what the file and the command line say. Which values make sense is not known here.
+"""
+
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+
+from gr_sweep import config
+from gr_sweep.errors import ConfigError
+
+GROUPS: dict[str, type] = {
+    "model": config.ModelConfig,
+    "partition": config.PartitionConfig,
+    "plan": config.PlanConfig,
+    "data": config.DataConfig,
+    "method": config.MethodConfig,
+    "tracking": config.TrackingConfig,
+}
+"""Groups whose files fill one node; `edges`, `debug` and `experiment` write at the top level."""
+
+OPTIONAL_GROUPS = ("debug", "experiment")
+"""Groups of which no file is chosen unless the user does."""
+
+DEFAULT_GROUPS = (*GROUPS, "edges", *OPTIONAL_GROUPS)
+"""All groups of conf/config.yaml."""
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: in the installed package, or at the top of a checkout.
+
+    Raises:
+        ConfigError: it is in neither place.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"no configs in {package / 'conf'} or {package.parent / 'conf'}; install gr-sweep again"
+    )
+
+
+def register() -> None:
+    """Puts the schemas into Hydra's store; calling it again changes nothing."""
+    store = ConfigStore.instance()
+    store.store(name="base_config", node=config.RunConfig)
+    for group, schema in GROUPS.items():
+        store.store(group=group, name=f"base_{group}", node=schema)
+
+
+register()

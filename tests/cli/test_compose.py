@@ -1,0 +1,290 @@
+"""Command lines and the jobs that come of them; what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+
+from gr_sweep.cli.compose import MAX_SLUG, Command, compose, slug
+from gr_sweep.cli.schema import DEFAULT_GROUPS, conf_dir
+from gr_sweep.config import DataKind, Edges, Method, PlanKind, TrackingMode, fingerprint, to_plain
+from gr_sweep.errors import ConfigError, GrSweepError
+
+NEEDS = {
+    "plan=forget": ["plan.forget=[biology]"],
+    "method=filtered": ["method.without=[biology]"],
+    "model=hf": ["model.path=somewhere"],
+    "data=hub": ["data.sources={code:{path:a/b},biology:{path:a/c},creative:{path:a/d}}"],
+}
+"""What a choice does not work without."""
+
+CHOICES = [
+    f"{group}={file.stem}"
+    for group in DEFAULT_GROUPS
+    for file in sorted((conf_dir() / group).glob("*.yaml"))
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def single(*overrides: str):
+    """The config of the one job of a command line."""
+    [job] = compose(overrides).jobs
+    return job.config
+
+
+def sweep(*overrides: str) -> Command:
+    """The jobs of a multirun."""
+    return compose(overrides, multirun=True)
+
+
+def refusal(*overrides: str, multirun: bool = False) -> str:
+    """The line that a command line is refused with."""
+    with pytest.raises(GrSweepError) as caught:
+        compose(overrides, multirun=multirun)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_of_every_group_composes_and_validates(choice, tmp_path):
+    if choice == "data=local":
+        compose([choice, f"data.root={tmp_path}"])
+    else:
+        assert compose([choice, *NEEDS.get(choice, [])]).jobs
+
+
+def test_the_defaults_are_those_of_the_main_job():
+    config = single()
+    assert (config.edges, config.plan.kind) == (Edges.both, PlanKind.peers)
+    assert (config.data.kind, config.method.name) == (DataKind.synthetic, Method.routed)
+    assert config.model.size == "nano" and config.seed == 0
+    assert list(config.partition.domains) == ["code", "biology", "creative"]
+
+
+def test_choices_and_settings_reach_the_config():
+    config = single(
+        "edges=weight", "model=tiny", "tracking=off", "train.lr=1e-4", "plan.layers=[0,1]"
+    )
+    assert config.edges is Edges.weight and config.tracking.mode is TrackingMode.off
+    assert (config.model.size, config.train.lr, config.plan.layers) == ("tiny", 1e-4, [0, 1])
+
+
+def test_dictionaries_take_new_keys_without_plus_signs():
+    config = single(
+        "data.weights.code=2",
+        "data.weights={biology:3}",
+        "partition.unlabelled={code:0.1,*:0}",
+        "train.batch_sequences=60",
+    )
+    assert config.data.weights == {"code": 2.0, "biology": 3.0}
+    assert config.partition.unlabelled == {"code": 0.1, "*": 0}
+
+
+def test_a_plus_before_a_group_is_not_needed_and_does_not_hurt():
+    assert fingerprint(single("+debug=default")) == fingerprint(single("debug=default"))
+
+
+def test_virology_is_tried_before_the_rest_of_biology():
+    rules = single("partition=bio_virology").partition.domains
+    assert list(rules) == ["code", "biology/virology", "biology", "creative"]
+    assert rules["biology/virology"].count == 5
+
+
+def test_a_dense_job_has_no_plan_whatever_the_command_line_says():
+    config = single("method=dense", "plan=lattice", "edges=act")
+    assert config.plan.kind is PlanKind.none and config.edges is Edges.none
+
+
+def test_a_sweep_is_every_combination_in_the_order_typed():
+    command = sweep("edges=both,act", "seed=range(0,2)", "data=synthetic")
+    assert [job.title for job in command.jobs] == [
+        "edges=both seed=0",
+        "edges=both seed=1",
+        "edges=act seed=0",
+        "edges=act seed=1",
+    ]
+    assert [(job.config.edges.value, job.config.seed) for job in command.jobs] == [
+        ("both", 0),
+        ("both", 1),
+        ("act", 0),
+        ("act", 1),
+    ]
+
+
+def test_choice_and_lists_can_be_swept():
+    command = sweep("plan=forget", "plan.forget=[biology],[code]", "edges=choice(weight)")
+    assert [job.config.plan.forget for job in command.jobs] == [["biology"], ["code"]]
+
+
+def test_a_sweep_folder_names_what_is_fixed_and_what_is_swept():
+    command = sweep("edges=both,act", "model=tiny", "tracking=off")
+    assert str(command.folder) == "outputs/edges,model=tiny"
+    names = [job.folder.name for job in command.jobs]
+    digits = [fingerprint(job.config)[:8] for job in command.jobs]
+    assert names == [f"edges=both-{digits[0]}", f"edges=act-{digits[1]}"]
+    assert all(job.folder.parent == command.folder for job in command.jobs)
+
+
+def test_adding_a_value_to_a_sweep_moves_nobody():
+    before = {job.title: job.folder for job in sweep("edges=both,act").jobs}
+    after = {job.title: job.folder for job in sweep("edges=weight,act,both").jobs}
+    assert after.items() >= before.items() and len(after) == 3
+
+
+def test_a_job_alone_is_named_by_all_that_counts():
+    command = compose(["seed=1", "edges=weight", "tracking=off", "data.cache=x"])
+    [job] = command.jobs
+    assert str(job.folder) == f"outputs/runs/edges=weight,seed=1-{fingerprint(job.config)[:8]}"
+    [same] = compose(["edges=weight", "seed=1"]).jobs
+    assert same.folder == job.folder
+    [default] = compose([]).jobs
+    assert default.folder.name.startswith("default-")
+
+
+def test_folders_can_be_given():
+    [job] = compose(["hydra.run.dir=elsewhere"]).jobs
+    assert str(job.folder) == "elsewhere"
+    command = sweep("seed=0,1", "edges=act", "hydra.sweep.dir='odd \\'folder\\''")
+    assert str(command.folder) == "odd 'folder'"
+    assert command.jobs[0].folder.name.startswith("edges=act,seed=0-"), (
+        "the folder does not say what is fixed, so the jobs do"
+    )
+
+
+def test_the_same_run_named_twice_is_one_job():
+    assert len(sweep("seed=0,0,1").jobs) == 2
+    command = sweep("method=dense,routed", "edges=both,act")
+    assert [job.title for job in command.jobs] == [
+        "method=dense edges=both",
+        "method=routed edges=both",
+        "method=routed edges=act",
+    ]
+
+
+def test_of_the_same_run_named_twice_the_one_that_is_done_stays():
+    [dense] = sweep("method=dense", "edges=act,both").jobs
+    dense.folder.mkdir(parents=True)
+    (dense.folder / "summary.json").write_text("{}")
+    [job] = sweep("method=dense", "edges=both,act").jobs
+    assert job.folder == dense.folder and job.is_done
+
+
+def test_two_jobs_in_one_folder_are_refused():
+    assert "would share the folder" in refusal("hydra.sweep.subdir=x", "seed=0,1", multirun=True)
+
+
+def test_an_experiment_is_a_sweep_and_can_be_overridden():
+    command = compose(["experiment=edges", "seed=0"])
+    assert command.is_multirun
+    assert [job.config.edges.value for job in command.jobs] == ["none", "both", "act", "weight"]
+
+
+@pytest.mark.parametrize("file", sorted((conf_dir() / "experiment").glob("*.yaml")))
+def test_every_experiment_opens_with_the_line_to_run_it(file):
+    lines = file.read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    [word, *overrides] = lines[1].removeprefix("# ").split()
+    assert word == "gr-sweep" and f"experiment={file.stem}" in overrides
+    overrides = [override for override in overrides if override != "-m"]
+    assert compose(overrides, multirun="-m" in lines[1]).jobs
+
+
+@pytest.mark.parametrize("group", [g for g in DEFAULT_GROUPS if g not in ("debug", "experiment")])
+def test_every_file_of_a_group_begins_with_its_schema(group):
+    for file in (conf_dir() / group).glob("*.yaml"):
+        if group == "edges":
+            assert file.read_text().startswith("# @package _global_\n")
+        else:
+            assert f"defaults:\n  - base_{group}\n  - _self_\n" in file.read_text()
+
+
+def test_a_composed_config_becomes_plain_values():
+    plain = to_plain(single("data=common_pile", "partition.unlabelled={code:0.2,*:0.2}"))
+    assert plain["data"]["sources"]["code"]["path"] == "common-pile/stackv2_edu_filtered"
+    assert plain["data"]["kind"] == "hub" and plain["partition"]["unlabelled"]["code"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trian.steps=1", "no setting 'trian'; did you mean train? Allowed: model, partition"),
+        ("train.stesp=1", "train has no setting 'stesp'; did you mean steps? Allowed: steps"),
+        ("+train.foo=1", "train has no setting 'foo'; allowed: steps"),
+        ("edges.foo=1", "edges is one of none, weight, act, both and has no setting 'foo'"),
+        ("edges=weigth", "edges=weigth is no choice; did you mean weight? Allowed: act, both"),
+        ("model=base_model", "model=base_model is no choice"),
+        ("edges=", "edges= is no choice"),
+        ("model=null", "model=null is no choice"),
+        ("experiment=nope", "experiment=nope is no choice"),
+        ("hydra/launcher=nope", "hydra/launcher=nope is no choice; allowed: basic"),
+        ("train.steps=abc", "train.steps=abc is not right; give a whole number or null"),
+        ("train.steps=1.5", "train.steps=1.5 is not right; give a whole number or null"),
+        ("train.lr=fast", "train.lr=fast is not right; give a number"),
+        ("train.schedule=foo", "train.schedule=foo is not right; give one of cosine, wsd"),
+        ("plan.kind=peer", "plan.kind=peer is not right; give one of none, peers, forget"),
+        ("plan.forget=biology", "plan.forget=biology is not right; give a list such as [a,b]"),
+        ("plan.layers=[a]", "plan.layers=[a] is not right; give a list such as [0,1] or null"),
+        ("data.weights.code=abc", "data.weights.code=abc is not right; give a number"),
+        ("data.weights=3", "data.weights=3 is not right; give a mapping such as {a:1,b:2}"),
+        (
+            "data.sources.code.path=a/b",
+            "data.sources has no code yet; add it with data.sources={code:{path:a/b}}",
+        ),
+        (
+            "partition.domains.law={count:2}",
+            "partition.domains has no law yet; add it with partition.domains={law:{count:2}}",
+        ),
+        ("seed=null", "seed=null is not right; give a whole number"),
+        ("seed=", "seed= is not right; give a whole number"),
+        ("model.path=???", "model.path has no value; give text or null"),
+        ("model.path=${nope}", "model.path: Interpolation key 'nope' not found"),
+        ("edges", "cannot read 'edges'; settings are key=value"),
+        ("plan.layers=[1", "cannot read 'plan.layers=[1'; brackets and quotes must be closed"),
+        ("data.root=a=b", "cannot read 'data.root=a=b'"),
+        ("edges=both,act", "edges=both,act gives several values: add -m"),
+        ("hydra.searchpath=[file:///nowhere]", "hydra.searchpath: folder /nowhere does not exist"),
+        ("hydra.nope=1", "hydra.nope: Key 'nope' not in 'HydraConf'"),
+        ("model.size=huge", "model.size='huge' is unknown; choose one of tiny"),
+        ("plan.layers=[7]", "plan.layers=[7] does not fit"),
+        (
+            "train.micro_batch_sequences=4",
+            "train.micro_batch_sequences=4 does not split over 3 domains",
+        ),
+        ("plan.mlp_shared=2", "plan.mlp_shared=2.0 is no share"),
+    ],
+)
+def test_a_wrong_override_is_refused_in_one_line(override, message):
+    assert message in refusal(override)
+
+
+def test_every_job_of_a_sweep_is_checked():
+    assert "edges=axt is no choice" in refusal("edges=both,axt", multirun=True)
+    assert "seed=-1 is too small" in refusal("seed=0,1,-1", multirun=True)
+
+
+def test_a_config_folder_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="config folder nowhere does not exist"):
+        compose([], config_dir="nowhere")
+
+
+def test_a_folder_of_ones_own_adds_choices(tmp_path):
+    (tmp_path / "partition").mkdir()
+    text = "defaults: [base_partition, _self_]\nname: mine\ndomains: {law: {}, poems: {}}\n"
+    (tmp_path / "partition" / "mine.yaml").write_text(text)
+    [job] = compose(["partition=mine"], config_dir=str(tmp_path)).jobs
+    assert list(job.config.partition.domains) == ["law", "poems"]
+    (tmp_path / "partition" / "mine.yaml").write_text(text + "colour: red\n")
+    with pytest.raises(ConfigError, match=r"partition/mine.*Key 'colour'"):
+        compose(["partition=mine"], config_dir=str(tmp_path))
+
+
+def test_a_slug_is_safe_short_and_blind_to_order():
+    assert slug([]) == "default"
+    assert slug(["seed=1", "edges=weight"]) == slug(["edges=weight", "seed=1"])
+    assert slug(["plan.forget=[biology,'a b/c']"]) == "plan.forget=biology+a-b-c"
+    assert slug(["++data.root=../x; rm *"]) == "data.root=..-x-rm"
+    long = slug([f"data.root={'x' * 500}"])
+    assert len(long) == MAX_SLUG and long != slug([f"data.root={'x' * 501}"])
