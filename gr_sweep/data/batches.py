@@ -1,0 +1,353 @@
+"""Which tokens a step trains on, and which are read to evaluate.
+
+Everything follows from the seed and the number of the step: there is no position to save, and any
+number of processes can take their share. Knows nothing of models; numpy alone.
+"""
+
+# N = rows (sequences) of a micro-batch, T = tokens a row predicts, M = rows of an evaluation.
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+from typing import Any
+
+import numpy as np
+
+from gr_sweep.data.rows import domain_weights, rows_per_label, unlabelled_shares
+from gr_sweep.data.shards import Shard
+from gr_sweep.domains import UNLABELLED, expand
+from gr_sweep.errors import ConfigError, DataError
+
+IGNORED = -100
+"""Target that counts in no loss: padding."""
+
+_FINEST_SHARE = 1000
+"""Largest denominator of a domain's share of the unlabelled rows."""
+
+
+def _random(*parts: object) -> np.random.Generator:
+    """A generator that depends on the parts alone."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+
+
+def observed_labels(
+    num_documents: Mapping[str, int],
+    *,
+    unlabelled: Any = 0.0,
+    mislabelled: float = 0.0,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """The label that routing sees of each document, by true domain.
+
+    Shares are exact: `round(unlabelled * n)` of a domain's n documents have no label, and of the m
+    that have one `round(mislabelled * m)` have another domain's, all others alike to within one.
+
+    Args:
+        num_documents: documents by domain, in the order of the partition.
+        unlabelled: as `rows.unlabelled_shares` takes it.
+
+    Returns:
+        By domain an int array [documents]: the place of the label in `num_documents`, or the number
+        of domains for `unlabelled`.
+
+    Raises:
+        ConfigError: a share outside 0..1, or documents of a single domain to be mislabelled.
+    """
+    domains = list(num_documents)
+    shares = unlabelled_shares(unlabelled, domains)
+    if not 0 <= mislabelled <= 1:
+        raise ConfigError(f"partition.mislabelled={mislabelled} is no share; give 0 to 1")
+    if mislabelled and len(domains) < 2:
+        raise ConfigError(
+            f"partition.mislabelled={mislabelled} needs another domain whose label could be given"
+        )
+    labels = {}
+    for place, domain in enumerate(domains):
+        count = num_documents[domain]
+        order = _random("labels", seed, domain).permutation(count)
+        observed = np.full(count, place)
+        num_hidden = round(shares[domain] * count)
+        num_wrong = round(mislabelled * (count - num_hidden))
+        observed[order[:num_hidden]] = len(domains)
+        if num_wrong:
+            others = np.array([other for other in range(len(domains)) if other != place])
+            others = _random("others", seed, domain).permutation(others)
+            observed[order[num_hidden : num_hidden + num_wrong]] = np.resize(others, num_wrong)
+        labels[domain] = observed
+    return labels
+
+
+class _Stream:
+    """Documents in a new random order each epoch, end to end, cut into windows.
+
+    A window is T + 1 tokens, of which the last is the next window's first, so that every token is
+    predicted once. What is left at the end of an epoch is dropped.
+    """
+
+    def __init__(
+        self, documents: Sequence[tuple[Shard, np.ndarray]], sequence_length: int, key: tuple
+    ) -> None:
+        self._shards = [shard for shard, _ in documents]
+        self._shard = np.concatenate(
+            [np.full(len(chosen), place) for place, (_, chosen) in enumerate(documents)]
+        )
+        self._start = np.concatenate([shard.offsets[:-1][chosen] for shard, chosen in documents])
+        self._length = np.concatenate(
+            [np.diff(shard.offsets)[chosen] for shard, chosen in documents]
+        )
+        self._sequence_length = sequence_length
+        self._key = key
+        self.num_tokens = int(self._length.sum())
+        self.num_windows = max(0, (self.num_tokens - 1) // sequence_length)
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def read(self, window: int, row_T1: np.ndarray) -> None:
+        """Writes the window of that number, counted through all epochs, into the row."""
+        epoch, place = divmod(window, self.num_windows)
+        order, ends = self._epoch(epoch)
+        position = place * self._sequence_length
+        index = int(np.searchsorted(ends, position, side="right"))
+        filled = 0
+        while filled < len(row_T1):
+            document = order[index]
+            end = int(ends[index])
+            take = min(end - position, len(row_T1) - filled)
+            first = int(self._start[document] + self._length[document]) - (end - position)
+            tokens = self._shards[self._shard[document]].tokens
+            row_T1[filled : filled + take] = tokens[first : first + take]
+            filled += take
+            position += take
+            index += 1
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:
+                # The rows of one step touch two epochs at most, unless the stream is tiny.
+                del self._epochs[min(self._epochs)]
+            order = _random("epoch", *self._key, epoch).permutation(len(self._length))
+            self._epochs[epoch] = order, np.cumsum(self._length[order])
+        return self._epochs[epoch]
+
+
+class _Mixture:
+    """Windows of several streams in fixed shares, spread evenly: the unlabelled rows.
+
+    Each window is of one stream, so that the domains' weights hold for unlabelled text too, however
+    much of it each domain has.
+    """
+
+    def __init__(self, streams: Sequence[_Stream], shares: Sequence[Fraction]) -> None:
+        total = sum(shares)
+        coarse = [(share / total).limit_denominator(_FINEST_SHARE) for share in shares]
+        unit = lcm(*(share.denominator for share in coarse))
+        counts = [max(1, int(share * unit)) for share in coarse]
+        self._streams = streams
+        self._turns, self._counts = _even_turns(counts), counts
+        self._places = [
+            [turn for turn, chosen in enumerate(self._turns) if chosen == number]
+            for number in range(len(streams))
+        ]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(stream.num_tokens for stream in self._streams)
+
+    def read(self, window: int, row_T1: np.ndarray) -> None:
+        """Writes the window of that number into the row."""
+        cycle, turn = divmod(window, len(self._turns))
+        number = self._turns[turn]
+        earlier = bisect_right(self._places[number], turn) - 1
+        self._streams[number].read(cycle * self._counts[number] + earlier, row_T1)
+
+
+def _even_turns(counts: Sequence[int]) -> list[int]:
+    """A cycle in which stream i has counts[i] turns, as evenly spaced as they can be."""
+    turns = [
+        ((2 * turn + 1) * Fraction(1, 2 * count), number)
+        for number, count in enumerate(counts)
+        for turn in range(count)
+    ]
+    return [number for _, number in sorted(turns)]
+
+
+class Batches:
+    """The training rows of every step, by label.
+
+    A label's windows depend on the seed, its own documents and the number of the step, not on which
+    other domains there are (unless labels are swapped between them), so a run without a domain sees
+    exactly the rows of the others that a run with it sees.
+    """
+
+    counts: dict[str, int]
+    """Rows of a micro-batch by label, in the order in which they stand; 0 for domains left out."""
+    num_micro_batches: int
+    tokens_per_step: int
+    """Tokens a step predicts with every domain there: the denominator of the loss, whatever
+    `without` leaves out."""
+
+    def __init__(
+        self,
+        train_shards: Mapping[str, Shard],
+        domains: Sequence[str],
+        *,
+        weights: Mapping[str, float],
+        unlabelled: Any,
+        mislabelled: float,
+        batch_sequences: int,
+        micro_batch_sequences: int | None,
+        sequence_length: int,
+        seed: int,
+        without: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            train_shards: the training documents by true domain.
+            weights, unlabelled: as `rows.rows_per_label` takes them.
+            mislabelled: share of the labelled documents with another domain's label.
+            micro_batch_sequences: None: the whole batch.
+            without: domains, or nodes above them, whose rows are left out. Leaving out goes by true
+                label, so no label is hidden or swapped then.
+
+        Raises:
+            ConfigError: rows that do not divide over the labels.
+            DataError: a label with fewer tokens than its rows of one micro-batch need.
+        """
+        micro = micro_batch_sequences or batch_sequences
+        if batch_sequences % micro:
+            raise ConfigError(
+                f"train.batch_sequences={batch_sequences} is no multiple of "
+                f"train.micro_batch_sequences={micro}"
+            )
+        if without:
+            unlabelled, mislabelled = 0.0, 0.0
+        rows = rows_per_label(domains, weights, unlabelled, micro)
+        left_out = set(expand(without, domains))
+        self.counts = {label: 0 if label in left_out else count for label, count in rows.items()}
+        self.num_micro_batches = batch_sequences // micro
+        self.tokens_per_step = batch_sequences * sequence_length
+        self._sequence_length = sequence_length
+
+        hidden = unlabelled_shares(unlabelled, domains)
+        weight = domain_weights(weights, domains)
+        observed = observed_labels(
+            {domain: train_shards[domain].num_documents for domain in domains},
+            unlabelled=unlabelled,
+            mislabelled=mislabelled,
+            seed=seed,
+        )
+        chosen: dict[str, Any] = {}
+        for place, domain in enumerate(domains):
+            if self.counts[domain]:
+                documents = [
+                    (train_shards[true], np.flatnonzero(observed[true] == place))
+                    for true in domains
+                    if domain == true or mislabelled
+                ]
+                chosen[domain] = _Stream(documents, sequence_length, (seed, domain))
+                self._check_enough(domain, chosen[domain].num_tokens, self.counts[domain])
+        if self.counts.get(UNLABELLED):
+            sources = [domain for domain in domains if weight[domain] and hidden[domain]]
+            parts = []
+            for domain in sources:
+                of_domain = np.flatnonzero(observed[domain] == len(domains))
+                key = (seed, UNLABELLED, domain)
+                parts.append(_Stream([(train_shards[domain], of_domain)], sequence_length, key))
+                self._check_enough(f"the unlabelled part of {domain}", parts[-1].num_tokens, 1)
+            shares = [weight[domain] * Fraction(repr(hidden[domain])) for domain in sources]
+            chosen[UNLABELLED] = _Mixture(parts, shares)
+            self._check_enough(UNLABELLED, chosen[UNLABELLED].num_tokens, self.counts[UNLABELLED])
+        self._streams: dict[str, _Stream | _Mixture] = chosen
+
+    def step(self, step: int) -> list[np.ndarray]:
+        """The micro-batches of a step, each int64 [N, T + 1]: inputs `[:, :-1]`, targets `[:, 1:]`.
+
+        Rows stand label by label, in the order and number of `counts`.
+        """
+        width = self._sequence_length + 1
+        micro_batches = []
+        for micro in range(self.num_micro_batches):
+            rows_NT1 = np.empty((sum(self.counts.values()), width), dtype=np.int64)
+            row = 0
+            for label, count in self.counts.items():
+                first = (step * self.num_micro_batches + micro) * count
+                for window in range(first, first + count):
+                    self._streams[label].read(window, rows_NT1[row])
+                    row += 1
+            micro_batches.append(rows_NT1)
+        return micro_batches
+
+    def _check_enough(self, label: str, num_tokens: int, num_rows: int) -> None:
+        needed = num_rows * self._sequence_length + 1
+        if num_tokens < needed:
+            raise DataError(
+                f"{label} has {num_tokens} training tokens, fewer than one micro-batch needs "
+                f"({num_rows} x train.sequence_length={self._sequence_length}, plus 1: {needed}); "
+                "add text, or set a smaller train.sequence_length or train.micro_batch_sequences"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class HeldoutChunks:
+    """Held-out documents of one domain, cut into rows for a model."""
+
+    input_ids: np.ndarray
+    """[M, T] int64; padded with the end-of-text token."""
+    targets: np.ndarray
+    """[M, T] int64: the token that follows each input; -100 where there is none."""
+    rows: np.ndarray
+    """[M] int64: which document (place in the tables below) a row belongs to."""
+    ids: tuple[str, ...]
+    """Each document's id as 16 hexadecimal digits."""
+    num_tokens: np.ndarray
+    """[documents] int64: tokens that are predicted."""
+    num_bytes: np.ndarray
+    """[documents] float64: bytes of text that these tokens stand for."""
+
+
+def heldout_chunks(
+    shard: Shard, *, tokens: int, document_tokens: int, sequence_length: int, eot_id: int
+) -> HeldoutChunks:
+    """Held-out documents in a fixed order until they have `tokens` tokens, cut into rows.
+
+    The order is that of the ids, which are hashes of the text: no file, author or date comes
+    first, and it is the same in every job. A document is read up to `document_tokens`, and in rows
+    of at most `sequence_length` tokens that are predicted. The first token of a document is
+    predicted from the end-of-text token, the first of a later row from the token before it. A
+    document's own end-of-text token is predicted too, as in training.
+
+    Where a document is cut, its bytes are scaled by the share of its tokens that is read: which
+    byte the cut falls on is not known.
+    """
+    rows: list[tuple[int, np.ndarray, np.ndarray]] = []
+    ids: list[str] = []
+    lengths: list[int] = []
+    num_bytes: list[float] = []
+    for index in np.argsort(shard.ids, kind="stable").tolist():
+        if sum(lengths) >= tokens:
+            break
+        document = shard.document(index)
+        targets = document[:document_tokens].astype(np.int64)
+        inputs = np.concatenate([[eot_id], targets[:-1]])
+        for start in range(0, len(targets), sequence_length):
+            part = slice(start, start + sequence_length)
+            rows.append((len(ids), inputs[part], targets[part]))
+        ids.append(f"{int(shard.ids[index]):016x}")
+        lengths.append(len(targets))
+        num_bytes.append(int(shard.num_bytes[index]) * len(targets) / len(document))
+    input_ids_MT = np.full((len(rows), sequence_length), eot_id, dtype=np.int64)
+    targets_MT = np.full((len(rows), sequence_length), IGNORED, dtype=np.int64)
+    for row, (_, inputs, targets) in enumerate(rows):
+        input_ids_MT[row, : len(inputs)] = inputs
+        targets_MT[row, : len(targets)] = targets
+    return HeldoutChunks(
+        input_ids_MT,
+        targets_MT,
+        np.array([document for document, _, _ in rows], dtype=np.int64),
+        tuple(ids),
+        np.array(lengths, dtype=np.int64),
+        np.array(num_bytes, dtype=np.float64),
+    )

@@ -1,0 +1,137 @@
+"""How the rows of a micro-batch divide over the labels: pure arithmetic, before any work.
+
+Standard library alone, because validation calls it. It knows nothing of documents or tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from gr_sweep.config import PER_DOMAIN_ANY
+from gr_sweep.domains import UNLABELLED, ancestors, is_under
+from gr_sweep.errors import ConfigError
+
+_MOST_ROWS = 4096
+"""Sizes of a micro-batch that are tried when looking for one that would do."""
+
+
+def unlabelled_shares(unlabelled: Any, domains: Sequence[str]) -> dict[str, float]:
+    """The share of every domain's documents whose label is hidden, 0..1.
+
+    Args:
+        unlabelled: `partition.unlabelled`: a number for all, or a mapping from a domain, or a node
+            of the tree above it, to a number, with `*` for those not named (0 without it).
+
+    Raises:
+        ConfigError: not a number in 0..1, or a name that is no domain.
+    """
+    if not isinstance(unlabelled, Mapping):
+        unlabelled = {PER_DOMAIN_ANY: unlabelled}
+    for name, share in unlabelled.items():
+        setting = "partition.unlabelled" + ("" if name == PER_DOMAIN_ANY else f".{name}")
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ConfigError(f"{setting}={share} is no share; give a number from 0 to 1")
+        if name != PER_DOMAIN_ANY and not any(is_under(domain, name) for domain in domains):
+            raise ConfigError(
+                f"{setting}: unknown domain {name!r}; the domains are {', '.join(domains)}"
+            )
+    fallback = unlabelled.get(PER_DOMAIN_ANY, 0.0)
+    shares = {}
+    for domain in domains:
+        named = [node for node in reversed(ancestors(domain)) if node in unlabelled]
+        shares[domain] = float(unlabelled[named[0]] if named else fallback)
+    return shares
+
+
+def domain_weights(weights: Mapping[str, float], domains: Sequence[str]) -> dict[str, Fraction]:
+    """The weight of every domain, 1 where none is given; exact, so that equal weights stay equal.
+
+    Raises:
+        ConfigError: a negative weight, a name that is no domain, or no weight above 0.
+    """
+    for name, weight in weights.items():
+        if name not in domains:
+            raise ConfigError(
+                f"data.weights: unknown domain {name!r}; the domains are {', '.join(domains)}"
+            )
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(f"data.weights.{name}={weight} is no weight; give a number >= 0")
+    exact = {domain: Fraction(repr(weights.get(domain, 1))) for domain in domains}
+    if not any(exact.values()):
+        raise ConfigError("data.weights leaves no domain with a weight above 0")
+    return exact
+
+
+def rows_per_label(
+    domains: Sequence[str],
+    weights: Mapping[str, float],
+    unlabelled: Any,
+    micro_batch_sequences: int,
+) -> dict[str, int]:
+    """Rows of a micro-batch by label, in the order of `domains`, then `unlabelled` where above 0.
+
+    By largest remainder over the shares `weight * (1 - unlabelled)` of each domain and the sum of
+    `weight * unlabelled`. A domain without weight, or hidden altogether, has 0 rows.
+
+    Args:
+        weights: relative; a domain that is not named has 1.
+        unlabelled: as `unlabelled_shares` takes it.
+
+    Raises:
+        ConfigError: a label with a share would get no row, or equal shares unequal rows; the
+            message names the nearest sizes that would do.
+    """
+    weight = domain_weights(weights, domains)
+    hidden = {d: Fraction(repr(s)) for d, s in unlabelled_shares(unlabelled, domains).items()}
+    shares = {domain: weight[domain] * (1 - hidden[domain]) for domain in domains}
+    unlabelled_share = sum((weight[d] * hidden[d] for d in domains), Fraction(0))
+    if unlabelled_share:
+        shares[UNLABELLED] = unlabelled_share
+    rows = _split(shares, micro_batch_sequences)
+    if rows is None:
+        raise ConfigError(_advice(weight, hidden, shares, micro_batch_sequences))
+    return rows
+
+
+def _split(shares: Mapping[str, Fraction], num_rows: int) -> dict[str, int] | None:
+    """Largest remainder; None where a share gets no row or equal shares get unequal rows."""
+    total = sum(shares.values())
+    quotas = {label: share * num_rows / total for label, share in shares.items()}
+    rows = {label: int(quota) for label, quota in quotas.items()}
+    by_remainder = sorted(shares, key=lambda name: (rows[name] - quotas[name], -shares[name]))
+    for label in by_remainder[: num_rows - sum(rows.values())]:
+        rows[label] += 1
+    if any(share > 0 and rows[label] == 0 for label, share in shares.items()):
+        return None
+    # Largest remainder breaks ties by position, which would favour the domain that is named first.
+    if len(set(zip(shares.values(), rows.values(), strict=True))) > len(set(shares.values())):
+        return None
+    return rows
+
+
+def _advice(
+    weight: Mapping[str, Fraction],
+    hidden: Mapping[str, Fraction],
+    shares: Mapping[str, Fraction],
+    num_rows: int,
+) -> str:
+    ratio = ":".join(f"{float(value):g}" for value in weight.values())
+    problem = (
+        f"train.micro_batch_sequences={num_rows} does not split over {len(weight)} domains "
+        f"({', '.join(weight)}) with weights {ratio}"
+    )
+    if UNLABELLED in shares:
+        hidden_shares = sorted({float(share) for share in hidden.values()})
+        problem += " and unlabelled " + ":".join(
+            f"{share:g}"
+            for share in (hidden_shares if len(hidden_shares) == 1 else map(float, hidden.values()))
+        )
+    below = next((n for n in range(num_rows - 1, 0, -1) if _split(shares, n)), None)
+    above = next((n for n in range(num_rows + 1, _MOST_ROWS) if _split(shares, n)), None)
+    sizes = " or ".join(str(size) for size in (below, above) if size is not None)
+    positive = [share for share in shares.values() if share > 0]
+    if len(set(positive)) == 1:
+        return f"{problem}; use a multiple of {len(positive)} ({sizes}), or set data.weights"
+    if not sizes:
+        return f"{problem}; use weights and shares that are less far apart"
+    return f"{problem}; use {sizes}, or change data.weights"

@@ -1,0 +1,275 @@
+"""Documents of invented languages, one a domain, that share as much as they are told to.
+
+A domain's grammar is a set of features: each of its words, sentence shapes, topics and habits
+(which verb follows a noun). A feature is either common to all domains, to the domains below a node
+of the tree, to two domains, or private. `overlap` decides how many of each there are, and nothing
+else differs, so that what two domains have in common is known exactly. Knows nothing of tokens.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+
+from gr_sweep.data.heldout import is_held_out, text_id
+from gr_sweep.domains import ancestors
+
+GENERATOR = 1
+"""Goes into the fingerprint of the cache; raise it when the text changes."""
+
+_WORDS = {"noun": 160, "verb": 80, "adjective": 80, "adverb": 32, "particle": 16}
+_TOPIC_WORDS = {"noun": 24, "verb": 12, "adjective": 12, "adverb": 8}
+_NUM_TOPICS = 12
+_NUM_SHAPES = 10
+_SENTENCES = (16, 30)
+_SENTENCES_A_PARAGRAPH = 5
+
+_NAMED_SUBJECT = 0.4
+"""Share of sentences whose subject is the document's own: what a model can look back for."""
+_HABIT = 0.7
+"""Share of verbs that are the subject's usual one."""
+_TRIES = 64
+"""Last sentences that are invented at a time, of which one keeps a document held out."""
+
+_ONSETS = (
+    *("b", "bl", "br", "d", "dr", "f", "fl", "g", "gl", "gr", "h", "j", "k", "kl", "kr", "l", "m"),
+    *("n", "p", "pl", "pr", "r", "s", "sk", "sl", "sn", "st", "t", "tr", "v", "w", "z"),
+)
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "ei", "ou")
+_CODAS = ("", "", "", "l", "m", "n", "r", "s", "t", "k")
+
+
+def generate(
+    domains: Sequence[str],
+    *,
+    documents: int,
+    overlap: float,
+    spurious: float = 0.0,
+    seed: int = 0,
+) -> dict[str, list[str]]:
+    """Documents of about 1200 characters by domain, the same for the same arguments.
+
+    Args:
+        documents: how many a domain.
+        overlap: 0: domains share nothing but the alphabet; 1: they are one distribution. A share
+            `overlap` of the features is common to all. Of those left, half that share belongs to
+            two top nodes of the tree (where there are more than two), and of what is left then, a
+            share `overlap` to all labels below each inner node.
+        spurious: share of the documents that name a marker at the head of each paragraph: the
+            domain's own in training documents, another domain's in those that are held out.
+    """
+    lexicon = _Lexicon(seed)
+    markers = {domain: lexicon.word("marker", domain).upper() for domain in domains}
+    grammars = [_Grammar(domain, domains, overlap, seed, lexicon) for domain in domains]
+    return {
+        grammar.domain: list(_documents(grammar, documents, spurious, markers, seed))
+        for grammar in grammars
+    }
+
+
+def _random(*parts: object) -> np.random.Generator:
+    """A generator that depends on the parts alone."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+
+
+class _Lexicon:
+    """Invents a word for each meaning, no word twice."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = _random("lexicon", seed)
+        self._by_meaning: dict[tuple[object, ...], str] = {}
+        self._taken: set[str] = set()
+
+    def word(self, kind: str, *meaning: object) -> str:
+        key = (kind, *meaning)
+        while key not in self._by_meaning:
+            syllables = 1 if kind == "particle" else 2 + int(self._random.random() < 0.3)
+            word = "".join(
+                part[int(self._random.random() * len(part))]
+                for _ in range(syllables)
+                for part in (_ONSETS, _VOWELS, _CODAS)
+            )
+            if word not in self._taken:
+                self._taken.add(word)
+                self._by_meaning[key] = word
+        return self._by_meaning[key]
+
+
+class _Grammar:
+    """The features of one domain."""
+
+    def __init__(
+        self, domain: str, domains: Sequence[str], overlap: float, seed: int, lexicon: _Lexicon
+    ) -> None:
+        self.domain = domain
+        self._tops = list(dict.fromkeys(name.split("/")[0] for name in domains))
+        self._overlap = overlap
+        self._seed = seed
+        words = {
+            kind: [lexicon.word(kind, rank, self._holder(kind, rank)) for rank in range(count)]
+            for kind, count in _WORDS.items()
+        }
+        shapes = [self._feature("shape", number) for number in range(_NUM_SHAPES)]
+        self.shapes = [_shape(random) for random in shapes]
+        self.shape_ends = _zipf_ends(len(self.shapes))
+        self.particles = words["particle"]
+        # Object arrays, so that a column of words is one indexing operation.
+        self.topics: dict[str, np.ndarray] = {}
+        for kind, count in _TOPIC_WORDS.items():
+            rows = [
+                self._feature("topic", kind, topic).permutation(_WORDS[kind])[:count]
+                for topic in range(_NUM_TOPICS)
+            ]
+            self.topics[kind] = np.array(words[kind], dtype=object)[np.array(rows)]
+        self.ends = {kind: _zipf_ends(count) for kind, count in _TOPIC_WORDS.items()}
+        # The usual verb of the noun at each place of a topic, as a place among the topic's verbs.
+        self.habits = np.array(
+            [
+                [self._habit(topic, place) for place in range(_TOPIC_WORDS["noun"])]
+                for topic in range(_NUM_TOPICS)
+            ]
+        )
+
+    def _habit(self, topic: int, place: int) -> int:
+        return int(self._feature("habit", topic, place).random() * _TOPIC_WORDS["verb"])
+
+    def _holder(self, *feature: object) -> str:
+        """Who has this feature in common with the domain: everybody, a node, a pair, or nobody.
+
+        Drawn alike for all domains, so that those which share it agree on it.
+        """
+
+        def draw(*level: object) -> float:
+            return float(_random("share", self._seed, feature, *level).random())
+
+        if draw("all") < self._overlap:
+            return "all"
+        top, *_ = nodes = ancestors(self.domain)
+        if len(self._tops) > 2 and draw("pair?") < self._overlap / 2:
+            order = _random("pair", self._seed, feature).permutation(len(self._tops))
+            pair = [self._tops[index] for index in order[:2]]
+            if top in pair:
+                return "+".join(sorted(pair))
+        for node in nodes[:-1]:
+            if draw("node", node) < self._overlap:
+                return f"below {node}"
+        return f"only {self.domain}"
+
+    def _feature(self, *feature: object) -> np.random.Generator:
+        return _random("feature", self._seed, feature, self._holder(*feature))
+
+
+def _shape(random: np.random.Generator) -> list[str]:
+    """The order of a sentence's slots: subject, verb, object and what stands between them."""
+    slots = ["subject", "verb", "noun"]
+    slots += [
+        kind for kind in ("adjective", "adjective", "adverb", "noun") if random.random() < 0.5
+    ]
+    order = [slots[index] for index in random.permutation(len(slots))]
+    places = sorted(random.permutation(len(order))[:3].tolist(), reverse=True)
+    for place in places:
+        # A particle with its rank: the same one at this place of every such sentence.
+        order.insert(place, f"particle {int(random.random() * _WORDS['particle'])}")
+    if random.random() < 0.3:
+        order.insert(int(random.random() * (len(order) - 1)) + 1, ",")
+    return order
+
+
+def _zipf_ends(count: int) -> np.ndarray:
+    weights = 1.0 / np.arange(1, count + 1)
+    return np.cumsum(weights / weights.sum())
+
+
+def _pick(random: np.random.Generator, ends: np.ndarray, count: int) -> np.ndarray:
+    return np.minimum(np.searchsorted(ends, random.random(count)), len(ends) - 1)
+
+
+def _sentences(
+    grammar: _Grammar, random: np.random.Generator, topic: np.ndarray, subject: np.ndarray
+) -> list[str]:
+    """A sentence for each entry of `topic`; `subject` is the place of its document's own noun."""
+    count = len(topic)
+    shape = _pick(random, grammar.shape_ends, count)
+    noun = _pick(random, grammar.ends["noun"], count)
+    noun = np.where(random.random(count) < _NAMED_SUBJECT, subject, noun)
+    verb = _pick(random, grammar.ends["verb"], count)
+    verb = np.where(random.random(count) < _HABIT, grammar.habits[topic, noun], verb)
+    sentences: list[str] = [""] * count
+    for number, slots in enumerate(grammar.shapes):
+        (chosen,) = np.nonzero(shape == number)
+        columns: list[list[str]] = []
+        for slot in slots:
+            if slot == ",":
+                columns[-1] = [word + "," for word in columns[-1]]
+            elif slot.startswith("particle"):
+                columns.append([grammar.particles[int(slot.split()[1])]] * len(chosen))
+            elif slot == "subject":
+                columns.append(grammar.topics["noun"][topic[chosen], noun[chosen]].tolist())
+            elif slot == "verb":
+                columns.append(grammar.topics["verb"][topic[chosen], verb[chosen]].tolist())
+            else:
+                places = _pick(random, grammar.ends[slot], len(chosen))
+                columns.append(grammar.topics[slot][topic[chosen], places].tolist())
+        for index, words in zip(chosen.tolist(), zip(*columns, strict=True), strict=True):
+            sentences[index] = " ".join(words).capitalize() + "."
+    return sentences
+
+
+def _documents(
+    grammar: _Grammar, count: int, spurious: float, markers: dict[str, str], seed: int
+) -> Iterator[str]:
+    random = _random("documents", seed, grammar.domain)
+    topics = (random.random(count) * _NUM_TOPICS).astype(int)
+    subjects = (random.random(count) * _TOPIC_WORDS["noun"]).astype(int)
+    low, high = _SENTENCES
+    lengths = low + (random.random(count) * (high - low + 1)).astype(int)
+    sentences = _sentences(
+        grammar, random, np.repeat(topics, lengths), np.repeat(subjects, lengths)
+    )
+    marked = np.zeros(count, dtype=bool)
+    marked[random.permutation(count)[: round(spurious * count)]] = True
+    others = [marker for domain, marker in markers.items() if domain != grammar.domain]
+    start = 0
+    for index, length in enumerate(lengths.tolist()):
+        own = sentences[start : start + length]
+        start += length
+        if not marked[index] or not others:
+            yield _text(own)
+            continue
+        text = _text(own, markers[grammar.domain])
+        if is_held_out(text_id(text)):
+            other = others[int(random.random() * len(others))]
+            text = _held_out_text(own, other, grammar, random, topics[index], subjects[index])
+        yield text
+
+
+def _held_out_text(
+    sentences: list[str],
+    marker: str,
+    grammar: _Grammar,
+    random: np.random.Generator,
+    topic: int,
+    subject: int,
+) -> str:
+    """The document with another marker, and with a last sentence that keeps it held out.
+
+    What is held out follows from the text, and so changes with the marker.
+    """
+    while True:
+        alike = np.full(_TRIES, topic), np.full(_TRIES, subject)
+        for last in _sentences(grammar, random, *alike):
+            text = _text([*sentences[:-1], last], marker)
+            if is_held_out(text_id(text)):
+                return text
+
+
+def _text(sentences: list[str], marker: str | None = None) -> str:
+    step = _SENTENCES_A_PARAGRAPH
+    head = [] if marker is None else [marker]
+    paragraphs = (
+        " ".join(chain(head, sentences[start : start + step]))
+        for start in range(0, len(sentences), step)
+    )
+    return "\n\n".join(paragraphs)

@@ -1,0 +1,292 @@
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr_sweep.data.batches import IGNORED, Batches, heldout_chunks, observed_labels
+from gr_sweep.data.shards import Shard
+from gr_sweep.errors import ConfigError, DataError
+from tests.data.corpus import EOT, shard
+
+DOMAINS = ("code", "biology", "creative")
+LENGTHS = {"code": [50, 7, 120, 3, 200], "biology": [90] * 6, "creative": [400, 1, 333]}
+
+
+def train_shards() -> dict[str, Shard]:
+    # Tokens say where they are from: 1000s are code, 2000s biology, 3000s creative.
+    return {
+        domain: shard(LENGTHS[domain], first=1000 * (number + 1))
+        for number, domain in enumerate(DOMAINS)
+    }
+
+
+def batches(**settings_: object) -> Batches:
+    chosen = {
+        "domains": DOMAINS,
+        "weights": {},
+        "unlabelled": 0.0,
+        "mislabelled": 0.0,
+        "batch_sequences": 6,
+        "micro_batch_sequences": None,
+        "sequence_length": 8,
+        "seed": 0,
+    } | settings_
+    return Batches(chosen.pop("shards", None) or train_shards(), chosen.pop("domains"), **chosen)
+
+
+def true_domains(rows: np.ndarray) -> list[set[int]]:
+    """The domains (1, 2, 3) that the tokens of each row are from."""
+    return [{int(token) // 1000 for token in row if token != EOT} for row in rows]
+
+
+def test_rows_stand_by_label_in_the_order_of_counts():
+    made = batches()
+    assert made.counts == {"code": 2, "biology": 2, "creative": 2}
+    (rows,) = made.step(3)
+    assert rows.shape == (6, 9) and rows.dtype == np.int64
+    for row, domains in enumerate(true_domains(rows)):
+        assert domains <= {row // 2 + 1}
+    assert made.tokens_per_step == 6 * 8
+
+
+def test_a_step_follows_from_its_number_alone():
+    one, two = batches(), batches()
+    for step in range(40):
+        two.step(step)
+    for step in (39, 0, 17):
+        assert np.array_equal(one.step(step)[0], two.step(step)[0])
+    assert not np.array_equal(one.step(0)[0], one.step(1)[0])
+    assert not np.array_equal(one.step(0)[0], batches(seed=1).step(0)[0])
+
+
+def test_micro_batches_divide_the_rows_of_the_whole_batch():
+    whole, split = batches(), batches(micro_batch_sequences=3)
+    assert split.num_micro_batches == 2
+    assert split.counts == {"code": 1, "biology": 1, "creative": 1}
+    for step in range(5):
+        (rows,) = whole.step(step)
+        first, second = split.step(step)
+        assert np.array_equal(rows, np.stack([first, second], axis=1).reshape(6, 9))
+
+
+def epoch_windows(made: Batches, domain: str, num_windows: int) -> np.ndarray:
+    place = list(made.counts).index(domain)
+    count = made.counts[domain]
+    start = sum(list(made.counts.values())[:place])
+    rows = [made.step(s)[0][start : start + count] for s in range(-(-num_windows // count))]
+    return np.concatenate(rows)[:num_windows]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    sequence_length=st.integers(2, 12),
+    epochs=st.integers(1, 3),
+)
+def test_every_epoch_reads_whole_documents_end_to_end_and_drops_its_tail(
+    lengths, sequence_length, epochs
+):
+    documents = shard(lengths)
+    per_epoch = (documents.num_tokens - 1) // sequence_length
+    if not per_epoch:
+        with pytest.raises(DataError, match="a has"):
+            batches(shards={"a": documents}, domains=["a"], sequence_length=sequence_length,
+                    batch_sequences=1)  # fmt: skip
+        return
+    made = batches(
+        shards={"a": documents}, domains=["a"], sequence_length=sequence_length, batch_sequences=1
+    )
+    windows = epoch_windows(made, "a", epochs * per_epoch)
+    originals = [documents.document(index).tolist() for index in range(len(lengths))]
+    orders = set()
+    for epoch in range(epochs):
+        of_epoch = windows[epoch * per_epoch : (epoch + 1) * per_epoch]
+        for one, two in pairwise(of_epoch):
+            assert one[-1] == two[0]
+        read = [*of_epoch[:, :-1].flatten().tolist(), int(of_epoch[-1, -1])]
+        orders.add(tuple(read))
+        # A permutation of the documents begins with what was read.
+        remaining, at = list(originals), 0
+        while at < len(read):
+            fits = [d for d in remaining if d[: len(read) - at] == read[at : at + len(d)]]
+            assert fits
+            longest = max(fits, key=len)
+            remaining.remove(longest)
+            at += len(longest)
+        assert sum(map(len, remaining)) < sequence_length
+
+
+def test_another_epoch_has_another_order():
+    made = batches(shards={"a": shard([9] * 50)}, domains=["a"], batch_sequences=1)
+    per_epoch = (450 - 1) // 8
+    windows = epoch_windows(made, "a", 2 * per_epoch)
+    assert not np.array_equal(windows[:per_epoch], windows[per_epoch:])
+
+
+def test_a_domain_left_out_changes_no_row_of_the_others():
+    full, without = batches(), batches(without=["biology"])
+    assert without.counts == {"code": 2, "biology": 0, "creative": 2}
+    assert without.tokens_per_step == full.tokens_per_step
+    for step in range(60):
+        rows = full.step(step)[0]
+        assert np.array_equal(without.step(step)[0], np.concatenate([rows[:2], rows[4:]]))
+
+
+def test_a_stream_does_not_depend_on_the_order_or_number_of_the_domains():
+    both = batches(domains=DOMAINS).step(5)[0]
+    fewer = batches(domains=("creative", "code"), batch_sequences=4).step(5)[0]
+    assert np.array_equal(fewer[:2], both[4:]) and np.array_equal(fewer[2:], both[:2])
+
+
+def test_a_node_of_the_tree_leaves_out_all_below_it():
+    made = batches(
+        shards={name: shard([50] * 4) for name in ("b/x", "b/y", "c")},
+        domains=("b/x", "b/y", "c"),
+        without=["b"],
+    )
+    assert made.counts == {"b/x": 0, "b/y": 0, "c": 2}
+
+
+def test_labels_are_hidden_and_swapped_in_exact_shares():
+    counts = {"code": 100, "biology": 37, "creative": 60}
+    labels = observed_labels(counts, unlabelled={"code": 0.25, "*": 0}, mislabelled=0.1, seed=1)
+    assert (labels["code"] == 3).sum() == 25
+    for place, (domain, hidden) in enumerate([("code", 25), ("biology", 0), ("creative", 0)]):
+        seen = np.bincount(labels[domain], minlength=4)
+        wrong = round(0.1 * (counts[domain] - hidden))
+        others = [seen[other] for other in range(3) if other != place]
+        assert sum(others) == wrong and max(others) - min(others) <= 1
+        assert len(labels[domain]) == counts[domain]
+    again = observed_labels(counts, unlabelled={"code": 0.25}, mislabelled=0.1, seed=1)
+    other = observed_labels(counts, unlabelled={"code": 0.25}, mislabelled=0.1, seed=2)
+    assert np.array_equal(labels["code"], again["code"])
+    assert not np.array_equal(labels["code"], other["code"])
+
+
+def test_hidden_and_known_documents_are_read_in_different_rows():
+    documents = {domain: shard([20] * 20, first=1000 * n) for n, domain in enumerate(DOMAINS, 1)}
+    made = batches(shards=documents, unlabelled=0.5)
+    assert made.counts == {"code": 1, "biology": 1, "creative": 1, "unlabelled": 3}
+    known: set[int] = set()
+    hidden: set[int] = set()
+    for step in range(30):
+        (rows,) = made.step(step)
+        known |= set(rows[:3].flatten().tolist())
+        hidden |= set(rows[3:].flatten().tolist())
+        assert sorted(true_domains(rows[3:]), key=min) == [{1}, {2}, {3}]
+    assert known & hidden == {EOT}
+    assert len(known | hidden) > 0.8 * 3 * 19 * 20
+
+
+def test_unlabelled_rows_follow_the_weights_and_not_the_amount_of_text():
+    sizes = {"code": 200, "biology": 20, "creative": 20}
+    documents = {d: shard([20] * sizes[d], first=10_000 * n) for n, d in enumerate(DOMAINS, 1)}
+    made = batches(shards=documents, unlabelled=0.5, weights={"biology": 2}, batch_sequences=8)
+    assert made.counts == {"code": 1, "biology": 2, "creative": 1, "unlabelled": 4}
+    seen = np.zeros(4, dtype=int)
+    for step in range(20):
+        for row in made.step(step)[0][4:]:
+            seen[int(row[row != EOT][0]) // 10_000] += 1
+    assert seen.tolist() == [0, 20, 40, 20]
+
+
+def test_swapped_documents_are_read_under_the_label_they_carry():
+    documents = {domain: shard([20] * 20, first=1000 * n) for n, domain in enumerate(DOMAINS, 1)}
+    made = batches(shards=documents, mislabelled=0.2)
+    labels = observed_labels({d: 20 for d in DOMAINS}, mislabelled=0.2, seed=0)
+    expected = {
+        int(documents[true].document(index)[0])
+        for true in DOMAINS
+        for index in np.flatnonzero(labels[true] == 0)
+    }
+    found: set[int] = set()
+    for window in epoch_windows(made, "code", (400 - 1) // 8):
+        found |= set(window.tolist())
+    firsts = {int(d.document(index)[0]) for d in documents.values() for index in range(20)}
+    # All but what the epoch's tail may drop.
+    assert found & firsts <= expected and len(found & firsts) >= len(expected) - 1
+
+
+def test_leaving_out_goes_by_the_true_label_whatever_the_noise():
+    made = batches(unlabelled=0.2, mislabelled=0.1, without=["biology"])
+    exact = batches(without=["biology"])
+    assert made.counts == exact.counts
+    for step in range(20):
+        assert np.array_equal(made.step(step)[0], exact.step(step)[0])
+
+
+def test_too_little_text_names_domain_and_tokens():
+    with pytest.raises(DataError, match=r"code has 380 training tokens, .*: 401\)") as error:
+        batches(sequence_length=200)
+    assert "\n" not in str(error.value)
+    lengths = {"code": [50], "biology": [900], "creative": [900]}
+    with pytest.raises(DataError, match="the unlabelled part of code has 50 training tokens"):
+        batches(
+            shards={domain: shard(lengths[domain]) for domain in DOMAINS},
+            unlabelled={"code": 1.0},
+            sequence_length=100,
+        )
+
+
+def test_batches_that_do_not_divide_are_refused():
+    with pytest.raises(ConfigError, match="is no multiple of"):
+        batches(micro_batch_sequences=4)
+    with pytest.raises(ConfigError, match="use a multiple of 3"):
+        batches(batch_sequences=7)
+
+
+def test_noise_that_is_impossible_is_refused():
+    with pytest.raises(ConfigError, match=r"mislabelled=1\.5"):
+        observed_labels({"a": 3, "b": 3}, mislabelled=1.5)
+    with pytest.raises(ConfigError, match="needs another domain"):
+        observed_labels({"a": 3}, mislabelled=0.5)
+
+
+def test_a_step_costs_less_than_a_fiftieth_of_half_a_second():
+    documents = {
+        domain: shard([300] * 2000, first=10**6 * number)
+        for number, domain in enumerate(DOMAINS, 1)
+    }
+    made = batches(shards=documents, batch_sequences=12, sequence_length=256)
+    made.step(0)
+    start = time.process_time()
+    for step in range(100):
+        made.step(step)
+    assert (time.process_time() - start) / 100 < 0.02 * 0.5
+
+
+def test_chunks_are_whole_documents_in_the_order_of_their_ids():
+    documents = shard([5, 12, 4], num_bytes=30)
+    documents.ids[:] = [300, 2, 10]
+    chunks = heldout_chunks(
+        documents, tokens=100, document_tokens=50, sequence_length=5, eot_id=EOT
+    )
+    assert chunks.ids == (f"{2:016x}", f"{10:016x}", f"{300:016x}")
+    assert chunks.num_tokens.tolist() == [12, 4, 5]
+    assert chunks.num_bytes.tolist() == [30, 30, 30]
+    assert chunks.rows.tolist() == [0, 0, 0, 1, 2]
+    long = documents.document(1).tolist()
+    assert chunks.targets[0].tolist() == long[:5]
+    assert chunks.input_ids[0].tolist() == [EOT, *long[:4]]
+    assert chunks.input_ids[1].tolist() == long[4:9]
+    assert chunks.targets[2].tolist() == [*long[10:], IGNORED, IGNORED, IGNORED]
+    assert chunks.input_ids[2].tolist() == [*long[9:11], EOT, EOT, EOT]
+    assert chunks.input_ids.dtype == chunks.targets.dtype == np.int64
+    assert (chunks.targets != IGNORED).sum() == 21
+
+
+def test_chunks_stop_when_they_have_enough_and_scale_the_bytes_of_cut_documents():
+    documents = shard([20, 20, 20, 20], num_bytes=100)
+    chunks = heldout_chunks(documents, tokens=11, document_tokens=8, sequence_length=6, eot_id=EOT)
+    assert chunks.num_tokens.tolist() == [8, 8]
+    assert chunks.num_bytes.tolist() == [40.0, 40.0]
+    assert chunks.targets.shape == (4, 6)
+    assert EOT not in chunks.targets
+
+
+def test_chunks_of_an_empty_shard_are_empty():
+    chunks = heldout_chunks(shard([]), tokens=10, document_tokens=5, sequence_length=4, eot_id=EOT)
+    assert chunks.input_ids.shape == (0, 4) and chunks.ids == ()

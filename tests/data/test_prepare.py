@@ -1,0 +1,343 @@
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gr_sweep.config import DataConfig, DataKind, DomainConfig, HubSource, PartitionConfig
+from gr_sweep.data import prepare
+from gr_sweep.data.heldout import is_held_out, text_id
+from gr_sweep.data.prepare import cache_folder, prepare_data
+from gr_sweep.data.sources import read_file
+from gr_sweep.data.tokenize import train_tokenizer
+from gr_sweep.errors import DataError
+from tests.data.corpus import local, partition, texts, write_lines, write_root
+
+CORPORA = Path(os.environ.get("GR_SWEEP_CORPORA", Path(__file__).parents[3] / "shared" / "corpora"))
+needs_corpora = pytest.mark.skipif(
+    not (CORPORA / "code.jsonl.gz").exists(), reason=f"no real text in {CORPORA}"
+)
+TWO = partition("code", "creative")
+
+
+def decoded(data, shard) -> list[str]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(data.tokenizer_dir / "tokenizer.json"))
+    return [
+        tokenizer.decode(shard.document(index)[:-1].tolist())
+        for index in range(shard.num_documents)
+    ]
+
+
+def cache_entries(tmp_path: Path) -> list[str]:
+    """What a failed build may leave: the lock and what was remembered of the sources."""
+    cache = tmp_path / "cache"
+    names = [path.name for path in cache.iterdir()] if cache.exists() else []
+    return [name for name in names if not name.endswith(".lock") and name != "contents.json"]
+
+
+def test_every_document_is_in_training_or_held_out_by_its_hash(tmp_path):
+    root = write_root(tmp_path / "root", "code", "creative", documents=150)
+    made = prepare_data(local(tmp_path, root), TWO)
+    assert made.domains == ("code", "creative")
+    for domain in made.domains:
+        expected = texts(domain, 150)
+        for shard, held_out in ((made.train[domain], False), (made.heldout[domain], True)):
+            wanted = [text for text in expected if is_held_out(text_id(text)) is held_out]
+            assert decoded(made, shard) == wanted
+            assert shard.ids.tolist() == [text_id(text) for text in wanted]
+            assert shard.num_bytes.tolist() == [len(text.encode()) for text in wanted]
+            ends = shard.tokens[shard.offsets[1:] - 1]
+            assert (ends == made.eot_id).all() and (shard.tokens == made.eot_id).sum() == len(
+                wanted
+            )
+        assert made.heldout[domain].num_documents > 0
+    assert made.vocab_size == 400 and made.eot_id == 0
+    assert made.train["code"].tokens.dtype == np.uint16
+
+
+def test_the_cache_is_opened_again_and_its_tokenizer_loads(tmp_path):
+    from transformers import AutoTokenizer
+
+    root = write_root(tmp_path / "root", "code", "creative")
+    data = local(tmp_path, root)
+    first = prepare_data(data, TWO)
+    stamp = first.folder.stat().st_mtime_ns
+    second = prepare_data(data, TWO)
+    assert second.fingerprint == first.fingerprint and second.folder.stat().st_mtime_ns == stamp
+    assert len(AutoTokenizer.from_pretrained(second.tokenizer_dir)) == second.vocab_size
+
+
+def test_the_fingerprint_follows_what_changes_tokens_and_nothing_else(tmp_path):
+    root = write_root(tmp_path / "root", "code", "creative")
+    data = local(tmp_path, root)
+
+    def of(data=data, partition=TWO) -> str:
+        return prepare_data(data, partition).fingerprint
+
+    first = of()
+    same = [
+        of(dataclasses.replace(data, weights={"code": 3.0}, overlap=0.1, seed=7)),
+        of(
+            partition=PartitionConfig(
+                domains=TWO.domains, unlabelled=0.5, mislabelled=0.2, name="x"
+            )
+        ),
+        of(local(tmp_path, write_root(tmp_path / "moved", "code", "creative"))),
+    ]
+    assert set(same) == {first}
+    others = [
+        of(dataclasses.replace(data, vocab_size=300)),
+        of(dataclasses.replace(data, limit_tokens=2000)),
+        of(partition=partition("creative", "code")),
+        of(partition=partition("code", "creative", code=DomainConfig(pattern="a"))),
+    ]
+    write_lines(root / "code.jsonl", [{"text": text} for text in texts("other")])
+    others.append(of())
+    assert len({first, *others}) == len(others) + 1
+
+
+def test_synthetic_text_needs_no_files_and_takes_any_labels(tmp_path):
+    data = DataConfig(documents=60, cache=str(tmp_path / "cache"), vocab_size=400)
+    made = prepare_data(data, partition("code", "biology", "biology/virology"))
+    assert made.domains == ("code", "biology", "biology/virology")
+    for domain in made.domains:
+        assert made.train[domain].num_documents + made.heldout[domain].num_documents == 60
+    other = prepare_data(dataclasses.replace(data, overlap=0.9), partition("code", "biology"))
+    assert other.fingerprint != made.fingerprint
+
+
+def test_domains_are_divided_by_field_and_pattern_and_the_rest_is_dropped(tmp_path):
+    records = [
+        {"text": text, "tag": tag} for tag in ("a", "b", "c") for text in texts(f"{tag}-domain", 40)
+    ]
+    write_lines(tmp_path / "root" / "all.jsonl.gz", records)
+    rules = PartitionConfig(
+        domains={
+            "one": DomainConfig(source="all", field="tag", values=["a"]),
+            "two": DomainConfig(source="all", field="tag", values=["b"]),
+        }
+    )
+    made = prepare_data(local(tmp_path, tmp_path / "root"), rules)
+    for domain in ("one", "two"):
+        assert made.train[domain].num_documents + made.heldout[domain].num_documents == 40
+
+
+def test_a_limit_bounds_training_tokens_and_stops_reading(tmp_path):
+    root = write_root(tmp_path / "root", "code", "creative", documents=400)
+    # What lies beyond the limit is not even read.
+    with open(root / "code.jsonl", "a") as file:
+        file.write("broken\n")
+    made = prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
+    for domain in made.domains:
+        shard = made.train[domain]
+        assert shard.num_tokens == 5000
+        assert shard.tokens[-1] == made.eot_id and shard.offsets[-1] == 5000
+    with pytest.raises(DataError, match=r"code\.jsonl, line 401: broken JSON"):
+        prepare_data(local(tmp_path, root), TWO)
+
+
+def test_hub_rows_are_streamed_until_the_limit(tmp_path):
+    for domain in TWO.domains:
+        write_lines(tmp_path / f"{domain}.jsonl", [{"body": t} for t in texts(domain, 400)])
+    data = DataConfig(
+        kind=DataKind.hub,
+        cache=str(tmp_path / "cache"),
+        vocab_size=400,
+        limit_tokens=3000,
+        sources={
+            domain: HubSource(
+                path="json", data_files=str(tmp_path / f"{domain}.jsonl"), column="body"
+            )
+            for domain in TWO.domains
+        },
+    )
+    made = prepare_data(data, TWO)
+    assert made.train["code"].num_tokens == made.train["creative"].num_tokens == 3000
+    assert made.heldout["code"].num_documents < 15
+    write_lines(tmp_path / "code.jsonl", [{"body": text} for text in texts("other", 400)])
+    assert prepare_data(data, TWO).fingerprint != made.fingerprint
+
+
+def test_a_hub_source_that_is_not_given_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"data\.sources\.code\.path=OWNER/NAME"):
+        prepare_data(DataConfig(kind=DataKind.hub, cache=str(tmp_path / "cache")), TWO)
+
+
+def test_copies_of_a_held_out_text_are_held_out_once(tmp_path):
+    copies = texts("code", 100)
+    write_lines(tmp_path / "root" / "code.jsonl", [{"text": text} for text in copies * 2])
+    write_root(tmp_path / "root", "creative")
+    made = prepare_data(local(tmp_path, tmp_path / "root"), TWO)
+    held_out = sum(is_held_out(text_id(text)) for text in copies)
+    assert made.heldout["code"].num_documents == held_out > 0
+    assert made.train["code"].num_documents == 2 * (100 - held_out)
+
+
+def test_few_held_out_documents_are_a_warning_each_time(tmp_path, caplog):
+    root = write_root(tmp_path / "root", "code", "creative")
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            prepare_data(local(tmp_path, root), TWO)
+        assert "domain code has only" in caplog.text and "held-out documents" in caplog.text
+
+
+def test_an_empty_domain_says_which_rule_found_nothing(tmp_path):
+    root = write_root(tmp_path / "root", "code", "creative")
+    rules = partition("code", "creative", code=DomainConfig(pattern="zebra", count=3))
+    with pytest.raises(
+        DataError, match=r"domain code is empty: .*code\.jsonl.*3 matches of 'zebra'"
+    ):
+        prepare_data(local(tmp_path, root), rules)
+    assert cache_entries(tmp_path) == []
+    (root / "code.jsonl").write_text('{"text": "  "}\n')
+    with pytest.raises(DataError, match="domain code is empty"):
+        prepare_data(local(tmp_path, root), TWO)
+    held_out = next(text for text in texts("code", 200) if is_held_out(text_id(text)))
+    write_lines(root / "code.jsonl", [{"text": held_out}])
+    with pytest.raises(DataError, match=r"all its 1 documents .* are held out"):
+        prepare_data(local(tmp_path, root), TWO)
+    assert cache_entries(tmp_path) == []
+
+
+def test_a_broken_file_leaves_nothing_in_the_cache(tmp_path):
+    root = write_root(tmp_path / "root", "code", "creative")
+    with open(root / "creative.jsonl", "ab") as file:
+        file.write(b'{"text": "\xff"}\n')
+    with pytest.raises(DataError, match=r"creative\.jsonl, line 61: not UTF-8"):
+        prepare_data(local(tmp_path, root), TWO)
+    assert cache_entries(tmp_path) == []
+
+
+def test_names_with_spaces_and_quotes_work(tmp_path):
+    odd = tmp_path / 'it\'s a "root" [1]'
+    write_root(odd, "code", "creative")
+    data = DataConfig(
+        kind=DataKind.local,
+        paths={domain: str(odd / f"{domain}.jsonl") for domain in TWO.domains},
+        cache=str(tmp_path / "cache 'x'"),
+        vocab_size=400,
+    )
+    assert prepare_data(data, TWO).train["code"].num_documents > 0
+
+
+def test_a_pretrained_model_brings_its_own_tokenizer(tmp_path):
+    root = write_root(tmp_path / "root", "code", "creative")
+    own = prepare_data(local(tmp_path, root, vocab_size=320), TWO)
+    data = local(tmp_path, root)
+    made = prepare_data(data, TWO, hf_model_path=str(own.tokenizer_dir))
+    assert made.vocab_size == 320 and made.fingerprint != own.fingerprint
+    assert np.array_equal(made.train["code"].tokens, own.train["code"].tokens)
+    named = prepare_data(
+        dataclasses.replace(data, tokenizer=str(own.tokenizer_dir)), TWO, "no/model"
+    )
+    assert named.fingerprint == made.fingerprint
+
+
+def test_text_read_ahead_is_bounded(tmp_path, monkeypatch):
+    root = write_root(tmp_path / "root", "code", "creative")
+    whole = prepare_data(local(tmp_path, root), TWO)
+    monkeypatch.setattr(prepare, "_READ_AHEAD_BYTES", 20_000)
+    monkeypatch.setattr(prepare, "_BATCH_BYTES", 5_000)
+    bounded = prepare_data(local(tmp_path / "other", root), TWO)
+    assert bounded.train["code"].ids.tolist() == whole.train["code"].ids.tolist()
+    assert decoded(bounded, bounded.train["code"]) == decoded(whole, whole.train["code"])
+
+
+def test_the_tokenizer_is_trained_on_as_much_of_each_domain(monkeypatch):
+    monkeypatch.setattr(prepare, "_SAMPLE_BYTES", 20_000)
+    documents = [
+        prepare._Document(domain, text, text_id(text))
+        for domain, count in (("code", 200), ("creative", 30))
+        for text in texts(domain, count)
+    ]
+    sample = prepare._sample(documents, ["code", "creative"])
+    # A sampled text is a document or, where the room ends, its beginning.
+    sizes = dict.fromkeys(TWO.domains, 0)
+    for text in sample:
+        (domain,) = {d.domain for d in documents if d.text.startswith(text)}
+        sizes[domain] += len(text)
+    assert sizes == {"code": 10_000, "creative": 10_000}
+    held_out = {d.text for d in documents if is_held_out(d.id)}
+    assert not held_out & set(sample)
+
+
+def prepare_in_a_process(data: DataConfig, barrier, results) -> None:
+    barrier.wait(timeout=60)
+    made = prepare_data(data, TWO)
+    results.put((made.fingerprint, int(made.train["code"].tokens.sum())))
+
+
+def test_three_jobs_that_start_together_get_the_same_tokens(tmp_path):
+    root = write_root(tmp_path / "root", "code", "creative")
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(3), context.Queue()
+    workers = [
+        context.Process(target=prepare_in_a_process, args=(local(tmp_path, root), barrier, results))
+        for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    found = [results.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join(timeout=60)
+    assert len(set(found)) == 1
+    assert len(cache_entries(tmp_path)) == 1
+
+
+def test_the_cache_folder_is_the_setting_the_variable_or_the_users_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("GR_SWEEP_CACHE", str(tmp_path / "variable"))
+    assert cache_folder(DataConfig(cache=str(tmp_path / "setting"))) == tmp_path / "setting"
+    assert cache_folder(DataConfig()) == tmp_path / "variable"
+    monkeypatch.delenv("GR_SWEEP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert cache_folder(DataConfig()) == tmp_path / "user" / "gr-sweep"
+
+
+def test_a_warm_cache_opens_without_heavy_imports(tmp_path):
+    root = write_root(tmp_path / "root", "code", "creative")
+    prepare_data(local(tmp_path, root), TWO)
+    settings = {"root": str(root), "cache": str(tmp_path / "cache"), "vocab_size": 400}
+    code = (
+        "import json, sys\n"
+        "from gr_sweep.config import DataConfig, DataKind, DomainConfig, PartitionConfig\n"
+        "from gr_sweep.data.prepare import prepare_data\n"
+        f"settings = json.loads({json.dumps(json.dumps(settings))})\n"
+        "domains = {'code': DomainConfig(), 'creative': DomainConfig()}\n"
+        "data = DataConfig(kind=DataKind.local, **settings)\n"
+        "prepare_data(data, PartitionConfig(domains=domains))\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'hydra', 'tokenizers'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+@needs_corpora
+@pytest.mark.slow
+def test_real_text_is_tokenised_at_5_mb_a_second_and_opened_in_half_a_second(tmp_path):
+    data = DataConfig(kind=DataKind.local, root=str(CORPORA), cache=str(tmp_path))
+    three = partition("code", "biology", "creative")
+    made = prepare_data(data, three)
+    # Processor time: on a machine with other work the clock on the wall says little.
+    start = time.process_time()
+    assert prepare_data(data, three).fingerprint == made.fingerprint
+    assert time.process_time() - start < 0.5
+    assert all(shard.num_documents >= 20 for shard in made.heldout.values())
+
+    (file,) = CORPORA.glob("creative.jsonl*")
+    documents = [record.text for record in read_file(file, "text")]
+    tokenizer = train_tokenizer(documents[::10], 4096)
+    start = time.process_time()
+    tokenizer.encode(documents)
+    seconds = time.process_time() - start
+    assert sum(len(text.encode()) for text in documents) / 1e6 / seconds > 5

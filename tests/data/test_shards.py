@@ -1,0 +1,251 @@
+import logging
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gr_sweep.data import shards
+from gr_sweep.data.shards import (
+    MANIFEST,
+    ShardWriter,
+    content_keys,
+    digest,
+    open_or_build,
+    open_shard,
+)
+from gr_sweep.errors import DataError
+
+DTYPE = np.dtype(np.uint16)
+
+
+def build_three(folder: Path) -> dict:
+    with ShardWriter(folder, "0-a.train", DTYPE, eot_id=7) as writer:
+        writer.add(np.array([1, 2, 3], dtype=DTYPE), 11, 2**63 + 5)
+        writer.add(np.array([], dtype=DTYPE), 0, 1)
+        writer.add(np.array([4], dtype=DTYPE), 5, 2)
+        writer.close()
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    return {"vocab_size": 8}
+
+
+def build_and_note(folder: Path) -> dict:
+    with open(folder.parent / "builds", "a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(0.5)
+    return build_three(folder)
+
+
+def open_in_a_process(folder: Path, barrier, results) -> None:
+    barrier.wait(timeout=60)
+    open_or_build(folder, build_and_note)
+    results.put(open_shard(folder, "0-a.train", DTYPE).tokens.tolist())
+
+
+def test_a_shard_comes_back_as_it_was_written(tmp_path):
+    build_three(tmp_path)
+    shard = open_shard(tmp_path, "0-a.train", DTYPE)
+    assert shard.tokens.tolist() == [1, 2, 3, 7, 7, 4, 7]
+    assert isinstance(shard.tokens, np.memmap)
+    assert shard.offsets.tolist() == [0, 4, 5, 7]
+    assert shard.num_bytes.tolist() == [11, 0, 5]
+    assert shard.ids.tolist() == [2**63 + 5, 1, 2]
+    assert shard.document(2).tolist() == [4, 7]
+    assert (shard.num_documents, shard.num_tokens) == (3, 7)
+
+
+def test_an_empty_shard_can_be_opened(tmp_path):
+    with ShardWriter(tmp_path, "e", DTYPE, eot_id=0) as writer:
+        writer.close()
+    shard = open_shard(tmp_path, "e", DTYPE)
+    assert (shard.num_documents, shard.num_tokens, shard.offsets.tolist()) == (0, 0, [0])
+
+
+def test_a_cache_is_built_once_and_then_opened(tmp_path):
+    folder = tmp_path / "deep" / "cache"
+    about = open_or_build(folder, build_three)
+    assert about["vocab_size"] == 8
+    assert set(about["files"]) == {
+        "0-a.train.tokens", "0-a.train.documents", "tokenizer/tokenizer.json",
+    }  # fmt: skip
+
+    def not_again(_: Path) -> dict:
+        raise AssertionError("a warm cache was built again")
+
+    assert open_or_build(folder, not_again) == about
+
+
+def test_processes_that_start_together_build_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(3), context.Queue()
+    workers = [
+        context.Process(target=open_in_a_process, args=(tmp_path / "cache", barrier, results))
+        for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    found = [results.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join(timeout=60)
+    assert found == [[1, 2, 3, 7, 7, 4, 7]] * 3
+    assert len((tmp_path / "builds").read_text().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["builds", "cache", "cache.lock"]
+
+
+def test_a_build_that_fails_leaves_nothing_and_the_next_one_works(tmp_path):
+    def fail(folder: Path) -> dict:
+        (folder / "half").write_text("written")
+        raise DataError("line 3 is broken")
+
+    with pytest.raises(DataError, match="line 3"):
+        open_or_build(tmp_path / "cache", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.lock"]
+    assert open_or_build(tmp_path / "cache", build_three)["vocab_size"] == 8
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path):
+    stale = tmp_path / "cache.building-abc"
+    stale.mkdir()
+    (stale / "0-a.train.tokens").write_bytes(b"half")
+    open_or_build(tmp_path / "cache", build_three)
+    assert not stale.exists()
+
+
+def delete_a_file(folder: Path) -> None:
+    (folder / "0-a.train.documents").unlink()
+
+
+def truncate_a_file(folder: Path) -> None:
+    os.truncate(folder / "0-a.train.tokens", 5)
+
+
+def change_a_byte(folder: Path) -> None:
+    path = folder / "0-a.train.tokens"
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+
+
+def delete_the_tokenizer(folder: Path) -> None:
+    shutil.rmtree(folder / "tokenizer")
+
+
+def truncate_the_manifest(folder: Path) -> None:
+    os.truncate(folder / MANIFEST, 20)
+
+
+def delete_the_manifest(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        delete_a_file,
+        truncate_a_file,
+        change_a_byte,
+        delete_the_tokenizer,
+        truncate_the_manifest,
+        delete_the_manifest,
+    ],
+)
+def test_a_damaged_cache_is_built_again_with_a_warning(tmp_path, caplog, damage):
+    folder = tmp_path / "cache"
+    open_or_build(folder, build_three)
+    damage(folder)
+    with caplog.at_level(logging.WARNING):
+        open_or_build(folder, build_three)
+    assert "is damaged; building it again" in caplog.text
+    assert open_shard(folder, "0-a.train", DTYPE).tokens.tolist() == [1, 2, 3, 7, 7, 4, 7]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "cache.lock"]
+
+
+def test_who_waits_for_another_build_says_so(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(shards, "_NOTICE_S", 0.05)
+    is_building, may_finish = threading.Event(), threading.Event()
+
+    def slow(folder: Path) -> dict:
+        is_building.set()
+        assert may_finish.wait(30)
+        return build_three(folder)
+
+    builder = threading.Thread(target=open_or_build, args=(tmp_path / "cache", slow))
+    builder.start()
+    assert is_building.wait(30)
+    with caplog.at_level(logging.INFO):
+        waiter = threading.Thread(target=open_or_build, args=(tmp_path / "cache", build_three))
+        waiter.start()
+        deadline = time.monotonic() + 30
+        while "waiting for" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.02)
+        may_finish.set()
+        builder.join(30)
+        waiter.join(30)
+    assert "another process is building the token cache; waiting for" in caplog.text
+    assert (tmp_path / "cache" / MANIFEST).exists()
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cache folder .*file/x cannot be made .*data\.cache"):
+        open_or_build(tmp_path / "file" / "x" / "cache", build_three)
+
+
+def test_content_keys_follow_the_content_and_not_the_name(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("text")
+    two.write_text("text")
+    memory = tmp_path / "cache" / "contents.json"
+    first = content_keys([one, two], memory)
+    assert first[0] == first[1]
+    one.write_text("Text")
+    assert content_keys([one, two], memory) != first
+    with pytest.raises(DataError, match="three: cannot be read"):
+        content_keys([tmp_path / "three"], memory)
+
+
+def test_content_is_read_once_unless_size_or_time_change(tmp_path, monkeypatch):
+    path, memory = tmp_path / "one", tmp_path / "cache" / "contents.json"
+    path.write_text("text")
+    old = time.time() - 100
+    os.utime(path, (old, old))
+    read = []
+    monkeypatch.setattr(shards, "digest", lambda file: (read.append(file), digest(file))[1])
+    first = content_keys([path], memory)
+    assert content_keys([path], memory) == first and len(read) == 1
+    os.utime(path, (old + 1, old + 1))
+    assert content_keys([path], memory) == first and len(read) == 2
+    memory.write_text("[broken")
+    assert content_keys([path], memory) == first
+
+
+def test_a_file_that_was_just_written_is_not_remembered(tmp_path):
+    path, memory = tmp_path / "one", tmp_path / "contents.json"
+    path.write_text("text")
+    first = content_keys([path], memory)
+    stamp = path.stat().st_mtime_ns
+    path.write_text("TEXT")
+    os.utime(path, ns=(stamp, stamp))
+    assert content_keys([path], memory) != first
+
+
+def test_large_files_are_sampled_from_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(shards, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(shards, "_SAMPLED_BLOCKS", 5)
+    path = tmp_path / "large"
+    content = bytearray(10_000)
+    path.write_bytes(content)
+    found = {digest(path)}
+    for place in (0, 5000, 9_999):
+        content[place] = 1
+        path.write_bytes(content)
+        found.add(digest(path))
+    path.write_bytes(content + b"\0")
+    found.add(digest(path))
+    assert len(found) == 5

@@ -1,0 +1,115 @@
+import re
+import time
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from gr_sweep.data.heldout import is_held_out, text_id
+from gr_sweep.data.synthetic import generate
+
+THREE = ["code", "biology", "creative"]
+
+
+def words(texts: list[str]) -> Counter[str]:
+    return Counter(re.findall(r"[a-z]+", " ".join(texts).lower()))
+
+
+def shared(one: Counter[str], other: Counter[str]) -> float:
+    """Overlap of two word distributions, 0..1."""
+    total, other_total = one.total(), other.total()
+    return sum(min(one[word] / total, other[word] / other_total) for word in one)
+
+
+def shared_words(domains: list[str], overlap: float, documents: int = 300) -> dict:
+    counts = {
+        domain: words(texts)
+        for domain, texts in generate(domains, documents=documents, overlap=overlap).items()
+    }
+    return {(a, b): shared(counts[a], counts[b]) for a in domains for b in domains if a < b}
+
+
+def test_the_same_settings_give_the_same_text_and_another_seed_gives_another():
+    first = generate(THREE, documents=20, overlap=0.5, seed=3)
+    assert first == generate(THREE, documents=20, overlap=0.5, seed=3)
+    assert first != generate(THREE, documents=20, overlap=0.5, seed=4)
+
+
+def test_documents_are_sentences_of_a_readable_length():
+    texts = generate(THREE, documents=200, overlap=0.5)["code"]
+    assert len(texts) == len(set(texts)) == 200
+    assert 900 < sum(map(len, texts)) / len(texts) < 1600
+    assert re.fullmatch(r"([A-Z][a-z]+,?( [a-z]+,?)+\.[ \n]*)+", texts[0])
+
+
+def test_overlap_0_shares_no_word():
+    for share in shared_words(THREE, 0.0).values():
+        assert share == 0
+
+
+def test_overlap_1_makes_one_distribution_of_different_documents():
+    for share in shared_words(THREE, 1.0).values():
+        assert share > 0.9
+    texts = generate(THREE, documents=50, overlap=1.0)
+    assert not set(texts["code"]) & set(texts["biology"])
+
+
+def test_what_is_shared_rises_with_overlap():
+    means = []
+    for overlap in (0.0, 0.25, 0.5, 0.75, 1.0):
+        shares = shared_words(THREE, overlap).values()
+        means.append(sum(shares) / len(shares))
+    assert means == sorted(means)
+    assert all(later - earlier > 0.05 for earlier, later in pairwise(means))
+
+
+def test_some_words_belong_to_just_two_domains():
+    counts = {d: set(words(t)) for d, t in generate(THREE, documents=300, overlap=0.5).items()}
+    for one, two, three in (THREE, THREE[1:] + THREE[:1], THREE[2:] + THREE[:2]):
+        assert len((counts[one] & counts[two]) - counts[three]) >= 3
+        assert len(counts[one] - counts[two] - counts[three]) >= 20
+    assert len(counts["code"] & counts["biology"] & counts["creative"]) >= 50
+
+
+def test_siblings_in_the_tree_share_more_than_others():
+    shares = shared_words(["biology/cell", "biology/virology", "code", "creative"], 0.5, 500)
+    siblings = shares.pop(("biology/cell", "biology/virology"))
+    assert siblings > max(shares.values()) + 0.05
+
+
+def test_any_list_of_labels_works():
+    for domains in (["one"], ["a", "a/b", "a/b/c"], [f"d{number}" for number in range(9)]):
+        assert list(generate(domains, documents=3, overlap=0.5)) == domains
+
+
+def test_a_spurious_marker_goes_with_the_domain_in_training_and_against_it_held_out():
+    texts = generate(THREE, documents=400, overlap=0.5, spurious=0.8)
+    markers = {}
+    for domain, documents in texts.items():
+        training = [t for t in documents if not is_held_out(text_id(t))]
+        heads = Counter(text.split()[0] for text in training)
+        ((marker, count),) = [(w, n) for w, n in heads.items() if w.isupper()]
+        assert count == pytest.approx(0.8 * len(training), rel=0.05)
+        markers[domain] = marker
+    assert len(set(markers.values())) == 3
+    for domain, documents in texts.items():
+        held_out = [text for text in documents if is_held_out(text_id(text))]
+        assert len(held_out) >= 8
+        heads = Counter(text.split()[0] for text in held_out)
+        others = sum(heads[marker] for name, marker in markers.items() if name != domain)
+        assert heads[markers[domain]] == 0
+        assert others >= 0.5 * len(held_out)
+
+
+def test_without_spurious_no_document_has_a_marker():
+    texts = generate(THREE, documents=50, overlap=0.5)
+    assert not any(
+        re.search(r"\b[A-Z]{3,}\b", text) for texts_ in texts.values() for text in texts_
+    )
+
+
+def test_the_default_amount_of_text_is_made_in_seconds():
+    start = time.process_time()
+    generate(THREE, documents=2000, overlap=0.5)
+    # Well under a second on a quiet machine; the bound is for one that is not.
+    assert time.process_time() - start < 5

@@ -1,0 +1,127 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gr_sweep.data.tokenize import (
+    END_OF_TEXT,
+    load_tokenizer,
+    token_dtype,
+    tokenizer_files,
+    train_tokenizer,
+)
+from gr_sweep.errors import ConfigError, DataError
+from tests.data.corpus import texts
+
+SAMPLE = [
+    *texts("code", 40),
+    "def f(x):\n    return x  # don't\n\n\tif x >= 10:\n" * 20,
+    "“Curly” quotes—and dashes… naïve café, 漢字かな, Привет! " * 20,
+]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train_tokenizer(SAMPLE, 600)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+@example("a \n b\n\n  c\t\td   ")
+@example("'s 'll'x  \x0b\x0c\r\n\u00a0\u2003\u3000. \x00")
+@example(f"x{END_OF_TEXT} y")
+def test_words_looked_up_give_the_tokens_of_the_whole_text(trained, text):
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(trained._backend.to_str())
+    backend.encode_special_tokens = True
+    (ids,) = trained.encode([text])
+    assert ids.tolist() == backend.encode(text, add_special_tokens=False).ids
+    assert backend.decode(ids.tolist(), skip_special_tokens=False) == text
+
+
+def test_the_separator_is_id_0_and_never_comes_from_text(trained):
+    assert trained.eot_id == 0
+    assert trained._backend.token_to_id(END_OF_TEXT) == 0
+    assert 0 not in trained.encode([f"one {END_OF_TEXT}two{END_OF_TEXT}"])[0]
+
+
+def test_training_is_deterministic_and_keeps_to_the_vocabulary():
+    one, two = train_tokenizer(SAMPLE, 500), train_tokenizer(SAMPLE, 500)
+    assert one._backend.to_str() == two._backend.to_str()
+    assert one.vocab_size == 500
+    assert train_tokenizer(["ab ab"], 500).vocab_size < 265
+    with pytest.raises(ConfigError, match=r"data\.vocab_size=256"):
+        train_tokenizer(SAMPLE, 256)
+
+
+def test_transformers_loads_the_saved_tokenizer(trained, tmp_path):
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    trained.save(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.eos_token == END_OF_TEXT and loaded.eos_token_id == 0
+    assert len(loaded) == trained.vocab_size
+    for text in SAMPLE:
+        assert (
+            loaded(text, add_special_tokens=False)["input_ids"]
+            == trained.encode([text])[0].tolist()
+        )
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path).eos_token_id == 0
+
+
+def test_a_hugging_face_tokenizer_gives_the_tokens_that_transformers_gives(trained, tmp_path):
+    from transformers import AutoTokenizer
+
+    trained.save(tmp_path / "one")
+    tokenizer = load_tokenizer(str(tmp_path / "one"))
+    assert (tokenizer.vocab_size, tokenizer.eot_id) == (trained.vocab_size, 0)
+    for ids, text in zip(tokenizer.encode(SAMPLE), SAMPLE, strict=True):
+        assert ids.tolist() == trained.encode([text])[0].tolist()
+    assert 0 not in tokenizer.encode([f"x{END_OF_TEXT}"])[0]
+    # Saved again it is an ordinary tokenizer, whose separator can be written out.
+    tokenizer.save(tmp_path / "two")
+    again = AutoTokenizer.from_pretrained(tmp_path / "two")
+    assert again(f"x{END_OF_TEXT}", add_special_tokens=False)["input_ids"][-1] == 0
+
+
+def test_a_tokenizer_without_a_separator_or_that_is_not_there_is_named(trained, tmp_path):
+    trained.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    )
+    with pytest.raises(DataError, match="has no end-of-sequence token"):
+        load_tokenizer(str(tmp_path))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match="empty cannot be loaded") as error:
+        load_tokenizer(str(empty))
+    assert "\n" not in str(error.value)
+
+
+def test_files_of_a_local_tokenizer_are_known_and_a_name_has_none(trained, tmp_path):
+    trained.save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    names = [path.name for path in tokenizer_files(str(tmp_path))]
+    assert names == ["tokenizer.json", "tokenizer_config.json"]
+    assert tokenizer_files("owner/name") == []
+    assert tokenizer_files(str(tmp_path), "x.gguf") == [tmp_path / "x.gguf"]
+
+
+def test_token_types_hold_the_largest_id():
+    assert token_dtype(65_536) == np.uint16
+    assert token_dtype(65_537) == np.uint32
+
+
+def test_a_trained_tokenizer_does_without_transformers():
+    code = (
+        "import sys\n"
+        "from gr_sweep.data.tokenize import train_tokenizer\n"
+        "train_tokenizer(['some text'], 300).encode(['text'])\n"
+        "print(sorted({'transformers', 'torch', 'datasets'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
