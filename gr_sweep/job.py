@@ -1,0 +1,314 @@
+"""One job, from its config to summary.json: the one place that wires the parts together."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gr_sweep.config import Device, Method, RunConfig, fingerprint, to_plain
+from gr_sweep.data.batches import Batches, heldout_chunks
+from gr_sweep.data.prepare import TokenData, prepare_data
+from gr_sweep.domains import expand
+from gr_sweep.errors import ModelError
+from gr_sweep.eval.loss import loss_table
+from gr_sweep.eval.removal import removal_losses
+from gr_sweep.metrics import keys
+from gr_sweep.metrics.cost import flops_per_token
+from gr_sweep.metrics.losses import View, summarize_losses, write_losses
+from gr_sweep.model.route import RoutedModel, route_model
+from gr_sweep.model.sizes import llama_config, random_model, shape_of
+from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.tracking import make_tracker, run_tags
+from gr_sweep.train.checkpoint import Checkpoints
+from gr_sweep.train.loop import precision_context, train
+from gr_sweep.train.state import TrainState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+SUMMARY = "summary.json"
+
+
+def run_job(
+    config: RunConfig, folder: Path, *, sweep: str, overrides: list[str], command: str
+) -> None:
+    """Runs a job to its end, or on from where it stopped; a job with a summary is done.
+
+    Args:
+        config: validated (`config.validate`) and effective (`config.effective`).
+        folder: the job's own; DESIGN section 8 says what is in it afterwards.
+        sweep: name of the sweep, the W&B group.
+        overrides: what was typed for this job.
+        command: the whole command line.
+
+    Raises:
+        GrSweepError: what the user can mend; nothing that was computed is lost.
+    """
+    if (folder / SUMMARY).exists():
+        return
+    started = datetime.now(UTC)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = _device(config.train.device)
+    data = prepare_data(config.data, config.partition, config.model.path, config.model.gguf_file)
+    batches = make_batches(config, data)
+    held_out = {
+        domain: heldout_chunks(
+            shard,
+            tokens=config.eval.tokens,
+            document_tokens=config.eval.document_tokens,
+            sequence_length=config.train.sequence_length,
+            eot_id=data.eot_id,
+        )
+        for domain, shard in data.heldout.items()
+    }
+    routed = make_routed(config, data)
+    routed.model.to(device)  # type: ignore[arg-type]
+    write_whole(folder / "plan.json", routed.plan.to_json() + "\n")
+    prints = {
+        "code": code_fingerprint(),
+        "config": fingerprint(config),
+        "data": data.fingerprint,
+    }
+    plain = to_plain(config)
+    tracker = make_tracker(
+        config.tracking,
+        folder=folder,
+        job=folder.name,
+        sweep=sweep,
+        run_config=plain,
+        tags=run_tags(plain),
+    )
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        keep=config.train.keep_checkpoints,
+        fingerprint=f"{prints['config']}:{prints['data']}",
+    )
+
+    def evaluate() -> dict[str, float]:
+        routed.model.eval()
+        with precision_context(device, config.train.precision):
+            rows = loss_table(
+                routed,
+                held_out,
+                view=View.full,
+                part="",
+                batch_sequences=config.eval.batch_sequences,
+                device=device,
+            )
+        metrics, _ = summarize_losses(rows, data.domains, seed=config.seed, resamples=0)
+        found = {domain: metrics.get(keys.loss_full(domain)) for domain in data.domains}
+        return {keys.eval_loss(domain): loss for domain, loss in found.items() if loss is not None}
+
+    with tracker:
+        state = train(
+            routed,
+            batches,
+            config.train,
+            eval_every=config.eval.every,
+            evaluate=evaluate,
+            tracker=tracker,
+            checkpoints=checkpoints,
+            device=device,
+        )
+        eval_start = time.perf_counter()
+        with precision_context(device, config.train.precision):
+            rows = removal_losses(
+                routed, held_out, batch_sequences=config.eval.batch_sequences, device=device
+            )
+        eval_s = time.perf_counter() - eval_start
+        write_losses(folder / "document_losses.csv", rows)
+        metrics, intervals = summarize_losses(
+            rows, data.domains, seed=config.seed, resamples=config.eval.bootstrap
+        )
+        summary = {
+            "format": 1,
+            "job": folder.name,
+            "sweep": sweep,
+            "command": command,
+            "overrides": overrides,
+            "domains": list(data.domains),
+            "config": plain,
+            "fingerprints": prints,
+            "environment": environment(device),
+            "metrics": metrics | cost_metrics(routed, state, eval_s, config.train.sequence_length),
+            "intervals": intervals,
+            "started": started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        tracker.finish(summary)
+
+
+def make_batches(config: RunConfig, data: TokenData) -> Batches:
+    """The job's micro-batches.
+
+    Dense and filtered runs read by the true label: routing's view of the labels does not concern
+    them.
+    """
+    routes = config.method.name is Method.routed
+    without = expand(config.method.without, data.domains) if config.method.without else ()
+    return Batches(
+        data.train,
+        data.domains,
+        weights=config.data.weights,
+        unlabelled=config.partition.unlabelled if routes else 0.0,
+        mislabelled=config.partition.mislabelled if routes else 0.0,
+        batch_sequences=config.train.batch_sequences,
+        micro_batch_sequences=config.train.micro_batch_sequences,
+        sequence_length=config.train.sequence_length,
+        seed=config.seed,
+        without=without,
+    )
+
+
+def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
+    """The model, from random weights or a checkpoint, with its plan laid over it."""
+    if config.model.path is not None:
+        model = _pretrained(config.model.path, config.model.gguf_file)
+        vocab_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+        if data.vocab_size > vocab_size:
+            raise ModelError(
+                f"the tokenizer has {data.vocab_size} tokens, {config.model.path} {vocab_size};"
+                " leave data.tokenizer out to use the model's own"
+            )
+    else:
+        assert config.model.size is not None  # config.validate
+        shape = shape_of(config.model.size, config.model.intermediate_size)
+        model_config = llama_config(
+            shape,
+            vocab_size=data.vocab_size,
+            eot_id=data.eot_id,
+            sequence_length=config.train.sequence_length,
+        )
+        model = random_model(model_config, seed=config.seed)
+    plan = RoutePlan.make(
+        config.plan.kind.value,
+        model.config,
+        domains=data.domains,
+        forget=config.plan.forget,
+        mlp_shared=config.plan.mlp_shared,
+        attn_shared=config.plan.attn_shared,
+        layers=config.plan.layers,
+    )
+    return route_model(
+        model,
+        plan,
+        config.edges,
+        foreign_dropout=config.route.foreign_dropout,
+        foreign_weight=config.route.foreign_weight,
+        foreign_core_weight=config.route.foreign_core_weight,
+        foreign_core_rest=config.route.foreign_core_rest,
+    )
+
+
+def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, gguf_file=gguf_file, dtype=torch.float32
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"model.path={path} cannot be loaded: {reason}") from error
+    return model
+
+
+def cost_metrics(
+    routed: RoutedModel, state: TrainState, eval_s: float, sequence_length: int
+) -> dict[str, float]:
+    """cost/*: speed of training, parameters and operations of the full model and of each expert
+    alone."""
+    config: Any = routed.model.config
+    num_parameters = sum(p.numel() for p in routed.model.parameters())
+    matrices = sum(m.weight.numel() for m in routed.model.modules() if isinstance(m, nn.Linear))
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    width = heads * head_size
+    metrics: dict[str, float] = {
+        keys.COST_TRAIN_SECONDS: state.train_s,
+        keys.COST_EVAL_SECONDS: eval_s,
+        keys.COST_PARAMETERS: num_parameters,
+        keys.COST_FLOPS_PER_TOKEN: flops_per_token(
+            matrices, width, config.num_hidden_layers, sequence_length
+        ),
+    }
+    if state.train_s > 0:
+        metrics[keys.COST_TOKENS_PER_SECOND] = state.tokens / state.train_s
+        metrics[keys.COST_DATA_SHARE] = state.data_s / state.train_s
+    if len(routed.plan.blocks) == 1:
+        return metrics
+    sets = {name: sum(p.numel() for p in parts) for name, parts in routed.owner_sets().items()}
+    for domain in routed.plan.domains:
+        off = [routed.plan.blocks[index].name for index in routed.plan.kept_off([domain])]
+        gone = sum(sets[name] for name in off)
+        # Head groups that are off leave attention narrower; biases, a ten-thousandth, count as
+        # matrices.
+        metrics[keys.parameters_kept(domain)] = num_parameters - gone
+        metrics[keys.flops_per_token_kept(domain)] = flops_per_token(
+            matrices - gone, width, config.num_hidden_layers, sequence_length
+        )
+    return metrics
+
+
+def _device(device: Device) -> torch.device:
+    if device is Device.auto:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise ModelError("train.device=cuda, but torch sees no GPU; use train.device=auto")
+    return torch.device(device.value)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the job ran on."""
+    import transformers
+
+    from gr_sweep import __version__
+
+    return {
+        "gr_sweep": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": sys.platform,
+    }
+
+
+def code_fingerprint() -> str:
+    """Hash over the package's own source files."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes the file beside its place, syncs it, and moves it there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()

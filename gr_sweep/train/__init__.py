@@ -1,0 +1,2 @@
+"""One loop for every job. Knows a routed model, batches of token ids and a tracker; no Hydra, no
+W&B."""

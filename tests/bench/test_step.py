@@ -1,0 +1,59 @@
+import json
+
+import pytest
+import torch
+
+from gr_sweep.bench.step import DOMAINS, bench_step, main, multiply_adds
+from gr_sweep.model.route import route_model
+from gr_sweep.model.sizes import Size, llama_config, random_model
+from gr_sweep.routing.plan import RoutePlan
+
+SHAPE = Size(16, 32, 2, 2, 2)
+
+
+def limit(edges: str, foreign_dropout: float, kind: str = "peers") -> float:
+    config = llama_config(SHAPE, vocab_size=11, eot_id=0, sequence_length=8)
+    plan = RoutePlan.make(kind, SHAPE, domains=("code", "biology"))
+    routed = route_model(random_model(config, seed=0), plan, edges, foreign_dropout=foreign_dropout)
+    return multiply_adds(routed, {"code": 2, "biology": 2})
+
+
+def test_the_limit_counts_by_hand():
+    """Width 16, MLP 32 (core 16, each domain 8), 2 layers, vocabulary 11."""
+    attention, mlp, unembedding = 2 * 4 * 16 * 16, 2 * 3 * 16 * 32, 11 * 16
+    dense = 3 * (attention + mlp + unembedding)
+    assert limit("none", 0.0, "none") == limit("none", 0.0) == dense
+    foreign = mlp / 4  # a quarter of the units is foreign to each row
+    # both: foreign units are computed, and nothing comes back from them.
+    assert limit("both", 0.0) == dense - 2 * foreign
+    # weight: no gradient of the weights; act: none of the inputs of gate and up, two thirds of the
+    # MLP.
+    assert limit("weight", 0.0) == dense - foreign
+    assert limit("act", 0.0) == pytest.approx(dense - foreign * 2 / 3)
+    # 1: foreign units are not there at all.
+    assert {limit(edges, 1.0) for edges in ("none", "both")} == {dense - 3 * foreign}
+
+
+def test_every_setting_is_timed_against_the_dense_step():
+    results = bench_step(
+        "tiny", rows=6, sequence_length=8, vocab_size=32, rounds=1, device=torch.device("cpu")
+    )
+    assert len(results) == 13 and results[0].ratio == 1.0
+    assert all(0 < r.flop_limit <= 1 and r.seconds > 0 for r in results)
+    assert len(DOMAINS) == 3
+
+
+def test_the_command_prints_json(capsys):
+    options = [
+        "--model",
+        "tiny",
+        "--rows",
+        "3",
+        "--sequence-length",
+        "8",
+        "--rounds",
+        "1",
+        "--json",
+    ]
+    assert main(options) == 0
+    assert json.loads(capsys.readouterr().out)[0]["edges"] == "dense"

@@ -1,0 +1,100 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from gr_sweep.eval.loss import document_losses, loss_table
+from gr_sweep.eval.removal import removal_losses
+from gr_sweep.metrics.losses import View
+from gr_sweep.model.route import route_model
+from gr_sweep.model.sizes import Size, llama_config, random_model
+from gr_sweep.routing.plan import RoutePlan
+
+CPU = torch.device("cpu")
+DOMAINS = ("code", "biology", "creative")
+
+
+def texts(seed: int = 0) -> SimpleNamespace:
+    """Two documents in three windows; the last is padded."""
+    generator = np.random.default_rng(seed)
+    input_ids = generator.integers(0, 11, (3, 5))
+    targets = generator.integers(0, 11, (3, 5))
+    targets[2, 3:] = -100
+    return SimpleNamespace(
+        input_ids=input_ids,
+        targets=targets,
+        rows=np.array([0, 0, 1]),
+        ids=("a" * 16, "b" * 16),
+        num_tokens=np.array([10, 3]),
+        num_bytes=np.array([30.4, 9.0]),
+    )
+
+
+def make_routed(kind: str, **options):
+    config = llama_config(Size(16, 24, 2, 2, 2), vocab_size=11, eot_id=0, sequence_length=8)
+    plan = RoutePlan.make(kind, config, domains=DOMAINS, **options)
+    return route_model(random_model(config, seed=0), plan, "both")
+
+
+@pytest.mark.parametrize("batch_sequences", [1, 2, 16])
+def test_a_documents_loss_is_the_sum_over_its_tokens_whatever_the_batch(batch_sequences):
+    routed, held_out = make_routed("none"), texts()
+    sums = document_losses(routed, held_out, batch_sequences=batch_sequences, device=CPU)
+    expected = np.zeros(2)
+    for row in range(3):
+        with torch.no_grad():
+            logits = routed(input_ids=torch.from_numpy(held_out.input_ids[row : row + 1])).logits[0]
+        for position, target in enumerate(held_out.targets[row]):
+            if target != -100:
+                expected[held_out.rows[row]] -= float(logits[position].log_softmax(-1)[target])
+    np.testing.assert_allclose(sums, expected, rtol=1e-5)
+
+
+def test_rows_carry_domain_document_tokens_and_bytes():
+    rows = loss_table(
+        make_routed("none"),
+        {"code": texts()},
+        view=View.full,
+        part="",
+        batch_sequences=4,
+        device=CPU,
+    )
+    assert [(r.domain, r.document, r.tokens, r.bytes) for r in rows] == [
+        ("code", "a" * 16, 10, 30),
+        ("code", "b" * 16, 3, 9),
+    ]
+
+
+def views_of(rows):
+    return {(row.view.value, row.part) for row in rows}
+
+
+def test_peers_are_seen_whole_without_each_and_each_alone():
+    routed = make_routed("peers")
+    held_out = {domain: texts(place) for place, domain in enumerate(DOMAINS)}
+    rows = removal_losses(routed, held_out, batch_sequences=4, device=CPU)
+    parts = {("removed", d) for d in DOMAINS} | {("kept", d) for d in DOMAINS}
+    assert views_of(rows) == {("full", "")} | parts
+    with routed.remove(["biology"]):
+        removed = document_losses(routed, held_out["code"], batch_sequences=4, device=CPU)
+    found = [
+        r.loss_nats for r in rows if (r.view, r.part, r.domain) == ("removed", "biology", "code")
+    ]
+    assert found == removed.tolist()
+
+
+def test_under_forget_only_the_forgotten_domain_can_be_removed():
+    rows = removal_losses(
+        make_routed("forget", forget=["biology"]), {"code": texts()}, batch_sequences=4, device=CPU
+    )
+    assert {part for view, part in views_of(rows) if view == "removed"} == {"biology"}
+    # Keeping another domain switches off the same block as removing the forgotten one.
+    by_view = {(r.view, r.part): r.loss_nats for r in rows}
+    assert by_view["kept", "code"] == by_view["removed", "biology"]
+    assert by_view["kept", "biology"] == by_view["full", ""]
+
+
+def test_a_dense_model_is_seen_whole_alone():
+    rows = removal_losses(make_routed("none"), {"code": texts()}, batch_sequences=4, device=CPU)
+    assert views_of(rows) == {("full", "")}

@@ -1,0 +1,222 @@
+"""Whole jobs on tiny models, in this process; `tests/cli` runs the command itself."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from gr_sweep.config import (
+    DataConfig,
+    DataKind,
+    DomainConfig,
+    Edges,
+    EvalConfig,
+    Method,
+    MethodConfig,
+    ModelConfig,
+    PartitionConfig,
+    PlanConfig,
+    PlanKind,
+    RouteConfig,
+    RunConfig,
+    TrackingConfig,
+    TrackingMode,
+    TrainConfig,
+    effective,
+    validate,
+)
+from gr_sweep.errors import CheckpointError, ModelError
+from gr_sweep.job import run_job
+
+DOMAINS = ["code", "biology", "creative"]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make_config(cache):
+    def make(**parts) -> RunConfig:
+        config = RunConfig(
+            model=parts.pop("model", ModelConfig(size="tiny")),
+            partition=parts.pop(
+                "partition", PartitionConfig(domains={domain: DomainConfig() for domain in DOMAINS})
+            ),
+            data=parts.pop(
+                "data",
+                DataConfig(kind=DataKind.synthetic, documents=120, vocab_size=400, cache=str(cache)),
+            ),
+            train=parts.pop(
+                "train",
+                TrainConfig(
+                    steps=4, batch_sequences=6, sequence_length=32, log_every=2, checkpoint_every=2
+                ),
+            ),
+            eval=EvalConfig(tokens=512, document_tokens=64, bootstrap=50),
+            tracking=TrackingConfig(mode=TrackingMode.off),
+            **parts,
+        )
+        validate(config)
+        return effective(config)
+
+    return make
+
+
+def run(config: RunConfig, folder) -> dict:
+    run_job(config, folder, sweep="sweep", overrides=["a=1"], command="gr-sweep a=1")
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
+    summary = run(make_config(), tmp_path / "job")
+    names = {path.name for path in (tmp_path / "job").iterdir()}
+    assert names == {
+        "summary.json", "metrics.jsonl", "plan.json", "document_losses.csv", "checkpoints",
+    }  # fmt: skip
+    metrics = summary["metrics"]
+    for d in DOMAINS:
+        assert metrics[f"loss/full/{d}"] < math.log(400) + 0.5
+        for e in DOMAINS:
+            difference = metrics[f"loss/removed/{e}/{d}"] - metrics[f"loss/full/{d}"]
+            assert metrics[f"separability/matrix/{e}/{d}"] == pytest.approx(difference)
+            assert f"loss/kept/{e}/{d}" in metrics
+        low, high = summary["intervals"][f"separability/selectivity/{d}"]
+        assert low <= metrics[f"separability/selectivity/{d}"] <= high
+        assert metrics[f"cost/parameters/kept/{d}"] < metrics["cost/parameters"]
+    assert summary["command"] == "gr-sweep a=1" and summary["domains"] == DOMAINS
+    assert set(summary["fingerprints"]) == {"code", "config", "data"}
+    rows = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").open()]
+    # Before training, at every log, and (four times a run) at every step, but for the end's own.
+    assert [row["step"] for row in rows if "eval/loss/code" in row] == [0, 1, 2, 3]
+    assert [row["step"] for row in rows if "train/loss/code" in row] == [2, 4]
+
+
+def test_a_finished_job_is_left_alone(make_config, tmp_path):
+    run(make_config(), tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    run(make_config(), tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(make_config, tmp_path):
+    def losses(folder, seed):
+        metrics = run(make_config(seed=seed), tmp_path / folder)["metrics"]
+        return {key: value for key, value in metrics.items() if not key.startswith("cost/")}
+
+    first = losses("a", 0)
+    assert losses("b", 0) == first
+    assert losses("c", 1) != first
+
+
+def test_jobs_that_differ_in_edges_alone_start_from_the_same_weights_and_text(
+    make_config, tmp_path
+):
+    first_rows = []
+    for edges in (Edges.none, Edges.both):
+        run(make_config(edges=edges), tmp_path / edges.value)
+        first_rows.append(
+            json.loads((tmp_path / edges.value / "metrics.jsonl").read_text().splitlines()[0])
+        )
+    assert first_rows[0] == first_rows[1]
+
+
+def test_a_dense_job_has_losses_and_no_separability(make_config, tmp_path):
+    metrics = run(make_config(method=MethodConfig(name=Method.dense)), tmp_path)["metrics"]
+    assert "loss/full/code" in metrics
+    assert not [key for key in metrics if "separability" in key or "kept" in key]
+
+
+def test_a_filtered_job_never_sees_its_domain_and_is_read_on_it_all_the_same(
+    make_config, tmp_path
+):
+    method = MethodConfig(name=Method.filtered, without=["biology"])
+    metrics = run(make_config(method=method), tmp_path)["metrics"]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert not any("train/loss/biology" in row for row in rows)
+    assert "loss/full/biology" in metrics
+
+
+def test_forget_has_separability_for_the_forgotten_domain_alone(make_config, tmp_path):
+    config = make_config(
+        plan=PlanConfig(kind=PlanKind.forget, forget=["biology"]),
+        edges=Edges.weight,
+        route=RouteConfig(foreign_dropout=1.0),
+    )
+    metrics = run(config, tmp_path)["metrics"]
+    rows = {key.split("/")[2] for key in metrics if key.startswith("separability/matrix/")}
+    assert rows == {"biology"}
+
+
+def test_unlabelled_rows_train_and_are_logged_under_their_own_name(make_config, tmp_path):
+    domains = {domain: DomainConfig() for domain in DOMAINS}
+    partition = PartitionConfig(domains=domains, unlabelled=0.5, mislabelled=0.1)
+    run(make_config(partition=partition), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert "train/loss/unlabelled" in rows[-1]
+
+
+def test_nested_domains_become_dots_in_keys(make_config, tmp_path):
+    labels = ["code", "biology/virology", "biology"]
+    partition = PartitionConfig(domains={label: DomainConfig() for label in labels})
+    config = make_config(partition=partition, plan=PlanConfig(kind=PlanKind.tree))
+    metrics = run(config, tmp_path)["metrics"]
+    assert "separability/matrix/biology.virology/code" in metrics
+
+
+def test_a_checkpoint_of_another_config_is_refused(make_config, tmp_path):
+    run(make_config(), tmp_path)
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        run(make_config(seed=5), tmp_path)
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """A checkpoint in Hugging Face format with its own tokenizer, made here."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("pretrained with a space")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"</s>": 0} | {letter: index for index, letter in enumerate(alphabet, start=1)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_pretrained_model_brings_its_weights_and_tokenizer(make_config, tmp_path, pretrained):
+    from transformers import AutoModelForCausalLM
+
+    config = make_config(model=ModelConfig(size=None, path=str(pretrained)))
+    summary = run(config, tmp_path)
+    weights = AutoModelForCausalLM.from_pretrained(pretrained)
+    expected = sum(p.numel() for p in weights.parameters())
+    assert summary["metrics"]["cost/parameters"] == expected
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert rows[0]["eval/loss/code"] == pytest.approx(math.log(300), abs=0.3)
+
+
+def test_a_model_that_is_not_there_is_one_line(make_config, tmp_path):
+    config = make_config(
+        model=ModelConfig(size=None, path=str(tmp_path / "nowhere")),
+        data=DataConfig(documents=120, vocab_size=400, tokenizer=None),
+    )
+    with pytest.raises(Exception) as caught:
+        run(config, tmp_path / "job")
+    assert isinstance(caught.value, ModelError) or "nowhere" in str(caught.value)
+    assert "\n" not in str(caught.value)
