@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-full test-gpu lint format bench clean
+.PHONY: help setup sweep test test-full lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,9 +36,6 @@ test: $(READY) ## all tests that run here in minutes
 
 test-full: $(READY) ## the slow tests too
 	$(BIN)/python -m pytest -m "not network" $(ARGS)
-
-test-gpu: $(READY) ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -216,7 +216,7 @@ class DataConfig:
     tokenizer: str | None = None
     """A Hugging Face tokenizer by name or path; null trains a byte-level BPE on the training
     text."""
-    vocab_size: int = 4096
+    vocab_size: int = 2048
     """Vocabulary of the trained tokenizer."""
     cache: str | None = None
     """Folder of the token cache; null: $GR_SWEEP_CACHE, else the user's cache folder."""
@@ -238,7 +238,7 @@ class MethodConfig:
 class TrainConfig:
     """The training loop."""
 
-    steps: int | None = 300
+    steps: int | None = 450
     """Optimizer steps; null with `tokens`."""
     tokens: int | None = None
     """Training tokens instead of steps; rounded up to whole steps."""
@@ -246,7 +246,7 @@ class TrainConfig:
     """Sequences a step."""
     micro_batch_sequences: int | None = None
     """Sequences a forward pass; null: the whole batch at once."""
-    sequence_length: int = 256
+    sequence_length: int = 128
     """Tokens a sequence."""
     lr: float = 3e-3
     """Peak learning rate of AdamW."""
@@ -289,7 +289,7 @@ class EvalConfig:
     tokens: int = 8192
     """Held-out tokens a domain for the matrices at the end: whole documents, cut at
     `document_tokens`."""
-    document_tokens: int = 512
+    document_tokens: int = 256
     """Tokens of a document that are read at most, so that many documents fit in `tokens`."""
     batch_sequences: int = 16
     """Sequences a forward pass."""

@@ -34,3 +34,14 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     olmo = importlib.import_module("transformers.models.olmo.modeling_olmo")
     monkeypatch.setattr(olmo.OlmoLayerNorm, "forward", layer_norm)
     yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """No threads inside torch: on tiny tensors they cost more than they save."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

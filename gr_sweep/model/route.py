@@ -101,7 +101,7 @@ class RoutedModel:
         self.edges = edges
         self.foreign_dropout = foreign_dropout
         self.unit_linears = unit_linears(model, plan)
-        self._weights = route_weights(plan, edges, **weights)
+        self.route_weights = route_weights(plan, edges, **weights)
         self._state = RoutingState()
         self._routings: dict[tuple[tuple[str, int], ...], RowRouting] = {}
 
@@ -133,14 +133,14 @@ class RoutedModel:
             raise PlanError("batch needs either counts of sequences a domain or labels_NT")
         if labels_NT is not None:
             routing: RowRouting | TokenRouting = TokenRouting(
-                self.plan, self._weights, labels_NT, self.foreign_dropout
+                self.plan, self.route_weights, labels_NT, self.foreign_dropout
             )
         else:
             assert counts is not None
             key = tuple(counts.items())
             if key not in self._routings:
                 groups = self.row_groups(counts)
-                self._routings[key] = RowRouting.of_groups(self.plan, self._weights, groups)
+                self._routings[key] = RowRouting.of_groups(self.plan, self.route_weights, groups)
             routing = self._routings[key]
         with self._state.routing(routing):
             yield
@@ -149,14 +149,14 @@ class RoutedModel:
     def keep(self, domains: Iterable[str]) -> Iterator[None]:
         """Switches off every block that none of `domains` owns; the core stays. Nothing is cut."""
         off = self.plan.kept_off(domains)
-        with self._state.routing(RowRouting.of_blocks_off(self.plan, self._weights, off)):
+        with self._state.routing(RowRouting.of_blocks_off(self.plan, self.route_weights, off)):
             yield
 
     @contextlib.contextmanager
     def remove(self, domains: Iterable[str]) -> Iterator[None]:
         """Switches off every block that nobody outside `domains` owns. Nothing is cut."""
         off = self.plan.removed_by(domains)
-        with self._state.routing(RowRouting.of_blocks_off(self.plan, self._weights, off)):
+        with self._state.routing(RowRouting.of_blocks_off(self.plan, self.route_weights, off)):
             yield
 
     def extract(self, keep: Iterable[str]) -> "PreTrainedModel":

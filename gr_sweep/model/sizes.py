@@ -75,6 +75,8 @@ def llama_config(
         head_dim=shape.hidden_size // shape.num_attention_heads,
         max_position_embeddings=max(2048, sequence_length),
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        # 0.02, the default, is made for widths of thousands: at 256 it costs a short run 0.2 nats.
+        initializer_range=shape.hidden_size**-0.5,
         tie_word_embeddings=shape.is_tied,
         bos_token_id=eot_id,
         eos_token_id=eot_id,

@@ -56,10 +56,10 @@ class ColumnLinear(torch.autograd.Function):
             return torch.nn.functional.linear(x_PI, weight_OI, bias_O)
         y_PO = x_PI.new_zeros(num_rows, num_units)
         for tile in tiles.forward:
-            out = y_PO[tile.rows, tile.units]
-            torch.mm(x_PI[tile.rows], weight_OI[tile.units].t(), out=out)
-            if bias_O is not None:
-                out += bias_O[tile.units]
+            bias = None if bias_O is None else bias_O[tile.units]
+            y_PO[tile.rows, tile.units] = torch.nn.functional.linear(
+                x_PI[tile.rows], weight_OI[tile.units], bias
+            )
         return y_PO
 
     @staticmethod
@@ -129,9 +129,7 @@ class RowLinear(torch.autograd.Function):
             else:
                 dx_PI = torch.zeros_like(x_PI)
                 for tile in tiles.input:
-                    torch.mm(
-                        dy_PO[tile.rows], weight_OI[:, tile.units], out=dx_PI[tile.rows, tile.units]
-                    )
+                    dx_PI[tile.rows, tile.units] = dy_PO[tile.rows] @ weight_OI[:, tile.units]
         if ctx.needs_input_grad[1]:
             if _covers(tiles.weight, *x_PI.shape):
                 dweight_OI = dy_PO.t() @ x_PI

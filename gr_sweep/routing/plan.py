@@ -21,9 +21,17 @@ CORE = "core"
 class ModelShape(Protocol):
     """What a plan reads of a Hugging Face config; `num_key_value_heads` is optional."""
 
-    num_hidden_layers: int
-    intermediate_size: int
-    num_attention_heads: int
+    @property
+    def num_hidden_layers(self) -> int:
+        """Decoder layers."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """MLP hidden units a layer."""
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads a layer."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import wandb
+from wandb.sdk import wandb_setup
 
 from gr_sweep.config import TrackingMode
 from gr_sweep.errors import ConfigError
@@ -107,14 +108,13 @@ class WandbTracker:
             run_config: plain nested dict.
         """
         self._last_step = 0
-        _settings()
+        self._run: wandb.Run | None = None
         run_id = _kept_run_id(folder / "wandb" / "run_id")
 
         def start(
             wandb_mode: Literal["online", "offline"], resume: Literal["allow"] | None
         ) -> wandb.Run:
             settings = wandb.Settings(
-                silent=True,
                 console="off",
                 disable_git=True,
                 disable_code=True,
@@ -139,19 +139,26 @@ class WandbTracker:
                 settings=settings,
             )
 
-        if mode is TrackingMode.online:
-            try:
-                self._run: wandb.Run | None = start("online", "allow")
-            except (wandb.Error, TimeoutError) as error:
-                _log.warning("W&B cannot be used online, logging offline instead: %s", _line(error))
-                # wandb's own process holds on to the id of the run that it could not open.
-                wandb.teardown()
-                _settings()
+        try:
+            _set_up()
+            if mode is TrackingMode.online:
+                try:
+                    self._run = start("online", "allow")
+                except (wandb.Error, TimeoutError) as error:
+                    _log.warning(
+                        "W&B cannot be used online, logging offline instead: %s", _line(error)
+                    )
+                    # wandb's process holds on to the id of the run that it could not open.
+                    wandb.teardown()
+                    _set_up()
+            if self._run is None:
                 self._run = start("offline", None)
-        else:
-            self._run = start("offline", None)
-        self._run.define_metric(STEP_FIELD, hidden=True)
-        self._run.define_metric("*", step_metric=STEP_FIELD)
+            self._run.define_metric(STEP_FIELD, hidden=True)
+            self._run.define_metric("*", step_metric=STEP_FIELD)
+            if self._run.url is not None:
+                _log.info("W&B run: %s", self._run.url)
+        except (wandb.Error, OSError) as error:
+            self._give_up(error)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a row on the axis `gr_sweep/step`."""
@@ -204,7 +211,7 @@ class WandbTracker:
         self._run = None
 
     def _give_up(self, error: Exception) -> None:
-        _log.warning("W&B logging stopped, metrics.jsonl goes on: %s", _line(error))
+        _log.warning("no W&B from here on, metrics.jsonl has every row: %s", _line(error))
         self._run = None
 
 
@@ -255,8 +262,23 @@ def _heat_map(rows: list[str], columns: list[str], values: list[list[float | Non
 
 
 def _settings() -> wandb.Settings:
-    """W&B's settings from the environment and its files, with its messages silenced. No network."""
-    return wandb.setup(wandb.Settings(silent=True)).settings
+    """W&B's settings from the environment and its files. Unlike wandb.setup() starts no process.
+
+    Its messages are silenced unless the user has said otherwise, which wandb reads just here.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")
+    return wandb_setup.singleton().settings
+
+
+def _set_up() -> None:
+    """Starts wandb's own process.
+
+    WANDB_SERVICE names the process of whoever started this one; it may be on another machine, or
+    gone, so a job has its own.
+    """
+    os.environ.pop("WANDB_SERVICE", None)
+    _settings()
+    wandb.setup()
 
 
 def _line(error: Exception) -> str:

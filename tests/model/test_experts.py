@@ -11,7 +11,7 @@ from tests.model.compare import gradients
 from tests.model.tiny import HIDDEN, LAYERS, tiny_ids, tiny_model
 from tests.reference import assert_same, loss_sum
 
-pytestmark = pytest.mark.usefixtures("exact_norms")
+pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
 DOMAINS = ["code", "biology", "creative"]
 COUNTS = {"code": 2, "biology": 3, "creative": 1}

@@ -10,7 +10,7 @@ from gr_sweep.routing.plan import RoutePlan
 from tests.model.tiny import FAMILIES, WHOLE_ATTENTION_ONLY, tiny_ids, tiny_model
 from tests.reference import assert_same
 
-pytestmark = pytest.mark.usefixtures("exact_norms")
+pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
 FLAT = ["code", "biology", "creative"]
 PLANS = {

@@ -14,7 +14,7 @@ from tests.model.compare import assert_follows_the_definition, route
 from tests.model.tiny import FAMILIES, WHOLE_ATTENTION_ONLY, tiny_ids, tiny_model
 from tests.reference import Cut, assert_same, loss_sum
 
-pytestmark = pytest.mark.usefixtures("exact_norms")
+pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
 DOMAINS = ["code", "biology", "creative"]
 PLANS = {

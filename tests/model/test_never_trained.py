@@ -8,7 +8,7 @@ from gr_sweep.routing.plan import RoutePlan
 from tests.model.tiny import tiny_ids, tiny_model
 from tests.reference import assert_same, loss_sum
 
-pytestmark = pytest.mark.usefixtures("exact_norms")
+pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
 DOMAINS = ["code", "biology", "creative"]
 RETAINED = ["code", "creative"]

@@ -13,7 +13,7 @@ from tests.model.compare import gradients, reference_of, route
 from tests.model.tiny import KV_HEADS, LAYERS, MLP, tiny_ids, tiny_model
 from tests.reference import Cut, assert_same, loss_sum, tokens_of_rows
 
-pytestmark = pytest.mark.usefixtures("exact_norms")
+pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
 FLAT = ["code", "biology", "creative"]
 NESTED = ["code", "biology", "biology/virology"]

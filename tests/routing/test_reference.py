@@ -17,7 +17,7 @@ from tests.reference import (
     tokens_of_rows,
 )
 
-pytestmark = pytest.mark.usefixtures("exact_norms")
+pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
 ONE = frozenset({"code"})
 TWO = frozenset({"biology"})

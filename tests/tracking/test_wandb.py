@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,17 @@ SUMMARY: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No key from the machine that the tests run on, and a server that nobody listens at."""
+    tracking_wandb.wandb.teardown()  # forgets the settings that an earlier test read
     for variable in list(os.environ):
         if variable.startswith("WANDB_"):
             monkeypatch.delenv(variable)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    tracking_wandb.wandb.teardown()  # forgets the settings that an earlier test read
+    yield
+    tracking_wandb.wandb.teardown()
 
 
 def run_job(folder: Path, mode: TrackingMode, *, fail: str | None = None) -> None:
@@ -213,7 +216,30 @@ def test_a_run_that_wandb_lost_costs_no_row_of_metrics_jsonl(
     for step in (1, 2):
         tracker.log(step, {"train/loss": 1.0})
     tracker.finish(SUMMARY)
-    assert caplog.text.count("W&B logging stopped") == 1
+    assert caplog.text.count("no W&B from here on") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_a_job_does_not_use_the_wandb_process_of_whoever_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "a process that ended"
+    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{gone}")
+    run_job(tmp_path / "job", TrackingMode.offline)
+    (run,) = runs_in(tmp_path / "job")
+    assert run["exit"] == 0
+
+
+def test_a_wandb_that_does_not_start_costs_no_row_of_metrics_jsonl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(**_: Any) -> None:
+        raise tracking_wandb.wandb.Error("wandb-core\ncould not be started")
+
+    monkeypatch.setattr(tracking_wandb.wandb, "init", broken)
+    run_job(tmp_path, TrackingMode.offline)
+    assert "no W&B from here on" in caplog.text
+    assert "wandb-core could not be started" in caplog.text
     assert len((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
