@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from gr_sweep.domains import check_domains, expand, is_under
+from gr_sweep.domains import check_domains, deepest_first, expand, is_under
 from gr_sweep.errors import ConfigError
 
 PER_DOMAIN_ANY = "*"
@@ -105,7 +105,8 @@ class ModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class DomainConfig:
-    """How a domain's documents are recognised; rules are tried in the order of the domains."""
+    """How a domain's documents are recognised; rules are tried in the order of the
+    domains, those below a domain before it."""
 
     source: str | None = None
     """Name of the file, folder or hub source that holds them; by default the first part of the
@@ -238,7 +239,7 @@ class MethodConfig:
 class TrainConfig:
     """The training loop."""
 
-    steps: int | None = 450
+    steps: int | None = 400
     """Optimizer steps; null with `tokens`."""
     tokens: int | None = None
     """Training tokens instead of steps; rounded up to whole steps."""
@@ -543,7 +544,8 @@ def _check_data(config: RunConfig, domains: tuple[str, ...]) -> None:
 
     rules = config.partition.domains
     taken: dict[str, str] = {}
-    for domain, rule in rules.items():
+    for domain in deepest_first(domains):
+        rule = rules[domain]
         source = source_of(domain, rule)
         if source in taken:
             raise ConfigError(

@@ -63,6 +63,16 @@ def expand(nodes: Iterable[str], domains: Sequence[str]) -> tuple[str, ...]:
     return tuple(domain for domain in domains if any(is_under(domain, node) for node in nodes))
 
 
+def deepest_first(domains: Sequence[str]) -> list[str]:
+    """The labels in their order, except that those below a label come before it."""
+    placed: list[str] = []
+    for domain in domains:
+        below = [other for other in domains if other != domain and is_under(other, domain)]
+        below.sort(key=lambda label: -label.count("/"))
+        placed += [label for label in [*below, domain] if label not in placed]
+    return placed
+
+
 def metric_name(domain: str) -> str:
     """The label as it stands in a metric key, where `/` separates the parts of the key."""
     return domain.replace("/", ".")

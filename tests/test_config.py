@@ -182,13 +182,20 @@ def test_a_rule_that_cannot_be_applied_is_refused(rule, message):
 
 
 def test_a_domain_behind_one_that_takes_everything_is_refused(tmp_path):
-    config = config_of("biology", "biology/virology", data__kind=DataKind.local)
+    config = config_of("biology", "genes", data__kind=DataKind.local)
     config.data.root = str(tmp_path)
-    config.partition.domains["biology/virology"].pattern = "virus"
-    with pytest.raises(ConfigError, match=r"biology/virology gets no document.*put .* first"):
+    config.partition.domains["genes"] = DomainConfig(source="biology", pattern="gene")
+    with pytest.raises(ConfigError, match=r"genes gets no document.*put genes first"):
         validate(config)
     rules = config.partition.domains
     config.partition.domains = dict(reversed(rules.items()))
+    validate(config)
+
+
+def test_a_label_below_another_is_tried_before_it_wherever_it_stands(tmp_path):
+    config = config_of("biology", "biology/virology", data__kind=DataKind.local)
+    config.data.root = str(tmp_path)
+    config.partition.domains["biology/virology"].pattern = "virus"
     validate(config)
 
 

@@ -47,7 +47,9 @@ def make_config(cache):
             ),
             data=parts.pop(
                 "data",
-                DataConfig(kind=DataKind.synthetic, documents=120, vocab_size=400, cache=str(cache)),
+                DataConfig(
+                    kind=DataKind.synthetic, documents=120, vocab_size=400, cache=str(cache)
+                ),
             ),
             train=parts.pop(
                 "train",
@@ -129,9 +131,7 @@ def test_a_dense_job_has_losses_and_no_separability(make_config, tmp_path):
     assert not [key for key in metrics if "separability" in key or "kept" in key]
 
 
-def test_a_filtered_job_never_sees_its_domain_and_is_read_on_it_all_the_same(
-    make_config, tmp_path
-):
+def test_a_filtered_job_never_sees_its_domain_and_is_read_on_it_all_the_same(make_config, tmp_path):
     method = MethodConfig(name=Method.filtered, without=["biology"])
     metrics = run(make_config(method=method), tmp_path)["metrics"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from gr_sweep.config import DomainConfig, PartitionConfig, source_of
-from gr_sweep.domains import check_domains, is_under
+from gr_sweep.domains import check_domains, deepest_first
 from gr_sweep.errors import ConfigError
 
 
@@ -58,14 +58,13 @@ class _Rule:
 class Rules:
     """The rules of a partition, in the order in which they are tried.
 
-    That is the order of the domains, except that a label comes before the labels it lies under. The
-    first rule that fits wins.
+    That is the order of `deepest_first`. The first rule that fits wins.
     """
 
     def __init__(self, partition: PartitionConfig) -> None:
         self.domains = check_domains(list(partition.domains))
         self._rules = [
-            _compile(domain, partition.domains[domain]) for domain in _deepest_first(self.domains)
+            _compile(domain, partition.domains[domain]) for domain in deepest_first(self.domains)
         ]
 
     @property
@@ -109,15 +108,6 @@ class Rules:
             for r in self._rules
             if r.source == source
         ]
-
-
-def _deepest_first(domains: tuple[str, ...]) -> list[str]:
-    placed: list[str] = []
-    for domain in domains:
-        below = [other for other in domains if other != domain and is_under(other, domain)]
-        below.sort(key=lambda label: -label.count("/"))
-        placed += [label for label in [*below, domain] if label not in placed]
-    return placed
 
 
 def _compile(domain: str, config: DomainConfig) -> _Rule:

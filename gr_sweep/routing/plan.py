@@ -350,7 +350,7 @@ def _share_out(num_units: int, shared: float, num_blocks: int, kind: str) -> tup
     if each == 0:
         what = "head groups" if kind == ATTN else "hidden units"
         raise PlanError(
-            f"plan.{kind}_shared={shared} leaves {num_units - core} of {num_units} {what} "
-            f"to {num_blocks} blocks; each needs one: lower plan.{kind}_shared or the number of blocks"
+            f"plan.{kind}_shared={shared} leaves {num_units - core} of {num_units} {what} to "
+            f"{num_blocks} blocks; each needs one: lower plan.{kind}_shared or have fewer domains"
         )
     return (core, *(each + (index < extra) for index in range(num_blocks)))

@@ -1,0 +1,64 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gr_sweep.domains import (
+    ancestors,
+    check_domains,
+    deepest_first,
+    expand,
+    is_under,
+    metric_name,
+)
+from gr_sweep.errors import ConfigError
+
+TREE = ("code", "biology", "biology/virology", "creative")
+
+
+def test_a_node_stands_for_the_labels_at_and_below_it():
+    assert expand(["biology"], TREE) == ("biology", "biology/virology")
+    assert expand(["creative", "code"], TREE) == ("code", "creative")
+    assert not is_under("biology2", "biology")
+
+
+def test_an_unknown_node_is_named_with_what_there_is():
+    with pytest.raises(ConfigError, match=r"unknown domain 'bio'; the domains are code, biology"):
+        expand(["bio"], TREE)
+
+
+@pytest.mark.parametrize(
+    ("domains", "message"),
+    [
+        ([], "no domains"),
+        (["code", "code"], "'code' is given twice"),
+        (["a b"], "'a b' is no label"),
+        (["/code"], "is no label"),
+        (["unlabelled"], "reserved"),
+        (["core"], "reserved"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(domains, message):
+    with pytest.raises(ConfigError, match=message):
+        check_domains(domains)
+
+
+def test_ancestors_go_from_the_top_down():
+    assert ancestors("a/b/c") == ["a", "a/b", "a/b/c"]
+
+
+def test_a_metric_key_has_a_dot_for_each_level():
+    assert metric_name("biology/virology") == "biology.virology"
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "b", "c", "a/x", "a/y", "a/x/1", "b/x", "c/z/1"]),
+        unique=True,
+        min_size=1,
+    )
+)
+def test_deepest_first_keeps_every_label_and_puts_none_after_what_it_lies_under(domains):
+    ordered = deepest_first(domains)
+    assert sorted(ordered) == sorted(domains)
+    for place, label in enumerate(ordered):
+        assert not any(is_under(label, earlier) for earlier in ordered[:place])
