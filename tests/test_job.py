@@ -91,8 +91,10 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
     assert summary["command"] == "gr-sweep a=1" and summary["domains"] == DOMAINS
     assert set(summary["fingerprints"]) == {"code", "config", "data"}
     rows = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").open()]
-    # Before training, at every log, and (four times a run) at every step, but for the end's own.
-    assert [row["step"] for row in rows if "eval/loss/code" in row] == [0, 1, 2, 3]
+    # Before training and four times in a run, here every step.
+    assert [row["step"] for row in rows if "eval/loss/code" in row] == [0, 1, 2, 3, 4]
+    last = [row["eval/loss/code"] for row in rows if "eval/loss/code" in row][-1]
+    assert last == pytest.approx(metrics["loss/full/code"])
     assert [row["step"] for row in rows if "train/loss/code" in row] == [2, 4]
 
 

@@ -50,6 +50,7 @@ from gr_sweep.data.rows import rows_per_label
 from gr_sweep.errors import ConfigError
 from gr_sweep.model.sizes import shape_of
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.tracking import check_tracking
 
 _MERGING = "Error merging override "
 """How Hydra begins what it says of an override that does not fit."""
@@ -281,9 +282,11 @@ def _check_fit(config: RunConfig) -> None:
     """Checks the config against the parts that will read it; they do so without torch.
 
     Raises:
-        ConfigError: an unknown size, or a micro-batch that cannot hold the row groups.
+        ConfigError: an unknown size, a micro-batch that cannot hold the row groups, or tracking that
+            has no key.
         PlanError: a plan that the model has too few units or layers for.
     """
+    check_tracking(config.tracking)
     routes = config.method.name is Method.routed
     rows_per_label(
         list(config.partition.domains),

@@ -89,7 +89,8 @@ def train(
         routed: the model, on `device`.
         batches: token ids by step.
         config: steps, batch, optimizer and how often to log and save.
-        eval_every: steps between calls of `evaluate`; None for four in a run.
+        eval_every: steps between calls of `evaluate`, which is also called before the first step and
+            after the last; None for four in a run.
         evaluate: metrics of the model as it stands.
         tracker: takes the rows.
         checkpoints: where the run is saved, and taken up.
@@ -147,7 +148,7 @@ def train(
                 tracker.log(state.step, row)
                 sums = _Sums({}, {})
             with clock.paused(state):
-                if state.step % eval_every == 0 and not is_last:
+                if state.step % eval_every == 0 or is_last:
                     tracker.log(state.step, evaluate())
                     routed.model.train()
                 if is_last or _is_due(config.checkpoint_every, state.step):

@@ -89,8 +89,9 @@ def weights(routed: RoutedModel) -> dict[str, torch.Tensor]:
 
 def test_rows_tell_loss_by_domain_norm_by_owner_set_rate_tokens_and_time(tmp_path):
     _, state, rows = run(tmp_path)
-    assert [step for step, _ in rows] == [0, 2, 3, 4, 6]
-    last = rows[-1][1]
+    assert [step for step, _ in rows] == [0, 2, 3, 4, 6, 6]
+    assert set(rows[-1][1]) == {"eval/loss/code"}
+    last = rows[-2][1]
     assert set(last) == {
         "train/loss", "train/loss/code", "train/loss/biology",
         "train/grad_norm/core", "train/grad_norm/code", "train/grad_norm/biology",
@@ -126,8 +127,8 @@ def test_killed_job_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, edge
         run(tmp_path / "killed", routed=make_routed(edges), batches=DiesInStep5())
     resumed, state, rows = run(tmp_path / "killed", routed=make_routed(edges))
     assert state.step == 6 and state.tokens == 6 * 8 * 6
-    assert [step for step, _ in rows] == [6], "goes on from the checkpoint of step 4"
-    assert rows[-1][1]["train/loss"] == whole_rows[-1][1]["train/loss"]
+    assert [step for step, _ in rows] == [6, 6], "goes on from the checkpoint of step 4"
+    assert rows[0][1]["train/loss"] == whole_rows[-2][1]["train/loss"]
     for name, value in weights(whole).items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
