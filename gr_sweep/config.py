@@ -420,16 +420,36 @@ def effective(config: RunConfig) -> RunConfig:
 
     A sweep gives one `plan` or `method.without` to jobs of every method: a dense or filtered run
     has no plan whatever `plan` says, without a plan nothing is cut, `plan.forget` is for the plan
-    of that name and `method.without` for filtered runs. Here is the one place that says so.
+    of that name and `method.without` for filtered runs. Label noise concerns routing alone, and the
+    knobs of the generated text that text alone. Here is the one place that says so.
     """
     plan, edges, route, method = config.plan, config.edges, config.route, config.method
     if method.name is not Method.filtered:
         method = MethodConfig(name=method.name)
+    partition, data = config.partition, config.data
     if method.name is not Method.routed or plan.kind is PlanKind.none:
         plan, edges, route = PlanConfig(kind=PlanKind.none), Edges.none, RouteConfig()
+        partition = dataclasses.replace(partition, unlabelled=0.0, mislabelled=0.0)
     elif plan.kind is not PlanKind.forget:
         plan = dataclasses.replace(plan, forget=[])
-    return dataclasses.replace(config, plan=plan, edges=edges, route=route, method=method)
+    if data.kind is not DataKind.synthetic:
+        plain = DataConfig()
+        data = dataclasses.replace(
+            data,
+            overlap=plain.overlap,
+            spurious=plain.spurious,
+            documents=plain.documents,
+            seed=plain.seed,
+        )
+    return dataclasses.replace(
+        config,
+        plan=plan,
+        edges=edges,
+        route=route,
+        method=method,
+        partition=partition,
+        data=data,
+    )
 
 
 def source_of(domain: str, rule: DomainConfig) -> str:

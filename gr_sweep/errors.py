@@ -28,6 +28,10 @@ class TrainError(GrSweepError):
     """Training that cannot go on: a loss that is not finite."""
 
 
+class JobError(GrSweepError):
+    """A job that cannot be run where it was asked for."""
+
+
 class CheckpointError(GrSweepError):
     """A checkpoint that cannot be read or belongs to another run."""
 

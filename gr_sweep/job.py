@@ -1,6 +1,5 @@
 """One job, from its config to summary.json: the one place that wires the parts together."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -13,18 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
-from gr_sweep.config import Device, Method, RunConfig, fingerprint, to_plain
+from gr_sweep.config import Device, RunConfig, fingerprint, to_plain
 from gr_sweep.data.batches import Batches, heldout_chunks
 from gr_sweep.data.prepare import TokenData, prepare_data
-from gr_sweep.domains import expand
-from gr_sweep.errors import ModelError
+from gr_sweep.errors import JobError, ModelError
 from gr_sweep.eval.loss import loss_table
 from gr_sweep.eval.removal import removal_losses
+from gr_sweep.files import write_whole
 from gr_sweep.metrics import keys
 from gr_sweep.metrics.cost import flops_per_token
 from gr_sweep.metrics.losses import View, summarize_losses, write_losses
+from gr_sweep.model.families import family_of
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model, shape_of
 from gr_sweep.routing.plan import RoutePlan
@@ -58,8 +59,22 @@ def run_job(
     """
     if (folder / SUMMARY).exists():
         return
-    started = datetime.now(UTC)
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            _run_locked(config, folder, sweep=sweep, overrides=overrides, command=command)
+    except Timeout as error:
+        raise JobError(
+            f"{folder} is being run by another process; wait for it, or stop it"
+        ) from error
+
+
+def _run_locked(
+    config: RunConfig, folder: Path, *, sweep: str, overrides: list[str], command: str
+) -> None:
+    if (folder / SUMMARY).exists():  # finished by another process a moment ago
+        return
+    started = datetime.now(UTC)
     device = _device(config.train.device)
     data = prepare_data(config.data, config.partition, config.model.path, config.model.gguf_file)
     batches = make_batches(config, data)
@@ -116,6 +131,7 @@ def run_job(
             routed,
             batches,
             config.train,
+            seed=config.seed,
             eval_every=config.eval.every,
             evaluate=evaluate,
             tracker=tracker,
@@ -147,29 +163,24 @@ def run_job(
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        write_whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        # W&B first: a job with a summary is done, and nobody would come back to finish its W&B run.
         tracker.finish(summary)
+        write_whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
 def make_batches(config: RunConfig, data: TokenData) -> Batches:
-    """The job's micro-batches.
-
-    Dense and filtered runs read by the true label: routing's view of the labels does not concern
-    them.
-    """
-    routes = config.method.name is Method.routed
-    without = expand(config.method.without, data.domains) if config.method.without else ()
+    """The job's micro-batches. Label noise is routing's alone: `config.effective` sees to that."""
     return Batches(
         data.train,
         data.domains,
         weights=config.data.weights,
-        unlabelled=config.partition.unlabelled if routes else 0.0,
-        mislabelled=config.partition.mislabelled if routes else 0.0,
+        unlabelled=config.partition.unlabelled,
+        mislabelled=config.partition.mislabelled,
         batch_sequences=config.train.batch_sequences,
         micro_batch_sequences=config.train.micro_batch_sequences,
         sequence_length=config.train.sequence_length,
         seed=config.seed,
-        without=without,
+        without=config.method.without,
     )
 
 
@@ -177,7 +188,9 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
     """The model, from random weights or a checkpoint, with its plan laid over it."""
     if config.model.path is not None:
         model = _pretrained(config.model.path, config.model.gguf_file)
-        vocab_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+        family_of(model.config)
+        embeddings: Any = model.get_input_embeddings()
+        vocab_size = embeddings.weight.shape[0]
         if data.vocab_size > vocab_size:
             raise ModelError(
                 f"the tokenizer has {data.vocab_size} tokens, {config.model.path} {vocab_size};"
@@ -214,13 +227,14 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
 
 
 def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path, gguf_file=gguf_file, dtype=torch.float32
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"model.path={path} cannot be loaded: {reason}") from error
     return model
@@ -298,17 +312,3 @@ def code_fingerprint() -> str:
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes the file beside its place, syncs it, and moves it there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()

@@ -21,6 +21,7 @@ PACKAGE = Path(gr_sweep.__file__).parent
 ORDER = (
     "errors",
     "domains",
+    "files",
     "config",
     "routing",
     "model",
@@ -40,7 +41,7 @@ ORDER = (
 MAY_IMPORT = {
     "routing": {"errors", "domains", "routing"},
     "model": {"errors", "domains", "routing", "model"},
-    "report": {"errors", "domains", "config", "metrics", "report"},
+    "report": {"errors", "domains", "files", "config", "metrics", "report"},
     "cli": {*ORDER, "report", "gr_sweep"},
 } | {
     part: set(ORDER[: ORDER.index(part) + 1])
@@ -56,7 +57,7 @@ ONLY_IN = {
 }
 """Packages that one part alone may name."""
 
-WITHOUT_TORCH = ("errors", "domains", "config", "metrics", "report", "tracking")
+WITHOUT_TORCH = ("errors", "domains", "files", "config", "metrics", "report", "tracking")
 """Parts that never name torch."""
 
 

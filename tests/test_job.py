@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
+from filelock import FileLock
 
 from gr_sweep.config import (
     DataConfig,
@@ -26,7 +28,7 @@ from gr_sweep.config import (
     effective,
     validate,
 )
-from gr_sweep.errors import CheckpointError, ModelError
+from gr_sweep.errors import CheckpointError, JobError, ModelError, PlanError
 from gr_sweep.job import run_job
 
 DOMAINS = ["code", "biology", "creative"]
@@ -76,7 +78,7 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
     summary = run(make_config(), tmp_path / "job")
     names = {path.name for path in (tmp_path / "job").iterdir()}
     assert names == {
-        "summary.json", "metrics.jsonl", "plan.json", "document_losses.csv", "checkpoints",
+        "summary.json", "metrics.jsonl", "plan.json", "document_losses.csv", "checkpoints", ".lock",
     }  # fmt: skip
     metrics = summary["metrics"]
     for d in DOMAINS:
@@ -213,12 +215,28 @@ def test_a_pretrained_model_brings_its_weights_and_tokenizer(make_config, tmp_pa
     assert rows[0]["eval/loss/code"] == pytest.approx(math.log(300), abs=0.3)
 
 
-def test_a_model_that_is_not_there_is_one_line(make_config, tmp_path):
-    config = make_config(
-        model=ModelConfig(size=None, path=str(tmp_path / "nowhere")),
-        data=DataConfig(documents=120, vocab_size=400, tokenizer=None),
-    )
-    with pytest.raises(Exception) as caught:
+def test_a_second_process_leaves_a_running_job_alone(make_config, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(JobError, match="run by another process"):
+        run(make_config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_family_that_cannot_be_routed_is_named(make_config, tmp_path, pretrained):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    AutoTokenizer.from_pretrained(pretrained).save_pretrained(tmp_path / "gpt2")
+    shape = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(shape).save_pretrained(tmp_path / "gpt2")
+    config = make_config(model=ModelConfig(size=None, path=str(tmp_path / "gpt2")))
+    with pytest.raises(PlanError, match="'gpt2' cannot be routed; known are llama"):
         run(config, tmp_path / "job")
-    assert isinstance(caught.value, ModelError) or "nowhere" in str(caught.value)
-    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_checkpoint_of_a_model_is_one_line(make_config, tmp_path, pretrained):
+    folder = tmp_path / "model"
+    shutil.copytree(pretrained, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    config = make_config(model=ModelConfig(size=None, path=str(folder)))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        run(config, tmp_path / "job")

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import enum
 import hashlib
+import json
 import os
 import re
 import types
@@ -40,7 +41,7 @@ from omegaconf.errors import (
 from gr_sweep.cli.schema import DEFAULT_GROUPS, OPTIONAL_GROUPS, conf_dir
 from gr_sweep.config import (
     NO_EFFECT_ON_RESULT,
-    Method,
+    ModelConfig,
     RunConfig,
     effective,
     fingerprint,
@@ -48,8 +49,8 @@ from gr_sweep.config import (
 )
 from gr_sweep.data.rows import rows_per_label
 from gr_sweep.errors import ConfigError
-from gr_sweep.model.sizes import shape_of
-from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.model.sizes import Size, shape_of
+from gr_sweep.routing.plan import ModelShape, RoutePlan
 from gr_sweep.tracking import check_tracking
 
 _MERGING = "Error merging override "
@@ -282,30 +283,60 @@ def _check_fit(config: RunConfig) -> None:
     """Checks the config against the parts that will read it; they do so without torch.
 
     Raises:
-        ConfigError: an unknown size, a micro-batch that cannot hold the row groups, or tracking that
-            has no key.
+        ConfigError: an unknown size, a micro-batch that cannot hold the row groups, or tracking
+            that has no key.
         PlanError: a plan that the model has too few units or layers for.
     """
     check_tracking(config.tracking)
-    routes = config.method.name is Method.routed
     rows_per_label(
         list(config.partition.domains),
         config.data.weights,
-        config.partition.unlabelled if routes else 0.0,
+        config.partition.unlabelled,
         config.train.micro_batch_sequences or config.train.batch_sequences,
     )
-    if config.model.size is None:
+    shape = _shape(config.model)
+    if shape is None:
         return
     plan = config.plan
     RoutePlan.make(
         plan.kind.value,
-        shape_of(config.model.size, config.model.intermediate_size),
+        shape,
         domains=list(config.partition.domains),
         forget=plan.forget,
         mlp_shared=plan.mlp_shared,
         attn_shared=plan.attn_shared,
         layers=plan.layers,
     )
+
+
+def _shape(model: ModelConfig) -> ModelShape | None:
+    """What a plan needs to know of the model; None where that is known when it is loaded.
+
+    Raises:
+        ConfigError: a size that is unknown, a folder that holds no config.json.
+    """
+    if model.size is not None:
+        return shape_of(model.size, model.intermediate_size)
+    assert model.path is not None  # validate
+    folder = Path(model.path)
+    if model.gguf_file is not None or not (folder.exists() or folder.is_absolute()):
+        return None
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return Size(
+            content["hidden_size"],
+            content["intermediate_size"],
+            content["num_hidden_layers"],
+            content["num_attention_heads"],
+            content.get("num_key_value_heads") or content["num_attention_heads"],
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"model.path={model.path} is no checkpoint folder: config.json cannot be read "
+            f"({error.strerror})"
+        ) from error
+    except (ValueError, KeyError, TypeError):
+        return None  # a family that calls them otherwise; the job says whether it can be routed
 
 
 def _job_name(config: RunConfig, overrides: Sequence[str]) -> str:

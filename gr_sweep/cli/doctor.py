@@ -17,7 +17,7 @@ from pathlib import Path
 
 import gr_sweep
 from gr_sweep.config import DataConfig, TrackingMode
-from gr_sweep.errors import GrSweepError
+from gr_sweep.errors import ConfigError, GrSweepError
 
 NEEDED = (
     "torch",
@@ -164,7 +164,10 @@ def wandb_login() -> Finding:
         from gr_sweep.tracking.wandb import key_source, resolve_mode
     except ImportError as error:
         return Finding(Mark.broken, "w&b", f"cannot be imported: {error}")
-    source = key_source()
+    try:
+        source = key_source()
+    except ConfigError as error:
+        return Finding(Mark.note, "w&b", str(error))
     mode = resolve_mode(TrackingMode.auto)
     if source is None:
         found = f"no key, so tracking=auto is {mode.value}; `wandb login` adds one"

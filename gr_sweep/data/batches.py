@@ -24,6 +24,8 @@ from gr_sweep.errors import ConfigError, DataError
 IGNORED = -100
 """Target that counts in no loss: padding."""
 
+_LONGEST_CYCLE = 10_000
+"""Turns of a mixture before it repeats."""
 _FINEST_SHARE = 1000
 """Largest denominator of a domain's share of the unlabelled rows."""
 
@@ -144,7 +146,9 @@ class _Mixture:
         total = sum(shares)
         coarse = [(share / total).limit_denominator(_FINEST_SHARE) for share in shares]
         unit = lcm(*(share.denominator for share in coarse))
-        counts = [max(1, int(share * unit)) for share in coarse]
+        if unit > _LONGEST_CYCLE:  # odd shares: the nearest thousandths instead
+            coarse, unit = [share / total for share in shares], _FINEST_SHARE
+        counts = [max(1, round(share * unit)) for share in coarse]
         self._streams = streams
         self._turns, self._counts = _even_turns(counts), counts
         self._places = [
@@ -338,8 +342,9 @@ def heldout_chunks(
         ids.append(f"{int(shard.ids[index]):016x}")
         lengths.append(len(targets))
         num_bytes.append(int(shard.num_bytes[index]) * len(targets) / len(document))
-    input_ids_MT = np.full((len(rows), sequence_length), eot_id, dtype=np.int64)
-    targets_MT = np.full((len(rows), sequence_length), IGNORED, dtype=np.int64)
+    width = max((len(inputs) for _, inputs, _ in rows), default=0)
+    input_ids_MT = np.full((len(rows), width), eot_id, dtype=np.int64)
+    targets_MT = np.full((len(rows), width), IGNORED, dtype=np.int64)
     for row, (_, inputs, targets) in enumerate(rows):
         input_ids_MT[row, : len(inputs)] = inputs
         targets_MT[row, : len(targets)] = targets

@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from gr_sweep.errors import DataError
+from gr_sweep.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -214,9 +215,7 @@ def content_keys(paths: Sequence[Path], memory: Path) -> list[str]:
         # Remembering saves time and nothing else: a cache that cannot be written may still be read.
         with contextlib.suppress(OSError):
             memory.parent.mkdir(parents=True, exist_ok=True)
-            file = memory.with_name(f"{memory.name}.{os.getpid()}")
-            file.write_text(json.dumps(remembered))
-            os.replace(file, memory)
+            write_whole(memory, json.dumps(remembered))
     return keys
 
 

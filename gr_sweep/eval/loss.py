@@ -1,39 +1,27 @@
-"""Losses of held-out documents, one sum a document.
+"""Losses of held-out documents, one sum a document."""
 
-M windows of held-out text, T positions.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
+from gr_sweep.data.batches import HeldoutChunks
 from gr_sweep.metrics.losses import DocumentLoss, View
-
-
-class HeldOut(Protocol):
-    """One domain's held-out documents, cut into windows."""
-
-    input_ids: np.ndarray
-    """int64 [M, T], padded at the end of a window."""
-    targets: np.ndarray
-    """int64 [M, T], -100 where there is nothing to predict."""
-    rows: np.ndarray
-    """int64 [M]: which document a window is of."""
-    ids: Sequence[str]
-    """Hash of each document, 16 hexadecimal digits."""
-    num_tokens: np.ndarray
-    """int64 a document: tokens that have a loss."""
-    num_bytes: np.ndarray
-    """A document's UTF-8 bytes that were read."""
 
 
 @torch.no_grad()
 def document_losses(
-    logits_of: Callable[..., Any], held_out: HeldOut, *, batch_sequences: int, device: torch.device
+    logits_of: Callable[..., Any],
+    held_out: HeldoutChunks,
+    *,
+    batch_sequences: int,
+    device: torch.device,
 ) -> np.ndarray:
-    """Summed negative log likelihood in nats of each document, float64."""
+    """Summed negative log likelihood in nats of each document, float64 [documents].
+
+    M windows of held-out text, T positions.
+    """
     sums = np.zeros(len(held_out.ids))
     for start in range(0, len(held_out.input_ids), batch_sequences):
         part = slice(start, start + batch_sequences)
@@ -50,7 +38,7 @@ def document_losses(
 
 def loss_table(
     logits_of: Callable[..., Any],
-    held_out: Mapping[str, HeldOut],
+    held_out: Mapping[str, HeldoutChunks],
     *,
     view: View,
     part: str,

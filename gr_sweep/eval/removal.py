@@ -5,14 +5,15 @@ from collections.abc import Mapping
 
 import torch
 
-from gr_sweep.eval.loss import HeldOut, loss_table
+from gr_sweep.data.batches import HeldoutChunks
+from gr_sweep.eval.loss import loss_table
 from gr_sweep.metrics.losses import DocumentLoss, View
 from gr_sweep.model.route import RoutedModel
 
 
 def removal_losses(
     routed: RoutedModel,
-    held_out: Mapping[str, HeldOut],
+    held_out: Mapping[str, HeldoutChunks],
     *,
     batch_sequences: int,
     device: torch.device,
@@ -32,7 +33,7 @@ def removal_losses(
     rows = list(full)
     views = [(View.removed, domain, plan.removed_by([domain])) for domain in plan.removable()]
     if len(plan.blocks) > 1:
-        views += [(View.kept, domain, plan.kept_off([domain])) for domain in plan.domains]
+        views += [(View.kept, domain, plan.kept_off([domain])) for domain in plan.nodes]
     for view, domain, off in views:
         if off not in by_blocks_off:
             context = routed.remove([domain]) if view is View.removed else routed.keep([domain])

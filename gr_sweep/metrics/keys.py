@@ -11,6 +11,8 @@ TRAIN_LR = "train/lr"
 TRAIN_TOKENS = "train/tokens"
 TRAIN_TOKENS_PER_SECOND = "train/tokens_per_second"
 
+TIME_S = "time_s"
+
 COST_TOKENS_PER_SECOND = "cost/tokens_per_second"
 COST_TRAIN_SECONDS = "cost/train_seconds"
 COST_EVAL_SECONDS = "cost/eval_seconds"

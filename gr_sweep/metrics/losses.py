@@ -7,8 +7,8 @@ of models and of how the losses were computed.
 
 import csv
 import enum
+import io
 import math
-import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gr_sweep.errors import DataError
+from gr_sweep.files import write_whole
 from gr_sweep.metrics import bootstrap, keys, separability, utility
 
 FloatArray = npt.NDArray[np.float64]
@@ -51,15 +52,12 @@ class DocumentLoss(NamedTuple):
 
 def write_losses(path: Path, rows: Iterable[DocumentLoss]) -> None:
     """Write document_losses.csv whole: losses as text that reads back to the same float."""
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(DocumentLoss._fields)
-        # csv writes a float as repr does, which is what makes it read back.
-        writer.writerows(row._replace(loss_nats=float(row.loss_nats)) for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(DocumentLoss._fields)
+    # csv writes a float as repr does, which is what makes it read back.
+    writer.writerows(row._replace(loss_nats=float(row.loss_nats)) for row in rows)
+    write_whole(path, text.getvalue())
 
 
 def read_losses(path: Path) -> list[DocumentLoss]:

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gr_sweep.model.families import family_of
-from gr_sweep.routing.plan import ATTN, MLP
+from gr_sweep.model.families import UnitLinear, family_of
+from gr_sweep.routing.plan import ATTN, MLP, RoutePlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from gr_sweep.model.route import RoutedModel, UnitLinear
 
-
-def extract(routed: "RoutedModel", keep: Iterable[str]) -> "PreTrainedModel":
+def extract(
+    model: "PreTrainedModel",
+    plan: RoutePlan,
+    unit_linears: Iterable[UnitLinear],
+    keep: Iterable[str],
+) -> "PreTrainedModel":
     """The network of the core and every block that a domain of `keep` owns.
 
     Hugging Face configs know one width for all layers: where layers keep different numbers of
@@ -28,22 +31,23 @@ def extract(routed: "RoutedModel", keep: Iterable[str]) -> "PreTrainedModel":
     does).
 
     Args:
-        routed: the model; it is left as it is.
+        model: a model that is routed by `plan`; it is left as it is.
+        unit_linears: its linears that hold units of the plan.
         keep: domains, or nodes of their tree.
 
     Returns:
-        A model of the same class, type and device whose logits equal those of `routed.keep(keep)`.
+        A model of the same class, type and device whose logits equal those of `keep(keep)`.
     """
-    off = routed.plan.kept_off(keep)
-    kept = [index for index in range(len(routed.plan.blocks)) if index not in off]
-    plain_config: Any = routed.model.config
+    off = plan.kept_off(keep)
+    kept = [index for index in range(len(plan.blocks)) if index not in off]
+    plain_config: Any = model.config
     config = copy.deepcopy(plain_config)
     num_groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     widths = {MLP: config.intermediate_size, ATTN: num_groups}
     for kind, units in list(widths.items()):
         sizes = [
             sum(split.sizes[block] for block in kept)
-            for (_, split_kind), split in routed.plan.splits.items()
+            for (_, split_kind), split in plan.splits.items()
             if split_kind == kind
         ]
         if sizes and len(sizes) == config.num_hidden_layers:
@@ -62,29 +66,27 @@ def extract(routed: "RoutedModel", keep: Iterable[str]) -> "PreTrainedModel":
         config.num_attention_heads = widths[ATTN] * per_group
         config.num_key_value_heads = widths[ATTN]
 
-    state = {name: tensor.detach().clone() for name, tensor in routed.model.state_dict().items()}
-    names = {module: name for name, module in routed.model.named_modules()}
-    for linear in routed.unit_linears:
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    names = {module: name for name, module in model.named_modules()}
+    for linear in unit_linears:
         name = names[linear.module]
         width = widths[linear.kind] * linear.width
         dim = 1 if linear.is_row else 0
         state[f"{name}.weight"] = _kept(state[f"{name}.weight"], linear, kept, dim, width)
         if not linear.is_row and linear.module.bias is not None:
             state[f"{name}.bias"] = _kept(state[f"{name}.bias"], linear, kept, 0, width)
-    plain_class: Any = type(routed.model)
+    plain_class: Any = type(model)
     with torch.random.fork_rng():
         small: PreTrainedModel = plain_class(config)
-    first = next(routed.model.parameters())
+    first = next(model.parameters())
     small.to(device=first.device, dtype=first.dtype)  # type: ignore[call-arg]
     small.load_state_dict(state)
     small.tie_weights()
-    small.train(routed.model.training)
+    small.train(model.training)
     return small
 
 
-def _kept(
-    tensor: Tensor, linear: "UnitLinear", kept: Iterable[int], dim: int, width: int
-) -> Tensor:
+def _kept(tensor: Tensor, linear: UnitLinear, kept: Iterable[int], dim: int, width: int) -> Tensor:
     """The kept blocks' rows (dim 0) or columns (dim 1), padded with zeros to `width`."""
     parts = [
         tensor.narrow(dim, u.start, u.stop - u.start)

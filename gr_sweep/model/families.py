@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.plan import ATTN, MLP, RoutePlan
+from gr_sweep.routing.linears import Units
+from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
 
 
 @dataclass(frozen=True)
@@ -101,3 +102,52 @@ def check_plan(plan: RoutePlan, config: Any) -> None:
 def decoder_layers(model: nn.Module, family: Family) -> Sequence[nn.Module]:
     """The model's decoder layers, first to last."""
     return list(model.get_submodule(family.layers).children())
+
+
+@dataclass(frozen=True)
+class UnitLinear:
+    """A linear that holds units of one layer and kind."""
+
+    module: nn.Linear
+    kind: str
+    """"mlp" or "attn"."""
+    split: Split
+    width: int
+    """Rows or columns of the weight that a unit has."""
+    is_row: bool
+    """Units are columns of the weight (down, o), not rows (gate, up, q, k, v)."""
+
+    @property
+    def units(self) -> Units:
+        """The features of each block."""
+        return self.split.slices(self.width)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those whose rows or columns are units; the bias of a row map is none of them."""
+        weight, bias = self.module.weight, self.module.bias
+        return [weight] if self.is_row or bias is None else [weight, bias]
+
+
+def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
+    """The linears of `model` that hold units of the plan."""
+    if not plan.splits:
+        return []
+    config: Any = model.config
+    family = family_of(config)
+    layers = decoder_layers(model, family)
+    found: list[UnitLinear] = []
+    for (layer, kind), split in plan.splits.items():
+        if kind == MLP:
+            names: tuple[str, ...] = family.mlp_in
+            out_name = family.mlp_out
+        else:
+            assert family.heads_in is not None and family.heads_out is not None  # check_plan
+            names, out_name = family.heads_in, family.heads_out
+        for name in (*names, out_name):
+            module = layers[layer].get_submodule(name)
+            assert isinstance(module, nn.Linear)
+            is_row = name == out_name
+            features = module.in_features if is_row else module.out_features
+            found.append(UnitLinear(module, kind, split, features // split.num_units, is_row))
+    return found

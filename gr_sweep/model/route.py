@@ -6,14 +6,20 @@ G = key-value groups of attention heads, F = MLP hidden units, D = residual widt
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from gr_sweep.errors import PlanError
-from gr_sweep.model.families import check_plan, decoder_layers, family_of
+from gr_sweep.model.extract import extract
+from gr_sweep.model.families import (
+    UnitLinear,
+    check_plan,
+    decoder_layers,
+    family_of,
+    unit_linears,
+)
 from gr_sweep.routing.edges import route_weights
 from gr_sweep.routing.linears import (
     RoutedColumnLinear,
@@ -25,64 +31,14 @@ from gr_sweep.routing.linears import (
     RoutingState,
     RowRouting,
     TokenRouting,
-    Units,
     swap_class,
     unswap_class,
 )
-from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
+from gr_sweep.routing.plan import ATTN, RoutePlan
 from gr_sweep.routing.rows import RowGroup, row_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class UnitLinear:
-    """A linear that holds units of one layer and kind."""
-
-    module: nn.Linear
-    kind: str
-    """"mlp" or "attn"."""
-    split: Split
-    width: int
-    """Rows or columns of the weight that a unit has."""
-    is_row: bool
-    """Units are columns of the weight (down, o), not rows (gate, up, q, k, v)."""
-
-    @property
-    def units(self) -> Units:
-        """The features of each block."""
-        return self.split.slices(self.width)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Those whose rows or columns are units; the bias of a row map is none of them."""
-        weight, bias = self.module.weight, self.module.bias
-        return [weight] if self.is_row or bias is None else [weight, bias]
-
-
-def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
-    """The linears of `model` that hold units of the plan."""
-    if not plan.splits:
-        return []
-    config: Any = model.config
-    family = family_of(config)
-    layers = decoder_layers(model, family)
-    found: list[UnitLinear] = []
-    for (layer, kind), split in plan.splits.items():
-        if kind == MLP:
-            names: tuple[str, ...] = family.mlp_in
-            out_name = family.mlp_out
-        else:
-            assert family.heads_in is not None and family.heads_out is not None  # check_plan
-            names, out_name = family.heads_in, family.heads_out
-        for name in (*names, out_name):
-            module = layers[layer].get_submodule(name)
-            assert isinstance(module, nn.Linear)
-            is_row = name == out_name
-            features = module.in_features if is_row else module.out_features
-            found.append(UnitLinear(module, kind, split, features // split.num_units, is_row))
-    return found
 
 
 class RoutedModel:
@@ -162,9 +118,7 @@ class RoutedModel:
     def extract(self, keep: Iterable[str]) -> "PreTrainedModel":
         """An ordinary model without the switched-off units; its logits are those of
         `keep(keep)`."""
-        from gr_sweep.model.extract import extract
-
-        return extract(self, keep)
+        return extract(self.model, self.plan, self.unit_linears, keep)
 
     def owner_sets(self) -> dict[str, list[Tensor]]:
         """Views of all parameters, by the name of the block they belong to.

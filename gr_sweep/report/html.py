@@ -8,7 +8,6 @@ import datetime
 import importlib.resources
 import json
 import math
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from gr_sweep import domains
 from gr_sweep.errors import ReportError
+from gr_sweep.files import write_whole
 from gr_sweep.metrics import keys
 from gr_sweep.report import figures
 from gr_sweep.report.collect import (
@@ -52,9 +52,9 @@ def write_report(folder: Path) -> Path:
     try:
         report.mkdir(exist_ok=True)
         if sweep.jobs:
-            _write_whole(report / "results.csv", results(sweep).to_csv(index=False))
+            write_whole(report / "results.csv", results(sweep).to_csv(index=False))
         page = report / "index.html"
-        _write_whole(page, render(sweep))
+        write_whole(page, render(sweep))
     except OSError as error:
         raise ReportError(f"{report} cannot be written: {error.strerror}") from error
     return page
@@ -358,12 +358,3 @@ def _cost(key: str, value: float) -> str:
     if key.endswith("seconds"):
         return f"{value:,.1f} s"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

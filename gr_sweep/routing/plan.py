@@ -254,9 +254,14 @@ class RoutePlan:
         kept = _expanded(nodes, self.domains)
         return self.off_blocks(label for label in self.domains if label not in kept)
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Every node of the domain tree, labels among them; without nesting just the labels."""
+        return tuple(dict.fromkeys(node for label in self.domains for node in ancestors(label)))
+
     def removable(self) -> tuple[str, ...]:
-        """Labels that own a block that nobody else owns: those with a separability."""
-        return tuple(label for label in self.domains if self.off_blocks([label]))
+        """Nodes that own a block that nobody outside them owns: those with a separability."""
+        return tuple(node for node in self.nodes if self.removed_by([node]))
 
     def to_json(self) -> str:
         """The plan as text, the content of plan.json."""

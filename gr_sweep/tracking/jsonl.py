@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.errors import CheckpointError
+from gr_sweep.files import whole_file
 from gr_sweep.tracking.base import STEP
 
 
@@ -43,13 +44,9 @@ class JsonlTracker:
         kept = [line for number, line in enumerate(lines, 1) if self._step(number, line) <= step]
         if len(kept) == len(lines):
             return
-        beside = self.path.with_name(self.path.name + ".tmp")
-        with open(beside, "wb") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
         self._file.close()
-        os.replace(beside, self.path)
+        with whole_file(self.path) as file:
+            file.writelines(kept)
         self._file = FileIO(self.path, "ab")
 
     def sync(self) -> None:

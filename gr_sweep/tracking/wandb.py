@@ -22,6 +22,7 @@ from wandb.sdk import wandb_setup
 
 from gr_sweep.config import TrackingMode
 from gr_sweep.errors import ConfigError
+from gr_sweep.files import write_whole
 from gr_sweep.metrics import keys
 
 CONNECT_TIMEOUT_S = 10.0
@@ -72,12 +73,16 @@ def resolve_mode(mode: TrackingMode) -> TrackingMode:
         )
     if mode is not TrackingMode.auto:
         return mode
-    wanted = _settings().mode
+    try:
+        wanted, has_key = _settings().mode, key_source() is not None
+    except ConfigError as error:
+        _log.warning("%s; this run is not tracked there", error)
+        return TrackingMode.off
     if wanted == "disabled":
         return TrackingMode.off
     if wanted in ("offline", "dryrun"):
         return TrackingMode.offline
-    return TrackingMode.offline if key_source() is None else TrackingMode.online
+    return TrackingMode.online if has_key else TrackingMode.offline
 
 
 class WandbTracker:
@@ -157,7 +162,7 @@ class WandbTracker:
             self._run.define_metric("*", step_metric=STEP_FIELD)
             if self._run.url is not None:
                 _log.info("W&B run: %s", self._run.url)
-        except (wandb.Error, OSError) as error:
+        except (wandb.Error, OSError, ValueError, ConfigError) as error:
             self._give_up(error)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -264,10 +269,18 @@ def _heat_map(rows: list[str], columns: list[str], values: list[list[float | Non
 def _settings() -> wandb.Settings:
     """W&B's settings from the environment and its files. Unlike wandb.setup() starts no process.
 
+    Raises:
+        ConfigError: a WANDB_ variable that W&B refuses.
+
     Its messages are silenced unless the user has said otherwise, which wandb reads just here.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
-    return wandb_setup.singleton().settings
+    try:
+        return wandb_setup.singleton().settings
+    except (wandb.Error, ValueError) as error:  # pydantic's errors are ValueErrors
+        raise ConfigError(
+            f"W&B cannot be used: {_line(error)}; mend the WANDB_ variables or use tracking=off"
+        ) from error
 
 
 def _set_up() -> None:
@@ -304,10 +317,5 @@ def _kept_run_id(path: Path) -> str:
         return kept
     run_id = secrets.token_hex(5)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(run_id + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    write_whole(path, run_id + "\n")
     return run_id

@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, the newest few kept."""
 
 import logging
-import os
 import pickle
 import re
 from pathlib import Path
@@ -10,10 +9,23 @@ from typing import Any
 import torch
 
 from gr_sweep.errors import CheckpointError
+from gr_sweep.files import whole_file
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
+"""What torch.load raises for a damaged file, from the zip archive to the pickle within."""
 
 
 class Checkpoints:
@@ -26,19 +38,11 @@ class Checkpoints:
         self._fingerprint = fingerprint
 
     def save(self, step: int, content: dict[str, Any]) -> Path:
-        """Writes a checkpoint beside its place, syncs it to disk, moves it there; drops the
-        oldest."""
+        """Writes a checkpoint whole or not at all, then drops the oldest ones."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"step_{step:08d}.pt"
-        beside = path.with_suffix(f".tmp{os.getpid()}")
-        try:
-            with beside.open("wb") as file:
-                torch.save({"format": 1, "fingerprint": self._fingerprint, **content}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            torch.save({"format": 1, "fingerprint": self._fingerprint, **content}, file)
         for old in self._paths()[: -self._keep]:
             old.unlink()
         return path
@@ -46,19 +50,26 @@ class Checkpoints:
     def load_newest(self, device: torch.device) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, None where there is none.
 
-        One that cannot be read is named in the log, and the one before it is taken.
+        One that cannot be read is named in the log and renamed, and the one before it is taken.
+        What a killed process left half written is removed.
 
         Raises:
             CheckpointError: a checkpoint of another run.
         """
+        for left in self._folder.glob(".step_*.tmp"):
+            left.unlink(missing_ok=True)
         for path in reversed(self._paths()):
             try:
                 content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-            except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            except _UNREADABLE as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 logger.warning(
-                    "checkpoint %s cannot be read (%s); trying the one before", path, reason
+                    "checkpoint %s cannot be read (%s): set aside, trying the one before",
+                    path,
+                    reason,
                 )
+                # Out of the way of `save`, which keeps the newest by name.
+                path.replace(path.with_suffix(".unreadable"))
                 continue
             if content.get("fingerprint") != self._fingerprint:
                 raise CheckpointError(

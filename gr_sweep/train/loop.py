@@ -8,33 +8,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gr_sweep.config import Precision, TrainConfig
-from gr_sweep.domains import metric_name
-from gr_sweep.errors import TrainError
+from gr_sweep.data.batches import Batches
+from gr_sweep.errors import CheckpointError, TrainError
+from gr_sweep.metrics import keys
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.optim import make_optimizer, make_schedule, num_steps
 from gr_sweep.train.progress import Progress
 from gr_sweep.train.state import TrainState
-
-
-class Batches(Protocol):
-    """Token ids by step, a pure function of the step's number."""
-
-    counts: Mapping[str, int]
-    """Sequences a micro-batch, by label, in row order."""
-    tokens_per_step: int
-    """Denominator of the loss: tokens of a step, those left out included."""
-
-    def step(self, step: int) -> Sequence[np.ndarray]:
-        """Micro-batches of int64 token ids [N, T + 1]."""
 
 
 def token_losses(routed: RoutedModel, tokens_NS: Tensor) -> Tensor:
@@ -77,6 +66,7 @@ def train(
     batches: Batches,
     config: TrainConfig,
     *,
+    seed: int,
     eval_every: int | None,
     evaluate: Callable[[], dict[str, float]],
     tracker: Tracker,
@@ -89,8 +79,9 @@ def train(
         routed: the model, on `device`.
         batches: token ids by step.
         config: steps, batch, optimizer and how often to log and save.
-        eval_every: steps between calls of `evaluate`, which is also called before the first step and
-            after the last; None for four in a run.
+        seed: of what the model itself draws while training (dropout; most models draw nothing).
+        eval_every: steps between calls of `evaluate`, which is also called before the first step
+            and after the last; None for four in a run.
         evaluate: metrics of the model as it stands.
         tracker: takes the rows.
         checkpoints: where the run is saved, and taken up.
@@ -118,6 +109,8 @@ def train(
     clock = _Clock(state)
     with Progress(total, state.step) as progress:
         while state.step < total:
+            # For models with dropout: what a step draws follows from its number, not from history.
+            torch.manual_seed(seed * 1_000_003 + state.step)
             for micro_batch in _timed(batches, state):
                 tokens_NS = torch.from_numpy(micro_batch).to(device, non_blocking=True)
                 state.tokens += micro_batch.shape[0] * (micro_batch.shape[1] - 1)
@@ -135,15 +128,18 @@ def train(
             progress.step()
 
             is_last = state.step == total
-            if state.step % config.log_every == 0 or is_last:
+            saves = is_last or _is_due(config.checkpoint_every, state.step)
+            # A row with every checkpoint: a resumed run logs the same rows, and what is saved is
+            # finite.
+            if state.step % config.log_every == 0 or saves:
                 row = _row(sums, grad_norms, state.step)
                 speed = clock.tokens_per_second(state)
-                progress.show(state.step, row["train/loss"], _by_label(row), speed)
+                progress.show(state.step, row[keys.TRAIN_LOSS], _by_label(row), speed)
                 row |= {
-                    "train/lr": lr,
-                    "train/tokens": state.tokens,
-                    "train/tokens_per_second": speed,
-                    "time_s": state.elapsed_s,
+                    keys.TRAIN_LR: lr,
+                    keys.TRAIN_TOKENS: state.tokens,
+                    keys.TRAIN_TOKENS_PER_SECOND: speed,
+                    keys.TIME_S: state.elapsed_s,
                 }
                 tracker.log(state.step, row)
                 sums = _Sums({}, {})
@@ -151,9 +147,9 @@ def train(
                 if state.step % eval_every == 0 or is_last:
                     tracker.log(state.step, evaluate())
                     routed.model.train()
-                if is_last or _is_due(config.checkpoint_every, state.step):
-                    _save(routed, optimizer, schedule, checkpoints, state)
+                if saves:
                     tracker.sync()
+                    _save(routed, optimizer, schedule, checkpoints, state)
     return state
 
 
@@ -210,16 +206,16 @@ def _row(sums: _Sums, grad_norms: Mapping[str, Tensor], step: int) -> dict[str, 
             f"loss or gradient is not finite at step {step} (loss {loss}); "
             "lower train.lr or train.max_norm, the newest checkpoint is from before"
         )
-    row: dict[str, float] = {"train/loss": loss}
+    row: dict[str, float] = {keys.TRAIN_LOSS: loss}
     for label, value in zip(labels, losses, strict=True):
-        row[f"train/loss/{metric_name(label)}"] = value / sums.tokens[label]
+        row[keys.train_loss(label)] = value / sums.tokens[label]
     for name, norm in norms.items():
-        row[f"train/grad_norm/{metric_name(name)}"] = norm
+        row[keys.grad_norm(name)] = norm
     return row
 
 
 def _by_label(row: Mapping[str, float]) -> dict[str, float]:
-    prefix = "train/loss/"
+    prefix = keys.TRAIN_LOSS + "/"
     return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
 
 
@@ -250,6 +246,8 @@ def _resume(
     content = checkpoints.load_newest(device)
     if content is None:
         return TrainState()
+    if content["plan"] != routed.plan.to_json():
+        raise CheckpointError("the newest checkpoint has another plan; use another folder")
     routed.model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     schedule.load_state_dict(content["schedule"])

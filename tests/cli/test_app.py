@@ -207,6 +207,7 @@ def test_every_example_of_the_help_is_a_command_that_works(jobs, tmp_path, monke
     from gr_sweep.cli.help import EXAMPLES
 
     (tmp_path / "DIR").mkdir()
+    (tmp_path / "DIR" / "config.json").write_text("{}")  # of a checkpoint whose shape nobody knows
     for example, _ in EXAMPLES:
         _, *argv = example.split()
         assert compose([word for word in argv if word != "-m"], multirun="-m" in argv).jobs

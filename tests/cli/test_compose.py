@@ -1,5 +1,6 @@
 """Command lines and the jobs that come of them; what is refused, and in which words."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from gr_sweep.cli.compose import MAX_SLUG, Command, compose, slug
 from gr_sweep.cli.schema import DEFAULT_GROUPS, conf_dir
 from gr_sweep.config import DataKind, Edges, Method, PlanKind, TrackingMode, fingerprint, to_plain
-from gr_sweep.errors import ConfigError, GrSweepError
+from gr_sweep.errors import ConfigError, GrSweepError, PlanError
 
 NEEDS = {
     "plan=forget": ["plan.forget=[biology]"],
@@ -288,3 +289,29 @@ def test_a_slug_is_safe_short_and_blind_to_order():
     assert slug(["++data.root=../x; rm *"]) == "data.root=..-x-rm"
     long = slug([f"data.root={'x' * 500}"])
     assert len(long) == MAX_SLUG and long != slug([f"data.root={'x' * 501}"])
+
+
+def test_a_plan_is_held_against_a_checkpoint_before_it_is_loaded(tmp_path):
+    folder = tmp_path / "checkpoint"
+    hf = ["model=hf", f"model.path={folder}"]
+    with pytest.raises(ConfigError, match=r"config.json cannot be read"):
+        compose(hf)
+    folder.mkdir()
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(shape))
+    assert compose(hf).jobs
+    with pytest.raises(PlanError, match=r"2 head groups"):
+        compose([*hf, "plan.attn_shared=0"])
+    with pytest.raises(PlanError, match=r"from 0 to 1"):
+        compose([*hf, "plan.layers=[2]"])
+
+
+def test_label_noise_does_not_multiply_dense_jobs():
+    command = compose(["method=dense,routed", "partition.unlabelled=0,0.2"], multirun=True)
+    assert [job.config.method.name.value for job in command.jobs] == ["dense", "routed", "routed"]

@@ -106,7 +106,9 @@ def test_text_of_ones_own_in_three_formats(gr_sweep):
     texts = gr_sweep.folder / "my texts"
     (texts / "code").mkdir(parents=True)
     for number in range(60):
-        (texts / "code" / f"{number}.txt").write_text(f"def f{number}(x): return x + {number}\n" * 30)
+        (texts / "code" / f"{number}.txt").write_text(
+            f"def f{number}(x): return x + {number}\n" * 30
+        )
     lines = [{"text": f"cell {number} of the tissue " * 40} for number in range(60)]
     (texts / "biology.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     import pandas as pd

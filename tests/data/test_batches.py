@@ -1,4 +1,5 @@
 import time
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_sweep.data.batches import IGNORED, Batches, heldout_chunks, observed_labels
+from gr_sweep.data.batches import IGNORED, Batches, _Mixture, heldout_chunks, observed_labels
 from gr_sweep.data.shards import Shard
 from gr_sweep.errors import ConfigError, DataError
 from tests.data.corpus import EOT, shard
@@ -290,3 +291,12 @@ def test_chunks_stop_when_they_have_enough_and_scale_the_bytes_of_cut_documents(
 def test_chunks_of_an_empty_shard_are_empty():
     chunks = heldout_chunks(shard([]), tokens=10, document_tokens=5, sequence_length=4, eot_id=EOT)
     assert chunks.input_ids.shape == (0, 4) and chunks.ids == ()
+
+
+def test_odd_shares_of_unlabelled_text_are_dealt_out_at_once():
+    """Shares without a small common denominator once made a cycle of eight million turns."""
+    shares = [Fraction("0.317"), Fraction(1), Fraction("2.71")]
+    mixture = _Mixture([object()] * 3, [share / 5 for share in shares])
+    assert len(mixture._turns) <= 10_000
+    found = [count / len(mixture._turns) for count in mixture._counts]
+    assert found == pytest.approx([float(share / sum(shares)) for share in shares], abs=2e-3)

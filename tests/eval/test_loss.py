@@ -98,3 +98,14 @@ def test_under_forget_only_the_forgotten_domain_can_be_removed():
 def test_a_dense_model_is_seen_whole_alone():
     rows = removal_losses(make_routed("none"), {"code": texts()}, batch_sequences=4, device=CPU)
     assert views_of(rows) == {("full", "")}
+
+
+def test_a_node_of_the_tree_is_removed_and_kept_as_a_whole():
+    labels = ("code", "biology/cells", "biology/virology")
+    config = llama_config(Size(16, 24, 2, 2, 2), vocab_size=11, eot_id=0, sequence_length=8)
+    plan = RoutePlan.tree(config, domains=labels)
+    routed = route_model(random_model(config, seed=0), plan, "both")
+    rows = removal_losses(routed, {"code": texts()}, batch_sequences=4, device=CPU)
+    nodes = {"code", "biology", "biology/cells", "biology/virology"}
+    for view in ("removed", "kept"):
+        assert {part for v, part in views_of(rows) if v == view} == nodes

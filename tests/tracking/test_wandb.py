@@ -16,6 +16,8 @@ from gr_sweep.tracking import check_tracking, make_tracker
 from gr_sweep.tracking import wandb as tracking_wandb
 from tests.tracking.wandb_file import read_run
 
+ROOT = Path(__file__).parents[2]
+
 KEY = "0" * 40
 
 SUMMARY: dict[str, Any] = {
@@ -258,3 +260,31 @@ def test_nothing_is_printed_and_nothing_is_asked(tmp_path: Path) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WANDB_API_KEY", "a key with blanks "),
+        ("WANDB_MODE", "bogus"),
+        ("WANDB_BASE_URL", "x.local"),
+    ],
+)
+def test_a_variable_that_wandb_refuses_costs_the_w_and_b_run_alone(name, value, tmp_path):
+    """In a process of its own: wandb reads its environment once."""
+    program = (
+        "from gr_sweep.config import TrackingMode\n"
+        "from gr_sweep.tracking.wandb import resolve_mode\n"
+        "print(resolve_mode(TrackingMode.auto).value)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if "WANDB" not in k}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), name: value},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout.strip() == "off"
+    assert "W&B cannot be used" in done.stderr

@@ -52,3 +52,21 @@ def test_a_save_that_fails_leaves_the_old_checkpoints_and_nothing_beside(tmp_pat
     with pytest.raises(OSError, match="No space"):
         checkpoints.save(2, {"value": 2})
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001.pt"]
+
+
+@pytest.mark.parametrize("content", [b"", b"bad", b"\x80\x02.", b"PK\x03\x04 half an archive"])
+def test_whatever_a_damaged_file_holds_it_is_set_aside(tmp_path, content):
+    checkpoints = Checkpoints(tmp_path, keep=1, fingerprint="x")
+    checkpoints.save(100, {"value": 1})
+    (tmp_path / "step_00000300.pt").write_bytes(content)
+    loaded = checkpoints.load_newest(CPU)
+    assert loaded is not None and loaded["value"] == 1
+    # The damaged one has the highest number: it must not push out what is saved now.
+    checkpoints.save(220, {"value": 2})
+    assert [p.name for p in tmp_path.glob("*.pt")] == ["step_00000220.pt"]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    (tmp_path / ".step_00000001.pt.0a1b2c3d.tmp").write_bytes(b"half")
+    assert Checkpoints(tmp_path, keep=1, fingerprint="x").load_newest(CPU) is None
+    assert not list(tmp_path.iterdir())

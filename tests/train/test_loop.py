@@ -74,6 +74,7 @@ def run(folder, *, routed=None, batches=None, evaluate=lambda: {"eval/loss/code"
         routed,
         batches or FixedBatches(),
         config,
+        seed=0,
         eval_every=3,
         evaluate=evaluate,
         tracker=rows,
@@ -191,6 +192,69 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_written(tmp_path
     with pytest.raises(TrainError, match="not finite at step 2"):
         run(tmp_path, routed=routed)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_finite_is_never_saved_though_no_row_is_due(tmp_path):
+    """Rows every 4 steps, checkpoints every 3: the bad step 3 lies between rows."""
+
+    class BadInStep3(FixedBatches):
+        def step(self, step):
+            if step == 2:
+                with torch.no_grad():
+                    routed.model.lm_head.weight.fill_(math.nan)
+            return super().step(step)
+
+    routed = make_routed()
+    with pytest.raises(TrainError, match="not finite at step 3"):
+        run(tmp_path, routed=routed, batches=BadInStep3(), log_every=4, checkpoint_every=3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_logs_the_rows_of_an_uninterrupted_one(tmp_path):
+    """A checkpoint between two rows has a row of its own."""
+
+    class DiesInStep5(FixedBatches):
+        def step(self, step):
+            if step == 5:
+                raise Killed
+            return super().step(step)
+
+    often = {"log_every": 4, "checkpoint_every": 3, "steps": 8}
+    _, _, whole = run(tmp_path / "whole", **often)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", batches=DiesInStep5(), **often)
+    _, _, resumed = run(tmp_path / "killed", **often)
+
+    def losses(rows):
+        return {step: row["train/loss"] for step, row in rows if "train/loss" in row}
+
+    assert list(losses(whole)) == [3, 4, 6, 8]
+    assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
+
+
+def test_dropout_of_a_model_follows_from_the_step(tmp_path):
+    def with_dropout():
+        routed = make_routed()
+        routed.model.config.attention_dropout = 0.5
+        for layer in routed.model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        return routed
+
+    class DiesInStep5(FixedBatches):
+        def step(self, step):
+            if step == 5:
+                raise Killed
+            return super().step(step)
+
+    whole, _, _ = run(tmp_path / "whole", routed=with_dropout())
+    plain, _, _ = run(tmp_path / "plain")
+    assert not torch.equal(whole.model.lm_head.weight, plain.model.lm_head.weight)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", routed=with_dropout(), batches=DiesInStep5())
+    torch.rand(3)  # what else draws in between does not matter
+    resumed, _, _ = run(tmp_path / "killed", routed=with_dropout())
+    for name, value in weights(whole).items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
 def test_bfloat16_is_a_context_of_the_forward_pass_alone():
