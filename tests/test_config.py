@@ -69,7 +69,7 @@ def test_the_defaults_are_valid():
         ({"train__max_norm": 0.0}, "train.max_norm=0.0 is not above 0; null does not clip"),
         ({"train__weight_decay": -0.1}, "train.weight_decay=-0.1 is negative"),
         ({"train__beta2": 1.0}, "train.beta2=1.0 is out of range; give 0 or more, below 1"),
-        ({"train__tokens": 1000}, "train.steps=300 and train.tokens=1000 are both given"),
+        ({"train__tokens": 1000}, "train.steps=400 and train.tokens=1000 are both given"),
         ({"train__steps": None}, "train.steps and train.tokens are both null"),
         (
             {"train__micro_batch_sequences": 5},

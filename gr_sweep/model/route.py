@@ -93,6 +93,8 @@ class RoutedModel:
             )
         else:
             assert counts is not None
+            if not any(counts.values()):
+                raise PlanError(f"batch({dict(counts)}) has no sequence; give a domain some")
             key = tuple(counts.items())
             if key not in self._routings:
                 groups = self.row_groups(counts)

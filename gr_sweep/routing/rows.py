@@ -64,8 +64,6 @@ def row_groups(
             raise PlanError(f"unknown domain {domain!r}; the plan has {', '.join(plan.domains)}")
         if count < 0:
             raise PlanError(f"counts must not be negative: {dict(counts)}")
-    if not any(counts.values()):
-        raise PlanError(f"counts {dict(counts)} hold no sequence; give at least one domain some")
     groups: list[RowGroup] = []
     for domain, count in counts.items():
         if count == 0:

@@ -290,7 +290,14 @@ def test_chunks_stop_when_they_have_enough_and_scale_the_bytes_of_cut_documents(
 
 def test_chunks_of_an_empty_shard_are_empty():
     chunks = heldout_chunks(shard([]), tokens=10, document_tokens=5, sequence_length=4, eot_id=EOT)
-    assert chunks.input_ids.shape == (0, 4) and chunks.ids == ()
+    assert len(chunks.input_ids) == 0 and chunks.ids == ()
+
+
+def test_rows_are_no_wider_than_what_there_is_to_read():
+    """Padding would be computed: at a sequence length of 1024 three quarters of an evaluation."""
+    texts = shard([9, 3])
+    chunks = heldout_chunks(texts, tokens=100, document_tokens=5, sequence_length=1024, eot_id=EOT)
+    assert chunks.input_ids.shape == chunks.targets.shape == (2, 5)
 
 
 def test_odd_shares_of_unlabelled_text_are_dealt_out_at_once():

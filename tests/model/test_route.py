@@ -335,3 +335,10 @@ def test_a_plan_of_the_core_alone_routes_nothing():
     wanted = plain_gradients(plain, ids)
     assert all(torch.equal(given[name], wanted[name]) for name in wanted)
     assert set(routed.clip_grad_norm_(1.0)) <= {"core", "all"}
+
+
+def test_a_batch_without_a_sequence_is_refused():
+    model = tiny_model()
+    routed = route_model(model, PLANS["peers"](model.config))
+    with pytest.raises(PlanError, match=r"has no sequence"), routed.batch({"code": 0}):
+        pass

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from gr_sweep.config import TrainConfig
 from gr_sweep.errors import ReportError
 from gr_sweep.report import read_sweep, results
 
@@ -40,7 +41,7 @@ def test_frame_has_a_row_a_job_and_what_differs_first(sweep: Path) -> None:
     row = frame[frame["edges"] == "weight"].iloc[0]
     low, high = row["loss/full/code/low"], row["loss/full/code/high"]
     assert low < row["loss/full/code"] < high
-    assert row["train.steps"] == "300"
+    assert row["train.steps"] == str(TrainConfig().steps)
     mean = row[[f"loss/full/{domain}" for domain in ("code", "biology", "creative")]].mean()
     assert row["mean_loss"] == pytest.approx(mean)
     dense = frame[frame["plan.kind"] == "none"].iloc[0]
