@@ -131,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="alternating rounds (default: 7)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
+    if options.rows < len(DOMAINS) or options.rows % len(DOMAINS):
+        parser.error(f"--rows {options.rows} is no multiple of the {len(DOMAINS)} domains")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = bench_step(
         options.model,

@@ -64,7 +64,7 @@ def _dispatch(argv: list[str]) -> int:
         print(help_text(conf_dir()))
         return 0
     flags = _parse_flags(argv)
-    if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
+    if flags.info or flags.hydra_help or flags.shell_completion:
         return _show(argv)
 
     from gr_sweep.cli.compose import compose
@@ -76,6 +76,8 @@ def _dispatch(argv: list[str]) -> int:
         config_path=flags.config_path,
         config_dir=flags.config_dir,
     )
+    if flags.cfg:
+        return _show(argv)
     line = shlex.join(["gr-sweep", *argv])
     return _run_sweep(command, line) if command.is_multirun else _run_alone(command, line)
 
@@ -253,24 +255,23 @@ def _status(outcomes: "Sequence[JobReturn]") -> int:
 
 def _main_numbers(summary: Path) -> list[str]:
     """A table of the losses and of what removal does, from a job's summary.json."""
-    from gr_sweep.domains import metric_name
+    from gr_sweep.metrics import keys
 
     content = json.loads(summary.read_text(encoding="utf-8"))
     metrics, domains = content["metrics"], content["domains"]
-    columns = [metric_name(domain) for domain in domains]
     rows = [
-        ("loss, full model (nats a token)", [f"loss/full/{d}" for d in columns]),
-        ("loss, own expert kept alone", [f"loss/kept/{d}/{d}" for d in columns]),
-        ("removing it adds to its loss", [f"separability/matrix/{d}/{d}" for d in columns]),
-        ("selectivity of its removal", [f"separability/selectivity/{d}" for d in columns]),
+        ("loss, full model (nats a token)", [keys.loss_full(d) for d in domains]),
+        ("loss, own expert kept alone", [keys.loss_kept(d, d) for d in domains]),
+        ("removing it adds to its loss", [keys.matrix(d, d) for d in domains]),
+        ("selectivity of its removal", [keys.selectivity(d) for d in domains]),
     ]
     widths = [max(len(domain), 7) for domain in domains]
     lines = [" " * 32 + "".join(f"  {d:>{w}}" for d, w in zip(domains, widths, strict=True))]
-    for label, keys in rows:
-        if any(key in metrics for key in keys):
+    for label, cells_of in rows:
+        if any(key in metrics for key in cells_of):
             cells = (
                 f"  {f'{metrics[key]:.3f}' if key in metrics else '-':>{width}}"
-                for key, width in zip(keys, widths, strict=True)
+                for key, width in zip(cells_of, widths, strict=True)
             )
             lines.append(f"{label:<32}" + "".join(cells))
     return lines

@@ -237,27 +237,30 @@ class Batches:
 
         hidden = unlabelled_shares(unlabelled, domains)
         weight = domain_weights(weights, domains)
+        # A domain without weight is not there at all: its text gets nobody's label, and nobody gets
+        # its.
+        present = [domain for domain in domains if weight[domain]]
         observed = observed_labels(
-            {domain: train_shards[domain].num_documents for domain in domains},
+            {domain: train_shards[domain].num_documents for domain in present},
             unlabelled=unlabelled,
             mislabelled=mislabelled,
             seed=seed,
         )
         chosen: dict[str, Any] = {}
-        for place, domain in enumerate(domains):
+        for place, domain in enumerate(present):
             if self.counts[domain]:
                 documents = [
                     (train_shards[true], np.flatnonzero(observed[true] == place))
-                    for true in domains
+                    for true in present
                     if domain == true or mislabelled
                 ]
                 chosen[domain] = _Stream(documents, sequence_length, (seed, domain))
                 self._check_enough(domain, chosen[domain].num_tokens, self.counts[domain])
         if self.counts.get(UNLABELLED):
-            sources = [domain for domain in domains if weight[domain] and hidden[domain]]
+            sources = [domain for domain in present if hidden[domain]]
             parts = []
             for domain in sources:
-                of_domain = np.flatnonzero(observed[domain] == len(domains))
+                of_domain = np.flatnonzero(observed[domain] == len(present))
                 key = (seed, UNLABELLED, domain)
                 parts.append(_Stream([(train_shards[domain], of_domain)], sequence_length, key))
                 self._check_enough(f"the unlabelled part of {domain}", parts[-1].num_tokens, 1)

@@ -15,12 +15,3 @@ Numbers = TypeVar("Numbers", float, npt.NDArray[np.float64])
 def bits_per_byte(loss_nats: Numbers, num_bytes: Numbers) -> Numbers:
     """Bits per byte of UTF-8 text from the summed loss in nats of that text; lower is better."""
     return loss_nats / (math.log(2) * num_bytes)
-
-
-def tax(loss: Numbers, baseline: Numbers) -> Numbers:
-    """What a model loses on a domain against a baseline, nats per token; below 0 is a gain.
-
-    With L(d) and the dense D(d) it is `utility/tax`, with L[d](d) and D(d) `utility/expert_tax`,
-    with L[-e](d) and the filtered F[e](d) `utility/removed_tax`.
-    """
-    return loss - baseline

@@ -267,3 +267,8 @@ def test_checking_a_command_does_not_load_torch(tmp_path):
         timeout=60,
     )
     assert done.stderr.splitlines()[-1] == "2 set()"
+
+
+def test_a_wrong_setting_is_refused_by_cfg_too(jobs, capsys):
+    assert app.main(["--cfg", "job", "edges=wieght"]) == 2
+    assert "did you mean weight?" in capsys.readouterr().err

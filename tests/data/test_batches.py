@@ -307,3 +307,20 @@ def test_odd_shares_of_unlabelled_text_are_dealt_out_at_once():
     assert len(mixture._turns) <= 10_000
     found = [count / len(mixture._turns) for count in mixture._counts]
     assert found == pytest.approx([float(share / sum(shares)) for share in shares], abs=2e-3)
+
+
+def test_a_domain_without_weight_lends_nobody_its_text_nor_takes_any():
+    texts = {"code": shard([6] * 40), "biology": shard([6] * 40, first=1000)}
+    options = {
+        "weights": {"biology": 0.0},
+        "unlabelled": 0.0,
+        "batch_sequences": 2,
+        "micro_batch_sequences": None,
+        "sequence_length": 5,
+        "seed": 0,
+    }
+    with_third = texts | {"creative": shard([6] * 40, first=2000)}
+    batches = Batches(with_third, list(with_third), mislabelled=0.5, **options)
+    seen = np.concatenate([batches.step(step)[0].ravel() for step in range(30)])
+    assert not ((seen >= 1000) & (seen < 2000)).any()
+    assert (seen < 1000).any() and (seen >= 2000).any()

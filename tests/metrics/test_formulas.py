@@ -12,10 +12,6 @@ def test_bits_per_byte_of_a_fair_coin_a_byte_is_one() -> None:
     assert utility.bits_per_byte(8 * math.log(2), 8) == pytest.approx(1.0)
 
 
-def test_tax_is_the_loss_above_the_baseline() -> None:
-    assert utility.tax(4.25, 4.0) == 0.25
-
-
 def test_selectivity_sets_the_own_cost_against_the_mean_of_the_others() -> None:
     row = {"code": 0.5, "biology": 0.1, "creative": -0.1}
     assert separability.selectivity(row, "code") == pytest.approx(0.5)
