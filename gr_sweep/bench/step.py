@@ -24,6 +24,7 @@ from gr_sweep.train.loop import precision_context, token_losses
 from gr_sweep.train.optim import make_optimizer
 
 DOMAINS = ("code", "biology", "creative")
+PLANS = ("peers", "forget", "lattice")
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,11 @@ def multiply_adds(routed: RoutedModel, counts: dict[str, int]) -> float:
     num_rows = sum(counts.values())
     unit_modules = {linear.module for linear in routed.unit_linears}
     linears = [m for m in routed.model.modules() if isinstance(m, nn.Linear)]
-    total = sum(3.0 * m.weight.numel() for m in linears if m not in unit_modules)
     weights = routed.route_weights
+    # Of a linear that holds no units, the weight's gradient is left out where the core is foreign.
+    learned = sum(g.count for g in groups if weights.rest[g.domain] != 0.0) / num_rows
+    uses = 2.0 + (learned if groups else 1.0)
+    total = sum(uses * m.weight.numel() for m in linears if m not in unit_modules)
     for linear in routed.unit_linears:
         per_unit = linear.module.weight.numel() / linear.split.num_units
         for group in groups:
@@ -74,8 +78,12 @@ def bench_step(
     vocab_size: int,
     rounds: int,
     device: torch.device,
+    plan: str = "peers",
 ) -> list[StepResult]:
-    """Medians over `rounds` alternating rounds, the dense step first."""
+    """Medians over `rounds` alternating rounds, the dense step first.
+
+    Under `plan="forget"` biology is forgotten.
+    """
     shape = shape_of(model)
     config = llama_config(shape, vocab_size=vocab_size, eot_id=0, sequence_length=sequence_length)
     settings = [("dense", 0.0)] + [(edges, p) for p in (0.0, 0.5, 1.0) for edges in EDGE_CHOICES]
@@ -100,10 +108,10 @@ def bench_step(
     for turn in range(rounds + 1):
         for index, (edges, foreign_dropout) in enumerate(settings):
             is_dense = edges == "dense"
-            plan = RoutePlan.make("none" if is_dense else "peers", shape, domains=DOMAINS)
+            kind = "none" if is_dense else plan
             routed = route_model(
                 routed_model,
-                plan,
+                RoutePlan.make(kind, shape, domains=DOMAINS, forget=["biology"]),
                 "none" if is_dense else edges,
                 foreign_dropout=foreign_dropout,
             )
@@ -125,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table, or JSON."""
     parser = argparse.ArgumentParser(prog="python -m gr_sweep.bench.step", description=__doc__)
     parser.add_argument("--model", default="nano", choices=SIZES, help="size (default: nano)")
+    parser.add_argument(
+        "--plan", default="peers", choices=PLANS, help="shape of the owner sets (default: peers)"
+    )
     parser.add_argument("--rows", type=int, default=12, help="sequences a step (default: 12)")
     parser.add_argument("--sequence-length", type=int, default=256, help="tokens (default: 256)")
     parser.add_argument("--vocab-size", type=int, default=2048, help="default: 2048")
@@ -141,14 +152,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         vocab_size=options.vocab_size,
         rounds=options.rounds,
         device=device,
+        plan=options.plan,
     )
     if options.json:
         print(json.dumps([asdict(result) for result in results], indent=1))
         return 0
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    print(
-        f"{options.model} on {name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    print(f"{options.model}, plan={options.plan}, {name}, {torch.get_num_threads()} threads")
     print(f"{'edges':8} {'dropout':>8} {'ms':>8} {'ratio':>7} {'FLOP limit':>11}")
     for r in results:
         numbers = f"{r.seconds * 1e3:8.0f} {r.ratio:7.3f} {r.flop_limit:11.3f}"
