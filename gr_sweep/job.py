@@ -35,7 +35,7 @@ from gr_sweep.train.loop import precision_context, train
 from gr_sweep.train.state import TrainState
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import LlamaConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -197,19 +197,28 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
                 " leave data.tokenizer out to use the model's own"
             )
     else:
-        assert config.model.size is not None  # config.validate
-        shape = shape_of(config.model.size, config.model.intermediate_size)
-        model_config = llama_config(
-            shape,
-            vocab_size=data.vocab_size,
-            eot_id=data.eot_id,
-            sequence_length=config.train.sequence_length,
-        )
+        model_config = named_config(config, vocab_size=data.vocab_size, eot_id=data.eot_id)
         model = random_model(model_config, seed=config.seed)
+    return lay_plan(model, config)
+
+
+def named_config(config: RunConfig, *, vocab_size: int, eot_id: int) -> "LlamaConfig":
+    """The Hugging Face config of the job's named size."""
+    assert config.model.size is not None  # config.validate
+    return llama_config(
+        shape_of(config.model.size, config.model.intermediate_size),
+        vocab_size=vocab_size,
+        eot_id=eot_id,
+        sequence_length=config.train.sequence_length,
+    )
+
+
+def lay_plan(model: "PreTrainedModel", config: RunConfig) -> RoutedModel:
+    """The model with the job's plan laid over it."""
     plan = RoutePlan.make(
         config.plan.kind.value,
         model.config,
-        domains=data.domains,
+        domains=list(config.partition.domains),
         forget=config.plan.forget,
         mlp_shared=config.plan.mlp_shared,
         attn_shared=config.plan.attn_shared,
