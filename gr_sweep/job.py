@@ -7,13 +7,13 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
 
 from gr_sweep.config import Device, RunConfig, fingerprint, to_plain
 from gr_sweep.data.batches import Batches, heldout_chunks
@@ -23,7 +23,7 @@ from gr_sweep.eval.loss import loss_table
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.files import write_whole
 from gr_sweep.metrics import keys
-from gr_sweep.metrics.cost import flops_per_token
+from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.metrics.losses import View, summarize_losses, write_losses
 from gr_sweep.model.families import family_of
 from gr_sweep.model.route import RoutedModel, route_model
@@ -31,6 +31,13 @@ from gr_sweep.model.sizes import llama_config, random_model, shape_of
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.tracking import make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints
+from gr_sweep.train.cost import (
+    forward_flops_per_token,
+    kept_flops_per_token,
+    kept_parameters,
+    num_parameters,
+    train_flops_per_token,
+)
 from gr_sweep.train.loop import precision_context, train
 from gr_sweep.train.state import TrainState
 
@@ -76,6 +83,8 @@ def _run_locked(
         return
     started = datetime.now(UTC)
     device = _device(config.train.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of the job before in this process
     data = prepare_data(config.data, config.partition, config.model.path, config.model.gguf_file)
     batches = make_batches(config, data)
     held_out = {
@@ -158,7 +167,15 @@ def _run_locked(
             "config": plain,
             "fingerprints": prints,
             "environment": environment(device),
-            "metrics": metrics | cost_metrics(routed, state, eval_s, config.train.sequence_length),
+            "metrics": metrics
+            | cost_metrics(
+                routed,
+                state,
+                eval_s,
+                counts=batches.counts,
+                sequence_length=config.train.sequence_length,
+                device=device,
+            ),
             "intervals": intervals,
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -250,39 +267,38 @@ def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
 
 
 def cost_metrics(
-    routed: RoutedModel, state: TrainState, eval_s: float, sequence_length: int
+    routed: RoutedModel,
+    state: TrainState,
+    eval_s: float,
+    *,
+    counts: Mapping[str, int],
+    sequence_length: int,
+    device: torch.device,
 ) -> dict[str, float]:
-    """cost/*: speed of training, parameters and operations of the full model and of each expert
-    alone."""
-    config: Any = routed.model.config
-    num_parameters = sum(p.numel() for p in routed.model.parameters())
-    matrices = sum(m.weight.numel() for m in routed.model.modules() if isinstance(m, nn.Linear))
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    width = heads * head_size
+    """cost/*: speed and memory of training, parameters and operations of the full model and of
+    each expert alone; `counts` are the rows of a micro-batch by label."""
+    train_flops = train_flops_per_token(routed, counts, sequence_length)
     metrics: dict[str, float] = {
         keys.COST_TRAIN_SECONDS: state.train_s,
         keys.COST_EVAL_SECONDS: eval_s,
-        keys.COST_PARAMETERS: num_parameters,
-        keys.COST_FLOPS_PER_TOKEN: flops_per_token(
-            matrices, width, config.num_hidden_layers, sequence_length
-        ),
+        keys.COST_PARAMETERS: num_parameters(routed),
+        keys.COST_FLOPS_PER_TOKEN: forward_flops_per_token(routed, sequence_length),
+        keys.COST_TRAIN_FLOPS_PER_TOKEN: train_flops,
     }
     if state.train_s > 0:
-        metrics[keys.COST_TOKENS_PER_SECOND] = state.tokens / state.train_s
+        speed = state.tokens / state.train_s
+        metrics[keys.COST_TOKENS_PER_SECOND] = speed
         metrics[keys.COST_DATA_SHARE] = state.data_s / state.train_s
-    if len(routed.plan.blocks) == 1:
-        return metrics
-    sets = {name: sum(p.numel() for p in parts) for name, parts in routed.owner_sets().items()}
-    for domain in routed.plan.domains:
-        off = [routed.plan.blocks[index].name for index in routed.plan.kept_off([domain])]
-        gone = sum(sets[name] for name in off)
-        # Head groups that are off leave attention narrower; biases, a ten-thousandth, count as
-        # matrices.
-        metrics[keys.parameters_kept(domain)] = num_parameters - gone
-        metrics[keys.flops_per_token_kept(domain)] = flops_per_token(
-            matrices - gone, width, config.num_hidden_layers, sequence_length
-        )
+        if device.type == "cuda":
+            peak = peak_flops(torch.cuda.get_device_name(device))
+            if peak is not None:
+                metrics[keys.COST_MFU] = speed * train_flops / peak
+    if device.type == "cuda":
+        metrics[keys.COST_PEAK_MEMORY_GIB] = torch.cuda.max_memory_allocated(device) / 2**30
+    for domain, parameters in kept_parameters(routed).items():
+        metrics[keys.parameters_kept(domain)] = parameters
+    for domain, flops in kept_flops_per_token(routed, sequence_length).items():
+        metrics[keys.flops_per_token_kept(domain)] = flops
     return metrics
 
 

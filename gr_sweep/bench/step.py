@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
 
 from gr_sweep.config import Precision, TrainConfig
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import SIZES, llama_config, random_model, shape_of
 from gr_sweep.routing.edges import EDGE_CHOICES
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.train.cost import multiply_adds
 from gr_sweep.train.loop import precision_context, token_losses
 from gr_sweep.train.optim import make_optimizer
 
@@ -39,35 +39,6 @@ class StepResult:
     """Of that to the dense step's."""
     flop_limit: float
     """Multiply-adds of all matrix products over the dense step's: what the ratio could be."""
-
-
-def multiply_adds(routed: RoutedModel, counts: dict[str, int]) -> float:
-    """Multiply-adds a position of one step's linear maps, averaged over the rows.
-
-    A weight entry is used up to three times: forward, for the weight's gradient, for the input's.
-    Attention scores, which routing leaves whole, are not counted.
-    """
-    groups = routed.row_groups(counts) if len(routed.plan.blocks) > 1 else ()
-    num_rows = sum(counts.values())
-    unit_modules = {linear.module for linear in routed.unit_linears}
-    linears = [m for m in routed.model.modules() if isinstance(m, nn.Linear)]
-    weights = routed.route_weights
-    # Of a linear that holds no units, the weight's gradient is left out where the core is foreign.
-    learned = sum(g.count for g in groups if weights.rest[g.domain] != 0.0) / num_rows
-    uses = 2.0 + (learned if groups else 1.0)
-    total = sum(uses * m.weight.numel() for m in linears if m not in unit_modules)
-    for linear in routed.unit_linears:
-        per_unit = linear.module.weight.numel() / linear.split.num_units
-        for group in groups:
-            off = routed.plan.off_blocks(group.off)
-            for block, size in enumerate(linear.split.sizes):
-                if block in off:
-                    continue
-                learns = weights.weight_edge[group.domain][block] != 0.0
-                passes = weights.act_edge[group.domain][block] != 0.0
-                sends = (learns or passes) if linear.is_row else passes
-                total += (1 + learns + sends) * size * per_unit * group.count / num_rows
-    return total
 
 
 def bench_step(

@@ -1,4 +1,36 @@
-"""Cost of a model: parameters and operations a token. Pure functions of numbers."""
+"""Cost of a model: operations a token, and what the GPUs that people name can do. Pure functions of
+numbers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a data sheet says of a GPU."""
+
+    flops: float
+    """Dense bfloat16 operations a second of the tensor cores."""
+    memory_bytes: float
+
+
+GPUS = {
+    "h100": Gpu(989e12, 80e9),
+    "h200": Gpu(989e12, 141e9),
+    "a100": Gpu(312e12, 80e9),
+}
+"""NVIDIA's data sheets, SXM modules, without sparsity: H100 (1,979 TFLOP/s with sparsity, 80 GB),
+H200 (1,979, 141 GB), A100 80GB (624, 80 GB)."""
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The bfloat16 peak of a CUDA device by the name it gives itself; None where it is not known.
+
+    PCIe and NVL boards of the Hopper family are slower than the SXM modules of `GPUS`.
+    """
+    words = device_name.lower().replace("-", " ").split()
+    if "a100" not in words and {"pcie", "nvl"} & set(words):
+        return None
+    return next((gpu.flops for name, gpu in GPUS.items() if name in words), None)
 
 
 def flops_per_token(
@@ -7,9 +39,7 @@ def flops_per_token(
     """FLOPs of one forward pass, a token; a multiply-add counts as two.
 
     Two for each parameter of a matrix product (embedding look-ups multiply nothing; the unembedding
-    does), and for causal attention 2 * 2 * width * mean context in each layer (scores and mix).
-    Kaplan et al. 2020, arXiv 2001.08361, table 1, with the mean context of a causal mask. Training
-    costs three times as much.
+    does), and what `attention_flops_per_token` says. Training costs three times as much.
 
     Args:
         matrix_parameters: entries of all matrices that every token is multiplied with.
@@ -17,4 +47,13 @@ def flops_per_token(
         num_layers: decoder layers.
         length: tokens a sequence.
     """
-    return 2 * matrix_parameters + num_layers * 4 * attention_width * (length + 1) // 2
+    return 2 * matrix_parameters + attention_flops_per_token(attention_width, num_layers, length)
+
+
+def attention_flops_per_token(attention_width: int, num_layers: int, length: int) -> int:
+    """FLOPs of the scores and mixes of causal attention in one forward pass, a token.
+
+    2 * 2 * width * mean context in each layer. Kaplan et al. 2020, arXiv 2001.08361, table 1, with
+    the mean context of a causal mask, (length + 1) / 2. Args as in `flops_per_token`.
+    """
+    return num_layers * 4 * attention_width * (length + 1) // 2

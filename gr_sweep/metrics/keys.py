@@ -19,6 +19,9 @@ COST_EVAL_SECONDS = "cost/eval_seconds"
 COST_DATA_SHARE = "cost/data_share"
 COST_PARAMETERS = "cost/parameters"
 COST_FLOPS_PER_TOKEN = "cost/flops_per_token"
+COST_TRAIN_FLOPS_PER_TOKEN = "cost/train_flops_per_token"
+COST_MFU = "cost/mfu"
+COST_PEAK_MEMORY_GIB = "cost/peak_memory_gib"
 
 
 def train_loss(domain: str) -> str:

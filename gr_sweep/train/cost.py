@@ -1,0 +1,107 @@
+"""What a routed model costs: parameters, and operations of a training step. Needs shapes alone, so
+it works on fake tensors too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from gr_sweep.metrics.cost import attention_flops_per_token, flops_per_token
+from gr_sweep.model.route import RoutedModel
+
+
+def num_parameters(routed: RoutedModel) -> int:
+    """Of the whole model; a tied one counts once."""
+    return sum(parameter.numel() for parameter in routed.model.parameters())
+
+
+def active_parameters(routed: RoutedModel, counts: Mapping[str, int]) -> float:
+    """Parameters that are on for a sequence of a training micro-batch, averaged over its rows."""
+    sizes = _block_sizes(routed)
+    if len(sizes) == 1:
+        return float(sum(sizes))
+    rows = sum(counts.values())
+    off = sum(
+        sizes[block] * group.count
+        for group in routed.row_groups(counts)
+        for block in routed.plan.off_blocks(group.off)
+    )
+    return sum(sizes) - off / rows
+
+
+def kept_parameters(routed: RoutedModel) -> dict[str, int]:
+    """Parameters of keep(d), for every domain of a plan with blocks; nothing for a dense one."""
+    plan, sizes = routed.plan, _block_sizes(routed)
+    if len(plan.blocks) == 1:
+        return {}
+    return {
+        domain: sum(sizes) - sum(sizes[block] for block in plan.kept_off([domain]))
+        for domain in plan.domains
+    }
+
+
+def _block_sizes(routed: RoutedModel) -> list[int]:
+    sets = routed.owner_sets()
+    return [sum(part.numel() for part in sets[block.name]) for block in routed.plan.blocks]
+
+
+def forward_flops_per_token(routed: RoutedModel, length: int) -> int:
+    """FLOPs of one forward pass of the full model, a token, in sequences of `length` tokens."""
+    matrices = sum(m.weight.numel() for m in routed.model.modules() if isinstance(m, nn.Linear))
+    return flops_per_token(matrices, *_attention(routed), length)
+
+
+def kept_flops_per_token(routed: RoutedModel, length: int) -> dict[str, int]:
+    """FLOPs of one forward pass of keep(d), a token, as in `kept_parameters`.
+
+    Head groups that are off leave attention narrower; biases, a ten-thousandth, count as matrices.
+    """
+    full, whole = forward_flops_per_token(routed, length), num_parameters(routed)
+    return {domain: full - 2 * (whole - kept) for domain, kept in kept_parameters(routed).items()}
+
+
+def train_flops_per_token(routed: RoutedModel, counts: Mapping[str, int], length: int) -> float:
+    """FLOPs that a training step must do, a token: what routing skips is not counted.
+
+    A multiply-add counts as two. Attention's scores, which routing leaves whole, cost three times
+    their forward pass; recomputed activations are no part of it, nor is the optimizer.
+    """
+    scores = attention_flops_per_token(*_attention(routed), length)
+    return 2 * multiply_adds(routed, counts) + 3 * scores
+
+
+def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
+    """Multiply-adds a position of one step's linear maps, averaged over the rows.
+
+    A weight entry is used up to three times: forward, for the weight's gradient, for the input's.
+    Attention scores are not counted.
+    """
+    groups = routed.row_groups(counts) if len(routed.plan.blocks) > 1 else ()
+    num_rows = sum(counts.values())
+    unit_modules = {linear.module for linear in routed.unit_linears}
+    linears = [m for m in routed.model.modules() if isinstance(m, nn.Linear)]
+    weights = routed.route_weights
+    # Of a linear that holds no units, the weight's gradient is left out where the core is foreign.
+    learned = sum(g.count for g in groups if weights.rest[g.domain] != 0.0) / num_rows
+    uses = 2.0 + (learned if groups else 1.0)
+    total = sum(uses * m.weight.numel() for m in linears if m not in unit_modules)
+    for linear in routed.unit_linears:
+        per_unit = linear.module.weight.numel() / linear.split.num_units
+        for group in groups:
+            off = routed.plan.off_blocks(group.off)
+            for block, size in enumerate(linear.split.sizes):
+                if block in off:
+                    continue
+                learns = weights.weight_edge[group.domain][block] != 0.0
+                passes = weights.act_edge[group.domain][block] != 0.0
+                sends = (learns or passes) if linear.is_row else passes
+                total += (1 + learns + sends) * size * per_unit * group.count / num_rows
+    return total
+
+
+def _attention(routed: RoutedModel) -> tuple[int, int]:
+    """Heads times head size, and layers."""
+    config: Any = routed.model.config
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * head_size, config.num_hidden_layers

@@ -1,0 +1,103 @@
+"""Bytes of the tensors that code allocates, on real tensors or on fake ones; knows no models.
+
+On CUDA `torch.cuda.max_memory_allocated` says what a real run held. On the CPU, and on fake tensors
+(`FakeTensorMode`: shapes without data), `AllocatedBytes` does. torch has a tracker too
+(`torch.distributed._tools.MemTracker`), but it is private, hooks into modules and optimizers to
+attribute each byte, and refuses a second forward pass, so a second micro-batch.
+"""
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    is_traceable_wrapper_subclass,
+    is_traceable_wrapper_subclass_type,
+)
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class AllocatedBytes(TorchDispatchMode):
+    """Follows every storage that an operation inside returns until nobody holds it any more.
+
+    Storages are counted once, whatever views there are of them; operations that write into a tensor
+    they were given allocate nothing. What a kernel allocates and frees within itself is not seen.
+    Tensors from outside count where `hold` was told of them.
+    """
+
+    current: int
+    """Bytes alive."""
+    peak: int
+    """The most bytes that were alive at once, since the start or `reset_peak`."""
+
+    def __init__(self, round_to: int = 1) -> None:
+        """`round_to`: bytes that an allocation is rounded up to; CUDA's allocator deals in 512."""
+        super().__init__()
+        self.current = self.peak = 0
+        self._round_to = round_to
+        self._followed: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Counts tensors that were there before."""
+        for tensor in tensors:
+            for storage in _storages(tensor):
+                self._follow(storage)
+
+    def reset_peak(self) -> None:
+        """From here on `peak` is that of what follows."""
+        self.peak = self.current
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
+            return NotImplemented  # a DTensor first becomes operations on its local part
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        new = {
+            id(storage): storage
+            for tensor in tree_leaves(result)
+            if isinstance(tensor, Tensor)
+            for storage in _storages(tensor)
+            if storage not in self._followed
+        }
+        if new:
+            given = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+            outside = {id(storage) for tensor in given for storage in _storages(tensor)}
+            for key, storage in new.items():
+                if key not in outside:
+                    self._follow(storage)
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._followed:
+            return
+        num_bytes = -(-storage.nbytes() // self._round_to) * self._round_to
+        self._followed[storage] = weakref.ref(storage, lambda _: self._drop(num_bytes))
+        self.current += num_bytes
+        self.peak = max(self.peak, self.current)
+
+    def _drop(self, num_bytes: int) -> None:
+        self.current -= num_bytes
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages of `tensors`, each counted once."""
+    counter = AllocatedBytes()
+    counter.hold(tensors)
+    return counter.current
+
+
+def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return [storage for name in names for storage in _storages(getattr(tensor, name))]
+    return [tensor.untyped_storage()]

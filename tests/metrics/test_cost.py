@@ -1,0 +1,39 @@
+"""Operations by hand, and what is known of a GPU by its name."""
+
+import pytest
+
+from gr_sweep.metrics.cost import GPUS, attention_flops_per_token, flops_per_token, peak_flops
+
+
+def test_flops_of_a_token_are_those_of_the_matrices_and_of_attention() -> None:
+    # Width 8, 2 layers, 5 tokens a sequence: a token sees 3 on average, itself included; each layer
+    # has a score and a mix with each of them, 8 multiply-adds and so 16 FLOPs apiece.
+    assert attention_flops_per_token(8, 2, 5) == 2 * 3 * (16 + 16)
+    assert flops_per_token(1000, 8, 2, 5) == 2000 + 192
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA GeForce RTX 4090", None),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_of_a_gpu_is_known_by_its_name_or_not_at_all(
+    name: str, flops: float | None
+) -> None:
+    assert peak_flops(name) == flops
+
+
+def test_the_named_gpus_have_the_memory_of_their_data_sheets() -> None:
+    assert {name: gpu.memory_bytes / 1e9 for name, gpu in GPUS.items()} == {
+        "h100": 80,
+        "h200": 141,
+        "a100": 80,
+    }

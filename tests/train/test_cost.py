@@ -1,0 +1,69 @@
+"""Parameters and operations by hand: width 16, MLP 32, 2 layers, 2 heads of 8, vocabulary 11."""
+
+import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gr_sweep.model.route import RoutedModel, route_model
+from gr_sweep.model.sizes import Size, llama_config, random_model
+from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.train.cost import (
+    active_parameters,
+    forward_flops_per_token,
+    kept_flops_per_token,
+    kept_parameters,
+    multiply_adds,
+    num_parameters,
+    train_flops_per_token,
+)
+
+SHAPE = Size(16, 32, 2, 2, 2)
+COUNTS = {"code": 2, "biology": 2}
+ATTENTION = 2 * 4 * 16 * 16
+MLP = 2 * 3 * 16 * 32
+UNEMBEDDING = 11 * 16
+NORMS = 5 * 16
+SCORES = 2 * 4 * 16 * 9 // 2
+"""FLOPs of scores and mixes at 8 tokens a sequence, forward."""
+
+
+def make(edges: str, foreign_dropout: float, kind: str = "peers") -> RoutedModel:
+    """Core 16 units of the 32, each domain 8."""
+    config = llama_config(SHAPE, vocab_size=11, eot_id=0, sequence_length=8)
+    plan = RoutePlan.make(kind, SHAPE, domains=tuple(COUNTS))
+    return route_model(random_model(config, seed=0), plan, edges, foreign_dropout=foreign_dropout)
+
+
+def test_parameters_whole_kept_and_active() -> None:
+    whole = ATTENTION + MLP + UNEMBEDDING + NORMS
+    for foreign_dropout, share_on in ((0.0, 1.0), (0.5, 7 / 8), (1.0, 3 / 4)):
+        routed = make("both", foreign_dropout)
+        assert num_parameters(routed) == whole
+        assert kept_parameters(routed) == dict.fromkeys(COUNTS, whole - MLP // 4)
+        assert active_parameters(routed, COUNTS) == whole - MLP * (1 - share_on)
+
+
+def test_a_dense_model_is_active_whole_and_has_no_parts() -> None:
+    routed = make("none", 0.0, "none")
+    assert active_parameters(routed, COUNTS) == num_parameters(routed)
+    assert kept_parameters(routed) == {} == kept_flops_per_token(routed, 8)
+
+
+def test_flops_count_attention_too() -> None:
+    dense = 2 * (ATTENTION + MLP + UNEMBEDDING) + SCORES
+    routed = make("both", 0.0)
+    assert forward_flops_per_token(routed, 8) == dense
+    assert kept_flops_per_token(routed, 8) == dict.fromkeys(COUNTS, dense - 2 * MLP // 4)
+    assert train_flops_per_token(make("none", 0.0, "none"), COUNTS, 8) == 3 * dense
+    # Nothing comes back from a quarter of the MLP, neither to the weights nor to the inputs.
+    assert train_flops_per_token(routed, COUNTS, 8) == 3 * dense - 2 * 2 * MLP / 4
+    assert multiply_adds(routed, COUNTS) == pytest.approx(
+        (train_flops_per_token(routed, COUNTS, 8) - 3 * SCORES) / 2
+    )
+
+
+def test_costs_need_shapes_alone() -> None:
+    real = make("weight", 0.5)
+    with FakeTensorMode():
+        fake = make("weight", 0.5)
+    assert train_flops_per_token(fake, COUNTS, 8) == train_flops_per_token(real, COUNTS, 8)
+    assert kept_parameters(fake) == kept_parameters(real)

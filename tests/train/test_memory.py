@@ -1,0 +1,122 @@
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gr_sweep.train.memory import AllocatedBytes, tensor_bytes
+
+KIB = 1024
+
+
+def ones() -> Tensor:
+    """A KiB."""
+    return torch.ones(256)
+
+
+def test_peak_and_present_follow_what_is_held_by_hand() -> None:
+    with AllocatedBytes() as memory:
+        a, b = ones(), ones()
+        assert memory.current == 2 * KIB
+        c = a + b
+        del a, b
+        assert (memory.current, memory.peak) == (KIB, 3 * KIB)
+        memory.reset_peak()
+        d = c * 2
+        del d
+        assert (memory.current, memory.peak) == (KIB, 2 * KIB)
+
+
+def test_views_and_writes_in_place_allocate_nothing() -> None:
+    outside, out = ones(), ones()
+    with AllocatedBytes() as memory:
+        outside.mul_(2.0)
+        torch.add(outside, outside, out=out)
+        views = [outside[:3], outside.view(16, 16).t(), outside.detach(), torch.Tensor(outside)]
+        assert memory.peak == 0 and len(views) == 4
+        copy = ones()
+        part = copy[:1]
+        del copy
+        assert memory.current == KIB, "a view holds all of its storage"
+        del part
+        assert memory.current == 0
+
+
+def test_tensors_from_outside_count_where_they_are_held() -> None:
+    weight = ones()
+    memory = AllocatedBytes()
+    memory.hold([weight, weight[:2]])
+    assert memory.current == KIB == tensor_bytes([weight, weight[:2]])
+    del weight
+    assert memory.current == 0
+
+
+def test_allocations_are_rounded_up_as_the_device_does() -> None:
+    with AllocatedBytes(round_to=512) as memory:
+        small = torch.ones(1)
+        assert memory.current == 512
+        del small
+        assert memory.current == 0
+
+
+def small_step() -> Callable[[], None]:
+    """Two training steps of a small network; made where it is called."""
+    model = nn.Sequential(nn.Linear(64, 256), nn.SiLU(), nn.Linear(256, 64))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    x = torch.ones(128, 64)
+
+    def step() -> None:
+        for _ in range(2):
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def test_fake_tensors_have_the_peak_of_real_ones() -> None:
+    peaks = []
+    for is_fake in (False, True):
+        mode = FakeTensorMode()
+        if is_fake:
+            mode.__enter__()
+        step = small_step()
+        with AllocatedBytes() as memory:
+            step()
+        if is_fake:
+            mode.__exit__(None, None, None)
+        peaks.append(memory.peak)
+    assert peaks[0] == peaks[1] > 0
+
+
+def allocator_peak(step: Callable[[], None], trace: Path) -> int:
+    """The most bytes that the CPU's allocator held at once, as torch's profiler saw it."""
+    gc.collect()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step()
+    profile.export_chrome_trace(str(trace))
+    events = [
+        (event["ts"], place, event["args"]["Bytes"])
+        for place, event in enumerate(json.loads(trace.read_text())["traceEvents"])
+        if event["name"] == "[memory]"
+    ]
+    present = peak = 0
+    for *_, num_bytes in sorted(events):
+        present += num_bytes
+        peak = max(peak, present)
+    return peak
+
+
+def test_the_peak_is_that_of_the_allocator(tmp_path: Path) -> None:
+    step = small_step()
+    seen_by_allocator = allocator_peak(step, tmp_path / "trace.json")
+    step = small_step()
+    with AllocatedBytes() as memory:
+        step()
+    # The profiler also sees what a kernel allocates for itself.
+    assert memory.peak == pytest.approx(seen_by_allocator, rel=0.02)
