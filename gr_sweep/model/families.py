@@ -24,6 +24,9 @@ class Family:
     """Linears whose rows are MLP units: gate and up, or just one."""
     mlp_out: str
     """The linear whose columns are MLP units."""
+    gated_mlp: str | None = None
+    """The module that computes `down_proj(act(gate_proj(x)) * up_proj(x))`; None where there is
+    none."""
     heads_in: tuple[str, str, str] | None = None
     """q, k, v; None where they cannot be taken apart."""
     heads_out: str | None = None
@@ -41,6 +44,7 @@ _GATED = Family(
     "model.layers",
     ("mlp.gate_proj", "mlp.up_proj"),
     "mlp.down_proj",
+    "mlp",
     _QKV,
     "self_attn.o_proj",
 )
@@ -151,3 +155,19 @@ def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
             features = module.in_features if is_row else module.out_features
             found.append(UnitLinear(module, kind, split, features // split.num_units, is_row))
     return found
+
+
+def gated_mlps(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Split]]:
+    """The gated MLPs with SiLU that the plan splits: those that can be routed as a whole."""
+    if not plan.splits:
+        return []
+    config: Any = model.config
+    family = family_of(config)
+    if family.gated_mlp is None or getattr(config, "hidden_act", None) not in ("silu", "swish"):
+        return []
+    layers = decoder_layers(model, family)
+    return [
+        (layers[layer].get_submodule(family.gated_mlp), split)
+        for (layer, kind), split in plan.splits.items()
+        if kind == MLP
+    ]

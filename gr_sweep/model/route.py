@@ -18,11 +18,13 @@ from gr_sweep.model.families import (
     check_plan,
     decoder_layers,
     family_of,
+    gated_mlps,
     unit_linears,
 )
 from gr_sweep.routing.edges import route_weights
 from gr_sweep.routing.linears import (
     RoutedColumnLinear,
+    RoutedGatedMlp,
     RoutedHeadNorm,
     RoutedModule,
     RoutedRest,
@@ -225,6 +227,8 @@ def route_model(
     )
     for linear in routed.unit_linears:
         _reorder(linear)
+    for mlp, split in gated_mlps(model, plan):
+        swap_class(mlp, RoutedGatedMlp, routed._state, split.slices())
     for linear in routed.unit_linears:
         routed_class = RoutedRowLinear if linear.is_row else RoutedColumnLinear
         swap_class(linear.module, routed_class, routed._state, linear.units)
@@ -257,8 +261,10 @@ def _swap_rest(routed: RoutedModel) -> None:
             True for _ in module.parameters(recurse=False)
         ):
             continue
-        routed_class = RoutedRestLinear if isinstance(module, nn.Linear) else RoutedRest
-        swap_class(module, routed_class, routed._state)
+        if isinstance(module, nn.Linear):
+            swap_class(module, RoutedRestLinear, routed._state, (slice(0, module.out_features),))
+        else:
+            swap_class(module, RoutedRest, routed._state)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ N sequences, T positions, P = N * T, H heads, I and O input and output features,
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,10 +18,16 @@ from torch import Tensor, nn
 
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.autograd import ColumnLinear, LinearTiles, RowLinear
+from gr_sweep.routing.autograd import (
+    ColumnLinear,
+    GatedMlp,
+    LinearCovers,
+    MlpCovers,
+    RowLinear,
+)
 from gr_sweep.routing.edges import RouteWeights
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.rows import RowGroup, Tile, tiles
+from gr_sweep.routing.rows import Cover, Output, RowGroup, cover
 from gr_sweep.routing.token_mask import LinearMasks, MaskedColumnLinear, MaskedRowLinear
 
 Units = tuple[slice, ...]
@@ -31,18 +37,29 @@ Units = tuple[slice, ...]
 class Routing(Protocol):
     """How the rows or tokens of one micro-batch are routed."""
 
+    def prepare(self, kinds: "Iterable[tuple[str, Units]]") -> None:
+        """Works out beforehand what maps of these roles and units will ask for."""
+
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units) -> Tensor:
         """`linear`, with units along the outputs."""
 
     def row(self, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units) -> Tensor:
         """`linear`, with units along the inputs; the bias belongs to the rest."""
 
+    def gated_mlp(
+        self, x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear, units: Units
+    ) -> Tensor:
+        """`down(silu(gate(x)) * up(x))`; the bias of `down` belongs to the rest."""
+
     def rest(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`linear`, all of whose parameters belong to the rest."""
 
-    def rest_factor(self, like: Tensor) -> Tensor | None:
-        """Factor of the rest's gradients, to broadcast with `like` [N, T, ...]; None where all are
-        1."""
+    def rest_factor(self, like: Tensor) -> "Sequence[tuple[int, float]] | Tensor | None":
+        """Factor of the rest's gradients; None where all are 1.
+
+        Runs of sequences, (how many, factor), one after the other; or a tensor [N, T]. `like` is
+        [N, T, ...].
+        """
 
     def head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
         """Factor of the gradients that the rest gets through the heads of `like` [N, T, H, ...]."""
@@ -78,11 +95,22 @@ class RowRouting:
             for edges in zip(self._weight, self._act, strict=True)
         ]
         self._rest = [weights.rest[domain] for domain in domains]
+        self._rest_runs = tuple(
+            (sum(count for _, count in run), factor)
+            for factor, run in itertools.groupby(
+                (
+                    (factor, 0 if part.stop is None else part.stop - part.start)
+                    for factor, part in zip(self._rest, rows, strict=True)
+                ),
+                key=lambda pair: pair[0],
+            )
+        )
         self._num_rows = rows[-1].stop if rows else 0
         self._counts = dict.fromkeys(domains, 0)
         for domain, part in zip(domains, rows, strict=True):
             self._counts[domain] += 0 if part.stop is None else part.stop - part.start
-        self._tiles: dict[tuple[Any, ...], LinearTiles] = {}
+        self._covers: dict[tuple[Any, ...], LinearCovers | MlpCovers] = {}
+        self._covers_of_positions: dict[tuple[Any, ...], LinearCovers | MlpCovers] = {}
         self._factors: dict[tuple[Any, ...], Tensor | None] = {}
 
     @classmethod
@@ -103,30 +131,27 @@ class RowRouting:
         return cls(plan, weights, [slice(None)], [UNLABELLED], [off])
 
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units) -> Tensor:
-        tiling = self._tiling("column", units, self._positions(x))
-        return _apply(ColumnLinear, x, weight, bias, tiling)
+        return _linear(ColumnLinear, x, weight, bias, self._covers_of("column", x, units))
 
     def row(self, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units) -> Tensor:
-        tiling = self._tiling("row", units, self._positions(x))
-        return _apply(RowLinear, x, weight, bias, tiling)
+        return _linear(RowLinear, x, weight, bias, self._covers_of("row", x, units))
+
+    def gated_mlp(
+        self, x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear, units: Units
+    ) -> Tensor:
+        weights = (gate.weight, up.weight, down.weight, gate.bias, up.bias, down.bias)
+        return _apply(GatedMlp, x, weights, self._covers_of("mlp", x, units))
 
     def rest(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        tiling = self._tiling("rest", (slice(0, weight.shape[0]),), self._positions(x))
-        return _apply(ColumnLinear, x, weight, bias, tiling)
+        units = (slice(0, weight.shape[0]),)
+        return _linear(ColumnLinear, x, weight, bias, self._covers_of("rest", x, units))
 
-    def rest_factor(self, like: Tensor) -> Tensor | None:
-        self._positions(like)
-        key = ("rest", like.device, like.dtype, like.dim())
-        if key not in self._factors:
-            self._factors[key] = None
-            if any(factor != 1.0 for factor in self._rest):
-                self._factors[key] = self._per_row([[factor] for factor in self._rest], like).view(
-                    -1, *(1,) * (like.dim() - 1)
-                )
-        return self._factors[key]
+    def rest_factor(self, like: Tensor) -> Sequence[tuple[int, float]] | None:
+        self._check_rows(like)
+        return None if all(factor == 1.0 for _, factor in self._rest_runs) else self._rest_runs
 
     def head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
-        self._positions(like)
+        self._check_rows(like)
         key = ("heads", like.device, like.dtype, *((part.start, part.stop) for part in heads))
         if key not in self._factors:
             lines = _spread(self._through_heads, heads)
@@ -140,42 +165,64 @@ class RowRouting:
         table = torch.tensor(lines, dtype=like.dtype, device=like.device)
         return table.repeat_interleave(torch.tensor(counts, device=like.device), dim=0)
 
-    def _positions(self, x: Tensor) -> int:
-        """Positions a sequence in `x` [N, ..., I]."""
+    def _check_rows(self, x: Tensor) -> None:
         if self._num_rows is not None and x.shape[0] != self._num_rows:
             raise PlanError(
                 f"batch({self._counts}) says {self._num_rows} sequences, "
                 f"the model was given {x.shape[0]}"
             )
-        return x[0, ..., 0].numel() if x.dim() > 2 else 1
 
-    def _tiling(self, role: str, units: Units, positions: int) -> LinearTiles:
+    def prepare(self, kinds: Iterable[tuple[str, Units]]) -> None:
+        for role, units in kinds:
+            self._in_sequences(role, units)
+
+    def _covers_of(self, role: str, x: Tensor, units: Units) -> Any:
+        """What the products of a map with this role cover, for an input `x` [N, ..., I]."""
+        self._check_rows(x)
+        positions = x[0, ..., 0].numel() if x.dim() > 2 else 1
+        covers = self._in_sequences(role, units)
+        if torch.compiler.is_compiling():  # what is traced may not depend on an earlier call
+            return covers.in_positions(positions)
         key = (role, positions, *((part.start, part.stop) for part in units))
-        if key not in self._tiles:
+        if key not in self._covers_of_positions:
+            self._covers_of_positions[key] = covers.in_positions(positions)
+        return self._covers_of_positions[key]
 
-            def cut(table: Sequence[Sequence[float]], parts: Units) -> tuple[Tile, ...]:
-                return tuple(
-                    _in_positions(tile, positions) for tile in tiles(table, self._rows, parts)
-                )
+    def _in_sequences(self, role: str, units: Units) -> LinearCovers | MlpCovers:
+        key = (role, *((part.start, part.stop) for part in units))
+        if key not in self._covers:
+            self._covers[key] = self._make_covers(role, units)
+        return self._covers[key]
 
-            whole = [[1.0]] * len(self._rows)
-            rest = [[factor] for factor in self._rest]
-            if role == "column":
-                self._tiles[key] = LinearTiles(
-                    cut(self._on, units), cut(self._weight, units), cut(self._act, units)
-                )
-            elif role == "row":
-                self._tiles[key] = LinearTiles(
-                    cut(self._on, units),
-                    cut(self._weight, units),
-                    cut(self._needed, units),
-                    cut(rest, (slice(0, 1),)),
-                )
-            else:
-                self._tiles[key] = LinearTiles(
-                    cut(whole, units), cut(rest, units), cut(whole, units)
-                )
-        return self._tiles[key]
+    def _make_covers(self, role: str, units: Units) -> LinearCovers | MlpCovers:
+        def of(table: Sequence[Sequence[float]], output: Output) -> Cover:
+            return cover(table, self._rows, units, output)
+
+        rest = [[factor] for factor in self._rest]
+        whole = [[1.0]] * len(self._rows)
+        bias = cover(rest, self._rows, (slice(0, 1),), Output.units)
+        if role == "mlp":
+            return MlpCovers(
+                hidden=of(self._on, Output.cells),
+                out=of(self._on, Output.rows),
+                needed=of(self._needed, Output.cells),
+                weight=of(self._weight, Output.units),
+                input=of(self._act, Output.rows),
+                bias=bias,
+            )
+        tables = {
+            "column": (self._on, self._weight, self._act),
+            "row": (self._on, self._weight, self._needed),
+            "rest": (whole, rest, whole),
+        }
+        forward, weight, input = tables[role]
+        is_row = role == "row"
+        return LinearCovers(
+            forward=of(forward, Output.rows if is_row else Output.cells),
+            weight=of(weight, Output.units),
+            input=of(input, Output.cells if is_row else Output.rows),
+            bias=bias,
+        )
 
 
 class TokenRouting:
@@ -208,18 +255,28 @@ class TokenRouting:
             self._act.append(_times(on, weights.act_edge[domain]))
         self._rest = [weights.rest[domain] for domain in domains]
 
+    def prepare(self, kinds: Iterable[tuple[str, Units]]) -> None:
+        pass  # masks are made of labels, a micro-batch at a time
+
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units) -> Tensor:
-        return _apply(MaskedColumnLinear, x, weight, bias, self._masks(x, units, self._act))
+        return _linear(MaskedColumnLinear, x, weight, bias, self._masks(x, units, self._act))
 
     def row(self, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units) -> Tensor:
         # Never skipped, even where both edges are cut at this position: what flows back through
         # attention reaches k and v of other positions, whose own labels decide.
-        return _apply(MaskedRowLinear, x, weight, bias, self._masks(x, units, self._on))
+        return _linear(MaskedRowLinear, x, weight, bias, self._masks(x, units, self._on))
+
+    def gated_mlp(
+        self, x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear, units: Units
+    ) -> Tensor:
+        gated = torch.nn.functional.silu(self.column(x, gate.weight, gate.bias, units))
+        hidden = gated * self.column(x, up.weight, up.bias, units)
+        return self.row(hidden, down.weight, down.bias, units)
 
     def rest(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ones_P1 = torch.ones_like(self._per_token([[1.0]] * len(self._rest), x).flatten(0, 1))
         rest_P1 = self._per_token([[factor] for factor in self._rest], x).flatten(0, 1)
-        return _apply(
+        return _linear(
             MaskedColumnLinear,
             x,
             weight,
@@ -230,8 +287,9 @@ class TokenRouting:
     def rest_factor(self, like: Tensor) -> Tensor | None:
         if all(factor == 1.0 for factor in self._rest):
             return None
-        factor_NT1 = self._per_token([[factor] for factor in self._rest], like)
-        return factor_NT1.view(*factor_NT1.shape[:2], *(1,) * (like.dim() - 2))
+        # `like` may be token ids: the factor's own type is the widest, the user's narrows it.
+        like = like.new_empty(like.shape[:2], dtype=torch.float64)
+        return self._per_token([[factor] for factor in self._rest], like)[..., 0]
 
     def head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
         lines = [
@@ -262,6 +320,11 @@ class RoutingState:
 
     def __init__(self) -> None:
         self.active: Routing | None = None
+        self._kinds: dict[tuple[Any, ...], tuple[str, Units]] = {}
+
+    def register(self, role: str, units: Units) -> None:
+        """Tells of a module that will ask the active routing for its role and units."""
+        self._kinds[role, *((part.start, part.stop) for part in units)] = (role, units)
 
     @contextlib.contextmanager
     def routing(self, routing: Routing) -> Iterator[None]:
@@ -272,6 +335,7 @@ class RoutingState:
         """
         if self.active is not None:
             raise PlanError("batch, keep and remove cannot be nested; leave one before the next")
+        routing.prepare(self._kinds.values())
         self.active = routing
         try:
             yield
@@ -284,10 +348,14 @@ class RoutedModule(nn.Module):
 
     _state: RoutingState
     _units: Units
+    _role: str | None = None
+    """What it is to a routing, where it is a linear map or made of such."""
 
 
 class RoutedColumnLinear(RoutedModule, nn.Linear):
     """gate, up, q, k, v: rows of the weight belong to units."""
+
+    _role = "column"
 
     def forward(self, input: Tensor) -> Tensor:
         routing = self._state.active
@@ -299,6 +367,8 @@ class RoutedColumnLinear(RoutedModule, nn.Linear):
 class RoutedRowLinear(RoutedModule, nn.Linear):
     """down, o: columns of the weight belong to units, the bias to the rest."""
 
+    _role = "row"
+
     def forward(self, input: Tensor) -> Tensor:
         routing = self._state.active
         if routing is None:
@@ -309,6 +379,8 @@ class RoutedRowLinear(RoutedModule, nn.Linear):
 class RoutedRestLinear(RoutedModule, nn.Linear):
     """A linear that the plan does not split, where the core is foreign to somebody."""
 
+    _role = "rest"
+
     def forward(self, input: Tensor) -> Tensor:
         routing = self._state.active
         if routing is None:
@@ -316,21 +388,60 @@ class RoutedRestLinear(RoutedModule, nn.Linear):
         return routing.rest(input, self.weight, self.bias)
 
 
-class RoutedRest(RoutedModule):
-    """Norms and embeddings, where the core is foreign to somebody: `f * y + (1 - f) * y of frozen
-    parameters`."""
+class RoutedGatedMlp(RoutedModule):
+    """A whole gated MLP with SiLU."""
+
+    _role = "mlp"
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:
-        learned: Tensor = super().forward(input)
         routing = self._state.active
-        factor = None if routing is None else routing.rest_factor(learned)
-        return learned if factor is None else self._mixed(learned, factor, input)
+        if routing is None:
+            return super().forward(input)  # type: ignore[no-any-return]
+        return routing.gated_mlp(input, self.gate_proj, self.up_proj, self.down_proj, self._units)
 
-    def _mixed(self, learned: Tensor, factor: Tensor, input: Tensor) -> Tensor:
+
+class RoutedRest(RoutedModule):
+    """Norms and embeddings, where the core is foreign to somebody.
+
+    The parameters' gradient is multiplied, the input's is not: `f * y + (1 - f) * y of frozen
+    parameters`, which where f is 0 or 1 is just one of the two.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        routing = self._state.active
+        factor = None if routing is None else routing.rest_factor(input)
+        if factor is None:
+            return self._plain(input)
+        if isinstance(factor, Tensor):
+            return self._mixed(input, factor)
+        parts = torch.split(input, [count for count, _ in factor])
+        return torch.cat(
+            [self._of_run(part, f) for part, (_, f) in zip(parts, factor, strict=True)]
+        )
+
+    def _plain(self, input: Tensor) -> Tensor:
+        return super().forward(input)  # type: ignore[no-any-return]
+
+    def _of_run(self, input: Tensor, factor: float) -> Tensor:
+        if factor == 1.0:
+            return self._plain(input)
+        if factor == 0.0:
+            return self._of_frozen(input)
+        return factor * self._plain(input) + (1 - factor) * self._of_frozen(input)
+
+    def _of_frozen(self, input: Tensor) -> Tensor:
         with _frozen(self):
-            frozen: Tensor = super().forward(input)
-        factor = factor.to(learned.dtype)
-        return factor * learned + (1 - factor) * frozen
+            return self._plain(input)
+
+    def _mixed(self, input: Tensor, factor: Tensor) -> Tensor:
+        learned = self._plain(input)
+        factor = factor.to(learned.dtype).view(
+            *factor.shape, *(1,) * (learned.dim() - factor.dim())
+        )
+        return factor * learned + (1 - factor) * self._of_frozen(input)
 
 
 class RoutedHeadNorm(RoutedRest):
@@ -338,10 +449,9 @@ class RoutedHeadNorm(RoutedRest):
     shared by them."""
 
     def forward(self, input: Tensor) -> Tensor:
-        learned: Tensor = super(RoutedRest, self).forward(input)
         routing = self._state.active
-        factor = None if routing is None else routing.head_factor(learned, self._units)
-        return learned if factor is None else self._mixed(learned, factor, input)
+        factor = None if routing is None else routing.head_factor(input, self._units)
+        return self._plain(input) if factor is None else self._mixed(input, factor)
 
 
 def swap_class(
@@ -363,6 +473,8 @@ def swap_class(
     else:
         module.__class__ = type("Routed" + plain.__name__, (routed, plain), {})
     module._state, module._units = state, units  # type: ignore[assignment]
+    if routed._role is not None:
+        state.register(routed._role, units)
 
 
 def unswap_class(module: nn.Module) -> None:
@@ -390,16 +502,26 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 def _apply(
     function: type[torch.autograd.Function],
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    parameters: Sequence[Tensor | None],
     how: Any,
 ) -> Tensor:
     """The function on `x` [N, ..., I] as [P, I], in autocast's type where autocast is on."""
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    y: Tensor = function.apply(x.reshape(-1, x.shape[-1]), weight, bias, how)  # type: ignore[no-untyped-call]
-    return y.view(*x.shape[:-1], weight.shape[0])
+        x = x.to(dtype)
+        parameters = [None if p is None else p.to(dtype) for p in parameters]
+    y: Tensor = function.apply(x.reshape(-1, x.shape[-1]), *parameters, how)  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _linear(
+    function: type[torch.autograd.Function],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    how: Any,
+) -> Tensor:
+    return _apply(function, x, (weight, bias), how)
 
 
 def _times(a: Sequence[float], b: Sequence[float]) -> list[float]:
@@ -416,10 +538,3 @@ def _spread(table: Sequence[Sequence[float]], units: Units) -> list[list[float]]
         [factor for factor, part in zip(line, units, strict=True) for _ in _each(part)]
         for line in table
     ]
-
-
-def _in_positions(tile: Tile, positions: int) -> Tile:
-    rows = tile.rows
-    if rows.stop is not None:
-        rows = slice(rows.start * positions, rows.stop * positions)
-    return Tile(rows, tile.units, tile.factor)

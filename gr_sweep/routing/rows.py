@@ -5,9 +5,10 @@ foreign work is skipped: a routed matrix product is a handful of dense products 
 and units.
 """
 
+import enum
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -39,11 +40,50 @@ class Tile:
     """A rectangle of rows and units that one matrix product covers."""
 
     rows: slice
-    """Sequences of the micro-batch; `slice(None)` for all."""
+    """Sequences of the micro-batch, or positions; `slice(None)` for all."""
     units: slice
     """Rows or columns of the weight matrix."""
     factor: float
     """What multiplies the product."""
+    adds: bool = False
+    """Whether the product is added to what tiles before it have written."""
+
+
+class Output(enum.Enum):
+    """What a matrix product leaves: its other axis is summed over."""
+
+    cells = "cells"
+    """A number for each row and unit: nothing is summed."""
+    rows = "rows"
+    """A line for each row, summed over units: what `down` puts out, the gradient of an input."""
+    units = "units"
+    """A line for each unit, summed over rows: the gradient of a weight."""
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Tiles that cover every (group, block) whose factor is not 0, each exactly once."""
+
+    output: Output
+    tiles: tuple[Tile, ...]
+    """In the order in which they are to be computed."""
+    gaps: tuple[slice, ...] = ()
+    """Where the output, a row or a unit each, gets nothing and is 0."""
+
+    def in_positions(self, positions: int) -> "Cover":
+        """The same with rows that count positions, so many a sequence."""
+
+        def times(rows: slice) -> slice:
+            if rows.stop is None:
+                return rows
+            return slice(rows.start * positions, rows.stop * positions)
+
+        tiles = tuple(
+            Tile(times(tile.rows), tile.units, tile.factor, tile.adds) for tile in self.tiles
+        )
+        is_of_rows = self.output is Output.rows
+        gaps = tuple(times(gap) for gap in self.gaps) if is_of_rows else self.gaps
+        return Cover(self.output, tiles, gaps)
 
 
 def row_groups(
@@ -81,6 +121,17 @@ def row_groups(
         ordered = _order(plan, list(sizes), before)
         groups.extend(RowGroup(domain, subset, sizes[subset]) for subset in ordered)
     return tuple(groups)
+
+
+def within(counts: Iterable[int], rows: slice) -> list[int]:
+    """How many rows of each run lie in `rows`, the runs of `counts` rows standing one after the
+    other: what a process that takes these rows has of each."""
+    found, start = [], 0
+    for count in counts:
+        stop = start + count
+        found.append(max(0, min(stop, rows.stop) - max(start, rows.start)))
+        start = stop
+    return found
 
 
 @lru_cache(maxsize=4096)
@@ -163,47 +214,114 @@ def _order(
     return ordered
 
 
-def tiles(
-    factors: Sequence[Sequence[float]], rows: Sequence[slice], units: Sequence[slice]
-) -> tuple[Tile, ...]:
-    """Rectangles that cover every (group, block) whose factor is not 0, each exactly once.
+def cover(
+    factors: Sequence[Sequence[float]],
+    rows: Sequence[slice],
+    units: Sequence[slice],
+    output: Output,
+) -> Cover:
+    """The cheapest of the known ways to cover a table of factors with rectangles.
+
+    Of two ways of cutting, block by block and group by group, the one with fewer products; of two
+    with as many, the one that adds to less of what is written already.
 
     Args:
         factors: a factor for each group and block.
         rows: each group's sequences, one slice after the other.
         units: each block's units, one slice after the other; empty ones are skipped.
-
-    Of two ways of cutting, block by block and group by group, the one with fewer tiles.
+        output: what the products are summed to. The first tile that reaches a part of the output
+            writes it, later ones add.
     """
     blocks = [index for index, part in enumerate(units) if part.stop > part.start]
     groups = [
         index for index, part in enumerate(rows) if part.stop is None or part.stop > part.start
     ]
     table = [[factors[group][block] for block in blocks] for group in groups]
-    row_parts = [rows[group] for group in groups]
-    unit_parts = [units[block] for block in blocks]
-    by_group = [
-        Tile(row, unit, factor)
-        for row, line in _runs(table, row_parts)
-        for unit, factor in _runs(line, unit_parts)
-        if factor != 0.0
-    ]
     columns = [list(column) for column in zip(*table, strict=True)]
-    by_block = [
-        Tile(row, unit, factor)
-        for unit, line in _runs(columns, unit_parts)
-        for row, factor in _runs(line, row_parts)
+    by_group = [
+        _Box(lines, cells, factor)
+        for lines, line in _runs(table)
+        for cells, factor in _runs(line)
         if factor != 0.0
     ]
-    return tuple(by_group if len(by_group) <= len(by_block) else by_block)
+    by_block = [
+        _Box(lines, cells, factor)
+        for cells, column in _runs(columns)
+        for lines, factor in _runs(column)
+        if factor != 0.0
+    ]
+    ordered = [_ordered(boxes, output) for boxes in (by_group, by_block)]
+    best = min(ordered, key=lambda boxes: (len(boxes), sum(box.adds for box in boxes)))
+    row_parts, unit_parts = [rows[group] for group in groups], [units[block] for block in blocks]
+    parts = unit_parts if output is Output.units else row_parts
+    written = {index for box in best for index in box.along(output)}
+    gaps = [
+        _joined(parts, part)
+        for part, is_written in _runs([index in written for index in range(len(parts))])
+        if not is_written
+    ]
+    return Cover(
+        output,
+        tuple(
+            Tile(
+                _joined(row_parts, box.groups),
+                _joined(unit_parts, box.blocks),
+                box.factor,
+                box.adds,
+            )
+            for box in best
+        ),
+        () if output is Output.cells else tuple(gaps),
+    )
 
 
-def _runs(values: Sequence[Value], parts: Sequence[slice]) -> list[tuple[slice, Value]]:
-    """Neighbouring slices with equal values, joined."""
-    runs: list[tuple[slice, Value]] = []
-    for value, part in zip(values, parts, strict=True):
+@dataclass(frozen=True)
+class _Box:
+    """A tile, in numbers of groups and blocks."""
+
+    groups: range
+    blocks: range
+    factor: float
+    adds: bool = False
+
+    def along(self, output: Output) -> range:
+        """What it reaches of the axis that is left."""
+        return self.blocks if output is Output.units else self.groups
+
+
+def _ordered(boxes: Sequence[_Box], output: Output) -> list[_Box]:
+    """The boxes in an order in which each finds its part of the output all written, or not at all.
+
+    The longest go first, so that few have to be cut in two.
+    """
+    if output is Output.cells:
+        return list(boxes)
+    ordered: list[_Box] = []
+    written: set[int] = set()
+    for box in sorted(boxes, key=lambda box: -len(box.along(output))):
+        line = box.along(output)
+        for part, adds in _runs([index in written for index in line]):
+            cut = line[part.start : part.stop]
+            ordered.append(
+                replace(box, blocks=cut, adds=adds)
+                if output is Output.units
+                else replace(box, groups=cut, adds=adds)
+            )
+        written.update(line)
+    return ordered
+
+
+def _runs(values: Sequence[Value]) -> list[tuple[range, Value]]:
+    """Neighbours with equal values, joined."""
+    runs: list[tuple[range, Value]] = []
+    for index, value in enumerate(values):
         if runs and runs[-1][1] == value:
-            runs[-1] = (slice(runs[-1][0].start, part.stop), value)
+            runs[-1] = (range(runs[-1][0].start, index + 1), value)
         else:
-            runs.append((part, value))
+            runs.append((range(index, index + 1), value))
     return runs
+
+
+def _joined(parts: Sequence[slice], run: range) -> slice:
+    """The slice that neighbouring slices make."""
+    return slice(parts[run.start].start, parts[run.stop - 1].stop)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gr_sweep.errors import PlanError
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.rows import row_groups, tiles
+from gr_sweep.routing.rows import Output, cover, row_groups
 
 SHAPE = SimpleNamespace(num_hidden_layers=1, intermediate_size=64, num_attention_heads=8)
 DOMAINS = ["code", "biology", "creative"]
@@ -127,9 +127,14 @@ def test_counts_and_shares_that_no_micro_batch_can_have_are_refused(counts, drop
         row_groups(PEERS, counts, dropout)
 
 
-@settings(max_examples=200, deadline=None)
-@given(data=st.data(), num_groups=st.integers(1, 5), num_blocks=st.integers(1, 5))
-def test_tiles_cover_each_group_and_block_once_with_its_factor(data, num_groups, num_blocks):
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.data(),
+    num_groups=st.integers(1, 5),
+    num_blocks=st.integers(1, 5),
+    output=st.sampled_from(Output),
+)
+def test_a_cover_is_each_group_and_block_once_with_its_factor(data, num_groups, num_blocks, output):
     """Painted on a sheet of paper: rows down, units across."""
     row_sizes = data.draw(st.lists(st.integers(1, 3), min_size=num_groups, max_size=num_groups))
     unit_sizes = data.draw(st.lists(st.integers(0, 3), min_size=num_blocks, max_size=num_blocks))
@@ -141,11 +146,18 @@ def test_tiles_cover_each_group_and_block_once_with_its_factor(data, num_groups,
         return [slice(stop - length, stop) for length, stop in zip(lengths, stops, strict=True)]
 
     rows, units = slices(row_sizes), slices(unit_sizes)
+    covered = cover(factors, rows, units, output)
     painted: dict[tuple[int, int], float] = {}
-    for tile in tiles(factors, rows, units):
+    written: set[int] = set()
+    for tile in covered.tiles:
         for cell in itertools.product(range(100)[tile.rows], range(100)[tile.units]):
             assert cell not in painted
             painted[cell] = tile.factor
+        line = set(range(100)[tile.units if output is Output.units else tile.rows])
+        if output is not Output.cells:
+            # What it adds to has been written, and what it writes has not.
+            assert line <= written if tile.adds else not line & written
+            written |= line
     wanted = {
         cell: factors[group][block]
         for group, block in itertools.product(range(num_groups), range(num_blocks))
@@ -153,3 +165,18 @@ def test_tiles_cover_each_group_and_block_once_with_its_factor(data, num_groups,
         if factors[group][block] != 0.0
     }
     assert painted == wanted
+    if output is not Output.cells:
+        gaps = [index for gap in covered.gaps for index in range(100)[gap]]
+        size = sum(unit_sizes if output is Output.units else row_sizes)
+        if sum(unit_sizes):
+            assert sorted([*gaps, *written]) == list(range(size))
+
+
+def test_a_cover_of_positions_has_as_many_rows_a_sequence():
+    table, rows, units = [[1.0], [0.0]], [slice(0, 2), slice(2, 5)], [slice(0, 7)]
+    covered = cover(table, rows, units, Output.rows).in_positions(10)
+    assert covered.tiles[0].rows == slice(0, 20) and covered.gaps == (slice(20, 50),)
+    covered = cover(table, rows, units, Output.units).in_positions(10)
+    assert covered.tiles[0].rows == slice(0, 20) and covered.gaps == ()
+    any_rows = cover([[1.0]], [slice(None)], units, Output.rows).in_positions(10)
+    assert any_rows.tiles[0].rows == slice(None)
