@@ -20,6 +20,7 @@ from gr_sweep.data.rows import domain_weights, rows_per_label, unlabelled_shares
 from gr_sweep.data.shards import Shard
 from gr_sweep.domains import UNLABELLED, expand
 from gr_sweep.errors import ConfigError, DataError
+from gr_sweep.routing.rows import within
 
 IGNORED = -100
 """Target that counts in no loss: padding."""
@@ -269,20 +270,35 @@ class Batches:
             self._check_enough(UNLABELLED, chosen[UNLABELLED].num_tokens, self.counts[UNLABELLED])
         self._streams: dict[str, _Stream | _Mixture] = chosen
 
-    def step(self, step: int) -> list[np.ndarray]:
+    @property
+    def num_rows(self) -> int:
+        """Rows of a micro-batch."""
+        return sum(self.counts.values())
+
+    def counts_of(self, rows: slice) -> dict[str, int]:
+        """Of each label, the rows of a micro-batch that lie in `rows`, in the order of `counts`."""
+        return dict(zip(self.counts, within(self.counts.values(), rows), strict=True))
+
+    def step(self, step: int, rows: slice | None = None) -> list[np.ndarray]:
         """The micro-batches of a step, each int64 [N, T + 1]: inputs `[:, :-1]`, targets `[:, 1:]`.
 
         Rows stand label by label, in the order and number of `counts`.
+
+        Args:
+            rows: of each micro-batch just these, and no others are read; None for all.
         """
+        rows = rows or slice(0, self.num_rows)
         width = self._sequence_length + 1
         micro_batches = []
         for micro in range(self.num_micro_batches):
-            rows_NT1 = np.empty((sum(self.counts.values()), width), dtype=np.int64)
-            row = 0
+            rows_NT1 = np.empty((rows.stop - rows.start, width), dtype=np.int64)
+            row, filled = 0, 0
             for label, count in self.counts.items():
                 first = (step * self.num_micro_batches + micro) * count
                 for window in range(first, first + count):
-                    self._streams[label].read(window, rows_NT1[row])
+                    if rows.start <= row < rows.stop:
+                        self._streams[label].read(window, rows_NT1[filled])
+                        filled += 1
                     row += 1
             micro_batches.append(rows_NT1)
         return micro_batches

@@ -6,10 +6,12 @@ G = key-value groups of attention heads, F = MLP hidden units, D = residual widt
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from gr_sweep.errors import PlanError
 from gr_sweep.model.extract import extract
@@ -37,7 +39,7 @@ from gr_sweep.routing.linears import (
     unswap_class,
 )
 from gr_sweep.routing.plan import ATTN, RoutePlan
-from gr_sweep.routing.rows import RowGroup, row_groups
+from gr_sweep.routing.rows import RowGroup, row_groups, within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,27 +63,45 @@ class RoutedModel:
         self.unit_linears = unit_linears(model, plan)
         self.route_weights = route_weights(plan, edges, **weights)
         self._state = RoutingState()
-        self._routings: dict[tuple[tuple[str, int], ...], RowRouting] = {}
+        self._routings: dict[tuple[Any, ...], RowRouting] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model itself returns."""
         return self.model(*args, **kwargs)
 
-    def row_groups(self, counts: Mapping[str, int]) -> tuple[RowGroup, ...]:
-        """The row groups of a micro-batch with `counts` sequences a domain, in row order."""
-        return row_groups(self.plan, counts, self.foreign_dropout)
+    def row_groups(
+        self, counts: Mapping[str, int], rows: slice | None = None
+    ) -> tuple[RowGroup, ...]:
+        """The row groups of a micro-batch with `counts` sequences a domain, in row order.
+
+        Of those, where `rows` are given, what lies in them: the groups are the whole micro-batch's,
+        whoever computes which part of it.
+        """
+        groups = row_groups(self.plan, counts, self.foreign_dropout)
+        if rows is None:
+            return groups
+        there = within((group.count for group in groups), rows)
+        return tuple(
+            replace(group, count=count) for group, count in zip(groups, there, strict=True) if count
+        )
 
     @contextlib.contextmanager
     def batch(
-        self, counts: Mapping[str, int] | None = None, *, labels_NT: Tensor | None = None
+        self,
+        counts: Mapping[str, int] | None = None,
+        *,
+        rows: slice | None = None,
+        labels_NT: Tensor | None = None,
     ) -> Iterator[None]:
         """Routes forward and backward passes inside.
 
         Args:
             counts: sequences of each domain, sorted by domain in this order; "unlabelled" is a key
                 too.
-            labels_NT: instead, int64 label of every token: index into `plan.domains`, -1 for
-                unlabelled.
+            rows: the rows of these that the model is given here, where several processes share
+                them; None for all.
+            labels_NT: instead of counts, int64 label of every token: index into `plan.domains`, -1
+                for unlabelled.
 
         Raises:
             PlanError: an unknown domain; neither or both given; a model input with another number
@@ -97,9 +117,9 @@ class RoutedModel:
             assert counts is not None
             if not any(counts.values()):
                 raise PlanError(f"batch({dict(counts)}) has no sequence; give a domain some")
-            key = tuple(counts.items())
+            key = (*counts.items(), None if rows is None else (rows.start, rows.stop))
             if key not in self._routings:
-                groups = self.row_groups(counts)
+                groups = self.row_groups(counts, rows)
                 self._routings[key] = RowRouting.of_groups(self.plan, self.route_weights, groups)
             routing = self._routings[key]
         with self._state.routing(routing):
@@ -127,7 +147,8 @@ class RoutedModel:
     def owner_sets(self) -> dict[str, list[Tensor]]:
         """Views of all parameters, by the name of the block they belong to.
 
-        The core's are its units and everything that is no unit; a tied parameter appears once.
+        The core's are its units and everything that is no unit; a tied parameter appears once. Of
+        parameters that are spread over processes, the parts that are here.
         """
         return self._owner_views(lambda parameter: parameter)
 
@@ -141,11 +162,11 @@ class RoutedModel:
                 whole = whole_of(parameter)
                 for block, part in zip(self.plan.blocks, linear.units, strict=True):
                     if whole is not None and part.stop > part.start:
-                        sets[block.name].append(whole[:, part] if linear.is_row else whole[part])
+                        sets[block.name].append(_units_here(whole, part, linear.is_row))
         for parameter in self.model.parameters():
             whole = whole_of(parameter)
             if id(parameter) not in in_units and whole is not None:
-                sets[self.plan.core.name].append(whole)
+                sets[self.plan.core.name].append(_here(whole)[0])
         return sets
 
     @torch.no_grad()
@@ -154,20 +175,25 @@ class RoutedModel:
 
         Per owner set under `weight` and `both` (by a global norm the forgotten domain would change
         the size of the core's steps), otherwise globally under the key "all" (DESIGN: what else
-        couples domains). None measures and clips nothing.
+        couples domains). None measures and clips nothing. Gradients that are spread over processes
+        have one norm over all of them; all must call this.
         """
         sets = self._owner_views(lambda parameter: parameter.grad)
         if self.edges not in ("weight", "both"):
             sets = {"all": [grad for grads in sets.values() for grad in grads]}
-        norms: dict[str, Tensor] = {}
-        for name, grads in sets.items():
-            if not grads:
-                continue
-            parts = torch._foreach_norm(grads)
-            norms[name] = torch.linalg.vector_norm(torch.stack(parts))
-            if max_norm is not None:
-                factor = torch.clamp(max_norm / (norms[name] + 1e-6), max=1.0)
-                torch._foreach_mul_(grads, factor)
+        norms: dict[str, Tensor] = {
+            name: torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            for name, grads in sets.items()
+            if grads
+        }
+        group = _process_group(parameter.grad for parameter in self.model.parameters())
+        if group is not None:
+            squares = torch.stack(list(norms.values())).square()
+            torch.distributed.all_reduce(squares, group=group)
+            norms = dict(zip(norms, squares.sqrt().unbind(), strict=True))
+        if max_norm is not None:
+            for name, norm in norms.items():
+                torch._foreach_mul_(sets[name], torch.clamp(max_norm / (norm + 1e-6), max=1.0))
         return norms
 
     def unroute(self) -> "PreTrainedModel":
@@ -265,6 +291,34 @@ def _swap_rest(routed: RoutedModel) -> None:
             swap_class(module, RoutedRestLinear, routed._state, (slice(0, module.out_features),))
         else:
             swap_class(module, RoutedRest, routed._state)
+
+
+def _here(whole: Tensor) -> tuple[Tensor, int]:
+    """What this process holds of a tensor, and the row of the whole that it begins with.
+
+    `fully_shard` gives each process a part of the rows, as `torch.chunk` divides them.
+    """
+    if not isinstance(whole, DTensor):
+        return whole, 0
+    mesh, num_rows = whole.device_mesh, whole.shape[0]
+    each = -(-num_rows // mesh.size())
+    return whole.to_local(), min(mesh.get_local_rank() * each, num_rows)
+
+
+def _units_here(whole: Tensor, units: slice, are_columns: bool) -> Tensor:
+    """A view of these rows or columns of the whole, as far as this process holds them."""
+    local, first = _here(whole)
+    if are_columns:
+        return local[:, units]
+    return local[max(0, units.start - first) : max(0, units.stop - first)]
+
+
+def _process_group(tensors: Iterable[Tensor | None]) -> Any:
+    """The processes that tensors are spread over; None where each is whole."""
+    for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            return tensor.device_mesh.get_group()
+    return None
 
 
 @torch.no_grad()

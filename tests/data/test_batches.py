@@ -73,6 +73,26 @@ def test_micro_batches_divide_the_rows_of_the_whole_batch():
         assert np.array_equal(rows, np.stack([first, second], axis=1).reshape(6, 9))
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 12])
+def test_processes_read_a_micro_batch_among_them_and_each_just_its_own_rows(world_size):
+    made = batches(unlabelled=0.25, batch_sequences=24, micro_batch_sequences=12)
+    assert made.num_rows == 12 and list(made.counts.values()) == [3, 3, 3, 3]
+    wholes = made.step(5)
+    counts = dict.fromkeys(made.counts, 0)
+    parts = []
+    for rank in range(world_size):
+        rows = slice(rank * 12 // world_size, (rank + 1) * 12 // world_size)
+        parts.append(made.step(5, rows))
+        of_rank = made.counts_of(rows)
+        assert list(of_rank) == list(made.counts)
+        assert sum(of_rank.values()) == len(parts[-1][0]) == 12 // world_size
+        for label, count in of_rank.items():
+            counts[label] += count
+    assert counts == made.counts
+    for micro, whole in enumerate(wholes):
+        assert np.array_equal(np.concatenate([part[micro] for part in parts]), whole)
+
+
 def epoch_windows(made: Batches, domain: str, num_windows: int) -> np.ndarray:
     place = list(made.counts).index(domain)
     count = made.counts[domain]

@@ -203,6 +203,37 @@ def test_a_foreign_dropout_that_is_no_share_is_refused(foreign_dropout):
         route_model(model, PLANS["peers"](model.config), foreign_dropout=foreign_dropout)
 
 
+@pytest.mark.parametrize("edges", ["none", "weight", "act", "both"])
+@pytest.mark.parametrize(
+    ("kind", "foreign_dropout"), [("peers", 0.5), ("forget", 1.0), ("lattice", 0.5)]
+)
+def test_parts_of_a_micro_batch_have_the_gradients_of_the_whole(edges, kind, foreign_dropout):
+    """Who computes which rows does not matter: the groups are those of the whole micro-batch."""
+    model = tiny_model()
+    plan = PLANS[kind](model.config, attn_shared=0.125)
+    routed = route_model(model, plan, edges, foreign_dropout=foreign_dropout)
+    counts, ids = {"code": 4, "biology": 3, "unlabelled": 1}, tiny_ids(8)
+
+    def passed(*parts):
+        model.zero_grad()
+        logits = []
+        for rows in parts:
+            with routed.batch(counts, rows=rows):
+                logits.append(model(input_ids=ids[rows]).logits)
+                loss_sum(logits[-1], ids[rows]).backward()
+        found = {name: gradient.clone() for name, gradient in gradients(model).items()}
+        return found | {"logits": torch.cat(logits).detach()}
+
+    whole = passed(slice(0, 8))
+    assert_same(passed(slice(0, 4), slice(4, 8)), whole)
+    assert_same(passed(*(slice(row, row + 1) for row in range(8))), whole)
+    with (
+        pytest.raises(PlanError, match="says 4 sequences, the model was given 8"),
+        routed.batch(counts, rows=slice(4, 8)),
+    ):
+        model(input_ids=ids)
+
+
 def test_contexts_do_not_nest_and_an_error_inside_ends_them():
     model, routed = routed_model()
     outer = [

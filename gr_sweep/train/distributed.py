@@ -1,0 +1,368 @@
+"""Several processes of one job: who they are, how they start, share, agree and end.
+
+The only file that reads the environment for this. Processes come from `torchrun` or are the tasks
+of a SLURM step; without either there is one, and nothing here does anything. Which rows a process
+takes, and how a model is spread over all, is said here too. Knows nothing of Hydra, files or data.
+"""
+
+import atexit
+import contextlib
+import functools
+import os
+import pickle
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gr_sweep.config import Device
+from gr_sweep.errors import ConfigError, GrSweepError, JobError, ModelError
+
+if TYPE_CHECKING:
+    # Imported where it is used: the command line asks who it is before it needs torch.
+    import torch
+    from torch import Tensor, nn
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+Value = TypeVar("Value")
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others in an exchange of tensors before it gives them up."""
+
+START_TIMEOUT = timedelta(minutes=5)
+"""How long a process waits for the first one to be there."""
+
+_LEAVE_S = 10.0
+_POLL_S = 0.05
+_PORTS = range(15_000, 30_000)
+"""Below those that systems hand out by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process stands among those that run a job together."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    """Among the processes of its node."""
+    is_slurm: bool
+    """A task of a SLURM step, not of torchrun."""
+    url: str
+    """Where all of them meet, as `torch.distributed.rendezvous` takes it."""
+
+
+def place(environment: Mapping[str, str] | None = None) -> Place | None:
+    """What the environment says; None for a process alone.
+
+    torchrun's variables come first, so that `srun torchrun` works; of SLURM's those of a step
+    count, because a batch script that asks for many tasks is one process itself.
+
+    Raises:
+        JobError: variables that are incomplete or no numbers.
+    """
+    env = os.environ if environment is None else environment
+    if "RANK" in env and "WORLD_SIZE" in env:
+        rank, world_size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
+        if world_size == 1:
+            return None
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if not env.get(name):
+                raise JobError(
+                    f"RANK and WORLD_SIZE are set, but not {name}; start several processes with "
+                    "torchrun or srun, or unset these variables"
+                )
+        return Place(rank, world_size, _number(env, "LOCAL_RANK", rank), False, "env://")
+    if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
+        rank, world_size = _number(env, "SLURM_PROCID"), _number(env, "SLURM_STEP_NUM_TASKS")
+        if world_size == 1:
+            return None
+        host, port = _meeting_point(env)
+        url = f"tcp://{host}:{port}?rank={rank}&world_size={world_size}"
+        return Place(rank, world_size, _number(env, "SLURM_LOCALID", rank), True, url)
+    return None
+
+
+def is_main() -> bool:
+    """Whether this process speaks for all: it prints, logs and writes."""
+    here = place()
+    return here is None or here.rank == 0
+
+
+def rows_of(rank: int, world_size: int, num_rows: int) -> slice:
+    """The rows of a micro-batch that a process takes: one contiguous part, as large as any other's.
+
+    Rows are sorted by domain, so a contiguous part has the fewest row groups.
+
+    Raises:
+        ConfigError: rows that do not divide.
+    """
+    if num_rows % world_size:
+        raise ConfigError(
+            f"a micro-batch has {num_rows} sequences, which do not divide over {world_size} "
+            f"processes; set train.micro_batch_sequences (or train.batch_sequences) to a multiple "
+            f"of {world_size}, or start another number of processes"
+        )
+    each = num_rows // world_size
+    return slice(rank * each, (rank + 1) * each)
+
+
+class Processes:
+    """The processes that run a job together, as one of them sees them; by default it is alone.
+
+    Every method that talks to the others must be called by all of them, in the same order.
+    """
+
+    def __init__(self, here: Place | None = None, store: "Store | None" = None) -> None:
+        self.rank = 0 if here is None else here.rank
+        self.world_size = 1 if here is None else here.world_size
+        self._place = here
+        self._store = store
+        self._num_answers = self._num_groups = 0
+        self._failure: str | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that prints, logs and writes."""
+        return self.rank == 0
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there are others."""
+        return self.world_size > 1
+
+    def rows(self, num_rows: int) -> slice:
+        """Those of `num_rows` rows that this process takes. Raises as `rows_of`."""
+        return rows_of(self.rank, self.world_size, num_rows)
+
+    def from_main(self, work: Callable[[], Value]) -> Value:
+        """What `work` returns, or the GrSweepError that it raises, on the main process.
+
+        The others wait for it as long as it takes; it must pickle.
+        """
+        if self._store is None:
+            return work()
+        self._check_whole()
+        self._num_answers += 1
+        key = f"main/{self._num_answers}"
+        if self.is_main:
+            try:
+                answer: tuple[Any, GrSweepError | None] = work(), None
+            except GrSweepError as raised:
+                answer = None, raised
+            self._store.set(key, pickle.dumps(answer).hex())
+        else:
+            try:
+                # Not `wait`, whose time limit is for a process that is gone: this one is at work.
+                while not self._store.check([key]):
+                    time.sleep(_POLL_S)
+                answer = pickle.loads(bytes.fromhex(self._store.get(key).decode()))
+            except RuntimeError as error:  # all errors of torch.distributed are
+                raise JobError("the main process ended; it says why") from error
+        value, error_of_main = answer
+        if error_of_main is not None:
+            raise error_of_main
+        return value
+
+    def main_first(self, work: Callable[[], Value]) -> Value:
+        """`work` on the main process, and when it is done there on the others.
+
+        For what leaves files behind that the others then find.
+        """
+        results: list[Value] = []
+
+        def work_of_main() -> None:
+            results.append(work())
+
+        self.from_main(work_of_main)
+        return results[0] if self.is_main else work()
+
+    @contextlib.contextmanager
+    def joined(self, device: Device) -> "Iterator[torch.device]":
+        """Inside, tensors can be exchanged: over nccl on GPUs, over gloo on CPUs.
+
+        What ends one process with an error ends all: the others see it in their next exchange, at
+        the latest after `TIMEOUT`, and raise a JobError that says who was first.
+
+        Returns:
+            The device of this process.
+
+        Raises:
+            ModelError: CUDA where torch sees no GPU.
+            JobError: fewer GPUs on this node than processes; another process failed.
+        """
+        import torch
+        import torch.distributed as dist
+
+        chosen = _device(device, self._place)
+        if self._store is None:
+            yield chosen
+            return
+        self._check_whole()
+        self._num_groups += 1
+        is_cuda = chosen.type == "cuda"
+        if is_cuda:
+            torch.cuda.set_device(chosen)
+        try:
+            dist.init_process_group(
+                "nccl" if is_cuda else "gloo",
+                # A job's own names: those of the job before are still in the store.
+                store=dist.PrefixStore(f"job/{self._num_groups}", self._store),  # type: ignore[attr-defined]
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=TIMEOUT,
+                device_id=chosen if is_cuda else None,
+            )
+            yield chosen
+            # The main process has more to write at the end than the others have patience.
+            self.from_main(lambda: None)
+            dist.barrier()
+        except GrSweepError:
+            # Of all alike: an answer of the main process, or said of numbers that all have.
+            dist.destroy_process_group()
+            raise
+        except Exception as error:
+            # Whatever is under way between the processes never ends: the group is left as it is.
+            self._failure = self._first_failure(error)
+            if self._failure.startswith(self._name):
+                raise
+            raise JobError(self._failure) from error
+        dist.destroy_process_group()
+
+    @property
+    def _name(self) -> str:
+        return f"process {self.rank} of {self.world_size} failed"
+
+    def _first_failure(self, error: Exception) -> str:
+        """Which process failed first, as far as is known: this one, with this error, or another."""
+        assert self._store is not None
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        own = f"{self._name} ({type(error).__name__}: {said})"
+        try:
+            return self._store.compare_set("failure", "", own).decode()
+        except RuntimeError:
+            return own  # the store ended with the process that held it
+
+    def _check_whole(self) -> None:
+        """Raises JobError where a process failed before: nothing can be exchanged any more."""
+        if self._failure is not None:
+            raise JobError(f"not run: {self._failure} in an earlier job; type the command again")
+
+    def sum_(self, tensor: "Tensor") -> "Tensor":
+        """The tensor, in place, as the sum over all processes."""
+        if self.are_several:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+        return tensor
+
+    def _leave(self) -> None:
+        """The main process may hold what the others still read: it goes last."""
+        assert self._store is not None
+        give_up = time.monotonic() + _LEAVE_S
+        with contextlib.suppress(RuntimeError):
+            self._store.add("left", 0 if self.is_main else 1)
+            while self.is_main and self._store.add("left", 0) < self.world_size - 1:
+                if time.monotonic() > give_up:
+                    break
+                time.sleep(_POLL_S)
+
+
+@functools.cache
+def connect() -> Processes:
+    """This process among the others of its command; they meet once in its life.
+
+    Raises:
+        JobError: the others cannot be found.
+    """
+    here = place()
+    if here is None:
+        return Processes()
+    import torch.distributed as dist
+
+    try:
+        store, _, _ = next(dist.rendezvous(here.url, timeout=START_TIMEOUT))  # type: ignore[attr-defined]
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise JobError(f"process {here.rank} does not find the others: {reason}") from error
+    processes = Processes(here, store)
+    atexit.register(processes._leave)
+    return processes
+
+
+def shard(
+    root: "nn.Module", layers: "Iterable[nn.Module]", device: "torch.device", *, bfloat16: bool
+) -> None:
+    """Spreads parameters, gradients and optimizer state over all processes, in place (FSDP2).
+
+    Zhao et al. 2023 (arXiv 2304.11277), as `torch.distributed.fsdp.fully_shard` has it. A layer's
+    weights are gathered where it is computed and dropped after; in bfloat16 where that is the type
+    of the products, from float32 ones that the optimizer sees. Gradients are summed in float32: the
+    loss is divided by the tokens of all processes before.
+
+    Args:
+        root: a module whose forward pass is all that a step computes.
+        layers: those within it whose weights are gathered together.
+    """
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bfloat16 else None, reduce_dtype=torch.float32
+    )
+    for module in (*layers, root):
+        sharded = fully_shard(module, mesh=mesh, mp_policy=policy)
+        sharded.set_gradient_divide_factor(1.0)
+        # Plain sums: gloo has no others, and nccl's with a factor multiply by this 1.
+        sharded.set_force_sum_reduction_for_comms(True)
+
+
+def _device(device: Device, here: Place | None) -> "torch.device":
+    import torch
+
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is Device.cuda and num_gpus == 0:
+        raise ModelError("train.device=cuda, but torch sees no GPU; use train.device=auto")
+    if device is Device.cpu or num_gpus == 0:
+        return torch.device("cpu")
+    if here is None:
+        return torch.device("cuda")
+    # SLURM may show each task one GPU of its own, which is then the first.
+    index = 0 if here.is_slurm and num_gpus == 1 else here.local_rank
+    if index >= num_gpus:
+        raise JobError(
+            f"process {here.local_rank} of this node has no GPU: torch sees {num_gpus}; "
+            "start as many processes a node as it has GPUs, or use train.device=cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    value = env.get(name, default)
+    try:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise JobError(f"{name}={value} in the environment is no whole number") from error
+
+
+def _meeting_point(env: Mapping[str, str]) -> tuple[str, int]:
+    """Host and port of a SLURM step's first process; MASTER_ADDR and MASTER_PORT say otherwise."""
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or socket.gethostname()
+    is_one_node = env.get("SLURM_STEP_NUM_NODES", "1") == "1"
+    host = env.get("MASTER_ADDR") or ("127.0.0.1" if is_one_node else first_host(nodes))
+    # Steps of one job may run side by side.
+    number = _number(env, "SLURM_JOB_ID", 0) + 7919 * _number(env, "SLURM_STEP_ID", 0)
+    port = _number(env, "MASTER_PORT") if env.get("MASTER_PORT") else _PORTS[number % len(_PORTS)]
+    return host, port
+
+
+def first_host(nodes: str) -> str:
+    """The first of SLURM's list of nodes: `gpu[03-05,9],cpu1` gives `gpu03`."""
+    found = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
+    assert found is not None  # every part may be empty
+    return "".join(part or "" for part in found.groups())

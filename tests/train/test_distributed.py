@@ -1,0 +1,112 @@
+"""Who a process is, and what it takes; what several do together is in test_processes.py."""
+
+import pytest
+import torch
+
+from gr_sweep.config import Device
+from gr_sweep.errors import ConfigError, DataError, JobError, ModelError
+from gr_sweep.train.distributed import Processes, first_host, is_main, place, rows_of
+
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",
+}  # fmt: skip
+SLURM = {
+    "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_JOB_ID": "12",
+    "SLURM_STEP_ID": "0",
+}  # fmt: skip
+
+
+def test_torchrun_says_who_a_process_is():
+    here = place(TORCHRUN)
+    assert here is not None
+    assert (here.rank, here.world_size, here.local_rank, here.url) == (3, 4, 1, "env://")
+    assert place(TORCHRUN | SLURM) == here, "srun torchrun"
+
+
+def test_a_slurm_step_says_who_a_process_is_and_where_all_meet():
+    here = place(SLURM)
+    assert here is not None and (here.rank, here.world_size, here.local_rank) == (5, 8, 1)
+    assert here.url == "tcp://gpu07:15012?rank=5&world_size=8"
+    here = place(SLURM | {"SLURM_STEP_ID": "1"})
+    assert here is not None and ":15012" not in here.url, "steps of a job do not meet"
+    here = place(SLURM | {"MASTER_ADDR": "other", "MASTER_PORT": "1234"})
+    assert here is not None and here.url.startswith("tcp://other:1234?")
+    here = place(SLURM | {"SLURM_STEP_NUM_NODES": "1"})
+    assert here is not None and here.url.startswith("tcp://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [
+        {},
+        TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"},
+        SLURM | {"SLURM_STEP_NUM_TASKS": "1"},
+        # A batch script that asks for 8 tasks, and a shell of salloc, are no step.
+        {name: value for name, value in SLURM.items() if "STEP" not in name},
+    ],
+)
+def test_otherwise_a_process_is_alone(alone):
+    assert place(alone) is None
+
+
+def test_half_an_environment_is_one_line():
+    with pytest.raises(JobError, match="but not MASTER_PORT; start"):
+        place({name: value for name, value in TORCHRUN.items() if name != "MASTER_PORT"})
+    with pytest.raises(JobError, match="WORLD_SIZE=two in the environment is no whole number"):
+        place(TORCHRUN | {"WORLD_SIZE": "two"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("gpu07", "gpu07"),
+        ("gpu07,gpu09", "gpu07"),
+        ("gpu[07-08],cpu1", "gpu07"),
+        ("gpu[3,5-9]", "gpu3"),
+        ("r1n[01-02]-ib,r2n1", "r1n01-ib"),
+    ],
+)
+def test_the_first_host_of_a_list(nodes, host):
+    assert first_host(nodes) == host
+
+
+def test_the_main_process_is_the_first_one(monkeypatch):
+    assert is_main()
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert not is_main()
+    monkeypatch.setenv("RANK", "0")
+    assert is_main()
+
+
+def test_rows_are_shared_out_in_contiguous_parts():
+    parts = [rows_of(rank, 3, 12) for rank in range(3)]
+    assert parts == [slice(0, 4), slice(4, 8), slice(8, 12)]
+
+
+def test_rows_that_do_not_divide_are_one_line_that_says_what_would():
+    with pytest.raises(ConfigError, match=r"12 sequences, .* 5 processes; set .* a multiple of 5"):
+        rows_of(0, 5, 12)
+
+
+def test_a_process_alone_does_its_work_itself():
+    alone = Processes()
+    assert alone.is_main and not alone.are_several and alone.rows(7) == slice(0, 7)
+    assert alone.from_main(lambda: 3) == alone.main_first(lambda: 3) == 3
+    with pytest.raises(DataError):
+        alone.main_first(lambda: raises(DataError("x")))
+    ones = torch.ones(2)
+    assert alone.sum_(ones) is ones and ones.tolist() == [1, 1]
+    with alone.joined(Device.cpu) as device:
+        assert device == torch.device("cpu") and not torch.distributed.is_initialized()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line():
+    with pytest.raises(ModelError, match="torch sees no GPU"), Processes().joined(Device.cuda):
+        pass
+
+
+def raises(error: Exception) -> None:
+    raise error
