@@ -2,7 +2,7 @@
 # pyproject.toml or constraints.txt change.
 #
 #   PYTHON=python3.12    the interpreter that makes .venv (3.11 or newer)
-#   ARGS="seed=0,1"      more words for `make sweep`, `make test` or `make bench`
+#   ARGS="seed=0,1"      more words for `make sweep`, `make test` or `make bench` (ARGS="mlp --json")
 
 PYTHON ?= python3
 ARGS ?=
@@ -46,8 +46,8 @@ format: $(READY) ## put the code in ruff's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## time a routed step beside a dense one
-	$(BIN)/python -m gr_sweep.bench.step $(ARGS)
+bench: $(READY) ## time a routed step beside a dense one; ARGS=mlp, scaling or sweep for another benchmark
+	$(BIN)/gr-sweep bench $(if $(filter mlp step scaling sweep,$(firstword $(ARGS))),,step) $(ARGS)
 
 clean: ## remove the environment and what tools leave behind; outputs/ stays
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

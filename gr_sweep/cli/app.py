@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
     from gr_sweep.cli.compose import Command
 
-VERBS = {"report": "gr_sweep.cli.report", "doctor": "gr_sweep.cli.doctor"}
+VERBS = {
+    "report": "gr_sweep.cli.report",
+    "bench": "gr_sweep.cli.bench",
+    "doctor": "gr_sweep.cli.doctor",
+}
 """First argument to the module whose main(argv) runs."""
 
 log = logging.getLogger(__name__)
@@ -63,7 +67,7 @@ def _dispatch(argv: list[str]) -> int:
 
         print(help_text(conf_dir()))
         return 0
-    flags = _parse_flags(argv)
+    flags = parse_flags(argv)
     if flags.info or flags.hydra_help or flags.shell_completion:
         return _show(argv)
 
@@ -82,7 +86,7 @@ def _dispatch(argv: list[str]) -> int:
     return _run_sweep(command, line) if command.is_multirun else _run_alone(command, line)
 
 
-def _parse_flags(argv: list[str]) -> argparse.Namespace:
+def parse_flags(argv: list[str]) -> argparse.Namespace:
     """Hydra's own flags, wherever they stand between the overrides.
 
     Raises:

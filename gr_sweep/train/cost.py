@@ -41,8 +41,15 @@ def kept_parameters(routed: RoutedModel) -> dict[str, int]:
 
 
 def _block_sizes(routed: RoutedModel) -> list[int]:
-    sets = routed.owner_sets()
-    return [sum(part.numel() for part in sets[block.name]) for block in routed.plan.blocks]
+    """Parameters of each block, from shapes: those of a sharded model are whole, its tensors not."""
+    sizes = [0] * len(routed.plan.blocks)
+    for linear in routed.unit_linears:
+        per_unit = sum(p.numel() for p in linear.parameters) // linear.split.num_units
+        for block, units in enumerate(linear.split.sizes):
+            sizes[block] += units * per_unit
+    [core] = [index for index, block in enumerate(routed.plan.blocks) if block.is_core]
+    sizes[core] += num_parameters(routed) - sum(sizes)
+    return sizes
 
 
 def forward_flops_per_token(routed: RoutedModel, length: int) -> int:

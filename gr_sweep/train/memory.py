@@ -99,5 +99,7 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
-        return [storage for name in names for storage in _storages(getattr(tensor, name))]
+        # A DTensor counts its mesh among its parts.
+        parts = [part for name in names if isinstance(part := getattr(tensor, name), Tensor)]
+        return [storage for part in parts for storage in _storages(part)]
     return [tensor.untyped_storage()]
