@@ -32,6 +32,7 @@ from gr_sweep.routing.linears import (
     RoutedRest,
     RoutedRestLinear,
     RoutedRowLinear,
+    Routing,
     RoutingState,
     RowRouting,
     TokenRouting,
@@ -68,6 +69,11 @@ class RoutedModel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model itself returns."""
         return self.model(*args, **kwargs)
+
+    @property
+    def active(self) -> Routing | None:
+        """How what is computed now is routed: inside `batch`, `keep` or `remove`."""
+        return self._state.active
 
     def row_groups(
         self, counts: Mapping[str, int], rows: slice | None = None

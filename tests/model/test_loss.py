@@ -1,0 +1,235 @@
+"""The chunked loss against logits and plain autograd, in float64 to 1e-10."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gr_sweep.errors import ModelError
+from gr_sweep.model import loss
+from gr_sweep.model.loss import TokenLosses, chunk_positions, linear_cross_entropy
+from gr_sweep.model.route import route_model
+from gr_sweep.routing.plan import RoutePlan
+from tests.model.compare import gradients
+from tests.model.tiny import FAMILIES, VOCAB, tiny_ids, tiny_model
+from tests.reference import assert_same
+
+DOMAINS = ("code", "biology")
+COUNTS = {"code": 2, "biology": 1, "unlabelled": 1}
+
+
+@pytest.fixture(params=[1, 3, 7, 1000], ids=lambda count: f"{count} positions a chunk")
+def chunks(request, monkeypatch):
+    """Chunks that divide the positions, that do not, and one for all."""
+    monkeypatch.setattr(loss, "chunk_positions", lambda vocab_size, device: request.param)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(loss, "chunk_positions", lambda vocab_size, device: 3)
+
+
+def drawn(num_positions=5, dtype=torch.float64):
+    """Hidden states [2, T, 4], an unembedding of 11 tokens, targets of which two are ignored."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, num_positions, 4, generator=generator, dtype=torch.float64)
+    weight = torch.randn(11, 4, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 11, (2, num_positions), generator=generator)
+    targets[0, 1] = targets[1, -1] = -100
+    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
+
+
+def plain(hidden, weight, targets):
+    """Losses [N, T] as everybody computes them."""
+    logits = (hidden @ weight.t()).flatten(0, 1)
+    return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
+
+
+def test_sum_losses_and_gradients_are_those_of_whole_logits(chunks):
+    hidden, weight, targets = drawn()
+    loss_sum, losses = linear_cross_entropy(hidden, weight, targets)
+    (loss_sum / 7).backward()
+    given = {"sum": loss_sum.detach(), "losses": losses, "hidden": hidden.grad, "w": weight.grad}
+    hidden.grad = weight.grad = None
+    expected = plain(hidden, weight, targets)
+    (expected.sum() / 7).backward()
+    assert_same(
+        given,
+        {
+            "sum": expected.sum().detach(),
+            "losses": expected.detach(),
+            "hidden": hidden.grad,
+            "w": weight.grad,
+        },
+    )
+    assert losses.dtype == torch.float64 and not losses.requires_grad
+
+
+def test_what_is_ignored_has_no_loss_and_sends_nothing_back(chunks):
+    hidden, weight, targets = drawn()
+    targets[:] = -100
+    targets[0, 0] = 3
+    loss_sum, losses = linear_cross_entropy(hidden, weight, targets)
+    loss_sum.backward()
+    assert losses.flatten()[1:].count_nonzero() == 0 and losses[0, 0] == loss_sum > 0
+    assert hidden.grad.flatten(0, 1)[1:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_only_what_learns_gets_a_gradient(frozen):
+    hidden, weight, targets = drawn()
+    part = {"hidden": hidden, "weight": weight}[frozen].requires_grad_(False)
+    loss_sum, _ = linear_cross_entropy(hidden, weight, targets)
+    loss_sum.backward()
+    assert part.grad is None and (hidden.grad is None) != (weight.grad is None)
+
+
+def test_without_gradients_nothing_is_computed_but_losses(monkeypatch):
+    hidden, weight, targets = drawn()
+    monkeypatch.setattr(loss, "_add_product", None)
+    with torch.no_grad():
+        loss_sum, losses = linear_cross_entropy(hidden, weight, targets)
+    assert not loss_sum.requires_grad
+    torch.testing.assert_close(losses, plain(hidden, weight, targets).detach())
+
+
+def test_a_second_backward_pass_is_refused_not_wrong():
+    hidden, weight, targets = drawn()
+    loss_sum, _ = linear_cross_entropy(hidden, weight, targets)
+    loss_sum.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss_sum.backward()
+
+
+def test_under_autocast_products_are_narrow_and_the_weights_gradient_is_summed_wide(monkeypatch):
+    """Chunk by chunk in bfloat16 alone, 64 small sums of 1 would be lost against a large one."""
+    monkeypatch.setattr(loss, "chunk_positions", lambda vocab_size, device: 4)
+    hidden, weight, targets = drawn(128, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss_sum, losses = linear_cross_entropy(hidden, weight, targets)
+    loss_sum.backward()
+    rough = weight.grad.clone()
+    assert losses.dtype == rough.dtype == hidden.grad.dtype == torch.float32
+    hidden.grad = weight.grad = None
+    expected = plain(hidden, weight, targets)
+    expected.sum().backward()
+    assert not torch.equal(losses, expected)
+    torch.testing.assert_close(losses, expected.detach(), rtol=0.05, atol=0.05)
+    # A single rounding to bfloat16 of what is summed is up to 2**-9 of it.
+    error = (rough - weight.grad).norm() / weight.grad.norm()
+    assert error < 2**-8
+
+
+def test_a_chunk_has_at_most_its_share_of_memory_and_never_few_rows():
+    assert chunk_positions(2048, "cpu") * 2048 * 4 == 32 * 2**20
+    assert chunk_positions(128_256, "cpu") == 512
+    assert chunk_positions(2048, "cuda") * 2048 * 4 == 256 * 2**20
+    assert chunk_positions(128_256, "cuda") == 2048
+
+
+@pytest.mark.parametrize("num_positions", [1, 12, 13, 100])
+def test_chunks_cover_every_position_once_and_are_about_equal(num_positions):
+    runs = [(num_positions, 0.5), (0, 2.0), (7, 0.0)]
+    chunks = list(loss._chunks(runs, num_positions + 7, 12))
+    assert [i for chunk, _ in chunks for i in range(chunk.start, chunk.stop)] == list(
+        range(num_positions + 7)
+    )
+    sizes = [chunk.stop - chunk.start for chunk, factor in chunks if factor == 0.5]
+    assert max(sizes) <= 12 and max(sizes) - min(sizes) <= 1
+    assert [factor for _, factor in chunks] == [0.5] * len(sizes) + [0.0]
+
+
+def tokens_of(family_model, tokens):
+    """Losses [N, T] by the model's own logits."""
+    logits = family_model(input_ids=tokens[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
+        len(tokens), -1
+    )
+
+
+@pytest.mark.usefixtures("exact_norms", "small_chunks")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_the_losses_and_gradients_of_its_own_logits(family, tied):
+    model, twin = (tiny_model(family, tie_word_embeddings=tied) for _ in range(2))
+    names = list(model.state_dict())
+    routed = route_model(model, RoutePlan.none(model.config, domains=DOMAINS), "none")
+    token_losses = TokenLosses(routed)
+    assert list(model.state_dict()) == names and routed.model is model
+    for seed in range(2):  # gradients add up over micro-batches
+        tokens = tiny_ids(3, 6, seed=seed)
+        loss_sum, losses = token_losses(tokens)
+        (loss_sum / 30).backward()
+        expected = tokens_of(twin, tokens)
+        (expected.sum() / 30).backward()
+        assert_same({"losses": losses}, {"losses": expected.detach()})
+    assert_same(gradients(model), gradients(twin))
+
+
+@pytest.mark.usefixtures("exact_norms", "small_chunks")
+@pytest.mark.parametrize("labels", ["rows", "tokens"])
+@pytest.mark.parametrize("rest", [0.0, 0.25])
+@pytest.mark.parametrize("edges", ["none", "weight", "act", "both"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_where_the_core_is_foreign_the_unembedding_learns_as_its_linear_map_does(
+    edges, rest, labels, tied
+):
+    def routed_model():
+        model = tiny_model(tie_word_embeddings=tied)
+        plan = RoutePlan.forget(model.config, domains=DOMAINS, forget=["biology"])
+        return route_model(model, plan, edges, foreign_core_rest=rest)
+
+    tokens = tiny_ids(4, 6)
+    if labels == "rows":
+        how = {"counts": COUNTS}
+    else:
+        generator = torch.Generator().manual_seed(0)
+        how = {"labels_NT": torch.randint(-1, 2, (4, 5), generator=generator)}
+    routed, twin = routed_model(), routed_model()
+    with routed.batch(**how):
+        loss_sum, losses = TokenLosses(routed)(tokens)
+        loss_sum.backward()
+    with twin.batch(**how):
+        expected = tokens_of(twin, tokens)
+        expected.sum().backward()
+    assert_same({"losses": losses}, {"losses": expected.detach()})
+    assert_same(gradients(routed.model), gradients(twin.model))
+
+
+def test_rows_that_teach_the_unembedding_nothing_are_not_multiplied(monkeypatch):
+    model = tiny_model()
+    plan = RoutePlan.forget(model.config, domains=DOMAINS, forget=["biology"])
+    routed = route_model(model, plan, "weight")
+    products = []
+    add = loss._add_product
+    monkeypatch.setattr(loss, "_add_product", lambda *args: products.append(args) or add(*args))
+    with routed.batch({"biology": 3}):
+        loss_sum, _ = TokenLosses(routed)(tiny_ids(3, 6))
+        loss_sum.backward()
+    assert not products
+    assert model.lm_head.weight.grad.count_nonzero() == 0, "zeros, not None"
+    with routed.batch(COUNTS):
+        TokenLosses(routed)(tiny_ids(4, 6))
+    assert [len(right) for _, _, right in products] == [10, 5], "code, then unlabelled"
+
+
+@pytest.mark.usefixtures("exact_norms")
+def test_targets_can_be_given_beside_tokens():
+    model = tiny_model()
+    routed = route_model(model, RoutePlan.none(model.config, domains=DOMAINS), "none")
+    tokens = tiny_ids(3, 6)
+    targets = tokens[:, 1:].clone()
+    targets[1, 3:] = -100
+    whole, _ = TokenLosses(routed)(tokens)
+    part, losses = TokenLosses(routed)(tokens[:, :-1], targets)
+    expected = tokens_of(model, tokens)
+    expected[1, 3:] = 0
+    assert_same({"losses": losses}, {"losses": expected.detach()})
+    assert part < whole
+
+
+def test_an_unembedding_with_a_bias_is_refused():
+    model = tiny_model()
+    routed = route_model(model, RoutePlan.none(model.config, domains=DOMAINS), "none")
+    model.lm_head = torch.nn.Linear(16, VOCAB, bias=True)
+    with pytest.raises(ModelError, match="without bias"):
+        TokenLosses(routed)
