@@ -8,7 +8,7 @@ attribute each byte, and refuses a second forward pass, so a second micro-batch.
 
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,22 @@ class AllocatedBytes(TorchDispatchMode):
         self.current = self.peak = 0
         self._round_to = round_to
         self._followed: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        """Storage to its bytes, in a list that its weak reference holds too."""
+        self._resize = torch.UntypedStorage.resize_
+
+    def __enter__(self) -> Self:
+        # FSDP empties gathered weights by resizing their storage, which is no operation on tensors.
+        def resize_(storage: torch.UntypedStorage, size: int) -> None:
+            self._resize(storage, size)
+            if storage in self._followed:
+                self._count(self._followed[storage][0], storage.nbytes())
+
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[assignment, method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        super().__exit__(*error)
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
         """Counts tensors that were there before."""
@@ -80,13 +96,17 @@ class AllocatedBytes(TorchDispatchMode):
     def _follow(self, storage: torch.UntypedStorage) -> None:
         if storage in self._followed:
             return
-        num_bytes = -(-storage.nbytes() // self._round_to) * self._round_to
-        self._followed[storage] = weakref.ref(storage, lambda _: self._drop(num_bytes))
-        self.current += num_bytes
-        self.peak = max(self.peak, self.current)
+        held = [0]
+        end = weakref.ref(storage, lambda _: self._count(held, 0))
+        self._followed[storage] = held, end
+        self._count(held, storage.nbytes())
 
-    def _drop(self, num_bytes: int) -> None:
-        self.current -= num_bytes
+    def _count(self, held: list[int], num_bytes: int) -> None:
+        """`held`, the bytes of one storage, becomes `num_bytes`, rounded up."""
+        rounded = -(-num_bytes // self._round_to) * self._round_to
+        self.current += rounded - held[0]
+        self.peak = max(self.peak, self.current)
+        held[0] = rounded
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

@@ -120,3 +120,16 @@ def test_the_peak_is_that_of_the_allocator(tmp_path: Path) -> None:
         step()
     # The profiler also sees what a kernel allocates for itself.
     assert memory.peak == pytest.approx(seen_by_allocator, rel=0.02)
+
+
+def test_a_storage_that_is_resized_counts_as_large_as_it_is() -> None:
+    plain = torch.UntypedStorage.resize_
+    with AllocatedBytes() as memory:
+        gathered = ones()
+        gathered.untyped_storage().resize_(0)
+        assert (memory.current, memory.peak) == (0, KIB)
+        gathered.untyped_storage().resize_(2 * KIB)
+        assert (memory.current, memory.peak) == (2 * KIB, 2 * KIB)
+        del gathered
+        assert memory.current == 0
+    assert torch.UntypedStorage.resize_ is plain
