@@ -1,21 +1,44 @@
-"""Checkpoints: written whole or not at all, the newest few kept."""
+"""Checkpoints: written whole or not at all, the newest few kept, the same for any number of
+processes.
 
+A checkpoint is a folder in the format of torch.distributed.checkpoint, each process's tensors in a
+file of its own, and beside them `run.json` with everything that is no tensor. It can be read by
+another number of processes than wrote it. Reading one runs no code that it might hold.
+"""
+
+import contextlib
+import functools
+import json
 import logging
+import os
 import pickle
 import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from gr_sweep.errors import CheckpointError
-from gr_sweep.files import whole_file
+from gr_sweep.files import write_whole
+from gr_sweep.train.distributed import Processes
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step_(\d{8})\.pt")
+_NAME = re.compile(r"step_(\d{8})")
+_ABOUT = "run.json"
+_FORMAT = 2
 
-_UNREADABLE = (
+_DAMAGED = (
     OSError,
     EOFError,
     RuntimeError,
@@ -23,64 +46,235 @@ _UNREADABLE = (
     TypeError,
     ValueError,
     AttributeError,
+    AssertionError,
     pickle.UnpicklingError,
 )
-"""What torch.load raises for a damaged file, from the zip archive to the pickle within."""
+"""What reading a damaged file raises, from JSON to the archive of a tensor."""
+
+_DTYPES = [name for name, value in vars(torch).items() if isinstance(value, torch.dtype)]
+_CLASSES = {
+    "pathlib": ("Path", "PosixPath", "PurePosixPath"),
+    # Python 3.13 has its classes of paths here.
+    "pathlib._local": ("Path", "PosixPath", "PurePosixPath"),
+    "torch": ("Size", *_DTYPES),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    # Without BytesStorageMetadata: what it stands for is read by pickle. Only tensors are saved.
+    "torch.distributed.checkpoint.metadata": (
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+}
+"""Of each module, what the table of a checkpoint is made of."""
+
+
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that training changes, by name; the tensors themselves, so that reading fills them.
+
+    A tied parameter appears once. An optimizer that has made no step gets its state, as zeros. No
+    weights may be gathered (`FSDPModule.reshard`).
+    """
+    once = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+    found = {f"model.{name}": t for name, t in model.state_dict().items() if name not in tied}
+    state: Any = get_optimizer_state_dict(model, optimizer)["state"]
+    for name, values in state.items():
+        found |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
+    return found
 
 
 class Checkpoints:
-    """The checkpoints of one job, in one folder."""
+    """The checkpoints of one job, in one folder that all its processes see."""
 
-    def __init__(self, folder: Path, *, keep: int, fingerprint: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        fingerprint: str,
+        processes: Processes | None = None,
+    ) -> None:
         """`fingerprint` says which run they belong to; others are refused."""
         self._folder = folder
         self._keep = keep
         self._fingerprint = fingerprint
+        self._processes = processes or Processes()
 
-    def save(self, step: int, content: dict[str, Any]) -> Path:
-        """Writes a checkpoint whole or not at all, then drops the oldest ones."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"step_{step:08d}.pt"
-        with whole_file(path) as file:
-            torch.save({"format": 1, "fingerprint": self._fingerprint, **content}, file)
-        for old in self._paths()[: -self._keep]:
-            old.unlink()
+    def save(self, step: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+        """Writes a checkpoint whole or not at all, then drops the oldest ones.
+
+        Args:
+            about: what is no tensor, in JSON values.
+            tensors: by name; those that are spread over processes as each holds them.
+        """
+        path = self._folder / f"step_{step:08d}"
+        beside = self._folder / f".{path.name}.tmp"
+
+        def begin() -> None:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            content = {"format": _FORMAT, "fingerprint": self._fingerprint, **about}
+            write_whole(beside / _ABOUT, json.dumps(content) + "\n")
+
+        def end() -> None:
+            _sync(beside)
+            if path.exists():
+                shutil.rmtree(path)
+            beside.replace(path)
+            _sync(self._folder)
+            for old in self._paths()[: -self._keep]:
+                shutil.rmtree(old)
+
+        try:
+            self._processes.from_main(begin)
+            with _quiet():
+                # Ends when every process has written and synced its file.
+                save(
+                    tensors,
+                    storage_writer=FileSystemWriter(beside),
+                    no_dist=not self._processes.are_several,
+                )
+            self._processes.from_main(end)
+        except CheckpointException as failure:
+            raise _first(failure) from failure
+        finally:
+            if self._processes.is_main:
+                shutil.rmtree(beside, ignore_errors=True)
         return path
 
-    def load_newest(self, device: torch.device) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, None where there is none.
+    def load_newest(self, tensors: Callable[[], dict[str, Tensor]]) -> dict[str, Any] | None:
+        """What `save` was told about the newest checkpoint that can be read; None without one.
 
         One that cannot be read is named in the log and renamed, and the one before it is taken.
         What a killed process left half written is removed.
 
+        Args:
+            tensors: what is there to be filled, of the names and shapes that were saved; called
+                when there is something to fill it with.
+
         Raises:
-            CheckpointError: a checkpoint of another run.
+            CheckpointError: a checkpoint of another run; no checkpoint that can be read, after one
+                has filled some of the tensors.
         """
-        for left in self._folder.glob(".step_*.tmp"):
-            left.unlink(missing_ok=True)
+        self._processes.from_main(self._clean)
+        target: dict[str, Tensor] = {}
+        while (newest := self._processes.from_main(self._newest)) is not None:
+            path, about = newest
+            target = target or tensors()
+            error = self._read(path, target)
+            if error is None:
+                return about
+            self._processes.from_main(functools.partial(_set_aside, path, error))
+        if target:
+            raise CheckpointError(
+                f"no checkpoint in {self._folder} can be read, all are set aside; "
+                "start the command again to train from the beginning"
+            )
+        return None
+
+    def _read(self, path: Path, target: dict[str, Tensor]) -> Exception | None:
+        """Fills the target; gives back what is wrong with the checkpoint, in all processes the
+        same."""
+        try:
+            with _quiet():
+                load(
+                    target,
+                    storage_reader=_Reader(path),
+                    no_dist=not self._processes.are_several,
+                )
+        except CheckpointException as failure:
+            # Any other error is one of the exchange itself, and says nothing of the checkpoint.
+            error = _first(failure)
+            if isinstance(error, _DAMAGED) and not isinstance(error, torch.OutOfMemoryError):
+                return error
+            raise error from failure
+        return None
+
+    def _newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint whose tables can be read, and what is written about it."""
         for path in reversed(self._paths()):
             try:
-                content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-            except _UNREADABLE as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                logger.warning(
-                    "checkpoint %s cannot be read (%s): set aside, trying the one before",
-                    path,
-                    reason,
-                )
-                # Out of the way of `save`, which keeps the newest by name.
-                path.replace(path.with_suffix(".unreadable"))
+                about: dict[str, Any] = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+                fingerprint = about["fingerprint"]
+                _Reader(path).read_metadata()
+            except _DAMAGED as error:
+                _set_aside(path, error)
                 continue
-            if content.get("fingerprint") != self._fingerprint:
+            if fingerprint != self._fingerprint:
                 raise CheckpointError(
                     f"{path} belongs to another run (config or data differ); "
                     "remove the folder or use another"
                 )
-            return content
+            return path, about
         return None
+
+    def _clean(self) -> None:
+        for left in self._folder.glob(".step_*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _paths(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         if not self._folder.is_dir():
             return []
         return sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+class _Reader(FileSystemReader):
+    """Reads a checkpoint whose table may come from anywhere."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The table of tensors.
+
+        Raises:
+            pickle.UnpicklingError: it names anything else.
+        """
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            metadata = _TableUnpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f"this is a {type(metadata).__name__}, no table")
+        return metadata
+
+
+class _TableUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    """Renames a checkpoint out of the way of `save`, which keeps the newest by name."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    logger.warning(
+        "checkpoint %s cannot be read (%s): set aside, trying the one before", path, reason
+    )
+    aside = path.with_suffix(".unreadable")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.replace(aside)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without DCP's warning that a process is alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _first(failure: CheckpointException) -> BaseException:
+    """The first error of those that DCP collected from all processes."""
+    return next(iter(failure.failures.values()))[0]
+
+
+def _sync(folder: Path) -> None:
+    """Brings the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -153,7 +153,10 @@ class Processes:
                 answer: tuple[Any, GrSweepError | None] = work(), None
             except GrSweepError as raised:
                 answer = None, raised
-            self._store.set(key, pickle.dumps(answer).hex())
+            except Exception as raised:
+                self._answer(key, None, JobError(f"the main process failed ({_said(raised)})"))
+                raise
+            self._answer(key, *answer)
         else:
             try:
                 # Not `wait`, whose time limit is for a process that is gone: this one is at work.
@@ -166,6 +169,10 @@ class Processes:
         if error_of_main is not None:
             raise error_of_main
         return value
+
+    def _answer(self, key: str, value: Any, error: GrSweepError | None) -> None:
+        assert self._store is not None
+        self._store.set(key, pickle.dumps((value, error)).hex())
 
     def main_first(self, work: Callable[[], Value]) -> Value:
         """`work` on the main process, and when it is done there on the others.
@@ -239,8 +246,7 @@ class Processes:
     def _first_failure(self, error: Exception) -> str:
         """Which process failed first, as far as is known: this one, with this error, or another."""
         assert self._store is not None
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        own = f"{self._name} ({type(error).__name__}: {said})"
+        own = f"{self._name} ({_said(error)})"
         try:
             return self._store.compare_set("failure", "", own).decode()
         except RuntimeError:
@@ -340,6 +346,10 @@ def _device(device: Device, here: Place | None) -> "torch.device":
             "start as many processes a node as it has GPUs, or use train.device=cpu"
         )
     return torch.device("cuda", index)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:

@@ -20,7 +20,7 @@ from gr_sweep.errors import CheckpointError, TrainError
 from gr_sweep.metrics import keys
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.tracking.base import Tracker
-from gr_sweep.train.checkpoint import Checkpoints
+from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.optim import make_optimizer, make_schedule, num_steps
 from gr_sweep.train.progress import Progress
 from gr_sweep.train.state import TrainState
@@ -98,7 +98,7 @@ def train(
     eval_every = eval_every or math.ceil(total / 4)
     optimizer = make_optimizer(routed.model, config)
     schedule = make_schedule(optimizer, total, config)
-    state = _resume(routed, optimizer, schedule, checkpoints, device)
+    state = _resume(routed, optimizer, schedule, checkpoints)
     tracker.cut_back(state.step if state.step else -1)
     if state.step == 0:
         tracker.log(0, evaluate())
@@ -226,14 +226,12 @@ def _save(
     checkpoints: Checkpoints,
     state: TrainState,
 ) -> None:
-    content = {
-        "model": routed.model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
+    about = {
         "plan": routed.plan.to_json(),
+        "schedule": schedule.state_dict(),
         "state": state.as_dict(),
     }
-    checkpoints.save(state.step, content)
+    checkpoints.save(state.step, about, tensors_of(routed.model, optimizer))
 
 
 def _resume(
@@ -241,14 +239,13 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     checkpoints: Checkpoints,
-    device: torch.device,
 ) -> TrainState:
-    content = checkpoints.load_newest(device)
-    if content is None:
+    about = checkpoints.load_newest(lambda: tensors_of(routed.model, optimizer))
+    if about is None:
         return TrainState()
-    if content["plan"] != routed.plan.to_json():
+    if about["plan"] != routed.plan.to_json():
         raise CheckpointError("the newest checkpoint has another plan; use another folder")
-    routed.model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    schedule.load_state_dict(content["schedule"])
-    return TrainState(**content["state"])
+    schedule.load_state_dict(about["schedule"])
+    for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = lr
+    return TrainState(**about["state"])

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.train.saved import saved_tensors
+
 QUICK = ["debug=default", "data.documents=60", "data.vocab_size=300"]
 
 
@@ -77,15 +79,14 @@ def test_killed_job_typed_again_ends_with_the_weights_of_an_uninterrupted_one(gr
     command = [*QUICK, "train.steps=60", "train.checkpoint_every=5"]
 
     def weights(folder: str) -> dict[str, torch.Tensor]:
-        path = gr_sweep.folder / folder / "checkpoints" / "step_00000060.pt"
-        return torch.load(path, weights_only=True)["model"]
+        return saved_tensors(gr_sweep.folder / folder / "checkpoints" / "step_00000060")
 
     status, _, err = gr_sweep(*command, "hydra.run.dir=whole")
     assert status == 0, err
     process = gr_sweep.start(*command, "hydra.run.dir=killed")
     checkpoints = gr_sweep.folder / "killed" / "checkpoints"
     give_up = time.monotonic() + 120
-    while not list(checkpoints.glob("step_*.pt")):
+    while not list(checkpoints.glob("step_*")):
         assert time.monotonic() < give_up and process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
