@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from gr_sweep.errors import ModelError
 from gr_sweep.model.route import RoutedModel
@@ -33,6 +34,20 @@ with 2,048 positions a chunk that traffic is some tenth of the time of the three
 Factor = Sequence[tuple[int, float]] | Tensor | None
 """What multiplies the unembedding's gradient, as `Routing.rest_factor` gives it, but a run counts
 positions and a tensor is [P]."""
+
+
+class _WholeRows(DynamicCache):
+    """Keeps nothing. It says that a row is one sequence, for which attention needs no mask.
+
+    Without it transformers looks in the positions for several sequences in a row, where the host
+    waits for the device; and where it cannot look, compiled or on fake tensors, it makes a mask
+    [N, 1, T, T], with which there is no flash attention.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
 
 
 class TokenLosses(nn.Module):
@@ -73,7 +88,9 @@ class TokenLosses(nn.Module):
         """
         if targets_NT is None:
             tokens_NS, targets_NT = tokens_NS[:, :-1], tokens_NS[:, 1:]
-        hidden_NTD = self.model.base_model(input_ids=tokens_NS, use_cache=False).last_hidden_state
+        hidden_NTD = self.model.base_model(
+            input_ids=tokens_NS, past_key_values=_WholeRows(), use_cache=False
+        ).last_hidden_state
         weight_VD = self.model.get_output_embeddings().weight
         return linear_cross_entropy(hidden_NTD, weight_VD, targets_NT, self._routed.active)
 

@@ -10,7 +10,7 @@ from gr_sweep.model.loss import TokenLosses, chunk_positions, linear_cross_entro
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
 from tests.model.compare import gradients
-from tests.model.tiny import FAMILIES, VOCAB, tiny_ids, tiny_model
+from tests.model.tiny import FAMILIES, LAYERS, VOCAB, tiny_ids, tiny_model
 from tests.reference import assert_same
 
 DOMAINS = ("code", "biology")
@@ -233,3 +233,34 @@ def test_an_unembedding_with_a_bias_is_refused():
     model.lm_head = torch.nn.Linear(16, VOCAB, bias=True)
     with pytest.raises(ModelError, match="without bias"):
         TokenLosses(routed)
+
+
+def attention_of(compute):
+    """What each attention of the layers is given as mask, and whether it is causal by itself."""
+    seen = []
+
+    def note(graph, _):
+        for node in graph.graph.nodes:
+            if node.target is F.scaled_dot_product_attention:
+                seen.append((node.kwargs["attn_mask"] is None, node.kwargs["is_causal"]))
+        return graph
+
+    torch._dynamo.reset()
+    torch.compile(compute, backend=note, fullgraph=True)()
+    return seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_needs_no_mask_even_where_it_is_compiled(family):
+    model = tiny_model(family, sliding_window=64) if family == "mistral" else tiny_model(family)
+    routed = route_model(model, RoutePlan.none(model.config, domains=DOMAINS), "none")
+    token_losses, tokens = TokenLosses(routed), tiny_ids(3, 6)
+    assert attention_of(lambda: token_losses(tokens)) == [(True, True)] * LAYERS
+
+
+def test_a_window_shorter_than_the_row_keeps_its_mask():
+    model = tiny_model("mistral", sliding_window=3)
+    routed = route_model(model, RoutePlan.none(model.config, domains=DOMAINS), "none")
+    token_losses, tokens = TokenLosses(routed), tiny_ids(3, 6)
+    assert attention_of(lambda: token_losses(tokens)) == [(False, False)] * LAYERS
+    torch.testing.assert_close(token_losses(tokens)[1], tokens_of(model, tokens).detach())
