@@ -1,5 +1,6 @@
 """One job, from its config to summary.json: the one place that wires the parts together."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -7,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
-from gr_sweep.config import Device, RunConfig, fingerprint, to_plain
+from gr_sweep.config import RunConfig, fingerprint, to_plain
 from gr_sweep.data.batches import Batches, heldout_chunks
 from gr_sweep.data.prepare import TokenData, prepare_data
+from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import JobError, ModelError
 from gr_sweep.eval.loss import loss_table
 from gr_sweep.eval.removal import removal_losses
@@ -29,7 +31,7 @@ from gr_sweep.model.families import family_of
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model, shape_of
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.tracking import make_tracker, run_tags
+from gr_sweep.tracking import Trackers, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.cost import (
     forward_flops_per_token,
@@ -38,6 +40,7 @@ from gr_sweep.train.cost import (
     num_parameters,
     train_flops_per_token,
 )
+from gr_sweep.train.distributed import Processes, connect
 from gr_sweep.train.loop import precision_context, train
 from gr_sweep.train.state import TrainState
 
@@ -64,28 +67,65 @@ def run_job(
     Raises:
         GrSweepError: what the user can mend; nothing that was computed is lost.
     """
-    if (folder / SUMMARY).exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
+    processes = connect()
+    with _taken(folder, processes) as is_missing:
+        if not is_missing:
+            return
+        processes.rows(sum(micro_batch_rows(config).values()))  # before any work
+        with processes.joined(config.train.device) as device:
+            _run(
+                config,
+                folder,
+                processes,
+                device,
+                sweep=sweep,
+                overrides=overrides,
+                command=command,
+            )
+
+
+@contextlib.contextmanager
+def _taken(folder: Path, processes: Processes) -> Iterator[bool]:
+    """The folder is this run's alone; says whether there is anything left to do."""
+    lock = FileLock(folder / ".lock", timeout=0)
+
+    def take() -> bool:
+        if (folder / SUMMARY).exists():
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise JobError(
+                f"{folder} is being run by another process; wait for it, or stop it"
+            ) from error
+        return not (folder / SUMMARY).exists()  # finished by another process a moment ago
+
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            _run_locked(config, folder, sweep=sweep, overrides=overrides, command=command)
-    except Timeout as error:
-        raise JobError(
-            f"{folder} is being run by another process; wait for it, or stop it"
-        ) from error
+        yield processes.from_main(take)
+    finally:
+        lock.release()
 
 
-def _run_locked(
-    config: RunConfig, folder: Path, *, sweep: str, overrides: list[str], command: str
+def _run(
+    config: RunConfig,
+    folder: Path,
+    processes: Processes,
+    device: torch.device,
+    *,
+    sweep: str,
+    overrides: list[str],
+    command: str,
 ) -> None:
-    if (folder / SUMMARY).exists():  # finished by another process a moment ago
-        return
+    """The job, in each of its processes; the main one alone tracks, writes and says anything."""
     started = datetime.now(UTC)
-    device = _device(config.train.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of the job before in this process
-    data = prepare_data(config.data, config.partition, config.model.path, config.model.gguf_file)
+    data = processes.main_first(
+        lambda: prepare_data(
+            config.data, config.partition, config.model.path, config.model.gguf_file
+        )
+    )
     batches = make_batches(config, data)
     held_out = {
         domain: heldout_chunks(
@@ -99,25 +139,29 @@ def _run_locked(
     }
     routed = make_routed(config, data)
     routed.model.to(device)  # type: ignore[arg-type]
-    write_whole(folder / "plan.json", routed.plan.to_json() + "\n")
+    if processes.is_main:
+        write_whole(folder / "plan.json", routed.plan.to_json() + "\n")
     prints = {
         "code": code_fingerprint(),
         "config": fingerprint(config),
         "data": data.fingerprint,
     }
     plain = to_plain(config)
-    tracker = make_tracker(
-        config.tracking,
-        folder=folder,
-        job=folder.name,
-        sweep=sweep,
-        run_config=plain,
-        tags=run_tags(plain),
-    )
+    tracker = Trackers([])
+    if processes.is_main:
+        tracker = make_tracker(
+            config.tracking,
+            folder=folder,
+            job=folder.name,
+            sweep=sweep,
+            run_config=plain,
+            tags=run_tags(plain),
+        )
     checkpoints = Checkpoints(
         folder / "checkpoints",
         keep=config.train.keep_checkpoints,
         fingerprint=f"{prints['config']}:{prints['data']}",
+        processes=processes,
     )
 
     def evaluate() -> dict[str, float]:
@@ -153,6 +197,9 @@ def _run_locked(
                 routed, held_out, batch_sequences=config.eval.batch_sequences, device=device
             )
         eval_s = time.perf_counter() - eval_start
+        if not processes.is_main:
+            tracker.finish({})
+            return
         write_losses(folder / "document_losses.csv", rows)
         metrics, intervals = summarize_losses(
             rows, data.domains, seed=config.seed, resamples=config.eval.bootstrap
@@ -166,7 +213,7 @@ def _run_locked(
             "domains": list(data.domains),
             "config": plain,
             "fingerprints": prints,
-            "environment": environment(device),
+            "environment": environment(device, processes.world_size),
             "metrics": metrics
             | cost_metrics(
                 routed,
@@ -302,15 +349,7 @@ def cost_metrics(
     return metrics
 
 
-def _device(device: Device) -> torch.device:
-    if device is Device.auto:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise ModelError("train.device=cuda, but torch sees no GPU; use train.device=auto")
-    return torch.device(device.value)
-
-
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
     """What the job ran on."""
     import transformers
 
@@ -321,6 +360,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "processes": num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpus": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")

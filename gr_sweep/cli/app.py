@@ -5,6 +5,8 @@ the user can mend, 130 interrupted. How a job works is `gr_sweep.job`'s business
 """
 
 import argparse
+import contextlib
+import functools
 import importlib
 import json
 import logging
@@ -18,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep import __version__
-from gr_sweep.errors import GrSweepError
+from gr_sweep.errors import ConfigError, GrSweepError
+from gr_sweep.train.distributed import connect, is_main
 
 if TYPE_CHECKING:
     # Imported where it is used: a verb and --version need no Hydra.
@@ -48,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GrSweepError as error:
         if _wants_tracebacks():
             raise
-        print(f"gr-sweep: {error}", file=sys.stderr)
+        if is_main():  # what ends several processes is said once
+            print(f"gr-sweep: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("gr-sweep: interrupted; the same command goes on from here", file=sys.stderr)
@@ -73,17 +77,29 @@ def _dispatch(argv: list[str]) -> int:
 
     from gr_sweep.cli.compose import compose
 
-    command = compose(
-        flags.overrides,
-        multirun=flags.multirun,
-        config_name=flags.config_name or "config",
-        config_path=flags.config_path,
-        config_dir=flags.config_dir,
+    processes = connect()
+    command = processes.main_first(
+        functools.partial(
+            compose,
+            flags.overrides,
+            multirun=flags.multirun,
+            config_name=flags.config_name or "config",
+            config_path=flags.config_path,
+            config_dir=flags.config_dir,
+        )
     )
     if flags.cfg:
-        return _show(argv)
+        return _show(argv) if processes.is_main else 0
     line = shlex.join(["gr-sweep", *argv])
-    return _run_sweep(command, line) if command.is_multirun else _run_alone(command, line)
+    if not processes.is_main:
+        return _follow(command, line)
+    try:
+        if processes.are_several:
+            _check_launcher(command)
+        return _run_sweep(command, line) if command.is_multirun else _run_alone(command, line)
+    finally:
+        with contextlib.suppress(GrSweepError):
+            processes.from_main(_no_job)
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
@@ -93,8 +109,6 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         ConfigError: a flag that Hydra does not know, or a word that may be a misspelt verb.
     """
     from hydra._internal.utils import get_args_parser
-
-    from gr_sweep.errors import ConfigError
 
     parser = get_args_parser()
     parser.prog = "gr-sweep"
@@ -143,6 +157,8 @@ class JobTask:
 
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
+        # Other processes of this command run the job whose folder they are told.
+        connect().from_main(lambda: str(folder))
         with _FailureLog():
             log.info(dict(self.titles).get(str(folder), folder.name))
             from gr_sweep.job import run_job
@@ -154,6 +170,44 @@ class JobTask:
                 overrides=[override.lstrip("+") for override in hydra_config.overrides.task],
                 command=self.command,
             )
+
+
+def _follow(command: "Command", line: str) -> int:
+    """What a process beside the main one does: its part of each job, and nothing else."""
+    from gr_sweep.job import run_job
+
+    processes = connect()
+    logging.basicConfig(level=logging.WARNING, format=f"[process {processes.rank}] %(message)s")
+    jobs = {os.path.abspath(job.folder): job for job in command.jobs}
+    status = 0
+    while (folder := processes.from_main(_no_job)) is not None:
+        job = jobs[folder]
+        try:
+            run_job(
+                job.config,
+                job.folder,
+                sweep=command.folder.name,
+                overrides=job.overrides,
+                command=line,
+            )
+        except GrSweepError:
+            status = 2  # the main process says why
+    return status
+
+
+def _no_job() -> str | None:
+    """What the main process tells the others when there is no further job."""
+    return None
+
+
+def _check_launcher(command: "Command") -> None:
+    """Raises ConfigError where a launcher would run the jobs elsewhere: these processes are to."""
+    target = str(command.hydra_config.hydra.launcher._target_)
+    if command.is_multirun and not target.endswith(".BasicLauncher"):
+        raise ConfigError(
+            "several processes (torchrun, srun) run the jobs of a sweep together, one after the "
+            "other; use hydra/launcher=basic, or start one process"
+        )
 
 
 class _FailureLog:

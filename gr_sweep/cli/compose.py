@@ -47,11 +47,12 @@ from gr_sweep.config import (
     fingerprint,
     validate,
 )
-from gr_sweep.data.rows import rows_per_label
+from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError
 from gr_sweep.model.sizes import Size, shape_of
 from gr_sweep.routing.plan import ModelShape, RoutePlan
 from gr_sweep.tracking import check_tracking
+from gr_sweep.train.distributed import place, rows_of
 
 _MERGING = "Error merging override "
 """How Hydra begins what it says of an override that does not fit."""
@@ -283,17 +284,15 @@ def _check_fit(config: RunConfig) -> None:
     """Checks the config against the parts that will read it; they do so without torch.
 
     Raises:
-        ConfigError: an unknown size, a micro-batch that cannot hold the row groups, or tracking
-            that has no key.
+        ConfigError: an unknown size, a micro-batch that cannot hold the row groups or does not
+            divide over the processes, or tracking that has no key.
         PlanError: a plan that the model has too few units or layers for.
     """
     check_tracking(config.tracking)
-    rows_per_label(
-        list(config.partition.domains),
-        config.data.weights,
-        config.partition.unlabelled,
-        config.train.micro_batch_sequences or config.train.batch_sequences,
-    )
+    rows = micro_batch_rows(config)
+    here = place()
+    if here is not None:
+        rows_of(here.rank, here.world_size, sum(rows.values()))
     shape = _shape(config.model)
     if shape is None:
         return

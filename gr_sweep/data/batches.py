@@ -18,7 +18,7 @@ import numpy as np
 
 from gr_sweep.data.rows import domain_weights, rows_per_label, unlabelled_shares
 from gr_sweep.data.shards import Shard
-from gr_sweep.domains import UNLABELLED, expand
+from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import ConfigError, DataError
 from gr_sweep.routing.rows import within
 
@@ -229,9 +229,7 @@ class Batches:
             )
         if without:
             unlabelled, mislabelled = 0.0, 0.0
-        rows = rows_per_label(domains, weights, unlabelled, micro)
-        left_out = set(expand(without, domains))
-        self.counts = {label: 0 if label in left_out else count for label, count in rows.items()}
+        self.counts = rows_per_label(domains, weights, unlabelled, micro, without)
         self.num_micro_batches = batch_sequences // micro
         self.tokens_per_step = batch_sequences * sequence_length
         self._sequence_length = sequence_length

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from gr_sweep.config import PER_DOMAIN_ANY
-from gr_sweep.domains import UNLABELLED, ancestors, is_under
+from gr_sweep.config import PER_DOMAIN_ANY, RunConfig
+from gr_sweep.domains import UNLABELLED, ancestors, expand, is_under
 from gr_sweep.errors import ConfigError
 
 _MOST_ROWS = 4096
@@ -67,6 +67,7 @@ def rows_per_label(
     weights: Mapping[str, float],
     unlabelled: Any,
     micro_batch_sequences: int,
+    without: Sequence[str] = (),
 ) -> dict[str, int]:
     """Rows of a micro-batch by label, in the order of `domains`, then `unlabelled` where above 0.
 
@@ -76,11 +77,15 @@ def rows_per_label(
     Args:
         weights: relative; a domain that is not named has 1.
         unlabelled: as `unlabelled_shares` takes it.
+        without: domains, or nodes above them, whose rows are left out and become 0; the others keep
+            theirs. Leaving out goes by true label, so no label is hidden then.
 
     Raises:
         ConfigError: a label with a share would get no row, or equal shares unequal rows; the
             message names the nearest sizes that would do.
     """
+    if without:
+        unlabelled = 0.0
     weight = domain_weights(weights, domains)
     hidden = {d: Fraction(repr(s)) for d, s in unlabelled_shares(unlabelled, domains).items()}
     shares = {domain: weight[domain] * (1 - hidden[domain]) for domain in domains}
@@ -90,7 +95,19 @@ def rows_per_label(
     rows = _split(shares, micro_batch_sequences)
     if rows is None:
         raise ConfigError(_advice(weight, hidden, shares, micro_batch_sequences))
-    return rows
+    left_out = expand(without, domains)
+    return {label: 0 if label in left_out else count for label, count in rows.items()}
+
+
+def micro_batch_rows(config: RunConfig) -> dict[str, int]:
+    """`rows_per_label` of a job. Raises as it does."""
+    return rows_per_label(
+        list(config.partition.domains),
+        config.data.weights,
+        config.partition.unlabelled,
+        config.train.micro_batch_sequences or config.train.batch_sequences,
+        config.method.without,
+    )
 
 
 def _split(shares: Mapping[str, Fraction], num_rows: int) -> dict[str, int] | None:

@@ -16,6 +16,7 @@ import gr_sweep
 from gr_sweep.cli import app
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError
+from gr_sweep.train.distributed import Processes
 
 METRICS = {
     "loss/full/code": 4.03,
@@ -272,3 +273,22 @@ def test_checking_a_command_does_not_load_torch(tmp_path):
 def test_a_wrong_setting_is_refused_by_cfg_too(jobs, capsys):
     assert app.main(["--cfg", "job", "edges=wieght"]) == 2
     assert "did you mean weight?" in capsys.readouterr().err
+
+
+def test_processes_that_do_not_divide_the_rows_are_one_line_before_any_work(
+    jobs, tmp_path, monkeypatch, capsys
+):
+    for name, value in {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "5"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(app, "connect", Processes)
+    assert app.main(["edges=weight"]) == 2
+    assert "12 sequences, which do not divide over 5 processes" in capsys.readouterr().err
+    assert not jobs.calls and not list(tmp_path.iterdir())
+
+
+def test_errors_are_said_by_the_main_process_alone(jobs, monkeypatch, capsys):
+    for name, value in {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(app, "connect", Processes)
+    assert app.main(["edges=wieght"]) == 2
+    assert capsys.readouterr() == ("", "")

@@ -117,3 +117,9 @@ def test_rows_needs_the_standard_library_alone():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_rows_that_are_left_out_are_0_and_the_others_keep_theirs():
+    assert rows_per_label(THREE, {}, 0.5, 12, ["biology"]) == {
+        "code": 4, "biology": 0, "creative": 4,
+    }  # fmt: skip
