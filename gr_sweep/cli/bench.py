@@ -1,4 +1,4 @@
-"""The verb `bench`: hands its arguments to one of the benchmarks, which need no Hydra themselves."""
+"""The verb `bench`: hands its words to one of the benchmarks, which need no Hydra themselves."""
 
 import importlib
 from collections.abc import Sequence

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gr_sweep.errors import ModelError
 from gr_sweep.model.route import RoutedModel
@@ -71,6 +72,10 @@ class TokenLosses(nn.Module):
                 f"the loss needs an unembedding that is a linear map without bias, which "
                 f"{type(model).__name__} has not; use a family that routing knows"
             )
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                # A layer that is computed again may see `_WholeRows` again: it keeps nothing.
+                module._can_checkpoint_with_cache = True
         self.model: Any = model
         self._routed: RoutedModel = routed
 

@@ -264,3 +264,20 @@ def test_a_window_shorter_than_the_row_keeps_its_mask():
     token_losses, tokens = TokenLosses(routed), tiny_ids(3, 6)
     assert attention_of(lambda: token_losses(tokens)) == [(False, False)] * LAYERS
     torch.testing.assert_close(token_losses(tokens)[1], tokens_of(model, tokens).detach())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_activation_checkpointing_has_nothing_to_say_of_a_cache(family, monkeypatch):
+    def refuse(message):
+        raise AssertionError(message)
+
+    monkeypatch.setattr("transformers.modeling_layers.logger.warning_once", refuse)
+    model, twin = tiny_model(family).train(), tiny_model(family).train()
+    tokens = tiny_ids(3, 6)
+    for network in (model, twin):
+        routed = route_model(network, RoutePlan.none(network.config, domains=DOMAINS), "none")
+        token_losses = TokenLosses(routed)
+        if network is model:
+            network.gradient_checkpointing_enable({"use_reentrant": False})
+        token_losses(tokens)[0].backward()
+    assert_same(gradients(model), gradients(twin))
