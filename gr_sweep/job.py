@@ -21,13 +21,14 @@ from gr_sweep.data.batches import Batches, heldout_chunks
 from gr_sweep.data.prepare import TokenData, prepare_data
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import JobError, ModelError
-from gr_sweep.eval.loss import loss_table
+from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.files import write_whole
 from gr_sweep.metrics import keys
 from gr_sweep.metrics.cost import peak_flops
-from gr_sweep.metrics.losses import View, summarize_losses, write_losses
+from gr_sweep.metrics.losses import DocumentLoss, summarize_losses, write_losses
 from gr_sweep.model.families import family_of
+from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model, shape_of
 from gr_sweep.routing.plan import RoutePlan
@@ -127,18 +128,11 @@ def _run(
         )
     )
     batches = make_batches(config, data)
-    held_out = {
-        domain: heldout_chunks(
-            shard,
-            tokens=config.eval.tokens,
-            document_tokens=config.eval.document_tokens,
-            sequence_length=config.train.sequence_length,
-            eot_id=data.eot_id,
-        )
-        for domain, shard in data.heldout.items()
-    }
     routed = make_routed(config, data)
     routed.model.to(device)  # type: ignore[arg-type]
+    token_losses = TokenLosses(routed)
+    held_out = heldout_batches(config, data, config.eval.tokens, device)
+    curve = heldout_batches(config, data, min(config.eval.curve_tokens, config.eval.tokens), device)
     if processes.is_main:
         write_whole(folder / "plan.json", routed.plan.to_json() + "\n")
     prints = {
@@ -164,17 +158,17 @@ def _run(
         processes=processes,
     )
 
-    def evaluate() -> dict[str, float]:
+    full: list[DocumentLoss] = []
+
+    def evaluate(is_last: bool) -> dict[str, float]:
+        """Losses of the curve's documents; at the end from those of all, which the matrices have
+        too."""
         routed.model.eval()
         with precision_context(device, config.train.precision):
-            rows = loss_table(
-                routed,
-                held_out,
-                view=View.full,
-                part="",
-                batch_sequences=config.eval.batch_sequences,
-                device=device,
-            )
+            rows = (held_out if is_last else curve).losses(token_losses)
+        if is_last:
+            full[:] = rows
+            rows = [row for row in rows if (row.domain, row.document) in curve.documents]
         metrics, _ = summarize_losses(rows, data.domains, seed=config.seed, resamples=0)
         found = {domain: metrics.get(keys.loss_full(domain)) for domain in data.domains}
         return {keys.eval_loss(domain): loss for domain, loss in found.items() if loss is not None}
@@ -182,6 +176,7 @@ def _run(
     with tracker:
         state = train(
             routed,
+            token_losses,
             batches,
             config.train,
             seed=config.seed,
@@ -193,10 +188,9 @@ def _run(
         )
         eval_start = time.perf_counter()
         with precision_context(device, config.train.precision):
-            rows = removal_losses(
-                routed, held_out, batch_sequences=config.eval.batch_sequences, device=device
-            )
-        eval_s = time.perf_counter() - eval_start
+            # A run that was stopped after its last step was not evaluated in this process.
+            rows = removal_losses(routed, token_losses, held_out, full or None)
+        state.eval_s += time.perf_counter() - eval_start
         if not processes.is_main:
             tracker.finish({})
             return
@@ -218,7 +212,6 @@ def _run(
             | cost_metrics(
                 routed,
                 state,
-                eval_s,
                 counts=batches.counts,
                 sequence_length=config.train.sequence_length,
                 device=device,
@@ -246,6 +239,23 @@ def make_batches(config: RunConfig, data: TokenData) -> Batches:
         seed=config.seed,
         without=config.method.without,
     )
+
+
+def heldout_batches(
+    config: RunConfig, data: TokenData, tokens: int, device: torch.device
+) -> HeldoutBatches:
+    """The first held-out documents of every domain that have so many tokens."""
+    chunks = {
+        domain: heldout_chunks(
+            shard,
+            tokens=tokens,
+            document_tokens=config.eval.document_tokens,
+            sequence_length=config.train.sequence_length,
+            eot_id=data.eot_id,
+        )
+        for domain, shard in data.heldout.items()
+    }
+    return HeldoutBatches(chunks, batch_sequences=config.eval.batch_sequences, device=device)
 
 
 def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
@@ -316,7 +326,6 @@ def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
 def cost_metrics(
     routed: RoutedModel,
     state: TrainState,
-    eval_s: float,
     *,
     counts: Mapping[str, int],
     sequence_length: int,
@@ -327,12 +336,13 @@ def cost_metrics(
     train_flops = train_flops_per_token(routed, counts, sequence_length)
     metrics: dict[str, float] = {
         keys.COST_TRAIN_SECONDS: state.train_s,
-        keys.COST_EVAL_SECONDS: eval_s,
+        keys.COST_EVAL_SECONDS: state.eval_s,
         keys.COST_PARAMETERS: num_parameters(routed),
         keys.COST_FLOPS_PER_TOKEN: forward_flops_per_token(routed, sequence_length),
         keys.COST_TRAIN_FLOPS_PER_TOKEN: train_flops,
     }
     if state.train_s > 0:
+        metrics[keys.COST_EVAL_SHARE] = state.eval_s / (state.train_s + state.eval_s)
         speed = state.tokens / state.train_s
         metrics[keys.COST_TOKENS_PER_SECOND] = speed
         metrics[keys.COST_DATA_SHARE] = state.data_s / state.train_s

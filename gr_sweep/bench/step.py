@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from gr_sweep.config import Precision, TrainConfig
+from gr_sweep.config import TrainConfig
+from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import SIZES, llama_config, random_model, shape_of
 from gr_sweep.routing.edges import EDGE_CHOICES
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.cost import multiply_adds
-from gr_sweep.train.loop import precision_context, token_losses
+from gr_sweep.train.loop import train_step
 from gr_sweep.train.optim import make_optimizer
 
 DOMAINS = ("code", "biology", "creative")
@@ -66,13 +67,15 @@ def bench_step(
     optimizer = make_optimizer(routed_model, TrainConfig())
 
     def step(routed: RoutedModel) -> None:
-        with routed.batch(counts):
-            with precision_context(device, Precision.auto):
-                loss = token_losses(routed, tokens).mean()
-            loss.backward()
-        routed.clip_grad_norm_(1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        train_step(
+            routed,
+            TokenLosses(routed),
+            optimizer,
+            [tokens],
+            counts,
+            tokens_per_step=len(tokens) * sequence_length,
+            config=TrainConfig(),
+        )
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

@@ -1,64 +1,89 @@
 """Losses of held-out documents, one sum a document."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from gr_sweep.data.batches import HeldoutChunks
 from gr_sweep.metrics.losses import DocumentLoss, View
+from gr_sweep.model.loss import IGNORED, TokenLosses
 
 
-@torch.no_grad()
-def document_losses(
-    logits_of: Callable[..., Any],
-    held_out: HeldoutChunks,
-    *,
-    batch_sequences: int,
-    device: torch.device,
-) -> np.ndarray:
-    """Summed negative log likelihood in nats of each document, float64 [documents].
+class HeldoutBatches:
+    """Held-out text of all domains as batches on the device, to be read in every view of a model.
 
-    M windows of held-out text, T positions.
+    Windows of like length stand together, whatever their domain, and a batch is as wide as its
+    longest window: hardly any padding is computed. M windows of a batch, T positions.
     """
-    sums = np.zeros(len(held_out.ids))
-    for start in range(0, len(held_out.input_ids), batch_sequences):
-        part = slice(start, start + batch_sequences)
-        ids_MT = torch.from_numpy(held_out.input_ids[part]).to(device)
-        targets_MT = torch.from_numpy(held_out.targets[part]).to(device)
-        logits = logits_of(input_ids=ids_MT, use_cache=False).logits
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets_MT.flatten(), reduction="none", ignore_index=-100
-        )
-        of_window = losses.view(ids_MT.shape).double().sum(1).cpu().numpy()
-        np.add.at(sums, held_out.rows[part], of_window)
-    return sums
 
-
-def loss_table(
-    logits_of: Callable[..., Any],
-    held_out: Mapping[str, HeldoutChunks],
-    *,
-    view: View,
-    part: str,
-    batch_sequences: int,
-    device: torch.device,
-) -> list[DocumentLoss]:
-    """A row for each held-out document of each domain."""
-    rows = []
-    for domain, texts in held_out.items():
-        sums = document_losses(logits_of, texts, batch_sequences=batch_sequences, device=device)
-        for index, loss in enumerate(sums):
-            rows.append(
-                DocumentLoss(
-                    view,
-                    part,
-                    domain,
-                    texts.ids[index],
-                    float(loss),
-                    int(texts.num_tokens[index]),
-                    round(float(texts.num_bytes[index])),
+    def __init__(
+        self, held_out: Mapping[str, HeldoutChunks], *, batch_sequences: int, device: torch.device
+    ) -> None:
+        self._documents: list[DocumentLoss] = []
+        windows = []
+        for domain, texts in held_out.items():
+            first = len(self._documents)
+            for document, num_tokens, num_bytes in zip(
+                texts.ids, texts.num_tokens, texts.num_bytes, strict=True
+            ):
+                self._documents.append(
+                    DocumentLoss(
+                        View.full,
+                        "",
+                        domain,
+                        document,
+                        0.0,
+                        int(num_tokens),
+                        round(float(num_bytes)),
+                    )
                 )
-            )
-    return rows
+            for row, document in enumerate(texts.rows.tolist()):
+                # Padding stands at the end.
+                length = int((texts.targets[row] != IGNORED).sum())
+                ids, targets = texts.input_ids[row, :length], texts.targets[row, :length]
+                windows.append((first + document, ids, targets))
+        # The longest first: what needs most memory is allocated first.
+        windows.sort(key=lambda window: len(window[1]), reverse=True)
+        self._document_of_window = [document for document, _, _ in windows]
+        self._batches = [
+            _padded(windows[start : start + batch_sequences], device)
+            for start in range(0, len(windows), batch_sequences)
+        ]
+
+    @property
+    def documents(self) -> set[tuple[str, str]]:
+        """Domain and id of each document."""
+        return {(row.domain, row.document) for row in self._documents}
+
+    @torch.no_grad()
+    def losses(
+        self, token_losses: TokenLosses, *, view: View = View.full, part: str = ""
+    ) -> list[DocumentLoss]:
+        """A row for each document, with its loss under what routing is active, as rows of `view`.
+
+        The host waits for the device once.
+        """
+        sums = np.zeros(len(self._documents))
+        if self._batches:
+            of_batches = [
+                token_losses(ids_MT, targets_MT)[1].double().sum(1)
+                for ids_MT, targets_MT in self._batches
+            ]
+            np.add.at(sums, self._document_of_window, torch.cat(of_batches).cpu().numpy())
+        return [
+            row._replace(view=view, part=part, loss_nats=float(loss))
+            for row, loss in zip(self._documents, sums, strict=True)
+        ]
+
+
+def _padded(
+    windows: list[tuple[int, np.ndarray, np.ndarray]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and targets [M, T], T being the length of the first and longest window."""
+    width = len(windows[0][1])
+    ids_MT = np.zeros((len(windows), width), dtype=np.int64)
+    targets_MT = np.full((len(windows), width), IGNORED, dtype=np.int64)
+    for row, (_, ids, targets) in enumerate(windows):
+        ids_MT[row, : len(ids)], targets_MT[row, : len(ids)] = ids, targets
+    return torch.from_numpy(ids_MT).to(device), torch.from_numpy(targets_MT).to(device)

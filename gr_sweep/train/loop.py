@@ -1,13 +1,15 @@
 """The training loop: the same for dense and routed jobs, on CPU and GPU.
 
-N sequences of the micro-batch (sorted by row group), T positions, V vocabulary.
+N sequences of the micro-batch (sorted by row group), T positions, S = T + 1.
 """
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,22 +20,17 @@ from gr_sweep.config import Precision, TrainConfig
 from gr_sweep.data.batches import Batches
 from gr_sweep.errors import CheckpointError, TrainError
 from gr_sweep.metrics import keys
+from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.routing.rows import within
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.optim import make_optimizer, make_schedule, num_steps
 from gr_sweep.train.progress import Progress
 from gr_sweep.train.state import TrainState
 
-
-def token_losses(routed: RoutedModel, tokens_NS: Tensor) -> Tensor:
-    """Negative log likelihood in nats of each next token, float32 [N, T]; `tokens_NS` is [N, T +
-    1]."""
-    logits_NTV = routed(input_ids=tokens_NS[:, :-1], use_cache=False).logits
-    losses = torch.nn.functional.cross_entropy(
-        logits_NTV.flatten(0, 1).float(), tokens_NS[:, 1:].flatten(), reduction="none"
-    )
-    return losses.view(tokens_NS.shape[0], -1)
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Tokens [N, S] to the sum of their losses and the losses [N, T], as `TokenLosses`."""
 
 
 def precision_context(
@@ -45,30 +42,138 @@ def precision_context(
     return contextlib.nullcontext()
 
 
-@dataclass
-class _Sums:
-    """What was summed since the last row, on the device: no host wait a step."""
+def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
+    """The forward pass of training steps: compiled, and with activation checkpointing, as asked.
 
-    losses: dict[str, Tensor]
-    tokens: dict[str, int]
+    Evaluation calls `token_losses` itself: what is switched off there would compile anew each time.
+    """
+    if config.activation_checkpointing:
+        # Each decoder layer keeps its input alone and is computed again in the backward pass (Chen
+        # et al. 2016, arXiv 1604.06174). Not reentrant: with hooks on modules, compiled or not.
+        token_losses.model.gradient_checkpointing_enable({"use_reentrant": False})
+    if not config.compile:
+        return token_losses
+    compiled: Forward = torch.compile(token_losses, dynamic=False)
+    return compiled
 
-    def add(self, counts: Mapping[str, int], losses_NT: Tensor) -> None:
-        for label, part in zip(
-            counts, losses_NT.detach().split(list(counts.values())), strict=True
-        ):
-            if part.numel():
-                self.losses[label] = self.losses.get(label, part.new_zeros(())) + part.sum()
-                self.tokens[label] = self.tokens.get(label, 0) + part.numel()
+
+@dataclass(slots=True)
+class StepResult:
+    """What one or several steps leave for the log, on their device: nobody has waited for it."""
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """Sum in nats over the tokens of each label."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    grad_norms: dict[str, Tensor] = field(default_factory=dict)
+    """Of the last step, before clipping, by owner set."""
+
+    def add(self, step: "StepResult") -> None:
+        """One more step."""
+        for label, loss in step.losses.items():
+            self.losses[label] = self.losses[label] + loss if label in self.losses else loss
+            self.tokens[label] = self.tokens.get(label, 0) + step.tokens[label]
+        self.grad_norms = step.grad_norms
+
+
+def train_step(
+    routed: RoutedModel,
+    forward: Forward,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Iterable[Tensor],
+    counts: Mapping[str, int],
+    *,
+    tokens_per_step: int,
+    config: TrainConfig,
+    rows: slice | None = None,
+) -> StepResult:
+    """Gradients of the micro-batches, clipping, update. The host waits for nothing.
+
+    Args:
+        forward: as `training_forward` gives it.
+        micro_batches: token ids [N, S] on the model's device.
+        counts: rows of a micro-batch by label, in their order.
+        tokens_per_step: denominator of the loss.
+        config: precision and clipping.
+        rows: those of the rows in `counts` that the micro-batches hold; None for all.
+    """
+    result = StepResult()
+    counts_here = list(counts.values()) if rows is None else within(counts.values(), rows)
+    for tokens_NS in micro_batches:
+        with routed.batch(counts, rows=rows):
+            with precision_context(tokens_NS.device, config.precision):
+                loss_sum, losses_NT = forward(tokens_NS)
+            (loss_sum / tokens_per_step).backward()
+        parts = dict(zip(counts, losses_NT.split(counts_here), strict=True))
+        parts = {label: part for label, part in parts.items() if part.numel()}
+        result.add(
+            StepResult(
+                {label: part.sum() for label, part in parts.items()},
+                {label: part.numel() for label, part in parts.items()},
+            )
+        )
+    result.grad_norms = routed.clip_grad_norm_(config.max_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return result
+
+
+class _Ahead:
+    """The rows of each step, read by one thread while the device computes the step before.
+
+    A step's rows follow from its number, so reading ahead changes nothing. What goes wrong is
+    raised in the step that needs the rows.
+    """
+
+    def __init__(
+        self, read: Callable[[int], list[np.ndarray]], steps: range, device: torch.device
+    ) -> None:
+        """`read` gives the micro-batches of a step by its number."""
+        self._read = read
+        self._device = device
+        self._stop = steps.stop
+        self._thread = ThreadPoolExecutor(1, "read-ahead")
+        self._next: Future[list[np.ndarray]] | None = None
+        if steps:
+            self._next = self._thread.submit(read, steps.start)
+
+    def __enter__(self) -> "_Ahead":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def take(self, state: TrainState) -> list[Tensor]:
+        """The micro-batches of the step that is due, on the device or on their way to it."""
+        assert self._next is not None  # a step within the range that was given
+        start = time.perf_counter()
+        rows = self._next.result()
+        state.data_s += time.perf_counter() - start
+        if state.step + 1 < self._stop:
+            self._next = self._thread.submit(self._read, state.step + 1)
+        return [self._moved(torch.from_numpy(rows_NS)) for rows_NS in rows]
+
+    def _moved(self, rows_NS: Tensor) -> Tensor:
+        if self._device.type != "cuda":
+            return rows_NS.to(self._device)
+        # From pinned memory the host does not wait for the copy. Pinned here and not in the thread,
+        # which knows no device of its own.
+        return rows_NS.pin_memory().to(self._device, non_blocking=True)
 
 
 def train(
     routed: RoutedModel,
+    token_losses: TokenLosses,
     batches: Batches,
     config: TrainConfig,
     *,
     seed: int,
     eval_every: int | None,
-    evaluate: Callable[[], dict[str, float]],
+    evaluate: Callable[[bool], dict[str, float]],
     tracker: Tracker,
     checkpoints: Checkpoints,
     device: torch.device,
@@ -77,12 +182,13 @@ def train(
 
     Args:
         routed: the model, on `device`.
+        token_losses: its losses.
         batches: token ids by step.
         config: steps, batch, optimizer and how often to log and save.
         seed: of what the model itself draws while training (dropout; most models draw nothing).
         eval_every: steps between calls of `evaluate`, which is also called before the first step
             and after the last; None for four in a run.
-        evaluate: metrics of the model as it stands.
+        evaluate: metrics of the model as it stands; told whether the run is at its end.
         tracker: takes the rows.
         checkpoints: where the run is saved, and taken up.
         device: of the model.
@@ -100,30 +206,40 @@ def train(
     schedule = make_schedule(optimizer, total, config)
     state = _resume(routed, optimizer, schedule, checkpoints)
     tracker.cut_back(state.step if state.step else -1)
-    if state.step == 0:
-        tracker.log(0, evaluate())
-
-    counts = dict(batches.counts)
-    sums = _Sums({}, {})
-    routed.model.train()
     clock = _Clock(state)
-    with Progress(total, state.step) as progress:
+
+    def log_evaluation(*, is_last: bool) -> None:
+        with clock.evaluating(state):
+            metrics = evaluate(is_last)
+        tracker.log(state.step, metrics)
+
+    if state.step == 0:
+        with clock.paused(state):
+            log_evaluation(is_last=False)
+
+    forward = training_forward(token_losses, config)
+    since_row = StepResult()
+    routed.model.train()
+    with (
+        Progress(total, state.step) as progress,
+        _Ahead(batches.step, range(state.step, total), device) as ahead,
+    ):
         while state.step < total:
             # For models with dropout: what a step draws follows from its number, not from history.
             torch.manual_seed(seed * 1_000_003 + state.step)
-            for micro_batch in _timed(batches, state):
-                tokens_NS = torch.from_numpy(micro_batch).to(device, non_blocking=True)
-                state.tokens += micro_batch.shape[0] * (micro_batch.shape[1] - 1)
-                with routed.batch(counts):
-                    with precision_context(device, config.precision):
-                        losses_NT = token_losses(routed, tokens_NS)
-                    (losses_NT.sum() / batches.tokens_per_step).backward()
-                sums.add(counts, losses_NT)
-            grad_norms = routed.clip_grad_norm_(config.max_norm)
+            step = train_step(
+                routed,
+                forward,
+                optimizer,
+                ahead.take(state),
+                batches.counts,
+                tokens_per_step=batches.tokens_per_step,
+                config=config,
+            )
             lr = float(schedule.get_last_lr()[0])
-            optimizer.step()
             schedule.step()
-            optimizer.zero_grad(set_to_none=True)
+            since_row.add(step)
+            state.tokens += sum(step.tokens.values())
             state.step += 1
             progress.step()
 
@@ -132,7 +248,7 @@ def train(
             # A row with every checkpoint: a resumed run logs the same rows, and what is saved is
             # finite.
             if state.step % config.log_every == 0 or saves:
-                row = _row(sums, grad_norms, state.step)
+                row = _row(since_row, state.step)
                 speed = clock.tokens_per_second(state)
                 progress.show(state.step, row[keys.TRAIN_LOSS], _by_label(row), speed)
                 row |= {
@@ -142,10 +258,10 @@ def train(
                     keys.TIME_S: state.elapsed_s,
                 }
                 tracker.log(state.step, row)
-                sums = _Sums({}, {})
+                since_row = StepResult()
             with clock.paused(state):
                 if state.step % eval_every == 0 or is_last:
-                    tracker.log(state.step, evaluate())
+                    log_evaluation(is_last=is_last)
                     routed.model.train()
                 if saves:
                     tracker.sync()
@@ -167,6 +283,13 @@ class _Clock:
         yield
         self._advance(state, is_training=False)
 
+    @contextlib.contextmanager
+    def evaluating(self, state: TrainState) -> Iterator[None]:
+        """Time inside counts as evaluation; inside `paused`."""
+        start = time.perf_counter()
+        yield
+        state.eval_s += time.perf_counter() - start
+
     def tokens_per_second(self, state: TrainState) -> float:
         """Of training, since the last call."""
         self._advance(state, is_training=True)
@@ -185,22 +308,15 @@ def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
 
 
-def _timed(batches: Batches, state: TrainState) -> Sequence[np.ndarray]:
-    start = time.perf_counter()
-    micro_batches = batches.step(state.step)
-    state.data_s += time.perf_counter() - start
-    return micro_batches
-
-
-def _row(sums: _Sums, grad_norms: Mapping[str, Tensor], step: int) -> dict[str, float]:
+def _row(steps: StepResult, step: int) -> dict[str, float]:
     """The sums and norms as numbers of a row; here the host waits for the device."""
-    labels = list(sums.losses)
+    labels = list(steps.losses)
     values = torch.stack(
-        [*(sums.losses[d] for d in labels), *(n.float() for n in grad_norms.values())]
+        [*steps.losses.values(), *(n.float() for n in steps.grad_norms.values())]
     ).tolist()
     losses = values[: len(labels)]
-    norms = dict(zip(grad_norms, values[len(labels) :], strict=True))
-    loss: float = sum(losses) / sum(sums.tokens.values())
+    norms = dict(zip(steps.grad_norms, values[len(labels) :], strict=True))
+    loss: float = sum(losses) / sum(steps.tokens.values())
     if not all(math.isfinite(value) for value in values):
         raise TrainError(
             f"loss or gradient is not finite at step {step} (loss {loss}); "
@@ -208,7 +324,7 @@ def _row(sums: _Sums, grad_norms: Mapping[str, Tensor], step: int) -> dict[str, 
         )
     row: dict[str, float] = {keys.TRAIN_LOSS: loss}
     for label, value in zip(labels, losses, strict=True):
-        row[keys.train_loss(label)] = value / sums.tokens[label]
+        row[keys.train_loss(label)] = value / steps.tokens[label]
     for name, norm in norms.items():
         row[keys.grad_norm(name)] = norm
     return row

@@ -17,6 +17,8 @@ class TrainState:
     """Seconds in the loop, summed over resumes."""
     train_s: float = 0.0
     """Seconds of `elapsed_s` without evaluation and checkpoints."""
+    eval_s: float = 0.0
+    """Seconds in evaluations: before the first step, between steps, and after the last."""
     data_s: float = 0.0
     """Seconds of `train_s` in which the loop waited for data."""
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from gr_sweep.eval.loss import document_losses, loss_table
+from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
-from gr_sweep.metrics.losses import View
+from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
@@ -37,10 +37,18 @@ def make_routed(kind: str, **options):
     return route_model(random_model(config, seed=0), plan, "both")
 
 
+def batches(held_out, batch_sequences: int = 4) -> HeldoutBatches:
+    return HeldoutBatches(held_out, batch_sequences=batch_sequences, device=CPU)
+
+
+def losses_of_views(routed, held_out, **options):
+    return removal_losses(routed, TokenLosses(routed), batches(held_out), **options)
+
+
 @pytest.mark.parametrize("batch_sequences", [1, 2, 16])
 def test_a_documents_loss_is_the_sum_over_its_tokens_whatever_the_batch(batch_sequences):
     routed, held_out = make_routed("none"), texts()
-    sums = document_losses(routed, held_out, batch_sequences=batch_sequences, device=CPU)
+    rows = batches({"code": held_out}, batch_sequences).losses(TokenLosses(routed))
     expected = np.zeros(2)
     for row in range(3):
         with torch.no_grad():
@@ -48,18 +56,11 @@ def test_a_documents_loss_is_the_sum_over_its_tokens_whatever_the_batch(batch_se
         for position, target in enumerate(held_out.targets[row]):
             if target != -100:
                 expected[held_out.rows[row]] -= float(logits[position].log_softmax(-1)[target])
-    np.testing.assert_allclose(sums, expected, rtol=1e-5)
+    np.testing.assert_allclose([row.loss_nats for row in rows], expected, rtol=1e-5)
 
 
 def test_rows_carry_domain_document_tokens_and_bytes():
-    rows = loss_table(
-        make_routed("none"),
-        {"code": texts()},
-        view=View.full,
-        part="",
-        batch_sequences=4,
-        device=CPU,
-    )
+    rows = batches({"code": texts()}).losses(TokenLosses(make_routed("none")))
     assert [(r.domain, r.document, r.tokens, r.bytes) for r in rows] == [
         ("code", "a" * 16, 10, 30),
         ("code", "b" * 16, 3, 9),
@@ -73,21 +74,19 @@ def views_of(rows):
 def test_peers_are_seen_whole_without_each_and_each_alone():
     routed = make_routed("peers")
     held_out = {domain: texts(place) for place, domain in enumerate(DOMAINS)}
-    rows = removal_losses(routed, held_out, batch_sequences=4, device=CPU)
+    rows = losses_of_views(routed, held_out)
     parts = {("removed", d) for d in DOMAINS} | {("kept", d) for d in DOMAINS}
     assert views_of(rows) == {("full", "")} | parts
     with routed.remove(["biology"]):
-        removed = document_losses(routed, held_out["code"], batch_sequences=4, device=CPU)
+        removed = batches({"code": held_out["code"]}).losses(TokenLosses(routed))
     found = [
         r.loss_nats for r in rows if (r.view, r.part, r.domain) == ("removed", "biology", "code")
     ]
-    assert found == removed.tolist()
+    assert found == pytest.approx([row.loss_nats for row in removed], rel=1e-6)
 
 
 def test_under_forget_only_the_forgotten_domain_can_be_removed():
-    rows = removal_losses(
-        make_routed("forget", forget=["biology"]), {"code": texts()}, batch_sequences=4, device=CPU
-    )
+    rows = losses_of_views(make_routed("forget", forget=["biology"]), {"code": texts()})
     assert {part for view, part in views_of(rows) if view == "removed"} == {"biology"}
     # Keeping another domain switches off the same block as removing the forgotten one.
     by_view = {(r.view, r.part): r.loss_nats for r in rows}
@@ -96,7 +95,7 @@ def test_under_forget_only_the_forgotten_domain_can_be_removed():
 
 
 def test_a_dense_model_is_seen_whole_alone():
-    rows = removal_losses(make_routed("none"), {"code": texts()}, batch_sequences=4, device=CPU)
+    rows = losses_of_views(make_routed("none"), {"code": texts()})
     assert views_of(rows) == {("full", "")}
 
 
@@ -105,7 +104,7 @@ def test_a_node_of_the_tree_is_removed_and_kept_as_a_whole():
     config = llama_config(Size(16, 24, 2, 2, 2), vocab_size=11, eot_id=0, sequence_length=8)
     plan = RoutePlan.tree(config, domains=labels)
     routed = route_model(random_model(config, seed=0), plan, "both")
-    rows = removal_losses(routed, {"code": texts()}, batch_sequences=4, device=CPU)
+    rows = losses_of_views(routed, {"code": texts()})
     nodes = {"code", "biology", "biology/cells", "biology/virology"}
     for view in ("removed", "kept"):
         assert {part for v, part in views_of(rows) if v == view} == nodes

@@ -8,11 +8,12 @@ import torch
 
 from gr_sweep.config import Precision, TrainConfig
 from gr_sweep.errors import TrainError
+from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
-from gr_sweep.train.loop import precision_context, token_losses, train
+from gr_sweep.train.loop import precision_context, train
 
 DOMAINS = ("code", "biology")
 SHAPE = Size(16, 24, 2, 2, 2)
@@ -66,12 +67,20 @@ def make_routed(edges: str = "both", kind: str = "peers") -> RoutedModel:
     return route_model(random_model(config, seed=0), plan, edges, foreign_dropout=0.5)
 
 
-def run(folder, *, routed=None, batches=None, evaluate=lambda: {"eval/loss/code": 1.0}, **settings):
+def run(
+    folder,
+    *,
+    routed=None,
+    batches=None,
+    evaluate=lambda is_last: {"eval/loss/code": 1.0},
+    **settings,
+):
     routed = routed or make_routed()
     config = TrainConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 2} | settings))
     rows = Rows()
     state = train(
         routed,
+        TokenLosses(routed),
         batches or FixedBatches(),
         config,
         seed=0,
@@ -181,7 +190,7 @@ def test_rows_left_out_leave_the_denominator_alone(tmp_path):
     run(tmp_path, routed=routed, batches=batches, steps=1)
     fresh = make_routed("none", "none")
     tokens = torch.from_numpy(batches.step(0)[0])
-    (token_losses(fresh, tokens).sum() / (2 * 4 * 6)).backward()
+    (TokenLosses(fresh)(tokens)[0] / (2 * 4 * 6)).backward()
     torch.testing.assert_close(seen[0], fresh.model.lm_head.weight.grad)
 
 
@@ -261,10 +270,10 @@ def test_bfloat16_is_a_context_of_the_forward_pass_alone():
     routed = make_routed()
     tokens = torch.from_numpy(FixedBatches().step(0)[0])
     with routed.batch({"code": 4, "biology": 4}):
-        exact = token_losses(routed, tokens)
+        _, exact = TokenLosses(routed)(tokens)
         with precision_context(CPU, Precision.bfloat16):
-            rough = token_losses(routed, tokens)
-        rough.mean().backward()
+            rough_sum, rough = TokenLosses(routed)(tokens)
+        rough_sum.backward()
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
     assert not torch.equal(rough, exact)
