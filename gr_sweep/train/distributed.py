@@ -232,11 +232,18 @@ class Processes:
             dist.destroy_process_group()
             raise
         except Exception as error:
-            # Whatever is under way between the processes never ends: the group is left as it is.
             self._failure = self._first_failure(error)
-            if self._failure.startswith(self._name):
-                raise
-            raise JobError(self._failure) from error
+            if not is_cuda:
+                # The others, who wait for this one, see it leave. nccl would wait for them itself.
+                dist.destroy_process_group()
+            if not self._failure.startswith(self._name):
+                raise JobError(self._failure) from error
+            if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+                raise JobError(
+                    f"process {self.rank} of {self.world_size} lost another one: it was killed, "
+                    f"ran out of memory or hung for {TIMEOUT} ({_said(error)})"
+                ) from error
+            raise
         dist.destroy_process_group()
 
     @property
