@@ -37,8 +37,9 @@ class LinearCovers:
     bias: Cover
     """Of a row map: rows whose gradient reaches the bias, which belongs to no unit."""
 
-    def in_positions(self, positions: int) -> "LinearCovers":
-        """With rows that count positions, so many a sequence."""
+    def in_positions(self, positions: int, *, width: int, device: str) -> "LinearCovers":
+        """With rows that count positions, so many a sequence. What comes in is not ours to clear,
+        so nothing here is dense instead."""
         return LinearCovers(
             self.forward.in_positions(positions),
             self.weight.in_positions(positions),
@@ -64,20 +65,34 @@ class MlpCovers:
     bias: Cover
     """Rows whose gradient reaches the bias of `down`, which belongs to no unit."""
 
-    def in_positions(self, positions: int) -> "MlpCovers":
-        """With rows that count positions, so many a sequence."""
+    is_input_wider: bool
+    """Whether every cell that sends to the weights sends to the input too."""
+
+    def in_positions(self, positions: int, *, width: int, device: str) -> "MlpCovers":
+        """With rows that count positions, so many a sequence; `width` is that of the residual."""
+
+        def sized(cover: Cover, products: int, calls: int) -> Cover:
+            return cover.in_positions(positions, width=products * width, calls=calls, device=device)
+
         return MlpCovers(
-            self.hidden.in_positions(positions),
-            self.out.in_positions(positions),
-            self.needed.in_positions(positions),
-            self.weight.in_positions(positions),
-            self.input.in_positions(positions),
-            self.bias.in_positions(positions),
+            hidden=sized(self.hidden, products=2, calls=4),
+            out=sized(self.out, products=1, calls=1),
+            needed=sized(self.needed, products=1, calls=4),
+            weight=sized(self.weight, products=3, calls=4),
+            input=sized(self.input, products=2, calls=2),
+            bias=self.bias.in_positions(positions),
+            is_input_wider=self.is_input_wider,
         )
 
 
 Factors = Callable[[Tile], tuple[Tensor, Tensor]]
 """The two matrices whose product a tile is."""
+
+
+def _clear(x_PU: Tensor, cover: Cover) -> None:
+    """Makes what a dense product must not read 0."""
+    for tile in cover.clears:
+        x_PU[tile.rows, tile.units].zero_()
 
 
 def _weight_factors(dy_PO: Tensor, x_PI: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -284,6 +299,7 @@ class GatedMlp(torch.autograd.Function):
                 up_PF[cells] += up_bias_F[tile.units]
             _silu(silu_PF[cells], gate_PF[cells])
             _multiply(hidden_PF[cells], silu_PF[cells], up_PF[cells])
+        _clear(hidden_PF, covers.out)
         y_PD = _sum_rows(
             torch.empty_like(x_PD),
             covers.out,
@@ -309,6 +325,7 @@ class GatedMlp(torch.autograd.Function):
             def of_down(tile: Tile) -> tuple[Tensor, Tensor]:
                 cells = tile.rows, tile.units
                 _multiply(scratch_PF[cells], silu_PF[cells], up_PF[cells])  # the hidden activation
+                _clear(scratch_PF, covers.weight)
                 return dy_PD[tile.rows].t(), scratch_PF[cells]
 
             found[3] = _sum_unit_columns(torch.empty_like(down_DF), covers.weight, of_down)
@@ -324,16 +341,22 @@ class GatedMlp(torch.autograd.Function):
             _multiply(dup_PF[cells], dhidden_RU, silu_PF[cells])
             dhidden_RU *= up_PF[cells]
             _silu_backward_(dhidden_RU, gate_PF[cells])
-        for weight, bias, weight_FD, d_PF in ((1, 4, gate_FD, dgate_PF), (2, 5, up_FD, dup_PF)):
-            if needs[weight]:
-                found[weight] = _sum_units(
-                    torch.empty_like(weight_FD),
-                    covers.weight,
-                    functools.partial(_weight_factors, d_PF, x_PD),
-                )
-            if needs[bias]:
-                found[bias] = _unit_bias(d_PF, covers.weight)
-        if needs[0]:
+
+        def to_weights() -> None:
+            for weight, bias, weight_FD, d_PF in ((1, 4, gate_FD, dgate_PF), (2, 5, up_FD, dup_PF)):
+                _clear(d_PF, covers.weight)
+                if needs[weight]:
+                    found[weight] = _sum_units(
+                        torch.empty_like(weight_FD),
+                        covers.weight,
+                        functools.partial(_weight_factors, d_PF, x_PD),
+                    )
+                if needs[bias]:
+                    found[bias] = _unit_bias(d_PF, covers.weight)
+
+        def to_input() -> None:
+            _clear(dgate_PF, covers.input)
+            _clear(dup_PF, covers.input)
             dx_PD = _sum_rows(
                 torch.empty_like(x_PD),
                 covers.input,
@@ -344,6 +367,13 @@ class GatedMlp(torch.autograd.Function):
                     dup_PF[tile.rows, tile.units], up_FD[tile.units], alpha=tile.factor
                 )
             found[0] = dx_PD
+
+        # What clears less goes first: it reads cells that the other may clear.
+        if needs[0] and covers.is_input_wider:
+            to_input()
+        to_weights()
+        if needs[0] and not covers.is_input_wider:
+            to_input()
         return tuple(found)
 
 

@@ -180,12 +180,15 @@ class RowRouting:
         """What the products of a map with this role cover, for an input `x` [N, ..., I]."""
         self._check_rows(x)
         positions = x[0, ..., 0].numel() if x.dim() > 2 else 1
+        width, device = x.shape[-1], x.device.type
         covers = self._in_sequences(role, units)
         if torch.compiler.is_compiling():  # what is traced may not depend on an earlier call
-            return covers.in_positions(positions)
-        key = (role, positions, *((part.start, part.stop) for part in units))
+            return covers.in_positions(positions, width=width, device=device)
+        key = (role, positions, width, device, *((part.start, part.stop) for part in units))
         if key not in self._covers_of_positions:
-            self._covers_of_positions[key] = covers.in_positions(positions)
+            self._covers_of_positions[key] = covers.in_positions(
+                positions, width=width, device=device
+            )
         return self._covers_of_positions[key]
 
     def _in_sequences(self, role: str, units: Units) -> LinearCovers | MlpCovers:
@@ -209,6 +212,11 @@ class RowRouting:
                 weight=of(self._weight, Output.units),
                 input=of(self._act, Output.rows),
                 bias=bias,
+                is_input_wider=all(
+                    act != 0.0 or weight == 0.0
+                    for lines in zip(self._act, self._weight, strict=True)
+                    for act, weight in zip(*lines, strict=True)
+                ),
             )
         tables = {
             "column": (self._on, self._weight, self._act),

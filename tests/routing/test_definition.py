@@ -12,6 +12,7 @@ import torch
 
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.routing.rows import CALL_MULTIPLY_ADDS
 from tests.model.compare import assert_follows_the_definition, gradients, route
 from tests.model.tiny import KV_HEADS, MLP, tiny_ids, tiny_model
 from tests.reference import Cut, assert_same, loss_sum
@@ -57,6 +58,17 @@ CUTS = [
 ]
 
 
+PRODUCTS = {"sliced": 0.0, "dense": float("inf")}
+"""What a call costs: nothing, so that every product is sliced; or all that slicing could save."""
+
+
+@pytest.fixture(params=PRODUCTS)
+def products(request, monkeypatch):
+    """Both ways of computing the products of an MLP, whatever pays at this size."""
+    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", PRODUCTS[request.param])
+    return request.param
+
+
 def models(units: str):
     """A model to route and the same plain one; tied in one of the three cases."""
     is_tied = units == "one layer, reordered"
@@ -67,7 +79,7 @@ def models(units: str):
 @pytest.mark.parametrize("foreign_dropout", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize(("edges", "weights"), CUTS)
-def test_row_groups_follow_the_definition(edges, plan, foreign_dropout, weights, units):
+def test_row_groups_follow_the_definition(edges, plan, foreign_dropout, weights, units, products):
     model, plain = models(units)
     route_plan = PLANS[plan](model.config, **UNITS[units])
     cut = Cut(edges, **WEIGHTS[weights])
@@ -121,6 +133,16 @@ def test_one_label_a_sequence_gives_the_gradients_of_row_groups(plan, foreign_dr
     assert_same(found[1], found[0])
 
 
+@pytest.mark.parametrize("edges", EDGES)
+def test_mlps_with_biases_follow_the_definition(edges, products):
+    """Those of gate and up belong to units, that of down to the rest."""
+    model, plain = tiny_model(mlp_bias=True), tiny_model(mlp_bias=True)
+    assert model.model.layers[0].mlp.down_proj.bias is not None
+    plan, cut = PLANS["forget"](model.config), Cut(edges)
+    routed = route(model, plan, cut, 0.5)
+    assert_follows_the_definition(routed, plain, cut, [{"code": 3, "biology": 2, "unlabelled": 1}])
+
+
 def test_two_forgotten_domains_follow_the_definition():
     model, plain = tiny_model(), tiny_model()
     plan = RoutePlan.forget(model.config, domains=FLAT, forget=["biology", "code"], attn_shared=0.5)
@@ -136,7 +158,7 @@ def test_core_blocks_without_units_follow_the_definition():
     assert_follows_the_definition(routed, plain, Cut("both"), [{"creative": 1, "code": 2}])
 
 
-def test_backward_may_run_after_the_batch_has_been_left():
+def test_backward_may_run_after_the_batch_has_been_left(products):
     found = []
     for inside in (True, False):
         model = tiny_model()
@@ -153,7 +175,7 @@ def test_backward_may_run_after_the_batch_has_been_left():
         assert torch.equal(gradient, found[1][name]), name
 
 
-def test_activation_checkpointing_changes_no_gradient():
+def test_activation_checkpointing_changes_no_gradient(products):
     found = []
     for checkpointed in (False, True):
         model = tiny_model().train()
@@ -167,7 +189,7 @@ def test_activation_checkpointing_changes_no_gradient():
     assert_same(found[1], found[0])
 
 
-def test_parameters_that_do_not_require_gradients_get_none_and_change_no_other():
+def test_parameters_that_do_not_require_gradients_get_none_and_change_no_other(products):
     found = []
     for frozen in (False, True):
         model = tiny_model()

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gr_sweep.routing.edges import route_weights
 from gr_sweep.routing.linears import RowRouting, TokenRouting
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.rows import row_groups
+from gr_sweep.routing.rows import CALL_MULTIPLY_ADDS, row_groups
 
 SHAPE = SimpleNamespace(num_hidden_layers=1, intermediate_size=8, num_attention_heads=8)
 PLAN = RoutePlan.peers(SHAPE, domains=["code", "biology", "creative"], mlp_shared=0.25)
@@ -79,7 +79,7 @@ class ProductCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def multiplications(edges, dropout, counts):
+def multiplications(edges, dropout, counts, is_whole_mlp):
     """Of one gated MLP, forward and backward."""
     shape = SimpleNamespace(num_hidden_layers=1, intermediate_size=24, num_attention_heads=8)
     plan = RoutePlan.peers(shape, domains=["code", "biology", "creative"], mlp_shared=0.5)
@@ -87,30 +87,82 @@ def multiplications(edges, dropout, counts):
     routing = RowRouting.of_groups(
         plan, route_weights(plan, edges), row_groups(plan, counts, dropout)
     )
-    x, gate, up, down = tensors((sum(counts.values()), 2, 5), (24, 5), (24, 5), (5, 24))
+    x, *parameters = tensors((sum(counts.values()), 2, 5), (24, 5), (24, 5), (5, 24))
+    gate, up, down = (SimpleNamespace(weight=weight, bias=None) for weight in parameters)
     with ProductCounter() as counter:
-        h = torch.nn.functional.silu(routing.column(x, gate, None, units)) * routing.column(
-            x, up, None, units
-        )
-        routing.row(h, down, None, units).sum().backward()
+        if is_whole_mlp:
+            y = routing.gated_mlp(x, gate, up, down, units)
+        else:
+            gated = torch.nn.functional.silu(routing.column(x, gate.weight, None, units))
+            hidden = gated * routing.column(x, up.weight, None, units)
+            y = routing.row(hidden, down.weight, None, units)
+        y.sum().backward()
     return counter.total
 
 
-def test_foreign_work_is_skipped_not_multiplied_by_zero():
+@pytest.mark.parametrize("is_whole_mlp", [False, True])
+def test_foreign_work_is_skipped_not_multiplied_by_zero(is_whole_mlp, monkeypatch):
     """Counted by hand for equal thirds of rows, a core of 12 units and 3 blocks of 4, rows x units.
 
     A dense step does 3 products (forward, weight, input) for each of 3 matrices over all 9 x 24.
     Cut weights leave the weight product the core and each domain's own block, 9 x 16; `act` the
     same to the input product of gate and up; and where both are cut, down's input product too.
     """
+    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", 0.0)
     counts = {"code": 3, "biology": 3, "creative": 3}
     per_cell = 5 * 2  # features, positions
     all_cells, own_cells = 9 * 24, 9 * 16
     dense = 9 * all_cells * per_cell
     saved = (all_cells - own_cells) * per_cell
-    assert multiplications("none", 0.0, counts) == dense
-    assert multiplications("weight", 0.0, counts) == dense - 3 * saved
-    assert multiplications("act", 0.0, counts) == dense - 2 * saved
-    assert multiplications("both", 0.0, counts) == dense - 6 * saved
+    assert multiplications("none", 0.0, counts, is_whole_mlp) == dense
+    assert multiplications("weight", 0.0, counts, is_whole_mlp) == dense - 3 * saved
+    assert multiplications("act", 0.0, counts, is_whole_mlp) == dense - 2 * saved
+    assert multiplications("both", 0.0, counts, is_whole_mlp) == dense - 6 * saved
     for edges in ("none", "weight", "act", "both"):
-        assert multiplications(edges, 1.0, counts) == 9 * own_cells * per_cell
+        assert multiplications(edges, 1.0, counts, is_whole_mlp) == 9 * own_cells * per_cell
+
+
+@pytest.mark.parametrize("edges", ["none", "weight", "act", "both"])
+def test_where_calls_cost_more_than_they_save_products_are_dense(edges, monkeypatch):
+    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", float("inf"))
+    counts = {"code": 3, "biology": 3, "creative": 3}
+    assert multiplications(edges, 0.5, counts, True) == 9 * 9 * 24 * 5 * 2
+
+
+@pytest.mark.parametrize("cost", [0.0, float("inf")])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("name", [name for name, _ in routings()])
+def test_a_gated_mlp_has_true_gradients_where_nothing_is_cut(name, has_bias, cost, monkeypatch):
+    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", cost)
+    routing = dict(routings())[name]
+    x, *weights = tensors((4, 2, 3), (8, 3), (8, 3), (3, 8))
+    biases = tensors((8,), (8,), (3,)) if has_bias else [None] * 3
+
+    def mlp(x, gate, up, down, *biases):
+        linears = [
+            SimpleNamespace(weight=weight, bias=bias)
+            for weight, bias in zip((gate, up, down), biases, strict=True)
+        ]
+        return routing.gated_mlp(x, *linears, UNITS)
+
+    assert torch.autograd.gradcheck(mlp, (x, *weights, *biases))
+    # Without a graph less is kept; the values are the same.
+    with torch.no_grad():
+        unrecorded = mlp(x, *weights, *biases)
+    assert torch.equal(unrecorded, mlp(x, *weights, *biases))
+
+
+def test_a_gated_mlp_saves_less_than_plain_autograd(monkeypatch):
+    """Three matrices of hidden size, of which plain autograd saves four, and the input once."""
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    routing = dict(routings())["dropout 0.0"]
+    x, *weights = tensors((4, 2, 3), (8, 3), (8, 3), (3, 8))
+    linears = [SimpleNamespace(weight=weight, bias=None) for weight in weights]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        routing.gated_mlp(x, *linears, UNITS)
+    assert sum(tensor.shape == (8, 8) for tensor in saved) == 3
