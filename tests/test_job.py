@@ -97,7 +97,50 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
     assert [row["step"] for row in rows if "eval/loss/code" in row] == [0, 1, 2, 3, 4]
     last = [row["eval/loss/code"] for row in rows if "eval/loss/code" in row][-1]
     assert last == pytest.approx(metrics["loss/full/code"])
+    share = metrics["cost/eval_seconds"] / (
+        metrics["cost/eval_seconds"] + metrics["cost/train_seconds"]
+    )
+    assert metrics["cost/eval_share"] == pytest.approx(share) and 0 < share < 1
     assert [row["step"] for row in rows if "train/loss/code" in row] == [2, 4]
+
+
+def test_a_job_that_was_stopped_before_its_matrices_ends_with_the_same_numbers(
+    make_config, tmp_path, monkeypatch
+):
+    """Trained to the end, but the matrices were not there: nothing says what the full model's
+    losses were."""
+    whole = run(make_config(), tmp_path / "whole")["metrics"]
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gr_sweep.job.removal_losses", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(make_config(), tmp_path / "killed")
+    again = run(make_config(), tmp_path / "killed")["metrics"]
+    assert again.keys() == whole.keys()
+    for key, value in whole.items():
+        if not key.startswith("cost/"):
+            assert again[key] == value, key
+
+
+def test_a_run_is_watched_on_part_of_the_text_that_the_matrices_read(make_config, tmp_path):
+    config = make_config()
+    rows = []
+    for curve_tokens in (64, 512):
+        config.eval.curve_tokens = curve_tokens
+        metrics = run(config, tmp_path / str(curve_tokens))["metrics"]
+        lines = [
+            json.loads(line) for line in (tmp_path / str(curve_tokens) / "metrics.jsonl").open()
+        ]
+        rows.append([line["eval/loss/code"] for line in lines if "eval/loss/code" in line])
+        assert len(rows[-1]) == 5
+    few, all_of_them = rows
+    assert all_of_them[-1] == pytest.approx(metrics["loss/full/code"])
+    assert few[-1] != pytest.approx(metrics["loss/full/code"], rel=1e-4)
+    documents = (tmp_path / "64" / "document_losses.csv").read_text()
+    assert documents == (tmp_path / "512" / "document_losses.csv").read_text()
 
 
 def test_a_finished_job_is_left_alone(make_config, tmp_path):

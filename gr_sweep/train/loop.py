@@ -4,6 +4,7 @@ N sequences of the micro-batch (sorted by row group), T positions, S = T + 1.
 """
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,16 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from gr_sweep.config import Precision, TrainConfig
 from gr_sweep.data.batches import Batches
 from gr_sweep.errors import CheckpointError, TrainError
 from gr_sweep.metrics import keys
+from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.rows import within
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
+from gr_sweep.train.distributed import Processes
 from gr_sweep.train.optim import make_optimizer, make_schedule, num_steps
 from gr_sweep.train.progress import Progress
 from gr_sweep.train.state import TrainState
@@ -37,9 +41,16 @@ def precision_context(
     device: torch.device, precision: Precision
 ) -> contextlib.AbstractContextManager[Any]:
     """Autocast to bfloat16 where asked, or by default on CUDA; float32 otherwise."""
-    if precision is Precision.bfloat16 or (precision is Precision.auto and device.type == "cuda"):
+    if is_bfloat16(device, precision):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def is_bfloat16(device: torch.device, precision: Precision) -> bool:
+    """Whether matrix products are in bfloat16 there."""
+    return precision is Precision.bfloat16 or (
+        precision is Precision.auto and device.type == "cuda"
+    )
 
 
 def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
@@ -50,8 +61,15 @@ def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
     if config.activation_checkpointing:
         # Each decoder layer keeps its input alone and is computed again in the backward pass (Chen
         # et al. 2016, arXiv 1604.06174). Not reentrant: with hooks on modules, compiled or not.
-        token_losses.model.gradient_checkpointing_enable({"use_reentrant": False})
+        model: Any = token_losses.model
+        enable = getattr(model, "activation_checkpointing_enable", None)  # its newer name
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if not config.compile:
+        return token_losses
+    if isinstance(token_losses, FSDPModule):
+        # Weights are gathered between the layers, which no graph can hold: a graph a layer.
+        for layer in decoder_layers(token_losses.model, family_of(token_losses.model.config)):
+            layer.compile(dynamic=False)
         return token_losses
     compiled: Forward = torch.compile(token_losses, dynamic=False)
     return compiled
@@ -177,6 +195,7 @@ def train(
     tracker: Tracker,
     checkpoints: Checkpoints,
     device: torch.device,
+    processes: Processes | None = None,
 ) -> TrainState:
     """Trains to the last step, from the newest checkpoint if there is one.
 
@@ -192,6 +211,8 @@ def train(
         tracker: takes the rows.
         checkpoints: where the run is saved, and taken up.
         device: of the model.
+        processes: those that share the rows of every micro-batch, the model being spread over them
+            (`distributed.shard`); None for this one alone. All of them must call this.
 
     Returns:
         Where the run stands at the end.
@@ -200,6 +221,9 @@ def train(
         TrainError: a loss or gradient that is not finite.
         CheckpointError: a checkpoint of another run.
     """
+    processes = processes or Processes()
+    rows = processes.rows(sum(batches.counts.values())) if processes.are_several else None
+    read = batches.step if rows is None else functools.partial(batches.step, rows=rows)
     total = num_steps(config)
     eval_every = eval_every or math.ceil(total / 4)
     optimizer = make_optimizer(routed.model, config)
@@ -221,12 +245,12 @@ def train(
     since_row = StepResult()
     routed.model.train()
     with (
-        Progress(total, state.step) as progress,
-        _Ahead(batches.step, range(state.step, total), device) as ahead,
+        Progress(total, state.step, is_shown=processes.is_main) as progress,
+        _Ahead(read, range(state.step, total), device) as ahead,
     ):
         while state.step < total:
             # For models with dropout: what a step draws follows from its number, not from history.
-            torch.manual_seed(seed * 1_000_003 + state.step)
+            torch.manual_seed((processes.rank * 1_000_003 + seed) * 1_000_003 + state.step)
             step = train_step(
                 routed,
                 forward,
@@ -235,11 +259,12 @@ def train(
                 batches.counts,
                 tokens_per_step=batches.tokens_per_step,
                 config=config,
+                rows=rows,
             )
             lr = float(schedule.get_last_lr()[0])
             schedule.step()
             since_row.add(step)
-            state.tokens += sum(step.tokens.values())
+            state.tokens += sum(step.tokens.values()) * processes.world_size
             state.step += 1
             progress.step()
 
@@ -248,7 +273,7 @@ def train(
             # A row with every checkpoint: a resumed run logs the same rows, and what is saved is
             # finite.
             if state.step % config.log_every == 0 or saves:
-                row = _row(since_row, state.step)
+                row = _row(_of_all(since_row, batches.counts, processes), state.step)
                 speed = clock.tokens_per_second(state)
                 progress.show(state.step, row[keys.TRAIN_LOSS], _by_label(row), speed)
                 row |= {
@@ -265,6 +290,8 @@ def train(
                     routed.model.train()
                 if saves:
                     tracker.sync()
+                    if isinstance(token_losses, FSDPModule):
+                        token_losses.reshard()  # an evaluation leaves weights gathered
                     _save(routed, optimizer, schedule, checkpoints, state)
     return state
 
@@ -308,11 +335,27 @@ def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
 
 
+def _of_all(steps: StepResult, labels: Iterable[str], processes: Processes) -> StepResult:
+    """The same with losses and tokens over all processes, each of which has rows of some labels."""
+    if not processes.are_several:
+        return steps
+    zero = torch.zeros_like(next(iter(steps.losses.values())))
+    sums = [steps.losses.get(label, zero).double() for label in labels]
+    sums += [torch.full_like(sums[0], steps.tokens.get(label, 0)) for label in labels]
+    losses, tokens = processes.sum_(torch.stack(sums)).chunk(2)
+    counted = dict(zip(labels, map(int, tokens.tolist()), strict=True))
+    return StepResult(
+        {label: loss for label, loss in zip(labels, losses, strict=True) if counted[label]},
+        {label: count for label, count in counted.items() if count},
+        steps.grad_norms,
+    )
+
+
 def _row(steps: StepResult, step: int) -> dict[str, float]:
     """The sums and norms as numbers of a row; here the host waits for the device."""
     labels = list(steps.losses)
     values = torch.stack(
-        [*steps.losses.values(), *(n.float() for n in steps.grad_norms.values())]
+        [x.float() for x in (*steps.losses.values(), *steps.grad_norms.values())]
     ).tolist()
     losses = values[: len(labels)]
     norms = dict(zip(steps.grad_norms, values[len(labels) :], strict=True))

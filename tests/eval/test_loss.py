@@ -108,3 +108,78 @@ def test_a_node_of_the_tree_is_removed_and_kept_as_a_whole():
     nodes = {"code", "biology", "biology/cells", "biology/virology"}
     for view in ("removed", "kept"):
         assert {part for v, part in views_of(rows) if v == view} == nodes
+
+
+class Counting(TokenLosses):
+    """Notes the windows and positions of every batch it is given."""
+
+    def __init__(self, routed):
+        super().__init__(routed)
+        self.shapes = []
+
+    def forward(self, tokens_NS, targets_NT=None):
+        self.shapes.append(tuple(tokens_NS.shape))
+        return super().forward(tokens_NS, targets_NT)
+
+
+def windows(*lengths: int) -> SimpleNamespace:
+    """A document for each length, in one window each."""
+    drawn = texts()
+    rows = np.arange(len(lengths))
+    targets = np.full((len(lengths), max(lengths)), -100)
+    for row, length in enumerate(lengths):
+        targets[row, :length] = (rows[row] + np.arange(length)) % 11
+    return SimpleNamespace(
+        input_ids=np.where(targets < 0, 0, targets + 1) % 11,
+        targets=targets,
+        rows=rows,
+        ids=tuple(f"{row:016x}" for row in rows),
+        num_tokens=np.array(lengths),
+        num_bytes=np.resize(drawn.num_bytes, len(lengths)),
+    )
+
+
+def test_windows_of_like_length_stand_together_whatever_their_domain():
+    token_losses = Counting(make_routed("none"))
+    held_out = {"code": windows(2, 7, 1), "biology": windows(3, 7), "creative": windows(1)}
+    rows = batches(held_out, 2).losses(token_losses)
+    assert token_losses.shapes == [(2, 7), (2, 3), (2, 1)]
+    assert [(row.domain, row.tokens) for row in rows] == [
+        ("code", 2), ("code", 7), ("code", 1), ("biology", 3), ("biology", 7), ("creative", 1),
+    ]  # fmt: skip
+    for domain, texts_of_domain in held_out.items():
+        alone = batches({domain: texts_of_domain}, 1).losses(token_losses)
+        together = [row.loss_nats for row in rows if row.domain == domain]
+        assert together == pytest.approx([row.loss_nats for row in alone], rel=1e-6)
+
+
+def test_text_that_is_not_there_has_no_rows():
+    routed = make_routed("none")
+    assert batches({}).losses(TokenLosses(routed)) == []
+    empty = SimpleNamespace(
+        input_ids=np.zeros((0, 0), np.int64), targets=np.zeros((0, 0), np.int64),
+        rows=np.zeros(0, np.int64), ids=(), num_tokens=np.zeros(0), num_bytes=np.zeros(0),
+    )  # fmt: skip
+    held_out = batches({"code": empty, "biology": texts()})
+    assert {row.domain for row in held_out.losses(TokenLosses(routed))} == {"biology"}
+    assert held_out.documents == {("biology", "a" * 16), ("biology", "b" * 16)}
+
+
+def test_each_view_is_computed_once_and_the_full_model_not_again_where_it_is_known():
+    routed = make_routed("peers")
+    held_out = batches({"code": texts()})
+    token_losses = Counting(routed)
+    whole = removal_losses(routed, token_losses, held_out)
+    assert len(token_losses.shapes) == 7
+    full = [row for row in whole if row.view == "full"]
+    token_losses.shapes.clear()
+    assert removal_losses(routed, token_losses, held_out, full) == whole
+    assert len(token_losses.shapes) == 6
+
+
+def test_evaluation_leaves_no_gradient_and_no_graph():
+    routed = make_routed("peers")
+    losses_of_views(routed, {"code": texts()})
+    assert all(parameter.grad is None for parameter in routed.model.parameters())
+    with routed.batch({"code": 1}):  # what evaluation left behind can be trained with
+        TokenLosses(routed)(torch.zeros((1, 4), dtype=torch.int64))[0].backward()

@@ -1,19 +1,24 @@
 """The loop on a tiny model and on token ids made up here."""
 
+import functools
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gr_sweep.config import Precision, TrainConfig
-from gr_sweep.errors import TrainError
+from gr_sweep.errors import DataError, TrainError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
-from gr_sweep.train.loop import precision_context, train
+from gr_sweep.train.loop import precision_context, train, train_step
+from gr_sweep.train.optim import make_optimizer
 
 DOMAINS = ("code", "biology")
 SHAPE = Size(16, 24, 2, 2, 2)
@@ -61,9 +66,9 @@ class Killed(BaseException):
     """Stands for a process that ends at once."""
 
 
-def make_routed(edges: str = "both", kind: str = "peers") -> RoutedModel:
+def make_routed(edges: str = "both", kind: str = "peers", **options) -> RoutedModel:
     config = llama_config(SHAPE, vocab_size=VOCABULARY, eot_id=0, sequence_length=8)
-    plan = RoutePlan.make(kind, config, domains=DOMAINS)
+    plan = RoutePlan.make(kind, config, domains=DOMAINS, **options)
     return route_model(random_model(config, seed=0), plan, edges, foreign_dropout=0.5)
 
 
@@ -205,17 +210,18 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_written(tmp_path
 
 def test_what_is_not_finite_is_never_saved_though_no_row_is_due(tmp_path):
     """Rows every 4 steps, checkpoints every 3: the bad step 3 lies between rows."""
-
-    class BadInStep3(FixedBatches):
-        def step(self, step):
-            if step == 2:
-                with torch.no_grad():
-                    routed.model.lm_head.weight.fill_(math.nan)
-            return super().step(step)
-
     routed = make_routed()
+    clip, calls = routed.clip_grad_norm_, []
+
+    def clip_bad_gradients(max_norm):
+        calls.append(max_norm)
+        if len(calls) == 3:
+            routed.model.lm_head.weight.grad.fill_(math.nan)
+        return clip(max_norm)
+
+    routed.clip_grad_norm_ = clip_bad_gradients
     with pytest.raises(TrainError, match="not finite at step 3"):
-        run(tmp_path, routed=routed, batches=BadInStep3(), log_every=4, checkpoint_every=3)
+        run(tmp_path, routed=routed, log_every=4, checkpoint_every=3)
     assert not list(tmp_path.iterdir())
 
 
@@ -278,3 +284,167 @@ def test_bfloat16_is_a_context_of_the_forward_pass_alone():
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
     assert not torch.equal(rough, exact)
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in routed.model.parameters())
+
+
+class NoWait(TorchDispatchMode):
+    """Refuses what makes the host wait for the device: a value, or a shape that hangs on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+            torch.ops.aten.equal.default,
+        ), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["none", "peers", "forget"])
+def test_a_step_waits_for_nothing(kind):
+    routed = make_routed("both", kind, forget=["biology"])
+    batches = FixedBatches(num_micro_batches=2)
+    step = functools.partial(
+        train_step,
+        routed,
+        TokenLosses(routed),
+        make_optimizer(routed.model, TrainConfig()),
+        counts=batches.counts,
+        tokens_per_step=batches.tokens_per_step,
+        config=TrainConfig(),
+    )
+    rows = [torch.from_numpy(part) for part in batches.step(0)]
+    step(micro_batches=rows)  # what is worked out once, for the first step, may wait
+    with NoWait():
+        result = step(micro_batches=rows)
+    assert result.tokens == {"code": 24, "biology": 24}
+    assert set(result.losses) == set(DOMAINS) and result.grad_norms
+
+
+def test_the_next_rows_are_read_while_a_step_computes(tmp_path):
+    """Each step's rows once, in their order, and none after the last step."""
+    asked, read_second = [], threading.Event()
+
+    class Watched(FixedBatches):
+        def step(self, step):
+            asked.append((step, threading.current_thread().name))
+            if step == 1:
+                read_second.set()
+            return super().step(step)
+
+    routed = make_routed()
+    clip = routed.clip_grad_norm_
+
+    def clip_after_reading(max_norm):
+        assert read_second.wait(timeout=30), "the first step ends only after the second is read"
+        return clip(max_norm)
+
+    routed.clip_grad_norm_ = clip_after_reading
+    run(tmp_path, routed=routed, batches=Watched())
+    assert [step for step, _ in asked] == list(range(6))
+    assert not any(name == threading.current_thread().name for _, name in asked)
+    assert not [thread for thread in threading.enumerate() if "read-ahead" in thread.name]
+
+
+def test_rows_that_cannot_be_read_stop_the_step_that_needs_them(tmp_path):
+    class EndsAtStep3(FixedBatches):
+        def step(self, step):
+            if step == 3:
+                raise DataError("the file is gone")
+            return super().step(step)
+
+    rows = Rows()
+    routed = make_routed()
+    with pytest.raises(DataError, match="the file is gone"):
+        train(
+            routed,
+            TokenLosses(routed),
+            EndsAtStep3(),
+            TrainConfig(steps=6, log_every=1, checkpoint_every=None),
+            seed=0,
+            eval_every=10,
+            evaluate=lambda is_last: {},
+            tracker=rows,
+            checkpoints=Checkpoints(tmp_path, keep=1, fingerprint="x"),
+            device=CPU,
+        )
+    assert [step for step, _ in rows] == [0, 1, 2, 3]
+    assert not [thread for thread in threading.enumerate() if "read-ahead" in thread.name]
+
+
+def test_evaluation_is_told_the_end_and_its_time_is_not_trainings(tmp_path):
+    told = []
+
+    def evaluate(is_last):
+        told.append(is_last)
+        time.sleep(0.05)
+        return {"eval/loss/code": 1.0}
+
+    _, state, _ = run(tmp_path, evaluate=evaluate)
+    assert told == [False, False, True], "before the first step, after 3, and after 6"
+    assert 0.15 <= state.eval_s <= state.elapsed_s - state.train_s + 1e-6
+    _, resumed, _ = run(tmp_path, evaluate=evaluate)
+    # What the last checkpoint was saved with: its own evaluation is within.
+    assert len(told) == 3 and resumed.eval_s == state.eval_s
+
+
+def test_activation_checkpointing_changes_no_bit(tmp_path):
+    calls = []
+
+    def watched():
+        routed = make_routed()
+        routed.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(0))
+        return routed
+
+    plain, _, _ = run(tmp_path / "plain", routed=watched())
+    num_calls = len(calls)
+    calls.clear()
+    saving, _, _ = run(tmp_path / "saving", routed=watched(), activation_checkpointing=True)
+    assert len(calls) == 2 * num_calls == 12, "computed again in the backward pass"
+    for name, value in weights(plain).items():
+        assert torch.equal(value, saving.model.state_dict()[name]), name
+
+
+def evaluating(routed):
+    """As a job evaluates between steps: eager, in another mode, parts switched off."""
+
+    def evaluate(is_last):
+        routed.model.eval()
+        with torch.no_grad(), routed.remove(["code"]):
+            TokenLosses(routed)(torch.zeros((1, 3), dtype=torch.int64))
+        return {"eval/loss/code": 1.0}
+
+    return evaluate
+
+
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_training_compiles_to_one_graph_and_evaluation_is_no_part_of_it(
+    tmp_path, monkeypatch, checkpointing
+):
+    settings = {"activation_checkpointing": checkpointing}
+    plain, _, _ = run(tmp_path / "plain", **settings)
+    compiled = make_routed()
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    )
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    settings |= {"compile": True, "evaluate": evaluating(compiled)}
+    run(tmp_path / "compiled", routed=compiled, **settings)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    for name, value in weights(plain).items():
+        # The same operations one by one; only what is computed again may be put otherwise.
+        torch.testing.assert_close(compiled.model.state_dict()[name], value, msg=name)
+    assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
+
+
+@pytest.mark.slow
+def test_a_run_compiled_for_the_cpu_trains_as_an_eager_one_does(tmp_path):
+    plain, _, rows = run(tmp_path / "plain", routed=make_routed("weight"))
+    compiled, _, compiled_rows = run(
+        tmp_path / "compiled", routed=make_routed("weight"), compile=True
+    )
+    for (_, row), (_, expected) in zip(compiled_rows, rows, strict=True):
+        for key in row.keys() & {"train/loss", "train/loss/code", "train/loss/biology"}:
+            # Fused operations round otherwise, and AdamW's first steps make much of it.
+            assert row[key] == pytest.approx(expected[key], rel=1e-4), key
+    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
