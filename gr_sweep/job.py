@@ -1,6 +1,7 @@
 """One job, from its config to summary.json: the one place that wires the parts together."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -27,7 +28,7 @@ from gr_sweep.files import write_whole
 from gr_sweep.metrics import keys
 from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.metrics.losses import DocumentLoss, summarize_losses, write_losses
-from gr_sweep.model.families import family_of
+from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model, shape_of
@@ -41,8 +42,8 @@ from gr_sweep.train.cost import (
     num_parameters,
     train_flops_per_token,
 )
-from gr_sweep.train.distributed import Processes, connect
-from gr_sweep.train.loop import precision_context, train
+from gr_sweep.train.distributed import Processes, connect, shard
+from gr_sweep.train.loop import is_bfloat16, precision_context, train
 from gr_sweep.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -128,11 +129,18 @@ def _run(
         )
     )
     batches = make_batches(config, data)
-    routed = make_routed(config, data)
-    routed.model.to(device)  # type: ignore[arg-type]
+    make = functools.partial(make_routed, config, data)
+    # A checkpoint may have to be downloaded.
+    routed = make() if config.model.path is None else processes.main_first(make)
     token_losses = TokenLosses(routed)
-    held_out = heldout_batches(config, data, config.eval.tokens, device)
-    curve = heldout_batches(config, data, min(config.eval.curve_tokens, config.eval.tokens), device)
+    if processes.are_several:
+        layers = decoder_layers(routed.model, family_of(routed.model.config))
+        shard(token_losses, layers, device, bfloat16=is_bfloat16(device, config.train.precision))
+    else:
+        routed.model.to(device)  # type: ignore[arg-type]
+    held_out = heldout_batches(config, data, config.eval.tokens, device, processes)
+    curve_tokens = min(config.eval.curve_tokens, config.eval.tokens)
+    curve = heldout_batches(config, data, curve_tokens, device, processes)
     if processes.is_main:
         write_whole(folder / "plan.json", routed.plan.to_json() + "\n")
     prints = {
@@ -185,6 +193,7 @@ def _run(
             tracker=tracker,
             checkpoints=checkpoints,
             device=device,
+            processes=processes,
         )
         eval_start = time.perf_counter()
         with precision_context(device, config.train.precision):
@@ -215,6 +224,7 @@ def _run(
                 counts=batches.counts,
                 sequence_length=config.train.sequence_length,
                 device=device,
+                num_processes=processes.world_size,
             ),
             "intervals": intervals,
             "started": started.isoformat(timespec="seconds"),
@@ -242,7 +252,7 @@ def make_batches(config: RunConfig, data: TokenData) -> Batches:
 
 
 def heldout_batches(
-    config: RunConfig, data: TokenData, tokens: int, device: torch.device
+    config: RunConfig, data: TokenData, tokens: int, device: torch.device, processes: Processes
 ) -> HeldoutBatches:
     """The first held-out documents of every domain that have so many tokens."""
     chunks = {
@@ -255,7 +265,13 @@ def heldout_batches(
         )
         for domain, shard in data.heldout.items()
     }
-    return HeldoutBatches(chunks, batch_sequences=config.eval.batch_sequences, device=device)
+    return HeldoutBatches(
+        chunks,
+        batch_sequences=config.eval.batch_sequences,
+        device=device,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
 
 
 def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
@@ -330,9 +346,11 @@ def cost_metrics(
     counts: Mapping[str, int],
     sequence_length: int,
     device: torch.device,
+    num_processes: int,
 ) -> dict[str, float]:
     """cost/*: speed and memory of training, parameters and operations of the full model and of
-    each expert alone; `counts` are the rows of a micro-batch by label."""
+    each expert alone; `counts` are the rows of a micro-batch by label. Speed is that of all
+    processes together, memory that of this one."""
     train_flops = train_flops_per_token(routed, counts, sequence_length)
     metrics: dict[str, float] = {
         keys.COST_TRAIN_SECONDS: state.train_s,
@@ -349,7 +367,7 @@ def cost_metrics(
         if device.type == "cuda":
             peak = peak_flops(torch.cuda.get_device_name(device))
             if peak is not None:
-                metrics[keys.COST_MFU] = speed * train_flops / peak
+                metrics[keys.COST_MFU] = speed * train_flops / (peak * num_processes)
     if device.type == "cuda":
         metrics[keys.COST_PEAK_MEMORY_GIB] = torch.cuda.max_memory_allocated(device) / 2**30
     for domain, parameters in kept_parameters(routed).items():

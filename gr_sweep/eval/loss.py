@@ -18,8 +18,20 @@ class HeldoutBatches:
     """
 
     def __init__(
-        self, held_out: Mapping[str, HeldoutChunks], *, batch_sequences: int, device: torch.device
+        self,
+        held_out: Mapping[str, HeldoutChunks],
+        *,
+        batch_sequences: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        """
+        Args:
+            batch_sequences: windows of a batch at most.
+            rank, world_size: which process this is of how many that share the windows.
+        """
+        self._are_shared = world_size > 1
         self._documents: list[DocumentLoss] = []
         windows = []
         for domain, texts in held_out.items():
@@ -45,11 +57,16 @@ class HeldoutBatches:
                 windows.append((first + document, ids, targets))
         # The longest first: what needs most memory is allocated first.
         windows.sort(key=lambda window: len(window[1]), reverse=True)
-        self._document_of_window = [document for document, _, _ in windows]
-        self._batches = [
-            _padded(windows[start : start + batch_sequences], device)
-            for start in range(0, len(windows), batch_sequences)
-        ]
+        self._document_of_window: list[int] = []
+        self._batches = []
+        for start in range(0, len(windows), batch_sequences * world_size):
+            # In turn: processes get as many batches, of windows of like length.
+            own = windows[start + rank : start + batch_sequences * world_size : world_size]
+            if not own:
+                document, ids, targets = windows[start]
+                own = [(document, ids, np.full_like(targets, IGNORED))]
+            self._document_of_window += [document for document, _, _ in own]
+            self._batches.append(_padded(own, device))
 
     @property
     def documents(self) -> set[tuple[str, str]]:
@@ -62,7 +79,8 @@ class HeldoutBatches:
     ) -> list[DocumentLoss]:
         """A row for each document, with its loss under what routing is active, as rows of `view`.
 
-        The host waits for the device once.
+        The host waits for the device once. Processes that share the windows all call this, and all
+        get every row.
         """
         sums = np.zeros(len(self._documents))
         if self._batches:
@@ -70,7 +88,12 @@ class HeldoutBatches:
                 token_losses(ids_MT, targets_MT)[1].double().sum(1)
                 for ids_MT, targets_MT in self._batches
             ]
-            np.add.at(sums, self._document_of_window, torch.cat(of_batches).cpu().numpy())
+            of_windows = torch.cat(of_batches)
+            np.add.at(sums, self._document_of_window, of_windows.cpu().numpy())
+            if self._are_shared:
+                of_documents = torch.from_numpy(sums).to(of_windows.device)
+                torch.distributed.all_reduce(of_documents)
+                sums = of_documents.cpu().numpy()
         return [
             row._replace(view=view, part=part, loss_nats=float(loss))
             for row, loss in zip(self._documents, sums, strict=True)

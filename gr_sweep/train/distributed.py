@@ -8,6 +8,7 @@ takes, and how a model is spread over all, is said here too. Knows nothing of Hy
 import atexit
 import contextlib
 import functools
+import logging
 import os
 import pickle
 import re
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.distributed import Store  # type: ignore[attr-defined]
+
+logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
@@ -185,7 +188,13 @@ class Processes:
             results.append(work())
 
         self.from_main(work_of_main)
-        return results[0] if self.is_main else work()
+        if self.is_main:
+            return results[0]
+        try:
+            return work()
+        except GrSweepError as error:
+            logger.error("%s", error)  # the main process knows of none
+            raise
 
     @contextlib.contextmanager
     def joined(self, device: Device) -> "Iterator[torch.device]":

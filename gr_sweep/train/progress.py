@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Step, loss by domain, tokens per second and time left."""
 
-    def __init__(self, num_steps: int, first_step: int) -> None:
+    def __init__(self, num_steps: int, first_step: int, *, is_shown: bool = True) -> None:
         self._num_steps = num_steps
         self._first_step = first_step
         self._start = time.perf_counter()
@@ -22,7 +22,7 @@ class Progress:
             total=num_steps,
             initial=first_step,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=not (is_shown and sys.stderr.isatty()),
             dynamic_ncols=True,
             leave=False,
         )
