@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "report": "gr_sweep.cli.report",
+    "estimate": "gr_sweep.cli.estimate",
     "bench": "gr_sweep.cli.bench",
     "doctor": "gr_sweep.cli.doctor",
 }
@@ -177,7 +178,8 @@ def _follow(command: "Command", line: str) -> int:
     from gr_sweep.job import run_job
 
     processes = connect()
-    logging.basicConfig(level=logging.WARNING, format=f"[process {processes.rank}] %(message)s")
+    # What all can see the main process says: only what is this one's own is left.
+    logging.basicConfig(level=logging.ERROR, format=f"[process {processes.rank}] %(message)s")
     jobs = {os.path.abspath(job.folder): job for job in command.jobs}
     status = 0
     while (folder := processes.from_main(_no_job)) is not None:

@@ -11,12 +11,15 @@ class Gpu:
     flops: float
     """Dense bfloat16 operations a second of the tensor cores."""
     memory_bytes: float
+    workspace_bytes: int
+    """Of cuBLAS, for the thread of the forward pass and that of the backward pass: torch gives each
+    32 MiB on Hopper, else 8.1 (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
 
 
 GPUS = {
-    "h100": Gpu(989e12, 80e9),
-    "h200": Gpu(989e12, 141e9),
-    "a100": Gpu(312e12, 80e9),
+    "h100": Gpu(989e12, 80e9, 2 * (32 << 20)),
+    "h200": Gpu(989e12, 141e9, 2 * (32 << 20)),
+    "a100": Gpu(312e12, 80e9, 2 * (4096 * 2 + 16 * 8) * 1024),
 }
 """NVIDIA's data sheets, SXM modules, without sparsity: H100 (1,979 TFLOP/s with sparsity, 80 GB),
 H200 (1,979, 141 GB), A100 80GB (624, 80 GB)."""

@@ -1,5 +1,3 @@
-import gc
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +7,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gr_sweep.train.memory import AllocatedBytes, tensor_bytes
+from tests.train.allocator import allocator_peak
 
 KIB = 1024
 
@@ -91,25 +90,6 @@ def test_fake_tensors_have_the_peak_of_real_ones() -> None:
             mode.__exit__(None, None, None)
         peaks.append(memory.peak)
     assert peaks[0] == peaks[1] > 0
-
-
-def allocator_peak(step: Callable[[], None], trace: Path) -> int:
-    """The most bytes that the CPU's allocator held at once, as torch's profiler saw it."""
-    gc.collect()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        step()
-    profile.export_chrome_trace(str(trace))
-    events = [
-        (event["ts"], place, event["args"]["Bytes"])
-        for place, event in enumerate(json.loads(trace.read_text())["traceEvents"])
-        if event["name"] == "[memory]"
-    ]
-    present = peak = 0
-    for *_, num_bytes in sorted(events):
-        present += num_bytes
-        peak = max(peak, present)
-    return peak
 
 
 def test_the_peak_is_that_of_the_allocator(tmp_path: Path) -> None:

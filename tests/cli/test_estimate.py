@@ -1,0 +1,115 @@
+"""The verb, from the words that are typed to what is printed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gr_sweep.cli import app
+
+TINY = ["model=tiny", "train.steps=5", "train.sequence_length=32"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def printed_json(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
+    assert app.main(["estimate", *argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_jobs_are_those_of_the_sweep_and_nothing_is_written(capsys, tmp_path):
+    from gr_sweep.cli.compose import compose
+
+    words = ["method=dense,routed", "edges=both,act", *TINY]
+    made = printed_json(capsys, "-m", *words)
+    sweep = compose(words, multirun=True)
+    assert [job["folder"] for job in made["jobs"]] == [str(job.folder) for job in sweep.jobs]
+    assert [job["title"] for job in made["jobs"]] == [job.title for job in sweep.jobs]
+    assert len(made["jobs"]) == 3, "dense cuts no edge"
+    assert list(tmp_path.iterdir()) == []
+    assert made["total"]["jobs"] == 3
+    for name in ("hours", "tokens", "flops"):
+        assert made["total"][name] == pytest.approx(sum(job[name] for job in made["jobs"]))
+
+
+def test_jobs_that_cost_the_same_are_estimated_once(capsys, monkeypatch):
+    from gr_sweep.launch import estimate
+
+    calls = []
+    estimate_job = estimate.estimate_job
+
+    def counted(*args, **options):
+        calls.append(args)
+        return estimate_job(*args, **options)
+
+    monkeypatch.setattr(estimate, "estimate_job", counted)
+    made = printed_json(capsys, "-m", "seed=0,1,2", *TINY)
+    assert len(calls) == 1 and len(made["jobs"]) == 3
+
+
+def test_a_job_that_is_done_is_named_and_not_in_the_total(capsys):
+    from gr_sweep.cli.compose import compose
+
+    done = compose(["seed=0,1", *TINY], multirun=True).jobs[0].folder
+    done.mkdir(parents=True)
+    (done / "summary.json").write_text("{}")
+    made = printed_json(capsys, "-m", "seed=0,1", *TINY)
+    assert [job["is_done"] for job in made["jobs"]] == [True, False]
+    assert made["total"]["jobs"] == 1
+    assert app.main(["estimate", "-m", "seed=0,1", *TINY]) == 0
+    assert "seed=0 (done)" in capsys.readouterr().out
+
+
+def test_the_table_has_a_line_a_job_and_ends_with_the_total(capsys):
+    assert app.main(["estimate", "-m", "edges=both,act", *TINY, "--gflops", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 x cpu a job, 0.002 TFLOP/s each (float32)"
+    assert [line.rstrip().endswith(title) for line in lines for title in ("edges=both",)].count(
+        True
+    )
+    assert lines[-1].startswith("to run: 2 of 2 jobs, 3.84k tokens, ")
+
+
+def test_a_job_that_does_not_fit_is_a_warning(capsys, monkeypatch):
+    from gr_sweep.metrics import cost
+
+    small = cost.Gpu(1e12, 1e6, 0)
+    monkeypatch.setitem(cost.GPUS, "a100", small)
+    assert app.main(["estimate", *TINY, "--gpu", "a100"]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("warning: model=tiny train.steps=5 ") and "do not fit" in last
+
+
+def test_hours_follow_the_gpu_its_number_and_its_utilisation(capsys):
+    rows = ["train.batch_sequences=12"]
+    one = printed_json(capsys, *TINY, *rows)
+    assert (one["device"], one["flops_per_second"]) == ("h100", pytest.approx(0.4 * 989e12))
+    words = ("--gpu", "a100", "--mfu", "0.2", "--gpus", "2")
+    two = printed_json(capsys, *TINY, *rows, *words)
+    ratio = one["jobs"][0]["hours"] / two["jobs"][0]["hours"]
+    assert ratio == pytest.approx(0.2 * 312 * 2 / (0.4 * 989))
+    assert two["total"]["device_hours"] == pytest.approx(2 * two["total"]["hours"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--mfu", "1.5"], "--mfu 1.5 is no share"),
+        (["--gpus", "0"], "--gpus 0 is too few"),
+        (["--gflops", "0"], "--gflops 0.0 is not above 0"),
+        (["--gflops", "9", "--gpu", "h100"], "--gpu h100 and --gflops exclude each other"),
+        (["--vocab-size", "0"], "--vocab-size 0 is too small"),
+        (["edges=bot"], "edges=bot is no choice; did you mean both?"),
+        (["edges=both,act"], "edges=both,act gives several values: add -m"),
+        (["--gpuss", "3"], "unknown flag --gpuss"),
+        (["plan.mlp_shared=1"], "leave the blocks without units"),
+        (["train.batch_sequences=9", "--gpus", "2"], "do not divide over 2 processes"),
+    ],
+)
+def test_what_cannot_be_estimated_is_one_line_and_status_2(capsys, argv, message):
+    assert app.main(["estimate", *argv]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("gr-sweep: ") and message in line

@@ -1,0 +1,284 @@
+"""The estimate against the allocator of the CPU, and by hand."""
+
+import gc
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gr_sweep.config import (
+    DataConfig,
+    DomainConfig,
+    Edges,
+    Method,
+    MethodConfig,
+    ModelConfig,
+    PartitionConfig,
+    PlanConfig,
+    PlanKind,
+    Precision,
+    RouteConfig,
+    RunConfig,
+    TrainConfig,
+    effective,
+    validate,
+)
+from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.errors import ConfigError, DataError, ModelError
+from gr_sweep.job import lay_plan, named_config
+from gr_sweep.launch.estimate import (
+    GIB,
+    Target,
+    cost_key,
+    estimate_job,
+    make_step,
+    what_would_help,
+)
+from gr_sweep.model.sizes import random_model
+from gr_sweep.train.memory import tensor_bytes
+from tests.train.allocator import allocator_peak
+
+DOMAINS = ("code", "biology", "creative")
+CPU = Target("cpu", 1e9, None, False)
+H100 = Target.gpu("h100", utilisation=0.4)
+
+TRAIN = TrainConfig(steps=5, batch_sequences=6, sequence_length=64)
+
+
+def make_config(size: str = "tiny", **parts: object) -> RunConfig:
+    config = RunConfig(
+        model=ModelConfig(size=size),
+        partition=PartitionConfig(domains={domain: DomainConfig() for domain in DOMAINS}),
+        data=DataConfig(vocab_size=400),
+        **({"train": TRAIN} | parts),
+    )
+    validate(config)
+    return effective(config)
+
+
+def measured_peak(config: RunConfig, trace: Path) -> int:
+    """Bytes that the allocator holds at most during a real step of the job, and those from before
+    it."""
+    model = random_model(named_config(config, vocab_size=400, eot_id=0), seed=0)
+    counts = micro_batch_rows(config)
+    step = make_step(lay_plan(model, config), config.train, counts, torch.device("cpu"))
+    step.run()
+    gc.collect()
+    held = tensor_bytes([*step.weights(), *step.optimizer_state()])
+    return held + allocator_peak(step.run, trace)
+
+
+SETTINGS = [
+    (edges, kind, foreign_dropout)
+    for edges, kind, foreign_dropout in itertools.product(
+        Edges, (PlanKind.none, PlanKind.peers, PlanKind.forget, PlanKind.lattice), (0.0, 0.5, 1.0)
+    )
+    if kind is not PlanKind.none or (edges is Edges.none and foreign_dropout == 0.0)
+]
+SOME = SETTINGS[:1] + SETTINGS[1::4]
+"""Every choice of each, not every combination."""
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("recomputes", [False, True], ids=["stored", "recomputed"])
+@pytest.mark.parametrize(
+    ("size", "edges", "kind", "foreign_dropout"),
+    [
+        pytest.param(
+            size,
+            *setting,
+            id="-".join(map(str, (size, setting[0].value, setting[1].value, setting[2]))),
+            marks=() if size == "tiny" and setting in SOME else pytest.mark.slow,
+        )
+        for size in ("tiny", "nano")
+        for setting in SETTINGS
+    ],
+)
+def test_the_peak_is_that_of_the_allocator_in_a_real_step(
+    size: str,
+    edges: Edges,
+    kind: PlanKind,
+    foreign_dropout: float,
+    recomputes: bool,
+    tmp_path: Path,
+) -> None:
+    config = make_config(
+        size,
+        edges=edges,
+        plan=PlanConfig(kind=kind, forget=["biology"], mlp_shared=0.25),
+        route=RouteConfig(foreign_dropout=foreign_dropout),
+        train=replace(TRAIN, activation_checkpointing=recomputes),
+    )
+    measured = measured_peak(config, tmp_path / "trace.json")
+    estimated = estimate_job(config, CPU).peak_bytes
+    print(f"measured {measured} estimated {estimated} off by {estimated / measured - 1:.3%}")
+    # The issue allows 15 %; what remains is what kernels take for themselves.
+    assert estimated == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    "train",
+    [
+        replace(TRAIN, micro_batch_sequences=3, batch_sequences=9),
+        replace(TRAIN, precision=Precision.bfloat16),
+        replace(TRAIN, max_norm=None),
+    ],
+    ids=["micro-batches", "bfloat16", "no clipping"],
+)
+def test_the_peak_follows_the_settings_of_training(train: TrainConfig, tmp_path: Path) -> None:
+    config = make_config(train=train, plan=PlanConfig(attn_shared=0.25))
+    measured = measured_peak(config, tmp_path / "trace.json")
+    assert estimate_job(config, CPU).peak_bytes == pytest.approx(measured, rel=0.01)
+
+
+def test_numbers_of_a_job_by_hand() -> None:
+    """tiny: width 64, MLP 192 (core 96, each domain 32), 2 layers, 4 heads; 400 tokens, tied."""
+    config = make_config(edges=Edges.both, route=RouteConfig(foreign_dropout=0.0))
+    estimate = estimate_job(config, CPU)
+    linears, mlp = 2 * 4 * 64 * 64, 2 * 3 * 64 * 192
+    whole = linears + mlp + 400 * 64 + 5 * 64
+    assert estimate.parameters == estimate.active_parameters == whole
+    assert estimate.kept_parameters == dict.fromkeys(DOMAINS, whole - mlp // 3)
+    assert (estimate.steps, estimate.tokens) == (5, 5 * 6 * 64)
+    scores = 2 * 4 * 64 * 65 // 2
+    dense = 3 * (2 * (linears + mlp + 400 * 64) + scores)
+    assert estimate.dense_flops == dense * estimate.tokens
+    # Two of the three domains' blocks, a third of the MLP, send nothing back: two of three uses.
+    assert estimate.flops == pytest.approx((dense - 2 * 2 * mlp / 3) * estimate.tokens)
+    assert estimate.hours == pytest.approx(estimate.flops / 1e9 / 3600)
+    # Besides the parameters: the inverse frequencies of the rotary embedding, here twice 8; of
+    # AdamW two moments, and a step for each of 20 parameters.
+    assert estimate.weight_bytes == 4 * (whole + 16)
+    assert estimate.optimizer_bytes == 4 * (2 * whole + 20)
+    assert estimate.step_bytes > 4 * whole
+    assert estimate.peak_bytes == (
+        estimate.weight_bytes + estimate.optimizer_bytes + estimate.step_bytes
+    )
+
+
+def test_what_is_recomputed_takes_time_and_is_no_part_of_what_training_must_do() -> None:
+    """Without dropout and unembedding: one more forward pass of the layers."""
+    route = RouteConfig(foreign_dropout=0.0)
+    stored = estimate_job(make_config(route=route), CPU)
+    recomputing = replace(TRAIN, activation_checkpointing=True)
+    recomputed = estimate_job(make_config(route=route, train=recomputing), CPU)
+    layers = 2 * (2 * 4 * 64 * 64 + 2 * 3 * 64 * 192) + 2 * 4 * 64 * 65 // 2
+    assert recomputed.recomputed_flops == layers * recomputed.tokens
+    assert recomputed.flops == stored.flops and stored.recomputed_flops == 0
+    assert recomputed.hours == pytest.approx(
+        (stored.flops + recomputed.recomputed_flops) / 1e9 / 3600
+    )
+    assert recomputed.step_bytes < stored.step_bytes
+
+
+def test_a_filtered_job_trains_on_what_is_left() -> None:
+    dense = estimate_job(make_config(method=MethodConfig(name=Method.dense)), CPU)
+    without = MethodConfig(name=Method.filtered, without=["biology"])
+    filtered = estimate_job(make_config(method=without), CPU)
+    assert filtered.tokens == dense.tokens * 2 // 3 and filtered.steps == dense.steps
+    assert filtered.flops == pytest.approx(dense.flops * 2 / 3)
+    assert dense.kept_parameters == {} and dense.flops == dense.dense_flops
+
+
+def test_devices_share_what_lasts_and_the_rows() -> None:
+    config = make_config()
+    alone = estimate_job(config, CPU)
+    shared = estimate_job(config, replace(CPU, world_size=3))
+    assert shared.weight_bytes == pytest.approx(alone.weight_bytes / 3, rel=0.02)
+    assert shared.optimizer_bytes == pytest.approx(alone.optimizer_bytes / 3, rel=0.02)
+    assert shared.step_bytes < alone.step_bytes
+    assert shared.hours == pytest.approx(alone.hours / 3)
+    assert (shared.parameters, shared.tokens) == (alone.parameters, alone.tokens)
+    assert not torch.distributed.is_initialized()
+
+
+def test_rows_that_do_not_divide_over_the_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match="6 sequences, which do not divide over 4 processes"):
+        estimate_job(make_config(), replace(CPU, world_size=4))
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_gpu_computes_in_bfloat16_and_takes_its_workspace() -> None:
+    estimate, on_cpu = (estimate_job(make_config(), target) for target in (H100, CPU))
+    assert estimate.hours == pytest.approx(estimate.flops / (0.4 * 989e12) / 3600)
+    assert estimate.step_bytes > 64 << 20  # cuBLAS's workspaces alone
+    narrow = make_config(train=replace(TRAIN, precision=Precision.bfloat16))
+    assert estimate_job(narrow, CPU).step_bytes < on_cpu.step_bytes
+
+
+def test_7b_is_estimated_on_a_laptop() -> None:
+    train = replace(TRAIN, sequence_length=2048, activation_checkpointing=True)
+    config = make_config("7b", train=train)
+    estimate = estimate_job(config, H100)
+    assert estimate.parameters == pytest.approx(6.48e9, rel=0.01)
+    # float32 weights, gradients and two moments.
+    assert estimate.peak_bytes > 16 * estimate.parameters
+    assert "spread them over more than 1 devices" in str(what_would_help(estimate, config, H100))
+    shared = estimate_job(config, replace(H100, world_size=3))
+    assert shared.peak_bytes < 80e9 and what_would_help(shared, config, H100) is None
+
+
+def test_a_job_that_does_not_fit_is_told_what_would_help() -> None:
+    config = make_config()
+    estimate = estimate_job(config, H100)
+    assert what_would_help(estimate, config, H100) is None
+    assert what_would_help(estimate, config, CPU) is None, "the memory of a CPU is not known"
+    lasting = 2 * estimate.weight_bytes + estimate.optimizer_bytes
+    small = replace(H100, memory_bytes=lasting + 1)
+    assert what_would_help(estimate, config, small) == (
+        f"{estimate.peak_bytes / GIB:.1f} GiB do not fit in the {lasting / GIB:.1f} of h100; try "
+        "train.activation_checkpointing=true, train.micro_batch_sequences below 6, "
+        "more devices (--gpus)"
+    )
+    recomputing = make_config(
+        train=replace(TRAIN, activation_checkpointing=True, micro_batch_sequences=3)
+    )
+    assert str(what_would_help(estimate, recomputing, small)).endswith("try more devices (--gpus)")
+    smaller = replace(H100, memory_bytes=lasting / 3 + 1)
+    assert "over more than 2 devices" in str(what_would_help(estimate, config, smaller))
+
+
+def test_jobs_that_cost_the_same_share_a_key() -> None:
+    config = make_config()
+    same = [
+        replace(config, seed=3),
+        replace(config, train=replace(TRAIN, lr=1.0, checkpoint_every=7)),
+        replace(config, data=replace(config.data, overlap=0.1)),
+    ]
+    other = [
+        replace(config, edges=Edges.act),
+        replace(config, train=replace(TRAIN, sequence_length=32)),
+        replace(config, train=replace(TRAIN, activation_checkpointing=True)),
+        replace(config, data=replace(config.data, weights={"code": 2.0})),
+        replace(config, data=replace(config.data, vocab_size=500)),
+        replace(config, partition=replace(config.partition, unlabelled=0.5)),
+    ]
+    assert {cost_key(job) for job in same} == {cost_key(config)}
+    assert len({cost_key(job) for job in (config, *other)}) == 1 + len(other)
+
+
+def test_a_checkpoint_is_known_by_its_config_alone(tmp_path: Path) -> None:
+    named = named_config(make_config(), vocab_size=321, eot_id=0)
+    named.save_pretrained(tmp_path)
+    config = make_config()
+    pretrained = replace(config, model=ModelConfig(size=None, path=str(tmp_path)))
+    expected = estimate_job(config, CPU, vocab_size=321)
+    assert estimate_job(pretrained, CPU) == expected
+
+
+def test_what_is_not_on_this_machine_is_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    config = make_config()
+    with pytest.raises(DataError, match=r"data.tokenizer=nobody/nothing .* --vocab-size"):
+        estimate_job(replace(config, data=DataConfig(tokenizer="nobody/nothing")), CPU)
+    elsewhere = replace(config, model=ModelConfig(size=None, path="nobody/nothing"))
+    with pytest.raises(ModelError, match=r"model.path=nobody/nothing: .* downloads nothing"):
+        estimate_job(elsewhere, CPU)
+    given = replace(config, data=DataConfig(tokenizer="nobody/nothing"))
+    assert estimate_job(given, CPU, vocab_size=400) == estimate_job(config, CPU)
