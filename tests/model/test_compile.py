@@ -1,0 +1,130 @@
+"""torch.compile of what a training step computes: one graph a routing, made once.
+
+Whole graphs are traced for every edges x plan x foreign dropout; that the graphs compute the same
+is seen on some of them with torch's ahead-of-time autograd, and on one with real compiled code.
+"""
+
+import functools
+
+import pytest
+import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
+
+from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.route import route_model
+from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.routing.rows import CALL_MULTIPLY_ADDS
+from tests.model.compare import gradients
+from tests.model.tiny import tiny_ids, tiny_model
+from tests.reference import assert_same
+
+pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
+
+FLAT = ["code", "biology", "creative"]
+PLANS = {
+    "none": functools.partial(RoutePlan.none, domains=FLAT),
+    "peers": functools.partial(RoutePlan.peers, domains=FLAT),
+    "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology"]),
+    "tree": functools.partial(RoutePlan.tree, domains=["code", "biology", "biology/virology"]),
+    "lattice": functools.partial(RoutePlan.lattice, domains=FLAT),
+}
+EDGES = ["none", "weight", "act", "both"]
+
+
+@pytest.fixture(autouse=True)
+def compiled_anew(monkeypatch):
+    torch._dynamo.reset()
+    counters.clear()
+    # Sliced products, which are what a graph can stumble over; dense ones are a part of them.
+    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", 0.0)
+    yield
+    torch._dynamo.reset()
+
+
+def step(routed, forward, ids_NS):
+    first, second, third = routed.plan.domains
+    with routed.batch({first: 3, second: 2, third: 2, "unlabelled": 1}):
+        loss_sum, _ = forward(ids_NS)
+        loss_sum.backward()
+
+
+def routed_model(plan, edges, foreign_dropout, **units):
+    model = tiny_model(num_hidden_layers=1)
+    shares = {} if plan == "none" else units
+    route_plan = PLANS[plan](model.config, **shares)
+    return route_model(model, route_plan, edges, foreign_dropout=foreign_dropout)
+
+
+# Without a plan there is nothing to cut: the edges make no difference there.
+ROUTINGS = [("none", "none", 0.0)] + [
+    (plan, edges, foreign_dropout)
+    for plan in PLANS
+    for edges in EDGES
+    for foreign_dropout in (0.0, 0.5, 1.0)
+    if plan != "none"
+]
+
+
+@pytest.mark.parametrize(("plan", "edges", "foreign_dropout"), ROUTINGS)
+def test_a_step_is_one_graph_that_is_compiled_once(plan, edges, foreign_dropout):
+    routed = routed_model(plan, edges, foreign_dropout)
+    forward = torch.compile(TokenLosses(routed), backend="eager", fullgraph=True, dynamic=False)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(3):
+            step(routed, forward, tiny_ids(8, 6, seed=seed))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_the_counters_see_a_recompilation_and_a_graph_break():
+    """Else the test above could not fail."""
+    routed = routed_model("peers", "both", 0.5)
+    forward = torch.compile(TokenLosses(routed), backend="eager", dynamic=False)
+    step(routed, forward, tiny_ids(8, 6))
+    with (
+        torch._dynamo.config.patch(error_on_recompile=True),
+        pytest.raises(torch._dynamo.exc.RecompileError),
+    ):
+        step(routed, forward, tiny_ids(8, 7))
+    torch._dynamo.reset()
+    counters.clear()
+
+    def broken(ids_NS):
+        torch._dynamo.graph_break()
+        return TokenLosses(routed)(ids_NS)
+
+    step(routed, torch.compile(broken, backend="eager"), tiny_ids(8, 6))
+    assert counters["graph_break"]
+
+
+def assert_compiled_is_eager(backend, plan, edges, foreign_dropout, tolerance, **units):
+    found, losses = [], []
+    for is_compiled in (False, True):
+        routed = routed_model(plan, edges, foreign_dropout, **units)
+        forward = TokenLosses(routed)
+        if is_compiled:
+            forward = torch.compile(forward, backend=backend, fullgraph=True, dynamic=False)
+        for seed in range(2):  # two micro-batches
+            step(routed, forward, tiny_ids(8, 6, seed=seed))
+        found.append(gradients(routed.model))
+        with torch.no_grad(), routed.keep(["code"]):
+            losses.append({"losses": TokenLosses(routed)(tiny_ids(2, 6))[1]})
+    assert_same(found[1], found[0], tolerance)
+    assert_same(losses[1], losses[0], tolerance)
+
+
+@pytest.mark.parametrize(
+    ("plan", "edges", "foreign_dropout"),
+    [("peers", "both", 0.5), ("forget", "weight", 1.0), ("lattice", "act", 0.0)],
+)
+def test_the_traced_graph_has_the_gradients_of_the_eager_step(plan, edges, foreign_dropout):
+    units = {"mlp_shared": 0.3, "attn_shared": 0.25 if plan != "lattice" else 0.125}
+    assert_compiled_is_eager("aot_eager", plan, edges, foreign_dropout, 1e-10, **units)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edges", EDGES)
+def test_compiled_code_has_the_gradients_of_the_eager_step(edges):
+    # Rotary angles are float32 in a float64 model too; compiled code rounds them in another order.
+    assert_compiled_is_eager("inductor", "peers", edges, 0.5, 1e-6)
