@@ -39,6 +39,7 @@ START_TIMEOUT = timedelta(minutes=5)
 """How long a process waits for the first one to be there."""
 
 _LEAVE_S = 10.0
+_LEAVE_FAILED_S = 2.0
 _POLL_S = 0.05
 _PORTS = range(15_000, 30_000)
 """Below those that systems hand out by themselves."""
@@ -284,7 +285,8 @@ class Processes:
     def _leave(self) -> None:
         """The main process may hold what the others still read: it goes last."""
         assert self._store is not None
-        give_up = time.monotonic() + _LEAVE_S
+        # Whoever is still there after a failure knows of it by now.
+        give_up = time.monotonic() + (_LEAVE_S if self._failure is None else _LEAVE_FAILED_S)
         with contextlib.suppress(RuntimeError):
             self._store.add("left", 0 if self.is_main else 1)
             while self.is_main and self._store.add("left", 0) < self.world_size - 1:

@@ -1,0 +1,226 @@
+"""Small jobs that any number of processes can run, and the program that several run them with.
+
+    torchrun --nproc-per-node 2 -m tests.train.several FOLDER
+
+leaves in FOLDER/<case>.json the rows that the main process logged, and in FOLDER/<case>/ the
+checkpoints.
+"""
+
+import copy
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gr_sweep.config import Device, Precision, TrainConfig
+from gr_sweep.data.batches import Batches, heldout_chunks
+from gr_sweep.data.shards import Shard
+from gr_sweep.errors import DataError
+from gr_sweep.eval.loss import HeldoutBatches
+from gr_sweep.model.families import decoder_layers, family_of
+from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.route import RoutedModel, route_model
+from gr_sweep.model.sizes import Size, llama_config, random_model
+from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.train.checkpoint import Checkpoints
+from gr_sweep.train.distributed import Processes, connect, shard
+from gr_sweep.train.loop import is_bfloat16, precision_context, train
+from tests.train.test_loop import Rows
+
+DOMAINS = ("code", "biology", "creative")
+VOCABULARY = 13
+# 27 hidden units and three layers: nothing divides by two but the heads.
+SHAPE = Size(16, 27, 3, 4, 4)
+STEPS = 4
+
+
+@dataclass
+class Case:
+    """What a job is made of."""
+
+    edges: str
+    foreign_dropout: float
+    kind: str = "peers"
+    is_tied: bool = False
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+EDGES = ("none", "weight", "act", "both")
+CASES = {
+    f"{edges}-{dropout}": Case(edges, dropout) for edges in EDGES for dropout in (0.0, 0.5)
+} | {
+    "forget": Case("weight", 1.0, kind="forget"),
+    "tied": Case("both", 0.5, is_tied=True),
+    "recomputed": Case("both", 0.5, train={"activation_checkpointing": True}),
+    "bfloat16": Case("both", 0.5, train={"precision": Precision.bfloat16}),
+}
+
+
+def make_routed(case: Case) -> RoutedModel:
+    config = llama_config(SHAPE, vocab_size=VOCABULARY, eot_id=0, sequence_length=8)
+    config.tie_word_embeddings = case.is_tied
+    forget = {"forget": ["biology"]} if case.kind == "forget" else {}
+    plan = RoutePlan.make(case.kind, config, domains=DOMAINS, attn_shared=0.25, **forget)
+    return route_model(
+        random_model(config, seed=0), plan, case.edges, foreign_dropout=case.foreign_dropout
+    )
+
+
+def documents(domain: str, lengths: list[int]) -> Shard:
+    """Random text."""
+    generator = np.random.default_rng([DOMAINS.index(domain), len(lengths)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    tokens = generator.integers(1, VOCABULARY, offsets[-1]).astype(np.uint32)
+    tokens[offsets[1:] - 1] = 0
+    ids = generator.integers(0, 1 << 60, len(lengths)).astype(np.uint64)
+    return Shard(tokens, offsets, np.full(len(lengths), 10), ids)
+
+
+def make_batches() -> Batches:
+    """Two micro-batches of 8 rows a step: 2 of each domain and of unlabelled text."""
+    return Batches(
+        {domain: documents(domain, [9] * 40) for domain in DOMAINS},
+        DOMAINS,
+        weights={},
+        unlabelled=0.25,
+        mislabelled=0.0,
+        batch_sequences=16,
+        micro_batch_sequences=8,
+        sequence_length=6,
+        seed=0,
+    )
+
+
+def held_out(processes: Processes) -> HeldoutBatches:
+    """Nine windows in batches of four: they do not divide over two processes."""
+    chunks = {
+        domain: heldout_chunks(
+            documents(domain, [5, 8, 11]),
+            tokens=100,
+            document_tokens=100,
+            sequence_length=12,
+            eot_id=0,
+        )
+        for domain in DOMAINS
+    }
+    return HeldoutBatches(
+        chunks,
+        batch_sequences=4,
+        device=torch.device("cpu"),
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+
+
+def train_case(case: Case, folder: Path, processes: Processes | None = None) -> list[Any]:
+    """Rows of a run of STEPS steps, from the newest checkpoint in the folder if there is one."""
+    processes = processes or Processes()
+    cpu = torch.device("cpu")
+    config = TrainConfig(
+        **{"steps": STEPS, "log_every": 1, "checkpoint_every": 2, "max_norm": 0.5} | case.train
+    )
+    routed = make_routed(case)
+    token_losses = TokenLosses(routed)
+    if processes.are_several:
+        layers = decoder_layers(routed.model, family_of(routed.model.config))
+        shard(token_losses, layers, cpu, bfloat16=is_bfloat16(cpu, config.precision))
+    windows = held_out(processes)
+
+    def evaluate(is_last: bool) -> dict[str, float]:
+        with precision_context(cpu, config.precision):
+            rows = windows.losses(token_losses)
+            with routed.remove(["biology"]):
+                rows += windows.losses(token_losses)
+        return {f"eval/{index}": row.loss_nats for index, row in enumerate(rows)}
+
+    tracker = Rows()
+    train(
+        routed,
+        token_losses,
+        make_batches(),
+        config,
+        seed=0,
+        eval_every=1,
+        evaluate=evaluate,
+        tracker=tracker,
+        checkpoints=Checkpoints(folder, keep=2, fingerprint="x", processes=processes),
+        device=cpu,
+        processes=processes,
+    )
+    return list(tracker)
+
+
+def gradients_of_ddp(processes: Processes) -> float:
+    """Largest difference, as a share of the largest gradient, between the gradients under
+    DistributedDataParallel and those of one process that has all rows."""
+    batches, case = make_batches(), CASES["both-0.5"]
+    tokens_NS = torch.from_numpy(batches.step(0)[0])
+    routed = make_routed(case)
+    alone = copy.deepcopy(routed.model)
+    rows = processes.rows(batches.num_rows)
+    wrapped = torch.nn.parallel.DistributedDataParallel(TokenLosses(routed))
+    with routed.batch(batches.counts, rows=rows):
+        loss_sum, losses_NT = wrapped(tokens_NS[rows])
+        (loss_sum / losses_NT.numel()).backward()
+    found = {name: p.grad for name, p in routed.model.named_parameters()}
+
+    routed = make_routed(case)
+    routed.model.load_state_dict(alone.state_dict())
+    with routed.batch(batches.counts):
+        loss_sum, losses_NT = TokenLosses(routed)(tokens_NS)
+        (loss_sum / losses_NT.numel()).backward()
+    return max(
+        float((found[name] - p.grad).abs().max() / p.grad.abs().max())
+        for name, p in routed.model.named_parameters()
+    )
+
+
+def raised_by(processes: Processes, work: Callable[[], Any]) -> list[str]:
+    """What each process raises, by rank."""
+    try:
+        work()
+        said = "nothing"
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    everyone: list[Any] = [None] * processes.world_size
+    torch.distributed.all_gather_object(everyone, said)
+    return everyone
+
+
+def raises(error: Exception) -> None:
+    raise error
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    processes = connect()
+    with processes.joined(Device.cpu):
+        results: dict[str, Any] = {
+            name: train_case(case, folder / name, processes) for name, case in CASES.items()
+        }
+        results["ddp"] = gradients_of_ddp(processes)
+        diverges = Case("both", 0.5, train={"lr": 1e30, "max_norm": None})
+        for name, work in {
+            "not finite": lambda: train_case(diverges, folder / "not finite", processes),
+            "told": lambda: processes.from_main(lambda: raises(DataError("bad text"))),
+            "first": lambda: processes.main_first(lambda: raises(DataError("bad text"))),
+            "bug": lambda: processes.from_main(lambda: raises(ZeroDivisionError("a bug"))),
+            "answer": lambda: raises(ValueError(processes.from_main(lambda: processes.rank))),
+            "divides": lambda: processes.rows(7),
+        }.items():
+            results[name] = raised_by(processes, work)
+    # A second group in the same processes, as a sweep has one for each job.
+    with processes.joined(Device.cpu):
+        results["from one"] = train_case(CASES["both-0.5"], folder / "from one", processes)
+    if processes.is_main:
+        for name, rows in results.items():
+            (folder / f"{name}.json").write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,187 @@
+"""Two processes of a job over gloo, started with torchrun, against one: the same numbers."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.saved import saved_tensors
+from tests.train.several import CASES, EDGES, train_case
+
+pytestmark = pytest.mark.dist
+
+REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Every case run by two processes; one of them from a checkpoint that one process left."""
+    folder = tmp_path_factory.mktemp("two")
+    train_case(CASES["both-0.5"], folder / "from one")
+    shutil.rmtree(folder / "from one" / "step_00000004")
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "tests.train.several", str(folder)],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def rows_of_two(two: Path, case: str) -> list:
+    return json.loads((two / f"{case}.json").read_text())
+
+
+def assert_same_rows(found: list, expected: list, rtol: float = 1e-5) -> None:
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    for (step, row), (_, other) in zip(found, expected, strict=True):
+        assert row.keys() == other.keys()
+        for key, value in row.items():
+            if key not in ("time_s", "train/tokens_per_second"):
+                assert value == pytest.approx(other[key], rel=rtol), (step, key)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("edges", EDGES)
+def test_losses_norms_and_evaluations_are_those_of_one_process(two, tmp_path, edges, dropout):
+    """Losses by label, norms by owner set, held-out losses of the model and of a part of it."""
+    case = f"{edges}-{dropout}"
+    expected = train_case(CASES[case], tmp_path)
+    assert {"train/loss/unlabelled", "train/tokens"} <= expected[1][1].keys()
+    assert_same_rows(rows_of_two(two, case), expected)
+
+
+@pytest.mark.parametrize("case", ["forget", "tied", "recomputed"])
+def test_so_are_those_of_other_plans_models_and_ways_to_compute(two, tmp_path, case):
+    assert_same_rows(rows_of_two(two, case), train_case(CASES[case], tmp_path))
+
+
+def test_bfloat16_products_have_float32_weights_and_about_the_same_losses(two, tmp_path):
+    """FSDP's weights are bfloat16, autocast's inputs: rounding differs, to a hundredth."""
+    expected = train_case(CASES["bfloat16"], tmp_path)
+    assert_same_rows(rows_of_two(two, "bfloat16"), expected, rtol=0.05)
+    saved = saved_tensors(two / "bfloat16" / "step_00000004")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
+def test_a_checkpoint_of_two_processes_goes_on_with_one(two, tmp_path):
+    shutil.copytree(two / "both-0.5" / "step_00000002", tmp_path / "step_00000002")
+    found = train_case(CASES["both-0.5"], tmp_path)
+    assert found[0][0] == 3, "goes on after step 2"
+    whole = rows_of_two(two, "both-0.5")
+    assert_same_rows(found, [row for row in whole if row[0] > 2])
+
+
+def test_a_checkpoint_of_one_process_goes_on_with_two(two, tmp_path):
+    found = rows_of_two(two, "from one")
+    assert found[0][0] == 3, "goes on after step 2"
+    whole = train_case(CASES["both-0.5"], tmp_path)
+    assert_same_rows(found, [row for row in whole if row[0] > 2])
+
+
+@pytest.mark.parametrize("case", ["both-0.5", "tied"])
+def test_checkpoints_of_one_and_of_two_processes_hold_the_same_tensors(two, tmp_path, case):
+    train_case(CASES[case], tmp_path)
+    one, other = (saved_tensors(f / "step_00000004") for f in (tmp_path, two / case))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        # AdamW divides a rounding difference by itself where a gradient is near 0.
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    files = {path.name for path in (two / case / "step_00000004").iterdir()}
+    assert files == {".metadata", "__0_0.distcp", "__1_0.distcp", "run.json"}
+
+
+def test_gradients_under_ddp_are_the_mean_that_one_process_computes(two):
+    assert rows_of_two(two, "ddp") < 1e-5
+
+
+def test_a_loss_that_is_not_finite_is_an_error_of_all(two):
+    first, second = rows_of_two(two, "not finite")
+    assert first.startswith("TrainError: loss or gradient is not finite at step")
+    assert first == second
+    assert not (two / "not finite").exists(), "nothing was saved"
+
+
+def test_what_the_main_process_finds_or_raises_all_find_or_raise(two):
+    assert rows_of_two(two, "answer") == ["ValueError: 0"] * 2
+    assert rows_of_two(two, "told") == rows_of_two(two, "first") == ["DataError: bad text"] * 2
+    assert rows_of_two(two, "bug") == [
+        "ZeroDivisionError: a bug",
+        "JobError: the main process failed (ZeroDivisionError: a bug)",
+    ]
+
+
+def test_rows_that_do_not_divide_are_refused(two):
+    first, second = rows_of_two(two, "divides")
+    assert first.startswith("ConfigError: a micro-batch has 7 sequences") and first == second
+
+
+PROGRAM = """
+import os, sys, time
+import torch
+import gr_sweep.train.distributed as distributed
+from datetime import timedelta
+from gr_sweep.config import Device
+from gr_sweep.errors import GrSweepError
+
+who, how = int(sys.argv[1]), sys.argv[2]
+distributed.TIMEOUT = timedelta(seconds=4)
+processes = distributed.connect()
+
+try:
+    with processes.joined(Device.cpu):
+        if processes.rank == who:
+            if how == "killed":
+                os.kill(os.getpid(), 9)
+            if how == "hangs":
+                time.sleep(60)
+            raise ZeroDivisionError("a bug")
+        processes.sum_(torch.ones(1))
+except GrSweepError as error:
+    open(f"{sys.argv[3]}/{processes.rank}", "w").write(f"{type(error).__name__}: {error}")
+    sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("who", "how", "said"),
+    [
+        (0, "fails", "JobError: process 0 of 2 failed (ZeroDivisionError: a bug)"),
+        (1, "killed", "JobError: process 0 of 2 lost another one"),
+        (1, "hangs", "JobError: process 0 of 2 lost another one"),
+    ],
+)
+def test_an_error_of_one_process_ends_the_other_which_says_why(tmp_path, who, how, said):
+    """As tasks of a SLURM step, which nobody ends for them."""
+    port = 20_000 + os.getpid() % 9_000
+    tasks = []
+    for rank in range(2):
+        slurm = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_JOB_ID": "1",
+                 "SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": str(port)}  # fmt: skip
+        command = [sys.executable, "-c", PROGRAM, str(who), how, str(tmp_path)]
+        tasks.append(
+            subprocess.Popen(command, env=ENVIRONMENT | slurm, stderr=subprocess.PIPE, text=True)
+        )
+    other = tasks[1 - who]
+    try:
+        assert other.wait(60) == 2
+        assert (tmp_path / str(1 - who)).read_text().startswith(said)
+        if how == "fails":
+            assert "ZeroDivisionError: a bug" in tasks[who].communicate(timeout=30)[1]
+            assert tasks[who].returncode == 1
+    finally:
+        for task in tasks:
+            if task.poll() is None:
+                task.send_signal(signal.SIGKILL)
+            task.communicate()
