@@ -1,143 +1,296 @@
-"""A whole training step, routed over dense: `python -m gr_sweep.bench.step --model nano`.
+"""A whole training step, routed over dense: `python -m gr_sweep.bench.step --model mini`.
 
-All settings take turns in one process, so that a machine that slows down slows all of them; medians
-are compared. Beside each ratio stands the limit that the operations set: multiply-adds of the
-routed step's matrix products over those of the dense step.
+All settings of a size take turns in one process, so that a machine that slows down slows all of
+them; medians are compared. Beside each ratio of times stands its limit, the operations that the
+step must do over those of the dense step, and the peak memory over the dense step's.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
-from gr_sweep.config import TrainConfig
-from gr_sweep.model.loss import TokenLosses
-from gr_sweep.model.route import RoutedModel, route_model
-from gr_sweep.model.sizes import SIZES, llama_config, random_model, shape_of
-from gr_sweep.routing.edges import EDGE_CHOICES
-from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.train.cost import multiply_adds
-from gr_sweep.train.loop import train_step
-from gr_sweep.train.optim import make_optimizer
+from gr_sweep.bench.output import device_name, record
+from gr_sweep.config import (
+    DataConfig,
+    DomainConfig,
+    Edges,
+    ModelConfig,
+    PartitionConfig,
+    PlanConfig,
+    PlanKind,
+    RouteConfig,
+    RunConfig,
+    TrainConfig,
+    effective,
+    validate,
+)
+from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.job import lay_plan, named_config
+from gr_sweep.launch.estimate import JobStep, make_step
+from gr_sweep.model.sizes import SIZES, random_model
+from gr_sweep.train.cost import train_flops_per_token
+from gr_sweep.train.memory import AllocatedBytes
 
 DOMAINS = ("code", "biology", "creative")
 PLANS = ("peers", "forget", "lattice")
+DROPOUTS = (0.0, 0.5, 1.0)
+DENSE = "dense"
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What steps of one job took."""
+
+    seconds: float
+    """Median of a step: forward, backward, clipping, optimizer."""
+    peak_bytes: int
+    """The most that tensors held at once in a step, weights and optimizer included."""
+    flops_per_token: float
+    """Operations that a step must do, a token; what routing skips is not counted."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One setting against the dense step."""
+    """One setting against the dense step of its size."""
 
+    model: str
+    plan: str
+    """`none` for the dense step."""
+    mlp_shared: float
+    """The core's share of the MLP units."""
     edges: str
     foreign_dropout: float
     seconds: float
-    """Median of a step: forward, backward, clipping, optimizer."""
+    """Median of a step."""
     ratio: float
     """Of that to the dense step's."""
     flop_limit: float
-    """Multiply-adds of all matrix products over the dense step's: what the ratio could be."""
+    """Operations over the dense step's: what the ratio would be if only they cost time."""
+    peak_gib: float
+    memory_ratio: float
+    """Of the peak to the dense step's."""
+
+
+def bench_config(
+    model: str,
+    *,
+    plan: str = "none",
+    edges: str = "none",
+    foreign_dropout: float = 0.0,
+    mlp_shared: float = 0.5,
+    vocab_size: int = 2048,
+    train: TrainConfig,
+) -> RunConfig:
+    """A job with three domains; under `plan="forget"` biology is forgotten.
+
+    Raises:
+        ConfigError: settings that no job can have, rows that do not divide over the domains.
+    """
+    config = RunConfig(
+        model=ModelConfig(size=model),
+        partition=PartitionConfig(domains={domain: DomainConfig() for domain in DOMAINS}),
+        edges=Edges(edges),
+        plan=PlanConfig(kind=PlanKind(plan), forget=["biology"], mlp_shared=mlp_shared),
+        route=RouteConfig(foreign_dropout=foreign_dropout),
+        data=DataConfig(vocab_size=vocab_size),
+        train=train,
+    )
+    validate(config)
+    config = effective(config)
+    micro_batch_rows(config)
+    return config
+
+
+def measure_steps(
+    configs: Mapping[str, RunConfig], *, rounds: int, device: torch.device
+) -> dict[str, Measured]:
+    """Steps of jobs of one size, by name.
+
+    Jobs take turns, unless steps are compiled: then each would be compiled anew in every turn.
+    """
+    compiles = any(config.train.compile for config in configs.values())
+    turns = range(rounds + 1)
+    visits = (
+        [(turn, name) for name in configs for turn in turns]
+        if compiles
+        else [(turn, name) for turn in turns for name in configs]
+    )
+    [first, *_] = configs.values()
+    shape = named_config(first, vocab_size=first.data.vocab_size, eot_id=0)
+    model = random_model(shape, seed=0).to(device)  # type: ignore[arg-type]
+    seconds: dict[str, list[float]] = {name: [] for name in configs}
+    peaks: dict[str, int] = {}
+    flops: dict[str, float] = {}
+    step: JobStep | None = None
+    laid = ""
+    for turn, name in visits:
+        config = configs[name]
+        counts = micro_batch_rows(config)
+        if step is None or name != laid:
+            optimizer = None if step is None else step.optimizer
+            if step is not None:
+                step.routed.unroute()
+            # The plan changes how the step is computed; the model and its AdamW stay.
+            routed = lay_plan(model, config)
+            step = make_step(routed, config.train, counts, device, optimizer=optimizer)
+            laid = name
+        if turn == 0:
+            step.run()  # warms up
+            peaks[name] = _peak_bytes(step, device)
+            flops[name] = train_flops_per_token(step.routed, counts, config.train.sequence_length)
+        else:
+            seconds[name].append(_seconds(step, device))
+    return {
+        name: Measured(statistics.median(times), peaks[name], flops[name])
+        for name, times in seconds.items()
+    }
+
+
+def _seconds(step: JobStep, device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    step.run()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _peak_bytes(step: JobStep, device: torch.device) -> int:
+    """Of one more step, which is not timed."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        step.run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    memory = AllocatedBytes()
+    memory.hold([*step.weights(), *step.optimizer_state()])
+    with memory:
+        step.run()
+    return memory.peak
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def bench_step(
-    model: str,
-    *,
-    rows: int,
-    sequence_length: int,
-    vocab_size: int,
-    rounds: int,
-    device: torch.device,
-    plan: str = "peers",
+    configs: Mapping[str, RunConfig], *, rounds: int, device: torch.device
 ) -> list[StepResult]:
-    """Medians over `rounds` alternating rounds, the dense step first.
-
-    Under `plan="forget"` biology is forgotten.
-    """
-    shape = shape_of(model)
-    config = llama_config(shape, vocab_size=vocab_size, eot_id=0, sequence_length=sequence_length)
-    settings = [("dense", 0.0)] + [(edges, p) for p in (0.0, 0.5, 1.0) for edges in EDGE_CHOICES]
-    counts = dict.fromkeys(DOMAINS, rows // len(DOMAINS))
-    tokens = torch.randint(0, vocab_size, (sum(counts.values()), sequence_length + 1)).to(device)
-    seconds: list[list[float]] = [[] for _ in settings]
-    limits: list[float] = []
-    routed_model = random_model(config, seed=0).to(device)  # type: ignore[arg-type]
-    optimizer = make_optimizer(routed_model, TrainConfig())
-
-    def step(routed: RoutedModel) -> None:
-        train_step(
-            routed,
-            TokenLosses(routed),
-            optimizer,
-            [tokens],
-            counts,
-            tokens_per_step=len(tokens) * sequence_length,
-            config=TrainConfig(),
-        )
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    for turn in range(rounds + 1):
-        for index, (edges, foreign_dropout) in enumerate(settings):
-            is_dense = edges == "dense"
-            kind = "none" if is_dense else plan
-            routed = route_model(
-                routed_model,
-                RoutePlan.make(kind, shape, domains=DOMAINS, forget=["biology"]),
-                "none" if is_dense else edges,
-                foreign_dropout=foreign_dropout,
-            )
-            if turn == 0:
-                limits.append(multiply_adds(routed, counts))
-            start = time.perf_counter()
-            step(routed)
-            if turn > 0:  # the first round warms up
-                seconds[index].append(time.perf_counter() - start)
-            routed.unroute()
-    medians = [statistics.median(times) for times in seconds]
+    """Every job against the one called "dense", which is among them."""
+    found = measure_steps(configs, rounds=rounds, device=device)
+    dense = found[DENSE]
     return [
-        StepResult(edges, p, median, median / medians[0], limit / limits[0])
-        for (edges, p), median, limit in zip(settings, medians, limits, strict=True)
+        StepResult(
+            model=str(config.model.size),
+            plan=config.plan.kind.value,
+            mlp_shared=config.plan.mlp_shared,
+            edges=config.edges.value,
+            foreign_dropout=config.route.foreign_dropout,
+            seconds=found[name].seconds,
+            ratio=found[name].seconds / dense.seconds,
+            flop_limit=found[name].flops_per_token / dense.flops_per_token,
+            peak_gib=found[name].peak_bytes / _GIB,
+            memory_ratio=found[name].peak_bytes / dense.peak_bytes,
+        )
+        for name, config in configs.items()
     ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a table, or JSON."""
-    parser = argparse.ArgumentParser(prog="python -m gr_sweep.bench.step", description=__doc__)
-    parser.add_argument("--model", default="nano", choices=SIZES, help="size (default: nano)")
+    """Prints a table, or JSON.
+
+    Raises:
+        ConfigError: settings that no job can have.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    edge_choices = [choice.value for choice in Edges]
+    parser = argparse.ArgumentParser(prog="gr-sweep bench step", description=__doc__)
     parser.add_argument(
-        "--plan", default="peers", choices=PLANS, help="shape of the owner sets (default: peers)"
+        "--model", default=["nano"], nargs="+", choices=SIZES, help="sizes (default: nano)"
+    )
+    parser.add_argument(
+        "--plan", default=["peers"], nargs="+", choices=PLANS, help="owner sets (default: peers)"
+    )
+    parser.add_argument(
+        "--shared", default=[0.5], nargs="+", type=float, help="core shares (default: 0.5)"
+    )
+    parser.add_argument(
+        "--edges", default=edge_choices, nargs="+", choices=edge_choices, help="default: all"
+    )
+    parser.add_argument(
+        "--dropout", default=DROPOUTS, nargs="+", type=float, help="default: 0 0.5 1"
     )
     parser.add_argument("--rows", type=int, default=12, help="sequences a step (default: 12)")
     parser.add_argument("--sequence-length", type=int, default=256, help="tokens (default: 256)")
     parser.add_argument("--vocab-size", type=int, default=2048, help="default: 2048")
-    parser.add_argument("--rounds", type=int, default=7, help="alternating rounds (default: 7)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed steps (default: 7)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the steps")
+    parser.add_argument(
+        "--activation-checkpointing", action="store_true", help="compute layers twice, hold less"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
-    if options.rows < len(DOMAINS) or options.rows % len(DOMAINS):
-        parser.error(f"--rows {options.rows} is no multiple of the {len(DOMAINS)} domains")
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds} is too few; give 1 or more")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    results = bench_step(
-        options.model,
-        rows=options.rows,
+    train = TrainConfig(
+        steps=1,
+        batch_sequences=options.rows,
         sequence_length=options.sequence_length,
-        vocab_size=options.vocab_size,
-        rounds=options.rounds,
-        device=device,
-        plan=options.plan,
+        compile=options.compile,
+        activation_checkpointing=options.activation_checkpointing,
     )
+    cases = [
+        {"plan": plan, "mlp_shared": shared, "edges": edges, "foreign_dropout": p}
+        for plan in options.plan
+        for shared in options.shared
+        for p in options.dropout
+        for edges in options.edges
+    ]
+    if not options.json:
+        tokens = options.rows * options.sequence_length
+        print(f"{tokens} tokens a step, {device_name(device)}, {torch.get_num_threads()} threads")
+        print(_HEADER)
+    results: list[StepResult] = []
+    for model in options.model:
+        common = {"train": train, "vocab_size": options.vocab_size}
+        configs = {DENSE: bench_config(model, **common)}
+        configs |= {str(case): bench_config(model, **case, **common) for case in cases}
+        found = bench_step(configs, rounds=options.rounds, device=device)
+        results += found
+        if not options.json:
+            for result in found:
+                print(_line(result), flush=True)
     if options.json:
-        print(json.dumps([asdict(result) for result in results], indent=1))
-        return 0
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    print(f"{options.model}, plan={options.plan}, {name}, {torch.get_num_threads()} threads")
-    print(f"{'edges':8} {'dropout':>8} {'ms':>8} {'ratio':>7} {'FLOP limit':>11}")
-    for r in results:
-        numbers = f"{r.seconds * 1e3:8.0f} {r.ratio:7.3f} {r.flop_limit:11.3f}"
-        print(f"{r.edges:8} {r.foreign_dropout:8.2f} {numbers}")
+        settings = {name: value for name, value in vars(options).items() if name != "json"}
+        rows = [asdict(result) for result in results]
+        print(json.dumps(record("step", argv, device, settings, rows), indent=1))
     return 0
+
+
+_HEADER = (
+    f"{'model':6} {'plan':7} {'core':>5} {'edges':6} {'dropout':>7} {'ms':>8} {'ratio':>6} "
+    f"{'limit':>6} {'GiB':>7} {'memory':>6}"
+)
+
+
+def _line(r: StepResult) -> str:
+    if r.plan == "none":
+        setting = f"{'dense':7} {'':5} {'':6} {'':7}"
+    else:
+        setting = f"{r.plan:7} {r.mlp_shared:5.2f} {r.edges:6} {r.foreign_dropout:7.2f}"
+    return (
+        f"{r.model:6} {setting} {r.seconds * 1e3:8.0f} {r.ratio:6.3f} {r.flop_limit:6.3f} "
+        f"{r.peak_gib:7.3f} {r.memory_ratio:6.3f}"
+    )
 
 
 if __name__ == "__main__":

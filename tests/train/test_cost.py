@@ -29,7 +29,7 @@ SCORES = 2 * 4 * 16 * 9 // 2
 def make(edges: str, foreign_dropout: float, kind: str = "peers") -> RoutedModel:
     """Core 16 units of the 32, each domain 8."""
     config = llama_config(SHAPE, vocab_size=11, eot_id=0, sequence_length=8)
-    plan = RoutePlan.make(kind, SHAPE, domains=tuple(COUNTS))
+    plan = RoutePlan.make(kind, SHAPE, domains=tuple(COUNTS), forget=["biology"])
     return route_model(random_model(config, seed=0), plan, edges, foreign_dropout=foreign_dropout)
 
 
@@ -67,3 +67,31 @@ def test_costs_need_shapes_alone() -> None:
         fake = make("weight", 0.5)
     assert train_flops_per_token(fake, COUNTS, 8) == train_flops_per_token(real, COUNTS, 8)
     assert kept_parameters(fake) == kept_parameters(real)
+
+
+def limit(edges: str, foreign_dropout: float, kind: str = "peers") -> float:
+    return multiply_adds(make(edges, foreign_dropout, kind), COUNTS)
+
+
+def test_the_limit_counts_by_hand() -> None:
+    dense = 3 * (ATTENTION + MLP + UNEMBEDDING)
+    assert limit("none", 0.0, "none") == limit("none", 0.0) == dense
+    foreign = MLP / 4  # a quarter of the units is foreign to each row
+    # both: foreign units are computed, and nothing comes back from them.
+    assert limit("both", 0.0) == dense - 2 * foreign
+    # weight: no gradient of the weights; act: none of the inputs of gate and up, two thirds of the
+    # MLP.
+    assert limit("weight", 0.0) == dense - foreign
+    assert limit("act", 0.0) == pytest.approx(dense - foreign * 2 / 3)
+    # 1: foreign units are not there at all.
+    assert {limit(edges, 1.0) for edges in ("none", "both")} == {dense - 3 * foreign}
+
+
+def test_where_the_core_is_foreign_its_weights_have_no_gradient_to_compute() -> None:
+    """Half of the rows are biology's. The core has 16 units and is code's, the block has 16."""
+    dense = 3 * (ATTENTION + MLP + UNEMBEDDING)
+    foreign_core = (ATTENTION + MLP / 2 + UNEMBEDDING) / 2
+    foreign_block = MLP / 2 / 2
+    assert limit("weight", 0.0, "forget") == dense - foreign_core - foreign_block
+    # 1: the block is not there for code's rows.
+    assert limit("weight", 1.0, "forget") == dense - foreign_core - 3 * foreign_block

@@ -1,0 +1,38 @@
+import json
+
+import pytest
+import torch
+
+from gr_sweep.bench.mlp import DROPOUTS, SHARES, bench_mlp, main
+
+SMALL = dict(width=8, hidden=32, rows=3, sequence_length=4, rounds=1)
+
+
+def test_every_setting_is_timed_with_its_limit():
+    results = bench_mlp(**SMALL, device=torch.device("cpu"))
+    assert len(results) == 1 + len(SHARES) * (1 + 4 * len(DROPOUTS))
+    limits = {(r.kind, r.mlp_shared, r.foreign_dropout): r.flop_limit for r in results}
+    # A third of the units that are not the core's is owned. By hand, for thirds of the rows:
+    foreign = (1 - 0.5) * 2 / 3
+    assert limits["dense", 1.0, 0.0] == limits["masked", 0.5, 0.0] == 1.0
+    assert limits["none", 0.5, 0.0] == pytest.approx(1.0)
+    # 3 of 9 products are of the weights, 2 of the input of gate and up, 1 of the hidden activation.
+    assert limits["weight", 0.5, 0.0] == pytest.approx(1 - foreign * 3 / 9, abs=0.02)
+    assert limits["act", 0.5, 0.0] == pytest.approx(1 - foreign * 2 / 9, abs=0.02)
+    assert limits["both", 0.5, 0.0] == pytest.approx(1 - foreign * 6 / 9, abs=0.02)
+    assert limits["both", 0.5, 1.0] == pytest.approx(1 - foreign, abs=0.02)
+    assert results[0].ratio == 1.0 and all(r.seconds > 0 for r in results)
+
+
+def test_the_command_prints_json(capsys):
+    options = "--width 8 --hidden 32 --rows 3 --sequence-length 4 --rounds 1 --shared 0.5 --json"
+    assert main(options.split()) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["benchmark"] == "mlp" and content["settings"]["hidden"] == 32
+    assert [row["kind"] for row in content["rows"]][:2] == ["dense", "masked"]
+
+
+def test_fewer_rows_than_domains_are_refused(capsys):
+    with pytest.raises(SystemExit) as refusal:
+        main(["--rows", "2"])
+    assert refusal.value.code == 2 and "--rows 2" in capsys.readouterr().err
