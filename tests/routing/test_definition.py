@@ -175,6 +175,19 @@ def test_backward_may_run_after_the_batch_has_been_left(products):
         assert torch.equal(gradient, found[1][name]), name
 
 
+def test_micro_batches_add_to_the_gradients_that_are_there(products):
+    """No gradient is allocated anew: what another micro-batch brings is added in place."""
+    model = tiny_model()
+    routed = route(model, PLANS["peers"](model.config, attn_shared=0.25), Cut("both"), 0.5)
+    places = []
+    for seed in range(3):
+        ids = tiny_ids(6, seed=seed)
+        with routed.batch({"code": 2, "biology": 2, "creative": 2}):
+            loss_sum(model(input_ids=ids).logits, ids).backward()
+        places.append({name: p.grad.data_ptr() for name, p in model.named_parameters()})
+    assert places[0] == places[1] == places[2]
+
+
 def test_activation_checkpointing_changes_no_gradient(products):
     found = []
     for checkpointed in (False, True):
