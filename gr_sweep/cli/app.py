@@ -158,8 +158,12 @@ class JobTask:
 
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
-        # Other processes of this command run the job whose folder they are told.
-        connect().from_main(lambda: str(folder))
+        processes = connect()
+        # Other processes of this command run the job whose folder they are told. Of those that a
+        # launcher started, the first one alone fills the job's log.
+        processes.from_main(lambda: str(folder))
+        if not processes.is_main:
+            logging.getLogger("gr_sweep").setLevel(logging.ERROR)
         with _FailureLog():
             log.info(dict(self.titles).get(str(folder), folder.name))
             from gr_sweep.job import run_job

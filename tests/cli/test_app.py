@@ -16,7 +16,7 @@ import gr_sweep
 from gr_sweep.cli import app
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError
-from gr_sweep.train.distributed import Processes
+from gr_sweep.train.distributed import Place, Processes
 
 METRICS = {
     "loss/full/code": 4.03,
@@ -284,6 +284,14 @@ def test_processes_that_do_not_divide_the_rows_are_one_line_before_any_work(
     assert app.main(["edges=weight"]) == 2
     assert "12 sequences, which do not divide over 5 processes" in capsys.readouterr().err
     assert not jobs.calls and not list(tmp_path.iterdir())
+
+
+def test_several_processes_run_the_jobs_themselves(jobs, monkeypatch, capsys):
+    monkeypatch.setattr(app, "connect", lambda: Processes(Place(0, 2, 0, False, "env://")))
+    command = ["-m", "edges=both,act", "hydra/launcher=submitit_local"]
+    assert app.main(command) == 2 and not jobs.calls
+    assert "use hydra/launcher=basic" in capsys.readouterr().err
+    assert app.main(command[:2]) == 0 and len(jobs.calls) == 2
 
 
 def test_errors_are_said_by_the_main_process_alone(jobs, monkeypatch, capsys):

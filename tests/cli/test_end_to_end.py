@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,9 +36,15 @@ def gr_sweep(tmp_path, cache):
         "OMP_NUM_THREADS": "1",
     }
 
-    def start(*argv: str) -> subprocess.Popen[str]:
+    def start(*argv: str, processes: int = 1, srun: bool = False) -> subprocess.Popen[str]:
+        starter = [sys.executable]
+        if srun:
+            starter = ["srun", f"--ntasks={processes}", *starter]
+        elif processes > 1:
+            starter += ["-m", "torch.distributed.run", "--standalone"]
+            starter += [f"--nproc-per-node={processes}"]
         return subprocess.Popen(
-            [sys.executable, "-m", "gr_sweep", *argv],
+            [*starter, "-m", "gr_sweep", *argv],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -45,8 +53,8 @@ def gr_sweep(tmp_path, cache):
             text=True,
         )
 
-    def run(*argv: str) -> tuple[int, str, str]:
-        process = start(*argv)
+    def run(*argv: str, **how: Any) -> tuple[int, str, str]:
+        process = start(*argv, **how)
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
@@ -139,6 +147,83 @@ def test_a_wrong_setting_is_one_line_and_status_2_before_any_work(
     status, out, err = gr_sweep(*argv)
     assert status == 2 and out == "" and err.count("\n") == 1 and message in err, err
     assert not list(gr_sweep.folder.iterdir())
+
+
+@pytest.mark.dist
+def test_two_processes_leave_what_one_leaves_and_say_it_once(gr_sweep):
+    """A sweep whose first job fails in both, and its second job alone."""
+    job = [*QUICK, "edges=both", "train.max_norm=null"]
+    sweep = ["-m", *job, "train.lr=1e30,0.003"]
+
+    def read(folder: str) -> tuple[dict[str, float], list[dict[str, float]]]:
+        path = gr_sweep.folder / folder
+        assert {file.name for file in path.iterdir()} == {
+            ".hydra", ".lock", "checkpoints", "document_losses.csv", "gr_sweep.log",
+            "metrics.jsonl", "plan.json", "summary.json",
+        }  # fmt: skip
+        summary = json.loads((path / "summary.json").read_text())
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").open()]
+        return summary["metrics"], rows
+
+    def is_of_the_numbers(key: str) -> bool:
+        return not key.startswith("cost/") and key not in ("time_s", "train/tokens_per_second")
+
+    def assert_same(one, two):
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            if is_of_the_numbers(key):
+                # Separability and the like are differences of losses.
+                assert two[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+
+    for processes in (1, 2):
+        status, _, err = gr_sweep(
+            *sweep, f"hydra.sweep.dir={processes}", "hydra.sweep.subdir=${train.lr}",
+            processes=processes,
+        )  # fmt: skip
+        assert status != 0
+        assert err.count("gr-sweep: train.lr=1e+30 failed: loss or gradient is not finite") == 1
+        assert err.count("step 6/6") == 1
+        assert not (gr_sweep.folder / f"{processes}/1e+30/summary.json").exists()
+    status, out, err = gr_sweep(*job, "train.lr=0.003", "hydra.run.dir=alone", processes=2)
+    assert status == 0 and err.count("step 6/6") == 1 and out.count("loss, full model") == 1, err
+    metrics, rows = read("1/0.003")
+    for folder in ("2/0.003", "alone"):
+        other_metrics, other_rows = read(folder)
+        assert_same(metrics, other_metrics)
+        for row, other in zip(rows, other_rows, strict=True):
+            assert_same(row, other)
+    status, out, err = gr_sweep(*job, "train.lr=0.003", "hydra.run.dir=alone", processes=2)
+    assert status == 0 and err.count("done already") == 1 and "step" not in err
+
+
+@pytest.mark.dist
+def test_rows_that_do_not_divide_are_one_line_of_all_processes(gr_sweep):
+    status, out, err = gr_sweep("train.batch_sequences=9", processes=2)
+    assert status != 0 and out == ""
+    said = [line for line in err.splitlines() if line.startswith("gr-sweep: ")]
+    assert len(said) == 1 and "9 sequences, which do not divide over 2 processes" in said[0]
+    assert err.count("Traceback") == 1, "torchrun's own"
+    assert not list(gr_sweep.folder.iterdir())
+
+
+@pytest.mark.slurm
+@pytest.mark.skipif(
+    shutil.which("srun") is None
+    or subprocess.run(["sinfo"], capture_output=True, check=False).returncode != 0,
+    reason="there is no SLURM cluster",
+)
+def test_tasks_of_a_slurm_step_are_processes_of_one_job(gr_sweep):
+    losses = []
+    for processes in (1, 2):
+        status, out, err = gr_sweep(
+            *QUICK, f"hydra.run.dir={processes}", processes=processes, srun=True
+        )
+        assert status == 0 and err.count("step 6/6") == 1 and out.count("loss, full") == 1, err
+        lines = (gr_sweep.folder / str(processes) / "metrics.jsonl").read_text().splitlines()
+        losses.append([row["train/loss"] for row in map(json.loads, lines) if "train/loss" in row])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    status, _, err = gr_sweep("train.batch_sequences=9", processes=2, srun=True)
+    assert status == 2 and err.count("gr-sweep: ") == 1, err
 
 
 @pytest.mark.slow
