@@ -84,10 +84,12 @@ class HeldoutBatches:
         """
         sums = np.zeros(len(self._documents))
         if self._batches:
-            of_batches = [
-                token_losses(ids_MT, targets_MT)[1].double().sum(1)
-                for ids_MT, targets_MT in self._batches
-            ]
+            # Layers that are compiled for training would be compiled anew for every view and width.
+            with torch.compiler.set_stance("force_eager"):
+                of_batches = [
+                    token_losses(ids_MT, targets_MT)[1].double().sum(1)
+                    for ids_MT, targets_MT in self._batches
+                ]
             of_windows = torch.cat(of_batches)
             np.add.at(sums, self._document_of_window, of_windows.cpu().numpy())
             if self._are_shared:

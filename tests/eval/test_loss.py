@@ -183,3 +183,38 @@ def test_evaluation_leaves_no_gradient_and_no_graph():
     assert all(parameter.grad is None for parameter in routed.model.parameters())
     with routed.batch({"code": 1}):  # what evaluation left behind can be trained with
         TokenLosses(routed)(torch.zeros((1, 4), dtype=torch.int64))[0].backward()
+
+
+def test_layers_that_are_compiled_for_training_are_not_compiled_for_reading():
+    def refuse(graph, inputs):
+        raise AssertionError("compiled")
+
+    routed, held_out = make_routed("peers"), batches({"code": texts()})
+    expected = held_out.losses(TokenLosses(routed))
+    for layer in routed.model.model.layers:
+        layer.compile(backend=refuse)
+    assert held_out.losses(TokenLosses(routed)) == expected
+    with pytest.raises(Exception, match="compiled"):
+        routed(input_ids=torch.zeros(1, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_processes_read_each_window_once_in_as_many_batches(world_size, monkeypatch):
+    """Three windows, one a batch: with four processes one of them reads padding alone."""
+    routed, held_out = make_routed("peers"), {"code": texts()}
+    expected = batches(held_out).losses(TokenLosses(routed))
+    parts = []
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda tensor: parts.append(tensor.clone())
+    )
+    calls = []
+    losses_of = TokenLosses(routed)
+    losses_of.register_forward_hook(lambda *_: calls.append(None))
+    for rank in range(world_size):
+        own = HeldoutBatches(
+            held_out, batch_sequences=1, device=CPU, rank=rank, world_size=world_size
+        )
+        own.losses(losses_of)
+        assert len(calls) == (rank + 1) * -(-3 // world_size)
+    whole = torch.stack(parts).sum(0).tolist()
+    assert whole == pytest.approx([row.loss_nats for row in expected], rel=1e-6)
