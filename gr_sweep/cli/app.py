@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"gr-sweep: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gr-sweep: interrupted; the same command goes on from here", file=sys.stderr)
+        if is_main():
+            print("gr-sweep: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
 
 

@@ -79,20 +79,26 @@ def place(environment: Mapping[str, str] | None = None) -> Place | None:
                     f"RANK and WORLD_SIZE are set, but not {name}; start several processes with "
                     "torchrun or srun, or unset these variables"
                 )
-        return Place(rank, world_size, _number(env, "LOCAL_RANK", rank), False, "env://")
+        return Place(rank, world_size, _number(env, "LOCAL_RANK", 0), False, "env://")
     if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
         rank, world_size = _number(env, "SLURM_PROCID"), _number(env, "SLURM_STEP_NUM_TASKS")
         if world_size == 1:
             return None
         host, port = _meeting_point(env)
         url = f"tcp://{host}:{port}?rank={rank}&world_size={world_size}"
-        return Place(rank, world_size, _number(env, "SLURM_LOCALID", rank), True, url)
+        return Place(rank, world_size, _number(env, "SLURM_LOCALID", 0), True, url)
     return None
 
 
 def is_main() -> bool:
-    """Whether this process speaks for all: it prints, logs and writes."""
-    here = place()
+    """Whether this process speaks for all: it prints, logs and writes.
+
+    In an environment that makes no sense it does: somebody has to say so.
+    """
+    try:
+        here = place()
+    except JobError:
+        return True
     return here is None or here.rank == 0
 
 
@@ -194,7 +200,9 @@ class Processes:
         try:
             return work()
         except GrSweepError as error:
-            logger.error("%s", error)  # the main process knows of none
+            # The main process knows of none: it is told when it misses this one.
+            logger.error("%s", error)
+            self._failure = self._first_failure(error)
             raise
 
     @contextlib.contextmanager
@@ -243,7 +251,7 @@ class Processes:
             raise
         except Exception as error:
             self._failure = self._first_failure(error)
-            if not is_cuda:
+            if not is_cuda and dist.is_initialized():
                 # The others, who wait for this one, see it leave. nccl would wait for them itself.
                 dist.destroy_process_group()
             if not self._failure.startswith(self._name):
@@ -262,8 +270,9 @@ class Processes:
 
     def _first_failure(self, error: Exception) -> str:
         """Which process failed first, as far as is known: this one, with this error, or another."""
-        assert self._store is not None
         own = f"{self._name} ({_said(error)})"
+        if self._store is None:
+            return own
         try:
             return self._store.compare_set("failure", "", own).decode()
         except RuntimeError:

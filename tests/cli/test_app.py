@@ -16,7 +16,7 @@ import gr_sweep
 from gr_sweep.cli import app
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError
-from gr_sweep.train.distributed import Place, Processes
+from gr_sweep.train.distributed import Place, Processes, connect
 
 METRICS = {
     "loss/full/code": 4.03,
@@ -292,6 +292,14 @@ def test_several_processes_run_the_jobs_themselves(jobs, monkeypatch, capsys):
     assert app.main(command) == 2 and not jobs.calls
     assert "use hydra/launcher=basic" in capsys.readouterr().err
     assert app.main(command[:2]) == 0 and len(jobs.calls) == 2
+
+
+def test_an_environment_that_makes_no_sense_is_one_line(jobs, monkeypatch, capsys):
+    for name, value in {"RANK": "one", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(app, "connect", connect.__wrapped__)
+    assert app.main(["edges=weight"]) == 2 and not jobs.calls
+    assert capsys.readouterr().err == ("gr-sweep: RANK=one in the environment is no whole number\n")
 
 
 def test_errors_are_said_by_the_main_process_alone(jobs, monkeypatch, capsys):

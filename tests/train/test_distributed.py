@@ -1,11 +1,14 @@
 """Who a process is, and what it takes; what several do together is in test_processes.py."""
 
+import threading
+import time
+
 import pytest
 import torch
 
 from gr_sweep.config import Device
 from gr_sweep.errors import ConfigError, DataError, JobError, ModelError
-from gr_sweep.train.distributed import Processes, first_host, is_main, place, rows_of
+from gr_sweep.train.distributed import Place, Processes, first_host, is_main, place, rows_of
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",
@@ -100,6 +103,37 @@ def test_a_process_alone_does_its_work_itself():
     assert alone.sum_(ones) is ones and ones.tolist() == [1, 1]
     with alone.joined(Device.cpu) as device:
         assert device == torch.device("cpu") and not torch.distributed.is_initialized()
+
+
+def two_processes() -> tuple[Processes, Processes]:
+    """Both in this one, the main process first, over a store in memory."""
+    store = torch.distributed.HashStore()
+    main, other = (Processes(Place(rank, 2, rank, False, ""), store) for rank in range(2))
+    return main, other
+
+
+def test_the_others_wait_for_what_the_main_process_finds():
+    main, other = two_processes()
+    done = []
+    thread = threading.Thread(target=lambda: done.append(other.from_main(lambda: "own")))
+    thread.start()
+    time.sleep(0.2)
+    assert not done
+    assert main.from_main(lambda: ["a", 1]) == ["a", 1]
+    thread.join(10)
+    assert done == [["a", 1]]
+
+
+def test_what_fails_beside_the_main_process_is_told_and_ends_the_command():
+    main, other = two_processes()
+    assert main.main_first(lambda: 3) == 3
+    with pytest.raises(DataError):
+        other.main_first(lambda: raises(DataError("no such file")))
+    # The main process misses the other one in an exchange, and asks who was first.
+    said = main._first_failure(RuntimeError("Connection closed by peer"))
+    assert said == "process 1 of 2 failed (DataError: no such file)"
+    with pytest.raises(JobError, match="not run: process 1 of 2 failed"):
+        other.from_main(lambda: 1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
