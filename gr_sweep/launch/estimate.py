@@ -39,7 +39,7 @@ from gr_sweep.train.cost import (
     train_flops_per_token,
 )
 from gr_sweep.train.distributed import rows_of, shard
-from gr_sweep.train.loop import train_step, training_forward
+from gr_sweep.train.loop import is_bfloat16, train_step, training_forward
 from gr_sweep.train.memory import AllocatedBytes
 from gr_sweep.train.optim import make_optimizer, num_steps
 
@@ -258,12 +258,14 @@ def make_step(
     counts: Mapping[str, int],
     device: torch.device,
     world_size: int = 1,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> JobStep:
     """The step that `train.loop.train` takes with the model, which is on `device` already.
 
     Args:
         counts: rows of a micro-batch by label, over all devices.
         world_size: devices; where there are several, this is the first process of their group.
+        optimizer: of the model, where it has one already.
     """
     token_losses = TokenLosses(routed)
     rows = None
@@ -274,10 +276,11 @@ def make_step(
         layers = decoder_layers(routed.model, family_of(routed.model.config))
         # The mesh of devices is none of the fake tensors.
         with unset_fake_temporarily():
-            shard(token_losses, layers, device, bfloat16=train.precision is Precision.bfloat16)
+            shard(token_losses, layers, device, bfloat16=is_bfloat16(device, train.precision))
     routed.model.train()
     forward = training_forward(token_losses, train)
-    optimizer = make_optimizer(routed.model, train)
+    if optimizer is None:
+        optimizer = make_optimizer(routed.model, train)
     micro = train.micro_batch_sequences or train.batch_sequences
     shape_NS = (num_rows, train.sequence_length + 1)
     micro_batches = [
@@ -307,11 +310,12 @@ def _step_memory(
 
     Called under a FakeTensorMode, in which `routed` was made.
     """
-    train = config.train
-    if target.is_gpu and train.precision is Precision.auto:
-        train = replace(
-            train, precision=Precision.bfloat16
-        )  # as on CUDA; fake tensors are on the CPU
+    # Compiling takes minutes and changes little of what is held.
+    train = replace(config.train, compile=False)
+    if train.precision is Precision.auto:
+        # As on the target: the fake tensors themselves are on the CPU.
+        precision = Precision.bfloat16 if target.is_gpu else Precision.float32
+        train = replace(train, precision=precision)
     if train.micro_batch_sequences is not None:
         # Gradients are there from the second micro-batch on; more of them hold no more.
         few = min(2, train.batch_sequences // train.micro_batch_sequences)

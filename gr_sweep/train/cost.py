@@ -41,7 +41,7 @@ def kept_parameters(routed: RoutedModel) -> dict[str, int]:
 
 
 def _block_sizes(routed: RoutedModel) -> list[int]:
-    """Parameters of each block, from shapes: those of a sharded model are whole, its tensors not."""
+    """Parameters of each block, from shapes: in a sharded model they are whole, tensors are not."""
     sizes = [0] * len(routed.plan.blocks)
     for linear in routed.unit_linears:
         per_unit = sum(p.numel() for p in linear.parameters) // linear.split.num_units
