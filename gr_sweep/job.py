@@ -166,6 +166,7 @@ def _run(
         processes=processes,
     )
 
+    watched = curve.documents
     full: list[DocumentLoss] = []
 
     def evaluate(is_last: bool) -> dict[str, float]:
@@ -176,7 +177,7 @@ def _run(
             rows = (held_out if is_last else curve).losses(token_losses)
         if is_last:
             full[:] = rows
-            rows = [row for row in rows if (row.domain, row.document) in curve.documents]
+            rows = [row for row in rows if (row.domain, row.document) in watched]
         metrics, _ = summarize_losses(rows, data.domains, seed=config.seed, resamples=0)
         found = {domain: metrics.get(keys.loss_full(domain)) for domain in data.domains}
         return {keys.eval_loss(domain): loss for domain, loss in found.items() if loss is not None}

@@ -1,9 +1,12 @@
 """Losses of held-out documents, one sum a document."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from gr_sweep.data.batches import HeldoutChunks
 from gr_sweep.metrics.losses import DocumentLoss, View
@@ -73,33 +76,74 @@ class HeldoutBatches:
         """Domain and id of each document."""
         return {(row.domain, row.document) for row in self._documents}
 
-    @torch.no_grad()
-    def losses(
-        self, token_losses: TokenLosses, *, view: View = View.full, part: str = ""
-    ) -> list[DocumentLoss]:
-        """A row for each document, with its loss under what routing is active, as rows of `view`.
+    def losses(self, token_losses: TokenLosses) -> list[DocumentLoss]:
+        """A row for each document with its loss in the full model.
 
-        The host waits for the device once. Processes that share the windows all call this, and all
-        get every row.
+        Processes that share the windows all call this, and all get every row.
         """
+        return self.losses_of_views(token_losses, [contextlib.nullcontext])[0]
+
+    @torch.no_grad()
+    def losses_of_views(
+        self,
+        token_losses: TokenLosses,
+        views: Sequence[Callable[[], contextlib.AbstractContextManager[None]]],
+        shared: Sequence[nn.Module] = (),
+    ) -> list[list[DocumentLoss]]:
+        """`losses` inside each of the contexts.
+
+        Args:
+            views: each makes the context that routes its view.
+            shared: modules that see and do the same in all views: computed once a batch.
+        """
+        of_views: list[list[torch.Tensor]] = [[] for _ in views]
+        # Layers that are compiled for training would be compiled anew for every view and width.
+        with torch.compiler.set_stance("force_eager"):
+            for ids_MT, targets_MT in self._batches:
+                with _computed_once(shared):
+                    for of_batches, view in zip(of_views, views, strict=True):
+                        with view():
+                            _, losses_MT = token_losses(ids_MT, targets_MT)
+                        of_batches.append(losses_MT.double().sum(1))
+        return [self._rows(of_batches) for of_batches in of_views]
+
+    def _rows(self, of_batches: Sequence[torch.Tensor]) -> list[DocumentLoss]:
+        """From the sums of the windows; here the host waits for the device."""
         sums = np.zeros(len(self._documents))
-        if self._batches:
-            # Layers that are compiled for training would be compiled anew for every view and width.
-            with torch.compiler.set_stance("force_eager"):
-                of_batches = [
-                    token_losses(ids_MT, targets_MT)[1].double().sum(1)
-                    for ids_MT, targets_MT in self._batches
-                ]
-            of_windows = torch.cat(of_batches)
+        if of_batches:
+            of_windows = torch.cat(list(of_batches))
             np.add.at(sums, self._document_of_window, of_windows.cpu().numpy())
             if self._are_shared:
                 of_documents = torch.from_numpy(sums).to(of_windows.device)
                 torch.distributed.all_reduce(of_documents)
                 sums = of_documents.cpu().numpy()
         return [
-            row._replace(view=view, part=part, loss_nats=float(loss))
+            row._replace(loss_nats=float(loss))
             for row, loss in zip(self._documents, sums, strict=True)
         ]
+
+
+@contextlib.contextmanager
+def _computed_once(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, each module is computed when it is first called, and gives the same again after."""
+    for module in modules:
+        module.forward = _remembering(module.forward)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward  # and the class's stands again
+
+
+def _remembering(compute: Callable[..., Any]) -> Callable[..., Any]:
+    found: list[Any] = []
+
+    def first_result(*args: Any, **kwargs: Any) -> Any:
+        if not found:
+            found.append(compute(*args, **kwargs))
+        return found[0]
+
+    return first_result
 
 
 def _padded(

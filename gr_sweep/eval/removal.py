@@ -1,10 +1,18 @@
 """Losses of the full model, without each domain, and with each domain alone: what the matrices are
 made of."""
 
+import contextlib
+import functools
+from collections.abc import Callable
+
+from torch import nn
+
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.metrics.losses import DocumentLoss, View
+from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.routing.plan import ATTN
 
 
 def removal_losses(
@@ -17,25 +25,43 @@ def removal_losses(
     d.
 
     A domain that owns no block of its own has no L[-e]; views in which the same blocks are off are
-    computed once. What comes before the first layer that the plan splits is the same in all views
-    and computed in each: in the plans of whole models that is the embedding and one attention, and
-    Hugging Face models cannot be entered in the middle.
+    computed once, and so is, for all views, what comes before the first units of the plan.
 
     Args:
         full: rows of the full model as it stands, where they are there already.
     """
     plan = routed.plan
-    routed.model.eval()
-    full = held_out.losses(token_losses) if full is None else full
-    by_blocks_off: dict[tuple[int, ...], list[DocumentLoss]] = {(): full}
-    rows = list(full)
     views = [(View.removed, domain, plan.removed_by([domain])) for domain in plan.removable()]
     if len(plan.blocks) > 1:
         views += [(View.kept, domain, plan.kept_off([domain])) for domain in plan.nodes]
+    contexts: dict[tuple[int, ...], Callable[[], contextlib.AbstractContextManager[None]]] = {}
+    if full is None:
+        contexts[()] = contextlib.nullcontext
     for view, domain, off in views:
-        if off not in by_blocks_off:
-            context = routed.remove([domain]) if view is View.removed else routed.keep([domain])
-            with context:
-                by_blocks_off[off] = held_out.losses(token_losses, view=view, part=domain)
-        rows += [row._replace(view=view, part=domain) for row in by_blocks_off[off]]
+        if off or full is None:
+            routing = routed.remove if view is View.removed else routed.keep
+            contexts.setdefault(off, functools.partial(routing, [domain]))
+    routed.model.eval()
+    found = held_out.losses_of_views(
+        token_losses, list(contexts.values()), _before_first_units(routed)
+    )
+    rows_of = dict(zip(contexts, found, strict=True))
+    if full is not None:
+        rows_of[()] = full
+    rows = list(rows_of[()])
+    for view, domain, off in views:
+        rows += [row._replace(view=view, part=domain) for row in rows_of[off]]
     return rows
+
+
+def _before_first_units(routed: RoutedModel) -> list[nn.Module]:
+    """Layers, and the attention of the next one, that no view changes nor reaches with a change."""
+    if not routed.plan.splits:
+        return []
+    family = family_of(routed.model.config)
+    layers = decoder_layers(routed.model, family)
+    first = min(layer for layer, _ in routed.plan.splits)
+    modules = list(layers[:first])
+    if (first, ATTN) not in routed.plan.splits and family.heads_out is not None:
+        modules.append(layers[first].get_submodule(family.heads_out.rpartition(".")[0]))
+    return modules

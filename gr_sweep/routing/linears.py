@@ -518,6 +518,10 @@ def _apply(
         dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(dtype)
         parameters = [None if p is None else p.to(dtype) for p in parameters]
+    if not torch.is_grad_enabled():
+        # Within the function that cannot be seen: it goes by what asks for a gradient, and would
+        # keep what nobody reads.
+        parameters = [None if p is None else p.detach() for p in parameters]
     y: Tensor = function.apply(x.reshape(-1, x.shape[-1]), *parameters, how)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], y.shape[-1])
 

@@ -177,6 +177,54 @@ def test_each_view_is_computed_once_and_the_full_model_not_again_where_it_is_kno
     assert len(token_losses.shapes) == 6
 
 
+def calls_of(modules, compute):
+    """How often each module is computed, and what `compute` gives."""
+
+    def count(module, *_):
+        counts[module] += 1
+
+    computed = [
+        next(child for child in module.modules() if isinstance(child, torch.nn.Linear))
+        for module in modules
+    ]
+    counts = dict.fromkeys(computed, 0)
+    handles = [linear.register_forward_pre_hook(count) for linear in computed]
+    result = compute()
+    for handle in handles:
+        handle.remove()
+    return list(counts.values()), result
+
+
+@pytest.mark.parametrize(
+    ("options", "attentions"),
+    [
+        ({}, [1, 7]),
+        ({"layers": [1]}, [1, 1]),
+        ({"attn_shared": 0.5}, [7, 7]),
+    ],
+    ids=["every layer split", "the second layer split", "heads split"],
+)
+def test_what_comes_before_the_first_units_is_computed_once_for_all_views(options, attentions):
+    config = llama_config(Size(16, 24, 2, 8, 8), vocab_size=11, eot_id=0, sequence_length=8)
+    plan = RoutePlan.make("peers", config, domains=DOMAINS, **options)
+    routed = route_model(random_model(config, seed=0), plan, "both")
+    layers = routed.model.model.layers
+    forwards = [type(layer).forward for layer in layers]
+    counts, rows = calls_of(
+        [layer.self_attn for layer in layers],
+        lambda: losses_of_views(routed, {"code": texts()}),
+    )
+    assert counts == attentions, "seven views of one batch"
+    for (view, part), found in {
+        ("removed", "code"): routed.remove, ("kept", "biology"): routed.keep,
+    }.items():  # fmt: skip
+        with found([part]):
+            alone = batches({"code": texts()}).losses(TokenLosses(routed))
+        of_view = [row.loss_nats for row in rows if (row.view.value, row.part) == (view, part)]
+        assert of_view == [row.loss_nats for row in alone]
+    assert [layer.forward.__func__ for layer in layers] == forwards, "as they were"
+
+
 def test_evaluation_leaves_no_gradient_and_no_graph():
     routed = make_routed("peers")
     losses_of_views(routed, {"code": texts()})

@@ -166,3 +166,25 @@ def test_a_gated_mlp_saves_less_than_plain_autograd(monkeypatch):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         routing.gated_mlp(x, *linears, UNITS)
     assert sum(tensor.shape == (8, 8) for tensor in saved) == 3
+
+
+def test_without_gradients_a_gated_mlp_keeps_nothing_for_them():
+    """Two matrices of hidden units, not four: gate and up, which turn into the activation."""
+
+    class Hidden(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.new_empty.default and args[1] == [6, 8]:
+                self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    gate, up = torch.nn.Linear(4, 8, bias=False), torch.nn.Linear(4, 8, bias=False)
+    down = torch.nn.Linear(8, 4, bias=False)
+    routing = RowRouting.of_blocks_off(PLAN, route_weights(PLAN, "none"), [1])
+    counts = []
+    for grad_enabled in (True, False):
+        with torch.set_grad_enabled(grad_enabled), Hidden() as hidden:
+            routing.gated_mlp(torch.ones(2, 3, 4), gate, up, down, UNITS)
+        counts.append(hidden.count)
+    assert counts == [4, 2]
