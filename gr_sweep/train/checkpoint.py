@@ -76,8 +76,8 @@ _CLASSES = {
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All that training changes, by name; the tensors themselves, so that reading fills them.
 
-    A tied parameter appears once. An optimizer that has made no step gets its state, as zeros. No
-    weights may be gathered (`FSDPModule.reshard`).
+    A tied parameter appears once. An optimizer that has made no step gets its state, as zeros. Of a
+    model that is spread over processes, what is here (`state_dict` drops what is gathered).
     """
     once = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once

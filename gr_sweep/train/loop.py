@@ -290,8 +290,6 @@ def train(
                     routed.model.train()
                 if saves:
                     tracker.sync()
-                    if isinstance(token_losses, FSDPModule):
-                        token_losses.reshard()  # an evaluation leaves weights gathered
                     _save(routed, optimizer, schedule, checkpoints, state)
     return state
 

@@ -68,9 +68,11 @@ def test_so_are_those_of_other_plans_models_and_ways_to_compute(two, tmp_path, c
 
 
 def test_bfloat16_products_have_float32_weights_and_about_the_same_losses(two, tmp_path):
-    """FSDP's weights are bfloat16, autocast's inputs: rounding differs, to a hundredth."""
-    expected = train_case(CASES["bfloat16"], tmp_path)
-    assert_same_rows(rows_of_two(two, "bfloat16"), expected, rtol=0.05)
+    """FSDP's weights and what is between the products are bfloat16, autocast's products alone."""
+    expected, found = train_case(CASES["bfloat16"], tmp_path), rows_of_two(two, "bfloat16")
+    for (_, row), (_, other) in zip(expected, found, strict=True):
+        for key in row.keys() & {"train/loss", *(f"eval/{index}" for index in range(18))}:
+            assert other[key] == pytest.approx(row[key], rel=0.02), key
     saved = saved_tensors(two / "bfloat16" / "step_00000004")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
