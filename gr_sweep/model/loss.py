@@ -167,17 +167,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             kept_C1, targets_C1 = kept_P1[chunk], targets_P1[chunk]
             log_probs_CV = torch.log_softmax((hidden_CD @ cast_VD.t()).to(exact), -1)
             losses.append(-(log_probs_CV.gather(1, targets_C1) * kept_C1)[:, 0])
-            if not (hidden_wanted or weight_wanted):
-                continue
-            dlogits_CV = log_probs_CV.exp_()
-            dlogits_CV.scatter_add_(1, targets_C1, -torch.ones_like(targets_C1, dtype=exact))
-            dlogits_CV = dlogits_CV.to(dtype)
-            # What is ignored is cleared where it is narrow, not in the logits.
-            if hidden_wanted:
-                dhidden.append((dlogits_CV @ cast_VD).to(hidden_PD.dtype) * kept_C1)
-            if weight_wanted and (isinstance(chunk_factor, Tensor) or chunk_factor != 0.0):
-                learned_CD = hidden_CD * (kept_C1 * chunk_factor).to(dtype)
-                dweight_VD = _add_product(dweight_VD, dlogits_CV.t(), learned_CD)
+            if hidden_wanted or weight_wanted:
+                dlogits_CV = log_probs_CV.exp_()
+                dlogits_CV.scatter_add_(1, targets_C1, -torch.ones_like(targets_C1, dtype=exact))
+                dlogits_CV = dlogits_CV.to(dtype)
+                # What is ignored is cleared where it is narrow, not in the logits.
+                if hidden_wanted:
+                    dhidden.append((dlogits_CV @ cast_VD).to(hidden_PD.dtype) * kept_C1)
+                if weight_wanted and (isinstance(chunk_factor, Tensor) or chunk_factor != 0.0):
+                    learned_CD = hidden_CD * (kept_C1 * chunk_factor).to(dtype)
+                    dweight_VD = _add_product(dweight_VD, dlogits_CV.t(), learned_CD)
+                del dlogits_CV
+            del log_probs_CV  # before the next chunk's logits are made
         losses_P = _joined(losses)
         if dweight_VD is not None:
             dweight_VD = dweight_VD.to(weight_VD.dtype)

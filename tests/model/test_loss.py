@@ -9,6 +9,7 @@ from gr_sweep.model import loss
 from gr_sweep.model.loss import TokenLosses, chunk_positions, linear_cross_entropy
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.train.memory import AllocatedBytes
 from tests.model.compare import gradients
 from tests.model.tiny import FAMILIES, LAYERS, VOCAB, tiny_ids, tiny_model
 from tests.reference import assert_same
@@ -124,6 +125,20 @@ def test_a_chunk_has_at_most_its_share_of_memory_and_never_few_rows():
     assert chunk_positions(128_256, "cpu") == 512
     assert chunk_positions(2048, "cuda") * 2048 * 4 == 256 * 2**20
     assert chunk_positions(128_256, "cuda") == 2048
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_no_more_is_held_than_two_matrices_of_a_chunk(learns, small_chunks):
+    """Logits and what comes of them; whole logits would be eight chunks, forward and backward."""
+    hidden = torch.randn(2, 12, 4, requires_grad=learns)
+    weight = torch.randn(997, 4, requires_grad=learns)
+    targets = torch.zeros((2, 12), dtype=torch.int64)
+    with AllocatedBytes() as allocated:
+        loss_sum, _ = linear_cross_entropy(hidden, weight, targets)
+        if learns:
+            loss_sum.backward()
+    chunk, of_weight = 3 * 997 * 4, 4 * weight.numel() if learns else 0
+    assert allocated.peak - of_weight < 2.5 * chunk
 
 
 @pytest.mark.parametrize("num_positions", [1, 12, 13, 100])
