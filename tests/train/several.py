@@ -22,6 +22,7 @@ from gr_sweep.data.batches import Batches, heldout_chunks
 from gr_sweep.data.shards import Shard
 from gr_sweep.errors import DataError
 from gr_sweep.eval.loss import HeldoutBatches
+from gr_sweep.eval.removal import removal_losses
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
@@ -46,6 +47,7 @@ class Case:
     edges: str
     foreign_dropout: float
     kind: str = "peers"
+    layers: tuple[int, ...] = (0, 1, 2)
     is_tied: bool = False
     train: dict[str, Any] = field(default_factory=dict)
 
@@ -56,6 +58,7 @@ CASES = {
 } | {
     "forget": Case("weight", 1.0, kind="forget"),
     "tied": Case("both", 0.5, is_tied=True),
+    "last layers": Case("both", 0.5, layers=(1, 2)),
     "recomputed": Case("both", 0.5, train={"activation_checkpointing": True}),
     "bfloat16": Case("both", 0.5, train={"precision": Precision.bfloat16}),
 }
@@ -65,7 +68,9 @@ def make_routed(case: Case) -> RoutedModel:
     config = llama_config(SHAPE, vocab_size=VOCABULARY, eot_id=0, sequence_length=8)
     config.tie_word_embeddings = case.is_tied
     forget = {"forget": ["biology"]} if case.kind == "forget" else {}
-    plan = RoutePlan.make(case.kind, config, domains=DOMAINS, attn_shared=0.25, **forget)
+    plan = RoutePlan.make(
+        case.kind, config, domains=DOMAINS, attn_shared=0.25, layers=case.layers, **forget
+    )
     return route_model(
         random_model(config, seed=0), plan, case.edges, foreign_dropout=case.foreign_dropout
     )
@@ -134,9 +139,7 @@ def train_case(case: Case, folder: Path, processes: Processes | None = None) -> 
 
     def evaluate(is_last: bool) -> dict[str, float]:
         with precision_context(cpu, config.precision):
-            rows = windows.losses(token_losses)
-            with routed.remove(["biology"]):
-                rows += windows.losses(token_losses)
+            rows = removal_losses(routed, token_losses, windows)
         return {f"eval/{index}": row.loss_nats for index, row in enumerate(rows)}
 
     tracker = Rows()
@@ -146,7 +149,7 @@ def train_case(case: Case, folder: Path, processes: Processes | None = None) -> 
         make_batches(),
         config,
         seed=0,
-        eval_every=1,
+        eval_every=2,
         evaluate=evaluate,
         tracker=tracker,
         checkpoints=Checkpoints(folder, keep=2, fingerprint="x", processes=processes),
