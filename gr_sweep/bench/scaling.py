@@ -142,7 +142,7 @@ def bench_size(
                 gflops=rate / 1e9,
                 mfu=None if peak is None else rate / peak,
                 peak_gib=peaks[name] / GIB,
-                estimated_gib=estimates[name].peak_bytes / GIB,
+                estimated_gib=estimates[name].step_peak_bytes / GIB,
             )
         )
     return results

@@ -39,7 +39,7 @@ from gr_sweep.train.cost import (
     train_flops_per_token,
 )
 from gr_sweep.train.distributed import rows_of, shard
-from gr_sweep.train.loop import is_bfloat16, train_step, training_forward
+from gr_sweep.train.loop import is_bfloat16, precision_context, train_step, training_forward
 from gr_sweep.train.memory import AllocatedBytes
 from gr_sweep.train.optim import make_optimizer, num_steps
 
@@ -51,7 +51,9 @@ _CUDA_BLOCK = 512
 NO_EFFECT_ON_COST = (
     "seed",
     "tracking",
-    "eval",
+    "eval.every",
+    "eval.curve_tokens",
+    "eval.bootstrap",
     "partition.name",
     "partition.mislabelled",
     "data.kind",
@@ -125,15 +127,23 @@ class Estimate:
     weight_bytes: int
     optimizer_bytes: int
     step_bytes: int
-    """The most that a step holds beside weights and optimizer: gradients, activations, gathered
-    layers and temporaries."""
+    """The most that a training step holds beside weights and optimizer: gradients, activations,
+    gathered layers and temporaries."""
+    evaluation_bytes: int
+    """The most that an evaluation holds beside them."""
     hours: float
     """Training on the target, with what is recomputed; without evaluation and data."""
 
     @property
-    def peak_bytes(self) -> int:
-        """The most that tensors hold at once on one device."""
+    def step_peak_bytes(self) -> int:
+        """The most that tensors hold at once on one device in a training step."""
         return self.weight_bytes + self.optimizer_bytes + self.step_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that tensors hold at once on one device in the run."""
+        lasting = self.weight_bytes + self.optimizer_bytes
+        return lasting + max(self.step_bytes, self.evaluation_bytes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
@@ -183,7 +193,7 @@ def estimate_job(config: RunConfig, target: Target, *, vocab_size: int | None = 
             # The layers, as far as they are on; not the unembedding.
             unembedding = routed.model.get_output_embeddings().weight.numel()
             recomputed = forward - 2 * (whole - active) - 2 * unembedding
-        weights, optimizer, step = _step_memory(routed, config, counts, target)
+        weights, optimizer, step, evaluation = _memory(routed, config, counts, target)
     return Estimate(
         parameters=whole,
         active_parameters=active,
@@ -196,6 +206,7 @@ def estimate_job(config: RunConfig, target: Target, *, vocab_size: int | None = 
         weight_bytes=weights,
         optimizer_bytes=optimizer,
         step_bytes=step,
+        evaluation_bytes=evaluation,
         hours=tokens * (flops + recomputed) / (target.flops * target.world_size) / 3600,
     )
 
@@ -238,6 +249,7 @@ class JobStep:
     """A job's training step and what it works on."""
 
     routed: RoutedModel
+    token_losses: TokenLosses
     optimizer: torch.optim.Optimizer
     run: Callable[[], None]
     """One whole step on token ids that are all 0: forward, backward, clipping, optimizer."""
@@ -300,13 +312,14 @@ def make_step(
             rows=rows,
         )
 
-    return JobStep(routed, optimizer, run)
+    return JobStep(routed, token_losses, optimizer, run)
 
 
-def _step_memory(
+def _memory(
     routed: RoutedModel, config: RunConfig, counts: Mapping[str, int], target: Target
-) -> tuple[int, int, int]:
-    """Bytes of weights and of the optimizer's state, and the most that a step holds beside them.
+) -> tuple[int, int, int, int]:
+    """Bytes of weights and of the optimizer's state, and the most that a training step and an
+    evaluation hold beside them.
 
     Called under a FakeTensorMode, in which `routed` was made.
     """
@@ -327,10 +340,32 @@ def _step_memory(
         weights = memory.current
         _make_optimizer_state(step)
         memory.hold(step.optimizer_state())
-        optimizer = memory.current - weights
+        lasting = memory.current
         with memory:
             step.run()
-    return weights, optimizer, memory.peak - weights - optimizer + target.workspace_bytes
+            in_step = memory.peak - lasting
+            memory.reset_peak()
+            _evaluate(step, config, train.precision)
+            in_evaluation = memory.peak - lasting
+    more = target.workspace_bytes
+    return weights, lasting - weights, in_step + more, in_evaluation + more
+
+
+def _evaluate(step: JobStep, config: RunConfig, precision: Precision) -> None:
+    """A batch of an evaluation, of windows as long as they can be: full model, and a part of it."""
+    length = min(config.eval.document_tokens, config.train.sequence_length)
+    num_windows = len(config.partition.domains) * math.ceil(config.eval.tokens / length)
+    num_rows = min(config.eval.batch_sequences, num_windows)
+    tokens_MT = torch.zeros(num_rows, length, dtype=torch.long)
+    plan = step.routed.plan
+    views: list[contextlib.AbstractContextManager[None]] = [contextlib.nullcontext()]
+    if len(plan.blocks) > 1:
+        views.append(step.routed.keep(plan.domains[:1]))
+    step.routed.model.eval()
+    with torch.no_grad(), precision_context(tokens_MT.device, precision):
+        for view in views:
+            with view:
+                step.token_losses(tokens_MT, tokens_MT)
 
 
 def _make_optimizer_state(step: JobStep) -> None:

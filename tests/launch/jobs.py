@@ -1,0 +1,48 @@
+"""Small jobs for the estimate, and what a real step of theirs holds."""
+
+import gc
+from pathlib import Path
+
+import torch
+
+from gr_sweep.config import (
+    DataConfig,
+    DomainConfig,
+    ModelConfig,
+    PartitionConfig,
+    RunConfig,
+    TrainConfig,
+    effective,
+    validate,
+)
+from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.job import lay_plan, named_config
+from gr_sweep.launch.estimate import make_step
+from gr_sweep.model.sizes import random_model
+from gr_sweep.train.memory import tensor_bytes
+from tests.train.allocator import allocator_peak
+
+DOMAINS = ("code", "biology", "creative")
+TRAIN = TrainConfig(steps=5, batch_sequences=6, sequence_length=64)
+
+
+def make_config(size: str = "tiny", **parts: object) -> RunConfig:
+    config = RunConfig(
+        model=ModelConfig(size=size),
+        partition=PartitionConfig(domains={domain: DomainConfig() for domain in DOMAINS}),
+        **({"train": TRAIN, "data": DataConfig(vocab_size=400)} | parts),
+    )
+    validate(config)
+    return effective(config)
+
+
+def measured_peak(config: RunConfig, trace: Path, world_size: int = 1) -> int:
+    """Bytes that the allocator holds at most during a real step of the job, and those from before
+    it."""
+    model = random_model(named_config(config, vocab_size=400, eot_id=0), seed=0)
+    counts = micro_batch_rows(config)
+    step = make_step(lay_plan(model, config), config.train, counts, torch.device("cpu"), world_size)
+    step.run()
+    gc.collect()
+    held = tensor_bytes([*step.weights(), *step.optimizer_state()])
+    return held + allocator_peak(step.run, trace)
