@@ -426,9 +426,12 @@ class RoutedRest(RoutedModule):
         if isinstance(factor, Tensor):
             return self._mixed(input, factor)
         parts = torch.split(input, [count for count, _ in factor])
-        return torch.cat(
-            [self._of_run(part, f) for part, (_, f) in zip(parts, factor, strict=True)]
-        )
+        found = [self._of_run(part, f) for part, (_, f) in zip(parts, factor, strict=True)]
+        if all(f == 0.0 for _, f in factor):
+            # No row teaches them, and still the parameters get a gradient, of zeros: of processes
+            # that share a micro-batch, all have one or none does.
+            found.append(self._plain(input[:0]))
+        return torch.cat(found)
 
     def _plain(self, input: Tensor) -> Tensor:
         return super().forward(input)  # type: ignore[no-any-return]

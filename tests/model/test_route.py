@@ -373,3 +373,18 @@ def test_a_batch_without_a_sequence_is_refused():
     routed = route_model(model, PLANS["peers"](model.config))
     with pytest.raises(PlanError, match=r"has no sequence"), routed.batch({"code": 0}):
         pass
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
+@pytest.mark.parametrize("counts", [{"biology": 2}, {"code": 1, "biology": 2}])
+def test_every_parameter_gets_a_gradient_whoever_the_rows_belong_to(family, counts):
+    """Processes that share a micro-batch add up gradients: none may lack one that another has."""
+    model = tiny_model(family)
+    plan = RoutePlan.forget(model.config, domains=["code", "biology"], forget=["biology"])
+    routed = route_model(model, plan, "weight", foreign_dropout=1.0)
+    ids = tiny_ids(sum(counts.values()))
+    with routed.batch(counts):
+        loss_sum(model(input_ids=ids).logits, ids).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    embedding = model.get_input_embeddings().weight.grad
+    assert embedding.any() == ("code" in counts)
