@@ -7,9 +7,7 @@ compared. Beside the measured peak stands the estimated one.
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,38 +15,12 @@ from pathlib import Path
 import torch
 
 from gr_sweep.bench.output import device_name, record
-from gr_sweep.config import (
-    DataConfig,
-    DomainConfig,
-    Edges,
-    ModelConfig,
-    PartitionConfig,
-    PlanConfig,
-    PlanKind,
-    RouteConfig,
-    RunConfig,
-    TrainConfig,
-    effective,
-    validate,
-)
+from gr_sweep.bench.step import DENSE, PLANS, bench_config, measure_steps
+from gr_sweep.config import Edges, RunConfig, TrainConfig
 from gr_sweep.data.rows import micro_batch_rows
-from gr_sweep.job import lay_plan, named_config
-from gr_sweep.launch.estimate import (
-    GIB,
-    Estimate,
-    JobStep,
-    Target,
-    estimate_job,
-    make_step,
-    what_would_help,
-)
+from gr_sweep.launch.estimate import GIB, Estimate, Target, estimate_job, what_would_help
 from gr_sweep.metrics.cost import GPUS, peak_flops
-from gr_sweep.model.sizes import SIZES, random_model
-from gr_sweep.train.cost import train_flops_per_token
-from gr_sweep.train.memory import AllocatedBytes
-
-DENSE = "dense"
-DOMAINS = ("code", "biology", "creative")
+from gr_sweep.model.sizes import SIZES
 
 
 @dataclass(frozen=True)
@@ -83,65 +55,27 @@ def bench_size(
     rounds: int,
     device: torch.device,
 ) -> list[ScalingResult]:
-    """Medians over `rounds` steps of jobs of one size, of which the first is dense.
-
-    Settings take turns, unless steps are compiled: then each would be compiled anew in every turn.
-    """
-    compiles = any(config.train.compile for config in configs.values())
-    turns = range(rounds + 1)
-    visits = (
-        [(turn, name) for name in configs for turn in turns]
-        if compiles
-        else [(turn, name) for turn in turns for name in configs]
-    )
+    """Medians over `rounds` steps of jobs of one size, of which the first is dense."""
+    found = measure_steps(configs, rounds=rounds, device=device)
     [dense, *_] = configs.values()
-    shape = named_config(dense, vocab_size=dense.data.vocab_size, eot_id=0)
-    model = random_model(shape, seed=0).to(device)  # type: ignore[arg-type]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    seconds: dict[str, list[float]] = {name: [] for name in configs}
-    peaks: dict[str, int] = {}
-    flops: dict[str, float] = {}
-    step: JobStep | None = None
-    laid = ""
-    for turn, name in visits:
-        config = configs[name]
-        counts = micro_batch_rows(config)
-        if step is None or name != laid:
-            optimizer = None if step is None else step.optimizer
-            if step is not None:
-                step.routed.unroute()
-            # The plan changes how the step is computed; the model and its AdamW stay.
-            routed = lay_plan(model, config)
-            step = make_step(routed, config.train, counts, device, optimizer=optimizer)
-            laid = name
-        if turn == 0:
-            step.run()  # warms up
-            peaks[name] = _peak_bytes(step, device)
-            flops[name] = train_flops_per_token(routed, counts, config.train.sequence_length)
-        else:
-            seconds[name].append(_seconds(step, device))
-    assert step is not None
-    step.routed.unroute()
-
     tokens = sum(micro_batch_rows(dense).values()) * dense.train.sequence_length
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
     peak = peak_flops(device_name(device))
-    [dense_name, *_] = configs
     results = []
     for name, config in configs.items():
-        rate = flops[name] * tokens / medians[name]
+        one, reference = found[name], found[DENSE]
+        rate = one.flops_per_token * tokens / one.seconds
         results.append(
             ScalingResult(
                 model=str(config.model.size),
                 edges=name,
-                parameters=parameters,
-                seconds=medians[name],
-                tokens_per_second=tokens / medians[name],
-                ratio=medians[name] / medians[dense_name],
-                flop_limit=flops[name] / flops[dense_name],
+                parameters=estimates[name].parameters,
+                seconds=one.seconds,
+                tokens_per_second=tokens / one.seconds,
+                ratio=one.seconds / reference.seconds,
+                flop_limit=one.flops_per_token / reference.flops_per_token,
                 gflops=rate / 1e9,
                 mfu=None if peak is None else rate / peak,
-                peak_gib=peaks[name] / GIB,
+                peak_gib=one.peak_bytes / GIB,
                 estimated_gib=estimates[name].step_peak_bytes / GIB,
             )
         )
@@ -169,28 +103,6 @@ def _free_bytes(device: torch.device) -> float | None:
     return float(available.split()[1]) * 1024
 
 
-def _seconds(step: JobStep, device: torch.device) -> float:
-    start = time.perf_counter()
-    step.run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def _peak_bytes(step: JobStep, device: torch.device) -> int:
-    """Of one more step, which is not timed."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        step.run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    memory = AllocatedBytes()
-    memory.hold([*step.weights(), *step.optimizer_state()])
-    with memory:
-        step.run()
-    return memory.peak
-
-
 def make_configs(
     model: str, edges: Sequence[str], options: argparse.Namespace
 ) -> dict[str, RunConfig]:
@@ -206,23 +118,15 @@ def make_configs(
         compile=options.compile,
         activation_checkpointing=options.activation_checkpointing,
     )
-    configs = {}
-    for name in (DENSE, *edges):
-        is_dense = name == DENSE
-        kind = PlanKind.none if is_dense else PlanKind(options.plan)
-        config = RunConfig(
-            model=ModelConfig(size=model),
-            partition=PartitionConfig(domains={domain: DomainConfig() for domain in DOMAINS}),
-            edges=Edges.none if is_dense else Edges(name),
-            plan=PlanConfig(kind=kind, forget=["biology"], mlp_shared=options.mlp_shared),
-            route=RouteConfig(foreign_dropout=options.foreign_dropout),
-            data=DataConfig(vocab_size=options.vocab_size),
-            train=train,
-        )
-        validate(config)
-        configs[name] = effective(config)
-        micro_batch_rows(configs[name])
-    return configs
+    common = {"train": train, "vocab_size": options.vocab_size}
+    setting = {
+        "plan": options.plan,
+        "mlp_shared": options.mlp_shared,
+        "foreign_dropout": options.foreign_dropout,
+    }
+    return {DENSE: bench_config(model, **common)} | {
+        name: bench_config(model, edges=name, **setting, **common) for name in edges
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -252,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--plan",
         default="peers",
-        choices=[kind.value for kind in PlanKind if kind not in (PlanKind.none, PlanKind.tree)],
+        choices=PLANS,
         help="shape of the owner sets (default: peers)",
     )
     parser.add_argument("--mlp-shared", type=float, default=0.5, help="core share (default: 0.5)")
