@@ -482,10 +482,21 @@ def swap_class(
             )
         module.__class__ = routed
     else:
-        module.__class__ = type("Routed" + plain.__name__, (routed, plain), {})
+        module.__class__ = _routed_class(routed, plain)
     module._state, module._units = state, units  # type: ignore[assignment]
     if routed._role is not None:
         state.register(routed._role, units)
+
+
+_ROUTED_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+
+
+def _routed_class(routed: type[RoutedModule], plain: type[nn.Module]) -> type[nn.Module]:
+    """One class for all modules of a kind: layers that are compiled one by one share a graph."""
+    if (routed, plain) not in _ROUTED_CLASSES:
+        made = type("Routed" + plain.__name__, (routed, plain), {})
+        _ROUTED_CLASSES[routed, plain] = made
+    return _ROUTED_CLASSES[routed, plain]
 
 
 def unswap_class(module: nn.Module) -> None:

@@ -66,6 +66,9 @@ def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if not config.compile:
         return token_losses
+    # What the job before compiled in this process is of no use here, and code that Dynamo has
+    # compiled eight times it leaves uncompiled from then on.
+    torch.compiler.reset()
     if isinstance(token_losses, FSDPModule):
         # Weights are gathered between the layers, which no graph can hold: a graph a layer.
         for layer in decoder_layers(token_losses.model, family_of(token_losses.model.config)):

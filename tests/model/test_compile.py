@@ -11,6 +11,7 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
+from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
@@ -75,6 +76,17 @@ def test_a_step_is_one_graph_that_is_compiled_once(plan, edges, foreign_dropout)
             step(routed, forward, tiny_ids(8, 6, seed=seed))
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+def test_layers_that_are_compiled_one_by_one_share_a_graph():
+    """As several processes compile them; else Dynamo gives up after eight layers."""
+    model = tiny_model(num_hidden_layers=3)
+    plan = RoutePlan.peers(model.config, domains=FLAT, attn_shared=0.25)
+    routed = route_model(model, plan, "both", foreign_dropout=0.5)
+    for layer in decoder_layers(model, family_of(model.config)):
+        layer.compile(backend="eager", dynamic=False)
+    step(routed, TokenLosses(routed), tiny_ids(8, 6))
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_the_counters_see_a_recompilation_and_a_graph_break():

@@ -448,3 +448,12 @@ def test_a_run_compiled_for_the_cpu_trains_as_an_eager_one_does(tmp_path):
             # Fused operations round otherwise, and AdamW's first steps make much of it.
             assert row[key] == pytest.approx(expected[key], rel=1e-4), key
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+
+
+def test_the_jobs_of_one_process_are_compiled_each_however_many_there_are(tmp_path, monkeypatch):
+    compiled = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compiled)
+    # By itself Dynamo would go on uncompiled, after eight.
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for edges in ("both", "act", "weight"):
+            run(tmp_path / edges, routed=make_routed(edges), compile=True)
