@@ -6,6 +6,7 @@ compared. Beside the measured peak stands the estimated one.
 """
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,8 @@ def target_of(device: torch.device) -> Target:
 def _free_bytes(device: torch.device) -> float | None:
     """Memory that can be had now; None where the system does not say."""
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what torch keeps of the size before can be had
         return float(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

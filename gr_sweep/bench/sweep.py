@@ -30,9 +30,8 @@ PARTS = (
     "summary",
     "report",
 )
-"""Where the time goes: from the command to its first job; the text and the model of each job, and
-its steps; evaluation, checkpoints and tracking on the way; the evaluation at the end, and what is
-made of it."""
+"""Where the time goes: from the command to its first job, and from one to the next; a job's text
+and model; its steps; checkpoints and tracking; its evaluations, and what is made of the last."""
 
 _SWEEP = "sweep"
 
