@@ -1,7 +1,6 @@
 """One job, from its config to summary.json: the one place that wires the parts together."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -128,11 +127,15 @@ def _run(
             config.data, config.partition, config.model.path, config.model.gguf_file
         )
     )
-    batches = make_batches(config, data)
-    make = functools.partial(make_routed, config, data)
+
+    def make() -> tuple[Batches, RoutedModel, TokenLosses]:
+        batches = make_batches(config, data)
+        routed = make_routed(config, data)
+        return batches, routed, TokenLosses(routed)
+
     # A checkpoint may have to be downloaded.
-    routed = make() if config.model.path is None else processes.main_first(make)
-    token_losses = TokenLosses(routed)
+    share = processes.together if config.model.path is None else processes.main_first
+    batches, routed, token_losses = share(make)
     if processes.are_several:
         layers = decoder_layers(routed.model, family_of(routed.model.config))
         shard(token_losses, layers, device, bfloat16=is_bfloat16(device, config.train.precision))
@@ -149,9 +152,11 @@ def _run(
         "data": data.fingerprint,
     }
     plain = to_plain(config)
-    tracker = Trackers([])
-    if processes.is_main:
-        tracker = make_tracker(
+
+    def track() -> Trackers:
+        if not processes.is_main:
+            return Trackers([])
+        return make_tracker(
             config.tracking,
             folder=folder,
             job=folder.name,
@@ -159,6 +164,8 @@ def _run(
             run_config=plain,
             tags=run_tags(plain),
         )
+
+    tracker = processes.together(track)
     checkpoints = Checkpoints(
         folder / "checkpoints",
         keep=config.train.keep_checkpoints,

@@ -13,8 +13,9 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
     from omegaconf import DictConfig
 
-    from gr_sweep.cli.compose import Command
+    from gr_sweep.cli.compose import Command, Job
 
 VERBS = {
     "report": "gr_sweep.cli.report",
@@ -93,8 +94,10 @@ def _dispatch(argv: list[str]) -> int:
     if flags.cfg:
         return _show(argv) if processes.is_main else 0
     line = shlex.join(["gr-sweep", *argv])
+    # A folder named by the time is another one in each process: that of the main one counts.
+    folders = processes.from_main(lambda: [os.path.abspath(job.folder) for job in command.jobs])
     if not processes.is_main:
-        return _follow(command, line)
+        return _follow(dict(zip(folders, command.jobs, strict=True)), command.folder.name, line)
     try:
         if processes.are_several:
             _check_launcher(command)
@@ -160,17 +163,18 @@ class JobTask:
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
         processes = connect()
-        # Other processes of this command run the job whose folder they are told. Of those that a
-        # launcher started, the first one alone fills the job's log.
-        processes.from_main(lambda: str(folder))
-        if not processes.is_main:
-            logging.getLogger("gr_sweep").setLevel(logging.ERROR)
         with _FailureLog():
+            config = effective(to_run_config(cfg))
+            # Other processes of this command run the job whose folder they are told. Of those that
+            # a launcher started, the first one alone fills the job's log.
+            processes.from_main(lambda: str(folder))
+            if not processes.is_main:
+                logging.getLogger("gr_sweep").setLevel(logging.ERROR)
             log.info(dict(self.titles).get(str(folder), folder.name))
             from gr_sweep.job import run_job
 
             run_job(
-                effective(to_run_config(cfg)),
+                config,
                 folder,
                 sweep=self.sweep,
                 overrides=[override.lstrip("+") for override in hydra_config.overrides.task],
@@ -178,26 +182,26 @@ class JobTask:
             )
 
 
-def _follow(command: "Command", line: str) -> int:
-    """What a process beside the main one does: its part of each job, and nothing else."""
+def _follow(jobs: "Mapping[str, Job]", sweep: str, line: str) -> int:
+    """What a process beside the main one does: its part of each job, and nothing else.
+
+    Args:
+        jobs: by the absolute folder in which the main process runs them.
+        sweep: name of the sweep's folder.
+        line: the whole command line.
+    """
     from gr_sweep.job import run_job
 
     processes = connect()
     # What all can see the main process says: only what is this one's own is left.
     logging.basicConfig(level=logging.ERROR, format=f"[process {processes.rank}] %(message)s")
-    jobs = {os.path.abspath(job.folder): job for job in command.jobs}
     status = 0
     while (folder := processes.from_main(_no_job)) is not None:
         job = jobs[folder]
         try:
-            run_job(
-                job.config,
-                job.folder,
-                sweep=command.folder.name,
-                overrides=job.overrides,
-                command=line,
-            )
-        except GrSweepError:
+            run_job(job.config, Path(folder), sweep=sweep, overrides=job.overrides, command=line)
+        except GrSweepError as error:
+            _let_go(error)
             status = 2  # the main process says why
     return status
 
@@ -218,7 +222,7 @@ def _check_launcher(command: "Command") -> None:
 
 
 class _FailureLog:
-    """Writes an error that leaves a job to the job's log, and lets it go on its way."""
+    """Writes an error that leaves a job to the job's log, and frees what the job held."""
 
     def __enter__(self) -> None:
         return None
@@ -233,6 +237,18 @@ class _FailureLog:
             log.error("gr-sweep: %s", error)
         elif isinstance(error, Exception):
             log.error("gr-sweep: the job failed: %r", error, exc_info=error)
+        if isinstance(error, Exception):
+            _let_go(error)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drops the local variables of the frames that an error and its causes came through.
+
+    They hold a job's model and its gradients, and Hydra holds the error to the end of the sweep.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _run_alone(command: "Command", line: str) -> int:

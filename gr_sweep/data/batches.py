@@ -20,7 +20,6 @@ from gr_sweep.data.rows import domain_weights, rows_per_label, unlabelled_shares
 from gr_sweep.data.shards import Shard
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import ConfigError, DataError
-from gr_sweep.routing.rows import within
 
 IGNORED = -100
 """Target that counts in no loss: padding."""
@@ -272,10 +271,6 @@ class Batches:
     def num_rows(self) -> int:
         """Rows of a micro-batch."""
         return sum(self.counts.values())
-
-    def counts_of(self, rows: slice) -> dict[str, int]:
-        """Of each label, the rows of a micro-batch that lie in `rows`, in the order of `counts`."""
-        return dict(zip(self.counts, within(self.counts.values(), rows), strict=True))
 
     def step(self, step: int, rows: slice | None = None) -> list[np.ndarray]:
         """The micro-batches of a step, each int64 [N, T + 1]: inputs `[:, :-1]`, targets `[:, 1:]`.

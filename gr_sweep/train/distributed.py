@@ -8,19 +8,19 @@ takes, and how a model is spread over all, is said here too. Knows nothing of Hy
 import atexit
 import contextlib
 import functools
-import logging
 import os
 import pickle
 import re
 import socket
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gr_sweep.config import Device
-from gr_sweep.errors import ConfigError, GrSweepError, JobError, ModelError
+from gr_sweep.errors import ConfigError, GrSweepError, JobError, ModelError, TrainError
 
 if TYPE_CHECKING:
     # Imported where it is used: the command line asks who it is before it needs torch.
@@ -28,12 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-logger = logging.getLogger(__name__)
-
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others in an exchange of tensors before it gives them up."""
+"""How long a process waits for the others, where all are at work, before it gives them up."""
 
 START_TIMEOUT = timedelta(minutes=5)
 """How long a process waits for the first one to be there."""
@@ -43,6 +41,8 @@ _LEAVE_FAILED_S = 2.0
 _POLL_S = 0.05
 _PORTS = range(15_000, 30_000)
 """Below those that systems hand out by themselves."""
+_FAILURE = "failure"
+"""Where the first process that fails says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +131,10 @@ class Processes:
         self.world_size = 1 if here is None else here.world_size
         self._place = here
         self._store = store
-        self._num_answers = self._num_groups = 0
+        self._num_answers = self._num_verdicts = self._num_groups = 0
         self._failure: str | None = None
+        # Not the error itself, whose frames hold a job's model.
+        self._last_of_all: Callable[[], GrSweepError | None] = lambda: None
 
     @property
     def is_main(self) -> bool:
@@ -168,26 +170,83 @@ class Processes:
                 raise
             self._answer(key, *answer)
         else:
-            try:
-                # Not `wait`, whose time limit is for a process that is gone: this one is at work.
-                while not self._store.check([key]):
-                    time.sleep(_POLL_S)
-                answer = pickle.loads(bytes.fromhex(self._store.get(key).decode()))
-            except RuntimeError as error:  # all errors of torch.distributed are
-                raise JobError("the main process ended; it says why") from error
+            answer = self._read(key, 0)
         value, error_of_main = answer
         if error_of_main is not None:
+            self._last_of_all = weakref.ref(error_of_main)
             raise error_of_main
         return value
 
+    def together(self, work: Callable[[], Value]) -> Value:
+        """What `work` returns in this process.
+
+        A GrSweepError that it raises in one or more is raised in all: that of the lowest rank. So
+        what hangs on a process's own device or files fails everywhere or nowhere.
+        """
+        if self._store is None:
+            return work()
+        self._check_whole()
+        self._num_verdicts += 1
+        key = f"verdict/{self._num_verdicts}"
+        results: list[Value] = []
+        own: GrSweepError | None = None
+        try:
+            results.append(work())
+        except GrSweepError as raised:
+            if self._failure is not None:
+                raise  # nobody is there to compare with
+            own = raised
+        except Exception as raised:
+            self._write(f"{key}/{self.rank}", JobError(f"{self._name} ({_said(raised)})"))
+            raise
+        self._write(f"{key}/{self.rank}", own)
+        try:
+            self.from_main(functools.partial(self._check_verdicts, key))
+        except GrSweepError as of_all:
+            raise of_all from own
+        return results[0]
+
+    def _check_verdicts(self, key: str) -> None:
+        for rank in range(self.world_size):
+            error = self._read(f"{key}/{rank}", rank, TIMEOUT)
+            if error is not None:
+                raise error
+
     def _answer(self, key: str, value: Any, error: GrSweepError | None) -> None:
+        self._write(key, (value, error))
+
+    def _write(self, key: str, value: Any) -> None:
         assert self._store is not None
-        self._store.set(key, pickle.dumps((value, error)).hex())
+        self._store.set(key, pickle.dumps(value).hex())
+
+    def _read(self, key: str, writer: int, timeout: timedelta | None = None) -> Any:
+        """What the process of that rank writes there, as long as that takes where no time is given.
+
+        Raises:
+            JobError: it will not come.
+        """
+        assert self._store is not None
+        give_up = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        try:
+            # Not `wait`, which knows of nothing but its time limit.
+            while not self._store.check([key]):
+                # Looked for once more: whoever failed may have answered just before.
+                if self._store.check([_FAILURE]) and not self._store.check([key]):
+                    self._failure = self._store.get(_FAILURE).decode()
+                    raise JobError(self._failure)
+                if give_up is not None and time.monotonic() > give_up:
+                    gone = f"process {writer} of {self.world_size} is not there after {timeout}"
+                    self._failure = self._store.compare_set(_FAILURE, "", gone).decode()
+                    raise JobError(f"{gone}: it was killed, ran out of memory or hangs")
+                time.sleep(_POLL_S)
+            return pickle.loads(bytes.fromhex(self._store.get(key).decode()))
+        except RuntimeError as error:  # all errors of torch.distributed are
+            raise JobError("the main process ended; it says why") from error
 
     def main_first(self, work: Callable[[], Value]) -> Value:
         """`work` on the main process, and when it is done there on the others.
 
-        For what leaves files behind that the others then find.
+        For what leaves files behind that the others then find. Raises as `together`.
         """
         results: list[Value] = []
 
@@ -195,42 +254,47 @@ class Processes:
             results.append(work())
 
         self.from_main(work_of_main)
-        if self.is_main:
-            return results[0]
-        try:
-            return work()
-        except GrSweepError as error:
-            # The main process knows of none: it is told when it misses this one.
-            logger.error("%s", error)
-            self._failure = self._first_failure(error)
-            raise
+        return self.together(lambda: results[0] if self.is_main else work())
 
     @contextlib.contextmanager
     def joined(self, device: Device) -> "Iterator[torch.device]":
         """Inside, tensors can be exchanged: over nccl on GPUs, over gloo on CPUs.
 
-        What ends one process with an error ends all: the others see it in their next exchange, at
-        the latest after `TIMEOUT`, and raise a JobError that says who was first.
+        A GrSweepError of `from_main` or `together` and a TrainError are of all processes alike.
+        What else ends one ends all: the others see it in their next exchange, at the latest after
+        `TIMEOUT`, and raise a JobError that says who was first.
 
         Returns:
             The device of this process.
 
         Raises:
             ModelError: CUDA where torch sees no GPU.
-            JobError: fewer GPUs on this node than processes; another process failed.
+            JobError: fewer GPUs on a node than processes; GPUs on some nodes alone; another process
+                failed.
         """
         import torch
         import torch.distributed as dist
 
-        chosen = _device(device, self._place)
         if self._store is None:
-            yield chosen
+            yield _device(device, self._place)
             return
-        self._check_whole()
+        kind = self.from_main(lambda: _device(device, self._place).type)
+        is_cuda = kind == "cuda"
+
+        def take() -> torch.device:
+            own = _device(device, self._place)
+            if own.type != kind:
+                raise JobError(
+                    f"process {self.rank} of {self.world_size} would compute on {own.type}, the "
+                    f"main one on {kind}; use nodes that are alike, or train.device=cpu"
+                )
+            if is_cuda:
+                torch.cuda.set_device(own)
+            return own
+
+        # Before the group is made, in which all would wait for one that has no device.
+        chosen = self.together(take)
         self._num_groups += 1
-        is_cuda = chosen.type == "cuda"
-        if is_cuda:
-            torch.cuda.set_device(chosen)
         try:
             dist.init_process_group(
                 "nccl" if is_cuda else "gloo",
@@ -245,11 +309,10 @@ class Processes:
             # The main process has more to write at the end than the others have patience.
             self.from_main(lambda: None)
             dist.barrier()
-        except GrSweepError:
-            # Of all alike: an answer of the main process, or said of numbers that all have.
-            dist.destroy_process_group()
-            raise
         except Exception as error:
+            if isinstance(error, TrainError) or error is self._last_of_all():
+                dist.destroy_process_group()
+                raise
             self._failure = self._first_failure(error)
             if not is_cuda and dist.is_initialized():
                 # The others, who wait for this one, see it leave. nccl would wait for them itself.
@@ -274,7 +337,7 @@ class Processes:
         if self._store is None:
             return own
         try:
-            return self._store.compare_set("failure", "", own).decode()
+            return self._store.compare_set(_FAILURE, "", own).decode()
         except RuntimeError:
             return own  # the store ended with the process that held it
 

@@ -222,17 +222,18 @@ def train(
 
     Raises:
         TrainError: a loss or gradient that is not finite.
-        CheckpointError: a checkpoint of another run.
+        CheckpointError: a checkpoint of another run, or one that the system does not let be read;
+            a row of the tracker that is none.
     """
     processes = processes or Processes()
-    rows = processes.rows(sum(batches.counts.values())) if processes.are_several else None
+    rows = processes.rows(batches.num_rows) if processes.are_several else None
     read = batches.step if rows is None else functools.partial(batches.step, rows=rows)
     total = num_steps(config)
     eval_every = eval_every or math.ceil(total / 4)
     optimizer = make_optimizer(routed.model, config)
     schedule = make_schedule(optimizer, total, config)
-    state = _resume(routed, optimizer, schedule, checkpoints)
-    tracker.cut_back(state.step if state.step else -1)
+    state = processes.together(functools.partial(_resume, routed, optimizer, schedule, checkpoints))
+    processes.from_main(lambda: tracker.cut_back(state.step if state.step else -1))
     clock = _Clock(state)
 
     def log_evaluation(*, is_last: bool) -> None:

@@ -1,5 +1,6 @@
 """What the command prints, runs and returns; jobs are played by an object that writes a summary."""
 
+import gc
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,37 @@ def test_jobs_that_fail_do_not_stop_the_others(jobs, capsys):
     [log] = Path("outputs/seed").glob("seed=8-*/gr_sweep.log")
     assert "Traceback" in log.read_text()
     assert [call["config"].seed for call in jobs.calls] == [7, 1, 8, 7, 2]
+
+
+class Model:
+    """What a job holds while it runs."""
+
+
+@pytest.mark.parametrize("is_told", [False, True], ids=["bug", "one line"])
+def test_a_job_that_failed_holds_nothing_while_the_next_one_runs(jobs, monkeypatch, is_told):
+    models, alive = [], []
+
+    def run_job(config: RunConfig, folder: Path, **rest: Any) -> None:
+        alive.append([model() for model in models if model() is not None])
+        model = Model()
+        models.append(weakref.ref(model))
+        try:
+            train(model)
+        except ZeroDivisionError as error:
+            if is_told:
+                raise DataError("bad text") from error
+            raise
+
+    def train(model: Model) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(jobs, "run_job", run_job)
+    gc.disable()
+    try:
+        assert app.main(["-m", "seed=0,1,2"]) == (2 if is_told else 1)
+    finally:
+        gc.enable()
+    assert alive == [[], [], []]
 
 
 def test_a_sweep_can_be_launched_in_batches(jobs):
@@ -292,6 +325,28 @@ def test_several_processes_run_the_jobs_themselves(jobs, monkeypatch, capsys):
     assert app.main(command) == 2 and not jobs.calls
     assert "use hydra/launcher=basic" in capsys.readouterr().err
     assert app.main(command[:2]) == 0 and len(jobs.calls) == 2
+
+
+def test_a_process_beside_the_main_one_runs_the_jobs_in_the_folders_of_that_one(
+    jobs, tmp_path, monkeypatch
+):
+    """The time is another one in each process."""
+    told = [str(tmp_path / "of" / "main")]
+    answers = iter([told, told[0], None])
+
+    class Beside(Processes):
+        def from_main(self, work):
+            return next(answers)
+
+        def main_first(self, work):
+            return work()
+
+    monkeypatch.setattr(app, "connect", lambda: Beside(Place(1, 2, 1, False, "env://")))
+    Path(told[0]).mkdir(parents=True)
+    assert app.main(["hydra.run.dir=own/${now:%f}", "seed=3"]) == 0
+    [call] = jobs.calls
+    assert call["folder"] == Path(told[0]) and call["config"].seed == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["of"]
 
 
 def test_an_environment_that_makes_no_sense_is_one_line(jobs, monkeypatch, capsys):

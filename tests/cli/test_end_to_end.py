@@ -184,15 +184,19 @@ def test_two_processes_leave_what_one_leaves_and_say_it_once(gr_sweep):
         assert err.count("gr-sweep: train.lr=1e+30 failed: loss or gradient is not finite") == 1
         assert err.count("step 6/6") == 1
         assert not (gr_sweep.folder / f"{processes}/1e+30/summary.json").exists()
-    status, out, err = gr_sweep(*job, "train.lr=0.003", "hydra.run.dir=alone", processes=2)
+    # The time is another one in each process.
+    timed = "hydra.run.dir=alone/${now:%H-%M-%S-%f}"
+    status, out, err = gr_sweep(*job, "train.lr=0.003", timed, processes=2)
     assert status == 0 and err.count("step 6/6") == 1 and out.count("loss, full model") == 1, err
+    [alone] = (gr_sweep.folder / "alone").iterdir()
     metrics, rows = read("1/0.003")
-    for folder in ("2/0.003", "alone"):
+    for folder in ("2/0.003", f"alone/{alone.name}"):
         other_metrics, other_rows = read(folder)
         assert_same(metrics, other_metrics)
         for row, other in zip(rows, other_rows, strict=True):
             assert_same(row, other)
-    status, out, err = gr_sweep(*job, "train.lr=0.003", "hydra.run.dir=alone", processes=2)
+    again = f"hydra.run.dir=alone/{alone.name}"
+    status, out, err = gr_sweep(*job, "train.lr=0.003", again, processes=2)
     assert status == 0 and err.count("done already") == 1 and "step" not in err
 
 

@@ -7,7 +7,9 @@ checkpoints.
 """
 
 import copy
+import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ import torch
 from gr_sweep.config import Device, Precision, TrainConfig
 from gr_sweep.data.batches import Batches, heldout_chunks
 from gr_sweep.data.shards import Shard
-from gr_sweep.errors import DataError
+from gr_sweep.errors import CheckpointError, DataError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.model.families import decoder_layers, family_of
@@ -54,12 +56,13 @@ class Case:
 
 EDGES = ("none", "weight", "act", "both")
 CASES = {
-    f"{edges}-{dropout}": Case(edges, dropout) for edges in EDGES for dropout in (0.0, 0.5)
+    f"{edges}-{dropout}": Case(edges, dropout) for edges in EDGES for dropout in (0.0, 0.5, 1.0)
 } | {
     "forget": Case("weight", 1.0, kind="forget"),
     "tied": Case("both", 0.5, is_tied=True),
     "last layers": Case("both", 0.5, layers=(1, 2)),
     "recomputed": Case("both", 0.5, train={"activation_checkpointing": True}),
+    "compiled": Case("both", 0.5, layers=(1, 2), train={"compile": True}),
     "bfloat16": Case("both", 0.5, train={"precision": Precision.bfloat16}),
 }
 
@@ -123,9 +126,19 @@ def held_out(processes: Processes) -> HeldoutBatches:
     )
 
 
-def train_case(case: Case, folder: Path, processes: Processes | None = None) -> list[Any]:
+class BadRows(Rows):
+    """A tracker whose rows of the attempt before are damaged."""
+
+    def cut_back(self, step):
+        raise CheckpointError("no row")
+
+
+def train_case(
+    case: Case, folder: Path, processes: Processes | None = None, tracker: Rows | None = None
+) -> list[Any]:
     """Rows of a run of STEPS steps, from the newest checkpoint in the folder if there is one."""
     processes = processes or Processes()
+    tracker = Rows() if tracker is None else tracker
     cpu = torch.device("cpu")
     config = TrainConfig(
         **{"steps": STEPS, "log_every": 1, "checkpoint_every": 2, "max_norm": 0.5} | case.train
@@ -142,7 +155,6 @@ def train_case(case: Case, folder: Path, processes: Processes | None = None) -> 
             rows = removal_losses(routed, token_losses, windows)
         return {f"eval/{index}": row.loss_nats for index, row in enumerate(rows)}
 
-    tracker = Rows()
     train(
         routed,
         token_losses,
@@ -200,13 +212,38 @@ def raises(error: Exception) -> None:
     raise error
 
 
+def raises_beside(processes: Processes, error: Exception) -> None:
+    """Raises on every process but the main one."""
+    if not processes.is_main:
+        raise error
+
+
+def graphs_and_breaks() -> list[int]:
+    """What Dynamo has compiled, and where it had to leave off, since the last call."""
+    counters = torch._dynamo.utils.counters
+    found = [counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())]
+    counters.clear()
+    return found
+
+
+def resumed(whole: Path, folder: Path, processes: Processes) -> list[Any]:
+    """Rows of a run that goes on from the middle of another one."""
+    name = f"step_{STEPS // 2:08d}"
+    processes.from_main(lambda: (shutil.copytree(whole / name, folder / name), None)[1])
+    return train_case(CASES[whole.name], folder, processes)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    # What the compiler makes of a graph is not the question here.
+    torch.compile = functools.partial(torch.compile, backend="eager")
     processes = connect()
     with processes.joined(Device.cpu):
         results: dict[str, Any] = {
             name: train_case(case, folder / name, processes) for name, case in CASES.items()
         }
+        results["graphs and breaks"] = graphs_and_breaks()
+        results["resumed"] = resumed(folder / "both-0.5", folder / "resumed", processes)
         results["ddp"] = gradients_of_ddp(processes)
         diverges = Case("both", 0.5, train={"lr": 1e30, "max_norm": None})
         for name, work in {
@@ -215,6 +252,14 @@ def main(folder: Path) -> None:
             "first": lambda: processes.main_first(lambda: raises(DataError("bad text"))),
             "bug": lambda: processes.from_main(lambda: raises(ZeroDivisionError("a bug"))),
             "answer": lambda: raises(ValueError(processes.from_main(lambda: processes.rank))),
+            "one": lambda: processes.together(lambda: raises_beside(processes, DataError("mine"))),
+            "all": lambda: raises(ValueError(processes.together(lambda: processes.rank))),
+            "row": lambda: train_case(
+                CASES["both-0.5"],
+                folder / "row",
+                processes,
+                BadRows() if processes.is_main else Rows(),
+            ),
             "divides": lambda: processes.rows(7),
         }.items():
             results[name] = raised_by(processes, work)

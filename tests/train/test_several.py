@@ -52,7 +52,7 @@ def assert_same_rows(found: list, expected: list, rtol: float = 1e-5) -> None:
                 assert value == pytest.approx(other[key], rel=rtol), (step, key)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("edges", EDGES)
 def test_losses_norms_and_evaluations_are_those_of_one_process(two, tmp_path, edges, dropout):
     """Losses by label, norms by owner set, held-out losses of the model and of its parts."""
@@ -65,6 +65,14 @@ def test_losses_norms_and_evaluations_are_those_of_one_process(two, tmp_path, ed
 @pytest.mark.parametrize("case", ["forget", "tied", "last layers", "recomputed"])
 def test_so_are_those_of_other_plans_models_and_ways_to_compute(two, tmp_path, case):
     assert_same_rows(rows_of_two(two, case), train_case(CASES[case], tmp_path))
+
+
+def test_layers_compiled_one_by_one_are_graphs_without_a_break(two, tmp_path):
+    """A graph for the layer that the plan leaves whole, and one for those that it splits."""
+    assert rows_of_two(two, "graphs and breaks") == [2, 0]
+    assert_same_rows(
+        rows_of_two(two, "compiled"), train_case(CASES["last layers"], tmp_path), rtol=1e-5
+    )
 
 
 def test_bfloat16_products_have_float32_weights_and_about_the_same_losses(two, tmp_path):
@@ -90,6 +98,17 @@ def test_a_checkpoint_of_one_process_goes_on_with_two(two, tmp_path):
     assert found[0][0] == 3, "goes on after step 2"
     whole = train_case(CASES["both-0.5"], tmp_path)
     assert_same_rows(found, [row for row in whole if row[0] > 2])
+
+
+def test_two_processes_that_go_on_end_with_the_weights_of_two_that_were_never_stopped(two):
+    found, whole = rows_of_two(two, "resumed"), rows_of_two(two, "both-0.5")
+    losses = [(step, row["train/loss"]) for step, row in whole if "train/loss" in row]
+    assert [(step, row["train/loss"]) for step, row in found if "train/loss" in row] == losses[2:]
+    expected = saved_tensors(two / "both-0.5" / "step_00000004")
+    tensors = saved_tensors(two / "resumed" / "step_00000004")
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
 
 
 @pytest.mark.parametrize("case", ["both-0.5", "tied"])
@@ -124,6 +143,15 @@ def test_what_the_main_process_finds_or_raises_all_find_or_raise(two):
     ]
 
 
+def test_what_one_process_finds_wrong_in_what_all_do_all_raise(two):
+    assert rows_of_two(two, "one") == ["DataError: mine"] * 2
+    assert rows_of_two(two, "all") == ["ValueError: 0", "ValueError: 1"]
+
+
+def test_a_damaged_row_of_the_main_process_is_an_error_of_all(two):
+    assert rows_of_two(two, "row") == ["CheckpointError: no row"] * 2
+
+
 def test_rows_that_do_not_divide_are_refused(two):
     first, second = rows_of_two(two, "divides")
     assert first.startswith("ConfigError: a micro-batch has 7 sequences") and first == second
@@ -135,12 +163,19 @@ import torch
 import gr_sweep.train.distributed as distributed
 from datetime import timedelta
 from gr_sweep.config import Device
-from gr_sweep.errors import GrSweepError
+from gr_sweep.errors import DataError, GrSweepError, JobError
 
 who, how = int(sys.argv[1]), sys.argv[2]
 distributed.TIMEOUT = timedelta(seconds=4)
 processes = distributed.connect()
 
+def no_device(*_):
+    raise JobError("no GPU for it")
+
+if how == "no device":
+    distributed.TIMEOUT = timedelta(minutes=10)
+    if processes.rank == who:
+        distributed._device = no_device
 try:
     with processes.joined(Device.cpu):
         if processes.rank == who:
@@ -148,8 +183,11 @@ try:
                 os.kill(os.getpid(), 9)
             if how == "hangs":
                 time.sleep(60)
+            if how.startswith("refuses"):
+                raise DataError("bad text")
             raise ZeroDivisionError("a bug")
-        processes.sum_(torch.ones(1))
+        if how != "refuses at the end":
+            processes.sum_(torch.ones(1))
 except GrSweepError as error:
     open(f"{sys.argv[3]}/{processes.rank}", "w").write(f"{type(error).__name__}: {error}")
     sys.exit(2)
@@ -162,6 +200,12 @@ except GrSweepError as error:
         (0, "fails", "JobError: process 0 of 2 failed (ZeroDivisionError: a bug)"),
         (1, "killed", "JobError: process 0 of 2 lost another one"),
         (1, "hangs", "JobError: process 0 of 2 lost another one"),
+        (0, "refuses", "JobError: process 0 of 2 failed (DataError: bad text)"),
+        (1, "refuses", "JobError: process 1 of 2 failed (DataError: bad text)"),
+        # The other one has done its part, and waits for the main process.
+        (0, "refuses at the end", "JobError: process 0 of 2 failed (DataError: bad text)"),
+        (0, "no device", "JobError: no GPU for it"),
+        (1, "no device", "JobError: no GPU for it"),
     ],
 )
 def test_an_error_of_one_process_ends_the_other_which_says_why(tmp_path, who, how, said):
@@ -182,6 +226,10 @@ def test_an_error_of_one_process_ends_the_other_which_says_why(tmp_path, who, ho
         if how == "fails":
             assert "ZeroDivisionError: a bug" in tasks[who].communicate(timeout=30)[1]
             assert tasks[who].returncode == 1
+        if how.startswith(("refuses", "no device")):
+            assert tasks[who].wait(30) == 2
+            own = {"n": "JobError: no GPU for it", "r": "DataError: bad text"}[how[0]]
+            assert (tmp_path / str(who)).read_text() == own
     finally:
         for task in tasks:
             if task.poll() is None:
