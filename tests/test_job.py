@@ -101,7 +101,8 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
         metrics["cost/eval_seconds"] + metrics["cost/train_seconds"]
     )
     assert metrics["cost/eval_share"] == pytest.approx(share) and 0 < share < 1
-    assert [row["step"] for row in rows if "train/loss/code" in row] == [2, 4]
+    # Every 2 steps, and with each of the four evaluations.
+    assert [row["step"] for row in rows if "train/loss/code" in row] == [1, 2, 3, 4]
 
 
 def test_a_job_that_was_stopped_before_its_matrices_ends_with_the_same_numbers(
@@ -202,7 +203,7 @@ def test_unlabelled_rows_train_and_are_logged_under_their_own_name(make_config, 
     partition = PartitionConfig(domains=domains, unlabelled=0.5, mislabelled=0.1)
     run(make_config(partition=partition), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
-    assert [row["step"] for row in rows if "train/loss/unlabelled" in row] == [2, 4]
+    assert [row["step"] for row in rows if "train/loss/unlabelled" in row] == [1, 2, 3, 4]
 
 
 def test_nested_domains_become_dots_in_keys(make_config, tmp_path):

@@ -274,9 +274,11 @@ def train(
 
             is_last = state.step == total
             saves = is_last or _is_due(config.checkpoint_every, state.step)
+            evaluates = is_last or _is_due(eval_every, state.step)
             # A row with every checkpoint: a resumed run logs the same rows, and what is saved is
-            # finite.
-            if state.step % config.log_every == 0 or saves:
+            # finite. One with every evaluation: the host waits for the device there, and training
+            # that is still to be computed would count as evaluation.
+            if _is_due(config.log_every, state.step) or saves or evaluates:
                 row = _row(_of_all(since_row, batches.counts, processes), state.step)
                 speed = clock.tokens_per_second(state)
                 progress.show(state.step, row[keys.TRAIN_LOSS], _by_label(row), speed)
@@ -289,7 +291,7 @@ def train(
                 tracker.log(state.step, row)
                 since_row = StepResult()
             with clock.paused(state):
-                if state.step % eval_every == 0 or is_last:
+                if evaluates:
                     log_evaluation(is_last=is_last)
                     routed.model.train()
                 if saves:

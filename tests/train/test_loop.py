@@ -16,6 +16,7 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.train import loop
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.loop import precision_context, train, train_step
 from gr_sweep.train.optim import make_optimizer
@@ -104,7 +105,7 @@ def weights(routed: RoutedModel) -> dict[str, torch.Tensor]:
 
 def test_rows_tell_loss_by_domain_norm_by_owner_set_rate_tokens_and_time(tmp_path):
     _, state, rows = run(tmp_path)
-    assert [step for step, _ in rows] == [0, 2, 3, 4, 6, 6]
+    assert [step for step, _ in rows] == [0, 2, 3, 3, 4, 6, 6]
     assert set(rows[-1][1]) == {"eval/loss/code"}
     last = rows[-2][1]
     assert set(last) == {
@@ -368,6 +369,24 @@ def test_rows_that_cannot_be_read_stop_the_step_that_needs_them(tmp_path):
         )
     assert [step for step, _ in rows] == [0, 1, 2, 3]
     assert not [thread for thread in threading.enumerate() if "read-ahead" in thread.name]
+
+
+def test_the_host_has_waited_for_training_when_an_evaluation_begins(tmp_path, monkeypatch):
+    """On a GPU what is still to be computed would count as evaluation. No row is due by itself."""
+    last = []
+    plain_row = loop._row
+
+    def row(steps, step):
+        last.append(step)
+        return plain_row(steps, step)
+
+    def evaluate(is_last):
+        last.append("evaluated")
+        return {"eval/loss/code": 1.0}
+
+    monkeypatch.setattr(loop, "_row", row)
+    run(tmp_path, evaluate=evaluate, log_every=100, checkpoint_every=None)
+    assert last == ["evaluated", 3, "evaluated", 6, "evaluated"]
 
 
 def test_evaluation_is_told_the_end_and_its_time_is_not_trainings(tmp_path):
