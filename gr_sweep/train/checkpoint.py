@@ -17,7 +17,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ _ABOUT = "run.json"
 _FORMAT = 2
 
 _DAMAGED = (
-    OSError,
+    FileNotFoundError,
     EOFError,
     RuntimeError,
     LookupError,
@@ -50,6 +50,9 @@ _DAMAGED = (
     pickle.UnpicklingError,
 )
 """What reading a damaged file raises, from JSON to the archive of a tensor."""
+
+_OF_THE_DEVICE = (torch.AcceleratorError, torch.OutOfMemoryError, torch.distributed.DistError)
+"""RuntimeErrors that say nothing of a file."""
 
 _DTYPES = [name for name, value in vars(torch).items() if isinstance(value, torch.dtype)]
 _CLASSES = {
@@ -150,16 +153,17 @@ class Checkpoints:
     def load_newest(self, tensors: Callable[[], dict[str, Tensor]]) -> dict[str, Any] | None:
         """What `save` was told about the newest checkpoint that can be read; None without one.
 
-        One that cannot be read is named in the log and renamed, and the one before it is taken.
-        What a killed process left half written is removed.
+        One that is damaged is named in the log and renamed, and the one before it is taken. What a
+        killed process left half written is removed.
 
         Args:
             tensors: what is there to be filled, of the names and shapes that were saved; called
                 when there is something to fill it with.
 
         Raises:
-            CheckpointError: a checkpoint of another run; no checkpoint that can be read, after one
-                has filled some of the tensors.
+            CheckpointError: a checkpoint of another run or another format; one that the system does
+                not let be read, which stays as it is; no checkpoint that can be read, after one has
+                filled some of the tensors.
         """
         self._processes.from_main(self._clean)
         target: dict[str, Tensor] = {}
@@ -190,8 +194,10 @@ class Checkpoints:
         except CheckpointException as failure:
             # Any other error is one of the exchange itself, and says nothing of the checkpoint.
             error = _first(failure)
-            if isinstance(error, _DAMAGED) and not isinstance(error, torch.OutOfMemoryError):
+            if _is_damage(error):
                 return error
+            if isinstance(error, OSError):
+                raise _not_let(path, error) from failure
             raise error from failure
         return None
 
@@ -200,11 +206,18 @@ class Checkpoints:
         for path in reversed(self._paths()):
             try:
                 about: dict[str, Any] = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
-                fingerprint = about["fingerprint"]
+                written, fingerprint = about["format"], about["fingerprint"]
                 _Reader(path).read_metadata()
-            except _DAMAGED as error:
+            except (*_DAMAGED, OSError) as error:
+                if not _is_damage(error):
+                    raise _not_let(path, error) from error
                 _set_aside(path, error)
                 continue
+            if written != _FORMAT:
+                raise CheckpointError(
+                    f"{path} is in format {written}, which this version does not read (it reads "
+                    f"{_FORMAT}); remove the folder or use another"
+                )
             if fingerprint != self._fingerprint:
                 raise CheckpointError(
                     f"{path} belongs to another run (config or data differ); "
@@ -245,6 +258,21 @@ class _TableUnpickler(pickle.Unpickler):
         if name in _CLASSES.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
+
+
+def _is_damage(error: BaseException) -> TypeGuard[Exception]:
+    """Whether reading fails for what a file holds, not for the system or the device."""
+    if not isinstance(error, _DAMAGED) or isinstance(error, _OF_THE_DEVICE):
+        return False
+    # Some of CUDA's errors are plain RuntimeErrors.
+    return not (isinstance(error, RuntimeError) and "CUDA" in str(error))
+
+
+def _not_let(path: Path, error: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be read now ({error}) and stays as it is; mend that and start the command "
+        "again, or remove the folder"
+    )
 
 
 def _set_aside(path: Path, error: Exception) -> None:

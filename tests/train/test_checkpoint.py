@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import os
 import pickle
@@ -91,6 +93,62 @@ def test_where_tables_are_damaged_training_begins_anew(tmp_path):
     checkpoints.save(1, {}, value(1.0))
     (tmp_path / "step_00000001" / TABLE).write_bytes(b"bad")
     assert load(checkpoints) == (None, -1.0)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("file", [TABLE, DATA, ABOUT])
+def test_what_the_system_does_not_let_be_read_is_no_damage(tmp_path, monkeypatch, file, number):
+    checkpoints = Checkpoints(tmp_path, keep=2, fingerprint="x")
+    checkpoints.save(1, {}, value(1.0))
+    checkpoints.save(2, {}, value(2.0))
+    plain_open = io.open
+
+    def failing_open(path, *args, **kwargs):
+        if str(path) == str(tmp_path / "step_00000002" / file):
+            raise OSError(number, os.strerror(number), str(path))
+        return plain_open(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", failing_open)
+        patch.setattr("builtins.open", failing_open)
+        with pytest.raises(
+            CheckpointError, match=r"step_00000002 cannot be read now .*, or remove"
+        ):
+            load(checkpoints)
+    assert load(checkpoints)[1] == 2.0, "it is there again"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"),
+        torch.distributed.DistBackendError("NCCL error"),
+    ],
+)
+def test_an_error_of_the_device_is_no_damage(tmp_path, monkeypatch, error):
+    checkpoints = Checkpoints(tmp_path, keep=2, fingerprint="x")
+    checkpoints.save(1, {}, value(1.0))
+
+    def fails(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fails)
+        with pytest.raises(type(error), match=str(error)):
+            load(checkpoints)
+    assert load(checkpoints)[1] == 1.0
+
+
+def test_a_checkpoint_in_another_format_is_refused_and_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, fingerprint="x")
+    path = checkpoints.save(1, {}, value(1.0))
+    about = json.loads((path / ABOUT).read_text())
+    (path / ABOUT).write_text(json.dumps(about | {"format": 1}))
+    with pytest.raises(CheckpointError, match="is in format 1, which this version does not read"):
+        load(checkpoints)
+    assert path.exists()
 
 
 def test_tensors_that_are_half_read_are_not_trained_on(tmp_path):
