@@ -184,9 +184,12 @@ class RoutedModel:
         couples domains). None measures and clips nothing. Gradients that are spread over processes
         have one norm over all of them; all must call this.
         """
-        sets = self._owner_views(lambda parameter: parameter.grad)
-        if self.edges not in ("weight", "both"):
-            sets = {"all": [grad for grads in sets.values() for grad in grads]}
+        if self.edges in ("weight", "both"):
+            sets = self._owner_views(lambda parameter: parameter.grad)
+        else:
+            # Whole: norms of views of columns take longer.
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            sets = {"all": [_here(grad)[0] for grad in grads]}
         norms: dict[str, Tensor] = {
             name: torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
             for name, grads in sets.items()

@@ -345,6 +345,20 @@ def test_gradients_are_clipped_per_owner_set_where_weights_are_cut_and_globally_
     assert_same(gradients(model), {path: before[path] * factors[block_of[path]] for path in before})
 
 
+@pytest.mark.parametrize("edges", ["none", "act"])
+def test_one_norm_of_all_is_measured_on_whole_gradients(edges, monkeypatch):
+    model = tiny_model()
+    routed = route_model(model, PLANS["peers"](model.config), edges)
+    ids = tiny_ids(3)
+    with routed.batch({"creative": 3}):
+        loss_sum(model(input_ids=ids).logits, ids).backward()
+    measured = []
+    norm = torch._foreach_norm
+    monkeypatch.setattr(torch, "_foreach_norm", lambda grads: measured.extend(grads) or norm(grads))
+    assert set(routed.clip_grad_norm_(1.0)) == {"all"}
+    assert {id(grad) for grad in measured} == {id(p.grad) for p in model.parameters()}
+
+
 def test_norms_are_measured_without_clipping_where_there_is_no_limit():
     model, routed = routed_model()
     ids = tiny_ids(3)
