@@ -36,6 +36,7 @@ from gr_sweep.routing.linears import (
     RoutingState,
     RowRouting,
     TokenRouting,
+    check_linear,
     swap_class,
     unswap_class,
 )
@@ -260,6 +261,8 @@ def route_model(
             "foreign_core_rest": foreign_core_rest,
         },
     )
+    for linear in routed.unit_linears:
+        check_linear(linear.module)
     for linear in routed.unit_linears:
         _reorder(linear)
     for mlp, split in gated_mlps(model, plan):

@@ -152,18 +152,23 @@ class RowRouting:
 
     def head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
         self._check_rows(like)
+        if torch.compiler.is_compiling():  # as in _covers_of
+            return self._make_head_factor(like, heads)
         key = ("heads", like.device, like.dtype, *((part.start, part.stop) for part in heads))
         if key not in self._factors:
-            lines = _spread(self._through_heads, heads)
-            self._factors[key] = None
-            if any(factor != 1.0 for line in lines for factor in line):
-                self._factors[key] = self._per_row(lines, like)[:, None, :, None]
+            self._factors[key] = self._make_head_factor(like, heads)
         return self._factors[key]
 
-    def _per_row(self, lines: Sequence[Sequence[float]], like: Tensor) -> Tensor:
-        counts = [len(range(*part.indices(like.shape[0]))) for part in self._rows]
-        table = torch.tensor(lines, dtype=like.dtype, device=like.device)
-        return table.repeat_interleave(torch.tensor(counts, device=like.device), dim=0)
+    def _make_head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
+        lines = _spread(self._through_heads, heads)
+        if all(factor == 1.0 for line in lines for factor in line):
+            return None
+        rows = [
+            line
+            for line, part in zip(lines, self._rows, strict=True)
+            for _ in range(*part.indices(like.shape[0]))
+        ]
+        return torch.tensor(rows, dtype=like.dtype, device=like.device)[:, None, :, None]
 
     def _check_rows(self, x: Tensor) -> None:
         if self._num_rows is not None and x.shape[0] != self._num_rows:
@@ -465,24 +470,26 @@ class RoutedHeadNorm(RoutedRest):
         return self._plain(input) if factor is None else self._mixed(input, factor)
 
 
-def swap_class(
-    module: nn.Module, routed: type[RoutedModule], state: RoutingState, units: Units = ()
-) -> None:
-    """Makes `module` a routed one, in place.
-
+def check_linear(module: nn.Module) -> None:
+    """
     Raises:
         PlanError: a linear map of a kind of its own (quantised, adapted), whose products are
             unknown here.
     """
     plain = type(module)
+    if plain is not nn.Linear:
+        raise PlanError(f"routing knows torch.nn.Linear, not {plain.__module__}.{plain.__name__}")
+
+
+def swap_class(
+    module: nn.Module, routed: type[RoutedModule], state: RoutingState, units: Units = ()
+) -> None:
+    """Makes `module` a routed one, in place. Raises as `check_linear`, of a linear."""
     if issubclass(routed, nn.Linear):
-        if plain is not nn.Linear:
-            raise PlanError(
-                f"routing knows torch.nn.Linear, not {plain.__module__}.{plain.__name__}"
-            )
+        check_linear(module)
         module.__class__ = routed
     else:
-        module.__class__ = _routed_class(routed, plain)
+        module.__class__ = _routed_class(routed, type(module))
     module._state, module._units = state, units  # type: ignore[assignment]
     if routed._role is not None:
         state.register(routed._role, units)

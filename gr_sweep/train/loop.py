@@ -71,7 +71,11 @@ def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
     torch.compiler.reset()
     if isinstance(token_losses, FSDPModule):
         # Weights are gathered between the layers, which no graph can hold: a graph a layer.
-        for layer in decoder_layers(token_losses.model, family_of(token_losses.model.config)):
+        layers = decoder_layers(token_losses.model, family_of(token_losses.model.config))
+        # Layers that a plan splits alike share a graph; others are compiled each.
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * len(layers))
+        for layer in layers:
             layer.compile(dynamic=False)
         return token_losses
     compiled: Forward = torch.compile(token_losses, dynamic=False)

@@ -37,7 +37,7 @@ EDGES = ["none", "weight", "act", "both"]
 def compiled_anew(monkeypatch):
     torch._dynamo.reset()
     counters.clear()
-    # Sliced products, which are what a graph can stumble over; dense ones are a part of them.
+    # Sliced products, which at this size would not pay.
     monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", 0.0)
     yield
     torch._dynamo.reset()
@@ -67,15 +67,28 @@ ROUTINGS = [("none", "none", 0.0)] + [
 ]
 
 
-@pytest.mark.parametrize(("plan", "edges", "foreign_dropout"), ROUTINGS)
-def test_a_step_is_one_graph_that_is_compiled_once(plan, edges, foreign_dropout):
-    routed = routed_model(plan, edges, foreign_dropout)
+def assert_compiled_once(routed):
     forward = torch.compile(TokenLosses(routed), backend="eager", fullgraph=True, dynamic=False)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):
             step(routed, forward, tiny_ids(8, 6, seed=seed))
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize(("plan", "edges", "foreign_dropout"), ROUTINGS)
+def test_a_step_is_one_graph_that_is_compiled_once(plan, edges, foreign_dropout):
+    # Half of the cases split attention too.
+    split = {"attn_shared": 0.125} if edges in ("weight", "both") else {}
+    assert_compiled_once(routed_model(plan, edges, foreign_dropout, **split))
+
+
+@pytest.mark.parametrize("edges", ["weight", "both"])
+def test_norms_of_heads_and_dense_products_are_compiled_once_too(edges, monkeypatch):
+    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", float("inf"))
+    model = tiny_model("qwen3", num_hidden_layers=1)
+    plan = PLANS["forget"](model.config, attn_shared=0.25)
+    assert_compiled_once(route_model(model, plan, edges, foreign_dropout=0.5))
 
 
 def test_layers_that_are_compiled_one_by_one_share_a_graph():
@@ -133,6 +146,11 @@ def assert_compiled_is_eager(backend, plan, edges, foreign_dropout, tolerance, *
 def test_the_traced_graph_has_the_gradients_of_the_eager_step(plan, edges, foreign_dropout):
     units = {"mlp_shared": 0.3, "attn_shared": 0.25 if plan != "lattice" else 0.125}
     assert_compiled_is_eager("aot_eager", plan, edges, foreign_dropout, 1e-10, **units)
+
+
+def test_traced_dense_products_have_the_gradients_of_the_eager_step(monkeypatch):
+    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", float("inf"))
+    assert_compiled_is_eager("aot_eager", "peers", "weight", 0.5, 1e-10)
 
 
 @pytest.mark.slow

@@ -178,6 +178,19 @@ def test_a_plan_made_for_another_model_is_refused():
         route_model(tiny_model(), deep)
 
 
+def test_a_model_with_linears_of_another_kind_is_left_as_it_was():
+    class OtherLinear(torch.nn.Linear):
+        pass
+
+    model = tiny_model()
+    model.model.layers[1].mlp.up_proj.__class__ = OtherLinear
+    types = [type(module) for module in model.modules()]
+    for _ in range(2):
+        with pytest.raises(PlanError, match="OtherLinear"):
+            route_model(model, PLANS["peers"](model.config))
+    assert [type(module) for module in model.modules()] == types
+
+
 def test_a_refused_model_is_left_as_it_was():
     model = tiny_model("gpt_neox")
     types = [type(module) for module in model.modules()]
