@@ -175,8 +175,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if hidden_wanted:
                     dhidden.append((dlogits_CV @ cast_VD).to(hidden_PD.dtype) * kept_C1)
                 if weight_wanted and (isinstance(chunk_factor, Tensor) or chunk_factor != 0.0):
-                    learned_CD = hidden_CD * (kept_C1 * chunk_factor).to(dtype)
-                    dweight_VD = _add_product(dweight_VD, dlogits_CV.t(), learned_CD)
+                    learned_CD, alpha = hidden_CD * kept_C1, 1.0
+                    if isinstance(chunk_factor, Tensor):
+                        learned_CD = learned_CD * chunk_factor.to(dtype)
+                    else:
+                        alpha = chunk_factor
+                    dweight_VD = _add_product(dweight_VD, dlogits_CV.t(), learned_CD, alpha)
                 del dlogits_CV
             del log_probs_CV  # before the next chunk's logits are made
         losses_P = _joined(losses)
@@ -216,11 +220,14 @@ def _chunks(
         first += count
 
 
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """`total + left @ right`, in place and in float32 or wider."""
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor, alpha: float) -> Tensor:
+    """`total + alpha * left @ right`, in place and in float32 or wider."""
     if total is None:
-        return (left @ right).to(torch.promote_types(left.dtype, torch.float32))
-    return total.addmm_(left, right) if total.dtype == left.dtype else total.add_(left @ right)
+        product = (left @ right).to(torch.promote_types(left.dtype, torch.float32))
+        return product if alpha == 1.0 else product.mul_(alpha)
+    if total.dtype == left.dtype:
+        return total.addmm_(left, right, alpha=alpha)
+    return total.add_(left @ right, alpha=alpha)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
