@@ -47,15 +47,15 @@ def main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--gpu", choices=GPUS, help="the GPU (default: h100)")
-    parser.add_argument(
-        "--mfu", type=float, default=0.4, help="share of the GPU's bfloat16 peak (default: 0.4)"
-    )
+    parser.add_argument("--mfu", type=float, help="share of the GPU's bfloat16 peak (default: 0.4)")
     parser.add_argument(
         "--gflops", type=float, help="instead of a GPU: measured rate of a CPU, 10^9 a second"
     )
     parser.add_argument("--gpus", type=int, default=1, help="devices a job (default: 1)")
     parser.add_argument(
-        "--vocab-size", type=int, help="tokens of a tokenizer that is not on this machine"
+        "--vocab-size",
+        type=int,
+        help="tokens of a tokenizer that is not on this machine; a checkpoint has its own",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options, rest = parser.parse_known_args(list(argv))
@@ -96,6 +96,12 @@ def _target(options: argparse.Namespace) -> "Target":
     """
     if options.gpus < 1:
         raise ConfigError(f"--gpus {options.gpus} is too few; give 1 or more")
+    if options.gflops is not None and options.mfu is not None:
+        raise ConfigError(
+            f"--mfu {options.mfu} and --gflops exclude each other; a measured rate needs no share"
+        )
+    if options.mfu is None:
+        options.mfu = 0.4
     if not 0 < options.mfu <= 1:
         raise ConfigError(f"--mfu {options.mfu} is no share; give a number above 0, at most 1")
     if options.vocab_size is not None and options.vocab_size < 1:

@@ -88,19 +88,19 @@ class HeldoutBatches:
         self,
         token_losses: TokenLosses,
         views: Sequence[Callable[[], contextlib.AbstractContextManager[None]]],
-        shared: Sequence[nn.Module] = (),
+        shared: Sequence[Sequence[nn.Module]] = (),
     ) -> list[list[DocumentLoss]]:
         """`losses` inside each of the contexts.
 
         Args:
             views: each makes the context that routes its view.
-            shared: modules that see and do the same in all views: computed once a batch.
+            shared: as `computed_once` takes it: computed once a batch.
         """
         of_views: list[list[torch.Tensor]] = [[] for _ in views]
         # Layers that are compiled for training would be compiled anew for every view and width.
         with torch.compiler.set_stance("force_eager"):
             for ids_MT, targets_MT in self._batches:
-                with _computed_once(shared):
+                with computed_once(shared):
                     for of_batches, view in zip(of_views, views, strict=True):
                         with view():
                             _, losses_MT = token_losses(ids_MT, targets_MT)
@@ -124,26 +124,34 @@ class HeldoutBatches:
 
 
 @contextlib.contextmanager
-def _computed_once(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, each module is computed when it is first called, and gives the same again after."""
-    for module in modules:
-        module.forward = _remembering(module.forward)
+def computed_once(chains: Sequence[Sequence[nn.Module]]) -> Iterator[None]:
+    """Inside, chains of modules that see the same each time are computed the first time alone.
+
+    Args:
+        chains: modules of which each is fed by the one before it, and by nothing that changes. Of a
+            chain only the last result is kept: the others are computed for its sake.
+    """
+    for chain in chains:
+        found: list[Any] = []
+        for module in chain:
+            module.forward = _once(module.forward, found, keeps=module is chain[-1])
     try:
         yield
     finally:
-        for module in modules:
+        for module in (module for chain in chains for module in chain):
             del module.forward  # and the class's stands again
 
 
-def _remembering(compute: Callable[..., Any]) -> Callable[..., Any]:
-    found: list[Any] = []
+def _once(compute: Callable[..., Any], found: list[Any], *, keeps: bool) -> Callable[..., Any]:
+    def result(*args: Any, **kwargs: Any) -> Any:
+        if found:
+            return found[0]
+        computed = compute(*args, **kwargs)
+        if keeps:
+            found.append(computed)
+        return computed
 
-    def first_result(*args: Any, **kwargs: Any) -> Any:
-        if not found:
-            found.append(compute(*args, **kwargs))
-        return found[0]
-
-    return first_result
+    return result
 
 
 def _padded(

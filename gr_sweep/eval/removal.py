@@ -43,7 +43,7 @@ def removal_losses(
             contexts.setdefault(off, functools.partial(routing, [domain]))
     routed.model.eval()
     found = held_out.losses_of_views(
-        token_losses, list(contexts.values()), _before_first_units(routed)
+        token_losses, list(contexts.values()), before_first_units(routed)
     )
     rows_of = dict(zip(contexts, found, strict=True))
     if full is not None:
@@ -54,14 +54,17 @@ def removal_losses(
     return rows
 
 
-def _before_first_units(routed: RoutedModel) -> list[nn.Module]:
-    """Layers, and the attention of the next one, that no view changes nor reaches with a change."""
+def before_first_units(routed: RoutedModel) -> list[list[nn.Module]]:
+    """Layers, and the attention of the next one, that no view changes nor reaches with a change.
+
+    Two chains for `computed_once`.
+    """
     if not routed.plan.splits:
         return []
     family = family_of(routed.model.config)
     layers = decoder_layers(routed.model, family)
     first = min(layer for layer, _ in routed.plan.splits)
-    modules = list(layers[:first])
+    chains = [list(layers[:first])]
     if (first, ATTN) not in routed.plan.splits and family.heads_out is not None:
-        modules.append(layers[first].get_submodule(family.heads_out.rpartition(".")[0]))
-    return modules
+        chains.append([layers[first].get_submodule(family.heads_out.rpartition(".")[0])])
+    return [chain for chain in chains if chain]

@@ -169,7 +169,8 @@ def estimate_job(config: RunConfig, target: Target, *, vocab_size: int | None = 
     Args:
         config: validated and effective, as for a run.
         target: what it is to run on.
-        vocab_size: instead of what config and checkpoint say.
+        vocab_size: of a model with random weights, instead of what the config says; a checkpoint
+            has its own.
 
     Raises:
         GrSweepError: what would keep the job from running there, or a tokenizer or checkpoint that
@@ -352,20 +353,18 @@ def _memory(
 
 
 def _evaluate(step: JobStep, config: RunConfig, precision: Precision) -> None:
-    """A batch of an evaluation, of windows as long as they can be: full model, and a part of it."""
+    """A batch of an evaluation while training, of windows as long as they can be.
+
+    The views at the end keep what they share, two matrices [M, T, D] at most, but come when the
+    optimizer is gone.
+    """
     length = min(config.eval.document_tokens, config.train.sequence_length)
     num_windows = len(config.partition.domains) * math.ceil(config.eval.tokens / length)
     num_rows = min(config.eval.batch_sequences, num_windows)
     tokens_MT = torch.zeros(num_rows, length, dtype=torch.long)
-    plan = step.routed.plan
-    views: list[contextlib.AbstractContextManager[None]] = [contextlib.nullcontext()]
-    if len(plan.blocks) > 1:
-        views.append(step.routed.keep(plan.domains[:1]))
     step.routed.model.eval()
     with torch.no_grad(), precision_context(tokens_MT.device, precision):
-        for view in views:
-            with view:
-                step.token_losses(tokens_MT, tokens_MT)
+        step.token_losses(tokens_MT, tokens_MT)
 
 
 def _make_optimizer_state(step: JobStep) -> None:
@@ -417,6 +416,9 @@ def what_would_help(estimate: Estimate, config: RunConfig, target: Target) -> st
             f"spread them over more than {devices - 1} devices (--gpus)"
         )
     options = []
+    if estimate.evaluation_bytes > estimate.step_bytes:
+        windows = config.eval.batch_sequences
+        return f"{says}, because of evaluation; try eval.batch_sequences below {windows}"
     if not train.activation_checkpointing:
         options.append("train.activation_checkpointing=true")
     rows = [count for count in micro_batch_rows(config).values() if count]

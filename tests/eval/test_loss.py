@@ -10,6 +10,7 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.train.memory import AllocatedBytes
 
 CPU = torch.device("cpu")
 DOMAINS = ("code", "biology", "creative")
@@ -223,6 +224,22 @@ def test_what_comes_before_the_first_units_is_computed_once_for_all_views(option
         of_view = [row.loss_nats for row in rows if (row.view.value, row.part) == (view, part)]
         assert of_view == [row.loss_nats for row in alone]
     assert [layer.forward.__func__ for layer in layers] == forwards, "as they were"
+
+
+def test_sharing_layers_between_views_holds_the_last_of_their_results_alone():
+    """Not one for each layer: the peak does not grow with how deep the plan begins."""
+    peaks = []
+    for num_layers in (2, 8):
+        size = Size(16, 24, num_layers, 8, 8)
+        config = llama_config(size, vocab_size=11, eot_id=0, sequence_length=8)
+        plan = RoutePlan.make("peers", config, domains=DOMAINS, layers=[num_layers - 1])
+        routed = route_model(random_model(config, seed=0), plan, "both")
+        held_out = batches({"code": texts()})
+        memory = AllocatedBytes()
+        with memory:
+            removal_losses(routed, TokenLosses(routed), held_out)
+        peaks.append(memory.peak)
+    assert peaks[0] == peaks[1]
 
 
 def test_evaluation_leaves_no_gradient_and_no_graph():

@@ -28,9 +28,15 @@ TRAIN = TrainConfig(steps=5, batch_sequences=6, sequence_length=64)
 
 def make_config(size: str = "tiny", **parts: object) -> RunConfig:
     config = RunConfig(
-        model=ModelConfig(size=size),
         partition=PartitionConfig(domains={domain: DomainConfig() for domain in DOMAINS}),
-        **({"train": TRAIN, "data": DataConfig(vocab_size=400)} | parts),
+        **(
+            {
+                "model": ModelConfig(size=size),
+                "train": TRAIN,
+                "data": DataConfig(vocab_size=400),
+            }
+            | parts
+        ),
     )
     validate(config)
     return effective(config)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from gr_sweep.config import (
     DataConfig,
@@ -266,6 +267,35 @@ def test_a_job_that_does_not_fit_is_told_what_would_help() -> None:
     assert str(what_would_help(estimate, recomputing, small)).endswith("try more devices (--gpus)")
     smaller = replace(H100, memory_bytes=lasting / 3 + 1)
     assert "over more than 2 devices" in str(what_would_help(estimate, config, smaller))
+
+
+def test_where_evaluation_holds_most_it_is_what_must_shrink() -> None:
+    config = make_config()
+    estimate = replace(estimate_job(config, H100), evaluation_bytes=70 * GIB)
+    small = replace(H100, memory_bytes=60 * GIB)
+    windows = config.eval.batch_sequences
+    assert str(what_would_help(estimate, config, small)).endswith(
+        f"because of evaluation; try eval.batch_sequences below {windows}"
+    )
+
+
+@pytest.mark.parametrize("kind", [PlanKind.peers, PlanKind.forget])
+def test_a_family_with_norms_of_heads_is_estimated(kind: PlanKind, tmp_path: Path) -> None:
+    qwen = transformers.Qwen3Config(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        head_dim=8,
+    )
+    qwen.save_pretrained(tmp_path)
+    config = make_config(
+        model=ModelConfig(size=None, path=str(tmp_path)),
+        plan=PlanConfig(kind=kind, attn_shared=0.25, forget=["biology"]),
+    )
+    assert estimate_job(config, CPU).step_bytes > 0
 
 
 def test_jobs_that_cost_the_same_share_a_key() -> None:
