@@ -8,6 +8,7 @@ from torch import nn
 
 from gr_sweep.metrics.cost import attention_flops_per_token, flops_per_token
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.routing.plan import ATTN
 
 
 def num_parameters(routed: RoutedModel) -> int:
@@ -63,8 +64,20 @@ def kept_flops_per_token(routed: RoutedModel, length: int) -> dict[str, int]:
 
     Head groups that are off leave attention narrower; biases, a ten-thousandth, count as matrices.
     """
+    plan = routed.plan
     full, whole = forward_flops_per_token(routed, length), num_parameters(routed)
-    return {domain: full - 2 * (whole - kept) for domain, kept in kept_parameters(routed).items()}
+    width, _ = _attention(routed)
+    found = {}
+    for domain, kept in kept_parameters(routed).items():
+        off = plan.kept_off([domain])
+        narrower = sum(
+            width * sum(split.sizes[block] for block in off) // split.num_units
+            for (_, kind), split in plan.splits.items()
+            if kind == ATTN
+        )
+        scores = attention_flops_per_token(narrower, 1, length)
+        found[domain] = full - 2 * (whole - kept) - scores
+    return found
 
 
 def train_flops_per_token(routed: RoutedModel, counts: Mapping[str, int], length: int) -> float:
