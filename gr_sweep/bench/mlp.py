@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gr_sweep.bench.output import device_name, record
-from gr_sweep.bench.step import DOMAINS
+from gr_sweep.bench.step import DOMAINS, synchronize
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.edges import EDGE_CHOICES
@@ -81,12 +82,14 @@ def bench_mlp(
         forward: Callable[[Tensor], Tensor], context: contextlib.AbstractContextManager
     ) -> float:
         x = x_NTD.requires_grad_()
-        _synchronize(device)
-        start = time.perf_counter()
         with context, torch.autocast(device.type, dtype, enabled=device.type == "cuda"):
+            with torch.no_grad():
+                forward(x)  # a routing is worked out when it is first used
+            synchronize(device)
+            start = time.perf_counter()
             y = forward(x)
         y.backward(dy_NTD.to(y.dtype))
-        _synchronize(device)
+        synchronize(device)
         seconds = time.perf_counter() - start
         x.grad = None
         model.zero_grad(set_to_none=True)
@@ -147,13 +150,9 @@ def _flop_limit(routed: RoutedModel, counts: dict[str, int]) -> float:
     return (uses - 3 * others) / (3 * own)
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table, or JSON."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="gr-sweep bench mlp", description=__doc__)
     parser.add_argument("--width", type=int, default=1024, help="d_model (default: 1024)")
     parser.add_argument("--hidden", type=int, default=4096, help="d_ff (default: 4096)")
@@ -165,6 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.rows < len(DOMAINS):
         parser.error(f"--rows {options.rows} is fewer than the {len(DOMAINS)} domains")
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds} is too few; give 1 or more")
+    if not all(0 <= share < 1 for share in options.shared):
+        parser.error("--shared takes shares from 0 to below 1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = {
         "width": options.width,
@@ -176,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = bench_mlp(**shape, shares=options.shared, device=device)
     if options.json:
         rows = [asdict(result) for result in results]
-        print(json.dumps(record("mlp", argv or (), device, shape, rows), indent=1))
+        print(json.dumps(record("mlp", argv, device, shape, rows), indent=1))
         return 0
     print(
         f"gated MLP {options.width} x {options.hidden}, {options.rows * options.sequence_length} "

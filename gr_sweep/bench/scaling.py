@@ -10,7 +10,7 @@ import gc
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -192,7 +192,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for model in chosen:
         configs = make_configs(model, options.edges, options)
         target = target_of(device)
-        estimates = {name: estimate_job(config, target) for name, config in configs.items()}
+        # Nothing is evaluated here.
+        estimates = {
+            name: replace(estimate_job(config, target), evaluation_bytes=0)
+            for name, config in configs.items()
+        }
         warnings = (
             what_would_help(estimates[name], config, target) for name, config in configs.items()
         )

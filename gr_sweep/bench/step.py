@@ -1,7 +1,8 @@
 """A whole training step, routed over dense: `python -m gr_sweep.bench.step --model mini`.
 
 All settings of a size take turns in one process, so that a machine that slows down slows all of
-them; medians are compared. Beside each ratio of times stands its limit, the operations that the
+them (compiled ones one after the other: each would be compiled anew in every turn); medians are
+compared. Beside each ratio of times stands its limit, the operations that the
 step must do over those of the dense step, and the peak memory over the dense step's.
 """
 
@@ -32,7 +33,7 @@ from gr_sweep.config import (
 )
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.job import lay_plan, named_config
-from gr_sweep.launch.estimate import JobStep, make_step
+from gr_sweep.launch.estimate import GIB, JobStep, make_step
 from gr_sweep.model.sizes import SIZES, random_model
 from gr_sweep.train.cost import train_flops_per_token
 from gr_sweep.train.memory import AllocatedBytes
@@ -41,8 +42,6 @@ DOMAINS = ("code", "biology", "creative")
 PLANS = ("peers", "forget", "lattice")
 DROPOUTS = (0.0, 0.5, 1.0)
 DENSE = "dense"
-
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -155,10 +154,10 @@ def measure_steps(
 
 
 def _seconds(step: JobStep, device: torch.device) -> float:
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     step.run()
-    _synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
@@ -176,7 +175,8 @@ def _peak_bytes(step: JobStep, device: torch.device) -> int:
     return memory.peak
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits for what a GPU has still to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -197,7 +197,7 @@ def bench_step(
             seconds=found[name].seconds,
             ratio=found[name].seconds / dense.seconds,
             flop_limit=found[name].flops_per_token / dense.flops_per_token,
-            peak_gib=found[name].peak_bytes / _GIB,
+            peak_gib=found[name].peak_bytes / GIB,
             memory_ratio=found[name].peak_bytes / dense.peak_bytes,
         )
         for name, config in configs.items()

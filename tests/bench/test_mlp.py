@@ -32,7 +32,8 @@ def test_the_command_prints_json(capsys):
     assert [row["kind"] for row in content["rows"]][:2] == ["dense", "masked"]
 
 
-def test_fewer_rows_than_domains_are_refused(capsys):
+@pytest.mark.parametrize("words", ["--rows 2", "--rounds 0", "--shared 1.0"])
+def test_what_cannot_be_timed_is_refused(words, capsys):
     with pytest.raises(SystemExit) as refusal:
-        main(["--rows", "2"])
-    assert refusal.value.code == 2 and "--rows 2" in capsys.readouterr().err
+        main(words.split())
+    assert refusal.value.code == 2 and words.split()[0] in capsys.readouterr().err
