@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gr_sweep.routing.rows import Cover, Tile
+from gr_sweep.routing.rows import Cover, Output, Tile
 
 
 @dataclass(frozen=True)
@@ -129,22 +129,14 @@ def _multiply(out: Tensor, a: Tensor, b: Tensor) -> None:
         torch.mul(a, b, out=out)
 
 
-def _sum_rows(out_PO: Tensor, cover: Cover, factors: Factors) -> Tensor:
-    """A line for each row, summed over the units of the tiles."""
+def _sum(out: Tensor, cover: Cover, factors: Factors) -> Tensor:
+    """A line of `out` for each row, or unit, of the cover's output, summed over the tiles."""
     for gap in cover.gaps:
-        out_PO[gap].zero_()
+        out[gap].zero_()
     for tile in cover.tiles:
-        _write(out_PO[tile.rows], *factors(tile), tile)
-    return out_PO
-
-
-def _sum_units(out_OI: Tensor, cover: Cover, factors: Factors) -> Tensor:
-    """A row of a weight for each unit, summed over the rows of the tiles."""
-    for gap in cover.gaps:
-        out_OI[gap].zero_()
-    for tile in cover.tiles:
-        _write(out_OI[tile.units], *factors(tile), tile)
-    return out_OI
+        lines = tile.rows if cover.output is Output.rows else tile.units
+        _write(out[lines], *factors(tile), tile)
+    return out
 
 
 def _sum_unit_columns(out_OI: Tensor, cover: Cover, factors: Factors) -> Tensor:
@@ -202,13 +194,13 @@ class ColumnLinear(torch.autograd.Function):
         covers: LinearCovers = ctx.covers
         dx_PI = dweight_OI = dbias_O = None
         if ctx.needs_input_grad[0]:
-            dx_PI = _sum_rows(
+            dx_PI = _sum(
                 torch.empty_like(x_PI),
                 covers.input,
                 lambda tile: (dy_PO[tile.rows, tile.units], weight_OI[tile.units]),
             )
         if ctx.needs_input_grad[1]:
-            dweight_OI = _sum_units(
+            dweight_OI = _sum(
                 torch.empty_like(weight_OI),
                 covers.weight,
                 functools.partial(_weight_factors, dy_PO, x_PI),
@@ -228,7 +220,7 @@ class RowLinear(torch.autograd.Function):
         ctx.save_for_backward(x_PI, weight_OI)
         ctx.covers = covers
         ctx.has_bias = bias_O is not None
-        y_PO = _sum_rows(
+        y_PO = _sum(
             x_PI.new_empty(x_PI.shape[0], weight_OI.shape[0]),
             covers.forward,
             lambda tile: (x_PI[tile.rows, tile.units], weight_OI[:, tile.units].t()),
@@ -300,7 +292,7 @@ class GatedMlp(torch.autograd.Function):
             _silu(silu_PF[cells], gate_PF[cells])
             _multiply(hidden_PF[cells], silu_PF[cells], up_PF[cells])
         _clear(hidden_PF, covers.out)
-        y_PD = _sum_rows(
+        y_PD = _sum(
             torch.empty_like(x_PD),
             covers.out,
             lambda tile: (hidden_PF[tile.rows, tile.units], down_DF[:, tile.units].t()),
@@ -346,7 +338,7 @@ class GatedMlp(torch.autograd.Function):
             for weight, bias, weight_FD, d_PF in ((1, 4, gate_FD, dgate_PF), (2, 5, up_FD, dup_PF)):
                 _clear(d_PF, covers.weight)
                 if needs[weight]:
-                    found[weight] = _sum_units(
+                    found[weight] = _sum(
                         torch.empty_like(weight_FD),
                         covers.weight,
                         functools.partial(_weight_factors, d_PF, x_PD),
@@ -357,7 +349,7 @@ class GatedMlp(torch.autograd.Function):
         def to_input() -> None:
             _clear(dgate_PF, covers.input)
             _clear(dup_PF, covers.input)
-            dx_PD = _sum_rows(
+            dx_PD = _sum(
                 torch.empty_like(x_PD),
                 covers.input,
                 lambda tile: (dgate_PF[tile.rows, tile.units], gate_FD[tile.units]),

@@ -64,7 +64,7 @@ CALL_MULTIPLY_ADDS = {"cpu": 3e6, "cuda": 1e9}
 """Multiply-adds that could be done in the time that one more call of an operation takes.
 
 The rule by which slicing gives way to one dense product and zeros (`Cover.in_positions`). On a CPU:
-measured with two cores, float32, eager, a call costs 30 to 40 microseconds of Python and dispatch.
+set by what slices of `nano` cost beyond their work, eager and float32, some 40 microseconds a call.
 On CUDA: reckoned, not measured, from 5 microseconds a launch at 400 TFLOP/s, two a multiply-add.
 """
 
