@@ -11,6 +11,8 @@ import json
 import math
 import os
 import re
+import types
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -45,8 +47,26 @@ class Method(enum.Enum):
     """What the jobs of a sweep are compared by."""
 
     routed = "routed"
+    random = "random"
+    sgtm = "sgtm"
+    era = "era"
+    demix = "demix"
     dense = "dense"
     filtered = "filtered"
+    filtered_observed = "filtered_observed"
+
+
+UNROUTED = (Method.dense, Method.filtered, Method.filtered_observed)
+"""Methods without a plan."""
+
+
+class Baseline(enum.Enum):
+    """A run that metrics of others need, and that a sweep can add by itself."""
+
+    dense = "dense"
+    compute = "compute"
+    filtered = "filtered"
+    filtered_observed = "filtered_observed"
 
 
 class DataKind(enum.Enum):
@@ -147,7 +167,12 @@ class PlanConfig:
     attn_shared: float = 1.0
     """The core's share of the attention head groups, 0..1; 1 leaves attention whole."""
     layers: list[int] | None = None
-    """Layers that are split; null: all of them."""
+    """Layers that are split; null: as `layer_share` says."""
+    layer_share: float = 1.0
+    """Share of the layers that are split, counted from the first; at least one is."""
+    full_width: bool = False
+    """Widen the MLPs so that the smallest network that one domain kept alone leaves has as many
+    hidden units as the model's size says (named sizes)."""
     forget: list[str] = field(default_factory=list)
     """Domains that the core does not belong to (plan=forget)."""
 
@@ -165,6 +190,9 @@ class RouteConfig:
     """Route weight of the core's units, where the core is foreign."""
     foreign_core_rest: float = 0.0
     """Route weight of everything that is no unit, where the core is foreign."""
+    foreign_outputs: float | None = None
+    """Route weight of the output columns (down, o) of a foreign block; null: that of its other
+    parameters."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -208,8 +236,8 @@ class DataConfig:
     overlap: float = 0.5
     """How much the domains share, 0..1 (synthetic)."""
     spurious: float = 0.0
-    """Share in 0..1 of training documents with a token that goes with the domain; evaluation has it
-    against (synthetic)."""
+    """Share in 0..1 of training documents that carry a marker of their domain; evaluation reads
+    text without one, with the right one and with another domain's."""
     documents: int = 2000
     """Documents a domain (synthetic)."""
     seed: int = 0
@@ -228,11 +256,22 @@ class MethodConfig:
     """What the run is compared as."""
 
     name: Method = Method.routed
-    """routed: as plan and edges say; dense: no plan; filtered: dense, never trained on
-    `without`."""
+    """routed: as plan and edges say; random: the same with labels permuted over the documents, the
+    control; sgtm, era, demix: published methods, as their files in conf/method/ say; dense: no
+    plan; filtered: dense, never trained on `without`; filtered_observed: dense, never trained on
+    what carries a label of `without`."""
     without: list[str] = field(default_factory=list)
     """Domains that a filtered run never sees; the others see exactly the tokens they see in a dense
     run."""
+    fixes: dict[str, Any] = field(default_factory=dict)
+    """Settings that make the method what it is, nested as in the config; they outrank all others,
+    so that one sweep can compare methods: {edges: weight, route: {foreign_dropout: 1.0}}."""
+    unlabelled_retained: float | None = None
+    """Share in 0..1 of the documents of domains outside `plan.forget` whose label is hidden;
+    instead of partition.unlabelled (plan=forget)."""
+    recovery: float = 0.0
+    """Share of the training steps, 0..1, that follow the removal of a domain, on the others'
+    text."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -305,6 +344,22 @@ class EvalConfig:
     """Sequences a forward pass."""
     bootstrap: int = 1000
     """Resamples of the documents for the 95 % intervals."""
+    calibrate: bool = False
+    """Also losses with a bias on the logits that is fitted on the removed domain's training
+    text."""
+    relearn_steps: int | None = None
+    """Steps of the attack that teaches a removed domain again; null: no attack."""
+    relearn_documents: int = 32
+    """Training documents of the domain that the attack has."""
+    relearn_lrs: list[float] = field(default_factory=lambda: [3e-4, 1e-3, 3e-3])
+    """Learning rates that are tried; the strongest attack counts."""
+    relearn_batch_sequences: int = 8
+    """Sequences a step of the attack."""
+    relearn_every: int = 10
+    """Steps between its evaluations."""
+    unlearn_steps: int | None = None
+    """Steps of RMU, which makes a dense model forget each domain in turn (arXiv 2403.03218): the
+    weak reference of the attack; null: none."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -349,10 +404,14 @@ class RunConfig:
     """Weights & Biases."""
     seed: int = 0
     """Everything random comes from it: weights, data order, label noise, bootstrap."""
+    baselines: list[Baseline] = field(default_factory=list)
+    """Runs that a sweep adds for its metrics, each once: dense; compute (dense with 1/8, 1/4 and
+    1/2 of the tokens); filtered (without each domain that can be removed); filtered_observed."""
 
 
 NO_EFFECT_ON_RESULT = (
     "tracking",
+    "baselines",
     "data.cache",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -364,6 +423,9 @@ _SHARES = (
     "partition.mislabelled",
     "plan.mlp_shared",
     "plan.attn_shared",
+    "plan.layer_share",
+    "method.recovery",
+    "method.unlabelled_retained",
     "route.foreign_dropout",
     "data.overlap",
     "data.spurious",
@@ -394,6 +456,11 @@ _LEAST = {
     "eval.curve_tokens": 2,
     "eval.batch_sequences": 1,
     "eval.bootstrap": 1,
+    "eval.relearn_steps": 1,
+    "eval.relearn_documents": 1,
+    "eval.relearn_batch_sequences": 1,
+    "eval.relearn_every": 1,
+    "eval.unlearn_steps": 1,
     "seed": 0,
 }
 
@@ -425,31 +492,98 @@ def fingerprint(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
+def fixed(config: RunConfig) -> RunConfig:
+    """The config with what its method fixes written into it.
+
+    Raises:
+        ConfigError: method.fixes names a setting that does not exist, or gives it a wrong type.
+    """
+    method = config.method
+    if not method.fixes or method.name in UNROUTED:
+        return config
+    fixes = {key: value for key, value in method.fixes.items() if key != "method"}
+    if len(fixes) < len(method.fixes):
+        raise ConfigError("method.fixes.method: a method cannot fix itself")
+    config = _with(config, fixes, "method.fixes")
+    return dataclasses.replace(config, method=dataclasses.replace(method, fixes={}))
+
+
+def _with(node: Any, changes: dict[str, Any], where: str) -> Any:
+    """The dataclass with nested changes in it; numbers and choices as YAML gives them."""
+    hints = typing.get_type_hints(type(node))
+    values = {}
+    for name, value in changes.items():
+        path = f"{where}.{name}"
+        if name not in hints:
+            raise ConfigError(f"{path}: no such setting; allowed: {', '.join(hints)}")
+        old, kind = getattr(node, name), hints[name]
+        options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        if dataclasses.is_dataclass(old) and isinstance(value, dict):
+            values[name] = _with(old, value, path)
+        elif isinstance(kind, type) and issubclass(kind, enum.Enum):
+            try:
+                values[name] = kind(getattr(value, "value", value))
+            except ValueError:
+                allowed = ", ".join(str(member.value) for member in kind)
+                raise ConfigError(f"{path}={value} is not right; one of {allowed}") from None
+        elif float in options and type(value) is int:
+            values[name] = float(value)
+        elif any(
+            option is Any or type(value) is (typing.get_origin(option) or option)
+            for option in options
+        ):
+            values[name] = value
+        else:
+            words = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+            raise ConfigError(f"{path}={value} is not right; give {words}")
+    return dataclasses.replace(node, **values)
+
+
 def effective(config: RunConfig) -> RunConfig:
-    """The config with settings that its choices make meaningless put back to their defaults.
+    """The config with what the method fixes, and settings that its choices make meaningless put
+    back to their defaults.
 
     A sweep gives one `plan` or `method.without` to jobs of every method: a dense or filtered run
     has no plan whatever `plan` says, without a plan nothing is cut, `plan.forget` is for the plan
-    of that name and `method.without` for filtered runs. Label noise concerns routing alone, and the
-    knobs of the generated text that text alone. Here is the one place that says so.
+    of that name and `method.without` for filtered runs. Label noise concerns routing, and filtering
+    by the label that routing sees; the knobs of the generated text that text alone. Here is the one
+    place that says so.
     """
+    config = fixed(config)
     plan, edges, route, method = config.plan, config.edges, config.route, config.method
-    if method.name is not Method.filtered:
+    partition, data, evaluation = config.partition, config.data, config.eval
+    is_routed = method.name not in UNROUTED and plan.kind is not PlanKind.none
+    if method.name in (Method.filtered, Method.filtered_observed):
+        method = MethodConfig(name=method.name, without=method.without)
+    elif not is_routed:
         method = MethodConfig(name=method.name)
-    partition, data = config.partition, config.data
-    if method.name is not Method.routed or plan.kind is PlanKind.none:
+    else:
+        method = dataclasses.replace(method, without=[])
+    if not is_routed:
         plan, edges, route = PlanConfig(kind=PlanKind.none), Edges.none, RouteConfig()
-        partition = dataclasses.replace(partition, unlabelled=0.0, mislabelled=0.0)
+        if method.name is not Method.filtered_observed:
+            partition = dataclasses.replace(partition, unlabelled=0.0, mislabelled=0.0)
     elif plan.kind is not PlanKind.forget:
         plan = dataclasses.replace(plan, forget=[])
+        method = dataclasses.replace(method, unlabelled_retained=None)
+    elif method.unlabelled_retained is not None:
+        hidden = {PER_DOMAIN_ANY: method.unlabelled_retained} | dict.fromkeys(plan.forget, 0.0)
+        partition = dataclasses.replace(partition, unlabelled=hidden)
+        method = dataclasses.replace(method, unlabelled_retained=None)
     if data.kind is not DataKind.synthetic:
         plain = DataConfig()
         data = dataclasses.replace(
-            data,
-            overlap=plain.overlap,
-            spurious=plain.spurious,
-            documents=plain.documents,
-            seed=plain.seed,
+            data, overlap=plain.overlap, documents=plain.documents, seed=plain.seed
+        )
+    if is_routed or method.without:
+        evaluation = dataclasses.replace(evaluation, unlearn_steps=None)
+    elif evaluation.unlearn_steps is None:
+        # A dense run has nothing removed that could be calibrated or taught again.
+        evaluation = dataclasses.replace(evaluation, calibrate=False, relearn_steps=None)
+    if evaluation.relearn_steps is None:
+        untouched = {item.name for item in fields(EvalConfig) if item.name.startswith("relearn_")}
+        evaluation = dataclasses.replace(
+            evaluation, **{name: getattr(EvalConfig(), name) for name in untouched}
         )
     return dataclasses.replace(
         config,
@@ -459,6 +593,7 @@ def effective(config: RunConfig) -> RunConfig:
         method=method,
         partition=partition,
         data=data,
+        eval=evaluation,
     )
 
 
@@ -473,6 +608,7 @@ def validate(config: RunConfig) -> None:
     Raises:
         ConfigError: the first problem, with the setting, what was given and what would be right.
     """
+    config = fixed(config)
     _check_numbers(config)
     domains = check_domains(list(config.partition.domains))
     _check_model(config.model)
@@ -481,6 +617,7 @@ def validate(config: RunConfig) -> None:
     _check_plan(config, domains)
     _check_method(config.method, domains)
     _check_train(config.train)
+    _check_eval(config.eval)
 
 
 def _values(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -501,7 +638,7 @@ def _check_numbers(config: RunConfig) -> None:
     for name, value in _values(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name}={value} is not a finite number")
-        if name in _SHARES and not 0 <= value <= 1:
+        if name in _SHARES and value is not None and not 0 <= value <= 1:
             raise ConfigError(f"{name}={value} is no share; give a number from 0 to 1")
         least = _LEAST.get(name)
         if least is not None and value is not None and value < least:
@@ -621,7 +758,14 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
     for node in config.plan.forget:
         if not any(is_under(domain, node) for domain in domains):
             _check_known("plan.forget", node, domains)
+    if config.plan.layer_share == 0:
+        raise ConfigError("plan.layer_share=0 splits no layer; use plan=none, or a share above 0")
     layers = config.plan.layers
+    if layers is not None and config.plan.layer_share != 1:
+        raise ConfigError(
+            f"plan.layers={layers} and plan.layer_share={config.plan.layer_share} both say which "
+            "layers are split; give one of them"
+        )
     if layers is not None:
         if not layers:
             raise ConfigError(
@@ -634,6 +778,11 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
                 raise ConfigError(f"plan.layers: layer {layer} is given twice")
 
     plan = effective(config).plan
+    if plan.full_width and config.model.size is None:
+        raise ConfigError(
+            f"plan.full_width=true cannot widen the checkpoint {config.model.path}; "
+            "leave it out, or train a size from random weights (model=nano)"
+        )
     if plan.kind is PlanKind.none:
         return
     if len(domains) == 1:
@@ -657,10 +806,10 @@ def _check_method(method: MethodConfig, domains: tuple[str, ...]) -> None:
     for node in method.without:
         if not any(is_under(domain, node) for domain in domains):
             _check_known("method.without", node, domains)
-    if method.name is Method.filtered:
+    if method.name in (Method.filtered, Method.filtered_observed):
         if not method.without:
             raise ConfigError(
-                "method=filtered does not say what is left out; "
+                f"method={method.name.value} does not say what is left out; "
                 f"add method.without=[{domains[0]}] (domains: {', '.join(domains)})"
             )
         if len(expand(method.without, domains)) == len(domains):
@@ -697,6 +846,14 @@ def _check_train(train: TrainConfig) -> None:
         raise ConfigError(
             f"train.warmup={train.warmup} and train.decay={train.decay} are more than the whole run"
         )
+
+
+def _check_eval(evaluation: EvalConfig) -> None:
+    if not evaluation.relearn_lrs:
+        raise ConfigError("eval.relearn_lrs=[] tries no learning rate; give one or more: [0.001]")
+    for lr in evaluation.relearn_lrs:
+        if lr <= 0:
+            raise ConfigError(f"eval.relearn_lrs: {lr} is not above 0")
 
 
 def _check_known(name: str, given: str, known: Sequence[str], noun: str = "domain") -> None:
