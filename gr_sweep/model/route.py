@@ -135,14 +135,19 @@ class RoutedModel:
     @contextlib.contextmanager
     def keep(self, domains: Iterable[str]) -> Iterator[None]:
         """Switches off every block that none of `domains` owns; the core stays. Nothing is cut."""
-        off = self.plan.kept_off(domains)
-        with self._state.routing(RowRouting.of_blocks_off(self.plan, self.route_weights, off)):
+        with self.blocks_off(self.plan.kept_off(domains)):
             yield
 
     @contextlib.contextmanager
     def remove(self, domains: Iterable[str]) -> Iterator[None]:
         """Switches off every block that nobody outside `domains` owns. Nothing is cut."""
-        off = self.plan.removed_by(domains)
+        with self.blocks_off(self.plan.removed_by(domains)):
+            yield
+
+    @contextlib.contextmanager
+    def blocks_off(self, blocks: Iterable[int]) -> Iterator[None]:
+        """Switches off exactly the blocks with these indices in the plan. Nothing is cut."""
+        off = tuple(blocks)
         with self._state.routing(RowRouting.of_blocks_off(self.plan, self.route_weights, off)):
             yield
 
