@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gr_sweep.data.batches import HeldoutChunks
-from gr_sweep.metrics.losses import DocumentLoss, View
+from gr_sweep.metrics.losses import DocumentLoss, Text, View
 from gr_sweep.model.loss import IGNORED, TokenLosses
 
 
@@ -47,6 +47,7 @@ class HeldoutBatches:
                         View.full,
                         "",
                         domain,
+                        Text.plain,
                         document,
                         0.0,
                         int(num_tokens),

@@ -10,9 +10,9 @@ import enum
 import io
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,37 @@ from gr_sweep.files import write_whole
 from gr_sweep.metrics import bootstrap, keys, separability, utility
 
 FloatArray = npt.NDArray[np.float64]
+Row = TypeVar("Row")
 
 
 class View(enum.StrEnum):
-    """Which blocks were on."""
+    """Which blocks were on, or what was done to the model before the text was read."""
 
     full = "full"
     removed = "removed"
     kept = "kept"
+    off = "off"
+    """One block alone was off; the part is its name."""
+    mixed = "mixed"
+    """The experts, mixed by the posterior over domains."""
+    calibrated_full = "calibrated_full"
+    """Full model with a bias on the logits that is fitted on held-in text of the part."""
+    calibrated_removed = "calibrated_removed"
+    """The same after the part was removed."""
+    unlearned = "unlearned"
+    """Dense model after the part was unlearned."""
+    calibrated_unlearned = "calibrated_unlearned"
+    """The same with a fitted bias."""
+
+
+class Text(enum.StrEnum):
+    """Which version of a document was read (DESIGN: spurious)."""
+
+    plain = "plain"
+    marked = "marked"
+    """With the marker of its own domain."""
+    swapped = "swapped"
+    """With the marker of another domain."""
 
 
 class DocumentLoss(NamedTuple):
@@ -37,7 +60,32 @@ class DocumentLoss(NamedTuple):
 
     view: View
     part: str
-    """The domain that was removed or kept; empty for the full model."""
+    """The domain that was removed or kept, or the block that was off; empty for the full model."""
+    domain: str
+    """The document's own domain."""
+    text: Text
+    """Which version of the document was read."""
+    document: str
+    """Hash of the text, 16 hexadecimal digits."""
+    loss_nats: float
+    """Sum over the document's tokens."""
+    tokens: int
+    """Tokens that have a loss."""
+    bytes: int
+    """Length in UTF-8 of what was read."""
+
+
+class RelearnLoss(NamedTuple):
+    """One held-out document in one evaluation of a relearning attack."""
+
+    view: View
+    """What was attacked: removed, full (of a job that never saw the part) or unlearned."""
+    part: str
+    """The domain that is taught again."""
+    lr: float
+    """Learning rate of the attack."""
+    step: int
+    """Steps of the attack so far; 0: before it."""
     domain: str
     """The document's own domain."""
     document: str
@@ -52,12 +100,12 @@ class DocumentLoss(NamedTuple):
 
 def write_losses(path: Path, rows: Iterable[DocumentLoss]) -> None:
     """Write document_losses.csv whole: losses as text that reads back to the same float."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(DocumentLoss._fields)
-    # csv writes a float as repr does, which is what makes it read back.
-    writer.writerows(row._replace(loss_nats=float(row.loss_nats)) for row in rows)
-    write_whole(path, text.getvalue())
+    _write(path, DocumentLoss._fields, rows)
+
+
+def write_relearn(path: Path, rows: Iterable[RelearnLoss]) -> None:
+    """Write relearn.csv whole, numbers as in `write_losses`."""
+    _write(path, RelearnLoss._fields, rows)
 
 
 def read_losses(path: Path) -> list[DocumentLoss]:
@@ -66,25 +114,62 @@ def read_losses(path: Path) -> list[DocumentLoss]:
     Raises:
         DataError: a missing file, another header, or a line that does not fit, with its number.
     """
+
+    def row(line: Sequence[str]) -> DocumentLoss:
+        view, part, domain, text, document, loss_nats, tokens, num_bytes = line
+        return DocumentLoss(
+            _VIEWS[view], part, domain, _TEXTS[text], document,
+            float(loss_nats), int(tokens), int(num_bytes),
+        )  # fmt: skip
+
+    return _read(path, DocumentLoss._fields, row)
+
+
+def read_relearn(path: Path) -> list[RelearnLoss]:
+    """The table of a relearn.csv.
+
+    Raises:
+        DataError: as `read_losses`.
+    """
+
+    def row(line: Sequence[str]) -> RelearnLoss:
+        view, part, lr, step, domain, document, loss_nats, tokens, num_bytes = line
+        return RelearnLoss(
+            _VIEWS[view], part, float(lr), int(step), domain, document,
+            float(loss_nats), int(tokens), int(num_bytes),
+        )  # fmt: skip
+
+    return _read(path, RelearnLoss._fields, row)
+
+
+# A look-up is ten times as fast as the enum's own call, and there are many lines.
+_VIEWS: dict[str, View] = {view.value: view for view in View}
+_TEXTS: dict[str, Text] = {text.value: text for text in Text}
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[DocumentLoss | RelearnLoss]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    # csv writes a float as repr does, which is what makes it read back.
+    writer.writerows(row._replace(loss_nats=float(row.loss_nats)) for row in rows)
+    write_whole(path, text.getvalue())
+
+
+def _read(path: Path, header: Sequence[str], row: Callable[[Sequence[str]], Row]) -> list[Row]:
     try:
         file = path.open(newline="", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    rows = []
     with file:
         lines = csv.reader(file)
-        if tuple(next(lines, ())) != DocumentLoss._fields:
-            raise DataError(f"{path}:1 is not the header {','.join(DocumentLoss._fields)}")
-        rows = []
+        if tuple(next(lines, ())) != header:
+            raise DataError(f"{path}:1 is not the header {','.join(header)}")
         for line in lines:
             try:
-                view, part, domain, document, loss_nats, tokens, num_bytes = line
-                rows.append(
-                    DocumentLoss(
-                        View(view), part, domain, document,
-                        float(loss_nats), int(tokens), int(num_bytes),
-                    )
-                )  # fmt: skip
-            except ValueError as error:
+                rows.append(row(line))
+            except (ValueError, KeyError) as error:
                 raise DataError(
                     f"{path}:{lines.line_num} is no document's loss: {error}"
                 ) from error
@@ -100,7 +185,7 @@ class _Domain:
     def __init__(
         self, rows: Sequence[DocumentLoss], domain: str, seed: int, resamples: int
     ) -> None:
-        mine = [row for row in rows if row.domain == domain]
+        mine = [row for row in rows if row.domain == domain and row.text is Text.plain]
         self.views = sorted({(row.view, row.part) for row in mine})
         # A text of one token has no loss and says nothing; without it no resample has 0 tokens.
         sizes = {row.document: (row.tokens, row.bytes) for row in mine if row.tokens > 0}
@@ -188,7 +273,7 @@ def summarize_losses(
                 add(keys.bits_per_byte_full(domain), *table.bits_per_byte())
             elif view is View.kept:
                 add(keys.loss_kept(part, domain), value, resampled)
-            else:
+            elif view is View.removed:
                 add(keys.loss_removed(part, domain), value, resampled)
                 if (View.full, "") in table.views:
                     full, full_resampled = table.loss(View.full, "")

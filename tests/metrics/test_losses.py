@@ -10,6 +10,7 @@ import pytest
 from gr_sweep.errors import DataError
 from gr_sweep.metrics.losses import (
     DocumentLoss,
+    Text,
     View,
     read_losses,
     summarize_losses,
@@ -18,7 +19,7 @@ from gr_sweep.metrics.losses import (
 
 
 def row(view: str, part: str, domain: str, document: str, loss: float, tokens: int) -> DocumentLoss:
-    return DocumentLoss(View(view), part, domain, document, loss, tokens, 4 * tokens)
+    return DocumentLoss(View(view), part, domain, Text.plain, document, loss, tokens, 4 * tokens)
 
 
 def two_domains() -> list[DocumentLoss]:
@@ -213,7 +214,7 @@ def test_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
     rows = [*two_domains(), row("full", "", "biology/cells, old", "q", 0.1 + 0.2, 3)]
     path = tmp_path / "document_losses.csv"
     write_losses(path, rows)
-    assert path.read_text().startswith("view,part,domain,document,loss_nats,tokens,bytes\n")
+    assert path.read_text().startswith("view,part,domain,text,document,loss_nats,tokens,bytes\n")
     assert read_losses(path) == rows
     assert [entry.name for entry in tmp_path.iterdir()] == ["document_losses.csv"]
 
@@ -222,9 +223,15 @@ def test_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("view,part\n", ":1 is not the header"),
-        ("view,part,domain,document,loss_nats,tokens,bytes\nfull,,code,c,1.0,x,3\n", ":2 is no"),
-        ("view,part,domain,document,loss_nats,tokens,bytes\nhalf,,code,c,1.0,2,3\n", ":2 is no"),
-        ("view,part,domain,document,loss_nats,tokens,bytes\nfull,,code\n", ":2 is no"),
+        (
+            "view,part,domain,text,document,loss_nats,tokens,bytes\nfull,,code,plain,c,1.0,x,3\n",
+            ":2 is no",
+        ),
+        (
+            "view,part,domain,text,document,loss_nats,tokens,bytes\nhalf,,code,plain,c,1.0,2,3\n",
+            ":2 is no",
+        ),
+        ("view,part,domain,text,document,loss_nats,tokens,bytes\nfull,,code\n", ":2 is no"),
     ],
 )
 def test_broken_table_names_file_and_line(tmp_path: Path, text: str, message: str) -> None:

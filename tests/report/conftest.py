@@ -15,7 +15,7 @@ import pytest
 
 from gr_sweep.config import DomainConfig, Edges, PlanKind, RunConfig
 from gr_sweep.metrics import keys
-from gr_sweep.metrics.losses import DocumentLoss, View, summarize_losses, write_losses
+from gr_sweep.metrics.losses import DocumentLoss, Text, View, summarize_losses, write_losses
 
 DOMAINS = ["code", "biology", "creative"]
 
@@ -66,7 +66,9 @@ def document_losses(
                 view: View, part: str, loss: float, domain: str = domain,
                 document: str = document, tokens: int = tokens,
             ) -> DocumentLoss:  # fmt: skip
-                return DocumentLoss(view, part, domain, document, loss * tokens, tokens, 4 * tokens)
+                return DocumentLoss(
+                    view, part, domain, Text.plain, document, loss * tokens, tokens, 4 * tokens
+                )
 
             rows.append(row(View.full, "", mean))
             if edges == "dense":
