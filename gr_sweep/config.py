@@ -534,7 +534,9 @@ def _with(node: Any, changes: dict[str, Any], where: str) -> Any:
         ):
             values[name] = value
         else:
-            words = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+            names = {types.NoneType: "null", bool: "true or false", int: "a whole number"}
+            names |= {float: "a number", str: "text"}
+            words = " or ".join(names.get(option, "a list or mapping") for option in options)
             raise ConfigError(f"{path}={value} is not right; give {words}")
     return dataclasses.replace(node, **values)
 

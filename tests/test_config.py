@@ -12,6 +12,7 @@ from gr_sweep.config import (
     Edges,
     HubSource,
     Method,
+    MethodConfig,
     PlanConfig,
     PlanKind,
     RouteConfig,
@@ -275,3 +276,98 @@ def test_a_plain_config_is_json_with_enums_as_values():
     assert json.loads(json.dumps(plain)) == plain
     assert plain["edges"] == "both" and plain["plan"]["kind"] == "peers"
     assert plain["partition"]["domains"]["code"] == dataclasses.asdict(DomainConfig())
+
+
+def method_of(name: Method, **settings: Any) -> MethodConfig:
+    return MethodConfig(name=name, **settings)
+
+
+def test_what_a_method_fixes_outranks_what_was_chosen():
+    fixes = {"plan": {"kind": "forget"}, "edges": "weight", "route": {"foreign_dropout": 1}}
+    config = config_of(
+        edges=Edges.act, plan__forget=["biology"], method=method_of(Method.sgtm, fixes=fixes)
+    )
+
+    settled = effective(config)
+
+    assert settled.plan.kind is PlanKind.forget and settled.plan.forget == ["biology"]
+    assert settled.edges is Edges.weight
+    assert settled.route.foreign_dropout == 1.0 and type(settled.route.foreign_dropout) is float
+    assert effective(settled) == settled
+
+
+def test_a_method_compares_by_what_it_fixes_not_by_what_it_overrides():
+    fixes = {"edges": "weight"}
+    one, other = (
+        config_of(edges=edges, method=method_of(Method.demix, fixes=fixes))
+        for edges in (Edges.act, Edges.both)
+    )
+
+    assert fingerprint(one) == fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("fixes", "message"),
+    [
+        ({"edgs": "both"}, "method.fixes.edgs: no such setting; allowed: model, partition"),
+        ({"plan": {"mlp": 0.5}}, "method.fixes.plan.mlp: no such setting; allowed: kind, mlp_"),
+        ({"edges": "all"}, "method.fixes.edges=all is not right; one of none, weight, act, both"),
+        ({"plan": {"layers": 3}}, "method.fixes.plan.layers=3 is not right; give a list or mapp"),
+        ({"plan": {"full_width": 1}}, "method.fixes.plan.full_width=1 is not right; give true or"),
+        ({"plan": {"mlp_shared": 2.0}}, "plan.mlp_shared=2.0 is no share"),
+        ({"method": {"name": "dense"}}, "method.fixes.method: a method cannot fix itself"),
+    ],
+)
+def test_what_a_method_cannot_fix_is_named(fixes, message):
+    with pytest.raises(ConfigError) as caught:
+        validate(config_of(method=method_of(Method.demix, fixes=fixes)))
+    assert message in str(caught.value)
+
+
+def test_labels_of_retained_text_are_hidden_under_forget_alone():
+    hidden = {"unlabelled_retained": 0.75}
+    forget = {"kind": PlanKind.forget, "forget": ["biology"]}
+
+    peers = effective(config_of(method=method_of(Method.routed, **hidden)))
+    forgetting = effective(
+        config_of(plan=PlanConfig(**forget), method=method_of(Method.routed, **hidden))
+    )
+
+    assert peers.partition.unlabelled == 0.0
+    assert forgetting.partition.unlabelled == {"*": 0.75, "biology": 0.0}
+
+
+def test_label_noise_is_for_routing_and_for_filters_that_go_by_label():
+    noisy = {"partition__mislabelled": 0.1, "partition__unlabelled": 0.2}
+
+    def noise(name: Method, **settings: Any) -> tuple[Any, float]:
+        partition = effective(config_of(method=method_of(name, **settings), **noisy)).partition
+        return partition.unlabelled, partition.mislabelled
+
+    assert noise(Method.routed) == noise(Method.random) == (0.2, 0.1)
+    assert noise(Method.filtered_observed, without=["code"]) == (0.2, 0.1)
+    assert noise(Method.filtered, without=["code"]) == noise(Method.dense) == (0.0, 0.0)
+
+
+def test_a_dense_run_is_attacked_only_where_it_unlearns_first():
+    attack = {"eval__relearn_steps": 50, "eval__calibrate": True}
+
+    dense = effective(config_of(method=method_of(Method.dense), **attack)).eval
+    unlearned = effective(
+        config_of(method=method_of(Method.dense), eval__unlearn_steps=10, **attack)
+    ).eval
+    routed = effective(config_of(eval__unlearn_steps=10, **attack)).eval
+
+    assert dense.relearn_steps is None and not dense.calibrate
+    assert unlearned.relearn_steps == 50 and unlearned.calibrate
+    assert routed.relearn_steps == 50 and routed.unlearn_steps is None
+
+
+def test_layers_are_named_or_shared_out_not_both():
+    with pytest.raises(ConfigError, match="both say which layers are split"):
+        validate(config_of(plan__layers=[0], plan__layer_share=0.5))
+
+
+def test_a_checkpoint_cannot_be_widened():
+    with pytest.raises(ConfigError, match="full_width=true cannot widen the checkpoint DIR"):
+        validate(config_of(model__size=None, model__path="DIR", plan__full_width=True))
