@@ -8,7 +8,8 @@ domains and views.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,50 @@ FloatArray = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 _DRAWS_AT_ONCE = 2_000_000
 """Draws in memory at a time: some tens of megabytes for any number of documents."""
+
+
+_NONE = np.empty(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A number, nan where it cannot be computed, and the same number in every resample."""
+
+    value: float
+    resampled: FloatArray = field(default_factory=lambda: _NONE)
+    """Empty where there is no interval."""
+
+
+MISSING = Sample(math.nan)
+"""What cannot be computed."""
+
+
+def combined(formula: Callable[..., float | FloatArray], *samples: Sample) -> Sample:
+    """An elementwise formula of numbers, and of each resample of them.
+
+    Samples of the same documents must come from the same draws: that pairs them.
+    """
+    value = float(formula(*(sample.value for sample in samples)))
+    if any(sample.resampled.size == 0 for sample in samples):
+        return Sample(value)
+    return Sample(value, np.asarray(formula(*(sample.resampled for sample in samples))))
+
+
+class Estimates:
+    """Metrics and their intervals by key; what is not finite stays out."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.intervals: dict[str, tuple[float, float]] = {}
+
+    def add(self, key: str, sample: Sample) -> None:
+        """Takes a number in, and its interval where there is one."""
+        if not math.isfinite(sample.value):
+            return
+        self.metrics[key] = sample.value
+        bounds = interval(sample.resampled)
+        if bounds is not None:
+            self.intervals[key] = bounds
 
 
 def resampled_sums(values: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:

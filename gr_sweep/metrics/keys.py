@@ -220,3 +220,13 @@ def spurious_gap_full(domain: str) -> str:
 def spurious_gap_kept(domain: str) -> str:
     """The same for the expert of the domain alone, nats per token."""
     return f"robustness/spurious_gap/kept/{metric_name(domain)}"
+
+
+def unlearned_removal(part: str) -> str:
+    """Share of the way on `part` from the dense model to one that never saw it, by unlearning."""
+    return f"robustness/unlearned_removal/{metric_name(part)}"
+
+
+def unlearned_tax(part: str, domain: str) -> str:
+    """What unlearning `part` takes from the others, against a model that never saw it."""
+    return f"robustness/unlearned_tax/{metric_name(part)}/{metric_name(domain)}"

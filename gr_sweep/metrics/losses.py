@@ -8,20 +8,17 @@ of models and of how the losses were computed.
 import csv
 import enum
 import io
-import math
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
+from gr_sweep.domains import is_under
 from gr_sweep.errors import DataError
 from gr_sweep.files import write_whole
-from gr_sweep.metrics import bootstrap, keys, separability, utility
+from gr_sweep.metrics import keys, robustness, separability
+from gr_sweep.metrics.bootstrap import MISSING, Estimates, Sample, combined
+from gr_sweep.metrics.table import DocumentTable, Read
 
-FloatArray = npt.NDArray[np.float64]
 Row = TypeVar("Row")
 
 
@@ -176,55 +173,126 @@ def _read(path: Path, header: Sequence[str], row: Callable[[Sequence[str]], Row]
     return rows
 
 
-class _Domain:
-    """Sums over one domain's documents: a column a view, then tokens and bytes; and resampled.
+class LossColumn(NamedTuple):
+    """A model in one state."""
 
-    A text that occurs twice (the same hash) counts once.
+    view: View
+    part: str = ""
+    run: Hashable = ""
+    """Which baseline; empty for the job itself."""
+
+
+class LossTables:
+    """The losses of a job, and of its baselines on the same documents, a domain at a time.
+
+    A mean over several domains weighs each the same; their resamples are independent.
     """
 
     def __init__(
-        self, rows: Sequence[DocumentLoss], domain: str, seed: int, resamples: int
+        self,
+        rows: Iterable[DocumentLoss],
+        domains: Sequence[str],
+        baselines: Mapping[Hashable, Iterable[DocumentLoss]] | None = None,
+        *,
+        seed: int,
+        resamples: int,
     ) -> None:
-        mine = [row for row in rows if row.domain == domain and row.text is Text.plain]
-        self.views = sorted({(row.view, row.part) for row in mine})
-        # A text of one token has no loss and says nothing; without it no resample has 0 tokens.
-        sizes = {row.document: (row.tokens, row.bytes) for row in mine if row.tokens > 0}
-        index = {document: at for at, document in enumerate(sorted(sizes))}
-        column = {view: at for at, view in enumerate(self.views)}
-        table = np.full((len(index), len(self.views) + 2), np.nan)
-        for row in mine:
-            if row.document in index:
-                # 0 x inf would be nan with a warning; nan from the start is the same, quietly.
-                loss_nats = row.loss_nats if math.isfinite(row.loss_nats) else math.nan
-                table[index[row.document], column[row.view, row.part]] = loss_nats
-                if sizes[row.document] != (row.tokens, row.bytes):
-                    raise ValueError(
-                        f"document {row.document} of {domain} differs in size between views"
-                    )
-        for document, at in index.items():
-            table[at, -2:] = sizes[document]
-        # Drawn by the domain's name: the same resamples whichever other domains a job has.
-        rng = np.random.default_rng([seed, zlib.crc32(domain.encode())])
-        self.sums = table.sum(axis=0)
-        self.has_interval = len(index) > 1 and resamples > 0
-        self.resampled = (
-            bootstrap.resampled_sums(table, resamples, rng) if self.has_interval else table[:0]
-        )
+        """
+        Args:
+            rows: of the job; rows of other domains are not read.
+            baselines: rows by run.
 
-    def loss(self, view: View, part: str) -> tuple[float, FloatArray]:
-        """Mean loss in nats per token, and resampled; nan where a document's is not finite."""
-        at = self.views.index((view, part))
-        if self.sums[-2] == 0:
-            return math.nan, self.resampled[:, at]
-        return float(self.sums[at] / self.sums[-2]), self.resampled[:, at] / self.resampled[:, -2]
+        Raises:
+            ValueError: a document of the job whose tokens or bytes differ between views.
+        """
+        self.domains = tuple(domains)
+        own = _columns(rows, "")
+        others: dict[tuple[str, Text], _Columns] = {}
+        for run, of_run in (baselines or {}).items():
+            for place, columns in _columns(of_run, run).items():
+                others.setdefault(place, {}).update(columns)
+        self._tables = {
+            (domain, text): DocumentTable(
+                own[domain, text],
+                others.get((domain, text)),
+                domain=domain,
+                seed=seed,
+                resamples=resamples,
+            )
+            for domain in domains
+            for text in Text
+            if (domain, text) in own
+        }
+        self._parts: dict[View, list[str]] = {}
+        for (domain, _), found in own.items():
+            for column in found if domain in domains else ():
+                parts = self._parts.setdefault(column.view, [])
+                if column.part not in parts:
+                    parts.append(column.part)
 
-    def bits_per_byte(self) -> tuple[float, FloatArray]:
-        """Bits per byte of the full model, and its resamples."""
-        at = self.views.index((View.full, ""))
-        if self.sums[-1] == 0:
-            return math.nan, self.resampled[:, at]
-        resampled = utility.bits_per_byte(self.resampled[:, at], self.resampled[:, -1])
-        return utility.bits_per_byte(float(self.sums[at]), float(self.sums[-1])), resampled
+    def parts(self, view: View) -> list[str]:
+        """The parts that the job's rows of a view have, in order of appearance."""
+        return self._parts.get(view, [])
+
+    def under(self, part: str) -> list[str]:
+        """The domains at or below a node of the tree."""
+        return [domain for domain in self.domains if is_under(domain, part)]
+
+    def beside(self, part: str) -> list[str]:
+        """The other domains."""
+        return [domain for domain in self.domains if not is_under(domain, part)]
+
+    def loss(
+        self,
+        domain: str,
+        view: View,
+        part: str = "",
+        *,
+        run: Hashable = "",
+        text: Text = Text.plain,
+    ) -> Sample:
+        """Mean loss on a domain, nats per token."""
+        table = self._tables.get((domain, text))
+        return MISSING if table is None else table.loss(LossColumn(view, part, run))
+
+    def mean_loss(
+        self, domains: Sequence[str], view: View, part: str = "", *, run: Hashable = ""
+    ) -> Sample:
+        """Mean over domains of `loss`."""
+        return mean_of([self.loss(domain, view, part, run=run) for domain in domains])
+
+    def bits_per_byte(self, domain: str) -> Sample:
+        """Of the full model."""
+        table = self._tables.get((domain, Text.plain))
+        return MISSING if table is None else table.bits_per_byte(LossColumn(View.full))
+
+    def spurious_gap(self, domain: str, view: View, part: str = "") -> Sample:
+        """Loss with a swapped marker less that with the right one, on the same documents."""
+        marked, swapped = (self._tables.get((domain, text)) for text in (Text.marked, Text.swapped))
+        if marked is None or swapped is None or marked.documents != swapped.documents:
+            return MISSING
+        column = LossColumn(view, part)
+        return combined(robustness.spurious_gap, swapped.loss(column), marked.loss(column))
+
+
+def mean_of(samples: Sequence[Sample]) -> Sample:
+    """Mean of samples, each weighing the same; missing where one is or there are none."""
+    if not samples:
+        return MISSING
+    return combined(lambda *values: separability.mean(values), *samples)
+
+
+_Columns = dict[LossColumn, dict[str, Read]]
+
+
+def _columns(rows: Iterable[DocumentLoss], run: Hashable) -> dict[tuple[str, Text], _Columns]:
+    """Rows by domain and text, then by column, then by document."""
+    found: dict[tuple[str, Text], _Columns] = {}
+    for view, part, domain, text, document, loss_nats, tokens, num_bytes in rows:
+        columns = found.setdefault((domain, text), {})
+        column = columns.setdefault(LossColumn(view, part, run), {})
+        column[document] = Read(loss_nats, tokens, num_bytes)
+    return found
 
 
 def summarize_losses(
@@ -233,12 +301,15 @@ def summarize_losses(
     *,
     seed: int,
     resamples: int = 1000,
+    blocks: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """The metrics loss/*, bits_per_byte/full/*, separability/* and their 95 % intervals.
+    """The metrics that a job's own table holds, and their 95 % intervals.
 
-    A metric that cannot be computed is absent, never nan: a domain without tokens, a loss that is
-    not finite, a view that lacks one of the domain's documents, selectivity where there is no other
-    domain. An interval is absent as well where a domain has one document alone.
+    They are loss/*, bits_per_byte/full/*, separability/{matrix,selectivity,entanglement}/* and
+    robustness/spurious_gap/*. A metric that cannot be computed is absent, never nan: a domain
+    without tokens, a loss that is not finite, a view that lacks one of the domain's documents,
+    selectivity where there is no other domain. An interval is absent as well where a domain has one
+    document alone.
 
     Differences between views are taken on the same resample of the documents; the resamples of
     different domains are independent, in selectivity too.
@@ -248,50 +319,68 @@ def summarize_losses(
         domains: labels, in the order of the result; rows of other domains are not read.
         seed: of the resampling, not negative; equal seeds give equal intervals.
         resamples: 0 gives no intervals.
+        blocks: the domains that own each block that was switched off alone, by its name; without
+            it there is no entanglement.
 
     Raises:
         ValueError: a document whose tokens or bytes differ between views.
     """
-    metrics: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
+    tables = LossTables(rows, domains, seed=seed, resamples=resamples)
+    estimates = Estimates()
+    for domain in domains:
+        estimates.add(keys.loss_full(domain), tables.loss(domain, View.full))
+        estimates.add(keys.bits_per_byte_full(domain), tables.bits_per_byte(domain))
+        estimates.add(keys.loss_mixed(domain), tables.loss(domain, View.mixed))
+        gap = tables.spurious_gap(domain, View.full)
+        estimates.add(keys.spurious_gap_full(domain), gap)
+        gap = tables.spurious_gap(domain, View.kept, domain)
+        estimates.add(keys.spurious_gap_kept(domain), gap)
+    for view, key in _KEYS_OF_LOSSES.items():
+        for part in tables.parts(view):
+            for domain in domains:
+                estimates.add(key(part, domain), tables.loss(domain, view, part))
 
-    def add(key: str, value: float, resampled: FloatArray) -> None:
-        if not math.isfinite(value):
-            return
-        metrics[key] = value
-        bounds = bootstrap.interval(resampled)
-        if bounds is not None:
-            intervals[key] = bounds
+    for part in tables.parts(View.removed):
+        costs = _costs(tables, View.removed, part)
+        for domain, cost in costs.items():
+            estimates.add(keys.matrix(part, domain), cost)
+        if tables.under(part) and tables.beside(part):
+            estimates.add(keys.selectivity(part), _selectivity(costs, part))
 
-    tables = {domain: _Domain(rows, domain, seed, resamples) for domain in domains}
-    matrix: dict[str, dict[str, tuple[float, FloatArray]]] = {}
-    for domain, table in tables.items():
-        for view, part in table.views:
-            value, resampled = table.loss(view, part)
-            if view is View.full:
-                add(keys.loss_full(domain), value, resampled)
-                add(keys.bits_per_byte_full(domain), *table.bits_per_byte())
-            elif view is View.kept:
-                add(keys.loss_kept(part, domain), value, resampled)
-            elif view is View.removed:
-                add(keys.loss_removed(part, domain), value, resampled)
-                if (View.full, "") in table.views:
-                    full, full_resampled = table.loss(View.full, "")
-                    cost = separability.matrix(value, full)
-                    cost_resampled = separability.matrix(resampled, full_resampled)
-                    add(keys.matrix(part, domain), cost, cost_resampled)
-                    matrix.setdefault(part, {})[domain] = cost, cost_resampled
+    for block in tables.parts(View.off):
+        owners = (blocks or {}).get(block, ())
+        costs = _costs(tables, View.off, block)
+        inside = [cost for domain, cost in costs.items() if domain in owners]
+        outside = [cost for domain, cost in costs.items() if domain not in owners]
+        if inside and outside:
+            estimates.add(keys.entanglement_inside(block), mean_of(inside))
+            estimates.add(keys.entanglement_outside(block), mean_of(outside))
+    return estimates.metrics, estimates.intervals
 
-    for part, row in matrix.items():
-        if row.keys() != tables.keys():
-            continue
-        costs = {domain: cost for domain, (cost, _) in row.items()}
-        selectivity = separability.selectivity(costs, part)
-        if selectivity is None:
-            continue
-        resampled = np.asarray([])
-        if all(tables[domain].has_interval for domain in row):
-            resampled_costs = {domain: cost for domain, (_, cost) in row.items()}
-            resampled = np.asarray(separability.selectivity(resampled_costs, part))
-        add(keys.selectivity(part), selectivity, resampled)
-    return metrics, intervals
+
+_KEYS_OF_LOSSES: dict[View, Callable[[str, str], str]] = {
+    View.removed: keys.loss_removed,
+    View.kept: keys.loss_kept,
+    View.off: keys.loss_off,
+    View.calibrated_full: keys.loss_calibrated_full,
+    View.calibrated_removed: keys.loss_calibrated_removed,
+    View.unlearned: keys.loss_unlearned,
+    View.calibrated_unlearned: keys.loss_calibrated_unlearned,
+}
+
+
+def _costs(tables: LossTables, view: View, part: str) -> dict[str, Sample]:
+    """What the view costs every domain against the full model."""
+    return {
+        domain: combined(
+            separability.matrix, tables.loss(domain, view, part), tables.loss(domain, View.full)
+        )
+        for domain in tables.domains
+    }
+
+
+def _selectivity(costs: Mapping[str, Sample], part: str) -> Sample:
+    def formula(*row: Any) -> Any:
+        return separability.selectivity(dict(zip(costs, row, strict=True)), part)
+
+    return combined(formula, *costs.values())

@@ -1,6 +1,8 @@
 """Separability: what removing a part takes from its own domain and from the others.
 
-Functions of numbers or of arrays of resamples, elementwise. Knows nothing of documents.
+Losses are held-out means in nats per token. Functions of numbers or of arrays of resamples,
+elementwise; nan where there is no answer. Knows nothing of documents. Definitions: DESIGN.md
+section 6.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,8 @@ import numpy.typing as npt
 
 from gr_sweep.domains import is_under
 
-Numbers = TypeVar("Numbers", float, npt.NDArray[np.float64])
+FloatArray = npt.NDArray[np.float64]
+Numbers = TypeVar("Numbers", float, FloatArray)
 
 
 def matrix(removed: Numbers, full: Numbers) -> Numbers:
@@ -36,8 +39,35 @@ def selectivity(row: Mapping[str, Numbers], part: str) -> Numbers | None:
     others = [cost for domain, cost in row.items() if not is_under(domain, part)]
     if not own or not others:
         return None
-    return _mean(own) - _mean(others)
+    return mean(own) - mean(others)
 
 
-def _mean(values: Sequence[Numbers]) -> Numbers:
+def removal(loss_without_e: Numbers, loss_full: Numbers, filtered: Numbers) -> FloatArray:
+    """Share of the way on e from the full model to one never trained on it; 1 = as never trained.
+
+    Not clipped: above 1 means worse than never trained. nan where filtered <= loss_full: there is
+    no way to go. With losses of models whose logits have a bias fitted to e, this is the calibrated
+    removal (the calibration of SGTM, arXiv 2512.05648).
+    """
+    return share(loss_without_e - loss_full, filtered - loss_full)
+
+
+def leakage(loss_without_e: Numbers, filtered: Numbers, filtered_observed: Numbers) -> FloatArray:
+    """How much of e's text that carries no or another label is left after e was removed.
+
+    0: as a model never trained on any text of e; 1: as a dense model trained on all of e's text
+    whose label is hidden or wrong. nan where that text teaches nothing about e.
+    """
+    return share(filtered - loss_without_e, filtered - filtered_observed)
+
+
+def share(part: Numbers, whole: Numbers) -> FloatArray:
+    """part / whole, and nan where the whole is not above 0."""
+    part_, whole_ = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
+    positive = whole_ > 0
+    return np.where(positive, part_ / np.where(positive, whole_, 1.0), np.nan)
+
+
+def mean(values: Sequence[Numbers]) -> Numbers:
+    """Mean over domains, each weighing the same."""
     return sum(values[1:], start=values[0]) / len(values)

@@ -1,0 +1,41 @@
+"""Intervals between seeds: what training again with other random numbers would change.
+
+Student's t on one number a seed. Knows nothing of documents and metrics.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+
+from gr_sweep.metrics.bootstrap import CONFIDENCE
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """Mean of one value a seed and its 95 % interval: mean, low, high.
+
+    mean +- t(0.975, n - 1) s / sqrt(n) (Student 1908). None with fewer than two values.
+    """
+    if len(values) < 2:
+        return None
+    # scipy loads slowly, and most calls of this package need no t.
+    from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
+
+    mean = fmean(values)
+    quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+    half = quantile * stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def paired_difference(
+    first: Mapping[int, float], second: Mapping[int, float]
+) -> tuple[float, float, float] | None:
+    """Mean of first - second over the seeds that both have, and its 95 % interval (paired t).
+
+    Args:
+        first, second: value by seed; equal seeds share what is random, which then cancels.
+
+    Returns:
+        Mean, low, high; None with fewer than two common seeds.
+    """
+    common = sorted(first.keys() & second.keys())
+    return t_interval([first[seed] - second[seed] for seed in common])
