@@ -1,16 +1,19 @@
 """Losses of held-out documents, one sum a document."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gr_sweep.data.batches import HeldoutChunks
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
-from gr_sweep.model.loss import IGNORED, TokenLosses
+from gr_sweep.model.loss import IGNORED
+
+Losses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Token ids and targets [M, T] to the sum and the loss of each position, as `TokenLosses`."""
 
 
 class HeldoutBatches:
@@ -28,12 +31,22 @@ class HeldoutBatches:
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        text: Text = Text.plain,
     ) -> None:
         """
         Args:
             batch_sequences: windows of a batch at most.
             rank, world_size: which process this is of how many that share the windows.
+            text: which version of the documents this is.
         """
+        self._held_out = dict(held_out)
+        self._options: dict[str, Any] = {
+            "batch_sequences": batch_sequences,
+            "device": device,
+            "rank": rank,
+            "world_size": world_size,
+            "text": text,
+        }
         self._are_shared = world_size > 1
         self._documents: list[DocumentLoss] = []
         windows = []
@@ -47,7 +60,7 @@ class HeldoutBatches:
                         View.full,
                         "",
                         domain,
-                        Text.plain,
+                        text,
                         document,
                         0.0,
                         int(num_tokens),
@@ -55,8 +68,8 @@ class HeldoutBatches:
                     )
                 )
             for row, document in enumerate(texts.rows.tolist()):
-                # Padding stands at the end.
-                length = int((texts.targets[row] != IGNORED).sum())
+                # Padding stands at the end; what is not predicted may stand before it.
+                length = int(np.max(np.flatnonzero(texts.targets[row] != IGNORED), initial=-1)) + 1
                 ids, targets = texts.input_ids[row, :length], texts.targets[row, :length]
                 windows.append((first + document, ids, targets))
         # The longest first: what needs most memory is allocated first.
@@ -72,12 +85,17 @@ class HeldoutBatches:
             self._document_of_window += [document for document, _, _ in own]
             self._batches.append(_padded(own, device))
 
+    def only(self, domains: Iterable[str]) -> "HeldoutBatches":
+        """The same text of these domains alone; those that are not there have none."""
+        chosen = {domain: self._held_out[domain] for domain in domains if domain in self._held_out}
+        return HeldoutBatches(chosen, **self._options)
+
     @property
     def documents(self) -> set[tuple[str, str]]:
         """Domain and id of each document."""
         return {(row.domain, row.document) for row in self._documents}
 
-    def losses(self, token_losses: TokenLosses) -> list[DocumentLoss]:
+    def losses(self, token_losses: Losses) -> list[DocumentLoss]:
         """A row for each document with its loss in the full model.
 
         Processes that share the windows all call this, and all get every row.
@@ -87,7 +105,7 @@ class HeldoutBatches:
     @torch.no_grad()
     def losses_of_views(
         self,
-        token_losses: TokenLosses,
+        token_losses: Losses,
         views: Sequence[Callable[[], contextlib.AbstractContextManager[None]]],
         shared: Sequence[Sequence[nn.Module]] = (),
     ) -> list[list[DocumentLoss]]:

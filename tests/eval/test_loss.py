@@ -6,6 +6,7 @@ import torch
 
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
+from gr_sweep.metrics.losses import Text
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
@@ -68,6 +69,33 @@ def test_rows_carry_domain_document_tokens_and_bytes():
     ]
 
 
+def test_targets_that_are_ignored_within_a_window_are_no_padding():
+    routed, whole = make_routed("none"), texts()
+    routed_losses = TokenLosses(routed)
+    marked = texts()
+    marked.targets = marked.targets.copy()
+    marked.targets[0, 0] = marked.targets[0, 3] = -100
+    rows = HeldoutBatches({"code": marked}, batch_sequences=2, device=CPU, text=Text.marked).losses(
+        routed_losses
+    )
+    assert {row.text for row in rows} == {Text.marked}
+    with torch.no_grad():
+        ids, targets = torch.from_numpy(whole.input_ids), torch.from_numpy(marked.targets)
+        _, losses = routed_losses(ids, targets)
+    expected = [float(losses[:2].sum()), float(losses[2].sum())]
+    assert [row.loss_nats for row in rows] == pytest.approx(expected, rel=1e-5)
+
+
+def test_some_domains_alone_are_the_same_documents_with_the_same_losses():
+    token_losses = TokenLosses(make_routed("none"))
+    whole = batches({domain: texts(place) for place, domain in enumerate(DOMAINS)})
+    some = whole.only(["creative", "code", "unknown"])
+    assert some.documents == {pair for pair in whole.documents if pair[0] != "biology"}
+    expected = {(r.domain, r.document): r.loss_nats for r in whole.losses(token_losses)}
+    for row in some.losses(token_losses):
+        assert row.loss_nats == pytest.approx(expected[row.domain, row.document], rel=1e-6)
+
+
 def views_of(rows):
     return {(row.view.value, row.part) for row in rows}
 
@@ -77,7 +105,7 @@ def test_peers_are_seen_whole_without_each_and_each_alone():
     held_out = {domain: texts(place) for place, domain in enumerate(DOMAINS)}
     rows = losses_of_views(routed, held_out)
     parts = {("removed", d) for d in DOMAINS} | {("kept", d) for d in DOMAINS}
-    assert views_of(rows) == {("full", "")} | parts
+    assert views_of(rows) == {("full", ""), ("mixed", "")} | parts
     with routed.remove(["biology"]):
         removed = batches({"code": held_out["code"]}).losses(TokenLosses(routed))
     found = [

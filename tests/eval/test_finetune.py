@@ -1,0 +1,112 @@
+import functools
+
+import pytest
+import torch
+
+from gr_sweep.eval.finetune import MAX_NORM, WARMUP_STEPS, clip, fine_tune, recovered, restored
+from gr_sweep.eval.windows import TextWindows
+from gr_sweep.model.loss import TokenLosses
+from tests.eval.tiny import CPU, are_equal, held_out, make_routed, mean_losses, shard, state_of
+
+
+def rows_of(*domains: str, count: int = 6):
+    windows = TextWindows([shard(domain) for domain in domains], sequence_length=8, seed=0)
+    return functools.partial(windows.rows, num_rows=count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_buffers_gradients_and_modes_are_given_back_bit_for_bit(dtype):
+    routed = make_routed("peers")
+    model = routed.model.train()
+    frozen = model.model.embed_tokens.weight
+    frozen.requires_grad_(False)
+    model.register_buffer("seen", torch.arange(3.0))
+    weight = model.model.layers[0].mlp.up_proj.weight
+    weight.grad = gradient = torch.ones_like(weight)
+    model.model.layers[1].eval()
+    before, modes = state_of(model), [module.training for module in model.modules()]
+    with restored(model), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        fine_tune(TokenLosses(routed), rows_of("code"), 3, lr=1e-2, seed=0, device=CPU)
+        model.seen += 1
+        assert not torch.equal(frozen, before["model.embed_tokens.weight"])
+    assert are_equal(before, model.state_dict())
+    assert [module.training for module in model.modules()] == modes
+    assert weight.grad is gradient and bool((gradient == 1).all())
+    assert not frozen.requires_grad and weight.requires_grad
+
+
+def test_weights_are_given_back_after_an_error_too():
+    routed = make_routed()
+    before = state_of(routed.model)
+    with pytest.raises(KeyboardInterrupt), restored(routed.model):
+        routed.model.lm_head.weight.data.zero_()
+        raise KeyboardInterrupt
+    assert are_equal(before, routed.model.state_dict())
+
+
+def test_fine_tuning_is_adam_by_hand():
+    """Two steps of a plain loop over the same rows."""
+    lr, rows = 1e-2, rows_of("code")
+    routed, plain = make_routed(), make_routed().model
+    fine_tune(TokenLosses(routed), rows, 2, lr=lr, seed=0, device=CPU)
+    optimizer = torch.optim.Adam(plain.parameters(), betas=(0.9, 0.95))
+    for step in range(2):
+        optimizer.param_groups[0]["lr"] = lr * (step + 1) / WARMUP_STEPS
+        ids = torch.from_numpy(rows(step))
+        plain(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(
+            routed.model.state_dict()[name], tensor, rtol=1e-3, atol=2e-5,
+            msg=f"{name}: sums in another order, which Adam's first steps magnify",
+        )  # fmt: skip
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    clip(parameters)
+    torch.testing.assert_close(parameters[0].grad, torch.tensor([0.6, 0.0]))
+    torch.testing.assert_close(parameters[1].grad, torch.tensor([0.0, 0.8]))
+
+
+def test_fine_tuning_draws_nothing_from_the_generators_of_the_job():
+    routed = make_routed()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fine_tune(TokenLosses(routed), rows_of("code"), 2, lr=1e-3, seed=0, device=CPU)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_callback_is_told_of_each_step_with_the_model_in_evaluation():
+    routed, seen = make_routed(), []
+
+    def after_step(step: int) -> None:
+        seen.append((step, routed.model.training))
+
+    fine_tune(
+        TokenLosses(routed), rows_of("code"), 3, lr=1e-3, seed=0, device=CPU, after_step=after_step
+    )
+    assert seen == [(1, False), (2, False), (3, False)]
+
+
+def test_recovery_helps_the_others_and_leaves_the_removed_units_as_they_were():
+    routed = make_routed("forget", forget=["biology"])
+    token_losses, text = TokenLosses(routed), held_out()
+    before = state_of(routed.model)
+    gone = [part.clone() for part in routed.owner_sets()["biology"]]
+    with routed.remove(["biology"]):
+        first = mean_losses(text.losses(token_losses))
+    with recovered(
+        routed, token_losses, "biology", rows_of("code", "creative"), 60,
+        lr=3e-2, seed=0, device=CPU,
+    ):  # fmt: skip
+        with routed.remove(["biology"]):
+            after = mean_losses(text.losses(token_losses))
+        for part, old in zip(routed.owner_sets()["biology"], gone, strict=True):
+            assert torch.equal(part, old)
+    assert after["code"] < first["code"] - 0.3 and after["creative"] < first["creative"] - 0.3
+    assert are_equal(before, routed.model.state_dict())

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from gr_sweep.data.shards import Shard
+from gr_sweep.errors import DataError
+from gr_sweep.eval.windows import TextWindows
+from tests.eval.tiny import shard, shards
+
+
+def counting(*lengths: int, first: int = 0) -> Shard:
+    """Documents whose tokens count on from one document to the next."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.arange(first, first + offsets[-1]).astype(np.uint32)
+    ids = np.arange(len(lengths), dtype=np.uint64)
+    return Shard(tokens, offsets, np.array(lengths), ids)
+
+
+def test_an_epoch_predicts_every_token_once_but_the_first_and_a_rest_shorter_than_a_window():
+    text = counting(5, 3, 9, 1, 14)  # 32 tokens, 31 to be predicted
+    windows = TextWindows([text], sequence_length=7, seed=3)
+    assert windows.num_windows == 4
+    rows = windows.rows(0, 4)
+    assert rows.shape == (4, 8) and rows.dtype == np.int64
+    assert (rows[1:, 0] == rows[:-1, -1]).all(), "the last token is the next window's first"
+    predicted = rows[:, 1:].flatten()
+    assert len(set(predicted.tolist())) == 28
+
+
+def test_documents_stay_whole_and_in_order_within_and_change_places_between_epochs():
+    text = counting(*[10] * 8)
+    windows = TextWindows([text], sequence_length=10, seed=0)
+    orders = []
+    for epoch in range(2):
+        rows = windows.rows(epoch, windows.num_windows)
+        read = np.append(rows[:, :-1].flatten(), rows[-1, -1])
+        assert (np.diff(read.reshape(-1)[:70].reshape(7, 10)) == 1).all()
+        orders.append(read[:70:10].tolist())
+    assert orders[0] != orders[1]
+
+
+def test_rows_follow_from_seed_and_step_alone():
+    text = list(shards().values())
+    there = TextWindows(text, sequence_length=8, seed=5, purpose="x").rows(7, 4)
+    again = TextWindows(text, sequence_length=8, seed=5, purpose="x")
+    again.rows(0, 4)
+    np.testing.assert_array_equal(again.rows(7, 4), there)
+    for other in (dict(seed=6, purpose="x"), dict(seed=5, purpose="y")):
+        assert (TextWindows(text, sequence_length=8, **other).rows(7, 4) != there).any()
+
+
+def test_shards_take_turns_row_by_row():
+    low, high = counting(30), counting(30, first=1000)
+    rows = TextWindows([low, high], sequence_length=5, seed=0).rows(1, 5)
+    assert (rows[:, 0] >= 1000).tolist() == [True, False, True, False, True]
+
+
+def test_of_few_documents_no_other_text_is_read():
+    text = counting(*[6] * 10)
+    windows = TextWindows([text], sequence_length=5, seed=1, documents=2)
+    assert windows.num_documents == 2
+    seen = {int(token) // 6 for step in range(6) for token in windows.rows(step, 4).flatten()}
+    assert len(seen) == 2
+    two = TextWindows([text, counting(*[6] * 10)], sequence_length=5, seed=1, documents=5)
+    assert two.num_documents == 5
+
+
+def test_rows_are_shorter_where_there_is_less_text():
+    windows = TextWindows([counting(4)], sequence_length=50, seed=0)
+    assert windows.rows(0, 2).tolist() == [[0, 1, 2, 3]] * 2
+
+
+def test_a_domain_without_text_is_refused():
+    with pytest.raises(DataError, match="no training text"):
+        TextWindows([shard("code"), counting()], sequence_length=8, seed=0)
+    with pytest.raises(DataError, match="relearn_documents"):
+        TextWindows([shard("code"), shard("biology")], sequence_length=8, seed=0, documents=1)
