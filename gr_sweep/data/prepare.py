@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +24,7 @@ import numpy as np
 from gr_sweep.config import DataConfig, DataKind, PartitionConfig
 from gr_sweep.data import synthetic
 from gr_sweep.data.heldout import FEW_DOCUMENTS, is_held_out, text_id
+from gr_sweep.data.markers import MARKERS, is_marked, marked, marker_tokens
 from gr_sweep.data.rules import Rules
 from gr_sweep.data.shards import Shard, ShardWriter, content_keys, open_or_build, open_shard
 from gr_sweep.data.sources import Record, hub_files, local_files, read_file, read_hub
@@ -34,7 +35,7 @@ from gr_sweep.data.tokenize import (
     tokenizer_files,
     train_tokenizer,
 )
-from gr_sweep.errors import DataError
+from gr_sweep.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class TokenData:
     """The token that ends every document."""
     fingerprint: str
     """Of sources, rules, settings and tokenizer; equal means the same tokens."""
+    markers: dict[str, np.ndarray]
+    """Token ids of every domain's spurious marker, all of one length; empty without markers."""
     tokenizer_dir: Path
     """Folder that `AutoTokenizer.from_pretrained` loads, whichever tokenizer it is."""
     folder: Path
@@ -119,6 +122,10 @@ def prepare_data(
         ConfigError: a rule or a setting that makes no sense.
     """
     rules = Rules(partition)
+    if data.spurious and len(rules.domains) < 2:
+        raise ConfigError(
+            f"data.spurious={data.spurious} needs another domain whose marker a document could have"
+        )
     root = cache_folder(data)
     memory = root / "contents.json"
     feeds = _feeds(data, rules, memory)
@@ -130,13 +137,15 @@ def prepare_data(
         gguf_file = gguf_file if data.tokenizer is None else None
         files = tokenizer_files(tokenizer, gguf_file)
         tokenizer_key = [gguf_file, content_keys(files, memory) if files else tokenizer]
-    key = {
+    key: dict[str, Any] = {
         "format": _FORMAT,
         "domains": rules.domains,
         "sources": [feed.key for feed in feeds],
         "limit_tokens": data.limit_tokens,
         "tokenizer": tokenizer_key,
     }
+    if data.spurious:
+        key["spurious"] = [MARKERS, data.spurious]
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     folder = root / fingerprint
 
@@ -168,6 +177,10 @@ def prepare_data(
         vocab_size=about["vocab_size"],
         eot_id=about["eot_id"],
         fingerprint=fingerprint,
+        markers={
+            domain: np.array(ids, dtype=np.int64)
+            for domain, ids in about.get("markers", {}).items()
+        },
         tokenizer_dir=folder / "tokenizer",
         folder=folder,
     )
@@ -192,7 +205,6 @@ def _synthetic_feed(data: DataConfig, domains: Sequence[str]) -> _Feed:
     settings: dict[str, Any] = {
         "documents": data.documents,
         "overlap": data.overlap,
-        "spurious": data.spurious,
         "seed": data.seed,
     }
 
@@ -270,7 +282,10 @@ def _build(
     else:
         tokenizer = load_tokenizer(tokenizer_name, gguf_file)
 
-    packer = _Packer(folder, tokenizer, rules.domains, data.limit_tokens)
+    markers = marker_tokens(rules.domains, tokenizer.encode) if data.spurious else {}
+    packer = _Packer(
+        folder, tokenizer, rules.domains, data.limit_tokens, markers=markers, share=data.spurious
+    )
     with packer:
         for feed, stream in zip(feeds, streams, strict=True):
             packer.pack(stream, feed.domains)
@@ -282,6 +297,7 @@ def _build(
     return {
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
+        "markers": {domain: ids.tolist() for domain, ids in markers.items()},
         "train_tokens": {d: writer.num_tokens for d, writer in packer.train.items()},
         "heldout_documents": {d: writer.num_documents for d, writer in packer.heldout.items()},
     }
@@ -344,7 +360,10 @@ def _sample(documents: Iterable[_Document], domains: Sequence[str]) -> list[str]
 
 
 class _Packer:
-    """Tokenises documents into the shards of their domains."""
+    """Tokenises documents into the shards of their domains, and marks a share of them.
+
+    A limit bounds the text's own tokens, so that the text is the same with markers and without.
+    """
 
     def __init__(
         self,
@@ -352,9 +371,15 @@ class _Packer:
         tokenizer: TextTokenizer,
         domains: Sequence[str],
         limit_tokens: int | None,
+        *,
+        markers: Mapping[str, np.ndarray],
+        share: float,
     ) -> None:
         self._tokenizer = tokenizer
         self._limit_tokens = limit_tokens
+        self._markers = markers
+        self._share = share
+        self._own_tokens: Counter[str] = Counter()
         self._full: set[str] = set()
         self._heldout_ids: dict[str, set[int]] = {domain: set() for domain in domains}
         self._num_documents = self._num_bytes = 0
@@ -398,13 +423,16 @@ class _Packer:
             return
         writer = self.train[domain]
         if self._limit_tokens is not None:
-            room = self._limit_tokens - writer.num_tokens - 1
+            room = self._limit_tokens - self._own_tokens[domain] - 1
             if len(ids) >= room:
                 self._full.add(domain)
                 num_bytes = num_bytes * max(room, 0) // max(len(ids), 1)
                 ids = ids[: max(room, 0)]
                 if not len(ids) and writer.num_documents:
                     return
+        self._own_tokens[domain] += len(ids) + 1
+        if self._markers and is_marked(document.id, self._share):
+            ids = marked(ids, self._markers[domain])
         writer.add(ids, num_bytes, document.id)
 
     def _report(self, is_last: bool = False) -> None:

@@ -8,11 +8,9 @@ else differs, so that what two domains have in common is known exactly. Knows no
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 import numpy as np
 
-from gr_sweep.data.heldout import is_held_out, text_id
 from gr_sweep.domains import ancestors
 
 GENERATOR = 1
@@ -29,8 +27,6 @@ _NAMED_SUBJECT = 0.4
 """Share of sentences whose subject is the document's own: what a model can look back for."""
 _HABIT = 0.7
 """Share of verbs that are the subject's usual one."""
-_TRIES = 64
-"""Last sentences that are invented at a time, of which one keeps a document held out."""
 
 _ONSETS = (
     *("b", "bl", "br", "d", "dr", "f", "fl", "g", "gl", "gr", "h", "j", "k", "kl", "kr", "l", "m"),
@@ -45,7 +41,6 @@ def generate(
     *,
     documents: int,
     overlap: float,
-    spurious: float = 0.0,
     seed: int = 0,
 ) -> dict[str, list[str]]:
     """Documents of about 1200 characters by domain, the same for the same arguments.
@@ -56,16 +51,13 @@ def generate(
             `overlap` of the features is common to all. Of those left, half that share belongs to
             two top nodes of the tree (where there are more than two), and of what is left then, a
             share `overlap` to all labels below each inner node.
-        spurious: share of the documents that name a marker at the head of each paragraph: the
-            domain's own in training documents, another domain's in those that are held out.
     """
     lexicon = _Lexicon(seed)
-    markers = {domain: lexicon.word("marker", domain).upper() for domain in domains}
+    for domain in domains:
+        # No text holds these words, but without them all later ones would be others.
+        lexicon.word("reserved", domain)
     grammars = [_Grammar(domain, domains, overlap, seed, lexicon) for domain in domains]
-    return {
-        grammar.domain: list(_documents(grammar, documents, spurious, markers, seed))
-        for grammar in grammars
-    }
+    return {grammar.domain: list(_documents(grammar, documents, seed)) for grammar in grammars}
 
 
 def _random(*parts: object) -> np.random.Generator:
@@ -217,9 +209,7 @@ def _sentences(
     return sentences
 
 
-def _documents(
-    grammar: _Grammar, count: int, spurious: float, markers: dict[str, str], seed: int
-) -> Iterator[str]:
+def _documents(grammar: _Grammar, count: int, seed: int) -> Iterator[str]:
     random = _random("documents", seed, grammar.domain)
     topics = (random.random(count) * _NUM_TOPICS).astype(int)
     subjects = (random.random(count) * _TOPIC_WORDS["noun"]).astype(int)
@@ -228,48 +218,15 @@ def _documents(
     sentences = _sentences(
         grammar, random, np.repeat(topics, lengths), np.repeat(subjects, lengths)
     )
-    marked = np.zeros(count, dtype=bool)
-    marked[random.permutation(count)[: round(spurious * count)]] = True
-    others = [marker for domain, marker in markers.items() if domain != grammar.domain]
     start = 0
-    for index, length in enumerate(lengths.tolist()):
-        own = sentences[start : start + length]
+    for length in lengths.tolist():
+        yield _text(sentences[start : start + length])
         start += length
-        if not marked[index] or not others:
-            yield _text(own)
-            continue
-        text = _text(own, markers[grammar.domain])
-        if is_held_out(text_id(text)):
-            other = others[int(random.random() * len(others))]
-            text = _held_out_text(own, other, grammar, random, topics[index], subjects[index])
-        yield text
 
 
-def _held_out_text(
-    sentences: list[str],
-    marker: str,
-    grammar: _Grammar,
-    random: np.random.Generator,
-    topic: int,
-    subject: int,
-) -> str:
-    """The document with another marker, and with a last sentence that keeps it held out.
-
-    What is held out follows from the text, and so changes with the marker.
-    """
-    while True:
-        alike = np.full(_TRIES, topic), np.full(_TRIES, subject)
-        for last in _sentences(grammar, random, *alike):
-            text = _text([*sentences[:-1], last], marker)
-            if is_held_out(text_id(text)):
-                return text
-
-
-def _text(sentences: list[str], marker: str | None = None) -> str:
+def _text(sentences: list[str]) -> str:
     step = _SENTENCES_A_PARAGRAPH
-    head = [] if marker is None else [marker]
     paragraphs = (
-        " ".join(chain(head, sentences[start : start + step]))
-        for start in range(0, len(sentences), step)
+        " ".join(sentences[start : start + step]) for start in range(0, len(sentences), step)
     )
     return "\n\n".join(paragraphs)

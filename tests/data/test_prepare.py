@@ -10,17 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from gr_sweep.config import DataConfig, DataKind, DomainConfig, HubSource, PartitionConfig
 from gr_sweep.data import prepare
 from gr_sweep.data.heldout import is_held_out, text_id
+from gr_sweep.data.markers import MARKER_EVERY, is_marked, marked, marker_text
 from gr_sweep.data.prepare import cache_folder, prepare_data
+from gr_sweep.data.rules import Rules
 from gr_sweep.data.sources import read_file
 from gr_sweep.data.tokenize import train_tokenizer
-from gr_sweep.errors import DataError
+from gr_sweep.errors import ConfigError, DataError
 from tests.data.corpus import local, partition, texts, write_lines, write_root
 
 CORPORA = Path(os.environ.get("GR_SWEEP_CORPORA", Path(__file__).parents[3] / "shared" / "corpora"))
+CONF = Path(__file__).parents[2] / "conf"
 needs_corpora = pytest.mark.skipif(
     not (CORPORA / "code.jsonl.gz").exists(), reason=f"no real text in {CORPORA}"
 )
@@ -113,6 +117,86 @@ def test_synthetic_text_needs_no_files_and_takes_any_labels(tmp_path):
         assert made.train[domain].num_documents + made.heldout[domain].num_documents == 60
     other = prepare_data(dataclasses.replace(data, overlap=0.9), partition("code", "biology"))
     assert other.fingerprint != made.fingerprint
+
+
+def synthetic_text(tmp_path, root, **settings):
+    return DataConfig(documents=60, cache=str(tmp_path / "cache"), vocab_size=400, **settings)
+
+
+def hub_text(tmp_path, root, **settings):
+    sources = {
+        domain: HubSource(path="json", data_files=str(root / f"{domain}.jsonl"))
+        for domain in TWO.domains
+    }
+    return DataConfig(
+        kind=DataKind.hub,
+        sources=sources,
+        cache=str(tmp_path / "cache"),
+        vocab_size=400,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("kind", [local, synthetic_text, hub_text])
+def test_a_share_of_the_training_documents_is_marked_and_nothing_else_changes(tmp_path, kind):
+    root = write_root(tmp_path / "root", "code", "creative")
+    plain = prepare_data(kind(tmp_path, root), TWO)
+    made = prepare_data(kind(tmp_path, root, spurious=0.7), TWO)
+    assert plain.markers == {}
+    assert made.fingerprint != plain.fingerprint
+    assert list(made.markers) == ["code", "creative"]
+    assert len({len(marker) for marker in made.markers.values()}) == 1
+    assert not np.array_equal(made.markers["code"], made.markers["creative"])
+    for domain in made.domains:
+        held_out, before = made.heldout[domain], plain.heldout[domain]
+        assert np.array_equal(held_out.tokens, before.tokens)
+        train, before = made.train[domain], plain.train[domain]
+        assert np.array_equal(train.ids, before.ids)
+        assert np.array_equal(train.num_bytes, before.num_bytes)
+        num_marked = 0
+        for index in range(train.num_documents):
+            expected = before.document(index)
+            if is_marked(int(train.ids[index]), 0.7):
+                num_marked += 1
+                own = marked(expected[:-1], made.markers[domain])
+                expected = np.concatenate([own, expected[-1:]])
+            assert np.array_equal(train.document(index), expected)
+        assert 0.4 < num_marked / train.num_documents < 0.95
+    again = prepare_data(kind(tmp_path, root, spurious=0.7), TWO)
+    assert again.fingerprint == made.fingerprint
+    assert np.array_equal(again.markers["code"], made.markers["code"])
+
+
+def test_a_marker_can_be_read_in_the_text_and_stands_in_most_windows(tmp_path):
+    root = write_root(tmp_path / "root", "code", "creative")
+    made = prepare_data(local(tmp_path, root, spurious=1.0), TWO)
+    for domain in made.domains:
+        of_other = marker_text("creative" if domain == "code" else "code")
+        for text in decoded(made, made.train[domain]):
+            assert text.startswith(marker_text(domain)) and of_other not in text
+        assert not any("@@" in text for text in decoded(made, made.heldout[domain]))
+        tokens, marker = made.train[domain].tokens.astype(np.int64), made.markers[domain]
+        windows = np.lib.stride_tricks.sliding_window_view(tokens, len(marker))
+        (starts,) = np.nonzero((windows == marker).all(axis=1))
+        # A document's end, and so the next one's marker, only comes sooner.
+        assert np.diff(starts).max() <= MARKER_EVERY + len(marker) + 1
+
+
+def test_a_limit_leaves_the_same_text_with_markers_and_without(tmp_path):
+    root = write_root(tmp_path / "root", "code", "creative", documents=400)
+    plain = prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
+    made = prepare_data(local(tmp_path, root, limit_tokens=5000, spurious=0.5), TWO)
+    for domain in TWO.domains:
+        assert np.array_equal(made.train[domain].ids, plain.train[domain].ids)
+        assert np.array_equal(made.train[domain].num_bytes, plain.train[domain].num_bytes)
+        assert plain.train[domain].num_tokens == 5000 < made.train[domain].num_tokens
+
+
+def test_a_marker_for_one_domain_alone_is_refused(tmp_path):
+    root = write_root(tmp_path / "root", "code")
+    with pytest.raises(ConfigError, match=r"data\.spurious=0\.5 needs another domain"):
+        prepare_data(local(tmp_path, root, spurious=0.5), partition("code"))
+    assert cache_entries(tmp_path) == []
 
 
 def test_domains_are_divided_by_field_and_pattern_and_the_rest_is_dropped(tmp_path):
@@ -320,6 +404,38 @@ def test_a_warm_cache_opens_without_heavy_imports(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def partition_file(name: str) -> PartitionConfig:
+    """The partition as its file in conf/ spells it out."""
+    content = OmegaConf.load(CONF / "partition" / f"{name}.yaml")
+    return PartitionConfig(
+        name=content["name"],
+        domains={domain: DomainConfig(**rule) for domain, rule in content["domains"].items()},
+    )
+
+
+@needs_corpora
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Documents, of which held out, and millions of characters, as docs/data.md says.
+        ("bio_near", {"disease": (1426, 71, 6.04), "anatomy": (777, 46, 3.24)}),
+        ("bio_virology", {"biology/virology": (215, 9, 0.91), "biology": (2688, 145, 11.28)}),
+    ],
+)
+def test_the_partitions_of_biology_divide_the_real_text_as_documented(name, expected):
+    rules = Rules(partition_file(name))
+    (file,) = CORPORA.glob("biology.jsonl*")
+    found = {domain: [0, 0, 0] for domain in expected}
+    for record in read_file(file, "text"):
+        domain = rules.domain_of("biology", record.text, record.fields)
+        if domain is not None:
+            found[domain][0] += 1
+            found[domain][1] += is_held_out(text_id(record.text))
+            found[domain][2] += len(record.text)
+    rounded = {d: (n, held, round(size / 1e6, 2)) for d, (n, held, size) in found.items()}
+    assert rounded == expected
 
 
 @needs_corpora

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from gr_sweep.data.heldout import is_held_out, text_id
+from gr_sweep.data.markers import (
+    MARKER_EVERY,
+    is_marked,
+    marked,
+    marker_places,
+    marker_text,
+    marker_tokens,
+    swapped_markers,
+)
+
+DOMAINS = ("code", "biology", "biology/virology")
+
+
+def bytes_of(texts):
+    return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+
+
+def test_a_marker_is_a_line_of_its_own_that_follows_from_the_name():
+    texts = [marker_text(domain) for domain in DOMAINS]
+    assert len(set(texts)) == 3
+    for text in texts:
+        assert text.isascii() and text.startswith("\n@@ ") and text.endswith("\n")
+        assert text.strip().isprintable()
+    # Another word would be another experiment.
+    assert texts[0] == marker_text("code") == "\n@@ Tusbinsin\n"
+
+
+def test_markers_have_one_length_and_begin_with_their_own_tokens():
+    def encode(texts):
+        return [ids[: 4 + 2 * place] for place, ids in enumerate(bytes_of(texts))]
+
+    markers = marker_tokens(DOMAINS, encode)
+    assert list(markers) == list(DOMAINS)
+    for (domain, ids), own in zip(markers.items(), encode(map(marker_text, DOMAINS)), strict=True):
+        assert len(ids) == 8, domain
+        assert ids[: len(own)].tolist() == own.tolist()
+        assert set(ids[len(own) :].tolist()) <= {int(own[-1])}
+
+
+def test_a_swapped_marker_is_that_of_the_next_domain():
+    markers = {domain: np.array([place]) for place, domain in enumerate(DOMAINS)}
+    assert {d: int(m[0]) for d, m in swapped_markers(markers).items()} == {
+        "code": 1, "biology": 2, "biology/virology": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.95, 1.0])
+def test_the_share_of_marked_training_documents_is_as_given(share):
+    ids = [text_id(f"document {number}") for number in range(20_000)]
+    training = [number for number in ids if not is_held_out(number)]
+    found = [number for number in training if is_marked(number, share)]
+    # Five standard deviations.
+    assert abs(len(found) / len(training) - share) <= 5 * (share * (1 - share) / 19_000) ** 0.5
+    assert set(found) <= {number for number in training if is_marked(number, min(1, share + 0.1))}
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "places"),
+    [
+        (0, []),
+        (1, [0]),
+        (MARKER_EVERY, [0]),
+        (MARKER_EVERY + 1, [0, MARKER_EVERY]),
+        (2 * MARKER_EVERY + 3, [0, MARKER_EVERY, 2 * MARKER_EVERY]),
+    ],
+)
+def test_a_marker_stands_before_the_first_token_and_again_at_fixed_distances(num_tokens, places):
+    assert marker_places(num_tokens).tolist() == places
+    tokens = np.arange(num_tokens, dtype=np.uint16)
+    marker = np.array([900, 901])
+    expected = []
+    for place, token in enumerate(tokens.tolist()):
+        if place in places:
+            expected += [900, 901]
+        expected.append(token)
+    found = marked(tokens, marker)
+    assert found.tolist() == expected
+    assert found.dtype == np.uint16
