@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gr_sweep.data.markers import marker_places
 from gr_sweep.data.rows import domain_weights, rows_per_label, unlabelled_shares
 from gr_sweep.data.shards import Shard
 from gr_sweep.domains import UNLABELLED
@@ -136,13 +137,27 @@ class _Stream:
 
 
 class _Mixture:
-    """Windows of several streams in fixed shares, spread evenly: the unlabelled rows.
+    """Windows of several streams in fixed shares, spread evenly: rows of several domains.
 
-    Each window is of one stream, so that the domains' weights hold for unlabelled text too, however
-    much of it each domain has.
+    Each window is of one stream, so that the domains' weights hold for unlabelled and permuted text
+    too, however much of it each domain has.
     """
 
-    def __init__(self, streams: Sequence[_Stream], shares: Sequence[Fraction]) -> None:
+    def __init__(
+        self,
+        streams: Sequence[_Stream],
+        shares: Sequence[Fraction],
+        *,
+        num_rows: int = 1,
+        first_row: int = 0,
+    ) -> None:
+        """
+        Args:
+            num_rows: windows that stand together in a micro-batch. Row i of micro-batch m has turn
+                m + i, so that a micro-batch holds every stream in its share, and so does, over the
+                micro-batches, each of its rows.
+            first_row: place of the first of them among the rows that the turns go on over.
+        """
         total = sum(shares)
         coarse = [(share / total).limit_denominator(_FINEST_SHARE) for share in shares]
         unit = lcm(*(share.denominator for share in coarse))
@@ -150,6 +165,7 @@ class _Mixture:
             coarse, unit = [share / total for share in shares], _FINEST_SHARE
         counts = [max(1, round(share * unit)) for share in coarse]
         self._streams = streams
+        self._num_rows, self._first_row = num_rows, first_row
         self._turns, self._counts = _even_turns(counts), counts
         self._places = [
             [turn for turn, chosen in enumerate(self._turns) if chosen == number]
@@ -162,10 +178,13 @@ class _Mixture:
 
     def read(self, window: int, row_T1: np.ndarray) -> None:
         """Writes the window of that number into the row."""
-        cycle, turn = divmod(window, len(self._turns))
+        micro, row = divmod(window, self._num_rows)
+        begin = (self._first_row + row) % len(self._turns)
+        cycle, turn = divmod(micro + begin, len(self._turns))
         number = self._turns[turn]
-        earlier = bisect_right(self._places[number], turn) - 1
-        self._streams[number].read(cycle * self._counts[number] + earlier, row_T1)
+        earlier = cycle * self._counts[number] + bisect_right(self._places[number], turn) - 1
+        # The rows share a stream's windows: the first takes every so many-th, and so on.
+        self._streams[number].read(earlier * self._num_rows + row, row_T1)
 
 
 def _even_turns(counts: Sequence[int]) -> list[int]:
@@ -182,8 +201,8 @@ class Batches:
     """The training rows of every step, by label.
 
     A label's windows depend on the seed, its own documents and the number of the step, not on which
-    other domains there are (unless labels are swapped between them), so a run without a domain sees
-    exactly the rows of the others that a run with it sees.
+    other domains there are (unless labels are swapped or permuted between them), so a run without a
+    domain sees exactly the rows of the others that a run with it sees.
     """
 
     counts: dict[str, int]
@@ -206,6 +225,8 @@ class Batches:
         sequence_length: int,
         seed: int,
         without: Sequence[str] = (),
+        permuted: bool = False,
+        drops_observed: bool = False,
     ) -> None:
         """
         Args:
@@ -215,6 +236,11 @@ class Batches:
             micro_batch_sequences: None: the whole batch.
             without: domains, or nodes above them, whose rows are left out. Leaving out goes by true
                 label, so no label is hidden or swapped then.
+            permuted: labels say nothing (method random): the documents that have a label are dealt
+                out over the labels at random, each domain's over all of them. The rows of a label,
+                and of each domain over all labels, are as many as without. Not with `without`.
+            drops_observed: `without` goes by the label that routing sees: hidden and swapped labels
+                stay so, and what is unlabelled is read, whichever domain it is from.
 
         Raises:
             ConfigError: rows that do not divide over the labels.
@@ -226,9 +252,14 @@ class Batches:
                 f"train.batch_sequences={batch_sequences} is no multiple of "
                 f"train.micro_batch_sequences={micro}"
             )
-        if without:
+        assert not (permuted and without)  # config.effective
+        if without and not drops_observed:
             unlabelled, mislabelled = 0.0, 0.0
-        self.counts = rows_per_label(domains, weights, unlabelled, micro, without)
+        if permuted:
+            mislabelled = 0.0  # A wrong label says as little as a permuted one.
+        self.counts = rows_per_label(
+            domains, weights, unlabelled, micro, without, drops_observed=drops_observed
+        )
         self.num_micro_batches = batch_sequences // micro
         self.tokens_per_step = batch_sequences * sequence_length
         self._sequence_length = sequence_length
@@ -244,16 +275,20 @@ class Batches:
             mislabelled=mislabelled,
             seed=seed,
         )
-        chosen: dict[str, Any] = {}
+        chosen: dict[str, _Stream | _Mixture] = {}
+        if permuted:
+            known = {d: np.flatnonzero(observed[d] < len(present)) for d in present}
+            shares_known = {d: weight[d] * (1 - Fraction(repr(hidden[d]))) for d in present}
+            chosen |= self._permuted(train_shards, known, shares_known, seed)
         for place, domain in enumerate(present):
-            if self.counts[domain]:
+            if self.counts[domain] and not permuted:
                 documents = [
                     (train_shards[true], np.flatnonzero(observed[true] == place))
                     for true in present
                     if domain == true or mislabelled
                 ]
-                chosen[domain] = _Stream(documents, sequence_length, (seed, domain))
-                self._check_enough(domain, chosen[domain].num_tokens, self.counts[domain])
+                chosen[domain] = stream = _Stream(documents, sequence_length, (seed, domain))
+                self._check_enough(domain, stream.num_tokens, self.counts[domain])
         if self.counts.get(UNLABELLED):
             sources = [domain for domain in present if hidden[domain]]
             parts = []
@@ -263,9 +298,50 @@ class Batches:
                 parts.append(_Stream([(train_shards[domain], of_domain)], sequence_length, key))
                 self._check_enough(f"the unlabelled part of {domain}", parts[-1].num_tokens, 1)
             shares = [weight[domain] * Fraction(repr(hidden[domain])) for domain in sources]
-            chosen[UNLABELLED] = _Mixture(parts, shares)
-            self._check_enough(UNLABELLED, chosen[UNLABELLED].num_tokens, self.counts[UNLABELLED])
-        self._streams: dict[str, _Stream | _Mixture] = chosen
+            chosen[UNLABELLED] = mixture = _Mixture(parts, shares)
+            self._check_enough(UNLABELLED, mixture.num_tokens, self.counts[UNLABELLED])
+        self._streams = chosen
+
+    def _permuted(
+        self,
+        train_shards: Mapping[str, Shard],
+        known: Mapping[str, np.ndarray],
+        shares: Mapping[str, Fraction],
+        seed: int,
+    ) -> dict[str, _Mixture]:
+        """Every label's rows where each domain's labelled documents are dealt out over all labels.
+
+        Args:
+            known: the documents of each domain that have a label.
+            shares: of each domain in the labelled rows.
+        """
+        counts = {label: n for label, n in self.counts.items() if n and label != UNLABELLED}
+        domains = [domain for domain, share in shares.items() if share]
+        ends = np.cumsum(list(counts.values()))
+        dealt = {}
+        for domain in domains:
+            order = _random("permuted", seed, domain).permutation(known[domain])
+            # The labels' parts are in the ratio of their rows, to within one document.
+            dealt[domain] = np.split(
+                order, (2 * ends[:-1] * len(order) + ends[-1]) // (2 * ends[-1])
+            )
+        mixtures = {}
+        for place, (label, count) in enumerate(counts.items()):
+            streams = []
+            for domain in domains:
+                documents = [(train_shards[domain], dealt[domain][place])]
+                key = (seed, label, "permuted", domain)
+                streams.append(_Stream(documents, self._sequence_length, key))
+                part = f"the part of {domain} that gets the label {label}"
+                self._check_enough(part, streams[-1].num_tokens, 1)
+            mixtures[label] = _Mixture(
+                streams,
+                [shares[domain] for domain in domains],
+                num_rows=count,
+                first_row=int(ends[place]) - count,
+            )
+            self._check_enough(label, mixtures[label].num_tokens, count)
+        return mixtures
 
     @property
     def num_rows(self) -> int:
@@ -325,19 +401,33 @@ class HeldoutChunks:
 
 
 def heldout_chunks(
-    shard: Shard, *, tokens: int, document_tokens: int, sequence_length: int, eot_id: int
+    shard: Shard,
+    *,
+    tokens: int,
+    document_tokens: int,
+    sequence_length: int,
+    eot_id: int,
+    marker: np.ndarray | None = None,
 ) -> HeldoutChunks:
     """Held-out documents in a fixed order until they have `tokens` tokens, cut into rows.
 
     The order is that of the ids, which are hashes of the text: no file, author or date comes
     first, and it is the same in every job. A document is read up to `document_tokens`, and in rows
-    of at most `sequence_length` tokens that are predicted. The first token of a document is
-    predicted from the end-of-text token, the first of a later row from the token before it. A
-    document's own end-of-text token is predicted too, as in training.
+    of at most `sequence_length` inputs. The first token of a document is predicted from the
+    end-of-text token, the first of a later row from the token before it. A document's own
+    end-of-text token is predicted too, as in training.
 
     Where a document is cut, its bytes are scaled by the share of its tokens that is read: which
     byte the cut falls on is not known.
+
+    Args:
+        tokens, document_tokens: of the documents' own; a marker's do not count.
+        marker: token ids that stand in every document where a marked training document has them.
+            They are read and not predicted: the tokens that are predicted are the same with any
+            marker and with none.
     """
+    if marker is None:
+        marker = np.empty(0, np.int64)
     rows: list[tuple[int, np.ndarray, np.ndarray]] = []
     ids: list[str] = []
     lengths: list[int] = []
@@ -346,14 +436,19 @@ def heldout_chunks(
         if sum(lengths) >= tokens:
             break
         document = shard.document(index)
-        targets = document[:document_tokens].astype(np.int64)
-        inputs = np.concatenate([[eot_id], targets[:-1]])
+        own = document[:document_tokens].astype(np.int64)
+        places = marker_places(len(document) - 1)
+        places = np.repeat(places[places < len(own)], len(marker))
+        follows = np.insert(own, places, np.resize(marker, len(places)))
+        inputs = np.concatenate([[eot_id], follows[:-1]])
+        targets = np.insert(own, places, IGNORED)
         for start in range(0, len(targets), sequence_length):
             part = slice(start, start + sequence_length)
-            rows.append((len(ids), inputs[part], targets[part]))
+            if (targets[part] != IGNORED).any():
+                rows.append((len(ids), inputs[part], targets[part]))
         ids.append(f"{int(shard.ids[index]):016x}")
-        lengths.append(len(targets))
-        num_bytes.append(int(shard.num_bytes[index]) * len(targets) / len(document))
+        lengths.append(len(own))
+        num_bytes.append(int(shard.num_bytes[index]) * len(own) / len(document))
     width = max((len(inputs) for _, inputs, _ in rows), default=0)
     input_ids_MT = np.full((len(rows), width), eot_id, dtype=np.int64)
     targets_MT = np.full((len(rows), width), IGNORED, dtype=np.int64)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from gr_sweep.config import PER_DOMAIN_ANY, RunConfig
+from gr_sweep.config import PER_DOMAIN_ANY, Method, RunConfig
 from gr_sweep.domains import UNLABELLED, ancestors, expand, is_under
 from gr_sweep.errors import ConfigError
 
@@ -68,6 +68,7 @@ def rows_per_label(
     unlabelled: Any,
     micro_batch_sequences: int,
     without: Sequence[str] = (),
+    drops_observed: bool = False,
 ) -> dict[str, int]:
     """Rows of a micro-batch by label, in the order of `domains`, then `unlabelled` where above 0.
 
@@ -79,12 +80,14 @@ def rows_per_label(
         unlabelled: as `unlabelled_shares` takes it.
         without: domains, or nodes above them, whose rows are left out and become 0; the others keep
             theirs. Leaving out goes by true label, so no label is hidden then.
+        drops_observed: leaving out goes by the label that routing sees: hidden labels stay hidden,
+            and the unlabelled rows are read.
 
     Raises:
         ConfigError: a label with a share would get no row, or equal shares unequal rows; the
             message names the nearest sizes that would do.
     """
-    if without:
+    if without and not drops_observed:
         unlabelled = 0.0
     weight = domain_weights(weights, domains)
     hidden = {d: Fraction(repr(s)) for d, s in unlabelled_shares(unlabelled, domains).items()}
@@ -107,6 +110,7 @@ def micro_batch_rows(config: RunConfig) -> dict[str, int]:
         config.partition.unlabelled,
         config.train.micro_batch_sequences or config.train.batch_sequences,
         config.method.without,
+        config.method.name is Method.filtered_observed,
     )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import time
 from fractions import Fraction
 from itertools import pairwise
@@ -8,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_sweep.data.batches import IGNORED, Batches, _Mixture, heldout_chunks, observed_labels
+from gr_sweep.data.markers import MARKER_EVERY, marked
 from gr_sweep.data.shards import Shard
+from gr_sweep.domains import expand
 from gr_sweep.errors import ConfigError, DataError
 from tests.data.corpus import EOT, shard
 
@@ -338,3 +341,219 @@ def test_a_domain_without_weight_lends_nobody_its_text_nor_takes_any():
     seen = np.concatenate([batches.step(step)[0].ravel() for step in range(30)])
     assert not ((seen >= 1000) & (seen < 2000)).any()
     assert (seen < 1000).any() and (seen >= 2000).any()
+
+
+class Forbidden:
+    """Tokens that nobody may read."""
+
+    def __getitem__(self, _: object) -> object:
+        raise AssertionError("a token of the domain that is left out was read")
+
+
+POISON = 999_999
+
+
+def poisoned(documents: Shard) -> Shard:
+    """The same documents, of a token that occurs nowhere else."""
+    return dataclasses.replace(documents, tokens=np.full_like(documents.tokens, POISON))
+
+
+TREE = ("code", "biology", "biology/cell", "biology/virology")
+
+
+@pytest.mark.parametrize("without", [["biology"], ["biology/virology"], ["code", "biology/cell"]])
+def test_a_filtered_run_reads_no_token_of_what_is_left_out(without):
+    documents = {name: shard([30] * 10, first=1000 * n) for n, name in enumerate(TREE, 1)}
+    options = {"domains": TREE, "batch_sequences": 4, "unlabelled": 0.25, "mislabelled": 0.3}
+    left_out = expand(without, TREE)
+    dense = batches(shards=documents, **options | {"unlabelled": 0.0, "mislabelled": 0.0})
+    for poison in (poisoned, lambda given: dataclasses.replace(given, tokens=Forbidden())):
+        with_poison = {
+            name: poison(given) if name in left_out else given for name, given in documents.items()
+        }
+        made = batches(shards=with_poison, without=without, **options)
+        kept = [place for place, name in enumerate(TREE) if name not in left_out]
+        for step in range(150):  # four epochs
+            (rows,) = made.step(step)
+            assert POISON not in rows
+            assert np.array_equal(rows, dense.step(step)[0][kept])
+        assert made.tokens_per_step == dense.tokens_per_step
+
+
+def test_filtering_by_the_label_that_is_seen_reads_what_carries_another_or_none():
+    documents = {domain: shard([20] * 40, first=10_000 * n) for n, domain in enumerate(DOMAINS, 1)}
+    options = {"unlabelled": 0.25, "mislabelled": 0.2, "batch_sequences": 8}
+    made = batches(shards=documents, without=["biology"], drops_observed=True, **options)
+    routed = batches(shards=documents, **options)
+    assert made.counts == {"code": 2, "biology": 0, "creative": 2, "unlabelled": 2}
+    assert made.tokens_per_step == routed.tokens_per_step == 64
+    labels = observed_labels({d: 40 for d in DOMAINS}, unlabelled=0.25, mislabelled=0.2, seed=0)
+    firsts = {
+        (domain, index): int(documents[domain].document(index)[0])
+        for domain in DOMAINS
+        for index in range(40)
+    }
+    expected = {first for (d, index), first in firsts.items() if labels[d][index] != 1}
+    assert any(labels["biology"] != 1) and any(labels["code"] == 1)
+    seen: set[int] = set()
+    for step in range(200):
+        (rows,) = made.step(step)
+        seen |= set(rows.flatten().tolist())
+        assert np.array_equal(rows, np.delete(routed.step(step)[0], [2, 3], axis=0))
+    # All but what the epochs' tails may drop.
+    assert seen & set(firsts.values()) <= expected
+    assert len(seen & expected) >= len(expected) - 3
+
+
+def test_without_noise_both_ways_of_leaving_out_are_one():
+    true = batches(without=["biology"])
+    observed = batches(without=["biology"], drops_observed=True)
+    assert true.counts == observed.counts
+    for step in range(30):
+        assert np.array_equal(true.step(step)[0], observed.step(step)[0])
+
+
+def rows_by_label(made: Batches, steps: int) -> dict[str, np.ndarray]:
+    rows = np.stack([made.step(step)[0] for step in range(steps)])
+    ends = np.cumsum(list(made.counts.values()))[:-1]
+    parts = np.split(rows, ends, axis=1)
+    return {
+        label: part.reshape(-1, part.shape[-1])
+        for label, part in zip(made.counts, parts, strict=True)
+    }
+
+
+def domain_counts(rows: np.ndarray) -> list[int]:
+    """Rows of each domain, where first tokens say it as n * 10,000 and more."""
+    return np.bincount(np.max(rows, axis=1) // 10_000, minlength=4)[1:].tolist()
+
+
+def test_permuted_labels_each_have_every_domain_in_its_share():
+    documents = {domain: shard([20] * 80, first=10_000 * n) for n, domain in enumerate(DOMAINS, 1)}
+    options = {"weights": {"code": 2}, "batch_sequences": 8, "shards": documents}
+    made, routed = batches(permuted=True, **options), batches(**options)
+    assert made.counts == routed.counts == {"code": 4, "biology": 2, "creative": 2}
+    for label, rows in rows_by_label(made, 100).items():
+        count = 100 * made.counts[label]
+        assert domain_counts(rows) == [count // 2, count // 4, count // 4]
+    # A micro-batch has each domain as often as in a routed run.
+    for step in range(20):
+        assert domain_counts(made.step(step)[0]) == [4, 2, 2]
+
+
+def test_permuted_labels_share_no_document_and_leave_none_out():
+    sizes = {"code": 41, "biology": 80, "creative": 63}
+    documents = {d: shard([20] * sizes[d], first=10_000 * n) for n, d in enumerate(DOMAINS, 1)}
+    made = batches(
+        shards=documents, permuted=True, weights={"code": 2}, batch_sequences=8, mislabelled=0.4
+    )
+    seen = {label: set(rows.flatten()) - {EOT} for label, rows in rows_by_label(made, 300).items()}
+    assert not seen["code"] & seen["biology"]
+    assert not (seen["code"] | seen["biology"]) & seen["creative"]
+    for number, (domain, size) in enumerate(sizes.items(), 1):
+        tokens = documents[domain].tokens
+        found = {
+            label: len(of_label & set(tokens[documents[domain].offsets[:-1]].tolist()))
+            for label, of_label in seen.items()
+        }
+        # The labels' rows are 4, 2 and 2 of 8: so are their documents, to within one.
+        assert sum(found.values()) == size
+        for label, count in made.counts.items():
+            assert abs(found[label] - size * count / 8) <= 1
+        assert number * 10_000 <= min(token for token in tokens if token != EOT)
+
+
+def test_permuting_hides_the_same_labels_and_deals_out_the_others():
+    documents = {domain: shard([20] * 40, first=10_000 * n) for n, domain in enumerate(DOMAINS, 1)}
+    options = {
+        "shards": documents,
+        "batch_sequences": 20,
+        "unlabelled": {"biology": 0.5, "*": 0.25},
+    }
+    made, routed = batches(permuted=True, **options), batches(**options)
+    assert made.counts == routed.counts == {"code": 5, "biology": 3, "creative": 5, "unlabelled": 7}
+    ours, theirs = rows_by_label(made, 90), rows_by_label(routed, 90)
+    assert np.array_equal(ours["unlabelled"], theirs["unlabelled"])
+    hidden = set(ours.pop("unlabelled").flatten()) - {EOT}
+    assert all(not hidden & set(rows.flatten()) for rows in ours.values())
+    # Labelled text is 3 parts code, 2 parts biology and 3 parts creative, under every label.
+    for rows in ours.values():
+        shares = np.array(domain_counts(rows)) / len(rows)
+        assert shares == pytest.approx([3 / 8, 2 / 8, 3 / 8], abs=0.01)
+
+
+def test_permuted_rows_follow_from_the_seed_and_the_step_and_not_from_the_processes():
+    documents = {domain: shard([20] * 40, first=10_000 * n) for n, domain in enumerate(DOMAINS, 1)}
+    made = batches(shards=documents, permuted=True)
+    for step in (31, 0, 7):
+        again = batches(shards=documents, permuted=True).step(step)[0]
+        assert np.array_equal(made.step(step)[0], again)
+        halves = [made.step(step, slice(0, 3))[0], made.step(step, slice(3, 6))[0]]
+        assert np.array_equal(np.concatenate(halves), again)
+    other = batches(shards=documents, permuted=True, seed=1)
+    assert not np.array_equal(made.step(0)[0], other.step(0)[0])
+
+
+def test_permuting_text_that_is_too_little_names_domain_and_label():
+    documents = {domain: shard([20] * 40) for domain in DOMAINS} | {"biology": shard([20] * 2)}
+    with pytest.raises(DataError, match="the part of biology that gets the label biology has 0"):
+        batches(shards=documents, permuted=True)
+
+
+MARKER = np.array([71, 72, 73])
+
+
+def test_a_marker_is_read_and_never_predicted():
+    documents = shard([MARKER_EVERY + 6])
+    (own,) = [documents.document(0).tolist()]
+    chunks = heldout_chunks(
+        documents, tokens=999, document_tokens=999, sequence_length=200, eot_id=EOT, marker=MARKER
+    )
+    first, second = own[:MARKER_EVERY], own[MARKER_EVERY:]
+    mark, none = MARKER.tolist(), [IGNORED] * 3
+    assert chunks.input_ids.tolist() == [[EOT, *mark, *first, *mark, *second[:-1]]]
+    assert chunks.targets.tolist() == [[*none, *first, *none, *second]]
+    assert chunks.num_tokens.tolist() == [len(own)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 3 * MARKER_EVERY), min_size=1, max_size=4),
+    width=st.integers(1, 9),
+    sequence_length=st.integers(2, 2 * MARKER_EVERY),
+    document_tokens=st.integers(2, 4 * MARKER_EVERY),
+)
+def test_the_same_tokens_are_predicted_with_any_marker_and_with_none(
+    lengths, width, sequence_length, document_tokens
+):
+    documents = shard(lengths)
+    options = {"tokens": 150, "document_tokens": document_tokens, "eot_id": EOT}
+    marker = np.full(width, 7777)
+    plain = heldout_chunks(documents, sequence_length=sequence_length, **options)
+    read = heldout_chunks(documents, sequence_length=sequence_length, marker=marker, **options)
+    assert read.ids == plain.ids
+    assert read.num_tokens.tolist() == plain.num_tokens.tolist()
+    assert read.num_bytes.tolist() == plain.num_bytes.tolist()
+    assert read.input_ids.shape[1] <= sequence_length
+    for index in range(len(plain.ids)):
+        predicted = [
+            chunks.targets[chunks.rows == index][chunks.targets[chunks.rows == index] != IGNORED]
+            for chunks in (plain, read)
+        ]
+        assert np.array_equal(*predicted)
+        # Literally: a training document of this text, marked, and cut where the document is.
+        text = documents.document(index)
+        own = [EOT, *marked(text[:-1], marker).tolist(), EOT]
+        length, taken = 0, 1
+        while length < read.num_tokens[index]:
+            length += own[taken] != 7777
+            taken += 1
+        inputs, targets = own[: taken - 1], own[1:taken]
+        expected = [
+            inputs[start : start + sequence_length]
+            for start in range(0, len(inputs), sequence_length)
+            if any(target != 7777 for target in targets[start : start + sequence_length])
+        ]
+        found = read.input_ids[read.rows == index].tolist()
+        assert [row[: len(want)] for row, want in zip(found, expected, strict=True)] == expected
+    assert (read.targets != IGNORED).any(axis=1).all()

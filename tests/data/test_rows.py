@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gr_sweep.data.rows import rows_per_label, unlabelled_shares
+from gr_sweep.config import (
+    DomainConfig,
+    Method,
+    MethodConfig,
+    PartitionConfig,
+    RunConfig,
+    TrainConfig,
+)
+from gr_sweep.data.rows import micro_batch_rows, rows_per_label, unlabelled_shares
 from gr_sweep.errors import ConfigError
 
 THREE = ("code", "biology", "creative")
@@ -123,3 +131,25 @@ def test_rows_that_are_left_out_are_0_and_the_others_keep_theirs():
     assert rows_per_label(THREE, {}, 0.5, 12, ["biology"]) == {
         "code": 4, "biology": 0, "creative": 4,
     }  # fmt: skip
+
+
+def test_unlabelled_rows_are_read_where_leaving_out_goes_by_the_label_that_is_seen():
+    assert rows_per_label(THREE, {}, 0.5, 12, ["biology"], drops_observed=True) == {
+        "code": 2, "biology": 0, "creative": 2, "unlabelled": 6,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (Method.filtered, {"code": 4, "biology": 0, "creative": 4}),
+        (Method.filtered_observed, {"code": 2, "biology": 0, "creative": 2, "unlabelled": 6}),
+    ],
+)
+def test_the_rows_of_a_job_follow_from_its_method(method, expected):
+    config = RunConfig(
+        partition=PartitionConfig(domains={name: DomainConfig() for name in THREE}, unlabelled=0.5),
+        method=MethodConfig(name=method, without=["biology"]),
+        train=TrainConfig(batch_sequences=24, micro_batch_sequences=12),
+    )
+    assert micro_batch_rows(config) == expected
