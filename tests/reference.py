@@ -43,10 +43,18 @@ class Cut:
     foreign_weight: float = 0.0
     foreign_core_weight: float = 0.0
     foreign_core_rest: float = 0.0
+    foreign_outputs: float | None = None
 
     def weight_edge(self, token: Token, block) -> float:
         """The table's column "gradient from the token to b's parameters", for units."""
         return self._unit_weight(token, block) if self.edges in ("weight", "both") else 1.0
+
+    def outputs(self, token: Token, block) -> float:
+        """The same column for "columns of down (o)", where they have a weight of their own."""
+        is_cut = self.edges in ("weight", "both") and token.label is not None
+        if self.foreign_outputs is None or not is_cut or token.label in block.owners:
+            return self.weight_edge(token, block)
+        return self.foreign_outputs
 
     def act_edge(self, token: Token, block) -> float:
         """The table's column "gradient through b's units to what lies upstream"."""
@@ -89,6 +97,7 @@ class Masks:
 
         self.on_NTB = by_block(is_on)
         self.weight_NTB = by_block(cut.weight_edge)
+        self.outputs_NTB = by_block(cut.outputs)
         self.act_NTB = by_block(cut.act_edge)
         self.rest_NT = by_block(lambda token, block: cut.rest(token, plan.blocks[0]))[..., 0]
 
@@ -137,7 +146,7 @@ class LiteralLinear(_Routed):
         elif self.column_blocks is not None:
             # "columns of down (o)"; "biases of the output" are the rest. An input of a block that
             # is off for the token, by the position of the output, is not there.
-            weight_NTOI = masks.weight_NTB[:, :, None, self.column_blocks]
+            weight_NTOI = masks.outputs_NTB[:, :, None, self.column_blocks]
             bias_NTO = rest_NT1
             x_NTOI = x_NTOI * masks.on_NTB[:, :, None, self.column_blocks]
         else:

@@ -23,7 +23,7 @@ from gr_sweep.model.families import (
     gated_mlps,
     unit_linears,
 )
-from gr_sweep.routing.edges import route_weights
+from gr_sweep.routing.edges import RouteWeights, route_weights
 from gr_sweep.routing.linears import (
     RoutedColumnLinear,
     RoutedGatedMlp,
@@ -56,14 +56,14 @@ class RoutedModel:
         plan: RoutePlan,
         edges: str,
         foreign_dropout: float,
-        weights: Mapping[str, float],
+        weights: RouteWeights,
     ) -> None:
         self.model = model
         self.plan = plan
         self.edges = edges
         self.foreign_dropout = foreign_dropout
         self.unit_linears = unit_linears(model, plan)
-        self.route_weights = route_weights(plan, edges, **weights)
+        self.route_weights = weights
         self._state = RoutingState()
         self._routings: dict[tuple[Any, ...], RowRouting] = {}
 
@@ -228,6 +228,7 @@ def route_model(
     foreign_weight: float = 0.0,
     foreign_core_weight: float = 0.0,
     foreign_core_rest: float = 0.0,
+    foreign_outputs: float | None = None,
 ) -> RoutedModel:
     """Makes the model route gradients by domain (Cloud et al. 2024, arXiv 2410.04332).
 
@@ -245,6 +246,8 @@ def route_model(
         foreign_weight: route weight of a foreign block.
         foreign_core_weight: route weight of the core's units where the core is foreign.
         foreign_core_rest: route weight of everything that is no unit where the core is foreign.
+        foreign_outputs: route weight of the output columns (down, o) of a foreign block, the core's
+            too; None: as the block's other parameters.
 
     Raises:
         PlanError: a plan that does not fit the model, unknown edges, a model that is routed
@@ -255,17 +258,16 @@ def route_model(
         raise PlanError("this model is routed already; call unroute() first")
     if not 0.0 <= foreign_dropout <= 1.0:
         raise PlanError(f"foreign_dropout={foreign_dropout} is no share; give a number from 0 to 1")
-    routed = RoutedModel(
-        model,
+    edges = getattr(edges, "value", edges)
+    weights = route_weights(
         plan,
-        getattr(edges, "value", edges),
-        foreign_dropout,
-        {
-            "foreign_weight": foreign_weight,
-            "foreign_core_weight": foreign_core_weight,
-            "foreign_core_rest": foreign_core_rest,
-        },
+        edges,
+        foreign_weight=foreign_weight,
+        foreign_core_weight=foreign_core_weight,
+        foreign_core_rest=foreign_core_rest,
+        foreign_outputs=foreign_outputs,
     )
+    routed = RoutedModel(model, plan, edges, foreign_dropout, weights)
     for linear in routed.unit_linears:
         check_linear(linear.module)
     for linear in routed.unit_linears:

@@ -59,14 +59,17 @@ class MlpCovers:
     needed: Cover
     """Cells whose gradient anyone reads: the weights, or the input."""
     weight: Cover
-    """Rows and units whose gradient reaches the three weights, times the tile's factor."""
+    """Rows and units whose gradient reaches the weights of gate and up, times the tile's factor."""
+    down: Cover
+    """The same of `down`: mostly equal to it, since a block's parameters have one route weight
+    unless `foreign_outputs` is given."""
     input: Cover
     """Rows and units whose gradient reaches the input, times the tile's factor."""
     bias: Cover
     """Rows whose gradient reaches the bias of `down`, which belongs to no unit."""
 
     is_input_wider: bool
-    """Whether every cell that sends to the weights sends to the input too."""
+    """Whether every cell that sends to gate and up sends to the input too."""
 
     def in_positions(self, positions: int, *, width: int, device: str) -> "MlpCovers":
         """With rows that count positions, so many a sequence; `width` is that of the residual."""
@@ -78,7 +81,9 @@ class MlpCovers:
             hidden=sized(self.hidden, products=2, calls=4),
             out=sized(self.out, products=1, calls=1),
             needed=sized(self.needed, products=1, calls=4),
+            # Sized together: three products and the hidden activation, computed again.
             weight=sized(self.weight, products=3, calls=4),
+            down=sized(self.down, products=3, calls=4),
             input=sized(self.input, products=2, calls=2),
             bias=self.bias.in_positions(positions),
             is_input_wider=self.is_input_wider,
@@ -317,10 +322,10 @@ class GatedMlp(torch.autograd.Function):
             def of_down(tile: Tile) -> tuple[Tensor, Tensor]:
                 cells = tile.rows, tile.units
                 _multiply(scratch_PF[cells], silu_PF[cells], up_PF[cells])  # the hidden activation
-                _clear(scratch_PF, covers.weight)
+                _clear(scratch_PF, covers.down)
                 return dy_PD[tile.rows].t(), scratch_PF[cells]
 
-            found[3] = _sum_unit_columns(torch.empty_like(down_DF), covers.weight, of_down)
+            found[3] = _sum_unit_columns(torch.empty_like(down_DF), covers.down, of_down)
         if needs[6]:
             found[6] = _rest_bias(dy_PD, covers.bias)
         if not any(needs[index] for index in (0, 1, 2, 4, 5)):

@@ -20,7 +20,10 @@ class RouteWeights:
     everywhere."""
 
     weight_edge: dict[str, tuple[float, ...]]
-    """Domain to a factor a block, on the gradient of the block's parameters."""
+    """Domain to a factor a block, on the gradient of the block's parameters; of columns of output
+    matrices see `outputs`."""
+    outputs: dict[str, tuple[float, ...]]
+    """Domain to a factor a block, on the gradient of the block's columns of down and o."""
     act_edge: dict[str, tuple[float, ...]]
     """Domain to a factor a block, on the gradient through the block's units to their inputs."""
     rest: dict[str, float]
@@ -34,8 +37,13 @@ def route_weights(
     foreign_weight: float = 0.0,
     foreign_core_weight: float = 0.0,
     foreign_core_rest: float = 0.0,
+    foreign_outputs: float | None = None,
 ) -> RouteWeights:
     """The factors of every domain and block.
+
+    `foreign_outputs` is the route weight of the output columns (down, o) of a foreign block, the
+    core's too; None: as the block's other parameters. At 1 the columns learn in full, as they do
+    where the hidden activation is masked, `m * h + (1 - m) * h.detach()` (Cloud et al., ERA).
 
     Raises:
         PlanError: `edges` that is none of none, weight, act, both.
@@ -44,6 +52,7 @@ def route_weights(
         raise PlanError(f"edges={edges!r} is unknown; choose one of {', '.join(EDGE_CHOICES)}")
     ones = (1.0,) * len(plan.blocks)
     weight_edge = {UNLABELLED: ones}
+    outputs = {UNLABELLED: ones}
     act_edge = {UNLABELLED: ones}
     rest = {UNLABELLED: 1.0}
     for domain in plan.domains:
@@ -53,8 +62,14 @@ def route_weights(
             else float(foreign_core_weight if block.is_core else foreign_weight)
             for block in plan.blocks
         )
+        columns = factors
+        if foreign_outputs is not None:
+            columns = tuple(
+                1.0 if plan.owns(domain, block) else float(foreign_outputs) for block in plan.blocks
+            )
         weight_edge[domain] = factors if edges in ("weight", "both") else ones
+        outputs[domain] = columns if edges in ("weight", "both") else ones
         act_edge[domain] = factors if edges in ("act", "both") else ones
         cut_rest = edges in ("weight", "both") and not plan.owns(domain, plan.core)
         rest[domain] = float(foreign_core_rest) if cut_rest else 1.0
-    return RouteWeights(weight_edge, act_edge, rest)
+    return RouteWeights(weight_edge, outputs, act_edge, rest)

@@ -37,6 +37,9 @@ Units = tuple[slice, ...]
 class Routing(Protocol):
     """How the rows or tokens of one micro-batch are routed."""
 
+    def is_plain(self, x: Tensor) -> bool:
+        """Whether nothing is cut and nothing off, so that a module given `x` is the plain one."""
+
     def prepare(self, kinds: "Iterable[tuple[str, Units]]") -> None:
         """Works out beforehand what maps of these roles and units will ask for."""
 
@@ -84,6 +87,9 @@ class RowRouting:
         self._weight = [
             _times(on, weights.weight_edge[d]) for on, d in zip(self._on, domains, strict=True)
         ]
+        self._outputs = [
+            _times(on, weights.outputs[d]) for on, d in zip(self._on, domains, strict=True)
+        ]
         self._act = [
             _times(on, weights.act_edge[d]) for on, d in zip(self._on, domains, strict=True)
         ]
@@ -95,6 +101,7 @@ class RowRouting:
             for edges in zip(self._weight, self._act, strict=True)
         ]
         self._rest = [weights.rest[domain] for domain in domains]
+        self._cuts_nothing = _all_ones(self._weight, self._outputs, self._act, [self._rest])
         self._rest_runs = tuple(
             (sum(count for _, count in run), factor)
             for factor, run in itertools.groupby(
@@ -129,6 +136,10 @@ class RowRouting:
     ) -> "RowRouting":
         """Any number of rows, the given blocks switched off, nothing cut."""
         return cls(plan, weights, [slice(None)], [UNLABELLED], [off])
+
+    def is_plain(self, x: Tensor) -> bool:
+        self._check_rows(x)
+        return self._cuts_nothing
 
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units) -> Tensor:
         return _linear(ColumnLinear, x, weight, bias, self._covers_of("column", x, units))
@@ -215,6 +226,7 @@ class RowRouting:
                 out=of(self._on, Output.rows),
                 needed=of(self._needed, Output.cells),
                 weight=of(self._weight, Output.units),
+                down=of(self._outputs, Output.units),
                 input=of(self._act, Output.rows),
                 bias=bias,
                 is_input_wider=all(
@@ -225,7 +237,7 @@ class RowRouting:
             )
         tables = {
             "column": (self._on, self._weight, self._act),
-            "row": (self._on, self._weight, self._needed),
+            "row": (self._on, self._outputs, self._needed),
             "rest": (whole, rest, whole),
         }
         forward, weight, input = tables[role]
@@ -258,26 +270,34 @@ class TokenRouting:
         self._labels_NT = labels_NT
         domains = (*plan.domains, UNLABELLED)  # index -1 is the last row of every table
         blocks = range(len(plan.blocks))
-        self._on, self._weight, self._act = [], [], []
+        self._on, self._weight, self._outputs, self._act = [], [], [], []
         for domain in domains:
             others = [label for label in plan.domains if label != domain]
             off = plan.off_blocks(others) if foreign_dropout == 1.0 and domain != UNLABELLED else ()
             on = [float(block not in off) for block in blocks]
             self._on.append(on)
             self._weight.append(_times(on, weights.weight_edge[domain]))
+            self._outputs.append(_times(on, weights.outputs[domain]))
             self._act.append(_times(on, weights.act_edge[domain]))
         self._rest = [weights.rest[domain] for domain in domains]
+        self._cuts_nothing = _all_ones(self._weight, self._outputs, self._act, [self._rest])
+
+    def is_plain(self, x: Tensor) -> bool:
+        self._check_tokens(x)
+        return self._cuts_nothing
 
     def prepare(self, kinds: Iterable[tuple[str, Units]]) -> None:
         pass  # masks are made of labels, a micro-batch at a time
 
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units) -> Tensor:
-        return _linear(MaskedColumnLinear, x, weight, bias, self._masks(x, units, self._act))
+        masks = self._masks(x, units, self._weight, self._act)
+        return _linear(MaskedColumnLinear, x, weight, bias, masks)
 
     def row(self, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units) -> Tensor:
         # Never skipped, even where both edges are cut at this position: what flows back through
         # attention reaches k and v of other positions, whose own labels decide.
-        return _linear(MaskedRowLinear, x, weight, bias, self._masks(x, units, self._on))
+        masks = self._masks(x, units, self._outputs, self._on)
+        return _linear(MaskedRowLinear, x, weight, bias, masks)
 
     def gated_mlp(
         self, x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear, units: Units
@@ -310,22 +330,31 @@ class TokenRouting:
         ]
         return self._per_token(_spread(lines, heads), like)[..., None]
 
-    def _masks(self, x: Tensor, units: Units, inputs: Sequence[Sequence[float]]) -> LinearMasks:
+    def _masks(
+        self,
+        x: Tensor,
+        units: Units,
+        weights: Sequence[Sequence[float]],
+        inputs: Sequence[Sequence[float]],
+    ) -> LinearMasks:
         def mask_PU(table: Sequence[Sequence[float]]) -> Tensor:
             return self._per_token(_spread(table, units), x).flatten(0, 1)
 
         rest_P = self._per_token([[factor] for factor in self._rest], x).flatten()
-        return LinearMasks(mask_PU(self._on), mask_PU(self._weight), mask_PU(inputs), rest_P)
+        return LinearMasks(mask_PU(self._on), mask_PU(weights), mask_PU(inputs), rest_P)
 
     def _per_token(self, table: Sequence[Sequence[float]], like: Tensor) -> Tensor:
         """[N, T, columns of the table]: each token's row of the table."""
-        if like.shape[:2] != self._labels_NT.shape:
-            raise PlanError(
-                f"labels_NT is {tuple(self._labels_NT.shape)}, "
-                f"the model was given {tuple(like.shape[:2])}"
-            )
+        self._check_tokens(like)
         table_LC = torch.tensor(table, dtype=like.dtype, device=like.device)
         return table_LC[self._labels_NT.to(like.device)]
+
+    def _check_tokens(self, x: Tensor) -> None:
+        if x.shape[:2] != self._labels_NT.shape:
+            raise PlanError(
+                f"labels_NT is {tuple(self._labels_NT.shape)}, "
+                f"the model was given {tuple(x.shape[:2])}"
+            )
 
 
 class RoutingState:
@@ -364,6 +393,15 @@ class RoutedModule(nn.Module):
     _role: str | None = None
     """What it is to a routing, where it is a linear map or made of such."""
 
+    def _routing_of(self, input: Tensor) -> Routing | None:
+        """What routes this call; None where the module is the plain one.
+
+        So too where a routing cuts nothing: sliced products add up in another order, and a run that
+        cuts nothing is to be the dense run bit for bit.
+        """
+        routing = self._state.active
+        return None if routing is None or routing.is_plain(input) else routing
+
 
 class RoutedColumnLinear(RoutedModule, nn.Linear):
     """gate, up, q, k, v: rows of the weight belong to units."""
@@ -371,7 +409,7 @@ class RoutedColumnLinear(RoutedModule, nn.Linear):
     _role = "column"
 
     def forward(self, input: Tensor) -> Tensor:
-        routing = self._state.active
+        routing = self._routing_of(input)
         if routing is None:
             return super().forward(input)
         return routing.column(input, self.weight, self.bias, self._units)
@@ -383,7 +421,7 @@ class RoutedRowLinear(RoutedModule, nn.Linear):
     _role = "row"
 
     def forward(self, input: Tensor) -> Tensor:
-        routing = self._state.active
+        routing = self._routing_of(input)
         if routing is None:
             return super().forward(input)
         return routing.row(input, self.weight, self.bias, self._units)
@@ -395,7 +433,7 @@ class RoutedRestLinear(RoutedModule, nn.Linear):
     _role = "rest"
 
     def forward(self, input: Tensor) -> Tensor:
-        routing = self._state.active
+        routing = self._routing_of(input)
         if routing is None:
             return super().forward(input)
         return routing.rest(input, self.weight, self.bias)
@@ -410,7 +448,7 @@ class RoutedGatedMlp(RoutedModule):
     down_proj: nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:
-        routing = self._state.active
+        routing = self._routing_of(input)
         if routing is None:
             return super().forward(input)  # type: ignore[no-any-return]
         return routing.gated_mlp(input, self.gate_proj, self.up_proj, self.down_proj, self._units)
@@ -424,7 +462,7 @@ class RoutedRest(RoutedModule):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        routing = self._state.active
+        routing = self._routing_of(input)
         factor = None if routing is None else routing.rest_factor(input)
         if factor is None:
             return self._plain(input)
@@ -465,7 +503,7 @@ class RoutedHeadNorm(RoutedRest):
     shared by them."""
 
     def forward(self, input: Tensor) -> Tensor:
-        routing = self._state.active
+        routing = self._routing_of(input)
         factor = None if routing is None else routing.head_factor(input, self._units)
         return self._plain(input) if factor is None else self._mixed(input, factor)
 
@@ -559,6 +597,10 @@ def _linear(
 
 def _times(a: Sequence[float], b: Sequence[float]) -> list[float]:
     return [x * y for x, y in zip(a, b, strict=True)]
+
+
+def _all_ones(*tables: Sequence[Sequence[float]]) -> bool:
+    return all(factor == 1.0 for table in tables for line in table for factor in line)
 
 
 def _each(part: slice) -> range:

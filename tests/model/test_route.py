@@ -395,6 +395,40 @@ def test_a_plan_of_the_core_alone_routes_nothing():
     assert set(routed.clip_grad_norm_(1.0)) <= {"core", "all"}
 
 
+@pytest.mark.parametrize("by_token", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_step_that_cuts_nothing_is_the_dense_step_bit_for_bit(family, by_token):
+    """In float32, and wide enough that products of other shapes would add up in another order."""
+    found = []
+    for kind in ("none", "peers", "forget"):
+        model = tiny_model(family, hidden_size=256, intermediate_size=768).float()
+        plan = (
+            RoutePlan.none(domains=FLAT)
+            if kind == "none"
+            else PLANS[kind](model.config, attn_shared=0.25)
+        )
+        routed = route_model(model, plan, "none", foreign_dropout=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        counts, labels_N = {"code": 4, "creative": 2, "unlabelled": 2}, [0] * 4 + [2, 2, -1, -1]
+        losses = []
+        for seed in range(2):
+            ids = tiny_ids(8, 32, seed=seed)
+            with (
+                routed.batch(labels_NT=torch.tensor(labels_N)[:, None].expand(8, 32))
+                if by_token
+                else routed.batch(counts)
+            ):
+                losses.append(loss_sum(model(input_ids=ids).logits, ids))
+                losses[-1].backward()
+            found_gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+            routed.clip_grad_norm_(1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append([*losses, *found_gradients.values(), *model.parameters()])
+    for dense, *routed_ones in zip(*found, strict=True):
+        assert all(torch.equal(dense, tensor) for tensor in routed_ones)
+
+
 def test_a_batch_without_a_sequence_is_refused():
     model = tiny_model()
     routed = route_model(model, PLANS["peers"](model.config))

@@ -46,15 +46,25 @@ UNITS = {
 WEIGHTS = {
     "cut": {},
     "odd": {"foreign_weight": 0.3, "foreign_core_weight": -0.5, "foreign_core_rest": 0.25},
+    # Of the original gradient routing, whose mask on the hidden activation leaves output columns.
+    "outputs in full": {
+        "foreign_weight": 1.0,
+        "foreign_core_weight": -0.75,
+        "foreign_core_rest": 1.0,
+        "foreign_outputs": 1.0,
+    },
+    "odd outputs": {"foreign_core_weight": -0.5, "foreign_outputs": 0.3},
 }
 
 
-# Where nothing is cut, route weights multiply nothing.
+# Where nothing is cut, route weights multiply nothing; where weights are not, outputs are not.
 CUTS = [
     (edges, weights)
     for edges in EDGES
-    for weights in WEIGHTS
-    if (edges, weights) != ("none", "odd")
+    for weights, settings in WEIGHTS.items()
+    if weights == "cut"
+    or edges in ("weight", "both")
+    or (edges == "act" and "foreign_outputs" not in settings)
 ]
 
 
@@ -133,12 +143,47 @@ def test_one_label_a_sequence_gives_the_gradients_of_row_groups(plan, foreign_dr
     assert_same(found[1], found[0])
 
 
+@pytest.mark.parametrize("edges", ["none", "act"])
+@pytest.mark.parametrize("by_token", [False, True])
+def test_outputs_have_no_weight_of_their_own_where_weights_are_not_cut(edges, by_token):
+    model, plain = tiny_model(), tiny_model()
+    plan = PLANS["forget"](model.config, attn_shared=0.25)
+    cut = Cut(edges, foreign_core_weight=-0.5, foreign_outputs=0.3)
+    routed = route(model, plan, cut)
+    labels_NT = torch.tensor([[1, 1, 2, 2, 0], [-1, 0, 1, 1, 1]])
+    micro_batch = labels_NT if by_token else {"code": 2, "biology": 2}
+    assert_follows_the_definition(
+        routed, plain, Cut(edges, foreign_core_weight=-0.5), [micro_batch]
+    )
+
+
+def test_outputs_in_full_are_a_mask_on_the_hidden_activation(products):
+    """As published: `mask * h + (1 - mask) * h.detach()`, and the rest learns from everybody."""
+    model, plain, ids = tiny_model(), tiny_model(), tiny_ids(5)
+    plan = PLANS["forget"](model.config, layer_share=0.5, mlp_shared=0.75)
+    core = plan.splits[0, "mlp"].sizes[0]
+    routed = route(model, plan, Cut("both", 1.0, -0.75, 1.0, foreign_outputs=1.0))
+    mask_N1F = torch.ones(5, 1, MLP, dtype=torch.float64)
+    mask_N1F[2:4, :, :core] = -0.75  # the two sequences of biology, which does not own the core
+
+    def mask_hidden(module, args):
+        (h,) = args
+        return (mask_N1F * h + (1 - mask_N1F) * h.detach(),)
+
+    plain.model.layers[0].mlp.down_proj.register_forward_pre_hook(mask_hidden)
+    loss_sum(plain(input_ids=ids).logits, ids).backward()
+    with routed.batch({"code": 2, "biology": 2, "creative": 1}):
+        loss_sum(model(input_ids=ids).logits, ids).backward()
+    assert_same(gradients(model), gradients(plain))
+
+
+@pytest.mark.parametrize("foreign_outputs", [None, 0.3])
 @pytest.mark.parametrize("edges", EDGES)
-def test_mlps_with_biases_follow_the_definition(edges, products):
+def test_mlps_with_biases_follow_the_definition(edges, foreign_outputs, products):
     """Those of gate and up belong to units, that of down to the rest."""
     model, plain = tiny_model(mlp_bias=True), tiny_model(mlp_bias=True)
     assert model.model.layers[0].mlp.down_proj.bias is not None
-    plan, cut = PLANS["forget"](model.config), Cut(edges)
+    plan, cut = PLANS["forget"](model.config), Cut(edges, foreign_outputs=foreign_outputs)
     routed = route(model, plan, cut, 0.5)
     assert_follows_the_definition(routed, plain, cut, [{"code": 3, "biology": 2, "unlabelled": 1}])
 
