@@ -93,11 +93,13 @@ class RoutePlan:
             config: shape of the model, a Hugging Face config.
             domains: labels.
             shares: `mlp_shared` (0.5) and `attn_shared` (1.0), the core's share of the units in
-                0..1; `layers` that are split (None: all); `orders`, (layer, kind) to an order of
-                its units.
+                0..1; `layers` that are split (None: as `layer_share` says); `layer_share` (1.0),
+                the share of the layers, counted from the first, that are split, at least one;
+                `orders`, (layer, kind) to an order of its units.
 
         Raises:
-            PlanError: a share outside 0..1, a layer that the model lacks, more blocks than units.
+            PlanError: a share outside 0..1, a layer that the model lacks, `layers` and a
+                `layer_share` at once, more blocks than units.
         """
         labels = _checked(domains)
         return cls._build(config, labels, labels, [(d, {d}) for d in labels], **shares)
@@ -184,6 +186,7 @@ class RoutePlan:
         mlp_shared: float = 0.5,
         attn_shared: float = 1.0,
         layers: Sequence[int] | None = None,
+        layer_share: float = 1.0,
         orders: Mapping[tuple[int, str], Sequence[int]] | None = None,
     ) -> "RoutePlan":
         core = Block(CORE, frozenset(core_owners), is_core=True)
@@ -191,7 +194,7 @@ class RoutePlan:
         for name, owners in blocks:
             by_owners.setdefault(frozenset(owners), Block(name, frozenset(owners)))
         merged = tuple(by_owners.values())
-        chosen = _checked_layers(layers, config.num_hidden_layers)
+        chosen = _chosen_layers(layers, layer_share, config.num_hidden_layers)
         shares = {MLP: mlp_shared, ATTN: attn_shared}
         units = {
             MLP: config.intermediate_size,
@@ -336,9 +339,19 @@ def _expanded(nodes: Iterable[str], domains: Sequence[str]) -> tuple[str, ...]:
         raise PlanError(str(error)) from error
 
 
-def _checked_layers(layers: Sequence[int] | None, num_layers: int) -> list[int]:
+def _chosen_layers(layers: Sequence[int] | None, layer_share: float, num_layers: int) -> list[int]:
+    if not 0.0 < layer_share <= 1.0:
+        raise PlanError(
+            f"plan.layer_share={layer_share} is no share of the layers; "
+            "give a number above 0, up to 1"
+        )
     if layers is None:
-        return list(range(num_layers))
+        return list(range(max(1, round(layer_share * num_layers))))
+    if layer_share != 1.0:
+        raise PlanError(
+            f"plan.layers={list(layers)} and plan.layer_share={layer_share} both say which layers "
+            "are split; set one of them"
+        )
     wrong = [layer for layer in layers if not 0 <= layer < num_layers]
     if wrong or not layers or len(set(layers)) != len(layers):
         raise PlanError(

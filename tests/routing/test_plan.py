@@ -120,6 +120,21 @@ def test_units_of_attention_are_key_value_groups_or_heads_where_there_are_no_gro
     assert plan.splits[0, "attn"].sizes == (1, 1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("layer_share", "layers"), [(1.0, [0, 1, 2]), (0.67, [0, 1]), (0.34, [0]), (0.01, [0])]
+)
+def test_a_share_of_the_layers_is_counted_from_the_first_and_at_least_one(layer_share, layers):
+    plan = RoutePlan.peers(SHAPE, domains=DOMAINS, layer_share=layer_share, attn_shared=0.25)
+    assert plan == RoutePlan.peers(SHAPE, domains=DOMAINS, layers=layers, attn_shared=0.25)
+    assert sorted({layer for layer, _ in plan.splits}) == layers
+
+
+def test_five_of_eight_layers_are_the_published_share():
+    shape = SimpleNamespace(num_hidden_layers=8, intermediate_size=24, num_attention_heads=8)
+    plan = RoutePlan.make("forget", shape, domains=DOMAINS, forget=["biology"], layer_share=0.625)
+    assert sorted(plan.splits) == [(layer, "mlp") for layer in range(5)]
+
+
 def test_only_the_layers_given_are_split():
     plan = RoutePlan.peers(SHAPE, domains=DOMAINS, layers=[2, 0])
     assert sorted(plan.splits) == [(0, "mlp"), (2, "mlp")]
@@ -144,6 +159,10 @@ def test_the_core_may_have_no_units():
         ("peers", {"layers": [0, 3]}, "3"),
         ("peers", {"layers": [-1]}, "-1"),
         ("peers", {"layers": []}, "layers"),
+        ("peers", {"layer_share": 0.0}, "layer_share=0.0"),
+        ("peers", {"layer_share": 1.5}, "layer_share=1.5"),
+        ("peers", {"layer_share": float("nan")}, "layer_share=nan"),
+        ("peers", {"layer_share": 0.5, "layers": [0]}, "both"),
         ("peers", {"layers": [1, 1]}, "layers"),
         ("peers", {"mlp_shared": 0.99}, "units"),
         ("lattice", {"attn_shared": 0.5}, "head groups"),
