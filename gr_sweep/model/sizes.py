@@ -6,10 +6,13 @@ config.json); `254m` has depth, width, heads and tied embeddings of SGTM's 254M 
 as its plain 4x one.
 """
 
+import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from gr_sweep.errors import ConfigError
+from gr_sweep.errors import ConfigError, PlanError
+from gr_sweep.routing.plan import MLP, RoutePlan
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
@@ -44,6 +47,9 @@ SIZES = {
 }
 
 
+_MAX_WIDENING = 1024
+
+
 def shape_of(size: str, intermediate_size: int | None = None) -> Size:
     """The named shape, with another number of MLP hidden units if given.
 
@@ -57,6 +63,53 @@ def shape_of(size: str, intermediate_size: int | None = None) -> Size:
     if intermediate_size < 1:
         raise ConfigError(f"model.intermediate_size={intermediate_size} must be at least 1")
     return replace(SIZES[size], intermediate_size=intermediate_size)
+
+
+def full_width(
+    shape: Size, kind: str, *, domains: Sequence[str], forget: Sequence[str] = (), mlp_shared: float
+) -> Size:
+    """The shape with MLPs just so wide that no network kept for one domain is narrower than it was.
+
+    So every expert of `peers` without shared units is as wide as the dense MLP (DEMix, arXiv
+    2108.05036): the same operations a token, for more parameters.
+
+    Args:
+        kind: shape of the plan: none, peers, forget, tree or lattice.
+        domains: the plan's labels.
+        forget: domains that a `forget` plan forgets.
+        mlp_shared: the core's share of the MLP units.
+
+    Raises:
+        PlanError: a plan that cannot be, or one that leaves a domain next to no units.
+    """
+    width = shape.intermediate_size
+    if kind == "none" or mlp_shared == 1.0:
+        return shape
+
+    def plan_of(num_units: int) -> RoutePlan:
+        wide = replace(shape, intermediate_size=num_units)
+        return RoutePlan.make(kind, wide, domains=domains, forget=forget, mlp_shared=mlp_shared)
+
+    def narrowest(num_units: int) -> int:
+        """MLP units of the smallest network that keep(one domain) leaves."""
+        try:
+            plan = plan_of(num_units)
+        except PlanError:  # too few units for the blocks: any other reason the widest plan had too
+            return 0
+        if not plan.splits:
+            return num_units
+        sizes = plan.splits[0, MLP].sizes
+        return min(num_units - sum(sizes[b] for b in plan.kept_off([d])) for d in plan.domains)
+
+    widest = _MAX_WIDENING * width
+    plan_of(widest)
+    if narrowest(widest) < width:
+        raise PlanError(
+            f"plan.full_width=true with plan={kind} and plan.mlp_shared={mlp_shared} needs MLPs "
+            f"over {_MAX_WIDENING} times as wide; raise plan.mlp_shared"
+        )
+    wide = bisect.bisect_left(range(widest), width, lo=width, key=narrowest)
+    return replace(shape, intermediate_size=wide)
 
 
 def llama_config(

@@ -1,0 +1,95 @@
+"""Named shapes, and MLPs that are widened for the experts of a plan."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from gr_sweep.errors import PlanError
+from gr_sweep.model.sizes import SIZES, full_width
+from gr_sweep.routing.plan import RoutePlan
+
+DOMAINS = ["code", "biology", "creative"]
+NANO = SIZES["nano"]
+
+
+def kept_units(shape, kind, domain, **settings):
+    """MLP units of the first layer that keep(domain) leaves, counted block by block."""
+    plan = RoutePlan.make(kind, shape, **settings)
+    off = plan.kept_off([domain])
+    return sum(size for b, size in enumerate(plan.splits[0, "mlp"].sizes) if b not in off)
+
+
+@pytest.mark.parametrize("num_domains", [2, 3, 5])
+def test_experts_without_shared_units_are_each_as_wide_as_the_dense_mlp(num_domains):
+    domains = [f"d{index}" for index in range(num_domains)]
+    wide = full_width(NANO, "peers", domains=domains, mlp_shared=0.0)
+    assert wide == replace(NANO, intermediate_size=num_domains * 768)
+    plan = RoutePlan.peers(wide, domains=domains, mlp_shared=0.0)
+    assert plan.splits[3, "mlp"].sizes == (0, *[768] * num_domains)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "width"),
+    [
+        # Core w / 2 and a third of the other half: 4 w / 6 = 768.
+        ("peers", {"mlp_shared": 0.5}, 1152),
+        # Code has the core alone: round(w / 2), to even, is 768 from 1535 on.
+        ("forget", {"mlp_shared": 0.5, "forget": ["biology"]}, 1535),
+        # Of six blocks of w / 6 beside an empty core, code is in 3.
+        ("lattice", {"mlp_shared": 0.0}, 1536),
+    ],
+)
+def test_widened_mlps_are_the_narrowest_that_leave_every_domain_the_dense_width(
+    kind, settings, width
+):
+    wide = full_width(NANO, kind, domains=DOMAINS, **settings)
+    assert wide.intermediate_size == width
+    for shape, is_enough in ((wide, True), (replace(wide, intermediate_size=width - 1), False)):
+        kept = [kept_units(shape, kind, d, domains=DOMAINS, **settings) for d in DOMAINS]
+        assert (min(kept) >= 768) is is_enough
+
+
+def test_nested_domains_are_widened_for_the_label_that_keeps_least():
+    domains = ["code", "biology", "biology/virology"]
+    wide = full_width(NANO, "tree", domains=domains, mlp_shared=0.2)
+    kept = [kept_units(wide, "tree", d, domains=domains, mlp_shared=0.2) for d in domains]
+    assert min(kept) == kept[0] == 768  # code has one block beside the core
+
+
+@pytest.mark.parametrize(
+    ("kind", "domains", "mlp_shared"),
+    [("none", DOMAINS, 0.0), ("peers", DOMAINS, 1.0), ("peers", ["code"], 0.5)],
+)
+def test_where_no_mlp_is_split_nothing_is_widened(kind, domains, mlp_shared):
+    assert full_width(NANO, kind, domains=domains, mlp_shared=mlp_shared) == NANO
+
+
+def test_few_units_are_widened_past_the_number_of_blocks():
+    shape = replace(NANO, intermediate_size=2)
+    wide = full_width(shape, "peers", domains=DOMAINS, mlp_shared=0.0)
+    assert wide.intermediate_size == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("forget", {"forget": ["biology"], "mlp_shared": 0.0}, "full_width.*raise plan.mlp_shared"),
+        ("forget", {"mlp_shared": 0.5}, "plan.forget"),
+        ("peers", {"mlp_shared": 1.5}, "mlp_shared=1.5"),
+        ("bush", {"mlp_shared": 0.5}, "bush"),
+    ],
+)
+def test_plans_that_cannot_be_widened_are_refused(kind, settings, said):
+    with pytest.raises(PlanError, match=said):
+        full_width(NANO, kind, domains=DOMAINS, **settings)
+
+
+def test_shapes_are_worked_out_without_torch():
+    code = (
+        "import sys; from gr_sweep.model.sizes import SIZES, full_width; "
+        "full_width(SIZES['nano'], 'peers', domains=['a', 'b'], mlp_shared=0.0); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
