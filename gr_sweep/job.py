@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
-from gr_sweep.config import RunConfig, fingerprint, to_plain
+from gr_sweep.config import Method, RunConfig, fingerprint, to_plain
 from gr_sweep.data.batches import Batches, heldout_chunks
 from gr_sweep.data.prepare import TokenData, prepare_data
 from gr_sweep.data.rows import micro_batch_rows
@@ -24,14 +24,14 @@ from gr_sweep.errors import JobError, ModelError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.files import write_whole
+from gr_sweep.layout import make_plan, named_shape
 from gr_sweep.metrics import keys
 from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.metrics.losses import DocumentLoss, summarize_losses, write_losses
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
-from gr_sweep.model.sizes import llama_config, random_model, shape_of
-from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.model.sizes import llama_config, random_model
 from gr_sweep.tracking import Trackers, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.cost import (
@@ -51,10 +51,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
+DOCUMENT_LOSSES = "document_losses.csv"
+RELEARN = "relearn.csv"
 
 
 def run_job(
-    config: RunConfig, folder: Path, *, sweep: str, overrides: list[str], command: str
+    config: RunConfig,
+    folder: Path,
+    *,
+    sweep: str,
+    overrides: list[str],
+    command: str,
+    is_baseline: bool = False,
 ) -> None:
     """Runs a job to its end, or on from where it stopped; a job with a summary is done.
 
@@ -64,6 +72,8 @@ def run_job(
         sweep: name of the sweep, the W&B group.
         overrides: what was typed for this job.
         command: the whole command line.
+        is_baseline: whether the results of an equal job, of the same code and text, may be taken
+            from another sweep beside this one.
 
     Raises:
         GrSweepError: what the user can mend; nothing that was computed is lost.
@@ -82,6 +92,7 @@ def run_job(
                 sweep=sweep,
                 overrides=overrides,
                 command=command,
+                is_baseline=is_baseline,
             )
 
 
@@ -117,6 +128,7 @@ def _run(
     sweep: str,
     overrides: list[str],
     command: str,
+    is_baseline: bool,
 ) -> None:
     """The job, in each of its processes; the main one alone tracks, writes and says anything."""
     started = datetime.now(UTC)
@@ -127,6 +139,15 @@ def _run(
             config.data, config.partition, config.model.path, config.model.gguf_file
         )
     )
+
+    prints = {
+        "code": code_fingerprint(),
+        "config": fingerprint(config),
+        "data": data.fingerprint,
+    }
+    plain = to_plain(config)
+    if is_baseline and processes.from_main(lambda: _taken_over(folder, prints, sweep)):
+        return
 
     def make() -> tuple[Batches, RoutedModel, TokenLosses]:
         batches = make_batches(config, data)
@@ -146,13 +167,6 @@ def _run(
     curve = heldout_batches(config, data, curve_tokens, device, processes)
     if processes.is_main:
         write_whole(folder / "plan.json", routed.plan.to_json() + "\n")
-    prints = {
-        "code": code_fingerprint(),
-        "config": fingerprint(config),
-        "data": data.fingerprint,
-    }
-    plain = to_plain(config)
-
     def track() -> Trackers:
         if not processes.is_main:
             return Trackers([])
@@ -211,7 +225,7 @@ def _run(
         if not processes.is_main:
             tracker.finish({})
             return
-        write_losses(folder / "document_losses.csv", rows)
+        write_losses(folder / DOCUMENT_LOSSES, rows)
         metrics, intervals = summarize_losses(
             rows, data.domains, seed=config.seed, resamples=config.eval.bootstrap
         )
@@ -243,8 +257,33 @@ def _run(
         write_whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
+def _taken_over(folder: Path, prints: Mapping[str, str], sweep: str) -> bool:
+    """Copies the results of an equal job of another sweep beside this one; says if there is one.
+
+    Equal are config, text and code: the copy is what the job would have come to. It makes the
+    folder of a sweep complete by itself.
+    """
+    # Folders of jobs end in these digits, unless the user names them otherwise.
+    for path in sorted(folder.parent.parent.glob(f"*/*-{prints['config'][:8]}/{SUMMARY}")):
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if path.parent.resolve() == folder.resolve() or summary.get("fingerprints") != prints:
+            continue
+        for name in ("plan.json", "metrics.jsonl", DOCUMENT_LOSSES, RELEARN):
+            if (path.parent / name).exists():
+                write_whole(folder / name, (path.parent / name).read_text(encoding="utf-8"))
+        origin = f"{path.parent.parent.name}/{path.parent.name}"
+        summary |= {"job": folder.name, "sweep": sweep, "taken_from": origin}
+        write_whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        logger.info("the same job is done in %s: its results are taken over", origin)
+        return True
+    return False
+
+
 def make_batches(config: RunConfig, data: TokenData) -> Batches:
-    """The job's micro-batches. Label noise is routing's alone: `config.effective` sees to that."""
+    """The job's micro-batches. Who sees label noise, `config.effective` says."""
     return Batches(
         data.train,
         data.domains,
@@ -256,6 +295,8 @@ def make_batches(config: RunConfig, data: TokenData) -> Batches:
         sequence_length=config.train.sequence_length,
         seed=config.seed,
         without=config.method.without,
+        permuted=config.method.name is Method.random,
+        drops_observed=config.method.name is Method.filtered_observed,
     )
 
 
@@ -302,9 +343,8 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
 
 def named_config(config: RunConfig, *, vocab_size: int, eot_id: int) -> "LlamaConfig":
     """The Hugging Face config of the job's named size."""
-    assert config.model.size is not None  # config.validate
     return llama_config(
-        shape_of(config.model.size, config.model.intermediate_size),
+        named_shape(config),
         vocab_size=vocab_size,
         eot_id=eot_id,
         sequence_length=config.train.sequence_length,
@@ -313,23 +353,15 @@ def named_config(config: RunConfig, *, vocab_size: int, eot_id: int) -> "LlamaCo
 
 def lay_plan(model: "PreTrainedModel", config: RunConfig) -> RoutedModel:
     """The model with the job's plan laid over it."""
-    plan = RoutePlan.make(
-        config.plan.kind.value,
-        model.config,
-        domains=list(config.partition.domains),
-        forget=config.plan.forget,
-        mlp_shared=config.plan.mlp_shared,
-        attn_shared=config.plan.attn_shared,
-        layers=config.plan.layers,
-    )
     return route_model(
         model,
-        plan,
+        make_plan(config, model.config),
         config.edges,
         foreign_dropout=config.route.foreign_dropout,
         foreign_weight=config.route.foreign_weight,
         foreign_core_weight=config.route.foreign_core_weight,
         foreign_core_rest=config.route.foreign_core_rest,
+        foreign_outputs=config.route.foreign_outputs,
     )
 
 

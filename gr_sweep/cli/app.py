@@ -153,6 +153,8 @@ class JobTask:
     """Name of the sweep's folder."""
     titles: "tuple[tuple[str, str], ...]" = ()
     """Absolute folder of each job, and the line that announces it."""
+    baselines: tuple[str, ...] = ()
+    """Absolute folders of the jobs that are there for the metrics of others."""
 
     def __call__(self, cfg: "DictConfig") -> None:
         from hydra.core.hydra_config import HydraConfig
@@ -179,6 +181,7 @@ class JobTask:
                 sweep=self.sweep,
                 overrides=[override.lstrip("+") for override in hydra_config.overrides.task],
                 command=self.command,
+                is_baseline=str(folder) in self.baselines,
             )
 
 
@@ -199,7 +202,14 @@ def _follow(jobs: "Mapping[str, Job]", sweep: str, line: str) -> int:
     while (folder := processes.from_main(_no_job)) is not None:
         job = jobs[folder]
         try:
-            run_job(job.config, Path(folder), sweep=sweep, overrides=job.overrides, command=line)
+            run_job(
+                job.config,
+                Path(folder),
+                sweep=sweep,
+                overrides=job.overrides,
+                command=line,
+                is_baseline=job.is_baseline,
+            )
         except GrSweepError as error:
             _let_go(error)
             status = 2  # the main process says why
@@ -297,7 +307,12 @@ def _run_sweep(command: "Command", line: str) -> int:
     if missing:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(command.loader, Callbacks(config)),
-            task_function=JobTask(line, command.folder.name, tuple(titles)),
+            task_function=JobTask(
+                line,
+                command.folder.name,
+                tuple(titles),
+                tuple(os.path.abspath(job.folder) for job in missing if job.is_baseline),
+            ),
             config=config,
         )
         # Hydra's sweeper would compose the list again, and would raise what the first failed job

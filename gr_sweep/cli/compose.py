@@ -38,10 +38,10 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from gr_sweep.cli.baselines import baselines_of
 from gr_sweep.cli.schema import DEFAULT_GROUPS, OPTIONAL_GROUPS, conf_dir
 from gr_sweep.config import (
     NO_EFFECT_ON_RESULT,
-    ModelConfig,
     RunConfig,
     effective,
     fingerprint,
@@ -49,8 +49,9 @@ from gr_sweep.config import (
 )
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError
-from gr_sweep.model.sizes import Size, shape_of
-from gr_sweep.routing.plan import ModelShape, RoutePlan
+from gr_sweep.layout import make_plan, named_shape
+from gr_sweep.model.sizes import Size
+from gr_sweep.routing.plan import ModelShape
 from gr_sweep.tracking import check_tracking
 from gr_sweep.train.distributed import place, rows_of
 
@@ -72,6 +73,8 @@ class Job:
     folder: Path
     title: str
     """The overrides in which it differs from the other jobs, for people."""
+    is_baseline: bool = False
+    """Whether it is there for the metrics of others; a finished one may be taken from elsewhere."""
 
     def folder_override(self, sweep: Path) -> str:
         """What tells Hydra to use the job's folder within that of the sweep."""
@@ -201,6 +204,8 @@ def _compose(
 
 def _compose_single(loader: ConfigLoader, cfg: DictConfig) -> Command:
     config = _checked(cfg)
+    if config.baselines:
+        raise ConfigError("baselines are runs that a sweep adds: add -m, or leave them out")
     task = list(cfg.hydra.overrides.task)
     cfg.hydra.run.dir = cfg.hydra.run.dir.replace("{job}", _job_name(config, task))
     folder = Path(cfg.hydra.run.dir)
@@ -235,17 +240,39 @@ def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
     # Jobs are composed anew from this list.
     master.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(str(folder))}")
 
-    jobs = []
-    for index, combination in enumerate(combinations):
+    def job_of(combination: list[str], differing: list[str], is_baseline: bool) -> Job:
         cfg = loader.load_sweep_config(master, combination)
         config = _checked(cfg)
-        differing = [line for line in combination if line.split("=", 1)[0] in swept]
         job_name = _job_name(config, differing if has_sweep_name else combination)
         with open_dict(cfg):
-            cfg.hydra.job.num, cfg.hydra.job.id = index, str(index)
+            number = len(jobs) + len(baselines)
+            cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
         subdir = cfg.hydra.sweep.subdir.replace("{job}", job_name)
-        jobs.append(Job(config, combination, folder / subdir, _title(differing)))
-    return Command(_distinct(jobs), folder, True, master, loader)
+        return Job(config, combination, folder / subdir, _title(differing), is_baseline)
+
+    jobs: list[Job] = []
+    baselines: dict[tuple[str, ...], Job] = {}
+    for combination in combinations:
+        differing = [line for line in combination if line.split("=", 1)[0] in swept]
+        jobs.append(job_of(combination, differing, is_baseline=False))
+        config = jobs[-1].config
+        parts = _parts(config) if config.baselines else ()
+        for kept, added in baselines_of(config, combination, parts):
+            overrides = (*kept, *added)
+            if overrides not in baselines:
+                differing = [line for line in kept if line.split("=", 1)[0] in swept]
+                baselines[overrides] = job_of([*overrides], [*differing, *added], is_baseline=True)
+    # Baselines first: the report compares from the first job on.
+    distinct = _distinct([*baselines.values(), *jobs])
+    return Command(distinct, folder, True, master, loader)
+
+
+def _parts(config: RunConfig) -> Sequence[str]:
+    """What can be removed from the job's model; of a checkpoint that is not here, any node."""
+    shape = _shape(config)
+    if shape is None:
+        shape = Size(64, 192, 2, 4, 4)
+    return make_plan(config, shape).removable()
 
 
 def _distinct(jobs: list[Job]) -> list[Job]:
@@ -293,29 +320,21 @@ def _check_fit(config: RunConfig) -> None:
     here = place()
     if here is not None:
         rows_of(here.rank, here.world_size, sum(rows.values()))
-    shape = _shape(config.model)
+    shape = _shape(config)
     if shape is None:
         return
-    plan = config.plan
-    RoutePlan.make(
-        plan.kind.value,
-        shape,
-        domains=list(config.partition.domains),
-        forget=plan.forget,
-        mlp_shared=plan.mlp_shared,
-        attn_shared=plan.attn_shared,
-        layers=plan.layers,
-    )
+    make_plan(config, shape)
 
 
-def _shape(model: ModelConfig) -> ModelShape | None:
+def _shape(config: RunConfig) -> ModelShape | None:
     """What a plan needs to know of the model; None where that is known when it is loaded.
 
     Raises:
         ConfigError: a size that is unknown, a folder that holds no config.json.
     """
+    model = config.model
     if model.size is not None:
-        return shape_of(model.size, model.intermediate_size)
+        return named_shape(config)
     assert model.path is not None  # validate
     folder = Path(model.path)
     if model.gguf_file is not None or not (folder.exists() or folder.is_absolute()):

@@ -19,9 +19,9 @@ GROUPS: dict[str, type] = {
     "method": config.MethodConfig,
     "tracking": config.TrackingConfig,
 }
-"""Groups whose files fill one node; `edges`, `debug` and `experiment` write at the top level."""
+"""Groups whose files fill one node; the others write at the top level."""
 
-OPTIONAL_GROUPS = ("debug", "experiment")
+OPTIONAL_GROUPS = ("debug", "experiment", "scale")
 """Groups of which no file is chosen unless the user does."""
 
 DEFAULT_GROUPS = (*GROUPS, "edges", *OPTIONAL_GROUPS)

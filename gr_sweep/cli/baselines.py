@@ -1,0 +1,84 @@
+"""The runs that the metrics of others need: which they are, and what Hydra composes them from.
+
+A baseline differs from its job in method, plan and label noise alone; whatever those settings are,
+the composed config of a dense run is the same, and so the run is there once.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from gr_sweep.config import UNROUTED, Baseline, RunConfig
+
+SHARES = (0.125, 0.25, 0.5)
+"""Parts of a job's training tokens that dense runs are trained on beside all of them (DESIGN:
+compute equivalent)."""
+
+_OF_ROUTING = ("method", "edges", "plan", "route", "partition.unlabelled", "baselines")
+_OF_NOISE = ("partition.unlabelled", "partition.mislabelled")
+_UNLEARNING = "eval.unlearn_steps"
+
+
+def baselines_of(
+    config: RunConfig, overrides: Sequence[str], parts: Sequence[str]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Overrides of each run that the job's metrics need and that `config.baselines` names.
+
+    Args:
+        config: of the job, effective.
+        overrides: what the job is composed from.
+        parts: domains, and nodes above them, that can be removed from it.
+
+    Yields:
+        What of the job's overrides holds for the baseline too, and what makes it the baseline.
+    """
+    if config.method.name in UNROUTED:
+        return
+    plain = [*_without(overrides, (*_OF_ROUTING, *_OF_NOISE)), "baselines=[]"]
+    for baseline in config.baselines:
+        if baseline is Baseline.dense:
+            yield plain, ["method=dense"]
+        elif baseline is Baseline.compute:
+            # Asked of the whole run alone.
+            setting, length = _length(config)
+            short = [*_without(plain, (setting, _UNLEARNING)), f"{_UNLEARNING}=null"]
+            for share in SHARES:
+                part = max(1, round(length * share))
+                yield short, ["method=dense", f"{setting}={part}"]
+        elif baseline is Baseline.filtered or _is_noisy(config):
+            kept = plain
+            if baseline is Baseline.filtered_observed:
+                kept = [*_without(overrides, _OF_ROUTING), "baselines=[]", _unlabelled(config)]
+            for part in parts:
+                yield kept, [f"method={baseline.value}", f"method.without=[{part}]"]
+
+
+def _length(config: RunConfig) -> tuple[str, int]:
+    """The setting that says how long the job trains, and its value."""
+    if config.train.steps is not None:
+        return "train.steps", config.train.steps
+    assert config.train.tokens is not None  # config.validate: one of the two is given
+    return "train.tokens", config.train.tokens
+
+
+def _is_noisy(config: RunConfig) -> bool:
+    shares = config.partition.unlabelled
+    hidden = shares.values() if isinstance(shares, dict) else [shares]
+    return config.partition.mislabelled > 0 or any(hidden)
+
+
+def _unlabelled(config: RunConfig) -> str:
+    """The hidden labels of the job, whether its method or its partition hides them."""
+    shares = config.partition.unlabelled
+    if not isinstance(shares, dict):
+        return f"partition.unlabelled={shares}"
+    pairs = ",".join(f"{domain}:{share}" for domain, share in shares.items())
+    return f"partition.unlabelled={{{pairs}}}"
+
+
+def _without(overrides: Iterable[str], names: Sequence[str]) -> list[str]:
+    """The overrides but those of the settings, and of the settings below them."""
+    return [
+        override
+        for override in overrides
+        for key in [override.lstrip("+~").split("=", 1)[0]]
+        if not any(key == name or key.startswith(name + ".") for name in names)
+    ]
