@@ -1,22 +1,27 @@
 """A sweep's folder as data: its jobs, what they differ in, and one tidy data frame, a row a job.
 
 A folder that is no job is passed over; a job that is unfinished or broken is named and never fatal.
-Knows the files a job leaves behind and nothing of how they are shown.
+Metrics are computed anew from the tables of losses, and joined with those against the baselines
+that the folder holds. Knows the files a job leaves behind and nothing of how they are shown.
 """
 
 import dataclasses
 import functools
 import json
+import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method
 from gr_sweep.domains import ancestors
-from gr_sweep.errors import ReportError
-from gr_sweep.metrics import bootstrap, keys
+from gr_sweep.errors import DataError, ReportError
+from gr_sweep.metrics import bootstrap, keys, seeds
+from gr_sweep.metrics.compare import Attack, attacks
+from gr_sweep.report.baselines import JobTables, joined
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,10 +38,16 @@ SHORT_NAMES = {
 }
 """Fields that a user sets by the name of their group."""
 
-DENSE = "dense"
+DENSE = Method.dense.value
 """Edges and kind of a job without a plan: there is nothing to cut."""
 
+ROUTED = Method.routed.value
+
 _EDGES_ORDER = (DENSE, "none", "weight", "act", "both")
+_GROUPS_ORDER = (*(method.value for method in UNROUTED), "shorter", ROUTED)
+_UNROUTED = tuple(method.value for method in UNROUTED)
+
+logger = logging.getLogger(__name__)
 
 
 class _Broken(Exception):
@@ -68,6 +79,13 @@ class Job:
     started: str
     finished: str
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    attacks: dict[str, list[Attack]] = dataclasses.field(default_factory=dict)
+    """By part: the relearning attacks on the model that it was removed from."""
+    smallest_share: float | None = None
+    """The smallest share of the job's tokens that a dense run of the folder was trained on: a
+    compute equivalent that is missing beside its loss is below it."""
+    is_shorter_dense: bool = False
+    """Whether the job is there only for the compute equivalents of longer jobs."""
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -75,23 +93,42 @@ class Job:
         return _flatten(self.config)
 
     @property
+    def method(self) -> str:
+        """The name of its method."""
+        return str(self.settings.get("method.name", ROUTED))
+
+    @property
     def kind(self) -> str:
         """What the job is compared as: its plan, or its method where that is not `routed`."""
-        method = str(self.settings.get("method.name", "routed"))
         plan = str(self.settings.get("plan.kind", "peers"))
-        if method == "routed":
+        if self.method == ROUTED:
             return DENSE if plan == "none" else plan
-        return method
+        return self.method
 
     @property
     def edges(self) -> str:
         """Which edges are cut; `dense` for a job without routing, whatever its edges say."""
-        if self.kind in (DENSE, "filtered"):
+        if self.kind in _UNROUTED:
             return DENSE
         return str(self.settings.get("edges", "none"))
 
+    @property
+    def group(self) -> str:
+        """The jobs that it is told apart from by settings: those of its method."""
+        if self.is_shorter_dense:
+            return "shorter"
+        return ROUTED if self.method == ROUTED and self.kind != DENSE else self.kind
+
+    @property
+    def seed(self) -> int:
+        """What everything random comes from."""
+        return int(self.settings.get("seed", 0))
+
     def estimate(self, key: str) -> Estimate | None:
-        """A metric and its interval; None where the job lacks it."""
+        """A metric, or one of `MEANS`, and its interval; None where the job lacks it."""
+        if key in MEANS:
+            mean: Estimate | None = getattr(self, key)
+            return mean
         if key not in self.metrics:
             return None
         return Estimate(value=self.metrics[key], interval=self.intervals.get(key))
@@ -116,21 +153,112 @@ class Job:
         """Mean of selectivity over the domains that have one; None where none has."""
         return self._mean([keys.selectivity(part) for part in self.parts])
 
+    @property
+    def mean_compute_equivalent(self) -> Estimate | None:
+        """Mean compute equivalent of the full model over the job's domains."""
+        return self._mean([keys.compute_equivalent_full(domain) for domain in self.domains])
+
+    @property
+    def mean_tax(self) -> Estimate | None:
+        """Mean tax of the full model over the job's domains."""
+        return self._mean([keys.tax(domain) for domain in self.domains])
+
+    @property
+    def mean_expert_tax(self) -> Estimate | None:
+        """Mean over the job's domains of what each expert alone loses against dense."""
+        return self._mean([keys.expert_tax(domain) for domain in self.domains])
+
+    @property
+    def mean_mixed_tax(self) -> Estimate | None:
+        """Mean over the job's domains of what the mixed experts lose against dense."""
+        return self._mean([keys.mixed_tax(domain) for domain in self.domains])
+
+    @property
+    def mean_removal(self) -> Estimate | None:
+        """Mean removal over the domains that have a selectivity."""
+        return self._mean([keys.removal(part) for part in self.parts])
+
+    @property
+    def mean_calibrated_removal(self) -> Estimate | None:
+        """Mean calibrated removal over the domains that have a selectivity."""
+        return self._mean([keys.calibrated_removal(part) for part in self.parts])
+
+    @property
+    def mean_forget_compute(self) -> Estimate | None:
+        """Mean forget compute over the domains that have a selectivity."""
+        return self._mean([keys.forget_compute(part) for part in self.parts])
+
+    @property
+    def mean_leakage(self) -> Estimate | None:
+        """Mean leakage over the domains that have a selectivity."""
+        return self._mean([keys.leakage(part) for part in self.parts])
+
+    @property
+    def mean_removed_tax(self) -> Estimate | None:
+        """Mean over removed domains and others of what removal takes from the others."""
+        return self._mean_over_pairs(keys.removed_tax)
+
+    @property
+    def mean_removed_compute_equivalent(self) -> Estimate | None:
+        """Mean over removed domains and others of the compute equivalent after removal."""
+        return self._mean_over_pairs(keys.compute_equivalent_removed)
+
+    def _mean_over_pairs(self, key: Callable[[str, str], str]) -> Estimate | None:
+        means = []
+        for domain in self.domains:
+            of_domain = [key(part, domain) for part in self.parts if part != domain]
+            if of_domain:
+                # The same documents: what moves one moves the others, at worst by as much.
+                mean = _mean_of([self.estimate(name) for name in of_domain], _mean_interval)
+                if mean is None:
+                    return None
+                means.append(mean)
+        return _mean_of(means, bootstrap.interval_of_mean)
+
     def _mean(self, metric_keys: Sequence[str]) -> Estimate | None:
+        # Domains are independent; selectivities share documents a little, which makes this interval
+        # wider than it need be, not narrower.
         estimates = [self.estimate(key) for key in metric_keys]
-        found = [estimate for estimate in estimates if estimate is not None]
-        if not found or len(found) < len(estimates):
-            return None
-        values = [estimate.value for estimate in found]
-        intervals = [estimate.interval for estimate in found if estimate.interval is not None]
-        return Estimate(
-            value=sum(values) / len(values),
-            # Domains are independent; selectivities share documents a little, which makes this one
-            # wider than it need be, not narrower.
-            interval=bootstrap.interval_of_mean(values, intervals)
-            if len(intervals) == len(values)
-            else None,
-        )
+        return _mean_of(estimates, bootstrap.interval_of_mean)
+
+
+MEANS = (
+    "mean_loss",
+    "mean_selectivity",
+    "mean_compute_equivalent",
+    "mean_tax",
+    "mean_expert_tax",
+    "mean_mixed_tax",
+    "mean_removal",
+    "mean_calibrated_removal",
+    "mean_forget_compute",
+    "mean_leakage",
+    "mean_removed_tax",
+    "mean_removed_compute_equivalent",
+)
+"""Properties of a job that are means over its domains; each None where one of them is missing."""
+
+Interval = tuple[float, float]
+
+
+def _mean_of(
+    estimates: Sequence[Estimate | None],
+    interval_of: Callable[[Sequence[float], Sequence[Interval]], Interval | None],
+) -> Estimate | None:
+    found = [estimate for estimate in estimates if estimate is not None]
+    if not found or len(found) < len(estimates):
+        return None
+    values = [estimate.value for estimate in found]
+    intervals = [estimate.interval for estimate in found if estimate.interval is not None]
+    return Estimate(
+        value=sum(values) / len(values),
+        interval=interval_of(values, intervals) if len(intervals) == len(values) else None,
+    )
+
+
+def _mean_interval(_: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    lows, highs = zip(*intervals, strict=True)
+    return sum(lows) / len(lows), sum(highs) / len(highs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,17 +282,30 @@ class Sweep:
     unfinished: list[Unfinished]
 
     @functools.cached_property
+    def compared(self) -> list[Job]:
+        """The jobs that are compared: all but shorter dense baselines."""
+        return [job for job in self.jobs if not job.is_shorter_dense]
+
+    @functools.cached_property
     def varied(self) -> list[str]:
         """Dotted names of the settings in which the jobs differ, those that change no number
         aside."""
         return _varied(self.jobs)
 
     @functools.cached_property
-    def varied_within(self) -> dict[bool, list[str]]:
-        """The same among the dense jobs (True) and among the routed ones (False)."""
+    def varied_within(self) -> dict[str, list[str]]:
+        """The same among the jobs of each group (`Job.group`), what makes the group left out."""
+        groups: dict[str, list[Job]] = {}
+        for job in self.jobs:
+            groups.setdefault(job.group, []).append(job)
+        made_by = ("method.name", "method.fixes")
         return {
-            dense: _varied([job for job in self.jobs if (job.edges == DENSE) == dense])
-            for dense in (True, False)
+            group: [
+                name
+                for name in _varied(jobs)
+                if not name.startswith(made_by) and not (name == "edges" and group == ROUTED)
+            ]
+            for group, jobs in groups.items()
         }
 
     @functools.cached_property
@@ -182,15 +323,13 @@ class Sweep:
     def apart(self, job: Job, *, seed: bool = True) -> list[tuple[str, str]]:
         """Name and value of what sets the job apart from those like it, its edges first.
 
-        A dense job has no edges: it has what it is compared as instead, without a name. Two jobs
-        with equal settings are equal here.
+        A job of a method that fixes its edges, or has none, has what it is compared as instead,
+        without a name. Two jobs with equal settings are equal here.
         """
-        dense = job.edges == DENSE
-        first = ("", job.kind) if dense else ("edges", job.edges)
-        names = [name for name in self.varied_within[dense] if name != "edges"]
+        first = ("edges", job.edges) if job.group == ROUTED else ("", job.kind)
         return [first] + [
             (short_name(name), shown(job.settings.get(name)))
-            for name in names
+            for name in self.varied_within[job.group]
             if seed or name != "seed"
         ]
 
@@ -201,16 +340,60 @@ class Sweep:
 
     @functools.cached_property
     def replicates(self) -> list[list[Job]]:
-        """The jobs in groups that differ in their seed alone."""
+        """The compared jobs in groups that differ in their seed alone."""
         groups: dict[str, list[Job]] = {}
-        for job in self.jobs:
+        for job in self.compared:
             settings = {
                 name: value
                 for name, value in job.settings.items()
-                if name != "seed" and not name.startswith("tracking.")
+                if name != "seed" and not _changes_nothing(name)
             }
             groups.setdefault(json.dumps(settings, sort_keys=True), []).append(job)
         return list(groups.values())
+
+    def over_seeds(self, group: Sequence[Job], key: str) -> Estimate | None:
+        """Mean of a metric (or of one of `MEANS`) over jobs that differ in their seed alone.
+
+        The interval is Student's, of one value a seed; without one for a single seed. None where a
+        job lacks the metric: a mean over the others would be of other seeds.
+        """
+        values = _by_seed(group, key)
+        if not values or len(values) < len({job.seed for job in group}):
+            return None
+        return _estimate_of(list(values.values()))
+
+    def difference(self, first: Sequence[Job], second: Sequence[Job], key: str) -> Estimate | None:
+        """Mean of the metric of the first jobs less that of the second, paired on their seeds."""
+        of_first, of_second = _by_seed(first, key), _by_seed(second, key)
+        common = sorted(of_first.keys() & of_second.keys())
+        found = seeds.paired_difference(of_first, of_second)
+        if found is not None:
+            return Estimate(value=found[0], interval=found[1:])
+        return _estimate_of([of_first[seed] - of_second[seed] for seed in common])
+
+
+def _by_seed(jobs: Sequence[Job], key: str) -> dict[int, float]:
+    """The metric by seed; the first job counts where two have the same seed."""
+    found: dict[int, float] = {}
+    for job in jobs:
+        estimate = job.estimate(key)
+        if estimate is not None:
+            found.setdefault(job.seed, estimate.value)
+    return found
+
+
+def _estimate_of(values: Sequence[float]) -> Estimate | None:
+    if not values:
+        return None
+    found = seeds.t_interval(values)
+    if found is None:
+        return Estimate(value=values[0])
+    return Estimate(value=found[0], interval=found[1:])
+
+
+def _changes_nothing(name: str) -> bool:
+    """Whether a setting changes no number that a job ends with."""
+    return any(name == free or name.startswith(free + ".") for free in NO_EFFECT_ON_RESULT)
 
 
 def _varied(jobs: Sequence[Job]) -> list[str]:
@@ -218,7 +401,7 @@ def _varied(jobs: Sequence[Job]) -> list[str]:
     varied = [
         name
         for name in names
-        if not name.startswith("tracking.")
+        if not _changes_nothing(name)
         and len({json.dumps(job.settings.get(name)) for job in jobs}) > 1
     ]
     if "partition.name" in varied:
@@ -259,6 +442,7 @@ def read_sweep(folder: Path) -> Sweep:
             "metrics.jsonl or .hydra"
         )
     jobs, unfinished = [], []
+    tables: dict[str, JobTables | None] = {}
     for entry in folders:
         history = _read_history(entry / "metrics.jsonl")
         try:
@@ -268,9 +452,39 @@ def read_sweep(folder: Path) -> Sweep:
             unfinished.append(Unfinished(name=entry.resolve().name, step=step, why=str(error)))
         else:
             jobs.append(dataclasses.replace(job, history=history))
+            try:
+                tables[job.name] = JobTables.read(
+                    entry, domains=job.domains, settings=job.settings, fingerprints=job.fingerprints
+                )
+            except DataError as error:
+                logger.warning("%s: metrics of %s are those of its summary", error, job.name)
+    jobs = _with_baselines(jobs, tables)
     varied = _varied(jobs)
     jobs.sort(key=lambda job: _report_order(job, varied))
     return Sweep(name=folder.resolve().name, folder=folder, jobs=jobs, unfinished=unfinished)
+
+
+def _with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables | None]) -> list[Job]:
+    """The jobs with metrics made anew from their tables and those of their baselines."""
+    found = joined(tables)
+    with_baselines = []
+    for job in jobs:
+        tables_of_job = tables.get(job.name)
+        if tables_of_job is not None:
+            of_job, rows = found[job.name], tables_of_job.relearn
+            job = dataclasses.replace(
+                job,
+                metrics=job.metrics | of_job.metrics,
+                intervals=job.intervals | of_job.intervals,
+                attacks={
+                    part: attacks(rows, part, job.domains)
+                    for part in dict.fromkeys(row.part for row in rows)
+                },
+                smallest_share=of_job.smallest_share,
+                is_shorter_dense=of_job.is_shorter_dense,
+            )
+        with_baselines.append(job)
+    return with_baselines
 
 
 def results(sweep: Sweep) -> "pd.DataFrame":
@@ -289,10 +503,8 @@ def results(sweep: Sweep) -> "pd.DataFrame":
         row.update(job.metrics)
         for key, (low, high) in job.intervals.items():
             row[f"{key}/low"], row[f"{key}/high"] = low, high
-        for name, mean in (
-            ("mean_loss", job.mean_loss),
-            ("mean_selectivity", job.mean_selectivity),
-        ):
+        for name in MEANS:
+            mean = job.estimate(name)
             if mean is not None:
                 row[name] = mean.value
         rows.append(row)
@@ -309,7 +521,8 @@ def _report_order(job: Job, varied: Sequence[str]) -> tuple[Any, ...]:
     values = [job.settings.get(name) for name in varied if name != "edges"]
     # Numbers by size and before words: 0.5 comes before 10.
     ranks = [(0, value, "") if _is_number(value) else (1, 0, shown(value)) for value in values]
-    return (edges, *ranks, job.name)
+    group = _GROUPS_ORDER.index(job.group) if job.group in _GROUPS_ORDER else len(_GROUPS_ORDER)
+    return (edges, group, *ranks, job.name)
 
 
 def _is_job(folder: Path) -> bool:

@@ -118,6 +118,7 @@ def test_broken_summary_is_named_and_the_others_are_read(sweep: Path, text: str,
 def test_value_that_is_no_finite_number_is_no_metric(sweep: Path) -> None:
     job = next(entry for entry in sweep.iterdir() if "edges=act" in entry.name)
     metrics = json.loads((job / "summary.json").read_text())["metrics"]
+    (job / "document_losses.csv").unlink()
     edit(job, metrics=metrics | {"loss/full/code": float("nan")})
     [act] = [found for found in read_sweep(sweep).jobs if found.edges == "act"]
     assert act.estimate("loss/full/code") is None
