@@ -1,6 +1,7 @@
 """One job, from its config to summary.json: the one place that wires the parts together."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -13,21 +14,30 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from gr_sweep.config import Method, RunConfig, fingerprint, to_plain
 from gr_sweep.data.batches import Batches, heldout_chunks
+from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import TokenData, prepare_data
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import JobError, ModelError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
+from gr_sweep.eval.robustness import TrainingText, recovery, robustness_losses
 from gr_sweep.files import write_whole
 from gr_sweep.layout import make_plan, named_shape
 from gr_sweep.metrics import keys
 from gr_sweep.metrics.cost import peak_flops
-from gr_sweep.metrics.losses import DocumentLoss, summarize_losses, write_losses
+from gr_sweep.metrics.losses import (
+    DocumentLoss,
+    Text,
+    summarize_losses,
+    write_losses,
+    write_relearn,
+)
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
@@ -43,6 +53,7 @@ from gr_sweep.train.cost import (
 )
 from gr_sweep.train.distributed import Processes, connect, shard
 from gr_sweep.train.loop import is_bfloat16, precision_context, train
+from gr_sweep.train.optim import num_steps
 from gr_sweep.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -167,6 +178,7 @@ def _run(
     curve = heldout_batches(config, data, curve_tokens, device, processes)
     if processes.is_main:
         write_whole(folder / "plan.json", routed.plan.to_json() + "\n")
+
     def track() -> Trackers:
         if not processes.is_main:
             return Trackers([])
@@ -203,12 +215,35 @@ def _run(
         found = {domain: metrics.get(keys.loss_full(domain)) for domain in data.domains}
         return {keys.eval_loss(domain): loss for domain, loss in found.items() if loss is not None}
 
+    recovery_steps = round(config.method.recovery * num_steps(config.train))
+    training = config.train
+    if recovery_steps:
+        # They are a part of the run: no method trains longer than another.
+        steps = num_steps(config.train) - recovery_steps
+        training = dataclasses.replace(config.train, steps=steps, tokens=None)
+    text = TrainingText(
+        data.train,
+        config.train.sequence_length,
+        config.train.batch_sequences,
+        config.seed,
+        config.data.weights,
+    )
+    recover = recovery(
+        routed,
+        token_losses,
+        text,
+        recovery_steps,
+        lr=config.train.lr,
+        device=device,
+        num_processes=processes.world_size,
+    )
+
     with tracker:
         state = train(
             routed,
             token_losses,
             batches,
-            config.train,
+            training,
             seed=config.seed,
             eval_every=config.eval.every,
             evaluate=evaluate,
@@ -220,14 +255,39 @@ def _run(
         eval_start = time.perf_counter()
         with precision_context(device, config.train.precision):
             # A run that was stopped after its last step was not evaluated in this process.
-            rows = removal_losses(routed, token_losses, held_out, full or None)
+            rows = removal_losses(routed, token_losses, held_out, full or None, recover)
+            for text_kind, markers in marked_texts(data).items():
+                marked = heldout_batches(
+                    config, data, config.eval.tokens, device, processes, text_kind, markers
+                )
+                rows += removal_losses(routed, token_losses, marked, None, recover)
+            more_rows, relearned = robustness_losses(
+                routed,
+                token_losses,
+                held_out,
+                text,
+                config.eval,
+                without=config.method.without,
+                recover=recover,
+                device=device,
+                rank=processes.rank,
+                num_processes=processes.world_size,
+            )
+            rows += more_rows
+        state.tokens += recovery_steps * batches.tokens_per_step
         state.eval_s += time.perf_counter() - eval_start
         if not processes.is_main:
             tracker.finish({})
             return
         write_losses(folder / DOCUMENT_LOSSES, rows)
+        if relearned:
+            write_relearn(folder / RELEARN, relearned)
         metrics, intervals = summarize_losses(
-            rows, data.domains, seed=config.seed, resamples=config.eval.bootstrap
+            rows,
+            data.domains,
+            seed=config.seed,
+            resamples=config.eval.bootstrap,
+            blocks={block.name: block.owners for block in routed.plan.blocks if not block.is_core},
         )
         summary = {
             "format": 1,
@@ -301,9 +361,16 @@ def make_batches(config: RunConfig, data: TokenData) -> Batches:
 
 
 def heldout_batches(
-    config: RunConfig, data: TokenData, tokens: int, device: torch.device, processes: Processes
+    config: RunConfig,
+    data: TokenData,
+    tokens: int,
+    device: torch.device,
+    processes: Processes,
+    text: Text = Text.plain,
+    markers: Mapping[str, np.ndarray] | None = None,
 ) -> HeldoutBatches:
-    """The first held-out documents of every domain that have so many tokens."""
+    """The first held-out documents of every domain that have so many tokens; with the marker that
+    `markers` has for the domain, if any."""
     chunks = {
         domain: heldout_chunks(
             shard,
@@ -311,6 +378,7 @@ def heldout_batches(
             document_tokens=config.eval.document_tokens,
             sequence_length=config.train.sequence_length,
             eot_id=data.eot_id,
+            marker=None if markers is None else markers[domain],
         )
         for domain, shard in data.heldout.items()
     }
@@ -320,7 +388,15 @@ def heldout_batches(
         device=device,
         rank=processes.rank,
         world_size=processes.world_size,
+        text=text,
     )
+
+
+def marked_texts(data: TokenData) -> dict[Text, Mapping[str, np.ndarray]]:
+    """The versions of held-out text with a marker, where training text has one."""
+    if not data.markers:
+        return {}
+    return {Text.marked: data.markers, Text.swapped: swapped_markers(data.markers)}
 
 
 def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
