@@ -157,6 +157,15 @@ def test_outputs_have_no_weight_of_their_own_where_weights_are_not_cut(edges, by
     )
 
 
+@pytest.mark.parametrize("by_token", [False, True])
+def test_outputs_may_be_all_that_is_cut(by_token):
+    model, plain = tiny_model(), tiny_model()
+    plan = PLANS["peers"](model.config, attn_shared=0.25)
+    cut = Cut("weight", foreign_weight=1.0, foreign_outputs=0.3)
+    micro_batch = torch.tensor([[1, 1, 2, 2, 0]]) if by_token else {"code": 2, "biology": 2}
+    assert_follows_the_definition(route(model, plan, cut), plain, cut, [micro_batch])
+
+
 def test_outputs_in_full_are_a_mask_on_the_hidden_activation(products):
     """As published: `mask * h + (1 - mask) * h.detach()`, and the rest learns from everybody."""
     model, plain, ids = tiny_model(), tiny_model(), tiny_ids(5)
