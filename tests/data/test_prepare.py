@@ -408,7 +408,7 @@ def test_a_warm_cache_opens_without_heavy_imports(tmp_path):
 
 def partition_file(name: str) -> PartitionConfig:
     """The partition as its file in conf/ spells it out."""
-    content = OmegaConf.load(CONF / "partition" / f"{name}.yaml")
+    content = OmegaConf.to_container(OmegaConf.load(CONF / "partition" / f"{name}.yaml"))
     return PartitionConfig(
         name=content["name"],
         domains={domain: DomainConfig(**rule) for domain, rule in content["domains"].items()},

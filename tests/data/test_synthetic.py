@@ -4,7 +4,16 @@ import time
 from collections import Counter
 from itertools import pairwise
 
-from gr_sweep.data.synthetic import GENERATOR, generate
+import pytest
+
+from gr_sweep.data.synthetic import (
+    _NUM_TOPICS,
+    _WORDS,
+    GENERATOR,
+    _Grammar,
+    _Lexicon,
+    generate,
+)
 
 THREE = ["code", "biology", "creative"]
 
@@ -79,6 +88,29 @@ def test_some_words_belong_to_just_two_domains():
         assert len((counts[one] & counts[two]) - counts[three]) >= 3
         assert len(counts[one] - counts[two] - counts[three]) >= 20
     assert len(counts["code"] & counts["biology"] & counts["creative"]) >= 50
+
+
+@pytest.mark.parametrize(
+    ("overlap", "common", "with_one_other"),
+    # Of docs/data.md: overlap, and (1 - overlap) x overlap / 2, of which a domain has two thirds.
+    [(0.0, 0, 0), (0.25, 0.25, 0.06), (0.5, 0.5, 0.08), (0.75, 0.75, 0.06), (1.0, 1, 0)],
+)
+def test_features_have_as_many_owners_as_the_overlap_says(overlap, common, with_one_other):
+    features = [(kind, rank) for kind, count in _WORDS.items() for rank in range(count)]
+    features += [("habit", topic, place) for topic in range(_NUM_TOPICS) for place in range(24)]
+    lexicon = _Lexicon(0)
+    for domain in THREE:
+        grammar = _Grammar(domain, THREE, overlap, 0, lexicon)
+        holders = Counter(grammar._holder(*feature) for feature in features)
+        pairs = [name for name in holders if "+" in name]
+        assert all(domain in name.split("+") for name in pairs)
+        assert len(pairs) == (2 if with_one_other else 0)
+        # Of 656 features: three standard deviations, and none at the ends.
+        slack = 3 * (0.25 / len(features)) ** 0.5 * (0 < overlap < 1)
+        assert holders["all"] / len(features) == pytest.approx(common, abs=slack)
+        shared = sum(holders[name] for name in pairs)
+        assert shared / len(features) == pytest.approx(with_one_other, abs=slack / 2)
+        assert holders.total() - holders["all"] - shared == holders[f"only {domain}"]
 
 
 def test_siblings_in_the_tree_share_more_than_others():
