@@ -49,7 +49,8 @@ def compute_equivalent(
         dense: their losses, in the same order.
 
     Returns:
-        At most 1, also below the last dense loss; nan above the first: less than the first share.
+        At most 1, also below the last dense loss; nan above the first (less than the first share),
+        and where a dense loss is nan.
     """
     curve = np.minimum.accumulate(np.stack([np.asarray(point, dtype=float) for point in dense]))
     wanted = np.asarray(loss, dtype=float)
@@ -61,4 +62,6 @@ def compute_equivalent(
         # Where a segment is flat nothing is inside; 1 only keeps the division quiet.
         way = (above - wanted) / np.where(above > below, above - below, 1.0)
         found = np.where(inside, np.exp(logs[at] + way * (logs[at + 1] - logs[at])), found)
-    return np.where(wanted == curve[0], shares[0], found)
+    found = np.where(wanted == curve[0], shares[0], found)
+    # A nan anywhere in the curve has come down to its last point.
+    return np.where(np.isnan(curve[-1]), np.nan, found)

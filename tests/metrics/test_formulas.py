@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gr_sweep.metrics import keys, separability, utility
+from gr_sweep.metrics import keys, robustness, separability, utility
 
 
 def test_bits_per_byte_of_a_fair_coin_a_byte_is_one() -> None:
@@ -32,6 +32,131 @@ def test_selectivity_without_own_or_others_is_none(row: dict[str, float]) -> Non
     assert separability.selectivity(row, "code") is None
 
 
+def test_removal_is_the_share_of_the_way_to_never_trained_and_is_not_clipped() -> None:
+    assert separability.removal(5.0, 4.0, 8.0) == 0.25
+    assert separability.removal(9.0, 4.0, 8.0) == 1.25
+    assert separability.removal(3.0, 4.0, 8.0) == -0.25
+
+
+@pytest.mark.parametrize("filtered", [4.0, 3.0])
+def test_removal_is_nan_where_there_is_no_way_to_go(filtered: float) -> None:
+    assert math.isnan(separability.removal(5.0, 4.0, filtered))
+
+
+def test_removal_works_on_resamples_elementwise() -> None:
+    found = separability.removal(*(np.array(row) for row in ([5.0, 5.0], [4.0, 4.0], [8.0, 4.0])))
+    np.testing.assert_array_equal(found, [0.25, math.nan])
+
+
+def test_leakage_sets_what_is_left_against_all_that_slipped_through() -> None:
+    assert separability.leakage(8.0, 8.0, 6.0) == 0
+    assert separability.leakage(6.0, 8.0, 6.0) == 1
+    assert separability.leakage(7.5, 8.0, 6.0) == 0.25
+    assert math.isnan(separability.leakage(7.5, 8.0, 8.0)), "hidden text that teaches nothing"
+
+
+def test_tax_and_transfer_are_differences() -> None:
+    assert utility.tax(4.5, 4.0) == 0.5
+    assert utility.transfer(4.5, 4.0) == 0.5
+
+
+SHARES = [0.25, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "share"),
+    [
+        (6.0, 0.25),
+        (5.5, 0.25 * 2**0.5),
+        (5.0, 0.5),
+        (4.75, 0.5 * 2**0.25),
+        (4.0, 1.0),
+        (3.0, 1.0),
+    ],
+)
+def test_compute_equivalent_is_linear_in_the_logarithm_of_the_tokens(
+    loss: float, share: float
+) -> None:
+    assert utility.compute_equivalent(loss, SHARES, [6.0, 5.0, 4.0]) == pytest.approx(share)
+
+
+def test_compute_equivalent_is_nan_above_the_loss_at_the_first_share() -> None:
+    assert math.isnan(utility.compute_equivalent(6.01, SHARES, [6.0, 5.0, 4.0]))
+
+
+def test_compute_equivalent_takes_the_lowest_loss_so_far_of_a_curve_that_rises() -> None:
+    curve = [6.0, 5.0, 5.5]
+    assert utility.compute_equivalent(5.5, SHARES, curve) == pytest.approx(0.25 * 2**0.5)
+    assert utility.compute_equivalent(5.0, SHARES, curve) == 0.5, "reached there first"
+    assert utility.compute_equivalent(4.9, SHARES, curve) == 1.0, "never reached"
+
+
+@pytest.mark.parametrize("curve", [[6.0, math.nan, 4.0], [math.nan, 5.0, 4.0]])
+def test_compute_equivalent_of_a_curve_with_a_hole_is_nan(curve: list[float]) -> None:
+    for loss in (6.0, 5.5, 4.5, 3.0):
+        assert math.isnan(utility.compute_equivalent(loss, SHARES, curve))
+
+
+def test_compute_equivalent_of_resamples_equals_that_of_each() -> None:
+    rng = np.random.default_rng(0)
+    losses, curve = rng.normal(5, 1, 200), rng.normal(5, 1, (3, 200))
+    found = utility.compute_equivalent(losses, SHARES, list(curve))
+    each = [
+        utility.compute_equivalent(float(loss), SHARES, [float(x) for x in curve[:, at]])
+        for at, loss in enumerate(losses)
+    ]
+    np.testing.assert_array_equal(found, each)
+    assert 0 < np.isnan(found).mean() < 1
+
+
+def test_relearning_takes_the_steps_to_half_of_what_there_is_to_learn() -> None:
+    # F = 8 and D = 4: half of the way is 6, which lies between steps 10 and 20.
+    attack = ([0, 10, 20], [8.0, 6.5, 4.5])
+    assert robustness.steps_to_relearn([attack], 8.0, 4.0) == (12.5, 0)
+
+
+def test_relearning_counts_the_strongest_attack() -> None:
+    slow, fast = ([0, 10, 20], [8.0, 7.0, 5.0]), ([0, 10, 20], [8.0, 4.0, 9.0])
+    assert robustness.steps_to_relearn([slow, fast], 8.0, 4.0) == (5.0, 0)
+    assert robustness.lowest_loss([slow[1], fast[1]]) == 4.0
+
+
+def test_relearning_that_never_comes_half_of_the_way_is_censored_at_the_last_step() -> None:
+    attack = ([0, 10, 20], [8.0, 7.0, 6.5])
+    assert robustness.steps_to_relearn([attack], 8.0, 4.0) == (20, 1)
+
+
+def test_model_that_was_never_far_away_takes_no_steps() -> None:
+    assert robustness.steps_to_relearn([([0, 10], [5.0, 4.5])], 8.0, 4.0) == (0, 0)
+
+
+def test_attack_that_diverged_is_no_success_and_leaves_the_others_theirs() -> None:
+    diverged, other = ([0, 10, 20], [8.0, math.nan, math.nan]), ([0, 10, 20], [8.0, 7.0, 5.0])
+    assert robustness.steps_to_relearn([diverged, other], 8.0, 4.0) == (15.0, 0)
+    assert robustness.steps_to_relearn([diverged], 8.0, 4.0) == (20, 1)
+    assert robustness.steps_to_relearn([([0, 10, 20], [8.0, math.nan, 5.0])], 8.0, 4.0) == (20, 0)
+    assert robustness.lowest_loss([diverged[1], other[1]]) == 5.0
+    assert math.isnan(robustness.lowest_loss([[math.nan, math.nan]]))
+
+
+def test_relearning_is_nan_where_there_is_nothing_to_learn() -> None:
+    steps, censored = robustness.steps_to_relearn([([0, 10], [5.0, 4.0])], 4.0, 4.0)
+    assert math.isnan(steps) and math.isnan(censored)
+
+
+def test_relearning_works_on_resamples_elementwise() -> None:
+    rows = np.array([[8.0, 6.5, 4.5], [8.0, 7.0, 6.5], [5.0, 4.0, 4.0]])
+    steps, censored = robustness.steps_to_relearn(
+        [([0, 10, 20], list(rows.T))], np.full(3, 8.0), np.full(3, 4.0)
+    )
+    np.testing.assert_array_equal(steps, [12.5, 20, 0])
+    np.testing.assert_array_equal(censored, [0, 1, 0])
+
+
+def test_spurious_gap_is_what_a_wrong_marker_costs() -> None:
+    assert robustness.spurious_gap(4.5, 4.0) == 0.5
+
+
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
@@ -41,6 +166,36 @@ def test_selectivity_without_own_or_others_is_none(row: dict[str, float]) -> Non
         (keys.bits_per_byte_full("code"), "bits_per_byte/full/code"),
         (keys.matrix("code", "biology"), "separability/matrix/code/biology"),
         (keys.selectivity("a/b"), "separability/selectivity/a.b"),
+        (keys.loss_off("a+b", "a/b"), "loss/off/a+b/a.b"),
+        (keys.loss_mixed("a/b"), "loss/mixed/a.b"),
+        (keys.loss_calibrated_full("e", "d"), "loss/calibrated_full/e/d"),
+        (keys.loss_calibrated_removed("e", "d"), "loss/calibrated_removed/e/d"),
+        (keys.loss_unlearned("e", "d"), "loss/unlearned/e/d"),
+        (keys.loss_calibrated_unlearned("e", "d"), "loss/calibrated_unlearned/e/d"),
+        (keys.tax("a/b"), "utility/tax/a.b"),
+        (keys.expert_tax("d"), "utility/expert_tax/d"),
+        (keys.mixed_tax("d"), "utility/mixed_tax/d"),
+        (keys.removed_tax("a/b", "d"), "utility/removed_tax/a.b/d"),
+        (keys.transfer("e", "d"), "utility/transfer/e/d"),
+        (keys.compute_equivalent_full("d"), "utility/compute_equivalent/full/d"),
+        (keys.compute_equivalent_kept("d"), "utility/compute_equivalent/kept/d"),
+        (keys.compute_equivalent_removed("e", "d"), "utility/compute_equivalent/removed/e/d"),
+        (keys.removal("e"), "separability/removal/e"),
+        (keys.forget_compute("e"), "separability/forget_compute/e"),
+        (keys.entanglement_inside("a+b"), "separability/entanglement/a+b/inside"),
+        (keys.entanglement_outside("a+b"), "separability/entanglement/a+b/outside"),
+        (keys.relearn_loss("e"), "robustness/relearn/e/loss"),
+        (keys.relearn_steps("e"), "robustness/relearn/e/steps"),
+        (keys.relearn_censored("e"), "robustness/relearn/e/censored"),
+        (keys.relearn_filtered_loss("e"), "robustness/relearn/e/filtered_loss"),
+        (keys.relearn_filtered_steps("e"), "robustness/relearn/e/filtered_steps"),
+        (keys.relearn_filtered_censored("e"), "robustness/relearn/e/filtered_censored"),
+        (keys.calibrated_removal("e"), "robustness/calibrated_removal/e"),
+        (keys.leakage("e"), "robustness/leakage/e"),
+        (keys.unlearned_removal("e"), "robustness/unlearned_removal/e"),
+        (keys.unlearned_tax("e", "d"), "robustness/unlearned_tax/e/d"),
+        (keys.spurious_gap_full("d"), "robustness/spurious_gap/full/d"),
+        (keys.spurious_gap_kept("d"), "robustness/spurious_gap/kept/d"),
         (keys.train_loss("a/b"), "train/loss/a.b"),
         (keys.eval_loss("a/b"), "eval/loss/a.b"),
         (keys.grad_norm("core"), "train/grad_norm/core"),

@@ -10,11 +10,14 @@ import pytest
 from gr_sweep.errors import DataError
 from gr_sweep.metrics.losses import (
     DocumentLoss,
+    RelearnLoss,
     Text,
     View,
     read_losses,
+    read_relearn,
     summarize_losses,
     write_losses,
+    write_relearn,
 )
 
 
@@ -96,6 +99,69 @@ def test_dense_table_has_losses_alone() -> None:
         "bits_per_byte/full/biology", "bits_per_byte/full/code",
         "loss/full/biology", "loss/full/code",
     ]  # fmt: skip
+
+
+def test_every_view_has_its_losses() -> None:
+    rows = two_domains()
+    for view, part, key in (
+        ("mixed", "", "loss/mixed/code"),
+        ("off", "a+b", "loss/off/a+b/code"),
+        ("calibrated_full", "code", "loss/calibrated_full/code/code"),
+        ("calibrated_removed", "code", "loss/calibrated_removed/code/code"),
+        ("unlearned", "code", "loss/unlearned/code/code"),
+        ("calibrated_unlearned", "code", "loss/calibrated_unlearned/code/code"),
+    ):
+        rows += [row(view, part, "code", "c0", 10.0, 10), row(view, part, "code", "c1", 50.0, 30)]
+        metrics, intervals = summarize_losses(rows, ["code", "biology"], seed=0)
+        assert metrics[key] == 60 / 40 and key in intervals
+
+
+def test_entanglement_sets_the_owners_of_a_block_against_the_others() -> None:
+    costs = {"a": 1.0, "b": 3.0, "c": 0.5, "d": -0.5}
+    rows = [row("full", "", domain, domain, 40.0, 10) for domain in costs]
+    rows += [
+        row("off", "a+b", domain, domain, 40 + 10 * cost, 10) for domain, cost in costs.items()
+    ]
+    metrics, _ = summarize_losses(rows, list(costs), seed=0, blocks={"a+b": ["a", "b"]})
+    assert metrics["separability/entanglement/a+b/inside"] == pytest.approx(2.0)
+    assert metrics["separability/entanglement/a+b/outside"] == pytest.approx(0.0)
+    for blocks in (None, {"a+b": list(costs)}):
+        metrics, _ = summarize_losses(rows, list(costs), seed=0, blocks=blocks)
+        assert not any("entanglement" in key for key in metrics)
+
+
+def marked(rows: list[DocumentLoss], text: Text, cost: float) -> list[DocumentLoss]:
+    """The documents with a marker of 5 tokens, each token costing `cost` more."""
+    return [
+        r._replace(text=text, loss_nats=r.loss_nats + cost * r.tokens, tokens=r.tokens + 5)
+        for r in rows
+    ]
+
+
+def test_spurious_gap_is_swapped_less_marked_and_leaves_plain_text_alone() -> None:
+    rows = two_domains()
+    plain = summarize_losses(rows, ["code", "biology"], seed=0)
+    rows += [*marked(two_domains(), Text.marked, 0.0), *marked(two_domains(), Text.swapped, 0.5)]
+    metrics, intervals = summarize_losses(rows, ["code", "biology"], seed=0)
+    # Two documents of 10 and 30 tokens, read with 15 and 35.
+    assert metrics.pop("robustness/spurious_gap/full/code") == pytest.approx(0.5 * 40 / 50)
+    assert metrics.pop("robustness/spurious_gap/full/biology") == pytest.approx(0.5 * 20 / 25)
+    assert metrics.pop("robustness/spurious_gap/kept/code") == pytest.approx(0.5 * 40 / 50)
+    assert metrics == plain[0]
+    assert {key for key in intervals if "spurious" in key} == {
+        "robustness/spurious_gap/full/code",
+        "robustness/spurious_gap/kept/code",
+    }
+
+
+def test_spurious_gap_is_paired_on_the_same_documents_or_absent() -> None:
+    rows = random_table(np.random.default_rng(3), ["code"], 40, [])
+    both = [*marked(rows, Text.marked, 0.0), *marked(rows, Text.swapped, 0.5)]
+    metrics, intervals = summarize_losses(both, ["code"], seed=0)
+    low, high = intervals["robustness/spurious_gap/full/code"]
+    assert high - low < 0.02, "documents that differ by half a nat cancel"
+    assert low < metrics["robustness/spurious_gap/full/code"] < high
+    assert summarize_losses(both[:-1], ["code"], seed=0) == ({}, {})
 
 
 def test_single_document_has_a_value_and_no_interval() -> None:
@@ -232,6 +298,10 @@ def test_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
             ":2 is no",
         ),
         ("view,part,domain,text,document,loss_nats,tokens,bytes\nfull,,code\n", ":2 is no"),
+        (
+            "view,part,domain,text,document,loss_nats,tokens,bytes\nfull,,code,odd,c,1.0,2,3\n",
+            ":2 is no",
+        ),
     ],
 )
 def test_broken_table_names_file_and_line(tmp_path: Path, text: str, message: str) -> None:
@@ -244,3 +314,20 @@ def test_broken_table_names_file_and_line(tmp_path: Path, text: str, message: st
 def test_missing_table_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_losses(tmp_path / "document_losses.csv")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_relearn(tmp_path / "relearn.csv")
+
+
+def test_attack_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    rows = [
+        RelearnLoss(View.removed, "biology", 3e-4, 10, "biology", "b0", 0.1 + 0.2, 3, 12),
+        RelearnLoss(View.full, "a/b", 1 / 3, 0, "a/b", "b0", 1e-17, 3, 12),
+    ]
+    path = tmp_path / "relearn.csv"
+    write_relearn(path, rows)
+    header = "view,part,lr,step,domain,document,loss_nats,tokens,bytes\n"
+    assert path.read_text().startswith(header)
+    assert read_relearn(path) == rows
+    path.write_text(header + "removed,biology,fast,10,biology,b0,1.0,3,12\n")
+    with pytest.raises(DataError, match=":2 is no document's loss"):
+        read_relearn(path)

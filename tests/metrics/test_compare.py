@@ -1,0 +1,368 @@
+"""Metrics against baselines: by hand, against a literal resampling, and absent where they must
+be."""
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gr_sweep.metrics.compare import Attack, Baselines, attacks, compare_losses, compare_relearn
+from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View
+
+DOMAINS = ["code", "biology", "creative"]
+Rows = list[DocumentLoss]
+
+
+def rows_of(
+    losses: Mapping[tuple[str, str], Mapping[str, float]],
+    tokens: Mapping[str, Sequence[int]] | None = None,
+    noise: Callable[[str, int], float] = lambda domain, at: 0.0,
+) -> Rows:
+    """A table from mean losses by (view, part) and domain; documents of 10 and 30 tokens."""
+    rows = []
+    for (view, part), by_domain in losses.items():
+        for domain, mean in by_domain.items():
+            for at, count in enumerate((tokens or {}).get(domain, (10, 30))):
+                loss = (mean + noise(domain, at)) * count
+                document = f"{domain}{at}"
+                rows.append(
+                    DocumentLoss(
+                        View(view), part, domain, Text.plain, document, loss, count, 4 * count
+                    )
+                )
+    return rows
+
+
+def by_domain(code: float, biology: float, creative: float) -> dict[str, float]:
+    return {"code": code, "biology": biology, "creative": creative}
+
+
+JOB = {
+    ("full", ""): by_domain(4.5, 4.25, 5.0),
+    ("mixed", ""): by_domain(4.25, 4.25, 5.0),
+    ("removed", "biology"): by_domain(4.5, 6.25, 5.25),
+    ("kept", "code"): by_domain(3.5, 8.0, 8.0),
+    ("kept", "biology"): by_domain(8.0, 5.0, 8.0),
+    ("calibrated_full", "biology"): {"biology": 4.0},
+    ("calibrated_removed", "biology"): {"biology": 5.0},
+}
+DENSE = {("full", ""): by_domain(4.0, 4.0, 4.5)}
+WITHOUT_BIOLOGY = {
+    ("full", ""): by_domain(4.25, 8.25, 4.5),
+    ("calibrated_full", "biology"): {"biology": 6.0},
+}
+OBSERVED = {("full", ""): by_domain(4.25, 5.25, 4.5)}
+HALF = {("full", ""): by_domain(5.0, 5.0, 5.0)}
+QUARTER = {("full", ""): by_domain(6.0, 6.0, 6.0)}
+
+
+def all_baselines() -> Baselines:
+    return Baselines(
+        dense=rows_of(DENSE),
+        shorter={0.5: rows_of(HALF), 0.25: rows_of(QUARTER)},
+        filtered={"biology": rows_of(WITHOUT_BIOLOGY)},
+        filtered_observed={"biology": rows_of(OBSERVED)},
+    )
+
+
+def compared(job: Rows, baselines: Baselines, **kwargs: Any) -> dict[str, float]:
+    return compare_losses(job, baselines, DOMAINS, seed=0, **kwargs)[0]
+
+
+def test_every_metric_follows_its_definition() -> None:
+    half = 0.5
+    assert compared(rows_of(JOB), all_baselines()) == pytest.approx(
+        {
+            "utility/tax/code": 0.5,
+            "utility/tax/biology": 0.25,
+            "utility/tax/creative": 0.5,
+            "utility/expert_tax/code": -0.5,
+            "utility/expert_tax/biology": 1.0,
+            "utility/mixed_tax/code": 0.25,
+            "utility/mixed_tax/biology": 0.25,
+            "utility/mixed_tax/creative": 0.5,
+            "utility/removed_tax/biology/code": 0.25,
+            "utility/removed_tax/biology/creative": 0.75,
+            "utility/transfer/biology/code": 0.25,
+            "utility/transfer/biology/creative": 0.0,
+            "utility/compute_equivalent/full/code": half * 2**0.5,
+            "utility/compute_equivalent/full/biology": half * 2**0.75,
+            "utility/compute_equivalent/full/creative": half,
+            "utility/compute_equivalent/kept/code": 1.0,
+            "utility/compute_equivalent/kept/biology": half,
+            "utility/compute_equivalent/removed/biology/code": half * 2**0.5,
+            "utility/compute_equivalent/removed/biology/creative": 0.25 * 2**0.75,
+            "separability/removal/biology": 0.5,
+            "robustness/calibrated_removal/biology": 0.5,
+            "robustness/leakage/biology": 2 / 3,
+        }
+    )
+
+
+def test_loss_above_the_shortest_dense_run_has_no_compute_equivalent() -> None:
+    job = rows_of({**JOB, ("full", ""): by_domain(6.5, 4.25, 5.0)})
+    metrics = compared(job, all_baselines())
+    assert "utility/compute_equivalent/full/code" not in metrics
+    assert "separability/forget_compute/biology" not in metrics, "6.25 is more than 6"
+
+
+def test_forget_compute_is_the_compute_equivalent_of_what_is_left() -> None:
+    job = rows_of({**JOB, ("removed", "biology"): by_domain(4.5, 5.5, 5.25)})
+    found = compared(job, all_baselines())["separability/forget_compute/biology"]
+    assert found == pytest.approx(0.25 * 2**0.5)
+
+
+def test_metric_without_its_baseline_is_absent() -> None:
+    job, everything = rows_of(JOB), all_baselines()
+    assert compared(job, Baselines()) == {}
+    dense_alone = compared(job, Baselines(dense=everything.dense))
+    assert {key.split("/")[1] for key in dense_alone} == {"tax", "expert_tax", "mixed_tax"}
+    filtered_alone = compared(job, Baselines(filtered=everything.filtered))
+    assert set(filtered_alone) == {
+        "utility/removed_tax/biology/code",
+        "utility/removed_tax/biology/creative",
+        "separability/removal/biology",
+        "robustness/calibrated_removal/biology",
+    }
+    assert compared(job, Baselines(shorter=everything.shorter)) == {}
+    assert compared(job, Baselines(filtered={"code": rows_of(DENSE)})) == {}, "of another domain"
+
+
+def test_removal_is_absent_where_the_filtered_model_is_no_worse() -> None:
+    filtered = rows_of({("full", ""): by_domain(4.0, 4.25, 4.5)})
+    metrics = compared(rows_of(JOB), Baselines(filtered={"biology": filtered}))
+    assert "separability/removal/biology" not in metrics
+    assert "utility/removed_tax/biology/code" in metrics
+
+
+def test_baseline_that_read_other_documents_gives_nothing() -> None:
+    short = {domain: (10,) for domain in DOMAINS}
+    longer = {domain: (10, 31) for domain in DOMAINS}
+    for tokens in (short, longer):
+        assert compared(rows_of(JOB), Baselines(dense=rows_of(DENSE, tokens))) == {}
+
+
+def test_baseline_that_read_more_documents_counts_on_those_of_the_job() -> None:
+    more = {domain: (10, 30, 500) for domain in DOMAINS}
+    dense = rows_of(DENSE, more, noise=lambda domain, at: 3.0 if at == 2 else 0.0)
+    assert compared(rows_of(JOB), Baselines(dense=dense))["utility/tax/code"] == pytest.approx(0.5)
+
+
+def test_node_of_the_tree_stands_for_the_mean_over_its_domains() -> None:
+    domains = ["code", "biology/cells", "biology/virology"]
+
+    def table(*losses: float) -> dict[str, float]:
+        return dict(zip(domains, losses, strict=True))
+
+    job = rows_of({("full", ""): table(4, 4, 5), ("removed", "biology"): table(4, 5, 8)})
+    filtered = rows_of({("full", ""): table(3.5, 6, 9)})
+    metrics, _ = compare_losses(job, Baselines(filtered={"biology": filtered}), domains, seed=0)
+    assert metrics == pytest.approx(
+        {"separability/removal/biology": 2 / 3, "utility/removed_tax/biology/code": 0.5}
+    )
+
+
+def test_dense_model_that_unlearned_a_domain_is_measured_like_a_removal() -> None:
+    dense = rows_of(
+        {
+            **DENSE,
+            ("unlearned", "biology"): by_domain(4.5, 5.0625, 4.75),
+            ("calibrated_full", "biology"): {"biology": 4.0},
+            ("calibrated_unlearned", "biology"): {"biology": 4.5},
+        }
+    )
+    metrics = compared(dense, Baselines(filtered={"biology": rows_of(WITHOUT_BIOLOGY)}))
+    assert metrics == pytest.approx(
+        {
+            "robustness/unlearned_removal/biology": 0.25,
+            "robustness/unlearned_tax/biology/code": 0.25,
+            "robustness/unlearned_tax/biology/creative": 0.25,
+            "robustness/calibrated_removal/biology": 0.25,
+        }
+    )
+
+
+NUMBER = {domain: 40 for domain in DOMAINS}
+
+
+def noisy(means: Mapping[tuple[str, str], Mapping[str, float]], seed: int) -> Rows:
+    """40 documents a domain that differ by nats in all tables alike, and by hundredths in each."""
+    common, own = np.random.default_rng(99), np.random.default_rng(seed)
+    hardness = {(domain, at): common.normal(0, 1) for domain in DOMAINS for at in range(40)}
+    tokens = {domain: [int(n) for n in common.integers(20, 300, 40)] for domain in DOMAINS}
+    return rows_of(means, tokens, lambda domain, at: hardness[domain, at] + own.normal(0, 0.05))
+
+
+def noisy_baselines() -> Baselines:
+    return Baselines(
+        dense=noisy(DENSE, 1),
+        shorter={0.25: noisy(QUARTER, 2), 0.5: noisy(HALF, 3)},
+        filtered={"biology": noisy(WITHOUT_BIOLOGY, 4)},
+        filtered_observed={"biology": noisy(OBSERVED, 5)},
+    )
+
+
+def literal_intervals(job: Rows, baselines: Baselines) -> dict[str, tuple[float, float]]:
+    """A few metrics with their resamples in loops: documents drawn, sums over sums, percentiles."""
+    resamples, seed = 50, 7
+    tables: dict[str, Rows] = {"job": job, "dense": list(baselines.dense or ())}
+    tables |= {"filtered": list(baselines.filtered["biology"])}
+    tables |= {str(share): list(table) for share, table in baselines.shorter.items()}
+    found: dict[str, list[float]] = {}
+    draws = {}
+    for domain in DOMAINS:
+        documents = sorted({row.document for row in job if row.domain == domain})
+        rng = np.random.default_rng([seed, zlib.crc32(domain.encode())])
+        indices = rng.integers(len(documents), size=(resamples, len(documents)))
+        draws[domain] = [[documents[at] for at in row] for row in indices]
+    for at in range(resamples):
+
+        def mean(run: str, domain: str, view: str, part: str = "", at: int = at) -> float:
+            rows = {
+                row.document: row
+                for row in tables[run]
+                if (row.domain, row.view, row.part) == (domain, view, part)
+            }
+            drawn = [rows[document] for document in draws[domain][at]]
+            return sum(row.loss_nats for row in drawn) / sum(row.tokens for row in drawn)
+
+        def note(key: str, value: float) -> None:
+            found.setdefault(key, []).append(value)
+
+        full, dense = mean("job", "biology", "full"), mean("dense", "biology", "full")
+        without = mean("filtered", "biology", "full")
+        removed = mean("job", "biology", "removed", "biology")
+        note("utility/tax/biology", full - dense)
+        note("separability/removal/biology", (removed - full) / (without - full))
+        code = mean("job", "code", "removed", "biology")
+        note("utility/removed_tax/biology/code", code - mean("filtered", "code", "full"))
+        curve = [mean(run, "biology", "full") for run in ("0.25", "0.5")] + [dense]
+        share = 0.5 * 2 ** ((curve[1] - full) / (curve[1] - curve[2]))
+        assert curve[2] < full < curve[1] < curve[0], "what this literal formula takes for granted"
+        note("utility/compute_equivalent/full/biology", share)
+    return {
+        key: (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5)))
+        for key, values in found.items()
+    }
+
+
+def test_intervals_are_those_of_a_literal_resampling() -> None:
+    job, baselines = noisy(JOB, 0), noisy_baselines()
+    _, intervals = compare_losses(job, baselines, DOMAINS, seed=7, resamples=50)
+    for key, bounds in literal_intervals(job, baselines).items():
+        assert intervals[key] == pytest.approx(bounds, rel=1e-9), key
+
+
+def test_document_that_is_hard_for_everybody_cancels() -> None:
+    metrics, intervals = compare_losses(noisy(JOB, 0), noisy_baselines(), DOMAINS, seed=0)
+    low, high = intervals["utility/tax/code"]
+    # Documents differ by 1 nat: unpaired, 40 of them would give an interval of about 0.8.
+    assert low < metrics["utility/tax/code"] < high < low + 0.08
+
+
+def test_job_against_itself_pays_exactly_nothing() -> None:
+    dense = noisy(DENSE, 1)
+    metrics, intervals = compare_losses(dense, Baselines(dense=dense), DOMAINS, seed=0)
+    assert metrics == {f"utility/tax/{domain}": 0.0 for domain in DOMAINS}
+    assert set(intervals.values()) == {(0.0, 0.0)}
+
+
+def test_compute_equivalent_that_some_resamples_put_below_the_first_share_is_bounded_by_it() -> (
+    None
+):
+    job = noisy({("full", ""): by_domain(5.99, 5.0, 5.0)}, 0)
+    metrics, intervals = compare_losses(job, noisy_baselines(), DOMAINS, seed=0)
+    key = "utility/compute_equivalent/full/code"
+    assert intervals[key][0] == 0.25 < metrics[key] < intervals[key][1]
+
+
+def test_no_resamples_give_no_intervals() -> None:
+    assert compare_losses(noisy(JOB, 0), noisy_baselines(), DOMAINS, seed=0, resamples=0)[1] == {}
+
+
+# The attack
+
+
+def attack_rows(
+    view: str, losses: Mapping[float, Mapping[int, float]], noise: Sequence[float] = (0, 0)
+) -> list[RelearnLoss]:
+    """Attacks on biology: a mean loss by learning rate and step; documents of 10 and 30 tokens."""
+    return [
+        RelearnLoss(
+            View(view), "biology", lr, step, "biology", f"biology{at}",
+            (loss + noise[at]) * tokens, tokens, 4 * tokens,
+        )
+        for lr, by_step in losses.items()
+        for step, loss in by_step.items()
+        for at, tokens in enumerate((10, 30))
+    ]  # fmt: skip
+
+
+# F - D is 8.25 - 4: half of the way is 6.125.
+ATTACKED = {1e-3: {0: 8.125, 10: 7.125, 20: 5.125}, 3e-3: {0: 8.125, 10: 6.0, 20: 9.0}}
+ATTACKED_FILTERED = {1e-3: {0: 8.25, 10: 8.0, 20: 7.5}}
+
+
+def test_attack_is_read_at_its_strongest_beside_that_on_the_filtered_model() -> None:
+    baselines = Baselines(
+        dense=rows_of(DENSE),
+        filtered={"biology": rows_of(WITHOUT_BIOLOGY)},
+        filtered_relearned={"biology": attack_rows("full", ATTACKED_FILTERED)},
+    )
+    metrics, intervals = compare_relearn(
+        attack_rows("removed", ATTACKED), baselines, DOMAINS, seed=0
+    )
+    assert metrics == pytest.approx(
+        {
+            "robustness/relearn/biology/loss": 5.125,
+            "robustness/relearn/biology/steps": 10 * 2 / 2.125,
+            "robustness/relearn/biology/censored": 0,
+            "robustness/relearn/biology/filtered_loss": 7.5,
+            "robustness/relearn/biology/filtered_steps": 20,
+            "robustness/relearn/biology/filtered_censored": 1,
+        }
+    )
+    assert intervals["robustness/relearn/biology/filtered_steps"] == (20, 20)
+    assert "robustness/relearn/biology/censored" not in intervals
+
+
+def test_attack_without_baselines_has_its_lowest_loss_alone() -> None:
+    metrics, _ = compare_relearn(attack_rows("unlearned", ATTACKED), Baselines(), DOMAINS, seed=0)
+    assert metrics == pytest.approx({"robustness/relearn/biology/loss": 5.125})
+    assert compare_relearn([], Baselines(), DOMAINS, seed=0) == ({}, {})
+
+
+def test_attack_is_paired_with_its_baselines_on_its_own_documents() -> None:
+    """A document is 2 nats harder for all: the steps stay as they were, in every resample."""
+
+    def noise(domain: str, at: int) -> float:
+        return 2.0 * at
+
+    many = {domain: (10, 30, 50) for domain in DOMAINS}
+    baselines = Baselines(
+        dense=rows_of(DENSE, many, noise),
+        filtered={"biology": rows_of(WITHOUT_BIOLOGY, many, noise)},
+    )
+    rows = attack_rows("removed", ATTACKED, noise=(0, 2))
+    metrics, intervals = compare_relearn(rows, baselines, DOMAINS, seed=0)
+    key = "robustness/relearn/biology/steps"
+    assert metrics[key] == pytest.approx(10 * 2 / 2.125)
+    assert intervals[key] == pytest.approx((metrics[key], metrics[key]))
+    low, high = intervals["robustness/relearn/biology/loss"]
+    assert high - low > 1
+
+
+def test_curves_of_the_attack_are_there_for_every_learning_rate() -> None:
+    assert attacks(attack_rows("removed", ATTACKED), "biology", DOMAINS) == [
+        Attack(lr=1e-3, steps=(0, 10, 20), losses=(8.125, 7.125, 5.125)),
+        Attack(lr=3e-3, steps=(0, 10, 20), losses=(8.125, 6.0, 9.0)),
+    ]
+
+
+def test_evaluation_that_is_no_number_is_no_success_of_the_attack() -> None:
+    rows = attack_rows("removed", {1e-3: {0: 8.0, 10: math.nan}})
+    metrics, _ = compare_relearn(rows, Baselines(), DOMAINS, seed=0)
+    assert metrics == {"robustness/relearn/biology/loss": 8.0}
