@@ -1,0 +1,142 @@
+"""A bias on the logits, fitted to a text: what a model loses for the frequencies of words alone.
+
+A model without a domain may put that domain's words near zero everywhere. One bias a token of the
+vocabulary mends that and teaches nothing else, so what stays lost after it was knowledge (SGTM,
+Shilov et al. 2025, arXiv 2512.05648, calibrates before it measures as well: by AdamW, on a mixture
+of forgotten and retained text. Here the text of the domain alone counts, and the fit is exact.)
+
+P positions, C positions of a chunk, D residual width, V vocabulary, M windows, T positions of a
+window.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from gr_sweep.model.loss import IGNORED, TokenLosses, chunk_positions
+
+PRIOR_TOKENS = 0.25
+"""Tokens that are added to the text for each entry of the vocabulary, all spread as the model
+without a bias predicts: what does not occur in the text keeps a finite bias, and where the text is
+short the bias stays near 0."""
+MAX_ITERATIONS = 200
+TOLERANCE = 1e-5
+"""Nats a token that the next iteration will gain at least; below it the fit ends."""
+
+
+@torch.no_grad()
+def fitted_bias(
+    token_losses: TokenLosses,
+    ids_MS: Tensor,
+    *,
+    batch_sequences: int,
+    tolerance: float = TOLERANCE,
+    max_iterations: int = MAX_ITERATIONS,
+) -> Tensor:
+    """The bias [V] with which the model fits a text best, by generalized iterative scaling.
+
+    Darroch and Ratcliff 1972 (Annals of Mathematical Statistics 43): b_v += log p_text(v) -
+    log p_model(v), the model's prediction being its mean over the positions. One indicator a token
+    sums to 1, so every iteration lowers the loss, by the divergence of the two at least, and no
+    learning rate is needed. The text counts as `PRIOR_TOKENS` says; the loss on the text itself
+    never rises. Hidden states are kept, logits are made by the chunk.
+
+    Args:
+        ids_MS: windows of the text, int64 [M, T + 1].
+        batch_sequences: windows of a forward pass.
+    """
+    weight_VD = unembedding(token_losses)
+    parts = []
+    for ids_NS in ids_MS.split(batch_sequences):
+        hidden_NTD = _hidden(token_losses, ids_NS[:, :-1], ids_NS[:, 1:])
+        parts.append(hidden_NTD.flatten(0, 1))
+    hidden_PD = torch.cat(parts)
+    vocab_size = weight_VD.shape[0]
+    exact = torch.promote_types(weight_VD.dtype, torch.float32)
+    bias_V = torch.zeros(vocab_size, dtype=torch.float64, device=hidden_PD.device)
+    predicted_V = _mean_prediction(hidden_PD, weight_VD, bias_V.to(exact))
+    counts_V = torch.bincount(ids_MS[:, 1:].flatten(), minlength=vocab_size).double()
+    prior_V = PRIOR_TOKENS * vocab_size * predicted_V
+    text_V = (counts_V + prior_V) / (counts_V + prior_V).sum()
+    for _ in range(max_iterations):
+        step_V = torch.where(text_V > 0, text_V.log() - predicted_V.log(), 0.0)
+        # What is predicted nowhere, not even as often as a float can say, has no bias to gain.
+        step_V = torch.nan_to_num(step_V, nan=0.0, posinf=0.0, neginf=0.0)
+        bias_V += step_V
+        if float((text_V * step_V).sum()) < tolerance:
+            break
+        predicted_V = _mean_prediction(hidden_PD, weight_VD, bias_V.to(exact))
+    return bias_V.to(exact)
+
+
+class Calibrated:
+    """`TokenLosses` with a bias on the logits, to evaluate."""
+
+    def __init__(self, token_losses: TokenLosses, bias_V: Tensor) -> None:
+        self._token_losses = token_losses
+        self._weight_VD = unembedding(token_losses)
+        self._bias_V = bias_V
+
+    @torch.no_grad()
+    def __call__(self, ids_MT: Tensor, targets_MT: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum and losses [M, T] of the targets; -100 counts nothing."""
+        hidden_MTD = _hidden(self._token_losses, ids_MT, targets_MT)
+        hidden_PD, targets_P = hidden_MTD.flatten(0, 1), targets_MT.flatten()
+        losses = [
+            torch.nn.functional.cross_entropy(
+                _logits(hidden_PD[chunk], self._weight_VD, self._bias_V),
+                targets_P[chunk],
+                ignore_index=IGNORED,
+                reduction="none",
+            )
+            for chunk in _chunks(hidden_PD.shape[0], self._weight_VD)
+        ]
+        losses_MT = torch.cat(losses).view(targets_MT.shape)
+        return losses_MT.sum(), losses_MT
+
+
+def unembedding(token_losses: TokenLosses) -> Tensor:
+    """The weight [V, D], whole on every process that has a part of it; all must call this."""
+    weight_VD: Tensor = token_losses.model.get_output_embeddings().weight.detach()
+    return weight_VD.full_tensor() if isinstance(weight_VD, DTensor) else weight_VD
+
+
+def _hidden(token_losses: TokenLosses, ids_NT: Tensor, targets_NT: Tensor) -> Tensor:
+    """What the unembedding is given [N, T, D].
+
+    Caught on its way through `token_losses`: where processes share the parameters, the forward pass
+    of that module gathers them.
+    """
+    caught: list[Tensor] = []
+
+    def catch(module: object, inputs: object, output: object) -> None:
+        caught.append(output.last_hidden_state)  # type: ignore[attr-defined]
+
+    hook = token_losses.model.base_model.register_forward_hook(catch)
+    try:
+        token_losses(ids_NT, targets_NT)
+    finally:
+        hook.remove()
+    return caught[0]
+
+
+def _mean_prediction(hidden_PD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
+    """The model's probabilities [V], mean over the positions, float64."""
+    total_V = torch.zeros(weight_VD.shape[0], dtype=torch.float64, device=hidden_PD.device)
+    for chunk in _chunks(hidden_PD.shape[0], weight_VD):
+        logits_CV = _logits(hidden_PD[chunk], weight_VD, bias_V)
+        total_V += logits_CV.softmax(-1).sum(0).double()
+    return total_V / hidden_PD.shape[0]
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
+    """In float32 or wider; the product in autocast's type where autocast is on."""
+    return (hidden_CD.to(weight_VD.dtype) @ weight_VD.t()).to(bias_V.dtype) + bias_V
+
+
+def _chunks(num_positions: int, weight_VD: Tensor) -> Iterator[slice]:
+    most = chunk_positions(weight_VD.shape[0], weight_VD.device.type)
+    for start in range(0, num_positions, most):
+        yield slice(start, start + most)

@@ -1,0 +1,98 @@
+"""The relearning attack: what somebody with a little text of a domain gets back by fine-tuning.
+
+Fine-tuning the whole model on few documents undoes what only looks like forgetting (SGTM, Shilov et
+al. 2025, arXiv 2512.05648, and Cloud et al. 2024, arXiv 2410.04332, attack in the same way). Knows
+nothing of how a domain was removed.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from gr_sweep.eval.finetune import fine_tune, restored
+from gr_sweep.eval.loss import HeldoutBatches
+from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View
+from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.route import RoutedModel
+
+logger = logging.getLogger(__name__)
+
+
+def relearn_losses(
+    token_losses: TokenLosses,
+    held_out: HeldoutBatches,
+    rows_of: Callable[[int], np.ndarray],
+    *,
+    view: View,
+    part: str,
+    num_steps: int,
+    lrs: Sequence[float],
+    every: int,
+    seed: int,
+    device: torch.device,
+    num_processes: int = 1,
+) -> list[RelearnLoss]:
+    """Held-out losses while the model, as it stands and with nothing off, is fine-tuned.
+
+    Each learning rate begins with the same weights, which the model has again afterwards.
+
+    Args:
+        held_out: text of the domain that is taught.
+        rows_of: token ids of a step, from the documents that the attacker has.
+        view, part: what the rows say was attacked.
+        every: steps between evaluations; the first is before the attack, the last at its end.
+    """
+    rows: list[RelearnLoss] = []
+
+    def add(found: Sequence[DocumentLoss], lr: float, step: int) -> None:
+        rows.extend(
+            RelearnLoss(view, part, lr, step, r.domain, r.document, r.loss_nats, r.tokens, r.bytes)
+            for r in found
+        )
+        mean = sum(r.loss_nats for r in found) / max(1, sum(r.tokens for r in found))
+        logger.info(
+            "relearning %s with learning rate %g: %.3f nats after %d steps", part, lr, mean, step
+        )
+
+    token_losses.model.eval()
+    before = held_out.losses(token_losses)
+    for lr in lrs:
+
+        def after_step(step: int, lr: float = lr) -> None:
+            if step % every == 0 or step == num_steps:
+                add(held_out.losses(token_losses), lr, step)
+
+        add(before, lr, 0)
+        with restored(token_losses.model):
+            fine_tune(
+                token_losses,
+                rows_of,
+                num_steps,
+                lr=lr,
+                seed=seed,
+                device=device,
+                after_step=after_step,
+                num_processes=num_processes,
+            )
+    return rows
+
+
+@torch.no_grad()
+def randomize_blocks(routed: RoutedModel, part: str, seed: int, rank: int = 0) -> None:
+    """Puts the units of the blocks that removing `part` switches off back at random.
+
+    As a new model of the family has them: weights normal with the config's `initializer_range`,
+    biases 0. Of parameters that are spread over processes, each draws its own part.
+    """
+    generator = torch.Generator().manual_seed((rank * 1_000_003 + seed) * 1_000_003)
+    sets = routed.owner_sets()
+    std: float = routed.model.config.initializer_range
+    for index in routed.plan.removed_by([part]):
+        for units in sets[routed.plan.blocks[index].name]:
+            if units.dim() == 1:
+                units.zero_()
+            else:
+                drawn = torch.randn(units.shape, generator=generator) * std
+                units.copy_(drawn)

@@ -1,0 +1,144 @@
+"""RMU, unlearning of a finished model: the weak reference of what routing promises.
+
+Representation misdirection (Li et al. 2024, arXiv 2403.03218, section 4): in one layer, activations
+on text to forget are pushed to a random direction, those on other text are held where they were.
+Knows nothing of routing and of how the result is judged.
+
+N rows, T positions, D residual width.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from gr_sweep.errors import JobError
+from gr_sweep.eval.finetune import restored, warmup
+from gr_sweep.model.families import decoder_layers, family_of
+from gr_sweep.model.loss import TokenLosses
+
+STEERING = 5.0
+"""Length that activations on forgotten text are pushed to, in mean lengths that they had. A number
+for all models would not do: 6.5 (theirs for Zephyr 7B) and 20 (SGTM's for 254M) are lengths at one
+model's layer. Relative to the model's own lengths as in Adaptive RMU (Huu-Tien et al. 2024, arXiv
+2408.06223)."""
+RETAIN_WEIGHT = 100.0
+"""Weight of holding the activations on other text: SGTM's (scripts/wiki/rmu.sh; theirs is 1200)."""
+LAYERS = 3
+"""Layers whose output matrix of the MLP is updated, the last of them the one that is read."""
+LR = 1e-3
+"""AdamW's. Theirs is 5e-5, for models of billions of parameters."""
+
+
+@contextlib.contextmanager
+def unlearned(
+    token_losses: TokenLosses,
+    forget_rows: Callable[[int], np.ndarray],
+    retain_rows: Callable[[int], np.ndarray],
+    num_steps: int,
+    *,
+    seed: int,
+    device: torch.device,
+    lr: float = LR,
+) -> Iterator[None]:
+    """Inside, the model has been made to forget; afterwards its weights are what they were.
+
+    The layer that is read is the last of the first half, as SGTM's 7 of 16 counted from 0; theirs
+    is 7 of 32. The loss is MSE(h_forget, c u) + `RETAIN_WEIGHT` MSE(h_retain, h_retain of the
+    model as it was), u being uniform in 0..1 and of length 1, fixed.
+
+    Args:
+        forget_rows, retain_rows: token ids int64 [N, S] of the step with that number.
+
+    Raises:
+        JobError: parameters that are spread over several processes.
+    """
+    model = token_losses.model
+    family = family_of(model.config)
+    layers = decoder_layers(model, family)
+    last = max(1, len(layers) // 2) - 1
+    updated = layers[max(0, last + 1 - LAYERS) : last + 1]
+    outputs = [layer.get_submodule(family.mlp_out) for layer in updated]
+    weights = [output.weight for output in outputs if isinstance(output, nn.Linear)]
+    if any(isinstance(weight, DTensor) for weight in weights):
+        raise JobError(
+            "eval.unlearn_steps needs the whole model in one process; run this job in one, or "
+            "leave eval.unlearn_steps out"
+        )
+
+    def read(rows_NS: np.ndarray) -> Tensor:
+        return activations(model, layers[last], torch.from_numpy(rows_NS[:, :-1]).to(device))
+
+    with restored(model):
+        model.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_()
+        _push(read, weights, forget_rows, retain_rows, num_steps, seed=seed, lr=lr)
+        yield
+
+
+def _push(
+    read: Callable[[np.ndarray], Tensor],
+    weights: Sequence[Tensor],
+    forget_rows: Callable[[int], np.ndarray],
+    retain_rows: Callable[[int], np.ndarray],
+    num_steps: int,
+    *,
+    seed: int,
+    lr: float,
+) -> None:
+    """RMU's steps; `read` gives the activations [N, T, D] of rows [N, S]."""
+    with torch.no_grad():
+        before_NTD = read(forget_rows(0))
+    direction_D = torch.rand(before_NTD.shape[-1], generator=torch.Generator().manual_seed(seed))
+    direction_D = (direction_D / direction_D.norm()).to(before_NTD)
+    target_D = STEERING * before_NTD.norm(dim=-1).mean() * direction_D
+    frozen = [weight.detach().clone() for weight in weights]
+    optimizer = torch.optim.AdamW(list(weights), lr=lr, weight_decay=0.0)
+    for step in range(num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * warmup(step)
+        forget, retain = forget_rows(step), retain_rows(step)
+        with torch.no_grad(), _exchanged(weights, frozen):
+            held_NTD = read(retain)
+        forget_NTD = read(forget)
+        loss = nn.functional.mse_loss(forget_NTD, target_D.expand_as(forget_NTD))
+        loss = loss + RETAIN_WEIGHT * nn.functional.mse_loss(read(retain), held_NTD)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def activations(model: nn.Module, layer: nn.Module, ids_NT: Tensor) -> Tensor:
+    """What the layer gives [N, T, D], in float32 or wider."""
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        caught.append(output[0] if isinstance(output, tuple) else output)
+
+    hook = layer.register_forward_hook(catch)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            model.base_model(input_ids=ids_NT, use_cache=False)  # type: ignore[operator]
+    finally:
+        hook.remove()
+    (found_NTD,) = caught
+    return found_NTD.to(torch.promote_types(found_NTD.dtype, torch.float32))
+
+
+@contextlib.contextmanager
+def _exchanged(weights: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the weights have the others' values; in place, for whoever holds them."""
+    own = [weight.detach().clone() for weight in weights]
+    try:
+        for weight, other in zip(weights, others, strict=True):
+            weight.copy_(other)
+        yield
+    finally:
+        for weight, value in zip(weights, own, strict=True):
+            weight.copy_(value)

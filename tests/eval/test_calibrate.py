@@ -1,0 +1,116 @@
+import pytest
+import torch
+
+from gr_sweep.eval import calibrate
+from gr_sweep.eval.calibrate import PRIOR_TOKENS, Calibrated, fitted_bias
+from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.route import route_model
+from gr_sweep.routing.plan import RoutePlan
+from tests.eval.tiny import CPU, DOMAINS, held_out, make_routed, shard
+from tests.model.tiny import VOCAB, tiny_ids, tiny_model
+
+
+def exact_routed():
+    """A model in float64 that is sure of wrong things."""
+    model = tiny_model(seed=1)
+    return route_model(model, RoutePlan.none(domains=DOMAINS), "both")
+
+
+def logits_of(routed, ids):
+    with torch.no_grad():
+        return routed(input_ids=ids[:, :-1]).logits.flatten(0, 1)
+
+
+def target_of(ids, logits):
+    counts = torch.bincount(ids[:, 1:].flatten(), minlength=VOCAB).double()
+    prior = PRIOR_TOKENS * VOCAB * logits.softmax(-1).mean(0)
+    return (counts + prior) / (counts + prior).sum()
+
+
+def test_iterative_scaling_ends_where_lbfgs_does():
+    routed, ids = exact_routed(), tiny_ids(6, 9, seed=3)
+    ids[ids == 5] = 4  # a token that the text does not have
+    bias = fitted_bias(
+        TokenLosses(routed), ids, batch_sequences=4, tolerance=1e-15, max_iterations=5000
+    )
+    logits = logits_of(routed, ids)
+    target = target_of(ids, logits)
+    free = torch.zeros(VOCAB, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [free], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def loss():
+        return torch.logsumexp(logits + free, -1).mean() - target @ free
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    found = free.detach()
+    # A constant on all logits changes nothing: compare without it.
+    torch.testing.assert_close(bias - bias.mean(), found - found.mean(), rtol=0, atol=1e-5)
+    assert abs(float(bias[5])) < 20, "what the text lacks keeps a finite bias"
+
+
+def test_the_fit_never_raises_the_loss_of_its_text_and_mostly_lowers_it():
+    routed, ids = exact_routed(), tiny_ids(6, 9, seed=4)
+    token_losses = TokenLosses(routed)
+    losses = [float(token_losses(ids)[0].detach())]
+    for iterations in (1, 2, 5, 50):
+        bias = fitted_bias(token_losses, ids, batch_sequences=2, max_iterations=iterations)
+        fitted = Calibrated(token_losses, bias)
+        losses.append(float(fitted(ids[:, :-1], ids[:, 1:])[0]))
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.9 * losses[0]
+
+
+def test_losses_with_a_bias_are_those_of_the_logits_plus_the_bias(monkeypatch):
+    monkeypatch.setattr(calibrate, "chunk_positions", lambda vocab, device: 3)
+    routed, ids = exact_routed(), tiny_ids(2, 6)
+    targets = ids[:, 1:].clone()
+    targets[0, 2] = -100
+    bias = torch.linspace(-2, 2, VOCAB, dtype=torch.float64)
+    total, losses = Calibrated(TokenLosses(routed), bias)(ids[:, :-1], targets)
+    log_probs = (logits_of(routed, ids) + bias).log_softmax(-1)
+    expected = -log_probs.gather(1, targets.flatten().clamp_min(0)[:, None])[:, 0]
+    expected[2] = 0
+    torch.testing.assert_close(losses.flatten(), expected)
+    torch.testing.assert_close(total, expected.sum())
+
+
+def test_chunks_and_batches_do_not_change_the_fit(monkeypatch):
+    routed, ids = exact_routed(), tiny_ids(5, 6)
+    expected = fitted_bias(TokenLosses(routed), ids, batch_sequences=5)
+    monkeypatch.setattr(calibrate, "chunk_positions", lambda vocab, device: 4)
+    torch.testing.assert_close(fitted_bias(TokenLosses(routed), ids, batch_sequences=2), expected)
+
+
+def test_a_bias_of_zero_changes_no_loss_and_the_hook_is_gone_afterwards():
+    routed, text = make_routed("peers"), held_out()
+    token_losses = TokenLosses(routed)
+    plain = text.losses(token_losses)
+    found = text.losses(Calibrated(token_losses, torch.zeros(16)))
+    assert [r.loss_nats for r in found] == pytest.approx([r.loss_nats for r in plain], rel=1e-5)
+    assert not routed.model.base_model._forward_hooks
+
+
+def test_a_model_without_a_domain_is_calibrated_as_it_is_routed():
+    routed, text = make_routed("peers"), held_out()
+    token_losses = TokenLosses(routed)
+    ids = torch.from_numpy(shard("code").tokens[:90].astype("int64").reshape(10, 9))
+    with routed.remove(["code"]):
+        without = fitted_bias(token_losses, ids, batch_sequences=4)
+        losses = text.losses(Calibrated(token_losses, without))
+    full = fitted_bias(token_losses, ids, batch_sequences=4)
+    assert not torch.equal(without, full)
+    with routed.remove(["code"]):
+        plain = text.losses(token_losses)
+    code = [row.domain == "code" for row in plain]
+    assert sum(r.loss_nats for r, is_code in zip(losses, code, strict=True) if is_code) < sum(
+        r.loss_nats for r, is_code in zip(plain, code, strict=True) if is_code
+    )
+    assert without.device == CPU and without.shape == (16,)

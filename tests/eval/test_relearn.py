@@ -1,0 +1,93 @@
+import functools
+
+import pytest
+import torch
+
+from gr_sweep.eval.finetune import fine_tune
+from gr_sweep.eval.relearn import randomize_blocks, relearn_losses
+from gr_sweep.eval.windows import TextWindows
+from gr_sweep.metrics.losses import View
+from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.route import route_model
+from gr_sweep.routing.plan import RoutePlan
+from tests.eval.tiny import CPU, DOMAINS, are_equal, held_out, make_routed, shard, state_of
+from tests.model.tiny import tiny_model
+
+
+def rows_of(*domains: str, documents: int | None = None):
+    text = [shard(domain) for domain in domains]
+    windows = TextWindows(text, sequence_length=8, seed=0, documents=documents)
+    return functools.partial(windows.rows, num_rows=6)
+
+
+def attack(routed, **changes):
+    options = dict(
+        view=View.full, part="biology", num_steps=45, lrs=[1e-3, 1e-2], every=20, seed=0, device=CPU
+    )
+    rows = rows_of("biology", documents=6)
+    text = held_out().only(["biology"])
+    return relearn_losses(TokenLosses(routed), text, rows, **options | changes)
+
+
+def loss_of(rows, lr: float, step: int) -> float:
+    found = [row for row in rows if (row.lr, row.step) == (lr, step)]
+    return sum(row.loss_nats for row in found) / sum(row.tokens for row in found)
+
+
+def test_an_attack_teaches_a_model_what_it_never_saw_and_leaves_it_as_it_was():
+    routed = make_routed()
+    fine_tune(TokenLosses(routed), rows_of("code", "creative"), 60, lr=1e-2, seed=0, device=CPU)
+    before = state_of(routed.model)
+    rows = attack(routed)
+    assert are_equal(before, routed.model.state_dict())
+    assert {(row.view, row.part, row.domain) for row in rows} == {(View.full, "biology", "biology")}
+    assert sorted({(row.lr, row.step) for row in rows}) == [
+        (lr, step) for lr in (1e-3, 1e-2) for step in (0, 20, 40, 45)
+    ]
+    untouched = {
+        r.document: r.loss_nats for r in held_out().only(["biology"]).losses(TokenLosses(routed))
+    }
+    for lr in (1e-3, 1e-2):
+        for row in rows:
+            if row.step == 0:
+                assert row.loss_nats == pytest.approx(untouched[row.document], rel=1e-6)
+        assert loss_of(rows, lr, 45) < loss_of(rows, lr, 0) - 0.05
+    assert loss_of(rows, 1e-2, 45) < loss_of(rows, 1e-3, 45), "each rate begins anew"
+
+
+def test_every_learning_rate_begins_with_the_same_weights():
+    alone = attack(make_routed(), lrs=[1e-2])
+    together = attack(make_routed(), lrs=[3e-2, 1e-2])
+    assert alone == [row for row in together if row.lr == 1e-2]
+
+
+def test_a_learning_rate_that_breaks_the_model_ends_nothing():
+    rows = attack(make_routed(), lrs=[1e30, 1e-2])
+    assert loss_of(rows, 1e30, 45) != loss_of(rows, 1e30, 45), "not a number"
+    assert loss_of(rows, 1e-2, 45) < loss_of(rows, 1e-2, 0)
+
+
+def test_just_the_units_of_the_removed_block_are_put_back_at_random():
+    model = tiny_model("qwen2")  # with biases
+    plan = RoutePlan.peers(model.config, domains=DOMAINS, attn_shared=0.5)
+    routed = route_model(model, plan, "both")
+    before = {name: [p.clone() for p in parts] for name, parts in routed.owner_sets().items()}
+    randomize_blocks(routed, "biology", seed=3)
+    for name, parts in routed.owner_sets().items():
+        same = [torch.equal(p, old) for p, old in zip(parts, before[name], strict=True)]
+        assert not any(same) if name == "biology" else all(same), name
+    parts = routed.owner_sets()["biology"]
+    assert all(not part.any() for part in parts if part.dim() == 1), "biases are 0"
+    drawn = torch.cat([part.flatten() for part in parts if part.dim() == 2])
+    expected = model.config.initializer_range
+    assert float(drawn.detach().std()) == pytest.approx(expected, rel=0.1)
+    assert abs(float(drawn.detach().mean())) < 0.1 * expected
+
+
+def test_what_is_put_back_follows_from_the_seed():
+    states = []
+    for seed in (1, 1, 2):
+        routed = make_routed("peers")
+        randomize_blocks(routed, "code", seed)
+        states.append(state_of(routed.model))
+    assert are_equal(states[0], states[1]) and not are_equal(states[0], states[2])

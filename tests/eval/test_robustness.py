@@ -1,0 +1,155 @@
+import pytest
+
+from gr_sweep.config import EvalConfig
+from gr_sweep.eval.finetune import fine_tune
+from gr_sweep.eval.robustness import RECOVERY_LR, TrainingText, recovery, robustness_losses
+from gr_sweep.metrics.losses import View
+from gr_sweep.model.loss import TokenLosses
+from tests.eval.tiny import (
+    CPU,
+    DOMAINS,
+    are_equal,
+    held_out,
+    make_routed,
+    mean_losses,
+    shards,
+    state_of,
+)
+
+
+def text(**options) -> TrainingText:
+    return TrainingText(shards(), sequence_length=8, batch_sequences=6, seed=0, **options)
+
+
+def settings(**changes) -> EvalConfig:
+    return EvalConfig(
+        **dict(
+            calibrate=True, relearn_steps=4, relearn_every=3, relearn_lrs=[1e-3, 1e-2],
+            relearn_documents=4, relearn_batch_sequences=3, batch_sequences=8,
+        ) | changes
+    )  # fmt: skip
+
+
+def found(routed, config=None, **options):
+    before = state_of(routed.model)
+    rows, relearned = robustness_losses(
+        routed, TokenLosses(routed), held_out(), text(), config or settings(), device=CPU, **options
+    )
+    assert are_equal(before, routed.model.state_dict())
+    return rows, relearned
+
+
+def parts(rows) -> set[tuple[str, str, str]]:
+    return {(row.view.value, row.part, row.domain) for row in rows}
+
+
+def test_a_routed_model_is_calibrated_full_and_removed_and_attacked_without_each_domain():
+    rows, relearned = found(make_routed("peers"))
+    assert parts(rows) == {
+        (view, domain, domain)
+        for view in ("calibrated_full", "calibrated_removed")
+        for domain in DOMAINS
+    }
+    assert parts(relearned) == {("removed", domain, domain) for domain in DOMAINS}
+    assert {(row.lr, row.step) for row in relearned} == {
+        (lr, step) for lr in (1e-3, 1e-2) for step in (0, 3, 4)
+    }
+
+
+def test_under_forget_the_forgotten_domain_alone_is_tried():
+    rows, relearned = found(make_routed("forget", forget=["biology"]))
+    assert {row.part for row in rows} == {row.part for row in relearned} == {"biology"}
+
+
+def test_a_model_that_never_saw_a_domain_is_tried_as_it_is():
+    rows, relearned = found(make_routed(), without=["biology"])
+    assert parts(rows) == {("calibrated_full", "biology", "biology")}
+    assert parts(relearned) == {("full", "biology", "biology")}
+    untouched = mean_losses(held_out().losses(TokenLosses(make_routed())))["biology"]
+    first = [row for row in relearned if (row.lr, row.step) == (1e-3, 0)]
+    assert mean_losses(first)["biology"] == pytest.approx(untouched, rel=1e-6)
+
+
+def test_a_dense_model_unlearns_each_domain_where_it_is_asked_to():
+    rows, relearned = found(make_routed(), settings(unlearn_steps=2))
+    views = ("calibrated_full", "calibrated_unlearned")
+    assert parts(rows) == {(view, domain, domain) for view in views for domain in DOMAINS} | {
+        ("unlearned", gone, domain) for gone in DOMAINS for domain in DOMAINS
+    }
+    assert parts(relearned) == {("unlearned", domain, domain) for domain in DOMAINS}
+    rows, relearned = found(make_routed())
+    assert {row.view for row in rows} == {View.calibrated_full} and not relearned
+
+
+@pytest.mark.parametrize("kind", ["none", "peers"])
+def test_what_is_not_asked_for_is_not_done(kind):
+    config = settings(calibrate=False, relearn_steps=None)
+    assert found(make_routed(kind), config) == ([], [])
+
+
+def test_the_attack_begins_with_random_units_and_nothing_off():
+    routed = make_routed("forget", forget=["biology"])
+    fine_tune(TokenLosses(routed), text().rows("train", DOMAINS), 60, lr=1e-2, seed=0, device=CPU)
+    _, relearned = found(routed, settings(relearn_lrs=[1e-2], calibrate=False))
+    first = mean_losses([row for row in relearned if row.step == 0])["biology"]
+    full = mean_losses(held_out().losses(TokenLosses(routed)))["biology"]
+    with routed.remove(["biology"]):
+        removed = mean_losses(held_out().losses(TokenLosses(routed)))["biology"]
+    assert abs(first - full) > 1e-3 and abs(first - removed) > 1e-3
+
+
+def test_calibration_brings_down_the_loss_of_a_removed_domain():
+    routed = make_routed("peers")
+    fine_tune(
+        TokenLosses(routed), text().rows("train", ["code", "creative"]), 60, lr=1e-2, seed=0,
+        device=CPU,
+    )  # fmt: skip
+    rows, _ = found(routed, settings(relearn_steps=None))
+    with routed.remove(["biology"]):
+        plain = mean_losses(held_out().losses(TokenLosses(routed)))["biology"]
+    removed = [r for r in rows if (r.view, r.part) == (View.calibrated_removed, "biology")]
+    assert mean_losses(removed)["biology"] < plain
+
+
+def test_recovery_is_trained_on_the_other_domains_that_training_had(monkeypatch):
+    routed = make_routed("peers")
+    assert recovery(routed, TokenLosses(routed), text(), 0, lr=1e-2, device=CPU) is None
+    dense = make_routed()
+    assert recovery(dense, TokenLosses(dense), text(), 5, lr=1e-2, device=CPU) is None
+    seen = {}
+
+    def fake(routed, token_losses, part, rows_of, num_steps, *, lr, **options):
+        seen[part] = (rows_of(0).shape, num_steps, lr)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gr_sweep.eval.robustness.recovered", fake)
+    known = text(weights={"creative": 0.0})
+    assert known.others("biology") == ["code"]
+    without = recovery(routed, TokenLosses(routed), known, 5, lr=1e-2, device=CPU)
+    with pytest.raises(KeyboardInterrupt):
+        without("biology")
+    assert seen == {"biology": ((6, 9), 5, RECOVERY_LR * 1e-2)}
+
+
+def test_the_model_without_a_domain_is_attacked_as_it_was_recovered():
+    routed = make_routed("forget", forget=["biology"])
+    token_losses = TokenLosses(routed)
+    recover = recovery(routed, token_losses, text(), 30, lr=0.3, device=CPU)
+    config = settings(relearn_steps=1)
+    plain, recovered = found(routed, config), found(routed, config, recover=recover)
+    again = found(routed, config, recover=recover)
+    assert recovered == again
+    losses = [
+        {view: [r.loss_nats for r in [*rows, *relearned] if r.view is view] for view in View}
+        for rows, relearned in (plain, recovered)
+    ]
+    assert losses[0][View.calibrated_full] == losses[1][View.calibrated_full]
+    for view in (View.calibrated_removed, View.removed):
+        assert losses[0][view] and losses[0][view] != losses[1][view]
+
+
+def test_a_sample_has_no_more_than_the_text():
+    few = text().sample("x", ["code"], 40)
+    assert few.shape == (5, 9)
+    whole = text().sample("x", ["code"], 10**9)
+    assert whole.shape[0] * 8 < shards()["code"].num_tokens
