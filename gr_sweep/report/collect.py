@@ -288,13 +288,13 @@ class Sweep:
 
     @functools.cached_property
     def varied(self) -> list[str]:
-        """Dotted names of the settings in which the jobs differ, those that change no number
-        aside."""
-        return _varied(self.jobs)
+        """Dotted names of the settings in which the compared jobs differ, those that change no
+        number aside."""
+        return _varied(self.compared)
 
     @functools.cached_property
     def varied_within(self) -> dict[str, list[str]]:
-        """The same among the jobs of each group (`Job.group`), what makes the group left out."""
+        """The same among all jobs of each group (`Job.group`), what makes the group left out."""
         groups: dict[str, list[Job]] = {}
         for job in self.jobs:
             groups.setdefault(job.group, []).append(job)
@@ -496,9 +496,10 @@ def results(sweep: Sweep) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
+    varied = _varied(sweep.jobs)
     for job in sweep.jobs:
         row: dict[str, Any] = {"job": job.name}
-        row.update({name: shown(job.settings.get(name)) for name in sweep.varied})
+        row.update({name: shown(job.settings.get(name)) for name in varied})
         row.update({name: shown(value) for name, value in job.settings.items() if name not in row})
         row.update(job.metrics)
         for key, (low, high) in job.intervals.items():
@@ -512,7 +513,7 @@ def results(sweep: Sweep) -> "pd.DataFrame":
     order = [name for job in sweep.jobs for name in job.settings] + [
         key for job in sweep.jobs for key in job.metrics
     ]
-    front = list(dict.fromkeys(["job", *sweep.varied, *order]))
+    front = list(dict.fromkeys(["job", *varied, *order]))
     return frame[[*front, *[name for name in frame.columns if name not in set(front)]]]
 
 

@@ -1,0 +1,451 @@
+"""Which jobs of a folder are baselines of which, read from jobs as they are left behind."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gr_sweep.config import (
+    DomainConfig,
+    Edges,
+    Method,
+    MethodConfig,
+    PlanConfig,
+    PlanKind,
+    RunConfig,
+    TrainConfig,
+    effective,
+    to_plain,
+)
+from gr_sweep.metrics.losses import (
+    DocumentLoss,
+    RelearnLoss,
+    Text,
+    View,
+    summarize_losses,
+    write_losses,
+    write_relearn,
+)
+from gr_sweep.report.collect import Job, Sweep, read_sweep, results
+
+DOMAINS = ["code", "biology"]
+LOSSES = {
+    "routed": (4.5, 4.5),
+    "sgtm": (4.5, 4.5),
+    "random": (4.75, 4.75),
+    "dense": (4.0, 4.0),
+    "filtered": (4.25, 8.0),
+    "filtered_observed": (4.25, 6.0),
+}
+
+
+def config_of(
+    method: str = "routed", *, steps: int = 80, seed: int = 0, **method_: Any
+) -> RunConfig:
+    config = RunConfig(seed=seed)
+    config.partition.domains = {domain: DomainConfig() for domain in DOMAINS}
+    config.train = TrainConfig(steps=steps)
+    config.method = MethodConfig(name=Method(method), **method_)
+    return config
+
+
+def losses_of(config: RunConfig, shift: float, num_documents: int) -> list[DocumentLoss]:
+    method = config.method.name.value
+    rng = np.random.default_rng(5)
+    rows = []
+    for at, domain in enumerate(DOMAINS):
+        for number in range(num_documents):
+            tokens, hardness = int(rng.integers(20, 200)), rng.normal(0, 1)
+            loss = LOSSES[method][at] + shift + hardness + 80 / (config.train.steps or 80) - 1
+
+            def row(
+                view: View, part: str, mean: float, domain: str = domain,
+                document: str = f"{domain}{number}", tokens: int = tokens,
+            ) -> DocumentLoss:  # fmt: skip
+                return DocumentLoss(
+                    view, part, domain, Text.plain, document, mean * tokens, tokens, 4 * tokens
+                )
+
+            rows.append(row(View.full, "", loss))
+            if effective(config).plan.kind is not PlanKind.none:
+                for part in DOMAINS:
+                    cost = 1.75 if part == domain else 0.0
+                    rows.append(row(View.removed, part, loss + cost))
+                    rows.append(row(View.kept, part, loss + 1.75 - cost))
+    return rows
+
+
+def write(
+    folder: Path,
+    config: RunConfig,
+    name: str,
+    *,
+    shift: float = 0.0,
+    num_documents: int = 10,
+    data: str = "d",
+    relearn: list[RelearnLoss] | None = None,
+) -> Path:
+    """A finished job."""
+    rows = losses_of(config, shift, num_documents)
+    metrics, intervals = summarize_losses(rows, DOMAINS, seed=config.seed, resamples=0)
+    job = folder / name
+    job.mkdir(parents=True)
+    write_losses(job / "document_losses.csv", rows)
+    if relearn:
+        write_relearn(job / "relearn.csv", relearn)
+    summary = {
+        "format": 1,
+        "job": name,
+        "overrides": [],
+        "domains": DOMAINS,
+        "config": to_plain(effective(config)),
+        "fingerprints": {"code": "c", "config": name, "data": data},
+        "environment": {},
+        "metrics": metrics,
+        "intervals": intervals,
+    }
+    (job / "summary.json").write_text(json.dumps(summary))
+    return job
+
+
+def write_baselines(folder: Path, *, seed: int = 0) -> None:
+    for steps in (10, 20, 40, 80):
+        write(folder, config_of("dense", steps=steps, seed=seed), f"dense {steps} {seed}")
+    for domain in DOMAINS:
+        config = config_of("filtered", without=[domain], seed=seed)
+        write(folder, config, f"filtered {domain} {seed}")
+
+
+def named(sweep: Sweep, name: str) -> Job:
+    [job] = [job for job in sweep.jobs if job.name == name]
+    return job
+
+
+def test_job_is_joined_with_its_dense_shorter_and_filtered_runs(tmp_path: Path) -> None:
+    write_baselines(tmp_path)
+    write(tmp_path, config_of(), "routed")
+    job = named(read_sweep(tmp_path), "routed")
+    assert job.metrics["utility/tax/code"] == pytest.approx(0.5)
+    # 4.5 lies half of the way from 5 at 40 steps to 4 at 80.
+    assert job.metrics["utility/compute_equivalent/full/code"] == pytest.approx(0.5**0.5)
+    assert job.metrics["separability/removal/biology"] == pytest.approx(1.75 / 3.5)
+    assert job.metrics["utility/transfer/code/biology"] == pytest.approx(4.0)
+    assert job.smallest_share == 0.125
+    low, high = job.intervals["utility/tax/code"]
+    assert low == pytest.approx(0.5) and high == pytest.approx(0.5), "documents are paired"
+
+
+def test_means_over_domains_are_there_where_every_domain_has_the_metric(tmp_path: Path) -> None:
+    write_baselines(tmp_path)
+    write(tmp_path, config_of(), "routed")
+    job = named(read_sweep(tmp_path), "routed")
+
+    def value(key: str) -> float:
+        found = job.estimate(key)
+        assert found is not None
+        return found.value
+
+    assert value("mean_compute_equivalent") == pytest.approx(0.5**0.5)
+    assert value("mean_tax") == pytest.approx(0.5)
+    assert value("mean_expert_tax") == pytest.approx(0.5)
+    # Without biology code has 4.5 against 4.25; "filtered code" has biology at 8.
+    assert value("mean_removed_tax") == pytest.approx((0.25 - 3.5) / 2)
+    assert job.mean_removal is None, "the run without code is no worse on code than the full model"
+    assert job.mean_mixed_tax is None
+
+
+def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
+    *groups, last = path.split(".")
+    node: Any = config
+    for group in groups:
+        node = getattr(node, group)
+    setattr(node, last, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", 1),
+        ("model.size", "tiny"),
+        ("model.intermediate_size", 96),
+        ("train.lr", 1e-3),
+        ("train.batch_sequences", 24),
+        ("train.steps", 79),
+        ("data.weights", {"code": 2.0}),
+        ("data.overlap", 0.25),
+        ("data.tokenizer", "gpt2"),
+        ("data.spurious", 0.95),
+        ("eval.tokens", 4096),
+        ("eval.document_tokens", 128),
+    ],
+)
+def test_run_that_differs_in_what_matters_is_no_baseline(
+    tmp_path: Path, path: str, value: Any
+) -> None:
+    write(tmp_path, config_of(), "routed")
+    write(tmp_path, changed(config_of("dense"), path, value), "dense")
+    metrics = named(read_sweep(tmp_path), "routed").metrics
+    assert not any(key.startswith("utility/") for key in metrics)
+
+
+def test_run_on_other_text_is_no_baseline(tmp_path: Path) -> None:
+    write(tmp_path, config_of(), "routed")
+    write(tmp_path, config_of("dense"), "dense", data="other")
+    assert "utility/tax/code" not in named(read_sweep(tmp_path), "routed").metrics
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("train.log_every", 3),
+        ("train.checkpoint_every", None),
+        ("train.keep_checkpoints", 7),
+        ("eval.every", 5),
+        ("eval.bootstrap", 10),
+        ("eval.relearn_steps", 50),
+        ("tracking.project", "other"),
+        ("data.cache", "elsewhere"),
+        ("partition.name", "same"),
+        ("baselines", []),
+    ],
+)
+def test_run_that_differs_in_what_changes_no_loss_is_a_baseline(
+    tmp_path: Path, path: str, value: Any
+) -> None:
+    write(tmp_path, config_of(), "routed")
+    write(tmp_path, changed(config_of("dense"), path, value), "dense")
+    assert "utility/tax/code" in named(read_sweep(tmp_path), "routed").metrics
+
+
+def test_jobs_of_every_plan_and_edge_share_the_baselines(tmp_path: Path) -> None:
+    write_baselines(tmp_path)
+    config = config_of("sgtm")
+    config.edges, config.plan = Edges.weight, PlanConfig(kind=PlanKind.forget, forget=["biology"])
+    config.plan.full_width, config.route.foreign_dropout = True, 1.0
+    config.partition.unlabelled, config.partition.mislabelled = {"*": 0.5, "biology": 0.0}, 0.1
+    write(tmp_path, config, "sgtm")
+    write(tmp_path, config_of("random"), "random")
+    sweep = read_sweep(tmp_path)
+    assert named(sweep, "sgtm").metrics["utility/tax/code"] == pytest.approx(0.5)
+    assert named(sweep, "random").metrics["utility/tax/code"] == pytest.approx(0.75)
+
+
+def test_routed_job_without_a_plan_is_a_dense_baseline(tmp_path: Path) -> None:
+    config = config_of()
+    config.plan.kind = PlanKind.none
+    write(tmp_path, config, "no plan", shift=-0.5)
+    write(tmp_path, config_of(), "routed")
+    assert named(read_sweep(tmp_path), "routed").metrics["utility/tax/code"] == pytest.approx(0.5)
+
+
+def test_steps_and_tokens_are_compared_as_tokens(tmp_path: Path) -> None:
+    config = config_of("dense", steps=80)
+    # 12 sequences of 128 tokens a step; a step that is begun is a whole one.
+    config.train.steps, config.train.tokens = None, 79 * 12 * 128 + 1
+    write(tmp_path, config, "dense")
+    write(tmp_path, config_of(), "routed")
+    assert "utility/tax/code" in named(read_sweep(tmp_path), "routed").metrics
+
+
+def noisy(method: str, unlabelled: Any, mislabelled: float, **method_: Any) -> RunConfig:
+    config = config_of(method, **method_)
+    config.partition.unlabelled, config.partition.mislabelled = unlabelled, mislabelled
+    return config
+
+
+@pytest.mark.parametrize(
+    ("unlabelled", "mislabelled", "is_leakage"),
+    [
+        (0.3, 0.1, True),
+        ({"*": 0.3}, 0.1, True),
+        ({"biology": 0.3, "code": 0.3}, 0.1, True),
+        ({"*": 0.3, "biology": 0.2}, 0.1, False),
+        (0.3, 0.0, False),
+        (0.0, 0.1, False),
+    ],
+)
+def test_filter_by_observed_labels_is_a_baseline_at_the_same_noise(
+    tmp_path: Path, unlabelled: Any, mislabelled: float, is_leakage: bool
+) -> None:
+    write_baselines(tmp_path)
+    write(tmp_path, noisy("routed", 0.3, 0.1), "routed")
+    observed = noisy("filtered_observed", unlabelled, mislabelled, without=["biology"])
+    write(tmp_path, observed, "observed")
+    metrics = named(read_sweep(tmp_path), "routed").metrics
+    assert ("robustness/leakage/biology" in metrics) == is_leakage
+    if is_leakage:
+        # 8 - 6.25 of 8 - 6: of what slipped through, this much is left.
+        assert metrics["robustness/leakage/biology"] == pytest.approx(1.75 / 2)
+
+
+def test_shorter_dense_runs_are_not_compared_but_stay_in_the_folder(tmp_path: Path) -> None:
+    write_baselines(tmp_path)
+    write(tmp_path, config_of(), "routed")
+    sweep = read_sweep(tmp_path)
+    compared = [job.name for job in sweep.compared]
+    assert compared == ["dense 80 0", "filtered biology 0", "filtered code 0", "routed"]
+    assert len(sweep.jobs) == 7
+    assert sum(len(group) for group in sweep.replicates) == 4
+    assert "train.steps" not in sweep.varied
+    frame = results(sweep).set_index("job")
+    assert frame.loc["dense 20 0", "train.steps"] == "20"
+    assert frame.loc["routed", "mean_tax"] == pytest.approx(0.5)
+    assert frame.loc["routed", "utility/tax/code/low"] == pytest.approx(0.5)
+
+
+def test_dense_run_that_others_of_its_length_need_is_compared(tmp_path: Path) -> None:
+    write_baselines(tmp_path)
+    write(tmp_path, config_of(), "routed")
+    write(tmp_path, config_of(steps=40), "routed 40")
+    shorter = [job.name for job in read_sweep(tmp_path).jobs if job.is_shorter_dense]
+    assert shorter == ["dense 10 0", "dense 20 0"]
+
+
+def test_dense_runs_alone_are_all_compared(tmp_path: Path) -> None:
+    for steps in (40, 80):
+        write(tmp_path, config_of("dense", steps=steps), f"dense {steps}")
+    sweep = read_sweep(tmp_path)
+    assert [job.name for job in sweep.compared] == ["dense 40", "dense 80"]
+
+
+def test_attack_is_joined_with_that_on_the_filtered_model(tmp_path: Path) -> None:
+    def attack(view: View, *losses: float) -> list[RelearnLoss]:
+        rng = np.random.default_rng(5)
+        sizes = [(int(rng.integers(20, 200)), rng.normal(0, 1)) for _ in range(20)][10:]
+        return [
+            RelearnLoss(
+                view, "biology", 1e-3, 10 * at, "biology", f"biology{number}",
+                (loss + hardness) * tokens, tokens, 4 * tokens,
+            )
+            for at, loss in enumerate(losses)
+            for number, (tokens, hardness) in enumerate(sizes)
+        ]  # fmt: skip
+
+    write(tmp_path, config_of("dense"), "dense")
+    filtered = config_of("filtered", without=["biology"])
+    write(tmp_path, filtered, "filtered", relearn=attack(View.full, 8.0, 7.0, 5.0))
+    write(tmp_path, config_of(), "routed", relearn=attack(View.removed, 7.0, 5.0, 4.5))
+    job = named(read_sweep(tmp_path), "routed")
+    assert job.metrics["robustness/relearn/biology/steps"] == pytest.approx(5)
+    assert job.metrics["robustness/relearn/biology/filtered_steps"] == pytest.approx(15)
+    [found] = job.attacks["biology"]
+    assert (found.lr, found.steps) == (1e-3, (0, 10, 20))
+    assert found.losses[1] - found.losses[2] == pytest.approx(0.5)
+
+
+def test_owners_of_blocks_come_from_the_plan(tmp_path: Path) -> None:
+    config = config_of()
+    config.plan.kind = PlanKind.lattice
+    job = write(tmp_path, config, "lattice", num_documents=1)
+    table = (job / "document_losses.csv").read_text().splitlines()
+    full = {line.split(",")[2]: line.split(",")[6:] for line in table if line.startswith("full")}
+    table += [
+        f"off,code,{domain},plain,{domain}0,1e6,{','.join(full[domain])}" for domain in DOMAINS
+    ]
+    (job / "document_losses.csv").write_text("\n".join(table) + "\n")
+    blocks = [
+        {"name": "core", "owners": DOMAINS, "is_core": True},
+        {"name": "code", "owners": ["code"], "is_core": False},
+    ]
+    (job / "plan.json").write_text(json.dumps({"blocks": blocks}))
+    metrics = named(read_sweep(tmp_path), "lattice").metrics
+    loss, off = metrics["loss/full/code"], metrics["loss/off/code/code"]
+    assert metrics["separability/entanglement/code/inside"] == pytest.approx(off - loss)
+    assert "separability/entanglement/code/outside" in metrics
+
+
+@pytest.mark.parametrize("broken", ["view,part\n", "", "view,part,domain,text,document\nfull,\n"])
+def test_job_with_a_broken_table_keeps_the_metrics_of_its_summary(
+    tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_baselines(tmp_path)
+    job = write(tmp_path, config_of(), "routed")
+    (job / "document_losses.csv").write_text(broken)
+    found = named(read_sweep(tmp_path), "routed")
+    assert "loss/full/code" in found.metrics and "utility/tax/code" not in found.metrics
+    assert "document_losses.csv" in caplog.text and "of its summary" in caplog.text
+
+
+def test_job_without_a_table_keeps_the_metrics_of_its_summary(tmp_path: Path) -> None:
+    write_baselines(tmp_path)
+    job = write(tmp_path, config_of(), "routed")
+    (job / "document_losses.csv").unlink()
+    found = named(read_sweep(tmp_path), "routed")
+    assert "loss/full/code" in found.metrics and "utility/tax/code" not in found.metrics
+
+
+def test_mean_over_seeds_has_a_t_interval_and_differences_are_paired(tmp_path: Path) -> None:
+    for seed, shift in enumerate((0.0, 1.0, -0.5)):
+        write(tmp_path, config_of("dense", seed=seed), f"dense {seed}", shift=shift)
+        write(tmp_path, config_of(seed=seed), f"routed {seed}", shift=shift + 0.1 * seed)
+    sweep = read_sweep(tmp_path)
+    dense, routed = sweep.replicates
+    assert [len(dense), len(routed)] == [3, 3]
+    tax = sweep.over_seeds(routed, "mean_tax")
+    assert tax is not None and tax.interval is not None
+    half = 4.3027 * 0.1 / 3**0.5
+    assert tax.value == pytest.approx(0.6)
+    assert tax.interval == pytest.approx((0.6 - half, 0.6 + half), rel=1e-4)
+    difference = sweep.difference(routed, dense, "loss/full/code")
+    assert difference is not None and difference.interval is not None
+    assert difference.value == pytest.approx(0.6)
+    assert difference.interval == pytest.approx((0.6 - half, 0.6 + half), rel=1e-4)
+    loss = sweep.over_seeds(routed, "loss/full/code")
+    assert loss is not None and loss.interval is not None
+    assert loss.interval[1] - loss.interval[0] > 10 * half, "between seeds losses differ by nats"
+
+
+def test_seed_alone_has_a_mean_without_an_interval(tmp_path: Path) -> None:
+    write(tmp_path, config_of("dense"), "dense")
+    write(tmp_path, config_of(), "routed")
+    sweep = read_sweep(tmp_path)
+    dense, routed = sweep.replicates
+    found = sweep.difference(routed, dense, "loss/full/code")
+    assert found is not None and found.interval is None
+    assert found.value == pytest.approx(0.5)
+    assert sweep.over_seeds(routed, "no such metric") is None
+    assert sweep.difference(routed, dense, "no such metric") is None
+
+
+def test_methods_are_told_apart_and_fixed_settings_are_not_repeated(tmp_path: Path) -> None:
+    write_baselines(tmp_path)
+    write(tmp_path, config_of(), "routed")
+    config = config_of("sgtm")
+    config.edges, config.plan = Edges.weight, PlanConfig(kind=PlanKind.forget, forget=["biology"])
+    write(tmp_path, config, "sgtm")
+    write(tmp_path, config_of("random"), "random")
+    sweep = read_sweep(tmp_path)
+    assert {job.name: (job.kind, job.edges) for job in sweep.compared} == {
+        "dense 80 0": ("dense", "dense"),
+        "filtered biology 0": ("filtered", "dense"),
+        "filtered code 0": ("filtered", "dense"),
+        "routed": ("peers", "both"),
+        "sgtm": ("sgtm", "weight"),
+        "random": ("random", "both"),
+    }
+    assert {job.name: sweep.labels[job.name] for job in sweep.compared} == {
+        "dense 80 0": "dense",
+        "filtered biology 0": "filtered method.without=[biology]",
+        "filtered code 0": "filtered method.without=[code]",
+        "routed": "edges=both",
+        "sgtm": "sgtm",
+        "random": "random",
+    }
+
+
+def test_hundred_jobs_are_joined_in_seconds(tmp_path: Path) -> None:
+    for seed in range(10):
+        write_baselines(tmp_path, seed=seed)
+        for edges in Edges:
+            config = config_of(seed=seed)
+            config.edges = edges
+            write(tmp_path, config, f"{edges.value} {seed}", num_documents=10)
+    start = time.process_time()
+    sweep = read_sweep(tmp_path)
+    assert time.process_time() - start < 10
+    assert len(sweep.jobs) == 100
+    assert all("utility/tax/code" in job.metrics for job in sweep.compared)
