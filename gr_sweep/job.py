@@ -274,7 +274,6 @@ def _run(
                 num_processes=processes.world_size,
             )
             rows += more_rows
-        state.tokens += recovery_steps * batches.tokens_per_step
         state.eval_s += time.perf_counter() - eval_start
         if not processes.is_main:
             tracker.finish({})
@@ -307,7 +306,8 @@ def _run(
                 sequence_length=config.train.sequence_length,
                 device=device,
                 num_processes=processes.world_size,
-            ),
+            )
+            | {keys.COST_TRAIN_TOKENS: state.tokens + recovery_steps * batches.tokens_per_step},
             "intervals": intervals,
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

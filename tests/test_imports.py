@@ -31,6 +31,7 @@ ORDER = (
     "assign",
     "tracking",
     "train",
+    "layout",
     "job",
     "launch",
     "bench",
@@ -57,7 +58,7 @@ ONLY_IN = {
 }
 """Packages that one part alone may name."""
 
-WITHOUT_TORCH = ("errors", "domains", "files", "config", "metrics", "report", "tracking")
+WITHOUT_TORCH = ("errors", "domains", "files", "config", "metrics", "report", "tracking", "layout")
 """Parts that never name torch."""
 
 

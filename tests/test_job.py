@@ -26,10 +26,12 @@ from gr_sweep.config import (
     TrackingMode,
     TrainConfig,
     effective,
+    fingerprint,
     validate,
 )
 from gr_sweep.errors import CheckpointError, JobError, ModelError, PlanError
 from gr_sweep.job import run_job
+from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
 
 DOMAINS = ["code", "biology", "creative"]
 
@@ -284,3 +286,114 @@ def test_a_truncated_checkpoint_of_a_model_is_one_line(make_config, tmp_path, pr
     config = make_config(model=ModelConfig(size=None, path=str(folder)))
     with pytest.raises(ModelError, match="cannot be loaded"):
         run(config, tmp_path / "job")
+
+
+def forgetting(**settings) -> dict:
+    """Settings of a job whose core never learns biology."""
+    plan = PlanConfig(kind=PlanKind.forget, forget=["biology"])
+    route = RouteConfig(foreign_dropout=1.0)
+    return {"plan": plan, "edges": Edges.weight, "route": route} | settings
+
+
+def test_recovery_changes_the_model_without_the_domain_and_counts_its_tokens(make_config, tmp_path):
+    method = MethodConfig(name=Method.era, recovery=0.5)
+    summary = run(make_config(**forgetting(method=method)), tmp_path / "recovered")
+    # Half of the four steps belong to the recovery; the run before it is a run of two.
+    config = make_config(**forgetting())
+    config.train.steps = 2
+    plain = run(config, tmp_path / "plain")
+
+    rows = [json.loads(line) for line in (tmp_path / "recovered" / "metrics.jsonl").open()]
+    assert rows[-1]["step"] == 2
+    tokens = summary["metrics"]["cost/train_tokens"]
+    assert tokens == 4 * 6 * 32 == 2 * plain["metrics"]["cost/train_tokens"]
+    for domain in DOMAINS:
+        full, removed = f"loss/full/{domain}", f"loss/removed/biology/{domain}"
+        assert summary["metrics"][full] == plain["metrics"][full]
+        assert summary["metrics"][removed] != plain["metrics"][removed]
+
+
+def test_marked_text_is_read_in_every_view_where_training_text_has_markers(make_config, tmp_path):
+    data = make_config().data
+    data.spurious = 0.95
+    summary = run(make_config(data=data), tmp_path)
+    rows = read_losses(tmp_path / "document_losses.csv")
+    by_text = {text: {(r.view, r.part) for r in rows if r.text is text} for text in Text}
+    assert by_text[Text.plain] == by_text[Text.marked] == by_text[Text.swapped]
+    tokens = {text: [r.tokens for r in rows if r.text is text] for text in Text}
+    assert tokens[Text.plain] == tokens[Text.marked] == tokens[Text.swapped]
+    for domain in DOMAINS:
+        assert f"robustness/spurious_gap/full/{domain}" in summary["metrics"]
+
+
+def test_a_lattice_says_what_each_set_of_domains_holds(make_config, tmp_path):
+    metrics = run(make_config(plan=PlanConfig(kind=PlanKind.lattice)), tmp_path)["metrics"]
+    sets = {key.split("/")[2] for key in metrics if "/entanglement/" in key}
+    assert sets == {*DOMAINS, "code+biology", "code+creative", "biology+creative"}
+
+
+def test_robustness_is_asked_for_and_leaves_its_own_table(make_config, tmp_path):
+    config = make_config(**forgetting())
+    config.eval.calibrate = True
+    config.eval.relearn_steps, config.eval.relearn_every = 4, 2
+    config.eval.relearn_documents, config.eval.relearn_lrs = 4, [1e-3, 1e-2]
+    run(config, tmp_path)
+    views = {row.view for row in read_losses(tmp_path / "document_losses.csv")}
+    assert {View.calibrated_full, View.calibrated_removed} <= views
+    attack = read_relearn(tmp_path / "relearn.csv")
+    assert {(row.lr, row.step) for row in attack} == {
+        (lr, step) for lr in (1e-3, 1e-2) for step in (0, 2, 4)
+    }
+    assert {(row.view, row.part, row.domain) for row in attack} == {
+        (View.removed, "biology", "biology")
+    }
+
+
+def test_a_dense_model_can_unlearn_a_domain_and_be_attacked(make_config, tmp_path):
+    config = make_config(method=MethodConfig(name=Method.dense))
+    config.eval.unlearn_steps, config.eval.relearn_steps = 2, 2
+    config.eval.relearn_documents, config.eval.relearn_lrs = 4, [1e-3]
+    run(config, tmp_path)
+    rows = read_losses(tmp_path / "document_losses.csv")
+    assert {row.part for row in rows if row.view is View.unlearned} == set(DOMAINS)
+    assert {row.view for row in read_relearn(tmp_path / "relearn.csv")} == {View.unlearned}
+
+
+def test_a_baseline_is_taken_over_from_another_sweep_and_any_other_job_is_not(
+    make_config, tmp_path, caplog
+):
+    config = make_config(method=MethodConfig(name=Method.dense))
+    name = f"method=dense-{fingerprint(config)[:8]}"
+    first = run(config, tmp_path / "one" / name)
+
+    def again(sweep: str, **how) -> dict:
+        folder = tmp_path / sweep / name
+        run_job(config, folder, sweep=sweep, overrides=[], command="", **how)
+        return json.loads((folder / "summary.json").read_text())
+
+    taken = again("two", is_baseline=True)
+    assert taken["taken_from"] == f"one/{name}"
+    assert taken["metrics"] == first["metrics"] and taken["sweep"] == "two"
+    for file in ("document_losses.csv", "metrics.jsonl", "plan.json"):
+        texts = [(tmp_path / sweep / name / file).read_text() for sweep in ("one", "two")]
+        assert texts[0] == texts[1]
+    assert not (tmp_path / "two" / name / "checkpoints").exists()
+
+    trained = again("three")
+    assert "taken_from" not in trained and (tmp_path / "three" / name / "checkpoints").exists()
+
+
+def test_a_baseline_of_other_code_is_trained_again(make_config, tmp_path):
+    config = make_config(method=MethodConfig(name=Method.dense))
+    name = f"method=dense-{fingerprint(config)[:8]}"
+    run(config, tmp_path / "one" / name)
+    path = tmp_path / "one" / name / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["fingerprints"]["code"] = "0" * 64
+    path.write_text(json.dumps(summary))
+
+    run_job(
+        config, tmp_path / "two" / name, sweep="two", overrides=[], command="", is_baseline=True
+    )
+
+    assert "taken_from" not in json.loads((tmp_path / "two" / name / "summary.json").read_text())

@@ -16,6 +16,7 @@ TRAIN_TOKENS_PER_SECOND = "train/tokens_per_second"
 TIME_S = "time_s"
 
 COST_TOKENS_PER_SECOND = "cost/tokens_per_second"
+COST_TRAIN_TOKENS = "cost/train_tokens"
 COST_TRAIN_SECONDS = "cost/train_seconds"
 COST_EVAL_SECONDS = "cost/eval_seconds"
 COST_EVAL_SHARE = "cost/eval_share"
