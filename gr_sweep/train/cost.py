@@ -112,9 +112,13 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
             for block, size in enumerate(linear.split.sizes):
                 if block in off:
                     continue
-                learns = weights.weight_edge[group.domain][block] != 0.0
+                of_columns = weights.outputs if linear.is_row else weights.weight_edge
+                learns = of_columns[group.domain][block] != 0.0
                 passes = weights.act_edge[group.domain][block] != 0.0
-                sends = (learns or passes) if linear.is_row else passes
+                # What a unit gets back is for its own parameters, and for what lies upstream.
+                sends = passes
+                if linear.is_row:
+                    sends = passes or weights.weight_edge[group.domain][block] != 0.0
                 total += (1 + learns + sends) * size * per_unit * group.count / num_rows
     return total
 

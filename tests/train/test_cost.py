@@ -26,11 +26,19 @@ SCORES = 2 * 4 * 16 * 9 // 2
 """FLOPs of scores and mixes at 8 tokens a sequence, forward."""
 
 
-def make(edges: str, foreign_dropout: float, kind: str = "peers") -> RoutedModel:
+def make(
+    edges: str, foreign_dropout: float, kind: str = "peers", foreign_outputs: float | None = None
+) -> RoutedModel:
     """Core 16 units of the 32, each domain 8."""
     config = llama_config(SHAPE, vocab_size=11, eot_id=0, sequence_length=8)
     plan = RoutePlan.make(kind, SHAPE, domains=tuple(COUNTS), forget=["biology"])
-    return route_model(random_model(config, seed=0), plan, edges, foreign_dropout=foreign_dropout)
+    return route_model(
+        random_model(config, seed=0),
+        plan,
+        edges,
+        foreign_dropout=foreign_dropout,
+        foreign_outputs=foreign_outputs,
+    )
 
 
 def test_parameters_whole_kept_and_active() -> None:
@@ -78,8 +86,8 @@ def test_costs_need_shapes_alone() -> None:
     assert kept_parameters(fake) == kept_parameters(real)
 
 
-def limit(edges: str, foreign_dropout: float, kind: str = "peers") -> float:
-    return multiply_adds(make(edges, foreign_dropout, kind), COUNTS)
+def limit(edges: str, foreign_dropout: float, kind: str = "peers", **routing: float) -> float:
+    return multiply_adds(make(edges, foreign_dropout, kind, **routing), COUNTS)
 
 
 def test_the_limit_counts_by_hand() -> None:
@@ -104,3 +112,9 @@ def test_where_the_core_is_foreign_its_weights_have_no_gradient_to_compute() -> 
     assert limit("weight", 0.0, "forget") == dense - foreign_core - foreign_block
     # 1: the block is not there for code's rows.
     assert limit("weight", 1.0, "forget") == dense - foreign_core - 3 * foreign_block
+
+
+def test_output_columns_that_learn_all_the_same_cost_their_product() -> None:
+    """Under `both` nothing comes back from foreign units, a quarter of them; with their output
+    columns learning, one product of `down`, a third of the MLP, does."""
+    assert limit("both", 0.0, foreign_outputs=1.0) == limit("both", 0.0) + MLP / 4 / 3
