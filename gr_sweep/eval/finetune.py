@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from gr_sweep.model.loss import TokenLosses
@@ -28,9 +29,13 @@ BETAS = (0.9, 0.95)
 def restored(model: nn.Module) -> Iterator[None]:
     """After it, parameters, buffers and gradients are what they were before, and so are the modes.
 
-    The copies lie in the host's memory: the device has none to spare for them. Where processes
-    share the parameters, each keeps its own part.
+    The copies lie in the host's memory: the device has none to spare for them.
+
+    Args:
+        model: a module that computes alone. Where processes share its parameters the one that
+            gathers all (`TokenLosses`); each process keeps its own part.
     """
+    _drop_gathered(model)
     tensors = [*model.parameters(), *model.buffers()]
     before = [_local(tensor).to("cpu", copy=True) for tensor in tensors]
     learns = [(p, p.requires_grad, p.grad) for p in model.parameters()]
@@ -38,6 +43,7 @@ def restored(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        _drop_gathered(model)
         with torch.no_grad():
             for tensor, old in zip(tensors, before, strict=True):
                 _local(tensor).copy_(old)
@@ -75,6 +81,7 @@ def fine_tune(
             summed over them.
     """
     model: nn.Module = token_losses.model
+    _drop_gathered(token_losses)
     parameters = [parameter.requires_grad_() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=0.0, fused=True)
     optimizer.zero_grad()
@@ -133,7 +140,7 @@ def recovered(
         rows_of: rows of a step, of the retained domains.
         num_steps, lr and the others: as `fine_tune` takes them.
     """
-    with restored(token_losses.model):
+    with restored(token_losses):
         fine_tune(
             token_losses,
             rows_of,
@@ -145,6 +152,16 @@ def recovered(
             num_processes=num_processes,
         )
         yield
+
+
+def _drop_gathered(model: nn.Module) -> None:
+    """Parameters are the parts that this process keeps.
+
+    An evaluation leaves those of FSDP's outermost module gathered, in copies that nobody trains.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gr_sweep.eval.finetune import fine_tune, restored
 from gr_sweep.eval.loss import HeldoutBatches
@@ -65,7 +66,7 @@ def relearn_losses(
                 add(held_out.losses(token_losses), lr, step)
 
         add(before, lr, 0)
-        with restored(token_losses.model):
+        with restored(token_losses):
             fine_tune(
                 token_losses,
                 rows_of,
@@ -80,19 +81,25 @@ def relearn_losses(
 
 
 @torch.no_grad()
-def randomize_blocks(routed: RoutedModel, part: str, seed: int, rank: int = 0) -> None:
+def randomize_blocks(routed: RoutedModel, part: str, seed: int) -> None:
     """Puts the units of the blocks that removing `part` switches off back at random.
 
     As a new model of the family has them: weights normal with the config's `initializer_range`,
-    biases 0. Of parameters that are spread over processes, each draws its own part.
+    biases 0. Where processes share the parameters, all must call this inside `restored`, and the
+    units are those that one process draws.
     """
-    generator = torch.Generator().manual_seed((rank * 1_000_003 + seed) * 1_000_003)
-    sets = routed.owner_sets()
+    generator = torch.Generator().manual_seed(seed)
     std: float = routed.model.config.initializer_range
-    for index in routed.plan.removed_by([part]):
-        for units in sets[routed.plan.blocks[index].name]:
-            if units.dim() == 1:
-                units.zero_()
-            else:
-                drawn = torch.randn(units.shape, generator=generator) * std
-                units.copy_(drawn)
+    for linear in routed.unit_linears:
+        for parameter in linear.parameters:
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            for index in routed.plan.removed_by([part]):
+                units = linear.units[index]
+                removed = whole[:, units] if linear.is_row else whole[units]
+                if removed.dim() == 1:
+                    removed.zero_()
+                else:
+                    removed.copy_(torch.randn(removed.shape, generator=generator) * std)
+            if isinstance(parameter, DTensor):
+                own = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+                parameter.to_local().copy_(own.to_local())

@@ -8,7 +8,7 @@ of files.
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -145,7 +145,6 @@ def robustness_losses(
     without: Sequence[str] = (),
     recover: WithoutDomain | None = None,
     device: torch.device,
-    rank: int = 0,
     num_processes: int = 1,
 ) -> tuple[list[DocumentLoss], list[RelearnLoss]]:
     """Calibrated losses, losses after unlearning, and the relearning attack, as `config` asks.
@@ -161,8 +160,7 @@ def robustness_losses(
         held_out: of all domains, plain text.
         without: domains, or nodes above them, that the model never saw.
         recover: as `recovery` makes it: the model without a domain is read and attacked in it.
-        rank, num_processes: which process this is of how many that share the parameters; all call
-            this, and all get every row.
+        num_processes: that share the parameters; all call this, and all get every row.
 
     Raises:
         JobError: unlearning in several processes.
@@ -218,7 +216,8 @@ def robustness_losses(
         with recover(part) if recover is not None else contextlib.nullcontext():
             calibrate(View.removed, part, functools.partial(routed.remove, [part]))
             if config.relearn_steps:
-                with _put_back(routed, part, text.seed, rank):
+                with restored(token_losses):
+                    randomize_blocks(routed, part, text.seed)
                     attack(View.removed, part)
     if config.unlearn_steps and not without and not removable:
         for part in routed.plan.nodes:
@@ -238,10 +237,3 @@ def robustness_losses(
                 calibrate(View.unlearned, part)
                 attack(View.unlearned, part)
     return rows, relearned
-
-
-@contextlib.contextmanager
-def _put_back(routed: RoutedModel, part: str, seed: int, rank: int) -> Iterator[None]:
-    with restored(routed.model):
-        randomize_blocks(routed, part, seed, rank)
-        yield

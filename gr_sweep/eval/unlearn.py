@@ -72,7 +72,7 @@ def unlearned(
     def read(rows_NS: np.ndarray) -> Tensor:
         return activations(model, layers[last], torch.from_numpy(rows_NS[:, :-1]).to(device))
 
-    with restored(model):
+    with restored(token_losses):
         model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)

@@ -1,0 +1,76 @@
+"""What robustness finds with any number of processes, and the program that several run it with.
+
+    torchrun --nproc-per-node 2 -m tests.eval.several FILE
+
+leaves the rows in FILE, as the main process has them.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gr_sweep.config import Device, EvalConfig
+from gr_sweep.errors import JobError
+from gr_sweep.eval.removal import removal_losses
+from gr_sweep.eval.robustness import TrainingText, recovery, robustness_losses
+from gr_sweep.model.families import decoder_layers, family_of
+from gr_sweep.model.loss import TokenLosses
+from gr_sweep.train.distributed import Processes, connect, shard
+from tests.eval.tiny import CPU, held_out, make_routed, shards
+
+
+def found(processes: Processes) -> dict[str, Any]:
+    """Rows of a routed model, recovered after each removal, and what unlearning says."""
+    text = TrainingText(shards(), sequence_length=8, batch_sequences=6, seed=0)
+    config = EvalConfig(
+        calibrate=True,
+        relearn_steps=4,
+        relearn_every=2,
+        relearn_lrs=[3e-3],
+        relearn_documents=4,
+        relearn_batch_sequences=3,
+    )
+    batches = held_out(4, rank=processes.rank, world_size=processes.world_size)
+
+    def ready(kind: str, **options):
+        routed = make_routed(kind, **options)
+        token_losses = TokenLosses(routed)
+        if processes.are_several:
+            layers = decoder_layers(routed.model, family_of(routed.model.config))
+            shard(token_losses, layers, CPU, bfloat16=False)
+        return routed, token_losses
+
+    routed, token_losses = ready("peers", attn_shared=0.25)
+    options = {"device": CPU, "num_processes": processes.world_size}
+    recover = recovery(routed, token_losses, text, 3, lr=3e-2, **options)
+    before = batches.losses(token_losses)
+    rows, relearned = robustness_losses(
+        routed, token_losses, batches, text, config, recover=recover, **options
+    )
+    rows += removal_losses(routed, token_losses, batches, recovered=recover)
+    dense, dense_losses = ready("none")
+    config.unlearn_steps = 1
+    try:
+        robustness_losses(dense, dense_losses, batches, text, config, **options)
+        unlearning = "done"
+    except JobError as error:
+        unlearning = str(error)
+    return {
+        "rows": [list(row) for row in rows],
+        "relearned": [list(row) for row in relearned],
+        "restored": before == batches.losses(token_losses),
+        "unlearning": unlearning,
+    }
+
+
+def main() -> None:
+    processes = connect()
+    with processes.joined(Device.cpu):
+        result = found(processes)
+        if processes.is_main:
+            Path(sys.argv[1]).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
