@@ -56,7 +56,8 @@ def leakage(loss_without_e: Numbers, filtered: Numbers, filtered_observed: Numbe
     """How much of e's text that carries no or another label is left after e was removed.
 
     0: as a model never trained on any text of e; 1: as a dense model trained on all of e's text
-    whose label is hidden or wrong. nan where that text teaches nothing about e.
+    whose label is hidden or wrong; above 1: labelled text is left too. nan where that text teaches
+    nothing about e.
     """
     return share(filtered - loss_without_e, filtered - filtered_observed)
 

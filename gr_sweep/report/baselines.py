@@ -158,7 +158,9 @@ def joined(jobs: Mapping[str, JobTables | None]) -> dict[str, Joined]:
     found = {}
     for name, job in with_tables.items():
         others = alike[job.alike]
-        baselines = baselines_of(job, others)
+        is_shorter_dense = _is_shorter_dense(job, others)
+        # What is there only as a point of others' curves is measured against nothing itself.
+        baselines = Baselines() if is_shorter_dense else baselines_of(job, others)
         seed = int(job.settings.get("seed", 0))
         resamples = int(job.settings.get("eval.bootstrap", 1000))
         own, own_intervals = summarize_losses(
@@ -174,7 +176,7 @@ def joined(jobs: Mapping[str, JobTables | None]) -> dict[str, Joined]:
             metrics=own | against | attacked,
             intervals=own_intervals | against_intervals | attacked_intervals,
             smallest_share=min(baselines.shorter, default=None) if baselines.dense else None,
-            is_shorter_dense=_is_shorter_dense(job, others),
+            is_shorter_dense=is_shorter_dense,
         )
     return found
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gr_sweep.config import (
@@ -294,6 +295,8 @@ def test_shorter_dense_runs_are_not_compared_but_stay_in_the_folder(tmp_path: Pa
     frame = results(sweep).set_index("job")
     assert frame.loc["dense 20 0", "train.steps"] == "20"
     assert frame.loc["routed", "mean_tax"] == pytest.approx(0.5)
+    assert not frame.loc["dense 20 0"].filter(like="utility/").notna().any()
+    assert not pd.isna(frame.loc["dense 20 0", "loss/full/code"])
     assert frame.loc["routed", "utility/tax/code/low"] == pytest.approx(0.5)
 
 
