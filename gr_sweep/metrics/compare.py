@@ -20,6 +20,7 @@ from gr_sweep.metrics.losses import (
     RelearnLoss,
     Text,
     View,
+    add_own,
     mean_of,
 )
 from gr_sweep.metrics.table import DocumentTable, Read
@@ -69,6 +70,37 @@ def compare_losses(
     Raises:
         ValueError: a document whose tokens or bytes differ between the job's views.
     """
+    tables = _with_baselines(rows, baselines, domains, seed=seed, resamples=resamples)
+    estimates = Estimates()
+    _add_compared(estimates, tables, baselines)
+    return estimates.metrics, estimates.intervals
+
+
+def summarize_and_compare(
+    rows: Sequence[DocumentLoss],
+    baselines: Baselines,
+    domains: Sequence[str],
+    *,
+    seed: int,
+    resamples: int = 1000,
+    blocks: Mapping[str, Collection[str]] | None = None,
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The metrics of `summarize_losses` and of `compare_losses`, from one resampling."""
+    tables = _with_baselines(rows, baselines, domains, seed=seed, resamples=resamples)
+    estimates = Estimates()
+    add_own(estimates, tables, blocks or {})
+    _add_compared(estimates, tables, baselines)
+    return estimates.metrics, estimates.intervals
+
+
+def _with_baselines(
+    rows: Sequence[DocumentLoss],
+    baselines: Baselines,
+    domains: Sequence[str],
+    *,
+    seed: int,
+    resamples: int,
+) -> LossTables:
     runs: dict[Hashable, Iterable[DocumentLoss]] = {}
     if baselines.dense is not None:
         runs[_DENSE] = _of_full(baselines.dense)
@@ -78,8 +110,11 @@ def compare_losses(
         runs[_filtered(part)] = _of_full(table)
     for part, table in baselines.filtered_observed.items():
         runs[_observed(part)] = _of_full(table)
-    tables = LossTables(rows, domains, runs, seed=seed, resamples=resamples)
-    comparison = _Comparison(tables, sorted(baselines.shorter))
+    return LossTables(rows, domains, runs, seed=seed, resamples=resamples)
+
+
+def _add_compared(estimates: Estimates, tables: LossTables, baselines: Baselines) -> None:
+    comparison = _Comparison(estimates, tables, sorted(baselines.shorter))
     comparison.add_utility()
     for part in tables.parts(View.removed):
         comparison.add_removal(part)
@@ -87,7 +122,6 @@ def compare_losses(
         comparison.add_transfer(part)
     for part in tables.parts(View.unlearned):
         comparison.add_unlearned(part)
-    return comparison.estimates.metrics, comparison.estimates.intervals
 
 
 def _of_full(rows: Iterable[DocumentLoss]) -> Iterator[DocumentLoss]:
@@ -105,10 +139,10 @@ def _observed(part: str) -> Hashable:
 class _Comparison:
     """The metrics of one job, added to `estimates` one group at a time."""
 
-    def __init__(self, tables: LossTables, shares: Sequence[float]) -> None:
+    def __init__(self, estimates: Estimates, tables: LossTables, shares: Sequence[float]) -> None:
+        self.estimates = estimates
         self.tables = tables
         self.shares = shares
-        self.estimates = Estimates()
 
     def add_utility(self) -> None:
         """What the full model, each expert alone and the mixed experts are worth."""

@@ -325,8 +325,16 @@ def summarize_losses(
     Raises:
         ValueError: a document whose tokens or bytes differ between views.
     """
-    tables = LossTables(rows, domains, seed=seed, resamples=resamples)
     estimates = Estimates()
+    add_own(estimates, LossTables(rows, domains, seed=seed, resamples=resamples), blocks or {})
+    return estimates.metrics, estimates.intervals
+
+
+def add_own(
+    estimates: Estimates, tables: LossTables, blocks: Mapping[str, Collection[str]]
+) -> None:
+    """Adds the metrics of `summarize_losses` from tables that may hold baselines as well."""
+    domains = tables.domains
     for domain in domains:
         estimates.add(keys.loss_full(domain), tables.loss(domain, View.full))
         estimates.add(keys.bits_per_byte_full(domain), tables.bits_per_byte(domain))
@@ -348,14 +356,13 @@ def summarize_losses(
             estimates.add(keys.selectivity(part), _selectivity(costs, part))
 
     for block in tables.parts(View.off):
-        owners = (blocks or {}).get(block, ())
+        owners = blocks.get(block, ())
         costs = _costs(tables, View.off, block)
         inside = [cost for domain, cost in costs.items() if domain in owners]
         outside = [cost for domain, cost in costs.items() if domain not in owners]
         if inside and outside:
             estimates.add(keys.entanglement_inside(block), mean_of(inside))
             estimates.add(keys.entanglement_outside(block), mean_of(outside))
-    return estimates.metrics, estimates.intervals
 
 
 _KEYS_OF_LOSSES: dict[View, Callable[[str, str], str]] = {

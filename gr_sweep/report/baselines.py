@@ -14,14 +14,13 @@ from typing import Any, Self
 from gr_sweep.config import NO_EFFECT_ON_RESULT, PER_DOMAIN_ANY, Method
 from gr_sweep.domains import ancestors
 from gr_sweep.errors import DataError
-from gr_sweep.metrics.compare import Baselines, compare_losses, compare_relearn
+from gr_sweep.metrics.compare import Baselines, compare_relearn, summarize_and_compare
 from gr_sweep.metrics.losses import (
     DocumentLoss,
     RelearnLoss,
     View,
     read_losses,
     read_relearn,
-    summarize_losses,
 )
 
 _FREE = (
@@ -163,18 +162,20 @@ def joined(jobs: Mapping[str, JobTables | None]) -> dict[str, Joined]:
         baselines = Baselines() if is_shorter_dense else baselines_of(job, others)
         seed = int(job.settings.get("seed", 0))
         resamples = int(job.settings.get("eval.bootstrap", 1000))
-        own, own_intervals = summarize_losses(
-            job.losses, job.domains, seed=seed, resamples=resamples, blocks=job.owners
-        )
-        against, against_intervals = compare_losses(
-            job.losses, baselines, job.domains, seed=seed, resamples=resamples
+        metrics, intervals = summarize_and_compare(
+            job.losses,
+            baselines,
+            job.domains,
+            seed=seed,
+            resamples=resamples,
+            blocks=job.owners,
         )
         attacked, attacked_intervals = compare_relearn(
             job.relearn, baselines, job.domains, seed=seed, resamples=resamples
         )
         found[name] = Joined(
-            metrics=own | against | attacked,
-            intervals=own_intervals | against_intervals | attacked_intervals,
+            metrics=metrics | attacked,
+            intervals=intervals | attacked_intervals,
             smallest_share=min(baselines.shorter, default=None) if baselines.dense else None,
             is_shorter_dense=is_shorter_dense,
         )

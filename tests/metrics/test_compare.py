@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gr_sweep.metrics.compare import Attack, Baselines, attacks, compare_losses, compare_relearn
-from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View
+from gr_sweep.metrics.compare import (
+    Attack,
+    Baselines,
+    attacks,
+    compare_losses,
+    compare_relearn,
+    summarize_and_compare,
+)
+from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View, summarize_losses
 
 DOMAINS = ["code", "biology", "creative"]
 Rows = list[DocumentLoss]
@@ -253,6 +260,17 @@ def test_intervals_are_those_of_a_literal_resampling() -> None:
     job, baselines = noisy(JOB, 0), noisy_baselines()
     _, intervals = compare_losses(job, baselines, DOMAINS, seed=7, resamples=50)
     for key, bounds in literal_intervals(job, baselines).items():
+        assert intervals[key] == pytest.approx(bounds, rel=1e-9), key
+
+
+def test_both_at_once_are_what_each_gives() -> None:
+    job, baselines = noisy(JOB, 0), noisy_baselines()
+    metrics, intervals = summarize_and_compare(job, baselines, DOMAINS, seed=3, resamples=50)
+    own = summarize_losses(job, DOMAINS, seed=3, resamples=50)
+    against = compare_losses(job, baselines, DOMAINS, seed=3, resamples=50)
+    assert metrics == own[0] | against[0]
+    assert intervals.keys() == (own[1] | against[1]).keys()
+    for key, bounds in (own[1] | against[1]).items():
         assert intervals[key] == pytest.approx(bounds, rel=1e-9), key
 
 
