@@ -142,6 +142,7 @@ def robustness_losses(
     text: TrainingText,
     config: EvalConfig,
     *,
+    lr: float,
     without: Sequence[str] = (),
     recover: WithoutDomain | None = None,
     device: torch.device,
@@ -158,6 +159,7 @@ def robustness_losses(
 
     Args:
         held_out: of all domains, plain text.
+        lr: training's peak learning rate; unlearning takes it as it is.
         without: domains, or nodes above them, that the model never saw.
         recover: as `recovery` makes it: the model without a domain is read and attacked in it.
         num_processes: that share the parameters; all call this, and all get every row.
@@ -231,6 +233,7 @@ def robustness_losses(
                 config.unlearn_steps,
                 seed=text.seed,
                 device=device,
+                lr=lr,
             ):
                 read(View.unlearned, part, held_out)
                 logger.info("%s is unlearned", part)

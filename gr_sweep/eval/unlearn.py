@@ -29,8 +29,6 @@ RETAIN_WEIGHT = 100.0
 """Weight of holding the activations on other text: SGTM's (scripts/wiki/rmu.sh; theirs is 1200)."""
 LAYERS = 3
 """Layers whose output matrix of the MLP is updated, the last of them the one that is read."""
-LR = 1e-3
-"""AdamW's. Theirs is 5e-5, for models of billions of parameters."""
 
 
 @contextlib.contextmanager
@@ -42,7 +40,7 @@ def unlearned(
     *,
     seed: int,
     device: torch.device,
-    lr: float = LR,
+    lr: float,
 ) -> Iterator[None]:
     """Inside, the model has been made to forget; afterwards its weights are what they were.
 
@@ -52,6 +50,8 @@ def unlearned(
 
     Args:
         forget_rows, retain_rows: token ids int64 [N, S] of the step with that number.
+        lr: of AdamW. They and SGTM take 5e-5; at a few million parameters that changes nothing,
+            and training's own rate unlearns in about a hundred steps.
 
     Raises:
         JobError: parameters that are spread over several processes.

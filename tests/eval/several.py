@@ -46,13 +46,13 @@ def found(processes: Processes) -> dict[str, Any]:
     recover = recovery(routed, token_losses, text, 3, lr=3e-2, **options)
     before = batches.losses(token_losses)
     rows, relearned = robustness_losses(
-        routed, token_losses, batches, text, config, recover=recover, **options
+        routed, token_losses, batches, text, config, lr=3e-2, recover=recover, **options
     )
     rows += removal_losses(routed, token_losses, batches, recovered=recover)
     dense, dense_losses = ready("none")
     config.unlearn_steps = 1
     try:
-        robustness_losses(dense, dense_losses, batches, text, config, **options)
+        robustness_losses(dense, dense_losses, batches, text, config, lr=3e-2, **options)
         unlearning = "done"
     except JobError as error:
         unlearning = str(error)

@@ -33,7 +33,14 @@ def settings(**changes) -> EvalConfig:
 def found(routed, config=None, **options):
     before = state_of(routed.model)
     rows, relearned = robustness_losses(
-        routed, TokenLosses(routed), held_out(), text(), config or settings(), device=CPU, **options
+        routed,
+        TokenLosses(routed),
+        held_out(),
+        text(),
+        config or settings(),
+        lr=1e-2,
+        device=CPU,
+        **options,
     )
     assert are_equal(before, routed.model.state_dict())
     return rows, relearned

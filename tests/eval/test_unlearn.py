@@ -70,7 +70,7 @@ def test_a_trained_model_forgets_one_text_and_keeps_the_other_until_it_is_restor
 def test_three_layers_up_to_the_middle_are_updated(num_layers, updated):
     routed = make_routed(num_layers)
     before = state_of(routed.model)
-    with unlearned(TokenLosses(routed), forgotten, retained, 2, seed=0, device=CPU):
+    with unlearned(TokenLosses(routed), forgotten, retained, 2, seed=0, device=CPU, lr=1e-3):
         assert changed(before, routed.model) == {
             f"model.layers.{layer}.mlp.down_proj.weight" for layer in updated
         }
@@ -119,6 +119,6 @@ def test_parameters_of_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr(unlearn, "DTensor", nn.Parameter)
     with (
         pytest.raises(JobError, match="unlearn_steps needs the whole model in one process"),
-        unlearned(TokenLosses(routed), forgotten, retained, 1, seed=0, device=CPU),
+        unlearned(TokenLosses(routed), forgotten, retained, 1, seed=0, device=CPU, lr=1e-3),
     ):
         raise AssertionError("unreached")
