@@ -1,4 +1,5 @@
-"""The plots of the report: utility against separability, and loss curves. Plotly figures as dicts.
+"""The plots of the report: utility against separability, both against a setting, loss curves and
+relearning. Plotly figures as dicts.
 
 Colours say which edges a job cuts, the same in every plot and table (Okabe and Ito 2008: told apart
 by colour-blind readers). Backgrounds and text colours are the page's: it sets them for light and
@@ -8,10 +9,14 @@ dark.
 import html
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from gr_sweep.config import Method
 from gr_sweep.metrics import keys
-from gr_sweep.report.collect import Estimate, Job, Sweep
+from gr_sweep.report import measures, tables
+from gr_sweep.report.collect import DENSE, Estimate, Job, Sweep, short_name
+from gr_sweep.report.measures import Measure
 
 COLOURS = {
     "dense": "#7d8590",
@@ -27,19 +32,32 @@ MARKERS = {
     "forget": ("diamond", "◆"),
     "tree": ("square", "■"),
     "lattice": ("hexagon", "⬢"),
+    "sgtm": ("star", "★"),
+    "era": ("cross", "✚"),
+    "demix": ("pentagon", "⬟"),
+    # The control is hollow: it is there for what it must not show.
+    "random": ("circle-open", "○"),
     "dense": ("x", "✕"),
     "filtered": ("triangle-up", "▲"),
+    "filtered_observed": ("triangle-up-open", "△"),
 }
 """Marker of each plan or method: its name for Plotly, and the same shape as a letter."""
 
 _OTHER_COLOUR = "#b8860b"
-_OTHER_MARKER = ("star", "★")
+_OTHER_MARKER = ("triangle-down", "▼")
 _POINTS_A_CURVE = 200
 """A longer curve is thinned to this many points: a screen shows no more."""
 _POINTS_WITH_BARS = 40
 """With more points their error bars would be a thicket; hovering tells the intervals."""
-_LABELLED_GROUPS = 14
-"""With more groups of jobs their names would cover one another; hovering tells them."""
+_LABELLED_GROUPS = 24
+"""With more groups of jobs their names would be a crowd; hovering tells them."""
+_PLOT_WIDTH, _PLOT_HEIGHT = 1000.0, 340.0
+"""Pixels of the scatter between its axes on a desk, to see which names would cover one another."""
+_LETTER_WIDTH, _LINE_HEIGHT = 6.8, 15.0
+"""Pixels of a name beside a point."""
+
+PARAMETERS = "parameters"
+"""The axis on which model sizes stand."""
 
 
 def colour(edges: str) -> str:
@@ -57,106 +75,193 @@ def glyph(kind: str) -> str:
     return MARKERS.get(kind, _OTHER_MARKER)[1]
 
 
-def scatter(sweep: Sweep) -> dict[str, Any] | None:
-    """Mean selectivity over mean L(d), a point a job; None where no job has both.
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """One pair of axes for the jobs of a sweep."""
 
-    Jobs that differ in their seed alone are small points with a marker at their mean. A job without
-    selectivity (dense, filtered) is a vertical line at its mean loss.
+    title: str
+    figure: dict[str, Any]
+    num_missing: int
+    """Jobs with parts to remove that lack one of the two."""
+
+
+def scatters(sweep: Sweep) -> list[Scatter]:
+    """Separability over utility, a point a job, for each pair of measures that a job has; the best
+    pair first.
+
+    Jobs that differ in their seed alone are small points with a marker at their mean. Where the
+    axis is a loss, a job without parts (dense, filtered) is a vertical line.
     """
-    import plotly.graph_objects as go
+    removable = [job for job in sweep.compared if job.mean_selectivity is not None]
+    first = measures.best_axes(removable)
+    pairs = [first, *(axes for axes in measures.AXES if axes != first)]
+    found = []
+    for utility, parts in pairs:
+        figure = _scatter(sweep, utility, parts)
+        if figure is not None:
+            missing = sum(measures.place(job, (utility, parts)) is None for job in removable)
+            title = f"{parts.name} over {utility.name}"
+            found.append(Scatter(title=title, figure=figure, num_missing=missing))
+    return found
 
-    figure = go.Figure()
+
+@dataclass
+class _Points:
+    """Points of one trace."""
+
+    xs: list[Estimate | None] = field(default_factory=list)
+    ys: list[Estimate | None] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    hovers: list[str] = field(default_factory=list)
+    positions: list[str] = field(default_factory=list)
+
+    def add(self, x: Estimate, y: Estimate, hover: str, text: str = "", position: str = "") -> None:
+        self.xs.append(x)
+        self.ys.append(y)
+        self.texts.append(text)
+        self.hovers.append(hover)
+        self.positions.append(position or "top right")
+
+    def break_line(self) -> None:
+        """The next point is not joined to the last."""
+        self.xs.append(None)
+        self.ys.append(None)
+        self.texts.append("")
+        self.hovers.append("")
+        self.positions.append("top right")
+
+    def trace(self, **settings: Any) -> dict[str, Any]:
+        """As Plotly draws them."""
+        return {
+            "type": "scatter",
+            "x": [None if x is None else x.value for x in self.xs],
+            "y": [None if y is None else y.value for y in self.ys],
+            "hovertext": self.hovers,
+            "hoverinfo": "text",
+            **settings,
+        }
+
+
+def _scatter(sweep: Sweep, utility: Measure, parts: Measure) -> dict[str, Any] | None:
+    """None where no job has both."""
+    groups = sweep.replicates
     points = {
-        job.name: (loss, selectivity)
-        for job in sweep.jobs
-        if (loss := job.mean_loss) is not None and (selectivity := job.mean_selectivity) is not None
+        job.name: at
+        for job in sweep.compared
+        if (at := measures.place(job, (utility, parts))) is not None
     }
     if not points:
         return None
-    x_range, y_range = _ranges(sweep, list(points.values()))
+    lines = _lines(sweep, groups, points, utility)
+    x_range, y_range = _ranges(list(points.values()), lines, parts)
     centres = {
         group[0].name: (_mean([p[0] for p in found]), _mean([p[1] for p in found]))
-        for group in sweep.replicates
+        for group in groups
         if (found := [points[job.name] for job in group if job.name in points])
     }
-    several_kinds = len({job.kind for job in sweep.jobs if job.name in points}) > 1
-    labelled = len(sweep.replicates) <= _LABELLED_GROUPS
-    barred = len(points) <= _POINTS_WITH_BARS
-    in_legend: set[str] = set()
-    for group in sweep.replicates:
+    several_kinds = len({job.kind for job in sweep.compared if job.name in points}) > 1
+    labels = {
+        group[0].name: tables.short_label(sweep, group[0])
+        for group in groups
+        if group[0].name in centres
+    }
+    labelled = len(centres) <= _LABELLED_GROUPS
+    positions = _label_positions(labels, centres, x_range, y_range) if labelled else {}
+    # One trace for each look, however many jobs: a browser draws ten traces at once.
+    small: dict[tuple[str, str], _Points] = {}
+    large: dict[tuple[str, str], _Points] = {}
+    for group in groups:
         jobs = [job for job in group if job.name in points]
         if not jobs:
-            _add_line(figure, sweep, group, labelled)
             continue
-        first = jobs[0]
-        losses = [points[job.name][0] for job in jobs]
-        selectivities = [points[job.name][1] for job in jobs]
-        centre = mean_loss, mean_selectivity = centres[group[0].name]
-        name = f"{first.edges} · {first.kind}" if several_kinds else first.edges
-        marker = {"color": colour(first.edges), "symbol": symbol(first.kind)}
-        text = html.escape(short_label(sweep, first)) if labelled else ""
-        named = {
-            "mode": "markers+text" if text else "markers",
-            "textposition": _text_position(centre, list(centres.values()), x_range, y_range),
-            "showlegend": name not in in_legend,
-        }
+        look = (jobs[0].edges, jobs[0].kind)
+        position = positions.get(group[0].name, "")
+        text = html.escape(labels[group[0].name]) if position else ""
+        centre = centres[group[0].name]
         several = len(jobs) > 1
-        figure.add_scatter(
-            x=[loss.value for loss in losses],
-            y=[selectivity.value for selectivity in selectivities],
-            error_x=_error_bars(losses, barred),
-            error_y=_error_bars(selectivities, barred),
-            text=[text] * len(jobs),
-            hovertext=[_hover(sweep, job) for job in jobs],
-            hoverinfo="text",
-            name=name,
-            legendgroup=name,
-            opacity=0.45 if several else 1,
-            marker={**marker, "size": 6 if several else 11},
-            **({"mode": "markers", "showlegend": False} if several else named),
-        )
+        for job in jobs:
+            to = (small if several else large).setdefault(look, _Points())
+            to.add(*points[job.name], _hover(sweep, job, utility, parts), text, position)
         if several:
-            label = html.escape(sweep.label(first, seed=False))
-            figure.add_scatter(
-                x=[mean_loss],
-                y=[mean_selectivity],
-                text=[text],
-                hovertext=[
-                    f"<b>{label}</b><br>mean of {len(jobs)} seeds<br>"
-                    f"mean L(d) {mean_loss:.3f}<br>mean selectivity {mean_selectivity:.3f}"
-                ],
-                hoverinfo="text",
-                name=name,
-                legendgroup=name,
-                marker={**marker, "size": 12},
-                **named,
+            large.setdefault(look, _Points()).add(
+                Estimate(value=centre[0]),
+                Estimate(value=centre[1]),
+                f"<b>{html.escape(sweep.label(group[0], seed=False))}</b>"
+                f"<br>mean of {len(jobs)} seeds<br>"
+                f"{utility.name} {centre[0]:.3f}<br>{parts.name} {centre[1]:.3f}",
+                text,
+                position,
             )
-        in_legend.add(name)
-    figure.update_layout(
+    barred = len(points) <= _POINTS_WITH_BARS
+    traces = []
+    for size, all_points in ((6, small), (11, large)):
+        for (edges, kind), drawn in all_points.items():
+            is_large = all_points is large
+            traces.append(
+                drawn.trace(
+                    mode="markers+text" if is_large and labelled else "markers",
+                    text=drawn.texts,
+                    textposition=drawn.positions,
+                    name=f"{edges} · {kind}" if several_kinds else edges,
+                    showlegend=is_large,
+                    legendgroup=f"{edges} {kind}",
+                    opacity=1 if is_large else 0.45,
+                    marker={
+                        "color": colour(edges),
+                        "symbol": symbol(kind),
+                        "size": size,
+                        "line": {"width": 2 if kind == "random" else 0, "color": colour(edges)},
+                    },
+                    error_x=_error_bars(drawn.xs, barred),
+                    error_y=_error_bars(drawn.ys, barred),
+                )
+            )
+    layout = {
         **_layout(),
-        xaxis={"title": _title("mean L(d), nats per token  (← lower is better)")},
-        yaxis={
-            "title": _title("mean selectivity, nats  (higher is better →)"),
-            "zeroline": True,
-        },
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        margin={"l": 62, "r": 12, "t": 36, "b": 56},
-        hovermode="closest",
-    )
-    figure.update_xaxes(range=x_range)
-    figure.update_yaxes(range=y_range)
-    return _plain(figure)
+        "xaxis": {"title": _axis(utility), "range": x_range},
+        "yaxis": {"title": _axis(parts), "range": y_range, "zeroline": True},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "margin": {"l": 62, "r": 12, "t": 36, "b": 56},
+        "hovermode": "closest",
+        "shapes": [],
+        "annotations": [],
+    }
+    for x, name, edges in lines:
+        _add_line(layout, "x", x, name if labelled else "", colour(edges))
+    if parts is measures.REMOVAL:
+        _add_line(layout, "y", 1.0, "as if never trained", _OTHER_COLOUR)
+    return {"data": traces, "layout": layout}
+
+
+def _lines(
+    sweep: Sweep,
+    groups: Sequence[Sequence[Job]],
+    points: dict[str, Any],
+    utility: Measure,
+) -> list[tuple[float, str, str]]:
+    """Place, name and edges of the vertical lines: models without parts to remove."""
+    if utility is not measures.LOSS:
+        at = 1.0 if utility is measures.COMPUTE_EQUIVALENT else 0.0
+        return [(at, DENSE, DENSE)]
+    lines = []
+    for group in groups:
+        losses = [loss for job in group if (loss := utility.mean(job)) is not None]
+        if losses and not any(job.name in points for job in group):
+            lines.append((_mean(losses), tables.short_label(sweep, group[0]), group[0].edges))
+    return lines
 
 
 def _ranges(
-    sweep: Sweep, points: Sequence[tuple[Estimate, Estimate]]
+    points: Sequence[tuple[Estimate, Estimate]],
+    lines: Sequence[tuple[float, str, str]],
+    parts: Measure,
 ) -> tuple[list[float], list[float]]:
-    """Axes with room for the names; selectivity 0, no separation, is always on the page."""
-    losses = [loss.value for job in sweep.jobs if (loss := job.mean_loss) is not None]
-    xs = [*losses, *(bound for loss, _ in points for bound in loss.interval or ())]
-    ys = [0.0]
-    for _, selectivity in points:
-        ys += [selectivity.value, *(selectivity.interval or ())]
+    """Axes with room for the names; what the lines say, and no separation, are always on them."""
+    xs = [x for x, _, _ in lines]
+    ys = [0.0, 1.0] if parts is measures.REMOVAL else [0.0]
+    for x, y in points:
+        xs += [x.value, *(x.interval or ())]
+        ys += [y.value, *(y.interval or ())]
     ranges = []
     for values in (xs, ys):
         pad = 0.08 * (max(values) - min(values)) or 0.1
@@ -164,27 +269,229 @@ def _ranges(
     return ranges[0], ranges[1]
 
 
-def _text_position(
-    centre: tuple[float, float],
-    centres: Sequence[tuple[float, float]],
+def _label_positions(
+    labels: dict[str, str],
+    centres: dict[str, tuple[float, float]],
     x_range: Sequence[float],
     y_range: Sequence[float],
-) -> str:
-    """Side of a point for its name: towards the middle, and away from the points near it."""
-    width, height = x_range[1] - x_range[0], y_range[1] - y_range[0]
-    x, y = centre
-    near = [
-        other_y
-        for other_x, other_y in centres
-        if abs(other_x - x) < 0.12 * width and abs(other_y - y) < 0.1 * height
-    ]
-    above, below = any(other > y for other in near), any(other < y for other in near)
-    vertical = "middle" if above and below else "bottom" if above else "top"
-    return f"{vertical} {'right' if x - x_range[0] < width / 2 else 'left'}"
+) -> dict[str, str]:
+    """Side of each point on which its name covers no other name or point; a point without one has
+    no room. Sides towards the middle of the plot come first."""
+    pixels = {
+        name: (
+            _PLOT_WIDTH * (x - x_range[0]) / (x_range[1] - x_range[0]),
+            _PLOT_HEIGHT * (y - y_range[0]) / (y_range[1] - y_range[0]),
+        )
+        for name, (x, y) in centres.items()
+    }
+    reach = 7.0
+    taken = [(x - reach, y - reach, x + reach, y + reach) for x, y in pixels.values()]
+    positions = {}
+    for name, (x, y) in pixels.items():
+        width = _LETTER_WIDTH * len(labels[name])
+        sides = ("right", "left") if x < _PLOT_WIDTH / 2 else ("left", "right")
+        for place in (
+            f"top {sides[0]}", f"bottom {sides[0]}", f"middle {sides[0]}",
+            f"top {sides[1]}", f"bottom {sides[1]}", f"middle {sides[1]}",
+        ):  # fmt: skip
+            vertical, side = place.split()
+            left = x if side == "right" else x - width
+            if vertical == "middle":
+                left += reach + 1 if side == "right" else -reach - 1
+            low = y + {"top": reach + 1, "bottom": -reach - 1 - _LINE_HEIGHT}.get(
+                vertical, -_LINE_HEIGHT / 2
+            )
+            box = (left, low, left + width, low + _LINE_HEIGHT)
+            inside = box[0] >= 0 and box[1] >= 0
+            inside = inside and box[2] <= _PLOT_WIDTH and box[3] <= _PLOT_HEIGHT
+            if inside and not any(_overlap(box, other) for other in taken):
+                positions[name] = place
+                taken.append(box)
+                break
+    return positions
+
+
+_Box = tuple[float, float, float, float]
+
+
+def _overlap(first: _Box, second: _Box) -> bool:
+    return (
+        first[0] < second[2]
+        and second[0] < first[2]
+        and first[1] < second[3]
+        and second[1] < first[3]
+    )
 
 
 def _mean(estimates: Sequence[Estimate]) -> float:
     return math.fsum(estimate.value for estimate in estimates) / len(estimates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """Utility and separability against one setting."""
+
+    name: str
+    num_other: int
+    """How many combinations of other settings are drawn, each a line."""
+    figures: list[dict[str, Any]]
+
+
+def against(sweep: Sweep) -> list[Against]:
+    """A pair of plots for each numeric setting that differs between jobs equal in all others, and
+    for model size by parameters.
+
+    A line joins jobs that differ in this setting and in their seed alone: means over seeds with
+    their t-intervals, the seeds as small points.
+    """
+    groups = sweep.replicates
+    names = tables.setting_names(sweep, seed=False)
+    axes = measures.best_axes([job for job in sweep.compared if job.mean_selectivity is not None])
+    sizes = ("model.size", "model.path", "model.intermediate_size")
+    found = []
+    settings: list[tuple[str, tuple[str, ...]]] = [
+        (short_name(name), (name,)) for name in names if name not in sizes
+    ]
+    if any(name in names for name in sizes):
+        settings.insert(0, (PARAMETERS, sizes))
+    for title, own in settings:
+        lines: dict[tuple[str, ...], list[tuple[float, Sequence[Job]]]] = {}
+        for group in groups:
+            value = _as_number(group[0].settings.get(own[0]))
+            if title == PARAMETERS:
+                value = group[0].metrics.get(keys.COST_PARAMETERS)
+            if value is None or group[0].kind.startswith("filtered"):
+                continue
+            others = tuple(str(group[0].settings.get(name)) for name in names if name not in own)
+            key = (group[0].edges, group[0].kind, *others)
+            lines.setdefault(key, []).append((value, group))
+        several = {
+            key: sorted(line, key=lambda point: point[0])
+            for key, line in lines.items()
+            if len({value for value, _ in line}) > 1
+        }
+        if not several:
+            continue
+        figures = [
+            figure
+            for measure in axes
+            if (figure := _against(sweep, title, measure, several)) is not None
+        ]
+        if figures:
+            found.append(Against(name=title, num_other=len(several), figures=figures))
+    return found
+
+
+def _against(
+    sweep: Sweep,
+    title: str,
+    measure: Measure,
+    lines: dict[tuple[str, ...], list[tuple[float, Sequence[Job]]]],
+) -> dict[str, Any] | None:
+    seeds: dict[tuple[str, str], _Points] = {}
+    means: dict[tuple[str, str], _Points] = {}
+    for (edges, kind, *_), line in lines.items():
+        look = (edges, kind)
+        mean = means.setdefault(look, _Points())
+        num_before = len(mean.xs)
+        for value, group in line:
+            estimate = _over_seeds(sweep, group, measure)
+            if estimate is None:
+                continue
+            label = html.escape(sweep.label(group[0], seed=False))
+            number = f"{title} {value:g}<br>{measure.name} {_number(estimate)}"
+            seeds_text = f"<br>mean of {len(group)} seeds" if len(group) > 1 else ""
+            mean.add(Estimate(value=value), estimate, f"<b>{label}</b><br>{number}{seeds_text}")
+            for job in group if len(group) > 1 else ():
+                own = measures.known(measure, job)
+                if own is not None:
+                    hover = f"{html.escape(sweep.labels[job.name])}<br>{_number(own)}"
+                    seeds.setdefault(look, _Points()).add(Estimate(value=value), own, hover)
+        if len(mean.xs) > num_before:
+            mean.break_line()
+    num_points = sum(len(points.xs) for points in means.values())
+    if not num_points:
+        return None
+    traces = []
+    for (edges, kind), points in seeds.items():
+        traces.append(
+            points.trace(
+                mode="markers",
+                showlegend=False,
+                opacity=0.4,
+                marker={"color": colour(edges), "symbol": symbol(kind), "size": 5},
+            )
+        )
+    for (edges, kind), points in means.items():
+        if not points.xs:
+            continue
+        traces.append(
+            points.trace(
+                mode="lines+markers",
+                showlegend=False,
+                line={
+                    "color": colour(edges),
+                    "width": 2 if num_points <= 2 * _POINTS_WITH_BARS else 1,
+                    "dash": "dot" if kind == "random" else "solid",
+                },
+                marker={"color": colour(edges), "symbol": symbol(kind), "size": 8},
+                error_y=_error_bars(points.ys, num_points <= 2 * _POINTS_WITH_BARS),
+            )
+        )
+    # An interval of two seeds is twelve times as wide as they are apart: bars may leave the plot.
+    drawn = [*seeds.values(), *means.values()]
+    values = [y.value for points in drawn for y in points.ys if y is not None]
+    xaxis: dict[str, Any] = {"title": _title(title), "zeroline": False}
+    if title == PARAMETERS:
+        # Plotly's own ticks of a short logarithmic axis are few and odd.
+        sizes = sorted({x.value for points in means.values() for x in points.xs if x is not None})
+        xaxis |= {
+            "title": _title("parameters of the full model"),
+            "type": "log",
+            "tickvals": sizes,
+            "ticktext": [_rounded(size) for size in sizes],
+        }
+    return {
+        "data": traces,
+        "layout": {
+            **_layout(),
+            "xaxis": xaxis,
+            "yaxis": {
+                "title": _title(
+                    f"mean {measure.name}  ({'↑' if measure.direction > 0 else '↓'} better)"
+                ),
+                "range": _padded(values, 0.3),
+            },
+            "hovermode": "closest",
+            "margin": {"l": 58, "r": 10, "t": 10, "b": 46},
+        },
+    }
+
+
+def _over_seeds(sweep: Sweep, group: Sequence[Job], measure: Measure) -> Estimate | None:
+    """Mean and t-interval; the mean of what is known where a job has a bound alone."""
+    assert measure.key is not None  # Axes have means.
+    estimate = sweep.over_seeds(group, measure.key)
+    if estimate is not None:
+        return estimate
+    known = [at for job in group if (at := measures.known(measure, job)) is not None]
+    return Estimate(value=_mean(known)) if len(known) == len(group) else None
+
+
+def _rounded(number: float) -> str:
+    """Two digits and a letter: 4.3M."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return (
+                f"{number / size:.2g}{letter}"
+                if number < 100 * size
+                else f"{number / size:.0f}{letter}"
+            )
+    return f"{number:.0f}"
+
+
+def _as_number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def curves(sweep: Sweep) -> dict[str, dict[str, Any]]:
@@ -192,15 +499,13 @@ def curves(sweep: Sweep) -> dict[str, dict[str, Any]]:
 
     The jobs that cut the same edges are one trace, so that a hundred of them stay quick to draw.
     """
-    import plotly.graph_objects as go
-
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     seen: list[float] = []
     for domain in sweep.domains:
-        figure = go.Figure()
+        data = []
         for held_out, key in ((False, keys.train_loss(domain)), (True, keys.eval_loss(domain))):
             traces: dict[str, tuple[list[Any], list[Any], list[str]]] = {}
-            for job in sweep.jobs:
+            for job in sweep.compared:
                 points = _curve(job, key)
                 if not points:
                     continue
@@ -211,69 +516,140 @@ def curves(sweep: Sweep) -> dict[str, dict[str, Any]]:
                 names += [html.escape(sweep.labels[job.name])] * (len(points) + 1)
             for edges, (steps, losses, names) in traces.items():
                 seen += [loss for loss in losses if loss is not None]
-                figure.add_scatter(
-                    x=steps,
-                    y=losses,
-                    mode="lines+markers" if held_out else "lines",
-                    line={"color": colour(edges), "width": 2 if held_out else 1},
-                    marker={"size": 5},
-                    opacity=1 if held_out else 0.4,
-                    text=names,
-                    hovertemplate="%{text}<br>step %{x}<br>"
-                    + ("held out" if held_out else "training")
-                    + " %{y:.3f}<extra></extra>",
-                    showlegend=False,
+                data.append(
+                    {
+                        "type": "scatter",
+                        "x": steps,
+                        "y": losses,
+                        "mode": "lines+markers" if held_out else "lines",
+                        "line": {"color": colour(edges), "width": 2 if held_out else 1},
+                        "marker": {"size": 5},
+                        "opacity": 1 if held_out else 0.4,
+                        "text": names,
+                        "hovertemplate": "%{text}<br>step %{x}<br>"
+                        + ("held out" if held_out else "training")
+                        + " %{y:.3f}<extra></extra>",
+                        "showlegend": False,
+                    }
                 )
-        if figure.data:
-            figure.update_layout(
-                **_layout(), hovermode="closest", margin={"l": 38, "r": 8, "t": 8, "b": 34}
-            )
-            figures[domain] = figure
+        if data:
+            figures[domain] = {"data": data, "layout": _small_layout()}
     for figure in figures.values():
         # One range for all, so that domains compare.
-        pad = 0.04 * (max(seen) - min(seen)) or 0.1
-        figure.update_yaxes(range=[min(seen) - pad, max(seen) + pad])
-        figure.update_xaxes(rangemode="tozero")
-    return {domain: _plain(figure) for domain, figure in figures.items()}
+        figure["layout"]["yaxis"] = {"range": _padded(seen)}
+        figure["layout"]["xaxis"] = {"rangemode": "tozero"}
+    return figures
 
 
-def short_label(sweep: Sweep, job: Job) -> str:
-    """The values that set a job apart, without their names and the seed: for beside a point."""
-    return " · ".join(value for _, value in sweep.apart(job, seed=False))
+def relearning(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """Held-out loss on a domain by step of the attack that teaches it again, a figure a domain: of
+    each job the learning rate that came lowest.
+
+    Dashed are models that never saw the domain, dotted dense ones that were made to forget it.
+    """
+    figures: dict[str, dict[str, Any]] = {}
+    seen: list[float] = []
+    attacked = {part for job in sweep.compared for part in job.attacks}
+    nodes = dict.fromkeys(node for job in sweep.compared for node in job.nodes)
+    for part in nodes:
+        if part not in attacked:
+            continue
+        traces: dict[tuple[str, str], tuple[list[Any], list[Any], list[str]]] = {}
+        for job in sweep.compared:
+            attacks = job.attacks.get(part)
+            if not attacks:
+                continue
+            strongest = min(attacks, key=lambda attack: min(attack.losses))
+            steps, losses, names = traces.setdefault((job.edges, job.kind), ([], [], []))
+            # None breaks the line between two jobs.
+            steps += [*strongest.steps, None]
+            losses += [*strongest.losses, None]
+            label = f"{sweep.labels[job.name]} (lr {strongest.lr:g})"
+            names += [html.escape(label)] * (len(strongest.steps) + 1)
+        seen += [loss for _, losses, _ in traces.values() for loss in losses if loss is not None]
+        data = [
+            {
+                "type": "scatter",
+                "x": steps,
+                "y": losses,
+                "mode": "lines+markers",
+                "line": {"color": colour(edges), "width": 1.5, "dash": _attack_dash(kind)},
+                "marker": {"size": 6, "symbol": symbol(kind)},
+                "text": names,
+                "hovertemplate": "%{text}<br>step %{x}<br>held out %{y:.3f}<extra></extra>",
+                "showlegend": False,
+            }
+            for (edges, kind), (steps, losses, names) in traces.items()
+        ]
+        figures[part] = {"data": data, "layout": _small_layout()}
+    for figure in figures.values():
+        figure["layout"]["yaxis"] = {"range": _padded(seen)}
+        figure["layout"]["xaxis"] = {"rangemode": "tozero"}
+    return figures
 
 
-def _add_line(figure: Any, sweep: Sweep, group: Sequence[Job], labelled: bool) -> None:
-    losses = [loss for job in group if (loss := job.mean_loss) is not None]
-    if not losses:
-        return
-    figure.add_vline(
-        x=_mean(losses),
-        line={"color": colour(group[0].edges), "width": 1.5, "dash": "dot"},
-        annotation={
-            "text": html.escape(short_label(sweep, group[0])) if labelled else "",
-            "textangle": -90,
-            "xanchor": "right",
-            "yanchor": "top",
-            "y": 1,
-        },
+def _attack_dash(kind: str) -> str:
+    if kind == DENSE:
+        return "dot"
+    return "dash" if kind.startswith(Method.filtered.value) else "solid"
+
+
+def _padded(values: Sequence[float], share: float = 0.04) -> list[float]:
+    pad = share * (max(values) - min(values)) or 0.1
+    return [min(values) - pad, max(values) + pad]
+
+
+def _axis(measure: Measure) -> dict[str, Any]:
+    """The title of an axis, with the way that is better."""
+    better = "higher is better →"
+    if measure.direction < 0:
+        better = "← lower is better"
+    return _title(f"{measure.axis}  ({better})")
+
+
+def _add_line(layout: dict[str, Any], axis: str, at: float, name: str, shade: str) -> None:
+    """A dotted line across the plot with its name at one end."""
+    other = "y" if axis == "x" else "x"
+    layout["shapes"].append(
+        {
+            "type": "line",
+            f"{axis}0": at,
+            f"{axis}1": at,
+            f"{other}0": 0,
+            f"{other}1": 1,
+            f"{other}ref": f"{other} domain",
+            "line": {"color": shade, "width": 1.5, "dash": "dot"},
+        }
+    )
+    upright = axis == "x"
+    layout["annotations"].append(
+        {
+            "text": html.escape(name),
+            axis: at,
+            f"{other}": 1 if upright else 0,
+            f"{other}ref": f"{other} domain",
+            "showarrow": False,
+            "textangle": -90 if upright else 0,
+            "xanchor": "right" if upright else "left",
+            "yanchor": "top" if upright else "bottom",
+        }
     )
 
 
-def _hover(sweep: Sweep, job: Job) -> str:
+def _hover(sweep: Sweep, job: Job, *chosen: Measure) -> str:
     lines = [f"<b>{html.escape(sweep.labels[job.name])}</b>"]
-    for name, estimate in (("mean L(d)", job.mean_loss), ("selectivity", job.mean_selectivity)):
+    for measure in chosen:
+        estimate = measure.mean(job)
         if estimate is not None:
-            lines.append(f"{name} {_number(estimate)}")
+            lines.append(f"{measure.name} {_number(estimate)}")
     for domain in job.domains:
         parts = [
-            f"{name} {_number(estimate)}"
-            for name, estimate in (
-                ("L", job.estimate(keys.loss_full(domain))),
-                ("selectivity", job.estimate(keys.selectivity(domain))),
-            )
-            if estimate is not None
+            f"{measure.name} {_number(estimate)}"
+            for measure in chosen
+            if measure.of is not None and (estimate := measure.of(job, domain)) is not None
         ]
-        lines.append(f"{html.escape(domain)}: {', '.join(parts)}")
+        if parts:
+            lines.append(f"{html.escape(domain)}: {', '.join(parts)}")
     return "<br>".join(lines)
 
 
@@ -284,9 +660,9 @@ def _number(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _error_bars(estimates: Sequence[Estimate], visible: bool) -> dict[str, Any]:
-    above = [(e.interval[1] - e.value) if e.interval else 0 for e in estimates]
-    below = [(e.value - e.interval[0]) if e.interval else 0 for e in estimates]
+def _error_bars(estimates: Sequence[Estimate | None], visible: bool) -> dict[str, Any]:
+    above = [(e.interval[1] - e.value) if e and e.interval else 0 for e in estimates]
+    below = [(e.value - e.interval[0]) if e and e.interval else 0 for e in estimates]
     return {
         "type": "data",
         "symmetric": False,
@@ -294,7 +670,7 @@ def _error_bars(estimates: Sequence[Estimate], visible: bool) -> dict[str, Any]:
         "arrayminus": below,
         "thickness": 1,
         "width": 0,
-        "visible": visible,
+        "visible": visible and any(above + below),
     }
 
 
@@ -323,8 +699,9 @@ def _layout() -> dict[str, Any]:
     }
 
 
-def _plain(figure: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = figure.to_plotly_json()
-    # The default template is a white page of its own; ours comes from the style sheet.
-    plain["layout"].pop("template", None)
-    return plain
+def _small_layout() -> dict[str, Any]:
+    return {
+        **_layout(),
+        "hovermode": "closest",
+        "margin": {"l": 38, "r": 8, "t": 8, "b": 34},
+    }

@@ -4,18 +4,30 @@
 import dataclasses
 import enum
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gr_sweep.config import DomainConfig, Edges, PlanKind, RunConfig
+from gr_sweep.config import DomainConfig, Edges, Method, PlanKind, RouteConfig, RunConfig
+from gr_sweep.domains import is_under
 from gr_sweep.metrics import keys
-from gr_sweep.metrics.losses import DocumentLoss, Text, View, summarize_losses, write_losses
+from gr_sweep.metrics.losses import (
+    DocumentLoss,
+    RelearnLoss,
+    Text,
+    View,
+    summarize_losses,
+    write_losses,
+    write_relearn,
+)
+from gr_sweep.report import read_sweep
+from gr_sweep.report.collect import Sweep
 
 DOMAINS = ["code", "biology", "creative"]
 
@@ -36,6 +48,11 @@ OWN_COST = {
 }
 KEPT_GAIN = {"none": 0.02, "weight": 0.03, "act": 0.02, "both": 0.22}
 
+NEVER_TRAINED = 2.5
+"""What a filtered model's loss is above a dense one's on what it never saw, nats."""
+TRANSFER = 0.05
+"""And on the others."""
+
 MakeSweep = Callable[..., Path]
 
 
@@ -50,39 +67,116 @@ def plain(value: Any) -> Any:
     return value
 
 
+def mean_losses(
+    method: str, edges: str, domains: Sequence[str], without: Sequence[str], share: float
+) -> dict[str, float]:
+    """L(d) of the full model: the edges' own, of a dense model's where there is no plan."""
+    means = {}
+    for at, domain in enumerate(domains):
+        mean = FULL[edges][at % 3] + 0.35 * math.log2(1 / share)
+        if method == "demix":
+            mean = FULL["dense"][at % 3] + 0.3
+        for part in without:
+            # Never trained on it; the others had a little from it.
+            mean += NEVER_TRAINED if is_under(domain, part) else TRANSFER
+        means[domain] = mean
+    return means
+
+
 def document_losses(
-    edges: str, domains: Sequence[str], rng: np.random.Generator, num_documents: int
+    edges: str,
+    domains: Sequence[str],
+    rng: np.random.Generator,
+    num_documents: int,
+    *,
+    method: str = "routed",
+    plan: str = "peers",
+    without: Sequence[str] = (),
+    forget: Sequence[str] = (),
+    share: float = 1.0,
+    shift: float | None = None,
+    spurious: float = 0.0,
+    calibrate: bool = False,
+    separation: float = 1.0,
 ) -> list[DocumentLoss]:
-    rows = []
-    shift = rng.normal(0, 0.03)
+    """Every view of every document. A document is as hard in every job: baselines pair by it."""
+    rows: list[DocumentLoss] = []
+    shift = rng.normal(0, 0.03) if shift is None else shift
     noise = {(part, domain): rng.normal(0, 0.03) for part in domains for domain in domains}
+    means = mean_losses(method, edges, domains, without, share)
+    parts = [] if edges == "dense" else list(forget or domains)
+    blocks = [
+        subset
+        for size in range(1, len(domains))
+        for subset in itertools.combinations(domains, size)
+        if plan == "lattice" and edges != "dense"
+    ]
     for at, domain in enumerate(domains):
         for number in range(num_documents):
-            tokens = int(rng.integers(80, 512))
-            mean = FULL[edges][at % 3] + shift + rng.normal(0, 0.25)
             document = hashlib.sha256(f"{domain}{number}".encode()).hexdigest()[:16]
+            own = np.random.default_rng(int(document, 16))
+            tokens = int(own.integers(80, 512))
+            mean = means[domain] + shift + own.normal(0, 0.25) + rng.normal(0, 0.02)
 
             def row(
-                view: View, part: str, loss: float, domain: str = domain,
-                document: str = document, tokens: int = tokens,
-            ) -> DocumentLoss:  # fmt: skip
-                return DocumentLoss(
-                    view, part, domain, Text.plain, document, loss * tokens, tokens, 4 * tokens
+                view: View, part: str, loss: float, text: Text = Text.plain,
+                domain: str = domain, document: str = document, tokens: int = tokens,
+            ) -> None:  # fmt: skip
+                rows.append(
+                    DocumentLoss(
+                        view, part, domain, text, document, loss * tokens, tokens, 4 * tokens
+                    )
                 )
 
-            rows.append(row(View.full, "", mean))
-            if edges == "dense":
-                continue
-            for part in domains:
+            row(View.full, "", mean)
+            if method == "demix":
+                row(View.mixed, "", mean - 0.25)
+            if spurious:
+                row(View.full, "", mean - 0.1 * spurious, Text.marked)
+                row(View.full, "", mean + 0.4 * spurious, Text.swapped)
+            for block in blocks:
+                cost = 0.6 / len(block) if domain in block else 0.02
+                row(View.off, "+".join(block), mean + cost + rng.normal(0, 0.05))
+            for part in without if calibrate else ():
+                row(View.calibrated_full, part, mean - 0.1)
+            for part in parts:
                 cost = noise[part, domain] + rng.normal(0, 0.05)
                 if part == domain:
                     kept = mean - KEPT_GAIN[edges]
-                    cost += OWN_COST[edges][at % 3]
+                    cost += separation * OWN_COST[edges][at % 3]
+                    if method == "random":
+                        kept, cost = mean + 0.4, 0.3 + noise[part, domain]
+                    if forget:
+                        cost += 1.2
                 else:
                     kept = mean + 1.5 * OWN_COST[edges][at % 3] + rng.normal(0, 0.05)
-                rows.append(row(View.removed, part, mean + cost))
-                rows.append(row(View.kept, part, kept))
+                    if method == "random":
+                        cost += 0.3
+                row(View.removed, part, mean + cost)
+                row(View.kept, part, kept)
+                if calibrate and part == domain:
+                    row(View.calibrated_full, part, mean - 0.05)
+                    row(View.calibrated_removed, part, mean + 0.7 * cost)
     return rows
+
+
+def relearn_losses(rows: Sequence[DocumentLoss], view: View, without: str) -> list[RelearnLoss]:
+    """An attack of 40 steps on each removed part at two learning rates; the second is stronger."""
+    found = []
+    for row in rows:
+        part = row.part if view is View.removed else without
+        if row.view is not view or row.text is not Text.plain or row.domain != part:
+            continue
+        for lr, speed in ((1e-3, 0.01), (3e-3, 0.04)):
+            for step in range(0, 41, 10):
+                gone = 0.8 * (1 - math.exp(-speed * step))
+                loss = row.loss_nats - gone * row.tokens
+                found.append(
+                    RelearnLoss(
+                        view, part, lr, step, row.domain, row.document, loss, row.tokens, row.bytes
+                    )
+                )
+    return found
 
 
 def history(
@@ -110,37 +204,88 @@ def write_job(
     domains: Sequence[str] = DOMAINS,
     plan: str = "peers",
     foreign_dropout: float = 0.5,
+    method: str | None = None,
+    without: Sequence[str] = (),
+    forget: Sequence[str] = (),
+    share: float = 1.0,
+    settings: Mapping[str, Any] | None = None,
     overrides: Sequence[str] | None = None,
     command: str = "gr-sweep -m edges=none,both,act,weight seed=0,1,2",
     num_documents: int = 24,
     resamples: int = 200,
     steps: int = 300,
+    shift: float | None = None,
+    spurious: float = 0.0,
+    robust: bool = False,
+    separation: float = 1.0,
+    parameters: float = 4.3e6,
 ) -> Path:
-    """A finished job; edges `dense` is a job without a plan."""
+    """A finished job; edges `dense` is a job without a plan.
+
+    Args:
+        share: of the tokens, for a shorter dense run.
+        settings: dotted names to values, over the config.
+        shift: added to all losses; None draws it.
+        robust: with calibrated losses and relearning attacks.
+        separation: factor on what removal costs the removed domain.
+    """
     rng = np.random.default_rng([seed, len(edges), int(100 * foreign_dropout)])
     config = RunConfig(seed=seed)
     config.partition.domains = {domain: DomainConfig() for domain in domains}
     config.route.foreign_dropout = foreign_dropout
     config.plan.kind = PlanKind.none if edges == "dense" else PlanKind(plan)
+    config.plan.forget = list(forget)
+    config.method.name = Method(method or "routed")
+    config.method.without = list(without)
+    config.data.spurious = spurious
     if edges != "dense":
         config.edges = Edges(edges)
+    elif method is not None:
+        # As the effective config of a run without a plan is.
+        config.edges, config.route = Edges.none, RouteConfig()
+    if share < 1:
+        assert config.train.steps is not None
+        config.train.steps = round(config.train.steps * share)
+    for name, value in (settings or {}).items():
+        *path, last = name.split(".")
+        node: Any = config
+        for key in path:
+            node = getattr(node, key)
+        setattr(node, last, value)
     if overrides is None:
         overrides = [
             "plan=none" if edges == "dense" else f"edges={edges}",
+            *([f"method={method}"] if method else []),
+            *([f"method.without=[{','.join(without)}]"] if without else []),
+            *([f"plan={plan}"] if plan != "peers" else []),
+            *([f"train.steps={config.train.steps}"] if share < 1 else []),
+            *(f"{name}={value}" for name, value in (settings or {}).items()),
             f"route.foreign_dropout={foreign_dropout}",
             f"seed={seed}",
         ]
-    rows = document_losses(edges, domains, rng, num_documents)
+    rows = document_losses(
+        edges, domains, rng, num_documents, method=method or "routed", plan=plan,
+        without=without, forget=forget, share=share, shift=shift, spurious=spurious,
+        calibrate=robust, separation=separation,
+    )  # fmt: skip
     metrics, intervals = summarize_losses(rows, domains, seed=seed, resamples=resamples)
     metrics[keys.COST_TOKENS_PER_SECOND] = float(rng.normal(9000, 300))
     metrics[keys.COST_TRAIN_SECONDS] = 104.2
     metrics[keys.COST_EVAL_SECONDS] = 11.8
-    metrics[keys.COST_PARAMETERS] = 4.3e6
+    metrics[keys.COST_PARAMETERS] = parameters
     if edges != "dense":
-        metrics |= {keys.parameters_kept(domain): 3.1e6 for domain in domains}
+        metrics |= {keys.parameters_kept(domain): 0.7 * parameters for domain in domains}
     job = sweep / "_".join([*overrides, "1f3a9c"]).replace("/", "-")
     (job / ".hydra").mkdir(parents=True)
     write_losses(job / "document_losses.csv", rows)
+    if any(row.view is View.off for row in rows):
+        names = dict.fromkeys(row.part for row in rows if row.view is View.off)
+        blocks = [{"name": name, "owners": name.split("+"), "is_core": False} for name in names]
+        (job / "plan.json").write_text(json.dumps({"blocks": blocks}))
+    if robust:
+        attacked = View.full if without else View.removed
+        part = without[0] if without else ""
+        write_relearn(job / "relearn.csv", relearn_losses(rows, attacked, part))
     lines = [json.dumps(row) + "\n" for row in history(metrics, domains, rng, steps)]
     (job / "metrics.jsonl").write_text("".join(lines))
     summary = {
@@ -162,6 +307,37 @@ def write_job(
     return job
 
 
+def write_study(
+    folder: Path, *, seeds: int = 2, num_documents: int = 8, resamples: int = 50
+) -> Path:
+    """The edge choices, the control and other methods with all their baselines, by seed."""
+
+    def write(**arguments: Any) -> None:
+        write_job(folder, num_documents=num_documents, resamples=resamples, **arguments)
+
+    for seed in range(seeds):
+        shift = 0.02 * seed
+        for share in (1.0, 0.5, 0.25, 0.125):
+            write(edges="dense", method="dense", seed=seed, share=share, shift=shift)
+        for part in DOMAINS:
+            write(
+                edges="dense", method="filtered", without=[part], seed=seed, shift=shift,
+                robust=True,
+            )  # fmt: skip
+        for edges in ("none", "act", "weight", "both"):
+            write(edges=edges, seed=seed, robust=True)
+        write(edges="act", method="random", seed=seed)
+        write(
+            edges="weight", method="sgtm", plan="forget", forget=["biology"], seed=seed,
+            foreign_dropout=1.0, robust=True,
+        )  # fmt: skip
+        write(edges="none", method="demix", seed=seed, foreign_dropout=1.0)
+        write(edges="act", plan="lattice", seed=seed)
+        write(edges="act", seed=seed, foreign_dropout=0.25, separation=0.6)
+        write(edges="act", seed=seed, foreign_dropout=1.0, separation=2.5)
+    return folder
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     """The four edge choices and a dense run, one seed."""
@@ -169,6 +345,18 @@ def sweep(tmp_path: Path) -> Path:
     for edges in ("none", "both", "act", "weight", "dense"):
         write_job(folder, edges=edges)
     return folder
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Methods with their baselines on two seeds; for reading alone."""
+    return write_study(tmp_path_factory.mktemp("study") / "methods and baselines")
+
+
+@pytest.fixture(scope="session")
+def read_study(study: Path) -> Sweep:
+    """The same, read."""
+    return read_sweep(study)
 
 
 @pytest.fixture

@@ -83,6 +83,33 @@ def test_click_on_a_heading_sorts(sweep: Path, tmp_path: Path, browse: Browse) -
     assert orders[1] == orders[0][::-1]
 
 
+def test_tab_shows_other_axes(study: Path, tmp_path: Path, browse: Browse) -> None:
+    page = write_report(study)
+    text = page.read_text(encoding="utf-8")
+    titles = []
+    for at in (0, 4):
+        copy = tmp_path / f"tab{at}.html"
+        click = f"<script>document.querySelectorAll('.tabs button')[{at}].click()</script>"
+        copy.write_text(text.replace("</body>", click + "</body>"), encoding="utf-8")
+        dom = browse(copy, "--dump-dom")
+        assert len(re.findall(r'aria-pressed="true"', dom)) == 1
+        titles.append(re.findall(r'class="xtitle"[^>]*>([^<]+)<', dom)[0])
+    assert titles[0].startswith("mean compute-equivalent")
+    assert titles[1].startswith("mean L(d)")
+
+
+def test_columns_of_single_domains_unfold(study: Path, tmp_path: Path, browse: Browse) -> None:
+    page = write_report(study)
+    text = page.read_text(encoding="utf-8")
+    copy = tmp_path / "unfolded.html"
+    click = "<script>document.querySelector('[data-fold=compare]').click()</script>"
+    copy.write_text(text.replace("</body>", click + "</body>"), encoding="utf-8")
+    for opened, shown in ((page, "1"), (copy, "4")):
+        dom = browse(opened, "--dump-dom")
+        table = dom.split('id="compare"')[1].split("</thead>")[0]
+        assert re.findall(r'colspan="(\d)"[^>]*>loss L', table) == [shown]
+
+
 def test_dark_page_is_dark(sweep: Path, tmp_path: Path, browse: Browse) -> None:
     page = write_report(sweep)
     means = {}

@@ -1,26 +1,36 @@
-"""What the plots hold: points, error bars, lines, means and curves."""
+"""What the plots hold: points, error bars, lines, means, settings, attacks and curves."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gr_sweep.report import figures, read_sweep
+from gr_sweep.config import Method
+from gr_sweep.metrics import keys
+from gr_sweep.report import figures, measures, read_sweep
+from gr_sweep.report.collect import Sweep
 
 MakeJob = Callable[..., Path]
 
 
+def scatter(sweep: Sweep, title: str) -> dict[str, Any]:
+    """The figure of one pair of axes."""
+    [found] = [item.figure for item in figures.scatters(sweep) if item.title == title]
+    return found
+
+
 def test_scatter_has_a_point_a_job_in_the_colour_of_its_edges(sweep: Path) -> None:
     read = read_sweep(sweep)
-    figure = figures.scatter(read)
-    assert figure is not None
+    figure = scatter(read, "selectivity over loss L(d)")
     by_edges = {trace["name"]: trace for trace in figure["data"]}
     assert list(by_edges) == ["none", "weight", "act", "both"]
     [weight] = [job for job in read.jobs if job.edges == "weight"]
     trace = by_edges["weight"]
     assert weight.mean_loss is not None and weight.mean_selectivity is not None
-    assert trace["x"] == (weight.mean_loss.value,) or trace["x"] == [weight.mean_loss.value]
+    assert trace["x"] == [weight.mean_loss.value]
+    assert trace["y"] == [weight.mean_selectivity.value]
     assert trace["marker"]["color"] == figures.COLOURS["weight"]
     assert weight.mean_selectivity.interval is not None
     high = weight.mean_selectivity.interval[1]
@@ -30,8 +40,7 @@ def test_scatter_has_a_point_a_job_in_the_colour_of_its_edges(sweep: Path) -> No
 
 def test_dense_job_is_a_vertical_line_with_its_name(sweep: Path) -> None:
     read = read_sweep(sweep)
-    figure = figures.scatter(read)
-    assert figure is not None
+    figure = scatter(read, "selectivity over loss L(d)")
     [line] = figure["layout"]["shapes"]
     [dense] = [job for job in read.jobs if job.edges == "dense"]
     assert dense.mean_loss is not None
@@ -44,9 +53,7 @@ def test_several_seeds_are_small_points_with_one_marker_at_their_mean(
 ) -> None:
     for seed in range(3):
         make_job(tmp_path, edges="act", seed=seed, num_documents=5, resamples=20)
-    figure = figures.scatter(read_sweep(tmp_path))
-    assert figure is not None
-    points, mean = figure["data"]
+    points, mean = scatter(read_sweep(tmp_path), "selectivity over loss L(d)")["data"]
     assert len(points["x"]) == 3 and len(mean["x"]) == 1
     assert mean["x"][0] == pytest.approx(sum(points["x"]) / 3)
     assert mean["marker"]["size"] > points["marker"]["size"]
@@ -55,7 +62,115 @@ def test_several_seeds_are_small_points_with_one_marker_at_their_mean(
 
 def test_sweep_of_dense_jobs_has_no_scatter(tmp_path: Path, make_job: MakeJob) -> None:
     make_job(tmp_path, edges="dense", num_documents=2, resamples=0)
-    assert figures.scatter(read_sweep(tmp_path)) is None
+    assert figures.scatters(read_sweep(tmp_path)) == []
+
+
+def test_with_baselines_compute_equivalent_and_removal_come_first(read_study: Sweep) -> None:
+    first, *others = figures.scatters(read_study)
+    assert first.title == "removal over compute-equivalent"
+    assert "selectivity over loss L(d)" in [item.title for item in others]
+    names = {trace["name"] for trace in first.figure["data"]}
+    assert {"weight · sgtm", "none · demix", "act · random", "act · lattice"} <= names
+    assert not any("dense" in name or "filtered" in name for name in names)
+    # Dense is at 1, and a model that never saw the domain is at 1 as well.
+    places = [(line["x0"], line["y0"]) for line in first.figure["layout"]["shapes"]]
+    assert places == [(1.0, 0), (0, 1.0)]
+
+
+def test_loss_below_the_shortest_dense_run_stands_at_its_share(read_study: Sweep) -> None:
+    job = next(job for job in read_study.jobs if job.edges == "weight" and job.kind == "peers")
+    assert job.mean_compute_equivalent is None
+    known = measures.known(measures.COMPUTE_EQUIVALENT, job)
+    assert known is not None
+    shares = [
+        estimate.value
+        if (estimate := job.estimate(keys.compute_equivalent_full(domain)))
+        else 1 / 8
+        for domain in job.domains
+    ]
+    assert known.value == pytest.approx(sum(shares) / 3)
+    figure = scatter(read_study, "removal over compute-equivalent")
+    xs = [x for trace in figure["data"] if trace["name"] == "weight · peers" for x in trace["x"]]
+    assert known.value in xs
+
+
+def test_jobs_that_cannot_be_drawn_are_counted(read_study: Sweep) -> None:
+    # The full model under `both` is worse on code than one that never saw it: no way to go.
+    first = figures.scatters(read_study)[0]
+    assert first.num_missing == 2
+
+
+def test_control_is_hollow_and_methods_have_markers_of_their_own() -> None:
+    methods = {method.value for method in Method} - {"routed"}
+    assert methods <= figures.MARKERS.keys()
+    assert figures.symbol("random").endswith("-open")
+    symbols = [symbol for symbol, _ in figures.MARKERS.values()]
+    assert len(set(symbols)) == len(symbols)
+
+
+def test_names_of_points_cover_one_another_nowhere() -> None:
+    centres = {str(at): (0.5 + 0.001 * at, 0.5) for at in range(12)}
+    labels = dict.fromkeys(centres, "act · peers · 0.5")
+    positions = figures._label_positions(labels, centres, (0, 1), (0, 1))
+    # Above and below on both sides, and beside the outermost: the others have no room.
+    assert 2 <= len(positions) <= 6
+    apart = {"a": (0.1, 0.1), "b": (0.9, 0.9)}
+    assert figures._label_positions(dict.fromkeys(apart, "act"), apart, (0, 1), (0, 1)) == {
+        "a": "top right",
+        "b": "top left",
+    }
+
+
+def test_setting_that_varies_alone_has_a_plot_of_utility_and_one_of_separability(
+    read_study: Sweep,
+) -> None:
+    [found] = figures.against(read_study)
+    assert found.name == "route.foreign_dropout" and found.num_other == 1
+    utility, separability = found.figures
+    seeds, means = separability["data"]
+    assert (
+        means["x"] == [0.25, 0.5, 1.0, None]
+        and sorted(seeds["x"]) == [0.25] * 2 + [0.5] * 2 + [1.0] * 2
+    )
+    first, second = (y for x, y in zip(seeds["x"], seeds["y"], strict=True) if x == 0.25)
+    assert means["y"][0] == pytest.approx((first + second) / 2)
+    # Student's t with one degree of freedom: 12.706 standard errors, of |a - b| / 2.
+    assert means["error_y"]["array"][0] == pytest.approx(12.7062 * abs(first - second) / 2, 1e-4)
+    assert "compute-equivalent" in utility["layout"]["yaxis"]["title"]["text"]
+
+
+def test_model_sizes_stand_at_their_parameters(tmp_path: Path, make_job: MakeJob) -> None:
+    for size, parameters in (("tiny", 2e5), ("nano", 4.3e6)):
+        make_job(
+            tmp_path, settings={"model.size": size}, parameters=parameters,
+            num_documents=2, resamples=0,
+        )  # fmt: skip
+    [found] = figures.against(read_sweep(tmp_path))
+    assert found.name == figures.PARAMETERS
+    assert [trace["x"] for trace in found.figures[0]["data"]] == [[2e5, 4.3e6, None]]
+    assert found.figures[0]["layout"]["xaxis"]["ticktext"] == ["200k", "4.3M"]
+
+
+def test_what_a_method_fixes_is_no_setting_to_plot_against(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    make_job(tmp_path, foreign_dropout=0.5, num_documents=2, resamples=0)
+    make_job(tmp_path, method="demix", foreign_dropout=1.0, num_documents=2, resamples=0)
+    assert figures.against(read_sweep(tmp_path)) == []
+
+
+def test_relearning_shows_the_strongest_attack_of_each_model(read_study: Sweep) -> None:
+    found = figures.relearning(read_study)
+    assert list(found) == ["code", "biology", "creative"]
+    traces = found["biology"]["data"]
+    assert {trace["line"]["dash"] for trace in traces} == {"solid", "dash"}
+    [filtered] = [trace for trace in traces if trace["line"]["dash"] == "dash"]
+    assert filtered["x"] == [0, 10, 20, 30, 40, None] * 2
+    assert all("lr 0.003" in text for text in filtered["text"])
+    job = next(
+        job for job in read_study.jobs if job.kind == "filtered" and "biology" in job.attacks
+    )
+    assert min(filtered["y"][:5]) == min(min(attack.losses) for attack in job.attacks["biology"])
 
 
 def test_curves_have_training_and_held_out_losses_of_every_domain(sweep: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from gr_sweep.errors import ReportError
-from gr_sweep.report import html, read_sweep, write_report
+from gr_sweep.report import write_report
 
 MakeJob = Callable[..., Path]
 
@@ -84,35 +84,6 @@ def test_names_from_outside_cannot_become_markup(tmp_path: Path, make_job: MakeJ
     assert "alert(1)</script>" not in own_text(write_report(tmp_path / "sweep"))
 
 
-def test_best_values_are_marked_and_missing_ones_are_dashes(sweep: Path) -> None:
-    table = html.comparison(read_sweep(sweep))
-    names = [(column["group"], column["name"]) for column in table["columns"]]
-    assert names[0] == ("", "edges")
-    rows = {row["edges"]: row["cells"] for row in table["rows"]}
-    columns = names[table["num_settings"] :]
-    loss = columns.index(("loss L(d), nats", "mean"))
-    selectivity = columns.index(("selectivity, nats", "mean"))
-    assert [edges for edges, cells in rows.items() if cells[loss]["best"]] == ["dense"]
-    assert [edges for edges, cells in rows.items() if cells[selectivity]["best"]] == ["weight"]
-    assert rows["dense"][selectivity]["value"] is None
-    assert rows["dense"][selectivity]["text"] == "\N{EN DASH}"
-
-
-def test_many_settings_share_one_column(tmp_path: Path, make_job: MakeJob) -> None:
-    for at, edges in enumerate(("act", "both")):
-        job = make_job(tmp_path, edges=edges, num_documents=2, resamples=0)
-        path = job / "summary.json"
-        summary = json.loads(path.read_text())
-        summary["config"]["train"] |= {
-            name: at
-            for name in ("lr", "steps", "beta1", "beta2", "decay", "warmup", "weight_decay")
-        }
-        path.write_text(json.dumps(summary))
-    table = html.comparison(read_sweep(tmp_path))
-    assert [column["name"] for column in table["columns"][:2]] == ["edges", "settings"]
-    assert "train.lr=1" in table["rows"][1]["settings"][0]["text"]
-
-
 def test_inner_nodes_of_the_tree_have_rows_of_their_own(tmp_path: Path, make_job: MakeJob) -> None:
     domains = ["biology/cells", "biology/virology", "code"]
     job = make_job(tmp_path, domains=domains, plan="tree", num_documents=2, resamples=0)
@@ -125,14 +96,6 @@ def test_inner_nodes_of_the_tree_have_rows_of_their_own(tmp_path: Path, make_job
     page = own_text(write_report(tmp_path))
     assert '<th scope="row">biology</th>' in page
     assert "biology/cells without biology: +9.50" in page
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.5, "+0.50"), (-0.25, "\N{MINUS SIGN}0.25"), (-0.001, "0.00"), (12.0, "+12.00")],
-)
-def test_differences_are_shown_with_their_sign(value: float, text: str) -> None:
-    assert html.signed(value) == text
 
 
 def test_missing_folder_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -148,3 +111,49 @@ def test_hundred_jobs_make_a_page_of_bearable_size(tmp_path: Path, make_job: Mak
     assert page.count('<table class="heat">') == 100
     assert "cards compact" in page
     assert len(page) < 3_000_000
+
+
+def test_page_of_a_study_has_every_section(study: Path) -> None:
+    page = own_text(write_report(study))
+    for section in (
+        "utility-separability", "comparison", "over-seeds", "settings", "removal", "sharing",
+        "robustness", "baselines", "curves", "jobs",
+    ):  # fmt: skip
+        assert f'<section id="{section}">' in page
+    assert re.findall(r'data-tab="\d">([^<]+)<', page) == [
+        "removal over compute-equivalent", "removal over tax", "removal over expert tax",
+        "selectivity over tax", "selectivity over loss L(d)",
+    ]  # fmt: skip
+    assert "Not drawn: 2 jobs" in page
+    assert "&lt;1/8" in page, "a loss above that of the shortest dense run is told as such"
+
+
+def test_sections_without_numbers_are_left_out(sweep: Path) -> None:
+    page = own_text(write_report(sweep))
+    for section in ("over-seeds", "settings", "sharing", "robustness", "baselines"):
+        assert f'<section id="{section}">' not in page
+
+
+def test_every_plot_that_the_page_asks_for_is_in_it(study: Path) -> None:
+    page = own_text(write_report(study))
+    asked = re.findall(r'data-plot="([^"]+)"', page)
+    [text] = re.findall(r'<script type="application/json" id="plots">(.*)</script>', page)
+    plots = json.loads(text)
+    assert sorted(asked) == sorted(plots) and len(set(asked)) == len(asked)
+    assert len(asked) == 1 + 2 + 3 + 3, "scatter, a setting, three attacks, three curves"
+
+
+def test_row_of_a_job_leads_to_its_details(study: Path) -> None:
+    page = own_text(write_report(study))
+    rows = re.findall(r'<a href="#(job-\d+)" title="([^"]+)">', page)
+    jobs = dict(re.findall(r'<details id="(job-\d+)" data-job="([^"]+)"', page))
+    assert rows and all(jobs[target] == label for target, label in rows)
+
+
+def test_shorter_dense_runs_are_baselines_and_no_rows(study: Path) -> None:
+    page = own_text(write_report(study))
+    compared = page.split('id="compare"')[1].split("</table>")[0]
+    assert "train.steps=50" not in compared
+    baselines = page.split('id="dense"')[1].split("</table>")[0]
+    for share in ("1/8", "1/4", "1/2", "1"):
+        assert f"<span>{share}</span>" in baselines

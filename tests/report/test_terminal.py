@@ -9,6 +9,7 @@ from rich.console import Console
 from gr_sweep.cli import report as verb
 from gr_sweep.errors import ReportError
 from gr_sweep.report import print_table, read_sweep
+from gr_sweep.report.collect import Sweep
 
 
 def test_table_has_a_row_a_job_and_names_the_unfinished(sweep: Path) -> None:
@@ -19,6 +20,31 @@ def test_table_has_a_row_a_job_and_names_the_unfinished(sweep: Path) -> None:
     for word in ("dense", "none", "weight", "act", "both", "selectivity", "tokens/s"):
         assert word in text
     assert "edges=act_seed=9: not finished" in text
+
+
+def printed(sweep: Sweep, width: int) -> str:
+    """The table in a terminal of that width."""
+    out = io.StringIO()
+    print_table(sweep, Console(file=out, width=width))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_table_of_methods_is_not_folded(read_study: Sweep, width: int) -> None:
+    text = printed(read_study, width)
+    assert max(map(len, text.splitlines())) <= width
+    for word in ("filtered", "lattice", "random", "[creative]", "removal", "equivalent", "<1/8"):
+        assert word in text, f"{word} is cut or gone"
+    rows = [line for line in text.splitlines() if line.split()[:1] == ["weight"]]
+    assert len(rows) == 4, "a row a job"
+    assert "6 dense runs of fewer tokens" in text
+
+
+def test_columns_go_where_there_is_no_room(read_study: Sweep) -> None:
+    wide, middle, narrow = (printed(read_study, width) for width in (1000, 160, 80))
+    assert "creative" in wide.split("\u2500")[0] and "tokens/s" in wide
+    assert "creative" not in middle.split("\u2500")[0] and "selectivity" in middle
+    assert "selectivity" not in narrow.split("\u2500")[0]
 
 
 def test_verb_prints_the_table_and_then_the_path(

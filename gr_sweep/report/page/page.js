@@ -29,18 +29,30 @@
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
       toImageButtonOptions: { format: "svg", scale: 1 },
     };
-    for (const box of boxes) {
-      const name = box.dataset.plot;
-      const figure = name === "scatter" ? plots.scatter : plots.curves[Number(name)];
-      const settings = { ...config, displayModeBar: name === "scatter" && !narrow.matches ? "hover" : false };
-      Plotly.newPlot(box, figure.data, figure.layout, settings).then(() => Plotly.relayout(box, themed()));
+    const draw = (box, figure) => {
+      const tall = box.classList.contains("tall");
+      const settings = { ...config, displayModeBar: tall && !narrow.matches ? "hover" : false };
+      // On a phone the names of points would cover one another.
+      const bare = (trace) => (trace.mode === "markers+text" ? { ...trace, mode: "markers" } : trace);
+      const data = narrow.matches ? figure.data.map(bare) : figure.data;
+      Plotly.react(box, data, figure.layout, settings).then(() => Plotly.relayout(box, themed()));
+    };
+    for (const box of boxes) draw(box, [plots[box.dataset.plot]].flat()[0]);
+    for (const tabs of document.querySelectorAll(".tabs")) {
+      const box = boxes.find((other) => other.dataset.plot === tabs.dataset.for);
+      for (const tab of tabs.querySelectorAll("button"))
+        tab.addEventListener("click", () => {
+          for (const other of tabs.children) other.setAttribute("aria-pressed", other === tab);
+          for (const note of tabs.parentElement.querySelectorAll("[data-of]"))
+            note.hidden = note.dataset.of !== tab.dataset.tab;
+          draw(box, plots[tabs.dataset.for][tab.dataset.tab]);
+        });
     }
     dark.addEventListener("change", () => boxes.forEach((box) => Plotly.relayout(box, themed())));
     addEventListener("beforeprint", () => boxes.forEach((box) => Plotly.Plots.resize(box)));
   }
 
-  const table = document.getElementById("compare");
-  if (table) {
+  for (const table of document.querySelectorAll("table.compare")) {
     const heads = [...table.tHead.rows[1].cells];
     heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
       const rising = head.getAttribute("aria-sort") !== "ascending";
@@ -59,6 +71,15 @@
       table.tBodies[0].append(...order.map((at) => rows[at]));
     }));
   }
+
+  // The columns of single domains beside their means.
+  for (const box of document.querySelectorAll("[data-fold]"))
+    box.addEventListener("change", () => {
+      const table = document.getElementById(box.dataset.fold);
+      table.classList.toggle("folded", !box.checked);
+      for (const head of table.querySelectorAll("[data-all]"))
+        head.colSpan = box.checked ? head.dataset.all : head.dataset.few;
+    });
 
   document.getElementById("filter")?.addEventListener("input", (event) => {
     const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);

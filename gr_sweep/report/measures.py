@@ -1,0 +1,351 @@
+"""What jobs are compared by: every measure once, with its name, direction and how it is written.
+
+Tables and plots take their columns and axes from here, so that a measure is called the same
+everywhere. Knows keys and nothing of how they are measured or laid out.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from gr_sweep.domains import is_under
+from gr_sweep.metrics import bootstrap, keys
+from gr_sweep.report.collect import Estimate, Job
+
+Text = Callable[[float], str]
+
+MISSING = "\N{EN DASH}"
+"""What a cell without a value shows."""
+
+
+def nats(value: float) -> str:
+    """A loss in nats with three decimals."""
+    return f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """A difference in nats with its sign and two decimals; a true minus, as wide as a plus."""
+    text = f"{value:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "\N{MINUS SIGN}")
+
+
+def unsigned(value: float) -> str:
+    """As `signed` without the plus: for shares, and for the bounds of an interval."""
+    return signed(value).removeprefix("+")
+
+
+def count(value: float) -> str:
+    """A number of things, with separators."""
+    return f"{value:,.0f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A number that each job may have: for a domain or part, and as the mean over them."""
+
+    name: str
+    """Of its columns; short."""
+    axis: str
+    """What an axis says, with the unit."""
+    direction: int
+    """1: higher is better, -1: lower, 0: neither."""
+    of: Callable[[Job, str], Estimate | None] | None
+    """The job's number for one domain, or for one part that can be removed; None: no such."""
+    key: str | None = None
+    """Of the mean: a metric, or one of `collect.MEANS`; None: the mean over the parts that have
+    it, if none that the job has a selectivity of is missing."""
+    text: Text
+    """How a value is written."""
+    at_most: Callable[[Job, str | None], float | None] = lambda job, part: None
+    """Where a value is missing (None: the mean) but known to be below a number: that number."""
+    is_censored: Callable[[Job, str], bool] = lambda job, part: False
+    """Whether the value is a lower bound alone."""
+
+    @property
+    def bound(self) -> Text:
+        """How the bounds of its interval are written."""
+        return unsigned if self.text is signed else self.text
+
+    def mean(self, job: Job) -> Estimate | None:
+        """The job's mean; None where it has none."""
+        if self.key is not None:
+            return job.estimate(self.key)
+        of = self.of
+        assert of is not None  # A measure without a key has a number a part.
+        found = {part: of(job, part) for part in job.nodes}
+        if any(found[part] is None for part in job.parts):
+            return None
+        return mean_of([estimate for estimate in found.values() if estimate is not None])
+
+    def written(self, job: Job, part: str | None) -> str:
+        """The job's value for a part, or its mean (None), with what is known of it."""
+        estimate = self.mean(job) if part is None or self.of is None else self.of(job, part)
+        if estimate is None:
+            bound = self.at_most(job, part)
+            return MISSING if bound is None else below(bound)
+        parts = job.nodes if part is None else [part]
+        least = "\N{GREATER-THAN OR EQUAL TO} " * any(self.is_censored(job, at) for at in parts)
+        return least + self.text(estimate.value)
+
+
+def below(bound: float) -> str:
+    """Less than a share: as a fraction where it is a simple one."""
+    fraction = Fraction(bound).limit_denominator(64)
+    simple = fraction.numerator == 1 and abs(float(fraction) - bound) < 1e-3
+    return f"<{fraction}" if simple else f"<{bound:.2f}"
+
+
+def mean_of(estimates: Sequence[Estimate | None]) -> Estimate | None:
+    """Mean of estimates of different domains; None where one is missing, or there are none."""
+    found = [estimate for estimate in estimates if estimate is not None]
+    if not found or len(found) < len(estimates):
+        return None
+    values = [estimate.value for estimate in found]
+    intervals = [estimate.interval for estimate in found if estimate.interval is not None]
+    return Estimate(
+        value=sum(values) / len(values),
+        interval=bootstrap.interval_of_mean(values, intervals)
+        if len(intervals) == len(values)
+        else None,
+    )
+
+
+def _of(key: Callable[[str], str]) -> Callable[[Job, str], Estimate | None]:
+    return lambda job, part: job.estimate(key(part))
+
+
+def _over_others(key: Callable[[str, str], str]) -> Callable[[Job, str], Estimate | None]:
+    """Mean of key(part, d) over the domains that stay when the part is removed."""
+
+    def of(job: Job, part: str) -> Estimate | None:
+        others = [domain for domain in job.domains if not is_under(domain, part)]
+        return mean_of([job.estimate(key(part, domain)) for domain in others])
+
+    return of
+
+
+def _at_most(job: Job, part: str | None) -> float | None:
+    """Bound of a compute equivalent that is missing beside its tax: the shortest dense run was
+    better. A bound of the mean takes what is known."""
+    if job.smallest_share is None:
+        return None
+    if part is not None:
+        has_tax = job.estimate(keys.tax(part)) is not None
+        return job.smallest_share if has_tax else None
+    bounds = []
+    for domain in job.domains:
+        estimate = job.estimate(keys.compute_equivalent_full(domain))
+        bound = _at_most(job, domain) if estimate is None else estimate.value
+        if bound is None:
+            return None
+        bounds.append(bound)
+    return sum(bounds) / len(bounds)
+
+
+COMPUTE_EQUIVALENT = Measure(
+    name="compute-equivalent",
+    axis="mean compute-equivalent, share of dense tokens",
+    direction=1,
+    of=_of(keys.compute_equivalent_full),
+    key="mean_compute_equivalent",
+    text=unsigned,
+    at_most=_at_most,
+)
+LOSS = Measure(
+    name="loss L(d)",
+    axis="mean L(d), nats per token",
+    direction=-1,
+    of=_of(keys.loss_full),
+    key="mean_loss",
+    text=nats,
+)
+TAX = Measure(
+    name="tax",
+    axis="mean tax, nats over dense",
+    direction=-1,
+    of=_of(keys.tax),
+    key="mean_tax",
+    text=signed,
+)
+EXPERT_TAX = Measure(
+    name="expert tax",
+    axis="mean expert tax, nats over dense",
+    direction=-1,
+    of=_of(keys.expert_tax),
+    key="mean_expert_tax",
+    text=signed,
+)
+MIXED_TAX = Measure(
+    name="mixed tax",
+    axis="mean tax of mixed experts, nats over dense",
+    direction=-1,
+    of=_of(keys.mixed_tax),
+    key="mean_mixed_tax",
+    text=signed,
+)
+REMOVAL = Measure(
+    name="removal",
+    axis="mean removal",
+    direction=1,
+    of=_of(keys.removal),
+    key="mean_removal",
+    text=unsigned,
+)
+SELECTIVITY = Measure(
+    name="selectivity",
+    axis="mean selectivity, nats",
+    direction=1,
+    of=_of(keys.selectivity),
+    key="mean_selectivity",
+    text=signed,
+)
+REMOVED_TAX = Measure(
+    name="removed tax",
+    axis="mean tax of the others after removal, nats over filtered",
+    direction=-1,
+    of=_over_others(keys.removed_tax),
+    key="mean_removed_tax",
+    text=signed,
+)
+REMOVED_COMPUTE = Measure(
+    name="removed compute",
+    axis="mean compute-equivalent of the others after removal",
+    direction=1,
+    of=_over_others(keys.compute_equivalent_removed),
+    key="mean_removed_compute_equivalent",
+    text=unsigned,
+)
+FORGET_COMPUTE = Measure(
+    name="forget compute",
+    axis="mean compute-equivalent of what is left after removal",
+    direction=-1,
+    of=_of(keys.forget_compute),
+    key="mean_forget_compute",
+    text=unsigned,
+)
+SPEED = Measure(
+    name="tokens/s",
+    axis="tokens a second",
+    direction=1,
+    of=None,
+    key=keys.COST_TOKENS_PER_SECOND,
+    text=count,
+)
+
+MAIN = (
+    COMPUTE_EQUIVALENT, LOSS, TAX, EXPERT_TAX, MIXED_TAX, REMOVAL, SELECTIVITY, REMOVED_TAX,
+    REMOVED_COMPUTE, FORGET_COMPUTE, SPEED,
+)  # fmt: skip
+"""The comparison table's, in its order."""
+
+CHIEF = (COMPUTE_EQUIVALENT, LOSS, TAX, EXPERT_TAX, REMOVAL, SELECTIVITY, REMOVED_TAX)
+"""Those for which differences between groups are shown, and that fit a terminal."""
+
+AXES = (
+    (COMPUTE_EQUIVALENT, REMOVAL),
+    (TAX, REMOVAL),
+    (EXPERT_TAX, REMOVAL),
+    (TAX, SELECTIVITY),
+    (LOSS, SELECTIVITY),
+)
+"""Utility and separability, the best pair first: a plot takes the first that enough jobs have."""
+
+
+def _removal_or_unlearning(job: Job, part: str) -> Estimate | None:
+    return job.estimate(keys.removal(part)) or job.estimate(keys.unlearned_removal(part))
+
+
+def _was_not_reached(key: Callable[[str], str]) -> Callable[[Job, str], bool]:
+    return lambda job, part: job.metrics.get(key(part)) == 1
+
+
+REMOVED = Measure(
+    name="removal", axis="removal", direction=1, of=_removal_or_unlearning, text=unsigned
+)
+"""Removal, and what unlearning comes to: beside the measures of robustness, to compare with."""
+
+OF_TEXT = (
+    Measure(
+        name="spurious gap",
+        axis="spurious gap, nats",
+        direction=-1,
+        of=_of(keys.spurious_gap_full),
+        text=signed,
+    ),
+    Measure(
+        name="spurious gap, expert",
+        axis="spurious gap of the expert alone, nats",
+        direction=-1,
+        of=_of(keys.spurious_gap_kept),
+        text=signed,
+    ),
+)
+"""What changing the text does: every model has these."""
+
+ROBUST = (
+    Measure(
+        name="calibrated removal",
+        axis="calibrated removal",
+        direction=1,
+        of=_of(keys.calibrated_removal),
+        text=unsigned,
+    ),
+    Measure(
+        name="relearned loss",
+        axis="lowest loss after relearning, nats per token",
+        direction=1,
+        of=_of(keys.relearn_loss),
+        text=nats,
+    ),
+    Measure(
+        name="filtered: loss",
+        axis="lowest loss of the filtered model, nats per token",
+        direction=0,
+        of=_of(keys.relearn_filtered_loss),
+        text=nats,
+    ),
+    Measure(
+        name="relearning steps",
+        axis="steps to relearn half",
+        direction=1,
+        of=_of(keys.relearn_steps),
+        text=count,
+        is_censored=_was_not_reached(keys.relearn_censored),
+    ),
+    Measure(
+        name="filtered: steps",
+        axis="steps of the filtered model to learn half",
+        direction=0,
+        of=_of(keys.relearn_filtered_steps),
+        text=count,
+        is_censored=_was_not_reached(keys.relearn_filtered_censored),
+    ),
+    Measure(name="leakage", axis="leakage", direction=-1, of=_of(keys.leakage), text=unsigned),
+    *OF_TEXT,
+)
+"""The robustness table's."""
+
+
+def best_axes(jobs: Sequence[Job]) -> tuple[Measure, Measure]:
+    """The first pair of AXES that half or more have of the jobs that have any; the last pair where
+    none has any."""
+    counts = [sum(place(job, axes) is not None for job in jobs) for axes in AXES]
+    enough = max(counts, default=0) / 2
+    return next(
+        (axes for axes, found in zip(AXES, counts, strict=True) if found and found >= enough),
+        AXES[-1],
+    )
+
+
+def place(job: Job, axes: tuple[Measure, Measure]) -> tuple[Estimate, Estimate] | None:
+    """Where a job stands in a plot; at the bound where its utility is known to be below one. None
+    where one of the two is missing."""
+    utility, separability = known(axes[0], job), axes[1].mean(job)
+    return None if utility is None or separability is None else (utility, separability)
+
+
+def known(measure: Measure, job: Job) -> Estimate | None:
+    """The job's mean, or the number that it is known to be below."""
+    estimate = measure.mean(job)
+    bound = measure.at_most(job, None) if estimate is None else None
+    return estimate if bound is None else Estimate(value=bound)
