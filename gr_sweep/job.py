@@ -269,8 +269,8 @@ def _run(
                 config.eval,
                 without=config.method.without,
                 recover=recover,
+                lr=config.train.lr,
                 device=device,
-                rank=processes.rank,
                 num_processes=processes.world_size,
             )
             rows += more_rows
