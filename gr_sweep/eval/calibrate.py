@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from gr_sweep.model.loss import IGNORED, TokenLosses, chunk_positions
 
-PRIOR_TOKENS = 0.25
+PRIOR_TOKENS = 1.0
 """Tokens that are added to the text for each entry of the vocabulary, all spread as the model
 without a bias predicts: what does not occur in the text keeps a finite bias, and where the text is
 short the bias stays near 0."""

@@ -79,8 +79,7 @@ class TrainingText:
     def sample(self, purpose: str, domains: Sequence[str], num_tokens: int) -> np.ndarray:
         """Windows [M, T + 1] of about so many tokens; not more than there are."""
         windows = self._windows(purpose, domains)
-        count = max(1, min(num_tokens // windows.sequence_length, windows.num_windows))
-        return windows.rows(0, count)
+        return windows.sample(max(1, num_tokens // windows.sequence_length))
 
     def _windows(
         self, purpose: str, domains: Sequence[str], documents: int | None = None

@@ -71,6 +71,11 @@ class TextWindows:
         first = step * num_rows
         return np.stack([self._window(number) for number in range(first, first + num_rows)])
 
+    def sample(self, num_rows: int) -> np.ndarray:
+        """So many rows, or all there are, from all over the text and not from few documents."""
+        chosen = np.random.default_rng(self._seeds).permutation(self.num_windows)[:num_rows]
+        return np.stack([self._window(int(number)) for number in np.sort(chosen)])
+
     def _window(self, number: int) -> np.ndarray:
         turn, place = divmod(number, len(self._shards))
         epoch, window = divmod(turn, self._per_epoch[place])

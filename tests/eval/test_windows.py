@@ -74,3 +74,14 @@ def test_a_domain_without_text_is_refused():
         TextWindows([shard("code"), counting()], sequence_length=8, seed=0)
     with pytest.raises(DataError, match="relearn_documents"):
         TextWindows([shard("code"), shard("biology")], sequence_length=8, seed=0, documents=1)
+
+
+def test_a_sample_is_of_windows_all_over_the_text_none_twice():
+    text = counting(*[10] * 40)
+    windows = TextWindows([text], sequence_length=9, seed=2)
+    rows = windows.sample(8)
+    assert rows.shape == (8, 10)
+    assert len(set(rows[:, 0].tolist())) == 8
+    assert len({int(token) // 10 for token in rows.flatten()}) > 8
+    every = windows.sample(10**6)
+    np.testing.assert_array_equal(every, windows.rows(0, windows.num_windows))
