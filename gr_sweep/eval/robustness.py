@@ -17,6 +17,7 @@ import torch
 from gr_sweep.config import EvalConfig
 from gr_sweep.data.shards import Shard
 from gr_sweep.domains import expand
+from gr_sweep.errors import JobError
 from gr_sweep.eval.calibrate import Calibrated, fitted_bias
 from gr_sweep.eval.finetune import Context, recovered, restored
 from gr_sweep.eval.loss import HeldoutBatches
@@ -93,6 +94,19 @@ class TrainingText:
         )
 
 
+def check_processes(config: EvalConfig, num_processes: int) -> None:
+    """Before any work.
+
+    Raises:
+        JobError: what several processes cannot do together.
+    """
+    if config.unlearn_steps and num_processes > 1:
+        raise JobError(
+            f"eval.unlearn_steps needs the whole model in one process, and this job has "
+            f"{num_processes}; run it in one, or leave eval.unlearn_steps out"
+        )
+
+
 def recovery(
     routed: RoutedModel,
     token_losses: TokenLosses,
@@ -164,9 +178,10 @@ def robustness_losses(
         num_processes: that share the parameters; all call this, and all get every row.
 
     Raises:
-        JobError: unlearning in several processes.
+        JobError: as `check_processes`.
         DataError: a domain without training text.
     """
+    check_processes(config, num_processes)
     labels = routed.plan.domains
     rows: list[DocumentLoss] = []
     relearned: list[RelearnLoss] = []

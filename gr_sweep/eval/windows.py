@@ -33,7 +33,8 @@ class TextWindows:
         """
         Args:
             sequence_length: T; less where a shard has less text.
-            documents: at most so many, drawn at random, divided over the shards; None: all.
+            documents: at most so many, drawn at random, divided over the shards, of each at least
+                one; None: all.
             purpose: other windows for each.
 
         Raises:
@@ -48,7 +49,7 @@ class TextWindows:
             if documents is not None:
                 # The first shards have one more where they do not divide.
                 count = documents // len(shards) + (place < documents % len(shards))
-                chosen = chosen[:count]
+                chosen = chosen[: max(1, count)]
             self._documents.append(chosen)
         self.num_documents = sum(len(chosen) for chosen in self._documents)
         sizes = [
@@ -56,10 +57,7 @@ class TextWindows:
             for shard, chosen in zip(self._shards, self._documents, strict=True)
         ]
         if min(sizes, default=0) < 2:
-            raise DataError(
-                "a domain has no training text to attack, calibrate or unlearn with; add text, or "
-                "give eval.relearn_documents at least one document a domain"
-            )
+            raise DataError("a domain has no training text to attack, calibrate or unlearn with")
         self.sequence_length = min(sequence_length, min(sizes) - 1)
         self._per_epoch = [(size - 1) // self.sequence_length for size in sizes]
         self.num_windows = sum(self._per_epoch)

@@ -1,8 +1,16 @@
 import pytest
+import torch
 
 from gr_sweep.config import EvalConfig
+from gr_sweep.errors import JobError
 from gr_sweep.eval.finetune import fine_tune
-from gr_sweep.eval.robustness import RECOVERY_LR, TrainingText, recovery, robustness_losses
+from gr_sweep.eval.robustness import (
+    RECOVERY_LR,
+    TrainingText,
+    check_processes,
+    recovery,
+    robustness_losses,
+)
 from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
 from tests.eval.tiny import (
@@ -160,3 +168,21 @@ def test_a_sample_has_no_more_than_the_text():
     assert few.shape == (5, 9)
     whole = text().sample("x", ["code"], 10**9)
     assert whole.shape[0] * 8 < shards()["code"].num_tokens
+
+
+def test_unlearning_in_several_processes_is_refused_before_any_work():
+    with pytest.raises(JobError, match=r"eval\.unlearn_steps needs the whole model in one process"):
+        check_processes(settings(unlearn_steps=3), 2)
+    check_processes(settings(unlearn_steps=3), 1)
+    check_processes(settings(), 2)
+
+
+def test_in_bfloat16_the_same_rows_come_out_about_the_same():
+    config = settings(unlearn_steps=2)
+    exact = found(make_routed(), config)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = found(make_routed(), config)
+    for rows, others in zip(exact, rough, strict=True):
+        for row, other in zip(rows, others, strict=True):
+            assert other.loss_nats == pytest.approx(row.loss_nats, rel=0.03)
+            assert other._replace(loss_nats=0) == row._replace(loss_nats=0)

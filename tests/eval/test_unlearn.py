@@ -3,10 +3,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from gr_sweep.errors import JobError
-from gr_sweep.eval import unlearn
 from gr_sweep.eval.finetune import WARMUP_STEPS, fine_tune
 from gr_sweep.eval.unlearn import RETAIN_WEIGHT, STEERING, activations, unlearned
 from gr_sweep.model.loss import TokenLosses
@@ -112,13 +109,3 @@ def test_activations_are_what_the_layer_hands_on_and_the_hook_is_gone():
     assert not model.model.layers[2]._forward_hooks
     expected = model(input_ids=ids, output_hidden_states=True).hidden_states[3]
     torch.testing.assert_close(found, expected)
-
-
-def test_parameters_of_several_processes_are_refused(monkeypatch):
-    routed = make_routed()
-    monkeypatch.setattr(unlearn, "DTensor", nn.Parameter)
-    with (
-        pytest.raises(JobError, match="unlearn_steps needs the whole model in one process"),
-        unlearned(TokenLosses(routed), forgotten, retained, 1, seed=0, device=CPU, lr=1e-3),
-    ):
-        raise AssertionError("unreached")
