@@ -51,6 +51,8 @@ _POINTS_WITH_BARS = 40
 """With more points their error bars would be a thicket; hovering tells the intervals."""
 _LABELLED_GROUPS = 24
 """With more groups of jobs their names would be a crowd; hovering tells them."""
+_LINES = 8
+"""More models without parts to remove than these are too many lines."""
 _PLOT_WIDTH, _PLOT_HEIGHT = 1000.0, 340.0
 """Pixels of the scatter between its axes on a desk, to see which names would cover one another."""
 _LETTER_WIDTH, _LINE_HEIGHT = 6.8, 15.0
@@ -193,7 +195,9 @@ def _scatter(sweep: Sweep, utility: Measure, parts: Measure) -> dict[str, Any] |
                 position,
             )
     barred = len(points) <= _POINTS_WITH_BARS
-    traces = []
+    looks = {group[0].name: group[0].kind for group in groups}
+    routed = [at for name, at in centres.items() if looks[name] != Method.random.value]
+    traces = _front_traces(routed, utility, parts)
     for size, all_points in ((6, small), (11, large)):
         for (edges, kind), drawn in all_points.items():
             is_large = all_points is large
@@ -233,6 +237,48 @@ def _scatter(sweep: Sweep, utility: Measure, parts: Measure) -> dict[str, Any] |
     return {"data": traces, "layout": layout}
 
 
+def front(
+    points: Sequence[tuple[float, float]], directions: tuple[int, int]
+) -> list[tuple[float, float]]:
+    """The Pareto set: points that no other is at least as good as in both, from left to right.
+
+    Args:
+        directions: of x and y: 1 where higher is better, -1 where lower is.
+    """
+    better = sorted({(x * directions[0], y * directions[1]) for x, y in points}, reverse=True)
+    found: list[tuple[float, float]] = []
+    for x, y in better:
+        if not found or y > found[-1][1]:
+            found.append((x, y))
+    return sorted((x * directions[0], y * directions[1]) for x, y in found)
+
+
+def _front_traces(
+    centres: Sequence[tuple[float, float]], utility: Measure, parts: Measure
+) -> list[dict[str, Any]]:
+    """The Pareto set as steps: what lies between two settings is reached by neither. Empty where it
+    is one point."""
+    if parts is measures.REMOVAL:
+        # More than gone is no better than gone.
+        centres = [(x, min(y, 1.0)) for x, y in centres]
+    found = front(centres, (utility.direction, parts.direction))
+    if len(found) < 2:
+        return []
+    shape = "hv" if utility.direction < 0 else "vh"
+    return [
+        {
+            "type": "scatter",
+            "x": [x for x, _ in found],
+            "y": [y for _, y in found],
+            "mode": "lines",
+            "line": {"color": _OTHER_COLOUR, "width": 1, "shape": shape},
+            "opacity": 0.7,
+            "name": "frontier",
+            "hoverinfo": "skip",
+        }
+    ]
+
+
 def _lines(
     sweep: Sweep,
     groups: Sequence[Sequence[Job]],
@@ -244,9 +290,13 @@ def _lines(
         at = 1.0 if utility is measures.COMPUTE_EQUIVALENT else 0.0
         return [(at, DENSE, DENSE)]
     lines = []
-    for group in groups:
+    without_parts = [group for group in groups if not any(job.name in points for job in group)]
+    if len(without_parts) > _LINES:
+        # Filtered models outnumber the others; where all cannot be seen, dense ones matter.
+        without_parts = [group for group in without_parts if group[0].kind == DENSE]
+    for group in without_parts:
         losses = [loss for job in group if (loss := utility.mean(job)) is not None]
-        if losses and not any(job.name in points for job in group):
+        if losses:
             lines.append((_mean(losses), tables.short_label(sweep, group[0]), group[0].edges))
     return lines
 
@@ -642,6 +692,8 @@ def _hover(sweep: Sweep, job: Job, *chosen: Measure) -> str:
         estimate = measure.mean(job)
         if estimate is not None:
             lines.append(f"{measure.name} {_number(estimate)}")
+        elif measure.at_most(job, None) is not None:
+            lines.append(f"{measure.name} {html.escape(measure.written(job, None))}")
     for domain in job.domains:
         parts = [
             f"{measure.name} {_number(estimate)}"

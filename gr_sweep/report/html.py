@@ -27,9 +27,6 @@ from gr_sweep.report.collect import (
 from gr_sweep.report.measures import MISSING
 from gr_sweep.report.tables import Table
 
-_COLUMNS_WITH_DETAILS = 14
-"""With more columns than these the ones of single domains are hidden until they are asked for."""
-
 
 def write_report(folder: Path) -> Path:
     """Write `folder`/report/index.html and results.csv, each whole, and return the path of the
@@ -131,15 +128,15 @@ def _table(table: Table | None) -> dict[str, Any] | None:
             groups[-1]["columns"].append(at)
         else:
             groups.append({"name": column.group, "direction": column.direction, "columns": [at]})
-    open_at_first = len(table.columns) <= _COLUMNS_WITH_DETAILS
     for group in groups:
         columns = [table.columns[at] for at in group["columns"]]
         group["all"] = len(columns)
         group["few"] = sum(not column.is_detail for column in columns)
     return {
         "columns": table.columns,
+        "meanings": table.meanings,
         "groups": groups,
-        "can_fold": table.has_details and not open_at_first,
+        "can_fold": table.is_folded,
         "starts": {group["columns"][0] for group in groups if group["name"]},
         "rows": [
             {**cards.identity(row.label, row.jobs[0]), "cells": row.cells, "jobs": row.jobs}

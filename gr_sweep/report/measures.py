@@ -47,6 +47,8 @@ class Measure:
     """Of its columns; short."""
     axis: str
     """What an axis says, with the unit."""
+    meaning: str
+    """For people who do not know the formula; metrics.md has that."""
     direction: int
     """1: higher is better, -1: lower, 0: neither."""
     of: Callable[[Job, str], Estimate | None] | None
@@ -145,6 +147,8 @@ def _at_most(job: Job, part: str | None) -> float | None:
 COMPUTE_EQUIVALENT = Measure(
     name="compute-equivalent",
     axis="mean compute-equivalent, share of dense tokens",
+    meaning="share of the dense model's tokens at which dense training is as good; "
+    "1 is free, <1/8 is worse than the dense run on an eighth",
     direction=1,
     of=_of(keys.compute_equivalent_full),
     key="mean_compute_equivalent",
@@ -154,6 +158,7 @@ COMPUTE_EQUIVALENT = Measure(
 LOSS = Measure(
     name="loss L(d)",
     axis="mean L(d), nats per token",
+    meaning="held-out loss of the full model",
     direction=-1,
     of=_of(keys.loss_full),
     key="mean_loss",
@@ -162,6 +167,7 @@ LOSS = Measure(
 TAX = Measure(
     name="tax",
     axis="mean tax, nats over dense",
+    meaning="loss of the full model less that of the dense model; 0 is free",
     direction=-1,
     of=_of(keys.tax),
     key="mean_tax",
@@ -170,6 +176,7 @@ TAX = Measure(
 EXPERT_TAX = Measure(
     name="expert tax",
     axis="mean expert tax, nats over dense",
+    meaning="loss of a domain's part kept alone, on that domain, less that of the dense model",
     direction=-1,
     of=_of(keys.expert_tax),
     key="mean_expert_tax",
@@ -178,6 +185,8 @@ EXPERT_TAX = Measure(
 MIXED_TAX = Measure(
     name="mixed tax",
     axis="mean tax of mixed experts, nats over dense",
+    meaning="loss of the experts mixed by their posterior over domains, less that "
+    "of the dense model",
     direction=-1,
     of=_of(keys.mixed_tax),
     key="mean_mixed_tax",
@@ -186,6 +195,8 @@ MIXED_TAX = Measure(
 REMOVAL = Measure(
     name="removal",
     axis="mean removal",
+    meaning="share of the way, on the removed domain, from the full model to one "
+    "never trained on it; 1 is as if never trained, above 1 is worse",
     direction=1,
     of=_of(keys.removal),
     key="mean_removal",
@@ -194,6 +205,8 @@ REMOVAL = Measure(
 SELECTIVITY = Measure(
     name="selectivity",
     axis="mean selectivity, nats",
+    meaning="what removing a domain costs it, less what it costs the others; 0 for "
+    "labels without meaning",
     direction=1,
     of=_of(keys.selectivity),
     key="mean_selectivity",
@@ -202,6 +215,8 @@ SELECTIVITY = Measure(
 REMOVED_TAX = Measure(
     name="removed tax",
     axis="mean tax of the others after removal, nats over filtered",
+    meaning="loss that removal leaves the other domains, less that of a model never "
+    "trained on the removed one",
     direction=-1,
     of=_over_others(keys.removed_tax),
     key="mean_removed_tax",
@@ -210,6 +225,7 @@ REMOVED_TAX = Measure(
 REMOVED_COMPUTE = Measure(
     name="removed compute",
     axis="mean compute-equivalent of the others after removal",
+    meaning="compute-equivalent of the other domains after removal",
     direction=1,
     of=_over_others(keys.compute_equivalent_removed),
     key="mean_removed_compute_equivalent",
@@ -218,6 +234,7 @@ REMOVED_COMPUTE = Measure(
 FORGET_COMPUTE = Measure(
     name="forget compute",
     axis="mean compute-equivalent of what is left after removal",
+    meaning="compute-equivalent of what is left on the removed domain",
     direction=-1,
     of=_of(keys.forget_compute),
     key="mean_forget_compute",
@@ -226,6 +243,7 @@ FORGET_COMPUTE = Measure(
 SPEED = Measure(
     name="tokens/s",
     axis="tokens a second",
+    meaning="training speed",
     direction=1,
     of=None,
     key=keys.COST_TOKENS_PER_SECOND,
@@ -260,7 +278,12 @@ def _was_not_reached(key: Callable[[str], str]) -> Callable[[Job, str], bool]:
 
 
 REMOVED = Measure(
-    name="removal", axis="removal", direction=1, of=_removal_or_unlearning, text=unsigned
+    name="removal",
+    axis="removal",
+    meaning="as in the comparison; for a dense model what unlearning comes to",
+    direction=1,
+    of=_removal_or_unlearning,
+    text=unsigned,
 )
 """Removal, and what unlearning comes to: beside the measures of robustness, to compare with."""
 
@@ -268,6 +291,8 @@ OF_TEXT = (
     Measure(
         name="spurious gap",
         axis="spurious gap, nats",
+        meaning="loss on text with another domain's marker less that on text with the "
+        "right one; 0: the marker is not used",
         direction=-1,
         of=_of(keys.spurious_gap_full),
         text=signed,
@@ -275,6 +300,7 @@ OF_TEXT = (
     Measure(
         name="spurious gap, expert",
         axis="spurious gap of the expert alone, nats",
+        meaning="the same for the domain's part kept alone",
         direction=-1,
         of=_of(keys.spurious_gap_kept),
         text=signed,
@@ -286,6 +312,8 @@ ROBUST = (
     Measure(
         name="calibrated removal",
         axis="calibrated removal",
+        meaning="removal after a bias on the logits is fitted on text of the domain; "
+        "near removal where more is gone than word frequencies",
         direction=1,
         of=_of(keys.calibrated_removal),
         text=unsigned,
@@ -293,6 +321,8 @@ ROBUST = (
     Measure(
         name="relearned loss",
         axis="lowest loss after relearning, nats per token",
+        meaning="lowest held-out loss on the domain while fine-tuning teaches it again, "
+        "at the learning rate that comes lowest",
         direction=1,
         of=_of(keys.relearn_loss),
         text=nats,
@@ -300,6 +330,7 @@ ROBUST = (
     Measure(
         name="filtered: loss",
         axis="lowest loss of the filtered model, nats per token",
+        meaning="the same of a model that never saw the domain",
         direction=0,
         of=_of(keys.relearn_filtered_loss),
         text=nats,
@@ -307,6 +338,8 @@ ROBUST = (
     Measure(
         name="relearning steps",
         axis="steps to relearn half",
+        meaning="steps of the attack to half of what there is to learn; ≥ where it was "
+        "not reached on some domain",
         direction=1,
         of=_of(keys.relearn_steps),
         text=count,
@@ -315,12 +348,21 @@ ROBUST = (
     Measure(
         name="filtered: steps",
         axis="steps of the filtered model to learn half",
+        meaning="the same of a model that never saw the domain",
         direction=0,
         of=_of(keys.relearn_filtered_steps),
         text=count,
         is_censored=_was_not_reached(keys.relearn_filtered_censored),
     ),
-    Measure(name="leakage", axis="leakage", direction=-1, of=_of(keys.leakage), text=unsigned),
+    Measure(
+        name="leakage",
+        axis="leakage",
+        meaning="share of what the domain's text without its label could teach that is "
+        "left after removal",
+        direction=-1,
+        of=_of(keys.leakage),
+        text=unsigned,
+    ),
     *OF_TEXT,
 )
 """The robustness table's."""

@@ -16,6 +16,8 @@ from gr_sweep.report.measures import MISSING, Measure
 
 _COLUMNS_OF_SETTINGS = 6
 """More settings than these that differ are shown as one column."""
+_COLUMNS_WITH_DETAILS = 14
+"""With more columns than these, single domains are folded away behind their means."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class Column:
     is_number: bool = False
     is_detail: bool = False
     """Of one domain, beside a mean: may be hidden."""
+    meaning: str = ""
+    """Of the group, or of the column where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +64,16 @@ class Table:
     rows: Sequence[Row]
 
     @property
-    def has_details(self) -> bool:
-        """Whether columns of single domains stand beside those of means."""
-        return any(column.is_detail for column in self.columns)
+    def is_folded(self) -> bool:
+        """Whether there are so many columns that those of single domains are for who asks."""
+        has_details = any(column.is_detail for column in self.columns)
+        return has_details and len(self.columns) > _COLUMNS_WITH_DETAILS
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What each group of columns means, by its name."""
+        named = ((column.group or column.name, column.meaning) for column in self.columns)
+        return {name: meaning for name, meaning in named if meaning}
 
 
 def comparison(sweep: Sweep) -> Table:
@@ -113,9 +124,8 @@ def over_seeds(sweep: Sweep) -> Table | None:
             mean = sweep.over_seeds(group, key)
             cells.append(_written(mean, measure.text, measure.bound, _below(measure, group)))
             difference = None if is_reference else sweep.difference(group, reference, key)
-            cells.append(
-                _written(difference, measures.signed, measures.unsigned, "reference" * is_reference)
-            )
+            missing = "reference" if is_reference and mean is not None else MISSING
+            cells.append(_written(difference, measures.signed, measures.unsigned, missing))
         if several:
             cells.append(Cell(text=MISSING if is_reference else short_label(sweep, reference[0])))
         rows.append(Row(label=sweep.label(group[0], seed=False), jobs=group, cells=cells))
@@ -268,7 +278,12 @@ def _columns(jobs: Sequence[Job], measure: Measure) -> list[tuple[Column, Measur
     if measure.of is None:
         if all(measure.mean(job) is None for job in jobs):
             return []
-        column = Column(name=measure.name, direction=measure.direction, is_number=True)
+        column = Column(
+            name=measure.name,
+            direction=measure.direction,
+            is_number=True,
+            meaning=measure.meaning,
+        )
         return [(column, measure, None)]
     nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
     parts = [node for node in nodes if any(_value(measure, job, node) is not None for job in jobs)]
@@ -294,6 +309,7 @@ def _number(measure: Measure, name: str, *, is_detail: bool = False) -> Column:
         direction=measure.direction,
         is_number=True,
         is_detail=is_detail,
+        meaning=measure.meaning,
     )
 
 
@@ -349,10 +365,10 @@ def _below(measure: Measure, group: Sequence[Job]) -> str:
 
 
 def _written(
-    estimate: Estimate | None, text: measures.Text, bound: measures.Text, missing: str = ""
+    estimate: Estimate | None, text: measures.Text, bound: measures.Text, missing: str = MISSING
 ) -> Cell:
     if estimate is None:
-        return Cell(text=missing or MISSING)
+        return Cell(text=missing)
     return Cell(
         text=text(estimate.value), value=estimate.value, interval=interval_text(estimate, bound)
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import rich.table
     from rich.console import Console
 
-_UNCUT_COLUMNS = 1000
+_UNCUT_COLUMNS = 400
 """Width where the output is no terminal: a file or a pipe has no edge to fold at."""
 _WORD = 9
 """A longer heading is broken where it can be."""
@@ -31,7 +31,8 @@ _BY_WEIGHT = (
 def print_table(sweep: Sweep, console: "Console | None" = None) -> None:
     """Print a row a job, the best value of each column in bold, and what is unfinished below.
 
-    Where not all columns fit, those of single domains are left out, then the lighter measures.
+    Where they are many or do not fit, columns of single domains are left out, then the lighter
+    measures.
     """
     from rich.console import Console
     from rich.text import Text
@@ -43,10 +44,11 @@ def print_table(sweep: Sweep, console: "Console | None" = None) -> None:
     if sweep.compared:
         content = comparison(sweep)
         every = list(range(len(content.columns)))
-        choices = [every, [at for at in every if not content.columns[at].is_detail]]
+        means = [at for at in every if not content.columns[at].is_detail]
+        choices = [means] if content.is_folded else [every, means]
         for num_kept in range(len(_BY_WEIGHT), 1, -1):
             names = {measure.name for measure in _BY_WEIGHT[:num_kept]}
-            choices.append([at for at in choices[1] if _is_kept(content.columns[at], names)])
+            choices.append([at for at in means if _is_kept(content.columns[at], names)])
         widths = _widths(content)
         fitting = [kept for kept in choices if sum(widths[at] for at in kept) <= console.width]
         kept = fitting[0] if fitting else choices[-1]

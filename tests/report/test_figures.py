@@ -25,7 +25,7 @@ def test_scatter_has_a_point_a_job_in_the_colour_of_its_edges(sweep: Path) -> No
     read = read_sweep(sweep)
     figure = scatter(read, "selectivity over loss L(d)")
     by_edges = {trace["name"]: trace for trace in figure["data"]}
-    assert list(by_edges) == ["none", "weight", "act", "both"]
+    assert list(by_edges) == ["frontier", "none", "weight", "act", "both"]
     [weight] = [job for job in read.jobs if job.edges == "weight"]
     trace = by_edges["weight"]
     assert weight.mean_loss is not None and weight.mean_selectivity is not None
@@ -58,6 +58,24 @@ def test_several_seeds_are_small_points_with_one_marker_at_their_mean(
     assert mean["x"][0] == pytest.approx(sum(points["x"]) / 3)
     assert mean["marker"]["size"] > points["marker"]["size"]
     assert [trace["showlegend"] for trace in (points, mean)] == [False, True]
+
+
+def test_frontier_holds_what_nothing_else_beats_in_both() -> None:
+    points = [(4.0, 0.1), (4.2, 0.5), (4.3, 0.5), (4.1, 0.05), (5.0, 0.9), (4.0, 0.1)]
+    assert figures.front(points, (-1, 1)) == [(4.0, 0.1), (4.2, 0.5), (5.0, 0.9)]
+    shares = [(0.9, 0.1), (0.5, 0.8), (0.4, 0.7), (1.0, 0.1)]
+    assert figures.front(shares, (1, 1)) == [(0.5, 0.8), (1.0, 0.1)]
+
+
+def test_frontier_counts_no_control_and_nothing_beyond_gone(read_study: Sweep) -> None:
+    figure = scatter(read_study, "removal over compute-equivalent")
+    frontier, *points = figure["data"]
+    assert frontier["name"] == "frontier" and frontier["line"]["shape"] == "vh"
+    assert max(frontier["y"]) == 1.0
+    assert max(y for trace in points for y in trace["y"]) > 1.0
+    control = {x for trace in points if trace["name"] == "act · random" for x in trace["x"]}
+    routed = {x for trace in points if trace["name"] != "act · random" for x in trace["x"]}
+    assert set(frontier["x"]) <= routed - (control - routed)
 
 
 def test_sweep_of_dense_jobs_has_no_scatter(tmp_path: Path, make_job: MakeJob) -> None:

@@ -1,6 +1,7 @@
 """The table in the terminal and the verb that prints it."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from gr_sweep.cli import report as verb
 from gr_sweep.errors import ReportError
 from gr_sweep.report import print_table, read_sweep
 from gr_sweep.report.collect import Sweep
+
+MakeJob = Callable[..., Path]
 
 
 def test_table_has_a_row_a_job_and_names_the_unfinished(sweep: Path) -> None:
@@ -40,11 +43,25 @@ def test_table_of_methods_is_not_folded(read_study: Sweep, width: int) -> None:
     assert "6 dense runs of fewer tokens" in text
 
 
+def heading(text: str) -> str:
+    """What stands above the line."""
+    return text.split("\u2500")[0]
+
+
 def test_columns_go_where_there_is_no_room(read_study: Sweep) -> None:
-    wide, middle, narrow = (printed(read_study, width) for width in (1000, 160, 80))
-    assert "creative" in wide.split("\u2500")[0] and "tokens/s" in wide
-    assert "creative" not in middle.split("\u2500")[0] and "selectivity" in middle
-    assert "selectivity" not in narrow.split("\u2500")[0]
+    wide, narrow = (heading(printed(read_study, width)) for width in (400, 80))
+    assert "tokens/s" in wide and "selectivity" in wide
+    assert "tokens/s" not in narrow and "selectivity" not in narrow
+    assert "equivalent" in narrow and "removal" in narrow
+
+
+def test_single_domains_are_left_out_where_there_are_many_columns(
+    tmp_path: Path, make_job: MakeJob, read_study: Sweep
+) -> None:
+    assert "creative" not in heading(printed(read_study, 400))
+    for edges in ("act", "both"):
+        make_job(tmp_path / "two", edges=edges, num_documents=2, resamples=0)
+    assert "creative" in heading(printed(read_sweep(tmp_path / "two"), 160))
 
 
 def test_verb_prints_the_table_and_then_the_path(
