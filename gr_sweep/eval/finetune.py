@@ -40,9 +40,15 @@ def restored(model: nn.Module) -> Iterator[None]:
     before = [_local(tensor).to("cpu", copy=True) for tensor in tensors]
     learns = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
+    # Within one autocast context torch keeps the narrow copy of a weight that it made first, though
+    # the weight changes.
+    keeps_copies = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
+        torch.set_autocast_cache_enabled(keeps_copies)
         _drop_gathered(model)
         with torch.no_grad():
             for tensor, old in zip(tensors, before, strict=True):
@@ -85,6 +91,7 @@ def fine_tune(
     parameters = [parameter.requires_grad_() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=0.0, fused=True)
     optimizer.zero_grad()
+    torch.clear_autocast_cache()
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * warmup(step)
@@ -97,6 +104,7 @@ def fine_tune(
         clip(parameters)
         optimizer.step()
         optimizer.zero_grad()
+        torch.clear_autocast_cache()
         if after_step is not None:
             model.eval()
             after_step(step + 1)

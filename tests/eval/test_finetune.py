@@ -1,3 +1,4 @@
+import contextlib
 import functools
 
 import pytest
@@ -110,3 +111,35 @@ def test_recovery_helps_the_others_and_leaves_the_removed_units_as_they_were():
             assert torch.equal(part, old)
     assert after["code"] < first["code"] - 0.3 and after["creative"] < first["creative"] - 0.3
     assert are_equal(before, routed.model.state_dict())
+
+
+@pytest.mark.parametrize("is_restored", [True, False])
+def test_autocast_sees_the_weights_of_every_step(is_restored):
+    """Within one autocast context torch keeps the narrow copy of a weight that it made first."""
+    states = []
+    for keeps_copies in (True, False):
+        routed = make_routed("peers")
+        token_losses = TokenLosses(routed)
+        with (
+            torch.autocast("cpu", torch.bfloat16, cache_enabled=keeps_copies),
+            restored(token_losses) if is_restored else contextlib.nullcontext(),
+        ):
+            with torch.no_grad():
+                token_losses(torch.from_numpy(rows_of("code")(0)))
+            fine_tune(token_losses, rows_of("code"), 5, lr=1e-2, seed=0, device=CPU)
+            loss = mean_losses(held_out().losses(token_losses))
+            states.append((state_of(routed.model), loss))
+            assert torch.is_autocast_cache_enabled() == (keeps_copies and not is_restored)
+    assert are_equal(states[0][0], states[1][0]) and states[0][1] == states[1][1]
+
+
+def test_what_is_read_after_the_weights_are_back_is_not_a_kept_copy():
+    routed, text = make_routed(), held_out()
+    token_losses = TokenLosses(routed)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = text.losses(token_losses)
+        with restored(token_losses):
+            fine_tune(token_losses, rows_of("code"), 5, lr=1e-2, seed=0, device=CPU)
+            assert text.losses(token_losses) != before
+        assert text.losses(token_losses) == before
+        assert torch.is_autocast_cache_enabled()

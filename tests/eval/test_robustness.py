@@ -183,6 +183,9 @@ def test_in_bfloat16_the_same_rows_come_out_about_the_same():
     with torch.autocast("cpu", torch.bfloat16):
         rough = found(make_routed(), config)
     for rows, others in zip(exact, rough, strict=True):
-        for row, other in zip(rows, others, strict=True):
-            assert other.loss_nats == pytest.approx(row.loss_nats, rel=0.03)
-            assert other._replace(loss_nats=0) == row._replace(loss_nats=0)
+        assert [r._replace(loss_nats=0) for r in others] == [r._replace(loss_nats=0) for r in rows]
+        for view in {row.view for row in rows}:
+            expected, mean = (
+                mean_losses([row for row in table if row.view is view]) for table in (rows, others)
+            )
+            assert mean == pytest.approx(expected, rel=0.02), "Adam magnifies what is rounded"
