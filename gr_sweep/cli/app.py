@@ -92,7 +92,10 @@ def _dispatch(argv: list[str]) -> int:
         )
     )
     if flags.cfg:
-        return _show(argv) if processes.is_main else 0
+        from gr_sweep.cli.compose import completed
+
+        words = [completed(word) if word in flags.overrides else word for word in argv]
+        return _show(words) if processes.is_main else 0
     line = shlex.join(["gr-sweep", *argv])
     # A folder named by the time is another one in each process: that of the main one counts.
     folders = processes.from_main(lambda: [os.path.abspath(job.folder) for job in command.jobs])

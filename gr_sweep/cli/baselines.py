@@ -41,8 +41,8 @@ def baselines_of(
             setting, length = _length(config)
             short = [*_without(plain, (setting, _UNLEARNING)), f"{_UNLEARNING}=null"]
             for share in SHARES:
-                part = max(1, round(length * share))
-                yield short, ["method=dense", f"{setting}={part}"]
+                shorter = max(1, round(length * share))
+                yield short, ["method=dense", f"{setting}={shorter}"]
         elif baseline is Baseline.filtered or _is_noisy(config):
             kept = plain
             if baseline is Baseline.filtered_observed:

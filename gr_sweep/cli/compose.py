@@ -138,6 +138,15 @@ def compose(
         raise ConfigError(_explain(error, overrides)) from error
 
 
+def completed(override: str) -> str:
+    """The override as Hydra wants it typed.
+
+    Raises:
+        HydraException: it cannot be read.
+    """
+    return str(_completed(*_parse([override])).input_line)
+
+
 def to_run_config(cfg: DictConfig) -> RunConfig:
     """The one place where Hydra's config becomes plain dataclasses.
 

@@ -256,6 +256,9 @@ def test_hydra_s_own_flags_still_work(jobs, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
     assert app.main(["--cfg", "job", "edges=act"]) == 0
     assert "edges: act\n" in capsys.readouterr().out
+    # An entry of a dictionary, which Hydra alone would want with ++.
+    assert app.main(["--cfg", "job", "data.weights.code=2"]) == 0
+    assert "code: 2" in capsys.readouterr().out
     assert jobs.calls == []
 
 
