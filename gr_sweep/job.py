@@ -26,7 +26,12 @@ from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import JobError, ModelError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
-from gr_sweep.eval.robustness import TrainingText, recovery, robustness_losses
+from gr_sweep.eval.robustness import (
+    TrainingText,
+    check_processes,
+    recovery,
+    robustness_losses,
+)
 from gr_sweep.files import write_whole
 from gr_sweep.layout import make_plan, named_shape
 from gr_sweep.metrics import keys
@@ -93,7 +98,9 @@ def run_job(
     with _taken(folder, processes) as is_missing:
         if not is_missing:
             return
-        processes.rows(sum(micro_batch_rows(config).values()))  # before any work
+        # Before any work.
+        processes.rows(sum(micro_batch_rows(config).values()))
+        check_processes(config.eval, processes.world_size)
         with processes.joined(config.train.device) as device:
             _run(
                 config,
