@@ -47,10 +47,16 @@ _OTHER_COLOUR = "#b8860b"
 _OTHER_MARKER = ("triangle-down", "▼")
 _POINTS_A_CURVE = 200
 """A longer curve is thinned to this many points: a screen shows no more."""
+_POINTS_OF_CURVES = 10_000
+"""Points of all jobs' curves in one figure; with many jobs each has fewer."""
+_FEWEST_POINTS = 12
+"""Points that a curve keeps, however many jobs there are."""
 _POINTS_WITH_BARS = 40
 """With more points their error bars would be a thicket; hovering tells the intervals."""
 _LABELLED_GROUPS = 24
 """With more groups of jobs their names would be a crowd; hovering tells them."""
+_REMOVAL_RANGE = (-0.5, 1.5)
+"""What is drawn of removal at most; 0 to 1 is its meaning."""
 _LINES = 8
 """More models without parts to remove than these are too many lines."""
 _PLOT_WIDTH, _PLOT_HEIGHT = 1000.0, 340.0
@@ -85,6 +91,8 @@ class Scatter:
     figure: dict[str, Any]
     num_missing: int
     """Jobs with parts to remove that lack one of the two."""
+    num_beyond: int
+    """Jobs that are drawn beyond the axes: the quotient of a removal may be anything."""
 
 
 def scatters(sweep: Sweep) -> list[Scatter]:
@@ -102,8 +110,15 @@ def scatters(sweep: Sweep) -> list[Scatter]:
         figure = _scatter(sweep, utility, parts)
         if figure is not None:
             missing = sum(measures.place(job, (utility, parts)) is None for job in removable)
+            low, high = figure["layout"]["yaxis"]["range"]
+            beyond = sum(
+                at is not None and not low <= at.value <= high
+                for at in (parts.mean(job) for job in removable)
+            )
             title = f"{parts.name} over {utility.name}"
-            found.append(Scatter(title=title, figure=figure, num_missing=missing))
+            found.append(
+                Scatter(title=title, figure=figure, num_missing=missing, num_beyond=beyond)
+            )
     return found
 
 
@@ -231,7 +246,8 @@ def _scatter(sweep: Sweep, utility: Measure, parts: Measure) -> dict[str, Any] |
         "annotations": [],
     }
     for x, name, edges in lines:
-        _add_line(layout, "x", x, name if labelled else "", colour(edges))
+        is_named = labelled or len(lines) == 1
+        _add_line(layout, "x", x, name if is_named else "", colour(edges))
     if parts is measures.REMOVAL:
         _add_line(layout, "y", 1.0, "as if never trained", _OTHER_COLOUR)
     return {"data": traces, "layout": layout}
@@ -312,11 +328,19 @@ def _ranges(
     for x, y in points:
         xs += [x.value, *(x.interval or ())]
         ys += [y.value, *(y.interval or ())]
+    if parts is measures.REMOVAL:
+        # One job whose way to go is next to nothing would flatten all others.
+        ys = [_within_range(y) for y in ys]
     ranges = []
     for values in (xs, ys):
         pad = 0.08 * (max(values) - min(values)) or 0.1
         ranges.append([min(values) - pad, max(values) + pad])
     return ranges[0], ranges[1]
+
+
+def _within_range(removal: float) -> float:
+    low, high = _REMOVAL_RANGE
+    return min(max(removal, low), high)
 
 
 def _label_positions(
@@ -491,6 +515,8 @@ def _against(
     # An interval of two seeds is twelve times as wide as they are apart: bars may leave the plot.
     drawn = [*seeds.values(), *means.values()]
     values = [y.value for points in drawn for y in points.ys if y is not None]
+    if measure is measures.REMOVAL:
+        values = [_within_range(value) for value in values]
     xaxis: dict[str, Any] = {"title": _title(title), "zeroline": False}
     if title == PARAMETERS:
         # Plotly's own ticks of a short logarithmic axis are few and odd.
@@ -551,12 +577,14 @@ def curves(sweep: Sweep) -> dict[str, dict[str, Any]]:
     """
     figures: dict[str, dict[str, Any]] = {}
     seen: list[float] = []
+    share = _POINTS_OF_CURVES // max(1, len(sweep.compared))
+    num_points = max(_FEWEST_POINTS, min(_POINTS_A_CURVE, share))
     for domain in sweep.domains:
         data = []
         for held_out, key in ((False, keys.train_loss(domain)), (True, keys.eval_loss(domain))):
             traces: dict[str, tuple[list[Any], list[Any], list[str]]] = {}
             for job in sweep.compared:
-                points = _curve(job, key)
+                points = _curve(job, key, num_points)
                 if not points:
                     continue
                 steps, losses, names = traces.setdefault(job.edges, ([], [], []))
@@ -726,13 +754,14 @@ def _error_bars(estimates: Sequence[Estimate | None], visible: bool) -> dict[str
     }
 
 
-def _curve(job: Job, key: str) -> list[tuple[int, float]]:
+def _curve(job: Job, key: str, num_points: int) -> list[tuple[int, float]]:
     points = [
-        (row["step"], float(row[key]))
+        # What the eye and the tooltip can tell, in a third of the letters.
+        (row["step"], round(float(row[key]), 4))
         for row in job.history
         if isinstance(row.get(key), int | float) and math.isfinite(row[key])
     ]
-    stride = max(1, math.ceil(len(points) / _POINTS_A_CURVE))
+    stride = max(1, math.ceil(len(points) / num_points))
     # Counted from the end, because the last point is the one that is read off.
     return points[::-1][::stride][::-1]
 
