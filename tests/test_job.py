@@ -397,3 +397,17 @@ def test_a_baseline_of_other_code_is_trained_again(make_config, tmp_path):
     )
 
     assert "taken_from" not in json.loads((tmp_path / "two" / name / "summary.json").read_text())
+
+
+def test_routing_that_cuts_and_drops_nothing_is_dense_training_bit_for_bit(make_config, tmp_path):
+    nothing = {"edges": Edges.none, "route": RouteConfig(foreign_dropout=0.0)}
+    routed = run(make_config(**nothing), tmp_path / "routed")["metrics"]
+    dense = run(make_config(method=MethodConfig(name=Method.dense)), tmp_path / "dense")["metrics"]
+
+    def losses(name: str) -> list:
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+        return [[(key, row[key]) for key in sorted(row) if "loss" in key] for row in rows]
+
+    assert losses("routed") == losses("dense")
+    for domain in DOMAINS:
+        assert routed[f"loss/full/{domain}"] == dense[f"loss/full/{domain}"]

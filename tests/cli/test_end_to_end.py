@@ -247,3 +247,52 @@ def test_separation_falls_as_the_domains_share_more(gr_sweep):
         mean_selectivity[summary["config"]["data"]["overlap"]] = sum(values) / len(values)
     assert mean_selectivity[0.0] > mean_selectivity[0.5] + 0.1 > mean_selectivity[1.0] + 0.2
     assert abs(mean_selectivity[1.0]) < 0.1
+
+
+SMOKE = ["scale=smoke", "tracking=off", "data.documents=200", "train.steps=12"]
+
+
+def test_a_study_brings_its_baselines_and_its_report_compares_with_them(gr_sweep):
+    import pandas as pd
+
+    command = ["experiment=edges_vs_baselines", *SMOKE, "method=routed,era", "edges=weight"]
+    status, out, err = gr_sweep(*command)
+    assert status == 0, err
+    report = gr_sweep.folder / out.splitlines()[-1]
+    table = pd.read_csv(report.parent / "results.csv").set_index("job")
+    kinds = sorted(table["method.name"])
+    assert kinds == sorted(["routed", "era", *["dense"] * 4, *["filtered"] * 3])
+    routed = table[table["method.name"] == "routed"].iloc[0]
+    [dense] = [row for _, row in table[table["method.name"] == "dense"].iterrows()
+               if row["train.steps"] == 12]  # fmt: skip
+    for domain in ("code", "biology", "creative"):
+        tax = routed[f"loss/full/{domain}"] - dense[f"loss/full/{domain}"]
+        assert routed[f"utility/tax/{domain}"] == pytest.approx(tax)
+        [filtered] = [row for _, row in table.iterrows() if row["method.without"] == f"[{domain}]"]
+        for other in {"code", "biology", "creative"} - {domain}:
+            transfer = filtered[f"loss/full/{other}"] - dense[f"loss/full/{other}"]
+            assert routed[f"utility/transfer/{domain}/{other}"] == pytest.approx(transfer)
+
+    # Another study beside it takes the same baselines over.
+    status, _, err = gr_sweep(*command[:-2], "method=demix", "edges=act")
+    assert status == 0, err
+    assert err.count("the same job is done in") == 7
+    # And typed again, neither trains anything.
+    status, _, err = gr_sweep(*command)
+    assert status == 0 and err.count("done already") == 9 and "tokens/s" not in err, err
+
+
+EXPERIMENTS = sorted(
+    path.stem
+    for path in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml")
+    if path.stem != "edges_vs_baselines"  # above, in the tests that always run
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_study_runs_small_from_start_to_report(gr_sweep, experiment):
+    status, out, err = gr_sweep(f"experiment={experiment}", "scale=smoke", "tracking=off")
+    assert status == 0, err
+    assert (gr_sweep.folder / out.splitlines()[-1]).exists()
+    assert "failed" not in err
