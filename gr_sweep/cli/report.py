@@ -24,8 +24,9 @@ def main(argv: Sequence[str]) -> int:
 
     from gr_sweep.report import print_table, read_sweep, write_report
 
-    page = write_report(arguments.dir)
+    sweep = read_sweep(arguments.dir)
+    page = write_report(sweep)
     if not arguments.no_table:
-        print_table(read_sweep(arguments.dir))
+        print_table(sweep)
     print(page)
     return 0

@@ -28,15 +28,16 @@ from gr_sweep.report.measures import MISSING
 from gr_sweep.report.tables import Table
 
 
-def write_report(folder: Path) -> Path:
-    """Write `folder`/report/index.html and results.csv, each whole, and return the path of the
-    page.
+def write_report(sweep: Sweep | Path) -> Path:
+    """Write report/index.html and results.csv in the sweep's folder, each whole, and return the
+    path of the page.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        ReportError: a folder (a path is read first) that does not exist or holds no job.
     """
-    sweep = read_sweep(folder)
-    report = folder / "report"
+    if isinstance(sweep, Path):
+        sweep = read_sweep(sweep)
+    report = sweep.folder / "report"
     try:
         report.mkdir(exist_ok=True)
         if sweep.jobs:

@@ -123,7 +123,9 @@ def over_seeds(sweep: Sweep) -> Table | None:
         for measure, key in found:
             mean = sweep.over_seeds(group, key)
             cells.append(_written(mean, measure.text, measure.bound, _below(measure, group)))
-            difference = None if is_reference else sweep.difference(group, reference, key)
+            # Of some of the seeds alone it would stand beside a mean that is not there.
+            has_difference = mean is not None and not is_reference
+            difference = sweep.difference(group, reference, key) if has_difference else None
             missing = "reference" if is_reference and mean is not None else MISSING
             cells.append(_written(difference, measures.signed, measures.unsigned, missing))
         if several:

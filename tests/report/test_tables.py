@@ -151,6 +151,29 @@ def test_seeds_become_means_and_paired_differences(read_study: Sweep) -> None:
     assert difference.interval.startswith(f"{low} to ")
 
 
+def test_mean_that_a_seed_lacks_is_a_bound_without_a_difference(read_study: Sweep) -> None:
+    table = tables.over_seeds(read_study)
+    assert table is not None
+    [row] = [row for row in table.rows if row.label.startswith("edges=weight plan=peers")]
+    means = [job.mean_compute_equivalent for job in row.jobs]
+    assert None in means
+    mean = cell(table, row, "compute-equivalent", "mean")
+    assert mean.text.startswith("<0.") and mean.value is None
+    assert cell(table, row, "compute-equivalent", "difference").text == "\N{EN DASH}"
+
+
+def test_reference_without_a_measure_is_a_dash(tmp_path: Path, make_job: MakeJob) -> None:
+    for seed in range(2):
+        make_job(tmp_path, edges="dense", seed=seed, num_documents=2, resamples=0)
+        make_job(tmp_path, edges="act", seed=seed, num_documents=2, resamples=0)
+    table = tables.over_seeds(read_sweep(tmp_path))
+    assert table is not None
+    dense, act = table.rows
+    assert cell(table, dense, "loss L(d)", "difference").text == "reference"
+    assert cell(table, dense, "selectivity", "difference").text == "\N{EN DASH}"
+    assert cell(table, act, "selectivity", "difference").text == "\N{EN DASH}"
+
+
 def test_one_seed_alone_has_no_table_over_seeds(sweep: Path) -> None:
     assert tables.over_seeds(read_sweep(sweep)) is None
 
