@@ -84,7 +84,7 @@ def observed_labels(
     return labels
 
 
-class _Stream:
+class Stream:
     """Documents in a new random order each epoch, end to end, cut into windows.
 
     A window is T + 1 tokens, of which the last is the next window's first, so that every token is
@@ -136,7 +136,7 @@ class _Stream:
         return self._epochs[epoch]
 
 
-class _Mixture:
+class Mixture:
     """Windows of several streams in fixed shares, spread evenly: rows of several domains.
 
     Each window is of one stream, so that the domains' weights hold for unlabelled and permuted text
@@ -145,7 +145,7 @@ class _Mixture:
 
     def __init__(
         self,
-        streams: Sequence[_Stream],
+        streams: Sequence[Stream],
         shares: Sequence[Fraction],
         *,
         num_rows: int = 1,
@@ -275,7 +275,7 @@ class Batches:
             mislabelled=mislabelled,
             seed=seed,
         )
-        chosen: dict[str, _Stream | _Mixture] = {}
+        chosen: dict[str, Stream | Mixture] = {}
         if permuted:
             known = {d: np.flatnonzero(observed[d] < len(present)) for d in present}
             shares_known = {d: weight[d] * (1 - Fraction(repr(hidden[d]))) for d in present}
@@ -287,7 +287,7 @@ class Batches:
                     for true in present
                     if domain == true or mislabelled
                 ]
-                chosen[domain] = stream = _Stream(documents, sequence_length, (seed, domain))
+                chosen[domain] = stream = Stream(documents, sequence_length, (seed, domain))
                 self._check_enough(domain, stream.num_tokens, self.counts[domain])
         if self.counts.get(UNLABELLED):
             sources = [domain for domain in present if hidden[domain]]
@@ -295,10 +295,10 @@ class Batches:
             for domain in sources:
                 of_domain = np.flatnonzero(observed[domain] == len(present))
                 key = (seed, UNLABELLED, domain)
-                parts.append(_Stream([(train_shards[domain], of_domain)], sequence_length, key))
+                parts.append(Stream([(train_shards[domain], of_domain)], sequence_length, key))
                 self._check_enough(f"the unlabelled part of {domain}", parts[-1].num_tokens, 1)
             shares = [weight[domain] * Fraction(repr(hidden[domain])) for domain in sources]
-            chosen[UNLABELLED] = mixture = _Mixture(parts, shares)
+            chosen[UNLABELLED] = mixture = Mixture(parts, shares)
             self._check_enough(UNLABELLED, mixture.num_tokens, self.counts[UNLABELLED])
         self._streams = chosen
 
@@ -308,7 +308,7 @@ class Batches:
         known: Mapping[str, np.ndarray],
         shares: Mapping[str, Fraction],
         seed: int,
-    ) -> dict[str, _Mixture]:
+    ) -> dict[str, Mixture]:
         """Every label's rows where each domain's labelled documents are dealt out over all labels.
 
         Args:
@@ -331,10 +331,10 @@ class Batches:
             for domain in domains:
                 documents = [(train_shards[domain], dealt[domain][place])]
                 key = (seed, label, "permuted", domain)
-                streams.append(_Stream(documents, self._sequence_length, key))
+                streams.append(Stream(documents, self._sequence_length, key))
                 part = f"the part of {domain} that gets the label {label}"
                 self._check_enough(part, streams[-1].num_tokens, 1)
-            mixtures[label] = _Mixture(
+            mixtures[label] = Mixture(
                 streams,
                 [shares[domain] for domain in domains],
                 num_rows=count,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gr_sweep.data.batches import Stream
 from gr_sweep.data.shards import Shard
 from gr_sweep.errors import DataError
 
@@ -40,29 +41,27 @@ class TextWindows:
         Raises:
             DataError: a shard without text.
         """
-        seeds = [seed, zlib.crc32(purpose.encode())]
-        self._seeds = seeds
-        self._shards = list(shards)
-        self._documents: list[np.ndarray] = []
-        for place, shard in enumerate(self._shards):
-            chosen = np.random.default_rng([*seeds, place]).permutation(shard.num_documents)
+        self._seeds = [seed, zlib.crc32(purpose.encode())]
+        random = np.random.default_rng(self._seeds)
+        chosen = []
+        for place, shard in enumerate(shards):
+            order = random.permutation(shard.num_documents)
             if documents is not None:
                 # The first shards have one more where they do not divide.
                 count = documents // len(shards) + (place < documents % len(shards))
-                chosen = chosen[: max(1, count)]
-            self._documents.append(chosen)
-        self.num_documents = sum(len(chosen) for chosen in self._documents)
-        sizes = [
-            int(np.diff(shard.offsets)[chosen].sum())
-            for shard, chosen in zip(self._shards, self._documents, strict=True)
-        ]
+                order = order[: max(1, count)]
+            chosen.append((shard, order))
+        self.num_documents = sum(len(order) for _, order in chosen)
+        sizes = [int(np.diff(shard.offsets)[order].sum()) for shard, order in chosen]
         if min(sizes, default=0) < 2:
             raise DataError("a domain has no training text to attack, calibrate or unlearn with")
         self.sequence_length = min(sequence_length, min(sizes) - 1)
-        self._per_epoch = [(size - 1) // self.sequence_length for size in sizes]
-        self.num_windows = sum(self._per_epoch)
+        self._streams = [
+            Stream([part], self.sequence_length, (seed, purpose, place))
+            for place, part in enumerate(chosen)
+        ]
+        self.num_windows = sum(stream.num_windows for stream in self._streams)
         """Of one pass through the text."""
-        self._epochs: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def rows(self, step: int, num_rows: int) -> np.ndarray:
         """Token ids int64 [N, T + 1] of a step: inputs `[:, :-1]`, targets `[:, 1:]`."""
@@ -75,22 +74,7 @@ class TextWindows:
         return np.stack([self._window(int(number)) for number in np.sort(chosen)])
 
     def _window(self, number: int) -> np.ndarray:
-        turn, place = divmod(number, len(self._shards))
-        epoch, window = divmod(turn, self._per_epoch[place])
-        order, ends = self._epoch(place, epoch)
-        shard, start = self._shards[place], window * self.sequence_length
-        stop = start + self.sequence_length + 1
-        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-        text = np.concatenate([shard.document(int(at)) for at in order[first : last + 1]])
-        begin = int(ends[first - 1]) if first else 0
-        return text[start - begin : stop - begin].astype(np.int64)
-
-    def _epoch(self, place: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        key = (place, epoch)
-        if key not in self._epochs:
-            for old in [old for old in self._epochs if old[0] == place and old[1] < epoch - 1]:
-                del self._epochs[old]
-            chosen, shard = self._documents[place], self._shards[place]
-            order = np.random.default_rng([*self._seeds, place, epoch + 1]).permutation(chosen)
-            self._epochs[key] = order, np.cumsum(np.diff(shard.offsets)[order])
-        return self._epochs[key]
+        turn, place = divmod(number, len(self._streams))
+        row_T1 = np.empty(self.sequence_length + 1, dtype=np.int64)
+        self._streams[place].read(turn, row_T1)
+        return row_T1

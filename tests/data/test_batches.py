@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_sweep.data.batches import IGNORED, Batches, _Mixture, heldout_chunks, observed_labels
+from gr_sweep.data.batches import IGNORED, Batches, Mixture, heldout_chunks, observed_labels
 from gr_sweep.data.markers import MARKER_EVERY, marked
 from gr_sweep.data.shards import Shard
 from gr_sweep.domains import expand
@@ -320,7 +320,7 @@ def test_rows_are_no_wider_than_what_there_is_to_read():
 def test_odd_shares_of_unlabelled_text_are_dealt_out_at_once():
     """Shares without a small common denominator once made a cycle of eight million turns."""
     shares = [Fraction("0.317"), Fraction(1), Fraction("2.71")]
-    mixture = _Mixture([object()] * 3, [share / 5 for share in shares])
+    mixture = Mixture([object()] * 3, [share / 5 for share in shares])
     assert len(mixture._turns) <= 10_000
     found = [count / len(mixture._turns) for count in mixture._counts]
     assert found == pytest.approx([float(share / sum(shares)) for share in shares], abs=2e-3)
