@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -114,16 +115,18 @@ def test_the_attack_begins_with_random_units_and_nothing_off():
 
 
 def test_calibration_brings_down_the_loss_of_a_removed_domain():
+    """The model has come to believe that half of the vocabulary does not occur."""
     routed = make_routed("peers")
-    fine_tune(
-        TokenLosses(routed), text().rows("train", ["code", "creative"]), 60, lr=1e-2, seed=0,
-        device=CPU,
-    )  # fmt: skip
+
+    def low_tokens(step: int) -> np.ndarray:
+        return np.random.default_rng(step).integers(1, 8, (6, 9))
+
+    fine_tune(TokenLosses(routed), low_tokens, 60, lr=1e-2, seed=0, device=CPU)
     rows, _ = found(routed, settings(relearn_steps=None))
     with routed.remove(["biology"]):
         plain = mean_losses(held_out().losses(TokenLosses(routed)))["biology"]
     removed = [r for r in rows if (r.view, r.part) == (View.calibrated_removed, "biology")]
-    assert mean_losses(removed)["biology"] < plain
+    assert mean_losses(removed)["biology"] < plain - 0.3
 
 
 def test_recovery_is_trained_on_the_other_domains_that_training_had(monkeypatch):
