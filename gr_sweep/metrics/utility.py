@@ -61,6 +61,7 @@ def compute_equivalent(
         inside = (below <= wanted) & (wanted < above)
         # Where a segment is flat nothing is inside; 1 only keeps the division quiet.
         way = (above - wanted) / np.where(above > below, above - below, 1.0)
+        way = np.clip(way, 0.0, 1.0)  # outside the segment it counts for nothing
         found = np.where(inside, np.exp(logs[at] + way * (logs[at + 1] - logs[at])), found)
     found = np.where(wanted == curve[0], shares[0], found)
     # A nan anywhere in the curve has come down to its last point.

@@ -109,6 +109,13 @@ def test_compute_equivalent_of_resamples_equals_that_of_each() -> None:
     assert 0 < np.isnan(found).mean() < 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_compute_equivalent_is_quiet_where_a_segment_is_nearly_flat() -> None:
+    curve = [6.0, 5.0, 5.0 - 1e-12]
+    assert math.isnan(utility.compute_equivalent(600.0, SHARES, curve))
+    assert utility.compute_equivalent(1.0, SHARES, curve) == 1.0
+
+
 def test_relearning_takes_the_steps_to_half_of_what_there_is_to_learn() -> None:
     # F = 8 and D = 4: half of the way is 6, which lies between steps 10 and 20.
     attack = ([0, 10, 20], [8.0, 6.5, 4.5])
