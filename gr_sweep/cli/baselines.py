@@ -6,7 +6,9 @@ the composed config of a dense run is the same, and so the run is there once.
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from gr_sweep.config import UNROUTED, Baseline, RunConfig
+from gr_sweep.config import UNROUTED, Baseline, Method, RunConfig
+from gr_sweep.data.rows import unlabelled_shares
+from gr_sweep.domains import expand
 
 SHARES = (0.125, 0.25, 0.5)
 """Parts of a job's training tokens that dense runs are trained on beside all of them (DESIGN:
@@ -43,12 +45,14 @@ def baselines_of(
             for share in SHARES:
                 shorter = max(1, round(length * share))
                 yield short, ["method=dense", f"{setting}={shorter}"]
-        elif baseline is Baseline.filtered or _is_noisy(config):
-            kept = plain
-            if baseline is Baseline.filtered_observed:
-                kept = [*_without(overrides, _OF_ROUTING), "baselines=[]", _unlabelled(config)]
+        elif baseline is Baseline.filtered:
             for part in parts:
-                yield kept, [f"method={baseline.value}", f"method.without=[{part}]"]
+                yield plain, ["method=filtered", f"method.without=[{part}]"]
+        elif config.method.name is not Method.random:  # whose labels are not those of a filter
+            noisy = [*_without(overrides, _OF_ROUTING), "baselines=[]", _unlabelled(config)]
+            for part in parts:
+                if _is_noisy(config, part):
+                    yield noisy, ["method=filtered_observed", f"method.without=[{part}]"]
 
 
 def _length(config: RunConfig) -> tuple[str, int]:
@@ -59,10 +63,11 @@ def _length(config: RunConfig) -> tuple[str, int]:
     return "train.tokens", config.train.tokens
 
 
-def _is_noisy(config: RunConfig) -> bool:
-    shares = config.partition.unlabelled
-    hidden = shares.values() if isinstance(shares, dict) else [shares]
-    return config.partition.mislabelled > 0 or any(hidden)
+def _is_noisy(config: RunConfig, part: str) -> bool:
+    """Whether a filter that goes by label leaves text of the part."""
+    domains = list(config.partition.domains)
+    hidden = unlabelled_shares(config.partition.unlabelled, domains)
+    return config.partition.mislabelled > 0 or any(hidden[d] for d in expand([part], domains))
 
 
 def _unlabelled(config: RunConfig) -> str:

@@ -80,13 +80,22 @@ def test_what_is_filtered_by_observed_label_sees_the_noise_of_the_job():
 
 
 def test_labels_that_a_method_hides_are_hidden_from_the_filter_too():
-    [config] = added("method=sgtm", "plan.forget=[biology]", "baselines=[filtered_observed]")
+    noise = "partition.mislabelled=0.1"
+    [config] = added("method=sgtm", "plan.forget=[biology]", noise, "baselines=[filtered_observed]")
 
     assert config.partition.unlabelled == {"*": 0.75, "biology": 0.0}
 
 
-def test_without_noise_nothing_is_filtered_by_observed_label():
-    assert added("edges=both", "baselines=[filtered_observed]") == []
+@pytest.mark.parametrize(
+    "job",
+    [
+        ["edges=both"],  # no noise at all
+        ["method=sgtm", "plan.forget=[biology]"],  # all labels of biology are known
+        ["method=random", "partition.mislabelled=0.1"],  # its labels are not those of a filter
+    ],
+)
+def test_where_a_filter_by_label_leaves_nothing_of_a_domain_none_is_trained(job):
+    assert added(*job, "baselines=[filtered_observed]") == []
 
 
 def test_a_baseline_that_the_user_names_is_there_once():
