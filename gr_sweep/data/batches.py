@@ -85,10 +85,12 @@ def observed_labels(
 
 
 class Stream:
-    """Documents in a new random order each epoch, end to end, cut into windows.
+    """Documents in a new random order each epoch, end to end, cut into windows, which are read in
+    a random order too.
 
     A window is T + 1 tokens, of which the last is the next window's first, so that every token is
-    predicted once. What is left at the end of an epoch is dropped.
+    predicted once. What is left at the end of an epoch is dropped. Windows in the order of the text
+    would make a step's rows neighbours in one document: a step would see few documents.
     """
 
     def __init__(
@@ -106,13 +108,13 @@ class Stream:
         self._key = key
         self.num_tokens = int(self._length.sum())
         self.num_windows = max(0, (self.num_tokens - 1) // sequence_length)
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def read(self, window: int, row_T1: np.ndarray) -> None:
         """Writes the window of that number, counted through all epochs, into the row."""
         epoch, place = divmod(window, self.num_windows)
-        order, ends = self._epoch(epoch)
-        position = place * self._sequence_length
+        windows, order, ends = self._epoch(epoch)
+        position = int(windows[place]) * self._sequence_length
         index = int(np.searchsorted(ends, position, side="right"))
         filled = 0
         while filled < len(row_T1):
@@ -126,13 +128,16 @@ class Stream:
             position += take
             index += 1
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The order of the windows, that of the documents, and where these end."""
         if epoch not in self._epochs:
             if len(self._epochs) > 1:
                 # The rows of one step touch two epochs at most, unless the stream is tiny.
                 del self._epochs[min(self._epochs)]
-            order = _random("epoch", *self._key, epoch).permutation(len(self._length))
-            self._epochs[epoch] = order, np.cumsum(self._length[order])
+            random = _random("epoch", *self._key, epoch)
+            order = random.permutation(len(self._length))
+            windows = random.permutation(self.num_windows)
+            self._epochs[epoch] = windows, order, np.cumsum(self._length[order])
         return self._epochs[epoch]
 
 

@@ -98,6 +98,26 @@ def epoch_windows(made: Batches, domain: str, num_windows: int) -> np.ndarray:
     return np.concatenate(rows)[:num_windows]
 
 
+def chained(windows: np.ndarray) -> np.ndarray:
+    """The windows in the order of the text, of which no token occurs twice."""
+    by_first = {int(window[0]): window for window in windows}
+    [first] = by_first.keys() - {int(window[-1]) for window in windows}
+    chain = [by_first.pop(first)]
+    while int(chain[-1][-1]) in by_first:
+        chain.append(by_first.pop(int(chain[-1][-1])))
+    return np.stack(chain)
+
+
+def test_the_rows_of_a_step_are_not_neighbours_in_one_document():
+    [rows] = batches(
+        shards={"a": shard([400])}, domains=["a"], sequence_length=4, batch_sequences=8
+    ).step(0)
+
+    firsts = sorted(rows[:, 0].tolist())
+    assert max(firsts) - min(firsts) > 100
+    assert sum(two - one == 4 for one, two in pairwise(firsts)) < 4
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
@@ -108,6 +128,8 @@ def test_every_epoch_reads_whole_documents_end_to_end_and_drops_its_tail(
     lengths, sequence_length, epochs
 ):
     documents = shard(lengths)
+    # Every token once, end-of-text tokens too: what follows what can be told.
+    documents = dataclasses.replace(documents, tokens=np.arange(documents.num_tokens) + 1)
     per_epoch = (documents.num_tokens - 1) // sequence_length
     if not per_epoch:
         with pytest.raises(DataError, match="a has"):
@@ -121,7 +143,8 @@ def test_every_epoch_reads_whole_documents_end_to_end_and_drops_its_tail(
     originals = [documents.document(index).tolist() for index in range(len(lengths))]
     orders = set()
     for epoch in range(epochs):
-        of_epoch = windows[epoch * per_epoch : (epoch + 1) * per_epoch]
+        of_epoch = chained(windows[epoch * per_epoch : (epoch + 1) * per_epoch])
+        assert len(of_epoch) == per_epoch
         for one, two in pairwise(of_epoch):
             assert one[-1] == two[0]
         read = [*of_epoch[:, :-1].flatten().tolist(), int(of_epoch[-1, -1])]

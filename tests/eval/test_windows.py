@@ -21,7 +21,9 @@ def test_an_epoch_predicts_every_token_once_but_the_first_and_a_rest_shorter_tha
     assert windows.num_windows == 4
     rows = windows.rows(0, 4)
     assert rows.shape == (4, 8) and rows.dtype == np.int64
-    assert (rows[1:, 0] == rows[:-1, -1]).all(), "the last token is the next window's first"
+    rows = rows[np.argsort(rows[:, 0])]
+    firsts, lasts = set(rows[:, 0].tolist()), set(rows[:, -1].tolist())
+    assert len(firsts & lasts) == 3, "the last token is the next window's first"
     predicted = rows[:, 1:].flatten()
     assert len(set(predicted.tolist())) == 28
 
