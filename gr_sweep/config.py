@@ -267,11 +267,11 @@ class MethodConfig:
     """Settings that make the method what it is, nested as in the config; they outrank all others,
     so that one sweep can compare methods: {edges: weight, route: {foreign_dropout: 1.0}}."""
     unlabelled_retained: float | None = None
-    """Share in 0..1 of the documents of domains outside `plan.forget` whose label is hidden;
-    instead of partition.unlabelled (plan=forget)."""
+    """Share in 0..1 of the documents of domains outside `plan.forget` whose label is hidden, where
+    partition.unlabelled is 0 (plan=forget)."""
     recovery: float = 0.0
-    """Share of the training steps, 0..1, that follow the removal of a domain, on the others'
-    text."""
+    """Share of the training steps, below 1, that follow the removal of a domain, on text that
+    carries the others' labels."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -569,8 +569,9 @@ def effective(config: RunConfig) -> RunConfig:
         plan = dataclasses.replace(plan, forget=[])
         method = dataclasses.replace(method, unlabelled_retained=None)
     elif method.unlabelled_retained is not None:
-        hidden = {PER_DOMAIN_ANY: method.unlabelled_retained} | dict.fromkeys(plan.forget, 0.0)
-        partition = dataclasses.replace(partition, unlabelled=hidden)
+        if not partition.unlabelled:
+            hidden = {PER_DOMAIN_ANY: method.unlabelled_retained} | dict.fromkeys(plan.forget, 0.0)
+            partition = dataclasses.replace(partition, unlabelled=hidden)
         method = dataclasses.replace(method, unlabelled_retained=None)
     if data.kind is not DataKind.synthetic:
         plain = DataConfig()
@@ -708,6 +709,11 @@ def _check_data(config: RunConfig, domains: tuple[str, ...]) -> None:
             raise ConfigError(f"data.weights.{domain}={weight} is negative; give 0 or more")
     if all(data.weights.get(domain, 1.0) == 0 for domain in domains):
         raise ConfigError("data.weights leaves no domain with a weight above 0")
+    if data.spurious and len(domains) == 1:
+        raise ConfigError(
+            f"data.spurious={data.spurious} needs another domain whose marker a document could "
+            f"have, but {domains[0]} is the only one"
+        )
     if data.kind is DataKind.synthetic:
         return
 
@@ -781,9 +787,16 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
 
     plan = effective(config).plan
     if plan.full_width and config.model.size is None:
+        name = config.method.name
+        fixes = "plan.full_width=true" if name is Method.routed else f"method={name.value}"
         raise ConfigError(
-            f"plan.full_width=true cannot widen the checkpoint {config.model.path}; "
-            "leave it out, or train a size from random weights (model=nano)"
+            f"{fixes} widens the MLPs, which the checkpoint {config.model.path} does not allow; "
+            "train a size from random weights (model=nano)"
+        )
+    if plan.full_width and (plan.layers is not None or plan.layer_share != 1):
+        raise ConfigError(
+            "plan.full_width=true widens all layers, so all must be split; "
+            "leave out plan.layers and plan.layer_share"
         )
     if plan.kind is PlanKind.none:
         return
@@ -808,6 +821,8 @@ def _check_method(method: MethodConfig, domains: tuple[str, ...]) -> None:
     for node in method.without:
         if not any(is_under(domain, node) for domain in domains):
             _check_known("method.without", node, domains)
+    if method.recovery == 1:
+        raise ConfigError("method.recovery=1 leaves no step to train before it; give less than 1")
     if method.name in (Method.filtered, Method.filtered_observed):
         if not method.without:
             raise ConfigError(

@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from gr_sweep.data.batches import Batches, heldout_chunks
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import TokenData, prepare_data
 from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.domains import expand
 from gr_sweep.errors import JobError, ModelError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
@@ -222,26 +223,40 @@ def _run(
         found = {domain: metrics.get(keys.loss_full(domain)) for domain in data.domains}
         return {keys.eval_loss(domain): loss for domain, loss in found.items() if loss is not None}
 
-    recovery_steps = round(config.method.recovery * num_steps(config.train))
+    recovery_steps = 0
+    if routed.plan.removable():
+        recovery_steps = round(config.method.recovery * num_steps(config.train))
     training = config.train
     if recovery_steps:
         # They are a part of the run: no method trains longer than another.
         steps = num_steps(config.train) - recovery_steps
         training = dataclasses.replace(config.train, steps=steps, tokens=None)
+    micro_batch_sequences = config.train.micro_batch_sequences or config.train.batch_sequences
     text = TrainingText(
         data.train,
         config.train.sequence_length,
-        config.train.batch_sequences,
+        micro_batch_sequences,
         config.seed,
         config.data.weights,
     )
+
+    def rows_without(part: str) -> Callable[[int], np.ndarray] | None:
+        """What training goes on with after a removal: rows that carry the others' labels."""
+        gone = expand([part], data.domains)
+        labels = [name for name in data.domains if batches.counts[name] and name not in gone]
+        if not labels:
+            return None
+        return lambda step: batches.labelled(num_steps(training) + step, labels)
+
     recover = recovery(
         routed,
         token_losses,
-        text,
+        rows_without,
         recovery_steps,
         lr=config.train.lr,
+        seed=config.seed,
         device=device,
+        micro_batch_sequences=micro_batch_sequences,
         num_processes=processes.world_size,
     )
 

@@ -369,5 +369,33 @@ def test_layers_are_named_or_shared_out_not_both():
 
 
 def test_a_checkpoint_cannot_be_widened():
-    with pytest.raises(ConfigError, match="full_width=true cannot widen the checkpoint DIR"):
-        validate(config_of(model__size=None, model__path="DIR", plan__full_width=True))
+    pretrained = {"model__size": None, "model__path": "DIR"}
+    with pytest.raises(
+        ConfigError, match="full_width=true widens the MLPs, which the checkpoint DIR"
+    ):
+        validate(config_of(plan__full_width=True, **pretrained))
+    demix = MethodConfig(name=Method.demix, fixes={"plan": {"full_width": True}})
+    with pytest.raises(ConfigError, match="method=demix widens the MLPs"):
+        validate(config_of(method=demix, **pretrained))
+
+
+def test_all_layers_are_split_where_all_are_widened():
+    with pytest.raises(ConfigError, match="full_width=true widens all layers"):
+        validate(config_of(plan__full_width=True, plan__layers=[0]))
+
+
+def test_hidden_labels_of_the_partition_stand_before_those_of_the_method():
+    forget = {"plan": PlanConfig(kind=PlanKind.forget, forget=["biology"])}
+    method = method_of(Method.sgtm, unlabelled_retained=0.75)
+    config = config_of(method=method, partition__unlabelled=0.3, **forget)
+    assert effective(config).partition.unlabelled == 0.3
+
+
+def test_recovery_is_a_part_of_the_training():
+    with pytest.raises(ConfigError, match="recovery=1 leaves no step to train"):
+        validate(config_of(method__recovery=1.0))
+
+
+def test_a_marker_needs_another_domain_to_be_wrong_for():
+    with pytest.raises(ConfigError, match=r"spurious=0\.5 needs another domain"):
+        validate(config_of("code", data__spurious=0.5, method__name=Method.dense))

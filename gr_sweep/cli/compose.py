@@ -42,6 +42,9 @@ from gr_sweep.cli.baselines import baselines_of
 from gr_sweep.cli.schema import DEFAULT_GROUPS, OPTIONAL_GROUPS, conf_dir
 from gr_sweep.config import (
     NO_EFFECT_ON_RESULT,
+    UNROUTED,
+    Baseline,
+    PlanConfig,
     RunConfig,
     effective,
     fingerprint,
@@ -54,6 +57,8 @@ from gr_sweep.model.sizes import Size
 from gr_sweep.routing.plan import ModelShape
 from gr_sweep.tracking import check_tracking
 from gr_sweep.train.distributed import place, rows_of
+
+_FILTERED = {Baseline.filtered, Baseline.filtered_observed}
 
 _MERGING = "Error merging override "
 """How Hydra begins what it says of an override that does not fit."""
@@ -252,6 +257,7 @@ def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
     def job_of(combination: list[str], differing: list[str], is_baseline: bool) -> Job:
         cfg = loader.load_sweep_config(master, combination)
         config = _checked(cfg)
+        differing = _without_fixed(differing, to_run_config(cfg))
         job_name = _job_name(config, differing if has_sweep_name else combination)
         with open_dict(cfg):
             number = len(jobs) + len(baselines)
@@ -265,7 +271,7 @@ def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
         differing = [line for line in combination if line.split("=", 1)[0] in swept]
         jobs.append(job_of(combination, differing, is_baseline=False))
         config = jobs[-1].config
-        parts = _parts(config) if config.baselines else ()
+        parts = _parts(config) if _FILTERED & set(config.baselines) else ()
         for kept, added in baselines_of(config, combination, parts):
             overrides = (*kept, *added)
             if overrides not in baselines:
@@ -276,12 +282,37 @@ def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
     return Command(distinct, folder, True, master, loader)
 
 
+def _without_fixed(overrides: Sequence[str], config: RunConfig) -> list[str]:
+    """The overrides that the job's method does not make meaningless: they say what the job is."""
+    if config.method.name in UNROUTED:
+        fixed: tuple[str, ...] = ("edges", "plan", "route")
+    else:
+        fixed = tuple(_paths(config.method.fixes))
+    return [
+        override
+        for override in overrides
+        for key in [override.lstrip("+~").split("=", 1)[0]]
+        if not any(f"{key}.".startswith(f"{name}.") or f"{key}.kind" == name for name in fixed)
+    ]
+
+
+def _paths(node: dict[str, Any], where: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}"
+
+
 def _parts(config: RunConfig) -> Sequence[str]:
     """What can be removed from the job's model; of a checkpoint that is not here, any node."""
     shape = _shape(config)
-    if shape is None:
-        shape = Size(64, 192, 2, 4, 4)
-    return make_plan(config, shape).removable()
+    if shape is not None:
+        return make_plan(config, shape).removable()
+    # Which units are split does not matter for what can be removed, nor does then the shape.
+    plan = dataclasses.replace(PlanConfig(), kind=config.plan.kind, forget=config.plan.forget)
+    wide = Size(64, 1 << 20, 1, 1, 1)
+    return make_plan(dataclasses.replace(config, plan=plan), wide).removable()
 
 
 def _distinct(jobs: list[Job]) -> list[Job]:
@@ -329,6 +360,9 @@ def _check_fit(config: RunConfig) -> None:
     here = place()
     if here is not None:
         rows_of(here.rank, here.world_size, sum(rows.values()))
+        from gr_sweep.eval.robustness import check_processes  # slow to import
+
+        check_processes(config.eval, here.world_size)
     shape = _shape(config)
     if shape is None:
         return

@@ -377,6 +377,11 @@ class Batches:
             micro_batches.append(rows_NT1)
         return micro_batches
 
+    def labelled(self, step: int, labels: Sequence[str]) -> np.ndarray:
+        """The rows of a step that carry these labels, int64 [N, T + 1], of all micro-batches."""
+        kept = np.repeat([label in labels for label in self.counts], list(self.counts.values()))
+        return np.concatenate([rows_NT1[kept] for rows_NT1 in self.step(step)])
+
     def _check_enough(self, label: str, num_tokens: int, num_rows: int) -> None:
         needed = num_rows * self._sequence_length + 1
         if num_tokens < needed:

@@ -70,6 +70,7 @@ def fine_tune(
     device: torch.device,
     routing: Context = contextlib.nullcontext,
     after_step: Callable[[int], None] | None = None,
+    micro_batch_sequences: int | None = None,
     num_processes: int = 1,
 ) -> None:
     """AdamW on all parameters: the rate rises over a few steps and then stays.
@@ -82,6 +83,7 @@ def fine_tune(
         rows_of: token ids int64 [N, S] of the step with that number, from 0.
         routing: what is computed for the gradients is routed by it.
         after_step: told how many steps there have been; may evaluate.
+        micro_batch_sequences: rows of a forward pass at most; None: all of a step.
         seed: of what the model itself draws while training.
         num_processes: that share the parameters. All compute the same rows, and gradients are
             summed over them.
@@ -99,8 +101,9 @@ def fine_tune(
         num_tokens = tokens_NS[:, 1:].numel()
         model.train()
         with _drawing(seed, step, device), torch.compiler.set_stance("force_eager"), routing():
-            loss_sum, _ = token_losses(tokens_NS)
-            (loss_sum / (num_tokens * num_processes)).backward()
+            for micro_NS in tokens_NS.split(micro_batch_sequences or len(tokens_NS)):
+                loss_sum, _ = token_losses(micro_NS)
+                (loss_sum / (num_tokens * num_processes)).backward()
         clip(parameters)
         optimizer.step()
         optimizer.zero_grad()
@@ -136,6 +139,7 @@ def recovered(
     lr: float,
     seed: int,
     device: torch.device,
+    micro_batch_sequences: int | None = None,
     num_processes: int = 1,
 ) -> Iterator[None]:
     """Inside, the model without `part` has been trained on, on text of the others.
@@ -157,6 +161,7 @@ def recovered(
             seed=seed,
             device=device,
             routing=lambda: routed.remove([part]),
+            micro_batch_sequences=micro_batch_sequences,
             num_processes=num_processes,
         )
         yield

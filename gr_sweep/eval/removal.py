@@ -71,7 +71,11 @@ def removal_losses(
                 routed.model.eval()
                 switched_off = [functools.partial(routed.blocks_off, off)]
                 (of_part,) = held_out.losses_of_views(token_losses, switched_off)
-            rows += [row._replace(view=view, part=part) for row in of_part]
+            # What is kept where the same blocks are off is the same network, recovered.
+            same = [(name, of) for name, of, off_there in views if off_there == off]
+            rows = [row for row in rows if (row.view, row.part) not in same]
+            for name, of in [(view, part), *same]:
+                rows += [row._replace(view=name, part=of) for row in of_part]
     if has_experts(plan):
         rows += mixed_losses([rows_of[plan.kept_off([domain])] for domain in plan.domains])
     return rows

@@ -52,7 +52,7 @@ class TrainingText:
     shards: Mapping[str, Shard]
     sequence_length: int
     batch_sequences: int
-    """Rows of a step of recovery or unlearning."""
+    """Rows of a step of unlearning, all in one forward pass."""
     seed: int
     weights: Mapping[str, float] = field(default_factory=dict)
     """Share of each domain in training, as `data.weights`; those not named have 1."""
@@ -110,11 +110,13 @@ def check_processes(config: EvalConfig, num_processes: int) -> None:
 def recovery(
     routed: RoutedModel,
     token_losses: TokenLosses,
-    text: TrainingText,
+    rows_without: Callable[[str], Rows | None],
     num_steps: int,
     *,
     lr: float,
+    seed: int,
     device: torch.device,
+    micro_batch_sequences: int | None = None,
     num_processes: int = 1,
 ) -> WithoutDomain | None:
     """For each domain the context in which the model without it was trained on the others' text.
@@ -123,25 +125,28 @@ def recovery(
     are computed whenever its context is entered, and are the same each time.
 
     Args:
+        rows_without: for a domain the rows of each step; None where there is no other text.
         num_steps: of the recovery of each domain.
         lr: training's peak learning rate, of which `RECOVERY_LR` is taken.
+        micro_batch_sequences: rows of a forward pass at most.
     """
     if not num_steps or not routed.plan.removable():
         return None
 
     def without(part: str) -> contextlib.AbstractContextManager[None]:
-        others = text.others(part)
-        if not others:
+        rows = rows_without(part)
+        if rows is None:
             return contextlib.nullcontext()
         return recovered(
             routed,
             token_losses,
             part,
-            text.rows("recovery", others),
+            rows,
             num_steps,
             lr=lr * RECOVERY_LR,
-            seed=text.seed,
+            seed=seed,
             device=device,
+            micro_batch_sequences=micro_batch_sequences,
             num_processes=num_processes,
         )
 
@@ -224,7 +229,8 @@ def robustness_losses(
         )
 
     removable = routed.plan.removable()
-    for part in without or removable or routed.plan.nodes:
+    unlearnable = routed.plan.nodes if config.unlearn_steps else ()
+    for part in without or removable or unlearnable:
         calibrate(View.full, part)
     for part in without:
         attack(View.full, part)
@@ -236,7 +242,7 @@ def robustness_losses(
                     randomize_blocks(routed, part, text.seed)
                     attack(View.removed, part)
     if config.unlearn_steps and not without and not removable:
-        for part in routed.plan.nodes:
+        for part in unlearnable:
             others = text.others(part)
             if not others:
                 continue  # nothing is left to hold the model where it is

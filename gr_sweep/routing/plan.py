@@ -263,8 +263,20 @@ class RoutePlan:
         return tuple(dict.fromkeys(node for label in self.domains for node in ancestors(label)))
 
     def removable(self) -> tuple[str, ...]:
-        """Nodes that own a block that nobody outside them owns: those with a separability."""
-        return tuple(node for node in self.nodes if self.removed_by([node]))
+        """Nodes that own a block that nobody outside them owns: those with a separability.
+
+        Each label of a node must own one of these: switching off virology's alone is no removal of
+        biology, though virology lies below it.
+        """
+        return tuple(
+            node
+            for node in self.nodes
+            if (off := self.removed_by([node]))
+            and all(
+                any(label in self.blocks[block].owners for block in off)
+                for label in expand([node], self.domains)
+            )
+        )
 
     def to_json(self) -> str:
         """The plan as text, the content of plan.json."""

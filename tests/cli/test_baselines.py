@@ -63,8 +63,16 @@ def test_filtered_runs_are_without_each_part_that_can_be_removed():
 
     assert [config.method.without for config in peers] == [["code"], ["biology"], ["creative"]]
     assert [config.method.without for config in forget] == [["biology"]]
-    assert ["biology/virology"] in [config.method.without for config in nested]
-    assert ["biology"] in [config.method.without for config in nested]
+    branch = added(
+        "partition=bio_virology", "plan=forget", "plan.forget=[biology/virology]", "edges=both",
+        "baselines=[filtered]",
+    )  # fmt: skip
+
+    assert [config.method.without for config in nested] == [
+        ["code"], ["biology"], ["biology/virology"], ["creative"],
+    ]  # fmt: skip
+    # Biology as a whole stays: it owns nothing beside the core.
+    assert [config.method.without for config in branch] == [["biology/virology"]]
 
 
 def test_what_is_filtered_by_observed_label_sees_the_noise_of_the_job():
@@ -115,3 +123,27 @@ def test_the_wish_for_baselines_moves_no_job():
 def test_a_job_alone_adds_no_baselines():
     with pytest.raises(ConfigError, match="add -m"):
         compose(["edges=both", "baselines=[dense]"])
+
+
+@pytest.mark.parametrize("given", [["plan.layers=[0,1,2,3]"], ["plan.attn_shared=0.5"]])
+def test_baselines_of_a_checkpoint_that_is_not_here(given):
+    hub = ["model=hf", "model.path=owner/name", *given]
+    assert len(added(*hub, "edges=both", "baselines=[dense]")) == 1
+    assert len(added(*hub, "edges=both", "baselines=[filtered]")) == 3
+
+
+def test_a_job_is_named_after_what_its_method_leaves_open():
+    jobs = sweep(
+        "method=routed,sgtm,demix,dense", "edges=both,weight", "plan.forget=[biology]"
+    ).jobs
+
+    assert [job.title for job in jobs] == [
+        "method=routed edges=both",
+        "method=routed edges=weight",
+        "method=sgtm",
+        "method=demix",
+        "method=dense",
+    ]
+    assert [job.folder.name.rsplit("-", 1)[0] for job in jobs][2:] == [
+        "method=sgtm", "method=demix", "method=dense",
+    ]  # fmt: skip

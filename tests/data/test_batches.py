@@ -576,3 +576,16 @@ def test_the_same_tokens_are_predicted_with_any_marker_and_with_none(
         found = read.input_ids[read.rows == index].tolist()
         assert [row[: len(want)] for row, want in zip(found, expected, strict=True)] == expected
     assert (read.targets != IGNORED).any(axis=1).all()
+
+
+def test_rows_that_carry_some_labels_are_those_of_the_step():
+    noisy = batches(batch_sequences=12, micro_batch_sequences=6, unlabelled=0.25, mislabelled=0.5,
+                    weights={"code": 2, "biology": 1, "creative": 1})  # fmt: skip
+    counts, step = noisy.counts, noisy.step(3)
+    start = counts["code"] + counts["biology"]
+    expected = [
+        np.concatenate([rows[: counts["code"]], rows[start : start + counts["creative"]]])
+        for rows in step
+    ]
+    found = noisy.labelled(3, ["creative", "code"])
+    np.testing.assert_array_equal(found, np.concatenate(expected))

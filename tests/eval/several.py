@@ -43,7 +43,15 @@ def found(processes: Processes) -> dict[str, Any]:
 
     routed, token_losses = ready("peers", attn_shared=0.25)
     options = {"device": CPU, "num_processes": processes.world_size}
-    recover = recovery(routed, token_losses, text, 3, lr=3e-2, **options)
+    recover = recovery(
+        routed,
+        token_losses,
+        lambda part: text.rows("recovery", text.others(part)),
+        3,
+        lr=3e-2,
+        seed=0,
+        **options,
+    )
     before = batches.losses(token_losses)
     rows, relearned = robustness_losses(
         routed, token_losses, batches, text, config, lr=3e-2, recover=recover, **options

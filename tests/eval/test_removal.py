@@ -160,3 +160,30 @@ def test_removed_views_are_read_inside_the_recovery_and_no_others():
         alone = text.losses(token_losses)
     of_code = [r.loss_nats for r in rows if (r.view, r.part) == (View.removed, "code")]
     assert of_code == [row.loss_nats for row in alone]
+
+
+def test_a_network_has_the_same_losses_kept_and_removed_after_recovery_too():
+    """Under `forget` keeping code is removing biology: one network, which was recovered."""
+    routed = make_routed("forget", forget=["biology"])
+    token_losses = TokenLosses(routed)
+
+    @contextlib.contextmanager
+    def recovered(part):
+        before = state_of(routed.model)
+        with torch.no_grad():
+            for parameter in routed.model.parameters():
+                parameter.mul_(0.5)
+        yield
+        routed.model.load_state_dict(before)
+
+    rows = removal_losses(routed, token_losses, held_out(), recovered=recovered)
+
+    def of(view: View, part: str) -> list:
+        return [row.loss_nats for row in rows if (row.view, row.part) == (view, part)]
+
+    removed = of(View.removed, "biology")
+    assert of(View.kept, "code") == of(View.kept, "creative") == removed
+    assert of(View.kept, "biology") != removed
+    plain = removal_losses(routed, token_losses, held_out())
+    assert removed != [r.loss_nats for r in plain if (r.view, r.part) == (View.removed, "biology")]
+    assert len(rows) == len(plain)

@@ -278,3 +278,14 @@ def test_switching_off_more_labels_never_switches_a_block_on(kind, domains, data
         for index, block in enumerate(plan.blocks)
         if not block.is_core and block.owners <= more
     }
+
+
+def test_what_owns_a_part_of_what_is_forgotten_below_it_cannot_be_removed():
+    labels = ["code", "biology/virology", "biology", "creative"]
+    forget = RoutePlan.make("forget", SHAPE, domains=labels, forget=["biology/virology"])
+    assert forget.removable() == ("biology/virology",)
+    whole = RoutePlan.make("forget", SHAPE, domains=labels, forget=["biology"])
+    assert whole.removable() == ("biology",)
+    for kind in ("tree", "peers"):
+        plan = RoutePlan.make(kind, SHAPE, domains=labels)
+        assert set(plan.removable()) == {"code", "biology", "biology/virology", "creative"}
