@@ -623,7 +623,8 @@ def relearning(sweep: Sweep) -> dict[str, dict[str, Any]]:
     """Held-out loss on a domain by step of the attack that teaches it again, a figure a domain: of
     each job the learning rate that came lowest.
 
-    Dashed are models that never saw the domain, dotted dense ones that were made to forget it.
+    Dashed are models that never saw the domain, dotted dense ones that were made to forget it. Where
+    an attack diverged its line has a gap; one without a loss that is a number is not drawn.
     """
     figures: dict[str, dict[str, Any]] = {}
     seen: list[float] = []
@@ -634,16 +635,25 @@ def relearning(sweep: Sweep) -> dict[str, dict[str, Any]]:
             continue
         traces: dict[tuple[str, str], tuple[list[Any], list[Any], list[str]]] = {}
         for job in sweep.compared:
-            attacks = job.attacks.get(part)
+            attacks = [
+                (min(finite), attack)
+                for attack in job.attacks.get(part, ())
+                if (finite := [loss for loss in attack.losses if math.isfinite(loss)])
+            ]
             if not attacks:
                 continue
-            strongest = min(attacks, key=lambda attack: min(attack.losses))
+            _, strongest = min(attacks, key=lambda found: found[0])
             steps, losses, names = traces.setdefault((job.edges, job.kind), ([], [], []))
             # None breaks the line between two jobs.
             steps += [*strongest.steps, None]
-            losses += [*strongest.losses, None]
+            losses += [
+                *(loss if math.isfinite(loss) else None for loss in strongest.losses),
+                None,
+            ]
             label = f"{sweep.labels[job.name]} (lr {strongest.lr:g})"
             names += [html.escape(label)] * (len(strongest.steps) + 1)
+        if not traces:
+            continue
         seen += [loss for _, losses, _ in traces.values() for loss in losses if loss is not None]
         data = [
             {

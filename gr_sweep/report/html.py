@@ -101,8 +101,8 @@ def render(sweep: Sweep) -> str:
         style=read("style.css"),
         script=read("page.js"),
         plotly=get_plotlyjs() if plots.figures else "",
-        # In a script element only "<" can end it early.
-        plots=json.dumps(plots.figures).replace("<", "\\u003c"),
+        # In a script element only "<" can end it early. NaN is no JSON: the page could not read it.
+        plots=json.dumps(plots.figures, allow_nan=False).replace("<", "\\u003c"),
     )
 
 

@@ -1,6 +1,7 @@
 """What the plots hold: points, error bars, lines, means, settings, attacks and curves."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import pytest
 
 from gr_sweep.config import Method
 from gr_sweep.metrics import keys
+from gr_sweep.metrics.losses import RelearnLoss, View, write_relearn
 from gr_sweep.report import figures, measures, read_sweep
 from gr_sweep.report.collect import Sweep
+from gr_sweep.report.html import render
 
 MakeJob = Callable[..., Path]
 
@@ -191,6 +194,46 @@ def test_relearning_shows_the_strongest_attack_of_each_model(read_study: Sweep) 
         job for job in read_study.jobs if job.kind == "filtered" and "biology" in job.attacks
     )
     assert min(filtered["y"][:5]) == min(min(attack.losses) for attack in job.attacks["biology"])
+
+
+def attacked(job: Path, losses: dict[float, list[float]]) -> None:
+    """Gives a job attacks on code: mean losses by learning rate, ten steps apart."""
+    rows = [
+        RelearnLoss(View.removed, "code", lr, 10 * at, "code", "c0", 10 * loss, 10, 40)
+        for lr, curve in losses.items()
+        for at, loss in enumerate(curve)
+    ]
+    write_relearn(job / "relearn.csv", rows)
+
+
+def test_attack_that_diverges_has_a_gap_and_leaves_the_page_whole(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    job = make_job(tmp_path, num_documents=2, resamples=0)
+    attacked(job, {1e-3: [math.nan, 7.0], 3e-3: [8.0, math.nan, 5.0], 1e-2: [8.0, 6.0, math.inf]})
+    sweep = read_sweep(tmp_path)
+    figure = figures.relearning(sweep)["code"]
+    [trace] = figure["data"]
+    assert trace["y"] == [8.0, None, 5.0, None]
+    assert "lr 0.003" in trace["text"][0]
+    low, high = figure["layout"]["yaxis"]["range"]
+    assert low < 5 and 8 < high < 9
+    assert "NaN" not in json.dumps(figure)
+    assert 'id="robustness"' in render(sweep)
+
+
+def test_attack_without_a_number_is_not_drawn(tmp_path: Path, make_job: MakeJob) -> None:
+    attacked(make_job(tmp_path, num_documents=2, resamples=0), {1e-3: [math.nan, math.nan]})
+    assert figures.relearning(read_sweep(tmp_path)) == {}
+
+
+def test_figure_with_a_value_that_is_no_number_is_refused(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"code": {"data": [{"y": [math.nan]}], "layout": {}}}
+    monkeypatch.setattr(figures, "curves", lambda sweep: found)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        render(read_sweep(sweep))
 
 
 def test_curves_have_training_and_held_out_losses_of_every_domain(sweep: Path) -> None:
