@@ -68,7 +68,7 @@ def compare_losses(
         seed, resamples: as `summarize_losses` takes them.
 
     Raises:
-        ValueError: a document whose tokens or bytes differ between the job's views.
+        DataError: a document whose tokens or bytes differ between the job's views.
     """
     tables = _with_baselines(rows, baselines, domains, seed=seed, resamples=resamples)
     estimates = Estimates()

@@ -203,7 +203,7 @@ class LossTables:
             baselines: rows by run.
 
         Raises:
-            ValueError: a document of the job whose tokens or bytes differ between views.
+            DataError: a document of the job whose tokens or bytes differ between views.
         """
         self.domains = tuple(domains)
         own = _columns(rows, "")
@@ -323,7 +323,7 @@ def summarize_losses(
             it there is no entanglement.
 
     Raises:
-        ValueError: a document whose tokens or bytes differ between views.
+        DataError: a document whose tokens or bytes differ between views.
     """
     estimates = Estimates()
     add_own(estimates, LossTables(rows, domains, seed=seed, resamples=resamples), blocks or {})

@@ -12,6 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from gr_sweep.errors import DataError
 from gr_sweep.metrics import bootstrap, utility
 from gr_sweep.metrics.bootstrap import Sample
 
@@ -51,7 +52,7 @@ class DocumentTable(Generic[Column]):
                 are.
 
         Raises:
-            ValueError: a document whose tokens or bytes differ between the job's own columns.
+            DataError: a document whose tokens or bytes differ between the job's own columns.
         """
         # A text of one token has no loss and says nothing; without it no resample has 0 tokens.
         sizes = {
@@ -63,7 +64,7 @@ class DocumentTable(Generic[Column]):
         for column in own.values():
             for document, read in column.items():
                 if document in sizes and sizes[document] != read[1:]:
-                    raise ValueError(
+                    raise DataError(
                         f"document {document} of {domain} differs in size between views"
                     )
         self.documents = tuple(sorted(sizes))

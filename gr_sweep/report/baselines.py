@@ -5,6 +5,7 @@ differs in method, plan and label noise alone. Where there is none, its metrics 
 the tables that jobs leave behind; reads no summary.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ _FREE = (
     "eval",
 )  # fmt: skip
 _DOCUMENTS = ("eval.tokens", "eval.document_tokens")
+_PLACES = ("data.root", "data.paths", "data.sources")
+"""Where the text comes from: may differ where the fingerprint of what was read is the same."""
+_WIDEST_GAP = 2.5
+"""Between neighbouring dense runs of a curve, as a factor in tokens: over more the loss is too far
+from linear in their logarithm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +69,24 @@ class JobTables:
         """The tables in a job's folder; None where it has none.
 
         Raises:
-            DataError: a table or plan that cannot be read.
+            DataError: a table or plan that cannot be read, or a table in which a document has two
+                sizes.
         """
         losses = folder / "document_losses.csv"
         if not losses.exists():
             return None
         relearn = folder / "relearn.csv"
         rows = read_losses(losses)
+        attacked = read_relearn(relearn) if relearn.exists() else []
+        _check_sizes(losses, (((row.domain, row.text), row) for row in rows))
+        _check_sizes(relearn, (((row.domain, row.part), row) for row in attacked))
         has_blocks = any(row.view is View.off for row in rows)
         return cls(
             domains=domains,
             settings=settings,
             fingerprints=fingerprints,
             losses=rows,
-            relearn=read_relearn(relearn) if relearn.exists() else [],
+            relearn=attacked,
             owners=_read_owners(folder / "plan.json") if has_blocks else {},
         )
 
@@ -98,24 +108,29 @@ class JobTables:
     @property
     def tokens(self) -> int | None:
         """Training tokens, in whole steps."""
-        step = _number(self.settings, "train.batch_sequences") * _number(
-            self.settings, "train.sequence_length"
-        )
-        steps, tokens = (_number(self.settings, f"train.{name}") for name in ("steps", "tokens"))
-        if not step or not (steps or tokens):
-            return None
-        return (steps or -(-tokens // step)) * step
+        return train_tokens(self.settings)
 
     @property
     def alike(self) -> str:
         """Equal for jobs that may be each other's baselines, tokens and label noise aside."""
-        kept = {
-            name: value
-            for name, value in self.settings.items()
-            if name in _DOCUMENTS
-            or not any(name == free or name.startswith(free + ".") for free in _FREE)
-        }
-        return json.dumps([kept, list(self.domains), self.fingerprints.get("data")], sort_keys=True)
+        return alike(self.settings, self.domains, self.fingerprints)
+
+    @property
+    def attack(self) -> str:
+        """Equal for jobs that were attacked alike."""
+        return json.dumps(
+            {
+                name: value
+                for name, value in self.settings.items()
+                if name.startswith("eval.relearn_")
+            },
+            sort_keys=True,
+        )
+
+    @functools.cached_property
+    def is_calibrated(self) -> bool:
+        """Whether it holds losses with a fitted bias."""
+        return any(row.view is View.calibrated_full for row in self.losses)
 
     @property
     def noise(self) -> tuple[float, ...]:
@@ -134,6 +149,31 @@ class JobTables:
             named = [shares[node] for node in reversed(ancestors(domain)) if node in shares]
             hidden.append(named[0] if named else rest)
         return (float(self.settings.get("partition.mislabelled", 0.0)), *hidden)
+
+
+def alike(
+    settings: Mapping[str, Any], domains: Sequence[str], fingerprints: Mapping[str, str]
+) -> str:
+    """Equal for jobs with the same model, text, domains, training, held-out documents and seed:
+    those that share their baselines, tokens and label noise aside."""
+    data = fingerprints.get("data")
+    free = _FREE if data is None else (*_FREE, *_PLACES)
+    kept = {
+        name: value
+        for name, value in settings.items()
+        if name in _DOCUMENTS
+        or not any(name == other or name.startswith(other + ".") for other in free)
+    }
+    return json.dumps([kept, list(domains), data], sort_keys=True)
+
+
+def train_tokens(settings: Mapping[str, Any]) -> int | None:
+    """Training tokens, in whole steps; None where the settings do not say."""
+    step = _number(settings, "train.batch_sequences") * _number(settings, "train.sequence_length")
+    steps, tokens = (_number(settings, f"train.{name}") for name in ("steps", "tokens"))
+    if not step or not (steps or tokens):
+        return None
+    return (steps or -(-tokens // step)) * step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +223,15 @@ def joined(jobs: Mapping[str, JobTables | None]) -> dict[str, Joined]:
 
 
 def baselines_of(job: JobTables, alike: Iterable[JobTables]) -> Baselines:
-    """The job's baselines among jobs that are alike; the first counts where there are two."""
+    """The job's baselines among jobs that are alike.
+
+    The first counts where there are two; of filtered runs one with calibrated losses comes before
+    one without, and the attack is that of a run that was attacked as the job was. Of the shorter
+    dense runs those count that a chain of steps of at most 2.5 joins to the whole length.
+    """
     dense: JobTables | None = None
     shorter: dict[float, Sequence[DocumentLoss]] = {}
-    filtered: dict[str, JobTables] = {}
+    filtered: dict[str, list[JobTables]] = {}
     observed: dict[str, JobTables] = {}
     for other in alike:
         if job.tokens is None or other.tokens is None:
@@ -199,18 +244,43 @@ def baselines_of(job: JobTables, alike: Iterable[JobTables]) -> Baselines:
         if other.method == Method.dense.value:
             dense = dense or other
         elif part is not None and other.method == Method.filtered.value:
-            filtered.setdefault(part, other)
+            filtered.setdefault(part, []).append(other)
         elif part is not None and other.noise == job.noise:
             observed.setdefault(part, other)
     return Baselines(
         dense=None if dense is None else dense.losses,
-        shorter=shorter,
-        filtered={part: other.losses for part, other in filtered.items()},
+        shorter=_without_gaps(shorter),
+        filtered={
+            # max keeps the first of equals.
+            part: max(others, key=lambda other: other.is_calibrated).losses
+            for part, others in filtered.items()
+        },
         filtered_observed={part: other.losses for part, other in observed.items()},
         filtered_relearned={
-            part: other.relearn for part, other in filtered.items() if other.relearn
+            part: attacked[0]
+            for part, others in filtered.items()
+            if (
+                attacked := [
+                    other.relearn
+                    for other in others
+                    if other.relearn and other.attack == job.attack
+                ]
+            )
         },
     )
+
+
+def _without_gaps(
+    shorter: Mapping[float, Sequence[DocumentLoss]],
+) -> dict[float, Sequence[DocumentLoss]]:
+    kept: dict[float, Sequence[DocumentLoss]] = {}
+    last = 1.0
+    for share in sorted(shorter, reverse=True):
+        if last > _WIDEST_GAP * share:
+            break
+        kept[share] = shorter[share]
+        last = share
+    return kept
 
 
 def _is_shorter_dense(job: JobTables, alike: Sequence[JobTables]) -> bool:
@@ -219,6 +289,16 @@ def _is_shorter_dense(job: JobTables, alike: Sequence[JobTables]) -> bool:
     others = [other.tokens for other in alike if other.method != Method.dense.value]
     lengths = [tokens for tokens in others if tokens is not None]
     return job.tokens not in lengths and any(tokens > job.tokens for tokens in lengths)
+
+
+def _check_sizes(
+    path: Path, rows: Iterable[tuple[tuple[str, str], DocumentLoss | RelearnLoss]]
+) -> None:
+    sizes: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for place, row in rows:
+        size = row.tokens, row.bytes
+        if sizes.setdefault((*place, row.document), size) != size:
+            raise DataError(f"{path}: document {row.document} of {row.domain} has two sizes")
 
 
 def _number(settings: Mapping[str, Any], name: str) -> int:

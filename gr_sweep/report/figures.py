@@ -623,8 +623,8 @@ def relearning(sweep: Sweep) -> dict[str, dict[str, Any]]:
     """Held-out loss on a domain by step of the attack that teaches it again, a figure a domain: of
     each job the learning rate that came lowest.
 
-    Dashed are models that never saw the domain, dotted dense ones that were made to forget it. Where
-    an attack diverged its line has a gap; one without a loss that is a number is not drawn.
+    Dashed are models that never saw the domain, dotted dense ones that were made to forget it.
+    Where an attack diverged its line has a gap; one without a loss that is a number is not drawn.
     """
     figures: dict[str, dict[str, Any]] = {}
     seen: list[float] = []

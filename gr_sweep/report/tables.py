@@ -3,7 +3,6 @@
 Knows which rows belong together and nothing of HTML or of how numbers are measured.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,6 +10,7 @@ from fractions import Fraction
 from gr_sweep.config import Edges, Method, PlanKind
 from gr_sweep.metrics import keys
 from gr_sweep.report import measures
+from gr_sweep.report.baselines import alike, train_tokens
 from gr_sweep.report.collect import DENSE, ROUTED, Estimate, Job, Sweep, short_name, shown
 from gr_sweep.report.measures import MISSING, Measure
 
@@ -109,7 +109,7 @@ def over_seeds(sweep: Sweep) -> Table | None:
         and any(sweep.over_seeds(group, measure.key) is not None for group in groups)
     ]
     references = [reference_of(sweep, group) for group in groups]
-    several = len({reference[0].name for reference in references}) > 1
+    several = len({reference[0].name for reference in references if reference}) > 1
     columns = [*_of_settings(names, kinds), Column(name="seeds", is_number=True)]
     for measure, _ in found:
         columns.append(_number(measure, "mean"))
@@ -118,31 +118,38 @@ def over_seeds(sweep: Sweep) -> Table | None:
         columns.append(Column(name="difference to"))
     rows = []
     for group, reference in zip(groups, references, strict=True):
-        is_reference = reference[0].name == group[0].name
+        is_reference = reference is not None and reference[0].name == group[0].name
         cells = [*_settings(group[0], names, kinds), Cell(text=str(len(group)), value=len(group))]
         for measure, key in found:
             mean = sweep.over_seeds(group, key)
             cells.append(_written(mean, measure.text, measure.bound, _below(measure, group)))
             # Of some of the seeds alone it would stand beside a mean that is not there.
-            has_difference = mean is not None and not is_reference
-            difference = sweep.difference(group, reference, key) if has_difference else None
+            difference = None
+            if mean is not None and reference is not None and not is_reference:
+                difference = sweep.difference(group, reference, key)
             missing = "reference" if is_reference and mean is not None else MISSING
             cells.append(_written(difference, measures.signed, measures.unsigned, missing))
         if several:
-            cells.append(Cell(text=MISSING if is_reference else short_label(sweep, reference[0])))
+            is_named = reference is not None and not is_reference
+            text = short_label(sweep, reference[0]) if reference and is_named else MISSING
+            cells.append(Cell(text=text))
         rows.append(Row(label=sweep.label(group[0], seed=False), jobs=group, cells=cells))
     return Table(columns=columns, rows=rows)
 
 
-def reference_of(sweep: Sweep, group: Sequence[Job]) -> Sequence[Job]:
-    """What a group is held against: of the routed groups of edges `none`, the one that agrees with
-    it in most settings; the first group where there is none of these."""
+def reference_of(sweep: Sweep, group: Sequence[Job]) -> Sequence[Job] | None:
+    """What a group is held against: of the groups of the same model, text and tokens the routed one
+    of edges `none`, or else the dense one, that agrees with it in most settings. None where there
+    is none: a difference to another text would say nothing of the method."""
+    comparable = [other for other in sweep.replicates if _is_comparable(group, other)]
     uncut = [
         other
-        for other in sweep.replicates
+        for other in comparable
         if other[0].edges == Edges.none.value and other[0].group == ROUTED
     ]
-    candidates = uncut or sweep.replicates[:1]
+    candidates = uncut or [other for other in comparable if other[0].kind == DENSE]
+    if not candidates:
+        return None
 
     def agreeing(other: Sequence[Job]) -> int:
         mine, theirs = group[0].settings, other[0].settings
@@ -150,6 +157,17 @@ def reference_of(sweep: Sweep, group: Sequence[Job]) -> Sequence[Job]:
 
     # Where two agree equally, the first: max keeps it.
     return max(candidates, key=agreeing)
+
+
+def _is_comparable(first: Sequence[Job], second: Sequence[Job]) -> bool:
+    """Whether jobs of equal seeds share their baselines."""
+    contexts = [{job.seed: _context(job) for job in group} for group in (first, second)]
+    common = contexts[0].keys() & contexts[1].keys()
+    return bool(common) and all(contexts[0][seed] == contexts[1][seed] for seed in common)
+
+
+def _context(job: Job) -> tuple[str, int | None]:
+    return alike(job.settings, job.domains, job.fingerprints), train_tokens(job.settings)
 
 
 def dense_curve(sweep: Sweep) -> Table | None:
@@ -161,7 +179,7 @@ def dense_curve(sweep: Sweep) -> Table | None:
     runs: dict[tuple[str, float], list[Job]] = {}
     for job in dense:
         label = " ".join(f"{short_name(name)}={shown(job.settings.get(name))}" for name in names)
-        runs.setdefault((label, _train_tokens(job)), []).append(job)
+        runs.setdefault((label, train_tokens(job.settings) or 0), []).append(job)
     longest: dict[str, float] = {}
     for label, tokens in runs:
         longest[label] = max(tokens, longest.get(label, 0))
@@ -174,9 +192,10 @@ def dense_curve(sweep: Sweep) -> Table | None:
     for (label, tokens), group in sorted(runs.items(), key=lambda item: item[0]):
         cells = [Cell(text=label)] if has_labels else []
         share = Fraction(tokens / longest[label]).limit_denominator(64)
+        num_seeds = len({job.seed for job in group})
         cells += [
             Cell(text=str(share), value=float(share)),
-            Cell(text=str(len(group)), value=len(group)),
+            Cell(text=str(num_seeds), value=num_seeds),
         ]
         for domain in sweep.domains:
             loss = sweep.over_seeds(group, keys.loss_full(domain))
@@ -198,14 +217,6 @@ def baseline_names(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
 
 
 _OF_LENGTH = ("train.steps", "train.tokens")
-
-
-def _train_tokens(job: Job) -> float:
-    tokens = job.settings.get("train.tokens")
-    if tokens is not None:
-        return float(tokens)
-    names = ("train.steps", "train.batch_sequences", "train.sequence_length")
-    return float(math.prod(job.settings.get(name) or 0 for name in names))
 
 
 def setting_names(sweep: Sweep, *, seed: bool = True) -> list[str]:
@@ -254,7 +265,7 @@ def _of_jobs(sweep: Sweep, jobs: Sequence[Job], chosen: Sequence[Measure]) -> Ta
     numeric = [found for measure in chosen for found in _columns(jobs, measure)]
     best: list[float | None] = []
     for column, measure, part in numeric:
-        values = [found.value for job in jobs if (found := _value(measure, job, part)) is not None]
+        values = [at for job in jobs if (at := _ranked(measure, job, part)) is not None]
         pick = max if column.direction > 0 else min
         best.append(pick(values) if len(values) > 1 and column.direction else None)
     rows = []
@@ -267,7 +278,7 @@ def _of_jobs(sweep: Sweep, jobs: Sequence[Job], chosen: Sequence[Measure]) -> Ta
                     text=measure.written(job, part),
                     value=None if estimate is None else estimate.value,
                     interval="" if estimate is None else interval_text(estimate, measure.bound),
-                    best=estimate is not None and estimate.value == top,
+                    best=top is not None and top == _ranked(measure, job, part),
                 )
             )
         rows.append(Row(label=sweep.labels[job.name], jobs=[job], cells=cells))
@@ -302,6 +313,15 @@ def _value(measure: Measure, job: Job, part: str | None) -> Estimate | None:
     if part is None or measure.of is None:
         return measure.mean(job)
     return measure.of(job, part)
+
+
+def _ranked(measure: Measure, job: Job, part: str | None) -> float | None:
+    """What decides whether the job is the best of a column: its value, or, where lower is better,
+    what it is known to be below."""
+    estimate = _value(measure, job, part)
+    if estimate is not None:
+        return estimate.value
+    return measure.at_most(job, part) if measure.direction < 0 else None
 
 
 def _number(measure: Measure, name: str, *, is_detail: bool = False) -> Column:

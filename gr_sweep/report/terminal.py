@@ -5,6 +5,7 @@ Knows nothing of how numbers are read or measured.
 """
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gr_sweep.report import figures, measures
@@ -57,8 +58,8 @@ def print_table(sweep: Sweep, console: "Console | None" = None) -> None:
         console.print(table)
         console.print(
             Text(
-                "Held out, nats per token; compute-equivalent and removal are shares. "
-                "Loss and tax: lower is better; all else: higher."
+                "Held out, nats per token; compute-equivalent, forget compute and removal are "
+                f"shares. {_directions([content.columns[at] for at in kept])}"
             )
         )
     shorter = len(sweep.jobs) - len(sweep.compared)
@@ -67,6 +68,17 @@ def print_table(sweep: Sweep, console: "Console | None" = None) -> None:
     for job in sweep.unfinished:
         where = "" if job.step is None else f" at step {job.step},"
         console.print(Text(f"{job.name}:{where} {job.why}", style="yellow"))
+
+
+def _directions(columns: Sequence[Column]) -> str:
+    """Which of the columns are better low; the others are better high."""
+    lower, higher = (
+        list(dict.fromkeys(c.group or c.name for c in columns if c.direction == direction))
+        for direction in (-1, 1)
+    )
+    if not lower:
+        return "Higher is better." if higher else ""
+    return f"Lower is better: {', '.join(lower)}" + ("; all else: higher." if higher else ".")
 
 
 def _is_kept(column: Column, names: set[str]) -> bool:

@@ -205,7 +205,7 @@ def test_empty_table_and_documents_without_tokens_give_nothing() -> None:
 def test_document_of_two_sizes_is_refused() -> None:
     rows = two_domains()
     rows[3] = rows[3]._replace(tokens=11)
-    with pytest.raises(ValueError, match="c0 of code differs in size"):
+    with pytest.raises(DataError, match="c0 of code differs in size"):
         summarize_losses(rows, ["code", "biology"], seed=0)
 
 

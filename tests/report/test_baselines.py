@@ -26,6 +26,7 @@ from gr_sweep.metrics.losses import (
     RelearnLoss,
     Text,
     View,
+    read_losses,
     summarize_losses,
     write_losses,
     write_relearn,
@@ -207,9 +208,10 @@ def test_run_on_other_text_is_no_baseline(tmp_path: Path) -> None:
         ("train.keep_checkpoints", 7),
         ("eval.every", 5),
         ("eval.bootstrap", 10),
-        ("eval.relearn_steps", 50),
         ("tracking.project", "other"),
         ("data.cache", "elsewhere"),
+        ("data.root", "elsewhere/text"),
+        ("data.paths", {"code": "elsewhere/code.jsonl"}),
         ("partition.name", "same"),
         ("baselines", []),
     ],
@@ -338,6 +340,103 @@ def test_attack_is_joined_with_that_on_the_filtered_model(tmp_path: Path) -> Non
     [found] = job.attacks["biology"]
     assert (found.lr, found.steps) == (1e-3, (0, 10, 20))
     assert found.losses[1] - found.losses[2] == pytest.approx(0.5)
+
+
+def attack_of(view: View, *losses: float) -> list[RelearnLoss]:
+    """On a document of biology, evaluated every ten steps."""
+    return [
+        RelearnLoss(view, "biology", 1e-3, 10 * at, "biology", "biology0", 100 * loss, 100, 400)
+        for at, loss in enumerate(losses)
+    ]
+
+
+def attacked_for(method: str, steps: int, **method_: Any) -> RunConfig:
+    config = config_of(method, **method_)
+    config.eval.relearn_steps = steps
+    return config
+
+
+def test_attack_is_joined_with_the_one_of_the_same_settings(tmp_path: Path) -> None:
+    for steps, loss in ((20, 7.0), (40, 5.0)):
+        config = attacked_for("filtered", steps, without=["biology"])
+        write(tmp_path, config, f"filtered {steps}", relearn=attack_of(View.full, 8.0, loss))
+        config = attacked_for("routed", steps)
+        write(tmp_path, config, f"routed {steps}", relearn=attack_of(View.removed, 6.0, 4.5))
+    alone = attacked_for("routed", 60)
+    write(tmp_path, alone, "routed 60", relearn=attack_of(View.removed, 6.0, 4.5))
+    sweep = read_sweep(tmp_path)
+    key = "robustness/relearn/biology/filtered_loss"
+    found = {name: named(sweep, f"routed {name}").metrics.get(key) for name in (20, 40, 60)}
+    assert found == {20: 7.0, 40: 5.0, 60: None}
+
+
+def test_filtered_run_with_calibrated_losses_comes_first(tmp_path: Path) -> None:
+    def calibrate(job: Path, *columns: tuple[str, float]) -> None:
+        path = job / "document_losses.csv"
+        rows = read_losses(path)
+        for view, change in columns:
+            like = View.removed if view == "calibrated_removed" else View.full
+            rows += [
+                row._replace(
+                    view=View(view), part="biology", loss_nats=row.loss_nats + change * row.tokens
+                )
+                for row in rows
+                if row.view is like and row.part in ("", "biology") and row.domain == "biology"
+            ]
+        write_losses(path, rows)
+
+    for name, relearn_steps in (("a", None), ("b", 20)):
+        config = config_of("filtered", without=["biology"])
+        config.eval.relearn_steps = relearn_steps
+        job = write(tmp_path, config, f"filtered {name}")
+    calibrate(job, ("calibrated_full", -1.0))
+    routed = write(tmp_path, config_of(), "routed")
+    calibrate(routed, ("calibrated_full", 0.0), ("calibrated_removed", -1.0))
+    metrics = named(read_sweep(tmp_path), "routed").metrics
+    assert metrics["separability/removal/biology"] == pytest.approx(1.75 / 3.5)
+    # 4.5 after 0.75 more, of the way to 7.
+    assert metrics["robustness/calibrated_removal/biology"] == pytest.approx(0.75 / 2.5)
+
+
+def test_dense_runs_too_far_apart_are_no_curve(tmp_path: Path) -> None:
+    for steps in (4, 10, 40, 80):
+        write(tmp_path, config_of("dense", steps=steps), f"dense {steps}")
+    write(tmp_path, config_of(), "routed")
+    job = named(read_sweep(tmp_path), "routed")
+    # From 40 to 10 is a factor of 4.
+    assert job.smallest_share == 0.5
+    assert job.metrics["utility/compute_equivalent/full/code"] == pytest.approx(0.5**0.5)
+    write(tmp_path / "far", config_of("dense", steps=10), "dense 10")
+    write(tmp_path / "far", config_of("dense"), "dense 80")
+    write(tmp_path / "far", config_of(), "routed")
+    job = named(read_sweep(tmp_path / "far"), "routed")
+    assert job.smallest_share is None and "utility/tax/code" in job.metrics
+
+
+@pytest.mark.parametrize("table", ["document_losses.csv", "relearn.csv"])
+def test_table_that_contradicts_itself_costs_its_own_job_alone(
+    tmp_path: Path, table: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_baselines(tmp_path)
+    write(tmp_path, config_of(), "routed")
+    filtered = attacked_for("filtered", 20, without=["biology"])
+    broken = tmp_path / "filtered biology 0"
+    write_relearn(broken / "relearn.csv", attack_of(View.full, 8.0, 7.0))
+    write(tmp_path, filtered, "other", relearn=attack_of(View.full, 8.0, 7.0))
+    for job in (broken, tmp_path / "other"):
+        path = job / table
+        *lines, last = path.read_text().splitlines()
+        *values, tokens, num_bytes = last.split(",")
+        if table == "document_losses.csv":
+            values[0] = "calibrated_full"
+        lines += [last, ",".join([*values, str(int(tokens) + 1), num_bytes])]
+        path.write_text("\n".join(lines) + "\n")
+    sweep = read_sweep(tmp_path)
+    assert len(sweep.jobs) == 8 and "two sizes" in caplog.text
+    metrics = named(sweep, "routed").metrics
+    assert "utility/tax/code" in metrics
+    assert "separability/removal/biology" not in metrics, "its baseline is absent"
+    assert "loss/full/code" in named(sweep, "other").metrics
 
 
 def test_owners_of_blocks_come_from_the_plan(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gr_sweep.config import TrainConfig
 from gr_sweep.metrics import keys
 from gr_sweep.report import measures, read_sweep, tables
 from gr_sweep.report.collect import Sweep
@@ -178,14 +179,14 @@ def test_one_seed_alone_has_no_table_over_seeds(sweep: Path) -> None:
     assert tables.over_seeds(read_sweep(sweep)) is None
 
 
-def references(read: Sweep) -> dict[str, str]:
+def references(read: Sweep) -> dict[str, str | None]:
     """Label of the reference of each group."""
-    return {
-        read.label(group[0], seed=False): read.label(
-            tables.reference_of(read, group)[0], seed=False
-        )
-        for group in read.replicates
-    }
+    found = {}
+    for group in read.replicates:
+        reference = tables.reference_of(read, group)
+        label = read.label(reference[0], seed=False) if reference else None
+        found[read.label(group[0], seed=False)] = label
+    return found
 
 
 def test_reference_is_the_uncut_group_that_agrees_most(tmp_path: Path, make_job: MakeJob) -> None:
@@ -200,12 +201,33 @@ def test_reference_is_the_uncut_group_that_agrees_most(tmp_path: Path, make_job:
     assert found["edges=act data.overlap=1.0"] == "edges=none data.overlap=1.0"
 
 
-def test_reference_is_the_first_group_where_every_one_is_cut(
+def test_reference_without_an_uncut_group_is_the_dense_one_of_the_same_text(
     tmp_path: Path, make_job: MakeJob
 ) -> None:
-    for edges in ("both", "act"):
-        make_job(tmp_path, edges=edges, num_documents=2, resamples=0)
-    assert set(references(read_sweep(tmp_path)).values()) == {"edges=act"}
+    for overlap in (0.0, 1.0):
+        for seed in range(2):
+            for edges in ("dense", "act", "both") if overlap else ("act", "both"):
+                make_job(
+                    tmp_path, edges=edges, seed=seed, settings={"data.overlap": overlap},
+                    num_documents=2, resamples=0,
+                )  # fmt: skip
+    read = read_sweep(tmp_path)
+    found = references(read)
+    assert found["edges=act data.overlap=1.0"].startswith("dense")
+    assert found["edges=act data.overlap=0.0"] is None
+    table = tables.over_seeds(read)
+    assert table is not None
+    for row in table.rows:
+        difference = cell(table, row, "loss L(d)", "difference")
+        is_measured = "1.0" in row.label and "edges" in row.label
+        assert (difference.value is not None) == is_measured
+
+
+def test_other_training_length_is_no_reference(tmp_path: Path, make_job: MakeJob) -> None:
+    make_job(tmp_path, edges="none", num_documents=2, resamples=0)
+    make_job(tmp_path, edges="act", settings={"train.steps": 77}, num_documents=2, resamples=0)
+    found = references(read_sweep(tmp_path))
+    assert found["edges=act train.steps=77"] is None
 
 
 def test_robustness_is_of_attacked_jobs_beside_their_filtered_models(read_study: Sweep) -> None:
@@ -241,6 +263,26 @@ def test_dense_runs_are_listed_by_their_share_of_the_tokens(read_study: Sweep) -
     losses = [cell(table, row, "loss L(d)", "code").value for row in table.rows]
     assert all(loss is not None for loss in losses)
     assert losses == sorted(losses, key=lambda loss: -(loss or 0))
+
+
+def test_length_in_tokens_is_that_of_its_whole_steps(tmp_path: Path, make_job: MakeJob) -> None:
+    make_job(tmp_path, edges="act", num_documents=2, resamples=0)
+    steps = TrainConfig().steps
+    assert steps is not None
+    a_step = TrainConfig().batch_sequences * TrainConfig().sequence_length
+    for name, length in (
+        ("steps", {"train.steps": steps}),
+        ("tokens", {"train.steps": None, "train.tokens": steps * a_step - 1}),
+        ("half", {"train.steps": steps // 2}),
+    ):
+        make_job(
+            tmp_path, edges="dense", settings=length, overrides=[name],
+            num_documents=2, resamples=0,
+        )  # fmt: skip
+    table = tables.dense_curve(read_sweep(tmp_path))
+    assert table is not None
+    rows = [[cell(table, row, "", name).text for name in ("tokens", "seeds")] for row in table.rows]
+    assert rows == [["1/2", "1"], ["1", "1"]], "the two whole ones are of one seed"
 
 
 def test_without_shorter_dense_runs_there_is_no_curve(sweep: Path) -> None:

@@ -11,6 +11,7 @@ from gr_sweep.cli import report as verb
 from gr_sweep.errors import ReportError
 from gr_sweep.report import print_table, read_sweep
 from gr_sweep.report.collect import Sweep
+from gr_sweep.report.tables import comparison
 
 MakeJob = Callable[..., Path]
 
@@ -41,6 +42,15 @@ def test_table_of_methods_is_not_folded(read_study: Sweep, width: int) -> None:
     rows = [line for line in text.splitlines() if line.split()[:1] == ["weight"]]
     assert len(rows) == 4, "a row a job"
     assert "6 dense runs of fewer tokens" in text
+
+
+def test_line_below_names_what_is_better_low(read_study: Sweep) -> None:
+    [line] = [line for line in printed(read_study, 400).splitlines() if "Lower is better" in line]
+    lower = line.split("Lower is better: ")[1].split(";")[0].split(", ")
+    table = comparison(read_study)
+    assert "forget compute" in lower
+    assert set(lower) == {column.group for column in table.columns if column.direction < 0}
+    assert line.endswith("all else: higher.")
 
 
 def heading(text: str) -> str:
