@@ -8,7 +8,7 @@ domains and views.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,19 +93,3 @@ def interval(resampled: FloatArray) -> tuple[float, float] | None:
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail])
     return float(low), float(high)
-
-
-def interval_of_mean(
-    values: Sequence[float], intervals: Sequence[tuple[float, float]]
-) -> tuple[float, float] | None:
-    """Interval of the mean of independent estimates: each side's distances add in quadrature.
-
-    For losses of different domains, whose documents are different. None without values.
-    """
-    if not values:
-        return None
-    mean = sum(values) / len(values)
-    pairs = list(zip(values, intervals, strict=True))
-    below = math.sqrt(sum((value - low) ** 2 for value, (low, _) in pairs)) / len(values)
-    above = math.sqrt(sum((high - value) ** 2 for value, (_, high) in pairs)) / len(values)
-    return mean - below, mean + above

@@ -54,7 +54,7 @@ def compare_losses(
     resamples: int = 1000,
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """The metrics utility/*, separability/{removal,forget_compute}/* and robustness/* but the
-    attack's, with 95 % intervals.
+    attack's, and their means, with 95 % intervals.
 
     A node of the tree stands for the domains under it: its losses are means over them. A metric
     whose baseline is missing, or read other documents than the job, is absent; so is one whose
@@ -122,6 +122,7 @@ def _add_compared(estimates: Estimates, tables: LossTables, baselines: Baselines
         comparison.add_transfer(part)
     for part in tables.parts(View.unlearned):
         comparison.add_unlearned(part)
+    comparison.add_means()
 
 
 def _of_full(rows: Iterable[DocumentLoss]) -> Iterator[DocumentLoss]:
@@ -143,10 +144,15 @@ class _Comparison:
         self.estimates = estimates
         self.tables = tables
         self.shares = shares
+        self._found: dict[str, Sample] = {}
+
+    def _add(self, key: str, sample: Sample) -> None:
+        self._found[key] = sample
+        self.estimates.add(key, sample)
 
     def add_utility(self) -> None:
         """What the full model, each expert alone and the mixed experts are worth."""
-        add, tables = self.estimates.add, self.tables
+        add, tables = self._add, self.tables
         for domain in tables.domains:
             dense = tables.loss(domain, View.full, run=_DENSE)
             full = tables.loss(domain, View.full)
@@ -158,9 +164,39 @@ class _Comparison:
             add(keys.compute_equivalent_full(domain), self._compute_equivalent(full, [domain]))
             add(keys.compute_equivalent_kept(domain), self._compute_equivalent(expert, [domain]))
 
+    def add_means(self) -> None:
+        """Means over domains of what was added, each from the resamples of all of them."""
+        domains, tables = self.tables.domains, self.tables
+        removed = tables.removable() or tables.removable(View.unlearned)
+        for mean, key, parts in (
+            (keys.MEAN_TAX, keys.tax, domains),
+            (keys.MEAN_EXPERT_TAX, keys.expert_tax, domains),
+            (keys.MEAN_MIXED_TAX, keys.mixed_tax, domains),
+            (keys.MEAN_COMPUTE_EQUIVALENT, keys.compute_equivalent_full, domains),
+            (keys.MEAN_KEPT_COMPUTE_EQUIVALENT, keys.compute_equivalent_kept, domains),
+            (keys.MEAN_REMOVAL, keys.removal, removed),
+            (keys.MEAN_CALIBRATED_REMOVAL, keys.calibrated_removal, removed),
+            (keys.MEAN_FORGET_COMPUTE, keys.forget_compute, removed),
+            (keys.MEAN_LEAKAGE, keys.leakage, removed),
+        ):
+            self.estimates.add(mean, self._mean([key(part) for part in parts]))
+        for mean, pair_key in (
+            (keys.MEAN_REMOVED_TAX, keys.removed_tax),
+            (keys.MEAN_REMOVED_COMPUTE_EQUIVALENT, keys.compute_equivalent_removed),
+        ):
+            over_parts = [
+                self._mean([pair_key(part, domain) for part in others])
+                for domain in domains
+                if (others := [part for part in removed if not is_under(domain, part)])
+            ]
+            self.estimates.add(mean, mean_of(over_parts))
+
+    def _mean(self, added: Sequence[str]) -> Sample:
+        return mean_of([self._found.get(key, MISSING) for key in added])
+
     def add_removal(self, part: str) -> None:
         """What removing a part leaves of it, and of the others."""
-        add, tables = self.estimates.add, self.tables
+        add, tables = self._add, self.tables
         for domain in tables.beside(part):
             left = tables.loss(domain, View.removed, part)
             without = tables.loss(domain, View.full, run=_filtered(part))
@@ -188,7 +224,7 @@ class _Comparison:
 
     def add_unlearned(self, part: str) -> None:
         """How far unlearning takes a dense model."""
-        add, tables = self.estimates.add, self.tables
+        add, tables = self._add, self.tables
         for domain in tables.beside(part):
             left = tables.loss(domain, View.unlearned, part)
             without = tables.loss(domain, View.full, run=_filtered(part))

@@ -27,6 +27,21 @@ COST_TRAIN_FLOPS_PER_TOKEN = "cost/train_flops_per_token"
 COST_MFU = "cost/mfu"
 COST_PEAK_MEMORY_GIB = "cost/peak_memory_gib"
 
+# Means over domains that weigh the same; absent where one of them lacks the metric.
+MEAN_LOSS = "mean_loss"
+MEAN_SELECTIVITY = "mean_selectivity"
+MEAN_COMPUTE_EQUIVALENT = "mean_compute_equivalent"
+MEAN_KEPT_COMPUTE_EQUIVALENT = "mean_kept_compute_equivalent"
+MEAN_TAX = "mean_tax"
+MEAN_EXPERT_TAX = "mean_expert_tax"
+MEAN_MIXED_TAX = "mean_mixed_tax"
+MEAN_REMOVAL = "mean_removal"
+MEAN_CALIBRATED_REMOVAL = "mean_calibrated_removal"
+MEAN_FORGET_COMPUTE = "mean_forget_compute"
+MEAN_LEAKAGE = "mean_leakage"
+MEAN_REMOVED_TAX = "mean_removed_tax"
+MEAN_REMOVED_COMPUTE_EQUIVALENT = "mean_removed_compute_equivalent"
+
 
 def train_loss(domain: str) -> str:
     """Loss on the training rows of a domain, nats per token."""

@@ -242,6 +242,10 @@ class LossTables:
         """The other domains."""
         return [domain for domain in self.domains if not is_under(domain, part)]
 
+    def removable(self, view: View = View.removed) -> list[str]:
+        """The domains, inner nodes aside, that were removed where another domain stayed."""
+        return [part for part in self.parts(view) if part in self.domains and self.beside(part)]
+
     def loss(
         self,
         domain: str,
@@ -305,11 +309,11 @@ def summarize_losses(
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """The metrics that a job's own table holds, and their 95 % intervals.
 
-    They are loss/*, bits_per_byte/full/*, separability/{matrix,selectivity,entanglement}/* and
-    robustness/spurious_gap/*. A metric that cannot be computed is absent, never nan: a domain
-    without tokens, a loss that is not finite, a view that lacks one of the domain's documents,
-    selectivity where there is no other domain. An interval is absent as well where a domain has one
-    document alone.
+    They are loss/*, bits_per_byte/full/*, separability/{matrix,selectivity,entanglement}/*,
+    robustness/spurious_gap/*, mean_loss and mean_selectivity. A metric that cannot be computed is
+    absent, never nan: a domain without tokens, a loss that is not finite, a view that lacks one of
+    the domain's documents, selectivity where there is no other domain, a mean where one of the
+    domains lacks the metric. An interval is absent as well where a domain has one document alone.
 
     Differences between views are taken on the same resample of the documents; the resamples of
     different domains are independent, in selectivity too.
@@ -343,17 +347,22 @@ def add_own(
         estimates.add(keys.spurious_gap_full(domain), gap)
         gap = tables.spurious_gap(domain, View.kept, domain)
         estimates.add(keys.spurious_gap_kept(domain), gap)
+    estimates.add(keys.MEAN_LOSS, tables.mean_loss(domains, View.full))
     for view, key in _KEYS_OF_LOSSES.items():
         for part in tables.parts(view):
             for domain in domains:
                 estimates.add(key(part, domain), tables.loss(domain, view, part))
 
+    selectivities = {}
     for part in tables.parts(View.removed):
         costs = _costs(tables, View.removed, part)
         for domain, cost in costs.items():
             estimates.add(keys.matrix(part, domain), cost)
         if tables.under(part) and tables.beside(part):
-            estimates.add(keys.selectivity(part), _selectivity(costs, part))
+            selectivities[part] = _selectivity(costs, part)
+            estimates.add(keys.selectivity(part), selectivities[part])
+    mean = mean_of([selectivities[part] for part in tables.removable()])
+    estimates.add(keys.MEAN_SELECTIVITY, mean)
 
     for block in tables.parts(View.off):
         owners = blocks.get(block, ())

@@ -11,15 +11,15 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method
 from gr_sweep.domains import ancestors
 from gr_sweep.errors import DataError, ReportError
-from gr_sweep.metrics import bootstrap, keys, seeds
+from gr_sweep.metrics import keys, seeds
 from gr_sweep.metrics.compare import Attack, attacks
 from gr_sweep.report.baselines import JobTables, joined
 
@@ -46,6 +46,8 @@ ROUTED = Method.routed.value
 _EDGES_ORDER = (DENSE, "none", "weight", "act", "both")
 _GROUPS_ORDER = (*(method.value for method in UNROUTED), "shorter", ROUTED)
 _UNROUTED = tuple(method.value for method in UNROUTED)
+
+Value = TypeVar("Value")
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +127,7 @@ class Job:
         return int(self.settings.get("seed", 0))
 
     def estimate(self, key: str) -> Estimate | None:
-        """A metric, or one of `MEANS`, and its interval; None where the job lacks it."""
-        if key in MEANS:
-            mean: Estimate | None = getattr(self, key)
-            return mean
+        """A metric and its interval; None where the job lacks it."""
         if key not in self.metrics:
             return None
         return Estimate(value=self.metrics[key], interval=self.intervals.get(key))
@@ -145,120 +144,23 @@ class Job:
 
     @property
     def mean_loss(self) -> Estimate | None:
-        """Mean of L(d) over the job's domains; None where one of them is missing."""
-        return self._mean([keys.loss_full(domain) for domain in self.domains])
+        """Mean of L(d) over the job's domains."""
+        return self.estimate(keys.MEAN_LOSS)
 
     @property
     def mean_selectivity(self) -> Estimate | None:
-        """Mean of selectivity over the domains that have one; None where none has."""
-        return self._mean([keys.selectivity(part) for part in self.parts])
+        """Mean of selectivity over the domains that can be removed."""
+        return self.estimate(keys.MEAN_SELECTIVITY)
 
     @property
     def mean_compute_equivalent(self) -> Estimate | None:
         """Mean compute equivalent of the full model over the job's domains."""
-        return self._mean([keys.compute_equivalent_full(domain) for domain in self.domains])
-
-    @property
-    def mean_tax(self) -> Estimate | None:
-        """Mean tax of the full model over the job's domains."""
-        return self._mean([keys.tax(domain) for domain in self.domains])
-
-    @property
-    def mean_expert_tax(self) -> Estimate | None:
-        """Mean over the job's domains of what each expert alone loses against dense."""
-        return self._mean([keys.expert_tax(domain) for domain in self.domains])
-
-    @property
-    def mean_mixed_tax(self) -> Estimate | None:
-        """Mean over the job's domains of what the mixed experts lose against dense."""
-        return self._mean([keys.mixed_tax(domain) for domain in self.domains])
+        return self.estimate(keys.MEAN_COMPUTE_EQUIVALENT)
 
     @property
     def mean_removal(self) -> Estimate | None:
-        """Mean removal over the domains that have a selectivity."""
-        return self._mean([keys.removal(part) for part in self.parts])
-
-    @property
-    def mean_calibrated_removal(self) -> Estimate | None:
-        """Mean calibrated removal over the domains that have a selectivity."""
-        return self._mean([keys.calibrated_removal(part) for part in self.parts])
-
-    @property
-    def mean_forget_compute(self) -> Estimate | None:
-        """Mean forget compute over the domains that have a selectivity."""
-        return self._mean([keys.forget_compute(part) for part in self.parts])
-
-    @property
-    def mean_leakage(self) -> Estimate | None:
-        """Mean leakage over the domains that have a selectivity."""
-        return self._mean([keys.leakage(part) for part in self.parts])
-
-    @property
-    def mean_removed_tax(self) -> Estimate | None:
-        """Mean over removed domains and others of what removal takes from the others."""
-        return self._mean_over_pairs(keys.removed_tax)
-
-    @property
-    def mean_removed_compute_equivalent(self) -> Estimate | None:
-        """Mean over removed domains and others of the compute equivalent after removal."""
-        return self._mean_over_pairs(keys.compute_equivalent_removed)
-
-    def _mean_over_pairs(self, key: Callable[[str, str], str]) -> Estimate | None:
-        means = []
-        for domain in self.domains:
-            of_domain = [key(part, domain) for part in self.parts if part != domain]
-            if of_domain:
-                # The same documents: what moves one moves the others, at worst by as much.
-                mean = _mean_of([self.estimate(name) for name in of_domain], _mean_interval)
-                if mean is None:
-                    return None
-                means.append(mean)
-        return _mean_of(means, bootstrap.interval_of_mean)
-
-    def _mean(self, metric_keys: Sequence[str]) -> Estimate | None:
-        # Domains are independent; selectivities share documents a little, which makes this interval
-        # wider than it need be, not narrower.
-        estimates = [self.estimate(key) for key in metric_keys]
-        return _mean_of(estimates, bootstrap.interval_of_mean)
-
-
-MEANS = (
-    "mean_loss",
-    "mean_selectivity",
-    "mean_compute_equivalent",
-    "mean_tax",
-    "mean_expert_tax",
-    "mean_mixed_tax",
-    "mean_removal",
-    "mean_calibrated_removal",
-    "mean_forget_compute",
-    "mean_leakage",
-    "mean_removed_tax",
-    "mean_removed_compute_equivalent",
-)
-"""Properties of a job that are means over its domains; each None where one of them is missing."""
-
-Interval = tuple[float, float]
-
-
-def _mean_of(
-    estimates: Sequence[Estimate | None],
-    interval_of: Callable[[Sequence[float], Sequence[Interval]], Interval | None],
-) -> Estimate | None:
-    found = [estimate for estimate in estimates if estimate is not None]
-    if not found or len(found) < len(estimates):
-        return None
-    values = [estimate.value for estimate in found]
-    intervals = [estimate.interval for estimate in found if estimate.interval is not None]
-    return Estimate(
-        value=sum(values) / len(values),
-        interval=interval_of(values, intervals) if len(intervals) == len(values) else None,
-    )
-
-
-def _mean_interval(_: Sequence[float], intervals: Sequence[Interval]) -> Interval:
-    lows, highs = zip(*intervals, strict=True)
-    return sum(lows) / len(lows), sum(highs) / len(highs)
+        """Mean removal over the domains that can be removed."""
+        return self.estimate(keys.MEAN_REMOVAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,7 +254,7 @@ class Sweep:
         return list(groups.values())
 
     def over_seeds(self, group: Sequence[Job], key: str) -> Estimate | None:
-        """Mean of a metric (or of one of `MEANS`) over jobs that differ in their seed alone.
+        """Mean of a metric over jobs that differ in their seed alone.
 
         The interval is Student's, of one value a seed; without one for a single seed. None where a
         job lacks the metric: a mean over the others would be of other seeds.
@@ -474,8 +376,8 @@ def _with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables | None])
             of_job, rows = found[job.name], tables_of_job.relearn
             job = dataclasses.replace(
                 job,
-                metrics=job.metrics | of_job.metrics,
-                intervals=job.intervals | of_job.intervals,
+                metrics=_not_made_anew(job.metrics) | of_job.metrics,
+                intervals=_not_made_anew(job.intervals) | of_job.intervals,
                 attacks={
                     part: attacks(rows, part, job.domains)
                     for part in dict.fromkeys(row.part for row in rows)
@@ -487,8 +389,17 @@ def _with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables | None])
     return with_baselines
 
 
+_MADE_ANEW = ("loss/", "bits_per_byte/", "utility/", "separability/", "robustness/", "mean_")
+"""How the metrics begin that come from the tables."""
+
+
+def _not_made_anew(by_key: Mapping[str, Value]) -> dict[str, Value]:
+    """What is left of a summary beside the tables: what these no longer give is out of date."""
+    return {key: value for key, value in by_key.items() if not key.startswith(_MADE_ANEW)}
+
+
 def results(sweep: Sweep) -> "pd.DataFrame":
-    """One row a job: name, the settings that differ, all others, metrics, intervals, means.
+    """One row a job: name, the settings that differ, all others, metrics, intervals.
 
     Settings have dotted names; an interval is in two columns, `<metric>/low` and `<metric>/high`. A
     value that a job lacks is empty.
@@ -504,10 +415,6 @@ def results(sweep: Sweep) -> "pd.DataFrame":
         row.update(job.metrics)
         for key, (low, high) in job.intervals.items():
             row[f"{key}/low"], row[f"{key}/high"] = low, high
-        for name in MEANS:
-            mean = job.estimate(name)
-            if mean is not None:
-                row[name] = mean.value
         rows.append(row)
     frame = pd.DataFrame(rows)
     order = [name for job in sweep.jobs for name in job.settings] + [

@@ -211,7 +211,15 @@ def _scatter(sweep: Sweep, utility: Measure, parts: Measure) -> dict[str, Any] |
             )
     barred = len(points) <= _POINTS_WITH_BARS
     looks = {group[0].name: group[0].kind for group in groups}
-    routed = [at for name, at in centres.items() if looks[name] != Method.random.value]
+    # A bound, or a mean over some of the seeds, beats nothing.
+    whole = {
+        group[0].name
+        for group in groups
+        if all(measure.mean(job) is not None for job in group for measure in (utility, parts))
+    }
+    routed = [
+        at for name, at in centres.items() if name in whole and looks[name] != Method.random.value
+    ]
     traces = _front_traces(routed, utility, parts)
     for size, all_points in ((6, small), (11, large)):
         for (edges, kind), drawn in all_points.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from gr_sweep.domains import is_under
-from gr_sweep.metrics import bootstrap, keys
+from gr_sweep.metrics import keys
 from gr_sweep.report.collect import Estimate, Job
 
 Text = Callable[[float], str]
@@ -54,8 +54,8 @@ class Measure:
     of: Callable[[Job, str], Estimate | None] | None
     """The job's number for one domain, or for one part that can be removed; None: no such."""
     key: str | None = None
-    """Of the mean: a metric, or one of `collect.MEANS`; None: the mean over the parts that have
-    it, if none that the job has a selectivity of is missing."""
+    """Of the mean; None: the mean over the domains that have it, without an interval, if none that
+    the job has a selectivity of is missing."""
     text: Text
     """How a value is written."""
     at_most: Callable[[Job, str | None], float | None] = lambda job, part: None
@@ -74,7 +74,7 @@ class Measure:
             return job.estimate(self.key)
         of = self.of
         assert of is not None  # A measure without a key has a number a part.
-        found = {part: of(job, part) for part in job.nodes}
+        found = {part: of(job, part) for part in job.domains}
         if any(found[part] is None for part in job.parts):
             return None
         return mean_of([estimate for estimate in found.values() if estimate is not None])
@@ -85,7 +85,7 @@ class Measure:
         if estimate is None:
             bound = self.at_most(job, part)
             return MISSING if bound is None else below(bound)
-        parts = job.nodes if part is None else [part]
+        parts = job.domains if part is None else [part]
         least = "\N{GREATER-THAN OR EQUAL TO} " * any(self.is_censored(job, at) for at in parts)
         return least + self.text(estimate.value)
 
@@ -98,18 +98,14 @@ def below(bound: float) -> str:
 
 
 def mean_of(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """Mean of estimates of different domains; None where one is missing, or there are none."""
+    """Mean of estimates; None where one is missing, or there are none. Of several it has no
+    interval: that would take their resamples."""
     found = [estimate for estimate in estimates if estimate is not None]
     if not found or len(found) < len(estimates):
         return None
-    values = [estimate.value for estimate in found]
-    intervals = [estimate.interval for estimate in found if estimate.interval is not None]
-    return Estimate(
-        value=sum(values) / len(values),
-        interval=bootstrap.interval_of_mean(values, intervals)
-        if len(intervals) == len(values)
-        else None,
-    )
+    if len(found) == 1:
+        return found[0]
+    return Estimate(value=sum(estimate.value for estimate in found) / len(found))
 
 
 def _of(key: Callable[[str], str]) -> Callable[[Job, str], Estimate | None]:
@@ -126,22 +122,60 @@ def _over_others(key: Callable[[str, str], str]) -> Callable[[Job, str], Estimat
     return of
 
 
-def _at_most(job: Job, part: str | None) -> float | None:
-    """Bound of a compute equivalent that is missing beside its tax: the shortest dense run was
-    better. A bound of the mean takes what is known."""
-    if job.smallest_share is None:
-        return None
-    if part is not None:
-        has_tax = job.estimate(keys.tax(part)) is not None
-        return job.smallest_share if has_tax else None
-    bounds = []
+def _known(job: Job, key: str, loss_key: str, domains: Sequence[str]) -> float | None:
+    """A compute equivalent or, where it is missing beside its loss and the dense runs that it would
+    come from, the smallest share: the shortest dense run was better."""
+    estimate = job.estimate(key)
+    if estimate is not None:
+        return estimate.value
+    needed = [keys.tax(domain) for domain in domains]
+    has_all = all(job.estimate(name) is not None for name in (loss_key, *needed))
+    return job.smallest_share if has_all else None
+
+
+def _mean_known(known: Sequence[float | None]) -> float | None:
+    found = [value for value in known if value is not None]
+    return sum(found) / len(found) if found and len(found) == len(known) else None
+
+
+def _full_at_most(job: Job, part: str | None) -> float | None:
+    def known(domain: str) -> float | None:
+        key = keys.compute_equivalent_full(domain)
+        return _known(job, key, keys.loss_full(domain), [domain])
+
+    return _mean_known([known(domain) for domain in ([part] if part else job.domains)])
+
+
+def _kept_at_most(job: Job, part: str | None) -> float | None:
+    def known(domain: str) -> float | None:
+        key = keys.compute_equivalent_kept(domain)
+        return _known(job, key, keys.loss_kept(domain, domain), [domain])
+
+    return _mean_known([known(domain) for domain in ([part] if part else job.domains)])
+
+
+def _removed_at_most(job: Job, part: str | None) -> float | None:
+    def known(removed: str, domain: str) -> float | None:
+        key = keys.compute_equivalent_removed(removed, domain)
+        return _known(job, key, keys.loss_removed(removed, domain), [domain])
+
+    over_parts = []
     for domain in job.domains:
-        estimate = job.estimate(keys.compute_equivalent_full(domain))
-        bound = _at_most(job, domain) if estimate is None else estimate.value
-        if bound is None:
+        parts = [at for at in ([part] if part else job.parts) if not is_under(domain, at)]
+        if parts:
+            over_parts.append(_mean_known([known(removed, domain) for removed in parts]))
+    return _mean_known(over_parts)
+
+
+def _forget_at_most(job: Job, part: str | None) -> float | None:
+    def known(removed: str) -> float | None:
+        own = [domain for domain in job.domains if is_under(domain, removed)]
+        if not own or any(job.estimate(keys.loss_removed(removed, at)) is None for at in own):
             return None
-        bounds.append(bound)
-    return sum(bounds) / len(bounds)
+        loss_key = keys.loss_removed(removed, own[0])
+        return _known(job, keys.forget_compute(removed), loss_key, own)
+
+    return _mean_known([known(removed) for removed in ([part] if part else job.parts)])
 
 
 COMPUTE_EQUIVALENT = Measure(
@@ -151,9 +185,9 @@ COMPUTE_EQUIVALENT = Measure(
     "1 is free, <1/8 is worse than the dense run on an eighth",
     direction=1,
     of=_of(keys.compute_equivalent_full),
-    key="mean_compute_equivalent",
+    key=keys.MEAN_COMPUTE_EQUIVALENT,
     text=unsigned,
-    at_most=_at_most,
+    at_most=_full_at_most,
 )
 LOSS = Measure(
     name="loss L(d)",
@@ -161,7 +195,7 @@ LOSS = Measure(
     meaning="held-out loss of the full model",
     direction=-1,
     of=_of(keys.loss_full),
-    key="mean_loss",
+    key=keys.MEAN_LOSS,
     text=nats,
 )
 TAX = Measure(
@@ -170,7 +204,7 @@ TAX = Measure(
     meaning="loss of the full model less that of the dense model; 0 is free",
     direction=-1,
     of=_of(keys.tax),
-    key="mean_tax",
+    key=keys.MEAN_TAX,
     text=signed,
 )
 EXPERT_TAX = Measure(
@@ -179,7 +213,7 @@ EXPERT_TAX = Measure(
     meaning="loss of a domain's part kept alone, on that domain, less that of the dense model",
     direction=-1,
     of=_of(keys.expert_tax),
-    key="mean_expert_tax",
+    key=keys.MEAN_EXPERT_TAX,
     text=signed,
 )
 MIXED_TAX = Measure(
@@ -189,7 +223,7 @@ MIXED_TAX = Measure(
     "of the dense model",
     direction=-1,
     of=_of(keys.mixed_tax),
-    key="mean_mixed_tax",
+    key=keys.MEAN_MIXED_TAX,
     text=signed,
 )
 REMOVAL = Measure(
@@ -199,7 +233,7 @@ REMOVAL = Measure(
     "never trained on it; 1 is as if never trained, above 1 is worse",
     direction=1,
     of=_of(keys.removal),
-    key="mean_removal",
+    key=keys.MEAN_REMOVAL,
     text=unsigned,
 )
 SELECTIVITY = Measure(
@@ -209,7 +243,7 @@ SELECTIVITY = Measure(
     "labels without meaning",
     direction=1,
     of=_of(keys.selectivity),
-    key="mean_selectivity",
+    key=keys.MEAN_SELECTIVITY,
     text=signed,
 )
 REMOVED_TAX = Measure(
@@ -219,7 +253,7 @@ REMOVED_TAX = Measure(
     "trained on the removed one",
     direction=-1,
     of=_over_others(keys.removed_tax),
-    key="mean_removed_tax",
+    key=keys.MEAN_REMOVED_TAX,
     text=signed,
 )
 REMOVED_COMPUTE = Measure(
@@ -228,8 +262,19 @@ REMOVED_COMPUTE = Measure(
     meaning="compute-equivalent of the other domains after removal",
     direction=1,
     of=_over_others(keys.compute_equivalent_removed),
-    key="mean_removed_compute_equivalent",
+    key=keys.MEAN_REMOVED_COMPUTE_EQUIVALENT,
     text=unsigned,
+    at_most=_removed_at_most,
+)
+KEPT_COMPUTE = Measure(
+    name="expert compute",
+    axis="mean compute-equivalent of the expert alone",
+    meaning="compute-equivalent of a domain's part kept alone, on that domain",
+    direction=1,
+    of=_of(keys.compute_equivalent_kept),
+    key=keys.MEAN_KEPT_COMPUTE_EQUIVALENT,
+    text=unsigned,
+    at_most=_kept_at_most,
 )
 FORGET_COMPUTE = Measure(
     name="forget compute",
@@ -237,8 +282,9 @@ FORGET_COMPUTE = Measure(
     meaning="compute-equivalent of what is left on the removed domain",
     direction=-1,
     of=_of(keys.forget_compute),
-    key="mean_forget_compute",
+    key=keys.MEAN_FORGET_COMPUTE,
     text=unsigned,
+    at_most=_forget_at_most,
 )
 SPEED = Measure(
     name="tokens/s",
@@ -251,8 +297,8 @@ SPEED = Measure(
 )
 
 MAIN = (
-    COMPUTE_EQUIVALENT, LOSS, TAX, EXPERT_TAX, MIXED_TAX, REMOVAL, SELECTIVITY, REMOVED_TAX,
-    REMOVED_COMPUTE, FORGET_COMPUTE, SPEED,
+    COMPUTE_EQUIVALENT, LOSS, TAX, EXPERT_TAX, KEPT_COMPUTE, MIXED_TAX, REMOVAL, SELECTIVITY,
+    REMOVED_TAX, REMOVED_COMPUTE, FORGET_COMPUTE, SPEED,
 )  # fmt: skip
 """The comparison table's, in its order."""
 
@@ -316,6 +362,7 @@ ROBUST = (
         "near removal where more is gone than word frequencies",
         direction=1,
         of=_of(keys.calibrated_removal),
+        key=keys.MEAN_CALIBRATED_REMOVAL,
         text=unsigned,
     ),
     Measure(
@@ -361,6 +408,7 @@ ROBUST = (
         "left after removal",
         direction=-1,
         of=_of(keys.leakage),
+        key=keys.MEAN_LEAKAGE,
         text=unsigned,
     ),
     *OF_TEXT,

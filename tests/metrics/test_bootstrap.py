@@ -40,10 +40,3 @@ def test_interval_holds_the_middle_95_percent() -> None:
 @pytest.mark.parametrize("values", [[], [1.0, np.nan], [1.0, np.inf]])
 def test_interval_of_nothing_or_of_what_is_not_finite_is_none(values: list[float]) -> None:
     assert bootstrap.interval(np.array(values)) is None
-
-
-def test_interval_of_a_mean_adds_in_quadrature() -> None:
-    assert bootstrap.interval_of_mean([1.0, 3.0], [(0.7, 1.3), (2.6, 3.8)]) == pytest.approx(
-        (2 - 0.25, 2 + np.hypot(0.3, 0.8) / 2)
-    )
-    assert bootstrap.interval_of_mean([], []) is None

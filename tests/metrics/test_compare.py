@@ -105,6 +105,15 @@ def test_every_metric_follows_its_definition() -> None:
             "separability/removal/biology": 0.5,
             "robustness/calibrated_removal/biology": 0.5,
             "robustness/leakage/biology": 2 / 3,
+            # The parts kept alone are two of three domains: no mean of them.
+            "mean_tax": 1.25 / 3,
+            "mean_mixed_tax": 1.0 / 3,
+            "mean_compute_equivalent": half * (2**0.5 + 2**0.75 + 1) / 3,
+            "mean_removal": 0.5,
+            "mean_calibrated_removal": 0.5,
+            "mean_leakage": 2 / 3,
+            "mean_removed_tax": 0.5,
+            "mean_removed_compute_equivalent": (half * 2**0.5 + 0.25 * 2**0.75) / 2,
         }
     )
 
@@ -126,13 +135,18 @@ def test_metric_without_its_baseline_is_absent() -> None:
     job, everything = rows_of(JOB), all_baselines()
     assert compared(job, Baselines()) == {}
     dense_alone = compared(job, Baselines(dense=everything.dense))
-    assert {key.split("/")[1] for key in dense_alone} == {"tax", "expert_tax", "mixed_tax"}
+    kinds = {key.split("/")[1] for key in dense_alone if not key.startswith("mean_")}
+    assert kinds == {"tax", "expert_tax", "mixed_tax"}
+    assert {key for key in dense_alone if key.startswith("mean_")} == {"mean_tax", "mean_mixed_tax"}
     filtered_alone = compared(job, Baselines(filtered=everything.filtered))
     assert set(filtered_alone) == {
         "utility/removed_tax/biology/code",
         "utility/removed_tax/biology/creative",
         "separability/removal/biology",
         "robustness/calibrated_removal/biology",
+        "mean_removed_tax",
+        "mean_removal",
+        "mean_calibrated_removal",
     }
     assert compared(job, Baselines(shorter=everything.shorter)) == {}
     assert compared(job, Baselines(filtered={"code": rows_of(DENSE)})) == {}, "of another domain"
@@ -172,6 +186,34 @@ def test_node_of_the_tree_stands_for_the_mean_over_its_domains() -> None:
     )
 
 
+def test_means_over_pairs_leave_out_what_lies_under_the_removed_label() -> None:
+    """A label on an inner node: removing it takes what is under it, the other way round not."""
+    domains = ["code", "biology", "biology/virology"]
+
+    def table(*losses: float) -> dict[str, float]:
+        return dict(zip(domains, losses, strict=True))
+
+    job = rows_of(
+        {
+            ("full", ""): table(4, 4, 4),
+            ("removed", "code"): table(6, 4.5, 4.25),
+            ("removed", "biology"): table(4.75, 7, 6),
+            ("removed", "biology/virology"): table(4.25, 5, 6),
+        }
+    )
+    filtered = rows_of({("full", ""): table(4, 4, 4)})
+    baselines = Baselines(
+        dense=filtered,
+        shorter={0.5: rows_of({("full", ""): table(5, 5, 5)})},
+        filtered=dict.fromkeys(domains, filtered),
+    )
+    metrics, intervals = compare_losses(job, baselines, domains, seed=0)
+    # Code: biology and virology are removed; biology: code and virology; virology: code.
+    expected = ((0.75 + 0.25) / 2 + (0.5 + 1.0) / 2 + 0.25) / 3
+    assert metrics["mean_removed_tax"] == pytest.approx(expected)
+    assert "mean_removed_compute_equivalent" in metrics and "mean_removed_tax" in intervals
+
+
 def test_dense_model_that_unlearned_a_domain_is_measured_like_a_removal() -> None:
     dense = rows_of(
         {
@@ -188,6 +230,7 @@ def test_dense_model_that_unlearned_a_domain_is_measured_like_a_removal() -> Non
             "robustness/unlearned_tax/biology/code": 0.25,
             "robustness/unlearned_tax/biology/creative": 0.25,
             "robustness/calibrated_removal/biology": 0.25,
+            "mean_calibrated_removal": 0.25,
         }
     )
 
@@ -243,6 +286,8 @@ def literal_intervals(job: Rows, baselines: Baselines) -> dict[str, tuple[float,
         without = mean("filtered", "biology", "full")
         removed = mean("job", "biology", "removed", "biology")
         note("utility/tax/biology", full - dense)
+        taxes = [mean("job", of, "full") - mean("dense", of, "full") for of in DOMAINS]
+        note("mean_tax", sum(taxes) / len(taxes))
         note("separability/removal/biology", (removed - full) / (without - full))
         code = mean("job", "code", "removed", "biology")
         note("utility/removed_tax/biology/code", code - mean("filtered", "code", "full"))
@@ -284,7 +329,7 @@ def test_document_that_is_hard_for_everybody_cancels() -> None:
 def test_job_against_itself_pays_exactly_nothing() -> None:
     dense = noisy(DENSE, 1)
     metrics, intervals = compare_losses(dense, Baselines(dense=dense), DOMAINS, seed=0)
-    assert metrics == {f"utility/tax/{domain}": 0.0 for domain in DOMAINS}
+    assert metrics == {f"utility/tax/{domain}": 0.0 for domain in DOMAINS} | {"mean_tax": 0.0}
     assert set(intervals.values()) == {(0.0, 0.0)}
 
 

@@ -85,6 +85,46 @@ def test_slash_in_a_domain_becomes_a_dot_and_an_inner_node_stands_for_what_lies_
     assert metrics["separability/selectivity/biology"] == pytest.approx((2.0 + 3.0) / 2 - 0.1)
 
 
+def test_means_weigh_domains_alike_and_are_absent_where_one_lacks_the_metric() -> None:
+    rows = two_domains()
+    domains = ["code", "biology"]
+    metrics, intervals = summarize_losses(rows, domains, seed=0)
+    assert metrics["mean_loss"] == pytest.approx((3.0 + 4.0) / 2)
+    assert metrics["mean_selectivity"] == pytest.approx(1.9), "of what was removed"
+    assert "mean_loss" not in intervals, "a document alone says nothing of others"
+    rows[0] = rows[0]._replace(loss_nats=math.nan)
+    assert "mean_loss" not in summarize_losses(rows, domains, seed=0)[0]
+
+
+def test_interval_of_a_mean_is_that_of_its_resamples() -> None:
+    """Removing either costs the documents the same: what moves one selectivity up moves the other
+    down, and the mean stands still in every resample."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for domain in ("code", "biology"):
+        for at in range(20):
+            cost = rng.normal(0, 1)
+            rows.append(row("full", "", domain, f"{domain}{at}", 40.0, 10))
+            for part in ("code", "biology"):
+                rows.append(row("removed", part, domain, f"{domain}{at}", 40.0 + 10 * cost, 10))
+    _, intervals = summarize_losses(rows, ["code", "biology"], seed=0)
+    low, high = intervals["separability/selectivity/code"]
+    assert high - low > 0.5
+    assert intervals["mean_selectivity"] == pytest.approx((0, 0), abs=1e-9)
+
+
+def test_mean_selectivity_is_of_labels_and_no_inner_nodes() -> None:
+    domains = ["code", "biology/cells", "biology/virology"]
+    rows = [row("full", "", domain, domain, 40.0, 10) for domain in domains]
+    for part, cost in (("biology", 90.0), ("biology/cells", 20.0)):
+        for domain in domains:
+            own = domain.startswith(part)
+            rows.append(row("removed", part, domain, domain, 40.0 + cost * own, 10))
+    metrics, _ = summarize_losses(rows, domains, seed=0)
+    assert metrics["separability/selectivity/biology"] == pytest.approx(9.0)
+    assert metrics["mean_selectivity"] == pytest.approx(2.0)
+
+
 def test_one_domain_has_a_matrix_and_no_selectivity() -> None:
     rows = [r for r in two_domains() if r.domain == "code"]
     metrics, intervals = summarize_losses(rows, ["code"], seed=0)
@@ -97,7 +137,7 @@ def test_dense_table_has_losses_alone() -> None:
     metrics, _ = summarize_losses(rows, ["code", "biology"], seed=0)
     assert sorted(metrics) == [
         "bits_per_byte/full/biology", "bits_per_byte/full/code",
-        "loss/full/biology", "loss/full/code",
+        "loss/full/biology", "loss/full/code", "mean_loss",
     ]  # fmt: skip
 
 
@@ -273,7 +313,7 @@ def test_summary_of_seven_views_and_three_domains_takes_well_under_a_second() ->
     start = time.process_time()
     _, intervals = summarize_losses(rows, domains, seed=0, resamples=1000)
     assert time.process_time() - start < 1
-    assert len(intervals) == 3 * 2 + 3 * 3 * 3 + 3
+    assert len(intervals) == 3 * 2 + 3 * 3 * 3 + 3 + 2
 
 
 def test_table_reads_back_as_it_was_written(tmp_path: Path) -> None:

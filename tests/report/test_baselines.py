@@ -31,6 +31,7 @@ from gr_sweep.metrics.losses import (
     write_losses,
     write_relearn,
 )
+from gr_sweep.report import measures, tables
 from gr_sweep.report.collect import Job, Sweep, read_sweep, results
 
 DOMAINS = ["code", "biology"]
@@ -156,7 +157,7 @@ def test_means_over_domains_are_there_where_every_domain_has_the_metric(tmp_path
     # Without biology code has 4.5 against 4.25; "filtered code" has biology at 8.
     assert value("mean_removed_tax") == pytest.approx((0.25 - 3.5) / 2)
     assert job.mean_removal is None, "the run without code is no worse on code than the full model"
-    assert job.mean_mixed_tax is None
+    assert job.estimate("mean_mixed_tax") is None
 
 
 def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
@@ -437,6 +438,61 @@ def test_table_that_contradicts_itself_costs_its_own_job_alone(
     assert "utility/tax/code" in metrics
     assert "separability/removal/biology" not in metrics, "its baseline is absent"
     assert "loss/full/code" in named(sweep, "other").metrics
+
+
+def test_what_tables_no_longer_give_is_not_kept_of_a_summary(tmp_path: Path) -> None:
+    job = write(tmp_path, config_of(), "routed")
+    path = job / "summary.json"
+    summary = json.loads(path.read_text())
+    stale = {"utility/tax/code": 9.0, "mean_tax": 9.0, "robustness/leakage/code": 9.0}
+    summary["metrics"] |= stale | {"cost/tokens_per_second": 5.0}
+    summary["intervals"] |= {key: [8.0, 10.0] for key in stale}
+    path.write_text(json.dumps(summary))
+    found = named(read_sweep(tmp_path), "routed")
+    assert not stale.keys() & (found.metrics.keys() | found.intervals.keys())
+    assert found.metrics["cost/tokens_per_second"] == 5.0
+    assert "loss/full/code" in found.metrics
+
+
+def test_what_is_left_below_the_shortest_dense_run_is_a_bound_that_beats_more(
+    tmp_path: Path,
+) -> None:
+    for steps in (40, 80):
+        write(tmp_path, config_of("dense", steps=steps), f"dense {steps}")
+    # 6.25 is left of what is removed, and 4.6: dense has 5 at half of the tokens.
+    write(tmp_path, config_of(), "gone")
+    other = config_of()
+    other.edges = Edges.act
+    write(tmp_path, other, "there", shift=-1.65)
+    sweep = read_sweep(tmp_path)
+    gone, there = named(sweep, "gone"), named(sweep, "there")
+    assert measures.FORGET_COMPUTE.written(gone, None) == "<1/2"
+    assert measures.FORGET_COMPUTE.written(gone, "code") == "<1/2"
+    assert measures.REMOVED_COMPUTE.written(gone, None) == "0.71"
+    # Kept alone it is as good as the full model.
+    assert measures.KEPT_COMPUTE.written(gone, None) == "0.71"
+    left = measures.FORGET_COMPUTE.mean(there)
+    assert left is not None and left.value > 0.5 and left.interval is not None
+    table = tables.comparison(sweep)
+    [at] = [
+        at
+        for at, column in enumerate(table.columns)
+        if (column.group, column.name) == ("forget compute", "mean")
+    ]
+    assert {row.jobs[0].name: row.cells[at - 1].best for row in table.rows} == {
+        "dense 80": False,
+        "gone": True,
+        "there": False,
+    }
+
+
+def test_others_below_the_shortest_dense_run_after_removal_are_a_bound(tmp_path: Path) -> None:
+    for steps in (40, 80):
+        write(tmp_path, config_of("dense", steps=steps), f"dense {steps}")
+    write(tmp_path, config_of(), "routed", shift=0.75)
+    job = named(read_sweep(tmp_path), "routed")
+    for measure in (measures.REMOVED_COMPUTE, measures.KEPT_COMPUTE, measures.FORGET_COMPUTE):
+        assert measure.written(job, None) == measure.written(job, "biology") == "<1/2"
 
 
 def test_owners_of_blocks_come_from_the_plan(tmp_path: Path) -> None:

@@ -83,6 +83,21 @@ def test_frontier_counts_no_control_and_nothing_beyond_gone(read_study: Sweep) -
     assert set(frontier["x"]) <= routed - (control - routed)
 
 
+def test_frontier_counts_no_setting_with_a_bound_or_without_all_seeds(read_study: Sweep) -> None:
+    figure = scatter(read_study, "removal over compute-equivalent")
+    frontier = figure["data"][0]
+    assert frontier["name"] == "frontier"
+    whole = set()
+    for group in read_study.replicates:
+        shares, removals = (
+            [estimate.value for job in group if (estimate := job.estimate(key)) is not None]
+            for key in ("mean_compute_equivalent", "mean_removal")
+        )
+        if len(shares) == len(removals) == len(group):
+            whole.add(math.fsum(shares) / len(shares))
+    assert set(frontier["x"]) <= whole
+
+
 def test_sweep_of_dense_jobs_has_no_scatter(tmp_path: Path, make_job: MakeJob) -> None:
     make_job(tmp_path, edges="dense", num_documents=2, resamples=0)
     assert figures.scatters(read_sweep(tmp_path)) == []

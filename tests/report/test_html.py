@@ -93,6 +93,7 @@ def test_inner_nodes_of_the_tree_have_rows_of_their_own(tmp_path: Path, make_job
         f"separability/matrix/biology/{name}": 9.5 for name in ("biology.cells", "code")
     }
     path.write_text(json.dumps(summary))
+    (job / "document_losses.csv").unlink()
     page = own_text(write_report(tmp_path))
     assert '<th scope="row">biology</th>' in page
     assert "biology/cells without biology: +9.50" in page

@@ -242,6 +242,23 @@ def test_robustness_is_of_attacked_jobs_beside_their_filtered_models(read_study:
     assert cell(table, row, "filtered: loss", "biology").text == expected
 
 
+def test_mean_is_of_the_domains_and_not_of_the_nodes_above_them(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    domains = ["code", "biology/cells", "biology/virology"]
+    job = make_job(tmp_path, domains=domains, plan="tree", num_documents=2, resamples=0)
+    path = job / "summary.json"
+    summary = json.loads(path.read_text())
+    losses = {"code": 5.0, "biology/cells": 6.0, "biology/virology": 7.0, "biology": 100.0}
+    summary["metrics"] |= {keys.relearn_loss(part): loss for part, loss in losses.items()}
+    path.write_text(json.dumps(summary))
+    (job / "document_losses.csv").unlink()
+    [found] = read_sweep(tmp_path).jobs
+    [measure] = [item for item in measures.ROBUST if item.name == "relearned loss"]
+    mean = measure.mean(found)
+    assert mean is not None and mean.value == 6.0
+
+
 def test_jobs_without_attacks_have_no_table_of_robustness(sweep: Path) -> None:
     assert tables.robustness(read_sweep(sweep)) is None
 
