@@ -98,6 +98,25 @@ def test_frontier_counts_no_setting_with_a_bound_or_without_all_seeds(read_study
     assert set(frontier["x"]) <= whole
 
 
+def test_bound_is_no_point_of_the_frontier(tmp_path: Path, make_job: MakeJob) -> None:
+    options = {"shift": 0.0, "num_documents": 8, "resamples": 0}
+    for share in (1.0, 0.5):
+        make_job(tmp_path, edges="dense", method="dense", share=share, **options)
+    for part in DOMAINS:
+        make_job(tmp_path, edges="dense", method="filtered", without=[part], **options)
+    # Far above dense at half of the tokens, and most is gone; close to dense, and little is.
+    make_job(tmp_path, edges="weight", **options)
+    make_job(tmp_path, edges="act", **options)
+    read = read_sweep(tmp_path)
+    figure = scatter(read, "removal over compute-equivalent")
+    points = [trace for trace in figure["data"] if trace["name"] != "frontier"]
+    (_, worse, more), (_, better, less) = sorted(
+        (trace["name"], trace["x"][0], trace["y"][0]) for trace in points
+    )[::-1]
+    assert worse == 0.5 < better and less < more, "a frontier of two, were the bound a number"
+    assert len(points) == len(figure["data"])
+
+
 def test_sweep_of_dense_jobs_has_no_scatter(tmp_path: Path, make_job: MakeJob) -> None:
     make_job(tmp_path, edges="dense", num_documents=2, resamples=0)
     assert figures.scatters(read_sweep(tmp_path)) == []
