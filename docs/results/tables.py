@@ -2,8 +2,8 @@
 
     python docs/results/tables.py FOLDER MEASURE ... [--where NAME=VALUE]
 
-prints a Markdown table, a row a setting: means and 95 % t-intervals over seeds; of a single seed the
-value and its bootstrap interval over documents, in brackets.
+prints a Markdown table, a row a setting: means and 95 % t-intervals over seeds; of a single seed
+the value and its bootstrap interval over documents, in brackets.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     labels = [sweep.label(group[0], seed=False) for group in groups]
     for label, group in sorted(zip(labels, groups, strict=True), key=lambda pair: pair[0]):
         cells = [cell(sweep, group, measure) for measure in options.measures]
-        if any(text != "–" for text in cells):
+        if any(text != "-" for text in cells):
             print("| " + " | ".join([f"`{label}`", str(len(group)), *cells]) + " |")
 
 
@@ -46,7 +46,7 @@ def cell(sweep: Sweep, group: list[Job], measure: str) -> str:
 def text(estimate: Estimate | None, brackets: str) -> str:
     """`0.53 (0.48 to 0.58)`."""
     if estimate is None:
-        return "–"
+        return "-"
     value = f"{estimate.value:.2f}"
     if estimate.interval is None:
         return value
