@@ -164,18 +164,19 @@ def test_the_same_run_named_twice_is_one_job():
     assert len(sweep("seed=0,0,1").jobs) == 2
     command = sweep("method=dense,routed", "edges=both,act")
     assert [job.title for job in command.jobs] == [
-        "method=dense edges=both",
+        "method=dense",
         "method=routed edges=both",
         "method=routed edges=act",
     ]
 
 
 def test_of_the_same_run_named_twice_the_one_that_is_done_stays():
-    [dense] = sweep("method=dense", "edges=act,both").jobs
-    dense.folder.mkdir(parents=True)
-    (dense.folder / "summary.json").write_text("{}")
-    [job] = sweep("method=dense", "edges=both,act").jobs
-    assert job.folder == dense.folder and job.is_done
+    local = ("data=local", "data.root=.")  # which does not read data.overlap
+    [first] = sweep(*local, "data.overlap=0.1,0.2").jobs
+    first.folder.mkdir(parents=True)
+    (first.folder / "summary.json").write_text("{}")
+    [job] = sweep(*local, "data.overlap=0.2,0.1").jobs
+    assert job.folder == first.folder and job.is_done
 
 
 def test_two_jobs_in_one_folder_are_refused():
