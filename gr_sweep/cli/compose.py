@@ -522,6 +522,9 @@ def _describe(kind: Any) -> str:
         members: list[enum.Enum] = list(kind)
         return f"one of {', '.join(str(member.value) for member in members)}"
     if typing.get_origin(kind) is list:
+        [item] = typing.get_args(kind)
+        if isinstance(item, enum.EnumMeta):
+            return f"a list of {', '.join(str(member.value) for member in list[enum.Enum](item))}"
         return "a list such as [0,1]" if typing.get_args(kind) == (int,) else "a list such as [a,b]"
     if typing.get_origin(kind) is dict:
         return "a mapping such as {a:1,b:2}"

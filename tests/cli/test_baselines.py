@@ -147,3 +147,8 @@ def test_a_job_is_named_after_what_its_method_leaves_open():
     assert [job.folder.name.rsplit("-", 1)[0] for job in jobs][2:] == [
         "method=sgtm", "method=demix", "method=dense",
     ]  # fmt: skip
+
+
+def test_a_misspelt_baseline_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match="a list of dense, compute, filtered, filtered_observed"):
+        sweep("edges=both", "baselines=[dens]")
