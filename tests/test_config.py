@@ -254,7 +254,7 @@ def test_jobs_that_read_the_same_settings_have_the_same_fingerprint():
     "settings",
     [
         {"seed": 1},
-        {"edges": Edges.act},
+        {"edges": Edges.both},
         {"plan__mlp_shared": 0.25},
         {"train__lr": 1e-3},
         {"data__weights": {"code": 2.0}},
@@ -274,7 +274,7 @@ def test_a_plain_config_is_json_with_enums_as_values():
     config = config_of(plan__layers=[0, 1])
     plain = to_plain(config)
     assert json.loads(json.dumps(plain)) == plain
-    assert plain["edges"] == "both" and plain["plan"]["kind"] == "peers"
+    assert plain["edges"] == "act" and plain["plan"]["kind"] == "peers"
     assert plain["partition"]["domains"]["code"] == dataclasses.asdict(DomainConfig())
 
 

@@ -64,7 +64,7 @@ def test_every_choice_of_every_group_composes_and_validates(choice, tmp_path, mo
 
 def test_the_defaults_are_those_of_the_main_job():
     config = single()
-    assert (config.edges, config.plan.kind) == (Edges.both, PlanKind.peers)
+    assert (config.edges, config.plan.kind) == (Edges.act, PlanKind.peers)
     assert (config.data.kind, config.method.name) == (DataKind.synthetic, Method.routed)
     assert config.model.size == "nano" and config.seed == 0
     assert list(config.partition.domains) == ["code", "biology", "creative"]

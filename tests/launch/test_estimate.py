@@ -306,7 +306,7 @@ def test_jobs_that_cost_the_same_share_a_key() -> None:
         replace(config, data=replace(config.data, overlap=0.1)),
     ]
     other = [
-        replace(config, edges=Edges.act),
+        replace(config, edges=Edges.both),
         replace(config, train=replace(TRAIN, sequence_length=32)),
         replace(config, train=replace(TRAIN, activation_checkpointing=True)),
         replace(config, data=replace(config.data, weights={"code": 2.0})),
