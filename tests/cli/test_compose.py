@@ -190,6 +190,14 @@ def test_an_experiment_is_a_sweep_and_can_be_overridden():
 
 
 @pytest.mark.parametrize("file", sorted((conf_dir() / "experiment").glob("*.yaml")))
+def test_edges_that_are_typed_stand_above_those_of_an_experiment(file):
+    typed = [f"experiment={file.stem}", "edges=none", "seed=0", "method=routed"]
+    jobs = compose([*typed, "plan.forget=[biology]"]).jobs
+    routed = [job.config for job in jobs if job.config.method.name is Method.routed]
+    assert routed and all(config.edges is Edges.none for config in routed)
+
+
+@pytest.mark.parametrize("file", sorted((conf_dir() / "experiment").glob("*.yaml")))
 def test_every_experiment_opens_with_the_line_to_run_it(file):
     lines = file.read_text().splitlines()
     assert lines[0] == "# @package _global_"
