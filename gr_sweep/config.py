@@ -183,7 +183,7 @@ class RouteConfig:
 
     foreign_dropout: float = 0.75
     """Share in 0..1 of the cases in which another domain is switched off for a labelled
-    sequence. The default is the best one measured with `edges=act` (docs/results.md)."""
+    sequence. Why the default: docs/results.md, the frontier of peers."""
     foreign_weight: float = 0.0
     """Route weight of a foreign block."""
     foreign_core_weight: float = 0.0
