@@ -10,7 +10,7 @@ EXAMPLES = (
     ("gr-sweep -m edges=both,act baselines=[dense,filtered]", "with the runs to compare with"),
     ("gr-sweep experiment=edges_vs_baselines scale=smoke", "a study of conf/experiment/, in small"),
     ("gr-sweep data=local data.root=DIR", "your own text: a file or folder a domain in DIR"),
-    ("gr-sweep plan=forget plan.forget=[biology] edges=weight", "a core that biology may not write to"),
+    ("gr-sweep plan=forget plan.forget=[biology] edges=weight", "a core without biology"),
     ("gr-sweep -m method=routed,sgtm,demix plan.forget=[biology]", "beside published methods"),
     ("gr-sweep model=hf model.path=DIR", "start from a pretrained checkpoint"),
     ("gr-sweep debug=default", "from start to end in seconds, to see that all works"),

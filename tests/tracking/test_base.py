@@ -88,7 +88,7 @@ def test_tags_say_what_tells_jobs_of_a_sweep_apart() -> None:
 
     run_config = dataclasses.asdict(RunConfig(), dict_factory=plain)
     assert run_tags(run_config) == [
-        "edges=both",
+        "edges=act",
         "plan=peers",
         "model=nano",
         "method=routed",
