@@ -581,15 +581,15 @@ def test_methods_are_told_apart_and_fixed_settings_are_not_repeated(tmp_path: Pa
         "dense 80 0": ("dense", "dense"),
         "filtered biology 0": ("filtered", "dense"),
         "filtered code 0": ("filtered", "dense"),
-        "routed": ("peers", "both"),
+        "routed": ("peers", "act"),
         "sgtm": ("sgtm", "weight"),
-        "random": ("random", "both"),
+        "random": ("random", "act"),
     }
     assert {job.name: sweep.labels[job.name] for job in sweep.compared} == {
         "dense 80 0": "dense",
         "filtered biology 0": "filtered method.without=[biology]",
         "filtered code 0": "filtered method.without=[code]",
-        "routed": "edges=both",
+        "routed": "edges=act",
         "sgtm": "sgtm",
         "random": "random",
     }
