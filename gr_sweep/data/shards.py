@@ -1,4 +1,5 @@
-"""Packed tokens on disk: a domain's documents one after another, mapped into memory.
+"""Packed tokens on disk: a domain's documents one after another, mapped into memory; and views of
+them, some documents of a shard or the documents of several.
 
 A cache folder is built under a lock, in a folder of its own that is renamed into place when it is
 whole, and checked whenever it is opened. What the tokens stand for is not known here.
@@ -33,12 +34,59 @@ _BLOCK_BYTES = 64 << 10
 _NOTICE_S = 5.0
 
 
+class Pieces:
+    """Tokens of documents that lie apart, read as if these lay one after another; nothing is copied
+    before it is read.
+
+    What `Shard` and `Stream` ask of an array of tokens: its length, its type and slices of it.
+    """
+
+    def __init__(
+        self,
+        arrays: Sequence[np.ndarray],
+        array: np.ndarray,
+        starts: np.ndarray,
+        offsets: np.ndarray,
+    ) -> None:
+        """
+        Args:
+            arrays: what the documents lie in.
+            array: [documents], which of them a document lies in.
+            starts: [documents], where it begins there.
+            offsets: [documents + 1], where it begins here.
+        """
+        self.arrays = tuple(arrays)
+        self.array = array
+        self.starts = starts
+        self.offsets = offsets
+        self.dtype = np.result_type(*self.arrays) if self.arrays else np.dtype(np.uint16)
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """Tokens in a row: a view of one document, a copy where there are several."""
+        first, stop, step = part.indices(len(self))
+        if step != 1:
+            raise ValueError(f"tokens are read in a row, not in steps of {step}")
+        found = []
+        document = int(self.offsets.searchsorted(first, side="right")) - 1
+        while first < stop:
+            end = min(stop, int(self.offsets[document + 1]))
+            shift = int(self.starts[document]) - int(self.offsets[document])
+            found.append(self.arrays[self.array[document]][first + shift : end + shift])
+            first, document = end, document + 1
+        if len(found) == 1:
+            return found[0]
+        return np.concatenate(found) if found else np.empty(0, self.dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """Documents as one array of tokens; each document ends with the end-of-text token."""
 
-    tokens: np.ndarray
-    """[tokens] uint16 or uint32, mapped into memory."""
+    tokens: np.ndarray | Pieces
+    """[tokens] uint16 or uint32, mapped into memory; `Pieces` where the documents lie apart."""
     offsets: np.ndarray
     """[documents + 1] int64: document i is `tokens[offsets[i]:offsets[i + 1]]`."""
     num_bytes: np.ndarray
@@ -59,6 +107,51 @@ class Shard:
     def document(self, index: int) -> np.ndarray:
         """The tokens of a document with its end-of-text token; a view."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def subset(self, indices: np.ndarray | Sequence[int]) -> "Shard":
+        """The documents of these places, in this order; no token is read or copied."""
+        indices = np.asarray(indices, dtype=np.int64)
+        pieces = self._pieces()
+        lengths = np.diff(self.offsets)[indices]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        return Shard(
+            Pieces(pieces.arrays, pieces.array[indices], pieces.starts[indices], offsets),
+            offsets,
+            self.num_bytes[indices],
+            self.ids[indices],
+        )
+
+    def _pieces(self) -> Pieces:
+        if isinstance(self.tokens, Pieces):
+            return self.tokens
+        array = np.zeros(self.num_documents, np.int64)
+        return Pieces([self.tokens], array, self.offsets[:-1], self.offsets)
+
+
+def join(shards: Sequence[Shard]) -> Shard:
+    """The documents of several shards, at least one, one shard after another; no token is read or
+    copied."""
+    if len(shards) == 1:
+        return shards[0]
+    parts = [shard._pieces() for shard in shards]
+    first = np.cumsum([0, *(len(part.arrays) for part in parts)])
+    begin = np.cumsum([0, *(shard.num_tokens for shard in shards)])
+    offsets = np.concatenate(
+        [np.zeros(1, np.int64)]
+        + [shard.offsets[1:] + at for shard, at in zip(shards, begin[:-1], strict=True)]
+    )
+    pieces = Pieces(
+        [array for part in parts for array in part.arrays],
+        np.concatenate([part.array + at for part, at in zip(parts, first[:-1], strict=True)]),
+        np.concatenate([part.starts for part in parts]),
+        offsets,
+    )
+    return Shard(
+        pieces,
+        offsets,
+        np.concatenate([shard.num_bytes for shard in shards]),
+        np.concatenate([shard.ids for shard in shards]),
+    )
 
 
 class ShardWriter:

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 from gr_sweep.data import shards
+from gr_sweep.data.batches import Stream, heldout_chunks
 from gr_sweep.data.shards import (
     MANIFEST,
+    Pieces,
+    Shard,
     ShardWriter,
     content_keys,
     digest,
+    join,
     open_or_build,
     open_shard,
 )
@@ -64,6 +68,93 @@ def test_an_empty_shard_can_be_opened(tmp_path):
         writer.close()
     shard = open_shard(tmp_path, "e", DTYPE)
     assert (shard.num_documents, shard.num_tokens, shard.offsets.tolist()) == (0, 0, [0])
+
+
+def documents_of(shard: Shard) -> list[tuple[list[int], int, int]]:
+    return [
+        (shard.document(i).tolist(), int(shard.num_bytes[i]), int(shard.ids[i]))
+        for i in range(shard.num_documents)
+    ]
+
+
+def written(folder: Path, seed: int, num_documents: int = 30) -> Shard:
+    """A shard of random documents, mapped into memory."""
+    random = np.random.default_rng(seed)
+    with ShardWriter(folder, str(seed), DTYPE, eot_id=7) as writer:
+        for number in range(num_documents):
+            tokens = random.integers(10, 1000, random.integers(0, 40)).astype(DTYPE)
+            writer.add(tokens, int(random.integers(100)), 1000 * seed + number)
+        writer.close()
+    return open_shard(folder, str(seed), DTYPE)
+
+
+def test_a_subset_is_the_documents_of_these_places_in_this_order(tmp_path):
+    shard = written(tmp_path, 1)
+    places = [7, 3, 3, 29, 0]
+    subset = shard.subset(places)
+    all_documents = documents_of(shard)
+    assert documents_of(subset) == [all_documents[place] for place in places]
+    assert subset.num_documents == 5
+    assert subset.num_tokens == sum(len(all_documents[place][0]) for place in places)
+    again = subset.subset(np.array([4, 1]))
+    assert documents_of(again) == [all_documents[0], all_documents[3]]
+    empty = shard.subset([])
+    assert (empty.num_documents, empty.num_tokens, empty.offsets.tolist()) == (0, 0, [0])
+    assert documents_of(shard.subset(np.arange(30))) == all_documents
+
+
+def test_joined_shards_are_their_documents_one_shard_after_another(tmp_path):
+    one, two, three = (written(tmp_path, seed) for seed in (1, 2, 3))
+    joined = join([one, join([two.subset([5, 2]), three]), one.subset([])])
+    expected = [
+        *documents_of(one), *documents_of(two.subset([5, 2])), *documents_of(three),
+    ]  # fmt: skip
+    assert documents_of(joined) == expected
+    assert joined.num_tokens == sum(len(tokens) for tokens, _, _ in expected)
+    places = [61, 0, 31]
+    assert documents_of(joined.subset(places)) == [expected[place] for place in places]
+    assert join([one]) is one
+
+
+def test_views_do_not_copy_tokens(tmp_path):
+    one, two = written(tmp_path, 1), written(tmp_path, 2)
+    view = join([one.subset([4, 9]), two])
+    assert isinstance(view.tokens, Pieces)
+    assert np.shares_memory(view.document(0), one.tokens)
+    assert np.shares_memory(view.document(5), two.tokens)
+    assert view.tokens.dtype == DTYPE
+
+
+def test_pieces_are_sliced_as_an_array_is(tmp_path):
+    one, two = written(tmp_path, 1), written(tmp_path, 2)
+    view = join([one.subset([4, 9, 2]), two.subset([8])])
+    flat = np.concatenate([view.document(i) for i in range(4)])
+    assert len(view.tokens) == len(flat)
+    for start in range(len(flat) + 1):
+        for stop in range(start, len(flat) + 1):
+            assert np.array_equal(view.tokens[start:stop], flat[start:stop])
+    assert np.array_equal(view.tokens[:], flat)
+    with pytest.raises(ValueError, match="in steps of 2"):
+        view.tokens[::2]
+
+
+def test_a_stream_and_an_evaluation_read_of_views_what_they_read_of_copies(tmp_path):
+    one, two = written(tmp_path, 1), written(tmp_path, 2)
+    view = join([one.subset(np.arange(0, 30, 2)), two.subset(np.arange(29, -1, -1))])
+    copy = Shard(view.tokens[:], view.offsets, view.num_bytes, view.ids)
+    chosen = np.arange(40)
+    streams = [Stream([(shard, chosen)], 8, ("key",)) for shard in (view, copy)]
+    assert streams[0].num_tokens == streams[1].num_tokens
+    rows = np.empty((2, 9), np.int64)
+    for window in range(2 * streams[0].num_windows):
+        for stream, row in zip(streams, rows, strict=True):
+            stream.read(window, row)
+        assert np.array_equal(*rows)
+    limits = dict(tokens=400, document_tokens=20, sequence_length=8, eot_id=7)
+    ours, theirs = (heldout_chunks(shard, **limits) for shard in (view, copy))
+    for mine, other in ((ours.input_ids, theirs.input_ids), (ours.targets, theirs.targets)):
+        assert np.array_equal(mine, other)
+    assert ours.ids == theirs.ids
 
 
 def test_a_cache_is_built_once_and_then_opened(tmp_path):
