@@ -211,6 +211,32 @@ class RoutedModel:
                 torch._foreach_mul_(sets[name], torch.clamp(max_norm / (norm + 1e-6), max=1.0))
         return norms
 
+    def lay(
+        self, plan: RoutePlan, edges: Any = "both", *, foreign_dropout: float = 0.0, **weights: Any
+    ) -> None:
+        """Lays another plan over the same model, in place of the one that is there.
+
+        Args and Raises as in `route_model`; where it raises for a plan or a setting that does not
+        fit, the model is the plain one. An order of the new plan counts from where units lie now.
+        """
+        self.unroute()
+        laid = route_model(self.model, plan, edges, foreign_dropout=foreign_dropout, **weights)
+        # Everything there is of the other is taken over: its modules know its state.
+        vars(self).update(vars(laid))
+
+    @torch.no_grad()
+    def reorder_moments(self, optimizer: torch.optim.Optimizer) -> None:
+        """Puts the optimizer's state of every unit where the plan's order has put the unit.
+
+        To be called once after a plan with an order was laid over a model in training: what follows
+        is then what would have been without it, for units alone have changed places.
+        """
+        for linear in self.unit_linears:
+            for parameter in linear.parameters:
+                for moment in optimizer.state.get(parameter, {}).values():
+                    if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                        _reorder_features(moment, linear)
+
     def unroute(self) -> "PreTrainedModel":
         """The plain model again; units stay where the plan put them."""
         for module in self.model.modules():
@@ -343,12 +369,16 @@ def _process_group(tensors: Iterable[Tensor | None]) -> Any:
 @torch.no_grad()
 def _reorder(linear: UnitLinear) -> None:
     """Puts the linear's units in the plan's order, in place."""
+    for parameter in linear.parameters:
+        _reorder_features(parameter, linear)
+
+
+def _reorder_features(tensor: Tensor, linear: UnitLinear) -> None:
+    """Puts what a parameter of the linear, or something of its shape, has of each unit in the
+    plan's order, in place."""
     order = linear.split.order
     if order is None:
         return
     features = torch.tensor(order)[:, None] * linear.width + torch.arange(linear.width)
-    features = features.flatten().to(linear.module.weight.device)
     dim = 1 if linear.is_row else 0
-    linear.module.weight.copy_(linear.module.weight.index_select(dim, features))
-    if not linear.is_row and linear.module.bias is not None:
-        linear.module.bias.copy_(linear.module.bias[features])
+    tensor.copy_(tensor.index_select(dim, features.flatten().to(tensor.device)))

@@ -272,8 +272,10 @@ class TokenRouting:
         blocks = range(len(plan.blocks))
         self._on, self._weight, self._outputs, self._act = [], [], [], []
         for domain in domains:
-            others = [label for label in plan.domains if label != domain]
-            off = plan.off_blocks(others) if foreign_dropout == 1.0 and domain != UNLABELLED else ()
+            others = plan.strangers(domain)
+            if foreign_dropout == 1.0 and domain != UNLABELLED:
+                others = frozenset(plan.domains) - {domain}
+            off = plan.off_blocks(others)
             on = [float(block not in off) for block in blocks]
             self._on.append(on)
             self._weight.append(_times(on, weights.weight_edge[domain]))

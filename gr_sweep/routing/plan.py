@@ -7,7 +7,7 @@ sets are the one idea behind every shape (DESIGN: terms).
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gr_sweep.domains import ancestors, check_domains, expand, is_under
@@ -78,6 +78,10 @@ class RoutePlan:
     """The core first; no two have the same owners."""
     splits: Mapping[tuple[int, str], Split]
     """(layer, "mlp" or "attn") to its split; what is absent belongs to the core, as "the rest"."""
+    apart: tuple[frozenset[str], ...] = ()
+    """Groups of labels, each label in one, whose experts `prune` fixed: for a labelled sequence
+    everything that is of another group's alone is off, whatever the foreign dropout. Empty: no
+    label is apart from another."""
 
     @classmethod
     def none(cls, config: ModelShape | None = None, *, domains: Sequence[str]) -> "RoutePlan":
@@ -278,10 +282,23 @@ class RoutePlan:
             )
         )
 
+    def strangers(self, domain: str) -> frozenset[str]:
+        """Labels that are always off for the domain's sequences, as `apart` says."""
+        for group in self.apart:
+            if domain in group:
+                return frozenset(self.domains) - group
+        return frozenset()
+
+    def in_place(self) -> "RoutePlan":
+        """The same for a model whose units lie in the plan's order already."""
+        splits = {place: replace(split, order=None) for place, split in self.splits.items()}
+        return replace(self, splits=splits)
+
     def to_json(self) -> str:
         """The plan as text, the content of plan.json."""
         content = {
             "domains": list(self.domains),
+            "apart": [[d for d in self.domains if d in group] for group in self.apart],
             "blocks": [
                 {
                     "name": b.name,
@@ -322,7 +339,8 @@ class RoutePlan:
                 )
                 for s in content["splits"]
             }
-            plan = cls(_checked(content["domains"]), blocks, splits)
+            apart = tuple(frozenset(map(str, group)) for group in content.get("apart", ()))
+            plan = cls(_checked(content["domains"]), blocks, splits, apart)
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(f"this is no plan.json: {type(error).__name__}: {error}") from error
         if (
@@ -333,6 +351,8 @@ class RoutePlan:
             raise PlanError(
                 "this is no plan.json: the core must come first and every split size each block"
             )
+        if apart and sorted(label for group in apart for label in group) != sorted(plan.domains):
+            raise PlanError("this is no plan.json: apart must name every domain once")
         plan.check_orders()
         return plan
 

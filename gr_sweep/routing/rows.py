@@ -130,7 +130,8 @@ def row_groups(
     """The groups of a micro-batch whose sequences are sorted by domain in the order of `counts`.
 
     Each of the n sequences of a domain has a fixed subset of the other domains switched off
-    (`dropout_subsets`). Groups are ordered so that a block's rows form few slices.
+    (`dropout_subsets`); domains that the plan keeps apart from it always are. Groups are ordered so
+    that a block's rows form few slices.
 
     Raises:
         PlanError: an unknown domain, a negative count, a foreign dropout outside 0..1.
@@ -149,9 +150,10 @@ def row_groups(
         if domain == UNLABELLED:
             groups.append(RowGroup(domain, frozenset(), count))
             continue
-        others = [label for label in plan.domains if label != domain]
+        strangers = plan.strangers(domain)
+        others = [label for label in plan.domains if label != domain and label not in strangers]
         subsets = [
-            frozenset(others[index] for index in subset)
+            frozenset(others[index] for index in subset) | strangers
             for subset in dropout_subsets(len(others), count, foreign_dropout)
         ]
         sizes = {subset: subsets.count(subset) for subset in dict.fromkeys(subsets)}
