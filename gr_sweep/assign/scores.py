@@ -1,0 +1,415 @@
+"""Attribution: how much every unit of a model matters to every domain.
+
+Units are seen where the linear that reads them is given them: MLP hidden units at the input of
+down, key-value groups of heads at the input of o. They are counted as they lie in the model's
+matrices now; this knows nothing of plans and owners.
+
+M documents of a batch, T positions, U units of a layer and kind, W features of a unit, K domains.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from gr_sweep.errors import ConfigError, DataError, ModelError, PlanError
+from gr_sweep.eval.loss import Losses
+from gr_sweep.model.families import decoder_layers, family_of
+from gr_sweep.model.loss import IGNORED
+from gr_sweep.routing.plan import ATTN, MLP
+
+ACTIVATION = "activation"
+ACT_GRAD = "act_grad"
+INTEGRATED = "integrated"
+FISHER = "fisher"
+RANDOM = "random"
+METHODS = (ACTIVATION, ACT_GRAD, INTEGRATED, FISHER, RANDOM)
+
+Key = tuple[int, str]
+"""Layer, and "mlp" or "attn"."""
+
+_MIN_RANKED = 3
+"""Units that a rank correlation is taken over at least: two agree or disagree by chance."""
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """Scores of all units for all domains, from two halves of the documents."""
+
+    domains: tuple[str, ...]
+    halves: Mapping[Key, Tensor]
+    """float64 [2, K, U] on the CPU: mean score over the even and over the odd documents of each
+    domain; nan in the odd half of a domain that has one document alone."""
+
+    def shares(self, layer: int, kind: str) -> Tensor:
+        """Float64 [K, U]: what part of the layer's score for a domain each unit has.
+
+        Layers and domains differ in scale by orders of magnitude; after this each domain's scores
+        sum to 1 in each layer and kind. Where all are 0 each unit has 1/U.
+        """
+        mean_KU = self.halves[layer, kind].nanmean(0)
+        total_K1 = mean_KU.sum(1, keepdim=True)
+        return torch.where(total_K1 > 0, mean_KU / total_K1, 1.0 / mean_KU.shape[1])
+
+    def stability(self) -> dict[str, float]:
+        """By kind, how far the two halves agree: 1 for the same order of units, 0 for none.
+
+        Spearman's rank correlation, averaged over layers and domains. Units that no half of any
+        domain gives a score, as those that were switched off, would agree on nothing but that, and
+        are left out; so are halves without differences, and layers with fewer than three units. A
+        kind of which nothing is left has no key.
+        """
+        found: dict[str, list[float]] = {}
+        for (_, kind), halves_2KU in self.halves.items():
+            scored_U = (halves_2KU.nan_to_num() != 0).flatten(0, 1).any(0)
+            if int(scored_U.sum()) < _MIN_RANKED:
+                continue
+            for k in range(len(self.domains)):
+                halves = halves_2KU[:, k, scored_U].numpy()
+                if np.isfinite(halves).all() and (np.ptp(halves, axis=1) > 0).all():
+                    correlation: Any = spearmanr(halves[0], halves[1])
+                    found.setdefault(kind, []).append(float(correlation.statistic))
+        return {kind: float(np.mean(values)) for kind, values in found.items()}
+
+
+def score_units(
+    model: nn.Module,
+    token_losses: Losses,
+    documents: Mapping[str, Iterable[np.ndarray]],
+    method: str,
+    *,
+    steps: int = 8,
+    seed: int = 0,
+    batch_sequences: int = 16,
+    device: torch.device,
+    off: Mapping[Key, Tensor] | None = None,
+) -> UnitScores:
+    """Scores every MLP unit and head group of every layer for every domain.
+
+    Heads that cannot be taken out (`Family.heads_out` is None) are not scored. h is the unit's W
+    features, L the summed negative log likelihood of a document, g a number that the unit's
+    features are multiplied by, 1 in the model as it is. Methods:
+
+    - `activation`: share of the tokens at which |h| exceeds the mean |h| of the layer's units at
+      the same token. For ReLU a unit is active where it is not 0, from which MoEfication counts
+      what is active together (Zhang et al. 2022, arXiv 2110.01786); SiLU is hardly ever 0, and a
+      threshold relative to the layer needs no setting.
+    - `act_grad`: mean over tokens of |sum over the features of h dL/dh|, the first-order estimate
+      of what taking the unit out at that token does to the loss (Michel et al. 2019, arXiv
+      1905.10650, for heads; Molchanov et al. 2019, arXiv 1906.10771, for units, squared).
+    - `integrated`: integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) of L along the
+      straight line from g = 0 for all units of the model at once to g = 1, by the midpoint rule;
+      absolute value of each document's attribution, per token. Signed, the attributions of a
+      document's units sum to L(all on) - L(all off).
+    - `fisher`: mean over documents of (dL/dg)^2, the diagonal of the empirical Fisher information
+      of the gates (Theis et al. 2018, arXiv 1801.05787, there halved).
+    - `random`: uniform in 0..1, drawn anew for each half; the control. Reads no documents.
+
+    The model is read in eval mode, and its parameters' gradients are neither used nor changed.
+    Memory does not depend on the number of documents.
+
+    Args:
+        model: plain, or routed and outside `batch`, `keep` and `remove`.
+        token_losses: the loss of this same model.
+        documents: by domain, token ids int64 [T + 1] of documents that the model can read whole;
+            the first token of each is input alone. Read once, in order; what has fewer than two
+            tokens is passed over.
+        steps: of the integral.
+        batch_sequences: documents that are read at a time.
+        off: bool [U], by layer and kind: units whose output is 0 for all that is computed here, as
+            `RoutedModel.keep` switches blocks off. Their score is 0. A missing key switches nothing
+            off.
+
+    Raises:
+        ConfigError: an unknown method; no domains; `steps` or `batch_sequences` below 1.
+        DataError: a domain without documents.
+        ModelError: scores that are not finite.
+        PlanError: a model of an unknown family; `off` that does not fit it; a model that is inside
+            `batch`, `keep` or `remove`.
+    """
+    if method not in METHODS:
+        raise ConfigError(
+            f"attribution method {method!r} is unknown; choose one of {', '.join(METHODS)}"
+        )
+    if not documents:
+        raise ConfigError("units are scored for domains, and none is given; name at least one")
+    for name, value in (("steps", steps), ("batch_sequences", batch_sequences)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} of the attribution must be at least 1")
+    sites = _sites(model, off or {}, device)
+    if method == RANDOM:
+        return _random_scores(sites, tuple(documents), seed)
+    with _frozen_in_eval(model), torch.compiler.set_stance("force_eager"):
+        measure = _measure_of(method, sites, token_losses, steps)
+        per_document = method == FISHER
+        return _means(documents, sites, measure, batch_sequences, device, per_document)
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where the units of one layer and kind are seen."""
+
+    key: Key
+    module: nn.Module
+    """Linear that is given them."""
+    num_units: int
+    off_U: Tensor | None
+
+    @property
+    def num_on(self) -> int:
+        return self.num_units - (0 if self.off_U is None else int(self.off_U.sum()))
+
+    def switched(self, x_MTUW: Tensor) -> Tensor:
+        """Zeros in place of what is off, whatever it was: 0 times infinity is none."""
+        return x_MTUW if self.off_U is None else x_MTUW.masked_fill(self.off_U[:, None], 0.0)
+
+
+Visit = Callable[[_Site, Tensor], Tensor]
+"""From the features [M, T, U, W] of a site's units to those that the model goes on with."""
+_Measure = Callable[[Tensor, Tensor], dict[Key, Tensor]]
+"""From token ids and targets [M, T] to float64 [M, U]: sums over the tokens of each document."""
+
+
+def _sites(model: nn.Module, off: Mapping[Key, Tensor], device: torch.device) -> list[_Site]:
+    config: Any = model.config
+    family = family_of(config)
+    sites = []
+    for layer, modules in enumerate(decoder_layers(model, family)):
+        names = {MLP: family.mlp_out}
+        if family.heads_out is not None:
+            names[ATTN] = family.heads_out
+        for kind, name in names.items():
+            module: Any = modules.get_submodule(name)
+            num_units = module.in_features
+            if kind == ATTN:
+                num_units = (
+                    getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+                )
+            off_U = off.get((layer, kind))
+            if off_U is not None:
+                if off_U.shape != (num_units,) or off_U.dtype != torch.bool:
+                    raise PlanError(
+                        f"units to switch off in layer {layer}, {kind}, are given as "
+                        f"{off_U.dtype} {list(off_U.shape)}; give torch.bool [{num_units}]"
+                    )
+                off_U = off_U.to(device)
+            sites.append(_Site((layer, kind), module, num_units, off_U))
+    unknown = sorted(set(off) - {site.key for site in sites})
+    if unknown:
+        raise PlanError(f"the model has no units at {unknown[0]} that could be switched off")
+    return sites
+
+
+def _random_scores(sites: Sequence[_Site], domains: tuple[str, ...], seed: int) -> UnitScores:
+    generator = torch.Generator().manual_seed(seed)
+    halves = {}
+    for site in sites:
+        shape = (2, len(domains), site.num_units)
+        halves[site.key] = torch.rand(shape, generator=generator, dtype=torch.float64)
+        if site.off_U is not None:
+            halves[site.key][..., site.off_U.cpu()] = 0.0
+    return UnitScores(domains, halves)
+
+
+def _measure_of(method: str, sites: Sequence[_Site], token_losses: Losses, steps: int) -> _Measure:
+    if method == ACTIVATION:
+        return partial(_fired, sites, token_losses)
+    if method == ACT_GRAD:
+        return partial(_gate_gradients, sites, token_losses, by_token=True)
+    if method == INTEGRATED:
+
+        def absolute(ids_MT: Tensor, targets_MT: Tensor) -> dict[Key, Tensor]:
+            signed = integrated_gradients(sites, token_losses, ids_MT, targets_MT, steps=steps)
+            return {key: values_MU.abs() for key, values_MU in signed.items()}
+
+        return absolute
+
+    def squared(ids_MT: Tensor, targets_MT: Tensor) -> dict[Key, Tensor]:
+        gradients = _gate_gradients(sites, token_losses, ids_MT, targets_MT)
+        return {key: values_MU.square() for key, values_MU in gradients.items()}
+
+    return squared
+
+
+def _fired(
+    sites: Sequence[_Site], token_losses: Losses, ids_MT: Tensor, targets_MT: Tensor
+) -> dict[Key, Tensor]:
+    """Number of tokens at which a unit is larger than the mean one of its layer that is on."""
+    found = {}
+    is_token_MT1 = (targets_MT != IGNORED)[..., None]
+
+    def visit(site: _Site, x_MTUW: Tensor) -> Tensor:
+        x_MTUW = site.switched(x_MTUW)
+        exact = torch.promote_types(x_MTUW.dtype, torch.float32)
+        sizes_MTU = torch.linalg.vector_norm(x_MTUW, dim=-1, dtype=exact)
+        mean_MT1 = sizes_MTU.sum(-1, keepdim=True) / max(1, site.num_on)
+        found[site.key] = ((sizes_MTU > mean_MT1) & is_token_MT1).sum(1).double()
+        return x_MTUW
+
+    with torch.no_grad(), _visiting(sites, visit):
+        token_losses(ids_MT, targets_MT)
+    return _complete(found, sites)
+
+
+def _gate_gradients(
+    sites: Sequence[_Site],
+    token_losses: Losses,
+    ids_MT: Tensor,
+    targets_MT: Tensor,
+    *,
+    gate: float = 1.0,
+    by_token: bool = False,
+) -> dict[Key, Tensor]:
+    """dL/dg of each document where all units have the gate `gate`: its h dL/dh over `gate`.
+
+    With `by_token` each token has gates of its own: the sum of the absolute values over tokens.
+    """
+    found = {}
+
+    def visit(site: _Site, x_MTUW: Tensor) -> Tensor:
+        x_MTUW = site.switched(x_MTUW)
+        num_documents, num_positions = x_MTUW.shape[:2]
+        shape = (num_documents, num_positions if by_token else 1, site.num_units, 1)
+        # One number in memory, and the gradient is summed up as soon as it is there: of all layers
+        # together these would be as large as the hidden activations.
+        gate_MTU1 = x_MTUW.new_tensor(gate).expand(shape).requires_grad_()
+
+        def take(leaf: Tensor) -> None:
+            assert leaf.grad is not None
+            gradient_MTU = leaf.grad[..., 0]
+            if by_token:
+                gradient_MTU = gradient_MTU.abs()
+            found[site.key] = gradient_MTU.sum(1, dtype=torch.float64)
+            leaf.grad = None
+
+        gate_MTU1.register_post_accumulate_grad_hook(take)
+        return x_MTUW * gate_MTU1
+
+    # Padding stands at the end, where no loss depends on it: its gradients are 0.
+    with torch.enable_grad(), _visiting(sites, visit):
+        loss_sum, _ = token_losses(ids_MT, targets_MT)
+        loss_sum.backward()
+    return _complete(found, sites)
+
+
+def integrated_gradients(
+    sites: Sequence[_Site],
+    token_losses: Losses,
+    ids_MT: Tensor,
+    targets_MT: Tensor,
+    *,
+    steps: int,
+) -> dict[Key, Tensor]:
+    """Signed attributions [M, U] of each document's loss to its units, by layer and kind."""
+    total: dict[Key, Tensor] = {}
+    for step in range(steps):
+        gradients = _gate_gradients(
+            sites, token_losses, ids_MT, targets_MT, gate=(step + 0.5) / steps
+        )
+        for key, values_MU in gradients.items():
+            total[key] = total[key] + values_MU if key in total else values_MU
+    return {key: values_MU / steps for key, values_MU in total.items()}
+
+
+def _complete(found: dict[Key, Tensor], sites: Sequence[_Site]) -> dict[Key, Tensor]:
+    if len(found) != len(sites):
+        raise PlanError(
+            "units are scored outside batch(), keep() and remove() of a routed model; "
+            "pass off= to switch some of them off"
+        )
+    return found
+
+
+def _means(
+    documents: Mapping[str, Iterable[np.ndarray]],
+    sites: Sequence[_Site],
+    measure: _Measure,
+    batch_sequences: int,
+    device: torch.device,
+    per_document: bool,
+) -> UnitScores:
+    """Sums of the documents' measures over their number, or over the number of their tokens."""
+    sums = {
+        site.key: torch.zeros(2, len(documents), site.num_units, dtype=torch.float64, device=device)
+        for site in sites
+    }
+    counts_2K = torch.zeros(2, len(documents), dtype=torch.float64)
+    for k, (domain, texts) in enumerate(documents.items()):
+        num_read = 0
+        readable = (text for text in texts if len(text) > 1)
+        while batch := list(itertools.islice(readable, batch_sequences)):
+            found = measure(*_padded(batch, device))
+            for half in (0, 1):
+                rows = slice((half - num_read) % 2, None, 2)
+                for key, values_MU in found.items():
+                    sums[key][half, k] += values_MU[rows].sum(0)
+                counts_2K[half, k] += sum(
+                    1 if per_document else len(text) - 1 for text in batch[rows]
+                )
+            num_read += len(batch)
+        if not num_read:
+            raise DataError(
+                f"domain {domain!r} has no document of two tokens or more to score units on; "
+                "give it some, or leave it out"
+            )
+    halves = {}
+    for (layer, kind), sums_2KU in sums.items():
+        if not sums_2KU.isfinite().all():
+            raise ModelError(
+                f"scores of layer {layer}, {kind}, are not finite; the model's losses on these "
+                "documents, or their gradients, are not"
+            )
+        halves[layer, kind] = sums_2KU.cpu() / counts_2K[..., None]  # nan for an empty half
+    return UnitScores(tuple(documents), halves)
+
+
+def _padded(batch: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and targets [M, T], T being what the longest document predicts."""
+    width = max(len(text) for text in batch) - 1
+    ids_MT = np.zeros((len(batch), width), dtype=np.int64)
+    targets_MT = np.full((len(batch), width), IGNORED, dtype=np.int64)
+    for row, text in enumerate(batch):
+        ids_MT[row, : len(text) - 1], targets_MT[row, : len(text) - 1] = text[:-1], text[1:]
+    return torch.from_numpy(ids_MT).to(device), torch.from_numpy(targets_MT).to(device)
+
+
+@contextlib.contextmanager
+def _visiting(sites: Sequence[_Site], visit: Visit) -> Iterator[None]:
+    """Inside, what the sites' linears are given goes through `visit`."""
+
+    def hook_of(site: _Site) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x_MTUW = args[0].unflatten(-1, (site.num_units, -1))
+            return (visit(site, x_MTUW).flatten(-2),)
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for site in sites:
+            stack.callback(site.module.register_forward_pre_hook(hook_of(site)).remove)
+        yield
+
+
+@contextlib.contextmanager
+def _frozen_in_eval(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter needs a gradient and nothing is dropped out."""
+    in_training = [module for module in model.modules() if module.training]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for module in in_training:
+            module.training = False
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        for module in in_training:
+            module.training = True

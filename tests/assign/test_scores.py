@@ -1,0 +1,522 @@
+"""Attribution scores: known owners, a literal reference, streaming, and what is left behind."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gr_sweep.assign import scores
+from gr_sweep.assign.scores import METHODS, UnitScores, score_units
+from gr_sweep.errors import ConfigError, DataError, ModelError, PlanError
+from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.route import route_model
+from gr_sweep.model.sizes import Size, llama_config, random_model
+from gr_sweep.routing.plan import RoutePlan
+from tests.model.tiny import FAMILIES, LAYERS, VOCAB, WHOLE_ATTENTION_ONLY, tiny_model
+from tests.reference import assert_same
+
+pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
+
+CPU = torch.device("cpu")
+READING = tuple(method for method in METHODS if method != "random")
+GRADIENTS = ("act_grad", "integrated", "fisher")
+LENGTHS = (7, 2, 5, 3, 8, 4, 6)
+"""Of a domain's documents: unequal, and one more in the even half than in the odd."""
+
+
+def texts(domains=("code", "biology"), lengths=LENGTHS, low=0, high=VOCAB):
+    return {
+        domain: [
+            np.random.default_rng([k, index]).integers(low, high, length)
+            for index, length in enumerate(lengths)
+        ]
+        for k, domain in enumerate(domains)
+    }
+
+
+def losses_of(model):
+    return TokenLosses(route_model(model, RoutePlan.none(domains=["code", "biology"])))
+
+
+def score(model, method, documents=None, token_losses=None, **options):
+    documents = texts() if documents is None else documents
+    token_losses = losses_of(model) if token_losses is None else token_losses
+    return score_units(model, token_losses, documents, method, device=CPU, **options)
+
+
+def named(unit_scores):
+    """Halves by a name, as `assert_same` takes them."""
+    return {f"{layer} {kind}": value for (layer, kind), value in unit_scores.halves.items()}
+
+
+# A network of which the owner of every unit is known
+
+HALF = 8
+"""Residual features, tokens, MLP units of a domain."""
+GROUPS = 4
+
+
+def two_in_one(seed=0):
+    """A model in which code and biology share no feature, and the owner [U] of every unit.
+
+    Code's tokens have the first half of the residual features alone, biology's the second. Every
+    unit reads and writes one half: the other domain's tokens do not move it.
+    """
+    shape = Size(2 * HALF, 2 * HALF, 2, 2 * GROUPS, GROUPS, is_tied=False)
+    config = llama_config(shape, vocab_size=2 * HALF, eot_id=0, sequence_length=32)
+    model = random_model(config, seed=seed).double()
+    generator = torch.Generator().manual_seed(seed)
+    half_of = torch.arange(2 * HALF) // HALF
+    owners = {}
+
+    def clear(weight, row_owners, column_owners):
+        weight *= row_owners[:, None] == column_owners
+
+    with torch.no_grad():
+        clear(model.model.embed_tokens.weight, half_of, half_of)
+        for layer, modules in enumerate(model.model.layers):
+            mlp, attention = modules.mlp, modules.self_attn
+            of_unit = half_of[torch.randperm(2 * HALF, generator=generator)]
+            of_group = (torch.arange(GROUPS) % 2)[torch.randperm(GROUPS, generator=generator)]
+            clear(mlp.gate_proj.weight, of_unit, half_of)
+            clear(mlp.up_proj.weight, of_unit, half_of)
+            clear(mlp.down_proj.weight, half_of, of_unit)
+            width = attention.head_dim
+            clear(attention.v_proj.weight, of_group.repeat_interleave(width), half_of)
+            clear(attention.o_proj.weight, half_of, of_group.repeat_interleave(2 * width))
+            owners[layer, "mlp"], owners[layer, "attn"] = of_unit, of_group
+    return model, owners
+
+
+def halves_of_the_vocabulary():
+    """Documents of code have the first half of the tokens, those of biology the second."""
+    code = texts(("code",), range(8, 20), 0, HALF)
+    return code | {"biology": [text + HALF for text in code["code"]]}
+
+
+@pytest.mark.parametrize("method", READING)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_unit_belongs_to_the_domain_that_alone_moves_it(method, seed):
+    model, owners = two_in_one(seed)
+    found = score(model, method, halves_of_the_vocabulary())
+    assert found.halves.keys() == owners.keys()
+    for key, owner in owners.items():
+        shares = found.shares(*key)
+        assert torch.equal(shares.argmax(0), owner), key
+        assert torch.all(shares.gather(0, 1 - owner[None]) == 0)
+        assert torch.all(shares.gather(0, owner[None]) > 0)
+        torch.testing.assert_close(shares.sum(1), torch.ones(2, dtype=torch.float64))
+
+
+def test_random_scores_find_owners_by_chance_and_read_nothing():
+    model, owners = two_in_one()
+
+    def refuse(*_):
+        raise AssertionError("read")
+
+    found = score(model, "random", halves_of_the_vocabulary(), refuse)
+    right = [
+        float((found.shares(*key).argmax(0) == owner).double().mean())
+        for key, owner in owners.items()
+    ]
+    assert 0.2 < np.mean(right) < 0.8
+    again = score(model, "random", {"code": [], "biology": []}, refuse)
+    other = score(model, "random", seed=1)
+    for key, halves in found.halves.items():
+        assert torch.equal(halves, again.halves[key])
+        assert not torch.equal(halves, other.halves[key])
+        assert not torch.equal(halves[0], halves[1])
+        assert halves.min() >= 0 and halves.max() < 1
+
+
+# A literal reference
+
+
+def literal_linears(model):
+    """(layer, kind) to the linear that reads units, and their number."""
+    found = {}
+    for layer, modules in enumerate(model.get_decoder().layers):
+        for name, module in modules.named_modules():
+            if name in ("mlp.down_proj", "mlp.dense_4h_to_h"):
+                found[layer, "mlp"] = module, module.in_features
+            elif name == "self_attn.o_proj" and model.config.model_type != "olmo2":
+                found[layer, "attn"] = module, model.config.num_key_value_heads
+    return found
+
+
+def literal_document(model, text, gate, all_on):
+    """Loss of one document, and by layer and kind the unit features, with a number on each unit."""
+    model, seen, gates = copy.deepcopy(model), {}, {}
+    for key, (module, units) in literal_linears(model).items():
+        gates[key] = torch.full((units,), gate, dtype=torch.float64, requires_grad=True)
+
+        def forward(x, key=key, module=module):
+            x.retain_grad()
+            seen[key] = x
+            repeated = gates[key].repeat_interleave(x.shape[-1] // len(gates[key]))
+            # Columns are scaled, not features.
+            weight = module.weight * repeated * all_on[key]
+            return F.linear(x, weight, module.bias)
+
+        module.forward = forward
+    ids = torch.from_numpy(text)
+    logits = model(input_ids=ids[None, :-1]).logits[0]
+    loss = F.cross_entropy(logits, ids[1:], reduction="sum")
+    loss.backward()
+    return loss.detach(), seen, {key: gate.grad for key, gate in gates.items()}
+
+
+def literal_scores(model, documents, method, steps, off=None):
+    linears = literal_linears(model)
+    on = {}
+    for key, (module, units) in linears.items():
+        is_on = torch.ones(units) if off is None else (~off[key]).double()
+        on[key] = is_on.repeat_interleave(module.in_features // units).double()
+    halves = {
+        key: torch.zeros(2, len(documents), units, dtype=torch.float64)
+        for key, (_, units) in linears.items()
+    }
+    for k, of_domain in enumerate(documents.values()):
+        for half in (0, 1):
+            own = of_domain[half::2]
+            count = len(own) if method == "fisher" else sum(len(text) - 1 for text in own)
+            for text in own:
+                integral = {key: 0.0 for key in linears}
+                points = (
+                    [(step + 0.5) / steps for step in range(steps)]
+                    if method == "integrated"
+                    else [1.0]
+                )
+                for point in points:
+                    _, seen, of_gates = literal_document(model, text, point, on)
+                    for key in linears:
+                        integral[key] += of_gates[key] / len(points)
+                for key, (_, units) in linears.items():
+                    if method == "integrated":
+                        value = integral[key].abs()
+                    elif method == "fisher":
+                        value = integral[key] ** 2
+                    else:
+                        value = torch.zeros(units, dtype=torch.float64)
+                        for x, grad in zip(seen[key][0], seen[key].grad[0], strict=True):
+                            for unit in range(units):
+                                width = len(x) // units
+                                features = slice(unit * width, (unit + 1) * width)
+                                x_on = (x * on[key])[features].detach()
+                                if method == "act_grad":
+                                    value[unit] += (x_on @ grad[features]).abs()
+                                else:
+                                    sizes = (x * on[key]).detach().view(units, width).norm(dim=1)
+                                    mean = sizes.sum() / (on[key].sum() / width)
+                                    value[unit] += float(x_on.norm() > mean)
+                    halves[key][half, k] += value / count
+    return UnitScores(tuple(documents), halves)
+
+
+@pytest.mark.parametrize("method", READING)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_those_of_reading_the_documents_one_by_one(family, method):
+    model = tiny_model(family)
+    documents = texts(lengths=(5, 2, 6))
+    wanted = literal_scores(model, documents, method, steps=3)
+    found = score(model, method, documents, steps=3)
+    assert found.halves.keys() == wanted.halves.keys()
+    kinds = {kind for _, kind in found.halves}
+    assert kinds == ({"mlp"} if family in WHOLE_ATTENTION_ONLY else {"mlp", "attn"})
+    assert {layer for layer, _ in found.halves} == set(range(LAYERS))
+    assert_same(named(found), named(wanted))
+
+
+@pytest.mark.parametrize("method", READING)
+def test_scores_inside_an_expert_are_those_of_reading_it_one_by_one(method):
+    model = tiny_model()
+    off = random_off(model)
+    documents = texts(lengths=(5, 4))
+    wanted = literal_scores(model, documents, method, steps=3, off=off)
+    found = score(model, method, documents, steps=3, off=off)
+    assert_same(named(found), named(wanted))
+    for key, halves in found.halves.items():
+        assert torch.all(halves[..., off[key]] == 0)
+        assert torch.any(halves[..., ~off[key]] > 0)
+
+
+def random_off(model):
+    generator = torch.Generator().manual_seed(5)
+    return {
+        key: torch.rand(units, generator=generator) < 0.4
+        for key, (_, units) in literal_linears(model).items()
+    }
+
+
+def test_attributions_of_all_units_sum_to_what_they_change_of_the_loss():
+    model = tiny_model()
+    text = texts()["code"][4]
+    sites = scores._sites(model, {}, CPU)
+    batch = scores._padded([text, text[:3]], CPU)
+    on = {
+        key: torch.ones(linear.in_features) for key, (linear, _) in literal_linears(model).items()
+    }
+    all_on, all_off = (literal_document(model, text, gate, on)[0] for gate in (1.0, 0.0))
+    token_losses, missing = losses_of(model), []
+    for steps in (80, 320):
+        signed = scores.integrated_gradients(sites, token_losses, *batch, steps=steps)
+        total = sum(values[0].sum() for values in signed.values())
+        missing.append(abs(float(total - (all_on - all_off))))
+    # The midpoint rule's error falls with the square of the steps.
+    assert missing[1] < 1e-5 * abs(all_on - all_off)
+    assert missing[1] < missing[0] / 12
+
+
+# Streams
+
+
+@pytest.mark.parametrize("method", READING)
+def test_scores_do_not_depend_on_how_many_documents_are_read_at_a_time(method):
+    found = [score(tiny_model(), method, texts(), batch_sequences=number) for number in (1, 3, 16)]
+    assert_same(named(found[1]), named(found[0]))
+    assert_same(named(found[2]), named(found[0]))
+
+
+@pytest.mark.parametrize("method", READING)
+def test_documents_are_read_once_and_as_they_are_needed(method):
+    yielded, read = [], []
+    model = tiny_model()
+    token_losses = losses_of(model)
+
+    def stream(documents):
+        for text in documents:
+            yielded.append(text)
+            yield text
+
+    def recording(ids, targets):
+        assert len(yielded) - len(set(read)) <= 3  # no more than a batch ahead
+        read.extend(range(len(yielded)))
+        return token_losses(ids, targets)
+
+    documents = {domain: stream(of_domain) for domain, of_domain in texts().items()}
+    found = score(model, method, documents, recording, batch_sequences=3)
+    assert len(yielded) == 2 * len(LENGTHS)
+    assert_same(named(found), named(score(tiny_model(), method)))
+
+
+def test_documents_that_predict_nothing_are_passed_over():
+    with_short = {
+        domain: [of_domain[0], np.array([3]), *of_domain[1:], np.array([], dtype=np.int64)]
+        for domain, of_domain in texts().items()
+    }
+    found = score(tiny_model(), "fisher", with_short, batch_sequences=2)
+    assert_same(named(found), named(score(tiny_model(), "fisher")))
+
+
+# Units that are switched off
+
+
+@pytest.mark.parametrize("method", ["activation", "act_grad"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
+def test_units_switched_off_leave_the_losses_of_keep(family, method):
+    shares = {} if family in WHOLE_ATTENTION_ONLY else {"attn_shared": 0.25}
+    model = tiny_model(family)
+    domains = ["code", "biology"]
+    routed = route_model(model, RoutePlan.peers(model.config, domains=domains, **shares))
+    token_losses = TokenLosses(routed)
+    blocks = routed.plan.kept_off(["biology"])
+    off = {}
+    for key, split in routed.plan.splits.items():
+        off[key] = torch.zeros(split.num_units, dtype=torch.bool)
+        for block in blocks:
+            off[key][split.slices()[block]] = True
+    inside, kept, full = [], [], []
+
+    def recording(ids, targets):
+        loss_sum, losses = token_losses(ids, targets)
+        inside.append(losses)
+        return loss_sum, losses
+
+    documents = texts()
+    score(model, method, documents, recording, off=off)
+    with torch.no_grad():
+        for of_domain in documents.values():
+            batch = scores._padded(of_domain, CPU)
+            with routed.keep(["biology"]):
+                kept.append(token_losses(*batch)[1])
+            full.append(token_losses(*batch)[1])
+    for found, wanted, other in zip(inside, kept, full, strict=True):
+        assert_same({"losses": found}, {"losses": wanted}, 1e-12)
+        assert not torch.allclose(found, other)
+
+
+def test_random_scores_of_units_that_are_off_are_0():
+    model = tiny_model()
+    off = random_off(model)
+    found = score(model, "random", off=off)
+    for key, halves in found.halves.items():
+        assert torch.all(halves[..., off[key]] == 0)
+        assert torch.all(halves[..., ~off[key]] > 0)
+
+
+def test_a_layer_that_is_off_as_a_whole_has_equal_shares():
+    model = tiny_model()
+    off = {key: torch.ones(n, dtype=torch.bool) for key, (_, n) in literal_linears(model).items()}
+    for method in METHODS:
+        found = score(model, method, off={(0, "mlp"): off[0, "mlp"]})
+        assert torch.all(found.shares(0, "mlp") == 1 / len(off[0, "mlp"]))
+        assert torch.any(found.shares(1, "mlp") != 1 / len(off[1, "mlp"]))
+    score(model, "integrated", off=off)  # nothing on at all
+
+
+# What is left behind
+
+
+def state_of_modules(model):
+    return (
+        [(len(m._forward_pre_hooks), len(m._forward_hooks), m.training) for m in model.modules()],
+        [(p.requires_grad, p.grad is None) for p in model.parameters()],
+    )
+
+
+def half_frozen_in_training():
+    model = tiny_model("llama", attention_dropout=0.5).train()
+    model.model.layers[0].eval()
+    model.model.embed_tokens.weight.requires_grad_(False)
+    model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda module, args: None)
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hooks_modes_and_gradients_are_as_they_were(method):
+    model = half_frozen_in_training()
+    before = state_of_modules(model)
+    found = score(model, method)
+    assert state_of_modules(model) == before
+    # Nothing was dropped out.
+    assert_same(named(found), named(score(tiny_model(), method)))
+
+
+@pytest.mark.parametrize("method", READING)
+@pytest.mark.parametrize("when", ["before", "after", "document"])
+def test_hooks_modes_and_gradients_are_as_they_were_after_an_error(method, when):
+    model = half_frozen_in_training()
+    token_losses = losses_of(model)
+
+    def failing(ids, targets):
+        if when == "after":
+            token_losses(ids, targets)
+        if when != "document":
+            raise RuntimeError("lost")
+        return token_losses(ids, targets)
+
+    def stream():
+        yield texts()["code"][0]
+        raise RuntimeError("lost")
+
+    before = state_of_modules(model)
+    with pytest.raises(RuntimeError, match="lost"):
+        score(model, method, {"code": stream()}, failing, batch_sequences=1)
+    assert state_of_modules(model) == before
+
+
+@pytest.mark.parametrize("method", READING)
+def test_scores_can_be_taken_where_gradients_are_off(method):
+    with torch.no_grad():
+        found = score(tiny_model(), method)
+    assert_same(named(found), named(score(tiny_model(), method)))
+
+
+@pytest.mark.parametrize("method", READING)
+def test_a_routed_model_has_the_scores_of_the_plain_one(method):
+    model = tiny_model()
+    plan = RoutePlan.peers(model.config, domains=["code", "biology"], attn_shared=0.25)
+    routed = route_model(model, plan)
+    found = score(model, method, token_losses=TokenLosses(routed))
+    assert_same(named(found), named(score(tiny_model(), method)))
+    with routed.keep(["code"]), pytest.raises(PlanError, match="outside"):
+        score(model, method, token_losses=TokenLosses(routed))
+
+
+@pytest.mark.parametrize("method", READING)
+def test_scores_in_bfloat16_are_near_those_in_float64(method):
+    found = score(tiny_model().bfloat16(), method)
+    wanted = score(tiny_model(), method)
+    for key, halves in found.halves.items():
+        assert halves.dtype == torch.float64
+        pairs = torch.stack([halves.flatten(), wanted.halves[key].flatten()])
+        assert torch.corrcoef(pairs)[0, 1] > 0.95
+
+
+# Stability
+
+
+def test_stability_is_1_of_equal_halves_and_of_equal_order():
+    half = torch.rand(2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+    found = UnitScores(
+        ("a", "b"),
+        {(0, "mlp"): torch.stack([half, half]), (1, "mlp"): torch.stack([half, half**3])},
+    )
+    assert found.stability() == {"mlp": pytest.approx(1.0)}
+    turned = UnitScores(("a", "b"), {(0, "attn"): torch.stack([half, 1 / half])})
+    assert turned.stability() == {"attn": pytest.approx(-1.0)}
+
+
+def test_stability_is_about_0_of_random_scores():
+    config = llama_config(Size(16, 4000, 1, 4, 4), vocab_size=8, eot_id=0, sequence_length=8)
+    found = score(random_model(config, seed=0), "random").stability()
+    assert abs(found["mlp"]) < 0.05
+
+
+def test_stability_leaves_out_what_has_no_order():
+    ranked = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    halves = torch.stack([ranked, ranked])[:, None].repeat(1, 3, 1)  # three domains
+    halves[0, 1] = 5.0  # constant
+    halves[1, 2] = torch.nan  # empty
+    few = torch.ones(2, 3, 2, dtype=torch.float64).cumsum(2)
+    unordered = torch.ones(2, 3, 4, dtype=torch.float64)
+    found = UnitScores(("a", "b", "c"), {(0, "mlp"): halves, (0, "attn"): few})
+    assert found.stability() == {"mlp": pytest.approx(1.0)}
+    assert UnitScores(("a", "b", "c"), {(0, "mlp"): unordered}).stability() == {}
+
+
+def test_units_that_are_off_are_no_agreement():
+    generator = torch.Generator().manual_seed(0)
+    halves = torch.rand(2, 1, 4000, dtype=torch.float64, generator=generator)
+    halves[..., 1000:] = 0.0
+    assert abs(UnitScores(("a",), {(0, "mlp"): halves}).stability()["mlp"]) < 0.1
+
+
+def test_one_document_has_shares_and_no_stability():
+    found = score(tiny_model(), "act_grad", texts(lengths=(6,)))
+    for key in found.halves:
+        torch.testing.assert_close(
+            found.shares(*key).sum(1), torch.ones(2, dtype=torch.float64), rtol=1e-12, atol=0
+        )
+    assert found.stability() == {}
+
+
+# What is refused
+
+
+def test_what_cannot_be_scored_is_refused_by_name():
+    model = tiny_model()
+    with pytest.raises(ConfigError, match=r"'gradient'.*act_grad"):
+        score(model, "gradient")
+    with pytest.raises(DataError, match="'biology' has no document"):
+        score(model, "act_grad", {**texts(), "biology": iter([np.array([1])])})
+    with pytest.raises(ConfigError, match="none is given"):
+        score(model, "act_grad", {})
+    with pytest.raises(ConfigError, match="batch_sequences=0"):
+        score(model, "act_grad", batch_sequences=0)
+    with pytest.raises(ConfigError, match="steps=0"):
+        score(model, "integrated", steps=0)
+    for off, said in (
+        ({(0, "mlp"): torch.zeros(3, dtype=torch.bool)}, r"torch.bool \[28\]"),
+        ({(0, "mlp"): torch.zeros(28)}, "torch.float32"),
+        ({(7, "mlp"): torch.zeros(28, dtype=torch.bool)}, r"\(7, 'mlp'\)"),
+    ):
+        with pytest.raises(PlanError, match=said):
+            score(model, "act_grad", off=off)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0] = torch.nan
+    for method in GRADIENTS:
+        with pytest.raises(ModelError, match="not finite"):
+            score(model, method)
