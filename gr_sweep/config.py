@@ -69,6 +69,31 @@ class Baseline(enum.Enum):
     filtered_observed = "filtered_observed"
 
 
+class ProcedureKind(enum.Enum):
+    """How a run comes to its plan."""
+
+    fixed = "fixed"
+    alternate = "alternate"
+
+
+class Attribution(enum.Enum):
+    """What scores units for domains (gr_sweep/assign/scores.py)."""
+
+    act_grad = "act_grad"
+    activation = "activation"
+    integrated = "integrated"
+    fisher = "fisher"
+    random = "random"
+    none = "none"
+
+
+class Capacity(enum.Enum):
+    """How large the domains' blocks are beside each other."""
+
+    equal = "equal"
+    data = "data"
+
+
 class DataKind(enum.Enum):
     """Where the documents come from."""
 
@@ -275,6 +300,40 @@ class MethodConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ProcedureConfig:
+    """How training comes to its plan (DESIGN: procedures)."""
+
+    name: ProcedureKind = ProcedureKind.fixed
+    """fixed: one phase with the plan from its first step; alternate: rounds of dense training,
+    assignment, and training as a mixture of experts."""
+    rounds: Any = 3
+    """How many rounds, which share the run's steps equally; or a list of their lengths beside each
+    other: [2,1,1]. Each splits every expert by the next level of the domain tree, or by a
+    clustering of its documents."""
+    dense: float = 0.5
+    """Share in 0..1 of each round's steps that is dense; 0: the plan stands before its first."""
+    rewarm: float = 1.0
+    """Peak learning rate of every phase after the first, as a share of `train.lr`."""
+    attribution: Attribution = Attribution.act_grad
+    """What scores units for domains. Controls: random, and none, which leaves units where they are,
+    a plan that is fixed up front."""
+    attribution_steps: int = 8
+    """Points of the path of integrated gradients."""
+    documents: int = 64
+    """Training documents a domain that are read for the scores, in one pass."""
+    capacity: Capacity = Capacity.equal
+    """Sizes of the domains' blocks: equal, or in the ratio of their training tokens."""
+    equal_layers: bool = True
+    """Every layer gives a block the same number of units. false: the network as a whole does; then
+    an exported model is padded to its widest layer."""
+    children: int = 2
+    """Clusters that a domain's documents are divided into where the domain tree ends; 1 divides
+    none."""
+    prune: bool = True
+    """Experts stay apart after the round that made them: what is foreign is always off."""
+
+
+@dataclass(kw_only=True, slots=True)
 class TrainConfig:
     """The training loop."""
 
@@ -396,6 +455,8 @@ class RunConfig:
     """Where text comes from."""
     method: MethodConfig = field(default_factory=MethodConfig)
     """What the run is compared as."""
+    procedure: ProcedureConfig = field(default_factory=ProcedureConfig)
+    """How training comes to its plan."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training loop."""
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -426,6 +487,7 @@ _SHARES = (
     "plan.layer_share",
     "method.recovery",
     "method.unlabelled_retained",
+    "procedure.dense",
     "route.foreign_dropout",
     "data.overlap",
     "data.spurious",
@@ -441,6 +503,10 @@ _LEAST = {
     "data.seed": 0,
     # The 256 bytes and the end-of-text token.
     "data.vocab_size": 257,
+    "procedure.attribution_steps": 1,
+    # Two halves.
+    "procedure.documents": 2,
+    "procedure.children": 1,
     "train.steps": 1,
     "train.tokens": 1,
     "train.batch_sequences": 1,
@@ -554,6 +620,7 @@ def effective(config: RunConfig) -> RunConfig:
     config = fixed(config)
     plan, edges, route, method = config.plan, config.edges, config.route, config.method
     partition, data, evaluation = config.partition, config.data, config.eval
+    procedure = config.procedure
     is_routed = method.name not in UNROUTED and plan.kind is not PlanKind.none
     if method.name in (Method.filtered, Method.filtered_observed):
         method = MethodConfig(name=method.name, without=method.without)
@@ -561,6 +628,12 @@ def effective(config: RunConfig) -> RunConfig:
         method = MethodConfig(name=method.name)
     else:
         method = dataclasses.replace(method, without=[])
+    if not is_routed or procedure.name is ProcedureKind.fixed:
+        procedure = ProcedureConfig()
+    elif procedure.attribution is not Attribution.integrated:
+        procedure = dataclasses.replace(
+            procedure, attribution_steps=ProcedureConfig().attribution_steps
+        )
     if not is_routed:
         plan, edges, route = PlanConfig(kind=PlanKind.none), Edges.none, RouteConfig()
         if method.name is not Method.filtered_observed:
@@ -594,6 +667,7 @@ def effective(config: RunConfig) -> RunConfig:
         edges=edges,
         route=route,
         method=method,
+        procedure=procedure,
         partition=partition,
         data=data,
         eval=evaluation,
@@ -619,6 +693,7 @@ def validate(config: RunConfig) -> None:
     _check_data(config, domains)
     _check_plan(config, domains)
     _check_method(config.method, domains)
+    _check_procedure(config, domains)
     _check_train(config.train)
     _check_eval(config.eval)
 
@@ -833,6 +908,61 @@ def _check_method(method: MethodConfig, domains: tuple[str, ...]) -> None:
             raise ConfigError(
                 f"method.without=[{','.join(method.without)}] leaves no domain to train on"
             )
+
+
+def round_lengths(rounds: Any) -> list[float]:
+    """`procedure.rounds` as the lengths of the rounds beside each other.
+
+    Raises:
+        ConfigError: neither a number of rounds nor a list of lengths.
+    """
+    is_count = isinstance(rounds, int) and not isinstance(rounds, bool)
+    lengths = [1] * rounds if is_count else rounds
+    if not isinstance(lengths, list) or not lengths or not all(map(_is_length, lengths)):
+        raise ConfigError(
+            f"procedure.rounds={rounds} is not right; give how many rounds (3), or a list of their "
+            "lengths beside each other ([2,1,1])"
+        )
+    return [float(length) for length in lengths]
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _check_procedure(config: RunConfig, domains: tuple[str, ...]) -> None:
+    rounds = round_lengths(config.procedure.rounds)
+    if config.procedure.rewarm <= 0:
+        raise ConfigError(f"procedure.rewarm={config.procedure.rewarm} is not above 0")
+    config = effective(config)
+    if config.procedure.name is ProcedureKind.fixed:
+        return
+    alternate, plan = "procedure=alternate", config.plan
+    if config.method.name is not Method.routed:
+        raise ConfigError(
+            f"{alternate} makes a plan of its own, and so does method={config.method.name.value}; "
+            "use method=routed"
+        )
+    if plan.kind in (PlanKind.forget, PlanKind.lattice) and len(rounds) > 1:
+        raise ConfigError(
+            f"plan={plan.kind.value} has no tree to split further; use procedure.rounds=1, or "
+            "plan=peers"
+        )
+    # What routing must not know in one round it would learn in the next.
+    for name, value in (
+        ("partition.unlabelled", config.partition.unlabelled),
+        ("partition.mislabelled", config.partition.mislabelled),
+        ("data.spurious", config.data.spurious),
+        ("method.recovery", config.method.recovery),
+    ):
+        if any(share for _, share in _values(value, name)):
+            raise ConfigError(f"{name}={value} has no meaning under {alternate}; set it to 0")
+    inner = [d for d in domains if any(is_under(other, d) for other in domains if other != d)]
+    if inner:
+        raise ConfigError(
+            f"{alternate} splits a domain into those below it, but {inner[0]} is a label itself; "
+            "give its own documents a name below it"
+        )
 
 
 def _check_train(train: TrainConfig) -> None:

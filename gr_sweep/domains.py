@@ -4,7 +4,7 @@ A label is a path; nesting is in its name alone, so that a list of labels is the
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gr_sweep.errors import ConfigError
 
@@ -71,6 +71,40 @@ def deepest_first(domains: Sequence[str]) -> list[str]:
         below.sort(key=lambda label: -label.count("/"))
         placed += [label for label in [*below, domain] if label not in placed]
     return placed
+
+
+def labels_of_round(domains: Sequence[str], number: int, children: int) -> tuple[str, ...]:
+    """The labels of a round of `alternate`, counted from 1: the tree cut at that depth.
+
+    Where a label of the partition lies less deep, the levels that are missing are so many children
+    each: code/0, code/1. With one child a label stays what it is.
+    """
+    found: list[str] = []
+    for domain in domains:
+        parts = domain.split("/")
+        nodes = ["/".join(parts[:number])]
+        for _ in range(number - len(parts) if children > 1 else 0):
+            nodes = [f"{node}/{child}" for node in nodes for child in range(children)]
+        found += nodes
+    return tuple(dict.fromkeys(found))
+
+
+def weights_of_round(
+    weights: Mapping[str, float], domains: Sequence[str], labels: Sequence[str]
+) -> dict[str, float]:
+    """Weights of a round's labels: a domain's own, summed where a label stands for several, and
+    divided equally over the labels that it has become.
+
+    Args:
+        weights: of the partition's domains; 1 where none is given.
+        labels: of the round, each above, equal to or below a domain.
+    """
+    found = dict.fromkeys(labels, 0.0)
+    for domain in domains:
+        of_domain = [label for label in labels if is_under(label, domain) or is_under(domain, label)]
+        for label in of_domain:
+            found[label] += weights.get(domain, 1.0) / len(of_domain)
+    return found
 
 
 def metric_name(domain: str) -> str:

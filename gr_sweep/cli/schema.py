@@ -17,6 +17,7 @@ GROUPS: dict[str, type] = {
     "plan": config.PlanConfig,
     "data": config.DataConfig,
     "method": config.MethodConfig,
+    "procedure": config.ProcedureConfig,
     "tracking": config.TrackingConfig,
 }
 """Groups whose files fill one node; the others write at the top level."""

@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, Protocol
 
 from gr_sweep.domains import ancestors, check_domains, expand, is_under
@@ -99,7 +100,8 @@ class RoutePlan:
             shares: `mlp_shared` (0.5) and `attn_shared` (1.0), the core's share of the units in
                 0..1; `layers` that are split (None: as `layer_share` says); `layer_share` (1.0),
                 the share of the layers, counted from the first, that are split, at least one;
-                `orders`, (layer, kind) to an order of its units.
+                `orders`, (layer, kind) to an order of its units; `weights`, by name of a block
+                beside the core its size relative to theirs (None: equal).
 
         Raises:
             PlanError: a share outside 0..1, a layer that the model lacks, `layers` and a
@@ -192,6 +194,7 @@ class RoutePlan:
         layers: Sequence[int] | None = None,
         layer_share: float = 1.0,
         orders: Mapping[tuple[int, str], Sequence[int]] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> "RoutePlan":
         core = Block(CORE, frozenset(core_owners), is_core=True)
         by_owners = {core.owners: core}
@@ -212,7 +215,7 @@ class RoutePlan:
                 )
             if shared == 1.0 or len(merged) == 1:
                 continue
-            sizes = _share_out(units[kind], shared, len(merged) - 1, kind)
+            sizes = _share_out(units[kind], shared, _relative(merged[1:], weights), kind)
             for layer in chosen:
                 order = None if orders is None else orders.get((layer, kind))
                 splits[layer, kind] = Split(sizes, None if order is None else tuple(order))
@@ -224,6 +227,68 @@ class RoutePlan:
         plan = cls(domains, merged, splits)
         plan.check_orders()
         return plan
+
+    def split_further(
+        self,
+        labels: Sequence[str],
+        *,
+        mlp_shared: float,
+        attn_shared: float = 1.0,
+        weights: Mapping[str, float] | None = None,
+    ) -> "RoutePlan":
+        """The plan after the next round of `alternate`: a block of one label that has become
+        several is divided into one that they own together and one for each, a tree.
+
+        Blocks lie where the one that they come from lay, so what is not divided stays in its place;
+        experts that are apart stay so, with all that they are divided into.
+
+        Args:
+            labels: of the new plan, each equal to or below one of the old.
+            mlp_shared: share in 0..1 of a block's MLP units that its labels own together.
+            attn_shared: of its head groups.
+            weights: size of each label's block relative to the others of the same origin.
+
+        Raises:
+            PlanError: a block with too few units.
+        """
+        new = _checked(labels)
+        below = {d: tuple(label for label in new if is_under(label, d)) for d in self.domains}
+        blocks: list[Block] = []
+        parts: list[tuple[int, tuple[str, ...]]] = []  # of each old block: labels it is divided for
+        for index, block in enumerate(self.blocks):
+            owners = frozenset(label for d in block.owners for label in below[d])
+            children: tuple[str, ...] = ()
+            if not block.is_core and len(block.owners) == 1:
+                [label] = block.owners
+                children = below[label] if len(below[label]) > 1 else ()
+            blocks.append(replace(block, owners=owners))
+            blocks += [Block(child, frozenset([child])) for child in children]
+            parts.append((index, children))
+        shares = {MLP: mlp_shared, ATTN: attn_shared}
+        splits = {}
+        for (layer, kind), split in self.splits.items():
+            sizes: list[int] = []
+            for index, children in parts:
+                size = split.sizes[index]
+                if not children:
+                    sizes.append(size)
+                    continue
+                relative = [1.0 if weights is None else weights[child] for child in children]
+                sizes += _share_out(size, shares[kind], relative, kind)
+            splits[layer, kind] = Split(tuple(sizes))
+        apart = tuple(
+            frozenset(label for d in self.domains if d in group for label in below[d])
+            for group in self.apart
+        )
+        return RoutePlan(new, tuple(blocks), splits, apart)
+
+    def origins(self, before: "RoutePlan") -> tuple[int, ...]:
+        """Of each block the one of `before` that it was divided from (`split_further`)."""
+        names = [block.name for block in before.blocks]
+        return tuple(
+            names.index(block.name if block.name in names else block.name.rpartition("/")[0])
+            for block in self.blocks
+        )
 
     def check_orders(self) -> None:
         """Raise PlanError where an order is no permutation of its layer's units."""
@@ -393,14 +458,28 @@ def _chosen_layers(layers: Sequence[int] | None, layer_share: float, num_layers:
     return sorted(layers)
 
 
-def _share_out(num_units: int, shared: float, num_blocks: int, kind: str) -> tuple[int, ...]:
-    """The core's units and, as equal as can be, those of the other blocks."""
-    core = round(shared * num_units)
-    each, extra = divmod(num_units - core, num_blocks)
-    if each == 0:
+def _relative(blocks: Sequence[Block], weights: Mapping[str, float] | None) -> list[float]:
+    """Size of each block relative to the others."""
+    return [1.0 if weights is None else weights[block.name] for block in blocks]
+
+
+def _share_out(
+    num_units: int, shared: float, weights: Sequence[float], kind: str
+) -> tuple[int, ...]:
+    """Units of the shared block, and those of the others in the ratio of their weights.
+
+    By largest remainder, ties to the earlier: with equal weights as equal as can be.
+    """
+    left = num_units - round(shared * num_units)
+    quotas = [left * Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
+    sizes = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(sizes)), key=lambda index: sizes[index] - quotas[index])
+    for index in by_remainder[: left - sum(sizes)]:
+        sizes[index] += 1
+    if 0 in sizes:
         what = "head groups" if kind == ATTN else "hidden units"
         raise PlanError(
-            f"plan.{kind}_shared={shared} leaves {num_units - core} of {num_units} {what} to "
-            f"{num_blocks} blocks; each needs one: lower plan.{kind}_shared or have fewer domains"
+            f"plan.{kind}_shared={shared} leaves {left} of {num_units} {what} to "
+            f"{len(sizes)} blocks; each needs one: lower plan.{kind}_shared or have fewer domains"
         )
-    return (core, *(each + (index < extra) for index in range(num_blocks)))
+    return (num_units - left, *sizes)

@@ -1,0 +1,127 @@
+"""Which documents carry which label in a round of `alternate`.
+
+A round has labels of its own: the domain tree cut at its depth, and clusters of documents where the
+tree ends. Numpy and files alone; how documents are clustered is not known here.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gr_sweep.data.prepare import TokenData
+from gr_sweep.data.shards import Shard, join
+from gr_sweep.domains import is_under, metric_name
+from gr_sweep.errors import CheckpointError
+from gr_sweep.files import whole_file
+
+TRAIN, HELDOUT = "train", "heldout"
+
+
+@dataclass(frozen=True)
+class RoundLabels:
+    """The label of every document, in one round."""
+
+    names: tuple[str, ...]
+    """Labels of the round."""
+    places: Mapping[tuple[str, str], np.ndarray]
+    """("train" or "heldout", domain of the partition) to int64 [documents]: place in `names`."""
+
+    @classmethod
+    def first(cls, data: TokenData, names: Sequence[str]) -> "RoundLabels":
+        """Of the first round: each document has the label above its domain, or that itself."""
+        places = {}
+        for domain in data.domains:
+            [place] = [i for i, name in enumerate(names) if is_under(domain, name)]
+            for part, shards in _parts(data).items():
+                places[part, domain] = np.full(shards[domain].num_documents, place)
+        return cls(tuple(names), places)
+
+    def next(
+        self, names: Sequence[str], children: Mapping[tuple[str, str], np.ndarray]
+    ) -> "RoundLabels":
+        """Of the round after this one.
+
+        Args:
+            names: its labels.
+            children: as `places`, of the domains whose documents are divided into clusters: the
+                number of each document's cluster below its label here.
+        """
+        places = {}
+        for (part, domain), old in self.places.items():
+            found = np.empty_like(old)
+            for index in range(len(old)):
+                label = self.names[old[index]]
+                below = [name for name in names if is_under(name, label)]
+                if (part, domain) in children and len(below) > 1:
+                    label = f"{label}/{children[part, domain][index]}"
+                elif len(below) > 1:
+                    [label] = [name for name in below if is_under(domain, name)]
+                else:
+                    [label] = below
+                found[index] = names.index(label)
+            places[part, domain] = found
+        return RoundLabels(tuple(names), places)
+
+    def divided(self, data: TokenData) -> TokenData:
+        """The same text by the labels of this round; no token is copied."""
+        text = {part: self._shards(part, shards) for part, shards in _parts(data).items()}
+        return dataclasses.replace(
+            data, domains=self.names, train=text[TRAIN], heldout=text[HELDOUT]
+        )
+
+    def domain_of(self, label: str) -> str:
+        """A domain of the partition whose documents carry the label."""
+        place = self.names.index(label)
+        return next(d for (_, d), places in self.places.items() if (places == place).any())
+
+    def _shards(self, part: str, shards: Mapping[str, Shard]) -> dict[str, Shard]:
+        found = {}
+        for place, name in enumerate(self.names):
+            chosen = {
+                domain: np.flatnonzero(self.places[part, domain] == place) for domain in shards
+            }
+            parts = [
+                # Whole shards stay what they are: they are read faster.
+                shard if len(chosen[domain]) == shard.num_documents else shard.subset(chosen[domain])
+                for domain, shard in shards.items()
+                if len(chosen[domain])
+            ]
+            found[name] = parts[0] if len(parts) == 1 else join(parts)
+        return found
+
+    def write(self, path: Path) -> None:
+        """Writes them whole, as a .npz file."""
+        arrays = {f"{part}.{metric_name(d)}": places for (part, d), places in self.places.items()}
+        with whole_file(path) as file:
+            np.savez_compressed(file, names=np.array(self.names), **arrays)
+
+    @classmethod
+    def read(cls, path: Path, data: TokenData) -> "RoundLabels":
+        """What `write` left.
+
+        Raises:
+            CheckpointError: no such file, or one of other text.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                names = tuple(map(str, content["names"]))
+                places = {
+                    (part, domain): content[f"{part}.{metric_name(domain)}"]
+                    for part in (TRAIN, HELDOUT)
+                    for domain in data.domains
+                }
+        except (OSError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); remove the job's folder to start it again"
+            ) from error
+        for (part, domain), found in places.items():
+            if len(found) != _parts(data)[part][domain].num_documents:
+                raise CheckpointError(f"{path} is of other text; remove the job's folder")
+        return cls(names, places)
+
+
+def _parts(data: TokenData) -> dict[str, dict[str, Shard]]:
+    return {TRAIN: data.train, HELDOUT: data.heldout}
