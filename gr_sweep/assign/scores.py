@@ -23,6 +23,7 @@ from gr_sweep.errors import ConfigError, DataError, ModelError, PlanError
 from gr_sweep.eval.loss import Losses
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import IGNORED
+from gr_sweep.routing.linears import RoutedModule
 from gr_sweep.routing.plan import ATTN, MLP
 
 ACTIVATION = "activation"
@@ -37,6 +38,11 @@ Key = tuple[int, str]
 
 _MIN_RANKED = 3
 """Units that a rank correlation is taken over at least: two agree or disagree by chance."""
+
+_INSIDE = (
+    "units are scored outside batch(), keep() and remove() of a routed model; "
+    "pass off= to switch some of them off"
+)
 
 
 @dataclass(frozen=True)
@@ -319,11 +325,8 @@ def integrated_gradients(
 
 
 def _complete(found: dict[Key, Tensor], sites: Sequence[_Site]) -> dict[Key, Tensor]:
-    if len(found) != len(sites):
-        raise PlanError(
-            "units are scored outside batch(), keep() and remove() of a routed model; "
-            "pass off= to switch some of them off"
-        )
+    if len(found) != len(sites):  # a gated MLP that is routed calls no linear
+        raise PlanError(_INSIDE)
     return found
 
 
@@ -386,6 +389,8 @@ def _visiting(sites: Sequence[_Site], visit: Visit) -> Iterator[None]:
 
     def hook_of(site: _Site) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            if isinstance(module, RoutedModule) and module._state.active is not None:
+                raise PlanError(_INSIDE)
             x_MTUW = args[0].unflatten(-1, (site.num_units, -1))
             return (visit(site, x_MTUW).flatten(-2),)
 
