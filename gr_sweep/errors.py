@@ -38,3 +38,7 @@ class CheckpointError(GrSweepError):
 
 class ReportError(GrSweepError):
     """A folder that no report can be made of."""
+
+
+class ExportError(GrSweepError):
+    """A run that cannot be exported, or a folder that it cannot be written to."""

@@ -33,6 +33,7 @@ from gr_sweep.eval.robustness import (
     recovery,
     robustness_losses,
 )
+from gr_sweep.export.run import leave_model
 from gr_sweep.files import write_whole
 from gr_sweep.layout import make_plan, named_shape
 from gr_sweep.metrics import keys
@@ -185,6 +186,7 @@ def _run(
     curve_tokens = min(config.eval.curve_tokens, config.eval.tokens)
     curve = heldout_batches(config, data, curve_tokens, device, processes)
     if processes.is_main:
+        leave_model(folder, routed.model, data.tokenizer_dir)
         write_whole(folder / "plan.json", routed.plan.to_json() + "\n")
 
     def track() -> Trackers:

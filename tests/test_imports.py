@@ -32,6 +32,7 @@ ORDER = (
     "tracking",
     "train",
     "layout",
+    "export",
     "job",
     "launch",
     "bench",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "report": "gr_sweep.cli.report",
+    "export": "gr_sweep.cli.export",
     "estimate": "gr_sweep.cli.estimate",
     "bench": "gr_sweep.cli.bench",
     "doctor": "gr_sweep.cli.doctor",

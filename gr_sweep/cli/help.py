@@ -18,6 +18,7 @@ EXAMPLES = (
 
 VERBS = (
     ("report DIR", "table, results.csv and index.html of a sweep's folder"),
+    ("export JOB --keep DOMAIN --to DIR", "a Hugging Face checkpoint without the other domains"),
     ("estimate [-m] ...", "what each job would need: memory, operations, hours; runs none"),
     ("bench mlp|step|scaling|sweep", "how fast this machine is"),
     ("doctor", "versions, devices, W&B, SLURM, cache and disk on one screen"),

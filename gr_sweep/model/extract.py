@@ -4,7 +4,8 @@ The result is an ordinary Hugging Face model that needs no code of ours.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,44 @@ from gr_sweep.routing.plan import ATTN, MLP, RoutePlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    """Units of one kind in a model without the blocks that are off."""
+
+    by_layer: tuple[int, ...]
+    """Those that are kept."""
+    width: int
+    """Units that each layer has in the extracted model."""
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Zero units that each layer gets."""
+        return tuple(self.width - units for units in self.by_layer)
+
+
+def kept_units(plan: RoutePlan, config: Any, off: Collection[int]) -> dict[str, KeptUnits]:
+    """Units by kind that are left, and how wide every layer becomes for them.
+
+    Args:
+        config: the Hugging Face config of the whole model.
+        off: indices of the blocks that are taken out.
+    """
+    found = {}
+    num_groups = _num_groups(config)
+    for kind, units in {MLP: config.intermediate_size, ATTN: num_groups}.items():
+        by_layer = [units] * config.num_hidden_layers  # a layer that is not split keeps all
+        for (layer, split_kind), split in plan.splits.items():
+            if split_kind == kind:
+                by_layer[layer] = units - sum(split.sizes[block] for block in off)
+        width = max(1, *by_layer)
+        if kind == ATTN and width != units and family_of(config).heads_divide_width:
+            per_group = config.num_attention_heads // num_groups
+            while config.hidden_size % (width * per_group):
+                width += 1
+        found[kind] = KeptUnits(tuple(by_layer), width)
+    return found
 
 
 def extract(
@@ -42,24 +81,11 @@ def extract(
     kept = [index for index in range(len(plan.blocks)) if index not in off]
     plain_config: Any = model.config
     config = copy.deepcopy(plain_config)
-    num_groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    widths = {MLP: config.intermediate_size, ATTN: num_groups}
-    for kind, units in list(widths.items()):
-        sizes = [
-            sum(split.sizes[block] for block in kept)
-            for (_, split_kind), split in plan.splits.items()
-            if split_kind == kind
-        ]
-        if sizes and len(sizes) == config.num_hidden_layers:
-            widths[kind] = max(1, *sizes)
-        else:
-            widths[kind] = units  # a layer that is not split keeps all of its units
+    num_groups = _num_groups(config)
+    widths = {kind: units.width for kind, units in kept_units(plan, config, off).items()}
     config.intermediate_size = widths[MLP]
     if widths[ATTN] != num_groups:
         per_group = config.num_attention_heads // num_groups
-        divides = family_of(config).heads_divide_width
-        while divides and config.hidden_size % (widths[ATTN] * per_group):
-            widths[ATTN] += 1
         config.head_dim = (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
@@ -84,6 +110,11 @@ def extract(
     small.tie_weights()
     small.train(model.training)
     return small
+
+
+def _num_groups(config: Any) -> int:
+    groups: int | None = getattr(config, "num_key_value_heads", None)
+    return groups or int(config.num_attention_heads)
 
 
 def _kept(tensor: Tensor, linear: UnitLinear, kept: Iterable[int], dim: int, width: int) -> Tensor:

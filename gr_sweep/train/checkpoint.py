@@ -306,3 +306,43 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
+    """Fills a model's weights from the newest whole checkpoint, and gives back what is written
+    about it.
+
+    For who reads beside the job: nothing in the folder is renamed or removed, and the optimizer's
+    state is not read.
+
+    Args:
+        folder: of the checkpoints of one job.
+        model: of the job's shape, in one process.
+
+    Raises:
+        CheckpointError: there is none, or the newest cannot be read.
+    """
+    paths = sorted(path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
+    if not paths:
+        raise CheckpointError(f"{folder} holds no checkpoint")
+    path = paths[-1]
+    once = {f"model.{name}" for name, _ in model.named_parameters()}
+    tied = {f"model.{name}" for name, _ in model.named_parameters(remove_duplicate=False)} - once
+    target = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    target = {name: tensor for name, tensor in target.items() if name not in tied}
+    try:
+        about: dict[str, Any] = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+        if about["format"] == _FORMAT:
+            with _quiet():
+                load(target, storage_reader=_Reader(path), no_dist=True)
+            return about
+    except (*_DAMAGED, OSError, CheckpointException) as failure:
+        error = _first(failure) if isinstance(failure, CheckpointException) else failure
+        if not isinstance(error, OSError) and not _is_damage(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read: {reason}") from failure
+    raise CheckpointError(
+        f"{path} is in format {about['format']}, which this version does not read (it reads "
+        f"{_FORMAT})"
+    )

@@ -1,0 +1,202 @@
+"""What a job leaves for its export, and how a job's folder is read: model, plan, summary.
+
+`model/` in the folder is a Hugging Face checkpoint without its weights, which `checkpoints/` has.
+So the folder is enough, whatever becomes of the token cache.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gr_sweep.errors import ExportError, PlanError
+from gr_sweep.routing.plan import RoutePlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from gr_sweep.model.route import RoutedModel
+
+MODEL = "model"
+"""The folder in that of the job."""
+
+_CONFIGS = ("config.json", "generation_config.json")
+_JOB_FILES = ("summary.json", "plan.json", "metrics.jsonl", ".hydra")
+
+
+def leave_model(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:
+    """Writes `model/` into a job's folder: the model's config and the tokenizer's files.
+
+    It appears whole; one that is there is that of the same job, and stays.
+    """
+    if (folder / MODEL).exists():
+        return
+    beside = folder / f".{MODEL}.{secrets.token_hex(4)}.tmp"
+    try:
+        shutil.copytree(tokenizer_dir, beside)
+        config: Any = model.config
+        config.save_pretrained(beside)
+        if model.can_generate():
+            generation: Any = model.generation_config
+            generation.save_pretrained(beside)
+        sync(beside)
+        beside.replace(folder / MODEL)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Brings a folder and the files in it to the disk."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job's folder, as far as it can be read without torch."""
+
+    folder: Path
+    plan: RoutePlan
+    """As plan.json has it."""
+    summary: Mapping[str, Any]
+    """Empty while the job is not finished."""
+
+    @property
+    def model_folder(self) -> Path:
+        """Config and tokenizer."""
+        return self.folder / MODEL
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """All of `model/` that is no config of the model."""
+        return sorted(path for path in self.model_folder.iterdir() if path.name not in _CONFIGS)
+
+
+def open_run(folder: Path) -> Run:
+    """Reads a job's folder.
+
+    Raises:
+        ExportError: it is none, or has not all that an export needs; says what to give instead.
+    """
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is no folder; give the folder of a job")
+    if not _is_job(folder):
+        jobs = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _is_job(entry))
+        if jobs:
+            raise ExportError(
+                f"{folder} is the folder of a sweep; give one of its jobs: {', '.join(jobs)}"
+            )
+        raise ExportError(
+            f"{folder} holds no job; give the folder of a job, as in outputs/SWEEP/JOB"
+        )
+    summary = _summary(folder)
+    if "taken_from" in summary:
+        origin = folder.resolve().parent.parent / str(summary["taken_from"])
+        raise ExportError(
+            f"the results in {folder} are taken over from another sweep; "
+            f"the weights are in {os.path.relpath(origin)}: export that"
+        )
+    if not any((folder / "checkpoints").glob("step_????????")):
+        raise ExportError(
+            f"{folder} has no checkpoint"
+            + ("" if summary else " and is not finished; type the command of the job again")
+        )
+    plan = folder / "plan.json"
+    if not plan.exists() or not (folder / MODEL / "config.json").exists():
+        missing = "plan.json" if not plan.exists() else f"{MODEL}/"
+        raise ExportError(
+            f"{folder} has no {missing}: an earlier version of gr-sweep has run this job; run it "
+            "again in another folder"
+        )
+    return Run(folder, RoutePlan.from_json(plan.read_text(encoding="utf-8")), summary)
+
+
+def check_keep(plan: RoutePlan, keep: Sequence[str], folder: Path) -> None:
+    """Raises ExportError where `keep` names nothing that the plan could keep."""
+    if len(plan.blocks) == 1:
+        if keep:
+            raise ExportError(
+                f"{folder} is a dense run: it has no blocks to remove; leave --keep out to export "
+                "it whole"
+            )
+        return
+    nodes = ", ".join(plan.nodes)
+    if not keep:
+        raise ExportError(
+            f"say what to keep with --keep; there are {nodes} (all of them: the full model)"
+        )
+    try:
+        plan.kept_off(keep)
+    except PlanError as error:
+        wrong = [node for node in keep if node not in plan.nodes]
+        raise ExportError(
+            f"--keep {wrong[0]} is no domain of {folder}; there are {nodes}"
+        ) from error
+
+
+def check_target(to: Path) -> None:
+    """Raises ExportError where a checkpoint cannot go."""
+    if to.is_dir() and any(to.iterdir()):
+        raise ExportError(f"--to {to} is not empty; give a new folder")
+    if to.exists() and not to.is_dir():
+        raise ExportError(f"--to {to} is a file; give a new folder")
+
+
+def load_routed(run: Run) -> "tuple[RoutedModel, int]":
+    """The job's model with the weights of its newest checkpoint, routed, and that one's step.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be read, or one of another run.
+        ExportError: a config or weights that do not go together.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    from gr_sweep.model.route import route_model
+    from gr_sweep.model.sizes import random_model
+    from gr_sweep.train.checkpoint import read_newest
+
+    try:
+        config = AutoConfig.from_pretrained(run.model_folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ExportError(f"{run.model_folder} cannot be read: {reason}") from error
+    model = random_model(config, seed=0).eval()
+    if (run.model_folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(run.model_folder)
+    about = read_newest(run.folder / "checkpoints", model)
+    prints = run.summary.get("fingerprints")
+    if prints and about["fingerprint"] != f"{prints['config']}:{prints['data']}":
+        raise ExportError(
+            f"the checkpoint in {run.folder} is not of the run that its summary.json is of"
+        )
+    # Of a run that makes its plan while it trains, the one that these weights were trained with.
+    plan = RoutePlan.from_json(about["plan"]) if "plan" in about else run.plan
+    # The weights stand in the plan's order already.
+    splits = {key: replace(split, order=None) for key, split in plan.splits.items()}
+    routed = route_model(model, replace(plan, splits=splits), "none")
+    return routed, int(about["state"]["step"])
+
+
+def _is_job(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _JOB_FILES)
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    if not path.exists():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error
+    if not isinstance(summary, dict) or summary.get("format") != 1:
+        raise ExportError(f"{path} is none that this version reads")
+    return summary

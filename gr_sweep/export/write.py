@@ -1,0 +1,210 @@
+"""Makes an export: extracts, holds the result against the run's own model, and writes it whole."""
+
+import contextlib
+import json
+import platform
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gr_sweep import __version__
+from gr_sweep.domains import expand
+from gr_sweep.errors import ExportError
+from gr_sweep.export.card import card_text
+from gr_sweep.export.losses import losses_of
+from gr_sweep.export.measure import (
+    PROMPT_TOKENS,
+    Generation,
+    cost_of,
+    generation_of,
+    padding_of,
+    random_ids,
+)
+from gr_sweep.export.record import EXTRACTED, FULL, Export
+from gr_sweep.export.run import Run, load_routed, sync
+from gr_sweep.routing.plan import RoutePlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-5
+"""Largest difference of a float32 logit that rounding may make, where the largest logit is below 1;
+else as a share of it."""
+
+_LONGEST = 2048
+"""Tokens a sequence that FLOPs are of, where no summary says what the run trained with."""
+
+
+def export(
+    run: Run,
+    keep: Sequence[str],
+    to: Path,
+    *,
+    command: str,
+    device: torch.device,
+    measures_generation: bool = True,
+) -> Export:
+    """Writes the run's model without the blocks that `keep` switches off to the folder `to`.
+
+    Args:
+        keep: nodes of the plan's domains; none for a dense run.
+        to: not there, or empty.
+        command: the whole command line.
+        device: where generation is measured; all else is computed on the CPU in float32.
+
+    Raises:
+        GrSweepError: a run that cannot be read. Nothing is written then.
+        RuntimeError: the extracted model is not that of `keep`, which would be a bug.
+    """
+    with _quiet_transformers():
+        routed, step = load_routed(run)
+        plan = routed.plan
+        off = plan.kept_off(keep) if len(plan.blocks) > 1 else ()
+        config: Any = routed.model.config
+        length = _sequence_length(run, config)
+
+        ids_NT = random_ids(config.vocab_size, 4, PROMPT_TOKENS)
+        with routed.blocks_off(off) if off else contextlib.nullcontext():
+            wanted_NTV = _logits(routed.model, ids_NT)
+        small = routed.extract(keep) if off else routed.model
+        _compare(_logits(small, ids_NT), wanted_NTV, "the extracted model")
+        padding = padding_of(routed, off, length)
+        full = routed.unroute()
+        small.generation_config = full.generation_config
+        full_cost, small_cost = cost_of(full, length), cost_of(small, length)
+
+        beside = to.absolute().parent / f".{to.absolute().name}.{secrets.token_hex(4)}.tmp"
+        beside.mkdir(parents=True)
+        try:
+            small.save_pretrained(beside)
+            for weights in beside.glob("*.safetensors"):  # written for the owner alone
+                shutil.copymode(beside / "config.json", weights)
+            for path in run.tokenizer_files:
+                copy = shutil.copytree if path.is_dir() else shutil.copyfile
+                copy(path, beside / path.name)
+            difference = _compare(_reloaded_logits(beside, ids_NT), wanted_NTV, "the checkpoint")
+
+            generation: dict[str, Generation] = {}
+            if measures_generation:
+                models = {FULL: full, EXTRACTED: small} if off else {FULL: full}
+                generation = generation_of(models, device)
+                generation.setdefault(EXTRACTED, generation[FULL])
+            made = Export(
+                run=run.folder.resolve().name,
+                step=step,
+                is_finished=bool(run.summary),
+                domains=list(plan.domains),
+                keep=list(keep),
+                **_domains_of(plan, keep, off),
+                removed_blocks=[plan.blocks[block].name for block in off],
+                full=full_cost,
+                extracted=small_cost,
+                flops_sequence_length=length,
+                padding=padding,
+                generation=generation,
+                losses=losses_of(run.summary, plan, off),
+                largest_logit_difference=difference,
+                commands={"run": str(run.summary.get("command", "")), "export": command},
+                fingerprints=dict(run.summary.get("fingerprints", {})),
+                environment=_environment(device),
+            )
+            (beside / "export.json").write_text(
+                json.dumps(made.as_dict(), indent=1) + "\n", encoding="utf-8"
+            )
+            (beside / "README.md").write_text(card_text(made), encoding="utf-8")
+            sync(beside)
+            _move(beside, to)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return made
+
+
+def _move(beside: Path, to: Path) -> None:
+    try:
+        beside.replace(to)  # takes the place of an empty folder too
+    except OSError as error:
+        raise ExportError(f"--to {to} cannot be written: {error.strerror}") from error
+
+
+def _domains_of(plan: RoutePlan, keep: Sequence[str], off: Sequence[int]) -> dict[str, list[str]]:
+    kept = expand(keep, plan.domains) if keep else plan.domains
+    gone = {domain for block in off for domain in plan.blocks[block].owners}
+    others = [domain for domain in plan.domains if domain not in kept]
+    return {
+        "kept_domains": list(kept),
+        "removed_domains": [domain for domain in others if domain in gone],
+        "unremoved_domains": [domain for domain in others if domain not in gone],
+    }
+
+
+def _sequence_length(run: Run, config: Any) -> int:
+    trained = run.summary.get("config", {}).get("train", {}).get("sequence_length")
+    return int(trained or min(config.max_position_embeddings, _LONGEST))
+
+
+@torch.no_grad()
+def _logits(model: "PreTrainedModel", ids_NT: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=ids_NT, use_cache=False).logits
+    return logits
+
+
+def _reloaded_logits(folder: Path, ids_NT: Tensor) -> Tensor:
+    """As anybody else would read the checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
+    return _logits(loaded.eval(), ids_NT)
+
+
+def _compare(found_NTV: Tensor, wanted_NTV: Tensor, what: str) -> float:
+    """The largest difference; see `TOLERANCE`.
+
+    Raises:
+        RuntimeError: it is more than rounding.
+    """
+    difference = float((found_NTV - wanted_NTV).abs().max())
+    allowed = TOLERANCE * max(1.0, float(wanted_NTV.abs().max()))
+    if not difference <= allowed:
+        raise RuntimeError(
+            f"the logits of {what} are {difference:.2g} off those of the run's model with the "
+            f"other blocks switched off (allowed: {allowed:.2g}); this is a bug of gr-sweep, and "
+            "nothing was written"
+        )
+    return difference
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    import transformers
+
+    is_cuda = device.type == "cuda"
+    return {
+        "gr_sweep": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name(device) if is_cuda else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without progress bars and remarks: what it says here, the table says better."""
+    from transformers.utils import logging
+
+    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
