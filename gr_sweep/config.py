@@ -910,6 +910,14 @@ def _check_method(method: MethodConfig, domains: tuple[str, ...]) -> None:
             )
 
 
+def num_steps(config: TrainConfig) -> int:
+    """Optimizer steps of a run; a number of tokens is rounded up to whole steps."""
+    if config.steps is not None:
+        return config.steps
+    assert config.tokens is not None  # validate: one of the two is given
+    return math.ceil(config.tokens / (config.batch_sequences * config.sequence_length))
+
+
 def round_lengths(rounds: Any) -> list[float]:
     """`procedure.rounds` as the lengths of the rounds beside each other.
 
@@ -937,6 +945,10 @@ def _check_procedure(config: RunConfig, domains: tuple[str, ...]) -> None:
     config = effective(config)
     if config.procedure.name is ProcedureKind.fixed:
         return
+    if config.plan.kind is PlanKind.lattice and config.procedure.capacity is Capacity.data:
+        raise ConfigError(
+            "procedure.capacity=data has no tokens for a set of domains; use equal with plan=lattice"
+        )
     alternate, plan = "procedure=alternate", config.plan
     if config.method.name is not Method.routed:
         raise ConfigError(

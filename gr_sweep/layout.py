@@ -1,11 +1,24 @@
-"""What a job's network will look like, before there is one: its shape and its route plan.
+"""What a job's network will look like, before there is one: its shape, its route plan, and the
+phases and plans of a run that makes plans as it goes.
 
 Torch is not needed: the command line checks with it what the job then builds.
 """
 
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from gr_sweep.config import PlanKind, RunConfig
+from gr_sweep.config import (
+    PlanConfig,
+    PlanKind,
+    ProcedureKind,
+    RunConfig,
+    num_steps,
+    round_lengths,
+)
+from gr_sweep.domains import labels_of_round
+from gr_sweep.errors import ConfigError
 from gr_sweep.model.sizes import Size, full_width, shape_of
 from gr_sweep.routing.plan import ModelShape, RoutePlan
 
@@ -37,14 +50,114 @@ def make_plan(config: RunConfig, shape: ModelShape | Any) -> RoutePlan:
     Raises:
         PlanError: a plan that the model has too few units or layers for.
     """
-    plan = config.plan
+    return _plan(config.plan, shape, list(config.partition.domains))
+
+
+def _plan(
+    plan: PlanConfig,
+    shape: ModelShape | Any,
+    domains: Sequence[str],
+    weights: Mapping[str, float] | None = None,
+) -> RoutePlan:
     return RoutePlan.make(
         plan.kind.value,
         shape,
-        domains=list(config.partition.domains),
+        domains=domains,
         forget=plan.forget,
         mlp_shared=plan.mlp_shared,
         attn_shared=plan.attn_shared,
         layers=plan.layers,
         layer_share=plan.layer_share,
+        weights=weights,
     )
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training in which nothing of the plan changes."""
+
+    round: int
+    """Counted from 1."""
+    is_dense: bool
+    """Nothing is cut; otherwise the round's plan routes."""
+    start: int
+    """Step before its first."""
+    stop: int
+    """Its last step."""
+
+
+def phases_of(config: RunConfig) -> list[Phase]:
+    """The phases of a run: one, or of `alternate` a dense and a routed one a round.
+
+    Raises:
+        ConfigError: a round without a routed step.
+    """
+    total = num_steps(config.train)
+    procedure = config.procedure
+    if procedure.name is ProcedureKind.fixed:
+        return [Phase(1, False, 0, total)]
+    ends = [0, *itertools.accumulate(round_lengths(procedure.rounds))]
+    bounds = [round(total * end / ends[-1]) for end in ends]
+    phases = []
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds), start=1):
+        middle = start + round(procedure.dense * (stop - start))
+        if middle == stop:
+            raise ConfigError(
+                f"round {number} of procedure.rounds has {stop - start} of {total} steps, and "
+                f"procedure.dense={procedure.dense} leaves none to route; train longer, or set less"
+            )
+        if middle > start:
+            phases.append(Phase(number, True, start, middle))
+        phases.append(Phase(number, False, middle, stop))
+    return phases
+
+
+def labels_of_rounds(config: RunConfig) -> list[tuple[str, ...]]:
+    """The labels of each round of `alternate`."""
+    domains = list(config.partition.domains)
+    if config.plan.kind in (PlanKind.forget, PlanKind.lattice):
+        return [tuple(domains)]
+    rounds = range(1, len(round_lengths(config.procedure.rounds)) + 1)
+    return [labels_of_round(domains, number, config.procedure.children) for number in rounds]
+
+
+def plan_of_round(
+    config: RunConfig,
+    shape: ModelShape | Any,
+    labels: Sequence[str],
+    before: RoutePlan | None,
+    weights: Mapping[str, float] | None = None,
+) -> RoutePlan:
+    """The plan of a round of `alternate`, sizes alone: which units go where is not decided here.
+
+    Args:
+        labels: of the round.
+        before: the plan of the round before; None for the first.
+        weights: size of each label's block relative to those beside it; None: equal.
+
+    Raises:
+        PlanError: too few units or layers.
+    """
+    if before is None:
+        return _plan(config.plan, shape, labels, weights)
+    return before.split_further(
+        labels,
+        mlp_shared=config.plan.mlp_shared,
+        attn_shared=config.plan.attn_shared,
+        weights=weights,
+    )
+
+
+def check_rounds(config: RunConfig, shape: ModelShape | Any | None) -> None:
+    """Whether the rounds of `alternate` can be: steps of each, and units for every block.
+
+    Args:
+        shape: of the model; None where it is not known yet.
+
+    Raises:
+        ConfigError, PlanError: as `phases_of` and `plan_of_round`.
+    """
+    phases_of(config)
+    plan: RoutePlan | None = None
+    for labels in labels_of_rounds(config) if shape is not None else ():
+        plan = plan_of_round(config, shape, labels, plan)

@@ -45,6 +45,7 @@ from gr_sweep.config import (
     UNROUTED,
     Baseline,
     PlanConfig,
+    ProcedureKind,
     RunConfig,
     effective,
     fingerprint,
@@ -52,7 +53,7 @@ from gr_sweep.config import (
 )
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError
-from gr_sweep.layout import make_plan, named_shape
+from gr_sweep.layout import check_rounds, labels_of_rounds, make_plan, named_shape
 from gr_sweep.model.sizes import Size
 from gr_sweep.routing.plan import ModelShape
 from gr_sweep.tracking import check_tracking
@@ -364,9 +365,17 @@ def _check_fit(config: RunConfig) -> None:
 
         check_processes(config.eval, here.world_size)
     shape = _shape(config)
-    if shape is None:
-        return
-    make_plan(config, shape)
+    if config.procedure.name is ProcedureKind.alternate:
+        check_rounds(config, shape)
+        for labels in labels_of_rounds(config):
+            micro_batch_rows(config, labels)
+        if here is not None:
+            raise ConfigError(
+                "procedure=alternate needs the whole model in one process; start one, or use "
+                "procedure=fixed"
+            )
+    elif shape is not None:
+        make_plan(config, shape)
 
 
 def _shape(config: RunConfig) -> ModelShape | None:

@@ -410,6 +410,14 @@ class HeldoutChunks:
     """[documents] float64: bytes of text that these tokens stand for."""
 
 
+def first_documents(shard: Shard, *, tokens: int, document_tokens: int) -> np.ndarray:
+    """Places of the held-out documents that are read, in their order (`heldout_chunks`): until they
+    have `tokens` tokens, of each at most `document_tokens`."""
+    order = np.argsort(shard.ids, kind="stable")
+    lengths = np.minimum(np.diff(shard.offsets)[order], document_tokens)
+    return order[: np.searchsorted(np.cumsum(lengths), tokens) + 1]
+
+
 def heldout_chunks(
     shard: Shard,
     *,
@@ -442,9 +450,9 @@ def heldout_chunks(
     ids: list[str] = []
     lengths: list[int] = []
     num_bytes: list[float] = []
-    for index in np.argsort(shard.ids, kind="stable").tolist():
-        if sum(lengths) >= tokens:
-            break
+    for index in first_documents(
+        shard, tokens=tokens, document_tokens=document_tokens
+    ).tolist():
         document = shard.document(index)
         own = document[:document_tokens].astype(np.int64)
         places = marker_places(len(document) - 1)

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from gr_sweep.config import PER_DOMAIN_ANY, Method, RunConfig
-from gr_sweep.domains import UNLABELLED, ancestors, expand, is_under
+from gr_sweep.domains import UNLABELLED, ancestors, expand, is_under, weights_of_round
 from gr_sweep.errors import ConfigError
 
 _MOST_ROWS = 4096
@@ -102,11 +102,15 @@ def rows_per_label(
     return {label: 0 if label in left_out else count for label, count in rows.items()}
 
 
-def micro_batch_rows(config: RunConfig) -> dict[str, int]:
-    """`rows_per_label` of a job. Raises as it does."""
+def micro_batch_rows(config: RunConfig, labels: Sequence[str] | None = None) -> dict[str, int]:
+    """`rows_per_label` of a job, or of a round that has other labels. Raises as it does."""
+    domains = list(config.partition.domains)
+    weights: Mapping[str, float] = config.data.weights
+    if labels is not None:
+        weights = weights_of_round(weights, domains, labels)
     return rows_per_label(
-        list(config.partition.domains),
-        config.data.weights,
+        domains if labels is None else labels,
+        weights,
         config.partition.unlabelled,
         config.train.micro_batch_sequences or config.train.batch_sequences,
         config.method.without,

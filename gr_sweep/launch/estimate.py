@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from gr_sweep.config import Precision, RunConfig, TrainConfig, to_plain
+from gr_sweep.config import Precision, RunConfig, TrainConfig, num_steps, to_plain
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.data.tokenize import PretrainedTokenizer
 from gr_sweep.errors import DataError, ModelError
@@ -41,7 +41,7 @@ from gr_sweep.train.cost import (
 from gr_sweep.train.distributed import rows_of, shard
 from gr_sweep.train.loop import is_bfloat16, precision_context, train_step, training_forward
 from gr_sweep.train.memory import AllocatedBytes
-from gr_sweep.train.optim import make_optimizer, num_steps
+from gr_sweep.train.optim import make_optimizer
 
 GIB = 2**30
 

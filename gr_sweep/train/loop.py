@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,18 +18,19 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from gr_sweep.config import Precision, TrainConfig
+from gr_sweep.config import Precision, TrainConfig, num_steps
 from gr_sweep.data.batches import Batches
 from gr_sweep.errors import CheckpointError, TrainError
 from gr_sweep.metrics import keys
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.rows import within
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.distributed import Processes
-from gr_sweep.train.optim import make_optimizer, make_schedule, num_steps
+from gr_sweep.train.optim import make_optimizer, make_schedule
 from gr_sweep.train.progress import Progress
 from gr_sweep.train.state import TrainState
 
@@ -190,7 +191,64 @@ class _Ahead:
         return rows_NS.pin_memory().to(self._device, non_blocking=True)
 
 
+@dataclass(slots=True)
+class Training:
+    """A run as it stands: what goes on through all of its phases."""
+
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    state: TrainState
+    plan: str | None
+    """Of the checkpoint that it was taken up from, as text; None where it begins."""
+
+
+def start(
+    model: torch.nn.Module,
+    config: TrainConfig,
+    *,
+    checkpoints: Checkpoints,
+    tracker: Tracker,
+    processes: Processes | None = None,
+    plan: RoutePlan | None = None,
+    phases: Sequence[int] | None = None,
+    rewarm: float = 1.0,
+) -> Training:
+    """A run from its beginning, or from the newest checkpoint if there is one, which fills the
+    model.
+
+    Args:
+        model: on its device; spread over processes where several train it.
+        plan: the one that a checkpoint must have; None where training makes plans itself.
+        phases: steps of each phase, each with the schedule of a run of its own; None for one.
+        rewarm: peak learning rate of every phase after the first, as a share of the first's.
+
+    Raises:
+        CheckpointError: a checkpoint of another run or plan, or one that the system does not let be
+            read; a row of the tracker that is none.
+    """
+    processes = processes or Processes()
+    optimizer = make_optimizer(model, config)
+    schedule = make_schedule(optimizer, phases or [num_steps(config)], config, rewarm=rewarm)
+
+    def resume() -> Training:
+        about = checkpoints.load_newest(lambda: tensors_of(model, optimizer))
+        if about is None:
+            return Training(optimizer, schedule, TrainState(), None)
+        if plan is not None and about["plan"] != plan.in_place().to_json():
+            raise CheckpointError("the newest checkpoint has another plan; use another folder")
+        schedule.load_state_dict(about["schedule"])
+        for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = lr
+        return Training(optimizer, schedule, TrainState(**about["state"]), about["plan"])
+
+    training = processes.together(resume)
+    step = training.state.step
+    processes.from_main(lambda: tracker.cut_back(step if step else -1))
+    return training
+
+
 def train(
+    training: Training,
     routed: RoutedModel,
     token_losses: TokenLosses,
     batches: Batches,
@@ -203,41 +261,37 @@ def train(
     checkpoints: Checkpoints,
     device: torch.device,
     processes: Processes | None = None,
-) -> TrainState:
-    """Trains to the last step, from the newest checkpoint if there is one.
+    stop: int | None = None,
+) -> None:
+    """Trains on from where the run stands to its last step, or to the end of a phase.
 
     Args:
+        training: the run, which goes on.
         routed: the model, on `device`.
         token_losses: its losses.
         batches: token ids by step.
         config: steps, batch, optimizer and how often to log and save.
         seed: of what the model itself draws while training (dropout; most models draw nothing).
         eval_every: steps between calls of `evaluate`, which is also called before the first step
-            and after the last; None for four in a run.
+            and after the last of the run; None for four in a run.
         evaluate: metrics of the model as it stands; told whether the run is at its end.
         tracker: takes the rows.
-        checkpoints: where the run is saved, and taken up.
+        checkpoints: where the run is saved, at the latest when this ends.
         device: of the model.
         processes: those that share the rows of every micro-batch, the model being spread over them
             (`distributed.shard`); None for this one alone. All of them must call this.
-
-    Returns:
-        Where the run stands at the end.
+        stop: step after which to stop; None for the run's last.
 
     Raises:
         TrainError: a loss or gradient that is not finite.
-        CheckpointError: a checkpoint of another run, or one that the system does not let be read;
-            a row of the tracker that is none.
     """
     processes = processes or Processes()
     rows = processes.rows(batches.num_rows) if processes.are_several else None
     read = batches.step if rows is None else functools.partial(batches.step, rows=rows)
     total = num_steps(config)
+    stop = total if stop is None else stop
     eval_every = eval_every or math.ceil(total / 4)
-    optimizer = make_optimizer(routed.model, config)
-    schedule = make_schedule(optimizer, total, config)
-    state = processes.together(functools.partial(_resume, routed, optimizer, schedule, checkpoints))
-    processes.from_main(lambda: tracker.cut_back(state.step if state.step else -1))
+    optimizer, schedule, state = training.optimizer, training.schedule, training.state
     clock = _Clock(state)
 
     def log_evaluation(*, is_last: bool) -> None:
@@ -254,9 +308,9 @@ def train(
     routed.model.train()
     with (
         Progress(total, state.step, is_shown=processes.is_main) as progress,
-        _Ahead(read, range(state.step, total), device) as ahead,
+        _Ahead(read, range(state.step, stop), device) as ahead,
     ):
-        while state.step < total:
+        while state.step < stop:
             # For models with dropout: what a step draws follows from its number, not from history.
             torch.manual_seed((processes.rank * 1_000_003 + seed) * 1_000_003 + state.step)
             step = train_step(
@@ -277,7 +331,7 @@ def train(
             progress.step()
 
             is_last = state.step == total
-            saves = is_last or _is_due(config.checkpoint_every, state.step)
+            saves = state.step == stop or _is_due(config.checkpoint_every, state.step)
             evaluates = is_last or _is_due(eval_every, state.step)
             # A row with every checkpoint: a resumed run logs the same rows, and what is saved is
             # finite. One with every evaluation: the host waits for the device there, and training
@@ -300,8 +354,7 @@ def train(
                     routed.model.train()
                 if saves:
                     tracker.sync()
-                    _save(routed, optimizer, schedule, checkpoints, state)
-    return state
+                    _save(training, routed, checkpoints)
 
 
 class _Clock:
@@ -386,33 +439,11 @@ def _by_label(row: Mapping[str, float]) -> dict[str, float]:
     return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
 
 
-def _save(
-    routed: RoutedModel,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    checkpoints: Checkpoints,
-    state: TrainState,
-) -> None:
+def _save(training: Training, routed: RoutedModel, checkpoints: Checkpoints) -> None:
     about = {
-        "plan": routed.plan.to_json(),
-        "schedule": schedule.state_dict(),
-        "state": state.as_dict(),
+        "plan": routed.plan.in_place().to_json(),
+        "schedule": training.schedule.state_dict(),
+        "state": training.state.as_dict(),
     }
-    checkpoints.save(state.step, about, tensors_of(routed.model, optimizer))
-
-
-def _resume(
-    routed: RoutedModel,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    checkpoints: Checkpoints,
-) -> TrainState:
-    about = checkpoints.load_newest(lambda: tensors_of(routed.model, optimizer))
-    if about is None:
-        return TrainState()
-    if about["plan"] != routed.plan.to_json():
-        raise CheckpointError("the newest checkpoint has another plan; use another folder")
-    schedule.load_state_dict(about["schedule"])
-    for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-        group["lr"] = lr
-    return TrainState(**about["state"])
+    tensors = tensors_of(routed.model, training.optimizer)
+    checkpoints.save(training.state.step, about, tensors)

@@ -1,6 +1,9 @@
 """AdamW and the learning-rate schedules."""
 
+import bisect
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -41,15 +44,25 @@ def lr_factor(step: int, num_steps: int, config: TrainConfig) -> float:
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, num_steps: int, config: TrainConfig
+    optimizer: torch.optim.Optimizer,
+    phases: Sequence[int],
+    config: TrainConfig,
+    *,
+    rewarm: float = 1.0,
 ) -> LambdaLR:
-    """The schedule over a whole run of `num_steps`."""
-    return LambdaLR(optimizer, lambda step: lr_factor(step, num_steps, config))
+    """The schedule over a whole run.
 
+    Args:
+        phases: steps of each phase, one after the other: the rate warms up and falls in each, as in
+            a run of its own.
+        rewarm: peak of every phase after the first, as a share of the first's.
+    """
+    starts = list(itertools.accumulate(phases, initial=0))
 
-def num_steps(config: TrainConfig) -> int:
-    """Optimizer steps of a run; a number of tokens is rounded up to whole steps."""
-    if config.steps is not None:
-        return config.steps
-    assert config.tokens is not None  # config.validate: one of the two is given
-    return math.ceil(config.tokens / (config.batch_sequences * config.sequence_length))
+    def factor(step: int) -> float:
+        # What is past the end is asked for as well, after the last step.
+        phase = min(bisect.bisect_right(starts, step), len(phases)) - 1
+        peak = rewarm if starts[phase] else 1.0
+        return peak * lr_factor(step - starts[phase], phases[phase], config)
+
+    return LambdaLR(optimizer, factor)

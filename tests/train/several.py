@@ -32,7 +32,7 @@ from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.distributed import Processes, connect, shard
-from gr_sweep.train.loop import is_bfloat16, precision_context, train
+from gr_sweep.train.loop import is_bfloat16, precision_context, start, train
 from tests.train.test_loop import Rows
 
 DOMAINS = ("code", "biology", "creative")
@@ -155,7 +155,17 @@ def train_case(
             rows = removal_losses(routed, token_losses, windows)
         return {f"eval/{index}": row.loss_nats for index, row in enumerate(rows)}
 
+    checkpoints = Checkpoints(folder, keep=2, fingerprint="x", processes=processes)
+    training = start(
+        routed.model,
+        config,
+        checkpoints=checkpoints,
+        tracker=tracker,
+        processes=processes,
+        plan=routed.plan,
+    )
     train(
+        training,
         routed,
         token_losses,
         make_batches(),
@@ -164,7 +174,7 @@ def train_case(
         eval_every=2,
         evaluate=evaluate,
         tracker=tracker,
-        checkpoints=Checkpoints(folder, keep=2, fingerprint="x", processes=processes),
+        checkpoints=checkpoints,
         device=cpu,
         processes=processes,
     )

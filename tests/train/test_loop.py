@@ -18,7 +18,7 @@ from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train import loop
 from gr_sweep.train.checkpoint import Checkpoints
-from gr_sweep.train.loop import precision_context, train, train_step
+from gr_sweep.train.loop import precision_context, start, train, train_step
 from gr_sweep.train.optim import make_optimizer
 
 DOMAINS = ("code", "biology")
@@ -84,7 +84,12 @@ def run(
     routed = routed or make_routed()
     config = TrainConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 2} | settings))
     rows = Rows()
-    state = train(
+    checkpoints = Checkpoints(folder, keep=2, fingerprint="x")
+    training = start(
+        routed.model, config, checkpoints=checkpoints, tracker=rows, plan=routed.plan
+    )
+    train(
+        training,
         routed,
         TokenLosses(routed),
         batches or FixedBatches(),
@@ -93,10 +98,10 @@ def run(
         eval_every=3,
         evaluate=evaluate,
         tracker=rows,
-        checkpoints=Checkpoints(folder, keep=2, fingerprint="x"),
+        checkpoints=checkpoints,
         device=CPU,
     )
-    return routed, state, rows
+    return routed, training.state, rows
 
 
 def weights(routed: RoutedModel) -> dict[str, torch.Tensor]:
@@ -354,17 +359,21 @@ def test_rows_that_cannot_be_read_stop_the_step_that_needs_them(tmp_path):
 
     rows = Rows()
     routed = make_routed()
+    config = TrainConfig(steps=6, log_every=1, checkpoint_every=None)
+    checkpoints = Checkpoints(tmp_path, keep=1, fingerprint="x")
+    training = start(routed.model, config, checkpoints=checkpoints, tracker=rows)
     with pytest.raises(DataError, match="the file is gone"):
         train(
+            training,
             routed,
             TokenLosses(routed),
             EndsAtStep3(),
-            TrainConfig(steps=6, log_every=1, checkpoint_every=None),
+            config,
             seed=0,
             eval_every=10,
             evaluate=lambda is_last: {},
             tracker=rows,
-            checkpoints=Checkpoints(tmp_path, keep=1, fingerprint="x"),
+            checkpoints=checkpoints,
             device=CPU,
         )
     assert [step for step, _ in rows] == [0, 1, 2, 3]

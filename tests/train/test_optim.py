@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from gr_sweep.config import Schedule, TrainConfig
-from gr_sweep.train.optim import lr_factor, make_optimizer, num_steps
+from gr_sweep.config import Schedule, TrainConfig, num_steps
+from gr_sweep.train.optim import lr_factor, make_optimizer
 
 
 def test_warm_up_rises_to_the_peak_and_cosine_ends_near_the_final_rate():
