@@ -1,0 +1,230 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from gr_sweep.assign import allocate as module
+from gr_sweep.assign.allocate import (
+    allocate,
+    capacities,
+    contiguous_order,
+    foreign_mass,
+    modularity,
+    nearest_sets,
+    prices,
+)
+from gr_sweep.errors import PlanError
+from gr_sweep.routing import plan
+from gr_sweep.routing.plan import MLP, RoutePlan, Split
+
+LATTICE = [
+    frozenset(chosen) for size in (3, 2, 1) for chosen in itertools.combinations(range(3), size)
+]
+"""All owner sets of three domains, the core first."""
+OWNS = np.array([[domain in owners for domain in range(3)] for owners in LATTICE])
+
+
+def total(cost_BU: np.ndarray, block_of_unit: np.ndarray) -> float:
+    return float(cost_BU[block_of_unit, np.arange(cost_BU.shape[1])].sum())
+
+
+def least_by_trying(cost_BU: np.ndarray, sizes: list[int]) -> float:
+    blocks = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    return min(total(cost_BU, np.array(tried)) for tried in set(itertools.permutations(blocks)))
+
+
+def random_sizes(random: np.random.Generator, num_units: int, num_blocks: int) -> list[int]:
+    return random.multinomial(num_units, np.full(num_blocks, 1 / num_blocks)).tolist()
+
+
+def heavy_tailed(random: np.random.Generator, num_units: int) -> np.ndarray:
+    """Shares of three domains, some units with thousands of times the attribution of others."""
+    shares_KU = random.dirichlet([0.5] * 3, num_units).T * random.lognormal(0, 2, num_units)
+    return shares_KU / shares_KU.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("num_units", [7, 16, 333, 768])
+@pytest.mark.parametrize("shared", [0.0, 0.3, 0.5, 0.999])
+@pytest.mark.parametrize("weights", [[1], [1, 1], [0.1] * 3, [1] * 7, [0.5, 1, 1.7], [3, 1, 1, 2]])
+def test_sizes_are_those_of_a_plan_with_these_weights(num_units, shared, weights):
+    try:
+        expected = plan._share_out(num_units, shared, weights, MLP)
+    except PlanError:
+        with pytest.raises(PlanError, match="each needs one"):
+            capacities(num_units, shared, weights)
+    else:
+        assert capacities(num_units, shared, weights) == expected
+
+
+def test_sizes_follow_the_weights_by_the_largest_remainder():
+    assert capacities(100, 0.5, [3, 1, 1]) == (50, 30, 10, 10)
+    assert capacities(20, 0.5, [1, 2]) == (10, 3, 7)  # 3.33 and 6.67
+    assert capacities(10, 0.0, [1, 1, 2]) == (0, 3, 2, 5)  # 2.5, 2.5, 5: the tie to the earlier
+    assert capacities(10, 0.0, [0.1, 0.2, 0.7]) == (0, 1, 2, 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, 0.8, [1, 1, 1]), "leaves 2 to 3 blocks"),
+        ((10, 0.0, [1, 100]), "each needs one"),
+        ((10, 1.0, [1]), "leaves 0 to 1 blocks"),
+        ((10, 1.5, [1]), "no share"),
+        ((10, 0.5, [1, 0]), "above 0"),
+        ((10, 0.5, []), "above 0"),
+        ((10, 0.5, [float("nan")]), "above 0"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_in_one_line(arguments, message):
+    with pytest.raises(PlanError, match=message) as error:
+        capacities(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_the_cost_is_the_attribution_of_those_who_do_not_own_the_block():
+    shares_KU = np.array([[0.5, 0.5], [0.9, 0.1], [0.0, 1.0]])
+    owns_BK = np.array([[1, 1, 1], [1, 0, 0], [0, 1, 1]])
+    np.testing.assert_allclose(
+        foreign_mass(shares_KU, owns_BK), [[0, 0], [0.9, 1.1], [0.5, 0.5]], atol=1e-15
+    )
+
+
+def test_the_least_cost_is_what_is_lost_when_each_domain_is_kept_alone():
+    random = np.random.default_rng(0)
+    shares_KU = heavy_tailed(random, 60)
+    cost_BU = foreign_mass(shares_KU, OWNS)
+    block_of_unit = allocate(cost_BU, capacities(60, 0.3, [1] * 6))
+    stays_K = [shares_KU[k, OWNS[block_of_unit, k]].sum() for k in range(3)]
+    assert np.mean(stays_K) == pytest.approx(1 - total(cost_BU, block_of_unit) / 3)
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("solve", [module._by_matching, module._by_linear_program])
+def test_no_assignment_of_all_there_are_costs_less(seed, solve):
+    random = np.random.default_rng(seed)
+    num_units, num_blocks = int(random.integers(1, 8)), int(random.integers(1, 5))
+    # Few different costs: many ties.
+    cost_BU = random.integers(0, 4, (num_blocks, num_units)) / 4
+    if seed % 2:
+        cost_BU = random.normal(size=(num_blocks, num_units))
+    sizes = random_sizes(random, num_units, num_blocks)
+    least = least_by_trying(cost_BU, sizes)
+    for block_of_unit in (solve(cost_BU, sizes), allocate(cost_BU, sizes)):
+        assert np.bincount(block_of_unit, minlength=num_blocks).tolist() == sizes
+        assert total(cost_BU, block_of_unit) == pytest.approx(least, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("num_units", [200, 500])
+def test_matching_and_linear_program_agree(seed, num_units):
+    random = np.random.default_rng(seed)
+    cost_BU = foreign_mass(heavy_tailed(random, num_units), OWNS) * 1e-3
+    sizes = random_sizes(random, num_units, len(OWNS))
+    one, two = module._by_matching(cost_BU, sizes), module._by_linear_program(cost_BU, sizes)
+    assert total(cost_BU, one) == pytest.approx(total(cost_BU, two), rel=1e-9)
+    assert np.bincount(two, minlength=len(OWNS)).tolist() == sizes
+
+
+def test_the_same_costs_give_the_same_assignment():
+    cost_BU = np.random.default_rng(0).integers(0, 3, (4, 700)) / 3
+    first = allocate(cost_BU, [400, 100, 100, 100])
+    assert np.array_equal(first, allocate(cost_BU.copy(), [400, 100, 100, 100]))
+
+
+def test_many_units_that_all_cost_the_same_are_assigned():
+    block_of_unit = allocate(np.zeros((3, 1000)), [1, 0, 999])
+    assert np.bincount(block_of_unit, minlength=3).tolist() == [1, 0, 999]
+
+
+def test_greedy_assignment_is_beaten():
+    # Unit 0 is the cheapest in block 0 by a little; taking it there leaves unit 1 the dear place.
+    cost_BU = np.array([[0.0, 0.1], [0.2, 1.0]])
+    greedy = np.array([0, 1])
+    assert allocate(cost_BU, [1, 1]).tolist() == [1, 0]
+    assert total(cost_BU, np.array([1, 0])) < total(cost_BU, greedy)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [2, 2], [3], [1, 1, 1], [4, -1]])
+def test_sizes_that_do_not_fit_the_units_are_refused(sizes):
+    with pytest.raises(PlanError, match="do not fit 2 blocks and 3 units"):
+        allocate(np.zeros((2, 3)), sizes)
+
+
+@pytest.mark.parametrize("num_units", [40, 600])
+def test_units_that_two_domains_share_go_to_the_block_of_those_two(num_units):
+    """The truth: each unit serves the domains of one owner set, alike but for noise."""
+    random = np.random.default_rng(1)
+    sizes = capacities(num_units, 0.4, [1] * 6)
+    truth = random.permutation(np.repeat(np.arange(7), sizes))
+    shares_KU = OWNS[truth].T * random.uniform(0.9, 1.1, (3, num_units))
+    shares_KU += random.uniform(0, 0.02, (3, num_units))
+    shares_KU /= shares_KU.sum(axis=1, keepdims=True)
+    assert np.array_equal(nearest_sets(shares_KU, LATTICE), truth)
+    block_of_unit = allocate(foreign_mass(shares_KU, OWNS), sizes)
+    is_shared = np.isin(truth, [0, 1, 2, 3])  # the core and the pairs
+    assert np.array_equal(block_of_unit[is_shared], truth[is_shared])
+    assert np.array_equal(block_of_unit, truth)
+    assert (modularity(shares_KU, block_of_unit, OWNS) > 0.97).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_at_its_prices_every_unit_has_its_cheapest_block(seed):
+    random = np.random.default_rng(seed)
+    num_blocks, num_units = 4, 120
+    cost_BU = random.normal(size=(num_blocks, num_units)) + np.arange(num_blocks)[:, None]
+    sizes = (1 + random.multinomial(num_units - num_blocks, [0.4, 0.3, 0.2, 0.1])).tolist()
+    block_of_unit = allocate(cost_BU, sizes)
+    found = prices(cost_BU, block_of_unit)
+    assert np.array_equal((cost_BU - found[:, None]).argmin(axis=0), block_of_unit)
+    ordered = np.sort(cost_BU - found[:, None], axis=0)
+    assert (ordered[1] - ordered[0]).min() > 1e-9  # no unit at a tie
+    assert found.mean() == pytest.approx(0)
+
+
+def test_nearest_sets_of_hand_made_units():
+    shares_KU = np.array(
+        [
+            [1.0, 0.3, 0.5, 0.75, 0.9, 0.0],
+            [0.0, 0.3, 0.5, 0.25, 0.0, 0.0],
+            [0.0, 0.3, 0.0, 0.00, 0.1, 0.0],
+        ]
+    )
+    owners = [LATTICE[place] for place in nearest_sets(shares_KU, LATTICE)]
+    # 3 : 1 is as far from one domain alone as from both: the larger set.
+    assert owners == [{0}, {0, 1, 2}, {0, 1}, {0, 1}, {0}, {0, 1, 2}]
+    # In whichever order the sets stand.
+    backwards = LATTICE[::-1]
+    assert [backwards[place] for place in nearest_sets(shares_KU, backwards)] == owners
+
+
+def test_nearest_sets_are_those_of_the_definition():
+    shares_KU = heavy_tailed(np.random.default_rng(3), 200)
+    uniform_SK = OWNS / OWNS.sum(axis=1, keepdims=True)
+    p_UK = (shares_KU / shares_KU.sum(axis=0)).T
+    distances_US = ((p_UK[:, None] - uniform_SK[None]) ** 2).sum(axis=2)
+    assert np.array_equal(nearest_sets(shares_KU, LATTICE), distances_US.argmin(axis=1))
+
+
+def test_modularity_of_a_hand_made_assignment():
+    shares_KU = np.array([[0.5, 0.25, 0.25, 0.0], [0.0, 0.1, 0.3, 0.6], [1.0, 0.0, 0.0, 0.0]])
+    owns_BK = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0]])
+    found = modularity(shares_KU, np.array([0, 1, 2, 2]), owns_BK)
+    np.testing.assert_allclose(found, [0.5, 0.9, np.nan])
+
+
+def test_modularity_of_a_random_assignment_to_k_blocks_is_one_kth():
+    random = np.random.default_rng(0)
+    shares_KU = random.uniform(size=(3, 9000))
+    block_of_unit = random.permutation(np.repeat([1, 2, 3], 3000))
+    owns_BK = np.concatenate([np.ones((1, 3)), np.eye(3)])
+    np.testing.assert_allclose(modularity(shares_KU, block_of_unit, owns_BK), 1 / 3, atol=0.02)
+
+
+def test_the_order_brings_each_block_together_and_fits_a_plan():
+    block_of_unit = np.array([2, 0, 3, 0, 2, 0])
+    order, sizes = contiguous_order(block_of_unit, 5)
+    assert order == (1, 3, 5, 0, 4, 2) and sizes == (3, 0, 2, 1, 0)
+    split = Split(sizes, order)
+    RoutePlan(("code",), (), {(0, MLP): split}).check_orders()
+    for block, units in enumerate(split.slices()):
+        assert (block_of_unit[list(order[units])] == block).all()
