@@ -7,10 +7,20 @@ import pytest
 import torch
 
 from gr_sweep.errors import PlanError
+from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
+from gr_sweep.routing.linears import RoutedModule
 from gr_sweep.routing.plan import RoutePlan
 from tests.model.compare import gradients, reference_of, route
-from tests.model.tiny import KV_HEADS, LAYERS, MLP, tiny_ids, tiny_model
+from tests.model.tiny import (
+    FAMILIES,
+    KV_HEADS,
+    LAYERS,
+    MLP,
+    WHOLE_ATTENTION_ONLY,
+    tiny_ids,
+    tiny_model,
+)
 from tests.reference import Cut, assert_same, loss_sum, tokens_of_rows
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
@@ -449,3 +459,59 @@ def test_every_parameter_gets_a_gradient_whoever_the_rows_belong_to(family, coun
     assert all(parameter.grad is not None for parameter in model.parameters())
     embedding = model.get_input_embeddings().weight.grad
     assert embedding.any() == ("code" in counts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_units_that_change_places_in_training_leave_it_as_it_is(family):
+    """Two steps of AdamW, a new plan with an order, two more: as four without, in float64."""
+    whole = {} if family in WHOLE_ATTENTION_ONLY else {"attn_shared": 0.25}
+    found = []
+    for is_reordered in (False, True):
+        model = tiny_model(family)
+        config = model.config
+        routed = route_model(model, RoutePlan.none(domains=FLAT), "none")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+        losses = []
+        for step in range(4):
+            if step == 2:
+                plan = RoutePlan.peers(config, domains=FLAT, mlp_shared=0.25, **whole)
+                orders = {
+                    place: torch.randperm(split.num_units, generator=generator(place)).tolist()
+                    for place, split in plan.splits.items()
+                }
+                orders = orders if is_reordered else None
+                shares = {"mlp_shared": 0.25, **whole}
+                routed.lay(RoutePlan.peers(config, domains=FLAT, orders=orders, **shares), "none")
+                routed.reorder_moments(optimizer)
+            ids = tiny_ids(3, seed=step)
+            with routed.batch({"code": 1, "biology": 2}):
+                loss = loss_sum(model(input_ids=ids).logits, ids)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+        found.append({"losses": torch.stack(losses), "logits": model(tiny_ids(2)).logits.detach()})
+    assert_same(found[1], found[0])
+
+
+def test_another_plan_takes_the_place_of_the_one_that_is_there():
+    model, routed = routed_model(kind="peers")
+    losses = TokenLosses(routed)  # knows the routed model, not its plan
+    plan = PLANS["forget"](model.config, attn_shared=0.25)
+    routed.lay(plan, "weight", foreign_dropout=1.0, foreign_core_rest=0.5)
+    other_model = tiny_model()
+    other = route_model(other_model, plan, "weight", foreign_dropout=1.0, foreign_core_rest=0.5)
+    other_model.load_state_dict(model.state_dict())
+    found = []
+    for laid, token_losses in ((routed, losses), (other, TokenLosses(other))):
+        laid.model.zero_grad()
+        with laid.batch({"code": 2, "creative": 1}):
+            token_losses(tiny_ids(3, 6))[0].backward()
+        found.append(gradients(laid.model))
+    assert_same(found[0], found[1])
+    routed.lay(RoutePlan.none(domains=FLAT), "none")
+    assert not any(isinstance(module, RoutedModule) for module in model.modules())
+
+
+def generator(place):
+    return torch.Generator().manual_seed(place[0] * 2 + (place[1] == "mlp"))

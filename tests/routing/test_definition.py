@@ -6,6 +6,7 @@ sequence.
 """
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,14 +122,36 @@ def test_labels_that_change_inside_a_sequence_follow_the_definition(
     assert_follows_the_definition(routed, plain, cut, micro_batches)
 
 
+@pytest.mark.parametrize("foreign_dropout", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("edges", EDGES)
+def test_experts_that_are_apart_are_always_off_for_each_other(edges, foreign_dropout, products):
+    model, plain = tiny_model(), tiny_model()
+    labels = ["code", "biology/cells", "biology/virology"]
+    apart = (frozenset(labels[:1]), frozenset(labels[1:]))
+    route_plan = RoutePlan.tree(model.config, domains=labels, attn_shared=0.25)
+    routed = route(model, replace(route_plan, apart=apart), Cut(edges), foreign_dropout)
+    micro_batch = {"code": 3, "biology/cells": 4, "unlabelled": 1}
+    offs = {}
+    for group in routed.row_groups(micro_batch):
+        offs.setdefault(group.domain, []).append((group.off, group.count))
+    assert offs["code"] == [(frozenset(labels[1:]), 3)]
+    assert all("code" in off for off, _ in offs["biology/cells"])
+    sibling_off = sum(n for off, n in offs["biology/cells"] if "biology/virology" in off)
+    assert sibling_off == round(4 * foreign_dropout)
+    assert offs["unlabelled"] == [(frozenset(), 1)]
+    assert_follows_the_definition(routed, plain, Cut(edges), [micro_batch])
+
+
 @pytest.mark.parametrize("foreign_dropout", [0.0, 1.0])
-@pytest.mark.parametrize("plan", PLANS)
-def test_one_label_a_sequence_gives_the_gradients_of_row_groups(plan, foreign_dropout):
+@pytest.mark.parametrize("apart", [(), (("code",), ("biology", "creative"))])
+@pytest.mark.parametrize("plan", ["peers", "forget", "lattice"])
+def test_one_label_a_sequence_gives_the_gradients_of_row_groups(plan, apart, foreign_dropout):
     """The two fast paths against each other."""
     found = []
     for by_token in (False, True):
         model = tiny_model()
         route_plan = PLANS[plan](model.config, attn_shared=0.25)
+        route_plan = replace(route_plan, apart=tuple(map(frozenset, apart)))
         routed = route(model, route_plan, Cut("both", 0.3, -0.5, 0.25), foreign_dropout)
         first, _, third = route_plan.domains
         counts, labels_N = {third: 2, first: 1, "unlabelled": 1}, torch.tensor([2, 2, 0, -1])

@@ -1,5 +1,6 @@
 """Plans: owners, sizes, merges, errors and plan.json."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -289,3 +290,67 @@ def test_what_owns_a_part_of_what_is_forgotten_below_it_cannot_be_removed():
     for kind in ("tree", "peers"):
         plan = RoutePlan.make(kind, SHAPE, domains=labels)
         assert set(plan.removable()) == {"code", "biology", "biology/virology", "creative"}
+
+
+def test_a_split_further_divides_each_experts_units_and_moves_nobody_elses():
+    before = RoutePlan.peers(SHAPE, domains=DOMAINS)  # 24 units: core 12, four a domain
+    labels = ["code/0", "code/1", "biology", "creative/0", "creative/1"]
+    plan = before.split_further(labels, mlp_shared=0.5)
+    assert plan.domains == tuple(labels)
+    assert [(b.name, set(b.owners)) for b in plan.blocks] == [
+        ("core", set(labels)),
+        ("code", {"code/0", "code/1"}),
+        ("code/0", {"code/0"}),
+        ("code/1", {"code/1"}),
+        ("biology", {"biology"}),
+        ("creative", {"creative/0", "creative/1"}),
+        ("creative/0", {"creative/0"}),
+        ("creative/1", {"creative/1"}),
+    ]
+    assert plan.splits[0, "mlp"].sizes == (12, 2, 1, 1, 4, 2, 1, 1)
+    assert plan.origins(before) == (0, 1, 1, 1, 2, 3, 3, 3)
+    weights = dict.fromkeys(labels, 1.0) | {"code/0": 3.0}
+    assert before.split_further(labels, mlp_shared=0.0, weights=weights).splits[0, "mlp"].sizes == (
+        12, 0, 3, 1, 4, 0, 2, 2,
+    )  # fmt: skip
+    with pytest.raises(PlanError, match="leaves 1 of 1 hidden units to 2 blocks"):
+        plan.split_further(
+            ["code/0/a", "code/0/b", "code/1", "biology", "creative/0", "creative/1"],
+            mlp_shared=0.0,
+        )
+
+
+def test_what_is_apart_stays_apart_when_it_is_split_further():
+    apart = tuple(frozenset([domain]) for domain in DOMAINS)
+    plan = replace(RoutePlan.peers(SHAPE, domains=DOMAINS), apart=apart)
+    labels = ["code/0", "code/1", "biology", "creative"]
+    finer = plan.split_further(labels, mlp_shared=0.5)
+    assert finer.apart == (
+        frozenset(["code/0", "code/1"]),
+        frozenset(["biology"]),
+        frozenset(["creative"]),
+    )
+    assert finer.strangers("code/0") == {"biology", "creative"}
+    assert plan.strangers("biology") == {"code", "creative"}
+    assert replace(plan, apart=()).strangers("biology") == frozenset()
+    assert RoutePlan.from_json(finer.to_json()) == finer
+
+
+def test_a_plan_that_keeps_an_unknown_domain_apart_is_refused():
+    plan = replace(RoutePlan.peers(SHAPE, domains=DOMAINS), apart=(frozenset(["code"]),))
+    with pytest.raises(PlanError, match="apart must name every domain once"):
+        RoutePlan.from_json(plan.to_json())
+
+
+def test_in_place_forgets_the_order_alone():
+    orders = {(layer, "mlp"): list(reversed(range(24))) for layer in range(3)}
+    plan = RoutePlan.peers(SHAPE, domains=DOMAINS, orders=orders)
+    assert plan.in_place() == RoutePlan.peers(SHAPE, domains=DOMAINS)
+
+
+def test_blocks_may_have_sizes_in_the_ratio_of_weights():
+    weights = {"code": 1.0, "biology": 2.0, "creative": 3.0}
+    plan = RoutePlan.peers(SHAPE, domains=DOMAINS, weights=weights)
+    assert plan.splits[0, "mlp"].sizes == (12, 2, 4, 6)
+    with pytest.raises(PlanError, match="each needs one"):
+        RoutePlan.peers(SHAPE, domains=DOMAINS, weights=weights | {"code": 0.01})
