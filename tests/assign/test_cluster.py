@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+import torch
+
+from gr_sweep.assign.cluster import Children, document_features, fit_children
+from gr_sweep.errors import ConfigError, DataError
+from tests.model.tiny import VOCAB, tiny_model
+
+
+def gaussians(sizes: list[int], seed: int = 0, width: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """Documents around distant points, float32 [n, 5], in a random order, and which point."""
+    random = np.random.default_rng(seed)
+    truth = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    features = width * random.normal(size=(len(truth), 5))
+    features[:, 0] += 4 * truth
+    return features.astype(np.float32), truth
+
+
+def counts(children: Children, features: np.ndarray) -> list[int]:
+    return np.bincount(children.of(features), minlength=len(children.centres)).tolist()
+
+
+def embed(ids: torch.Tensor) -> torch.Tensor:
+    """A causal "model": each position's state is the sum of what was read so far."""
+    table = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    return table[ids].cumsum(dim=1)
+
+
+@pytest.mark.parametrize("batch_sequences", [1, 3, 100])
+def test_features_are_means_over_a_documents_own_positions(batch_sequences):
+    random = np.random.default_rng(0)
+    documents = [random.integers(0, 50, length) for length in (4, 1, 9, 2, 30, 3, 3)]
+    found = document_features(embed, iter(documents), batch_sequences=batch_sequences, device="cpu")
+    assert found.dtype == np.float32 and found.shape == (7, 6)
+    for row, document in zip(found, documents, strict=True):
+        mean = embed(torch.from_numpy(document)[None])[0].mean(dim=0)
+        np.testing.assert_allclose(row, (mean / mean.norm()).numpy(), atol=1e-6)
+
+
+def test_features_take_no_gradients_and_no_notice_of_the_padding():
+    weight = torch.ones(3, requires_grad=True)
+
+    def states(ids: torch.Tensor) -> torch.Tensor:
+        assert not torch.is_grad_enabled()
+        made = ids[..., None].to(torch.bfloat16) * weight
+        made[ids == 0] = torch.nan
+        return made
+
+    documents = [np.array([1, 2]), np.array([3, 3, 3, 3])]
+    found = document_features(states, documents, batch_sequences=2, device="cpu")
+    np.testing.assert_allclose(found, 3**-0.5, rtol=1e-6)
+
+
+def test_features_of_a_model_do_not_depend_on_the_batch():
+    model = tiny_model().base_model
+    random = np.random.default_rng(0)
+    documents = [random.integers(0, VOCAB, length) for length in (12, 5, 31)]
+    alone, together = (
+        document_features(
+            lambda ids: model(ids).last_hidden_state,
+            documents,
+            batch_sequences=batch_sequences,
+            device="cpu",
+        )
+        for batch_sequences in (1, 3)
+    )
+    np.testing.assert_allclose(alone, together, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, rtol=1e-5)
+
+
+def test_no_documents_have_no_features():
+    with pytest.raises(DataError, match="without documents"):
+        document_features(embed, [], batch_sequences=2, device="cpu")
+
+
+def test_two_gaussians_of_one_size_are_found_exactly():
+    features, truth = gaussians([150, 150])
+    children = fit_children(features, 2, seed=0)
+    found = children.of(features)
+    assert found.dtype == np.int8
+    # Named by the first coordinate, as the truth is.
+    assert np.array_equal(found, truth)
+    np.testing.assert_allclose(children.centres[:, 0], [0, 4], atol=0.05)
+
+
+def test_gaussians_of_other_sizes_are_balanced():
+    features, truth = gaussians([220, 80])
+    children = fit_children(features, 2, seed=0)
+    assert counts(children, features) == [150, 150]
+    # The smaller one stays whole; what is nearest to it goes with it.
+    assert (children.of(features)[truth == 1] == 1).all()
+
+
+def test_held_out_documents_go_to_the_centre_that_they_are_near():
+    children = fit_children(gaussians([100, 100, 100])[0], 3, seed=0)
+    held_out, truth = gaussians([20, 30, 40], seed=7)
+    assert np.array_equal(children.of(held_out), truth)
+    assert children.of(held_out[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("num_documents", [9, 100, 1003])
+def test_children_have_equal_numbers_of_documents(k, num_documents):
+    random = np.random.default_rng(k)
+    features = random.normal(size=(num_documents, 16)) * random.lognormal(size=16)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    found = counts(fit_children(features.astype(np.float32), k, seed=1), features)
+    assert sum(found) == num_documents and max(found) - min(found) <= 1
+
+
+def test_equal_documents_stay_together_and_the_rest_is_balanced():
+    random = np.random.default_rng(0)
+    features = random.normal(size=(1000, 8)).astype(np.float32)
+    features[random.permutation(1000)[:15]] = features[0]
+    children = fit_children(features, 4, seed=0)
+    found = np.array(counts(children, features))
+    assert np.abs(found - 250).max() <= 0.02 * 1000
+    assert len(set(children.of(features[(features == features[0]).all(axis=1)]).tolist())) == 1
+
+
+def test_of_many_documents_some_are_fitted_and_all_are_balanced_but_for_chance():
+    random = np.random.default_rng(0)
+    features = random.normal(size=(6000, 8)).astype(np.float32)
+    children = fit_children(features, 3, seed=0, most=1500)
+    found = np.array(counts(children, features))
+    assert np.abs(found - 2000).max() < 0.05 * 6000
+    assert found.max() - found.min() > 1
+
+
+def test_equal_seeds_give_equal_children():
+    features = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
+    one, two = (fit_children(features, 4, seed=3, most=300) for _ in range(2))
+    assert np.array_equal(one.centres, two.centres) and np.array_equal(one.prices, two.prices)
+    other = fit_children(features, 4, seed=4, most=300)
+    assert not np.array_equal(one.centres, other.centres)
+
+
+def test_children_are_in_the_order_of_their_centres():
+    features, _ = gaussians([60, 60, 60, 60])
+    for seed in range(4):
+        centres = fit_children(features, 4, seed=seed).centres
+        assert (np.diff(centres[:, 0]) > 0).all()
+
+
+@pytest.mark.parametrize("k", [0, -1, 128])
+def test_numbers_of_children_that_cannot_be_are_refused(k):
+    with pytest.raises(ConfigError, match=f"into {k} children"):
+        fit_children(np.eye(200, dtype=np.float32), k, seed=0)
+
+
+@pytest.mark.parametrize("features", [np.eye(3), np.repeat(np.eye(3), 4, axis=0)])
+def test_too_few_different_documents_are_refused_in_one_line(features):
+    with pytest.raises(DataError, match="3 of them different, are too few for 4") as error:
+        fit_children(features.astype(np.float32), 4, seed=0)
+    assert "\n" not in str(error.value)
