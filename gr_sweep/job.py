@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -18,12 +19,20 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from gr_sweep.config import Method, RunConfig, fingerprint, to_plain
-from gr_sweep.data.batches import Batches, heldout_chunks
+from gr_sweep.alternate import Alternation, LastRound
+from gr_sweep.config import (
+    Method,
+    ProcedureKind,
+    RunConfig,
+    fingerprint,
+    num_steps,
+    to_plain,
+)
+from gr_sweep.data.batches import Batches, first_documents, heldout_chunks
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import TokenData, prepare_data
 from gr_sweep.data.rows import micro_batch_rows
-from gr_sweep.domains import expand
+from gr_sweep.domains import expand, weights_of_round
 from gr_sweep.errors import JobError, ModelError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
@@ -35,7 +44,7 @@ from gr_sweep.eval.robustness import (
 )
 from gr_sweep.export.run import leave_model
 from gr_sweep.files import write_whole
-from gr_sweep.layout import make_plan, named_shape
+from gr_sweep.layout import labels_of_rounds, make_plan, named_shape, phases_of
 from gr_sweep.metrics import keys
 from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.metrics.losses import (
@@ -49,6 +58,7 @@ from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model
+from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.tracking import Trackers, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.cost import (
@@ -59,8 +69,7 @@ from gr_sweep.train.cost import (
     train_flops_per_token,
 )
 from gr_sweep.train.distributed import Processes, connect, shard
-from gr_sweep.train.loop import is_bfloat16, precision_context, train
-from gr_sweep.train.optim import num_steps
+from gr_sweep.train.loop import is_bfloat16, precision_context, start, train
 from gr_sweep.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -169,6 +178,8 @@ def _run(
     if is_baseline and processes.from_main(lambda: _taken_over(folder, prints, sweep)):
         return
 
+    is_alternate = config.procedure.name is ProcedureKind.alternate
+
     def make() -> tuple[Batches, RoutedModel, TokenLosses]:
         batches = make_batches(config, data)
         routed = make_routed(config, data)
@@ -234,13 +245,6 @@ def _run(
         steps = num_steps(config.train) - recovery_steps
         training = dataclasses.replace(config.train, steps=steps, tokens=None)
     micro_batch_sequences = config.train.micro_batch_sequences or config.train.batch_sequences
-    text = TrainingText(
-        data.train,
-        config.train.sequence_length,
-        micro_batch_sequences,
-        config.seed,
-        config.data.weights,
-    )
 
     def rows_without(part: str) -> Callable[[int], np.ndarray] | None:
         """What training goes on with after a removal: rows that carry the others' labels."""
@@ -263,23 +267,72 @@ def _run(
     )
 
     with tracker:
-        state = train(
-            routed,
-            token_losses,
-            batches,
+        run = start(
+            routed.model,
             training,
-            seed=config.seed,
-            eval_every=config.eval.every,
-            evaluate=evaluate,
-            tracker=tracker,
             checkpoints=checkpoints,
-            device=device,
+            tracker=tracker,
             processes=processes,
+            plan=None if is_alternate else routed.plan,
+            phases=[phase.stop - phase.start for phase in phases_of(config)]
+            if is_alternate
+            else None,
+            rewarm=config.procedure.rewarm,
         )
+
+        def train_to(batches: Batches, stop: int | None = None) -> None:
+            train(
+                run,
+                routed,
+                token_losses,
+                batches,
+                training,
+                seed=config.seed,
+                eval_every=config.eval.every,
+                evaluate=evaluate,
+                tracker=tracker,
+                checkpoints=checkpoints,
+                device=device,
+                processes=processes,
+                stop=stop,
+            )
+
+        weights: Mapping[str, float] = config.data.weights
+        rows: list[DocumentLoss] | None = None
+        last: LastRound | None = None
+        if is_alternate:
+            last = Alternation(
+                config=config,
+                data=heldout_read(config, data),
+                routed=routed,
+                token_losses=token_losses,
+                training=run,
+                folder=folder,
+                tracker=tracker,
+                device=device,
+                make_batches=functools.partial(make_batches, config),
+                make_held_out=lambda text: heldout_batches(config, text, None, device, processes),
+                train_to=train_to,
+                route=route_settings(config),
+                computing=lambda: precision_context(device, config.train.precision),
+            ).run()
+            weights = weights_of_round(weights, data.domains, last.data.domains)
+            batches, held_out, rows = last.batches, last.held_out, last.rows
+        else:
+            train_to(batches)
+        text = TrainingText(
+            data.train if last is None else last.data.train,
+            config.train.sequence_length,
+            micro_batch_sequences,
+            config.seed,
+            weights,
+        )
+        state = run.state
         eval_start = time.perf_counter()
         with precision_context(device, config.train.precision):
-            # A run that was stopped after its last step was not evaluated in this process.
-            rows = removal_losses(routed, token_losses, held_out, full or None, recover)
+            if rows is None:
+                # A run that was stopped after its last step was not evaluated in this process.
+                rows = removal_losses(routed, token_losses, held_out, full or None, recover)
             for text_kind, markers in marked_texts(data).items():
                 marked = heldout_batches(
                     config, data, config.eval.tokens, device, processes, text_kind, markers
@@ -298,6 +351,8 @@ def _run(
                 num_processes=processes.world_size,
             )
             rows += more_rows
+        if last is not None:
+            rows, relearned = last.of_partition(rows), last.of_partition(relearned)
         state.eval_s += time.perf_counter() - eval_start
         if not processes.is_main:
             tracker.finish({})
@@ -366,12 +421,15 @@ def _taken_over(folder: Path, prints: Mapping[str, str], sweep: str) -> bool:
     return False
 
 
-def make_batches(config: RunConfig, data: TokenData) -> Batches:
-    """The job's micro-batches. Who sees label noise, `config.effective` says."""
+def make_batches(
+    config: RunConfig, data: TokenData, weights: Mapping[str, float] | None = None
+) -> Batches:
+    """The job's micro-batches, or with weights of other labels those of a round. Who sees label
+    noise, `config.effective` says."""
     return Batches(
         data.train,
         data.domains,
-        weights=config.data.weights,
+        weights=config.data.weights if weights is None else weights,
         unlabelled=config.partition.unlabelled,
         mislabelled=config.partition.mislabelled,
         batch_sequences=config.train.batch_sequences,
@@ -387,18 +445,18 @@ def make_batches(config: RunConfig, data: TokenData) -> Batches:
 def heldout_batches(
     config: RunConfig,
     data: TokenData,
-    tokens: int,
+    tokens: int | None,
     device: torch.device,
     processes: Processes,
     text: Text = Text.plain,
     markers: Mapping[str, np.ndarray] | None = None,
 ) -> HeldoutBatches:
-    """The first held-out documents of every domain that have so many tokens; with the marker that
-    `markers` has for the domain, if any."""
+    """The first held-out documents of every domain that have so many tokens, or all; with the
+    marker that `markers` has for the domain, if any."""
     chunks = {
         domain: heldout_chunks(
             shard,
-            tokens=tokens,
+            tokens=shard.num_tokens + 1 if tokens is None else tokens,
             document_tokens=config.eval.document_tokens,
             sequence_length=config.train.sequence_length,
             eot_id=data.eot_id,
@@ -414,6 +472,19 @@ def heldout_batches(
         world_size=processes.world_size,
         text=text,
     )
+
+
+def heldout_read(config: RunConfig, data: TokenData) -> TokenData:
+    """The same with those held-out documents alone that an evaluation reads."""
+    heldout = {
+        domain: shard.subset(
+            first_documents(
+                shard, tokens=config.eval.tokens, document_tokens=config.eval.document_tokens
+            )
+        )
+        for domain, shard in data.heldout.items()
+    }
+    return dataclasses.replace(data, heldout=heldout)
 
 
 def marked_texts(data: TokenData) -> dict[Text, Mapping[str, np.ndarray]]:
@@ -452,17 +523,16 @@ def named_config(config: RunConfig, *, vocab_size: int, eot_id: int) -> "LlamaCo
 
 
 def lay_plan(model: "PreTrainedModel", config: RunConfig) -> RoutedModel:
-    """The model with the job's plan laid over it."""
-    return route_model(
-        model,
-        make_plan(config, model.config),
-        config.edges,
-        foreign_dropout=config.route.foreign_dropout,
-        foreign_weight=config.route.foreign_weight,
-        foreign_core_weight=config.route.foreign_core_weight,
-        foreign_core_rest=config.route.foreign_core_rest,
-        foreign_outputs=config.route.foreign_outputs,
-    )
+    """The model with the job's plan laid over it; none where training makes the plan."""
+    if config.procedure.name is ProcedureKind.alternate:
+        return route_model(model, RoutePlan.none(domains=labels_of_rounds(config)[0]), "none")
+    plan = make_plan(config, model.config)
+    return route_model(model, plan, config.edges, **route_settings(config))
+
+
+def route_settings(config: RunConfig) -> dict[str, Any]:
+    """Foreign dropout and route weights, as `route_model` takes them."""
+    return dataclasses.asdict(config.route)
 
 
 def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":

@@ -72,11 +72,6 @@ class RoundLabels:
             data, domains=self.names, train=text[TRAIN], heldout=text[HELDOUT]
         )
 
-    def domain_of(self, label: str) -> str:
-        """A domain of the partition whose documents carry the label."""
-        place = self.names.index(label)
-        return next(d for (_, d), places in self.places.items() if (places == place).any())
-
     def _shards(self, part: str, shards: Mapping[str, Shard]) -> dict[str, Shard]:
         found = {}
         for place, name in enumerate(self.names):
@@ -85,11 +80,15 @@ class RoundLabels:
             }
             parts = [
                 # Whole shards stay what they are: they are read faster.
-                shard if len(chosen[domain]) == shard.num_documents else shard.subset(chosen[domain])
+                shard
+                if len(chosen[domain]) == shard.num_documents
+                else shard.subset(chosen[domain])
                 for domain, shard in shards.items()
                 if len(chosen[domain])
             ]
-            found[name] = parts[0] if len(parts) == 1 else join(parts)
+            if not parts:  # held out there may be none
+                parts = [next(iter(shards.values())).subset([])]
+            found[name] = join(parts)
         return found
 
     def write(self, path: Path) -> None:

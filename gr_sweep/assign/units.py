@@ -55,7 +55,7 @@ def assign_units(
                     block_of_unit[place][units] = new[0]
                 continue
             owns_BK = _owns([plan.blocks[index] for index in new], scores[old].domains)
-            groups = [[place] for place in places] if equal_layers else [places]
+            groups = [[place] for place in places] if equal_layers else [places] * bool(places)
             for group in groups:
                 cost_BU = np.concatenate(
                     [

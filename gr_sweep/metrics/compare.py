@@ -160,6 +160,8 @@ class _Comparison:
             mixed = tables.loss(domain, View.mixed)
             add(keys.tax(domain), combined(utility.tax, full, dense))
             add(keys.expert_tax(domain), combined(utility.tax, expert, dense))
+            leaf = tables.loss(domain, View.expert)
+            add(keys.leaf_tax(domain), combined(utility.tax, leaf, dense))
             add(keys.mixed_tax(domain), combined(utility.tax, mixed, dense))
             add(keys.compute_equivalent_full(domain), self._compute_equivalent(full, [domain]))
             add(keys.compute_equivalent_kept(domain), self._compute_equivalent(expert, [domain]))
@@ -171,6 +173,7 @@ class _Comparison:
         for mean, key, parts in (
             (keys.MEAN_TAX, keys.tax, domains),
             (keys.MEAN_EXPERT_TAX, keys.expert_tax, domains),
+            (keys.MEAN_LEAF_TAX, keys.leaf_tax, domains),
             (keys.MEAN_MIXED_TAX, keys.mixed_tax, domains),
             (keys.MEAN_COMPUTE_EQUIVALENT, keys.compute_equivalent_full, domains),
             (keys.MEAN_KEPT_COMPUTE_EQUIVALENT, keys.compute_equivalent_kept, domains),

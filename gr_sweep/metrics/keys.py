@@ -27,6 +27,9 @@ COST_TRAIN_FLOPS_PER_TOKEN = "cost/train_flops_per_token"
 COST_MFU = "cost/mfu"
 COST_PEAK_MEMORY_GIB = "cost/peak_memory_gib"
 
+ROUND = "round/number"
+MODULARITY = "round/modularity"
+
 # Means over domains that weigh the same; absent where one of them lacks the metric.
 MEAN_LOSS = "mean_loss"
 MEAN_SELECTIVITY = "mean_selectivity"
@@ -34,6 +37,7 @@ MEAN_COMPUTE_EQUIVALENT = "mean_compute_equivalent"
 MEAN_KEPT_COMPUTE_EQUIVALENT = "mean_kept_compute_equivalent"
 MEAN_TAX = "mean_tax"
 MEAN_EXPERT_TAX = "mean_expert_tax"
+MEAN_LEAF_TAX = "mean_leaf_tax"
 MEAN_MIXED_TAX = "mean_mixed_tax"
 MEAN_REMOVAL = "mean_removal"
 MEAN_CALIBRATED_REMOVAL = "mean_calibrated_removal"
@@ -41,6 +45,17 @@ MEAN_FORGET_COMPUTE = "mean_forget_compute"
 MEAN_LEAKAGE = "mean_leakage"
 MEAN_REMOVED_TAX = "mean_removed_tax"
 MEAN_REMOVED_COMPUTE_EQUIVALENT = "mean_removed_compute_equivalent"
+
+
+def loss_expert(domain: str) -> str:
+    """Loss on a domain whose documents are read each by its own label's expert alone, nats per
+    token: of `alternate`, whose last labels may lie below the domain."""
+    return f"loss/expert/{metric_name(domain)}"
+
+
+def leaf_tax(domain: str) -> str:
+    """What `loss_expert` is above the dense baseline, nats per token."""
+    return f"utility/leaf_tax/{metric_name(domain)}"
 
 
 def train_loss(domain: str) -> str:

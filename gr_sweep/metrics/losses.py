@@ -30,6 +30,9 @@ class View(enum.StrEnum):
     kept = "kept"
     off = "off"
     """One block alone was off; the part is its name."""
+    expert = "expert"
+    """Of `alternate`: each document by its own label's expert alone, whose label may lie below the
+    document's domain."""
     mixed = "mixed"
     """The experts, mixed by the posterior over domains."""
     calibrated_full = "calibrated_full"
@@ -343,6 +346,7 @@ def add_own(
         estimates.add(keys.loss_full(domain), tables.loss(domain, View.full))
         estimates.add(keys.bits_per_byte_full(domain), tables.bits_per_byte(domain))
         estimates.add(keys.loss_mixed(domain), tables.loss(domain, View.mixed))
+        estimates.add(keys.loss_expert(domain), tables.loss(domain, View.expert))
         gap = tables.spurious_gap(domain, View.full)
         estimates.add(keys.spurious_gap_full(domain), gap)
         gap = tables.spurious_gap(domain, View.kept, domain)

@@ -283,11 +283,13 @@ class RoutePlan:
         return RoutePlan(new, tuple(blocks), splits, apart)
 
     def origins(self, before: "RoutePlan") -> tuple[int, ...]:
-        """Of each block the one of `before` that it was divided from (`split_further`)."""
-        names = [block.name for block in before.blocks]
+        """Of each block the one of `before` that it was divided from (`split_further`): the core,
+        where that had all units."""
+        place = {block.name: index for index, block in enumerate(before.blocks)}
+        parents = (block.name.rpartition("/")[0] for block in self.blocks)
         return tuple(
-            names.index(block.name if block.name in names else block.name.rpartition("/")[0])
-            for block in self.blocks
+            place.get(block.name, place.get(parent, 0))
+            for block, parent in zip(self.blocks, parents, strict=True)
         )
 
     def check_orders(self) -> None:
