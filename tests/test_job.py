@@ -80,8 +80,12 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
     summary = run(make_config(), tmp_path / "job")
     names = {path.name for path in (tmp_path / "job").iterdir()}
     assert names == {
-        "summary.json", "metrics.jsonl", "plan.json", "document_losses.csv", "checkpoints", ".lock",
+        "summary.json", "metrics.jsonl", "plan.json", "document_losses.csv", "checkpoints", "model",
+        ".lock",
     }  # fmt: skip
+    assert {"config.json", "tokenizer.json"} <= {
+        path.name for path in (tmp_path / "job" / "model").iterdir()
+    }
     metrics = summary["metrics"]
     for d in DOMAINS:
         assert metrics[f"loss/full/{d}"] < math.log(400) + 0.5

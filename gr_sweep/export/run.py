@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 MODEL = "model"
 """The folder in that of the job."""
 
-_CONFIGS = ("config.json", "generation_config.json")
+_CONFIG = "config.json"
+_GENERATION = "generation_config.json"
 _JOB_FILES = ("summary.json", "plan.json", "metrics.jsonl", ".hydra")
 
 
@@ -42,7 +43,8 @@ def leave_model(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> 
         config.save_pretrained(beside)
         if model.can_generate():
             generation: Any = model.generation_config
-            generation.save_pretrained(beside)
+            # `save_pretrained` refuses what some published models have.
+            generation.to_json_file(beside / _GENERATION)
         sync(beside)
         beside.replace(folder / MODEL)
     finally:
@@ -71,13 +73,13 @@ class Run:
 
     @property
     def model_folder(self) -> Path:
-        """Config and tokenizer."""
+        """Configs and tokenizer."""
         return self.folder / MODEL
 
     @property
-    def tokenizer_files(self) -> list[Path]:
-        """All of `model/` that is no config of the model."""
-        return sorted(path for path in self.model_folder.iterdir() if path.name not in _CONFIGS)
+    def other_files(self) -> list[Path]:
+        """All of `model/` but the model's config: the tokenizer, and how to generate."""
+        return sorted(path for path in self.model_folder.iterdir() if path.name != _CONFIG)
 
 
 def open_run(folder: Path) -> Run:
@@ -110,7 +112,7 @@ def open_run(folder: Path) -> Run:
             + ("" if summary else " and is not finished; type the command of the job again")
         )
     plan = folder / "plan.json"
-    if not plan.exists() or not (folder / MODEL / "config.json").exists():
+    if not plan.exists() or not (folder / MODEL / _CONFIG).exists():
         missing = "plan.json" if not plan.exists() else f"{MODEL}/"
         raise ExportError(
             f"{folder} has no {missing}: an earlier version of gr-sweep has run this job; run it "
@@ -157,7 +159,7 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
         CheckpointError: a checkpoint that cannot be read, or one of another run.
         ExportError: a config or weights that do not go together.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import AutoConfig
 
     from gr_sweep.model.route import route_model
     from gr_sweep.model.sizes import random_model
@@ -169,8 +171,6 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ExportError(f"{run.model_folder} cannot be read: {reason}") from error
     model = random_model(config, seed=0).eval()
-    if (run.model_folder / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(run.model_folder)
     about = read_newest(run.folder / "checkpoints", model)
     prints = run.summary.get("fingerprints")
     if prints and about["fingerprint"] != f"{prints['config']}:{prints['data']}":
@@ -179,9 +179,7 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
         )
     # Of a run that makes its plan while it trains, the one that these weights were trained with.
     plan = RoutePlan.from_json(about["plan"]) if "plan" in about else run.plan
-    # The weights stand in the plan's order already.
-    splits = {key: replace(split, order=None) for key, split in plan.splits.items()}
-    routed = route_model(model, replace(plan, splits=splits), "none")
+    routed = route_model(model, plan.in_place(), "none")
     return routed, int(about["state"]["step"])
 
 

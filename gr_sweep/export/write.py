@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = 1e-5
-"""Largest difference of a float32 logit that rounding may make, where the largest logit is below 1;
-else as a share of it."""
+"""How far float32 logits may be off by rounding, as a share of their norm."""
 
 _LONGEST = 2048
 """Tokens a sequence that FLOPs are of, where no summary says what the run trained with."""
@@ -75,7 +74,6 @@ def export(
         _compare(_logits(small, ids_NT), wanted_NTV, "the extracted model")
         padding = padding_of(routed, off, length)
         full = routed.unroute()
-        small.generation_config = full.generation_config
         full_cost, small_cost = cost_of(full, length), cost_of(small, length)
 
         beside = to.absolute().parent / f".{to.absolute().name}.{secrets.token_hex(4)}.tmp"
@@ -84,7 +82,7 @@ def export(
             small.save_pretrained(beside)
             for weights in beside.glob("*.safetensors"):  # written for the owner alone
                 shutil.copymode(beside / "config.json", weights)
-            for path in run.tokenizer_files:
+            for path in run.other_files:
                 copy = shutil.copytree if path.is_dir() else shutil.copyfile
                 copy(path, beside / path.name)
             difference = _compare(_reloaded_logits(beside, ids_NT), wanted_NTV, "the checkpoint")
@@ -164,20 +162,21 @@ def _reloaded_logits(folder: Path, ids_NT: Tensor) -> Tensor:
 
 
 def _compare(found_NTV: Tensor, wanted_NTV: Tensor, what: str) -> float:
-    """The largest difference; see `TOLERANCE`.
+    """The largest difference of a logit.
 
     Raises:
-        RuntimeError: it is more than rounding.
+        RuntimeError: they differ by more than rounding.
     """
-    difference = float((found_NTV - wanted_NTV).abs().max())
-    allowed = TOLERANCE * max(1.0, float(wanted_NTV.abs().max()))
-    if not difference <= allowed:
+    difference_NTV = found_NTV - wanted_NTV
+    share = float(difference_NTV.norm() / wanted_NTV.norm())
+    largest = float(difference_NTV.abs().max())
+    if not share <= TOLERANCE:
         raise RuntimeError(
-            f"the logits of {what} are {difference:.2g} off those of the run's model with the "
-            f"other blocks switched off (allowed: {allowed:.2g}); this is a bug of gr-sweep, and "
-            "nothing was written"
+            f"the logits of {what} are up to {largest:.2g} off those of the run's model with the "
+            f"other blocks switched off ({share:.2g} of their norm; rounding makes {TOLERANCE:g} "
+            "at most); this is a bug of gr-sweep, and nothing was written"
         )
-    return difference
+    return largest
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

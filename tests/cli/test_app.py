@@ -197,7 +197,7 @@ def test_nothing_is_made_when_one_job_of_a_sweep_is_wrong(jobs, tmp_path, capsys
     ("argv", "message"),
     [
         (["--nope"], "unknown flag --nope"),
-        (["repot", "outputs"], "unknown verb 'repot'; verbs are report, estimate, bench, doctor"),
+        (["repot", "outputs"], "unknown verb 'repot'; verbs are report, export, estimate, bench"),
         (["--config-dir", "nowhere"], "config folder nowhere does not exist"),
         (["hydra.searchpath=[file:///nowhere]"], "folder /nowhere does not exist"),
     ],
@@ -221,7 +221,7 @@ def test_verbs_get_the_rest_of_the_line(jobs, capsys):
 
 
 def test_every_verb_is_a_module_with_a_main():
-    assert set(app.VERBS) == {"report", "estimate", "bench", "doctor"}
+    assert set(app.VERBS) == {"report", "export", "estimate", "bench", "doctor"}
     for name in app.VERBS.values():
         assert Path(gr_sweep.__file__).parent.joinpath("cli", f"{name.split('.')[-1]}.py").exists()
 

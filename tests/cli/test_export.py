@@ -1,0 +1,202 @@
+"""The verb `export` on a tiny sweep: a routed and a dense job, each run once."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gr_sweep.cli import app
+from gr_sweep.export.run import load_routed, open_run
+
+REPOSITORY = Path(__file__).parents[2]
+SWEEP = [
+    "-m", "debug=default", "method=routed,dense", "data.documents=60", "data.vocab_size=300",
+    "hydra.sweep.dir=a sweep",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory):
+    """Its folder; the token cache is gone."""
+    folder = tmp_path_factory.mktemp("export")
+    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name} | {
+        "HOME": str(folder),
+        "PYTHONPATH": str(REPOSITORY),
+        "GR_SWEEP_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "gr_sweep", *SWEEP]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(folder / "cache")
+    return folder / "a sweep"
+
+
+@pytest.fixture
+def job(sweep):
+    [found] = sweep.glob("*method=routed*")
+    return found
+
+
+@pytest.fixture
+def dense(sweep):
+    [found] = sweep.glob("*method=dense*")
+    return found
+
+
+@pytest.fixture
+def copied(job, tmp_path):
+    """A copy of the routed job, in a sweep of its own, to be spoiled."""
+    return Path(shutil.copytree(job, tmp_path / "sweep" / "job"))
+
+
+LOAD = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = sys.argv[1]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+text = "a cell, 12 of them:\\n\\tdef f(x)"
+ids = tokenizer(text, return_tensors="pt").input_ids
+assert tokenizer.decode(ids[0]) == text
+model = AutoModelForCausalLM.from_pretrained(folder)
+logits = model(input_ids=ids).logits
+generated = model.generate(ids, max_new_tokens=3, do_sample=False)
+assert generated.shape[1] <= ids.shape[1] + 3
+assert not [name for name in sys.modules if name.split(".")[0] == "gr_sweep"]
+torch.save({"ids": ids, "logits": logits.detach()}, sys.argv[2])
+"""
+
+
+def loaded(folder: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """Token ids and logits, from a process that knows nothing of gr-sweep."""
+    command = [sys.executable, "-c", LOAD, str(folder), str(tmp_path / "loaded.pt")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return torch.load(tmp_path / "loaded.pt")
+
+
+def test_the_checkpoint_is_the_network_of_the_kept_domain_for_whoever_loads_it(
+    job, tmp_path, capsys
+):
+    to = tmp_path / "a model"
+    assert app.main(["export", str(job), "--keep", "biology", "--to", str(to)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == str(to)
+
+    content = loaded(to, tmp_path)
+    routed, step = load_routed(open_run(job))
+    with torch.no_grad(), routed.keep(["biology"]):
+        wanted = routed.model(input_ids=content["ids"]).logits
+    torch.testing.assert_close(content["logits"], wanted, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        full = routed.model(input_ids=content["ids"]).logits
+    assert (full - wanted).abs().max() > 1e-3
+
+    summary = json.loads((job / "summary.json").read_text())
+    made = json.loads((to / "export.json").read_text())
+    metrics = summary["metrics"]
+    assert step == made["step"] == 6 and made["is_finished"]
+    assert made["full"]["parameters"] == metrics["cost/parameters"]
+    assert made["full"]["flops_per_token"] == metrics["cost/flops_per_token"]
+    assert made["extracted"]["parameters"] == metrics["cost/parameters/kept/biology"]
+    assert made["extracted"]["flops_per_token"] == metrics["cost/flops_per_token/kept/biology"]
+    losses = made["losses"]["biology"]
+    assert losses["full"]["nats"] == metrics["loss/full/biology"]
+    assert losses["extracted"]["nats"] == metrics["loss/kept/biology/biology"]
+    interval = summary["intervals"]["loss/kept/biology/biology"]
+    assert losses["extracted"]["interval"] == interval
+    assert made["commands"]["run"] == summary["command"]
+    assert made["generation"]["full"]["tokens_per_second"] > 0
+
+    card = (to / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "- removed: code, creative (blocks code, creative)" in card
+    for text in (summary["command"], f"{losses['full']['nats']:.3f} (", "tokens a second"):
+        assert text in card
+    printed = "\n".join(lines)
+    for text in ("parameters", "FLOPs a token", "peak while generating", "creative (removed)"):
+        assert text in printed
+
+
+def test_two_domains_are_kept_and_speed_is_left_out(job, tmp_path, capsys):
+    words = ["--keep", "code", "--keep", "creative", "--no-speed"]
+    to = tmp_path / "new" / "model"
+    assert app.main(["export", str(job), *words, "--to", str(to)]) == 0
+    made = json.loads((to / "export.json").read_text())
+    assert made["removed_domains"] == ["biology"] and made["generation"] == {}
+    metrics = json.loads((job / "summary.json").read_text())["metrics"]
+    extracted = made["losses"]["code"]["extracted"]
+    assert extracted["nats"] == metrics["loss/removed/biology/code"]
+    assert "tokens a second" not in capsys.readouterr().out
+
+
+def test_a_dense_run_is_exported_whole(dense, tmp_path, capsys):
+    to = tmp_path / "model"
+    to.mkdir()
+    assert app.main(["export", str(dense), "--no-speed", "--to", str(to)]) == 0
+    content = loaded(to, tmp_path)
+    routed, _ = load_routed(open_run(dense))
+    with torch.no_grad():
+        wanted = routed.model(input_ids=content["ids"]).logits
+    torch.testing.assert_close(content["logits"], wanted, rtol=1e-5, atol=1e-5)
+    assert "- removed: nothing" in (to / "README.md").read_text()
+
+
+def test_a_run_that_goes_on_is_exported_as_it_stands(copied, tmp_path, capsys):
+    (copied / "summary.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    to = tmp_path / "model"
+    assert app.main(["export", str(copied), "--keep", "code", "--no-speed", "--to", str(to)]) == 0
+    assert "the run is not finished: these are its weights after step 6" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+
+
+def assert_refused(capsys, argv, *messages):
+    assert app.main(["export", *map(str, argv)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1, printed.err
+    for message in messages:
+        assert message in printed.err
+
+
+def test_what_cannot_be_exported_is_one_line_and_status_2(
+    job, dense, sweep, copied, tmp_path, capsys
+):
+    to = ["--to", tmp_path / "model"]
+    keep = ["--keep", "biology"]
+    missing = "give the folder of a job"
+    assert_refused(capsys, [tmp_path / "none", *keep, *to], missing)
+    assert_refused(capsys, [tmp_path, *keep, *to], "holds no job")
+    assert_refused(capsys, [sweep, *keep, *to], "is the folder of a sweep", job.name, dense.name)
+    assert_refused(capsys, [job, *to], "--keep", "code, biology, creative")
+    assert_refused(
+        capsys, [job, *keep, "--keep", "biolgy", *to], "biolgy", "there are code, biology, creative"
+    )
+    assert_refused(capsys, [dense, *keep, *to], "is a dense run", "leave --keep out")
+    assert_refused(capsys, [job, *keep, "--to", copied], "is not empty")
+    assert_refused(capsys, [job, *keep, "--to", copied / "plan.json"], "is a file")
+    if not torch.cuda.is_available():
+        assert_refused(capsys, [job, *keep, *to, "--device", "cuda"], "there is no GPU")
+
+    shutil.rmtree(copied / "model")
+    assert_refused(capsys, [copied, *keep, *to], "has no model/")
+    shutil.rmtree(copied / "checkpoints")
+    assert_refused(capsys, [copied, *keep, *to], "has no checkpoint")
+    (copied / "summary.json").unlink()
+    assert_refused(capsys, [copied, *keep, *to], "has no checkpoint and is not finished")
+    assert not (tmp_path / "model").exists()
+
+
+def test_results_that_were_taken_over_lead_to_where_the_weights_are(copied, tmp_path, capsys):
+    summary = json.loads((copied / "summary.json").read_text())
+    (copied / "summary.json").write_text(json.dumps(summary | {"taken_from": "other/job-1"}))
+    argv = [copied, "--keep", "biology", "--to", tmp_path / "model"]
+    assert_refused(capsys, argv, "taken over", f"{tmp_path.name}/other/job-1: export that")

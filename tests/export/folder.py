@@ -1,0 +1,50 @@
+"""A job's folder without the job: its model, plan and checkpoint, as `gr_sweep.job` leaves them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gr_sweep.export.run import Run, leave_model, open_run
+from gr_sweep.model.route import RoutedModel, route_model
+from gr_sweep.train.checkpoint import Checkpoints, tensors_of
+from gr_sweep.train.state import TrainState
+from tests.model.tiny import tiny_model
+
+
+def make_run(
+    folder: Path,
+    plan_of: Any,
+    family: str = "llama",
+    *,
+    metrics: dict[str, float] | None = None,
+    **changes: Any,
+) -> tuple[Run, RoutedModel]:
+    """A folder with a tiny float32 model, and that model, routed.
+
+    Args:
+        plan_of: makes the plan of a config.
+        metrics: of the summary.
+        changes: of the model's config.
+    """
+    model: Any = tiny_model(family, **changes).float()
+    routed = route_model(model, plan_of(model.config), "none")
+    tokenizer = folder / "cache"
+    tokenizer.mkdir(parents=True)
+    (tokenizer / "tokenizer.json").write_text("{}")
+    leave_model(folder, model, tokenizer)
+    (folder / "plan.json").write_text(routed.plan.to_json())
+    summary = {
+        "format": 1,
+        "command": "gr-sweep seed=1",
+        "fingerprints": {"config": "a", "data": "b"},
+        "config": {"train": {"sequence_length": 8}},
+        "metrics": metrics or {},
+        "intervals": {},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    about = {"plan": routed.plan.to_json(), "state": TrainState(step=7).as_dict()}
+    tensors = tensors_of(model, torch.optim.AdamW(model.parameters()))
+    Checkpoints(folder / "checkpoints", keep=1, fingerprint="a:b").save(7, about, tensors)
+    return open_run(folder), routed
