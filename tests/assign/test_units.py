@@ -109,7 +109,8 @@ def test_head_groups_are_assigned_as_well():
 
 def reordered(of_units: UnitScores, plan: RoutePlan) -> UnitScores:
     halves = {
-        place: table[:, :, list(plan.splits[place].order)] for place, table in of_units.halves.items()
+        place: table[:, :, list(plan.splits[place].order)]
+        for place, table in of_units.halves.items()
     }
     return UnitScores(of_units.domains, halves)
 

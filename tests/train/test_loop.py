@@ -85,9 +85,7 @@ def run(
     config = TrainConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 2} | settings))
     rows = Rows()
     checkpoints = Checkpoints(folder, keep=2, fingerprint="x")
-    training = start(
-        routed.model, config, checkpoints=checkpoints, tracker=rows, plan=routed.plan
-    )
+    training = start(routed.model, config, checkpoints=checkpoints, tracker=rows, plan=routed.plan)
     train(
         training,
         routed,

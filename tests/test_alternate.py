@@ -1,0 +1,297 @@
+"""The procedure `alternate` from end to end on tiny models, in this process."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from gr_sweep import alternate
+from gr_sweep.config import (
+    Attribution,
+    Capacity,
+    DataConfig,
+    DataKind,
+    DomainConfig,
+    EvalConfig,
+    ModelConfig,
+    PartitionConfig,
+    PlanConfig,
+    PlanKind,
+    ProcedureConfig,
+    ProcedureKind,
+    RunConfig,
+    TrackingConfig,
+    TrackingMode,
+    TrainConfig,
+    effective,
+    validate,
+)
+from gr_sweep.errors import ConfigError, PlanError
+from gr_sweep.export.run import load_routed, open_run
+from gr_sweep.job import run_job
+from gr_sweep.layout import Phase, check_rounds, phases_of
+from gr_sweep.metrics.losses import View, read_losses
+from gr_sweep.model.sizes import shape_of
+from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.train import loop
+
+DOMAINS = ["code", "biology", "creative"]
+THREE_ROUNDS = {"rounds": 3, "documents": 8}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def make_config(cache):
+    def make(*, domains=DOMAINS, steps=12, **parts) -> RunConfig:
+        procedure = {"name": ProcedureKind.alternate} | parts.pop("procedure", THREE_ROUNDS)
+        train = TrainConfig(
+            steps=steps, batch_sequences=12, sequence_length=32, log_every=2, checkpoint_every=3
+        )
+        config = RunConfig(
+            model=parts.pop("model", ModelConfig(size="tiny")),
+            partition=PartitionConfig(domains={domain: DomainConfig() for domain in domains}),
+            data=DataConfig(
+                kind=DataKind.synthetic, documents=160, vocab_size=400, cache=str(cache)
+            ),
+            train=train,
+            eval=EvalConfig(tokens=512, document_tokens=64, curve_tokens=128, bootstrap=20),
+            tracking=TrackingConfig(mode=TrackingMode.off),
+            procedure=ProcedureConfig(**procedure),
+            **parts,
+        )
+        validate(config)
+        return effective(config)
+
+    return make
+
+
+def run(config: RunConfig, folder) -> dict:
+    run_job(config, folder, sweep="sweep", overrides=[], command="gr-sweep")
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+    """A run of three rounds, its folder and its summary."""
+    folder = tmp_path_factory.mktemp("alternate") / "job"
+    return folder, run(make_config(), folder)
+
+
+def round_of(folder, number: int) -> dict:
+    return json.loads((folder / "rounds" / str(number) / "round.json").read_text())
+
+
+def test_three_rounds_split_every_expert_twice(finished):
+    folder, summary = finished
+    counts = [len(round_of(folder, number)["labels"]) for number in (1, 2, 3)]
+    assert counts == [3, 6, 12]
+    assert round_of(folder, 2)["labels"][:2] == ["code/0", "code/1"]
+    # core, then per domain itself, two children, and four of these
+    assert len(round_of(folder, 3)["blocks"]) == 1 + 3 * (1 + 2 + 4)
+    plan = RoutePlan.from_json((folder / "plan.json").read_text())
+    assert [sum(s.sizes) for s in plan.splits.values()] == [192, 192]
+    assert plan.splits[0, "mlp"].sizes == plan.splits[1, "mlp"].sizes
+    # The first two rounds' experts are apart: code from biology, code/0 from code/1.
+    assert plan.strangers("code/0/1") == set(plan.domains) - {"code/0/0", "code/0/1"}
+    assert summary["domains"] == DOMAINS
+    for number in (1, 2, 3):
+        about = round_of(folder, number)
+        assert 0 <= about["modularity"] <= 1 and 0 <= about["modularity_assigned"] <= 1
+        assert set(about["stability"]) == {"mlp", "attn"}
+        scores = np.load(folder / "rounds" / str(number) / "scores.npz")
+        assert scores["0.mlp"].shape == (len(about["labels"]), 192)
+        assert scores["0.mlp"].sum(1) == pytest.approx(1)
+
+
+def test_experts_shrink_and_each_document_is_read_by_its_own(finished):
+    folder, summary = finished
+    kept = [max(round_of(folder, number)["parameters_kept"].values()) for number in (1, 2, 3)]
+    assert summary["metrics"]["cost/parameters"] > kept[0] > kept[1] > kept[2]
+    rows = read_losses(folder / "rounds" / "3" / "document_losses.csv")
+    own = [row for row in rows if row.view is View.kept and row.part == row.domain]
+    for domain in DOMAINS:
+        of_domain = [row for row in own if row.domain.startswith(domain + "/")]
+        loss = sum(row.loss_nats for row in of_domain) / sum(row.tokens for row in of_domain)
+        assert summary["metrics"][f"loss/expert/{domain}"] == pytest.approx(loss)
+        assert round_of(folder, 3)["expert_loss"][domain] == pytest.approx(loss)
+
+
+def test_the_jobs_own_table_is_by_the_partition_and_reads_what_other_jobs_read(
+    finished, make_config, tmp_path
+):
+    folder, _ = finished
+    rows = read_losses(folder / "document_losses.csv")
+    assert {row.domain for row in rows} == set(DOMAINS)
+    assert {row.part for row in rows} == {"", *DOMAINS}
+    fixed = make_config(procedure={"name": ProcedureKind.fixed}, steps=1)
+    run(fixed, tmp_path / "fixed")
+
+    def documents(table):
+        full = [row for row in read_losses(table) if row.view is View.full]
+        return sorted((row.domain, row.document, row.tokens) for row in full)
+
+    assert documents(folder / "document_losses.csv") == documents(
+        tmp_path / "fixed" / "document_losses.csv"
+    )
+
+
+class Killed(BaseException):
+    """Stands for a process that ends at once."""
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
+    finished, make_config, tmp_path, monkeypatch
+):
+    """Between any two steps, in assignments and evaluations of all rounds."""
+    killed, calls, last = [], [0], [2]
+
+    def wrap(module, name):
+        plain = getattr(module, name)
+
+        def call(*args, **kwargs):
+            calls[0] += 1
+            if calls[0] == last[0]:
+                killed.append(name)
+                raise Killed
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    wrap(loop, "train_step")
+    for name in ("assign_units", "removal_losses", "write_losses", "fit_children"):
+        wrap(alternate, name)
+    whole, folder = finished[0], tmp_path / "job"
+    for _ in range(40):
+        calls[0] = 0
+        try:
+            run(make_config(), folder)
+            break
+        except Killed:
+            last[0] += 1  # what comes between two phases is done again, and has to end once
+    assert {"train_step", "removal_losses", "fit_children"} <= set(killed) and len(killed) > 6
+    for name in ("1/round.json", "2/round.json", "3/round.json", "3/document_losses.csv"):
+        assert (folder / "rounds" / name).read_text() == (whole / "rounds" / name).read_text()
+    assert (folder / "document_losses.csv").read_text() == (
+        whole / "document_losses.csv"
+    ).read_text()
+    for path in ("plan.json", "rounds/2/plan.json"):
+        assert (folder / path).read_text() == (whole / path).read_text()
+
+    def rows(of):
+        lines = map(json.loads, (of / "metrics.jsonl").read_text().splitlines())
+        return [
+            {k: v for k, v in row.items() if "time" not in k and "per_second" not in k}
+            for row in lines
+        ]
+
+    assert rows(folder) == rows(whole)
+    weights = [load_routed(open_run(of))[0].model.state_dict() for of in (folder, whole)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_named_tree_is_followed_before_documents_are_clustered(make_config, tmp_path):
+    domains = ["code", "biology/cells", "biology/virology"]
+    config = make_config(
+        domains=domains, steps=4, procedure={"rounds": 2, "documents": 4, "dense": 0.0}
+    )
+    config.train.batch_sequences = 12
+    summary = run(config, tmp_path / "job")
+    assert round_of(tmp_path / "job", 1)["labels"] == ["code", "biology"]
+    labels = ["code/0", "code/1", "biology/cells", "biology/virology"]
+    assert round_of(tmp_path / "job", 2)["labels"] == labels
+    assert summary["domains"] == domains
+    for domain in domains:
+        assert f"loss/expert/{domain.replace('/', '.')}" in summary["metrics"]
+
+
+@pytest.mark.parametrize(
+    "procedure",
+    [
+        {"attribution": Attribution.random},
+        {"attribution": Attribution.none, "dense": 0.0},
+        {"attribution": Attribution.activation, "capacity": Capacity.data},
+        {"attribution": Attribution.fisher, "equal_layers": False},
+        {"attribution": Attribution.integrated, "attribution_steps": 2, "prune": False},
+    ],
+    ids=lambda settings: "-".join(str(getattr(v, "value", v)) for v in settings.values()),
+)
+def test_every_setting_makes_a_plan_that_trains(make_config, tmp_path, procedure):
+    config = make_config(steps=4, procedure={"rounds": 2, "documents": 4} | procedure)
+    run(config, tmp_path / "job")
+    plan = RoutePlan.from_json((tmp_path / "job" / "rounds" / "2" / "plan.json").read_text())
+    orders = [split.order for split in plan.splits.values()]
+    assert (None in orders) == (procedure["attribution"] is Attribution.none)
+    assert bool(plan.apart) == procedure.get("prune", True)
+    sizes = {split.sizes for split in plan.splits.values()}
+    assert procedure.get("equal_layers", True) == (len(sizes) == 1)
+
+
+def test_a_lattice_says_what_the_model_wants_to_share(make_config, tmp_path):
+    config = make_config(
+        steps=2, plan=PlanConfig(kind=PlanKind.lattice), procedure={"rounds": 1, "documents": 4}
+    )
+    run(config, tmp_path / "job")
+    wanted = round_of(tmp_path / "job", 1)["wanted_units"]["mlp"]
+    assert sum(wanted.values()) == 2 * 192 and len(wanted) == 7
+
+
+def test_units_and_attention_heads_are_assigned_together(make_config, tmp_path):
+    config = make_config(
+        steps=2,
+        plan=PlanConfig(kind=PlanKind.peers, attn_shared=0.25),
+        procedure={"rounds": 1, "documents": 4},
+    )
+    run(config, tmp_path / "job")
+    plan = RoutePlan.from_json((tmp_path / "job" / "plan.json").read_text())
+    assert plan.splits[0, "attn"].sizes == (1, 1, 1, 1)
+
+
+def test_rounds_have_their_own_lengths_and_a_dense_share(make_config):
+    config = make_config(steps=40, procedure={"rounds": [2, 1, 1], "dense": 0.25})
+    assert phases_of(config) == [
+        Phase(1, True, 0, 5),
+        Phase(1, False, 5, 20),
+        Phase(2, True, 20, 22),
+        Phase(2, False, 22, 30),
+        Phase(3, True, 30, 32),
+        Phase(3, False, 32, 40),
+    ]
+    assert phases_of(make_config(procedure={"name": ProcedureKind.fixed})) == [
+        Phase(1, False, 0, 12)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"procedure": {"rounds": 0}}, "procedure.rounds=0 is not right"),
+        ({"procedure": {"rounds": [1, -1]}}, "procedure.rounds=\\[1, -1\\] is not right"),
+        ({"procedure": {"rounds": True}}, "procedure.rounds=True is not right"),
+        ({"procedure": {"rewarm": 0.0}}, "procedure.rewarm=0.0 is not above 0"),
+        ({"plan": PlanConfig(kind=PlanKind.lattice)}, "plan=lattice has no tree"),
+        (
+            {
+                "plan": PlanConfig(kind=PlanKind.lattice),
+                "procedure": {"rounds": 1, "capacity": Capacity.data},
+            },
+            "no tokens for a set",
+        ),
+        ({"domains": ["code", "biology", "biology/virology"]}, "biology is a label itself"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(make_config, parts, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(**parts)
+
+
+def test_rounds_without_steps_or_units_are_refused(make_config):
+    with pytest.raises(ConfigError, match="round 1 of procedure.rounds has 1 of 3 steps"):
+        check_rounds(make_config(steps=3, procedure={"rounds": 3, "dense": 1.0}), shape_of("tiny"))
+    config = make_config(procedure={"rounds": 8})
+    with pytest.raises(PlanError, match="each needs one"):
+        check_rounds(config, shape_of("tiny"))
