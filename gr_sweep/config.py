@@ -947,7 +947,8 @@ def _check_procedure(config: RunConfig, domains: tuple[str, ...]) -> None:
         return
     if config.plan.kind is PlanKind.lattice and config.procedure.capacity is Capacity.data:
         raise ConfigError(
-            "procedure.capacity=data has no tokens for a set of domains; use equal with plan=lattice"
+            "procedure.capacity=data: a set of domains has no tokens of its own; use equal with "
+            "plan=lattice"
         )
     alternate, plan = "procedure=alternate", config.plan
     if config.method.name is not Method.routed:

@@ -101,9 +101,9 @@ def weights_of_round(
     """
     found = dict.fromkeys(labels, 0.0)
     for domain in domains:
-        of_domain = [label for label in labels if is_under(label, domain) or is_under(domain, label)]
-        for label in of_domain:
-            found[label] += weights.get(domain, 1.0) / len(of_domain)
+        own = [label for label in labels if is_under(label, domain) or is_under(domain, label)]
+        for label in own:
+            found[label] += weights.get(domain, 1.0) / len(own)
     return found
 
 

@@ -279,7 +279,7 @@ def test_rounds_have_their_own_lengths_and_a_dense_share(make_config):
                 "plan": PlanConfig(kind=PlanKind.lattice),
                 "procedure": {"rounds": 1, "capacity": Capacity.data},
             },
-            "no tokens for a set",
+            "has no tokens of its own",
         ),
         ({"domains": ["code", "biology", "biology/virology"]}, "biology is a label itself"),
     ],
@@ -290,8 +290,9 @@ def test_what_cannot_be_is_said_before_any_work(make_config, parts, message):
 
 
 def test_rounds_without_steps_or_units_are_refused(make_config):
-    with pytest.raises(ConfigError, match="round 1 of procedure.rounds has 1 of 3 steps"):
-        check_rounds(make_config(steps=3, procedure={"rounds": 3, "dense": 1.0}), shape_of("tiny"))
+    with pytest.raises(ConfigError, match=r"round 1 of procedure\.rounds has 1 of 3 steps"):
+        config = make_config(steps=3, procedure={"rounds": 3, "dense": 1.0})
+        check_rounds(config, shape_of("tiny"))
     config = make_config(procedure={"rounds": 8})
     with pytest.raises(PlanError, match="each needs one"):
         check_rounds(config, shape_of("tiny"))

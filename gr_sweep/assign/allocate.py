@@ -7,7 +7,6 @@ known here.
 # K = domains, B = blocks (the core first), U = units of one layer and kind.
 
 from collections.abc import Sequence
-from fractions import Fraction
 
 import numpy as np
 from scipy import sparse
@@ -21,56 +20,41 @@ at 2048 units 12 s against 0.3 s)."""
 _TOLERANCE = 1e-10
 """Of the linear program, with costs scaled to 1: the least that HiGHS takes. Its default 1e-7 is
 as large as a unit's share where there are many."""
-_TIE = 1e-12
+_TIE = 1e-9
+"""Costs that differ by less, as a share of a unit's largest, are equal."""
 
 
-def capacities(num_units: int, shared: float, weights: Sequence[float]) -> tuple[int, ...]:
-    """Units of each block: the core's share of all of them, the rest in the ratio of the weights.
+def misfit(shares_KU: np.ndarray, owns_BK: np.ndarray) -> np.ndarray:
+    """Cost [B, U] of giving a unit to a block: how far its use is from that of the block's owners.
 
-    What does not divide goes to the largest remainders, of equal ones to the earlier.
-
-    Args:
-        shared: the core's share, 0 to 1.
-        weights: of the other blocks, above 0.
-
-    Raises:
-        PlanError: a share or a weight that is none, or a block that would have no unit.
-    """
-    if not 0.0 <= shared <= 1.0:
-        raise PlanError(f"the core's share {shared} is no share; give a number from 0 to 1")
-    wrong = [weight for weight in weights if not 0 < weight < float("inf")]
-    if wrong or not weights:
-        raise PlanError(
-            f"the blocks' weights {list(weights)} give no sizes; each must be a number above 0"
-        )
-    core = round(shared * num_units)
-    rest = num_units - core
-    quotas = [rest * Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
-    sizes = [int(quota) for quota in quotas]
-    by_remainder = sorted(range(len(quotas)), key=lambda block: sizes[block] - quotas[block])
-    for block in by_remainder[: rest - sum(sizes)]:
-        sizes[block] += 1
-    if min(sizes) == 0:
-        raise PlanError(
-            f"a core of {core} of {num_units} units leaves {rest} to {len(sizes)} blocks with "
-            f"weights {list(weights)}; each needs one: lower the core's share, have fewer blocks "
-            "or more equal weights"
-        )
-    return (core, *sizes)
-
-
-def foreign_mass(shares_KU: np.ndarray, owns_BK: np.ndarray) -> np.ndarray:
-    """Cost [B, U] of giving a unit to a block: the attribution of those who do not own the block.
-
-    The sum of the shares that the domains without the block have in the unit. Where each domain's
-    shares sum to 1 over the units, the total over all units is the attribution that is lost when
-    each domain is kept alone, summed over domains. Its least is the most that can stay when each is
-    kept alone, averaged over domains.
+    A unit that suits a block is used by all who own it alike, as much as by anybody, and by nobody
+    else. The cost is the distance from that, the sum over domains of |share - m * owns|, m being
+    the largest of the unit's shares. It counts two harms once each: attribution of a domain in a
+    block that it does not own, which is lost when the domain is kept alone; and a unit of few in a
+    block of many, which stays when these few are removed. Of one domain's units and those of all,
+    the core gets what more than half of the domains use.
 
     Args:
+        shares_KU: attribution, each domain's summing to 1 over a layer's units.
         owns_BK: whether a domain owns a block.
     """
-    return (~np.asarray(owns_BK, dtype=bool)).astype(np.float64) @ shares_KU
+    ideal_BKU = np.asarray(owns_BK, dtype=np.float64)[:, :, None] * shares_KU.max(axis=0)
+    return np.abs(shares_KU - ideal_BKU).sum(axis=1)
+
+
+def fitting_sets(shares_KU: np.ndarray, sets: Sequence[frozenset[int]]) -> np.ndarray:
+    """The place in `sets` [U] of the owners that each unit would have if sizes were free.
+
+    Those at the least `misfit`, the larger set of several.
+
+    Args:
+        sets: sets of domain places; for a lattice all there are.
+    """
+    by_size = sorted(range(len(sets)), key=lambda place: -len(sets[place]))
+    owns_SK = np.array([[k in sets[place] for k in range(len(shares_KU))] for place in by_size])
+    cost_SU = misfit(shares_KU, owns_SK)
+    is_least_SU = cost_SU <= cost_SU.min(axis=0) + _TIE * shares_KU.max(axis=0)
+    return np.array(by_size)[is_least_SU.argmax(axis=0)]
 
 
 def allocate(cost_BU: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
@@ -150,32 +134,6 @@ def prices(cost_BU: np.ndarray, block_of_unit: np.ndarray) -> np.ndarray:
         path_BB = np.minimum(path_BB, path_BB[:, over, None] + path_BB[None, over, :])
     found = (path_BB.mean(axis=0) - path_BB.mean(axis=1)) / 2
     return found - found.mean()
-
-
-def nearest_sets(shares_KU: np.ndarray, sets: Sequence[frozenset[int]]) -> np.ndarray:
-    """The place in `sets` [U] of the owners that each unit would have if sizes were free.
-
-    A unit's shares, divided by their sum over domains, are compared with the uniform distribution
-    over each set: the set at the least squared distance, the larger one of several. A unit without
-    any attribution has the largest set.
-
-    Args:
-        sets: sets of domain places, none of them empty; for a lattice all there are.
-    """
-    by_size = sorted(range(len(sets)), key=lambda place: -len(sets[place]))
-    sums_U = shares_KU.sum(axis=0)
-    is_used = sums_U > 0
-    p_KU = np.where(is_used, shares_KU / np.where(is_used, sums_U, 1.0), 0.0)
-    # |p - 1_S / |S||^2 without |p|^2, which is the same for all sets.
-    distances_SU = np.array(
-        [
-            (1.0 - 2.0 * p_KU[sorted(sets[place])].sum(axis=0)) / len(sets[place])
-            for place in by_size
-        ]
-    )
-    is_nearest_SU = distances_SU <= distances_SU.min(axis=0) + _TIE
-    nearest_U = np.where(is_used, is_nearest_SU.argmax(axis=0), 0)
-    return np.array(by_size)[nearest_U]
 
 
 def modularity(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gr_sweep.assign.allocate import allocate, capacities, prices
+from gr_sweep.assign.allocate import allocate, prices
 from gr_sweep.errors import ConfigError, DataError
 
 _MOST_CHILDREN = np.iinfo(np.int8).max
@@ -118,7 +118,8 @@ def fit_children(features_nD: np.ndarray, k: int, *, seed: int, most: int = 4096
     found = means.cluster_centers_
     centres = found[np.lexsort(found.T[::-1])]
     cost_kn = _squared_distances(centres, features_nD)
-    _, *sizes = capacities(len(features_nD), 0.0, [1] * k)
+    each, extra = divmod(len(features_nD), k)
+    sizes = [each + (child < extra) for child in range(k)]
     return Children(centres, prices(cost_kn, allocate(cost_kn, sizes)))
 
 

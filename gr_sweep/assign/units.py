@@ -11,9 +11,9 @@ import numpy as np
 from gr_sweep.assign.allocate import (
     allocate,
     contiguous_order,
-    foreign_mass,
+    fitting_sets,
+    misfit,
     modularity,
-    nearest_sets,
 )
 from gr_sweep.assign.scores import UnitScores
 from gr_sweep.routing.plan import ATTN, MLP, Block, RoutePlan, Split
@@ -28,9 +28,9 @@ def assign_units(
 ) -> RoutePlan:
     """The plan with an order of units in which each block has the units that belong to it.
 
-    Of all assignments that fill the blocks, the one in which least of the domains' attribution lies
-    in blocks that they do not own: what is left when a domain is kept alone is then the most, in
-    the mean over domains. Units change places within the block that theirs is divided from.
+    Of all assignments that fill the blocks, the one of least `misfit`: little of a domain's
+    attribution lies in blocks that it does not own, and little of what is shared is one domain's.
+    Units change places within the block that theirs is divided from.
 
     Args:
         plan: sizes of the blocks, and who owns them.
@@ -59,7 +59,7 @@ def assign_units(
             for group in groups:
                 cost_BU = np.concatenate(
                     [
-                        foreign_mass(scores[old].shares(*place)[:, where[place]].numpy(), owns_BK)
+                        misfit(scores[old].shares(*place)[:, where[place]].numpy(), owns_BK)
                         for place in group
                     ],
                     axis=1,
@@ -78,8 +78,8 @@ def assign_units(
 def wanted_sizes(plan: RoutePlan, scores: UnitScores) -> dict[str, dict[str, int]]:
     """By kind, how many units each block of the plan would have without capacities, by its name.
 
-    Each unit goes to the owners among which its attribution is divided most nearly evenly, and no
-    others (`nearest_sets`): what the model wants to be shared, and by whom.
+    Each unit goes to the owners that fit its use best (`fitting_sets`): what the model wants to be
+    shared, and by whom.
     """
     domains = scores.domains
     sets = [
@@ -89,7 +89,7 @@ def wanted_sizes(plan: RoutePlan, scores: UnitScores) -> dict[str, dict[str, int
     found: dict[str, dict[str, int]] = {}
     for kind in (MLP, ATTN):
         chosen = [
-            nearest_sets(scores.shares(*place).numpy(), sets)
+            fitting_sets(scores.shares(*place).numpy(), sets)
             for place in scores.halves
             if place[1] == kind and place in plan.splits
         ]

@@ -6,11 +6,10 @@ import pytest
 from gr_sweep.assign import allocate as module
 from gr_sweep.assign.allocate import (
     allocate,
-    capacities,
     contiguous_order,
-    foreign_mass,
+    fitting_sets,
+    misfit,
     modularity,
-    nearest_sets,
     prices,
 )
 from gr_sweep.errors import PlanError
@@ -43,59 +42,22 @@ def heavy_tailed(random: np.random.Generator, num_units: int) -> np.ndarray:
     return shares_KU / shares_KU.sum(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("num_units", [7, 16, 333, 768])
-@pytest.mark.parametrize("shared", [0.0, 0.3, 0.5, 0.999])
-@pytest.mark.parametrize("weights", [[1], [1, 1], [0.1] * 3, [1] * 7, [0.5, 1, 1.7], [3, 1, 1, 2]])
-def test_sizes_are_those_of_a_plan_with_these_weights(num_units, shared, weights):
-    try:
-        expected = plan._share_out(num_units, shared, weights, MLP)
-    except PlanError:
-        with pytest.raises(PlanError, match="each needs one"):
-            capacities(num_units, shared, weights)
-    else:
-        assert capacities(num_units, shared, weights) == expected
-
-
-def test_sizes_follow_the_weights_by_the_largest_remainder():
-    assert capacities(100, 0.5, [3, 1, 1]) == (50, 30, 10, 10)
-    assert capacities(20, 0.5, [1, 2]) == (10, 3, 7)  # 3.33 and 6.67
-    assert capacities(10, 0.0, [1, 1, 2]) == (0, 3, 2, 5)  # 2.5, 2.5, 5: the tie to the earlier
-    assert capacities(10, 0.0, [0.1, 0.2, 0.7]) == (0, 1, 2, 7)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((10, 0.8, [1, 1, 1]), "leaves 2 to 3 blocks"),
-        ((10, 0.0, [1, 100]), "each needs one"),
-        ((10, 1.0, [1]), "leaves 0 to 1 blocks"),
-        ((10, 1.5, [1]), "no share"),
-        ((10, 0.5, [1, 0]), "above 0"),
-        ((10, 0.5, []), "above 0"),
-        ((10, 0.5, [float("nan")]), "above 0"),
-    ],
-)
-def test_sizes_that_cannot_be_are_refused_in_one_line(arguments, message):
-    with pytest.raises(PlanError, match=message) as error:
-        capacities(*arguments)
-    assert "\n" not in str(error.value)
-
-
-def test_the_cost_is_the_attribution_of_those_who_do_not_own_the_block():
-    shares_KU = np.array([[0.5, 0.5], [0.9, 0.1], [0.0, 1.0]])
-    owns_BK = np.array([[1, 1, 1], [1, 0, 0], [0, 1, 1]])
+def test_the_cost_is_the_distance_from_use_by_all_owners_alike_and_nobody_else():
+    shares_KU = np.array([[1.0, 0.5, 0.0, 1.0], [0.0, 0.5, 0.0, 0.75], [0.0, 0.5, 0.0, 0.0]])
+    owns_BK = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
     np.testing.assert_allclose(
-        foreign_mass(shares_KU, owns_BK), [[0, 0], [0.9, 1.1], [0.5, 0.5]], atol=1e-15
+        misfit(shares_KU, owns_BK),
+        [[2, 0, 0, 1.25], [0, 1, 0, 0.75], [1, 0.5, 0, 0.25]],
     )
 
 
-def test_the_least_cost_is_what_is_lost_when_each_domain_is_kept_alone():
-    random = np.random.default_rng(0)
-    shares_KU = heavy_tailed(random, 60)
-    cost_BU = foreign_mass(shares_KU, OWNS)
-    block_of_unit = allocate(cost_BU, capacities(60, 0.3, [1] * 6))
-    stays_K = [shares_KU[k, OWNS[block_of_unit, k]].sum() for k in range(3)]
-    assert np.mean(stays_K) == pytest.approx(1 - total(cost_BU, block_of_unit) / 3)
+def test_of_one_domain_and_all_the_core_gets_what_more_than_half_of_them_use():
+    owns_BK = np.array([[1, 1, 1], [1, 0, 0]])
+    for others, is_cores in ((0.4, False), (0.6, True)):
+        core, own = misfit(np.array([[1.0], [others], [others]]), owns_BK)[:, 0]
+        assert bool(core < own) == is_cores
+    core, own = misfit(np.array([[1.0], [0.5], [0.5]]), owns_BK)[:, 0]
+    assert core == pytest.approx(own)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -118,7 +80,7 @@ def test_no_assignment_of_all_there_are_costs_less(seed, solve):
 @pytest.mark.parametrize("num_units", [200, 500])
 def test_matching_and_linear_program_agree(seed, num_units):
     random = np.random.default_rng(seed)
-    cost_BU = foreign_mass(heavy_tailed(random, num_units), OWNS) * 1e-3
+    cost_BU = misfit(heavy_tailed(random, num_units), OWNS) * 1e-3
     sizes = random_sizes(random, num_units, len(OWNS))
     one, two = module._by_matching(cost_BU, sizes), module._by_linear_program(cost_BU, sizes)
     assert total(cost_BU, one) == pytest.approx(total(cost_BU, two), rel=1e-9)
@@ -154,13 +116,13 @@ def test_sizes_that_do_not_fit_the_units_are_refused(sizes):
 def test_units_that_two_domains_share_go_to_the_block_of_those_two(num_units):
     """The truth: each unit serves the domains of one owner set, alike but for noise."""
     random = np.random.default_rng(1)
-    sizes = capacities(num_units, 0.4, [1] * 6)
+    sizes = plan._share_out(num_units, 0.4, [1] * 6, MLP)
     truth = random.permutation(np.repeat(np.arange(7), sizes))
     shares_KU = OWNS[truth].T * random.uniform(0.9, 1.1, (3, num_units))
     shares_KU += random.uniform(0, 0.02, (3, num_units))
     shares_KU /= shares_KU.sum(axis=1, keepdims=True)
-    assert np.array_equal(nearest_sets(shares_KU, LATTICE), truth)
-    block_of_unit = allocate(foreign_mass(shares_KU, OWNS), sizes)
+    assert np.array_equal(fitting_sets(shares_KU, LATTICE), truth)
+    block_of_unit = allocate(misfit(shares_KU, OWNS), sizes)
     is_shared = np.isin(truth, [0, 1, 2, 3])  # the core and the pairs
     assert np.array_equal(block_of_unit[is_shared], truth[is_shared])
     assert np.array_equal(block_of_unit, truth)
@@ -181,28 +143,20 @@ def test_at_its_prices_every_unit_has_its_cheapest_block(seed):
     assert found.mean() == pytest.approx(0)
 
 
-def test_nearest_sets_of_hand_made_units():
+def test_fitting_sets_of_hand_made_units():
     shares_KU = np.array(
         [
-            [1.0, 0.3, 0.5, 0.75, 0.9, 0.0],
-            [0.0, 0.3, 0.5, 0.25, 0.0, 0.0],
-            [0.0, 0.3, 0.0, 0.00, 0.1, 0.0],
+            [1.0, 0.3, 0.5, 0.8, 0.9, 0.0],
+            [0.0, 0.3, 0.5, 0.4, 0.0, 0.0],
+            [0.0, 0.3, 0.0, 0.0, 0.1, 0.0],
         ]
     )
-    owners = [LATTICE[place] for place in nearest_sets(shares_KU, LATTICE)]
-    # 3 : 1 is as far from one domain alone as from both: the larger set.
+    owners = [LATTICE[place] for place in fitting_sets(shares_KU, LATTICE)]
+    # 2 : 1 is as far from one domain alone as from both: the larger set.
     assert owners == [{0}, {0, 1, 2}, {0, 1}, {0, 1}, {0}, {0, 1, 2}]
     # In whichever order the sets stand.
     backwards = LATTICE[::-1]
-    assert [backwards[place] for place in nearest_sets(shares_KU, backwards)] == owners
-
-
-def test_nearest_sets_are_those_of_the_definition():
-    shares_KU = heavy_tailed(np.random.default_rng(3), 200)
-    uniform_SK = OWNS / OWNS.sum(axis=1, keepdims=True)
-    p_UK = (shares_KU / shares_KU.sum(axis=0)).T
-    distances_US = ((p_UK[:, None] - uniform_SK[None]) ** 2).sum(axis=2)
-    assert np.array_equal(nearest_sets(shares_KU, LATTICE), distances_US.argmin(axis=1))
+    assert [backwards[place] for place in fitting_sets(shares_KU, backwards)] == owners
 
 
 def test_modularity_of_a_hand_made_assignment():

@@ -54,7 +54,7 @@ def test_each_block_gets_the_units_of_its_owner_and_the_core_what_is_shared():
     assert of_second["core"] == ["code+biology+creative"] * 3
     for domain in DOMAINS:
         assert of_second[domain].count(domain) == 2
-    assert modularity_of(assigned, reordered(scores(layers), assigned)) > 0.9
+    assert modularity_of(assigned, reordered(scores(layers), assigned)) > 0.75
     in_place = plan  # units as they lie: no better than chance
     assert modularity_of(in_place, scores(layers)) < 0.6
 
