@@ -1,5 +1,6 @@
 """The model card of an export, and the table that the command prints."""
 
+from gr_sweep.domains import is_under
 from gr_sweep.export.losses import Loss
 from gr_sweep.export.measure import NEW_TOKENS, PROMPT_TOKENS, REPEATS
 from gr_sweep.export.record import EXTRACTED, FULL, Export
@@ -48,7 +49,8 @@ def loss_rows(made: Export, *, with_intervals: bool) -> list[Row]:
         difference = "-"
         if losses.extracted is not None:
             difference = f"{losses.extracted.nats - losses.full.nats:+.3f}"
-        removed = " (removed)" if domain in made.removed_domains else ""
+        is_removed = any(is_under(domain, node) for node in made.removed_domains)
+        removed = " (removed)" if is_removed else ""
         rows.append((domain + removed, shown(losses.full), shown(losses.extracted), difference))
     return rows
 
@@ -123,7 +125,7 @@ def card_text(made: Export) -> str:
         lines += [f"A language model that was trained on {kept}, without routing.", ""]
         lines += ["- removed: nothing"]
     lines += [f"- note: {remark}" for remark in remarks_of(made)]
-    if made.removed_blocks:
+    if made.is_core_of_removed:
         lines += [
             "",
             "What all domains share has learned from the removed ones too, so that this model may "

@@ -35,7 +35,8 @@ def losses_of(
     """
     extracted = _key_of(summary, plan, off)
     found = {}
-    for domain in plan.domains:
+    # Rounds of training may have split the labels of the plan further than those of the text.
+    for domain in summary.get("domains", plan.domains):
         full = _loss(summary, keys.loss_full(domain))
         if full is not None:
             key = None if extracted is None else extracted(domain)

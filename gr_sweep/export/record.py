@@ -25,11 +25,14 @@ class Export:
     keep: list[str]
     """As typed; empty for a dense run."""
     kept_domains: list[str]
+    """The uppermost nodes, where the labels of the plan are nested; so are the next two."""
     removed_domains: list[str]
     """Those that are not kept and owned a block that is gone."""
     unremoved_domains: list[str]
     """Those that are not kept and owned nothing but the core or what the kept ones own too."""
     removed_blocks: list[str]
+    is_core_of_removed: bool
+    """Whether the core, which is left, is owned by a removed domain too (in `forget` it is not)."""
     full: Cost
     extracted: Cost
     flops_sequence_length: int

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gr_sweep import __version__
-from gr_sweep.domains import expand
+from gr_sweep.domains import ancestors, expand
 from gr_sweep.errors import ExportError
 from gr_sweep.export.card import card_text
 from gr_sweep.export.losses import losses_of
@@ -96,10 +96,13 @@ def export(
                 run=run.folder.resolve().name,
                 step=step,
                 is_finished=bool(run.summary),
-                domains=list(plan.domains),
+                domains=list(run.summary.get("domains", plan.domains)),
                 keep=list(keep),
                 **_domains_of(plan, keep, off),
                 removed_blocks=[plan.blocks[block].name for block in off],
+                is_core_of_removed=any(
+                    plan.blocks[block].owners & plan.core.owners for block in off
+                ),
                 full=full_cost,
                 extracted=small_cost,
                 flops_sequence_length=length,
@@ -134,10 +137,20 @@ def _domains_of(plan: RoutePlan, keep: Sequence[str], off: Sequence[int]) -> dic
     gone = {domain for block in off for domain in plan.blocks[block].owners}
     others = [domain for domain in plan.domains if domain not in kept]
     return {
-        "kept_domains": list(kept),
-        "removed_domains": [domain for domain in others if domain in gone],
-        "unremoved_domains": [domain for domain in others if domain not in gone],
+        "kept_domains": _nodes_of(kept, plan),
+        "removed_domains": _nodes_of([domain for domain in others if domain in gone], plan),
+        "unremoved_domains": _nodes_of([domain for domain in others if domain not in gone], plan),
     }
+
+
+def _nodes_of(labels: Sequence[str], plan: RoutePlan) -> list[str]:
+    """The uppermost nodes that stand for nothing but these labels."""
+    found: dict[str, None] = {}
+    for label in labels:
+        nodes = (n for n in ancestors(label) if set(expand([n], plan.domains)) <= set(labels))
+        # A label above others stands for them too.
+        found[next(nodes, label)] = None
+    return list(found)
 
 
 def _sequence_length(run: Run, config: Any) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from gr_sweep.errors import CheckpointError, ExportError
 from gr_sweep.export import write
-from gr_sweep.export.card import remarks_of
+from gr_sweep.export.card import remarks_of, table_text
 from gr_sweep.export.measure import padding_of
 from gr_sweep.export.run import leave_model, open_run
 from gr_sweep.export.write import export
@@ -131,7 +131,25 @@ def test_a_domain_that_owns_no_block_is_not_said_to_be_removed(tmp_path):
     made = export_to(run, ["code"], tmp_path / "out")
     assert made.removed_blocks == made.removed_domains == ["biology"]
     assert made.unremoved_domains == ["creative"]
-    assert "not removed, though not kept: creative" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "not removed, though not kept: creative" in card
+    assert "has learned from the removed ones too" not in card
+
+
+def test_domains_that_rounds_split_further_are_named_and_have_losses_as_the_run_knows_them(
+    tmp_path,
+):
+    labels = ["code/0", "code/1", "biology/0", "biology/1"]
+    plan_of = functools.partial(RoutePlan.tree, domains=labels)
+    metrics = {"loss/full/code": 1.0, "loss/full/biology": 2.0, "loss/kept/biology/biology": 2.5}
+    run, _ = make_run(tmp_path / "job", plan_of, metrics=metrics)
+    run = replace(run, summary={**run.summary, "domains": ["code", "biology"]})
+    made = export_to(run, ["biology"], tmp_path / "out")
+    assert made.kept_domains == ["biology"] and made.removed_domains == ["code"]
+    assert made.losses["biology"].extracted.nats == 2.5 and made.losses["code"].extracted is None
+    assert "code (removed)" in table_text(made)
+    made = export_to(run, ["biology/1", "code"], tmp_path / "other")
+    assert made.kept_domains == ["code", "biology/1"] and made.removed_domains == ["biology/0"]
 
 
 def test_generation_is_measured_of_both_models(tmp_path):
