@@ -546,6 +546,9 @@ def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"model.path={path} cannot be loaded: {reason}") from error
+    if gguf_file is not None:
+        # They are plain numbers now, and what is written of this model is no GGUF file.
+        del model.config.quantization_config
     return model
 
 

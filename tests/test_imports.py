@@ -33,6 +33,7 @@ ORDER = (
     "train",
     "layout",
     "export",
+    "alternate",
     "job",
     "launch",
     "bench",
