@@ -12,6 +12,7 @@ EXAMPLES = (
     ("gr-sweep data=local data.root=DIR", "your own text: a file or folder a domain in DIR"),
     ("gr-sweep plan=forget plan.forget=[biology] edges=weight", "a core without biology"),
     ("gr-sweep -m method=routed,sgtm,demix plan.forget=[biology]", "beside published methods"),
+    ("gr-sweep procedure=alternate", "rounds: the trained model says which unit is whose"),
     ("gr-sweep model=hf model.path=DIR", "start from a pretrained checkpoint"),
     ("gr-sweep debug=default", "from start to end in seconds, to see that all works"),
 )

@@ -276,6 +276,33 @@ def test_a_wrong_override_is_refused_in_one_line(override, message):
     assert message in refusal(override)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("procedure.rounds=0", "procedure.rounds=0 is not right; give how many rounds (3), or"),
+        ("procedure.rounds=abc", "procedure.rounds=abc is not right"),
+        ("procedure.attribution=shap", "attribution=shap is not right; give one of act_grad"),
+        ("procedure.children=5", "does not split over 15 domains"),
+        ("procedure.dense=1", "leaves none to route"),
+        ("procedure.rounds=9", "each needs one"),
+        ("plan.attn_shared=0.25", "head groups to 2 blocks; each needs one"),
+        ("partition.unlabelled=0.5", "partition.unlabelled=0.5 has no meaning under procedure"),
+        ("partition.mislabelled=0.1", "partition.mislabelled=0.1 has no meaning under procedure"),
+        ("data.spurious=0.95", "data.spurious=0.95 has no meaning under procedure"),
+        ("method=random", "and so does method=random; use method=routed"),
+        ("plan=lattice", "plan=lattice has no tree to split further; use procedure.rounds=1"),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused_before_any_work(override, message):
+    batch = "train.batch_sequences=12"
+    assert message in refusal("procedure=alternate", batch, override)
+
+
+def test_rounds_are_no_matter_for_jobs_without_a_plan():
+    jobs = compose(["method=dense", "procedure=fixed,alternate"], multirun=True).jobs
+    assert len(jobs) == 1
+
+
 def test_every_job_of_a_sweep_is_checked():
     assert "edges=axt is no choice" in refusal("edges=both,axt", multirun=True)
     assert "seed=-1 is too small" in refusal("seed=0,1,-1", multirun=True)

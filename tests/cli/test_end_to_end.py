@@ -62,6 +62,24 @@ def gr_sweep(tmp_path, cache):
     return run
 
 
+def test_rounds_end_with_a_report_and_an_expert_below_a_domain(gr_sweep):
+    rounds = ["procedure=alternate", "procedure.rounds=2", "procedure.documents=4"]
+    command = ["-m", *QUICK, "data.documents=160", *rounds, "procedure.attribution=act_grad,random"]
+    status, out, err = gr_sweep(*command, "tracking=off", "train.steps=8")
+    assert status == 0, err
+    sweep = (gr_sweep.folder / out.splitlines()[-1]).parents[1]
+    jobs = sorted(path.parent for path in sweep.glob("*/summary.json"))
+    assert len(jobs) == 2
+    plans = [(job / "rounds" / "1" / "plan.json").read_text() for job in jobs]
+    assert plans[0] != plans[1]
+    status, out, err = gr_sweep(
+        "export", str(jobs[0]), "--keep", "code/0", "--to", "expert", "--no-speed"
+    )
+    assert status == 0, err
+    config = json.loads((gr_sweep.folder / "expert" / "config.json").read_text())
+    assert config["intermediate_size"] == 96 + 16 + 8  # of 192: the core, code's own, code/0's
+
+
 def test_a_sweep_ends_with_its_report_and_a_second_one_trains_nothing(gr_sweep):
     command = ["-m", *QUICK, "edges=both,act", "tracking=offline"]
     status, out, err = gr_sweep(*command)
