@@ -27,7 +27,8 @@ from gr_sweep.metrics.losses import (
 _FREE = (
     *NO_EFFECT_ON_RESULT,
     # What makes a baseline another job.
-    "method", "plan", "edges", "route", "partition.unlabelled", "partition.mislabelled",
+    "method", "plan", "edges", "route", "procedure", "partition.unlabelled",
+    "partition.mislabelled",
     # Compared as tokens.
     "train.steps", "train.tokens",
     "train.log_every",
@@ -186,6 +187,8 @@ class Joined:
     """Of the dense run with the fewest tokens, of the job's."""
     is_shorter_dense: bool
     """Whether the job is a dense run that only longer jobs need."""
+    dense: Sequence[DocumentLoss] | None = None
+    """The dense baseline's table."""
 
 
 def joined(jobs: Mapping[str, JobTables | None]) -> dict[str, Joined]:
@@ -218,6 +221,7 @@ def joined(jobs: Mapping[str, JobTables | None]) -> dict[str, Joined]:
             intervals=intervals | attacked_intervals,
             smallest_share=min(baselines.shorter, default=None) if baselines.dense else None,
             is_shorter_dense=is_shorter_dense,
+            dense=baselines.dense,
         )
     return found
 

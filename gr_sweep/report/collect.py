@@ -22,6 +22,7 @@ from gr_sweep.errors import DataError, ReportError
 from gr_sweep.metrics import keys, seeds
 from gr_sweep.metrics.compare import Attack, attacks
 from gr_sweep.report.baselines import JobTables, joined
+from gr_sweep.report.round_files import Round, read_rounds, with_leaf_tax
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +36,7 @@ SHORT_NAMES = {
     "data.kind": "data",
     "method.name": "method",
     "partition.name": "partition",
+    "procedure.name": "procedure",
 }
 """Fields that a user sets by the name of their group."""
 
@@ -88,6 +90,8 @@ class Job:
     compute equivalent that is missing beside its loss is below it."""
     is_shorter_dense: bool = False
     """Whether the job is there only for the compute equivalents of longer jobs."""
+    rounds: list[Round] = dataclasses.field(default_factory=list)
+    """The rounds of `procedure=alternate` that the folder holds; empty for other jobs."""
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -353,7 +357,7 @@ def read_sweep(folder: Path) -> Sweep:
             step = max((row["step"] for row in history), default=None)
             unfinished.append(Unfinished(name=entry.resolve().name, step=step, why=str(error)))
         else:
-            jobs.append(dataclasses.replace(job, history=history))
+            jobs.append(dataclasses.replace(job, history=history, rounds=read_rounds(entry)))
             try:
                 tables[job.name] = JobTables.read(
                     entry, domains=job.domains, settings=job.settings, fingerprints=job.fingerprints
@@ -385,6 +389,10 @@ def _with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables | None])
                 smallest_share=of_job.smallest_share,
                 is_shorter_dense=of_job.is_shorter_dense,
             )
+        own = [] if tables_of_job is None else tables_of_job.losses
+        dense = None if tables_of_job is None else found[job.name].dense
+        rounds = [with_leaf_tax(of, job.domains, own, dense) for of in job.rounds]
+        job = dataclasses.replace(job, rounds=rounds)
         with_baselines.append(job)
     return with_baselines
 

@@ -239,12 +239,12 @@ def _scatter(sweep: Sweep, utility: Measure, parts: Measure) -> dict[str, Any] |
                         "size": size,
                         "line": {"width": 2 if kind == "random" else 0, "color": colour(edges)},
                     },
-                    error_x=_error_bars(drawn.xs, barred),
-                    error_y=_error_bars(drawn.ys, barred),
+                    error_x=error_bars(drawn.xs, barred),
+                    error_y=error_bars(drawn.ys, barred),
                 )
             )
     layout = {
-        **_layout(),
+        **plain_layout(),
         "xaxis": {"title": _axis(utility), "range": x_range},
         "yaxis": {"title": _axis(parts), "range": y_range, "zeroline": True},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
@@ -481,13 +481,13 @@ def _against(
             if estimate is None:
                 continue
             label = html.escape(sweep.label(group[0], seed=False))
-            number = f"{title} {value:g}<br>{measure.name} {_number(estimate)}"
+            number = f"{title} {value:g}<br>{measure.name} {number_text(estimate)}"
             seeds_text = f"<br>mean of {len(group)} seeds" if len(group) > 1 else ""
             mean.add(Estimate(value=value), estimate, f"<b>{label}</b><br>{number}{seeds_text}")
             for job in group if len(group) > 1 else ():
                 own = measures.known(measure, job)
                 if own is not None:
-                    hover = f"{html.escape(sweep.labels[job.name])}<br>{_number(own)}"
+                    hover = f"{html.escape(sweep.labels[job.name])}<br>{number_text(own)}"
                     seeds.setdefault(look, _Points()).add(Estimate(value=value), own, hover)
         if len(mean.xs) > num_before:
             mean.break_line()
@@ -517,7 +517,7 @@ def _against(
                     "dash": "dot" if kind == "random" else "solid",
                 },
                 marker={"color": colour(edges), "symbol": symbol(kind), "size": 8},
-                error_y=_error_bars(points.ys, num_points <= 2 * _POINTS_WITH_BARS),
+                error_y=error_bars(points.ys, num_points <= 2 * _POINTS_WITH_BARS),
             )
         )
     # An interval of two seeds is twelve times as wide as they are apart: bars may leave the plot.
@@ -525,26 +525,26 @@ def _against(
     values = [y.value for points in drawn for y in points.ys if y is not None]
     if measure is measures.REMOVAL:
         values = [_within_range(value) for value in values]
-    xaxis: dict[str, Any] = {"title": _title(title), "zeroline": False}
+    xaxis: dict[str, Any] = {"title": axis_title(title), "zeroline": False}
     if title == PARAMETERS:
         # Plotly's own ticks of a short logarithmic axis are few and odd.
         sizes = sorted({x.value for points in means.values() for x in points.xs if x is not None})
         xaxis |= {
-            "title": _title("parameters of the full model"),
+            "title": axis_title("parameters of the full model"),
             "type": "log",
             "tickvals": sizes,
-            "ticktext": [_rounded(size) for size in sizes],
+            "ticktext": [rounded(size) for size in sizes],
         }
     return {
         "data": traces,
         "layout": {
-            **_layout(),
+            **plain_layout(),
             "xaxis": xaxis,
             "yaxis": {
-                "title": _title(
+                "title": axis_title(
                     f"mean {measure.name}  ({'↑' if measure.direction > 0 else '↓'} better)"
                 ),
-                "range": _padded(values, 0.3),
+                "range": padded(values, 0.3),
             },
             "hovermode": "closest",
             "margin": {"l": 58, "r": 10, "t": 10, "b": 46},
@@ -562,7 +562,7 @@ def _over_seeds(sweep: Sweep, group: Sequence[Job], measure: Measure) -> Estimat
     return Estimate(value=_mean(known)) if len(known) == len(group) else None
 
 
-def _rounded(number: float) -> str:
+def rounded(number: float) -> str:
     """Two digits and a letter: 4.3M."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
@@ -622,7 +622,7 @@ def curves(sweep: Sweep) -> dict[str, dict[str, Any]]:
             figures[domain] = {"data": data, "layout": _small_layout()}
     for figure in figures.values():
         # One range for all, so that domains compare.
-        figure["layout"]["yaxis"] = {"range": _padded(seen)}
+        figure["layout"]["yaxis"] = {"range": padded(seen)}
         figure["layout"]["xaxis"] = {"rangemode": "tozero"}
     return figures
 
@@ -679,7 +679,7 @@ def relearning(sweep: Sweep) -> dict[str, dict[str, Any]]:
         ]
         figures[part] = {"data": data, "layout": _small_layout()}
     for figure in figures.values():
-        figure["layout"]["yaxis"] = {"range": _padded(seen)}
+        figure["layout"]["yaxis"] = {"range": padded(seen)}
         figure["layout"]["xaxis"] = {"rangemode": "tozero"}
     return figures
 
@@ -690,7 +690,8 @@ def _attack_dash(kind: str) -> str:
     return "dash" if kind.startswith(Method.filtered.value) else "solid"
 
 
-def _padded(values: Sequence[float], share: float = 0.04) -> list[float]:
+def padded(values: Sequence[float], share: float = 0.04) -> list[float]:
+    """A range with room around the values."""
     pad = share * (max(values) - min(values)) or 0.1
     return [min(values) - pad, max(values) + pad]
 
@@ -700,7 +701,7 @@ def _axis(measure: Measure) -> dict[str, Any]:
     better = "higher is better →"
     if measure.direction < 0:
         better = "← lower is better"
-    return _title(f"{measure.axis}  ({better})")
+    return axis_title(f"{measure.axis}  ({better})")
 
 
 def _add_line(layout: dict[str, Any], axis: str, at: float, name: str, shade: str) -> None:
@@ -737,12 +738,12 @@ def _hover(sweep: Sweep, job: Job, *chosen: Measure) -> str:
     for measure in chosen:
         estimate = measure.mean(job)
         if estimate is not None:
-            lines.append(f"{measure.name} {_number(estimate)}")
+            lines.append(f"{measure.name} {number_text(estimate)}")
         elif measure.at_most(job, None) is not None:
             lines.append(f"{measure.name} {html.escape(measure.written(job, None))}")
     for domain in job.domains:
         parts = [
-            f"{measure.name} {_number(estimate)}"
+            f"{measure.name} {number_text(estimate)}"
             for measure in chosen
             if measure.of is not None and (estimate := measure.of(job, domain)) is not None
         ]
@@ -751,14 +752,16 @@ def _hover(sweep: Sweep, job: Job, *chosen: Measure) -> str:
     return "<br>".join(lines)
 
 
-def _number(estimate: Estimate) -> str:
+def number_text(estimate: Estimate) -> str:
+    """A value and its interval, for a tooltip."""
     if estimate.interval is None:
         return f"{estimate.value:.3f}"
     low, high = estimate.interval
     return f"{estimate.value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _error_bars(estimates: Sequence[Estimate | None], visible: bool) -> dict[str, Any]:
+def error_bars(estimates: Sequence[Estimate | None], visible: bool = True) -> dict[str, Any]:
+    """The intervals, as Plotly draws them."""
     above = [(e.interval[1] - e.value) if e and e.interval else 0 for e in estimates]
     below = [(e.value - e.interval[0]) if e and e.interval else 0 for e in estimates]
     return {
@@ -784,12 +787,14 @@ def _curve(job: Job, key: str, num_points: int) -> list[tuple[int, float]]:
     return points[::-1][::stride][::-1]
 
 
-def _title(text: str) -> dict[str, Any]:
+def axis_title(text: str) -> dict[str, Any]:
+    """The title of an axis."""
     # As small as the ticks: at the default size it is cut off on a phone.
     return {"text": text, "font": {"size": 12}}
 
 
-def _layout() -> dict[str, Any]:
+def plain_layout() -> dict[str, Any]:
+    """What all figures have."""
     return {
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
@@ -800,7 +805,7 @@ def _layout() -> dict[str, Any]:
 
 def _small_layout() -> dict[str, Any]:
     return {
-        **_layout(),
+        **plain_layout(),
         "hovermode": "closest",
         "margin": {"l": 38, "r": 8, "t": 8, "b": 34},
     }

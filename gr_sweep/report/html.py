@@ -14,7 +14,7 @@ from typing import Any
 
 from gr_sweep.errors import ReportError
 from gr_sweep.files import write_whole
-from gr_sweep.report import cards, figures, tables
+from gr_sweep.report import cards, figures, rounds, tables
 from gr_sweep.report.collect import (
     DENSE,
     Job,
@@ -94,6 +94,7 @@ def render(sweep: Sweep) -> str:
         "curves": [
             (domain, plots.add("curve", figure)) for domain, figure in figures.curves(sweep).items()
         ],
+        "rounds": _rounds(sweep, plots),
         "details": [_details(sweep, job) for job in sweep.jobs],
     }
     return template.render(
@@ -104,6 +105,29 @@ def render(sweep: Sweep) -> str:
         # In a script element only "<" can end it early. NaN is no JSON: the page could not read it.
         plots=json.dumps(plots.figures, allow_nan=False).replace("<", "\\u003c"),
     )
+
+
+def _rounds(sweep: Sweep, plots: "_Plots") -> dict[str, Any] | None:
+    """The rounds of jobs of `procedure=alternate`; None where no job has any."""
+    groups = rounds.groups(sweep)
+    if not groups:
+        return None
+    trade_off = rounds.trade_off(groups)
+    return {
+        "trade_off": None
+        if trade_off is None
+        else {"title": trade_off.title, "plot": plots.add("trade-off", trade_off.figure)},
+        "has_tax": rounds.has_tax(groups),
+        "panels": [
+            {"title": panel.title, "plot": plots.add("rounds", panel.figure)}
+            for panel in rounds.panels(groups)
+        ],
+        "table": _table(rounds.table(groups)),
+        "jobs": [
+            {**cards.identity(sweep.labels[job.name], job), "rounds": of_job}
+            for job, of_job in rounds.drawn(sweep)
+        ],
+    }
 
 
 class _Plots:

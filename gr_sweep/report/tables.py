@@ -236,7 +236,7 @@ def short_label(sweep: Sweep, job: Job) -> str:
     return " · ".join(value for value in values if value not in _NOTHING)
 
 
-_OF_ROUTING = ("plan.", "route.")
+_OF_ROUTING = ("plan.", "route.", "procedure.")
 """Settings that do not concern a job without blocks."""
 _NOTHING = ("null", "[]", "{}")
 """Values of settings that say nothing."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gr_sweep.report import figures, measures
+from gr_sweep.report import figures, measures, rounds
 from gr_sweep.report.collect import Sweep
 from gr_sweep.report.tables import Column, Row, Table, comparison
 
@@ -62,12 +62,32 @@ def print_table(sweep: Sweep, console: "Console | None" = None) -> None:
                 f"shares. {_directions([content.columns[at] for at in kept])}"
             )
         )
+    of_rounds = rounds.table(rounds.groups(sweep))
+    if of_rounds is not None:
+        _print_rounds(of_rounds, console)
     shorter = len(sweep.jobs) - len(sweep.compared)
     if shorter:
         console.print(Text(f"{shorter} dense runs of fewer tokens are baselines alone."))
     for job in sweep.unfinished:
         where = "" if job.step is None else f" at step {job.step},"
         console.print(Text(f"{job.name}:{where} {job.why}", style="yellow"))
+
+
+_ROUND_COLUMNS_BY_WEIGHT = ("stability", "tokens", "assigned", "seeds", "trained")
+"""The first is the first to go where there is no room."""
+
+
+def _print_rounds(content: Table, console: "Console") -> None:
+    from rich.text import Text
+
+    kept = list(range(len(content.columns)))
+    widths = _widths(content)
+    for name in _ROUND_COLUMNS_BY_WEIGHT:
+        if sum(widths[at] for at in kept) > console.width:
+            kept = [at for at in kept if content.columns[at].name != name]
+    table = _table(content, kept)
+    table.title = Text("rounds of procedure=alternate")
+    console.print(table)
 
 
 def _directions(columns: Sequence[Column]) -> str:

@@ -14,14 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gr_sweep.config import DomainConfig, Edges, Method, PlanKind, RouteConfig, RunConfig
-from gr_sweep.domains import is_under
+from gr_sweep.config import (
+    Attribution,
+    DomainConfig,
+    Edges,
+    Method,
+    PlanKind,
+    ProcedureKind,
+    RouteConfig,
+    RunConfig,
+)
+from gr_sweep.domains import ancestors, is_under, labels_of_round, metric_name
 from gr_sweep.metrics import keys
 from gr_sweep.metrics.losses import (
     DocumentLoss,
     RelearnLoss,
     Text,
     View,
+    read_losses,
     summarize_losses,
     write_losses,
     write_relearn,
@@ -307,6 +317,121 @@ def write_job(
     return job
 
 
+def write_rounds(
+    job: Path,
+    *,
+    rounds: int = 3,
+    domains: Sequence[str] = DOMAINS,
+    layers: int = 4,
+    units: int = 768,
+    head_groups: int = 0,
+    own_gain: float = 0.15,
+    tidiness: float = 3.0,
+    tokens: int = 100_000,
+    parameters: float = 4.3e6,
+    without: Sequence[str] = (),
+    seed: int = 0,
+) -> None:
+    """What `procedure=alternate` leaves in a job's folder, on the documents of its table.
+
+    Args:
+        head_groups: of attention, that the plan splits too; 0: none.
+        own_gain: what the first round's experts alone gain on the full model, nats; halved by each
+            further round.
+        tidiness: how much more a domain uses its own units than others do.
+        without: names of files that each round lacks.
+    """
+    rng = np.random.default_rng(seed)
+    own = [row for row in read_losses(job / "document_losses.csv") if row.view is View.full]
+    for number in range(1, rounds + 1):
+        labels = labels_of_round(domains, number, 2)
+        nodes = list(dict.fromkeys(n for label in labels for n in ancestors(label)))
+        owners = {n: [label for label in labels if is_under(label, n)] for n in nodes}
+        names = ["core", *nodes]
+        split = {"mlp": units} | ({"attn": head_groups} if head_groups else {})
+        sizes = {
+            kind: {"core": total - sum(_sizes(total // 2, domains, nodes).values())}
+            | _sizes(total // 2, domains, nodes)
+            for kind, total in split.items()
+        }
+        folder = job / "rounds" / str(number)
+        folder.mkdir(parents=True)
+        blocks = [{"name": n, "owners": owners.get(n, list(labels))} for n in names]
+        plan = {
+            "domains": list(labels),
+            "blocks": [block | {"is_core": block["name"] == "core"} for block in blocks],
+            "splits": [
+                {"layer": at, "kind": kind, "sizes": [sizes[kind][n] for n in names], "order": None}
+                for at in range(layers)
+                for kind in split
+            ],
+        }
+        (folder / "plan.json").write_text(json.dumps(plan))
+        owns = np.array([[label in owners.get(n, labels) for n in names] for label in labels])
+        arrays = {}
+        for at in range(layers):
+            for kind, total in {"attn": 4, **split}.items():
+                of_unit = np.zeros(total, dtype=int)
+                if kind in sizes:
+                    of_unit = np.repeat(np.arange(len(names)), [sizes[kind][n] for n in names])
+                scores = rng.lognormal(0, 1, (len(labels), total)) * np.exp(
+                    tidiness * owns[:, of_unit] * (of_unit > 0)
+                )
+                arrays[f"{at}.{kind}"] = scores / scores.sum(axis=1, keepdims=True)
+        np.savez_compressed(folder / "scores.npz", domains=np.array(labels), **arrays)
+        rows = []
+        for row in own:
+            below = [label for label in labels if is_under(label, row.domain)]
+            label = below[int(row.document, 16) % len(below)] if below else row.domain
+            if not below:
+                [label] = [label for label in labels if is_under(row.domain, label)]
+            # Earlier rounds have seen less.
+            late = 0.5 * (rounds - number) * row.tokens
+            rows.append(row._replace(domain=label, loss_nats=row.loss_nats + late))
+            for node in nodes:
+                gain = 0.0 if not is_under(label, node) else own_gain / 2 ** node.count("/")
+                for view, change in ((View.kept, -gain), (View.removed, 2 * gain)):
+                    loss = row.loss_nats + late + change * row.tokens
+                    rows.append(row._replace(view=view, part=node, domain=label, loss_nats=loss))
+        write_losses(folder / "document_losses.csv", rows)
+        about = {
+            "stability": {"mlp": 0.98, "attn": 0.9},
+            "modularity_assigned": 0.6 + 0.02 * number + 0.01 * seed,
+            "round": number,
+            "step": 100 * number,
+            "tokens": tokens * number // rounds,
+            "labels": list(labels),
+            "pruned": True,
+            "blocks": [
+                block | {"units": {kind: layers * sizes[kind][block["name"]] for kind in split}}
+                for block in blocks
+            ],
+            "parameters_kept": dict.fromkeys(labels, parameters * (0.4 + 0.4 / number)),
+            "modularity": 0.7 + 0.03 * number + 0.01 * seed,
+            "metrics": {
+                f"separability/selectivity/{metric_name(label)}": 0.4 / number + 0.02 * seed
+                for label in labels
+            },
+            "intervals": {},
+        }
+        (folder / "round.json").write_text(json.dumps(about))
+        for name in without:
+            (folder / name).unlink()
+
+
+def _sizes(total: int, domains: Sequence[str], nodes: Sequence[str]) -> dict[str, int]:
+    """Units of each node's block: half of its parent's are its children's."""
+    found: dict[str, int] = {}
+    tops = [node for node in nodes if "/" not in node]
+    whole = {node: total // len(tops) for node in tops}
+    for node in nodes:
+        below = [n for n in nodes if n.rpartition("/")[0] == node]
+        half = whole[node] // 2 if below else 0
+        whole |= {n: half // len(below) for n in below}
+        found[node] = whole[node] - sum(whole[n] for n in below)
+    return found
+
+
 def write_study(
     folder: Path, *, seeds: int = 2, num_documents: int = 8, resamples: int = 50
 ) -> Path:
@@ -363,3 +488,43 @@ def read_study(study: Path) -> Sweep:
 def make_job() -> Callable[..., Path]:
     """`write_job`, for tests that need other jobs."""
     return write_job
+
+
+@pytest.fixture
+def make_rounds() -> Callable[..., None]:
+    """`write_rounds`, for jobs in rounds."""
+    return write_rounds
+
+
+ALTERNATE = {"procedure.name": ProcedureKind.alternate}
+
+
+@pytest.fixture(scope="session")
+def alternating(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two attributions on two seeds, a run of one round, and dense runs; for reading alone."""
+    return write_alternating(tmp_path_factory.mktemp("alternating") / "splitting further")
+
+
+def write_alternating(folder: Path, *, num_documents: int = 16) -> Path:
+    """The sweep of `alternating`."""
+    tokens = 400 * 12 * 128
+    for seed in range(2):
+        shift = 0.02 * seed
+        write_job(folder, edges="dense", method="dense", seed=seed, shift=shift,
+                  num_documents=num_documents, resamples=20)  # fmt: skip
+        for attribution, gain, tidiness, rounds in (
+            ("act_grad", 0.25, 3.0, 3), ("act_grad", 0.3, 3.0, 1), ("random", 0.05, 0.5, 3),
+        ):  # fmt: skip
+            job = write_job(
+                folder, edges="act", seed=seed, shift=0.1 + shift, resamples=20,
+                num_documents=num_documents,
+                settings=ALTERNATE
+                | {
+                    "procedure.attribution": Attribution(attribution),
+                    "procedure.rounds": rounds,
+                },
+            )  # fmt: skip
+            write_rounds(
+                job, rounds=rounds, own_gain=gain, tidiness=tidiness, tokens=tokens, seed=seed
+            )
+    return folder

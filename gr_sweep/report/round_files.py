@@ -1,0 +1,286 @@
+"""What a job in rounds (`procedure=alternate`) leaves of each of them, as plain values, and the
+loss of its experts.
+
+A round that is broken or not finished is named in the log and left out, and so is a file of it that
+cannot be read. Knows nothing of how rounds are shown.
+"""
+
+import csv
+import dataclasses
+import json
+import logging
+import math
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gr_sweep.domains import is_under
+from gr_sweep.errors import DataError
+from gr_sweep.metrics import keys
+from gr_sweep.metrics.losses import DocumentLoss, Text, View, read_losses
+
+Place = tuple[int, str]
+"""A layer and the kind of its units, `mlp` or `attn`."""
+
+_UNREADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
+    csv.Error, DataError,
+)  # fmt: skip
+"""What reading a file raises that is cut off or holds something else."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A block of the round's plan."""
+
+    name: str
+    owners: tuple[str, ...]
+    units: Mapping[str, int]
+    """Over all layers, by kind."""
+    is_core: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Which units the blocks hold, and how much each domain uses each unit."""
+
+    sizes: Mapping[Place, tuple[int, ...]]
+    """Units of each block, which lie one after the other; a layer without has all in the core."""
+    domains: tuple[str, ...]
+    shares: Mapping[Place, np.ndarray]
+    """[domains, units]: of each domain's attribution in the layer, the unit's share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """A finished round."""
+
+    number: int
+    """Counted from 1."""
+    tokens: int
+    """Training tokens until its end."""
+    labels: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    parameters_kept: Mapping[str, float]
+    """Of each label's expert alone."""
+    modularity_assigned: float | None
+    modularity: float | None
+    stability: Mapping[str, float]
+    """By kind of units."""
+    metrics: Mapping[str, float]
+    rows: tuple[DocumentLoss, ...] = ()
+    """Of the full model, and of experts on what is theirs."""
+    network: Network | None = None
+    leaf_loss: Mapping[str, float] = field(default_factory=dict)
+    """By domain of the partition: loss of each document in its own label's expert alone."""
+    leaf_tax: Mapping[str, float] = field(default_factory=dict)
+    """The same less the dense baseline's, on the documents that both read."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of units that the plan splits."""
+        return list(dict.fromkeys(kind for block in self.blocks for kind in block.units))
+
+    @property
+    def selectivities(self) -> list[float]:
+        """Of the labels that have one."""
+        found = (self.metrics.get(keys.selectivity(label)) for label in self.labels)
+        return [value for value in found if value is not None]
+
+    @property
+    def mean_parameters(self) -> float | None:
+        """Mean over the labels' experts alone."""
+        found = [self.parameters_kept[label] for label in self.labels if _has(self, label)]
+        return sum(found) / len(found) if found and len(found) == len(self.labels) else None
+
+    @property
+    def mean_stability(self) -> float | None:
+        """Mean over the kinds that the plan splits."""
+        found = [self.stability[kind] for kind in self.kinds if kind in self.stability]
+        return sum(found) / len(found) if found else None
+
+    def losses(self, block: Block) -> tuple[float | None, float | None]:
+        """Nats per token of a block's documents, in the block's expert alone and in the full model;
+        the core's documents each in its own label's expert."""
+        part = None
+        if len(block.owners) == 1:
+            part = block.owners[0]
+        elif not block.is_core and any(row.part == block.name for row in self.rows):
+            part = block.name
+        owners = frozenset(block.owners)
+        rows = [row for row in self.rows if row.domain in owners]
+        own = [
+            row
+            for row in rows
+            if row.view is View.kept and row.part == (row.domain if part is None else part)
+        ]
+        return _loss(own), _loss([row for row in rows if row.view is View.full])
+
+
+def _has(of: Round, label: str) -> bool:
+    return label in of.parameters_kept
+
+
+def mean_over(by_domain: Mapping[str, float], domains: Sequence[str]) -> float | None:
+    """Mean over the partition's domains; None where one lacks the number."""
+    if not domains or any(domain not in by_domain for domain in domains):
+        return None
+    return sum(by_domain[domain] for domain in domains) / len(domains)
+
+
+def with_leaf_tax(
+    found: Round,
+    domains: Sequence[str],
+    own: Iterable[DocumentLoss],
+    dense: Iterable[DocumentLoss] | None,
+) -> Round:
+    """The round with `leaf_loss` and, where there is a dense baseline, `leaf_tax`.
+
+    Args:
+        domains: of the partition.
+        own: the job's table, by the partition's domains: says which of them a document is of, where
+            the round's label stands for several.
+        dense: the dense baseline's.
+    """
+    known = {(row.domain, row.document) for row in own}
+    of_dense: dict[tuple[str, str], DocumentLoss] = {}
+    for row in dense or ():
+        if row.view is View.full and row.text is Text.plain:
+            of_dense[row.domain, row.document] = row
+    known |= of_dense.keys()
+    rows: dict[str, list[DocumentLoss]] = {}
+    for row in found.rows:
+        if row.view is not View.kept or row.part != row.domain:
+            continue
+        of = [d for d in domains if is_under(row.domain, d) or is_under(d, row.domain)]
+        if len(of) > 1:
+            of = [domain for domain in of if (domain, row.document) in known]
+        for domain in of[:1]:
+            rows.setdefault(domain, []).append(row)
+    leaf_loss, leaf_tax = {}, {}
+    for domain, of_domain in rows.items():
+        loss = _loss(of_domain)
+        if loss is not None:
+            leaf_loss[domain] = loss
+        pairs = [
+            (row, other)
+            for row in of_domain
+            if (other := of_dense.get((domain, row.document))) is not None
+            and other.tokens == row.tokens
+        ]
+        tokens = sum(row.tokens for row, _ in pairs)
+        if tokens:
+            leaf_tax[domain] = sum(a.loss_nats - b.loss_nats for a, b in pairs) / tokens
+    return dataclasses.replace(found, leaf_loss=leaf_loss, leaf_tax=leaf_tax)
+
+
+def read_rounds(job: Path) -> list[Round]:
+    """The finished rounds in a job's folder, by their number; none where it has none."""
+    folder = job / "rounds"
+    if not folder.is_dir():
+        return []
+    found = []
+    for entry in sorted(
+        (entry for entry in folder.iterdir() if entry.name.isdecimal()),
+        key=lambda entry: int(entry.name),
+    ):
+        if not (entry / "round.json").is_file():
+            continue  # Not finished.
+        try:
+            found.append(_read_round(entry))
+        except _UNREADABLE as error:
+            logger.warning("%s is no round: %s: %s", entry, type(error).__name__, error)
+    return found
+
+
+def _read_round(folder: Path) -> Round:
+    content = json.loads((folder / "round.json").read_text(encoding="utf-8"))
+    core = content["blocks"][0]["name"]
+    return Round(
+        number=int(content["round"]),
+        tokens=int(content["tokens"]),
+        labels=tuple(map(str, content["labels"])),
+        blocks=tuple(
+            Block(
+                name=str(block["name"]),
+                owners=tuple(map(str, block["owners"])),
+                units={str(kind): int(size) for kind, size in block["units"].items()},
+                is_core=block["name"] == core,
+            )
+            for block in content["blocks"]
+        ),
+        parameters_kept=_numbers(content.get("parameters_kept")),
+        modularity_assigned=_number(content.get("modularity_assigned")),
+        modularity=_number(content.get("modularity")),
+        stability=_numbers(content.get("stability")),
+        metrics=_numbers(content.get("metrics")),
+        rows=tuple(_read_rows(folder / "document_losses.csv")),
+        network=_read_network(folder),
+    )
+
+
+def _read_rows(path: Path) -> list[DocumentLoss]:
+    """Of the full model, and of experts on what is theirs; none where they cannot be read."""
+    if not path.is_file():
+        return []
+    try:
+        rows = read_losses(path)
+    except _UNREADABLE as error:
+        logger.warning("%s cannot be read: %s", path, error)
+        return []
+    return [
+        row
+        for row in rows
+        if row.text is Text.plain
+        and (row.view is View.full or (row.view is View.kept and is_under(row.domain, row.part)))
+    ]
+
+
+def _read_network(folder: Path) -> Network | None:
+    plan, scores = folder / "plan.json", folder / "scores.npz"
+    if not (plan.is_file() and scores.is_file()):
+        return None
+    try:
+        content = json.loads(plan.read_text(encoding="utf-8"))
+        sizes = {
+            (int(split["layer"]), str(split["kind"])): tuple(map(int, split["sizes"]))
+            for split in content["splits"]
+        }
+        kinds = {kind for _, kind in sizes}
+        with np.load(scores, allow_pickle=False) as file:
+            domains = tuple(map(str, file["domains"]))
+            shares = {}
+            for name in file.files:
+                layer, _, kind = name.partition(".")
+                if kind in kinds:
+                    shares[int(layer), kind] = np.asarray(file[name], dtype=np.float32)
+        for place, of_place in shares.items():
+            if of_place.shape != (len(domains), sum(sizes.get(place, of_place.shape[1:]))):
+                raise ValueError(f"scores of {place} are {of_place.shape}")
+    except _UNREADABLE as error:
+        logger.warning("%s has no picture of its network: %s", folder, error)
+        return None
+    if not shares:
+        return None
+    return Network(sizes=sizes, domains=domains, shares=shares)
+
+
+def _loss(rows: Sequence[DocumentLoss]) -> float | None:
+    tokens = sum(row.tokens for row in rows)
+    return sum(row.loss_nats for row in rows) / tokens if tokens else None
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    found = ((str(name), _number(value)) for name, value in dict(values or {}).items())
+    return {name: value for name, value in found if value is not None}
