@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from gr_sweep.layout import Phase, labels_of_rounds, phases_of, plan_of_round
 from gr_sweep.metrics import keys
 from gr_sweep.metrics.losses import (
     DocumentLoss,
+    RelearnLoss,
     View,
     read_losses,
     summarize_losses,
@@ -57,6 +58,8 @@ LABELS = "labels.npz"
 SCORES = "scores.npz"
 PLAN = "plan.json"
 
+Row = TypeVar("Row", DocumentLoss, RelearnLoss)
+
 
 @dataclass(frozen=True)
 class LastRound:
@@ -71,12 +74,16 @@ class LastRound:
     domain_of: Mapping[tuple[str, str], str]
     """Label and hash of each held-out document to its domain of the partition."""
 
-    def of_partition(self, rows: Iterable[DocumentLoss]) -> list[DocumentLoss]:
+    @property
+    def nodes(self) -> set[str]:
+        """The partition's domains, and the nodes above them."""
+        return {node for domain in self.domain_of.values() for node in ancestors(domain)}
+
+    def of_partition(self, rows: Iterable[Row]) -> list[Row]:
         """Rows by the partition's domains, as a run of one phase has them, and those of each
         document's own expert; without what is removed or kept below a domain."""
-        domains = list(dict.fromkeys(self.domain_of.values()))
-        nodes = {node for domain in domains for node in ancestors(domain)}
-        found = []
+        nodes = self.nodes
+        found: list[Row] = []
         for row in rows:
             domain = self.domain_of[row.domain, row.document]
             if row.view is View.kept and row.part == row.domain:
@@ -208,7 +215,7 @@ class Alternation:
             found: Tensor = model.base_model(input_ids=ids_MT, use_cache=False).last_hidden_state
             return found
 
-        self.routed.model.eval()
+        self.token_losses.eval()
         with self.computing(), self.routed.keep([label]):
             return document_features(
                 hidden,
@@ -351,18 +358,17 @@ class Alternation:
         }
         write_losses(folder / LOSSES, rows)
         with whole_file(folder / SCORES) as file:
-            arrays = {
-                f"{layer}.{kind}": scores.shares(layer, kind) for layer, kind in scores.halves
-            }
-            np.savez_compressed(
-                file, domains=np.array(scores.domains), **{k: v.numpy() for k, v in arrays.items()}
-            )
+            arrays: dict[str, Any] = {"domains": np.array(scores.domains)}
+            for layer, kind in scores.halves:
+                arrays[f"{layer}.{kind}"] = scores.shares(layer, kind).numpy()
+            np.savez_compressed(file, **arrays)
         logged = {keys.loss_expert(domain): loss for domain, loss in experts.items()}
         if about["modularity"] is not None:
             logged[keys.MODULARITY] = about["modularity"]
         self.tracker.log(state.step, logged | {keys.ROUND: float(phase.round)})
-        write_whole(folder / ROUND, json.dumps(about, indent=1) + "\n")
         write_whole(self.folder / PLAN, plan.to_json() + "\n")
+        # Last: a round that has one is done.
+        write_whole(folder / ROUND, json.dumps(about, indent=1) + "\n")
         return rows
 
 

@@ -345,6 +345,7 @@ def _run(
                 text,
                 config.eval,
                 without=config.method.without,
+                parts=None if last is None else last.nodes,
                 recover=recover,
                 lr=config.train.lr,
                 device=device,

@@ -31,7 +31,7 @@ from gr_sweep.errors import ConfigError, PlanError
 from gr_sweep.export.run import load_routed, open_run
 from gr_sweep.job import run_job
 from gr_sweep.layout import Phase, check_rounds, phases_of
-from gr_sweep.metrics.losses import View, read_losses
+from gr_sweep.metrics.losses import View, read_losses, read_relearn
 from gr_sweep.model.sizes import shape_of
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train import loop
@@ -229,6 +229,16 @@ def test_every_setting_makes_a_plan_that_trains(make_config, tmp_path, procedure
     assert bool(plan.apart) == procedure.get("prune", True)
     sizes = {split.sizes for split in plan.splits.values()}
     assert procedure.get("equal_layers", True) == (len(sizes) == 1)
+
+
+def test_attacks_are_on_the_domains_of_the_partition_alone(make_config, tmp_path):
+    config = make_config(steps=4, procedure={"rounds": 2, "documents": 4})
+    config.eval.relearn_steps, config.eval.relearn_lrs, config.eval.calibrate = 1, [1e-3], True
+    metrics = run(config, tmp_path / "job")["metrics"]
+    attacked = {row.part for row in read_relearn(tmp_path / "job" / "relearn.csv")}
+    assert attacked == set(DOMAINS)
+    calibrated = {key for key in metrics if key.startswith("loss/calibrated_removed/")}
+    assert calibrated == {f"loss/calibrated_removed/{d}/{d}" for d in DOMAINS}
 
 
 def test_a_lattice_says_what_the_model_wants_to_share(make_config, tmp_path):

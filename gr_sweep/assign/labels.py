@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,16 +53,18 @@ class RoundLabels:
         places = {}
         for (part, domain), old in self.places.items():
             found = np.empty_like(old)
-            for index in range(len(old)):
-                label = self.names[old[index]]
+            for place in np.unique(old):
+                label, is_here = self.names[place], old == place
                 below = [name for name in names if is_under(name, label)]
-                if (part, domain) in children and len(below) > 1:
-                    label = f"{label}/{children[part, domain][index]}"
-                elif len(below) > 1:
-                    [label] = [name for name in below if is_under(domain, name)]
-                else:
-                    [label] = below
-                found[index] = names.index(label)
+                if len(below) > 1:
+                    in_tree = [name for name in below if is_under(domain, name)]
+                    if not in_tree:
+                        of_child = [names.index(f"{label}/{n}") for n in range(len(below))]
+                        found[is_here] = np.array(of_child)[children[part, domain][is_here]]
+                        continue
+                    below = in_tree
+                [name] = below
+                found[is_here] = names.index(name)
             places[part, domain] = found
         return RoundLabels(tuple(names), places)
 
@@ -93,9 +96,11 @@ class RoundLabels:
 
     def write(self, path: Path) -> None:
         """Writes them whole, as a .npz file."""
-        arrays = {f"{part}.{metric_name(d)}": places for (part, d), places in self.places.items()}
+        arrays: dict[str, Any] = {"names": np.array(self.names)}
+        for (part, domain), places in self.places.items():
+            arrays[f"{part}.{metric_name(domain)}"] = places
         with whole_file(path) as file:
-            np.savez_compressed(file, names=np.array(self.names), **arrays)
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def read(cls, path: Path, data: TokenData) -> "RoundLabels":

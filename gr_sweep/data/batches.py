@@ -450,9 +450,7 @@ def heldout_chunks(
     ids: list[str] = []
     lengths: list[int] = []
     num_bytes: list[float] = []
-    for index in first_documents(
-        shard, tokens=tokens, document_tokens=document_tokens
-    ).tolist():
+    for index in first_documents(shard, tokens=tokens, document_tokens=document_tokens).tolist():
         document = shard.document(index)
         own = document[:document_tokens].astype(np.int64)
         places = marker_places(len(document) - 1)

@@ -8,7 +8,7 @@ of files.
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -162,6 +162,7 @@ def robustness_losses(
     *,
     lr: float,
     without: Sequence[str] = (),
+    parts: Collection[str] | None = None,
     recover: WithoutDomain | None = None,
     device: torch.device,
     num_processes: int = 1,
@@ -179,6 +180,7 @@ def robustness_losses(
         held_out: of all domains, plain text.
         lr: training's peak learning rate; unlearning takes it as it is.
         without: domains, or nodes above them, that the model never saw.
+        parts: of the domains and nodes that can be removed, those that are; None: all.
         recover: as `recovery` makes it: the model without a domain is read and attacked in it.
         num_processes: that share the parameters; all call this, and all get every row.
 
@@ -228,7 +230,7 @@ def robustness_losses(
             )
         )
 
-    removable = routed.plan.removable()
+    removable = [part for part in routed.plan.removable() if parts is None or part in parts]
     unlearnable = routed.plan.nodes if config.unlearn_steps else ()
     for part in without or removable or unlearnable:
         calibrate(View.full, part)

@@ -72,12 +72,15 @@ def make_tracker(
 
 
 def run_tags(run_config: Mapping[str, Any]) -> list[str]:
-    """What tells one job of a sweep from another: edges, plan, model, method and partition.
+    """What tells one job of a sweep from another: edges, plan, model, method and partition, and the
+    procedure where it is not the usual one.
 
     `run_config` is `dataclasses.asdict` of a `RunConfig`, enums as their value.
     """
     model = run_config["model"]
+    procedure = run_config["procedure"]["name"]
     return [
+        *([] if procedure == "fixed" else [f"procedure={procedure}"]),
         f"edges={run_config['edges']}",
         f"plan={run_config['plan']['kind']}",
         f"model={model['size'] or Path(model['path']).name}",
