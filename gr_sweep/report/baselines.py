@@ -1,20 +1,35 @@
 """Which jobs of a folder are the baselines of which, and the metrics that this gives.
 
 A baseline is alike in model, partition, text and its shares, tokenizer, training and seed, and
-differs in method, plan and label noise alone. Where there is none, its metrics are absent. Knows
-the tables that jobs leave behind; reads no summary.
+differs in method, plan and label noise alone; one that was trained on a single domain has the width
+of that domain's expert instead. Where there is none, its metrics are absent. Knows the tables that
+jobs leave behind; reads no summary.
 """
 
+import enum
 import functools
 import json
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from gr_sweep.config import NO_EFFECT_ON_RESULT, PER_DOMAIN_ANY, Method
-from gr_sweep.domains import ancestors
-from gr_sweep.errors import DataError
+from gr_sweep.config import (
+    NO_EFFECT_ON_RESULT,
+    PER_DOMAIN_ANY,
+    UNROUTED,
+    DomainConfig,
+    Method,
+    ModelConfig,
+    PartitionConfig,
+    PlanConfig,
+    ProcedureConfig,
+    RunConfig,
+)
+from gr_sweep.domains import ancestors, expand
+from gr_sweep.errors import ConfigError, DataError, PlanError
+from gr_sweep.layout import expert_widths
 from gr_sweep.metrics.compare import Baselines, compare_relearn, summarize_and_compare
 from gr_sweep.metrics.losses import (
     DocumentLoss,
@@ -23,6 +38,7 @@ from gr_sweep.metrics.losses import (
     read_losses,
     read_relearn,
 )
+from gr_sweep.model.sizes import SIZES
 
 _FREE = (
     *NO_EFFECT_ON_RESULT,
@@ -40,6 +56,8 @@ _FREE = (
 _DOCUMENTS = ("eval.tokens", "eval.document_tokens")
 _PLACES = ("data.root", "data.paths", "data.sources")
 """Where the text comes from: may differ where the fingerprint of what was read is the same."""
+_WIDTH = "model.intermediate_size"
+_UNROUTED = tuple(method.value for method in UNROUTED)
 _WIDEST_GAP = 2.5
 """Between neighbouring dense runs of a curve, as a factor in tokens: over more the loss is too far
 from linear in their logarithm."""
@@ -102,9 +120,55 @@ class JobTables:
     @property
     def without(self) -> str | None:
         """The one part that a filtered job never saw."""
-        parts = self.settings.get("method.without") or []
-        is_filtered = self.method in (Method.filtered.value, Method.filtered_observed.value)
-        return str(parts[0]) if is_filtered and len(parts) == 1 else None
+        parts = self._left_out
+        return parts[0] if len(parts) == 1 else None
+
+    @property
+    def alone(self) -> str | None:
+        """The one domain, with those below it, that a filtered job was trained on."""
+        parts = self._left_out
+        if not parts or self.method != Method.filtered.value:
+            return None
+        try:
+            left_out = expand(parts, self.domains)
+            kept = tuple(domain for domain in self.domains if domain not in left_out)
+            return next((d for d in kept if expand([d], self.domains) == kept), None)
+        except ConfigError:
+            return None  # the settings name no domain of the job
+
+    @property
+    def _left_out(self) -> list[str]:
+        """What a filtered job never saw, as its settings name it."""
+        if self.method not in (Method.filtered.value, Method.filtered_observed.value):
+            return []
+        return [str(part) for part in self.settings.get("method.without") or []]
+
+    @property
+    def width(self) -> int | None:
+        """MLP hidden units that the settings ask for, whatever the plan makes of them; None: those
+        of a checkpoint."""
+        given, size = self.settings.get(_WIDTH), self.settings.get("model.size")
+        own = SIZES.get(size) if isinstance(size, str) else None
+        return given if isinstance(given, int) else None if own is None else own.intermediate_size
+
+    @functools.cached_property
+    def expert_widths(self) -> Mapping[str, int]:
+        """MLP hidden units of each domain's expert; empty where the settings do not say.
+
+        They follow from the settings alone, as those of the baselines that a sweep adds did: not
+        from plan.json, which small folders of results do without, and whose layers differ without
+        `procedure.equal_layers`.
+        """
+        try:
+            config = RunConfig(
+                model=_group(ModelConfig, self.settings, "model"),
+                partition=PartitionConfig(domains={d: DomainConfig() for d in self.domains}),
+                plan=_group(PlanConfig, self.settings, "plan"),
+                procedure=_group(ProcedureConfig, self.settings, "procedure"),
+            )
+            return expert_widths(config) if self.method not in _UNROUTED else {}
+        except (ConfigError, PlanError, ValueError, TypeError):
+            return {}
 
     @property
     def tokens(self) -> int | None:
@@ -113,8 +177,10 @@ class JobTables:
 
     @property
     def alike(self) -> str:
-        """Equal for jobs that may be each other's baselines, tokens and label noise aside."""
-        return alike(self.settings, self.domains, self.fingerprints)
+        """Equal for jobs that may be each other's baselines, tokens, label noise and width
+        aside."""
+        settings = {name: value for name, value in self.settings.items() if name != _WIDTH}
+        return alike(settings, self.domains, self.fingerprints)
 
     @property
     def attack(self) -> str:
@@ -200,7 +266,9 @@ def joined(jobs: Mapping[str, JobTables | None]) -> dict[str, Joined]:
     found = {}
     for name, job in with_tables.items():
         others = alike[job.alike]
-        is_shorter_dense = _is_shorter_dense(job, others)
+        is_shorter_dense = _is_shorter_dense(
+            job, [other for other in others if other.width == job.width]
+        )
         # What is there only as a point of others' curves is measured against nothing itself.
         baselines = Baselines() if is_shorter_dense else baselines_of(job, others)
         seed = int(job.settings.get("seed", 0))
@@ -227,7 +295,10 @@ def joined(jobs: Mapping[str, JobTables | None]) -> dict[str, Joined]:
 
 
 def baselines_of(job: JobTables, alike: Iterable[JobTables]) -> Baselines:
-    """The job's baselines among jobs that are alike.
+    """The job's baselines among jobs that are alike: those of its width, and of those that were
+    trained on one domain alone the ones that are as wide as its expert.
+
+    A run of two domains without one is both, each for jobs that its width says it is for.
 
     The first counts where there are two; of filtered runs one with calibrated losses comes before
     one without, and the attack is that of a run that was attacked as the job was. Of the shorter
@@ -237,8 +308,18 @@ def baselines_of(job: JobTables, alike: Iterable[JobTables]) -> Baselines:
     shorter: dict[float, Sequence[DocumentLoss]] = {}
     filtered: dict[str, list[JobTables]] = {}
     observed: dict[str, JobTables] = {}
+    alone: dict[str, JobTables] = {}
     for other in alike:
         if job.tokens is None or other.tokens is None:
+            continue
+        if (
+            other.alone is not None
+            and other.tokens == job.tokens
+            and other.alone in job.expert_widths
+            and other.width == job.expert_widths[other.alone]
+        ):
+            alone.setdefault(other.alone, other)
+        if other.width != job.width:
             continue
         if other.method == Method.dense.value and other.tokens < job.tokens:
             shorter.setdefault(other.tokens / job.tokens, other.losses)
@@ -260,6 +341,7 @@ def baselines_of(job: JobTables, alike: Iterable[JobTables]) -> Baselines:
             for part, others in filtered.items()
         },
         filtered_observed={part: other.losses for part, other in observed.items()},
+        alone={domain: other.losses for domain, other in alone.items()},
         filtered_relearned={
             part: attacked[0]
             for part, others in filtered.items()
@@ -308,6 +390,21 @@ def _check_sizes(
 def _number(settings: Mapping[str, Any], name: str) -> int:
     value = settings.get(name)
     return value if isinstance(value, int) else 0
+
+
+_Group = TypeVar("_Group")
+
+
+def _group(kind: type[_Group], settings: Mapping[str, Any], prefix: str) -> _Group:
+    """A group of settings from their dotted names; what is not there has its default."""
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, hint in hints.items():
+        if f"{prefix}.{name}" in settings:
+            value = settings[f"{prefix}.{name}"]
+            is_choice = isinstance(hint, type) and issubclass(hint, enum.Enum)
+            values[name] = hint(value) if is_choice else value
+    return kind(**values)
 
 
 def _read_owners(path: Path) -> dict[str, list[str]]:

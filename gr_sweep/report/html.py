@@ -29,8 +29,8 @@ from gr_sweep.report.tables import Table
 
 
 def write_report(sweep: Sweep | Path) -> Path:
-    """Write report/index.html and results.csv in the sweep's folder, each whole, and return the
-    path of the page.
+    """Write report/index.html, results.csv and, of jobs in rounds, rounds/*.svg in the sweep's
+    folder, each whole, and return the path of the page.
 
     Raises:
         ReportError: a folder (a path is read first) that does not exist or holds no job.
@@ -42,6 +42,9 @@ def write_report(sweep: Sweep | Path) -> Path:
         report.mkdir(exist_ok=True)
         if sweep.jobs:
             write_whole(report / "results.csv", results(sweep).to_csv(index=False))
+        for name, picture in rounds.files(sweep).items():
+            (report / "rounds").mkdir(exist_ok=True)
+            write_whole(report / "rounds" / name, picture)
         page = report / "index.html"
         write_whole(page, render(sweep))
     except OSError as error:

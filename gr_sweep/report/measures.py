@@ -216,6 +216,26 @@ EXPERT_TAX = Measure(
     key=keys.MEAN_EXPERT_TAX,
     text=signed,
 )
+LEAF_TAX = Measure(
+    name="leaf tax",
+    axis="mean leaf tax, nats over dense",
+    meaning="of procedure=alternate: loss of each document in the expert of its own last label "
+    "alone, less that of the dense model",
+    direction=-1,
+    of=_of(keys.leaf_tax),
+    key=keys.MEAN_LEAF_TAX,
+    text=signed,
+)
+ALONE_TAX = Measure(
+    name="alone tax",
+    axis="mean expert tax, nats over a dense model of its size",
+    meaning="loss of a domain's part kept alone, on that domain, less that of a dense model of "
+    "its size trained on that domain alone; of alternate each document in its own expert",
+    direction=-1,
+    of=_of(keys.alone_tax),
+    key=keys.MEAN_ALONE_TAX,
+    text=signed,
+)
 MIXED_TAX = Measure(
     name="mixed tax",
     axis="mean tax of mixed experts, nats over dense",
@@ -297,8 +317,8 @@ SPEED = Measure(
 )
 
 MAIN = (
-    COMPUTE_EQUIVALENT, LOSS, TAX, EXPERT_TAX, KEPT_COMPUTE, MIXED_TAX, REMOVAL, SELECTIVITY,
-    REMOVED_TAX, REMOVED_COMPUTE, FORGET_COMPUTE, SPEED,
+    COMPUTE_EQUIVALENT, LOSS, TAX, EXPERT_TAX, ALONE_TAX, LEAF_TAX, KEPT_COMPUTE, MIXED_TAX,
+    REMOVAL, SELECTIVITY, REMOVED_TAX, REMOVED_COMPUTE, FORGET_COMPUTE, SPEED,
 )  # fmt: skip
 """The comparison table's, in its order."""
 

@@ -35,7 +35,7 @@ _THEME = {"ink": "#1b1f24", "muted": "#667079", "line": "#c9ced4", "panel": "#ff
 
 _BAR, _LINK, _ROW = 170, 36, 50
 """Pixels of the tree: a block with all units at least, between two levels, between two leaves."""
-_WIDTH, _GUTTER = 980, 26
+_WIDTH, _GUTTER = 980, 30
 """Pixels of the network, and left of it for the numbers of layers."""
 _NARROW = 130
 """Pixels of a kind of few units beside another."""
@@ -278,8 +278,9 @@ def leading(
     return np.where(top > 0, first, -1), np.where(top > 0, 1.0 - others / safe, 0.0)
 
 
-def agreement(found: Round, colours: Mapping[str, Colour]) -> float | None:
-    """Share of the units outside the core whose leading domain is an owner of them."""
+def agreement(found: Round, colours: Mapping[str, Colour]) -> tuple[float, float] | None:
+    """Share of the units outside the core whose leading domain is an owner of them, and what that
+    would be by chance: then modularity would be the same."""
     network = found.network
     if network is None:
         return None
@@ -287,7 +288,7 @@ def agreement(found: Round, colours: Mapping[str, Colour]) -> float | None:
     owns = np.array(
         [[domain in block.owners for domain in network.domains] for block in found.blocks]
     )
-    agreeing = num_units = 0
+    agreeing, num_units, by_chance = 0, 0, 0.0
     for place, sizes in network.sizes.items():
         if place not in network.shares or len(sizes) != len(found.blocks):
             continue
@@ -296,7 +297,8 @@ def agreement(found: Round, colours: Mapping[str, Colour]) -> float | None:
         chosen = (blocks > 0) & (leader >= 0)
         agreeing += int(owns[blocks[chosen], leader[chosen]].sum())
         num_units += int((blocks > 0).sum())
-    return agreeing / num_units if num_units else None
+        by_chance += float(owns[blocks[blocks > 0]].mean(axis=1).sum())
+    return (agreeing / num_units, by_chance / num_units) if num_units else None
 
 
 def network(found: Round, colours: Mapping[str, Colour]) -> str | None:
@@ -313,6 +315,9 @@ def network(found: Round, colours: Mapping[str, Colour]) -> str | None:
     top = 40
     height = top + pitch * len(layers)
     parts = []
+    parts.append(
+        f'<text x="0" y="{top - 4}" font-size="9.5" style="fill:var(--muted)">layer</text>'
+    )
     step = 1 if pitch >= 12 else math.ceil(12 / pitch)
     for at, layer in enumerate(layers):
         if at % step == 0:

@@ -528,7 +528,7 @@ def drawn(sweep: Sweep) -> list[tuple[Job, list[RoundPictures]]]:
     for job in jobs:
         of_job = []
         for of in job.rounds:
-            share = pictures.agreement(of, colours)
+            agreement = pictures.agreement(of, colours)
             several = "s" if len(of.labels) > 1 else ""
             of_job.append(
                 RoundPictures(
@@ -537,17 +537,29 @@ def drawn(sweep: Sweep) -> list[tuple[Job, list[RoundPictures]]]:
                     f"{len(of.blocks)} blocks, {figures.rounded(of.tokens)} tokens",
                     tree=pictures.tree(of, colours),
                     network=pictures.network(of, colours),
-                    agreement="" if share is None else _agreement(of, share),
+                    agreement="" if agreement is None else _agreement(of, *agreement),
                 )
             )
         found.append((job, of_job))
     return found
 
 
-def _agreement(of: Round, share: float) -> str:
+def _agreement(of: Round, share: float, by_chance: float) -> str:
     text = (
-        f"Of the units outside the core, {_percent(share)} are used most by a domain that owns them"
+        f"Of the units outside the core, {_percent(share)} are used most by a domain that owns "
+        f"them ({_percent(by_chance)} by chance)"
     )
     if of.modularity is not None:
         text += f"; modularity {of.modularity:.2f}"
     return text + "."
+
+
+def files(sweep: Sweep) -> dict[str, str]:
+    """The pictures as files of their own, by name."""
+    return {
+        f"{job.name}-round-{of.number}-{kind}.svg": pictures.standing_alone(picture)
+        for job, of_job in drawn(sweep)
+        for of in of_job
+        for kind, picture in (("blocks", of.tree), ("units", of.network))
+        if picture is not None
+    }

@@ -24,7 +24,7 @@ _BETWEEN = 3
 """Characters that rich puts between two columns."""
 _BY_WEIGHT = (
     measures.COMPUTE_EQUIVALENT, measures.REMOVAL, measures.SELECTIVITY, measures.LOSS,
-    measures.TAX, measures.EXPERT_TAX, measures.REMOVED_TAX,
+    measures.TAX, measures.EXPERT_TAX, measures.LEAF_TAX, measures.REMOVED_TAX,
 )  # fmt: skip
 """The last is the first to go where there is no room."""
 

@@ -16,6 +16,8 @@ from gr_sweep.config import (
     MethodConfig,
     PlanConfig,
     PlanKind,
+    ProcedureConfig,
+    ProcedureKind,
     RunConfig,
     TrainConfig,
     effective,
@@ -38,6 +40,7 @@ DOMAINS = ["code", "biology"]
 LOSSES = {
     "routed": (4.5, 4.5),
     "sgtm": (4.5, 4.5),
+    "demix": (4.5, 4.5),
     "random": (4.75, 4.75),
     "dense": (4.0, 4.0),
     "filtered": (4.25, 8.0),
@@ -284,6 +287,88 @@ def test_filter_by_observed_labels_is_a_baseline_at_the_same_noise(
     if is_leakage:
         # 8 - 6.25 of 8 - 6: of what slipped through, this much is left.
         assert metrics["robustness/leakage/biology"] == pytest.approx(1.75 / 2)
+
+
+def alone(domain: str, width: int | None = 576, **how: Any) -> RunConfig:
+    """A dense run on one of the two domains; 576 units are what a routed job's expert has."""
+    [other] = [d for d in DOMAINS if d != domain]
+    config = config_of("filtered", without=[other], **how)
+    config.model.intermediate_size = width
+    return config
+
+
+def test_expert_is_joined_with_a_dense_run_of_its_width_on_its_domain(tmp_path: Path) -> None:
+    for domain in DOMAINS:
+        write(tmp_path, alone(domain), f"{domain} alone", shift=0.125)
+    write(tmp_path, config_of(), "routed")
+    sweep = read_sweep(tmp_path)
+    job = named(sweep, "routed")
+    # Kept alone it has 4.5; filtered runs have 4.25 on code and 8 on biology.
+    assert job.metrics["utility/alone_tax/code"] == pytest.approx(4.5 - 4.375)
+    assert job.metrics["utility/alone_tax/biology"] == pytest.approx(4.5 - 8.125)
+    assert job.metrics["mean_alone_tax"] == pytest.approx((0.125 - 3.625) / 2)
+    assert job.intervals["utility/alone_tax/code"] == pytest.approx((0.125, 0.125)), "paired"
+    assert measures.ALONE_TAX.written(job, "code") == "+0.12"
+    # Without the other domain they are, but of another size: no filtered baseline.
+    kept = ("loss/", "bits_per_byte/", "mean_", "separability/matrix", "separability/selectivity")
+    others = [key for key in job.metrics if not key.startswith(kept)]
+    assert sorted(others) == ["utility/alone_tax/biology", "utility/alone_tax/code"]
+    assert not any(key.startswith("utility/") for key in named(sweep, "code alone").metrics)
+
+
+@pytest.mark.parametrize("width", [None, 768, 512])
+def test_dense_run_on_one_domain_at_another_width_is_no_expert_s_baseline(
+    tmp_path: Path, width: int | None
+) -> None:
+    write(tmp_path, alone("code", width), "code alone")
+    write(tmp_path, config_of(), "routed")
+    metrics = named(read_sweep(tmp_path), "routed").metrics
+    assert "utility/alone_tax/code" not in metrics
+    # At the model's own, said or not, it is the run without biology.
+    assert ("separability/removal/biology" in metrics) == (width != 512)
+
+
+def test_run_without_one_of_two_domains_is_both_baselines_of_full_width_experts(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, alone("code", None), "code alone")
+    config = config_of("demix")
+    config.plan = PlanConfig(mlp_shared=0.0, full_width=True)
+    write(tmp_path, config, "demix")
+    metrics = named(read_sweep(tmp_path), "demix").metrics
+    assert metrics["utility/alone_tax/code"] == pytest.approx(0.25)
+    assert metrics["separability/removal/biology"] == pytest.approx(1.75 / 3.5)
+
+
+def test_dense_run_of_an_expert_s_width_is_no_dense_baseline(tmp_path: Path) -> None:
+    config = config_of("dense")
+    config.model.intermediate_size = 576
+    write(tmp_path, config, "dense")
+    write(tmp_path, alone("code"), "code alone")
+    write(tmp_path, config_of(), "routed")
+    sweep = read_sweep(tmp_path)
+    assert "utility/tax/code" not in named(sweep, "routed").metrics
+    assert named(sweep, "code alone").metrics["utility/tax/code"] == pytest.approx(0.25)
+
+
+def test_experts_of_rounds_are_as_wide_as_the_settings_say(tmp_path: Path) -> None:
+    config = config_of()
+    config.procedure = ProcedureConfig(name=ProcedureKind.alternate, rounds=[2, 1])
+    job = write(tmp_path, config, "alternate")
+    # Experts of round 2 have the core's 384, 96 of the domain's and a half of the other 96.
+    write(tmp_path, alone("code", 528), "code alone")
+    write(tmp_path, alone("biology", 576), "biology alone, as wide as after round 1")
+    path = job / "document_losses.csv"
+    rows = read_losses(path)
+    experts = [
+        row._replace(view=View.expert, loss_nats=row.loss_nats - row.tokens)
+        for row in rows
+        if row.view is View.full
+    ]
+    write_losses(path, rows + experts)
+    metrics = named(read_sweep(tmp_path), "alternate").metrics
+    assert metrics["utility/alone_tax/code"] == pytest.approx(3.5 - 4.25)
+    assert "utility/alone_tax/biology" not in metrics
 
 
 def test_shorter_dense_runs_are_not_compared_but_stay_in_the_folder(tmp_path: Path) -> None:
