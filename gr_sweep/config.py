@@ -67,6 +67,7 @@ class Baseline(enum.Enum):
     compute = "compute"
     filtered = "filtered"
     filtered_observed = "filtered_observed"
+    alone = "alone"
 
 
 class ProcedureKind(enum.Enum):
@@ -467,7 +468,8 @@ class RunConfig:
     """Everything random comes from it: weights, data order, label noise, bootstrap."""
     baselines: list[Baseline] = field(default_factory=list)
     """Runs that a sweep adds for its metrics, each once: dense; compute (dense with 1/8, 1/4 and
-    1/2 of the tokens); filtered (without each domain that can be removed); filtered_observed."""
+    1/2 of the tokens); filtered (without each domain that can be removed); filtered_observed; alone
+    (each domain alone, in a dense model as large as its expert)."""
 
 
 NO_EFFECT_ON_RESULT = (

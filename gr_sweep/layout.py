@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gr_sweep.config import (
+    Capacity,
     PlanConfig,
     PlanKind,
     ProcedureKind,
@@ -17,10 +18,10 @@ from gr_sweep.config import (
     num_steps,
     round_lengths,
 )
-from gr_sweep.domains import labels_of_round
+from gr_sweep.domains import expand, is_under, labels_of_round
 from gr_sweep.errors import ConfigError
 from gr_sweep.model.sizes import Size, full_width, shape_of
-from gr_sweep.routing.plan import ModelShape, RoutePlan
+from gr_sweep.routing.plan import MLP, ModelShape, RoutePlan
 
 
 def named_shape(config: RunConfig) -> Size:
@@ -161,3 +162,51 @@ def check_rounds(config: RunConfig, shape: ModelShape | Any | None) -> None:
     plan: RoutePlan | None = None
     for labels in labels_of_rounds(config) if shape is not None else ():
         plan = plan_of_round(config, shape, labels, plan)
+
+
+def expert_widths(config: RunConfig) -> dict[str, int]:
+    """MLP hidden units a layer of the expert that each of the partition's domains has: of the
+    network that keeping it alone leaves, as `model.extract` makes it.
+
+    Of `alternate` it is the widest expert, after the last round, of a label at or under the domain;
+    without `equal_layers` the width that gives it as many units in all, which no padding adds to.
+    A domain has none that owns no block beside the core, or whose network is the full one.
+
+    Raises:
+        ConfigError: the widths are not known before there is a model or text.
+        PlanError: as `make_plan`.
+    """
+    if config.plan.kind is PlanKind.none:
+        return {}
+    if config.model.size is None:
+        raise ConfigError(
+            "baselines=[alone] trains models as wide as an expert from random weights, which the "
+            f"checkpoint {config.model.path} does not allow; leave alone out, or train a size "
+            "(model=nano)"
+        )
+    shape = named_shape(config)
+    domains = list(config.partition.domains)
+    plan: RoutePlan | None = None
+    if config.procedure.name is ProcedureKind.fixed:
+        plan = make_plan(config, shape)
+        labels = {domain: [domain] for domain in domains}
+    elif config.procedure.capacity is Capacity.data:
+        raise ConfigError(
+            "baselines=[alone] trains models as wide as an expert, and procedure.capacity=data "
+            "makes experts that are as wide as the text says; leave alone out, or use "
+            "procedure.capacity=equal"
+        )
+    else:
+        for names in labels_of_rounds(config):
+            plan = plan_of_round(config, shape, names, plan)
+        assert plan is not None  # round_lengths: there is a round
+        labels = {d: [label for label in plan.domains if is_under(label, d)] for d in domains}
+    found: dict[str, int] = {}
+    for domain, nodes in labels.items():
+        for node in nodes:
+            off = plan.kept_off([node])
+            own = set(expand([node], plan.domains))
+            if off and any(block.owners & own for block in plan.blocks if not block.is_core):
+                left = plan.units_left(MLP, shape.intermediate_size, shape.num_hidden_layers, off)
+                found[domain] = max(found.get(domain, 1), *left)
+    return found

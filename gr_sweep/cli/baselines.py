@@ -1,22 +1,30 @@
 """The runs that the metrics of others need: which they are, and what Hydra composes them from.
 
-A baseline differs from its job in method, plan and label noise alone; whatever those settings are,
-the composed config of a dense run is the same, and so the run is there once.
+A baseline differs from its job in method, plan and label noise alone, and one of a domain alone in
+its width; whatever those settings are, the composed config of a dense run is the same, and so the
+run is there once.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from gr_sweep.config import UNROUTED, Baseline, Method, RunConfig
 from gr_sweep.data.rows import unlabelled_shares
-from gr_sweep.domains import expand
+from gr_sweep.domains import expand, is_under
+from gr_sweep.layout import expert_widths
+from gr_sweep.model.sizes import shape_of
 
 SHARES = (0.125, 0.25, 0.5)
 """Parts of a job's training tokens that dense runs are trained on beside all of them (DESIGN:
 compute equivalent)."""
 
-_OF_ROUTING = ("method", "edges", "plan", "route", "partition.unlabelled", "baselines")
+_OF_ROUTING = (
+    "method", "edges", "plan", "route", "procedure", "partition.unlabelled", "baselines",
+)  # fmt: skip
 _OF_NOISE = ("partition.unlabelled", "partition.mislabelled")
 _UNLEARNING = "eval.unlearn_steps"
+_WIDTH = "model.intermediate_size"
+_ATTACKS = {"eval.calibrate": "false", "eval.relearn_steps": "null"}
+"""What is done to a model that never saw a domain, and what turns it off."""
 
 
 def baselines_of(
@@ -31,6 +39,9 @@ def baselines_of(
 
     Yields:
         What of the job's overrides holds for the baseline too, and what makes it the baseline.
+
+    Raises:
+        ConfigError: `alone` of experts whose width nobody can know, or that no run can have.
     """
     if config.method.name in UNROUTED:
         return
@@ -48,11 +59,35 @@ def baselines_of(
         elif baseline is Baseline.filtered:
             for part in parts:
                 yield plain, ["method=filtered", f"method.without=[{part}]"]
+        elif baseline is Baseline.alone:
+            yield from _alone(config, plain)
         elif config.method.name is not Method.random:  # whose labels are not those of a filter
             noisy = [*_without(overrides, _OF_ROUTING), "baselines=[]", _unlabelled(config)]
             for part in parts:
                 if _is_noisy(config, part):
                     yield noisy, ["method=filtered_observed", f"method.without=[{part}]"]
+
+
+def _alone(config: RunConfig, plain: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """A dense run on each domain that has an expert, as large as that: heads aside, which a named
+    size cannot have fewer of."""
+    domains = list(config.partition.domains)
+    for domain, width in expert_widths(config).items():
+        if any(other != domain and is_under(domain, other) for other in domains):
+            continue  # `without` cannot leave the one out and the other in
+        without = [other for other in domains if not is_under(other, domain)]
+        if not without:
+            continue
+        added = ["method=filtered", f"method.without=[{','.join(without)}]"]
+        model = config.model
+        assert model.size is not None  # expert_widths
+        has_width = width != shape_of(model.size, model.intermediate_size).intermediate_size
+        if len(without) == 1 and not has_width:
+            yield list(plain), added  # that is the run without the other domain
+            continue
+        kept = _without(plain, (*_ATTACKS, _WIDTH) if has_width else tuple(_ATTACKS))
+        kept += [f"{name}={value}" for name, value in _ATTACKS.items()]
+        yield kept, [*added, f"{_WIDTH}={width}"] if has_width else added
 
 
 def _length(config: RunConfig) -> tuple[str, int]:

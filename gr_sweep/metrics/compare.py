@@ -31,7 +31,8 @@ _DENSE: Hashable = "dense"
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
-    """What a job is measured against: tables of runs alike in all but method, plan and tokens."""
+    """What a job is measured against: tables of runs alike in all but method, plan and tokens, and
+    of those of one domain alone in size."""
 
     dense: Sequence[DocumentLoss] | None = None
     """D: trained on all domains."""
@@ -41,6 +42,8 @@ class Baselines:
     """F[e] by e: never trained on e, by true label."""
     filtered_observed: Mapping[str, Sequence[DocumentLoss]] = field(default_factory=dict)
     """The same by the label that routing sees, at the job's own label noise."""
+    alone: Mapping[str, Sequence[DocumentLoss]] = field(default_factory=dict)
+    """A[d] by d: dense, of the size of d's expert, trained on d alone."""
     filtered_relearned: Mapping[str, Sequence[RelearnLoss]] = field(default_factory=dict)
     """The attack on F[e], by e."""
 
@@ -110,6 +113,8 @@ def _with_baselines(
         runs[_filtered(part)] = _of_full(table)
     for part, table in baselines.filtered_observed.items():
         runs[_observed(part)] = _of_full(table)
+    for domain, table in baselines.alone.items():
+        runs[_alone(domain)] = _of_full(table)
     return LossTables(rows, domains, runs, seed=seed, resamples=resamples)
 
 
@@ -137,6 +142,10 @@ def _observed(part: str) -> Hashable:
     return "filtered_observed", part
 
 
+def _alone(domain: str) -> Hashable:
+    return "alone", domain
+
+
 class _Comparison:
     """The metrics of one job, added to `estimates` one group at a time."""
 
@@ -162,6 +171,10 @@ class _Comparison:
             add(keys.expert_tax(domain), combined(utility.tax, expert, dense))
             leaf = tables.loss(domain, View.expert)
             add(keys.leaf_tax(domain), combined(utility.tax, leaf, dense))
+            # Where rounds have split a domain, no expert of the baseline's size is the domain's.
+            own = leaf if tables.parts(View.expert) else expert
+            alone = tables.loss(domain, View.full, run=_alone(domain))
+            add(keys.alone_tax(domain), combined(utility.tax, own, alone))
             add(keys.mixed_tax(domain), combined(utility.tax, mixed, dense))
             add(keys.compute_equivalent_full(domain), self._compute_equivalent(full, [domain]))
             add(keys.compute_equivalent_kept(domain), self._compute_equivalent(expert, [domain]))
@@ -174,6 +187,7 @@ class _Comparison:
             (keys.MEAN_TAX, keys.tax, domains),
             (keys.MEAN_EXPERT_TAX, keys.expert_tax, domains),
             (keys.MEAN_LEAF_TAX, keys.leaf_tax, domains),
+            (keys.MEAN_ALONE_TAX, keys.alone_tax, domains),
             (keys.MEAN_MIXED_TAX, keys.mixed_tax, domains),
             (keys.MEAN_COMPUTE_EQUIVALENT, keys.compute_equivalent_full, domains),
             (keys.MEAN_KEPT_COMPUTE_EQUIVALENT, keys.compute_equivalent_kept, domains),

@@ -38,6 +38,7 @@ MEAN_KEPT_COMPUTE_EQUIVALENT = "mean_kept_compute_equivalent"
 MEAN_TAX = "mean_tax"
 MEAN_EXPERT_TAX = "mean_expert_tax"
 MEAN_LEAF_TAX = "mean_leaf_tax"
+MEAN_ALONE_TAX = "mean_alone_tax"
 MEAN_MIXED_TAX = "mean_mixed_tax"
 MEAN_REMOVAL = "mean_removal"
 MEAN_CALIBRATED_REMOVAL = "mean_calibrated_removal"
@@ -151,6 +152,12 @@ def tax(domain: str) -> str:
 def expert_tax(domain: str) -> str:
     """L[d](d) - D(d): what the expert alone loses against the dense model, nats per token."""
     return f"utility/expert_tax/{metric_name(domain)}"
+
+
+def alone_tax(domain: str) -> str:
+    """L[d](d) - A[d](d): what the expert alone loses against a dense model of its size that was
+    trained on its domain alone, nats per token; of `alternate` with `loss_expert` for L[d](d)."""
+    return f"utility/alone_tax/{metric_name(domain)}"
 
 
 def removed_tax(part: str, domain: str) -> str:

@@ -22,8 +22,8 @@ def bits_per_byte(loss_nats: Numbers, num_bytes: Numbers) -> Numbers:
 def tax(loss: Numbers, baseline: Numbers) -> Numbers:
     """What a model loses on a domain against a baseline; 0 is free, below 0 it beats it.
 
-    L(d) - D(d) for the full model, L[d](d) - D(d) for the expert alone, L[-e](d) - F[e](d) for what
-    removing e leaves of d.
+    L(d) - D(d) for the full model, L[d](d) - D(d) for the expert alone, L[d](d) - A[d](d) for the
+    expert against a dense model of its size, L[-e](d) - F[e](d) for what removing e leaves of d.
     """
     return loss - baseline
 

@@ -43,16 +43,13 @@ def kept_units(plan: RoutePlan, config: Any, off: Collection[int]) -> dict[str, 
     found = {}
     num_groups = _num_groups(config)
     for kind, units in {MLP: config.intermediate_size, ATTN: num_groups}.items():
-        by_layer = [units] * config.num_hidden_layers  # a layer that is not split keeps all
-        for (layer, split_kind), split in plan.splits.items():
-            if split_kind == kind:
-                by_layer[layer] = units - sum(split.sizes[block] for block in off)
+        by_layer = plan.units_left(kind, units, config.num_hidden_layers, off)
         width = max(1, *by_layer)
         if kind == ATTN and width != units and family_of(config).heads_divide_width:
             per_group = config.num_attention_heads // num_groups
             while config.hidden_size % (width * per_group):
                 width += 1
-        found[kind] = KeptUnits(tuple(by_layer), width)
+        found[kind] = KeptUnits(by_layer, width)
     return found
 
 

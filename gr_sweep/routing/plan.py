@@ -6,7 +6,7 @@ sets are the one idea behind every shape (DESIGN: terms).
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Protocol
@@ -327,6 +327,17 @@ class RoutePlan:
         """Indices of the blocks that keep(nodes) switches off."""
         kept = _expanded(nodes, self.domains)
         return self.off_blocks(label for label in self.domains if label not in kept)
+
+    def units_left(
+        self, kind: str, num_units: int, num_layers: int, off: Collection[int]
+    ) -> tuple[int, ...]:
+        """Units of a kind that every layer keeps without the blocks `off`; one that is not split
+        keeps all of its `num_units`."""
+        by_layer = [num_units] * num_layers
+        for (layer, split_kind), split in self.splits.items():
+            if split_kind == kind:
+                by_layer[layer] = num_units - sum(split.sizes[block] for block in off)
+        return tuple(by_layer)
 
     @property
     def nodes(self) -> tuple[str, ...]:

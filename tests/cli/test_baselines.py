@@ -152,3 +152,100 @@ def test_a_job_is_named_after_what_its_method_leaves_open():
 def test_a_misspelt_baseline_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match="a list of dense, compute, filtered, filtered_observed"):
         sweep("edges=both", "baselines=[dens]")
+
+
+def widths(configs: list) -> dict[tuple[str, ...], int | None]:
+    """MLP units that the filtered runs are given, by what they never see."""
+    assert all(config.method.name is Method.filtered for config in configs)
+    return {tuple(c.method.without): c.model.intermediate_size for c in configs}
+
+
+def test_alone_is_each_domain_in_a_dense_model_as_wide_as_its_expert():
+    configs = added("edges=both,act", "plan.mlp_shared=0.5", "seed=0,1", "baselines=[alone]")
+
+    # Of nano's 768 units 384 are shared, and a third of the others is a domain's.
+    assert len(configs) == 6
+    assert widths(configs) == {
+        ("biology", "creative"): 512, ("code", "creative"): 512, ("code", "biology"): 512,
+    }  # fmt: skip
+    assert {config.plan.kind for config in configs} == {PlanKind.none}
+
+
+def test_widths_of_alone_are_those_of_the_job_and_replace_what_is_typed():
+    configs = added("edges=both", "plan.mlp_shared=0.25,0.5", "model.intermediate_size=96",
+                    "baselines=[alone,dense]")  # fmt: skip
+
+    dense, *others = sorted(configs, key=lambda config: config.method.name.value)
+    assert dense.method.name is Method.dense and dense.model.intermediate_size == 96
+    assert sorted(config.model.intermediate_size for config in others) == [48] * 3 + [64] * 3
+
+
+def test_alone_keeps_the_heads_whole():
+    configs = added("model=tiny", "edges=both", "plan.mlp_shared=1", "plan.attn_shared=0.25",
+                    "baselines=[alone]")  # fmt: skip
+    assert set(widths(configs).values()) == {None} and len(configs) == 3
+
+
+def test_alone_of_a_tree_has_the_labels_that_can_stay_by_themselves():
+    configs = added("partition=bio_virology", "plan=tree", "edges=both", "baselines=[alone]")
+
+    # Virology cannot stay where biology is left out; biology stands for both.
+    assert set(widths(configs)) == {
+        ("biology/virology", "biology", "creative"),
+        ("code", "creative"),
+        ("code", "biology/virology", "biology"),
+    }
+
+
+def test_a_forgotten_domain_has_no_expert_to_stand_alone():
+    job = ["plan=forget", "plan.forget=[biology]", "edges=weight"]
+    assert added(*job, "baselines=[alone]") == []
+
+
+def test_alone_at_the_width_of_the_model_is_the_filtered_run():
+    two = ["partition=bio_near", "method=demix", "baselines=[filtered,alone]"]
+    found = [config.method.without for config in added(*two)]
+    assert found == [["disease"], ["anatomy"]]
+
+    three = added("method=demix", "baselines=[alone]")
+    assert widths(three) == {
+        ("biology", "creative"): None, ("code", "creative"): None, ("code", "biology"): None,
+    }  # fmt: skip
+
+
+def test_alone_of_two_domains_at_another_width_is_another_run():
+    configs = added("partition=bio_near", "edges=both", "baselines=[filtered,alone]")
+    found = [(config.method.without, config.model.intermediate_size) for config in configs]
+    assert found == [
+        (["disease"], None), (["anatomy"], None), (["anatomy"], 576), (["disease"], 576),
+    ]  # fmt: skip
+
+
+def test_alone_is_neither_attacked_nor_calibrated():
+    attacks = ["eval.relearn_steps=20", "eval.calibrate=true"]
+    configs = added("edges=both", *attacks, "baselines=[filtered,alone]")
+    found = {(len(c.method.without), c.eval.relearn_steps, c.eval.calibrate) for c in configs}
+    assert found == {(1, 20, True), (2, None, False)}
+
+
+def test_alone_of_alternate_is_as_wide_as_an_expert_of_the_last_round():
+    job = ["procedure=alternate", "plan.mlp_shared=0.5", "edges=act", "baselines=[alone]"]
+    configs = added(*job, "procedure.rounds=2", "procedure.dense=0,0.5")
+
+    # The core has 384, code 128 of which 64 stay in common, and each of its halves has 32.
+    assert widths(configs) == {
+        ("biology", "creative"): 480, ("code", "creative"): 480, ("code", "biology"): 480,
+    }  # fmt: skip
+    assert len(configs) == 3, "what the procedure is does not matter to them"
+
+
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [
+        (["model=hf", "model.path=owner/name"], "the checkpoint owner/name does not allow"),
+        (["procedure=alternate", "procedure.capacity=data"], "use procedure.capacity=equal"),
+    ],
+)
+def test_alone_of_experts_whose_size_no_run_can_have_is_refused(job, says):
+    with pytest.raises(ConfigError, match=says):
+        sweep(*job, "edges=act", "baselines=[alone]")

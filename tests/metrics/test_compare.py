@@ -64,6 +64,7 @@ WITHOUT_BIOLOGY = {
 OBSERVED = {("full", ""): by_domain(4.25, 5.25, 4.5)}
 HALF = {("full", ""): by_domain(5.0, 5.0, 5.0)}
 QUARTER = {("full", ""): by_domain(6.0, 6.0, 6.0)}
+BIOLOGY_ALONE = {("full", ""): by_domain(9.0, 4.75, 9.0)}
 
 
 def all_baselines() -> Baselines:
@@ -72,6 +73,7 @@ def all_baselines() -> Baselines:
         shorter={0.5: rows_of(HALF), 0.25: rows_of(QUARTER)},
         filtered={"biology": rows_of(WITHOUT_BIOLOGY)},
         filtered_observed={"biology": rows_of(OBSERVED)},
+        alone={"biology": rows_of(BIOLOGY_ALONE)},
     )
 
 
@@ -88,6 +90,7 @@ def test_every_metric_follows_its_definition() -> None:
             "utility/tax/creative": 0.5,
             "utility/expert_tax/code": -0.5,
             "utility/expert_tax/biology": 1.0,
+            "utility/alone_tax/biology": 0.25,
             "utility/mixed_tax/code": 0.25,
             "utility/mixed_tax/biology": 0.25,
             "utility/mixed_tax/creative": 0.5,
@@ -150,6 +153,31 @@ def test_metric_without_its_baseline_is_absent() -> None:
     }
     assert compared(job, Baselines(shorter=everything.shorter)) == {}
     assert compared(job, Baselines(filtered={"code": rows_of(DENSE)})) == {}, "of another domain"
+
+
+def test_expert_is_held_against_dense_models_of_its_size_on_its_own_domain() -> None:
+    job = rows_of({**JOB, ("kept", "creative"): by_domain(8.0, 8.0, 4.0)})
+    alone = {
+        "code": rows_of({("full", ""): {"code": 4.0}}),
+        "biology": rows_of(BIOLOGY_ALONE),
+        "creative": rows_of({("full", ""): {"creative": 3.5}}),
+    }
+    metrics, intervals = compare_losses(job, Baselines(alone=alone), DOMAINS, seed=0)
+    assert metrics == pytest.approx(
+        {
+            "utility/alone_tax/code": -0.5,
+            "utility/alone_tax/biology": 0.25,
+            "utility/alone_tax/creative": 0.5,
+            "mean_alone_tax": 0.25 / 3,
+        }
+    )
+    assert intervals["utility/alone_tax/biology"] == pytest.approx((0.25, 0.25)), "paired"
+
+
+def test_where_rounds_have_split_a_domain_each_document_is_read_by_its_own_expert() -> None:
+    job = rows_of({**JOB, ("expert", ""): by_domain(3.25, 4.0, 5.0)})
+    metrics = compared(job, Baselines(alone={"biology": rows_of(BIOLOGY_ALONE)}))
+    assert metrics == pytest.approx({"utility/alone_tax/biology": 4.0 - 4.75})
 
 
 def test_removal_is_absent_where_the_filtered_model_is_no_worse() -> None:
@@ -252,6 +280,7 @@ def noisy_baselines() -> Baselines:
         shorter={0.25: noisy(QUARTER, 2), 0.5: noisy(HALF, 3)},
         filtered={"biology": noisy(WITHOUT_BIOLOGY, 4)},
         filtered_observed={"biology": noisy(OBSERVED, 5)},
+        alone={"biology": noisy(BIOLOGY_ALONE, 6)},
     )
 
 
@@ -260,6 +289,7 @@ def literal_intervals(job: Rows, baselines: Baselines) -> dict[str, tuple[float,
     resamples, seed = 50, 7
     tables: dict[str, Rows] = {"job": job, "dense": list(baselines.dense or ())}
     tables |= {"filtered": list(baselines.filtered["biology"])}
+    tables |= {"alone": list(baselines.alone["biology"])}
     tables |= {str(share): list(table) for share, table in baselines.shorter.items()}
     found: dict[str, list[float]] = {}
     draws = {}
@@ -286,6 +316,8 @@ def literal_intervals(job: Rows, baselines: Baselines) -> dict[str, tuple[float,
         without = mean("filtered", "biology", "full")
         removed = mean("job", "biology", "removed", "biology")
         note("utility/tax/biology", full - dense)
+        expert = mean("job", "biology", "kept", "biology")
+        note("utility/alone_tax/biology", expert - mean("alone", "biology", "full"))
         taxes = [mean("job", of, "full") - mean("dense", of, "full") for of in DOMAINS]
         note("mean_tax", sum(taxes) / len(taxes))
         note("separability/removal/biology", (removed - full) / (without - full))
