@@ -20,7 +20,7 @@ from gr_sweep.config import (
 )
 from gr_sweep.domains import expand, is_under, labels_of_round
 from gr_sweep.errors import ConfigError
-from gr_sweep.model.sizes import Size, full_width, shape_of
+from gr_sweep.model.sizes import SIZES, Size, full_width, shape_of
 from gr_sweep.routing.plan import MLP, ModelShape, RoutePlan
 
 
@@ -43,6 +43,12 @@ def named_shape(config: RunConfig) -> Size:
         forget=plan.forget,
         mlp_shared=plan.mlp_shared,
     )
+
+
+def width_of_size(size: Any) -> int | None:
+    """MLP hidden units a layer of a named size; None for a name that is none."""
+    found = SIZES.get(size) if isinstance(size, str) else None
+    return None if found is None else found.intermediate_size
 
 
 def make_plan(config: RunConfig, shape: ModelShape | Any) -> RoutePlan:

@@ -44,7 +44,7 @@ ORDER = (
 MAY_IMPORT = {
     "routing": {"errors", "domains", "routing"},
     "model": {"errors", "domains", "routing", "model"},
-    "report": {"errors", "domains", "files", "config", "metrics", "report"},
+    "report": {"errors", "domains", "files", "config", "metrics", "layout", "report"},
     "cli": {*ORDER, "report", "gr_sweep"},
 } | {
     part: set(ORDER[: ORDER.index(part) + 1])

@@ -29,7 +29,7 @@ from gr_sweep.config import (
 )
 from gr_sweep.domains import ancestors, expand
 from gr_sweep.errors import ConfigError, DataError, PlanError
-from gr_sweep.layout import expert_widths
+from gr_sweep.layout import expert_widths, width_of_size
 from gr_sweep.metrics.compare import Baselines, compare_relearn, summarize_and_compare
 from gr_sweep.metrics.losses import (
     DocumentLoss,
@@ -38,7 +38,6 @@ from gr_sweep.metrics.losses import (
     read_losses,
     read_relearn,
 )
-from gr_sweep.model.sizes import SIZES
 
 _FREE = (
     *NO_EFFECT_ON_RESULT,
@@ -147,9 +146,8 @@ class JobTables:
     def width(self) -> int | None:
         """MLP hidden units that the settings ask for, whatever the plan makes of them; None: those
         of a checkpoint."""
-        given, size = self.settings.get(_WIDTH), self.settings.get("model.size")
-        own = SIZES.get(size) if isinstance(size, str) else None
-        return given if isinstance(given, int) else None if own is None else own.intermediate_size
+        given = self.settings.get(_WIDTH)
+        return given if isinstance(given, int) else width_of_size(self.settings.get("model.size"))
 
     @functools.cached_property
     def expert_widths(self) -> Mapping[str, int]:
