@@ -328,6 +328,7 @@ def _run(
             weights,
         )
         state = run.state
+        run.end()
         eval_start = time.perf_counter()
         with precision_context(device, config.train.precision):
             if rows is None:

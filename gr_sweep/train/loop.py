@@ -201,6 +201,10 @@ class Training:
     plan: str | None
     """Of the checkpoint that it was taken up from, as text; None where it begins."""
 
+    def end(self) -> None:
+        """Frees the optimizer's moments, twice the parameters: what follows needs none."""
+        self.optimizer.state.clear()
+
 
 def start(
     model: torch.nn.Module,
