@@ -4,6 +4,10 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gr_sweep.export.losses import Alone
 
 _EPILOG = """examples:
   gr-sweep export outputs/my-sweep/JOB --keep biology --to biology-model
@@ -73,9 +77,33 @@ def main(argv: Sequence[str]) -> int:
         command=shlex.join(["gr-sweep", "export", *argv]),
         device=device,
         measures_generation=not options.no_speed,
+        alone=alone_runs(run.folder),
     )
     print(table_text(made))
     for remark in remarks_of(made):
         print(remark)
     print(options.to)
     return 0
+
+
+def alone_runs(folder: Path) -> "dict[str, Alone]":
+    """By domain the run of the same sweep that the report holds the job's expert against."""
+    from gr_sweep.errors import DataError
+    from gr_sweep.export.losses import Alone
+    from gr_sweep.report.baselines import alone_beside
+
+    try:
+        beside = alone_beside(folder)
+    except DataError:  # a table that cannot be read is no reason not to export
+        return {}
+    return {
+        domain: Alone(
+            name=place.name,
+            width=tables.width,
+            rows=tables.losses,
+            seed=int(tables.settings.get("seed", 0)),
+            resamples=int(tables.settings.get("eval.bootstrap", 1000)),
+        )
+        for domain, (place, tables) in beside.items()
+        if tables.width is not None
+    }

@@ -1,5 +1,7 @@
 """The model card of an export, and the table that the command prints."""
 
+import itertools
+
 from gr_sweep.domains import is_under
 from gr_sweep.export.losses import Loss
 from gr_sweep.export.measure import NEW_TOKENS, PROMPT_TOKENS, REPEATS
@@ -15,9 +17,12 @@ tags:
 ---
 """
 
+_ALONE = "alone"
+"""Heads the column of the dense model that was trained on the kept domain alone."""
+
 _UNITS = {MLP: "MLP hidden units", ATTN: "key-value groups of heads"}
 
-Row = tuple[str, str, str, str]
+Row = tuple[str, ...]
 
 
 def cost_rows(made: Export) -> list[Row]:
@@ -42,30 +47,34 @@ def cost_rows(made: Export) -> list[Row]:
 
 
 def loss_rows(made: Export, *, with_intervals: bool) -> list[Row]:
-    """By domain: the full model's, the extracted one's, and how much higher the second is."""
+    """By domain: the full model's, the extracted one's, how much higher the second is, and where
+    there is one that of the dense model trained on it alone."""
     shown = _long if with_intervals else _short
-    rows = []
+    rows: list[Row] = []
     for domain, losses in made.losses.items():
         difference = "-"
         if losses.extracted is not None:
             difference = f"{losses.extracted.nats - losses.full.nats:+.3f}"
         is_removed = any(is_under(domain, node) for node in made.removed_domains)
         removed = " (removed)" if is_removed else ""
-        rows.append((domain + removed, shown(losses.full), shown(losses.extracted), difference))
+        row = (domain + removed, shown(losses.full), shown(losses.extracted), difference)
+        rows.append((*row, shown(losses.alone)) if made.alone else row)
     return rows
 
 
 def table_text(made: Export) -> str:
     """The rows in columns."""
-    rows = [("", FULL, EXTRACTED, "ratio"), *cost_rows(made)]
+    rows: list[Row] = [("", FULL, EXTRACTED, "ratio"), *cost_rows(made)]
     if made.losses:
-        rows.append(("held-out loss, nats a token", FULL, EXTRACTED, "difference"))
+        head = ("held-out loss, nats a token", FULL, EXTRACTED, "difference")
+        rows.append((*head, _ALONE) if made.alone else head)
         rows += [("  " + row[0], *row[1:]) for row in loss_rows(made, with_intervals=False)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    columns = itertools.zip_longest(*rows, fillvalue="")
+    widths = [max(map(len, column)) for column in columns]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
         )
         for row in rows
     )
@@ -93,8 +102,13 @@ def remarks_of(made: Export) -> list[str]:
         )
     if not made.is_finished:
         remarks.append(f"the run is not finished: these are its weights after step {made.step}")
-    elif any(losses.extracted is None for losses in made.losses.values()):
+    elif made.losses and all(losses.extracted is None for losses in made.losses.values()):
         remarks.append("the run has not measured the loss of just this network")
+    if made.alone:
+        remarks.append(
+            f"{_ALONE}: a dense model with MLPs as wide as the extracted one's, trained on the "
+            f"same text of the kept domain and on no other: {made.alone}"
+        )
     return remarks
 
 
@@ -152,8 +166,8 @@ def card_text(made: Export) -> str:
             "Held-out loss, nats a token, as the run measured it, with 95 % intervals from a "
             "bootstrap over documents:",
             "",
-            "| domain | full | extracted | difference |",
-            "|---|---:|---:|---:|",
+            f"| domain | full | extracted | difference |{f' {_ALONE} |' if made.alone else ''}",
+            f"|---|---:|---:|---:|{'---:|' if made.alone else ''}",
             *(f"| {' | '.join(row)} |" for row in loss_rows(made, with_intervals=True)),
             "",
         ]

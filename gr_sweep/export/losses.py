@@ -1,11 +1,20 @@
-"""Held-out losses of the network that an export keeps, as the run has measured them."""
+"""Held-out losses of the network that an export keeps, as the run has measured them, and of a dense
+model of its size where the sweep has trained one on the kept domain alone."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from gr_sweep.domains import expand, is_under
+from gr_sweep.errors import DataError
+from gr_sweep.export.run import Run
 from gr_sweep.metrics import keys
+from gr_sweep.metrics.bootstrap import Estimates
+from gr_sweep.metrics.losses import DocumentLoss, LossTables, View, read_losses
 from gr_sweep.routing.plan import RoutePlan
+
+_LOSSES = "document_losses.csv"
 
 
 @dataclass(frozen=True)
@@ -23,25 +32,117 @@ class DomainLoss:
     full: Loss
     extracted: Loss | None
     """None where the run has not read this network."""
+    alone: Loss | None = None
+    """Of the dense run as wide as the extracted model, on its domain alone; None where there is
+    none."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A dense run of the same sweep, on one domain alone."""
+
+    name: str
+    width: int
+    """MLP hidden units a layer."""
+    rows: Sequence[DocumentLoss]
+    seed: int
+    """Of its intervals, and how many times its documents are resampled for them."""
+    resamples: int
 
 
 def losses_of(
-    summary: Mapping[str, Any], plan: RoutePlan, off: tuple[int, ...]
+    summary: Mapping[str, Any],
+    plan: RoutePlan,
+    off: tuple[int, ...],
+    keep: Sequence[str] = (),
+    last_round: Mapping[str, Any] | None = None,
 ) -> dict[str, DomainLoss]:
-    """By domain; empty for a run that is not finished.
+    """By domain, and by the kept labels that rounds of training have divided a domain into; empty
+    for a run that is not finished.
 
     The extracted network is the one that the run has read as keep(d) or as remove(e), if the same
     blocks are off in one of them. What `method.recovery` trained on after a removal is another.
+
+    Args:
+        off: indices of the blocks that are taken out for `keep`.
+        last_round: of such a run, what round.json says: losses by the labels of the plan.
     """
-    extracted = _key_of(summary, plan, off)
-    found = {}
+    found: dict[str, DomainLoss] = {}
     # Rounds of training may have split the labels of the plan further than those of the text.
     for domain in summary.get("domains", plan.domains):
-        full = _loss(summary, keys.loss_full(domain))
-        if full is not None:
-            key = None if extracted is None else extracted(domain)
-            found[domain] = DomainLoss(full, None if key is None else _loss(summary, key))
+        _add(found, summary, plan, off, domain)
+        below = [node for node in keep if node != domain and is_under(node, domain)]
+        if last_round is not None and below:
+            for label in expand(below, plan.domains):
+                _add(found, last_round, plan, off, label)
     return found
+
+
+def _add(
+    found: dict[str, DomainLoss],
+    summary: Mapping[str, Any],
+    plan: RoutePlan,
+    off: tuple[int, ...],
+    domain: str,
+) -> None:
+    full = _loss(summary, keys.loss_full(domain))
+    if full is not None:
+        extracted = _key_of(summary, plan, off)
+        key = None if extracted is None else extracted(domain)
+        found[domain] = DomainLoss(full, None if key is None else _loss(summary, key))
+
+
+def with_alone(
+    losses: Mapping[str, DomainLoss],
+    run: Run,
+    plan: RoutePlan,
+    keep: Sequence[str],
+    width: int,
+    alone: Mapping[str, Alone],
+) -> tuple[dict[str, DomainLoss], str]:
+    """The losses with those of the dense run that has MLPs of `width` and was trained on the kept
+    domain alone, and the name of that run; without one as they are, and "".
+
+    Its losses are those on the run's own documents, of the domain and of its kept labels.
+
+    Args:
+        alone: by domain of the partition.
+    """
+    plain = dict(losses), ""
+    kept = expand(keep, plan.domains) if keep else ()
+    over = [d for d in run.summary.get("domains", ()) if all(is_under(at, d) for at in kept)]
+    if not kept or not over:
+        return plain
+    domain = max(over, key=len)
+    other = alone.get(domain)
+    # Of a domain that was divided the baseline is as large as one of its parts, not as all.
+    if other is None or other.width != width:
+        return plain
+    found = dict(losses)
+    try:
+        for name in [name for name in losses if is_under(name, domain)]:
+            place = run.folder
+            if name != domain:
+                last = run.last_round(plan)
+                assert last is not None  # losses_of: it is a label of the last round
+                place = last[0]
+            found[name] = replace(losses[name], alone=_of_alone(other, domain, place, name))
+    except DataError:
+        return plain
+    return found, other.name
+
+
+def _of_alone(other: Alone, domain: str, place: Path, label: str) -> Loss | None:
+    """Loss of a run on the domain, on those documents that have a label in the table in `place`."""
+    rows = [row for row in read_losses(place / _LOSSES) if row.domain == label]
+    theirs = [row._replace(domain=label) for row in other.rows if row.domain == domain]
+    tables = LossTables(
+        rows, [label], {"alone": theirs}, seed=other.seed, resamples=other.resamples
+    )
+    estimates = Estimates()
+    key = keys.loss_full(label)
+    estimates.add(key, tables.loss(label, View.full, run="alone"))
+    return _loss({"metrics": estimates.metrics, "intervals": estimates.intervals}, key)
 
 
 def _key_of(

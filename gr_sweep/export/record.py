@@ -41,6 +41,10 @@ class Export:
     generation: dict[str, Generation]
     """By "full" and "extracted"; empty where it was not measured."""
     losses: dict[str, DomainLoss]
+    """By domain, and by kept label that rounds have divided one into."""
+    alone: str
+    """Name of the dense run beside this one, as wide as the extracted model, that was trained on
+    the kept domain alone; empty where there is none."""
     largest_logit_difference: float
     """Of the written checkpoint to the run's model with the other blocks switched off."""
     commands: dict[str, str]

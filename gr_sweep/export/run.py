@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MODEL = "model"
 """The folder in that of the job."""
 
+ROUNDS = "rounds"
+"""The folder in that of a job in rounds, with a folder for each of them (gr_sweep/alternate.py)."""
+
 _CONFIG = "config.json"
 _GENERATION = "generation_config.json"
 _JOB_FILES = ("summary.json", "plan.json", "metrics.jsonl", ".hydra")
@@ -76,6 +79,20 @@ class Run:
         """Configs and tokenizer."""
         return self.folder / MODEL
 
+    def last_round(self, plan: RoutePlan) -> tuple[Path, dict[str, Any]] | None:
+        """Folder and round.json of the last round of a finished job; None where there is none of
+        the plan's labels."""
+        folders = [path for path in (self.folder / ROUNDS).glob("*") if path.name.isdecimal()]
+        if not folders or not self.summary:
+            return None
+        folder = max(folders, key=lambda path: int(path.name))
+        try:
+            about = json.loads((folder / "round.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        is_of_plan = isinstance(about, dict) and about.get("labels") == list(plan.domains)
+        return (folder, about) if is_of_plan else None
+
     @property
     def other_files(self) -> list[Path]:
         """All of `model/` but the model's config: the tokenizer, and how to generate."""
@@ -118,7 +135,20 @@ def open_run(folder: Path) -> Run:
             f"{folder} has no {missing}: an earlier version of gr-sweep has run this job; run it "
             "again in another folder"
         )
-    return Run(folder, RoutePlan.from_json(plan.read_text(encoding="utf-8")), summary)
+    return Run(folder, _plan(folder, plan), summary)
+
+
+def _plan(folder: Path, written: Path) -> RoutePlan:
+    """The plan of the newest checkpoint's weights; the job's plan.json where that does not say.
+
+    A run that makes its plan while it trains may have been stopped between the two.
+    """
+    newest = max((folder / "checkpoints").glob("step_????????"))
+    try:
+        text = json.loads((newest / "run.json").read_text(encoding="utf-8"))["plan"]
+    except (OSError, ValueError, LookupError, TypeError):
+        text = written.read_text(encoding="utf-8")  # loading the weights says what is wrong
+    return RoutePlan.from_json(text)
 
 
 def check_keep(plan: RoutePlan, keep: Sequence[str], folder: Path) -> None:

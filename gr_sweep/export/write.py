@@ -5,7 +5,7 @@ import json
 import platform
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from gr_sweep import __version__
 from gr_sweep.domains import ancestors, expand
 from gr_sweep.errors import ExportError
 from gr_sweep.export.card import card_text
-from gr_sweep.export.losses import losses_of
+from gr_sweep.export.losses import Alone, losses_of, with_alone
 from gr_sweep.export.measure import (
     PROMPT_TOKENS,
     Generation,
@@ -47,6 +47,7 @@ def export(
     command: str,
     device: torch.device,
     measures_generation: bool = True,
+    alone: Mapping[str, Alone] | None = None,
 ) -> Export:
     """Writes the run's model without the blocks that `keep` switches off to the folder `to`.
 
@@ -55,6 +56,7 @@ def export(
         to: not there, or empty.
         command: the whole command line.
         device: where generation is measured; all else is computed on the CPU in float32.
+        alone: by domain a dense run on it alone, to compare with if it is of the same size.
 
     Raises:
         GrSweepError: a run that cannot be read. Nothing is written then.
@@ -63,7 +65,7 @@ def export(
     with _quiet_transformers():
         routed, step = load_routed(run)
         plan = routed.plan
-        off = plan.kept_off(keep) if len(plan.blocks) > 1 else ()
+        off = plan.kept_off(keep) if keep else ()
         config: Any = routed.model.config
         length = _sequence_length(run, config)
 
@@ -73,6 +75,12 @@ def export(
         small = routed.extract(keep) if off else routed.model
         _compare(_logits(small, ids_NT), wanted_NTV, "the extracted model")
         padding = padding_of(routed, off, length)
+        last_round = run.last_round(plan)
+        losses = losses_of(run.summary, plan, off, keep, last_round and last_round[1])
+        small_config: Any = small.config
+        losses, name_of_alone = with_alone(
+            losses, run, plan, keep, small_config.intermediate_size, alone or {}
+        )
         full = routed.unroute()
         full_cost, small_cost = cost_of(full, length), cost_of(small, length)
 
@@ -108,7 +116,8 @@ def export(
                 flops_sequence_length=length,
                 padding=padding,
                 generation=generation,
-                losses=losses_of(run.summary, plan, off),
+                losses=losses,
+                alone=name_of_alone,
                 largest_logit_difference=difference,
                 commands={"run": str(run.summary.get("command", "")), "export": command},
                 fingerprints=dict(run.summary.get("fingerprints", {})),

@@ -3,14 +3,14 @@
 A baseline is alike in model, partition, text and its shares, tokenizer, training and seed, and
 differs in method, plan and label noise alone; one that was trained on a single domain has the width
 of that domain's expert instead. Where there is none, its metrics are absent. Knows the tables that
-jobs leave behind; reads no summary.
+jobs leave behind; reads summaries for one question alone, `alone_beside`.
 """
 
 import enum
 import functools
 import json
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -107,6 +107,28 @@ class JobTables:
             relearn=attacked,
             owners=_read_owners(folder / "plan.json") if has_blocks else {},
         )
+
+    @classmethod
+    def of_folder(cls, folder: Path, methods: Collection[str] | None = None) -> Self | None:
+        """The tables of a finished job by its folder alone; None for any other folder, and for a
+        method that is not among `methods`.
+
+        Raises:
+            DataError: as `read`.
+        """
+        try:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            settings = dict(_dotted(summary["config"]))
+            if methods is not None and settings.get("method.name") not in methods:
+                return None
+            return cls.read(
+                folder,
+                domains=summary["domains"],
+                settings=settings,
+                fingerprints=summary["fingerprints"],
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None
 
     @property
     def method(self) -> str:
@@ -310,12 +332,7 @@ def baselines_of(job: JobTables, alike: Iterable[JobTables]) -> Baselines:
     for other in alike:
         if job.tokens is None or other.tokens is None:
             continue
-        if (
-            other.alone is not None
-            and other.tokens == job.tokens
-            and other.alone in job.expert_widths
-            and other.width == job.expert_widths[other.alone]
-        ):
+        if other.alone is not None and _is_alone_for(other, job):
             alone.setdefault(other.alone, other)
         if other.width != job.width:
             continue
@@ -352,6 +369,45 @@ def baselines_of(job: JobTables, alike: Iterable[JobTables]) -> Baselines:
             )
         },
     )
+
+
+def _is_alone_for(other: JobTables, job: JobTables) -> bool:
+    """Whether it is a run, otherwise alike, on one domain alone that is as wide as the job's
+    expert."""
+    width = None if other.alone is None else job.expert_widths.get(other.alone)
+    has_length = job.tokens is not None and other.tokens == job.tokens
+    return has_length and width is not None and other.width == width
+
+
+def alone_beside(folder: Path) -> dict[str, tuple[Path, JobTables]]:
+    """By domain, the run on it alone that is the baseline of a job's expert, among the jobs of the
+    same sweep; a folder that cannot be read is passed over."""
+    folder = folder.resolve()
+    found: dict[str, tuple[Path, JobTables]] = {}
+    job = JobTables.of_folder(folder)
+    for beside in sorted(folder.parent.iterdir()) if job is not None and job.expert_widths else ():
+        try:
+            other = JobTables.of_folder(beside, methods=(Method.filtered.value,))
+        except DataError:
+            continue
+        if (
+            job is not None
+            and other is not None
+            and other.alone is not None
+            and other.alike == job.alike
+            and _is_alone_for(other, job)
+        ):
+            found.setdefault(other.alone, (beside, other))
+    return found
+
+
+def _dotted(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a config with dotted names, as `collect.Job.settings` has them."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, "{}" if isinstance(value, Mapping) else value
 
 
 def _without_gaps(

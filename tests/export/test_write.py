@@ -11,7 +11,8 @@ import torch
 
 from gr_sweep.errors import CheckpointError, ExportError
 from gr_sweep.export import write
-from gr_sweep.export.card import remarks_of, table_text
+from gr_sweep.export.card import card_text, remarks_of, table_text
+from gr_sweep.export.losses import Loss
 from gr_sweep.export.measure import padding_of
 from gr_sweep.export.run import leave_model, open_run
 from gr_sweep.export.write import export
@@ -150,6 +151,23 @@ def test_domains_that_rounds_split_further_are_named_and_have_losses_as_the_run_
     assert "code (removed)" in table_text(made)
     made = export_to(run, ["biology/1", "code"], tmp_path / "other")
     assert made.kept_domains == ["code", "biology/1"] and made.removed_domains == ["biology/0"]
+
+
+def test_a_dense_model_of_the_same_size_has_a_column_of_its_own(tmp_path):
+    metrics = {"loss/full/code": 1.0, "loss/full/biology": 2.0, "loss/kept/biology/biology": 2.5}
+    run, _ = make_run(tmp_path / "job", PEERS, metrics=metrics)
+    made = export_to(run, ["biology"], tmp_path / "out")
+    assert made.alone == "" and "alone" not in table_text(made) + card_text(made)
+    losses = {**made.losses, "biology": replace(made.losses["biology"], alone=Loss(2.25, (2, 3)))}
+    made = replace(made, losses=losses, alone="method=filtered")
+    *_, head, code, biology = table_text(made).splitlines()
+    assert head.split()[-3:] == ["extracted", "difference", "alone"]
+    assert code.split() == ["code", "(removed)", "1.000", "-", "-", "-"]
+    assert biology.split() == ["biology", "2.000", "2.500", "+0.500", "2.250"]
+    card = card_text(made)
+    assert "| domain | full | extracted | difference | alone |" in card
+    assert "| biology | 2.000 | 2.500 | +0.500 | 2.250 (2.000 to 3.000) |" in card
+    assert any("alone: a dense model" in remark for remark in remarks_of(made))
 
 
 def test_generation_is_measured_of_both_models(tmp_path):
