@@ -9,6 +9,7 @@ from the weights that the first one ended with, and is computed again.
 import contextlib
 import json
 import logging
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gr_sweep.assign.cluster import Children, document_features, fit_children
+from gr_sweep.assign.cluster import document_features, fit_children
 from gr_sweep.assign.labels import HELDOUT, TRAIN, RoundLabels
 from gr_sweep.assign.scores import ACT_GRAD, Key, UnitScores, score_units
-from gr_sweep.assign.units import assign_units, modularity_of, wanted_sizes
+from gr_sweep.assign.units import (
+    assign_units,
+    modularity_by_chance,
+    modularity_of,
+    wanted_sizes,
+)
 from gr_sweep.config import Attribution, Capacity, PlanKind, RunConfig
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.shards import Shard
 from gr_sweep.domains import ancestors, is_under, weights_of_round
+from gr_sweep.errors import DataError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.files import whole_file, write_whole
@@ -128,6 +135,7 @@ class Alternation:
         all_labels = labels_of_rounds(self.config)
         phases = phases_of(self.config)
         state, last = self.training.state, phases[-1]
+        self._check_enough(all_labels[-1])
         plan = RoutePlan.none(domains=all_labels[0])
         if self.training.plan is not None:
             plan = RoutePlan.from_json(self.training.plan)
@@ -144,16 +152,22 @@ class Alternation:
             elif is_begun:
                 self._lay(plan)
             else:
-                labels = self._next_labels(labels, all_labels[phase.round - 1], phase)
-                self._assign(labels, plan, phase, folder)
+                with self._timed("assign_s"):
+                    labels = self._next_labels(labels, all_labels[phase.round - 1], phase)
+                    self._assign(labels, plan, phase, folder)
                 plan = self.routed.plan.in_place()
             text = labels.divided(self.data)
+            write_whole(self.folder / PLAN, plan.in_place().to_json() + "\n")
             batches = self._batches(text)
+            if state.step < phase.stop and not phase.is_dense:
+                # Of other weights: an attempt whose checkpoints are gone.
+                (folder / ROUND).unlink(missing_ok=True)
             self.train_to(batches, phase.stop)
             if phase.is_dense:
                 continue
             held_out = self.make_held_out(text)
-            rows = self._evaluated(held_out, labels, phase, folder)
+            with self._timed("eval_s"):
+                rows = self._evaluated(held_out, labels, phase, folder)
             if self.config.procedure.prune:
                 plan = replace(plan, apart=tuple(frozenset([name]) for name in plan.domains))
         assert not last.is_dense  # phases_of
@@ -165,6 +179,26 @@ class Alternation:
             for domain, shard in self.data.heldout.items()
             for place, document in zip(labels.places[HELDOUT, domain], shard.ids, strict=True)
         }
+
+    def _check_enough(self, leaves: Sequence[str]) -> None:
+        """Raises DataError where a domain's text cannot be divided over its leaves."""
+        for domain, shard in self.data.train.items():
+            own = [leaf for leaf in leaves if is_under(leaf, domain)]
+            if len(own) > max(1, shard.num_documents):
+                raise DataError(
+                    f"{domain} has {shard.num_documents} training documents, too few to be divided "
+                    f"into {len(own)} by procedure.rounds and procedure.children; add text, or "
+                    "have fewer of these"
+                )
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Time inside counts as elapsed, and as the state's `name`."""
+        state, begin = self.training.state, time.perf_counter()
+        yield
+        seconds = time.perf_counter() - begin
+        state.elapsed_s += seconds
+        setattr(state, name, getattr(state, name) + seconds)
 
     def _batches(self, text: TokenData) -> Batches:
         weights = weights_of_round(self.config.data.weights, self.data.domains, text.domains)
@@ -181,30 +215,31 @@ class Alternation:
         """Of this round; where the domain tree ends documents are clustered by the model itself."""
         if names == labels.names:
             return labels
-        text = labels.divided(self.data)
-        domains = self.data.domains
-        fitted: dict[str, Children] = {}
+        divided = []
         for label in labels.names:
             below = [name for name in names if is_under(name, label)]
-            if len(below) == 1 or any(
-                is_under(domain, name) for domain in domains for name in below
-            ):
-                continue  # not divided, or by the tree
-            features = self._features(text.train[label], label)
-            fitted[label] = fit_children(features, len(below), seed=self.config.seed)
+            in_tree = any(is_under(d, name) for d in self.data.domains for name in below)
+            if len(below) > 1 and not in_tree:
+                divided.append(label)
+        children = {
+            place: np.zeros(len(found), dtype=np.int64)
+            for place, found in labels.places.items()
+            if any(labels.names[label] in divided for label in np.unique(found))
+        }
+        parts = {TRAIN: self.data.train, HELDOUT: self.data.heldout}
+        for label in divided:
+            below = [name for name in names if is_under(name, label)]
+            place = labels.names.index(label)
+            features = {
+                (part, domain): self._features(parts[part][domain].subset(chosen), label)
+                for (part, domain), found in labels.places.items()
+                if len(chosen := np.flatnonzero(found == place))
+            }
+            train = [found for (part, _), found in features.items() if part == TRAIN]
+            fitted = fit_children(np.concatenate(train), len(below), seed=self.config.seed)
+            for where, found in features.items():
+                children[where][labels.places[where] == place] = fitted.of(found)
             logger.info("round %d: %s is divided into %s", phase.round, label, ", ".join(below))
-        children = {}
-        for part, shards in ((TRAIN, self.data.train), (HELDOUT, self.data.heldout)):
-            for domain, shard in shards.items():
-                places = labels.places[part, domain]
-                found = np.zeros(shard.num_documents, dtype=np.int64)
-                for label, of_label in fitted.items():
-                    chosen = np.flatnonzero(places == labels.names.index(label))
-                    if len(chosen):
-                        features = self._features(shard.subset(chosen), label)
-                        found[chosen] = of_label.of(features)
-                if any(labels.names[place] in fitted for place in np.unique(places)):
-                    children[part, domain] = found
         return labels.next(names, children)
 
     def _features(self, shard: Shard, label: str) -> np.ndarray:
@@ -236,9 +271,8 @@ class Alternation:
                 )
                 for node in RoutePlan.none(domains=labels.names).nodes
             }
-        is_first = not before.splits
         shape = self.routed.model.config
-        plan = plan_of_round(config, shape, labels.names, None if is_first else before, weights)
+        plan = plan_of_round(config, shape, labels.names, before, weights)
         about: dict[str, Any] = {}
         if config.procedure.attribution is not Attribution.none:
             origins = plan.origins(before)
@@ -249,7 +283,7 @@ class Alternation:
             }
             plan = assign_units(plan, before, scores, equal_layers=config.procedure.equal_layers)
             about["stability"] = _mean_stability(scores.values())
-            if is_first and config.plan.kind is PlanKind.lattice:
+            if config.plan.kind is PlanKind.lattice:
                 about["wanted_units"] = wanted_sizes(plan, scores[0])
         folder.mkdir(parents=True, exist_ok=True)
         labels.write(folder / LABELS)
@@ -259,6 +293,7 @@ class Alternation:
         if plan.splits:
             measured = self._measured(text)
             about["modularity_assigned"] = modularity_of(plan, measured)
+            about["modularity_by_chance"] = modularity_by_chance(plan)
         write_whole(folder / "assignment.json", json.dumps(about, indent=1) + "\n")
         logger.info(
             "round %d: %d blocks for %s%s",
@@ -287,16 +322,22 @@ class Alternation:
     def _measured(self, text: TokenData) -> UnitScores:
         """Scores of the network as it stands, whatever assigned its units: for figures and
         modularity, so that they compare."""
-        return self._scored(text, text.domains, ACT_GRAD)
+        return self._scored(text, text.domains, ACT_GRAD, purpose="measure")
 
     def _scored(
-        self, text: TokenData, domains: Sequence[str], method: str, **settings: Any
+        self,
+        text: TokenData,
+        domains: Sequence[str],
+        method: str,
+        *,
+        purpose: str = "assign",
+        **settings: Any,
     ) -> UnitScores:
         with self.computing():
             return score_units(
                 self.routed.model,
                 self.token_losses,
-                {domain: self._documents(text.train[domain], domain) for domain in domains},
+                {d: self._documents(text.train[d], f"{purpose}/{d}") for d in domains},
                 method,
                 steps=self.config.procedure.attribution_steps,
                 batch_sequences=self.config.eval.batch_sequences,
@@ -304,9 +345,9 @@ class Alternation:
                 **settings,
             )
 
-    def _documents(self, shard: Shard, label: str) -> Iterator[np.ndarray]:
-        """Training documents, drawn by the seed, as the model reads them."""
-        order = np.random.default_rng([self.config.seed, zlib.crc32(label.encode())])
+    def _documents(self, shard: Shard, purpose: str) -> Iterator[np.ndarray]:
+        """Training documents, drawn by the seed and the purpose, as the model reads them."""
+        order = np.random.default_rng([self.config.seed, zlib.crc32(purpose.encode())])
         chosen = order.permutation(shard.num_documents)[: self.config.procedure.documents]
         for index in chosen.tolist():
             yield self._window(shard, index)
@@ -332,7 +373,7 @@ class Alternation:
         )
         scores = self._measured(labels.divided(self.data))
         about = json.loads((folder / "assignment.json").read_text(encoding="utf-8"))
-        experts = expert_losses(rows, self.data.domains)
+        experts = self._expert_losses(rows, labels)
         about |= {
             "round": phase.round,
             "step": state.step,
@@ -365,29 +406,34 @@ class Alternation:
         logged = {keys.loss_expert(domain): loss for domain, loss in experts.items()}
         if about["modularity"] is not None:
             logged[keys.MODULARITY] = about["modularity"]
-        self.tracker.log(state.step, logged | {keys.ROUND: float(phase.round)})
-        write_whole(self.folder / PLAN, plan.to_json() + "\n")
+        if not self._is_logged(state.step):
+            self.tracker.log(state.step, logged | {keys.ROUND: float(phase.round)})
         # Last: a round that has one is done.
         write_whole(folder / ROUND, json.dumps(about, indent=1) + "\n")
         return rows
 
+    def _expert_losses(self, rows: list[DocumentLoss], labels: RoundLabels) -> dict[str, float]:
+        """Loss of each of the partition's domains, every document read by its own label's expert
+        alone, in nats per token."""
+        domain_of = self._domain_of(labels)
+        own: dict[str, list[DocumentLoss]] = {}
+        for row in rows:
+            if row.view is View.kept and row.part == row.domain:
+                own.setdefault(domain_of[row.domain, row.document], []).append(row)
+        return {
+            domain: sum(row.loss_nats for row in own[domain]) / sum(r.tokens for r in own[domain])
+            for domain in self.data.domains
+            if domain in own
+        }
 
-def expert_losses(rows: list[DocumentLoss], domains: tuple[str, ...]) -> dict[str, float]:
-    """Loss of each of the partition's domains, every document read by its own label's expert
-    alone, in nats per token."""
-    found = {}
-    for domain in domains:
-        own = [
-            row
-            for row in rows
-            if row.view is View.kept
-            and row.part == row.domain
-            and (is_under(row.domain, domain) or is_under(domain, row.domain))
-        ]
-        tokens = sum(row.tokens for row in own)
-        if tokens:
-            found[domain] = sum(row.loss_nats for row in own) / tokens
-    return found
+    def _is_logged(self, step: int) -> bool:
+        """Whether an attempt that was stopped since has logged the round that ends here."""
+        try:
+            lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return False
+        last = [json.loads(line) for line in lines[-4:]]
+        return any(row.get("step") == step and keys.ROUND in row for row in last)
 
 
 def _off_units(plan: RoutePlan, off: tuple[int, ...]) -> dict[Key, Tensor]:

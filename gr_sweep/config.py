@@ -632,7 +632,12 @@ def effective(config: RunConfig) -> RunConfig:
         method = dataclasses.replace(method, without=[])
     if not is_routed or procedure.name is ProcedureKind.fixed:
         procedure = ProcedureConfig()
-    elif procedure.attribution is not Attribution.integrated:
+    elif plan.kind is PlanKind.tree:
+        # The first round has the top of the tree, and each further round another level.
+        plan = dataclasses.replace(plan, kind=PlanKind.peers)
+    if procedure.attribution is Attribution.none:
+        procedure = dataclasses.replace(procedure, equal_layers=True)
+    if procedure.attribution is not Attribution.integrated:
         procedure = dataclasses.replace(
             procedure, attribution_steps=ProcedureConfig().attribution_steps
         )
@@ -944,6 +949,15 @@ def _check_procedure(config: RunConfig, domains: tuple[str, ...]) -> None:
     rounds = round_lengths(config.procedure.rounds)
     if config.procedure.rewarm <= 0:
         raise ConfigError(f"procedure.rewarm={config.procedure.rewarm} is not above 0")
+    if (
+        config.procedure.name is ProcedureKind.alternate
+        and config.method.name is Method.routed
+        and config.plan.kind is PlanKind.none
+    ):
+        raise ConfigError(
+            "procedure=alternate with plan=none has nobody to assign units to; use plan=peers, or "
+            "procedure=fixed"
+        )
     config = effective(config)
     if config.procedure.name is ProcedureKind.fixed:
         return

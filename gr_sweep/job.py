@@ -112,6 +112,11 @@ def run_job(
         # Before any work.
         processes.rows(sum(micro_batch_rows(config).values()))
         check_processes(config.eval, processes.world_size)
+        if processes.are_several and config.procedure.name is ProcedureKind.alternate:
+            raise JobError(
+                "procedure=alternate needs the whole model in one process; start one, or use "
+                "procedure=fixed"
+            )
         with processes.joined(config.train.device) as device:
             _run(
                 config,
@@ -198,6 +203,7 @@ def _run(
     curve = heldout_batches(config, data, curve_tokens, device, processes)
     if processes.is_main:
         leave_model(folder, routed.model, data.tokenizer_dir)
+    if processes.is_main and not is_alternate:
         write_whole(folder / "plan.json", routed.plan.to_json() + "\n")
 
     def track() -> Trackers:
@@ -369,6 +375,18 @@ def _run(
             resamples=config.eval.bootstrap,
             blocks={block.name: block.owners for block in routed.plan.blocks if not block.is_core},
         )
+        costs = cost_metrics(
+            routed,
+            state,
+            counts=batches.counts,
+            sequence_length=config.train.sequence_length,
+            device=device,
+            num_processes=processes.world_size,
+        )
+        if is_alternate:
+            # The plan at the end is that of the last phase alone.
+            costs.pop(keys.COST_TRAIN_FLOPS_PER_TOKEN)
+            costs.pop(keys.COST_MFU, None)
         summary = {
             "format": 1,
             "job": folder.name,
@@ -380,14 +398,7 @@ def _run(
             "fingerprints": prints,
             "environment": environment(device, processes.world_size),
             "metrics": metrics
-            | cost_metrics(
-                routed,
-                state,
-                counts=batches.counts,
-                sequence_length=config.train.sequence_length,
-                device=device,
-                num_processes=processes.world_size,
-            )
+            | costs
             | {keys.COST_TRAIN_TOKENS: state.tokens + recovery_steps * batches.tokens_per_step},
             "intervals": intervals,
             "started": started.isoformat(timespec="seconds"),
@@ -574,6 +585,8 @@ def cost_metrics(
         keys.COST_FLOPS_PER_TOKEN: forward_flops_per_token(routed, sequence_length),
         keys.COST_TRAIN_FLOPS_PER_TOKEN: train_flops,
     }
+    if state.assign_s:
+        metrics[keys.COST_ASSIGN_SECONDS] = state.assign_s
     if state.train_s > 0:
         metrics[keys.COST_EVAL_SHARE] = state.eval_s / (state.train_s + state.eval_s)
         speed = state.tokens / state.train_s

@@ -145,7 +145,7 @@ def plan_of_round(
     Raises:
         PlanError: too few units or layers.
     """
-    if before is None:
+    if before is None or not before.splits:  # one label so far: nothing was divided
         return _plan(config.plan, shape, labels, weights)
     return before.split_further(
         labels,

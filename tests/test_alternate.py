@@ -1,18 +1,21 @@
 """The procedure `alternate` from end to end on tiny models, in this process."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from gr_sweep import alternate
+from gr_sweep import alternate, job
+from gr_sweep.cli.app import main
 from gr_sweep.config import (
     Attribution,
     Capacity,
     DataConfig,
     DataKind,
     DomainConfig,
+    Edges,
     EvalConfig,
     ModelConfig,
     PartitionConfig,
@@ -20,6 +23,7 @@ from gr_sweep.config import (
     PlanKind,
     ProcedureConfig,
     ProcedureKind,
+    RouteConfig,
     RunConfig,
     TrackingConfig,
     TrackingMode,
@@ -163,10 +167,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
         monkeypatch.setattr(module, name, call)
 
     wrap(loop, "train_step")
-    for name in ("assign_units", "removal_losses", "write_losses", "fit_children"):
+    for name in ("assign_units", "removal_losses", "write_losses", "fit_children", "write_whole"):
         wrap(alternate, name)
+    for name in ("robustness_losses", "summarize_losses"):
+        wrap(job, name)
     whole, folder = finished[0], tmp_path / "job"
-    for _ in range(40):
+    for _ in range(80):
         calls[0] = 0
         try:
             run(make_config(), folder)
@@ -179,6 +185,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
     assert (folder / "document_losses.csv").read_text() == (
         whole / "document_losses.csv"
     ).read_text()
+    assert "robustness_losses" in killed or "summarize_losses" in killed
     for path in ("plan.json", "rounds/2/plan.json"):
         assert (folder / path).read_text() == (whole / path).read_text()
 
@@ -205,8 +212,146 @@ def test_a_named_tree_is_followed_before_documents_are_clustered(make_config, tm
     labels = ["code/0", "code/1", "biology/cells", "biology/virology"]
     assert round_of(tmp_path / "job", 2)["labels"] == labels
     assert summary["domains"] == domains
+    first = round_of(tmp_path / "job", 1)["expert_loss"]
+    assert first["biology/cells"] != first["biology/virology"]  # each has its own documents
     for domain in domains:
         assert f"loss/expert/{domain.replace('/', '.')}" in summary["metrics"]
+
+
+def test_a_round_of_weights_that_are_gone_is_read_again(make_config, tmp_path):
+    config = make_config(steps=2, procedure={"rounds": 1, "documents": 4})
+    whole = run(config, tmp_path / "job")
+    table = tmp_path / "job" / "rounds" / "1" / "document_losses.csv"
+    before = table.read_text()
+    table.write_text(before.splitlines()[0] + "\n")
+    (tmp_path / "job" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "job" / "checkpoints")
+    again = run(config, tmp_path / "job")
+    assert again["metrics"]["mean_loss"] == whole["metrics"]["mean_loss"]
+    assert table.read_text() == before
+
+
+def test_a_run_that_was_stopped_in_a_routed_phase_is_exported_by_its_checkpoint(
+    make_config, tmp_path, monkeypatch
+):
+    folder = tmp_path / "job"
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(alternate, "removal_losses", killed)
+        with pytest.raises(Killed):
+            run(make_config(steps=4, procedure={"rounds": 1, "documents": 4}), folder)
+    (folder / "plan.json").write_text(RoutePlan.none(domains=DOMAINS).to_json())
+    opened = open_run(folder)
+    assert len(opened.plan.blocks) == 4
+    assert main(["export", str(folder), "--keep", "code", "--to", str(tmp_path / "code")]) == 0
+    made = json.loads((tmp_path / "code" / "export.json").read_text())
+    assert sorted(made["removed_domains"]) == ["biology", "creative"]
+
+
+def test_where_nothing_is_cut_no_assignment_changes_training(make_config, tmp_path):
+    """Units change places, and their moments with them; the losses stay."""
+    losses = []
+    for attribution in (Attribution.act_grad, Attribution.none):
+        config = make_config(
+            steps=8,
+            edges=Edges.none,
+            route=RouteConfig(foreign_dropout=0.0),
+            procedure={
+                "rounds": 2, "documents": 4, "attribution": attribution,
+                "prune": False, "children": 1,
+            },
+        )  # fmt: skip
+        folder = tmp_path / attribution.value
+        run(config, folder)
+        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        losses.append([row["train/loss"] for row in rows if "train/loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_rate_warms_up_again_in_every_phase(make_config, tmp_path):
+    config = make_config(steps=40, procedure={"rounds": 1, "documents": 4, "rewarm": 0.5})
+    config.train.log_every, config.train.warmup = 1, 0.2
+    run(config, tmp_path / "job")
+    rows = map(json.loads, (tmp_path / "job" / "metrics.jsonl").read_text().splitlines())
+    rates = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
+    peak = config.train.lr
+    assert rates[1] == pytest.approx(peak / 4) and rates[5] == pytest.approx(peak)
+    assert rates[20] < 0.2 * peak
+    assert rates[21] == pytest.approx(peak / 8) and rates[25] == pytest.approx(peak / 2)
+
+
+def test_scores_and_clusters_are_of_training_text_in_the_experts_own_network(
+    make_config, tmp_path, monkeypatch
+):
+    read, scored, heldout = [], [], set()
+    plain_features, plain_scores = alternate.document_features, alternate.score_units
+
+    def features(hidden, documents, **how):
+        read.append(routing[0].active is not None)
+        return plain_features(hidden, documents, **how)
+
+    def scores(model, losses, documents, method, **how):
+        documents = {d: list(of) for d, of in documents.items()}
+        scored.append(
+            (how.get("off"), {d: [tuple(x[1:]) for x in of] for d, of in documents.items()})
+        )
+        return plain_scores(model, losses, documents, method, **how)
+
+    routing = []
+    plain_run = alternate.Alternation.run
+
+    def spied(self):
+        routing.append(self.routed)
+        for shard in self.data.heldout.values():
+            length = self.config.train.sequence_length
+            heldout.update(
+                tuple(int(t) for t in shard.document(index)[:length])
+                for index in range(shard.num_documents)
+            )
+        return plain_run(self)
+
+    monkeypatch.setattr(alternate.Alternation, "run", spied)
+    monkeypatch.setattr(alternate, "document_features", features)
+    monkeypatch.setattr(alternate, "score_units", scores)
+    run(make_config(steps=4, procedure={"rounds": 2, "documents": 200}), tmp_path / "job")
+    assert read and all(read)
+    assert not any(set(of) & heldout for _, by in scored for of in by.values())
+    # Round 1, its two measurements, then an expert at a time with the others' 32 of 96 units off.
+    offs = [sum(int(t.sum()) for t in off.values()) for off, _ in scored if off is not None]
+    assert offs[0] == 0 and offs[1:4] == [2 * 64] * 3
+
+
+def test_blocks_are_as_large_as_their_domains_text(make_config, tmp_path):
+    config = make_config(
+        steps=2, procedure={"rounds": 1, "documents": 4, "capacity": Capacity.data}
+    )
+    run(config, tmp_path / "job")
+    plan = RoutePlan.from_json((tmp_path / "job" / "plan.json").read_text())
+    labels = np.load(tmp_path / "job" / "rounds" / "1" / "labels.npz")
+    assert set(labels["names"]) == set(DOMAINS)
+    assert sum(plan.splits[0, "mlp"].sizes) == 192
+    assert len(set(plan.splits[0, "mlp"].sizes[1:])) > 1  # the three texts differ in length
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"domains": ["code", "biology/cells"], "procedure": {"rounds": 3, "documents": 4}},
+        {"domains": ["biology/cells", "biology/virology"]},
+        {"procedure": {"rounds": 3, "documents": 4, "equal_layers": False}},
+    ],
+    ids=["a node with one child", "one domain at the top", "layers that differ"],
+)
+def test_odd_trees_and_layers_are_split_to_the_end(make_config, tmp_path, parts):
+    config = make_config(steps=6, **parts)
+    config.train.batch_sequences = 48
+    summary = run(config, tmp_path / "job")
+    assert {f"loss/expert/{d.replace('/', '.')}" for d in summary["domains"]} <= set(
+        summary["metrics"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,21 @@ def modularity_of(plan: RoutePlan, scores: UnitScores) -> float:
     return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
 
 
+def modularity_by_chance(plan: RoutePlan) -> float:
+    """What `modularity_of` would be if every domain used all units outside the core alike."""
+    shares = []
+    for split in plan.splits.values():
+        outside = sum(split.sizes) - split.sizes[0]
+        for domain in plan.domains if outside else ():
+            own = sum(
+                size
+                for block, size in zip(plan.blocks, split.sizes, strict=True)
+                if not block.is_core and plan.owns(domain, block)
+            )
+            shares.append(own / outside)
+    return float(np.mean(shares)) if shares else float("nan")
+
+
 def _owns(blocks: Sequence[Block], domains: Sequence[str]) -> np.ndarray:
     return np.array([[domain in block.owners for domain in domains] for block in blocks])
 

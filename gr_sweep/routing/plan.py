@@ -274,8 +274,20 @@ class RoutePlan:
                     sizes.append(size)
                     continue
                 relative = [1.0 if weights is None else weights[child] for child in children]
-                sizes += _share_out(size, shares[kind], relative, kind)
+                # Of layers that differ one may have no unit for a block; all together have one.
+                sizes += _share_out(size, shares[kind], relative, kind, may_be_empty=True)
             splits[layer, kind] = Split(tuple(sizes))
+        for kind in {kind for _, kind in splits}:
+            of_kind = [split.sizes for (_, k), split in splits.items() if k == kind]
+            totals = map(sum, zip(*of_kind, strict=True))
+            for block, total in zip(blocks, totals, strict=True):
+                if not total and block.name not in {old.name for old in self.blocks}:
+                    what = "head groups" if kind == ATTN else "hidden units"
+                    raise PlanError(
+                        f"{block.name.rpartition('/')[0]} has too few {what} to be divided: "
+                        f"{block.name} gets none in any layer, and each needs one; lower "
+                        f"plan.{kind}_shared, or have fewer rounds or children"
+                    )
         apart = tuple(
             frozenset(label for d in self.domains if d in group for label in below[d])
             for group in self.apart
@@ -286,11 +298,9 @@ class RoutePlan:
         """Of each block the one of `before` that it was divided from (`split_further`): the core,
         where that had all units."""
         place = {block.name: index for index, block in enumerate(before.blocks)}
-        parents = (block.name.rpartition("/")[0] for block in self.blocks)
-        return tuple(
-            place.get(block.name, place.get(parent, 0))
-            for block, parent in zip(self.blocks, parents, strict=True)
-        )
+        # The nearest name above: of a node with a single label below it the block has the node's.
+        above = ([n for n in reversed(ancestors(b.name)) if n in place] for b in self.blocks)
+        return tuple(place[names[0]] if names else 0 for names in above)
 
     def check_orders(self) -> None:
         """Raise PlanError where an order is no permutation of its layer's units."""
@@ -477,7 +487,12 @@ def _relative(blocks: Sequence[Block], weights: Mapping[str, float] | None) -> l
 
 
 def _share_out(
-    num_units: int, shared: float, weights: Sequence[float], kind: str
+    num_units: int,
+    shared: float,
+    weights: Sequence[float],
+    kind: str,
+    *,
+    may_be_empty: bool = False,
 ) -> tuple[int, ...]:
     """Units of the shared block, and those of the others in the ratio of their weights.
 
@@ -489,7 +504,7 @@ def _share_out(
     by_remainder = sorted(range(len(sizes)), key=lambda index: sizes[index] - quotas[index])
     for index in by_remainder[: left - sum(sizes)]:
         sizes[index] += 1
-    if 0 in sizes:
+    if 0 in sizes and not may_be_empty:
         what = "head groups" if kind == ATTN else "hidden units"
         raise PlanError(
             f"plan.{kind}_shared={shared} leaves {left} of {num_units} {what} to "

@@ -19,6 +19,8 @@ class TrainState:
     """Seconds of `elapsed_s` without evaluation and checkpoints."""
     eval_s: float = 0.0
     """Seconds in evaluations: before the first step, between steps, and after the last."""
+    assign_s: float = 0.0
+    """Seconds of clustering, attribution and assignment between phases."""
     data_s: float = 0.0
     """Seconds of `train_s` in which the loop waited for data."""
 

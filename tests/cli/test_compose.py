@@ -285,7 +285,7 @@ def test_a_wrong_override_is_refused_in_one_line(override, message):
         ("procedure.children=5", "does not split over 15 domains"),
         ("procedure.dense=1", "leaves none to route"),
         ("procedure.rounds=9", "each needs one"),
-        ("plan.attn_shared=0.25", "head groups to 2 blocks; each needs one"),
+        ("plan.attn_shared=0.25", "code has too few head groups to be divided"),
         ("partition.unlabelled=0.5", "partition.unlabelled=0.5 has no meaning under procedure"),
         ("partition.mislabelled=0.1", "partition.mislabelled=0.1 has no meaning under procedure"),
         ("data.spurious=0.95", "data.spurious=0.95 has no meaning under procedure"),

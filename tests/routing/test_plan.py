@@ -313,7 +313,7 @@ def test_a_split_further_divides_each_experts_units_and_moves_nobody_elses():
     assert before.split_further(labels, mlp_shared=0.0, weights=weights).splits[0, "mlp"].sizes == (
         12, 0, 3, 1, 4, 0, 2, 2,
     )  # fmt: skip
-    with pytest.raises(PlanError, match="leaves 1 of 1 hidden units to 2 blocks"):
+    with pytest.raises(PlanError, match="code/0 has too few hidden units to be divided"):
         plan.split_further(
             ["code/0/a", "code/0/b", "code/1", "biology", "creative/0", "creative/1"],
             mlp_shared=0.0,
