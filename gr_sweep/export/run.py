@@ -207,9 +207,7 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
         raise ExportError(
             f"the checkpoint in {run.folder} is not of the run that its summary.json is of"
         )
-    # Of a run that makes its plan while it trains, the one that these weights were trained with.
-    plan = RoutePlan.from_json(about["plan"]) if "plan" in about else run.plan
-    routed = route_model(model, plan.in_place(), "none")
+    routed = route_model(model, run.plan.in_place(), "none")
     return routed, int(about["state"]["step"])
 
 

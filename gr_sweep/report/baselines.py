@@ -10,7 +10,7 @@ import enum
 import functools
 import json
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -118,7 +118,7 @@ class JobTables:
         """
         try:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            settings = dict(_dotted(summary["config"]))
+            settings = dotted(summary["config"])
             if methods is not None and settings.get("method.name") not in methods:
                 return None
             return cls.read(
@@ -401,13 +401,15 @@ def alone_beside(folder: Path) -> dict[str, tuple[Path, JobTables]]:
     return found
 
 
-def _dotted(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of a config with dotted names, as `collect.Job.settings` has them."""
+def dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a config by dotted names; an empty mapping is "{}"."""
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from _dotted(value, f"{prefix}{name}.")
+            flat |= dotted(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, "{}" if isinstance(value, Mapping) else value
+            flat[prefix + name] = "{}" if isinstance(value, Mapping) else value
+    return flat
 
 
 def _without_gaps(

@@ -21,7 +21,7 @@ from gr_sweep.domains import ancestors
 from gr_sweep.errors import DataError, ReportError
 from gr_sweep.metrics import keys, seeds
 from gr_sweep.metrics.compare import Attack, attacks
-from gr_sweep.report.baselines import JobTables, joined
+from gr_sweep.report.baselines import JobTables, dotted, joined
 from gr_sweep.report.round_files import Round, read_rounds, with_leaf_tax
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Job:
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """The config with dotted names, in its own order; a list is a value."""
-        return _flatten(self.config)
+        return dotted(self.config)
 
     @property
     def method(self) -> str:
@@ -507,13 +507,3 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = "{}" if isinstance(value, Mapping) else value
-    return flat
