@@ -121,7 +121,7 @@ class Alternation:
     """All held-out documents of a round's text."""
     train_to: Callable[[Batches, int], None]
     """Trains until a step."""
-    route: Mapping[str, float]
+    route: Mapping[str, Any]
     """Foreign dropout and route weights of the routed phases, as `route_model` takes them."""
     computing: Callable[[], contextlib.AbstractContextManager[Any]]
     """Inside, products are in the type that evaluation has."""
@@ -134,7 +134,7 @@ class Alternation:
         """
         all_labels = labels_of_rounds(self.config)
         phases = phases_of(self.config)
-        state, last = self.training.state, phases[-1]
+        state = self.training.state
         self._check_enough(all_labels[-1])
         plan = RoutePlan.none(domains=all_labels[0])
         if self.training.plan is not None:
@@ -157,7 +157,7 @@ class Alternation:
                     self._assign(labels, plan, phase, folder)
                 plan = self.routed.plan.in_place()
             text = labels.divided(self.data)
-            write_whole(self.folder / PLAN, plan.in_place().to_json() + "\n")
+            write_whole(self.folder / PLAN, plan.to_json() + "\n")
             batches = self._batches(text)
             if state.step < phase.stop and not phase.is_dense:
                 # Of other weights: an attempt whose checkpoints are gone.
@@ -170,7 +170,6 @@ class Alternation:
                 rows = self._evaluated(held_out, labels, phase, folder)
             if self.config.procedure.prune:
                 plan = replace(plan, apart=tuple(frozenset([name]) for name in plan.domains))
-        assert not last.is_dense  # phases_of
         return LastRound(text, batches, held_out, rows, self._domain_of(labels))
 
     def _domain_of(self, labels: RoundLabels) -> dict[tuple[str, str], str]:
@@ -379,7 +378,6 @@ class Alternation:
             "step": state.step,
             "tokens": state.tokens,
             "labels": list(labels.names),
-            "pruned": self.config.procedure.prune,
             "blocks": [
                 {
                     "name": block.name,

@@ -136,18 +136,14 @@ def prices(cost_BU: np.ndarray, block_of_unit: np.ndarray) -> np.ndarray:
     return found - found.mean()
 
 
-def modularity(
-    shares_KU: np.ndarray, block_of_unit: np.ndarray, owns_BK: np.ndarray, core: int = 0
-) -> np.ndarray:
+def modularity(shares_KU: np.ndarray, block_of_unit: np.ndarray, owns_BK: np.ndarray) -> np.ndarray:
     """Of each domain's attribution outside the core the share [K] that lies in blocks it owns.
 
     1: nothing is lost when the domain is kept alone. Units given at random to K blocks of one size,
     one for each domain, have about 1/K. nan where a domain has no attribution outside the core.
-
-    Args:
-        core: place of the core among the blocks.
+    The core is block 0.
     """
-    outside_U = block_of_unit != core
+    outside_U = block_of_unit != 0
     owns_KU = np.asarray(owns_BK, dtype=bool)[block_of_unit].T
     total_K = (shares_KU * outside_U).sum(axis=1)
     own_K = (shares_KU * (outside_U & owns_KU)).sum(axis=1)

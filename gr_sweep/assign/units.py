@@ -115,7 +115,7 @@ def modularity_of(plan: RoutePlan, scores: UnitScores) -> float:
     values = []
     for place, split in plan.splits.items():
         block_of_unit = np.repeat(np.arange(len(split.sizes)), split.sizes)
-        values.append(modularity(scores.shares(*place).numpy(), block_of_unit, owns_BK, 0))
+        values.append(modularity(scores.shares(*place).numpy(), block_of_unit, owns_BK))
     found = np.array(values)
     return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
 

@@ -120,12 +120,10 @@ def with_alone(
         return plain
     found = dict(losses)
     try:
+        last = run.last_round(plan)
         for name in [name for name in losses if is_under(name, domain)]:
-            place = run.folder
-            if name != domain:
-                last = run.last_round(plan)
-                assert last is not None  # losses_of: it is a label of the last round
-                place = last[0]
+            # What is below the domain is a label of the last round (`losses_of`).
+            place = run.folder if name == domain or last is None else last[0]
             found[name] = replace(losses[name], alone=_of_alone(other, domain, place, name))
     except DataError:
         return plain

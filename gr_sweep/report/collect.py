@@ -266,7 +266,7 @@ class Sweep:
         values = _by_seed(group, key)
         if not values or len(values) < len({job.seed for job in group}):
             return None
-        return _estimate_of(list(values.values()))
+        return estimate_of(list(values.values()))
 
     def difference(self, first: Sequence[Job], second: Sequence[Job], key: str) -> Estimate | None:
         """Mean of the metric of the first jobs less that of the second, paired on their seeds."""
@@ -275,7 +275,7 @@ class Sweep:
         found = seeds.paired_difference(of_first, of_second)
         if found is not None:
             return Estimate(value=found[0], interval=found[1:])
-        return _estimate_of([of_first[seed] - of_second[seed] for seed in common])
+        return estimate_of([of_first[seed] - of_second[seed] for seed in common])
 
 
 def _by_seed(jobs: Sequence[Job], key: str) -> dict[int, float]:
@@ -288,7 +288,8 @@ def _by_seed(jobs: Sequence[Job], key: str) -> dict[int, float]:
     return found
 
 
-def _estimate_of(values: Sequence[float]) -> Estimate | None:
+def estimate_of(values: Sequence[float]) -> Estimate | None:
+    """Mean and t-interval of a value a seed; None without any."""
     if not values:
         return None
     found = seeds.t_interval(values)

@@ -96,8 +96,7 @@ class Round:
     @property
     def mean_parameters(self) -> float | None:
         """Mean over the labels' experts alone."""
-        found = [self.parameters_kept[label] for label in self.labels if _has(self, label)]
-        return sum(found) / len(found) if found and len(found) == len(self.labels) else None
+        return mean_over(self.parameters_kept, self.labels)
 
     @property
     def mean_stability(self) -> float | None:
@@ -123,12 +122,8 @@ class Round:
         return _loss(own), _loss([row for row in rows if row.view is View.full])
 
 
-def _has(of: Round, label: str) -> bool:
-    return label in of.parameters_kept
-
-
 def mean_over(by_domain: Mapping[str, float], domains: Sequence[str]) -> float | None:
-    """Mean over the partition's domains; None where one lacks the number."""
+    """Mean over domains or labels; None where one lacks the number."""
     if not domains or any(domain not in by_domain for domain in domains):
         return None
     return sum(by_domain[domain] for domain in domains) / len(domains)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gr_sweep.metrics import keys, seeds
+from gr_sweep.metrics import keys
 from gr_sweep.report import figures, measures, pictures, tables
 from gr_sweep.report.baselines import train_tokens
-from gr_sweep.report.collect import Estimate, Job, Sweep, short_name, shown
+from gr_sweep.report.collect import Estimate, Job, Sweep, estimate_of, short_name, shown
 from gr_sweep.report.measures import MISSING
 from gr_sweep.report.round_files import Round, mean_over
 from gr_sweep.report.tables import Cell, Column, Row, Table
@@ -51,12 +51,7 @@ class Group:
         has the round lacks the number."""
         found = {job.seed: of(job, round_) for job, round_ in self.rounds(number)}
         values = [value for value in found.values() if value is not None]
-        if not values or len(values) < len(found):
-            return None
-        interval = seeds.t_interval(values)
-        if interval is None:
-            return Estimate(value=values[0])
-        return Estimate(value=interval[0], interval=interval[1:])
+        return estimate_of(values) if len(values) == len(found) else None
 
     def is_last(self, number: int) -> bool:
         """Whether the round's models have seen all tokens of their run."""

@@ -82,13 +82,17 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     A tied parameter appears once. An optimizer that has made no step gets its state, as zeros. Of a
     model that is spread over processes, what is here (`state_dict` drops what is gathered).
     """
-    once = {name for name, _ in model.named_parameters()}
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
-    found = {f"model.{name}": t for name, t in model.state_dict().items() if name not in tied}
+    found = _weights_of(model)
     state: Any = get_optimizer_state_dict(model, optimizer)["state"]
     for name, values in state.items():
         found |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
     return found
+
+
+def _weights_of(model: nn.Module) -> dict[str, Tensor]:
+    once = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+    return {f"model.{name}": t for name, t in model.state_dict().items() if name not in tied}
 
 
 class Checkpoints:
@@ -326,10 +330,7 @@ def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
     if not paths:
         raise CheckpointError(f"{folder} holds no checkpoint")
     path = paths[-1]
-    once = {f"model.{name}" for name, _ in model.named_parameters()}
-    tied = {f"model.{name}" for name, _ in model.named_parameters(remove_duplicate=False)} - once
-    target = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    target = {name: tensor for name, tensor in target.items() if name not in tied}
+    target = _weights_of(model)
     try:
         about: dict[str, Any] = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
         if about["format"] == _FORMAT:

@@ -401,7 +401,6 @@ def write_rounds(
             "step": 100 * number,
             "tokens": tokens * number // rounds,
             "labels": list(labels),
-            "pruned": True,
             "blocks": [
                 block | {"units": {kind: layers * sizes[kind][block["name"]] for kind in split}}
                 for block in blocks
