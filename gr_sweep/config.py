@@ -56,6 +56,13 @@ class Method(enum.Enum):
     filtered_observed = "filtered_observed"
 
 
+class Resume(enum.Enum):
+    """What a job goes on from that was begun before."""
+
+    same = "same"
+    force = "force"
+
+
 UNROUTED = (Method.dense, Method.filtered, Method.filtered_observed)
 """Methods without a plan."""
 
@@ -466,6 +473,9 @@ class RunConfig:
     """Weights & Biases."""
     seed: int = 0
     """Everything random comes from it: weights, data order, label noise, bootstrap."""
+    resume: Resume = Resume.same
+    """A job that was begun goes on: same, if code, settings and text are as they were; force, all
+    the same."""
     baselines: list[Baseline] = field(default_factory=list)
     """Runs that a sweep adds for its metrics, each once: dense; compute (dense with 1/8, 1/4 and
     1/2 of the tokens); filtered (without each domain that can be removed); filtered_observed; alone
@@ -474,6 +484,7 @@ class RunConfig:
 
 NO_EFFECT_ON_RESULT = (
     "tracking",
+    "resume",
     "baselines",
     "data.cache",
     "train.checkpoint_every",
@@ -550,14 +561,19 @@ def fingerprint(config: RunConfig) -> str:
     Settings that the job does not read (`effective`) and NO_EFFECT_ON_RESULT do not count. The
     order of dictionaries does: the rules of a partition are tried in order.
     """
-    plain = to_plain(effective(config))
+    return hashlib.sha256(json.dumps(what_counts(config)).encode()).hexdigest()
+
+
+def what_counts(config: RunConfig) -> dict[str, Any]:
+    """What the fingerprint is made of: the settings that can change a job's numbers, plain."""
+    plain: dict[str, Any] = to_plain(effective(config))
     for name in NO_EFFECT_ON_RESULT:
         *path, last = name.split(".")
         node = plain
         for key in path:
             node = node[key]
         del node[last]
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+    return plain
 
 
 def fixed(config: RunConfig) -> RunConfig:

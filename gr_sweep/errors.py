@@ -32,8 +32,23 @@ class JobError(GrSweepError):
     """A job that cannot be run where it was asked for."""
 
 
+class HeldError(JobError):
+    """A job that another process runs."""
+
+
 class CheckpointError(GrSweepError):
     """A checkpoint that cannot be read or belongs to another run."""
+
+
+class SummaryError(GrSweepError):
+    """A summary.json that is not as it was written."""
+
+
+class FullDiskError(GrSweepError, OSError):
+    """A disk or a quota without room for what is to be written.
+
+    An OSError too: who can do without a file goes on without it.
+    """
 
 
 class ReportError(GrSweepError):

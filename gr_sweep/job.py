@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -17,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from gr_sweep.alternate import Alternation, LastRound
 from gr_sweep.config import (
     Method,
     ProcedureKind,
+    Resume,
     RunConfig,
     fingerprint,
     num_steps,
     to_plain,
+    what_counts,
 )
 from gr_sweep.data.batches import Batches, first_documents, heldout_chunks
 from gr_sweep.data.markers import swapped_markers
@@ -44,6 +44,7 @@ from gr_sweep.eval.robustness import (
 )
 from gr_sweep.export.run import leave_model
 from gr_sweep.files import write_whole
+from gr_sweep.folder import CHECKPOINTS, SUMMARY, Hold, differences, held, refuse_changes
 from gr_sweep.layout import labels_of_rounds, make_plan, named_shape, phases_of
 from gr_sweep.metrics import keys
 from gr_sweep.metrics.cost import peak_flops
@@ -59,6 +60,7 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.sources import code_fingerprint
 from gr_sweep.tracking import Trackers, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.cost import (
@@ -71,13 +73,13 @@ from gr_sweep.train.cost import (
 from gr_sweep.train.distributed import Processes, connect, shard
 from gr_sweep.train.loop import is_bfloat16, precision_context, start, train
 from gr_sweep.train.state import TrainState
+from gr_sweep.train.stop import StopSignals
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-SUMMARY = "summary.json"
 DOCUMENT_LOSSES = "document_losses.csv"
 RELEARN = "relearn.csv"
 
@@ -89,6 +91,7 @@ def run_job(
     sweep: str,
     overrides: list[str],
     command: str,
+    title: str = "",
     is_baseline: bool = False,
 ) -> None:
     """Runs a job to its end, or on from where it stopped; a job with a summary is done.
@@ -99,15 +102,18 @@ def run_job(
         sweep: name of the sweep, the W&B group.
         overrides: what was typed for this job.
         command: the whole command line.
+        title: what people call it.
         is_baseline: whether the results of an equal job, of the same code and text, may be taken
             from another sweep beside this one.
 
     Raises:
         GrSweepError: what the user can mend; nothing that was computed is lost.
+        Stopped: a signal asked it to.
     """
     processes = connect()
-    with _taken(folder, processes) as is_missing:
-        if not is_missing:
+    signals = StopSignals()
+    with signals.listening(), _taken(folder, processes, title) as hold:
+        if hold is None:
             return
         # Before any work.
         processes.rows(sum(micro_batch_rows(config).values()))
@@ -120,9 +126,10 @@ def run_job(
         with processes.joined(config.train.device) as device:
             _run(
                 config,
-                folder,
+                hold,
                 processes,
                 device,
+                signals,
                 sweep=sweep,
                 overrides=overrides,
                 command=command,
@@ -131,33 +138,28 @@ def run_job(
 
 
 @contextlib.contextmanager
-def _taken(folder: Path, processes: Processes) -> Iterator[bool]:
-    """The folder is this run's alone; says whether there is anything left to do."""
-    lock = FileLock(folder / ".lock", timeout=0)
+def _taken(folder: Path, processes: Processes, title: str) -> Iterator[Hold | None]:
+    """The folder, this run's alone; None where there is nothing left to do. Of several processes
+    the main one holds it, for all."""
+    with contextlib.ExitStack() as stack:
 
-    def take() -> bool:
-        if (folder / SUMMARY).exists():
-            return False
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise JobError(
-                f"{folder} is being run by another process; wait for it, or stop it"
-            ) from error
-        return not (folder / SUMMARY).exists()  # finished by another process a moment ago
+        def take() -> bool:
+            if (folder / SUMMARY).exists():
+                return False
+            holds.append(stack.enter_context(held(folder, title)))
+            return not (folder / SUMMARY).exists()  # finished by another process a moment ago
 
-    try:
-        yield processes.from_main(take)
-    finally:
-        lock.release()
+        holds: list[Hold] = []
+        is_missing = processes.from_main(take)
+        yield (holds[0] if holds else Hold(folder, title)) if is_missing else None
 
 
 def _run(
     config: RunConfig,
-    folder: Path,
+    hold: Hold,
     processes: Processes,
     device: torch.device,
+    signals: StopSignals,
     *,
     sweep: str,
     overrides: list[str],
@@ -166,6 +168,7 @@ def _run(
 ) -> None:
     """The job, in each of its processes; the main one alone tracks, writes and says anything."""
     started = datetime.now(UTC)
+    folder = hold.folder
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of the job before in this process
     data = processes.main_first(
@@ -182,6 +185,20 @@ def _run(
     plain = to_plain(config)
     if is_baseline and processes.from_main(lambda: _taken_over(folder, prints, sweep)):
         return
+
+    def begin() -> tuple[dict[str, str], list[str]]:
+        """What the run's checkpoints began with, and what has changed since."""
+        counts, begun = what_counts(config), hold.begun
+        if begun is None:
+            hold.begin(prints, counts, num_steps(config.train))
+            return prints, []
+        if config.resume is Resume.same:
+            refuse_changes(begun, prints, counts, folder)
+        return begun.fingerprints, differences(begun, prints, counts)
+
+    begun_with, changes = processes.from_main(begin)
+    if changes and processes.is_main:
+        logger.warning("going on all the same, with other %s", "; ".join(changes))
 
     is_alternate = config.procedure.name is ProcedureKind.alternate
 
@@ -220,9 +237,9 @@ def _run(
 
     tracker = processes.together(track)
     checkpoints = Checkpoints(
-        folder / "checkpoints",
+        folder / CHECKPOINTS,
         keep=config.train.keep_checkpoints,
-        fingerprint=f"{prints['config']}:{prints['data']}",
+        fingerprint=f"{begun_with['config']}:{begun_with['data']}",
         processes=processes,
     )
 
@@ -301,6 +318,7 @@ def _run(
                 device=device,
                 processes=processes,
                 stop=stop,
+                signals=signals,
             )
 
         weights: Mapping[str, float] = config.data.weights
@@ -396,6 +414,8 @@ def _run(
             "domains": list(data.domains),
             "config": plain,
             "fingerprints": prints,
+            # Not empty where it was told to go on with other code, settings or text.
+            "changes": changes,
             "environment": environment(device, processes.world_size),
             "metrics": metrics
             | costs
@@ -624,12 +644,3 @@ def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "platform": sys.platform,
     }
-
-
-def code_fingerprint() -> str:
-    """Hash over the package's own source files."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()

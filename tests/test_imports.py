@@ -22,6 +22,8 @@ ORDER = (
     "errors",
     "domains",
     "files",
+    "sources",
+    "folder",
     "config",
     "routing",
     "model",
@@ -44,7 +46,17 @@ ORDER = (
 MAY_IMPORT = {
     "routing": {"errors", "domains", "routing"},
     "model": {"errors", "domains", "routing", "model"},
-    "report": {"errors", "domains", "files", "config", "metrics", "layout", "report"},
+    "report": {
+        "errors",
+        "domains",
+        "files",
+        "sources",
+        "folder",
+        "config",
+        "metrics",
+        "layout",
+        "report",
+    },
     "cli": {*ORDER, "report", "gr_sweep"},
 } | {
     part: set(ORDER[: ORDER.index(part) + 1])
@@ -60,7 +72,18 @@ ONLY_IN = {
 }
 """Packages that one part alone may name."""
 
-WITHOUT_TORCH = ("errors", "domains", "files", "config", "metrics", "report", "tracking", "layout")
+WITHOUT_TORCH = (
+    "errors",
+    "domains",
+    "files",
+    "sources",
+    "folder",
+    "config",
+    "metrics",
+    "report",
+    "tracking",
+    "layout",
+)
 """Parts that never name torch."""
 
 

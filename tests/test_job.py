@@ -29,7 +29,7 @@ from gr_sweep.config import (
     fingerprint,
     validate,
 )
-from gr_sweep.errors import CheckpointError, JobError, ModelError, PlanError
+from gr_sweep.errors import JobError, ModelError, PlanError
 from gr_sweep.job import run_job
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
 
@@ -81,7 +81,7 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
     names = {path.name for path in (tmp_path / "job").iterdir()}
     assert names == {
         "summary.json", "metrics.jsonl", "plan.json", "document_losses.csv", "checkpoints", "model",
-        ".lock",
+        ".lock", "job.json",
     }  # fmt: skip
     assert {"config.json", "tokenizer.json"} <= {
         path.name for path in (tmp_path / "job" / "model").iterdir()
@@ -223,7 +223,7 @@ def test_nested_domains_become_dots_in_keys(make_config, tmp_path):
 def test_a_checkpoint_of_another_config_is_refused(make_config, tmp_path):
     run(make_config(), tmp_path)
     (tmp_path / "summary.json").unlink()
-    with pytest.raises(CheckpointError, match="belongs to another run"):
+    with pytest.raises(JobError, match=r"settings \(seed was 0, now 5\).*resume=force"):
         run(make_config(seed=5), tmp_path)
 
 

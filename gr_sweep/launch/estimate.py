@@ -50,6 +50,7 @@ _CUDA_BLOCK = 512
 
 NO_EFFECT_ON_COST = (
     "seed",
+    "resume",
     "tracking",
     "eval.every",
     "eval.curve_tokens",

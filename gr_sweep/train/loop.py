@@ -33,6 +33,7 @@ from gr_sweep.train.distributed import Processes
 from gr_sweep.train.optim import make_optimizer, make_schedule
 from gr_sweep.train.progress import Progress
 from gr_sweep.train.state import TrainState
+from gr_sweep.train.stop import StopSignals
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Tokens [N, S] to the sum of their losses and the losses [N, T], as `TokenLosses`."""
@@ -266,6 +267,7 @@ def train(
     device: torch.device,
     processes: Processes | None = None,
     stop: int | None = None,
+    signals: StopSignals | None = None,
 ) -> None:
     """Trains on from where the run stands to its last step, or to the end of a phase.
 
@@ -285,9 +287,11 @@ def train(
         processes: those that share the rows of every micro-batch, the model being spread over them
             (`distributed.shard`); None for this one alone. All of them must call this.
         stop: step after which to stop; None for the run's last.
+        signals: what asks the run to save and stop before that.
 
     Raises:
         TrainError: a loss or gradient that is not finite.
+        Stopped: a signal came, here or in another process; the run is saved.
     """
     processes = processes or Processes()
     rows = processes.rows(batches.num_rows) if processes.are_several else None
@@ -297,6 +301,8 @@ def train(
     eval_every = eval_every or math.ceil(total / 4)
     optimizer, schedule, state = training.optimizer, training.schedule, training.state
     clock = _Clock(state)
+    signals = signals or StopSignals()
+    agreement = _Agreement(processes, device)
 
     def log_evaluation(*, is_last: bool) -> None:
         with clock.evaluating(state):
@@ -313,6 +319,7 @@ def train(
     with (
         Progress(total, state.step, is_shown=processes.is_main) as progress,
         _Ahead(read, range(state.step, stop), device) as ahead,
+        signals.deferred(),
     ):
         while state.step < stop:
             # For models with dropout: what a step draws follows from its number, not from history.
@@ -335,7 +342,8 @@ def train(
             progress.step()
 
             is_last = state.step == total
-            saves = state.step == stop or _is_due(config.checkpoint_every, state.step)
+            is_told = agreement.on(signals.are_there)
+            saves = is_told or state.step == stop or _is_due(config.checkpoint_every, state.step)
             evaluates = is_last or _is_due(eval_every, state.step)
             # A row with every checkpoint: a resumed run logs the same rows, and what is saved is
             # finite. One with every evaluation: the host waits for the device there, and training
@@ -359,6 +367,29 @@ def train(
                 if saves:
                     tracker.sync()
                     _save(training, routed, checkpoints)
+            if is_told:
+                signals.obey()
+        # One that came with the last step, which is saved.
+        if agreement.on(signals.are_there):
+            signals.obey()
+
+
+class _Agreement:
+    """Whether one of the processes wants something, told to all of them after the same step."""
+
+    def __init__(self, processes: Processes, device: torch.device) -> None:
+        self._processes = processes
+        self._device = device
+        self._asked: Tensor | None = None
+
+    def on(self, is_wanted: bool) -> bool:
+        """Called by all after every step. Several processes learn it a step later: so the host
+        waits for the step before, whose sum is there by then, and not for the one just begun."""
+        if not self._processes.are_several:
+            return is_wanted
+        before = self._asked
+        self._asked = self._processes.sum_(torch.tensor(float(is_wanted), device=self._device))
+        return before is not None and before.item() > 0
 
 
 class _Clock:
