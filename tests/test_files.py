@@ -1,8 +1,14 @@
+import contextlib
+import errno
+import hashlib
 import os
+import subprocess
 
 import pytest
 
-from gr_sweep.files import whole_file, write_whole
+from gr_sweep import files
+from gr_sweep.errors import FullDiskError, GrSweepError
+from gr_sweep.files import content_digest, full_disk, is_full, whole_file, write_whole
 
 
 def test_text_is_written_as_it_is(tmp_path):
@@ -34,3 +40,91 @@ def test_an_error_leaves_the_old_file_and_nothing_beside(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_whole(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_that_says_which_file_and_how_much(tmp_path, monkeypatch, number):
+    def no_space(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(FullDiskError) as caught:
+        write_whole(tmp_path / "f", "x" * 3000)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / 'f'} cannot be written: {os.strerror(number)} (2.9 KiB ")
+    assert "iB free on the disk); free some space and start" in said and "\n" not in said
+    assert isinstance(caught.value, GrSweepError) and isinstance(caught.value, OSError)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_another_kind_stays_what_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "none" / "f", "text")
+
+
+def test_a_full_disk_is_known_by_number_or_by_the_words_of_a_library_in_rust():
+    assert is_full(OSError(errno.ENOSPC, "x")) and is_full(OSError(errno.EDQUOT, "x"))
+    assert is_full(Exception("No space left on device (os error 28)"))
+    assert is_full(FullDiskError("x"))
+    assert not is_full(OSError(errno.EACCES, "x")) and not is_full(Exception("(os error 13)"))
+
+
+def test_what_is_free_is_that_of_the_folder_that_is_there(tmp_path):
+    error = OSError(errno.ENOSPC, "x")
+    said = str(full_disk(tmp_path / "a" / "b", error))
+    assert said.startswith(f"{tmp_path / 'a' / 'b'} cannot be written: No space left on device (")
+
+
+def test_a_folder_says_what_was_wrong_with_a_file_in_it(tmp_path, monkeypatch):
+    def no_quota(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, "x")
+
+    monkeypatch.setattr(os, "fsync", no_quota)
+    with pytest.raises(FullDiskError) as caught:
+        write_whole(tmp_path / "f", "text")
+    said = str(full_disk(tmp_path, caught.value, 5 << 30))
+    assert said.startswith(f"{tmp_path} cannot be written: Disk quota exceeded (5.0 GiB needed, ")
+
+
+@contextlib.contextmanager
+def small_disk(folder, size="1m"):
+    """A file system in memory with so much room."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to mount a small disk needs root")
+def test_on_a_disk_that_is_full_the_old_file_stays_and_nothing_beside(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        write_whole(disk / "f", "old")
+        with pytest.raises(FullDiskError, match=r"/f cannot be written: No space .* MiB needed"):
+            write_whole(disk / "f", "x" * (2 << 20))
+        assert [(path.name, path.read_text()) for path in disk.iterdir()] == [("f", "old")]
+
+
+def test_a_digest_is_of_all_of_a_file_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE_BYTES", 3_000_000)
+    path = tmp_path / "f"
+    content = bytearray(os.urandom(10_000_000))
+    path.write_bytes(content)
+    pieces = [bytes(content[i : i + 3_000_000]) for i in range(0, len(content), 3_000_000)]
+    sums = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
+    assert content_digest(path) == hashlib.sha256(sums).hexdigest()
+    found = {content_digest(path)}
+    for place in (0, 2_999_999, 3_000_000, 5_000_001, 9_999_999):
+        content[place] ^= 1
+        path.write_bytes(content)
+        found.add(content_digest(path))
+    path.write_bytes(content[:-1])
+    found.add(content_digest(path))
+    path.write_bytes(b"")
+    found.add(content_digest(path))
+    assert len(found) == 8

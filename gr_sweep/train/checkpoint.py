@@ -2,12 +2,14 @@
 processes.
 
 A checkpoint is a folder in the format of torch.distributed.checkpoint, each process's tensors in a
-file of its own, and beside them `run.json` with everything that is no tensor. It can be read by
-another number of processes than wrote it. Reading one runs no code that it might hold.
+file of its own, and beside them `run.json` with everything that is no tensor and `checksums.json`
+with what stands for the content of all files. It can be read by another number of processes than
+wrote it. Reading one runs no code that it might hold.
 """
 
 import contextlib
 import functools
+import io
 import json
 import logging
 import os
@@ -17,26 +19,34 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import (
+    FileSystem,
+    FileSystemReader,
+    FileSystemWriter,
+)
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from gr_sweep.errors import CheckpointError
-from gr_sweep.files import write_whole
+from gr_sweep.errors import CheckpointError, FullDiskError
+from gr_sweep.files import content_digest, full_disk, is_full, write_whole
 from gr_sweep.train.distributed import Processes
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step_(\d{8})")
 _ABOUT = "run.json"
-_FORMAT = 2
+_TABLE = ".metadata"
+_CHECKSUMS = "checksums.json"
+_FORMAT = 3
+_FORMATS = (2, 3)
+"""Those that are read; 2 had no checksums."""
 
 _DAMAGED = (
     FileNotFoundError,
@@ -118,9 +128,27 @@ class Checkpoints:
         Args:
             about: what is no tensor, in JSON values.
             tensors: by name; those that are spread over processes as each holds them.
+
+        Raises:
+            FullDiskError: there is no room for it; in all processes the same.
         """
         path = self._folder / f"step_{step:08d}"
         beside = self._folder / f".{path.name}.tmp"
+        # A tensor that is spread over processes counts as a whole.
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+        def give_up(error: BaseException) -> NoReturn:
+            # First, so that what is free then is what can be had.
+            shutil.rmtree(beside, ignore_errors=True)
+            if is_full(error):
+                raise full_disk(path, error, needed) from error
+            raise error
+
+        def giving_up(work: Callable[[], None]) -> None:
+            try:
+                work()
+            except OSError as error:
+                give_up(error)
 
         def begin() -> None:
             shutil.rmtree(beside, ignore_errors=True)
@@ -129,6 +157,7 @@ class Checkpoints:
             write_whole(beside / _ABOUT, json.dumps(content) + "\n")
 
         def end() -> None:
+            write_whole(beside / _CHECKSUMS, json.dumps(_checksums(beside), indent=1) + "\n")
             _sync(beside)
             if path.exists():
                 shutil.rmtree(path)
@@ -138,17 +167,21 @@ class Checkpoints:
                 shutil.rmtree(old)
 
         try:
-            self._processes.from_main(begin)
+            self._processes.from_main(lambda: giving_up(begin))
             with _quiet():
                 # Ends when every process has written and synced its file.
                 save(
                     tensors,
-                    storage_writer=FileSystemWriter(beside),
+                    storage_writer=_Writer(beside),
                     no_dist=not self._processes.are_several,
                 )
-            self._processes.from_main(end)
+            self._processes.from_main(lambda: giving_up(end))
         except CheckpointException as failure:
-            raise _first(failure) from failure
+            # All processes are here: each has the errors of all.
+            error = _first(failure)
+            if is_full(error):
+                self._processes.from_main(lambda: give_up(error))
+            raise error from failure
         finally:
             if self._processes.is_main:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -206,10 +239,10 @@ class Checkpoints:
         return None
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint whose tables can be read, and what is written about it."""
+        """The newest checkpoint that is as it was written, and what is written about it."""
         for path in reversed(self._paths()):
             try:
-                about: dict[str, Any] = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+                about = _about(path)
                 written, fingerprint = about["format"], about["fingerprint"]
                 _Reader(path).read_metadata()
             except (*_DAMAGED, OSError) as error:
@@ -217,7 +250,7 @@ class Checkpoints:
                     raise _not_let(path, error) from error
                 _set_aside(path, error)
                 continue
-            if written != _FORMAT:
+            if written not in _FORMATS:
                 raise CheckpointError(
                     f"{path} is in format {written}, which this version does not read (it reads "
                     f"{_FORMAT}); remove the folder or use another"
@@ -236,9 +269,102 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
+        return _whole_paths(self._folder)
+
+
+def _whole_paths(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
+
+
+def _checksums(path: Path) -> dict[str, list[Any]]:
+    """Size and digest of every file of a checkpoint, by name."""
+    # Not what the folder lists: on a network's file system files of other machines may come late.
+    stored = _Reader(path).read_metadata().storage_data or {}
+    names = sorted({_ABOUT, _TABLE, *(part.relative_path for part in stored.values())})
+    return {name: [(path / name).stat().st_size, content_digest(path / name)] for name in names}
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What is written about a checkpoint all of whose files are as they were written.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError, FileNotFoundError: they are not.
+        OSError: the system does not let it be read.
+    """
+    about: dict[str, Any] = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+    if about["format"] == 2 and not (path / _CHECKSUMS).exists():
+        return about
+    written = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
+    for name, (size, checksum) in written.items():
+        found = (path / name).stat().st_size
+        if found != size:
+            raise ValueError(f"{name} has {found} bytes, {size} were written")
+        if content_digest(path / name) != checksum:
+            raise ValueError(f"{name} has the size but not the content that was written")
+    return about
+
+
+class _Files(FileSystem):
+    """Files whose error is that of the system: torch.save says `unexpected pos` on a full disk."""
+
+    @contextlib.contextmanager
+    def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[io.IOBase]:
+        """See FileSystem."""
+        if mode != "wb":
+            with super().create_stream(path, mode) as stream:
+                yield stream
+            return
+        raw = _NotingFile(path, mode)
+        try:
+            with io.BufferedWriter(raw) as buffered:
+                yield buffered
+        except RuntimeError as error:
+            if raw.error is None:
+                raise
+            raise raw.error from error
+
+
+class _NotingFile(io.FileIO):
+    """Remembers why it could not be written to."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+class _Writer(FileSystemWriter):
+    """Writes a checkpoint whose errors say what was wrong."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.fs = _Files()
+
+
+@contextlib.contextmanager
+def saying_what_stays(folder: Path) -> Iterator[None]:
+    """A disk that is full inside is one line, which says from where the job goes on.
+
+    Args:
+        folder: of the checkpoints of the job.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        # A library's error does not say which file: it is one of the job.
+        said = error if isinstance(error, FullDiskError) else full_disk(folder.parent, error)
+        paths = _whole_paths(folder)
+        stays = "there is no checkpoint yet, and it begins anew"
+        if paths:
+            step = int(paths[-1].name.removeprefix("step_"))
+            stays = f"it goes on from the newest whole checkpoint, of step {step}"
+        raise FullDiskError(f"{said}: {stays}") from error
 
 
 class _Reader(FileSystemReader):
@@ -250,7 +376,7 @@ class _Reader(FileSystemReader):
         Raises:
             pickle.UnpicklingError: it names anything else.
         """
-        with open(Path(self.path) / ".metadata", "rb") as file:
+        with open(Path(self.path) / _TABLE, "rb") as file:
             metadata = _TableUnpickler(file).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"this is a {type(metadata).__name__}, no table")
@@ -326,14 +452,14 @@ def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or the newest cannot be read.
     """
-    paths = sorted(path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
+    paths = _whole_paths(folder)
     if not paths:
         raise CheckpointError(f"{folder} holds no checkpoint")
     path = paths[-1]
     target = _weights_of(model)
     try:
-        about: dict[str, Any] = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
-        if about["format"] == _FORMAT:
+        about = _about(path)
+        if about["format"] in _FORMATS:
             with _quiet():
                 load(target, storage_reader=_Reader(path), no_dist=True)
             return about

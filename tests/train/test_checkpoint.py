@@ -3,14 +3,16 @@ import io
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
-from gr_sweep.errors import CheckpointError
-from gr_sweep.train.checkpoint import Checkpoints, tensors_of
+from gr_sweep.errors import CheckpointError, FullDiskError
+from gr_sweep.files import content_digest
+from gr_sweep.train.checkpoint import Checkpoints, read_newest, saying_what_stays, tensors_of
 
-TABLE, DATA, ABOUT = ".metadata", "__0_0.distcp", "run.json"
+TABLE, DATA, ABOUT, SUMS = ".metadata", "__0_0.distcp", "run.json", "checksums.json"
 
 
 def value(of: float) -> dict[str, torch.Tensor]:
@@ -23,6 +25,20 @@ def load(checkpoints: Checkpoints) -> tuple[dict | None, float]:
     about = checkpoints.load_newest(lambda: target)
     assert len({float(x) for tensor in target.values() for x in tensor.flatten()}) == 1
     return about, float(target["step"])
+
+
+def sign(checkpoint: Path) -> None:
+    """Makes the checksums those of the files as they are now."""
+    names = (TABLE, DATA, ABOUT)
+    sums = {n: [(checkpoint / n).stat().st_size, content_digest(checkpoint / n)] for n in names}
+    (checkpoint / SUMS).write_text(json.dumps(sums))
+
+
+def make_older(checkpoint: Path) -> None:
+    """Makes it one of the format that had no checksums."""
+    about = json.loads((checkpoint / ABOUT).read_text())
+    (checkpoint / ABOUT).write_text(json.dumps(about | {"format": 2}))
+    (checkpoint / SUMS).unlink()
 
 
 def test_the_newest_few_stay(tmp_path):
@@ -55,7 +71,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         load(Checkpoints(tmp_path, keep=1, fingerprint="other"))
 
 
-@pytest.mark.parametrize("file", [TABLE, DATA, ABOUT])
+@pytest.mark.parametrize("file", [TABLE, DATA, ABOUT, SUMS])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -86,6 +102,52 @@ def test_whatever_a_damaged_file_holds_the_checkpoint_is_named_and_the_one_befor
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "step_00000220", "step_00000300.unreadable",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", [TABLE, DATA, ABOUT, SUMS])
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_one_bit_that_flipped_anywhere_is_found_out(tmp_path, caplog, file, place):
+    """Also in the middle of a tensor, which torch reads without complaint."""
+    checkpoints = Checkpoints(tmp_path, keep=2, fingerprint="x")
+    large = {"weights": torch.zeros(100_000), "step": torch.zeros(())}
+    checkpoints.save(1, {"note": 1}, large)
+    path = checkpoints.save(2, {"note": 2}, large) / file
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 4
+    path.write_bytes(content)
+    # The checksum of a file may be what is wrong; either way the checkpoint cannot be relied on.
+    about = checkpoints.load_newest(lambda: large)
+    assert about is not None and about["note"] == 1
+    assert "step_00000002 cannot be read" in caplog.text
+    assert (tmp_path / "step_00000002.unreadable").exists()
+    assert all(not tensor.any() for tensor in large.values())
+
+
+def test_a_checkpoint_without_checksums_of_the_format_before_is_read(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, fingerprint="x")
+    make_older(checkpoints.save(1, {"note": 1}, value(1.0)))
+    about, found = load(checkpoints)
+    assert about is not None and about["note"] == 1 and found == 1.0
+
+
+def test_a_checkpoint_that_lost_its_checksums_is_damaged(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, keep=2, fingerprint="x")
+    (checkpoints.save(1, {}, value(1.0)) / SUMS).unlink()
+    assert load(checkpoints) == (None, -1.0)
+    assert "checksums.json" in caplog.text
+
+
+def test_who_reads_beside_the_job_is_told_of_a_flipped_bit_and_renames_nothing(tmp_path):
+    model = torch.nn.Linear(300, 300)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    path = Checkpoints(tmp_path, keep=2, fingerprint="x").save(1, {"note": 1}, tensors)
+    assert read_newest(tmp_path, model)["note"] == 1
+    content = bytearray((path / DATA).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / DATA).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{DATA} has the size but not the content"):
+        read_newest(tmp_path, model)
+    assert path.exists()
 
 
 def test_where_tables_are_damaged_training_begins_anew(tmp_path):
@@ -146,6 +208,7 @@ def test_a_checkpoint_in_another_format_is_refused_and_stays(tmp_path):
     path = checkpoints.save(1, {}, value(1.0))
     about = json.loads((path / ABOUT).read_text())
     (path / ABOUT).write_text(json.dumps(about | {"format": 1}))
+    sign(path)
     with pytest.raises(CheckpointError, match="is in format 1, which this version does not read"):
         load(checkpoints)
     assert path.exists()
@@ -154,7 +217,7 @@ def test_a_checkpoint_in_another_format_is_refused_and_stays(tmp_path):
 def test_tensors_that_are_half_read_are_not_trained_on(tmp_path):
     """The last checkpoint is damaged where it is found out too late: some tensors are filled."""
     checkpoints = Checkpoints(tmp_path, keep=1, fingerprint="x")
-    checkpoints.save(1, {}, value(1.0))
+    make_older(checkpoints.save(1, {}, value(1.0)))
     path = tmp_path / "step_00000001" / DATA
     path.write_bytes(path.read_bytes()[:-600])
     with pytest.raises(CheckpointError, match="start the command again"):
@@ -173,16 +236,22 @@ def test_a_save_that_fails_leaves_the_old_checkpoints_and_nothing_beside(tmp_pat
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    for number in (1, 2, 3, 4):  # what is written about it, the tensors, their table, the folder
+    # What is written about it, the tensors, their table, the checksums, the folder.
+    for number in (1, 2, 3, 4, 5):
         fails_at = number
         calls.clear()
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(FullDiskError) as caught, saying_what_stays(tmp_path):
             checkpoints.save(2, {}, value(2.0))
+        said = str(caught.value)
+        assert said.startswith(f"{tmp_path / 'step_00000002'} cannot be written: No space left on")
+        assert "(28 bytes needed, " in said and "iB free on the disk)" in said
+        assert said.endswith("it goes on from the newest whole checkpoint, of step 1")
+        assert "\n" not in said
         assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
     calls.clear()
     fails_at = 0
     checkpoints.save(2, {}, value(2.0))
-    assert len(calls) == 5, "and the new name at last"
+    assert len(calls) == 6, "and the new name at last"
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
@@ -224,6 +293,7 @@ def test_reading_runs_no_code(tmp_path, caplog):
                 for index in list(table.storage_data):
                     table.storage_data[type(index)(index.fqn)] = table.storage_data.pop(index)
             (checkpoint / TABLE).write_bytes(pickle.dumps(table))
+        sign(checkpoint)
         if place == DATA:
             with pytest.raises(CheckpointError, match="no checkpoint"):
                 load(checkpoints)
@@ -256,7 +326,7 @@ def test_everything_that_training_changes_is_saved_a_tied_parameter_once(tmp_pat
     checkpoints.save(1, {}, tensors)
     other, other_optimizer = made()
     about = checkpoints.load_newest(lambda: tensors_of(other, other_optimizer))
-    assert about == {"format": 2, "fingerprint": "x"}
+    assert about == {"format": 3, "fingerprint": "x"}
     for one, two in ((model, optimizer), (other, other_optimizer)):
         train(one, two)
     for name, tensor in model.state_dict().items():
@@ -279,5 +349,5 @@ class Buffer(torch.nn.Module):
 def test_what_is_written_about_a_run_can_be_read_by_people(tmp_path):
     path = Checkpoints(tmp_path, keep=1, fingerprint="x").save(7, {"state": {"lr": 0.1}}, value(0))
     assert json.loads((path / ABOUT).read_text()) == {
-        "format": 2, "fingerprint": "x", "state": {"lr": 0.1},
+        "format": 3, "fingerprint": "x", "state": {"lr": 0.1},
     }  # fmt: skip
