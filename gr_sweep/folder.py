@@ -25,6 +25,8 @@ from filelock import FileLock, Timeout
 from gr_sweep.errors import GrSweepError, HeldError, JobError
 from gr_sweep.files import write_whole
 from gr_sweep.sources import source_digests
+from gr_sweep.summary import is_finished
+from gr_sweep.summary import is_finished
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,8 @@ class Record:
     error: str | None = None
     """What ended it, one line."""
     holder: Holder | None = None
+    is_bug: bool = False
+    """Whether the error is none that the user can mend."""
     num_steps: int | None = None
     """Optimizer steps of the whole run."""
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -133,7 +137,7 @@ def standing(folder: Path) -> Standing:
     What says that it runs, but gives no sign of life, was stopped.
     """
     record = read_record(folder)
-    if (folder / SUMMARY).exists():
+    if is_finished(folder / SUMMARY):
         return Standing(State.done, record)
     if record is None:
         # Left by a version that kept no record, or begun by hand.
@@ -143,6 +147,15 @@ def standing(folder: Path) -> Standing:
     # A record that says done without a summary: somebody removed it.
     state = State.waiting if record.state is State.done else record.state
     return Standing(state, record)
+
+
+def note_end(folder: Path, state: State, error: str) -> None:
+    """Writes how a job ended that could not say so itself; nothing where it is run again."""
+    record = read_record(folder) or Record(state)
+    if record.state is State.running and _is_alive(folder, record):
+        return
+    record.state, record.error = state, error
+    record.write(folder)
 
 
 def _is_alive(folder: Path, record: Record) -> bool:
@@ -195,8 +208,8 @@ class Hold:
         self._record.num_steps = num_steps
         self._write(self._record.state)
 
-    def _write(self, state: State, error: str | None = None) -> None:
-        self._record.state, self._record.error = state, error
+    def _write(self, state: State, error: str | None = None, is_bug: bool = False) -> None:
+        self._record.state, self._record.error, self._record.is_bug = state, error, is_bug
         self._record.write(self.folder)
 
 
@@ -234,9 +247,10 @@ def _outcome(hold: Hold) -> Iterator[None]:
         said = str(error) if isinstance(error, GrSweepError) else f"{type(error).__name__}: {error}"
         # A full disk may be what the error is about; the record is then as it was.
         with contextlib.suppress(OSError, GrSweepError):
-            hold._write(kind, " ".join(said.split()))
+            is_bug = kind is State.failed and not isinstance(error, GrSweepError)
+            hold._write(kind, " ".join(said.split()), is_bug)
         raise
-    if (hold.folder / SUMMARY).exists():
+    if is_finished(hold.folder / SUMMARY):
         hold._write(State.done)
 
 

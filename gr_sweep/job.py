@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import os
 import platform
@@ -33,7 +32,7 @@ from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import TokenData, prepare_data
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.domains import expand, weights_of_round
-from gr_sweep.errors import JobError, ModelError
+from gr_sweep.errors import JobError, ModelError, SummaryError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.eval.robustness import (
@@ -61,8 +60,9 @@ from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.sources import code_fingerprint
+from gr_sweep.summary import is_finished, read_summary, set_aside_damaged, write_summary
 from gr_sweep.tracking import Trackers, make_tracker, run_tags
-from gr_sweep.train.checkpoint import Checkpoints
+from gr_sweep.train.checkpoint import Checkpoints, saying_what_stays
 from gr_sweep.train.cost import (
     forward_flops_per_token,
     kept_flops_per_token,
@@ -123,7 +123,10 @@ def run_job(
                 "procedure=alternate needs the whole model in one process; start one, or use "
                 "procedure=fixed"
             )
-        with processes.joined(config.train.device) as device:
+        with (
+            saying_what_stays(folder / CHECKPOINTS),
+            processes.joined(config.train.device) as device,
+        ):
             _run(
                 config,
                 hold,
@@ -144,9 +147,10 @@ def _taken(folder: Path, processes: Processes, title: str) -> Iterator[Hold | No
     with contextlib.ExitStack() as stack:
 
         def take() -> bool:
-            if (folder / SUMMARY).exists():
+            if is_finished(folder / SUMMARY):
                 return False
             holds.append(stack.enter_context(held(folder, title)))
+            set_aside_damaged(folder / SUMMARY)
             return not (folder / SUMMARY).exists()  # finished by another process a moment ago
 
         holds: list[Hold] = []
@@ -426,7 +430,7 @@ def _run(
         }
         # W&B first: a job with a summary is done, and nobody would come back to finish its W&B run.
         tracker.finish(summary)
-        write_whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        write_summary(folder / SUMMARY, summary)
 
 
 def _taken_over(folder: Path, prints: Mapping[str, str], sweep: str) -> bool:
@@ -438,8 +442,8 @@ def _taken_over(folder: Path, prints: Mapping[str, str], sweep: str) -> bool:
     # Folders of jobs end in these digits, unless the user names them otherwise.
     for path in sorted(folder.parent.parent.glob(f"*/*-{prints['config'][:8]}/{SUMMARY}")):
         try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            summary = read_summary(path)
+        except (OSError, SummaryError):
             continue
         if path.parent.resolve() == folder.resolve() or summary.get("fingerprints") != prints:
             continue
@@ -448,7 +452,7 @@ def _taken_over(folder: Path, prints: Mapping[str, str], sweep: str) -> bool:
                 write_whole(folder / name, (path.parent / name).read_text(encoding="utf-8"))
         origin = f"{path.parent.parent.name}/{path.parent.name}"
         summary |= {"job": folder.name, "sweep": sweep, "taken_from": origin}
-        write_whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        write_summary(folder / SUMMARY, summary)
         logger.info("the same job is done in %s: its results are taken over", origin)
         return True
     return False

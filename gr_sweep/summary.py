@@ -70,7 +70,7 @@ def set_aside_damaged(path: Path) -> None:
     """Renames a summary that is not as it was written, and says so: its job is not done.
 
     Raises:
-        OSError: the system does not let it be read or renamed.
+        SummaryError: the system does not let it be read.
     """
     try:
         read_summary(path)
@@ -80,6 +80,10 @@ def set_aside_damaged(path: Path) -> None:
         aside = path.with_name(f"{path.name}.unreadable")
         path.replace(aside)
         logger.warning("%s: set aside as %s, the job evaluates again", error, aside.name)
+    except OSError as error:
+        raise SummaryError(f"{path} cannot be read now ({error}); mend that and start again") from (
+            error
+        )
 
 
 def _is_right(path: Path, content: bytes) -> bool:

@@ -19,6 +19,7 @@ import torch
 from gr_sweep.bench.output import record
 from gr_sweep.errors import JobError
 from gr_sweep.metrics import keys
+from gr_sweep.summary import read_summary
 
 PARTS = (
     "start",
@@ -70,7 +71,7 @@ def _spent(sweep: Path, spawned: float, ended: float) -> dict[str, float]:
         planned = _written(job / "plan.json")
         evaluated = _written(job / "document_losses.csv")
         last = _written(job / "summary.json")
-        metrics = json.loads((job / "summary.json").read_text(encoding="utf-8"))["metrics"]
+        metrics = read_summary(job / "summary.json")["metrics"]
         training = metrics[keys.COST_TRAIN_SECONDS]
         evaluation = metrics[keys.COST_EVAL_SECONDS]
         seconds["data and model"] += planned - began

@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import functools
 import importlib
-import json
 import logging
 import os
 import shlex
@@ -18,15 +17,18 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gr_sweep import __version__
-from gr_sweep.errors import ConfigError, GrSweepError
+from gr_sweep.config import Resume
+from gr_sweep.errors import ConfigError, GrSweepError, JobError
+from gr_sweep.folder import SUMMARY, State
+from gr_sweep.sources import code_fingerprint
 from gr_sweep.train.distributed import connect, is_main
+from gr_sweep.train.stop import Stopped
 
 if TYPE_CHECKING:
     # Imported where it is used: a verb and --version need no Hydra.
-    from hydra.core.utils import JobReturn
     from omegaconf import DictConfig
 
     from gr_sweep.cli.compose import Command, Job
@@ -61,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_main():
             print("gr-sweep: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except Stopped as stopped:
+        if is_main():
+            print(f"gr-sweep: {stopped}; the same command goes on from here", file=sys.stderr)
+        return 128 + stopped.signum
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -80,6 +86,7 @@ def _dispatch(argv: list[str]) -> int:
         return _show(argv)
 
     from gr_sweep.cli.compose import compose
+    from gr_sweep.cli.launchers import check_launcher
 
     processes = connect()
     command = processes.main_first(
@@ -104,7 +111,9 @@ def _dispatch(argv: list[str]) -> int:
         return _follow(dict(zip(folders, command.jobs, strict=True)), command.folder.name, line)
     try:
         if processes.are_several:
-            _check_launcher(command)
+            _check_one_launcher(command)
+        else:
+            check_launcher(command)
         return _run_sweep(command, line) if command.is_multirun else _run_alone(command, line)
     finally:
         with contextlib.suppress(GrSweepError):
@@ -171,12 +180,10 @@ class JobTask:
         processes = connect()
         with _FailureLog():
             config = effective(to_run_config(cfg))
-            # Other processes of this command run the job whose folder they are told. Of those that
-            # a launcher started, the first one alone fills the job's log.
+            # Other processes run the job whose folder they are told.
             processes.from_main(lambda: str(folder))
-            if not processes.is_main:
-                logging.getLogger("gr_sweep").setLevel(logging.ERROR)
-            log.info(dict(self.titles).get(str(folder), folder.name))
+            title = dict(self.titles).get(str(folder), folder.name)
+            log.info(title)
             from gr_sweep.job import run_job
 
             run_job(
@@ -185,8 +192,26 @@ class JobTask:
                 sweep=self.sweep,
                 overrides=[override.lstrip("+") for override in hydra_config.overrides.task],
                 command=self.command,
+                title=title,
                 is_baseline=str(folder) in self.baselines,
             )
+
+    def follow(self, cfg: "DictConfig") -> None:
+        """The part of a process beside the main one, where a launcher started several."""
+        from gr_sweep.cli.compose import to_run_config
+        from gr_sweep.config import effective
+        from gr_sweep.job import run_job
+
+        logging.basicConfig(level=logging.ERROR)
+        folder = Path(connect().from_main(_no_job) or "")
+        run_job(
+            effective(to_run_config(cfg)),
+            folder,
+            sweep=self.sweep,
+            overrides=[],
+            command=self.command,
+            is_baseline=str(folder) in self.baselines,
+        )
 
 
 def _follow(jobs: "Mapping[str, Job]", sweep: str, line: str) -> int:
@@ -225,7 +250,7 @@ def _no_job() -> str | None:
     return None
 
 
-def _check_launcher(command: "Command") -> None:
+def _check_one_launcher(command: "Command") -> None:
     """Raises ConfigError where a launcher would run the jobs elsewhere: these processes are to."""
     target = str(command.hydra_config.hydra.launcher._target_)
     if command.is_multirun and not target.endswith(".BasicLauncher"):
@@ -270,6 +295,8 @@ def _run_alone(command: "Command", line: str) -> int:
     from hydra.core.utils import run_job
     from hydra.types import HydraContext
 
+    from gr_sweep.cli.launchers import error_of
+
     [job] = command.jobs
     status = 0
     if job.is_done:
@@ -283,18 +310,19 @@ def _run_alone(command: "Command", line: str) -> int:
             job_subdir_key=None,
             hydra_context=HydraContext(command.loader, Callbacks(command.hydra_config)),
         )
-        status = _status([done])
+        error = error_of(done)
+        if error is not None:
+            status = 2 if isinstance(error, GrSweepError) else 1
     if job.is_done:
-        print("\n".join(_main_numbers(job.folder / "summary.json")))
+        print("\n".join(_main_numbers(job.folder / SUMMARY)))
     print(job.folder)
     return status
 
 
 def _run_sweep(command: "Command", line: str) -> int:
-    from hydra._internal.callbacks import Callbacks
-    from hydra.core.plugins import Plugins
     from hydra.core.utils import configure_log
-    from hydra.types import HydraContext
+
+    from gr_sweep.cli.launchers import launch, status_of
 
     config = command.hydra_config
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
@@ -309,55 +337,54 @@ def _run_sweep(command: "Command", line: str) -> int:
 
     status = 0
     if missing:
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(command.loader, Callbacks(config)),
-            task_function=JobTask(
-                line,
-                command.folder.name,
-                tuple(titles),
-                tuple(os.path.abspath(job.folder) for job in missing if job.is_baseline),
-            ),
-            config=config,
+        _check_same_code(command.jobs)
+        task = JobTask(
+            line,
+            command.folder.name,
+            tuple(titles),
+            tuple(os.path.abspath(job.folder) for job in missing if job.is_baseline),
         )
-        # Hydra's sweeper would compose the list again, and would raise what the first failed job
-        # raised: a launcher gives back the outcome of every job.
-        size = config.hydra.sweeper.max_batch_size or len(missing)
-        outcomes: list[JobReturn] = []
-        for start in range(0, len(missing), size):
-            batch = missing[start : start + size]
-            launched = [[*job.overrides, job.folder_override(command.folder)] for job in batch]
-            outcomes.extend(launcher.launch(launched, initial_job_idx=start))
-        status = _status(outcomes)
+        outcomes = launch(command, missing, task)
+        status = status_of(outcomes)
         for job, outcome in zip(missing, outcomes, strict=True):
-            error = _error_of(outcome)
-            if error is not None:
-                reason = error if isinstance(error, GrSweepError) else repr(error)
-                print(f"gr-sweep: {job.title} failed: {reason} ({job.folder})", file=sys.stderr)
+            if outcome.state is State.running:
+                print(f"gr-sweep: {job.title} not run here: {outcome.error}", file=sys.stderr)
+            elif outcome.state is not State.done:
+                said = f"{job.title} {outcome.state.value}: {outcome.error} ({job.folder})"
+                print(f"gr-sweep: {said}", file=sys.stderr)
     if any(job.is_done for job in command.jobs):
         importlib.import_module(VERBS["report"]).main([str(command.folder)])
     return status
 
 
-def _error_of(outcome: "JobReturn") -> Exception | None:
-    from hydra.core.utils import JobStatus
+def _check_same_code(jobs: "Sequence[Job]") -> None:
+    """Jobs that are put side by side come from the same code.
 
-    # Reading `return_value` of a failed job raises the job's error, with a line of Hydra's before.
-    error: Any = outcome._return_value
-    return error if outcome.status is JobStatus.FAILED else None
+    Raises:
+        JobError: a job that is done does not, and nobody said that it does not matter.
+    """
+    if any(job.config.resume is Resume.force for job in jobs):
+        return
+    from gr_sweep.summary import read_summary
 
-
-def _status(outcomes: "Sequence[JobReturn]") -> int:
-    errors = [error for error in map(_error_of, outcomes) if error is not None]
-    if any(not isinstance(error, GrSweepError) for error in errors):
-        return 1
-    return 2 if errors else 0
+    code = code_fingerprint()
+    summaries = [(job, read_summary(job.folder / SUMMARY)) for job in jobs if job.is_done]
+    codes = [(job, summary.get("fingerprints", {}).get("code")) for job, summary in summaries]
+    others = [job for job, of_job in codes if of_job not in (None, code)]
+    if others:
+        raise JobError(
+            f"{len(others)} of the jobs in {others[0].folder.parent} were run by other code than "
+            "this; use another folder (hydra.sweep.dir=DIR), or go on all the same with "
+            "resume=force"
+        )
 
 
 def _main_numbers(summary: Path) -> list[str]:
     """A table of the losses and of what removal does, from a job's summary.json."""
     from gr_sweep.metrics import keys
+    from gr_sweep.summary import read_summary
 
-    content = json.loads(summary.read_text(encoding="utf-8"))
+    content = read_summary(summary)
     metrics, domains = content["metrics"], content["domains"]
     rows = [
         ("loss, full model (nats a token)", [keys.loss_full(d) for d in domains]),

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gr_sweep.errors import ExportError, PlanError
+from gr_sweep.errors import ExportError, PlanError, SummaryError
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.summary import read_summary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -220,9 +221,9 @@ def _summary(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        summary = read_summary(path)
+    except (OSError, SummaryError) as error:
         raise ExportError(f"{path} cannot be read: {error}") from error
-    if not isinstance(summary, dict) or summary.get("format") != 1:
+    if summary.get("format") != 1:
         raise ExportError(f"{path} is none that this version reads")
     return summary

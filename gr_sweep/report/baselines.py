@@ -28,7 +28,7 @@ from gr_sweep.config import (
     RunConfig,
 )
 from gr_sweep.domains import ancestors, expand
-from gr_sweep.errors import ConfigError, DataError, PlanError
+from gr_sweep.errors import ConfigError, DataError, PlanError, SummaryError
 from gr_sweep.layout import expert_widths, width_of_size
 from gr_sweep.metrics.compare import Baselines, compare_relearn, summarize_and_compare
 from gr_sweep.metrics.losses import (
@@ -38,6 +38,7 @@ from gr_sweep.metrics.losses import (
     read_losses,
     read_relearn,
 )
+from gr_sweep.summary import read_summary
 
 _FREE = (
     *NO_EFFECT_ON_RESULT,
@@ -117,7 +118,7 @@ class JobTables:
             DataError: as `read`.
         """
         try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            summary = read_summary(folder / "summary.json")
             settings = dotted(summary["config"])
             if methods is not None and settings.get("method.name") not in methods:
                 return None
@@ -127,7 +128,7 @@ class JobTables:
                 settings=settings,
                 fingerprints=summary["fingerprints"],
             )
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, SummaryError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     @property

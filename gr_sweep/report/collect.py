@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method
 from gr_sweep.domains import ancestors
-from gr_sweep.errors import DataError, ReportError
+from gr_sweep.errors import DataError, ReportError, SummaryError
 from gr_sweep.metrics import keys, seeds
 from gr_sweep.metrics.compare import Attack, attacks
 from gr_sweep.report.baselines import JobTables, dotted, joined
 from gr_sweep.report.round_files import Round, read_rounds, with_leaf_tax
+from gr_sweep.summary import read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -451,11 +452,9 @@ def _read_job(folder: Path) -> Job:
     if not path.exists():
         raise _Broken("not finished")
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        summary = read_summary(path)
+    except (OSError, SummaryError) as error:
         raise _Broken(f"summary.json cannot be read: {error}") from error
-    if not isinstance(summary, dict):
-        raise _Broken("summary.json holds no object")
     if summary.get("format") != SUMMARY_FORMAT:
         raise _Broken(
             f"summary.json has format {summary.get('format')!r}; "
