@@ -26,7 +26,6 @@ from gr_sweep.errors import GrSweepError, HeldError, JobError
 from gr_sweep.files import write_whole
 from gr_sweep.sources import source_digests
 from gr_sweep.summary import is_finished
-from gr_sweep.summary import is_finished
 
 logger = logging.getLogger(__name__)
 

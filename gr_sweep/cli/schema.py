@@ -10,6 +10,8 @@ from hydra.core.config_store import ConfigStore
 
 from gr_sweep import config
 from gr_sweep.errors import ConfigError
+from gr_sweep.launch.local import LocalParallelConfig
+from gr_sweep.launch.slurm import SlurmConfig
 
 GROUPS: dict[str, type] = {
     "model": config.ModelConfig,
@@ -21,6 +23,9 @@ GROUPS: dict[str, type] = {
     "tracking": config.TrackingConfig,
 }
 """Groups whose files fill one node; the others write at the top level."""
+
+LAUNCHERS: dict[str, type] = {"slurm": SlurmConfig, "local_parallel": LocalParallelConfig}
+"""Files of conf/hydra/launcher."""
 
 OPTIONAL_GROUPS = ("debug", "experiment", "scale")
 """Groups of which no file is chosen unless the user does."""
@@ -50,6 +55,8 @@ def register() -> None:
     store.store(name="base_config", node=config.RunConfig)
     for group, schema in GROUPS.items():
         store.store(group=group, name=f"base_{group}", node=schema)
+    for name, launcher in LAUNCHERS.items():
+        store.store(group="hydra/launcher", name=f"base_{name}", node=launcher)
 
 
 register()

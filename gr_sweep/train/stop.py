@@ -67,8 +67,8 @@ class StopSignals:
         try:
             yield
         finally:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+            for signum, handler in self._before.items():
+                signal.signal(signum, handler)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

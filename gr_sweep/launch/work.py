@@ -1,0 +1,72 @@
+"""A job on its way to a process of its own, and what people are told of many.
+
+Knows folders, not what a job does or who starts it.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gr_sweep.config import RunConfig
+from gr_sweep.folder import Record, Standing, State, read_record, standing
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job that another process is to run."""
+
+    folder: Path
+    title: str
+    config: RunConfig
+    call: Callable[[], None]
+    """Runs it; pickles."""
+
+    def announce(self) -> None:
+        """Makes the folder, with a record that says that the job waits; what an earlier start left
+        in the record stays."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before = standing(self.folder)
+        if before.state in (State.running, State.done):
+            return
+        record = read_record(self.folder) or Record(State.waiting)
+        record.state, record.title, record.error = State.waiting, self.title, None
+        record.holder = None
+        record.write(self.folder)
+
+
+class Told:
+    """Says in a line what becomes of each job, once."""
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        self._works = {work.folder: work for work in works}
+        self._num_works = len(works)
+        self._last: dict[Path, State] = {}
+        self._num_ended = 0
+
+    def look(self, work: Work) -> Standing:
+        """How the job stands; says so where that is news."""
+        now = standing(work.folder)
+        before = self._last.get(work.folder)
+        self._last[work.folder] = now.state
+        if now.state is before:
+            return now
+        if now.state is State.running:
+            self.say(work, f"running, {now.record.holder}" if now.record else "running")
+        elif now.state is State.stopped and before is State.running:
+            self.say(work, "stopped before its end")
+        return now
+
+    def end(self, work: Work) -> None:
+        """The job has come to an end, whichever."""
+        self._num_ended += 1
+        now = standing(work.folder)
+        said = now.state.value
+        if now.state is not State.done and now.record is not None and now.record.error:
+            said = f"{said}: {now.record.error}"
+        self.say(work, f"{said} ({self._num_ended} of {self._num_works})")
+
+    @staticmethod
+    def say(work: Work, what: str) -> None:
+        """A line on stderr."""
+        print(f"{work.title}: {what}", file=sys.stderr, flush=True)
