@@ -1,20 +1,36 @@
 """metrics.jsonl: one JSON object a line, `step` in each. Written in every job, W&B or not.
 
 A line is appended by one unbuffered write, so a job killed at any moment leaves at most one torn
-line, the last, which the next start drops. It knows nothing of the meaning of the keys.
+line, the last, which the next start drops. A line for which there is no room is taken back, and the
+job is told. It knows nothing of the meaning of the keys.
 """
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from gr_sweep.errors import CheckpointError
-from gr_sweep.files import whole_file
+from gr_sweep.files import full_disk, is_full, whole_file
 from gr_sweep.tracking.base import STEP
+
+METRICS = "metrics.jsonl"
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a row keeps. Values that are not finite are left out: JSON has no word for them."""
+    return {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a file that a `JsonlTracker` has opened; none where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 class JsonlTracker:
@@ -27,11 +43,25 @@ class JsonlTracker:
         self._file: FileIO | None = FileIO(self.path, "ab")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a row. Values that are not finite are left out: JSON has no word for them."""
+        """Appends a row.
+
+        Raises:
+            FullDiskError: there is no room for it; nothing of it is left.
+        """
         if self._file is None:
             return
-        row = {STEP: step} | {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
-        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        row = {STEP: step} | finite(metrics)
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        whole = os.fstat(self._file.fileno()).st_size
+        with self._room(len(line)):
+            try:
+                # Fewer bytes than asked are written where there is room for some.
+                done = 0
+                while done < len(line):
+                    done += self._file.write(line[done:])
+            except OSError:
+                os.ftruncate(self._file.fileno(), whole)
+                raise
 
     def cut_back(self, step: int) -> None:
         """Drops the rows after `step`; the file is replaced whole.
@@ -44,15 +74,20 @@ class JsonlTracker:
         kept = [line for number, line in enumerate(lines, 1) if self._step(number, line) <= step]
         if len(kept) == len(lines):
             return
-        self._file.close()
-        with whole_file(self.path) as file:
+        with whole_file(self.path, sum(map(len, kept))) as file:
             file.writelines(kept)
+        self._file.close()
         self._file = FileIO(self.path, "ab")
 
     def sync(self) -> None:
-        """Brings the rows to the disk."""
+        """Brings the rows to the disk.
+
+        Raises:
+            FullDiskError: there is no room for them.
+        """
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with self._room():
+                os.fsync(self._file.fileno())
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Closes the file; the summary has one of its own."""
@@ -60,13 +95,25 @@ class JsonlTracker:
 
     def fail(self, message: str) -> None:
         """Closes the file."""
-        self._close()
+        # What ended the job is what matters, and it may be the disk.
+        with contextlib.suppress(OSError):
+            self._close()
 
     def _close(self) -> None:
-        if self._file is not None:
-            self.sync()
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with self._room(), file:
+                os.fsync(file.fileno())
+
+    @contextlib.contextmanager
+    def _room(self, num_bytes: int | None = None) -> Iterator[None]:
+        """A full disk inside is a FullDiskError."""
+        try:
+            yield
+        except OSError as error:
+            if is_full(error):
+                raise full_disk(self.path, error, num_bytes) from error
+            raise
 
     def _drop_torn_line(self) -> None:
         # Rows are short and files small, so the whole file is read; truncating at a line's end

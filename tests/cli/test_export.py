@@ -197,6 +197,7 @@ def test_what_cannot_be_exported_is_one_line_and_status_2(
 
 def test_results_that_were_taken_over_lead_to_where_the_weights_are(copied, tmp_path, capsys):
     summary = json.loads((copied / "summary.json").read_text())
+    del summary["checksum"]
     (copied / "summary.json").write_text(json.dumps(summary | {"taken_from": "other/job-1"}))
     argv = [copied, "--keep", "biology", "--to", tmp_path / "model"]
     assert_refused(capsys, argv, "taken over", f"{tmp_path.name}/other/job-1: export that")

@@ -1,13 +1,17 @@
 """metrics.jsonl: whole rows, whatever happened, and taken back when a resume makes them void."""
 
+import errno
+import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gr_sweep.errors import CheckpointError
+from gr_sweep.errors import CheckpointError, FullDiskError
+from gr_sweep.tracking import jsonl
 from gr_sweep.tracking.jsonl import JsonlTracker
 
 
@@ -87,3 +91,67 @@ def test_rows_after_the_end_are_ignored(tmp_path: Path) -> None:
     tracker.log(1, {"a": 1.0})
     tracker.sync()
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+class NearlyFull(io.FileIO):
+    """A file on a disk with room for so many bytes more, which takes what it can."""
+
+    room = 50
+
+    def write(self, data: Any, /) -> int:
+        if not NearlyFull.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = super().write(data[: NearlyFull.room])
+        NearlyFull.room -= done
+        return done
+
+
+def test_a_row_for_which_there_is_no_room_is_an_error_and_leaves_no_torn_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "FileIO", NearlyFull)
+    monkeypatch.setattr(NearlyFull, "room", 50)
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path)
+    tracker.log(1, {"train/loss": 1.0})
+    with pytest.raises(FullDiskError, match=r"metrics\.jsonl cannot be written: No space .*31 b"):
+        tracker.log(2, {"train/loss": 2.0})
+    assert [row["step"] for row in rows(path)] == [1]
+    tracker.fail("no space")
+    monkeypatch.setattr(NearlyFull, "room", 1000)
+    tracker = JsonlTracker(path)
+    tracker.log(2, {"train/loss": 2.0})
+    assert [row["step"] for row in rows(path)] == [1, 2]
+
+
+def test_a_write_that_takes_less_than_it_was_given_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            return super().write(data[:7])
+
+    monkeypatch.setattr(jsonl, "FileIO", Slow)
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    tracker.log(1, {"train/loss": 1.0})
+    assert rows(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 1.0}]
+
+
+def test_a_full_disk_at_the_sync_is_an_error_unless_the_job_has_failed_anyway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_quota(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, "x")
+
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    tracker.log(1, {"train/loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", no_quota)
+        with pytest.raises(FullDiskError, match="Disk quota exceeded"):
+            tracker.sync()
+        with pytest.raises(FullDiskError):
+            tracker.cut_back(0)
+        tracker.log(2, {"train/loss": 1.0})
+        assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2]
+        tracker.fail("no space")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
