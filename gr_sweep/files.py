@@ -69,12 +69,21 @@ def is_full(error: BaseException) -> bool:
     return any(f"(os error {number})" in str(error) for number in _FULL)
 
 
-def full_disk(path: Path, error: BaseException, needed: int | None = None) -> FullDiskError:
+def full_disk(
+    path: Path,
+    error: BaseException,
+    needed: int | None = None,
+    *,
+    is_least: bool = False,
+    instead: str = "",
+) -> FullDiskError:
     """What is said where there is no room for a file or a folder.
 
     Args:
         error: for which `is_full` holds.
-        needed: bytes, as far as it is known.
+        needed: bytes, where it is known.
+        is_least: `needed` is what there was room for.
+        instead: what else can be done than to free space.
     """
     if isinstance(error, FullDiskError) and error.__cause__ is not None:
         error = error.__cause__  # of a file within the folder
@@ -85,10 +94,11 @@ def full_disk(path: Path, error: BaseException, needed: int | None = None) -> Fu
         place = place.parent
     room = f"{_size(shutil.disk_usage(place).free)} free on the disk"
     if needed is not None:
-        room = f"{_size(needed)} needed, {room}"
+        room = f"{'more than ' if is_least else ''}{_size(needed)} needed, {room}"
+    instead = f", or {instead}," if instead else ""
     return FullDiskError(
-        f"{path} cannot be written: {reason} ({room}); free some space and start the same command "
-        "again"
+        f"{path} cannot be written: {reason} ({room}); free some space{instead} and start the same "
+        "command again"
     )
 
 

@@ -21,11 +21,13 @@ from typing import Any, Self
 import numpy as np
 
 from gr_sweep.errors import DataError
-from gr_sweep.files import write_whole
+from gr_sweep.files import content_digest, full_disk, is_full, write_whole
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_CHECKED = "checked.json"
+"""Which large files were read as a whole, by size, time of change and inode."""
 
 _DOCUMENT = np.dtype([("end", "<i8"), ("bytes", "<i8"), ("id", "<u8")])
 _WHOLE_BYTES = 64 << 20
@@ -215,20 +217,21 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
 
     Raises:
         DataError: the parent folder cannot be written.
+        FullDiskError: there is no room for it; nothing of it is left.
     """
-    manifest = _checked_manifest(folder)
-    if manifest is not None:
-        return manifest
+    with contextlib.suppress(_Unusable):
+        return _checked_manifest(folder)
     _make(folder.parent)
     with _locked(folder.with_name(folder.name + ".lock")):
-        manifest = _checked_manifest(folder)
-        if manifest is not None:
-            return manifest
+        try:
+            return _checked_manifest(folder)
+        except _Unusable as error:
+            reason = error
         # What a process left that was killed while it built; nobody else builds under this lock.
         for stale in folder.parent.glob(f"{folder.name}.building-*"):
             shutil.rmtree(stale, ignore_errors=True)
         if folder.exists():
-            logger.warning("cache folder %s is damaged; building it again", folder)
+            logger.warning("cache folder %s is damaged; building it again (%s)", folder, reason)
             shutil.rmtree(folder)
         building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.building-", dir=folder.parent))
         try:
@@ -236,19 +239,43 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
             building.chmod(0o777 & ~_umask())
             about = dict(build(building))
             files = sorted(path for path in building.rglob("*") if path.is_file())
-            about["files"] = {
-                path.relative_to(building).as_posix(): [path.stat().st_size, digest(path)]
-                for path in files
-            }
+            about["files"] = {path.relative_to(building).as_posix(): _entry(path) for path in files}
+            _remember(building, about["files"])
             with open(building / MANIFEST, "w") as file:
                 json.dump(about, file, indent=1)
                 _flush(file)
             os.replace(building, folder)
             _sync_folder(folder.parent)
-        except BaseException:
+        except BaseException as error:
+            written = sum(path.stat().st_size for path in building.rglob("*") if path.is_file())
+            # First, so that what is free then is what can be had.
             shutil.rmtree(building, ignore_errors=True)
+            if is_full(error):
+                instead = "set data.cache or GR_SWEEP_CACHE to a folder on another disk"
+                raise full_disk(folder, error, written, is_least=True, instead=instead) from error
             raise
         return about
+
+
+def _entry(path: Path) -> list[Any]:
+    """Size and digest of a file, for the manifest; of a large one that of all its content too."""
+    size = path.stat().st_size
+    return [size, digest(path), *([content_digest(path)] if size > _WHOLE_BYTES else [])]
+
+
+def _remember(folder: Path, files: Mapping[str, Sequence[Any]]) -> None:
+    """Writes down that the large files are as the manifest says, as they stand."""
+    large = {name: _stamp(folder / name) for name, entry in files.items() if len(entry) == 3}
+    if large:
+        # Remembering saves time alone, and who reads a cache need not be let to write it.
+        with contextlib.suppress(OSError):
+            write_whole(folder / _CHECKED, json.dumps(large))
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes when a file is written to or replaced."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def digest(path: Path) -> str:
@@ -312,17 +339,43 @@ def content_keys(paths: Sequence[Path], memory: Path) -> list[str]:
     return keys
 
 
-def _checked_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, or None where there is no folder or a file of it is not as it was written."""
+class _Unusable(Exception):
+    """A cache folder that is not there, or not as it was written. Says which file."""
+
+
+def _checked_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder whose files are as they were written.
+
+    A large file is read as a whole once; after that, as long as nobody has written to it, samples
+    of it are.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        for name, (size, checksum) in manifest["files"].items():
+        remembered = _remembered(folder)
+        is_new = False
+        for name, (size, checksum, *of_all) in manifest["files"].items():
             path = folder / name
-            if path.stat().st_size != size or digest(path) != checksum:
-                return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+            if path.stat().st_size != size:
+                raise _Unusable(f"{name} has {path.stat().st_size} bytes, {size} were written")
+            is_right = digest(path) == checksum
+            if of_all and remembered.get(name) != _stamp(path):
+                is_right = is_right and [content_digest(path)] == of_all
+                is_new = True
+            if not is_right:
+                raise _Unusable(f"{name} has the size but not the content that was written")
+        if is_new:
+            _remember(folder, manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Unusable(f"{type(error).__name__}: {error}") from error
     return manifest
+
+
+def _remembered(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / _CHECKED).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextlib.contextmanager

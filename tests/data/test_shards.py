@@ -1,3 +1,5 @@
+import errno
+import json
 import logging
 import multiprocessing
 import os
@@ -22,7 +24,7 @@ from gr_sweep.data.shards import (
     open_or_build,
     open_shard,
 )
-from gr_sweep.errors import DataError
+from gr_sweep.errors import DataError, FullDiskError
 
 DTYPE = np.dtype(np.uint16)
 
@@ -251,9 +253,103 @@ def test_a_damaged_cache_is_built_again_with_a_warning(tmp_path, caplog, damage)
     damage(folder)
     with caplog.at_level(logging.WARNING):
         open_or_build(folder, build_three)
-    assert "is damaged; building it again" in caplog.text
+    assert "is damaged; building it again (" in caplog.text
     assert open_shard(folder, "0-a.train", DTYPE).tokens.tolist() == [1, 2, 3, 7, 7, 4, 7]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "cache.lock"]
+
+
+def flip(path: Path, place: int) -> None:
+    """One bit; the file's time of change stays, as where a disk loses one."""
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.fixture
+def large_cache(tmp_path, monkeypatch) -> Path:
+    """A cache with a large file, of which the first and last bytes alone are sampled."""
+    monkeypatch.setattr(shards, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(shards, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(shards, "_SAMPLED_BLOCKS", 2)
+    open_or_build(tmp_path / "cache", build_large)
+    return tmp_path / "cache"
+
+
+def build_large(folder: Path) -> dict:
+    (folder / "large").write_bytes(bytes(10_000))
+    (folder / "small").write_bytes(b"text")
+    return {}
+
+
+def test_a_large_file_that_was_copied_is_read_as_a_whole(large_cache, caplog):
+    """Copied anew it is another file: what was lost on the way is found wherever it is."""
+    copied = large_cache.with_name("copied")
+    shutil.copytree(large_cache, copied)
+    open_or_build(copied, build_large)
+    assert not caplog.text
+    again = large_cache.with_name("again")
+    shutil.copytree(large_cache, again)
+    flip(again / "large", 5_000)
+    open_or_build(again, build_large)
+    assert "damaged; building it again (large has the size but not the content" in caplog.text
+    assert not any((again / "large").read_bytes())
+
+
+def test_a_large_file_is_read_as_a_whole_once(large_cache, monkeypatch):
+    read = []
+    whole = shards.content_digest
+    monkeypatch.setattr(shards, "content_digest", lambda path: (read.append(path), whole(path))[1])
+    open_or_build(large_cache, build_large)
+    assert not read, "who builds it has read it"
+    copied = large_cache.with_name("copied")
+    shutil.copytree(large_cache, copied)
+    for _ in range(3):
+        open_or_build(copied, build_large)
+    assert read == [copied / "large"]
+    os.utime(copied / "large")
+    open_or_build(copied, build_large)
+    assert read == [copied / "large"] * 2, "somebody has written to it"
+
+
+def test_of_a_large_file_that_was_read_samples_are_checked(large_cache, caplog):
+    flip(large_cache / "large", 50)
+    open_or_build(large_cache, build_large)
+    assert "building it again (large has the size but not the content" in caplog.text
+
+
+def test_a_cache_of_a_version_that_sampled_large_files_alone_is_used(large_cache):
+    manifest = json.loads((large_cache / MANIFEST).read_text())
+    manifest["files"]["large"].pop()
+    (large_cache / MANIFEST).write_text(json.dumps(manifest))
+    (large_cache / "checked.json").unlink()
+    assert open_or_build(large_cache, delete_a_file) == manifest
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        Exception("No space left on device (os error 28)"),
+    ],
+    ids=["disk", "quota", "tokenizers"],
+)
+def test_a_disk_that_is_full_while_a_cache_is_built_is_one_line_and_leaves_nothing(tmp_path, error):
+    def fills(folder: Path) -> dict:
+        build_three(folder)
+        (folder / "large").write_bytes(bytes(5000))
+        raise error
+
+    with pytest.raises(FullDiskError) as caught:
+        open_or_build(tmp_path / "cache", fills)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / 'cache'} cannot be written: ")
+    assert "(more than 5.0 KiB needed, " in said
+    assert "or set data.cache or GR_SWEEP_CACHE to a folder on another disk" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.lock"]
+    assert open_or_build(tmp_path / "cache", build_three)["vocab_size"] == 8
 
 
 def test_who_waits_for_another_build_says_so(tmp_path, caplog, monkeypatch):
