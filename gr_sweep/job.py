@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +94,7 @@ def run_job(
     command: str,
     title: str = "",
     is_baseline: bool = False,
+    memory_advice: Callable[[RunConfig, int], str] | None = None,
 ) -> None:
     """Runs a job to its end, or on from where it stopped; a job with a summary is done.
 
@@ -105,6 +107,7 @@ def run_job(
         title: what people call it.
         is_baseline: whether the results of an equal job, of the same code and text, may be taken
             from another sweep beside this one.
+        memory_advice: what to say of a job, and its number of processes, that runs out of memory.
 
     Raises:
         GrSweepError: what the user can mend; nothing that was computed is lost.
@@ -125,6 +128,7 @@ def run_job(
             )
         with (
             saying_what_stays(folder / CHECKPOINTS),
+            _out_of_memory(config, processes.world_size, memory_advice),
             processes.joined(config.train.device) as device,
         ):
             _run(
@@ -138,6 +142,26 @@ def run_job(
                 command=command,
                 is_baseline=is_baseline,
             )
+
+
+@contextlib.contextmanager
+def _out_of_memory(
+    config: RunConfig, world_size: int, advice: Callable[[RunConfig, int], str] | None
+) -> Iterator[None]:
+    """Says what to change where memory ends, of a GPU or of the machine."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        is_memory = not isinstance(error, RuntimeError) or (
+            isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        )
+        if not is_memory:
+            raise
+        [said, *_] = str(error).strip().splitlines() or [type(error).__name__]
+        # The model goes before the advice, which builds one of its own that has no data.
+        traceback.clear_frames(error.__traceback__)
+        help_ = "" if advice is None else f"; {advice(config, world_size)}"
+        raise JobError(f"out of memory ({said.rstrip('.')}){help_}") from error
 
 
 @contextlib.contextmanager

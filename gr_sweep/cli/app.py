@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gr_sweep import __version__
-from gr_sweep.config import Resume
+from gr_sweep.config import Resume, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
 from gr_sweep.folder import SUMMARY, State
 from gr_sweep.sources import code_fingerprint
@@ -194,6 +194,7 @@ class JobTask:
                 command=self.command,
                 title=title,
                 is_baseline=str(folder) in self.baselines,
+                memory_advice=_memory_advice,
             )
 
     def follow(self, cfg: "DictConfig") -> None:
@@ -238,11 +239,18 @@ def _follow(jobs: "Mapping[str, Job]", sweep: str, line: str) -> int:
                 overrides=job.overrides,
                 command=line,
                 is_baseline=job.is_baseline,
+                memory_advice=_memory_advice,
             )
         except GrSweepError as error:
             _let_go(error)
             status = 2  # the main process says why
     return status
+
+
+def _memory_advice(config: RunConfig, world_size: int) -> str:
+    from gr_sweep.launch.estimate import after_out_of_memory
+
+    return after_out_of_memory(config, world_size)
 
 
 def _no_job() -> str | None:

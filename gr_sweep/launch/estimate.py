@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,10 +21,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from gr_sweep.config import Precision, RunConfig, TrainConfig, num_steps, to_plain
+from gr_sweep.config import Device, Precision, RunConfig, TrainConfig, num_steps, to_plain
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.data.tokenize import PretrainedTokenizer
-from gr_sweep.errors import DataError, ModelError
+from gr_sweep.errors import DataError, GrSweepError, ModelError
 from gr_sweep.job import lay_plan, named_config
 from gr_sweep.metrics.cost import GPUS
 from gr_sweep.model import loss
@@ -428,3 +429,34 @@ def what_would_help(estimate: Estimate, config: RunConfig, target: Target) -> st
         options.append(f"train.micro_batch_sequences below {micro}")
     options.append("more devices (--gpus)")
     return f"{says}; try {', '.join(options)}"
+
+
+def after_out_of_memory(config: RunConfig, world_size: int) -> str:
+    """What to change, for a job that ran out of memory on this machine, with what it needs.
+
+    Args:
+        config: the job's.
+        world_size: processes that it ran in.
+    """
+    if torch.cuda.is_available() and config.train.device is not Device.cpu:
+        gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+        target = Target(gpu.name, 1e12, gpu.total_memory, True, world_size)
+    else:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        target = Target("this machine", 1e12, total, False, world_size)
+    assert target.memory_bytes is not None
+    try:
+        estimate = estimate_job(config, target)
+    except GrSweepError as error:
+        return f"what the job needs cannot be said ({error}); try fewer train.micro_batch_sequences"
+    advice = what_would_help(estimate, config, target)
+    if advice is not None:
+        return advice
+    smaller = replace(target, memory_bytes=0.99 * estimate.peak_bytes)
+    options = what_would_help(estimate, config, smaller)
+    assert options is not None
+    return (
+        f"by its estimate the job needs {estimate.peak_bytes / GIB:.1f} GiB of the "
+        f"{target.memory_bytes / GIB:.1f} of {target.name}: something else may hold the rest; end "
+        f"that, or {options.rpartition('; ')[2]}"
+    )

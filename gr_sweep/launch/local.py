@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cloudpickle
+
 from gr_sweep.config import Device, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.folder import State, note_end, standing
@@ -211,7 +213,7 @@ def _start(work: Work, spot: Spot) -> "subprocess.Popen[bytes]":
         )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:  # its status says what happened
-        pickle.dump(work.call, process.stdin)
+        cloudpickle.dump(work.call, process.stdin)  # Hydra's state holds functions of functions
     return process
 
 

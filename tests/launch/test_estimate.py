@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -29,11 +30,13 @@ from gr_sweep.config import (
     TrackingMode,
     TrainConfig,
 )
-from gr_sweep.errors import ConfigError, DataError, ModelError
+from gr_sweep.errors import ConfigError, DataError, JobError, ModelError
+from gr_sweep.folder import read_record
 from gr_sweep.job import named_config, run_job
 from gr_sweep.launch.estimate import (
     GIB,
     Target,
+    after_out_of_memory,
     cost_key,
     estimate_job,
     what_would_help,
@@ -339,3 +342,43 @@ def test_what_is_not_on_this_machine_is_not_downloaded(monkeypatch: pytest.Monke
         estimate_job(elsewhere, CPU)
     given = replace(config, data=DataConfig(tokenizer="nobody/nothing"))
     assert estimate_job(given, CPU, vocab_size=400) == estimate_job(config, CPU)
+
+
+@pytest.mark.parametrize("kind", ["GPU", "tensor", "array"])
+def test_a_job_that_runs_out_of_memory_says_what_it_needs_and_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def fails(*args: object, **how: object) -> None:
+        if kind == "GPU":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
+        if kind == "tensor":
+            torch.empty(1 << 60)
+        np.empty(1 << 60, dtype=np.uint8)
+
+    monkeypatch.setattr("gr_sweep.train.loop.train_step", fails)
+    config = replace(make_config(), data=DataConfig(vocab_size=400, documents=60))
+    config = replace(config, tracking=TrackingConfig(mode=TrackingMode.off))
+    with pytest.raises(JobError, match=r"^out of memory \(.*\).*needs \d+\.\d GiB") as caught:
+        run_job(
+            config,
+            tmp_path / "job",
+            sweep="",
+            overrides=[],
+            command="",
+            memory_advice=after_out_of_memory,
+        )
+    assert "try train.activation_checkpointing=true" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    record = read_record(tmp_path / "job")
+    assert record is not None and record.error == str(caught.value) and not record.is_bug
+
+
+def test_memory_that_is_too_small_is_named_beside_what_the_job_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a machine of 1 MiB."""
+    sizes = {"SC_PHYS_PAGES": 256, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("gr_sweep.launch.estimate.os.sysconf", sizes.__getitem__)
+    advice = after_out_of_memory(make_config(), 1)
+    peak = estimate_job(make_config(), CPU).peak_bytes / GIB
+    assert advice.startswith(f"{peak:.1f} GiB do not fit in the 0.0 of this machine")
