@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from gr_sweep import __version__
 from gr_sweep.config import Resume, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
+from gr_sweep.files import full_disk, is_full
 from gr_sweep.folder import SUMMARY, State
 from gr_sweep.sources import code_fingerprint
 from gr_sweep.train.distributed import connect, is_main
@@ -58,6 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if is_main():  # what ends several processes is said once
             print(f"gr-sweep: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # Where no part of a job could say it: Hydra writes files too.
+        if not is_full(error) or _wants_tracebacks():
+            raise
+        if is_main():
+            print(f"gr-sweep: {full_disk(Path(error.filename or '.'), error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if is_main():
