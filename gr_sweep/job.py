@@ -72,6 +72,7 @@ from gr_sweep.train.cost import (
     train_flops_per_token,
 )
 from gr_sweep.train.distributed import Processes, connect, shard
+from gr_sweep.train.finite import leaving_bad_batch
 from gr_sweep.train.loop import is_bfloat16, precision_context, start, train
 from gr_sweep.train.state import TrainState
 from gr_sweep.train.stop import StopSignals
@@ -332,22 +333,23 @@ def _run(
         )
 
         def train_to(batches: Batches, stop: int | None = None) -> None:
-            train(
-                run,
-                routed,
-                token_losses,
-                batches,
-                training,
-                seed=config.seed,
-                eval_every=config.eval.every,
-                evaluate=evaluate,
-                tracker=tracker,
-                checkpoints=checkpoints,
-                device=device,
-                processes=processes,
-                stop=stop,
-                signals=signals,
-            )
+            with leaving_bad_batch(folder, data.tokenizer_dir, is_main=processes.is_main):
+                train(
+                    run,
+                    routed,
+                    token_losses,
+                    batches,
+                    training,
+                    seed=config.seed,
+                    eval_every=config.eval.every,
+                    evaluate=evaluate,
+                    tracker=tracker,
+                    checkpoints=checkpoints,
+                    device=device,
+                    processes=processes,
+                    stop=stop,
+                    signals=signals,
+                )
 
         weights: Mapping[str, float] = config.data.weights
         rows: list[DocumentLoss] | None = None

@@ -8,7 +8,7 @@ number of processes can take their share. Knows nothing of models; numpy alone.
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
@@ -27,6 +27,8 @@ IGNORED = -100
 
 _LONGEST_CYCLE = 10_000
 """Turns of a mixture before it repeats."""
+_BEGINNING = 64
+"""Tokens of a document by which people know it."""
 _FINEST_SHARE = 1000
 """Largest denominator of a domain's share of the unlabelled rows."""
 
@@ -84,6 +86,25 @@ def observed_labels(
     return labels
 
 
+@dataclass(frozen=True, slots=True)
+class RowPart:
+    """What a row holds of one document."""
+
+    domain: str
+    """The document's own, whatever label it has."""
+    document: int
+    """Its place in the domain's training shard."""
+    id: str
+    """Of its text, 16 hexadecimal digits."""
+    first: int
+    """Place in the document of its first token here."""
+    start: int
+    """Place in the row of that token."""
+    num_tokens: int
+    begins: np.ndarray
+    """The first token ids of the document."""
+
+
 class Stream:
     """Documents in a new random order each epoch, end to end, cut into windows, which are read in
     a random order too.
@@ -100,6 +121,7 @@ class Stream:
         self._shard = np.concatenate(
             [np.full(len(chosen), place) for place, (_, chosen) in enumerate(documents)]
         )
+        self._index = np.concatenate([chosen for _, chosen in documents])
         self._start = np.concatenate([shard.offsets[:-1][chosen] for shard, chosen in documents])
         self._length = np.concatenate(
             [np.diff(shard.offsets)[chosen] for shard, chosen in documents]
@@ -112,19 +134,32 @@ class Stream:
 
     def read(self, window: int, row_T1: np.ndarray) -> None:
         """Writes the window of that number, counted through all epochs, into the row."""
+        filled = 0
+        for document, place, count in self._spans(window):
+            first = int(self._start[document]) + place
+            tokens = self._shards[self._shard[document]].tokens
+            row_T1[filled : filled + count] = tokens[first : first + count]
+            filled += count
+
+    def documents(self, window: int) -> Iterator[tuple[Shard, int, int, int]]:
+        """Of which documents the window of that number is made: each one's shard and place there,
+        the place in it of its first token here, and the number of its tokens here."""
+        for document, place, count in self._spans(window):
+            shard = self._shards[self._shard[document]]
+            yield shard, int(self._index[document]), place, count
+
+    def _spans(self, window: int) -> Iterator[tuple[int, int, int]]:
         epoch, place = divmod(window, self.num_windows)
         windows, order, ends = self._epoch(epoch)
         position = int(windows[place]) * self._sequence_length
         index = int(np.searchsorted(ends, position, side="right"))
-        filled = 0
-        while filled < len(row_T1):
+        left = self._sequence_length + 1
+        while left:
             document = order[index]
             end = int(ends[index])
-            take = min(end - position, len(row_T1) - filled)
-            first = int(self._start[document] + self._length[document]) - (end - position)
-            tokens = self._shards[self._shard[document]].tokens
-            row_T1[filled : filled + take] = tokens[first : first + take]
-            filled += take
+            take = min(end - position, left)
+            yield document, int(self._length[document]) - (end - position), take
+            left -= take
             position += take
             index += 1
 
@@ -183,13 +218,23 @@ class Mixture:
 
     def read(self, window: int, row_T1: np.ndarray) -> None:
         """Writes the window of that number into the row."""
+        stream, of_stream = self._turn(window)
+        stream.read(of_stream, row_T1)
+
+    def documents(self, window: int) -> Iterator[tuple[Shard, int, int, int]]:
+        """As `Stream.documents`."""
+        stream, of_stream = self._turn(window)
+        return stream.documents(of_stream)
+
+    def _turn(self, window: int) -> tuple[Stream, int]:
+        """Whose window it is, and its number there."""
         micro, row = divmod(window, self._num_rows)
         begin = (self._first_row + row) % len(self._turns)
         cycle, turn = divmod(micro + begin, len(self._turns))
         number = self._turns[turn]
         earlier = cycle * self._counts[number] + bisect_right(self._places[number], turn) - 1
         # The rows share a stream's windows: the first takes every so many-th, and so on.
-        self._streams[number].read(earlier * self._num_rows + row, row_T1)
+        return self._streams[number], earlier * self._num_rows + row
 
 
 def _even_turns(counts: Sequence[int]) -> list[int]:
@@ -306,6 +351,7 @@ class Batches:
             chosen[UNLABELLED] = mixture = Mixture(parts, shares)
             self._check_enough(UNLABELLED, mixture.num_tokens, self.counts[UNLABELLED])
         self._streams = chosen
+        self._domains = {id(shard): domain for domain, shard in train_shards.items()}
 
     def _permuted(
         self,
@@ -376,6 +422,34 @@ class Batches:
                     row += 1
             micro_batches.append(rows_NT1)
         return micro_batches
+
+    def row_parts(self, step: int, micro: int, row: int) -> tuple[str, list[RowPart]]:
+        """A row's label, and the documents that it holds parts of.
+
+        Args:
+            micro: of the step's micro-batches this one.
+            row: of the micro-batch's rows this one.
+        """
+        ends = np.cumsum(list(self.counts.values()))
+        number = int(ends.searchsorted(row, side="right"))
+        label, count = list(self.counts.items())[number]
+        place = row - (int(ends[number]) - count)
+        window = (step * self.num_micro_batches + micro) * count + place
+        parts, start = [], 0
+        for shard, document, first, num_tokens in self._streams[label].documents(window):
+            parts.append(
+                RowPart(
+                    domain=self._domains[id(shard)],
+                    document=document,
+                    id=f"{int(shard.ids[document]):016x}",
+                    first=first,
+                    start=start,
+                    num_tokens=num_tokens,
+                    begins=shard.document(document)[:_BEGINNING],
+                )
+            )
+            start += num_tokens
+        return label, parts
 
     def labelled(self, step: int, labels: Sequence[str]) -> np.ndarray:
         """The rows of a step that carry these labels, int64 [N, T + 1], of all micro-batches."""

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from gr_sweep.config import Precision, TrainConfig, num_steps
 from gr_sweep.data.batches import Batches
-from gr_sweep.errors import CheckpointError, TrainError
+from gr_sweep.errors import CheckpointError
 from gr_sweep.metrics import keys
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
@@ -30,6 +30,7 @@ from gr_sweep.routing.rows import within
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.distributed import Processes
+from gr_sweep.train.finite import first_not_finite, not_finite
 from gr_sweep.train.optim import make_optimizer, make_schedule
 from gr_sweep.train.progress import Progress
 from gr_sweep.train.state import TrainState
@@ -93,6 +94,8 @@ class StepResult:
     tokens: dict[str, int] = field(default_factory=dict)
     grad_norms: dict[str, Tensor] = field(default_factory=dict)
     """Of the last step, before clipping, by owner set."""
+    first_not_finite: list[Tensor] = field(default_factory=list)
+    """Of each micro-batch and row the place of the first loss that is not finite."""
 
     def add(self, step: "StepResult") -> None:
         """One more step."""
@@ -100,6 +103,7 @@ class StepResult:
             self.losses[label] = self.losses[label] + loss if label in self.losses else loss
             self.tokens[label] = self.tokens.get(label, 0) + step.tokens[label]
         self.grad_norms = step.grad_norms
+        self.first_not_finite += step.first_not_finite
 
 
 def train_step(
@@ -136,6 +140,7 @@ def train_step(
             StepResult(
                 {label: part.sum() for label, part in parts.items()},
                 {label: part.numel() for label, part in parts.items()},
+                first_not_finite=[first_not_finite(losses_NT.detach())],
             )
         )
     result.grad_norms = routed.clip_grad_norm_(config.max_norm)
@@ -314,7 +319,7 @@ def train(
             log_evaluation(is_last=False)
 
     forward = training_forward(token_losses, config)
-    since_row = StepResult()
+    since_row: list[StepResult] = []
     routed.model.train()
     with (
         Progress(total, state.step, is_shown=processes.is_main) as progress,
@@ -336,7 +341,7 @@ def train(
             )
             lr = float(schedule.get_last_lr()[0])
             schedule.step()
-            since_row.add(step)
+            since_row.append(step)
             state.tokens += sum(step.tokens.values()) * processes.world_size
             state.step += 1
             progress.step()
@@ -349,7 +354,9 @@ def train(
             # finite. One with every evaluation: the host waits for the device there, and training
             # that is still to be computed would count as evaluation.
             if _is_due(config.log_every, state.step) or saves or evaluates:
-                row = _row(_of_all(since_row, batches.counts, processes), state.step)
+                row = _row(_of_all(since_row, batches.counts, processes))
+                if not all(map(math.isfinite, row.values())):
+                    raise not_finite(since_row, state.step, batches, processes, rows)
                 speed = clock.tokens_per_second(state)
                 progress.show(state.step, row[keys.TRAIN_LOSS], _by_label(row), speed)
                 row |= {
@@ -359,7 +366,7 @@ def train(
                     keys.TIME_S: state.elapsed_s,
                 }
                 tracker.log(state.step, row)
-                since_row = StepResult()
+                since_row = []
             with clock.paused(state):
                 if evaluates:
                     log_evaluation(is_last=is_last)
@@ -431,8 +438,12 @@ def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
 
 
-def _of_all(steps: StepResult, labels: Iterable[str], processes: Processes) -> StepResult:
-    """The same with losses and tokens over all processes, each of which has rows of some labels."""
+def _of_all(each: Iterable[StepResult], labels: Iterable[str], processes: Processes) -> StepResult:
+    """The steps together, with losses and tokens over all processes, each of which has rows of some
+    labels."""
+    steps = StepResult()
+    for step in each:
+        steps.add(step)
     if not processes.are_several:
         return steps
     zero = torch.zeros_like(next(iter(steps.losses.values())))
@@ -447,7 +458,7 @@ def _of_all(steps: StepResult, labels: Iterable[str], processes: Processes) -> S
     )
 
 
-def _row(steps: StepResult, step: int) -> dict[str, float]:
+def _row(steps: StepResult) -> dict[str, float]:
     """The sums and norms as numbers of a row; here the host waits for the device."""
     labels = list(steps.losses)
     values = torch.stack(
@@ -456,11 +467,6 @@ def _row(steps: StepResult, step: int) -> dict[str, float]:
     losses = values[: len(labels)]
     norms = dict(zip(steps.grad_norms, values[len(labels) :], strict=True))
     loss: float = sum(losses) / sum(steps.tokens.values())
-    if not all(math.isfinite(value) for value in values):
-        raise TrainError(
-            f"loss or gradient is not finite at step {step} (loss {loss}); "
-            "lower train.lr or train.max_norm, the newest checkpoint is from before"
-        )
     row: dict[str, float] = {keys.TRAIN_LOSS: loss}
     for label, value in zip(labels, losses, strict=True):
         row[keys.train_loss(label)] = value / steps.tokens[label]

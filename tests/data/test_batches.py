@@ -66,6 +66,42 @@ def test_a_step_follows_from_its_number_alone():
     assert not np.array_equal(one.step(0)[0], batches(seed=1).step(0)[0])
 
 
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {},
+        {"micro_batch_sequences": 3},
+        {"unlabelled": 0.5},
+        {"mislabelled": 0.4},
+        {"permuted": True},
+        {"without": ["biology"]},
+    ],
+    ids=str,
+)
+def test_the_documents_of_a_row_are_those_that_its_tokens_are_from(settings_):
+    shards = {
+        domain: shard([70, 3, 41] * 10, first=1000 * (number + 1))
+        for number, domain in enumerate(DOMAINS)
+    }
+    made = batches(shards=shards, **settings_)
+    labels = [label for label, count in made.counts.items() for _ in range(count)]
+    assert made.num_rows == len(labels)
+    for step in range(30):
+        for micro, rows in enumerate(made.step(step)):
+            for row, tokens in enumerate(rows):
+                label, parts = made.row_parts(step, micro, row)
+                assert label == labels[row]
+                found, start = [], 0
+                for part in parts:
+                    document = shards[part.domain].document(part.document)
+                    found.append(document[part.first : part.first + part.num_tokens])
+                    assert part.start == start and part.num_tokens
+                    assert part.id == f"{int(shards[part.domain].ids[part.document]):016x}"
+                    assert np.array_equal(part.begins, document[:64])
+                    start += part.num_tokens
+                assert np.array_equal(np.concatenate(found), tokens)
+
+
 def test_micro_batches_divide_the_rows_of_the_whole_batch():
     whole, split = batches(), batches(micro_batch_sequences=3)
     assert split.num_micro_batches == 2

@@ -11,13 +11,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gr_sweep.config import Precision, TrainConfig
+from gr_sweep.data.batches import RowPart
 from gr_sweep.errors import DataError, TrainError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train import loop
-from gr_sweep.train.checkpoint import Checkpoints
+from gr_sweep.train.checkpoint import Checkpoints, tensors_of
+from gr_sweep.train.finite import NotFiniteError, first_not_finite
 from gr_sweep.train.loop import precision_context, start, train, train_step
 from gr_sweep.train.optim import make_optimizer
 
@@ -35,6 +37,7 @@ class FixedBatches:
         self.rows = rows // num_micro_batches
         self.counts = {d: 0 if d == without else self.rows for d in DOMAINS}
         self.tokens_per_step = 2 * rows * 6
+        self.num_rows = sum(self.counts.values())
 
     def step(self, step: int) -> list[np.ndarray]:
         drawn = {
@@ -48,6 +51,16 @@ class FixedBatches:
             np.concatenate([of_domain[micro] for of_domain in drawn.values()])
             for micro in range(self.num_micro_batches)
         ]
+
+    def row_parts(self, step: int, micro: int, row: int) -> tuple[str, list[RowPart]]:
+        """Two documents in each row, of four and three tokens."""
+        label = [label for label, count in self.counts.items() for _ in range(count)][row]
+        begins = self.step(step)[micro][row][:2]
+        parts = [
+            RowPart(label, 100 * step + 10 * row + place, "0" * 16, 0, start, count, begins)
+            for place, (start, count) in enumerate([(0, 4), (4, 3)])
+        ]
+        return label, parts
 
 
 class Rows(list):
@@ -207,7 +220,9 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_written(tmp_path
     routed = make_routed()
     with torch.no_grad():
         routed.model.lm_head.weight.fill_(math.nan)
-    with pytest.raises(TrainError, match="not finite at step 2"):
+    with pytest.raises(
+        TrainError, match=r"loss is not finite in step 1 \(all of its rows, so that"
+    ):
         run(tmp_path, routed=routed)
     assert not list(tmp_path.iterdir())
 
@@ -224,9 +239,94 @@ def test_what_is_not_finite_is_never_saved_though_no_row_is_due(tmp_path):
         return clip(max_norm)
 
     routed.clip_grad_norm_ = clip_bad_gradients
-    with pytest.raises(TrainError, match="not finite at step 3"):
+    with pytest.raises(
+        TrainError, match=r"gradient norm of .*core.* is not finite in step 3, whose"
+    ):
         run(tmp_path, routed=routed, log_every=4, checkpoint_every=3)
     assert not list(tmp_path.iterdir())
+
+
+class Poisoned(FixedBatches):
+    """Token 12 is in the text once: the fifth of the third row of the second half of step 4."""
+
+    def step(self, step):
+        rows = [np.minimum(part, 11) for part in super().step(step)]
+        if step == 3:
+            rows[1][2, 4] = 12
+        return rows
+
+
+def poison(routed: RoutedModel) -> None:
+    """Token 12 makes what the model computes no number."""
+
+    def hook(module, inputs, output):
+        return torch.where((inputs[0] == 12)[..., None], math.nan, output)
+
+    routed.model.get_input_embeddings().register_forward_hook(hook)
+
+
+def test_the_first_step_and_the_document_that_were_not_finite_are_named(tmp_path):
+    """Two steps before the row that finds it out; all rows are bad by then."""
+    routed = make_routed()
+    poison(routed)
+    with pytest.raises(NotFiniteError) as caught:
+        run(
+            tmp_path,
+            routed=routed,
+            batches=Poisoned(num_micro_batches=2),
+            log_every=6,
+            checkpoint_every=3,
+        )
+    # Documents are numbered by step, row and place in the row.
+    assert str(caught.value).startswith(
+        "loss is not finite in step 4 (biology: documents 320, 321); lower train.lr or"
+    )
+    batch = caught.value.batch
+    assert batch["step"] == 4 and batch["loss"] == "nan"
+    [row] = batch["rows"]
+    assert (row["micro_batch"], row["row"], row["label"]) == (1, 2, "biology")
+    assert [(d["document"], d["place_in_row"]) for d in row["documents"]] == [(320, 0), (321, 4)]
+
+
+def test_the_first_loss_of_a_row_that_is_not_finite_is_found():
+    losses_NT = torch.ones(4, 5)
+    losses_NT[1, 3:] = math.nan
+    losses_NT[2, 0] = math.inf
+    losses_NT[3, 4] = -math.inf
+    first, *others = first_not_finite(losses_NT).tolist()
+    assert first >= 5 and others == [3, 0, 4]
+
+
+def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept_and_finite(tmp_path):
+    routed = make_routed()
+    poison(routed)
+    batches = Poisoned(num_micro_batches=2)
+    with pytest.raises(TrainError):
+        run(tmp_path, routed=routed, batches=batches, log_every=6, checkpoint_every=3)
+    assert any(not value.isfinite().all() for value in weights(routed).values())
+    fresh = make_routed()
+    optimizer = make_optimizer(fresh.model, TrainConfig())
+    tensors = tensors_of(fresh.model, optimizer)
+    about = Checkpoints(tmp_path, keep=2, fingerprint="x").load_newest(lambda: tensors)
+    assert about is not None and about["state"]["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    # Without that text the run goes on from there.
+    _, state, _ = run(tmp_path, routed=fresh, batches=FixedBatches(num_micro_batches=2))
+    assert state.step == 6
+
+
+def test_where_the_gradient_alone_is_not_finite_all_documents_of_the_step_are_named(tmp_path):
+    routed = make_routed()
+    routed.model.lm_head.weight.register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(NotFiniteError) as caught:
+        run(tmp_path, routed=routed)
+    said = str(caught.value)
+    assert (
+        "is not finite in step 1, whose loss is (code: documents 0, 1, 10, 11, 20, 21 and 2 "
+        in (said)
+    )
+    assert math.isfinite(float(caught.value.batch["loss"]))
+    assert len(caught.value.batch["rows"]) == 8
 
 
 def test_a_resumed_run_logs_the_rows_of_an_uninterrupted_one(tmp_path):
@@ -383,9 +483,9 @@ def test_the_host_has_waited_for_training_when_an_evaluation_begins(tmp_path, mo
     last = []
     plain_row = loop._row
 
-    def row(steps, step):
-        last.append(step)
-        return plain_row(steps, step)
+    def row(steps):
+        last.append("read")
+        return plain_row(steps)
 
     def evaluate(is_last):
         last.append("evaluated")
@@ -393,7 +493,7 @@ def test_the_host_has_waited_for_training_when_an_evaluation_begins(tmp_path, mo
 
     monkeypatch.setattr(loop, "_row", row)
     run(tmp_path, evaluate=evaluate, log_every=100, checkpoint_every=None)
-    assert last == ["evaluated", 3, "evaluated", 6, "evaluated"]
+    assert last == ["evaluated", "read", "evaluated", "read", "evaluated"]
 
 
 def test_evaluation_is_told_the_end_and_its_time_is_not_trainings(tmp_path):

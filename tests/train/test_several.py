@@ -129,7 +129,7 @@ def test_gradients_under_ddp_are_the_mean_that_one_process_computes(two):
 
 def test_a_loss_that_is_not_finite_is_an_error_of_all(two):
     first, second = rows_of_two(two, "not finite")
-    assert first.startswith("TrainError: loss or gradient is not finite at step")
+    assert first.startswith("NotFiniteError: loss is not finite in step ")
     assert first == second
     assert not (two / "not finite").exists(), "nothing was saved"
 
