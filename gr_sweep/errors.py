@@ -3,9 +3,22 @@
 Everything else keeps its traceback: it is a bug of ours.
 """
 
+_MOST_CHARACTERS = 2000
+"""Of a message; what is longer quotes something that nobody reads to its end."""
+
 
 class GrSweepError(Exception):
-    """What was given, what is allowed, and what to do, in one line."""
+    """What was given, what is allowed, and what to do, in one line.
+
+    Names and values are quoted as they are: here is the one place that sees to it that a line break
+    or a terminal's control sequence in one of them stays text.
+    """
+
+    def __str__(self) -> str:
+        line = " ".join(super().__str__().split())
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        half = _MOST_CHARACTERS // 2
+        return line if len(line) <= 2 * half else f"{line[:half]} ... {line[-half:]}"
 
 
 class ConfigError(GrSweepError):

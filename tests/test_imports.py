@@ -20,6 +20,7 @@ PACKAGE = Path(gr_sweep.__file__).parent
 
 ORDER = (
     "errors",
+    "arguments",
     "domains",
     "files",
     "summary",
@@ -76,6 +77,7 @@ ONLY_IN = {
 
 WITHOUT_TORCH = (
     "errors",
+    "arguments",
     "domains",
     "files",
     "sources",

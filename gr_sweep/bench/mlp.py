@@ -8,7 +8,6 @@ then cuts. Beside each ratio stands its FLOP limit: the multiply-adds that the s
 the dense MLP's.
 """
 
-import argparse
 import contextlib
 import json
 import statistics
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import device_name, record
 from gr_sweep.bench.step import DOMAINS, synchronize
 from gr_sweep.model.route import RoutedModel, route_model
@@ -153,19 +153,17 @@ def _flop_limit(routed: RoutedModel, counts: dict[str, int]) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table, or JSON."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="gr-sweep bench mlp", description=__doc__)
-    parser.add_argument("--width", type=int, default=1024, help="d_model (default: 1024)")
-    parser.add_argument("--hidden", type=int, default=4096, help="d_ff (default: 4096)")
-    parser.add_argument("--rows", type=int, default=16, help="sequences (default: 16)")
-    parser.add_argument("--sequence-length", type=int, default=256, help="tokens (default: 256)")
-    parser.add_argument("--rounds", type=int, default=7, help="alternating rounds (default: 7)")
+    parser = Parser(prog="gr-sweep bench mlp", description=__doc__)
+    parser.add_argument("--width", type=count, default=1024, help="d_model (default: 1024)")
+    parser.add_argument("--hidden", type=count, default=4096, help="d_ff (default: 4096)")
+    parser.add_argument("--rows", type=count, default=16, help="sequences (default: 16)")
+    parser.add_argument("--sequence-length", type=count, default=256, help="tokens (default: 256)")
+    parser.add_argument("--rounds", type=count, default=7, help="alternating rounds (default: 7)")
     parser.add_argument("--shared", type=float, nargs="+", default=SHARES, help="core shares")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
     if options.rows < len(DOMAINS):
         parser.error(f"--rows {options.rows} is fewer than the {len(DOMAINS)} domains")
-    if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds} is too few; give 1 or more")
     if not all(0 <= share < 1 for share in options.shared):
         parser.error("--shared takes shares from 0 to below 1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import device_name, record
 from gr_sweep.bench.step import DENSE, PLANS, bench_config, measure_steps
 from gr_sweep.config import Edges, RunConfig, TrainConfig
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     is_cuda = device.type == "cuda"
-    parser = argparse.ArgumentParser(prog="gr-sweep bench scaling", description=__doc__)
+    parser = Parser(prog="gr-sweep bench scaling", description=__doc__)
     parser.add_argument("--smallest", default="nano", choices=SIZES, help="size (default: nano)")
     parser.add_argument(
         "--largest",
@@ -164,21 +165,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--mlp-shared", type=float, default=0.5, help="core share (default: 0.5)")
     parser.add_argument("--foreign-dropout", type=float, default=0.5, help="default: 0.5")
-    parser.add_argument("--rows", type=int, default=12, help="sequences a step (default: 12)")
+    parser.add_argument("--rows", type=count, default=12, help="sequences a step (default: 12)")
     length = 2048 if is_cuda else 256
     parser.add_argument(
-        "--sequence-length", type=int, default=length, help="default: 2048 on a GPU, else 256"
+        "--sequence-length", type=count, default=length, help="default: 2048 on a GPU, else 256"
     )
-    parser.add_argument("--vocab-size", type=int, default=2048, help="default: 2048")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps (default: 5)")
+    parser.add_argument("--vocab-size", type=count, default=2048, help="default: 2048")
+    parser.add_argument("--rounds", type=count, default=5, help="timed steps (default: 5)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the steps")
     parser.add_argument(
         "--activation-checkpointing", action="store_true", help="compute layers twice, hold less"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
-    if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds} is too few; give 1 or more")
 
     names = list(SIZES)
     chosen = names[names.index(options.smallest) : names.index(options.largest) + 1]

@@ -6,7 +6,6 @@ compared. Beside each ratio of times stands its limit, the operations that the
 step must do over those of the dense step, and the peak memory over the dense step's.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import device_name, record
 from gr_sweep.config import (
     DataConfig,
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     edge_choices = [choice.value for choice in Edges]
-    parser = argparse.ArgumentParser(prog="gr-sweep bench step", description=__doc__)
+    parser = Parser(prog="gr-sweep bench step", description=__doc__)
     parser.add_argument(
         "--model", default=["nano"], nargs="+", choices=SIZES, help="sizes (default: nano)"
     )
@@ -228,18 +228,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dropout", default=DROPOUTS, nargs="+", type=float, help="default: 0 0.5 1"
     )
-    parser.add_argument("--rows", type=int, default=12, help="sequences a step (default: 12)")
-    parser.add_argument("--sequence-length", type=int, default=256, help="tokens (default: 256)")
-    parser.add_argument("--vocab-size", type=int, default=2048, help="default: 2048")
-    parser.add_argument("--rounds", type=int, default=7, help="timed steps (default: 7)")
+    parser.add_argument("--rows", type=count, default=12, help="sequences a step (default: 12)")
+    parser.add_argument("--sequence-length", type=count, default=256, help="tokens (default: 256)")
+    parser.add_argument("--vocab-size", type=count, default=2048, help="default: 2048")
+    parser.add_argument("--rounds", type=count, default=7, help="timed steps (default: 7)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the steps")
     parser.add_argument(
         "--activation-checkpointing", action="store_true", help="compute layers twice, hold less"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
-    if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds} is too few; give 1 or more")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train = TrainConfig(
         steps=1,

@@ -4,7 +4,6 @@ Runs the real command in a process of its own, in a temporary folder with an emp
 reads from what the jobs leave behind where the time went.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import record
 from gr_sweep.errors import JobError
 from gr_sweep.metrics import keys
@@ -94,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         JobError: the sweep failed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="gr-sweep bench sweep", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=4, help="seeds (default: 4)")
+    parser = Parser(prog="gr-sweep bench sweep", description=__doc__)
+    parser.add_argument("--jobs", type=count, default=4, help="seeds (default: 4)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "overrides",
@@ -104,8 +104,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="settings of every job (default: model=tiny)",
     )
     options = parser.parse_intermixed_args(argv)
-    if options.jobs < 1:
-        parser.error(f"--jobs {options.jobs} is too few; give 1 or more")
     overrides = options.overrides or ["model=tiny"]
     seconds = bench_sweep(options.jobs, overrides)
     wall = seconds.pop("wall")

@@ -3,7 +3,6 @@
 Broken is what keeps `gr-sweep -m edges=both,act,weight` from running; all the rest is a warning.
 """
 
-import argparse
 import enum
 import os
 import platform
@@ -16,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import gr_sweep
+from gr_sweep.arguments import Parser
 from gr_sweep.config import DataConfig, TrackingMode
 from gr_sweep.errors import ConfigError, GrSweepError
 
@@ -61,7 +61,7 @@ class Finding:
 
 def main(argv: Sequence[str]) -> int:
     """Prints the screen; the exit status is 1 where something needed is broken."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gr-sweep doctor",
         description="Shows versions, devices, W&B, SLURM, the token cache and free disk.",
     )

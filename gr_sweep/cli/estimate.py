@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gr_sweep.arguments import Parser
 from gr_sweep.errors import ConfigError
 from gr_sweep.metrics.cost import GPUS
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         GrSweepError: as a run of the same command line, before it starts.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gr-sweep estimate",
         description="Says what each job of a command line needs: parameters, operations, memory a "
         "device, hours of training. Every other word is as for a run; no job is run.",

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gr_sweep.arguments import Parser
+
 if TYPE_CHECKING:
     from gr_sweep.export.losses import Alone
 
@@ -22,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         GrSweepError: a run that cannot be exported, an unknown domain, a folder that is not empty.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gr-sweep export",
         description="Write a job's model as an ordinary Hugging Face checkpoint without the blocks "
         "of other domains, with tokenizer and model card. AutoModelForCausalLM loads it, without "

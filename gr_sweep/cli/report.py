@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from gr_sweep.arguments import Parser
+
 
 def main(argv: Sequence[str]) -> int:
     """Print the table of a sweep and, as the last line, the path of its page.
@@ -11,7 +13,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ReportError: the folder does not exist or holds no job.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gr-sweep report",
         description="Put the jobs of a sweep side by side: a table here, and DIR/report/index.html "
         "with its plots, beside results.csv.",

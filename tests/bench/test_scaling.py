@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gr_sweep.bench import scaling
+from gr_sweep.errors import ConfigError
 
 SMALL = ["--rows", "3", "--sequence-length", "16", "--vocab-size", "300", "--rounds", "1"]
 
@@ -62,7 +63,6 @@ def test_steps_can_be_compiled_or_recomputed(words, capsys, monkeypatch):
     assert len(compiled) == (2 if words == ["--compile"] else 0)
 
 
-def test_sizes_in_the_wrong_order_are_refused(capsys):
-    with pytest.raises(SystemExit):
+def test_sizes_in_the_wrong_order_are_refused():
+    with pytest.raises(ConfigError, match="--smallest mini is larger than --largest nano"):
         scaling.main(["--smallest", "mini", "--largest", "nano"])
-    assert "--smallest mini is larger than --largest nano" in capsys.readouterr().err
