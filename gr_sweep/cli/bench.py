@@ -10,6 +10,7 @@ BENCHMARKS = {
     "step": "a whole training step, routed over dense",
     "scaling": "tokens a second and memory, from nano to the largest size that fits",
     "sweep": "a sweep of short jobs over the time that their training takes",
+    "kills": "a sweep whose processes are killed at random moments, against one left alone",
 }
 """Name, which is that of the module in gr_sweep.bench, and what it measures."""
 
