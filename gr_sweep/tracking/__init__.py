@@ -9,7 +9,7 @@ from typing import Any
 
 from gr_sweep.config import TrackingConfig, TrackingMode
 from gr_sweep.tracking.base import Tracker, Trackers
-from gr_sweep.tracking.jsonl import JsonlTracker
+from gr_sweep.tracking.jsonl import METRICS, JsonlTracker
 from gr_sweep.tracking.null import NullTracker
 
 __all__ = ["NullTracker", "Tracker", "Trackers", "check_tracking", "make_tracker", "run_tags"]
@@ -50,7 +50,7 @@ def make_tracker(
         ConfigError: mode is online and no API key is configured.
     """
     check_tracking(config)
-    trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl")]
+    trackers: list[Tracker] = [JsonlTracker(folder / METRICS)]
     if config.mode is not TrackingMode.off:
         from gr_sweep.tracking.wandb import WandbTracker, resolve_mode
 

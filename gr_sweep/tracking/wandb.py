@@ -4,26 +4,38 @@ It asks no question and waits for a network no longer than `CONNECT_TIMEOUT_S`: 
 always gets an explicit mode, and a server that cannot be reached turns the run into an offline one.
 Trouble with W&B is logged and costs a job nothing but its W&B run: metrics.jsonl has every number.
 
+W&B's history holds the rows of metrics.jsonl, each once, in their order: a row's number in the file
+is its step in W&B, and the removal matrix comes after the last. A resumed job finds out how many
+rows W&B has; it replays those that are missing and passes over those that are there, which it logs
+again with the same numbers.
+
 Facts of wandb 0.31 that shape this file: without `mode=` it prompts on a terminal; an offline
-resume makes one folder an attempt; `wandb sync` renumbers W&B's own steps, so a row has its own.
+resume makes one folder an attempt; a row of a step is sent when another comes, or with `commit`;
+what it says goes to a logger of ours only where it is silent.
 """
 
+import contextlib
 import logging
 import netrc
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import wandb
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 from wandb.sdk import wandb_setup
 
 from gr_sweep.config import TrackingMode
 from gr_sweep.errors import ConfigError
 from gr_sweep.files import write_whole
 from gr_sweep.metrics import keys
+from gr_sweep.tracking.base import STEP
+from gr_sweep.tracking.jsonl import METRICS, finite, read_rows
+from gr_sweep.tracking.wandb_file import read_payloads
 
 CONNECT_TIMEOUT_S = 10.0
 """How long a job waits for a W&B server before it goes offline."""
@@ -31,8 +43,25 @@ CONNECT_TIMEOUT_S = 10.0
 UPLOAD_TIMEOUT_S = 120.0
 """How long a job waits at its end for its upload; the rest stays on disk, for `wandb sync`."""
 
+REQUEST_TIMEOUT_S = 30.0
+"""How long a request may take before wandb asks again."""
+
+_RETRY_WAIT_S = 10.0
+"""At most so long wandb waits before it asks again; a server that comes back is soon found."""
+
+_RETRIES = 1_000_000
+"""A server may be away for days: wandb's own limit ends the upload of a run for good. What ends the
+waiting is UPLOAD_TIMEOUT_S."""
+
+_FLUSH_S = 1.0
+"""Seconds until a row is on disk; a kill of wandb's process loses what is not, and the resume has
+to replay it."""
+
 STEP_FIELD = "gr_sweep/step"
 """Field of each row that holds the optimizer steps done; the x axis of every metric."""
+
+_TABLE = "separability/matrix"
+_HEAT_MAP = "separability/heat_map"
 
 _MAX_TAG_LENGTH = 64
 """W&B refuses longer tags."""
@@ -114,7 +143,10 @@ class WandbTracker:
         """
         self._last_step = 0
         self._run: wandb.Run | None = None
+        self._rows_path = folder / METRICS
+        self._next = len(read_rows(self._rows_path))
         run_id = _kept_run_id(folder / "wandb" / "run_id")
+        earlier = _run_files(folder)
 
         def start(
             wandb_mode: Literal["online", "offline"], resume: Literal["allow"] | None
@@ -125,8 +157,21 @@ class WandbTracker:
                 disable_code=True,
                 x_save_requirements=False,
                 x_disable_viewer=True,
+                # Command line, paths, host: the summary has what is wanted of them.
+                x_disable_meta=True,
+                x_transaction_log_flush_interval=_FLUSH_S,
+                x_graphql_retry_max=_RETRIES,
+                x_graphql_retry_wait_max_seconds=_RETRY_WAIT_S,
+                x_graphql_timeout_seconds=REQUEST_TIMEOUT_S,
+                x_file_stream_retry_max=_RETRIES,
+                x_file_stream_retry_wait_max_seconds=_RETRY_WAIT_S,
+                x_file_stream_timeout_seconds=REQUEST_TIMEOUT_S,
+                x_file_transfer_retry_max=_RETRIES,
+                x_file_transfer_retry_wait_max_seconds=_RETRY_WAIT_S,
+                x_file_transfer_timeout_seconds=REQUEST_TIMEOUT_S,
                 init_timeout=CONNECT_TIMEOUT_S,
                 finish_timeout=UPLOAD_TIMEOUT_S,
+                finish_timeout_raises=True,
             )
             return wandb.init(
                 mode=wandb_mode,
@@ -156,64 +201,100 @@ class WandbTracker:
                     # wandb's process holds on to the id of the run that it could not open.
                     wandb.teardown()
                     _set_up()
-            if self._run is None:
+            if self._run is not None:
+                self._has = self._run.starting_step
+                for path in earlier:
+                    # W&B gets their rows here, if it has not; `wandb sync` would double them.
+                    if path.parent.name.startswith("offline-"):
+                        path.with_name(path.name + ".synced").touch()
+            else:
                 self._run = start("offline", None)
+                self._has = max((_num_rows(path) for path in earlier), default=0)
             self._run.define_metric(STEP_FIELD, hidden=True)
             self._run.define_metric("*", step_metric=STEP_FIELD)
-            if self._run.url is not None:
+            if not self._run.offline:
                 _log.info("W&B run: %s", self._run.url)
         except (wandb.Error, OSError, ValueError, ConfigError) as error:
             self._give_up(error)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a row on the axis `gr_sweep/step`."""
-        if self._run is None:
-            return
+        """Adds a row on the axis `gr_sweep/step`, as it is in metrics.jsonl."""
         self._last_step = step
-        try:
-            self._run.log({STEP_FIELD: step, **metrics})
-        except (wandb.Error, OSError) as error:
-            self._give_up(error)
+        with self._giving_up():
+            self._put({STEP_FIELD: step, **finite(metrics)})
 
     def cut_back(self, step: int) -> None:
-        """W&B's history cannot be cut: rows that are logged again appear twice at their step."""
+        """W&B's history cannot be cut: its rows after `step` stay, and those that the job will log
+        in their place are passed over. Rows of metrics.jsonl that W&B has not are replayed."""
+        rows = read_rows(self._rows_path)
+        if rows:
+            self._last_step = int(rows[-1][STEP])
+        self._next = 0
+        with self._giving_up():
+            for row in rows:
+                self._put({STEP_FIELD: row.pop(STEP), **row})
 
     def sync(self) -> None:
         """Writing is wandb's own process's business."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Adds the removal matrix as table and heat map, and the metrics to the run's summary."""
-        if self._run is None:
-            return
-        try:
+        with self._giving_up():
+            if self._run is None:
+                return
             for key in ("command", "fingerprints", "environment"):
                 if key in summary:
                     self._run.config[key] = summary[key]
             matrix = removal_matrix(summary)
             if matrix is not None:
-                self._run.log(
-                    {
-                        STEP_FIELD: self._last_step,
-                        "separability/matrix": _table(*matrix),
-                        "separability/heat_map": wandb.Plotly(_heat_map(*matrix)),
-                    }
-                )
+                table = _table(*matrix)
+                # Or else wandb makes an artifact of it, for which it asks the server and waits
+                # without end.
+                table.bind_to_run(self._run, _TABLE, self._next)  # type: ignore[no-untyped-call]
+                shown = {_TABLE: table, _HEAT_MAP: wandb.Plotly(_heat_map(*matrix))}
+                if not self._put({STEP_FIELD: self._last_step, **shown}):
+                    # Its row is there, but the files may have been lost with the kill.
+                    self._run.summary.update(shown)
             self._run.summary.update(dict(summary["metrics"]))
-            self._run.finish(exit_code=0)
-        except (wandb.Error, OSError) as error:
-            self._give_up(error)
-        self._run = None
+            self._close(exit_code=0)
 
     def fail(self, message: str) -> None:
         """Marks the run as failed, with the reason in its summary."""
-        if self._run is None:
-            return
-        try:
+        with self._giving_up():
+            if self._run is None:
+                return
             self._run.summary.update({"gr_sweep/error": message})
-            self._run.finish(exit_code=1)
+            self._close(exit_code=1)
+
+    def _put(self, row: Mapping[str, Any]) -> bool:
+        """Logs the next row unless W&B has it; whether it was logged."""
+        number, self._next = self._next, self._next + 1
+        if self._run is None or number < self._has:
+            return False
+        self._run.log(dict(row), step=number, commit=True)
+        return True
+
+    def _close(self, exit_code: int) -> None:
+        run, self._run = self._run, None
+        assert run is not None
+        try:
+            with _said.held():
+                run.finish(exit_code=exit_code)
+        except TimeoutError:
+            _log.warning(
+                "W&B has not taken everything within %g s; the rest is in %s, metrics.jsonl has"
+                " every row",
+                UPLOAD_TIMEOUT_S,
+                Path(run.dir).parent,
+            )
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Trouble inside ends the W&B run, not the job."""
+        try:
+            yield
         except (wandb.Error, OSError) as error:
             self._give_up(error)
-        self._run = None
 
     def _give_up(self, error: Exception) -> None:
         _log.warning("no W&B from here on, metrics.jsonl has every row: %s", _line(error))
@@ -275,6 +356,8 @@ def _settings() -> wandb.Settings:
     Its messages are silenced unless the user has said otherwise, which wandb reads just here.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
+    # Reports of wandb about itself; for a server that is away a process waits with them at its end.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         return wandb_setup.singleton().settings
     except (wandb.Error, ValueError) as error:  # pydantic's errors are ValueErrors
@@ -291,7 +374,60 @@ def _set_up() -> None:
     """
     os.environ.pop("WANDB_SERVICE", None)
     _settings()
-    wandb.setup()
+    settings = wandb.setup().settings
+    wandb.termsetup(settings, _said)
+
+
+class _Said:
+    """Where wandb's messages go in place of the terminal."""
+
+    def __init__(self) -> None:
+        self._held: list[str] | None = None
+
+    def info(self, message: str) -> None:
+        _log.debug("%s", message)
+
+    def warning(self, message: str) -> None:
+        if self._held is None:
+            _log.warning("%s", " ".join(message.split()))
+        else:
+            self._held.append(message)
+
+    error = warning
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps back what is said inside; lost where an error is raised, which has its own line."""
+        held: list[str] = []
+        self._held = held
+        try:
+            yield
+        finally:
+            self._held = None
+        for message in held:
+            self.warning(message)
+
+
+_said = _Said()
+
+
+def _run_files(folder: Path) -> list[Path]:
+    """What earlier attempts left in a job's folder, in their order."""
+    return sorted(folder.glob("wandb/*run-*/run-*.wandb"))
+
+
+def _num_rows(path: Path) -> int:
+    """How many rows W&B has once this file and those of the attempts before it are uploaded."""
+    num_rows = 0
+    for payload in read_payloads(path):
+        record = Record()
+        try:
+            record.ParseFromString(payload)
+        except DecodeError:
+            break
+        if record.WhichOneof("record_type") == "history":
+            num_rows = record.history.step.num + 1
+    return num_rows
 
 
 def _line(error: Exception) -> str:

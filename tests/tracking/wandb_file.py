@@ -1,41 +1,12 @@
-"""Reads what wandb wrote: the records of a run-*.wandb file, for the tests of this folder.
-
-The file is a log of records in the LevelDB format (blocks of 32 KiB; in them checksum, length, type
-and payload) behind a header of 7 bytes; each record is a protobuf message.
-"""
+"""Reads what wandb wrote: the run that a run-*.wandb file holds, for the tests of this folder."""
 
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-_BLOCK_BYTES = 32768
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-
-
-def read_records(path: Path) -> Iterator[Record]:
-    """The records in the order in which they were written."""
-    content = path.read_bytes()
-    assert content[:4] == b":W&B"
-    position, parts = 7, []
-    while position < len(content):
-        left = _BLOCK_BYTES - position % _BLOCK_BYTES
-        if left < 7:
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", content, position + 4)
-        payload = content[position + 7 : position + 7 + length]
-        position += 7 + length
-        assert kind in (_FULL, _FIRST, _MIDDLE, _LAST)
-        parts.append(payload)
-        if kind in (_FULL, _LAST):
-            record = Record()
-            record.ParseFromString(b"".join(parts))
-            parts = []
-            yield record
+from gr_sweep.tracking.wandb_file import read_payloads
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -47,7 +18,9 @@ def read_run(path: Path) -> dict[str, Any]:
         "metrics": [],
         "exit": None,
     }
-    for record in read_records(path):
+    for payload in read_payloads(path):
+        record = Record()
+        record.ParseFromString(payload)
         kind = record.WhichOneof("record_type")
         if kind == "run":
             found["run"] = record.run
