@@ -120,7 +120,9 @@ def test_checkpoints_of_one_and_of_two_processes_hold_the_same_tensors(two, tmp_
         # AdamW divides a rounding difference by itself where a gradient is near 0.
         torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     files = {path.name for path in (two / case / "step_00000004").iterdir()}
-    assert files == {".metadata", "__0_0.distcp", "__1_0.distcp", "run.json"}
+    assert files == {
+        ".metadata", "__0_0.distcp", "__1_0.distcp", "checksums.json", "run.json",
+    }  # fmt: skip
 
 
 def test_gradients_under_ddp_are_the_mean_that_one_process_computes(two):
@@ -129,7 +131,7 @@ def test_gradients_under_ddp_are_the_mean_that_one_process_computes(two):
 
 def test_a_loss_that_is_not_finite_is_an_error_of_all(two):
     first, second = rows_of_two(two, "not finite")
-    assert first.startswith("NotFiniteError: loss is not finite in step ")
+    assert first.startswith("NotFiniteError: ") and "is not finite in step 2" in first
     assert first == second
     assert not (two / "not finite").exists(), "nothing was saved"
 
