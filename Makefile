@@ -46,8 +46,8 @@ format: $(READY) ## put the code in ruff's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## time a routed step beside a dense one; ARGS=mlp, scaling or sweep for another benchmark
-	$(BIN)/gr-sweep bench $(if $(filter mlp step scaling sweep,$(firstword $(ARGS))),,step) $(ARGS)
+bench: $(READY) ## time a routed step beside a dense one; ARGS=mlp, scaling, sweep or kills for another benchmark
+	$(BIN)/gr-sweep bench $(if $(filter mlp step scaling sweep kills,$(firstword $(ARGS))),,step) $(ARGS)
 
 clean: ## remove the environment and what tools leave behind; outputs/ stays
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

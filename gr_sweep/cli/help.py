@@ -21,7 +21,7 @@ VERBS = (
     ("report DIR", "table, results.csv and index.html of a sweep's folder"),
     ("export JOB --keep DOMAIN --to DIR", "a Hugging Face checkpoint without the other domains"),
     ("estimate [-m] ...", "what each job would need: memory, operations, hours; runs none"),
-    ("bench mlp|step|scaling|sweep", "how fast this machine is"),
+    ("bench mlp|step|scaling|sweep|kills", "how fast this machine is, what kills cost"),
     ("doctor", "versions, devices, W&B, SLURM, cache and disk on one screen"),
 )
 

@@ -25,4 +25,4 @@ def test_without_a_name_the_benchmarks_are_listed(argv, capsys):
 def test_an_unknown_benchmark_is_refused_in_one_line(capsys):
     assert app.main(["bench", "stepp"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line == "gr-sweep: unknown benchmark 'stepp'; there are mlp, step, scaling, sweep"
+    assert line == "gr-sweep: unknown benchmark 'stepp'; there are mlp, step, scaling, sweep, kills"
