@@ -8,6 +8,7 @@ torch.
 import contextlib
 import dataclasses
 import enum
+import fcntl
 import json
 import logging
 import os
@@ -100,9 +101,10 @@ class Record:
     sources: dict[str, str] = field(default_factory=dict)
     """`source_digests` as the job began."""
 
-    def write(self, folder: Path) -> None:
-        """Makes it the folder's record, whole, as of now."""
-        self.since = datetime.now(UTC).isoformat(timespec="seconds")
+    def write(self, folder: Path, *, is_news: bool = True) -> None:
+        """Makes it the folder's record, whole; `is_news`: of a state that it has come to now."""
+        if is_news:
+            self.since = datetime.now(UTC).isoformat(timespec="seconds")
         content = dataclasses.asdict(self) | {"state": self.state.value}
         write_whole(folder / RECORD, json.dumps(content, indent=1) + "\n")
 
@@ -159,19 +161,33 @@ def note_end(folder: Path, state: State, error: str) -> None:
 
 def _is_alive(folder: Path, record: Record) -> bool:
     if record.holder is not None and record.holder.host == socket.gethostname():
-        lock = FileLock(folder / _LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            return True
-        except OSError:
-            pass  # of another user: its time is all there is
-        else:
-            lock.release()
-            return False
+        is_locked = _is_locked(folder / _LOCK)
+        if is_locked is not None:
+            return is_locked
     # Another machine: whether its locks are seen here is the file system's secret.
     with contextlib.suppress(OSError):
         return time.time() - (folder / RECORD).stat().st_mtime < SILENT_S
+    return False
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether a process of this machine holds the lock; None where nobody can say.
+
+    Makes no file, and asks for a lock that readers share (`FileLock` has none): two who look at
+    once do not take each other for a holder.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(descriptor)
     return False
 
 
@@ -205,7 +221,7 @@ class Hold:
         self._record.config = config
         self._record.sources = dict(source_digests())
         self._record.num_steps = num_steps
-        self._write(self._record.state)
+        self._record.write(self.folder, is_news=False)
 
     def _write(self, state: State, error: str | None = None, is_bug: bool = False) -> None:
         self._record.state, self._record.error, self._record.is_bug = state, error, is_bug
@@ -243,14 +259,18 @@ def _outcome(hold: Hold) -> Iterator[None]:
         yield
     except BaseException as error:
         kind = State.failed if isinstance(error, Exception) else State.stopped
-        said = str(error) if isinstance(error, GrSweepError) else f"{type(error).__name__}: {error}"
+        said = f"{type(error).__name__}: {error}".removesuffix(": ")
+        if isinstance(error, GrSweepError) or (kind is State.stopped and str(error)):
+            said = str(error)
         # A full disk may be what the error is about; the record is then as it was.
         with contextlib.suppress(OSError, GrSweepError):
             is_bug = kind is State.failed and not isinstance(error, GrSweepError)
             hold._write(kind, " ".join(said.split()), is_bug)
         raise
     if is_finished(hold.folder / SUMMARY):
-        hold._write(State.done)
+        # The summary says it anyway: no reason to fail.
+        with contextlib.suppress(OSError):
+            hold._write(State.done)
 
 
 def _held_by(folder: Path) -> HeldError:
