@@ -395,7 +395,9 @@ class _Agreement:
         if not self._processes.are_several:
             return is_wanted
         before = self._asked
-        self._asked = self._processes.sum_(torch.tensor(float(is_wanted), device=self._device))
+        # Filled on the device: a copy from the host would wait for what is computed there.
+        wanted = torch.full((), float(is_wanted), device=self._device)
+        self._asked = self._processes.sum_(wanted)
         return before is not None and before.item() > 0
 
 

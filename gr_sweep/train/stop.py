@@ -23,10 +23,13 @@ class Stopped(BaseException):
     """
 
     def __init__(self, signum: int, hand_on: Callable[[], None] | None = None) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        super().__init__()
         self.signum: int = signum
         self.hand_on = hand_on or (lambda: None)
         """Does what the signal did before somebody listened: a launcher may start the job again."""
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}"
 
 
 class StopSignals:
@@ -56,28 +59,48 @@ class StopSignals:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, the signals stop the run. In a thread that is not the main one they cannot be
-        heard, and nothing changes."""
+        heard, and nothing changes.
+
+        Raises:
+            Stopped: at the latest when the block ends without an error.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         self._asked, self._is_raised = None, False
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        for number in SIGNALS:
-            signal.signal(number, self._take)
+        found = {number: signal.getsignal(number) for number in SIGNALS}
+        # What is ignored stays so: Ctrl-C is not meant for a job in the background of a script. A
+        # handler that is not Python's (None) could not be put back.
+        self._before = {
+            number: handler
+            for number, handler in found.items()
+            if handler is not None and handler is not signal.SIG_IGN
+        }
         try:
+            for number in self._before:
+                signal.signal(number, self._take)
             yield
         finally:
-            for signum, handler in self._before.items():
-                signal.signal(signum, handler)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+        if self._asked is not None:
+            # Python drops what is raised in a destructor, and a signal comes at any moment.
+            raise self._asked
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, signals wait for `obey`; a second Ctrl-C does not."""
+        """Inside, signals wait for `obey`; a second Ctrl-C does not.
+
+        Raises:
+            Stopped: at the end of the block, for one that nobody has obeyed.
+        """
         self._is_deferred = True
         try:
             yield
         finally:
             self._is_deferred = False
+        if self._asked is not None and not self._is_raised:
+            self.obey()
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
         before = self._before.get(signum)

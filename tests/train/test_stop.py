@@ -1,0 +1,185 @@
+"""Signals that ask this process to stop, sent to it for real."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from gr_sweep.train.stop import SIGNALS, Stopped, StopSignals
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Those of before stay, whatever a test does."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_the_run_at_once_where_nothing_defers_it(number):
+    after = []
+    with pytest.raises(Stopped) as stopped, StopSignals().listening():
+        send(number)
+        after.append("more work")
+    assert not after
+    assert stopped.value.signum == number
+    assert str(stopped.value) == f"stopped by {signal.Signals(number).name}"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_deferred_signal_waits_until_it_is_obeyed(number, capfd):
+    signals, after = StopSignals(), []
+    with pytest.raises(Stopped) as stopped, signals.listening(), signals.deferred():
+        assert not signals.are_there
+        send(number)
+        assert signals.are_there
+        after.append("saved")
+        signals.obey()
+    assert after == ["saved"] and stopped.value.signum == number
+    assert ("Ctrl-C again" in capfd.readouterr().err) == (number == signal.SIGINT)
+
+
+def test_one_that_nobody_has_obeyed_ends_the_run_when_the_deferral_ends():
+    signals, after = StopSignals(), []
+    with pytest.raises(Stopped), signals.listening():
+        with signals.deferred():
+            send(signal.SIGTERM)
+            after.append("the step ends")
+        after.append("evaluation")
+    assert after == ["the step ends"]
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    signals, after = StopSignals(), []
+    with pytest.raises(Stopped), signals.listening(), signals.deferred():
+        send(signal.SIGINT)
+        after.append("the step ends")
+        send(signal.SIGINT)
+        after.append("saved")
+    assert after == ["the step ends"]
+
+
+def test_a_second_sigterm_does_not_disturb_who_is_leaving():
+    after = []
+    with pytest.raises(Stopped), StopSignals().listening():
+        try:
+            send(signal.SIGTERM)
+        finally:
+            send(signal.SIGTERM)
+            after.append("left in order")
+    assert after == ["left in order"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_was_raised_where_nobody_could_see_it_ends_the_run_all_the_same():
+    class Gone:
+        def __del__(self):
+            send(signal.SIGTERM)
+            for _ in range(1000):
+                pass  # handlers are called between two instructions, in here
+
+    after = []
+    with pytest.raises(Stopped), StopSignals().listening():
+        Gone()
+        after.append("the job ends")
+    assert after == ["the job ends"]
+
+
+def test_an_error_that_leaves_is_not_hidden_by_a_signal():
+    signals = StopSignals()
+    with pytest.raises(ZeroDivisionError), signals.listening(), signals.deferred():
+        send(signal.SIGTERM)
+        raise ZeroDivisionError
+
+
+def test_what_a_signal_did_before_is_done_by_hand_on_and_its_handler_is_put_back():
+    calls = []
+
+    def launcher(signum, frame):
+        calls.append(signum)
+
+    signal.signal(signal.SIGUSR2, launcher)
+    with pytest.raises(Stopped) as stopped, StopSignals().listening():
+        assert signal.getsignal(signal.SIGUSR2) != launcher
+        send(signal.SIGUSR2)
+    assert calls == [], "not before the run has saved"
+    stopped.value.hand_on()
+    assert calls == [signal.SIGUSR2]
+    assert signal.getsignal(signal.SIGUSR2) is launcher
+
+
+def test_handlers_are_put_back_where_nothing_came(handlers):
+    with StopSignals().listening():
+        assert signal.getsignal(signal.SIGTERM) != handlers[signal.SIGTERM]
+    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+
+
+def test_what_ends_a_process_by_default_is_not_done_by_hand_on():
+    for number in SIGNALS:
+        with pytest.raises(Stopped) as stopped, StopSignals().listening():
+            send(number)
+        stopped.value.hand_on()
+
+
+@pytest.mark.parametrize("is_deferred", [False, True])
+def test_of_sigterm_and_sigusr2_the_launcher_gets_the_one_it_waits_for(is_deferred):
+    """SLURM sends SIGTERM to every process of a step that it preempts, and then the signal that
+    submitit asked for."""
+    calls = []
+    signal.signal(signal.SIGTERM, lambda signum, frame: calls.append("SIGTERM"))
+    signal.signal(signal.SIGUSR2, lambda signum, frame: calls.append("SIGUSR2"))
+    signals = StopSignals()
+    with pytest.raises(Stopped) as stopped, signals.listening():
+        if is_deferred:
+            with signals.deferred():
+                send(signal.SIGTERM)
+                send(signal.SIGUSR2)
+                signals.obey()
+        else:
+            try:
+                send(signal.SIGTERM)
+            finally:
+                send(signal.SIGUSR2)
+    stopped.value.hand_on()
+    assert calls == ["SIGUSR2"] and str(stopped.value) == "stopped by SIGUSR2"
+
+
+def test_what_is_ignored_stays_ignored():
+    """As Ctrl-C is for a job in the background of a script."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    after = []
+    with StopSignals().listening():
+        send(signal.SIGINT)
+        after.append("more work")
+    assert after == ["more work"] and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_run_in_another_thread_hears_nothing_and_changes_no_handler(handlers):
+    found = []
+
+    def work():
+        with StopSignals().listening():
+            found.append({number: signal.getsignal(number) for number in SIGNALS})
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [handlers]
+
+
+def test_who_had_no_signal_is_stopped_as_by_sigterm():
+    with pytest.raises(Stopped) as stopped:
+        StopSignals().obey()
+    assert stopped.value.signum == signal.SIGTERM
+
+
+def test_stopping_is_no_failure():
+    """Nothing that handles errors may take it for one."""
+    assert not issubclass(Stopped, Exception)
