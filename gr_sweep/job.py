@@ -604,7 +604,7 @@ def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
 
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, gguf_file=gguf_file, dtype=torch.float32
+            path, gguf_file=gguf_file, dtype=torch.float32, trust_remote_code=False
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

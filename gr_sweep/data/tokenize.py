@@ -185,7 +185,10 @@ def load_tokenizer(name: str, gguf_file: str | None = None) -> PretrainedTokeniz
     """
     from transformers import AutoTokenizer
 
-    options = {} if gguf_file is None else {"gguf_file": gguf_file}
+    # On a terminal transformers would otherwise ask whether to run code that lies beside.
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
     try:
         try:
             hf_tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, **options)

@@ -197,13 +197,16 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
     from gr_sweep.train.checkpoint import read_newest
 
     try:
-        config = AutoConfig.from_pretrained(run.model_folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            run.model_folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ExportError(f"{run.model_folder} cannot be read: {reason}") from error
     model = random_model(config, seed=0).eval()
     about = read_newest(run.folder / "checkpoints", model)
-    prints = run.summary.get("fingerprints")
+    # A run that went on with other settings all the same has checkpoints of those it began with.
+    prints = None if run.summary.get("changes") else run.summary.get("fingerprints")
     if prints and about["fingerprint"] != f"{prints['config']}:{prints['data']}":
         raise ExportError(
             f"the checkpoint in {run.folder} is not of the run that its summary.json is of"

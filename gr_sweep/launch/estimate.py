@@ -223,7 +223,9 @@ def _model_config(config: RunConfig, vocab_size: int | None) -> Any:
     path, gguf_file = config.model.path, config.model.gguf_file
     options = {} if gguf_file is None else {"gguf_file": gguf_file}
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, **options)
+        return AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, **options
+        )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ModelError(
             f"model.path={path}: its config.json is not on this machine or cannot be read, and an "
@@ -238,7 +240,9 @@ def _vocabulary(config: RunConfig) -> int:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise DataError(
             f"data.tokenizer={name} is not on this machine or cannot be read, and an estimate "

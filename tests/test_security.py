@@ -1,0 +1,133 @@
+"""What a run reads runs no code, and what it writes holds no secret.
+
+HTML is escaped: tests/report/test_html.py. Damaged and hostile checkpoints: tests/train. Names that
+lead out of a folder: tests/cli/test_bad_commands.py.
+"""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gr_sweep
+from gr_sweep.data.tokenize import load_tokenizer
+from gr_sweep.errors import DataError, ModelError
+from gr_sweep.job import _pretrained
+
+PACKAGE = Path(gr_sweep.__file__).parent
+
+SECRETS = {
+    name: f"planted-{number}-7f3a9c"
+    for number, name in enumerate(
+        (
+            "WANDB_API_KEY",
+            "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
+            "AWS_SECRET_ACCESS_KEY",
+            "GITHUB_TOKEN",
+            "MY_PASSWORD",
+        )
+    )
+} | {"WANDB_API_KEY": "7f3a9c" * 6 + "0123"}  # the one that wandb checks: 40 characters
+
+MAY_UNPICKLE = {
+    # From the process that started this one, over a pipe.
+    "launch/local.py",
+    # From the processes of the same job.
+    "train/distributed.py",
+    # Names all that it makes.
+    "train/checkpoint.py",
+}
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    """File, dotted name and node of every call in the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                yield path.relative_to(PACKAGE).as_posix(), ast.unparse(node.func), node
+
+
+def test_nothing_is_read_in_a_way_that_runs_code():
+    banned = {
+        *("eval", "exec", "compile", "os.system", "os.popen", "torch.load", "marshal.load"),
+        *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "joblib.load", "dill.load"),
+    }
+    unpickling = {"pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads"}
+    for file, name, node in calls():
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        assert name not in banned, f"{file}: {name}"
+        assert name not in unpickling or file in MAY_UNPICKLE, f"{file}: {name}"
+        assert given.get("shell", "False") == "False", f"{file}: {name}"
+        assert given.get("allow_pickle", "False") == "False", f"{file}: {name}"
+        assert given.get("trust_remote_code", "False") == "False", f"{file}: {name}"
+
+
+def test_numpy_files_are_read_without_pickle():
+    loads = [node for _, name, node in calls() if name == "np.load"]
+    assert loads
+    for node in loads:
+        assert any(keyword.arg == "allow_pickle" for keyword in node.keywords)
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A checkpoint whose config names code beside it, which would leave a trace."""
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    names = {f"Auto{kind}": f"code.{kind}" for kind in ("Config", "Tokenizer")}
+    names["AutoModelForCausalLM"] = "code.Model"
+    config = {"model_type": "unheard-of", "auto_map": names}
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = {"tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": ["code.T", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    trace = f"from pathlib import Path\nPath({str(tmp_path / 'trace')!r}).touch()\n"
+    (folder / "code.py").write_text(trace)
+    return folder
+
+
+def test_code_beside_a_model_is_not_run_and_nobody_is_asked(hostile, tmp_path, monkeypatch):
+    def asked(*_: object) -> str:
+        raise AssertionError("the user was asked")
+
+    monkeypatch.setattr("builtins.input", asked)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        _pretrained(str(hostile), None)
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_tokenizer(str(hostile))
+    assert not (tmp_path / "trace").exists()
+
+
+def test_secrets_of_the_environment_reach_no_file_and_no_output(tmp_path):
+    """One job that is done, and one that fails."""
+    (tmp_path / "home").mkdir()
+    environment = dict(os.environ) | SECRETS
+    environment |= {
+        "HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(PACKAGE.parent),
+        "GR_SWEEP_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "WANDB_MODE": "offline",
+    }
+    command = [
+        *(sys.executable, "-m", "gr_sweep", "-m", "debug=default", "data.documents=60"),
+        *("data.vocab_size=300", "train.lr=1e-3,1e30", "tracking=auto"),
+        *("hydra/launcher=local_parallel", "hydra.sweep.dir=sweep"),
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 2, done.stderr.decode()
+    assert list((tmp_path / "sweep").glob("*/summary.json")) and b"not finite" in done.stderr
+    assert list((tmp_path / "sweep").glob("*/wandb/offline-run-*"))
+    contents = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    contents |= {Path("stdout"): done.stdout, Path("stderr"): done.stderr}
+    assert len(contents) > 30
+    for path, content in contents.items():
+        for name, secret in SECRETS.items():
+            assert secret.encode() not in content, f"{name} in {path}"
