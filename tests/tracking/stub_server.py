@@ -1,9 +1,9 @@
 """A server that answers as W&B does, as far as wandb's own process asks: what it was sent is kept.
 
 It knows the GraphQL questions of a run (viewer, features, how far a run is, opening it, where its
-files go), the stream of its rows and the upload of its files. `error_status` and `delay_s` make it ill
-in the middle of a run; `stop` and `start` take it from its port and bring it back. WANDB_BASE_URL
-points wandb at `url`.
+files go), the stream of its rows and the upload of its files. `error_status` and `delay_s` make it
+ill in the middle of a run; `stop` and `start` take it from its port and bring it back.
+WANDB_BASE_URL points wandb at `url`.
 
 Rows are kept as W&B keeps them: each request says at which line it begins, so that one that is
 sent twice is stored once.

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from gr_sweep.tracking import wandb as tracking_wandb
 from tests.tracking.wandb_file import read_run
 
 ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.usefixtures("no_account")
 
 KEY = "0" * 40
 
@@ -32,20 +33,6 @@ SUMMARY: dict[str, Any] = {
         "separability/matrix/biology.virology/biology.virology": 0.7,
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No key from the machine that the tests run on, and a server that nobody listens at."""
-    tracking_wandb.wandb.teardown()  # forgets the settings that an earlier test read
-    for variable in list(os.environ):
-        if variable.startswith("WANDB_"):
-            monkeypatch.delenv(variable)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    yield
-    tracking_wandb.wandb.teardown()
 
 
 def run_job(folder: Path, mode: TrackingMode, *, fail: str | None = None) -> None:

@@ -1,0 +1,73 @@
+"""A job as its trackers see it, and that can be killed: a program of the tests of this folder.
+
+    python -m tests.tracking.tracked_job FOLDER MODE ACTION...
+
+Actions: `resume=STEP` (-1: from nothing), `log=FIRST:LAST` (steps, two rows at every third),
+`sleep=S`, `finish`, and `kill`, which takes wandb's process along, as SLURM does. What is logged at
+a step depends on the step alone, so a second job goes on as the first would have.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gr_sweep.config import TrackingConfig, TrackingMode
+from gr_sweep.tracking import make_tracker
+
+SUMMARY: dict[str, Any] = {
+    "command": "gr-sweep edges=both",
+    "domains": ["code", "prose"],
+    "metrics": {
+        "loss/full/code": 4.0,
+        "separability/matrix/code/code": 1.5,
+        "separability/matrix/code/prose": 0.01,
+    },
+}
+
+
+def main(folder: str, mode: str, *actions: str) -> None:
+    """Does the actions, one after another."""
+    tracker = make_tracker(
+        TrackingConfig(mode=TrackingMode(mode)),
+        folder=Path(folder),
+        job="edges=both",
+        sweep="sweep",
+        run_config={"seed": 0},
+    )
+    for action in actions:
+        name, _, value = action.partition("=")
+        if name == "resume":
+            tracker.cut_back(int(value))
+        elif name == "log":
+            first, last = map(int, value.split(":"))
+            for step in range(first, last + 1):
+                tracker.log(step, {"train/loss": 10 / step, "train/bad": float("nan")})
+                if step % 3 == 0:
+                    tracker.log(step, {"eval/loss/code": 5 / step})
+        elif name == "sleep":
+            time.sleep(float(value))
+        elif name == "finish":
+            tracker.finish(SUMMARY)
+        else:
+            assert name == "kill"
+            for process in (*_children(), os.getpid()):
+                os.kill(process, signal.SIGKILL)
+
+
+def _children() -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = path.read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue  # it ended just now
+        if int(parent) == os.getpid():
+            found.append(int(path.parent.name))
+    return found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
