@@ -8,8 +8,11 @@ checkpoints.
 
 import copy
 import functools
+import itertools
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +36,7 @@ from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.distributed import Processes, connect, shard
 from gr_sweep.train.loop import is_bfloat16, precision_context, start, train
+from gr_sweep.train.stop import Stopped, StopSignals
 from tests.train.test_loop import Rows
 
 DOMAINS = ("code", "biology", "creative")
@@ -134,9 +138,15 @@ class BadRows(Rows):
 
 
 def train_case(
-    case: Case, folder: Path, processes: Processes | None = None, tracker: Rows | None = None
+    case: Case,
+    folder: Path,
+    processes: Processes | None = None,
+    tracker: Rows | None = None,
+    signals: StopSignals | None = None,
+    signal_in_step: int | None = None,
 ) -> list[Any]:
-    """Rows of a run of STEPS steps, from the newest checkpoint in the folder if there is one."""
+    """Rows of a run of STEPS steps, from the newest checkpoint in the folder if there is one. In
+    one of its steps this process may be told to stop."""
     processes = processes or Processes()
     tracker = Rows() if tracker is None else tracker
     cpu = torch.device("cpu")
@@ -144,6 +154,14 @@ def train_case(
         **{"steps": STEPS, "log_every": 1, "checkpoint_every": 2, "max_norm": 0.5} | case.train
     )
     routed = make_routed(case)
+    clip, steps = routed.clip_grad_norm_, itertools.count(1)
+
+    def clip_and_send(max_norm: float | None) -> Any:
+        if next(steps) == signal_in_step:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return clip(max_norm)
+
+    routed.clip_grad_norm_ = clip_and_send  # type: ignore[method-assign]
     token_losses = TokenLosses(routed)
     if processes.are_several:
         layers = decoder_layers(routed.model, family_of(routed.model.config))
@@ -177,6 +195,7 @@ def train_case(
         checkpoints=checkpoints,
         device=cpu,
         processes=processes,
+        signals=signals,
     )
     return list(tracker)
 
@@ -243,6 +262,25 @@ def resumed(whole: Path, folder: Path, processes: Processes) -> list[Any]:
     return train_case(CASES[whole.name], folder, processes)
 
 
+def stopped(folder: Path, processes: Processes, step: int) -> list[Any]:
+    """What each process says of a run in which the last one gets a signal in that step; then the
+    names of the checkpoints, and the rows of the run that goes on from there."""
+    signals, tracker = StopSignals(), Rows()
+    is_told = processes.rank == processes.world_size - 1
+    said = "not stopped"
+    try:
+        with signals.listening():
+            train_case(
+                CASES["both-0.5"], folder, processes, tracker, signals, step if is_told else None
+            )
+    except Stopped as error:
+        said = f"{error} after step {tracker[-1][0]}"
+    everyone: list[Any] = [None] * processes.world_size
+    torch.distributed.all_gather_object(everyone, said)
+    saved = processes.from_main(lambda: sorted(path.name for path in folder.iterdir()))
+    return [everyone, saved, train_case(CASES["both-0.5"], folder, processes)]
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     # What the compiler makes of a graph is not the question here.
@@ -254,6 +292,9 @@ def main(folder: Path) -> None:
         }
         results["graphs and breaks"] = graphs_and_breaks()
         results["resumed"] = resumed(folder / "both-0.5", folder / "resumed", processes)
+        for step in (2, STEPS):
+            name = f"stopped in {step}"
+            results[name] = stopped(folder / name, processes, step)
         results["ddp"] = gradients_of_ddp(processes)
         diverges = Case("both", 0.5, train={"lr": 1e30, "max_norm": None})
         for name, work in {

@@ -1,7 +1,10 @@
 """The loop on a tiny model and on token ids made up here."""
 
 import functools
+import itertools
 import math
+import os
+import signal
 import threading
 import time
 
@@ -17,11 +20,13 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.tracking.jsonl import JsonlTracker, read_rows
 from gr_sweep.train import loop
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.finite import NotFiniteError, first_not_finite
 from gr_sweep.train.loop import precision_context, start, train, train_step
 from gr_sweep.train.optim import make_optimizer
+from gr_sweep.train.stop import Stopped, StopSignals
 
 DOMAINS = ("code", "biology")
 SHAPE = Size(16, 24, 2, 2, 2)
@@ -92,11 +97,13 @@ def run(
     routed=None,
     batches=None,
     evaluate=lambda is_last: {"eval/loss/code": 1.0},
+    tracker=None,
+    signals=None,
     **settings,
 ):
     routed = routed or make_routed()
     config = TrainConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 2} | settings))
-    rows = Rows()
+    rows = Rows() if tracker is None else tracker
     checkpoints = Checkpoints(folder, keep=2, fingerprint="x")
     training = start(routed.model, config, checkpoints=checkpoints, tracker=rows, plan=routed.plan)
     train(
@@ -111,6 +118,7 @@ def run(
         tracker=rows,
         checkpoints=checkpoints,
         device=CPU,
+        signals=signals,
     )
     return routed, training.state, rows
 
@@ -163,6 +171,112 @@ def test_killed_job_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, edge
     assert rows[0][1]["train/loss"] == whole_rows[-2][1]["train/loss"]
     for name, value in weights(whole).items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def send_in_step(routed: RoutedModel, step: int, *numbers: int) -> None:
+    """This process gets the signals while it computes the gradients of that step of the run."""
+    clip, calls = routed.clip_grad_norm_, itertools.count(1)
+
+    def clip_and_send(max_norm):
+        if next(calls) == step:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return clip(max_norm)
+
+    routed.clip_grad_norm_ = clip_and_send
+
+
+def reader(routed: RoutedModel, *numbers: int, at: int = 0):
+    """An evaluation whose metric is a loss of the model as it stands, and which gets the signals
+    when it is called for that time."""
+    (rows,) = FixedBatches().step(1000)
+    calls = itertools.count(1)
+
+    def evaluate(is_last):
+        if next(calls) == at:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        with torch.no_grad():
+            loss = TokenLosses(routed)(torch.from_numpy(rows))[0]
+        return {"eval/loss/code": loss.item()}
+
+    return evaluate
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [(signal.SIGTERM, 1), (signal.SIGUSR2, 3), (signal.SIGINT, 5), (signal.SIGTERM, 6)],
+)
+def test_a_signal_ends_the_step_and_the_run_that_goes_on_ends_like_one_never_stopped(
+    tmp_path, number, step
+):
+    """A step without a row of its own, one with an evaluation, and the last one."""
+    whole = make_routed()
+    run(
+        tmp_path / "whole",
+        routed=whole,
+        evaluate=reader(whole),
+        tracker=JsonlTracker(tmp_path / "whole.jsonl"),
+    )
+    stopped, signals = make_routed(), StopSignals()
+    send_in_step(stopped, step, number)
+    with pytest.raises(Stopped) as error, signals.listening():
+        run(
+            tmp_path / "stopped",
+            routed=stopped,
+            evaluate=reader(stopped),
+            tracker=JsonlTracker(tmp_path / "stopped.jsonl"),
+            signals=signals,
+        )
+    assert error.value.signum == number
+    newest = max(path.name for path in (tmp_path / "stopped").iterdir())
+    assert newest == f"step_{step:08d}"
+    assert [row["step"] for row in read_rows(tmp_path / "stopped.jsonl")][-1] == step
+
+    resumed = make_routed()
+    _, state, _ = run(
+        tmp_path / "stopped",
+        routed=resumed,
+        evaluate=reader(resumed),
+        tracker=JsonlTracker(tmp_path / "stopped.jsonl"),
+    )
+    assert state.step == 6 and state.tokens == 6 * 8 * 6
+    for name, value in weights(whole).items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    rows, expected = (read_rows(tmp_path / f"{name}.jsonl") for name in ("stopped", "whole"))
+    assert [row for row in rows if "eval/loss/code" in row] == [
+        row for row in expected if "eval/loss/code" in row
+    ]
+    steps = [row["step"] for row in rows if "train/loss" in row]
+    assert steps == sorted({2, 3, 4, 6, step}), "one more at most, none twice"
+
+
+@pytest.mark.parametrize(
+    ("at", "rows", "saved"),
+    [
+        (1, [], []),
+        # Within training the evaluation is finished, and the step after it.
+        (2, [0, 2, 3, 3, 4], ["step_00000002", "step_00000004"]),
+        (3, [0, 2, 3, 3, 4, 6, 6], ["step_00000004", "step_00000006"]),
+    ],
+)
+def test_a_signal_in_the_first_evaluation_ends_the_run_at_once_and_later_when_it_is_saved(
+    tmp_path, at, rows, saved
+):
+    routed, signals, tracker = make_routed(), StopSignals(), Rows()
+    evaluate = reader(routed, signal.SIGTERM, at=at)
+    with pytest.raises(Stopped), signals.listening():
+        run(tmp_path, routed=routed, evaluate=evaluate, tracker=tracker, signals=signals)
+    assert [step for step, _ in tracker] == rows
+    assert sorted(path.name for path in tmp_path.iterdir()) == saved
+
+
+def test_a_second_ctrl_c_leaves_without_saving(tmp_path):
+    routed, signals = make_routed(), StopSignals()
+    send_in_step(routed, 3, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(Stopped), signals.listening():
+        run(tmp_path, routed=routed, signals=signals)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
 
 
 def test_a_finished_run_that_is_started_again_trains_nothing(tmp_path):

@@ -111,6 +111,23 @@ def test_two_processes_that_go_on_end_with_the_weights_of_two_that_were_never_st
         assert torch.equal(tensors[name], tensor), name
 
 
+@pytest.mark.parametrize(("told", "last", "rows"), [(2, 3, [4, 4]), (4, 4, [])])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(two, told, last, rows):
+    """They learn it a step later; after the last step at once."""
+    everyone, saved, found = rows_of_two(two, f"stopped in {told}")
+    assert everyone == [
+        f"stopped by SIGTERM after step {last}",
+        f"stopped by SIGUSR2 after step {last}",
+    ]
+    assert saved == ["step_00000002", f"step_{last:08d}"]
+    assert [step for step, _ in found] == rows
+    expected = saved_tensors(two / "both-0.5" / "step_00000004")
+    tensors = saved_tensors(two / f"stopped in {told}" / "step_00000004")
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
+
+
 @pytest.mark.parametrize("case", ["both-0.5", "tied"])
 def test_checkpoints_of_one_and_of_two_processes_hold_the_same_tensors(two, tmp_path, case):
     train_case(CASES[case], tmp_path)
