@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gr_sweep.alternate import Alternation, LastRound
 from gr_sweep.config import (
     Method,
     ProcedureKind,
@@ -79,6 +78,8 @@ from gr_sweep.train.stop import StopSignals
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
+
+    from gr_sweep.alternate import LastRound
 
 logger = logging.getLogger(__name__)
 
@@ -355,6 +356,9 @@ def _run(
         rows: list[DocumentLoss] | None = None
         last: LastRound | None = None
         if is_alternate:
+            # With scipy, which takes a second: most jobs have no rounds.
+            from gr_sweep.alternate import Alternation
+
             last = Alternation(
                 config=config,
                 data=heldout_read(config, data),
