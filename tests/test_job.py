@@ -1,13 +1,20 @@
 """Whole jobs on tiny models, in this process; `tests/cli` runs the command itself."""
 
+import dataclasses
+import importlib
+import itertools
 import json
 import math
+import os
+import re
 import shutil
+import signal
 
 import pytest
 import torch
 from filelock import FileLock
 
+from gr_sweep import sources
 from gr_sweep.config import (
     DataConfig,
     DataKind,
@@ -20,6 +27,7 @@ from gr_sweep.config import (
     PartitionConfig,
     PlanConfig,
     PlanKind,
+    Resume,
     RouteConfig,
     RunConfig,
     TrackingConfig,
@@ -29,9 +37,13 @@ from gr_sweep.config import (
     fingerprint,
     validate,
 )
+from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import JobError, ModelError, PlanError
+from gr_sweep.folder import State, standing
 from gr_sweep.job import run_job
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
+from gr_sweep.train.stop import SIGNALS, Stopped
+from tests.train.saved import saved_tensors
 
 DOMAINS = ["code", "biology", "creative"]
 
@@ -225,6 +237,124 @@ def test_a_checkpoint_of_another_config_is_refused(make_config, tmp_path):
     (tmp_path / "summary.json").unlink()
     with pytest.raises(JobError, match=r"settings \(seed was 0, now 5\).*resume=force"):
         run(make_config(seed=5), tmp_path)
+
+
+@pytest.fixture
+def unfinished(make_config, tmp_path):
+    """The folder of a job that has a checkpoint and no summary."""
+    folder = tmp_path / "job"
+    run(make_config(), folder)
+    (folder / "summary.json").unlink()
+    return folder
+
+
+def with_other_code(monkeypatch):
+    """From here on the package is another."""
+    digests = dict(sources.source_digests()) | {"train/loop.py": "0" * 12}
+    monkeypatch.setattr("gr_sweep.folder.source_digests", lambda: digests)
+    monkeypatch.setattr("gr_sweep.job.code_fingerprint", lambda: "0" * 64)
+
+
+def with_other_text(monkeypatch):
+    """From here on the files that the settings name hold other text."""
+    monkeypatch.setattr(
+        "gr_sweep.job.prepare_data",
+        lambda *args: dataclasses.replace(prepare_data(*args), fingerprint="0" * 64),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(with_other_code, r"code \(train/loop.py\)"), (with_other_text, r"text \(what the data")],
+)
+def test_a_job_goes_on_with_other_code_or_text_only_where_it_is_told_to(
+    make_config, unfinished, monkeypatch, change, said
+):
+    before = (unfinished / "metrics.jsonl").read_bytes()
+    change(monkeypatch)
+    with pytest.raises(JobError, match=rf"begun with other {said}.*resume=force"):
+        run(make_config(), unfinished)
+    assert standing(unfinished).state is State.failed
+    assert (unfinished / "metrics.jsonl").read_bytes() == before
+    summary = run(make_config(resume=Resume.force), unfinished)
+    [told] = summary["changes"]
+    assert re.match(said, told)
+
+
+def test_a_job_that_goes_on_with_what_it_began_with_says_that_nothing_changed(
+    make_config, unfinished
+):
+    assert run(make_config(resume=Resume.force), unfinished)["changes"] == []
+
+
+def test_settings_that_are_forced_on_a_job_are_in_its_summary(make_config, unfinished):
+    summary = run(make_config(seed=5, resume=Resume.force), unfinished)
+    assert summary["changes"] == ["settings (seed was 0, now 5)"]
+    assert summary["config"]["seed"] == 5
+    # Rows of the run that it went on from are there, from its first on.
+    assert json.loads((unfinished / "metrics.jsonl").open().readline())["step"] == 0
+
+
+def test_a_job_without_a_checkpoint_begins_with_whatever_it_is_given(
+    make_config, unfinished, monkeypatch
+):
+    shutil.rmtree(unfinished / "checkpoints")
+    with_other_code(monkeypatch)
+    summary = run(make_config(seed=5), unfinished)
+    assert summary["changes"] == [] and summary["config"]["seed"] == 5
+
+
+def sends(work, number: int, at: int = 1):
+    """The same function, which this process gets a signal in when it is called for that time."""
+    calls = itertools.count(1)
+
+    def call(*args, **kwargs):
+        if next(calls) == at:
+            os.kill(os.getpid(), number)
+        return work(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("where", "at", "newest"),
+    [
+        ("gr_sweep.job.prepare_data", 1, None),
+        ("gr_sweep.train.loop.train_step", 3, "step_00000003"),
+        # The matrices, after training.
+        ("gr_sweep.job.removal_losses", 1, "step_00000004"),
+    ],
+)
+def test_a_job_that_a_signal_stops_says_so_and_ends_with_the_numbers_of_one_never_stopped(
+    make_config, tmp_path, monkeypatch, where, at, newest
+):
+    whole = run(make_config(), tmp_path / "whole")
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    module, name = where.rsplit(".", 1)
+    with monkeypatch.context() as patch:
+        work = getattr(importlib.import_module(module), name)
+        patch.setattr(where, sends(work, signal.SIGTERM, at))
+        with pytest.raises(Stopped):
+            run(make_config(), tmp_path / "stopped")
+    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+    now = standing(tmp_path / "stopped")
+    assert now.state is State.stopped and now.record.error == "stopped by SIGTERM"
+    saved = sorted(path.name for path in (tmp_path / "stopped" / "checkpoints").glob("step_*"))
+    assert saved[-1:] == ([newest] if newest else [])
+
+    again = run(make_config(), tmp_path / "stopped")
+    assert again["changes"] == [] and again["metrics"].keys() == whole["metrics"].keys()
+    for key, value in whole["metrics"].items():
+        if not key.startswith("cost/"):
+            assert again["metrics"][key] == value, key
+    losses = [(tmp_path / job / "document_losses.csv").read_text() for job in ("whole", "stopped")]
+    assert losses[0] == losses[1]
+    tensors, expected = (
+        saved_tensors(tmp_path / job / "checkpoints" / "step_00000004")
+        for job in ("stopped", "whole")
+    )
+    for key, tensor in expected.items():
+        assert torch.equal(tensors[key], tensor), key
 
 
 @pytest.fixture(scope="session")
