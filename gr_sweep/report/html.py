@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import ReportError
+from gr_sweep.errors import FullDiskError, ReportError
 from gr_sweep.files import write_whole
 from gr_sweep.report import cards, figures, rounds, tables
 from gr_sweep.report.collect import (
@@ -47,6 +47,8 @@ def write_report(sweep: Sweep | Path) -> Path:
             write_whole(report / "rounds" / name, picture)
         page = report / "index.html"
         write_whole(page, render(sweep))
+    except FullDiskError:
+        raise
     except OSError as error:
         raise ReportError(f"{report} cannot be written: {error.strerror}") from error
     return page

@@ -1,0 +1,430 @@
+"""What goes wrong around a job, from end to end: what is damaged, what is full, what is killed.
+
+Each fault is followed by the start that a user would make next.
+"""
+
+import contextlib
+import errno
+import functools
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gr_sweep import job
+from gr_sweep.config import (
+    DataConfig,
+    DataKind,
+    DomainConfig,
+    EvalConfig,
+    ModelConfig,
+    PartitionConfig,
+    RunConfig,
+    TrackingConfig,
+    TrackingMode,
+    TrainConfig,
+    effective,
+    validate,
+)
+from gr_sweep.data.prepare import prepare_data
+from gr_sweep.errors import FullDiskError, TrainError
+from gr_sweep.job import run_job
+from gr_sweep.summary import read_summary
+from gr_sweep.train import loop
+from tests.train.saved import saved_tensors
+
+REPOSITORY = Path(__file__).parents[1]
+DOMAINS = ("code", "biology", "creative")
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> RunConfig:
+    """A job of seconds, with a checkpoint every two steps."""
+    made = RunConfig(
+        model=ModelConfig(size="tiny"),
+        partition=PartitionConfig(domains={domain: DomainConfig() for domain in DOMAINS}),
+        data=DataConfig(
+            kind=DataKind.synthetic,
+            documents=120,
+            vocab_size=400,
+            cache=str(tmp_path_factory.mktemp("cache")),
+        ),
+        train=TrainConfig(
+            steps=STEPS,
+            batch_sequences=6,
+            sequence_length=32,
+            log_every=6,
+            checkpoint_every=2,
+            keep_checkpoints=3,
+        ),
+        eval=EvalConfig(tokens=512, document_tokens=64, bootstrap=50, every=STEPS),
+        tracking=TrackingConfig(mode=TrackingMode.off),
+    )
+    validate(made)
+    return effective(made)
+
+
+def run(config: RunConfig, folder: Path) -> dict[str, Any]:
+    run_job(config, folder, sweep="sweep", overrides=[], command="gr-sweep")
+    return read_summary(folder / "summary.json")
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory) -> Path:
+    """A job that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(config, folder)
+    return folder
+
+
+def newest(folder: Path) -> Path:
+    return max((folder / "checkpoints").glob("step_????????"))
+
+
+def assert_as_if_nothing_had_happened(folder: Path, whole: Path) -> None:
+    """Weights, rows and numbers of the job, and nothing that is half written."""
+    expected, found = (saved_tensors(newest(path)) for path in (whole, folder))
+    assert newest(folder).name == f"step_{STEPS:08d}" and expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    rows = [
+        [json.loads(line)["step"] for line in (path / "metrics.jsonl").open()]
+        for path in (whole, folder)
+    ]
+    assert rows[0] == rows[1]
+    one, two = (read_summary(path / "summary.json")["metrics"] for path in (whole, folder))
+    assert one.keys() == two.keys()
+    for key, number in one.items():
+        assert key.startswith("cost/") or two[key] == number, key
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+
+
+class Killed(BaseException):
+    """Stands for a process that ends at once."""
+
+
+def killed_at(config: RunConfig, folder: Path, step: int) -> None:
+    """Leaves a job that was ended after that many steps."""
+    train_step, done = loop.train_step, []
+
+    @functools.wraps(train_step)
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if len(done) == step:
+            raise Killed
+        done.append(1)
+        return train_step(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "train_step", dying)
+        run(config, folder)
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    """One bit, and neither the size nor the time of change."""
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 1000)], ids=["bit", "cut"])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    config, whole, tmp_path, caplog, damage
+):
+    killed_at(config, tmp_path, 5)
+    damage(newest(tmp_path) / "__0_0.distcp")
+    run(config, tmp_path)
+    assert "step_00000004 cannot be read (__0_0.distcp has " in caplog.text
+    assert "set aside, trying the one before" in caplog.text
+    assert (tmp_path / "checkpoints" / "step_00000004.unreadable").exists()
+    assert_as_if_nothing_had_happened(tmp_path, whole)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 1000)], ids=["bit", "cut"])
+def test_a_damaged_summary_is_made_again_without_training(
+    config, whole, tmp_path, caplog, monkeypatch, damage
+):
+    run(config, tmp_path)
+    damage(tmp_path / "summary.json")
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a step of training")
+
+    monkeypatch.setattr(loop, "train_step", never)
+    run(config, tmp_path)
+    assert f"{tmp_path / 'summary.json'} is damaged" in caplog.text
+    assert (tmp_path / "summary.json.unreadable").exists()
+    assert_as_if_nothing_had_happened(tmp_path, whole)
+
+
+def test_a_damaged_shard_is_built_again_and_the_job_is_the_same(config, whole, tmp_path, caplog):
+    cache = prepare_data(config.data, config.partition).folder
+    flip(cache / "0-code.train.tokens")
+    run(config, tmp_path)
+    assert "is damaged; building it again (0-code.train.tokens has the size but" in caplog.text
+    assert_as_if_nothing_had_happened(tmp_path, whole)
+
+
+# A loss that is not finite
+
+
+def test_documents_of_a_loss_that_is_not_finite_are_in_a_file(config, tmp_path, monkeypatch):
+    forward, calls = job.TokenLosses.forward, []
+
+    def poisoned(self: Any, *args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loss_sum, losses_NT = forward(self, *args)
+        if len(args) == 1:  # evaluation gives targets too
+            calls.append(1)
+            if len(calls) == 4:
+                losses_NT = losses_NT.clone()
+                losses_NT[1, 7:] = math.nan
+                loss_sum = loss_sum * math.nan
+        return loss_sum, losses_NT
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.TokenLosses, "forward", poisoned)
+        with pytest.raises(TrainError) as caught:
+            run(config, tmp_path)
+    said = str(caught.value)
+    assert said.startswith("loss is not finite in step 4 (code: document")
+    assert said.endswith(f"{tmp_path / 'bad_batch.json'} has rows and documents in full")
+    batch = json.loads((tmp_path / "bad_batch.json").read_text())
+    assert batch["step"] == 4
+    [row] = batch["rows"]
+    assert (row["row"], row["label"], row["first_not_finite"]) == (1, "code", 8)
+    data = prepare_data(config.data, config.partition)
+    for document in row["documents"]:
+        assert f"{document['document']}" in said
+        assert document["id"] == f"{int(data.train['code'].ids[document['document']]):016x}"
+        assert 20 < len(document["begins"]) <= 100 and " " in document["begins"], "it is text"
+    checkpoint = newest(tmp_path)
+    assert checkpoint.name == "step_00000002"
+    assert all(tensor.isfinite().all() for tensor in saved_tensors(checkpoint).values())
+
+
+# A full disk
+
+
+@contextlib.contextmanager
+def full_for(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A disk without room for files whose path holds `name`: found out when they are synced."""
+    fsync = os.fsync
+
+    def fails(descriptor: int) -> None:
+        if name in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fails)
+        yield
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors have no names here")
+@pytest.mark.parametrize(
+    ("name", "named", "stays"),
+    [
+        (".step_00000004.tmp/__0_0", "checkpoints/step_00000004", "whole checkpoint, of step 2"),
+        (
+            ".step_00000002.tmp/.run",
+            "checkpoints/step_00000002",
+            "no checkpoint yet, and it begins",
+        ),
+        ("/metrics.jsonl", "metrics.jsonl", "no checkpoint yet, and it begins anew"),
+        (".summary.json", "summary.json", "whole checkpoint, of step 6"),
+        (".document_losses.csv", "document_losses.csv", "whole checkpoint, of step 6"),
+        (".plan.json", "plan.json", "no checkpoint yet"),
+    ],
+)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    config, whole, tmp_path, monkeypatch, name, named, stays, number
+):
+    with full_for(name, number, monkeypatch), pytest.raises(FullDiskError) as caught:
+        run(config, tmp_path)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / named} cannot be written: {os.strerror(number)} (")
+    assert "free on the disk); free some space and start the same command again: " in said
+    assert stays in said and "\n" not in said
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+    run(config, tmp_path)
+    assert_as_if_nothing_had_happened(tmp_path, whole)
+
+
+def gr_sweep(*argv: str, folder: Path, cache: Path, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "gr_sweep", "debug=default", "data.documents=60",
+         "data.vocab_size=300", f"hydra.run.dir={folder}", *argv],
+        cwd=cache,
+        env={name: value for name, value in os.environ.items() if "WANDB" not in name}
+        | {"PYTHONPATH": str(REPOSITORY), "GR_SWEEP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+        | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("small cache")
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int | None], Path]]:
+    """Leaves so much room on a disk of its own; all of it for None."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("to mount a small disk needs root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(disk)],
+        capture_output=True,
+        text=True,
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+
+    def leave(room: int | None) -> Path:
+        filler = disk / "filler"
+        filler.unlink(missing_ok=True)
+        if room is not None:
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+            filler.write_bytes(bytes(free - room))
+        return disk
+
+    try:
+        yield leave
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        pytest.param(2_500_000, id="the second checkpoint"),
+        pytest.param(1_000_000, id="the first checkpoint", marks=pytest.mark.slow),
+        pytest.param(100_000, id="the model's files", marks=pytest.mark.slow),
+        pytest.param(30_000, id="the first files", marks=pytest.mark.slow),
+        pytest.param(0, id="anything", marks=pytest.mark.slow),
+    ],
+)
+def test_on_a_small_disk_the_command_ends_with_one_line_and_goes_on_when_there_is_room(
+    small_disk, small_cache, tmp_path, room
+):
+    settings = ["train.steps=6", "train.checkpoint_every=2", "tracking=off"]
+    command = functools.partial(gr_sweep, *settings, cache=small_cache)
+    assert command(folder=tmp_path / "whole").wait(200) == 0
+    disk = small_disk(room)
+    process = command(folder=disk / "job")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 2, err
+    said = [line for line in err.splitlines() if line.startswith("gr-sweep: ")]
+    assert len(said) == 1 and "No space left on device" in said[0], err
+    assert "Traceback" not in err, err
+    assert not [path for path in disk.rglob("*") if path.name.endswith(".tmp")]
+    small_disk(None)
+    process = command(folder=disk / "job")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    expected, found = (saved_tensors(newest(path)) for path in (tmp_path / "whole", disk / "job"))
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+# SIGKILL
+
+
+def kills(what: str, folder: Path) -> list[Any]:
+    """What was found after a kill at every moment of it, and after the last, whole one."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kills", what, str(folder)],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [status for status, _ in outcomes] == [-signal.SIGKILL] * (len(outcomes) - 1) + [0]
+    return [found for _, found in outcomes]
+
+
+def test_whenever_a_checkpoint_is_killed_the_one_before_or_the_new_one_is_whole(tmp_path):
+    found = kills("checkpoint", tmp_path)
+    steps = [step for step, _ in found]
+    assert len(steps) > 20 and steps == sorted(steps)
+    assert steps[0] == 1.0 and steps[-1] == 2.0 and set(steps) == {1.0, 2.0}
+    assert all(left == ["step_00000003"] for _, left in found), "and nothing half written"
+
+
+def test_whenever_the_build_of_a_cache_is_killed_the_next_start_finds_or_builds_it(tmp_path):
+    found = kills("cache", tmp_path)
+    builds = [number for number, _ in found]
+    assert len(builds) > 10 and builds == sorted(builds, reverse=True)
+    assert builds[0] == 1 and builds[-1] == 0
+    assert all(left == ["cache", "cache.lock"] for _, left in found), "and nothing half written"
+
+
+def test_whenever_a_report_is_killed_each_of_its_files_is_the_old_or_the_new_one(tmp_path):
+    found = kills("report", tmp_path)
+    assert len(found) > 6
+    for name in ("index.html", "results.csv"):
+        states = [pages[name] for pages in found]
+        assert states == sorted(states, key=["old", "new"].index)
+        assert states[0] == "old" and states[-1] == "new"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_when_a_process_is_killed_while_it_trains_the_other_ends_soon_with_one_line(
+    tmp_path, small_cache, who
+):
+    """As tasks of a SLURM step, which nobody ends for them. Of the main process's end SLURM says."""
+    settings = ["train.checkpoint_every=5", "tracking=off", "eval.every=1000", "train.log_every=5"]
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": str(free_port())}
+    command = functools.partial(gr_sweep, *settings, folder=tmp_path / "job", cache=small_cache)
+    tasks = [
+        command("train.steps=100000", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **slurm)
+        for rank in range(2)
+    ]
+    try:
+        give_up = time.monotonic() + 120
+        while not list((tmp_path / "job").glob("checkpoints/step_????????")):
+            assert time.monotonic() < give_up and tasks[who].poll() is None
+            time.sleep(0.05)
+        tasks[who].send_signal(signal.SIGKILL)
+        start = time.monotonic()
+        _, err = tasks[1 - who].communicate(timeout=60)
+        assert time.monotonic() - start < 60 and tasks[1 - who].returncode == 2, err
+        said = [line for line in err.splitlines() if line.startswith("gr-sweep: ")]
+        assert "Traceback" not in err, err
+        if who == 1:
+            [line] = said
+            assert line.startswith("gr-sweep: process 0 of 2 lost another one: it was killed, ran")
+    finally:
+        for task in tasks:
+            task.kill()
+            task.communicate()
+    tensors = saved_tensors(newest(tmp_path / "job"))
+    assert tensors and all(tensor.isfinite().all() for tensor in tensors.values())
