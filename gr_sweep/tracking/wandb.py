@@ -144,9 +144,11 @@ class WandbTracker:
         self._last_step = 0
         self._run: wandb.Run | None = None
         self._rows_path = folder / METRICS
-        self._next = len(read_rows(self._rows_path))
+        self._next = _num_lines(self._rows_path)
+        self._has = 0
         run_id = _kept_run_id(folder / "wandb" / "run_id")
-        earlier = _run_files(folder)
+        # What earlier attempts left.
+        earlier = list(folder.glob(f"wandb/*run-*/run-{run_id}.wandb"))
 
         def start(
             wandb_mode: Literal["online", "offline"], resume: Literal["allow"] | None
@@ -202,6 +204,7 @@ class WandbTracker:
                     wandb.teardown()
                     _set_up()
             if self._run is not None:
+                # One more than the step of the server's last row.
                 self._has = self._run.starting_step
                 for path in earlier:
                     # W&B gets their rows here, if it has not; `wandb sync` would double them.
@@ -411,13 +414,15 @@ class _Said:
 _said = _Said()
 
 
-def _run_files(folder: Path) -> list[Path]:
-    """What earlier attempts left in a job's folder, in their order."""
-    return sorted(folder.glob("wandb/*run-*/run-*.wandb"))
+def _num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _num_rows(path: Path) -> int:
-    """How many rows W&B has once this file and those of the attempts before it are uploaded."""
+    """How many rows W&B has once this file and those of the attempts before it are uploaded.
+
+    A file that a kill tore has the rows before the tear.
+    """
     num_rows = 0
     for payload in read_payloads(path):
         record = Record()

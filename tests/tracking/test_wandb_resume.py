@@ -164,3 +164,17 @@ def test_a_run_begun_offline_goes_on_online_with_all_its_rows(
     assert_same_rows(sent.history, tmp_path / "job", last_step=6)
     sync(*[path.parent for path in run_files(tmp_path / "job") if "offline" in str(path)])
     assert_same_rows(sent.history, tmp_path / "job", last_step=6)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_offline_in_between_ends_online_with_all_its_rows(
+    tmp_path: Path, server: StubServer
+) -> None:
+    run(tmp_path, "online", "resume=-1", "log=1:5", SENT, "kill")
+    run(tmp_path, "offline", "resume=4", "log=5:8", FLUSHED, "kill")
+    between = read_run(next(tmp_path.glob("wandb/offline-run-*/*.wandb")))["history"]
+    # Not those that the files of the attempt before have.
+    assert [row["gr_sweep/step"] for row in between] == [6, 6, 7, 8]
+    run(tmp_path, "online", "resume=8", "log=9:9", "finish")
+    (sent,) = server.runs.values()
+    assert_same_rows(sent.history, tmp_path, last_step=9)
