@@ -39,6 +39,7 @@ VERBS = {
     "export": "gr_sweep.cli.export",
     "estimate": "gr_sweep.cli.estimate",
     "bench": "gr_sweep.cli.bench",
+    "status": "gr_sweep.cli.status",
     "doctor": "gr_sweep.cli.doctor",
 }
 """First argument to the module whose main(argv) runs."""

@@ -18,6 +18,7 @@ EXAMPLES = (
 )
 
 VERBS = (
+    ("status DIR", "how the jobs of a sweep stand, how far they are, why one failed"),
     ("report DIR", "table, results.csv and index.html of a sweep's folder"),
     ("export JOB --keep DOMAIN --to DIR", "a Hugging Face checkpoint without the other domains"),
     ("estimate [-m] ...", "what each job would need: memory, operations, hours; runs none"),
