@@ -63,10 +63,11 @@ def is_full(error: BaseException) -> bool:
     """Whether something was not written because a disk or a quota is full."""
     if isinstance(error, FullDiskError):
         return True
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
-    # Libraries in Rust say it in words alone.
-    return any(f"(os error {number})" in str(error) for number in _FULL)
+    # Libraries in Rust, and shutil about a whole folder, say it in words alone.
+    said = str(error)
+    return any(f"(os error {n})" in said or f"[Errno {n}]" in said for n in _FULL)
 
 
 def full_disk(

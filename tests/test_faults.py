@@ -312,19 +312,33 @@ def small_disk(tmp_path) -> Iterator[Callable[[int | None], Path]]:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-@pytest.mark.parametrize(
-    "room",
-    [
-        pytest.param(2_500_000, id="the second checkpoint"),
-        pytest.param(1_000_000, id="the first checkpoint", marks=pytest.mark.slow),
-        pytest.param(100_000, id="the model's files", marks=pytest.mark.slow),
-        pytest.param(30_000, id="the first files", marks=pytest.mark.slow),
-        pytest.param(0, id="anything", marks=pytest.mark.slow),
-    ],
-)
-def test_on_a_small_disk_the_command_ends_with_one_line_and_goes_on_when_there_is_room(
-    small_disk, small_cache, tmp_path, room
+ROOMS = {
+    "the second checkpoint": 2_500_000,
+    "the first checkpoint": 1_000_000,
+    "the first rows": 100_000,
+    "the model's files": 30_000,
+    "anything": 0,
+}
+
+
+@pytest.mark.parametrize("room", ROOMS.values(), ids=ROOMS)
+def test_on_a_small_disk_a_job_ends_with_one_line_and_goes_on_when_there_is_room(
+    config, whole, small_disk, room
 ):
+    folder = small_disk(None) / "job"
+    folder.mkdir()
+    small_disk(room)
+    with pytest.raises(FullDiskError, match="No space left on device"):
+        run(config, folder)
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    small_disk(None)
+    run(config, folder)
+    assert_as_if_nothing_had_happened(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ROOMS.values(), ids=ROOMS)
+def test_on_a_small_disk_the_command_says_it_in_one_line(small_disk, small_cache, tmp_path, room):
     settings = ["train.steps=6", "train.checkpoint_every=2", "tracking=off"]
     command = functools.partial(gr_sweep, *settings, cache=small_cache)
     assert command(folder=tmp_path / "whole").wait(200) == 0
@@ -400,7 +414,7 @@ def free_port() -> int:
 def test_when_a_process_is_killed_while_it_trains_the_other_ends_soon_with_one_line(
     tmp_path, small_cache, who
 ):
-    """As tasks of a SLURM step, which nobody ends for them. Of the main process's end SLURM says."""
+    """As tasks of a SLURM step, which nobody ends for them. SLURM tells of the main process."""
     settings = ["train.checkpoint_every=5", "tracking=off", "eval.every=1000", "train.log_every=5"]
     slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": str(free_port())}
     command = functools.partial(gr_sweep, *settings, folder=tmp_path / "job", cache=small_cache)

@@ -2,6 +2,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -62,10 +63,12 @@ def test_an_error_of_another_kind_stays_what_it_is(tmp_path):
         write_whole(tmp_path / "none" / "f", "text")
 
 
-def test_a_full_disk_is_known_by_number_or_by_the_words_of_a_library_in_rust():
+def test_a_full_disk_is_known_by_number_or_by_the_words_of_libraries():
     assert is_full(OSError(errno.ENOSPC, "x")) and is_full(OSError(errno.EDQUOT, "x"))
     assert is_full(Exception("No space left on device (os error 28)"))
     assert is_full(FullDiskError("x"))
+    assert is_full(shutil.Error([("from", "to", "[Errno 28] No space left on device: 'to'")]))
+    assert not is_full(shutil.Error([("from", "to", "[Errno 13] Permission denied: 'to'")]))
     assert not is_full(OSError(errno.EACCES, "x")) and not is_full(Exception("(os error 13)"))
 
 
