@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ConfigError: always, instead of a page of usage and the end of the process.
         """
-        raise ConfigError(f"{self.prog}: {message}; {self.prog} --help says what there is")
+        raise ConfigError(f"{message}; {self.prog} --help says what there is")
 
 
 def count(text: str) -> int:

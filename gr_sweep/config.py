@@ -543,6 +543,31 @@ _LEAST = {
     "seed": 0,
 }
 
+_MOST = {
+    "model.intermediate_size": 1 << 24,
+    "procedure.children": 1000,
+    "eval.bootstrap": 1_000_000,
+    # What every generator of random numbers takes.
+    "data.seed": (1 << 32) - 1,
+    "seed": (1 << 32) - 1,
+}
+_MOST_OF_ALL = 1 << 53
+"""Of any whole number: above, a float is another number."""
+
+MAX_LABELS = 10_000
+"""Of the last round of `alternate`: more experts than a model has units."""
+
+_NAMES = (
+    "model.path",
+    "model.gguf_file",
+    "data.root",
+    "data.text_field",
+    "data.tokenizer",
+    "data.cache",
+    "tracking.project",
+)
+"""Texts that name something: an empty one names nothing."""
+
 
 def to_plain(config: Any) -> Any:
     """A config as dictionaries, lists, numbers and text, ready for JSON; an enum is its value."""
@@ -600,29 +625,52 @@ def _with(node: Any, changes: dict[str, Any], where: str) -> Any:
         path = f"{where}.{name}"
         if name not in hints:
             raise ConfigError(f"{path}: no such setting; allowed: {', '.join(hints)}")
-        old, kind = getattr(node, name), hints[name]
-        options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        old = getattr(node, name)
         if dataclasses.is_dataclass(old) and isinstance(value, dict):
             values[name] = _with(old, value, path)
-        elif isinstance(kind, type) and issubclass(kind, enum.Enum):
-            try:
-                values[name] = kind(getattr(value, "value", value))
-            except ValueError:
-                allowed = ", ".join(str(member.value) for member in kind)
-                raise ConfigError(f"{path}={value} is not right; one of {allowed}") from None
-        elif float in options and type(value) is int:
-            values[name] = float(value)
-        elif any(
-            option is Any or type(value) is (typing.get_origin(option) or option)
-            for option in options
-        ):
-            values[name] = value
         else:
-            names = {types.NoneType: "null", bool: "true or false", int: "a whole number"}
-            names |= {float: "a number", str: "text"}
-            words = " or ".join(names.get(option, "a list or mapping") for option in options)
-            raise ConfigError(f"{path}={value} is not right; give {words}")
+            values[name] = _as_type(hints[name], value, path)
     return dataclasses.replace(node, **values)
+
+
+def _as_type(kind: Any, value: Any, path: str) -> Any:
+    """The value as its type says, with what is in it: a choice as an enum, a whole number as a
+    float where that is wanted, a mapping as a dataclass.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        [inner] = [option for option in typing.get_args(kind) if option is not types.NoneType]
+        return _as_type(inner, value, path)
+    if kind is Any:
+        return value
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is list and isinstance(value, list):
+        [item] = arguments
+        return [_as_type(item, inner, f"{path}[{at}]") for at, inner in enumerate(value)]
+    if typing.get_origin(kind) is dict and isinstance(value, dict):
+        _, item = arguments
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ConfigError(f"{path}: the name {wrong[0]} is no text; put it into quotes")
+        return {key: _as_type(item, inner, f"{path}.{key}") for key, inner in value.items()}
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _with(kind(), value, path)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        try:
+            return kind(getattr(value, "value", value))
+        except ValueError:
+            allowed = ", ".join(str(member.value) for member in kind)
+            raise ConfigError(f"{path}={value} is not right; one of {allowed}") from None
+    if kind is float and type(value) is int and abs(value) <= _MOST_OF_ALL:
+        return float(value)
+    if type(value) is kind:
+        return value
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    origin = {list: "a list", dict: "a mapping"}.get(typing.get_origin(kind) or kind, "a mapping")
+    raise ConfigError(f"{path}={value} is not right; give {words.get(kind, origin)}")
 
 
 def effective(config: RunConfig) -> RunConfig:
@@ -709,7 +757,9 @@ def validate(config: RunConfig) -> None:
         ConfigError: the first problem, with the setting, what was given and what would be right.
     """
     config = fixed(config)
-    _check_numbers(config)
+    for item in fields(config):
+        _check_types(getattr(config, item.name), item.name)
+    _check_values(config)
     domains = check_domains(list(config.partition.domains))
     _check_model(config.model)
     _check_partition(config.partition, domains)
@@ -735,7 +785,25 @@ def _values(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, node
 
 
-def _check_numbers(config: RunConfig) -> None:
+def _check_types(node: Any, where: str) -> None:
+    """Raises ConfigError for what is of another type than its field says: a list within a list of
+    texts gets past OmegaConf."""
+    if not dataclasses.is_dataclass(node):
+        return
+    for name, kind in typing.get_type_hints(type(node)).items():
+        value, path = getattr(node, name), f"{where}.{name}"
+        if dataclasses.is_dataclass(value):
+            _check_types(value, path)
+        elif isinstance(value, list):
+            _as_type(kind, value, path)
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                if not isinstance(key, str):
+                    raise ConfigError(f"{path}: the name {key} is no text; put it into quotes")
+                _check_types(inner, f"{path}.{key}")
+
+
+def _check_values(config: RunConfig) -> None:
     for name, value in _values(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name}={value} is not a finite number")
@@ -744,6 +812,11 @@ def _check_numbers(config: RunConfig) -> None:
         least = _LEAST.get(name)
         if least is not None and value is not None and value < least:
             raise ConfigError(f"{name}={value} is too small; give {least} or more")
+        most = _MOST.get(name, _MOST_OF_ALL)
+        if type(value) is int and value > most:
+            raise ConfigError(f"{name}={value} is too large; give {most} at most")
+        if value == "" and name in _NAMES:
+            raise ConfigError(f"{name} is empty; give a name, or leave it out")
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -793,10 +866,19 @@ def _check_partition(partition: PartitionConfig, domains: tuple[str, ...]) -> No
         if rule.count < 1:
             raise ConfigError(f"{where}.count={rule.count} is too small; give 1 or more")
         if rule.pattern is not None:
-            try:
-                re.compile(rule.pattern)
-            except re.error as error:
-                raise ConfigError(f"{where}.pattern is no regular expression: {error}") from error
+            compiled(rule.pattern, f"{where}.pattern")
+
+
+def compiled(pattern: str, name: str) -> re.Pattern[str]:
+    """A rule's regular expression, which ignores case.
+
+    Raises:
+        ConfigError: it is none. Says so of the setting of that name.
+    """
+    try:
+        return re.compile(pattern, re.IGNORECASE)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{name} is no regular expression: {error}") from error
 
 
 def _check_data(config: RunConfig, domains: tuple[str, ...]) -> None:
@@ -948,6 +1030,8 @@ def round_lengths(rounds: Any) -> list[float]:
         ConfigError: neither a number of rounds nor a list of lengths.
     """
     is_count = isinstance(rounds, int) and not isinstance(rounds, bool)
+    if is_count and rounds > MAX_LABELS:
+        raise ConfigError(f"procedure.rounds={rounds} are too many; give {MAX_LABELS} at most")
     lengths = [1] * rounds if is_count else rounds
     if not isinstance(lengths, list) or not lengths or not all(map(_is_length, lengths)):
         raise ConfigError(
@@ -977,6 +1061,20 @@ def _check_procedure(config: RunConfig, domains: tuple[str, ...]) -> None:
     config = effective(config)
     if config.procedure.name is ProcedureKind.fixed:
         return
+    depths = [len(rounds) - len(domain.split("/")) for domain in domains]
+    # A power that is beyond counting is not computed.
+    num_labels = sum(
+        math.inf
+        if depth > 0 and depth * math.log2(config.procedure.children) > 32
+        else config.procedure.children ** max(0, depth)
+        for depth in depths
+    )
+    if num_labels > MAX_LABELS:
+        raise ConfigError(
+            f"{len(rounds)} rounds that each divide a domain into procedure.children="
+            f"{config.procedure.children} end with more than {MAX_LABELS} experts; have fewer "
+            "procedure.rounds or children"
+        )
     if config.plan.kind is PlanKind.lattice and config.procedure.capacity is Capacity.data:
         raise ConfigError(
             "procedure.capacity=data: a set of domains has no tokens of its own; use equal with "

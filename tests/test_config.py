@@ -312,7 +312,7 @@ def test_a_method_compares_by_what_it_fixes_not_by_what_it_overrides():
         ({"edgs": "both"}, "method.fixes.edgs: no such setting; allowed: model, partition"),
         ({"plan": {"mlp": 0.5}}, "method.fixes.plan.mlp: no such setting; allowed: kind, mlp_"),
         ({"edges": "all"}, "method.fixes.edges=all is not right; one of none, weight, act, both"),
-        ({"plan": {"layers": 3}}, "method.fixes.plan.layers=3 is not right; give a list or mapp"),
+        ({"plan": {"layers": 3}}, "method.fixes.plan.layers=3 is not right; give a list"),
         ({"plan": {"full_width": 1}}, "method.fixes.plan.full_width=1 is not right; give true or"),
         ({"plan": {"mlp_shared": 2.0}}, "plan.mlp_shared=2.0 is no share"),
         ({"method": {"name": "dense"}}, "method.fixes.method: a method cannot fix itself"),

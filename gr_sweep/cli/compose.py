@@ -9,8 +9,10 @@ import difflib
 import enum
 import hashlib
 import json
+import math
 import os
 import re
+import stat
 import types
 import typing
 import warnings
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from hydra import version as hydra_version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -27,7 +30,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -61,6 +64,20 @@ from gr_sweep.tracking import check_tracking
 from gr_sweep.train.distributed import place, rows_of
 
 _FILTERED = {Baseline.filtered, Baseline.filtered_observed}
+
+_HYDRAS_OWN = ("hydra.overrides", "hydra.runtime", "hydra.job.num", "hydra.job.id")
+"""Where Hydra writes down what it was told."""
+
+_LAUNCHERS = ("hydra.", "hydra_plugins.", "gr_sweep.")
+"""Where launchers are: Hydra refuses others, but not before a folder is made."""
+
+_LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET", "FATAL", "WARN")
+"""Of `logging`."""
+
+MAX_JOBS = 100_000
+"""Of a sweep: more are a slip, and would be composed for hours."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 _MERGING = "Error merging override "
 """How Hydra begins what it says of an override that does not fit."""
@@ -128,7 +145,7 @@ def compose(
     """
     try:
         loader = _loader(config_path, config_dir)
-        typed = [_completed(override) for override in _parse(overrides)]
+        typed = [_completed(override) for override in _parse(overrides, loader)]
         for override in typed:
             _check_override(override, loader)
         lines = [str(override.input_line) for override in typed]
@@ -141,6 +158,8 @@ def compose(
         for override in typed:
             _check_is_single(override)
         return _compose_single(loader, cfg)
+    except RecursionError as error:
+        raise ConfigError("brackets within brackets, too many of them") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides)) from error
 
@@ -211,7 +230,18 @@ def _compose(
         warnings.filterwarnings(
             "ignore", message="provider=.*is not available", category=UserWarning
         )
-        cfg = loader.load_configuration(config_name, overrides, mode)
+        try:
+            cfg = loader.load_configuration(config_name, overrides, mode)
+        except KeyError as error:
+            # Of all that Hydra looks up there it is this that it does not check.
+            raise ConfigError(
+                f"hydra.job.env_copy: there is no environment variable {error}"
+            ) from error
+        except HydraException:
+            raise  # some are an OSError too
+        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+            raise ConfigError(f"the config cannot be put together: {error}") from error
+    _check_hydra(cfg.hydra)
     for source in cfg.hydra.runtime.config_sources:
         if source.schema == "file" and not os.path.isdir(source.path):
             raise ConfigError(f"hydra.searchpath: folder {source.path} does not exist")
@@ -224,27 +254,32 @@ def _compose_single(loader: ConfigLoader, cfg: DictConfig) -> Command:
         raise ConfigError("baselines are runs that a sweep adds: add -m, or leave them out")
     task = list(cfg.hydra.overrides.task)
     cfg.hydra.run.dir = cfg.hydra.run.dir.replace("{job}", _job_name(config, task))
-    folder = Path(cfg.hydra.run.dir)
+    folder = _folder("hydra.run.dir", cfg.hydra.run.dir)
     job = Job(config, task, folder, _title(task))
     return Command([job], folder.parent, False, cfg, loader)
 
 
 def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
     sweeper = master.hydra.sweeper
-    if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
+    if not OmegaConf.is_dict(sweeper) or not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
         raise ConfigError(
             "gr-sweep checks all jobs before the first one runs; use hydra/sweeper=basic"
+        )
+    if sweeper.max_batch_size is not None and sweeper.max_batch_size < 1:
+        raise ConfigError(
+            f"hydra.sweeper.max_batch_size={sweeper.max_batch_size} is too small; give 1 or more"
         )
     params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     # As Hydra has it: what is typed stands after, and so before, what the config sweeps.
     by_key = {
         override.get_key_element(): override
-        for override in map(_completed, _parse([*params, *master.hydra.overrides.task]))
+        for override in map(_completed, _parse([*params, *master.hydra.overrides.task], loader))
     }
     for override in by_key.values():
         _check_override(override, loader)
     swept = {key for key, override in by_key.items() if override.is_sweep_override()}
     fixed = [line for line in by_key if line not in swept]
+    _check_number(list(by_key.values()))
     [combinations] = BasicSweeper.split_arguments(list(by_key.values()), None)
 
     has_sweep_name = "{sweep}" in master.hydra.sweep.dir
@@ -252,7 +287,7 @@ def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
         _that_count([*swept, *(f"{key}={by_key[key].get_value_element_as_str()}" for key in fixed)])
     )
     master.hydra.sweep.dir = master.hydra.sweep.dir.replace("{sweep}", name)
-    folder = Path(master.hydra.sweep.dir)
+    folder = _folder("hydra.sweep.dir", master.hydra.sweep.dir)
     # Jobs are composed anew from this list.
     master.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(str(folder))}")
 
@@ -264,8 +299,14 @@ def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
         with open_dict(cfg):
             number = len(jobs) + len(baselines)
             cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
-        subdir = cfg.hydra.sweep.subdir.replace("{job}", job_name)
-        return Job(config, combination, folder / subdir, _title(differing), is_baseline)
+        subdir = os.path.normpath(cfg.hydra.sweep.subdir.replace("{job}", job_name))
+        if os.path.isabs(subdir) or subdir.split(os.sep)[0] in (os.curdir, os.pardir):
+            raise ConfigError(
+                f"hydra.sweep.subdir={cfg.hydra.sweep.subdir} is no folder below that of the "
+                "sweep, where a job's belongs; put {job} into it"
+            )
+        place = _folder("hydra.sweep.subdir", str(folder / subdir))
+        return Job(config, combination, place, _title(differing), is_baseline)
 
     jobs: list[Job] = []
     baselines: dict[tuple[str, ...], Job] = {}
@@ -282,6 +323,109 @@ def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
     # Baselines first: the report compares from the first job on.
     distinct = _distinct([*baselines.values(), *jobs])
     return Command(distinct, folder, True, master, loader)
+
+
+def _folder(name: str, given: str) -> Path:
+    """A folder for results.
+
+    Raises:
+        ConfigError: it could not be made: no name, one that is too long, or a file stands there or
+            above it.
+    """
+    path = Path(given)
+    if not given.strip() or "\0" in given:
+        raise ConfigError(f"{name}={given} names no folder")
+    for above in (path, *path.parents):
+        try:
+            mode = above.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ConfigError(f"{name}={given} cannot be a folder ({error.strerror})") from error
+        if not stat.S_ISDIR(mode):
+            raise ConfigError(f"{name}={given} cannot be a folder: {above} is none")
+        break
+    return path
+
+
+def _check_number(overrides: Sequence[Override]) -> None:
+    """Raises ConfigError where values are none, without end, or more jobs than anybody runs."""
+    number = 1
+    for override in overrides:
+        if not override.is_sweep_override() or not override.is_discrete_sweep():
+            continue
+        line, values = override.input_line, override.value()
+        if isinstance(values, RangeSweep):
+            start, stop, step = values.start, values.stop, values.step
+            assert start is not None and stop is not None
+            if step == 0 or not all(map(math.isfinite, (start, stop, step))):
+                raise ConfigError(
+                    f"{line} has no end; give finite numbers and a step that is not 0"
+                )
+            found = max(0, math.ceil((stop - start) / step))
+        else:
+            found = sum(1 for _ in override.sweep_iterator())
+        if not found:
+            raise ConfigError(f"{line} gives no value, and so no job; range(0,3) gives 0, 1 and 2")
+        number *= found
+    if number > MAX_JOBS:
+        raise ConfigError(
+            f"{number} jobs are more than the {MAX_JOBS} that a sweep may have; give fewer values"
+        )
+
+
+def _check_hydra(hydra: DictConfig) -> None:
+    """Checks what Hydra itself would stumble over after a folder is made.
+
+    Raises:
+        ConfigError: a launcher that is none, or settings of a log that `logging` does not take.
+    """
+    launcher = hydra.launcher
+    target = launcher.get("_target_") if OmegaConf.is_dict(launcher) else None
+    if not str(target).startswith(_LAUNCHERS):
+        raise ConfigError(
+            "hydra.launcher holds the settings of a launcher; choose one with "
+            "hydra/launcher=local_parallel"
+        )
+    subdir = hydra.output_subdir
+    if subdir is not None and (not subdir or Path(subdir).name != subdir):
+        raise ConfigError(f"hydra.output_subdir={subdir} is no name of a folder; leave it out")
+    verbose = hydra.verbose
+    names = list(verbose) if OmegaConf.is_list(verbose) else [verbose]
+    if not all(isinstance(name, str | bool) for name in names):
+        raise ConfigError("hydra.verbose is not right; give true, false or names of loggers: [a,b]")
+    for name in ("hydra_logging", "job_logging"):
+        _check_logging(f"hydra.{name}", OmegaConf.to_container(hydra[name]))
+
+
+def _check_logging(name: str, content: Any) -> None:
+    """Raises ConfigError for what `logging.config.dictConfig` does not take: it would say so when
+    half of it is done."""
+    if not content:
+        return
+    if content.get("version") != 1:
+        raise ConfigError(f"{name}.version={content.get('version')} is unknown to Python; give 1")
+    nodes = {"root": content.get("root")}
+    for group in ("handlers", "loggers", "formatters", "filters"):
+        entries = content.get(group) or {}
+        if not isinstance(entries, dict):
+            raise ConfigError(f"{name}.{group} is no mapping")
+        nodes |= {f"{group}.{entry}": node for entry, node in entries.items()}
+    handlers = content.get("handlers") or {}
+    for entry, node in nodes.items():
+        if node is None:
+            continue
+        if not isinstance(node, dict):
+            raise ConfigError(f"{name}.{entry} is no mapping")
+        level = node.get("level")
+        is_known = isinstance(level, int) or level in _LEVELS or str(level).startswith("${")
+        if level is not None and not is_known:
+            raise ConfigError(f"{name}.{entry}.level={level} is none of {', '.join(_LEVELS)}")
+        missing = [used for used in node.get("handlers") or [] if used not in handlers]
+        if missing:
+            raise ConfigError(f"{name}.{entry}.handlers: there is no handler {missing[0]}")
+        if entry.startswith("handlers.") and not {"class", "()"} & node.keys():
+            raise ConfigError(f"{name}.{entry} has no class")
 
 
 def _without_fixed(overrides: Sequence[str], config: RunConfig) -> list[str]:
@@ -390,7 +534,13 @@ def _shape(config: RunConfig) -> ModelShape | None:
         return named_shape(config)
     assert model.path is not None  # validate
     folder = Path(model.path)
-    if model.gguf_file is not None or not (folder.exists() or folder.is_absolute()):
+    is_here = os.path.exists(folder) or folder.is_absolute()
+    if not is_here and not _HUB_NAME.fullmatch(model.path):
+        raise ConfigError(
+            f"model.path={model.path} is neither a folder nor a name on the Hugging Face Hub "
+            "(OWNER/NAME)"
+        )
+    if model.gguf_file is not None or not is_here:
         return None
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -437,8 +587,9 @@ def _quoted(value: str) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(overrides))
+def _parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
+    """The loader knows the choices that `glob` stands for."""
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
 
 
 def _completed(override: Override) -> Override:
@@ -463,13 +614,24 @@ def _check_override(override: Override, loader: ConfigLoader) -> None:
     """Raises ConfigError for a setting or a choice of a group that does not exist."""
     key = override.key_or_group
     if key.split(".")[0].split("/")[0] == "hydra":
+        if key.startswith(_HYDRAS_OWN):
+            raise ConfigError(f"{key} is for Hydra to write; leave it out")
         return
-    options = loader.get_group_options(key, ObjectType.CONFIG)
+    if not key:
+        raise ConfigError(f"cannot read {override.input_line!r}; settings are key=value")
+    try:
+        options = loader.get_group_options(key, ObjectType.CONFIG)
+    except OSError:  # a name that is too long for a file
+        options = []
     if not options:
         # The walk itself complains about a name that does not exist.
-        list(_types_along(key))
+        kinds = [RunConfig, *_types_along(key)]
+        if override.is_delete() and typing.get_origin(_without_none(kinds[-2])) is not dict:
+            raise ConfigError(f"{override.input_line}: a setting has a value always; give another")
         return
     if override.is_delete():
+        if key not in OPTIONAL_GROUPS:
+            raise ConfigError(f"{override.input_line}: every job needs a choice of {key}; give one")
         return
     choices = [choice for choice in options if not choice.startswith("base_")]
     values = (
@@ -537,6 +699,9 @@ def _describe(kind: Any) -> str:
             return f"a list of {', '.join(str(member.value) for member in list[enum.Enum](item))}"
         return "a list such as [0,1]" if typing.get_args(kind) == (int,) else "a list such as [a,b]"
     if typing.get_origin(kind) is dict:
+        item = typing.get_args(kind)[1]
+        if dataclasses.is_dataclass(item):
+            return f"a mapping such as {{a:{{{dataclasses.fields(item)[0].name}:...}}}}"
         return "a mapping such as {a:1,b:2}"
     if dataclasses.is_dataclass(kind):
         return f"a group of settings ({', '.join(item.name for item in dataclasses.fields(kind))})"
@@ -556,11 +721,18 @@ def _allowed(given: str, names: Sequence[str]) -> str:
     return f"did you mean {close[0]}? Allowed: {others}" if close else f"allowed: {others}"
 
 
-def _explain_new_entry(line: str) -> str:
-    """OmegaConf adds an entry to a dictionary of dataclasses whole, not setting by setting."""
+def _explain_group(line: str) -> str:
+    """A value where there is a group of settings, or a setting of a group that is not there:
+    OmegaConf adds an entry to a dictionary of dataclasses whole, not setting by setting."""
     key, _, value = line.partition("=")
+    if key.split(".")[0] == "hydra":
+        return f"{line} is not right; {key} is a group of settings"
     parts = key.split(".")
-    depth = [typing.get_origin(kind) is dict for kind in _types_along(key)].index(True) + 1
+    kinds = list(_types_along(key))
+    is_dict = [typing.get_origin(kind) is dict for kind in kinds]
+    depth = is_dict.index(True) + 1 if True in is_dict else len(parts)
+    if depth >= len(parts) or not (value.startswith("{") or len(parts) > depth + 1):
+        return f"{line} is not right; give {_describe(kinds[-1])}"
     where, name, settings = ".".join(parts[:depth]), parts[depth], parts[depth + 1 :]
     for setting in reversed(settings):
         value = f"{{{setting}:{value}}}"
@@ -588,7 +760,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
             return f"{group}={choice} is no choice; {_allowed(choice, error.options)}"
         return first_line
     if "is not a subclass of" in first_line and str(error).startswith(_MERGING):
-        return _explain_new_entry(str(error).removeprefix(_MERGING).lstrip("+"))
+        return _explain_group(str(error).removeprefix(_MERGING).lstrip("+"))
     key = re.sub(r"\[.*", "", getattr(cause, "full_key", None) or "")
     if not key or key.split(".")[0] == "hydra":
         return f"{key}: {first_line}" if key else first_line

@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gr_sweep.arguments import Parser
+from gr_sweep.arguments import Parser, count
 from gr_sweep.errors import ConfigError
 from gr_sweep.metrics.cost import GPUS
 
@@ -52,10 +53,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--gflops", type=float, help="instead of a GPU: measured rate of a CPU, 10^9 a second"
     )
-    parser.add_argument("--gpus", type=int, default=1, help="devices a job (default: 1)")
+    parser.add_argument("--gpus", type=count, default=1, help="devices a job (default: 1)")
     parser.add_argument(
         "--vocab-size",
-        type=int,
+        type=count,
         help="tokens of a tokenizer that is not on this machine; a checkpoint has its own",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -95,8 +96,6 @@ def _target(options: argparse.Namespace) -> "Target":
     Raises:
         ConfigError: numbers that make no sense, or a GPU beside --gflops.
     """
-    if options.gpus < 1:
-        raise ConfigError(f"--gpus {options.gpus} is too few; give 1 or more")
     if options.gflops is not None and options.mfu is not None:
         raise ConfigError(
             f"--mfu {options.mfu} and --gflops exclude each other; a measured rate needs no share"
@@ -105,8 +104,6 @@ def _target(options: argparse.Namespace) -> "Target":
         options.mfu = 0.4
     if not 0 < options.mfu <= 1:
         raise ConfigError(f"--mfu {options.mfu} is no share; give a number above 0, at most 1")
-    if options.vocab_size is not None and options.vocab_size < 1:
-        raise ConfigError(f"--vocab-size {options.vocab_size} is too small; give 1 or more")
 
     from gr_sweep.launch.estimate import Target
 
@@ -114,8 +111,8 @@ def _target(options: argparse.Namespace) -> "Target":
         return Target.gpu(options.gpu or "h100", utilisation=options.mfu, world_size=options.gpus)
     if options.gpu is not None:
         raise ConfigError(f"--gpu {options.gpu} and --gflops exclude each other; give one of them")
-    if options.gflops <= 0:
-        raise ConfigError(f"--gflops {options.gflops} is not above 0")
+    if not 0 < options.gflops < math.inf:
+        raise ConfigError(f"--gflops {options.gflops} is no finite number above 0")
     return Target("cpu", options.gflops * 1e9, None, False, options.gpus)
 
 

@@ -247,7 +247,11 @@ def _divided(records: Iterable[Record], source: str, rules: Rules) -> Iterator[_
     for record in records:
         if record.text.isspace() or not record.text:
             continue
-        domain = rules.domain_of(source, record.text, record.fields)
+        try:
+            domain = rules.domain_of(source, record.text, record.fields)
+        except DataError as error:
+            where = record.file if record.line is None else f"{record.file}, line {record.line}"
+            raise DataError(f"{where}: {error}") from error
         if domain is not None:
             yield _Document(domain, record.text, text_id(record.text))
 

@@ -3,15 +3,21 @@
 It sees records one at a time and knows nothing of files or tokens.
 """
 
+import contextlib
 import re
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from gr_sweep.config import DomainConfig, PartitionConfig, source_of
+from gr_sweep.config import DomainConfig, PartitionConfig, compiled, source_of
 from gr_sweep.domains import check_domains, deepest_first
-from gr_sweep.errors import ConfigError
+from gr_sweep.errors import ConfigError, DataError
+
+PATTERN_S = 10.0
+"""Computing that a pattern may take on one text; usual ones take microseconds."""
 
 
 def lookup(fields: Mapping[str, Any], name: str) -> Any:
@@ -38,6 +44,34 @@ def _as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+class _TimeIsUpError(Exception):
+    """A pattern has had its time."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Ends the block with `_TimeIsUpError` after so much computing: there are patterns that go back
+    and forth in a text for ever.
+
+    By a signal, which `re` heeds and nothing else stops it; so there is no limit in a thread beside
+    the main one.
+    """
+
+    def stop(*_: object) -> None:
+        raise _TimeIsUpError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     domain: str
@@ -51,8 +85,16 @@ class _Rule:
             return False
         if self.pattern is None:
             return True
-        matches = islice(self.pattern.finditer(text), config.count)
-        return sum(1 for _ in matches) == config.count
+        try:
+            with _time_limit(PATTERN_S):
+                matches = islice(self.pattern.finditer(text), config.count)
+                return sum(1 for _ in matches) == config.count
+        except _TimeIsUpError as error:
+            raise DataError(
+                f"partition.domains.{self.domain}.pattern takes more than {PATTERN_S:g} s on a "
+                f"text of {len(text)} characters; write it without a repeat within a repeat, as "
+                "in (a+)+"
+            ) from error
 
 
 class Rules:
@@ -85,7 +127,11 @@ class Rules:
         )
 
     def domain_of(self, source: str, text: str, fields: Mapping[str, Any]) -> str | None:
-        """The document's domain, or None where no rule wants it."""
+        """The document's domain, or None where no rule wants it.
+
+        Raises:
+            DataError: a pattern that does not come to an end.
+        """
         for rule in self._rules:
             if rule.source == source and rule.fits(text, fields):
                 return rule.domain
@@ -115,11 +161,5 @@ def _compile(domain: str, config: DomainConfig) -> _Rule:
         raise ConfigError(f"partition.domains.{domain}: give field and values, or neither")
     pattern = None
     if config.pattern is not None:
-        try:
-            pattern = re.compile(config.pattern, re.IGNORECASE)
-        except re.error as error:
-            raise ConfigError(
-                f"partition.domains.{domain}.pattern={config.pattern!r} is no regular expression: "
-                f"{error}"
-            ) from error
+        pattern = compiled(config.pattern, f"partition.domains.{domain}.pattern")
     return _Rule(domain, source_of(domain, config), config, pattern)

@@ -217,6 +217,10 @@ def _read_lines(path: Path, text_field: str) -> Iterator[Record]:
                     f"{path}, line {number}: broken JSON ({error.msg} at column {error.colno}); "
                     "every line is one object"
                 ) from error
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{path}, line {number}: JSON that Python does not read ({error})"
+                ) from error
             if not isinstance(fields, dict):
                 raise DataError(
                     f"{path}, line {number}: {type(fields).__name__} instead of a JSON object; "

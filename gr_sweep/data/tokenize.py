@@ -6,7 +6,7 @@ Hugging Face tokenizers alone.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +32,12 @@ _WORD = (
 So Python's `re` and the engine within `tokenizers` cut every text at the same places, whatever
 version of Unicode they know, and words can be looked up instead of tokenised again.
 """
+
+_LONGEST_WORD = 1000
+"""Characters of a word that a tokenizer is trained on: the time goes with the square of it, and a
+word of a megabyte (an encoded picture, say) would take hours."""
+
+_LONG = re.compile(f"[^{_SPACE}]{{{_LONGEST_WORD}}}|[{_SPACE}]{{{_LONGEST_WORD}}}")
 
 _REMEMBERED_WORDS = 1_000_000
 
@@ -135,8 +141,19 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> TrainedTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(_of_short_words(texts), trainer)
     return TrainedTokenizer(backend)
+
+
+def _of_short_words(texts: Iterable[str]) -> Iterator[str]:
+    """The texts; one with a word that is too long in pieces, its words, the long ones cut."""
+    for text in texts:
+        if _LONG.search(text) is None:
+            yield text
+            continue
+        for word in re.findall(_WORD, text):
+            for start in range(0, len(word), _LONGEST_WORD):
+                yield word[start : start + _LONGEST_WORD]
 
 
 class PretrainedTokenizer:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from gr_sweep.domains import ancestors, check_domains, expand, is_under
 from gr_sweep.errors import ConfigError, PlanError
@@ -17,6 +17,8 @@ from gr_sweep.errors import ConfigError, PlanError
 MLP = "mlp"
 ATTN = "attn"
 CORE = "core"
+
+_Value = TypeVar("_Value")
 
 
 class ModelShape(Protocol):
@@ -416,20 +418,28 @@ class RoutePlan:
         """
         try:
             content = json.loads(text)
+            domains = _checked(_list_of(str, content["domains"]))
             blocks = tuple(
-                Block(b["name"], frozenset(b["owners"]), bool(b["is_core"]))
-                for b in content["blocks"]
+                Block(
+                    _of(str, b["name"]),
+                    frozenset(_list_of(str, b["owners"])),
+                    _of(bool, b["is_core"]),
+                )
+                for b in _list_of(dict, content["blocks"])
             )
             splits = {
-                (int(s["layer"]), str(s["kind"])): Split(
-                    tuple(map(int, s["sizes"])),
-                    None if s["order"] is None else tuple(map(int, s["order"])),
+                (_of(int, s["layer"]), _of(str, s["kind"])): Split(
+                    tuple(_list_of(int, s["sizes"])),
+                    None if s["order"] is None else tuple(_list_of(int, s["order"])),
                 )
-                for s in content["splits"]
+                for s in _list_of(dict, content["splits"])
             }
-            apart = tuple(frozenset(map(str, group)) for group in content.get("apart", ()))
-            plan = cls(_checked(content["domains"]), blocks, splits, apart)
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            apart = tuple(
+                frozenset(_list_of(str, group))
+                for group in _list_of(list, content.get("apart", []))
+            )
+            plan = cls(domains, blocks, splits, apart)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise PlanError(f"this is no plan.json: {type(error).__name__}: {error}") from error
         if (
             not blocks
@@ -439,10 +449,40 @@ class RoutePlan:
             raise PlanError(
                 "this is no plan.json: the core must come first and every split size each block"
             )
+        if [b for b in blocks[1:] if b.is_core] or len({b.name for b in blocks}) < len(blocks):
+            raise PlanError(
+                "this is no plan.json: one block is the core, and each has its own name"
+            )
+        for block in blocks:
+            if not block.owners or not block.owners <= set(domains):
+                raise PlanError(
+                    f"this is no plan.json: block {block.name} is owned by "
+                    f"{', '.join(sorted(block.owners)) or 'nobody'}, and the domains are "
+                    f"{', '.join(domains)}"
+                )
+        if len(splits) < len(content["splits"]):
+            raise PlanError("this is no plan.json: it splits the units of a place twice")
+        for (layer, kind), split in splits.items():
+            if layer < 0 or kind not in (MLP, ATTN) or min(split.sizes) < 0:
+                raise PlanError(
+                    f"this is no plan.json: layer {layer}, {kind} is no place with units of which "
+                    "every block has some or none"
+                )
         if apart and sorted(label for group in apart for label in group) != sorted(plan.domains):
             raise PlanError("this is no plan.json: apart must name every domain once")
         plan.check_orders()
         return plan
+
+
+def _of(kind: type[_Value], value: Any) -> _Value:
+    """The value, of this very type: True is no number here, and 1.5 no whole one."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _list_of(kind: type[_Value], values: Any) -> list[_Value]:
+    return [_of(kind, value) for value in _of(list, values)]
 
 
 def _checked(domains: Sequence[str]) -> tuple[str, ...]:

@@ -98,10 +98,10 @@ def test_hours_follow_the_gpu_its_number_and_its_utilisation(capsys):
     ("argv", "message"),
     [
         (["--mfu", "1.5"], "--mfu 1.5 is no share"),
-        (["--gpus", "0"], "--gpus 0 is too few"),
-        (["--gflops", "0"], "--gflops 0.0 is not above 0"),
+        (["--gpus", "0"], "--gpus: '0' is no whole number of 1 or more"),
+        (["--gflops", "0"], "--gflops 0.0 is no finite number above 0"),
         (["--gflops", "9", "--gpu", "h100"], "--gpu h100 and --gflops exclude each other"),
-        (["--vocab-size", "0"], "--vocab-size 0 is too small"),
+        (["--vocab-size", "0"], "--vocab-size: '0' is no whole number of 1 or more"),
         (["edges=bot"], "edges=bot is no choice; did you mean both?"),
         (["edges=both,act"], "edges=both,act gives several values: add -m"),
         (["--gpuss", "3"], "unknown flag --gpuss"),
