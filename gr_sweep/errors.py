@@ -49,6 +49,10 @@ class HeldError(JobError):
     """A job that another process runs."""
 
 
+class LostError(JobError):
+    """A job that lost one of its processes; nothing is wrong with it, and it can go on."""
+
+
 class CheckpointError(GrSweepError):
     """A checkpoint that cannot be read or belongs to another run."""
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gr_sweep.errors import GrSweepError, HeldError, JobError
+from gr_sweep.errors import GrSweepError, HeldError, JobError, LostError
 from gr_sweep.files import write_whole
 from gr_sweep.sources import source_digests
 from gr_sweep.summary import is_finished
@@ -258,7 +258,8 @@ def _outcome(hold: Hold) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        kind = State.failed if isinstance(error, Exception) else State.stopped
+        is_failure = isinstance(error, Exception) and not isinstance(error, LostError)
+        kind = State.failed if is_failure else State.stopped
         said = f"{type(error).__name__}: {error}".removesuffix(": ")
         if isinstance(error, GrSweepError) or (kind is State.stopped and str(error)):
             said = str(error)

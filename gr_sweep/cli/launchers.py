@@ -4,7 +4,9 @@ The parts of Hydra that this needs; queues and slots are `gr_sweep.launch`'s bus
 processes are judged by what they leave in their folders.
 """
 
+import contextlib
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, HeldError
-from gr_sweep.folder import State, standing
+from gr_sweep.folder import State, note_end, standing
 from gr_sweep.launch.local import LocalParallelConfig, check_local, run_side_by_side
 from gr_sweep.launch.resources import Resources, check_given, resources_of
-from gr_sweep.launch.slurm import SlurmConfig, check_slurm, run_on_slurm
+from gr_sweep.launch.slurm import SlurmConfig, await_kill, check_slurm, run_on_slurm
 from gr_sweep.launch.work import Work
 from gr_sweep.train.distributed import connect
 from gr_sweep.train.stop import Stopped
@@ -50,6 +52,10 @@ class SweepJob:
     overrides: list[str]
     number: int
     singletons: "dict[type, Singleton]"
+    folder: Path
+    """The job's, absolute."""
+    where: str
+    """Folder in which the command was typed."""
 
     def __call__(self) -> None:
         """Runs the job in this process, one of several where SLURM started more than one task."""
@@ -57,6 +63,8 @@ class SweepJob:
         from hydra.core.utils import run_job, setup_globals
         from omegaconf import open_dict
 
+        # SLURM puts a job elsewhere where a node does not have the folder.
+        os.chdir(self.where)
         Singleton.set_state(self.singletons)
         setup_globals()
         config = self.context.config_loader.load_sweep_config(self.config, self.overrides)
@@ -65,8 +73,10 @@ class SweepJob:
             config.hydra.job.num = self.number
         try:
             if not connect().is_main:
-                # Hydra's files are the main process's.
-                self.task.follow(config)
+                # Hydra's files are the main process's, and so is saying why a job fails: a task
+                # that fails first may take it down before it has.
+                with contextlib.suppress(GrSweepError):
+                    self.task.follow(config)
                 return
             done = run_job(
                 hydra_context=self.context,
@@ -76,12 +86,28 @@ class SweepJob:
                 job_subdir_key="hydra.sweep.subdir",
             )
         except Stopped as stopped:
-            # Whoever started this process may have a way to start it again.
-            stopped.hand_on()
+            self._hand_on(stopped)
             return
         error = error_of(done)
         if error is not None:
             raise error
+
+    def _hand_on(self, stopped: Stopped) -> None:
+        """Lets whoever started this process start it again, where there is a way."""
+        try:
+            stopped.hand_on()
+        except RuntimeError as error:
+            if type(error).__name__ != "UncompletedJobError":
+                raise
+            note_end(
+                self.folder,
+                State.failed,
+                "its time limit was reached more than hydra.launcher.max_num_timeout times; the "
+                "same command goes on from there",
+            )
+            raise
+        if stopped.signum == signal.SIGTERM:
+            await_kill()
 
     def checkpoint(self) -> Any:
         """What submitit starts again after a preemption or a time limit: the same."""
@@ -115,16 +141,16 @@ def check_launcher(command: "Command") -> None:
         ConfigError: it cannot.
     """
     config = _own_config(command)
+    if config is not None and not command.is_multirun:
+        raise ConfigError("hydra/launcher is for the jobs of a sweep: add -m")
     if isinstance(config, SlurmConfig):
-        check_slurm()
+        check_slurm(config)
         check_given(config)
         for job in command.jobs:
             if not job.is_done:
                 needs_of(job.config, config)
     elif config is not None:
         check_local(config, [job.config for job in command.jobs if not job.is_done])
-    if config is not None and not command.is_multirun:
-        raise ConfigError("hydra/launcher is for the jobs of a sweep: add -m")
 
 
 _known_needs: dict[tuple[str, str], Resources] = {}
@@ -173,6 +199,8 @@ def _works(command: "Command", jobs: "Sequence[Job]", task: "JobTask") -> list[W
                 [*job.overrides, job.folder_override(command.folder)],
                 number,
                 Singleton.get_state(),
+                Path(os.path.abspath(job.folder)),
+                os.getcwd(),
             ),
         )
         for number, job in enumerate(jobs)

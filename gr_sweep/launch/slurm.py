@@ -5,37 +5,51 @@ run: so the queue says who is still to come, `gr_sweep.folder` who is done. What
 a result is not read.
 """
 
+import contextlib
+import io
 import json
 import os
-import pwd
 import re
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gr_sweep.errors import ConfigError, JobError
-from gr_sweep.folder import CHECKPOINTS, State, note_end
+from gr_sweep.folder import CHECKPOINTS, State, note_end, standing
 from gr_sweep.launch.resources import Resources
 from gr_sweep.launch.work import Told, Work
 
 POLL_S = 5.0
 """Seconds between looks at the queue."""
 
-_FILES_S = 10.0
+FILES_S = 30.0
 """What a node wrote last may be seen here so much later."""
+
+ANSWER_S = 300.0
+"""How long a start waits for a controller that does not answer."""
+
+KILL_S = 600.0
+"""The longest that a job which was told to end waits for SLURM to do it."""
 
 _COMMAND_S = 60.0
 """How long SLURM's commands may take; the controller of a large cluster can be slow."""
 
 _ARRAY = 1000
-"""Jobs of one array: SLURM's default limit is 1001."""
+"""Jobs of one array, where SLURM does not say how many it takes: its default is 1001."""
 
 _BY_HAND = ("CANCELLED",)
 """States of a job that somebody wanted to end."""
+
+_USUAL_REASONS = {
+    "None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime", "Cleaning", "Prolog",
+}  # fmt: skip
+"""Why a job waits that will start by itself."""
 
 
 @dataclass
@@ -83,14 +97,15 @@ class SlurmConfig:
     """More words for srun; by default one task that dies ends the others."""
     additional_parameters: dict[str, Any] = field(default_factory=dict)
     """Any other option of sbatch, such as {reservation: friday}."""
-    submitit_folder: str = "${hydra.sweep.dir}/.submitit/%j"
-    """Scripts, pickles and output of the jobs; %j is the number in the queue."""
+    submitit_folder: str = "${hydra.sweep.dir}/.submitit"
+    """Scripts, pickles and output of the jobs. Not one for each number in the queue (%j), as
+    submitit likes it: SLURM can start a job before that folder is made, and then loses it."""
 
 
-def check_slurm() -> None:
+def check_slurm(config: SlurmConfig) -> None:
     """
     Raises:
-        ConfigError: no SLURM here, or no submitit.
+        ConfigError: no SLURM here, or no submitit, or a number that is too small.
     """
     try:
         import submitit  # noqa: F401
@@ -104,35 +119,51 @@ def check_slurm() -> None:
             f"hydra/launcher=slurm: {', '.join(missing)} not found on this machine; start the "
             "command where jobs are submitted, or use hydra/launcher=local_parallel"
         )
+    least = {"array_parallelism": 1, "signal_delay_s": 1, "max_num_timeout": 0, "max_restarts": 0}
+    for name, number in least.items():
+        if getattr(config, name) < number:
+            raise ConfigError(
+                f"hydra.launcher.{name}={getattr(config, name)} is too few; give {number} or more"
+            )
 
 
 class Submitted:
     """Which SLURM job was last submitted for a folder: a line each, appended."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, sweep: Path) -> None:
+        self._sweep = sweep
+        self._path = sweep / ".submitit" / "submitted.jsonl"
 
     def add(self, numbers: Mapping[Path, str]) -> None:
         """Remembers them, on the disk."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (
+            json.dumps({"job": os.path.relpath(folder, self._sweep), "slurm_job": number})
+            for folder, number in numbers.items()
+        )
         with self._path.open("a", encoding="utf-8") as file:
-            for folder, number in numbers.items():
-                file.write(json.dumps({"job": folder.name, "slurm_job": number}) + "\n")
+            # A line break first: the last line may be torn.
+            file.write("".join(f"\n{line}" for line in lines) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def read(self) -> dict[str, str]:
-        """By the folder's name; a torn line, of a process that was killed, says nothing."""
+        """By the folder's name in that of the sweep; a torn line, of a process that was killed,
+        says nothing."""
         found: dict[str, str] = {}
         if not self._path.exists():
             return found
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
                 found[str(row["job"])] = str(row["slurm_job"])
-            except (ValueError, KeyError, TypeError):
-                continue
         return found
+
+    def numbers(self, works: Sequence[Work]) -> dict[Path, str]:
+        """Of those jobs for which there is one."""
+        found = self.read()
+        names = {work.folder: os.path.relpath(work.folder, self._sweep) for work in works}
+        return {folder: found[name] for folder, name in names.items() if name in found}
 
 
 def run_on_slurm(
@@ -143,7 +174,8 @@ def run_on_slurm(
 ) -> None:
     """Submits the jobs that are not in the queue already, and waits until all have ended.
 
-    Ctrl-C leaves the jobs where they are; the same command waits for them again.
+    A job that another process runs is waited for. Ctrl-C leaves the jobs where they are; the same
+    command waits for them again.
 
     Args:
         works: the jobs.
@@ -152,74 +184,146 @@ def run_on_slurm(
         sweep: the sweep's folder.
 
     Raises:
-        JobError: sbatch refuses a job.
+        JobError: sbatch refuses a job, or the controller does not answer.
     """
-    submitted = Submitted(sweep / ".submitit" / "submitted.jsonl")
-    told = Told(works)
-    before, queue = submitted.read(), states_in_queue() or {}
-    numbers = {
-        work.folder: before[work.folder.name]
-        for work in works
-        if before.get(work.folder.name) in queue
-    }
-    for work in works:
-        if work.folder in numbers:
-            told.say(work, f"in the queue already (SLURM job {numbers[work.folder]})")
-    new = [work for work in works if work.folder not in numbers]
-    numbers |= _submit(new, config, resources, submitted)
-    _wait(works, numbers, config, resources, submitted, told)
+    watch = _Watch(works, config, resources, Submitted(sweep))
+    try:
+        watch.begin()
+        while watch.left:
+            watch.look()
+            if watch.left:
+                time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        watch.say_what_stays()
+        raise
 
 
-def _wait(
-    works: Sequence[Work],
-    numbers: dict[Path, str],
-    config: SlurmConfig,
-    resources: Mapping[Path, Resources],
-    submitted: Submitted,
-    told: Told,
-) -> None:
-    left = {work.folder: work for work in works}
-    gone_since: dict[Path, float] = {}
-    restarts: dict[Path, int] = {}
-    reached: dict[Path, int] = {}
-    while left:
-        queue = states_in_queue()
-        again = []
-        for folder, work in list(left.items()):
-            now = told.look(work)
-            # A controller that does not answer says nothing of the jobs.
-            if queue is None or numbers[folder] in queue:
-                gone_since.pop(folder, None)
-                continue
-            since = gone_since.setdefault(folder, time.monotonic())
-            if now.state not in (State.done, State.failed) and time.monotonic() - since < _FILES_S:
-                continue
-            del gone_since[folder]
-            if now.state in (State.done, State.failed):
-                told.end(left.pop(folder))
-                continue
-            state = final_state(numbers[folder])
-            step = _newest_step(folder)
-            if step > reached.get(folder, -1):
-                restarts[folder] = 0
-            reached[folder] = step
-            restarts[folder] = restarts.get(folder, 0) + 1
-            if state in _BY_HAND or restarts[folder] > config.max_restarts:
-                hint = "; set hydra.launcher.mem_gb higher" if state == "OUT_OF_MEMORY" else ""
-                note_end(
-                    folder,
-                    State.stopped if state in _BY_HAND else State.failed,
-                    f"SLURM job {numbers[folder]} ended as {state}{hint}; see "
-                    f"{Path(config.submitit_folder).parent}",
+class _Watch:
+    """Jobs on their way to their end."""
+
+    def __init__(
+        self,
+        works: Sequence[Work],
+        config: SlurmConfig,
+        resources: Mapping[Path, Resources],
+        submitted: Submitted,
+    ) -> None:
+        self.left = {work.folder: work for work in works}
+        self._config = config
+        self._resources = resources
+        self._submitted = submitted
+        self._told = Told(works)
+        self._numbers: dict[Path, str] = {}
+        """Last one in the queue."""
+        self._gone_since: dict[Path, float] = {}
+        self._restarts: dict[Path, int] = {}
+        """In a row, without progress."""
+        self._reached: dict[Path, int] = {}
+        """Step of the last checkpoint when the job was last lost."""
+        self._told_reasons: set[str] = set()
+
+    def begin(self) -> None:
+        """Finds the jobs that are in the queue, and submits the others."""
+        works = list(self.left.values())
+        before = self._submitted.numbers(works)
+        # Without an answer they would be submitted a second time.
+        queue = _queue_in_time() if before else {}
+        self._numbers = {folder: number for folder, number in before.items() if number in queue}
+        new = []
+        for work in works:
+            if work.folder in self._numbers:
+                self._told.say(
+                    work, f"in the queue already (SLURM job {self._numbers[work.folder]})"
                 )
-                told.end(left.pop(folder))
-                continue
-            told.say(work, f"SLURM job {numbers[folder]} ended as {state}; submitted again")
-            again.append(work)
-        if again:
-            numbers |= _submit(again, config, resources, submitted)
+            elif standing(work.folder).state is not State.running:
+                new.append(work)
+        self._submit(new)
+
+    def look(self) -> None:
+        """One look at the queue and at the files."""
+        queue = queue_of_user()
+        self._tell_reasons(queue or {})
+        again = []
+        for folder, work in list(self.left.items()):
+            state = self._told.look(work).state
+            number = self._numbers.get(folder)
+            # A controller that does not answer says nothing of the jobs.
+            is_gone = number is None or (queue is not None and number not in queue)
+            if state is State.done or (state is State.failed and is_gone):
+                self._told.end(self.left.pop(folder))
+            elif not is_gone or state is State.running:
+                self._gone_since.pop(folder, None)
+            elif number is None:
+                again.append(work)
+            elif time.monotonic() - self._gone_since.setdefault(folder, time.monotonic()) > FILES_S:
+                del self._gone_since[folder]
+                if self._may_go_on(work, number):
+                    again.append(work)
+                else:
+                    self._told.end(self.left.pop(folder))
+        try:
+            self._submit(again)
+        except JobError as error:
+            # The others go on.
+            for work in again:
+                note_end(work.folder, State.failed, str(error))
+                self._told.end(self.left.pop(work.folder))
+
+    def _may_go_on(self, work: Work, number: str) -> bool:
+        """Whether a job that ended without a word is submitted again; if not, notes why."""
+        folder = work.folder
+        state, step = final_state(number), _newest_step(folder)
+        if step > self._reached.get(folder, -1):
+            self._restarts[folder] = 0
+        self._reached[folder] = step
+        record = standing(folder).record
+        said = f" ({record.error})" if record is not None and record.error else ""
+        if state not in _BY_HAND and self._restarts[folder] < self._config.max_restarts:
+            self._restarts[folder] += 1
+            self._told.say(work, f"SLURM job {number} ended as {state}{said}; submitted again")
+            return True
+        hint = "; set hydra.launcher.mem_gb higher" if state == "OUT_OF_MEMORY" else ""
+        note_end(
+            folder,
+            State.stopped if state in _BY_HAND else State.failed,
+            f"SLURM job {number} ended as {state}{said}{hint}; see {self._output(number)}",
+        )
+        return False
+
+    def _output(self, number: str) -> Path:
+        from submitit.core.utils import JobPaths
+
+        return Path(JobPaths(self._config.submitit_folder, number).stdout)
+
+    def _submit(self, works: Sequence[Work]) -> None:
+        """Those that need the same are one array."""
+        alike: dict[Resources, list[Work]] = {}
+        for work in works:
+            work.announce()
+            alike.setdefault(self._resources[work.folder], []).append(work)
+        size = _largest_array() if len(works) > 1 else 1
+        for needs, group in alike.items():
+            for start in range(0, len(group), size):
+                found = _sbatch(group[start : start + size], self._config, needs)
+                self._submitted.add(found)
+                self._numbers |= found
+
+    def _tell_reasons(self, queue: "Mapping[str, Queued]") -> None:
+        """Says once why SLURM holds jobs back that may never start."""
+        mine = [queue[number] for number in self._numbers.values() if number in queue]
+        reasons = Counter(job.reason for job in mine if job.state == "PENDING")
+        for reason, count in reasons.items():
+            if reason not in _USUAL_REASONS | self._told_reasons:
+                print(f"SLURM holds {count} jobs back: {reason}", file=sys.stderr, flush=True)
+                self._told_reasons.add(reason)
+
+    def say_what_stays(self) -> None:
+        """For who leaves while jobs are in the queue."""
+        left = {number.split("_")[0] for folder, number in self._numbers.items()
+                if folder in self.left}  # fmt: skip
         if left:
-            time.sleep(POLL_S)
+            numbers = " ".join(sorted(left, key=int))
+            print(f"\nthe jobs stay in the queue; to end them: scancel {numbers}", file=sys.stderr)
 
 
 def _newest_step(folder: Path) -> int:
@@ -227,35 +331,18 @@ def _newest_step(folder: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def _submit(
-    works: Sequence[Work],
-    config: SlurmConfig,
-    resources: Mapping[Path, Resources],
-    submitted: Submitted,
-) -> dict[Path, str]:
-    """The number of each in the queue; those that need the same are one array."""
-    alike: dict[Resources, list[Work]] = {}
-    for work in works:
-        work.announce()
-        alike.setdefault(resources[work.folder], []).append(work)
-    numbers: dict[Path, str] = {}
-    for needs, group in alike.items():
-        for start in range(0, len(group), _ARRAY):
-            found = _sbatch(group[start : start + _ARRAY], config, needs)
-            submitted.add(found)
-            numbers |= found
-    return numbers
-
-
 def _sbatch(works: Sequence[Work], config: SlurmConfig, needs: Resources) -> dict[Path, str]:
+    """Submits jobs that need the same; gives the number of each."""
     import submitit
 
-    executor = submitit.SlurmExecutor(config.submitit_folder, config.max_num_timeout)
     parameters = sbatch_parameters(config, needs)
     try:
-        executor.update_parameters(**parameters)
-        with executor.batch():
-            jobs = [executor.submit(work.call) for work in works]
+        # submitit prints what sbatch says, which is in the error too.
+        with _plain_environment(parameters), contextlib.redirect_stderr(io.StringIO()):
+            executor = submitit.SlurmExecutor(config.submitit_folder, config.max_num_timeout)
+            executor.update_parameters(**parameters)
+            with executor.batch():
+                jobs = [executor.submit(work.call) for work in works]
     except (
         submitit.core.utils.FailedSubmissionError,
         submitit.core.utils.FailedJobError,
@@ -266,6 +353,20 @@ def _sbatch(works: Sequence[Work], config: SlurmConfig, needs: Resources) -> dic
         reason = " ".join(str(error).split())
         raise JobError(f"SLURM does not take the jobs: {reason}") from error
     return {work.folder: job.job_id for work, job in zip(works, jobs, strict=True)}
+
+
+@contextlib.contextmanager
+def _plain_environment(parameters: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, nothing in the environment counts more than what was asked for: sbatch prefers
+    SBATCH_* to the lines of its script, and a job that is started from a job inherits SLURM_*."""
+    from submitit.helpers import clean_env
+
+    defaults = {"account", "partition", "qos", "constraint", "reservation"} - parameters.keys()
+    names = ["SLURM_CONF", *(f"SBATCH_{name.upper()}" for name in defaults)]
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    with clean_env():
+        os.environ.update(kept)
+        yield
 
 
 def sbatch_parameters(config: SlurmConfig, needs: Resources) -> dict[str, Any]:
@@ -284,25 +385,51 @@ def sbatch_parameters(config: SlurmConfig, needs: Resources) -> dict[str, Any]:
         "signal_delay_s": config.signal_delay_s,
         "array_parallelism": config.array_parallelism,
         "stderr_to_stdout": True,
-        "srun_args": config.srun_args,
+        # Since SLURM 22.05 a step does not take it over from its job.
+        "srun_args": [f"--cpus-per-task={needs.cpus_per_task}", *config.srun_args],
         "additional_parameters": {"requeue": True, **config.additional_parameters},
         **({"gpus_per_node": needs.gpus_per_node} if needs.gpus_per_node else {}),
         **({"setup": config.setup} if config.setup else {}),
     }
 
 
-def states_in_queue() -> dict[str, str] | None:
-    """State of each of the user's jobs that SLURM has not ended, tasks of arrays one by one; None
-    where SLURM does not answer."""
-    user = pwd.getpwuid(os.getuid()).pw_name
-    answer = _ask(["squeue", "--noheader", "--array", f"--user={user}", "--format=%i|%T"])
+class Queued(NamedTuple):
+    """A job in the queue."""
+
+    state: str
+    reason: str
+    """Why it waits."""
+
+
+def _queue_in_time() -> dict[str, Queued]:
+    """
+    Raises:
+        JobError: SLURM does not answer in time.
+    """
+    give_up = time.monotonic() + ANSWER_S
+    while (queue := queue_of_user()) is None:
+        if time.monotonic() > give_up:
+            raise JobError(
+                "squeue does not answer, so nobody knows which jobs are in the queue; type the "
+                "command again when SLURM's controller is back"
+            )
+        time.sleep(POLL_S)
+    return queue
+
+
+def queue_of_user() -> dict[str, Queued] | None:
+    """The user's jobs that SLURM has not ended, tasks of arrays one by one; None where SLURM does
+    not answer."""
+    answer = _ask(
+        ["squeue", "--all", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r"]
+    )
     return None if answer is None else parse_queue(answer.splitlines())
 
 
-def parse_queue(lines: Iterable[str]) -> dict[str, str]:
-    """`12_3|RUNNING` gives {"12_3": "RUNNING"}."""
-    rows = (line.strip().split("|") for line in lines)
-    return {row[0]: row[1] for row in rows if len(row) == 2}
+def parse_queue(lines: Iterable[str]) -> dict[str, Queued]:
+    """`12_3|PENDING|Priority` gives {"12_3": Queued("PENDING", "Priority")}."""
+    rows = (line.strip().split("|", 2) for line in lines)
+    return {row[0]: Queued(row[1], row[2]) for row in rows if len(row) == 3}
 
 
 def final_state(number: str) -> str:
@@ -312,18 +439,38 @@ def final_state(number: str) -> str:
     return found[1] if found else "unknown"
 
 
+def _largest_array() -> int:
+    answer = _ask(["scontrol", "show", "config"])
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", answer or "")
+    # It is one more than the largest index, and 0 or 1 where there are no arrays.
+    return min(_ARRAY, max(1, int(found[1]) - 1)) if found else _ARRAY
+
+
 def _ask(command: list[str]) -> str | None:
+    # SQUEUE_STATES and the like would hide jobs.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S)
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=_COMMAND_S, env=plain
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout if answer.returncode == 0 else None
 
 
+def await_kill() -> None:
+    """In a job that SLURM told to end: waits until SLURM ends it.
+
+    A job that ends by itself in the time that it is given counts as completed, and is not requeued.
+    """
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        time.sleep(KILL_S)
+
+
 def is_waiting_in_queue(sweep: Path) -> dict[str, str]:
     """SLURM number of the sweep's jobs that are in the queue, by folder name; for `status`."""
-    before = Submitted(sweep / ".submitit" / "submitted.jsonl").read()
+    before = Submitted(sweep).read()
     if not before or shutil.which("squeue") is None:
         return {}
-    queue = states_in_queue() or {}
+    queue = queue_of_user() or {}
     return {job: number for job, number in before.items() if number in queue}

@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gr_sweep.config import Device
-from gr_sweep.errors import ConfigError, GrSweepError, JobError, ModelError, TrainError
+from gr_sweep.errors import ConfigError, GrSweepError, JobError, LostError, ModelError, TrainError
 
 if TYPE_CHECKING:
     # Imported where it is used: the command line asks who it is before it needs torch.
@@ -233,15 +233,15 @@ class Processes:
                 # Looked for once more: whoever failed may have answered just before.
                 if self._store.check([_FAILURE]) and not self._store.check([key]):
                     self._failure = self._store.get(_FAILURE).decode()
-                    raise JobError(self._failure)
+                    raise _failure_of(self._failure)
                 if give_up is not None and time.monotonic() > give_up:
                     gone = f"process {writer} of {self.world_size} is not there after {timeout}"
                     self._failure = self._store.compare_set(_FAILURE, "", gone).decode()
-                    raise JobError(f"{gone}: it was killed, ran out of memory or hangs")
+                    raise LostError(f"{gone}: it was killed, ran out of memory or hangs")
                 time.sleep(_POLL_S)
             return pickle.loads(bytes.fromhex(self._store.get(key).decode()))
         except RuntimeError as error:  # all errors of torch.distributed are
-            raise JobError("the main process ended; it says why") from error
+            raise LostError("the main process ended; it says why") from error
 
     def main_first(self, work: Callable[[], Value]) -> Value:
         """`work` on the main process, and when it is done there on the others.
@@ -318,9 +318,9 @@ class Processes:
                 # The others, who wait for this one, see it leave. nccl would wait for them itself.
                 dist.destroy_process_group()
             if not self._failure.startswith(self._name):
-                raise JobError(self._failure) from error
-            if isinstance(error, dist.DistError) or "/gloo/" in str(error):
-                raise JobError(
+                raise _failure_of(self._failure) from error
+            if _is_of_exchange(self._failure):
+                raise LostError(
                     f"process {self.rank} of {self.world_size} lost another one: it was killed, "
                     f"ran out of memory or hung for {TIMEOUT} ({_said(error)})"
                 ) from error
@@ -436,6 +436,15 @@ def _device(device: Device, here: Place | None) -> "torch.device":
             "start as many processes a node as it has GPUs, or use train.device=cpu"
         )
     return torch.device("cuda", index)
+
+
+def _is_of_exchange(failure: str) -> bool:
+    """Whether it is one that meets whoever is left when another process goes."""
+    return "/gloo/" in failure or "(Dist" in failure  # torch.distributed.DistError and its children
+
+
+def _failure_of(failure: str) -> JobError:
+    return LostError(failure) if _is_of_exchange(failure) else JobError(failure)
 
 
 def _said(error: Exception) -> str:

@@ -217,8 +217,8 @@ except GrSweepError as error:
     ("who", "how", "said"),
     [
         (0, "fails", "JobError: process 0 of 2 failed (ZeroDivisionError: a bug)"),
-        (1, "killed", "JobError: process 0 of 2 lost another one"),
-        (1, "hangs", "JobError: process 0 of 2 lost another one"),
+        (1, "killed", "LostError: process 0 of 2 lost another one"),
+        (1, "hangs", "LostError: process 0 of 2 lost another one"),
         (0, "refuses", "JobError: process 0 of 2 failed (DataError: bad text)"),
         (1, "refuses", "JobError: process 1 of 2 failed (DataError: bad text)"),
         # The other one has done its part, and waits for the main process.
