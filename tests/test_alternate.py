@@ -1,7 +1,10 @@
 """The procedure `alternate` from end to end on tiny models, in this process."""
 
+import itertools
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -39,6 +42,7 @@ from gr_sweep.metrics.losses import View, read_losses, read_relearn
 from gr_sweep.model.sizes import shape_of
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train import loop
+from gr_sweep.train.stop import Stopped
 
 DOMAINS = ["code", "biology", "creative"]
 THREE_ROUNDS = {"rounds": 3, "documents": 8}
@@ -199,6 +203,38 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
     assert rows(folder) == rows(whole)
     weights = [load_routed(open_run(of))[0].model.state_dict() for of in (folder, whole)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_run_that_a_signal_stops_in_a_dense_phase_ends_like_one_never_stopped(
+    make_config, finished, tmp_path, monkeypatch
+):
+    """In the first step of round 2's."""
+    whole, folder, config = finished[0], tmp_path / "job", make_config()
+    first = next(phase.start for phase in phases_of(config) if phase.round == 2 and phase.is_dense)
+    calls = itertools.count()
+
+    def step(*args, **kwargs):
+        if next(calls) == first:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain_step(*args, **kwargs)
+
+    plain_step = loop.train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", step)
+        with pytest.raises(Stopped):
+            run(config, folder)
+    assert (folder / "checkpoints" / f"step_{first + 1:08d}").exists()
+    run(config, folder)
+    for name in ("rounds/2/plan.json", "rounds/3/round.json", "plan.json", "document_losses.csv"):
+        assert (folder / name).read_text() == (whole / name).read_text()
+    weights = [load_routed(open_run(of))[0].model.state_dict() for of in (folder, whole)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+    def evaluations(of):
+        rows = map(json.loads, (of / "metrics.jsonl").read_text().splitlines())
+        return [row for row in rows if "train/loss" not in row and "train/tokens" not in row]
+
+    assert evaluations(folder) == evaluations(whole)
 
 
 def test_a_named_tree_is_followed_before_documents_are_clustered(make_config, tmp_path):

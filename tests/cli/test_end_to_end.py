@@ -26,6 +26,30 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def gr_sweep(tmp_path, cache):
     """Runs a command line in an empty folder with a blank in its name."""
+    return runner(tmp_path, cache)
+
+
+STOPPABLE = [*QUICK, "train.steps=60"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """Weights of a job that was never stopped."""
+    run = runner(tmp_path_factory.mktemp("whole"), cache)
+    status, _, err = run(*STOPPABLE, "hydra.run.dir=whole")
+    assert status == 0, err
+    return saved_tensors(run.folder / "whole" / "checkpoints" / "step_00000060")
+
+
+def assert_same_weights(folder: Path, whole: dict[str, torch.Tensor]) -> None:
+    weights = saved_tensors(folder / "checkpoints" / "step_00000060")
+    assert weights.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, weights[name]), name
+
+
+def runner(tmp_path: Path, cache: Path):
+    """As `gr_sweep`, for fixtures that several tests share."""
     folder = tmp_path / "a folder"
     folder.mkdir()
     repository = Path(__file__).parents[2]
@@ -101,14 +125,8 @@ def test_a_sweep_ends_with_its_report_and_a_second_one_trains_nothing(gr_sweep):
     assert {path: path.stat().st_mtime_ns for job in jobs for path in job.rglob("*")} == before
 
 
-def test_killed_job_typed_again_ends_with_the_weights_of_an_uninterrupted_one(gr_sweep):
-    command = [*QUICK, "train.steps=60", "train.checkpoint_every=5"]
-
-    def weights(folder: str) -> dict[str, torch.Tensor]:
-        return saved_tensors(gr_sweep.folder / folder / "checkpoints" / "step_00000060")
-
-    status, _, err = gr_sweep(*command, "hydra.run.dir=whole")
-    assert status == 0, err
+def test_killed_job_typed_again_ends_with_the_weights_of_an_uninterrupted_one(gr_sweep, whole):
+    command = [*STOPPABLE, "train.checkpoint_every=5"]
     process = gr_sweep.start(*command, "hydra.run.dir=killed")
     checkpoints = gr_sweep.folder / "killed" / "checkpoints"
     give_up = time.monotonic() + 120
@@ -120,13 +138,44 @@ def test_killed_job_typed_again_ends_with_the_weights_of_an_uninterrupted_one(gr
     assert not (gr_sweep.folder / "killed" / "summary.json").exists()
     status, _, err = gr_sweep(*command, "hydra.run.dir=killed")
     assert status == 0 and "step 1/60" not in err, err
-    whole, killed = weights("whole"), weights("killed")
-    assert whole.keys() == killed.keys()
-    for name, value in whole.items():
-        assert torch.equal(value, killed[name]), name
+    assert_same_weights(gr_sweep.folder / "killed", whole)
     rows = [json.loads(line) for line in (gr_sweep.folder / "killed" / "metrics.jsonl").open()]
     steps = [row["step"] for row in rows if "train/loss" in row]
     assert steps == list(range(1, 61)), "one continuous run, no step twice"
+
+
+def test_sigterm_stops_the_command_with_a_line_and_the_same_command_goes_on(gr_sweep, whole):
+    # No checkpoint is due before the end.
+    command = [*STOPPABLE, "train.checkpoint_every=60"]
+    process = gr_sweep.start(*command, "hydra.run.dir=stopped")
+    folder = gr_sweep.folder / "stopped"
+    give_up = time.monotonic() + 120
+
+    def trains() -> bool:
+        rows = folder / "metrics.jsonl"
+        return rows.exists() and "train/loss" in rows.read_text()
+
+    while not trains():
+        assert time.monotonic() < give_up and process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert out == "" and "Traceback" not in err
+    assert err.splitlines()[-1] == (
+        "gr-sweep: stopped by SIGTERM; the same command goes on from here"
+    )
+    [saved] = (folder / "checkpoints").glob("step_*")
+    assert not (folder / "summary.json").exists()
+
+    status, out, err = gr_sweep("status", "stopped")
+    assert status == 0 and out.splitlines()[-1] == "1 stopped", err
+    assert "stopped by SIGTERM" in out and f"{int(saved.name[5:])}/60" in out
+
+    status, _, err = gr_sweep(*command, "hydra.run.dir=stopped")
+    assert status == 0, err
+    assert_same_weights(folder, whole)
+    assert json.loads((folder / "summary.json").read_text())["changes"] == []
 
 
 def test_text_of_ones_own_in_three_formats(gr_sweep):
@@ -176,7 +225,7 @@ def test_two_processes_leave_what_one_leaves_and_say_it_once(gr_sweep):
     def read(folder: str) -> tuple[dict[str, float], list[dict[str, float]]]:
         path = gr_sweep.folder / folder
         assert {file.name for file in path.iterdir()} == {
-            ".hydra", ".lock", "checkpoints", "document_losses.csv", "gr_sweep.log",
+            ".hydra", ".lock", "checkpoints", "document_losses.csv", "gr_sweep.log", "job.json",
             "metrics.jsonl", "model", "plan.json", "summary.json",
         }  # fmt: skip
         summary = json.loads((path / "summary.json").read_text())
