@@ -26,14 +26,18 @@ _HOURS_FACTOR = 2.0
 _MORE_MIN = 60
 """For data, evaluation and start."""
 
-_CPU_MIN = 24 * 60
-"""Time limit of a job on CPUs, whose speed nobody has measured."""
+_MOST_MIN = 24 * 60
+"""What most clusters give: a job that needs longer goes on after its limit. Also that of a job on
+CPUs, whose speed nobody has measured."""
 
 _NODE_GB = 8
 """Main memory for Python and its libraries, data and files."""
 
 _CPUS = 4
 _GIB = 2**30
+
+_MOST_GPUS = 256
+"""Of one job, unless more are given."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,14 @@ class Given(Protocol):
     cpus_per_task: int | None
     mem_gb: int | None
     timeout_min: int | None
+    signal_delay_s: int
 
 
 def check_given(given: Given) -> None:
     """
     Raises:
-        ConfigError: a number that is too small, or a GPU that is unknown.
+        ConfigError: a number that is too small, numbers that contradict each other, or a GPU that
+            is unknown.
     """
     for name in (
         "nodes", "max_gpus_per_node", "tasks_per_node", "cpus_per_task", "mem_gb", "timeout_min",
@@ -77,6 +83,19 @@ def check_given(given: Given) -> None:
     if given.gpus_per_node is not None and given.gpus_per_node < 0:
         raise ConfigError(
             f"hydra.launcher.gpus_per_node={given.gpus_per_node} is below 0; give 0 for CPUs"
+        )
+    if given.tasks_per_node is not None and given.gpus_per_node not in (
+        None, 0, given.tasks_per_node,
+    ):  # fmt: skip
+        raise ConfigError(
+            f"hydra.launcher.tasks_per_node={given.tasks_per_node} and gpus_per_node="
+            f"{given.gpus_per_node} differ; a job has a process for each GPU: give one of them"
+        )
+    if given.timeout_min is not None and given.timeout_min * 60 <= given.signal_delay_s:
+        raise ConfigError(
+            f"hydra.launcher.timeout_min={given.timeout_min} is over when a job is told to save, "
+            f"{given.signal_delay_s} s before its end; give more, or a smaller "
+            "hydra.launcher.signal_delay_s"
         )
     if given.gpu is not None and given.gpu not in GPUS:
         raise ConfigError(
@@ -104,24 +123,36 @@ def resources_of(config: RunConfig, given: Given) -> Resources:
             0,
             given.cpus_per_task or _CPUS,
             given.mem_gb or gigabytes,
-            given.timeout_min or _CPU_MIN,
+            given.timeout_min or _default_minutes(_MOST_MIN, given),
         )
     world_size, estimate = _smallest(config, given)
-    nodes = given.nodes or math.ceil(world_size / given.max_gpus_per_node)
-    per_node = math.ceil(world_size / nodes)
+    fewest = math.ceil(world_size / (_named(given) or given.max_gpus_per_node))
+    # As many on each.
+    nodes = given.nodes or next(n for n in range(fewest, world_size + 1) if world_size % n == 0)
+    per_node = world_size // nodes
     # Each process builds the whole model in float32 in main memory before it keeps its part.
     model_gb = 0 if estimate is None else 4 * estimate.parameters / 1e9
-    minutes = _CPU_MIN
+    minutes = _MOST_MIN
     if estimate is not None:
         minutes = math.ceil(60 * _HOURS_FACTOR * estimate.hours) + _MORE_MIN
     return Resources(
         nodes,
         per_node,
-        0 if given.gres is not None and given.gpus_per_node is None else per_node,
+        per_node if given.gres is None or given.gpus_per_node else 0,
         given.cpus_per_task or _CPUS,
         given.mem_gb or _NODE_GB + math.ceil(1.25 * model_gb * per_node),
-        given.timeout_min or minutes,
+        given.timeout_min or _default_minutes(minutes, given),
     )
+
+
+def _default_minutes(minutes: int, given: Given) -> int:
+    """At most a day, and never so few that a job is told to save as soon as it begins."""
+    return max(min(minutes, _MOST_MIN), math.ceil(given.signal_delay_s / 60) + _MORE_MIN)
+
+
+def _named(given: Given) -> int | None:
+    """GPUs of a node, where the user says so."""
+    return given.tasks_per_node or given.gpus_per_node or None
 
 
 def _smallest(config: RunConfig, given: Given) -> "tuple[int, Estimate | None]":
@@ -129,12 +160,17 @@ def _smallest(config: RunConfig, given: Given) -> "tuple[int, Estimate | None]":
     from gr_sweep.launch.estimate import Target, estimate_job, what_would_help
 
     assert given.gpu is not None
-    named = given.tasks_per_node or given.gpus_per_node
-    if named is not None or given.nodes is not None:
-        sizes = [(given.nodes or 1) * (named or 1)]
-        _check_rows(config, sizes[0])
+    named, nodes = _named(given), given.nodes or 1
+    if named is not None:
+        sizes = [nodes * named]
     else:
-        sizes = [size for size in (2**power for power in range(9)) if _divides(config, size)]
+        most = _MOST_GPUS if given.nodes is None else nodes * given.max_gpus_per_node
+        sizes = [
+            size
+            for size in (nodes * 2**power for power in range(_MOST_GPUS.bit_length()))
+            if size <= most and _divides(config, size)
+        ] or [nodes]
+    _check_rows(config, sizes[0])
     target = Target.gpu(given.gpu, utilisation=UTILISATION)
     estimate = None
     for size in sizes:
@@ -149,8 +185,11 @@ def _smallest(config: RunConfig, given: Given) -> "tuple[int, Estimate | None]":
             return size, estimate
     assert estimate is not None
     room = replace(target, memory_bytes=MEMORY_SHARE * (target.memory_bytes or 0))
+    where = f"the {sizes[0]} {given.gpu} that were given"
+    if len(sizes) > 1:
+        where = f"any number of {given.gpu} up to {sizes[-1]} that its micro-batch divides over"
     raise ConfigError(
-        f"the job fits on no number of {given.gpu} that its micro-batch divides over: "
+        f"a job does not fit on {where} (hydra.launcher.gpu, .gpus_per_node, .nodes): "
         f"{what_would_help(estimate, config, room)}"
     )
 

@@ -1,0 +1,83 @@
+"""SLURM's commands, played by scripts: a queue that is a text file."""
+
+import os
+from pathlib import Path
+
+_SBATCH = """#!/bin/bash
+here=$(dirname "$0")
+if [ -e "$here/refuses" ]; then cat "$here/refuses" >&2; exit 1; fi
+number=$(( $(cat "$here/last" 2>/dev/null || echo 10) + 1 ))
+echo $number >"$here/last"
+cp "$1" "$here/$number.sh"
+env >"$here/$number.env"
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
+for id in $([ -z "$last" ] && echo $number || seq -f "${number}_%g" 0 "$last"); do
+  echo "$id|PENDING|Priority" >>"$here/queue"
+done
+echo "Submitted batch job $number"
+"""
+
+_SQUEUE = """#!/bin/bash
+here=$(dirname "$0")
+[ ! -e "$here/away" ] || { echo "Unable to contact slurm controller" >&2; exit 1; }
+[ -z "$SQUEUE_STATES" ] || exit 0
+cat "$here/queue"
+"""
+
+_SCONTROL = """#!/bin/bash
+here=$(dirname "$0")
+[ "$2" != config ] || { echo "MaxArraySize            = $(cat "$here/largest")"; exit 0; }
+[ -e "$here/$3.state" ] || { echo "Invalid job id specified" >&2; exit 1; }
+echo "JobId=7 ArrayJobId=7"
+echo "   JobState=$(cat "$here/$3.state") Reason=NonZeroExitCode Dependency=(null)"
+"""
+
+
+class Cluster:
+    """What the scripts do, and what they were told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for name, script in (("sbatch", _SBATCH), ("squeue", _SQUEUE), ("scontrol", _SCONTROL)):
+            (folder / name).write_text(script)
+            (folder / name).chmod(0o755)
+        (folder / "srun").symlink_to("sbatch")
+        (folder / "queue").touch()
+        (folder / "largest").write_text("1001")
+
+    @property
+    def path(self) -> str:
+        """For PATH."""
+        return f"{self.folder}{os.pathsep}{os.environ['PATH']}"
+
+    @property
+    def scripts(self) -> list[str]:
+        """What was submitted, in order."""
+        files = sorted(self.folder.glob("*.sh"), key=lambda path: int(path.stem))
+        return [path.read_text() for path in files]
+
+    def put(self, number: str, state: str, reason: str = "None") -> None:
+        """Has a job in the queue."""
+        self._drop(number)
+        with (self.folder / "queue").open("a") as file:
+            file.write(f"{number}|{state}|{reason}\n")
+
+    def end(self, number: str, state: str | None = None) -> None:
+        """Takes a job out of the queue; without a state it is forgotten."""
+        self._drop(number)
+        if state is not None:
+            (self.folder / f"{number}.state").write_text(state)
+
+    def _drop(self, number: str) -> None:
+        queue = self.folder / "queue"
+        lines = queue.read_text().splitlines(keepends=True)
+        queue.write_text("".join(line for line in lines if not line.startswith(f"{number}|")))
+
+    def is_away(self, away: bool) -> None:
+        """Whether the controller does not answer."""
+        (self.folder / "away").touch() if away else (self.folder / "away").unlink()
+
+    def refuses(self, reason: str) -> None:
+        """From now on, sbatch does, for this reason."""
+        (self.folder / "refuses").write_text(f"sbatch: error: {reason}\n")

@@ -1,0 +1,187 @@
+"""What jobs ask of a cluster: by their estimate, and by what the user says."""
+
+import dataclasses
+import math
+
+import pytest
+
+from gr_sweep.config import Device, ProcedureConfig, ProcedureKind, RunConfig, TrainConfig
+from gr_sweep.errors import ConfigError, DataError
+from gr_sweep.launch import estimate as estimates
+from gr_sweep.launch.estimate import Estimate, Target
+from gr_sweep.launch.resources import Resources, check_given, resources_of
+from gr_sweep.launch.slurm import SlurmConfig
+from tests.launch.jobs import make_config
+
+ON_CPU = dataclasses.replace(SlurmConfig(), gpu=None)
+
+
+def given(**values: object) -> SlurmConfig:
+    return dataclasses.replace(SlurmConfig(), **values)
+
+
+def job(num_rows: int = 24, **parts: object) -> RunConfig:
+    return make_config(train=TrainConfig(steps=5, batch_sequences=num_rows), **parts)
+
+
+@pytest.fixture
+def needs(monkeypatch):
+    """Makes the estimate say that a job needs so many GB, spread over its devices, and so many
+    hours on one."""
+
+    def make(gigabytes: float, hours: float = 1.0, parameters: int = 10**9) -> None:
+        def estimate_job(config: RunConfig, target: Target) -> Estimate:
+            held = int(gigabytes * 1e9 / target.world_size)
+            none = {field.name: 0 for field in dataclasses.fields(Estimate)}
+            return Estimate(
+                **none
+                | {
+                    "parameters": parameters,
+                    "kept_parameters": {},
+                    "weight_bytes": held,
+                    "hours": hours / target.world_size,
+                }
+            )
+
+        monkeypatch.setattr(estimates, "estimate_job", estimate_job)
+
+    return make
+
+
+def test_a_job_asks_for_as_few_gpus_as_hold_it_and_time_for_twice_its_hours(needs):
+    needs(60, hours=3)
+    assert resources_of(job(), given()) == Resources(1, 1, 1, 4, 8 + 5, 2 * 3 * 60 + 60)
+    needs(300, hours=24)
+    # 300 GB over 8 GPUs: 4 would hold 75 each, more than nine tenths of 80.
+    assert resources_of(job(), given()) == Resources(1, 8, 8, 4, 8 + 8 * 5, 2 * 3 * 60 + 60)
+
+
+def test_gpus_are_so_many_that_the_rows_divide_over_them(needs):
+    needs(100)
+    assert resources_of(job(12), given()).tasks_per_node == 2
+    with pytest.raises(ConfigError, match=r"fit on the 1 h100 .* GiB do not fit in the 67\.1"):
+        resources_of(job(3), given())
+
+
+def test_a_job_larger_than_a_node_spreads_evenly_over_several(needs):
+    needs(500)
+    eight = resources_of(job(), given(max_gpus_per_node=4))
+    assert (eight.nodes, eight.tasks_per_node, eight.gpus_per_node) == (2, 4, 4)
+    uneven = resources_of(job(), given(max_gpus_per_node=3))
+    assert (uneven.nodes, uneven.tasks_per_node) == (4, 2)
+
+
+def test_what_is_given_counts_more_than_the_estimate(needs):
+    needs(60)
+    named = resources_of(
+        job(), given(nodes=2, gpus_per_node=4, cpus_per_task=12, mem_gb=500, timeout_min=90)
+    )
+    assert named == Resources(2, 4, 4, 12, 500, 90)
+    assert resources_of(job(), given(nodes=2)).tasks_per_node == 1
+    needs(300)
+    assert resources_of(job(), given(nodes=2)).tasks_per_node == 4
+    with pytest.raises(ConfigError, match="does not fit on the 1 h100 that were given"):
+        resources_of(job(), given(gpus_per_node=1))
+
+
+def test_nobody_asks_for_more_than_a_day_and_jobs_go_on_after_it(needs):
+    needs(60, hours=500)
+    assert resources_of(job(), given()).timeout_min == 24 * 60
+    assert resources_of(job(), given(timeout_min=5000)).timeout_min == 5000
+
+
+def test_the_time_is_longer_than_the_time_for_saving(needs):
+    needs(60, hours=0)
+    assert resources_of(job(), given(signal_delay_s=7200)).timeout_min == 120 + 60
+    with pytest.raises(ConfigError, match="timeout_min=2 is over when a job is told to save, 120 "):
+        check_given(given(timeout_min=2))
+    check_given(given(timeout_min=2, signal_delay_s=119))
+
+
+def test_gres_stands_in_the_place_of_a_number_of_gpus(needs):
+    needs(100)
+    assert resources_of(job(), given(gres="gpu:h100:2")) == Resources(1, 2, 0, 4, 18, 120)
+    assert resources_of(job(), given(gres="disk:1", gpus_per_node=2)).gpus_per_node == 2
+    assert resources_of(job(), given(gres="gpu:2", gpus_per_node=0)).gpus_per_node == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (job(), ON_CPU),
+        (job(), given(gpus_per_node=0)),
+        (make_config(train=TrainConfig(steps=5, batch_sequences=24, device=Device.cpu)), given()),
+    ],
+)
+def test_jobs_on_cpus_ask_for_no_gpu(needs, config, settings):
+    needs(2)
+    asked = resources_of(config, dataclasses.replace(settings, tasks_per_node=2))
+    # 1 GB of each process is 1.2 GiB with room on top.
+    assert asked == Resources(1, 2, 0, 4, 8 + 2 * 2, 24 * 60)
+
+
+def test_rows_that_do_not_divide_over_given_processes_are_refused(needs):
+    needs(1)
+    for settings in (given(gpus_per_node=5), dataclasses.replace(ON_CPU, tasks_per_node=5)):
+        with pytest.raises(ConfigError, match="24 sequences, which do not divide over 5 processes"):
+            resources_of(job(), settings)
+
+
+def test_a_job_whose_model_is_not_here_gets_what_is_given_or_one_gpu(monkeypatch):
+    def unknown(config: RunConfig, target: Target) -> Estimate:
+        raise DataError("data.tokenizer=x is not on this machine")
+
+    monkeypatch.setattr(estimates, "estimate_job", unknown)
+    assert resources_of(job(), given()) == Resources(1, 1, 1, 4, 8, 24 * 60)
+    assert resources_of(job(), given(gpus_per_node=4)).gpus_per_node == 4
+    assert resources_of(job(), ON_CPU) == Resources(1, 1, 0, 4, 16, 24 * 60)
+
+
+def test_alternating_jobs_stay_in_one_process(needs):
+    needs(100)
+    alternate = dataclasses.replace(job(), procedure=ProcedureConfig(name=ProcedureKind.alternate))
+    with pytest.raises(ConfigError, match="does not fit on the 1 h100"):
+        resources_of(alternate, given())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"timeout_min": 0}, "hydra.launcher.timeout_min=0 is too few; give 1 or more, or null"),
+        ({"mem_gb": -1}, "hydra.launcher.mem_gb=-1 is too few"),
+        ({"nodes": 0}, "hydra.launcher.nodes=0 is too few"),
+        ({"gpus_per_node": -1}, "hydra.launcher.gpus_per_node=-1 is below 0; give 0 for CPUs"),
+        ({"gpu": "gtx"}, "hydra.launcher.gpu=gtx is not known; allowed: h100, h200, a100, or null"),
+        ({"tasks_per_node": 2, "gpus_per_node": 4}, "tasks_per_node=2 and gpus_per_node=4 differ"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_one_line(values, message):
+    with pytest.raises(ConfigError) as raised:
+        check_given(given(**values))
+    assert message in str(raised.value)
+
+
+def test_a_small_model_asks_for_one_gpu_by_its_real_estimate():
+    config = job()
+    minutes = estimates.estimate_job(config, Target.gpu("h100", utilisation=0.4)).hours * 60
+    assert resources_of(config, given()) == Resources(
+        1, 1, 1, 4, 9, 60 + max(2, math.ceil(2 * minutes))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["1b", "7b"])
+def test_a_large_model_asks_for_what_the_estimate_says(size):
+    config = make_config(size, train=TrainConfig(tokens=10**10, batch_sequences=48))
+    asked = resources_of(config, given())
+
+    def peak(world_size: int) -> int:
+        target = Target.gpu("h100", utilisation=0.4, world_size=world_size)
+        return estimates.estimate_job(config, target).peak_bytes
+
+    assert asked.nodes == 1 and asked.gpus_per_node == asked.tasks_per_node
+    assert peak(asked.gpus_per_node) <= 0.9 * 80e9
+    if asked.gpus_per_node > 1:
+        assert peak(asked.gpus_per_node // 2) > 0.9 * 80e9
+    assert {"1b": 1, "7b": 2}[size] <= asked.gpus_per_node <= 8
+    assert asked.timeout_min == 24 * 60

@@ -1,0 +1,555 @@
+"""Jobs as SLURM jobs, on commands that are played; `test_slurm_cluster.py` has a real cluster."""
+
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gr_sweep.cli.app import main
+from gr_sweep.cli.launchers import SweepJob, outcome_of
+from gr_sweep.config import RunConfig
+from gr_sweep.errors import ConfigError, DataError, JobError, LostError
+from gr_sweep.folder import CHECKPOINTS, SUMMARY, Holder, Record, State, held, standing
+from gr_sweep.launch import slurm
+from gr_sweep.launch.resources import Resources
+from gr_sweep.launch.slurm import (
+    Queued,
+    SlurmConfig,
+    Submitted,
+    check_slurm,
+    is_waiting_in_queue,
+    parse_queue,
+    run_on_slurm,
+    sbatch_parameters,
+)
+from gr_sweep.launch.work import Work
+from gr_sweep.train.stop import Stopped
+from tests.launch.cluster import Cluster
+
+pytest.importorskip("submitit")
+
+NEEDS = Resources(1, 1, 0, 4, 16, 120)
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
+        monkeypatch.delenv(name)
+    cluster = Cluster(tmp_path / "cluster")
+    monkeypatch.setenv("PATH", cluster.path)
+    return cluster
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    folder = tmp_path / "a 'sweep'"
+    folder.mkdir()
+    return folder
+
+
+def works_of(sweep: Path, *names: str) -> list[Work]:
+    return [Work(sweep / name, name, RunConfig(), partial(print, name)) for name in names]
+
+
+@pytest.fixture
+def launch(sweep, monkeypatch):
+    """Runs jobs; instead of waiting, plays a scene between each look at the queue and the next."""
+
+    def run(
+        works: Sequence[Work],
+        *scenes: Callable[[], object],
+        needs: Sequence[Resources] = (),
+        seconds: float = 100.0,
+        **settings: object,
+    ) -> None:
+        left, clock = list(scenes), [0.0]
+
+        def sleep(_: float) -> None:
+            assert left, "waits for ever"
+            left.pop(0)()
+            clock[0] += seconds
+
+        monkeypatch.setattr(slurm, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+        config = SlurmConfig(submitit_folder=str(sweep / ".submitit"))
+        resources = [*needs, *[NEEDS] * len(works)]
+        run_on_slurm(
+            works,
+            dataclasses.replace(config, **settings),
+            {work.folder: need for work, need in zip(works, resources, strict=False)},
+            sweep,
+        )
+        assert not left, "ended too early"
+
+    return run
+
+
+def nothing() -> None:
+    """A scene in which nothing happens."""
+
+
+def finish(work: Work) -> None:
+    with held(work.folder):
+        (work.folder / SUMMARY).write_text("{}")
+
+
+def fail(work: Work, error: Exception) -> None:
+    with pytest.raises(type(error)), held(work.folder):
+        raise error
+
+
+def reach(work: Work, step: int) -> None:
+    (work.folder / CHECKPOINTS / f"step_{step:08d}").mkdir(parents=True)
+
+
+def error_of(work: Work) -> str:
+    record = standing(work.folder).record
+    assert record is not None and record.error is not None
+    return record.error
+
+
+def all_of(*acts: Callable[[], object]) -> Callable[[], None]:
+    def play() -> None:
+        for act in acts:
+            act()
+
+    return play
+
+
+def test_the_queue_is_read_a_line_a_job():
+    lines = ["12_3|PENDING|Priority", "12_4|RUNNING|None", " 99|PENDING|(a|b)", "", "slurm: x"]
+    assert parse_queue(lines) == {
+        "12_3": Queued("PENDING", "Priority"),
+        "12_4": Queued("RUNNING", "None"),
+        "99": Queued("PENDING", "(a|b)"),
+    }
+
+
+def test_settings_of_squeue_in_the_environment_hide_no_job(cluster, monkeypatch):
+    cluster.put("7", "RUNNING")
+    monkeypatch.setenv("SQUEUE_STATES", "PENDING")
+    assert slurm.queue_of_user() == {"7": Queued("RUNNING", "None")}
+
+
+@pytest.mark.parametrize("state", ["TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "COMPLETED"])
+def test_the_last_state_is_slurms_as_long_as_it_knows(cluster, state):
+    cluster.end("7", state)
+    assert slurm.final_state("7") == state
+    assert slurm.final_state("8") == "unknown"
+
+
+def test_the_script_is_as_recorded(cluster, sweep, launch):
+    """The names of what one may ask for are sbatch's."""
+    [work] = works_of(sweep, "job")
+    launch(
+        [work],
+        all_of(lambda: finish(work), lambda: cluster.end("11")),
+        needs=[Resources(2, 8, 8, 6, 200, 90)],
+        partition="long", account="a b", qos="q", constraint="h100", exclude="n1", comment="c d",
+        name="mine", setup=["module load cuda", "export X=1"], signal_delay_s=300,
+        additional_parameters={"reservation": "friday", "exclusive": True},
+    )  # fmt: skip
+    [script] = cluster.scripts
+    folder = shlex.quote(str(sweep / ".submitit"))
+    output = shlex.quote(str(sweep / ".submitit" / "%j_0_log.out"))
+    of_task = shlex.quote(str(sweep / ".submitit" / "%j_%t_log.out"))
+    lines = [line for line in script.splitlines() if not line.startswith("#SBATCH --wckey")]
+    assert (
+        "\n".join(lines)
+        == f"""#!/bin/bash
+
+# Parameters
+#SBATCH --account='a b'
+#SBATCH --comment='c d'
+#SBATCH --constraint=h100
+#SBATCH --cpus-per-task=6
+#SBATCH --exclude=n1
+#SBATCH --exclusive
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=mine
+#SBATCH --mem=200GB
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output={output}
+#SBATCH --partition=long
+#SBATCH --qos=q
+#SBATCH --requeue
+#SBATCH --reservation=friday
+#SBATCH --signal=USR2@300
+#SBATCH --time=90
+
+# setup
+module load cuda
+export X=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output {of_task} --cpus-per-task=6 --kill-on-bad-exit=1 \
+{shlex.quote(sys.executable)} -u -m submitit.core._submit {folder}"""
+    )
+
+
+def test_what_is_null_is_not_asked_for():
+    parameters = sbatch_parameters(SlurmConfig(), NEEDS)
+    assert not parameters.keys() & {"partition", "account", "qos", "gres", "gpus_per_node", "setup"}
+    assert parameters["additional_parameters"] == {"requeue": True}
+    config = dataclasses.replace(SlurmConfig(), gres="gpu:2", additional_parameters={"requeue": 0})
+    parameters = sbatch_parameters(config, NEEDS)
+    assert (parameters["gres"], parameters["additional_parameters"]) == ("gpu:2", {"requeue": 0})
+
+
+def test_jobs_that_need_the_same_are_an_array_each_and_of_its_largest_size(cluster, sweep, launch):
+    works = works_of(sweep, "a", "b", "c", "d", "e")
+    (cluster.folder / "largest").write_text("3")
+    more = Resources(1, 2, 2, 4, 16, 120)
+    launch(
+        works,
+        lambda: [finish(work) for work in works],
+        needs=[NEEDS, more, NEEDS, NEEDS, more],
+        array_parallelism=1,
+    )
+    arrays = [line for script in cluster.scripts for line in script.splitlines() if "array" in line]
+    assert arrays == ["#SBATCH --array=0-1%1"] * 2
+    assert len(cluster.scripts) == 3
+    numbers = Submitted(sweep).read()
+    assert numbers == {"a": "11_0", "c": "11_1", "d": "12", "b": "13_0", "e": "13_1"}
+
+
+def test_the_environment_counts_less_than_what_is_asked_for(cluster, sweep, launch, monkeypatch):
+    """And a command that is typed within a job does not hand that job's settings on."""
+    monkeypatch.setenv("SBATCH_PARTITION", "theirs")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "default")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1")
+    monkeypatch.setenv("SLURM_CONF", "/etc/mine.conf")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MY_DATA", "kept")
+    [work] = works_of(sweep, "job")
+    launch([work], all_of(lambda: finish(work), lambda: cluster.end("11")), partition="ours")
+    seen = dict(
+        line.split("=", 1)
+        for line in (cluster.folder / "11.env").read_text().splitlines()
+        if "=" in line
+    )
+    assert seen["SBATCH_ACCOUNT"] == "default" and seen["SLURM_CONF"] == "/etc/mine.conf"
+    assert seen["MY_DATA"] == "kept"
+    gone = {"SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SLURM_MEM_PER_NODE", "RANK"}
+    assert not seen.keys() & gone
+    assert os.environ["SBATCH_PARTITION"] == "theirs"
+
+
+def test_a_failed_job_does_not_take_down_the_others_nor_is_it_tried_again(cluster, sweep, launch):
+    works = works_of(sweep, "a", "b")
+    launch(
+        works,
+        all_of(lambda: fail(works[0], DataError("x.jsonl: no text")), lambda: cluster.end("11_0")),
+        nothing,
+        all_of(lambda: finish(works[1]), lambda: cluster.end("11_1")),
+    )
+    assert [standing(work.folder).state for work in works] == [State.failed, State.done]
+    assert error_of(works[0]) == "x.jsonl: no text" and len(cluster.scripts) == 1
+    assert outcome_of(works[0].folder).error == "x.jsonl: no text"
+
+
+def test_files_may_come_later_than_the_end_in_the_queue(cluster, sweep, launch):
+    [work] = works_of(sweep, "a")
+    launch([work], lambda: cluster.end("11"), nothing, lambda: finish(work), seconds=10.0)
+    assert len(cluster.scripts) == 1
+
+
+def test_a_controller_that_does_not_answer_says_nothing_of_the_jobs(cluster, sweep, launch):
+    [work] = works_of(sweep, "a")
+    launch(
+        [work],
+        lambda: cluster.is_away(True),
+        nothing,
+        nothing,
+        lambda: cluster.is_away(False),
+        nothing,
+        all_of(lambda: finish(work), lambda: cluster.end("11")),
+    )
+    assert len(cluster.scripts) == 1 and standing(work.folder).state is State.done
+
+
+def test_a_lost_job_goes_on_as_long_as_it_gets_further(cluster, sweep, launch, capsys):
+    [work] = works_of(sweep, "a")
+
+    def lose(number: int, step: int | None = None) -> Callable[[], None]:
+        def play() -> None:
+            cluster.end(str(number), "NODE_FAIL")
+            if step is not None:
+                reach(work, step)
+
+        return play
+
+    launch(
+        [work],
+        lose(11), nothing,
+        lose(12, 10), nothing,
+        lose(13), nothing,
+        lose(14, 20), nothing,
+        lose(15), nothing,
+        lose(16), nothing,
+        max_restarts=2,
+    )  # fmt: skip
+    assert standing(work.folder).state is State.failed
+    log = sweep / ".submitit" / "16_0_log.out"
+    assert error_of(work) == f"SLURM job 16 ended as NODE_FAIL; see {log}"
+    assert len(cluster.scripts) == 6
+    said = capsys.readouterr().err
+    assert said.count("ended as NODE_FAIL; submitted again") == 5
+    assert said.splitlines()[-1].startswith("a: failed: SLURM job 16 ended as NODE_FAIL; see ")
+
+
+def test_a_lost_job_that_may_not_be_restarted_fails_at_once(cluster, sweep, launch):
+    [work] = works_of(sweep, "a")
+    launch([work], lambda: cluster.end("11", "OUT_OF_MEMORY"), nothing, max_restarts=0)
+    assert "ended as OUT_OF_MEMORY; set hydra.launcher.mem_gb higher; see" in error_of(work)
+
+
+def test_a_job_that_lost_a_worker_is_lost_and_not_failed(cluster, sweep, launch, capsys):
+    [work] = works_of(sweep, "a")
+    lost = LostError("process 0 of 2 lost another one")
+    launch(
+        [work],
+        all_of(lambda: fail(work, lost), lambda: cluster.end("11", "FAILED")),
+        nothing,
+        all_of(lambda: fail(work, lost), lambda: cluster.end("12", "FAILED")),
+        nothing,
+        max_restarts=1,
+    )
+    assert standing(work.folder).state is State.failed
+    assert error_of(work).startswith("SLURM job 12 ended as FAILED (process 0 of 2 lost another")
+    assert "11 ended as FAILED (process 0 of 2 lost another one); subm" in capsys.readouterr().err
+
+
+def test_a_job_that_slurm_has_forgotten_is_submitted_again(cluster, sweep, launch):
+    [work] = works_of(sweep, "a")
+    launch([work], lambda: cluster.end("11"), nothing, lambda: finish(work))
+    assert len(cluster.scripts) == 2
+
+
+def test_a_job_that_somebody_cancels_is_stopped_and_the_others_go_on(cluster, sweep, launch):
+    works = works_of(sweep, "a", "b")
+    launch(
+        works,
+        lambda: cluster.end("11_0", "CANCELLED"),
+        nothing,
+        all_of(lambda: finish(works[1]), lambda: cluster.end("11_1")),
+    )
+    assert [standing(work.folder).state for work in works] == [State.stopped, State.done]
+    assert "SLURM job 11_0 ended as CANCELLED" in error_of(works[0])
+    assert len(cluster.scripts) == 1
+
+
+def test_a_job_of_another_machine_is_lost_when_it_gives_no_sign_of_life(cluster, sweep, launch):
+    [work] = works_of(sweep, "a")
+
+    def vanish() -> None:
+        Record(State.running, holder=Holder("elsewhere", 7, "11")).write(work.folder)
+        cluster.end("11", "NODE_FAIL")
+
+    def fall_silent() -> None:
+        before = time.time() - 120
+        os.utime(work.folder / "job.json", (before, before))
+
+    launch([work], vanish, nothing, nothing, fall_silent, nothing, lambda: finish(work))
+    assert len(cluster.scripts) == 2
+
+
+def test_a_job_that_is_submitted_again_and_refused_fails_alone(cluster, sweep, launch):
+    works = works_of(sweep, "a", "b")
+    launch(
+        works,
+        all_of(lambda: cluster.end("11_0", "NODE_FAIL"), lambda: cluster.refuses("no account")),
+        nothing,
+        all_of(lambda: finish(works[1]), lambda: cluster.end("11_1")),
+    )
+    assert [standing(work.folder).state for work in works] == [State.failed, State.done]
+    assert error_of(works[0]) == "SLURM does not take the jobs: sbatch: error: no account"
+
+
+def test_what_sbatch_refuses_is_one_line(cluster, sweep, launch, capsys):
+    cluster.refuses("invalid partition specified: none")
+    with pytest.raises(
+        JobError, match=r"^SLURM does not take the jobs: .* partition specified: no"
+    ):
+        launch(works_of(sweep, "a", "b"))
+    assert capsys.readouterr().err == ""
+
+
+def test_jobs_that_are_in_the_queue_are_waited_for(cluster, sweep, launch, capsys):
+    works = works_of(sweep, "a", "b", "c")
+    Submitted(sweep).add({works[0].folder: "5_0", works[1].folder: "5_1"})
+    cluster.put("5_0", "RUNNING")
+    cluster.put("9", "RUNNING")  # another sweep's
+
+    def end() -> None:
+        for work in works:
+            finish(work)
+
+    launch(works, end)
+    assert Submitted(sweep).read() == {"a": "5_0", "b": "11_0", "c": "11_1"}
+    assert "a: in the queue already (SLURM job 5_0)" in capsys.readouterr().err
+
+
+def test_nothing_is_submitted_while_nobody_knows_what_is_in_the_queue(cluster, sweep, launch):
+    [work] = works_of(sweep, "a")
+    Submitted(sweep).add({work.folder: "5"})
+    cluster.put("5", "RUNNING")
+    cluster.is_away(True)
+    with pytest.raises(JobError, match="squeue does not answer"):
+        launch([work], *[nothing] * 4)
+    launch([work], nothing, lambda: cluster.is_away(False), lambda: finish(work))
+    assert cluster.scripts == []
+
+
+def test_a_job_that_somebody_runs_elsewhere_is_waited_for_and_then_submitted(
+    cluster, sweep, launch
+):
+    [work] = works_of(sweep, "a")
+    with held(work.folder) as hold:
+        launch_ends = [nothing, lambda: hold._write(State.stopped, "stopped by SIGINT")]
+        launch([work], *launch_ends, lambda: (work.folder / SUMMARY).write_text("{}"))
+    assert len(cluster.scripts) == 1
+
+
+def test_why_jobs_may_never_start_is_told_once(cluster, sweep, launch, capsys):
+    works = works_of(sweep, "a", "b", "c")
+
+    def hold_back() -> None:
+        for number in ("11_0", "11_1"):
+            cluster.put(number, "PENDING", "PartitionTimeLimit")
+
+    launch(works, nothing, hold_back, nothing, lambda: [finish(work) for work in works])
+    said = [line for line in capsys.readouterr().err.splitlines() if "holds" in line]
+    assert said == ["SLURM holds 2 jobs back: PartitionTimeLimit"]
+
+
+def test_ctrl_c_leaves_the_jobs_in_the_queue_and_says_how_to_end_them(
+    cluster, sweep, launch, capsys
+):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    works = works_of(sweep, "a", "b")
+    with pytest.raises(KeyboardInterrupt):
+        launch(works, interrupt)
+    assert "the jobs stay in the queue; to end them: scancel 11\n" in capsys.readouterr().err
+    assert is_waiting_in_queue(sweep) == {"a": "11_0", "b": "11_1"}
+
+
+def test_a_torn_line_of_submitted_jobs_harms_no_other(sweep):
+    submitted = Submitted(sweep)
+    submitted.add({sweep / "a": "1", sweep / "b": "2"})
+    path = sweep / ".submitit" / "submitted.jsonl"
+    path.write_text(path.read_text()[:-12])
+    submitted.add({sweep / "c": "3", sweep / "d" / "e": "4"})
+    assert submitted.read() == {"a": "1", "c": "3", "d/e": "4"}
+    path.write_bytes(b'\xff\xfe\n[1]\n{"job": "x"}\n')
+    assert submitted.read() == {}
+
+
+def test_numbers_of_the_launcher_that_make_no_sense_are_one_line(cluster):
+    for name in ("array_parallelism", "signal_delay_s", "max_num_timeout", "max_restarts"):
+        with pytest.raises(ConfigError, match=rf"^hydra\.launcher\.{name}=-1 is too few; give "):
+            check_slurm(SlurmConfig(**{name: -1}))
+    check_slurm(SlurmConfig(max_num_timeout=0, max_restarts=0))
+
+
+COMMAND = ["debug=default", "hydra/launcher=slurm", "hydra.launcher.gpu=null"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hydra.launcher.partitoin=x"], "partitoin"),
+        (["hydra.launcher.mem_gb=much"], "mem_gb"),
+        (["hydra.launcher.timeout_min=0"], "hydra.launcher.timeout_min=0 is too few"),
+        (["hydra.launcher.gpu=gtx"], "allowed: h100, h200, a100, or null"),
+        (["hydra.launcher.tasks_per_node=5"], "do not divide over 5 processes"),
+        (["hydra.launcher.array_parallelism=0"], "array_parallelism=0 is too few"),
+    ],
+)
+def test_a_wrong_setting_of_the_launcher_is_one_line_before_any_folder(
+    cluster, tmp_path, monkeypatch, capsys, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["-m", *COMMAND, *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("gr-sweep: ") and said.count("\n") == 1 and message in said
+    assert [path.name for path in tmp_path.iterdir()] == ["cluster"]
+
+
+def test_the_launcher_is_for_sweeps(cluster, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(COMMAND) == 2
+    assert (
+        capsys.readouterr().err == "gr-sweep: hydra/launcher is for the jobs of a sweep: add -m\n"
+    )
+
+
+def test_without_slurm_it_is_one_line_before_any_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "squeue").symlink_to(shutil.which("true") or "/bin/true")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["-m", *COMMAND]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("gr-sweep: hydra/launcher=slurm: sbatch, srun not found on this machine")
+    assert said.count("\n") == 1 and [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
+def test_what_sbatch_refuses_ends_the_command_with_status_2(cluster, tmp_path, monkeypatch, capsys):
+    cluster.refuses("invalid partition specified: none")
+    monkeypatch.chdir(tmp_path)
+    assert main(["-m", *COMMAND, "hydra.launcher.partition=none", "hydra.sweep.dir=sweep"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "gr-sweep: SLURM does not take the jobs: sbatch: error: invalid partition specified: none\n"
+    )
+
+
+class UncompletedJobError(RuntimeError):
+    """Named as submitit's."""
+
+
+def test_a_job_that_may_not_go_on_after_its_time_limit_has_failed(tmp_path):
+    job = SweepJob(None, None, None, [], 0, {}, tmp_path, str(tmp_path))  # type: ignore[arg-type]
+
+    def give_up() -> None:
+        raise UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+    with pytest.raises(UncompletedJobError):
+        job._hand_on(Stopped(12, give_up))
+    assert standing(tmp_path).state is State.failed
+    assert (
+        "time limit was reached more than hydra.launcher.max_num_timeout"
+        in outcome_of(tmp_path).error
+    )  # type: ignore[operator]
+
+
+def test_who_is_told_to_end_waits_for_the_end_in_a_slurm_job_alone(monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
+    slurm.await_kill()
+    assert slept == []
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    slurm.await_kill()
+    assert slept == [slurm.KILL_S]
+
+
+def test_the_record_of_submitted_jobs_is_lines_of_json(sweep):
+    Submitted(sweep).add({sweep / "a": "1_0"})
+    text = (sweep / ".submitit" / "submitted.jsonl").read_text()
+    assert json.loads(text) == {"job": "a", "slurm_job": "1_0"}
