@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gr_sweep.build import lay_plan, named_config
 from gr_sweep.config import Edges, PlanConfig, PlanKind, RouteConfig, TrainConfig
 from gr_sweep.data.rows import micro_batch_rows
-from gr_sweep.job import lay_plan, named_config
 from gr_sweep.launch.estimate import JobStep, Target, estimate_job, make_step
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model

@@ -37,6 +37,7 @@ ORDER = (
     "train",
     "layout",
     "export",
+    "build",
     "alternate",
     "job",
     "launch",

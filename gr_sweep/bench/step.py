@@ -17,6 +17,7 @@ import torch
 
 from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import device_name, record
+from gr_sweep.build import lay_plan, named_config
 from gr_sweep.config import (
     DataConfig,
     DomainConfig,
@@ -32,7 +33,6 @@ from gr_sweep.config import (
     validate,
 )
 from gr_sweep.data.rows import micro_batch_rows
-from gr_sweep.job import lay_plan, named_config
 from gr_sweep.launch.estimate import GIB, JobStep, make_step
 from gr_sweep.model.sizes import SIZES, random_model
 from gr_sweep.train.cost import train_flops_per_token

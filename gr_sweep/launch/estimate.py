@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from gr_sweep.build import lay_plan, named_config
 from gr_sweep.config import Device, Precision, RunConfig, TrainConfig, num_steps, to_plain
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.data.tokenize import PretrainedTokenizer
 from gr_sweep.errors import DataError, GrSweepError, ModelError
-from gr_sweep.job import lay_plan, named_config
 from gr_sweep.metrics.cost import GPUS
 from gr_sweep.model import loss
 from gr_sweep.model.families import decoder_layers, family_of

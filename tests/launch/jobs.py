@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from gr_sweep.build import lay_plan, named_config
 from gr_sweep.config import (
     DataConfig,
     DomainConfig,
@@ -16,7 +17,6 @@ from gr_sweep.config import (
     validate,
 )
 from gr_sweep.data.rows import micro_batch_rows
-from gr_sweep.job import lay_plan, named_config
 from gr_sweep.launch.estimate import make_step
 from gr_sweep.model.sizes import random_model
 from gr_sweep.train.memory import tensor_bytes

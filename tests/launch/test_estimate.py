@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 
+from gr_sweep.build import named_config
 from gr_sweep.config import (
     DataConfig,
     Edges,
@@ -32,7 +33,7 @@ from gr_sweep.config import (
 )
 from gr_sweep.errors import ConfigError, DataError, JobError, ModelError
 from gr_sweep.folder import read_record
-from gr_sweep.job import named_config, run_job
+from gr_sweep.job import run_job
 from gr_sweep.launch.estimate import (
     GIB,
     Target,
