@@ -47,7 +47,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     has_checksum = _is_right(path, content)
     try:
         summary = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(summary, dict):
         raise _damaged(path, "it holds no object")

@@ -145,7 +145,7 @@ def compose(
     """
     try:
         loader = _loader(config_path, config_dir)
-        typed = [_completed(override) for override in _parse(overrides, loader)]
+        typed = [_completed(override, loader) for override in _parse(overrides, loader)]
         for override in typed:
             _check_override(override, loader)
         lines = [str(override.input_line) for override in typed]
@@ -170,7 +170,7 @@ def completed(override: str) -> str:
     Raises:
         HydraException: it cannot be read.
     """
-    return str(_completed(*_parse([override])).input_line)
+    return str(_completed(_parse([override])[0]).input_line)
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
@@ -273,7 +273,8 @@ def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
     # As Hydra has it: what is typed stands after, and so before, what the config sweeps.
     by_key = {
         override.get_key_element(): override
-        for override in map(_completed, _parse([*params, *master.hydra.overrides.task], loader))
+        for given in _parse([*params, *master.hydra.overrides.task], loader)
+        for override in [_completed(given, loader)]
     }
     for override in by_key.values():
         _check_override(override, loader)
@@ -592,7 +593,7 @@ def _parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list
     return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
 
 
-def _completed(override: Override) -> Override:
+def _completed(override: Override, loader: ConfigLoader | None = None) -> Override:
     """The override with the + signs that Hydra wants, so that nobody has to know them.
 
     Hydra closes dictionaries that a dataclass leaves open: `data.weights.code=2` needs `++`. Groups
@@ -602,11 +603,11 @@ def _completed(override: Override) -> Override:
     line = str(override.input_line)
     key = override.key_or_group
     if key in DEFAULT_GROUPS:
-        return _parse([line.lstrip("+")])[0]
+        return _parse([line.lstrip("+")], loader)[0]
     if line[0] in "+~" or key.split(".")[0] not in typing.get_type_hints(RunConfig):
         return override
     if any(typing.get_origin(kind) is dict for kind in _types_along(key)):
-        return _parse(["++" + line])[0]
+        return _parse(["++" + line], loader)[0]
     return override
 
 

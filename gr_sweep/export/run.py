@@ -89,7 +89,7 @@ class Run:
         folder = max(folders, key=lambda path: int(path.name))
         try:
             about = json.loads((folder / "round.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         is_of_plan = isinstance(about, dict) and about.get("labels") == list(plan.domains)
         return (folder, about) if is_of_plan else None
@@ -106,7 +106,7 @@ def open_run(folder: Path) -> Run:
     Raises:
         ExportError: it is none, or has not all that an export needs; says what to give instead.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ExportError(f"{folder} is no folder; give the folder of a job")
     if not _is_job(folder):
         jobs = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _is_job(entry))
@@ -147,7 +147,7 @@ def _plan(folder: Path, written: Path) -> RoutePlan:
     newest = max((folder / "checkpoints").glob("step_????????"))
     try:
         text = json.loads((newest / "run.json").read_text(encoding="utf-8"))["plan"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         text = written.read_text(encoding="utf-8")  # loading the weights says what is wrong
     return RoutePlan.from_json(text)
 
@@ -177,10 +177,16 @@ def check_keep(plan: RoutePlan, keep: Sequence[str], folder: Path) -> None:
 
 def check_target(to: Path) -> None:
     """Raises ExportError where a checkpoint cannot go."""
-    if to.is_dir() and any(to.iterdir()):
-        raise ExportError(f"--to {to} is not empty; give a new folder")
-    if to.exists() and not to.is_dir():
-        raise ExportError(f"--to {to} is a file; give a new folder")
+    try:
+        if to.is_dir() and any(to.iterdir()):
+            raise ExportError(f"--to {to} is not empty; give a new folder")
+        if to.exists() and not to.is_dir():
+            raise ExportError(f"--to {to} is a file; give a new folder")
+        above = next(place for place in to.absolute().parents if place.exists())
+        if not above.is_dir():
+            raise ExportError(f"--to {to} cannot be made: {above} is a file")
+    except OSError as error:
+        raise ExportError(f"--to {to} cannot be a folder ({error.strerror})") from error
 
 
 def load_routed(run: Run) -> "tuple[RoutedModel, int]":

@@ -119,7 +119,7 @@ def read_losses(path: Path) -> list[DocumentLoss]:
         view, part, domain, text, document, loss_nats, tokens, num_bytes = line
         return DocumentLoss(
             _VIEWS[view], part, domain, _TEXTS[text], document,
-            float(loss_nats), int(tokens), int(num_bytes),
+            float(loss_nats), _size(tokens), _size(num_bytes),
         )  # fmt: skip
 
     return _read(path, DocumentLoss._fields, row)
@@ -136,10 +136,21 @@ def read_relearn(path: Path) -> list[RelearnLoss]:
         view, part, lr, step, domain, document, loss_nats, tokens, num_bytes = line
         return RelearnLoss(
             _VIEWS[view], part, float(lr), int(step), domain, document,
-            float(loss_nats), int(tokens), int(num_bytes),
+            float(loss_nats), _size(tokens), _size(num_bytes),
         )  # fmt: skip
 
     return _read(path, RelearnLoss._fields, row)
+
+
+_LARGEST = 1 << 53
+"""Tokens or bytes of a document: above, a float is another number."""
+
+
+def _size(text: str) -> int:
+    size = int(text)
+    if not 0 <= size <= _LARGEST:
+        raise ValueError(f"a size of {text}")
+    return size
 
 
 # A look-up is ten times as fast as the enum's own call, and there are many lines.
@@ -164,15 +175,15 @@ def _read(path: Path, header: Sequence[str], row: Callable[[Sequence[str]], Row]
     rows = []
     with file:
         lines = csv.reader(file)
-        if tuple(next(lines, ())) != header:
-            raise DataError(f"{path}:1 is not the header {','.join(header)}")
-        for line in lines:
-            try:
+        try:
+            if tuple(next(lines, ())) != header:
+                raise DataError(f"{path}:1 is not the header {','.join(header)}")
+            for line in lines:
                 rows.append(row(line))
-            except (ValueError, KeyError) as error:
-                raise DataError(
-                    f"{path}:{lines.line_num} is no document's loss: {error}"
-                ) from error
+        except (ValueError, KeyError, csv.Error, OSError) as error:
+            raise DataError(
+                f"{path}:{max(lines.line_num, 1)} is no document's loss: {error}"
+            ) from error
     return rows
 
 

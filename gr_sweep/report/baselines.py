@@ -468,5 +468,5 @@ def _read_owners(path: Path) -> dict[str, list[str]]:
     try:
         blocks = json.loads(path.read_text(encoding="utf-8"))["blocks"]
         return {block["name"]: list(block["owners"]) for block in blocks if not block["is_core"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is no plan: {type(error).__name__}: {error}") from error

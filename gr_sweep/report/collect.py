@@ -10,6 +10,8 @@ import functools
 import json
 import logging
 import math
+import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +53,11 @@ _GROUPS_ORDER = (*(method.value for method in UNROUTED), "shorter", ROUTED)
 _UNROUTED = tuple(method.value for method in UNROUTED)
 
 Value = TypeVar("Value")
+
+_LARGEST = sys.float_info.max
+
+_MOST_RESAMPLES = 1_000_000
+"""More are no setting of a job, and would fill the memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -339,7 +346,7 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         ReportError: the folder does not exist or holds no job.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ReportError(f"{folder} is no folder; give the folder of a sweep or of a job")
     folders = [folder]
     if not _is_job(folder):
@@ -473,13 +480,20 @@ def _read_job(folder: Path) -> Job:
         if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds))):
             raise _Broken(f"summary.json: the interval of {key} is no pair of numbers")
         intervals[key] = (float(bounds[0]), float(bounds[1]))
+    config = field("config", dict)
+    for name, value, most in (
+        ("seed", config.get("seed", 0), sys.maxsize),
+        ("eval.bootstrap", dotted(config).get("eval.bootstrap", 0), _MOST_RESAMPLES),
+    ):
+        if type(value) is not int or not 0 <= value <= most:
+            raise _Broken(f"summary.json: {name}={value!r} is no whole number from 0 to {most}")
     return Job(
         name=folder.resolve().name,
         sweep=str(summary.get("sweep", "")),
         command=str(summary.get("command", "")),
         overrides=[str(override) for override in field("overrides", list)],
         domains=[str(domain) for domain in field("domains", list)],
-        config=field("config", dict),
+        config=config,
         metrics=metrics,
         intervals=intervals,
         environment=field("environment", dict),
@@ -491,13 +505,13 @@ def _read_job(folder: Path) -> Job:
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; a line that is cut off or no row is left out."""
-    if not path.exists():
+    if not path.is_file():
         return []
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             # The last line of a job that was killed, or is writing at this moment.
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
@@ -506,4 +520,5 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Not `isfinite` alone: JSON has whole numbers that no float holds.
+    return type(value) in (int, float) and abs(value) < math.inf and abs(value) <= _LARGEST

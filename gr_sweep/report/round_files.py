@@ -28,7 +28,7 @@ Place = tuple[int, str]
 
 _UNREADABLE = (
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
-    csv.Error, DataError,
+    csv.Error, DataError, ArithmeticError, RecursionError,
 )  # fmt: skip
 """What reading a file raises that is cut off or holds something else."""
 
@@ -272,8 +272,11 @@ def _loss(rows: Sequence[DocumentLoss]) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    try:
+        found = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:  # JSON has whole numbers that no float holds
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _numbers(values: Any) -> dict[str, float]:
