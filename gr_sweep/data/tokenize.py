@@ -214,7 +214,7 @@ def load_tokenizer(name: str, gguf_file: str | None = None) -> PretrainedTokeniz
                 raise
             check_hub(f"tokenizer {name}")
             hf_tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RecursionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"tokenizer {name} cannot be loaded ({reason}); give a folder or a name on the "
