@@ -477,6 +477,8 @@ def _taken_over(folder: Path, prints: Mapping[str, str], sweep: str) -> bool:
             continue
         if path.parent.resolve() == folder.resolve() or summary.get("fingerprints") != prints:
             continue
+        if summary.get("changes"):
+            continue  # begun with others: what it came to is nobody else's
         for name in ("plan.json", "metrics.jsonl", DOCUMENT_LOSSES, RELEARN):
             if (path.parent / name).exists():
                 write_whole(folder / name, (path.parent / name).read_text(encoding="utf-8"))

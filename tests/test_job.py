@@ -42,6 +42,7 @@ from gr_sweep.errors import JobError, ModelError, PlanError
 from gr_sweep.folder import State, standing
 from gr_sweep.job import run_job
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
+from gr_sweep.summary import read_summary, write_summary
 from gr_sweep.train.stop import SIGNALS, Stopped
 from tests.train.saved import saved_tensors
 
@@ -517,14 +518,20 @@ def test_a_baseline_is_taken_over_from_another_sweep_and_any_other_job_is_not(
     assert "taken_from" not in trained and (tmp_path / "three" / name / "checkpoints").exists()
 
 
-def test_a_baseline_of_other_code_is_trained_again(make_config, tmp_path):
+@pytest.mark.parametrize("other", ["code", "changes"])
+def test_a_baseline_of_other_code_or_begun_with_others_is_trained_again(
+    make_config, tmp_path, other
+):
     config = make_config(method=MethodConfig(name=Method.dense))
     name = f"method=dense-{fingerprint(config)[:8]}"
     run(config, tmp_path / "one" / name)
     path = tmp_path / "one" / name / "summary.json"
-    summary = json.loads(path.read_text())
-    summary["fingerprints"]["code"] = "0" * 64
-    path.write_text(json.dumps(summary))
+    summary = read_summary(path)
+    if other == "code":
+        summary["fingerprints"]["code"] = "0" * 64
+    else:
+        summary["changes"] = ["code (train/loop.py)"]
+    write_summary(path, summary)
 
     run_job(
         config, tmp_path / "two" / name, sweep="two", overrides=[], command="", is_baseline=True
