@@ -13,7 +13,7 @@ are input features.
 # F = MLP hidden units, I and O = input and output features of a linear map.
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,18 @@ def _clear(x_PU: Tensor, cover: Cover) -> None:
     """Makes what a dense product must not read 0."""
     for tile in cover.clears:
         x_PU[tile.rows, tile.units].zero_()
+
+
+def _cells(like: Tensor, size: Sequence[int]) -> Tensor:
+    """Room for the activation of every unit, of which slices are written and read.
+
+    On CPUs with matrix instructions for bfloat16 (seen with torch 2.13, oneDNN on AMX) a product
+    reads one column past a slice of odd width and multiplies it with 0: what is there must be
+    finite.
+    """
+    if like.device.type == "cpu" and like.dtype == torch.bfloat16:
+        return like.new_zeros(size)
+    return like.new_empty(size)
 
 
 def _weight_factors(dy_PO: Tensor, x_PI: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -283,9 +295,9 @@ class GatedMlp(torch.autograd.Function):
         size = (x_PD.shape[0], gate_FD.shape[0])
         is_training = any(ctx.needs_input_grad)
         # What is off is written by nobody, and read by nobody.
-        gate_PF, up_PF = x_PD.new_empty(size), x_PD.new_empty(size)
-        silu_PF = x_PD.new_empty(size) if is_training else gate_PF
-        hidden_PF = x_PD.new_empty(size) if is_training else gate_PF
+        gate_PF, up_PF = _cells(x_PD, size), _cells(x_PD, size)
+        silu_PF = _cells(x_PD, size) if is_training else gate_PF
+        hidden_PF = _cells(x_PD, size) if is_training else gate_PF
         for tile in covers.hidden.tiles:
             cells = tile.rows, tile.units
             _write(gate_PF[cells], x_PD[tile.rows], gate_FD[tile.units].t())
@@ -316,7 +328,7 @@ class GatedMlp(torch.autograd.Function):
         covers: MlpCovers = ctx.covers
         needs = ctx.needs_input_grad
         found: list[Tensor | None] = [None] * len(needs)
-        scratch_PF = torch.empty_like(gate_PF)
+        scratch_PF = _cells(gate_PF, gate_PF.shape)
         if needs[3]:
 
             def of_down(tile: Tile) -> tuple[Tensor, Tensor]:
@@ -330,7 +342,7 @@ class GatedMlp(torch.autograd.Function):
             found[6] = _rest_bias(dy_PD, covers.bias)
         if not any(needs[index] for index in (0, 1, 2, 4, 5)):
             return tuple(found)
-        dgate_PF, dup_PF = torch.empty_like(gate_PF), scratch_PF
+        dgate_PF, dup_PF = _cells(gate_PF, gate_PF.shape), scratch_PF
         for tile in covers.needed.tiles:
             cells = tile.rows, tile.units
             dhidden_RU = dgate_PF[cells]

@@ -188,3 +188,27 @@ def test_without_gradients_a_gated_mlp_keeps_nothing_for_them():
             routing.gated_mlp(torch.ones(2, 3, 4), gate, up, down, UNITS)
         counts.append(hidden.count)
     assert counts == [4, 2]
+
+
+def test_units_that_are_off_are_finite_where_a_product_reads_past_its_slice(monkeypatch):
+    """In bfloat16 on a CPU with AMX a slice of 23 columns is read to the 24th, times 0."""
+    new_empty = torch.Tensor.new_empty
+
+    def filled(*args, **how):
+        return new_empty(*args, **how).fill_(float("nan"))
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", filled)
+    monkeypatch.setattr(torch, "empty_like", lambda like: torch.full_like(like, float("nan")))
+    shape = SimpleNamespace(num_hidden_layers=1, intermediate_size=27, num_attention_heads=8)
+    plan = RoutePlan.peers(shape, domains=["code", "biology", "creative"], mlp_shared=0.5)
+    routing = RowRouting.of_blocks_off(plan, route_weights(plan, "none"), [3])
+    x, *weights = tensors((4, 16, 8), (27, 8), (27, 8), (8, 27))
+    x, *weights = (tensor.detach().bfloat16().requires_grad_() for tensor in (x, *weights))
+    linears = [SimpleNamespace(weight=weight, bias=None) for weight in weights]
+    units = plan.splits[0, "mlp"].slices()
+    assert units[3].start % 2, "the last block is off, and those that are on are an odd number"
+    with torch.no_grad():
+        assert routing.gated_mlp(x, *linears, units).isfinite().all()
+    routing.gated_mlp(x, *linears, units).sum().backward()
+    for tensor in (x, *weights):
+        assert tensor.grad.isfinite().all()
