@@ -47,7 +47,7 @@ from gr_sweep.eval.robustness import (
     robustness_losses,
 )
 from gr_sweep.export.run import leave_model
-from gr_sweep.files import write_whole
+from gr_sweep.files import content_digest, write_whole
 from gr_sweep.folder import CHECKPOINTS, SUMMARY, Hold, differences, held, refuse_changes
 from gr_sweep.layout import phases_of
 from gr_sweep.metrics import keys
@@ -450,6 +450,11 @@ def _run(
             "fingerprints": prints,
             # Not empty where it was told to go on with other code, settings or text.
             "changes": changes,
+            "files": {
+                name: content_digest(folder / name)
+                for name in ("plan.json", DOCUMENT_LOSSES, RELEARN)
+                if (folder / name).exists()
+            },
             "environment": environment(device, processes.world_size),
             "metrics": metrics
             | costs

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.errors import SummaryError
-from gr_sweep.files import write_whole
+from gr_sweep.files import content_digest, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,21 @@ def read_summary(path: Path) -> dict[str, Any]:
     if (summary.pop(_CHECKSUM, None) is not None) != has_checksum:
         raise _damaged(path, "its checksum is not where it was written")
     return summary
+
+
+def check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Whether the tables that a job's metrics are made from are as the job wrote them.
+
+    Args:
+        digests: the summary's "files": `content_digest` by name; older summaries have none.
+
+    Raises:
+        SummaryError: one is not.
+        OSError: one is not there, or the system does not let it be read.
+    """
+    for name, digest in digests.items():
+        if content_digest(folder / name) != digest:
+            raise SummaryError(f"{folder / name} is damaged (its checksum is another)")
 
 
 def is_finished(path: Path) -> bool:

@@ -38,7 +38,7 @@ from gr_sweep.metrics.losses import (
     read_losses,
     read_relearn,
 )
-from gr_sweep.summary import read_summary
+from gr_sweep.summary import check_files, read_summary
 
 _FREE = (
     *NO_EFFECT_ON_RESULT,
@@ -122,6 +122,7 @@ class JobTables:
             settings = dotted(summary["config"])
             if methods is not None and settings.get("method.name") not in methods:
                 return None
+            check_files(folder, summary.get("files", {}))
             return cls.read(
                 folder,
                 domains=summary["domains"],

@@ -25,7 +25,7 @@ from gr_sweep.metrics import keys, seeds
 from gr_sweep.metrics.compare import Attack, attacks
 from gr_sweep.report.baselines import JobTables, dotted, joined
 from gr_sweep.report.round_files import Round, read_rounds, with_leaf_tax
-from gr_sweep.summary import read_summary
+from gr_sweep.summary import check_files, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,6 +90,8 @@ class Job:
     fingerprints: dict[str, str]
     started: str
     finished: str
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Checksums of its tables, by name."""
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     attacks: dict[str, list[Attack]] = dataclasses.field(default_factory=dict)
     """By part: the relearning attacks on the model that it was removed from."""
@@ -368,10 +370,11 @@ def read_sweep(folder: Path) -> Sweep:
         else:
             jobs.append(dataclasses.replace(job, history=history, rounds=read_rounds(entry)))
             try:
+                check_files(entry, job.files)
                 tables[job.name] = JobTables.read(
                     entry, domains=job.domains, settings=job.settings, fingerprints=job.fingerprints
                 )
-            except DataError as error:
+            except (DataError, SummaryError, OSError) as error:
                 logger.warning("%s: metrics of %s are those of its summary", error, job.name)
     jobs = _with_baselines(jobs, tables)
     varied = _varied(jobs)
@@ -500,6 +503,7 @@ def _read_job(folder: Path) -> Job:
         fingerprints=field("fingerprints", dict),
         started=str(summary.get("started", "")),
         finished=str(summary.get("finished", "")),
+        files=field("files", dict) if "files" in summary else {},
     )
 
 

@@ -23,6 +23,7 @@ from gr_sweep.config import (
     effective,
     to_plain,
 )
+from gr_sweep.files import content_digest
 from gr_sweep.metrics.losses import (
     DocumentLoss,
     RelearnLoss,
@@ -497,6 +498,31 @@ def test_dense_runs_too_far_apart_are_no_curve(tmp_path: Path) -> None:
     write(tmp_path / "far", config_of(), "routed")
     job = named(read_sweep(tmp_path / "far"), "routed")
     assert job.smallest_share is None and "utility/tax/code" in job.metrics
+
+
+def test_digit_of_a_table_that_flipped_costs_its_own_job_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_baselines(tmp_path)
+    write(tmp_path, config_of(), "routed")
+    broken = tmp_path / "filtered biology 0"
+    path = broken / "document_losses.csv"
+    summary = json.loads((broken / "summary.json").read_text())
+    summary["files"] = {path.name: content_digest(path)}
+    (broken / "summary.json").write_text(json.dumps(summary))
+    assert "separability/removal/biology" in named(read_sweep(tmp_path), "routed").metrics
+    assert caplog.text == ""
+
+    lines = path.read_text().splitlines()
+    first, *others = lines[1].split(".")
+    changed = chr(ord(others[0][0]) ^ 1) + others[0][1:]
+    lines[1] = ".".join([first, changed, *others[1:]])
+    path.write_text("\n".join(lines) + "\n")
+    sweep = read_sweep(tmp_path)
+    assert f"{path} is damaged" in caplog.text
+    assert "separability/removal/biology" not in named(sweep, "routed").metrics
+    assert "utility/tax/code" in named(sweep, "routed").metrics
+    assert "loss/full/code" in named(sweep, broken.name).metrics, "as its summary has it"
 
 
 @pytest.mark.parametrize("table", ["document_losses.csv", "relearn.csv"])
