@@ -79,6 +79,9 @@ MAX_JOBS = 100_000
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
+_LARGEST_SIZE = 1 << 31
+"""Of a model's width, layers or heads."""
+
 _MERGING = "Error merging override "
 """How Hydra begins what it says of an override that does not fit."""
 
@@ -545,20 +548,27 @@ def _shape(config: RunConfig) -> ModelShape | None:
         return None
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return Size(
-            content["hidden_size"],
-            content["intermediate_size"],
-            content["num_hidden_layers"],
-            content["num_attention_heads"],
-            content.get("num_key_value_heads") or content["num_attention_heads"],
-        )
     except OSError as error:
         raise ConfigError(
             f"model.path={model.path} is no checkpoint folder: config.json cannot be read "
             f"({error.strerror})"
         ) from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"model.path={model.path}: config.json is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"model.path={model.path}: config.json holds no object")
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    for name in names:
+        value = content.get(name, 1)
+        if type(value) is not int or not 0 < value < _LARGEST_SIZE:
+            raise ConfigError(
+                f"model.path={model.path}: config.json has {name}={value!r}; it is to be a whole "
+                "number above 0"
+            )
+    if any(name not in content for name in names):
         return None  # a family that calls them otherwise; the job says whether it can be routed
+    width, units, layers, heads = (content[name] for name in names)
+    return Size(width, units, layers, heads, content.get("num_key_value_heads") or heads)
 
 
 def _job_name(config: RunConfig, overrides: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,6 +197,7 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
         CheckpointError: a checkpoint that cannot be read, or one of another run.
         ExportError: a config or weights that do not go together.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     from gr_sweep.model.route import route_model
@@ -206,10 +208,19 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
         config = AutoConfig.from_pretrained(
             run.model_folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ExportError(f"{run.model_folder} cannot be read: {reason}") from error
-    model = random_model(config, seed=0).eval()
+        model = random_model(config, seed=0).eval()
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        ZeroDivisionError,
+        RuntimeError,  # torch's, of a size that is none, and Python's, of brackets in brackets
+        StrictDataclassError,
+    ) as error:
+        raise ExportError(
+            f"{run.model_folder} cannot be read: {str(error) or type(error).__name__}"
+        ) from error
     about = read_newest(run.folder / "checkpoints", model)
     # A run that went on with other settings all the same has checkpoints of those it began with.
     prints = None if run.summary.get("changes") else run.summary.get("fingerprints")
@@ -235,4 +246,42 @@ def _summary(folder: Path) -> dict[str, Any]:
         raise ExportError(f"{path} cannot be read: {error}") from error
     if summary.get("format") != 1:
         raise ExportError(f"{path} is none that this version reads")
+    if wrong := next(_wrong_in(summary), None):
+        raise ExportError(f"{path} is not as a job writes it: {wrong}")
     return summary
+
+
+def _wrong_in(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What of a summary an export could not use."""
+    for name in ("fingerprints", "config", "metrics", "intervals"):
+        if not isinstance(summary.get(name, {}), dict):
+            yield f"{name} is no object"
+            return
+    prints = summary.get("fingerprints")
+    if prints and not all(isinstance(prints.get(name), str) for name in ("config", "data")):
+        yield "fingerprints has no text for config and data"
+    domains = summary.get("domains", [])
+    if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
+        yield "domains is no list of names"
+    config = summary.get("config", {})
+    for name in ("train", "method"):
+        if not isinstance(config.get(name, {}), dict):
+            yield f"config.{name} is no object"
+            return
+    length = config.get("train", {}).get("sequence_length")
+    if length is not None and (type(length) is not int or not 0 < length < 1 << 31):
+        yield f"config.train.sequence_length={length!r} is no whole number above 0"
+    if not _is_number(config.get("method", {}).get("recovery", 0.0)):
+        yield "config.method.recovery is no number"
+    for key, value in summary.get("metrics", {}).items():
+        if value is not None and not _is_number(value):
+            yield f"metric {key} is {value!r}, no number"
+    for key, value in summary.get("intervals", {}).items():
+        if value is None:
+            continue
+        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_number, value)):
+            yield f"the interval of {key} is no pair of numbers"
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
