@@ -150,6 +150,17 @@ def standing(folder: Path) -> Standing:
     return Standing(state, record)
 
 
+def announce(folder: Path, title: str) -> None:
+    """Makes the folder, with a record that says that the job waits; what it began with stays in the
+    record, and one that runs or is done is left alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if standing(folder).state in (State.running, State.done):
+        return
+    record = read_record(folder) or Record(State.waiting)
+    record.state, record.title, record.error, record.holder = State.waiting, title, None, None
+    record.write(folder)
+
+
 def note_end(folder: Path, state: State, error: str) -> None:
     """Writes how a job ended that could not say so itself; nothing where it is run again."""
     record = read_record(folder) or Record(state)

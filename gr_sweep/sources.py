@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-_NO_PART_IN_NUMBERS = ("bench", "cli", "launch", "report")
+_NO_PART_IN_NUMBERS = ("bench", "cli", "export", "launch", "report", "tracking")
 """Parts that a job's numbers do not pass through: the config that `cli` makes has a fingerprint of
 its own."""
 

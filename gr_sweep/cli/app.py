@@ -23,7 +23,7 @@ from gr_sweep import __version__
 from gr_sweep.config import Resume, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
 from gr_sweep.files import full_disk, is_full
-from gr_sweep.folder import SUMMARY, State
+from gr_sweep.folder import SUMMARY, State, announce
 from gr_sweep.sources import code_fingerprint
 from gr_sweep.train.distributed import connect, is_main
 from gr_sweep.train.stop import Stopped
@@ -174,7 +174,9 @@ class JobTask:
     sweep: str
     """Name of the sweep's folder."""
     titles: "tuple[tuple[str, str], ...]" = ()
-    """Absolute folder of each job, and the line that announces it."""
+    """Absolute folder of each job, and what people call it."""
+    places: "tuple[tuple[str, str], ...]" = ()
+    """Absolute folder of each job, and its number among all: `[2/3]`."""
     baselines: tuple[str, ...] = ()
     """Absolute folders of the jobs that are there for the metrics of others."""
 
@@ -192,7 +194,7 @@ class JobTask:
             # Other processes run the job whose folder they are told.
             processes.from_main(lambda: str(folder))
             title = dict(self.titles).get(str(folder), folder.name)
-            log.info(title)
+            log.info("%s", " ".join([*dict(self.places).get(str(folder), "").split(), title]))
             from gr_sweep.job import run_job
 
             run_job(
@@ -343,14 +345,14 @@ def _run_sweep(command: "Command", line: str) -> int:
 
     config = command.hydra_config
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    missing, titles = [], []
+    missing, places = [], []
     for number, job in enumerate(command.jobs, start=1):
-        title = f"[{number}/{len(command.jobs)}] {job.title}"
+        place = f"[{number}/{len(command.jobs)}]"
         if job.is_done:
-            print(f"{title}: done already", file=sys.stderr)
+            print(f"{place} {job.title}: done already", file=sys.stderr)
         else:
             missing.append(job)
-            titles.append((os.path.abspath(job.folder), title))
+            places.append((os.path.abspath(job.folder), place))
 
     status = 0
     if missing:
@@ -358,9 +360,12 @@ def _run_sweep(command: "Command", line: str) -> int:
         task = JobTask(
             line,
             command.folder.name,
-            tuple(titles),
+            tuple((os.path.abspath(job.folder), job.title) for job in missing),
+            tuple(places),
             tuple(os.path.abspath(job.folder) for job in missing if job.is_baseline),
         )
+        for job in missing:
+            announce(job.folder, job.title)
         outcomes = launch(command, missing, task)
         status = status_of(outcomes)
         for job, outcome in zip(missing, outcomes, strict=True):

@@ -20,7 +20,7 @@ import cloudpickle
 
 from gr_sweep.config import Device, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError
-from gr_sweep.folder import State, note_end, standing
+from gr_sweep.folder import State, announce, note_end, standing
 from gr_sweep.launch.work import Told, Work
 from gr_sweep.train.stop import Stopped, StopSignals
 
@@ -143,7 +143,7 @@ def run_side_by_side(works: Sequence[Work], config: LocalParallelConfig) -> None
     """
     spots = spots_of(config, [work.config for work in works])
     for work in works:
-        work.announce()
+        announce(work.folder, work.title)
     waiting = list(works)
     running: list[_Running] = []
     told = Told(works)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gr_sweep.errors import ConfigError, JobError
-from gr_sweep.folder import CHECKPOINTS, State, note_end, standing
+from gr_sweep.folder import CHECKPOINTS, State, announce, note_end, standing
 from gr_sweep.launch.resources import Resources
 from gr_sweep.launch.work import Told, Work
 
@@ -42,6 +42,9 @@ _COMMAND_S = 60.0
 
 _ARRAY = 1000
 """Jobs of one array, where SLURM does not say how many it takes: its default is 1001."""
+
+UNKNOWN = "unknown"
+"""State of a job that SLURM has forgotten."""
 
 _BY_HAND = ("CANCELLED",)
 """States of a job that somebody wanted to end."""
@@ -271,13 +274,15 @@ class _Watch:
 
     def _may_go_on(self, work: Work, number: str) -> bool:
         """Whether a job that ended without a word is submitted again; if not, notes why."""
-        folder = work.folder
+        folder, now = work.folder, standing(work.folder)
         state, step = final_state(number), _newest_step(folder)
+        if state == UNKNOWN and now.state is State.waiting:
+            # Of a part of an array that is cancelled before it begins SLURM keeps no trace.
+            state = "CANCELLED"
         if step > self._reached.get(folder, -1):
             self._restarts[folder] = 0
         self._reached[folder] = step
-        record = standing(folder).record
-        said = f" ({record.error})" if record is not None and record.error else ""
+        said = f" ({now.record.error})" if now.record is not None and now.record.error else ""
         if state not in _BY_HAND and self._restarts[folder] < self._config.max_restarts:
             self._restarts[folder] += 1
             self._told.say(work, f"SLURM job {number} ended as {state}{said}; submitted again")
@@ -299,7 +304,7 @@ class _Watch:
         """Those that need the same are one array."""
         alike: dict[Resources, list[Work]] = {}
         for work in works:
-            work.announce()
+            announce(work.folder, work.title)
             alike.setdefault(self._resources[work.folder], []).append(work)
         size = _largest_array() if len(works) > 1 else 1
         for needs, group in alike.items():
@@ -436,7 +441,7 @@ def final_state(number: str) -> str:
     """How SLURM says that a job ended, as far as it still knows: it forgets after minutes."""
     answer = _ask(["scontrol", "show", "job", number])
     found = re.search(r"JobState=(\w+)", answer or "")
-    return found[1] if found else "unknown"
+    return found[1] if found else UNKNOWN
 
 
 def _largest_array() -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gr_sweep.config import RunConfig
-from gr_sweep.folder import Record, Standing, State, read_record, standing
+from gr_sweep.folder import Standing, State, standing
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,6 @@ class Work:
     config: RunConfig
     call: Callable[[], None]
     """Runs it; pickles."""
-
-    def announce(self) -> None:
-        """Makes the folder, with a record that says that the job waits; what an earlier start left
-        in the record stays."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        before = standing(self.folder)
-        if before.state in (State.running, State.done):
-            return
-        record = read_record(self.folder) or Record(State.waiting)
-        record.state, record.title, record.error = State.waiting, self.title, None
-        record.holder = None
-        record.write(self.folder)
 
 
 class Told:

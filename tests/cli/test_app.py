@@ -129,6 +129,15 @@ def test_jobs_that_fail_do_not_stop_the_others(jobs, capsys):
     assert [call["config"].seed for call in jobs.calls] == [7, 1, 8, 7, 2]
 
 
+def test_jobs_whose_turn_has_not_come_are_known(jobs, capsys):
+    assert app.main(["-m", "seed=1,9,2"]) == 130
+    capsys.readouterr()
+    assert app.main(["status", "outputs/seed"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("waiting" in line and "seed=2" in line for line in lines)
+    assert any("done" in line and "seed=1" in line for line in lines)
+
+
 class Model:
     """What a job holds while it runs."""
 

@@ -7,7 +7,7 @@ import pytest
 
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError
-from gr_sweep.folder import SUMMARY, Record, State, held, read_record, standing
+from gr_sweep.folder import SUMMARY, Record, State, announce, held, read_record, standing
 from gr_sweep.launch.work import Told, Work
 
 
@@ -16,7 +16,7 @@ def make_work(folder: Path, title: str = "edges=act") -> Work:
 
 
 def test_an_announced_job_waits(tmp_path):
-    make_work(tmp_path / "a" / "job").announce()
+    announce(tmp_path / "a" / "job", "edges=act")
     now = standing(tmp_path / "a" / "job")
     assert now.state is State.waiting
     assert now.record is not None and now.record.title == "edges=act" and now.record.holder is None
@@ -26,7 +26,7 @@ def test_an_announcement_forgets_how_a_job_ended_and_keeps_what_it_began_with(tm
     with pytest.raises(DataError), held(tmp_path, "old title") as hold:
         hold.begin({"code": "1a"}, {"seed": 1}, 40)
         raise DataError("x.jsonl line 3")
-    make_work(tmp_path).announce()
+    announce(tmp_path, "edges=act")
     record = read_record(tmp_path)
     assert record is not None and record.state is State.waiting and record.error is None
     assert (record.title, record.num_steps) == ("edges=act", 40)
@@ -35,11 +35,11 @@ def test_an_announcement_forgets_how_a_job_ended_and_keeps_what_it_began_with(tm
 
 def test_an_announcement_leaves_jobs_alone_that_run_or_are_done(tmp_path):
     with held(tmp_path / "runs"):
-        make_work(tmp_path / "runs").announce()
+        announce(tmp_path / "runs", "edges=act")
         assert standing(tmp_path / "runs").state is State.running
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / SUMMARY).write_text("{}")
-    make_work(tmp_path / "done").announce()
+    announce(tmp_path / "done", "edges=act")
     assert standing(tmp_path / "done").state is State.done
     assert not (tmp_path / "done" / "job.json").exists()
 
@@ -47,7 +47,7 @@ def test_an_announcement_leaves_jobs_alone_that_run_or_are_done(tmp_path):
 def test_news_is_told_once_and_the_end_with_its_reason(tmp_path, capsys):
     works = [make_work(tmp_path / name, name) for name in ("one", "two")]
     told = Told(works)
-    works[0].announce()
+    announce(works[0].folder, "one")
     told.look(works[0])
     assert capsys.readouterr().err == ""
     with pytest.raises(DataError), held(works[0].folder):
