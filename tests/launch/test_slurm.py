@@ -143,7 +143,7 @@ def test_settings_of_squeue_in_the_environment_hide_no_job(cluster, monkeypatch)
 def test_the_last_state_is_slurms_as_long_as_it_knows(cluster, state):
     cluster.end("7", state)
     assert slurm.final_state("7") == state
-    assert slurm.final_state("8") == "unknown"
+    assert slurm.final_state("8") == slurm.UNKNOWN
 
 
 def test_the_script_is_as_recorded(cluster, sweep, launch):
@@ -332,10 +332,24 @@ def test_a_job_that_lost_a_worker_is_lost_and_not_failed(cluster, sweep, launch,
     assert "11 ended as FAILED (process 0 of 2 lost another one); subm" in capsys.readouterr().err
 
 
-def test_a_job_that_slurm_has_forgotten_is_submitted_again(cluster, sweep, launch):
+def test_a_begun_job_that_slurm_has_forgotten_is_submitted_again(cluster, sweep, launch):
     [work] = works_of(sweep, "a")
-    launch([work], lambda: cluster.end("11"), nothing, lambda: finish(work))
+    stop = LostError("lost")
+    launch(
+        [work],
+        all_of(lambda: fail(work, stop), lambda: cluster.end("11")),
+        nothing,
+        lambda: finish(work),
+    )
     assert len(cluster.scripts) == 2
+
+
+def test_a_job_that_vanishes_before_it_begins_was_cancelled(cluster, sweep, launch):
+    """SLURM keeps nothing of a part of an array that is cancelled while it waits."""
+    works = works_of(sweep, "a", "b")
+    launch(works, lambda: cluster.end("11_1"), nothing, lambda: finish(works[0]))
+    assert [standing(work.folder).state for work in works] == [State.done, State.stopped]
+    assert "SLURM job 11_1 ended as CANCELLED" in error_of(works[1]) and len(cluster.scripts) == 1
 
 
 def test_a_job_that_somebody_cancels_is_stopped_and_the_others_go_on(cluster, sweep, launch):

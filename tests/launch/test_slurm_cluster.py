@@ -1,0 +1,310 @@
+"""Jobs on a real SLURM, disturbed in every way; in the end they are what an undisturbed one is."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gr_sweep.folder import State, standing
+from gr_sweep.launch.slurm import Submitted
+from tests.train.saved import saved_tensors
+
+
+def _has_slurm() -> bool:
+    if shutil.which("sinfo") is None:
+        return False
+    return subprocess.run(["sinfo"], capture_output=True, check=False).returncode == 0
+
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(not _has_slurm(), reason="there is no SLURM cluster"),
+]
+
+QUICK = ["debug=default", "data.documents=60", "data.vocab_size=300", "tracking=off"]
+STEPS = 200
+LONG = [*QUICK, "edges=both", f"train.steps={STEPS}", "train.checkpoint_every=10"]
+LAUNCHER = [
+    "hydra/launcher=slurm",
+    "hydra.launcher.gpu=null",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.mem_gb=1",
+]
+
+COMMAND = """
+import sys
+import gr_sweep.launch.slurm as slurm
+slurm.POLL_S, slurm.FILES_S = 0.2, 1.0
+from gr_sweep.cli.app import main
+sys.exit(main())
+"""
+"""The command, with less patience."""
+
+
+@dataclasses.dataclass
+class Launcher:
+    """A command that runs in the background."""
+
+    process: "subprocess.Popen[str]"
+
+    def end(self, timeout: float = 240) -> tuple[int, str]:
+        """Its exit status, and what it said on stderr."""
+        _, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, err
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a blank in its name."""
+    folder = tmp_path_factory.mktemp("slurm") / "a folder"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(place) -> Iterator[Callable[..., Launcher]]:
+    """Starts a command there; in the end no job of its own is left in the queue."""
+    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name} | {
+        "HOME": str(place),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "GR_SWEEP_CACHE": str(place / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    started: list[Launcher] = []
+
+    def start(*argv: str) -> Launcher:
+        launcher = Launcher(
+            subprocess.Popen(
+                [sys.executable, "-c", COMMAND, *argv],
+                cwd=place,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        started.append(launcher)
+        return launcher
+
+    yield start
+    for launcher in started:
+        launcher.process.kill()
+        launcher.process.communicate()
+    mine = [number for sweep in place.iterdir() for number in Submitted(sweep).read().values()]
+    subprocess.run(["scancel", *{number.split("_")[0] for number in mine}], check=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, place):
+    """Weights and rows of the long job, run here."""
+    status, err = start(*LONG, "hydra.run.dir=undisturbed").end()
+    assert status == 0, err
+    return weights(place / "undisturbed"), rows(place / "undisturbed")
+
+
+def weights(job: Path) -> dict[str, torch.Tensor]:
+    return saved_tensors(job / "checkpoints" / f"step_{STEPS:08d}")
+
+
+def rows(job: Path) -> list[tuple[int, float]]:
+    """Step and loss of each row of training."""
+    found = map(json.loads, (job / "metrics.jsonl").open())
+    return [(row["step"], row["train/loss"]) for row in found if "train/loss" in row]
+
+
+def assert_same(job: Path, undisturbed: tuple[Any, Any]) -> None:
+    """The job ended as one that nobody disturbed, bit for bit and row by row."""
+    expected, expected_rows = undisturbed
+    found = weights(job)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert rows(job) == expected_rows
+
+
+def await_(what: Callable[[], Any], launcher: Launcher | None = None, timeout: float = 120) -> Any:
+    """What it returns, once that is something."""
+    give_up = time.monotonic() + timeout
+    while not (found := what()):
+        if launcher is not None and launcher.process.poll() is not None:
+            raise AssertionError(launcher.process.communicate()[1])
+        assert time.monotonic() < give_up, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def job_of(sweep: Path, name: str) -> Path | None:
+    return next(sweep.glob(f"*{name}*"), None)
+
+
+def number_of(job: Path) -> str:
+    return Submitted(job.parent).read()[job.name]
+
+
+def training(sweep: Path, name: str) -> Path | None:
+    """The job's folder, once it runs and has a checkpoint."""
+    job = job_of(sweep, name)
+    if job is None or not list(job.glob("checkpoints/step_*")):
+        return None
+    return job if standing(job).state is State.running else None
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def send(job: Path, number: signal.Signals) -> None:
+    """To the process that runs the job."""
+    record = standing(job).record
+    assert record is not None and record.holder is not None
+    os.kill(record.holder.pid, number)
+
+
+def step_of(job: Path) -> int:
+    """Of its newest checkpoint; 0 before the first."""
+    steps = (int(path.name.removeprefix("step_")) for path in job.glob("checkpoints/step_*"))
+    return max(steps, default=0)
+
+
+def test_disturbed_jobs_end_as_an_undisturbed_one(start, place, undisturbed):
+    """Requeued, told to save, killed, cancelled; and so is the command, which goes on each time."""
+    sweep = place / "disturbed"
+    names = ["101", "102", "103", "104"]  # a setting that changes none of the numbers compared
+    command = ["-m", *LONG, *LAUNCHER, f"hydra.sweep.dir={sweep}", "hydra.launcher.max_restarts=9"]
+    command += [f"eval.bootstrap={','.join(names)}", "hydra.launcher.array_parallelism=2"]
+
+    first = start(*command)
+    await_(lambda: training(sweep, names[0]) and training(sweep, names[1]), first)
+    jobs = [job for name in names if (job := job_of(sweep, name)) is not None]
+    requeued, told, killed, cancelled = jobs
+    slurm("scancel", number_of(cancelled))
+    slurm("scontrol", "requeue", number_of(requeued))
+    # As SLURM does; scancel would try again for long if the controller is busy.
+    send(told, signal.SIGUSR2)
+    await_(lambda: standing(cancelled).state is State.stopped, first)
+    assert "ended as CANCELLED" in standing(cancelled).record.error
+    first.process.send_signal(signal.SIGINT)
+    status, err = first.end()
+    assert status == 130 and "the jobs stay in the queue; to end them: scancel " in err, err
+
+    await_(lambda: training(sweep, names[2]))
+    send(killed, signal.SIGKILL)
+    number = number_of(killed)
+    second = start(*command)
+    await_(lambda: number_of(killed) != number, second)
+    second.process.kill()
+    second.end()
+
+    status, err = start(*command).end()
+    assert status == 0, err
+    for job in jobs:
+        assert_same(job, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_preempted_job_goes_on_where_it_was(start, place, undisturbed):
+    launcher = start("-m", *LONG, *LAUNCHER, f"hydra.sweep.dir={place / 'preempted'}")
+    job = await_(lambda: training(place / "preempted", "edges=both"), launcher)
+    wait = "--wrap=sleep 1"
+    slurm("sbatch", "--partition=high", "--exclusive", "--mem=0", "--output=/dev/null", wait)
+    await_(lambda: standing(job).state is State.stopped, launcher)
+    step = step_of(job)
+    status, err = launcher.end()
+    assert status == 0 and "submitted again" not in err and 0 < step < STEPS, err
+    assert_same(job, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_after_its_time_limit(start, place):
+    """SLURM's limits are minutes, and its signal may come most of one early."""
+    steps = ["train.steps=100000", "train.checkpoint_every=1000", "train.log_every=100"]
+    command = ["-m", *QUICK, *LAUNCHER, "edges=both", *steps]
+    command += ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20"]
+    sweep = place / "limited"
+    launcher = start(*command, f"hydra.sweep.dir={sweep}")
+    job = await_(lambda: training(sweep, "edges=both"), launcher)
+    number = number_of(job)
+    await_(lambda: standing(job).state is State.stopped, launcher)
+    step = step_of(job)
+    assert "SIGUSR2" in standing(job).record.error
+    await_(lambda: standing(job).state is State.running, launcher)
+    await_(lambda: step_of(job) > step, launcher)
+    assert number_of(job) == number
+    slurm("scancel", number)
+    status, err = launcher.end()
+    assert status == 2 and "ended as CANCELLED" in err, err
+    found = [step for step, _ in rows(job)]
+    assert found == sorted(set(found))
+
+
+def test_one_failed_job_of_three_is_told_and_the_others_are_as_without_slurm(
+    start, place, undisturbed
+):
+    """Typed again, only what failed is tried again."""
+    sweep = place / "three"
+    command = ["-m", *LONG, *LAUNCHER, f"hydra.sweep.dir={sweep}"]
+    command += ["train.lr=0.003,0.001,1e30", "hydra.sweep.subdir=${train.lr}"]
+    status, err = start(*command).end()
+    assert status == 2 and "train.lr=1e+30 failed: " in err and "not finite in step " in err, err
+    assert_same(sweep / "0.003", undisturbed)
+    done = [(sweep / name / "summary.json").stat().st_mtime_ns for name in ("0.003", "0.001")]
+    assert not (sweep / "1e+30" / "summary.json").exists()
+    assert (sweep / "report" / "index.html").exists()
+
+    numbers = Submitted(sweep).read()
+    status, err = start(*command).end()
+    assert status == 2 and err.count("done already") == 2, err
+    again = Submitted(sweep).read()
+    assert {name for name in numbers if numbers[name] != again[name]} == {"1e+30"}
+    assert done == [
+        (sweep / name / "summary.json").stat().st_mtime_ns for name in ("0.003", "0.001")
+    ]
+
+
+def test_two_tasks_of_a_job_go_on_when_one_of_them_is_killed(start, place):
+    command = ["-m", *LONG, *LAUNCHER, "hydra.launcher.tasks_per_node=2"]
+    launcher = start(*command, f"hydra.sweep.dir={place / 'tasks'}")
+    job = await_(lambda: training(place / "tasks", "edges=both"), launcher)
+    number = number_of(job)
+    kill_task(number, 1)
+    await_(lambda: number_of(job) != number, launcher, timeout=60)
+    status, err = launcher.end()
+    assert status == 0 and f"SLURM job {number} ended as FAILED" in err, err
+    assert [step for step, _ in rows(job)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_a_job_that_may_not_go_on_fails_within_a_minute_when_a_task_is_killed(start, place):
+    command = ["-m", *LONG, *LAUNCHER, "hydra.launcher.tasks_per_node=2"]
+    command += ["hydra.launcher.max_restarts=0", f"hydra.sweep.dir={place / 'task'}"]
+    launcher = start(*command)
+    job = await_(lambda: training(place / "task", "edges=both"), launcher)
+    kill_task(number_of(job), 1)
+    status, err = launcher.end(timeout=60)
+    assert status == 2 and "failed: SLURM job " in err and "ended as FAILED" in err, err
+
+
+def kill_task(number: str, rank: int) -> None:
+    """Kills the process of a job's task."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            env = (folder / "environ").read_bytes().split(b"\0")
+            if b"submitit.core._submit" in words and words[0].endswith(b"python") and {
+                f"SLURM_JOB_ID={number}".encode(), f"SLURM_PROCID={rank}".encode()
+            } <= set(env):  # fmt: skip
+                os.kill(int(folder.name), signal.SIGKILL)
+                return
+    raise AssertionError(f"no task {rank} of job {number}")
