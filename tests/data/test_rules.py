@@ -56,7 +56,7 @@ def test_field_and_pattern_must_both_fit():
 
 
 def test_a_broken_rule_is_named():
-    with pytest.raises(ConfigError, match=r"partition\.domains\.a\.pattern is no regular expression"):
+    with pytest.raises(ConfigError, match=r"partition\.domains\.a\.pattern is no regular"):
         rules(a=DomainConfig(pattern="("))
     with pytest.raises(ConfigError, match=r"partition\.domains\.a: give field and values"):
         rules(a=DomainConfig(field="x"))
