@@ -768,7 +768,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         missing = error.missing_cfg_file or ""
         if error.options:
             group, _, choice = missing.rpartition("/")
-            return f"{group}={choice} is no choice; {_allowed(choice, error.options)}"
+            options = [option for option in error.options if not option.startswith("base_")]
+            return f"{group}={choice} is no choice; {_allowed(choice, options)}"
         return first_line
     if "is not a subclass of" in first_line and str(error).startswith(_MERGING):
         return _explain_group(str(error).removeprefix(_MERGING).lstrip("+"))
