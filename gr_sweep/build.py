@@ -4,6 +4,7 @@ Nothing here trains, evaluates or writes.
 """
 
 import dataclasses
+import pickle
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,7 @@ def route_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -150,7 +152,10 @@ def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path, gguf_file=gguf_file, dtype=torch.float32, trust_remote_code=False
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError),
+        *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
+    ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"model.path={path} cannot be loaded: {reason}") from error
     if gguf_file is not None:

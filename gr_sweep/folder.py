@@ -119,7 +119,7 @@ def read_record(folder: Path) -> Record | None:
         record = Record(**{key: value for key, value in content.items() if key in known})
         record.state = State(content["state"])
         record.holder = None if holder is None else Holder(**holder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record
 

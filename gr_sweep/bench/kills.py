@@ -6,7 +6,6 @@ leave is then compared: metrics, rows of metrics.jsonl, losses of documents and 
 to the bit.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 
+from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import record
 from gr_sweep.errors import JobError
 from gr_sweep.folder import CHECKPOINTS, SUMMARY, State, standing
@@ -261,9 +261,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         JobError: a command failed though nothing was done to it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="gr-sweep bench kills", description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="in all (default: 20)")
-    parser.add_argument("--jobs", type=int, default=4, help="seeds of each sweep (default: 4)")
+    parser = Parser(prog="gr-sweep bench kills", description=__doc__)
+    parser.add_argument("--kills", type=count, default=20, help="in all (default: 20)")
+    parser.add_argument("--jobs", type=count, default=4, help="seeds of each sweep (default: 4)")
     parser.add_argument(
         "--launcher",
         choices=("basic", "local_parallel", "slurm"),
@@ -274,9 +274,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of every job")
     options = parser.parse_intermixed_args(argv)
-    for name in ("kills", "jobs"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} {getattr(options, name)} is too few; give 1 or more")
     start = time.monotonic()
     toll = bench_kills(
         options.kills, options.jobs, options.launcher, options.seed, options.overrides

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gr_sweep import __version__
+from gr_sweep.arguments import Parser
 from gr_sweep.config import Resume, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
 from gr_sweep.files import full_disk, is_full
@@ -62,11 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"gr-sweep: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        # Where no part of a job could say it: Hydra writes files too.
-        if not is_full(error) or _wants_tracebacks():
+        # Where no part of a job could say it: Hydra makes folders and files too.
+        if error.filename is None or _wants_tracebacks():
             raise
+        said: object = f"{error.filename}: {error.strerror}; use another folder, or mend that"
+        if is_full(error):
+            said = full_disk(Path(error.filename), error)
         if is_main():
-            print(f"gr-sweep: {full_disk(Path(error.filename or '.'), error)}", file=sys.stderr)
+            print(f"gr-sweep: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if is_main():
@@ -91,6 +95,10 @@ def _dispatch(argv: list[str]) -> int:
         print(help_text(conf_dir()))
         return 0
     flags = parse_flags(argv)
+    if flags.shell_completion and len(flags.overrides) != 1:
+        raise ConfigError(
+            "--shell-completion wants one of install=SHELL, uninstall=SHELL and query=SHELL"
+        )
     if flags.info or flags.hydra_help or flags.shell_completion:
         return _show(argv)
 
@@ -139,6 +147,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
 
     parser = get_args_parser()
     parser.prog = "gr-sweep"
+    parser.__class__ = Parser  # complains in one line
     flags, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise ConfigError(f"unknown flag {unknown[0]}; gr-sweep --help lists what there is")
@@ -161,7 +170,10 @@ def _show(argv: list[str]) -> int:
 
     sys.argv = ["gr-sweep", *argv]
     decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    decorate(JobTask("", ""))()
+    try:
+        decorate(JobTask("", ""))()
+    except SystemExit as end:
+        return 2 if end.code else 0  # Hydra has said why
     return 0
 
 
@@ -314,7 +326,7 @@ def _run_alone(command: "Command", line: str) -> int:
     from hydra.core.utils import run_job
     from hydra.types import HydraContext
 
-    from gr_sweep.cli.launchers import error_of
+    from gr_sweep.cli.launchers import error_of, logging_errors
 
     [job] = command.jobs
     status = 0
@@ -322,13 +334,14 @@ def _run_alone(command: "Command", line: str) -> int:
         print(f"{job.title}: done already", file=sys.stderr)
     else:
         title = ((os.path.abspath(job.folder), job.title),)
-        done = run_job(
-            task_function=JobTask(line, command.folder.name, title),
-            config=command.hydra_config,
-            job_dir_key="hydra.run.dir",
-            job_subdir_key=None,
-            hydra_context=HydraContext(command.loader, Callbacks(command.hydra_config)),
-        )
+        with logging_errors():
+            done = run_job(
+                task_function=JobTask(line, command.folder.name, title),
+                config=command.hydra_config,
+                job_dir_key="hydra.run.dir",
+                job_subdir_key=None,
+                hydra_context=HydraContext(command.loader, Callbacks(command.hydra_config)),
+            )
         error = error_of(done)
         if error is not None:
             status = 2 if isinstance(error, GrSweepError) else 1

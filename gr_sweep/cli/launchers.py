@@ -7,7 +7,7 @@ processes are judged by what they leave in their folders.
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,8 +225,22 @@ def _launch_by_hydra(command: "Command", jobs: "Sequence[Job]", task: "JobTask")
     for start in range(0, len(jobs), size):
         batch = jobs[start : start + size]
         launched = [[*job.overrides, job.folder_override(command.folder)] for job in batch]
-        outcomes.extend(launcher.launch(launched, initial_job_idx=start))
+        with logging_errors():
+            outcomes.extend(launcher.launch(launched, initial_job_idx=start))
     return [_outcome(error_of(done)) for done in outcomes]
+
+
+@contextlib.contextmanager
+def logging_errors() -> Iterator[None]:
+    """Python's complaint about hydra.job_logging, which Hydra sets up before a job, as one line."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Unable to configure"):
+            raise
+        raise ConfigError(
+            f"hydra.job_logging: {str(error)[0].lower()}{str(error)[1:]} ({error.__cause__})"
+        ) from error
 
 
 def _outcome(error: Exception | None) -> Outcome:

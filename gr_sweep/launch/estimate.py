@@ -218,6 +218,7 @@ def _model_config(config: RunConfig, vocab_size: int | None) -> Any:
     """The Hugging Face config of the job's model, from this machine alone."""
     if config.model.path is None:
         return named_config(config, vocab_size=vocab_size or _vocabulary(config), eot_id=0)
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     path, gguf_file = config.model.path, config.model.gguf_file
@@ -226,7 +227,10 @@ def _model_config(config: RunConfig, vocab_size: int | None) -> Any:
         return AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **options
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (
+        *(OSError, ValueError, ImportError, KeyError, TypeError),
+        *(RecursionError, StrictDataclassError),
+    ) as error:
         raise ModelError(
             f"model.path={path}: its config.json is not on this machine or cannot be read, and an "
             f"estimate downloads nothing; fetch it first (hf download {path} config.json)"

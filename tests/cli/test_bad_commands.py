@@ -290,6 +290,14 @@ SWEEPS = """
 """
 
 VERBS = """
+--cfg                                   | expected one argument
+--cfg nope                              | invalid choice: 'nope'
+--config-dir                            | expected one argument
+--info nope                             | invalid choice: 'nope'
+--shell-completion                      | wants one of install=SHELL
+bench kills --kills 0                   | '0' is no whole number of 1 or more
+status                                  | the following arguments are required: DIR
+status nowhere                          | nowhere
 reports                                 | unknown verb 'reports'
 report                                  | the following arguments are required: DIR
 report a b                              | unrecognized arguments: b
