@@ -17,7 +17,7 @@ from gr_sweep.errors import ConfigError, GrSweepError, HeldError
 from gr_sweep.folder import State, note_end, standing
 from gr_sweep.launch.local import LocalParallelConfig, check_local, run_side_by_side
 from gr_sweep.launch.resources import Resources, check_given, resources_of
-from gr_sweep.launch.slurm import SlurmConfig, await_kill, check_slurm, run_on_slurm
+from gr_sweep.launch.slurm import SlurmConfig, await_kill, check_slurm, has_ended, run_on_slurm
 from gr_sweep.launch.work import Work
 from gr_sweep.train.distributed import connect
 from gr_sweep.train.stop import Stopped
@@ -94,6 +94,8 @@ class SweepJob:
 
     def _hand_on(self, stopped: Stopped) -> None:
         """Lets whoever started this process start it again, where there is a way."""
+        if stopped.signum == signal.SIGUSR2 and has_ended():
+            return
         try:
             stopped.hand_on()
         except RuntimeError as error:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gr_sweep.errors import ConfigError, JobError
-from gr_sweep.folder import CHECKPOINTS, State, announce, note_end, standing
+from gr_sweep.folder import CHECKPOINTS, Holder, State, announce, note_end, standing
 from gr_sweep.launch.resources import Resources
 from gr_sweep.launch.work import Told, Work
 
@@ -461,6 +461,13 @@ def _ask(command: list[str]) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout if answer.returncode == 0 else None
+
+
+def has_ended() -> bool:
+    """In a job that SLURM told to end: whether SLURM has ended it already. It would undo a scancel
+    to put such a job back into the queue."""
+    number = Holder.here().slurm_job
+    return number is not None and final_state(number) in ("COMPLETING", *_BY_HAND)
 
 
 def await_kill() -> None:

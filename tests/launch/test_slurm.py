@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -544,12 +545,24 @@ def test_a_job_that_may_not_go_on_after_its_time_limit_has_failed(tmp_path):
         raise UncompletedJobError("Job not requeued because: timed-out too many times.")
 
     with pytest.raises(UncompletedJobError):
-        job._hand_on(Stopped(12, give_up))
+        job._hand_on(Stopped(signal.SIGUSR2, give_up))
     assert standing(tmp_path).state is State.failed
     assert (
         "time limit was reached more than hydra.launcher.max_num_timeout"
         in outcome_of(tmp_path).error
     )  # type: ignore[operator]
+
+
+def test_a_job_that_was_cancelled_is_not_put_back_into_the_queue(tmp_path, cluster, monkeypatch):
+    """Though it was told to save and go on a moment before."""
+    job = SweepJob(None, None, None, [], 0, {}, tmp_path, str(tmp_path))  # type: ignore[arg-type]
+    handed_on: list[int] = []
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    for number, state in enumerate(["COMPLETING", "CANCELLED", "RUNNING"]):
+        cluster.end("7_1", state)
+        job._hand_on(Stopped(signal.SIGUSR2, partial(handed_on.append, number)))
+    assert handed_on == [2]
 
 
 def test_who_is_told_to_end_waits_for_the_end_in_a_slurm_job_alone(monkeypatch):
