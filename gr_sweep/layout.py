@@ -32,7 +32,7 @@ def named_shape(config: RunConfig) -> Size:
         PlanError: a plan that cannot be.
     """
     model, plan = config.model, config.plan
-    assert model.size is not None  # config.validate
+    assert model.size is not None  # checks.validate
     shape = shape_of(model.size, model.intermediate_size)
     if not plan.full_width or plan.kind is PlanKind.none:
         return shape

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gr_sweep import alternate, job
+from gr_sweep.checks import validate
 from gr_sweep.cli.app import main
 from gr_sweep.config import (
     Attribution,
@@ -32,7 +33,6 @@ from gr_sweep.config import (
     TrackingMode,
     TrainConfig,
     effective,
-    validate,
 )
 from gr_sweep.errors import ConfigError, PlanError
 from gr_sweep.export.run import load_routed, open_run

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gr_sweep.checks import validate
 from gr_sweep.config import (
     DataKind,
     DomainConfig,
@@ -21,7 +22,6 @@ from gr_sweep.config import (
     effective,
     fingerprint,
     to_plain,
-    validate,
 )
 from gr_sweep.errors import ConfigError
 

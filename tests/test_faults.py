@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from gr_sweep import job
+from gr_sweep.checks import validate
 from gr_sweep.config import (
     DataConfig,
     DataKind,
@@ -34,7 +35,6 @@ from gr_sweep.config import (
     TrackingMode,
     TrainConfig,
     effective,
-    validate,
 )
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import FullDiskError, TrainError

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 
 from gr_sweep import sources
+from gr_sweep.checks import validate
 from gr_sweep.config import (
     DataConfig,
     DataKind,
@@ -35,7 +36,6 @@ from gr_sweep.config import (
     TrainConfig,
     effective,
     fingerprint,
-    validate,
 )
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import JobError, ModelError, PlanError

@@ -18,6 +18,7 @@ import torch
 from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import device_name, record
 from gr_sweep.build import lay_plan, named_config
+from gr_sweep.checks import validate
 from gr_sweep.config import (
     DataConfig,
     DomainConfig,
@@ -30,7 +31,6 @@ from gr_sweep.config import (
     RunConfig,
     TrainConfig,
     effective,
-    validate,
 )
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.launch.estimate import GIB, JobStep, make_step

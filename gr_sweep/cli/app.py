@@ -117,7 +117,7 @@ def _dispatch(argv: list[str]) -> int:
         )
     )
     if flags.cfg:
-        from gr_sweep.cli.compose import completed
+        from gr_sweep.cli.overrides import completed
 
         words = [completed(word) if word in flags.overrides else word for word in argv]
         return _show(words) if processes.is_main else 0

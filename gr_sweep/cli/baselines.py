@@ -94,7 +94,7 @@ def _length(config: RunConfig) -> tuple[str, int]:
     """The setting that says how long the job trains, and its value."""
     if config.train.steps is not None:
         return "train.steps", config.train.steps
-    assert config.train.tokens is not None  # config.validate: one of the two is given
+    assert config.train.tokens is not None  # checks.validate: one of the two is given
     return "train.tokens", config.train.tokens
 
 

@@ -5,16 +5,11 @@ line. Nothing here runs a job or knows what one does.
 """
 
 import dataclasses
-import difflib
-import enum
 import hashlib
 import json
-import math
 import os
 import re
 import stat
-import types
-import typing
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,21 +23,26 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import (
-    InterpolationResolutionError,
-    MissingMandatoryValue,
     OmegaConfBaseException,
 )
 
+from gr_sweep.checks import validate
 from gr_sweep.cli.baselines import baselines_of
-from gr_sweep.cli.schema import DEFAULT_GROUPS, OPTIONAL_GROUPS, conf_dir
+from gr_sweep.cli.overrides import (
+    check_is_single,
+    check_number,
+    check_override,
+    complete,
+    explain,
+    parse,
+    quoted,
+)
+from gr_sweep.cli.schema import conf_dir
 from gr_sweep.config import (
     NO_EFFECT_ON_RESULT,
     UNROUTED,
@@ -52,7 +52,6 @@ from gr_sweep.config import (
     RunConfig,
     effective,
     fingerprint,
-    validate,
 )
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError
@@ -65,25 +64,16 @@ from gr_sweep.train.distributed import place, rows_of
 
 _FILTERED = {Baseline.filtered, Baseline.filtered_observed}
 
-_HYDRAS_OWN = ("hydra.overrides", "hydra.runtime", "hydra.job.num", "hydra.job.id")
-"""Where Hydra writes down what it was told."""
-
 _LAUNCHERS = ("hydra.", "hydra_plugins.", "gr_sweep.")
 """Where launchers are: Hydra refuses others, but not before a folder is made."""
 
 _LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET", "FATAL", "WARN")
 """Of `logging`."""
 
-MAX_JOBS = 100_000
-"""Of a sweep: more are a slip, and would be composed for hours."""
-
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 _LARGEST_SIZE = 1 << 31
 """Of a model's width, layers or heads."""
-
-_MERGING = "Error merging override "
-"""How Hydra begins what it says of an override that does not fit."""
 
 MAX_SLUG = 100
 """Characters of a slug: file systems allow 255 bytes, and hash and W&B's own names come on top."""
@@ -105,7 +95,7 @@ class Job:
 
     def folder_override(self, sweep: Path) -> str:
         """What tells Hydra to use the job's folder within that of the sweep."""
-        return f"hydra.sweep.subdir={_quoted(str(self.folder.relative_to(sweep)))}"
+        return f"hydra.sweep.subdir={quoted(str(self.folder.relative_to(sweep)))}"
 
     @property
     def is_done(self) -> bool:
@@ -148,9 +138,9 @@ def compose(
     """
     try:
         loader = _loader(config_path, config_dir)
-        typed = [_completed(override, loader) for override in _parse(overrides, loader)]
+        typed = [complete(override, loader) for override in parse(overrides, loader)]
         for override in typed:
-            _check_override(override, loader)
+            check_override(override, loader)
         lines = [str(override.input_line) for override in typed]
         # A config can ask for a multirun itself, which is known when it is composed.
         has_sweep = multirun or any(override.is_sweep_override() for override in typed)
@@ -159,21 +149,12 @@ def compose(
         if multirun or cfg.hydra.mode == RunMode.MULTIRUN:
             return _compose_sweep(loader, cfg)
         for override in typed:
-            _check_is_single(override)
+            check_is_single(override)
         return _compose_single(loader, cfg)
     except RecursionError as error:
         raise ConfigError("brackets within brackets, too many of them") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, overrides)) from error
-
-
-def completed(override: str) -> str:
-    """The override as Hydra wants it typed.
-
-    Raises:
-        HydraException: it cannot be read.
-    """
-    return str(_completed(_parse([override])[0]).input_line)
+        raise ConfigError(explain(error, overrides)) from error
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
@@ -276,14 +257,14 @@ def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
     # As Hydra has it: what is typed stands after, and so before, what the config sweeps.
     by_key = {
         override.get_key_element(): override
-        for given in _parse([*params, *master.hydra.overrides.task], loader)
-        for override in [_completed(given, loader)]
+        for given in parse([*params, *master.hydra.overrides.task], loader)
+        for override in [complete(given, loader)]
     }
     for override in by_key.values():
-        _check_override(override, loader)
+        check_override(override, loader)
     swept = {key for key, override in by_key.items() if override.is_sweep_override()}
     fixed = [line for line in by_key if line not in swept]
-    _check_number(list(by_key.values()))
+    check_number(list(by_key.values()))
     [combinations] = BasicSweeper.split_arguments(list(by_key.values()), None)
 
     has_sweep_name = "{sweep}" in master.hydra.sweep.dir
@@ -293,7 +274,7 @@ def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
     master.hydra.sweep.dir = master.hydra.sweep.dir.replace("{sweep}", name)
     folder = _folder("hydra.sweep.dir", master.hydra.sweep.dir)
     # Jobs are composed anew from this list.
-    master.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(str(folder))}")
+    master.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(folder))}")
 
     def job_of(combination: list[str], differing: list[str], is_baseline: bool) -> Job:
         cfg = loader.load_sweep_config(master, combination)
@@ -350,32 +331,6 @@ def _folder(name: str, given: str) -> Path:
             raise ConfigError(f"{name}={given} cannot be a folder: {above} is none")
         break
     return path
-
-
-def _check_number(overrides: Sequence[Override]) -> None:
-    """Raises ConfigError where values are none, without end, or more jobs than anybody runs."""
-    number = 1
-    for override in overrides:
-        if not override.is_sweep_override() or not override.is_discrete_sweep():
-            continue
-        line, values = override.input_line, override.value()
-        if isinstance(values, RangeSweep):
-            start, stop, step = values.start, values.stop, values.step
-            assert start is not None and stop is not None
-            if step == 0 or not all(map(math.isfinite, (start, stop, step))):
-                raise ConfigError(
-                    f"{line} has no end; give finite numbers and a step that is not 0"
-                )
-            found = max(0, math.ceil((stop - start) / step))
-        else:
-            found = sum(1 for _ in override.sweep_iterator())
-        if not found:
-            raise ConfigError(f"{line} gives no value, and so no job; range(0,3) gives 0, 1 and 2")
-        number *= found
-    if number > MAX_JOBS:
-        raise ConfigError(
-            f"{number} jobs are more than the {MAX_JOBS} that a sweep may have; give fewer values"
-        )
 
 
 def _check_hydra(hydra: DictConfig) -> None:
@@ -591,198 +546,3 @@ def _that_count(overrides: Sequence[str]) -> list[str]:
 
 def _title(overrides: Sequence[str]) -> str:
     return " ".join(override.lstrip("+") for override in overrides) or "default"
-
-
-def _quoted(value: str) -> str:
-    """The value as Hydra's grammar reads it back: quoted, quotes and what escapes them escaped."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
-
-
-def _parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
-    """The loader knows the choices that `glob` stands for."""
-    return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-
-
-def _completed(override: Override, loader: ConfigLoader | None = None) -> Override:
-    """The override with the + signs that Hydra wants, so that nobody has to know them.
-
-    Hydra closes dictionaries that a dataclass leaves open: `data.weights.code=2` needs `++`. Groups
-    that the primary config names take none: `+experiment=edges`, known from elsewhere, is the same
-    as without.
-    """
-    line = str(override.input_line)
-    key = override.key_or_group
-    if key in DEFAULT_GROUPS:
-        return _parse([line.lstrip("+")], loader)[0]
-    if line[0] in "+~" or key.split(".")[0] not in typing.get_type_hints(RunConfig):
-        return override
-    if any(typing.get_origin(kind) is dict for kind in _types_along(key)):
-        return _parse(["++" + line], loader)[0]
-    return override
-
-
-def _check_override(override: Override, loader: ConfigLoader) -> None:
-    """Raises ConfigError for a setting or a choice of a group that does not exist."""
-    key = override.key_or_group
-    if key.split(".")[0].split("/")[0] == "hydra":
-        if key.startswith(_HYDRAS_OWN):
-            raise ConfigError(f"{key} is for Hydra to write; leave it out")
-        return
-    if not key:
-        raise ConfigError(f"cannot read {override.input_line!r}; settings are key=value")
-    try:
-        options = loader.get_group_options(key, ObjectType.CONFIG)
-    except OSError:  # a name that is too long for a file
-        options = []
-    if not options:
-        # The walk itself complains about a name that does not exist.
-        kinds = [RunConfig, *_types_along(key)]
-        if override.is_delete() and typing.get_origin(_without_none(kinds[-2])) is not dict:
-            raise ConfigError(f"{override.input_line}: a setting has a value always; give another")
-        return
-    if override.is_delete():
-        if key not in OPTIONAL_GROUPS:
-            raise ConfigError(f"{override.input_line}: every job needs a choice of {key}; give one")
-        return
-    choices = [choice for choice in options if not choice.startswith("base_")]
-    values = (
-        list(override.sweep_string_iterator())
-        if override.is_discrete_sweep()
-        else [override.get_value_element_as_str()]
-    )
-    for value in values:
-        if value not in choices:
-            raise ConfigError(f"{key}={value} is no choice; {_allowed(value, choices)}")
-
-
-def _check_is_single(override: Override) -> None:
-    if override.is_sweep_override():
-        key = override.get_key_element()
-        raise ConfigError(
-            f"{override.input_line} gives several values: add -m to run a job for each, "
-            f"or write a list as {key.lstrip('+')}=[...]"
-        )
-
-
-def _types_along(key: str) -> Iterator[Any]:
-    """The types of the settings on the way down to `key`, `a.b.c`, its own type last.
-
-    Raises:
-        ConfigError: there is no such setting. Names the allowed ones.
-    """
-    kind: Any = RunConfig
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        path = ".".join(parts[:depth])
-        if dataclasses.is_dataclass(kind):
-            hints = typing.get_type_hints(kind)
-            if part not in hints:
-                names = [*hints] if path else [*hints, *OPTIONAL_GROUPS]
-                raise ConfigError(
-                    f"{f'{path} has no setting {part!r}' if path else f'no setting {part!r}'}; "
-                    f"{_allowed(part, names)}"
-                )
-            kind = hints[part]
-        elif typing.get_origin(kind) is dict:
-            kind = typing.get_args(kind)[1]
-        else:
-            raise ConfigError(f"{path} is {_describe(kind)} and has no setting {part!r}")
-        yield kind
-        kind = _without_none(kind)
-
-
-def _without_none(kind: Any) -> Any:
-    if isinstance(kind, types.UnionType):
-        [kind] = [option for option in typing.get_args(kind) if option is not types.NoneType]
-    return kind
-
-
-def _describe(kind: Any) -> str:
-    """A type in the words of somebody who types a value."""
-    if isinstance(kind, types.UnionType):
-        return f"{_describe(_without_none(kind))} or null"
-    if isinstance(kind, enum.EnumMeta):
-        members: list[enum.Enum] = list(kind)
-        return f"one of {', '.join(str(member.value) for member in members)}"
-    if typing.get_origin(kind) is list:
-        [item] = typing.get_args(kind)
-        if isinstance(item, enum.EnumMeta):
-            return f"a list of {', '.join(str(member.value) for member in list[enum.Enum](item))}"
-        return "a list such as [0,1]" if typing.get_args(kind) == (int,) else "a list such as [a,b]"
-    if typing.get_origin(kind) is dict:
-        item = typing.get_args(kind)[1]
-        if dataclasses.is_dataclass(item):
-            return f"a mapping such as {{a:{{{dataclasses.fields(item)[0].name}:...}}}}"
-        return "a mapping such as {a:1,b:2}"
-    if dataclasses.is_dataclass(kind):
-        return f"a group of settings ({', '.join(item.name for item in dataclasses.fields(kind))})"
-    return {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        Any: "a number, or one a domain as in {code:0.1,*:0}",
-    }[kind]
-
-
-def _allowed(given: str, names: Sequence[str]) -> str:
-    """The names that would be right; the likeliest one first."""
-    close = difflib.get_close_matches(given, names, n=1)
-    others = ", ".join(names)
-    return f"did you mean {close[0]}? Allowed: {others}" if close else f"allowed: {others}"
-
-
-def _explain_group(line: str) -> str:
-    """A value where there is a group of settings, or a setting of a group that is not there:
-    OmegaConf adds an entry to a dictionary of dataclasses whole, not setting by setting."""
-    key, _, value = line.partition("=")
-    if key.split(".")[0] == "hydra":
-        return f"{line} is not right; {key} is a group of settings"
-    parts = key.split(".")
-    kinds = list(_types_along(key))
-    is_dict = [typing.get_origin(kind) is dict for kind in kinds]
-    depth = is_dict.index(True) + 1 if True in is_dict else len(parts)
-    if depth >= len(parts) or not (value.startswith("{") or len(parts) > depth + 1):
-        return f"{line} is not right; give {_describe(kinds[-1])}"
-    where, name, settings = ".".join(parts[:depth]), parts[depth], parts[depth + 1 :]
-    for setting in reversed(settings):
-        value = f"{{{setting}:{value}}}"
-    return f"{where} has no {name} yet; add it with {where}={{{name}:{value}}}"
-
-
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    """One line for what Hydra or OmegaConf complain about."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    first_line, *others = str(cause).strip().splitlines() or [type(cause).__name__]
-    if first_line.endswith(":") and others:
-        first_line = f"{first_line} {others[0].strip()}"
-    if isinstance(error, OverrideParseException):
-        given = error.override
-        if "=" not in given and not given.startswith("~"):
-            return f"cannot read {given!r}; settings are key=value, for example edges=both"
-        return (
-            f"cannot read {given!r}; brackets and quotes must be closed, and a value with special "
-            "characters needs quotes of its own: 'data.root=\"a=b\"'"
-        )
-    if isinstance(error, MissingConfigException):
-        missing = error.missing_cfg_file or ""
-        if error.options:
-            group, _, choice = missing.rpartition("/")
-            options = [option for option in error.options if not option.startswith("base_")]
-            return f"{group}={choice} is no choice; {_allowed(choice, options)}"
-        return first_line
-    if "is not a subclass of" in first_line and str(error).startswith(_MERGING):
-        return _explain_group(str(error).removeprefix(_MERGING).lstrip("+"))
-    key = re.sub(r"\[.*", "", getattr(cause, "full_key", None) or "")
-    if not key or key.split(".")[0] == "hydra":
-        return f"{key}: {first_line}" if key else first_line
-    if isinstance(cause, InterpolationResolutionError):
-        return f"{key}: {first_line}"
-    # A YAML file of the user may hold a setting that does not exist: the walk says so.
-    *_, kind = _types_along(key)
-    if isinstance(cause, MissingMandatoryValue):
-        return f"{key} has no value; give {_describe(kind)}"
-    typed = [line for line in overrides if line.lstrip("+").split("=", 1)[0] == key]
-    if typed:
-        first_line = f"{typed[-1].lstrip('+')} is not right"
-    return f"{first_line if typed else f'{key}: {first_line}'}; give {_describe(kind)}"

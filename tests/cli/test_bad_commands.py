@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import gr_sweep
 import gr_sweep.job
-from gr_sweep.cli.compose import MAX_JOBS, compose
+from gr_sweep.cli.compose import compose
+from gr_sweep.cli.overrides import MAX_JOBS
 from gr_sweep.errors import GrSweepError
 from tests.refused import assert_refused, contents, is_one_line, within
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from gr_sweep.build import lay_plan, named_config
+from gr_sweep.checks import validate
 from gr_sweep.config import (
     DataConfig,
     DomainConfig,
@@ -14,7 +15,6 @@ from gr_sweep.config import (
     RunConfig,
     TrainConfig,
     effective,
-    validate,
 )
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.launch.estimate import make_step
