@@ -37,8 +37,15 @@ and model; its steps; checkpoints and tracking; its evaluations, and what is mad
 _SWEEP = "sweep"
 
 
-def bench_sweep(num_jobs: int, overrides: Sequence[str]) -> dict[str, float]:
-    """Seconds of a sweep over `num_jobs` seeds, by what they were spent on; they add up to "wall".
+def bench_sweep(num_jobs: int, overrides: Sequence[str], at_once: int = 1) -> dict[str, float]:
+    """Seconds of a sweep over `num_jobs` seeds, by what they were spent on.
+
+    They add up to "wall", times the places for a job where several run at once.
+
+    Args:
+        num_jobs: seeds.
+        overrides: settings of every job, and of a launcher.
+        at_once: places for a job that the launcher has.
 
     Raises:
         JobError: the sweep failed; holds what it said last.
@@ -56,21 +63,23 @@ def bench_sweep(num_jobs: int, overrides: Sequence[str]) -> dict[str, float]:
         if done.returncode != 0:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["nothing"]
             raise JobError(f"the sweep failed with status {done.returncode}: {said[-1]}")
-        return _spent(folder / _SWEEP, spawned, ended)
+        return _spent(folder / _SWEEP, spawned, ended, at_once)
 
 
-def _spent(sweep: Path, spawned: float, ended: float) -> dict[str, float]:
+def _spent(sweep: Path, spawned: float, ended: float, at_once: int) -> dict[str, float]:
     """Reads when the files of a job were written: they appear whole, at a step of the job's way."""
     jobs = sorted(path.parent for path in sweep.glob("*/summary.json"))
     seconds = dict.fromkeys(PARTS, 0.0)
-    by_start = sorted(jobs, key=lambda job: _written(job / ".hydra" / "config.yaml"))
-    last = spawned
-    for job in by_start:
-        began = _written(job / ".hydra" / "config.yaml")
-        seconds["start" if job is by_start[0] else "between jobs"] += began - last
+    starts = {job: _written(job / ".hydra" / "config.yaml") for job in jobs}
+    ends = [_written(job / "summary.json") for job in jobs]
+    first, last = min(starts.values()), max(ends)
+    seconds["start"] = at_once * (first - spawned)
+    # Of every place, as long as there are jobs: what no job took.
+    seconds["between jobs"] = at_once * (last - first) - sum(ends) + sum(starts.values())
+    for job, began in starts.items():
         planned = _written(job / "plan.json")
         evaluated = _written(job / "document_losses.csv")
-        last = _written(job / "summary.json")
+        summarized = _written(job / "summary.json")
         metrics = read_summary(job / "summary.json")["metrics"]
         training = metrics[keys.COST_TRAIN_SECONDS]
         evaluation = metrics[keys.COST_EVAL_SECONDS]
@@ -78,8 +87,8 @@ def _spent(sweep: Path, spawned: float, ended: float) -> dict[str, float]:
         seconds["training"] += training
         seconds["evaluation"] += evaluation
         seconds["around the steps"] += evaluated - planned - training - evaluation
-        seconds["summary"] += last - evaluated
-    seconds["report"] = ended - last
+        seconds["summary"] += summarized - evaluated
+    seconds["report"] = at_once * (ended - last)
     return seconds | {"wall": ended - spawned}
 
 
@@ -96,6 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog="gr-sweep bench sweep", description=__doc__)
     parser.add_argument("--jobs", type=count, default=4, help="seeds (default: 4)")
+    parser.add_argument(
+        "--at-once",
+        type=count,
+        default=1,
+        help="jobs that the launcher runs at once: seconds are then those of so many (default: 1)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "overrides",
@@ -105,16 +120,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_intermixed_args(argv)
     overrides = options.overrides or ["model=tiny"]
-    seconds = bench_sweep(options.jobs, overrides)
+    seconds = bench_sweep(options.jobs, overrides, options.at_once)
     wall = seconds.pop("wall")
     rows: list[dict[str, Any]] = [
-        {"part": part, "seconds": spent, "share": spent / wall} for part, spent in seconds.items()
+        {"part": part, "seconds": spent, "share": spent / (wall * options.at_once)}
+        for part, spent in seconds.items()
     ]
     settings = {
         "jobs": options.jobs,
         "overrides": overrides,
         "wall_s": wall,
-        "ratio": wall / seconds["training"],
+        "at_once": options.at_once,
+        "ratio": wall * options.at_once / seconds["training"],
+        "between_jobs_s": seconds["between jobs"] / options.jobs,
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.json:
@@ -122,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print(f"{options.jobs} jobs, {' '.join(overrides)}: {wall:.1f} s")
     print(f"{settings['ratio']:.2f} times their training")
+    print(f"{settings['between_jobs_s']:.2f} s from a job to the next in its place")
     for row in rows:
         print(f"{row['part']:16} {row['seconds']:8.1f} s {row['share']:7.1%}")
     return 0

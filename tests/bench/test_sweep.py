@@ -56,6 +56,15 @@ def test_every_second_of_a_sweep_is_accounted_for(monkeypatch):
     assert {"-m", "seed=0,1", "model=tiny", "tracking=off"} <= set(command)
 
 
+def test_several_places_have_as_many_seconds(monkeypatch):
+    """Jobs from 102 to 122 and from 122.5 to 142.5, in two places, of which one is always empty."""
+    play(monkeypatch)
+    seconds = sweep.bench_sweep(2, [], at_once=2)
+    assert seconds.pop("wall") == 50.0 and sum(seconds.values()) == 100.0
+    assert seconds["start"] == 2 * 2.0 and seconds["report"] == 2 * 7.5
+    assert seconds["between jobs"] == 0.5 + 40.5
+
+
 def test_the_command_prints_json_with_the_ratio(monkeypatch, capsys):
     play(monkeypatch)
     assert sweep.main(["--jobs", "2", "model=tiny", "train.steps=9", "--json"]) == 0
