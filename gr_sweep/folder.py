@@ -8,10 +8,12 @@ torch.
 import contextlib
 import dataclasses
 import enum
+import errno
 import fcntl
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -20,8 +22,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from gr_sweep.errors import GrSweepError, HeldError, JobError, LostError
 from gr_sweep.files import write_whole
@@ -156,9 +156,12 @@ def announce(folder: Path, title: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if standing(folder).state in (State.running, State.done):
         return
-    record = read_record(folder) or Record(State.waiting)
-    record.state, record.title, record.error, record.holder = State.waiting, title, None, None
-    record.write(folder)
+    with _lock(folder) as is_free:
+        if is_free:
+            record = read_record(folder) or Record(State.waiting)
+            record.state, record.title, record.holder = State.waiting, title, None
+            record.error, record.is_bug = None, False
+            record.write(folder)
 
 
 def note_end(folder: Path, state: State, error: str) -> None:
@@ -166,8 +169,11 @@ def note_end(folder: Path, state: State, error: str) -> None:
     record = read_record(folder) or Record(state)
     if record.state is State.running and _is_alive(folder, record):
         return
-    record.state, record.error = state, error
-    record.write(folder)
+    with _lock(folder) as is_free:
+        if is_free:
+            record = read_record(folder) or Record(state)
+            record.state, record.error, record.is_bug = state, error, False
+            record.write(folder)
 
 
 def _is_alive(folder: Path, record: Record) -> bool:
@@ -184,7 +190,7 @@ def _is_alive(folder: Path, record: Record) -> bool:
 def _is_locked(path: Path) -> bool | None:
     """Whether a process of this machine holds the lock; None where nobody can say.
 
-    Makes no file, and asks for a lock that readers share (`FileLock` has none): two who look at
+    Makes no file, and asks for a lock that readers share: two who look at
     once do not take each other for a holder.
     """
     try:
@@ -200,6 +206,13 @@ def _is_locked(path: Path) -> bool | None:
     finally:
         os.close(descriptor)
     return False
+
+
+def newest_step(folder: Path) -> int | None:
+    """Step of the job's newest whole checkpoint; None where it has none."""
+    names = (path.name for path in folder.glob(f"{CHECKPOINTS}/step_*"))
+    found = (re.fullmatch(r"step_(\d+)", name) for name in names)
+    return max((int(match[1]) for match in found if match), default=None)
 
 
 class Hold:
@@ -222,7 +235,7 @@ class Hold:
         """The record of the start that left a checkpoint; None where there is none."""
         if self._before is None or not self._before.fingerprints:
             return None
-        return self._before if any(self.folder.glob(f"{CHECKPOINTS}/step_*")) else None
+        return self._before if newest_step(self.folder) is not None else None
 
     def begin(
         self, fingerprints: Mapping[str, str], config: dict[str, Any], num_steps: int
@@ -248,19 +261,42 @@ def held(folder: Path, title: str = "") -> Iterator[Hold]:
         HeldError: another process works in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK, timeout=_PROBE_S)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise _held_by(folder) from error
-    try:
+    with _lock(folder, timeout_s=_PROBE_S) as is_free:
+        if not is_free:
+            raise _held_by(folder)
         _await_silence(folder)
         hold = Hold(folder, title)
         with _signs_of_life(folder / RECORD), _outcome(hold):
             hold._write(State.running)
             yield hold
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, timeout_s: float = 0.0) -> Iterator[bool]:
+    """Whether the folder's lock is this process's inside; it ends with the process in any case.
+
+    On a file system without locks it is everybody's: signs of life are all there is then. (A lock
+    that is a file, as `filelock` makes it there, would outlive a process that is killed.)
+    """
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    give_up = time.monotonic() + timeout_s
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() < give_up:
+                    time.sleep(_PROBE_S / 20)
+                    continue
+                yield False
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                    raise
+            yield True
+            return
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -303,9 +339,7 @@ def _await_silence(folder: Path) -> None:
     record = read_record(folder)
     if record is None or record.state is not State.running or record.holder is None:
         return
-    here = Holder.here()
-    is_requeued = here.slurm_job is not None and here.slurm_job == record.holder.slurm_job
-    if record.holder.host == here.host or is_requeued:
+    if record.holder.host == socket.gethostname():
         return
     seen = (folder / RECORD).stat().st_mtime_ns
     # Clocks may differ by seconds, not by minutes.

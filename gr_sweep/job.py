@@ -62,7 +62,13 @@ from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.sources import code_fingerprint
-from gr_sweep.summary import is_finished, read_summary, set_aside_damaged, write_summary
+from gr_sweep.summary import (
+    check_files,
+    is_finished,
+    read_summary,
+    set_aside_damaged,
+    write_summary,
+)
 from gr_sweep.tracking import Trackers, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints, saying_what_stays
 from gr_sweep.train.cost import (
@@ -478,6 +484,7 @@ def _taken_over(folder: Path, prints: Mapping[str, str], sweep: str) -> bool:
     for path in sorted(folder.parent.parent.glob(f"*/*-{prints['config'][:8]}/{SUMMARY}")):
         try:
             summary = read_summary(path)
+            check_files(path.parent, summary.get("files", {}))
         except (OSError, SummaryError):
             continue
         if path.parent.resolve() == folder.resolve() or summary.get("fingerprints") != prints:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -22,8 +23,10 @@ from gr_sweep.folder import (
     Holder,
     Record,
     State,
+    announce,
     differences,
     held,
+    newest_step,
     note_end,
     read_record,
     refuse_changes,
@@ -155,12 +158,49 @@ def test_who_has_been_silent_for_long_is_not_waited_for(tmp_path):
         assert time.monotonic() - start < 5
 
 
-def test_a_slurm_job_that_is_requeued_on_another_node_goes_on_at_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "99")
-    run_elsewhere(tmp_path, slurm_job="99")
-    start = time.monotonic()
+def test_a_lock_that_the_file_system_does_not_know_is_free_and_signs_of_life_count(
+    tmp_path, monkeypatch
+):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("gr_sweep.folder.fcntl.flock", no_locks)
+    monkeypatch.setattr("gr_sweep.folder.SILENT_S", 0.3)
+    run_elsewhere(tmp_path)
     with held(tmp_path):
-        assert time.monotonic() - start < 5
+        assert read_record(tmp_path).state is State.running
+    # What is left of it binds nobody: a process that was killed has left as much.
+    with held(tmp_path):
+        pass
+
+
+def test_checkpoints_that_were_set_aside_bind_nobody(tmp_path):
+    with held(tmp_path) as hold:
+        hold.begin({"code": "a"}, {}, 4)
+    for name in ("step_00000002.unreadable", ".step_00000004.tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    with held(tmp_path) as hold:
+        assert hold.begun is None
+    (tmp_path / "checkpoints" / "step_00000002").mkdir()
+    with held(tmp_path) as hold:
+        assert hold.begun is not None and newest_step(tmp_path) == 2
+
+
+def test_who_holds_a_folder_is_not_written_over(tmp_path):
+    with held(tmp_path, "mine"):
+        Record(State.waiting, "mine").write(tmp_path)  # as it was a moment before
+        announce(tmp_path, "other")
+        note_end(tmp_path, State.failed, "gone")
+        assert read_record(tmp_path).title == "mine"
+        assert read_record(tmp_path).error is None
+
+
+def test_an_end_that_is_noted_is_no_bug(tmp_path):
+    with pytest.raises(ZeroDivisionError), held(tmp_path):
+        raise ZeroDivisionError
+    assert read_record(tmp_path).is_bug
+    note_end(tmp_path, State.stopped, "killed")
+    assert not read_record(tmp_path).is_bug
 
 
 def test_signs_of_life_set_the_time_of_the_record(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ import torch
 from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import record
 from gr_sweep.errors import JobError
-from gr_sweep.folder import CHECKPOINTS, SUMMARY, State, standing
+from gr_sweep.folder import CHECKPOINTS, SUMMARY, Holder, State, newest_step, standing
 from gr_sweep.metrics import keys
 from gr_sweep.summary import is_finished, read_summary
 from gr_sweep.tracking.base import STEP
@@ -148,11 +148,13 @@ def _kill_one(
     sweep: Path, command: "subprocess.Popen[bytes]", drawn: random.Random, toll: Toll
 ) -> bool:
     """Ends a job's process, or in a tenth of the cases the command's, which may be the same."""
-    victims: dict[int, Path | None] = dict.fromkeys(_children(command.pid))
+    is_slurm = "hydra/launcher=slurm" in str(command.args)
+    victims: dict[int, Path | None] = dict.fromkeys(() if is_slurm else _children(command.pid))
     for job in _jobs(sweep):
         now = standing(job)
-        if now.state is State.running and now.record is not None and now.record.holder is not None:
-            victims[now.record.holder.pid] = job
+        holder = None if now.record is None else now.record.holder
+        if now.state is State.running and holder and holder.host == Holder.here().host:
+            victims[holder.pid] = job
     if drawn.random() < (0.1 if victims else 0.02):
         command.kill()
         toll.kills["the command"] += 1
@@ -181,7 +183,7 @@ def _at(job: Path | None) -> tuple[str, int | None]:
     record_ = standing(job).record
     if record_ is not None and record_.num_steps == reached:
         return "last evaluation", None
-    return "training", reached - _newest_step(job)
+    return "training", reached - (newest_step(job) or 0)
 
 
 def _children(pid: int) -> list[int]:
@@ -194,11 +196,6 @@ def _children(pid: int) -> list[int]:
 
 def _jobs(sweep: Path) -> list[Path]:
     return [path.parent for path in sweep.glob("*/job.json")]
-
-
-def _newest_step(job: Path) -> int:
-    names = [path.name.removeprefix("step_") for path in job.glob(f"{CHECKPOINTS}/step_*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _last_row(job: Path) -> int | None:
@@ -233,7 +230,7 @@ def _different(one: Path, other: Path) -> list[str]:
         found += [
             f"{part} {key}: {before.get(key)} and {after.get(key)}"
             for key in sorted({*before, *after})
-            if before.get(key) != after.get(key) and key not in ("data", "resume")
+            if before.get(key) != after.get(key)
         ]
     rows = [_rows(job) for job in (one, other)]
     if rows[0] != rows[1]:

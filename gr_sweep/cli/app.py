@@ -303,6 +303,8 @@ class _FailureLog:
         error: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
+        if isinstance(error, Stopped):
+            error = error.__cause__  # what ended the job before the signal could
         if isinstance(error, GrSweepError) and not _wants_tracebacks():
             log.error("gr-sweep: %s", error)
         elif isinstance(error, Exception):

@@ -35,7 +35,7 @@ _EPILOG = """examples:
 
 exit status: 0, or 1 where a job has failed, or 2 where DIR holds no job
 
-A job has no folder, and is not listed, before a launcher has come to it.
+Jobs of a sweep are listed from its start.
 """
 
 
@@ -72,10 +72,10 @@ def read_jobs(folder: Path) -> list[JobStatus]:
     Raises:
         ReportError: the folder does not exist or holds no job.
     """
-    from gr_sweep.launch.slurm import is_waiting_in_queue
+    from gr_sweep.launch.slurm import numbers_in_queue
 
     folders = jobs_of(folder)
-    queue = is_waiting_in_queue(folders[0].parent)
+    queue = numbers_in_queue(folders[0].parent)
     return [read_status(job, queue) for job in folders]
 
 

@@ -20,7 +20,7 @@ import cloudpickle
 
 from gr_sweep.config import Device, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError
-from gr_sweep.folder import State, announce, note_end, standing
+from gr_sweep.folder import State, note_end, standing
 from gr_sweep.launch.work import Told, Work
 from gr_sweep.train.stop import Stopped, StopSignals
 
@@ -136,25 +136,28 @@ def run_side_by_side(works: Sequence[Work], config: LocalParallelConfig) -> None
     """Runs the jobs, each in a process of its own, and returns when all have ended.
 
     A job that another process runs already is waited for. Ctrl-C or SIGTERM stops all of them:
-    each ends its step and saves; a second one does not wait.
+    each ends its step and saves; a second Ctrl-C does not wait.
 
     Raises:
         Stopped: a signal came.
     """
     spots = spots_of(config, [work.config for work in works])
-    for work in works:
-        announce(work.folder, work.title)
     waiting = list(works)
     running: list[_Running] = []
     told = Told(works)
     elsewhere: list[Work] = []
-    with StopSignals().listening():
+    signals = StopSignals()
+    with signals.listening(), signals.deferred():
         try:
             while waiting or running or elsewhere:
                 for job in [job for job in running if job.process.poll() is not None]:
                     running.remove(job)
                     _ended(job)
-                    told.end(job.work)
+                    if _is_over(job.work):
+                        told.end(job.work)
+                    else:
+                        # Somebody else was first.
+                        elsewhere.append(job.work)
                 for work in [work for work in elsewhere if _is_over(work)]:
                     elsewhere.remove(work)
                     told.end(work)
@@ -171,8 +174,10 @@ def run_side_by_side(works: Sequence[Work], config: LocalParallelConfig) -> None
                         running.append(_Running(work, _start(work, spot), spot, needed))
                         on = "" if spot.gpu is None else f" on GPU {spot.gpu}"
                         told.say(work, f"started{on}")
+                if signals.are_there:
+                    signals.obey()
                 time.sleep(POLL_S)
-        except (Stopped, KeyboardInterrupt):
+        except BaseException:
             _stop([job.process for job in running])
             raise
 
@@ -201,6 +206,7 @@ def _start(work: Work, spot: Spot) -> "subprocess.Popen[bytes]":
         environment["CUDA_VISIBLE_DEVICES"] = spot.gpu
     if spot.threads is not None:
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(spot.threads)
+    work.folder.mkdir(parents=True, exist_ok=True)
     with (work.folder / OUTPUT).open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "gr_sweep.launch.local"],
@@ -225,11 +231,12 @@ def _ended(job: _Running) -> None:
         return
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     hint = " (out of memory?)" if status == -signal.SIGKILL else ""
-    note_end(
-        job.work.folder,
-        State.failed,
-        f"its process ended {how}{hint}; see {job.work.folder / OUTPUT}",
-    )
+    # Killed, it goes on when it is started again, as with any launcher.
+    state = State.stopped if status < 0 else State.failed
+    with contextlib.suppress(OSError):  # the full disk may be why it ended
+        note_end(
+            job.work.folder, state, f"its process ended {how}{hint}; see {job.work.folder / OUTPUT}"
+        )
 
 
 def _stop(processes: "Sequence[subprocess.Popen[bytes]]") -> None:

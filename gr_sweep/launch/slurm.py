@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gr_sweep.errors import ConfigError, JobError
-from gr_sweep.folder import CHECKPOINTS, Holder, State, announce, note_end, standing
+from gr_sweep.folder import Holder, State, announce, newest_step, note_end, standing
 from gr_sweep.launch.resources import Resources
 from gr_sweep.launch.work import Told, Work
 
@@ -85,7 +85,7 @@ class SlurmConfig:
     """Main memory of a node, GB."""
     timeout_min: int | None = None
     """Time limit; a job that reaches it goes on in the queue, from where it was."""
-    signal_delay_s: int = 120
+    signal_delay_s: int = 300
     """Seconds before the time limit at which a job is told to save and stop."""
     max_num_timeout: int = 1000
     """How often a job may go on after its time limit."""
@@ -240,7 +240,8 @@ class _Watch:
                 )
             elif standing(work.folder).state is not State.running:
                 new.append(work)
-        self._submit(new)
+        for _, error in self._submit(new):
+            raise error
 
     def look(self) -> None:
         """One look at the queue and at the files."""
@@ -257,25 +258,26 @@ class _Watch:
             elif not is_gone or state is State.running:
                 self._gone_since.pop(folder, None)
             elif number is None:
-                again.append(work)
+                if queue is not None:
+                    again.append(work)
             elif time.monotonic() - self._gone_since.setdefault(folder, time.monotonic()) > FILES_S:
                 del self._gone_since[folder]
                 if self._may_go_on(work, number):
                     again.append(work)
                 else:
                     self._told.end(self.left.pop(folder))
-        try:
-            self._submit(again)
-        except JobError as error:
-            # The others go on.
-            for work in again:
-                note_end(work.folder, State.failed, str(error))
-                self._told.end(self.left.pop(work.folder))
+        for refused, error in self._submit(again):
+            for work in refused:
+                self._numbers.pop(work.folder, None)
+                # A controller that has gone away meanwhile is asked again later.
+                if queue_of_user() is not None:
+                    note_end(work.folder, State.failed, str(error))
+                    self._told.end(self.left.pop(work.folder))
 
     def _may_go_on(self, work: Work, number: str) -> bool:
         """Whether a job that ended without a word is submitted again; if not, notes why."""
         folder, now = work.folder, standing(work.folder)
-        state, step = final_state(number), _newest_step(folder)
+        state, step = final_state(number), newest_step(folder) or 0
         if state == UNKNOWN and now.state is State.waiting:
             # Of a part of an array that is cancelled before it begins SLURM keeps no trace.
             state = "CANCELLED"
@@ -300,8 +302,9 @@ class _Watch:
 
         return Path(JobPaths(self._config.submitit_folder, number).stdout)
 
-    def _submit(self, works: Sequence[Work]) -> None:
-        """Those that need the same are one array."""
+    def _submit(self, works: Sequence[Work]) -> list[tuple[Sequence[Work], JobError]]:
+        """Those that need the same are one array. Gives back those that SLURM refuses."""
+        refused: list[tuple[Sequence[Work], JobError]] = []
         alike: dict[Resources, list[Work]] = {}
         for work in works:
             announce(work.folder, work.title)
@@ -309,9 +312,15 @@ class _Watch:
         size = _largest_array() if len(works) > 1 else 1
         for needs, group in alike.items():
             for start in range(0, len(group), size):
-                found = _sbatch(group[start : start + size], self._config, needs)
+                part = group[start : start + size]
+                try:
+                    found = _sbatch(part, self._config, needs)
+                except JobError as error:
+                    refused.append((part, error))
+                    continue
                 self._submitted.add(found)
                 self._numbers |= found
+        return refused
 
     def _tell_reasons(self, queue: "Mapping[str, Queued]") -> None:
         """Says once why SLURM holds jobs back that may never start."""
@@ -329,11 +338,6 @@ class _Watch:
         if left:
             numbers = " ".join(sorted(left, key=int))
             print(f"\nthe jobs stay in the queue; to end them: scancel {numbers}", file=sys.stderr)
-
-
-def _newest_step(folder: Path) -> int:
-    names = (path.name.removeprefix("step_") for path in folder.glob(f"{CHECKPOINTS}/step_*"))
-    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _sbatch(works: Sequence[Work], config: SlurmConfig, needs: Resources) -> dict[Path, str]:
@@ -479,7 +483,7 @@ def await_kill() -> None:
         time.sleep(KILL_S)
 
 
-def is_waiting_in_queue(sweep: Path) -> dict[str, str]:
+def numbers_in_queue(sweep: Path) -> dict[str, str]:
     """SLURM number of the sweep's jobs that are in the queue, by folder name; for `status`."""
     before = Submitted(sweep).read()
     if not before or shutil.which("squeue") is None:

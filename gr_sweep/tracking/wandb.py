@@ -40,7 +40,7 @@ from gr_sweep.tracking.wandb_file import read_payloads
 CONNECT_TIMEOUT_S = 10.0
 """How long a job waits for a W&B server before it goes offline."""
 
-UPLOAD_TIMEOUT_S = 120.0
+UPLOAD_TIMEOUT_S = 60.0
 """How long a job waits at its end for its upload; the rest stays on disk, for `wandb sync`."""
 
 REQUEST_TIMEOUT_S = 30.0
@@ -245,6 +245,8 @@ class WandbTracker:
         with self._giving_up():
             if self._run is None:
                 return
+            if "gr_sweep/error" in dict(self._run.summary):
+                self._run.summary.update({"gr_sweep/error": None})  # of an earlier attempt
             for key in ("command", "fingerprints", "environment"):
                 if key in summary:
                     self._run.config[key] = summary[key]

@@ -80,6 +80,11 @@ class StopSignals:
             for number in self._before:
                 signal.signal(number, self._take)
             yield
+        except Exception as error:
+            # It may not stand in the way: the next job would begin.
+            if self._asked is not None:
+                raise self._asked from error
+            raise
         finally:
             for number, handler in self._before.items():
                 signal.signal(number, handler)

@@ -248,7 +248,9 @@ def test_two_processes_leave_what_one_leaves_and_say_it_once(gr_sweep):
             processes=processes,
         )  # fmt: skip
         assert status != 0
-        assert err.count("gr-sweep: train.lr=1e+30 failed: loss is not finite in step ") == 1
+        # Whether loss or gradient is the first to overflow depends on the processor.
+        [line] = [line for line in err.splitlines() if "gr-sweep: train.lr=1e+30 failed: " in line]
+        assert " is not finite in step " in line
         assert err.count("step 6/6") == 1
         assert not (gr_sweep.folder / f"{processes}/1e+30/summary.json").exists()
     # The time is another one in each process.

@@ -139,7 +139,7 @@ def test_a_job_in_the_queue_has_its_number(sweep, monkeypatch, capsys):
     """A stopped one that SLURM has queued again waits; a running one says itself who runs it."""
     numbers = {"waiting": "12_0", "stopped": "12_1", "done": "12_2", "running": "12_3"}
     queues = {sweep: numbers}
-    monkeypatch.setattr("gr_sweep.launch.slurm.is_waiting_in_queue", queues.__getitem__)
+    monkeypatch.setattr("gr_sweep.launch.slurm.numbers_in_queue", queues.__getitem__)
     found = statuses(sweep)
     assert (found["waiting"].state, found["waiting"].slurm_job) == (State.waiting, "12_0")
     assert (found["stopped"].state, found["stopped"].slurm_job) == (State.waiting, "12_1")

@@ -27,7 +27,7 @@ from gr_sweep.launch.slurm import (
     SlurmConfig,
     Submitted,
     check_slurm,
-    is_waiting_in_queue,
+    numbers_in_queue,
     parse_queue,
     run_on_slurm,
     sbatch_parameters,
@@ -460,7 +460,7 @@ def test_ctrl_c_leaves_the_jobs_in_the_queue_and_says_how_to_end_them(
     with pytest.raises(KeyboardInterrupt):
         launch(works, interrupt)
     assert "the jobs stay in the queue; to end them: scancel 11\n" in capsys.readouterr().err
-    assert is_waiting_in_queue(sweep) == {"a": "11_0", "b": "11_1"}
+    assert numbers_in_queue(sweep) == {"a": "11_0", "b": "11_1"}
 
 
 def test_a_torn_line_of_submitted_jobs_harms_no_other(sweep):

@@ -271,6 +271,7 @@ def test_one_failed_job_of_three_is_told_and_the_others_are_as_without_slurm(
     ]
 
 
+@pytest.mark.slow
 def test_two_tasks_of_a_job_go_on_when_one_of_them_is_killed(start, place):
     command = ["-m", *LONG, *LAUNCHER, "hydra.launcher.tasks_per_node=2"]
     launcher = start(*command, f"hydra.sweep.dir={place / 'tasks'}")

@@ -143,6 +143,7 @@ def test_rows_that_did_not_reach_the_server_are_replayed(
     assert_same_rows(sent.history, tmp_path, last_step=6)
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_end_and_summary_json_doubles_nothing_online(
     tmp_path: Path, server: StubServer
 ) -> None:
@@ -153,6 +154,7 @@ def test_a_kill_between_the_end_and_summary_json_doubles_nothing_online(
     assert sent.summary["loss/full/code"] == 4.0
 
 
+@pytest.mark.slow
 def test_a_run_begun_offline_goes_on_online_with_all_its_rows(
     tmp_path: Path, server: StubServer
 ) -> None:

@@ -92,10 +92,14 @@ def test_a_signal_that_was_raised_where_nobody_could_see_it_ends_the_run_all_the
     assert after == ["the job ends"]
 
 
-def test_an_error_that_leaves_is_not_hidden_by_a_signal():
+def test_an_error_does_not_make_a_signal_forgotten():
+    """Or else the sweep would go on with its next job."""
     signals = StopSignals()
-    with pytest.raises(ZeroDivisionError), signals.listening(), signals.deferred():
+    with pytest.raises(Stopped) as stop, signals.listening(), signals.deferred():
         send(signal.SIGTERM)
+        raise ZeroDivisionError
+    assert isinstance(stop.value.__cause__, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError), signals.listening(), signals.deferred():
         raise ZeroDivisionError
 
 
