@@ -91,6 +91,7 @@ def selectivities(summary: dict) -> list[float]:
     return [summary["metrics"][f"separability/selectivity/{domain}"] for domain in DOMAINS]
 
 
+@pytest.mark.slow
 def test_what_shares_nothing_separates_and_what_is_one_distribution_does_not(cache, tmp_path):
     apart = selectivities(run(make_config(cache, overlap=0.0), tmp_path / "0"))
     alike = selectivities(run(make_config(cache, overlap=1.0), tmp_path / "1"))
@@ -106,6 +107,7 @@ def test_labels_that_mean_nothing_separate_nothing(cache, tmp_path):
     assert max(map(abs, selectivities(summary))) < 0.1
 
 
+@pytest.mark.slow
 def test_features_that_two_domains_have_in_common_land_in_the_block_of_these_two(cache, tmp_path):
     """The two sciences share words that nobody else has: switching off their common block hurts
     these words more than switching off a block that one of them has with another domain."""

@@ -56,7 +56,18 @@ def test_every_make_command_of_a_page_names_a_target(page: Path) -> None:
     assert {word for word in words if not word.startswith("-")} <= targets
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+SLOW_PAGES = ("results.md", "methods.md")
+"""Hundreds of jobs to compose."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name in SLOW_PAGES else ())
+        for page in PAGES
+    ],
+    ids=lambda page: page.name,
+)
 def test_every_gr_sweep_command_of_a_page_composes(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -321,6 +321,7 @@ def test_separation_falls_as_the_domains_share_more(gr_sweep):
 SMOKE = ["scale=smoke", "tracking=off", "data.documents=200", "train.steps=12"]
 
 
+@pytest.mark.slow
 def test_a_study_brings_its_baselines_and_its_report_compares_with_them(gr_sweep):
     import pandas as pd
 

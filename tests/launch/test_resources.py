@@ -93,7 +93,7 @@ def test_nobody_asks_for_more_than_a_day_and_jobs_go_on_after_it(needs):
 def test_the_time_is_longer_than_the_time_for_saving(needs):
     needs(60, hours=0)
     assert resources_of(job(), given(signal_delay_s=7200)).timeout_min == 120 + 60
-    with pytest.raises(ConfigError, match="timeout_min=2 is over when a job is told to save, 120 "):
+    with pytest.raises(ConfigError, match="timeout_min=2 is over when a job is told to save, 300 "):
         check_given(given(timeout_min=2))
     check_given(given(timeout_min=2, signal_delay_s=119))
 

@@ -247,6 +247,7 @@ def test_a_job_goes_on_after_its_time_limit(start, place):
     assert found == sorted(set(found))
 
 
+@pytest.mark.slow
 def test_one_failed_job_of_three_is_told_and_the_others_are_as_without_slurm(
     start, place, undisturbed
 ):
