@@ -165,7 +165,7 @@ def test_a_small_model_asks_for_one_gpu_by_its_real_estimate():
     config = job()
     minutes = estimates.estimate_job(config, Target.gpu("h100", utilisation=0.4)).hours * 60
     assert resources_of(config, given()) == Resources(
-        1, 1, 1, 4, 9, 60 + max(2, math.ceil(2 * minutes))
+        1, 1, 1, 4, 9, 60 + max(5, math.ceil(2 * minutes))
     )
 
 
