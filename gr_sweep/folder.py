@@ -26,13 +26,13 @@ from typing import Any
 from gr_sweep.errors import GrSweepError, HeldError, JobError, LostError
 from gr_sweep.files import write_whole
 from gr_sweep.sources import source_digests
-from gr_sweep.summary import is_finished
+from gr_sweep.summary import SUMMARY, is_finished
 
 logger = logging.getLogger(__name__)
 
 RECORD = "job.json"
-SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
+_CHECKPOINT = re.compile(r"step_(\d{8})")
 _LOCK = ".lock"
 
 SIGN_S = 10.0
@@ -208,11 +208,21 @@ def _is_locked(path: Path) -> bool | None:
     return False
 
 
+def whole_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
+    """Step and folder of each whole checkpoint, oldest first: not of those that are being written
+    or were set aside.
+
+    Args:
+        checkpoints: the folder of one job's.
+    """
+    found = ((_CHECKPOINT.fullmatch(path.name), path) for path in checkpoints.glob("step_*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
 def newest_step(folder: Path) -> int | None:
     """Step of the job's newest whole checkpoint; None where it has none."""
-    names = (path.name for path in folder.glob(f"{CHECKPOINTS}/step_*"))
-    found = (re.fullmatch(r"step_(\d+)", name) for name in names)
-    return max((int(match[1]) for match in found if match), default=None)
+    whole = whole_checkpoints(folder / CHECKPOINTS)
+    return whole[-1][0] if whole else None
 
 
 class Hold:

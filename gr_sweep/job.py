@@ -48,7 +48,7 @@ from gr_sweep.eval.robustness import (
 )
 from gr_sweep.export.run import leave_model
 from gr_sweep.files import content_digest, write_whole
-from gr_sweep.folder import CHECKPOINTS, SUMMARY, Hold, differences, held, refuse_changes
+from gr_sweep.folder import CHECKPOINTS, Hold, differences, held, refuse_changes
 from gr_sweep.layout import phases_of
 from gr_sweep.metrics import keys
 from gr_sweep.metrics.cost import peak_flops
@@ -63,6 +63,7 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.sources import code_fingerprint
 from gr_sweep.summary import (
+    SUMMARY,
     check_files,
     is_finished,
     read_summary,

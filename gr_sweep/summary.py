@@ -17,6 +17,9 @@ from gr_sweep.files import content_digest, write_whole
 
 logger = logging.getLogger(__name__)
 
+SUMMARY = "summary.json"
+"""Its name in a job's folder; a job that has one is done."""
+
 _CHECKSUM = "checksum"
 # The line of the checksum comes first, and it is of every byte after it: a summary is checked
 # without being parsed.

@@ -19,7 +19,6 @@ from gr_sweep import folder as job_folder
 from gr_sweep.errors import DataError, HeldError, JobError
 from gr_sweep.folder import (
     RECORD,
-    SUMMARY,
     Holder,
     Record,
     State,
@@ -32,7 +31,7 @@ from gr_sweep.folder import (
     refuse_changes,
     standing,
 )
-from gr_sweep.summary import write_summary
+from gr_sweep.summary import SUMMARY, write_summary
 
 HOLDS = """
 import sys, time

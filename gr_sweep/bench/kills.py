@@ -27,9 +27,9 @@ import torch
 from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import record
 from gr_sweep.errors import JobError
-from gr_sweep.folder import CHECKPOINTS, SUMMARY, Holder, State, newest_step, standing
+from gr_sweep.folder import CHECKPOINTS, Holder, State, newest_step, standing
 from gr_sweep.metrics import keys
-from gr_sweep.summary import is_finished, read_summary
+from gr_sweep.summary import SUMMARY, is_finished, read_summary
 from gr_sweep.tracking.base import STEP
 
 SETTINGS = (

@@ -19,7 +19,7 @@ from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import record
 from gr_sweep.errors import JobError
 from gr_sweep.metrics import keys
-from gr_sweep.summary import read_summary
+from gr_sweep.summary import SUMMARY, read_summary
 
 PARTS = (
     "start",
@@ -71,7 +71,7 @@ def _spent(sweep: Path, spawned: float, ended: float, at_once: int) -> dict[str,
     jobs = sorted(path.parent for path in sweep.glob("*/summary.json"))
     seconds = dict.fromkeys(PARTS, 0.0)
     starts = {job: _written(job / ".hydra" / "config.yaml") for job in jobs}
-    ends = [_written(job / "summary.json") for job in jobs]
+    ends = [_written(job / SUMMARY) for job in jobs]
     first, last = min(starts.values()), max(ends)
     seconds["start"] = at_once * (first - spawned)
     # Of every place, as long as there are jobs: what no job took.
@@ -79,8 +79,8 @@ def _spent(sweep: Path, spawned: float, ended: float, at_once: int) -> dict[str,
     for job, began in starts.items():
         planned = _written(job / "plan.json")
         evaluated = _written(job / "document_losses.csv")
-        summarized = _written(job / "summary.json")
-        metrics = read_summary(job / "summary.json")["metrics"]
+        summarized = _written(job / SUMMARY)
+        metrics = read_summary(job / SUMMARY)["metrics"]
         training = metrics[keys.COST_TRAIN_SECONDS]
         evaluation = metrics[keys.COST_EVAL_SECONDS]
         seconds["data and model"] += planned - began

@@ -24,8 +24,9 @@ from gr_sweep.arguments import Parser
 from gr_sweep.config import Resume, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
 from gr_sweep.files import full_disk, is_full
-from gr_sweep.folder import SUMMARY, State, announce
+from gr_sweep.folder import State, announce
 from gr_sweep.sources import code_fingerprint
+from gr_sweep.summary import SUMMARY
 from gr_sweep.train.distributed import connect, is_main
 from gr_sweep.train.stop import Stopped
 

@@ -58,7 +58,7 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.layout import check_rounds, labels_of_rounds, make_plan, named_shape
 from gr_sweep.model.sizes import Size
 from gr_sweep.routing.plan import ModelShape
-from gr_sweep.summary import is_finished
+from gr_sweep.summary import SUMMARY, is_finished
 from gr_sweep.tracking import check_tracking
 from gr_sweep.train.distributed import place, rows_of
 
@@ -100,7 +100,7 @@ class Job:
     @property
     def is_done(self) -> bool:
         """Whether it ran to its end before."""
-        return is_finished(self.folder / "summary.json")
+        return is_finished(self.folder / SUMMARY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.errors import ReportError
-from gr_sweep.folder import RECORD, SUMMARY, Holder, Standing, State, standing
+from gr_sweep.folder import RECORD, Holder, Standing, State, standing
 from gr_sweep.metrics import keys
+from gr_sweep.summary import SUMMARY
 from gr_sweep.tracking.base import STEP
 from gr_sweep.tracking.jsonl import METRICS
 

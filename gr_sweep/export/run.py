@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.errors import ExportError, PlanError, SummaryError
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.summary import read_summary
+from gr_sweep.summary import SUMMARY, read_summary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +31,7 @@ ROUNDS = "rounds"
 
 _CONFIG = "config.json"
 _GENERATION = "generation_config.json"
-_JOB_FILES = ("summary.json", "plan.json", "metrics.jsonl", ".hydra")
+_JOB_FILES = (SUMMARY, "plan.json", "metrics.jsonl", ".hydra")
 
 
 def leave_model(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:
@@ -237,7 +237,7 @@ def _is_job(folder: Path) -> bool:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     if not path.exists():
         return {}
     try:

@@ -38,6 +38,7 @@ class LocalParallelConfig:
     """`hydra/launcher=local_parallel`."""
 
     _target_: str = "gr_sweep.cli.launchers.LocalParallelLauncher"
+    """What tells it from Hydra\'s own launchers: no class, but a name that Hydra lets pass."""
     devices: list[int] | None = None
     """Numbers of the GPUs to use, as torch counts them; null: all that are visible."""
     jobs_per_device: int = 1

@@ -61,6 +61,7 @@ class SlurmConfig:
     (`gr-sweep estimate`)."""
 
     _target_: str = "gr_sweep.cli.launchers.SlurmLauncher"
+    """What tells it from Hydra\'s own launchers: no class, but a name that Hydra lets pass."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None

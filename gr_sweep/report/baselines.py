@@ -38,7 +38,7 @@ from gr_sweep.metrics.losses import (
     read_losses,
     read_relearn,
 )
-from gr_sweep.summary import check_files, read_summary
+from gr_sweep.summary import SUMMARY, check_files, read_summary
 
 _FREE = (
     *NO_EFFECT_ON_RESULT,
@@ -118,7 +118,7 @@ class JobTables:
             DataError: as `read`.
         """
         try:
-            summary = read_summary(folder / "summary.json")
+            summary = read_summary(folder / SUMMARY)
             settings = dotted(summary["config"])
             if methods is not None and settings.get("method.name") not in methods:
                 return None

@@ -25,7 +25,7 @@ from gr_sweep.metrics import keys, seeds
 from gr_sweep.metrics.compare import Attack, attacks
 from gr_sweep.report.baselines import JobTables, dotted, joined
 from gr_sweep.report.round_files import Round, read_rounds, with_leaf_tax
-from gr_sweep.summary import check_files, read_summary
+from gr_sweep.summary import SUMMARY, check_files, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -454,11 +454,11 @@ def _report_order(job: Job, varied: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _is_job(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("summary.json", "metrics.jsonl", ".hydra"))
+    return any((folder / name).exists() for name in (SUMMARY, "metrics.jsonl", ".hydra"))
 
 
 def _read_job(folder: Path) -> Job:
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     if not path.exists():
         raise _Broken("not finished")
     try:

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import pickle
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -36,11 +35,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from gr_sweep.errors import CheckpointError, FullDiskError
 from gr_sweep.files import content_digest, full_disk, is_full, write_whole
+from gr_sweep.folder import whole_checkpoints
 from gr_sweep.train.distributed import Processes
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step_(\d{8})")
 _ABOUT = "run.json"
 _TABLE = ".metadata"
 _CHECKSUMS = "checksums.json"
@@ -269,11 +268,7 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return _whole_paths(self._folder)
-
-
-def _whole_paths(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
+        return [path for _, path in whole_checkpoints(self._folder)]
 
 
 def _checksums(path: Path) -> dict[str, list[Any]]:
@@ -359,10 +354,10 @@ def saying_what_stays(folder: Path) -> Iterator[None]:
             raise
         # A library's error does not say which file: it is one of the job.
         said = error if isinstance(error, FullDiskError) else full_disk(folder.parent, error)
-        paths = _whole_paths(folder)
+        whole = whole_checkpoints(folder)
         stays = "there is no checkpoint yet, and it begins anew"
-        if paths:
-            step = int(paths[-1].name.removeprefix("step_"))
+        if whole:
+            step, _ = whole[-1]
             stays = f"it goes on from the newest whole checkpoint, of step {step}"
         raise FullDiskError(f"{said}: {stays}") from error
 
@@ -452,10 +447,10 @@ def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or the newest cannot be read.
     """
-    paths = _whole_paths(folder)
-    if not paths:
+    whole = whole_checkpoints(folder)
+    if not whole:
         raise CheckpointError(f"{folder} holds no checkpoint")
-    path = paths[-1]
+    _, path = whole[-1]
     target = _weights_of(model)
     try:
         about = _about(path)

@@ -17,10 +17,11 @@ import pytest
 from gr_sweep.cli.compose import compose
 from gr_sweep.config import Device, RunConfig, TrainConfig
 from gr_sweep.errors import ConfigError, DataError
-from gr_sweep.folder import SUMMARY, State, held, standing
+from gr_sweep.folder import State, held, standing
 from gr_sweep.launch import local
 from gr_sweep.launch.local import LocalParallelConfig, Spot, check_local, run_side_by_side
 from gr_sweep.launch.work import Work
+from gr_sweep.summary import SUMMARY
 from gr_sweep.train.stop import StopSignals
 
 CONFIG = RunConfig(train=TrainConfig(device=Device.cpu))

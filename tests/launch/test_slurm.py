@@ -19,7 +19,7 @@ from gr_sweep.cli.app import main
 from gr_sweep.cli.launchers import SweepJob, outcome_of
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, DataError, JobError, LostError
-from gr_sweep.folder import CHECKPOINTS, SUMMARY, Holder, Record, State, held, standing
+from gr_sweep.folder import CHECKPOINTS, Holder, Record, State, held, standing
 from gr_sweep.launch import slurm
 from gr_sweep.launch.resources import Resources
 from gr_sweep.launch.slurm import (
@@ -33,6 +33,7 @@ from gr_sweep.launch.slurm import (
     sbatch_parameters,
 )
 from gr_sweep.launch.work import Work
+from gr_sweep.summary import SUMMARY
 from gr_sweep.train.stop import Stopped
 from tests.launch.cluster import Cluster
 

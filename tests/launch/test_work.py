@@ -7,8 +7,9 @@ import pytest
 
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError
-from gr_sweep.folder import SUMMARY, Record, State, announce, held, read_record, standing
+from gr_sweep.folder import Record, State, announce, held, read_record, standing
 from gr_sweep.launch.work import Told, Work
+from gr_sweep.summary import SUMMARY
 
 
 def make_work(folder: Path, title: str = "edges=act") -> Work:
