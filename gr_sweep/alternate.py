@@ -7,6 +7,7 @@ from the weights that the first one ended with, and is computed again.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import time
@@ -51,7 +52,8 @@ from gr_sweep.metrics.losses import (
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.tracking.base import Tracker
+from gr_sweep.tracking.base import STEP, Tracker
+from gr_sweep.tracking.jsonl import METRICS, rows_from_the_end
 from gr_sweep.train.cost import kept_parameters
 from gr_sweep.train.loop import Training
 
@@ -426,12 +428,8 @@ class Alternation:
 
     def _is_logged(self, step: int) -> bool:
         """Whether an attempt that was stopped since has logged the round that ends here."""
-        try:
-            lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return False
-        last = [json.loads(line) for line in lines[-4:]]
-        return any(row.get("step") == step and keys.ROUND in row for row in last)
+        last = itertools.islice(rows_from_the_end(self.folder / METRICS), 4)
+        return any(row[STEP] == step and keys.ROUND in row for row in last)
 
 
 def _off_units(plan: RoutePlan, off: tuple[int, ...]) -> dict[Key, Tensor]:

@@ -31,6 +31,7 @@ from gr_sweep.folder import CHECKPOINTS, Holder, State, newest_step, standing
 from gr_sweep.metrics import keys
 from gr_sweep.summary import SUMMARY, is_finished, read_summary
 from gr_sweep.tracking.base import STEP
+from gr_sweep.tracking.jsonl import METRICS, read_rows, rows_from_the_end
 
 SETTINGS = (
     *("debug=default", "data.documents=60", "data.vocab_size=300"),
@@ -199,10 +200,8 @@ def _jobs(sweep: Path) -> list[Path]:
 
 
 def _last_row(job: Path) -> int | None:
-    with contextlib.suppress(OSError):
-        for line in reversed((job / "metrics.jsonl").read_bytes().splitlines()):
-            with contextlib.suppress(ValueError, KeyError):
-                return int(json.loads(line)[STEP])
+    for row in rows_from_the_end(job / METRICS):
+        return int(row[STEP])
     return None
 
 
@@ -246,8 +245,7 @@ def _different(one: Path, other: Path) -> list[str]:
 
 
 def _rows(job: Path) -> list[dict[str, Any]]:
-    lines = (job / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = map(json.loads, lines)
+    rows = read_rows(job / METRICS)
     return [{key: row[key] for key in sorted(row) if key not in _OF_TIME} for row in rows]
 
 

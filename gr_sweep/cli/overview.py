@@ -4,8 +4,7 @@ Reads little of each and changes nothing: what shows it may look again every sec
 known here; nor is how any of it is shown. Without torch, numpy and pandas.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +15,7 @@ from gr_sweep.folder import RECORD, Holder, Standing, State, standing
 from gr_sweep.metrics import keys
 from gr_sweep.summary import SUMMARY
 from gr_sweep.tracking.base import STEP
-from gr_sweep.tracking.jsonl import METRICS
-
-_TAIL_BYTES = 1 << 14
-"""Of metrics.jsonl, read first: some rows."""
+from gr_sweep.tracking.jsonl import METRICS, rows_from_the_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,40 +137,11 @@ def _since(folder: Path, now: Standing) -> str | None:
 def _last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The last whole row, and the last of training; empty where there is none."""
     last: dict[str, Any] = {}
-    for row in _rows_from_the_end(path):
+    for row in rows_from_the_end(path):
         last = last or row
         if keys.TRAIN_LOSS in row:
             return last, row
     return last, {}
-
-
-def _rows_from_the_end(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole rows, the last first. A torn line, of a job that writes or was killed, is none."""
-    try:
-        with path.open("rb") as file:
-            start = file.seek(0, 2)
-            rest, size = b"", _TAIL_BYTES
-            is_end = True
-            while start > 0:
-                begin = max(0, start - size)
-                file.seek(begin)
-                lines = (file.read(start - begin) + rest).split(b"\n")
-                if is_end:
-                    # What follows the last line break, which may be further up.
-                    lines.pop()
-                    is_end = not lines
-                # The first may begin before this piece.
-                rest = lines.pop(0) if begin > 0 and lines else b""
-                start, size = begin, 2 * size
-                for line in reversed(lines):
-                    try:
-                        row = json.loads(line)
-                    except ValueError:
-                        continue
-                    if isinstance(row, dict) and STEP in row:
-                        yield row
-    except OSError:
-        return
 
 
 def _number(row: Mapping[str, Any], key: str, kind: type) -> Any:

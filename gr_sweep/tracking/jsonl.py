@@ -19,6 +19,8 @@ from gr_sweep.files import full_disk, is_full, whole_file
 from gr_sweep.tracking.base import STEP
 
 METRICS = "metrics.jsonl"
+_TAIL_BYTES = 1 << 14
+"""Read first from a file's end: some rows."""
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -133,3 +135,33 @@ class JsonlTracker:
                 f"{self.path}:{number} is no row of metrics; remove the line, or the job's folder"
                 " to start over"
             ) from error
+
+
+def rows_from_the_end(path: Path) -> Iterator[dict[str, Any]]:
+    """Whole rows, the last first; none where there is no file. A torn line, of a job that writes or
+    was killed, is none. Of a long file as much is read as is asked for."""
+    try:
+        with path.open("rb") as file:
+            start = file.seek(0, 2)
+            rest, size = b"", _TAIL_BYTES
+            is_end = True
+            while start > 0:
+                begin = max(0, start - size)
+                file.seek(begin)
+                lines = (file.read(start - begin) + rest).split(b"\n")
+                if is_end:
+                    # What follows the last line break, which may be further up.
+                    lines.pop()
+                    is_end = not lines
+                # The first may begin before this piece.
+                rest = lines.pop(0) if begin > 0 and lines else b""
+                start, size = begin, 2 * size
+                for line in reversed(lines):
+                    try:
+                        row = json.loads(line)
+                    except ValueError:
+                        continue
+                    if isinstance(row, dict) and STEP in row:
+                        yield row
+    except OSError:
+        return
