@@ -178,7 +178,7 @@ def _reloaded_logits(folder: Path, ids_NT: Tensor) -> Tensor:
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )
     return _logits(loaded.eval(), ids_NT)
 

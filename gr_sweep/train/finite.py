@@ -176,7 +176,7 @@ def _with_text(batch: Mapping[str, Any], tokenizer_dir: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, trust_remote_code=False)
     except (OSError, ValueError):
         return dict(batch)
     rows = [

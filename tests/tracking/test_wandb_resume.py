@@ -180,3 +180,14 @@ def test_a_run_that_was_offline_in_between_ends_online_with_all_its_rows(
     run(tmp_path, "online", "resume=8", "log=9:9", "finish")
     (sent,) = server.runs.values()
     assert_same_rows(sent.history, tmp_path, last_step=9)
+
+
+def test_what_ended_an_earlier_attempt_is_not_what_ended_the_run(
+    tmp_path: Path, server: StubServer
+) -> None:
+    run(tmp_path, "online", "resume=-1", "log=1:3", "fail")
+    (sent,) = server.runs.values()
+    assert sent.summary["gr_sweep/error"] == "loss is not finite"
+    run(tmp_path, "online", "resume=3", "log=4:6", "finish")
+    assert_same_rows(sent.history, tmp_path, last_step=6)
+    assert sent.summary.get("gr_sweep/error") is None

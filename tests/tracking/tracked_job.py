@@ -3,8 +3,8 @@
     python -m tests.tracking.tracked_job FOLDER MODE ACTION...
 
 Actions: `resume=STEP` (-1: from nothing), `log=FIRST:LAST` (steps, two rows at every third),
-`sleep=S`, `finish`, and `kill`, which takes wandb's process along, as SLURM does. What is logged at
-a step depends on the step alone, so a second job goes on as the first would have.
+`sleep=S`, `finish`, `fail`, and `kill`, which takes wandb's process along, as SLURM does. What is
+logged at a step depends on the step alone, so a second job goes on as the first would have.
 """
 
 import os
@@ -51,6 +51,8 @@ def main(folder: str, mode: str, *actions: str) -> None:
             time.sleep(float(value))
         elif name == "finish":
             tracker.finish(SUMMARY)
+        elif name == "fail":
+            tracker.fail("loss is not finite")
         else:
             assert name == "kill"
             for process in (*_children(), os.getpid()):
