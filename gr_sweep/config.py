@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import types
 import typing
 from dataclasses import dataclass, field, fields
@@ -497,6 +498,12 @@ LARGEST = 1 << 53
 
 MAX_LABELS = 10_000
 """Of the last round of `alternate`: more experts than a model has units."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether what JSON gave is a number that a float holds: it has whole numbers that none does,
+    and Python reads words such as NaN."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def to_plain(config: Any) -> Any:

@@ -231,14 +231,16 @@ class Hold:
     def __init__(self, folder: Path, title: str) -> None:
         self.folder = folder
         self._before = read_record(folder)
-        self._record = Record(State.running, title, holder=Holder.here())
-        if self._before is not None:
-            # What it began with stays.
-            self._record.num_steps = self._before.num_steps
-            self._record.fingerprints = self._before.fingerprints
-            self._record.config = self._before.config
-            self._record.sources = self._before.sources
-            self._record.title = title or self._before.title
+        # What it began with stays.
+        before = self._before or Record(State.running)
+        self._record = dataclasses.replace(
+            before,
+            state=State.running,
+            title=title or before.title,
+            holder=Holder.here(),
+            error=None,
+            is_bug=False,
+        )
 
     @property
     def begun(self) -> Record | None:

@@ -27,7 +27,15 @@ import torch
 from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import record
 from gr_sweep.errors import JobError
-from gr_sweep.folder import CHECKPOINTS, Holder, State, newest_step, standing
+from gr_sweep.folder import (
+    CHECKPOINTS,
+    RECORD,
+    Holder,
+    State,
+    newest_step,
+    standing,
+    whole_checkpoints,
+)
 from gr_sweep.metrics import keys
 from gr_sweep.summary import SUMMARY, is_finished, read_summary
 from gr_sweep.tracking.base import STEP
@@ -196,7 +204,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _jobs(sweep: Path) -> list[Path]:
-    return [path.parent for path in sweep.glob("*/job.json")]
+    return [path.parent for path in sweep.glob(f"*/{RECORD}")]
 
 
 def _last_row(job: Path) -> int | None:
@@ -237,7 +245,7 @@ def _different(one: Path, other: Path) -> list[str]:
     for name in ("document_losses.csv", "plan.json"):
         if (one / name).read_bytes() != (other / name).read_bytes():
             found.append(name)
-    newest = [max(job.glob(f"{CHECKPOINTS}/step_*")) for job in (one, other)]
+    newest = [whole_checkpoints(job / CHECKPOINTS)[-1][1] for job in (one, other)]
     for file in sorted(newest[0].glob("*.distcp")):
         if file.read_bytes() != (newest[1] / file.name).read_bytes():
             found.append(f"checkpoint {newest[1].name}: {file.name}")

@@ -68,7 +68,7 @@ def bench_sweep(num_jobs: int, overrides: Sequence[str], at_once: int = 1) -> di
 
 def _spent(sweep: Path, spawned: float, ended: float, at_once: int) -> dict[str, float]:
     """Reads when the files of a job were written: they appear whole, at a step of the job's way."""
-    jobs = sorted(path.parent for path in sweep.glob("*/summary.json"))
+    jobs = sorted(path.parent for path in sweep.glob(f"*/{SUMMARY}"))
     seconds = dict.fromkeys(PARTS, 0.0)
     starts = {job: _written(job / ".hydra" / "config.yaml") for job in jobs}
     ends = [_written(job / SUMMARY) for job in jobs]

@@ -227,7 +227,7 @@ class JobTask:
         from gr_sweep.config import effective
         from gr_sweep.job import run_job
 
-        logging.basicConfig(level=logging.ERROR)
+        _log_own_errors()
         folder = Path(connect().from_main(_no_job) or "")
         run_job(
             effective(to_run_config(cfg)),
@@ -236,6 +236,7 @@ class JobTask:
             overrides=[],
             command=self.command,
             is_baseline=str(folder) in self.baselines,
+            memory_advice=_memory_advice,
         )
 
 
@@ -250,8 +251,7 @@ def _follow(jobs: "Mapping[str, Job]", sweep: str, line: str) -> int:
     from gr_sweep.job import run_job
 
     processes = connect()
-    # What all can see the main process says: only what is this one's own is left.
-    logging.basicConfig(level=logging.ERROR, format=f"[process {processes.rank}] %(message)s")
+    _log_own_errors()
     status = 0
     while (folder := processes.from_main(_no_job)) is not None:
         job = jobs[folder]
@@ -269,6 +269,11 @@ def _follow(jobs: "Mapping[str, Job]", sweep: str, line: str) -> int:
             _let_go(error)
             status = 2  # the main process says why
     return status
+
+
+def _log_own_errors() -> None:
+    """What all can see the main process says: only what is this one's own is left."""
+    logging.basicConfig(level=logging.ERROR, format=f"[process {connect().rank}] %(message)s")
 
 
 def _memory_advice(config: RunConfig, world_size: int) -> str:

@@ -188,11 +188,10 @@ def _works(command: "Command", jobs: "Sequence[Job]", task: "JobTask") -> list[W
 
     config = command.hydra_config
     context = HydraContext(command.loader, Callbacks(config))
-    titles = dict(task.titles)
     return [
         Work(
             job.folder,
-            titles[os.path.abspath(job.folder)],
+            job.title,
             job.config,
             SweepJob(
                 context,

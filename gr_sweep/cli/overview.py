@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gr_sweep.config import is_number
 from gr_sweep.errors import ReportError
 from gr_sweep.folder import RECORD, Holder, Standing, State, standing
 from gr_sweep.metrics import keys
@@ -146,4 +147,4 @@ def _last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _number(row: Mapping[str, Any], key: str, kind: type) -> Any:
     value = row.get(key)
-    return kind(value) if isinstance(value, int | float) else None
+    return kind(value) if is_number(value) else None

@@ -8,13 +8,14 @@ import json
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gr_sweep.config import is_number
 from gr_sweep.errors import ExportError, PlanError, SummaryError
+from gr_sweep.folder import CHECKPOINTS, whole_checkpoints
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.summary import SUMMARY, read_summary
 
@@ -125,7 +126,7 @@ def open_run(folder: Path) -> Run:
             f"the results in {folder} are taken over from another sweep; "
             f"the weights are in {os.path.relpath(origin)}: export that"
         )
-    if not any((folder / "checkpoints").glob("step_????????")):
+    if not whole_checkpoints(folder / CHECKPOINTS):
         raise ExportError(
             f"{folder} has no checkpoint"
             + ("" if summary else " and is not finished; type the command of the job again")
@@ -145,7 +146,7 @@ def _plan(folder: Path, written: Path) -> RoutePlan:
 
     A run that makes its plan while it trains may have been stopped between the two.
     """
-    newest = max((folder / "checkpoints").glob("step_????????"))
+    _, newest = whole_checkpoints(folder / CHECKPOINTS)[-1]
     try:
         text = json.loads((newest / "run.json").read_text(encoding="utf-8"))["plan"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -221,7 +222,7 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
         raise ExportError(
             f"{run.model_folder} cannot be read: {str(error) or type(error).__name__}"
         ) from error
-    about = read_newest(run.folder / "checkpoints", model)
+    about = read_newest(run.folder / CHECKPOINTS, model)
     # A run that went on with other settings all the same has checkpoints of those it began with.
     prints = None if run.summary.get("changes") else run.summary.get("fingerprints")
     if prints and about["fingerprint"] != f"{prints['config']}:{prints['data']}":
@@ -271,17 +272,13 @@ def _wrong_in(summary: Mapping[str, Any]) -> Iterator[str]:
     length = config.get("train", {}).get("sequence_length")
     if length is not None and (type(length) is not int or not 0 < length < 1 << 31):
         yield f"config.train.sequence_length={length!r} is no whole number above 0"
-    if not _is_number(config.get("method", {}).get("recovery", 0.0)):
+    if not is_number(config.get("method", {}).get("recovery", 0.0)):
         yield "config.method.recovery is no number"
     for key, value in summary.get("metrics", {}).items():
-        if value is not None and not _is_number(value):
+        if value is not None and not is_number(value):
             yield f"metric {key} is {value!r}, no number"
     for key, value in summary.get("intervals", {}).items():
         if value is None:
             continue
-        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_number, value)):
+        if not isinstance(value, list) or len(value) != 2 or not all(map(is_number, value)):
             yield f"the interval of {key} is no pair of numbers"
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max

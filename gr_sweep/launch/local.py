@@ -38,7 +38,7 @@ class LocalParallelConfig:
     """`hydra/launcher=local_parallel`."""
 
     _target_: str = "gr_sweep.cli.launchers.LocalParallelLauncher"
-    """What tells it from Hydra\'s own launchers: no class, but a name that Hydra lets pass."""
+    """What tells it from Hydra's own launchers: no class, but a name that Hydra lets pass."""
     devices: list[int] | None = None
     """Numbers of the GPUs to use, as torch counts them; null: all that are visible."""
     jobs_per_device: int = 1
@@ -143,6 +143,9 @@ def run_side_by_side(works: Sequence[Work], config: LocalParallelConfig) -> None
         Stopped: a signal came.
     """
     spots = spots_of(config, [work.config for work in works])
+    needed = {
+        work.folder: bytes_of(work.config, spots[0]) if config.check_memory else 0 for work in works
+    }
     waiting = list(works)
     running: list[_Running] = []
     told = Told(works)
@@ -162,17 +165,19 @@ def run_side_by_side(works: Sequence[Work], config: LocalParallelConfig) -> None
                 for work in [work for work in elsewhere if _is_over(work)]:
                     elsewhere.remove(work)
                     told.end(work)
-                for work in list(waiting):
+                # Without a free place nobody needs to know how those stand that wait.
+                for work in list(waiting) if len(running) < sum(s.num_slots for s in spots) else ():
                     if standing(work.folder).state is State.running:
                         waiting.remove(work)
                         elsewhere.append(work)
                         told.look(work)
                         continue
-                    needed = bytes_of(work.config, spots[0]) if config.check_memory else 0
-                    spot = _free_spot(spots, running, needed)
+                    spot = _free_spot(spots, running, needed[work.folder])
                     if spot is not None:
                         waiting.remove(work)
-                        running.append(_Running(work, _start(work, spot), spot, needed))
+                        running.append(
+                            _Running(work, _start(work, spot), spot, needed[work.folder])
+                        )
                         on = "" if spot.gpu is None else f" on GPU {spot.gpu}"
                         told.say(work, f"started{on}")
                 if signals.are_there:

@@ -34,7 +34,6 @@ _NODE_GB = 8
 """Main memory for Python and its libraries, data and files."""
 
 _CPUS = 4
-_GIB = 2**30
 
 _MOST_GPUS = 256
 """Of one job, unless more are given."""
@@ -210,10 +209,10 @@ def _check_rows(config: RunConfig, world_size: int) -> None:
 
 def _estimate_gb(config: RunConfig, world_size: int) -> int:
     """Of a process on a CPU, rounded up."""
-    from gr_sweep.launch.estimate import Target, estimate_job
+    from gr_sweep.launch.estimate import GIB, Target, estimate_job
 
-    target: Target = Target("cpu", 1e12, None, False, world_size)
+    target = Target("cpu", 1e12, None, False, world_size)
     try:
-        return math.ceil(1.25 * estimate_job(config, target).peak_bytes / _GIB)
+        return math.ceil(1.25 * estimate_job(config, target).peak_bytes / GIB)
     except GrSweepError:
         return _NODE_GB

@@ -61,7 +61,7 @@ class SlurmConfig:
     (`gr-sweep estimate`)."""
 
     _target_: str = "gr_sweep.cli.launchers.SlurmLauncher"
-    """What tells it from Hydra\'s own launchers: no class, but a name that Hydra lets pass."""
+    """What tells it from Hydra's own launchers: no class, but a name that Hydra lets pass."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -188,7 +188,7 @@ def run_on_slurm(
         sweep: the sweep's folder.
 
     Raises:
-        JobError: sbatch refuses a job, or the controller does not answer.
+        JobError: sbatch refuses all jobs, or the controller does not answer.
     """
     watch = _Watch(works, config, resources, Submitted(sweep))
     try:
@@ -241,8 +241,10 @@ class _Watch:
                 )
             elif standing(work.folder).state is not State.running:
                 new.append(work)
-        for _, error in self._submit(new):
-            raise error
+        refused = self._submit(new)
+        if refused and not self._numbers:
+            raise refused[0][1]  # nothing is in the queue that could be waited for
+        self._note_refused(refused)
 
     def look(self) -> None:
         """One look at the queue and at the files."""
@@ -267,13 +269,7 @@ class _Watch:
                     again.append(work)
                 else:
                     self._told.end(self.left.pop(folder))
-        for refused, error in self._submit(again):
-            for work in refused:
-                self._numbers.pop(work.folder, None)
-                # A controller that has gone away meanwhile is asked again later.
-                if queue_of_user() is not None:
-                    note_end(work.folder, State.failed, str(error))
-                    self._told.end(self.left.pop(work.folder))
+        self._note_refused(self._submit(again))
 
     def _may_go_on(self, work: Work, number: str) -> bool:
         """Whether a job that ended without a word is submitted again; if not, notes why."""
@@ -302,6 +298,16 @@ class _Watch:
         from submitit.core.utils import JobPaths
 
         return Path(JobPaths(self._config.submitit_folder, number).stdout)
+
+    def _note_refused(self, refused: "Sequence[tuple[Sequence[Work], JobError]]") -> None:
+        """What SLURM refuses has failed; where it does not answer, it is submitted later."""
+        for works, error in refused:
+            is_answering = queue_of_user() is not None
+            for work in works:
+                self._numbers.pop(work.folder, None)
+                if is_answering:
+                    note_end(work.folder, State.failed, str(error))
+                    self._told.end(self.left.pop(work.folder))
 
     def _submit(self, works: Sequence[Work]) -> list[tuple[Sequence[Work], JobError]]:
         """Those that need the same are one array. Gives back those that SLURM refuses."""

@@ -27,7 +27,6 @@ class Told:
     """Says in a line what becomes of each job, once."""
 
     def __init__(self, works: Sequence[Work]) -> None:
-        self._works = {work.folder: work for work in works}
         self._num_works = len(works)
         self._last: dict[Path, State] = {}
         self._num_ended = 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from gr_sweep.config import LARGEST
 from gr_sweep.domains import is_under
 from gr_sweep.errors import DataError
 from gr_sweep.files import write_whole
@@ -142,13 +143,9 @@ def read_relearn(path: Path) -> list[RelearnLoss]:
     return _read(path, RelearnLoss._fields, row)
 
 
-_LARGEST = 1 << 53
-"""Tokens or bytes of a document: above, a float is another number."""
-
-
 def _size(text: str) -> int:
     size = int(text)
-    if not 0 <= size <= _LARGEST:
+    if not 0 <= size <= LARGEST:
         raise ValueError(f"a size of {text}")
     return size
 

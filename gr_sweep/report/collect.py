@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 import os
 import sys
 from collections import Counter
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method
+from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method, is_number
 from gr_sweep.domains import ancestors
 from gr_sweep.errors import DataError, ReportError, SummaryError
 from gr_sweep.metrics import keys, seeds
@@ -448,7 +447,7 @@ def _report_order(job: Job, varied: Sequence[str]) -> tuple[Any, ...]:
     edges = _EDGES_ORDER.index(job.edges) if job.edges in _EDGES_ORDER else len(_EDGES_ORDER)
     values = [job.settings.get(name) for name in varied if name != "edges"]
     # Numbers by size and before words: 0.5 comes before 10.
-    ranks = [(0, value, "") if _is_number(value) else (1, 0, shown(value)) for value in values]
+    ranks = [(0, value, "") if is_number(value) else (1, 0, shown(value)) for value in values]
     group = _GROUPS_ORDER.index(job.group) if job.group in _GROUPS_ORDER else len(_GROUPS_ORDER)
     return (edges, group, *ranks, job.name)
 
@@ -477,10 +476,10 @@ def _read_job(folder: Path) -> Job:
             raise _Broken(f"summary.json lacks {name!r}, or it is no {kind.__name__}")
         return value
 
-    metrics = {key: value for key, value in field("metrics", dict).items() if _is_number(value)}
+    metrics = {key: value for key, value in field("metrics", dict).items() if is_number(value)}
     intervals = {}
     for key, bounds in field("intervals", dict).items():
-        if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds))):
+        if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))):
             raise _Broken(f"summary.json: the interval of {key} is no pair of numbers")
         intervals[key] = (float(bounds[0]), float(bounds[1]))
     config = field("config", dict)
@@ -521,8 +520,3 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows
-
-
-def _is_number(value: Any) -> bool:
-    # Not `isfinite` alone: JSON has whole numbers that no float holds.
-    return type(value) in (int, float) and abs(value) < math.inf and abs(value) <= _LARGEST

@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import json
 import logging
-import math
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gr_sweep.config import is_number
 from gr_sweep.domains import is_under
 from gr_sweep.errors import DataError
 from gr_sweep.metrics import keys
@@ -272,11 +272,7 @@ def _loss(rows: Sequence[DocumentLoss]) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    try:
-        found = float(value) if type(value) in (int, float) else math.nan
-    except OverflowError:  # JSON has whole numbers that no float holds
-        return None
-    return found if math.isfinite(found) else None
+    return float(value) if is_number(value) else None
 
 
 def _numbers(values: Any) -> dict[str, float]:

@@ -62,7 +62,7 @@ class StopSignals:
         heard, and nothing changes.
 
         Raises:
-            Stopped: at the latest when the block ends without an error.
+            Stopped: at the latest when the block ends, in place of an Exception that it ends with.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -264,3 +264,12 @@ def test_500_jobs_are_told_within_two_seconds_and_without_heavy_packages(tmp_pat
     assert heavy == "["
     # Of the processor's time: the machine of a test may be busy with others.
     assert float(seconds) < 2
+
+
+@pytest.mark.parametrize("number", ["1e999", "NaN", "1" + 400 * "0", "true", '"7"', "null"])
+def test_a_number_that_is_none_is_left_out(tmp_path, number):
+    begin(tmp_path / "job")
+    row = f'{{"step": {number}, "train/loss": {number}, "train/tokens_per_second": 5.0}}\n'
+    (tmp_path / "job" / "metrics.jsonl").write_text(row)
+    job = read_status(tmp_path / "job", {})
+    assert (job.step, job.loss_nats, job.tokens_per_second) == (None, None, 5.0)

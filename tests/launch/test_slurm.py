@@ -403,6 +403,18 @@ def test_what_sbatch_refuses_is_one_line(cluster, sweep, launch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_what_is_refused_at_the_start_fails_beside_jobs_that_are_in_the_queue(
+    cluster, sweep, launch
+):
+    works = works_of(sweep, "a", "b")
+    Submitted(sweep).add({works[0].folder: "5"})
+    cluster.put("5", "RUNNING")
+    cluster.refuses("no account")
+    launch(works, all_of(lambda: finish(works[0]), lambda: cluster.end("5")))
+    assert [standing(work.folder).state for work in works] == [State.done, State.failed]
+    assert error_of(works[1]) == "SLURM does not take the jobs: sbatch: error: no account"
+
+
 def test_jobs_that_are_in_the_queue_are_waited_for(cluster, sweep, launch, capsys):
     works = works_of(sweep, "a", "b", "c")
     Submitted(sweep).add({works[0].folder: "5_0", works[1].folder: "5_1"})
