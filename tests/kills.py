@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -160,8 +161,13 @@ def report(folder: Path) -> None:
     whole: dict[str, bytes] = {}
 
     def pages(place: Path) -> dict[str, bytes]:
+        """Without the time that the page says it was written at: a minute may end meanwhile."""
         names = ("index.html", "results.csv")
-        return {name: (place / "report" / name).read_bytes() for name in names}
+        contents = {name: (place / "report" / name).read_bytes() for name in names}
+        return {
+            name: re.sub(rb"Written \d{4}-\d\d-\d\d \d\d:\d\d[^.]*", b"", content)
+            for name, content in contents.items()
+        }
 
     def check(place: Path) -> Any:
         old, killed = pages(folder / "before"), pages(place)
