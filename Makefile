@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-full lint audit format bench clean
+.PHONY: help setup sweep test test-full lint audit format bench docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,9 @@ format: $(READY) ## put the code in ruff's format
 bench: $(READY) ## time a routed step beside a dense one; ARGS=mlp, scaling, sweep or kills for another benchmark
 	$(BIN)/gr-sweep bench $(if $(filter mlp step scaling sweep kills,$(firstword $(ARGS))),,step) $(ARGS)
 
+docs: $(READY) ## build the pages of docs/ as a site, docs/_build/index.html; a warning fails
+	$(BIN)/python -m sphinx -q -W --keep-going --nitpicky docs docs/_build
+
 clean: ## remove the environment and what tools leave behind; outputs/ stays
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
