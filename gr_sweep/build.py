@@ -1,4 +1,5 @@
-"""What a job is made of, from its config: micro-batches, held-out text, and the routed model.
+"""What a job is made of, from its config: micro-batches, held-out text, the routed model, and what
+samples it.
 
 Nothing here trains, evaluates or writes.
 """
@@ -17,9 +18,11 @@ from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.errors import ModelError
 from gr_sweep.eval.loss import HeldoutBatches
+from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.layout import labels_of_rounds, make_plan, named_shape
 from gr_sweep.metrics.losses import Text
 from gr_sweep.model.families import family_of
+from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
@@ -127,6 +130,38 @@ def named_config(config: RunConfig, *, vocab_size: int, eot_id: int) -> "LlamaCo
         vocab_size=vocab_size,
         eot_id=eot_id,
         sequence_length=config.train.sequence_length,
+    )
+
+
+def make_sampler(
+    config: RunConfig,
+    data: TokenData,
+    routed: RoutedModel,
+    token_losses: TokenLosses,
+    device: torch.device,
+) -> Sampler:
+    """What goes on with the first held-out documents of every domain."""
+    from transformers import AutoTokenizer
+
+    length = config.train.sequence_length
+    prompts = choose_prompts(
+        data.heldout,
+        number=config.eval.samples,
+        prompt_tokens=config.eval.sample_prompt_tokens,
+        sample_tokens=config.eval.sample_tokens,
+        sequence_length=length,
+    )
+    return Sampler(
+        routed,
+        token_losses,
+        prompts,
+        tokenizer=AutoTokenizer.from_pretrained(data.tokenizer_dir, trust_remote_code=False),
+        eot_id=data.eot_id,
+        sample_tokens=config.eval.sample_tokens,
+        sequence_length=length,
+        batch_sequences=config.eval.batch_sequences,
+        seed=config.seed,
+        device=device,
     )
 
 

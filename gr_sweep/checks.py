@@ -85,6 +85,9 @@ _LEAST = {
     "eval.relearn_batch_sequences": 1,
     "eval.relearn_every": 1,
     "eval.unlearn_steps": 1,
+    "eval.samples": 0,
+    "eval.sample_prompt_tokens": 1,
+    "eval.sample_tokens": 1,
     "seed": 0,
 }
 

@@ -426,6 +426,13 @@ class EvalConfig:
     unlearn_steps: int | None = None
     """Steps of RMU, which makes a dense model forget each domain in turn (arXiv 2403.03218): the
     weak reference of the attack; null: none."""
+    samples: int = 1
+    """Held-out documents a domain that the model goes on with at the end, in full, without each
+    domain and with each alone; 0: none."""
+    sample_prompt_tokens: int = 24
+    """Tokens of the document that it goes on from."""
+    sample_tokens: int = 48
+    """Tokens that it writes. Prompt and they are at most `train.sequence_length`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -488,6 +495,9 @@ NO_EFFECT_ON_RESULT = (
     "data.cache",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "eval.samples",
+    "eval.sample_prompt_tokens",
+    "eval.sample_tokens",
 )
 """Settings that the fingerprint leaves out: no value of theirs changes the numbers a job ends
 with."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import os
 import platform
@@ -22,6 +23,7 @@ from gr_sweep.build import (
     heldout_read,
     make_batches,
     make_routed,
+    make_sampler,
     marked_texts,
     route_settings,
 )
@@ -46,6 +48,7 @@ from gr_sweep.eval.robustness import (
     recovery,
     robustness_losses,
 )
+from gr_sweep.eval.samples import Sampler
 from gr_sweep.export.run import leave_model
 from gr_sweep.files import content_digest, write_whole
 from gr_sweep.folder import CHECKPOINTS, Hold, differences, held, refuse_changes
@@ -63,6 +66,7 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.sources import code_fingerprint
 from gr_sweep.summary import (
+    SAMPLES,
     SUMMARY,
     check_files,
     is_finished,
@@ -255,6 +259,9 @@ def _run(
     held_out = heldout_batches(config, data, config.eval.tokens, device, processes)
     curve_tokens = min(config.eval.curve_tokens, config.eval.tokens)
     curve = heldout_batches(config, data, curve_tokens, device, processes)
+    sampler: Sampler | None = None
+    if config.eval.samples:
+        sampler = make_sampler(config, data, routed, token_losses, device)
     if processes.is_main:
         leave_model(folder, routed.model, data.tokenizer_dir)
     if processes.is_main and not is_alternate:
@@ -325,6 +332,8 @@ def _run(
         micro_batch_sequences=micro_batch_sequences,
         num_processes=processes.world_size,
     )
+    if sampler is not None:
+        recover = sampler.recovering(recover)
 
     with tracker:
         run = start(
@@ -418,12 +427,19 @@ def _run(
                 num_processes=processes.world_size,
             )
             rows += more_rows
+            samples = None
+            if sampler is not None:
+                samples = sampler.sample(None if last is None else last.nodes)
         if last is not None:
             rows, relearned = last.of_partition(rows), last.of_partition(relearned)
         state.eval_s += time.perf_counter() - eval_start
         if not processes.is_main:
             tracker.finish({})
             return
+        if samples is None:
+            (folder / SAMPLES).unlink(missing_ok=True)  # of an attempt that was to have some
+        else:
+            write_whole(folder / SAMPLES, json.dumps(samples, indent=1) + "\n")
         write_losses(folder / DOCUMENT_LOSSES, rows)
         if relearned:
             write_relearn(folder / RELEARN, relearned)
@@ -459,7 +475,7 @@ def _run(
             "changes": changes,
             "files": {
                 name: content_digest(folder / name)
-                for name in ("plan.json", DOCUMENT_LOSSES, RELEARN)
+                for name in ("plan.json", DOCUMENT_LOSSES, RELEARN, SAMPLES)
                 if (folder / name).exists()
             },
             "environment": environment(device, processes.world_size),
@@ -492,7 +508,7 @@ def _taken_over(folder: Path, prints: Mapping[str, str], sweep: str) -> bool:
             continue
         if summary.get("changes"):
             continue  # begun with others: what it came to is nobody else's
-        for name in ("plan.json", "metrics.jsonl", DOCUMENT_LOSSES, RELEARN):
+        for name in ("plan.json", "metrics.jsonl", DOCUMENT_LOSSES, RELEARN, SAMPLES):
             if (path.parent / name).exists():
                 write_whole(folder / name, (path.parent / name).read_text(encoding="utf-8"))
         origin = f"{path.parent.parent.name}/{path.parent.name}"

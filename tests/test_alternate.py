@@ -40,6 +40,7 @@ from gr_sweep.job import run_job
 from gr_sweep.layout import Phase, check_rounds, phases_of
 from gr_sweep.metrics.losses import View, read_losses, read_relearn
 from gr_sweep.model.sizes import shape_of
+from gr_sweep.report.samples import read_samples
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train import loop
 from gr_sweep.train.stop import Stopped
@@ -136,6 +137,10 @@ def test_the_jobs_own_table_is_by_the_partition_and_reads_what_other_jobs_read(
     rows = read_losses(folder / "document_losses.csv")
     assert {row.domain for row in rows} == set(DOMAINS)
     assert {row.part for row in rows} == {"", *DOMAINS}
+    samples = [sample for prompt in read_samples(folder) for sample in prompt.samples]
+    assert {(s.kind, s.part) for s in samples} == {
+        ("full", None), *(("removed", d) for d in DOMAINS), *(("kept", d) for d in DOMAINS),
+    }  # fmt: skip
     fixed = make_config(procedure={"name": ProcedureKind.fixed}, steps=1)
     run(fixed, tmp_path / "fixed")
 
@@ -146,6 +151,11 @@ def test_the_jobs_own_table_is_by_the_partition_and_reads_what_other_jobs_read(
     assert documents(folder / "document_losses.csv") == documents(
         tmp_path / "fixed" / "document_losses.csv"
     )
+    begins = [
+        [(prompt.domain, prompt.document, prompt.prompt) for prompt in read_samples(of)]
+        for of in (folder, tmp_path / "fixed")
+    ]
+    assert begins[0] == begins[1] and len(begins[0]) == len(DOMAINS)
 
 
 class Killed(BaseException):

@@ -42,6 +42,7 @@ from gr_sweep.errors import JobError, ModelError, PlanError
 from gr_sweep.folder import State, standing
 from gr_sweep.job import run_job
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
+from gr_sweep.report.samples import read_samples
 from gr_sweep.summary import read_summary, write_summary
 from gr_sweep.train.stop import SIGNALS, Stopped
 from tests.train.saved import saved_tensors
@@ -89,12 +90,19 @@ def run(config: RunConfig, folder) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
+def variants(folder) -> list[tuple[str, str | None]]:
+    """Kind and part of what the model has written after each prompt: after all the same."""
+    found = [[(s.kind, s.part) for s in prompt.samples] for prompt in read_samples(folder)]
+    assert all(of_prompt == found[0] for of_prompt in found)
+    return found[0]
+
+
 def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
     summary = run(make_config(), tmp_path / "job")
     names = {path.name for path in (tmp_path / "job").iterdir()}
     assert names == {
         "summary.json", "metrics.jsonl", "plan.json", "document_losses.csv", "checkpoints", "model",
-        ".lock", "job.json",
+        ".lock", "job.json", "samples.json",
     }  # fmt: skip
     assert {"config.json", "tokenizer.json"} <= {
         path.name for path in (tmp_path / "job" / "model").iterdir()
@@ -109,6 +117,13 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
         low, high = summary["intervals"][f"separability/selectivity/{d}"]
         assert low <= metrics[f"separability/selectivity/{d}"] <= high
         assert metrics[f"cost/parameters/kept/{d}"] < metrics["cost/parameters"]
+    assert variants(tmp_path / "job") == [
+        ("full", None), *(("removed", d) for d in DOMAINS), *(("kept", d) for d in DOMAINS),
+    ]  # fmt: skip
+    assert set(summary["files"]) == {"plan.json", "document_losses.csv", "samples.json"}
+    written = read_samples(tmp_path / "job", summary["files"]["samples.json"])
+    assert [prompt.domain for prompt in written] == DOMAINS
+    assert all(len(prompt.prompt) > 20 < len(prompt.reference) for prompt in written)
     assert summary["command"] == "gr-sweep a=1" and summary["domains"] == DOMAINS
     assert set(summary["fingerprints"]) == {"code", "config", "data"}
     rows = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").open()]
@@ -143,13 +158,15 @@ def test_a_job_that_was_stopped_before_its_matrices_ends_with_the_same_numbers(
     for key, value in whole.items():
         if not key.startswith("cost/"):
             assert again[key] == value, key
+    samples = [(tmp_path / job / "samples.json").read_bytes() for job in ("whole", "killed")]
+    assert samples[0] == samples[1]
 
 
 def test_a_run_is_watched_on_part_of_the_text_that_the_matrices_read(make_config, tmp_path):
     config = make_config()
     rows = []
     for curve_tokens in (64, 512):
-        config.eval.curve_tokens = curve_tokens
+        config.eval.curve_tokens, config.eval.samples = curve_tokens, 0
         metrics = run(config, tmp_path / str(curve_tokens))["metrics"]
         lines = [
             json.loads(line) for line in (tmp_path / str(curve_tokens) / "metrics.jsonl").open()
@@ -158,6 +175,7 @@ def test_a_run_is_watched_on_part_of_the_text_that_the_matrices_read(make_config
         assert len(rows[-1]) == 5
     few, all_of_them = rows
     assert all_of_them[-1] == pytest.approx(metrics["loss/full/code"])
+    assert not list(tmp_path.glob("*/samples.json"))
     assert few[-1] != pytest.approx(metrics["loss/full/code"], rel=1e-4)
     documents = (tmp_path / "64" / "document_losses.csv").read_text()
     assert documents == (tmp_path / "512" / "document_losses.csv").read_text()
@@ -178,6 +196,10 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(make_confi
     first = losses("a", 0)
     assert losses("b", 0) == first
     assert losses("c", 1) != first
+    a, b, c = (read_samples(tmp_path / folder) for folder in "abc")
+    assert a == b
+    prompts = [[(p.document, p.prompt, p.reference) for p in written] for written in (a, c)]
+    assert prompts[0] == prompts[1] and a != c
 
 
 def test_jobs_that_differ_in_edges_alone_start_from_the_same_weights_and_text(
@@ -196,6 +218,7 @@ def test_a_dense_job_has_losses_and_no_separability(make_config, tmp_path):
     metrics = run(make_config(method=MethodConfig(name=Method.dense)), tmp_path)["metrics"]
     assert "loss/full/code" in metrics
     assert not [key for key in metrics if "separability" in key or "kept" in key]
+    assert variants(tmp_path) == [("full", None)]
 
 
 def test_a_filtered_job_never_sees_its_domain_and_is_read_on_it_all_the_same(make_config, tmp_path):
@@ -215,6 +238,7 @@ def test_forget_has_separability_for_the_forgotten_domain_alone(make_config, tmp
     metrics = run(config, tmp_path)["metrics"]
     rows = {key.split("/")[2] for key in metrics if key.startswith("separability/matrix/")}
     assert rows == {"biology"}
+    assert variants(tmp_path)[:3] == [("full", None), ("removed", "biology"), ("kept", "code")]
 
 
 def test_unlabelled_rows_train_and_are_logged_under_their_own_name(make_config, tmp_path):
@@ -231,6 +255,9 @@ def test_nested_domains_become_dots_in_keys(make_config, tmp_path):
     config = make_config(partition=partition, plan=PlanConfig(kind=PlanKind.tree))
     metrics = run(config, tmp_path)["metrics"]
     assert "separability/matrix/biology.virology/code" in metrics
+    assert [part for kind, part in variants(tmp_path) if kind == "removed"] == [
+        "code", "biology", "biology/virology",
+    ]  # fmt: skip
 
 
 def test_a_checkpoint_of_another_config_is_refused(make_config, tmp_path):
@@ -509,7 +536,7 @@ def test_a_baseline_is_taken_over_from_another_sweep_and_any_other_job_is_not(
     taken = again("two", is_baseline=True)
     assert taken["taken_from"] == f"one/{name}"
     assert taken["metrics"] == first["metrics"] and taken["sweep"] == "two"
-    for file in ("document_losses.csv", "metrics.jsonl", "plan.json"):
+    for file in ("document_losses.csv", "metrics.jsonl", "plan.json", "samples.json"):
         texts = [(tmp_path / sweep / name / file).read_text() for sweep in ("one", "two")]
         assert texts[0] == texts[1]
     assert not (tmp_path / "two" / name / "checkpoints").exists()

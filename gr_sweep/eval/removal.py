@@ -19,6 +19,9 @@ from gr_sweep.routing.plan import ATTN, RoutePlan
 WithoutDomain = Callable[[str], contextlib.AbstractContextManager[None]]
 """Makes the context in which what is switched off to remove a domain is the model without it."""
 
+PlanView = tuple[View, str, tuple[int, ...]]
+"""A view, its part, and the indices of the blocks that are off."""
+
 
 def removal_losses(
     routed: RoutedModel,
@@ -40,10 +43,8 @@ def removal_losses(
             after the removal.
     """
     plan = routed.plan
-    removed = [(View.removed, domain, plan.removed_by([domain])) for domain in plan.removable()]
-    views = list(removed) if recovered is None else []
-    if len(plan.blocks) > 1:
-        views += [(View.kept, domain, plan.kept_off([domain])) for domain in plan.nodes]
+    removed, kept = domain_views(plan)
+    views = kept if recovered is not None else [*removed, *kept]
     if is_lattice(plan):
         views += [
             (View.off, block.name, (index,))
@@ -79,6 +80,14 @@ def removal_losses(
     if has_experts(plan):
         rows += mixed_losses([rows_of[plan.kept_off([domain])] for domain in plan.domains])
     return rows
+
+
+def domain_views(plan: RoutePlan) -> tuple[list[PlanView], list[PlanView]]:
+    """The views in which a domain, or a node above some, is removed; and those in which one is
+    kept alone."""
+    removed = [(View.removed, node, plan.removed_by([node])) for node in plan.removable()]
+    nodes = plan.nodes if len(plan.blocks) > 1 else ()
+    return removed, [(View.kept, node, plan.kept_off([node])) for node in nodes]
 
 
 def is_lattice(plan: RoutePlan) -> bool:

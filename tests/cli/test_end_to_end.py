@@ -226,7 +226,7 @@ def test_two_processes_leave_what_one_leaves_and_say_it_once(gr_sweep):
         path = gr_sweep.folder / folder
         assert {file.name for file in path.iterdir()} == {
             ".hydra", ".lock", "checkpoints", "document_losses.csv", "gr_sweep.log", "job.json",
-            "metrics.jsonl", "model", "plan.json", "summary.json",
+            "metrics.jsonl", "model", "plan.json", "samples.json", "summary.json",
         }  # fmt: skip
         summary = json.loads((path / "summary.json").read_text())
         rows = [json.loads(line) for line in (path / "metrics.jsonl").open()]

@@ -14,10 +14,11 @@ from gr_sweep.config import Device, EvalConfig
 from gr_sweep.errors import JobError
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.eval.robustness import TrainingText, recovery, robustness_losses
+from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.train.distributed import Processes, connect, shard
-from tests.eval.tiny import CPU, held_out, make_routed, shards
+from tests.eval.tiny import CPU, Letters, held_out, make_routed, shards
 
 
 def found(processes: Processes) -> dict[str, Any]:
@@ -52,11 +53,28 @@ def found(processes: Processes) -> dict[str, Any]:
         seed=0,
         **options,
     )
+    prompts = choose_prompts(
+        shards(8, seed=1), number=1, prompt_tokens=4, sample_tokens=8, sequence_length=16
+    )
+    sampler = Sampler(
+        routed,
+        token_losses,
+        prompts,
+        tokenizer=Letters(),
+        eot_id=0,
+        sample_tokens=8,
+        sequence_length=16,
+        batch_sequences=16,
+        seed=0,
+        device=CPU,
+    )
+    recover = sampler.recovering(recover)
     before = batches.losses(token_losses)
     rows, relearned = robustness_losses(
         routed, token_losses, batches, text, config, lr=3e-2, recover=recover, **options
     )
     rows += removal_losses(routed, token_losses, batches, recovered=recover)
+    samples = sampler.sample()
     dense, dense_losses = ready("none")
     config.unlearn_steps = 1
     try:
@@ -69,6 +87,7 @@ def found(processes: Processes) -> dict[str, Any]:
         "relearned": [list(row) for row in relearned],
         "restored": before == batches.losses(token_losses),
         "unlearning": unlearning,
+        "samples": samples,
     }
 
 

@@ -1,5 +1,7 @@
 """Three domains of a few tokens, and a tiny model that can learn them in a second."""
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import torch
 
@@ -47,6 +49,19 @@ def held_out(batch_sequences: int = 16, **options) -> HeldoutBatches:
         for domain, text in shards(8, seed=1).items()
     }
     return HeldoutBatches(chunks, batch_sequences=batch_sequences, device=CPU, **options)
+
+
+class Letters:
+    """A tokenizer whose tokens are capital letters."""
+
+    def __init__(self, lacks: Collection[int] = ()) -> None:
+        self._ids = [token for token in range(VOCAB) if token not in lacks]
+
+    def get_vocab(self) -> dict[str, int]:
+        return {self.decode([token]): token for token in self._ids}
+
+    def decode(self, ids: Sequence[int], **how: bool) -> str:
+        return "".join(chr(65 + token) for token in ids)
 
 
 def make_routed(kind: str = "none", seed: int = 0, **options) -> RoutedModel:

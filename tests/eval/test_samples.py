@@ -1,0 +1,261 @@
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from gr_sweep.data.shards import Shard
+from gr_sweep.eval.removal import domain_views, removal_losses
+from gr_sweep.eval.samples import MIN_P, TEMPERATURE, End, Prompt, Sampler, choose_prompts
+from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.route import RoutedModel
+from tests.eval.tiny import (
+    CPU,
+    DOMAINS,
+    LENGTH,
+    VOCAB,
+    Letters,
+    held_out,
+    make_routed,
+    shards,
+    state_of,
+)
+
+EOT = 0
+
+
+def prompts_of(number: int = 2, **options) -> list[Prompt]:
+    settings = {"prompt_tokens": 3, "sample_tokens": 9, "sequence_length": 2 * LENGTH} | options
+    return choose_prompts(shards(8, seed=1), number=number, **settings)
+
+
+def make_sampler(routed: RoutedModel, prompts: list[Prompt] | None = None, **options) -> Sampler:
+    settings = {
+        "tokenizer": Letters(), "eot_id": EOT, "sample_tokens": 9, "sequence_length": 2 * LENGTH,
+        "batch_sequences": 16, "seed": 5, "device": CPU,
+    } | options  # fmt: skip
+    return Sampler(
+        routed, TokenLosses(routed), prompts_of() if prompts is None else prompts, **settings
+    )
+
+
+def texts(content: dict) -> dict[tuple[str, str, str | None], tuple[str, str]]:
+    """By domain and document, kind and part."""
+    return {
+        (f"{prompt['domain']} {prompt['document']}", sample["kind"], sample["part"]): (
+            sample["text"],
+            sample["end"],
+        )
+        for prompt in content["prompts"]
+        for sample in prompt["samples"]
+    }
+
+
+def name_of(prompt: Prompt) -> str:
+    return f"{prompt.domain} {prompt.document:016x}"
+
+
+def slowly(routed: RoutedModel, prompt: Prompt, num_tokens: int, seed: int) -> tuple[str, str]:
+    """One prompt alone, the whole text anew for each token, by the book."""
+    ids = [EOT, *prompt.ids]
+    for position in range(num_tokens):
+        with torch.no_grad():
+            logits = routed(input_ids=torch.tensor([ids])).logits[0, -1].double().numpy()
+        likely = np.exp((logits - logits.max()) / TEMPERATURE)
+        likely /= likely.sum()
+        likely[likely < MIN_P * likely.max()] = 0
+        waits = np.random.default_rng([seed, prompt.document, position]).exponential(size=VOCAB)
+        token = min(np.flatnonzero(likely), key=lambda token: waits[token] / likely[token])
+        if token == EOT:
+            return Letters().decode(ids[1 + len(prompt.ids) :]), End.end_of_text
+        ids.append(int(token))
+    return Letters().decode(ids[1 + len(prompt.ids) :]), End.length
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("none", {}),
+        ("peers", {"attn_shared": 0.25}),
+        ("forget", {"forget": ["biology"]}),
+        ("lattice", {}),
+    ],
+)
+def test_every_variant_writes_what_the_model_says_token_by_token(kind, options):
+    routed = make_routed(kind, **options)
+    routed.model.double()
+    prompts = prompts_of(1)
+    found = texts(make_sampler(routed, prompts).sample())
+    removed, kept = domain_views(routed.plan)
+    assert len(found) == len(prompts) * (1 + len(removed) + len(kept))
+    for prompt in prompts:
+        document = name_of(prompt)
+        assert found[document, "full", None] == slowly(routed, prompt, 9, 5)
+        for _, part, _ in removed:
+            with routed.remove([part]):
+                assert found[document, "removed", part] == slowly(routed, prompt, 9, 5)
+        for _, part, _ in kept:
+            with routed.keep([part]):
+                assert found[document, "kept", part] == slowly(routed, prompt, 9, 5)
+    assert {end for _, end in found.values()} == {End.length, End.end_of_text}
+
+
+def test_how_many_rows_a_forward_pass_holds_changes_no_text():
+    routed = make_routed("peers")
+    prompts = [*prompts_of(1)[:2], prompts_of(1, prompt_tokens=2)[2]]
+    whole = make_sampler(routed, prompts, sample_tokens=4).sample()
+    few = {"sample_tokens": 4, "sequence_length": 7, "batch_sequences": 2}
+    assert make_sampler(routed, prompts, **few).sample() == whole
+
+
+def test_the_same_seed_writes_the_same_and_another_seed_something_else():
+    routed = make_routed("peers")
+    first = make_sampler(routed).sample()
+    assert make_sampler(routed).sample() == first
+    other = make_sampler(routed, seed=6).sample()
+    assert texts(other).keys() == texts(first).keys() and texts(other) != texts(first)
+
+
+def test_variants_differ_only_where_their_distributions_do():
+    """Without biology's units, which are given no weight, the model is the same."""
+    routed = make_routed("peers")
+    index = [block.name for block in routed.plan.blocks].index("biology")
+    with torch.no_grad():
+        for linear in routed.unit_linears:
+            if linear.is_row:
+                linear.parameters[0][:, linear.units[index]] = 0
+    found = texts(make_sampler(routed).sample())
+    documents = {document for document, _, _ in found}
+
+    def of(kind: str, part: str | None) -> list:
+        return [found[document, kind, part] for document in sorted(documents)]
+
+    assert of("removed", "biology") == of("full", None) != of("removed", "code")
+
+
+def test_no_token_is_written_that_the_tokenizer_lacks():
+    routed = make_routed("peers")
+    lacks = {1, 5, VOCAB - 1}
+    drawn = "".join(text for text, _ in texts(make_sampler(routed).sample()).values())
+    assert {Letters().decode([token]) for token in lacks} <= set(drawn)
+    sampler = make_sampler(routed, tokenizer=Letters(lacks))
+    drawn = "".join(text for text, _ in texts(sampler.sample()).values())
+    assert drawn and not {Letters().decode([token]) for token in lacks} & set(drawn)
+
+
+def test_text_ends_where_the_logits_are_not_finite_and_other_text_goes_on():
+    routed = make_routed("none")
+    prompts = prompts_of(8)
+    routed.model.lm_head.weight = torch.nn.Parameter(routed.model.lm_head.weight.detach().clone())
+    before = texts(make_sampler(routed, prompts).sample())
+    bad = 7
+    with torch.no_grad():
+        routed.model.get_input_embeddings().weight[bad] = torch.nan
+    after = texts(make_sampler(routed, prompts).sample())
+    letter = Letters().decode([bad])
+    starts = {name_of(prompt) for prompt in prompts if bad in prompt.ids}
+    assert starts and any(letter in text[:-1] for text, _ in before.values())
+    for key, (text, end) in before.items():
+        if key[0] in starts:
+            assert after[key] == ("", End.not_finite)
+        elif letter in text[:-1]:
+            assert after[key] == (text[: text.index(letter) + 1], End.not_finite)
+        elif letter not in text:
+            assert after[key] == (text, end)
+
+
+def test_a_model_of_nothing_but_nan_is_sampled_to_the_end():
+    routed = make_routed("peers")
+    with torch.no_grad():
+        for parameter in routed.model.parameters():
+            parameter.fill_(torch.nan)
+    assert set(texts(make_sampler(routed).sample()).values()) == {("", End.not_finite)}
+
+
+def test_text_without_a_domain_is_of_the_recovered_model_and_costs_no_recovery_of_its_own():
+    routed = make_routed("forget", forget=["biology"])
+    entered = []
+
+    @contextlib.contextmanager
+    def recovered(part):
+        entered.append(part)
+        before = state_of(routed.model)
+        with torch.no_grad():
+            for parameter in routed.model.parameters():
+                parameter.mul_(1.5)
+        yield
+        routed.model.load_state_dict(before)
+
+    plain = texts(make_sampler(routed).sample())
+    sampler = make_sampler(routed)
+    recover = sampler.recovering(recovered)
+    for _ in range(2):
+        removal_losses(routed, TokenLosses(routed), held_out(), recovered=recover)
+    found = texts(sampler.sample())
+    assert entered == ["biology"] * 2
+    with recovered("biology"):
+        inside = texts(make_sampler(routed).sample())
+    assert plain.keys() == found.keys()
+    for key, written in found.items():
+        # What is left without biology is what keeping code alone leaves.
+        is_recovered = key[1:] not in [("full", None), ("kept", "biology")]
+        assert written == (inside if is_recovered else plain)[key]
+    assert found != plain
+    assert sampler.recovering(None) is None
+
+
+def test_parts_that_are_not_asked_for_are_left_out():
+    found = texts(make_sampler(make_routed("peers")).sample(["code"]))
+    assert {key[1:] for key in found} == {("full", None), ("removed", "code"), ("kept", "code")}
+
+
+def test_prompts_are_the_beginnings_of_the_first_documents_that_are_long_enough():
+    held = shards(8, seed=1)
+    found = prompts_of(3)
+    assert [prompt.domain for prompt in found] == [d for d in DOMAINS for _ in range(3)]
+    for domain, shard in held.items():
+        long_enough = [i for i in range(8) if len(shard.document(i)) > 3 + 9]
+        of_domain = [prompt for prompt in found if prompt.domain == domain]
+        assert [prompt.document for prompt in of_domain] == [
+            int(shard.ids[i]) for i in long_enough[:3]
+        ]
+        for prompt, index in zip(of_domain, long_enough, strict=False):
+            assert [*prompt.ids, *prompt.follows] == shard.document(index)[: 3 + 9].tolist()
+            assert len(prompt.ids) == 3
+    # No longer than what the model was trained on.
+    for prompt in prompts_of(3, sequence_length=8, prompt_tokens=100, sample_tokens=100):
+        assert (len(prompt.ids), len(prompt.follows)) == (4, 4)
+
+
+def test_short_documents_are_taken_where_there_are_no_others():
+    tokens = np.array([4, 5, 6, 7, 0, 8, 0, 0], np.uint16)
+    offsets = np.array([0, 5, 7, 8])
+    shard = Shard(tokens, offsets, np.diff(offsets), np.array([3, 2, 1], np.uint64))
+    found = choose_prompts(
+        {"code": shard}, number=5, prompt_tokens=24, sample_tokens=48, sequence_length=128
+    )
+    assert [(p.document, p.ids, p.follows) for p in found] == [
+        (1, (), ()), (2, (), (8,)), (3, (4, 5), (6, 7)),
+    ]  # fmt: skip
+    written = make_sampler(make_routed("peers"), found, sequence_length=128).sample()
+    assert [prompt["prompt"] for prompt in written["prompts"]] == ["", "", "EF"]
+
+
+def test_a_character_that_a_prompt_would_cut_is_the_continuations():
+    class Bytes(Letters):
+        def decode(self, ids, **how):
+            return bytes([65, 0xC3, 0xA9, 66, *range(67, 67 + VOCAB)][i] for i in ids).decode(
+                "utf-8", "replace"
+            )
+
+    prompt = Prompt("code", 1, (0, 1), (2, 3, 1))
+    [found] = make_sampler(make_routed(), [prompt], tokenizer=Bytes()).sample()["prompts"]
+    assert (found["prompt"], found["reference"]) == ("A", "éB\ufffd")
+
+
+def test_the_number_of_threads_and_the_loss_are_as_before():
+    routed = make_routed("peers")
+    token_losses = TokenLosses(routed)
+    before = held_out().losses(token_losses), torch.get_num_threads()
+    make_sampler(routed).sample()
+    assert (held_out().losses(token_losses), torch.get_num_threads()) == before
