@@ -18,7 +18,6 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra import version as hydra_version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
@@ -26,13 +25,14 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
 from gr_sweep.checks import validate
 from gr_sweep.cli.baselines import baselines_of
+from gr_sweep.cli.loader import Loader
 from gr_sweep.cli.overrides import (
     check_is_single,
     check_number,
@@ -163,10 +163,14 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     Raises:
         ConfigError: the primary config does not begin with `base_config`.
     """
-    cfg = cfg.copy()
-    with open_dict(cfg):
-        cfg.pop("hydra", None)
-    config = OmegaConf.to_object(cfg)
+    # Taken out and put back as it is: a copy costs more than all that is done here.
+    with open_dict(cfg), flag_override(cfg, "no_deepcopy_set_nodes", True):
+        hydra = cfg.pop("hydra", None)
+        try:
+            config = OmegaConf.to_object(cfg)
+        finally:
+            if hydra is not None:
+                cfg.hydra = hydra
     if not isinstance(config, RunConfig):
         raise ConfigError("the config has no schema; begin its defaults with base_config")
     return config
@@ -203,7 +207,7 @@ def _loader(config_path: str | None, config_dir: str | None) -> ConfigLoader:
             anchor=SearchPathQuery(provider="schema"),
         )
     setup_globals()
-    return ConfigLoaderImpl(config_search_path=search_path)
+    return Loader(search_path)
 
 
 def _compose(
@@ -233,7 +237,7 @@ def _compose(
 
 
 def _compose_single(loader: ConfigLoader, cfg: DictConfig) -> Command:
-    config = _checked(cfg)
+    config = _checked(to_run_config(cfg))
     if config.baselines:
         raise ConfigError("baselines are runs that a sweep adds: add -m, or leave them out")
     task = list(cfg.hydra.overrides.task)
@@ -278,8 +282,9 @@ def _compose_sweep(loader: ConfigLoader, master: DictConfig) -> Command:
 
     def job_of(combination: list[str], differing: list[str], is_baseline: bool) -> Job:
         cfg = loader.load_sweep_config(master, combination)
-        config = _checked(cfg)
-        differing = _without_fixed(differing, to_run_config(cfg))
+        typed = to_run_config(cfg)
+        config = _checked(typed)
+        differing = _without_fixed(differing, typed)
         job_name = _job_name(config, differing if has_sweep_name else combination)
         with open_dict(cfg):
             number = len(jobs) + len(baselines)
@@ -444,8 +449,7 @@ def _distinct(jobs: list[Job]) -> list[Job]:
     return list(by_fingerprint.values())
 
 
-def _checked(cfg: DictConfig) -> RunConfig:
-    config = to_run_config(cfg)
+def _checked(config: RunConfig) -> RunConfig:
     validate(config)
     config = effective(config)
     _check_fit(config)
