@@ -72,5 +72,9 @@ class ReportError(GrSweepError):
     """A folder that no report can be made of."""
 
 
+class TrackingError(GrSweepError):
+    """A W&B server that is away or refuses, or jobs that it cannot show together."""
+
+
 class ExportError(GrSweepError):
     """A run that cannot be exported, or a folder that it cannot be written to."""

@@ -47,6 +47,13 @@ MEAN_FORGET_COMPUTE = "mean_forget_compute"
 MEAN_LEAKAGE = "mean_leakage"
 MEAN_REMOVED_TAX = "mean_removed_tax"
 MEAN_REMOVED_COMPUTE_EQUIVALENT = "mean_removed_compute_equivalent"
+MEAN_PARAMETERS_KEPT = "mean_parameters_kept"
+
+
+def in_round(number: int, key: str) -> str:
+    """A metric as it was at the end of a round of `alternate`; in W&B's summaries, once the verb
+    `dashboard` has put it there."""
+    return f"round/{number}/{key}"
 
 
 def loss_expert(domain: str) -> str:

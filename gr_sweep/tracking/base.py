@@ -11,6 +11,15 @@ from typing import Any, Protocol, Self
 STEP = "step"
 """Name of the optimizer steps done in a row of metrics.jsonl."""
 
+STEP_FIELD = "gr_sweep/step"
+"""The same in a row of W&B; the x axis of every metric there."""
+
+MATRIX_TABLE = "separability/matrix"
+"""In W&B: what removing each domain costs on each, as a table."""
+
+HEAT_MAP = "separability/heat_map"
+"""In W&B: the same as a picture."""
+
 
 class Tracker(Protocol):
     """Where rows go. `finish` or `fail` ends it; whatever comes after that is ignored."""

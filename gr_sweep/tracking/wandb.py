@@ -33,7 +33,7 @@ from gr_sweep.config import TrackingMode
 from gr_sweep.errors import ConfigError
 from gr_sweep.files import write_whole
 from gr_sweep.metrics import keys
-from gr_sweep.tracking.base import STEP
+from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP, STEP_FIELD
 from gr_sweep.tracking.jsonl import METRICS, finite, read_rows
 from gr_sweep.tracking.wandb_file import read_payloads
 
@@ -56,12 +56,6 @@ waiting is UPLOAD_TIMEOUT_S."""
 _FLUSH_S = 1.0
 """Seconds until a row is on disk; a kill of wandb's process loses what is not, and the resume has
 to replay it."""
-
-STEP_FIELD = "gr_sweep/step"
-"""Field of each row that holds the optimizer steps done; the x axis of every metric."""
-
-_TABLE = "separability/matrix"
-_HEAT_MAP = "separability/heat_map"
 
 _MAX_TAG_LENGTH = 64
 """W&B refuses longer tags."""
@@ -192,7 +186,7 @@ class WandbTracker:
             )
 
         try:
-            _set_up()
+            set_up()
             if mode is TrackingMode.online:
                 try:
                     self._run = start("online", "allow")
@@ -202,7 +196,7 @@ class WandbTracker:
                     )
                     # wandb's process holds on to the id of the run that it could not open.
                     wandb.teardown()
-                    _set_up()
+                    set_up()
             if self._run is not None:
                 # One more than the step of the server's last row.
                 self._has = self._run.starting_step
@@ -255,8 +249,8 @@ class WandbTracker:
                 table = _table(*matrix)
                 # Or else wandb makes an artifact of it, for which it asks the server and waits
                 # without end.
-                table.bind_to_run(self._run, _TABLE, self._next)  # type: ignore[no-untyped-call]
-                shown = {_TABLE: table, _HEAT_MAP: wandb.Plotly(_heat_map(*matrix))}
+                table.bind_to_run(self._run, MATRIX_TABLE, self._next)  # type: ignore[no-untyped-call]
+                shown = {MATRIX_TABLE: table, HEAT_MAP: wandb.Plotly(_heat_map(*matrix))}
                 if not self._put({STEP_FIELD: self._last_step, **shown}):
                     # Its row is there, but the files may have been lost with the kill.
                     self._run.summary.update(shown)
@@ -371,8 +365,8 @@ def _settings() -> wandb.Settings:
         ) from error
 
 
-def _set_up() -> None:
-    """Starts wandb's own process.
+def set_up() -> None:
+    """Starts wandb's own process, silent but for the log.
 
     WANDB_SERVICE names the process of whoever started this one; it may be on another machine, or
     gone, so a job has its own.
@@ -425,16 +419,22 @@ def _num_rows(path: Path) -> int:
 
     A file that a kill tore has the rows before the tear.
     """
-    num_rows = 0
+    count = 0
+    for record, _ in read_records(path):
+        if record.WhichOneof("record_type") == "history":
+            count = record.history.step.num + 1
+    return count
+
+
+def read_records(path: Path) -> Iterator[tuple[Record, bytes]]:
+    """The records of a run-ID.wandb, each beside its bytes, up to where a kill tore the file."""
     for payload in read_payloads(path):
         record = Record()
         try:
             record.ParseFromString(payload)
         except DecodeError:
-            break
-        if record.WhichOneof("record_type") == "history":
-            num_rows = record.history.step.num + 1
-    return num_rows
+            return
+        yield record, payload
 
 
 def _line(error: Exception) -> str:

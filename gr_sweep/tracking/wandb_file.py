@@ -1,17 +1,19 @@
-"""Reads the log of a run that wandb keeps on disk, run-ID.wandb: its records, as bytes.
+"""Reads and writes the log of a run that wandb keeps on disk, run-ID.wandb: its records, as bytes.
 
 The file is a log of records in the LevelDB format (blocks of 32 KiB; in them checksum, length, type
-and payload) behind a header of 7 bytes. What a payload means, a protobuf message of wandb's, is not
-known here.
+and payload) behind a header of 7 bytes. The checksum is zlib's, of type and payload. What a payload
+means, a protobuf message of wandb's, is not known here.
 """
 
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _BLOCK_BYTES = 32768
 _HEADER_BYTES = 7
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_HEAD = b":W&B" + struct.pack("<HB", 0xBEE1, 0)
 
 
 def read_payloads(path: Path) -> Iterator[bytes]:
@@ -38,3 +40,22 @@ def read_payloads(path: Path) -> Iterator[bytes]:
         if kind in (_FULL, _LAST):
             yield b"".join(parts)
             parts = []
+
+
+def write_payloads(path: Path, payloads: Iterable[bytes]) -> None:
+    """Writes a file that holds these records."""
+    content = bytearray(_HEAD)
+    for payload in payloads:
+        rest, is_first = payload, True
+        while is_first or rest:
+            left = _BLOCK_BYTES - len(content) % _BLOCK_BYTES
+            if left < _HEADER_BYTES:
+                content += bytes(left)
+                continue
+            part, rest = rest[: left - _HEADER_BYTES], rest[left - _HEADER_BYTES :]
+            first, last = (_FIRST, _FULL) if is_first else (_MIDDLE, _LAST)
+            kind = first if rest else last
+            checksum = zlib.crc32(part, zlib.crc32(bytes([kind])))
+            content += struct.pack("<IHB", checksum, len(part), kind) + part
+            is_first = False
+    path.write_bytes(content)

@@ -1,0 +1,221 @@
+"""A W&B server, as the verbs `sync` and `dashboard` ask it: about runs, and with what is added to
+them after their end.
+
+Nothing waits for a server longer than `TIMEOUT_S` a question. What logs a job is
+`tracking/wandb.py`.
+
+Facts of wandb 0.31 that shape this file: `wandb.Api()` prompts where no key is configured, and
+logs in when it is made; its answers fail as errors of several libraries.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import wandb
+from wandb.sdk import wandb_setup
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+from gr_sweep.config import is_number
+from gr_sweep.errors import ConfigError, TrackingError
+from gr_sweep.tracking.wandb import key_source, set_up
+
+TIMEOUT_S = 20
+"""How long a question to a server may take, with all that is asked again."""
+
+RETRIES = 3
+RETRY_WAIT_S = 2.0
+REQUEST_TIMEOUT_S = 10.0
+
+_MOST_RUNS = 100
+"""Asked for by name at once."""
+
+
+@dataclass(frozen=True)
+class ServerRun:
+    """A run as the server has it."""
+
+    id: str
+    name: str
+    group: str | None
+    is_running: bool
+    num_rows: int
+    """Of its history."""
+    config: Mapping[str, Any]
+    """Nested, as it was logged."""
+    summary: Mapping[str, Any]
+    history_keys: frozenset[str]
+    handle: Any
+    """What the public API knows it by."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers of its summary."""
+        return {key: value for key, value in self.summary.items() if is_number(value)}
+
+
+class Server:
+    """The server that W&B's settings name, logged in."""
+
+    def __init__(self) -> None:
+        """
+        Raises:
+            ConfigError: no key is configured, or W&B's settings cannot be.
+            TrackingError: the server is away, or refuses the key.
+        """
+        set_up()
+        if key_source() is None:
+            raise ConfigError("no W&B key is configured; run `wandb login` or set WANDB_API_KEY")
+        settings = wandb_setup.singleton().settings
+        self.url = settings.base_url
+        # wandb.Api() takes them from here; it would ask for days.
+        settings.x_graphql_retry_max = RETRIES
+        settings.x_graphql_retry_wait_max_seconds = RETRY_WAIT_S
+        settings.x_graphql_timeout_seconds = REQUEST_TIMEOUT_S
+        with asking(self.url):
+            self.api = wandb.Api(timeout=TIMEOUT_S)
+
+    def check(self) -> None:
+        """
+        Raises:
+            TrackingError: the server is away, or refuses.
+        """
+        with asking(self.url):
+            wandb.Api(timeout=TIMEOUT_S)
+
+    @property
+    def default_entity(self) -> str:
+        """Where runs go that name no entity.
+
+        Raises:
+            TrackingError: the server does not say.
+        """
+        with asking(self.url):
+            entity = self.api.default_entity
+        if not entity:
+            raise TrackingError(f"{self.url} names no default entity; say --entity")
+        return str(entity)
+
+    def runs(
+        self,
+        entity: str,
+        project: str,
+        *,
+        ids: Sequence[str] | None = None,
+        group: str | None = None,
+    ) -> dict[str, ServerRun]:
+        """Runs of a project by id, oldest first: all, those of a group, or those of `ids` that are
+        there. None where there is no such project.
+
+        Raises:
+            TrackingError: the server is away or refuses.
+        """
+        filters: list[dict[str, Any]] = [{}]
+        if ids is not None:
+            starts = range(0, len(ids), _MOST_RUNS)
+            filters = [{"name": {"$in": list(ids[at : at + _MOST_RUNS])}} for at in starts]
+        elif group is not None:
+            filters = [{"group": group}]
+        found = {}
+        for of in filters:
+            with asking(self.url, missing="Could not find project"):
+                for run in self.api.runs(f"{entity}/{project}", filters=of, lazy=False):
+                    found[run.id] = _as_server_run(run)
+        return found
+
+    def add(
+        self,
+        run: ServerRun,
+        metrics: Mapping[str, float],
+        settings: Mapping[str, Any],
+        joined: tuple[str, ...],
+    ) -> list[str]:
+        """Adds what is known after a run's end to its summary and its config.
+
+        Args:
+            metrics: numbers for its summary.
+            settings: entries of its config.
+            joined: numbers of its summary that begin with one of these, beside `metrics` and those
+                of its history, are out of date, and go.
+
+        Returns:
+            The names that changed; none: the server was told nothing.
+
+        Raises:
+            TrackingError: the server is away or refuses.
+        """
+        own = run.metrics
+        gone = [
+            key
+            for key in own
+            if key.startswith(joined) and key not in metrics and key not in run.history_keys
+        ]
+        new = {key: value for key, value in metrics.items() if own.get(key) != value}
+        set_anew = {key: value for key, value in settings.items() if run.config.get(key) != value}
+        if not (gone or new or set_anew):
+            return []
+        with asking(self.url):
+            summary = run.handle.summary
+            for key in gone:
+                del summary[key]
+            for key, value in new.items():
+                summary[key] = value  # not sent yet
+            if set_anew:
+                run.handle.config.update(set_anew)
+                run.handle.update()
+            else:
+                summary.update()
+        return [*gone, *new, *set_anew]
+
+
+def _as_server_run(run: Any) -> ServerRun:
+    attributes = run._attrs
+    keys = attributes.get("historyKeys") or {}
+    if isinstance(keys, str):
+        keys = json.loads(keys)
+    return ServerRun(
+        id=run.id,
+        name=run.name or run.id,
+        group=attributes.get("group"),
+        is_running=run.state in ("running", "pending"),
+        num_rows=int(attributes.get("historyLineCount") or 0),
+        config=dict(run.config),
+        summary=dict(run.summary_metrics),
+        history_keys=frozenset(map(str, keys.get("keys") or {})),
+        handle=run,
+    )
+
+
+@contextlib.contextmanager
+def asking(url: str, *, missing: str | None = None) -> Iterator[None]:
+    """Whatever goes wrong inside is one line about the server.
+
+    Args:
+        url: of the server.
+        missing: how an error begins that says that there is nothing: it ends the block in order.
+
+    Raises:
+        TrackingError: something went wrong.
+    """
+    try:
+        yield
+    except TrackingError:
+        raise
+    except (
+        wandb.Error,
+        WandbApiFailedError,
+        OSError,
+        ValueError,
+        # An answer that is none.
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        said = str(error)
+        if missing is not None and missing in said:
+            return
+        reason = " ".join(said.split()) or type(error).__name__
+        raise TrackingError(f"W&B at {url} cannot be used: {reason}") from error
