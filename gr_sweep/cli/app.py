@@ -42,6 +42,8 @@ VERBS = {
     "estimate": "gr_sweep.cli.estimate",
     "bench": "gr_sweep.cli.bench",
     "status": "gr_sweep.cli.status",
+    "sync": "gr_sweep.cli.sync",
+    "dashboard": "gr_sweep.cli.dashboard",
     "doctor": "gr_sweep.cli.doctor",
 }
 """First argument to the module whose main(argv) runs."""

@@ -329,6 +329,13 @@ bench step --model nope                 | invalid choice: 'nope'
 bench scaling --vocab-size x            | is no whole number of 1 or more
 bench sweep --jobs 0                    | is no whole number of 1 or more
 doctor x                                | unrecognized arguments: x
+sync                                    | the following arguments are required: DIR
+sync nowhere                            | nowhere is no folder
+sync .                                  | . holds no job
+dashboard                               | give DIR, or --project
+dashboard nowhere                       | nowhere is no folder
+dashboard . --dry-run                   | . holds no job
+dashboard . --group x                   | --group goes without DIR
 -x                                      | unknown flag -x
 --config-dir afile                      | config folder afile does not exist
 --config-path .                         | Cannot find primary config 'config'
