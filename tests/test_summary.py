@@ -4,7 +4,15 @@ import os
 import pytest
 
 from gr_sweep.errors import SummaryError
-from gr_sweep.summary import is_finished, read_summary, set_aside_damaged, write_summary
+from gr_sweep.files import content_digest
+from gr_sweep.summary import (
+    SAMPLES,
+    check_files,
+    is_finished,
+    read_summary,
+    set_aside_damaged,
+    write_summary,
+)
 
 SUMMARY = {"format": 1, "job": "a b", "metrics": {"loss/full/ä": 0.1 + 0.2, "n": 3}, "domains": []}
 
@@ -82,3 +90,18 @@ def test_that_there_is_none_is_not_damage(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_summary(tmp_path / "summary.json")
     assert not is_finished(tmp_path / "summary.json")
+
+
+def test_tables_have_to_be_as_they_were_written_and_text_to_look_at_need_not(tmp_path):
+    for name in ("document_losses.csv", SAMPLES):
+        (tmp_path / name).write_text("as the job wrote it")
+    digests = {name: content_digest(tmp_path / name) for name in ("document_losses.csv", SAMPLES)}
+    check_files(tmp_path, digests)
+    (tmp_path / SAMPLES).write_text("some of it taken out")
+    check_files(tmp_path, digests)
+    (tmp_path / SAMPLES).unlink()
+    check_files(tmp_path, digests)
+    check_files(tmp_path, {})
+    (tmp_path / "document_losses.csv").write_text("something else")
+    with pytest.raises(SummaryError, match=r"document_losses\.csv is damaged"):
+        check_files(tmp_path, digests)
