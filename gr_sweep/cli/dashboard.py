@@ -7,6 +7,7 @@ Knows in which order things happen and what is printed. What is on a dashboard i
 import argparse
 import importlib.util
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,9 @@ _NOT_OF_THE_JOB = ("command", "fingerprints", "environment", ADDED)
 """Entries of a run's config on W&B beside the job's settings."""
 
 _SHORTER = "shorter dense"
+
+SETTLE_S = 30.0
+"""How long a server may take to have taken in what it was sent."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -109,7 +113,7 @@ def _of_folder(arguments: argparse.Namespace) -> int:
         server=server,
     )
     owner = entity or server.default_entity
-    runs = server.runs(owner, project, ids=sorted(ids.values()))
+    runs = _settled_runs(sweep, ids, server, owner, project)
     there = {name: runs[run_id] for name, run_id in ids.items() if run_id in runs}
     for name in ids.keys() - there.keys():
         print(f"{name}: no run of {owner}/{project}, left out")
@@ -222,15 +226,40 @@ def _only(sweep: "Sweep", names: Iterable[str]) -> "Sweep":
     return Sweep(name=sweep.name, folder=sweep.folder, jobs=jobs, unfinished=[])
 
 
+def _settled_runs(
+    sweep: "Sweep", ids: Mapping[str, str], server: "Server", entity: str, project: str
+) -> "dict[str, ServerRun]":
+    """The runs as the server has them, once it has taken in what it was sent a moment ago."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        runs = server.runs(entity, project, ids=sorted(ids.values()))
+        waiting = [
+            job
+            for job in sweep.jobs
+            if (run := runs.get(ids.get(job.name, ""))) is not None and not _is_settled(job, run)
+        ]
+        if not waiting or time.monotonic() > deadline:
+            return runs
+        time.sleep(SETTLE_S / 10)
+
+
+def _is_settled(job: "Job", run: "ServerRun") -> bool:
+    """Whether the server has the job's own summary. What is written to it replaces it whole."""
+    return not run.is_running and (
+        keys.MEAN_LOSS in run.summary or keys.MEAN_LOSS not in job.metrics
+    )
+
+
 def _add_joined(sweep: "Sweep", runs: "Mapping[str, ServerRun]", server: "Server") -> None:
     """Adds to the runs what the report knows of them, and says what."""
     for job in sweep.jobs:
         run = runs[job.name]
-        if run.is_running:
-            print(f"{job.name}: W&B has it as running, its summary is left as it is")
+        if not _is_settled(job, run):
+            print(f"{job.name}: W&B has not all of it yet, its summary is left; try again later")
             continue
         changed = server.add(run, _metrics(job), {ADDED: _added(sweep, job)}, JOINED)
-        print(f"{job.name}: {len(changed) or 'no'} metric{'s' * (len(changed) != 1)} changed")
+        if changed:
+            print(f"{job.name}: {len(changed)} of its values on W&B set anew")
 
 
 def _metrics(job: "Job") -> dict[str, float]:

@@ -41,6 +41,8 @@ class ServerRun:
     name: str
     group: str | None
     is_running: bool
+    has_ended: bool
+    """It said so itself: neither running nor lost."""
     num_rows: int
     """Of its history."""
     config: Mapping[str, Any]
@@ -180,6 +182,7 @@ def _as_server_run(run: Any) -> ServerRun:
         name=run.name or run.id,
         group=attributes.get("group"),
         is_running=run.state in ("running", "pending"),
+        has_ended=run.state in ("finished", "failed"),
         num_rows=int(attributes.get("historyLineCount") or 0),
         config=dict(run.config),
         summary=dict(run.summary_metrics),

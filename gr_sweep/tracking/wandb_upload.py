@@ -102,14 +102,21 @@ def missing_on(run: ServerRun | None, kept: Sequence[Kept]) -> list[Kept]:
     """Those of a run's files that hold something that the server has not.
 
     An offline file without a marker counts: its summary may be missing. An online one does where
-    the server lacks rows of it.
+    the server lacks rows of it, or its end.
 
     Args:
         run: as the server has it; None: it does not.
         kept: of one run, oldest first.
     """
-    num_rows = 0 if run is None else run.num_rows
-    return [one for one in kept if one.is_offline or run is None or one.num_rows > num_rows]
+    if run is None:
+        return list(kept)
+    return [
+        one
+        for one in kept
+        if one.is_offline
+        or one.num_rows > run.num_rows
+        or (one.has_end and one is kept[-1] and not run.has_ended)
+    ]
 
 
 def upload(

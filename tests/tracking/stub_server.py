@@ -1,9 +1,11 @@
-"""A server that answers as W&B does, as far as wandb's own process asks: what it was sent is kept.
+"""A server that answers as W&B does, as far as wandb's own process, its public API and
+wandb-workspaces ask: what it was sent is kept.
 
 It knows the GraphQL questions of a run (viewer, features, how far a run is, opening it, where its
-files go), the stream of its rows and the upload of its files. `error_status` and `delay_s` make it
-ill in the middle of a run; `stop` and `start` take it from its port and bring it back.
-WANDB_BASE_URL points wandb at `url`.
+files go), the stream of its rows and the upload of its files; those of the public API about runs
+and what is written to one after its end; and those about views, which workspaces and reports are.
+`error_status` and `delay_s` make it ill in the middle of a run, `ill` just where it says; `stop`
+and `start` take it from its port and bring it back. WANDB_BASE_URL points wandb at `url`.
 
 Rows are kept as W&B keeps them: each request says at which line it begins, so that one that is
 sent twice is stored once.
@@ -43,6 +45,10 @@ class StubRun:
     files: dict[str, bytes] = field(default_factory=dict)
     """Uploaded whole, by their path in the run."""
     exit_code: int | None = None
+    is_open: bool = True
+    """Not told of its end."""
+    written_summary: dict[str, Any] | None = None
+    """Put in the place of what was streamed, after the run's end."""
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -52,9 +58,25 @@ class StubRun:
     @property
     def summary(self) -> dict[str, Any]:
         """The last that was sent."""
+        if self.written_summary is not None:
+            return self.written_summary
         lines = self.lines.get("wandb-summary.json", [])
         found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
         return found
+
+
+@dataclass
+class StubView:
+    """A workspace (`project-view`) or a report (`runs`)."""
+
+    id: str
+    type: str
+    project: str
+    name: str
+    display_name: str
+    description: str
+    spec: dict[str, Any]
+    num_saved: int = 1
 
 
 class StubServer:
@@ -63,6 +85,10 @@ class StubServer:
     def __init__(self) -> None:
         self.runs: dict[str, StubRun] = {}
         """By id."""
+        self.views: list[StubView] = []
+        self.ill: tuple[str, int] | None = None
+        """A part of a request's path, or of the name of a GraphQL one, and the status that answers
+        it."""
         self.requests: list[tuple[str, bytes]] = []
         """Path and body of each request, ill or not; of a GraphQL one the operation's name."""
         self.error_status: int | None = None
@@ -117,6 +143,8 @@ class StubServer:
             self._stopping.wait(self.delay_s)
         if self.error_status is not None or self._stopping.is_set():
             return self.error_status or 503, {"error": "the stub is ill"}
+        if self.ill is not None and self.ill[0] in name:
+            return self.ill[1], {"error": "the stub is ill there"}
         with self._lock:
             if asked:
                 return self._graphql(name, asked.get("variables") or {})
@@ -138,6 +166,14 @@ class StubServer:
             "RunResumeStatus": self._resume_status,
             "UpsertBucket": self._upsert,
             "CreateRunFiles": self._create_files,
+            "GetDefaultEntity": self._viewer,
+            "Runs": self._runs_of_project,
+            "GetProjects": self._projects,
+            "ProjectInternalId": self._project_id,
+            "Views": self._views_of_project,
+            "ProjectViews": self._views_of_project,
+            "UpsertView2": self._upsert_view,
+            "upsertView": self._upsert_view,
         }
         if name not in known:
             return 400, {"errors": [{"message": f"the stub knows no {name}"}]}
@@ -170,7 +206,8 @@ class StubServer:
         return {"model": {"id": "p", "name": project, "entity": {"name": ENTITY}, "bucket": bucket}}
 
     def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
-        name = variables["name"]
+        # The public API names a run by the id that it was told of.
+        name = variables.get("name") or variables["id"]
         is_new = name not in self.runs
         run = self._run(name)
         run.project = variables.get("project") or run.project
@@ -179,6 +216,8 @@ class StubServer:
         run.tags = variables.get("tags") or run.tags
         if variables.get("config"):
             run.config = json.loads(variables["config"])
+        if variables.get("summaryMetrics") and not run.is_open:
+            run.written_summary = json.loads(variables["summaryMetrics"])
         project = {"id": "p", "name": run.project, "entity": {"id": "e", "name": ENTITY}}
         bucket = {
             "id": name,
@@ -190,6 +229,8 @@ class StubServer:
             "project": project,
             "historyLineCount": len(run.lines.get(_HISTORY, [])),
         }
+        if not variables.get("name"):
+            bucket = self._node(run)
         return {"upsertBucket": {"bucket": bucket, "inserted": is_new}}
 
     def _create_files(self, variables: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +249,119 @@ class StubServer:
             lines[offset : offset + len(chunk["content"])] = chunk["content"]
         if sent.get("complete"):
             run.exit_code = sent.get("exitcode")
+            run.is_open = False
         return {}
+
+    # What the public API asks
+
+    def _node(self, run: StubRun) -> dict[str, Any]:
+        """A run as the public API is told of it."""
+        names = {key for row in run.history for key in row}
+        state = "running" if run.is_open else "failed" if run.exit_code else "finished"
+        return {
+            "id": run.name,
+            "projectId": 1,
+            "tags": run.tags,
+            "name": run.name,
+            "displayName": run.display_name,
+            "sweepName": None,
+            "state": state,
+            "config": json.dumps(run.config),
+            "group": run.group,
+            "jobType": None,
+            "commit": None,
+            "readOnly": False,
+            "createdAt": "2026-11-24T00:00:00",
+            "heartbeatAt": "2026-11-24T00:00:00",
+            "description": None,
+            "notes": None,
+            "systemMetrics": "{}",
+            "summaryMetrics": json.dumps(run.summary),
+            "historyLineCount": len(run.lines.get(_HISTORY, [])),
+            "user": {"name": ENTITY, "username": ENTITY},
+            "historyKeys": {"keys": {name: {} for name in sorted(names)}, "lastStep": 0},
+        }
+
+    def _runs_of_project(self, variables: dict[str, Any]) -> dict[str, Any]:
+        runs = [run for run in self.runs.values() if run.project == variables["project"]]
+        if variables["entity"] != ENTITY or not runs:
+            return {"project": None}
+        filters = json.loads(variables["filters"])
+        if "name" in filters:
+            runs = [run for run in runs if run.name in filters["name"]["$in"]]
+        if "group" in filters:
+            runs = [run for run in runs if run.group == filters["group"]]
+        # Two a page, so that there is a next one.
+        start = int(variables.get("cursor") or 0)
+        page = runs[start : start + 2]
+        edges = [
+            {"node": self._node(run), "cursor": str(start + at + 1)} for at, run in enumerate(page)
+        ]
+        more = {"endCursor": str(start + len(page)), "hasNextPage": start + len(page) < len(runs)}
+        found = {"edges": edges, "pageInfo": more}
+        return {"project": {"internalId": 1, "runCount": len(runs), "runs": found}}
+
+    def _projects(self, variables: dict[str, Any]) -> dict[str, Any]:
+        names = sorted({run.project for run in self.runs.values()})
+        nodes = [
+            {"__typename": "Project", "id": name, "name": name, "entityName": ENTITY}
+            | {"createdAt": "2026-11-24T00:00:00", "isBenchmark": False, "user": None}
+            for name in names
+        ]
+        more = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        return {"models": {"pageInfo": more, "edges": [{"node": node} for node in nodes]}}
+
+    def _project_id(self, variables: dict[str, Any]) -> dict[str, Any]:
+        is_there = any(run.project == variables["projectName"] for run in self.runs.values())
+        return {"project": {"id": "p", "internalId": "1"} if is_there else None}
+
+    def _views_of_project(self, variables: dict[str, Any]) -> dict[str, Any]:
+        kind = "runs" if "reportLimit" in variables else "project-view"
+        name = variables.get("viewName")
+        views = [
+            view
+            for view in self.views
+            if view.type == kind
+            and view.project == variables["project"]
+            and name in (None, view.name)
+        ]
+        more = {"endCursor": None, "hasNextPage": False}
+        edges = [{"node": self._view_node(view), "cursor": view.id} for view in views]
+        return {"project": {"allViews": {"edges": edges, "pageInfo": more}}}
+
+    def _view_node(self, view: StubView) -> dict[str, Any]:
+        return {
+            "id": view.id,
+            "type": view.type,
+            "name": view.name,
+            "displayName": view.display_name,
+            "description": view.description,
+            "user": None,
+            "project": {"id": "p", "name": view.project, "entityName": ENTITY},
+            "spec": json.dumps(view.spec),
+            "createdAt": "2026-11-24T00:00:00",
+            "updatedAt": "2026-11-24T00:00:00",
+        }
+
+    def _upsert_view(self, variables: dict[str, Any]) -> dict[str, Any]:
+        found = [view for view in self.views if view.id == variables.get("id")]
+        sent = {
+            "type": variables["type"],
+            "project": variables["projectName"],
+            "name": variables["name"],
+            "display_name": variables["displayName"],
+            "description": variables.get("description") or "",
+            "spec": json.loads(variables["spec"]),
+        }
+        if found:
+            [view] = found
+            for name, value in sent.items():
+                setattr(view, name, value)
+            view.num_saved += 1
+        else:
+            view = StubView(id=f"VmlldzoxMjM0{len(self.views)}", **sent)
+            self.views.append(view)
+        return {"upsertView": {"view": self._view_node(view), "inserted": not found}}
 
 
 _KINDS = ("history", "events")
