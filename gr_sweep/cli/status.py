@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.arguments import Parser
-from gr_sweep.cli.overview import JobStatus, jobs_of, read_status
+from gr_sweep.cli.overview import JobStatus, jobs_of, read_status, sweep_left_s
 from gr_sweep.folder import State
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_COLUMNS = ("step", "", "loss", "tokens/s", "since")
-_STYLES = {
+_COLUMNS = ("step", "", "loss", "tokens/s", "left", "since")
+STYLES = {
     State.done: "green",
     State.running: "cyan",
     State.stopped: "yellow",
     State.failed: "bold red",
     State.waiting: "dim",
 }
+"""Of each state, on a terminal."""
 _ORDER = (State.done, State.running, State.failed, State.stopped, State.waiting)
 _UNCUT_COLUMNS = 10_000
 """Width where the output is no terminal."""
@@ -48,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="gr-sweep status",
         description="Says of each job of a sweep whether it is done, running (and where), failed "
-        "or stopped (and why) or waiting, how far it is, its last loss (nats a token) and speed. "
-        "Changes nothing.",
+        "or stopped (and why) or waiting, how far it is, its last loss (nats a token), its speed "
+        "and the time until its last step. Changes nothing.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -59,7 +60,11 @@ def main(argv: Sequence[str]) -> int:
 
     jobs = read_jobs(arguments.dir)
     if arguments.json:
-        content = {"jobs": [_as_json(job) for job in jobs], "total": _counts(jobs)}
+        content = {
+            "jobs": [_as_json(job) for job in jobs],
+            "total": {state.value: count for state, count in counts(jobs).items()},
+            "left_s": sweep_left_s(jobs),
+        }
         print(json.dumps(content, indent=1))
     else:
         _print(jobs)
@@ -79,9 +84,17 @@ def read_jobs(folder: Path) -> list[JobStatus]:
     return [read_status(job, queue) for job in folders]
 
 
-def _counts(jobs: Sequence[JobStatus]) -> dict[str, int]:
+def counts(jobs: Sequence[JobStatus]) -> dict[State, int]:
+    """Of the jobs in each state, 0 included."""
     found = Counter(job.state for job in jobs)
-    return {state.value: found[state] for state in _ORDER}
+    return {state: found[state] for state in _ORDER}
+
+
+def totals(jobs: Sequence[JobStatus]) -> str:
+    """How many jobs are in each state, and about how long it takes until the last one ends."""
+    said = ", ".join(f"{count} {state.value}" for state, count in counts(jobs).items() if count)
+    left_s = sweep_left_s(jobs)
+    return said if left_s is None else f"{said}; about {duration(left_s)} left"
 
 
 def _as_json(job: JobStatus) -> dict[str, Any]:
@@ -98,7 +111,7 @@ def _print(jobs: Sequence[JobStatus]) -> None:
     from rich.text import Text
 
     console = Console()
-    total = ", ".join(f"{count} {state}" for state, count in _counts(jobs).items() if count)
+    total = totals(jobs)
     if console.is_terminal:
         console.print(table_of(jobs))
         console.print(Text(f"\n{total}"))
@@ -125,25 +138,34 @@ def table_of(jobs: Sequence[JobStatus], now: datetime | None = None) -> "Table":
     table.add_column("", overflow="fold")
     for job in jobs:
         table.add_row(
-            Text(job.state.value, style=_STYLES[job.state]),
-            _steps(job),
+            Text(job.state.value, style=STYLES[job.state]),
+            steps(job),
             "" if job.share is None else f"{int(100 * job.share)} %",
             "" if job.loss_nats is None else f"{job.loss_nats:.3f}",
-            "" if job.tokens_per_second is None else _short(job.tokens_per_second),
-            "" if job.since is None else _age(job.since, now),
+            "" if job.tokens_per_second is None else short(job.tokens_per_second),
+            left(job),
+            "" if job.since is None else age(job.since, now),
             Text(job.name),
-            Text(_words(job)),
+            Text(words(job)),
         )
     return table
 
 
-def _steps(job: JobStatus) -> str:
+def steps(job: JobStatus) -> str:
+    """`30/120`."""
     if job.step is None and job.num_steps is None:
         return ""
     return f"{job.step or 0}" + ("" if job.num_steps is None else f"/{job.num_steps}")
 
 
-def _words(job: JobStatus) -> str:
+def left(job: JobStatus) -> str:
+    """Time until the last step of a job that runs; `measures` after it."""
+    if job.state is not State.running or job.left_s is None:
+        return ""
+    return duration(job.left_s) if job.left_s > 0 else "measures"
+
+
+def words(job: JobStatus) -> str:
     """Who runs it, or why it does not run."""
     said = []
     if job.state is State.running and job.holder is not None:
@@ -157,7 +179,7 @@ def _words(job: JobStatus) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
-def _short(count: float) -> str:
+def short(count: float) -> str:
     """12345 -> 12.3k."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if count >= size:
@@ -165,12 +187,17 @@ def _short(count: float) -> str:
     return f"{count:.0f}"
 
 
-def _age(since: str, now: datetime) -> str:
-    """For people: `3 min`, `2.5 h`, `4 d`."""
+def age(since: str, now: datetime) -> str:
+    """Time since then, for people; empty where `since` is no time."""
     try:
-        seconds = max(0.0, (now - datetime.fromisoformat(since)).total_seconds())
+        return duration((now - datetime.fromisoformat(since)).total_seconds())
     except (ValueError, TypeError):
         return ""
+
+
+def duration(seconds: float) -> str:
+    """For people: `3 min`, `2.5 h`, `4 d`."""
+    seconds = max(0.0, seconds)
     for unit, size, most in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 48 * 3600)):
         if seconds < most:
             number = seconds / size

@@ -299,6 +299,11 @@ VERBS = """
 bench kills --kills 0                   | '0' is no whole number of 1 or more
 status                                  | the following arguments are required: DIR
 status nowhere                          | nowhere
+watch                                   | the following arguments are required: DIR
+watch nowhere                           | nowhere is no folder
+watch .                                 | . holds no job
+watch . --every 0                       | '0' is no number of seconds
+watch . --every nan                     | 'nan' is no number of seconds
 reports                                 | unknown verb 'reports'
 report                                  | the following arguments are required: DIR
 report a b                              | unrecognized arguments: b

@@ -154,7 +154,7 @@ def test_a_job_in_the_queue_has_its_number(sweep, monkeypatch, capsys):
 def test_the_table_has_a_line_a_job_and_the_totals(sweep, capsys):
     assert main(["status", str(sweep)]) == 1, "a job has failed"
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["state", "step", "loss", "tokens/s", "since", "job"]
+    assert lines[0].split() == ["state", "step", "loss", "tokens/s", "left", "since", "job"]
     by_job = {line.split()[0]: line for line in lines[1:-2]}
     assert len(lines[1:-2]) == 6
     assert by_job["running"].split()[:2] == [
@@ -212,7 +212,7 @@ def test_on_a_narrow_terminal_the_numbers_stay_whole(sweep):
 def test_ages_are_told_in_the_unit_that_suits_them(seconds, said):
     now = datetime.now(UTC)
     then = datetime.fromtimestamp(now.timestamp() - seconds, UTC).isoformat()
-    assert verb._age(then, now) == said
+    assert verb.age(then, now) == said
 
 
 def test_a_folder_that_is_missing_or_has_no_job_is_one_line_and_status_2(tmp_path, capsys):
