@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -313,12 +313,17 @@ def _changes_nothing(name: str) -> bool:
 
 
 def _varied(jobs: Sequence[Job]) -> list[str]:
-    names = dict.fromkeys(name for job in jobs for name in job.settings)
+    return varied_settings([job.settings for job in jobs])
+
+
+def varied_settings(of_jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Dotted names of the settings that differ, those that change no number aside."""
+    names = dict.fromkeys(name for settings in of_jobs for name in settings)
     varied = [
         name
         for name in names
         if not _changes_nothing(name)
-        and len({json.dumps(job.settings.get(name)) for job in jobs}) > 1
+        and len({json.dumps(settings.get(name)) for settings in of_jobs}) > 1
     ]
     if "partition.name" in varied:
         varied = [name for name in varied if not name.startswith("partition.domains.")]
@@ -341,8 +346,8 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def read_sweep(folder: Path) -> Sweep:
-    """The jobs of a folder: its direct subfolders that are jobs, or itself where it is one.
+def job_folders(folder: Path) -> list[Path]:
+    """The direct subfolders that are jobs, by name, or the folder itself where it is one.
 
     Raises:
         ReportError: the folder does not exist or holds no job.
@@ -357,10 +362,20 @@ def read_sweep(folder: Path) -> Sweep:
             f"{folder} holds no job: neither it nor a folder in it has a summary.json, "
             "metrics.jsonl or .hydra"
         )
+    return folders
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """The jobs of a folder: its direct subfolders that are jobs, or itself where it is one.
+
+    Raises:
+        ReportError: the folder does not exist or holds no job.
+    """
+    folders = job_folders(folder)
     jobs, unfinished = [], []
     tables: dict[str, JobTables | None] = {}
     for entry in folders:
-        history = _read_history(entry / "metrics.jsonl")
+        history = read_history(entry / "metrics.jsonl")
         try:
             job = _read_job(entry)
         except _Broken as error:
@@ -417,11 +432,11 @@ def _not_made_anew(by_key: Mapping[str, Value]) -> dict[str, Value]:
     return {key: value for key, value in by_key.items() if not key.startswith(_MADE_ANEW)}
 
 
-def results(sweep: Sweep) -> "pd.DataFrame":
+def results(sweep: Sweep, value: Callable[[Any], Any] = shown) -> "pd.DataFrame":
     """One row a job: name, the settings that differ, all others, metrics, intervals.
 
-    Settings have dotted names; an interval is in two columns, `<metric>/low` and `<metric>/high`. A
-    value that a job lacks is empty.
+    Settings have dotted names, and values as `value` makes them; an interval is in two columns,
+    `<metric>/low` and `<metric>/high`. A value that a job lacks is empty.
     """
     import pandas as pd
 
@@ -429,13 +444,13 @@ def results(sweep: Sweep) -> "pd.DataFrame":
     varied = _varied(sweep.jobs)
     for job in sweep.jobs:
         row: dict[str, Any] = {"job": job.name}
-        row.update({name: shown(job.settings.get(name)) for name in varied})
-        row.update({name: shown(value) for name, value in job.settings.items() if name not in row})
+        row.update({name: value(job.settings.get(name)) for name in varied})
+        row.update({name: value(of) for name, of in job.settings.items() if name not in row})
         row.update(job.metrics)
         for key, (low, high) in job.intervals.items():
             row[f"{key}/low"], row[f"{key}/high"] = low, high
         rows.append(row)
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=None if rows else ["job"])
     order = [name for job in sweep.jobs for name in job.settings] + [
         key for job in sweep.jobs for key in job.metrics
     ]
@@ -506,7 +521,7 @@ def _read_job(folder: Path) -> Job:
     )
 
 
-def _read_history(path: Path) -> list[dict[str, Any]]:
+def read_history(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; a line that is cut off or no row is left out."""
     if not path.is_file():
         return []
