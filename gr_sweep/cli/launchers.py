@@ -130,10 +130,20 @@ def launch(command: "Command", jobs: "Sequence[Job]", task: "JobTask") -> list[O
     works = _works(command, jobs, task)
     if isinstance(config, SlurmConfig):
         needs = {job.folder: needs_of(job.config, config) for job in jobs}
-        run_on_slurm(works, config, needs, command.folder)
+        with _shown(command, "Ctrl-C leaves; the jobs stay in the queue") as is_shown:
+            run_on_slurm(works, config, needs, command.folder, is_shown=is_shown)
     else:
-        run_side_by_side(works, config)
+        with _shown(command, "Ctrl-C stops the jobs; each saves first") as is_shown:
+            run_side_by_side(works, config, is_shown=is_shown)
     return [outcome_of(job.folder) for job in jobs]
+
+
+def _shown(command: "Command", hint: str) -> contextlib.AbstractContextManager[bool]:
+    """The table of `watch` with all jobs of the command, while a launcher waits for some."""
+    from gr_sweep.cli.watch import shown
+
+    folders = [Path(os.path.abspath(job.folder)) for job in command.jobs]
+    return shown(folders, command.folder, hint)
 
 
 def check_launcher(command: "Command") -> None:

@@ -185,14 +185,14 @@ def _tell(overview: Overview, name: str, console: "Console", every_s: float) -> 
 
 
 @contextlib.contextmanager
-def shown(folders: Sequence[Path], name: str, hint: str) -> Iterator[bool]:
+def shown(folders: Sequence[Path], sweep: Path, hint: str) -> Iterator[bool]:
     """Inside, the jobs of the folders are shown on the terminal that standard error is, by a thread
     beside the caller's; lines that are printed appear above. Gives whether they are: elsewhere
     nothing is shown.
 
     Args:
         folders: absolute, of the jobs.
-        name: of the sweep.
+        sweep: the folder that they are in.
         hint: what Ctrl-C does, for the last line.
     """
     from rich.console import Console
@@ -203,7 +203,7 @@ def shown(folders: Sequence[Path], name: str, hint: str) -> Iterator[bool]:
         return
     from rich.live import Live
 
-    overview = Overview(folders)
+    overview = Overview(folders, _queue_of(sweep))
     jobs: list[JobStatus] = []
 
     def frame() -> "RenderableType":
@@ -211,10 +211,11 @@ def shown(folders: Sequence[Path], name: str, hint: str) -> Iterator[bool]:
         # A folder that cannot be read at this moment is no reason to end the jobs.
         with contextlib.suppress(ReportError, OSError):
             jobs = overview.look()
-        return Frame(name, jobs, hint)
+        return Frame(_name(sweep), jobs, hint)
 
     # Calls `frame` for every picture, in its own thread.
-    with Live(console=console, get_renderable=frame, refresh_per_second=1 / EVERY_S):
+    with Live(console=console, get_renderable=frame, refresh_per_second=1 / EVERY_S) as live:
+        live.refresh()
         try:
             yield True
         finally:
@@ -275,12 +276,9 @@ class Frame:
         left_s = sweep_left_s(self._jobs)
         if left_s is not None:
             times.append(f"about {status.duration(left_s)} left")
-        running = [job for job in self._jobs if job.state is State.running]
-        if running:
-            seen = max((job.seen for job in running if job.seen is not None), default="")
+        seen = max((job.seen for job in self._jobs if job.seen is not None), default=None)
+        if seen is not None and not _is_over(self._jobs):
             times.append(f"last sign of life {status.age(seen, self._now)} ago")
-        elif any(job.state is State.waiting for job in self._jobs):
-            times.append("no job runs")
         lines = [Text(), first, _counts(self._jobs)]
         if times:
             lines.append(Text("; ".join(times)))
@@ -369,7 +367,7 @@ class _Columns:
             for name in names
         }
         self.rest = width - sum(self._widths.values()) - _GAP * len(names)
-        longest = max(map(len, titles.values()))
+        longest = max(map(len, titles.values()), default=0)
         has_notes = self._is_wide and self.rest - _GAP - longest >= _NOTE
         self._job = longest if has_notes else max(1, min(longest, self.rest))
         self._note = self.rest - longest - _GAP if has_notes else 0
@@ -380,7 +378,7 @@ class _Columns:
     ) -> "_Columns":
         """As many as leave room for names; the first to go is the speed, then the bar."""
         names = ["state", "progress", "step", "loss", "speed", "left"]
-        wanted = min(_JOB, max(map(len, titles.values())))
+        wanted = min(_JOB, max(map(len, titles.values()), default=0))
         found = cls(jobs, titles, width, names=names)
         for gone in ("speed", "progress", "left"):
             if found.rest >= wanted:
@@ -414,9 +412,9 @@ class _Columns:
         if job.why is None:
             return [line]
         indent = self._widths["state"] + _GAP
-        below = words.wrap(console, self._width - indent)
-        if len(below) > _LINES:
-            below = below[:_LINES]
+        wrapped = list(words.wrap(console, self._width - indent))
+        below = wrapped[:_LINES]
+        if len(wrapped) > _LINES:
             below[-1].append(" …")
             below[-1].truncate(self._width - indent, overflow="ellipsis")
         for part in below:

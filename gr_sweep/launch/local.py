@@ -133,11 +133,18 @@ def bytes_of(config: RunConfig, spot: Spot) -> int:
     return _known_bytes[key]
 
 
-def run_side_by_side(works: Sequence[Work], config: LocalParallelConfig) -> None:
+def run_side_by_side(
+    works: Sequence[Work], config: LocalParallelConfig, *, is_shown: bool = False
+) -> None:
     """Runs the jobs, each in a process of its own, and returns when all have ended.
 
     A job that another process runs already is waited for. Ctrl-C or SIGTERM stops all of them:
     each ends its step and saves; a second Ctrl-C does not wait.
+
+    Args:
+        works: the jobs.
+        config: the launcher's.
+        is_shown: whether a table on the terminal shows how the jobs stand, as `Told` has it.
 
     Raises:
         Stopped: a signal came.
@@ -148,10 +155,11 @@ def run_side_by_side(works: Sequence[Work], config: LocalParallelConfig) -> None
     }
     waiting = list(works)
     running: list[_Running] = []
-    told = Told(works)
+    told = Told(works, is_shown=is_shown)
     elsewhere: list[Work] = []
     signals = StopSignals()
-    with signals.listening(), signals.deferred():
+    # `_stop` says what happens, above the table where there is one.
+    with signals.listening(), signals.deferred(is_quiet=is_shown):
         try:
             while waiting or running or elsewhere:
                 for job in [job for job in running if job.process.poll() is not None]:
@@ -179,7 +187,7 @@ def run_side_by_side(works: Sequence[Work], config: LocalParallelConfig) -> None
                             _Running(work, _start(work, spot), spot, needed[work.folder])
                         )
                         on = "" if spot.gpu is None else f" on GPU {spot.gpu}"
-                        told.say(work, f"started{on}")
+                        told.start(work, on)
                 if signals.are_there:
                     signals.obey()
                 time.sleep(POLL_S)

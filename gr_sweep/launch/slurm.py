@@ -175,6 +175,8 @@ def run_on_slurm(
     config: SlurmConfig,
     resources: Mapping[Path, Resources],
     sweep: Path,
+    *,
+    is_shown: bool = False,
 ) -> None:
     """Submits the jobs that are not in the queue already, and waits until all have ended.
 
@@ -186,11 +188,12 @@ def run_on_slurm(
         config: the launcher's.
         resources: of each job, by its folder; those that need the same form an array.
         sweep: the sweep's folder.
+        is_shown: whether a table on the terminal shows how the jobs stand, as `Told` has it.
 
     Raises:
         JobError: sbatch refuses all jobs, or the controller does not answer.
     """
-    watch = _Watch(works, config, resources, Submitted(sweep))
+    watch = _Watch(works, config, resources, Submitted(sweep), Told(works, is_shown=is_shown))
     try:
         watch.begin()
         while watch.left:
@@ -211,12 +214,13 @@ class _Watch:
         config: SlurmConfig,
         resources: Mapping[Path, Resources],
         submitted: Submitted,
+        told: Told,
     ) -> None:
         self.left = {work.folder: work for work in works}
         self._config = config
         self._resources = resources
         self._submitted = submitted
-        self._told = Told(works)
+        self._told = told
         self._numbers: dict[Path, str] = {}
         """Last one in the queue."""
         self._gone_since: dict[Path, float] = {}

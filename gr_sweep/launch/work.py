@@ -26,8 +26,10 @@ class Work:
 class Told:
     """Says in a line what becomes of each job, once."""
 
-    def __init__(self, works: Sequence[Work]) -> None:
+    def __init__(self, works: Sequence[Work], *, is_shown: bool = False) -> None:
+        """`is_shown`: a table beside this shows how the jobs stand, so no line needs to."""
         self._num_works = len(works)
+        self._is_shown = is_shown
         self._last: dict[Path, State] = {}
         self._num_ended = 0
 
@@ -39,10 +41,14 @@ class Told:
         if now.state is before:
             return now
         if now.state is State.running:
-            self.say(work, f"running, {now.record.holder}" if now.record else "running")
+            self._show(work, f"running, {now.record.holder}" if now.record else "running")
         elif now.state is State.stopped and before is State.running:
-            self.say(work, "stopped before its end")
+            self._show(work, "stopped before its end")
         return now
+
+    def start(self, work: Work, where: str = "") -> None:
+        """The job is on its way; `where` is text that goes on with a blank."""
+        self._show(work, f"started{where}")
 
     def end(self, work: Work) -> None:
         """The job has come to an end, whichever."""
@@ -51,7 +57,12 @@ class Told:
         said = now.state.value
         if now.state is not State.done and now.record is not None and now.record.error:
             said = f"{said}: {now.record.error}"
-        self.say(work, f"{said} ({self._num_ended} of {self._num_works})")
+        self._show(work, f"{said} ({self._num_ended} of {self._num_works})")
+
+    def _show(self, work: Work, what: str) -> None:
+        """A line, of what a table would show."""
+        if not self._is_shown:
+            self.say(work, what)
 
     @staticmethod
     def say(work: Work, what: str) -> None:

@@ -39,6 +39,7 @@ class StopSignals:
         self._asked: Stopped | None = None
         self._is_raised = False
         self._is_deferred = False
+        self._is_quiet = False
         self._before: dict[int, Any] = {}
 
     @property
@@ -93,13 +94,14 @@ class StopSignals:
             raise self._asked
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Inside, signals wait for `obey`; a second Ctrl-C does not.
+    def deferred(self, *, is_quiet: bool = False) -> Iterator[None]:
+        """Inside, signals wait for `obey`; a second Ctrl-C does not. `is_quiet`: whoever obeys says
+        that one has come.
 
         Raises:
             Stopped: at the end of the block, for one that nobody has obeyed.
         """
-        self._is_deferred = True
+        self._is_deferred, self._is_quiet = True, is_quiet
         try:
             yield
         finally:
@@ -117,7 +119,7 @@ class StopSignals:
         if self._asked is None:
             self._asked = Stopped(signum, hand_on)
             if self._is_deferred:
-                if signum == signal.SIGINT:
+                if signum == signal.SIGINT and not self._is_quiet:
                     # Not through logging, which may be at work right now.
                     os.write(2, b"\nending this step, then saving; Ctrl-C again leaves at once\n")
                 return
