@@ -30,8 +30,8 @@ def results(folder: str | os.PathLike[str]) -> "pd.DataFrame":
     - `job` (text): name of the job's folder.
     - The settings in which the jobs differ, by dotted name (`edges`, `route.foreign_dropout`), then
       all others. Whole numbers are int64, others float64, yes and no are bool, the rest is text, a
-      list as it is typed (`[code,biology]`). A column of numbers in which a job has none (`null`)
-      is float64 with NaN; of others, an object column with None.
+      list as it is typed (`[code,biology]`). Where a job has none (`null`) the value is missing,
+      as `isna` finds it, and whole numbers beside it are float64.
     - The metrics by name (`loss/full/code`, `separability/selectivity/code`, `mean_removal`,
       `cost/train_seconds`), float64: losses and their differences in nats per token, shares as
       numbers from 0 to 1, seconds, tokens per second, counts of parameters. NaN where a job lacks
