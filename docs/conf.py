@@ -1,7 +1,8 @@
-"""How Sphinx builds these pages into a site: `make docs`. Nothing is fetched, then or by a reader."""
+"""How Sphinx makes a site of these pages: `make docs`. Nothing is fetched, then or by a reader."""
 
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,15 @@ of a page that is in none."""
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
 _CODE = re.compile(r"(^ *(?:```|~~~|:::).*?^ *(?:```|~~~|:::)|`[^`\n]+`(?!\]))", re.M | re.S)
 
+_INTERVAL = re.compile(r"\((-?[\d.,]+) to (-?[\d.,]+)\)")
+"""In the tables of results; must not be broken, or columns get too narrow to be read."""
 
-def navigation() -> str:
-    """The sidebar as toctrees, in MyST."""
+
+def navigation(found: Collection[str]) -> str:
+    """The sidebar as toctrees, in MyST, of the pages that were found."""
     trees = []
     for caption, pages in NAVIGATION.items():
-        there = [page for page in pages if (DOCS / f"{page}.md").exists()]
+        there = [page for page in pages if page in found]
         head = ["```{toctree}", ":hidden:", f":caption: {caption}", ""]
         trees.append("\n".join([*head, *there, "```"]))
     return "\n\n".join(trees)
@@ -110,8 +114,8 @@ def navigation() -> str:
 def on_the_site(text: str, folder: Path = DOCS) -> str:
     """A page whose links work on the site too.
 
-    The pages are read on a code host as well, where a link can lead to any file of the project. Here
-    a config leads to its place in the settings, and what else is no page is named.
+    The pages are read on a code host as well, where a link can lead to any file of the project.
+    Here a config leads to its place in the settings, and what else is no page is named.
     """
 
     def link(match: re.Match[str]) -> str:
@@ -131,14 +135,15 @@ def on_the_site(text: str, folder: Path = DOCS) -> str:
         return words if place.name in words else f"{words} (`{place.relative_to(DOCS.parent)}`)"
 
     parts = _CODE.split(text)
-    return "".join(part if at % 2 else _LINK.sub(link, part) for at, part in enumerate(parts))
+    prose = (part if at % 2 else _LINK.sub(link, part) for at, part in enumerate(parts))
+    return _INTERVAL.sub("(\\1\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}\\2)", "".join(prose))
 
 
 def read_source(app: Sphinx, name: str, source: list[str]) -> None:
     """What Sphinx reads of a page."""
     source[0] = on_the_site(source[0], (DOCS / name).parent)
     if name == root_doc:
-        source[0] += "\n\n" + navigation() + "\n"
+        source[0] += "\n\n" + navigation(app.env.found_docs) + "\n"
 
 
 _LOADED = re.compile(

@@ -145,7 +145,7 @@ def edge(choice: str, *, is_explained: bool = False) -> Svg:
     """What a token of code does to a unit of biology's block, forward and back."""
     cuts_weight, cuts_act = choice in ("weight", "both"), choice in ("act", "both")
     colour = colours_of(DOMAINS, DOMAINS)["biology"]
-    width, height, top = (520, 262, 10) if is_explained else (344, 214, 30)
+    width, height, top = (520, 240, 10) if is_explained else (344, 214, 30)
     names = {
         "none": "nothing is cut",
         "weight": "weight edges are cut",

@@ -14,13 +14,13 @@ import importlib.util
 import inspect
 import io
 import os
+import re
 import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -35,10 +35,13 @@ from gr_sweep.cli.bench import BENCHMARKS
 from gr_sweep.cli.compose import compose
 from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS, conf_dir
 
-COLUMNS = 88
+COLUMNS = 96
 """Width of the help that is shown."""
 
-_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "any"}
+MAX_SAID = 40
+"""Characters of a value that is shown beside the file that sets it."""
+
+_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "as said below"}
 _NO_SETTING = ("_target_",)
 """Fields that are Hydra's, and nobody's to set."""
 
@@ -103,10 +106,22 @@ def _plural(hint: Any) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """A value as it would be typed: null, true, [a, b]."""
+    """A value as it would be typed: null, true, [a, b]; of settings in a mapping what is not as
+    their schema has it."""
+    if isinstance(value, dict):
+        value = {name: _changed(inner) for name, inner in value.items()}
     plain = config.to_plain(value)
     text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, sort_keys=False)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return str(text).removesuffix("\n").removesuffix("\n...")
+
+
+def _changed(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    plain = type(value)()
+    names = (field.name for field in dataclasses.fields(value))
+    of_names = {name: getattr(value, name) for name in names}
+    return {name: inner for name, inner in of_names.items() if inner != getattr(plain, name)}
 
 
 def settings_of(
@@ -131,6 +146,12 @@ def settings_of(
             for choice, content in (choices or {}).items()
             if field.name in content and as_yaml(content[field.name]) != default
         }
+        # A group's own name, and what is too long for a line: the files themselves follow below.
+        set_by = {
+            choice: said
+            for choice, said in set_by.items()
+            if said != choice.partition("=")[2] and len(said) <= MAX_SAID
+        }
         found.append(
             Setting(
                 name=prefix + field.name,
@@ -152,7 +173,7 @@ class Choice:
 
     name: str
     about: str
-    """The comment at its top."""
+    """First sentence of the comment at its top."""
     text: str
     """All of it."""
     values: Mapping[str, Any]
@@ -169,7 +190,8 @@ def choices_of(group: str) -> list[Choice]:
                 break
             if not line.startswith("# @package"):
                 top.append(line.lstrip("# ").strip())
-        found.append(Choice(path.stem, " ".join(top), text, yaml.safe_load(text) or {}))
+        about = re.split(r"(?<=\.) |: gr-sweep ", " ".join(top))[0]
+        found.append(Choice(path.stem, about, text, yaml.safe_load(text) or {}))
     return found
 
 
@@ -306,7 +328,16 @@ def help_of(*words: str) -> str:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-    return printed.getvalue().rstrip()
+    return "\n".join(map(_wrapped, printed.getvalue().rstrip().splitlines()))
+
+
+def _wrapped(line: str) -> str:
+    """A line that a terminal of COLUMNS would break, broken under its last column."""
+    if len(line) <= COLUMNS:
+        return line
+    gap = re.search(r"(?<=\S)  +(?=\S)", line)
+    indent = " " * min(gap.end() if gap else len(line) - len(line.lstrip()), COLUMNS - 30)
+    return textwrap.fill(line, COLUMNS, subsequent_indent=indent, break_long_words=False)
 
 
 def commands_text() -> str:
@@ -395,7 +426,7 @@ class Python(SphinxDirective):
 
 
 class AsTheyAre:
-    """Keeps napoleon from the texts of attributes: it takes what stands before a colon for a type."""
+    """Keeps napoleon from the texts of attributes: what is before a colon it takes for a type."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
