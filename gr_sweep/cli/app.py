@@ -14,7 +14,7 @@ import shlex
 import sys
 import traceback
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from gr_sweep.errors import ConfigError, GrSweepError, JobError
 from gr_sweep.files import full_disk, is_full
 from gr_sweep.folder import State, announce
 from gr_sweep.sources import code_fingerprint
+from gr_sweep.startup import rare_collections
 from gr_sweep.summary import SUMMARY
 from gr_sweep.train.distributed import connect, is_main
 from gr_sweep.train.stop import Stopped
@@ -88,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if argv and argv[0] in VERBS:
-        return int(importlib.import_module(VERBS[argv[0]]).main(argv[1:]))
+        with rare_collections():
+            verb = importlib.import_module(VERBS[argv[0]])
+        return int(verb.main(argv[1:]))
     if "--version" in argv:
         print(f"gr-sweep {__version__}")
         return 0
@@ -106,20 +109,21 @@ def _dispatch(argv: list[str]) -> int:
     if flags.info or flags.hydra_help or flags.shell_completion:
         return _show(argv)
 
-    from gr_sweep.cli.compose import compose
-    from gr_sweep.cli.launchers import check_launcher
+    with rare_collections():
+        from gr_sweep.cli.compose import compose
+        from gr_sweep.cli.launchers import check_launcher
 
-    processes = connect()
-    command = processes.main_first(
-        functools.partial(
-            compose,
-            flags.overrides,
-            multirun=flags.multirun,
-            config_name=flags.config_name or "config",
-            config_path=flags.config_path,
-            config_dir=flags.config_dir,
+        processes = connect()
+        command = processes.main_first(
+            functools.partial(
+                compose,
+                flags.overrides,
+                multirun=flags.multirun,
+                config_name=flags.config_name or "config",
+                config_path=flags.config_path,
+                config_dir=flags.config_dir,
+            )
         )
-    )
     if flags.cfg:
         from gr_sweep.cli.overrides import completed
 
@@ -211,9 +215,7 @@ class JobTask:
             processes.from_main(lambda: str(folder))
             title = dict(self.titles).get(str(folder), folder.name)
             log.info("%s", " ".join([*dict(self.places).get(str(folder), "").split(), title]))
-            from gr_sweep.job import run_job
-
-            run_job(
+            _run_job()(
                 config,
                 folder,
                 sweep=self.sweep,
@@ -228,11 +230,10 @@ class JobTask:
         """The part of a process beside the main one, where a launcher started several."""
         from gr_sweep.cli.compose import to_run_config
         from gr_sweep.config import effective
-        from gr_sweep.job import run_job
 
         _log_own_errors()
         folder = Path(connect().from_main(_no_job) or "")
-        run_job(
+        _run_job()(
             effective(to_run_config(cfg)),
             folder,
             sweep=self.sweep,
@@ -251,15 +252,13 @@ def _follow(jobs: "Mapping[str, Job]", sweep: str, line: str) -> int:
         sweep: name of the sweep's folder.
         line: the whole command line.
     """
-    from gr_sweep.job import run_job
-
     processes = connect()
     _log_own_errors()
     status = 0
     while (folder := processes.from_main(_no_job)) is not None:
         job = jobs[folder]
         try:
-            run_job(
+            _run_job()(
                 job.config,
                 Path(folder),
                 sweep=sweep,
@@ -272,6 +271,14 @@ def _follow(jobs: "Mapping[str, Job]", sweep: str, line: str) -> int:
             _let_go(error)
             status = 2  # the main process says why
     return status
+
+
+def _run_job() -> Callable[..., None]:
+    """`gr_sweep.job.run_job`, which needs torch: seconds, which a command with nothing left to run
+    does not spend."""
+    with rare_collections():
+        from gr_sweep.job import run_job
+    return run_job
 
 
 def _log_own_errors() -> None:
