@@ -197,7 +197,7 @@ class JobTables:
         """Training tokens, in whole steps."""
         return train_tokens(self.settings)
 
-    @property
+    @functools.cached_property
     def alike(self) -> str:
         """Equal for jobs that may be each other's baselines, tokens, label noise and width
         aside."""
@@ -247,13 +247,15 @@ def alike(
     those that share their baselines, tokens and label noise aside."""
     data = fingerprints.get("data")
     free = _FREE if data is None else (*_FREE, *_PLACES)
-    kept = {
-        name: value
-        for name, value in settings.items()
-        if name in _DOCUMENTS
-        or not any(name == other or name.startswith(other + ".") for other in free)
-    }
+    kept = {name: value for name, value in settings.items() if not _is_under(name, free)}
     return json.dumps([kept, list(domains), data], sort_keys=True)
+
+
+@functools.cache
+def _is_under(name: str, free: tuple[str, ...]) -> bool:
+    if name in _DOCUMENTS:
+        return False
+    return any(name == other or name.startswith(other + ".") for other in free)
 
 
 def train_tokens(settings: Mapping[str, Any]) -> int | None:

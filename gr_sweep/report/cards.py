@@ -1,4 +1,4 @@
-"""Matrices and bars of the page as plain values: removal, transfer and entanglement.
+"""Matrices of the page as plain values: removal and transfer.
 
 Knows how strongly a number is painted and nothing of HTML or of how numbers are measured.
 """
@@ -46,7 +46,7 @@ class Scale:
     def cell(self, estimate: Estimate | None) -> dict[str, Any]:
         """Text, interval and paint of one entry of a matrix."""
         if estimate is None:
-            return {"text": MISSING, "interval": "", "strength": 0, "sign": "pos", "dark": False}
+            return {"text": MISSING, "interval": "", "strength": 0, "sign": "pos"}
         return {
             "text": measures.signed(estimate.value),
             "interval": tables.interval_text(estimate, measures.unsigned),
@@ -54,10 +54,7 @@ class Scale:
         }
 
     def _paint(self, value: float) -> dict[str, Any]:
-        strength = self.strength(value)
-        sign = "neg" if value < 0 else "pos"
-        # From here on white text reads better on the cell than black.
-        return {"strength": strength, "sign": sign, "dark": strength > 60}
+        return {"strength": self.strength(value), "sign": "neg" if value < 0 else "pos"}
 
 
 def many(sweep: Sweep) -> bool:
@@ -103,6 +100,7 @@ def removal(sweep: Sweep, job: Job, scale: Scale) -> dict[str, Any]:
     full = [job.estimate(keys.loss_full(domain)) for domain in job.domains]
     return {
         **identity(sweep.labels[job.name], job),
+        "name": job.name,
         "domains": job.domains,
         "matrix": matrix,
         "full": _losses(full, [False] * len(full)),
@@ -171,83 +169,3 @@ def _contexts(sweep: Sweep) -> list[tuple[str, list[Job]]]:
         label = " ".join(f"{short_name(name)}={shown(job.settings.get(name))}" for name in names)
         groups.setdefault(label, {}).setdefault(job.seed, job)
     return [(label, list(by_seed.values())) for label, by_seed in groups.items()]
-
-
-def entanglement(sweep: Sweep) -> list[dict[str, Any]]:
-    """What switching off the block of each set of domains costs the domains in the set and the
-    others, a card for each group of jobs that differ in their seed alone: means over seeds.
-
-    Bars start at 0; places and widths are percent of the widest span of any card.
-    """
-    found = []
-    for group in sweep.replicates:
-        rows = [
-            (
-                block,
-                sweep.over_seeds(group, keys.entanglement_inside(block)),
-                sweep.over_seeds(group, keys.entanglement_outside(block)),
-            )
-            for block in _sets(group[0])
-        ]
-        if rows:
-            found.append((group, rows))
-    estimates = [estimate for _, rows in found for _, *pair in rows for estimate in pair]
-    bars = _Bars([estimate for estimate in estimates if estimate is not None])
-    return [
-        {
-            **identity(sweep.label(group[0], seed=False), group[0]),
-            "seeds": len(group),
-            "zero": bars.place(0),
-            "rows": [
-                {
-                    "set": block.replace("+", " + "),
-                    "inside": bars.bar(inside),
-                    "outside": bars.bar(outside),
-                }
-                for block, inside, outside in rows
-            ],
-        }
-        for group, rows in found
-    ]
-
-
-class _Bars:
-    """Bars from 0 on one scale, in percent of what all of them span."""
-
-    def __init__(self, estimates: Sequence[Estimate]) -> None:
-        ends = [0.0, *(e.value for e in estimates)]
-        ends += [bound for e in estimates for bound in e.interval or ()]
-        self.low = min(ends)
-        self.span = max(ends) - self.low or 1.0
-
-    def place(self, value: float) -> float:
-        """From the left end."""
-        return round(100 * (value - self.low) / self.span, 2)
-
-    def bar(self, estimate: Estimate | None) -> dict[str, Any] | None:
-        """Place and width of the bar and of its interval."""
-        if estimate is None:
-            return None
-        left, right = sorted((self.place(0), self.place(estimate.value)))
-        whisker = None
-        if estimate.interval is not None:
-            low, high = (self.place(bound) for bound in estimate.interval)
-            whisker = {"left": low, "width": round(high - low, 2)}
-        return {
-            "left": left,
-            "width": round(right - left, 2),
-            "whisker": whisker,
-            "text": measures.signed(estimate.value),
-            "interval": tables.interval_text(estimate, measures.unsigned),
-        }
-
-
-def _sets(job: Job) -> list[str]:
-    """Blocks of a lattice, as their keys call them: small sets first."""
-    prefix, suffix = keys.entanglement_inside("\0").split("\0")
-    found = [
-        key.removeprefix(prefix).removesuffix(suffix)
-        for key in job.metrics
-        if key.startswith(prefix) and key.endswith(suffix)
-    ]
-    return sorted(found, key=lambda block: block.count("+"))

@@ -22,9 +22,10 @@ from gr_sweep.domains import ancestors
 from gr_sweep.errors import DataError, ReportError, SummaryError
 from gr_sweep.metrics import keys, seeds
 from gr_sweep.metrics.compare import Attack, attacks
-from gr_sweep.report.baselines import JobTables, dotted, joined
+from gr_sweep.report.baselines import JobTables, alike, dotted, joined, train_tokens
 from gr_sweep.report.round_files import Round, read_rounds, with_leaf_tax
-from gr_sweep.summary import SUMMARY, check_files, read_summary
+from gr_sweep.report.samples import Prompt, read_samples
+from gr_sweep.summary import SAMPLES, SUMMARY, check_files, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,11 +102,19 @@ class Job:
     """Whether the job is there only for the compute equivalents of longer jobs."""
     rounds: list[Round] = dataclasses.field(default_factory=list)
     """The rounds of `procedure=alternate` that the folder holds; empty for other jobs."""
+    samples: list[Prompt] = dataclasses.field(default_factory=list)
+    """What its model wrote."""
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """The config with dotted names, in its own order; a list is a value."""
         return dotted(self.config)
+
+    @functools.cached_property
+    def context(self) -> tuple[str, int | None]:
+        """Equal for jobs that share their baselines: those of the same model, text, seed and
+        training tokens."""
+        return alike(self.settings, self.domains, self.fingerprints), train_tokens(self.settings)
 
     @property
     def method(self) -> str:
@@ -382,7 +391,13 @@ def read_sweep(folder: Path) -> Sweep:
             step = max((row["step"] for row in history), default=None)
             unfinished.append(Unfinished(name=entry.resolve().name, step=step, why=str(error)))
         else:
-            jobs.append(dataclasses.replace(job, history=history, rounds=read_rounds(entry)))
+            job = dataclasses.replace(
+                job,
+                history=history,
+                rounds=read_rounds(entry),
+                samples=read_samples(entry, job.files.get(SAMPLES)),
+            )
+            jobs.append(job)
             try:
                 check_files(entry, job.files)
                 tables[job.name] = JobTables.read(

@@ -1,9 +1,12 @@
-"""The plots of the report: utility against separability, both against a setting, loss curves and
-relearning. Plotly figures as dicts.
+"""The plots of the report: utility and separability against a setting, loss curves, relearning and
+entanglement. Plotly figures as dicts. The scatter of jobs is the page's own: its axes are chosen
+there.
 
 Colours say which edges a job cuts, the same in every plot and table (Okabe and Ito 2008: told apart
 by colour-blind readers). Backgrounds and text colours are the page's: it sets them for light and
-dark.
+dark. The `meta` of a trace says which jobs it is of, by their place in `Sweep.compared`, so that
+the page can leave some out: `points` those of each point (a number, or the numbers that a mean is
+of, or null), `jobs` those of the whole trace.
 """
 
 import html
@@ -53,16 +56,10 @@ _FEWEST_POINTS = 12
 """Points that a curve keeps, however many jobs there are."""
 _POINTS_WITH_BARS = 40
 """With more points their error bars would be a thicket; hovering tells the intervals."""
-_LABELLED_GROUPS = 24
-"""With more groups of jobs their names would be a crowd; hovering tells them."""
-_REMOVAL_RANGE = (-0.5, 1.5)
+REMOVAL_RANGE = (-0.5, 1.5)
 """What is drawn of removal at most; 0 to 1 is its meaning."""
-_LINES = 8
-"""More models without parts to remove than these are too many lines."""
-_PLOT_WIDTH, _PLOT_HEIGHT = 1000.0, 340.0
-"""Pixels of the scatter between its axes on a desk, to see which names would cover one another."""
-_LETTER_WIDTH, _LINE_HEIGHT = 6.8, 15.0
-"""Pixels of a name beside a point."""
+_INSIDE, _OUTSIDE = "#7a5bc0", "#c2691a"
+"""Colours of the two kinds of bars of a lattice, seen on light and on dark."""
 
 PARAMETERS = "parameters"
 """The axis on which model sizes stand."""
@@ -83,43 +80,10 @@ def glyph(kind: str) -> str:
     return MARKERS.get(kind, _OTHER_MARKER)[1]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scatter:
-    """One pair of axes for the jobs of a sweep."""
-
-    title: str
-    figure: dict[str, Any]
-    num_missing: int
-    """Jobs with parts to remove that lack one of the two."""
-    num_beyond: int
-    """Jobs that are drawn beyond the axes: the quotient of a removal may be anything."""
-
-
-def scatters(sweep: Sweep) -> list[Scatter]:
-    """Separability over utility, a point a job, for each pair of measures that a job has; the best
-    pair first.
-
-    Jobs that differ in their seed alone are small points with a marker at their mean. Where the
-    axis is a loss, a job without parts (dense, filtered) is a vertical line.
-    """
-    removable = [job for job in sweep.compared if job.mean_selectivity is not None]
-    first = measures.best_axes(removable)
-    pairs = [first, *(axes for axes in measures.AXES if axes != first)]
-    found = []
-    for utility, parts in pairs:
-        figure = _scatter(sweep, utility, parts)
-        if figure is not None:
-            missing = sum(measures.place(job, (utility, parts)) is None for job in removable)
-            low, high = figure["layout"]["yaxis"]["range"]
-            beyond = sum(
-                at is not None and not low <= at.value <= high
-                for at in (parts.mean(job) for job in removable)
-            )
-            title = f"{parts.name} over {utility.name}"
-            found.append(
-                Scatter(title=title, figure=figure, num_missing=missing, num_beyond=beyond)
-            )
-    return found
+def numbers(sweep: Sweep, jobs: Sequence[Job]) -> list[int]:
+    """The jobs by their place in `Sweep.compared`, as `meta` names them."""
+    places = {job.name: at for at, job in enumerate(sweep.compared)}
+    return [places[job.name] for job in jobs]
 
 
 @dataclass
@@ -128,24 +92,21 @@ class _Points:
 
     xs: list[Estimate | None] = field(default_factory=list)
     ys: list[Estimate | None] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
     hovers: list[str] = field(default_factory=list)
-    positions: list[str] = field(default_factory=list)
+    jobs: list[list[int] | None] = field(default_factory=list)
 
-    def add(self, x: Estimate, y: Estimate, hover: str, text: str = "", position: str = "") -> None:
+    def add(self, x: Estimate, y: Estimate, hover: str, jobs: list[int]) -> None:
         self.xs.append(x)
         self.ys.append(y)
-        self.texts.append(text)
         self.hovers.append(hover)
-        self.positions.append(position or "top right")
+        self.jobs.append(jobs)
 
     def break_line(self) -> None:
         """The next point is not joined to the last."""
         self.xs.append(None)
         self.ys.append(None)
-        self.texts.append("")
         self.hovers.append("")
-        self.positions.append("top right")
+        self.jobs.append(None)
 
     def trace(self, **settings: Any) -> dict[str, Any]:
         """As Plotly draws them."""
@@ -155,254 +116,14 @@ class _Points:
             "y": [None if y is None else y.value for y in self.ys],
             "hovertext": self.hovers,
             "hoverinfo": "text",
+            "meta": {"points": self.jobs},
             **settings,
         }
 
 
-def _scatter(sweep: Sweep, utility: Measure, parts: Measure) -> dict[str, Any] | None:
-    """None where no job has both."""
-    groups = sweep.replicates
-    points = {
-        job.name: at
-        for job in sweep.compared
-        if (at := measures.place(job, (utility, parts))) is not None
-    }
-    if not points:
-        return None
-    lines = _lines(sweep, groups, points, utility)
-    x_range, y_range = _ranges(list(points.values()), lines, parts)
-    centres = {
-        group[0].name: (_mean([p[0] for p in found]), _mean([p[1] for p in found]))
-        for group in groups
-        if (found := [points[job.name] for job in group if job.name in points])
-    }
-    several_kinds = len({job.kind for job in sweep.compared if job.name in points}) > 1
-    labels = {
-        group[0].name: tables.short_label(sweep, group[0])
-        for group in groups
-        if group[0].name in centres
-    }
-    labelled = len(centres) <= _LABELLED_GROUPS
-    positions = _label_positions(labels, centres, x_range, y_range) if labelled else {}
-    # One trace for each look, however many jobs: a browser draws ten traces at once.
-    small: dict[tuple[str, str], _Points] = {}
-    large: dict[tuple[str, str], _Points] = {}
-    for group in groups:
-        jobs = [job for job in group if job.name in points]
-        if not jobs:
-            continue
-        look = (jobs[0].edges, jobs[0].kind)
-        position = positions.get(group[0].name, "")
-        text = html.escape(labels[group[0].name]) if position else ""
-        centre = centres[group[0].name]
-        several = len(jobs) > 1
-        for job in jobs:
-            to = (small if several else large).setdefault(look, _Points())
-            to.add(*points[job.name], _hover(sweep, job, utility, parts), text, position)
-        if several:
-            large.setdefault(look, _Points()).add(
-                Estimate(value=centre[0]),
-                Estimate(value=centre[1]),
-                f"<b>{html.escape(sweep.label(group[0], seed=False))}</b>"
-                f"<br>mean of {len(jobs)} seeds<br>"
-                f"{utility.name} {centre[0]:.3f}<br>{parts.name} {centre[1]:.3f}",
-                text,
-                position,
-            )
-    barred = len(points) <= _POINTS_WITH_BARS
-    looks = {group[0].name: group[0].kind for group in groups}
-    # A bound, or a mean over some of the seeds, beats nothing.
-    whole = {
-        group[0].name
-        for group in groups
-        if all(measure.mean(job) is not None for job in group for measure in (utility, parts))
-    }
-    routed = [
-        at for name, at in centres.items() if name in whole and looks[name] != Method.random.value
-    ]
-    traces = _front_traces(routed, utility, parts)
-    for size, all_points in ((6, small), (11, large)):
-        for (edges, kind), drawn in all_points.items():
-            is_large = all_points is large
-            traces.append(
-                drawn.trace(
-                    mode="markers+text" if is_large and labelled else "markers",
-                    text=drawn.texts,
-                    textposition=drawn.positions,
-                    name=f"{edges} · {kind}" if several_kinds else edges,
-                    showlegend=is_large,
-                    legendgroup=f"{edges} {kind}",
-                    opacity=1 if is_large else 0.45,
-                    marker={
-                        "color": colour(edges),
-                        "symbol": symbol(kind),
-                        "size": size,
-                        "line": {"width": 2 if kind == "random" else 0, "color": colour(edges)},
-                    },
-                    error_x=error_bars(drawn.xs, barred),
-                    error_y=error_bars(drawn.ys, barred),
-                )
-            )
-    layout = {
-        **plain_layout(),
-        "xaxis": {"title": _axis(utility), "range": x_range},
-        "yaxis": {"title": _axis(parts), "range": y_range, "zeroline": True},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "margin": {"l": 62, "r": 12, "t": 36, "b": 56},
-        "hovermode": "closest",
-        "shapes": [],
-        "annotations": [],
-    }
-    for x, name, edges in lines:
-        is_named = labelled or len(lines) == 1
-        _add_line(layout, "x", x, name if is_named else "", colour(edges))
-    if parts is measures.REMOVAL:
-        _add_line(layout, "y", 1.0, "as if never trained", _OTHER_COLOUR)
-    return {"data": traces, "layout": layout}
-
-
-def front(
-    points: Sequence[tuple[float, float]], directions: tuple[int, int]
-) -> list[tuple[float, float]]:
-    """The Pareto set: points that no other is at least as good as in both, from left to right.
-
-    Args:
-        directions: of x and y: 1 where higher is better, -1 where lower is.
-    """
-    better = sorted({(x * directions[0], y * directions[1]) for x, y in points}, reverse=True)
-    found: list[tuple[float, float]] = []
-    for x, y in better:
-        if not found or y > found[-1][1]:
-            found.append((x, y))
-    return sorted((x * directions[0], y * directions[1]) for x, y in found)
-
-
-def _front_traces(
-    centres: Sequence[tuple[float, float]], utility: Measure, parts: Measure
-) -> list[dict[str, Any]]:
-    """The Pareto set as steps: what lies between two settings is reached by neither. Empty where it
-    is one point."""
-    if parts is measures.REMOVAL:
-        # More than gone is no better than gone.
-        centres = [(x, min(y, 1.0)) for x, y in centres]
-    found = front(centres, (utility.direction, parts.direction))
-    if len(found) < 2:
-        return []
-    shape = "hv" if utility.direction < 0 else "vh"
-    return [
-        {
-            "type": "scatter",
-            "x": [x for x, _ in found],
-            "y": [y for _, y in found],
-            "mode": "lines",
-            "line": {"color": _OTHER_COLOUR, "width": 1, "shape": shape},
-            "opacity": 0.7,
-            "name": "frontier",
-            "hoverinfo": "skip",
-        }
-    ]
-
-
-def _lines(
-    sweep: Sweep,
-    groups: Sequence[Sequence[Job]],
-    points: dict[str, Any],
-    utility: Measure,
-) -> list[tuple[float, str, str]]:
-    """Place, name and edges of the vertical lines: models without parts to remove."""
-    if utility is not measures.LOSS:
-        at = 1.0 if utility is measures.COMPUTE_EQUIVALENT else 0.0
-        return [(at, DENSE, DENSE)]
-    lines = []
-    without_parts = [group for group in groups if not any(job.name in points for job in group)]
-    if len(without_parts) > _LINES:
-        # Filtered models outnumber the others; where all cannot be seen, dense ones matter.
-        without_parts = [group for group in without_parts if group[0].kind == DENSE]
-    for group in without_parts:
-        losses = [loss for job in group if (loss := utility.mean(job)) is not None]
-        if losses:
-            lines.append((_mean(losses), tables.short_label(sweep, group[0]), group[0].edges))
-    return lines
-
-
-def _ranges(
-    points: Sequence[tuple[Estimate, Estimate]],
-    lines: Sequence[tuple[float, str, str]],
-    parts: Measure,
-) -> tuple[list[float], list[float]]:
-    """Axes with room for the names; what the lines say, and no separation, are always on them."""
-    xs = [x for x, _, _ in lines]
-    ys = [0.0, 1.0] if parts is measures.REMOVAL else [0.0]
-    for x, y in points:
-        xs += [x.value, *(x.interval or ())]
-        ys += [y.value, *(y.interval or ())]
-    if parts is measures.REMOVAL:
-        # One job whose way to go is next to nothing would flatten all others.
-        ys = [_within_range(y) for y in ys]
-    ranges = []
-    for values in (xs, ys):
-        pad = 0.08 * (max(values) - min(values)) or 0.1
-        ranges.append([min(values) - pad, max(values) + pad])
-    return ranges[0], ranges[1]
-
-
 def _within_range(removal: float) -> float:
-    low, high = _REMOVAL_RANGE
+    low, high = REMOVAL_RANGE
     return min(max(removal, low), high)
-
-
-def _label_positions(
-    labels: dict[str, str],
-    centres: dict[str, tuple[float, float]],
-    x_range: Sequence[float],
-    y_range: Sequence[float],
-) -> dict[str, str]:
-    """Side of each point on which its name covers no other name or point; a point without one has
-    no room. Sides towards the middle of the plot come first."""
-    pixels = {
-        name: (
-            _PLOT_WIDTH * (x - x_range[0]) / (x_range[1] - x_range[0]),
-            _PLOT_HEIGHT * (y - y_range[0]) / (y_range[1] - y_range[0]),
-        )
-        for name, (x, y) in centres.items()
-    }
-    reach = 7.0
-    taken = [(x - reach, y - reach, x + reach, y + reach) for x, y in pixels.values()]
-    positions = {}
-    for name, (x, y) in pixels.items():
-        width = _LETTER_WIDTH * len(labels[name])
-        sides = ("right", "left") if x < _PLOT_WIDTH / 2 else ("left", "right")
-        for place in (
-            f"top {sides[0]}", f"bottom {sides[0]}", f"middle {sides[0]}",
-            f"top {sides[1]}", f"bottom {sides[1]}", f"middle {sides[1]}",
-        ):  # fmt: skip
-            vertical, side = place.split()
-            left = x if side == "right" else x - width
-            if vertical == "middle":
-                left += reach + 1 if side == "right" else -reach - 1
-            low = y + {"top": reach + 1, "bottom": -reach - 1 - _LINE_HEIGHT}.get(
-                vertical, -_LINE_HEIGHT / 2
-            )
-            box = (left, low, left + width, low + _LINE_HEIGHT)
-            inside = box[0] >= 0 and box[1] >= 0
-            inside = inside and box[2] <= _PLOT_WIDTH and box[3] <= _PLOT_HEIGHT
-            if inside and not any(_overlap(box, other) for other in taken):
-                positions[name] = place
-                taken.append(box)
-                break
-    return positions
-
-
-_Box = tuple[float, float, float, float]
-
-
-def _overlap(first: _Box, second: _Box) -> bool:
-    return (
-        first[0] < second[2]
-        and second[0] < first[2]
-        and first[1] < second[3]
-        and second[1] < first[3]
-    )
 
 
 def _mean(estimates: Sequence[Estimate]) -> float:
@@ -483,12 +204,19 @@ def _against(
             label = html.escape(sweep.label(group[0], seed=False))
             number = f"{title} {value:g}<br>{measure.name} {number_text(estimate)}"
             seeds_text = f"<br>mean of {len(group)} seeds" if len(group) > 1 else ""
-            mean.add(Estimate(value=value), estimate, f"<b>{label}</b><br>{number}{seeds_text}")
+            mean.add(
+                Estimate(value=value),
+                estimate,
+                f"<b>{label}</b><br>{number}{seeds_text}",
+                numbers(sweep, group),
+            )
             for job in group if len(group) > 1 else ():
                 own = measures.known(measure, job)
                 if own is not None:
                     hover = f"{html.escape(sweep.labels[job.name])}<br>{number_text(own)}"
-                    seeds.setdefault(look, _Points()).add(Estimate(value=value), own, hover)
+                    seeds.setdefault(look, _Points()).add(
+                        Estimate(value=value), own, hover, numbers(sweep, [job])
+                    )
         if len(mean.xs) > num_before:
             mean.break_line()
     num_points = sum(len(points.xs) for points in means.values())
@@ -498,6 +226,7 @@ def _against(
     for (edges, kind), points in seeds.items():
         traces.append(
             points.trace(
+                name=f"{edges} · {kind}, seeds",
                 mode="markers",
                 showlegend=False,
                 opacity=0.4,
@@ -509,6 +238,7 @@ def _against(
             continue
         traces.append(
             points.trace(
+                name=f"{edges} · {kind}",
                 mode="lines+markers",
                 showlegend=False,
                 line={
@@ -590,17 +320,17 @@ def curves(sweep: Sweep) -> dict[str, dict[str, Any]]:
     for domain in sweep.domains:
         data = []
         for held_out, key in ((False, keys.train_loss(domain)), (True, keys.eval_loss(domain))):
-            traces: dict[str, tuple[list[Any], list[Any], list[str]]] = {}
-            for job in sweep.compared:
+            traces: dict[str, tuple[list[Any], list[Any], list[int]]] = {}
+            for number, job in enumerate(sweep.compared):
                 points = _curve(job, key, num_points)
                 if not points:
                     continue
-                steps, losses, names = traces.setdefault(job.edges, ([], [], []))
+                steps, losses, jobs = traces.setdefault(job.edges, ([], [], []))
                 # None breaks the line between two jobs.
                 steps += [*(step for step, _ in points), None]
                 losses += [*(loss for _, loss in points), None]
-                names += [html.escape(sweep.labels[job.name])] * (len(points) + 1)
-            for edges, (steps, losses, names) in traces.items():
+                jobs += [number] * (len(points) + 1)
+            for edges, (steps, losses, jobs) in traces.items():
                 seen += [loss for loss in losses if loss is not None]
                 data.append(
                     {
@@ -611,7 +341,9 @@ def curves(sweep: Sweep) -> dict[str, dict[str, Any]]:
                         "line": {"color": colour(edges), "width": 2 if held_out else 1},
                         "marker": {"size": 5},
                         "opacity": 1 if held_out else 0.4,
-                        "text": names,
+                        "name": f"{edges}, {'held out' if held_out else 'training'}",
+                        "meta": {"points": jobs},
+                        # The page puts the label of each point's job in its text.
                         "hovertemplate": "%{text}<br>step %{x}<br>"
                         + ("held out" if held_out else "training")
                         + " %{y:.3f}<extra></extra>",
@@ -641,8 +373,8 @@ def relearning(sweep: Sweep) -> dict[str, dict[str, Any]]:
     for part in nodes:
         if part not in attacked:
             continue
-        traces: dict[tuple[str, str], tuple[list[Any], list[Any], list[str]]] = {}
-        for job in sweep.compared:
+        traces: dict[tuple[str, str], tuple[list[Any], list[Any], list[str], list[int]]] = {}
+        for number, job in enumerate(sweep.compared):
             attacks = [
                 (min(finite), attack)
                 for attack in job.attacks.get(part, ())
@@ -651,7 +383,8 @@ def relearning(sweep: Sweep) -> dict[str, dict[str, Any]]:
             if not attacks:
                 continue
             _, strongest = min(attacks, key=lambda found: found[0])
-            steps, losses, names = traces.setdefault((job.edges, job.kind), ([], [], []))
+            look = (job.edges, job.kind)
+            steps, losses, names, jobs = traces.setdefault(look, ([], [], [], []))
             # None breaks the line between two jobs.
             steps += [*strongest.steps, None]
             losses += [
@@ -660,9 +393,10 @@ def relearning(sweep: Sweep) -> dict[str, dict[str, Any]]:
             ]
             label = f"{sweep.labels[job.name]} (lr {strongest.lr:g})"
             names += [html.escape(label)] * (len(strongest.steps) + 1)
+            jobs += [number] * (len(strongest.steps) + 1)
         if not traces:
             continue
-        seen += [loss for _, losses, _ in traces.values() for loss in losses if loss is not None]
+        seen += [loss for _, losses, *_ in traces.values() for loss in losses if loss is not None]
         data = [
             {
                 "type": "scatter",
@@ -672,16 +406,80 @@ def relearning(sweep: Sweep) -> dict[str, dict[str, Any]]:
                 "line": {"color": colour(edges), "width": 1.5, "dash": _attack_dash(kind)},
                 "marker": {"size": 6, "symbol": symbol(kind)},
                 "text": names,
+                "name": f"{edges} · {kind}",
+                "meta": {"points": jobs},
                 "hovertemplate": "%{text}<br>step %{x}<br>held out %{y:.3f}<extra></extra>",
                 "showlegend": False,
             }
-            for (edges, kind), (steps, losses, names) in traces.items()
+            for (edges, kind), (steps, losses, names, jobs) in traces.items()
         ]
         figures[part] = {"data": data, "layout": _small_layout()}
     for figure in figures.values():
         figure["layout"]["yaxis"] = {"range": padded(seen)}
         figure["layout"]["xaxis"] = {"rangemode": "tozero"}
     return figures
+
+
+def entanglement(sweep: Sweep) -> list[tuple[Sequence[Job], dict[str, Any]]]:
+    """What switching off the block of each set of domains costs the domains in the set and the
+    others: bars, a figure for each group of jobs that differ in their seed alone; means over
+    seeds. All have one scale."""
+    found: list[tuple[Sequence[Job], dict[str, Any]]] = []
+    ends = [0.0]
+    for group in sweep.replicates:
+        sets = _sets(group[0])
+        traces = []
+        for name, shade, key in (
+            ("domains in the set", _INSIDE, keys.entanglement_inside),
+            ("the others", _OUTSIDE, keys.entanglement_outside),
+        ):
+            bars = [sweep.over_seeds(group, key(block)) for block in sets]
+            if not any(bars):
+                continue
+            ends += [bar.value for bar in bars if bar is not None]
+            ends += [end for bar in bars if bar is not None for end in bar.interval or ()]
+            traces.append(
+                {
+                    "type": "bar",
+                    "orientation": "h",
+                    "name": name,
+                    "y": [block.replace("+", " + ") for block in sets],
+                    "x": [None if bar is None else bar.value for bar in bars],
+                    "error_x": error_bars(bars),
+                    "marker": {"color": shade},
+                    "meta": {"jobs": numbers(sweep, group)},
+                    "hovertemplate": "%{y}<br>%{x:.3f} nats<extra></extra>",
+                }
+            )
+        if traces:
+            found.append((group, {"data": traces, "layout": _bars_layout(len(sets))}))
+    for _, figure in found:
+        figure["layout"]["xaxis"] |= {"range": padded(ends, 0.06)}
+    return found
+
+
+def _bars_layout(num_sets: int) -> dict[str, Any]:
+    return {
+        **plain_layout(),
+        "barmode": "group",
+        "height": 70 + 34 * num_sets,
+        "xaxis": {"title": axis_title("nats added"), "zeroline": True},
+        # The first set stands at the top.
+        "yaxis": {"autorange": "reversed", "automargin": True},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "margin": {"l": 60, "r": 10, "t": 30, "b": 42},
+    }
+
+
+def _sets(job: Job) -> list[str]:
+    """Blocks of a lattice, as their keys call them: small sets first."""
+    prefix, suffix = keys.entanglement_inside("\0").split("\0")
+    found = [
+        key.removeprefix(prefix).removesuffix(suffix)
+        for key in job.metrics
+        if key.startswith(prefix) and key.endswith(suffix)
+    ]
+    return sorted(found, key=lambda block: block.count("+"))
 
 
 def _attack_dash(kind: str) -> str:
@@ -694,62 +492,6 @@ def padded(values: Sequence[float], share: float = 0.04) -> list[float]:
     """A range with room around the values."""
     pad = share * (max(values) - min(values)) or 0.1
     return [min(values) - pad, max(values) + pad]
-
-
-def _axis(measure: Measure) -> dict[str, Any]:
-    """The title of an axis, with the way that is better."""
-    better = "higher is better →"
-    if measure.direction < 0:
-        better = "← lower is better"
-    return axis_title(f"{measure.axis}  ({better})")
-
-
-def _add_line(layout: dict[str, Any], axis: str, at: float, name: str, shade: str) -> None:
-    """A dotted line across the plot with its name at one end."""
-    other = "y" if axis == "x" else "x"
-    layout["shapes"].append(
-        {
-            "type": "line",
-            f"{axis}0": at,
-            f"{axis}1": at,
-            f"{other}0": 0,
-            f"{other}1": 1,
-            f"{other}ref": f"{other} domain",
-            "line": {"color": shade, "width": 1.5, "dash": "dot"},
-        }
-    )
-    upright = axis == "x"
-    layout["annotations"].append(
-        {
-            "text": html.escape(name),
-            axis: at,
-            f"{other}": 1 if upright else 0,
-            f"{other}ref": f"{other} domain",
-            "showarrow": False,
-            "textangle": -90 if upright else 0,
-            "xanchor": "right" if upright else "left",
-            "yanchor": "top" if upright else "bottom",
-        }
-    )
-
-
-def _hover(sweep: Sweep, job: Job, *chosen: Measure) -> str:
-    lines = [f"<b>{html.escape(sweep.labels[job.name])}</b>"]
-    for measure in chosen:
-        estimate = measure.mean(job)
-        if estimate is not None:
-            lines.append(f"{measure.name} {number_text(estimate)}")
-        elif measure.at_most(job, None) is not None:
-            lines.append(f"{measure.name} {html.escape(measure.written(job, None))}")
-    for domain in job.domains:
-        parts = [
-            f"{measure.name} {number_text(estimate)}"
-            for measure in chosen
-            if measure.of is not None and (estimate := measure.of(job, domain)) is not None
-        ]
-        if parts:
-            lines.append(f"{html.escape(domain)}: {', '.join(parts)}")
-    return "<br>".join(lines)
 
 
 def number_text(estimate: Estimate) -> str:

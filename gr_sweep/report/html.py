@@ -1,7 +1,9 @@
 """The report's page and files: one self-contained index.html beside results.csv.
 
-Everything the page needs is in it (styles, script, plotly.js, data), so that it can be mailed and
-opens without a network. Knows how numbers are shown and nothing of how they are read or measured.
+Everything the page needs is in it (styles, scripts, plotly.js, data), so that it can be mailed and
+opens without a network. What is the same for every reader is made here; what depends on the chosen
+axes, the filter and the job that is looked at is made by the page's scripts from the same data.
+Knows how numbers are shown and nothing of how they are read or measured.
 """
 
 import datetime
@@ -14,18 +16,17 @@ from typing import Any
 
 from gr_sweep.errors import FullDiskError, ReportError
 from gr_sweep.files import write_whole
-from gr_sweep.report import cards, figures, rounds, tables
-from gr_sweep.report.collect import (
-    DENSE,
-    Job,
-    Sweep,
-    read_sweep,
-    results,
-    short_name,
-    shown,
-)
+from gr_sweep.report import cards, columns, figures, rounds, tables
+from gr_sweep.report.collect import DENSE, Job, Sweep, read_sweep, results, short_name, shown
 from gr_sweep.report.measures import MISSING
 from gr_sweep.report.tables import Table
+
+_FIRST_CARDS = 48
+"""So many matrices are in the page from the start; with more jobs the others come when one scrolls
+to them."""
+
+_SCRIPTS = ("plots.js", "filter.js", "scatter.js", "samples.js", "job.js", "page.js")
+"""In this order, as one script: each may use what stands before it."""
 
 
 def write_report(sweep: Sweep | Path) -> Path:
@@ -61,21 +62,29 @@ def render(sweep: Sweep) -> str:
 
     files = importlib.resources.files("gr_sweep.report") / "page"
     read: Callable[[str], str] = lambda name: (files / name).read_text(encoding="utf-8")  # noqa: E731
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(read("index.html.j2"))
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(read),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    numbers = {job.name: at for at, job in enumerate(sweep.compared)}
+    environment.filters["number"] = numbers.get
     plots = _Plots()
-    scatters = figures.scatters(sweep)
-    scatter = plots.add("scatter", [found.figure for found in scatters]) if scatters else ""
     matrices = cards.removal_scale(sweep)
-    content = {
+    card = environment.get_template("card.html.j2")
+    of_jobs = {
+        at: card.render(card=found | {"place": at})
+        for at, job in enumerate(sweep.compared)
+        if (found := cards.removal(sweep, job, matrices))["matrix"]
+    }
+    content: dict[str, Any] = {
         "sweep": sweep,
         "header": _header(sweep),
         "legend": _legend(sweep),
         "many": cards.many(sweep),
-        "scatter": scatter,
-        "scatters": scatters,
-        "has_lines": any(job.mean_selectivity is None for job in sweep.compared),
+        "has_parts": any(job.mean_selectivity is not None for job in sweep.compared),
         "has_seeds": len(sweep.replicates) < len(sweep.compared),
         "table": _table(tables.comparison(sweep)),
         "over_seeds": _table(tables.over_seeds(sweep)),
@@ -87,9 +96,18 @@ def render(sweep: Sweep) -> str:
             for found in figures.against(sweep)
         ],
         "scale": matrices.ticks(),
-        "cards": [cards.removal(sweep, job, matrices) for job in sweep.compared],
+        "cards": list(of_jobs.values()),
+        "first_cards": _FIRST_CARDS,
         "transfer": cards.transfer(sweep),
-        "entanglement": cards.entanglement(sweep),
+        "entanglement": [
+            {
+                **cards.identity(sweep.label(group[0], seed=False), group[0]),
+                "seeds": len(group),
+                "places": " ".join(str(numbers[job.name]) for job in group),
+                "plot": plots.add("entanglement", figure),
+            }
+            for group, figure in figures.entanglement(sweep)
+        ],
         "robustness": _table(tables.robustness(sweep)),
         "relearning": [
             (part, plots.add("relearning", figure))
@@ -100,16 +118,27 @@ def render(sweep: Sweep) -> str:
             (domain, plots.add("curve", figure)) for domain, figure in figures.curves(sweep).items()
         ],
         "rounds": _rounds(sweep, plots),
-        "details": [_details(sweep, job) for job in sweep.jobs],
+        "has_samples": any(job.samples for job in sweep.compared),
     }
-    return template.render(
+    data = columns.of_sweep(sweep) | {
+        "about": [_about(job) for job in sweep.compared],
+        "curves": dict(content["curves"]),
+        "cards": list(of_jobs.items())[_FIRST_CARDS:],
+    }
+    return environment.get_template("index.html.j2").render(
         content,
         style=read("style.css"),
-        script=read("page.js"),
-        plotly=get_plotlyjs() if plots.figures else "",
-        # In a script element only "<" can end it early. NaN is no JSON: the page could not read it.
-        plots=json.dumps(plots.figures, allow_nan=False).replace("<", "\\u003c"),
+        script="\n".join(read(name) for name in _SCRIPTS),
+        plotly=get_plotlyjs() if sweep.compared else "",
+        plots=_json(plots.figures),
+        data=_json(data),
     )
+
+
+def _json(content: Any) -> str:
+    """JSON for a script element, which only "<" can end early. NaN is no JSON: the page could not
+    read it."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _rounds(sweep: Sweep, plots: "_Plots") -> dict[str, Any] | None:
@@ -129,7 +158,11 @@ def _rounds(sweep: Sweep, plots: "_Plots") -> dict[str, Any] | None:
         ],
         "table": _table(rounds.table(groups)),
         "jobs": [
-            {**cards.identity(sweep.labels[job.name], job), "rounds": of_job}
+            {
+                **cards.identity(sweep.labels[job.name], job),
+                "place": figures.numbers(sweep, [job])[0],
+                "rounds": of_job,
+            }
             for job, of_job in rounds.drawn(sweep)
         ],
     }
@@ -141,8 +174,8 @@ class _Plots:
     def __init__(self) -> None:
         self.figures: dict[str, Any] = {}
 
-    def add(self, kind: str, figure: Any) -> str:
-        """Take a figure, or a list of which one is shown at a time; returns its name."""
+    def add(self, kind: str, figure: dict[str, Any]) -> str:
+        """Take a figure; returns its name."""
         name = f"{kind}-{len(self.figures)}"
         self.figures[name] = figure
         return name
@@ -223,23 +256,18 @@ def _legend(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _details(sweep: Sweep, job: Job) -> dict[str, Any]:
+def _about(job: Job) -> dict[str, Any]:
+    """What the panel of a job says beside settings and metrics."""
     alone = shlex.join(["gr-sweep", *job.overrides])
-    varied = set(sweep.varied)
-    cost = [
-        (key, _cost(key, value)) for key, value in job.metrics.items() if key.startswith("cost/")
-    ]
+    cost = [(key, value) for key, value in job.metrics.items() if key.startswith("cost/")]
     return {
-        **cards.identity(sweep.labels[job.name], job),
-        "name": job.name,
         "command": job.command,
         "alone": alone if alone != job.command else "",
         "when": _when(job.started, job.finished),
-        "config": [(name, shown(value), name in varied) for name, value in job.settings.items()],
         "facts": [
-            ("cost", [(key.removeprefix("cost/"), text) for key, text in cost]),
-            ("environment", [(name, shown(value)) for name, value in job.environment.items()]),
-            ("fingerprints", list(job.fingerprints.items())),
+            ["cost", [[key.removeprefix("cost/"), _cost(key, value)] for key, value in cost]],
+            ["environment", [[name, shown(value)] for name, value in job.environment.items()]],
+            ["fingerprints", [[name, shown(value)] for name, value in job.fingerprints.items()]],
         ],
     }
 

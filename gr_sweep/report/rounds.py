@@ -35,6 +35,8 @@ class Group:
     name: str
     """What sets the group apart from the others."""
     jobs: Sequence[Job]
+    places: Sequence[int]
+    """Of the jobs, as the traces of a figure name them."""
     colour: str
     dash: str
 
@@ -93,6 +95,7 @@ def groups(sweep: Sweep) -> list[Group]:
         Group(
             name=name,
             jobs=group,
+            places=figures.numbers(sweep, group),
             colour=figures.colour(group[0].edges) if by_edges else LINES[at % len(LINES)],
             dash="dash" if group[0].settings.get("procedure.attribution") in _CONTROLS else "solid",
         )
@@ -334,6 +337,7 @@ def _line(group: Group) -> dict[str, Any]:
         "mode": "lines+markers",
         "name": html.escape(group.name),
         "hoverinfo": "text",
+        "meta": {"jobs": group.places},
         "line": {"color": group.colour, "width": 2, "dash": group.dash},
     }
 
@@ -343,18 +347,23 @@ def _seeds(
 ) -> dict[str, Any]:
     """A small point a job, where they are several."""
     points = [
-        (place(round_), value, job.seed)
+        (place(round_), value, job)
         for at in numbers
         for job, round_ in (group.rounds(at) if len(group.jobs) > 1 else ())
         if (value := of(job, round_)) is not None
     ]
+    number = {job.name: at for job, at in zip(group.jobs, group.places, strict=True)}
     return {
         "type": "scatter",
         "mode": "markers",
         "x": [x for x, _, _ in points],
         "y": [y for _, y, _ in points],
-        "hovertext": [f"{html.escape(group.name)}<br>seed {s}<br>{y:.3f}" for _, y, s in points],
+        "name": html.escape(f"{group.name}, seeds"),
+        "hovertext": [
+            f"{html.escape(group.name)}<br>seed {job.seed}<br>{y:.3f}" for _, y, job in points
+        ],
         "hoverinfo": "text",
+        "meta": {"points": [[number[job.name]] for _, _, job in points]},
         "showlegend": False,
         "opacity": 0.4,
         "marker": {"color": group.colour, "size": 5},

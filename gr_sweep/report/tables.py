@@ -10,7 +10,7 @@ from fractions import Fraction
 from gr_sweep.config import Edges, Method, PlanKind
 from gr_sweep.metrics import keys
 from gr_sweep.report import measures
-from gr_sweep.report.baselines import alike, train_tokens
+from gr_sweep.report.baselines import train_tokens
 from gr_sweep.report.collect import DENSE, ROUTED, Estimate, Job, Sweep, short_name, shown
 from gr_sweep.report.measures import MISSING, Measure
 
@@ -161,13 +161,9 @@ def reference_of(sweep: Sweep, group: Sequence[Job]) -> Sequence[Job] | None:
 
 def _is_comparable(first: Sequence[Job], second: Sequence[Job]) -> bool:
     """Whether jobs of equal seeds share their baselines."""
-    contexts = [{job.seed: _context(job) for job in group} for group in (first, second)]
+    contexts = [{job.seed: job.context for job in group} for group in (first, second)]
     common = contexts[0].keys() & contexts[1].keys()
     return bool(common) and all(contexts[0][seed] == contexts[1][seed] for seed in common)
-
-
-def _context(job: Job) -> tuple[str, int | None]:
-    return alike(job.settings, job.domains, job.fingerprints), train_tokens(job.settings)
 
 
 def dense_curve(sweep: Sweep) -> Table | None:

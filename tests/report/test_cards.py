@@ -1,11 +1,8 @@
-"""Matrices and bars of the page: what they hold and how strongly it is painted."""
+"""Matrices of the page: what they hold and how strongly it is painted."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from gr_sweep.metrics import keys
 from gr_sweep.report import cards, read_sweep
 from gr_sweep.report.collect import Estimate, Sweep
 
@@ -52,37 +49,3 @@ def test_transfer_of_other_text_is_another_matrix(tmp_path: Path, make_job: Make
 
 def test_without_filtered_runs_there_is_no_transfer(sweep: Path) -> None:
     assert cards.transfer(read_sweep(sweep)) == []
-
-
-def test_entanglement_has_a_bar_pair_for_every_set(read_study: Sweep) -> None:
-    [card] = cards.entanglement(read_study)
-    assert card["kind"] == "lattice" and card["seeds"] == 2
-    assert [row["set"] for row in card["rows"]] == [
-        "code", "biology", "creative", "code + biology", "code + creative", "biology + creative",
-    ]  # fmt: skip
-    row = card["rows"][3]
-    group = [job for job in read_study.jobs if job.kind == "lattice"]
-    values = [job.metrics[keys.entanglement_inside("code+biology")] for job in group]
-    assert row["inside"]["text"] == f"+{sum(values) / 2:.2f}"
-    # A bar begins at 0, which is where all cards have it.
-    assert row["inside"]["left"] == card["zero"]
-    assert row["inside"]["width"] > row["outside"]["width"]
-
-
-def test_bars_and_their_intervals_fit_the_track() -> None:
-    estimates = [
-        Estimate(value=0.6, interval=(0.5, 0.8)),
-        Estimate(value=-0.1, interval=(-0.2, 0.0)),
-    ]
-    bars = cards._Bars(estimates)
-    assert bars.place(0) == 20.0
-    positive, negative = (bars.bar(estimate) for estimate in estimates)
-    assert positive is not None and negative is not None
-    assert (positive["left"], positive["width"]) == (20.0, 60.0)
-    assert positive["whisker"] == {"left": 70.0, "width": pytest.approx(30.0)}
-    assert (negative["left"], negative["width"]) == (10.0, 10.0)
-    assert negative["whisker"] == {"left": 0.0, "width": 20.0}
-
-
-def test_other_plans_have_no_entanglement(sweep: Path) -> None:
-    assert cards.entanglement(read_sweep(sweep)) == []

@@ -4,14 +4,13 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gr_sweep.config import Method
 from gr_sweep.metrics import keys
 from gr_sweep.metrics.losses import RelearnLoss, View, write_relearn
-from gr_sweep.report import figures, measures, read_sweep
+from gr_sweep.report import figures, read_sweep
 from gr_sweep.report.collect import Sweep
 from gr_sweep.report.html import render
 
@@ -20,162 +19,12 @@ MakeJob = Callable[..., Path]
 DOMAINS = ["code", "biology", "creative"]
 
 
-def scatter(sweep: Sweep, title: str) -> dict[str, Any]:
-    """The figure of one pair of axes."""
-    [found] = [item.figure for item in figures.scatters(sweep) if item.title == title]
-    return found
-
-
-def test_scatter_has_a_point_a_job_in_the_colour_of_its_edges(sweep: Path) -> None:
-    read = read_sweep(sweep)
-    figure = scatter(read, "selectivity over loss L(d)")
-    by_edges = {trace["name"]: trace for trace in figure["data"]}
-    assert list(by_edges) == ["frontier", "none", "weight", "act", "both"]
-    [weight] = [job for job in read.jobs if job.edges == "weight"]
-    trace = by_edges["weight"]
-    assert weight.mean_loss is not None and weight.mean_selectivity is not None
-    assert trace["x"] == [weight.mean_loss.value]
-    assert trace["y"] == [weight.mean_selectivity.value]
-    assert trace["marker"]["color"] == figures.COLOURS["weight"]
-    assert weight.mean_selectivity.interval is not None
-    high = weight.mean_selectivity.interval[1]
-    assert trace["error_y"]["array"][0] == pytest.approx(high - weight.mean_selectivity.value)
-    assert "edges=weight" in trace["hovertext"][0]
-
-
-def test_dense_job_is_a_vertical_line_with_its_name(sweep: Path) -> None:
-    read = read_sweep(sweep)
-    figure = scatter(read, "selectivity over loss L(d)")
-    [line] = figure["layout"]["shapes"]
-    [dense] = [job for job in read.jobs if job.edges == "dense"]
-    assert dense.mean_loss is not None
-    assert line["x0"] == line["x1"] == pytest.approx(dense.mean_loss.value)
-    assert figure["layout"]["annotations"][0]["text"] == "dense"
-
-
-def test_several_seeds_are_small_points_with_one_marker_at_their_mean(
-    tmp_path: Path, make_job: MakeJob
-) -> None:
-    for seed in range(3):
-        make_job(tmp_path, edges="act", seed=seed, num_documents=5, resamples=20)
-    points, mean = scatter(read_sweep(tmp_path), "selectivity over loss L(d)")["data"]
-    assert len(points["x"]) == 3 and len(mean["x"]) == 1
-    assert mean["x"][0] == pytest.approx(sum(points["x"]) / 3)
-    assert mean["marker"]["size"] > points["marker"]["size"]
-    assert [trace["showlegend"] for trace in (points, mean)] == [False, True]
-
-
-def test_frontier_holds_what_nothing_else_beats_in_both() -> None:
-    points = [(4.0, 0.1), (4.2, 0.5), (4.3, 0.5), (4.1, 0.05), (5.0, 0.9), (4.0, 0.1)]
-    assert figures.front(points, (-1, 1)) == [(4.0, 0.1), (4.2, 0.5), (5.0, 0.9)]
-    shares = [(0.9, 0.1), (0.5, 0.8), (0.4, 0.7), (1.0, 0.1)]
-    assert figures.front(shares, (1, 1)) == [(0.5, 0.8), (1.0, 0.1)]
-
-
-def test_frontier_counts_no_control_and_nothing_beyond_gone(read_study: Sweep) -> None:
-    figure = scatter(read_study, "removal over compute-equivalent")
-    frontier, *points = figure["data"]
-    assert frontier["name"] == "frontier" and frontier["line"]["shape"] == "vh"
-    assert max(frontier["y"]) == 1.0
-    assert max(y for trace in points for y in trace["y"]) > 1.0
-    control = {x for trace in points if trace["name"] == "act · random" for x in trace["x"]}
-    routed = {x for trace in points if trace["name"] != "act · random" for x in trace["x"]}
-    assert set(frontier["x"]) <= routed - (control - routed)
-
-
-def test_frontier_counts_no_setting_with_a_bound_or_without_all_seeds(read_study: Sweep) -> None:
-    figure = scatter(read_study, "removal over compute-equivalent")
-    frontier = figure["data"][0]
-    assert frontier["name"] == "frontier"
-    whole = set()
-    for group in read_study.replicates:
-        shares, removals = (
-            [estimate.value for job in group if (estimate := job.estimate(key)) is not None]
-            for key in ("mean_compute_equivalent", "mean_removal")
-        )
-        if len(shares) == len(removals) == len(group):
-            whole.add(math.fsum(shares) / len(shares))
-    assert set(frontier["x"]) <= whole
-
-
-def test_bound_is_no_point_of_the_frontier(tmp_path: Path, make_job: MakeJob) -> None:
-    options = {"shift": 0.0, "num_documents": 8, "resamples": 0}
-    for share in (1.0, 0.5):
-        make_job(tmp_path, edges="dense", method="dense", share=share, **options)
-    for part in DOMAINS:
-        make_job(tmp_path, edges="dense", method="filtered", without=[part], **options)
-    # Far above dense at half of the tokens, and most is gone; close to dense, and little is.
-    make_job(tmp_path, edges="weight", **options)
-    make_job(tmp_path, edges="act", **options)
-    read = read_sweep(tmp_path)
-    figure = scatter(read, "removal over compute-equivalent")
-    points = [trace for trace in figure["data"] if trace["name"] != "frontier"]
-    (_, worse, more), (_, better, less) = sorted(
-        (trace["name"], trace["x"][0], trace["y"][0]) for trace in points
-    )[::-1]
-    assert worse == 0.5 < better and less < more, "a frontier of two, were the bound a number"
-    assert len(points) == len(figure["data"])
-
-
-def test_sweep_of_dense_jobs_has_no_scatter(tmp_path: Path, make_job: MakeJob) -> None:
-    make_job(tmp_path, edges="dense", num_documents=2, resamples=0)
-    assert figures.scatters(read_sweep(tmp_path)) == []
-
-
-def test_with_baselines_compute_equivalent_and_removal_come_first(read_study: Sweep) -> None:
-    first, *others = figures.scatters(read_study)
-    assert first.title == "removal over compute-equivalent"
-    assert "selectivity over loss L(d)" in [item.title for item in others]
-    names = {trace["name"] for trace in first.figure["data"]}
-    assert {"weight · sgtm", "none · demix", "act · random", "act · lattice"} <= names
-    assert not any("dense" in name or "filtered" in name for name in names)
-    # Dense is at 1, and a model that never saw the domain is at 1 as well.
-    places = [(line["x0"], line["y0"]) for line in first.figure["layout"]["shapes"]]
-    assert places == [(1.0, 0), (0, 1.0)]
-
-
-def test_loss_below_the_shortest_dense_run_stands_at_its_share(read_study: Sweep) -> None:
-    job = next(job for job in read_study.jobs if job.edges == "weight" and job.kind == "peers")
-    assert job.mean_compute_equivalent is None
-    known = measures.known(measures.COMPUTE_EQUIVALENT, job)
-    assert known is not None
-    shares = [
-        estimate.value
-        if (estimate := job.estimate(keys.compute_equivalent_full(domain)))
-        else 1 / 8
-        for domain in job.domains
-    ]
-    assert known.value == pytest.approx(sum(shares) / 3)
-    figure = scatter(read_study, "removal over compute-equivalent")
-    xs = [x for trace in figure["data"] if trace["name"] == "weight · peers" for x in trace["x"]]
-    assert known.value in xs
-
-
-def test_jobs_that_cannot_be_drawn_are_counted(read_study: Sweep) -> None:
-    # The full model under `both` is worse on code than one that never saw it: no way to go.
-    first = figures.scatters(read_study)[0]
-    assert first.num_missing == 2
-
-
 def test_control_is_hollow_and_methods_have_markers_of_their_own() -> None:
     methods = {method.value for method in Method} - {"routed"}
     assert methods <= figures.MARKERS.keys()
     assert figures.symbol("random").endswith("-open")
     symbols = [symbol for symbol, _ in figures.MARKERS.values()]
     assert len(set(symbols)) == len(symbols)
-
-
-def test_names_of_points_cover_one_another_nowhere() -> None:
-    centres = {str(at): (0.5 + 0.001 * at, 0.5) for at in range(12)}
-    labels = dict.fromkeys(centres, "act · peers · 0.5")
-    positions = figures._label_positions(labels, centres, (0, 1), (0, 1))
-    # Above and below on both sides, and beside the outermost: the others have no room.
-    assert 2 <= len(positions) <= 6
-    apart = {"a": (0.1, 0.1), "b": (0.9, 0.9)}
-    assert figures._label_positions(dict.fromkeys(apart, "act"), apart, (0, 1), (0, 1)) == {
-        "a": "top right",
-        "b": "top left",
-    }
 
 
 def test_setting_that_varies_alone_has_a_plot_of_utility_and_one_of_separability(
@@ -319,3 +168,38 @@ def test_removal_that_is_out_of_all_proportion_does_not_flatten_the_others(
 def test_every_choice_of_edges_has_its_own_colour() -> None:
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
     assert set(figures.COLOURS) == {"dense", "none", "weight", "act", "both"}
+
+
+def test_entanglement_has_a_bar_pair_for_every_set(read_study: Sweep) -> None:
+    [(group, figure)] = figures.entanglement(read_study)
+    assert {job.kind for job in group} == {"lattice"} and len(group) == 2
+    inside, outside = figure["data"]
+    assert inside["y"] == outside["y"] == [
+        "code", "biology", "creative", "code + biology", "code + creative", "biology + creative",
+    ]  # fmt: skip
+    values = [job.metrics[keys.entanglement_inside("code+biology")] for job in group]
+    assert inside["x"][3] == pytest.approx(sum(values) / 2)
+    assert inside["x"][3] > outside["x"][3]
+    low, high = figure["layout"]["xaxis"]["range"]
+    ends = [x + e for x, e in zip(inside["x"], inside["error_x"]["array"], strict=True)]
+    assert low < 0 < max(ends) < high, "bars begin at 0 and end within the plot"
+    assert inside["meta"]["jobs"] == figures.numbers(read_study, group)
+
+
+def test_other_plans_have_no_entanglement(sweep: Path) -> None:
+    assert figures.entanglement(read_sweep(sweep)) == []
+
+
+def test_every_trace_says_which_jobs_it_is_of(read_study: Sweep) -> None:
+    found = [
+        *figures.curves(read_study).values(),
+        *figures.relearning(read_study).values(),
+        *(figure for item in figures.against(read_study) for figure in item.figures),
+        *(figure for _, figure in figures.entanglement(read_study)),
+    ]
+    assert found
+    for trace in (trace for figure in found for trace in figure["data"]):
+        if "points" in trace["meta"]:
+            assert len(trace["meta"]["points"]) == len(trace["x"])
+        else:
+            assert trace["meta"]["jobs"]

@@ -1,9 +1,12 @@
 """The page and results.csv: whole, self-contained, and with the numbers of the summaries."""
 
+import html
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -19,6 +22,12 @@ def own_text(page: Path) -> str:
     from plotly.offline import get_plotlyjs
 
     return page.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
+
+
+def data_of(page: str) -> Any:
+    """What the page's script reads."""
+    [text] = re.findall(r'<script type="application/json" id="data">(.*)</script>', page)
+    return json.loads(text)
 
 
 def test_report_is_a_page_and_a_table_and_nothing_half_written(sweep: Path) -> None:
@@ -52,7 +61,8 @@ def test_page_shows_numbers_intervals_command_and_config(sweep: Path) -> None:
     assert f"{summary['metrics']['loss/full/biology']:.3f}" in page
     assert f"{summary['metrics']['loss/kept/code/code']:.2f}" in page
     assert summary["command"] in page
-    assert "<pre>gr-sweep edges=weight route.foreign_dropout=0.5 seed=0</pre>" in page
+    alone = [about["alone"] for about in data_of(page)["about"]]
+    assert "gr-sweep edges=weight route.foreign_dropout=0.5 seed=0" in alone
     for fact in ("train.beta2", "b1946ac9", "2.13.0", "4,300,000"):
         assert fact in page
 
@@ -109,7 +119,10 @@ def test_hundred_jobs_make_a_page_of_bearable_size(tmp_path: Path, make_job: Mak
     for seed in range(100):
         make_job(tmp_path, seed=seed, num_documents=2, resamples=0, steps=100)
     page = own_text(write_report(tmp_path))
-    assert page.count('<table class="heat">') == 100
+    waiting = data_of(page)["cards"]
+    assert page.count('<article class="card"') == 48 and len(waiting) == 52
+    assert [job for job, _ in waiting] == list(range(48, 100))
+    assert all(card.count("<article") == 1 for _, card in waiting)
     assert "cards compact" in page
     assert len(page) < 3_000_000
 
@@ -118,14 +131,9 @@ def test_page_of_a_study_has_every_section(study: Path) -> None:
     page = own_text(write_report(study))
     for section in (
         "utility-separability", "comparison", "over-seeds", "settings", "removal", "sharing",
-        "robustness", "baselines", "curves", "jobs",
+        "robustness", "baselines", "curves",
     ):  # fmt: skip
         assert f'<section id="{section}">' in page
-    assert re.findall(r'data-tab="\d">([^<]+)<', page) == [
-        "removal over compute-equivalent", "removal over tax", "removal over expert tax",
-        "selectivity over tax", "selectivity over loss L(d)",
-    ]  # fmt: skip
-    assert "Not drawn: 2 jobs" in page
     assert "&lt;1/8" in page, "a loss above that of the shortest dense run is told as such"
 
 
@@ -141,14 +149,21 @@ def test_every_plot_that_the_page_asks_for_is_in_it(study: Path) -> None:
     [text] = re.findall(r'<script type="application/json" id="plots">(.*)</script>', page)
     plots = json.loads(text)
     assert sorted(asked) == sorted(plots) and len(set(asked)) == len(asked)
-    assert len(asked) == 1 + 2 + 3 + 3, "scatter, a setting, three attacks, three curves"
+    assert len(asked) == 2 + 3 + 3 + 1, "a setting, three attacks, three curves, a lattice"
 
 
-def test_row_of_a_job_leads_to_its_details(study: Path) -> None:
+def test_row_and_matrix_of_a_job_lead_to_it(study: Path) -> None:
     page = own_text(write_report(study))
-    rows = re.findall(r'<a href="#(job-\d+)" title="([^"]+)">', page)
-    jobs = dict(re.findall(r'<details id="(job-\d+)" data-job="([^"]+)"', page))
-    assert rows and all(jobs[target] == label for target, label in rows)
+    jobs = data_of(page)["jobs"]
+    rows = re.findall(r'<a href="#job=[^"]+" data-open="(\d+)" title="([^"]+)">', page)
+    assert rows and all(html.unescape(label) == jobs[int(at)]["label"] for at, label in rows)
+    cards = re.findall(
+        r'<article class="card" data-job="(\d+)">\s*<h3><a href="#job=([^"]+)" data-open="(\d+)"',
+        page,
+    )
+    assert cards
+    for at, name, opened in cards:
+        assert at == opened and unquote(name) == jobs[int(at)]["name"]
 
 
 def test_shorter_dense_runs_are_baselines_and_no_rows(study: Path) -> None:

@@ -1,105 +1,130 @@
-"use strict";
-(() => {
-  const plots = JSON.parse(document.getElementById("plots").textContent);
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const narrow = matchMedia("(max-width: 40rem)");
-  const boxes = [...document.querySelectorAll("[data-plot]")];
+// The rest of the page, and its start.
 
-  // Plotly takes no CSS variables: read them, and again when the theme changes.
-  const themed = () => {
-    const style = getComputedStyle(document.documentElement);
-    const value = (name) => style.getPropertyValue(name).trim();
-    const axis = {
-      gridcolor: value("--line"), zerolinecolor: value("--muted"), linecolor: value("--line"),
-      tickcolor: value("--line"), color: value("--muted"),
-    };
-    const theme = {
-      "font.color": value("--ink"), "font.family": getComputedStyle(document.body).fontFamily,
-      "hoverlabel.bgcolor": value("--panel"), "hoverlabel.bordercolor": value("--line"),
-      "hoverlabel.font.color": value("--ink"), "modebar.bgcolor": "rgba(0,0,0,0)",
-      "modebar.color": value("--muted"), "modebar.activecolor": value("--ink"),
-    };
-    for (const name of ["xaxis", "yaxis"])
-      for (const [key, colour] of Object.entries(axis)) theme[`${name}.${key}`] = colour;
-    return theme;
-  };
-  if (window.Plotly) {
-    const config = {
-      responsive: true, displaylogo: false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-      toImageButtonOptions: { format: "svg", scale: 1 },
-    };
-    const draw = (box, figure) => {
-      const tall = box.classList.contains("tall");
-      const settings = { ...config, displayModeBar: tall && !narrow.matches ? "hover" : false };
-      // On a phone the names of points would cover one another.
-      const bare = (trace) => (trace.mode === "markers+text" ? { ...trace, mode: "markers" } : trace);
-      const data = narrow.matches ? figure.data.map(bare) : figure.data;
-      Plotly.react(box, data, figure.layout, settings).then(() => Plotly.relayout(box, themed()));
-    };
-    for (const box of boxes) draw(box, [plots[box.dataset.plot]].flat()[0]);
-    for (const tabs of document.querySelectorAll(".tabs")) {
-      const box = boxes.find((other) => other.dataset.plot === tabs.dataset.for);
-      for (const tab of tabs.querySelectorAll("button"))
-        tab.addEventListener("click", () => {
-          for (const other of tabs.children) other.setAttribute("aria-pressed", other === tab);
-          for (const note of tabs.parentElement.querySelectorAll("[data-of]"))
-            note.hidden = note.dataset.of !== tab.dataset.tab;
-          draw(box, plots[tabs.dataset.for][tab.dataset.tab]);
-        });
-    }
-    dark.addEventListener("change", () => boxes.forEach((box) => Plotly.relayout(box, themed())));
-    addEventListener("beforeprint", () => boxes.forEach((box) => Plotly.Plots.resize(box)));
-  }
+for (const place of document.querySelectorAll("[data-plot]")) {
+  const caption = place.parentElement.querySelector("figcaption")?.textContent;
+  const heading = place.closest("section").querySelector("h2").textContent;
+  plot(place, figures[place.dataset.plot], place.dataset.named || [heading, caption].filter(Boolean).join(": "));
+}
 
-  for (const table of document.querySelectorAll("table.compare")) {
-    const heads = [...table.tHead.rows[1].cells];
-    heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
-      const rising = head.getAttribute("aria-sort") !== "ascending";
-      heads.forEach((other) => other.setAttribute("aria-sort", "none"));
-      head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-      const rows = [...table.tBodies[0].rows];
-      const values = rows.map((row) => row.cells[column].dataset.v);
-      const numeric = values.every((value) => value === "" || value === "–" || !isNaN(value));
-      const empty = (value) => value === "" || value === "–";
-      const order = rows.map((_, at) => at).sort((a, b) => {
-        const [left, right] = [values[a], values[b]];
-        if (empty(left) || empty(right)) return empty(left) - empty(right);
-        const sign = numeric ? left - right : left.localeCompare(right);
-        return rising ? sign : -sign;
-      });
-      table.tBodies[0].append(...order.map((at) => rows[at]));
-    }));
-  }
-
-  // The columns of single domains beside their means.
-  for (const box of document.querySelectorAll("[data-fold]"))
-    box.addEventListener("change", () => {
-      const table = document.getElementById(box.dataset.fold);
-      table.classList.toggle("folded", !box.checked);
-      for (const head of table.querySelectorAll("[data-all]"))
-        head.colSpan = box.checked ? head.dataset.all : head.dataset.few;
+for (const table of document.querySelectorAll("table.compare")) {
+  const heads = [...table.tHead.rows[1].cells];
+  heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
+    const rising = head.getAttribute("aria-sort") !== "ascending";
+    heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+    head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+    const rows = [...table.tBodies[0].rows];
+    const values = rows.map((row) => row.cells[column].dataset.v);
+    const numeric = values.every((value) => value === "" || value === "–" || !isNaN(value));
+    const empty = (value) => value === "" || value === "–";
+    const order = rows.map((_, at) => at).sort((a, b) => {
+      const [left, right] = [values[a], values[b]];
+      if (empty(left) || empty(right)) return empty(left) - empty(right);
+      const sign = numeric ? left - right : left.localeCompare(right);
+      return rising ? sign : -sign;
     });
+    table.tBodies[0].append(...order.map((at) => rows[at]));
+  }));
+}
 
-  document.getElementById("filter")?.addEventListener("input", (event) => {
-    const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const item of document.querySelectorAll("[data-job]")) {
-      const label = item.dataset.job.toLowerCase();
-      item.hidden = !words.every((word) => label.includes(word));
-    }
+// The numbers of a table that are shown, in the order in which they are.
+const rowsOfTable = (table) => {
+  const groups = [...table.tHead.rows[0].cells].flatMap((cell) =>
+    Array(Number(cell.dataset.all ?? cell.colSpan)).fill(cell.classList.contains("group") ? cell.dataset.name : ""));
+  const names = [...table.tHead.rows[1].cells].map((cell, at) =>
+    `${groups[at]} ${cell.firstElementChild.textContent}`.trim());
+  const header = names.flatMap((name, at) => at && table.tHead.rows[1].cells[at].classList.contains("num") ? [name, `${name}, interval`] : [name]);
+  const rows = [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => [...row.cells].flatMap((cell, at) => {
+    const text = at ? cell.querySelector("span").textContent : cell.dataset.v;
+    const value = cell.dataset.v === "" || at === 0 ? text : cell.dataset.v;
+    return at && cell.classList.contains("num") ? [value, cell.title || (cell.querySelector("small")?.textContent ?? "")] : [value];
+  }));
+  return [header, ...rows];
+};
+for (const made of document.querySelectorAll("[data-save-table]"))
+  made.addEventListener("click", () => {
+    const title = made.closest("section").querySelector("h2").textContent;
+    saveText(fileName(title, "csv"), csv(rowsOfTable(document.getElementById(made.dataset.saveTable))), "text/csv");
   });
 
-  for (const button of document.querySelectorAll(".copy"))
-    button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(button.previousElementSibling.textContent);
-      button.textContent = "copied";
-      setTimeout(() => { button.textContent = "copy"; }, 1500);
-    });
+document.getElementById("save-matrices")?.addEventListener("click", () => {
+  const rows = [...shown].flatMap((job) => {
+    const { rows: parts, columns: domains, z, intervals } = matrixOf(job, data.keys.matrix);
+    return parts.flatMap((part, i) => domains.map((domain, j) =>
+      [data.jobs[job].label, part, domain, z[i][j], ...(intervals[i][j] ?? [null, null])]));
+  });
+  saveText(fileName("removal matrices", "csv"),
+    csv([["job", "removed", "domain", "nats", "low", "high"], ...rows]), "text/csv");
+});
 
-  const openTarget = () => {
-    const target = location.hash && document.getElementById(location.hash.slice(1));
-    if (target instanceof HTMLDetailsElement) target.open = true;
+// Matrices of many jobs: those that are not in the page yet come when one scrolls to the end, or when
+// the filter shows few.
+const matrices = document.getElementById("matrices");
+if (matrices && data.cards.length) {
+  const CHUNK = 48;
+  let waiting = data.cards;
+  const addCards = (most) => {
+    const next = waiting.filter(([job]) => shown.has(job)).slice(0, most);
+    const taken = new Set(next);
+    waiting = waiting.filter((card) => !taken.has(card));
+    end.insertAdjacentHTML("beforebegin", next.map(([, card]) => card).join(""));
+    end.hidden = !waiting.some(([job]) => shown.has(job));
   };
-  addEventListener("hashchange", openTarget);
-  openTarget();
-})();
+  const end = element("p", { className: "note" }, "…");
+  matrices.append(end);
+  new IntersectionObserver(([entry]) => {
+    if (entry.isIntersecting) addCards(CHUNK);
+  }, { root: matrices, rootMargin: "800px" }).observe(end);
+  listeners.push(() => addCards(CHUNK));
+  addEventListener("beforeprint", () => addCards(Infinity));
+}
+
+// Pictures that are no plots: those of rounds.
+for (const picture of document.querySelectorAll(".picture")) {
+  const svg = picture.querySelector("svg");
+  const title = `${picture.dataset.title}`;
+  const source = () => new XMLSerializer().serializeToString(svg);
+  picture.after(element("div", { className: "tools", role: "group", "aria-label": "save this picture" },
+    button("PNG", async () => {
+      const { width, height } = svg.getBoundingClientRect();
+      const image = new Image();
+      image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(source())}`;
+      await image.decode();
+      const canvas = element("canvas", { width: 2 * width, height: 2 * height });
+      const context = canvas.getContext("2d");
+      context.scale(2, 2);
+      context.drawImage(image, 0, 0, width, height);
+      save(fileName(title, "png"), canvas.toDataURL("image/png"));
+    }, "save as PNG"),
+    button("SVG", () => saveText(fileName(title, "svg"), source(), "image/svg+xml"), "save as SVG")));
+}
+
+// The columns of single domains beside their means.
+for (const fold of document.querySelectorAll("[data-fold]"))
+  fold.addEventListener("change", () => {
+    const table = document.getElementById(fold.dataset.fold);
+    table.classList.toggle("folded", !fold.checked);
+    for (const head of table.querySelectorAll("[data-all]"))
+      head.colSpan = fold.checked ? head.dataset.all : head.dataset.few;
+  });
+
+for (const copy of document.querySelectorAll(".copy"))
+  copy.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(copy.previousElementSibling.textContent);
+    copy.textContent = "copied";
+    setTimeout(() => { copy.textContent = "copy"; }, 1500);
+  });
+
+const followAddress = () => {
+  const saved = remembered();
+  if (box && (saved.get("q") ?? "") !== box.value) {
+    box.value = saved.get("q") ?? "";
+    for (const made of document.querySelectorAll(".facet")) made.follow();
+    applyFilter(box.value);
+  }
+  const wanted = saved.get("job");
+  const job = wanted === null ? -1 : data.jobs.findIndex((of) => of.name === wanted);
+  if (job >= 0 && job !== opened) openJob(job);
+};
+addEventListener("hashchange", followAddress);
+if (box) applyFilter(box.value);
+followAddress();
