@@ -41,7 +41,13 @@ COLUMNS = 96
 MAX_SAID = 40
 """Characters of a value that is shown beside the file that sets it."""
 
-_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "as said below"}
+_WORDS = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    Any: "as said below",
+}
 _NO_SETTING = ("_target_",)
 """Fields that are Hydra's, and nobody's to set."""
 

@@ -1,0 +1,349 @@
+"""The pages of docs/ as a site, what it takes from the code, and the guides to extend gr-sweep."""
+
+import dataclasses
+import importlib.util
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from gr_sweep import config
+from gr_sweep.metrics import keys
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+
+SCHEMAS = [
+    schema
+    for _, schema in inspect.getmembers(config, dataclasses.is_dataclass)
+    if schema.__module__ == config.__name__
+]
+
+
+def load(name: str) -> types.ModuleType:
+    """A file of docs/ as a module, which it is to Sphinx."""
+    pytest.importorskip("sphinx", reason="what builds the pages; pip install -e .[dev] brings it")
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    path = list(sys.path)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = path
+    return module
+
+
+@pytest.fixture(scope="module")
+def reference() -> types.ModuleType:
+    return load("reference")
+
+
+@pytest.fixture(scope="module")
+def conf() -> types.ModuleType:
+    return load("conf")
+
+
+@pytest.fixture(scope="module")
+def settings_page(reference: types.ModuleType) -> str:
+    """The settings as the site has them."""
+    return str(reference.settings_text())
+
+
+# The reference
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
+def test_every_setting_says_what_it_means(reference: types.ModuleType, schema: type) -> None:
+    names = {field.name for field in dataclasses.fields(schema)}
+    assert {name for name, text in reference.meanings(schema).items() if text} == names
+
+
+def test_a_meaning_is_the_string_beneath_the_field(reference: types.ModuleType) -> None:
+    meanings = reference.meanings(config.PlanConfig)
+    assert meanings["mlp_shared"] == "The core's share of every split layer's MLP units, 0..1."
+    assert meanings["forget"] == "Domains that the core does not belong to (plan=forget)."
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
+def test_every_field_of_every_schema_is_on_the_page_with_its_meaning(
+    reference: types.ModuleType, settings_page: str, schema: type
+) -> None:
+    job = config.RunConfig()
+    groups = {type(getattr(job, f.name)): f.name for f in dataclasses.fields(job)}
+    prefixes = {
+        config.RunConfig: "",
+        config.DomainConfig: "partition.domains.DOMAIN.",
+        config.HubSource: "data.sources.SOURCE.",
+    } | {group: f"{name}." for group, name in groups.items() if dataclasses.is_dataclass(group)}
+    for field in dataclasses.fields(schema):
+        if schema is config.RunConfig and dataclasses.is_dataclass(field.default_factory):
+            continue  # a section of its own
+        head = f"::::{{confval}} {prefixes[schema]}{field.name}\n"
+        [entry] = re.findall(re.escape(head) + r"(.*?)\n::::\n", settings_page, re.S)
+        assert reference.meanings(schema)[field.name] in entry.splitlines()
+
+
+def test_a_setting_has_its_type_choices_default_and_the_files_that_change_it(
+    settings_page: str,
+) -> None:
+    def entry(name: str) -> str:
+        [found] = re.findall(rf"::::{{confval}} {name}\n(.*?)\n::::\n", settings_page, re.S)
+        return str(found)
+
+    assert ":type: none | weight | act | both\n:default: `` act ``\n" in entry("edges")
+    assert ":type: whole number or null\n:default: `` 400 ``\n" in entry("train.steps")
+    assert ":type: list of texts\n:default: `` [] ``\n" in entry("plan.forget")
+    assert "`method=demix`: `` 0.0 ``" in entry("plan.mlp_shared")
+    # What conf/ sets, where the schema alone says something else.
+    assert ":default: `` {code: {}, biology: {}, creative: {}} ``\n" in entry("partition.domains")
+
+
+def test_every_file_of_conf_is_on_the_page(settings_page: str) -> None:
+    files = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*/*.yaml")}
+    for path in files:
+        if path.parts[0] != "hydra":
+            assert f"<code>{path.parent}={path.stem}</code>" in settings_page
+            assert (ROOT / "conf" / path).read_text("utf-8").rstrip() in settings_page
+
+
+def test_every_verb_is_on_the_page_of_the_command_line(
+    reference: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gr_sweep.cli.app import VERBS
+
+    monkeypatch.setattr(reference, "BENCHMARKS", {})  # they import torch
+    page = reference.commands_text()
+    for verb in VERBS:
+        assert f"## gr-sweep {verb}\n\n```text\nusage: gr-sweep {verb}" in page
+    longest = max(page.splitlines(), key=len)
+    assert len(longest) <= reference.COLUMNS, longest
+
+
+def placeholder(name: str) -> str:
+    """What the page writes for the argument of a key."""
+    short = {"domain": "<d>", "part": "<e>", "block": "<S>", "owners": "<owner set>"}
+    return short.get(name, f"<{name}>")
+
+
+def test_every_metric_is_defined_in_the_page_of_metrics() -> None:
+    page = (DOCS / "metrics.md").read_text("utf-8")
+    named = set(re.findall(r"`([^`\n]+)`", page))
+    constants = {value for name, value in vars(keys).items() if name.isupper()}
+    functions = [
+        function
+        for _, function in inspect.getmembers(keys, inspect.isfunction)
+        if function.__module__ == keys.__name__
+    ]
+    built = {
+        function(*map(placeholder, inspect.signature(function).parameters))
+        for function in functions
+    }
+    assert len(built) > 40
+    assert (constants | built) - named == set()
+
+
+# The site
+
+
+def test_the_pictures_are_those_that_the_code_draws() -> None:
+    pictures = load("pictures")
+    drawn = {f"{name}.svg": str(draw()) for name, draw in pictures.PICTURES.items()}
+    there = {path.name: path.read_text("utf-8") for path in pictures.FOLDER.iterdir()}
+    assert there == drawn, "run: python docs/pictures.py"
+
+
+def test_every_page_is_in_the_sidebar_once(conf: types.ModuleType) -> None:
+    listed = [page for pages in conf.NAVIGATION.values() for page in pages]
+    assert len(listed) == len(set(listed))
+    assert {path.stem for path in DOCS.glob("*.md")} - {"index"} <= set(listed)
+
+
+def test_a_page_that_is_not_there_is_left_out_of_the_sidebar(conf: types.ModuleType) -> None:
+    trees = conf.navigation({"data", "results"})
+    assert [line for line in trees.splitlines() if line.isalpha()] == ["data", "results"]
+
+
+@pytest.mark.parametrize(
+    ("link", "on_the_site"),
+    [
+        ("[routing](routing.md)", "[routing](routing.md)"),
+        ("[edges](routing.md#edges)", "[edges](routing.md#edges)"),
+        ("[`conf/method/`](../conf/method)", "[`conf/method/`](settings.md#method)"),
+        ("[an example](../conf/experiment/edges.yaml)", "[an example](settings.md#experiment)"),
+        ("[`config.py`](../gr_sweep/config.py)", "[`config.py`](settings.md)"),
+        ("[the reference](../tests/reference.py)", "the reference (`tests/reference.py`)"),
+        ("[results/](results/)", "results/"),
+        ("[paper](https://arxiv.org/abs/2410.04332)", "[paper](https://arxiv.org/abs/2410.04332)"),
+        ("`L[-e](d)` and `x[a](../conf/method)`", "`L[-e](d)` and `x[a](../conf/method)`"),
+        ("```sh\n[a](../conf/method)\n```", "```sh\n[a](../conf/method)\n```"),
+    ],
+)
+def test_a_link_out_of_the_pages_leads_to_what_the_site_has_of_it(
+    conf: types.ModuleType, link: str, on_the_site: str
+) -> None:
+    assert conf.on_the_site(link) == on_the_site
+
+
+@pytest.mark.parametrize(
+    ("text", "is_found"),
+    [
+        ('<script src="https://example.org/a.js"></script>', True),
+        ('<link href="//example.org/a.css" rel="stylesheet">', True),
+        ('<link rel="preconnect" href="https://example.org">', True),
+        ("@import url('https://example.org/font.css');", True),
+        ("a { background: url(https://example.org/a.png) }", True),
+        ('<a href="https://example.org">a link is nobody\'s to fetch</a>', False),
+        ('<script src="_static/a.js"></script><img src="a.svg">', False),
+    ],
+)
+def test_what_a_page_fetches_from_the_network_is_found(
+    conf: types.ModuleType, text: str, is_found: bool
+) -> None:
+    assert bool(conf.loaded_from_elsewhere(text)) == is_found
+
+
+@pytest.mark.slow  # `make docs` builds the same site
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("furo", reason="the site's theme; pip install -e .[dev] brings it")
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "--nitpicky"]
+    done = subprocess.run([*build, str(DOCS), str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    settings = (tmp_path / "settings.html").read_text("utf-8")
+    assert 'id="confval-plan.mlp_shared"' in settings
+    assert "gr_sweep.RoutePlan.peers" in (tmp_path / "api.html").read_text("utf-8")
+
+
+# The guides
+
+
+def blocks(language: str) -> list[str]:
+    """Code blocks of the guides."""
+    page = (DOCS / "extend.md").read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
+
+
+def named_block(language: str, name: str) -> str:
+    """The code block whose first line names the file that it stands in."""
+    [block] = [block for block in blocks(language) if block.startswith(f"# {name}\n")]
+    return block
+
+
+def test_a_partition_of_ones_own_divides_text_as_the_guide_says(tmp_path: Path) -> None:
+    from gr_sweep.cli.compose import compose
+    from gr_sweep.data.rules import Rules
+
+    path = tmp_path / "partition" / "law_poems.yaml"
+    path.parent.mkdir()
+    path.write_text(named_block("yaml", "DIR/partition/law_poems.yaml"), "utf-8")
+    texts = tmp_path / "TEXTS"
+    (texts / "poems").mkdir(parents=True)
+    words = ["partition=law_poems", "data=local", f"data.root={texts}", "tracking=off"]
+    (job,) = compose(words, config_dir=str(tmp_path)).jobs
+    rules = Rules(job.config.partition)
+    assert list(rules.domains) == ["law", "poems/sonnets", "poems"]
+    assert rules.domain_of("law", "a sonnet on the law", {}) == "law"
+    assert rules.domain_of("poems", "A sonnet, of fourteen lines", {}) == "poems/sonnets"
+    assert rules.domain_of("poems", "An ode", {}) == "poems"
+
+
+def test_a_family_that_is_added_as_the_guide_says_follows_the_definition(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    from gr_sweep.model import families
+    from gr_sweep.routing.plan import RoutePlan
+    from tests import reference
+    from tests.model.compare import assert_follows_the_definition, route
+    from tests.model.tiny import VOCAB
+
+    monkeypatch.setattr(reference, "MLP_ROWS", (*reference.MLP_ROWS, "c_fc"))
+    monkeypatch.setattr(reference, "MLP_COLUMNS", (*reference.MLP_COLUMNS, "c_proj"))
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    exec(named_block("python", "gr_sweep/model/families.py"), vars(families))
+    shape = transformers.Starcoder2Config(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=28,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=32,
+        attn_implementation="sdpa",
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model, plain = (transformers.Starcoder2ForCausalLM(shape).double().eval() for _ in range(2))
+    domains = ["code", "biology", "creative"]
+    plan = RoutePlan.forget(
+        model.config, domains=domains, forget=["biology"], mlp_shared=0.5, attn_shared=0.25
+    )
+    cut = reference.Cut(
+        "both", foreign_weight=0.3, foreign_core_weight=-0.5, foreign_core_rest=0.25
+    )
+    routed = route(model, plan, cut, 0.5)
+    assert_follows_the_definition(routed, plain, cut, [{"code": 3, "biology": 2, "unlabelled": 1}])
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the program that every diff of the guides was applied to, with its config."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git, to apply the diffs")
+    folder = tmp_path_factory.mktemp("extended")
+    for part in ("gr_sweep", "conf"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for diff in blocks("diff"):
+        apply = ["git", "apply", "--verbose", "-"]
+        done = subprocess.run(apply, cwd=folder, input=diff, capture_output=True, text=True)
+        assert done.returncode == 0, f"docs/extend.md is out of date:\n{diff}\n{done.stderr}"
+    size = named_block("yaml", "conf/model/micro.yaml")
+    (folder / "conf" / "model" / "micro.yaml").write_text(size, "utf-8")
+    return folder
+
+
+def run_in(folder: Path, *words: str) -> str:
+    """Standard output of Python in a folder whose modules come first."""
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_metric_that_is_added_as_the_guide_says_has_its_value_and_interval(
+    extended: Path,
+) -> None:
+    program = """
+from gr_sweep.metrics.losses import DocumentLoss, Text, View, summarize_losses
+from gr_sweep.report.measures import COLLATERAL, MAIN
+
+costs = {"code": 0.5, "biology": 0.25, "creative": 4.0}
+rows = [
+    DocumentLoss(view, part, domain, Text.plain, f"{domain}{n}", 10.0 * (1.0 + extra), 10, 30)
+    for domain, cost in costs.items()
+    for view, part, extra in ((View.full, "", 0.0), (View.removed, "creative", cost))
+    for n in range(3)
+]
+metrics, intervals = summarize_losses(rows, list(costs), seed=0)
+print(metrics["separability/collateral/creative"], COLLATERAL in MAIN)
+print(*intervals["separability/collateral/creative"])
+"""
+    assert run_in(extended, "-c", program).split() == ["0.5", "True", "0.5", "0.5"]
+
+
+@pytest.mark.slow
+def test_a_size_and_an_attribution_method_that_are_added_as_the_guide_says_run(
+    extended: Path,
+) -> None:
+    words = ["debug=default", "model=micro", "procedure=alternate", "procedure.rounds=1"]
+    words += ["procedure.attribution=magnitude", "train.steps=12", "hydra.run.dir=run"]
+    run_in(extended, "-m", "gr_sweep", *words)
+    assert "separability/collateral/code" in (extended / "run" / "summary.json").read_text()
+    assert "stability" in (extended / "run" / "rounds" / "1" / "assignment.json").read_text()
