@@ -10,8 +10,11 @@ import contextlib
 import io
 import re
 import shlex
+import signal
 import sys
+import threading
 import time
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -143,21 +146,47 @@ def _queue_of(sweep: Path) -> Callable[[], Mapping[str, str]]:
 def _show_live(
     overview: Overview, name: str, console: "Console", every_s: float
 ) -> list[JobStatus]:
-    """Draws the table anew until the jobs are over, whose last standing it gives back."""
+    """Draws the table anew until the jobs are over, whose last standing it gives back.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came before that.
+    """
     from rich.live import Live
 
     jobs = overview.look()
     hint = "Ctrl-C leaves; the jobs go on"
-    with Live(Frame(name, jobs, hint), console=console, auto_refresh=False) as live:
+    with (
+        _ctrl_c() as is_asked,
+        Live(Frame(name, jobs, hint), console=console, auto_refresh=False) as live,
+    ):
         try:
-            while not _is_over(jobs):
-                time.sleep(every_s)
+            while not _is_over(jobs) and not is_asked.wait(every_s):
                 jobs = overview.look()
                 live.update(Frame(name, jobs, hint), refresh=True)
         finally:
             # What stays on the screen.
             live.update(Frame(name, jobs))
+    if is_asked.is_set():
+        raise KeyboardInterrupt
     return jobs
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """Whether Ctrl-C has come. Inside, the first one is no exception, which in the middle of a
+    picture would leave a terminal without a cursor."""
+    is_asked = threading.Event()
+
+    def take(number: int, frame: types.FrameType | None) -> None:
+        if is_asked.is_set():
+            raise KeyboardInterrupt
+        is_asked.set()
+
+    before = signal.signal(signal.SIGINT, take)
+    try:
+        yield is_asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _tell(overview: Overview, name: str, console: "Console", every_s: float) -> list[JobStatus]:

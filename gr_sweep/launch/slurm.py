@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -201,7 +202,7 @@ def run_on_slurm(
             if watch.left:
                 time.sleep(POLL_S)
     except KeyboardInterrupt:
-        watch.say_what_stays()
+        watch.say_what_stays(sweep)
         raise
 
 
@@ -342,13 +343,17 @@ class _Watch:
                 print(f"SLURM holds {count} jobs back: {reason}", file=sys.stderr, flush=True)
                 self._told_reasons.add(reason)
 
-    def say_what_stays(self) -> None:
+    def say_what_stays(self, sweep: Path) -> None:
         """For who leaves while jobs are in the queue."""
         left = {number.split("_")[0] for folder, number in self._numbers.items()
                 if folder in self.left}  # fmt: skip
         if left:
             numbers = " ".join(sorted(left, key=int))
-            print(f"\nthe jobs stay in the queue; to end them: scancel {numbers}", file=sys.stderr)
+            see = f"gr-sweep watch {shlex.quote(str(sweep))}"
+            print(
+                f"\nthe jobs stay in the queue; {see} shows them; to end them: scancel {numbers}",
+                file=sys.stderr,
+            )
 
 
 def _sbatch(works: Sequence[Work], config: SlurmConfig, needs: Resources) -> dict[Path, str]:

@@ -197,7 +197,7 @@ def test_disturbed_jobs_end_as_an_undisturbed_one(start, place, undisturbed):
     assert "ended as CANCELLED" in standing(cancelled).record.error
     first.process.send_signal(signal.SIGINT)
     status, err = first.end()
-    assert status == 130 and "the jobs stay in the queue; to end them: scancel " in err, err
+    assert status == 130 and "shows them; to end them: scancel " in err, err
 
     await_(lambda: training(sweep, names[2]))
     send(killed, signal.SIGKILL)

@@ -75,3 +75,17 @@ def test_a_job_that_was_running_and_stopped_is_news(tmp_path, capsys):
     Record(State.stopped, error="stopped by SIGUSR2").write(tmp_path)
     told.look(work)
     assert capsys.readouterr().err.splitlines()[1:] == ["edges=act: stopped before its end"]
+
+
+def test_beside_a_table_only_what_it_does_not_show_is_said(tmp_path, capsys):
+    work = make_work(tmp_path)
+    told = Told([work], is_shown=True)
+    told.start(work, " on GPU 1")
+    with held(tmp_path):
+        assert told.look(work).state is State.running
+    told.end(work)
+    assert capsys.readouterr().err == ""
+    told.say(work, "SLURM job 12 ended as NODE_FAIL; submitted again")
+    assert capsys.readouterr().err == (
+        "edges=act: SLURM job 12 ended as NODE_FAIL; submitted again\n"
+    )

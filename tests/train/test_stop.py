@@ -46,6 +46,14 @@ def test_a_deferred_signal_waits_until_it_is_obeyed(number, capfd):
     assert ("Ctrl-C again" in capfd.readouterr().err) == (number == signal.SIGINT)
 
 
+def test_where_somebody_else_says_it_nothing_is_said_of_a_signal(capfd):
+    signals = StopSignals()
+    with pytest.raises(Stopped), signals.listening(), signals.deferred(is_quiet=True):
+        send(signal.SIGINT)
+        signals.obey()
+    assert capfd.readouterr().err == ""
+
+
 def test_one_that_nobody_has_obeyed_ends_the_run_when_the_deferral_ends():
     signals, after = StopSignals(), []
     with pytest.raises(Stopped), signals.listening():
