@@ -266,7 +266,9 @@ def _metrics(job: "Job") -> dict[str, float]:
     """All numbers of a job and of its rounds, with those that are joined with baselines."""
     found = dict(job.metrics)
     for one in job.rounds:
-        of_round = dict(one.metrics)
+        of_round = {
+            key: one.metrics[key] for key in map(keys.selectivity, one.labels) if key in one.metrics
+        }
         of_round |= {keys.parameters_kept(at): n for at, n in one.parameters_kept.items()}
         of_round |= {keys.loss_expert(domain): loss for domain, loss in one.leaf_loss.items()}
         of_round |= {keys.leaf_tax(domain): tax for domain, tax in one.leaf_tax.items()}
@@ -366,7 +368,10 @@ def _dashboard(
         history=history,
         summary=summary,
         settings=frozenset(settings),
-        varied=tuple(name for name in sweep.varied if name != "seed" and _is_axis(sweep, name)),
+        # In one order, whatever that of a server is.
+        varied=tuple(
+            sorted(name for name in sweep.varied if name != "seed" and _is_axis(sweep, name))
+        ),
         domains=tuple(sweep.domains),
         rounds=_labels_of_rounds(sweep, summary),
         media=media & {HEAT_MAP, MATRIX_TABLE},

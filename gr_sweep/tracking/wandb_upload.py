@@ -165,15 +165,19 @@ def _copy_of_rest(kept: Kept, has: int, folder: Path) -> Path:
     files = kept.path.parent / "files"
     if files.is_dir():
         (copy.parent / "files").symlink_to(files.resolve(), target_is_directory=True)
-    write_payloads(
-        copy,
-        (
-            payload
-            for record, payload in read_records(kept.path)
-            if record.WhichOneof("record_type") != "history" or record.history.step.num >= has
-        ),
-    )
+    write_payloads(copy, _rest(kept.path, has))
     return copy
+
+
+def _rest(path: Path, has: int) -> Iterator[bytes]:
+    for record, payload in read_records(path):
+        kind = record.WhichOneof("record_type")
+        if kind == "run" and record.run.resume:
+            # It would count the rows of the file on from those that the server has.
+            record.run.resume = False
+            yield record.SerializeToString()
+        elif kind != "history" or record.history.step.num >= has:
+            yield payload
 
 
 def _sync(

@@ -1,0 +1,88 @@
+"""`gr-sweep dashboard --dry-run` and what ends the verb before it asks a server."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gr_sweep.cli import dashboard
+from gr_sweep.cli.app import main
+from tests.report.conftest import write_job
+
+FEW: dict[str, Any] = {"num_documents": 6, "resamples": 5, "steps": 20}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two jobs that logged to W&B, and one that did not."""
+    folder = tmp_path / "a sweep"
+    for edges in ("both", "act"):
+        job = write_job(folder, edges=edges, **FEW)
+        (job / "wandb").mkdir()
+        (job / "wandb" / "run_id").write_text(f"{edges}0123\n")
+    write_job(folder, edges="dense", method="dense", **FEW)
+    return folder
+
+
+def test_a_dry_run_prints_the_dashboard_and_loads_no_wandb(sweep: Path) -> None:
+    """So it can ask nobody."""
+    program = (
+        "import sys; from gr_sweep.cli.app import main; status = main(sys.argv[1:]);"
+        "assert not {'wandb', 'wandb_workspaces', 'torch'} & {*sys.modules}; sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "dashboard", str(sweep), "--dry-run"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["title"], found["groups"]) == ("gr-sweep: a sweep", ["a sweep"])
+    panels = [panel for section in found["sections"] for panel in section["panels"]]
+    assert {"panel": "scatter", "x": "mean_tax", "y": "mean_selectivity"}.items() <= (
+        panels[0].items()
+    )
+    # What tells the runs apart: the dense one, which is only there to compare with, has none.
+    (parallel,) = [panel for panel in panels if panel["panel"] == "parallel"]
+    assert parallel["over"] == ["edges"]
+    assert {"heat_map" in panel.get("of", "") for panel in panels} == {True, False}
+
+
+def test_a_sweep_that_logged_nothing_to_wandb_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_job(tmp_path / "s", edges="both", **FEW)
+    assert main(["dashboard", str(tmp_path / "s"), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "no finished job of" in said and said.count("\n") == 1
+
+
+def test_jobs_of_several_projects_are_a_line(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write_job(sweep, edges="weight", settings={"tracking.project": "other"}, **FEW)
+    (job / "wandb").mkdir()
+    (job / "wandb" / "run_id").write_text("x\n")
+    assert main(["dashboard", str(sweep), "--dry-run"]) == 2
+    assert "(default)/gr-sweep, (default)/other" in capsys.readouterr().err
+    assert main(["dashboard", str(sweep), "--dry-run", "--project", "mine"]) == 0
+
+
+def test_a_missing_library_is_a_line_that_names_the_extra(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        dashboard.importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "wandb_workspaces" else find(name, *rest),
+    )
+    for words in ([str(sweep)], ["--project", "p"]):
+        assert main(["dashboard", *words]) == 2
+        said = capsys.readouterr().err
+        assert "pip install gr-sweep[dashboards]" in said and said.count("\n") == 1

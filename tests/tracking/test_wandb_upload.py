@@ -1,0 +1,264 @@
+"""`gr-sweep sync`: what jobs logged offline is on the server, each row once, whatever happened."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gr_sweep.cli import sync as verb
+from gr_sweep.cli.app import main
+from gr_sweep.folder import held
+from gr_sweep.tracking import wandb_api, wandb_upload
+from gr_sweep.tracking.wandb_file import read_payloads, write_payloads
+from tests.tracking.stub_server import StubServer
+from tests.tracking.test_wandb_resume import ROOT, assert_same_rows, run
+
+_HISTORY = "wandb-history.jsonl"
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job that was killed and went on, both offline; for copies."""
+    job = tmp_path_factory.mktemp("tracked") / "a job"
+    run(job, "offline", "resume=-1", "log=1:7", "sleep=1.5", "kill")
+    run(job, "offline", "resume=4", "log=5:8", "finish")
+    return job
+
+
+@pytest.fixture
+def job(tracked: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tracked, tmp_path / "sweep" / "edges=both"))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verb that gives a server a second or two."""
+    for module in (wandb_api, wandb_upload):
+        monkeypatch.setattr(module, "RETRIES", 1)
+        monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(wandb_api, "TIMEOUT_S", 2)
+
+
+def markers(job: Path) -> list[str]:
+    return sorted(path.name for path in job.rglob("*.synced"))
+
+
+def test_a_record_of_any_length_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Over the ends of blocks, of 32768 bytes with 7 before each part."""
+    payloads = [bytes([at % 256]) * size for at, size in enumerate((0, 1, 32747, 5, 70_000, 32761))]
+    write_payloads(tmp_path / "run.wandb", payloads)
+    assert list(read_payloads(tmp_path / "run.wandb")) == payloads
+
+
+def test_what_wandb_wrote_is_written_alike(tracked: Path, tmp_path: Path) -> None:
+    for path in tracked.glob("wandb/*run-*/*.wandb"):
+        write_payloads(tmp_path / "copy", read_payloads(path))
+        assert (tmp_path / "copy").read_bytes() == path.read_bytes()
+
+
+def test_all_offline_parts_of_a_job_become_one_run_and_once_is_enough(
+    job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sync", str(job.parent)]) == 0
+    assert capsys.readouterr().out == "edges=both: uploaded, 11 rows\n1 uploaded\n"
+    (sent,) = server.runs.values()
+    assert_same_rows(sent.history, job, last_step=8)
+    assert (sent.exit_code, sent.group) == (0, "sweep")
+    assert sent.summary["loss/full/code"] == 4.0
+    assert any(path.startswith("media/plotly/") for path in sent.files)
+    server.requests.clear()
+    assert main(["sync", str(job)]) == 0
+    assert capsys.readouterr().out == "edges=both: there already\n1 there already\n"
+    assert not server.requests
+
+
+def test_an_interrupted_upload_goes_on_where_it_stopped(job: Path, server: StubServer) -> None:
+    """Half of its rows had come, and nothing of it was marked."""
+    main(["sync", str(job)])
+    (sent,) = server.runs.values()
+    del sent.lines[_HISTORY][6:]
+    sent.files.clear()
+    for path in job.rglob("*.synced"):
+        path.unlink()
+    assert main(["sync", str(job)]) == 0
+    assert_same_rows(sent.history, job, last_step=8)
+    assert any(path.startswith("media/table/") for path in sent.files)
+
+
+def test_a_verb_that_is_killed_marks_nothing_and_the_next_one_ends_it(
+    job: Path, server: StubServer
+) -> None:
+    server.delay_s = 0.5
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gr_sweep", "sync", str(job)],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+    give_up = time.monotonic() + 60
+    while not any(name.endswith("file_stream") for name, _ in server.requests):
+        assert time.monotonic() < give_up and process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert markers(job) == []
+    server.delay_s = 0.0
+    time.sleep(1.0)  # what the killed one began to send
+    assert main(["sync", str(job)]) == 0
+    (sent,) = server.runs.values()
+    assert_same_rows(sent.history, job, last_step=8)
+
+
+@pytest.mark.parametrize(
+    ("ill", "reason"),
+    [
+        (("file_stream", 403), "HTTP 403"),
+        # wandb says nothing of files that were refused, and marks the run as synced.
+        (("/storage/", 403), "HTTP 403"),
+        (("UpsertBucket", 500), "did not take everything"),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_refuses_a_part_is_a_line_and_the_next_upload_ends_it(
+    job: Path,
+    server: StubServer,
+    capsys: pytest.CaptureFixture[str],
+    ill: tuple[str, int],
+    reason: str,
+) -> None:
+    server.ill = ill
+    assert main(["sync", str(job)]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith(f"edges=both: failed, W&B at {server.url} did not take everything: ")
+    assert reason in said.out and said.out.endswith("\n1 failed\n") and not said.err
+    assert markers(job) == []
+    server.ill = None
+    assert main(["sync", str(job)]) == 0
+    (sent,) = server.runs.values()
+    assert_same_rows(sent.history, job, last_step=8)
+    assert any(path.startswith("media/plotly/") for path in sent.files)
+
+
+def refuse(server: StubServer) -> None:
+    server.stop()
+
+
+def answer_500(server: StubServer) -> None:
+    server.error_status = 500
+
+
+def answer_403(server: StubServer) -> None:
+    server.error_status = 403
+
+
+def answer_slowly(server: StubServer) -> None:
+    server.delay_s = 60
+
+
+@pytest.mark.parametrize("fall_ill", [refuse, answer_500, answer_403, answer_slowly])
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_away_is_a_line_for_each_job_in_seconds(
+    job: Path, server: StubServer, capsys: pytest.CaptureFixture[str], fall_ill: Any
+) -> None:
+    shutil.copytree(job, job.with_name("edges=act"))
+    fall_ill(server)
+    start = time.monotonic()
+    assert main(["sync", str(job.parent)]) == 1
+    assert time.monotonic() - start < 30
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert [line.partition(", W&B at ")[0] for line in lines] == [
+        "edges=act: failed",
+        "edges=both: failed",
+        "2 failed",
+    ]
+    assert not said.err and markers(job) == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_goes_away_in_the_middle_is_not_waited_for_by_every_job(
+    job: Path,
+    server: StubServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verb, "AT_ONCE", 1)
+    for name in ("a", "b", "c"):
+        shutil.copytree(job, job.with_name(name))
+    upload = wandb_upload.upload
+
+    def upload_one(*args: Any, **kwargs: Any) -> int:
+        num_rows = upload(*args, **kwargs)
+        server.stop()
+        return num_rows
+
+    monkeypatch.setattr(wandb_upload, "upload", upload_one)
+    assert main(["sync", str(job.parent)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a: uploaded, 11 rows"
+    assert lines[-1] == "1 uploaded, 3 failed"
+    assert not markers(job.with_name("c"))
+
+
+def test_an_upload_that_takes_too_long_is_ended(
+    job: Path,
+    server: StubServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wandb_upload, "START_S", 0.5)
+    assert main(["sync", str(job)]) == 1
+    assert "did not take it within 1 s" in capsys.readouterr().out
+
+
+def test_a_job_that_runs_is_left_and_named(
+    job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with held(job):
+        assert main(["sync", str(job.parent)]) == 0
+    assert capsys.readouterr().out == "edges=both: left, it is running\n1 left\n"
+    assert not server.runs
+    assert not markers(job)
+
+
+def test_a_job_without_wandb_is_named_and_needs_no_key(
+    tmp_path: Path, no_account: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "metrics.jsonl").touch()
+    assert main(["sync", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "job: without W&B\n1 without W&B\n"
+
+
+def test_without_a_key_nothing_is_tried(
+    job: Path, no_account: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sync", str(job)]) == 2
+    said = capsys.readouterr().err
+    assert said == ("gr-sweep: no W&B key is configured; run `wandb login` or set WANDB_API_KEY\n")
+
+
+@pytest.mark.slow
+def test_the_rest_of_a_run_that_was_logged_online_is_uploaded(
+    tmp_path: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server lost what came last; nothing is marked in an online folder."""
+    job = tmp_path / "job"
+    run(job, "online", "resume=-1", "log=1:8", "finish")
+    assert main(["sync", str(job)]) == 0
+    assert capsys.readouterr().out == "job: there already\n1 there already\n"
+    (sent,) = server.runs.values()
+    del sent.lines[_HISTORY][6:]
+    sent.files.clear()
+    sent.is_open, sent.exit_code = True, None
+    assert main(["sync", str(job)]) == 0
+    assert capsys.readouterr().out == "job: uploaded, 5 rows\n1 uploaded\n"
+    assert_same_rows(sent.history, job, last_step=8)
+    assert sent.exit_code == 0
+    assert any(path.startswith("media/plotly/") for path in sent.files)

@@ -1,0 +1,274 @@
+"""`gr-sweep dashboard`: a folder becomes a workspace and a report, of metrics that runs have."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gr_sweep.cli.app import main
+from gr_sweep.config import Attribution, ProcedureKind
+from gr_sweep.report import read_sweep
+from gr_sweep.tracking import wandb as tracking_wandb
+from gr_sweep.tracking.wandb_views import shown_title
+from tests.report.conftest import DOMAINS, write_job, write_rounds
+from tests.tracking.stub_server import ENTITY, StubServer
+from tests.tracking.test_wandb_upload import (
+    answer_403,
+    answer_500,
+    answer_slowly,
+    impatient,  # noqa: F401
+    refuse,
+)
+from tests.tracking.tracked_sweep import log_rounds, track
+
+pytest.importorskip("wandb_workspaces")
+
+NAME = 'it\'s "edges=both" <1> & a b'
+"""A sweep whose name has all that is lost in a text of Python."""
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Edge choices, two seeds of one, a dense run, and a run in rounds, all offline."""
+    folder = tmp_path_factory.mktemp("tracked") / NAME
+    few: dict[str, Any] = {"num_documents": 6, "resamples": 5, "steps": 20}
+    jobs = [
+        write_job(folder, edges="dense", method="dense", **few),
+        write_job(folder, edges="both", **few),
+        write_job(folder, edges="both", seed=1, **few),
+        write_job(folder, edges="act", **few),
+    ]
+    rounds = {
+        "procedure.name": ProcedureKind.alternate,
+        "procedure.attribution": Attribution.act_grad,
+        "procedure.rounds": 2,
+    }
+    jobs.append(write_job(folder, edges="weight", settings=rounds, **few))
+    write_rounds(jobs[-1], rounds=2, layers=1, units=48)
+    log_rounds(jobs[-1], DOMAINS, 2)
+    for job in jobs:
+        track(job)
+    tracking_wandb.wandb.teardown()
+    return folder
+
+
+@pytest.fixture
+def sweep(tracked: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tracked, tmp_path / NAME))
+
+
+def named(spec: Any) -> Iterator[tuple[str, str]]:
+    """Kind (metric or setting) and name of everything that panels of a spec name."""
+    if isinstance(spec, list):
+        for item in spec:
+            yield from named(item)
+    if not isinstance(spec, dict):
+        return
+    kind, config = spec.get("viewType"), spec.get("config")
+    if kind is None or not isinstance(config, dict):
+        for item in spec.values():
+            yield from named(item)
+        return
+    if kind == "Weave":
+        yield from (("metric", name) for name in _table_keys(config))
+    for key in ("metrics", "mediaKeys"):
+        yield from (("metric", name) for name in config.get(key, []))
+    accessors = [column["accessor"] for column in config.get("columns", [])]
+    accessors += [config[key] for key in ("xAxis", "yAxis", "zAxis") if key in config]
+    for accessor in accessors:
+        section, _, name = accessor.rpartition(":")
+        yield ("setting" if section == "config" else "metric"), name
+    if config.get("groupBy"):
+        yield "setting", config["groupBy"]
+
+
+def _table_keys(node: Any) -> Iterator[str]:
+    """`runs.summary["KEY"]` of a Weave panel."""
+    if isinstance(node, dict):
+        if node.get("name") == "pick" and "inputs" in node:
+            value = node["inputs"]["key"]["val"]
+            yield from [value] if isinstance(value, str) else []
+        for item in node.values():
+            yield from _table_keys(item)
+    if isinstance(node, list):
+        for item in node:
+            yield from _table_keys(item)
+
+
+def setting(config: dict[str, Any], name: str) -> Any:
+    """What W&B finds under `plan.value.kind`; raises KeyError where there is nothing."""
+    node: Any = config
+    for part in name.split("."):
+        node = node[part]
+    return node
+
+
+def test_one_command_makes_a_dashboard_and_again_brings_it_up_to_date(
+    sweep: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Uploads, joins, saves; then the same views, nothing twice, nothing sent that is there."""
+    assert main(["dashboard", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    assert "\n5 uploaded\n" in said
+    workspace, report = sorted(server.views, key=lambda view: view.type)
+    assert (workspace.type, report.type) == ("project-view", "runs")
+    assert f"workspace made: {server.url}/{ENTITY}/gr-sweep?nw=" in said
+    assert f"report made: {server.url}/{ENTITY}/gr-sweep/reports/" in said
+    assert workspace.display_name == "gr-sweep: it-s -edges-both- -1- - a b" == report.display_name
+
+    # Every name is one that a run of the server has.
+    runs = list(server.runs.values())
+    metrics = {key for run in runs for row in run.history for key in row}
+    metrics |= {key for run in runs for key in run.summary}
+    for view in (workspace, report):
+        names = set(named(view.spec))
+        assert len(names) > 50
+        for kind, name in names:
+            if kind == "metric":
+                assert name in metrics
+            else:
+                assert any(_has(run.config, name) for run in runs), name
+    text = json.dumps(workspace.spec)
+    for wanted in (
+        *("mean_tax", "mean_selectivity", "separability/heat_map", "separability/matrix"),
+        *("eval/loss/code", "round/2/mean_leaf_tax", "cost/tokens_per_second"),
+    ):
+        assert json.dumps(wanted)[1:-1] in text
+    names_of = [
+        section["name"] for section in workspace.spec["section"]["panelBankConfig"]["sections"]
+    ]
+    assert {"Utility and separability", "Removal", "Cost", "Round 1", "Round 2"} <= {*names_of}
+
+    # Only runs of this sweep, whatever its name.
+    filters = [workspace.spec["section"]["runSets"][0]["filters"]] + [
+        block["metadata"]["runSets"][0]["filters"]
+        for block in report.spec["blocks"]
+        if block["type"] == "panel-grid"
+    ]
+    assert {json.dumps(one["filters"]) for one in filters} == {
+        json.dumps(
+            [
+                {
+                    "key": {"section": "run", "name": "group"},
+                    "op": "=",
+                    "value": NAME,
+                    "disabled": False,
+                }
+            ]
+        )
+    }
+
+    # The joined metrics, beside what the run itself logged.
+    for job in read_sweep(sweep).jobs:
+        (run,) = [run for run in runs if run.display_name == job.name]
+        assert job.metrics.items() <= run.summary.items()
+        # The dense run is of seed 0.
+        assert ("mean_tax" in run.summary) == (job.seed == 0)
+        assert run.summary["train/loss"]
+        assert run.config["gr_sweep"]["value"]["compared_as"] == job.edges
+        if job.edges != "dense":
+            assert run.summary["separability/heat_map"]["_type"] == "plotly-file"
+
+    # Again: with its own title and text changed by somebody in between.
+    report.display_name = "My report"
+    server.requests.clear()
+    assert main(["dashboard", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    assert "workspace updated: " in said and "report updated: " in said and "anew" not in said
+    assert "UpsertBucket" not in [name for name, _ in server.requests]
+    assert [view.num_saved for view in server.views] == [2, 2]
+    report.description = "my text"
+    assert main(["dashboard", str(sweep)]) == 0
+    assert [view.num_saved for view in server.views] == [3, 3]
+
+    # From the server alone it is the same.
+    of_folder = panels(workspace.spec)
+    words = ["--entity", ENTITY, "--project", "gr-sweep", "--group", NAME]
+    assert main(["dashboard", *words]) == 0
+    assert [view.num_saved for view in server.views] == [4, 4]
+    assert panels(workspace.spec) == of_folder
+    # Of the whole project there is another.
+    assert main(["dashboard", "--project", "gr-sweep"]) == 0
+    assert len(server.views) == 4
+
+    # What is no longer known goes; what the run logged stays.
+    shutil.rmtree(next(path for path in sweep.iterdir() if "method=dense" in path.name))
+    assert main(["dashboard", str(sweep)]) == 0
+    (run,) = [run for run in runs if "edges=act" in str(run.display_name)]
+    assert "mean_tax" not in run.summary
+    assert {"mean_selectivity", "eval/loss/code", "separability/heat_map"} <= run.summary.keys()
+
+
+def panels(spec: dict[str, Any]) -> list[Any]:
+    """What the panels of a workspace show."""
+    return [
+        (section["name"], panel["viewType"], panel["config"])
+        for section in spec["section"]["panelBankConfig"]["sections"]
+        for panel in section["panels"]
+    ]
+
+
+def _has(config: dict[str, Any], name: str) -> bool:
+    try:
+        setting(config, name)
+    except (KeyError, TypeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("fall_ill", [refuse, answer_500, answer_403, answer_slowly])
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_away_is_one_line_in_seconds(
+    sweep: Path, server: StubServer, capsys: pytest.CaptureFixture[str], fall_ill: Any
+) -> None:
+    fall_ill(server)
+    start = time.monotonic()
+    assert main(["dashboard", str(sweep)]) == 2
+    assert time.monotonic() - start < 30
+    said = capsys.readouterr()
+    assert said.err.startswith(f"gr-sweep: W&B at {server.url} cannot be used: ")
+    assert said.err.count("\n") == 1 and not said.out
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_refuses_the_views_leaves_none_twice(
+    sweep: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The workspace is saved and the report is not; then both, each once."""
+    for job in sorted(sweep.iterdir())[1:]:
+        shutil.rmtree(job)
+    server.ill = ("upsertView", 403)
+    assert main(["dashboard", str(sweep)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"gr-sweep: W&B at {server.url} cannot be used: ")
+    assert said.count("\n") == 1
+    server.ill = None
+    assert main(["dashboard", str(sweep)]) == 0
+    assert sorted(view.type for view in server.views) == ["project-view", "runs"]
+
+
+def test_a_project_without_runs_of_ours_is_a_line(
+    server: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dashboard", "--project", "nope"]) == 2
+    said = capsys.readouterr().err
+    assert said == (f"gr-sweep: {server.url} has no finished run of gr-sweep in {ENTITY}/nope\n")
+
+
+def test_without_a_key_it_is_a_line(
+    sweep: Path, no_account: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([str(sweep)], ["--project", "p"], ["--project", "p", "--dry-run"]):
+        assert main(["dashboard", *words]) == 2
+        said = capsys.readouterr()
+        assert "no W&B key is configured" in said.err
+        assert said.err.count("\n") == 1 and not said.out
+
+
+def test_a_title_has_nothing_that_wandb_or_an_address_refuses() -> None:
+    assert shown_title("gr-sweep: a/b?c#d=e+f") == "gr-sweep: a-b-c-d-e-f"
+    assert len(shown_title("x" * 500)) == 128
