@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -256,6 +257,23 @@ def test_bound_is_no_point_of_the_frontier(
     (worse, more, is_best), (better, less, other) = found["edges=weight"], found["edges=act"]
     assert worse == 0.5 < better and less < more, "a frontier of two, were the bound a number"
     assert (is_best, other) == (False, True)
+
+
+def test_removal_that_is_out_of_all_proportion_does_not_flatten_the_others(
+    tmp_path: Path, make_job: MakeJob, open_page: Open
+) -> None:
+    for method, without in (
+        ("dense", []), *(("filtered", [part]) for part in ("code", "biology", "creative")),
+    ):  # fmt: skip
+        make_job(tmp_path, edges="dense", method=method, without=without, shift=0.0, resamples=0)
+    make_job(tmp_path, edges="act", shift=0.0, resamples=0)
+    # Nearly all of the 2.5 nats that the filtered models are above: next to nothing is left to go.
+    make_job(tmp_path, edges="act", foreign_dropout=1.0, shift=2.2, separation=4, resamples=0)
+    page = open_page(write_report(tmp_path))
+    choose(page, "tax", "removal")
+    assert page.inner_text("#scatter-notes").endswith("1 beyond the axes.")
+    low, high = page.evaluate("drawn.get(scatterBox).layout.yaxis.range")
+    assert -1 < low < 0 and 1 < high < 2
 
 
 def test_names_of_points_cover_one_another_nowhere(page: "Page") -> None:
@@ -599,6 +617,56 @@ def test_axe_finds_nothing_serious_in_rounds_and_on_a_phone(
     page = open_page(write_report(alternating), width=390)
     page.locator("#scatter .point").first.wait_for(state="attached")
     assert serious(page) == []
+
+
+def test_texts_stand_side_by_side_and_part_where_the_models_do(
+    tmp_path: Path, make_job: MakeJob, open_page: Open
+) -> None:
+    for edges in ("act", "both"):
+        job = make_job(tmp_path, edges=edges, num_documents=2, resamples=0)
+        samples = [{"kind": "full", "part": None, "text": f"one two {edges}", "end": "length"}]
+        for part in ("code", "biology", "creative"):
+            for kind in ("removed", "kept"):
+                text = f"one <b>{kind}</b> {part}"
+                samples.append({"kind": kind, "part": part, "text": text, "end": "end_of_text"})
+        prompts = [
+            {"domain": domain, "document": domain, "prompt": f"about {domain}",
+             "reference": " it ends", "samples": samples}
+            for domain in ("code", "biology")
+        ]  # fmt: skip
+        (job / "samples.json").write_text(json.dumps({"format": 1, "prompts": prompts}))
+    page = open_page(write_report(tmp_path))
+    page.select_option("#prompt", "1")
+    assert "about biology it ends" in page.inner_text("#prompt-text")
+    texts = page.locator("#texts .job-texts")
+    assert texts.count() == 2 and texts.first.locator(".text-of").count() == 7
+    own = texts.first.locator(".text-of.own")
+    assert [text.locator("h4").inner_text() for text in own.all()] == [
+        "without biology", "only biology",
+    ]  # fmt: skip
+    assert own.first.locator("pre").inner_text() == "one <b>removed</b> biology ends here"
+    assert own.first.locator(".same").first.inner_text() == "one "
+    show(page, "edges=both")
+    assert texts.count() == 1 and "two both" in texts.first.inner_text()
+    page.locator("#texts a").click()
+    assert page.locator("dialog .passage").count() == 2, "each prompt of the job"
+    assert serious(page) == []
+
+
+def test_all_numbers_are_saved_by_the_page_alone(page: "Page", read_study: Sweep) -> None:
+    show(page, "edges=act seed=1")
+    header, *rows = rows_of(saved(page, page.locator("#save-all").click))
+    jobs = {job.name: job for job in read_study.compared}
+    assert {row[0] for row in rows} == {
+        job.name for job in read_study.compared if (job.edges, job.seed) == ("act", 1)
+    }
+    for row in rows:
+        job = jobs[row[0]]
+        found = dict(zip(header, row, strict=True))
+        assert found["train.lr"] == str(job.settings["train.lr"])
+        key = keys.loss_full("code")
+        assert float(found[key]) == pytest.approx(job.metrics[key], rel=1e-5)
+        assert float(found[f"{key}/low"]) == pytest.approx(job.intervals[key][0], rel=1e-5)
 
 
 def test_names_from_outside_stay_text(tmp_path: Path, make_job: MakeJob, open_page: Open) -> None:

@@ -149,22 +149,6 @@ def test_many_jobs_have_shorter_curves(tmp_path: Path, make_job: MakeJob) -> Non
     assert len([step for step in held_out["x"] if step is not None]) == 4 * 100
 
 
-def test_removal_that_is_out_of_all_proportion_does_not_flatten_the_others(
-    tmp_path: Path, make_job: MakeJob
-) -> None:
-    for method, without in (("dense", []), *(("filtered", [part]) for part in DOMAINS)):
-        make_job(tmp_path, edges="dense", method=method, without=without, shift=0.0, resamples=0)
-    make_job(tmp_path, edges="act", shift=0.0, resamples=0)
-    # Nearly all of the 2.5 nats that the filtered models are above: next to nothing is left to go.
-    make_job(tmp_path, edges="act", foreign_dropout=1.0, shift=2.2, separation=4, resamples=0)
-    [found] = [
-        item for item in figures.scatters(read_sweep(tmp_path)) if item.title == "removal over tax"
-    ]
-    assert found.num_beyond == 1 and found.num_missing == 0
-    low, high = found.figure["layout"]["yaxis"]["range"]
-    assert -1 < low < 0 and 1 < high < 2
-
-
 def test_every_choice_of_edges_has_its_own_colour() -> None:
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
     assert set(figures.COLOURS) == {"dense", "none", "weight", "act", "both"}

@@ -98,6 +98,29 @@ for (const picture of document.querySelectorAll(".picture")) {
     button("SVG", () => saveText(fileName(title, "svg"), source(), "image/svg+xml"), "save as SVG")));
 }
 
+// Where one is on a long page. The address is the reader's choices, so these are no anchors.
+const contents = document.getElementById("contents");
+for (const part of document.querySelectorAll("main > section")) {
+  const heading = part.querySelector("h2");
+  contents?.append(button(heading.textContent, () => {
+    part.scrollIntoView();
+    heading.tabIndex = -1;
+    heading.focus({ preventScroll: true });
+  }));
+}
+
+document.getElementById("save-all")?.addEventListener("click", () => {
+  const keys = Object.keys(data.metrics);
+  const settings = data.settings.filter((setting) => setting.name !== "kind");
+  const header = ["job", ...settings.map((setting) => setting.name),
+    ...keys.flatMap((key) => data.metrics[key].intervals ? [key, `${key}/low`, `${key}/high`] : [key])];
+  const rows = [...shown].map((job) => [data.jobs[job].name,
+    ...settings.map((setting) => setting.of[job] === null ? null : setting.values[setting.of[job]]),
+    ...keys.flatMap((key) => data.metrics[key].intervals
+      ? [metric(key, job), ...(interval(key, job) ?? [null, null])] : [metric(key, job)])]);
+  saveText(fileName("results", "csv"), csv([header, ...rows]), "text/csv");
+});
+
 // The columns of single domains beside their means.
 for (const fold of document.querySelectorAll("[data-fold]"))
   fold.addEventListener("change", () => {

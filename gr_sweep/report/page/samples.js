@@ -10,6 +10,9 @@ const commonLength = (first, second) => {
   return at;
 };
 
+/** Small models of code write many empty lines: they would be all that one sees. */
+const condensed = (text) => text.replace(/\n(?:[ \t]*\n){2,}/g, (blank) => `\n… ${blank.split("\n").length - 2} empty lines\n`);
+
 const isUnder = (domain, part) => domain === part || domain.startsWith(`${part}/`);
 
 /** A prompt and how its document goes on. */
@@ -19,7 +22,7 @@ const passage = ({ domain, prompt, reference }) => element("div", { className: "
 
 /** All variants of a job's model after one prompt. */
 const textsOf = ({ prompt, samples }) => {
-  const full = samples.find(([kind]) => kind === "full")?.[2] ?? "";
+  const full = condensed(samples.find(([kind]) => kind === "full")?.[2] ?? "");
   const { domain } = data.texts.prompts[prompt];
   const removed = samples.filter(([kind]) => kind === "removed").length;
   const isAligned = removed > 0 && removed === samples.filter(([kind]) => kind === "kept").length && removed < 5;
@@ -30,7 +33,8 @@ const textsOf = ({ prompt, samples }) => {
     grid.setAttribute("role", "region");
     grid.setAttribute("aria-label", "samples");
   }
-  for (const [kind, part, text, end] of samples) {
+  for (const [kind, part, whole, end] of samples) {
+    const text = condensed(whole);
     const common = kind === "full" ? 0 : commonLength(text, full);
     const isOwn = part !== null && isUnder(domain, part);
     const head = element("h4", {}, kind === "full" ? element("b", {}, NAMES.full) : `${NAMES[kind]} `);
@@ -56,6 +60,8 @@ if (promptSelect) {
     document.getElementById("prompt-text").replaceChildren(passage(data.texts.prompts[chosen]));
     const found = [...shown].flatMap((job) =>
       data.texts.of[job].filter(({ prompt }) => prompt === chosen).map((one) => [job, one]));
+    // Those that a domain can be removed from first: they are what one compares.
+    found.sort((a, b) => (b[1].samples.length > 1) - (a[1].samples.length > 1));
     list.replaceChildren(...found.slice(0, most).map(([job, one]) =>
       element("article", { className: "job-texts" }, element("h3", {}, jobLink(job)), textsOf(one))));
     if (!found.length) list.append(element("p", { className: "note" }, "No shown job has samples of this prompt here."));

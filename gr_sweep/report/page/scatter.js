@@ -17,8 +17,11 @@ const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.
 const paretoFront = (points, [ofX, ofY]) => {
   const better = [...points].sort((a, b) => (b.x - a.x) * ofX || (b.y - a.y) * ofY);
   const found = [];
-  for (const point of better)
-    if (!found.length || (point.y - found.at(-1).y) * ofY > 0) found.push(point);
+  for (const point of better) {
+    const last = found.at(-1);
+    const isEqual = last && point.x === last.x && point.y === last.y;
+    if (!last || isEqual || (point.y - last.y) * ofY > 0) found.push(point);
+  }
   return found.sort((a, b) => a.x - b.x);
 };
 
