@@ -1,10 +1,19 @@
 """How often the garbage collector works while a process starts, and afterwards."""
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 
 from gr_sweep.startup import rare_collections
+
+
+@pytest.fixture(autouse=True)
+def pythons_own() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*before)
 
 
 def test_garbage_is_collected_rarely_within_and_as_before_afterwards():
