@@ -1,4 +1,4 @@
-"""Draws the pictures of these pages into docs/pictures/, from the plans and row groups of the code:
+"""Draws the pictures of these pages into docs/pictures/, from plans, row groups and results:
 
     python docs/pictures.py
 
@@ -7,11 +7,14 @@ cannot say something else than the code does. Colours are those of the report. E
 reader's light or dark setting by itself.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from gr_sweep.metrics.keys import MEAN_SELECTIVITY, MEAN_TAX
 from gr_sweep.model.sizes import SIZES
+from gr_sweep.report.collect import Estimate, read_sweep
 from gr_sweep.report.pictures import CORE_COLOUR, Colour, block_colour, colours_of
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.rows import row_groups
@@ -415,7 +418,132 @@ def overview() -> Svg:
     return svg
 
 
-PICTURES: Mapping[str, Callable[[], Svg]] = {
+# What came out
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting in a plot: tax across, selectivity up, each with its 95 % interval."""
+
+    label: str
+    tax: Estimate
+    selectivity: Estimate
+    colour: str
+    is_hollow: bool = False
+    dx: float = 9
+    dy: float = 4
+    """Where the label is, from the point."""
+
+
+def plot(title: str, points: Sequence[Point], lines: Sequence[Sequence[Point]] = ()) -> Svg:
+    """Points with their intervals; the axes begin below 0 as far as they must."""
+    svg = Svg(520, 380, title)
+    left, top, right, bottom = 58.0, 20.0, 504.0, 326.0
+    most_x = max((p.tax.interval or (0, p.tax.value))[1] for p in points)
+    most_y = max((p.selectivity.interval or (0, p.selectivity.value))[1] for p in points)
+    low = -0.08
+    to_x = (right - left) / (most_x - low + 0.04)
+    to_y = (bottom - top) / (most_y - low + 0.04)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + (x - low) * to_x, bottom - (y - low) * to_y
+
+    svg.path([(left, top), (left, bottom), (right, bottom)], "line", arrow=False)
+    step_x, step_y = (0.2 if most > 0.5 else 0.1 for most in (most_x, most_y))
+    for n in range(int(most_x / step_x) + 1):
+        x, _ = at(n * step_x, 0)
+        svg.path([(x, bottom), (x, bottom + 4)], "line", arrow=False)
+        svg.text(x, bottom + 18, f"{n * step_x:.1f}", "small muted mid")
+    for n in range(int(most_y / step_y) + 1):
+        _, y = at(0, n * step_y)
+        svg.path([(left - 4, y), (left, y)], "line", arrow=False)
+        svg.text(left - 8, y + 4, f"{n * step_y:.1f}", "small muted end")
+    svg.path([at(0, low), at(0, most_y)], "lost")
+    svg.path([at(low, 0), at(most_x, 0)], "lost")
+    across = "mean tax, nats over dense  (\N{LEFTWARDS ARROW} better)"
+    svg.text((left + right) / 2, bottom + 38, across, "small mid")
+    up = "mean selectivity, nats  (better \N{RIGHTWARDS ARROW})"
+    svg.text(0, 0, up, "small mid",
+             transform=f"translate(16 {_short((top + bottom) / 2)}) rotate(-90)")  # fmt: skip
+    for line in lines:
+        d = "L".join(" ".join(map(_short, at(p.tax.value, p.selectivity.value))) for p in line)
+        svg.add("path", d="M" + d, fill="none", stroke=line[0].colour, stroke_width=1.6)
+    for point in points:
+        x, y = at(point.tax.value, point.selectivity.value)
+        for estimate, is_across in ((point.tax, True), (point.selectivity, False)):
+            if estimate.interval is not None:
+                ends = [
+                    at(end, point.selectivity.value) if is_across else at(point.tax.value, end)
+                    for end in estimate.interval
+                ]
+                d = "L".join(" ".join(map(_short, end)) for end in ends)
+                look = {"stroke": point.colour, "stroke_width": 1.4, "stroke_opacity": 0.55}
+                svg.add("path", d="M" + d, fill="none", **look)
+        look = {"class_": "paper"} if point.is_hollow else {"fill": point.colour}
+        svg.add("circle", cx=x, cy=y, r=4.5, stroke=point.colour, stroke_width=2, **look)
+    for point in points:
+        x, y = at(point.tax.value, point.selectivity.value)
+        where = "small" if point.dx >= 0 else "small end"
+        svg.text(x + point.dx, y + point.dy, point.label, where)
+    return svg
+
+
+EDGE_COLOURS = {"none": "#c2649b", "weight": "#d55e00", "act": "#0a9a72", "both": "#2b86c5"}
+"""As in the report, a little lighter or darker where one of the backgrounds needs it."""
+OTHER_COLOUR = "#8a7420"
+RESULTS_FOLDER = Path(__file__).resolve().parent / "results"
+
+
+def results_edges() -> Svg:
+    """Every edge choice, the control and the published methods, over three seeds."""
+    sweep = read_sweep(RESULTS_FOLDER / "edges_vs_baselines")
+    beside = {"edges=none": (9, 15), "edges=act": (9, -4), "demix": (9, -6), "sgtm": (9, -8)}
+    points = []
+    for group in sweep.replicates:
+        tax, selectivity = (sweep.over_seeds(group, key) for key in (MEAN_TAX, MEAN_SELECTIVITY))
+        if tax is None or selectivity is None:
+            continue
+        name = sweep.label(group[0], seed=False)
+        is_random = name.startswith("random")
+        edges = name.partition("edges=")[2]
+        label = {"random edges=none": "random: labels without meaning"}.get(name, name)
+        dx, dy = (10, 18) if is_random else beside.get(name, (9, 15))
+        colour = EDGE_COLOURS.get(edges, OTHER_COLOUR)
+        label = "" if is_random and edges != "none" else label
+        points.append(Point(label, tax, selectivity, colour, is_random, dx, dy))
+    return plot("Tax and selectivity of every edge choice, the control and other methods", points)
+
+
+def results_frontier() -> Svg:
+    """From all blocks on for most to a mixture of experts, on one seed."""
+    sweep = read_sweep(RESULTS_FOLDER / "peers_dropout")
+    by_edges: dict[str, list[tuple[float, Point]]] = {}
+    for job in sweep.compared:
+        tax, selectivity = job.estimate(MEAN_TAX), job.estimate(MEAN_SELECTIVITY)
+        if tax is None or selectivity is None:
+            continue
+        edges = str(job.settings["edges"])
+        share = float(str(job.settings["route.foreign_dropout"]))
+        is_same = edges == "none" and share == 1.0  # as act: nothing foreign is computed
+        label, dx, dy = {
+            ("none", 0.25): ("none, 0.25", -8, 14),
+            ("none", 0.75): ("none, 0.75", -9, 4),
+            ("none", 1.0): ("", 0, 0),
+            ("act", 0.25): ("act, 0.25", 9, -3),
+            ("act", 0.75): ("act, 0.75", 9, -6),
+            ("act", 1.0): ("none and act, 1", -9, -9),
+            ("weight", 0.25): ("0.25", 5, 44),
+            ("weight", 0.75): ("0.75", 5, 44),
+            ("weight", 1.0): ("weight, 1", -2, 46),
+        }[edges, share]
+        point = Point(label, tax, selectivity, EDGE_COLOURS[edges], is_same, dx, dy)
+        by_edges.setdefault(edges, []).append((share, point))
+    lines = [[p for _, p in sorted(of, key=lambda pair: pair[0])] for of in by_edges.values()]
+    points = [point for line in lines for point in line]
+    return plot("Tax and selectivity at foreign dropout 0.25, 0.75 and 1", points, lines)
+
+
+PICTURES: dict[str, Callable[[], Svg]] = {
     "overview": overview,
     "blocks": blocks,
     "edge": lambda: edge("none", is_explained=True),
@@ -429,11 +557,17 @@ PICTURES: Mapping[str, Callable[[], Svg]] = {
 }
 """Name of the file to what draws it."""
 
+RESULTS: dict[str, Callable[[], Svg]] = {
+    "results-edges": results_edges,
+    "results-frontier": results_frontier,
+}
+"""Those that are drawn from docs/results/."""
+
 
 def main() -> None:
     """Writes all of them."""
     FOLDER.mkdir(exist_ok=True)
-    for name, draw in PICTURES.items():
+    for name, draw in (PICTURES | RESULTS).items():
         (FOLDER / f"{name}.svg").write_text(str(draw()), "utf-8")
 
 
