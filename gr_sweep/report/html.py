@@ -124,6 +124,13 @@ def render(sweep: Sweep) -> str:
         "about": [_about(job) for job in sweep.compared],
         "curves": dict(content["curves"]),
         "cards": list(of_jobs.items())[_FIRST_CARDS:],
+        # In the order of the pictures on the page.
+        "pictures": [
+            numbers
+            for job in (content["rounds"] or {"jobs": []})["jobs"]
+            for of in job["rounds"]
+            for numbers in (of.tree_numbers, *([of.network_numbers] if of.network else []))
+        ],
     }
     return environment.get_template("index.html.j2").render(
         content,

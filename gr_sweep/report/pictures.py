@@ -301,6 +301,27 @@ def agreement(found: Round, colours: Mapping[str, Colour]) -> tuple[float, float
     return (agreeing / num_units, by_chance / num_units) if num_units else None
 
 
+def used_most(found: Round, colours: Mapping[str, Colour]) -> list[list[Any]]:
+    """Of the units of each layer, kind and block, how many each domain uses most: names of columns,
+    then rows. Empty where the round has no scores."""
+    of = found.network
+    if of is None or any(len(sizes) != len(found.blocks) for sizes in of.sizes.values()):
+        return []
+    hues = [_hue_of(colours, domain) for domain in of.domains]
+    used = [f"used most by {domain}" for domain in of.domains]
+    rows: list[list[Any]] = [["layer", "kind", "block", "units", *used]]
+    for place in sorted(of.shares):
+        sizes = _sizes(of, place, len(found.blocks))
+        leader, _ = leading(of.shares[place], hues)
+        ends = np.cumsum(sizes)
+        for block, size, end in zip(found.blocks, sizes, ends, strict=True):
+            own = leader[end - size : end]
+            counts = [int((own == at).sum()) for at in range(len(of.domains))]
+            if size:
+                rows.append([place[0], place[1], block.name, int(size), *counts])
+    return rows
+
+
 def network(found: Round, colours: Mapping[str, Colour]) -> str | None:
     """Two bands a layer, a column a unit in the plan's order: above its owner, below the domain
     that uses it most. Where there are more units than columns, neighbours are put together. None

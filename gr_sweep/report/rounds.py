@@ -518,8 +518,13 @@ class RoundPictures:
     title: str
     tree: str
     network: str | None
+    tree_numbers: list[list[Any]]
+    """What the tree shows: names of columns, then a row a block."""
+    network_numbers: list[list[Any]]
+    """What the network's picture comes to: names of columns, then a row a layer, kind and block
+    that has units there; empty where there is no such picture."""
     agreement: str
-    """What the network's picture comes to, in words."""
+    """The same in words."""
 
 
 def drawn(sweep: Sweep) -> list[tuple[Job, list[RoundPictures]]]:
@@ -541,11 +546,27 @@ def drawn(sweep: Sweep) -> list[tuple[Job, list[RoundPictures]]]:
                     f"{len(of.blocks)} blocks, {figures.rounded(of.tokens)} tokens",
                     tree=pictures.tree(of, colours),
                     network=pictures.network(of, colours),
+                    tree_numbers=_tree_numbers(of),
+                    network_numbers=pictures.used_most(of, colours),
                     agreement="" if agreement is None else _agreement(of, *agreement),
                 )
             )
         found.append((job, of_job))
     return found
+
+
+def _tree_numbers(of: Round) -> list[list[Any]]:
+    rows: list[list[Any]] = [
+        [
+            "block", "owners", *(f"{kind} units" for kind in of.kinds),
+            "loss alone, nats per token", "loss in the full model, nats per token",
+        ]
+    ]  # fmt: skip
+    for block in of.blocks:
+        own, full = of.losses(block)
+        units = [block.units.get(kind, 0) for kind in of.kinds]
+        rows.append([block.name, " ".join(block.owners), *units, own, full])
+    return rows
 
 
 def _agreement(of: Round, share: float, by_chance: float) -> str:

@@ -561,6 +561,14 @@ def test_pictures_of_rounds_are_saved(alternating: Path, open_page: Open) -> Non
     assert svg.startswith("<svg")
     png = Path(saved(page, bar.get_by_text("PNG").click).path()).read_bytes()
     assert len(np.unique(read_picture(png).reshape(-1, 3), axis=0)) > 5
+    bars = page.locator(".rounds[open] .picture + .tools")
+    header, *blocks = rows_of(saved(page, bars.nth(0).get_by_text("CSV").click))
+    assert header[:3] == ["block", "owners", "mlp units"] and blocks[0][0] == "core"
+    header, *units = rows_of(saved(page, bars.nth(1).get_by_text("CSV").click))
+    assert header[:4] == ["layer", "kind", "block", "units"]
+    for layer in range(4):
+        own = [int(row[3]) for row in units if row[:2] == [str(layer), "mlp"]]
+        assert sum(own) == 768, "every unit of the layer has a block"
 
 
 def test_dark_page_is_dark_and_its_plots_are_legible(report: Path, open_page: Open) -> None:

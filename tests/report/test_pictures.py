@@ -193,3 +193,19 @@ def test_files_stand_alone(alternating: Path) -> None:
         root = ElementTree.fromstring(content)
         assert root.tag == "{http://www.w3.org/2000/svg}svg", name
         assert "var(--" not in content
+
+
+def test_units_are_counted_by_the_domain_that_uses_them_most() -> None:
+    shares = np.zeros((3, 10))
+    shares[2, :4] = 0.25  # the core's two and the first block's: biology's
+    shares[0, 4:] = 0.2
+    network = Network(sizes={(1, "mlp"): (2,) * 5}, domains=LABELS, shares={(1, "mlp"): shares})
+    colours = pictures.colours_of(["code", "biology"], LABELS)
+    header, *rows = pictures.used_most(a_round(network), colours)
+    assert header == ["layer", "kind", "block", "units", *(f"used most by {d}" for d in LABELS)]
+    assert rows == [
+        [1, "mlp", "core", 2, 0, 0, 2], [1, "mlp", "code", 2, 0, 0, 2],
+        [1, "mlp", "code/0", 2, 2, 0, 0], [1, "mlp", "code/1", 2, 2, 0, 0],
+        [1, "mlp", "biology", 2, 2, 0, 0],
+    ]  # fmt: skip
+    assert pictures.used_most(a_round(), colours) == []

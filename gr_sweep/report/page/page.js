@@ -79,7 +79,7 @@ if (matrices && data.cards.length) {
 }
 
 // Pictures that are no plots: those of rounds.
-for (const picture of document.querySelectorAll(".picture")) {
+document.querySelectorAll(".picture").forEach((picture, at) => {
   const svg = picture.querySelector("svg");
   const title = `${picture.dataset.title}`;
   const source = () => new XMLSerializer().serializeToString(svg);
@@ -95,8 +95,10 @@ for (const picture of document.querySelectorAll(".picture")) {
       context.drawImage(image, 0, 0, width, height);
       save(fileName(title, "png"), canvas.toDataURL("image/png"));
     }, "save as PNG"),
-    button("SVG", () => saveText(fileName(title, "svg"), source(), "image/svg+xml"), "save as SVG")));
-}
+    button("SVG", () => saveText(fileName(title, "svg"), source(), "image/svg+xml"), "save as SVG"),
+    button("CSV", () => saveText(fileName(title, "csv"), csv(data.pictures[at]), "text/csv"),
+      "save its numbers as CSV")));
+});
 
 // Where one is on a long page. The address is the reader's choices, so these are no anchors.
 const contents = document.getElementById("contents");
