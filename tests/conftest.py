@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# Torch and all that it brings stay to the end; to look through them for garbage again and again takes
-# a tenth of the time. A test that asks what is held collects by itself.
+# Torch and all that it brings stay to the end; to look through it for garbage again and again
+# takes a tenth of the time. A test that asks what is held collects by itself.
 gc.set_threshold(100_000)
 
 LONGEST = (

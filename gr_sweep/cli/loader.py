@@ -6,6 +6,7 @@ Hydra's own does both anew for every job of a sweep. What comes out is the same.
 
 import copy
 from collections.abc import Hashable
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
@@ -24,6 +25,10 @@ class Loader(ConfigLoaderImpl):
         super().__init__(config_search_path)
         self._repositories: dict[Hashable, CachingConfigRepository] = {}
         self._composed: dict[Hashable, DictConfig] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A launcher sends it to the process of every job, which composes one.
+        return self.__dict__ | {"_repositories": {}, "_composed": {}}
 
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]

@@ -1,5 +1,6 @@
 """What the loader gives is what Hydra's own gives, whatever came before."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,16 @@ def test_jobs_of_one_sweep_are_composed_as_each_alone():
         # What is done to one is not seen in the next one.
         OmegaConf.set_struct(cfg, False)
         cfg.data.weights.biology, cfg.train.lr, cfg.hydra.job.num = 3, 7, 7
+
+
+def test_what_a_job_s_process_is_sent_holds_nothing_that_was_read():
+    line = ["edges=both,act", "model=tiny"]
+    command = compose(line, multirun=True)
+    fresh = ConfigLoaderImpl(command.loader.get_search_path())
+    assert len(pickle.dumps(command.loader)) < 2 * len(pickle.dumps(fresh))
+    sent = pickle.loads(pickle.dumps(command.loader))
+    cfg = sent.load_sweep_config(command.hydra_config, command.jobs[0].overrides)
+    assert cfg.edges.name == "both"
 
 
 def test_a_command_is_the_same_with_hydra_s_own_loader(monkeypatch: pytest.MonkeyPatch):
