@@ -311,7 +311,8 @@ def _sweep_of(runs: "Sequence[ServerRun]") -> "Sweep":
             sweep=run.group or "",
             command=str(run.config.get("command", "")),
             overrides=[],
-            domains=[str(name) for name in run.config["partition"].get("domains") or {}],
+            # A server does not keep their order.
+            domains=sorted(run.config["partition"].get("domains") or {}),
             config={k: v for k, v in run.config.items() if k not in _NOT_OF_THE_JOB},
             metrics=run.metrics,
             intervals={},

@@ -17,7 +17,7 @@ from gr_sweep.folder import held
 from gr_sweep.tracking import wandb_api, wandb_upload
 from gr_sweep.tracking.wandb_file import read_payloads, write_payloads
 from tests.tracking.stub_server import StubServer
-from tests.tracking.test_wandb_resume import ROOT, assert_same_rows, run
+from tests.tracking.test_wandb_resume import ROOT, SENT, assert_same_rows, run
 
 _HISTORY = "wandb-history.jsonl"
 
@@ -262,3 +262,16 @@ def test_the_rest_of_a_run_that_was_logged_online_is_uploaded(
     assert_same_rows(sent.history, job, last_step=8)
     assert sent.exit_code == 0
     assert any(path.startswith("media/plotly/") for path in sent.files)
+
+
+@pytest.mark.slow
+def test_a_run_that_went_on_offline_is_uploaded_whole(tmp_path: Path, server: StubServer) -> None:
+    """With what the server had not been sent of its online part."""
+    job = tmp_path / "job"
+    run(job, "online", "resume=-1", "log=1:5", SENT, "kill")
+    (sent,) = server.runs.values()
+    del sent.lines[_HISTORY][3:]
+    run(job, "offline", "resume=4", "log=5:8", "finish")
+    assert main(["sync", str(job)]) == 0
+    assert_same_rows(sent.history, job, last_step=8)
+    assert (sent.exit_code, sent.summary["loss/full/code"]) == (0, 4.0)

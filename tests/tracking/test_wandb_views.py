@@ -1,7 +1,10 @@
 """`gr-sweep dashboard`: a folder becomes a workspace and a report, of metrics that runs have."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from gr_sweep.tracking import wandb as tracking_wandb
 from gr_sweep.tracking.wandb_views import shown_title
 from tests.report.conftest import DOMAINS, write_job, write_rounds
 from tests.tracking.stub_server import ENTITY, StubServer
+from tests.tracking.test_wandb_resume import ROOT
 from tests.tracking.test_wandb_upload import (
     answer_403,
     answer_500,
@@ -120,18 +124,7 @@ def test_one_command_makes_a_dashboard_and_again_brings_it_up_to_date(
     assert f"report made: {server.url}/{ENTITY}/gr-sweep/reports/" in said
     assert workspace.display_name == "gr-sweep: it-s -edges-both- -1- - a b" == report.display_name
 
-    # Every name is one that a run of the server has.
-    runs = list(server.runs.values())
-    metrics = {key for run in runs for row in run.history for key in row}
-    metrics |= {key for run in runs for key in run.summary}
-    for view in (workspace, report):
-        names = set(named(view.spec))
-        assert len(names) > 50
-        for kind, name in names:
-            if kind == "metric":
-                assert name in metrics
-            else:
-                assert any(_has(run.config, name) for run in runs), name
+    assert_every_name_is_one_that_a_run_has(server)
     text = json.dumps(workspace.spec)
     for wanted in (
         *("mean_tax", "mean_selectivity", "separability/heat_map", "separability/matrix"),
@@ -163,6 +156,7 @@ def test_one_command_makes_a_dashboard_and_again_brings_it_up_to_date(
     }
 
     # The joined metrics, beside what the run itself logged.
+    runs = list(server.runs.values())
     for job in read_sweep(sweep).jobs:
         (run,) = [run for run in runs if run.display_name == job.name]
         assert job.metrics.items() <= run.summary.items()
@@ -203,13 +197,50 @@ def test_one_command_makes_a_dashboard_and_again_brings_it_up_to_date(
     assert {"mean_selectivity", "eval/loss/code", "separability/heat_map"} <= run.summary.keys()
 
 
+@pytest.mark.slow
+def test_a_real_sweep_has_what_its_dashboard_names(tmp_path: Path, server: StubServer) -> None:
+    """Jobs as the command runs them: edge choices, rounds, and the baseline that joins them."""
+    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name}
+    words = ["debug=default", "data.documents=60", "data.vocab_size=300", "tracking=offline"]
+    words += ["procedure=fixed,alternate", "edges=act,weight", "baselines=[dense]"]
+    subprocess.run(
+        [sys.executable, "-m", "gr_sweep", "-m", *words, f"hydra.sweep.dir={tmp_path / 'real'}"],
+        cwd=ROOT,
+        env=environment | {"OMP_NUM_THREADS": "1", "GR_SWEEP_CACHE": str(tmp_path / "cache")},
+        check=True,
+        capture_output=True,
+        timeout=600,
+    )
+    assert main(["dashboard", str(tmp_path / "real")]) == 0
+    assert_every_name_is_one_that_a_run_has(server)
+    (workspace,) = [view for view in server.views if view.type == "project-view"]
+    names = {name for name, *_ in panels(workspace.spec)}
+    assert {"Utility and separability", "Edge choices", "Removal", "Rounds", "Round 1"} <= names
+    assert ("metric", "mean_tax") in set(named(workspace.spec))
+
+
+def assert_every_name_is_one_that_a_run_has(server: StubServer) -> None:
+    runs = list(server.runs.values())
+    metrics = {key for run in runs for row in run.history for key in row}
+    metrics |= {key for run in runs for key in run.summary}
+    for view in server.views:
+        names = set(named(view.spec))
+        assert len(names) > 50
+        for kind, name in names:
+            if kind == "metric":
+                assert name in metrics
+            else:
+                assert any(_has(run.config, name) for run in runs), name
+
+
 def panels(spec: dict[str, Any]) -> list[Any]:
-    """What the panels of a workspace show."""
-    return [
-        (section["name"], panel["viewType"], panel["config"])
-        for section in spec["section"]["panelBankConfig"]["sections"]
-        for panel in section["panels"]
-    ]
+    """What the panels of a workspace show, by section; a server keeps no order of domains."""
+    found = []
+    for section in spec["section"]["panelBankConfig"]["sections"]:
+        for panel in section["panels"]:
+            config = panel["config"] | {"metrics": sorted(panel["config"].get("metrics", []))}
+            found.append((section["name"], panel["viewType"], config))
+    return sorted(found, key=json.dumps)
 
 
 def _has(config: dict[str, Any], name: str) -> bool:
