@@ -72,7 +72,7 @@ html_theme_options = {
 }
 
 NAVIGATION = {
-    "Start": ["quickstart", "notebooks", "samples"],
+    "Start": ["quickstart", "notebooks"],
     "Concepts": ["science", "routing", "methods", "alternate", "metrics", "robustness"],
     "Guides": [
         "configuration",
@@ -85,6 +85,7 @@ NAVIGATION = {
         "tracking",
         "dashboards",
         "report",
+        "samples",
         "export",
         "extend",
     ],

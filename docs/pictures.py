@@ -228,7 +228,8 @@ def strips(
     """The MLP units of each layer by block; what is off is hollow, or gone."""
     split = plan.splits[0, "mlp"]
     for layer in range(layers):
-        at, top = x, y + layer * (height + gap)
+        at: float = x
+        top = y + layer * (height + gap)
         for index, (size, colour) in enumerate(zip(split.sizes, colours(plan), strict=True)):
             long = width * size / split.num_units
             if index not in off:
@@ -260,7 +261,7 @@ def blocks() -> Svg:
         strips(svg, left, y + 40, width, plan, layers=1, height=26)
         if not layer:
             split = plan.splits[0, "mlp"]
-            at = left
+            at: float = left
             for block, size in zip(plan.blocks, split.sizes, strict=True):
                 long = width * size / split.num_units
                 svg.text(at + long / 2, y + 57, block.name, "small mid")
@@ -341,7 +342,7 @@ def dropout() -> Svg:
             x = x0 + wide * column + wide / 2
             svg.text(x, top - 10, block.name[:4] + ("." if len(block.name) > 4 else ""),
                      "small muted mid", style="font-size:9.5px")  # fmt: skip
-        y = top
+        y: float = top
         for group in row_groups(plan, counts, share):
             if y > top and (y - top) % (4 * high + 10) == 4 * high:
                 y += 10

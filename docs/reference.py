@@ -212,7 +212,7 @@ def settings_text() -> str:
 
     def set_in(node: str) -> dict[str, Mapping[str, Any]]:
         """What each file says about a node, whichever group it is a file of."""
-        found = {}
+        found: dict[str, Mapping[str, Any]] = {}
         for word, choice in every.items():
             own = choice.values if word.startswith(f"{node}=") else choice.values.get(node, {})
             fixed = choice.values.get("fixes", {}) if word.startswith("method=") else {}
