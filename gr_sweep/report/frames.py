@@ -28,6 +28,7 @@ def results(folder: str | os.PathLike[str]) -> "pd.DataFrame":
     Columns, in this order:
 
     - `job` (text): name of the job's folder.
+    - `label` (text): what sets the job apart, as the report says it (`edges=act seed=0`).
     - The settings in which the jobs differ, by dotted name (`edges`, `route.foreign_dropout`), then
       all others. Whole numbers are int64, others float64, yes and no are bool, the rest is text, a
       list as it is typed (`[code,biology]`). Where a job has none (`null`) the value is missing,
@@ -48,13 +49,15 @@ def results(folder: str | os.PathLike[str]) -> "pd.DataFrame":
     """
     sweep = collect.read_sweep(Path(folder))
     frame = collect.results(sweep, _value)
+    frame.insert(1, "label", frame["job"].map(sweep.labels).astype(frame["job"].dtype))
     frame.attrs["varied"] = collect.varied_settings([job.settings for job in sweep.jobs])
     return frame
 
 
 def history(folder: str | os.PathLike[str]) -> "pd.DataFrame":
     """The curves of a sweep, a row a job and step, by job and then by step; of the jobs that are
-    done, and of those that run, were stopped or have failed as far as they came.
+    done, and of those that run, were stopped or have failed as far as they came. For labels,
+    `history(folder).merge(results(folder)[["job", "label"]])`.
 
     Columns, in this order:
 

@@ -14,15 +14,17 @@ from gr_sweep.errors import ReportError
 from gr_sweep.folder import Record, State
 from gr_sweep.report import collect
 
+EDGES = ("none", "both", "act", "weight")
 MakeJob = Callable[..., Path]
 
 
 def test_results_have_a_typed_row_a_job_and_what_differs_first(sweep: Path) -> None:
     frame = gr_sweep.results(sweep)
-    assert list(frame.columns[:3]) == ["job", "edges", "plan.kind"]
+    assert list(frame.columns[:4]) == ["job", "label", "edges", "plan.kind"]
+    assert sorted(frame["label"]) == ["dense", *sorted(f"edges={e}" for e in EDGES)]
     assert frame.attrs["varied"] == ["edges", "plan.kind"]
     routed = frame[frame["plan.kind"] == "peers"]
-    assert sorted(routed["edges"]) == ["act", "both", "none", "weight"] and len(frame) == 5
+    assert sorted(routed["edges"]) == sorted(EDGES) and len(frame) == 5
     assert frame["train.steps"].dtype == "int64" and frame["eval.bootstrap"].dtype == "int64"
     assert frame["route.foreign_dropout"].dtype == "float64"
     assert frame["procedure.prune"].dtype == "bool"
@@ -38,7 +40,8 @@ def test_results_have_a_typed_row_a_job_and_what_differs_first(sweep: Path) -> N
 
 def test_results_hold_the_numbers_of_results_csv(sweep: Path) -> None:
     frame, text = gr_sweep.results(sweep), collect.results(collect.read_sweep(sweep))
-    assert list(frame.columns) == list(text.columns) and list(frame["job"]) == list(text["job"])
+    assert list(frame.columns.drop("label")) == list(text.columns)
+    assert list(frame["job"]) == list(text["job"])
     pd.testing.assert_series_equal(frame["mean_loss"], text["mean_loss"])
     assert [collect.shown(value) for value in frame["train.lr"]] == list(text["train.lr"])
 
@@ -88,7 +91,8 @@ def test_history_goes_as_far_as_jobs_came_that_are_not_done(sweep: Path) -> None
 
 def test_a_folder_without_a_finished_job_gives_empty_frames(tmp_path: Path) -> None:
     (tmp_path / "job" / ".hydra").mkdir(parents=True)
-    assert list(gr_sweep.results(tmp_path).columns) == ["job"] and gr_sweep.results(tmp_path).empty
+    frame = gr_sweep.results(tmp_path)
+    assert list(frame.columns) == ["job", "label"] and frame.empty
     frame = gr_sweep.history(tmp_path)
     assert list(frame.columns) == ["job", "step"] and frame.empty
 
