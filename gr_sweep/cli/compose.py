@@ -5,6 +5,7 @@ line. Nothing here runs a job or knows what one does.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -137,7 +138,8 @@ def compose(
         ConfigError: the first problem of the first job that has one.
     """
     try:
-        loader = _loader(config_path, config_dir)
+        brings_folders = any("searchpath" in override for override in overrides)
+        loader = _loader(config_path, config_dir, brings_folders)
         typed = [complete(override, loader) for override in parse(overrides, loader)]
         for override in typed:
             check_override(override, loader)
@@ -193,7 +195,8 @@ def slug(overrides: Sequence[str]) -> str:
     return name or "default"
 
 
-def _loader(config_path: str | None, config_dir: str | None) -> ConfigLoader:
+def _loader(config_path: str | None, config_dir: str | None, brings_folders: bool) -> ConfigLoader:
+    """A loader; `brings_folders` says whether an override names further folders."""
     hydra_version.setbase("1.3")
     for folder in (config_path, config_dir):
         if folder is not None and not os.path.isdir(folder):
@@ -207,7 +210,16 @@ def _loader(config_path: str | None, config_dir: str | None) -> ConfigLoader:
             anchor=SearchPathQuery(provider="schema"),
         )
     setup_globals()
+    if config_path is None and config_dir is None and not brings_folders:
+        return _own_loader(main)
     return Loader(search_path)
+
+
+@functools.cache
+def _own_loader(folder: str) -> ConfigLoader:
+    """Of the configs of gr-sweep, which stay as they are: a second command of a process finds read
+    what the first one did."""
+    return Loader(create_config_search_path(folder))
 
 
 def _compose(
