@@ -483,3 +483,30 @@ def test_a_job_that_fails_while_it_is_watched_ends_the_watch(
         monkeypatch.setattr(watch.time, "sleep", lambda _: pytest.fail("waits for ever"))
         raise DataError("x.jsonl line 3")
     assert main(["watch", str(tmp_path)]) == 1
+
+
+@pytest.mark.slow
+def test_a_local_multirun_shows_the_table_instead_of_lines(tmp_path: Path) -> None:
+    words = ["-m", "seed=0,1", "debug=default", "hydra/launcher=local_parallel"]
+    command = [sys.executable, "-m", "gr_sweep", *words, f"hydra.sweep.dir={tmp_path}/sweep"]
+    with on_terminal(command) as terminal:
+        assert terminal.wait(300) == 0
+    assert "Ctrl-C stops the jobs; each saves first" in terminal.text
+    assert "seed=0: " not in terminal.text and "2 done" in terminal.text
+    assert terminal.text.rstrip().endswith("sweep/report/index.html")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_local_multirun_stops_its_jobs_and_says_so(tmp_path: Path) -> None:
+    words = ["-m", "seed=0,1", "model=tiny", "train.steps=5000", "tracking=off"]
+    command = [
+        *(sys.executable, "-m", "gr_sweep", *words, "hydra/launcher=local_parallel"),
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    ]
+    with on_terminal(command) as terminal:
+        terminal.wait_for("/5000", 300)
+        terminal.press(b"\x03")
+        assert terminal.wait(300) == 130
+    assert "waiting until the jobs have saved; Ctrl-C again kills them" in terminal.text
+    assert "the same command goes on from here" in terminal.text.splitlines()[-1]
+    assert all(standing(job).state is not State.running for job in jobs_of(tmp_path / "sweep"))
