@@ -116,9 +116,13 @@ def sync(
         return Outcome.uploaded, f"{num_rows} row{'s' * (num_rows != 1)}"
 
     found: Counter[Outcome] = Counter()
-    with ThreadPoolExecutor(AT_ONCE, "sync") as pool:
+    pool = ThreadPoolExecutor(AT_ONCE, "sync")
+    try:
         for job, (outcome, words) in zip(jobs, pool.map(one, jobs), strict=True):
             found[outcome] += 1
             say(f"{job.name}: {outcome.value}" + (f", {words}" if words else ""))
+    finally:
+        # An interrupt waits for the uploads that have begun, not for the others.
+        pool.shutdown(cancel_futures=True)
     say(", ".join(f"{found[outcome]} {outcome.value}" for outcome in Outcome if found[outcome]))
     return found

@@ -10,6 +10,7 @@ logs in when it is made; its answers fail as errors of several libraries.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ class Server:
         if key_source() is None:
             raise ConfigError("no W&B key is configured; run `wandb login` or set WANDB_API_KEY")
         settings = wandb_setup.singleton().settings
-        self.url = settings.base_url
+        self.url = os.environ.get("WANDB_BASE_URL", settings.base_url)
         # wandb.Api() takes them from here; it would ask for days.
         settings.x_graphql_retry_max = RETRIES
         settings.x_graphql_retry_wait_max_seconds = RETRY_WAIT_S

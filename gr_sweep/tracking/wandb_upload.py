@@ -36,6 +36,13 @@ START_S = 120.0
 SLOWEST_BYTES_S = 20_000
 """A connection that is slower than this many bytes a second counts as none."""
 
+_OF_A_RUN = (
+    "WANDB_ENTITY", "WANDB_GROUP", "WANDB_JOB_TYPE", "WANDB_MODE", "WANDB_NAME", "WANDB_NOTES",
+    "WANDB_PROJECT", "WANDB_RESUME", "WANDB_RUN_GROUP", "WANDB_RUN_ID", "WANDB_SERVICE",
+    "WANDB_SWEEP_ID", "WANDB_TAGS",
+)  # fmt: skip
+"""Variables for the next run of a shell, which an upload of earlier ones would obey."""
+
 _MARKER = ".synced"
 _OFFLINE = "offline-"
 
@@ -199,7 +206,7 @@ def _sync(
     }
     # A file may be large.
     retries["WANDB__FILE_TRANSFER_TIMEOUT_SECONDS"] = str(limit_s)
-    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_A_RUN}
     environment |= {"WANDB_DIR": str(folder), "WANDB_SILENT": "false", **retries}
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", "--yes"]
     command += ["--entity", entity, "--project", project, *(str(path.parent) for path in copies)]

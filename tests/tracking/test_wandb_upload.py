@@ -91,6 +91,7 @@ def test_an_interrupted_upload_goes_on_where_it_stopped(job: Path, server: StubS
     assert any(path.startswith("media/table/") for path in sent.files)
 
 
+@pytest.mark.slow
 def test_a_verb_that_is_killed_marks_nothing_and_the_next_one_ends_it(
     job: Path, server: StubServer
 ) -> None:
@@ -118,10 +119,10 @@ def test_a_verb_that_is_killed_marks_nothing_and_the_next_one_ends_it(
 @pytest.mark.parametrize(
     ("ill", "reason"),
     [
-        (("file_stream", 403), "HTTP 403"),
+        pytest.param(("file_stream", 403), "HTTP 403", marks=pytest.mark.slow),
         # wandb says nothing of files that were refused, and marks the run as synced.
         (("/storage/", 403), "HTTP 403"),
-        (("UpsertBucket", 500), "did not take everything"),
+        pytest.param(("UpsertBucket", 500), "giving up", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.usefixtures("impatient")
@@ -161,7 +162,13 @@ def answer_slowly(server: StubServer) -> None:
     server.delay_s = 60
 
 
-@pytest.mark.parametrize("fall_ill", [refuse, answer_500, answer_403, answer_slowly])
+ILLNESSES = [
+    answer_slowly,
+    *(pytest.param(ill, marks=pytest.mark.slow) for ill in (refuse, answer_500, answer_403)),
+]
+
+
+@pytest.mark.parametrize("fall_ill", ILLNESSES)
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_is_away_is_a_line_for_each_job_in_seconds(
     job: Path, server: StubServer, capsys: pytest.CaptureFixture[str], fall_ill: Any
@@ -181,6 +188,7 @@ def test_a_server_that_is_away_is_a_line_for_each_job_in_seconds(
     assert not said.err and markers(job) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_goes_away_in_the_middle_is_not_waited_for_by_every_job(
     job: Path,
@@ -206,6 +214,7 @@ def test_a_server_that_goes_away_in_the_middle_is_not_waited_for_by_every_job(
     assert not markers(job.with_name("c"))
 
 
+@pytest.mark.slow
 def test_an_upload_that_takes_too_long_is_ended(
     job: Path,
     server: StubServer,
@@ -215,6 +224,20 @@ def test_an_upload_that_takes_too_long_is_ended(
     monkeypatch.setattr(wandb_upload, "START_S", 0.5)
     assert main(["sync", str(job)]) == 1
     assert "did not take it within 1 s" in capsys.readouterr().out
+
+
+def test_what_a_shell_says_of_its_next_run_is_not_obeyed(
+    job: Path, server: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        *(("RESUME", "must"), ("RUN_ID", "another"), ("RUN_GROUP", "another"), ("MODE", "offline")),
+        *(("PROJECT", "another"), ("ENTITY", "another"), ("NAME", "another"), ("SILENT", "true")),
+    ):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    assert main(["sync", str(job)]) == 0
+    (sent,) = server.runs.values()
+    assert_same_rows(sent.history, job, last_step=8)
+    assert (sent.project, sent.group, sent.display_name) == ("gr-sweep", "sweep", "edges=both")
 
 
 def test_a_job_that_runs_is_left_and_named(

@@ -20,13 +20,7 @@ from gr_sweep.tracking.wandb_views import shown_title
 from tests.report.conftest import DOMAINS, write_job, write_rounds
 from tests.tracking.stub_server import ENTITY, StubServer
 from tests.tracking.test_wandb_resume import ROOT
-from tests.tracking.test_wandb_upload import (
-    answer_403,
-    answer_500,
-    answer_slowly,
-    impatient,  # noqa: F401
-    refuse,
-)
+from tests.tracking.test_wandb_upload import ILLNESSES, impatient  # noqa: F401
 from tests.tracking.tracked_sweep import log_rounds, track
 
 pytest.importorskip("wandb_workspaces")
@@ -251,7 +245,7 @@ def _has(config: dict[str, Any], name: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("fall_ill", [refuse, answer_500, answer_403, answer_slowly])
+@pytest.mark.parametrize("fall_ill", ILLNESSES)
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_is_away_is_one_line_in_seconds(
     sweep: Path, server: StubServer, capsys: pytest.CaptureFixture[str], fall_ill: Any
