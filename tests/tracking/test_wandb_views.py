@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gr_sweep.cli import dashboard
 from gr_sweep.cli.app import main
 from gr_sweep.config import Attribution, ProcedureKind
 from gr_sweep.report import read_sweep
@@ -176,6 +177,10 @@ def test_one_command_makes_a_dashboard_and_again_brings_it_up_to_date(
     # From the server alone it is the same.
     of_folder = panels(workspace.spec)
     words = ["--entity", ENTITY, "--project", "gr-sweep", "--group", NAME]
+    capsys.readouterr()
+    assert main(["dashboard", *words, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["groups"] == [NAME]
+    assert [view.num_saved for view in server.views] == [3, 3]
     assert main(["dashboard", *words]) == 0
     assert [view.num_saved for view in server.views] == [4, 4]
     assert panels(workspace.spec) == of_folder
@@ -274,6 +279,40 @@ def test_a_server_that_refuses_the_views_leaves_none_twice(
     server.ill = None
     assert main(["dashboard", str(sweep)]) == 0
     assert sorted(view.type for view in server.views) == ["project-view", "runs"]
+
+
+@pytest.mark.slow
+def test_a_run_that_the_server_has_not_whole_keeps_its_summary(
+    sweep: Path,
+    server: StubServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is written replaces a summary, and would take from it what comes later."""
+    monkeypatch.setattr(dashboard, "SETTLE_S", 0.1)
+    for job in sorted(sweep.iterdir())[1:]:
+        shutil.rmtree(job)
+    assert main(["sync", str(sweep)]) == 0
+    (run,) = server.runs.values()
+    run.is_open = True
+    before = dict(run.summary)
+    assert main(["dashboard", str(sweep)]) == 0
+    assert "W&B has not all of it yet" in capsys.readouterr().out
+    assert run.summary == before and "gr_sweep" not in run.config
+    run.is_open = False
+    assert main(["dashboard", str(sweep)]) == 0
+    assert "gr_sweep" in run.config
+
+
+@pytest.mark.slow
+def test_a_job_that_was_not_uploaded_whole_is_named_beside_the_dashboard(
+    sweep: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.ill = ("/storage/", 403)
+    assert main(["dashboard", str(sweep)]) == 1
+    said = capsys.readouterr().out
+    assert "\n5 failed\n" in said and said.count("did not take everything: HTTP 403") == 5
+    assert "report made: " in said and len(server.views) == 2
 
 
 def test_a_project_without_runs_of_ours_is_a_line(
