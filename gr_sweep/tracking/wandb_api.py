@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import wandb
@@ -178,6 +179,10 @@ def _as_server_run(run: Any) -> ServerRun:
     keys = attributes.get("historyKeys") or {}
     if isinstance(keys, str):
         keys = json.loads(keys)
+    # The library makes a folder for it, entity/project/id, in WANDB_DIR or among temporary files.
+    for path in (place := Path(run.dir), place.parent, place.parent.parent):
+        with contextlib.suppress(OSError):
+            path.rmdir()  # an empty one
     return ServerRun(
         id=run.id,
         name=run.name or run.id,

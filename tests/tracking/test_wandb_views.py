@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,7 @@ def test_one_command_makes_a_dashboard_and_again_brings_it_up_to_date(
     assert f"report made: {server.url}/{ENTITY}/gr-sweep/reports/" in said
     assert workspace.display_name == "gr-sweep: it-s -edges-both- -1- - a b" == report.display_name
 
+    assert not (Path(tempfile.gettempdir()) / ENTITY).exists()  # what the library makes there
     assert_every_name_is_one_that_a_run_has(server)
     text = json.dumps(workspace.spec)
     for wanted in (
