@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -60,6 +61,13 @@ class Terminal:
         return bool(piece)
 
 
+def _take_terminal() -> None:
+    """The terminal is this process's, so that Ctrl-C reaches it; also where the tests run in the
+    background of a shell, which ignores it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def on_terminal(
     command: Sequence[str | Path],
@@ -80,9 +88,8 @@ def on_terminal(
         stderr=its,
         cwd=Path(__file__).parents[1],
         env=plain | {"TERM": "xterm-256color"} | dict(environment or {}),
-        # The terminal is its, so that Ctrl-C reaches it.
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=_take_terminal,
     )
     os.close(its)
     try:
