@@ -501,17 +501,16 @@ def _middle_cut(text: str, width: int) -> str:
     return f"{text[:front]}…{text[len(text) - back :]}"
 
 
-def as_svg(title: str, width: int, *parts: "RenderableType") -> str:
-    """What a terminal of `width` characters shows of the parts (`Frame`, `status.table_of`), as a
-    picture that asks for no font from elsewhere: for pages."""
-    from rich._export_format import CONSOLE_SVG_FORMAT
+def as_svg(title: str, width: int, *parts: "RenderableType", height: int = 10_000) -> str:
+    """What a terminal of so many characters and lines shows of the parts (`Frame`,
+    `status.table_of`), as a picture that asks for no font from elsewhere: for pages."""
     from rich.console import Console
 
     console = Console(
-        record=True, width=width, height=10_000, file=io.StringIO(), force_terminal=True,
+        record=True, width=width, height=height, file=io.StringIO(), force_terminal=True,
         color_system="truecolor", legacy_windows=False, _environ={},
     )  # fmt: skip
     for part in parts:
         console.print(part)
-    template = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.S)
-    return console.export_svg(title=title, code_format=template, unique_id="terminal")
+    picture = console.export_svg(title=title, unique_id="terminal")
+    return re.sub(r"@font-face \{.*?\}", "", picture, flags=re.S)
