@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gr_sweep.assign.cluster import document_features, fit_children
 from gr_sweep.assign.labels import HELDOUT, TRAIN, RoundLabels
-from gr_sweep.assign.scores import ACT_GRAD, Key, UnitScores, score_units
+from gr_sweep.assign.scores import Key, UnitScores, score_units
 from gr_sweep.assign.units import (
     assign_units,
     modularity_by_chance,
@@ -277,7 +277,7 @@ class Alternation:
         about: dict[str, Any] = {}
         if config.procedure.attribution is not Attribution.none:
             origins = plan.origins(before)
-            method = config.procedure.attribution.value
+            method = config.procedure.attribution
             scores = {
                 old: self._scores(text, before, old, method, phase.round)
                 for old in sorted({old for old in origins if origins.count(old) > 1})
@@ -305,7 +305,7 @@ class Alternation:
         )
 
     def _scores(
-        self, text: TokenData, before: RoutePlan, old: int, method: str, number: int
+        self, text: TokenData, before: RoutePlan, old: int, method: Attribution, number: int
     ) -> UnitScores:
         """Scores for the domains that divide a block, in the network that they have now."""
         owners = before.blocks[old].owners
@@ -323,13 +323,13 @@ class Alternation:
     def _measured(self, text: TokenData) -> UnitScores:
         """Scores of the network as it stands, whatever assigned its units: for figures and
         modularity, so that they compare."""
-        return self._scored(text, text.domains, ACT_GRAD, purpose="measure")
+        return self._scored(text, text.domains, Attribution.act_grad, purpose="measure")
 
     def _scored(
         self,
         text: TokenData,
         domains: Sequence[str],
-        method: str,
+        method: Attribution,
         *,
         purpose: str = "assign",
         **settings: Any,

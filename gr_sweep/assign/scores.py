@@ -19,19 +19,13 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from gr_sweep.config import Attribution
 from gr_sweep.errors import ConfigError, DataError, ModelError, PlanError
 from gr_sweep.eval.loss import Losses
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import IGNORED
 from gr_sweep.routing.linears import RoutedModule
 from gr_sweep.routing.plan import ATTN, MLP
-
-ACTIVATION = "activation"
-ACT_GRAD = "act_grad"
-INTEGRATED = "integrated"
-FISHER = "fisher"
-RANDOM = "random"
-METHODS = (ACTIVATION, ACT_GRAD, INTEGRATED, FISHER, RANDOM)
 
 Key = tuple[int, str]
 """Layer, and "mlp" or "attn"."""
@@ -89,7 +83,7 @@ def score_units(
     model: nn.Module,
     token_losses: Losses,
     documents: Mapping[str, Iterable[np.ndarray]],
-    method: str,
+    method: Attribution,
     *,
     steps: int = 8,
     seed: int = 0,
@@ -134,27 +128,26 @@ def score_units(
             off.
 
     Raises:
-        ConfigError: an unknown method; no domains; `steps` or `batch_sequences` below 1.
+        ConfigError: a method that scores nothing; no domains; `steps` or `batch_sequences` below 1.
         DataError: a domain without documents.
         ModelError: scores that are not finite.
         PlanError: a model of an unknown family; `off` that does not fit it; a model that is inside
             `batch`, `keep` or `remove`.
     """
     if method not in METHODS:
-        raise ConfigError(
-            f"attribution method {method!r} is unknown; choose one of {', '.join(METHODS)}"
-        )
+        choices = ", ".join(known.value for known in METHODS)
+        raise ConfigError(f"{method.value} scores no units; choose one of {choices}")
     if not documents:
         raise ConfigError("units are scored for domains, and none is given; name at least one")
     for name, value in (("steps", steps), ("batch_sequences", batch_sequences)):
         if value < 1:
             raise ConfigError(f"{name}={value} of the attribution must be at least 1")
     sites = _sites(model, off or {}, device)
-    if method == RANDOM:
+    if method is Attribution.random:
         return _random_scores(sites, tuple(documents), seed)
     with _frozen_in_eval(model), torch.compiler.set_stance("force_eager"):
-        measure = _measure_of(method, sites, token_losses, steps)
-        per_document = method == FISHER
+        measure = partial(_MEASURES[method], sites, token_losses, steps)
+        per_document = method is Attribution.fisher
         return _means(documents, sites, measure, batch_sequences, device, per_document)
 
 
@@ -224,28 +217,8 @@ def _random_scores(sites: Sequence[_Site], domains: tuple[str, ...], seed: int) 
     return UnitScores(domains, halves)
 
 
-def _measure_of(method: str, sites: Sequence[_Site], token_losses: Losses, steps: int) -> _Measure:
-    if method == ACTIVATION:
-        return partial(_fired, sites, token_losses)
-    if method == ACT_GRAD:
-        return partial(_gate_gradients, sites, token_losses, by_token=True)
-    if method == INTEGRATED:
-
-        def absolute(ids_MT: Tensor, targets_MT: Tensor) -> dict[Key, Tensor]:
-            signed = integrated_gradients(sites, token_losses, ids_MT, targets_MT, steps=steps)
-            return {key: values_MU.abs() for key, values_MU in signed.items()}
-
-        return absolute
-
-    def squared(ids_MT: Tensor, targets_MT: Tensor) -> dict[Key, Tensor]:
-        gradients = _gate_gradients(sites, token_losses, ids_MT, targets_MT)
-        return {key: values_MU.square() for key, values_MU in gradients.items()}
-
-    return squared
-
-
 def _fired(
-    sites: Sequence[_Site], token_losses: Losses, ids_MT: Tensor, targets_MT: Tensor
+    sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
 ) -> dict[Key, Tensor]:
     """Number of tokens at which a unit is larger than the mean one of its layer that is on."""
     found = {}
@@ -322,6 +295,41 @@ def integrated_gradients(
         for key, values_MU in gradients.items():
             total[key] = total[key] + values_MU if key in total else values_MU
     return {key: values_MU / steps for key, values_MU in total.items()}
+
+
+def _by_token(
+    sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
+) -> dict[Key, Tensor]:
+    """Sum over tokens of |h dL/dh|."""
+    return _gate_gradients(sites, token_losses, ids_MT, targets_MT, by_token=True)
+
+
+def _integrated(
+    sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
+) -> dict[Key, Tensor]:
+    """Absolute values of the integrated gradients."""
+    signed = integrated_gradients(sites, token_losses, ids_MT, targets_MT, steps=steps)
+    return {key: values_MU.abs() for key, values_MU in signed.items()}
+
+
+def _squared(
+    sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
+) -> dict[Key, Tensor]:
+    """(dL/dg)^2."""
+    gradients = _gate_gradients(sites, token_losses, ids_MT, targets_MT)
+    return {key: values_MU.square() for key, values_MU in gradients.items()}
+
+
+_MEASURES = {
+    Attribution.activation: _fired,
+    Attribution.act_grad: _by_token,
+    Attribution.integrated: _integrated,
+    Attribution.fisher: _squared,
+}
+"""Those that read documents."""
+
+METHODS = (*_MEASURES, Attribution.random)
+"""All that scores units."""
 
 
 def _complete(found: dict[Key, Tensor], sites: Sequence[_Site]) -> dict[Key, Tensor]:

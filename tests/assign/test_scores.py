@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from gr_sweep.assign import scores
-from gr_sweep.assign.scores import METHODS, UnitScores, score_units
+from gr_sweep.assign.scores import UnitScores, score_units
+from gr_sweep.config import Attribution
 from gr_sweep.errors import ConfigError, DataError, ModelError, PlanError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
@@ -20,6 +21,7 @@ from tests.reference import assert_same
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
 CPU = torch.device("cpu")
+METHODS = tuple(method.value for method in scores.METHODS)
 READING = tuple(method for method in METHODS if method != "random")
 GRADIENTS = ("act_grad", "integrated", "fisher")
 LENGTHS = (7, 2, 5, 3, 8, 4, 6)
@@ -43,7 +45,7 @@ def losses_of(model):
 def score(model, method, documents=None, token_losses=None, **options):
     documents = texts() if documents is None else documents
     token_losses = losses_of(model) if token_losses is None else token_losses
-    return score_units(model, token_losses, documents, method, device=CPU, **options)
+    return score_units(model, token_losses, documents, Attribution(method), device=CPU, **options)
 
 
 def named(unit_scores):
@@ -508,8 +510,8 @@ def test_one_document_has_shares_and_no_stability():
 
 def test_what_cannot_be_scored_is_refused_by_name():
     model = tiny_model()
-    with pytest.raises(ConfigError, match=r"'gradient'.*act_grad"):
-        score(model, "gradient")
+    with pytest.raises(ConfigError, match=r"none scores no units.*act_grad"):
+        score(model, "none")
     with pytest.raises(DataError, match="'biology' has no document"):
         score(model, "act_grad", {**texts(), "biology": iter([np.array([1])])})
     with pytest.raises(ConfigError, match="none is given"):
