@@ -52,8 +52,9 @@ from gr_sweep.metrics.losses import (
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.summary import METRICS
 from gr_sweep.tracking.base import STEP, Tracker
-from gr_sweep.tracking.jsonl import METRICS, rows_from_the_end
+from gr_sweep.tracking.jsonl import rows_from_the_end
 from gr_sweep.train.cost import kept_parameters
 from gr_sweep.train.loop import Training
 

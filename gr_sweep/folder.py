@@ -17,16 +17,16 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import GrSweepError, HeldError, JobError, LostError
+from gr_sweep.errors import GrSweepError, HeldError, JobError, LostError, ReportError
 from gr_sweep.files import write_whole
 from gr_sweep.sources import source_digests
-from gr_sweep.summary import SUMMARY, is_finished
+from gr_sweep.summary import METRICS, SUMMARY, is_finished
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,35 @@ class Record:
             self.since = datetime.now(UTC).isoformat(timespec="seconds")
         content = dataclasses.asdict(self) | {"state": self.state.value}
         write_whole(folder / RECORD, json.dumps(content, indent=1) + "\n")
+
+
+def is_job(folder: Path) -> bool:
+    """Whether it is the folder of a job, be it one that has not begun."""
+    return any((folder / name).exists() for name in (RECORD, SUMMARY, METRICS, ".hydra"))
+
+
+def job_folders(folder: Path, known: Container[Path] = ()) -> list[Path]:
+    """The direct subfolders that are jobs, by name, or the folder itself where it is one; resolved.
+
+    Args:
+        folder: of a sweep or of one job.
+        known: folders that were jobs before, and are not looked into again.
+
+    Raises:
+        ReportError: the folder does not exist or holds no job.
+    """
+    if not os.path.isdir(folder):
+        raise ReportError(f"{folder} is no folder; give the folder of a sweep or of a job")
+    if is_job(folder):
+        return [folder.resolve()]
+    entries = sorted(folder.resolve().iterdir())
+    found = [entry for entry in entries if entry in known or is_job(entry)]
+    if not found:
+        raise ReportError(
+            f"{folder} holds no job: neither it nor a folder in it has a {RECORD}, {SUMMARY}, "
+            f"{METRICS} or .hydra"
+        )
+    return found
 
 
 def read_record(folder: Path) -> Record | None:

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 SUMMARY = "summary.json"
 """Its name in a job's folder; a job that has one is done."""
 
+METRICS = "metrics.jsonl"
+"""Rows of a job, a line a logged step, in the same folder."""
+
 SAMPLES = "samples.json"
 """Text that the job's model has written, in the same folder: to look at, no metric comes from
 it."""

@@ -37,9 +37,9 @@ from gr_sweep.folder import (
     whole_checkpoints,
 )
 from gr_sweep.metrics import keys
-from gr_sweep.summary import SUMMARY, is_finished, read_summary
+from gr_sweep.summary import METRICS, SUMMARY, is_finished, read_summary
 from gr_sweep.tracking.base import STEP
-from gr_sweep.tracking.jsonl import METRICS, read_rows, rows_from_the_end
+from gr_sweep.tracking.jsonl import read_rows, rows_from_the_end
 
 SETTINGS = (
     *("debug=default", "data.documents=60", "data.vocab_size=300"),

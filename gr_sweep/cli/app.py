@@ -10,14 +10,16 @@ import functools
 import importlib
 import logging
 import os
+import select
 import shlex
+import signal
 import sys
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from gr_sweep import __version__
 from gr_sweep.arguments import Parser
@@ -60,13 +62,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
     except GrSweepError as error:
         if _wants_tracebacks():
             raise
         if is_main():  # what ends several processes is said once
             print(f"gr-sweep: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        if not _nobody_reads(sys.stdout):
+            raise
+        # As `| head` does when it has enough. Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         # Where no part of a job could say it: Hydra makes folders and files too.
         if error.filename is None or _wants_tracebacks():
@@ -85,6 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_main():
             print(f"gr-sweep: {stopped}; the same command goes on from here", file=sys.stderr)
         return 128 + stopped.signum
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    """Whether the other end of a pipe is closed."""
+    poll = select.poll()
+    poll.register(stream, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _dispatch(argv: list[str]) -> int:

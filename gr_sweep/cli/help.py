@@ -47,7 +47,7 @@ def help_text(conf: Path) -> str:
     groups = [
         (folder.name, "  ".join(file.stem for file in sorted(folder.glob("*.yaml"))))
         for folder in sorted(conf.iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and any(folder.glob("*.yaml"))
     ]
     return "\n".join(
         (

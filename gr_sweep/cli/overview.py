@@ -6,19 +6,19 @@ torch, numpy and pandas.
 """
 
 import functools
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import is_number
-from gr_sweep.errors import ReportError, SummaryError
-from gr_sweep.folder import RECORD, Holder, Standing, State, standing
+from gr_sweep.errors import SummaryError
+from gr_sweep.folder import RECORD, Holder, Standing, State, job_folders, standing
 from gr_sweep.metrics import keys
-from gr_sweep.summary import SUMMARY, read_summary
+from gr_sweep.summary import METRICS, SUMMARY, read_summary
 from gr_sweep.tracking.base import STEP
-from gr_sweep.tracking.jsonl import METRICS, rows_from_the_end
+from gr_sweep.tracking.jsonl import rows_from_the_end
 
 _FILES = (RECORD, SUMMARY, METRICS)
 """What says how a job stands."""
@@ -76,35 +76,6 @@ class JobStatus:
         if not self.num_steps:
             return None
         return min(1.0, (self.step or 0) / self.num_steps)
-
-
-def jobs_of(folder: Path, known: Container[Path] = ()) -> list[Path]:
-    """The folders of the jobs there: its direct subfolders that are jobs, or itself where it is
-    one. By name.
-
-    Args:
-        folder: of a sweep or of one job.
-        known: folders that were jobs before, and are not looked into again.
-
-    Raises:
-        ReportError: the folder does not exist or holds no job.
-    """
-    if not folder.is_dir():
-        raise ReportError(f"{folder} is no folder; give the folder of a sweep or of a job")
-    if _is_job(folder):
-        return [folder.resolve()]
-    entries = sorted(folder.resolve().iterdir())
-    found = [entry for entry in entries if entry in known or _is_job(entry)]
-    if not found:
-        raise ReportError(
-            f"{folder} holds no job: neither it nor a folder in it has a {RECORD}, {SUMMARY}, "
-            f"{METRICS} or .hydra"
-        )
-    return found
-
-
-def _is_job(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (RECORD, SUMMARY, METRICS, ".hydra"))
 
 
 def read_status(folder: Path, queue: Mapping[str, str]) -> JobStatus:
@@ -232,7 +203,7 @@ class Overview:
             ReportError: the folder does not exist or holds no job.
         """
         where, queue = self._where, self._queue()
-        jobs = jobs_of(where, self._known) if isinstance(where, Path) else where
+        jobs = job_folders(where, self._known) if isinstance(where, Path) else where
         return [self._status(job, queue) for job in jobs]
 
     def _status(self, folder: Path, queue: Mapping[str, str]) -> JobStatus:

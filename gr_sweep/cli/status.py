@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.arguments import Parser
-from gr_sweep.cli.overview import JobStatus, jobs_of, read_status, sweep_left_s
-from gr_sweep.folder import State
+from gr_sweep.cli.overview import JobStatus, read_status, sweep_left_s
+from gr_sweep.folder import State, job_folders
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,7 +79,7 @@ def read_jobs(folder: Path) -> list[JobStatus]:
     """
     from gr_sweep.launch.slurm import numbers_in_queue
 
-    folders = jobs_of(folder)
+    folders = job_folders(folder)
     queue = numbers_in_queue(folders[0].parent)
     return [read_status(job, queue) for job in folders]
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gr_sweep.arguments import Parser
-from gr_sweep.cli.overview import jobs_of
 from gr_sweep.errors import TrackingError
-from gr_sweep.folder import State, standing
+from gr_sweep.folder import State, job_folders, standing
 
 if TYPE_CHECKING:
     from gr_sweep.tracking.wandb_api import Server
@@ -83,7 +82,7 @@ def sync(
     from gr_sweep.tracking.wandb_api import Server
     from gr_sweep.tracking.wandb_upload import kept_files, upload_job
 
-    jobs = jobs_of(folder)
+    jobs = job_folders(folder)
     running = [job for job in jobs if standing(job).state is State.running]
     waiting = [job for job in jobs if job not in running and kept_files(job)]
     away: list[str] = []

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 
 from gr_sweep.arguments import Parser
 from gr_sweep.cli import status
-from gr_sweep.cli.overview import JobStatus, Overview, jobs_of, sweep_left_s
+from gr_sweep.cli.overview import JobStatus, Overview, sweep_left_s
 from gr_sweep.errors import ReportError
-from gr_sweep.folder import State
+from gr_sweep.folder import State, job_folders
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     folder: Path = arguments.dir
-    overview = Overview(folder, _queue_of(jobs_of(folder)[0].parent))
+    overview = Overview(folder, _queue_of(job_folders(folder)[0].parent))
     console = Console()
     is_live = console.is_terminal and not console.is_dumb_terminal
     if arguments.once:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import is_number
 from gr_sweep.errors import ExportError, PlanError, SummaryError
-from gr_sweep.folder import CHECKPOINTS, whole_checkpoints
+from gr_sweep.folder import CHECKPOINTS, is_job, whole_checkpoints
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.summary import SUMMARY, read_summary
 
@@ -32,7 +32,6 @@ ROUNDS = "rounds"
 
 _CONFIG = "config.json"
 _GENERATION = "generation_config.json"
-_JOB_FILES = (SUMMARY, "plan.json", "metrics.jsonl", ".hydra")
 
 
 def leave_model(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:
@@ -110,8 +109,8 @@ def open_run(folder: Path) -> Run:
     """
     if not os.path.isdir(folder):
         raise ExportError(f"{folder} is no folder; give the folder of a job")
-    if not _is_job(folder):
-        jobs = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _is_job(entry))
+    if not is_job(folder):
+        jobs = sorted(entry.name for entry in folder.iterdir() if is_job(entry))
         if jobs:
             raise ExportError(
                 f"{folder} is the folder of a sweep; give one of its jobs: {', '.join(jobs)}"
@@ -231,10 +230,6 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
         )
     routed = route_model(model, run.plan.in_place(), "none")
     return routed, int(about["state"]["step"])
-
-
-def _is_job(folder: Path) -> bool:
-    return any((folder / name).exists() for name in _JOB_FILES)
 
 
 def _summary(folder: Path) -> dict[str, Any]:

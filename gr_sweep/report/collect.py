@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method, is_number
 from gr_sweep.domains import ancestors
-from gr_sweep.errors import DataError, ReportError, SummaryError
+from gr_sweep.errors import DataError, SummaryError
+from gr_sweep.folder import job_folders
 from gr_sweep.metrics import keys, seeds
 from gr_sweep.metrics.compare import Attack, attacks
 from gr_sweep.report.baselines import JobTables, alike, dotted, joined, train_tokens
 from gr_sweep.report.round_files import Round, read_rounds, with_leaf_tax
 from gr_sweep.report.samples import Prompt, read_samples
-from gr_sweep.summary import SAMPLES, SUMMARY, check_files, read_summary
+from gr_sweep.summary import METRICS, SAMPLES, SUMMARY, check_files, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -355,25 +355,6 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def job_folders(folder: Path) -> list[Path]:
-    """The direct subfolders that are jobs, by name, or the folder itself where it is one.
-
-    Raises:
-        ReportError: the folder does not exist or holds no job.
-    """
-    if not os.path.isdir(folder):
-        raise ReportError(f"{folder} is no folder; give the folder of a sweep or of a job")
-    folders = [folder]
-    if not _is_job(folder):
-        folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and _is_job(entry))
-    if not folders:
-        raise ReportError(
-            f"{folder} holds no job: neither it nor a folder in it has a summary.json, "
-            "metrics.jsonl or .hydra"
-        )
-    return folders
-
-
 def read_sweep(folder: Path) -> Sweep:
     """The jobs of a folder: its direct subfolders that are jobs, or itself where it is one.
 
@@ -384,7 +365,7 @@ def read_sweep(folder: Path) -> Sweep:
     jobs, unfinished = [], []
     tables: dict[str, JobTables | None] = {}
     for entry in folders:
-        history = read_history(entry / "metrics.jsonl")
+        history = read_history(entry / METRICS)
         try:
             job = _read_job(entry)
         except _Broken as error:
@@ -480,10 +461,6 @@ def _report_order(job: Job, varied: Sequence[str]) -> tuple[Any, ...]:
     ranks = [(0, value, "") if is_number(value) else (1, 0, shown(value)) for value in values]
     group = _GROUPS_ORDER.index(job.group) if job.group in _GROUPS_ORDER else len(_GROUPS_ORDER)
     return (edges, group, *ranks, job.name)
-
-
-def _is_job(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (SUMMARY, "metrics.jsonl", ".hydra"))
 
 
 def _read_job(folder: Path) -> Job:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import is_number
 from gr_sweep.errors import SummaryError
-from gr_sweep.folder import read_record
+from gr_sweep.folder import job_folders, read_record
 from gr_sweep.report import collect
 from gr_sweep.report.baselines import dotted
-from gr_sweep.summary import SUMMARY, read_summary
+from gr_sweep.summary import METRICS, SUMMARY, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,10 +80,10 @@ def history(folder: str | os.PathLike[str]) -> "pd.DataFrame":
     import pandas as pd
 
     logged = {}
-    for job in collect.job_folders(Path(folder)):
+    for job in job_folders(Path(folder)):
         steps: dict[int, dict[str, float]] = {}
         # Training and evaluation each write a row of their own.
-        for row in collect.read_history(job / "metrics.jsonl"):
+        for row in collect.read_history(job / METRICS):
             steps.setdefault(row[_STEP], {}).update(
                 {key: value for key, value in row.items() if key != _STEP and is_number(value)}
             )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import TrackingConfig, TrackingMode
+from gr_sweep.summary import METRICS
 from gr_sweep.tracking.base import Tracker, Trackers
-from gr_sweep.tracking.jsonl import METRICS, JsonlTracker
+from gr_sweep.tracking.jsonl import JsonlTracker
 from gr_sweep.tracking.null import NullTracker
 
 __all__ = ["NullTracker", "Tracker", "Trackers", "check_tracking", "make_tracker", "run_tags"]

@@ -18,7 +18,6 @@ from gr_sweep.errors import CheckpointError
 from gr_sweep.files import full_disk, is_full, whole_file
 from gr_sweep.tracking.base import STEP
 
-METRICS = "metrics.jsonl"
 _TAIL_BYTES = 1 << 14
 """Read first from a file's end: some rows."""
 

@@ -1,10 +1,12 @@
 """What the command prints, runs and returns; jobs are played by an object that writes a summary."""
 
+import errno
 import gc
 import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -378,3 +380,24 @@ def test_errors_are_said_by_the_main_process_alone(jobs, monkeypatch, capsys):
     monkeypatch.setattr(app, "connect", Processes)
     assert app.main(["edges=wieght"]) == 2
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_has_enough_ends_the_command_without_a_word() -> None:
+    command = [sys.executable, "-c", "from gr_sweep.cli.app import main; raise SystemExit(main())"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*command, "--help"], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_another_broken_pipe_is_no_such_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(argv: list[str]) -> int:
+        raise BrokenPipeError(errno.EPIPE, "a worker is gone")
+
+    monkeypatch.setattr(app, "_dispatch", broken)
+    with open(os.devnull, "w") as stream, pytest.raises(BrokenPipeError):
+        monkeypatch.setattr(sys, "stdout", stream)
+        app.main([])

@@ -17,10 +17,10 @@ from rich.console import Console
 
 from gr_sweep.cli import overview, status, watch
 from gr_sweep.cli.app import main
-from gr_sweep.cli.overview import JobStatus, Overview, jobs_of, read_status, sweep_left_s
+from gr_sweep.cli.overview import JobStatus, Overview, read_status, sweep_left_s
 from gr_sweep.cli.watch import Frame, as_svg
 from gr_sweep.errors import DataError
-from gr_sweep.folder import Holder, Record, State, held, standing
+from gr_sweep.folder import Holder, Record, State, held, job_folders, standing
 from gr_sweep.summary import write_summary
 from tests.terminal import on_terminal
 
@@ -469,7 +469,7 @@ def test_a_refresh_of_500_jobs_is_quick(tmp_path: Path) -> None:
 
 
 def test_a_picture_for_pages_asks_for_nothing_from_elsewhere(sweep: Path) -> None:
-    jobs = [read_status(job, {}) for job in jobs_of(sweep)]
+    jobs = [read_status(job, {}) for job in job_folders(sweep)]
     picture = as_svg("gr-sweep watch", 80, Frame("a sweep", jobs), status.table_of(jobs))
     assert picture.startswith("<svg") and "seed=1" in picture and "gr-sweep&#160;watch" in picture
     assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", picture) and "@font-face" not in picture
@@ -509,4 +509,4 @@ def test_ctrl_c_in_a_local_multirun_stops_its_jobs_and_says_so(tmp_path: Path) -
         assert terminal.wait(300) == 130
     assert "waiting until the jobs have saved; Ctrl-C again kills them" in terminal.text
     assert "the same command goes on from here" in terminal.text.splitlines()[-1]
-    assert all(standing(job).state is not State.running for job in jobs_of(tmp_path / "sweep"))
+    assert all(standing(job).state is not State.running for job in job_folders(tmp_path / "sweep"))
