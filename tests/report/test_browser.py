@@ -78,6 +78,7 @@ def opened(report: Path, open_page: Open) -> "Page":
 def page(opened: "Page") -> "Page":
     """The page of the study as one finds it; loaded once, for half of the time here would be that
     of loading it."""
+    opened.locator("#scatter .main-svg").first.wait_for()
     opened.emulate_media(media="screen")
     opened.evaluate(
         """() => {

@@ -95,9 +95,18 @@ const figureOf = (box, of = document.documentElement) => {
   return { data: traces, layout: figure.layout };
 };
 
+// Plotly is half of the page's bytes: it is compiled beside it, when the tables can be read already.
+const library = element("script", {
+  src: URL.createObjectURL(new Blob([document.getElementById("plotly").textContent])),
+});
+const ready = new Promise((resolve) => library.addEventListener("load", resolve));
+addEventListener("load", () => document.head.append(library));
+ready.then(() => redraw());
+
 const draw = (box) => {
   const figure = figureOf(box);
   drawn.set(box, figure);
+  if (!window.Plotly) return;
   const layout = merged(figure.layout, theme());
   if (narrow.matches) {
     // A finger that scrolls the page must not zoom the plot, and a legend would fill it.
@@ -224,6 +233,7 @@ const rowsOf = (box) => {
 };
 
 const savePicture = async (box, format) => {
+  await ready;
   const { title } = box.dataset;
   const light = document.querySelector(".light");
   const { data: traces, layout } = figureOf(box, light);
