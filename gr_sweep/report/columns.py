@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gr_sweep.config import Method
 from gr_sweep.metrics import keys
-from gr_sweep.report import figures, measures, tables
+from gr_sweep.report import figures, measures, rounds, tables
 from gr_sweep.report.collect import DENSE, Estimate, Job, Sweep, short_name, shown
 from gr_sweep.report.measures import Measure
 
@@ -59,7 +60,7 @@ def _job(sweep: Sweep, job: Job) -> dict[str, Any]:
         "glyph": figures.glyph(job.kind),
         "domains": job.domains,
         "nodes": job.nodes,
-        "seed": job.seed,
+        "control": job.kind == Method.random.value or rounds.is_control(job),
     }
 
 
@@ -86,6 +87,9 @@ def _settings(sweep: Sweep) -> list[dict[str, Any]]:
         _setting_column(name, [value(job, name) for job in jobs], varied=name in varied)
         for name in [*varied, *(name for name in names if name not in set(varied))]
     ]
+    for setting in found:
+        if setting["name"] == "edges":
+            setting["config"] = [shown(job.settings.get("edges")) for job in jobs]
     return [_setting_column("kind", [job.kind for job in jobs], varied=True), *found]
 
 
@@ -157,7 +161,8 @@ def _identifier(measure: Measure, part: str | None) -> str:
 
 def _axis(jobs: Sequence[Job], measure: Measure, part: str | None) -> dict[str, Any]:
     """A measure, as the mean over domains or of one; where a job is known to be below a number
-    alone, that number, and the job is `capped`."""
+    alone, that number, and the job is `capped`; where it is a lower bound, the job is
+    `censored`."""
     if part is None or measure.of is None:
         of, title = measure.mean, measure.axis
     else:
@@ -169,6 +174,14 @@ def _axis(jobs: Sequence[Job], measure: Measure, part: str | None) -> dict[str, 
         for job, value in zip(jobs, values, strict=True)
     ]
     axis = _column(jobs, _identifier(measure, part), part or _OF_MEANS, measure.name, of)
+    if part is not None:
+        axis["label"] = f"{measure.name} · {part}"
+    axis["censored"] = [
+        at
+        for at, (job, value) in enumerate(zip(jobs, values, strict=True))
+        if value is not None
+        and any(measure.is_censored(job, of) for of in (job.domains if part is None else [part]))
+    ]
     axis["values"] = [
         value if bound is None else _rounded(bound)
         for value, bound in zip(axis["values"], bounds, strict=True)
@@ -209,11 +222,13 @@ def _column(
         "id": identifier,
         "group": group,
         "name": name,
+        "label": name,
         "title": name,
         "direction": 0,
         "values": [None if one is None else _rounded(one.value) for one in found],
         "intervals": intervals if any(intervals) else None,
         "capped": [],
+        "censored": [],
     }
 
 
@@ -228,6 +243,7 @@ def _texts(jobs: Sequence[Job]) -> dict[str, Any]:
         if at >= len(jobs[number].samples):
             continue
         found = jobs[number].samples[at]
+        num_letters += len(found.prompt) + len(found.reference)
         num_letters += sum(len(sample.text) for sample in found.samples)
         if num_letters > _MOST_LETTERS:
             break

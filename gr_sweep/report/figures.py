@@ -9,6 +9,7 @@ the page can leave some out: `points` those of each point (a number, or the numb
 of, or null), `jobs` those of the whole trace.
 """
 
+import functools
 import html
 import math
 from collections.abc import Sequence
@@ -63,6 +64,10 @@ _INSIDE, _OUTSIDE = "#7a5bc0", "#c2691a"
 
 PARAMETERS = "parameters"
 """The axis on which model sizes stand."""
+
+
+escaped = functools.partial(html.escape, quote=False)
+"""For Plotly, whose texts know a few elements of HTML, and no name of a quote."""
 
 
 def colour(edges: str) -> str:
@@ -201,7 +206,7 @@ def _against(
             estimate = _over_seeds(sweep, group, measure)
             if estimate is None:
                 continue
-            label = html.escape(sweep.label(group[0], seed=False))
+            label = escaped(sweep.label(group[0], seed=False))
             number = f"{title} {value:g}<br>{measure.name} {number_text(estimate)}"
             seeds_text = f"<br>mean of {len(group)} seeds" if len(group) > 1 else ""
             mean.add(
@@ -213,7 +218,7 @@ def _against(
             for job in group if len(group) > 1 else ():
                 own = measures.known(measure, job)
                 if own is not None:
-                    hover = f"{html.escape(sweep.labels[job.name])}<br>{number_text(own)}"
+                    hover = f"{escaped(sweep.labels[job.name])}<br>{number_text(own)}"
                     seeds.setdefault(look, _Points()).add(
                         Estimate(value=value), own, hover, numbers(sweep, [job])
                     )
@@ -392,7 +397,7 @@ def relearning(sweep: Sweep) -> dict[str, dict[str, Any]]:
                 None,
             ]
             label = f"{sweep.labels[job.name]} (lr {strongest.lr:g})"
-            names += [html.escape(label)] * (len(strongest.steps) + 1)
+            names += [escaped(label)] * (len(strongest.steps) + 1)
             jobs += [number] * (len(strongest.steps) + 1)
         if not traces:
             continue
@@ -465,7 +470,7 @@ def _bars_layout(num_sets: int) -> dict[str, Any]:
         "height": 70 + 34 * num_sets,
         "xaxis": {"title": axis_title("nats added"), "zeroline": True},
         # The first set stands at the top.
-        "yaxis": {"autorange": "reversed", "automargin": True},
+        "yaxis": {"title": axis_title("set"), "autorange": "reversed", "automargin": True},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "margin": {"l": 60, "r": 10, "t": 30, "b": 42},
     }
@@ -490,7 +495,7 @@ def _attack_dash(kind: str) -> str:
 
 def padded(values: Sequence[float], share: float = 0.04) -> list[float]:
     """A range with room around the values."""
-    pad = share * (max(values) - min(values)) or 0.1
+    pad = share * (max(values) - min(values)) or share * abs(values[0]) or 0.1
     return [min(values) - pad, max(values) + pad]
 
 

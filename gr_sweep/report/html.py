@@ -118,9 +118,11 @@ def render(sweep: Sweep) -> str:
             (domain, plots.add("curve", figure)) for domain, figure in figures.curves(sweep).items()
         ],
         "rounds": _rounds(sweep, plots),
-        "has_samples": any(job.samples for job in sweep.compared),
     }
-    data = columns.of_sweep(sweep) | {
+    data = columns.of_sweep(sweep)
+    content["has_samples"] = bool(data["texts"]["prompts"])
+    content["has_axes"] = len(data["axes"]) > 1
+    data |= {
         "about": [_about(job) for job in sweep.compared],
         "curves": dict(content["curves"]),
         "cards": list(of_jobs.items())[_FIRST_CARDS:],

@@ -4,11 +4,11 @@ a table, and the pictures of every round.
 Knows which numbers belong together, and nothing of files and of HTML.
 """
 
-import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gr_sweep.config import ProcedureKind
 from gr_sweep.metrics import keys
 from gr_sweep.report import figures, measures, pictures, tables
 from gr_sweep.report.baselines import train_tokens
@@ -62,6 +62,13 @@ class Group:
         )
 
 
+def is_control(job: Job) -> bool:
+    """Whether its units were assigned by nothing that the network does."""
+    settings = job.settings
+    is_alternate = settings.get("procedure.name") == ProcedureKind.alternate.value
+    return is_alternate and settings.get("procedure.attribution") in _CONTROLS
+
+
 def leaf_tax(job: Job, of: Round) -> float | None:
     """Mean over domains of what documents lose in their own expert alone against dense."""
     return mean_over(of.leaf_tax, job.domains)
@@ -97,7 +104,7 @@ def groups(sweep: Sweep) -> list[Group]:
             jobs=group,
             places=figures.numbers(sweep, group),
             colour=figures.colour(group[0].edges) if by_edges else LINES[at % len(LINES)],
-            dash="dash" if group[0].settings.get("procedure.attribution") in _CONTROLS else "solid",
+            dash="dash" if is_control(group[0]) else "solid",
         )
         for at, (name, group) in enumerate(zip(names, found, strict=True))
     ]
@@ -163,7 +170,7 @@ def trade_off(found: Sequence[Group]) -> Panel | None:
                 "y": [*(y for _, y in start), *(estimate.value for _, estimate, _ in points)],
                 "hovertext": [*("dense" for _ in start)]
                 + [
-                    f"<b>{html.escape(group.name)}</b><br>round {at}, {x:g} experts"
+                    f"<b>{figures.escaped(group.name)}</b><br>round {at}, {x:g} experts"
                     f"<br>{what} {figures.number_text(estimate)}{_seeds_text(group, at)}"
                     for x, estimate, at in points
                 ],
@@ -287,7 +294,7 @@ def _by_round(
                     "x": [at for at, _ in points],
                     "y": [estimate.value for _, estimate in points],
                     "hovertext": [
-                        f"<b>{html.escape(group.name)}</b><br>round {at}"
+                        f"<b>{figures.escaped(group.name)}</b><br>round {at}"
                         f"<br>{name} {figures.number_text(estimate)}"
                         f"{_seeds_text(group, at)}"
                         for at, estimate in points
@@ -335,7 +342,7 @@ def _line(group: Group) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": html.escape(group.name),
+        "name": figures.escaped(group.name),
         "hoverinfo": "text",
         "meta": {"jobs": group.places},
         "line": {"color": group.colour, "width": 2, "dash": group.dash},
@@ -358,9 +365,9 @@ def _seeds(
         "mode": "markers",
         "x": [x for x, _, _ in points],
         "y": [y for _, y, _ in points],
-        "name": html.escape(f"{group.name}, seeds"),
+        "name": figures.escaped(f"{group.name}, seeds"),
         "hovertext": [
-            f"{html.escape(group.name)}<br>seed {job.seed}<br>{y:.3f}" for _, y, job in points
+            f"{figures.escaped(group.name)}<br>seed {job.seed}<br>{y:.3f}" for _, y, job in points
         ],
         "hoverinfo": "text",
         "meta": {"points": [[number[job.name]] for _, _, job in points]},

@@ -1,7 +1,7 @@
 // The filter is one line of text, which the boxes below it write too: `edges=both,act seed=0
 // train.lr>0.001 word`. It hides jobs everywhere on the page.
 
-const box = document.getElementById("filter");
+const filterInput = document.getElementById("filter");
 const settingsOf = new Map();
 for (const setting of data.settings)
   for (const name of [setting.name, setting.short])
@@ -50,8 +50,9 @@ const understood = (line) => {
     const setting = settingNamed(name);
     const wanted = (rest.match(VALUE) ?? [""]).map(unquoted);
     if (!setting) problems.push(`no setting “${name}”`);
-    else if ("<>".includes(sign[0]) && (wanted[0] === "" || isNaN(wanted[0])))
+    else if ("<>".includes(sign[0]) && (wanted.length > 1 || wanted[0] === "" || isNaN(wanted[0])))
       problems.push(`“${word}”: ${sign} takes a number`);
+    else if (rest === "") problems.push(`“${word}”: no value yet`);
     else tests.push((job) => {
       const at = setting.of[job];
       return TESTS[sign](at === null ? null : setting.values[at], wanted);
@@ -74,22 +75,20 @@ const applyFilter = (line) => {
     count.classList.toggle("problem", problems.length > 0);
     document.getElementById("clear").hidden = !line;
   }
-  for (const item of document.querySelectorAll("[data-job]")) {
-    const of = item.dataset.job.split(" ").map(Number);
-    item.hidden = !of.some((job) => shown.has(job));
-  }
+  for (const item of document.querySelectorAll("[data-job]"))
+    item.hidden = !shows(item.dataset.job.split(" ").map(Number));
   redraw();
   for (const listener of listeners) listener();
 };
 
 /** The words of the line without those that choose values of the setting. */
-const without = (setting) => (box.value.match(WORD) ?? []).filter((word) => {
+const without = (setting) => (filterInput.value.match(WORD) ?? []).filter((word) => {
   const [, name, sign] = word.match(TERM) ?? [];
   return !(sign === "=" && settingNamed(name) === setting);
 });
 
 const chosenOf = (setting) => {
-  for (const word of box.value.match(WORD) ?? []) {
+  for (const word of filterInput.value.match(WORD) ?? []) {
     const [, name, sign, rest] = word.match(TERM) ?? [];
     if (sign === "=" && settingNamed(name) === setting) return (rest.match(VALUE) ?? []).map(unquoted);
   }
@@ -110,8 +109,8 @@ const facet = (setting) => {
   const inputs = [...made.querySelectorAll("input")];
   made.addEventListener("change", () => {
     const checked = inputs.filter((input) => input.checked).map((input) => quoted(input.value));
-    box.value = [...without(setting), ...(checked.length ? [`${setting.short}=${checked}`] : [])].join(" ");
-    box.dispatchEvent(new Event("input"));
+    filterInput.value = [...without(setting), ...(checked.length ? [`${setting.short}=${checked}`] : [])].join(" ");
+    filterInput.dispatchEvent(new Event("input"));
   });
   made.follow = () => {
     const chosen = chosenOf(setting);
@@ -126,7 +125,7 @@ const facet = (setting) => {
 
 const MOST_FACETS = 8;
 
-if (box) {
+if (filterInput) {
   const holder = document.getElementById("facets");
   const several = data.settings.filter((setting) => setting.values.length > 1);
   const first = several.filter((setting) => setting.varied && setting.values.length <= 40);
@@ -147,7 +146,10 @@ if (box) {
     more.append(element("optgroup", { label },
       ...settings.map((setting) => element("option", { value: setting.name }, setting.short))));
   }
-  more.addEventListener("change", () => {
+  document.getElementById("add-setting").addEventListener("click", (event) => {
+    // It opens a list, which a click elsewhere closes.
+    event.stopPropagation();
+    if (!more.value) return;
     const made = add(settingsOf.get(more.value));
     more.selectedOptions[0].remove();
     more.selectedIndex = 0;
@@ -155,18 +157,18 @@ if (box) {
     made.querySelector("summary").focus();
   });
   let waiting;
-  box.addEventListener("input", () => {
+  filterInput.addEventListener("input", () => {
     for (const made of holder.querySelectorAll(".facet")) made.follow();
     clearTimeout(waiting);
     waiting = setTimeout(() => {
-      applyFilter(box.value);
-      remember({ q: box.value });
+      applyFilter(filterInput.value);
+      remember({ q: filterInput.value });
     }, 60);
   });
   document.getElementById("clear").addEventListener("click", () => {
-    box.value = "";
-    box.dispatchEvent(new Event("input"));
-    box.focus();
+    filterInput.value = "";
+    filterInput.dispatchEvent(new Event("input"));
+    filterInput.focus();
   });
   // One list is open at a time, and a click elsewhere closes it.
   document.addEventListener("click", (event) => {

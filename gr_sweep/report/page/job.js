@@ -16,7 +16,8 @@ const section = (title, ...content) =>
 const definitions = (pairs) => element("dl", {}, ...pairs.flatMap(([name, value]) =>
   [element("dt", {}, name), element("dd", {}, value)]));
 
-const settingValue = (setting, job) => setting.of[job] === null ? "–" : setting.values[setting.of[job]];
+const settingValue = (setting, job) =>
+  setting.config?.[job] ?? (setting.of[job] === null ? "–" : setting.values[setting.of[job]]);
 
 /** How the job's settings differ from those of another job, or of all others. */
 const differences = (job, other) => {
@@ -52,8 +53,10 @@ const differencesTable = (job, other) => {
         element("th", { scope: "row" }, name), element("td", { className: "own" }, own), element("td", {}, theirs))))));
 };
 
-const number = (value, signed) =>
-  (signed && value > 0 ? "+" : "") + value.toFixed(2).replace("-", "−");
+const number = (value, signed) => {
+  const text = value.toFixed(2).replace(/^-(?=0\.00$)/, "");
+  return (signed && value > 0 && text !== "0.00" ? "+" : "") + text.replace("-", "−");
+};
 
 const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 
@@ -159,12 +162,8 @@ const metricsTable = (job) => {
 };
 
 const copyable = (text) => {
-  const copy = button("copy", async (made) => {
-    await navigator.clipboard.writeText(text);
-    made.textContent = "copied";
-    setTimeout(() => { made.textContent = "copy"; }, 1500);
-  }, "copy the command");
-  copy.className = "copy";
+  const copy = element("button", { type: "button", className: "copy", "aria-label": "copy the command" }, "copy");
+  copies(copy, text);
   return element("div", { className: "command" }, element("pre", {}, text), copy);
 };
 
@@ -189,13 +188,18 @@ const fillPanel = (job) => {
   const at = order.indexOf(job);
   const step = (by, text, label) => {
     const next = order[at + by];
-    const made = button(text, () => showJob(next), label);
+    const made = button(text, () => {
+      showJob(next);
+      // The buttons are new ones: the focus stays on the same, or where it cannot, on the name.
+      const same = panel.querySelector(`[aria-label="${label}"]`);
+      (same.disabled ? panel.querySelector("h2") : same).focus();
+    }, label);
     made.disabled = at < 0 || next === undefined;
     return made;
   };
   const closing = button("✕", () => panel.close(), "close");
   const head = element("header", {},
-    element("h2", { id: "job-title" }, tag(of)),
+    element("h2", { id: "job-title", tabIndex: -1 }, tag(of)),
     element("div", { className: "moves" }, step(-1, "←", "previous job"), step(1, "→", "next job"), closing));
   const body = element("div", { className: "body" });
   body.append(element("p", { className: "muted" }, "folder ", element("code", {}, of.name),
@@ -215,7 +219,7 @@ const fillPanel = (job) => {
   const removal = matrixOf(job, data.keys.matrix);
   const kept = matrixOf(job, data.keys.kept);
   const maps = element("div", { className: "multiples wide" });
-  const isOwn = (part, domain) => domain === part || domain.startsWith(`${part}/`);
+  const isOwn = (part, domain) => isUnder(domain, part);
   if (removal.rows.length)
     maps.append(add("Nats that removing the row adds to the loss on the column",
       heatMap({ ...removal, signed: true, isOwn })));
@@ -261,27 +265,50 @@ const showJob = (job) => {
 };
 
 const openJob = (job) => {
-  openedFrom = document.activeElement;
-  if (!panel.open) panel.showModal();
+  if (!panel.open) openedFrom = document.activeElement;
   showJob(job);
-  panel.querySelector("h2").focus?.();
+  if (!panel.open) panel.showModal();
+  panel.querySelector("h2").focus();
 };
 
+// On paper the panel is a page, and nothing above one.
+let reopenings = 0;
+const reopen = (how) => {
+  if (opened === null) return;
+  reopenings += 1;
+  panel.close();
+  how();
+};
+addEventListener("beforeprint", () => reopen(() => panel.show()));
+addEventListener("afterprint", () => reopen(() => panel.showModal()));
+
 panel?.addEventListener("close", () => {
+  if (reopenings) {
+    reopenings -= 1;
+    return;
+  }
   opened = null;
   remember({ job: "" });
   forget(panel);
   panel.replaceChildren();
   openedFrom?.focus?.();
 });
-// A click beside the panel closes it.
-panel?.addEventListener("click", (event) => { if (event.target === panel) panel.close(); });
+// A click beside the panel closes it, but for one that began inside, as when text is marked.
+let pressed = null;
+panel?.addEventListener("pointerdown", (event) => { pressed = event.target; });
+panel?.addEventListener("click", (event) => {
+  if (event.target === panel && pressed === panel) panel.close();
+});
 panel?.addEventListener("keydown", (event) => {
-  if (event.target.matches("input, select, textarea") || opened === null) return;
+  // Arrows scroll what can be scrolled.
+  if (event.altKey || event.ctrlKey || event.metaKey || opened === null) return;
+  if (event.target.matches("input, select, textarea, [role=region]")) return;
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   const order = [...shown];
   const next = order[order.indexOf(opened) + by];
-  if (by && next !== undefined) showJob(next);
+  if (!by || next === undefined) return;
+  showJob(next);
+  panel.querySelector("h2").focus();
 });
 document.addEventListener("click", (event) => {
   const link = event.target.closest("[data-open]");

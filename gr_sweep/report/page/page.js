@@ -35,7 +35,8 @@ const rowsOfTable = (table) => {
   const header = names.flatMap((name, at) => at && table.tHead.rows[1].cells[at].classList.contains("num") ? [name, `${name}, interval`] : [name]);
   const rows = [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => [...row.cells].flatMap((cell, at) => {
     const text = at ? cell.querySelector("span").textContent : cell.dataset.v;
-    const value = cell.dataset.v === "" || at === 0 ? text : cell.dataset.v;
+    // A bound is none without its sign.
+    const value = cell.dataset.v === "" || at === 0 || /^[<≥]/.test(text) ? text : cell.dataset.v;
     return at && cell.classList.contains("num") ? [value, cell.title || (cell.querySelector("small")?.textContent ?? "")] : [value];
   }));
   return [header, ...rows];
@@ -66,15 +67,28 @@ if (matrices && data.cards.length) {
     const next = waiting.filter(([job]) => shown.has(job)).slice(0, most);
     const taken = new Set(next);
     waiting = waiting.filter((card) => !taken.has(card));
-    end.insertAdjacentHTML("beforebegin", next.map(([, card]) => card).join(""));
+    // In the order of the jobs, whatever the filter showed first.
+    const there = [...matrices.querySelectorAll(".card")];
+    for (const [job, card] of next)
+      (there.find((one) => Number(one.dataset.job) > job) ?? end).insertAdjacentHTML("beforebegin", card);
     end.hidden = !waiting.some(([job]) => shown.has(job));
   };
   const end = element("p", { className: "note" }, "…");
   matrices.append(end);
-  new IntersectionObserver(([entry]) => {
-    if (entry.isIntersecting) addCards(CHUNK);
-  }, { root: matrices, rootMargin: "800px" }).observe(end);
-  listeners.push(() => addCards(CHUNK));
+  const seen = new IntersectionObserver(([entry]) => {
+    if (!entry.isIntersecting) return;
+    addCards(CHUNK);
+    look();
+  }, { root: matrices, rootMargin: "800px" });
+  /** It tells of changes alone: the end may be in view still. */
+  const look = () => {
+    seen.unobserve(end);
+    seen.observe(end);
+  };
+  listeners.push(() => {
+    addCards(0);
+    look();
+  });
   addEventListener("beforeprint", () => addCards(Infinity));
 }
 
@@ -117,7 +131,7 @@ document.getElementById("save-all")?.addEventListener("click", () => {
   const header = ["job", ...settings.map((setting) => setting.name),
     ...keys.flatMap((key) => data.metrics[key].intervals ? [key, `${key}/low`, `${key}/high`] : [key])];
   const rows = [...shown].map((job) => [data.jobs[job].name,
-    ...settings.map((setting) => setting.of[job] === null ? null : setting.values[setting.of[job]]),
+    ...settings.map((setting) => setting.of[job] === null ? null : settingValue(setting, job)),
     ...keys.flatMap((key) => data.metrics[key].intervals
       ? [metric(key, job), ...(interval(key, job) ?? [null, null])] : [metric(key, job)])]);
   saveText(fileName("results", "csv"), csv([header, ...rows]), "text/csv");
@@ -133,23 +147,21 @@ for (const fold of document.querySelectorAll("[data-fold]"))
   });
 
 for (const copy of document.querySelectorAll(".copy"))
-  copy.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(copy.previousElementSibling.textContent);
-    copy.textContent = "copied";
-    setTimeout(() => { copy.textContent = "copy"; }, 1500);
-  });
+  copies(copy, copy.previousElementSibling.textContent);
 
 const followAddress = () => {
   const saved = remembered();
-  if (box && (saved.get("q") ?? "") !== box.value) {
-    box.value = saved.get("q") ?? "";
+  followAxes();
+  if (filterInput && (saved.get("q") ?? "") !== filterInput.value) {
+    filterInput.value = saved.get("q") ?? "";
     for (const made of document.querySelectorAll(".facet")) made.follow();
-    applyFilter(box.value);
+    applyFilter(filterInput.value);
   }
   const wanted = saved.get("job");
   const job = wanted === null ? -1 : data.jobs.findIndex((of) => of.name === wanted);
   if (job >= 0 && job !== opened) openJob(job);
+  else if (job < 0 && opened !== null) panel.close();
 };
 addEventListener("hashchange", followAddress);
-if (box) applyFilter(box.value);
 followAddress();
+if (!filterInput?.value) applyFilter("");

@@ -56,7 +56,8 @@ const theme = (of = document.documentElement) => {
   };
 };
 
-const shows = (of) => of === null || [of].flat().every((job) => shown.has(job));
+/** What several jobs make, a mean say, is there while one of them is. */
+const shows = (of) => of === null || [of].flat().some((job) => shown.has(job));
 
 /** The trace without the points of hidden jobs; null where nothing is left. */
 const filtered = (trace) => {
@@ -103,11 +104,11 @@ const ready = new Promise((resolve) => library.addEventListener("load", resolve)
 addEventListener("load", () => document.head.append(library));
 ready.then(() => redraw());
 
-const draw = (box) => {
-  const figure = figureOf(box);
+const draw = (box, of = document.documentElement) => {
+  const figure = figureOf(box, of);
   drawn.set(box, figure);
   if (!window.Plotly) return;
-  const layout = merged(figure.layout, theme());
+  const layout = merged(figure.layout, theme(of));
   if (narrow.matches) {
     // A finger that scrolls the page must not zoom the plot, and a legend would fill it.
     layout.dragmode = false;
@@ -139,10 +140,14 @@ const watcher = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "400px" });
 
+/** Tables of numbers that are open below a box: each makes itself anew. */
+const tables = new Map();
+
 /** Draw all again: those that are not in view when they come into it. */
 const redraw = () => {
   drawn.clear();
   for (const box of inView) if (box.isConnected) draw(box);
+  for (const renew of tables.values()) renew();
 };
 
 /** Draw `source` in the box, with buttons below it. */
@@ -157,13 +162,14 @@ const plot = (box, source, title) => {
   box.dataset.title = title;
   box.setAttribute("aria-label", `Plot: ${title}. Its numbers are behind the buttons after it.`);
   if (inView.has(box)) draw(box);
+  tables.get(box)?.();
 };
 
 /** No box is left that the page no longer has. */
 const forget = (root) => {
   for (const box of root.querySelectorAll(".plot")) {
     watcher.unobserve(box);
-    for (const known of [sources, drawn, inView]) known.delete(box);
+    for (const known of [sources, drawn, inView, tables]) known.delete(box);
     if (box.dataset.listens) Plotly.purge(box);
   }
 };
@@ -183,7 +189,9 @@ const save = (name, href) => {
 
 const csv = ([columns, ...rows]) => {
   const cell = (value) => {
-    const text = value === null || value === undefined ? "" : String(value);
+    let text = value === null || value === undefined ? "" : String(value);
+    // A spreadsheet would take a name that begins like this for a formula.
+    if (/^[=+\-@\t\r]/.test(text) && isNaN(text)) text = `'${text}`;
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return [columns, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
@@ -202,8 +210,7 @@ const plain = (text) => {
 
 /** The numbers that a box draws: names of columns, then rows. */
 const rowsOf = (box) => {
-  if (!drawn.has(box)) draw(box);
-  const { data: traces, layout } = drawn.get(box);
+  const { data: traces, layout } = figureOf(box);
   const named = (axis, name) =>
     plain(layout[axis]?.title?.text ?? "").replace(/\s*\(?[←↑→↓].*$/, "") || name;
   if (traces[0]?.type === "heatmap") {
@@ -251,6 +258,17 @@ const savePicture = async (box, format) => {
   save(fileName(title, format), url);
 };
 
+/** A button that copies a text. */
+const copies = (made, text) => {
+  // Pages that come over plain http have no clipboard.
+  made.hidden = !navigator.clipboard;
+  made.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(text);
+    made.textContent = "copied";
+    setTimeout(() => { made.textContent = "copy"; }, 1500);
+  });
+};
+
 const button = (text, act, label = text) => {
   const made = element("button", { type: "button", "aria-label": label }, text);
   made.addEventListener("click", () => act(made));
@@ -283,11 +301,23 @@ const tools = (box, rows) => {
     button("SVG", () => savePicture(box, "svg"), "save as SVG"),
     button("CSV", () => saveText(fileName(title(), "csv"), csv(rows()), "text/csv"),
       "save its numbers as CSV"));
+  let table = null;
   const numbers = button("numbers", () => {
-    const open = numbers.getAttribute("aria-expanded") !== "true";
-    numbers.setAttribute("aria-expanded", open);
-    if (open) bar.after(tableOf(rows()));
-    else bar.nextElementSibling.remove();
+    const renew = () => {
+      const next = tableOf(rows());
+      if (table) table.replaceWith(next);
+      else bar.after(next);
+      table = next;
+    };
+    if (table) {
+      table.remove();
+      table = null;
+      tables.delete(box);
+    } else {
+      renew();
+      tables.set(box, renew);
+    }
+    numbers.setAttribute("aria-expanded", table !== null);
   }, "show its numbers");
   numbers.setAttribute("aria-expanded", "false");
   bar.append(numbers);
@@ -296,6 +326,8 @@ const tools = (box, rows) => {
 
 dark.addEventListener("change", redraw);
 narrow.addEventListener("change", redraw);
+// On paper everything is light, and there to be read.
 addEventListener("beforeprint", () => {
-  for (const box of sources.keys()) if (!drawn.has(box)) draw(box);
+  for (const box of sources.keys()) draw(box, document.querySelector(".light"));
 });
+addEventListener("afterprint", redraw);

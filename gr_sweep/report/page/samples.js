@@ -7,7 +7,8 @@ const ENDS = { length: "", end_of_text: " ends here", not_finite: "not a number:
 const commonLength = (first, second) => {
   let at = 0;
   while (at < first.length && first[at] === second[at]) at += 1;
-  return at;
+  // Not between the halves of a character.
+  return /[\uD800-\uDBFF]/.test(first[at - 1] ?? "") ? at - 1 : at;
 };
 
 /** Small models of code write many empty lines: they would be all that one sees. */

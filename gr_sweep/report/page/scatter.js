@@ -25,24 +25,28 @@ const paretoFront = (points, [ofX, ofY]) => {
   return found.sort((a, b) => a.x - b.x);
 };
 
+/** Jobs of which a number is known to be below or above one alone. */
+const boundOf = (axis, job) =>
+  axis.capped.includes(job) ? "at most " : axis.censored.includes(job) ? "at least " : "";
+
 const numberText = (axis, job) => {
   const value = axis.values[job];
   if (value === null) return null;
   const interval = axis.intervals?.[job];
-  const bound = axis.capped.includes(job) ? "at most " : "";
+  const bound = boundOf(axis, job);
   const digits = (number) => Number(number.toPrecision(4)).toString();
   return bound + digits(value) + (interval ? ` [${interval.map(digits).join(", ")}]` : "");
 };
 
 const hoverOf = (job) => {
   const lines = [`<b>${escaped(data.jobs[job].label)}</b>`];
-  const said = (axis) => `${axis.name} ${numberText(axis, job) ?? "–"}`;
+  const said = (axis) => `${axis.label} ${numberText(axis, job) ?? "–"}`;
   lines.push(...[across, up].map(said));
   for (const domain of data.jobs[job].nodes) {
     const own = [across, up]
       .map((axis) => axes.get(`${axis.id} ${domain}`))
       .filter((axis) => axis && axis.values[job] !== null);
-    if (own.length) lines.push(`${escaped(domain)}: ${own.map(said).join(", ")}`);
+    if (own.length) lines.push(own.map(said).join(", "));
   }
   return lines.join("<br>");
 };
@@ -56,9 +60,9 @@ const scatterGroups = () =>
     const centre = (axis) => mean(jobs.map((job) => axis.values[job]));
     // A bound, or a mean over some of the seeds, beats nothing; nor does a control.
     const whole = jobs.length === all.length &&
-      !jobs.some((job) => across.capped.includes(job) || up.capped.includes(job));
+      !jobs.some((job) => boundOf(across, job) || boundOf(up, job));
     const first = data.jobs[jobs[0]];
-    return [{ jobs, first, whole: whole && first.kind !== "random", x: centre(across), y: centre(up) }];
+    return [{ jobs, first, whole: whole && !first.control, x: centre(across), y: centre(up) }];
   });
 
 const frontOf = (groups) => {
@@ -71,7 +75,7 @@ const frontOf = (groups) => {
 };
 
 /** Models that have one of the two numbers alone, as lines: dense, filtered. */
-const linesOf = (axis, other, groups) => {
+const linesOf = (axis, groups) => {
   if (axis.dense !== undefined)
     return [{ at: axis.dense, name: "dense", colour: data.jobs.find((job) => job.edges === "dense")?.colour ?? "#7d8590" }];
   if (!axis.lines) return [];
@@ -94,7 +98,7 @@ const rangeOf = (axis, groups, lines) => {
     for (const job of jobs) values.push(axis.values[job], ...(axis.intervals?.[job] ?? []));
   const kept = values.map(within);
   const [low, high] = [Math.min(...kept), Math.max(...kept)];
-  const pad = 0.08 * (high - low) || 0.1;
+  const pad = 0.08 * (high - low) || 0.08 * Math.abs(low) || 0.1;
   return [low - pad, high + pad];
 };
 
@@ -148,13 +152,16 @@ const isLog = (axis, groups) => {
 const scatterFigure = (plotBox) => {
   const groups = scatterGroups();
   const num = groups.reduce((sum, { jobs }) => sum + jobs.length, 0);
-  const vertical = linesOf(across, up, groups), horizontal = linesOf(up, across, groups);
+  const vertical = linesOf(across, groups), horizontal = linesOf(up, groups);
   if (up.line) horizontal.push({ at: up.line[0], name: up.line[1], colour: OTHER_COLOUR });
   if (across.line) vertical.push({ at: across.line[0], name: across.line[1], colour: OTHER_COLOUR });
   const xRange = rangeOf(across, groups, vertical), yRange = rangeOf(up, groups, horizontal);
   const labelled = groups.length <= LABELLED_GROUPS;
   const size = [(plotBox?.clientWidth || 1000) - 80, (plotBox?.clientHeight || 460) - 92];
-  const sides = labelled ? labelSides(groups, xRange, yRange, ...size) : groups.map(() => "");
+  const placed = groups.map((group) => ({ ...group,
+    x: isLog(across, groups) ? Math.log10(group.x) : group.x, y: isLog(up, groups) ? Math.log10(group.y) : group.y }));
+  const ends = (axis, range) => isLog(axis, groups) ? range.map((end) => Math.log10(Math.max(end, Number.MIN_VALUE))) : range;
+  const sides = labelled ? labelSides(placed, ends(across, xRange), ends(up, yRange), ...size) : groups.map(() => "");
   const front = frontOf(groups);
   const traces = [];
   if (front.length) {
@@ -188,7 +195,10 @@ const scatterFigure = (plotBox) => {
     if (several)
       add(true, group, group.jobs, group.x, group.y,
         `<b>${escaped(group.first.short)}</b><br>mean of ${group.jobs.length} seeds<br>` +
-        [across, up].map((axis, i) => `${axis.name} ${Number([group.x, group.y][i].toPrecision(4))}`).join("<br>"),
+        [across, up].map((axis, i) => `${axis.label} ` +
+          // A mean of bounds is one.
+          (group.jobs.map((job) => boundOf(axis, job)).find(Boolean) ?? "") +
+          Number([group.x, group.y][i].toPrecision(4))).join("<br>"),
         text, sides[at]);
   });
   const kinds = new Set(groups.map(({ first }) => first.kind));
@@ -221,7 +231,7 @@ const scatterFigure = (plotBox) => {
   const named = (lines) => lines.filter(() => labelled || lines.length === 1);
   const side = (axis, isAcross, range) => {
     const title = axisTitle(axis, isAcross);
-    return isLog(axis, groups) ? { title, type: "log", autorange: true } : { title, range, zeroline: Boolean(axis.always) };
+    return isLog(axis, groups) ? { title, type: "log", autorange: true, exponentformat: "power" } : { title, range, zeroline: Boolean(axis.always) };
   };
   return {
     data: traces,
@@ -245,10 +255,10 @@ const scatterRows = () => {
   const groups = scatterGroups();
   const best = new Set(frontOf(groups).flatMap(({ group }) => group.jobs));
   return [
-    ["job", across.title, "low", "high", up.title, "low", "high", "on the frontier"],
+    ["job", across.title, "low", "high", up.title, "low", "high", "on the frontier", "bound across", "bound up"],
     ...groups.flatMap(({ jobs }) => jobs.map((job) => [
       data.jobs[job].label, across.values[job], ...bounds(across, job),
-      up.values[job], ...bounds(up, job), best.has(job) ? "yes" : "",
+      up.values[job], ...bounds(up, job), best.has(job) ? "yes" : "", boundOf(across, job).trim(), boundOf(up, job).trim(),
     ])),
   ];
 };
@@ -259,18 +269,18 @@ const jobLink = (job, text) => {
   return link;
 };
 
+let followAxes = () => {};
 const scatterBox = document.getElementById("scatter");
 if (scatterBox) {
   const selects = ["x", "y"].map((side) => document.getElementById(`axis-${side}`));
   const notes = document.getElementById("scatter-notes");
-  const show = () => {
-    plot(scatterBox, scatterFigure, `${up.name} over ${across.name}`);
+  const note = () => {
     const groups = scatterGroups();
     const front = frontOf(groups);
     const placed = new Set(groups.flatMap(({ jobs }) => jobs));
     const missing = [...shown].filter((job) => data.jobs[job].edges !== "dense" && !placed.has(job)).length;
-    const beyond = [across, up].flatMap((axis) => axis.clip
-      ? [...placed].filter((job) => axis.values[job] < axis.clip[0] || axis.values[job] > axis.clip[1]) : []).length;
+    const beyond = [...placed].filter((job) => [across, up].some((axis) =>
+      axis.clip && (axis.values[job] < axis.clip[0] || axis.values[job] > axis.clip[1]))).length;
     const said = [];
     if (missing) said.push(`Not drawn: ${missing} job${missing > 1 ? "s" : ""} without one of the two numbers.`);
     if (beyond) said.push(`${beyond} beyond the axes.`);
@@ -282,15 +292,26 @@ if (scatterBox) {
     }
     if (said.length) notes.append(element("p", { className: "note" }, said.join(" ")));
   };
+  const show = () => {
+    plot(scatterBox, scatterFigure, `${up.label} over ${across.label}`);
+    note();
+  };
+  /** Put the numbers of the address on the axes; those that it does not name as they were at first. */
+  followAxes = () => {
+    const wanted = ["x", "y"].map((side, at) => axes.get(remembered().get(side)) ?? first[at]);
+    if (wanted[0] === across && wanted[1] === up) return;
+    [across, up] = wanted;
+    selects.forEach((select, at) => { select.value = wanted[at].id; });
+    show();
+  };
+  const first = [across, up];
   selects.forEach((select, at) => {
     const groups = Map.groupBy ? Map.groupBy(data.axes, (axis) => axis.group)
       : data.axes.reduce((all, axis) => all.set(axis.group, [...(all.get(axis.group) ?? []), axis]), new Map());
     for (const [label, members] of groups)
       select.append(element("optgroup", { label },
         ...members.map((axis) => element("option", { value: axis.id }, axis.name))));
-    const saved = axes.get(remembered().get("xy"[at]));
-    if (saved) at ? (up = saved) : (across = saved);
-    select.value = (at ? up : across).id;
+    select.value = first[at].id;
     select.addEventListener("change", () => {
       if (at) up = axes.get(select.value);
       else across = axes.get(select.value);
@@ -309,5 +330,5 @@ if (scatterBox) {
   // Its own table: a row a job with both numbers, instead of a row a marker.
   const bar = scatterBox.nextElementSibling;
   bar.replaceWith(tools(scatterBox, scatterRows));
-  listeners.push(show);
+  listeners.push(note);
 }
