@@ -1,8 +1,9 @@
 r"""Takes the screenshots of these pages into docs/pictures/, of a sweep that has finished:
 
     gr-sweep -m edges=none,act,weight,both route.foreign_dropout=0.5,1.0 train.steps=200 \
-        'baselines=[dense,filtered]' data=local data.root=DIR hydra.sweep.dir=outputs/shown
-    python docs/screenshots.py outputs/shown
+        data=local data.root=DIR 'baselines=[dense,filtered]' \
+        hydra.sweep.dir=outputs/edges-and-dropout
+    python docs/screenshots.py outputs/edges-and-dropout
 
 The report is looked at in Chromium, and the terminal's table while a sweep of small jobs runs. It
 needs what the tests of the page need: playwright, pillow and Debian's chromium.
@@ -10,6 +11,7 @@ needs what the tests of the page need: playwright, pillow and Debian's chromium.
 
 import argparse
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from gr_sweep.cli.overview import Overview
 from gr_sweep.cli.watch import Frame, as_svg
 from gr_sweep.errors import ReportError
 from gr_sweep.folder import State
-from gr_sweep.report import write_report
+from gr_sweep.report import read_sweep, write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -45,14 +47,31 @@ def main() -> None:
     sweep = parser.parse_args().sweep
     from playwright.sync_api import sync_playwright
 
-    report = write_report(sweep)
+    write_report(sweep)
     with sync_playwright() as started, tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "index.html"
+        report.write_text(page_of(sweep), encoding="utf-8")
         chromium = shutil.which("chromium") or shutil.which("chromium-browser")
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         take_report(browser, report)
         running, done = frames(Path(scratch) / "edges")
         take_terminal(browser, "watch", running)
         take_terminal(browser, "status", done)
+
+
+def page_of(sweep: Path) -> str:
+    """The page without the places of this machine."""
+    page = (sweep / "report" / "index.html").read_text(encoding="utf-8")
+    page = re.sub(r"hydra\.sweep\.dir=[^\s\"<\\]+", f"hydra.sweep.dir=outputs/{sweep.name}", page)
+    places = {}
+    for job in read_sweep(sweep).jobs:
+        root = job.settings.get("data.root")
+        if root:
+            # In a folder's name slashes are dashes.
+            places |= {root: "DIR", root.replace("/", "-"): "DIR"}
+    for place, name in places.items():
+        page = page.replace(place, name)
+    return page
 
 
 def take_report(browser: "Browser", report: Path) -> None:
@@ -68,7 +87,7 @@ def take_report(browser: "Browser", report: Path) -> None:
     with opened(browser, report, WIDE, color_scheme="dark") as page:
         page.evaluate("document.getElementById('removal').scrollIntoView()")
         keep(page, "report-dark")
-    with opened(browser, report, PHONE, device_scale_factor=2, has_touch=True) as page:
+    with opened(browser, report, PHONE, has_touch=True) as page:
         page.evaluate("document.getElementById('utility-separability').scrollIntoView()")
         keep(page, "report-phone")
 
@@ -80,7 +99,7 @@ def opened(
     context = browser.new_context(viewport=size, **options)
     page = context.new_page()
     page.goto(report.resolve().as_uri())
-    page.locator("#scatter .point").first.wait_for(state="attached")
+    page.wait_for_function("window.Plotly")
     yield page
     context.close()
 
@@ -105,7 +124,7 @@ def frames(folder: Path) -> tuple[str, str]:
     if running is None or sweep.returncode:
         raise SystemExit(f"the sweep ended with status {sweep.returncode} before it could be seen")
     jobs = Overview(folder).look()
-    return running, as_svg("gr-sweep status outputs/edges", 104, status.table_of(jobs))
+    return running, as_svg("gr-sweep status outputs/edges", 112, status.table_of(jobs))
 
 
 def take_terminal(browser: "Browser", name: str, svg: str) -> None:
@@ -123,12 +142,10 @@ def keep(page: "Page", name: str) -> None:
 
 
 def save(png: bytes, name: str) -> None:
-    """With 256 colours: a third of the size, and nobody sees the difference."""
     from PIL import Image
 
     path = FOLDER / f"{name}.png"
-    image = Image.open(io.BytesIO(png)).convert("RGBA")
-    image.quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
+    Image.open(io.BytesIO(png)).save(path, optimize=True)
     print(f"{path} ({path.stat().st_size // 1024} KiB)")
 
 
