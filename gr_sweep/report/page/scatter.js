@@ -66,7 +66,8 @@ const scatterGroups = () =>
   });
 
 const frontOf = (groups) => {
-  if (!across.direction || !up.direction) return [];
+  // One setting beats nothing and is beaten by nothing.
+  if (!across.direction || !up.direction || groups.length < 2) return [];
   const most = (axis, value) => Math.min(value, axis.most ?? Infinity);
   const points = groups.filter((group) => group.whole)
     // More than gone is no better than gone.
