@@ -185,7 +185,7 @@ def announce(folder: Path, title: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if standing(folder).state in (State.running, State.done):
         return
-    with _lock(folder) as is_free:
+    with locked(folder) as is_free:
         if is_free:
             record = read_record(folder) or Record(State.waiting)
             record.state, record.title, record.holder = State.waiting, title, None
@@ -198,7 +198,7 @@ def note_end(folder: Path, state: State, error: str) -> None:
     record = read_record(folder) or Record(state)
     if record.state is State.running and _is_alive(folder, record):
         return
-    with _lock(folder) as is_free:
+    with locked(folder) as is_free:
         if is_free:
             record = read_record(folder) or Record(state)
             record.state, record.error, record.is_bug = state, error, False
@@ -302,7 +302,7 @@ def held(folder: Path, title: str = "") -> Iterator[Hold]:
         HeldError: another process works in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder, timeout_s=_PROBE_S) as is_free:
+    with locked(folder, timeout_s=_PROBE_S) as is_free:
         if not is_free:
             raise _held_by(folder)
         _await_silence(folder)
@@ -313,13 +313,17 @@ def held(folder: Path, title: str = "") -> Iterator[Hold]:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, timeout_s: float = 0.0) -> Iterator[bool]:
+def locked(folder: Path, name: str = _LOCK, *, timeout_s: float = 0.0) -> Iterator[bool]:
     """Whether the folder's lock is this process's inside; it ends with the process in any case.
+
+    Args:
+        name: of the file that is locked, for another lock than that of whoever runs the job.
+        timeout_s: how long it is waited for.
 
     On a file system without locks it is everybody's: signs of life are all there is then. (A lock
     that is a file, as `filelock` makes it there, would outlive a process that is killed.)
     """
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
     give_up = time.monotonic() + timeout_s
     try:
         while True:

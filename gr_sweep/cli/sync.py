@@ -1,16 +1,21 @@
 """The verb `sync`: uploads what the jobs of a folder logged to W&B offline."""
 
 import argparse
+import contextlib
 import enum
+import signal
+import sys
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gr_sweep.arguments import Parser
-from gr_sweep.errors import TrackingError
+from gr_sweep.errors import HeldError, TrackingError
 from gr_sweep.folder import State, job_folders, standing
+from gr_sweep.train.stop import Stopped
 
 if TYPE_CHECKING:
     from gr_sweep.tracking.wandb_api import Server
@@ -33,7 +38,7 @@ class Outcome(enum.Enum):
     none = "without W&B"
     """It logged nothing there."""
     left = "left"
-    """It is running."""
+    """It is running, or somebody else uploads it."""
     failed = "failed"
 
 
@@ -80,48 +85,95 @@ def sync(
         ConfigError: no W&B key is configured.
     """
     from gr_sweep.tracking.wandb_api import Server
-    from gr_sweep.tracking.wandb_upload import kept_files, upload_job
+    from gr_sweep.tracking.wandb_upload import Uploads, kept_files, upload_job
 
     jobs = job_folders(folder)
-    running = [job for job in jobs if standing(job).state is State.running]
-    waiting = [job for job in jobs if job not in running and kept_files(job)]
+    is_elsewhere = entity is not None or project is not None
+
+    def is_waiting(job: Path) -> bool:
+        return bool(kept_files(job, with_marked=is_elsewhere))
+
     away: list[str] = []
     """Why nothing further is tried: the server was found to be away."""
-    if waiting and server is None:
+    if server is None and any(
+        is_waiting(job) for job in jobs if standing(job).state is not State.running
+    ):
         try:
             server = Server()
         except TrackingError as error:
             away.append(str(error))
 
+    uploads = Uploads()
+    at_work: set[Path] = set()
+
     def one(job: Path) -> tuple[Outcome, str]:
-        if job in running:
+        # Now, not when the command began: hours may lie between.
+        if standing(job).state is State.running:
             return Outcome.left, "it is running"
-        if job not in waiting:
+        if not is_waiting(job):
             has_logged = any(job.glob("wandb/*run-*"))
             return (Outcome.there if has_logged else Outcome.none), ""
         if away:
             return Outcome.failed, away[0]
-        assert server is not None
+        if server is None:
+            return Outcome.left, "it has just ended"
+        at_work.add(job)
         try:
-            num_rows = upload_job(job, server, entity=entity, project=project)
+            num_rows = upload_job(job, server, uploads, entity=entity, project=project)
+        except HeldError as error:
+            return Outcome.left, str(error)
         except TrackingError as error:
             try:
-                server.check()
+                if not uploads.are_over:
+                    server.check()
             except TrackingError as gone:
                 away.append(str(gone))
             return Outcome.failed, str(error)
+        finally:
+            at_work.remove(job)
         if num_rows is None:
             return Outcome.there, ""
         return Outcome.uploaded, f"{num_rows} row{'s' * (num_rows != 1)}"
 
     found: Counter[Outcome] = Counter()
     pool = ThreadPoolExecutor(AT_ONCE, "sync")
-    try:
-        for job, (outcome, words) in zip(jobs, pool.map(one, jobs), strict=True):
-            found[outcome] += 1
-            say(f"{job.name}: {outcome.value}" + (f", {words}" if words else ""))
-    finally:
-        # An interrupt waits for the uploads that have begun, not for the others.
-        pool.shutdown(cancel_futures=True)
+    with _stopping():
+        try:
+            try:
+                for job, (outcome, words) in zip(jobs, pool.map(one, jobs), strict=True):
+                    found[outcome] += 1
+                    say(f"{job.name}: {outcome.value}" + (f", {words}" if words else ""))
+            except KeyboardInterrupt:
+                if num := len(at_work):
+                    said = f"waiting for {num} upload{'s' * (num != 1)}; Ctrl-C again ends them"
+                    print(f"gr-sweep: {said}", file=sys.stderr)
+                pool.shutdown(cancel_futures=True)
+                raise
+        except BaseException:
+            uploads.end()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
     say(", ".join(f"{found[outcome]} {outcome.value}" for outcome in Outcome if found[outcome]))
     return found
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """SIGTERM, and SIGHUP where it is not ignored, raise `Stopped` inside: what runs is ended."""
+    signals = [signal.SIGTERM, signal.SIGHUP]
+    if threading.current_thread() is not threading.main_thread():
+        signals = []  # which alone may say so
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.getsignal(number) for number in signals}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])

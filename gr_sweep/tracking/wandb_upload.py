@@ -5,21 +5,27 @@ the rest of one that was logged online.
 marks a folder as synced and ends with status 0 though the server refused rows or files, which its
 log alone tells; and what an interrupted upload has sent already it appends once more. So the copy
 holds the rows that the server has not, and folders are marked here, when all of them are there.
+
+An upload takes hours on a slow line, and a job is not kept from being started by one: uploads have
+a lock of their own, and what was written to in the meantime is not marked.
 """
 
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import TrackingError
+from gr_sweep.errors import HeldError, TrackingError
+from gr_sweep.folder import Holder, State, locked, standing
 from gr_sweep.tracking.wandb import read_records
 from gr_sweep.tracking.wandb_api import (
     REQUEST_TIMEOUT_S,
@@ -27,6 +33,8 @@ from gr_sweep.tracking.wandb_api import (
     RETRY_WAIT_S,
     Server,
     ServerRun,
+    plain_url,
+    without_secrets,
 )
 from gr_sweep.tracking.wandb_file import write_payloads
 
@@ -45,6 +53,20 @@ _OF_A_RUN = (
 
 _MARKER = ".synced"
 _OFFLINE = "offline-"
+_LOCK = ".upload_lock"
+"""In a job's folder: held by who uploads it, with its name inside."""
+
+_WANDB = """
+import ctypes, os, runpy, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("its parent is gone")
+del sys.argv[1]
+runpy.run_module("wandb", run_name="__main__", alter_sys=True)
+"""
+"""Runs wandb's command, which ends with the process that started it, named as the first argument:
+beside the next upload it would send rows twice."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,8 @@ class Kept:
     steps: tuple[int, ...]
     """The numbers of its rows."""
     has_end: bool
+    stamp: tuple[int, int]
+    """Size and time of change when it was read."""
 
     @property
     def is_offline(self) -> bool:
@@ -67,18 +91,21 @@ class Kept:
 
     @property
     def is_marked(self) -> bool:
-        """Whether it was uploaded whole."""
+        """Whether it was uploaded whole to where it names."""
         return _marker(self.path).exists()
 
-    @property
-    def num_rows(self) -> int:
-        """Rows of the run once this file and those before it are uploaded."""
-        return self.steps[-1] + 1 if self.steps else 0
 
+def kept_files(job: Path, *, with_marked: bool = False) -> list[Path]:
+    """The files of a job's attempts, oldest first.
 
-def kept_files(job: Path) -> list[Path]:
-    """The files of a job's attempts, oldest first; not those that were uploaded whole."""
-    found = [path for path in job.glob("wandb/*run-*/run-*.wandb") if not _marker(path).exists()]
+    Args:
+        with_marked: those too that were uploaded whole to where they name.
+    """
+    found = [
+        path
+        for path in job.glob("wandb/*run-*/run-*.wandb")
+        if with_marked or not _marker(path).exists()
+    ]
     return sorted(found, key=lambda path: (path.parent.name.removeprefix(_OFFLINE), path.name))
 
 
@@ -90,6 +117,7 @@ def read_kept(path: Path) -> Kept | None:
     """
     run, steps, has_end = None, [], False
     try:
+        stamp = _stamp(path)
         for record, _ in read_records(path):
             kind = record.WhichOneof("record_type")
             if kind == "run":
@@ -102,93 +130,179 @@ def read_kept(path: Path) -> Kept | None:
         raise TrackingError(f"{path} cannot be read: {error.strerror}") from error
     if run is None:
         return None
-    return Kept(path, run.run_id, run.entity, run.project, tuple(steps), has_end)
+    return Kept(path, run.run_id, run.entity, run.project, tuple(steps), has_end, stamp)
 
 
-def missing_on(run: ServerRun | None, kept: Sequence[Kept]) -> list[Kept]:
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def missing_on(
+    run: ServerRun | None, has: Set[int], kept: Sequence[Kept], *, is_own: bool
+) -> list[Kept]:
     """Those of a run's files that hold something that the server has not.
 
-    An offline file without a marker counts: its summary may be missing. An online one does where
+    An offline file without a marker counts: its summary may be missing. Any other one does where
     the server lacks rows of it, or its end.
 
     Args:
         run: as the server has it; None: it does not.
+        has: the numbers of the rows that are there.
         kept: of one run, oldest first.
+        is_own: whether it is the place that the files name, which their markers are about.
     """
     if run is None:
         return list(kept)
     return [
         one
         for one in kept
-        if one.is_offline
-        or one.num_rows > run.num_rows
+        if (is_own and one.is_offline and not one.is_marked)
+        or not has >= set(one.steps)
         or (one.has_end and one is kept[-1] and not run.has_ended)
     ]
 
 
+class Uploads:
+    """The processes that upload for a command. They end with it, and `end` ends them before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self.are_over = False
+        """Whether they were ended."""
+
+    def run(
+        self, words: Sequence[str], folder: Path, environment: Mapping[str, str], limit_s: float
+    ) -> tuple[int, str]:
+        """Status and output of a command of wandb's.
+
+        Raises:
+            TrackingError: it took longer than `limit_s`, or uploads were ended.
+        """
+        with self._lock:
+            if self.are_over:
+                raise TrackingError("it was interrupted")
+            process = subprocess.Popen(
+                [sys.executable, "-c", _WANDB, str(os.getpid()), *words],
+                cwd=folder,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                # Ctrl-C is for who started it, and wandb's own process is of the group.
+                start_new_session=True,
+            )
+            self._running.add(process)
+        try:
+            said, _ = process.communicate(timeout=limit_s)
+        except BaseException as error:
+            _kill(process)
+            process.communicate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise TrackingError(f"it took longer than {limit_s:.0f} s") from error
+            raise
+        finally:
+            with self._lock:
+                self._running.remove(process)
+        return process.returncode, said
+
+    def end(self) -> None:
+        """Ends those that run; none begins any more."""
+        with self._lock:
+            self.are_over = True
+            for process in self._running:
+                _kill(process)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def upload(
-    kept: Sequence[Kept], run: ServerRun | None, *, entity: str, project: str, url: str
+    kept: Sequence[Kept],
+    has: Set[int],
+    server: Server,
+    uploads: Uploads,
+    *,
+    entity: str,
+    project: str,
 ) -> int:
-    """Uploads files of one run, oldest first, and marks the offline ones as synced.
+    """Uploads files of one run, oldest first.
 
     Args:
-        run: as the server has it.
-        url: of the server.
+        has: the numbers of the rows that the server has.
 
     Returns:
         The number of rows that the server did not have.
 
     Raises:
-        TrackingError: it did not take everything. Nothing is marked; the next upload goes on from
-            what the server has then.
+        TrackingError: it did not take everything; the next upload goes on from what the server has
+            then.
     """
-    has = 0 if run is None else run.num_rows
-    num_rows = 0
+    there = set(has)
     with tempfile.TemporaryDirectory(prefix="gr-sweep-sync-") as name:
         folder = Path(name)
         copies = []
         for one in kept:
             try:
-                copies.append(_copy_of_rest(one, has, folder))
-            except OSError as error:
-                raise TrackingError(f"{one.path} cannot be copied: {error.strerror}") from error
-            num_rows += sum(step >= has for step in one.steps)
-        size = sum(path.stat().st_size for copy in copies for path in copy.parent.rglob("*"))
-        _sync(copies, folder, entity, project, url, START_S + size / SLOWEST_BYTES_S)
-    for one in kept:
-        if one.is_offline:
-            _marker(one.path).touch()
-    return num_rows
+                copies.append(_copy_of_rest(one, there, folder))
+            except (OSError, shutil.Error) as error:
+                reason = error.strerror or "a file beside it is in the way"
+                raise TrackingError(f"{one.path} cannot be copied: {reason}") from error
+            # Files of online attempts overlap: a resume begins with what the server had then.
+            there.update(one.steps)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        _sync(copies, folder, entity, project, server, uploads, START_S + size / SLOWEST_BYTES_S)
+    return len(there) - len(has)
 
 
 def _marker(path: Path) -> Path:
     return path.with_name(path.name + _MARKER)
 
 
-def _copy_of_rest(kept: Kept, has: int, folder: Path) -> Path:
+def _copy_of_rest(kept: Kept, has: Set[int], folder: Path) -> Path:
     """The file without the rows that the server has, in a run's folder of its own."""
     copy = folder / "runs" / kept.path.parent.name / kept.path.name
     copy.parent.mkdir(parents=True)
     files = kept.path.parent / "files"
+    media = files / "media"
+
+    def copy_file(source: str, target: str) -> None:
+        if Path(source).is_relative_to(media):
+            Path(target).symlink_to(Path(source).resolve())  # large, and read alone
+        else:
+            shutil.copyfile(source, target)  # `wandb sync` writes some anew
+
     if files.is_dir():
-        (copy.parent / "files").symlink_to(files.resolve(), target_is_directory=True)
+        shutil.copytree(files, copy.parent / "files", copy_function=copy_file)
     write_payloads(copy, _rest(kept.path, has))
     return copy
 
 
-def _rest(path: Path, has: int) -> Iterator[bytes]:
+def _rest(path: Path, has: Set[int]) -> Iterator[bytes]:
     for record, payload in read_records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run" and record.run.resume:
             # It would count the rows of the file on from those that the server has.
             record.run.resume = False
             yield record.SerializeToString()
-        elif kind != "history" or record.history.step.num >= has:
+        elif kind != "history" or record.history.step.num not in has:
             yield payload
 
 
 def _sync(
-    copies: Sequence[Path], folder: Path, entity: str, project: str, url: str, limit_s: float
+    copies: Sequence[Path],
+    folder: Path,
+    entity: str,
+    project: str,
+    server: Server,
+    uploads: Uploads,
+    limit_s: float,
 ) -> None:
     """Runs `wandb sync`.
 
@@ -208,34 +322,20 @@ def _sync(
     retries["WANDB__FILE_TRANSFER_TIMEOUT_SECONDS"] = str(limit_s)
     environment = {name: value for name, value in os.environ.items() if name not in _OF_A_RUN}
     environment |= {"WANDB_DIR": str(folder), "WANDB_SILENT": "false", **retries}
-    command = [sys.executable, "-m", "wandb", "sync", "--include-online", "--yes"]
-    command += ["--entity", entity, "--project", project, *(str(path.parent) for path in copies)]
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    environment |= server.environment
+    words = ["sync", "--include-online", "--yes", "--entity", entity, "--project", project]
+    words += [str(path.parent) for path in copies]
     try:
-        said, _ = process.communicate(timeout=limit_s)
-    except BaseException as error:
-        # wandb's own process goes with it.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise TrackingError(f"W&B at {url} did not take it within {limit_s:.0f} s") from error
-        raise
+        status, said = uploads.run(words, folder, environment, limit_s)
+    except TrackingError as error:
+        raise TrackingError(f"W&B at {server.url} did not take everything: {error}") from error
     is_whole = all(_marker(path).exists() for path in copies)
     reason = _reason(said, _log_of(folder))
-    if reason is not None or process.returncode or not is_whole:
+    if reason is not None or status or not is_whole:
         reason = reason or said.strip().rpartition("\n")[2] or "it does not say why"
-        raise TrackingError(f"W&B at {url} did not take everything: {reason}")
+        raise TrackingError(
+            f"W&B at {server.url} did not take everything: {without_secrets(reason)}"
+        )
 
 
 def _log_of(folder: Path) -> Iterator[dict[str, Any]]:
@@ -263,34 +363,88 @@ def _reason(said: str, log: Iterator[dict[str, Any]]) -> str | None:
     if not lines and not files:
         return None
     refused = [
-        f"HTTP {entry['status']} for {entry.get('url')}" for entry in failed if "status" in entry
+        f"HTTP {entry['status']} for {plain_url(str(entry.get('url')))}"
+        for entry in failed
+        if "status" in entry
     ]
     found = [line for line in lines if "<no message>" not in line and "Fatal error" not in line]
     return " ".join((refused or found or files or lines)[0].split())
 
 
-def upload_job(job: Path, server: Server, *, entity: str | None, project: str | None) -> int | None:
-    """Uploads what the server lacks of a job.
+def upload_job(
+    job: Path, server: Server, uploads: Uploads, *, entity: str | None, project: str | None
+) -> int | None:
+    """Uploads what the server lacks of a job, and marks what was uploaded to where it names.
 
     Args:
-        entity, project: in place of those that the job's files name.
+        entity, project: in place of those that the job's files name. The server is asked then what
+            it has, whatever the markers say.
 
     Returns:
         The number of rows that the server did not have; None where nothing was missing.
 
     Raises:
-        TrackingError: a file that cannot be read, or a server that did not take everything.
+        HeldError: the job runs, or is uploaded by somebody else; or a file was written to
+            meanwhile. The message says which, without the job's name.
+        TrackingError: a file that cannot be read or marked, or a server that did not take
+            everything.
     """
-    found = [kept for path in kept_files(job) if (kept := read_kept(path)) is not None]
+    is_elsewhere = entity is not None or project is not None
     num_rows, is_news = 0, False
-    # One in all but a folder that was put together by hand.
-    for run_id in dict.fromkeys(kept.run_id for kept in found):
-        of_run = [kept for kept in found if kept.run_id == run_id]
-        owner = entity or of_run[0].entity or server.default_entity
-        name = project or of_run[0].project
-        run = server.runs(owner, name, ids=[run_id]).get(run_id)
-        missing = missing_on(run, of_run)
-        if missing:
-            num_rows += upload(missing, run, entity=owner, project=name, url=server.url)
-            is_news = True
+    with _alone(job):
+        paths = kept_files(job, with_marked=is_elsewhere)
+        # Once they are listed: the file of an attempt that begins from here on is none of them.
+        if standing(job).state is State.running:
+            raise HeldError("it is running")
+        found = [kept for path in paths if (kept := read_kept(path)) is not None]
+        # One in all but a folder that was put together by hand.
+        for run_id in dict.fromkeys(kept.run_id for kept in found):
+            of_run = [kept for kept in found if kept.run_id == run_id]
+            own = (of_run[0].entity or server.default_entity, of_run[0].project)
+            place = (entity or own[0], project or own[1])
+            run = server.runs(*place, ids=[run_id]).get(run_id)
+            has = frozenset() if run is None else server.steps(run)
+            missing = missing_on(run, has, of_run, is_own=place == own)
+            if missing:
+                owner, name = place
+                num_rows += upload(missing, has, server, uploads, entity=owner, project=name)
+                is_news = True
+                if place == own:
+                    _mark(missing)
     return num_rows if is_news else None
+
+
+@contextlib.contextmanager
+def _alone(job: Path) -> Iterator[None]:
+    """Nobody else uploads the job inside.
+
+    Raises:
+        HeldError: somebody does.
+    """
+    path = job / _LOCK
+    with contextlib.ExitStack() as stack:
+        try:
+            is_free = stack.enter_context(locked(job, _LOCK))
+            if is_free:
+                path.write_text(f"{Holder.here()}\n", encoding="utf-8")
+        except OSError:
+            is_free = True  # a folder that cannot be written: what can be read goes up all the same
+        if not is_free:
+            who = path.read_text(encoding="utf-8").strip() or "another process"
+            raise HeldError(f"{who} uploads it")
+        yield
+
+
+def _mark(kept: Sequence[Kept]) -> None:
+    """Marks the offline files as uploaded."""
+    for one in kept:
+        marker = _marker(one.path)
+        try:
+            if one.is_offline and _stamp(one.path) != one.stamp:
+                raise HeldError("it was written to meanwhile")
+            if one.is_offline:
+                marker.touch()
+        except OSError as error:
+            raise TrackingError(
+                f"it was uploaded, but {marker} cannot be made: {error.strerror}"
+            ) from error

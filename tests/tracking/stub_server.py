@@ -168,6 +168,7 @@ class StubServer:
             "CreateRunFiles": self._create_files,
             "GetDefaultEntity": self._viewer,
             "Runs": self._runs_of_project,
+            "HistoryPage": self._history_page,
             "GetProjects": self._projects,
             "ProjectInternalId": self._project_id,
             "Views": self._views_of_project,
@@ -279,7 +280,10 @@ class StubServer:
             "summaryMetrics": json.dumps(run.summary),
             "historyLineCount": len(run.lines.get(_HISTORY, [])),
             "user": {"name": ENTITY, "username": ENTITY},
-            "historyKeys": {"keys": {name: {} for name in sorted(names)}, "lastStep": 0},
+            "historyKeys": {
+                "keys": {name: {} for name in sorted(names)},
+                "lastStep": max((row["_step"] for row in run.history), default=-1),
+            },
         }
 
     def _runs_of_project(self, variables: dict[str, Any]) -> dict[str, Any]:
@@ -300,6 +304,13 @@ class StubServer:
         more = {"endCursor": str(start + len(page)), "hasNextPage": start + len(page) < len(runs)}
         found = {"edges": edges, "pageInfo": more}
         return {"project": {"internalId": 1, "runCount": len(runs), "runs": found}}
+
+    def _history_page(self, variables: dict[str, Any]) -> dict[str, Any]:
+        steps = range(variables["first"], variables["end"])
+        rows = [
+            json.dumps(row) for row in self._run(variables["name"]).history if row["_step"] in steps
+        ]
+        return {"project": {"run": {"history": rows[: variables["most"]]}}}
 
     def _projects(self, variables: dict[str, Any]) -> dict[str, Any]:
         names = sorted({run.project for run in self.runs.values()})
