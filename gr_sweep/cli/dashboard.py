@@ -8,7 +8,6 @@ import argparse
 import importlib.util
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +101,6 @@ def _of_folder(arguments: argparse.Namespace) -> int:
     _check_library()
 
     from gr_sweep.tracking.wandb_api import Server
-    from gr_sweep.tracking.wandb_views import save
 
     server = Server()
     found = sync(
@@ -115,16 +113,31 @@ def _of_folder(arguments: argparse.Namespace) -> int:
     owner = entity or server.default_entity
     runs = _settled_runs(sweep, ids, server, owner, project)
     there = {name: runs[run_id] for name, run_id in ids.items() if run_id in runs}
-    for name in ids.keys() - there.keys():
+    for name in sorted(ids.keys() - there.keys()):
         print(f"{name}: no run of {owner}/{project}, left out")
     for unfinished in sweep.unfinished:
         print(f"{unfinished.name}: {unfinished.why}, left out")
     if not there:
         raise TrackingError(f"{server.url} has no run of {arguments.dir} in {owner}/{project}")
     shown = _only(sweep, there)
-    _add_joined(shown, there, server)
-    for what, url, is_new in save(_dashboard(shown, entity, project, groups), server, owner):
-        print(f"{what} {'made' if is_new else 'updated'}: {url}")
+    added = _add_joined(shown, there, server)
+    dashboard = _dashboard(
+        shown,
+        entity,
+        project,
+        groups,
+        history=frozenset().union(*(run.history_keys for run in there.values())) & _history(shown),
+        media=frozenset(key for run in there.values() for key in run.summary),
+        summary=_summary(_only(shown, added))
+        | frozenset(
+            key for job in shown.jobs if job.name not in added for key in there[job.name].metrics
+        ),
+        added=[
+            _added(shown, job) if job.name in added else there[job.name].config.get(ADDED) or {}
+            for job in shown.jobs
+        ],
+    )
+    _save(dashboard, server, owner)
     return 1 if found[Outcome.failed] else 0
 
 
@@ -132,7 +145,6 @@ def _of_server(arguments: argparse.Namespace) -> int:
     _check_library()
 
     from gr_sweep.tracking.wandb_api import Server
-    from gr_sweep.tracking.wandb_views import save
 
     server = Server()
     entity = arguments.entity or server.default_entity
@@ -155,9 +167,15 @@ def _of_server(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _print(dashboard)
         return 0
+    _save(dashboard, server, entity)
+    return 0
+
+
+def _save(dashboard: Dashboard, server: "Server", entity: str) -> None:
+    from gr_sweep.tracking.wandb_views import save
+
     for what, url, is_new in save(dashboard, server, entity):
         print(f"{what} {'made' if is_new else 'updated'}: {url}")
-    return 0
 
 
 def _check_library() -> None:
@@ -214,9 +232,12 @@ def _place(
 
 
 def _groups(jobs: Iterable["Job"]) -> list[str]:
-    """Their W&B groups, the largest first; a folder that was renamed has several."""
-    counts = Counter(str(job.settings.get("tracking.group") or job.sweep) for job in jobs)
-    return [group for group, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    """Their W&B groups, that of the oldest job first; a folder that was renamed has several."""
+    groups = (
+        str(job.settings.get("tracking.group") or job.sweep)
+        for job in sorted(jobs, key=lambda job: (job.started, job.name))
+    )
+    return list(dict.fromkeys(groups))
 
 
 def _only(sweep: "Sweep", names: Iterable[str]) -> "Sweep":
@@ -250,8 +271,10 @@ def _is_settled(job: "Job", run: "ServerRun") -> bool:
     )
 
 
-def _add_joined(sweep: "Sweep", runs: "Mapping[str, ServerRun]", server: "Server") -> None:
-    """Adds to the runs what the report knows of them, and says what."""
+def _add_joined(sweep: "Sweep", runs: "Mapping[str, ServerRun]", server: "Server") -> set[str]:
+    """Adds to the runs what the report knows of them, and says what; the names of the jobs whose
+    runs have it now."""
+    added = set()
     for job in sweep.jobs:
         run = runs[job.name]
         if not _is_settled(job, run):
@@ -260,6 +283,16 @@ def _add_joined(sweep: "Sweep", runs: "Mapping[str, ServerRun]", server: "Server
         changed = server.add(run, _metrics(job), {ADDED: _added(sweep, job)}, JOINED)
         if changed:
             print(f"{job.name}: {len(changed)} of its values on W&B set anew")
+        added.add(job.name)
+    return added
+
+
+def _history(sweep: "Sweep") -> frozenset[str]:
+    return frozenset(key for job in sweep.jobs for row in job.history for key in row) - {STEP}
+
+
+def _summary(sweep: "Sweep") -> frozenset[str]:
+    return frozenset(key for job in sweep.jobs for key in _metrics(job))
 
 
 def _metrics(job: "Job") -> dict[str, float]:
@@ -337,22 +370,22 @@ def _dashboard(
     groups: Sequence[str],
     *,
     history: frozenset[str] | None = None,
+    summary: frozenset[str] | None = None,
     media: frozenset[str] | None = None,
     added: Sequence[Mapping[str, Any]] | None = None,
 ) -> Dashboard:
     """The dashboard of jobs.
 
     Args:
-        history, media, added: of a server's runs; None: what jobs of a folder have, with what the
+        history, summary, media, added: of a server's runs; None: what the jobs have, with what the
             verb adds to them.
     """
     from gr_sweep.report import measures
 
     if history is None:
-        history = frozenset(key for job in sweep.jobs for row in job.history for key in row) - {
-            STEP
-        }
-    summary = frozenset(key for job in sweep.jobs for key in _metrics(job))
+        history = _history(sweep)
+    if summary is None:
+        summary = _summary(sweep)
     if media is None:
         has_matrix = any(
             keys.matrix(part, domain) in job.metrics

@@ -197,7 +197,8 @@ class Dashboard:
     """None: the account's default."""
     project: str
     groups: tuple[str, ...]
-    """The W&B groups whose runs are shown; none: all of the project."""
+    """The W&B groups whose runs are shown, that of the oldest job first; none: all of the project.
+    """
     columns: tuple[str, ...]
     """Metrics that the list of runs shows."""
     sections: tuple[Section, ...]
@@ -208,10 +209,13 @@ class Dashboard:
         return f"gr-sweep: {self.groups[0] if self.groups else self.project}"
 
     @property
-    def marker(self) -> str:
-        """Stays the same while the sweep does: what is found by it is updated, not made twice."""
-        name = "\n".join((self.project, *self.groups[:1]))
-        return hashlib.sha256(name.encode()).hexdigest()[:11]
+    def markers(self) -> tuple[str, ...]:
+        """What is made has the first; what is found by any of them is updated, not made twice.
+
+        A sweep whose folder was renamed has several groups, and one of them may go.
+        """
+        names = ["\n".join((self.project, group)) for group in self.groups] or [self.project]
+        return tuple(hashlib.sha256(name.encode()).hexdigest()[:11] for name in names)
 
     @property
     def panels(self) -> list[Panel]:

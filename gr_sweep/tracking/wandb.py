@@ -1,4 +1,5 @@
-"""Weights & Biases as a tracker. The one module that imports wandb.
+"""Weights & Biases as a tracker. The one module of a job that imports wandb; the verbs `sync` and
+`dashboard` do in `wandb_api.py` and `wandb_views.py`.
 
 It asks no question and waits for a network no longer than `CONNECT_TIMEOUT_S`: `wandb.init`
 always gets an explicit mode, and a server that cannot be reached turns the run into an offline one.
@@ -42,7 +43,8 @@ CONNECT_TIMEOUT_S = 10.0
 """How long a job waits for a W&B server before it goes offline."""
 
 UPLOAD_TIMEOUT_S = 60.0
-"""How long a job waits at its end for its upload; the rest stays on disk, for `wandb sync`."""
+"""How long a job waits at its end for its upload; the rest stays on disk, for `gr-sweep sync`.
+"""
 
 REQUEST_TIMEOUT_S = 30.0
 """How long a request may take before wandb asks again."""

@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 import wandb
 from wandb import env as wandb_env
 from wandb.sdk import wandb_setup
-from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError, WandbAttachFailedError
+from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
 
 from gr_sweep.config import is_number
 from gr_sweep.errors import ConfigError, TrackingError
@@ -90,9 +91,20 @@ class Server:
         """
         Raises:
             ConfigError: no key is configured, or W&B's settings cannot be.
-            TrackingError: the server is away, or refuses the key.
+            TrackingError: the server is away, or refuses the key, or wandb's own process does not
+                start.
         """
-        set_up()
+        try:
+            set_up()
+        except (
+            wandb.Error,
+            WandbAttachFailedError,
+            WandbServiceConnectionError,
+            OSError,
+            ValueError,
+        ) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise TrackingError(f"W&B's own process does not start: {reason}") from error
         source = key_source()
         if source is None:
             raise ConfigError("no W&B key is configured; run `wandb login` or set WANDB_API_KEY")
@@ -300,11 +312,10 @@ def asking(url: str, *, missing: str | None = None) -> Iterator[None]:
         WandbApiFailedError,
         OSError,
         ValueError,
-        # An answer that is none.
+        # An answer that is none: a null where the library expects an object.
         LookupError,
         TypeError,
         AttributeError,
-        AssertionError,
     ) as error:
         said = str(error)
         if missing is not None and missing in said:

@@ -2,7 +2,8 @@
 
 Each is found again on the server by a marker that comes from the sweep's name: the view's own name,
 and a word in the report's description. So there is one of each however often it is saved, and
-nothing has to be remembered here.
+nothing has to be remembered here. A report without the word is never written to: it may be
+anybody's, whatever its title.
 
 Facts of wandb-workspaces 0.4 that shape this file: a filter goes through a text of Python, in which
 a quote or `=` of a name is lost, so filters are given as the server has them; symbols in the name
@@ -63,14 +64,14 @@ def save(dashboard: Dashboard, server: Server, entity: str) -> list[tuple[str, s
     Raises:
         TrackingError: the server is away or refuses, or there is no such project.
     """
+    # Outside of `asking`: what goes wrong here is no server's fault.
+    workspace, report = _workspace(dashboard, entity), _report(dashboard, entity)
     with asking(server.url):
-        workspace = _workspace(dashboard, entity)
-        name = f"nw-{dashboard.marker}-v"
-        found = _view_id(server, dashboard, entity, name)
+        name, found = _view(server, dashboard, entity)
         workspace._internal_name, workspace._internal_id = name, found or ""
         workspace.save()  # type: ignore[no-untyped-call]
-        report = _report(dashboard, entity)
-        known = _report_id(server, dashboard, entity)
+        marker, known = _known_report(server, dashboard, entity)
+        report.description += _mark(marker)
         report.id = known or ""
         report.save()
         return [
@@ -85,32 +86,32 @@ def shown_title(title: str) -> str:
     return plain[:_LONGEST_TITLE]
 
 
-def _view_id(server: Server, dashboard: Dashboard, entity: str, name: str) -> str | None:
-    variables = {"entity": entity, "project": dashboard.project, "viewName": name}
-    project = execute_graphql(server.api, _VIEWS, variables)["project"] or {}
-    for edge in (project.get("allViews") or {}).get("edges") or []:
-        if edge["node"]["name"] == name:
-            return str(edge["node"]["id"])
-    return None
+def _view(server: Server, dashboard: Dashboard, entity: str) -> tuple[str, str | None]:
+    """Name of the dashboard's view, and its id where it is there."""
+    names = [f"nw-{marker}-v" for marker in dashboard.markers]
+    for name in names:
+        variables = {"entity": entity, "project": dashboard.project, "viewName": name}
+        project = execute_graphql(server.api, _VIEWS, variables)["project"] or {}
+        for edge in (project.get("allViews") or {}).get("edges") or []:
+            if edge["node"]["name"] == name:
+                return name, str(edge["node"]["id"])
+    return names[0], None
 
 
-def _report_id(server: Server, dashboard: Dashboard, entity: str) -> str | None:
-    """Of the oldest with the marker, or with the title where somebody has changed the text."""
+def _known_report(server: Server, dashboard: Dashboard, entity: str) -> tuple[str, str | None]:
+    """Marker of the dashboard's report, and its id where it is there; of several the oldest."""
     reports: list[public.BetaReport] = list(
         server.api.reports(f"{entity}/{dashboard.project}", per_page=100)
     )
-    for is_it in (
-        lambda report: _mark(dashboard) in (report.description or ""),
-        lambda report: report.display_name == shown_title(dashboard.title),
-    ):
-        found = [report for report in reports if is_it(report)]
+    for marker in dashboard.markers:
+        found = [report for report in reports if _mark(marker) in (report.description or "")]
         if found:
-            return str(min(found, key=lambda report: report.created_at or "").id)
-    return None
+            return marker, str(min(found, key=lambda report: report.created_at or "").id)
+    return dashboard.markers[0], None
 
 
-def _mark(dashboard: Dashboard) -> str:
-    return f"[gr-sweep {dashboard.marker}]"
+def _mark(marker: str) -> str:
+    return f"[gr-sweep {marker}]"
 
 
 def _workspace(dashboard: Dashboard, entity: str) -> ws.Workspace:
@@ -158,8 +159,8 @@ def _report(dashboard: Dashboard, entity: str) -> wr.Report:
         entity=entity,
         project=dashboard.project,
         title=shown_title(dashboard.title),
-        description=f"Made of {name} by `gr-sweep dashboard`, which writes over changes that are "
-        f"made here. {_mark(dashboard)}",
+        description=f"Made of {name} by `gr-sweep dashboard`, which finds it by the mark that "
+        "follows, and writes over changes that are made here. ",
         blocks=blocks,
         width="fluid",
     )

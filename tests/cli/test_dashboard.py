@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,3 +87,14 @@ def test_a_missing_library_is_a_line_that_names_the_extra(
         assert main(["dashboard", *words]) == 2
         said = capsys.readouterr().err
         assert "pip install gr-sweep[dashboards]" in said and said.count("\n") == 1
+
+
+def test_the_group_of_the_oldest_job_comes_first_however_many_others_have() -> None:
+    def job(name: str, group: str, hour: int) -> Any:
+        settings = {"tracking.group": group}
+        started = f"2026-03-02T{hour:02d}:00:00+00:00"
+        return SimpleNamespace(name=name, sweep="s", started=started, settings=settings)
+
+    jobs = [job("a", "new", 9), job("b", "new", 10), job("c", "old", 8)]
+    assert dashboard._groups(jobs) == ["old", "new"]
+    assert dashboard._groups([*jobs, job("d", "old", 11), job("e", "old", 12)]) == ["old", "new"]

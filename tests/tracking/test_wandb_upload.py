@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
+from wandb.sdk.lib.service.service_port_file import ServicePollForTokenError
 
 from gr_sweep.cli import sync as verb
 from gr_sweep.cli.app import main
@@ -19,7 +21,7 @@ from gr_sweep.folder import held, locked
 from gr_sweep.tracking import wandb_api, wandb_upload
 from gr_sweep.tracking.wandb import read_records
 from gr_sweep.tracking.wandb_file import read_payloads, write_payloads
-from tests.tracking.stub_server import StubServer
+from tests.tracking.stub_server import ENTITY, StubRun, StubServer
 from tests.tracking.test_wandb_resume import ROOT, SENT, assert_same_rows, run
 
 _HISTORY = "wandb-history.jsonl"
@@ -518,3 +520,30 @@ def test_a_run_that_went_on_offline_is_uploaded_whole(tmp_path: Path, server: St
     assert main(["sync", str(job)]) == 0
     assert_same_rows(sent.history, job, last_step=8)
     assert (sent.exit_code, sent.summary["loss/full/code"]) == (0, 4.0)
+
+
+def test_a_process_of_wandbs_that_does_not_start_is_a_line_for_each_job(
+    job: Path,
+    server: StubServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse_to_start() -> None:
+        raise ServicePollForTokenError("no port\nfile")
+
+    monkeypatch.setattr(wandb, "setup", refuse_to_start)
+    assert main(["sync", str(job)]) == 1
+    assert capsys.readouterr().out.startswith(
+        "edges=both: failed, W&B's own process does not start: no port file\n"
+    )
+
+
+def test_a_folder_of_the_users_is_left_where_the_library_makes_its_own(
+    server: StubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.runs["x"] = StubRun("x", project="p")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    (tmp_path / ENTITY).mkdir()
+    assert list(wandb_api.Server().runs(ENTITY, "p")) == ["x"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [ENTITY]
+    assert not list((tmp_path / ENTITY).iterdir())

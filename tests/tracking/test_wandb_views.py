@@ -1,5 +1,6 @@
 """`gr-sweep dashboard`: a folder becomes a workspace and a report, of metrics that runs have."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,14 +19,17 @@ from gr_sweep.cli.app import main
 from gr_sweep.config import Attribution, ProcedureKind
 from gr_sweep.report import read_sweep
 from gr_sweep.tracking import wandb as tracking_wandb
-from gr_sweep.tracking.wandb_views import shown_title
+from gr_sweep.tracking.dashboard import Dashboard
+from gr_sweep.tracking.wandb_api import Server
 from tests.report.conftest import DOMAINS, write_job, write_rounds
-from tests.tracking.stub_server import ENTITY, StubServer
+from tests.tracking.stub_server import ENTITY, StubRun, StubServer, StubView
 from tests.tracking.test_wandb_resume import ROOT
 from tests.tracking.test_wandb_upload import ILLNESSES, impatient  # noqa: F401
 from tests.tracking.tracked_sweep import log_rounds, track
 
 pytest.importorskip("wandb_workspaces")
+
+from gr_sweep.tracking.wandb_views import save, shown_title
 
 NAME = 'it\'s "edges=both" <1> & a b'
 """A sweep whose name has all that is lost in a text of Python."""
@@ -172,7 +176,6 @@ def test_one_command_makes_a_dashboard_and_again_brings_it_up_to_date(
     assert "workspace updated: " in said and "report updated: " in said and "anew" not in said
     assert "UpsertBucket" not in [name for name, _ in server.requests]
     assert [view.num_saved for view in server.views] == [2, 2]
-    report.description = "my text"
     assert main(["dashboard", str(sweep)]) == 0
     assert [view.num_saved for view in server.views] == [3, 3]
 
@@ -220,13 +223,13 @@ def test_a_real_sweep_has_what_its_dashboard_names(tmp_path: Path, server: StubS
     assert ("metric", "mean_tax") in set(named(workspace.spec))
 
 
-def assert_every_name_is_one_that_a_run_has(server: StubServer) -> None:
+def assert_every_name_is_one_that_a_run_has(server: StubServer, least: int = 50) -> None:
     runs = list(server.runs.values())
     metrics = {key for run in runs for row in run.history for key in row}
     metrics |= {key for run in runs for key in run.summary}
     for view in server.views:
         names = set(named(view.spec))
-        assert len(names) > 50
+        assert len(names) > least
         for kind, name in names:
             if kind == "metric":
                 assert name in metrics
@@ -260,7 +263,7 @@ def test_a_server_that_is_away_is_one_line_in_seconds(
     fall_ill(server)
     start = time.monotonic()
     assert main(["dashboard", str(sweep)]) == 2
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 150  # a slow machine's; the stub answers after 600
     said = capsys.readouterr()
     assert said.err.startswith(f"gr-sweep: W&B at {server.url} cannot be used: ")
     assert said.err.count("\n") == 1 and not said.out
@@ -301,6 +304,7 @@ def test_a_run_that_the_server_has_not_whole_keeps_its_summary(
     assert main(["dashboard", str(sweep)]) == 0
     assert "W&B has not all of it yet" in capsys.readouterr().out
     assert run.summary == before and "gr_sweep" not in run.config
+    assert_every_name_is_one_that_a_run_has(server, least=20)
     run.is_open = False
     assert main(["dashboard", str(sweep)]) == 0
     assert "gr_sweep" in run.config
@@ -315,6 +319,7 @@ def test_a_job_that_was_not_uploaded_whole_is_named_beside_the_dashboard(
     said = capsys.readouterr().out
     assert "\n5 failed\n" in said and said.count("did not take everything: HTTP 403") == 5
     assert "report made: " in said and len(server.views) == 2
+    assert_every_name_is_one_that_a_run_has(server)
 
 
 def test_a_project_without_runs_of_ours_is_a_line(
@@ -338,3 +343,27 @@ def test_without_a_key_it_is_a_line(
 def test_a_title_has_nothing_that_wandb_or_an_address_refuses() -> None:
     assert shown_title("gr-sweep: a/b?c#d=e+f") == "gr-sweep: a-b-c-d-e-f"
     assert len(shown_title("x" * 500)) == 128
+
+
+def test_a_sweep_with_several_groups_is_found_by_any_of_them(server: StubServer) -> None:
+    """The job of the first group is removed, or an older one comes to it."""
+    server.runs["x"] = StubRun("x", project="p")
+    one = Dashboard(entity=None, project="p", groups=("a",), columns=(), sections=())
+    both = dataclasses.replace(one, groups=("b", "a"))
+    assert [is_new for *_, is_new in save(one, Server(), ENTITY)] == [True, True]
+    for again in (both, one, both):
+        assert [is_new for *_, is_new in save(again, Server(), ENTITY)] == [False, False]
+    assert [view.num_saved for view in server.views] == [4, 4]
+
+
+def test_a_report_of_somebody_else_is_not_written_to_whatever_its_title(
+    server: StubServer,
+) -> None:
+    server.runs["x"] = StubRun("x", project="p")
+    one = Dashboard(entity=None, project="p", groups=("a",), columns=(), sections=())
+    theirs = StubView("1", "runs", "p", "n", one.title, "Our results.", {})
+    marked = StubView("2", "runs", "p", "m", one.title, "Copy. [gr-sweep 0123456789a]", {})
+    server.views += [theirs, marked]
+    save(one, Server(), ENTITY)
+    assert (theirs.num_saved, marked.num_saved, len(server.views)) == (1, 1, 4)
+    assert theirs.description == "Our results."
