@@ -50,6 +50,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb_api, "TIMEOUT_S", 2)
 
 
+def files_of(job: Path) -> dict[Path, tuple[int, bytes]]:
+    """Time of change and content of each file."""
+    files = [path for path in job.rglob("*") if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
 def markers(job: Path) -> list[str]:
     return sorted(path.name for path in job.rglob("*.synced"))
 
@@ -70,8 +76,13 @@ def test_what_wandb_wrote_is_written_alike(tracked: Path, tmp_path: Path) -> Non
 def test_all_offline_parts_of_a_job_become_one_run_and_once_is_enough(
     job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = files_of(job)
     assert main(["sync", str(job.parent)]) == 0
     assert capsys.readouterr().out == "edges=both: uploaded, 11 rows\n1 uploaded\n"
+    # Of the job's own nothing has changed.
+    new = files_of(job).keys() - before.keys()
+    assert {path.name for path in new} == {".upload_lock", *markers(job)}
+    assert before.items() <= files_of(job).items()
     (sent,) = server.runs.values()
     assert_same_rows(sent.history, job, last_step=8)
     assert (sent.exit_code, sent.group) == (0, "sweep")
@@ -284,6 +295,7 @@ def test_a_marker_is_about_the_place_that_the_file_names(
     assert capsys.readouterr().out.startswith("edges=both: uploaded, 11 rows\n")
 
 
+@pytest.mark.slow
 def test_a_server_that_the_folders_settings_name_is_uploaded_to(
     job: Path, server: StubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -299,6 +311,7 @@ def test_a_server_that_the_folders_settings_name_is_uploaded_to(
     assert len(sent.history) == 11
 
 
+@pytest.mark.slow
 def test_a_marker_that_cannot_be_made_is_a_failure_of_its_job_alone(
     job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,12 +323,6 @@ def test_a_marker_that_cannot_be_made_is_a_failure_of_its_job_alone(
     assert first.startswith("edges=both: failed, it was uploaded, but ")
     assert second.startswith("z: ") and "cannot be made" not in second
     assert total.endswith("1 failed")
-
-
-def test_an_upload_changes_nothing_of_the_job(job: Path, server: StubServer) -> None:
-    files = {path: path.read_bytes() for path in job.rglob("*") if path.is_file()}
-    assert main(["sync", str(job)]) == 0
-    assert {path: path.read_bytes() for path in files} == files
 
 
 @pytest.mark.parametrize(
