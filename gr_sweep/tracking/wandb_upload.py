@@ -92,7 +92,7 @@ class Kept:
     @property
     def is_marked(self) -> bool:
         """Whether it was uploaded whole to where it names."""
-        return _marker(self.path).exists()
+        return _is_marked(self.path)
 
 
 def kept_files(job: Path, *, with_marked: bool = False) -> list[Path]:
@@ -102,9 +102,7 @@ def kept_files(job: Path, *, with_marked: bool = False) -> list[Path]:
         with_marked: those too that were uploaded whole to where they name.
     """
     found = [
-        path
-        for path in job.glob("wandb/*run-*/run-*.wandb")
-        if with_marked or not _marker(path).exists()
+        path for path in job.glob("wandb/*run-*/run-*.wandb") if with_marked or not _is_marked(path)
     ]
     return sorted(found, key=lambda path: (path.parent.name.removeprefix(_OFFLINE), path.name))
 
@@ -263,6 +261,16 @@ def upload(
 
 def _marker(path: Path) -> Path:
     return path.with_name(path.name + _MARKER)
+
+
+def _is_marked(path: Path) -> bool:
+    """Whether the file has a marker, and has not grown since: ours holds its size then, those of
+    others hold nothing."""
+    try:
+        said = _marker(path).read_text(encoding="utf-8", errors="replace").strip()
+        return not said.isdecimal() or int(said) == path.stat().st_size
+    except OSError:
+        return False
 
 
 def _copy_of_rest(kept: Kept, has: Set[int], folder: Path) -> Path:
@@ -443,7 +451,7 @@ def _mark(kept: Sequence[Kept]) -> None:
             if one.is_offline and _stamp(one.path) != one.stamp:
                 raise HeldError("it was written to meanwhile")
             if one.is_offline:
-                marker.touch()
+                marker.write_text(f"{one.stamp[0]}\n", encoding="utf-8")
         except OSError as error:
             raise TrackingError(
                 f"it was uploaded, but {marker} cannot be made: {error.strerror}"
