@@ -139,6 +139,8 @@ def make_sampler(
     routed: RoutedModel,
     token_losses: TokenLosses,
     device: torch.device,
+    *,
+    is_shared: bool,
 ) -> Sampler:
     """What goes on with the first held-out documents of every domain."""
     from transformers import AutoTokenizer
@@ -162,6 +164,7 @@ def make_sampler(
         batch_sequences=config.eval.batch_sequences,
         seed=config.seed,
         device=device,
+        is_shared=is_shared,
     )
 
 

@@ -261,7 +261,8 @@ def _run(
     curve = heldout_batches(config, data, curve_tokens, device, processes)
     sampler: Sampler | None = None
     if config.eval.samples:
-        sampler = make_sampler(config, data, routed, token_losses, device)
+        is_shared = processes.world_size > 1
+        sampler = make_sampler(config, data, routed, token_losses, device, is_shared=is_shared)
     if processes.is_main:
         leave_model(folder, routed.model, data.tokenizer_dir)
     if processes.is_main and not is_alternate:

@@ -162,6 +162,22 @@ def test_a_job_that_was_stopped_before_its_matrices_ends_with_the_same_numbers(
     assert samples[0] == samples[1]
 
 
+@pytest.mark.parametrize("is_recovered", [False, True])
+def test_samples_change_no_number_of_a_job(make_config, tmp_path, is_recovered):
+    found = []
+    for number in (0, 1):
+        method = MethodConfig(name=Method.era, recovery=0.5)
+        config = make_config(**(forgetting(method=method) if is_recovered else {}))
+        config.eval.samples = number
+        found.append(run(config, tmp_path / str(number))["metrics"])
+        written = (tmp_path / str(number) / "document_losses.csv").read_text()
+        found[-1]["losses"] = written
+    without, with_samples = (
+        {key: value for key, value in one.items() if not key.startswith("cost/")} for one in found
+    )
+    assert without == with_samples
+
+
 def test_a_run_is_watched_on_part_of_the_text_that_the_matrices_read(make_config, tmp_path):
     config = make_config()
     rows = []

@@ -11,6 +11,7 @@ positions that are drawn.
 import contextlib
 import enum
 import itertools
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -107,6 +108,12 @@ class _Drawn(NamedTuple):
     end: End
 
 
+_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError)
+"""Memory that ends, among others, and what the cache of a family of models has not been made for:
+nothing else in a job uses it."""
+
+logger = logging.getLogger(__name__)
+
 _Off = tuple[int, ...]
 """Indices of the blocks that are off."""
 
@@ -130,6 +137,7 @@ class Sampler:
         batch_sequences: int,
         seed: int,
         device: torch.device,
+        is_shared: bool = False,
     ) -> None:
         """
         Args:
@@ -137,6 +145,7 @@ class Sampler:
             eot_id: what every document begins after and ends with.
             sample_tokens: S; less where a prompt leaves less of `sequence_length`.
             batch_sequences: of `sequence_length`: a forward pass is no larger.
+            is_shared: whether other processes share the model: what fails in one ends all.
         """
         self._routed = routed
         self._token_losses = token_losses
@@ -150,6 +159,8 @@ class Sampler:
         self._device = device
         self._known_K = torch.tensor(sorted(set(tokenizer.get_vocab().values())), device=device)
         self._recovered: dict[_Off, list[_Drawn]] = {}
+        self._is_shared = is_shared
+        self._has_failed = False
 
     def recovering(self, recover: WithoutDomain | None) -> WithoutDomain | None:
         """The same contexts, of models that were trained on after a removal. Text without a domain
@@ -163,13 +174,14 @@ class Sampler:
             with recover(part):
                 off = self._routed.plan.removed_by([part])
                 if off not in self._recovered:
-                    self._recovered |= self._written([off])
+                    self._recovered |= self._written_if_possible([off])
                 yield
 
         return contexts
 
-    def sample(self, parts: Collection[str] | None = None) -> dict[str, Any]:
-        """The content of samples.json, in JSON values.
+    def sample(self, parts: Collection[str] | None = None) -> dict[str, Any] | None:
+        """The content of samples.json, in JSON values; None where the text could not be written,
+        of which the log has the reason.
 
         Args:
             parts: of the domains and nodes that can be removed or kept, those that are; None: all.
@@ -182,9 +194,11 @@ class Sampler:
         ]
         # What is kept where the same blocks are off as in a recovered model is that model.
         written = dict(self._recovered)
-        written |= self._written(
+        written |= self._written_if_possible(
             list(dict.fromkeys(off for _, _, off in views if off not in written))
         )
+        if self._has_failed:
+            return None
         prompts = []
         for index, prompt in enumerate(self._prompts):
             begin = self._text(prompt.ids).rstrip("\ufffd")
@@ -224,6 +238,20 @@ class Sampler:
         end after it."""
         whole = self._text([*prompt.ids, *ids])
         return whole.removeprefix(begin) if whole.startswith(begin) else self._text(ids)
+
+    def _written_if_possible(self, offs: Sequence[_Off]) -> dict[_Off, list[_Drawn]]:
+        """Nothing after a failure: text to look at is not worth a run that is trained."""
+        if self._has_failed:
+            return {}
+        try:
+            return self._written(offs)
+        except _FAILURES as error:
+            if self._is_shared:
+                raise  # the others wait for this one in the middle of a step
+            self._has_failed = True
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            logger.warning("no samples.json: writing text failed (%s)", said[:300])
+            return {}
 
     @torch.no_grad()
     def _written(self, offs: Sequence[_Off]) -> dict[_Off, list[_Drawn]]:

@@ -259,3 +259,17 @@ def test_the_number_of_threads_and_the_loss_are_as_before():
     before = held_out().losses(token_losses), torch.get_num_threads()
     make_sampler(routed).sample()
     assert (held_out().losses(token_losses), torch.get_num_threads()) == before
+
+
+def test_text_that_cannot_be_written_costs_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def out_of_memory(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("gr_sweep.eval.samples._Cache", out_of_memory)
+    assert make_sampler(make_routed("peers")).sample() is None
+    [record] = caplog.records
+    assert "no samples.json" in record.getMessage() and "20.00 GiB" in record.getMessage()
+    with pytest.raises(torch.OutOfMemoryError):
+        make_sampler(make_routed("peers"), is_shared=True).sample()
