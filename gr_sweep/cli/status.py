@@ -81,6 +81,10 @@ def read_jobs(folder: Path) -> list[JobStatus]:
 
     folders = job_folders(folder)
     queue = numbers_in_queue(folders[0].parent)
+    if queue is None:
+        print("gr-sweep: SLURM does not answer: which jobs are in its queue is not known",
+              file=sys.stderr)  # fmt: skip
+        queue = {}
     return [read_status(job, queue) for job in folders]
 
 

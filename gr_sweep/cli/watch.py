@@ -128,17 +128,23 @@ def _is_over(jobs: Sequence[JobStatus]) -> bool:
 
 
 def _queue_of(sweep: Path) -> Callable[[], Mapping[str, str]]:
-    """The jobs in SLURM's queue, which is asked every now and then."""
-    found: Mapping[str, str] = {}
+    """The jobs in SLURM's queue, which is asked every now and then. While it does not answer they
+    are those that it last told of, at first all that were submitted: a job that waits must not be
+    taken for one that has ended."""
+    found: Mapping[str, str] | None = None
     asked_s = float("-inf")
 
     def queue() -> Mapping[str, str]:
         nonlocal found, asked_s
         if time.monotonic() - asked_s >= QUEUE_S:
-            from gr_sweep.launch.slurm import numbers_in_queue
+            from gr_sweep.launch.slurm import Submitted, numbers_in_queue
 
-            found, asked_s = numbers_in_queue(sweep), time.monotonic()
-        return found
+            answer, asked_s = numbers_in_queue(sweep), time.monotonic()
+            if answer is not None:
+                found = answer
+            elif found is None:
+                found = Submitted(sweep).read()
+        return found or {}
 
     return queue
 

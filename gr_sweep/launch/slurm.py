@@ -499,10 +499,13 @@ def await_kill() -> None:
         time.sleep(KILL_S)
 
 
-def numbers_in_queue(sweep: Path) -> dict[str, str]:
-    """SLURM number of the sweep's jobs that are in the queue, by folder name; for `status`."""
+def numbers_in_queue(sweep: Path) -> dict[str, str] | None:
+    """SLURM number of the sweep's jobs that are in the queue, by folder name; for `status`. None
+    where SLURM does not answer, which says nothing of the jobs."""
     before = Submitted(sweep).read()
     if not before or shutil.which("squeue") is None:
         return {}
-    queue = queue_of_user() or {}
+    queue = queue_of_user()
+    if queue is None:
+        return None
     return {job: number for job, number in before.items() if number in queue}

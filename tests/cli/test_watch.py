@@ -345,6 +345,22 @@ def test_the_queue_is_not_asked_at_every_look(
     assert asked == [tmp_path] * 3
 
 
+def test_while_the_queue_does_not_answer_jobs_stay_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [None, {"a": "7"}, None, {}]
+    clock = [0.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("gr_sweep.launch.slurm.numbers_in_queue", lambda at: answers.pop(0))
+    submitted = {"a": "7", "b": "8"}
+    monkeypatch.setattr("gr_sweep.launch.slurm.Submitted.read", lambda self: submitted)
+    queue = watch._queue_of(tmp_path)
+    found = []
+    for clock[0] in (0.0, 31.0, 62.0, 93.0):
+        found.append(dict(queue()))
+    assert found == [submitted, {"a": "7"}, {"a": "7"}, {}]
+
+
 PLAYED = """
 import sys, time
 from pathlib import Path
