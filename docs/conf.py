@@ -90,7 +90,7 @@ NAVIGATION = {
         "extend",
     ],
     "Reference": ["settings", "commands", "api"],
-    "Results": ["results", "performance", "reliability"],
+    "Results": ["results", "performance", "stopwatch", "reliability"],
 }
 """Groups of the sidebar, and their pages; one that is not there (yet) is left out. Sphinx complains
 of a page that is in none."""
