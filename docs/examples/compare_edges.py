@@ -30,6 +30,8 @@ print(f"{len(results)} jobs that differ in {', '.join(results.attrs['varied']) o
 # mean_loss: held-out loss of the whole model, nats a token; lower is better.
 # mean_selectivity: what removing a domain costs the domain itself, less what it costs the others;
 # higher is better, and 0 means that nothing was separated.
+if "mean_selectivity" not in results:
+    sys.exit(f"no job of {sweep} has a part to remove: there is no separation to compare")
 columns = ["label", "mean_loss", "mean_selectivity", "cost/train_seconds"]
 print(results[columns].sort_values("mean_loss").round(3).to_string(index=False))
 

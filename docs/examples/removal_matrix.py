@@ -25,6 +25,10 @@ if not sweep.exists():
 
 # %% The job whose domains are separated best
 results = gr_sweep.results(sweep)
+if results.get("mean_selectivity", pd.Series(dtype=float)).isna().all():
+    sys.exit(
+        f"{sweep} has no job that a domain can be removed from, and two others are left to read"
+    )
 job = results.loc[results["mean_selectivity"].idxmax()]
 print(f"job: {job['job']}")
 
@@ -46,7 +50,10 @@ print(matrix.round(3).to_string())
 for domain in domains:
     own = matrix.loc[domain, domain]
     others = matrix.loc[domain].drop(domain).mean()
-    low, high = (job[f"separability/selectivity/{domain}/{end}"] for end in ("low", "high"))
+    low, high = (job.get(f"separability/selectivity/{domain}/{end}") for end in ("low", "high"))
+    if low is None or pd.isna(low):
+        print(f"without {domain}: its own loss {own:+.3f}; no interval, so no verdict")
+        continue
     verdict = "separated" if low > 0 else "not told from chance"
     print(
         f"without {domain}: its own loss {own:+.3f}, that of the others {others:+.3f} on average; "

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import functools
 import importlib
+import io
 import logging
 import os
 import select
@@ -61,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     A GrSweepError is one line on stderr and status 2, unless HYDRA_FULL_ERROR=1 asks for more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a sign shows another; nothing ends for it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()

@@ -211,13 +211,14 @@ def _loader(config_path: str | None, config_dir: str | None, brings_folders: boo
         )
     setup_globals()
     if config_path is None and config_dir is None and not brings_folders:
-        return _own_loader(main)
+        changes = [path.stat().st_mtime_ns for path in Path(main).rglob("*.yaml")]
+        return _own_loader(main, len(changes), max(changes, default=0))
     return Loader(search_path)
 
 
-@functools.cache
-def _own_loader(folder: str) -> ConfigLoader:
-    """Of the configs of gr-sweep, which stay as they are: a second command of a process finds read
+@functools.lru_cache(maxsize=1)
+def _own_loader(folder: str, num_files: int, newest_ns: int) -> ConfigLoader:
+    """Of the configs of gr-sweep: while no file changes, a second command of a process finds read
     what the first one did."""
     return Loader(create_config_search_path(folder))
 

@@ -8,6 +8,7 @@ matter who started them, where.
 import argparse
 import contextlib
 import io
+import logging
 import re
 import shlex
 import signal
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 EVERY_S = 2.0
+_LAST_LOOK_S = 10.0
+"""How long the table of a launcher may take for its last state, once the jobs are over."""
 QUEUE_S = 30.0
 """Seconds between looks at SLURM's queue, which all users of a cluster share."""
 
 PROGRESS_S = 60.0
 """The least between two lines of progress where the output is no terminal."""
+
+logger = logging.getLogger(__name__)
 
 _UNDER_WAY = (State.running, State.waiting)
 _BY_INTEREST = (State.running, State.failed, State.stopped, State.done, State.waiting)
@@ -239,22 +244,34 @@ def shown(folders: Sequence[Path], sweep: Path, hint: str) -> Iterator[bool]:
     from rich.live import Live
 
     overview = Overview(folders, _queue_of(sweep))
-    jobs: list[JobStatus] = []
+    live = Live(Frame(_name(sweep), [], hint), console=console, auto_refresh=False)
+    is_over = threading.Event()
 
-    def frame() -> "RenderableType":
-        nonlocal jobs
-        # A folder that cannot be read at this moment is no reason to end the jobs.
-        with contextlib.suppress(ReportError, OSError):
-            jobs = overview.look()
-        return Frame(_name(sweep), jobs, hint)
+    def draw() -> None:
+        jobs: list[JobStatus] = []
+        try:
+            while True:
+                is_last = is_over.is_set()
+                # A folder that cannot be read at this moment may be at the next.
+                with contextlib.suppress(ReportError, OSError):
+                    jobs = overview.look()
+                live.update(Frame(_name(sweep), jobs, "" if is_last else hint), refresh=True)
+                if is_last:
+                    return
+                is_over.wait(EVERY_S)
+        except Exception as error:
+            # Whatever fails in a picture of the jobs must not end them.
+            logger.warning("the table of jobs is not drawn any more: %r", error)
 
-    # Calls `frame` for every picture, in its own thread.
-    with Live(console=console, get_renderable=frame, refresh_per_second=1 / EVERY_S) as live:
-        live.refresh()
+    # Looking takes its time where a queue is asked; what is printed meanwhile does not wait for it.
+    thread = threading.Thread(target=draw, daemon=True)
+    with live:
+        thread.start()
         try:
             yield True
         finally:
-            hint = ""
+            is_over.set()
+            thread.join(_LAST_LOOK_S)
 
 
 class Frame:

@@ -247,7 +247,9 @@ class Sampler:
             return self._written(offs)
         except _FAILURES as error:
             if self._is_shared:
-                raise  # the others wait for this one in the middle of a step
+                # The others wait for this one in the middle of a step.
+                logger.error("writing text failed; eval.samples=0 goes on without, from here")
+                raise
             self._has_failed = True
             said = " ".join(f"{type(error).__name__}: {error}".split())
             logger.warning("no samples.json: writing text failed (%s)", said[:300])

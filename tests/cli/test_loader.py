@@ -1,6 +1,9 @@
 """What the loader gives is what Hydra's own gives, whatever came before."""
 
+import os
 import pickle
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,18 @@ def test_another_search_path_is_another_set_of_files(tmp_path: Path):
     for overrides, is_there in ([], False), (path, True), ([], False):
         options = loader.get_group_options("model", config_name="config", overrides=overrides)
         assert ("own" in options) == is_there
+
+
+def test_a_file_that_changes_between_two_commands_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(composing.conf_dir(), tmp_path / "conf")
+    monkeypatch.setattr(composing, "conf_dir", lambda: tmp_path / "conf")
+    monkeypatch.setattr("gr_sweep.cli.schema.conf_dir", lambda: tmp_path / "conf")
+    path = tmp_path / "conf" / "debug" / "default.yaml"
+    found = []
+    for steps in (6, 9):
+        path.write_text(path.read_text().replace("  steps: 6", f"  steps: {steps}"))
+        os.utime(path, ns=(time.time_ns() + steps * 10**9,) * 2)
+        found += [job.config.train.steps for job in compose(["debug=default"]).jobs]
+    assert found == [6, 9]

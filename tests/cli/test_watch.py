@@ -437,6 +437,38 @@ def test_a_launcher_that_waits_shows_its_jobs_on_a_terminal_and_lines_above(tmp_
     assert end[-1] != "Ctrl-C stops the jobs" and "another" not in terminal.text
 
 
+BROKEN = SHOWN.replace(
+    "sweep = Path(sys.argv[1])",
+    """sweep = Path(sys.argv[1])
+from gr_sweep.cli.overview import Overview
+
+def look(self):
+    raise ValueError("a bug")
+
+Overview.look = look""",
+)
+
+
+def test_a_table_that_fails_does_not_end_the_launcher(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_job(tmp_path / name, State.waiting)
+    with on_terminal([sys.executable, "-c", BROKEN, tmp_path]) as terminal:
+        assert terminal.wait() == 0
+    assert "shown True" in terminal.text
+    assert "the table of jobs is not drawn any more: ValueError('a bug')" in terminal.text
+
+
+def test_a_terminal_without_our_signs_shows_others(tmp_path: Path) -> None:
+    make_job(tmp_path / "one", State.waiting)
+    done = subprocess.run(
+        [sys.executable, "-m", "gr_sweep", "watch", str(tmp_path), "--once"],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"}, cwd=ROOT, capture_output=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == b""
+    assert b"waiting" in done.stdout and b"?" in done.stdout
+
+
 def test_a_launcher_shows_nothing_where_there_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
