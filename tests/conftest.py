@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,3 +74,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def own_log_handlers() -> Iterator[None]:
+    """A command that runs in this process logs to the streams of its test, which end with it."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
+    root.setLevel(level)

@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -167,36 +166,41 @@ def _show_live(
     jobs = overview.look()
     hint = "Ctrl-C leaves; the jobs go on"
     with (
-        _ctrl_c() as is_asked,
+        _ctrl_c() as comes_within,
         Live(Frame(name, jobs, hint), console=console, auto_refresh=False) as live,
     ):
+        is_asked = False
         try:
-            while not _is_over(jobs) and not is_asked.wait(every_s):
-                jobs = overview.look()
-                live.update(Frame(name, jobs, hint), refresh=True)
+            while not _is_over(jobs) and not is_asked:
+                is_asked = comes_within(every_s)
+                if not is_asked:
+                    jobs = overview.look()
+                    live.update(Frame(name, jobs, hint), refresh=True)
         finally:
             # What stays on the screen.
             live.update(Frame(name, jobs))
-    if is_asked.is_set():
+    if is_asked:
         raise KeyboardInterrupt
     return jobs
 
 
 @contextlib.contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    """Whether Ctrl-C has come. Inside, the first one is no exception, which in the middle of a
-    picture would leave a terminal without a cursor."""
-    is_asked = threading.Event()
+def _ctrl_c() -> Iterator[Callable[[float], bool]]:
+    """Gives what waits for Ctrl-C so many seconds, and says whether it came. Inside it is no
+    exception, which in the middle of a picture would leave a terminal without a cursor, but waits
+    until it is asked for."""
+    # A signal that is ignored, as by what a script starts with &, cannot be waited for.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
-    def take(number: int, frame: types.FrameType | None) -> None:
-        if is_asked.is_set():
-            raise KeyboardInterrupt
-        is_asked.set()
+    def comes_within(seconds: float) -> bool:
+        return signal.sigtimedwait({signal.SIGINT}, seconds) is not None
 
-    before = signal.signal(signal.SIGINT, take)
     try:
-        yield is_asked
+        yield comes_within
     finally:
+        comes_within(0)  # one more of an impatient reader
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGINT, before)
 
 

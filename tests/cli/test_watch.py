@@ -558,3 +558,14 @@ def test_ctrl_c_in_a_local_multirun_stops_its_jobs_and_says_so(tmp_path: Path) -
     assert "waiting until the jobs have saved; Ctrl-C again kills them" in terminal.text
     assert "the same command goes on from here" in terminal.text.splitlines()[-1]
     assert all(standing(job).state is not State.running for job in job_folders(tmp_path / "sweep"))
+
+
+def test_ctrl_c_waits_until_it_is_asked_for() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with watch._ctrl_c() as comes_within:
+        assert not comes_within(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        # In the middle of anything, a lock that the waiting needs among it.
+        assert comes_within(0) and not comes_within(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is handler
