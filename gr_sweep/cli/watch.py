@@ -9,7 +9,9 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -189,19 +191,24 @@ def _ctrl_c() -> Iterator[Callable[[float], bool]]:
     """Gives what waits for Ctrl-C so many seconds, and says whether it came. Inside it is no
     exception, which in the middle of a picture would leave a terminal without a cursor, but waits
     until it is asked for."""
-    # A signal that is ignored, as by what a script starts with &, cannot be waited for.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Not an Event: what handles a signal may run while the same thread holds the Event's lock.
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    woken = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
     def comes_within(seconds: float) -> bool:
-        return signal.sigtimedwait({signal.SIGINT}, seconds) is not None
+        if not select.select([read], [], [], seconds)[0]:
+            return False
+        return signal.SIGINT in os.read(read, 4096)
 
     try:
         yield comes_within
     finally:
-        comes_within(0)  # one more of an impatient reader
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.set_wakeup_fd(woken)
         signal.signal(signal.SIGINT, before)
+        os.close(read)
+        os.close(write)
 
 
 def _tell(overview: Overview, name: str, console: "Console", every_s: float) -> list[JobStatus]:

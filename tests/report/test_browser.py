@@ -431,10 +431,15 @@ def test_panel_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None
     assert any(f"+{job.metrics[keys.matrix('code', 'code')]:.2f}" in text for text in drawn)
     text = panel.inner_text()
     assert job.name in text and job.command in text and job.environment["torch"] in text
+    # What is folded is filled when it opens.
     panel.locator("summary", has_text="the whole config").click()
-    assert "train.beta2" in panel.inner_text()
+    panel.get_by_text("train.beta2").wait_for()
     panel.locator("summary", has_text="metrics").click()
-    assert f"{job.metrics[keys.loss_full('code')]:.6g}" in panel.inner_text()
+    row = panel.locator(".numbers tr", has_text=keys.loss_full("code")).first
+    row.wait_for()
+    assert float(row.locator("td").nth(1).inner_text()) == pytest.approx(
+        job.metrics[keys.loss_full("code")], rel=1e-5
+    )
 
 
 def test_panel_tells_what_differs_from_another_job(page: "Page", read_study: Sweep) -> None:
