@@ -53,7 +53,7 @@ bench: $(READY) ## time a routed step beside a dense one; ARGS=mlp, scaling, swe
 	$(BIN)/gr-sweep bench $(if $(filter mlp step scaling sweep kills,$(firstword $(ARGS))),,step) $(ARGS)
 
 docs: $(READY) ## build the pages of docs/ as a site, docs/_build/index.html; a warning fails
-	$(BIN)/python -m sphinx -q -W --keep-going --nitpicky docs docs/_build
+	$(BIN)/python -m sphinx -q -E -W --keep-going --nitpicky docs docs/_build
 
 clean: ## remove the environment and what tools leave behind; outputs/ stays
 	rm -rf $(VENV) build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
