@@ -5,6 +5,7 @@ Nothing of W&B is loaded: what is printed needs no account. `tracking/wandb_view
 of a server from it.
 """
 
+import abc
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,15 +72,15 @@ class Logged:
 
 
 @dataclass(frozen=True)
-class Panel:
+class Panel(abc.ABC):
     """A plot. `metrics` are all that it reads of history or summaries, `settings` of configs."""
 
     title: str
 
     @property
+    @abc.abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Names of metrics, tables and pictures."""
-        raise NotImplementedError
 
     @property
     def settings(self) -> tuple[str, ...]:
