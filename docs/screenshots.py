@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from gr_sweep.cli import status
 from gr_sweep.cli.overview import Overview
 from gr_sweep.cli.watch import Frame, as_svg
-from gr_sweep.errors import ReportError
+from gr_sweep.errors import JobError
 from gr_sweep.folder import State
 from gr_sweep.report import read_sweep, write_report
 
@@ -113,7 +113,7 @@ def frames(folder: Path) -> tuple[str, str]:
             time.sleep(0.5)
             try:
                 jobs = Overview(folder).look()
-            except ReportError:
+            except JobError:
                 continue  # Nothing is there yet.
             states = [job.state for job in jobs]
             # In the middle: some are done, and those that run have shown their speed.

@@ -16,7 +16,7 @@ from gr_sweep.config import Method, ProcedureKind, RunConfig
 from gr_sweep.data.batches import Batches, first_documents, heldout_chunks
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import TokenData
-from gr_sweep.errors import ModelError
+from gr_sweep.errors import PlanError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.layout import labels_of_rounds, make_plan, named_shape
@@ -113,7 +113,7 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
         embeddings: Any = model.get_input_embeddings()
         vocab_size = embeddings.weight.shape[0]
         if data.vocab_size > vocab_size:
-            raise ModelError(
+            raise PlanError(
                 f"the tokenizer has {data.vocab_size} tokens, {config.model.path} {vocab_size};"
                 " leave data.tokenizer out to use the model's own"
             )
@@ -195,7 +195,7 @@ def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
         *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
     ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model.path={path} cannot be loaded: {reason}") from error
+        raise PlanError(f"model.path={path} cannot be loaded: {reason}") from error
     if gguf_file is not None:
         # They are plain numbers now, and what is written of this model is no GGUF file.
         del model.config.quantization_config

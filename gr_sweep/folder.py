@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import GrSweepError, HeldError, JobError, LostError, ReportError
+from gr_sweep.errors import GrSweepError, JobError, JobLockedError, LostError
 from gr_sweep.files import write_whole
 from gr_sweep.sources import source_digests
 from gr_sweep.summary import METRICS, SUMMARY, is_finished
@@ -122,16 +122,16 @@ def job_folders(folder: Path, known: Container[Path] = ()) -> list[Path]:
         known: folders that were jobs before, and are not looked into again.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or holds no job.
     """
     if not os.path.isdir(folder):
-        raise ReportError(f"{folder} is no folder; give the folder of a sweep or of a job")
+        raise JobError(f"{folder} is no folder; give the folder of a sweep or of a job")
     if is_job(folder):
         return [folder.resolve()]
     entries = sorted(folder.resolve().iterdir())
     found = [entry for entry in entries if entry in known or is_job(entry)]
     if not found:
-        raise ReportError(
+        raise JobError(
             f"{folder} holds no job: neither it nor a folder in it has a {RECORD}, {SUMMARY}, "
             f"{METRICS} or .hydra"
         )
@@ -299,7 +299,7 @@ def held(folder: Path, title: str = "") -> Iterator[Hold]:
     into its record.
 
     Raises:
-        HeldError: another process works in it.
+        JobLockedError: another process works in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, timeout_s=_PROBE_S) as is_free:
@@ -366,12 +366,12 @@ def _outcome(hold: Hold) -> Iterator[None]:
             hold._write(State.done)
 
 
-def _held_by(folder: Path) -> HeldError:
+def _held_by(folder: Path) -> JobLockedError:
     record = read_record(folder)
     holder = None if record is None else record.holder
     who = "another process" if holder is None else str(holder)
     since = f" since {record.since}" if record is not None and record.since else ""
-    return HeldError(f"{folder} is being run by {who}{since}; wait for it, or stop it")
+    return JobLockedError(f"{folder} is being run by {who}{since}; wait for it, or stop it")
 
 
 def _await_silence(folder: Path) -> None:
@@ -379,7 +379,7 @@ def _await_silence(folder: Path) -> None:
     up: it is, if it gives no sign of life for a while.
 
     Raises:
-        HeldError: it does give one.
+        JobLockedError: it does give one.
     """
     record = read_record(folder)
     if record is None or record.state is not State.running or record.holder is None:

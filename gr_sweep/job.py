@@ -40,7 +40,7 @@ from gr_sweep.data.batches import Batches
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.domains import expand, weights_of_round
-from gr_sweep.errors import JobError, SummaryError
+from gr_sweep.errors import DataError, JobError
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.eval.robustness import (
     TrainingText,
@@ -503,7 +503,7 @@ def _taken_over(folder: Path, prints: Mapping[str, str], sweep: str) -> bool:
         try:
             summary = read_summary(path)
             check_files(path.parent, summary.get("files", {}))
-        except (OSError, SummaryError):
+        except (OSError, DataError):
             continue
         if path.parent.resolve() == folder.resolve() or summary.get("fingerprints") != prints:
             continue

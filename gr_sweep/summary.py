@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import SummaryError
+from gr_sweep.errors import DataError
 from gr_sweep.files import content_digest, write_whole
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     it stands.
 
     Raises:
-        SummaryError: it is not as it was written.
+        DataError: it is not as it was written.
         OSError: it is not there, or the system does not let it be read.
     """
     content = path.read_bytes()
@@ -74,12 +74,12 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> None:
             `SAMPLES` is passed over: whoever shows the text looks.
 
     Raises:
-        SummaryError: one is not.
+        DataError: one is not.
         OSError: one is not there, or the system does not let it be read.
     """
     for name, digest in digests.items():
         if name != SAMPLES and content_digest(folder / name) != digest:
-            raise SummaryError(f"{folder / name} is damaged (its checksum is another)")
+            raise DataError(f"{folder / name} is damaged (its checksum is another)")
 
 
 def is_finished(path: Path) -> bool:
@@ -87,7 +87,7 @@ def is_finished(path: Path) -> bool:
     try:
         if not _is_right(path, path.read_bytes()):
             read_summary(path)
-    except (OSError, SummaryError):
+    except (OSError, DataError):
         return False
     return True
 
@@ -96,18 +96,18 @@ def set_aside_damaged(path: Path) -> None:
     """Renames a summary that is not as it was written, and says so: its job is not done.
 
     Raises:
-        SummaryError: the system does not let it be read.
+        DataError: the system does not let it be read.
     """
     try:
         read_summary(path)
     except FileNotFoundError:
         return
-    except SummaryError as error:
+    except DataError as error:
         aside = path.with_name(f"{path.name}.unreadable")
         path.replace(aside)
         logger.warning("%s: set aside as %s, the job evaluates again", error, aside.name)
     except OSError as error:
-        raise SummaryError(f"{path} cannot be read now ({error}); mend that and start again") from (
+        raise DataError(f"{path} cannot be read now ({error}); mend that and start again") from (
             error
         )
 
@@ -122,5 +122,5 @@ def _is_right(path: Path, content: bytes) -> bool:
     return True
 
 
-def _damaged(path: Path, reason: str) -> SummaryError:
-    return SummaryError(f"{path} is damaged ({reason})")
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"{path} is damaged ({reason})")

@@ -37,7 +37,7 @@ from gr_sweep.config import (
     effective,
 )
 from gr_sweep.data.prepare import prepare_data
-from gr_sweep.errors import FullDiskError, TrainError
+from gr_sweep.errors import FullDiskError, JobError
 from gr_sweep.job import run_job
 from gr_sweep.summary import read_summary
 from gr_sweep.train import loop
@@ -195,7 +195,7 @@ def test_documents_of_a_loss_that_is_not_finite_are_in_a_file(config, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(job.TokenLosses, "forward", poisoned)
-        with pytest.raises(TrainError) as caught:
+        with pytest.raises(JobError) as caught:
             run(config, tmp_path)
     said = str(caught.value)
     assert said.startswith("loss is not finite in step 4 (code: document")

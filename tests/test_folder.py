@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gr_sweep import folder as job_folder
-from gr_sweep.errors import DataError, HeldError, JobError
+from gr_sweep.errors import DataError, JobError, JobLockedError
 from gr_sweep.folder import (
     RECORD,
     Holder,
@@ -103,7 +103,7 @@ def test_a_second_holder_is_told_who_holds_it_where_and_since_when(tmp_path):
     with another_process(tmp_path) as process:
         record = read_record(tmp_path)
         assert record is not None and record.title == "edges=act"
-        with pytest.raises(HeldError) as refused, held(tmp_path):
+        with pytest.raises(JobLockedError) as refused, held(tmp_path):
             pass
         said = f"run by process {process.pid} on {socket.gethostname()} since {record.since}"
         assert said in str(refused.value)
@@ -134,7 +134,7 @@ def test_who_gives_signs_of_life_on_another_machine_keeps_the_folder(tmp_path, m
         os.utime(tmp_path / RECORD)
 
     monkeypatch.setattr(job_folder.time, "sleep", sleep)
-    with pytest.raises(HeldError, match="process 7 on elsewhere since 20"), held(tmp_path):
+    with pytest.raises(JobLockedError, match="process 7 on elsewhere since 20"), held(tmp_path):
         pass
     assert read_record(tmp_path).holder.host == "elsewhere"
 

@@ -38,7 +38,7 @@ from gr_sweep.config import (
     fingerprint,
 )
 from gr_sweep.data.prepare import prepare_data
-from gr_sweep.errors import JobError, ModelError, PlanError
+from gr_sweep.errors import JobError, PlanError
 from gr_sweep.folder import State, standing
 from gr_sweep.job import run_job
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
@@ -462,7 +462,7 @@ def test_a_truncated_checkpoint_of_a_model_is_one_line(make_config, tmp_path, pr
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
     config = make_config(model=ModelConfig(size=None, path=str(folder)))
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(PlanError, match="cannot be loaded"):
         run(config, tmp_path / "job")
 
 

@@ -17,7 +17,7 @@ import pytest
 import gr_sweep
 from gr_sweep.build import _pretrained
 from gr_sweep.data.tokenize import load_tokenizer
-from gr_sweep.errors import DataError, ModelError
+from gr_sweep.errors import DataError, PlanError
 
 PACKAGE = Path(gr_sweep.__file__).parent
 
@@ -99,7 +99,7 @@ def test_code_beside_a_model_is_not_run_and_nobody_is_asked(hostile, tmp_path, m
         raise AssertionError("the user was asked")
 
     monkeypatch.setattr("builtins.input", asked)
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(PlanError, match="cannot be loaded"):
         _pretrained(str(hostile), None)
     with pytest.raises(DataError, match="cannot be loaded"):
         load_tokenizer(str(hostile))

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from gr_sweep.errors import SummaryError
+from gr_sweep.errors import DataError
 from gr_sweep.files import content_digest
 from gr_sweep.summary import (
     SAMPLES,
@@ -44,7 +44,7 @@ def test_every_bit_that_flips_is_found_out_or_changes_no_value(path):
             path.write_bytes(content)
             try:
                 found = read_summary(path)
-            except SummaryError as error:
+            except DataError as error:
                 assert str(error).startswith(f"{path} is damaged (")
                 assert not is_finished(path)
             else:
@@ -54,14 +54,14 @@ def test_every_bit_that_flips_is_found_out_or_changes_no_value(path):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"checksum": "a"}', b"\xff\xfe"])
 def test_what_is_no_summary_is_damaged(path, content):
     path.write_bytes(content)
-    with pytest.raises(SummaryError, match=r"summary\.json is damaged"):
+    with pytest.raises(DataError, match=r"summary\.json is damaged"):
         read_summary(path)
     assert not is_finished(path)
 
 
 def test_a_summary_that_is_cut_off_is_damaged(path):
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(SummaryError, match="its checksum is another"):
+    with pytest.raises(DataError, match="its checksum is another"):
         read_summary(path)
 
 
@@ -73,7 +73,7 @@ def test_a_summary_of_an_older_version_has_no_checksum_and_is_taken_as_it_stands
 def test_one_that_was_written_anew_by_another_program_is_not_relied_on(path):
     """Its checksum cannot be compared any more."""
     path.write_text(json.dumps(json.loads(path.read_text()), indent=4))
-    with pytest.raises(SummaryError, match="not where it was written"):
+    with pytest.raises(DataError, match="not where it was written"):
         read_summary(path)
 
 
@@ -103,5 +103,5 @@ def test_tables_have_to_be_as_they_were_written_and_text_to_look_at_need_not(tmp
     check_files(tmp_path, digests)
     check_files(tmp_path, {})
     (tmp_path / "document_losses.csv").write_text("something else")
-    with pytest.raises(SummaryError, match=r"document_losses\.csv is damaged"):
+    with pytest.raises(DataError, match=r"document_losses\.csv is damaged"):
         check_files(tmp_path, digests)

@@ -15,7 +15,7 @@ import numpy as np
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.shards import Shard, join
 from gr_sweep.domains import is_under, metric_name
-from gr_sweep.errors import CheckpointError
+from gr_sweep.errors import DataError
 from gr_sweep.files import whole_file
 
 TRAIN, HELDOUT = "train", "heldout"
@@ -107,7 +107,7 @@ class RoundLabels:
         """What `write` left.
 
         Raises:
-            CheckpointError: no such file, or one of other text.
+            DataError: no such file, or one of other text.
         """
         try:
             with np.load(path, allow_pickle=False) as content:
@@ -118,12 +118,12 @@ class RoundLabels:
                     for domain in data.domains
                 }
         except (OSError, KeyError, ValueError) as error:
-            raise CheckpointError(
+            raise DataError(
                 f"{path} cannot be read ({error}); remove the job's folder to start it again"
             ) from error
         for (part, domain), found in places.items():
             if len(found) != _parts(data)[part][domain].num_documents:
-                raise CheckpointError(f"{path} is of other text; remove the job's folder")
+                raise DataError(f"{path} is of other text; remove the job's folder")
         return cls(names, places)
 
 

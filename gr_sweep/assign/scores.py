@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from gr_sweep.config import Attribution
-from gr_sweep.errors import ConfigError, DataError, ModelError, PlanError
+from gr_sweep.errors import ConfigError, DataError, PlanError
 from gr_sweep.eval.loss import Losses
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import IGNORED
@@ -130,7 +130,7 @@ def score_units(
     Raises:
         ConfigError: a method that scores nothing; no domains; `steps` or `batch_sequences` below 1.
         DataError: a domain without documents.
-        ModelError: scores that are not finite.
+        PlanError: scores that are not finite.
         PlanError: a model of an unknown family; `off` that does not fit it; a model that is inside
             `batch`, `keep` or `remove`.
     """
@@ -373,7 +373,7 @@ def _means(
     halves = {}
     for (layer, kind), sums_2KU in sums.items():
         if not sums_2KU.isfinite().all():
-            raise ModelError(
+            raise PlanError(
                 f"scores of layer {layer}, {kind}, are not finite; the model's losses on these "
                 "documents, or their gradients, are not"
             )

@@ -16,7 +16,7 @@ from gr_sweep.arguments import Parser
 from gr_sweep.cli.sync import Outcome, sync
 from gr_sweep.config import ProcedureKind, is_number, round_lengths
 from gr_sweep.domains import labels_of_round
-from gr_sweep.errors import ConfigError, TrackingError
+from gr_sweep.errors import ConfigError, JobError
 from gr_sweep.metrics import keys
 from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP
 from gr_sweep.tracking.dashboard import (
@@ -57,9 +57,9 @@ def main(argv: Sequence[str]) -> int:
     """Prints what it did and both addresses; with --dry-run the dashboard as JSON.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or holds no job.
         ConfigError: no W&B key is configured, or the library for dashboards is missing.
-        TrackingError: no run to show, runs in several projects, or a server that is away.
+        JobError: no run to show, runs in several projects, or a server that is away.
     """
     parser = Parser(
         prog="gr-sweep dashboard",
@@ -118,7 +118,7 @@ def _of_folder(arguments: argparse.Namespace) -> int:
     for unfinished in sweep.unfinished:
         print(f"{unfinished.name}: {unfinished.why}, left out")
     if not there:
-        raise TrackingError(f"{server.url} has no run of {arguments.dir} in {owner}/{project}")
+        raise JobError(f"{server.url} has no run of {arguments.dir} in {owner}/{project}")
     shown = _only(sweep, there)
     added = _add_joined(shown, there, server)
     dashboard = _dashboard(
@@ -152,7 +152,7 @@ def _of_server(arguments: argparse.Namespace) -> int:
     ours = [run for run in runs.values() if _is_ours(run) and not run.is_running]
     place = f"{entity}/{arguments.project}" + (f", group {arguments.group}" * bool(arguments.group))
     if not ours:
-        raise TrackingError(f"{server.url} has no finished run of gr-sweep in {place}")
+        raise JobError(f"{server.url} has no finished run of gr-sweep in {place}")
     sweep = _sweep_of(ours)
     groups = [] if arguments.group is None else [arguments.group]
     dashboard = _dashboard(
@@ -202,7 +202,7 @@ def _run_ids(sweep: "Sweep") -> dict[str, str]:
         if path.is_file() and (run_id := path.read_text(encoding="utf-8").strip()):
             found[job.name] = run_id
     if not found:
-        raise TrackingError(
+        raise JobError(
             f"no finished job of {sweep.folder} has logged to W&B; with tracking=auto or "
             "tracking=offline they do"
         )
@@ -223,7 +223,7 @@ def _place(
     }
     if len(places) > 1:
         said = ", ".join(sorted(f"{entity or '(default)'}/{name}" for entity, name in places))
-        raise TrackingError(
+        raise JobError(
             f"the jobs of {arguments.dir} have logged to several projects ({said}), and a "
             "dashboard is of one: keep their folders apart"
         )

@@ -64,13 +64,13 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
-    from gr_sweep.errors import ExportError
+    from gr_sweep.errors import JobError
     from gr_sweep.export.card import remarks_of, table_text
     from gr_sweep.export.write import export
 
     has_gpu = torch.cuda.is_available()
     if options.device == "cuda" and not has_gpu:
-        raise ExportError("--device cuda: there is no GPU here; leave it out")
+        raise JobError("--device cuda: there is no GPU here; leave it out")
     device = torch.device("cuda" if has_gpu and options.device != "cpu" else "cpu")
     made = export(
         run,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import RunConfig
-from gr_sweep.errors import ConfigError, GrSweepError, HeldError
+from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
 from gr_sweep.folder import State, note_end, standing
 from gr_sweep.launch.local import LocalParallelConfig, check_local, run_side_by_side
 from gr_sweep.launch.resources import Resources, check_given, resources_of
@@ -257,7 +257,7 @@ def logging_errors() -> Iterator[None]:
 def _outcome(error: Exception | None) -> Outcome:
     if error is None:
         return Outcome(State.done)
-    if isinstance(error, HeldError):
+    if isinstance(error, JobLockedError):
         return Outcome(State.running, str(error))
     is_mendable = isinstance(error, GrSweepError)
     return Outcome(State.failed, str(error) if is_mendable else repr(error), not is_mendable)

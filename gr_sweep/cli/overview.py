@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import is_number
-from gr_sweep.errors import SummaryError
+from gr_sweep.errors import DataError
 from gr_sweep.folder import RECORD, Holder, Standing, State, job_folders, standing
 from gr_sweep.metrics import keys
 from gr_sweep.summary import METRICS, SUMMARY, read_summary
@@ -200,7 +200,7 @@ class Overview:
         """How each job stands, by name or in the order that was given.
 
         Raises:
-            ReportError: the folder does not exist or holds no job.
+            JobError: the folder does not exist or holds no job.
         """
         where, queue = self._where, self._queue()
         jobs = job_folders(where, self._known) if isinstance(where, Path) else where
@@ -267,7 +267,7 @@ def _duration_s(path: Path, sign: tuple[int, ...]) -> float | None:
     try:
         summary = read_summary(path)
         begin, end = (datetime.fromisoformat(summary[name]) for name in ("started", "finished"))
-    except (OSError, SummaryError, KeyError, TypeError, ValueError):
+    except (OSError, DataError, KeyError, TypeError, ValueError):
         return None
     # Of a job whose results were taken over from another sweep these are that job's.
     return (end - begin).total_seconds()

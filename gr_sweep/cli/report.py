@@ -11,7 +11,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the table of a sweep and, as the last line, the path of its page.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or holds no job.
     """
     parser = Parser(
         prog="gr-sweep report",

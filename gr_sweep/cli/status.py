@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints a table, or JSON; 1 where a job has failed.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or holds no job.
     """
     parser = Parser(
         prog="gr-sweep status",
@@ -75,7 +75,7 @@ def read_jobs(folder: Path) -> list[JobStatus]:
     """How each job of a folder stands, by name, with its number in SLURM's queue.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or holds no job.
     """
     from gr_sweep.launch.slurm import numbers_in_queue
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gr_sweep.arguments import Parser
-from gr_sweep.errors import HeldError, TrackingError
+from gr_sweep.errors import JobError, JobLockedError
 from gr_sweep.folder import State, job_folders, standing
 from gr_sweep.train.stop import Stopped
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints a line a job and one of totals; 1 where something was not uploaded.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or holds no job.
         ConfigError: no W&B key is configured.
     """
     parser = Parser(
@@ -81,7 +81,7 @@ def sync(
         server: one that is logged in; None: logs in where there is something to upload.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or holds no job.
         ConfigError: no W&B key is configured.
     """
     from gr_sweep.tracking.wandb_api import Server
@@ -100,7 +100,7 @@ def sync(
     ):
         try:
             server = Server()
-        except TrackingError as error:
+        except JobError as error:
             away.append(str(error))
 
     uploads = Uploads()
@@ -120,13 +120,13 @@ def sync(
         at_work.add(job)
         try:
             num_rows = upload_job(job, server, uploads, entity=entity, project=project)
-        except HeldError as error:
+        except JobLockedError as error:
             return Outcome.left, str(error)
-        except TrackingError as error:
+        except JobError as error:
             try:
                 if not uploads.are_over:
                     server.check()
-            except TrackingError as gone:
+            except JobError as gone:
                 away.append(str(gone))
             return Outcome.failed, str(error)
         finally:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from gr_sweep.arguments import Parser
 from gr_sweep.cli import status
 from gr_sweep.cli.overview import JobStatus, Overview, sweep_left_s
-from gr_sweep.errors import ReportError
+from gr_sweep.errors import JobError
 from gr_sweep.folder import State, job_folders
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     """Shows the jobs until none runs or waits; 1 where one has failed, 130 after Ctrl-C.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or holds no job.
     """
     parser = Parser(
         prog="gr-sweep watch",
@@ -264,7 +264,7 @@ def shown(folders: Sequence[Path], sweep: Path, hint: str) -> Iterator[bool]:
             while True:
                 is_last = is_over.is_set()
                 # A folder that cannot be read at this moment may be at the next.
-                with contextlib.suppress(ReportError, OSError):
+                with contextlib.suppress(JobError, OSError):
                     jobs = overview.look()
                 live.update(Frame(_name(sweep), jobs, "" if is_last else hint), refresh=True)
                 if is_last:

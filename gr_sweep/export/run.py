@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import is_number
-from gr_sweep.errors import ExportError, PlanError, SummaryError
+from gr_sweep.errors import DataError, JobError, PlanError
 from gr_sweep.folder import CHECKPOINTS, is_job, whole_checkpoints
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.summary import SUMMARY, read_summary
@@ -105,35 +105,33 @@ def open_run(folder: Path) -> Run:
     """Reads a job's folder.
 
     Raises:
-        ExportError: it is none, or has not all that an export needs; says what to give instead.
+        JobError: it is none, or has not all that an export needs; says what to give instead.
     """
     if not os.path.isdir(folder):
-        raise ExportError(f"{folder} is no folder; give the folder of a job")
+        raise JobError(f"{folder} is no folder; give the folder of a job")
     if not is_job(folder):
         jobs = sorted(entry.name for entry in folder.iterdir() if is_job(entry))
         if jobs:
-            raise ExportError(
+            raise JobError(
                 f"{folder} is the folder of a sweep; give one of its jobs: {', '.join(jobs)}"
             )
-        raise ExportError(
-            f"{folder} holds no job; give the folder of a job, as in outputs/SWEEP/JOB"
-        )
+        raise JobError(f"{folder} holds no job; give the folder of a job, as in outputs/SWEEP/JOB")
     summary = _summary(folder)
     if "taken_from" in summary:
         origin = folder.resolve().parent.parent / str(summary["taken_from"])
-        raise ExportError(
+        raise JobError(
             f"the results in {folder} are taken over from another sweep; "
             f"the weights are in {os.path.relpath(origin)}: export that"
         )
     if not whole_checkpoints(folder / CHECKPOINTS):
-        raise ExportError(
+        raise JobError(
             f"{folder} has no checkpoint"
             + ("" if summary else " and is not finished; type the command of the job again")
         )
     plan = folder / "plan.json"
     if not plan.exists() or not (folder / MODEL / _CONFIG).exists():
         missing = "plan.json" if not plan.exists() else f"{MODEL}/"
-        raise ExportError(
+        raise JobError(
             f"{folder} has no {missing}: an earlier version of gr-sweep has run this job; run it "
             "again in another folder"
         )
@@ -154,48 +152,46 @@ def _plan(folder: Path, written: Path) -> RoutePlan:
 
 
 def check_keep(plan: RoutePlan, keep: Sequence[str], folder: Path) -> None:
-    """Raises ExportError where `keep` names nothing that the plan could keep."""
+    """Raises JobError where `keep` names nothing that the plan could keep."""
     if len(plan.blocks) == 1:
         if keep:
-            raise ExportError(
+            raise JobError(
                 f"{folder} is a dense run: it has no blocks to remove; leave --keep out to export "
                 "it whole"
             )
         return
     nodes = ", ".join(plan.nodes)
     if not keep:
-        raise ExportError(
+        raise JobError(
             f"say what to keep with --keep; there are {nodes} (all of them: the full model)"
         )
     try:
         plan.kept_off(keep)
     except PlanError as error:
         wrong = [node for node in keep if node not in plan.nodes]
-        raise ExportError(
-            f"--keep {wrong[0]} is no domain of {folder}; there are {nodes}"
-        ) from error
+        raise JobError(f"--keep {wrong[0]} is no domain of {folder}; there are {nodes}") from error
 
 
 def check_target(to: Path) -> None:
-    """Raises ExportError where a checkpoint cannot go."""
+    """Raises JobError where a checkpoint cannot go."""
     try:
         if to.is_dir() and any(to.iterdir()):
-            raise ExportError(f"--to {to} is not empty; give a new folder")
+            raise JobError(f"--to {to} is not empty; give a new folder")
         if to.exists() and not to.is_dir():
-            raise ExportError(f"--to {to} is a file; give a new folder")
+            raise JobError(f"--to {to} is a file; give a new folder")
         above = next(place for place in to.absolute().parents if place.exists())
         if not above.is_dir():
-            raise ExportError(f"--to {to} cannot be made: {above} is a file")
+            raise JobError(f"--to {to} cannot be made: {above} is a file")
     except OSError as error:
-        raise ExportError(f"--to {to} cannot be a folder ({error.strerror})") from error
+        raise JobError(f"--to {to} cannot be a folder ({error.strerror})") from error
 
 
 def load_routed(run: Run) -> "tuple[RoutedModel, int]":
     """The job's model with the weights of its newest checkpoint, routed, and that one's step.
 
     Raises:
-        CheckpointError: a checkpoint that cannot be read, or one of another run.
-        ExportError: a config or weights that do not go together.
+        DataError: a checkpoint that cannot be read, or one of another run.
+        JobError: a config or weights that do not go together.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -218,14 +214,14 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
         RuntimeError,  # torch's, of a size that is none, and Python's, of brackets in brackets
         StrictDataclassError,
     ) as error:
-        raise ExportError(
+        raise JobError(
             f"{run.model_folder} cannot be read: {str(error) or type(error).__name__}"
         ) from error
     about = read_newest(run.folder / CHECKPOINTS, model)
     # A run that went on with other settings all the same has checkpoints of those it began with.
     prints = None if run.summary.get("changes") else run.summary.get("fingerprints")
     if prints and about["fingerprint"] != f"{prints['config']}:{prints['data']}":
-        raise ExportError(
+        raise JobError(
             f"the checkpoint in {run.folder} is not of the run that its summary.json is of"
         )
     routed = route_model(model, run.plan.in_place(), "none")
@@ -238,12 +234,12 @@ def _summary(folder: Path) -> dict[str, Any]:
         return {}
     try:
         summary = read_summary(path)
-    except (OSError, SummaryError) as error:
-        raise ExportError(f"{path} cannot be read: {error}") from error
+    except (OSError, DataError) as error:
+        raise JobError(f"{path} cannot be read: {error}") from error
     if summary.get("format") != 1:
-        raise ExportError(f"{path} is none that this version reads")
+        raise JobError(f"{path} is none that this version reads")
     if wrong := next(_wrong_in(summary), None):
-        raise ExportError(f"{path} is not as a job writes it: {wrong}")
+        raise JobError(f"{path} is not as a job writes it: {wrong}")
     return summary
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gr_sweep import __version__
 from gr_sweep.domains import ancestors, expand
-from gr_sweep.errors import ExportError
+from gr_sweep.errors import JobError
 from gr_sweep.export.card import card_text
 from gr_sweep.export.losses import Alone, losses_of, with_alone
 from gr_sweep.export.measure import (
@@ -138,7 +138,7 @@ def _move(beside: Path, to: Path) -> None:
     try:
         beside.replace(to)  # takes the place of an empty folder too
     except OSError as error:
-        raise ExportError(f"--to {to} cannot be written: {error.strerror}") from error
+        raise JobError(f"--to {to} cannot be written: {error.strerror}") from error
 
 
 def _domains_of(plan: RoutePlan, keep: Sequence[str], off: Sequence[int]) -> dict[str, list[str]]:

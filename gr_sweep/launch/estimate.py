@@ -25,7 +25,7 @@ from gr_sweep.build import lay_plan, named_config
 from gr_sweep.config import Device, Precision, RunConfig, TrainConfig, num_steps, to_plain
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.data.tokenize import PretrainedTokenizer
-from gr_sweep.errors import DataError, GrSweepError, ModelError
+from gr_sweep.errors import DataError, GrSweepError, PlanError
 from gr_sweep.metrics.cost import GPUS
 from gr_sweep.model import loss
 from gr_sweep.model.families import decoder_layers, family_of
@@ -234,7 +234,7 @@ def _model_config(config: RunConfig, vocab_size: int | None) -> Any:
         *(OSError, ValueError, ImportError, KeyError, TypeError),
         *(RecursionError, StrictDataclassError),
     ) as error:
-        raise ModelError(
+        raise PlanError(
             f"model.path={path}: its config.json is not on this machine or cannot be read, and an "
             f"estimate downloads nothing; fetch it first (hf download {path} config.json)"
         ) from error

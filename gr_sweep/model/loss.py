@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gr_sweep.errors import ModelError
+from gr_sweep.errors import PlanError
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.linears import Routing
 
@@ -62,13 +62,13 @@ class TokenLosses(nn.Module):
     def __init__(self, routed: RoutedModel) -> None:
         """
         Raises:
-            ModelError: an unembedding that is no linear map, or has a bias.
+            PlanError: an unembedding that is no linear map, or has a bias.
         """
         super().__init__()
         model: Any = routed.model
         unembedding = model.get_output_embeddings()
         if not isinstance(unembedding, nn.Linear) or unembedding.bias is not None:
-            raise ModelError(
+            raise PlanError(
                 f"the loss needs an unembedding that is a linear map without bias, which "
                 f"{type(model).__name__} has not; use a family that routing knows"
             )

@@ -28,7 +28,7 @@ from gr_sweep.config import (
     RunConfig,
 )
 from gr_sweep.domains import ancestors, expand
-from gr_sweep.errors import ConfigError, DataError, PlanError, SummaryError
+from gr_sweep.errors import ConfigError, DataError, PlanError
 from gr_sweep.layout import expert_widths, width_of_size
 from gr_sweep.metrics.compare import Baselines, compare_relearn, summarize_and_compare
 from gr_sweep.metrics.losses import (
@@ -129,7 +129,7 @@ class JobTables:
                 settings=settings,
                 fingerprints=summary["fingerprints"],
             )
-        except (OSError, SummaryError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, DataError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     @property

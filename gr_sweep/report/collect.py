@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method, is_number
 from gr_sweep.domains import ancestors
-from gr_sweep.errors import DataError, SummaryError
+from gr_sweep.errors import DataError
 from gr_sweep.folder import job_folders
 from gr_sweep.metrics import keys, seeds
 from gr_sweep.metrics.compare import Attack, attacks
@@ -359,7 +359,7 @@ def read_sweep(folder: Path) -> Sweep:
     """The jobs of a folder: its direct subfolders that are jobs, or itself where it is one.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or holds no job.
     """
     folders = job_folders(folder)
     jobs, unfinished = [], []
@@ -384,7 +384,7 @@ def read_sweep(folder: Path) -> Sweep:
                 tables[job.name] = JobTables.read(
                     entry, domains=job.domains, settings=job.settings, fingerprints=job.fingerprints
                 )
-            except (DataError, SummaryError, OSError) as error:
+            except (DataError, OSError) as error:
                 logger.warning("%s: metrics of %s are those of its summary", error, job.name)
     jobs = _with_baselines(jobs, tables)
     varied = _varied(jobs)
@@ -469,7 +469,7 @@ def _read_job(folder: Path) -> Job:
         raise _Broken("not finished")
     try:
         summary = read_summary(path)
-    except (OSError, SummaryError) as error:
+    except (OSError, DataError) as error:
         raise _Broken(f"summary.json cannot be read: {error}") from error
     if summary.get("format") != SUMMARY_FORMAT:
         raise _Broken(

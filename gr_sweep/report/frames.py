@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import is_number
-from gr_sweep.errors import SummaryError
+from gr_sweep.errors import DataError
 from gr_sweep.folder import job_folders, read_record
 from gr_sweep.report import collect
 from gr_sweep.report.baselines import dotted
@@ -45,7 +45,7 @@ def results(folder: str | os.PathLike[str]) -> "pd.DataFrame":
         folder: of a sweep, or of one job.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or holds no job.
     """
     sweep = collect.read_sweep(Path(folder))
     frame = collect.results(sweep, _value)
@@ -75,7 +75,7 @@ def history(folder: str | os.PathLike[str]) -> "pd.DataFrame":
         folder: of a sweep, or of one job.
 
     Raises:
-        ReportError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or holds no job.
     """
     import pandas as pd
 
@@ -114,7 +114,7 @@ def _settings(job: Path) -> dict[str, Any]:
     # Of a version that kept no record, or taken over from another sweep.
     try:
         config = read_summary(job / SUMMARY).get("config")
-    except (OSError, SummaryError):
+    except (OSError, DataError):
         return {}
     return dotted(config) if isinstance(config, dict) else {}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import FullDiskError, ReportError
+from gr_sweep.errors import FullDiskError, JobError
 from gr_sweep.files import write_whole
 from gr_sweep.report import cards, columns, figures, rounds, tables
 from gr_sweep.report.collect import DENSE, Job, Sweep, read_sweep, results, short_name, shown
@@ -34,7 +34,7 @@ def write_report(sweep: Sweep | Path) -> Path:
     folder, each whole, and return the path of the page.
 
     Raises:
-        ReportError: a folder (a path is read first) that does not exist or holds no job.
+        JobError: a folder (a path is read first) that does not exist or holds no job.
     """
     if isinstance(sweep, Path):
         sweep = read_sweep(sweep)
@@ -51,7 +51,7 @@ def write_report(sweep: Sweep | Path) -> Path:
     except FullDiskError:
         raise
     except OSError as error:
-        raise ReportError(f"{report} cannot be written: {error.strerror}") from error
+        raise JobError(f"{report} cannot be written: {error.strerror}") from error
     return page
 
 

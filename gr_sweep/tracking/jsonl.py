@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import CheckpointError
+from gr_sweep.errors import DataError
 from gr_sweep.files import full_disk, is_full, whole_file
 from gr_sweep.tracking.base import STEP
 
@@ -68,7 +68,7 @@ class JsonlTracker:
         """Drops the rows after `step`; the file is replaced whole.
 
         Raises:
-            CheckpointError: a line that is no row. Names file and line.
+            DataError: a line that is no row. Names file and line.
         """
         assert self._file is not None
         lines = self.path.read_bytes().splitlines(keepends=True)
@@ -130,7 +130,7 @@ class JsonlTracker:
         try:
             return int(json.loads(line)[STEP])
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
+            raise DataError(
                 f"{self.path}:{number} is no row of metrics; remove the line, or the job's folder"
                 " to start over"
             ) from error

@@ -27,7 +27,7 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError, WandbA
 from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
 
 from gr_sweep.config import is_number
-from gr_sweep.errors import ConfigError, TrackingError
+from gr_sweep.errors import ConfigError, JobError
 from gr_sweep.tracking.wandb import key_source, set_up
 
 TIMEOUT_S = 20
@@ -91,7 +91,7 @@ class Server:
         """
         Raises:
             ConfigError: no key is configured, or W&B's settings cannot be.
-            TrackingError: the server is away, or refuses the key, or wandb's own process does not
+            JobError: the server is away, or refuses the key, or wandb's own process does not
                 start.
         """
         try:
@@ -104,7 +104,7 @@ class Server:
             ValueError,
         ) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise TrackingError(f"W&B's own process does not start: {reason}") from error
+            raise JobError(f"W&B's own process does not start: {reason}") from error
         source = key_source()
         if source is None:
             raise ConfigError("no W&B key is configured; run `wandb login` or set WANDB_API_KEY")
@@ -129,7 +129,7 @@ class Server:
     def check(self) -> None:
         """
         Raises:
-            TrackingError: the server is away, or refuses.
+            JobError: the server is away, or refuses.
         """
         with asking(self.url):
             wandb.Api(timeout=TIMEOUT_S)
@@ -139,12 +139,12 @@ class Server:
         """Where runs go that name no entity.
 
         Raises:
-            TrackingError: the server does not say.
+            JobError: the server does not say.
         """
         with asking(self.url):
             entity = self.api.default_entity
         if not entity:
-            raise TrackingError(f"{self.url} names no default entity; say --entity")
+            raise JobError(f"{self.url} names no default entity; say --entity")
         return str(entity)
 
     def runs(
@@ -159,7 +159,7 @@ class Server:
         there. None where there is no such project.
 
         Raises:
-            TrackingError: the server is away or refuses.
+            JobError: the server is away or refuses.
         """
         filters: list[dict[str, Any]] = [{}]
         if ids is not None:
@@ -198,7 +198,7 @@ class Server:
         They are asked for where there is not one of each up to the last: some were lost or doubled.
 
         Raises:
-            TrackingError: the server is away or refuses.
+            JobError: the server is away or refuses.
         """
         if run.last_step is None or run.last_step + 1 == run.num_rows:
             return frozenset(range(run.num_rows))
@@ -230,7 +230,7 @@ class Server:
             The names that changed; none: the server was told nothing.
 
         Raises:
-            TrackingError: the server is away or refuses.
+            JobError: the server is away or refuses.
         """
         own = run.metrics
         gone = [
@@ -301,11 +301,11 @@ def asking(url: str, *, missing: str | None = None) -> Iterator[None]:
         missing: how an error begins that says that there is nothing: it ends the block in order.
 
     Raises:
-        TrackingError: something went wrong.
+        JobError: something went wrong.
     """
     try:
         yield
-    except TrackingError:
+    except JobError:
         raise
     except (
         wandb.Error,
@@ -321,4 +321,4 @@ def asking(url: str, *, missing: str | None = None) -> Iterator[None]:
         if missing is not None and missing in said:
             return
         reason = without_secrets(" ".join(said.split())) or type(error).__name__
-        raise TrackingError(f"W&B at {url} cannot be used: {reason}") from error
+        raise JobError(f"W&B at {url} cannot be used: {reason}") from error

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import HeldError, TrackingError
+from gr_sweep.errors import JobError, JobLockedError
 from gr_sweep.folder import Holder, State, locked, standing
 from gr_sweep.tracking.wandb import read_records
 from gr_sweep.tracking.wandb_api import (
@@ -111,7 +111,7 @@ def read_kept(path: Path) -> Kept | None:
     """What the file holds; None where it says of no run: it was killed before its first record.
 
     Raises:
-        TrackingError: the file cannot be read.
+        JobError: the file cannot be read.
     """
     run, steps, has_end = None, [], False
     try:
@@ -125,7 +125,7 @@ def read_kept(path: Path) -> Kept | None:
             elif kind == "exit":
                 has_end = True
     except OSError as error:
-        raise TrackingError(f"{path} cannot be read: {error.strerror}") from error
+        raise JobError(f"{path} cannot be read: {error.strerror}") from error
     if run is None:
         return None
     return Kept(path, run.run_id, run.entity, run.project, tuple(steps), has_end, stamp)
@@ -176,11 +176,11 @@ class Uploads:
         """Status and output of a command of wandb's.
 
         Raises:
-            TrackingError: it took longer than `limit_s`, or uploads were ended.
+            JobError: it took longer than `limit_s`, or uploads were ended.
         """
         with self._lock:
             if self.are_over:
-                raise TrackingError("it was interrupted")
+                raise JobError("it was interrupted")
             process = subprocess.Popen(
                 [sys.executable, "-c", _WANDB, str(os.getpid()), *words],
                 cwd=folder,
@@ -200,7 +200,7 @@ class Uploads:
             _kill(process)
             process.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise TrackingError(f"it took longer than {limit_s:.0f} s") from error
+                raise JobError(f"it took longer than {limit_s:.0f} s") from error
             raise
         finally:
             with self._lock:
@@ -238,7 +238,7 @@ def upload(
         The number of rows that the server did not have.
 
     Raises:
-        TrackingError: it did not take everything; the next upload goes on from what the server has
+        JobError: it did not take everything; the next upload goes on from what the server has
             then.
     """
     there = set(has)
@@ -250,7 +250,7 @@ def upload(
                 copies.append(_copy_of_rest(one, there, folder))
             except (OSError, shutil.Error) as error:
                 reason = error.strerror or "a file beside it is in the way"
-                raise TrackingError(f"{one.path} cannot be copied: {reason}") from error
+                raise JobError(f"{one.path} cannot be copied: {reason}") from error
             # Files of online attempts overlap: a resume begins with what the server had then.
             there.update(one.steps)
         files = [path for path in folder.rglob("*") if path.is_file()]
@@ -315,7 +315,7 @@ def _sync(
     """Runs `wandb sync`.
 
     Raises:
-        TrackingError: it did not upload everything, or took longer than `limit_s`.
+        JobError: it did not upload everything, or took longer than `limit_s`.
     """
     retries = {
         f"WANDB__{part}_{name}": str(value)
@@ -335,15 +335,13 @@ def _sync(
     words += [str(path.parent) for path in copies]
     try:
         status, said = uploads.run(words, folder, environment, limit_s)
-    except TrackingError as error:
-        raise TrackingError(f"W&B at {server.url} did not take everything: {error}") from error
+    except JobError as error:
+        raise JobError(f"W&B at {server.url} did not take everything: {error}") from error
     is_whole = all(_marker(path).exists() for path in copies)
     reason = _reason(said, _log_of(folder))
     if reason is not None or status or not is_whole:
         reason = reason or said.strip().rpartition("\n")[2] or "it does not say why"
-        raise TrackingError(
-            f"W&B at {server.url} did not take everything: {without_secrets(reason)}"
-        )
+        raise JobError(f"W&B at {server.url} did not take everything: {without_secrets(reason)}")
 
 
 def _log_of(folder: Path) -> Iterator[dict[str, Any]]:
@@ -392,9 +390,9 @@ def upload_job(
         The number of rows that the server did not have; None where nothing was missing.
 
     Raises:
-        HeldError: the job runs, or is uploaded by somebody else; or a file was written to
+        JobLockedError: the job runs, or is uploaded by somebody else; or a file was written to
             meanwhile. The message says which, without the job's name.
-        TrackingError: a file that cannot be read or marked, or a server that did not take
+        JobError: a file that cannot be read or marked, or a server that did not take
             everything.
     """
     is_elsewhere = entity is not None or project is not None
@@ -403,7 +401,7 @@ def upload_job(
         paths = kept_files(job, with_marked=is_elsewhere)
         # Once they are listed: the file of an attempt that begins from here on is none of them.
         if standing(job).state is State.running:
-            raise HeldError("it is running")
+            raise JobLockedError("it is running")
         found = [kept for path in paths if (kept := read_kept(path)) is not None]
         # One in all but a folder that was put together by hand.
         for run_id in dict.fromkeys(kept.run_id for kept in found):
@@ -427,7 +425,7 @@ def _alone(job: Path) -> Iterator[None]:
     """Nobody else uploads the job inside.
 
     Raises:
-        HeldError: somebody does.
+        JobLockedError: somebody does.
     """
     path = job / _LOCK
     with contextlib.ExitStack() as stack:
@@ -439,7 +437,7 @@ def _alone(job: Path) -> Iterator[None]:
             is_free = True  # a folder that cannot be written: what can be read goes up all the same
         if not is_free:
             who = path.read_text(encoding="utf-8").strip() or "another process"
-            raise HeldError(f"{who} uploads it")
+            raise JobLockedError(f"{who} uploads it")
         yield
 
 
@@ -449,10 +447,10 @@ def _mark(kept: Sequence[Kept]) -> None:
         marker = _marker(one.path)
         try:
             if one.is_offline and _stamp(one.path) != one.stamp:
-                raise HeldError("it was written to meanwhile")
+                raise JobLockedError("it was written to meanwhile")
             if one.is_offline:
                 marker.write_text(f"{one.stamp[0]}\n", encoding="utf-8")
         except OSError as error:
-            raise TrackingError(
+            raise JobError(
                 f"it was uploaded, but {marker} cannot be made: {error.strerror}"
             ) from error

@@ -62,7 +62,7 @@ def save(dashboard: Dashboard, server: Server, entity: str) -> list[tuple[str, s
         Of each: what it is, its address, and whether it is new.
 
     Raises:
-        TrackingError: the server is away or refuses, or there is no such project.
+        JobError: the server is away or refuses, or there is no such project.
     """
     # Outside of `asking`: what goes wrong here is no server's fault.
     workspace, report = _workspace(dashboard, entity), _report(dashboard, entity)

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from gr_sweep.errors import CheckpointError, FullDiskError
+from gr_sweep.errors import DataError, FullDiskError
 from gr_sweep.files import content_digest, full_disk, is_full, write_whole
 from gr_sweep.folder import whole_checkpoints
 from gr_sweep.train.distributed import Processes
@@ -197,7 +197,7 @@ class Checkpoints:
                 when there is something to fill it with.
 
         Raises:
-            CheckpointError: a checkpoint of another run or another format; one that the system does
+            DataError: a checkpoint of another run or another format; one that the system does
                 not let be read, which stays as it is; no checkpoint that can be read, after one has
                 filled some of the tensors.
         """
@@ -211,7 +211,7 @@ class Checkpoints:
                 return about
             self._processes.from_main(functools.partial(_set_aside, path, error))
         if target:
-            raise CheckpointError(
+            raise DataError(
                 f"no checkpoint in {self._folder} can be read, all are set aside; "
                 "start the command again to train from the beginning"
             )
@@ -250,12 +250,12 @@ class Checkpoints:
                 _set_aside(path, error)
                 continue
             if written not in _FORMATS:
-                raise CheckpointError(
+                raise DataError(
                     f"{path} is in format {written}, which this version does not read (it reads "
                     f"{_FORMAT}); remove the folder or use another"
                 )
             if fingerprint != self._fingerprint:
-                raise CheckpointError(
+                raise DataError(
                     f"{path} belongs to another run (config or data differ); "
                     "remove the folder or use another"
                 )
@@ -393,8 +393,8 @@ def _is_damage(error: BaseException) -> TypeGuard[Exception]:
     return not (isinstance(error, RuntimeError) and "CUDA" in str(error))
 
 
-def _not_let(path: Path, error: BaseException) -> CheckpointError:
-    return CheckpointError(
+def _not_let(path: Path, error: BaseException) -> DataError:
+    return DataError(
         f"{path} cannot be read now ({error}) and stays as it is; mend that and start the command "
         "again, or remove the folder"
     )
@@ -445,11 +445,11 @@ def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
         model: of the job's shape, in one process.
 
     Raises:
-        CheckpointError: there is none, or the newest cannot be read.
+        DataError: there is none, or the newest cannot be read.
     """
     whole = whole_checkpoints(folder)
     if not whole:
-        raise CheckpointError(f"{folder} holds no checkpoint")
+        raise DataError(f"{folder} holds no checkpoint")
     _, path = whole[-1]
     target = _weights_of(model)
     try:
@@ -463,8 +463,8 @@ def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
         if not isinstance(error, OSError) and not _is_damage(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read: {reason}") from failure
-    raise CheckpointError(
+        raise DataError(f"{path} cannot be read: {reason}") from failure
+    raise DataError(
         f"{path} is in format {about['format']}, which this version does not read (it reads "
         f"{_FORMAT})"
     )

@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gr_sweep.config import Device
-from gr_sweep.errors import ConfigError, GrSweepError, JobError, LostError, ModelError, TrainError
+from gr_sweep.errors import ConfigError, GrSweepError, JobError, LostError, PlanError
 
 if TYPE_CHECKING:
     # Imported where it is used: the command line asks who it is before it needs torch.
@@ -260,7 +260,7 @@ class Processes:
     def joined(self, device: Device) -> "Iterator[torch.device]":
         """Inside, tensors can be exchanged: over nccl on GPUs, over gloo on CPUs.
 
-        A GrSweepError of `from_main` or `together` and a TrainError are of all processes alike.
+        A GrSweepError of `from_main` or `together` and a JobError are of all processes alike.
         What else ends one ends all: the others see it in their next exchange, at the latest after
         `TIMEOUT`, and raise a JobError that says who was first.
 
@@ -268,7 +268,7 @@ class Processes:
             The device of this process.
 
         Raises:
-            ModelError: CUDA where torch sees no GPU.
+            PlanError: CUDA where torch sees no GPU.
             JobError: fewer GPUs on a node than processes; GPUs on some nodes alone; another process
                 failed.
         """
@@ -310,7 +310,7 @@ class Processes:
             self.from_main(lambda: None)
             dist.barrier()
         except Exception as error:
-            if isinstance(error, TrainError) or error is self._last_of_all():
+            if isinstance(error, JobError) or error is self._last_of_all():
                 dist.destroy_process_group()
                 raise
             self._failure = self._first_failure(error)
@@ -423,7 +423,7 @@ def _device(device: Device, here: Place | None) -> "torch.device":
 
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device is Device.cuda and num_gpus == 0:
-        raise ModelError("train.device=cuda, but torch sees no GPU; use train.device=auto")
+        raise PlanError("train.device=cuda, but torch sees no GPU; use train.device=auto")
     if device is Device.cpu or num_gpus == 0:
         return torch.device("cpu")
     if here is None:

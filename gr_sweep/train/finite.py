@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gr_sweep.data.batches import Batches, RowPart
-from gr_sweep.errors import TrainError
+from gr_sweep.errors import JobError
 from gr_sweep.files import write_whole
 from gr_sweep.train.distributed import Processes
 
@@ -33,7 +33,7 @@ _SHOWN = 100
 """Characters of a document's text that are written down."""
 
 
-class NotFiniteError(TrainError):
+class NotFiniteError(JobError):
     """A loss or a gradient that is not finite; in all processes the same."""
 
     def __init__(self, message: str, batch: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from gr_sweep.config import Precision, TrainConfig, num_steps
 from gr_sweep.data.batches import Batches
-from gr_sweep.errors import CheckpointError
+from gr_sweep.errors import DataError
 from gr_sweep.metrics import keys
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
@@ -233,7 +233,7 @@ def start(
         rewarm: peak learning rate of every phase after the first, as a share of the first's.
 
     Raises:
-        CheckpointError: a checkpoint of another run or plan, or one that the system does not let be
+        DataError: a checkpoint of another run or plan, or one that the system does not let be
             read; a row of the tracker that is none.
     """
     processes = processes or Processes()
@@ -245,7 +245,7 @@ def start(
         if about is None:
             return Training(optimizer, schedule, TrainState(), None)
         if plan is not None and about["plan"] != plan.in_place().to_json():
-            raise CheckpointError("the newest checkpoint has another plan; use another folder")
+            raise DataError("the newest checkpoint has another plan; use another folder")
         schedule.load_state_dict(about["schedule"])
         for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = lr
@@ -295,7 +295,7 @@ def train(
         signals: what asks the run to save and stop before that.
 
     Raises:
-        TrainError: a loss or gradient that is not finite.
+        JobError: a loss or gradient that is not finite.
         Stopped: a signal came, here or in another process; the run is saved.
     """
     processes = processes or Processes()

@@ -8,7 +8,7 @@ import pytest
 from gr_sweep.assign.labels import HELDOUT, TRAIN, RoundLabels
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.shards import Shard
-from gr_sweep.errors import CheckpointError
+from gr_sweep.errors import DataError
 
 DOMAINS = ("code", "biology/cells", "biology/virology")
 
@@ -85,7 +85,7 @@ def test_labels_survive_a_file_and_are_refused_for_other_text(data, tmp_path):
     other = SimpleNamespace(
         domains=DOMAINS, train=data.train | {"code": shard(0, 3)}, heldout=data.heldout
     )
-    with pytest.raises(CheckpointError, match="other text"):
+    with pytest.raises(DataError, match="other text"):
         RoundLabels.read(tmp_path / "labels.npz", other)
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         RoundLabels.read(tmp_path / "gone.npz", data)

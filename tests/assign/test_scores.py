@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from gr_sweep.assign import scores
 from gr_sweep.assign.scores import UnitScores, score_units
 from gr_sweep.config import Attribution
-from gr_sweep.errors import ConfigError, DataError, ModelError, PlanError
+from gr_sweep.errors import ConfigError, DataError, PlanError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
@@ -530,5 +530,5 @@ def test_what_cannot_be_scored_is_refused_by_name():
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0] = torch.nan
     for method in GRADIENTS:
-        with pytest.raises(ModelError, match="not finite"):
+        with pytest.raises(PlanError, match="not finite"):
             score(model, method)

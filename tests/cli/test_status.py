@@ -14,7 +14,7 @@ from rich.console import Console
 from gr_sweep.cli import status as verb
 from gr_sweep.cli.app import main
 from gr_sweep.cli.overview import read_status
-from gr_sweep.errors import DataError, ReportError
+from gr_sweep.errors import DataError, JobError
 from gr_sweep.folder import Holder, Record, State, held, job_folders
 from gr_sweep.summary import write_summary
 
@@ -220,7 +220,7 @@ def test_a_folder_that_is_missing_or_has_no_job_is_one_line_and_status_2(tmp_pat
         assert main(["status", str(folder)]) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1 and said in err
-    with pytest.raises(ReportError):
+    with pytest.raises(JobError):
         job_folders(tmp_path)
 
 

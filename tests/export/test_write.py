@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gr_sweep.errors import CheckpointError, ExportError
+from gr_sweep.errors import DataError, JobError
 from gr_sweep.export import write
 from gr_sweep.export.card import card_text, remarks_of, table_text
 from gr_sweep.export.losses import Loss
@@ -207,11 +207,11 @@ def test_what_is_not_the_model_of_keep_is_not_written(tmp_path, monkeypatch):
 def test_a_checkpoint_that_is_broken_or_of_another_run_is_refused_and_stays(tmp_path):
     run, _ = make_run(tmp_path / "job", PEERS)
     changed = replace(run, summary={**run.summary, "fingerprints": {"config": "x", "data": "b"}})
-    with pytest.raises(ExportError, match="not of the run"):
+    with pytest.raises(JobError, match="not of the run"):
         export_to(changed, ["biology"], tmp_path / "out")
     [tensors] = (tmp_path / "job" / "checkpoints").glob("*/*.distcp")
     tensors.write_bytes(tensors.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="step_00000007 cannot be read"):
+    with pytest.raises(DataError, match="step_00000007 cannot be read"):
         export_to(run, ["biology"], tmp_path / "out")
     assert tensors.exists() and not (tmp_path / "out").exists()
 

@@ -31,7 +31,7 @@ from gr_sweep.config import (
     TrackingMode,
     TrainConfig,
 )
-from gr_sweep.errors import ConfigError, DataError, JobError, ModelError
+from gr_sweep.errors import ConfigError, DataError, JobError, PlanError
 from gr_sweep.folder import read_record
 from gr_sweep.job import run_job
 from gr_sweep.launch.estimate import (
@@ -339,7 +339,7 @@ def test_what_is_not_on_this_machine_is_not_downloaded(monkeypatch: pytest.Monke
     with pytest.raises(DataError, match=r"data.tokenizer=nobody/nothing .* --vocab-size"):
         estimate_job(replace(config, data=DataConfig(tokenizer="nobody/nothing")), CPU)
     elsewhere = replace(config, model=ModelConfig(size=None, path="nobody/nothing"))
-    with pytest.raises(ModelError, match=r"model.path=nobody/nothing: .* downloads nothing"):
+    with pytest.raises(PlanError, match=r"model.path=nobody/nothing: .* downloads nothing"):
         estimate_job(elsewhere, CPU)
     given = replace(config, data=DataConfig(tokenizer="nobody/nothing"))
     assert estimate_job(given, CPU, vocab_size=400) == estimate_job(config, CPU)

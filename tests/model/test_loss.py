@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gr_sweep.errors import ModelError
+from gr_sweep.errors import PlanError
 from gr_sweep.model import loss
 from gr_sweep.model.loss import TokenLosses, chunk_positions, linear_cross_entropy
 from gr_sweep.model.route import route_model
@@ -246,7 +246,7 @@ def test_an_unembedding_with_a_bias_is_refused():
     model = tiny_model()
     routed = route_model(model, RoutePlan.none(model.config, domains=DOMAINS), "none")
     model.lm_head = torch.nn.Linear(16, VOCAB, bias=True)
-    with pytest.raises(ModelError, match="without bias"):
+    with pytest.raises(PlanError, match="without bias"):
         TokenLosses(routed)
 
 

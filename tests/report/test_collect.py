@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from gr_sweep.config import TrainConfig
-from gr_sweep.errors import ReportError
+from gr_sweep.errors import JobError
 from gr_sweep.report import read_sweep, results
 
 MakeJob = Callable[..., Path]
@@ -127,10 +127,10 @@ def test_value_that_is_no_finite_number_is_no_metric(sweep: Path) -> None:
 
 
 def test_missing_folder_and_folder_without_jobs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="is no folder"):
+    with pytest.raises(JobError, match="is no folder"):
         read_sweep(tmp_path / "missing")
     (tmp_path / "notes").mkdir()
-    with pytest.raises(ReportError, match="holds no job"):
+    with pytest.raises(JobError, match="holds no job"):
         read_sweep(tmp_path)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import gr_sweep
-from gr_sweep.errors import ReportError
+from gr_sweep.errors import JobError
 from gr_sweep.folder import Record, State
 from gr_sweep.report import collect
 
@@ -101,9 +101,9 @@ def test_a_folder_without_a_finished_job_gives_empty_frames(tmp_path: Path) -> N
 def test_a_folder_that_is_missing_or_holds_no_job_is_an_error(
     tmp_path: Path, read: Callable[..., pd.DataFrame]
 ) -> None:
-    with pytest.raises(ReportError, match="is no folder"):
+    with pytest.raises(JobError, match="is no folder"):
         read(tmp_path / "gone")
-    with pytest.raises(ReportError, match="holds no job"):
+    with pytest.raises(JobError, match="holds no job"):
         read(str(tmp_path))
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 
-from gr_sweep.errors import ReportError
+from gr_sweep.errors import JobError
 from gr_sweep.report import write_report
 
 MakeJob = Callable[..., Path]
@@ -110,7 +110,7 @@ def test_inner_nodes_of_the_tree_have_rows_of_their_own(tmp_path: Path, make_job
 
 
 def test_missing_folder_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ReportError) as caught:
+    with pytest.raises(JobError) as caught:
         write_report(tmp_path / "missing")
     assert "\n" not in str(caught.value)
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from gr_sweep.cli import report as verb
-from gr_sweep.errors import ReportError
+from gr_sweep.errors import JobError
 from gr_sweep.report import print_table, read_sweep
 from gr_sweep.report.collect import Sweep
 from gr_sweep.report.tables import comparison
@@ -91,7 +91,7 @@ def test_verb_prints_the_path_alone_without_a_table(
 
 
 def test_verb_leaves_errors_to_its_caller(tmp_path: Path) -> None:
-    with pytest.raises(ReportError):
+    with pytest.raises(JobError):
         verb.main([str(tmp_path / "missing")])
 
 

@@ -25,7 +25,7 @@ import torch
 from gr_sweep.config import Device, Precision, TrainConfig
 from gr_sweep.data.batches import Batches, heldout_chunks
 from gr_sweep.data.shards import Shard
-from gr_sweep.errors import CheckpointError, DataError
+from gr_sweep.errors import DataError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.model.families import decoder_layers, family_of
@@ -134,7 +134,7 @@ class BadRows(Rows):
     """A tracker whose rows of the attempt before are damaged."""
 
     def cut_back(self, step):
-        raise CheckpointError("no row")
+        raise DataError("no row")
 
 
 def train_case(

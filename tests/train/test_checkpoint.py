@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gr_sweep.errors import CheckpointError, FullDiskError
+from gr_sweep.errors import DataError, FullDiskError
 from gr_sweep.files import content_digest
 from gr_sweep.train.checkpoint import Checkpoints, read_newest, saying_what_stays, tensors_of
 
@@ -67,7 +67,7 @@ def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     Checkpoints(tmp_path, keep=1, fingerprint="one").save(1, {}, value(1.0))
-    with pytest.raises(CheckpointError, match="belongs to another run"):
+    with pytest.raises(DataError, match="belongs to another run"):
         load(Checkpoints(tmp_path, keep=1, fingerprint="other"))
 
 
@@ -145,7 +145,7 @@ def test_who_reads_beside_the_job_is_told_of_a_flipped_bit_and_renames_nothing(t
     content = bytearray((path / DATA).read_bytes())
     content[len(content) // 2] ^= 1
     (path / DATA).write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{DATA} has the size but not the content"):
+    with pytest.raises(DataError, match=f"{DATA} has the size but not the content"):
         read_newest(tmp_path, model)
     assert path.exists()
 
@@ -173,9 +173,7 @@ def test_what_the_system_does_not_let_be_read_is_no_damage(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(io, "open", failing_open)
         patch.setattr("builtins.open", failing_open)
-        with pytest.raises(
-            CheckpointError, match=r"step_00000002 cannot be read now .*, or remove"
-        ):
+        with pytest.raises(DataError, match=r"step_00000002 cannot be read now .*, or remove"):
             load(checkpoints)
     assert load(checkpoints)[1] == 2.0, "it is there again"
 
@@ -209,7 +207,7 @@ def test_a_checkpoint_in_another_format_is_refused_and_stays(tmp_path):
     about = json.loads((path / ABOUT).read_text())
     (path / ABOUT).write_text(json.dumps(about | {"format": 1}))
     sign(path)
-    with pytest.raises(CheckpointError, match="is in format 1, which this version does not read"):
+    with pytest.raises(DataError, match="is in format 1, which this version does not read"):
         load(checkpoints)
     assert path.exists()
 
@@ -220,7 +218,7 @@ def test_tensors_that_are_half_read_are_not_trained_on(tmp_path):
     make_older(checkpoints.save(1, {}, value(1.0)))
     path = tmp_path / "step_00000001" / DATA
     path.write_bytes(path.read_bytes()[:-600])
-    with pytest.raises(CheckpointError, match="start the command again"):
+    with pytest.raises(DataError, match="start the command again"):
         load(checkpoints)
     assert load(checkpoints) == (None, -1.0)
 
@@ -295,7 +293,7 @@ def test_reading_runs_no_code(tmp_path, caplog):
             (checkpoint / TABLE).write_bytes(pickle.dumps(table))
         sign(checkpoint)
         if place == DATA:
-            with pytest.raises(CheckpointError, match="no checkpoint"):
+            with pytest.raises(DataError, match="no checkpoint"):
                 load(checkpoints)
         else:
             assert load(checkpoints) == (None, -1.0)

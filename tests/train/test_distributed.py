@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gr_sweep.config import Device
-from gr_sweep.errors import ConfigError, DataError, JobError, ModelError
+from gr_sweep.errors import ConfigError, DataError, JobError, PlanError
 from gr_sweep.train import distributed
 from gr_sweep.train.distributed import Place, Processes, first_host, is_main, place, rows_of
 
@@ -213,7 +213,7 @@ def test_a_process_without_a_device_is_the_error_of_all_before_they_join(monkeyp
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_one_line():
-    with pytest.raises(ModelError, match="torch sees no GPU"), Processes().joined(Device.cuda):
+    with pytest.raises(PlanError, match="torch sees no GPU"), Processes().joined(Device.cuda):
         pass
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gr_sweep.config import Precision, TrainConfig
 from gr_sweep.data.batches import RowPart
-from gr_sweep.errors import DataError, TrainError
+from gr_sweep.errors import DataError, JobError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
@@ -334,9 +334,7 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_written(tmp_path
     routed = make_routed()
     with torch.no_grad():
         routed.model.lm_head.weight.fill_(math.nan)
-    with pytest.raises(
-        TrainError, match=r"loss is not finite in step 1 \(all of its rows, so that"
-    ):
+    with pytest.raises(JobError, match=r"loss is not finite in step 1 \(all of its rows, so that"):
         run(tmp_path, routed=routed)
     assert not list(tmp_path.iterdir())
 
@@ -353,9 +351,7 @@ def test_what_is_not_finite_is_never_saved_though_no_row_is_due(tmp_path):
         return clip(max_norm)
 
     routed.clip_grad_norm_ = clip_bad_gradients
-    with pytest.raises(
-        TrainError, match=r"gradient norm of .*core.* is not finite in step 3, whose"
-    ):
+    with pytest.raises(JobError, match=r"gradient norm of .*core.* is not finite in step 3, whose"):
         run(tmp_path, routed=routed, log_every=4, checkpoint_every=3)
     assert not list(tmp_path.iterdir())
 
@@ -415,7 +411,7 @@ def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept_and_finite(tmp_
     routed = make_routed()
     poison(routed)
     batches = Poisoned(num_micro_batches=2)
-    with pytest.raises(TrainError):
+    with pytest.raises(JobError):
         run(tmp_path, routed=routed, batches=batches, log_every=6, checkpoint_every=3)
     assert any(not value.isfinite().all() for value in weights(routed).values())
     fresh = make_routed()

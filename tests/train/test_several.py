@@ -168,7 +168,7 @@ def test_what_one_process_finds_wrong_in_what_all_do_all_raise(two):
 
 
 def test_a_damaged_row_of_the_main_process_is_an_error_of_all(two):
-    assert rows_of_two(two, "row") == ["CheckpointError: no row"] * 2
+    assert rows_of_two(two, "row") == ["DataError: no row"] * 2
 
 
 def test_rows_that_do_not_divide_are_refused(two):
