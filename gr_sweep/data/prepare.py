@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 _FORMAT = 1
 """Raise it when the same settings give other tokens or other files."""
 
+_CONTENTS = "contents.json"
+"""Digests of the files that were read, in the folder of the caches."""
+
 _SAMPLE_BYTES = 6 << 20
 """Text that a tokenizer is trained on, all domains together: a few seconds."""
 _READ_AHEAD_BYTES = 256 << 20
@@ -122,31 +125,10 @@ def prepare_data(
         ConfigError: a rule or a setting that makes no sense.
     """
     rules = Rules(partition)
-    if data.spurious and len(rules.domains) < 2:
-        raise ConfigError(
-            f"data.spurious={data.spurious} needs another domain whose marker a document could have"
-        )
     root = cache_folder(data)
-    memory = root / "contents.json"
-    feeds = _feeds(data, rules, memory)
-
-    tokenizer = data.tokenizer or hf_model_path
-    if tokenizer is None:
-        tokenizer_key: list[Any] = ["trained", data.vocab_size]
-    else:
-        gguf_file = gguf_file if data.tokenizer is None else None
-        files = tokenizer_files(tokenizer, gguf_file)
-        tokenizer_key = [gguf_file, content_keys(files, memory) if files else tokenizer]
-    key: dict[str, Any] = {
-        "format": _FORMAT,
-        "domains": rules.domains,
-        "sources": [feed.key for feed in feeds],
-        "limit_tokens": data.limit_tokens,
-        "tokenizer": tokenizer_key,
-    }
-    if data.spurious:
-        key["spurious"] = [MARKERS, data.spurious]
-    fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    feeds = _feeds(data, rules, root / _CONTENTS)
+    key, tokenizer, gguf_file = _identity(data, rules, feeds, hf_model_path, gguf_file)
+    fingerprint = _digest(key)
     folder = root / fingerprint
 
     def build(target: Path) -> dict[str, Any]:
@@ -184,6 +166,62 @@ def prepare_data(
         tokenizer_dir=folder / "tokenizer",
         folder=folder,
     )
+
+
+def text_fingerprint(
+    data: DataConfig,
+    partition: PartitionConfig,
+    hf_model_path: str | None = None,
+    gguf_file: str | None = None,
+) -> str:
+    """The `TokenData.fingerprint` that `prepare_data` would give, without reading any document.
+
+    Takes the same arguments as `prepare_data`. A file is read once to hash its content and again
+    only when its size or its time of change differs, so repeated calls cost a `stat` per file.
+
+    Raises:
+        DataError: a source that is missing or cannot be read.
+        ConfigError: a rule or a setting that makes no sense.
+    """
+    rules = Rules(partition)
+    feeds = _feeds(data, rules, cache_folder(data) / _CONTENTS)
+    return _digest(_identity(data, rules, feeds, hf_model_path, gguf_file)[0])
+
+
+def _identity(
+    data: DataConfig,
+    rules: Rules,
+    feeds: Sequence["_Feed"],
+    hf_model_path: str | None,
+    gguf_file: str | None,
+) -> tuple[dict[str, Any], str | None, str | None]:
+    """What decides the tokens, in JSON values; and the tokenizer's name and GGUF file, if any."""
+    if data.spurious and len(rules.domains) < 2:
+        raise ConfigError(
+            f"data.spurious={data.spurious} needs another domain whose marker a document could have"
+        )
+    tokenizer = data.tokenizer or hf_model_path
+    if tokenizer is None:
+        tokenizer_key: list[Any] = ["trained", data.vocab_size]
+    else:
+        gguf_file = gguf_file if data.tokenizer is None else None
+        files = tokenizer_files(tokenizer, gguf_file)
+        memory = cache_folder(data) / _CONTENTS
+        tokenizer_key = [gguf_file, content_keys(files, memory) if files else tokenizer]
+    key: dict[str, Any] = {
+        "format": _FORMAT,
+        "domains": rules.domains,
+        "sources": [feed.key for feed in feeds],
+        "limit_tokens": data.limit_tokens,
+        "tokenizer": tokenizer_key,
+    }
+    if data.spurious:
+        key["spurious"] = [MARKERS, data.spurious]
+    return key, tokenizer, gguf_file
+
+
+def _digest(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 
 # Where documents come from

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from gr_sweep.config import DataConfig, DataKind, DomainConfig, HubSource, PartitionConfig
-from gr_sweep.data import prepare
+from gr_sweep.data import prepare, text_fingerprint
 from gr_sweep.data.heldout import is_held_out, text_id
 from gr_sweep.data.markers import MARKER_EVERY, is_marked, marked, marker_text
 from gr_sweep.data.prepare import cache_folder, prepare_data
@@ -135,6 +135,41 @@ def hub_text(tmp_path, root, **settings):
         vocab_size=400,
         **settings,
     )
+
+
+@pytest.mark.parametrize("kind", [local, synthetic_text, hub_text])
+def test_the_text_fingerprint_is_that_of_the_prepared_data(tmp_path, kind):
+    data = kind(tmp_path, write_root(tmp_path / "root", "code", "creative"))
+    before = text_fingerprint(data, TWO)
+    assert not list((tmp_path / "cache").glob("*/manifest.json"))
+    made = prepare_data(data, TWO)
+    assert before == made.fingerprint == text_fingerprint(data, TWO)
+    tokenizer = str(made.tokenizer_dir)
+    pretrained = prepare_data(data, TWO, tokenizer).fingerprint
+    assert pretrained == text_fingerprint(data, TWO, tokenizer) != before
+    if kind is not synthetic_text:
+        write_lines(tmp_path / "root" / "code.jsonl", [{"text": text} for text in texts("other")])
+        assert text_fingerprint(data, TWO) not in (before, pretrained)
+        (tmp_path / "root" / "code.jsonl").unlink()
+        messages = []
+        for call in (text_fingerprint, prepare_data):
+            with pytest.raises(DataError) as error:
+                call(data, TWO)
+            messages.append(str(error.value))
+        assert messages[0] == messages[1] and "code" in messages[0]
+
+
+def test_the_text_fingerprint_needs_no_heavy_package():
+    code = (
+        "import sys\n"
+        "from gr_sweep.config import DataConfig, DomainConfig, PartitionConfig\n"
+        "from gr_sweep.data import text_fingerprint\n"
+        "text_fingerprint(DataConfig(), PartitionConfig(domains={'a': DomainConfig()}))\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'tokenizers', 'hydra'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
 
 
 @pytest.mark.parametrize("kind", [local, synthetic_text, hub_text])
