@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from gr_sweep.metrics.keys import MEAN_SELECTIVITY, MEAN_TAX
+from gr_sweep.metrics.registry import MEAN_SELECTIVITY, MEAN_TAX
 from gr_sweep.model.sizes import SIZES
 from gr_sweep.report.collect import Estimate, read_sweep
 from gr_sweep.report.pictures import CORE_COLOUR, Colour, block_colour, colours_of

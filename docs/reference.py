@@ -2,7 +2,8 @@
 
 A directive each, so that a page says in Markdown what it is and where the code's own words go:
 `{settings}` from the dataclasses of gr_sweep/config.py and the files of conf/, `{commands}` from
-what `gr-sweep VERB --help` prints, `{python}` from docstrings.
+what `gr-sweep VERB --help` prints, `{metrics}` from gr_sweep/metrics/registry.py, `{python}` from
+docstrings.
 """
 
 import ast
@@ -34,6 +35,8 @@ from gr_sweep.cli import app
 from gr_sweep.cli.bench import BENCHMARKS
 from gr_sweep.cli.compose import compose
 from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS, conf_dir
+from gr_sweep.config import Baseline
+from gr_sweep.metrics import registry
 
 COLUMNS = 96
 """Width of the help that is shown."""
@@ -361,6 +364,67 @@ def _shown(text: str) -> list[str]:
     return ["```text", text, "```", ""]
 
 
+# Metrics
+
+_PLACEHOLDERS = {"domain": "<d>", "part": "<e>", "block": "<S>", "owners": "<owner set>"}
+_LETTERS = {
+    Baseline.dense: "D",
+    Baseline.compute: "D/8",
+    Baseline.filtered: "F",
+    Baseline.filtered_observed: "O",
+    Baseline.alone: "A",
+}
+_BETTER = {1: "higher", -1: "lower", 0: ""}
+_TRAINING = ("train/", "eval/", "round/", "time_s")
+
+
+def metrics_text(kind: str) -> str:
+    """A table of metrics, in MyST.
+
+    Args:
+        kind: `alone` (a job's own), `baselines` (against baselines), `means` or `training` (rows of
+            metrics.jsonl).
+    """
+    while_training = [m for m in registry.METRICS if m.key.startswith(_TRAINING)]
+    final = [m for m in registry.METRICS if m not in while_training]
+    if kind == "means":
+        lines = _table_head("key", "mean of", "over")
+        for metric in final:
+            if metric.mean is not None:
+                lines.append(_table_row(f"`{metric.mean}`", _key(metric), metric.over.value))
+        return "\n".join(lines)
+    chosen = {
+        "alone": [metric for metric in final if not metric.baselines],
+        "baselines": [metric for metric in final if metric.baselines],
+        "training": while_training,
+    }[kind]
+    lines = _table_head("key", "meaning", "formula", "needs", "unit", "better")
+    for metric in chosen:
+        lines.append(
+            _table_row(
+                _key(metric),
+                metric.meaning,
+                metric.formula and f"`{metric.formula}`",
+                ", ".join(_LETTERS[baseline] for baseline in metric.baselines),
+                metric.unit,
+                _BETTER[metric.direction],
+            )
+        )
+    return "\n".join(lines)
+
+
+def _key(metric: registry.Metric) -> str:
+    return f"`{metric.key.format(**_PLACEHOLDERS)}`"
+
+
+def _table_head(*titles: str) -> list[str]:
+    return [_table_row(*titles), _table_row(*["---"] * len(titles))]
+
+
+def _table_row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
 # Python
 
 
@@ -420,6 +484,17 @@ class Commands(SphinxDirective):
         return self.parse_text_to_nodes(commands_text(), allow_section_headings=True)
 
 
+class Metrics(SphinxDirective):
+    """A table of metrics; the argument is a kind of `metrics_text`."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The nodes in place of the directive."""
+        self.env.note_dependency(str(inspect.getsourcefile(registry)))
+        return self.parse_text_to_nodes(metrics_text(self.arguments[0]))
+
+
 class Python(SphinxDirective):
     """What modules export, named a line each."""
 
@@ -473,5 +548,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("missing-reference", find_error)
     app.add_directive("settings", Settings)
     app.add_directive("commands", Commands)
+    app.add_directive("metrics", Metrics)
     app.add_directive("python", Python)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

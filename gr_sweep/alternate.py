@@ -40,7 +40,7 @@ from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.files import whole_file, write_whole
 from gr_sweep.layout import Phase, labels_of_rounds, phases_of, plan_of_round
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import (
     DocumentLoss,
     RelearnLoss,
@@ -404,11 +404,11 @@ class Alternation:
             for layer, kind in scores.halves:
                 arrays[f"{layer}.{kind}"] = scores.shares(layer, kind).numpy()
             np.savez_compressed(file, **arrays)
-        logged = {keys.loss_expert(domain): loss for domain, loss in experts.items()}
+        logged = {registry.LOSS_EXPERT(domain): loss for domain, loss in experts.items()}
         if about["modularity"] is not None:
-            logged[keys.MODULARITY] = about["modularity"]
+            logged[registry.MODULARITY.key] = about["modularity"]
         if not self._is_logged(state.step):
-            self.tracker.log(state.step, logged | {keys.ROUND: float(phase.round)})
+            self.tracker.log(state.step, logged | {registry.ROUND.key: float(phase.round)})
         # Last: a round that has one is done.
         write_whole(folder / ROUND, json.dumps(about, indent=1) + "\n")
         return rows
@@ -430,7 +430,7 @@ class Alternation:
     def _is_logged(self, step: int) -> bool:
         """Whether an attempt that was stopped since has logged the round that ends here."""
         last = itertools.islice(rows_from_the_end(self.folder / METRICS), 4)
-        return any(row[STEP] == step and keys.ROUND in row for row in last)
+        return any(row[STEP] == step and registry.ROUND.key in row for row in last)
 
 
 def _off_units(plan: RoutePlan, off: tuple[int, ...]) -> dict[Key, Tensor]:

@@ -53,7 +53,7 @@ from gr_sweep.export.run import leave_model
 from gr_sweep.files import content_digest, write_whole
 from gr_sweep.folder import CHECKPOINTS, Hold, differences, held, refuse_changes
 from gr_sweep.layout import phases_of
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.metrics.losses import (
     DocumentLoss,
@@ -301,8 +301,10 @@ def _run(
             full[:] = rows
             rows = [row for row in rows if (row.domain, row.document) in watched]
         metrics, _ = summarize_losses(rows, data.domains, seed=config.seed, resamples=0)
-        found = {domain: metrics.get(keys.loss_full(domain)) for domain in data.domains}
-        return {keys.eval_loss(domain): loss for domain, loss in found.items() if loss is not None}
+        found = {domain: metrics.get(registry.LOSS_FULL(domain)) for domain in data.domains}
+        return {
+            registry.EVAL_LOSS(domain): loss for domain, loss in found.items() if loss is not None
+        }
 
     recovery_steps = 0
     if routed.plan.removable():
@@ -461,8 +463,8 @@ def _run(
         )
         if is_alternate:
             # The plan at the end is that of the last phase alone.
-            costs.pop(keys.COST_TRAIN_FLOPS_PER_TOKEN)
-            costs.pop(keys.COST_MFU, None)
+            costs.pop(registry.COST_TRAIN_FLOPS_PER_TOKEN.key)
+            costs.pop(registry.COST_MFU.key, None)
         summary = {
             "format": 1,
             "job": folder.name,
@@ -482,7 +484,10 @@ def _run(
             "environment": environment(device, processes.world_size),
             "metrics": metrics
             | costs
-            | {keys.COST_TRAIN_TOKENS: state.tokens + recovery_steps * batches.tokens_per_step},
+            | {
+                registry.COST_TRAIN_TOKENS.key: state.tokens
+                + recovery_steps * batches.tokens_per_step
+            },
             "intervals": intervals,
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -534,29 +539,29 @@ def cost_metrics(
     processes together, memory that of this one."""
     train_flops = train_flops_per_token(routed, counts, sequence_length)
     metrics: dict[str, float] = {
-        keys.COST_TRAIN_SECONDS: state.train_s,
-        keys.COST_EVAL_SECONDS: state.eval_s,
-        keys.COST_PARAMETERS: num_parameters(routed),
-        keys.COST_FLOPS_PER_TOKEN: forward_flops_per_token(routed, sequence_length),
-        keys.COST_TRAIN_FLOPS_PER_TOKEN: train_flops,
+        registry.COST_TRAIN_SECONDS.key: state.train_s,
+        registry.COST_EVAL_SECONDS.key: state.eval_s,
+        registry.COST_PARAMETERS.key: num_parameters(routed),
+        registry.COST_FLOPS_PER_TOKEN.key: forward_flops_per_token(routed, sequence_length),
+        registry.COST_TRAIN_FLOPS_PER_TOKEN.key: train_flops,
     }
     if state.assign_s:
-        metrics[keys.COST_ASSIGN_SECONDS] = state.assign_s
+        metrics[registry.COST_ASSIGN_SECONDS.key] = state.assign_s
     if state.train_s > 0:
-        metrics[keys.COST_EVAL_SHARE] = state.eval_s / (state.train_s + state.eval_s)
+        metrics[registry.COST_EVAL_SHARE.key] = state.eval_s / (state.train_s + state.eval_s)
         speed = state.tokens / state.train_s
-        metrics[keys.COST_TOKENS_PER_SECOND] = speed
-        metrics[keys.COST_DATA_SHARE] = state.data_s / state.train_s
+        metrics[registry.COST_TOKENS_PER_SECOND.key] = speed
+        metrics[registry.COST_DATA_SHARE.key] = state.data_s / state.train_s
         if device.type == "cuda":
             peak = peak_flops(torch.cuda.get_device_name(device))
             if peak is not None:
-                metrics[keys.COST_MFU] = speed * train_flops / (peak * num_processes)
+                metrics[registry.COST_MFU.key] = speed * train_flops / (peak * num_processes)
     if device.type == "cuda":
-        metrics[keys.COST_PEAK_MEMORY_GIB] = torch.cuda.max_memory_allocated(device) / 2**30
+        metrics[registry.COST_PEAK_MEMORY_GIB.key] = torch.cuda.max_memory_allocated(device) / 2**30
     for domain, parameters in kept_parameters(routed).items():
-        metrics[keys.parameters_kept(domain)] = parameters
+        metrics[registry.PARAMETERS_KEPT(domain)] = parameters
     for domain, flops in kept_flops_per_token(routed, sequence_length).items():
-        metrics[keys.flops_per_token_kept(domain)] = flops
+        metrics[registry.FLOPS_PER_TOKEN_KEPT(domain)] = flops
     return metrics
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gr_sweep import config
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -126,27 +126,16 @@ def test_every_verb_is_on_the_page_of_the_command_line(
     assert len(longest) <= reference.COLUMNS, longest
 
 
-def placeholder(name: str) -> str:
-    """What the page writes for the argument of a key."""
-    short = {"domain": "<d>", "part": "<e>", "block": "<S>", "owners": "<owner set>"}
-    return short.get(name, f"<{name}>")
-
-
-def test_every_metric_is_defined_in_the_page_of_metrics() -> None:
+def test_every_metric_is_in_a_table_of_the_page_of_metrics(reference: types.ModuleType) -> None:
     page = (DOCS / "metrics.md").read_text("utf-8")
-    named = set(re.findall(r"`([^`\n]+)`", page))
-    constants = {value for name, value in vars(keys).items() if name.isupper()}
-    functions = [
-        function
-        for _, function in inspect.getmembers(keys, inspect.isfunction)
-        if function.__module__ == keys.__name__
-    ]
-    built = {
-        function(*map(placeholder, inspect.signature(function).parameters))
-        for function in functions
-    }
-    assert len(built) > 40
-    assert (constants | built) - named == set()
+    kinds = re.findall(r"^```\{metrics\} (\w+)$", page, re.M)
+    lines = [line for kind in kinds for line in reference.metrics_text(kind).splitlines()]
+    for metric in registry.METRICS:
+        [line] = [line for line in lines if f"| {metric.meaning} |" in line]
+        static = re.split(r"\{\w+\}", metric.key)
+        assert all(part in line for part in static)
+    means = {metric.mean for metric in registry.METRICS if metric.mean is not None}
+    assert means == {line.split("`")[1] for line in lines if line.startswith("| `mean_")}
 
 
 # The site

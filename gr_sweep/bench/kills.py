@@ -36,7 +36,7 @@ from gr_sweep.folder import (
     standing,
     whole_checkpoints,
 )
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.summary import METRICS, SUMMARY, is_finished, read_summary
 from gr_sweep.tracking.base import STEP
 from gr_sweep.tracking.jsonl import read_rows, rows_from_the_end
@@ -52,7 +52,7 @@ SLURM_SETTINGS = ("hydra.launcher.gpu=null", "hydra.launcher.cpus_per_task=1")
 MEAN_S = 4.0
 """Between kills, on average."""
 
-_OF_TIME = (keys.TIME_S, keys.TRAIN_TOKENS_PER_SECOND)
+_OF_TIME = (registry.TIME_S.key, registry.TRAIN_TOKENS_PER_SECOND.key)
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 from gr_sweep.arguments import Parser, count
 from gr_sweep.bench.output import record
 from gr_sweep.errors import JobError
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.summary import SUMMARY, read_summary
 
 PARTS = (
@@ -81,8 +81,8 @@ def _spent(sweep: Path, spawned: float, ended: float, at_once: int) -> dict[str,
         evaluated = _written(job / "document_losses.csv")
         summarized = _written(job / SUMMARY)
         metrics = read_summary(job / SUMMARY)["metrics"]
-        training = metrics[keys.COST_TRAIN_SECONDS]
-        evaluation = metrics[keys.COST_EVAL_SECONDS]
+        training = metrics[registry.COST_TRAIN_SECONDS.key]
+        evaluation = metrics[registry.COST_EVAL_SECONDS.key]
         seconds["data and model"] += planned - began
         seconds["training"] += training
         seconds["evaluation"] += evaluation

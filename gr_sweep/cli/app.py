@@ -456,16 +456,16 @@ def _check_same_code(jobs: "Sequence[Job]") -> None:
 
 def _main_numbers(summary: Path) -> list[str]:
     """A table of the losses and of what removal does, from a job's summary.json."""
-    from gr_sweep.metrics import keys
+    from gr_sweep.metrics import registry
     from gr_sweep.summary import read_summary
 
     content = read_summary(summary)
     metrics, domains = content["metrics"], content["domains"]
     rows = [
-        ("loss, full model (nats a token)", [keys.loss_full(d) for d in domains]),
-        ("loss, own expert kept alone", [keys.loss_kept(d, d) for d in domains]),
-        ("removing it adds to its loss", [keys.matrix(d, d) for d in domains]),
-        ("selectivity of its removal", [keys.selectivity(d) for d in domains]),
+        ("loss, full model (nats a token)", [registry.LOSS_FULL(d) for d in domains]),
+        ("loss, own expert kept alone", [registry.LOSS_KEPT(d, d) for d in domains]),
+        ("removing it adds to its loss", [registry.MATRIX(d, d) for d in domains]),
+        ("selectivity of its removal", [registry.SELECTIVITY(d) for d in domains]),
     ]
     widths = [max(len(domain), 7) for domain in domains]
     lines = [" " * 32 + "".join(f"  {d:>{w}}" for d, w in zip(domains, widths, strict=True))]

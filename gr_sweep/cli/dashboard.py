@@ -17,7 +17,7 @@ from gr_sweep.cli.sync import Outcome, sync
 from gr_sweep.config import ProcedureKind, is_number, round_lengths
 from gr_sweep.domains import labels_of_round
 from gr_sweep.errors import ConfigError, JobError
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP
 from gr_sweep.tracking.dashboard import (
     ADDED,
@@ -267,7 +267,7 @@ def _settled_runs(
 def _is_settled(job: "Job", run: "ServerRun") -> bool:
     """Whether the server has the job's own summary. What is written to it replaces it whole."""
     return not run.is_running and (
-        keys.MEAN_LOSS in run.summary or keys.MEAN_LOSS not in job.metrics
+        registry.MEAN_LOSS in run.summary or registry.MEAN_LOSS not in job.metrics
     )
 
 
@@ -300,23 +300,25 @@ def _metrics(job: "Job") -> dict[str, float]:
     found = dict(job.metrics)
     for one in job.rounds:
         of_round = {
-            key: one.metrics[key] for key in map(keys.selectivity, one.labels) if key in one.metrics
+            key: one.metrics[key]
+            for key in map(registry.SELECTIVITY, one.labels)
+            if key in one.metrics
         }
-        of_round |= {keys.parameters_kept(at): n for at, n in one.parameters_kept.items()}
-        of_round |= {keys.loss_expert(domain): loss for domain, loss in one.leaf_loss.items()}
-        of_round |= {keys.leaf_tax(domain): tax for domain, tax in one.leaf_tax.items()}
+        of_round |= {registry.PARAMETERS_KEPT(at): n for at, n in one.parameters_kept.items()}
+        of_round |= {registry.LOSS_EXPERT(domain): loss for domain, loss in one.leaf_loss.items()}
+        of_round |= {registry.LEAF_TAX(domain): tax for domain, tax in one.leaf_tax.items()}
         for key, values in (
-            (keys.MEAN_SELECTIVITY, one.selectivities),
-            (keys.MEAN_LEAF_TAX, [one.leaf_tax.get(domain) for domain in job.domains]),
+            (registry.MEAN_SELECTIVITY, one.selectivities),
+            (registry.MEAN_LEAF_TAX, [one.leaf_tax.get(domain) for domain in job.domains]),
         ):
             known = [value for value in values if value is not None]
             if known and len(known) == len(values):
                 of_round[key] = sum(known) / len(known)
         if one.mean_parameters is not None:
-            of_round[keys.MEAN_PARAMETERS_KEPT] = one.mean_parameters
+            of_round[registry.MEAN_PARAMETERS_KEPT] = one.mean_parameters
         if one.modularity is not None:
-            of_round[keys.MODULARITY] = one.modularity
-        found |= {keys.in_round(one.number, key): value for key, value in of_round.items()}
+            of_round[registry.MODULARITY.key] = one.modularity
+        found |= {registry.in_round(one.number, key): value for key, value in of_round.items()}
     return {key: value for key, value in found.items() if is_number(value)}
 
 
@@ -388,7 +390,7 @@ def _dashboard(
         summary = _summary(sweep)
     if media is None:
         has_matrix = any(
-            keys.matrix(part, domain) in job.metrics
+            registry.MATRIX(part, domain) in job.metrics
             for job in sweep.jobs
             for part in job.domains
             for domain in job.domains
@@ -453,7 +455,7 @@ def _labels_of_rounds(sweep: "Sweep", summary: frozenset[str]) -> dict[int, tupl
             rounds = {
                 number: labels_of_round(job.domains, number, int(children or 1))
                 for number in range(1, total + 1)
-                if any(key.startswith(keys.in_round(number, "")) for key in summary)
+                if any(key.startswith(registry.in_round(number, "")) for key in summary)
             }
         for number, labels in rounds.items():
             found.setdefault(number, {}).update(dict.fromkeys(labels))

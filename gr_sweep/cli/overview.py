@@ -15,7 +15,7 @@ from typing import Any
 from gr_sweep.config import is_number
 from gr_sweep.errors import DataError
 from gr_sweep.folder import RECORD, Holder, Standing, State, job_folders, standing
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.summary import METRICS, SUMMARY, read_summary
 from gr_sweep.tracking.base import STEP
 from gr_sweep.tracking.jsonl import rows_from_the_end
@@ -102,11 +102,11 @@ def read_status(folder: Path, queue: Mapping[str, str]) -> JobStatus:
         since=_since(folder, now),
         step=step,
         num_steps=num_steps,
-        loss_nats=_number(trained[0], keys.TRAIN_LOSS, float) if trained else None,
+        loss_nats=_number(trained[0], registry.TRAIN_LOSS.key, float) if trained else None,
         tokens_per_second=(
-            _number(trained[0], keys.TRAIN_TOKENS_PER_SECOND, float) if trained else None
+            _number(trained[0], registry.TRAIN_TOKENS_PER_SECOND.key, float) if trained else None
         ),
-        elapsed_s=_number(trained[0], keys.TIME_S, float) if trained else None,
+        elapsed_s=_number(trained[0], registry.TIME_S.key, float) if trained else None,
         left_s=None if state is State.done else _left_s(trained, step, num_steps),
         seen=_seen(folder),
         holder=None if record is None else record.holder,
@@ -151,7 +151,7 @@ def _last_rows(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     trained: list[dict[str, Any]] = []
     for row in rows_from_the_end(path):
         last = last or row
-        if keys.TRAIN_LOSS in row:
+        if registry.TRAIN_LOSS.key in row:
             trained.append(row)
             if len(trained) == _RECENT_ROWS:
                 break
@@ -162,7 +162,9 @@ def _left_s(
     trained: Sequence[Mapping[str, Any]], step: int | None, num_steps: int | None
 ) -> float | None:
     """Steps that are left, times the seconds of a step in the rows of training, newest first."""
-    marks = [(_number(row, STEP, float), _number(row, keys.TIME_S, float)) for row in trained]
+    marks = [
+        (_number(row, STEP, float), _number(row, registry.TIME_S.key, float)) for row in trained
+    ]
     known = [(at, seconds) for at, seconds in marks if at is not None and seconds is not None]
     if step is None or num_steps is None or not known:
         return None

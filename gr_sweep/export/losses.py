@@ -9,7 +9,7 @@ from typing import Any
 from gr_sweep.domains import expand, is_under
 from gr_sweep.errors import DataError
 from gr_sweep.export.run import Run
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.metrics.bootstrap import Estimates
 from gr_sweep.metrics.losses import DocumentLoss, LossTables, View, read_losses
 from gr_sweep.routing.plan import RoutePlan
@@ -85,7 +85,7 @@ def _add(
     off: tuple[int, ...],
     domain: str,
 ) -> None:
-    full = _loss(summary, keys.loss_full(domain))
+    full = _loss(summary, registry.LOSS_FULL(domain))
     if full is not None:
         extracted = _key_of(summary, plan, off)
         key = None if extracted is None else extracted(domain)
@@ -138,7 +138,7 @@ def _of_alone(other: Alone, domain: str, place: Path, label: str) -> Loss | None
         rows, [label], {"alone": theirs}, seed=other.seed, resamples=other.resamples
     )
     estimates = Estimates()
-    key = keys.loss_full(label)
+    key = registry.LOSS_FULL(label)
     estimates.add(key, tables.loss(label, View.full, run="alone"))
     return _loss({"metrics": estimates.metrics, "intervals": estimates.intervals}, key)
 
@@ -148,16 +148,16 @@ def _key_of(
 ) -> Callable[[str], str] | None:
     """Domain to the metric of the network in which just the blocks `off` are off."""
     if not off:
-        return keys.loss_full
+        return registry.LOSS_FULL
     removed = [node for node in plan.removable() if plan.removed_by([node]) == off]
     kept = [node for node in plan.nodes if plan.kept_off([node]) == off]
     has_recovered = summary.get("config", {}).get("method", {}).get("recovery", 0.0) > 0
     if removed and has_recovered:
         return None
     if kept:
-        return lambda domain: keys.loss_kept(kept[0], domain)
+        return lambda domain: registry.LOSS_KEPT(kept[0], domain)
     if removed:
-        return lambda domain: keys.loss_removed(removed[0], domain)
+        return lambda domain: registry.LOSS_REMOVED(removed[0], domain)
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gr_sweep.domains import is_under
-from gr_sweep.metrics import keys, robustness, separability, utility
+from gr_sweep.metrics import registry, robustness, separability, utility
 from gr_sweep.metrics.bootstrap import MISSING, Estimates, FloatArray, Sample, combined
 from gr_sweep.metrics.losses import (
     DocumentLoss,
@@ -167,39 +167,41 @@ class _Comparison:
             full = tables.loss(domain, View.full)
             expert = tables.loss(domain, View.kept, domain)
             mixed = tables.loss(domain, View.mixed)
-            add(keys.tax(domain), combined(utility.tax, full, dense))
-            add(keys.expert_tax(domain), combined(utility.tax, expert, dense))
+            add(registry.TAX(domain), combined(utility.tax, full, dense))
+            add(registry.EXPERT_TAX(domain), combined(utility.tax, expert, dense))
             leaf = tables.loss(domain, View.expert)
-            add(keys.leaf_tax(domain), combined(utility.tax, leaf, dense))
+            add(registry.LEAF_TAX(domain), combined(utility.tax, leaf, dense))
             # Where rounds have split a domain, no expert of the baseline's size is the domain's.
             own = leaf if tables.parts(View.expert) else expert
             alone = tables.loss(domain, View.full, run=_alone(domain))
-            add(keys.alone_tax(domain), combined(utility.tax, own, alone))
-            add(keys.mixed_tax(domain), combined(utility.tax, mixed, dense))
-            add(keys.compute_equivalent_full(domain), self._compute_equivalent(full, [domain]))
-            add(keys.compute_equivalent_kept(domain), self._compute_equivalent(expert, [domain]))
+            add(registry.ALONE_TAX(domain), combined(utility.tax, own, alone))
+            add(registry.MIXED_TAX(domain), combined(utility.tax, mixed, dense))
+            add(registry.COMPUTE_EQUIVALENT_FULL(domain), self._compute_equivalent(full, [domain]))
+            add(
+                registry.COMPUTE_EQUIVALENT_KEPT(domain), self._compute_equivalent(expert, [domain])
+            )
 
     def add_means(self) -> None:
         """Means over domains of what was added, each from the resamples of all of them."""
         domains, tables = self.tables.domains, self.tables
         removed = tables.removable() or tables.removable(View.unlearned)
         for mean, key, parts in (
-            (keys.MEAN_TAX, keys.tax, domains),
-            (keys.MEAN_EXPERT_TAX, keys.expert_tax, domains),
-            (keys.MEAN_LEAF_TAX, keys.leaf_tax, domains),
-            (keys.MEAN_ALONE_TAX, keys.alone_tax, domains),
-            (keys.MEAN_MIXED_TAX, keys.mixed_tax, domains),
-            (keys.MEAN_COMPUTE_EQUIVALENT, keys.compute_equivalent_full, domains),
-            (keys.MEAN_KEPT_COMPUTE_EQUIVALENT, keys.compute_equivalent_kept, domains),
-            (keys.MEAN_REMOVAL, keys.removal, removed),
-            (keys.MEAN_CALIBRATED_REMOVAL, keys.calibrated_removal, removed),
-            (keys.MEAN_FORGET_COMPUTE, keys.forget_compute, removed),
-            (keys.MEAN_LEAKAGE, keys.leakage, removed),
+            (registry.MEAN_TAX, registry.TAX, domains),
+            (registry.MEAN_EXPERT_TAX, registry.EXPERT_TAX, domains),
+            (registry.MEAN_LEAF_TAX, registry.LEAF_TAX, domains),
+            (registry.MEAN_ALONE_TAX, registry.ALONE_TAX, domains),
+            (registry.MEAN_MIXED_TAX, registry.MIXED_TAX, domains),
+            (registry.MEAN_COMPUTE_EQUIVALENT, registry.COMPUTE_EQUIVALENT_FULL, domains),
+            (registry.MEAN_KEPT_COMPUTE_EQUIVALENT, registry.COMPUTE_EQUIVALENT_KEPT, domains),
+            (registry.MEAN_REMOVAL, registry.REMOVAL, removed),
+            (registry.MEAN_CALIBRATED_REMOVAL, registry.CALIBRATED_REMOVAL, removed),
+            (registry.MEAN_FORGET_COMPUTE, registry.FORGET_COMPUTE, removed),
+            (registry.MEAN_LEAKAGE, registry.LEAKAGE, removed),
         ):
             self.estimates.add(mean, self._mean([key(part) for part in parts]))
         for mean, pair_key in (
-            (keys.MEAN_REMOVED_TAX, keys.removed_tax),
-            (keys.MEAN_REMOVED_COMPUTE_EQUIVALENT, keys.compute_equivalent_removed),
+            (registry.MEAN_REMOVED_TAX, registry.REMOVED_TAX),
+            (registry.MEAN_REMOVED_COMPUTE_EQUIVALENT, registry.COMPUTE_EQUIVALENT_REMOVED),
         ):
             over_parts = [
                 self._mean([pair_key(part, domain) for part in others])
@@ -217,19 +219,19 @@ class _Comparison:
         for domain in tables.beside(part):
             left = tables.loss(domain, View.removed, part)
             without = tables.loss(domain, View.full, run=_filtered(part))
-            add(keys.removed_tax(part, domain), combined(utility.tax, left, without))
+            add(registry.REMOVED_TAX(part, domain), combined(utility.tax, left, without))
             equivalent = self._compute_equivalent(left, [domain])
-            add(keys.compute_equivalent_removed(part, domain), equivalent)
+            add(registry.COMPUTE_EQUIVALENT_REMOVED(part, domain), equivalent)
 
         own = tables.under(part)
         full = tables.mean_loss(own, View.full)
         removed = tables.mean_loss(own, View.removed, part)
         filtered = tables.mean_loss(own, View.full, run=_filtered(part))
         observed = tables.mean_loss(own, View.full, run=_observed(part))
-        add(keys.removal(part), combined(separability.removal, removed, full, filtered))
-        add(keys.forget_compute(part), self._compute_equivalent(removed, own))
-        add(keys.leakage(part), combined(separability.leakage, removed, filtered, observed))
-        add(keys.calibrated_removal(part), self._calibrated(part, View.calibrated_removed))
+        add(registry.REMOVAL(part), combined(separability.removal, removed, full, filtered))
+        add(registry.FORGET_COMPUTE(part), self._compute_equivalent(removed, own))
+        add(registry.LEAKAGE(part), combined(separability.leakage, removed, filtered, observed))
+        add(registry.CALIBRATED_REMOVAL(part), self._calibrated(part, View.calibrated_removed))
 
     def add_transfer(self, part: str) -> None:
         """What the other domains gain in a dense model from the part."""
@@ -237,7 +239,7 @@ class _Comparison:
             filtered = self.tables.loss(domain, View.full, run=_filtered(part))
             dense = self.tables.loss(domain, View.full, run=_DENSE)
             gain = combined(utility.transfer, filtered, dense)
-            self.estimates.add(keys.transfer(part, domain), gain)
+            self.estimates.add(registry.TRANSFER(part, domain), gain)
 
     def add_unlearned(self, part: str) -> None:
         """How far unlearning takes a dense model."""
@@ -245,13 +247,16 @@ class _Comparison:
         for domain in tables.beside(part):
             left = tables.loss(domain, View.unlearned, part)
             without = tables.loss(domain, View.full, run=_filtered(part))
-            add(keys.unlearned_tax(part, domain), combined(utility.tax, left, without))
+            add(registry.UNLEARNED_TAX(part, domain), combined(utility.tax, left, without))
         own = tables.under(part)
         full = tables.mean_loss(own, View.full)
         unlearned = tables.mean_loss(own, View.unlearned, part)
         filtered = tables.mean_loss(own, View.full, run=_filtered(part))
-        add(keys.unlearned_removal(part), combined(separability.removal, unlearned, full, filtered))
-        add(keys.calibrated_removal(part), self._calibrated(part, View.calibrated_unlearned))
+        add(
+            registry.UNLEARNED_REMOVAL(part),
+            combined(separability.removal, unlearned, full, filtered),
+        )
+        add(registry.CALIBRATED_REMOVAL(part), self._calibrated(part, View.calibrated_unlearned))
 
     def _calibrated(self, part: str, view: View) -> Sample:
         """Removal with a bias fitted to each of the three models."""
@@ -328,13 +333,14 @@ def compare_relearn(
         evaluations = _evaluations(rows, part)
         _add_attack(
             estimates, tables, "", evaluations, filtered, dense,
-            keys.relearn_loss(part), keys.relearn_steps(part), keys.relearn_censored(part),
+            registry.RELEARN_LOSS(part), registry.RELEARN_STEPS(part),
+            registry.RELEARN_CENSORED(part),
         )  # fmt: skip
         evaluations = _evaluations(baselines.filtered_relearned.get(part, ()), part)
         _add_attack(
             estimates, tables, _FILTERED_ATTACK, evaluations, filtered, dense,
-            keys.relearn_filtered_loss(part), keys.relearn_filtered_steps(part),
-            keys.relearn_filtered_censored(part),
+            registry.RELEARN_FILTERED_LOSS(part), registry.RELEARN_FILTERED_STEPS(part),
+            registry.RELEARN_FILTERED_CENSORED(part),
         )  # fmt: skip
     return estimates.metrics, estimates.intervals
 

@@ -16,7 +16,7 @@ from gr_sweep.config import LARGEST
 from gr_sweep.domains import is_under
 from gr_sweep.errors import DataError
 from gr_sweep.files import write_whole
-from gr_sweep.metrics import keys, robustness, separability
+from gr_sweep.metrics import registry, robustness, separability
 from gr_sweep.metrics.bootstrap import MISSING, Estimates, Sample, combined
 from gr_sweep.metrics.table import DocumentTable, Read
 
@@ -351,15 +351,15 @@ def add_own(
     """Adds the metrics of `summarize_losses` from tables that may hold baselines as well."""
     domains = tables.domains
     for domain in domains:
-        estimates.add(keys.loss_full(domain), tables.loss(domain, View.full))
-        estimates.add(keys.bits_per_byte_full(domain), tables.bits_per_byte(domain))
-        estimates.add(keys.loss_mixed(domain), tables.loss(domain, View.mixed))
-        estimates.add(keys.loss_expert(domain), tables.loss(domain, View.expert))
+        estimates.add(registry.LOSS_FULL(domain), tables.loss(domain, View.full))
+        estimates.add(registry.BITS_PER_BYTE_FULL(domain), tables.bits_per_byte(domain))
+        estimates.add(registry.LOSS_MIXED(domain), tables.loss(domain, View.mixed))
+        estimates.add(registry.LOSS_EXPERT(domain), tables.loss(domain, View.expert))
         gap = tables.spurious_gap(domain, View.full)
-        estimates.add(keys.spurious_gap_full(domain), gap)
+        estimates.add(registry.SPURIOUS_GAP_FULL(domain), gap)
         gap = tables.spurious_gap(domain, View.kept, domain)
-        estimates.add(keys.spurious_gap_kept(domain), gap)
-    estimates.add(keys.MEAN_LOSS, tables.mean_loss(domains, View.full))
+        estimates.add(registry.SPURIOUS_GAP_KEPT(domain), gap)
+    estimates.add(registry.MEAN_LOSS, tables.mean_loss(domains, View.full))
     for view, key in _KEYS_OF_LOSSES.items():
         for part in tables.parts(view):
             for domain in domains:
@@ -369,12 +369,12 @@ def add_own(
     for part in tables.parts(View.removed):
         costs = _costs(tables, View.removed, part)
         for domain, cost in costs.items():
-            estimates.add(keys.matrix(part, domain), cost)
+            estimates.add(registry.MATRIX(part, domain), cost)
         if tables.under(part) and tables.beside(part):
             selectivities[part] = _selectivity(costs, part)
-            estimates.add(keys.selectivity(part), selectivities[part])
+            estimates.add(registry.SELECTIVITY(part), selectivities[part])
     mean = mean_of([selectivities[part] for part in tables.removable()])
-    estimates.add(keys.MEAN_SELECTIVITY, mean)
+    estimates.add(registry.MEAN_SELECTIVITY, mean)
 
     for block in tables.parts(View.off):
         owners = blocks.get(block, ())
@@ -382,18 +382,18 @@ def add_own(
         inside = [cost for domain, cost in costs.items() if domain in owners]
         outside = [cost for domain, cost in costs.items() if domain not in owners]
         if inside and outside:
-            estimates.add(keys.entanglement_inside(block), mean_of(inside))
-            estimates.add(keys.entanglement_outside(block), mean_of(outside))
+            estimates.add(registry.ENTANGLEMENT_INSIDE(block), mean_of(inside))
+            estimates.add(registry.ENTANGLEMENT_OUTSIDE(block), mean_of(outside))
 
 
 _KEYS_OF_LOSSES: dict[View, Callable[[str, str], str]] = {
-    View.removed: keys.loss_removed,
-    View.kept: keys.loss_kept,
-    View.off: keys.loss_off,
-    View.calibrated_full: keys.loss_calibrated_full,
-    View.calibrated_removed: keys.loss_calibrated_removed,
-    View.unlearned: keys.loss_unlearned,
-    View.calibrated_unlearned: keys.loss_calibrated_unlearned,
+    View.removed: registry.LOSS_REMOVED,
+    View.kept: registry.LOSS_KEPT,
+    View.off: registry.LOSS_OFF,
+    View.calibrated_full: registry.LOSS_CALIBRATED_FULL,
+    View.calibrated_removed: registry.LOSS_CALIBRATED_REMOVED,
+    View.unlearned: registry.LOSS_UNLEARNED,
+    View.calibrated_unlearned: registry.LOSS_CALIBRATED_UNLEARNED,
 }
 
 

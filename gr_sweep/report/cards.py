@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gr_sweep import domains
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.report import figures, measures, tables
 from gr_sweep.report.collect import Estimate, Job, Sweep, short_name, shown
 from gr_sweep.report.measures import MISSING
@@ -76,7 +76,7 @@ def identity(label: str, job: Job) -> dict[str, Any]:
 def removal_scale(sweep: Sweep) -> Scale:
     """The scale of `removal`."""
     return Scale(
-        job.estimate(keys.matrix(part, domain))
+        job.estimate(registry.MATRIX(part, domain))
         for job in sweep.compared
         for part in job.nodes
         for domain in job.domains
@@ -87,17 +87,17 @@ def removal(sweep: Sweep, job: Job, scale: Scale) -> dict[str, Any]:
     """The matrix of a job and its parts kept alone; both are empty for a dense job."""
     matrix, kept = [], []
     for part in job.nodes:
-        row = [job.estimate(keys.matrix(part, domain)) for domain in job.domains]
+        row = [job.estimate(registry.MATRIX(part, domain)) for domain in job.domains]
         own = [domains.is_under(domain, part) for domain in job.domains]
         if any(row):
             cells = [
                 scale.cell(estimate) | {"own": o} for estimate, o in zip(row, own, strict=True)
             ]
             matrix.append({"part": part, "cells": cells})
-        row = [job.estimate(keys.loss_kept(part, domain)) for domain in job.domains]
+        row = [job.estimate(registry.LOSS_KEPT(part, domain)) for domain in job.domains]
         if any(row):
             kept.append({"part": part, "cells": _losses(row, own)})
-    full = [job.estimate(keys.loss_full(domain)) for domain in job.domains]
+    full = [job.estimate(registry.LOSS_FULL(domain)) for domain in job.domains]
     return {
         **identity(sweep.labels[job.name], job),
         "name": job.name,
@@ -128,7 +128,7 @@ def transfer(sweep: Sweep) -> list[dict[str, Any]]:
     def found(group: Sequence[Job], part: str, domain: str) -> Estimate | None:
         if domains.is_under(domain, part):
             return None
-        return sweep.over_seeds(group, keys.transfer(part, domain))
+        return sweep.over_seeds(group, registry.TRANSFER(part, domain))
 
     gains = [
         found(group, part, domain)
@@ -158,7 +158,7 @@ def _contexts(sweep: Sweep) -> list[tuple[str, list[Job]]]:
         job
         for job in sweep.compared
         if any(
-            job.estimate(keys.transfer(part, domain)) is not None
+            job.estimate(registry.TRANSFER(part, domain)) is not None
             for part in job.nodes
             for domain in job.domains
         )

@@ -20,7 +20,7 @@ from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method, is_number
 from gr_sweep.domains import ancestors
 from gr_sweep.errors import DataError
 from gr_sweep.folder import job_folders
-from gr_sweep.metrics import keys, seeds
+from gr_sweep.metrics import registry, seeds
 from gr_sweep.metrics.compare import Attack, attacks
 from gr_sweep.report.baselines import JobTables, alike, dotted, joined, train_tokens
 from gr_sweep.report.round_files import Round, read_rounds, with_leaf_tax
@@ -162,27 +162,29 @@ class Job:
     @property
     def parts(self) -> list[str]:
         """The domains that have a selectivity, in the order of the job's domains."""
-        return [part for part in self.domains if self.estimate(keys.selectivity(part)) is not None]
+        return [
+            part for part in self.domains if self.estimate(registry.SELECTIVITY(part)) is not None
+        ]
 
     @property
     def mean_loss(self) -> Estimate | None:
         """Mean of L(d) over the job's domains."""
-        return self.estimate(keys.MEAN_LOSS)
+        return self.estimate(registry.MEAN_LOSS)
 
     @property
     def mean_selectivity(self) -> Estimate | None:
         """Mean of selectivity over the domains that can be removed."""
-        return self.estimate(keys.MEAN_SELECTIVITY)
+        return self.estimate(registry.MEAN_SELECTIVITY)
 
     @property
     def mean_compute_equivalent(self) -> Estimate | None:
         """Mean compute equivalent of the full model over the job's domains."""
-        return self.estimate(keys.MEAN_COMPUTE_EQUIVALENT)
+        return self.estimate(registry.MEAN_COMPUTE_EQUIVALENT)
 
     @property
     def mean_removal(self) -> Estimate | None:
         """Mean removal over the domains that can be removed."""
-        return self.estimate(keys.MEAN_REMOVAL)
+        return self.estimate(registry.MEAN_REMOVAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gr_sweep.config import Method
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.report import figures, measures, rounds, tables
 from gr_sweep.report.collect import DENSE, Estimate, Job, Sweep, short_name, shown
 from gr_sweep.report.measures import Measure
@@ -41,9 +41,9 @@ def of_sweep(sweep: Sweep) -> dict[str, Any]:
         "metrics": _metrics(jobs),
         "texts": _texts(jobs),
         "keys": {
-            "matrix": keys.matrix("PART", "DOMAIN"),
-            "kept": keys.loss_kept("PART", "DOMAIN"),
-            "full": keys.loss_full("DOMAIN"),
+            "matrix": registry.MATRIX("PART", "DOMAIN"),
+            "kept": registry.LOSS_KEPT("PART", "DOMAIN"),
+            "full": registry.LOSS_FULL("DOMAIN"),
         },
     }
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gr_sweep.config import Method
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.report import measures, tables
 from gr_sweep.report.collect import DENSE, Estimate, Job, Sweep, short_name
 from gr_sweep.report.measures import Measure
@@ -167,7 +167,7 @@ def against(sweep: Sweep) -> list[Against]:
         for group in groups:
             value = _as_number(group[0].settings.get(own[0]))
             if title == PARAMETERS:
-                value = group[0].metrics.get(keys.COST_PARAMETERS)
+                value = group[0].metrics.get(registry.COST_PARAMETERS.key)
             if value is None or group[0].kind.startswith("filtered"):
                 continue
             others = tuple(str(group[0].settings.get(name)) for name in names if name not in own)
@@ -324,7 +324,10 @@ def curves(sweep: Sweep) -> dict[str, dict[str, Any]]:
     num_points = max(_FEWEST_POINTS, min(_POINTS_A_CURVE, share))
     for domain in sweep.domains:
         data = []
-        for held_out, key in ((False, keys.train_loss(domain)), (True, keys.eval_loss(domain))):
+        for held_out, key in (
+            (False, registry.TRAIN_LOSS_OF(domain)),
+            (True, registry.EVAL_LOSS(domain)),
+        ):
             traces: dict[str, tuple[list[Any], list[Any], list[int]]] = {}
             for number, job in enumerate(sweep.compared):
                 points = _curve(job, key, num_points)
@@ -435,8 +438,8 @@ def entanglement(sweep: Sweep) -> list[tuple[Sequence[Job], dict[str, Any]]]:
         sets = _sets(group[0])
         traces = []
         for name, shade, key in (
-            ("domains in the set", _INSIDE, keys.entanglement_inside),
-            ("the others", _OUTSIDE, keys.entanglement_outside),
+            ("domains in the set", _INSIDE, registry.ENTANGLEMENT_INSIDE),
+            ("the others", _OUTSIDE, registry.ENTANGLEMENT_OUTSIDE),
         ):
             bars = [sweep.over_seeds(group, key(block)) for block in sets]
             if not any(bars):
@@ -478,7 +481,7 @@ def _bars_layout(num_sets: int) -> dict[str, Any]:
 
 def _sets(job: Job) -> list[str]:
     """Blocks of a lattice, as their keys call them: small sets first."""
-    prefix, suffix = keys.entanglement_inside("\0").split("\0")
+    prefix, suffix = registry.ENTANGLEMENT_INSIDE("\0").split("\0")
     found = [
         key.removeprefix(prefix).removesuffix(suffix)
         for key in job.metrics

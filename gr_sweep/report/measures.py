@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from gr_sweep.domains import is_under
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.report.collect import Estimate, Job
 
 Text = Callable[[float], str]
@@ -128,7 +128,7 @@ def _known(job: Job, key: str, loss_key: str, domains: Sequence[str]) -> float |
     estimate = job.estimate(key)
     if estimate is not None:
         return estimate.value
-    needed = [keys.tax(domain) for domain in domains]
+    needed = [registry.TAX(domain) for domain in domains]
     has_all = all(job.estimate(name) is not None for name in (loss_key, *needed))
     return job.smallest_share if has_all else None
 
@@ -140,24 +140,24 @@ def _mean_known(known: Sequence[float | None]) -> float | None:
 
 def _full_at_most(job: Job, part: str | None) -> float | None:
     def known(domain: str) -> float | None:
-        key = keys.compute_equivalent_full(domain)
-        return _known(job, key, keys.loss_full(domain), [domain])
+        key = registry.COMPUTE_EQUIVALENT_FULL(domain)
+        return _known(job, key, registry.LOSS_FULL(domain), [domain])
 
     return _mean_known([known(domain) for domain in ([part] if part else job.domains)])
 
 
 def _kept_at_most(job: Job, part: str | None) -> float | None:
     def known(domain: str) -> float | None:
-        key = keys.compute_equivalent_kept(domain)
-        return _known(job, key, keys.loss_kept(domain, domain), [domain])
+        key = registry.COMPUTE_EQUIVALENT_KEPT(domain)
+        return _known(job, key, registry.LOSS_KEPT(domain, domain), [domain])
 
     return _mean_known([known(domain) for domain in ([part] if part else job.domains)])
 
 
 def _removed_at_most(job: Job, part: str | None) -> float | None:
     def known(removed: str, domain: str) -> float | None:
-        key = keys.compute_equivalent_removed(removed, domain)
-        return _known(job, key, keys.loss_removed(removed, domain), [domain])
+        key = registry.COMPUTE_EQUIVALENT_REMOVED(removed, domain)
+        return _known(job, key, registry.LOSS_REMOVED(removed, domain), [domain])
 
     over_parts = []
     for domain in job.domains:
@@ -170,10 +170,10 @@ def _removed_at_most(job: Job, part: str | None) -> float | None:
 def _forget_at_most(job: Job, part: str | None) -> float | None:
     def known(removed: str) -> float | None:
         own = [domain for domain in job.domains if is_under(domain, removed)]
-        if not own or any(job.estimate(keys.loss_removed(removed, at)) is None for at in own):
+        if not own or any(job.estimate(registry.LOSS_REMOVED(removed, at)) is None for at in own):
             return None
-        loss_key = keys.loss_removed(removed, own[0])
-        return _known(job, keys.forget_compute(removed), loss_key, own)
+        loss_key = registry.LOSS_REMOVED(removed, own[0])
+        return _known(job, registry.FORGET_COMPUTE(removed), loss_key, own)
 
     return _mean_known([known(removed) for removed in ([part] if part else job.parts)])
 
@@ -184,8 +184,8 @@ COMPUTE_EQUIVALENT = Measure(
     meaning="share of the dense model's tokens at which dense training is as good; "
     "1 is free, <1/8 is worse than the dense run on an eighth",
     direction=1,
-    of=_of(keys.compute_equivalent_full),
-    key=keys.MEAN_COMPUTE_EQUIVALENT,
+    of=_of(registry.COMPUTE_EQUIVALENT_FULL),
+    key=registry.MEAN_COMPUTE_EQUIVALENT,
     text=unsigned,
     at_most=_full_at_most,
 )
@@ -194,8 +194,8 @@ LOSS = Measure(
     axis="mean L(d), nats per token",
     meaning="held-out loss of the full model",
     direction=-1,
-    of=_of(keys.loss_full),
-    key=keys.MEAN_LOSS,
+    of=_of(registry.LOSS_FULL),
+    key=registry.MEAN_LOSS,
     text=nats,
 )
 TAX = Measure(
@@ -203,8 +203,8 @@ TAX = Measure(
     axis="mean tax, nats over dense",
     meaning="loss of the full model less that of the dense model; 0 is free",
     direction=-1,
-    of=_of(keys.tax),
-    key=keys.MEAN_TAX,
+    of=_of(registry.TAX),
+    key=registry.MEAN_TAX,
     text=signed,
 )
 EXPERT_TAX = Measure(
@@ -212,8 +212,8 @@ EXPERT_TAX = Measure(
     axis="mean expert tax, nats over dense",
     meaning="loss of a domain's part kept alone, on that domain, less that of the dense model",
     direction=-1,
-    of=_of(keys.expert_tax),
-    key=keys.MEAN_EXPERT_TAX,
+    of=_of(registry.EXPERT_TAX),
+    key=registry.MEAN_EXPERT_TAX,
     text=signed,
 )
 LEAF_TAX = Measure(
@@ -222,8 +222,8 @@ LEAF_TAX = Measure(
     meaning="of procedure=alternate: loss of each document in the expert of its own last label "
     "alone, less that of the dense model",
     direction=-1,
-    of=_of(keys.leaf_tax),
-    key=keys.MEAN_LEAF_TAX,
+    of=_of(registry.LEAF_TAX),
+    key=registry.MEAN_LEAF_TAX,
     text=signed,
 )
 ALONE_TAX = Measure(
@@ -232,8 +232,8 @@ ALONE_TAX = Measure(
     meaning="loss of a domain's part kept alone, on that domain, less that of a dense model of "
     "its size trained on that domain alone; of alternate each document in its own expert",
     direction=-1,
-    of=_of(keys.alone_tax),
-    key=keys.MEAN_ALONE_TAX,
+    of=_of(registry.ALONE_TAX),
+    key=registry.MEAN_ALONE_TAX,
     text=signed,
 )
 MIXED_TAX = Measure(
@@ -242,8 +242,8 @@ MIXED_TAX = Measure(
     meaning="loss of the experts mixed by their posterior over domains, less that "
     "of the dense model",
     direction=-1,
-    of=_of(keys.mixed_tax),
-    key=keys.MEAN_MIXED_TAX,
+    of=_of(registry.MIXED_TAX),
+    key=registry.MEAN_MIXED_TAX,
     text=signed,
 )
 REMOVAL = Measure(
@@ -252,8 +252,8 @@ REMOVAL = Measure(
     meaning="share of the way, on the removed domain, from the full model to one "
     "never trained on it; 1 is as if never trained, above 1 is worse",
     direction=1,
-    of=_of(keys.removal),
-    key=keys.MEAN_REMOVAL,
+    of=_of(registry.REMOVAL),
+    key=registry.MEAN_REMOVAL,
     text=unsigned,
 )
 SELECTIVITY = Measure(
@@ -262,8 +262,8 @@ SELECTIVITY = Measure(
     meaning="what removing a domain costs it, less what it costs the others; 0 for "
     "labels without meaning",
     direction=1,
-    of=_of(keys.selectivity),
-    key=keys.MEAN_SELECTIVITY,
+    of=_of(registry.SELECTIVITY),
+    key=registry.MEAN_SELECTIVITY,
     text=signed,
 )
 REMOVED_TAX = Measure(
@@ -272,8 +272,8 @@ REMOVED_TAX = Measure(
     meaning="loss that removal leaves the other domains, less that of a model never "
     "trained on the removed one",
     direction=-1,
-    of=_over_others(keys.removed_tax),
-    key=keys.MEAN_REMOVED_TAX,
+    of=_over_others(registry.REMOVED_TAX),
+    key=registry.MEAN_REMOVED_TAX,
     text=signed,
 )
 REMOVED_COMPUTE = Measure(
@@ -281,8 +281,8 @@ REMOVED_COMPUTE = Measure(
     axis="mean compute-equivalent of the others after removal",
     meaning="compute-equivalent of the other domains after removal",
     direction=1,
-    of=_over_others(keys.compute_equivalent_removed),
-    key=keys.MEAN_REMOVED_COMPUTE_EQUIVALENT,
+    of=_over_others(registry.COMPUTE_EQUIVALENT_REMOVED),
+    key=registry.MEAN_REMOVED_COMPUTE_EQUIVALENT,
     text=unsigned,
     at_most=_removed_at_most,
 )
@@ -291,8 +291,8 @@ KEPT_COMPUTE = Measure(
     axis="mean compute-equivalent of the expert alone",
     meaning="compute-equivalent of a domain's part kept alone, on that domain",
     direction=1,
-    of=_of(keys.compute_equivalent_kept),
-    key=keys.MEAN_KEPT_COMPUTE_EQUIVALENT,
+    of=_of(registry.COMPUTE_EQUIVALENT_KEPT),
+    key=registry.MEAN_KEPT_COMPUTE_EQUIVALENT,
     text=unsigned,
     at_most=_kept_at_most,
 )
@@ -301,8 +301,8 @@ FORGET_COMPUTE = Measure(
     axis="mean compute-equivalent of what is left after removal",
     meaning="compute-equivalent of what is left on the removed domain",
     direction=-1,
-    of=_of(keys.forget_compute),
-    key=keys.MEAN_FORGET_COMPUTE,
+    of=_of(registry.FORGET_COMPUTE),
+    key=registry.MEAN_FORGET_COMPUTE,
     text=unsigned,
     at_most=_forget_at_most,
 )
@@ -312,7 +312,7 @@ SPEED = Measure(
     meaning="training speed",
     direction=1,
     of=None,
-    key=keys.COST_TOKENS_PER_SECOND,
+    key=registry.COST_TOKENS_PER_SECOND.key,
     text=count,
 )
 
@@ -336,7 +336,7 @@ AXES = (
 
 
 def _removal_or_unlearning(job: Job, part: str) -> Estimate | None:
-    return job.estimate(keys.removal(part)) or job.estimate(keys.unlearned_removal(part))
+    return job.estimate(registry.REMOVAL(part)) or job.estimate(registry.UNLEARNED_REMOVAL(part))
 
 
 def _was_not_reached(key: Callable[[str], str]) -> Callable[[Job, str], bool]:
@@ -360,7 +360,7 @@ OF_TEXT = (
         meaning="loss on text with another domain's marker less that on text with the "
         "right one; 0: the marker is not used",
         direction=-1,
-        of=_of(keys.spurious_gap_full),
+        of=_of(registry.SPURIOUS_GAP_FULL),
         text=signed,
     ),
     Measure(
@@ -368,7 +368,7 @@ OF_TEXT = (
         axis="spurious gap of the expert alone, nats",
         meaning="the same for the domain's part kept alone",
         direction=-1,
-        of=_of(keys.spurious_gap_kept),
+        of=_of(registry.SPURIOUS_GAP_KEPT),
         text=signed,
     ),
 )
@@ -381,8 +381,8 @@ ROBUST = (
         meaning="removal after a bias on the logits is fitted on text of the domain; "
         "near removal where more is gone than word frequencies",
         direction=1,
-        of=_of(keys.calibrated_removal),
-        key=keys.MEAN_CALIBRATED_REMOVAL,
+        of=_of(registry.CALIBRATED_REMOVAL),
+        key=registry.MEAN_CALIBRATED_REMOVAL,
         text=unsigned,
     ),
     Measure(
@@ -391,7 +391,7 @@ ROBUST = (
         meaning="lowest held-out loss on the domain while fine-tuning teaches it again, "
         "at the learning rate that comes lowest",
         direction=1,
-        of=_of(keys.relearn_loss),
+        of=_of(registry.RELEARN_LOSS),
         text=nats,
     ),
     Measure(
@@ -399,7 +399,7 @@ ROBUST = (
         axis="lowest loss of the filtered model, nats per token",
         meaning="the same of a model that never saw the domain",
         direction=0,
-        of=_of(keys.relearn_filtered_loss),
+        of=_of(registry.RELEARN_FILTERED_LOSS),
         text=nats,
     ),
     Measure(
@@ -408,18 +408,18 @@ ROBUST = (
         meaning="steps of the attack to half of what there is to learn; ≥ where it was "
         "not reached on some domain",
         direction=1,
-        of=_of(keys.relearn_steps),
+        of=_of(registry.RELEARN_STEPS),
         text=count,
-        is_censored=_was_not_reached(keys.relearn_censored),
+        is_censored=_was_not_reached(registry.RELEARN_CENSORED),
     ),
     Measure(
         name="filtered: steps",
         axis="steps of the filtered model to learn half",
         meaning="the same of a model that never saw the domain",
         direction=0,
-        of=_of(keys.relearn_filtered_steps),
+        of=_of(registry.RELEARN_FILTERED_STEPS),
         text=count,
-        is_censored=_was_not_reached(keys.relearn_filtered_censored),
+        is_censored=_was_not_reached(registry.RELEARN_FILTERED_CENSORED),
     ),
     Measure(
         name="leakage",
@@ -427,8 +427,8 @@ ROBUST = (
         meaning="share of what the domain's text without its label could teach that is "
         "left after removal",
         direction=-1,
-        of=_of(keys.leakage),
-        key=keys.MEAN_LEAKAGE,
+        of=_of(registry.LEAKAGE),
+        key=registry.MEAN_LEAKAGE,
         text=unsigned,
     ),
     *OF_TEXT,

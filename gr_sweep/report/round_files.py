@@ -20,7 +20,7 @@ import numpy as np
 from gr_sweep.config import is_number
 from gr_sweep.domains import is_under
 from gr_sweep.errors import DataError
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import DocumentLoss, Text, View, read_losses
 
 Place = tuple[int, str]
@@ -90,7 +90,7 @@ class Round:
     @property
     def selectivities(self) -> list[float]:
         """Of the labels that have one."""
-        found = (self.metrics.get(keys.selectivity(label)) for label in self.labels)
+        found = (self.metrics.get(registry.SELECTIVITY(label)) for label in self.labels)
         return [value for value in found if value is not None]
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gr_sweep.config import ProcedureKind
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.report import figures, measures, pictures, tables
 from gr_sweep.report.baselines import train_tokens
 from gr_sweep.report.collect import Estimate, Job, Sweep, estimate_of, short_name, shown
@@ -81,7 +81,7 @@ def leaf_loss(job: Job, of: Round) -> float | None:
 
 def parameters_share(job: Job, of: Round) -> float | None:
     """Parameters of an expert kept alone, of those of the full model."""
-    total, mean = job.metrics.get(keys.COST_PARAMETERS), of.mean_parameters
+    total, mean = job.metrics.get(registry.COST_PARAMETERS.key), of.mean_parameters
     return mean / total if mean is not None and total else None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from gr_sweep.config import Edges, Method, PlanKind
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.report import measures
 from gr_sweep.report.baselines import train_tokens
 from gr_sweep.report.collect import DENSE, ROUTED, Estimate, Job, Sweep, short_name, shown
@@ -194,7 +194,7 @@ def dense_curve(sweep: Sweep) -> Table | None:
             Cell(text=str(num_seeds), value=num_seeds),
         ]
         for domain in sweep.domains:
-            loss = sweep.over_seeds(group, keys.loss_full(domain))
+            loss = sweep.over_seeds(group, registry.LOSS_FULL(domain))
             cells.append(_written(loss, measures.nats, measures.nats))
         rows.append(Row(label=f"dense {label} {share}", jobs=group, cells=cells))
     return Table(columns=columns, rows=rows)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gr_sweep.domains import metric_name
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP_FIELD
 
 ADDED = "gr_sweep"
@@ -28,14 +28,14 @@ _EDGES = "edges"
 _METHOD = "method.name"
 
 _COST = {
-    keys.COST_TOKENS_PER_SECOND: "tokens a second",
-    keys.COST_TRAIN_SECONDS: "training, seconds",
-    keys.COST_PEAK_MEMORY_GIB: "peak memory, GiB",
-    keys.COST_MFU: "model FLOP utilisation",
-    keys.COST_PARAMETERS: "parameters",
-    keys.COST_FLOPS_PER_TOKEN: "FLOPs a token",
-    keys.COST_TRAIN_FLOPS_PER_TOKEN: "training FLOPs a token",
-    keys.COST_EVAL_SHARE: "share of the time that evaluation takes",
+    registry.COST_TOKENS_PER_SECOND.key: "tokens a second",
+    registry.COST_TRAIN_SECONDS.key: "training, seconds",
+    registry.COST_PEAK_MEMORY_GIB.key: "peak memory, GiB",
+    registry.COST_MFU.key: "model FLOP utilisation",
+    registry.COST_PARAMETERS.key: "parameters",
+    registry.COST_FLOPS_PER_TOKEN.key: "FLOPs a token",
+    registry.COST_TRAIN_FLOPS_PER_TOKEN.key: "training FLOPs a token",
+    registry.COST_EVAL_SHARE.key: "share of the time that evaluation takes",
 }
 """The cost panels, in their order."""
 
@@ -329,11 +329,11 @@ def _frontier(
 def _by_domain(logged: Logged) -> list[tuple[str, tuple[str, ...]]]:
     """Title and metrics of panels with a bar a domain."""
     families = (
-        ("loss L(d) by domain, nats a token", keys.loss_full),
-        ("tax by domain, nats a token", keys.tax),
-        ("compute-equivalent by domain", keys.compute_equivalent_full),
-        ("removal by domain", keys.removal),
-        ("selectivity by domain, nats a token", keys.selectivity),
+        ("loss L(d) by domain, nats a token", registry.LOSS_FULL),
+        ("tax by domain, nats a token", registry.TAX),
+        ("compute-equivalent by domain", registry.COMPUTE_EQUIVALENT_FULL),
+        ("removal by domain", registry.REMOVAL),
+        ("selectivity by domain, nats a token", registry.SELECTIVITY),
     )
     found = ((title, _have(map(key, logged.domains), logged.summary)) for title, key in families)
     return [(title, of) for title, of in found if of]
@@ -371,13 +371,13 @@ def _curves(logged: Logged) -> Section:
     by = _METHOD if _METHOD in logged.settings else _EDGES
     panels = []
     for title, wanted in (
-        ("training loss, nats a token", [keys.TRAIN_LOSS]),
+        ("training loss, nats a token", [registry.TRAIN_LOSS.key]),
         *(
-            (f"held-out loss on {domain}, nats a token", [keys.eval_loss(domain)])
+            (f"held-out loss on {domain}, nats a token", [registry.EVAL_LOSS(domain)])
             for domain in logged.domains
         ),
         *(
-            (f"training loss on {domain}, nats a token", [keys.train_loss(domain)])
+            (f"training loss on {domain}, nats a token", [registry.TRAIN_LOSS_OF(domain)])
             for domain in logged.domains
         ),
     ):
@@ -397,7 +397,7 @@ def _removal(logged: Logged, by: str) -> Section:
     if MATRIX_TABLE in logged.media:
         panels.append(Table("loss that removing a domain adds, as a table", MATRIX_TABLE))
     for part in logged.domains:
-        wanted = [keys.matrix(part, domain) for domain in logged.domains]
+        wanted = [registry.MATRIX(part, domain) for domain in logged.domains]
         of = _have(wanted, logged.summary)
         if of:
             panels.append(Bars(f"what removing {part} costs each domain, nats a token", of, by))
@@ -414,14 +414,14 @@ def _cost(logged: Logged, by: str) -> Section:
         Bars(title, (key,), by) for key, title in _COST.items() if key in logged.summary
     ]
     for title, key in (
-        ("parameters of each expert alone", keys.parameters_kept),
-        ("FLOPs a token of each expert alone", keys.flops_per_token_kept),
+        ("parameters of each expert alone", registry.PARAMETERS_KEPT),
+        ("FLOPs a token of each expert alone", registry.FLOPS_PER_TOKEN_KEPT),
     ):
         of = _have(map(key, logged.domains), logged.summary)
         if of:
             panels.append(Bars(title, of, by))
-    if keys.TRAIN_TOKENS_PER_SECOND in logged.history:
-        of = (keys.TRAIN_TOKENS_PER_SECOND,)
+    if registry.TRAIN_TOKENS_PER_SECOND.key in logged.history:
+        of = (registry.TRAIN_TOKENS_PER_SECOND.key,)
         panels.append(Curves("tokens a second, over steps", of, STEP_FIELD, by))
     return Section("Cost", "What runs took, and what their experts cost to run.", tuple(panels))
 
@@ -429,17 +429,17 @@ def _cost(logged: Logged, by: str) -> Section:
 def _rounds(logged: Logged, by: str) -> list[Section]:
     """The trade-off over rounds, and a section for each of them."""
     over_rounds = []
-    if keys.ROUND in logged.history:
+    if registry.ROUND.key in logged.history:
         for title, wanted in (
             (
                 "loss of each document in its own expert, nats a token",
-                [keys.loss_expert(domain) for domain in logged.domains],
+                [registry.LOSS_EXPERT(domain) for domain in logged.domains],
             ),
-            ("modularity", [keys.MODULARITY]),
+            ("modularity", [registry.MODULARITY.key]),
         ):
             of = _have(wanted, logged.history)
             if of:
-                over_rounds.append(Curves(title, of, keys.ROUND, by))
+                over_rounds.append(Curves(title, of, registry.ROUND.key, by))
     sections = [
         Section(
             "Rounds",
@@ -450,26 +450,26 @@ def _rounds(logged: Logged, by: str) -> list[Section]:
     for number, labels in sorted(logged.rounds.items()):
         panels: list[Panel] = []
         scatter = (
-            keys.in_round(number, keys.MEAN_PARAMETERS_KEPT),
-            keys.in_round(number, keys.MEAN_LEAF_TAX),
+            registry.in_round(number, registry.MEAN_PARAMETERS_KEPT),
+            registry.in_round(number, registry.MEAN_LEAF_TAX),
         )
         if set(scatter) <= logged.summary:
             panels.append(Scatter("size of an expert against its leaf tax", *scatter))
         by_title: dict[str, Iterable[str]] = {
-            "mean selectivity, nats": [keys.MEAN_SELECTIVITY],
-            "modularity": [keys.MODULARITY],
-            "leaf tax by domain, nats a token": map(keys.leaf_tax, logged.domains),
+            "mean selectivity, nats": [registry.MEAN_SELECTIVITY],
+            "modularity": [registry.MODULARITY.key],
+            "leaf tax by domain, nats a token": map(registry.LEAF_TAX, logged.domains),
             "loss of each document in its own expert, nats a token": map(
-                keys.loss_expert, logged.domains
+                registry.LOSS_EXPERT, logged.domains
             ),
-            "selectivity by label, nats a token": map(keys.selectivity, labels),
-            "parameters of each expert alone": map(keys.parameters_kept, labels),
+            "selectivity by label, nats a token": map(registry.SELECTIVITY, labels),
+            "parameters of each expert alone": map(registry.PARAMETERS_KEPT, labels),
         }
         for title, in_round in by_title.items():
-            of = _have((keys.in_round(number, key) for key in in_round), logged.summary)
+            of = _have((registry.in_round(number, key) for key in in_round), logged.summary)
             if of:
                 panels.append(Bars(title, of, by))
-        of = _have(map(keys.train_loss, labels), logged.history)
+        of = _have(map(registry.TRAIN_LOSS_OF, labels), logged.history)
         if of:
             panels.append(Curves("training loss by label, nats a token", of, STEP_FIELD, by))
         names = ", ".join(map(metric_name, labels))

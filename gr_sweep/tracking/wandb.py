@@ -33,7 +33,7 @@ from wandb.sdk import wandb_setup
 from gr_sweep.config import TrackingMode
 from gr_sweep.errors import ConfigError
 from gr_sweep.files import write_whole
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.summary import METRICS
 from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP, STEP_FIELD
 from gr_sweep.tracking.jsonl import finite, read_rows
@@ -312,7 +312,7 @@ def removal_matrix(
     """
     metrics, domains = summary["metrics"], list(summary["domains"])
     lines = {
-        removed: [metrics.get(keys.matrix(removed, domain)) for domain in domains]
+        removed: [metrics.get(registry.MATRIX(removed, domain)) for domain in domains]
         for removed in domains
     }
     rows = [removed for removed in domains if any(v is not None for v in lines[removed])]

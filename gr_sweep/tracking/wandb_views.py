@@ -18,7 +18,7 @@ import wandb_workspaces.workspaces as ws
 from wandb.apis import public
 from wandb_workspaces._graphql import execute_graphql
 
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.tracking.base import STEP_FIELD
 from gr_sweep.tracking.dashboard import (
     Bars,
@@ -228,7 +228,7 @@ def _panel(panel: Panel, **layout: Any) -> Any:
                 title=title,
                 x=x,
                 y=list(of),
-                title_x="round" if x == keys.ROUND else "optimizer steps",
+                title_x="round" if x == registry.ROUND.key else "optimizer steps",
                 groupby=wr.Config(grouped_by),
                 groupby_aggfunc="mean",
                 groupby_rangefunc="minmax",

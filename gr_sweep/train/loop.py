@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from gr_sweep.config import Precision, TrainConfig, num_steps
 from gr_sweep.data.batches import Batches
 from gr_sweep.errors import DataError
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
@@ -358,12 +358,12 @@ def train(
                 if not all(map(math.isfinite, row.values())):
                     raise not_finite(since_row, state.step, batches, processes, rows)
                 speed = clock.tokens_per_second(state)
-                progress.show(state.step, row[keys.TRAIN_LOSS], _by_label(row), speed)
+                progress.show(state.step, row[registry.TRAIN_LOSS.key], _by_label(row), speed)
                 row |= {
-                    keys.TRAIN_LR: lr,
-                    keys.TRAIN_TOKENS: state.tokens,
-                    keys.TRAIN_TOKENS_PER_SECOND: speed,
-                    keys.TIME_S: state.elapsed_s,
+                    registry.TRAIN_LR.key: lr,
+                    registry.TRAIN_TOKENS.key: state.tokens,
+                    registry.TRAIN_TOKENS_PER_SECOND.key: speed,
+                    registry.TIME_S.key: state.elapsed_s,
                 }
                 tracker.log(state.step, row)
                 since_row = []
@@ -469,16 +469,16 @@ def _row(steps: StepResult) -> dict[str, float]:
     losses = values[: len(labels)]
     norms = dict(zip(steps.grad_norms, values[len(labels) :], strict=True))
     loss: float = sum(losses) / sum(steps.tokens.values())
-    row: dict[str, float] = {keys.TRAIN_LOSS: loss}
+    row: dict[str, float] = {registry.TRAIN_LOSS.key: loss}
     for label, value in zip(labels, losses, strict=True):
-        row[keys.train_loss(label)] = value / steps.tokens[label]
+        row[registry.TRAIN_LOSS_OF(label)] = value / steps.tokens[label]
     for name, norm in norms.items():
-        row[keys.grad_norm(name)] = norm
+        row[registry.GRAD_NORM(name)] = norm
     return row
 
 
 def _by_label(row: Mapping[str, float]) -> dict[str, float]:
-    prefix = keys.TRAIN_LOSS + "/"
+    prefix = registry.TRAIN_LOSS.key + "/"
     return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gr_sweep.metrics import keys, robustness, separability, utility
+from gr_sweep.metrics import robustness, separability, utility
 
 
 def test_bits_per_byte_of_a_fair_coin_a_byte_is_one() -> None:
@@ -162,52 +162,3 @@ def test_relearning_works_on_resamples_elementwise() -> None:
 
 def test_spurious_gap_is_what_a_wrong_marker_costs() -> None:
     assert robustness.spurious_gap(4.5, 4.0) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        (keys.loss_full("biology/virology"), "loss/full/biology.virology"),
-        (keys.loss_removed("code", "a/b"), "loss/removed/code/a.b"),
-        (keys.loss_kept("a/b", "code"), "loss/kept/a.b/code"),
-        (keys.bits_per_byte_full("code"), "bits_per_byte/full/code"),
-        (keys.matrix("code", "biology"), "separability/matrix/code/biology"),
-        (keys.selectivity("a/b"), "separability/selectivity/a.b"),
-        (keys.loss_off("a+b", "a/b"), "loss/off/a+b/a.b"),
-        (keys.loss_mixed("a/b"), "loss/mixed/a.b"),
-        (keys.loss_calibrated_full("e", "d"), "loss/calibrated_full/e/d"),
-        (keys.loss_calibrated_removed("e", "d"), "loss/calibrated_removed/e/d"),
-        (keys.loss_unlearned("e", "d"), "loss/unlearned/e/d"),
-        (keys.loss_calibrated_unlearned("e", "d"), "loss/calibrated_unlearned/e/d"),
-        (keys.tax("a/b"), "utility/tax/a.b"),
-        (keys.expert_tax("d"), "utility/expert_tax/d"),
-        (keys.mixed_tax("d"), "utility/mixed_tax/d"),
-        (keys.removed_tax("a/b", "d"), "utility/removed_tax/a.b/d"),
-        (keys.transfer("e", "d"), "utility/transfer/e/d"),
-        (keys.compute_equivalent_full("d"), "utility/compute_equivalent/full/d"),
-        (keys.compute_equivalent_kept("d"), "utility/compute_equivalent/kept/d"),
-        (keys.compute_equivalent_removed("e", "d"), "utility/compute_equivalent/removed/e/d"),
-        (keys.removal("e"), "separability/removal/e"),
-        (keys.forget_compute("e"), "separability/forget_compute/e"),
-        (keys.entanglement_inside("a+b"), "separability/entanglement/a+b/inside"),
-        (keys.entanglement_outside("a+b"), "separability/entanglement/a+b/outside"),
-        (keys.relearn_loss("e"), "robustness/relearn/e/loss"),
-        (keys.relearn_steps("e"), "robustness/relearn/e/steps"),
-        (keys.relearn_censored("e"), "robustness/relearn/e/censored"),
-        (keys.relearn_filtered_loss("e"), "robustness/relearn/e/filtered_loss"),
-        (keys.relearn_filtered_steps("e"), "robustness/relearn/e/filtered_steps"),
-        (keys.relearn_filtered_censored("e"), "robustness/relearn/e/filtered_censored"),
-        (keys.calibrated_removal("e"), "robustness/calibrated_removal/e"),
-        (keys.leakage("e"), "robustness/leakage/e"),
-        (keys.unlearned_removal("e"), "robustness/unlearned_removal/e"),
-        (keys.unlearned_tax("e", "d"), "robustness/unlearned_tax/e/d"),
-        (keys.spurious_gap_full("d"), "robustness/spurious_gap/full/d"),
-        (keys.spurious_gap_kept("d"), "robustness/spurious_gap/kept/d"),
-        (keys.train_loss("a/b"), "train/loss/a.b"),
-        (keys.eval_loss("a/b"), "eval/loss/a.b"),
-        (keys.grad_norm("core"), "train/grad_norm/core"),
-        (keys.parameters_kept("a/b"), "cost/parameters/kept/a.b"),
-    ],
-)
-def test_keys_are_spelt_as_documented(key: str, expected: str) -> None:
-    assert key == expected

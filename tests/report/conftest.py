@@ -25,7 +25,7 @@ from gr_sweep.config import (
     RunConfig,
 )
 from gr_sweep.domains import ancestors, is_under, labels_of_round, metric_name
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import (
     DocumentLoss,
     RelearnLoss,
@@ -195,14 +195,14 @@ def history(
     rows: list[dict[str, Any]] = []
     for step in range(5, steps + 1, 5):
         share = math.exp(-4 * step / steps)
-        means = {d: metrics[keys.loss_full(d)] + (8.3 - 5) * share for d in domains}
+        means = {d: metrics[registry.LOSS_FULL(d)] + (8.3 - 5) * share for d in domains}
         row: dict[str, Any] = {"step": step, "time_s": step * 0.31}
-        row |= {keys.train_loss(d): mean + rng.normal(0, 0.12) for d, mean in means.items()}
-        row["train/loss"] = sum(row[keys.train_loss(d)] for d in domains) / len(domains)
+        row |= {registry.TRAIN_LOSS_OF(d): mean + rng.normal(0, 0.12) for d, mean in means.items()}
+        row["train/loss"] = sum(row[registry.TRAIN_LOSS_OF(d)] for d in domains) / len(domains)
         row["train/tokens"] = step * 12 * 256
         rows.append(row)
         if step % (steps // 4) == 0:
-            rows.append({"step": step} | {keys.eval_loss(d): mean for d, mean in means.items()})
+            rows.append({"step": step} | {registry.EVAL_LOSS(d): mean for d, mean in means.items()})
     return rows
 
 
@@ -279,12 +279,12 @@ def write_job(
         calibrate=robust, separation=separation,
     )  # fmt: skip
     metrics, intervals = summarize_losses(rows, domains, seed=seed, resamples=resamples)
-    metrics[keys.COST_TOKENS_PER_SECOND] = float(rng.normal(9000, 300))
-    metrics[keys.COST_TRAIN_SECONDS] = 104.2
-    metrics[keys.COST_EVAL_SECONDS] = 11.8
-    metrics[keys.COST_PARAMETERS] = parameters
+    metrics[registry.COST_TOKENS_PER_SECOND.key] = float(rng.normal(9000, 300))
+    metrics[registry.COST_TRAIN_SECONDS.key] = 104.2
+    metrics[registry.COST_EVAL_SECONDS.key] = 11.8
+    metrics[registry.COST_PARAMETERS.key] = parameters
     if edges != "dense":
-        metrics |= {keys.parameters_kept(domain): 0.7 * parameters for domain in domains}
+        metrics |= {registry.PARAMETERS_KEPT(domain): 0.7 * parameters for domain in domains}
     job = sweep / "_".join([*overrides, "1f3a9c"]).replace("/", "-")
     (job / ".hydra").mkdir(parents=True)
     write_losses(job / "document_losses.csv", rows)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.report import write_report
 from gr_sweep.report.collect import Sweep, shown
 
@@ -199,8 +199,8 @@ def test_chosen_axes_are_drawn_and_stay_in_the_address(
     place = {label: (x, y) for label, x, y, _ in numbers_of(page)}
     for label, (x, y) in place.items():
         job = job_named(read_study, label)
-        assert x == pytest.approx(job.metrics[keys.expert_tax("biology")], rel=1e-5)
-        assert y == pytest.approx(job.metrics[keys.selectivity("code")], rel=1e-5)
+        assert x == pytest.approx(job.metrics[registry.EXPERT_TAX("biology")], rel=1e-5)
+        assert y == pytest.approx(job.metrics[registry.SELECTIVITY("code")], rel=1e-5)
     again = open_page(report, address="#" + page.url.partition("#")[2])
     assert again.input_value("#axis-x") == "expert tax biology"
     assert {label: (x, y) for label, x, y, _ in numbers_of(again)} == place
@@ -424,21 +424,21 @@ def test_panel_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None
     matrix = page.evaluate("rowsOf(document.querySelector('dialog .plot')).slice(1)")
     assert len(matrix) == 9
     for part, domain, value, low, high in matrix:
-        key = keys.matrix(part, domain)
+        key = registry.MATRIX(part, domain)
         assert value == pytest.approx(job.metrics[key], rel=1e-5)
         assert (low, high) == pytest.approx(job.intervals[key], rel=1e-4)
     drawn = panel.locator(".plot").first.locator(".annotation-text").all_text_contents()
-    assert any(f"+{job.metrics[keys.matrix('code', 'code')]:.2f}" in text for text in drawn)
+    assert any(f"+{job.metrics[registry.MATRIX('code', 'code')]:.2f}" in text for text in drawn)
     text = panel.inner_text()
     assert job.name in text and job.command in text and job.environment["torch"] in text
     # What is folded is filled when it opens.
     panel.locator("summary", has_text="the whole config").click()
     panel.get_by_text("train.beta2").wait_for()
     panel.locator("summary", has_text="metrics").click()
-    row = panel.locator(".numbers tr", has_text=keys.loss_full("code")).first
+    row = panel.locator(".numbers tr", has_text=registry.LOSS_FULL("code")).first
     row.wait_for()
     assert float(row.locator("td").nth(1).inner_text()) == pytest.approx(
-        job.metrics[keys.loss_full("code")], rel=1e-5
+        job.metrics[registry.LOSS_FULL("code")], rel=1e-5
     )
 
 
@@ -547,9 +547,9 @@ def test_numbers_of_curves_are_saved(page: "Page", read_study: Sweep) -> None:
     own = {int(row[2]): float(row[3]) for row in rows if row[1] == label and "held out" in row[0]}
     domain = figure.locator("figcaption").inner_text()
     history = {
-        row["step"]: row[keys.eval_loss(domain)]
+        row["step"]: row[registry.EVAL_LOSS(domain)]
         for row in job.history
-        if keys.eval_loss(domain) in row
+        if registry.EVAL_LOSS(domain) in row
     }
     assert own == pytest.approx(history, abs=1e-4)
 
@@ -570,7 +570,7 @@ def test_matrices_are_saved(page: "Page", read_study: Sweep) -> None:
     assert header == ["job", "removed", "domain", "nats", "low", "high"]
     for label, part, domain, value, *_ in rows:
         job = job_named(read_study, label)
-        assert float(value) == pytest.approx(job.metrics[keys.matrix(part, domain)], rel=1e-5)
+        assert float(value) == pytest.approx(job.metrics[registry.MATRIX(part, domain)], rel=1e-5)
     assert len(rows) == 9 * len(
         [job for job in read_study.compared if job.kind == "peers" and job.seed == 0]
     )
@@ -683,7 +683,7 @@ def test_bounds_are_told_and_saved_as_such(page: "Page", read_study: Sweep) -> N
     expected = {
         read_study.labels[job.name]
         for job in read_study.compared
-        if any(job.metrics.get(keys.relearn_censored(domain)) == 1 for domain in job.domains)
+        if any(job.metrics.get(registry.RELEARN_CENSORED(domain)) == 1 for domain in job.domains)
     }
     assert censored and censored <= expected
     assert not censored & {label for label, *_, is_best in numbers_of(page) if is_best}
@@ -804,7 +804,7 @@ def test_all_numbers_are_saved_by_the_page_alone(page: "Page", read_study: Sweep
         job = jobs[row[0]]
         found = dict(zip(header, row, strict=True))
         assert found["train.lr"] == str(job.settings["train.lr"])
-        key = keys.loss_full("code")
+        key = registry.LOSS_FULL("code")
         assert float(found[key]) == pytest.approx(job.metrics[key], rel=1e-5)
         assert float(found[f"{key}/low"]) == pytest.approx(job.intervals[key][0], rel=1e-5)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.report import columns, measures, read_sweep
 from gr_sweep.report.collect import Sweep
 
@@ -56,7 +56,7 @@ def test_settings_hold_every_config_key_and_those_that_differ_come_first(
 def test_axes_have_the_numbers_of_the_jobs(read_study: Sweep, of_study: dict[str, Any]) -> None:
     found = axis(of_study, "selectivity biology")
     for job, value in zip(read_study.compared, found["values"], strict=True):
-        estimate = job.estimate(keys.selectivity("biology"))
+        estimate = job.estimate(registry.SELECTIVITY("biology"))
         assert (value is None) == (estimate is None)
         if estimate is not None:
             assert value == pytest.approx(estimate.value, rel=1e-5)
@@ -79,7 +79,7 @@ def test_loss_below_the_shortest_dense_run_stands_at_its_share(
     assert known is not None
     shares = [
         estimate.value
-        if (estimate := job.estimate(keys.compute_equivalent_full(domain)))
+        if (estimate := job.estimate(registry.COMPUTE_EQUIVALENT_FULL(domain)))
         else 1 / 8
         for domain in job.domains
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gr_sweep.config import Method
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import RelearnLoss, View, write_relearn
 from gr_sweep.report import figures, read_sweep
 from gr_sweep.report.collect import Sweep
@@ -161,7 +161,7 @@ def test_entanglement_has_a_bar_pair_for_every_set(read_study: Sweep) -> None:
     assert inside["y"] == outside["y"] == [
         "code", "biology", "creative", "code + biology", "code + creative", "biology + creative",
     ]  # fmt: skip
-    values = [job.metrics[keys.entanglement_inside("code+biology")] for job in group]
+    values = [job.metrics[registry.ENTANGLEMENT_INSIDE("code+biology")] for job in group]
     assert inside["x"][3] == pytest.approx(sum(values) / 2)
     assert inside["x"][3] > outside["x"][3]
     low, high = figure["layout"]["xaxis"]["range"]

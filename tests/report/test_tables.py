@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gr_sweep.config import TrainConfig
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.report import measures, read_sweep, tables
 from gr_sweep.report.collect import Sweep
 from gr_sweep.report.tables import Cell, Row, Table
@@ -236,9 +236,9 @@ def test_robustness_is_of_attacked_jobs_beside_their_filtered_models(read_study:
     assert {row.jobs[0].kind for row in table.rows} == {"peers", "sgtm"}
     [row, *_] = [row for row in table.rows if row.jobs[0].kind == "sgtm"]
     job = row.jobs[0]
-    assert job.metrics[keys.relearn_censored("biology")] == 1
+    assert job.metrics[registry.RELEARN_CENSORED("biology")] == 1
     assert cell(table, row, "relearning steps", "biology").text == "\N{GREATER-THAN OR EQUAL TO} 40"
-    expected = f"{job.metrics[keys.relearn_filtered_loss('biology')]:.3f}"
+    expected = f"{job.metrics[registry.RELEARN_FILTERED_LOSS('biology')]:.3f}"
     assert cell(table, row, "filtered: loss", "biology").text == expected
 
 
@@ -250,7 +250,7 @@ def test_mean_is_of_the_domains_and_not_of_the_nodes_above_them(
     path = job / "summary.json"
     summary = json.loads(path.read_text())
     losses = {"code": 5.0, "biology/cells": 6.0, "biology/virology": 7.0, "biology": 100.0}
-    summary["metrics"] |= {keys.relearn_loss(part): loss for part, loss in losses.items()}
+    summary["metrics"] |= {registry.RELEARN_LOSS(part): loss for part, loss in losses.items()}
     path.write_text(json.dumps(summary))
     (job / "document_losses.csv").unlink()
     [found] = read_sweep(tmp_path).jobs

@@ -2,7 +2,7 @@
 
 import json
 
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP_FIELD
 from gr_sweep.tracking.dashboard import (
     ADDED,
@@ -17,11 +17,11 @@ from gr_sweep.tracking.dashboard import (
 )
 
 DOMAINS = ("code", "biology/virology")
-TAX = Measure(keys.MEAN_TAX, "mean tax")
-LOSS = Measure(keys.MEAN_LOSS, "mean loss")
-REMOVAL = Measure(keys.MEAN_REMOVAL, "mean removal")
-SELECTIVITY = Measure(keys.MEAN_SELECTIVITY, "mean selectivity")
-LEAKAGE = Measure(keys.MEAN_LEAKAGE, "leakage")
+TAX = Measure(registry.MEAN_TAX, "mean tax")
+LOSS = Measure(registry.MEAN_LOSS, "mean loss")
+REMOVAL = Measure(registry.MEAN_REMOVAL, "mean removal")
+SELECTIVITY = Measure(registry.MEAN_SELECTIVITY, "mean selectivity")
+LEAKAGE = Measure(registry.MEAN_LEAKAGE, "leakage")
 
 
 def make(logged: Logged) -> Dashboard:
@@ -39,23 +39,23 @@ def make(logged: Logged) -> Dashboard:
 EVERYTHING = Logged(
     history=frozenset(
         {
-            keys.TRAIN_LOSS,
-            keys.ROUND,
-            keys.MODULARITY,
-            keys.TRAIN_TOKENS_PER_SECOND,
-            *map(keys.train_loss, DOMAINS),
-            *map(keys.eval_loss, DOMAINS),
-            *map(keys.loss_expert, DOMAINS),
+            registry.TRAIN_LOSS.key,
+            registry.ROUND.key,
+            registry.MODULARITY.key,
+            registry.TRAIN_TOKENS_PER_SECOND.key,
+            *map(registry.TRAIN_LOSS_OF, DOMAINS),
+            *map(registry.EVAL_LOSS, DOMAINS),
+            *map(registry.LOSS_EXPERT, DOMAINS),
         }
     ),
     summary=frozenset(
         {
             *(measure.key for measure in (TAX, LOSS, REMOVAL, SELECTIVITY, LEAKAGE)),
-            *(keys.matrix(part, domain) for part in DOMAINS for domain in DOMAINS),
-            *map(keys.loss_full, DOMAINS),
-            keys.COST_MFU,
-            keys.in_round(1, keys.MEAN_LEAF_TAX),
-            keys.in_round(1, keys.MEAN_PARAMETERS_KEPT),
+            *(registry.MATRIX(part, domain) for part in DOMAINS for domain in DOMAINS),
+            *map(registry.LOSS_FULL, DOMAINS),
+            registry.COST_MFU.key,
+            registry.in_round(1, registry.MEAN_LEAF_TAX),
+            registry.in_round(1, registry.MEAN_PARAMETERS_KEPT),
         }
     ),
     media=frozenset({HEAT_MAP, MATRIX_TABLE}),
@@ -106,11 +106,14 @@ def test_runs_that_logged_nothing_have_no_sections() -> None:
 
 def test_the_best_axes_that_there_are_come_first() -> None:
     scatters = [panel for panel in make(EVERYTHING).panels if isinstance(panel, Scatter)]
-    assert scatters[0].metrics == (keys.MEAN_TAX, keys.MEAN_REMOVAL)
-    assert make(EVERYTHING).columns == (keys.MEAN_TAX, keys.MEAN_REMOVAL)
+    assert scatters[0].metrics == (registry.MEAN_TAX, registry.MEAN_REMOVAL)
+    assert make(EVERYTHING).columns == (registry.MEAN_TAX, registry.MEAN_REMOVAL)
     (parallel,) = [panel for panel in make(EVERYTHING).panels if isinstance(panel, Parallel)]
     # No run has train.lr.
-    assert (parallel.over, parallel.ends) == (("edges",), (keys.MEAN_TAX, keys.MEAN_REMOVAL))
+    assert (parallel.over, parallel.ends) == (
+        ("edges",),
+        (registry.MEAN_TAX, registry.MEAN_REMOVAL),
+    )
 
 
 def test_a_nested_domain_is_named_as_its_metrics_are() -> None:

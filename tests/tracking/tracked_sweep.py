@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import TrackingConfig, TrackingMode
-from gr_sweep.metrics import keys
+from gr_sweep.metrics import registry
 from gr_sweep.tracking import make_tracker
 
 
@@ -33,6 +33,10 @@ def log_rounds(job: Path, domains: Sequence[str], rounds: int) -> None:
     """Adds the rows that `procedure=alternate` logs at the end of each round."""
     with (job / "metrics.jsonl").open("a", encoding="utf-8") as file:
         for number in range(1, rounds + 1):
-            row = {keys.loss_expert(domain): 5.0 - 0.1 * number for domain in domains}
-            row |= {keys.MODULARITY: 0.5, keys.ROUND: float(number), "step": 300 + number}
+            row = {registry.LOSS_EXPERT(domain): 5.0 - 0.1 * number for domain in domains}
+            row |= {
+                registry.MODULARITY.key: 0.5,
+                registry.ROUND.key: float(number),
+                "step": 300 + number,
+            }
             file.write(json.dumps(row) + "\n")

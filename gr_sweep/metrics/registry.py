@@ -1,0 +1,479 @@
+"""The registry of metrics: every metric once, with its key, title, unit, formula and meaning.
+
+The summary, the report, W&B dashboards and the page of metrics take what they say about a metric
+from here. To add a metric, add an entry here and the code that computes it (`metrics/tables.py` for
+a job alone, `metrics/compare.py` against baselines).
+
+Letters in formulas: d is the domain whose held-out text is read, e the domain that was removed or
+kept. L(d) is the loss of the full model, L[-e](d) with e removed, L[e](d) with e kept alone. D(d)
+is the dense baseline, F[e](d) the filtered one (never trained on e), O[e](d) the same filtered by
+observed label, A[d](d) a dense model of the expert's size trained on d alone. Losses are in nats
+per token. Definitions: DESIGN.md section 6.
+"""
+
+import enum
+import functools
+import re
+from dataclasses import dataclass
+
+from gr_sweep.config import Baseline
+from gr_sweep.domains import metric_name
+
+
+class Over(enum.Enum):
+    """What a mean is taken over, each entry with the same weight. A mean is absent where one of
+    its entries is."""
+
+    domains = "domains"
+    removed = "removed domains"
+    """Domains that were removed; inner nodes of the domain tree are left out."""
+    pairs = "pairs of a removed domain and another"
+    """First over the removed domains for each domain that stays, then over those domains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric. Calling it with names builds a key: `TAX("code")` is "utility/tax/code"."""
+
+    key: str
+    """Key, or the template of its keys: `{domain}` (d), `{part}` (e), `{block}`, `{owners}`."""
+    title: str
+    """Short name, for the head of a column."""
+    unit: str
+    """Empty for a fraction or ratio."""
+    direction: int
+    """1: higher is better, -1: lower is better, 0: neither."""
+    formula: str = ""
+    """Definition in the letters of this module."""
+    meaning: str
+    """One line for readers who do not know the formula."""
+    baselines: tuple[Baseline, ...] = ()
+    """Baselines without which the metric is absent."""
+    mean: str | None = None
+    """Key of the mean, if that is a metric too."""
+    over: Over = Over.domains
+    """What the mean is taken over."""
+
+    def __call__(self, *names: str) -> str:
+        """Key for these names, in the order of the template; `/` in a name becomes `.`.
+
+        Raises:
+            TypeError: the template takes another number of names.
+        """
+        parts = _PLACEHOLDER.split(self.key)
+        if len(parts) != len(names) + 1:
+            raise TypeError(f"{self.key} takes {len(parts) - 1} names, got {names}")
+        return parts[0] + "".join(
+            metric_name(name) + part for name, part in zip(names, parts[1:], strict=True)
+        )
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """Names of the template's placeholders."""
+        return tuple(found[1:-1] for found in _PLACEHOLDER.findall(self.key))
+
+    @property
+    def axis(self) -> str:
+        """Label of an axis: title and unit."""
+        has_unit = not self.unit or self.unit in self.title
+        return self.title if has_unit else f"{self.title}, {self.unit}"
+
+    @property
+    def mean_axis(self) -> str:
+        """Label of an axis that shows the mean."""
+        return f"mean {self.axis}"
+
+
+_PLACEHOLDER = re.compile(r"\{\w+\}")
+
+MEAN_LOSS = "mean_loss"
+MEAN_SELECTIVITY = "mean_selectivity"
+MEAN_COMPUTE_EQUIVALENT = "mean_compute_equivalent"
+MEAN_KEPT_COMPUTE_EQUIVALENT = "mean_kept_compute_equivalent"
+MEAN_REMOVED_COMPUTE_EQUIVALENT = "mean_removed_compute_equivalent"
+MEAN_TAX = "mean_tax"
+MEAN_EXPERT_TAX = "mean_expert_tax"
+MEAN_LEAF_TAX = "mean_leaf_tax"
+MEAN_ALONE_TAX = "mean_alone_tax"
+MEAN_MIXED_TAX = "mean_mixed_tax"
+MEAN_REMOVED_TAX = "mean_removed_tax"
+MEAN_REMOVAL = "mean_removal"
+MEAN_CALIBRATED_REMOVAL = "mean_calibrated_removal"
+MEAN_FORGET_COMPUTE = "mean_forget_compute"
+MEAN_LEAKAGE = "mean_leakage"
+MEAN_PARAMETERS_KEPT = "mean_parameters_kept"
+
+_NATS = "nats per token"
+_SHARE = "share of dense tokens"
+_DENSE = (Baseline.dense,)
+_CURVE = (Baseline.dense, Baseline.compute)
+_FILTERED = (Baseline.filtered,)
+_DENSE_AND_FILTERED = (Baseline.dense, Baseline.filtered)
+
+# The entries are a table, packed by hand.
+# fmt: off
+
+# While training: rows of metrics.jsonl.
+
+TRAIN_LOSS = Metric(
+    key="train/loss", title="training loss", unit=_NATS, direction=-1,
+    meaning="mean loss on the training rows since the last logged step",
+)
+TRAIN_LOSS_OF = Metric(
+    key="train/loss/{domain}", title="training loss", unit=_NATS, direction=-1,
+    meaning="mean loss on the training rows of one label since the last logged step",
+)
+TRAIN_LR = Metric(
+    key="train/lr", title="learning rate", unit="", direction=0,
+    meaning="learning rate of the step",
+)
+TRAIN_TOKENS = Metric(
+    key="train/tokens", title="tokens", unit="tokens", direction=0,
+    meaning="tokens trained on so far",
+)
+TRAIN_TOKENS_PER_SECOND = Metric(
+    key="train/tokens_per_second", title="tokens per second", unit="tokens per second",
+    direction=1, meaning="training speed since the last logged step",
+)
+GRAD_NORM = Metric(
+    key="train/grad_norm/{owners}", title="gradient norm", unit="", direction=0,
+    meaning="gradient norm of the parameters of one owner set, before clipping",
+)
+TIME_S = Metric(
+    key="time_s", title="time", unit="seconds", direction=-1,
+    meaning="time in the training loop so far, summed over resumes",
+)
+EVAL_LOSS = Metric(
+    key="eval/loss/{domain}", title="held-out loss", unit=_NATS, direction=-1, formula="L(d)",
+    meaning="held-out loss of the full model while training",
+)
+ROUND = Metric(
+    key="round/number", title="round", unit="", direction=0,
+    meaning="round of procedure=alternate that ends with this row",
+)
+MODULARITY = Metric(
+    key="round/modularity", title="modularity", unit="", direction=1,
+    meaning="modularity of the round's assignment of units to labels",
+)
+
+# Losses of a job, each on held-out text.
+
+LOSS_FULL = Metric(
+    key="loss/full/{domain}", title="loss L(d)", unit=_NATS, direction=-1, formula="L(d)",
+    meaning="held-out loss of the full model", mean=MEAN_LOSS,
+)
+LOSS_REMOVED = Metric(
+    key="loss/removed/{part}/{domain}", title="loss after removal", unit=_NATS, direction=0,
+    formula="L[-e](d)",
+    meaning="held-out loss with e removed: the blocks that only e owns are off",
+)
+LOSS_KEPT = Metric(
+    key="loss/kept/{part}/{domain}", title="loss of the expert alone", unit=_NATS, direction=0,
+    formula="L[e](d)", meaning="held-out loss with e kept alone: the core and the blocks of e",
+)
+LOSS_MIXED = Metric(
+    key="loss/mixed/{domain}", title="loss of mixed experts", unit=_NATS, direction=-1,
+    formula="-log of the sum over e of p(e | text so far) p[e](token)",
+    meaning="loss of the experts mixed token by token by their posterior (DEMix, arXiv 2108.05036)",
+)
+LOSS_EXPERT = Metric(
+    key="loss/expert/{domain}", title="loss in the own expert", unit=_NATS, direction=-1,
+    meaning="of procedure=alternate: each document read by the expert of its own last label alone",
+)
+LOSS_OFF = Metric(
+    key="loss/off/{block}/{domain}", title="loss with one block off", unit=_NATS, direction=0,
+    meaning="held-out loss with one block of a lattice switched off alone",
+)
+LOSS_CALIBRATED_FULL = Metric(
+    key="loss/calibrated_full/{part}/{domain}", title="calibrated loss", unit=_NATS, direction=0,
+    meaning="loss of the full model with a bias on the logits fitted on text of e",
+)
+LOSS_CALIBRATED_REMOVED = Metric(
+    key="loss/calibrated_removed/{part}/{domain}", title="calibrated loss after removal",
+    unit=_NATS, direction=0,
+    meaning="loss with e removed and a bias on the logits fitted on text of e",
+)
+LOSS_UNLEARNED = Metric(
+    key="loss/unlearned/{part}/{domain}", title="loss after unlearning", unit=_NATS, direction=0,
+    meaning="loss of the dense model after it has unlearned e by RMU (arXiv 2403.03218)",
+)
+LOSS_CALIBRATED_UNLEARNED = Metric(
+    key="loss/calibrated_unlearned/{part}/{domain}", title="calibrated loss after unlearning",
+    unit=_NATS, direction=0,
+    meaning="loss after unlearning e, with a bias on the logits fitted on text of e",
+)
+BITS_PER_BYTE_FULL = Metric(
+    key="bits_per_byte/full/{domain}", title="bits per byte", unit="bits per byte", direction=-1,
+    formula="summed loss / (ln 2 * bytes of the text)",
+    meaning="loss of the full model per byte of text, which compares tokenizers",
+)
+
+# Utility: what the model is worth against dense training.
+
+TAX = Metric(
+    key="utility/tax/{domain}", title="tax", unit=_NATS, direction=-1,
+    formula="L(d) - D(d)", baselines=_DENSE, mean=MEAN_TAX,
+    meaning="loss of the full model minus that of the dense model; 0 is free",
+)
+EXPERT_TAX = Metric(
+    key="utility/expert_tax/{domain}", title="expert tax", unit=_NATS, direction=-1,
+    formula="L[d](d) - D(d)", baselines=_DENSE, mean=MEAN_EXPERT_TAX,
+    meaning="loss of a domain's expert alone minus that of the dense model; below 0 it beats dense",
+)
+LEAF_TAX = Metric(
+    key="utility/leaf_tax/{domain}", title="leaf tax", unit=_NATS, direction=-1,
+    formula="loss/expert/d - D(d)", baselines=_DENSE, mean=MEAN_LEAF_TAX,
+    meaning="of procedure=alternate: loss of each document in the expert of its own last label "
+    "alone, minus that of the dense model",
+)
+ALONE_TAX = Metric(
+    key="utility/alone_tax/{domain}", title="alone tax", unit=_NATS, direction=-1,
+    formula="L[d](d) - A[d](d); of procedure=alternate loss/expert/d - A[d](d)",
+    baselines=(Baseline.alone,), mean=MEAN_ALONE_TAX,
+    meaning="loss of a domain's expert alone minus that of a dense model of its size trained on "
+    "that domain alone",
+)
+MIXED_TAX = Metric(
+    key="utility/mixed_tax/{domain}", title="mixed tax", unit=_NATS, direction=-1,
+    formula="loss/mixed/d - D(d)", baselines=_DENSE, mean=MEAN_MIXED_TAX,
+    meaning="loss of the experts mixed by their posterior over domains, minus that of the dense "
+    "model",
+)
+COMPUTE_EQUIVALENT_FULL = Metric(
+    key="utility/compute_equivalent/full/{domain}", title="compute-equivalent", unit=_SHARE,
+    direction=1, formula="share of the dense tokens at which dense training reaches L(d)",
+    baselines=_CURVE, mean=MEAN_COMPUTE_EQUIVALENT,
+    meaning="share of the dense model's tokens at which dense training is as good; 1 is free, "
+    "<1/8 is worse than the dense run on an eighth",
+)
+COMPUTE_EQUIVALENT_KEPT = Metric(
+    key="utility/compute_equivalent/kept/{domain}", title="expert compute", unit=_SHARE,
+    direction=1, formula="share of the dense tokens at which dense training reaches L[d](d)",
+    baselines=_CURVE, mean=MEAN_KEPT_COMPUTE_EQUIVALENT,
+    meaning="compute-equivalent of a domain's expert alone, on that domain",
+)
+REMOVED_TAX = Metric(
+    key="utility/removed_tax/{part}/{domain}", title="removed tax", unit=_NATS, direction=-1,
+    formula="L[-e](d) - F[e](d), d not under e", baselines=_FILTERED,
+    mean=MEAN_REMOVED_TAX, over=Over.pairs,
+    meaning="loss of the other domains after a removal, minus that of a model never trained on "
+    "the removed domain",
+)
+COMPUTE_EQUIVALENT_REMOVED = Metric(
+    key="utility/compute_equivalent/removed/{part}/{domain}", title="removed compute",
+    unit=_SHARE, direction=1,
+    formula="share of the dense tokens at which dense training reaches L[-e](d), d not under e",
+    baselines=_CURVE, mean=MEAN_REMOVED_COMPUTE_EQUIVALENT, over=Over.pairs,
+    meaning="compute-equivalent of the other domains after a removal",
+)
+TRANSFER = Metric(
+    key="utility/transfer/{part}/{domain}", title="transfer", unit=_NATS, direction=0,
+    formula="F[e](d) - D(d), d not under e", baselines=_DENSE_AND_FILTERED,
+    meaning="what d gains in a dense model from the text of e; says which domains want to share",
+)
+
+# Separability: what removing a domain takes from it and from the others.
+
+MATRIX = Metric(
+    key="separability/matrix/{part}/{domain}", title="cost of removal", unit=_NATS, direction=0,
+    formula="L[-e](d) - L(d)",
+    meaning="loss that removing e adds on d; should be high for d = e and 0 elsewhere",
+)
+SELECTIVITY = Metric(
+    key="separability/selectivity/{part}", title="selectivity", unit=_NATS, direction=1,
+    formula="matrix/e/e - mean over d != e of matrix/e/d",
+    mean=MEAN_SELECTIVITY, over=Over.removed,
+    meaning="what removing a domain costs it, minus what it costs the others; 0 for labels "
+    "without meaning",
+)
+REMOVAL = Metric(
+    key="separability/removal/{part}", title="removal", unit="", direction=1,
+    formula="(L[-e](e) - L(e)) / (F[e](e) - L(e))", baselines=_FILTERED,
+    mean=MEAN_REMOVAL, over=Over.removed,
+    meaning="fraction of the gap to a never-trained model that removal closes; 1 is as if never "
+    "trained",
+)
+FORGET_COMPUTE = Metric(
+    key="separability/forget_compute/{part}", title="forget compute", unit=_SHARE, direction=-1,
+    formula="compute-equivalent of L[-e](e)", baselines=_CURVE,
+    mean=MEAN_FORGET_COMPUTE, over=Over.removed,
+    meaning="compute-equivalent of what is left on the removed domain",
+)
+ENTANGLEMENT_INSIDE = Metric(
+    key="separability/entanglement/{block}/inside", title="entanglement inside", unit=_NATS,
+    direction=1, formula="mean over the owners d of the block of loss/off/S/d - L(d)",
+    meaning="loss that switching a block off adds for its owners; high where they share something",
+)
+ENTANGLEMENT_OUTSIDE = Metric(
+    key="separability/entanglement/{block}/outside", title="entanglement outside", unit=_NATS,
+    direction=-1, formula="mean over the other domains d of loss/off/S/d - L(d)",
+    meaning="loss that switching a block off adds for the other domains; 0 where they do not use "
+    "it",
+)
+
+# Robustness: attacks on the removed domain, and markers in the text.
+
+CALIBRATED_REMOVAL = Metric(
+    key="robustness/calibrated_removal/{part}", title="calibrated removal", unit="", direction=1,
+    formula="removal from the calibrated losses of the removed, full and filtered model",
+    baselines=_FILTERED, mean=MEAN_CALIBRATED_REMOVAL, over=Over.removed,
+    meaning="removal after a bias on the logits is fitted on text of the domain; far below "
+    "removal where only word frequencies are gone",
+)
+LEAKAGE = Metric(
+    key="robustness/leakage/{part}", title="leakage", unit="", direction=-1,
+    formula="(F[e](e) - L[-e](e)) / (F[e](e) - O[e](e))",
+    baselines=(Baseline.filtered, Baseline.filtered_observed),
+    mean=MEAN_LEAKAGE, over=Over.removed,
+    meaning="fraction of what the domain's text without its label could teach that is left after "
+    "removal",
+)
+RELEARN_LOSS = Metric(
+    key="robustness/relearn/{part}/loss", title="relearned loss", unit=_NATS, direction=1,
+    formula="lowest L(e) in any attack, at any step",
+    meaning="lowest held-out loss on the domain while fine-tuning teaches it again, at the "
+    "learning rate that comes lowest",
+)
+RELEARN_STEPS = Metric(
+    key="robustness/relearn/{part}/steps", title="relearning steps", unit="steps", direction=1,
+    formula="steps of the fastest attack to (F[e](e) + D(e)) / 2, at most its length N",
+    baselines=_DENSE_AND_FILTERED,
+    meaning="steps of the attack to half of what there is to learn; ≥ where it was not reached on "
+    "some domain",
+)
+RELEARN_CENSORED = Metric(
+    key="robustness/relearn/{part}/censored", title="relearning censored", unit="", direction=1,
+    formula="1 where no attack gets there within N steps, else 0", baselines=_DENSE_AND_FILTERED,
+    meaning="whether no attack learned half of what there is to learn",
+)
+RELEARN_FILTERED_LOSS = Metric(
+    key="robustness/relearn/{part}/filtered_loss", title="filtered: loss", unit=_NATS,
+    direction=0, formula="the same attack on the filtered model", baselines=_FILTERED,
+    meaning="lowest loss in the attack on a model that never saw the domain",
+)
+RELEARN_FILTERED_STEPS = Metric(
+    key="robustness/relearn/{part}/filtered_steps", title="filtered: steps", unit="steps",
+    direction=0, formula="the same attack on the filtered model", baselines=_DENSE_AND_FILTERED,
+    meaning="steps of the attack on a model that never saw the domain",
+)
+RELEARN_FILTERED_CENSORED = Metric(
+    key="robustness/relearn/{part}/filtered_censored", title="filtered: censored", unit="",
+    direction=0, formula="the same attack on the filtered model", baselines=_DENSE_AND_FILTERED,
+    meaning="whether the attack on a model that never saw the domain did not learn half of it",
+)
+UNLEARNED_REMOVAL = Metric(
+    key="robustness/unlearned_removal/{part}", title="unlearned removal", unit="", direction=1,
+    formula="removal with loss/unlearned/e/e in place of L[-e](e)", baselines=_FILTERED,
+    meaning="removal that unlearning (RMU) a dense model comes to: the weak reference",
+)
+UNLEARNED_TAX = Metric(
+    key="robustness/unlearned_tax/{part}/{domain}", title="unlearned tax", unit=_NATS,
+    direction=-1, formula="loss/unlearned/e/d - F[e](d), d not under e", baselines=_FILTERED,
+    meaning="loss of the other domains after unlearning, minus that of a model never trained on e",
+)
+SPURIOUS_GAP_FULL = Metric(
+    key="robustness/spurious_gap/full/{domain}", title="spurious gap", unit=_NATS, direction=-1,
+    formula="L(d) with another domain's marker - L(d) with its own (data.spurious)",
+    meaning="loss on text with another domain's marker minus that with the right one; 0: the "
+    "marker is not used",
+)
+SPURIOUS_GAP_KEPT = Metric(
+    key="robustness/spurious_gap/kept/{domain}", title="spurious gap, expert", unit=_NATS,
+    direction=-1, formula="the same for L[d](d)",
+    meaning="spurious gap of the domain's expert alone",
+)
+
+# Cost.
+
+COST_TOKENS_PER_SECOND = Metric(
+    key="cost/tokens_per_second", title="tokens/s", unit="tokens/s", direction=1,
+    formula="tokens trained on / seconds spent training", meaning="training speed",
+)
+COST_TRAIN_SECONDS = Metric(
+    key="cost/train_seconds", title="training time", unit="seconds", direction=-1,
+    meaning="time of training, summed over resumes",
+)
+COST_EVAL_SECONDS = Metric(
+    key="cost/eval_seconds", title="evaluation time", unit="seconds", direction=-1,
+    meaning="time of all evaluations, while training and at the end, summed over resumes",
+)
+COST_ASSIGN_SECONDS = Metric(
+    key="cost/assign_seconds", title="assignment time", unit="seconds", direction=-1,
+    meaning="of procedure=alternate: time of clustering, attribution and assignment",
+)
+COST_EVAL_SHARE = Metric(
+    key="cost/eval_share", title="share of time in evaluation", unit="", direction=-1,
+    formula="eval_seconds / (train_seconds + eval_seconds)",
+    meaning="fraction of the time that evaluation takes",
+)
+COST_DATA_SHARE = Metric(
+    key="cost/data_share", title="share of time waiting for data", unit="", direction=-1,
+    meaning="fraction of the training time that waits for data",
+)
+COST_TRAIN_TOKENS = Metric(
+    key="cost/train_tokens", title="training tokens", unit="tokens", direction=-1,
+    meaning="tokens trained on in all, recovery after removal included",
+)
+COST_PARAMETERS = Metric(
+    key="cost/parameters", title="parameters", unit="parameters", direction=-1,
+    meaning="parameters of the full model",
+)
+PARAMETERS_KEPT = Metric(
+    key="cost/parameters/kept/{part}", title="parameters of an expert alone", unit="parameters",
+    direction=-1, mean=MEAN_PARAMETERS_KEPT,
+    meaning="parameters without the blocks that keep(e) switches off",
+)
+COST_FLOPS_PER_TOKEN = Metric(
+    key="cost/flops_per_token", title="FLOPs per token", unit="FLOPs per token", direction=-1,
+    meaning="operations of one forward pass; a multiply-add counts as two",
+)
+FLOPS_PER_TOKEN_KEPT = Metric(
+    key="cost/flops_per_token/kept/{part}", title="FLOPs per token of an expert alone",
+    unit="FLOPs per token", direction=-1,
+    meaning="operations of one forward pass without the blocks that keep(e) switches off",
+)
+COST_TRAIN_FLOPS_PER_TOKEN = Metric(
+    key="cost/train_flops_per_token", title="training FLOPs per token", unit="FLOPs per token",
+    direction=-1,
+    meaning="operations of a training step, forward and backward; what routing skips is not "
+    "counted, nor are recomputed activations",
+)
+COST_MFU = Metric(
+    key="cost/mfu", title="model FLOP utilisation", unit="", direction=1,
+    formula="tokens per second * train_flops_per_token / peak",
+    meaning="fraction of the GPU's dense bfloat16 peak (H100 and H200 SXM 989, A100 312 TFLOP/s); "
+    "absent on a CPU and on other GPUs",
+)
+COST_PEAK_MEMORY_GIB = Metric(
+    key="cost/peak_memory_gib", title="peak memory", unit="GiB", direction=-1,
+    meaning="most memory that tensors held at once on the GPU; absent on a CPU",
+)
+# fmt: on
+
+METRICS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Metric))
+"""Every metric, in the order of this module. Means have no entries of their own."""
+
+
+def in_round(number: int, key: str) -> str:
+    """Key of a metric as it was at the end of a round of `procedure=alternate`.
+
+    Only W&B's run summaries have such keys, once `gr-sweep dashboard` has added them.
+    """
+    return f"round/{number}/{key}"
+
+
+@functools.cache
+def find(key: str) -> tuple[Metric, tuple[str, ...]] | None:
+    """The metric that a key belongs to, and the names in the key; None for an unknown key.
+
+    The key of a mean leads to the metric that it is the mean of, with no names. Names are as the
+    key has them, with `.` for `/`. A key of `in_round` leads to the same as the key in it.
+    """
+    for metric in METRICS:
+        if metric.mean == key:
+            return metric, ()
+        pattern = "([^/]+)".join(map(re.escape, _PLACEHOLDER.split(metric.key)))
+        if match := re.fullmatch(pattern, key):
+            return metric, match.groups()
+    in_round_ = re.fullmatch(r"round/\d+/(.+)", key)
+    return find(in_round_[1]) if in_round_ else None
