@@ -1,190 +1,263 @@
-"""What a SIGKILL leaves behind, at every moment of something that is written.
+"""Kills the processes of a sweep at random moments, and compares the result with a whole sweep.
 
-    python -m tests.kills checkpoint|cache|report FOLDER
+    python -m tests.kills --kills 100 [--launcher slurm]
 
-does the work in a child that kills itself at its first change of the file system, then in one that
-does at its second, and so on until one comes to its end; after each it starts again as a user
-would. What it finds then it prints, a line of JSON a child.
+SIGKILL ends the process of a job or of the command; the command is repeated until every job is
+done. Metrics, rows of metrics.jsonl, losses of documents and the last checkpoint must then be equal
+byte for byte. Exits with status 1 where anything differs.
 """
 
-import io
-import json
-import logging
+import argparse
+import contextlib
 import os
-import re
+import random
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CHANGES = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
-"""Of `os`, which pathlib, shutil and tempfile call; beside what is written to a file."""
+from gr_sweep.folder import (
+    CHECKPOINTS,
+    RECORD,
+    Holder,
+    State,
+    newest_step,
+    standing,
+    whole_checkpoints,
+)
+from gr_sweep.metrics import registry
+from gr_sweep.summary import METRICS, SUMMARY, is_finished, read_summary
+from gr_sweep.tracking.base import STEP
+from gr_sweep.tracking.jsonl import read_rows, rows_from_the_end
+
+SETTINGS = (
+    *("debug=default", "data.documents=60", "data.vocab_size=300"),
+    *("train.steps=400", "train.checkpoint_every=20", "train.log_every=1", "eval.every=80"),
+)
+"""Jobs of a few seconds that save, log and evaluate often."""
+
+SLURM_SETTINGS = ("hydra.launcher.gpu=null", "hydra.launcher.cpus_per_task=1")
+
+MEAN_S = 4.0
+"""Mean time between two kills."""
+
+OF_TIME = (registry.TIME_S.key, registry.TRAIN_TOKENS_PER_SECOND.key)
+"""Columns of metrics.jsonl that no two runs share."""
 
 
-class Killing:
-    """Lets so many changes happen, and kills this process before the next."""
+@dataclass
+class Toll:
+    """What was killed, and what it changed."""
 
-    def __init__(self, left: int) -> None:
-        self._left = left
-        for name in CHANGES:
-            setattr(os, name, self._counted(getattr(os, name)))
-        self._plain_open = io.open
-        io.open = self._open  # pathlib's
-        import builtins
-
-        builtins.open = self._open
-        checkpoint = sys.modules.get("gr_sweep.train.checkpoint")
-        if checkpoint is not None:
-            checkpoint._NotingFile.write = self._counted_write(checkpoint._NotingFile.write)
-
-    def _now(self) -> None:
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._left -= 1
-
-    def _counted(self, call: Callable) -> Callable:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self._now()
-            return call(*args, **kwargs)
-
-        return counted
-
-    def _counted_write(self, write: Callable) -> Callable:
-        """Half of what is asked for is there when the process is killed."""
-
-        def counted(file: Any, data: Any) -> Any:
-            if self._left == 0:
-                write(file, bytes(data)[: len(data) // 2])
-            self._now()
-            return write(file, data)
-
-        return counted
-
-    def _open(self, file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if "w" in mode:
-            self._now()
-        return self._plain_open(file, mode, *args, **kwargs)
+    kills: Counter[str] = field(default_factory=Counter)
+    """By what was killed and in which phase."""
+    steps_lost: list[int] = field(default_factory=list)
+    """Steps since the last checkpoint, for each kill of a job that was training."""
+    commands: int = 0
+    sweeps: int = 0
+    differences: list[str] = field(default_factory=list)
+    """What differs from the sweep that nobody killed."""
 
 
-def at_every_moment(folder: Path, begin: Callable, work: Callable, check: Callable) -> None:
-    """`begin` makes an empty folder what it is before; `check` says what is found after."""
-    begin(folder / "before")
-    left = 0
+def run_kills(
+    num_kills: int, num_jobs: int, launcher: str, seed: int, overrides: Sequence[str] = ()
+) -> Toll:
+    """Runs sweeps of `num_jobs` seeds until `num_kills` processes were killed, and compares all."""
+    drawn, toll = random.Random(seed), Toll()
+    with tempfile.TemporaryDirectory(prefix="gr-sweep-kills-") as name:
+        folder = Path(name)
+        whole = folder / "whole"
+        run_undisturbed([*command_of(num_jobs, "basic", overrides), "hydra.sweep.dir=whole"], whole)
+        command = command_of(num_jobs, launcher, overrides)
+        while toll.kills.total() < num_kills:
+            sweep = folder / f"killed-{toll.sweeps}"
+            run_disturbed(
+                [*command, f"hydra.sweep.dir={sweep.name}"], sweep, num_kills, drawn, toll
+            )
+            toll.sweeps += 1
+            toll.differences += compare(whole, sweep)
+            print(
+                f"{toll.kills.total()} of {num_kills} kills, {toll.sweeps} sweeps, "
+                f"{len(toll.differences)} differences",
+                file=sys.stderr,
+            )
+            shutil.rmtree(sweep)
+    return toll
+
+
+def command_of(num_jobs: int, launcher: str, overrides: Sequence[str]) -> list[str]:
+    seeds = ",".join(map(str, range(num_jobs)))
+    return [
+        *(sys.executable, "-m", "gr_sweep", "-m", f"seed={seeds}", *(overrides or SETTINGS)),
+        *("tracking=off", "data.cache=cache", f"hydra/launcher={launcher}"),
+        *(SLURM_SETTINGS if launcher == "slurm" else ()),
+    ]
+
+
+def environment() -> dict[str, str]:
+    # Sums depend on the number of threads, which launchers choose differently.
+    root = str(Path(__file__).parents[1])
+    return dict(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+
+
+def run_undisturbed(command: list[str], sweep: Path) -> None:
+    done = subprocess.run(
+        command, cwd=sweep.parent, capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def run_disturbed(
+    command: list[str], sweep: Path, num_kills: int, drawn: random.Random, toll: Toll
+) -> None:
+    """Repeats the command until all its jobs are done, killing until there are `num_kills`."""
+    log = sweep.parent / "output.log"
     while True:
-        place = folder / "place"
-        shutil.copytree(folder / "before", place)
-        child = os.fork()
-        if child == 0:
-            Killing(left)
-            work(place)
-            os._exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert status in (0, -signal.SIGKILL), status
-        print(json.dumps([status, check(place)]), flush=True)
-        shutil.rmtree(place)
-        if status == 0:
+        toll.commands += 1
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, cwd=sweep.parent, stdout=output, stderr=output, env=environment()
+            )
+            was_killed = False
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(drawn.expovariate(1 / MEAN_S))
+                    break
+                if toll.kills.total() < num_kills:
+                    was_killed |= kill_one(sweep, process, drawn, toll)
+        if process.returncode == 0 and all(is_finished(job / SUMMARY) for job in jobs_of(sweep)):
             return
-        left += 1
+        assert was_killed or process.returncode < 0, log.read_text(errors="replace")
 
 
-def checkpoint(folder: Path) -> None:
-    import torch
+def kill_one(
+    sweep: Path, command: "subprocess.Popen[bytes]", drawn: random.Random, toll: Toll
+) -> bool:
+    """Kills the process of a job, or in a tenth of the cases that of the command."""
+    is_slurm = "hydra/launcher=slurm" in str(command.args)
+    victims: dict[int, Path | None] = dict.fromkeys(() if is_slurm else children(command.pid))
+    for job in jobs_of(sweep):
+        now = standing(job)
+        holder = None if now.record is None else now.record.holder
+        if now.state is State.running and holder and holder.host == Holder.here().host:
+            victims[holder.pid] = job
+    if drawn.random() < (0.1 if victims else 0.02):
+        command.kill()
+        toll.kills["the command"] += 1
+        return True
+    if not victims:
+        return False
+    # Starting takes longer than training, but a job that trains has more to lose.
+    begun = [pid for pid, job in victims.items() if job is not None and last_row(job) is not None]
+    pid = drawn.choice(sorted(begun if begun and drawn.random() < 0.8 else victims))
+    phase, lost = phase_of(victims[pid])
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    toll.kills[f"a job in its {phase}"] += 1
+    if lost is not None:
+        toll.steps_lost.append(lost)
+    return True
 
-    from gr_sweep.train.checkpoint import Checkpoints
 
-    def made(place: Path) -> Checkpoints:
-        return Checkpoints(place, keep=1, fingerprint="x")
+def phase_of(job: Path | None) -> tuple[str, int | None]:
+    """The phase that a job is in, and in training the steps since its last checkpoint."""
+    reached = None if job is None else last_row(job)
+    if job is None or reached is None:
+        return "start", None
+    record = standing(job).record
+    if record is not None and record.num_steps == reached:
+        return "last evaluation", None
+    return "training", reached - (newest_step(job) or 0)
 
-    def value(of: float) -> dict[str, Any]:
-        return {"weights": torch.full((300, 20), of), "step": torch.tensor(of)}
 
-    def check(place: Path) -> Any:
-        target = value(-1.0)
-        about = made(place).load_newest(lambda: target)
-        assert about is not None
-        [found] = {float(x) for tensor in target.values() for x in tensor.flatten()}
-        assert about["note"] == found
-        made(place).save(3, {"note": 3.0}, value(3.0))
-        return [found, sorted(path.name for path in place.iterdir())]
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        paths = Path(f"/proc/{pid}/task").glob("*/children")
+        return [int(number) for path in paths for number in path.read_text().split()]
+    return []
 
-    at_every_moment(
-        folder,
-        lambda place: made(place).save(1, {"note": 1.0}, value(1.0)),
-        lambda place: made(place).save(2, {"note": 2.0}, value(2.0)),
-        check,
+
+def jobs_of(sweep: Path) -> list[Path]:
+    return [path.parent for path in sweep.glob(f"*/{RECORD}")]
+
+
+def last_row(job: Path) -> int | None:
+    for row in rows_from_the_end(job / METRICS):
+        return int(row[STEP])
+    return None
+
+
+def compare(whole: Path, killed: Path) -> list[str]:
+    """The differences between two sweeps of the same settings, a line each."""
+    names, others = (
+        {path.parent.name for path in sweep.glob(f"*/{SUMMARY}")} for sweep in (whole, killed)
     )
+    found = [] if names == others else [f"jobs {sorted(names)} and {sorted(others)}"]
+    for name in sorted(names & others):
+        found += [f"{name}: {what}" for what in differences(whole / name, killed / name)]
+    return found
 
 
-def cache(folder: Path) -> None:
-    import numpy as np
+def differences(one: Path, other: Path) -> list[str]:
+    found = []
+    summaries = [read_summary(job / SUMMARY) for job in (one, other)]
+    for part in ("metrics", "intervals", "fingerprints", "config"):
+        before, after = (
+            {key: value for key, value in summary[part].items() if not key.startswith("cost/")}
+            for summary in summaries
+        )
+        found += [
+            f"{part} {key}: {before.get(key)} and {after.get(key)}"
+            for key in sorted({*before, *after})
+            if before.get(key) != after.get(key)
+        ]
+    rows = [rows_of(job) for job in (one, other)]
+    if rows[0] != rows[1]:
+        found.append(f"{len(rows[0])} and {len(rows[1])} rows of metrics.jsonl, or other ones")
+    for name in ("document_losses.csv", "plan.json"):
+        if (one / name).read_bytes() != (other / name).read_bytes():
+            found.append(name)
+    newest = [whole_checkpoints(job / CHECKPOINTS)[-1][1] for job in (one, other)]
+    for file in sorted(newest[0].glob("*.distcp")):
+        if file.read_bytes() != (newest[1] / file.name).read_bytes():
+            found.append(f"checkpoint {newest[1].name}: {file.name}")
+    return found
 
-    from gr_sweep.data.shards import ShardWriter, open_or_build, open_shard
 
-    builds = []
+def rows_of(job: Path) -> list[dict[str, Any]]:
+    rows = read_rows(job / METRICS)
+    return [{key: row[key] for key in sorted(row) if key not in OF_TIME} for row in rows]
 
-    def build(place: Path) -> dict[str, Any]:
-        builds.append(place)
-        for name in ("a", "b"):
-            with ShardWriter(place, name, np.dtype(np.uint16), eot_id=7) as writer:
-                writer.add(np.arange(10, 30, dtype=np.uint16), 11, 5)
-                writer.close()
-        return {"vocab_size": 30}
 
-    def check(place: Path) -> Any:
-        builds.clear()
-        about = open_or_build(place / "cache", build)
-        assert set(about["files"]) == {"a.tokens", "a.documents", "b.tokens", "b.documents"}
-        for name in ("a", "b"):
-            tokens = open_shard(place / "cache", name, np.dtype(np.uint16)).tokens
-            assert tokens.tolist() == [*range(10, 30), 7]
-        return [len(builds), sorted(path.name for path in place.iterdir())]
-
-    at_every_moment(
-        folder,
-        lambda place: place.mkdir(),
-        lambda place: open_or_build(place / "cache", build),
-        check,
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="in all (20)")
+    parser.add_argument("--jobs", type=int, default=4, help="seeds of a sweep (4)")
+    parser.add_argument(
+        "--launcher", choices=("basic", "local_parallel", "slurm"), default="local_parallel"
     )
-
-
-def report(folder: Path) -> None:
-    from gr_sweep.report import read_sweep, write_report
-    from tests.report.conftest import write_job
-
-    def begin(place: Path) -> None:
-        write_job(place, edges="both", seed=0)
-        write_report(place)
-        write_job(place, edges="act", seed=0)
-
-    whole: dict[str, bytes] = {}
-
-    def pages(place: Path) -> dict[str, bytes]:
-        """Without the time that the page says it was written at: a minute may end meanwhile."""
-        names = ("index.html", "results.csv")
-        contents = {name: (place / "report" / name).read_bytes() for name in names}
-        return {
-            name: re.sub(rb"Written \d{4}-\d\d-\d\d \d\d:\d\d[^.]*", b"", content)
-            for name, content in contents.items()
-        }
-
-    def check(place: Path) -> Any:
-        old, killed = pages(folder / "before"), pages(place)
-        sweep = read_sweep(place)
-        assert len(sweep.jobs) == 2
-        write_report(sweep)
-        new = pages(place)
-        whole.update(whole or new)
-        assert new == whole, "as one that nobody killed"
-        return {
-            name: "old" if content == old[name] else "new" if content == new[name] else "broken"
-            for name, content in killed.items()
-        }
-
-    at_every_moment(folder, begin, lambda place: write_report(place), check)
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of every job")
+    options = parser.parse_intermixed_args(argv)
+    toll = run_kills(options.kills, options.jobs, options.launcher, options.seed, options.overrides)
+    for killed, times in sorted(toll.kills.items()):
+        print(f"killed {times:4} times: {killed}")
+    print(f"{toll.sweeps * options.jobs} jobs ({options.launcher}), {toll.commands} commands")
+    lost = toll.steps_lost or [0]
+    print(f"steps repeated: {sum(lost) / len(lost):.1f} on average, at most {max(lost)}")
+    print(f"{len(toll.differences)} differences from the sweep that nobody killed")
+    for line in toll.differences:
+        print(f"  {line}")
+    return 1 if toll.differences else 0
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)
-    {"checkpoint": checkpoint, "cache": cache, "report": report}[sys.argv[1]](Path(sys.argv[2]))
+    raise SystemExit(main())

@@ -365,7 +365,7 @@ def test_on_a_small_disk_the_command_says_it_in_one_line(small_disk, small_cache
 def kills(what: str, folder: Path) -> list[Any]:
     """What was found after a kill at every moment of it, and after the last, whole one."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kills", what, str(folder)],
+        [sys.executable, "-m", "tests.kill_points", what, str(folder)],
         cwd=REPOSITORY,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

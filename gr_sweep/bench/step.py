@@ -1,22 +1,19 @@
-"""A whole training step, routed over dense: `python -m gr_sweep.bench.step --model mini`.
+"""Times whole training steps, routed over dense: `python -m gr_sweep.bench.step --model mini`.
 
-All settings of a size take turns in one process, so that a machine that slows down slows all of
-them (compiled ones one after the other: each would be compiled anew in every turn); medians are
-compared. Beside each ratio of times stands its limit, the operations that the
-step must do over those of the dense step, and the peak memory over the dense step's.
+Each ratio of times comes with its limit, the operations that the step needs over those of the dense
+step, and with the ratio of the peak memories.
 """
 
-import json
-import statistics
+import argparse
+import functools
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
 from gr_sweep.arguments import Parser, count
-from gr_sweep.bench.output import device_name, record
+from gr_sweep.bench import harness
 from gr_sweep.build import lay_plan, named_config
 from gr_sweep.checks import validate
 from gr_sweep.config import (
@@ -34,48 +31,50 @@ from gr_sweep.config import (
 )
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.launch.estimate import GIB, JobStep, make_step
+from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.model.sizes import SIZES, random_model
 from gr_sweep.train.cost import train_flops_per_token
 from gr_sweep.train.memory import AllocatedBytes
 
 DOMAINS = ("code", "biology", "creative")
 PLANS = ("peers", "forget", "lattice")
-DROPOUTS = (0.0, 0.5, 1.0)
+EDGES = tuple(choice.value for choice in Edges)
 DENSE = "dense"
 
-
-@dataclass(frozen=True)
-class Measured:
-    """What steps of one job took."""
-
-    seconds: float
-    """Median of a step: forward, backward, clipping, optimizer."""
-    peak_bytes: int
-    """The most that tensors held at once in a step, weights and optimizer included."""
-    flops_per_token: float
-    """Operations that a step must do, a token; what routing skips is not counted."""
+COLUMNS = {
+    "model": "5s", "plan": "7s", "mlp_shared": ".2f", "edges": "6s", "foreign_dropout": ".2f",
+    "seconds": "9.4f", "ratio": "6.3f", "flop_limit": ".3f", "peak_gib": "8.3f",
+    "memory_ratio": ".3f",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One setting against the dense step of its size."""
+    """The cost of one setting, compared with the dense step of the same model size."""
 
     model: str
     plan: str
-    """`none` for the dense step."""
+    """ "none" for the dense step."""
     mlp_shared: float
     """The core's share of the MLP units."""
     edges: str
     foreign_dropout: float
+    parameters: int
     seconds: float
-    """Median of a step."""
+    """Median of a step: forward, backward, clipping, optimizer."""
+    tokens_per_second: float
     ratio: float
-    """Of that to the dense step's."""
+    """`seconds` over the dense step's."""
     flop_limit: float
-    """Operations over the dense step's: what the ratio would be if only they cost time."""
+    """Operations over the dense step's: the ratio if nothing else cost time."""
+    gflops: float
+    """Operations that the step needs, 1e9 a second: the `--gflops` of `gr-sweep estimate`."""
+    mfu: float | None
+    """Those over the GPU's bfloat16 peak; None where the peak is not known."""
     peak_gib: float
+    """The most that tensors hold at once in a step, weights and optimizer included."""
     memory_ratio: float
-    """Of the peak to the dense step's."""
+    """`peak_gib` over the dense step's."""
 
 
 def bench_config(
@@ -88,10 +87,10 @@ def bench_config(
     vocab_size: int = 2048,
     train: TrainConfig,
 ) -> RunConfig:
-    """A job with three domains; under `plan="forget"` biology is forgotten.
+    """The config of a job with three domains; `plan="forget"` forgets biology.
 
     Raises:
-        ConfigError: settings that no job can have, rows that do not divide over the domains.
+        ConfigError: invalid settings, such as rows that cannot be divided among the domains.
     """
     config = RunConfig(
         model=ModelConfig(size=model),
@@ -108,61 +107,67 @@ def bench_config(
     return config
 
 
-def measure_steps(
+def bench_step(
     configs: Mapping[str, RunConfig], *, rounds: int, device: torch.device
-) -> dict[str, Measured]:
-    """Steps of jobs of one size, by name.
-
-    Jobs take turns, unless steps are compiled: then each would be compiled anew in every turn.
-    """
-    compiles = any(config.train.compile for config in configs.values())
-    turns = range(rounds + 1)
-    visits = (
-        [(turn, name) for name in configs for turn in turns]
-        if compiles
-        else [(turn, name) for turn in turns for name in configs]
-    )
-    [first, *_] = configs.values()
-    shape = named_config(first, vocab_size=first.data.vocab_size, eot_id=0)
+) -> list[StepResult]:
+    """Times a step of every config, all of one model size; one of them is named "dense"."""
+    dense = configs[DENSE]
+    shape = named_config(dense, vocab_size=dense.data.vocab_size, eot_id=0)
     model = random_model(shape, seed=0).to(device)  # type: ignore[arg-type]
-    seconds: dict[str, list[float]] = {name: [] for name in configs}
     peaks: dict[str, int] = {}
     flops: dict[str, float] = {}
     step: JobStep | None = None
-    laid = ""
-    for turn, name in visits:
+    step_name = ""
+
+    def run(name: str) -> float:
+        nonlocal step, step_name
         config = configs[name]
         counts = micro_batch_rows(config)
-        if step is None or name != laid:
+        if step is None or name != step_name:
+            # Only the routing of the step changes: the model and its AdamW state are kept.
             optimizer = None if step is None else step.optimizer
             if step is not None:
                 step.routed.unroute()
-            # The plan changes how the step is computed; the model and its AdamW stay.
             routed = lay_plan(model, config)
             step = make_step(routed, config.train, counts, device, optimizer=optimizer)
-            laid = name
-        if turn == 0:
-            step.run()  # warms up
+            step_name = name
+        if name not in peaks:
+            step.run()
             peaks[name] = _peak_bytes(step, device)
             flops[name] = train_flops_per_token(step.routed, counts, config.train.sequence_length)
-        else:
-            seconds[name].append(_seconds(step, device))
-    return {
-        name: Measured(statistics.median(times), peaks[name], flops[name])
-        for name, times in seconds.items()
-    }
+        return harness.timed(step.run, device)
 
+    runs = {name: functools.partial(run, name) for name in configs}
+    medians = harness.median_seconds(runs, rounds, alternate=not dense.train.compile)
 
-def _seconds(step: JobStep, device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    step.run()
-    synchronize(device)
-    return time.perf_counter() - start
+    tokens = sum(micro_batch_rows(dense).values()) * dense.train.sequence_length
+    peak_rate = peak_flops(harness.device_name(device))
+    results = []
+    for name, config in configs.items():
+        rate = flops[name] * tokens / medians[name]
+        results.append(
+            StepResult(
+                model=str(config.model.size),
+                plan=config.plan.kind.value,
+                mlp_shared=config.plan.mlp_shared,
+                edges=config.edges.value,
+                foreign_dropout=config.route.foreign_dropout,
+                parameters=sum(parameter.numel() for parameter in model.parameters()),
+                seconds=medians[name],
+                tokens_per_second=tokens / medians[name],
+                ratio=medians[name] / medians[DENSE],
+                flop_limit=flops[name] / flops[DENSE],
+                gflops=rate / 1e9,
+                mfu=None if peak_rate is None else rate / peak_rate,
+                peak_gib=peaks[name] / GIB,
+                memory_ratio=peaks[name] / peaks[DENSE],
+            )
+        )
+    return results
 
 
 def _peak_bytes(step: JobStep, device: torch.device) -> int:
-    """Of one more step, which is not timed."""
+    """Peak memory of one step, which is not timed."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         step.run()
@@ -175,77 +180,47 @@ def _peak_bytes(step: JobStep, device: torch.device) -> int:
     return memory.peak
 
 
-def synchronize(device: torch.device) -> None:
-    """Waits for what a GPU has still to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def step_parser(name: str, description: str | None, *, sequence_length: int, rounds: int) -> Parser:
+    """A parser with the options that `step` and `scaling` share."""
+    parser = harness.bench_parser(
+        name, description, rows=12, sequence_length=sequence_length, rounds=rounds
+    )
+    parser.add_argument("--vocab-size", type=count, default=2048, help="tokens (2048)")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
+    parser.add_argument(
+        "--activation-checkpointing", action="store_true", help="recompute layers to save memory"
+    )
+    return parser
 
 
-def bench_step(
-    configs: Mapping[str, RunConfig], *, rounds: int, device: torch.device
-) -> list[StepResult]:
-    """Every job against the one called "dense", which is among them."""
-    found = measure_steps(configs, rounds=rounds, device=device)
-    dense = found[DENSE]
-    return [
-        StepResult(
-            model=str(config.model.size),
-            plan=config.plan.kind.value,
-            mlp_shared=config.plan.mlp_shared,
-            edges=config.edges.value,
-            foreign_dropout=config.route.foreign_dropout,
-            seconds=found[name].seconds,
-            ratio=found[name].seconds / dense.seconds,
-            flop_limit=found[name].flops_per_token / dense.flops_per_token,
-            peak_gib=found[name].peak_bytes / GIB,
-            memory_ratio=found[name].peak_bytes / dense.peak_bytes,
-        )
-        for name, config in configs.items()
-    ]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a table, or JSON.
-
-    Raises:
-        ConfigError: settings that no job can have.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    edge_choices = [choice.value for choice in Edges]
-    parser = Parser(prog="gr-sweep bench step", description=__doc__)
-    parser.add_argument(
-        "--model", default=["nano"], nargs="+", choices=SIZES, help="sizes (default: nano)"
-    )
-    parser.add_argument(
-        "--plan", default=["peers"], nargs="+", choices=PLANS, help="owner sets (default: peers)"
-    )
-    parser.add_argument(
-        "--shared", default=[0.5], nargs="+", type=float, help="core shares (default: 0.5)"
-    )
-    parser.add_argument(
-        "--edges", default=edge_choices, nargs="+", choices=edge_choices, help="default: all"
-    )
-    parser.add_argument(
-        "--dropout", default=DROPOUTS, nargs="+", type=float, help="default: 0 0.5 1"
-    )
-    parser.add_argument("--rows", type=count, default=12, help="sequences a step (default: 12)")
-    parser.add_argument("--sequence-length", type=count, default=256, help="tokens (default: 256)")
-    parser.add_argument("--vocab-size", type=count, default=2048, help="default: 2048")
-    parser.add_argument("--rounds", type=count, default=7, help="timed steps (default: 7)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the steps")
-    parser.add_argument(
-        "--activation-checkpointing", action="store_true", help="compute layers twice, hold less"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = parser.parse_args(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train = TrainConfig(
+def train_config(options: argparse.Namespace) -> TrainConfig:
+    """The training settings that were given to `step_parser`."""
+    return TrainConfig(
         steps=1,
         batch_sequences=options.rows,
         sequence_length=options.sequence_length,
         compile=options.compile,
         activation_checkpointing=options.activation_checkpointing,
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a table, or JSON.
+
+    Raises:
+        ConfigError: invalid settings.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = step_parser("step", __doc__, sequence_length=256, rounds=7)
+    parser.add_argument("--model", default=["nano"], nargs="+", choices=SIZES, help="sizes (nano)")
+    parser.add_argument("--plan", default=["peers"], nargs="+", choices=PLANS, help="plans (peers)")
+    parser.add_argument("--shared", default=[0.5], nargs="+", type=float, help="core shares (0.5)")
+    parser.add_argument("--edges", default=EDGES, nargs="+", choices=EDGES, help="edges (all)")
+    parser.add_argument(
+        "--dropout", default=(0.0, 0.5, 1.0), nargs="+", type=float, help="foreign dropout (0 .5 1)"
+    )
+    options = parser.parse_args(argv)
+    device = harness.this_device()
     cases = [
         {"plan": plan, "mlp_shared": shared, "edges": edges, "foreign_dropout": p}
         for plan in options.plan
@@ -255,40 +230,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     if not options.json:
         tokens = options.rows * options.sequence_length
-        print(f"{tokens} tokens a step, {device_name(device)}, {torch.get_num_threads()} threads")
-        print(_HEADER)
-    results: list[StepResult] = []
+        print(f"{tokens} tokens a step, {harness.device_name(device)}", end=", ")
+        print(f"{torch.get_num_threads()} threads\n{harness.heading(COLUMNS)}")
+    rows = []
     for model in options.model:
-        common = {"train": train, "vocab_size": options.vocab_size}
+        common = {"train": train_config(options), "vocab_size": options.vocab_size}
         configs = {DENSE: bench_config(model, **common)}
         configs |= {str(case): bench_config(model, **case, **common) for case in cases}
-        found = bench_step(configs, rounds=options.rounds, device=device)
-        results += found
-        if not options.json:
-            for result in found:
-                print(_line(result), flush=True)
+        for result in bench_step(configs, rounds=options.rounds, device=device):
+            rows.append(asdict(result))
+            if not options.json:
+                print(harness.line(rows[-1], COLUMNS), flush=True)
     if options.json:
-        settings = {name: value for name, value in vars(options).items() if name != "json"}
-        rows = [asdict(result) for result in results]
-        print(json.dumps(record("step", argv, device, settings, rows), indent=1))
+        print(harness.as_json("step", argv, device, vars(options), rows))
     return 0
-
-
-_HEADER = (
-    f"{'model':6} {'plan':7} {'core':>5} {'edges':6} {'dropout':>7} {'ms':>8} {'ratio':>6} "
-    f"{'limit':>6} {'GiB':>7} {'memory':>6}"
-)
-
-
-def _line(r: StepResult) -> str:
-    if r.plan == "none":
-        setting = f"{'dense':7} {'':5} {'':6} {'':7}"
-    else:
-        setting = f"{r.plan:7} {r.mlp_shared:5.2f} {r.edges:6} {r.foreign_dropout:7.2f}"
-    return (
-        f"{r.model:6} {setting} {r.seconds * 1e3:8.0f} {r.ratio:6.3f} {r.flop_limit:6.3f} "
-        f"{r.peak_gib:7.3f} {r.memory_ratio:6.3f}"
-    )
 
 
 if __name__ == "__main__":

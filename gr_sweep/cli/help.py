@@ -25,7 +25,7 @@ VERBS = (
     ("dashboard DIR", "the same, and a workspace and a report of the sweep on W&B"),
     ("export JOB --keep DOMAIN --to DIR", "a Hugging Face checkpoint without the other domains"),
     ("estimate [-m] ...", "what each job would need: memory, operations, hours; runs none"),
-    ("bench mlp|step|scaling|sweep|kills", "how fast this machine is, what kills cost"),
+    ("bench mlp|step|scaling", "how fast a routed step is, compared with a dense one"),
     ("doctor", "versions, devices, W&B, SLURM, cache and disk on one screen"),
 )
 

@@ -13,11 +13,12 @@ def test_every_setting_is_timed_with_its_limit():
     results = bench_mlp(**SMALL, device=torch.device("cpu"))
     assert len(results) == 1 + len(SHARES) * (1 + 4 * len(DROPOUTS))
     limits = {(r.kind, r.mlp_shared, r.foreign_dropout): r.flop_limit for r in results}
-    # A third of the units that are not the core's is owned. By hand, for thirds of the rows:
+    # The domain of a row owns a third of the units outside the core. By hand, for a third of the
+    # rows each:
     foreign = (1 - 0.5) * 2 / 3
     assert limits["dense", 1.0, 0.0] == limits["masked", 0.5, 0.0] == 1.0
     assert limits["none", 0.5, 0.0] == pytest.approx(1.0)
-    # 3 of 9 products are of the weights, 2 of the input of gate and up, 1 of the hidden activation.
+    # Of the 9 products 3 are for weights, 2 for the input of gate and up, 1 for the hidden units.
     assert limits["weight", 0.5, 0.0] == pytest.approx(1 - foreign * 3 / 9, abs=0.02)
     assert limits["act", 0.5, 0.0] == pytest.approx(1 - foreign * 2 / 9, abs=0.02)
     assert limits["both", 0.5, 0.0] == pytest.approx(1 - foreign * 6 / 9, abs=0.02)
@@ -34,6 +35,6 @@ def test_the_command_prints_json(capsys):
 
 
 @pytest.mark.parametrize("words", ["--rows 2", "--rounds 0", "--shared 1.0"])
-def test_what_cannot_be_timed_is_refused(words):
+def test_invalid_options_are_refused(words):
     with pytest.raises(ConfigError, match=words.split()[0]):
         main(words.split())

@@ -296,7 +296,6 @@ VERBS = """
 --config-dir                            | expected one argument
 --info nope                             | invalid choice: 'nope'
 --shell-completion                      | wants one of install=SHELL
-bench kills --kills 0                   | '0' is no whole number of 1 or more
 status                                  | the following arguments are required: DIR
 status nowhere                          | nowhere
 watch                                   | the following arguments are required: DIR
@@ -332,7 +331,6 @@ bench mlp --width 0                     | --width: '0' is no whole number of 1 o
 bench step --rows -1                    | is no whole number of 1 or more
 bench step --model nope                 | invalid choice: 'nope'
 bench scaling --vocab-size x            | is no whole number of 1 or more
-bench sweep --jobs 0                    | is no whole number of 1 or more
 doctor x                                | unrecognized arguments: x
 sync                                    | the following arguments are required: DIR
 sync nowhere                            | nowhere is no folder

@@ -1,15 +1,16 @@
+"""The tool that kills sweeps at random moments (tests/kills.py): what it finds, and a short run."""
+
 import json
 from pathlib import Path
 
 import pytest
 
-from gr_sweep.bench import kills
-from gr_sweep.folder import Record, State
 from gr_sweep.summary import write_summary
+from tests import kills
 
 
 def leave_behind(job: Path, **changes: object) -> None:
-    """What a finished job leaves; changes are of its loss, its rows, its plan and its weights."""
+    """The files of a finished job, with changes to its loss, rows, plan, weights or times."""
     values = {"loss": 1.0, "rows": (1, 2), "plan": "p", "weights": b"w", "seconds": 1.0} | changes
     checkpoint = job / "checkpoints" / "step_00000002"
     checkpoint.mkdir(parents=True)
@@ -24,7 +25,7 @@ def leave_behind(job: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "difference"),
     [
         ({"seconds": 9.0}, None),
         ({"loss": 1.5}, "metrics loss/full/code: 1.0 and 1.5"),
@@ -33,34 +34,21 @@ def leave_behind(job: Path, **changes: object) -> None:
         ({"weights": b"v"}, "checkpoint step_00000002: __0_0.distcp"),
     ],
 )
-def test_two_sweeps_differ_in_anything_but_time(tmp_path, changes, said):
+def test_everything_but_times_is_compared(tmp_path, changes, difference):
     leave_behind(tmp_path / "whole" / "job")
     leave_behind(tmp_path / "killed" / "job", **changes)
     found = kills.compare(tmp_path / "whole", tmp_path / "killed")
-    assert found == [] if said is None else said in found[0] and len(found) == 1
+    assert len(found) == (difference is not None)
+    assert all(difference in line for line in found)
 
 
-def test_a_job_that_is_missing_is_a_difference(tmp_path):
+def test_a_missing_job_is_a_difference(tmp_path):
     leave_behind(tmp_path / "whole" / "job")
     (tmp_path / "killed").mkdir()
-    [line] = kills.compare(tmp_path / "whole", tmp_path / "killed")
-    assert line == "jobs ['job'] and []"
-
-
-@pytest.mark.parametrize(
-    ("steps", "expected"),
-    [((), ("start", None)), ((0, 5), ("training", 3)), ((0, 8), ("last evaluation", None))],
-)
-def test_what_a_job_was_at_when_it_was_killed(tmp_path, steps, expected):
-    (tmp_path / "checkpoints" / "step_00000002").mkdir(parents=True)
-    Record(State.stopped, num_steps=8).write(tmp_path)
-    rows = "".join(f'{{"step": {step}}}\n' for step in steps)
-    (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 9')  # torn
-    assert kills._at(tmp_path) == expected
+    assert kills.compare(tmp_path / "whole", tmp_path / "killed") == ["jobs ['job'] and []"]
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_is_not(capsys):
-    assert kills.main(["--kills", "3", "--jobs", "2", "--json"]) == 0
-    settings = json.loads(capsys.readouterr().out)["settings"]
-    assert settings["wrong"] == [] and settings["jobs"] >= 2
+def test_a_sweep_that_is_killed_three_times_ends_like_one_that_is_not():
+    toll = kills.run_kills(3, num_jobs=2, launcher="local_parallel", seed=0)
+    assert toll.kills.total() == 3 and toll.differences == []

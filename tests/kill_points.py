@@ -1,0 +1,190 @@
+"""What a SIGKILL leaves behind, at every moment of something that is written.
+
+    python -m tests.kill_points checkpoint|cache|report FOLDER
+
+does the work in a child that kills itself at its first change of the file system, then in one that
+does at its second, and so on until one comes to its end; after each it starts again as a user
+would. What it finds then it prints, a line of JSON a child.
+"""
+
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CHANGES = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
+"""Of `os`, which pathlib, shutil and tempfile call; beside what is written to a file."""
+
+
+class Killing:
+    """Lets so many changes happen, and kills this process before the next."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+        for name in CHANGES:
+            setattr(os, name, self._counted(getattr(os, name)))
+        self._plain_open = io.open
+        io.open = self._open  # pathlib's
+        import builtins
+
+        builtins.open = self._open
+        checkpoint = sys.modules.get("gr_sweep.train.checkpoint")
+        if checkpoint is not None:
+            checkpoint._NotingFile.write = self._counted_write(checkpoint._NotingFile.write)
+
+    def _now(self) -> None:
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._left -= 1
+
+    def _counted(self, call: Callable) -> Callable:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._now()
+            return call(*args, **kwargs)
+
+        return counted
+
+    def _counted_write(self, write: Callable) -> Callable:
+        """Half of what is asked for is there when the process is killed."""
+
+        def counted(file: Any, data: Any) -> Any:
+            if self._left == 0:
+                write(file, bytes(data)[: len(data) // 2])
+            self._now()
+            return write(file, data)
+
+        return counted
+
+    def _open(self, file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if "w" in mode:
+            self._now()
+        return self._plain_open(file, mode, *args, **kwargs)
+
+
+def at_every_moment(folder: Path, begin: Callable, work: Callable, check: Callable) -> None:
+    """`begin` makes an empty folder what it is before; `check` says what is found after."""
+    begin(folder / "before")
+    left = 0
+    while True:
+        place = folder / "place"
+        shutil.copytree(folder / "before", place)
+        child = os.fork()
+        if child == 0:
+            Killing(left)
+            work(place)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, -signal.SIGKILL), status
+        print(json.dumps([status, check(place)]), flush=True)
+        shutil.rmtree(place)
+        if status == 0:
+            return
+        left += 1
+
+
+def checkpoint(folder: Path) -> None:
+    import torch
+
+    from gr_sweep.train.checkpoint import Checkpoints
+
+    def made(place: Path) -> Checkpoints:
+        return Checkpoints(place, keep=1, fingerprint="x")
+
+    def value(of: float) -> dict[str, Any]:
+        return {"weights": torch.full((300, 20), of), "step": torch.tensor(of)}
+
+    def check(place: Path) -> Any:
+        target = value(-1.0)
+        about = made(place).load_newest(lambda: target)
+        assert about is not None
+        [found] = {float(x) for tensor in target.values() for x in tensor.flatten()}
+        assert about["note"] == found
+        made(place).save(3, {"note": 3.0}, value(3.0))
+        return [found, sorted(path.name for path in place.iterdir())]
+
+    at_every_moment(
+        folder,
+        lambda place: made(place).save(1, {"note": 1.0}, value(1.0)),
+        lambda place: made(place).save(2, {"note": 2.0}, value(2.0)),
+        check,
+    )
+
+
+def cache(folder: Path) -> None:
+    import numpy as np
+
+    from gr_sweep.data.shards import ShardWriter, open_or_build, open_shard
+
+    builds = []
+
+    def build(place: Path) -> dict[str, Any]:
+        builds.append(place)
+        for name in ("a", "b"):
+            with ShardWriter(place, name, np.dtype(np.uint16), eot_id=7) as writer:
+                writer.add(np.arange(10, 30, dtype=np.uint16), 11, 5)
+                writer.close()
+        return {"vocab_size": 30}
+
+    def check(place: Path) -> Any:
+        builds.clear()
+        about = open_or_build(place / "cache", build)
+        assert set(about["files"]) == {"a.tokens", "a.documents", "b.tokens", "b.documents"}
+        for name in ("a", "b"):
+            tokens = open_shard(place / "cache", name, np.dtype(np.uint16)).tokens
+            assert tokens.tolist() == [*range(10, 30), 7]
+        return [len(builds), sorted(path.name for path in place.iterdir())]
+
+    at_every_moment(
+        folder,
+        lambda place: place.mkdir(),
+        lambda place: open_or_build(place / "cache", build),
+        check,
+    )
+
+
+def report(folder: Path) -> None:
+    from gr_sweep.report import read_sweep, write_report
+    from tests.report.conftest import write_job
+
+    def begin(place: Path) -> None:
+        write_job(place, edges="both", seed=0)
+        write_report(place)
+        write_job(place, edges="act", seed=0)
+
+    whole: dict[str, bytes] = {}
+
+    def pages(place: Path) -> dict[str, bytes]:
+        """Without the time that the page says it was written at: a minute may end meanwhile."""
+        names = ("index.html", "results.csv")
+        contents = {name: (place / "report" / name).read_bytes() for name in names}
+        return {
+            name: re.sub(rb"Written \d{4}-\d\d-\d\d \d\d:\d\d[^.]*", b"", content)
+            for name, content in contents.items()
+        }
+
+    def check(place: Path) -> Any:
+        old, killed = pages(folder / "before"), pages(place)
+        sweep = read_sweep(place)
+        assert len(sweep.jobs) == 2
+        write_report(sweep)
+        new = pages(place)
+        whole.update(whole or new)
+        assert new == whole, "as one that nobody killed"
+        return {
+            name: "old" if content == old[name] else "new" if content == new[name] else "broken"
+            for name, content in killed.items()
+        }
+
+    at_every_moment(folder, begin, lambda place: write_report(place), check)
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    {"checkpoint": checkpoint, "cache": cache, "report": report}[sys.argv[1]](Path(sys.argv[2]))
