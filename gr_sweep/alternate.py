@@ -30,7 +30,7 @@ from gr_sweep.assign.units import (
     modularity_of,
     wanted_sizes,
 )
-from gr_sweep.config import Attribution, Capacity, PlanKind, RunConfig
+from gr_sweep.config import Attribution, PlanKind, RunConfig
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.shards import Shard
@@ -51,6 +51,7 @@ from gr_sweep.metrics.losses import (
 )
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.routing.divide import origins
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.summary import METRICS
 from gr_sweep.tracking.base import STEP, Tracker
@@ -172,7 +173,9 @@ class Alternation:
             with self._timed("eval_s"):
                 rows = self._evaluated(held_out, labels, phase, folder)
             if self.config.procedure.prune:
-                plan = replace(plan, apart=tuple(frozenset([name]) for name in plan.domains))
+                plan = replace(
+                    plan, isolated_domains=tuple(frozenset([name]) for name in plan.domains)
+                )
         return LastRound(text, batches, held_out, rows, self._domain_of(labels))
 
     def _domain_of(self, labels: RoundLabels) -> dict[tuple[str, str], str]:
@@ -265,23 +268,16 @@ class Alternation:
         """Lays the round's plan over the model, with the units that attribution gives it."""
         config = self.config
         text = labels.divided(self.data)
-        weights = None
-        if config.procedure.capacity is Capacity.data:
-            weights = {
-                node: float(
-                    sum(text.train[d].num_tokens for d in labels.names if is_under(d, node))
-                )
-                for node in RoutePlan.none(domains=labels.names).nodes
-            }
         shape = self.routed.model.config
-        plan = plan_of_round(config, shape, labels.names, before, weights)
+        plan = plan_of_round(config, shape, labels.names, before)
         about: dict[str, Any] = {}
         if config.procedure.attribution is not Attribution.none:
-            origins = plan.origins(before)
+            block_origins = origins(plan, before)
             method = config.procedure.attribution
             scores = {
                 old: self._scores(text, before, old, method, phase.round)
-                for old in sorted({old for old in origins if origins.count(old) > 1})
+                for old in sorted(set(block_origins))
+                if block_origins.count(old) > 1
             }
             plan = assign_units(plan, before, scores, equal_layers=config.procedure.equal_layers)
             about["stability"] = _mean_stability(scores.values())

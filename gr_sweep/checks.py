@@ -16,7 +16,6 @@ from gr_sweep.config import (
     LARGEST,
     MAX_LABELS,
     PER_DOMAIN_ANY,
-    Capacity,
     DataKind,
     EvalConfig,
     Method,
@@ -394,11 +393,6 @@ def _check_procedure(config: RunConfig, domains: tuple[str, ...]) -> None:
             f"{len(rounds)} rounds that each divide a domain into procedure.children="
             f"{config.procedure.children} end with more than {MAX_LABELS} experts; have fewer "
             "procedure.rounds or children"
-        )
-    if config.plan.kind is PlanKind.lattice and config.procedure.capacity is Capacity.data:
-        raise ConfigError(
-            "procedure.capacity=data: a set of domains has no tokens of its own; use equal with "
-            "plan=lattice"
         )
     alternate, plan = "procedure=alternate", config.plan
     if config.method.name is not Method.routed:

@@ -94,13 +94,6 @@ class Attribution(enum.Enum):
     none = "none"
 
 
-class Capacity(enum.Enum):
-    """How large the domains' blocks are beside each other."""
-
-    equal = "equal"
-    data = "data"
-
-
 class DataKind(enum.Enum):
     """Where the documents come from."""
 
@@ -328,8 +321,6 @@ class ProcedureConfig:
     """Points of the path of integrated gradients."""
     documents: int = 64
     """Training documents a domain that are read for the scores, in one pass."""
-    capacity: Capacity = Capacity.equal
-    """Sizes of the domains' blocks: equal, or in the ratio of their training tokens."""
     equal_layers: bool = True
     """Every layer gives a block the same number of units. false: the network as a whole does; then
     an exported model is padded to its widest layer."""

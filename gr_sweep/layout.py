@@ -5,12 +5,11 @@ Torch is not needed: the command line checks with it what the job then builds.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gr_sweep.config import (
-    Capacity,
     PlanConfig,
     PlanKind,
     ProcedureKind,
@@ -21,6 +20,7 @@ from gr_sweep.config import (
 from gr_sweep.domains import expand, is_under, labels_of_round
 from gr_sweep.errors import ConfigError
 from gr_sweep.model.sizes import SIZES, Size, full_width, shape_of
+from gr_sweep.routing.divide import split_further
 from gr_sweep.routing.plan import MLP, ModelShape, RoutePlan
 
 
@@ -64,7 +64,6 @@ def _plan(
     plan: PlanConfig,
     shape: ModelShape | Any,
     domains: Sequence[str],
-    weights: Mapping[str, float] | None = None,
 ) -> RoutePlan:
     return RoutePlan.make(
         plan.kind.value,
@@ -75,7 +74,6 @@ def _plan(
         attn_shared=plan.attn_shared,
         layers=plan.layers,
         layer_share=plan.layer_share,
-        weights=weights,
     )
 
 
@@ -133,25 +131,23 @@ def plan_of_round(
     shape: ModelShape | Any,
     labels: Sequence[str],
     before: RoutePlan | None,
-    weights: Mapping[str, float] | None = None,
 ) -> RoutePlan:
     """The plan of a round of `alternate`, sizes alone: which units go where is not decided here.
 
     Args:
         labels: of the round.
         before: the plan of the round before; None for the first.
-        weights: size of each label's block relative to those beside it; None: equal.
 
     Raises:
         PlanError: too few units or layers.
     """
     if before is None or not before.splits:  # one label so far: nothing was divided
-        return _plan(config.plan, shape, labels, weights)
-    return before.split_further(
+        return _plan(config.plan, shape, labels)
+    return split_further(
+        before,
         labels,
         mlp_shared=config.plan.mlp_shared,
         attn_shared=config.plan.attn_shared,
-        weights=weights,
     )
 
 
@@ -196,12 +192,6 @@ def expert_widths(config: RunConfig) -> dict[str, int]:
     if config.procedure.name is ProcedureKind.fixed:
         plan = make_plan(config, shape)
         labels = {domain: [domain] for domain in domains}
-    elif config.procedure.capacity is Capacity.data:
-        raise ConfigError(
-            "baselines=[alone] trains models as wide as an expert, and procedure.capacity=data "
-            "makes experts that are as wide as the text says; leave alone out, or use "
-            "procedure.capacity=equal"
-        )
     else:
         for names in labels_of_rounds(config):
             plan = plan_of_round(config, shape, names, plan)

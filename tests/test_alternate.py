@@ -15,7 +15,6 @@ from gr_sweep.checks import validate
 from gr_sweep.cli.app import main
 from gr_sweep.config import (
     Attribution,
-    Capacity,
     DataConfig,
     DataKind,
     DomainConfig,
@@ -106,7 +105,7 @@ def test_three_rounds_split_every_expert_twice(finished):
     assert [sum(s.sizes) for s in plan.splits.values()] == [192, 192]
     assert plan.splits[0, "mlp"].sizes == plan.splits[1, "mlp"].sizes
     # The first two rounds' experts are apart: code from biology, code/0 from code/1.
-    assert plan.strangers("code/0/1") == set(plan.domains) - {"code/0/0", "code/0/1"}
+    assert plan.always_off("code/0/1") == set(plan.domains) - {"code/0/0", "code/0/1"}
     assert summary["domains"] == DOMAINS
     for number in (1, 2, 3):
         about = round_of(folder, number)
@@ -370,18 +369,6 @@ def test_scores_and_clusters_are_of_training_text_in_the_experts_own_network(
     assert offs[0] == 0 and offs[1:4] == [2 * 64] * 3
 
 
-def test_blocks_are_as_large_as_their_domains_text(make_config, tmp_path):
-    config = make_config(
-        steps=2, procedure={"rounds": 1, "documents": 4, "capacity": Capacity.data}
-    )
-    run(config, tmp_path / "job")
-    plan = RoutePlan.from_json((tmp_path / "job" / "plan.json").read_text())
-    labels = np.load(tmp_path / "job" / "rounds" / "1" / "labels.npz")
-    assert set(labels["names"]) == set(DOMAINS)
-    assert sum(plan.splits[0, "mlp"].sizes) == 192
-    assert len(set(plan.splits[0, "mlp"].sizes[1:])) > 1  # the three texts differ in length
-
-
 @pytest.mark.parametrize(
     "parts",
     [
@@ -405,7 +392,7 @@ def test_odd_trees_and_layers_are_split_to_the_end(make_config, tmp_path, parts)
     [
         {"attribution": Attribution.random},
         {"attribution": Attribution.none, "dense": 0.0},
-        {"attribution": Attribution.activation, "capacity": Capacity.data},
+        {"attribution": Attribution.activation},
         {"attribution": Attribution.fisher, "equal_layers": False},
         {"attribution": Attribution.integrated, "attribution_steps": 2, "prune": False},
     ],
@@ -417,7 +404,7 @@ def test_every_setting_makes_a_plan_that_trains(make_config, tmp_path, procedure
     plan = RoutePlan.from_json((tmp_path / "job" / "rounds" / "2" / "plan.json").read_text())
     orders = [split.order for split in plan.splits.values()]
     assert (None in orders) == (procedure["attribution"] is Attribution.none)
-    assert bool(plan.apart) == procedure.get("prune", True)
+    assert bool(plan.isolated_domains) == procedure.get("prune", True)
     sizes = {split.sizes for split in plan.splits.values()}
     assert procedure.get("equal_layers", True) == (len(sizes) == 1)
 
@@ -475,13 +462,6 @@ def test_rounds_have_their_own_lengths_and_a_dense_share(make_config):
         ({"procedure": {"rounds": True}}, "procedure.rounds=True is not right"),
         ({"procedure": {"rewarm": 0.0}}, "procedure.rewarm=0.0 is not above 0"),
         ({"plan": PlanConfig(kind=PlanKind.lattice)}, "plan=lattice has no tree"),
-        (
-            {
-                "plan": PlanConfig(kind=PlanKind.lattice),
-                "procedure": {"rounds": 1, "capacity": Capacity.data},
-            },
-            "has no tokens of its own",
-        ),
         ({"domains": ["code", "biology", "biology/virology"]}, "biology is a label itself"),
     ],
 )
@@ -495,5 +475,5 @@ def test_rounds_without_steps_or_units_are_refused(make_config):
         config = make_config(steps=3, procedure={"rounds": 3, "dense": 1.0})
         check_rounds(config, shape_of("tiny"))
     config = make_config(procedure={"rounds": 8})
-    with pytest.raises(PlanError, match="each needs one"):
+    with pytest.raises(PlanError, match="gets none in any layer"):
         check_rounds(config, shape_of("tiny"))

@@ -16,6 +16,7 @@ from gr_sweep.assign.allocate import (
     modularity,
 )
 from gr_sweep.assign.scores import UnitScores
+from gr_sweep.routing.divide import origins
 from gr_sweep.routing.plan import ATTN, MLP, Block, RoutePlan, Split
 
 
@@ -40,7 +41,7 @@ def assign_units(
         equal_layers: each layer's blocks have the sizes that `plan` gives the layer; otherwise all
             layers together have their sum.
     """
-    origins = plan.origins(before)
+    origin_of = origins(plan, before)
     splits: dict[tuple[int, str], Split] = {}
     for kind in (MLP, ATTN):
         places = [place for place in plan.splits if place[1] == kind]
@@ -48,7 +49,7 @@ def assign_units(
             place: np.zeros(plan.splits[place].num_units, dtype=np.int64) for place in places
         }
         for old in range(len(before.blocks)):
-            new = [index for index, origin in enumerate(origins) if origin == old]
+            new = [index for index, origin in enumerate(origin_of) if origin == old]
             where = {place: _units(before, place, old, plan) for place in places}
             if len(new) == 1:
                 for place, units in where.items():

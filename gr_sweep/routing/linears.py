@@ -272,7 +272,7 @@ class TokenRouting:
         blocks = range(len(plan.blocks))
         self._on, self._weight, self._outputs, self._act = [], [], [], []
         for domain in domains:
-            others = plan.strangers(domain)
+            others = plan.always_off(domain)
             if foreign_dropout == 1.0 and domain != UNLABELLED:
                 others = frozenset(plan.domains) - {domain}
             off = plan.off_blocks(others)

@@ -1,24 +1,39 @@
-"""Route plans: which units every layer splits off, and which domains own them.
+"""Route plans: how the units of each layer are divided into blocks, and which domains own them.
 
-A plan knows counts and labels, not tensors: `gr_sweep.model.route` lays it over a network. Owner
-sets are the one idea behind every shape (DESIGN: terms).
+A plan holds counts and labels but no tensors; `gr_sweep.model.route` applies it to a network. One
+idea carries every shape of plan: a block belongs to a set of domains (DESIGN: terms).
+
+This module does not import torch. `RoutePlan.from_json` is the only parser of `plan.json`, for the
+report as well: it needs `blocks`, `owners_of` and the `sizes` of `splits`.
 """
 
 import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from gr_sweep.domains import ancestors, check_domains, expand, is_under
 from gr_sweep.errors import ConfigError, PlanError
 
 MLP = "mlp"
 ATTN = "attn"
+KINDS = {MLP: "hidden units", ATTN: "head groups"}
+"""Each kind of unit and its name in messages.
+
+A new kind is added here, in `units_per_layer`, and in the `linears` of each family in
+`gr_sweep.model.families`.
+"""
+
 CORE = "core"
 
-_Value = TypeVar("_Value")
+Place = tuple[int, str]
+"""A layer and a kind of unit."""
+
+_INVALID = (
+    PlanError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError
+)  # fmt: skip
+"""What reading a broken plan.json raises."""
 
 
 class ModelShape(Protocol):
@@ -30,40 +45,46 @@ class ModelShape(Protocol):
 
     @property
     def intermediate_size(self) -> int:
-        """MLP hidden units a layer."""
+        """MLP hidden units per layer."""
 
     @property
     def num_attention_heads(self) -> int:
-        """Query heads a layer."""
+        """Query heads per layer."""
+
+
+def units_per_layer(config: ModelShape) -> dict[str, int]:
+    """Number of units of each kind in a layer."""
+    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return {MLP: config.intermediate_size, ATTN: groups}
 
 
 @dataclass(frozen=True)
 class Block:
-    """All units, over layers and kinds, that the same domains own."""
+    """All units, over layers and kinds, that belong to the same domains."""
 
     name: str
     owners: frozenset[str]
     """Labels whose tokens may change the block."""
     is_core: bool = False
-    """The core also holds everything that is no unit, and is never switched off."""
+    """The core also holds every parameter that belongs to no unit. It is never switched off."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """How one layer's units of one kind are shared out."""
+    """How the units of one kind in one layer are divided into blocks."""
 
     sizes: tuple[int, ...]
-    """Units of each block, in the plan's order of blocks; blocks lie one after the other."""
+    """Number of units of each block, in the plan's order of blocks; blocks are contiguous."""
     order: tuple[int, ...] | None = None
     """Old index of the unit at each new position; None leaves the units where they are."""
 
     @property
     def num_units(self) -> int:
-        """Units of the layer, over all blocks."""
+        """Number of units over all blocks."""
         return sum(self.sizes)
 
     def slices(self, width: int = 1) -> tuple[slice, ...]:
-        """Rows or columns of each block in a matrix with `width` of them a unit."""
+        """Rows or columns of each block in a matrix that has `width` of them per unit."""
         stops = list(itertools.accumulate(self.sizes))
         return tuple(
             slice((stop - size) * width, stop * width)
@@ -73,76 +94,73 @@ class Split:
 
 @dataclass(frozen=True)
 class RoutePlan:
-    """The blocks, and the units of every layer and kind that they take."""
+    """The blocks, and the number of units that each takes in every layer."""
 
     domains: tuple[str, ...]
-    """Labels, in the order that every matrix of metrics has."""
+    """Labels, in the order of every matrix of metrics."""
     blocks: tuple[Block, ...]
-    """The core first; no two have the same owners."""
-    splits: Mapping[tuple[int, str], Split]
-    """(layer, "mlp" or "attn") to its split; what is absent belongs to the core, as "the rest"."""
-    apart: tuple[frozenset[str], ...] = ()
-    """Groups of labels, each label in one, whose experts `prune` fixed: for a labelled sequence
-    everything that is of another group's alone is off, whatever the foreign dropout. Empty: no
-    label is apart from another."""
+    """The core comes first; no two blocks have the same owners."""
+    splits: Mapping[Place, Split]
+    """By (layer, "mlp" or "attn"). The units of a missing place belong to the core."""
+    isolated_domains: tuple[frozenset[str], ...] = ()
+    """Groups of labels whose experts `procedure.prune` has fixed; each label is in one group.
+    Blocks of other groups are off for a labelled sequence, whatever the foreign dropout. Empty if
+    no experts are fixed."""
 
     @classmethod
     def none(cls, config: ModelShape | None = None, *, domains: Sequence[str]) -> "RoutePlan":
         """The core alone: a dense model."""
-        labels = _checked(domains)
+        labels = checked_domains(domains)
         return cls(labels, (Block(CORE, frozenset(labels), is_core=True),), {})
 
     @classmethod
     def peers(cls, config: ModelShape, *, domains: Sequence[str], **shares: Any) -> "RoutePlan":
-        """A core owned by all and a block a domain.
+        """A core that all domains own and one block per domain.
 
         Args:
-            config: shape of the model, a Hugging Face config.
+            config: shape of the model, for example a Hugging Face config.
             domains: labels.
-            shares: `mlp_shared` (0.5) and `attn_shared` (1.0), the core's share of the units in
-                0..1; `layers` that are split (None: as `layer_share` says); `layer_share` (1.0),
-                the share of the layers, counted from the first, that are split, at least one;
-                `orders`, (layer, kind) to an order of its units; `weights`, by name of a block
-                beside the core its size relative to theirs (None: equal).
+            shares: `mlp_shared` (0.5) and `attn_shared` (1.0), the core's fraction of the units;
+                `layers`, the indices of the layers to split (None: see `layer_share`);
+                `layer_share` (1.0), the fraction of the layers to split, counted from the first
+                and at least one layer; `orders`, by (layer, kind) the order of the units.
 
         Raises:
-            PlanError: a share outside 0..1, a layer that the model lacks, `layers` and a
-                `layer_share` at once, more blocks than units.
+            PlanError: a fraction outside 0..1, a layer that the model does not have, both `layers`
+                and `layer_share`, or more blocks than units.
         """
-        labels = _checked(domains)
+        labels = checked_domains(domains)
         return cls._build(config, labels, labels, [(d, {d}) for d in labels], **shares)
 
     @classmethod
     def forget(
         cls, config: ModelShape, *, domains: Sequence[str], forget: Sequence[str], **shares: Any
     ) -> "RoutePlan":
-        """A core owned by all but `forget`, and a block for each forgotten domain.
+        """A core owned by all domains except `forget`, and one block per forgotten domain.
 
-        Args and Raises as in `peers`; also PlanError where `forget` is empty, unknown, or
-        everything.
+        Args and Raises as in `peers`; also PlanError if `forget` is empty, unknown, or names every
+        domain.
         """
-        labels = _checked(domains)
+        labels = checked_domains(domains)
         if not forget:
             raise PlanError("plan=forget needs plan.forget, for example plan.forget=[biology]")
         forgotten = _expanded(forget, labels)
         core_owners = [d for d in labels if d not in forgotten]
         if not core_owners:
-            raise PlanError(
-                f"plan.forget={list(forget)} leaves no domain to the core; keep one out"
-            )
+            raise PlanError(f"plan.forget={list(forget)} names every domain; leave one to the core")
         blocks = [(node, set(_expanded([node], labels))) for node in forget]
         return cls._build(config, labels, core_owners, blocks, **shares)
 
     @classmethod
     def tree(cls, config: ModelShape, *, domains: Sequence[str], **shares: Any) -> "RoutePlan":
-        """A block for every node of the domain tree, owned by every label at or below it.
+        """One block per node of the domain tree, owned by every label at or below the node.
 
-        A label on an inner node is a leaf of its own, called `<label>/.`. Args and Raises as in
-        `peers`.
+        A label on an inner node also gets a block of its own, named `<label>/.`. Args and Raises as
+        in `peers`.
         """
-        labels = _checked(domains)
+        labels = checked_domains(domains)
         blocks: list[tuple[str, set[str]]] = []
-        for node in dict.fromkeys(node for label in labels for node in ancestors(label)):
+        for node in _nodes(labels):
             owners = {label for label in labels if is_under(label, node)}
             blocks.append((node, owners))
             if node in labels and len(owners) > 1:
@@ -151,9 +169,9 @@ class RoutePlan:
 
     @classmethod
     def lattice(cls, config: ModelShape, *, domains: Sequence[str], **shares: Any) -> "RoutePlan":
-        """A block for every set of domains; the set of all is the core. Args and Raises as in
+        """One block per set of domains; the set of all domains is the core. Args and Raises as in
         `peers`."""
-        labels = _checked(domains)
+        labels = checked_domains(domains)
         blocks = [
             ("+".join(subset), set(subset))
             for size in range(1, len(labels))
@@ -171,7 +189,8 @@ class RoutePlan:
         forget: Sequence[str] = (),
         **shares: Any,
     ) -> "RoutePlan":
-        """The plan of the named shape: none, peers, forget, tree or lattice. Raises as they do."""
+        """The plan with the named shape: none, peers, forget, tree or lattice. Raises as they
+        do."""
         if kind == "none":
             return cls.none(domains=domains)
         if kind == "forget":
@@ -179,7 +198,8 @@ class RoutePlan:
         makers = {"peers": cls.peers, "tree": cls.tree, "lattice": cls.lattice}
         if kind not in makers:
             raise PlanError(
-                f"plan={kind!r} is unknown; choose one of none, forget, {', '.join(makers)}"
+                f"invalid value for plan: {kind!r}; expected one of none, forget, "
+                f"{', '.join(makers)}"
             )
         return makers[kind](config, domains=domains, **shares)
 
@@ -195,8 +215,7 @@ class RoutePlan:
         attn_shared: float = 1.0,
         layers: Sequence[int] | None = None,
         layer_share: float = 1.0,
-        orders: Mapping[tuple[int, str], Sequence[int]] | None = None,
-        weights: Mapping[str, float] | None = None,
+        orders: Mapping[Place, Sequence[int]] | None = None,
     ) -> "RoutePlan":
         core = Block(CORE, frozenset(core_owners), is_core=True)
         by_owners = {core.owners: core}
@@ -204,113 +223,57 @@ class RoutePlan:
             by_owners.setdefault(frozenset(owners), Block(name, frozenset(owners)))
         merged = tuple(by_owners.values())
         chosen = _chosen_layers(layers, layer_share, config.num_hidden_layers)
-        shares = {MLP: mlp_shared, ATTN: attn_shared}
-        units = {
-            MLP: config.intermediate_size,
-            ATTN: getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        }
+        units = units_per_layer(config)
         splits = {}
-        for kind, shared in shares.items():
+        for kind, shared in ((MLP, mlp_shared), (ATTN, attn_shared)):
             if not 0.0 <= shared <= 1.0:
-                raise PlanError(
-                    f"plan.{kind}_shared={shared} is no share; give a number from 0 to 1"
-                )
+                raise PlanError(f"expected plan.{kind}_shared to be from 0 to 1, got {shared}")
             if shared == 1.0 or len(merged) == 1:
                 continue
-            sizes = _share_out(units[kind], shared, _relative(merged[1:], weights), kind)
+            sizes = divide_units(units[kind], shared, len(merged) - 1)
+            if 0 in sizes[1:]:
+                raise PlanError(
+                    f"plan.{kind}_shared={shared} leaves {sum(sizes[1:])} of {units[kind]} "
+                    f"{KINDS[kind]} to {len(sizes) - 1} blocks, and each needs one; lower "
+                    f"plan.{kind}_shared or use fewer domains"
+                )
             for layer in chosen:
                 order = None if orders is None else orders.get((layer, kind))
                 splits[layer, kind] = Split(sizes, None if order is None else tuple(order))
         if len(merged) > 1 and not splits:
             raise PlanError(
-                "plan.mlp_shared=1 and plan.attn_shared=1 leave the blocks without units; "
-                "lower one of them, or use plan=none"
+                "plan.mlp_shared=1 and plan.attn_shared=1 leave no units to the blocks; lower one "
+                "of them, or use plan=none"
             )
         plan = cls(domains, merged, splits)
-        plan.check_orders()
+        plan.check()
         return plan
 
-    def split_further(
-        self,
-        labels: Sequence[str],
-        *,
-        mlp_shared: float,
-        attn_shared: float = 1.0,
-        weights: Mapping[str, float] | None = None,
-    ) -> "RoutePlan":
-        """The plan after the next round of `alternate`: a block of one label that has become
-        several is divided into one that they own together and one for each, a tree.
-
-        Blocks lie where the one that they come from lay, so what is not divided stays in its place;
-        experts that are apart stay so, with all that they are divided into.
-
-        Args:
-            labels: of the new plan, each equal to or below one of the old.
-            mlp_shared: share in 0..1 of a block's MLP units that its labels own together.
-            attn_shared: of its head groups.
-            weights: size of each label's block relative to the others of the same origin.
-
-        Raises:
-            PlanError: a block with too few units.
-        """
-        new = _checked(labels)
-        below = {d: tuple(label for label in new if is_under(label, d)) for d in self.domains}
-        blocks: list[Block] = []
-        parts: list[tuple[int, tuple[str, ...]]] = []  # of each old block: labels it is divided for
-        for index, block in enumerate(self.blocks):
-            owners = frozenset(label for d in block.owners for label in below[d])
-            children: tuple[str, ...] = ()
-            if not block.is_core and len(block.owners) == 1:
-                [label] = block.owners
-                children = below[label] if len(below[label]) > 1 else ()
-            blocks.append(replace(block, owners=owners))
-            blocks += [Block(child, frozenset([child])) for child in children]
-            parts.append((index, children))
-        shares = {MLP: mlp_shared, ATTN: attn_shared}
-        splits = {}
+    def check(self) -> None:
+        """Raise PlanError if the plan contradicts itself."""
+        names = [block.name for block in self.blocks]
+        in_groups = sorted(label for group in self.isolated_domains for label in group)
+        if [block.is_core for block in self.blocks] != [True] + [False] * (len(names) - 1):
+            raise PlanError("expected the first block, and no other, to be the core")
+        if len(set(names)) < len(names):
+            raise PlanError(f"expected different names of blocks, got {', '.join(names)}")
+        if in_groups and in_groups != sorted(self.domains):
+            raise PlanError(f"expected apart to name every domain once, got {in_groups}")
+        for block in self.blocks:
+            if not block.owners or not block.owners <= set(self.domains):
+                raise PlanError(
+                    f"expected the owners of block {block.name} to be among "
+                    f"{', '.join(self.domains)}, got {', '.join(block.owners) or 'none'}"
+                )
         for (layer, kind), split in self.splits.items():
-            sizes: list[int] = []
-            for index, children in parts:
-                size = split.sizes[index]
-                if not children:
-                    sizes.append(size)
-                    continue
-                relative = [1.0 if weights is None else weights[child] for child in children]
-                # Of layers that differ one may have no unit for a block; all together have one.
-                sizes += _share_out(size, shares[kind], relative, kind, may_be_empty=True)
-            splits[layer, kind] = Split(tuple(sizes))
-        for kind in {kind for _, kind in splits}:
-            of_kind = [split.sizes for (_, k), split in splits.items() if k == kind]
-            totals = map(sum, zip(*of_kind, strict=True))
-            for block, total in zip(blocks, totals, strict=True):
-                if not total and block.name not in {old.name for old in self.blocks}:
-                    what = "head groups" if kind == ATTN else "hidden units"
-                    raise PlanError(
-                        f"{block.name.rpartition('/')[0]} has too few {what} to be divided: "
-                        f"{block.name} gets none in any layer, and each needs one; lower "
-                        f"plan.{kind}_shared, or have fewer rounds or children"
-                    )
-        apart = tuple(
-            frozenset(label for d in self.domains if d in group for label in below[d])
-            for group in self.apart
-        )
-        return RoutePlan(new, tuple(blocks), splits, apart)
-
-    def origins(self, before: "RoutePlan") -> tuple[int, ...]:
-        """Of each block the one of `before` that it was divided from (`split_further`): the core,
-        where that had all units."""
-        place = {block.name: index for index, block in enumerate(before.blocks)}
-        # The nearest name above: of a node with a single label below it the block has the node's.
-        above = ([n for n in reversed(ancestors(b.name)) if n in place] for b in self.blocks)
-        return tuple(place[names[0]] if names else 0 for names in above)
-
-    def check_orders(self) -> None:
-        """Raise PlanError where an order is no permutation of its layer's units."""
-        for (layer, kind), split in self.splits.items():
+            where = f"layer {layer}, {kind}"
+            if layer < 0 or kind not in KINDS:
+                raise PlanError(f"{where}: expected layers from 0 and kinds {', '.join(KINDS)}")
+            if len(split.sizes) != len(names) or min(split.sizes) < 0:
+                raise PlanError(f"{where}: expected a size of 0 or more for each block")
             if split.order is not None and sorted(split.order) != list(range(split.num_units)):
                 raise PlanError(
-                    f"the order of layer {layer}, {kind} is no permutation "
-                    f"of its {split.num_units} units"
+                    f"{where}: expected the order to be a permutation of {split.num_units} units"
                 )
 
     @property
@@ -318,12 +281,28 @@ class RoutePlan:
         """The block that is never switched off."""
         return self.blocks[0]
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Every node of the domain tree, including the labels; without nesting, just the labels."""
+        return _nodes(self.domains)
+
     def owns(self, domain: str, block: Block) -> bool:
         """Whether tokens of the domain may change the block."""
         return domain in block.owners
 
+    def owners_of(self, block: Block) -> list[str]:
+        """The block's owners, in the order of `domains`."""
+        return [domain for domain in self.domains if domain in block.owners]
+
+    def always_off(self, domain: str) -> frozenset[str]:
+        """Labels that are off for every sequence of the domain (see `isolated_domains`)."""
+        for group in self.isolated_domains:
+            if domain in group:
+                return frozenset(self.domains) - group
+        return frozenset()
+
     def off_blocks(self, off_labels: Iterable[str]) -> tuple[int, ...]:
-        """Indices of the blocks that nobody outside `off_labels` owns; never the core's."""
+        """Indices of the blocks that no label outside `off_labels` owns; never the core's."""
         off = frozenset(off_labels)
         return tuple(
             index
@@ -332,7 +311,8 @@ class RoutePlan:
         )
 
     def removed_by(self, nodes: Iterable[str]) -> tuple[int, ...]:
-        """Indices of the blocks that remove(nodes) switches off; a node stands for all under it."""
+        """Indices of the blocks that remove(nodes) switches off. A node stands for all labels
+        below it."""
         return self.off_blocks(_expanded(nodes, self.domains))
 
     def kept_off(self, nodes: Iterable[str]) -> tuple[int, ...]:
@@ -343,7 +323,7 @@ class RoutePlan:
     def units_left(
         self, kind: str, num_units: int, num_layers: int, off: Collection[int]
     ) -> tuple[int, ...]:
-        """Units of a kind that every layer keeps without the blocks `off`; one that is not split
+        """Units of a kind that each layer keeps without the blocks `off`. A layer that is not split
         keeps all of its `num_units`."""
         by_layer = [num_units] * num_layers
         for (layer, split_kind), split in self.splits.items():
@@ -351,36 +331,23 @@ class RoutePlan:
                 by_layer[layer] = num_units - sum(split.sizes[block] for block in off)
         return tuple(by_layer)
 
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """Every node of the domain tree, labels among them; without nesting just the labels."""
-        return tuple(dict.fromkeys(node for label in self.domains for node in ancestors(label)))
-
     def removable(self) -> tuple[str, ...]:
-        """Nodes that own a block that nobody outside them owns: those with a separability.
+        """Nodes that have a separability: each of their labels owns a block that nobody outside the
+        node owns.
 
-        Each label of a node must own one of these: switching off virology's alone is no removal of
-        biology, though virology lies below it.
+        Switching off virology's block alone does not remove biology, although virology is part of
+        biology.
         """
-        return tuple(
-            node
-            for node in self.nodes
-            if (off := self.removed_by([node]))
-            and all(
-                any(label in self.blocks[block].owners for block in off)
-                for label in expand([node], self.domains)
-            )
-        )
-
-    def strangers(self, domain: str) -> frozenset[str]:
-        """Labels that are always off for the domain's sequences, as `apart` says."""
-        for group in self.apart:
-            if domain in group:
-                return frozenset(self.domains) - group
-        return frozenset()
+        found = []
+        for node in self.nodes:
+            off = [self.blocks[index] for index in self.removed_by([node])]
+            labels = expand([node], self.domains)
+            if off and all(any(label in block.owners for block in off) for label in labels):
+                found.append(node)
+        return tuple(found)
 
     def in_place(self) -> "RoutePlan":
-        """The same for a model whose units lie in the plan's order already."""
+        """The same plan for a model whose units are already in the plan's order."""
         splits = {place: replace(split, order=None) for place, split in self.splits.items()}
         return replace(self, splits=splits)
 
@@ -388,22 +355,13 @@ class RoutePlan:
         """The plan as text, the content of plan.json."""
         content = {
             "domains": list(self.domains),
-            "apart": [[d for d in self.domains if d in group] for group in self.apart],
+            "apart": [[d for d in self.domains if d in group] for group in self.isolated_domains],
             "blocks": [
-                {
-                    "name": b.name,
-                    "owners": [d for d in self.domains if d in b.owners],
-                    "is_core": b.is_core,
-                }
-                for b in self.blocks
+                {"name": block.name, "owners": self.owners_of(block), "is_core": block.is_core}
+                for block in self.blocks
             ],
             "splits": [
-                {
-                    "layer": layer,
-                    "kind": kind,
-                    "sizes": list(split.sizes),
-                    "order": None if split.order is None else list(split.order),
-                }
+                {"layer": layer, "kind": kind, "sizes": split.sizes, "order": split.order}
                 for (layer, kind), split in sorted(self.splits.items())
             ],
         }
@@ -414,78 +372,38 @@ class RoutePlan:
         """The plan that `to_json` wrote.
 
         Raises:
-            PlanError: text that is no plan; names what is missing or off.
+            PlanError: the text is not a valid plan; the message names what is missing or wrong.
         """
         try:
-            content = json.loads(text)
-            domains = _checked(_list_of(str, content["domains"]))
-            blocks = tuple(
-                Block(
-                    _of(str, b["name"]),
-                    frozenset(_list_of(str, b["owners"])),
-                    _of(bool, b["is_core"]),
-                )
-                for b in _list_of(dict, content["blocks"])
+            content = {"apart": []} | json.loads(text)
+            plan = cls(
+                checked_domains(content["domains"]),
+                tuple(
+                    Block(str(b["name"]), frozenset(b["owners"]), bool(b["is_core"]))
+                    for b in content["blocks"]
+                ),
+                {
+                    (int(s["layer"]), str(s["kind"])): Split(
+                        tuple(map(int, s["sizes"])),
+                        None if s["order"] is None else tuple(map(int, s["order"])),
+                    )
+                    for s in content["splits"]
+                },
+                tuple(map(frozenset, content["apart"])),
             )
-            splits = {
-                (_of(int, s["layer"]), _of(str, s["kind"])): Split(
-                    tuple(_list_of(int, s["sizes"])),
-                    None if s["order"] is None else tuple(_list_of(int, s["order"])),
-                )
-                for s in _list_of(dict, content["splits"])
-            }
-            apart = tuple(
-                frozenset(_list_of(str, group))
-                for group in _list_of(list, content.get("apart", []))
-            )
-            plan = cls(domains, blocks, splits, apart)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise PlanError(f"this is no plan.json: {type(error).__name__}: {error}") from error
-        if (
-            not blocks
-            or not blocks[0].is_core
-            or any(len(s.sizes) != len(blocks) for s in splits.values())
-        ):
-            raise PlanError(
-                "this is no plan.json: the core must come first and every split size each block"
-            )
-        if [b for b in blocks[1:] if b.is_core] or len({b.name for b in blocks}) < len(blocks):
-            raise PlanError(
-                "this is no plan.json: one block is the core, and each has its own name"
-            )
-        for block in blocks:
-            if not block.owners or not block.owners <= set(domains):
-                raise PlanError(
-                    f"this is no plan.json: block {block.name} is owned by "
-                    f"{', '.join(sorted(block.owners)) or 'nobody'}, and the domains are "
-                    f"{', '.join(domains)}"
-                )
-        if len(splits) < len(content["splits"]):
-            raise PlanError("this is no plan.json: it splits the units of a place twice")
-        for (layer, kind), split in splits.items():
-            if layer < 0 or kind not in (MLP, ATTN) or min(split.sizes) < 0:
-                raise PlanError(
-                    f"this is no plan.json: layer {layer}, {kind} is no place with units of which "
-                    "every block has some or none"
-                )
-        if apart and sorted(label for group in apart for label in group) != sorted(plan.domains):
-            raise PlanError("this is no plan.json: apart must name every domain once")
-        plan.check_orders()
+            plan.check()
+            # Values of another type, and two splits of one place, do not survive being written.
+            written = json.loads(plan.to_json())
+            for name, value in written.items():
+                if json.dumps(content[name]) != json.dumps(value):
+                    raise ValueError(f"{name} holds values of the wrong type, or one twice")
+        except _INVALID as error:
+            raise PlanError(f"invalid plan.json: {type(error).__name__}: {error}") from error
         return plan
 
 
-def _of(kind: type[_Value], value: Any) -> _Value:
-    """The value, of this very type: True is no number here, and 1.5 no whole one."""
-    if type(value) is not kind:
-        raise TypeError(f"{value!r} is no {kind.__name__}")
-    return value
-
-
-def _list_of(kind: type[_Value], values: Any) -> list[_Value]:
-    return [_of(kind, value) for value in _of(list, values)]
-
-
-def _checked(domains: Sequence[str]) -> tuple[str, ...]:
+def checked_domains(domains: Sequence[str]) -> tuple[str, ...]:
+    """The labels as a tuple; PlanError as `check_domains` has ConfigError."""
     try:
         return check_domains(domains)
     except ConfigError as error:
@@ -499,55 +417,32 @@ def _expanded(nodes: Iterable[str], domains: Sequence[str]) -> tuple[str, ...]:
         raise PlanError(str(error)) from error
 
 
+def _nodes(labels: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(node for label in labels for node in ancestors(label)))
+
+
 def _chosen_layers(layers: Sequence[int] | None, layer_share: float, num_layers: int) -> list[int]:
     if not 0.0 < layer_share <= 1.0:
-        raise PlanError(
-            f"plan.layer_share={layer_share} is no share of the layers; "
-            "give a number above 0, up to 1"
-        )
+        raise PlanError(f"expected plan.layer_share to be above 0 and at most 1, got {layer_share}")
     if layers is None:
         return list(range(max(1, round(layer_share * num_layers))))
     if layer_share != 1.0:
         raise PlanError(
-            f"plan.layers={list(layers)} and plan.layer_share={layer_share} both say which layers "
-            "are split; set one of them"
+            f"plan.layers={list(layers)} and plan.layer_share={layer_share} both choose the layers "
+            "to split; set one of them"
         )
     wrong = [layer for layer in layers if not 0 <= layer < num_layers]
     if wrong or not layers or len(set(layers)) != len(layers):
         raise PlanError(
-            f"plan.layers={list(layers)} does not fit; "
-            f"name each layer once, from 0 to {num_layers - 1}"
+            f"expected plan.layers to name different layers from 0 to {num_layers - 1}, got "
+            f"{list(layers)}"
         )
     return sorted(layers)
 
 
-def _relative(blocks: Sequence[Block], weights: Mapping[str, float] | None) -> list[float]:
-    """Size of each block relative to the others."""
-    return [1.0 if weights is None else weights[block.name] for block in blocks]
-
-
-def _share_out(
-    num_units: int,
-    shared: float,
-    weights: Sequence[float],
-    kind: str,
-    *,
-    may_be_empty: bool = False,
-) -> tuple[int, ...]:
-    """Units of the shared block, and those of the others in the ratio of their weights.
-
-    By largest remainder, ties to the earlier: with equal weights as equal as can be.
-    """
-    left = num_units - round(shared * num_units)
-    quotas = [left * Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
-    sizes = [int(quota) for quota in quotas]
-    by_remainder = sorted(range(len(sizes)), key=lambda index: sizes[index] - quotas[index])
-    for index in by_remainder[: left - sum(sizes)]:
-        sizes[index] += 1
-    if 0 in sizes and not may_be_empty:
-        what = "head groups" if kind == ATTN else "hidden units"
-        raise PlanError(
-            f"plan.{kind}_shared={shared} leaves {left} of {num_units} {what} to "
-            f"{len(sizes)} blocks; each needs one: lower plan.{kind}_shared or have fewer domains"
-        )
-    return (num_units - left, *sizes)
+def divide_units(num_units: int, shared: float, num_blocks: int) -> tuple[int, ...]:
+    """The number of shared units, then that of each block, as equal as possible: the remainder goes
+    to the first blocks."""
+    num_shared = round(shared * num_units)
+    each, extra = divmod(num_units - num_shared, num_blocks)
+    return (num_shared, *(each + (index < extra) for index in range(num_blocks)))

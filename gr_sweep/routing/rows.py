@@ -150,10 +150,10 @@ def row_groups(
         if domain == UNLABELLED:
             groups.append(RowGroup(domain, frozenset(), count))
             continue
-        strangers = plan.strangers(domain)
-        others = [label for label in plan.domains if label != domain and label not in strangers]
+        always_off = plan.always_off(domain)
+        others = [label for label in plan.domains if label != domain and label not in always_off]
         subsets = [
-            frozenset(others[index] for index in subset) | strangers
+            frozenset(others[index] for index in subset) | always_off
             for subset in dropout_subsets(len(others), count, foreign_dropout)
         ]
         sizes = {subset: subsets.count(subset) for subset in dict.fromkeys(subsets)}

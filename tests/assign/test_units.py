@@ -7,6 +7,7 @@ import torch
 
 from gr_sweep.assign.scores import UnitScores
 from gr_sweep.assign.units import assign_units, modularity_of, wanted_sizes
+from gr_sweep.routing.divide import split_further
 from gr_sweep.routing.plan import RoutePlan
 
 SHAPE = SimpleNamespace(
@@ -75,7 +76,7 @@ def test_layers_may_differ_where_the_network_as_a_whole_is_shared_out():
 def test_a_later_round_moves_units_within_the_expert_that_it_divides():
     before = RoutePlan.peers(SHAPE, domains=DOMAINS, mlp_shared=0.25)
     labels = ("code/0", "code/1", "biology", "creative")
-    plan = before.split_further(labels, mlp_shared=0.34)  # code: 1 shared, 1 each
+    plan = split_further(before, labels, mlp_shared=0.34)  # code: 1 shared, 1 each
     zero, one, both = ("code/0",), ("code/1",), ("code/0", "code/1")
     owners = [both] * 3 + [one, both, zero] + [both] * 6  # core, code, biology, creative
     found = assign_units(plan, before, {1: scores([owners] * 2, ("code/0", "code/1"))})

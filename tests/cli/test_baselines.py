@@ -239,13 +239,6 @@ def test_alone_of_alternate_is_as_wide_as_an_expert_of_the_last_round():
     assert len(configs) == 3, "what the procedure is does not matter to them"
 
 
-@pytest.mark.parametrize(
-    ("job", "says"),
-    [
-        (["model=hf", "model.path=owner/name"], "the checkpoint owner/name does not allow"),
-        (["procedure=alternate", "procedure.capacity=data"], "use procedure.capacity=equal"),
-    ],
-)
-def test_alone_of_experts_whose_size_no_run_can_have_is_refused(job, says):
-    with pytest.raises(ConfigError, match=says):
-        sweep(*job, "edges=act", "baselines=[alone]")
+def test_alone_of_experts_of_a_checkpoint_is_refused():
+    with pytest.raises(ConfigError, match="the checkpoint owner/name does not allow"):
+        sweep("model=hf", "model.path=owner/name", "edges=act", "baselines=[alone]")

@@ -129,7 +129,7 @@ def test_experts_that_are_apart_are_always_off_for_each_other(edges, foreign_dro
     labels = ["code", "biology/cells", "biology/virology"]
     apart = (frozenset(labels[:1]), frozenset(labels[1:]))
     route_plan = RoutePlan.tree(model.config, domains=labels, attn_shared=0.25)
-    routed = route(model, replace(route_plan, apart=apart), Cut(edges), foreign_dropout)
+    routed = route(model, replace(route_plan, isolated_domains=apart), Cut(edges), foreign_dropout)
     micro_batch = {"code": 3, "biology/cells": 4, "unlabelled": 1}
     offs = {}
     for group in routed.row_groups(micro_batch):
@@ -151,7 +151,7 @@ def test_one_label_a_sequence_gives_the_gradients_of_row_groups(plan, apart, for
     for by_token in (False, True):
         model = tiny_model()
         route_plan = PLANS[plan](model.config, attn_shared=0.25)
-        route_plan = replace(route_plan, apart=tuple(map(frozenset, apart)))
+        route_plan = replace(route_plan, isolated_domains=tuple(map(frozenset, apart)))
         routed = route(model, route_plan, Cut("both", 0.3, -0.5, 0.25), foreign_dropout)
         first, _, third = route_plan.domains
         counts, labels_N = {third: 2, first: 1, "unlabelled": 1}, torch.tensor([2, 2, 0, -1])

@@ -1,0 +1,82 @@
+"""Plans of later rounds of `alternate`, in which each expert is divided further."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gr_sweep.domains import ancestors, is_under
+from gr_sweep.errors import PlanError
+from gr_sweep.routing.plan import (
+    ATTN,
+    KINDS,
+    MLP,
+    Block,
+    RoutePlan,
+    Split,
+    checked_domains,
+    divide_units,
+)
+
+
+def split_further(
+    plan: RoutePlan, labels: Sequence[str], *, mlp_shared: float, attn_shared: float = 1.0
+) -> RoutePlan:
+    """The plan of the next round.
+
+    A block whose one label has become several is divided into a block that they own together and
+    one block per label. New blocks take the place of the block they come from; all other blocks
+    stay where they are. Isolated experts stay isolated, with everything they are divided into.
+
+    Args:
+        plan: plan of the round before.
+        labels: labels of the new plan, each equal to or below one of the old labels.
+        mlp_shared: fraction in 0..1 of a block's MLP units that its labels own together.
+        attn_shared: the same fraction of its head groups.
+
+    Raises:
+        PlanError: a block has too few units.
+    """
+    new = checked_domains(labels)
+    below = {d: tuple(label for label in new if is_under(label, d)) for d in plan.domains}
+    blocks: list[Block] = []
+    children_of: list[tuple[str, ...]] = []  # of each old block, the labels that divide it
+    for block in plan.blocks:
+        children: tuple[str, ...] = ()
+        if not block.is_core and len(block.owners) == 1:
+            [label] = block.owners
+            children = below[label] if len(below[label]) > 1 else ()
+        owners = frozenset(label for d in block.owners for label in below[d])
+        blocks.append(replace(block, owners=owners))
+        blocks += [Block(child, frozenset([child])) for child in children]
+        children_of.append(children)
+    shares = {MLP: mlp_shared, ATTN: attn_shared}
+    splits = {}
+    for (layer, kind), split in plan.splits.items():
+        sizes: list[int] = []
+        for size, children in zip(split.sizes, children_of, strict=True):
+            sizes += divide_units(size, shares[kind], len(children)) if children else (size,)
+        splits[layer, kind] = Split(tuple(sizes))
+    # Layers may differ: a block may have no unit in one of them, but not in all.
+    old = {block.name for block in plan.blocks}
+    for kind in {kind for _, kind in splits}:
+        of_kind = [split.sizes for (_, k), split in splits.items() if k == kind]
+        for block, *in_layers in zip(blocks, *of_kind, strict=True):
+            if block.name not in old and not any(in_layers):
+                raise PlanError(
+                    f"{block.name.rpartition('/')[0]} has too few {KINDS[kind]} to be divided: "
+                    f"{block.name} gets none in any layer; lower plan.{kind}_shared, or use fewer "
+                    "rounds or children"
+                )
+    isolated = tuple(
+        frozenset(label for d in plan.domains if d in group for label in below[d])
+        for group in plan.isolated_domains
+    )
+    return RoutePlan(new, tuple(blocks), splits, isolated)
+
+
+def origins(plan: RoutePlan, before: RoutePlan) -> tuple[int, ...]:
+    """For each block, the index of the block of `before` that `split_further` divided it from: the
+    core if that held all units."""
+    index_of = {block.name: index for index, block in enumerate(before.blocks)}
+    # The nearest name above: a node with a single label below it has that label's block.
+    above = ([n for n in reversed(ancestors(b.name)) if n in index_of] for b in plan.blocks)
+    return tuple(index_of[names[0]] if names else 0 for names in above)
