@@ -26,7 +26,7 @@ from gr_sweep.cli import status
 from gr_sweep.cli.overview import Overview
 from gr_sweep.cli.watch import Frame, as_svg
 from gr_sweep.errors import JobError
-from gr_sweep.folder import State
+from gr_sweep.jobdir import State
 from gr_sweep.report import read_sweep, write_report
 
 if TYPE_CHECKING:

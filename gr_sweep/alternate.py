@@ -39,6 +39,7 @@ from gr_sweep.errors import DataError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.files import whole_file, write_whole
+from gr_sweep.jobdir import DOCUMENT_LOSSES, METRICS, PLAN
 from gr_sweep.layout import Phase, labels_of_rounds, phases_of, plan_of_round
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import (
@@ -53,7 +54,6 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.divide import origins
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.summary import METRICS
 from gr_sweep.tracking.base import STEP, Tracker
 from gr_sweep.tracking.jsonl import rows_from_the_end
 from gr_sweep.train.cost import kept_parameters
@@ -64,10 +64,8 @@ logger = logging.getLogger(__name__)
 ROUNDS = "rounds"
 """Folder of a job that has one for each round."""
 ROUND = "round.json"
-LOSSES = "document_losses.csv"
 LABELS = "labels.npz"
 SCORES = "scores.npz"
-PLAN = "plan.json"
 
 Row = TypeVar("Row", DocumentLoss, RelearnLoss)
 
@@ -362,7 +360,7 @@ class Alternation:
     ) -> list[DocumentLoss]:
         """The round's losses by document, written beside what is known of it."""
         if (folder / ROUND).exists():
-            return read_losses(folder / LOSSES)
+            return read_losses(folder / DOCUMENT_LOSSES)
         state, plan = self.training.state, self.routed.plan.in_place()
         with self.computing():
             rows = removal_losses(self.routed, self.token_losses, held_out)
@@ -394,7 +392,7 @@ class Alternation:
             "metrics": metrics,
             "intervals": intervals,
         }
-        write_losses(folder / LOSSES, rows)
+        write_losses(folder / DOCUMENT_LOSSES, rows)
         with whole_file(folder / SCORES) as file:
             arrays: dict[str, Any] = {"domains": np.array(scores.domains)}
             for layer, kind in scores.halves:

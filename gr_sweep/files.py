@@ -1,15 +1,16 @@
-"""Files that appear whole: whoever reads one finds what was there before, or all of what is new.
+"""Files that appear whole, locks, digests of content, and the error for a full disk.
 
-Also what stands for a file's content, and what is said where there is no room to write one.
 Standard library alone.
 """
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,23 +19,24 @@ from typing import BinaryIO
 from gr_sweep.errors import FullDiskError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+_RETRY_S = 0.05
 _PIECE_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, num_bytes: int | None = None) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` when the block ends without an error.
+    """A file to write to that replaces `path` when the block ends without an error.
 
-    It is written beside its place, synced to the disk, and moved there in one step; after an error
-    nothing is left of it, and `path` is as it was. Processes that write the same path at once do
-    not mix.
+    It is written next to `path`, synced, and moved in one step. After an error nothing of it is
+    left, and `path` is as before. Processes that write the same path at once do not mix.
 
     Args:
-        num_bytes: what will be written, where it is known.
+        num_bytes: what will be written, if it is known.
 
     Raises:
-        FullDiskError: there is no room for it.
+        FullDiskError: the disk or the quota is full.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -53,10 +55,61 @@ def whole_file(path: Path, num_bytes: int | None = None) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes UTF-8 text, newlines as they are, so that the file appears whole."""
+    """Writes UTF-8 text, with its newlines as they are, so that the file appears whole."""
     content = text.encode()
     with whole_file(path, len(content)) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, *, timeout_s: float | None = 0.0) -> Iterator[bool]:
+    """Locks a file, which is made if it is missing; the value says whether this process has it.
+
+    The lock ends with the block, or with the process, however that ends: nothing is left behind. A
+    file system without locks locks nothing, and everybody has it.
+
+    Args:
+        timeout_s: how long to wait for another process; None: as long as it takes.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    give_up = None if timeout_s is None else time.monotonic() + timeout_s
+    try:
+        while (has_lock := _try_lock(descriptor, fcntl.LOCK_EX)) is False:
+            if give_up is not None and time.monotonic() >= give_up:
+                break
+            time.sleep(_RETRY_S)
+        yield has_lock is not False
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a process that this machine sees has locked the file; None if nobody can say.
+
+    Makes no file. Two processes that ask at once do not take each other for the holder.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        has_lock = _try_lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+    return None if has_lock is None else not has_lock
+
+
+def _try_lock(descriptor: int, kind: int) -> bool | None:
+    """Whether the lock could be taken; None on a file system without locks."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
 
 
 def is_full(error: BaseException) -> bool:
@@ -65,9 +118,8 @@ def is_full(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
-    # Libraries in Rust, and shutil about a whole folder, say it in words alone.
-    said = str(error)
-    return any(f"(os error {n})" in said or f"[Errno {n}]" in said for n in _FULL)
+    # Libraries in Rust, and shutil for a whole folder, give no number.
+    return any(f"{name} {n}" in str(error) for n in _FULL for name in ("os error", "[Errno"))
 
 
 def full_disk(
@@ -78,13 +130,13 @@ def full_disk(
     is_least: bool = False,
     instead: str = "",
 ) -> FullDiskError:
-    """What is said where there is no room for a file or a folder.
+    """The error where a file or a folder does not fit on the disk.
 
     Args:
-        error: for which `is_full` holds.
-        needed: bytes, where it is known.
+        error: one for which `is_full` holds.
+        needed: bytes, if they are known.
         is_least: `needed` is what there was room for.
-        instead: what else can be done than to free space.
+        instead: what the user can do instead of freeing space.
     """
     if isinstance(error, FullDiskError) and error.__cause__ is not None:
         error = error.__cause__  # of a file within the folder
@@ -114,14 +166,13 @@ def _size(num_bytes: int) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 over the SHA-256s of a file's pieces of 64 MiB: all of its content.
+    """SHA-256 over the SHA-256s of a file's pieces of 64 MiB.
 
-    Pieces are read by several threads, which hash at once: hashlib lets go of the interpreter.
+    Threads read and hash the pieces at once: hashlib releases the interpreter's lock.
 
     Raises:
         OSError: the file cannot be read.
     """
-    # The file system knows the size; a file that shrinks meanwhile gives another digest.
     starts = range(0, path.stat().st_size, _PIECE_BYTES)
     if len(starts) <= 1:
         pieces = [_piece_digest(path, 0)]

@@ -31,13 +31,11 @@ from gr_sweep.config import (
     ProcedureKind,
     Resume,
     RunConfig,
-    fingerprint,
     num_steps,
     to_plain,
-    what_counts,
 )
 from gr_sweep.data.batches import Batches
-from gr_sweep.data.prepare import prepare_data
+from gr_sweep.data.prepare import prepare_data, text_fingerprint
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.domains import expand, weights_of_round
 from gr_sweep.errors import DataError, JobError
@@ -51,7 +49,25 @@ from gr_sweep.eval.robustness import (
 from gr_sweep.eval.samples import Sampler
 from gr_sweep.export.run import leave_model
 from gr_sweep.files import content_digest, write_whole
-from gr_sweep.folder import CHECKPOINTS, Hold, differences, held, refuse_changes
+from gr_sweep.jobdir import (
+    CHECKPOINTS,
+    DOCUMENT_LOSSES,
+    METRICS,
+    PLAN,
+    RELEARN,
+    SAMPLES,
+    SUMMARY,
+    Identity,
+    JobLock,
+    check_files,
+    differences,
+    different_job,
+    identity_of,
+    is_done,
+    lock_job_dir,
+    read_summary,
+    write_summary,
+)
 from gr_sweep.layout import phases_of
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.cost import peak_flops
@@ -64,16 +80,6 @@ from gr_sweep.metrics.losses import (
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
-from gr_sweep.sources import code_fingerprint
-from gr_sweep.summary import (
-    SAMPLES,
-    SUMMARY,
-    check_files,
-    is_finished,
-    read_summary,
-    set_aside_damaged,
-    write_summary,
-)
 from gr_sweep.tracking import Trackers, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints, saying_what_stays
 from gr_sweep.train.cost import (
@@ -93,9 +99,6 @@ if TYPE_CHECKING:
     from gr_sweep.alternate import LastRound
 
 logger = logging.getLogger(__name__)
-
-DOCUMENT_LOSSES = "document_losses.csv"
-RELEARN = "relearn.csv"
 
 
 def run_job(
@@ -128,8 +131,26 @@ def run_job(
     """
     processes = connect()
     signals = StopSignals()
-    with signals.listening(), _taken(folder, processes, title) as hold:
-        if hold is None:
+    with signals.listening(), contextlib.ExitStack() as stack:
+        text = processes.main_first(
+            lambda: text_fingerprint(
+                config.data, config.partition, config.model.path, config.model.gguf_file
+            )
+        )
+        locks: list[JobLock] = []
+
+        def lock() -> bool:
+            """Locks the folder, in the main process for all; false where the job is done."""
+            identity = identity_of(config, text)
+            if is_done(folder, identity):
+                return False
+            changes = differences(folder, identity)
+            if changes and config.resume is not Resume.force:
+                raise different_job(folder, changes)
+            locks.append(stack.enter_context(lock_job_dir(folder, title)))
+            return not is_done(folder, identity)  # another process may just have finished it
+
+        if not processes.from_main(lock):
             return
         # Before any work.
         processes.rows(sum(micro_batch_rows(config).values()))
@@ -146,7 +167,8 @@ def run_job(
         ):
             _run(
                 config,
-                hold,
+                folder,
+                locks,
                 processes,
                 device,
                 signals,
@@ -177,27 +199,10 @@ def _out_of_memory(
         raise JobError(f"out of memory ({said.rstrip('.')}){help_}") from error
 
 
-@contextlib.contextmanager
-def _taken(folder: Path, processes: Processes, title: str) -> Iterator[Hold | None]:
-    """The folder, this run's alone; None where there is nothing left to do. Of several processes
-    the main one holds it, for all."""
-    with contextlib.ExitStack() as stack:
-
-        def take() -> bool:
-            if is_finished(folder / SUMMARY):
-                return False
-            holds.append(stack.enter_context(held(folder, title)))
-            set_aside_damaged(folder / SUMMARY)
-            return not (folder / SUMMARY).exists()  # finished by another process a moment ago
-
-        holds: list[Hold] = []
-        is_missing = processes.from_main(take)
-        yield (holds[0] if holds else Hold(folder, title)) if is_missing else None
-
-
 def _run(
     config: RunConfig,
-    hold: Hold,
+    folder: Path,
+    locks: list[JobLock],
     processes: Processes,
     device: torch.device,
     signals: StopSignals,
@@ -209,7 +214,6 @@ def _run(
 ) -> None:
     """The job, in each of its processes; the main one alone tracks, writes and says anything."""
     started = datetime.now(UTC)
-    folder = hold.folder
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of the job before in this process
     data = processes.main_first(
@@ -218,28 +222,19 @@ def _run(
         )
     )
 
-    prints = {
-        "code": code_fingerprint(),
-        "config": fingerprint(config),
-        "data": data.fingerprint,
-    }
+    # Of the text that is read: files may have changed since the folder was locked.
+    identity = identity_of(config, data.fingerprint)
     plain = to_plain(config)
-    if is_baseline and processes.from_main(lambda: _taken_over(folder, prints, sweep)):
+    if is_baseline and processes.from_main(lambda: _taken_over(folder, identity, sweep)):
         return
 
-    def begin() -> tuple[dict[str, str], list[str]]:
+    def begin() -> tuple[str, list[str]]:
         """What the run's checkpoints began with, and what has changed since."""
-        counts, begun = what_counts(config), hold.begun
-        if begun is None:
-            hold.begin(prints, counts, num_steps(config.train))
-            return prints, []
-        if config.resume is Resume.same:
-            refuse_changes(begun, prints, counts, folder)
-        return begun.fingerprints, differences(begun, prints, counts)
+        [lock] = locks
+        record = lock.begin(identity, num_steps(config.train), force=config.resume is Resume.force)
+        return f"{record.fingerprints['config']}:{record.fingerprints['text']}", record.changes
 
     begun_with, changes = processes.from_main(begin)
-    if changes and processes.is_main:
-        logger.warning("going on all the same, with other %s", "; ".join(changes))
 
     is_alternate = config.procedure.name is ProcedureKind.alternate
 
@@ -266,7 +261,7 @@ def _run(
     if processes.is_main:
         leave_model(folder, routed.model, data.tokenizer_dir)
     if processes.is_main and not is_alternate:
-        write_whole(folder / "plan.json", routed.plan.to_json() + "\n")
+        write_whole(folder / PLAN, routed.plan.to_json() + "\n")
 
     def track() -> Trackers:
         if not processes.is_main:
@@ -284,7 +279,7 @@ def _run(
     checkpoints = Checkpoints(
         folder / CHECKPOINTS,
         keep=config.train.keep_checkpoints,
-        fingerprint=f"{begun_with['config']}:{begun_with['data']}",
+        fingerprint=begun_with,
         processes=processes,
     )
 
@@ -473,12 +468,12 @@ def _run(
             "overrides": overrides,
             "domains": list(data.domains),
             "config": plain,
-            "fingerprints": prints,
+            "fingerprints": identity.fingerprints,
             # Not empty where it was told to go on with other code, settings or text.
             "changes": changes,
             "files": {
                 name: content_digest(folder / name)
-                for name in ("plan.json", DOCUMENT_LOSSES, RELEARN, SAMPLES)
+                for name in (PLAN, DOCUMENT_LOSSES, RELEARN, SAMPLES)
                 if (folder / name).exists()
             },
             "environment": environment(device, processes.world_size),
@@ -497,24 +492,27 @@ def _run(
         write_summary(folder / SUMMARY, summary)
 
 
-def _taken_over(folder: Path, prints: Mapping[str, str], sweep: str) -> bool:
+def _taken_over(folder: Path, identity: Identity, sweep: str) -> bool:
     """Copies the results of an equal job of another sweep beside this one; says if there is one.
 
     Equal are config, text and code: the copy is what the job would have come to. It makes the
     folder of a sweep complete by itself.
     """
     # Folders of jobs end in these digits, unless the user names them otherwise.
-    for path in sorted(folder.parent.parent.glob(f"*/*-{prints['config'][:8]}/{SUMMARY}")):
+    for path in sorted(folder.parent.parent.glob(f"*/*-{identity.config[:8]}/{SUMMARY}")):
         try:
             summary = read_summary(path)
             check_files(path.parent, summary.get("files", {}))
         except (OSError, DataError):
             continue
-        if path.parent.resolve() == folder.resolve() or summary.get("fingerprints") != prints:
+        if (
+            path.parent.resolve() == folder.resolve()
+            or summary.get("fingerprints") != identity.fingerprints
+        ):
             continue
         if summary.get("changes"):
             continue  # begun with others: what it came to is nobody else's
-        for name in ("plan.json", "metrics.jsonl", DOCUMENT_LOSSES, RELEARN, SAMPLES):
+        for name in (PLAN, METRICS, DOCUMENT_LOSSES, RELEARN, SAMPLES):
             if (path.parent / name).exists():
                 write_whole(folder / name, (path.parent / name).read_text(encoding="utf-8"))
         origin = f"{path.parent.parent.name}/{path.parent.name}"

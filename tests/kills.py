@@ -22,17 +22,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.folder import (
+from gr_sweep.jobdir import (
     CHECKPOINTS,
+    DOCUMENT_LOSSES,
+    METRICS,
     RECORD,
+    SUMMARY,
     Holder,
     State,
     newest_step,
+    read_finished,
+    read_summary,
     standing,
     whole_checkpoints,
 )
 from gr_sweep.metrics import registry
-from gr_sweep.summary import METRICS, SUMMARY, is_finished, read_summary
 from gr_sweep.tracking.base import STEP
 from gr_sweep.tracking.jsonl import read_rows, rows_from_the_end
 
@@ -131,7 +135,9 @@ def run_disturbed(
                     break
                 if toll.kills.total() < num_kills:
                     was_killed |= kill_one(sweep, process, drawn, toll)
-        if process.returncode == 0 and all(is_finished(job / SUMMARY) for job in jobs_of(sweep)):
+        if process.returncode == 0 and all(
+            read_finished(job) is not None for job in jobs_of(sweep)
+        ):
             return
         assert was_killed or process.returncode < 0, log.read_text(errors="replace")
 
@@ -222,7 +228,7 @@ def differences(one: Path, other: Path) -> list[str]:
     rows = [rows_of(job) for job in (one, other)]
     if rows[0] != rows[1]:
         found.append(f"{len(rows[0])} and {len(rows[1])} rows of metrics.jsonl, or other ones")
-    for name in ("document_losses.csv", "plan.json"):
+    for name in (DOCUMENT_LOSSES, "plan.json"):
         if (one / name).read_bytes() != (other / name).read_bytes():
             found.append(name)
     newest = [whole_checkpoints(job / CHECKPOINTS)[-1][1] for job in (one, other)]

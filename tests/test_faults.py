@@ -39,7 +39,7 @@ from gr_sweep.config import (
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import FullDiskError, JobError
 from gr_sweep.job import run_job
-from gr_sweep.summary import read_summary
+from gr_sweep.jobdir import read_summary
 from gr_sweep.train import loop
 from tests.train.saved import saved_tensors
 

@@ -1,15 +1,25 @@
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
 
 from gr_sweep import files
 from gr_sweep.errors import FullDiskError, GrSweepError
-from gr_sweep.files import content_digest, full_disk, is_full, whole_file, write_whole
+from gr_sweep.files import (
+    content_digest,
+    full_disk,
+    is_full,
+    is_locked,
+    lock_file,
+    whole_file,
+    write_whole,
+)
 
 
 def test_text_is_written_as_it_is(tmp_path):
@@ -111,6 +121,23 @@ def test_on_a_disk_that_is_full_the_old_file_stays_and_nothing_beside(tmp_path):
         with pytest.raises(FullDiskError, match=r"/f cannot be written: No space .* MiB needed"):
             write_whole(disk / "f", "x" * (2 << 20))
         assert [(path.name, path.read_text()) for path in disk.iterdir()] == [("f", "old")]
+
+
+def test_one_process_has_a_lock_and_another_waits_for_it(tmp_path):
+    path = tmp_path / "lock"
+    assert is_locked(path) is None and not path.exists()
+    with lock_file(path) as has_lock:
+        assert has_lock and is_locked(path)
+        for timeout_s in (0.0, 0.2):
+            start = time.monotonic()
+            with lock_file(path, timeout_s=timeout_s) as has_second:
+                assert not has_second
+            assert timeout_s <= time.monotonic() - start < 5
+    assert is_locked(path) is False
+    # Two processes that look at once do not take each other for the holder.
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert is_locked(path) is False
 
 
 def test_a_digest_is_of_all_of_a_file_in_pieces(tmp_path, monkeypatch):

@@ -12,9 +12,7 @@ import signal
 
 import pytest
 import torch
-from filelock import FileLock
 
-from gr_sweep import sources
 from gr_sweep.checks import validate
 from gr_sweep.config import (
     DataConfig,
@@ -38,12 +36,12 @@ from gr_sweep.config import (
     fingerprint,
 )
 from gr_sweep.data.prepare import prepare_data
-from gr_sweep.errors import JobError, PlanError
-from gr_sweep.folder import State, standing
+from gr_sweep.errors import JobError, JobLockedError, PlanError
+from gr_sweep.files import lock_file
 from gr_sweep.job import run_job
+from gr_sweep.jobdir import State, read_summary, source_digests, standing, write_summary
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
 from gr_sweep.report.samples import read_samples
-from gr_sweep.summary import read_summary, write_summary
 from gr_sweep.train.stop import SIGNALS, Stopped
 from tests.train.saved import saved_tensors
 
@@ -125,7 +123,7 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
     assert [prompt.domain for prompt in written] == DOMAINS
     assert all(len(prompt.prompt) > 20 < len(prompt.reference) for prompt in written)
     assert summary["command"] == "gr-sweep a=1" and summary["domains"] == DOMAINS
-    assert set(summary["fingerprints"]) == {"code", "config", "data"}
+    assert set(summary["fingerprints"]) == {"code", "config", "text"}
     rows = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").open()]
     # Before training and four times in a run, here every step.
     assert [row["step"] for row in rows if "eval/loss/code" in row] == [0, 1, 2, 3, 4]
@@ -197,11 +195,27 @@ def test_a_run_is_watched_on_part_of_the_text_that_the_matrices_read(make_config
     assert documents == (tmp_path / "512" / "document_losses.csv").read_text()
 
 
-def test_a_finished_job_is_left_alone(make_config, tmp_path):
+def test_a_finished_job_is_left_alone_and_never_taken_for_another_one(make_config, tmp_path):
     run(make_config(), tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     run(make_config(), tmp_path)
+    with pytest.raises(JobError, match=r"settings \(seed was 0, now 5\).*resume=force"):
+        run(make_config(seed=5), tmp_path)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_a_finished_job_that_is_forced_trains_on_with_the_new_settings(make_config, tmp_path):
+    run(make_config(), tmp_path)
+    config = make_config(resume=Resume.force)
+    config.train.steps = 6
+    summary = run(config, tmp_path)
+    assert summary["changes"] == ["settings (train.steps was 4, now 6)"]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert rows[-1]["step"] == 6 and rows[0]["step"] == 0
+    assert (tmp_path / "summary.json.replaced").exists()
+    before = (tmp_path / "summary.json").stat().st_mtime_ns
+    assert run(config, tmp_path) == summary, "that job is done"
+    assert (tmp_path / "summary.json").stat().st_mtime_ns == before
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(make_config, tmp_path):
@@ -294,13 +308,13 @@ def unfinished(make_config, tmp_path):
 
 def with_other_code(monkeypatch):
     """From here on the package is another."""
-    digests = dict(sources.source_digests()) | {"train/loop.py": "0" * 12}
-    monkeypatch.setattr("gr_sweep.folder.source_digests", lambda: digests)
-    monkeypatch.setattr("gr_sweep.job.code_fingerprint", lambda: "0" * 64)
+    digests = dict(source_digests()) | {"train/loop.py": "0" * 12}
+    monkeypatch.setattr("gr_sweep.jobdir.source_digests", lambda: digests)
 
 
 def with_other_text(monkeypatch):
     """From here on the files that the settings name hold other text."""
+    monkeypatch.setattr("gr_sweep.job.text_fingerprint", lambda *args: "0" * 64)
     monkeypatch.setattr(
         "gr_sweep.job.prepare_data",
         lambda *args: dataclasses.replace(prepare_data(*args), fingerprint="0" * 64),
@@ -309,16 +323,15 @@ def with_other_text(monkeypatch):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(with_other_code, r"code \(train/loop.py\)"), (with_other_text, r"text \(what the data")],
+    [(with_other_code, r"code \(train/loop.py\)"), (with_other_text, r"text \(the documents")],
 )
 def test_a_job_goes_on_with_other_code_or_text_only_where_it_is_told_to(
     make_config, unfinished, monkeypatch, change, said
 ):
     before = (unfinished / "metrics.jsonl").read_bytes()
     change(monkeypatch)
-    with pytest.raises(JobError, match=rf"begun with other {said}.*resume=force"):
+    with pytest.raises(JobError, match=rf"holds a job with different {said}.*resume=force"):
         run(make_config(), unfinished)
-    assert standing(unfinished).state is State.failed
     assert (unfinished / "metrics.jsonl").read_bytes() == before
     summary = run(make_config(resume=Resume.force), unfinished)
     [told] = summary["changes"]
@@ -440,7 +453,10 @@ def test_a_pretrained_model_brings_its_weights_and_tokenizer(make_config, tmp_pa
 
 
 def test_a_second_process_leaves_a_running_job_alone(make_config, tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(JobError, match="run by another process"):
+    with (
+        lock_file(tmp_path / ".lock"),
+        pytest.raises(JobLockedError, match="run by another process"),
+    ):
         run(make_config(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gr_sweep.summary import write_summary
+from gr_sweep.jobdir import write_summary
 from tests import kills
 
 

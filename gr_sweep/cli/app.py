@@ -27,10 +27,8 @@ from gr_sweep.arguments import Parser
 from gr_sweep.config import Resume, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
 from gr_sweep.files import full_disk, is_full
-from gr_sweep.folder import State, announce
-from gr_sweep.sources import code_fingerprint
+from gr_sweep.jobdir import SUMMARY, State, announce, code_fingerprint
 from gr_sweep.startup import rare_collections
-from gr_sweep.summary import SUMMARY
 from gr_sweep.train.distributed import connect, is_main
 from gr_sweep.train.stop import Stopped
 
@@ -440,7 +438,7 @@ def _check_same_code(jobs: "Sequence[Job]") -> None:
     """
     if any(job.config.resume is Resume.force for job in jobs):
         return
-    from gr_sweep.summary import read_summary
+    from gr_sweep.jobdir import read_summary
 
     code = code_fingerprint()
     summaries = [(job, read_summary(job.folder / SUMMARY)) for job in jobs if job.is_done]
@@ -456,8 +454,8 @@ def _check_same_code(jobs: "Sequence[Job]") -> None:
 
 def _main_numbers(summary: Path) -> list[str]:
     """A table of the losses and of what removal does, from a job's summary.json."""
+    from gr_sweep.jobdir import read_summary
     from gr_sweep.metrics import registry
-    from gr_sweep.summary import read_summary
 
     content = read_summary(summary)
     metrics, domains = content["metrics"], content["domains"]

@@ -56,10 +56,10 @@ from gr_sweep.config import (
 )
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError
+from gr_sweep.jobdir import read_finished
 from gr_sweep.layout import check_rounds, labels_of_rounds, make_plan, named_shape
 from gr_sweep.model.sizes import Size
 from gr_sweep.routing.plan import ModelShape
-from gr_sweep.summary import SUMMARY, is_finished
 from gr_sweep.tracking import check_tracking
 from gr_sweep.train.distributed import place, rows_of
 
@@ -101,7 +101,7 @@ class Job:
     @property
     def is_done(self) -> bool:
         """Whether it ran to its end before."""
-        return is_finished(self.folder / SUMMARY)
+        return read_finished(self.folder) is not None
 
 
 @dataclass(frozen=True, slots=True)

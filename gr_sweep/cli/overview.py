@@ -14,9 +14,18 @@ from typing import Any
 
 from gr_sweep.config import is_number
 from gr_sweep.errors import DataError
-from gr_sweep.folder import RECORD, Holder, Standing, State, job_folders, standing
+from gr_sweep.jobdir import (
+    METRICS,
+    RECORD,
+    SUMMARY,
+    Holder,
+    Standing,
+    State,
+    job_folders,
+    read_summary,
+    standing,
+)
 from gr_sweep.metrics import registry
-from gr_sweep.summary import METRICS, SUMMARY, read_summary
 from gr_sweep.tracking.base import STEP
 from gr_sweep.tracking.jsonl import rows_from_the_end
 

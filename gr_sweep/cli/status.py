@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.arguments import Parser
 from gr_sweep.cli.overview import JobStatus, read_status, sweep_left_s
-from gr_sweep.folder import State, job_folders
+from gr_sweep.jobdir import State, job_folders
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gr_sweep.arguments import Parser
 from gr_sweep.errors import JobError, JobLockedError
-from gr_sweep.folder import State, job_folders, standing
+from gr_sweep.jobdir import State, job_folders, standing
 from gr_sweep.train.stop import Stopped
 
 if TYPE_CHECKING:

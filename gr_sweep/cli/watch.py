@@ -27,7 +27,7 @@ from gr_sweep.arguments import Parser
 from gr_sweep.cli import status
 from gr_sweep.cli.overview import JobStatus, Overview, sweep_left_s
 from gr_sweep.errors import JobError
-from gr_sweep.folder import State, job_folders
+from gr_sweep.jobdir import State, job_folders
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult

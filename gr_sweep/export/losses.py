@@ -9,12 +9,11 @@ from typing import Any
 from gr_sweep.domains import expand, is_under
 from gr_sweep.errors import DataError
 from gr_sweep.export.run import Run
+from gr_sweep.jobdir import DOCUMENT_LOSSES
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.bootstrap import Estimates
 from gr_sweep.metrics.losses import DocumentLoss, LossTables, View, read_losses
 from gr_sweep.routing.plan import RoutePlan
-
-_LOSSES = "document_losses.csv"
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def with_alone(
 
 def _of_alone(other: Alone, domain: str, place: Path, label: str) -> Loss | None:
     """Loss of a run on the domain, on those documents that have a label in the table in `place`."""
-    rows = [row for row in read_losses(place / _LOSSES) if row.domain == label]
+    rows = [row for row in read_losses(place / DOCUMENT_LOSSES) if row.domain == label]
     theirs = [row._replace(domain=label) for row in other.rows if row.domain == domain]
     tables = LossTables(
         rows, [label], {"alone": theirs}, seed=other.seed, resamples=other.resamples

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import is_number
 from gr_sweep.errors import DataError, JobError, PlanError
-from gr_sweep.folder import CHECKPOINTS, is_job, whole_checkpoints
+from gr_sweep.jobdir import CHECKPOINTS, SUMMARY, is_job, read_summary, whole_checkpoints
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.summary import SUMMARY, read_summary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -220,7 +219,7 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
     about = read_newest(run.folder / CHECKPOINTS, model)
     # A run that went on with other settings all the same has checkpoints of those it began with.
     prints = None if run.summary.get("changes") else run.summary.get("fingerprints")
-    if prints and about["fingerprint"] != f"{prints['config']}:{prints['data']}":
+    if prints and about["fingerprint"] != f"{prints['config']}:{prints['text']}":
         raise JobError(
             f"the checkpoint in {run.folder} is not of the run that its summary.json is of"
         )
@@ -250,8 +249,8 @@ def _wrong_in(summary: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is no object"
             return
     prints = summary.get("fingerprints")
-    if prints and not all(isinstance(prints.get(name), str) for name in ("config", "data")):
-        yield "fingerprints has no text for config and data"
+    if prints and not all(isinstance(prints.get(name), str) for name in ("config", "text")):
+        yield "fingerprints has no text for config and text"
     domains = summary.get("domains", [])
     if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
         yield "domains is no list of names"

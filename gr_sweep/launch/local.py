@@ -20,7 +20,7 @@ import cloudpickle
 
 from gr_sweep.config import Device, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError
-from gr_sweep.folder import State, note_end, standing
+from gr_sweep.jobdir import State, note_end, standing
 from gr_sweep.launch.work import Told, Work
 from gr_sweep.train.stop import Stopped, StopSignals
 

@@ -1,7 +1,7 @@
 """Jobs of a sweep as SLURM jobs, through submitit; a job's own files say what became of it.
 
 SLURM's accounting may be missing, a job may be requeued, and this process may be gone while jobs
-run: so the queue says who is still to come, `gr_sweep.folder` who is done. What submitit pickles as
+run: so the queue says who is still to come, `gr_sweep.jobdir` who is done. What submitit pickles as
 a result is not read.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gr_sweep.errors import ConfigError, JobError
-from gr_sweep.folder import Holder, State, announce, newest_step, note_end, standing
+from gr_sweep.jobdir import Holder, State, announce, newest_step, note_end, standing
 from gr_sweep.launch.resources import Resources
 from gr_sweep.launch.work import Told, Work
 

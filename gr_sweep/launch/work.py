@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gr_sweep.config import RunConfig
-from gr_sweep.folder import Standing, State, standing
+from gr_sweep.jobdir import Standing, State, standing
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from gr_sweep.config import (
 )
 from gr_sweep.domains import ancestors, expand
 from gr_sweep.errors import ConfigError, DataError, PlanError
+from gr_sweep.jobdir import DOCUMENT_LOSSES, RELEARN, SUMMARY, check_files, read_summary
 from gr_sweep.layout import expert_widths, width_of_size
 from gr_sweep.metrics.compare import Baselines, compare_relearn, summarize_and_compare
 from gr_sweep.metrics.losses import (
@@ -38,7 +39,6 @@ from gr_sweep.metrics.losses import (
     read_losses,
     read_relearn,
 )
-from gr_sweep.summary import SUMMARY, check_files, read_summary
 
 _FREE = (
     *NO_EFFECT_ON_RESULT,
@@ -91,10 +91,10 @@ class JobTables:
             DataError: a table or plan that cannot be read, or a table in which a document has two
                 sizes.
         """
-        losses = folder / "document_losses.csv"
+        losses = folder / DOCUMENT_LOSSES
         if not losses.exists():
             return None
-        relearn = folder / "relearn.csv"
+        relearn = folder / RELEARN
         rows = read_losses(losses)
         attacked = read_relearn(relearn) if relearn.exists() else []
         _check_sizes(losses, (((row.domain, row.text), row) for row in rows))
@@ -245,7 +245,7 @@ def alike(
 ) -> str:
     """Equal for jobs with the same model, text, domains, training, held-out documents and seed:
     those that share their baselines, tokens and label noise aside."""
-    data = fingerprints.get("data")
+    data = fingerprints.get("text")
     free = _FREE if data is None else (*_FREE, *_PLACES)
     kept = {name: value for name, value in settings.items() if not _is_under(name, free)}
     return json.dumps([kept, list(domains), data], sort_keys=True)

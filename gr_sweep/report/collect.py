@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method, is_number
 from gr_sweep.domains import ancestors
 from gr_sweep.errors import DataError
-from gr_sweep.folder import job_folders
+from gr_sweep.jobdir import METRICS, SAMPLES, SUMMARY, check_files, job_folders, read_summary
 from gr_sweep.metrics import registry, seeds
 from gr_sweep.metrics.compare import Attack, attacks
 from gr_sweep.report.baselines import JobTables, alike, dotted, joined, train_tokens
 from gr_sweep.report.round_files import Round, read_rounds, with_leaf_tax
 from gr_sweep.report.samples import Prompt, read_samples
-from gr_sweep.summary import METRICS, SAMPLES, SUMMARY, check_files, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import is_number
 from gr_sweep.errors import DataError
-from gr_sweep.folder import job_folders, read_record
+from gr_sweep.jobdir import METRICS, SUMMARY, job_folders, read_record, read_summary
 from gr_sweep.report import collect
 from gr_sweep.report.baselines import dotted
-from gr_sweep.summary import METRICS, SUMMARY, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,8 +108,8 @@ def history(folder: str | os.PathLike[str]) -> "pd.DataFrame":
 def _settings(job: Path) -> dict[str, Any]:
     """What a job's numbers follow from, by dotted names; empty where it has not said."""
     record = read_record(job)
-    if record is not None and record.config:
-        return dotted(record.config)
+    if record is not None and record.settings:
+        return dotted(record.settings)
     # Of a version that kept no record, or taken over from another sweep.
     try:
         config = read_summary(job / SUMMARY).get("config")

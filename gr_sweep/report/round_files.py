@@ -20,6 +20,7 @@ import numpy as np
 from gr_sweep.config import is_number
 from gr_sweep.domains import is_under
 from gr_sweep.errors import DataError
+from gr_sweep.jobdir import DOCUMENT_LOSSES
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import DocumentLoss, Text, View, read_losses
 
@@ -215,7 +216,7 @@ def _read_round(folder: Path) -> Round:
         modularity=_number(content.get("modularity")),
         stability=_numbers(content.get("stability")),
         metrics=_numbers(content.get("metrics")),
-        rows=tuple(_read_rows(folder / "document_losses.csv")),
+        rows=tuple(_read_rows(folder / DOCUMENT_LOSSES)),
         network=_read_network(folder),
     )
 

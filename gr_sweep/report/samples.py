@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.files import content_digest
-from gr_sweep.summary import SAMPLES
+from gr_sweep.jobdir import SAMPLES
 
 FORMAT = 1
 """Version of samples.json that this module reads."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import TrackingConfig, TrackingMode
-from gr_sweep.summary import METRICS
+from gr_sweep.jobdir import METRICS
 from gr_sweep.tracking.base import Tracker, Trackers
 from gr_sweep.tracking.jsonl import JsonlTracker
 from gr_sweep.tracking.null import NullTracker

@@ -33,8 +33,8 @@ from wandb.sdk import wandb_setup
 from gr_sweep.config import TrackingMode
 from gr_sweep.errors import ConfigError
 from gr_sweep.files import write_whole
+from gr_sweep.jobdir import METRICS
 from gr_sweep.metrics import registry
-from gr_sweep.summary import METRICS
 from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP, STEP_FIELD
 from gr_sweep.tracking.jsonl import finite, read_rows
 from gr_sweep.tracking.wandb_file import read_payloads

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.errors import JobError, JobLockedError
-from gr_sweep.folder import Holder, State, locked, standing
+from gr_sweep.files import lock_file
+from gr_sweep.jobdir import Holder, State, standing
 from gr_sweep.tracking.wandb import read_records
 from gr_sweep.tracking.wandb_api import (
     REQUEST_TIMEOUT_S,
@@ -430,7 +431,7 @@ def _alone(job: Path) -> Iterator[None]:
     path = job / _LOCK
     with contextlib.ExitStack() as stack:
         try:
-            is_free = stack.enter_context(locked(job, _LOCK))
+            is_free = stack.enter_context(lock_file(path))
             if is_free:
                 path.write_text(f"{Holder.here()}\n", encoding="utf-8")
         except OSError:

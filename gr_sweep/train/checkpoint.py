@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from gr_sweep.errors import DataError, FullDiskError
 from gr_sweep.files import content_digest, full_disk, is_full, write_whole
-from gr_sweep.folder import whole_checkpoints
+from gr_sweep.jobdir import whole_checkpoints
 from gr_sweep.train.distributed import Processes
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,15 @@ from gr_sweep.cli import status as verb
 from gr_sweep.cli.app import main
 from gr_sweep.cli.overview import read_status
 from gr_sweep.errors import DataError, JobError
-from gr_sweep.folder import Holder, Record, State, held, job_folders
-from gr_sweep.summary import write_summary
+from gr_sweep.jobdir import (
+    Holder,
+    Identity,
+    Record,
+    State,
+    job_folders,
+    lock_job_dir,
+    write_summary,
+)
 
 ROW = {
     "step": 30,
@@ -46,17 +53,17 @@ def sweep(tmp_path):
     for name in ("report", ".submitit", "done", "failed"):
         (folder / name).mkdir(parents=True)
     (folder / "multirun.yaml").touch()
-    with held(folder / "done") as hold:
-        hold.begin({"code": "c"}, {}, 120)
+    with lock_job_dir(folder / "done") as hold:
+        hold.begin(Identity("s", "t", "c", {}), 120, force=False)
         log(folder / "done", ROW | {"step": 120}, {"step": 120, "eval/loss/code": 2.0})
         write_summary(folder / "done" / "summary.json", {"format": 1})
-    with pytest.raises(DataError), held(folder / "failed"):
+    with pytest.raises(DataError), lock_job_dir(folder / "failed"):
         raise DataError("x.jsonl line 3: not UTF-8")
     begin(folder / "stopped", State.stopped, error="stopped by SIGTERM")
     begin(folder / "killed", State.running, holder=Holder.here())
     log(folder / "killed", ROW, torn='{"step": 31, "tra')
     begin(folder / "waiting")
-    with held(folder / "running"):
+    with lock_job_dir(folder / "running"):
         log(folder / "running", ROW)
         yield folder
 
@@ -239,7 +246,7 @@ def test_500_jobs_are_told_within_two_seconds_and_without_heavy_packages(tmp_pat
     config = {f"setting{n}": n for n in range(200)}
     metrics = {f"loss/kept/code/{n}": 1.0 for n in range(500)}
     rows = [ROW | {"step": step} for step in range(300)]
-    begin(tmp_path / "seed=0", State.running, config=config, holder=Holder.here())
+    begin(tmp_path / "seed=0", State.running, settings=config, holder=Holder.here())
     log(tmp_path / "seed=0", *rows)
     shutil.copytree(tmp_path / "seed=0", tmp_path / "seed=1")
     write_summary(tmp_path / "seed=1" / "summary.json", {"format": 1, "metrics": metrics})

@@ -20,8 +20,16 @@ from gr_sweep.cli.app import main
 from gr_sweep.cli.overview import JobStatus, Overview, read_status, sweep_left_s
 from gr_sweep.cli.watch import Frame, as_svg
 from gr_sweep.errors import DataError
-from gr_sweep.folder import Holder, Record, State, held, job_folders, standing
-from gr_sweep.summary import write_summary
+from gr_sweep.jobdir import (
+    Holder,
+    Identity,
+    Record,
+    State,
+    job_folders,
+    lock_job_dir,
+    standing,
+    write_summary,
+)
 from tests.terminal import on_terminal
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +77,8 @@ def sweep(tmp_path: Path) -> Iterator[Path]:
     make_job(folder / "edges=both", State.done, 120)
     make_job(folder / "edges=none", State.stopped, 60, error="stopped by SIGTERM")
     make_job(folder / "edges=weight", State.waiting, num_steps=None)
-    with held(folder / "seed=1", "seed=1") as hold:
-        hold.begin({}, {}, 120)
+    with lock_job_dir(folder / "seed=1", "seed=1") as hold:
+        hold.begin(Identity("s", "t", "c", {}), 120, force=False)
         (folder / "seed=1" / "metrics.jsonl").write_text(rows(30))
         yield folder
 
@@ -364,12 +372,12 @@ def test_while_the_queue_does_not_answer_jobs_stay_where_they_were(
 PLAYED = """
 import sys, time
 from pathlib import Path
-from gr_sweep.folder import held
-from gr_sweep.summary import write_summary
+from gr_sweep.jobdir import Identity, lock_job_dir
+from gr_sweep.jobdir import write_summary
 
 folder = Path(sys.argv[1])
-with held(folder, "edges=act") as hold:
-    hold.begin({}, {}, 100)
+with lock_job_dir(folder, "edges=act") as hold:
+    hold.begin(Identity("s", "t", "c", {}), 100, force=False)
     (folder / "metrics.jsonl").write_text('{"step": 40, "train/loss": 2.5, "time_s": 8.0}\\n')
     give_up = time.monotonic() + 120
     while not (folder / "end").exists() and time.monotonic() < give_up:
@@ -501,8 +509,8 @@ def test_a_real_job_is_watched_and_left_alone(tmp_path: Path) -> None:
 
 def test_a_refresh_of_500_jobs_is_quick(tmp_path: Path) -> None:
     config = {f"setting{n}": n for n in range(200)}
-    running = make_job(tmp_path / "seed=0", State.running, 2000, num_steps=4000, config=config)
-    done = make_job(tmp_path / "seed=1", State.done, 2000, num_steps=2000, config=config)
+    running = make_job(tmp_path / "seed=0", State.running, 2000, num_steps=4000, settings=config)
+    done = make_job(tmp_path / "seed=1", State.done, 2000, num_steps=2000, settings=config)
     write_summary(done / "summary.json", {f"loss/kept/code/{n}": 1.0 for n in range(500)})
     os.utime(running / "job.json")
     for number in range(2, 500):
@@ -527,7 +535,7 @@ def test_a_picture_for_pages_asks_for_nothing_from_elsewhere(sweep: Path) -> Non
 def test_a_job_that_fails_while_it_is_watched_ends_the_watch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DataError), held(tmp_path / "job"):
+    with pytest.raises(DataError), lock_job_dir(tmp_path / "job"):
         monkeypatch.setattr(watch.time, "sleep", lambda _: pytest.fail("waits for ever"))
         raise DataError("x.jsonl line 3")
     assert main(["watch", str(tmp_path)]) == 1

@@ -38,7 +38,7 @@ def make_run(
     summary = {
         "format": 1,
         "command": "gr-sweep seed=1",
-        "fingerprints": {"config": "a", "data": "b"},
+        "fingerprints": {"config": "a", "text": "b"},
         "config": {"train": {"sequence_length": 8}},
         "metrics": metrics or {},
         "intervals": {},

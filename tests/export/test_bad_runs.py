@@ -212,7 +212,7 @@ RUNS = {
         "summary.json",
     ),
     "summary's fingerprints are others": (
-        set_in("summary.json", "fingerprints", value={"config": "x", "data": "y"}),
+        set_in("summary.json", "fingerprints", value={"config": "x", "text": "y"}),
         "is not of the run",
     ),
     "summary's config is a list": (set_in("summary.json", "config", value=[1]), "summary.json"),

@@ -118,7 +118,7 @@ def job_of(folder, config, rows):
         "format": 1,
         "domains": domains,
         "config": to_plain(effective(config)),
-        "fingerprints": {"data": "d"},
+        "fingerprints": {"text": "d"},
         "metrics": {f"loss/full/{domain}": 5.0 for domain in domains},
     }
     (folder / "summary.json").write_text(json.dumps(summary))

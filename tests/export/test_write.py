@@ -206,7 +206,7 @@ def test_what_is_not_the_model_of_keep_is_not_written(tmp_path, monkeypatch):
 
 def test_a_checkpoint_that_is_broken_or_of_another_run_is_refused_and_stays(tmp_path):
     run, _ = make_run(tmp_path / "job", PEERS)
-    changed = replace(run, summary={**run.summary, "fingerprints": {"config": "x", "data": "b"}})
+    changed = replace(run, summary={**run.summary, "fingerprints": {"config": "x", "text": "b"}})
     with pytest.raises(JobError, match="not of the run"):
         export_to(changed, ["biology"], tmp_path / "out")
     [tensors] = (tmp_path / "job" / "checkpoints").glob("*/*.distcp")

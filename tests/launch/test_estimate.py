@@ -32,8 +32,8 @@ from gr_sweep.config import (
     TrainConfig,
 )
 from gr_sweep.errors import ConfigError, DataError, JobError, PlanError
-from gr_sweep.folder import read_record
 from gr_sweep.job import run_job
+from gr_sweep.jobdir import read_record
 from gr_sweep.launch.estimate import (
     GIB,
     Target,

@@ -17,11 +17,10 @@ import pytest
 from gr_sweep.cli.compose import compose
 from gr_sweep.config import Device, RunConfig, TrainConfig
 from gr_sweep.errors import ConfigError, DataError
-from gr_sweep.folder import State, held, standing
+from gr_sweep.jobdir import SUMMARY, State, lock_job_dir, standing
 from gr_sweep.launch import local
 from gr_sweep.launch.local import LocalParallelConfig, Spot, check_local, run_side_by_side
 from gr_sweep.launch.work import Work
-from gr_sweep.summary import SUMMARY
 from gr_sweep.train.stop import StopSignals
 
 CONFIG = RunConfig(train=TrainConfig(device=Device.cpu))
@@ -31,7 +30,7 @@ QUICK = LocalParallelConfig(check_memory=False)
 def play(folder: Path, act: str = "", seconds: float = 0.0) -> None:
     """Stands for a job: holds its folder, notes its environment and times, and ends as told."""
     signals = StopSignals()
-    with signals.listening(), held(folder):
+    with signals.listening(), lock_job_dir(folder):
         begun = time.time()
         (folder / "environment").write_text(json.dumps(dict(os.environ)))
         if act == "fails":

@@ -19,7 +19,7 @@ from gr_sweep.cli.app import main
 from gr_sweep.cli.launchers import SweepJob, outcome_of
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, DataError, JobError, LostError
-from gr_sweep.folder import CHECKPOINTS, Holder, Record, State, held, standing
+from gr_sweep.jobdir import CHECKPOINTS, SUMMARY, Holder, Record, State, lock_job_dir, standing
 from gr_sweep.launch import slurm
 from gr_sweep.launch.resources import Resources
 from gr_sweep.launch.slurm import (
@@ -33,7 +33,6 @@ from gr_sweep.launch.slurm import (
     sbatch_parameters,
 )
 from gr_sweep.launch.work import Work
-from gr_sweep.summary import SUMMARY
 from gr_sweep.train.stop import Stopped
 from tests.launch.cluster import Cluster
 
@@ -99,12 +98,12 @@ def nothing() -> None:
 
 
 def finish(work: Work) -> None:
-    with held(work.folder):
+    with lock_job_dir(work.folder):
         (work.folder / SUMMARY).write_text("{}")
 
 
 def fail(work: Work, error: Exception) -> None:
-    with pytest.raises(type(error)), held(work.folder):
+    with pytest.raises(type(error)), lock_job_dir(work.folder):
         raise error
 
 
@@ -445,7 +444,7 @@ def test_a_job_that_somebody_runs_elsewhere_is_waited_for_and_then_submitted(
     cluster, sweep, launch
 ):
     [work] = works_of(sweep, "a")
-    with held(work.folder) as hold:
+    with lock_job_dir(work.folder) as hold:
         launch_ends = [nothing, lambda: hold._write(State.stopped, "stopped by SIGINT")]
         launch([work], *launch_ends, lambda: (work.folder / SUMMARY).write_text("{}"))
     assert len(cluster.scripts) == 1

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from gr_sweep.folder import State, standing
+from gr_sweep.jobdir import State, standing
 from gr_sweep.launch.slurm import Submitted
 from tests.train.saved import saved_tensors
 

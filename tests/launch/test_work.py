@@ -7,9 +7,17 @@ import pytest
 
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError
-from gr_sweep.folder import Record, State, announce, held, read_record, standing
+from gr_sweep.jobdir import (
+    SUMMARY,
+    Identity,
+    Record,
+    State,
+    announce,
+    lock_job_dir,
+    read_record,
+    standing,
+)
 from gr_sweep.launch.work import Told, Work
-from gr_sweep.summary import SUMMARY
 
 
 def make_work(folder: Path, title: str = "edges=act") -> Work:
@@ -24,18 +32,18 @@ def test_an_announced_job_waits(tmp_path):
 
 
 def test_an_announcement_forgets_how_a_job_ended_and_keeps_what_it_began_with(tmp_path):
-    with pytest.raises(DataError), held(tmp_path, "old title") as hold:
-        hold.begin({"code": "1a"}, {"seed": 1}, 40)
+    with pytest.raises(DataError), lock_job_dir(tmp_path, "old title") as hold:
+        hold.begin(Identity("s", "t", "1a", {"seed": 1}), 40, force=False)
         raise DataError("x.jsonl line 3")
     announce(tmp_path, "edges=act")
     record = read_record(tmp_path)
     assert record is not None and record.state is State.waiting and record.error is None
     assert (record.title, record.num_steps) == ("edges=act", 40)
-    assert (record.fingerprints, record.config) == ({"code": "1a"}, {"seed": 1})
+    assert (record.fingerprints["code"], record.settings) == ("1a", {"seed": 1})
 
 
 def test_an_announcement_leaves_jobs_alone_that_run_or_are_done(tmp_path):
-    with held(tmp_path / "runs"):
+    with lock_job_dir(tmp_path / "runs"):
         announce(tmp_path / "runs", "edges=act")
         assert standing(tmp_path / "runs").state is State.running
     (tmp_path / "done").mkdir()
@@ -51,7 +59,7 @@ def test_news_is_told_once_and_the_end_with_its_reason(tmp_path, capsys):
     announce(works[0].folder, "one")
     told.look(works[0])
     assert capsys.readouterr().err == ""
-    with pytest.raises(DataError), held(works[0].folder):
+    with pytest.raises(DataError), lock_job_dir(works[0].folder):
         told.look(works[0])
         told.look(works[0])
         said = capsys.readouterr().err
@@ -70,7 +78,7 @@ def test_news_is_told_once_and_the_end_with_its_reason(tmp_path, capsys):
 def test_a_job_that_was_running_and_stopped_is_news(tmp_path, capsys):
     work = make_work(tmp_path)
     told = Told([work])
-    with held(tmp_path):
+    with lock_job_dir(tmp_path):
         told.look(work)
     Record(State.stopped, error="stopped by SIGUSR2").write(tmp_path)
     told.look(work)
@@ -81,7 +89,7 @@ def test_beside_a_table_only_what_it_does_not_show_is_said(tmp_path, capsys):
     work = make_work(tmp_path)
     told = Told([work], is_shown=True)
     told.start(work, " on GPU 1")
-    with held(tmp_path):
+    with lock_job_dir(tmp_path):
         assert told.look(work).state is State.running
     told.end(work)
     assert capsys.readouterr().err == ""

@@ -306,7 +306,7 @@ def write_job(
         "overrides": list(overrides),
         "domains": list(domains),
         "config": plain(dataclasses.asdict(config)),
-        "fingerprints": {"code": "b1946ac9", "config": "2c26b46b", "data": "fcde2b2e"},
+        "fingerprints": {"code": "b1946ac9", "config": "2c26b46b", "text": "fcde2b2e"},
         "environment": {"python": "3.11.9", "torch": "2.13.0", "device": "cpu", "cpus": 2},
         "metrics": metrics,
         "intervals": intervals,

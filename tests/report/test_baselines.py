@@ -109,7 +109,7 @@ def write(
         "overrides": [],
         "domains": DOMAINS,
         "config": to_plain(effective(config)),
-        "fingerprints": {"code": "c", "config": name, "data": data},
+        "fingerprints": {"code": "c", "config": name, "text": data},
         "environment": {},
         "metrics": metrics,
         "intervals": intervals,

@@ -11,7 +11,7 @@ import pytest
 
 import gr_sweep
 from gr_sweep.errors import JobError
-from gr_sweep.folder import Record, State
+from gr_sweep.jobdir import Record, State
 from gr_sweep.report import collect
 
 EDGES = ("none", "both", "act", "weight")
@@ -78,7 +78,7 @@ def test_history_goes_as_far_as_jobs_came_that_are_not_done(sweep: Path) -> None
     for name, steps in (("runs", 20), ("waits", 0)):
         (sweep / name).mkdir()
         config = {"edges": "act", "plan": {"kind": "peers"}, "seed": 7}
-        Record(State.running, config=config).write(sweep / name)
+        Record(State.running, settings=config).write(sweep / name)
         rows = [f'{{"step": {step}, "train/loss": 2.0, "note": "x"}}\n' for step in range(steps)]
         (sweep / name / "metrics.jsonl").write_text("".join(rows) + '{"step": 99, "tra')
     frame = gr_sweep.history(sweep)

@@ -17,7 +17,8 @@ from wandb.sdk.lib.service.service_port_file import ServicePollForTokenError
 
 from gr_sweep.cli import sync as verb
 from gr_sweep.cli.app import main
-from gr_sweep.folder import held, locked
+from gr_sweep.files import lock_file
+from gr_sweep.jobdir import lock_job_dir
 from gr_sweep.tracking import wandb_api, wandb_upload
 from gr_sweep.tracking.wandb import read_records
 from gr_sweep.tracking.wandb_file import read_payloads, write_payloads
@@ -192,7 +193,7 @@ def test_a_job_that_began_again_since_the_verb_looked_is_left(
     upload_job = wandb_upload.upload_job
 
     def once_it_runs(job: Path, *rest: Any, **more: Any) -> Any:
-        with held(job):
+        with lock_job_dir(job):
             return upload_job(job, *rest, **more)
 
     monkeypatch.setattr(wandb_upload, "upload_job", once_it_runs)
@@ -204,10 +205,10 @@ def test_a_job_that_began_again_since_the_verb_looked_is_left(
 def test_a_job_that_another_upload_is_at_is_left_and_may_begin(
     job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with locked(job, ".upload_lock"):
+    with lock_file(job / ".upload_lock"):
         (job / ".upload_lock").write_text("process 7 on elsewhere\n")
         assert main(["sync", str(job)]) == 0
-        with held(job):
+        with lock_job_dir(job):
             pass
     assert capsys.readouterr().out.startswith(
         "edges=both: left, process 7 on elsewhere uploads it\n"
@@ -475,7 +476,7 @@ def test_what_a_shell_says_of_its_next_run_is_not_obeyed(
 def test_a_job_that_runs_is_left_and_named(
     job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with held(job):
+    with lock_job_dir(job):
         assert main(["sync", str(job.parent)]) == 0
     assert capsys.readouterr().out == "edges=both: left, it is running\n1 left\n"
     assert not server.runs

@@ -1,0 +1,573 @@
+"""A job's folder: its file names, its lock, its state, and the identity of the job in it.
+
+One process at a time works in a folder. `job.json` records the job's state, for later starts and
+for `gr-sweep status`; `summary.json` holds the results of a finished job, under a checksum; the
+`Identity` says which job they are the results of. What a job computes is not known here. No torch.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gr_sweep.config import NO_EFFECT_ON_RESULT, RunConfig, fingerprint, what_counts
+from gr_sweep.errors import DataError, GrSweepError, JobError, JobLockedError, LostError
+from gr_sweep.files import content_digest, is_locked, lock_file, write_whole
+
+logger = logging.getLogger(__name__)
+
+RECORD = "job.json"
+SUMMARY = "summary.json"
+"""Written last: a job that has one is finished."""
+METRICS = "metrics.jsonl"
+DOCUMENT_LOSSES = "document_losses.csv"
+RELEARN = "relearn.csv"
+PLAN = "plan.json"
+SAMPLES = "samples.json"
+"""Text that the model has written, to look at: no metric is computed from it."""
+CHECKPOINTS = "checkpoints"
+REPLACED = ".replaced"
+"""Folder beside a job's, with what `resume=fresh` has replaced."""
+LOCK = ".lock"
+
+HEARTBEAT_S = 10.0
+"""A running job sets the time of its record this often."""
+SILENT_S = 60.0
+"""A job of another machine without a heartbeat for this long has ended."""
+_PROBE_S = 1.0
+"""Longer than a process holds the lock that does not run the job."""
+_CHECKPOINT = re.compile(r"step_(\d{8})")
+_NO_PART_IN_NUMBERS = ("bench", "cli", "export", "launch", "report", "tracking")
+
+
+# Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What decides a job's numbers: jobs of equal identity have equal results.
+
+    Where results are written is no part of it, so the folder of a sweep can be moved or copied. A
+    path that names text (`data.root`) is a setting like any other.
+    """
+
+    config: str
+    """Fingerprint of the settings that can change a number."""
+    text: str
+    """Fingerprint of the documents, their domains, and the tokenizer."""
+    code: str
+    """Fingerprint of the source files that can change a number."""
+    settings: dict[str, Any] = field(compare=False, repr=False)
+    """The settings behind `config`, so that a message can name those that differ."""
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """As a record and a summary hold them."""
+        return {"config": self.config, "text": self.text, "code": self.code}
+
+
+def identity_of(config: RunConfig, text: str) -> Identity:
+    """Identity of the job that this code runs with the config on the text."""
+    return Identity(fingerprint(config), text, code_fingerprint(), what_counts(config))
+
+
+@functools.cache
+def source_digests() -> Mapping[str, str]:
+    """12 hexadecimal digits of each source file that can change a job's numbers, by its path in the
+    package; computed once in a process."""
+    package = Path(__file__).parent
+    return {
+        name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        for path in sorted(package.rglob("*.py"))
+        for name in [path.relative_to(package)]
+        if name.parts[0] not in _NO_PART_IN_NUMBERS
+    }
+
+
+def code_fingerprint() -> str:
+    """64 hexadecimal digits of all `source_digests`."""
+    lines = (f"{name} {digest}\n" for name, digest in source_digests().items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def is_done(folder: Path, identity: Identity) -> bool:
+    """Whether the folder holds the finished job of this identity."""
+    summary = read_finished(folder)
+    return summary is not None and summary.get("fingerprints") == identity.fingerprints
+
+
+def differences(folder: Path, identity: Identity) -> list[str]:
+    """What differs between the job in the folder, finished or not, and the identity: a line each
+    for settings, text and code.
+
+    Empty where all are equal, and where there is nothing to go on from: neither a summary nor a
+    checkpoint.
+
+    Raises:
+        JobError: the folder holds files, but not those of a job.
+    """
+    if folder.is_dir() and not is_job(folder):
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if names:
+            raise JobError(
+                f"{folder} holds {_few(names)} and is not the folder of a job; use another folder"
+            )
+    record = read_record(folder) or Record(State.waiting)
+    if (summary := read_finished(folder)) is not None:
+        found, settings = summary.get("fingerprints", {}), flatten(summary.get("config", {}))
+    elif newest_step(folder) is not None and record.fingerprints:
+        found, settings = record.fingerprints, flatten(record.settings)
+    else:
+        return []
+    if not found.keys() >= identity.fingerprints.keys():
+        return ["version (an older gr-sweep ran it, and did not record all that it depends on)"]
+    lines = []
+    if found["config"] != identity.config:
+        new = flatten(identity.settings)
+        changes = [
+            f"{key} was {settings.get(key)!r}, now {new.get(key)!r}"
+            for key in _changed(settings, new)
+            if not any(f"{key}.".startswith(f"{name}.") for name in NO_EFFECT_ON_RESULT)
+        ]
+        lines.append(f"settings ({_few(changes)})")
+    if found["text"] != identity.text:
+        lines.append("text (the documents or the tokenizer have changed)")
+    if found["code"] != identity.code:
+        is_known = record.fingerprints.get("code") == found["code"]
+        files = _changed(record.sources, source_digests()) if is_known else []
+        lines.append(f"code ({_few(files)})" if files else "code")
+    return lines
+
+
+def different_job(folder: Path, changes: list[str]) -> JobError:
+    """The error where a folder holds another job than was asked for; `changes` as from
+    `differences`."""
+    return JobError(
+        f"{folder} holds a job with different {'; '.join(changes)}. Use another folder, go on from "
+        f"that job with resume=force, or begin again with resume=fresh, which moves it to "
+        f"{folder.parent / REPLACED}"
+    )
+
+
+def replace_job(folder: Path) -> Path | None:
+    """Moves a job's folder to `.replaced/NAME-N` beside it, for `resume=fresh`; returns the new
+    place, or None where there was nothing to move.
+
+    A command calls this once for each of its jobs before it starts any, so that a job which is
+    requeued later goes on from its own checkpoints.
+
+    Raises:
+        JobLockedError: the job is running.
+        JobError: the folder is not a job's.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    if not is_job(folder):
+        raise JobError(f"{folder} is not the folder of a job, so resume=fresh does not move it")
+    with lock_file(folder / LOCK, timeout_s=_PROBE_S) as has_lock:
+        if not has_lock or standing(folder).state is State.running:
+            raise _locked_by(folder)
+        place = folder.absolute()  # `hydra.run.dir=.` has a name too
+        (place.parent / REPLACED).mkdir(exist_ok=True)
+        number = 1
+        while (to := place.parent / REPLACED / f"{place.name}-{number}").exists():
+            number += 1
+        place.rename(to)
+    return to
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a config by dotted names; an empty mapping is "{}"."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = "{}" if isinstance(value, Mapping) else value
+    return flat
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+# State
+
+
+class State(enum.Enum):
+    """State of a job."""
+
+    waiting = "waiting"
+    running = "running"
+    stopped = "stopped"
+    """Ended early, by a signal or a crash; starting it again resumes it."""
+    failed = "failed"
+    done = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that runs, or ran, a job; the main one of several."""
+
+    host: str
+    pid: int
+    slurm_job: str | None = None
+    """As squeue shows it: `12`, or `12_3` in an array."""
+
+    @classmethod
+    def here(cls) -> "Holder":
+        """This process."""
+        array, task = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
+        number = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+        return cls(socket.gethostname(), os.getpid(), number or None)
+
+    def __str__(self) -> str:
+        slurm = f" (SLURM job {self.slurm_job})" if self.slurm_job else ""
+        return f"process {self.pid} on {self.host}{slurm}"
+
+
+@dataclass(slots=True)
+class Record:
+    """Content of job.json."""
+
+    state: State
+    title: str = ""
+    """The overrides in which the job differs from others of its sweep, for people."""
+    since: str = ""
+    """When it entered this state, UTC."""
+    error: str | None = None
+    """Why it ended, one line."""
+    holder: Holder | None = None
+    is_bug: bool = False
+    """Whether the error is not one that the user can fix."""
+    num_steps: int | None = None
+    """Optimizer steps of the whole run."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Those of the identity that the job's checkpoints began with."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    """`source_digests` as the job began."""
+    changes: list[str] = field(default_factory=list)
+    """What `resume=force` has changed since, as from `differences`."""
+
+    def write(self, folder: Path, *, is_new_state: bool = True) -> None:
+        """Writes it as the folder's record, whole."""
+        if is_new_state:
+            self.since = datetime.now(UTC).isoformat(timespec="seconds")
+        content = dataclasses.asdict(self) | {"state": self.state.value}
+        write_whole(folder / RECORD, json.dumps(content, indent=1) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """State of a job, as its files say."""
+
+    state: State
+    record: Record | None
+
+
+def is_job(folder: Path) -> bool:
+    """Whether it is the folder of a job, begun or not."""
+    return any((folder / name).exists() for name in (RECORD, SUMMARY, METRICS, ".hydra"))
+
+
+def job_folders(folder: Path, known: Container[Path] = ()) -> list[Path]:
+    """The jobs in the folder of a sweep, by name, or the folder itself if it is a job; resolved.
+
+    Args:
+        known: folders that were jobs before, and are not looked into again.
+
+    Raises:
+        JobError: the folder does not exist or holds no job.
+    """
+    if not os.path.isdir(folder):
+        raise JobError(f"{folder} is not a folder; expected the folder of a sweep or of a job")
+    if is_job(folder):
+        return [folder.resolve()]
+    entries = sorted(folder.resolve().iterdir())
+    found = [entry for entry in entries if entry in known or is_job(entry)]
+    if not found:
+        names = f"{RECORD}, {SUMMARY}, {METRICS} or .hydra"
+        raise JobError(f"{folder} holds no job: neither it nor a folder in it has a {names}")
+    return found
+
+
+def read_record(folder: Path) -> Record | None:
+    """The folder's record; None if there is none or it is damaged: a job can do without."""
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        holder = content.pop("holder")
+        known = {item.name for item in dataclasses.fields(Record)}
+        record = Record(**{key: value for key, value in content.items() if key in known})
+        record.state = State(content["state"])
+        record.holder = None if holder is None else Holder(**holder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return record
+
+
+def standing(folder: Path) -> Standing:
+    """State of the folder's job; changes no file."""
+    record = read_record(folder)
+    if read_finished(folder) is not None:
+        return Standing(State.done, record)
+    if record is None or record.state is State.done:  # somebody removed the summary
+        return Standing(State.waiting, record)
+    if record.state is State.running and not _is_alive(folder, record):
+        return Standing(State.stopped, record)
+    return Standing(record.state, record)
+
+
+def announce(folder: Path, title: str) -> None:
+    """Makes the folder, with the record of a waiting job; a job that runs or is finished stays as
+    it is, and so does what a job began with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if standing(folder).state is not State.done:
+        _set_state(folder, State.waiting, title=title, holder=None, error=None)
+
+
+def note_end(folder: Path, state: State, error: str) -> None:
+    """Records how a job ended that could not do so itself; a job that runs again stays as it is."""
+    _set_state(folder, state, error=error)
+
+
+def _set_state(folder: Path, state: State, **changes: Any) -> None:
+    record = read_record(folder)
+    if record is not None and record.state is State.running and _is_alive(folder, record):
+        return
+    with lock_file(folder / LOCK) as has_lock:
+        if has_lock:
+            record = read_record(folder) or Record(state)
+            dataclasses.replace(record, state=state, is_bug=False, **changes).write(folder)
+
+
+def _is_alive(folder: Path, record: Record) -> bool:
+    if record.holder is not None and record.holder.host == socket.gethostname():
+        found = is_locked(folder / LOCK)
+        if found is not None:
+            return found
+    # Whether another machine's lock is visible here depends on the file system.
+    with contextlib.suppress(OSError):
+        return time.time() - (folder / RECORD).stat().st_mtime < SILENT_S
+    return False
+
+
+def whole_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
+    """Step and folder of each whole checkpoint, oldest first; not of those that are half written or
+    were set aside."""
+    found = ((_CHECKPOINT.fullmatch(path.name), path) for path in checkpoints.glob("step_*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def newest_step(folder: Path) -> int | None:
+    """Step of the job's newest whole checkpoint; None if it has none."""
+    return max((step for step, _ in whole_checkpoints(folder / CHECKPOINTS)), default=None)
+
+
+# Lock
+
+
+class JobLock:
+    """A job's folder while this process alone works in it; `lock_job_dir` makes it."""
+
+    def __init__(self, folder: Path, title: str) -> None:
+        self.folder = folder
+        record = read_record(folder) or Record(State.running)
+        self._record = dataclasses.replace(record, title=title or record.title)
+        self._record.holder = Holder.here()
+        self._write(State.running)
+
+    def begin(self, identity: Identity, num_steps: int, *, force: bool) -> Record:
+        """Records what the job runs with; returns the record.
+
+        A job without a checkpoint begins with this identity. A job with one goes on, under `force`
+        with a different identity too: `changes` then says what differs. The summary of a finished
+        job is renamed to `summary.json.replaced`: the job trains the steps that are left, if any,
+        and evaluates again.
+
+        Raises:
+            JobError: the identity differs, without `force`.
+        """
+        changes = differences(self.folder, identity)
+        if changes and not force:
+            raise different_job(self.folder, changes)
+        record = self._record
+        if newest_step(self.folder) is None or not record.fingerprints:
+            record.fingerprints, record.settings = identity.fingerprints, identity.settings
+            record.sources, record.changes = dict(source_digests()), []
+        elif changes:
+            logger.warning("resuming with different %s", "; ".join(changes))
+            record.changes += [line for line in changes if line not in record.changes]
+        record.num_steps = num_steps
+        record.write(self.folder, is_new_state=False)
+        if (path := self.folder / SUMMARY).exists():
+            aside = path.with_name(f"{SUMMARY}.replaced")
+            logger.warning("%s: renamed to %s, the job evaluates again", path, aside.name)
+            path.replace(aside)
+        return record
+
+    def _write(self, state: State, error: str | None = None, is_bug: bool = False) -> None:
+        self._record.state, self._record.error, self._record.is_bug = state, error, is_bug
+        self._record.write(self.folder)
+
+
+@contextlib.contextmanager
+def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
+    """Locks the folder for this process, and makes it if it is missing. The record then says how
+    the block ended. The lock ends with the process, however that ends.
+
+    Raises:
+        JobLockedError: another process works in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_file(folder / LOCK, timeout_s=_PROBE_S) as has_lock:
+        if not has_lock:
+            raise _locked_by(folder)
+        _await_silence(folder)
+        lock = JobLock(folder, title)
+        try:
+            with _heartbeat(folder / RECORD):
+                yield lock
+        except BaseException as error:
+            has_failed = isinstance(error, Exception) and not isinstance(error, LostError)
+            is_bug = has_failed and not isinstance(error, GrSweepError)
+            message = str(error)
+            if is_bug or not message:
+                message = f"{type(error).__name__}: {error}".removesuffix(": ")
+            # The error may be about a full disk: then the record stays as it is.
+            with contextlib.suppress(OSError, GrSweepError):
+                state = State.failed if has_failed else State.stopped
+                lock._write(state, " ".join(message.split()), is_bug)
+            raise
+        if read_finished(folder) is not None:
+            # Only for people: the summary counts.
+            with contextlib.suppress(OSError, GrSweepError):
+                lock._write(State.done)
+
+
+def _locked_by(folder: Path) -> JobLockedError:
+    record = read_record(folder)
+    who = "another process" if record is None or record.holder is None else str(record.holder)
+    since = f" since {record.since}" if record is not None and record.since else ""
+    return JobLockedError(f"{folder} is being run by {who}{since}; wait for it, or stop it")
+
+
+def _await_silence(folder: Path) -> None:
+    """Waits until a job of another machine has had no heartbeat for `SILENT_S`: that machine's lock
+    may not be visible here.
+
+    Raises:
+        JobLockedError: it has one.
+    """
+    record = read_record(folder)
+    if record is None or record.state is not State.running or record.holder is None:
+        return
+    seen = (folder / RECORD).stat().st_mtime_ns
+    # Clocks may differ by seconds, not by minutes.
+    is_over = time.time() - seen / 1e9 > 10 * SILENT_S
+    if is_over or record.holder.host == socket.gethostname():
+        return
+    logger.info("%s ran this job: waiting %.0f s for a heartbeat", record.holder, SILENT_S)
+    give_up = time.monotonic() + SILENT_S
+    while time.monotonic() < give_up:
+        time.sleep(min(1.0, SILENT_S / 10))
+        if (folder / RECORD).stat().st_mtime_ns != seen:
+            raise _locked_by(folder)
+
+
+@contextlib.contextmanager
+def _heartbeat(path: Path) -> Iterator[None]:
+    """Sets the file's time every `HEARTBEAT_S`, from a thread."""
+    ends = threading.Event()
+
+    def beat() -> None:
+        while not ends.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
+
+
+# Summary
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Writes a summary of JSON values whole, with a checksum."""
+    write_whole(path, _json({"checksum": _checksum(summary), **summary}))
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary as `write_summary` was given it; one of an older version may have no checksum.
+
+    Raises:
+        DataError: it is damaged.
+        OSError: it does not exist or cannot be read.
+    """
+    try:
+        summary = json.loads(path.read_bytes())
+        if not isinstance(summary, dict):
+            raise ValueError("expected a JSON object")
+        checksum = summary.pop("checksum", None)
+        if checksum is not None and checksum != _checksum(summary):
+            raise ValueError("its checksum does not match")
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error})") from error
+    return summary
+
+
+def read_finished(folder: Path) -> dict[str, Any] | None:
+    """The summary of the job in the folder, whichever job it is; None if it is not finished, or its
+    summary is damaged."""
+    try:
+        return read_summary(folder / SUMMARY)
+    except (OSError, DataError):
+        return None
+
+
+def check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Checks that the tables behind a job's metrics are as the job wrote them.
+
+    Args:
+        digests: the summary's "files": `content_digest` by name. `SAMPLES` is skipped: whoever
+            shows the text checks it.
+
+    Raises:
+        DataError: one has changed.
+        OSError: one does not exist or cannot be read.
+    """
+    for name, digest in digests.items():
+        if name != SAMPLES and content_digest(folder / name) != digest:
+            raise DataError(f"{folder / name} is damaged (its checksum does not match)")
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _checksum(summary: Mapping[str, Any]) -> str:
+    """Of the file without the line of the checksum, as all versions have computed it."""
+    return hashlib.sha256(_json(summary).removeprefix("{\n").encode()).hexdigest()

@@ -1,0 +1,443 @@
+"""A job's folder: its lock, its record, its summary, and which job is in it."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gr_sweep import jobdir
+from gr_sweep.errors import DataError, JobError, JobLockedError
+from gr_sweep.files import content_digest
+from gr_sweep.jobdir import (
+    RECORD,
+    SAMPLES,
+    SUMMARY,
+    Holder,
+    Identity,
+    Record,
+    State,
+    announce,
+    check_files,
+    differences,
+    is_done,
+    job_folders,
+    lock_job_dir,
+    newest_step,
+    note_end,
+    read_finished,
+    read_record,
+    read_summary,
+    replace_job,
+    source_digests,
+    standing,
+    write_summary,
+)
+
+SETTINGS = {"seed": 0, "train": {"steps": 4, "lr": 0.1}}
+IDENTITY = Identity("config", "text", "code", SETTINGS)
+
+HOLDS_LOCK = """
+import sys, time
+from pathlib import Path
+from gr_sweep.jobdir import lock_job_dir
+with lock_job_dir(Path(sys.argv[1]), "edges=act"):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_slurm(monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@contextlib.contextmanager
+def another_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that has locked the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS_LOCK, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def run_elsewhere(folder: Path, *, age_s: float = 0.0) -> None:
+    """Leaves a folder as another machine does that runs a job in it, whose lock is not visible."""
+    (folder / ".lock").touch()
+    Record(State.running, "edges=act", holder=Holder("elsewhere", 7)).write(folder)
+    then = time.time() - age_s
+    os.utime(folder / RECORD, (then, then))
+
+
+def begin(folder: Path, identity: Identity = IDENTITY, *, force: bool = False) -> Record:
+    with lock_job_dir(folder) as lock:
+        return lock.begin(identity, 10, force=force)
+
+
+def begun(folder: Path) -> Path:
+    """The folder of a job that has begun and left a checkpoint."""
+    begin(folder)
+    (folder / "checkpoints" / "step_00000002").mkdir(parents=True)
+    return folder
+
+
+def finished(folder: Path, identity: Identity = IDENTITY) -> Path:
+    """The folder of a finished job, which has no checkpoint any more."""
+    begin(folder, identity)
+    config = {**identity.settings, "tracking": {"mode": "off"}}
+    write_summary(
+        folder / SUMMARY, {"format": 1, "fingerprints": identity.fingerprints, "config": config}
+    )
+    return folder
+
+
+# Lock
+
+
+def test_a_second_process_is_told_which_one_has_locked_the_folder_and_since_when(tmp_path):
+    with another_process(tmp_path) as process:
+        record = read_record(tmp_path)
+        assert record is not None and record.title == "edges=act"
+        with pytest.raises(JobLockedError) as refused, lock_job_dir(tmp_path):
+            pass
+        where = f"process {process.pid} on {socket.gethostname()} since {record.since}"
+        assert where in str(refused.value)
+        assert standing(tmp_path).state is State.running
+        with pytest.raises(JobLockedError):
+            replace_job(tmp_path)
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    with another_process(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert standing(tmp_path).state is State.stopped
+    start = time.monotonic()
+    with lock_job_dir(tmp_path):
+        record = read_record(tmp_path)
+        assert record is not None and record.title == "edges=act"
+        assert record.holder == Holder.here()
+    assert time.monotonic() - start < 5
+
+
+def test_a_job_of_another_machine_keeps_its_folder_while_it_has_a_heartbeat(tmp_path, monkeypatch):
+    run_elsewhere(tmp_path)
+    assert standing(tmp_path).state is State.running
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.utime(tmp_path / RECORD))
+    with pytest.raises(JobLockedError, match="process 7 on elsewhere since 20"):
+        begin(tmp_path)
+    assert read_record(tmp_path).holder.host == "elsewhere"
+
+
+@pytest.mark.parametrize("age_s", [1, 3600])
+def test_a_job_of_another_machine_without_a_heartbeat_has_ended(tmp_path, monkeypatch, age_s):
+    monkeypatch.setattr(jobdir, "SILENT_S", 0.4)
+    run_elsewhere(tmp_path, age_s=age_s)
+    assert standing(tmp_path).state is State.stopped
+    start = time.monotonic()
+    with lock_job_dir(tmp_path):
+        # Clocks may differ, so that a recent job is waited for whatever its time says.
+        assert (time.monotonic() - start >= 0.4) == (age_s == 1)
+        assert read_record(tmp_path).holder == Holder.here()
+
+
+def test_without_locks_in_the_file_system_heartbeats_count(tmp_path, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with lock_job_dir(tmp_path):
+        assert standing(tmp_path).state is State.running
+        then = time.time() - 2 * jobdir.SILENT_S
+        os.utime(tmp_path / RECORD, (then, then))
+        assert standing(tmp_path).state is State.stopped
+    with lock_job_dir(tmp_path):
+        pass
+
+
+def test_a_running_job_has_a_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobdir, "HEARTBEAT_S", 0.02)
+    with lock_job_dir(tmp_path):
+        content = (tmp_path / RECORD).read_bytes()
+        os.utime(tmp_path / RECORD, (0, 0))
+        give_up = time.monotonic() + 10
+        while (tmp_path / RECORD).stat().st_mtime < time.time() - 60:
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+        assert (tmp_path / RECORD).read_bytes() == content
+
+
+# Record
+
+
+def test_a_holder_is_named_by_process_host_and_slurm_job(monkeypatch):
+    assert str(Holder("node1", 12)) == "process 12 on node1"
+    monkeypatch.setenv("SLURM_JOB_ID", "99")
+    assert Holder.here() == Holder(socket.gethostname(), os.getpid(), "99")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "98")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    assert str(Holder.here()).endswith("(SLURM job 98_0)")
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "message", "is_bug"),
+    [
+        (DataError("x.txt line 3:\nnot UTF-8"), State.failed, "x.txt line 3: not UTF-8", False),
+        (ZeroDivisionError("a bug"), State.failed, "ZeroDivisionError: a bug", True),
+        (KeyboardInterrupt(), State.stopped, "KeyboardInterrupt", False),
+    ],
+)
+def test_the_record_says_how_a_job_ended(tmp_path, error, state, message, is_bug):
+    with pytest.raises(type(error)), lock_job_dir(tmp_path):
+        raise error
+    now = standing(tmp_path)
+    assert (now.state, now.record.error, now.record.is_bug) == (state, message, is_bug)
+    note_end(tmp_path, State.stopped, "killed")
+    assert (read_record(tmp_path).error, read_record(tmp_path).is_bug) == ("killed", False)
+
+
+def test_the_state_of_a_job_follows_from_its_files(tmp_path):
+    empty, announced, running, done = (tmp_path / name for name in "abcd")
+    empty.mkdir()
+    assert standing(empty).state is State.waiting and standing(empty).record is None
+    announce(announced, "edges=act")
+    assert standing(announced).state is State.waiting
+    with lock_job_dir(running):
+        assert standing(running).state is State.running
+    assert standing(running).state is State.stopped, "neither an error nor a summary"
+    with lock_job_dir(done):
+        write_summary(done / SUMMARY, {"format": 1})
+    assert read_record(done).state is standing(done).state is State.done
+    whole = (done / SUMMARY).read_text()
+    (done / SUMMARY).write_text(whole.replace("1\n", "2\n"))
+    assert standing(done).state is State.waiting, "damaged"
+    (done / SUMMARY).unlink()
+    assert standing(done).state is State.waiting, "removed"
+    assert [path.name for path in job_folders(tmp_path)] == ["b", "c", "d"]
+
+
+def test_a_running_job_is_not_written_over(tmp_path):
+    with lock_job_dir(tmp_path, "mine"):
+        Record(State.waiting, "mine").write(tmp_path)  # as it was a moment before
+        announce(tmp_path, "other")
+        note_end(tmp_path, State.failed, "gone")
+        assert (read_record(tmp_path).title, read_record(tmp_path).error) == ("mine", None)
+
+
+def test_reading_the_state_changes_no_file(tmp_path):
+    Record(State.running, holder=Holder.here()).write(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.iterdir()]}
+    standing(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.iterdir()]} == before
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"state": "odd", "holder": null}', b"\xff"])
+def test_a_damaged_record_is_replaced(tmp_path, content):
+    (tmp_path / RECORD).write_bytes(content)
+    assert read_record(tmp_path) is None
+    assert standing(tmp_path).state is State.waiting
+    with lock_job_dir(tmp_path, "edges=act"):
+        assert read_record(tmp_path).title == "edges=act"
+
+
+def test_a_record_of_a_later_version_is_read_as_far_as_it_is_known(tmp_path):
+    Record(State.failed, error="no text").write(tmp_path)
+    content = json.loads((tmp_path / RECORD).read_text())
+    (tmp_path / RECORD).write_text(json.dumps(content | {"colour": "red"}))
+    assert read_record(tmp_path).error == "no text"
+
+
+def test_a_disk_that_is_full_at_the_very_end_fails_no_finished_job(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with lock_job_dir(tmp_path):
+        write_summary(tmp_path / SUMMARY, {"format": 1})
+        monkeypatch.setattr(os, "fsync", full)
+    assert standing(tmp_path).state is State.done
+
+
+# Identity
+
+
+def other(**changes: object) -> Identity:
+    return dataclasses.replace(IDENTITY, **changes)
+
+
+OTHER_SETTINGS = {"seed": 5, "train": {"steps": 4, "lr": 0.1, "warmup": 0.1}}
+
+
+@pytest.mark.parametrize("make", [begun, finished])
+@pytest.mark.parametrize(
+    ("identity", "line"),
+    [
+        (
+            other(config="other", settings=OTHER_SETTINGS),
+            "settings (seed was 0, now 5, train.warmup was None, now 0.1)",
+        ),
+        (other(text="other"), "text (the documents or the tokenizer have changed)"),
+    ],
+)
+def test_what_differs_from_the_job_in_the_folder_is_named(tmp_path, make, identity, line):
+    folder = make(tmp_path / "job")
+    assert differences(folder, IDENTITY) == []
+    assert differences(folder, identity) == [line]
+    assert is_done(folder, IDENTITY) == (make is finished) and not is_done(folder, identity)
+    with pytest.raises(JobError) as refused:
+        begin(folder, identity)
+    message = str(refused.value)
+    assert line in message and "resume=force" in message and "resume=fresh" in message
+
+
+def test_source_files_that_differ_are_named(tmp_path, monkeypatch):
+    folder = begun(tmp_path)
+    changed = dict.fromkeys(list(source_digests())[:4], "0")
+    monkeypatch.setattr(jobdir, "source_digests", lambda: {**source_digests(), **changed})
+    assert differences(folder, IDENTITY) == []
+    [line] = differences(folder, other(code="other"))
+    first, second, third, _ = changed
+    assert line == f"code ({first}, {second}, {third} and 1 more)"
+
+
+def test_the_code_that_counts_is_what_numbers_pass_through():
+    names = source_digests()
+    assert {"job.py", "train/loop.py", "model/loss.py", "metrics/losses.py"} <= names.keys()
+    assert not [name for name in names if name.startswith(("cli/", "report/", "tracking/"))]
+
+
+def test_a_moved_or_copied_folder_still_holds_its_job(tmp_path):
+    folder = finished(tmp_path / "sweep" / "job")
+    shutil.copytree(tmp_path / "sweep", tmp_path / "copied")
+    folder.parent.rename(tmp_path / "moved")
+    assert is_done(tmp_path / "copied" / "job", IDENTITY)
+    assert is_done(tmp_path / "moved" / "job", IDENTITY)
+
+
+@pytest.mark.parametrize("prints", [{}, {"config": "config", "data": "text", "code": "code"}])
+def test_a_job_of_an_older_version_is_another_job(tmp_path, prints):
+    write_summary(tmp_path / SUMMARY, {"format": 1, "fingerprints": prints, "config": SETTINGS})
+    assert not is_done(tmp_path, IDENTITY)
+    [line] = differences(tmp_path, IDENTITY)
+    assert line.startswith("version") and "older" in line
+
+
+def test_a_job_without_a_checkpoint_can_become_any_other(tmp_path):
+    begin(tmp_path)
+    (tmp_path / "checkpoints" / "step_00000002.unreadable").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".step_00000004.tmp").mkdir()
+    record = begin(tmp_path, other(config="other", settings=OTHER_SETTINGS))
+    assert record.fingerprints["config"] == "other" and record.changes == []
+    assert newest_step(tmp_path) is None
+
+
+def test_a_damaged_summary_finishes_no_job(tmp_path):
+    folder = finished(tmp_path / "job")
+    os.truncate(folder / SUMMARY, (folder / SUMMARY).stat().st_size // 2)
+    assert not is_done(folder, IDENTITY) and differences(folder, IDENTITY) == []
+    begin(folder)
+    assert (folder / f"{SUMMARY}.replaced").exists() and not (folder / SUMMARY).exists()
+
+
+def test_a_folder_of_something_else_is_refused_and_never_moved(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(JobError, match=r"holds thesis\.tex and is not the folder of a job"):
+        differences(tmp_path, IDENTITY)
+    with pytest.raises(JobError, match="not the folder of a job"):
+        replace_job(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert differences(tmp_path / "none", IDENTITY) == []
+
+
+@pytest.mark.parametrize("make", [begun, finished])
+def test_a_forced_job_keeps_what_changed(tmp_path, make):
+    folder = make(tmp_path / "job")
+    (folder / "checkpoints" / "step_00000004").mkdir(parents=True, exist_ok=True)
+    assert begin(folder, force=True).changes == []
+    finished_before = make is finished
+    if finished_before:
+        (folder / f"{SUMMARY}.replaced").rename(folder / SUMMARY)
+    for code in ("other", "other", "third"):
+        changes = begin(folder, other(text="new", code=code), force=True).changes
+    assert [line.split()[0] for line in changes] == ["text", "code"]
+    # Back to what it began with: some of its steps were still trained differently.
+    assert begin(folder).changes == changes
+    assert (folder / f"{SUMMARY}.replaced").exists() == finished_before
+
+
+def test_a_replaced_job_is_kept_beside_its_folder(tmp_path):
+    assert replace_job(tmp_path / "job") is None
+    for number in (1, 2):
+        folder = finished(tmp_path / "job")
+        assert replace_job(folder) == tmp_path / ".replaced" / f"job-{number}"
+        assert not folder.exists() and differences(folder, IDENTITY) == []
+        assert is_done(tmp_path / ".replaced" / f"job-{number}", IDENTITY)
+
+
+# Summary
+
+CONTENT = {"format": 1, "job": "a b", "metrics": {"loss/full/ä": 0.1 + 0.2, "n": 3}, "domains": []}
+
+
+def test_a_summary_reads_back_and_has_a_checksum(tmp_path):
+    write_summary(tmp_path / SUMMARY, CONTENT)
+    assert read_summary(tmp_path / SUMMARY) == CONTENT == read_finished(tmp_path)
+    content = json.loads((tmp_path / SUMMARY).read_text())
+    assert len(content.pop("checksum")) == 64 and content == CONTENT
+
+
+def test_a_flipped_bit_is_found_or_changes_no_value(tmp_path):
+    path = tmp_path / SUMMARY
+    write_summary(path, CONTENT)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (1, 4):
+            content = bytearray(whole)
+            content[place] ^= bit
+            path.write_bytes(content)
+            try:
+                found = read_summary(path)
+            except DataError as error:
+                assert str(error).startswith(f"{path} is damaged (")
+                assert read_finished(tmp_path) is None
+            else:
+                # A bit in the name of the checksum's field makes another field of it.
+                assert CONTENT.items() <= found.items(), place
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"checksum": "a"}', b"\xff\xfe"])
+def test_another_file_is_not_a_summary(tmp_path, content):
+    (tmp_path / SUMMARY).write_bytes(content)
+    with pytest.raises(DataError, match=r"summary\.json is damaged"):
+        read_summary(tmp_path / SUMMARY)
+    assert read_finished(tmp_path) is None
+
+
+def test_changed_tables_are_found_and_samples_may_change(tmp_path):
+    for name in ("document_losses.csv", SAMPLES):
+        (tmp_path / name).write_text("as the job wrote it")
+    digests = {name: content_digest(tmp_path / name) for name in ("document_losses.csv", SAMPLES)}
+    (tmp_path / SAMPLES).write_text("some of it taken out")
+    check_files(tmp_path, digests)
+    (tmp_path / "document_losses.csv").write_text("something else")
+    with pytest.raises(DataError, match=r"document_losses\.csv is damaged"):
+        check_files(tmp_path, digests)
