@@ -22,15 +22,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gr_sweep.cli import status
-from gr_sweep.cli.overview import Overview
-from gr_sweep.cli.watch import Frame, as_svg
+from gr_sweep.cli.job_status import JobReader
+from gr_sweep.cli.status import job_table, live_view
 from gr_sweep.errors import JobError
 from gr_sweep.jobdir import State
 from gr_sweep.report import read_sweep, write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+    from rich.console import RenderableType
 
 FOLDER = Path(__file__).resolve().parent / "pictures"
 WIDE, PHONE = {"width": 1280, "height": 1180}, {"width": 390, "height": 844}
@@ -105,26 +105,40 @@ def opened(
 
 
 def frames(folder: Path) -> tuple[str, str]:
-    """What `watch` shows while a sweep runs, and `status` when it is over, as SVG."""
+    """What `status --watch` shows while a sweep runs, and `status` when it is over, as SVG."""
     command = [sys.executable, "-m", "gr_sweep", *SMALL_SWEEP, f"hydra.sweep.dir={folder}"]
     running = None
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sweep:
         while running is None and sweep.poll() is None:
             time.sleep(0.5)
             try:
-                jobs = Overview(folder).look()
+                jobs = JobReader(folder).read()
             except JobError:
                 continue  # Nothing is there yet.
             states = [job.state for job in jobs]
             # In the middle: some are done, and those that run have shown their speed.
             started = [job for job in jobs if job.state is State.running and job.left_s is not None]
             if states.count(State.done) >= 3 and len(started) == 2:
-                frame = Frame(folder.name, jobs, "Ctrl-C leaves; the jobs go on", is_cut=False)
-                running = as_svg("gr-sweep watch outputs/edges", 104, frame)
+                hint = "Ctrl-C ends this; the jobs keep running"
+                view = live_view(jobs, folder.name, 100, hint)
+                running = as_svg("gr-sweep status outputs/edges --watch", 104, view)
     if running is None or sweep.returncode:
         raise SystemExit(f"the sweep ended with status {sweep.returncode} before it could be seen")
-    jobs = Overview(folder).look()
-    return running, as_svg("gr-sweep status outputs/edges", 112, status.table_of(jobs))
+    jobs = JobReader(folder).read()
+    return running, as_svg("gr-sweep status outputs/edges", 112, job_table(jobs))
+
+
+def as_svg(title: str, width: int, part: "RenderableType") -> str:
+    """What a terminal of that many characters shows, without fonts from the network."""
+    from rich.console import Console
+
+    console = Console(
+        record=True, width=width, file=io.StringIO(), force_terminal=True,
+        color_system="truecolor", legacy_windows=False, _environ={},
+    )  # fmt: skip
+    console.print(part)
+    picture = console.export_svg(title=title, unique_id="terminal")
+    return re.sub(r"@font-face \{.*?\}", "", picture, flags=re.S)
 
 
 def take_terminal(browser: "Browser", name: str, svg: str) -> None:

@@ -19,7 +19,7 @@ EXAMPLES = (
 
 VERBS = (
     ("status DIR", "how the jobs of a sweep stand, how far they are, why one failed"),
-    ("watch DIR", "the same, live, until they have ended"),
+    ("status DIR --watch", "the same, live, until they have ended"),
     ("report DIR", "table, results.csv and index.html of a sweep's folder"),
     ("sync DIR", "upload to W&B what the jobs of a sweep logged offline"),
     ("dashboard DIR", "the same, and a workspace and a report of the sweep on W&B"),

@@ -139,11 +139,11 @@ def launch(command: "Command", jobs: "Sequence[Job]", task: "JobTask") -> list[O
 
 
 def _shown(command: "Command", hint: str) -> contextlib.AbstractContextManager[bool]:
-    """The table of `watch` with all jobs of the command, while a launcher waits for some."""
-    from gr_sweep.cli.watch import shown
+    """The live table of `status` with all jobs of the command, while a launcher waits."""
+    from gr_sweep.cli.status import live_table
 
     folders = [Path(os.path.abspath(job.folder)) for job in command.jobs]
-    return shown(folders, command.folder, hint)
+    return live_table(folders, command.folder, hint)
 
 
 def check_launcher(command: "Command") -> None:

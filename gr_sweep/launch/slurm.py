@@ -349,7 +349,7 @@ class _Watch:
                 if folder in self.left}  # fmt: skip
         if left:
             numbers = " ".join(sorted(left, key=int))
-            see = f"gr-sweep watch {shlex.quote(str(sweep))}"
+            see = f"gr-sweep status {shlex.quote(str(sweep))} --watch"
             print(
                 f"\nthe jobs stay in the queue; {see} shows them; to end them: scancel {numbers}",
                 file=sys.stderr,

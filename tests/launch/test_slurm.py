@@ -472,7 +472,7 @@ def test_ctrl_c_leaves_the_jobs_in_the_queue_and_says_how_to_end_them(
     with pytest.raises(KeyboardInterrupt):
         launch(works, interrupt)
     said = capsys.readouterr().err
-    assert f"stay in the queue; gr-sweep watch {shlex.quote(str(sweep))} shows them; " in said
+    assert f"gr-sweep status {shlex.quote(str(sweep))} --watch shows them; " in said
     assert said.endswith("; to end them: scancel 11\n")
     assert numbers_in_queue(sweep) == {"a": "11_0", "b": "11_1"}
 
