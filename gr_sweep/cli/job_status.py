@@ -150,7 +150,7 @@ def _left_s(
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:
-    value = row.get(key)
+    value: Any = row.get(key)
     return float(value) if is_number(value) else None
 
 

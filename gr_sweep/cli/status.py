@@ -136,9 +136,9 @@ def job_table(jobs: Sequence[JobStatus], *, note_below: bool = True) -> "Table":
     table.add_column("job", overflow="fold")
     now = datetime.now(UTC)
     for job in jobs:
-        name = Text(job.folder.name)
+        title = Text(job.folder.name)
         if job.note:
-            name.append("\n" if note_below else "  ").append(job.note, "dim")
+            title.append("\n" if note_below else "  ").append(job.note, "dim")
         steps = "" if job.step is None and job.num_steps is None else f"{job.step or 0}"
         left = ""
         if job.state is State.running and job.left_s is not None:
@@ -151,7 +151,7 @@ def job_table(jobs: Sequence[JobStatus], *, note_below: bool = True) -> "Table":
             "" if job.tokens_per_second is None else short_count(job.tokens_per_second),
             left,
             "" if job.since is None else _age(job.since, now),
-            name,
+            title,
         )
     return table
 
