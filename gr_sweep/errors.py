@@ -43,7 +43,3 @@ class JobLockedError(JobError):
 
 class LostError(JobError):
     """A job that lost one of its processes; it can be resumed."""
-
-
-class FullDiskError(GrSweepError, OSError):
-    """A disk or a quota without room; also an OSError for callers that can skip the file."""

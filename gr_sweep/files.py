@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from gr_sweep.errors import FullDiskError
+from gr_sweep.errors import GrSweepError, JobError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
@@ -26,17 +26,14 @@ _BLOCK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, num_bytes: int | None = None) -> Iterator[BinaryIO]:
+def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that replaces `path` when the block ends without an error.
 
     It is written next to `path`, synced, and moved in one step. After an error nothing of it is
     left, and `path` is as before. Processes that write the same path at once do not mix.
 
-    Args:
-        num_bytes: what will be written, if it is known.
-
     Raises:
-        FullDiskError: the disk or the quota is full.
+        OSError: it cannot be written; its `filename` is the path.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -49,16 +46,14 @@ def whole_file(path: Path, num_bytes: int | None = None) -> Iterator[BinaryIO]:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        if is_full(error):
-            raise full_disk(path, error, num_bytes) from error
+        error.filename = str(path)
         raise
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes UTF-8 text, with its newlines as they are, so that the file appears whole."""
-    content = text.encode()
-    with whole_file(path, len(content)) as file:
-        file.write(content)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 @contextlib.contextmanager
@@ -114,8 +109,8 @@ def _try_lock(descriptor: int, kind: int) -> bool | None:
 
 def is_full(error: BaseException) -> bool:
     """Whether something was not written because a disk or a quota is full."""
-    if isinstance(error, FullDiskError):
-        return True
+    if isinstance(error, GrSweepError):
+        return error.__cause__ is not None and is_full(error.__cause__)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     # Libraries in Rust, and shutil for a whole folder, give no number.
@@ -129,7 +124,7 @@ def full_disk(
     *,
     is_least: bool = False,
     instead: str = "",
-) -> FullDiskError:
+) -> JobError:
     """The error where a file or a folder does not fit on the disk.
 
     Args:
@@ -138,8 +133,6 @@ def full_disk(
         is_least: `needed` is what there was room for.
         instead: what the user can do instead of freeing space.
     """
-    if isinstance(error, FullDiskError) and error.__cause__ is not None:
-        error = error.__cause__  # of a file within the folder
     number = getattr(error, "errno", None)
     reason = os.strerror(number if number in _FULL else errno.ENOSPC)
     place = path
@@ -149,7 +142,7 @@ def full_disk(
     if needed is not None:
         room = f"{'more than ' if is_least else ''}{_size(needed)} needed, {room}"
     instead = f", or {instead}," if instead else ""
-    return FullDiskError(
+    return JobError(
         f"{path} cannot be written: {reason} ({room}); free some space{instead} and start the same "
         "command again"
     )

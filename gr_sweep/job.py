@@ -131,7 +131,11 @@ def run_job(
     """
     processes = connect()
     signals = StopSignals()
-    with signals.listening(), contextlib.ExitStack() as stack:
+    with (
+        signals.listening(),
+        saying_what_stays(folder / CHECKPOINTS),
+        contextlib.ExitStack() as stack,
+    ):
         text = processes.main_first(
             lambda: text_fingerprint(
                 config.data, config.partition, config.model.path, config.model.gguf_file
@@ -161,7 +165,6 @@ def run_job(
                 "procedure=fixed"
             )
         with (
-            saying_what_stays(folder / CHECKPOINTS),
             _out_of_memory(config, processes.world_size, memory_advice),
             processes.joined(config.train.device) as device,
         ):

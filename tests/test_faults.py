@@ -37,7 +37,7 @@ from gr_sweep.config import (
     effective,
 )
 from gr_sweep.data.prepare import prepare_data
-from gr_sweep.errors import FullDiskError, JobError
+from gr_sweep.errors import JobError
 from gr_sweep.job import run_job
 from gr_sweep.jobdir import read_summary
 from gr_sweep.train import loop
@@ -252,7 +252,7 @@ def full_for(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     config, whole, tmp_path, monkeypatch, name, named, stays, number
 ):
-    with full_for(name, number, monkeypatch), pytest.raises(FullDiskError) as caught:
+    with full_for(name, number, monkeypatch), pytest.raises(JobError) as caught:
         run(config, tmp_path)
     said = str(caught.value)
     assert said.startswith(f"{tmp_path / named} cannot be written: {os.strerror(number)} (")
@@ -328,7 +328,7 @@ def test_on_a_small_disk_a_job_ends_with_one_line_and_goes_on_when_there_is_room
     folder = small_disk(None) / "job"
     folder.mkdir()
     small_disk(room)
-    with pytest.raises(FullDiskError, match="No space left on device"):
+    with pytest.raises(JobError, match="No space left on device"):
         run(config, folder)
     assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
     small_disk(None)

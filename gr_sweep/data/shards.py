@@ -217,7 +217,7 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
 
     Raises:
         DataError: the parent folder cannot be written.
-        FullDiskError: there is no room for it; nothing of it is left.
+        JobError: there is no room for it; nothing of it is left.
     """
     with contextlib.suppress(_Unusable):
         return _checked_manifest(folder)

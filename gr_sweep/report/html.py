@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import FullDiskError, JobError
+from gr_sweep.errors import JobError
 from gr_sweep.files import write_whole
 from gr_sweep.report import cards, columns, figures, rounds, tables
 from gr_sweep.report.collect import DENSE, Job, Sweep, read_sweep, results, short_name, shown
@@ -48,8 +48,6 @@ def write_report(sweep: Sweep | Path) -> Path:
             write_whole(report / "rounds" / name, picture)
         page = report / "index.html"
         write_whole(page, render(sweep))
-    except FullDiskError:
-        raise
     except OSError as error:
         raise JobError(f"{report} cannot be written: {error.strerror}") from error
     return page

@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import DataError
+from gr_sweep.errors import DataError, JobError
 from gr_sweep.files import full_disk, is_full, whole_file
 from gr_sweep.tracking.base import STEP
 
@@ -47,7 +47,7 @@ class JsonlTracker:
         """Appends a row.
 
         Raises:
-            FullDiskError: there is no room for it; nothing of it is left.
+            JobError: there is no room for it; nothing of it is left.
         """
         if self._file is None:
             return
@@ -75,7 +75,7 @@ class JsonlTracker:
         kept = [line for number, line in enumerate(lines, 1) if self._step(number, line) <= step]
         if len(kept) == len(lines):
             return
-        with whole_file(self.path, sum(map(len, kept))) as file:
+        with whole_file(self.path) as file:
             file.writelines(kept)
         self._file.close()
         self._file = FileIO(self.path, "ab")
@@ -84,7 +84,7 @@ class JsonlTracker:
         """Brings the rows to the disk.
 
         Raises:
-            FullDiskError: there is no room for them.
+            JobError: there is no room for them.
         """
         if self._file is not None:
             with self._room():
@@ -97,7 +97,7 @@ class JsonlTracker:
     def fail(self, message: str) -> None:
         """Closes the file."""
         # What ended the job is what matters, and it may be the disk.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, JobError):
             self._close()
 
     def _close(self) -> None:
@@ -108,7 +108,7 @@ class JsonlTracker:
 
     @contextlib.contextmanager
     def _room(self, num_bytes: int | None = None) -> Iterator[None]:
-        """A full disk inside is a FullDiskError."""
+        """A full disk inside is a JobError."""
         try:
             yield
         except OSError as error:

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from gr_sweep.errors import DataError, FullDiskError
+from gr_sweep.errors import DataError, GrSweepError, JobError
 from gr_sweep.files import content_digest, full_disk, is_full, write_whole
 from gr_sweep.jobdir import whole_checkpoints
 from gr_sweep.train.distributed import Processes
@@ -129,7 +129,7 @@ class Checkpoints:
             tensors: by name; those that are spread over processes as each holds them.
 
         Raises:
-            FullDiskError: there is no room for it; in all processes the same.
+            JobError: there is no room for it; in all processes the same.
         """
         path = self._folder / f"step_{step:08d}"
         beside = self._folder / f".{path.name}.tmp"
@@ -352,14 +352,15 @@ def saying_what_stays(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not is_full(error):
             raise
-        # A library's error does not say which file: it is one of the job.
-        said = error if isinstance(error, FullDiskError) else full_disk(folder.parent, error)
+        # A library's error may not say which file: it is one of the job.
+        path = Path(getattr(error, "filename", None) or folder.parent)
+        said = error if isinstance(error, GrSweepError) else full_disk(path, error)
         whole = whole_checkpoints(folder)
         stays = "there is no checkpoint yet, and it begins anew"
         if whole:
             step, _ = whole[-1]
             stays = f"it goes on from the newest whole checkpoint, of step {step}"
-        raise FullDiskError(f"{said}: {stays}") from error
+        raise JobError(f"{said}: {stays}") from error
 
 
 class _Reader(FileSystemReader):

@@ -24,7 +24,7 @@ from gr_sweep.data.shards import (
     open_or_build,
     open_shard,
 )
-from gr_sweep.errors import DataError, FullDiskError
+from gr_sweep.errors import DataError, JobError
 
 DTYPE = np.dtype(np.uint16)
 
@@ -342,7 +342,7 @@ def test_a_disk_that_is_full_while_a_cache_is_built_is_one_line_and_leaves_nothi
         (folder / "large").write_bytes(bytes(5000))
         raise error
 
-    with pytest.raises(FullDiskError) as caught:
+    with pytest.raises(JobError) as caught:
         open_or_build(tmp_path / "cache", fills)
     said = str(caught.value)
     assert said.startswith(f"{tmp_path / 'cache'} cannot be written: ")

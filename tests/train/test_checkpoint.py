@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gr_sweep.errors import DataError, FullDiskError
+from gr_sweep.errors import DataError, JobError
 from gr_sweep.files import content_digest
 from gr_sweep.train.checkpoint import Checkpoints, read_newest, saying_what_stays, tensors_of
 
@@ -238,7 +238,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoints_and_nothing_beside(tmp_pat
     for number in (1, 2, 3, 4, 5):
         fails_at = number
         calls.clear()
-        with pytest.raises(FullDiskError) as caught, saying_what_stays(tmp_path):
+        with pytest.raises(JobError) as caught, saying_what_stays(tmp_path):
             checkpoints.save(2, {}, value(2.0))
         said = str(caught.value)
         assert said.startswith(f"{tmp_path / 'step_00000002'} cannot be written: No space left on")
