@@ -56,6 +56,16 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def sync_folder(folder: Path) -> None:
+    """Flushes a folder and the files in it to the disk."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextlib.contextmanager
 def lock_file(path: Path, *, timeout_s: float | None = 0.0) -> Iterator[bool]:
     """Locks a file, which is made if it is missing; the value says whether this process has it.

@@ -18,15 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gr_sweep.build import (
-    heldout_batches,
-    heldout_read,
-    make_batches,
-    make_routed,
-    make_sampler,
-    marked_texts,
-    route_settings,
-)
 from gr_sweep.config import (
     ProcedureKind,
     Resume,
@@ -47,7 +38,6 @@ from gr_sweep.eval.robustness import (
     robustness_losses,
 )
 from gr_sweep.eval.samples import Sampler
-from gr_sweep.export.run import leave_model
 from gr_sweep.files import content_digest, write_whole
 from gr_sweep.jobdir import (
     CHECKPOINTS,
@@ -80,6 +70,16 @@ from gr_sweep.metrics.losses import (
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.setup import (
+    heldout_batches,
+    heldout_read,
+    make_batches,
+    make_routed,
+    make_sampler,
+    marked_texts,
+    route_settings,
+    save_model_files,
+)
 from gr_sweep.tracking import Trackers, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints, saying_what_stays
 from gr_sweep.train.cost import (
@@ -262,7 +262,7 @@ def _run(
         is_shared = processes.world_size > 1
         sampler = make_sampler(config, data, routed, token_losses, device, is_shared=is_shared)
     if processes.is_main:
-        leave_model(folder, routed.model, data.tokenizer_dir)
+        save_model_files(folder, routed.model, data.tokenizer_dir)
     if processes.is_main and not is_alternate:
         write_whole(folder / PLAN, routed.plan.to_json() + "\n")
 

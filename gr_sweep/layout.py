@@ -1,7 +1,6 @@
-"""What a job's network will look like, before there is one: its shape, its route plan, and the
-phases and plans of a run that makes plans as it goes.
+"""Shape, route plan and phases of a job, computed from its config before there is a model.
 
-Torch is not needed: the command line checks with it what the job then builds.
+Without torch: the command line checks here what the job builds later.
 """
 
 import itertools
@@ -25,11 +24,11 @@ from gr_sweep.routing.plan import MLP, ModelShape, RoutePlan
 
 
 def named_shape(config: RunConfig) -> Size:
-    """The shape of the job's named size, widened where the plan asks for it.
+    """Shape of the job's named size, wider if `plan.full_width` asks for it.
 
     Raises:
-        ConfigError: an unknown size.
-        PlanError: a plan that cannot be.
+        ConfigError: the size is unknown.
+        PlanError: no width fits the plan.
     """
     model, plan = config.model, config.plan
     assert model.size is not None  # checks.validate
@@ -46,7 +45,7 @@ def named_shape(config: RunConfig) -> Size:
 
 
 def width_of_size(size: Any) -> int | None:
-    """MLP hidden units a layer of a named size; None for a name that is none."""
+    """MLP hidden units per layer of a named size; None for an unknown name."""
     found = SIZES.get(size) if isinstance(size, str) else None
     return None if found is None else found.intermediate_size
 
@@ -55,7 +54,7 @@ def make_plan(config: RunConfig, shape: ModelShape | Any) -> RoutePlan:
     """The job's route plan for a model of this shape (a `Size` or a Hugging Face config).
 
     Raises:
-        PlanError: a plan that the model has too few units or layers for.
+        PlanError: the model has too few units or layers for the plan.
     """
     return _plan(config.plan, shape, list(config.partition.domains))
 
@@ -79,12 +78,12 @@ def _plan(
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training in which nothing of the plan changes."""
+    """A part of the training steps with one plan."""
 
     round: int
     """Counted from 1."""
     is_dense: bool
-    """Nothing is cut; otherwise the round's plan routes."""
+    """Whether nothing is routed; otherwise the round's plan is active."""
     start: int
     """Step before its first."""
     stop: int
@@ -92,10 +91,10 @@ class Phase:
 
 
 def phases_of(config: RunConfig) -> list[Phase]:
-    """The phases of a run: one, or of `alternate` a dense and a routed one a round.
+    """The phases of a job: one, or with procedure=alternate a dense and a routed one per round.
 
     Raises:
-        ConfigError: a round without a routed step.
+        ConfigError: a round has no routed step.
     """
     total = num_steps(config.train)
     procedure = config.procedure
@@ -109,7 +108,8 @@ def phases_of(config: RunConfig) -> list[Phase]:
         if middle == stop:
             raise ConfigError(
                 f"round {number} of procedure.rounds has {stop - start} of {total} steps, and "
-                f"procedure.dense={procedure.dense} leaves none to route; train longer, or set less"
+                f"procedure.dense={procedure.dense} leaves none of them to route; train longer, or "
+                "lower procedure.dense"
             )
         if middle > start:
             phases.append(Phase(number, True, start, middle))
@@ -118,7 +118,7 @@ def phases_of(config: RunConfig) -> list[Phase]:
 
 
 def labels_of_rounds(config: RunConfig) -> list[tuple[str, ...]]:
-    """The labels of each round of `alternate`."""
+    """The labels of each round of procedure=alternate."""
     domains = list(config.partition.domains)
     if config.plan.kind in (PlanKind.forget, PlanKind.lattice):
         return [tuple(domains)]
@@ -132,16 +132,16 @@ def plan_of_round(
     labels: Sequence[str],
     before: RoutePlan | None,
 ) -> RoutePlan:
-    """The plan of a round of `alternate`, sizes alone: which units go where is not decided here.
+    """The plan of a round of procedure=alternate, with block sizes but no assignment of units.
 
     Args:
         labels: of the round.
         before: the plan of the round before; None for the first.
 
     Raises:
-        PlanError: too few units or layers.
+        PlanError: the model has too few units or layers.
     """
-    if before is None or not before.splits:  # one label so far: nothing was divided
+    if before is None or not before.splits:  # nothing was split before
         return _plan(config.plan, shape, labels)
     return split_further(
         before,
@@ -152,10 +152,10 @@ def plan_of_round(
 
 
 def check_rounds(config: RunConfig, shape: ModelShape | Any | None) -> None:
-    """Whether the rounds of `alternate` can be: steps of each, and units for every block.
+    """Checks that each round of procedure=alternate has steps, and units for every block.
 
     Args:
-        shape: of the model; None where it is not known yet.
+        shape: of the model; None if it is not known yet.
 
     Raises:
         ConfigError, PlanError: as `phases_of` and `plan_of_round`.

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gr_sweep.build import lay_plan, named_config
 from gr_sweep.config import Edges, PlanConfig, PlanKind, RouteConfig, TrainConfig
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.launch.estimate import JobStep, Target, estimate_job, make_step
@@ -14,6 +13,7 @@ from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import random_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.rows import CALL_MULTIPLY_ADDS
+from gr_sweep.setup import lay_plan, named_config
 from tests.launch.jobs import make_config
 from tests.model.compare import gradients
 from tests.model.tiny import tiny_ids, tiny_model

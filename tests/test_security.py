@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import gr_sweep
-from gr_sweep.build import _pretrained
 from gr_sweep.data.tokenize import load_tokenizer
 from gr_sweep.errors import DataError, PlanError
+from gr_sweep.setup import _pretrained
 
 PACKAGE = Path(gr_sweep.__file__).parent
 

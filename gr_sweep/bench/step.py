@@ -14,7 +14,6 @@ import torch
 
 from gr_sweep.arguments import Parser, count
 from gr_sweep.bench import harness
-from gr_sweep.build import lay_plan, named_config
 from gr_sweep.checks import validate
 from gr_sweep.config import (
     DataConfig,
@@ -33,6 +32,7 @@ from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.launch.estimate import GIB, JobStep, make_step
 from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.model.sizes import SIZES, random_model
+from gr_sweep.setup import lay_plan, named_config
 from gr_sweep.train.cost import train_flops_per_token
 from gr_sweep.train.memory import AllocatedBytes
 

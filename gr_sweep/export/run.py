@@ -6,8 +6,6 @@ So the folder is enough, whatever becomes of the token cache.
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,54 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import is_number
 from gr_sweep.errors import DataError, JobError, PlanError
-from gr_sweep.jobdir import CHECKPOINTS, SUMMARY, is_job, read_summary, whole_checkpoints
+from gr_sweep.jobdir import (
+    CHECKPOINTS,
+    MODEL,
+    ROUNDS,
+    SUMMARY,
+    is_job,
+    read_summary,
+    whole_checkpoints,
+)
 from gr_sweep.routing.plan import RoutePlan
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from gr_sweep.model.route import RoutedModel
-
-MODEL = "model"
-"""The folder in that of the job."""
-
-ROUNDS = "rounds"
-"""The folder in that of a job in rounds, with a folder for each of them (gr_sweep/alternate.py)."""
 
 _CONFIG = "config.json"
 _GENERATION = "generation_config.json"
-
-
-def leave_model(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:
-    """Writes `model/` into a job's folder: the model's config and the tokenizer's files.
-
-    It appears whole; one that is there is that of the same job, and stays.
-    """
-    if (folder / MODEL).exists():
-        return
-    beside = folder / f".{MODEL}.{secrets.token_hex(4)}.tmp"
-    try:
-        shutil.copytree(tokenizer_dir, beside)
-        config: Any = model.config
-        config.save_pretrained(beside)
-        if model.can_generate():
-            generation: Any = model.generation_config
-            # `save_pretrained` refuses what some published models have.
-            generation.to_json_file(beside / _GENERATION)
-        sync(beside)
-        beside.replace(folder / MODEL)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def sync(folder: Path) -> None:
-    """Brings a folder and the files in it to the disk."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from gr_sweep.export.measure import (
     random_ids,
 )
 from gr_sweep.export.record import EXTRACTED, FULL, Export
-from gr_sweep.export.run import Run, load_routed, sync
+from gr_sweep.export.run import Run, load_routed
+from gr_sweep.files import sync_folder
 from gr_sweep.routing.plan import RoutePlan
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def export(
                 json.dumps(made.as_dict(), indent=1) + "\n", encoding="utf-8"
             )
             (beside / "README.md").write_text(card_text(made), encoding="utf-8")
-            sync(beside)
+            sync_folder(beside)
             _move(beside, to)
         finally:
             shutil.rmtree(beside, ignore_errors=True)

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from gr_sweep.build import lay_plan, named_config
 from gr_sweep.config import Device, Precision, RunConfig, TrainConfig, num_steps, to_plain
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.data.tokenize import PretrainedTokenizer
@@ -32,6 +31,7 @@ from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses, chunk_positions
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.sizes import random_model
+from gr_sweep.setup import lay_plan, named_config
 from gr_sweep.train.cost import (
     active_parameters,
     forward_flops_per_token,

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from gr_sweep.export.run import Run, leave_model, open_run
+from gr_sweep.export.run import Run, open_run
 from gr_sweep.model.route import RoutedModel, route_model
+from gr_sweep.setup import save_model_files
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.state import TrainState
 from tests.model.tiny import tiny_model
@@ -33,7 +34,7 @@ def make_run(
     tokenizer = folder / "cache"
     tokenizer.mkdir(parents=True)
     (tokenizer / "tokenizer.json").write_text("{}")
-    leave_model(folder, model, tokenizer)
+    save_model_files(folder, model, tokenizer)
     (folder / "plan.json").write_text(routed.plan.to_json())
     summary = {
         "format": 1,

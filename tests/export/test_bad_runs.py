@@ -20,7 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import gr_sweep.build
+import gr_sweep.setup
 from gr_sweep.cli.compose import compose
 from gr_sweep.errors import GrSweepError, PlanError
 from gr_sweep.model.sizes import SIZES
@@ -415,7 +415,7 @@ def test_a_model_of_others_that_is_damaged_is_refused_and_its_code_is_not_run(
     before = contents(tmp_path)
     with within(), pytest.raises(GrSweepError) as refusal:
         [job] = compose(["model=hf", f"model.path={model}", "plan.attn_shared=1"]).jobs
-        gr_sweep.build.make_routed(job.config, types.SimpleNamespace(vocab_size=8, eot_id=0))
+        gr_sweep.setup.make_routed(job.config, types.SimpleNamespace(vocab_size=8, eot_id=0))
     assert contents(tmp_path) == before and not (tmp_path / "ran").exists()
     assert said in str(refusal.value) and is_one_line(str(refusal.value))
 

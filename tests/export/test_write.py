@@ -14,9 +14,10 @@ from gr_sweep.export import write
 from gr_sweep.export.card import card_text, remarks_of, table_text
 from gr_sweep.export.losses import Loss
 from gr_sweep.export.measure import padding_of
-from gr_sweep.export.run import leave_model, open_run
+from gr_sweep.export.run import open_run
 from gr_sweep.export.write import export
 from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
+from gr_sweep.setup import save_model_files
 from gr_sweep.train.cost import kept_flops_per_token, kept_parameters
 from tests.export.folder import make_run
 from tests.model.tiny import (
@@ -189,7 +190,7 @@ def test_how_to_generate_is_copied_even_where_transformers_would_refuse_to_write
     routed.model.generation_config.temperature = 0.9
     routed.model.generation_config.do_sample = False
     shutil.rmtree(run.model_folder)
-    leave_model(run.folder, routed.model, run.folder / "cache")
+    save_model_files(run.folder, routed.model, run.folder / "cache")
     export_to(run, ["biology"], tmp_path / "out")
     content = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert content["temperature"] == 0.9

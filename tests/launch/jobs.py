@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from gr_sweep.build import lay_plan, named_config
 from gr_sweep.checks import validate
 from gr_sweep.config import (
     DataConfig,
@@ -19,6 +18,7 @@ from gr_sweep.config import (
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.launch.estimate import make_step
 from gr_sweep.model.sizes import random_model
+from gr_sweep.setup import lay_plan, named_config
 from gr_sweep.train.memory import tensor_bytes
 from tests.train.allocator import allocator_peak
 

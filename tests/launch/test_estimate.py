@@ -15,7 +15,6 @@ import pytest
 import torch
 import transformers
 
-from gr_sweep.build import named_config
 from gr_sweep.config import (
     DataConfig,
     Edges,
@@ -42,6 +41,7 @@ from gr_sweep.launch.estimate import (
     estimate_job,
     what_would_help,
 )
+from gr_sweep.setup import named_config
 from tests.launch.jobs import DOMAINS, TRAIN, make_config, measured_peak
 from tests.launch.sharded import CASES
 from tests.train.allocator import allocator_peak

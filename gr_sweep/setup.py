@@ -1,12 +1,13 @@
-"""What a job is made of, from its config: micro-batches, held-out text, the routed model, and what
-samples it.
-
-Nothing here trains, evaluates or writes.
+"""Makes the parts of a job from its config: micro-batches, held-out text, the routed model and its
+sampler.
 """
 
 import dataclasses
 import pickle
+import secrets
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from gr_sweep.data.prepare import TokenData
 from gr_sweep.errors import PlanError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.samples import Sampler, choose_prompts
+from gr_sweep.files import sync_folder
+from gr_sweep.jobdir import MODEL
 from gr_sweep.layout import labels_of_rounds, make_plan, named_shape
 from gr_sweep.metrics.losses import Text
 from gr_sweep.model.families import family_of
@@ -35,8 +38,7 @@ if TYPE_CHECKING:
 def make_batches(
     config: RunConfig, data: TokenData, weights: Mapping[str, float] | None = None
 ) -> Batches:
-    """The job's micro-batches, or with weights of other labels those of a round. Who sees label
-    noise, `config.effective` says."""
+    """The training micro-batches of the job; `weights` are those of a round's labels."""
     return Batches(
         data.train,
         data.domains,
@@ -62,8 +64,12 @@ def heldout_batches(
     text: Text = Text.plain,
     markers: Mapping[str, np.ndarray] | None = None,
 ) -> HeldoutBatches:
-    """The first held-out documents of every domain that have so many tokens, or all; with the
-    marker that `markers` has for the domain, if any."""
+    """The first held-out documents of each domain, up to `tokens` tokens; None for all.
+
+    Args:
+        text: which version of the documents this is.
+        markers: token ids of the marker that each domain's documents get; None for no marker.
+    """
     chunks = {
         domain: heldout_chunks(
             shard,
@@ -86,7 +92,7 @@ def heldout_batches(
 
 
 def heldout_read(config: RunConfig, data: TokenData) -> TokenData:
-    """The same with those held-out documents alone that an evaluation reads."""
+    """The data with only the held-out documents that an evaluation reads."""
     heldout = {
         domain: shard.subset(
             first_documents(
@@ -99,14 +105,18 @@ def heldout_read(config: RunConfig, data: TokenData) -> TokenData:
 
 
 def marked_texts(data: TokenData) -> dict[Text, Mapping[str, np.ndarray]]:
-    """The versions of held-out text with a marker, where training text has one."""
+    """The versions of held-out text with a marker; none if training text has no markers."""
     if not data.markers:
         return {}
     return {Text.marked: data.markers, Text.swapped: swapped_markers(data.markers)}
 
 
 def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
-    """The model, from random weights or a checkpoint, with its plan laid over it."""
+    """The routed model, from random weights or a checkpoint.
+
+    Raises:
+        PlanError: the checkpoint cannot be loaded, or has fewer tokens than the tokenizer.
+    """
     if config.model.path is not None:
         model = _pretrained(config.model.path, config.model.gguf_file)
         family_of(model.config)
@@ -114,8 +124,8 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
         vocab_size = embeddings.weight.shape[0]
         if data.vocab_size > vocab_size:
             raise PlanError(
-                f"the tokenizer has {data.vocab_size} tokens, {config.model.path} {vocab_size};"
-                " leave data.tokenizer out to use the model's own"
+                f"the tokenizer has {data.vocab_size} tokens, but {config.model.path} only "
+                f"{vocab_size}; leave data.tokenizer out to use the model's own tokenizer"
             )
     else:
         model_config = named_config(config, vocab_size=data.vocab_size, eot_id=data.eot_id)
@@ -142,7 +152,11 @@ def make_sampler(
     *,
     is_shared: bool,
 ) -> Sampler:
-    """What goes on with the first held-out documents of every domain."""
+    """Writes continuations of the first held-out documents of every domain.
+
+    Args:
+        is_shared: whether several processes share the model.
+    """
     from transformers import AutoTokenizer
 
     length = config.train.sequence_length
@@ -169,7 +183,7 @@ def make_sampler(
 
 
 def lay_plan(model: "PreTrainedModel", config: RunConfig) -> RoutedModel:
-    """The model with the job's plan laid over it; none where training makes the plan."""
+    """Routes a model by the job's plan; with procedure=alternate, by a plan without splits."""
     if config.procedure.name is ProcedureKind.alternate:
         return route_model(model, RoutePlan.none(domains=labels_of_rounds(config)[0]), "none")
     plan = make_plan(config, model.config)
@@ -197,6 +211,26 @@ def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise PlanError(f"model.path={path} cannot be loaded: {reason}") from error
     if gguf_file is not None:
-        # They are plain numbers now, and what is written of this model is no GGUF file.
+        # The weights are plain numbers now, and files written from this model are not GGUF.
         del model.config.quantization_config
     return model
+
+
+def save_model_files(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:
+    """Writes `model/` into a job's folder, whole: the model's configs and the tokenizer, so that an
+    export needs no more than the folder. One that exists is of the same job, and stays."""
+    if (folder / MODEL).exists():
+        return
+    beside = folder / f".{MODEL}.{secrets.token_hex(4)}.tmp"
+    try:
+        shutil.copytree(tokenizer_dir, beside)
+        config: Any = model.config
+        config.save_pretrained(beside)
+        if model.can_generate():
+            generation: Any = model.generation_config
+            # `save_pretrained` refuses what some published models have.
+            generation.to_json_file(beside / "generation_config.json")
+        sync_folder(beside)
+        beside.replace(folder / MODEL)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
