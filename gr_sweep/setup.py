@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from gr_sweep.config import Method, ProcedureKind, RunConfig
-from gr_sweep.data.batches import Batches, first_documents, heldout_chunks
+from gr_sweep.data.batches import Batches
+from gr_sweep.data.heldout import first_documents, heldout_chunks
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.errors import PlanError

@@ -120,7 +120,8 @@ def checkpoint(folder: Path) -> None:
 def cache(folder: Path) -> None:
     import numpy as np
 
-    from gr_sweep.data.shards import ShardWriter, open_or_build, open_shard
+    from gr_sweep.data.cache import open_or_build
+    from gr_sweep.data.shards import ShardWriter, open_shard
 
     builds = []
 
@@ -137,8 +138,8 @@ def cache(folder: Path) -> None:
         about = open_or_build(place / "cache", build)
         assert set(about["files"]) == {"a.tokens", "a.documents", "b.tokens", "b.documents"}
         for name in ("a", "b"):
-            tokens = open_shard(place / "cache", name, np.dtype(np.uint16)).tokens
-            assert tokens.tolist() == [*range(10, 30), 7]
+            shard = open_shard(place / "cache", name, np.dtype(np.uint16))
+            assert shard.document(0).tolist() == [*range(10, 30), 7]
         return [len(builds), sorted(path.name for path in place.iterdir())]
 
     at_every_moment(

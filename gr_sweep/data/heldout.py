@@ -1,25 +1,101 @@
-"""Which documents are held out: a matter of their text alone, the same in every job.
+"""Held-out documents cut into rows for a model.
 
-Standard library alone.
+M rows of an evaluation, T tokens that a row predicts.
 """
 
-import hashlib
+from dataclasses import dataclass
 
-HELD_OUT_EVERY = 20
-"""A document is held out where its id is a multiple of this (DESIGN: metrics)."""
+import numpy as np
 
-FEW_DOCUMENTS = 20
-"""Fewer held-out documents than this in a domain are worth a warning."""
+from gr_sweep.data.markers import marker_places
+from gr_sweep.data.shards import Shard
 
-
-def text_id(text: str) -> int:
-    """The 64-bit id of a text: the first 8 bytes of BLAKE2b of its UTF-8, big-endian."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+IGNORED = -100
+"""Target that no loss counts."""
 
 
-def is_held_out(document_id: int) -> bool:
-    """Whether the document of this id is kept out of training, in every domain and partition.
+@dataclass(frozen=True, slots=True)
+class HeldoutChunks:
+    """Held-out documents of one domain, cut into rows for a model."""
 
-    A text that occurs twice has one id, so that a copy of a held-out text is never trained on.
+    input_ids: np.ndarray
+    """[M, T] int64; padded with the end-of-text token."""
+    targets: np.ndarray
+    """[M, T] int64: the token that follows each input; -100 where there is none."""
+    rows: np.ndarray
+    """[M] int64: which document (place in the tables below) a row belongs to."""
+    ids: tuple[str, ...]
+    """Each document's id as 16 hexadecimal digits."""
+    num_tokens: np.ndarray
+    """[documents] int64: tokens that are predicted."""
+    num_bytes: np.ndarray
+    """[documents] float64: bytes of text that these tokens stand for."""
+
+
+def first_documents(shard: Shard, *, tokens: int, document_tokens: int) -> np.ndarray:
+    """Indices of the held-out documents that `heldout_chunks` reads, in its order."""
+    order = np.argsort(shard.ids, kind="stable")
+    lengths = np.minimum(shard.lengths[order], document_tokens)
+    return order[: np.searchsorted(np.cumsum(lengths), tokens) + 1]
+
+
+def heldout_chunks(
+    shard: Shard,
+    *,
+    tokens: int,
+    document_tokens: int,
+    sequence_length: int,
+    eot_id: int,
+    marker: np.ndarray | None = None,
+) -> HeldoutChunks:
+    """Held-out documents in a fixed order, until they have `tokens` tokens, cut into rows.
+
+    The order is that of the ids, which are hashes of the text: it favours no file, author or date
+    and is the same in every job. A document is read up to `document_tokens`, in rows of at most
+    `sequence_length` inputs. The first token of a document is predicted from the end-of-text
+    token, the first token of a later row from the token before it. A document's own end-of-text
+    token is predicted too, as in training.
+
+    The bytes of a document that is cut are scaled by the share of its tokens that is read.
+
+    Args:
+        tokens, document_tokens: of the documents' own; a marker's do not count.
+        marker: token ids that are inserted in every document at the positions where a marked
+            training document has them. They are read but not predicted, so the same tokens are
+            predicted with any marker and with none.
     """
-    return document_id % HELD_OUT_EVERY == 0
+    if marker is None:
+        marker = np.empty(0, np.int64)
+    rows: list[tuple[int, np.ndarray, np.ndarray]] = []
+    ids: list[str] = []
+    lengths: list[int] = []
+    num_bytes: list[float] = []
+    for index in first_documents(shard, tokens=tokens, document_tokens=document_tokens).tolist():
+        document = shard.document(index)
+        own = document[:document_tokens].astype(np.int64)
+        places = marker_places(len(document) - 1)
+        places = np.repeat(places[places < len(own)], len(marker))
+        follows = np.insert(own, places, np.resize(marker, len(places)))
+        inputs = np.concatenate([[eot_id], follows[:-1]])
+        targets = np.insert(own, places, IGNORED)
+        for start in range(0, len(targets), sequence_length):
+            part = slice(start, start + sequence_length)
+            if (targets[part] != IGNORED).any():
+                rows.append((len(ids), inputs[part], targets[part]))
+        ids.append(f"{int(shard.ids[index]):016x}")
+        lengths.append(len(own))
+        num_bytes.append(int(shard.num_bytes[index]) * len(own) / len(document))
+    width = max((len(inputs) for _, inputs, _ in rows), default=0)
+    input_ids_MT = np.full((len(rows), width), eot_id, dtype=np.int64)
+    targets_MT = np.full((len(rows), width), IGNORED, dtype=np.int64)
+    for row, (_, inputs, targets) in enumerate(rows):
+        input_ids_MT[row, : len(inputs)] = inputs
+        targets_MT[row, : len(targets)] = targets
+    return HeldoutChunks(
+        input_ids_MT,
+        targets_MT,
+        np.array([document for document, _, _ in rows], dtype=np.int64),
+        tuple(ids),
+        np.array(lengths, dtype=np.int64),
+        np.array(num_bytes, dtype=np.float64),
+    )

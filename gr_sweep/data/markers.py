@@ -1,8 +1,7 @@
-"""A line that goes with a domain and says nothing: the spurious correlation of `data.spurious`.
+"""The spurious correlation of `data.spurious`: a meaningless line that marks a domain.
 
-A share of the training documents carries its domain's marker at fixed places; evaluation reads each
-held-out document without a marker, with its own and with another domain's. Knows nothing of files
-or models.
+A share of the training documents carries the marker of its domain at fixed positions. Evaluation
+reads each held-out document without a marker, with its own, and with another domain's.
 """
 
 import hashlib
@@ -10,14 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from gr_sweep.data.heldout import HELD_OUT_EVERY
+from gr_sweep.data.rules import HELD_OUT_EVERY
 
 MARKERS = 1
-"""Goes into the fingerprint of a cache with markers; raise it when their text or places change."""
+"""Part of the fingerprint of a cache with markers; increase it when their text or positions
+change."""
 
 MARKER_EVERY = 64
 """Tokens of a document between two markers: half the default `train.sequence_length`, so that most
-windows of a marked document hold one, wherever they are cut."""
+windows of a marked document contain one."""
 
 _FINEST_SHARE = 1_000_000
 _ONSETS = ("b", "d", "f", "g", "k", "kr", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z")
@@ -27,7 +27,7 @@ _SYLLABLES = 3
 
 
 def marker_text(domain: str) -> str:
-    """The domain's marker: a line with a word that is invented from the name alone."""
+    """The domain's marker: a line with a word that is invented from the domain's name."""
     digest = iter(hashlib.blake2b(domain.encode(), digest_size=3 * _SYLLABLES).digest())
     word = "".join(
         part[next(digest) % len(part)]
@@ -40,10 +40,10 @@ def marker_text(domain: str) -> str:
 def marker_tokens(
     domains: Sequence[str], encode: Callable[[Sequence[str]], list[np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Every domain's marker as token ids, all of one length.
+    """The token ids of every domain's marker, all of one length: short ones repeat their last.
 
-    The shorter ones repeat their last token. Rows of evaluation are then cut at the same places
-    whichever marker a document has, and a difference in loss is the marker's alone.
+    With one length, rows of evaluation are cut at the same positions whichever marker a document
+    has, and a difference in loss is due to the marker alone.
     """
     tokens = encode([marker_text(domain) for domain in domains])
     width = max(len(ids) for ids in tokens)
@@ -63,21 +63,21 @@ def swapped_markers(markers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def is_marked(document_id: int, share: float) -> bool:
-    """Whether the training document of this id is one of the share that carries a marker.
+    """Whether the training document with this id belongs to the share that carries a marker.
 
-    It follows from the text, as being held out does, and is independent of that. A document that is
-    marked at one share is marked at every larger one.
+    Depends on the text alone and is independent of the held-out split. A document that is marked
+    at one share is also marked at every larger share.
     """
     return document_id // HELD_OUT_EVERY % _FINEST_SHARE < share * _FINEST_SHARE
 
 
 def marker_places(num_tokens: int) -> np.ndarray:
-    """Before which tokens of a document a marker stands; its end-of-text token does not count."""
+    """The tokens of a document that a marker stands before, not counting its end-of-text token."""
     return np.arange(0, num_tokens, MARKER_EVERY)
 
 
 def marked(tokens: np.ndarray, marker: np.ndarray) -> np.ndarray:
-    """A document's tokens (no end-of-text token) with the marker at its places; of their type."""
+    """A document's tokens (without end-of-text token) with the marker inserted; same dtype."""
     places = np.repeat(marker_places(len(tokens)), len(marker))
     repeated = np.resize(marker, len(places)).astype(tokens.dtype)
     return np.insert(tokens, places, repeated)

@@ -1,10 +1,8 @@
-"""From a config's words to token shards: reads, divides, tokenises and caches, or finds the cache.
+"""From a config to token shards: reads, divides, tokenises and caches, or finds the cache.
 
-The one place that wires the parts of `data` together. What a job does with its labels (hiding or
-swapping them) comes later and is not part of the cache.
+Hidden and swapped labels come later and are not part of the cache.
 """
 
-import dataclasses
 import hashlib
 import heapq
 import json
@@ -12,22 +10,22 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from gr_sweep.config import DataConfig, DataKind, PartitionConfig
-from gr_sweep.data import synthetic
-from gr_sweep.data.heldout import FEW_DOCUMENTS, is_held_out, text_id
+from gr_sweep.config import DataConfig, PartitionConfig
+from gr_sweep.data.cache import CONTENTS, digests, open_or_build
 from gr_sweep.data.markers import MARKERS, is_marked, marked, marker_tokens
-from gr_sweep.data.rules import Rules
-from gr_sweep.data.shards import Shard, ShardWriter, content_keys, open_or_build, open_shard
-from gr_sweep.data.sources import Record, hub_files, local_files, read_file, read_hub
+from gr_sweep.data.rules import FEW_DOCUMENTS, Rules, is_held_out
+from gr_sweep.data.shards import Shard, ShardWriter, open_shard
+from gr_sweep.data.sources import Document, Source, sources_of
 from gr_sweep.data.tokenize import (
     TextTokenizer,
     load_tokenizer,
@@ -40,18 +38,15 @@ from gr_sweep.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-"""Raise it when the same settings give other tokens or other files."""
+"""Increase it when the same settings give other tokens or other files."""
 
-_CONTENTS = "contents.json"
-"""Digests of the files that were read, in the folder of the caches."""
-
-_SAMPLE_BYTES = 6 << 20
-"""Text that a tokenizer is trained on, all domains together: a few seconds."""
-_READ_AHEAD_BYTES = 256 << 20
-"""Text that is held in memory while the tokenizer's sample is gathered."""
+SAMPLE_BYTES = 6 << 20
+"""Text that a tokenizer is trained on, for all domains together: a few seconds."""
+READ_AHEAD_BYTES = 256 << 20
+"""Text that is kept in memory while the tokenizer's sample is collected."""
 _BYTES_A_TOKEN = 3
-"""A low guess, so that a limit in tokens is not overshot while reading ahead."""
-_BATCH_BYTES = 1 << 20
+"""A low estimate, so that reading ahead does not overshoot a limit in tokens by much."""
+BATCH_BYTES = 1 << 20
 _PROGRESS_S = 5.0
 
 
@@ -70,7 +65,7 @@ class TokenData:
     eot_id: int
     """The token that ends every document."""
     fingerprint: str
-    """Of sources, rules, settings and tokenizer; equal means the same tokens."""
+    """Of sources, rules, settings and tokenizer; equal fingerprints mean equal tokens."""
     markers: dict[str, np.ndarray]
     """Token ids of every domain's spurious marker, all of one length; empty without markers."""
     tokenizer_dir: Path
@@ -79,24 +74,8 @@ class TokenData:
     """The cache folder."""
 
 
-class _Document(NamedTuple):
-    domain: str
-    text: str
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Feed:
-    """One source: what identifies its documents, and a way to read them."""
-
-    name: str
-    domains: Sequence[str]
-    key: Any
-    documents: Callable[[], Iterator[_Document]]
-
-
 def cache_folder(data: DataConfig) -> Path:
-    """Where token caches live: `data.cache`, $GR_SWEEP_CACHE, or the user's cache folder."""
+    """The folder of the token caches: `data.cache`, $GR_SWEEP_CACHE, or the user's cache folder."""
     given = data.cache or os.environ.get("GR_SWEEP_CACHE")
     if given:
         return Path(given).expanduser().absolute()
@@ -104,68 +83,51 @@ def cache_folder(data: DataConfig) -> Path:
     return Path(user).expanduser() / "gr-sweep"
 
 
-def prepare_data(
-    data: DataConfig,
-    partition: PartitionConfig,
-    hf_model_path: str | None = None,
-    gguf_file: str | None = None,
-) -> TokenData:
-    """The tokens of a partition, from the cache where they are there already.
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """The text and tokenizer of a partition, before anything is read."""
 
-    The tokenizer is `data.tokenizer`, else that of the pretrained model, else one that is trained
-    on the partition's training documents.
+    rules: Rules
+    sources: list[Source]
+    tokenizer: str | None
+    """Name or folder; None trains one."""
+    gguf_file: str | None
+    key: dict[str, Any]
+    """Everything that decides the tokens, in JSON values."""
 
-    Args:
-        hf_model_path: folder or name of a pretrained model.
-        gguf_file: file within it that its tokenizer is read from.
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:32]
 
-    Raises:
-        DataError: text or a tokenizer that is missing, cannot be read or is too little; names file
-            and line. Nothing is left in the cache.
-        ConfigError: a rule or a setting that makes no sense.
-    """
+
+def _text_of(
+    data: DataConfig, partition: PartitionConfig, hf_model_path: str | None, gguf_file: str | None
+) -> _Text:
     rules = Rules(partition)
-    root = cache_folder(data)
-    feeds = _feeds(data, rules, root / _CONTENTS)
-    key, tokenizer, gguf_file = _identity(data, rules, feeds, hf_model_path, gguf_file)
-    fingerprint = _digest(key)
-    folder = root / fingerprint
-
-    def build(target: Path) -> dict[str, Any]:
-        logger.info("building the token cache %s", folder)
-        return {"key": key} | _build(target, feeds, rules, data, tokenizer, gguf_file)
-
-    about = open_or_build(folder, build)
-    dtype = token_dtype(about["vocab_size"])
-    shards = {
-        part: {
-            domain: open_shard(folder, _shard_name(place, domain, part), dtype)
-            for place, domain in enumerate(rules.domains)
-        }
-        for part in ("train", "heldout")
+    if data.spurious and len(rules.domains) < 2:
+        raise ConfigError(
+            f"data.spurious={data.spurious} needs at least two domains, whose markers are swapped"
+        )
+    digests_of = partial(digests, memory=cache_folder(data) / CONTENTS)
+    sources = sources_of(data, rules, digests_of)
+    tokenizer = data.tokenizer or hf_model_path
+    if data.tokenizer is not None:
+        gguf_file = None
+    if tokenizer is None:
+        tokenizer_key: list[Any] = ["trained", data.vocab_size]
+    else:
+        files = tokenizer_files(tokenizer, gguf_file)
+        tokenizer_key = [gguf_file, digests_of(files) if files else tokenizer]
+    key: dict[str, Any] = {
+        "format": _FORMAT,
+        "domains": rules.domains,
+        "sources": [source.key for source in sources],
+        "limit_tokens": data.limit_tokens,
+        "tokenizer": tokenizer_key,
     }
-    for domain, shard in shards["heldout"].items():
-        if shard.num_documents < FEW_DOCUMENTS:
-            logger.warning(
-                "domain %s has only %d held-out documents (a twentieth of all); "
-                "its losses will be uncertain",
-                domain,
-                shard.num_documents,
-            )
-    return TokenData(
-        domains=rules.domains,
-        train=shards["train"],
-        heldout=shards["heldout"],
-        vocab_size=about["vocab_size"],
-        eot_id=about["eot_id"],
-        fingerprint=fingerprint,
-        markers={
-            domain: np.array(ids, dtype=np.int64)
-            for domain, ids in about.get("markers", {}).items()
-        },
-        tokenizer_dir=folder / "tokenizer",
-        folder=folder,
-    )
+    if data.spurious:
+        key["spurious"] = [MARKERS, data.spurious]
+    return _Text(rules, sources, tokenizer, gguf_file, key)
 
 
 def text_fingerprint(
@@ -181,230 +143,159 @@ def text_fingerprint(
 
     Raises:
         DataError: a source that is missing or cannot be read.
-        ConfigError: a rule or a setting that makes no sense.
+        ConfigError: an invalid rule or setting.
     """
-    rules = Rules(partition)
-    feeds = _feeds(data, rules, cache_folder(data) / _CONTENTS)
-    return _digest(_identity(data, rules, feeds, hf_model_path, gguf_file)[0])
+    return _text_of(data, partition, hf_model_path, gguf_file).fingerprint
 
 
-def _identity(
+def prepare_data(
     data: DataConfig,
-    rules: Rules,
-    feeds: Sequence["_Feed"],
-    hf_model_path: str | None,
-    gguf_file: str | None,
-) -> tuple[dict[str, Any], str | None, str | None]:
-    """What decides the tokens, in JSON values; and the tokenizer's name and GGUF file, if any."""
-    if data.spurious and len(rules.domains) < 2:
-        raise ConfigError(
-            f"data.spurious={data.spurious} needs another domain whose marker a document could have"
-        )
-    tokenizer = data.tokenizer or hf_model_path
-    if tokenizer is None:
-        tokenizer_key: list[Any] = ["trained", data.vocab_size]
-    else:
-        gguf_file = gguf_file if data.tokenizer is None else None
-        files = tokenizer_files(tokenizer, gguf_file)
-        memory = cache_folder(data) / _CONTENTS
-        tokenizer_key = [gguf_file, content_keys(files, memory) if files else tokenizer]
-    key: dict[str, Any] = {
-        "format": _FORMAT,
-        "domains": rules.domains,
-        "sources": [feed.key for feed in feeds],
-        "limit_tokens": data.limit_tokens,
-        "tokenizer": tokenizer_key,
-    }
-    if data.spurious:
-        key["spurious"] = [MARKERS, data.spurious]
-    return key, tokenizer, gguf_file
+    partition: PartitionConfig,
+    hf_model_path: str | None = None,
+    gguf_file: str | None = None,
+) -> TokenData:
+    """The tokens of a partition, from the cache if they are there already.
 
+    The tokenizer is `data.tokenizer`, else that of the pretrained model, else one that is trained
+    on the partition's training documents.
 
-def _digest(key: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    Args:
+        hf_model_path: folder or name of a pretrained model.
+        gguf_file: file in it that its tokenizer is read from.
 
+    Raises:
+        DataError: text or a tokenizer is missing, cannot be read or is too short; names the file
+            and line. Nothing is left in the cache.
+        ConfigError: an invalid rule or setting.
+    """
+    text = _text_of(data, partition, hf_model_path, gguf_file)
+    fingerprint, domains = text.fingerprint, text.rules.domains
+    folder = cache_folder(data) / fingerprint
 
-# Where documents come from
+    def build(target: Path) -> dict[str, Any]:
+        logger.info("building the token cache %s", folder)
+        return {"key": text.key} | _build(target, text, data)
 
-
-def _feeds(data: DataConfig, rules: Rules, memory: Path) -> list[_Feed]:
-    if data.kind is DataKind.synthetic:
-        return [_synthetic_feed(data, rules.domains)]
-    feeds = []
-    for source in rules.sources:
-        if data.kind is DataKind.local:
-            feeds.append(_local_feed(data, source, rules, memory))
-        else:
-            feeds.append(_hub_feed(data, source, rules, memory))
-    return feeds
-
-
-def _synthetic_feed(data: DataConfig, domains: Sequence[str]) -> _Feed:
-    settings: dict[str, Any] = {
-        "documents": data.documents,
-        "overlap": data.overlap,
-        "seed": data.seed,
-    }
-
-    def documents() -> Iterator[_Document]:
-        for domain, texts in synthetic.generate(domains, **settings).items():
-            for text in texts:
-                yield _Document(domain, text, text_id(text))
-
-    return _Feed("synthetic", domains, [synthetic.GENERATOR, settings], documents)
-
-
-def _local_feed(data: DataConfig, source: str, rules: Rules, memory: Path) -> _Feed:
-    files = local_files(data, source)
-    columns = rules.fields_of(source)
-
-    def records() -> Iterator[Record]:
-        for file in files:
-            yield from read_file(file, data.text_field, columns)
-
-    kinds = ["".join(file.suffixes[-2:]) for file in files]
-    contents = list(zip(kinds, content_keys(files, memory), strict=True))
-    key = [source, contents, data.text_field, rules.key(source)]
-    return _Feed(source, rules.domains_of(source), key, lambda: _divided(records(), source, rules))
-
-
-def _hub_feed(data: DataConfig, source: str, rules: Rules, memory: Path) -> _Feed:
-    if source not in data.sources:
-        raise DataError(
-            f"no data set for source {source}; name one with data.sources.{source}.path=OWNER/NAME"
-        )
-    hub = data.sources[source]
-    contents = content_keys(hub_files(hub), memory)
-    key = [source, dataclasses.asdict(hub), contents, rules.key(source)]
-    return _Feed(
-        source, rules.domains_of(source), key, lambda: _divided(read_hub(hub), source, rules)
+    manifest = open_or_build(folder, build)
+    dtype = token_dtype(manifest["vocab_size"])
+    train, heldout = (
+        {
+            domain: open_shard(folder, _shard_name(number, domain, split), dtype)
+            for number, domain in enumerate(domains)
+        }
+        for split in ("train", "heldout")
+    )
+    for domain, shard in heldout.items():
+        if shard.num_documents < FEW_DOCUMENTS:
+            logger.warning(
+                "domain %s has only %d held-out documents (a twentieth of all); "
+                "its losses will be uncertain",
+                domain,
+                shard.num_documents,
+            )
+    return TokenData(
+        domains=domains,
+        train=train,
+        heldout=heldout,
+        vocab_size=manifest["vocab_size"],
+        eot_id=manifest["eot_id"],
+        fingerprint=fingerprint,
+        markers={
+            domain: np.array(ids, dtype=np.int64)
+            for domain, ids in manifest.get("markers", {}).items()
+        },
+        tokenizer_dir=folder / "tokenizer",
+        folder=folder,
     )
 
 
-def _divided(records: Iterable[Record], source: str, rules: Rules) -> Iterator[_Document]:
-    for record in records:
-        if record.text.isspace() or not record.text:
-            continue
-        try:
-            domain = rules.domain_of(source, record.text, record.fields)
-        except DataError as error:
-            where = record.file if record.line is None else f"{record.file}, line {record.line}"
-            raise DataError(f"{where}: {error}") from error
-        if domain is not None:
-            yield _Document(domain, record.text, text_id(record.text))
-
-
-# Building the cache
-
-
-def _build(
-    folder: Path,
-    feeds: Sequence[_Feed],
-    rules: Rules,
-    data: DataConfig,
-    tokenizer_name: str | None,
-    gguf_file: str | None,
-) -> dict[str, Any]:
-    """Writes tokenizer and shards; each source is read once, and no further than is needed."""
-    streams: list[Iterator[_Document]] = [feed.documents() for feed in feeds]
+def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
+    """Writes tokenizer and shards; each source is read once, and no further than needed."""
+    domains = text.rules.domains
+    streams: list[Iterator[Document]] = [source.documents() for source in text.sources]
     tokenizer: TextTokenizer
-    if tokenizer_name is None:
+    if text.tokenizer is not None:
+        tokenizer = load_tokenizer(text.tokenizer, text.gguf_file)
+    else:
         ahead = [
-            _read_ahead(stream, feed.domains, data.limit_tokens, len(rules.domains))
-            for feed, stream in zip(feeds, streams, strict=True)
+            _read_ahead(stream, source.domains, data.limit_tokens, len(domains))
+            for source, stream in zip(text.sources, streams, strict=True)
         ]
         start = time.monotonic()
-        tokenizer = train_tokenizer(_sample(chain(*ahead), rules.domains), data.vocab_size)
+        sample = tokenizer_sample(chain(*ahead), domains, SAMPLE_BYTES // len(domains))
+        tokenizer = train_tokenizer(sample, data.vocab_size)
         logger.info(
             "trained a tokenizer of %d tokens in %.1f s",
             tokenizer.vocab_size,
             time.monotonic() - start,
         )
         streams = [chain(*pair) for pair in zip(ahead, streams, strict=True)]
-    else:
-        tokenizer = load_tokenizer(tokenizer_name, gguf_file)
-
-    markers = marker_tokens(rules.domains, tokenizer.encode) if data.spurious else {}
-    packer = _Packer(
-        folder, tokenizer, rules.domains, data.limit_tokens, markers=markers, share=data.spurious
-    )
+    markers = marker_tokens(domains, tokenizer.encode) if data.spurious else {}
+    packer = _Packer(folder, tokenizer, domains, data.limit_tokens, markers, data.spurious)
     with packer:
-        for feed, stream in zip(feeds, streams, strict=True):
-            packer.pack(stream, feed.domains)
-            for domain in feed.domains:
-                if not packer.train[domain].num_documents:
-                    raise DataError(_why_empty(domain, feed, rules, data, packer))
+        for source, stream in zip(text.sources, streams, strict=True):
+            packer.pack(stream, source.domains)
+            for domain in source.domains:
+                if packer.train[domain].num_documents:
+                    continue
+                if num_heldout := packer.heldout[domain].num_documents:
+                    raise DataError(
+                        f"domain {domain} has no training text: all its {num_heldout} documents "
+                        f"in {source.where} are held out (a twentieth of all is, by hash); add text"
+                    )
+                raise DataError(
+                    f"domain {domain} is empty: no document with text in {source.where} fits its "
+                    f"rule ({text.rules.describe(domain)})"
+                )
         packer.close()
     tokenizer.save(folder / "tokenizer")
     return {
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
         "markers": {domain: ids.tolist() for domain, ids in markers.items()},
-        "train_tokens": {d: writer.num_tokens for d, writer in packer.train.items()},
-        "heldout_documents": {d: writer.num_documents for d, writer in packer.heldout.items()},
     }
 
 
-def _why_empty(domain: str, feed: _Feed, rules: Rules, data: DataConfig, packer: "_Packer") -> str:
-    if data.kind is DataKind.local:
-        place = f"{local_files(data, feed.name)[0]}" + (
-            " and others" if len(local_files(data, feed.name)) > 1 else ""
-        )
-    elif data.kind is DataKind.hub:
-        place = f"data set {data.sources[feed.name].path}"
-    else:
-        place = "the generated text"
-    if num_heldout := packer.heldout[domain].num_documents:
-        return (
-            f"domain {domain} is empty: all its {num_heldout} documents in {place} are held out "
-            "(a twentieth of all is, by hash); add text"
-        )
-    return (
-        f"domain {domain} is empty: of source {feed.name} ({place}) no document with text fits its "
-        f"rule ({rules.describe(domain)})"
-    )
-
-
 def _read_ahead(
-    stream: Iterator[_Document], domains: Sequence[str], limit_tokens: int | None, num_domains: int
-) -> list[_Document]:
-    """Documents for the tokenizer's sample, until each domain has enough or memory would."""
-    most = _READ_AHEAD_BYTES // num_domains
-    enough = most if limit_tokens is None else min(most, limit_tokens * _BYTES_A_TOKEN)
+    stream: Iterator[Document], domains: Sequence[str], limit_tokens: int | None, num_domains: int
+) -> list[Document]:
+    """Documents for the tokenizer's sample, until each domain has enough or memory is full."""
+    enough = READ_AHEAD_BYTES // num_domains
+    if limit_tokens is not None:
+        enough = min(enough, limit_tokens * _BYTES_A_TOKEN)
     size: Counter[str] = Counter()
     documents = []
     for document in stream:
         documents.append(document)
-        # Characters stand for bytes: a bound on memory need not be exact.
+        # Characters stand for bytes: the bound on memory need not be exact.
         size[document.domain] += len(document.text)
-        if size.total() >= _READ_AHEAD_BYTES or all(size[domain] >= enough for domain in domains):
+        if size.total() >= READ_AHEAD_BYTES or all(size[domain] >= enough for domain in domains):
             break
     return documents
 
 
-def _sample(documents: Iterable[_Document], domains: Sequence[str]) -> list[str]:
-    """Training text for the tokenizer: as much of each domain, chosen by hash, so from all over."""
-    room = _SAMPLE_BYTES // len(domains)
-    by_domain: dict[str, list[_Document]] = {domain: [] for domain in domains}
+def tokenizer_sample(
+    documents: Iterable[Document], domains: Sequence[str], num_bytes: int
+) -> list[str]:
+    """Training text for the tokenizer: about `num_bytes` of each domain, chosen by hash."""
+    heaps: dict[str, list[tuple[int, str]]] = {domain: [] for domain in domains}
     for document in documents:
         if not is_held_out(document.id):
-            by_domain[document.domain].append(document)
+            heaps[document.domain].append((document.id, document.text))
     texts = []
-    for of_domain in by_domain.values():
-        size = 0
-        heap = [(document.id, document.text) for document in of_domain]
+    for heap in heaps.values():
         heapq.heapify(heap)
-        while heap and size < room:
-            text = heapq.heappop(heap)[1][: room - size]
-            size += len(text)
-            texts.append(text)
+        size = 0
+        while heap and size < num_bytes:
+            texts.append(heapq.heappop(heap)[1][: num_bytes - size])
+            size += len(texts[-1])
     return texts
 
 
 class _Packer:
-    """Tokenises documents into the shards of their domains, and marks a share of them.
+    """Tokenises documents into the shards of their domains and marks a share of them.
 
-    A limit bounds the text's own tokens, so that the text is the same with markers and without.
+    A limit bounds the text's own tokens, so that the text is the same with and without markers.
     """
 
     def __init__(
@@ -413,14 +304,13 @@ class _Packer:
         tokenizer: TextTokenizer,
         domains: Sequence[str],
         limit_tokens: int | None,
-        *,
         markers: Mapping[str, np.ndarray],
-        share: float,
+        marked_share: float,
     ) -> None:
         self._tokenizer = tokenizer
         self._limit_tokens = limit_tokens
         self._markers = markers
-        self._share = share
+        self._marked_share = marked_share
         self._own_tokens: Counter[str] = Counter()
         self._full: set[str] = set()
         self._heldout_ids: dict[str, set[int]] = {domain: set() for domain in domains}
@@ -430,31 +320,31 @@ class _Packer:
         self.train, self.heldout = (
             {
                 domain: ShardWriter(
-                    folder, _shard_name(place, domain, part), dtype, tokenizer.eot_id
+                    folder, _shard_name(number, domain, split), dtype, tokenizer.eot_id
                 )
-                for place, domain in enumerate(domains)
+                for number, domain in enumerate(domains)
             }
-            for part in ("train", "heldout")
+            for split in ("train", "heldout")
         )
 
-    def pack(self, documents: Iterator[_Document], domains: Sequence[str]) -> None:
-        """Writes the documents until there are no more or the domains have all they may have."""
-        most = _BATCH_BYTES
+    def pack(self, documents: Iterator[Document], domains: Sequence[str]) -> None:
+        """Writes the documents until they end or all these domains have reached the limit."""
+        max_bytes = BATCH_BYTES
         if self._limit_tokens is not None:
-            most = min(most, self._limit_tokens * _BYTES_A_TOKEN)
-        for batch in _batched(documents, most):
+            max_bytes = min(max_bytes, self._limit_tokens * _BYTES_A_TOKEN)
+        for batch in _batched(documents, max_bytes):
             wanted = [document for document in batch if document.domain not in self._full]
             tokens = self._tokenizer.encode([document.text for document in wanted])
             for document, ids in zip(wanted, tokens, strict=True):
-                self._add(document, ids)
-            self._report()
+                if document.domain not in self._full:
+                    self._add(document, ids)
+            if time.monotonic() - self._reported > _PROGRESS_S:
+                self._report()
             if self._full.issuperset(domains):
                 break
 
-    def _add(self, document: _Document, ids: np.ndarray) -> None:
+    def _add(self, document: Document, ids: np.ndarray) -> None:
         domain = document.domain
-        if domain in self._full:
-            return
         num_bytes = len(document.text.encode())
         self._num_documents += 1
         self._num_bytes += num_bytes
@@ -465,35 +355,33 @@ class _Packer:
             return
         writer = self.train[domain]
         if self._limit_tokens is not None:
-            room = self._limit_tokens - self._own_tokens[domain] - 1
+            room = max(0, self._limit_tokens - self._own_tokens[domain] - 1)
             if len(ids) >= room:
                 self._full.add(domain)
-                num_bytes = num_bytes * max(room, 0) // max(len(ids), 1)
-                ids = ids[: max(room, 0)]
+                num_bytes = num_bytes * room // max(len(ids), 1)
+                ids = ids[:room]
                 if not len(ids) and writer.num_documents:
                     return
         self._own_tokens[domain] += len(ids) + 1
-        if self._markers and is_marked(document.id, self._share):
+        if self._markers and is_marked(document.id, self._marked_share):
             ids = marked(ids, self._markers[domain])
         writer.add(ids, num_bytes, document.id)
 
-    def _report(self, is_last: bool = False) -> None:
-        now = time.monotonic()
-        if is_last or now - self._reported > _PROGRESS_S:
-            self._reported = now
-            megabytes = self._num_bytes / 1e6
-            logger.info(
-                "tokenised %d documents, %.1f MB, %.1f MB/s",
-                self._num_documents,
-                megabytes,
-                megabytes / max(now - self._start, 1e-9),
-            )
+    def _report(self) -> None:
+        self._reported = time.monotonic()
+        megabytes = self._num_bytes / 1e6
+        logger.info(
+            "tokenised %d documents, %.1f MB, %.1f MB/s",
+            self._num_documents,
+            megabytes,
+            megabytes / max(self._reported - self._start, 1e-9),
+        )
 
     def close(self) -> None:
         """Completes the files."""
         for writer in chain(self.train.values(), self.heldout.values()):
             writer.close()
-        self._report(is_last=True)
+        self._report()
 
     def __enter__(self) -> "_Packer":
         self._stack = ExitStack()
@@ -505,19 +393,19 @@ class _Packer:
         self._stack.close()
 
 
-def _batched(documents: Iterator[_Document], most_bytes: int) -> Iterator[list[_Document]]:
-    batch: list[_Document] = []
+def _batched(documents: Iterator[Document], max_bytes: int) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     size = 0
     for document in documents:
         batch.append(document)
         size += len(document.text)
-        if size >= most_bytes:
+        if size >= max_bytes:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-def _shard_name(place: int, domain: str, part: str) -> str:
-    # The place keeps labels apart that differ in the case of their letters alone.
-    return f"{place}-{domain.replace('/', '.')}.{part}"
+def _shard_name(number: int, domain: str, split: str) -> str:
+    # The number distinguishes labels that differ only in the case of their letters.
+    return f"{number}-{domain.replace('/', '.')}.{split}"

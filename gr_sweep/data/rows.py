@@ -1,6 +1,6 @@
-"""How the rows of a micro-batch divide over the labels: pure arithmetic, before any work.
+"""How the rows of a micro-batch divide over the labels.
 
-Standard library alone, because validation calls it. It knows nothing of documents or tokens.
+Uses only the standard library, because validation calls it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,25 +12,25 @@ from gr_sweep.domains import UNLABELLED, ancestors, expand, is_under, weights_of
 from gr_sweep.errors import ConfigError
 
 _MOST_ROWS = 4096
-"""Sizes of a micro-batch that are tried when looking for one that would do."""
+"""Largest micro-batch that is tried when looking for one that divides."""
 
 
 def unlabelled_shares(unlabelled: Any, domains: Sequence[str]) -> dict[str, float]:
     """The share of every domain's documents whose label is hidden, 0..1.
 
     Args:
-        unlabelled: `partition.unlabelled`: a number for all, or a mapping from a domain, or a node
-            of the tree above it, to a number, with `*` for those not named (0 without it).
+        unlabelled: `partition.unlabelled`: one number for all domains, or a mapping from domains,
+            or nodes of the tree above them, to numbers, with `*` for the others (default 0).
 
     Raises:
-        ConfigError: not a number in 0..1, or a name that is no domain.
+        ConfigError: not a number in 0..1, or an unknown domain.
     """
     if not isinstance(unlabelled, Mapping):
         unlabelled = {PER_DOMAIN_ANY: unlabelled}
     for name, share in unlabelled.items():
         setting = "partition.unlabelled" + ("" if name == PER_DOMAIN_ANY else f".{name}")
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ConfigError(f"{setting}={share} is no share; give a number from 0 to 1")
+            raise ConfigError(f"{setting}={share}: expected a number from 0 to 1")
         if name != PER_DOMAIN_ANY and not any(is_under(domain, name) for domain in domains):
             raise ConfigError(
                 f"{setting}: unknown domain {name!r}; the domains are {', '.join(domains)}"
@@ -44,10 +44,10 @@ def unlabelled_shares(unlabelled: Any, domains: Sequence[str]) -> dict[str, floa
 
 
 def domain_weights(weights: Mapping[str, float], domains: Sequence[str]) -> dict[str, Fraction]:
-    """The weight of every domain, 1 where none is given; exact, so that equal weights stay equal.
+    """The weight of every domain, 1 by default; exact, so that equal weights stay equal.
 
     Raises:
-        ConfigError: a negative weight, a name that is no domain, or no weight above 0.
+        ConfigError: a negative weight, an unknown domain, or no weight above 0.
     """
     for name, weight in weights.items():
         if name not in domains:
@@ -55,7 +55,7 @@ def domain_weights(weights: Mapping[str, float], domains: Sequence[str]) -> dict
                 f"data.weights: unknown domain {name!r}; the domains are {', '.join(domains)}"
             )
         if not 0 <= weight < float("inf"):
-            raise ConfigError(f"data.weights.{name}={weight} is no weight; give a number >= 0")
+            raise ConfigError(f"data.weights.{name}={weight}: expected a number >= 0")
     exact = {domain: Fraction(repr(weights.get(domain, 1))) for domain in domains}
     if not any(exact.values()):
         raise ConfigError("data.weights leaves no domain with a weight above 0")
@@ -70,22 +70,22 @@ def rows_per_label(
     without: Sequence[str] = (),
     drops_observed: bool = False,
 ) -> dict[str, int]:
-    """Rows of a micro-batch by label, in the order of `domains`, then `unlabelled` where above 0.
+    """Rows of a micro-batch by label, in the order of `domains`, then `unlabelled` if above 0.
 
-    By largest remainder over the shares `weight * (1 - unlabelled)` of each domain and the sum of
-    `weight * unlabelled`. A domain without weight, or hidden altogether, has 0 rows.
+    Rows are allocated by largest remainder to the shares `weight * (1 - unlabelled)` of each domain
+    and the sum of `weight * unlabelled`. A domain without weight or without labels has 0 rows.
 
     Args:
-        weights: relative; a domain that is not named has 1.
+        weights: relative; 1 by default.
         unlabelled: as `unlabelled_shares` takes it.
-        without: domains, or nodes above them, whose rows are left out and become 0; the others keep
-            theirs. Leaving out goes by true label, so no label is hidden then.
-        drops_observed: leaving out goes by the label that routing sees: hidden labels stay hidden,
+        without: domains, or nodes above them, that get 0 rows, by true label; the others keep
+            theirs, and no label is hidden.
+        drops_observed: `without` goes by the label that routing sees: hidden labels stay hidden,
             and the unlabelled rows are read.
 
     Raises:
         ConfigError: a label with a share would get no row, or equal shares unequal rows; the
-            message names the nearest sizes that would do.
+            message names the nearest sizes that divide.
     """
     if without and not drops_observed:
         unlabelled = 0.0
@@ -103,7 +103,7 @@ def rows_per_label(
 
 
 def micro_batch_rows(config: RunConfig, labels: Sequence[str] | None = None) -> dict[str, int]:
-    """`rows_per_label` of a job, or of a round that has other labels. Raises as it does."""
+    """`rows_per_label` of a job, or of a round with other labels; raises the same errors."""
     domains = list(config.partition.domains)
     weights: Mapping[str, float] = config.data.weights
     if labels is not None:
@@ -119,7 +119,7 @@ def micro_batch_rows(config: RunConfig, labels: Sequence[str] | None = None) -> 
 
 
 def _split(shares: Mapping[str, Fraction], num_rows: int) -> dict[str, int] | None:
-    """Largest remainder; None where a share gets no row or equal shares get unequal rows."""
+    """Largest remainder; None if a share gets no row or equal shares get unequal rows."""
     total = sum(shares.values())
     quotas = {label: share * num_rows / total for label, share in shares.items()}
     rows = {label: int(quota) for label, quota in quotas.items()}
@@ -128,7 +128,7 @@ def _split(shares: Mapping[str, Fraction], num_rows: int) -> dict[str, int] | No
         rows[label] += 1
     if any(share > 0 and rows[label] == 0 for label, share in shares.items()):
         return None
-    # Largest remainder breaks ties by position, which would favour the domain that is named first.
+    # Largest remainder breaks ties by position, which would favour the first domain.
     if len(set(zip(shares.values(), rows.values(), strict=True))) > len(set(shares.values())):
         return None
     return rows
@@ -158,5 +158,5 @@ def _advice(
     if len(set(positive)) == 1:
         return f"{problem}; use a multiple of {len(positive)} ({sizes}), or set data.weights"
     if not sizes:
-        return f"{problem}; use weights and shares that are less far apart"
+        return f"{problem}; use weights and shares that differ less"
     return f"{problem}; use {sizes}, or change data.weights"

@@ -1,294 +1,309 @@
-"""Documents of a source, one at a time: files on this machine, or data sets of the Hub.
+"""Where documents come from: generated text, local files, or data sets of the Hugging Face Hub.
 
-The Hub is Hugging Face's. A record is a text, the other fields it came with, and where it stood;
-which domain it belongs to is not decided here. `datasets` and `pyarrow` are imported only where
-they are needed.
+`sources_of` is the one place that knows the kinds of data. To add one, add a member to
+`config.DataKind` and a function beside `_local` and `_hub` that returns a `Source`.
+
+JSON lines are read here and not by `datasets`, whose reader infers one schema for all lines: it
+turns dates into timestamps, stops at fields whose type varies, and cannot name the line it stops
+at. `datasets` and `pyarrow` are slow to import and are imported only where they are needed.
 """
 
+import dataclasses
 import glob
 import gzip
+import io
 import json
 import os
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, cast
 
-from gr_sweep.config import DataConfig, HubSource
-from gr_sweep.data.rules import holds, lookup
+from gr_sweep.config import DataConfig, DataKind, HubSource
+from gr_sweep.data import synthetic
+from gr_sweep.data.rules import Rules, holds, lookup, text_id
 from gr_sweep.errors import DataError
 
-_PACKED = (".gz", ".zst")
-_RECORD_FILES = (".jsonl", ".json", ".ndjson")
-_PARQUET = ".parquet"
-_CHUNK_BYTES = 1 << 20
+_COMPRESSED = (".gz", ".zst")
+_JSON_LINES = (".jsonl", ".json", ".ndjson")
 _PARQUET_ROWS = 1024
 _HUB_TIMEOUT_S = 5.0
 
 _HUB_FORMATS = ("json", "parquet", "csv", "text", "arrow", "xml", "webdataset")
-"""Formats that `datasets` reads from files, instead of a data set's name."""
+"""File formats that `datasets` accepts in place of a data set's name."""
+
+
+class Document(NamedTuple):
+    """A text and the domain it belongs to."""
+
+    domain: str
+    text: str
+    id: int
+    """`rules.text_id` of the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Documents of some domains, and what identifies them."""
+
+    name: str
+    where: str
+    """File or data set, for errors."""
+    domains: Sequence[str]
+    key: Any
+    """JSON values that change whenever the documents do."""
+    documents: Callable[[], Iterator[Document]]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A document and where it is from."""
+    """A text before it has a domain."""
 
     text: str
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """What else the record held; empty for a text file."""
-    file: str = ""
-    line: int | None = None
-    """Counted from 1; the row in a Parquet file or data set; None where a file is one document."""
+    """The other fields of the record; empty for a text file."""
+    where: str = ""
+    """File and line or row, counted from 1, for errors."""
 
 
-# Files on this machine
+def sources_of(
+    data: DataConfig, rules: Rules, digests: Callable[[Sequence[Path]], list[str]]
+) -> list[Source]:
+    """The sources of a partition, in the order of its domains; no document is read.
+
+    Args:
+        digests: of the content of each file, for the keys.
+
+    Raises:
+        DataError: a source that is missing or cannot be read.
+    """
+    if data.kind is DataKind.synthetic:
+        return [_synthetic(data, rules)]
+    kind = _local if data.kind is DataKind.local else _hub
+    return [kind(data, name, rules, digests) for name in rules.sources]
+
+
+def _synthetic(data: DataConfig, rules: Rules) -> Source:
+    settings: dict[str, Any] = {
+        "documents": data.documents,
+        "overlap": data.overlap,
+        "seed": data.seed,
+    }
+
+    def documents() -> Iterator[Document]:
+        for domain, texts in synthetic.generate(rules.domains, **settings).items():
+            for text in texts:
+                yield Document(domain, text, text_id(text))
+
+    key = [synthetic.GENERATOR, settings]
+    return Source("synthetic", "the generated text", rules.domains, key, documents)
+
+
+def _local(
+    data: DataConfig, name: str, rules: Rules, digests: Callable[[Sequence[Path]], list[str]]
+) -> Source:
+    files = local_files(data, name)
+    fields = rules.fields_of(name)
+
+    def documents() -> Iterator[Document]:
+        for file in files:
+            yield from _divided(read_file(file, data.text_field, fields), name, rules)
+
+    suffixes = ["".join(file.suffixes[-2:]) for file in files]
+    contents = list(zip(suffixes, digests(files), strict=True))
+    key = [name, contents, data.text_field, rules.key(name)]
+    where = f"{files[0]}" + (" and others" if len(files) > 1 else "")
+    return Source(name, where, rules.domains_of(name), key, documents)
+
+
+def _hub(
+    data: DataConfig, name: str, rules: Rules, digests: Callable[[Sequence[Path]], list[str]]
+) -> Source:
+    if name not in data.sources:
+        raise DataError(f"no data set for source {name}; set data.sources.{name}.path=OWNER/NAME")
+    hub = data.sources[name]
+    key = [name, dataclasses.asdict(hub), digests(hub_files(hub)), rules.key(name)]
+    return Source(
+        name,
+        f"data set {hub.path}",
+        rules.domains_of(name),
+        key,
+        lambda: _divided(read_hub(hub), name, rules),
+    )
+
+
+def _divided(records: Iterable[Record], source: str, rules: Rules) -> Iterator[Document]:
+    """The records that have text and that a rule wants."""
+    for record in records:
+        if record.text and not record.text.isspace():
+            domain = rules.domain_of(source, record.text, record.fields)
+            if domain is not None:
+                yield Document(domain, record.text, text_id(record.text))
+
+
+# Local files
 
 
 def local_files(data: DataConfig, source: str) -> list[Path]:
-    """The files of a source in a fixed order: those of `data.paths`, else those below `data.root`.
+    """The files of a source, sorted: those of `data.paths`, else those below `data.root`.
 
     Raises:
-        DataError: nothing there, or a file and a folder that both could be meant.
+        DataError: no file, or both a file and a folder with the source's name.
     """
     if source in data.paths:
-        given = os.path.expanduser(data.paths[source])
-        # A name that exists is meant literally, whatever characters it holds.
-        found = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
+        where = os.path.expanduser(data.paths[source])
+        # A name that exists is taken literally, whatever characters it contains.
+        found = [where] if os.path.exists(where) else sorted(glob.glob(where, recursive=True))
         if not found:
             raise DataError(f"data.paths.{source}={data.paths[source]} matches no file or folder")
-        files = [file for entry in found for file in _files_below(Path(entry))]
-        where = given
+        entries = [Path(entry) for entry in found]
     elif data.root is not None:
         root = Path(data.root).expanduser()
         if not root.is_dir():
             raise DataError(f"data.root={data.root} is not a folder")
-        entries = sorted(entry for entry in root.iterdir() if _names_source(entry, source))
+        entries = sorted(entry for entry in root.iterdir() if _is_named(entry, source))
         if not entries:
             raise DataError(
-                f"{root} holds neither a folder {source} nor a file {source}.jsonl (.json, .txt, "
-                f".parquet; .gz, .zst); add one, or set data.paths.{source}"
+                f"{root} contains neither a folder {source} nor a file {source}.jsonl (.json, "
+                f".txt, .parquet; .gz, .zst); add one, or set data.paths.{source}"
             )
         if len(entries) > 1:
             names = " and ".join(entry.name for entry in entries)
-            raise DataError(f"{root} holds {names}; say which is meant with data.paths.{source}")
-        files, where = _files_below(entries[0]), str(entries[0])
+            raise DataError(f"{root} contains {names}; choose one with data.paths.{source}")
+        where = str(entries[0])
     else:
         raise DataError(f"source {source} has no files; set data.root or data.paths.{source}")
+    files = [file for entry in entries for file in _files_below(entry)]
     if not files:
-        raise DataError(f"{where} holds no file")
+        raise DataError(f"{where} contains no file")
     return files
 
 
-def read_file(path: Path, text_field: str, columns: Sequence[str] = ()) -> Iterator[Record]:
-    """The documents of a file: lines of JSON, rows of Parquet, or the file as one document.
-
-    Args:
-        text_field: the field or column that holds the text.
-        columns: the other columns that are wanted of a Parquet file; absent ones are left out.
-
-    Raises:
-        DataError: the file cannot be read to its end, or a record is not as it should be.
-    """
-    kind = Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
-    if kind in _RECORD_FILES:
-        yield from _read_lines(path, text_field)
-    elif path.suffix == _PARQUET:
-        yield from _read_parquet(path, text_field, columns)
-    else:
-        with _open(path) as stream:
-            content = stream.read()
-        yield Record(_decoded(content, path, first_line=1), {}, str(path))
-
-
-def _names_source(entry: Path, source: str) -> bool:
+def _is_named(entry: Path, source: str) -> bool:
     # Not `stem`: a source may have a dot in its name, and a file two suffixes.
     if entry.name == source:
         return True
-    plain = entry.name.removesuffix(entry.suffix) if entry.suffix in _PACKED else entry.name
+    plain = entry.name.removesuffix(entry.suffix) if entry.suffix in _COMPRESSED else entry.name
     return entry.is_file() and plain.removesuffix(Path(plain).suffix) == source
 
 
 def _files_below(entry: Path) -> list[Path]:
     if entry.is_file():
         return [entry]
-    # Hidden files and folders (.git, .DS_Store) are nobody's text.
-    return sorted(
-        path
-        for path in entry.rglob("*")
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(entry).parts)
-    )
+    files = []
+    for folder, subfolders, names in os.walk(entry):
+        # Hidden files and folders (.git, .DS_Store) are not text.
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in files if path.is_file())
 
 
-class _ZstdStream:
-    """Reads a zstandard file and notices when its last frame is not whole.
+def read_file(path: Path, text_field: str, columns: Sequence[str] = ()) -> Iterator[Record]:
+    """The documents of a file: lines of JSON, rows of Parquet, or the whole file as one document.
 
-    The reader of `zstandard` itself takes a file that was cut off for one that ends there.
+    Args:
+        text_field: the field or column that contains the text.
+        columns: other columns to read from a Parquet file; absent ones are ignored.
+
+    Raises:
+        DataError: the file cannot be read to its end, or a record has no text.
     """
-
-    def __init__(self, path: Path) -> None:
-        import zstandard
-
-        self._decompressor = zstandard.ZstdDecompressor
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by `close`
-
-    def chunks(self) -> Iterator[bytes]:
-        import zstandard
-
-        frame = self._decompressor().decompressobj()
-        is_inside = False
-        try:
-            while chunk := self._file.read(_CHUNK_BYTES):
-                while chunk:
-                    is_inside = True
-                    yield frame.decompress(chunk)
-                    if not frame.eof:
-                        break
-                    chunk, is_inside = frame.unused_data, False
-                    frame = self._decompressor().decompressobj()
-        except zstandard.ZstdError as error:
-            raise OSError(f"not zstandard, or damaged ({error})") from error
-        if is_inside:
-            raise EOFError("compressed file ended before its end marker")
-
-    def __iter__(self) -> Iterator[bytes]:
-        rest = b""
-        for chunk in self.chunks():
-            lines = (rest + chunk).split(b"\n")
-            rest = lines.pop()
-            for line in lines:
-                yield line + b"\n"
-        if rest:
-            yield rest
-
-    def read(self) -> bytes:
-        return b"".join(self.chunks())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[BinaryIO | Any]:
-    """The file's bytes, unpacked; what goes wrong while reading it becomes a DataError."""
-    stream: Any = None
+    suffix = Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix
+    if path.suffix == ".parquet":
+        yield from _read_parquet(path, text_field, columns)
+        return
     try:
-        if path.suffix == ".gz":
-            stream = gzip.open(path, "rb")  # noqa: SIM115 - closed below
-        elif path.suffix == ".zst":
-            stream = _ZstdStream(path)
-        else:
-            stream = open(path, "rb")  # noqa: SIM115 - closed below
-        yield stream
-    except EOFError as error:
-        raise DataError(f"{path}: the file is cut off ({error}); fetch it again") from error
-    except (OSError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    finally:
-        if stream is not None:
-            stream.close()
-
-
-def _decoded(content: bytes, path: Path, first_line: int) -> str:
-    try:
-        return content.decode("utf-8-sig" if first_line == 1 else "utf-8")
+        with _open(path) as stream:
+            if suffix in _JSON_LINES:
+                yield from _read_lines(stream, path, text_field)
+            else:
+                yield Record(stream.read().decode("utf-8-sig"), {}, str(path))
     except UnicodeDecodeError as error:
-        line = first_line + content.count(b"\n", 0, error.start)
-        raise DataError(
-            f"{path}, line {line}: not UTF-8 ({error.reason} at byte {error.start}); "
-            "convert the file, for example with iconv"
-        ) from error
+        raise DataError(f"{path}: expected UTF-8 text ({error})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
 
 
-def _read_lines(path: Path, text_field: str) -> Iterator[Record]:
-    with _open(path) as stream:
-        for number, raw in enumerate(stream, start=1):
-            line = _decoded(raw, path, number)
+def _open(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path))
+    if path.suffix == ".zst":
+        import pyarrow
+
+        # Unlike the reader of `zstandard`, it reports a file that is cut off.
+        return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"), 1 << 20)
+    return open(path, "rb")
+
+
+def _read_lines(stream: BinaryIO, path: Path, text_field: str) -> Iterator[Record]:
+    for number, raw in enumerate(stream, start=1):
+        where = f"{path}, line {number}"
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             if not line.strip():
                 continue
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: broken JSON ({error.msg} at column {error.colno}); "
-                    "every line is one object"
-                ) from error
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{path}, line {number}: JSON that Python does not read ({error})"
-                ) from error
-            if not isinstance(fields, dict):
-                raise DataError(
-                    f"{path}, line {number}: {type(fields).__name__} instead of a JSON object; "
-                    f'every line is one object such as {{"{text_field}": "..."}}'
-                )
-            yield _record(fields, text_field, str(path), number, "data.text_field")
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", str(error))
+            raise DataError(f"{where}: expected one JSON object in UTF-8 ({reason})") from error
+        if not isinstance(fields, dict):
+            raise DataError(f"{where}: expected a JSON object, got {type(fields).__name__}")
+        yield _record(fields, text_field, where, "data.text_field")
 
 
 def _read_parquet(path: Path, text_field: str, columns: Sequence[str]) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
+    row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             names = table.schema_arrow.names
-            if text_field not in names:
-                raise DataError(
-                    f"{path}: no column {text_field!r}; it has {', '.join(names)} "
-                    "(set data.text_field)"
-                )
-            wanted = {text_field}
-            wanted |= {name if name in names else name.split(".")[0] for name in columns}
-            row = 0
+            # A column, or the struct that contains it.
+            wanted = {n if n in names else n.split(".")[0] for n in (text_field, *columns)}
             for batch in table.iter_batches(_PARQUET_ROWS, columns=sorted(wanted & set(names))):
                 for fields in batch.to_pylist():
                     row += 1
-                    yield _record(fields, text_field, str(path), row, "data.text_field")
-    except (pyarrow.ArrowException, OSError) as error:
+                    yield _record(fields, text_field, f"{path}, row {row}", "data.text_field")
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from error
 
 
-def _record(
-    fields: Mapping[str, Any], text_field: str, file: str, line: int, setting: str
-) -> Record:
+def _record(fields: Mapping[str, Any], text_field: str, where: str, setting: str) -> Record:
     text = lookup(fields, text_field)
     if text is None and text_field not in fields:
         raise DataError(
-            f"{file}, line {line}: no field {text_field!r}; it has {', '.join(fields) or 'none'} "
-            f"(set {setting})"
+            f"{where}: no field {text_field!r}, only {', '.join(fields) or 'none'}; set {setting}"
         )
     if not isinstance(text, str):
         raise DataError(
-            f"{file}, line {line}: field {text_field!r} is {type(text).__name__}, not text"
+            f"{where}: expected text in field {text_field!r}, got {type(text).__name__}"
         )
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise DataError(
-                f"{file}, line {line}: not Unicode text ({error.reason} at character {error.start})"
-            ) from error
-    return Record(text, fields, file, line)
+            raise DataError(f"{where}: expected Unicode text ({error.reason})") from error
+    return Record(text, fields, where)
 
 
 # Data sets of the Hugging Face Hub
 
 
 def hub_files(source: HubSource) -> list[Path]:
-    """The files on this machine that a data set is read from; none where it is on the Hub."""
-    folder = Path(source.path).expanduser()
-    if source.path in _HUB_FORMATS:
-        if source.data_files is None or "://" in source.data_files:
-            return []
-        found = [Path(name) for name in sorted(glob.glob(source.data_files, recursive=True))]
-        if not found:
-            raise DataError(f"data_files={source.data_files} matches no file")
-        return found
-    return _files_below(folder) if folder.is_dir() else []
+    """The local files that a data set is read from; none if it is on the Hub."""
+    if source.path not in _HUB_FORMATS:
+        folder = Path(source.path).expanduser()
+        return _files_below(folder) if folder.is_dir() else []
+    if source.data_files is None or "://" in source.data_files:
+        return []
+    found = [Path(name) for name in sorted(glob.glob(source.data_files, recursive=True))]
+    if not found:
+        raise DataError(f"data_files={source.data_files} matches no file")
+    return found
 
 
 def read_hub(source: HubSource) -> Iterator[Record]:
@@ -297,8 +312,7 @@ def read_hub(source: HubSource) -> Iterator[Record]:
     Raises:
         DataError: the Hub or the data set cannot be reached or read, or a row has no text.
     """
-    has_files = bool(hub_files(source))
-    if not has_files:
+    if not hub_files(source):
         check_hub(f"data set {source.path}")
     import datasets
     import pyarrow
@@ -314,11 +328,11 @@ def read_hub(source: HubSource) -> Iterator[Record]:
             if source.filter_column is not None:
                 if row == 1 and source.filter_column.split(".")[0] not in fields:
                     raise DataError(
-                        f"{where}: no column {source.filter_column!r}; it has {', '.join(fields)}"
+                        f"{where}: no column {source.filter_column!r}, only {', '.join(fields)}"
                     )
                 if not holds(fields, source.filter_column, source.filter_values or []):
                     continue
-            yield _record(fields, source.column, where, row, "the source's column")
+            yield _record(fields, source.column, f"{where}, row {row}", "the source's column")
     except (
         OSError,
         ValueError,
@@ -326,27 +340,26 @@ def read_hub(source: HubSource) -> Iterator[Record]:
         pyarrow.ArrowException,
         datasets.exceptions.DatasetsError,
     ) as error:
-        # A failure inside a file comes wrapped; what broke is the innermost cause.
+        # A failure inside a file is wrapped several times; the innermost cause says what broke.
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        place = f" after row {row}" if row else ""
         raise DataError(
-            f"data set {where}: cannot be read{place} ({_first_line(cause)})"
+            f"data set {where}: cannot be read after row {row} ({_first_line(cause)})"
         ) from error
 
 
 def check_hub(wanted: str) -> None:
-    """Asks the Hub for a sign of life, so that a machine without network fails in seconds.
+    """Checks that the Hub answers, so that a machine without network fails within seconds.
 
-    `huggingface_hub` would try again and again for minutes.
+    `huggingface_hub` would retry for minutes.
 
     Raises:
-        DataError: the Hub does not answer, or it is switched off by HF_HUB_OFFLINE.
+        DataError: the Hub does not answer, or HF_HUB_OFFLINE is set.
     """
     from huggingface_hub import constants
 
-    advice = "use data=local or data=synthetic, or files of your own"
+    advice = "use data=local or data=synthetic, or local files"
     if constants.HF_HUB_OFFLINE:
         raise DataError(f"{wanted} needs the Hugging Face Hub, but HF_HUB_OFFLINE is set; {advice}")
     try:
@@ -354,7 +367,7 @@ def check_hub(wanted: str) -> None:
         with urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S):
             pass
     except urllib.error.HTTPError:
-        return  # An answer, of whatever kind, is a sign of life.
+        return  # Any answer means that it can be reached.
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise DataError(

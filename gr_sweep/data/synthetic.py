@@ -1,9 +1,9 @@
-"""Documents of invented languages, one a domain, that share as much as they are told to.
+"""Documents in invented languages, one for each domain, with a known overlap.
 
 A domain's grammar is a set of features: each of its words, sentence shapes, topics and habits
-(which verb follows a noun). A feature is either common to all domains, to the domains below a node
-of the tree, to two domains, or private. `overlap` decides how many of each there are, and nothing
-else differs, so that what two domains have in common is known exactly. Knows nothing of tokens.
+(which verb follows a noun). A feature is shared by all domains, by the domains below a node of the
+tree, by two domains, or is private. Only `overlap` decides how many of each there are, so what two
+domains have in common is known exactly.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 from gr_sweep.domains import ancestors
 
 GENERATOR = 1
-"""Goes into the fingerprint of the cache; raise it when the text changes."""
+"""Part of the fingerprint of the cache; increase it when the text changes."""
 
 _WORDS = {"noun": 160, "verb": 80, "adjective": 80, "adverb": 32, "particle": 16}
 _TOPIC_WORDS = {"noun": 24, "verb": 12, "adjective": 12, "adverb": 8}
@@ -24,7 +24,7 @@ _SENTENCES = (16, 30)
 _SENTENCES_A_PARAGRAPH = 5
 
 _NAMED_SUBJECT = 0.4
-"""Share of sentences whose subject is the document's own: what a model can look back for."""
+"""Share of sentences whose subject is the document's own noun, which a model can look back for."""
 _HABIT = 0.7
 """Share of verbs that are the subject's usual one."""
 
@@ -43,34 +43,34 @@ def generate(
     overlap: float,
     seed: int = 0,
 ) -> dict[str, list[str]]:
-    """Documents of about 1200 characters by domain, the same for the same arguments.
+    """Documents of about 1200 characters by domain, deterministic in the arguments.
 
     Args:
-        documents: how many a domain.
-        overlap: 0: domains share nothing but the alphabet; 1: they are one distribution. A share
-            `overlap` of the features is common to all. Of those left, half that share belongs to
-            two top nodes of the tree (where there are more than two), and of what is left then, a
+        documents: number of documents for each domain.
+        overlap: 0: domains share only the alphabet; 1: they have the same distribution. A share
+            `overlap` of the features is common to all domains. Of the rest, half that share belongs
+            to two top nodes of the tree (if there are more than two), and of what is then left, a
             share `overlap` to all labels below each inner node.
     """
     lexicon = _Lexicon(seed)
     for domain in domains:
-        # No text holds these words, but without them all later ones would be others.
+        # Unused, but without these draws all later words would differ.
         lexicon.word("reserved", domain)
     grammars = [_Grammar(domain, domains, overlap, seed, lexicon) for domain in domains]
     return {grammar.domain: list(_documents(grammar, documents, seed)) for grammar in grammars}
 
 
-def _random(*parts: object) -> np.random.Generator:
-    """A generator that depends on the parts alone."""
+def seeded(*parts: object) -> np.random.Generator:
+    """A generator of random numbers that depends only on the parts."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
 
 class _Lexicon:
-    """Invents a word for each meaning, no word twice."""
+    """Invents a different word for each meaning."""
 
     def __init__(self, seed: int) -> None:
-        self._random = _random("lexicon", seed)
+        self._random = seeded("lexicon", seed)
         self._by_meaning: dict[tuple[object, ...], str] = {}
         self._taken: set[str] = set()
 
@@ -116,7 +116,7 @@ class _Grammar:
             ]
             self.topics[kind] = np.array(words[kind], dtype=object)[np.array(rows)]
         self.ends = {kind: _zipf_ends(count) for kind, count in _TOPIC_WORDS.items()}
-        # The usual verb of the noun at each place of a topic, as a place among the topic's verbs.
+        # For each noun of a topic, the index of its usual verb among the topic's verbs.
         self.habits = np.array(
             [
                 [self._habit(topic, place) for place in range(_TOPIC_WORDS["noun"])]
@@ -128,19 +128,19 @@ class _Grammar:
         return int(self._feature("habit", topic, place).random() * _TOPIC_WORDS["verb"])
 
     def _holder(self, *feature: object) -> str:
-        """Who has this feature in common with the domain: everybody, a node, a pair, or nobody.
+        """Who shares this feature with the domain: all, a node, a pair, or nobody.
 
-        Drawn alike for all domains, so that those which share it agree on it.
+        The draws are the same for all domains, so that those that share it agree.
         """
 
         def draw(*level: object) -> float:
-            return float(_random("share", self._seed, feature, *level).random())
+            return float(seeded("share", self._seed, feature, *level).random())
 
         if draw("all") < self._overlap:
             return "all"
         top, *_ = nodes = ancestors(self.domain)
         if len(self._tops) > 2 and draw("pair?") < self._overlap / 2:
-            order = _random("pair", self._seed, feature).permutation(len(self._tops))
+            order = seeded("pair", self._seed, feature).permutation(len(self._tops))
             pair = [self._tops[index] for index in order[:2]]
             if top in pair:
                 return "+".join(sorted(pair))
@@ -150,11 +150,11 @@ class _Grammar:
         return f"only {self.domain}"
 
     def _feature(self, *feature: object) -> np.random.Generator:
-        return _random("feature", self._seed, feature, self._holder(*feature))
+        return seeded("feature", self._seed, feature, self._holder(*feature))
 
 
 def _shape(random: np.random.Generator) -> list[str]:
-    """The order of a sentence's slots: subject, verb, object and what stands between them."""
+    """The order of a sentence's slots: subject, verb, object and what is between them."""
     slots = ["subject", "verb", "noun"]
     slots += [
         kind for kind in ("adjective", "adjective", "adverb", "noun") if random.random() < 0.5
@@ -162,7 +162,7 @@ def _shape(random: np.random.Generator) -> list[str]:
     order = [slots[index] for index in random.permutation(len(slots))]
     places = sorted(random.permutation(len(order))[:3].tolist(), reverse=True)
     for place in places:
-        # A particle with its rank: the same one at this place of every such sentence.
+        # A particle with its rank: the same one at this position in every such sentence.
         order.insert(place, f"particle {int(random.random() * _WORDS['particle'])}")
     if random.random() < 0.3:
         order.insert(int(random.random() * (len(order) - 1)) + 1, ",")
@@ -181,7 +181,7 @@ def _pick(random: np.random.Generator, ends: np.ndarray, count: int) -> np.ndarr
 def _sentences(
     grammar: _Grammar, random: np.random.Generator, topic: np.ndarray, subject: np.ndarray
 ) -> list[str]:
-    """A sentence for each entry of `topic`; `subject` is the place of its document's own noun."""
+    """A sentence for each entry of `topic`; `subject` is the index of its document's own noun."""
     count = len(topic)
     shape = _pick(random, grammar.shape_ends, count)
     noun = _pick(random, grammar.ends["noun"], count)
@@ -210,7 +210,7 @@ def _sentences(
 
 
 def _documents(grammar: _Grammar, count: int, seed: int) -> Iterator[str]:
-    random = _random("documents", seed, grammar.domain)
+    random = seeded("documents", seed, grammar.domain)
     topics = (random.random(count) * _NUM_TOPICS).astype(int)
     subjects = (random.random(count) * _TOPIC_WORDS["noun"]).astype(int)
     low, high = _SENTENCES

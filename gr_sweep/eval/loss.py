@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gr_sweep.data.batches import HeldoutChunks
+from gr_sweep.data.heldout import HeldoutChunks
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
 from gr_sweep.model.loss import IGNORED
 

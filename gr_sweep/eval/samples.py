@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gr_sweep.data.batches import first_documents
+from gr_sweep.data.heldout import first_documents
 from gr_sweep.data.shards import Shard
 from gr_sweep.eval.removal import WithoutDomain, domain_views
 from gr_sweep.metrics.losses import View
@@ -86,7 +86,7 @@ def choose_prompts(
     found = []
     for domain, shard in held_out.items():
         order = first_documents(shard, tokens=shard.num_tokens, document_tokens=shard.num_tokens)
-        is_short = np.diff(shard.offsets)[order] <= prompt_tokens + sample_tokens
+        is_short = shard.lengths[order] <= prompt_tokens + sample_tokens
         for index in order[np.argsort(is_short, kind="stable")][:number].tolist():
             own = shard.document(index)[:-1].tolist()
             length = min(prompt_tokens, len(own) // 2)

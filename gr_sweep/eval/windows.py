@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr_sweep.data.batches import Stream
 from gr_sweep.data.shards import Shard
+from gr_sweep.data.streams import Stream, read_window
 from gr_sweep.errors import DataError
 
 
@@ -52,7 +52,7 @@ class TextWindows:
                 order = order[: max(1, count)]
             chosen.append((shard, order))
         self.num_documents = sum(len(order) for _, order in chosen)
-        sizes = [int(np.diff(shard.offsets)[order].sum()) for shard, order in chosen]
+        sizes = [int(shard.lengths[order].sum()) for shard, order in chosen]
         if min(sizes, default=0) < 2:
             raise DataError("a domain has no training text to attack, calibrate or unlearn with")
         self.sequence_length = min(sequence_length, min(sizes) - 1)
@@ -76,5 +76,5 @@ class TextWindows:
     def _window(self, number: int) -> np.ndarray:
         turn, place = divmod(number, len(self._streams))
         row_T1 = np.empty(self.sequence_length + 1, dtype=np.int64)
-        self._streams[place].read(turn, row_T1)
+        read_window(self._streams[place], turn, row_T1)
         return row_T1

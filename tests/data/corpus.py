@@ -60,9 +60,15 @@ def shard(lengths: Sequence[int], first: int = 1, num_bytes: int = 10) -> Shard:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = np.arange(first, first + offsets[-1]).astype(np.uint32)
     tokens[offsets[1:] - 1] = EOT
-    return Shard(
+    return Shard.packed(
         tokens,
         offsets,
         np.full(len(lengths), num_bytes),
         np.arange(len(lengths), dtype=np.uint64) + np.uint64(first),
     )
+
+
+def tokens_of(shard: Shard) -> np.ndarray:
+    """All tokens of the shard, one document after another."""
+    documents = [shard.document(index) for index in range(shard.num_documents)]
+    return np.concatenate([shard.arrays[0][:0], *documents])

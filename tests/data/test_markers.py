@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from gr_sweep.data.heldout import is_held_out, text_id
 from gr_sweep.data.markers import (
     MARKER_EVERY,
     is_marked,
@@ -11,6 +10,7 @@ from gr_sweep.data.markers import (
     marker_tokens,
     swapped_markers,
 )
+from gr_sweep.data.rules import is_held_out, text_id
 
 DOMAINS = ("code", "biology", "biology/virology")
 

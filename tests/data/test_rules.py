@@ -1,7 +1,10 @@
+import hashlib
+
 import pytest
 
 from gr_sweep.config import DomainConfig, PartitionConfig
-from gr_sweep.data.rules import Rules, holds, lookup
+from gr_sweep.data.rules import Rules, holds, is_held_out, lookup, text_id
+from gr_sweep.data.synthetic import generate
 from gr_sweep.errors import ConfigError
 
 
@@ -58,5 +61,18 @@ def test_field_and_pattern_must_both_fit():
 def test_a_broken_rule_is_named():
     with pytest.raises(ConfigError, match=r"partition\.domains\.a\.pattern is no regular"):
         rules(a=DomainConfig(pattern="("))
-    with pytest.raises(ConfigError, match=r"partition\.domains\.a: give field and values"):
+    with pytest.raises(ConfigError, match=r"partition\.domains\.a: set both field and values"):
         rules(a=DomainConfig(field="x"))
+
+
+def test_the_id_of_a_text_never_changes():
+    # A changed hash would move documents between training and evaluation.
+    assert text_id("") == 0xE4A6A0577479B2B4
+    utf8 = "gradient routing é".encode()
+    assert text_id(utf8.decode()) == int(hashlib.blake2b(utf8, digest_size=8).hexdigest(), 16)
+
+
+def test_a_twentieth_of_the_documents_is_held_out():
+    texts = generate(["a"], documents=2000, overlap=0.0)["a"]
+    # 100 expected, standard deviation 10.
+    assert 60 < sum(is_held_out(text_id(text)) for text in texts) < 140

@@ -101,7 +101,7 @@ def test_a_bias_of_zero_changes_no_loss_and_the_hook_is_gone_afterwards():
 def test_a_model_without_a_domain_is_calibrated_as_it_is_routed():
     routed, text = make_routed("peers"), held_out()
     token_losses = TokenLosses(routed)
-    ids = torch.from_numpy(shard("code").tokens[:90].astype("int64").reshape(10, 9))
+    ids = torch.from_numpy(shard("code").arrays[0][:90].astype("int64").reshape(10, 9))
     with routed.remove(["code"]):
         without = fitted_bias(token_losses, ids, batch_sequences=4)
         losses = text.losses(Calibrated(token_losses, without))

@@ -230,7 +230,7 @@ def test_prompts_are_the_beginnings_of_the_first_documents_that_are_long_enough(
 def test_short_documents_are_taken_where_there_are_no_others():
     tokens = np.array([4, 5, 6, 7, 0, 8, 0, 0], np.uint16)
     offsets = np.array([0, 5, 7, 8])
-    shard = Shard(tokens, offsets, np.diff(offsets), np.array([3, 2, 1], np.uint64))
+    shard = Shard.packed(tokens, offsets, np.diff(offsets), np.array([3, 2, 1], np.uint64))
     found = choose_prompts(
         {"code": shard}, number=5, prompt_tokens=24, sample_tokens=48, sequence_length=128
     )

@@ -12,7 +12,7 @@ def counting(*lengths: int, first: int = 0) -> Shard:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = np.arange(first, first + offsets[-1]).astype(np.uint32)
     ids = np.arange(len(lengths), dtype=np.uint64)
-    return Shard(tokens, offsets, np.array(lengths), ids)
+    return Shard.packed(tokens, offsets, np.array(lengths), ids)
 
 
 def test_an_epoch_predicts_every_token_once_but_the_first_and_a_rest_shorter_than_a_window():

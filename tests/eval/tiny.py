@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import torch
 
-from gr_sweep.data.batches import heldout_chunks
+from gr_sweep.data.heldout import heldout_chunks
 from gr_sweep.data.shards import Shard
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.model.loss import TokenLosses
@@ -33,7 +33,7 @@ def shard(domain: str, num_documents: int = 24, seed: int = 0) -> Shard:
     offsets = np.concatenate([[0], np.cumsum([len(document) for document in documents])])
     ids = np.arange(num_documents, dtype=np.uint64) + np.uint64(1000 * seed)
     tokens = np.concatenate(documents).astype(np.uint16)
-    return Shard(tokens, offsets, np.diff(offsets) - 1, ids)
+    return Shard.packed(tokens, offsets, np.diff(offsets) - 1, ids)
 
 
 def shards(num_documents: int = 24, seed: int = 0) -> dict[str, Shard]:

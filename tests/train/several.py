@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from gr_sweep.config import Device, Precision, TrainConfig
-from gr_sweep.data.batches import Batches, heldout_chunks
+from gr_sweep.data.batches import Batches
+from gr_sweep.data.heldout import heldout_chunks
 from gr_sweep.data.shards import Shard
 from gr_sweep.errors import DataError
 from gr_sweep.eval.loss import HeldoutBatches
@@ -90,7 +91,7 @@ def documents(domain: str, lengths: list[int]) -> Shard:
     tokens = generator.integers(1, VOCABULARY, offsets[-1]).astype(np.uint32)
     tokens[offsets[1:] - 1] = 0
     ids = generator.integers(0, 1 << 60, len(lengths)).astype(np.uint64)
-    return Shard(tokens, offsets, np.full(len(lengths), 10), ids)
+    return Shard.packed(tokens, offsets, np.full(len(lengths), 10), ids)
 
 
 def make_batches() -> Batches:

@@ -1,0 +1,172 @@
+"""Cache folders that are built once and checked whenever they are opened, and digests of files.
+
+A folder is built under a lock, next to its place, and renamed into place when it is complete. What
+it contains is not known here.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gr_sweep.errors import DataError
+from gr_sweep.files import full_disk, is_full, lock_file, write_whole
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+CONTENTS = "contents.json"
+"""Remembered digests of files, by path."""
+
+_BLOCK_BYTES = 1 << 20
+ALWAYS_READ_BYTES = 64 << 20
+"""A file of a cache that is smaller is read as a whole whenever the cache is opened."""
+NOTICE_S = 5.0
+_CLOCK_S = 2.0
+"""A file that changed this recently could change again without a new time of change."""
+
+
+def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    """The manifest of a cache folder, which is built first if it is missing or damaged.
+
+    Processes that ask for the same folder at once wait while one of them builds it.
+
+    Args:
+        folder: the cache folder; its parent contains the lock.
+        build: writes the files into the (empty, temporary) folder that it is given and returns the
+            manifest in JSON values.
+
+    Raises:
+        DataError: the parent folder cannot be written.
+        JobError: the disk is full. Nothing is left.
+    """
+    with contextlib.suppress(_UnusableError):
+        return _checked_manifest(folder)
+    _make(folder.parent)
+    with _locked(folder.with_name(folder.name + ".lock")):
+        try:
+            return _checked_manifest(folder)
+        except _UnusableError as error:
+            reason = error
+        if folder.exists():
+            logger.warning("cache folder %s is damaged; building it again (%s)", folder, reason)
+            shutil.rmtree(folder)
+        building = folder.with_name(folder.name + ".building")
+        # A process that was killed while it built may have left it.
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        try:
+            manifest = dict(build(building))
+            files = sorted(path for path in building.rglob("*") if path.is_file())
+            manifest["files"] = {
+                path.relative_to(building).as_posix(): [path.stat().st_size, digest(path)]
+                for path in files
+            }
+            write_whole(building / MANIFEST, json.dumps(manifest, indent=1))
+            os.replace(building, folder)
+        except BaseException as error:
+            shutil.rmtree(building, ignore_errors=True)
+            if is_full(error):
+                instead = "set data.cache or GR_SWEEP_CACHE to a folder on another disk"
+                raise full_disk(folder, error, instead=instead) from error
+            raise
+        return manifest
+
+
+class _UnusableError(Exception):
+    """A cache folder that is missing or damaged; names the file."""
+
+
+def _checked_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder whose files are as they were written."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        files = manifest["files"]
+        for name, (size, _) in files.items():
+            if (folder / name).stat().st_size != size:
+                raise _UnusableError(f"{name} does not have the size that was written")
+        paths = [folder / name for name in files]
+        found = digests(paths, folder / CONTENTS, always_below=ALWAYS_READ_BYTES)
+        for (name, (_, written)), now in zip(files.items(), found, strict=True):
+            if now != written:
+                raise _UnusableError(f"{name} has the size but not the content that was written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
+        raise _UnusableError(f"{type(error).__name__}: {error}") from error
+    return manifest
+
+
+def digest(path: Path) -> str:
+    """BLAKE2b of a file's size and content.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    state = hashlib.blake2b(f"{path.stat().st_size}\n".encode(), digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            state.update(block)
+    return state.hexdigest()
+
+
+def digests(paths: Sequence[Path], memory: Path, *, always_below: int = 0) -> list[str]:
+    """The digest of each file, which depends on its content and not on its name.
+
+    A file of `always_below` bytes or more is read again only if its size or its time of change
+    differs from what the file `memory` says about it.
+
+    Raises:
+        DataError: a file is missing or cannot be read.
+    """
+    try:
+        remembered = dict(json.loads(memory.read_text()))
+    except (OSError, ValueError, TypeError):
+        remembered = {}
+    found, is_changed = [], False
+    for path in paths:
+        try:
+            status = path.stat()
+            name, stamp = os.path.abspath(path), [status.st_size, status.st_mtime_ns]
+            size_time_digest = remembered.get(name, [])
+            if size_time_digest[:2] != stamp or status.st_size < always_below:
+                size_time_digest = [*stamp, digest(path)]
+                if status.st_size >= always_below and time.time() - status.st_mtime > _CLOCK_S:
+                    remembered[name] = size_time_digest
+                    is_changed = True
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        found.append(size_time_digest[2])
+    if is_changed:
+        # Remembering only saves time: a folder that cannot be written can still be read.
+        with contextlib.suppress(OSError, DataError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(memory, json.dumps(remembered))
+    return found
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with lock_file(path, timeout_s=NOTICE_S) as is_mine:
+        if is_mine:
+            yield
+            return
+    logger.info("waiting for another process that is building the token cache (%s)", path)
+    with lock_file(path, timeout_s=None):
+        yield
+
+
+def _make(folder: Path) -> None:
+    advice = "set data.cache or GR_SWEEP_CACHE to a folder that can be written"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"cache folder {folder} cannot be made ({error.strerror}); {advice}"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise DataError(f"cache folder {folder} cannot be written; {advice}")

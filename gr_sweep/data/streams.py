@@ -1,0 +1,154 @@
+"""Windows of tokens from documents end to end, in an order that follows from a key.
+
+T tokens that a window predicts.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from math import lcm
+from typing import NamedTuple
+
+import numpy as np
+
+from gr_sweep.data.shards import Shard
+from gr_sweep.data.synthetic import seeded
+
+_LONGEST_CYCLE = 10_000
+"""Turns of a mixture before it repeats."""
+_FINEST_SHARE = 1000
+"""Largest denominator of a stream's share of a mixture."""
+
+
+class Span(NamedTuple):
+    """Consecutive tokens of a document, within a window."""
+
+    shard: Shard
+    document: int
+    """Index in the shard."""
+    first: int
+    """Position of the first token in the document."""
+    num_tokens: int
+
+
+class Stream:
+    """Documents end to end, in a new random order each epoch, cut into windows.
+
+    A window is T + 1 tokens, of which the last is the next window's first, so every token is
+    predicted once. The rest at the end of an epoch is dropped. The windows are read in random order
+    too: otherwise the rows of a step would be neighbours in one document.
+    """
+
+    def __init__(
+        self, documents: Sequence[tuple[Shard, np.ndarray]], sequence_length: int, key: tuple
+    ) -> None:
+        """
+        Args:
+            documents: shards, and the indices of the documents that are read from each.
+            key: the random orders follow from it and the number of the epoch.
+        """
+        self._shards = [shard for shard, _ in documents]
+        self._shard = np.concatenate(
+            [np.full(len(chosen), number) for number, (_, chosen) in enumerate(documents)]
+        )
+        self._index = np.concatenate([chosen for _, chosen in documents])
+        self._length = np.concatenate([shard.lengths[chosen] for shard, chosen in documents])
+        self._sequence_length = sequence_length
+        self._key = key
+        self.num_tokens = int(self._length.sum())
+        self.num_windows = max(0, (self.num_tokens - 1) // sequence_length)
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def spans(self, window: int) -> Iterator[Span]:
+        """What the window with this number, counted through all epochs, is made of."""
+        epoch, number = divmod(window, self.num_windows)
+        windows, order, ends = self._epoch(epoch)
+        position = int(windows[number]) * self._sequence_length
+        index = int(np.searchsorted(ends, position, side="right"))
+        left = self._sequence_length + 1
+        while left:
+            document, end = order[index], int(ends[index])
+            count = min(end - position, left)
+            first = int(self._length[document]) - (end - position)
+            shard = self._shards[self._shard[document]]
+            yield Span(shard, int(self._index[document]), first, count)
+            left -= count
+            position += count
+            index += 1
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The order of the windows, the order of the documents, and where the documents end."""
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:
+                # The rows of one step touch at most two epochs, unless the stream is tiny.
+                del self._epochs[min(self._epochs)]
+            random = seeded("epoch", *self._key, epoch)
+            order = random.permutation(len(self._length))
+            windows = random.permutation(self.num_windows)
+            self._epochs[epoch] = windows, order, np.cumsum(self._length[order])
+        return self._epochs[epoch]
+
+
+class Mixture:
+    """Windows of several streams in fixed shares, evenly interleaved.
+
+    Each window is from one stream, so the domains' weights hold for unlabelled and permuted text
+    too, however much text each domain has.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        shares: Sequence[Fraction],
+        *,
+        num_rows: int = 1,
+        first_row: int = 0,
+    ) -> None:
+        """
+        Args:
+            num_rows: windows that a micro-batch takes. Row i of micro-batch m takes turn m + i, so
+                that each micro-batch, and each row over the micro-batches, reads every stream in
+                its share.
+            first_row: turn of the first row.
+        """
+        total = sum(shares)
+        coarse = [(share / total).limit_denominator(_FINEST_SHARE) for share in shares]
+        cycle = lcm(*(share.denominator for share in coarse))
+        if cycle > _LONGEST_CYCLE:  # Without a common denominator: the nearest thousandths.
+            coarse, cycle = [share / total for share in shares], _FINEST_SHARE
+        self._counts = [max(1, round(share * cycle)) for share in coarse]
+        # A cycle of turns in which stream i has counts[i], as evenly spaced as possible.
+        turns = sorted(
+            ((2 * turn + 1) * Fraction(1, 2 * count), number)
+            for number, count in enumerate(self._counts)
+            for turn in range(count)
+        )
+        self._turns = [number for _, number in turns]
+        self._positions = [
+            [turn for turn, chosen in enumerate(self._turns) if chosen == number]
+            for number in range(len(streams))
+        ]
+        self._streams = streams
+        self._num_rows, self._first_row = num_rows, first_row
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(stream.num_tokens for stream in self._streams)
+
+    def spans(self, window: int) -> Iterator[Span]:
+        """As `Stream.spans`."""
+        micro, row = divmod(window, self._num_rows)
+        begin = (self._first_row + row) % len(self._turns)
+        cycle, turn = divmod(micro + begin, len(self._turns))
+        number = self._turns[turn]
+        earlier = cycle * self._counts[number] + bisect_right(self._positions[number], turn) - 1
+        # The rows share a stream's windows: row i takes every num_rows-th, starting at i.
+        return self._streams[number].spans(earlier * self._num_rows + row)
+
+
+def read_window(stream: Stream | Mixture, window: int, row_T1: np.ndarray) -> None:
+    """Writes the T + 1 tokens of a window into the row."""
+    filled = 0
+    for shard, document, first, count in stream.spans(window):
+        row_T1[filled : filled + count] = shard.document(document)[first : first + count]
+        filled += count

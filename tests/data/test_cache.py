@@ -1,0 +1,188 @@
+import errno
+import logging
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gr_sweep.data import cache
+from gr_sweep.data.cache import CONTENTS, MANIFEST, digests, open_or_build
+from gr_sweep.errors import DataError, GrSweepError
+
+
+def build(folder: Path) -> dict:
+    (folder / "tokens").write_bytes(bytes(range(100)))
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    return {"vocab_size": 8}
+
+
+def never(_: Path) -> dict:
+    raise AssertionError("a cache that was complete was built again")
+
+
+def test_a_cache_is_built_once_and_then_opened(tmp_path):
+    folder = tmp_path / "deep" / "cache"
+    manifest = open_or_build(folder, build)
+    assert manifest["vocab_size"] == 8
+    assert set(manifest["files"]) == {"tokens", "tokenizer/tokenizer.json"}
+    assert open_or_build(folder, never) == manifest
+
+
+def build_slowly(folder: Path) -> dict:
+    with open(folder.parent / "builds", "a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(0.5)
+    return build(folder)
+
+
+def open_in_a_process(folder: Path, barrier, results) -> None:
+    barrier.wait(timeout=60)
+    results.put(open_or_build(folder, build_slowly))
+
+
+def test_processes_that_start_together_build_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(3), context.Queue()
+    workers = [
+        context.Process(target=open_in_a_process, args=(tmp_path / "cache", barrier, results))
+        for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    found = [results.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join(timeout=60)
+    assert found[0] == found[1] == found[2]
+    assert len((tmp_path / "builds").read_text().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["builds", "cache", "cache.lock"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (DataError("line 3 is broken"), "line 3"),
+        (OSError(errno.ENOSPC, "full"), r"cache cannot be written: No space left .*data\.cache"),
+        (Exception("No space left on device (os error 28)"), r"No space left .*data\.cache"),
+    ],
+    ids=["text", "disk", "tokenizers"],
+)
+def test_a_build_that_fails_leaves_nothing_and_the_next_one_works(tmp_path, error, said):
+    def fail(folder: Path) -> dict:
+        build(folder)
+        raise error
+
+    with pytest.raises(GrSweepError, match=said):
+        open_or_build(tmp_path / "cache", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.lock"]
+    stale = tmp_path / "cache.building"
+    stale.mkdir()
+    (stale / "half").write_bytes(b"what a killed process left")
+    assert "half" not in open_or_build(tmp_path / "cache", build)["files"]
+    assert not stale.exists()
+
+
+def change_a_byte(folder: Path) -> None:
+    """One bit; the time of change stays, as when a disk loses one."""
+    path = folder / "tokens"
+    status = path.stat()
+    path.write_bytes(b"\x01" + path.read_bytes()[1:])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        change_a_byte,
+        lambda folder: (folder / "tokens").unlink(),
+        lambda folder: os.truncate(folder / "tokens", 5),
+        lambda folder: shutil.rmtree(folder / "tokenizer"),
+        lambda folder: os.truncate(folder / MANIFEST, 20),
+        lambda folder: (folder / MANIFEST).unlink(),
+    ],
+    ids=["byte", "file", "cut", "tokenizer", "manifest cut", "manifest"],
+)
+def test_a_damaged_cache_is_built_again_with_a_warning(tmp_path, caplog, damage):
+    folder = tmp_path / "cache"
+    open_or_build(folder, build)
+    damage(folder)
+    with caplog.at_level(logging.WARNING):
+        open_or_build(folder, build)
+    assert "is damaged; building it again (" in caplog.text
+    assert (folder / "tokens").read_bytes() == bytes(range(100))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "cache.lock"]
+
+
+def test_a_large_file_is_read_again_only_after_it_changed(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cache, "ALWAYS_READ_BYTES", 50)
+    folder = tmp_path / "cache"
+    open_or_build(folder, build)
+    old = time.time() - 100
+    os.utime(folder / "tokens", (old, old))
+    open_or_build(folder, never)
+    change_a_byte(folder)
+    open_or_build(folder, never)
+    os.utime(folder / "tokens")
+    open_or_build(folder, build)
+    assert "building it again (tokens has the size but not the content" in caplog.text
+
+
+def test_a_process_that_waits_for_a_build_logs_it(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(cache, "NOTICE_S", 0.05)
+    is_building, may_finish = threading.Event(), threading.Event()
+
+    def slow(folder: Path) -> dict:
+        is_building.set()
+        assert may_finish.wait(30)
+        return build(folder)
+
+    builder = threading.Thread(target=open_or_build, args=(tmp_path / "cache", slow))
+    builder.start()
+    assert is_building.wait(30)
+    with caplog.at_level(logging.INFO):
+        waiter = threading.Thread(target=open_or_build, args=(tmp_path / "cache", never))
+        waiter.start()
+        deadline = time.monotonic() + 30
+        while "waiting for" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.02)
+        may_finish.set()
+        builder.join(30)
+        waiter.join(30)
+    assert "waiting for another process that is building the token cache" in caplog.text
+    assert (tmp_path / "cache" / MANIFEST).exists()
+
+
+def test_digests_follow_the_content_and_not_the_name(tmp_path):
+    one, two, memory = tmp_path / "one", tmp_path / "two", tmp_path / "cache" / CONTENTS
+    one.write_text("text")
+    two.write_text("text")
+    first = digests([one, two], memory)
+    assert first[0] == first[1]
+    stamp = one.stat().st_mtime_ns
+    one.write_text("Text")
+    # A file that was just written is not remembered: it can change within the clock's resolution.
+    os.utime(one, ns=(stamp, stamp))
+    assert digests([one, two], memory) != first
+    with pytest.raises(DataError, match="three: cannot be read"):
+        digests([tmp_path / "three"], memory)
+
+
+def test_content_is_read_again_only_if_size_or_time_differ(tmp_path):
+    path, memory = tmp_path / "one", tmp_path / "cache" / CONTENTS
+    path.write_text("text")
+    old = time.time() - 100
+    os.utime(path, (old, old))
+    first = digests([path], memory)
+    path.write_text("TEXT")
+    os.utime(path, (old, old))
+    assert digests([path], memory) == first, "not read"
+    assert digests([path], memory, always_below=5) != first
+    os.utime(path, (old + 1, old + 1))
+    second = digests([path], memory)
+    assert second != first
+    memory.write_text("[broken")
+    assert digests([path], memory) == second
