@@ -7,7 +7,6 @@ from the weights that the first one ended with, and is computed again.
 """
 
 import contextlib
-import itertools
 import json
 import logging
 import time
@@ -55,7 +54,7 @@ from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.divide import origins
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.tracking.base import STEP, Tracker
-from gr_sweep.tracking.jsonl import rows_from_the_end
+from gr_sweep.tracking.jsonl import TAIL_BYTES, read_rows
 from gr_sweep.train.cost import kept_parameters
 from gr_sweep.train.loop import Training
 
@@ -423,7 +422,7 @@ class Alternation:
 
     def _is_logged(self, step: int) -> bool:
         """Whether an attempt that was stopped since has logged the round that ends here."""
-        last = itertools.islice(rows_from_the_end(self.folder / METRICS), 4)
+        last = read_rows(self.folder / METRICS, last_bytes=TAIL_BYTES)[-4:]
         return any(row[STEP] == step and registry.ROUND.key in row for row in last)
 
 

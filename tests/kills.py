@@ -38,7 +38,7 @@ from gr_sweep.jobdir import (
 )
 from gr_sweep.metrics import registry
 from gr_sweep.tracking.base import STEP
-from gr_sweep.tracking.jsonl import read_rows, rows_from_the_end
+from gr_sweep.tracking.jsonl import TAIL_BYTES, read_rows
 
 SETTINGS = (
     *("debug=default", "data.documents=60", "data.vocab_size=300"),
@@ -196,9 +196,8 @@ def jobs_of(sweep: Path) -> list[Path]:
 
 
 def last_row(job: Path) -> int | None:
-    for row in rows_from_the_end(job / METRICS):
-        return int(row[STEP])
-    return None
+    rows = read_rows(job / METRICS, last_bytes=TAIL_BYTES)
+    return int(rows[-1][STEP]) if rows else None
 
 
 def compare(whole: Path, killed: Path) -> list[str]:

@@ -69,10 +69,9 @@ MAY_IMPORT = {
 ONLY_IN = {
     "hydra": "cli/",
     "omegaconf": "cli/",
-    # What has it in its name: tracking/wandb.py, which a job tracks with, and beside it what the
-    # verbs ask a server for. A job without W&B, and a dashboard that is printed, load none of them.
+    # tracking/wandb.py is the tracker of a job, tracking/wandb_server.py what `dashboard` needs.
     "wandb": "tracking/wandb",
-    "wandb_workspaces": "tracking/wandb_views.py",
+    "wandb_workspaces": "tracking/dashboard.py",
     "datasets": "data/",
 }
 """Packages that one part alone may name."""

@@ -44,7 +44,6 @@ VERBS = {
     "estimate": "gr_sweep.cli.estimate",
     "bench": "gr_sweep.cli.bench",
     "status": "gr_sweep.cli.status",
-    "sync": "gr_sweep.cli.sync",
     "dashboard": "gr_sweep.cli.dashboard",
     "doctor": "gr_sweep.cli.doctor",
 }

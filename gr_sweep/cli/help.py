@@ -21,7 +21,6 @@ VERBS = (
     ("status DIR", "how the jobs of a sweep stand, how far they are, why one failed"),
     ("status DIR --watch", "the same, live, until they have ended"),
     ("report DIR", "table, results.csv and index.html of a sweep's folder"),
-    ("sync DIR", "upload to W&B what the jobs of a sweep logged offline"),
     ("dashboard DIR", "the same, and a workspace and a report of the sweep on W&B"),
     ("export JOB --keep DOMAIN --to DIR", "a Hugging Face checkpoint without the other domains"),
     ("estimate [-m] ...", "what each job would need: memory, operations, hours; runs none"),

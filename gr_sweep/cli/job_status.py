@@ -15,7 +15,7 @@ from gr_sweep.config import is_number
 from gr_sweep.jobdir import METRICS, RECORD, SUMMARY, Holder, State, job_folders, standing
 from gr_sweep.metrics import registry
 from gr_sweep.tracking.base import STEP
-from gr_sweep.tracking.jsonl import rows_from_the_end
+from gr_sweep.tracking.jsonl import TAIL_BYTES, read_rows
 
 QUEUE_S = 30.0
 """Seconds between two questions to SLURM's queue, which all users of a cluster share."""
@@ -122,15 +122,9 @@ def _time_of(path: Path) -> str | None:
 
 def _last_rows(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The last whole row, and the last rows of training, newest first."""
-    last: dict[str, Any] = {}
-    trained: list[dict[str, Any]] = []
-    for row in rows_from_the_end(path):
-        last = last or row
-        if registry.TRAIN_LOSS.key in row:
-            trained.append(row)
-            if len(trained) == _RECENT_ROWS:
-                break
-    return last, trained
+    rows = read_rows(path, last_bytes=TAIL_BYTES)[::-1]
+    trained = [row for row in rows if registry.TRAIN_LOSS.key in row]
+    return (rows[0] if rows else {}), trained[:_RECENT_ROWS]
 
 
 def _left_s(

@@ -25,6 +25,7 @@ from gr_sweep.metrics.compare import Attack, attacks
 from gr_sweep.report.baselines import JobTables, alike, dotted, joined, train_tokens
 from gr_sweep.report.round_files import Round, read_rounds, with_leaf_tax
 from gr_sweep.report.samples import Prompt, read_samples
+from gr_sweep.tracking.jsonl import read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -366,7 +367,7 @@ def read_sweep(folder: Path) -> Sweep:
     jobs, unfinished = [], []
     tables: dict[str, JobTables | None] = {}
     for entry in folders:
-        history = read_history(entry / METRICS)
+        history = read_rows(entry / METRICS)
         try:
             job = _read_job(entry)
         except _Broken as error:
@@ -512,19 +513,3 @@ def _read_job(folder: Path) -> Job:
         finished=str(summary.get("finished", "")),
         files=field("files", dict) if "files" in summary else {},
     )
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a line that is cut off or no row is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            # The last line of a job that was killed, or is writing at this moment.
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows

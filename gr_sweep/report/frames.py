@@ -14,6 +14,7 @@ from gr_sweep.errors import DataError
 from gr_sweep.jobdir import METRICS, SUMMARY, job_folders, read_record, read_summary
 from gr_sweep.report import collect
 from gr_sweep.report.baselines import dotted
+from gr_sweep.tracking.jsonl import read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +83,7 @@ def history(folder: str | os.PathLike[str]) -> "pd.DataFrame":
     for job in job_folders(Path(folder)):
         steps: dict[int, dict[str, float]] = {}
         # Training and evaluation each write a row of their own.
-        for row in collect.read_history(job / METRICS):
+        for row in read_rows(job / METRICS):
             steps.setdefault(row[_STEP], {}).update(
                 {key: value for key, value in row.items() if key != _STEP and is_number(value)}
             )

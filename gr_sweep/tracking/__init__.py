@@ -1,6 +1,6 @@
-"""Where a job's numbers go: metrics.jsonl in any case, Weights & Biases beside it.
+"""Where a job's metrics go: always metrics.jsonl, and Weights & Biases unless it is off.
 
-Importing this imports no wandb: that happens where a tracker for it is made.
+Importing this does not import wandb.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,12 @@ from gr_sweep.config import TrackingConfig, TrackingMode
 from gr_sweep.jobdir import METRICS
 from gr_sweep.tracking.base import Tracker, Trackers
 from gr_sweep.tracking.jsonl import JsonlTracker
-from gr_sweep.tracking.null import NullTracker
 
-__all__ = ["NullTracker", "Tracker", "Trackers", "check_tracking", "make_tracker", "run_tags"]
+__all__ = ["Tracker", "Trackers", "check_tracking", "make_tracker", "run_tags"]
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Finds out before any work whether W&B can be logged to as `config` asks. No network.
+    """Checks before any work that W&B can be used as `config` asks. No network.
 
     Raises:
         ConfigError: mode is online and no API key is configured.
@@ -43,14 +42,13 @@ def make_tracker(
         config: mode, project, entity, group and tags.
         folder: the job's folder; metrics.jsonl and wandb/ are made in it.
         job: name of the job, and of the W&B run.
-        sweep: name of the sweep folder; the W&B group unless `config.group` says otherwise.
+        sweep: name of the sweep folder; the W&B group unless `config.group` is set.
         run_config: the job's settings as a plain nested dict.
-        tags: tags beside `config.tags`; see `run_tags`.
+        tags: tags besides `config.tags`; see `run_tags`.
 
     Raises:
         ConfigError: mode is online and no API key is configured.
     """
-    check_tracking(config)
     trackers: list[Tracker] = [JsonlTracker(folder / METRICS)]
     if config.mode is not TrackingMode.off:
         from gr_sweep.tracking.wandb import WandbTracker, resolve_mode
@@ -73,10 +71,10 @@ def make_tracker(
 
 
 def run_tags(run_config: Mapping[str, Any]) -> list[str]:
-    """What tells one job of a sweep from another: edges, plan, model, method and partition, and the
-    procedure where it is not the usual one.
+    """Tags that tell the jobs of a sweep apart: edges, plan, model, method, partition, and the
+    procedure unless it is `fixed`.
 
-    `run_config` is `dataclasses.asdict` of a `RunConfig`, enums as their value.
+    `run_config` is `dataclasses.asdict` of a `RunConfig`, enums as their values.
     """
     model = run_config["model"]
     procedure = run_config["procedure"]["name"]

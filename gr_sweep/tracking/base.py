@@ -1,83 +1,78 @@
-"""What a job tells the outside while it runs: rows by step, and its summary at the end.
-
-A tracker takes plain numbers. It knows nothing of models, of how a metric is made, or of the other
-trackers.
-"""
+"""The interface of trackers: rows of metrics while a job runs, and its summary at the end."""
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 STEP = "step"
-"""Name of the optimizer steps done in a row of metrics.jsonl."""
+"""Column of metrics.jsonl: optimizer steps done."""
 
 STEP_FIELD = "gr_sweep/step"
-"""The same in a row of W&B; the x axis of every metric there."""
+"""The same in W&B, where it is the x axis of every metric."""
 
 MATRIX_TABLE = "separability/matrix"
-"""In W&B: what removing each domain costs on each, as a table."""
+"""W&B table: the loss that removing each domain adds on each domain."""
 
 HEAT_MAP = "separability/heat_map"
-"""In W&B: the same as a picture."""
+"""W&B plot of the same matrix."""
 
 
 class Tracker(Protocol):
-    """Where rows go. `finish` or `fail` ends it; whatever comes after that is ignored."""
+    """Where rows go. `finish` or `fail` closes it; later calls are ignored."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a row at `step` optimizer steps done. Several rows may have one step."""
+        """Adds a row at `step` optimizer steps done. Several rows may have the same step."""
 
     def cut_back(self, step: int) -> None:
-        """A resume goes on from `step`: rows after it are void. -1 voids them all."""
+        """Drops the rows after `step`, where a resumed job continues; -1 drops all rows."""
 
     def sync(self) -> None:
-        """Brings what was logged to the disk; called with every checkpoint."""
+        """Flushes the rows to the disk; called with every checkpoint."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Takes the job's summary (the content of summary.json) and closes."""
+        """Records the job's summary (the content of summary.json) and closes."""
 
     def fail(self, message: str) -> None:
-        """Closes a job that did not come to its end."""
+        """Closes a job that did not finish."""
 
 
 class Trackers:
-    """Several trackers as one, told in the order given.
+    """Several trackers as one, called in the given order.
 
     As a context manager it closes them: a block that ends without `finish` counts as failed.
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = list(trackers)
-        self._open = True
+        self._is_open = True
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a row to each."""
+        """See `Tracker.log`."""
         for tracker in self.trackers:
             tracker.log(step, metrics)
 
     def cut_back(self, step: int) -> None:
-        """Voids the rows after `step` in each."""
+        """See `Tracker.cut_back`."""
         for tracker in self.trackers:
             tracker.cut_back(step)
 
     def sync(self) -> None:
-        """Brings what was logged to the disk."""
+        """See `Tracker.sync`."""
         for tracker in self.trackers:
             tracker.sync()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Hands the summary to each and closes them."""
-        self._open = False
+        """See `Tracker.finish`."""
+        self._is_open = False
         for tracker in self.trackers:
             tracker.finish(summary)
 
     def fail(self, message: str) -> None:
-        """Closes each as failed, unless they are closed."""
-        if not self._open:
-            return
-        self._open = False
-        for tracker in self.trackers:
-            tracker.fail(message)
+        """See `Tracker.fail`. Does nothing after `finish`."""
+        if self._is_open:
+            self._is_open = False
+            for tracker in self.trackers:
+                tracker.fail(message)
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +83,4 @@ class Trackers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            self.fail("the job ended without a summary")
-        else:
-            self.fail(f"{type(error).__name__}: {error}")
+        self.fail(f"{kind.__name__}: {error}" if kind else "the job ended without a summary")

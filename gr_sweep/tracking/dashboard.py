@@ -1,183 +1,80 @@
-"""What a W&B dashboard of a sweep shows, as plain values: sections of panels, and in each panel
-only metrics and settings that runs have.
+"""The W&B dashboard of a sweep: its panels, and how it is saved as a workspace and a report.
 
-Nothing of W&B is loaded: what is printed needs no account. `tracking/wandb_views.py` makes panels
-of a server from it.
+`make_dashboard` gives plain values and needs neither wandb nor a network; a panel names only
+metrics and settings that the runs have. `save` makes or updates both with wandb-workspaces.
 """
 
-import abc
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gr_sweep.domains import metric_name
 from gr_sweep.metrics import registry
+from gr_sweep.metrics.registry import Metric
 from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP_FIELD
 
 ADDED = "gr_sweep"
-"""Entry of a run's config that the verb `dashboard` adds; a job's own config has no such entry."""
+"""Entry of a run's config that `gr-sweep dashboard` adds; a job's own config does not have it."""
 
 COMPARED_AS = "compared_as"
 """In it: the edges of a routed run, the method of another."""
+
 LABEL = "label"
-"""In it: all that tells the run apart, but for its seed."""
+"""In it: the settings that tell the run from others, without the seed."""
 
-_EDGES = "edges"
-_METHOD = "method.name"
+MAX_RUNS = 200
+"""Runs and bars that a panel shows; W&B's default is 10."""
 
-_COST = {
-    registry.COST_TOKENS_PER_SECOND.key: "tokens a second",
-    registry.COST_TRAIN_SECONDS.key: "training, seconds",
-    registry.COST_PEAK_MEMORY_GIB.key: "peak memory, GiB",
-    registry.COST_MFU.key: "model FLOP utilisation",
-    registry.COST_PARAMETERS.key: "parameters",
-    registry.COST_FLOPS_PER_TOKEN.key: "FLOPs a token",
-    registry.COST_TRAIN_FLOPS_PER_TOKEN.key: "training FLOPs a token",
-    registry.COST_EVAL_SHARE.key: "share of the time that evaluation takes",
-}
-"""The cost panels, in their order."""
+AXES = (
+    (registry.COMPUTE_EQUIVALENT_FULL, registry.REMOVAL),
+    (registry.TAX, registry.REMOVAL),
+    (registry.EXPERT_TAX, registry.REMOVAL),
+    (registry.TAX, registry.SELECTIVITY),
+    (registry.LOSS_FULL, registry.SELECTIVITY),
+)
+"""Utility against separability, the preferred pair first."""
 
-
-@dataclass(frozen=True)
-class Measure:
-    """A metric and what an axis says of it."""
-
-    key: str
-    title: str
+_BY_DOMAIN = (
+    registry.LOSS_FULL,
+    registry.TAX,
+    registry.COMPUTE_EQUIVALENT_FULL,
+    registry.REMOVAL,
+    registry.SELECTIVITY,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
-    """What the runs of a dashboard have, each at least in one of them."""
+    """What the runs of a dashboard have, each in at least one of them."""
 
     history: frozenset[str]
-    """Metrics with a row a step."""
+    """Metrics with a value per step."""
     summary: frozenset[str]
-    """Metrics with one number a run."""
+    """Metrics, tables and pictures with one value per run."""
     settings: frozenset[str]
-    """Dotted names of the config, with what the dashboard adds."""
+    """Dotted names of the config, with the entries of ADDED."""
     varied: tuple[str, ...]
-    """Those in which the runs differ, but for the seed."""
+    """Settings in which the runs differ, without the seed."""
     domains: tuple[str, ...]
     rounds: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Labels of each round of `procedure=alternate`, by its number."""
-    media: frozenset[str] = frozenset()
-    """Tables and pictures."""
-    num_compared: int = 0
-    """Values of COMPARED_AS."""
-    num_labels: int = 0
-    """Values of LABEL."""
+    needs_labels: bool = False
+    """Whether runs that are compared as the same differ in other settings."""
 
 
 @dataclass(frozen=True)
-class Panel(abc.ABC):
-    """A plot. `metrics` are all that it reads of history or summaries, `settings` of configs."""
+class Panel:
+    """A plot of metrics."""
 
+    panel: str
+    """scatter (x, y), parallel, bars, curves, picture or table."""
     title: str
-
-    @property
-    @abc.abstractmethod
-    def metrics(self) -> tuple[str, ...]:
-        """Names of metrics, tables and pictures."""
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """Dotted names of settings."""
-        return ()
-
-
-@dataclass(frozen=True)
-class Scatter(Panel):
-    """A point a run."""
-
-    x: str
-    y: str
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Both axes."""
-        return (self.x, self.y)
-
-
-@dataclass(frozen=True)
-class Parallel(Panel):
-    """A line a run, over settings and then metrics."""
-
-    over: tuple[str, ...]
-    ends: tuple[str, ...]
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The last axes."""
-        return self.ends
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """The first axes."""
-        return self.over
-
-
-@dataclass(frozen=True)
-class Bars(Panel):
-    """A bar a group of runs with its mean; seeds are the spread."""
-
-    of: tuple[str, ...]
-    grouped_by: str
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """What the bars are as long as."""
-        return self.of
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """What makes a group."""
-        return (self.grouped_by,)
-
-
-@dataclass(frozen=True)
-class Curves(Panel):
-    """A line a group of runs and metric, over steps or rounds."""
-
-    of: tuple[str, ...]
-    x: str
-    grouped_by: str
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Both axes."""
-        return (*self.of, self.x)
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """What makes a group."""
-        return (self.grouped_by,)
-
-
-@dataclass(frozen=True)
-class Pictures(Panel):
-    """A picture a run."""
-
-    of: str
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The pictures' name."""
-        return (self.of,)
-
-
-@dataclass(frozen=True)
-class Table(Panel):
-    """A table of each run, one below the other."""
-
-    of: str
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The table's name."""
-        return (self.of,)
+    metrics: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    """What runs are grouped by; of a parallel plot, its first axes."""
+    x: str | None = None
+    """Of curves: the horizontal axis."""
 
 
 @dataclass(frozen=True)
@@ -186,20 +83,19 @@ class Section:
 
     name: str
     about: str
-    """For the report, a sentence or two."""
+    """A sentence or two, for the report."""
     panels: tuple[Panel, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """A workspace and a report of the same sections."""
+    """A workspace and a report with the same sections."""
 
     entity: str | None
     """None: the account's default."""
     project: str
     groups: tuple[str, ...]
-    """The W&B groups whose runs are shown, that of the oldest job first; none: all of the project.
-    """
+    """The W&B groups whose runs are shown, that of the oldest job first."""
     columns: tuple[str, ...]
     """Metrics that the list of runs shows."""
     sections: tuple[Section, ...]
@@ -207,271 +103,305 @@ class Dashboard:
     @property
     def title(self) -> str:
         """Of the workspace and of the report."""
-        return f"gr-sweep: {self.groups[0] if self.groups else self.project}"
-
-    @property
-    def markers(self) -> tuple[str, ...]:
-        """What is made has the first; what is found by any of them is updated, not made twice.
-
-        A sweep whose folder was renamed has several groups, and one of them may go.
-        """
-        names = ["\n".join((self.project, group)) for group in self.groups] or [self.project]
-        return tuple(hashlib.sha256(name.encode()).hexdigest()[:11] for name in names)
-
-    @property
-    def panels(self) -> list[Panel]:
-        """Of all sections."""
-        return [panel for section in self.sections for panel in section.panels]
+        return f"gr-sweep: {self.groups[0]}"
 
     def as_plain(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "title": self.title,
-            "entity": self.entity,
-            "project": self.project,
-            "groups": list(self.groups),
-            "columns": list(self.columns),
-            "sections": [
-                {
-                    "name": section.name,
-                    "about": section.about,
-                    "panels": [
-                        {"panel": type(panel).__name__.lower()} | dataclasses.asdict(panel)
-                        for panel in section.panels
-                    ],
-                }
-                for section in self.sections
-            ],
-        }
+        return {"title": self.title} | dataclasses.asdict(self)
 
 
 def make_dashboard(
-    logged: Logged,
-    *,
-    entity: str | None,
-    project: str,
-    groups: Sequence[str],
-    axes: Sequence[tuple[Measure, Measure]],
-    measures: Sequence[Measure],
-    robust: Sequence[Measure],
+    logged: Logged, *, entity: str | None, project: str, groups: Sequence[str]
 ) -> Dashboard:
-    """The dashboard of runs that have logged this.
-
-    Args:
-        axes: utility and separability; the pair that is to be seen first comes first.
-        measures: what runs are compared by.
-        robust: measures of attacks and of the text.
-    """
-    by = _grouping(logged)
-    found = [pair for pair in axes if all(measure.key in logged.summary for measure in pair)]
-    compared = [
-        measure
-        for measure in measures
-        if measure.key in logged.summary and measure.key not in _COST
-    ]
+    """The dashboard of runs that have logged this."""
+    compared = f"{ADDED}.{COMPARED_AS}"
+    by = compared if compared in logged.settings else "edges"
+    axes = [pair for pair in AXES if {metric.mean for metric in pair} <= logged.summary]
+    means = _bars_of_means(logged, ("loss/", "utility/", "separability/"), by)
+    over_settings = [] if not logged.needs_labels else [
+        dataclasses.replace(panel, settings=(f"{ADDED}.{LABEL}",)) for panel in means
+    ]  # fmt: skip
     sections = (
-        _frontier(logged, found, compared),
-        _bars(
+        Section(
+            "Utility and separability",
+            "Each point or line is a run: which choice separates best at the least cost?",
+            _frontier(logged, axes),
+        ),
+        Section(
             "Edge choices",
             "Mean over the runs of each edge choice or method, with the spread of their seeds.",
-            [*compared, *_by_domain(logged)],
-            by,
+            (*means, *_bars_by_domain(logged, by)),
         ),
-        *_more_bars(logged, compared),
-        _curves(logged),
-        _removal(logged, by),
-        _bars(
+        Section(
+            "All settings",
+            "Mean over the runs that differ only in their seed, with their spread.",
+            tuple(over_settings),
+        ),
+        Section(
+            "Loss curves",
+            "By domain, over optimizer steps; the runs of a method are one line.",
+            _curves(logged),
+        ),
+        Section(
+            "Removal",
+            "Rows are removed domains, columns the domains that are read: the diagonal should be "
+            "high, the rest 0.",
+            _removal(logged, by),
+        ),
+        Section(
             "Robustness",
-            "What attacks on the removed domain find, and what the text's markers do.",
-            [measure for measure in robust if measure.key in logged.summary],
-            by,
+            "What attacks on the removed domain recover.",
+            tuple(_bars_of_means(logged, ("robustness/",), by)),
         ),
-        _cost(logged, by),
+        Section(
+            "Cost", "What runs took, and what their experts cost to run.", _cost(logged, by)
+        ),
         *_rounds(logged, by),
-    )
+    )  # fmt: skip
     return Dashboard(
         entity=entity,
         project=project,
         groups=tuple(groups),
-        columns=tuple(dict.fromkeys(measure.key for pair in found[:1] for measure in pair)),
+        columns=tuple(str(metric.mean) for pair in axes[:1] for metric in pair),
         sections=tuple(section for section in sections if section.panels),
     )
 
 
-def _grouping(logged: Logged) -> str:
-    added = f"{ADDED}.{COMPARED_AS}"
-    return added if added in logged.settings else _EDGES
+def _bars(title: str, wanted: Iterable[str], logged: Logged, by: str) -> list[Panel]:
+    metrics = tuple(key for key in wanted if key in logged.summary)
+    return [Panel("bars", title, metrics, (by,))] if metrics else []
 
 
-def _have(wanted: Iterable[str], has: frozenset[str]) -> tuple[str, ...]:
-    return tuple(key for key in dict.fromkeys(wanted) if key in has)
+def _lines(title: str, wanted: Iterable[str], logged: Logged, by: str, x: str) -> list[Panel]:
+    metrics = tuple(key for key in wanted if key in logged.history)
+    return [Panel("curves", title, metrics, (by,), x)] if metrics else []
 
 
-def _frontier(
-    logged: Logged, axes: Sequence[tuple[Measure, Measure]], compared: Sequence[Measure]
-) -> Section:
-    panels: list[Panel] = [
-        Scatter(f"{utility.title} against {separability.title}", utility.key, separability.key)
+def _bars_of_means(logged: Logged, families: tuple[str, ...], by: str) -> list[Panel]:
+    found: list[Panel] = []
+    for metric in registry.METRICS:
+        if metric.mean is not None and metric.key.startswith(families):
+            found += _bars(metric.mean_axis, [metric.mean], logged, by)
+    return found
+
+
+def _bars_by_domain(logged: Logged, by: str) -> list[Panel]:
+    found: list[Panel] = []
+    for metric in _BY_DOMAIN:
+        title = f"{metric.title} by domain" + (f", {metric.unit}" if metric.unit else "")
+        found += _bars(title, map(metric, logged.domains), logged, by)
+    return found
+
+
+def _frontier(logged: Logged, axes: Sequence[tuple[Metric, Metric]]) -> tuple[Panel, ...]:
+    found = [
+        Panel(
+            "scatter",
+            f"{utility.mean_axis} against {separability.mean_axis}",
+            (str(utility.mean), str(separability.mean)),
+        )
         for utility, separability in axes
     ]
-    over = _have(logged.varied, logged.settings)
-    ends = [measure.key for pair in axes[:1] for measure in pair]
-    ends = ends or [measure.key for measure in compared[:2]]
-    if over and ends:
-        panels.append(Parallel("the swept choices and what they come to", over, tuple(ends)))
-    return Section(
-        "Utility and separability",
-        "A point, or a line, is a run: which choice separates best at the least cost?",
-        tuple(panels),
-    )
-
-
-def _by_domain(logged: Logged) -> list[tuple[str, tuple[str, ...]]]:
-    """Title and metrics of panels with a bar a domain."""
-    families = (
-        ("loss L(d) by domain, nats a token", registry.LOSS_FULL),
-        ("tax by domain, nats a token", registry.TAX),
-        ("compute-equivalent by domain", registry.COMPUTE_EQUIVALENT_FULL),
-        ("removal by domain", registry.REMOVAL),
-        ("selectivity by domain, nats a token", registry.SELECTIVITY),
-    )
-    found = ((title, _have(map(key, logged.domains), logged.summary)) for title, key in families)
-    return [(title, of) for title, of in found if of]
-
-
-def _bars(
-    name: str,
-    about: str,
-    measures: Iterable[Measure | tuple[str, tuple[str, ...]]],
-    by: str,
-) -> Section:
-    panels = []
-    for measure in measures:
-        title, of = (measure.title, (measure.key,)) if isinstance(measure, Measure) else measure
-        panels.append(Bars(title, of, by))
-    return Section(name, about, tuple(panels))
-
-
-def _more_bars(logged: Logged, compared: Sequence[Measure]) -> list[Section]:
-    """The same by all settings, where these tell apart what the edge choice does not."""
-    by = f"{ADDED}.{LABEL}"
-    if by not in logged.settings or logged.num_labels <= logged.num_compared:
-        return []
-    return [
-        _bars(
-            "All settings",
-            "Mean over the runs that differ in their seed alone, with their spread.",
-            compared,
-            by,
+    varied = tuple(name for name in logged.varied if name in logged.settings)
+    if varied and found:
+        found.append(
+            Panel("parallel", "swept settings and their results", found[0].metrics, varied)
         )
-    ]
+    return tuple(found)
 
 
-def _curves(logged: Logged) -> Section:
-    by = _METHOD if _METHOD in logged.settings else _EDGES
-    panels = []
-    for title, wanted in (
-        ("training loss, nats a token", [registry.TRAIN_LOSS.key]),
-        *(
-            (f"held-out loss on {domain}, nats a token", [registry.EVAL_LOSS(domain)])
-            for domain in logged.domains
-        ),
-        *(
-            (f"training loss on {domain}, nats a token", [registry.TRAIN_LOSS_OF(domain)])
-            for domain in logged.domains
-        ),
-    ):
-        of = _have(wanted, logged.history)
-        if of:
-            panels.append(Curves(title, of, STEP_FIELD, by))
-    return Section(
-        "Loss curves", "By domain, over optimizer steps; runs of one method are one line.",
-        tuple(panels),
-    )  # fmt: skip
+def _curves(logged: Logged) -> tuple[Panel, ...]:
+    by = "method.name" if "method.name" in logged.settings else "edges"
+    found = _lines(
+        "training loss, nats per token", [registry.TRAIN_LOSS.key], logged, by, STEP_FIELD
+    )
+    for metric in (registry.EVAL_LOSS, registry.TRAIN_LOSS_OF):
+        for domain in logged.domains:
+            title = f"{metric.title} on {domain}, {metric.unit}"
+            found += _lines(title, [metric(domain)], logged, by, STEP_FIELD)
+    return tuple(found)
 
 
-def _removal(logged: Logged, by: str) -> Section:
-    panels: list[Panel] = []
-    if HEAT_MAP in logged.media:
-        panels.append(Pictures("loss that removing a domain adds, a picture a run", HEAT_MAP))
-    if MATRIX_TABLE in logged.media:
-        panels.append(Table("loss that removing a domain adds, as a table", MATRIX_TABLE))
+def _removal(logged: Logged, by: str) -> tuple[Panel, ...]:
+    found: list[Panel] = []
+    for panel, key in (("picture", HEAT_MAP), ("table", MATRIX_TABLE)):
+        if key in logged.summary:
+            found.append(Panel(panel, "loss that removing a domain adds, per run", (key,)))
     for part in logged.domains:
         wanted = [registry.MATRIX(part, domain) for domain in logged.domains]
-        of = _have(wanted, logged.summary)
-        if of:
-            panels.append(Bars(f"what removing {part} costs each domain, nats a token", of, by))
-    return Section(
-        "Removal",
-        "Rows are removed domains, columns those that are read: the diagonal is to be high, the "
-        "rest 0.",
-        tuple(panels),
-    )
+        found += _bars(f"cost of removing {part}, nats per token", wanted, logged, by)
+    return tuple(found)
 
 
-def _cost(logged: Logged, by: str) -> Section:
-    panels: list[Panel] = [
-        Bars(title, (key,), by) for key, title in _COST.items() if key in logged.summary
-    ]
-    for title, key in (
-        ("parameters of each expert alone", registry.PARAMETERS_KEPT),
-        ("FLOPs a token of each expert alone", registry.FLOPS_PER_TOKEN_KEPT),
-    ):
-        of = _have(map(key, logged.domains), logged.summary)
-        if of:
-            panels.append(Bars(title, of, by))
-    if registry.TRAIN_TOKENS_PER_SECOND.key in logged.history:
-        of = (registry.TRAIN_TOKENS_PER_SECOND.key,)
-        panels.append(Curves("tokens a second, over steps", of, STEP_FIELD, by))
-    return Section("Cost", "What runs took, and what their experts cost to run.", tuple(panels))
+def _cost(logged: Logged, by: str) -> tuple[Panel, ...]:
+    found: list[Panel] = []
+    for metric in registry.METRICS:
+        if metric.key.startswith("cost/"):
+            names = logged.domains if metric.placeholders else [None]
+            wanted = [metric(*([] if name is None else [name])) for name in names]
+            found += _bars(metric.axis, wanted, logged, by)
+    speed = registry.TRAIN_TOKENS_PER_SECOND
+    found += _lines(f"{speed.title}, over steps", [speed.key], logged, by, STEP_FIELD)
+    return tuple(found)
 
 
 def _rounds(logged: Logged, by: str) -> list[Section]:
-    """The trade-off over rounds, and a section for each of them."""
-    over_rounds = []
-    if registry.ROUND.key in logged.history:
-        for title, wanted in (
-            (
-                "loss of each document in its own expert, nats a token",
-                [registry.LOSS_EXPERT(domain) for domain in logged.domains],
-            ),
-            ("modularity", [registry.MODULARITY.key]),
-        ):
-            of = _have(wanted, logged.history)
-            if of:
-                over_rounds.append(Curves(title, of, registry.ROUND.key, by))
-    sections = [
-        Section(
-            "Rounds",
-            "Of procedure=alternate: what splitting further gains and costs, round by round.",
-            tuple(over_rounds),
-        )
-    ]
+    """The trade-off over the rounds of `procedure=alternate`, and a section for each of them."""
+    x = registry.ROUND.key
+    over_rounds: list[Panel] = []
+    if x in logged.history:
+        experts = map(registry.LOSS_EXPERT, logged.domains)
+        over_rounds += _lines(registry.LOSS_EXPERT.axis, experts, logged, by, x)
+        over_rounds += _lines("modularity", [registry.MODULARITY.key], logged, by, x)
+    about = "What splitting further gains and costs, round by round."
+    sections = [Section("Rounds", about, tuple(over_rounds))]
     for number, labels in sorted(logged.rounds.items()):
         panels: list[Panel] = []
-        scatter = (
-            registry.in_round(number, registry.MEAN_PARAMETERS_KEPT),
-            registry.in_round(number, registry.MEAN_LEAF_TAX),
+        size, tax = (
+            registry.in_round(number, key)
+            for key in (registry.MEAN_PARAMETERS_KEPT, registry.MEAN_LEAF_TAX)
         )
-        if set(scatter) <= logged.summary:
-            panels.append(Scatter("size of an expert against its leaf tax", *scatter))
-        by_title: dict[str, Iterable[str]] = {
-            "mean selectivity, nats": [registry.MEAN_SELECTIVITY],
-            "modularity": [registry.MODULARITY.key],
-            "leaf tax by domain, nats a token": map(registry.LEAF_TAX, logged.domains),
-            "loss of each document in its own expert, nats a token": map(
-                registry.LOSS_EXPERT, logged.domains
-            ),
-            "selectivity by label, nats a token": map(registry.SELECTIVITY, labels),
-            "parameters of each expert alone": map(registry.PARAMETERS_KEPT, labels),
-        }
-        for title, in_round in by_title.items():
-            of = _have((registry.in_round(number, key) for key in in_round), logged.summary)
-            if of:
-                panels.append(Bars(title, of, by))
-        of = _have(map(registry.TRAIN_LOSS_OF, labels), logged.history)
-        if of:
-            panels.append(Curves("training loss by label, nats a token", of, STEP_FIELD, by))
-        names = ", ".join(map(metric_name, labels))
-        sections.append(Section(f"Round {number}", f"Labels: {names}.", tuple(panels)))
+        if {size, tax} <= logged.summary:
+            panels.append(Panel("scatter", "size of an expert against its leaf tax", (size, tax)))
+        wanted = [registry.in_round(number, registry.MEAN_SELECTIVITY)]
+        panels += _bars(registry.SELECTIVITY.mean_axis, wanted, logged, by)
+        for metric, names in (
+            (registry.LEAF_TAX, logged.domains),
+            (registry.LOSS_EXPERT, logged.domains),
+            (registry.SELECTIVITY, labels),
+            (registry.PARAMETERS_KEPT, labels),
+        ):
+            wanted = [registry.in_round(number, metric(name)) for name in names]
+            panels += _bars(metric.axis, wanted, logged, by)
+        labelled = map(registry.TRAIN_LOSS_OF, labels)
+        panels += _lines("training loss by label", labelled, logged, by, STEP_FIELD)
+        about = f"Labels: {', '.join(map(metric_name, labels))}."
+        sections.append(Section(f"Round {number}", about, tuple(panels)))
     return sections
+
+
+# On a server
+
+
+def save(dashboard: Dashboard, entity: str, earlier: Mapping[str, str]) -> dict[str, str]:
+    """Saves the workspace and the report on the W&B server that is logged in.
+
+    Args:
+        entity: whose project it is.
+        earlier: addresses that an earlier call returned. What is still there is updated.
+
+    Returns:
+        The addresses of "workspace" and "report".
+    """
+    import wandb_workspaces.reports.v2.interface as wr
+    import wandb_workspaces.workspaces as ws
+
+    place: dict[str, Any] = {"entity": entity, "project": dashboard.project}
+    title = "".join(c if c.isalnum() or c in " -_.,:()[]" else "-" for c in dashboard.title)[:128]
+    # As the server has it: the library takes filters as text, in which quotes and `=` are lost.
+    runs = {
+        "filterFormat": "filterV2",
+        "filters": [
+            {
+                "key": {"section": "run", "name": "group"},
+                "op": "IN",
+                "value": list(dashboard.groups),
+                "disabled": False,
+            }
+        ],
+    }
+
+    workspace = _existing(ws.Workspace, earlier.get("workspace")) or ws.Workspace(**place)
+    workspace.name = title
+    workspace.sections = [
+        ws.Section(
+            name=section.name,
+            panels=[_view_of(panel) for panel in section.panels],
+            is_open=True,
+            layout_settings=ws.SectionLayoutSettings(
+                columns=min(3, len(section.panels)), rows=-(-len(section.panels) // 3)
+            ),
+            panel_settings=ws.SectionPanelSettings(x_axis=STEP_FIELD),
+        )
+        for section in dashboard.sections
+    ]
+    workspace.settings = ws.WorkspaceSettings(x_axis=STEP_FIELD, max_runs=MAX_RUNS)
+    workspace.runset_settings = ws.RunsetSettings(
+        pinned_columns=[f"summary:{key}" for key in dashboard.columns]
+    )
+    workspace._stashed_filters_v2, workspace._stashed_filter_string = runs, ""
+    workspace.save()
+
+    report = _existing(wr.Report, earlier.get("report")) or wr.Report(**place)
+    report.title, report.width = title, "fluid"
+    report.description = (
+        f"Made from {', '.join(dashboard.groups)} by `gr-sweep dashboard`, which overwrites changes"
+    )
+    blocks: list[Any] = [wr.TableOfContents()]
+    for section in dashboard.sections:
+        runset = wr.Runset(**place, name=dashboard.title)
+        runset._stashed_filters_v2, runset._stashed_filter_string = runs, ""
+        panels = [
+            _view_of(panel, layout=wr.Layout(x=8 * (at % 3), y=8 * (at // 3), w=8, h=8))
+            for at, panel in enumerate(section.panels)
+        ]
+        blocks += [wr.H2(section.name), wr.P(section.about)]
+        blocks.append(wr.PanelGrid(runsets=[runset], panels=panels))
+    report.blocks = blocks
+    report.save()
+    return {"workspace": str(workspace.url), "report": str(report.url)}
+
+
+def _existing(kind: Any, url: str | None) -> Any:
+    """The workspace or report at a URL; None where it is gone."""
+    try:
+        return kind.from_url(url) if url else None
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _view_of(panel: Panel, **layout: Any) -> Any:
+    """A panel of wandb-workspaces.
+
+    Args:
+        layout: position and size, in a report.
+    """
+    import wandb_workspaces.reports.v2.interface as wr
+
+    layout["title"] = panel.title
+    match panel.panel:
+        case "scatter":
+            x, y = map(wr.SummaryMetric, panel.metrics)
+            return wr.ScatterPlot(x=x, y=y, **layout)
+        case "parallel":
+            axes: list[Any] = [wr.Config(name) for name in panel.settings]
+            axes += [wr.SummaryMetric(key) for key in panel.metrics]
+            columns = [wr.ParallelCoordinatesPlotColumn(axis) for axis in axes]
+            return wr.ParallelCoordinatesPlot(columns=columns, **layout)
+        case "bars":
+            return wr.BarPlot(
+                metrics=list(panel.metrics),
+                groupby=wr.Config(panel.settings[0]),
+                groupby_aggfunc="mean",
+                groupby_rangefunc="stderr",
+                max_runs_to_show=MAX_RUNS,
+                max_bars_to_show=MAX_RUNS,
+                **layout,
+            )
+        case "curves":
+            return wr.LinePlot(
+                x=panel.x,
+                y=list(panel.metrics),
+                title_x="round" if panel.x == registry.ROUND.key else "optimizer steps",
+                groupby=wr.Config(panel.settings[0]),
+                groupby_aggfunc="mean",
+                groupby_rangefunc="minmax",
+                max_runs_to_show=MAX_RUNS,
+                **layout,
+            )
+        case "picture":
+            return wr.MediaBrowser(media_keys=list(panel.metrics), num_columns=3, **layout)
+        case "table":
+            del layout["title"]  # it has none
+            return wr.WeavePanelSummaryTable(table_name=panel.metrics[0], **layout)
+    raise AssertionError(f"unknown kind of panel: {panel.panel}")

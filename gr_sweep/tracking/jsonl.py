@@ -1,8 +1,7 @@
-"""metrics.jsonl: one JSON object a line, `step` in each. Written in every job, W&B or not.
+"""metrics.jsonl: one JSON object per line, each with a `step`. Every job writes it, W&B or not.
 
-A line is appended by one unbuffered write, so a job killed at any moment leaves at most one torn
-line, the last, which the next start drops. A line for which there is no room is taken back, and the
-job is told. It knows nothing of the meaning of the keys.
+Each row is one unbuffered append, so a job that is killed leaves at most one torn line, the last,
+which the next start drops.
 """
 
 import contextlib
@@ -18,24 +17,45 @@ from gr_sweep.errors import DataError, JobError
 from gr_sweep.files import full_disk, is_full, whole_file
 from gr_sweep.tracking.base import STEP
 
-_TAIL_BYTES = 1 << 14
-"""Read first from a file's end: some rows."""
+TAIL_BYTES = 1 << 16
+"""Some hundreds of the last rows, for readers that need no more."""
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What a row keeps. Values that are not finite are left out: JSON has no word for them."""
+    """The values that a row keeps: finite ones, since JSON has no others."""
     return {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a file that a `JsonlTracker` has opened; none where there is no file."""
-    if not path.exists():
+def read_rows(path: Path, *, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl in their order; none where there is no file.
+
+    Lines that are not rows are skipped, such as the last line of a job that is writing or was
+    killed.
+
+    Args:
+        last_bytes: read only this much of the end of the file.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = 0 if last_bytes is None else max(0, size - last_bytes)
+            file.seek(start)
+            lines = file.read().split(b"\n")
+    except OSError:
         return []
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    rows = []
+    for line in lines[start > 0 :]:  # the first may be the rest of a longer line
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get(STEP), int):
+            rows.append(row)
+    return rows
 
 
 class JsonlTracker:
-    """Appends rows to one file, and takes back those that a resume makes void."""
+    """Appends rows to one file, and drops those after the checkpoint that a job resumes from."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,68 +67,65 @@ class JsonlTracker:
         """Appends a row.
 
         Raises:
-            JobError: there is no room for it; nothing of it is left.
+            JobError: the disk is full; nothing of the row is left in the file.
         """
         if self._file is None:
             return
-        row = {STEP: step} | finite(metrics)
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        whole = os.fstat(self._file.fileno()).st_size
-        with self._room(len(line)):
+        line = json.dumps({STEP: step} | finite(metrics), allow_nan=False).encode() + b"\n"
+        size_before = os.fstat(self._file.fileno()).st_size
+        with self._full_disk_as_error(len(line)):
             try:
-                # Fewer bytes than asked are written where there is room for some.
-                done = 0
-                while done < len(line):
-                    done += self._file.write(line[done:])
+                # A write may take only the first bytes of what it is given.
+                num_written = 0
+                while num_written < len(line):
+                    num_written += self._file.write(line[num_written:])
             except OSError:
-                os.ftruncate(self._file.fileno(), whole)
+                os.ftruncate(self._file.fileno(), size_before)
                 raise
 
     def cut_back(self, step: int) -> None:
-        """Drops the rows after `step`; the file is replaced whole.
+        """Drops the rows after `step`; the file is replaced atomically.
 
         Raises:
-            DataError: a line that is no row. Names file and line.
+            DataError: a line that is not a row, with its number.
         """
         assert self._file is not None
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for number, line in enumerate(lines, 1) if self._step(number, line) <= step]
-        if len(kept) == len(lines):
-            return
-        with whole_file(self.path) as file:
-            file.writelines(kept)
-        self._file.close()
-        self._file = FileIO(self.path, "ab")
+        if len(kept) < len(lines):
+            with whole_file(self.path) as file:
+                file.writelines(kept)
+            self._file.close()
+            self._file = FileIO(self.path, "ab")
 
     def sync(self) -> None:
-        """Brings the rows to the disk.
+        """Flushes the rows to the disk.
 
         Raises:
-            JobError: there is no room for them.
+            JobError: the disk is full.
         """
         if self._file is not None:
-            with self._room():
+            with self._full_disk_as_error():
                 os.fsync(self._file.fileno())
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Closes the file; the summary has one of its own."""
+        """Closes the file; the summary has a file of its own."""
         self._close()
 
     def fail(self, message: str) -> None:
         """Closes the file."""
-        # What ended the job is what matters, and it may be the disk.
+        # The error that ended the job matters more, and may be a full disk itself.
         with contextlib.suppress(OSError, JobError):
             self._close()
 
     def _close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with self._room(), file:
+            with self._full_disk_as_error(), file:
                 os.fsync(file.fileno())
 
     @contextlib.contextmanager
-    def _room(self, num_bytes: int | None = None) -> Iterator[None]:
-        """A full disk inside is a JobError."""
+    def _full_disk_as_error(self, num_bytes: int | None = None) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -117,8 +134,6 @@ class JsonlTracker:
             raise
 
     def _drop_torn_line(self) -> None:
-        # Rows are short and files small, so the whole file is read; truncating at a line's end
-        # leaves no moment in which a whole row is missing.
         if not self.path.exists():
             return
         content = self.path.read_bytes()
@@ -131,36 +146,6 @@ class JsonlTracker:
             return int(json.loads(line)[STEP])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{self.path}:{number} is no row of metrics; remove the line, or the job's folder"
+                f"{self.path}:{number}: not a row of metrics; remove the line, or the job's folder"
                 " to start over"
             ) from error
-
-
-def rows_from_the_end(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole rows, the last first; none where there is no file. A torn line, of a job that writes or
-    was killed, is none. Of a long file as much is read as is asked for."""
-    try:
-        with path.open("rb") as file:
-            start = file.seek(0, 2)
-            rest, size = b"", _TAIL_BYTES
-            is_end = True
-            while start > 0:
-                begin = max(0, start - size)
-                file.seek(begin)
-                lines = (file.read(start - begin) + rest).split(b"\n")
-                if is_end:
-                    # What follows the last line break, which may be further up.
-                    lines.pop()
-                    is_end = not lines
-                # The first may begin before this piece.
-                rest = lines.pop(0) if begin > 0 and lines else b""
-                start, size = begin, 2 * size
-                for line in reversed(lines):
-                    try:
-                        row = json.loads(line)
-                    except ValueError:
-                        continue
-                    if isinstance(row, dict) and STEP in row:
-                        yield row
-    except OSError:
-        return

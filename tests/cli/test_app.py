@@ -233,7 +233,7 @@ def test_verbs_get_the_rest_of_the_line(jobs, capsys):
 
 def test_every_verb_is_a_module_with_a_main():
     assert set(app.VERBS) == {
-        *("report", "export", "estimate", "bench", "status", "doctor", "sync", "dashboard"),
+        *("report", "export", "estimate", "bench", "status", "doctor", "dashboard"),
     }
     for name in app.VERBS.values():
         assert Path(gr_sweep.__file__).parent.joinpath("cli", f"{name.split('.')[-1]}.py").exists()

@@ -332,13 +332,11 @@ bench step --rows -1                    | is no whole number of 1 or more
 bench step --model nope                 | invalid choice: 'nope'
 bench scaling --vocab-size x            | is no whole number of 1 or more
 doctor x                                | unrecognized arguments: x
-sync                                    | the following arguments are required: DIR
-sync nowhere                            | nowhere is no folder
-sync .                                  | . holds no job
-dashboard                               | give DIR, or --project
+dashboard                               | the following arguments are required: DIR
 dashboard nowhere                       | nowhere is no folder
 dashboard . --dry-run                   | . holds no job
-dashboard . --group x                   | --group goes without DIR
+dashboard . --upload-only               | . holds no job
+dashboard . --upload-only --dry-run     | not allowed with argument
 -x                                      | unknown flag -x
 --config-dir afile                      | config folder afile does not exist
 --config-path .                         | Cannot find primary config 'config'

@@ -1,16 +1,14 @@
-"""`gr-sweep dashboard --dry-run` and what ends the verb before it asks a server."""
+"""`gr-sweep dashboard --dry-run`, and what ends the verb before it asks a server."""
 
-import importlib.util
+import importlib.util as importlib_util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gr_sweep.cli import dashboard
 from gr_sweep.cli.app import main
 from tests.report.conftest import write_job
 
@@ -45,13 +43,14 @@ def test_a_dry_run_prints_the_dashboard_and_loads_no_wandb(sweep: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["title"], found["groups"]) == ("gr-sweep: a sweep", ["a sweep"])
     panels = [panel for section in found["sections"] for panel in section["panels"]]
-    assert {"panel": "scatter", "x": "mean_tax", "y": "mean_selectivity"}.items() <= (
-        panels[0].items()
+    assert (panels[0]["panel"], panels[0]["metrics"]) == (
+        "scatter",
+        ["mean_tax", "mean_selectivity"],
     )
-    # What tells the runs apart: the dense one, which is only there to compare with, has none.
-    (parallel,) = [panel for panel in panels if panel["panel"] == "parallel"]
-    assert parallel["over"] == ["edges"]
-    assert {"heat_map" in panel.get("of", "") for panel in panels} == {True, False}
+    # What tells the runs apart: the dense one is only a baseline.
+    [parallel] = [panel for panel in panels if panel["panel"] == "parallel"]
+    assert parallel["settings"] == ["edges"]
+    assert ["separability/heat_map"] in [panel["metrics"] for panel in panels]
 
 
 def test_a_sweep_that_logged_nothing_to_wandb_is_a_line(
@@ -77,24 +76,11 @@ def test_jobs_of_several_projects_are_a_line(
 def test_a_missing_library_is_a_line_that_names_the_extra(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    find = importlib.util.find_spec
+    find = importlib_util.find_spec
     monkeypatch.setattr(
-        dashboard.importlib.util,
-        "find_spec",
+        "importlib.util.find_spec",
         lambda name, *rest: None if name == "wandb_workspaces" else find(name, *rest),
     )
-    for words in ([str(sweep)], ["--project", "p"]):
-        assert main(["dashboard", *words]) == 2
-        said = capsys.readouterr().err
-        assert "pip install gr-sweep[dashboards]" in said and said.count("\n") == 1
-
-
-def test_the_group_of_the_oldest_job_comes_first_however_many_others_have() -> None:
-    def job(name: str, group: str, hour: int) -> Any:
-        settings = {"tracking.group": group}
-        started = f"2026-03-02T{hour:02d}:00:00+00:00"
-        return SimpleNamespace(name=name, sweep="s", started=started, settings=settings)
-
-    jobs = [job("a", "new", 9), job("b", "new", 10), job("c", "old", 8)]
-    assert dashboard._groups(jobs) == ["old", "new"]
-    assert dashboard._groups([*jobs, job("d", "old", 11), job("e", "old", 12)]) == ["old", "new"]
+    assert main(["dashboard", str(sweep)]) == 2
+    said = capsys.readouterr().err
+    assert "pip install gr-sweep[dashboards]" in said and said.count("\n") == 1

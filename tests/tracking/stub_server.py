@@ -1,16 +1,13 @@
-"""A server that answers as W&B does, as far as wandb's own process, its public API and
-wandb-workspaces ask: what it was sent is kept.
+"""A local server that answers the requests of wandb, its public API and wandb-workspaces, and keeps
+what it was sent.
 
-It knows the GraphQL questions of a run (viewer, features, how far a run is, opening it, where its
-files go), the stream of its rows and the upload of its files; those of the public API about runs
-and what is written to one after its end; and those about views, which workspaces and reports are.
-`error_status` and `delay_s` make it ill in the middle of a run, `ill` just where it says; `stop`
-and `start` take it from its port and bring it back. WANDB_BASE_URL points wandb at `url`.
-
-Rows are kept as W&B keeps them: each request says at which line it begins, so that one that is
-sent twice is stored once.
+It knows the GraphQL requests of a run, the stream of its rows and the upload of its files, the
+requests of the public API about runs, and those about views (workspaces and reports).
+`error_status`, `delay_s` and `failing` make it fail in the middle of a run; `stop` and `start` take
+it from its port and bring it back. WANDB_BASE_URL points wandb at `url`.
 """
 
+import base64
 import contextlib
 import json
 import re
@@ -86,15 +83,16 @@ class StubServer:
         self.runs: dict[str, StubRun] = {}
         """By id."""
         self.views: list[StubView] = []
-        self.ill: tuple[str, int] | None = None
-        """A part of a request's path, or of the name of a GraphQL one, and the status that answers
-        it."""
+        self.failing: tuple[str, int] | None = None
+        """A part of a request's path, or of a GraphQL operation's name, and the status that it is
+        answered with."""
         self.requests: list[tuple[str, bytes]] = []
-        """Path and body of each request, ill or not; of a GraphQL one the operation's name."""
+        """Path and body of each request; of a GraphQL request the operation's name."""
         self.error_status: int | None = None
         """What every request is answered by: 500 is asked again, 403 ends the upload."""
         self.delay_s = 0.0
         """Seconds before an answer; those that wait get theirs when the server stops."""
+        self._num_views = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._server: _Server | None = None
@@ -142,9 +140,9 @@ class StubServer:
         if self.delay_s:
             self._stopping.wait(self.delay_s)
         if self.error_status is not None or self._stopping.is_set():
-            return self.error_status or 503, {"error": "the stub is ill"}
-        if self.ill is not None and self.ill[0] in name:
-            return self.ill[1], {"error": "the stub is ill there"}
+            return self.error_status or 503, {"error": "the stub fails"}
+        if self.failing is not None and self.failing[0] in name:
+            return self.failing[1], {"error": "the stub fails there"}
         with self._lock:
             if asked:
                 return self._graphql(name, asked.get("variables") or {})
@@ -168,11 +166,10 @@ class StubServer:
             "CreateRunFiles": self._create_files,
             "GetDefaultEntity": self._viewer,
             "Runs": self._runs_of_project,
-            "HistoryPage": self._history_page,
             "GetProjects": self._projects,
             "ProjectInternalId": self._project_id,
-            "Views": self._views_of_project,
-            "ProjectViews": self._views_of_project,
+            "View": self._views_of_project,
+            "SpecificReport": lambda asked: {"view": self._view_of(asked["reportId"])},
             "UpsertView2": self._upsert_view,
             "upsertView": self._upsert_view,
         }
@@ -305,13 +302,6 @@ class StubServer:
         found = {"edges": edges, "pageInfo": more}
         return {"project": {"internalId": 1, "runCount": len(runs), "runs": found}}
 
-    def _history_page(self, variables: dict[str, Any]) -> dict[str, Any]:
-        steps = range(variables["first"], variables["end"])
-        rows = [
-            json.dumps(row) for row in self._run(variables["name"]).history if row["_step"] in steps
-        ]
-        return {"project": {"run": {"history": rows[: variables["most"]]}}}
-
     def _projects(self, variables: dict[str, Any]) -> dict[str, Any]:
         names = sorted({run.project for run in self.runs.values()})
         nodes = [
@@ -327,18 +317,15 @@ class StubServer:
         return {"project": {"id": "p", "internalId": "1"} if is_there else None}
 
     def _views_of_project(self, variables: dict[str, Any]) -> dict[str, Any]:
-        kind = "runs" if "reportLimit" in variables else "project-view"
-        name = variables.get("viewName")
-        views = [
-            view
-            for view in self.views
-            if view.type == kind
-            and view.project == variables["project"]
-            and name in (None, view.name)
-        ]
-        more = {"endCursor": None, "hasNextPage": False}
+        name = variables["viewName"]
+        views = [view for view in self.views if name in view.name]
         edges = [{"node": self._view_node(view), "cursor": view.id} for view in views]
+        more = {"endCursor": None, "hasNextPage": False}
         return {"project": {"allViews": {"edges": edges, "pageInfo": more}}}
+
+    def _view_of(self, view_id: str) -> dict[str, Any] | None:
+        found = [view for view in self.views if view.id.strip("=") == view_id.strip("=")]
+        return self._view_node(found[0]) if found else None
 
     def _view_node(self, view: StubView) -> dict[str, Any]:
         return {
@@ -370,7 +357,9 @@ class StubServer:
                 setattr(view, name, value)
             view.num_saved += 1
         else:
-            view = StubView(id=f"VmlldzoxMjM0{len(self.views)}", **sent)
+            self._num_views += 1
+            view_id = base64.b64encode(f"View:{1000 + self._num_views}".encode()).decode()
+            view = StubView(id=view_id, **sent)
             self.views.append(view)
         return {"upsertView": {"view": self._view_node(view), "inserted": not found}}
 

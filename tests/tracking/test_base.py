@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gr_sweep.config import RunConfig, TrackingConfig, TrackingMode
-from gr_sweep.tracking import JsonlTracker, NullTracker, Trackers, make_tracker, run_tags
+from gr_sweep.tracking import JsonlTracker, Trackers, make_tracker, run_tags
 
 
 class Recorder:
@@ -36,7 +36,7 @@ class Recorder:
 
 def test_every_tracker_hears_everything_in_order() -> None:
     first, second = Recorder(), Recorder()
-    with Trackers([first, NullTracker(), second]) as tracker:
+    with Trackers([first, second]) as tracker:
         tracker.cut_back(3)
         tracker.log(4, {"train/loss": 2.5})
         tracker.sync()

@@ -1,40 +1,13 @@
-"""What a dashboard shows: nothing that no run has."""
+"""The panels of a dashboard: none names what no run has."""
 
+import dataclasses
 import json
 
 from gr_sweep.metrics import registry
 from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP_FIELD
-from gr_sweep.tracking.dashboard import (
-    ADDED,
-    COMPARED_AS,
-    LABEL,
-    Dashboard,
-    Logged,
-    Measure,
-    Parallel,
-    Scatter,
-    make_dashboard,
-)
+from gr_sweep.tracking.dashboard import ADDED, COMPARED_AS, LABEL, Dashboard, Logged, make_dashboard
 
 DOMAINS = ("code", "biology/virology")
-TAX = Measure(registry.MEAN_TAX, "mean tax")
-LOSS = Measure(registry.MEAN_LOSS, "mean loss")
-REMOVAL = Measure(registry.MEAN_REMOVAL, "mean removal")
-SELECTIVITY = Measure(registry.MEAN_SELECTIVITY, "mean selectivity")
-LEAKAGE = Measure(registry.MEAN_LEAKAGE, "leakage")
-
-
-def make(logged: Logged) -> Dashboard:
-    return make_dashboard(
-        logged,
-        entity=None,
-        project="p",
-        groups=["sweep"],
-        axes=[(TAX, REMOVAL), (LOSS, SELECTIVITY)],
-        measures=[LOSS, TAX, REMOVAL, SELECTIVITY],
-        robust=[LEAKAGE],
-    )
-
 
 EVERYTHING = Logged(
     history=frozenset(
@@ -50,22 +23,30 @@ EVERYTHING = Logged(
     ),
     summary=frozenset(
         {
-            *(measure.key for measure in (TAX, LOSS, REMOVAL, SELECTIVITY, LEAKAGE)),
+            registry.MEAN_TAX,
+            registry.MEAN_LOSS,
+            registry.MEAN_REMOVAL,
+            registry.MEAN_SELECTIVITY,
+            registry.MEAN_LEAKAGE,
             *(registry.MATRIX(part, domain) for part in DOMAINS for domain in DOMAINS),
             *map(registry.LOSS_FULL, DOMAINS),
             registry.COST_MFU.key,
             registry.in_round(1, registry.MEAN_LEAF_TAX),
             registry.in_round(1, registry.MEAN_PARAMETERS_KEPT),
+            HEAT_MAP,
+            MATRIX_TABLE,
         }
     ),
-    media=frozenset({HEAT_MAP, MATRIX_TABLE}),
     settings=frozenset({"edges", "method.name", f"{ADDED}.{COMPARED_AS}", f"{ADDED}.{LABEL}"}),
     varied=("edges", "train.lr"),
     domains=DOMAINS,
     rounds={1: DOMAINS},
-    num_compared=2,
-    num_labels=4,
+    needs_labels=True,
 )
+
+
+def make(logged: Logged) -> Dashboard:
+    return make_dashboard(logged, entity=None, project="p", groups=["sweep"])
 
 
 def test_there_is_a_section_of_each_kind_where_runs_have_all_of_it() -> None:
@@ -84,17 +65,17 @@ def test_there_is_a_section_of_each_kind_where_runs_have_all_of_it() -> None:
 
 def test_no_panel_names_what_no_run_has() -> None:
     """Whatever single metric or setting is missing."""
-    has = EVERYTHING
-    for family in ("history", "summary", "settings", "media"):
-        for name in getattr(has, family):
-            fewer = {
-                one: getattr(has, one) for one in ("history", "summary", "settings", "media")
-            } | {family: getattr(has, family) - {name}}
-            logged = Logged(varied=has.varied, domains=has.domains, rounds=has.rounds, **fewer)
-            metrics = {STEP_FIELD, *logged.history, *logged.summary, *logged.media}
-            for panel in make(logged).panels:
-                assert set(panel.metrics) <= metrics, (name, panel)
-                assert set(panel.settings) <= {*logged.settings, "edges", "method.name"}
+    for family in ("history", "summary", "settings"):
+        for name in getattr(EVERYTHING, family):
+            logged = dataclasses.replace(
+                EVERYTHING, **{family: getattr(EVERYTHING, family) - {name}}
+            )
+            metrics = {STEP_FIELD, *logged.history, *logged.summary}
+            for section in make(logged).sections:
+                for panel in section.panels:
+                    assert {*panel.metrics, panel.x} - metrics - {None} == set(), (name, panel)
+                    settings = {*logged.settings, "edges", f"{ADDED}.{LABEL}"}
+                    assert set(panel.settings) <= settings, (name, panel)
 
 
 def test_runs_that_logged_nothing_have_no_sections() -> None:
@@ -104,42 +85,22 @@ def test_runs_that_logged_nothing_have_no_sections() -> None:
     assert make(empty).sections == ()
 
 
-def test_the_best_axes_that_there_are_come_first() -> None:
-    scatters = [panel for panel in make(EVERYTHING).panels if isinstance(panel, Scatter)]
-    assert scatters[0].metrics == (registry.MEAN_TAX, registry.MEAN_REMOVAL)
-    assert make(EVERYTHING).columns == (registry.MEAN_TAX, registry.MEAN_REMOVAL)
-    (parallel,) = [panel for panel in make(EVERYTHING).panels if isinstance(panel, Parallel)]
-    # No run has train.lr.
-    assert (parallel.over, parallel.ends) == (
-        ("edges",),
-        (registry.MEAN_TAX, registry.MEAN_REMOVAL),
-    )
+def test_the_preferred_axes_that_runs_have_come_first() -> None:
+    dashboard = make(EVERYTHING)
+    scatter, *_, parallel = dashboard.sections[0].panels
+    assert scatter.metrics == dashboard.columns == (registry.MEAN_TAX, registry.MEAN_REMOVAL)
+    assert (parallel.settings, parallel.metrics) == (("edges",), scatter.metrics), "no train.lr"
 
 
-def test_a_nested_domain_is_named_as_its_metrics_are() -> None:
-    titles = {panel.title: panel.metrics for panel in make(EVERYTHING).panels}
-    assert titles["held-out loss on biology/virology, nats a token"][0] == (
-        "eval/loss/biology.virology"
-    )
-
-
-def test_a_dashboard_is_found_again_by_the_project_and_the_sweep() -> None:
-    one, again = make(EVERYTHING), make(EVERYTHING)
-    assert one.markers == again.markers and one.title == "gr-sweep: sweep"
-    other = Dashboard(entity=None, project="p", groups=("x",), columns=(), sections=())
-    whole = Dashboard(entity=None, project="p", groups=(), columns=(), sections=())
-    assert len({*one.markers, *other.markers, *whole.markers}) == 3
-    both = Dashboard(entity=None, project="p", groups=("x", "sweep"), columns=(), sections=())
-    assert both.markers == (*other.markers, *one.markers)
-    assert whole.title == "gr-sweep: p"
-
-
-def test_the_plain_form_is_json_with_the_kind_of_each_panel() -> None:
+def test_the_plain_form_is_json() -> None:
     plain = json.loads(json.dumps(make(EVERYTHING).as_plain()))
-    first = plain["sections"][0]["panels"][0]
-    assert first == {
-        "panel": "scatter",
-        "title": "mean tax against mean removal",
-        "x": "mean_tax",
-        "y": "mean_removal",
+    assert (plain["title"], plain["groups"]) == ("gr-sweep: sweep", ["sweep"])
+    titles = {
+        panel["title"]: (panel["panel"], panel["metrics"])
+        for section in plain["sections"]
+        for panel in section["panels"]
     }
+    assert titles["held-out loss on biology/virology, nats per token"] == (
+        "curves",
+        ["eval/loss/biology.virology"],
+    )

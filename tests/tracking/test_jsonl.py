@@ -12,11 +12,22 @@ import pytest
 
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.tracking import jsonl
-from gr_sweep.tracking.jsonl import JsonlTracker
+from gr_sweep.tracking.jsonl import JsonlTracker, read_rows
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_readers_skip_what_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_rows(path) == []
+    path.write_bytes(
+        b'{"step": 1}\n\xff\n[1]\n{"loss": 2.0}\n{"step": 2, "a": 1.0}\n{"step": 3, "a'
+    )
+    assert read_rows(path) == [{"step": 1}, {"step": 2, "a": 1.0}]
+    assert read_rows(path, last_bytes=40) == [{"step": 2, "a": 1.0}]
+    assert read_rows(path, last_bytes=1000) == read_rows(path)
 
 
 def test_a_row_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:
@@ -67,7 +78,7 @@ def test_a_start_from_nothing_voids_all_rows(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-@pytest.mark.parametrize("torn", [b'{"step": 30, "train/lo', b"{", b'{"step": 30}'])
+@pytest.mark.parametrize("torn", [b'{"step": 30, "train/lo', b'{"step": 30}'])
 def test_a_torn_last_line_is_dropped_at_the_next_start(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 10}\n{"step": 20}\n' + torn)

@@ -1,162 +1,257 @@
-"""W&B, run offline for real: what is logged is read back from the file that wandb writes."""
+"""Weights & Biases as a tracker: wandb itself, with a local server or none."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
+from gr_sweep.cli.app import main
 from gr_sweep.config import TrackingConfig, TrackingMode
 from gr_sweep.errors import ConfigError
-from gr_sweep.tracking import check_tracking, make_tracker
+from gr_sweep.tracking import check_tracking
 from gr_sweep.tracking import wandb as tracking_wandb
-from tests.tracking.wandb_file import read_run
+from gr_sweep.tracking.wandb import key_source, removal_matrix, resolve_mode
+from tests.tracking.conftest import KEY
+from tests.tracking.stub_server import StubRun, StubServer
+from tests.tracking.tracked_job import SUMMARY, run
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("no_account")
 
-KEY = "0" * 40
 
-SUMMARY: dict[str, Any] = {
-    "command": "gr-sweep edges=both",
-    "domains": ["code", "biology/virology"],
-    "metrics": {
-        "loss/full/code": 4.0,
-        "loss/full/biology.virology": 4.5,
-        "separability/matrix/code/code": 1.5,
-        "separability/matrix/code/biology.virology": 0.01,
-        "separability/matrix/biology.virology/code": -0.02,
-        "separability/matrix/biology.virology/biology.virology": 0.7,
-    },
-}
+def the_run(server: StubServer) -> StubRun:
+    [found] = server.runs.values()
+    return found
 
 
-def run_job(folder: Path, mode: TrackingMode, *, fail: str | None = None) -> None:
-    config = TrackingConfig(mode=mode, tags=["mine", "mine", "x" * 80])
-    tracker = make_tracker(
-        config,
-        folder=folder,
-        job="edges=both",
-        sweep="2026-11-24",
-        run_config={"plan": {"kind": "peers"}, "seed": 0},
-        tags=["edges=both"],
-    )
-    tracker.log(10, {"train/loss": 3.0})
-    tracker.log(20, {"train/loss": 2.0})
-    if fail is None:
-        tracker.finish(SUMMARY)
-    else:
-        tracker.fail(fail)
+def assert_same_rows(sent: StubRun, folder: Path, *, last_step: int) -> None:
+    """The server has the rows of metrics.jsonl, each once, then that of the removal matrix."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows: list[dict[str, Any]] = []
+    for line in lines:
+        row = json.loads(line)
+        rows.append({"gr_sweep/step": row.pop("step")} | row)
+    steps = [step for step in range(1, last_step + 1) for _ in range(2 if step % 3 == 0 else 1)]
+    assert [row["gr_sweep/step"] for row in rows] == steps
+    *metrics, matrix = sent.history
+    assert [{k: v for k, v in row.items() if k[0] != "_"} for row in metrics] == rows
+    assert any(key.startswith("separability/matrix") for key in matrix)
+    assert matrix["gr_sweep/step"] == last_step
+    assert [row["_step"] for row in (*metrics, matrix)] == list(range(len(rows) + 1))
 
 
-def runs_in(folder: Path) -> list[dict[str, Any]]:
-    # wandb's own process may still be writing when a run's finish() returns. It is done when it
-    # ends, which a program waits for when it exits.
-    tracking_wandb.wandb.teardown()
-    return [read_run(path) for path in sorted(folder.glob("wandb/*run-*/*.wandb"))]
+def killed(folder: Path, mode: str, *actions: str) -> None:
+    """Runs the actions in a process, which is killed after them, with wandb's own process."""
+    words = [sys.executable, "-m", "tests.tracking.tracked_job", str(folder), mode, *actions]
+    done = subprocess.run([*words, "kill"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode < 0, done.stderr
 
 
-def test_an_offline_run_holds_group_name_tags_config_rows_and_summary(tmp_path: Path) -> None:
-    run_job(tmp_path / "job", TrackingMode.offline)
-    (run,) = runs_in(tmp_path / "job")
-    assert run["run"].run_group == "2026-11-24"
-    assert run["run"].display_name == "edges=both"
-    assert list(run["run"].tags) == ["edges=both", "mine", "x" * 64]
-    assert run["config"]["plan"] == {"kind": "peers"}
-    assert run["config"]["command"] == "gr-sweep edges=both"
-    assert [(row["gr_sweep/step"], row["train/loss"]) for row in run["history"][:2]] == [
-        (10, 3.0),
-        (20, 2.0),
-    ]
-    assert {metric.glob_name: metric.step_metric for metric in run["metrics"]}[
-        "*"
-    ] == "gr_sweep/step"
-    assert SUMMARY["metrics"].items() <= run["summary"].items()
-    assert run["exit"] == 0
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_the_removal_matrix_is_a_table_and_a_heat_map(tmp_path: Path) -> None:
-    run_job(tmp_path / "job", TrackingMode.offline)
-    runs_in(tmp_path / "job")
-    (table,) = tmp_path.glob("job/wandb/offline-run-*/files/media/table/**/*.json")
-    assert json.loads(table.read_text(encoding="utf-8")) == {
-        "columns": ["removed", "code", "biology/virology"],
-        "data": [["code", 1.5, 0.01], ["biology/virology", -0.02, 0.7]],
+# What a run has
+
+
+def test_a_run_has_group_name_tags_config_rows_matrix_and_summary(
+    tmp_path: Path, server: StubServer
+) -> None:
+    run(tmp_path, "auto", "log=1:4", "finish")
+    sent = the_run(server)
+    assert (sent.group, sent.display_name, sent.exit_code) == ("sweep", "edges=both", 0)
+    assert sent.tags == ["edges=both", "mine", "x" * 64]
+    assert sent.config["plan"]["value"] == {"kind": "peers"}
+    assert sent.config["command"]["value"] == "gr-sweep edges=both"
+    assert SUMMARY["metrics"].items() <= sent.summary.items()
+    assert_same_rows(sent, tmp_path, last_step=4)
+    [table] = [content for path, content in sent.files.items() if "media/table/" in path]
+    assert json.loads(table) == {
+        "columns": ["removed", "code", "prose"],
+        "data": [["code", 1.5, 0.01]],
     }
-    (figure,) = tmp_path.glob("job/wandb/offline-run-*/files/media/plotly/**/*.json")
-    trace = json.loads(figure.read_text(encoding="utf-8"))["data"][0]
-    assert trace["type"] == "heatmap"
-    assert trace["y"] == ["code", "biology/virology"]
+    [figure] = [content for path, content in sent.files.items() if "media/plotly/" in path]
+    assert json.loads(figure)["data"][0]["y"] == ["code"]
 
 
-def test_a_run_without_a_matrix_still_has_its_summary(tmp_path: Path) -> None:
-    tracker = make_tracker(
-        TrackingConfig(mode=TrackingMode.offline),
-        folder=tmp_path,
-        job="plan=none",
-        sweep="s",
-        run_config={},
-    )
-    tracker.finish({"domains": ["code"], "metrics": {"loss/full/code": 4.0}})
-    (run,) = runs_in(tmp_path)
-    assert run["summary"]["loss/full/code"] == 4.0
-    assert not list(tmp_path.glob("wandb/*/files/media"))
+def test_the_matrix_has_rows_of_removed_domains_only() -> None:
+    expected = (["code"], ["code", "prose"], [[1.5, 0.01]])
+    assert removal_matrix(SUMMARY) == expected
+    assert removal_matrix({"domains": ["code"], "metrics": {"loss/full/code": 4.0}}) is None
 
 
-def test_under_forget_the_matrix_has_a_row_for_forgotten_domains_alone() -> None:
-    metrics = {k: v for k, v in SUMMARY["metrics"].items() if "matrix/code/" not in k}
-    assert tracking_wandb.removal_matrix({**SUMMARY, "metrics": metrics}) == (
-        ["biology/virology"],
-        ["code", "biology/virology"],
-        [[-0.02, 0.7]],
-    )
+# Resuming
 
 
-def test_a_resumed_job_goes_on_in_the_same_run(tmp_path: Path) -> None:
-    run_job(tmp_path / "job", TrackingMode.offline, fail="SIGTERM")
-    run_job(tmp_path / "job", TrackingMode.offline)
-    first, second = runs_in(tmp_path / "job")
-    assert first["run"].run_id == second["run"].run_id
-    assert sorted([first["exit"], second["exit"]]) == [0, 1]
+def test_a_resumed_job_continues_its_run_online_without_a_row_twice(
+    tmp_path: Path, server: StubServer
+) -> None:
+    """It had come some steps further than its last checkpoint. Nor is its error left."""
+    run(tmp_path, "online", "resume=-1", "log=1:7", "fail")
+    assert the_run(server).summary["gr_sweep/error"] == "loss is not finite"
+    assert the_run(server).exit_code == 1
+    run(tmp_path, "online", "resume=4", "log=5:8", "finish")
+    assert_same_rows(the_run(server), tmp_path, last_step=8)
+    assert the_run(server).exit_code == 0
+    assert the_run(server).summary.get("gr_sweep/error") is None
 
 
-def test_a_failed_run_says_why(tmp_path: Path) -> None:
-    run_job(tmp_path / "job", TrackingMode.offline, fail="RuntimeError: loss is nan at step 3")
-    (run,) = runs_in(tmp_path / "job")
-    assert run["summary"]["gr_sweep/error"] == "RuntimeError: loss is nan at step 3"
-    assert run["exit"] == 1
+def test_a_job_that_was_killed_offline_is_uploaded_once_and_whole(
+    tmp_path: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its second start wrote a log of all rows; that of the first, torn by the kill, is skipped."""
+    job = tmp_path / "sweep" / "edges=both"
+    killed(job, "offline", "resume=-1", "log=1:7", "sleep=1.5")
+    [torn] = job.glob("wandb/offline-run-*/*.wandb")
+    os.truncate(torn, torn.stat().st_size - 1)
+    run(job, "offline", "resume=4", "log=5:8", "finish")
+    (job / "job.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["dashboard", str(job.parent), "--upload-only"]) == 0
+    assert capsys.readouterr().out == "edges=both: uploaded\n"
+    assert_same_rows(the_run(server), job, last_step=8)
+    assert any(path.startswith("media/plotly/") for path in the_run(server).files)
+    server.requests.clear()
+    assert main(["dashboard", str(job), "--upload-only"]) == 0
+    assert capsys.readouterr().out == "nothing to upload\n" and not server.requests
 
 
-def test_two_jobs_are_two_runs(tmp_path: Path) -> None:
-    for job in ("a", "b"):
-        run_job(tmp_path / job, TrackingMode.offline)
-    (a,), (b,) = runs_in(tmp_path / "a"), runs_in(tmp_path / "b")
-    assert a["run"].run_id != b["run"].run_id
+@pytest.mark.slow
+def test_a_kill_doubles_no_row_online(tmp_path: Path, server: StubServer) -> None:
+    killed(tmp_path, "online", "resume=-1", "log=1:7", "sleep=3.5")
+    assert len(the_run(server).history) == 9
+    run(tmp_path, "online", "resume=4", "log=5:8", "finish")
+    assert_same_rows(the_run(server), tmp_path, last_step=8)
 
 
-def test_auto_without_a_key_is_offline() -> None:
-    assert tracking_wandb.resolve_mode(TrackingMode.auto) is TrackingMode.offline
+@pytest.mark.slow
+def test_a_run_begun_offline_continues_online_with_all_its_rows(
+    tmp_path: Path, server: StubServer
+) -> None:
+    """And its offline log is not uploaded a second time."""
+    run(tmp_path, "offline", "resume=-1", "log=1:5", "fail")
+    run(tmp_path, "online", "resume=3", "log=4:6", "finish")
+    assert_same_rows(the_run(server), tmp_path, last_step=6)
+    assert not tracking_wandb.offline_logs(tmp_path)
 
 
-def test_auto_with_a_key_in_the_environment_is_online(monkeypatch: pytest.MonkeyPatch) -> None:
+# A server that is away
+
+
+def test_a_server_out_of_reach_turns_the_run_offline_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert tracking_wandb.resolve_mode(TrackingMode.auto) is TrackingMode.online
+    monkeypatch.setattr(tracking_wandb, "CONNECT_TIMEOUT_S", 0.5)
+    run(tmp_path, "auto", "log=1:2", "finish")
+    [said] = warnings(caplog)
+    assert "logging offline instead" in said and "\n" not in said
+    assert len(tracking_wandb.offline_logs(tmp_path)) == 1
 
 
-def test_auto_with_a_key_in_netrc_is_online(tmp_path: Path) -> None:
-    (tmp_path / "netrc").write_text(f"machine 127.0.0.1:9\nlogin user\npassword {KEY}\n")
-    (tmp_path / "netrc").chmod(0o600)
-    assert tracking_wandb.resolve_mode(TrackingMode.auto) is TrackingMode.online
-    assert tracking_wandb.key_source() == str(tmp_path / "netrc")
+def refuse(server: StubServer) -> None:
+    server.stop()
 
 
-def test_a_key_for_another_server_does_not_count(tmp_path: Path) -> None:
-    (tmp_path / "netrc").write_text(f"machine elsewhere.example\nlogin user\npassword {KEY}\n")
-    assert tracking_wandb.resolve_mode(TrackingMode.auto) is TrackingMode.offline
+def answer_500(server: StubServer) -> None:
+    server.error_status = 500
+
+
+def answer_slowly(server: StubServer) -> None:
+    server.delay_s = 600.0
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        answer_slowly,
+        pytest.param(refuse, marks=pytest.mark.slow),
+        pytest.param(answer_500, marks=pytest.mark.slow),
+    ],
+)
+def test_a_server_that_fails_delays_a_job_no_longer_than_the_limit(
+    tmp_path: Path,
+    server: StubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fail: Any,
+) -> None:
+    monkeypatch.setattr(tracking_wandb, "UPLOAD_TIMEOUT_S", 1.0)
+    start = tracking_wandb.WandbTracker.cut_back
+    monkeypatch.setattr(
+        tracking_wandb.WandbTracker,
+        "cut_back",
+        lambda tracker, step: (start(tracker, step), fail(server)),
+    )
+    begun = time.monotonic()
+    run(tmp_path, "online", "resume=-1", "log=1:200", "finish")
+    assert time.monotonic() - begun < 120  # the server answers after 600
+    [said] = warnings(caplog)
+    assert "W&B has not taken everything within 1 s" in said
+    [folder] = tmp_path.glob("wandb/run-*")
+    assert str(folder) in said
+    assert len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) == 266
+    wandb.teardown()
+    assert time.monotonic() - begun < 180
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_gets_every_row(
+    tmp_path: Path, server: StubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    import threading
+
+    threading.Timer(1.0, server.stop).start()
+    threading.Timer(4.0, server.start).start()
+    run(tmp_path, "online", "log=1:2", "sleep=2", "log=3:200", "sleep=1", "finish")
+    assert not warnings(caplog)
+    assert_same_rows(the_run(server), tmp_path, last_step=200)
+
+
+def test_wandb_that_fails_costs_no_row_and_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost(*_: Any, **__: Any) -> None:
+        raise ConnectionResetError("Connection\nlost")  # its process was killed
+
+    monkeypatch.setattr(wandb.Run, "log", lost)
+    run(tmp_path / "a", "offline", "log=1:2", "finish")
+    [said] = warnings(caplog)
+    assert "no W&B from here on" in said and "Connection lost" in said
+    monkeypatch.setattr(wandb, "init", lost)
+    run(tmp_path / "b", "offline", "log=1:2", "finish")
+    assert len(warnings(caplog)) == 2
+    for job in ("a", "b"):
+        assert len((tmp_path / job / "metrics.jsonl").read_bytes().splitlines()) == 2
+
+
+# Modes and keys
+
+
+def test_the_mode_follows_the_key_and_wandbs_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolve_mode(TrackingMode.auto) is TrackingMode.offline
+    with pytest.raises(ConfigError, match="finds no W&B key"):
+        check_tracking(TrackingConfig(mode=TrackingMode.online))
+    for host, expected in (
+        ("elsewhere.example", TrackingMode.offline),
+        ("127.0.0.1:9", TrackingMode.online),
+    ):
+        (tmp_path / "netrc").write_text(f"machine {host}\nlogin user\npassword {KEY}\n")
+        (tmp_path / "netrc").chmod(0o600)
+        assert resolve_mode(TrackingMode.auto) is expected
+    assert key_source() == "netrc"
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert key_source() == "WANDB_API_KEY"
+    assert resolve_mode(TrackingMode.auto) is TrackingMode.online
 
 
 @pytest.mark.parametrize(
@@ -167,111 +262,43 @@ def test_auto_follows_wandb_mode(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", wanted)
-    assert tracking_wandb.resolve_mode(TrackingMode.auto) is expected
-
-
-def test_online_without_a_key_is_refused_before_any_work() -> None:
-    with pytest.raises(ConfigError, match="finds no W&B key"):
-        check_tracking(TrackingConfig(mode=TrackingMode.online))
-
-
-def test_a_server_out_of_reach_turns_the_run_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(tracking_wandb, "CONNECT_TIMEOUT_S", 0.5)
-    run_job(tmp_path / "job", TrackingMode.auto)
-    assert "logging offline instead" in caplog.text
-    offline, *_ = runs_in(tmp_path / "job")
-    assert offline["summary"]["loss/full/code"] == 4.0
-
-
-def test_a_run_that_wandb_lost_costs_no_row_of_metrics_jsonl(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def lost(*_: Any, **__: Any) -> None:
-        raise ConnectionResetError(
-            "Connection lost"
-        )  # what wandb raises when its process is killed
-
-    tracker = make_tracker(
-        TrackingConfig(mode=TrackingMode.offline),
-        folder=tmp_path,
-        job="j",
-        sweep="s",
-        run_config={},
-    )
-    monkeypatch.setattr(tracking_wandb.wandb.Run, "log", lost)
-    for step in (1, 2):
-        tracker.log(step, {"train/loss": 1.0})
-    tracker.finish(SUMMARY)
-    assert caplog.text.count("no W&B from here on") == 1
-    assert len((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 2
-
-
-def test_a_job_does_not_use_the_wandb_process_of_whoever_started_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gone = tmp_path / "a process that ended"
-    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{gone}")
-    run_job(tmp_path / "job", TrackingMode.offline)
-    (run,) = runs_in(tmp_path / "job")
-    assert run["exit"] == 0
-
-
-def test_a_wandb_that_does_not_start_costs_no_row_of_metrics_jsonl(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(**_: Any) -> None:
-        raise tracking_wandb.wandb.Error("wandb-core\ncould not be started")
-
-    monkeypatch.setattr(tracking_wandb.wandb, "init", broken)
-    run_job(tmp_path, TrackingMode.offline)
-    assert "no W&B from here on" in caplog.text
-    assert "wandb-core could not be started" in caplog.text
-    assert len((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 2
-
-
-def test_nothing_is_printed_and_nothing_is_asked(tmp_path: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path; from gr_sweep.config import TrackingConfig;"
-        " from gr_sweep.tracking import make_tracker;"
-        " t = make_tracker(TrackingConfig(), folder=Path(sys.argv[1]), job='j', sweep='s',"
-        " run_config={}); t.log(1, {'a': 1.0}); t.finish({'domains': [], 'metrics': {}})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "a job")],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert resolve_mode(TrackingMode.auto) is expected
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("WANDB_API_KEY", "a key with blanks "),
-        ("WANDB_MODE", "bogus"),
-        ("WANDB_BASE_URL", "x.local"),
-    ],
+    [("WANDB_API_KEY", "a key with blanks "), ("WANDB_MODE", "bogus"), ("WANDB_BASE_URL", "x.y")],
 )
-def test_a_variable_that_wandb_refuses_costs_the_w_and_b_run_alone(name, value, tmp_path):
-    """In a process of its own: wandb reads its environment once."""
-    program = (
-        "from gr_sweep.config import TrackingMode\n"
-        "from gr_sweep.tracking.wandb import resolve_mode\n"
-        "print(resolve_mode(TrackingMode.auto).value)\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if "WANDB" not in k}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), name: value},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert done.stdout.strip() == "off"
-    assert "W&B cannot be used" in done.stderr
+def test_a_variable_that_wandb_refuses_costs_only_the_wandb_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert resolve_mode(TrackingMode.auto) is TrackingMode.off
+    [said] = warnings(caplog)
+    assert "W&B cannot be used" in said
+
+
+# Secrets and silence
+
+
+def test_no_secret_is_left_nothing_is_printed_and_no_foreign_process_used(
+    tmp_path: Path,
+    server: StubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    token = "hf_" + "secret" * 6
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setenv("WANDB_USER_EMAIL", "somebody@example.org")
+    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path / 'a process that ended'}")
+    for mode in ("offline", "online"):
+        run(tmp_path / mode, mode, "log=1:2", "finish")
+    wandb.teardown()
+    assert capfd.readouterr() == ("", "")
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    sent = [body for _, body in server.requests]
+    assert {path.suffix for path in written} >= {".wandb", ".log", ".jsonl"} and sent
+    for secret in (KEY, token, "somebody@example.org"):
+        assert not [path for path, content in written.items() if secret.encode() in content]
+        assert not [body for body in sent if secret.encode() in body]
+    assert not list(tmp_path.rglob("wandb-metadata.json"))

@@ -1,12 +1,13 @@
-"""A job as its trackers see it, and that can be killed: a program of the tests of this folder.
+"""A job as its trackers see it, for the tests of this folder; as a program it can be killed.
 
     python -m tests.tracking.tracked_job FOLDER MODE ACTION...
 
 Actions: `resume=STEP` (-1: from nothing), `log=FIRST:LAST` (steps, two rows at every third),
-`sleep=S`, `finish`, `fail`, and `kill`, which takes wandb's process along, as SLURM does. What is
-logged at a step depends on the step alone, so a second job goes on as the first would have.
+`sleep=S`, `finish`, `fail`, and `kill`, which kills wandb's process, too, as SLURM does. What is
+logged at a step depends on the step alone, so a second job continues as the first would have.
 """
 
+import json
 import os
 import signal
 import sys
@@ -28,14 +29,15 @@ SUMMARY: dict[str, Any] = {
 }
 
 
-def main(folder: str, mode: str, *actions: str) -> None:
+def run(folder: Path, mode: str, *actions: str) -> None:
     """Does the actions, one after another."""
     tracker = make_tracker(
-        TrackingConfig(mode=TrackingMode(mode)),
-        folder=Path(folder),
+        TrackingConfig(mode=TrackingMode(mode), tags=["mine", "mine", "x" * 80]),
+        folder=folder,
         job="edges=both",
         sweep="sweep",
-        run_config={"seed": 0},
+        run_config={"seed": 0, "plan": {"kind": "peers"}},
+        tags=["edges=both"],
     )
     for action in actions:
         name, _, value = action.partition("=")
@@ -59,6 +61,20 @@ def main(folder: str, mode: str, *actions: str) -> None:
                 os.kill(process, signal.SIGKILL)
 
 
+def track(job: Path, mode: TrackingMode = TrackingMode.offline) -> None:
+    """Logs a finished job's rows and summary, as it did while it ran."""
+    summary: dict[str, Any] = json.loads((job / "summary.json").read_text("utf-8"))
+    tracker = make_tracker(
+        TrackingConfig(mode=mode),
+        folder=job,
+        job=job.name,
+        sweep=summary["sweep"],
+        run_config=summary["config"],
+    )
+    tracker.cut_back(1 << 30)  # replays all rows
+    tracker.finish(summary)
+
+
 def _children() -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -72,4 +88,4 @@ def _children() -> list[int]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,218 @@
+"""`gr-sweep dashboard` with a local server: uploads, joined metrics, workspace and report."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from gr_sweep.cli.app import main
+from gr_sweep.config import Attribution, ProcedureKind
+from gr_sweep.report import read_sweep
+from gr_sweep.tracking import wandb_server
+from gr_sweep.tracking.wandb import offline_logs
+from gr_sweep.tracking.wandb_server import Server
+from tests.report.conftest import write_job, write_rounds
+from tests.tracking.stub_server import ENTITY, StubServer
+from tests.tracking.tracked_job import track
+
+pytest.importorskip("wandb_workspaces")
+
+NAME = 'it\'s "edges=both" <1> & a b'
+"""A sweep whose name has characters that wandb-workspaces loses in filters."""
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A routed, a dense and an alternating job, all tracked offline."""
+    folder = tmp_path_factory.mktemp("tracked") / NAME
+    few: dict[str, Any] = {"num_documents": 6, "resamples": 5, "steps": 20}
+    rounds = {
+        "procedure.name": ProcedureKind.alternate,
+        "procedure.attribution": Attribution.act_grad,
+        "procedure.rounds": 2,
+    }
+    jobs = [
+        write_job(folder, edges="dense", method="dense", **few),
+        write_job(folder, edges="both", **few),
+        write_job(folder, edges="weight", settings=rounds, **few),
+    ]
+    write_rounds(jobs[-1], rounds=2, layers=1, units=48)
+    for job in jobs:
+        track(job)
+    wandb.teardown()
+    return folder
+
+
+@pytest.fixture
+def sweep(tracked: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tracked, tmp_path / NAME))
+
+
+@pytest.fixture
+def one_job(sweep: Path) -> Path:
+    """The sweep with its routed job alone."""
+    for job in sweep.iterdir():
+        if "edges=both" not in job.name:
+            shutil.rmtree(job)
+    [job] = sweep.iterdir()
+    return job
+
+
+def named(spec: Any) -> Iterator[tuple[str, str]]:
+    """Kind (metric or setting) and name of everything that the panels of a spec name."""
+    if isinstance(spec, list):
+        for item in spec:
+            yield from named(item)
+    if not isinstance(spec, dict):
+        return
+    kind, config = spec.get("viewType"), spec.get("config")
+    if kind is None or not isinstance(config, dict):
+        for item in spec.values():
+            yield from named(item)
+        return
+    for key in ("metrics", "mediaKeys"):
+        yield from (("metric", name) for name in config.get(key, []))
+    accessors = [column["accessor"] for column in config.get("columns", [])]
+    accessors += [config[key] for key in ("xAxis", "yAxis", "zAxis") if key in config]
+    for accessor in accessors:
+        section, _, name = accessor.rpartition(":")
+        yield ("setting" if section == "config" else "metric"), name
+    if config.get("groupBy"):
+        yield "setting", config["groupBy"]
+
+
+def has_setting(config: dict[str, Any], name: str) -> bool:
+    """Whether W&B finds something under `plan.value.kind`."""
+    node: Any = config
+    for part in name.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def test_a_sweep_becomes_a_dashboard_that_the_same_command_updates(
+    sweep: Path,
+    server: StubServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_ID", "WANDB_RUN_GROUP"):
+        monkeypatch.setenv(name, "elsewhere")  # of the user's shell
+    assert main(["dashboard", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    assert said.count(": uploaded\n") == 3
+    workspace, report = sorted(server.views, key=lambda view: view.type)
+    assert (workspace.type, report.type) == ("project-view", "runs")
+    assert f"workspace made: {server.url}/{ENTITY}/gr-sweep?nw=" in said
+    assert f"report made: {server.url}/{ENTITY}/gr-sweep/reports/" in said
+    assert workspace.display_name == "gr-sweep: it-s -edges-both- -1- - a b" == report.display_name
+
+    # Panels name only what runs have, of this sweep only.
+    runs = list(server.runs.values())
+    assert {run.project for run in runs} == {"gr-sweep"} and {run.group for run in runs} == {NAME}
+    metrics = {
+        key for run in runs for key in (*run.summary, *(k for row in run.history for k in row))
+    }
+    for view in server.views:
+        names = set(named(view.spec))
+        assert len(names) > 40
+        assert {name for kind, name in names if kind == "metric"} - metrics == set()
+        for kind, name in names:
+            assert kind == "metric" or any(has_setting(run.config, name) for run in runs), name
+    text = json.dumps(workspace.spec)
+    for wanted in ("mean_tax", "eval/loss/code", "round/2/mean_leaf_tax", "separability/heat_map"):
+        assert json.dumps(wanted)[1:-1] in text
+    for view in server.views:
+        assert json.dumps([NAME]) in json.dumps(view.spec)
+
+    # The runs got the joined metrics, and kept what they had logged.
+    for job in read_sweep(sweep).jobs:
+        [run] = [run for run in runs if run.display_name == job.name]
+        assert job.metrics.items() <= run.summary.items()
+        assert "mean_tax" in run.summary and run.summary["train/loss"]
+        assert run.config["gr_sweep"]["value"]["compared_as"] == job.edges
+
+    # Again, with a title that somebody changed: the same two, and nothing sent to the runs.
+    report.display_name = "My report"
+    server.requests.clear()
+    assert main(["dashboard", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    assert "workspace updated: " in said and "report updated: " in said and "added" not in said
+    assert "UpsertBucket" not in [name for name, _ in server.requests]
+    assert [view.num_saved for view in server.views] == [2, 2]
+
+    # One was deleted on the server, and a baseline here.
+    server.views.remove(workspace)
+    shutil.rmtree(next(path for path in sweep.iterdir() if "method=dense" in path.name))
+    assert main(["dashboard", str(sweep)]) == 0
+    assert "workspace made: " in capsys.readouterr().out and len(server.views) == 2
+    [run] = [run for run in runs if "edges=both" in str(run.display_name)]
+    assert "mean_tax" not in run.summary
+    assert {"mean_selectivity", "train/loss", "separability/heat_map"} <= run.summary.keys()
+
+
+def test_an_upload_that_is_refused_is_named_and_tried_again(
+    one_job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.failing = ("file_stream", 403)
+    assert main(["dashboard", str(one_job), "--upload-only"]) == 1
+    assert f"{one_job.name}: not uploaded: " in capsys.readouterr().out
+    assert offline_logs(one_job)
+    server.failing = None
+    assert main(["dashboard", str(one_job), "--upload-only", "--project", "other"]) == 0
+    [run] = server.runs.values()
+    assert run.project == "other" and not offline_logs(one_job)
+
+
+def test_a_torn_log_is_named_and_then_skipped(
+    one_job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [log] = one_job.glob("wandb/offline-run-*/*.wandb")
+    os.truncate(log, log.stat().st_size - 300)
+    assert main(["dashboard", str(one_job), "--upload-only"]) == 1
+    said = capsys.readouterr().out
+    assert f"{one_job.name}: not uploaded: " in said and "incomplete record" in said
+    assert main(["dashboard", str(one_job), "--upload-only"]) == 0
+    assert capsys.readouterr().out == "nothing to upload\n"
+
+
+def test_a_server_that_is_away_is_one_line_in_seconds(
+    one_job: Path,
+    server: StubServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wandb_server, "API_TIMEOUT_S", 2)
+    server.delay_s = 600.0
+    begun = time.monotonic()
+    assert main(["dashboard", str(one_job.parent)]) == 2
+    assert time.monotonic() - begun < 100
+    said = capsys.readouterr()
+    assert said.err.startswith(f"gr-sweep: W&B at {server.url} cannot be used: ")
+    assert said.err.count("\n") == 1 and not said.out
+
+
+def test_without_a_key_it_is_a_line(
+    one_job: Path, no_account: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([], ["--upload-only"]):
+        assert main(["dashboard", str(one_job.parent), *words]) == 2
+        said = capsys.readouterr()
+        assert "no W&B key is configured" in said.err
+        assert said.err.count("\n") == 1 and not said.out
+
+
+def test_secrets_in_an_address_are_not_printed(server: StubServer) -> None:
+    with (
+        pytest.raises(Exception, match="cannot be used: no http://host:1/path says") as found,
+        Server().asking(),
+    ):
+        raise ValueError("no http://user:secret@host:1/path?sig=secret says")
+    assert "secret" not in str(found.value)
