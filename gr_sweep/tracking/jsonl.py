@@ -17,7 +17,7 @@ from gr_sweep.errors import DataError, JobError
 from gr_sweep.files import full_disk, is_full, whole_file
 from gr_sweep.tracking.base import STEP
 
-TAIL_BYTES = 1 << 16
+TAIL_BYTES = 1 << 17
 """Some hundreds of the last rows, for readers that need no more."""
 
 

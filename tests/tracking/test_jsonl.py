@@ -91,7 +91,7 @@ def test_a_torn_last_line_is_dropped_at_the_next_start(tmp_path: Path, torn: byt
 def test_a_broken_line_in_the_middle_names_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 10}\nnonsense\n{"step": 20}\n')
-    with pytest.raises(DataError, match=r"metrics\.jsonl:2 is no row of metrics"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: not a row of metrics"):
         JsonlTracker(path).cut_back(10)
     assert path.read_bytes().count(b"\n") == 3
 
