@@ -56,6 +56,7 @@ MAY_IMPORT = {
         "config",
         "jobdir",
         "metrics",
+        "tracking",
         "layout",
         "report",
     },
