@@ -62,7 +62,7 @@ def test_smollm2_becomes_a_smaller_model_of_biology(tmp_path, monkeypatch, capsy
     # A trained model has domains of its own, and few documents are enough to see them.
     assert about["stability"]["mlp"] > 0.3 and about["modularity_assigned"] > 0.4
     capsys.readouterr()
-    assert main(["export", "job", "--keep", "biology", "--to", "biology", "--no-speed"]) == 0
+    assert main(["export", "job", "--keep", "biology", "--to", "biology"]) == 0
     made = json.loads(Path("biology/export.json").read_text())
     assert made["extracted"]["mlp_parameters"] < 0.7 * made["full"]["mlp_parameters"]
     ran = subprocess.run(

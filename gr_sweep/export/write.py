@@ -1,68 +1,124 @@
-"""Makes an export: extracts, holds the result against the run's own model, and writes it whole."""
+"""Writes an export: extracts the model, compares its logits with the run's model, adds the card."""
 
 import contextlib
+import dataclasses
 import json
 import platform
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gr_sweep import __version__
-from gr_sweep.domains import ancestors, expand
+from gr_sweep.config import is_number
+from gr_sweep.domains import ancestors, expand, is_under
 from gr_sweep.errors import JobError
-from gr_sweep.export.card import card_text
-from gr_sweep.export.losses import Alone, losses_of, with_alone
-from gr_sweep.export.measure import (
-    PROMPT_TOKENS,
-    Generation,
-    cost_of,
-    generation_of,
-    padding_of,
-    random_ids,
-)
-from gr_sweep.export.record import EXTRACTED, FULL, Export
 from gr_sweep.export.run import Run, load_routed
 from gr_sweep.files import sync_folder
+from gr_sweep.metrics import registry
+from gr_sweep.model.extract import kept_units
+from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.train.cost import forward_flops_per_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = 1e-5
-"""How far float32 logits may be off by rounding, as a share of their norm."""
+"""Largest norm of the difference of float32 logits, as a share of the norm of the logits."""
+
+_CHECKED_SEQUENCES, _CHECKED_TOKENS = 4, 32
+"""Random text that logits are compared on."""
 
 _LONGEST = 2048
-"""Tokens a sequence that FLOPs are of, where no summary says what the run trained with."""
+"""Sequence length that FLOPs are computed for, if no summary names that of the training."""
 
 
-def export(
-    run: Run,
-    keep: Sequence[str],
-    to: Path,
-    *,
-    command: str,
-    device: torch.device,
-    measures_generation: bool = True,
-    alone: Mapping[str, Alone] | None = None,
-) -> Export:
-    """Writes the run's model without the blocks that `keep` switches off to the folder `to`.
+class Loss(NamedTuple):
+    """Held-out loss with its 95 % interval, if it has one."""
+
+    nats: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one model, padding included."""
+
+    parameters: int
+    """Tied parameters count once."""
+    flops_per_token: int
+    """Of one forward pass."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of one kind in each layer."""
+
+    full: int
+    kept: list[int]
+    """By layer."""
+    extracted: int
+    """In all layers of the extracted model, which must be equally wide."""
+    padding: list[int]
+    """Zero units by layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What was exported; the content of export.json."""
+
+    run: str
+    """Name of the job."""
+    step: int
+    is_finished: bool
+    """Whether the job has finished; losses are empty before that."""
+    domains: list[str]
+    keep: list[str]
+    """As typed; empty for a dense run."""
+    kept_domains: list[str]
+    """Of nested domains, as in the next two lists, the uppermost ones."""
+    removed_domains: list[str]
+    """Not kept, and owners of a removed block."""
+    unremoved_domains: list[str]
+    """Not kept, but owners of no removed block."""
+    removed_blocks: list[str]
+    is_core_of_removed: bool
+    """Whether a removed domain owns the core too, as in all plans but `forget`."""
+    full: Cost
+    extracted: Cost
+    flops_sequence_length: int
+    units: dict[str, Units]
+    """By unit kind, of those that the plan splits."""
+    losses: dict[str, tuple[Loss, Loss | None]]
+    """By domain, of the full and of the extracted model; None where the run did not measure it."""
+    logit_difference: float
+    """Largest difference between the checkpoint and the run's model with the blocks off."""
+    commands: dict[str, str]
+    fingerprints: dict[str, str]
+    """Of the run."""
+    versions: dict[str, str]
+
+
+def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
+    """Writes the run's model without the blocks that `keep` switches off.
 
     Args:
-        keep: nodes of the plan's domains; none for a dense run.
-        to: not there, or empty.
-        command: the whole command line.
-        device: where generation is measured; all else is computed on the CPU in float32.
-        alone: by domain a dense run on it alone, to compare with if it is of the same size.
+        keep: domains, or nodes above them; empty for a dense run.
+        to: a folder that does not exist, or is empty.
+        command: the command line, for the card.
 
     Raises:
-        GrSweepError: a run that cannot be read. Nothing is written then.
-        RuntimeError: the extracted model is not that of `keep`, which would be a bug.
+        GrSweepError: the run cannot be read, or `to` cannot be written. Nothing is written then.
+        RuntimeError: the logits differ from those of `keep`, which would be a bug.
     """
+    from gr_sweep.export.card import card_text
+
     with _quiet_transformers():
         routed, step = load_routed(run)
         plan = routed.plan
@@ -70,37 +126,22 @@ def export(
         config: Any = routed.model.config
         length = _sequence_length(run, config)
 
-        ids_NT = random_ids(config.vocab_size, 4, PROMPT_TOKENS)
+        generator = torch.Generator().manual_seed(0)
+        shape = (_CHECKED_SEQUENCES, _CHECKED_TOKENS)
+        ids_NT = torch.randint(config.vocab_size, shape, generator=generator)
         with routed.blocks_off(off) if off else contextlib.nullcontext():
             wanted_NTV = _logits(routed.model, ids_NT)
         small = routed.extract(keep) if off else routed.model
         _compare(_logits(small, ids_NT), wanted_NTV, "the extracted model")
-        padding = padding_of(routed, off, length)
-        last_round = run.last_round(plan)
-        losses = losses_of(run.summary, plan, off, keep, last_round and last_round[1])
-        small_config: Any = small.config
-        losses, name_of_alone = with_alone(
-            losses, run, plan, keep, small_config.intermediate_size, alone or {}
-        )
+        units = units_of(routed, off)
         full = routed.unroute()
         full_cost, small_cost = cost_of(full, length), cost_of(small, length)
 
         beside = to.absolute().parent / f".{to.absolute().name}.{secrets.token_hex(4)}.tmp"
         beside.mkdir(parents=True)
         try:
-            small.save_pretrained(beside)
-            for weights in beside.glob("*.safetensors"):  # written for the owner alone
-                shutil.copymode(beside / "config.json", weights)
-            for path in run.other_files:
-                copy = shutil.copytree if path.is_dir() else shutil.copyfile
-                copy(path, beside / path.name)
+            _save(small, run, beside)
             difference = _compare(_reloaded_logits(beside, ids_NT), wanted_NTV, "the checkpoint")
-
-            generation: dict[str, Generation] = {}
-            if measures_generation:
-                models = {FULL: full, EXTRACTED: small} if off else {FULL: full}
-                generation = generation_of(models, device)
-                generation.setdefault(EXTRACTED, generation[FULL])
             made = Export(
                 run=run.folder.resolve().name,
                 step=step,
@@ -115,50 +156,127 @@ def export(
                 full=full_cost,
                 extracted=small_cost,
                 flops_sequence_length=length,
-                padding=padding,
-                generation=generation,
-                losses=losses,
-                alone=name_of_alone,
-                largest_logit_difference=difference,
+                units=units,
+                losses=losses_of(run.summary, plan, off, keep, run.last_round()),
+                logit_difference=difference,
                 commands={"run": str(run.summary.get("command", "")), "export": command},
                 fingerprints=dict(run.summary.get("fingerprints", {})),
-                environment=_environment(device),
+                versions=_versions(),
             )
-            (beside / "export.json").write_text(
-                json.dumps(made.as_dict(), indent=1) + "\n", encoding="utf-8"
-            )
-            (beside / "README.md").write_text(card_text(made), encoding="utf-8")
+            content = {"format": 2} | dataclasses.asdict(made)
+            (beside / "export.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+            (beside / "README.md").write_text(card_text(made), "utf-8")
             sync_folder(beside)
-            _move(beside, to)
+            try:
+                beside.replace(to)  # replaces an empty folder too
+            except OSError as error:
+                raise JobError(f"--to {to} cannot be written: {error.strerror}") from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return made
 
 
-def _move(beside: Path, to: Path) -> None:
-    try:
-        beside.replace(to)  # takes the place of an empty folder too
-    except OSError as error:
-        raise JobError(f"--to {to} cannot be written: {error.strerror}") from error
+def _save(model: "PreTrainedModel", run: Run, folder: Path) -> None:
+    """Writes the weights, their config, the tokenizer and the generation config."""
+    model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # which only this user could read
+        shutil.copymode(folder / "config.json", weights)
+    for path in run.other_files:
+        copy = shutil.copytree if path.is_dir() else shutil.copyfile
+        copy(path, folder / path.name)
+
+
+def cost_of(model: "PreTrainedModel", length: int) -> Cost:
+    """Cost of a plain model for sequences of `length` tokens."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    dense = route_model(model, RoutePlan.none(domains=["all"]), "none")
+    return Cost(parameters, forward_flops_per_token(dense, length))
+
+
+def units_of(routed: RoutedModel, off: tuple[int, ...]) -> dict[str, Units]:
+    """Units by kind of the model, and of the one without the blocks `off`."""
+    full = {kind: split.num_units for (_, kind), split in routed.plan.splits.items()}
+    return {
+        kind: Units(full[kind], list(kept.by_layer), kept.width, list(kept.padding))
+        for kind, kept in kept_units(routed.plan, routed.model.config, off).items()
+        if kind in full
+    }
+
+
+def losses_of(
+    summary: Mapping[str, Any],
+    plan: RoutePlan,
+    off: tuple[int, ...],
+    keep: Sequence[str],
+    last_round: Mapping[str, Any],
+) -> dict[str, tuple[Loss, Loss | None]]:
+    """Held-out losses of the full and of the extracted model, as the run measured them.
+
+    The extracted model has been measured if the same blocks are off in some keep(d) or remove(e)
+    of the run, and if `method.recovery` did not train it further after a removal. Empty for a job
+    that is not finished.
+
+    Args:
+        off: indices of the blocks that are removed for `keep`.
+        last_round: what `Run.last_round` returns, for kept labels that rounds have divided a domain
+            into.
+    """
+    found: dict[str, tuple[Loss, Loss | None]] = {}
+
+    def add(source: Mapping[str, Any], domain: str) -> None:
+        full = _loss(source, registry.LOSS_FULL(domain))
+        if full is not None:
+            key = _key_of_extracted(source, plan, off, domain)
+            found[domain] = full, None if key is None else _loss(source, key)
+
+    for domain in summary.get("domains", plan.domains):
+        add(summary, domain)
+        below = [node for node in keep if node != domain and is_under(node, domain)]
+        for label in expand(below, plan.domains) if below and last_round else ():
+            add(last_round, label)
+    return found
+
+
+def _key_of_extracted(
+    summary: Mapping[str, Any], plan: RoutePlan, off: tuple[int, ...], domain: str
+) -> str | None:
+    """The metric of the network with just the blocks `off` switched off; None if there is none."""
+    if not off:
+        return registry.LOSS_FULL(domain)
+    removed = [node for node in plan.removable() if plan.removed_by([node]) == off]
+    kept = [node for node in plan.nodes if plan.kept_off([node]) == off]
+    recovery = summary.get("config", {}).get("method", {}).get("recovery", 0.0)
+    if removed and recovery > 0:
+        return None
+    if kept:
+        return registry.LOSS_KEPT(kept[0], domain)
+    return registry.LOSS_REMOVED(removed[0], domain) if removed else None
+
+
+def _loss(summary: Mapping[str, Any], key: str) -> Loss | None:
+    nats = summary.get("metrics", {}).get(key)
+    if not is_number(nats):
+        return None
+    interval = summary.get("intervals", {}).get(key)
+    return Loss(nats, None if interval is None else (interval[0], interval[1]))
 
 
 def _domains_of(plan: RoutePlan, keep: Sequence[str], off: Sequence[int]) -> dict[str, list[str]]:
     kept = expand(keep, plan.domains) if keep else plan.domains
-    gone = {domain for block in off for domain in plan.blocks[block].owners}
+    owners = {domain for block in off for domain in plan.blocks[block].owners}
     others = [domain for domain in plan.domains if domain not in kept]
     return {
-        "kept_domains": _nodes_of(kept, plan),
-        "removed_domains": _nodes_of([domain for domain in others if domain in gone], plan),
-        "unremoved_domains": _nodes_of([domain for domain in others if domain not in gone], plan),
+        "kept_domains": _uppermost(kept, plan),
+        "removed_domains": _uppermost([domain for domain in others if domain in owners], plan),
+        "unremoved_domains": _uppermost([d for d in others if d not in owners], plan),
     }
 
 
-def _nodes_of(labels: Sequence[str], plan: RoutePlan) -> list[str]:
-    """The uppermost nodes that stand for nothing but these labels."""
+def _uppermost(labels: Sequence[str], plan: RoutePlan) -> list[str]:
+    """The uppermost nodes with no other labels below them than these."""
     found: dict[str, None] = {}
     for label in labels:
         nodes = (n for n in ancestors(label) if set(expand([n], plan.domains)) <= set(labels))
-        # A label above others stands for them too.
         found[next(nodes, label)] = None
     return list(found)
 
@@ -175,7 +293,7 @@ def _logits(model: "PreTrainedModel", ids_NT: Tensor) -> Tensor:
 
 
 def _reloaded_logits(folder: Path, ids_NT: Tensor) -> Tensor:
-    """As anybody else would read the checkpoint."""
+    """Of the checkpoint, loaded as any user loads it."""
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(
@@ -185,7 +303,7 @@ def _reloaded_logits(folder: Path, ids_NT: Tensor) -> Tensor:
 
 
 def _compare(found_NTV: Tensor, wanted_NTV: Tensor, what: str) -> float:
-    """The largest difference of a logit.
+    """The largest difference of two logits.
 
     Raises:
         RuntimeError: they differ by more than rounding.
@@ -195,30 +313,27 @@ def _compare(found_NTV: Tensor, wanted_NTV: Tensor, what: str) -> float:
     largest = float(difference_NTV.abs().max())
     if not share <= TOLERANCE:
         raise RuntimeError(
-            f"the logits of {what} are up to {largest:.2g} off those of the run's model with the "
-            f"other blocks switched off ({share:.2g} of their norm; rounding makes {TOLERANCE:g} "
-            "at most); this is a bug of gr-sweep, and nothing was written"
+            f"the logits of {what} differ by up to {largest:.2g} from those of the run's model "
+            f"with the other blocks switched off ({share:.2g} of their norm; rounding explains at "
+            f"most {TOLERANCE:g}); this is a bug of gr-sweep, and nothing was written"
         )
     return largest
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def _versions() -> dict[str, str]:
     import transformers
 
-    is_cuda = device.type == "cuda"
     return {
         "gr_sweep": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name(device) if is_cuda else "cpu",
-        "threads": torch.get_num_threads(),
     }
 
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without progress bars and remarks: what it says here, the table says better."""
+    """Turns off progress bars and warnings of transformers."""
     from transformers.utils import logging
 
     had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -96,9 +96,7 @@ def test_rounds_end_with_a_report_and_an_expert_below_a_domain(gr_sweep):
     assert len(jobs) == 2
     plans = [(job / "rounds" / "1" / "plan.json").read_text() for job in jobs]
     assert plans[0] != plans[1]
-    status, out, err = gr_sweep(
-        "export", str(jobs[0]), "--keep", "code/0", "--to", "expert", "--no-speed"
-    )
+    status, out, err = gr_sweep("export", str(jobs[0]), "--keep", "code/0", "--to", "expert")
     assert status == 0, err
     config = json.loads((gr_sweep.folder / "expert" / "config.json").read_text())
     assert config["intermediate_size"] == 96 + 16 + 8  # of 192: the core, code's own, code/0's

@@ -1,4 +1,4 @@
-"""The verb `export` on a tiny sweep: a routed and a dense job, each run once."""
+"""The verb `export` on a tiny sweep of a routed and a dense job."""
 
 import json
 import os
@@ -9,30 +9,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from gr_sweep.cli import app
 from gr_sweep.export.run import load_routed, open_run
 
-REPOSITORY = Path(__file__).parents[2]
 SWEEP = [
     "-m", "debug=default", "method=routed,dense", "data.documents=60", "data.vocab_size=300",
     "hydra.sweep.dir=a sweep",
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """Its folder; the token cache is gone."""
+    """Its folder; the token cache is removed."""
     folder = tmp_path_factory.mktemp("export")
-    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name} | {
-        "HOME": str(folder),
-        "PYTHONPATH": str(REPOSITORY),
-        "GR_SWEEP_CACHE": str(folder / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "gr_sweep", *SWEEP]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("GR_SWEEP_CACHE", str(folder / "cache"))
+        assert app.main(SWEEP) == 0
     shutil.rmtree(folder / "cache")
     return folder / "a sweep"
 
@@ -51,7 +46,7 @@ def dense(sweep):
 
 @pytest.fixture
 def copied(job, tmp_path):
-    """A copy of the routed job, in a sweep of its own, to be spoiled."""
+    """A copy of the routed job, in a sweep of its own, to be changed."""
     return Path(shutil.copytree(job, tmp_path / "sweep" / "job"))
 
 
@@ -108,54 +103,45 @@ def test_the_checkpoint_is_the_network_of_the_kept_domain_for_whoever_loads_it(
     assert made["full"]["flops_per_token"] == metrics["cost/flops_per_token"]
     assert made["extracted"]["parameters"] == metrics["cost/parameters/kept/biology"]
     assert made["extracted"]["flops_per_token"] == metrics["cost/flops_per_token/kept/biology"]
-    losses = made["losses"]["biology"]
-    assert losses["full"]["nats"] == metrics["loss/full/biology"]
-    assert losses["extracted"]["nats"] == metrics["loss/kept/biology/biology"]
-    interval = summary["intervals"]["loss/kept/biology/biology"]
-    assert losses["extracted"]["interval"] == interval
+    (full, _), (extracted, interval) = made["losses"]["biology"]
+    assert full == metrics["loss/full/biology"]
+    assert extracted == metrics["loss/kept/biology/biology"]
+    assert interval == summary["intervals"]["loss/kept/biology/biology"]
     assert made["commands"]["run"] == summary["command"]
-    assert made["generation"]["full"]["tokens_per_second"] > 0
 
     card = (to / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert card.startswith("---\n") and "library_name: transformers\n" in card
     assert "- removed: code, creative (blocks code, creative)" in card
-    for text in (summary["command"], f"{losses['full']['nats']:.3f} (", "tokens a second"):
-        assert text in card
-    printed = "\n".join(lines)
-    for text in ("parameters", "FLOPs a token", "peak while generating", "creative (removed)"):
-        assert text in printed
+    assert summary["command"] in card and f"{full:.3f} (" in card
 
 
-def test_two_domains_are_kept_and_speed_is_left_out(job, tmp_path, capsys):
-    words = ["--keep", "code", "--keep", "creative", "--no-speed"]
+def test_several_domains_are_kept(job, tmp_path):
     to = tmp_path / "new" / "model"
-    assert app.main(["export", str(job), *words, "--to", str(to)]) == 0
+    words = ["--keep", "code", "--keep", "creative", "--to", str(to)]
+    assert app.main(["export", str(job), *words]) == 0
     made = json.loads((to / "export.json").read_text())
-    assert made["removed_domains"] == ["biology"] and made["generation"] == {}
+    assert made["removed_domains"] == ["biology"]
     metrics = json.loads((job / "summary.json").read_text())["metrics"]
-    extracted = made["losses"]["code"]["extracted"]
-    assert extracted["nats"] == metrics["loss/removed/biology/code"]
-    assert "tokens a second" not in capsys.readouterr().out
+    assert made["losses"]["code"][1][0] == metrics["loss/removed/biology/code"]
 
 
-def test_a_dense_run_is_exported_whole(dense, tmp_path, capsys):
+def test_a_dense_run_is_exported_whole(dense, tmp_path):
     to = tmp_path / "model"
     to.mkdir()
-    assert app.main(["export", str(dense), "--no-speed", "--to", str(to)]) == 0
-    content = loaded(to, tmp_path)
+    assert app.main(["export", str(dense), "--to", str(to)]) == 0
+    model = AutoModelForCausalLM.from_pretrained(to)
     routed, _ = load_routed(open_run(dense))
-    with torch.no_grad():
-        wanted = routed.model(input_ids=content["ids"]).logits
-    torch.testing.assert_close(content["logits"], wanted, rtol=1e-5, atol=1e-5)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, routed.model.state_dict()[name])
     assert "- removed: nothing" in (to / "README.md").read_text()
 
 
-def test_a_run_that_goes_on_is_exported_as_it_stands(copied, tmp_path, capsys):
+def test_a_run_that_is_not_finished_is_exported_and_not_changed(copied, tmp_path, capsys):
     (copied / "summary.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     to = tmp_path / "model"
-    assert app.main(["export", str(copied), "--keep", "code", "--no-speed", "--to", str(to)]) == 0
-    assert "the run is not finished: these are its weights after step 6" in capsys.readouterr().out
+    assert app.main(["export", str(copied), "--keep", "code", "--to", str(to)]) == 0
+    assert "the run is not finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
 
 
@@ -172,20 +158,21 @@ def test_what_cannot_be_exported_is_one_line_and_status_2(
 ):
     to = ["--to", tmp_path / "model"]
     keep = ["--keep", "biology"]
-    missing = "give the folder of a job"
-    assert_refused(capsys, [tmp_path / "none", *keep, *to], missing)
+    assert_refused(capsys, [tmp_path / "none", *keep, *to], "give the folder of a job")
     assert_refused(capsys, [tmp_path, *keep, *to], "holds no job")
     assert_refused(capsys, [sweep, *keep, *to], "is the folder of a sweep", job.name, dense.name)
     assert_refused(capsys, [job, *to], "--keep", "code, biology, creative")
-    assert_refused(
-        capsys, [job, *keep, "--keep", "biolgy", *to], "biolgy", "there are code, biology, creative"
-    )
-    assert_refused(capsys, [dense, *keep, *to], "is a dense run", "leave --keep out")
+    unknown = [job, *keep, "--keep", "biolgy", *to]
+    assert_refused(capsys, unknown, "biolgy", "code, biology, creative")
+    assert_refused(capsys, [dense, *keep, *to], "is a dense run", "--keep")
     assert_refused(capsys, [job, *keep, "--to", copied], "is not empty")
     assert_refused(capsys, [job, *keep, "--to", copied / "plan.json"], "is a file")
-    if not torch.cuda.is_available():
-        assert_refused(capsys, [job, *keep, *to, "--device", "cuda"], "there is no GPU")
 
+    summary = json.loads((copied / "summary.json").read_text())
+    del summary["checksum"]
+    (copied / "summary.json").write_text(json.dumps(summary | {"taken_from": "other/job-1"}))
+    assert_refused(capsys, [copied, *keep, *to], f"{tmp_path.name}/other/job-1")
+    (copied / "summary.json").write_text(json.dumps(summary))
     shutil.rmtree(copied / "model")
     assert_refused(capsys, [copied, *keep, *to], "has no model/")
     shutil.rmtree(copied / "checkpoints")
@@ -193,11 +180,3 @@ def test_what_cannot_be_exported_is_one_line_and_status_2(
     (copied / "summary.json").unlink()
     assert_refused(capsys, [copied, *keep, *to], "has no checkpoint and is not finished")
     assert not (tmp_path / "model").exists()
-
-
-def test_results_that_were_taken_over_lead_to_where_the_weights_are(copied, tmp_path, capsys):
-    summary = json.loads((copied / "summary.json").read_text())
-    del summary["checksum"]
-    (copied / "summary.json").write_text(json.dumps(summary | {"taken_from": "other/job-1"}))
-    argv = [copied, "--keep", "biology", "--to", tmp_path / "model"]
-    assert_refused(capsys, argv, "taken over", f"{tmp_path.name}/other/job-1: export that")
