@@ -48,16 +48,15 @@ from gr_sweep.jobdir import (
     SAMPLES,
     SUMMARY,
     Identity,
-    JobLock,
     check_files,
     differences,
     different_job,
     identity_of,
     is_done,
-    lock_job_dir,
     read_summary,
     write_summary,
 )
+from gr_sweep.joblock import JobLock, lock_job_dir
 from gr_sweep.layout import phases_of
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.cost import peak_flops

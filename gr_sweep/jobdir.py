@@ -1,8 +1,8 @@
-"""A job's folder: its file names, its lock, its state, and the identity of the job in it.
+"""A job's folder, as it is read: its file names, its state, its summary, and which job is in it.
 
-One process at a time works in a folder. `job.json` records the job's state, for later starts and
-for `gr-sweep status`; `summary.json` holds the results of a finished job, under a checksum; the
-`Identity` says which job they are the results of. What a job computes is not known here. No torch.
+`job.json` records the job's state, for later starts and for `gr-sweep status`; `summary.json` holds
+the results of a finished job, under a checksum; an `Identity` says which job they are the results
+of. `joblock` locks a folder and changes its state. No torch.
 """
 
 import contextlib
@@ -15,17 +15,16 @@ import logging
 import os
 import re
 import socket
-import threading
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import NO_EFFECT_ON_RESULT, RunConfig, fingerprint, what_counts
-from gr_sweep.errors import DataError, GrSweepError, JobError, JobLockedError, LostError
-from gr_sweep.files import content_digest, is_locked, lock_file, write_whole
+from gr_sweep.errors import DataError, JobError
+from gr_sweep.files import content_digest, is_locked, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +46,8 @@ REPLACED = ".replaced"
 """Folder beside a job's, with what `resume=fresh` has replaced."""
 LOCK = ".lock"
 
-HEARTBEAT_S = 10.0
-"""A running job sets the time of its record this often."""
 SILENT_S = 60.0
 """A job of another machine without a heartbeat for this long has ended."""
-_PROBE_S = 1.0
-"""Longer than a process holds the lock that does not run the job."""
 _CHECKPOINT = re.compile(r"step_(\d{8})")
 _NO_PART_IN_NUMBERS = ("bench", "cli", "export", "launch", "report", "tracking")
 
@@ -164,33 +159,6 @@ def different_job(folder: Path, changes: list[str]) -> JobError:
         f"that job with resume=force, or begin again with resume=fresh, which moves it to "
         f"{folder.parent / REPLACED}"
     )
-
-
-def replace_job(folder: Path) -> Path | None:
-    """Moves a job's folder to `.replaced/NAME-N` beside it, for `resume=fresh`; returns the new
-    place, or None where there was nothing to move.
-
-    A command calls this once for each of its jobs before it starts any, so that a job which is
-    requeued later goes on from its own checkpoints.
-
-    Raises:
-        JobLockedError: the job is running.
-        JobError: the folder is not a job's.
-    """
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return None
-    if not is_job(folder):
-        raise JobError(f"{folder} is not the folder of a job, so resume=fresh does not move it")
-    with lock_file(folder / LOCK, timeout_s=_PROBE_S) as has_lock:
-        if not has_lock or standing(folder).state is State.running:
-            raise _locked_by(folder)
-        place = folder.absolute()  # `hydra.run.dir=.` has a name too
-        (place.parent / REPLACED).mkdir(exist_ok=True)
-        number = 1
-        while (to := place.parent / REPLACED / f"{place.name}-{number}").exists():
-            number += 1
-        place.rename(to)
-    return to
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -335,35 +303,14 @@ def standing(folder: Path) -> Standing:
         return Standing(State.done, record)
     if record is None or record.state is State.done:  # somebody removed the summary
         return Standing(State.waiting, record)
-    if record.state is State.running and not _is_alive(folder, record):
+    if record.state is State.running and not is_alive(folder, record):
         return Standing(State.stopped, record)
     return Standing(record.state, record)
 
 
-def announce(folder: Path, title: str) -> None:
-    """Makes the folder, with the record of a waiting job; a job that runs or is finished stays as
-    it is, and so does what a job began with."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if standing(folder).state is not State.done:
-        _set_state(folder, State.waiting, title=title, holder=None, error=None)
-
-
-def note_end(folder: Path, state: State, error: str) -> None:
-    """Records how a job ended that could not do so itself; a job that runs again stays as it is."""
-    _set_state(folder, state, error=error)
-
-
-def _set_state(folder: Path, state: State, **changes: Any) -> None:
-    record = read_record(folder)
-    if record is not None and record.state is State.running and _is_alive(folder, record):
-        return
-    with lock_file(folder / LOCK) as has_lock:
-        if has_lock:
-            record = read_record(folder) or Record(state)
-            dataclasses.replace(record, state=state, is_bug=False, **changes).write(folder)
-
-
-def _is_alive(folder: Path, record: Record) -> bool:
+def is_alive(folder: Path, record: Record) -> bool:
+    """Whether the process that the record of a running job names still runs, as far as the lock or
+    the heartbeat says."""
     if record.holder is not None and record.holder.host == socket.gethostname():
         found = is_locked(folder / LOCK)
         if found is not None:
@@ -384,136 +331,6 @@ def whole_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
 def newest_step(folder: Path) -> int | None:
     """Step of the job's newest whole checkpoint; None if it has none."""
     return max((step for step, _ in whole_checkpoints(folder / CHECKPOINTS)), default=None)
-
-
-# Lock
-
-
-class JobLock:
-    """A job's folder while this process alone works in it; `lock_job_dir` makes it."""
-
-    def __init__(self, folder: Path, title: str) -> None:
-        self.folder = folder
-        record = read_record(folder) or Record(State.running)
-        self._record = dataclasses.replace(record, title=title or record.title)
-        self._record.holder = Holder.here()
-        self._write(State.running)
-
-    def begin(self, identity: Identity, num_steps: int, *, force: bool) -> Record:
-        """Records what the job runs with; returns the record.
-
-        A job without a checkpoint begins with this identity. A job with one goes on, under `force`
-        with a different identity too: `changes` then says what differs. The summary of a finished
-        job is renamed to `summary.json.replaced`: the job trains the steps that are left, if any,
-        and evaluates again.
-
-        Raises:
-            JobError: the identity differs, without `force`.
-        """
-        changes = differences(self.folder, identity)
-        if changes and not force:
-            raise different_job(self.folder, changes)
-        record = self._record
-        if newest_step(self.folder) is None or not record.fingerprints:
-            record.fingerprints, record.settings = identity.fingerprints, identity.settings
-            record.sources, record.changes = dict(source_digests()), []
-        elif changes:
-            logger.warning("resuming with different %s", "; ".join(changes))
-            record.changes += [line for line in changes if line not in record.changes]
-        record.num_steps = num_steps
-        record.write(self.folder, is_new_state=False)
-        if (path := self.folder / SUMMARY).exists():
-            aside = path.with_name(f"{SUMMARY}.replaced")
-            logger.warning("%s: renamed to %s, the job evaluates again", path, aside.name)
-            path.replace(aside)
-        return record
-
-    def _write(self, state: State, error: str | None = None, is_bug: bool = False) -> None:
-        self._record.state, self._record.error, self._record.is_bug = state, error, is_bug
-        self._record.write(self.folder)
-
-
-@contextlib.contextmanager
-def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
-    """Locks the folder for this process, and makes it if it is missing. The record then says how
-    the block ended. The lock ends with the process, however that ends.
-
-    Raises:
-        JobLockedError: another process works in the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock_file(folder / LOCK, timeout_s=_PROBE_S) as has_lock:
-        if not has_lock:
-            raise _locked_by(folder)
-        _await_silence(folder)
-        lock = JobLock(folder, title)
-        try:
-            with _heartbeat(folder / RECORD):
-                yield lock
-        except BaseException as error:
-            has_failed = isinstance(error, Exception) and not isinstance(error, LostError)
-            is_bug = has_failed and not isinstance(error, GrSweepError)
-            message = str(error)
-            if is_bug or not message:
-                message = f"{type(error).__name__}: {error}".removesuffix(": ")
-            # The error may be about a full disk: then the record stays as it is.
-            with contextlib.suppress(OSError, GrSweepError):
-                state = State.failed if has_failed else State.stopped
-                lock._write(state, " ".join(message.split()), is_bug)
-            raise
-        if read_finished(folder) is not None:
-            # Only for people: the summary counts.
-            with contextlib.suppress(OSError, GrSweepError):
-                lock._write(State.done)
-
-
-def _locked_by(folder: Path) -> JobLockedError:
-    record = read_record(folder)
-    who = "another process" if record is None or record.holder is None else str(record.holder)
-    since = f" since {record.since}" if record is not None and record.since else ""
-    return JobLockedError(f"{folder} is being run by {who}{since}; wait for it, or stop it")
-
-
-def _await_silence(folder: Path) -> None:
-    """Waits until a job of another machine has had no heartbeat for `SILENT_S`: that machine's lock
-    may not be visible here.
-
-    Raises:
-        JobLockedError: it has one.
-    """
-    record = read_record(folder)
-    if record is None or record.state is not State.running or record.holder is None:
-        return
-    seen = (folder / RECORD).stat().st_mtime_ns
-    # Clocks may differ by seconds, not by minutes.
-    is_over = time.time() - seen / 1e9 > 10 * SILENT_S
-    if is_over or record.holder.host == socket.gethostname():
-        return
-    logger.info("%s ran this job: waiting %.0f s for a heartbeat", record.holder, SILENT_S)
-    give_up = time.monotonic() + SILENT_S
-    while time.monotonic() < give_up:
-        time.sleep(min(1.0, SILENT_S / 10))
-        if (folder / RECORD).stat().st_mtime_ns != seen:
-            raise _locked_by(folder)
-
-
-@contextlib.contextmanager
-def _heartbeat(path: Path) -> Iterator[None]:
-    """Sets the file's time every `HEARTBEAT_S`, from a thread."""
-    ends = threading.Event()
-
-    def beat() -> None:
-        while not ends.wait(HEARTBEAT_S):
-            with contextlib.suppress(OSError):
-                os.utime(path)
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        thread.join()
 
 
 # Summary

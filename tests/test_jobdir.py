@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from gr_sweep import jobdir
+from gr_sweep import jobdir, joblock
 from gr_sweep.errors import DataError, JobError, JobLockedError
 from gr_sweep.files import content_digest
 from gr_sweep.jobdir import (
@@ -27,22 +27,19 @@ from gr_sweep.jobdir import (
     Identity,
     Record,
     State,
-    announce,
     check_files,
     differences,
     is_done,
     job_folders,
-    lock_job_dir,
     newest_step,
-    note_end,
     read_finished,
     read_record,
     read_summary,
-    replace_job,
     source_digests,
     standing,
     write_summary,
 )
+from gr_sweep.joblock import announce, lock_job_dir, note_end, replace_job
 
 SETTINGS = {"seed": 0, "train": {"steps": 4, "lr": 0.1}}
 IDENTITY = Identity("config", "text", "code", SETTINGS)
@@ -50,7 +47,7 @@ IDENTITY = Identity("config", "text", "code", SETTINGS)
 HOLDS_LOCK = """
 import sys, time
 from pathlib import Path
-from gr_sweep.jobdir import lock_job_dir
+from gr_sweep.joblock import lock_job_dir
 with lock_job_dir(Path(sys.argv[1]), "edges=act"):
     print("locked", flush=True)
     time.sleep(60)
@@ -151,7 +148,8 @@ def test_a_job_of_another_machine_keeps_its_folder_while_it_has_a_heartbeat(tmp_
 
 @pytest.mark.parametrize("age_s", [1, 3600])
 def test_a_job_of_another_machine_without_a_heartbeat_has_ended(tmp_path, monkeypatch, age_s):
-    monkeypatch.setattr(jobdir, "SILENT_S", 0.4)
+    for module in (jobdir, joblock):
+        monkeypatch.setattr(module, "SILENT_S", 0.4)
     run_elsewhere(tmp_path, age_s=age_s)
     assert standing(tmp_path).state is State.stopped
     start = time.monotonic()
@@ -176,7 +174,7 @@ def test_without_locks_in_the_file_system_heartbeats_count(tmp_path, monkeypatch
 
 
 def test_a_running_job_has_a_heartbeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobdir, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(joblock, "HEARTBEAT_S", 0.02)
     with lock_job_dir(tmp_path):
         content = (tmp_path / RECORD).read_bytes()
         os.utime(tmp_path / RECORD, (0, 0))

@@ -27,7 +27,8 @@ from gr_sweep.arguments import Parser
 from gr_sweep.config import Resume, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
 from gr_sweep.files import full_disk, is_full
-from gr_sweep.jobdir import SUMMARY, State, announce, code_fingerprint
+from gr_sweep.jobdir import SUMMARY, State, code_fingerprint
+from gr_sweep.joblock import announce
 from gr_sweep.startup import rare_collections
 from gr_sweep.train.distributed import connect, is_main
 from gr_sweep.train.stop import Stopped

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
-from gr_sweep.jobdir import State, note_end, standing
+from gr_sweep.jobdir import State, standing
+from gr_sweep.joblock import note_end
 from gr_sweep.launch.local import LocalParallelConfig, check_local, run_side_by_side
 from gr_sweep.launch.resources import Resources, check_given, resources_of
 from gr_sweep.launch.slurm import SlurmConfig, await_kill, check_slurm, has_ended, run_on_slurm

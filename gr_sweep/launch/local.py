@@ -20,7 +20,8 @@ import cloudpickle
 
 from gr_sweep.config import Device, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError
-from gr_sweep.jobdir import State, note_end, standing
+from gr_sweep.jobdir import State, standing
+from gr_sweep.joblock import note_end
 from gr_sweep.launch.work import Told, Work
 from gr_sweep.train.stop import Stopped, StopSignals
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gr_sweep.errors import ConfigError, JobError
-from gr_sweep.jobdir import Holder, State, announce, newest_step, note_end, standing
+from gr_sweep.jobdir import Holder, State, newest_step, standing
+from gr_sweep.joblock import announce, note_end
 from gr_sweep.launch.resources import Resources
 from gr_sweep.launch.work import Told, Work
 

@@ -15,15 +15,8 @@ from rich.console import Console
 from gr_sweep.cli import status
 from gr_sweep.cli.app import main
 from gr_sweep.cli.job_status import JobReader, JobStatus, read_status, sweep_left_s
-from gr_sweep.jobdir import (
-    Holder,
-    Record,
-    State,
-    job_folders,
-    lock_job_dir,
-    standing,
-    write_summary,
-)
+from gr_sweep.jobdir import Holder, Record, State, job_folders, standing, write_summary
+from gr_sweep.joblock import lock_job_dir
 from tests.terminal import on_terminal
 
 ROOT = Path(__file__).parents[2]
@@ -307,7 +300,8 @@ def test_without_a_terminal_watch_prints_a_line_for_each_change(tmp_path, capsys
 PLAYED = """
 import sys, time
 from pathlib import Path
-from gr_sweep.jobdir import lock_job_dir, write_summary
+from gr_sweep.jobdir import write_summary
+from gr_sweep.joblock import lock_job_dir
 
 folder = Path(sys.argv[1])
 with lock_job_dir(folder, "edges=act"):

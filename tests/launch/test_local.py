@@ -17,7 +17,8 @@ import pytest
 from gr_sweep.cli.compose import compose
 from gr_sweep.config import Device, RunConfig, TrainConfig
 from gr_sweep.errors import ConfigError, DataError
-from gr_sweep.jobdir import SUMMARY, State, lock_job_dir, standing
+from gr_sweep.jobdir import SUMMARY, State, standing
+from gr_sweep.joblock import lock_job_dir
 from gr_sweep.launch import local
 from gr_sweep.launch.local import LocalParallelConfig, Spot, check_local, run_side_by_side
 from gr_sweep.launch.work import Work

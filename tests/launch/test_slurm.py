@@ -19,7 +19,8 @@ from gr_sweep.cli.app import main
 from gr_sweep.cli.launchers import SweepJob, outcome_of
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, DataError, JobError, LostError
-from gr_sweep.jobdir import CHECKPOINTS, SUMMARY, Holder, Record, State, lock_job_dir, standing
+from gr_sweep.jobdir import CHECKPOINTS, SUMMARY, Holder, Record, State, standing
+from gr_sweep.joblock import lock_job_dir
 from gr_sweep.launch import slurm
 from gr_sweep.launch.resources import Resources
 from gr_sweep.launch.slurm import (

@@ -7,16 +7,8 @@ import pytest
 
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError
-from gr_sweep.jobdir import (
-    SUMMARY,
-    Identity,
-    Record,
-    State,
-    announce,
-    lock_job_dir,
-    read_record,
-    standing,
-)
+from gr_sweep.jobdir import SUMMARY, Identity, Record, State, read_record, standing
+from gr_sweep.joblock import announce, lock_job_dir
 from gr_sweep.launch.work import Told, Work
 
 
