@@ -14,6 +14,9 @@ class GrSweepError(Exception):
     here, in one place.
     """
 
+    is_shared = False
+    """Whether every process of a job raises it, so that all of them can go on with the next job."""
+
     def __str__(self) -> str:
         line = " ".join(super().__str__().split())
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
@@ -36,10 +39,9 @@ class DataError(GrSweepError):
 class JobError(GrSweepError):
     """A job, or an action on a job's folder, that cannot go on."""
 
+    is_resumable = False
+    """Whether the job was interrupted, not wrong: one of its processes was lost."""
+
 
 class JobLockedError(JobError):
     """A job that another process is running."""
-
-
-class LostError(JobError):
-    """A job that lost one of its processes; it can be resumed."""

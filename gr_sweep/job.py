@@ -80,7 +80,7 @@ from gr_sweep.setup import (
     save_model_files,
 )
 from gr_sweep.tracking import Trackers, make_tracker, run_tags
-from gr_sweep.train.checkpoint import Checkpoints, saying_what_stays
+from gr_sweep.train.checkpoint import Checkpoints, report_kept_checkpoints
 from gr_sweep.train.cost import (
     forward_flops_per_token,
     kept_flops_per_token,
@@ -89,10 +89,10 @@ from gr_sweep.train.cost import (
     train_flops_per_token,
 )
 from gr_sweep.train.distributed import Processes, connect, shard
-from gr_sweep.train.finite import leaving_bad_batch
-from gr_sweep.train.loop import is_bfloat16, precision_context, start, train
-from gr_sweep.train.state import TrainState
-from gr_sweep.train.stop import StopSignals
+from gr_sweep.train.finite import dump_bad_batch
+from gr_sweep.train.loop import Trainer, TrainState, start
+from gr_sweep.train.signals import StopSignals
+from gr_sweep.train.step import is_bfloat16, precision_context
 
 if TYPE_CHECKING:
     from gr_sweep.alternate import LastRound
@@ -132,7 +132,7 @@ def run_job(
     signals = StopSignals()
     with (
         signals.listening(),
-        saying_what_stays(folder / CHECKPOINTS),
+        report_kept_checkpoints(folder / CHECKPOINTS),
         contextlib.ExitStack() as stack,
     ):
         text = processes.main_first(
@@ -350,23 +350,24 @@ def _run(
         )
 
         def train_to(batches: Batches, stop: int | None = None) -> None:
-            with leaving_bad_batch(folder, data.tokenizer_dir, is_main=processes.is_main):
-                train(
-                    run,
-                    routed,
-                    token_losses,
-                    batches,
-                    training,
-                    seed=config.seed,
-                    eval_every=config.eval.every,
-                    evaluate=evaluate,
-                    tracker=tracker,
-                    checkpoints=checkpoints,
-                    device=device,
-                    processes=processes,
-                    stop=stop,
-                    signals=signals,
-                )
+            Trainer(
+                training=run,
+                routed=routed,
+                token_losses=token_losses,
+                batches=batches,
+                config=training,
+                seed=config.seed,
+                eval_every=config.eval.every,
+                evaluate=evaluate,
+                tracker=tracker,
+                checkpoints=checkpoints,
+                device=device,
+                processes=processes,
+                signals=signals,
+                dump_bad_batch=functools.partial(
+                    dump_bad_batch, folder=folder, tokenizer_dir=data.tokenizer_dir
+                ),
+            ).run(stop)
 
         weights: Mapping[str, float] = config.data.weights
         rows: list[DocumentLoss] | None = None

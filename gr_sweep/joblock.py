@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import GrSweepError, JobError, JobLockedError, LostError
+from gr_sweep.errors import GrSweepError, JobError, JobLockedError
 from gr_sweep.files import lock_file
 from gr_sweep.jobdir import (
     LOCK,
@@ -108,7 +108,8 @@ def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
             with _heartbeat(folder / RECORD):
                 yield lock
         except BaseException as error:
-            has_failed = isinstance(error, Exception) and not isinstance(error, LostError)
+            is_resumable = isinstance(error, JobError) and error.is_resumable
+            has_failed = isinstance(error, Exception) and not is_resumable
             is_bug = has_failed and not isinstance(error, GrSweepError)
             message = str(error)
             if is_bug or not message:

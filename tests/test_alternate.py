@@ -42,7 +42,7 @@ from gr_sweep.model.sizes import shape_of
 from gr_sweep.report.samples import read_samples
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train import loop
-from gr_sweep.train.stop import Stopped
+from gr_sweep.train.signals import Stopped
 
 DOMAINS = ["code", "biology", "creative"]
 THREE_ROUNDS = {"rounds": 3, "documents": 8}

@@ -146,8 +146,8 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     killed_at(config, tmp_path, 5)
     damage(newest(tmp_path) / "__0_0.distcp")
     run(config, tmp_path)
-    assert "step_00000004 cannot be read (__0_0.distcp has " in caplog.text
-    assert "set aside, trying the one before" in caplog.text
+    assert "step_00000004 is damaged (" in caplog.text
+    assert "trying the one before" in caplog.text
     assert (tmp_path / "checkpoints" / "step_00000004.unreadable").exists()
     assert_as_if_nothing_had_happened(tmp_path, whole)
 
@@ -199,11 +199,11 @@ def test_documents_of_a_loss_that_is_not_finite_are_in_a_file(config, tmp_path, 
             run(config, tmp_path)
     said = str(caught.value)
     assert said.startswith("loss is not finite in step 4 (code: document")
-    assert said.endswith(f"{tmp_path / 'bad_batch.json'} has rows and documents in full")
+    assert said.endswith(f"{tmp_path / 'bad_batch.json'} lists its rows and documents")
     batch = json.loads((tmp_path / "bad_batch.json").read_text())
     assert batch["step"] == 4
     [row] = batch["rows"]
-    assert (row["row"], row["label"], row["first_not_finite"]) == (1, "code", 8)
+    assert (row["row"], row["label"]) == (1, "code")
     data = prepare_data(config.data, config.partition)
     for document in row["documents"]:
         assert f"{document['document']}" in said
@@ -236,15 +236,15 @@ def full_for(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.mark.parametrize(
     ("name", "named", "stays"),
     [
-        (".step_00000004.tmp/__0_0", "checkpoints/step_00000004", "whole checkpoint, of step 2"),
+        (".step_00000004.tmp/__0_0", "checkpoints/step_00000004", "newest checkpoint, of step 2"),
         (
             ".step_00000002.tmp/.run",
             "checkpoints/step_00000002",
-            "no checkpoint yet, and it begins",
+            "no checkpoint yet",
         ),
-        ("/metrics.jsonl", "metrics.jsonl", "no checkpoint yet, and it begins anew"),
-        (".summary.json", "summary.json", "whole checkpoint, of step 6"),
-        (".document_losses.csv", "document_losses.csv", "whole checkpoint, of step 6"),
+        ("/metrics.jsonl", "metrics.jsonl", "no checkpoint yet"),
+        (".summary.json", "summary.json", "newest checkpoint, of step 6"),
+        (".document_losses.csv", "document_losses.csv", "newest checkpoint, of step 6"),
         (".plan.json", "plan.json", "no checkpoint yet"),
     ],
 )
@@ -435,7 +435,7 @@ def test_when_a_process_is_killed_while_it_trains_the_other_ends_soon_with_one_l
         assert "Traceback" not in err, err
         if who == 1:
             [line] = said
-            assert line.startswith("gr-sweep: process 0 of 2 lost another one: it was killed, ran")
+            assert line.startswith("gr-sweep: process 0 of 2 lost another one, which was killed")
     finally:
         for task in tasks:
             task.kill()

@@ -42,7 +42,7 @@ from gr_sweep.job import run_job
 from gr_sweep.jobdir import State, read_summary, source_digests, standing, write_summary
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
 from gr_sweep.report.samples import read_samples
-from gr_sweep.train.stop import SIGNALS, Stopped
+from gr_sweep.train.signals import SIGNALS, Stopped
 from tests.train.saved import saved_tensors
 
 DOMAINS = ["code", "biology", "creative"]

@@ -31,7 +31,7 @@ from gr_sweep.jobdir import SUMMARY, State, code_fingerprint
 from gr_sweep.joblock import announce
 from gr_sweep.startup import rare_collections
 from gr_sweep.train.distributed import connect, is_main
-from gr_sweep.train.stop import Stopped
+from gr_sweep.train.signals import Stopped
 
 if TYPE_CHECKING:
     # Imported where it is used: a verb and --version need no Hydra.

@@ -21,7 +21,7 @@ from gr_sweep.launch.resources import Resources, check_given, resources_of
 from gr_sweep.launch.slurm import SlurmConfig, await_kill, check_slurm, has_ended, run_on_slurm
 from gr_sweep.launch.work import Work
 from gr_sweep.train.distributed import connect
-from gr_sweep.train.stop import Stopped
+from gr_sweep.train.signals import Stopped
 
 if TYPE_CHECKING:
     from hydra.core.singleton import Singleton

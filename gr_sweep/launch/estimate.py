@@ -40,9 +40,9 @@ from gr_sweep.train.cost import (
     train_flops_per_token,
 )
 from gr_sweep.train.distributed import rows_of, shard
-from gr_sweep.train.loop import is_bfloat16, precision_context, train_step, training_forward
 from gr_sweep.train.memory import AllocatedBytes
 from gr_sweep.train.optim import make_optimizer
+from gr_sweep.train.step import is_bfloat16, precision_context, train_step, training_forward
 
 GIB = 2**30
 
@@ -286,7 +286,7 @@ def make_step(
     world_size: int = 1,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> JobStep:
-    """The step that `train.loop.train` takes with the model, which is on `device` already.
+    """The step that `train.loop.Trainer` takes with the model, which is on `device` already.
 
     Args:
         counts: rows of a micro-batch by label, over all devices.

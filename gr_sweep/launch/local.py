@@ -23,7 +23,7 @@ from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import note_end
 from gr_sweep.launch.work import Told, Work
-from gr_sweep.train.stop import Stopped, StopSignals
+from gr_sweep.train.signals import Stopped, StopSignals
 
 POLL_S = 0.5
 

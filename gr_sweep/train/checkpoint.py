@@ -1,15 +1,12 @@
-"""Checkpoints: written whole or not at all, the newest few kept, the same for any number of
+"""Checkpoints: written whole or not at all, the newest few kept, independent of the number of
 processes.
 
-A checkpoint is a folder in the format of torch.distributed.checkpoint, each process's tensors in a
-file of its own, and beside them `run.json` with everything that is no tensor and `checksums.json`
-with what stands for the content of all files. It can be read by another number of processes than
-wrote it. Reading one runs no code that it might hold.
+A checkpoint is a folder in the format of torch.distributed.checkpoint (DCP) with two more files:
+`run.json` with everything that is not a tensor, and `checksums.json` with the size and digest of
+every file. Reading a checkpoint runs no code that it may contain.
 """
 
 import contextlib
-import functools
-import io
 import json
 import logging
 import os
@@ -18,16 +15,12 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import (
-    FileSystem,
-    FileSystemReader,
-    FileSystemWriter,
-)
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -44,35 +37,16 @@ _ABOUT = "run.json"
 _TABLE = ".metadata"
 _CHECKSUMS = "checksums.json"
 _FORMAT = 3
-_FORMATS = (2, 3)
-"""Those that are read; 2 had no checksums."""
 
-_DAMAGED = (
-    FileNotFoundError,
-    EOFError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    AssertionError,
-    pickle.UnpicklingError,
-)
-"""What reading a damaged file raises, from JSON to the archive of a tensor."""
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError)
+"""What reading a damaged `run.json` or `checksums.json` raises, and `_verify`."""
 
-_OF_THE_DEVICE = (torch.AcceleratorError, torch.OutOfMemoryError, torch.distributed.DistError)
-"""RuntimeErrors that say nothing of a file."""
-
-_DTYPES = [name for name, value in vars(torch).items() if isinstance(value, torch.dtype)]
-_CLASSES = {
-    "pathlib": ("Path", "PosixPath", "PurePosixPath"),
-    # Python 3.13 has its classes of paths here.
-    "pathlib._local": ("Path", "PosixPath", "PurePosixPath"),
-    "torch": ("Size", *_DTYPES),
-    "torch.serialization": ("_get_layout",),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    # Without BytesStorageMetadata: what it stands for is read by pickle. Only tensors are saved.
-    "torch.distributed.checkpoint.metadata": (
+_TABLE_CLASSES = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    # Without BytesStorageMetadata, whose content DCP unpickles: only tensors are saved.
+    "torch.distributed.checkpoint.metadata": {
         "ChunkStorageMetadata",
         "Metadata",
         "MetadataIndex",
@@ -80,16 +54,18 @@ _CLASSES = {
         "TensorProperties",
         "TensorStorageMetadata",
         "_MEM_FORMAT_ENCODING",
-    ),
+    },
+    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
+    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},  # Python 3.13
 }
-"""Of each module, what the table of a checkpoint is made of."""
+"""What DCP's table of tensors, a pickle, may name beside torch's dtypes."""
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All that training changes, by name; the tensors themselves, so that reading fills them.
+    """Everything that training changes, by name: the tensors themselves, which loading fills.
 
-    A tied parameter appears once. An optimizer that has made no step gets its state, as zeros. Of a
-    model that is spread over processes, what is here (`state_dict` drops what is gathered).
+    A tied parameter appears once. An optimizer without state gets it, as zeros. Of a sharded model
+    these are the local shards.
     """
     found = _weights_of(model)
     state: Any = get_optimizer_state_dict(model, optimizer)["state"]
@@ -105,307 +81,248 @@ def _weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 class Checkpoints:
-    """The checkpoints of one job, in one folder that all its processes see."""
+    """The checkpoints of one job, in a folder that all its processes see."""
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        keep: int,
-        fingerprint: str,
-        processes: Processes | None = None,
+        self, folder: Path, *, keep: int, fingerprint: str, processes: Processes | None = None
     ) -> None:
-        """`fingerprint` says which run they belong to; others are refused."""
+        """
+        Args:
+            folder: may not exist yet.
+            keep: number of checkpoints that are kept.
+            fingerprint: identifies the run; checkpoints of another run are refused.
+            processes: those of the job, all of which call each method.
+        """
         self._folder = folder
         self._keep = keep
         self._fingerprint = fingerprint
         self._processes = processes or Processes()
 
     def save(self, step: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
-        """Writes a checkpoint whole or not at all, then drops the oldest ones.
+        """Writes a checkpoint whole or not at all, then removes the oldest ones.
 
         Args:
-            about: what is no tensor, in JSON values.
-            tensors: by name; those that are spread over processes as each holds them.
+            about: JSON values.
+            tensors: by name; sharded ones as each process holds them.
 
         Raises:
-            JobError: there is no room for it; in all processes the same.
+            JobError: the disk is full; in all processes.
         """
         path = self._folder / f"step_{step:08d}"
-        beside = self._folder / f".{path.name}.tmp"
-        # A tensor that is spread over processes counts as a whole.
-        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-        def give_up(error: BaseException) -> NoReturn:
-            # First, so that what is free then is what can be had.
-            shutil.rmtree(beside, ignore_errors=True)
-            if is_full(error):
-                raise full_disk(path, error, needed) from error
-            raise error
-
-        def giving_up(work: Callable[[], None]) -> None:
-            try:
-                work()
-            except OSError as error:
-                give_up(error)
+        partial = self._folder / f".{path.name}.tmp"
+        # A sharded tensor counts whole.
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
         def begin() -> None:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
             content = {"format": _FORMAT, "fingerprint": self._fingerprint, **about}
-            write_whole(beside / _ABOUT, json.dumps(content) + "\n")
+            write_whole(partial / _ABOUT, json.dumps(content) + "\n")
 
         def end() -> None:
-            write_whole(beside / _CHECKSUMS, json.dumps(_checksums(beside), indent=1) + "\n")
-            _sync(beside)
+            write_whole(partial / _CHECKSUMS, json.dumps(_checksums(partial), indent=1) + "\n")
+            _sync(partial)
             if path.exists():
                 shutil.rmtree(path)
-            beside.replace(path)
+            partial.replace(path)
             _sync(self._folder)
-            for old in self._paths()[: -self._keep]:
+            for _, old in whole_checkpoints(self._folder)[: -self._keep]:
                 shutil.rmtree(old)
 
+        def on_main(work: Callable[[], None]) -> None:
+            try:
+                work()
+            except (OSError, GrSweepError) as error:
+                shutil.rmtree(partial, ignore_errors=True)  # before free space is measured
+                if is_full(error):
+                    cause = error if isinstance(error, OSError) else error.__cause__ or error
+                    raise full_disk(path, cause, num_bytes) from cause
+                raise
+
         try:
-            self._processes.from_main(lambda: giving_up(begin))
-            with _quiet():
-                # Ends when every process has written and synced its file.
-                save(
-                    tensors,
-                    storage_writer=_Writer(beside),
-                    no_dist=not self._processes.are_several,
-                )
-            self._processes.from_main(lambda: giving_up(end))
-        except CheckpointException as failure:
-            # All processes are here: each has the errors of all.
-            error = _first(failure)
-            if is_full(error):
-                self._processes.from_main(lambda: give_up(error))
-            raise error from failure
+            self._processes.from_main(lambda: on_main(begin))
+            try:
+                with _dcp():
+                    # Returns when every process has written and synced its file.
+                    alone = not self._processes.are_several
+                    save(tensors, storage_writer=_Writer(partial), no_dist=alone)
+            except OSError as error:  # of one process, raised in all
+                failure = error
+                self._processes.from_main(lambda: on_main(lambda: _raise(failure)))
+            self._processes.from_main(lambda: on_main(end))
         finally:
             if self._processes.is_main:
-                shutil.rmtree(beside, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)
         return path
 
     def load_newest(self, tensors: Callable[[], dict[str, Tensor]]) -> dict[str, Any] | None:
-        """What `save` was told about the newest checkpoint that can be read; None without one.
+        """Loads the newest undamaged checkpoint; returns the `about` of `save`, None without one.
 
-        One that is damaged is named in the log and renamed, and the one before it is taken. What a
+        A damaged one is reported in the log and renamed, and the one before it is loaded. What a
         killed process left half written is removed.
 
         Args:
-            tensors: what is there to be filled, of the names and shapes that were saved; called
-                when there is something to fill it with.
+            tensors: the tensors to fill, with the names and shapes that were saved; called only if
+                there is a checkpoint.
 
         Raises:
-            DataError: a checkpoint of another run or another format; one that the system does
-                not let be read, which stays as it is; no checkpoint that can be read, after one has
-                filled some of the tensors.
+            DataError: a checkpoint of another run or format, or one that cannot be read now; it
+                stays as it is.
         """
-        self._processes.from_main(self._clean)
-        target: dict[str, Tensor] = {}
-        while (newest := self._processes.from_main(self._newest)) is not None:
-            path, about = newest
-            target = target or tensors()
-            error = self._read(path, target)
-            if error is None:
-                return about
-            self._processes.from_main(functools.partial(_set_aside, path, error))
-        if target:
-            raise DataError(
-                f"no checkpoint in {self._folder} can be read, all are set aside; "
-                "start the command again to train from the beginning"
-            )
-        return None
-
-    def _read(self, path: Path, target: dict[str, Tensor]) -> Exception | None:
-        """Fills the target; gives back what is wrong with the checkpoint, in all processes the
-        same."""
+        newest = self._processes.from_main(self._newest)
+        if newest is None:
+            return None
+        path, about = newest
         try:
-            with _quiet():
-                load(
-                    target,
-                    storage_reader=_Reader(path),
-                    no_dist=not self._processes.are_several,
-                )
-        except CheckpointException as failure:
-            # Any other error is one of the exchange itself, and says nothing of the checkpoint.
-            error = _first(failure)
-            if _is_damage(error):
-                return error
-            if isinstance(error, OSError):
-                raise _not_let(path, error) from failure
-            raise error from failure
-        return None
+            with _dcp():
+                alone = not self._processes.are_several
+                load(tensors(), storage_reader=_Reader(path), no_dist=alone)
+        except OSError as error:
+            raise _not_readable_now(path, error) from error
+        return about
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that is as it was written, and what is written about it."""
-        for path in reversed(self._paths()):
+        for partial in self._folder.glob(".step_*.tmp"):
+            shutil.rmtree(partial, ignore_errors=True)
+        for _, path in reversed(whole_checkpoints(self._folder)):
             try:
-                about = _about(path)
-                written, fingerprint = about["format"], about["fingerprint"]
-                _Reader(path).read_metadata()
-            except (*_DAMAGED, OSError) as error:
-                if not _is_damage(error):
-                    raise _not_let(path, error) from error
+                about = _verify(path)
+            except _DAMAGE as error:
                 _set_aside(path, error)
                 continue
-            if written not in _FORMATS:
+            except OSError as error:
+                raise _not_readable_now(path, error) from error
+            if about["fingerprint"] != self._fingerprint:
                 raise DataError(
-                    f"{path} is in format {written}, which this version does not read (it reads "
-                    f"{_FORMAT}); remove the folder or use another"
-                )
-            if fingerprint != self._fingerprint:
-                raise DataError(
-                    f"{path} belongs to another run (config or data differ); "
-                    "remove the folder or use another"
+                    f"{path} belongs to another run (config or data differ); remove the folder or "
+                    "use another"
                 )
             return path, about
         return None
 
-    def _clean(self) -> None:
-        for left in self._folder.glob(".step_*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
 
-    def _paths(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
-        return [path for _, path in whole_checkpoints(self._folder)]
+def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
+    """Loads a model's weights from the newest checkpoint, and returns what was saved with them.
 
+    For readers other than the job itself: changes nothing in the folder.
 
-def _checksums(path: Path) -> dict[str, list[Any]]:
-    """Size and digest of every file of a checkpoint, by name."""
-    # Not what the folder lists: on a network's file system files of other machines may come late.
-    stored = _Reader(path).read_metadata().storage_data or {}
-    names = sorted({_ABOUT, _TABLE, *(part.relative_path for part in stored.values())})
-    return {name: [(path / name).stat().st_size, content_digest(path / name)] for name in names}
-
-
-def _about(path: Path) -> dict[str, Any]:
-    """What is written about a checkpoint all of whose files are as they were written.
+    Args:
+        folder: of the checkpoints of one job.
+        model: of the job's shape, in one process.
 
     Raises:
-        ValueError, LookupError, TypeError, AttributeError, FileNotFoundError: they are not.
-        OSError: the system does not let it be read.
+        DataError: there is no checkpoint, or the newest cannot be read.
     """
-    about: dict[str, Any] = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
-    if about["format"] == 2 and not (path / _CHECKSUMS).exists():
-        return about
-    written = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
-    for name, (size, checksum) in written.items():
-        found = (path / name).stat().st_size
-        if found != size:
-            raise ValueError(f"{name} has {found} bytes, {size} were written")
-        if content_digest(path / name) != checksum:
-            raise ValueError(f"{name} has the size but not the content that was written")
+    whole = whole_checkpoints(folder)
+    if not whole:
+        raise DataError(f"{folder} contains no checkpoint")
+    _, path = whole[-1]
+    try:
+        about = _verify(path)
+        with _dcp():
+            load(_weights_of(model), storage_reader=_Reader(path), no_dist=True)
+    except (*_DAMAGE, OSError) as error:
+        raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
     return about
 
 
-class _Files(FileSystem):
-    """Files whose error is that of the system: torch.save says `unexpected pos` on a full disk."""
-
-    @contextlib.contextmanager
-    def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[io.IOBase]:
-        """See FileSystem."""
-        if mode != "wb":
-            with super().create_stream(path, mode) as stream:
-                yield stream
-            return
-        raw = _NotingFile(path, mode)
-        try:
-            with io.BufferedWriter(raw) as buffered:
-                yield buffered
-        except RuntimeError as error:
-            if raw.error is None:
-                raise
-            raise raw.error from error
-
-
-class _NotingFile(io.FileIO):
-    """Remembers why it could not be written to."""
-
-    error: OSError | None = None
-
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-
-class _Writer(FileSystemWriter):
-    """Writes a checkpoint whose errors say what was wrong."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.fs = _Files()
-
-
 @contextlib.contextmanager
-def saying_what_stays(folder: Path) -> Iterator[None]:
-    """A disk that is full inside is one line, which says from where the job goes on.
+def report_kept_checkpoints(folder: Path) -> Iterator[None]:
+    """Turns a full disk inside into one line that says from which checkpoint the job will resume.
 
     Args:
-        folder: of the checkpoints of the job.
+        folder: of the job's checkpoints.
+
+    Raises:
+        JobError: the disk is full.
     """
     try:
         yield
     except Exception as error:
         if not is_full(error):
             raise
-        # A library's error may not say which file: it is one of the job.
+        # The error of a library may not name the file: it is one of the job.
         path = Path(getattr(error, "filename", None) or folder.parent)
-        said = error if isinstance(error, GrSweepError) else full_disk(path, error)
+        full = error if isinstance(error, GrSweepError) else full_disk(path, error)
         whole = whole_checkpoints(folder)
-        stays = "there is no checkpoint yet, and it begins anew"
+        kept = "there is no checkpoint yet, so the job will start from the beginning"
         if whole:
-            step, _ = whole[-1]
-            stays = f"it goes on from the newest whole checkpoint, of step {step}"
-        raise JobError(f"{said}: {stays}") from error
+            kept = f"the job will resume from its newest checkpoint, of step {whole[-1][0]}"
+        raise JobError(f"{full}: {kept}") from error
+
+
+def _checksums(path: Path) -> dict[str, list[Any]]:
+    """Size and digest of every file of a checkpoint, by name."""
+    # Not the folder's listing: on a network file system, files of other nodes may appear late.
+    stored = _Reader(path).read_metadata().storage_data or {}
+    names = sorted({_ABOUT, _TABLE, *(part.relative_path for part in stored.values())})
+    return {name: [(path / name).stat().st_size, content_digest(path / name)] for name in names}
+
+
+def _verify(path: Path) -> dict[str, Any]:
+    """The content of `run.json` of a checkpoint, all of whose files have their checksums.
+
+    Raises:
+        DataError: a checkpoint of another format, or one that names code.
+        One of _DAMAGE: a file is missing or its content differs.
+    """
+    for name, (size, digest) in json.loads((path / _CHECKSUMS).read_text("utf-8")).items():
+        found = (path / name).stat().st_size
+        if found != size:
+            raise ValueError(f"{name} has {found} bytes, {size} were written")
+        if content_digest(path / name) != digest:
+            raise ValueError(f"the content of {name} differs from what was written")
+    _Reader(path).read_metadata()  # DCP would log its error as a traceback
+    about: dict[str, Any] = json.loads((path / _ABOUT).read_text("utf-8"))
+    if about["format"] != _FORMAT:
+        raise DataError(
+            f"{path} is in format {about['format']}; this version reads format {_FORMAT}; remove "
+            "the folder or use another"
+        )
+    return about
+
+
+class _Writer(FileSystemWriter):
+    """Raises the system's error where torch.save says `unexpected pos`, as on a full disk."""
+
+    def write_data(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().write_data(*args, **kwargs)
+        except RuntimeError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise (cause or error) from None
 
 
 class _Reader(FileSystemReader):
-    """Reads a checkpoint whose table may come from anywhere."""
+    """Reads a checkpoint without running code that its table may name."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The table of tensors.
-
-        Raises:
-            pickle.UnpicklingError: it names anything else.
-        """
         with open(Path(self.path) / _TABLE, "rb") as file:
-            metadata = _TableUnpickler(file).load()
-        if not isinstance(metadata, Metadata):
-            raise pickle.UnpicklingError(f"this is a {type(metadata).__name__}, no table")
+            metadata: Metadata = _TableUnpickler(file).load()
         return metadata
 
 
 class _TableUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name in _CLASSES.get(module, ()):
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in _TABLE_CLASSES.get(module, ()):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
+        raise DataError(f"{module}.{name} is not allowed in a checkpoint, which may be malicious")
 
 
-def _is_damage(error: BaseException) -> TypeGuard[Exception]:
-    """Whether reading fails for what a file holds, not for the system or the device."""
-    if not isinstance(error, _DAMAGED) or isinstance(error, _OF_THE_DEVICE):
-        return False
-    # Some of CUDA's errors are plain RuntimeErrors.
-    return not (isinstance(error, RuntimeError) and "CUDA" in str(error))
-
-
-def _not_let(path: Path, error: BaseException) -> DataError:
+def _not_readable_now(path: Path, error: OSError) -> DataError:
     return DataError(
-        f"{path} cannot be read now ({error}) and stays as it is; mend that and start the command "
-        "again, or remove the folder"
+        f"{path} cannot be read now ({error}) and is kept; resolve that and rerun the command, or "
+        "remove the folder"
     )
 
 
 def _set_aside(path: Path, error: Exception) -> None:
-    """Renames a checkpoint out of the way of `save`, which keeps the newest by name."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    """Renames a damaged checkpoint, because `save` keeps those with the highest step."""
     logger.warning(
-        "checkpoint %s cannot be read (%s): set aside, trying the one before", path, reason
+        "checkpoint %s is damaged (%s): renamed, trying the one before", path, _first_line(error)
     )
     aside = path.with_suffix(".unreadable")
     shutil.rmtree(aside, ignore_errors=True)
@@ -413,59 +330,28 @@ def _set_aside(path: Path, error: Exception) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without DCP's warning that a process is alone."""
+def _dcp() -> Iterator[None]:
+    """Raises the first error that DCP collected from the processes; hides its warning if alone."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+        try:
+            yield
+        except CheckpointException as failure:
+            raise next(iter(failure.failures.values()))[0] from failure
 
 
-def _first(failure: CheckpointException) -> BaseException:
-    """The first error of those that DCP collected from all processes."""
-    return next(iter(failure.failures.values()))[0]
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _sync(folder: Path) -> None:
-    """Brings the names in a folder to the disk."""
+    """Syncs the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
-    """Fills a model's weights from the newest whole checkpoint, and gives back what is written
-    about it.
-
-    For who reads beside the job: nothing in the folder is renamed or removed, and the optimizer's
-    state is not read.
-
-    Args:
-        folder: of the checkpoints of one job.
-        model: of the job's shape, in one process.
-
-    Raises:
-        DataError: there is none, or the newest cannot be read.
-    """
-    whole = whole_checkpoints(folder)
-    if not whole:
-        raise DataError(f"{folder} holds no checkpoint")
-    _, path = whole[-1]
-    target = _weights_of(model)
-    try:
-        about = _about(path)
-        if about["format"] in _FORMATS:
-            with _quiet():
-                load(target, storage_reader=_Reader(path), no_dist=True)
-            return about
-    except (*_DAMAGED, OSError, CheckpointException) as failure:
-        error = _first(failure) if isinstance(failure, CheckpointException) else failure
-        if not isinstance(error, OSError) and not _is_damage(error):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} cannot be read: {reason}") from failure
-    raise DataError(
-        f"{path} is in format {about['format']}, which this version does not read (it reads "
-        f"{_FORMAT})"
-    )

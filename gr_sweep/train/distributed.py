@@ -1,99 +1,95 @@
-"""Several processes of one job: who they are, how they start, share, agree and end.
+"""The processes that run one job together: who they are, how they exchange values, how they fail.
 
-The only file that reads the environment for this. Processes come from `torchrun` or are the tasks
-of a SLURM step; without either there is one, and nothing here does anything. Which rows a process
-takes, and how a model is spread over all, is said here too. Knows nothing of Hydra, files or data.
+The only file that reads the environment for this. Processes are started by `torchrun` or are the
+tasks of a SLURM step; a process that was started alone needs none of it. Everything they exchange
+goes through collectives of `torch.distributed`.
 """
 
 import atexit
 import contextlib
 import functools
 import os
-import pickle
 import re
 import socket
-import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gr_sweep.config import Device
-from gr_sweep.errors import ConfigError, GrSweepError, JobError, LostError, PlanError
+from gr_sweep.errors import ConfigError, GrSweepError, JobError, PlanError
 
 if TYPE_CHECKING:
-    # Imported where it is used: the command line asks who it is before it needs torch.
+    # The command line asks for the rank before it needs torch.
     import torch
     from torch import Tensor, nn
-    from torch.distributed import Store  # type: ignore[attr-defined]
 
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others, where all are at work, before it gives them up."""
+"""How long a process waits in an exchange of tensors before it gives up on the others."""
+
+MAIN_TIMEOUT = timedelta(hours=24)
+"""How long a process waits for rank 0, which prepares the data for all."""
 
 START_TIMEOUT = timedelta(minutes=5)
-"""How long a process waits for the first one to be there."""
+"""How long a process waits for the others to start."""
 
-_LEAVE_S = 10.0
-_LEAVE_FAILED_S = 2.0
-_POLL_S = 0.05
 _PORTS = range(15_000, 30_000)
-"""Below those that systems hand out by themselves."""
+"""Below the ports that systems assign automatically."""
 _FAILURE = "failure"
-"""Where the first process that fails says so."""
+"""Key of the store under which the first process that fails says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process stands among those that run a job together."""
+    """The position of a process among those of its job."""
 
     rank: int
     world_size: int
     local_rank: int
-    """Among the processes of its node."""
+    """Rank among the processes of its node."""
     is_slurm: bool
-    """A task of a SLURM step, not of torchrun."""
+    """Whether it is a task of a SLURM step rather than of torchrun."""
     url: str
-    """Where all of them meet, as `torch.distributed.rendezvous` takes it."""
+    """Where the processes meet, as `torch.distributed.rendezvous` takes it."""
 
 
 def place(environment: Mapping[str, str] | None = None) -> Place | None:
-    """What the environment says; None for a process alone.
+    """Reads the position of this process from the environment; None for a process alone.
 
-    torchrun's variables come first, so that `srun torchrun` works; of SLURM's those of a step
-    count, because a batch script that asks for many tasks is one process itself.
+    The variables of torchrun take precedence, so that `srun torchrun` works. SLURM's count only
+    inside a step, because a batch script that requests many tasks is itself one process.
 
     Raises:
-        JobError: variables that are incomplete or no numbers.
+        JobError: variables that are incomplete or not integers.
     """
     env = os.environ if environment is None else environment
     if "RANK" in env and "WORLD_SIZE" in env:
-        rank, world_size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
+        rank, world_size = _integer(env, "RANK"), _integer(env, "WORLD_SIZE")
         if world_size == 1:
             return None
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if not env.get(name):
                 raise JobError(
-                    f"RANK and WORLD_SIZE are set, but not {name}; start several processes with "
+                    f"RANK and WORLD_SIZE are set but {name} is not; start several processes with "
                     "torchrun or srun, or unset these variables"
                 )
-        return Place(rank, world_size, _number(env, "LOCAL_RANK", 0), False, "env://")
+        return Place(rank, world_size, _integer(env, "LOCAL_RANK", 0), False, "env://")
     if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
-        rank, world_size = _number(env, "SLURM_PROCID"), _number(env, "SLURM_STEP_NUM_TASKS")
+        rank, world_size = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_STEP_NUM_TASKS")
         if world_size == 1:
             return None
-        host, port = _meeting_point(env)
+        host, port = _slurm_address(env)
         url = f"tcp://{host}:{port}?rank={rank}&world_size={world_size}"
-        return Place(rank, world_size, _number(env, "SLURM_LOCALID", 0), True, url)
+        return Place(rank, world_size, _integer(env, "SLURM_LOCALID", 0), True, url)
     return None
 
 
 def is_main() -> bool:
-    """Whether this process speaks for all: it prints, logs and writes.
+    """Whether this process prints, logs and writes for all.
 
-    In an environment that makes no sense it does: somebody has to say so.
+    True in an invalid environment as well, so that the error is printed.
     """
     try:
         here = place()
@@ -103,12 +99,12 @@ def is_main() -> bool:
 
 
 def rows_of(rank: int, world_size: int, num_rows: int) -> slice:
-    """The rows of a micro-batch that a process takes: one contiguous part, as large as any other's.
+    """The contiguous, equal share of a micro-batch's rows that a process computes.
 
-    Rows are sorted by domain, so a contiguous part has the fewest row groups.
+    Rows are sorted by domain, so a contiguous share has the fewest row groups.
 
     Raises:
-        ConfigError: rows that do not divide.
+        ConfigError: the rows do not divide evenly.
     """
     if num_rows % world_size:
         raise ConfigError(
@@ -121,255 +117,174 @@ def rows_of(rank: int, world_size: int, num_rows: int) -> slice:
 
 
 class Processes:
-    """The processes that run a job together, as one of them sees them; by default it is alone.
+    """The processes of a job, as one of them sees them; by default there is only this one.
 
-    Every method that talks to the others must be called by all of them, in the same order.
+    Every method that exchanges values must be called by all processes, in the same order.
     """
 
-    def __init__(self, here: Place | None = None, store: "Store | None" = None) -> None:
+    def __init__(self, here: Place | None = None, store: Any = None, group: Any = None) -> None:
+        """`store` and `group` are those of `connect`; the group exchanges Python objects."""
         self.rank = 0 if here is None else here.rank
         self.world_size = 1 if here is None else here.world_size
         self._place = here
         self._store = store
-        self._num_answers = self._num_verdicts = self._num_groups = 0
+        self._group = group
         self._failure: str | None = None
-        # Not the error itself, whose frames hold a job's model.
-        self._last_of_all: Callable[[], GrSweepError | None] = lambda: None
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that prints, logs and writes."""
+        """Whether this process prints, logs and writes."""
         return self.rank == 0
 
     @property
     def are_several(self) -> bool:
-        """Whether there are others."""
+        """Whether there are other processes."""
         return self.world_size > 1
 
     def rows(self, num_rows: int) -> slice:
-        """Those of `num_rows` rows that this process takes. Raises as `rows_of`."""
+        """The rows, of `num_rows`, that this process computes. Raises like `rows_of`."""
         return rows_of(self.rank, self.world_size, num_rows)
 
     def from_main(self, work: Callable[[], Value]) -> Value:
-        """What `work` returns, or the GrSweepError that it raises, on the main process.
+        """Calls `work` on rank 0 and returns its result, which must pickle, in every process.
 
-        The others wait for it as long as it takes; it must pickle.
+        A GrSweepError of `work` is raised in every process.
         """
-        if self._store is None:
+        if self._is_alone:
             return work()
-        self._check_whole()
-        self._num_answers += 1
-        key = f"main/{self._num_answers}"
-        if self.is_main:
-            try:
-                answer: tuple[Any, GrSweepError | None] = work(), None
-            except GrSweepError as raised:
-                answer = None, raised
-            except Exception as raised:
-                self._answer(key, None, JobError(f"the main process failed ({_said(raised)})"))
-                raise
-            self._answer(key, *answer)
-        else:
-            answer = self._read(key, 0)
-        value, error_of_main = answer
-        if error_of_main is not None:
-            self._last_of_all = weakref.ref(error_of_main)
-            raise error_of_main
+        found = self._attempt(work) if self.is_main else (None, None)
+        [(value, error)] = self._exchange(found, from_all=False)
+        _raise_in_all(error)
         return value
 
     def together(self, work: Callable[[], Value]) -> Value:
-        """What `work` returns in this process.
+        """Calls `work` in every process and returns the process's own result.
 
-        A GrSweepError that it raises in one or more is raised in all: that of the lowest rank. So
-        what hangs on a process's own device or files fails everywhere or nowhere.
+        If it raises a GrSweepError in any process, every process raises that of the lowest rank.
         """
-        if self._store is None:
+        if self._is_alone:
             return work()
-        self._check_whole()
-        self._num_verdicts += 1
-        key = f"verdict/{self._num_verdicts}"
-        results: list[Value] = []
-        own: GrSweepError | None = None
-        try:
-            results.append(work())
-        except GrSweepError as raised:
-            if self._failure is not None:
-                raise  # nobody is there to compare with
-            own = raised
-        except Exception as raised:
-            self._write(f"{key}/{self.rank}", JobError(f"{self._name} ({_said(raised)})"))
-            raise
-        self._write(f"{key}/{self.rank}", own)
-        try:
-            self.from_main(functools.partial(self._check_verdicts, key))
-        except GrSweepError as of_all:
-            raise of_all from own
-        return results[0]
-
-    def _check_verdicts(self, key: str) -> None:
-        for rank in range(self.world_size):
-            error = self._read(f"{key}/{rank}", rank, TIMEOUT)
-            if error is not None:
-                raise error
-
-    def _answer(self, key: str, value: Any, error: GrSweepError | None) -> None:
-        self._write(key, (value, error))
-
-    def _write(self, key: str, value: Any) -> None:
-        assert self._store is not None
-        self._store.set(key, pickle.dumps(value).hex())
-
-    def _read(self, key: str, writer: int, timeout: timedelta | None = None) -> Any:
-        """What the process of that rank writes there, as long as that takes where no time is given.
-
-        Raises:
-            JobError: it will not come.
-        """
-        assert self._store is not None
-        give_up = None if timeout is None else time.monotonic() + timeout.total_seconds()
-        try:
-            # Not `wait`, which knows of nothing but its time limit.
-            while not self._store.check([key]):
-                # Looked for once more: whoever failed may have answered just before.
-                if self._store.check([_FAILURE]) and not self._store.check([key]):
-                    self._failure = self._store.get(_FAILURE).decode()
-                    raise _failure_of(self._failure)
-                if give_up is not None and time.monotonic() > give_up:
-                    gone = f"process {writer} of {self.world_size} is not there after {timeout}"
-                    self._failure = self._store.compare_set(_FAILURE, "", gone).decode()
-                    raise LostError(f"{gone}: it was killed, ran out of memory or hangs")
-                time.sleep(_POLL_S)
-            return pickle.loads(bytes.fromhex(self._store.get(key).decode()))
-        except RuntimeError as error:  # all errors of torch.distributed are
-            raise LostError("the main process ended; it says why") from error
+        value, own_error = self._attempt(work)
+        for error in self.gather(own_error):
+            _raise_in_all(error)
+        return value
 
     def main_first(self, work: Callable[[], Value]) -> Value:
-        """`work` on the main process, and when it is done there on the others.
+        """Calls `work` on rank 0 and then, when it is done, in the other processes.
 
-        For what leaves files behind that the others then find. Raises as `together`.
+        For work that leaves files, which the others then find. Raises like `together`.
         """
         results: list[Value] = []
-
-        def work_of_main() -> None:
-            results.append(work())
-
-        self.from_main(work_of_main)
+        self.from_main(lambda: results.append(work()))
         return self.together(lambda: results[0] if self.is_main else work())
 
-    @contextlib.contextmanager
-    def joined(self, device: Device) -> "Iterator[torch.device]":
-        """Inside, tensors can be exchanged: over nccl on GPUs, over gloo on CPUs.
-
-        A GrSweepError of `from_main` or `together` and a JobError are of all processes alike.
-        What else ends one ends all: the others see it in their next exchange, at the latest after
-        `TIMEOUT`, and raise a JobError that says who was first.
-
-        Returns:
-            The device of this process.
-
-        Raises:
-            PlanError: CUDA where torch sees no GPU.
-            JobError: fewer GPUs on a node than processes; GPUs on some nodes alone; another process
-                failed.
-        """
-        import torch
-        import torch.distributed as dist
-
-        if self._store is None:
-            yield _device(device, self._place)
-            return
-        kind = self.from_main(lambda: _device(device, self._place).type)
-        is_cuda = kind == "cuda"
-
-        def take() -> torch.device:
-            own = _device(device, self._place)
-            if own.type != kind:
-                raise JobError(
-                    f"process {self.rank} of {self.world_size} would compute on {own.type}, the "
-                    f"main one on {kind}; use nodes that are alike, or train.device=cpu"
-                )
-            if is_cuda:
-                torch.cuda.set_device(own)
-            return own
-
-        # Before the group is made, in which all would wait for one that has no device.
-        chosen = self.together(take)
-        self._num_groups += 1
-        try:
-            dist.init_process_group(
-                "nccl" if is_cuda else "gloo",
-                # A job's own names: those of the job before are still in the store.
-                store=dist.PrefixStore(f"job/{self._num_groups}", self._store),  # type: ignore[attr-defined]
-                rank=self.rank,
-                world_size=self.world_size,
-                timeout=TIMEOUT,
-                device_id=chosen if is_cuda else None,
-            )
-            yield chosen
-            # The main process has more to write at the end than the others have patience.
-            self.from_main(lambda: None)
-            dist.barrier()
-        except Exception as error:
-            if isinstance(error, JobError) or error is self._last_of_all():
-                dist.destroy_process_group()
-                raise
-            self._failure = self._first_failure(error)
-            if not is_cuda and dist.is_initialized():
-                # The others, who wait for this one, see it leave. nccl would wait for them itself.
-                dist.destroy_process_group()
-            if not self._failure.startswith(self._name):
-                raise _failure_of(self._failure) from error
-            if _is_of_exchange(self._failure):
-                raise LostError(
-                    f"process {self.rank} of {self.world_size} lost another one: it was killed, "
-                    f"ran out of memory or hung for {TIMEOUT} ({_said(error)})"
-                ) from error
-            raise
-        dist.destroy_process_group()
-
-    @property
-    def _name(self) -> str:
-        return f"process {self.rank} of {self.world_size} failed"
-
-    def _first_failure(self, error: Exception) -> str:
-        """Which process failed first, as far as is known: this one, with this error, or another."""
-        own = f"{self._name} ({_said(error)})"
-        if self._store is None:
-            return own
-        try:
-            return self._store.compare_set(_FAILURE, "", own).decode()
-        except RuntimeError:
-            return own  # the store ended with the process that held it
-
-    def _check_whole(self) -> None:
-        """Raises JobError where a process failed before: nothing can be exchanged any more."""
-        if self._failure is not None:
-            raise JobError(f"not run: {self._failure} in an earlier job; type the command again")
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, by rank, in every process; they must pickle."""
+        return [value] if self._is_alone else self._exchange(value)
 
     def sum_(self, tensor: "Tensor") -> "Tensor":
-        """The tensor, in place, as the sum over all processes."""
+        """Sums a tensor over all processes, in place."""
         if self.are_several:
             import torch.distributed as dist
 
             dist.all_reduce(tensor)
         return tensor
 
-    def _leave(self) -> None:
-        """The main process may hold what the others still read: it goes last."""
-        assert self._store is not None
-        # Whoever is still there after a failure knows of it by now.
-        give_up = time.monotonic() + (_LEAVE_S if self._failure is None else _LEAVE_FAILED_S)
-        with contextlib.suppress(RuntimeError):
-            self._store.add("left", 0 if self.is_main else 1)
-            while self.is_main and self._store.add("left", 0) < self.world_size - 1:
-                if time.monotonic() > give_up:
-                    break
-                time.sleep(_POLL_S)
+    @contextlib.contextmanager
+    def joined(self, device: Device) -> "Iterator[torch.device]":
+        """Gives the device of this process, and turns the loss of another process into an error.
+
+        What `from_main` and `together` raise is raised in all processes, and the next job can run.
+        Any other error ends all of them: the others notice in their next exchange, and raise a
+        JobError that says which process failed first.
+
+        Raises:
+            PlanError: train.device=cuda where torch sees no GPU.
+            JobError: fewer GPUs on a node than processes; GPUs on some nodes only; another process
+                failed or was lost.
+        """
+        import torch
+
+        own = self.together(lambda: _device(device, self._place))
+        kinds = self.gather(own.type)
+        if len(set(kinds)) > 1:
+            raise JobError(
+                f"the processes would compute on different devices ({', '.join(kinds)}); use nodes "
+                "that are alike, or train.device=cpu"
+            )
+        if self.are_several and own.type == "cuda":
+            torch.cuda.set_device(own)
+        try:
+            yield own
+        except Exception as error:
+            is_shared = isinstance(error, GrSweepError) and error.is_shared
+            if not (self._is_alone or is_shared):
+                self._leave(error)
+            raise
+
+    @property
+    def _is_alone(self) -> bool:
+        return self._group is None and self._failure is None
+
+    def _attempt(self, work: Callable[[], Any]) -> tuple[Any, GrSweepError | None]:
+        try:
+            return work(), None
+        except GrSweepError as error:
+            if self._failure is not None:
+                raise  # an exchange within `work` failed: nobody is left to tell
+            return None, error
+
+    def _exchange(self, value: Any, *, from_all: bool = True) -> list[Any]:
+        """The values of all processes, or the one of rank 0."""
+        import torch.distributed as dist
+
+        if self._failure is not None:
+            raise JobError(f"not run, because {self._failure} in an earlier job")
+        values = [None] * self.world_size if from_all else [value]
+        try:
+            if from_all:
+                dist.all_gather_object(values, value, group=self._group)
+            else:
+                dist.broadcast_object_list(values, src=0, group=self._group)
+        except RuntimeError as error:
+            self._leave(error)
+            raise
+        return values
+
+    def _leave(self, error: Exception) -> None:
+        """Ends all exchange after an error of this process alone, which the others must learn of.
+
+        Raises:
+            JobError: the error only shows that another process is gone.
+        """
+        import torch
+        import torch.distributed as dist
+
+        if self._failure is not None:
+            return
+        name, is_lost = f"process {self.rank} of {self.world_size}", _is_of_exchange(error)
+        said = f"{name} failed ({_first_line(error)})"
+        reason = f"{name} lost another one, which was killed, ran out of memory or hung"
+        with contextlib.suppress(RuntimeError):  # rank 0, which holds the store, may be gone
+            if is_lost:
+                said = reason
+                if self._store.check([_FAILURE]):
+                    said = self._store.get(_FAILURE).decode()
+            else:
+                self._store.set(_FAILURE, said)
+        self._failure = said
+        # Whoever waits for this process now gets an error. (nccl would itself wait for them.)
+        group, self._group = self._group, None
+        dist.destroy_process_group(group if torch.cuda.is_available() else None)
+        if is_lost:
+            job_error = JobError(said)
+            job_error.is_resumable = said == reason
+            raise job_error from error
 
 
 @functools.cache
 def connect() -> Processes:
-    """This process among the others of its command; they meet once in its life.
+    """This process among the others of its command; they meet once, on the first call.
 
     Raises:
         JobError: the others cannot be found.
@@ -377,31 +292,40 @@ def connect() -> Processes:
     here = place()
     if here is None:
         return Processes()
+    import torch
     import torch.distributed as dist
 
     try:
-        store, _, _ = next(dist.rendezvous(here.url, timeout=START_TIMEOUT))  # type: ignore[attr-defined]
+        store, rank, world_size = next(dist.rendezvous(here.url, timeout=START_TIMEOUT))  # type: ignore[attr-defined]
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=dist.PrefixStore("gr-sweep", store),  # type: ignore[attr-defined]
+            rank=rank,
+            world_size=world_size,
+            timeout=TIMEOUT,
+        )
+        group = dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise JobError(f"process {here.rank} does not find the others: {reason}") from error
-    processes = Processes(here, store)
-    atexit.register(processes._leave)
-    return processes
+        raise JobError(
+            f"process {here.rank} cannot find the others: {_first_line(error)}"
+        ) from error
+    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+    return Processes(here, store, group)
 
 
 def shard(
     root: "nn.Module", layers: "Iterable[nn.Module]", device: "torch.device", *, bfloat16: bool
 ) -> None:
-    """Spreads parameters, gradients and optimizer state over all processes, in place (FSDP2).
+    """Shards parameters, gradients and optimizer state over all processes, in place (FSDP2).
 
-    Zhao et al. 2023 (arXiv 2304.11277), as `torch.distributed.fsdp.fully_shard` has it. A layer's
-    weights are gathered where it is computed and dropped after; in bfloat16 where that is the type
-    of the products, from float32 ones that the optimizer sees. Gradients are summed in float32: the
-    loss is divided by the tokens of all processes before.
+    Zhao et al. 2023 (arXiv 2304.11277), as `torch.distributed.fsdp.fully_shard` implements it. A
+    layer's weights are gathered where it is computed and freed afterwards; with bfloat16 products
+    they are gathered in bfloat16, and the optimizer keeps float32. Gradients are summed in float32:
+    the loss is already divided by the number of tokens on all processes.
 
     Args:
-        root: a module whose forward pass is all that a step computes.
-        layers: those within it whose weights are gathered together.
+        root: a module whose forward pass is everything that a step computes.
+        layers: modules within it whose weights are gathered together.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
@@ -428,50 +352,56 @@ def _device(device: Device, here: Place | None) -> "torch.device":
         return torch.device("cpu")
     if here is None:
         return torch.device("cuda")
-    # SLURM may show each task one GPU of its own, which is then the first.
+    # SLURM may show each task only its own GPU, which then has index 0.
     index = 0 if here.is_slurm and num_gpus == 1 else here.local_rank
     if index >= num_gpus:
         raise JobError(
             f"process {here.local_rank} of this node has no GPU: torch sees {num_gpus}; "
-            "start as many processes a node as it has GPUs, or use train.device=cpu"
+            "start as many processes per node as it has GPUs, or use train.device=cpu"
         )
     return torch.device("cuda", index)
 
 
-def _is_of_exchange(failure: str) -> bool:
-    """Whether it is one that meets whoever is left when another process goes."""
-    return "/gloo/" in failure or "(Dist" in failure  # torch.distributed.DistError and its children
+def _raise_in_all(error: GrSweepError | None) -> None:
+    if error is not None:
+        error.is_shared = True
+        raise error
 
 
-def _failure_of(failure: str) -> JobError:
-    return LostError(failure) if _is_of_exchange(failure) else JobError(failure)
+def _is_of_exchange(error: Exception) -> bool:
+    """Whether it is what the remaining processes get when one of them is gone."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
-def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+def _integer(env: Mapping[str, str], name: str, default: int | None = None) -> int:
     value = env.get(name, default)
     try:
         return int(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise JobError(f"{name}={value} in the environment is no whole number") from error
+        raise JobError(f"{name} in the environment: expected an integer, got {value}") from error
 
 
-def _meeting_point(env: Mapping[str, str]) -> tuple[str, int]:
-    """Host and port of a SLURM step's first process; MASTER_ADDR and MASTER_PORT say otherwise."""
+def _slurm_address(env: Mapping[str, str]) -> tuple[str, int]:
+    """Host and port of a SLURM step's first process; MASTER_ADDR and MASTER_PORT override them."""
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or socket.gethostname()
     is_one_node = env.get("SLURM_STEP_NUM_NODES", "1") == "1"
     host = env.get("MASTER_ADDR") or ("127.0.0.1" if is_one_node else first_host(nodes))
-    # Steps of one job may run side by side.
-    number = _number(env, "SLURM_JOB_ID", 0) + 7919 * _number(env, "SLURM_STEP_ID", 0)
-    port = _number(env, "MASTER_PORT") if env.get("MASTER_PORT") else _PORTS[number % len(_PORTS)]
+    # Steps of one job may run at the same time.
+    number = _integer(env, "SLURM_JOB_ID", 0) + 7919 * _integer(env, "SLURM_STEP_ID", 0)
+    port = _integer(env, "MASTER_PORT") if env.get("MASTER_PORT") else _PORTS[number % len(_PORTS)]
     return host, port
 
 
 def first_host(nodes: str) -> str:
-    """The first of SLURM's list of nodes: `gpu[03-05,9],cpu1` gives `gpu03`."""
+    """The first host of a SLURM node list: `gpu[03-05,9],cpu1` gives `gpu03`."""
     found = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
     assert found is not None  # every part may be empty
     return "".join(part or "" for part in found.groups())

@@ -1,192 +1,104 @@
-"""Where training ceased to be finite: the first such step, its rows, and the documents in them.
+"""Names the step and the documents whose loss or gradient is not finite."""
 
-What is needed for that stays on the device until a row is logged: nobody waits for it.
-"""
-
-# N = rows of the micro-batch, T = tokens a row predicts.
-
-import contextlib
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gr_sweep.data.batches import Batches, RowPart
-from gr_sweep.errors import JobError
+from gr_sweep.data.batches import Batches
 from gr_sweep.files import write_whole
-from gr_sweep.train.distributed import Processes
-
-if TYPE_CHECKING:
-    from gr_sweep.train.loop import StepResult
 
 BAD_BATCH = "bad_batch.json"
 
-_FINITE = 1 << 40
-"""Place in a row all of whose losses are finite."""
-_NAMED = 6
-"""Documents of a domain that the error line has room for."""
-_SHOWN = 100
-"""Characters of a document's text that are written down."""
+_MAX_NAMED = 6
+"""Documents of a domain that the error names."""
+_MAX_CHARACTERS = 100
+"""Length of a document's text in the file."""
 
 
-class NotFiniteError(JobError):
-    """A loss or a gradient that is not finite; in all processes the same."""
-
-    def __init__(self, message: str, batch: Mapping[str, Any]) -> None:
-        super().__init__(message)
-        self.batch = batch
-        """The step, and its rows that are not finite with their documents, in JSON values."""
+def bad_rows(losses_NT: Tensor) -> Tensor:
+    """Whether each row has a loss that is not finite: bool [N]."""
+    return ~losses_NT.isfinite().all(1)
 
 
-def first_not_finite(losses_NT: Tensor) -> Tensor:
-    """[N]: place of each row's first loss that is not finite; beyond any row where all are."""
-    places_T = torch.arange(losses_NT.shape[1], device=losses_NT.device)
-    return torch.where(losses_NT.isfinite(), _FINITE, places_T).amin(1)
-
-
-def not_finite(
-    steps: Sequence["StepResult"],
-    step: int,
-    batches: Batches,
-    processes: Processes,
-    rows: slice | None = None,
-) -> NotFiniteError:
-    """The error that says what was not finite first. Every process must call this.
+def describe_bad_batch(
+    batches: Batches, step: int, loss: float, grad_norms: Mapping[str, float], rows_MN: Tensor
+) -> tuple[str, dict[str, Any]]:
+    """What the error says of a step that is not finite, and what `dump_bad_batch` writes.
 
     Args:
-        steps: those since the last row that was finite, each with this process's part.
-        step: steps done with the last of them.
-        rows: of every micro-batch those that this process has; None for all.
+        step: number of the step, from 0.
+        loss: sum over the step.
+        grad_norms: by owner set, before clipping.
+        rows_MN: `bad_rows` of each micro-batch, of all processes.
     """
-    sums = torch.stack([torch.stack([*of.losses.values()]).double().sum() for of in steps])
-    losses = processes.sum_(sums).tolist()
-    norms: list[dict[str, float]] = [
-        {name: float(norm) for name, norm in of.grad_norms.items()} for of in steps
-    ]
-    at = next(
-        (
-            number
-            for number, loss in enumerate(losses)
-            if not all(map(math.isfinite, (loss, *norms[number].values())))
-        ),
-        len(steps) - 1,
-    )
-    number = step - len(steps) + at
-    bad_norms = [name for name, norm in norms[at].items() if not math.isfinite(norm)]
-    is_loss = not math.isfinite(losses[at])
-
-    # Places [micro-batches, rows] of all processes: each adds those of its own rows.
-    here_MN = torch.stack(steps[at].first_not_finite)
-    all_MN = here_MN.new_zeros(len(here_MN), batches.num_rows)
-    all_MN[:, rows or slice(None)] = here_MN
-    places = processes.sum_(all_MN).tolist()
-    found = [
-        _row(batches, number, micro, row, place if place < _FINITE else None)
-        for micro, of_micro in enumerate(places)
-        for row, place in enumerate(of_micro)
-        if place < _FINITE or not is_loss
-    ]
-
-    if is_loss:
-        what = f"loss is not finite in step {number + 1}"
-    else:
-        what = (
-            f"gradient norm of {', '.join(bad_norms)} is not finite in step {number + 1}, whose "
-            "loss is"
-        )
-    if is_loss and len(found) == batches.num_rows * batches.num_micro_batches:
-        where = "all of its rows, so that the weights are to blame and not the text"
-    else:
-        # All of a row's: what attention multiplies with 0 is not finite either, and so are then the
-        # losses before.
-        where = _named(part for row in found for part in row["documents"])
+    found = rows_MN.nonzero().tolist()
+    is_loss = bool(found)
+    if not is_loss:
+        found = torch.ones_like(rows_MN).nonzero().tolist()  # any row may have caused the gradient
+    rows = []
+    for micro, row in found:
+        label, parts = batches.row_parts(step, micro, row)
+        documents = [
+            {
+                "domain": part.domain,
+                "document": part.document,
+                "id": part.id,
+                "from_token": part.first,
+                "num_tokens": part.num_tokens,
+                "begins": part.begins.tolist(),
+            }
+            for part in parts
+        ]
+        rows.append({"micro_batch": micro, "row": row, "label": label, "documents": documents})
+    what = "loss" if is_loss else f"gradient norm of {', '.join(_not_finite(grad_norms))}"
+    where = _documents(document for row in rows for document in row["documents"])
+    if is_loss and len(found) == rows_MN.numel():
+        where = "in all rows, so the weights are the cause, not the text"
     batch = {
-        "step": number + 1,
-        "loss": repr(losses[at]),
-        "gradient_norms": {name: repr(norm) for name, norm in norms[at].items()},
-        "rows": found,
+        "step": step + 1,
+        "loss": repr(loss),
+        "gradient_norms": {name: repr(norm) for name, norm in grad_norms.items()},
+        "rows": rows,
     }
-    return NotFiniteError(
-        f"{what} ({where}); lower train.lr or train.max_norm, the newest checkpoint is from before",
-        batch,
-    )
+    return f"{what} is not finite in step {step + 1} ({where})", batch
 
 
-def _row(batches: Batches, step: int, micro: int, row: int, place: int | None) -> dict[str, Any]:
-    """A row and its documents; `place` is that of its first loss that is not finite."""
-    label, parts = batches.row_parts(step, micro, row)
-    return {
-        "micro_batch": micro,
-        "row": row,
-        "label": label,
-        # Of a token of the row: the loss at a place is that of the token after it.
-        "first_not_finite": None if place is None else place + 1,
-        "documents": [_document(part) for part in parts],
-    }
+def _not_finite(norms: Mapping[str, float]) -> list[str]:
+    return [name for name, norm in norms.items() if not abs(norm) < float("inf")]
 
 
-def _document(part: RowPart) -> dict[str, Any]:
-    return {
-        "domain": part.domain,
-        "document": part.document,
-        "id": part.id,
-        "from_token": part.first,
-        "num_tokens": part.num_tokens,
-        "place_in_row": part.start,
-        "begins": part.begins.tolist(),
-    }
-
-
-def _named(documents: Iterable[Mapping[str, Any]]) -> str:
+def _documents(documents: Iterable[Mapping[str, Any]]) -> str:
     """`code: documents 12, 77; biology: document 3`."""
-    by_domain: dict[str, dict[int, None]] = {}
+    by_domain: dict[str, set[int]] = {}
     for document in documents:
-        by_domain.setdefault(document["domain"], {})[document["document"]] = None
+        by_domain.setdefault(document["domain"], set()).add(document["document"])
     said = []
     for domain, numbers in by_domain.items():
-        shown = ", ".join(map(str, sorted(numbers)[:_NAMED]))
-        more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+        shown = ", ".join(map(str, sorted(numbers)[:_MAX_NAMED]))
+        more = f" and {len(numbers) - _MAX_NAMED} more" if len(numbers) > _MAX_NAMED else ""
         said.append(f"{domain}: document{'s' if len(numbers) > 1 else ''} {shown}{more}")
     return "; ".join(said)
 
 
-@contextlib.contextmanager
-def leaving_bad_batch(folder: Path, tokenizer_dir: Path, *, is_main: bool) -> Iterator[None]:
-    """Where the block ends because something was not finite, the main process writes the rows and
-    documents into `bad_batch.json` of the job's folder, with how their text begins."""
-    try:
-        yield
-    except NotFiniteError as error:
-        if is_main:
-            batch = _with_text(error.batch, tokenizer_dir)
-            # What the error says counts; on a full disk the file is what can be done without.
-            with contextlib.suppress(OSError):
-                write_whole(folder / BAD_BATCH, json.dumps(batch, indent=1) + "\n")
-        raise NotFiniteError(
-            f"{error}; {folder / BAD_BATCH} has rows and documents in full", error.batch
-        ) from error
+def dump_bad_batch(batch: Mapping[str, Any], folder: Path, tokenizer_dir: Path) -> Path:
+    """Writes `bad_batch.json` into a job's folder, with the beginning of each document as text.
 
-
-def _with_text(batch: Mapping[str, Any], tokenizer_dir: Path) -> dict[str, Any]:
-    """The same with text for token ids, where the tokenizer can be read."""
+    Raises:
+        OSError: the file cannot be written.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, trust_remote_code=False)
     except (OSError, ValueError):
-        return dict(batch)
-    rows = [
-        row
-        | {
-            "documents": [
-                document | {"begins": tokenizer.decode(document["begins"])[:_SHOWN]}
-                for document in row["documents"]
-            ]
-        }
-        for row in batch["rows"]
-    ]
-    return {**batch, "rows": rows}
+        tokenizer = None  # the token ids stay
+    for document in (document for row in batch["rows"] for document in row["documents"]):
+        if tokenizer is not None:
+            document["begins"] = tokenizer.decode(document["begins"])[:_MAX_CHARACTERS]
+    path = folder / BAD_BATCH
+    write_whole(path, json.dumps(batch, indent=1) + "\n")
+    return path

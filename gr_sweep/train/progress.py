@@ -1,9 +1,10 @@
-"""What a person sees of a running job: a live line on a terminal, plain lines in the log."""
+"""What a running job shows: a progress bar on a terminal, and a line in the log for each row."""
 
+import contextlib
 import logging
 import sys
 import time
-from types import TracebackType
+from collections.abc import Iterator, Mapping
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -26,48 +27,29 @@ class Progress:
             dynamic_ncols=True,
             leave=False,
         )
-        self._redirect = logging_redirect_tqdm()
 
-    def __enter__(self) -> "Progress":
-        if not self._bar.disable:
-            self._redirect.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self._bar.disable:
-            self._redirect.__exit__(kind, error, trace)
-        self._bar.close()
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside, log lines appear above the bar."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(self._bar))
+            if not self._bar.disable:
+                stack.enter_context(logging_redirect_tqdm())
+            yield
 
     def step(self) -> None:
-        """One more step is done."""
+        """Counts a finished step."""
         self._bar.update()
 
-    def show(
-        self, step: int, loss: float, by_domain: dict[str, float], tokens_per_second: float
+    def log(
+        self, step: int, loss: float, by_domain: Mapping[str, float], tokens_per_second: float
     ) -> None:
-        """A line of the log: losses in nats per token."""
+        """Logs a line; losses are in nats per token."""
         done = max(1, step - self._first_step)
         left_s = (time.perf_counter() - self._start) / done * (self._num_steps - step)
         losses = " ".join(f"{domain} {value:.3f}" for domain, value in by_domain.items())
         self._bar.set_postfix_str(f"loss {loss:.3f}")
         logger.info(
-            "step %d/%d  loss %.3f (%s)  %s tokens/s  %s left",
-            step,
-            self._num_steps,
-            loss,
-            losses,
-            f"{tokens_per_second:,.0f}",
-            duration(left_s),
+            f"step {step}/{self._num_steps}  loss {loss:.3f} ({losses})  "
+            f"{tokens_per_second:,.0f} tokens/s  {tqdm.format_interval(left_s)} left"
         )
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds as a person writes them: 1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -370,7 +370,9 @@ def test_an_environment_that_makes_no_sense_is_one_line(jobs, monkeypatch, capsy
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(app, "connect", connect.__wrapped__)
     assert app.main(["edges=weight"]) == 2 and not jobs.calls
-    assert capsys.readouterr().err == ("gr-sweep: RANK=one in the environment is no whole number\n")
+    assert capsys.readouterr().err == (
+        "gr-sweep: RANK in the environment: expected an integer, got one\n"
+    )
 
 
 def test_errors_are_said_by_the_main_process_alone(jobs, monkeypatch, capsys):

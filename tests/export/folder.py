@@ -10,7 +10,7 @@ from gr_sweep.export.run import Run, open_run
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.setup import save_model_files
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
-from gr_sweep.train.state import TrainState
+from gr_sweep.train.loop import TrainState
 from tests.model.tiny import tiny_model
 
 

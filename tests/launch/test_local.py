@@ -22,7 +22,7 @@ from gr_sweep.joblock import lock_job_dir
 from gr_sweep.launch import local
 from gr_sweep.launch.local import LocalParallelConfig, Spot, check_local, run_side_by_side
 from gr_sweep.launch.work import Work
-from gr_sweep.train.stop import StopSignals
+from gr_sweep.train.signals import StopSignals
 
 CONFIG = RunConfig(train=TrainConfig(device=Device.cpu))
 QUICK = LocalParallelConfig(check_memory=False)
@@ -201,7 +201,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from gr_sweep.launch.local import run_side_by_side
-from gr_sweep.train.stop import Stopped
+from gr_sweep.train.signals import Stopped
 from tests.launch.test_local import QUICK, works
 try:
     run_side_by_side(works(Path(sys.argv[1]), "", "", seconds=60.0), QUICK)

@@ -18,7 +18,7 @@ import pytest
 from gr_sweep.cli.app import main
 from gr_sweep.cli.launchers import SweepJob, outcome_of
 from gr_sweep.config import RunConfig
-from gr_sweep.errors import ConfigError, DataError, JobError, LostError
+from gr_sweep.errors import ConfigError, DataError, JobError
 from gr_sweep.jobdir import CHECKPOINTS, SUMMARY, Holder, Record, State, standing
 from gr_sweep.joblock import lock_job_dir
 from gr_sweep.launch import slurm
@@ -34,7 +34,7 @@ from gr_sweep.launch.slurm import (
     sbatch_parameters,
 )
 from gr_sweep.launch.work import Work
-from gr_sweep.train.stop import Stopped
+from gr_sweep.train.signals import Stopped
 from tests.launch.cluster import Cluster
 
 pytest.importorskip("submitit")
@@ -320,7 +320,8 @@ def test_a_lost_job_that_may_not_be_restarted_fails_at_once(cluster, sweep, laun
 
 def test_a_job_that_lost_a_worker_is_lost_and_not_failed(cluster, sweep, launch, capsys):
     [work] = works_of(sweep, "a")
-    lost = LostError("process 0 of 2 lost another one")
+    lost = JobError("process 0 of 2 lost another one")
+    lost.is_resumable = True
     launch(
         [work],
         all_of(lambda: fail(work, lost), lambda: cluster.end("11", "FAILED")),
@@ -336,7 +337,8 @@ def test_a_job_that_lost_a_worker_is_lost_and_not_failed(cluster, sweep, launch,
 
 def test_a_begun_job_that_slurm_has_forgotten_is_submitted_again(cluster, sweep, launch):
     [work] = works_of(sweep, "a")
-    stop = LostError("lost")
+    stop = JobError("lost")
+    stop.is_resumable = True
     launch(
         [work],
         all_of(lambda: fail(work, stop), lambda: cluster.end("11")),

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import math
 import os
 import signal
@@ -21,12 +22,12 @@ from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.tracking.jsonl import JsonlTracker, read_rows
-from gr_sweep.train import loop
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
-from gr_sweep.train.finite import NotFiniteError, first_not_finite
-from gr_sweep.train.loop import precision_context, start, train, train_step
+from gr_sweep.train.finite import dump_bad_batch
+from gr_sweep.train.loop import Trainer, start
 from gr_sweep.train.optim import make_optimizer
-from gr_sweep.train.stop import Stopped, StopSignals
+from gr_sweep.train.signals import Stopped, StopSignals
+from gr_sweep.train.step import precision_context, train_step
 
 DOMAINS = ("code", "biology")
 SHAPE = Size(16, 24, 2, 2, 2)
@@ -104,27 +105,46 @@ def run(
     routed = routed or make_routed()
     config = TrainConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 2} | settings))
     rows = Rows() if tracker is None else tracker
-    checkpoints = Checkpoints(folder, keep=2, fingerprint="x")
+    checkpoints = Checkpoints(folder / "checkpoints", keep=2, fingerprint="x")
     training = start(routed.model, config, checkpoints=checkpoints, tracker=rows, plan=routed.plan)
-    train(
-        training,
-        routed,
-        TokenLosses(routed),
-        batches or FixedBatches(),
-        config,
+    Trainer(
+        training=training,
+        routed=routed,
+        token_losses=TokenLosses(routed),
+        batches=batches or FixedBatches(),
+        config=config,
         seed=0,
         eval_every=3,
         evaluate=evaluate,
         tracker=rows,
         checkpoints=checkpoints,
         device=CPU,
-        signals=signals,
-    )
+        signals=signals or StopSignals(),
+        dump_bad_batch=functools.partial(
+            dump_bad_batch, folder=folder, tokenizer_dir=folder / "none"
+        ),
+    ).run()
     return routed, training.state, rows
 
 
-def weights(routed: RoutedModel) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in routed.model.state_dict().items()}
+def saved(folder) -> list[str]:
+    """Names of the checkpoints."""
+    return sorted(path.name for path in folder.glob("checkpoints/*"))
+
+
+def assert_same_weights(one: RoutedModel, other: RoutedModel) -> None:
+    expected = other.model.state_dict()
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+class DiesInStep5(FixedBatches):
+    """Stands for a process that is killed in its sixth step."""
+
+    def step(self, step):
+        if step == 5:
+            raise Killed
+        return super().step(step)
 
 
 def test_rows_tell_loss_by_domain_norm_by_owner_set_rate_tokens_and_time(tmp_path):
@@ -156,25 +176,32 @@ def test_the_loss_falls_on_rows_that_repeat(tmp_path):
 @pytest.mark.parametrize("edges", ["none", "weight", "act", "both"])
 def test_killed_job_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, edges):
     whole, _, whole_rows = run(tmp_path / "whole", routed=make_routed(edges))
-
-    class DiesInStep5(FixedBatches):
-        def step(self, step):
-            if step == 5:
-                raise Killed
-            return super().step(step)
-
     with pytest.raises(Killed):
         run(tmp_path / "killed", routed=make_routed(edges), batches=DiesInStep5())
     resumed, state, rows = run(tmp_path / "killed", routed=make_routed(edges))
     assert state.step == 6 and state.tokens == 6 * 8 * 6
-    assert [step for step, _ in rows] == [6, 6], "goes on from the checkpoint of step 4"
+    assert [step for step, _ in rows] == [6, 6], "resumed from the checkpoint of step 4"
     assert rows[0][1]["train/loss"] == whole_rows[-2][1]["train/loss"]
-    for name, value in weights(whole).items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert_same_weights(whole, resumed)
+
+
+def test_a_resumed_run_logs_the_rows_of_an_uninterrupted_one(tmp_path):
+    """A checkpoint between two rows has a row of its own."""
+    often = {"log_every": 4, "checkpoint_every": 3, "steps": 8}
+    _, _, whole = run(tmp_path / "whole", **often)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", batches=DiesInStep5(), **often)
+    _, _, resumed = run(tmp_path / "killed", **often)
+
+    def losses(rows):
+        return {step: row["train/loss"] for step, row in rows if "train/loss" in row}
+
+    assert list(losses(whole)) == [3, 4, 6, 8]
+    assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
 
 
 def send_in_step(routed: RoutedModel, step: int, *numbers: int) -> None:
-    """This process gets the signals while it computes the gradients of that step of the run."""
+    """Sends signals to this process while it computes the gradients of that step."""
     clip, calls = routed.clip_grad_norm_, itertools.count(1)
 
     def clip_and_send(max_norm):
@@ -187,8 +214,8 @@ def send_in_step(routed: RoutedModel, step: int, *numbers: int) -> None:
 
 
 def reader(routed: RoutedModel, *numbers: int, at: int = 0):
-    """An evaluation whose metric is a loss of the model as it stands, and which gets the signals
-    when it is called for that time."""
+    """An evaluation whose metric is a loss of the current model; its call number `at` sends the
+    signals."""
     (rows,) = FixedBatches().step(1000)
     calls = itertools.count(1)
 
@@ -207,42 +234,33 @@ def reader(routed: RoutedModel, *numbers: int, at: int = 0):
     ("number", "step"),
     [(signal.SIGTERM, 1), (signal.SIGUSR2, 3), (signal.SIGINT, 5), (signal.SIGTERM, 6)],
 )
-def test_a_signal_ends_the_step_and_the_run_that_goes_on_ends_like_one_never_stopped(
+def test_a_signal_ends_the_step_and_the_resumed_run_ends_like_one_never_stopped(
     tmp_path, number, step
 ):
-    """A step without a row of its own, one with an evaluation, and the last one."""
-    whole = make_routed()
-    run(
-        tmp_path / "whole",
-        routed=whole,
-        evaluate=reader(whole),
-        tracker=JsonlTracker(tmp_path / "whole.jsonl"),
-    )
-    stopped, signals = make_routed(), StopSignals()
+    """In a step without a row of its own, one with an evaluation, and the last one."""
+
+    def tracked(name, **options):
+        routed = make_routed()
+        tracker = JsonlTracker(tmp_path / f"{name}.jsonl")
+        return routed, dict(
+            routed=routed, evaluate=reader(routed), tracker=tracker, **options
+        )  # fmt: skip
+
+    whole, options = tracked("whole")
+    run(tmp_path / "whole", **options)
+    signals = StopSignals()
+    stopped, options = tracked("stopped", signals=signals)
     send_in_step(stopped, step, number)
     with pytest.raises(Stopped) as error, signals.listening():
-        run(
-            tmp_path / "stopped",
-            routed=stopped,
-            evaluate=reader(stopped),
-            tracker=JsonlTracker(tmp_path / "stopped.jsonl"),
-            signals=signals,
-        )
+        run(tmp_path / "stopped", **options)
     assert error.value.signum == number
-    newest = max(path.name for path in (tmp_path / "stopped").iterdir())
-    assert newest == f"step_{step:08d}"
+    assert saved(tmp_path / "stopped")[-1] == f"step_{step:08d}"
     assert [row["step"] for row in read_rows(tmp_path / "stopped.jsonl")][-1] == step
 
-    resumed = make_routed()
-    _, state, _ = run(
-        tmp_path / "stopped",
-        routed=resumed,
-        evaluate=reader(resumed),
-        tracker=JsonlTracker(tmp_path / "stopped.jsonl"),
-    )
+    resumed, options = tracked("stopped")
+    _, state, _ = run(tmp_path / "stopped", **options)
     assert state.step == 6 and state.tokens == 6 * 8 * 6
-    for name, value in weights(whole).items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert_same_weights(whole, resumed)
     rows, expected = (read_rows(tmp_path / f"{name}.jsonl") for name in ("stopped", "whole"))
     assert [row for row in rows if "eval/loss/code" in row] == [
         row for row in expected if "eval/loss/code" in row
@@ -252,7 +270,7 @@ def test_a_signal_ends_the_step_and_the_run_that_goes_on_ends_like_one_never_sto
 
 
 @pytest.mark.parametrize(
-    ("at", "rows", "saved"),
+    ("at", "rows", "checkpoints"),
     [
         (1, [], []),
         # Within training the evaluation is finished, and the step after it.
@@ -261,14 +279,14 @@ def test_a_signal_ends_the_step_and_the_run_that_goes_on_ends_like_one_never_sto
     ],
 )
 def test_a_signal_in_the_first_evaluation_ends_the_run_at_once_and_later_when_it_is_saved(
-    tmp_path, at, rows, saved
+    tmp_path, at, rows, checkpoints
 ):
     routed, signals, tracker = make_routed(), StopSignals(), Rows()
     evaluate = reader(routed, signal.SIGTERM, at=at)
     with pytest.raises(Stopped), signals.listening():
         run(tmp_path, routed=routed, evaluate=evaluate, tracker=tracker, signals=signals)
     assert [step for step, _ in tracker] == rows
-    assert sorted(path.name for path in tmp_path.iterdir()) == saved
+    assert saved(tmp_path) == checkpoints
 
 
 def test_a_second_ctrl_c_leaves_without_saving(tmp_path):
@@ -276,15 +294,14 @@ def test_a_second_ctrl_c_leaves_without_saving(tmp_path):
     send_in_step(routed, 3, signal.SIGINT, signal.SIGINT)
     with pytest.raises(Stopped), signals.listening():
         run(tmp_path, routed=routed, signals=signals)
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
+    assert saved(tmp_path) == ["step_00000002"]
 
 
 def test_a_finished_run_that_is_started_again_trains_nothing(tmp_path):
     first, _, _ = run(tmp_path)
     again, state, rows = run(tmp_path)
     assert state.step == 6 and not rows
-    for name, value in weights(first).items():
-        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert_same_weights(first, again)
 
 
 def test_micro_batches_add_up_to_the_whole_batch(tmp_path):
@@ -306,7 +323,7 @@ def test_micro_batches_add_up_to_the_whole_batch(tmp_path):
             return [np.concatenate(part) for part in parts]
 
         batches.step = same_rows
-        return weights(run(folder, routed=routed, batches=batches)[0])
+        return run(folder, routed=routed, batches=batches)[0].model.state_dict()
 
     whole, parts = trained(tmp_path / "1", 1), trained(tmp_path / "2", 2)
     for name, value in whole.items():
@@ -330,30 +347,13 @@ def test_rows_left_out_leave_the_denominator_alone(tmp_path):
     torch.testing.assert_close(seen[0], fresh.model.lm_head.weight.grad)
 
 
-def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_written(tmp_path):
+def test_weights_that_are_not_finite_end_the_run_in_its_first_step(tmp_path):
     routed = make_routed()
     with torch.no_grad():
         routed.model.lm_head.weight.fill_(math.nan)
-    with pytest.raises(JobError, match=r"loss is not finite in step 1 \(all of its rows, so that"):
+    with pytest.raises(JobError, match=r"loss is not finite in step 1 \(in all rows"):
         run(tmp_path, routed=routed)
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_is_not_finite_is_never_saved_though_no_row_is_due(tmp_path):
-    """Rows every 4 steps, checkpoints every 3: the bad step 3 lies between rows."""
-    routed = make_routed()
-    clip, calls = routed.clip_grad_norm_, []
-
-    def clip_bad_gradients(max_norm):
-        calls.append(max_norm)
-        if len(calls) == 3:
-            routed.model.lm_head.weight.grad.fill_(math.nan)
-        return clip(max_norm)
-
-    routed.clip_grad_norm_ = clip_bad_gradients
-    with pytest.raises(JobError, match=r"gradient norm of .*core.* is not finite in step 3, whose"):
-        run(tmp_path, routed=routed, log_every=4, checkpoint_every=3)
-    assert not list(tmp_path.iterdir())
+    assert not saved(tmp_path)
 
 
 class Poisoned(FixedBatches):
@@ -367,7 +367,7 @@ class Poisoned(FixedBatches):
 
 
 def poison(routed: RoutedModel) -> None:
-    """Token 12 makes what the model computes no number."""
+    """Token 12 makes what the model computes NaN."""
 
     def hook(module, inputs, output):
         return torch.where((inputs[0] == 12)[..., None], math.nan, output)
@@ -375,11 +375,13 @@ def poison(routed: RoutedModel) -> None:
     routed.model.get_input_embeddings().register_forward_hook(hook)
 
 
-def test_the_first_step_and_the_document_that_were_not_finite_are_named(tmp_path):
-    """Two steps before the row that finds it out; all rows are bad by then."""
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_documents(tmp_path):
+    """In a step without a row or a checkpoint."""
     routed = make_routed()
     poison(routed)
-    with pytest.raises(NotFiniteError) as caught:
+    with pytest.raises(
+        JobError, match=r"^loss is not finite in step 4 \(biology: documents 320, 321"
+    ):
         run(
             tmp_path,
             routed=routed,
@@ -387,78 +389,33 @@ def test_the_first_step_and_the_document_that_were_not_finite_are_named(tmp_path
             log_every=6,
             checkpoint_every=3,
         )
-    # Documents are numbered by step, row and place in the row.
-    assert str(caught.value).startswith(
-        "loss is not finite in step 4 (biology: documents 320, 321); lower train.lr or"
-    )
-    batch = caught.value.batch
+    batch = json.loads((tmp_path / "bad_batch.json").read_text())
     assert batch["step"] == 4 and batch["loss"] == "nan"
     [row] = batch["rows"]
     assert (row["micro_batch"], row["row"], row["label"]) == (1, 2, "biology")
-    assert [(d["document"], d["place_in_row"]) for d in row["documents"]] == [(320, 0), (321, 4)]
-
-
-def test_the_first_loss_of_a_row_that_is_not_finite_is_found():
-    losses_NT = torch.ones(4, 5)
-    losses_NT[1, 3:] = math.nan
-    losses_NT[2, 0] = math.inf
-    losses_NT[3, 4] = -math.inf
-    first, *others = first_not_finite(losses_NT).tolist()
-    assert first >= 5 and others == [3, 0, 4]
-
-
-def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept_and_finite(tmp_path):
-    routed = make_routed()
-    poison(routed)
-    batches = Poisoned(num_micro_batches=2)
-    with pytest.raises(JobError):
-        run(tmp_path, routed=routed, batches=batches, log_every=6, checkpoint_every=3)
-    assert any(not value.isfinite().all() for value in weights(routed).values())
+    # Numbered by step, row and place in the row.
+    assert [document["document"] for document in row["documents"]] == [320, 321]
+    # The weights are those of step 3, which was saved.
     fresh = make_routed()
     optimizer = make_optimizer(fresh.model, TrainConfig())
-    tensors = tensors_of(fresh.model, optimizer)
-    about = Checkpoints(tmp_path, keep=2, fingerprint="x").load_newest(lambda: tensors)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, fingerprint="x")
+    about = checkpoints.load_newest(lambda: tensors_of(fresh.model, optimizer))
     assert about is not None and about["state"]["step"] == 3
-    assert all(tensor.isfinite().all() for tensor in tensors.values())
-    # Without that text the run goes on from there.
-    _, state, _ = run(tmp_path, routed=fresh, batches=FixedBatches(num_micro_batches=2))
-    assert state.step == 6
+    assert_same_weights(routed, fresh)
+    assert all(value.isfinite().all() for value in fresh.model.state_dict().values())
 
 
-def test_where_the_gradient_alone_is_not_finite_all_documents_of_the_step_are_named(tmp_path):
+def test_where_only_the_gradient_is_not_finite_all_documents_of_the_step_are_named(tmp_path):
     routed = make_routed()
     routed.model.lm_head.weight.register_hook(lambda grad: grad * math.inf)
-    with pytest.raises(NotFiniteError) as caught:
+    with pytest.raises(JobError) as caught:
         run(tmp_path, routed=routed)
-    said = str(caught.value)
-    assert (
-        "is not finite in step 1, whose loss is (code: documents 0, 1, 10, 11, 20, 21 and 2 "
-        in (said)
+    assert str(caught.value).startswith("gradient norm of core")
+    assert "is not finite in step 1 (code: documents 0, 1, 10, 11, 20, 21 and 2 " in str(
+        caught.value
     )
-    assert math.isfinite(float(caught.value.batch["loss"]))
-    assert len(caught.value.batch["rows"]) == 8
-
-
-def test_a_resumed_run_logs_the_rows_of_an_uninterrupted_one(tmp_path):
-    """A checkpoint between two rows has a row of its own."""
-
-    class DiesInStep5(FixedBatches):
-        def step(self, step):
-            if step == 5:
-                raise Killed
-            return super().step(step)
-
-    often = {"log_every": 4, "checkpoint_every": 3, "steps": 8}
-    _, _, whole = run(tmp_path / "whole", **often)
-    with pytest.raises(Killed):
-        run(tmp_path / "killed", batches=DiesInStep5(), **often)
-    _, _, resumed = run(tmp_path / "killed", **often)
-
-    def losses(rows):
-        return {step: row["train/loss"] for step, row in rows if "train/loss" in row}
-
-    assert list(losses(whole)) == [3, 4, 6, 8]
-    assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
+    batch = json.loads((tmp_path / "bad_batch.json").read_text())
+    assert math.isfinite(float(batch["loss"])) and len(batch["rows"]) == 8
 
 
 def test_dropout_of_a_model_follows_from_the_step(tmp_path):
@@ -469,12 +426,6 @@ def test_dropout_of_a_model_follows_from_the_step(tmp_path):
             layer.self_attn.attention_dropout = 0.5
         return routed
 
-    class DiesInStep5(FixedBatches):
-        def step(self, step):
-            if step == 5:
-                raise Killed
-            return super().step(step)
-
     whole, _, _ = run(tmp_path / "whole", routed=with_dropout())
     plain, _, _ = run(tmp_path / "plain")
     assert not torch.equal(whole.model.lm_head.weight, plain.model.lm_head.weight)
@@ -482,11 +433,10 @@ def test_dropout_of_a_model_follows_from_the_step(tmp_path):
         run(tmp_path / "killed", routed=with_dropout(), batches=DiesInStep5())
     torch.rand(3)  # what else draws in between does not matter
     resumed, _, _ = run(tmp_path / "killed", routed=with_dropout())
-    for name, value in weights(whole).items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert_same_weights(whole, resumed)
 
 
-def test_bfloat16_is_a_context_of_the_forward_pass_alone():
+def test_bfloat16_is_a_context_of_the_forward_pass_only():
     routed = make_routed()
     tokens = torch.from_numpy(FixedBatches().step(0)[0])
     with routed.batch({"code": 4, "biology": 4}):
@@ -501,7 +451,7 @@ def test_bfloat16_is_a_context_of_the_forward_pass_alone():
 
 
 class NoWait(TorchDispatchMode):
-    """Refuses what makes the host wait for the device: a value, or a shape that hangs on values."""
+    """Refuses what makes the host wait for the device: a value, or a shape that depends on one."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func not in (
@@ -513,7 +463,7 @@ class NoWait(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", ["none", "peers", "forget"])
-def test_a_step_waits_for_nothing(kind):
+def test_a_step_does_not_wait_for_the_device_but_for_its_check(kind):
     routed = make_routed("both", kind, forget=["biology"])
     batches = FixedBatches(num_micro_batches=2)
     step = functools.partial(
@@ -526,7 +476,7 @@ def test_a_step_waits_for_nothing(kind):
         config=TrainConfig(),
     )
     rows = [torch.from_numpy(part) for part in batches.step(0)]
-    step(micro_batches=rows)  # what is worked out once, for the first step, may wait
+    step(micro_batches=rows)  # what is computed once, in the first step, may wait
     with NoWait():
         result = step(micro_batches=rows)
     assert result.tokens == {"code": 24, "biology": 24}
@@ -555,7 +505,7 @@ def test_the_next_rows_are_read_while_a_step_computes(tmp_path):
     run(tmp_path, routed=routed, batches=Watched())
     assert [step for step, _ in asked] == list(range(6))
     assert not any(name == threading.current_thread().name for _, name in asked)
-    assert not [thread for thread in threading.enumerate() if "read-ahead" in thread.name]
+    assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
 
 
 def test_rows_that_cannot_be_read_stop_the_step_that_needs_them(tmp_path):
@@ -566,44 +516,10 @@ def test_rows_that_cannot_be_read_stop_the_step_that_needs_them(tmp_path):
             return super().step(step)
 
     rows = Rows()
-    routed = make_routed()
-    config = TrainConfig(steps=6, log_every=1, checkpoint_every=None)
-    checkpoints = Checkpoints(tmp_path, keep=1, fingerprint="x")
-    training = start(routed.model, config, checkpoints=checkpoints, tracker=rows)
     with pytest.raises(DataError, match="the file is gone"):
-        train(
-            training,
-            routed,
-            TokenLosses(routed),
-            EndsAtStep3(),
-            config,
-            seed=0,
-            eval_every=10,
-            evaluate=lambda is_last: {},
-            tracker=rows,
-            checkpoints=checkpoints,
-            device=CPU,
-        )
-    assert [step for step, _ in rows] == [0, 1, 2, 3]
-    assert not [thread for thread in threading.enumerate() if "read-ahead" in thread.name]
-
-
-def test_the_host_has_waited_for_training_when_an_evaluation_begins(tmp_path, monkeypatch):
-    """On a GPU what is still to be computed would count as evaluation. No row is due by itself."""
-    last = []
-    plain_row = loop._row
-
-    def row(steps):
-        last.append("read")
-        return plain_row(steps)
-
-    def evaluate(is_last):
-        last.append("evaluated")
-        return {"eval/loss/code": 1.0}
-
-    monkeypatch.setattr(loop, "_row", row)
-    run(tmp_path, evaluate=evaluate, log_every=100, checkpoint_every=None)
-    assert last == ["evaluated", "read", "evaluated", "read", "evaluated"]
+        run(tmp_path, batches=EndsAtStep3(), tracker=rows, log_every=1, checkpoint_every=None)
+    assert [step for step, _ in rows] == [0, 1, 2, 3, 3]
+    assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
 
 
 def test_evaluation_is_told_the_end_and_its_time_is_not_trainings(tmp_path):
@@ -618,7 +534,6 @@ def test_evaluation_is_told_the_end_and_its_time_is_not_trainings(tmp_path):
     assert told == [False, False, True], "before the first step, after 3, and after 6"
     assert 0.15 <= state.eval_s <= state.elapsed_s - state.train_s + 1e-6
     _, resumed, _ = run(tmp_path, evaluate=evaluate)
-    # What the last checkpoint was saved with: its own evaluation is within.
     assert len(told) == 3 and resumed.eval_s == state.eval_s
 
 
@@ -635,8 +550,7 @@ def test_activation_checkpointing_changes_no_bit(tmp_path):
     calls.clear()
     saving, _, _ = run(tmp_path / "saving", routed=watched(), activation_checkpointing=True)
     assert len(calls) == 2 * num_calls == 12, "computed again in the backward pass"
-    for name, value in weights(plain).items():
-        assert torch.equal(value, saving.model.state_dict()[name]), name
+    assert_same_weights(plain, saving)
 
 
 def evaluating(routed):
@@ -656,7 +570,7 @@ def test_training_compiles_to_one_graph_and_evaluation_is_no_part_of_it(
     tmp_path, monkeypatch, checkpointing
 ):
     settings = {"activation_checkpointing": checkpointing}
-    plain, _, _ = run(tmp_path / "plain", **settings)
+    plain, _, _ = run(tmp_path / "plain", steps=3, **settings)
     compiled = make_routed()
     monkeypatch.setattr(
         torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
@@ -665,9 +579,9 @@ def test_training_compiles_to_one_graph_and_evaluation_is_no_part_of_it(
     counters = torch._dynamo.utils.counters
     counters.clear()
     settings |= {"compile": True, "evaluate": evaluating(compiled)}
-    run(tmp_path / "compiled", routed=compiled, **settings)
+    run(tmp_path / "compiled", routed=compiled, steps=3, **settings)
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
-    for name, value in weights(plain).items():
+    for name, value in plain.model.state_dict().items():
         # The same operations one by one; only what is computed again may be put otherwise.
         torch.testing.assert_close(compiled.model.state_dict()[name], value, msg=name)
     assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
@@ -686,10 +600,10 @@ def test_a_run_compiled_for_the_cpu_trains_as_an_eager_one_does(tmp_path):
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
 
 
-def test_the_jobs_of_one_process_are_compiled_each_however_many_there_are(tmp_path, monkeypatch):
+def test_every_job_of_a_process_is_compiled(tmp_path, monkeypatch):
     compiled = functools.partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", compiled)
-    # By itself Dynamo would go on uncompiled, after eight.
+    # Dynamo stops compiling after eight graphs of a function, here after one.
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
-        for edges in ("both", "act", "weight"):
-            run(tmp_path / edges, routed=make_routed(edges), compile=True)
+        for edges in ("both", "act"):
+            run(tmp_path / edges, routed=make_routed(edges), compile=True, steps=1)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from gr_sweep.train.stop import SIGNALS, Stopped, StopSignals
+from gr_sweep.train.signals import SIGNALS, Stopped, StopSignals
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,132 @@
+"""Signals that ask a run to stop: a training run finishes its step and saves a checkpoint first.
+
+SLURM sends SIGTERM and SIGUSR2 before it takes a node away; Ctrl-C is SIGINT. Standard library
+only.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+class Stopped(BaseException):
+    """The run was told to stop, and everything it needs to resume is on disk.
+
+    Not an Exception, so that no handler takes it for a failure.
+    """
+
+    def __init__(self, signum: int, hand_on: Callable[[], None] | None = None) -> None:
+        super().__init__()
+        self.signum: int = signum
+        self.hand_on = hand_on or (lambda: None)
+        """Calls the handler that was replaced: that of submitit starts the job again."""
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}"
+
+
+class StopSignals:
+    """Whether a signal has asked this process to stop."""
+
+    def __init__(self) -> None:
+        self._stop: Stopped | None = None
+        self._is_raised = False
+        self._is_deferred = False
+        self._is_quiet = False
+        self._replaced: dict[int, Any] = {}
+
+    @property
+    def are_there(self) -> bool:
+        """Whether a signal has come."""
+        return self._stop is not None
+
+    def obey(self) -> None:
+        """Ends the run; with SIGTERM if only another process has received a signal.
+
+        Raises:
+            Stopped: always.
+        """
+        self._is_raised = True
+        self._stop = self._stop or Stopped(signal.SIGTERM)
+        raise self._stop
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, a signal stops the run. Does nothing in a thread other than the main one.
+
+        Raises:
+            Stopped: a signal came; when the block ends at the latest, and instead of an Exception
+                that the block ends with, so that the next job of a sweep does not start.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._stop, self._is_raised = None, False
+        found = {number: signal.getsignal(number) for number in SIGNALS}
+        # Ignored signals stay ignored (Ctrl-C, for a script in the background). A handler that was
+        # not set from Python is None and could not be put back.
+        self._replaced = {
+            number: handler
+            for number, handler in found.items()
+            if handler is not None and handler is not signal.SIG_IGN
+        }
+        try:
+            for number in self._replaced:
+                signal.signal(number, self._handle)
+            yield
+        except Exception as error:
+            if self._stop is not None:
+                raise self._stop from error
+            raise
+        finally:
+            for number, handler in self._replaced.items():
+                signal.signal(number, handler)
+        if self._stop is not None:
+            raise self._stop  # Python drops what a handler raises within a destructor
+
+    @contextlib.contextmanager
+    def deferred(self, *, is_quiet: bool = False) -> Iterator[None]:
+        """Inside, a signal waits until `obey` is called; a second Ctrl-C does not.
+
+        Args:
+            is_quiet: whether the caller itself reports the signal.
+
+        Raises:
+            Stopped: at the end of the block, if a signal came and `obey` was not called.
+        """
+        self._is_deferred, self._is_quiet = True, is_quiet
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+        if self._stop is not None and not self._is_raised:
+            self.obey()
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        replaced = self._replaced.get(signum)
+
+        def hand_on() -> None:
+            if callable(replaced) and replaced is not signal.default_int_handler:
+                replaced(signum, frame)
+
+        is_first = self._stop is None
+        if is_first:
+            self._stop = Stopped(signum, hand_on)
+        elif signum == signal.SIGUSR2:
+            # SLURM sends SIGTERM first, then the signal that submitit waits for.
+            self._stop.signum, self._stop.hand_on = signum, hand_on  # type: ignore[union-attr]
+            return
+        if is_first and self._is_deferred:
+            if signum == signal.SIGINT and not self._is_quiet:
+                # Logging may be in the middle of a line.
+                os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")
+            return
+        if signum == signal.SIGINT or (is_first and not self._is_raised):
+            self._is_raised = True
+            raise self._stop  # type: ignore[misc]

@@ -1,0 +1,133 @@
+"""One training step: forward and backward passes, clipping, check, update.
+
+N sequences of the micro-batch (sorted by row group), T positions, S = T + 1.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from gr_sweep.config import Precision, TrainConfig
+from gr_sweep.model.families import decoder_layers, family_of
+from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.route import RoutedModel
+from gr_sweep.routing.rows import within
+from gr_sweep.train.finite import bad_rows
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Tokens [N, S] to the sum of their losses and the losses [N, T], as `TokenLosses`."""
+
+
+def precision_context(
+    device: torch.device, precision: Precision
+) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bfloat16 where asked for, and by default on CUDA; float32 otherwise."""
+    if is_bfloat16(device, precision):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def is_bfloat16(device: torch.device, precision: Precision) -> bool:
+    """Whether matrix products are computed in bfloat16 on the device."""
+    return precision is Precision.bfloat16 or (
+        precision is Precision.auto and device.type == "cuda"
+    )
+
+
+def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
+    """The forward pass of training steps, compiled and with activation checkpointing as configured.
+
+    Evaluation calls `token_losses` directly: each set of blocks it switches off would be compiled.
+    """
+    if config.activation_checkpointing:
+        # Each decoder layer keeps only its input and is recomputed in the backward pass (Chen et
+        # al. 2016, arXiv 1604.06174). Not reentrant: works with module hooks and when compiled.
+        model: Any = token_losses.model
+        enable = getattr(model, "activation_checkpointing_enable", None)  # its newer name
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    if not config.compile:
+        return token_losses
+    # Graphs of an earlier job in this process are of no use, and count towards the eight after
+    # which Dynamo stops compiling.
+    torch.compiler.reset()
+    if isinstance(token_losses, FSDPModule):
+        # Weights are gathered between layers, which a graph cannot contain: one graph per layer.
+        layers = decoder_layers(token_losses.model, family_of(token_losses.model.config))
+        # Layers that the plan splits in the same way share a graph.
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * len(layers))
+        for layer in layers:
+            layer.compile(dynamic=False)
+        return token_losses
+    compiled: Forward = torch.compile(token_losses, dynamic=False)
+    return compiled
+
+
+@dataclass(slots=True)
+class StepResult:
+    """Losses and norms of one or several steps, on the device: the host has not waited for them."""
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """Sum in nats over the tokens of each label."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    grad_norms: dict[str, Tensor] = field(default_factory=dict)
+    """Of the last step, before clipping, by owner set."""
+    bad_rows: list[Tensor] = field(default_factory=list)
+    """Of the last step: for each micro-batch, which rows have a loss that is not finite, [N]."""
+
+    def add(self, other: "StepResult") -> None:
+        """Adds losses and tokens."""
+        for label, loss in other.losses.items():
+            self.losses[label] = self.losses[label] + loss if label in self.losses else loss
+            self.tokens[label] = self.tokens.get(label, 0) + other.tokens[label]
+
+
+def train_step(
+    routed: RoutedModel,
+    forward: Forward,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Iterable[Tensor],
+    counts: Mapping[str, int],
+    *,
+    tokens_per_step: int,
+    config: TrainConfig,
+    rows: slice | None = None,
+    check: Callable[[StepResult], None] = lambda result: None,
+) -> StepResult:
+    """Computes the gradients of the micro-batches, clips them and updates the weights.
+
+    Args:
+        forward: from `training_forward`.
+        micro_batches: token ids [N, S] on the model's device.
+        counts: rows of a micro-batch by label, in their order.
+        tokens_per_step: denominator of the loss.
+        config: precision and clipping.
+        rows: those of the rows in `counts` that the micro-batches contain; None for all.
+        check: called before the update, which does not happen if it raises.
+    """
+    result = StepResult()
+    counts_here = list(counts.values()) if rows is None else within(counts.values(), rows)
+    for tokens_NS in micro_batches:
+        with routed.batch(counts, rows=rows):
+            with precision_context(tokens_NS.device, config.precision):
+                loss_sum, losses_NT = forward(tokens_NS)
+            (loss_sum / tokens_per_step).backward()
+        parts = dict(zip(counts, losses_NT.split(counts_here), strict=True))
+        parts = {label: part for label, part in parts.items() if part.numel()}
+        result.add(
+            StepResult(
+                {label: part.sum() for label, part in parts.items()},
+                {label: part.numel() for label, part in parts.items()},
+            )
+        )
+        result.bad_rows.append(bad_rows(losses_NT.detach()))
+    result.grad_norms = routed.clip_grad_norm_(config.max_norm)
+    check(result)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return result
