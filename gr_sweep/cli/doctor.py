@@ -1,18 +1,17 @@
-"""`gr-sweep doctor`: what this machine offers, on one screen. No network, and nothing is changed.
+"""`gr-sweep doctor`: what this machine offers, on one screen. Changes nothing, uses no network.
 
-Broken is what keeps `gr-sweep -m edges=both,act,weight` from running; all the rest is a warning.
+Broken is what keeps `gr-sweep -m edges=both,act,weight` from running; all else is a warning.
 """
 
-import enum
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import gr_sweep
 from gr_sweep.arguments import Parser
@@ -20,52 +19,35 @@ from gr_sweep.config import DataConfig, TrackingMode
 from gr_sweep.errors import ConfigError, GrSweepError
 
 NEEDED = (
-    "torch",
-    "transformers",
-    "hydra-core",
-    "omegaconf",
-    "wandb",
-    "datasets",
-    "tokenizers",
-    "pandas",
-    "plotly",
+    *("torch", "transformers", "hydra-core", "omegaconf", "wandb", "datasets", "tokenizers"),
+    *("pandas", "plotly"),
 )
-"""Packages whose version is shown, and without which nothing runs."""
+"""Packages that nothing runs without."""
 
 SLURM_TIMEOUT_S = 3.0
-"""How long a SLURM controller may take to answer."""
 
 LOW_DISK_GIB = 5.0
-"""Free space below this is a warning: checkpoints and the token cache are large."""
+"""Less free space is a warning: checkpoints and the token cache are large."""
 
 _GIB = 2**30
+_STYLES = {"ok": "green", "--": "dim", "warn": "yellow", "broken": "red"}
 
 
-class Mark(enum.Enum):
-    """How a finding stands."""
-
-    ok = "[green]ok[/]"
-    note = "[dim]--[/]"
-    warn = "[yellow]warn[/]"
-    broken = "[red]broken[/]"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of the screen."""
 
-    mark: Mark
+    mark: str
+    """"ok", "--" (absent, and not needed), "warn" or "broken"."""
     subject: str
     found: str
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the screen; the exit status is 1 where something needed is broken."""
-    parser = Parser(
+    """Prints the screen; 1 if something is broken."""
+    Parser(
         prog="gr-sweep doctor",
-        description="Shows versions, devices, W&B, SLURM, the token cache and free disk.",
-    )
-    parser.parse_args(argv)
+        description="Shows versions, devices, W&B, SLURM, the token cache and free disk space.",
+    ).parse_args(argv)
 
     from rich.console import Console
     from rich.table import Table
@@ -74,151 +56,113 @@ def main(argv: Sequence[str]) -> int:
     table.add_column(no_wrap=True)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    broken = False
-    for finding in findings():
-        table.add_row(finding.mark.value, finding.subject, finding.found)
-        broken = broken or finding.mark is Mark.broken
+    found = list(findings())
+    for mark, subject, text in found:
+        table.add_row(f"[{_STYLES[mark]}]{mark}[/]", subject, text)
     Console(highlight=False).print(table)
-    return 1 if broken else 0
+    return 1 if any(finding.mark == "broken" for finding in found) else 0
 
 
 def findings() -> Iterator[Finding]:
-    """Everything that is shown, from top to bottom."""
-    yield Finding(Mark.ok, "gr-sweep", f"{gr_sweep.__version__}, {Path(gr_sweep.__file__).parent}")
-    yield Finding(Mark.ok, "python", f"{platform.python_version()}, {platform.platform()}")
+    """All lines, from top to bottom."""
+    from gr_sweep.cli.schema import conf_dir
+    from gr_sweep.data.prepare import cache_folder
+
+    yield Finding("ok", "gr-sweep", f"{gr_sweep.__version__}, {Path(gr_sweep.__file__).parent}")
+    yield Finding("ok", "python", f"{platform.python_version()}, {platform.platform()}")
     yield from packages(NEEDED)
-    yield configs()
+    try:
+        yield Finding("ok", "configs", str(conf_dir()))
+    except GrSweepError as error:
+        yield Finding("broken", "configs", str(error))
     yield from devices()
-    yield memory()
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    yield Finding("ok", "memory", f"{memory_bytes / _GIB:.0f} GiB")
     yield wandb_login()
     yield slurm()
-    yield cache()
-    yield outputs(Path("outputs"))
+    cache = cache_folder(DataConfig())
+    cache_bytes = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    yield folder("cache", cache, f"holds {cache_bytes / _GIB:.2f} GiB, ")
+    yield folder("outputs", Path("outputs"))
 
 
 def packages(names: Sequence[str]) -> Iterator[Finding]:
-    """One line of the versions, and one for each package that is missing."""
+    """A line for each package that is missing, and one with the versions of the others."""
     versions = []
     for name in names:
         try:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            yield Finding(Mark.broken, "packages", f"{name} is missing; pip install {name}")
-    yield Finding(Mark.ok, "packages", ", ".join(versions))
-
-
-def configs() -> Finding:
-    """Where the YAML files are."""
-    from gr_sweep.cli.schema import conf_dir
-
-    try:
-        return Finding(Mark.ok, "configs", str(conf_dir()))
-    except GrSweepError as error:
-        return Finding(Mark.broken, "configs", str(error))
+            yield Finding("broken", "packages", f"{name} is missing; pip install {name}")
+    yield Finding("ok", "packages", ", ".join(versions))
 
 
 def devices() -> Iterator[Finding]:
-    """Processor, and every GPU with its memory and whether it computes in bfloat16."""
+    """The CPU, and each GPU with its memory and whether it computes in bfloat16."""
     try:
         import torch
     except ImportError as error:
-        yield Finding(Mark.broken, "torch", f"cannot be imported: {error}")
+        yield Finding("broken", "torch", f"cannot be imported: {error}")
         return
-    yield Finding(
-        Mark.ok, "processor", f"{usable_cpus()} cores, {torch.get_num_threads()} torch threads"
-    )
+    # In a SLURM job fewer than the machine has.
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    yield Finding("ok", "processor", f"{cores} cores, {torch.get_num_threads()} torch threads")
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi"):
-            yield Finding(
-                Mark.warn,
-                "gpu",
-                f"torch {torch.__version__} sees none, yet nvidia-smi is installed",
-            )
+            found = f"torch {torch.__version__} finds none, though nvidia-smi is installed"
+            yield Finding("warn", "gpu", found)
         else:
-            yield Finding(Mark.note, "gpu", "none; jobs run on the processor")
+            yield Finding("--", "gpu", "none; jobs run on the CPU")
         return
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         bfloat16 = "bfloat16" if gpu.major >= 8 else "no bfloat16"
         found = f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB, {bfloat16}"
-        yield Finding(Mark.ok, f"gpu {index}", found)
-
-
-def usable_cpus() -> int:
-    """Cores that this process may use; in a SLURM job these are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def memory() -> Finding:
-    """Main memory."""
-    page_bytes = os.sysconf("SC_PAGE_SIZE")
-    total = os.sysconf("SC_PHYS_PAGES") * page_bytes / _GIB
-    return Finding(Mark.ok, "memory", f"{total:.0f} GiB")
+        yield Finding("ok", f"gpu {index}", found)
 
 
 def wandb_login() -> Finding:
-    """Where `tracking=auto` would log to. A key is not tried out: that would need the network."""
+    """Where `tracking=auto` would log to. A key is not tried, which would need the network."""
     try:
         from gr_sweep.tracking.wandb import key_source, resolve_mode
     except ImportError as error:
-        return Finding(Mark.broken, "w&b", f"cannot be imported: {error}")
+        return Finding("broken", "w&b", f"cannot be imported: {error}")
     try:
         source = key_source()
     except ConfigError as error:
-        return Finding(Mark.note, "w&b", str(error))
-    mode = resolve_mode(TrackingMode.auto)
+        return Finding("--", "w&b", str(error))
+    mode = resolve_mode(TrackingMode.auto).value
     if source is None:
-        found = f"no key, so tracking=auto is {mode.value}; `wandb login` adds one"
-        return Finding(Mark.note, "w&b", found)
-    return Finding(Mark.ok, "w&b", f"key from {source}; tracking=auto is {mode.value}")
+        return Finding("--", "w&b", f"no key, so tracking=auto is {mode}; `wandb login` adds one")
+    return Finding("ok", "w&b", f"key from {source}; tracking=auto is {mode}")
 
 
 def slurm() -> Finding:
     """Whether a SLURM controller answers, and which partitions it has."""
     if shutil.which("sinfo") is None:
-        return Finding(Mark.note, "slurm", "not installed")
+        return Finding("--", "slurm", "not installed")
+    command = ["sinfo", "--noheader", "--format=%P %a %D"]
     try:
-        answer = subprocess.run(
-            ["sinfo", "--noheader", "--format=%P %a %D"],
-            capture_output=True,
-            text=True,
-            timeout=SLURM_TIMEOUT_S,
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return Finding(Mark.warn, "slurm", f"no answer from sinfo within {SLURM_TIMEOUT_S:.0f} s")
+        return Finding("warn", "slurm", f"no answer from sinfo within {SLURM_TIMEOUT_S:.0f} s")
     if answer.returncode != 0:
-        return Finding(Mark.warn, "slurm", f"not reachable: {answer.stderr.strip()}")
+        return Finding("warn", "slurm", f"not reachable: {answer.stderr.strip()}")
     partitions = [line.split() for line in answer.stdout.splitlines()]
     found = ", ".join(f"{name} {state} ({nodes} nodes)" for name, state, nodes in partitions)
-    return Finding(Mark.ok, "slurm", found or "reachable, without partitions")
+    return Finding("ok", "slurm", found or "reachable, without partitions")
 
 
-def cache() -> Finding:
-    """The token cache and what it holds."""
-    from gr_sweep.data.prepare import cache_folder
-
-    folder = cache_folder(DataConfig())
-    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return _folder("cache", folder, f"holds {num_bytes / _GIB:.2f} GiB, ")
-
-
-def outputs(folder: Path) -> Finding:
-    """Where jobs will be written from here."""
-    return _folder("outputs", folder, "")
-
-
-def _folder(subject: str, folder: Path, content: str) -> Finding:
-    """Whether `folder` can be written, or made, and what is free on its disk."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free_gib = shutil.disk_usage(there).free / _GIB
+def folder(subject: str, path: Path, content: str = "") -> Finding:
+    """Whether a folder can be written, or made, and what is free on its disk."""
+    path = path.absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    free_gib = shutil.disk_usage(existing).free / _GIB
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        return Finding(
-            Mark.broken, subject, f"{folder.absolute()} cannot be written: {error.strerror}"
-        )
-    mark = Mark.warn if free_gib < LOW_DISK_GIB else Mark.ok
-    return Finding(mark, subject, f"{folder.absolute()}, {content}{free_gib:.0f} GiB free")
+        return Finding("broken", subject, f"{path} cannot be written: {error.strerror}")
+    mark = "warn" if free_gib < LOW_DISK_GIB else "ok"
+    return Finding(mark, subject, f"{path}, {content}{free_gib:.0f} GiB free")
