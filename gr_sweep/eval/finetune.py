@@ -100,7 +100,7 @@ def fine_tune(
         tokens_NS = torch.from_numpy(rows_of(step)).to(device)
         num_tokens = tokens_NS[:, 1:].numel()
         model.train()
-        with _drawing(seed, step, device), torch.compiler.set_stance("force_eager"), routing():
+        with seeded(seed, step, device), torch.compiler.set_stance("force_eager"), routing():
             for micro_NS in tokens_NS.split(micro_batch_sequences or len(tokens_NS)):
                 loss_sum, _ = token_losses(micro_NS)
                 (loss_sum / (num_tokens * num_processes)).backward()
@@ -182,8 +182,8 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _drawing(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """What is drawn inside follows from seed and step; the generators go on as before."""
+def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch draws what follows from seed and step; afterwards it continues as before."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed * 1_000_003 + step)
         yield

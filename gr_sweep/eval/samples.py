@@ -1,53 +1,60 @@
-"""Text that a model writes, to look at: what follows the beginning of held-out documents, from the
-full model, without each domain, and with each domain alone.
+"""Text that a model writes, to look at: continuations of the beginnings of held-out documents.
 
-Every variant draws with the same random numbers, so that two of them write the same until their
-distributions differ. Knows nothing of files.
+The full model, the model without each domain, and each domain alone draw with the same random
+numbers, so two of them write the same text until their distributions differ.
 
-N rows of a forward pass, T positions, V vocabulary, K tokens of it that the tokenizer knows, S
-positions that are drawn.
+N rows of a batch, T positions, K tokens of the vocabulary that the tokenizer lacks.
 """
 
 import contextlib
 import enum
-import itertools
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from torch.distributed.fsdp import register_fsdp_forward_method
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from gr_sweep.data.heldout import first_documents
 from gr_sweep.data.shards import Shard
+from gr_sweep.eval.finetune import seeded
 from gr_sweep.eval.removal import WithoutDomain, domain_views
 from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 """Version of samples.json."""
 
 TEMPERATURE = 0.8
-"""Of the softmax that is drawn from: somewhat below 1, at which small models lose the thread."""
+"""Somewhat below 1, at which small models lose the thread."""
 
 MIN_P = 0.05
-"""Tokens that are less likely than this share of the likeliest one are never drawn (Nguyen et al.
-2024, arXiv 2407.01082): as with a nucleus the long tail is left out, but nothing is sorted."""
+"""Tokens less likely than this fraction of the likeliest one are never drawn (Nguyen et al. 2024,
+arXiv 2407.01082)."""
+
+_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError)
+"""Out of memory, and what `generate` raises for a family of models that it does not support."""
+
+_Off = tuple[int, ...]
+"""Indices of the blocks that are off."""
 
 
 class End(enum.StrEnum):
-    """Why a text ends where it does."""
+    """Why a text ends."""
 
     length = "length"
     """It has as many tokens as were asked for."""
     end_of_text = "end_of_text"
     """The model ended it."""
     not_finite = "not_finite"
-    """The model's next logits are not finite."""
+    """The logits of the next token are not finite."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Prompt:
     document: int
     """Hash of its text."""
     ids: tuple[int, ...]
-    """What the model goes on from."""
+    """Token ids that the model continues."""
     follows: tuple[int, ...]
     """What follows in the document, without its end-of-text token."""
 
@@ -71,15 +78,15 @@ def choose_prompts(
     sample_tokens: int,
     sequence_length: int,
 ) -> list[Prompt]:
-    """The beginnings of `number` documents of each domain, where it has as many.
+    """The beginnings of `number` documents of each domain, or of all if there are fewer.
 
-    The first in the order in which evaluation reads them that are long enough for prompt and
-    reference; where these are too few, others. It depends on the text and these numbers alone: jobs
-    of all seeds and methods have the same.
+    Documents that are long enough for prompt and reference come first, in the order of evaluation.
+    The choice depends only on the text and these numbers, so jobs of all seeds and methods have the
+    same prompts.
 
     Args:
-        prompt_tokens: half of the document or of `sequence_length` at most.
-        sequence_length: of the text that the model was trained on; prompt and sample are no longer.
+        prompt_tokens: at most half of the document and half of `sequence_length` are used.
+        sequence_length: of the training text; prompt and sample together are no longer.
     """
     prompt_tokens = min(prompt_tokens, sequence_length // 2)
     sample_tokens = min(sample_tokens, sequence_length - prompt_tokens)
@@ -90,38 +97,35 @@ def choose_prompts(
         for index in order[np.argsort(is_short, kind="stable")][:number].tolist():
             own = shard.document(index)[:-1].tolist()
             length = min(prompt_tokens, len(own) // 2)
-            found.append(
-                Prompt(
-                    domain,
-                    int(shard.ids[index]),
-                    tuple(own[:length]),
-                    tuple(own[length : length + sample_tokens]),
-                )
-            )
+            follows = tuple(own[length : length + sample_tokens])
+            found.append(Prompt(domain, int(shard.ids[index]), tuple(own[:length]), follows))
     return found
 
 
-class _Drawn(NamedTuple):
-    """What one variant writes after one prompt."""
-
+class _Continuation(NamedTuple):
     ids: tuple[int, ...]
     end: End
 
 
-_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError)
-"""Memory that ends, among others, and what the cache of a family of models has not been made for:
-nothing else in a job uses it."""
+class _Checked(LogitsProcessor):
+    """Records which rows have finite logits, and excludes tokens that the tokenizer lacks."""
 
-logger = logging.getLogger(__name__)
+    def __init__(self, unknown_K: Tensor) -> None:
+        self._unknown_K = unknown_K
+        self.finite: list[Tensor] = []
+        """For each position, [N] bool."""
 
-_Off = tuple[int, ...]
-"""Indices of the blocks that are off."""
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        finite_N = scores.isfinite().all(1)
+        self.finite.append(finite_N)
+        scores = torch.where(finite_N[:, None], scores, 0.0)
+        return scores.index_fill(1, self._unknown_K, -torch.inf)
 
 
 class Sampler:
     """Writes text with a model, in each view in which domains are removed or kept.
 
-    Where processes share the model's parameters all do the same calls, and all get the same text.
+    If processes share the model's parameters, all must make the same calls, and all get the text.
     """
 
     def __init__(
@@ -141,11 +145,12 @@ class Sampler:
     ) -> None:
         """
         Args:
-            tokenizer: of Hugging Face; tokens that it lacks are never drawn.
-            eot_id: what every document begins after and ends with.
-            sample_tokens: S; less where a prompt leaves less of `sequence_length`.
-            batch_sequences: of `sequence_length`: a forward pass is no larger.
-            is_shared: whether other processes share the model: what fails in one ends all.
+            tokenizer: a Hugging Face tokenizer; tokens that it lacks are never drawn.
+            eot_id: the token before and after every document.
+            sample_tokens: tokens of a continuation; fewer if prompt and continuation would be
+                longer than `sequence_length`.
+            batch_sequences: prompts of a batch at most.
+            is_shared: whether other processes share the model: a failure in one then ends all.
         """
         self._routed = routed
         self._token_losses = token_losses
@@ -157,15 +162,18 @@ class Sampler:
         self._batch_sequences = batch_sequences
         self._seed = seed
         self._device = device
-        self._known_K = torch.tensor(sorted(set(tokenizer.get_vocab().values())), device=device)
-        self._recovered: dict[_Off, list[_Drawn]] = {}
+        known = set(tokenizer.get_vocab().values())
+        unknown = [i for i in range(routed.model.config.vocab_size) if i not in known]
+        self._unknown_K = torch.tensor(unknown, dtype=torch.long, device=device)
+        self._recovered: dict[_Off, list[_Continuation]] = {}
         self._is_shared = is_shared
         self._has_failed = False
 
     def recovering(self, recover: WithoutDomain | None) -> WithoutDomain | None:
-        """The same contexts, of models that were trained on after a removal. Text without a domain
-        is written when its context is entered for the first time, and is not written by
-        `sample`."""
+        """The same contexts, of models that were trained after a removal.
+
+        The text without a domain is written when its context is first entered, not by `sample`.
+        """
         if recover is None:
             return None
 
@@ -180,11 +188,10 @@ class Sampler:
         return contexts
 
     def sample(self, parts: Collection[str] | None = None) -> dict[str, Any] | None:
-        """The content of samples.json, in JSON values; None where the text could not be written,
-        of which the log has the reason.
+        """The content of samples.json, in JSON values; None, with a warning, if writing failed.
 
         Args:
-            parts: of the domains and nodes that can be removed or kept, those that are; None: all.
+            parts: the domains and nodes that are removed and kept; None: all.
         """
         removed, kept = domain_views(self._routed.plan)
         views = [
@@ -192,7 +199,7 @@ class Sampler:
             for view, part, off in [(View.full, "", ()), *removed, *kept]
             if not part or parts is None or part in parts
         ]
-        # What is kept where the same blocks are off as in a recovered model is that model.
+        # Keeping one domain may switch off the same blocks as removing another: the same network.
         written = dict(self._recovered)
         written |= self._written_if_possible(
             list(dict.fromkeys(off for _, _, off in views if off not in written))
@@ -202,21 +209,22 @@ class Sampler:
         prompts = []
         for index, prompt in enumerate(self._prompts):
             begin = self._text(prompt.ids).rstrip("\ufffd")
+            samples = [
+                {
+                    "kind": view.value,
+                    "part": part or None,
+                    "text": self._text_after(prompt, begin, written[off][index].ids),
+                    "end": written[off][index].end.value,
+                }
+                for view, part, off in views
+            ]
             prompts.append(
                 {
                     "domain": prompt.domain,
                     "document": f"{prompt.document:016x}",
                     "prompt": begin,
                     "reference": self._text_after(prompt, begin, prompt.follows),
-                    "samples": [
-                        {
-                            "kind": view.value,
-                            "part": part or None,
-                            "text": self._text_after(prompt, begin, written[off][index].ids),
-                            "end": written[off][index].end.value,
-                        }
-                        for view, part, off in views
-                    ],
+                    "samples": samples,
                 }
             )
         return {
@@ -228,150 +236,104 @@ class Sampler:
         }
 
     def _text(self, ids: Sequence[int]) -> str:
-        """Bytes that are no UTF-8 are replaced by U+FFFD."""
         text: str = self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
         return text
 
     def _text_after(self, prompt: Prompt, begin: str, ids: Sequence[int]) -> str:
-        """What tokens add to the text `begin` of the prompt. A tokenizer may write the first token
-        of a text otherwise than the same one within, and a character may begin in the prompt and
-        end after it."""
+        """What tokens add to the text `begin` of the prompt.
+
+        They are decoded together: a tokenizer may decode the first token of a text differently, and
+        a character may begin in the prompt and end after it.
+        """
         whole = self._text([*prompt.ids, *ids])
         return whole.removeprefix(begin) if whole.startswith(begin) else self._text(ids)
 
-    def _written_if_possible(self, offs: Sequence[_Off]) -> dict[_Off, list[_Drawn]]:
-        """Nothing after a failure: text to look at is not worth a run that is trained."""
+    def _written_if_possible(self, offs: Sequence[_Off]) -> dict[_Off, list[_Continuation]]:
+        """Nothing after a failure: text to look at must not cost a job that has been trained."""
         if self._has_failed:
             return {}
         try:
             return self._written(offs)
         except _FAILURES as error:
             if self._is_shared:
-                # The others wait for this one in the middle of a step.
-                logger.error("writing text failed; eval.samples=0 goes on without, from here")
+                # The other processes wait for this one in the middle of a step.
+                logger.error("writing text failed; set eval.samples=0 to go on without it")
                 raise
             self._has_failed = True
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            logger.warning("no samples.json: writing text failed (%s)", said[:300])
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            logger.warning("no samples.json: writing text failed (%s)", message[:300])
             return {}
 
-    @torch.no_grad()
-    def _written(self, offs: Sequence[_Off]) -> dict[_Off, list[_Drawn]]:
-        """What follows each prompt where these blocks are off."""
+    def _written(self, offs: Sequence[_Off]) -> dict[_Off, list[_Continuation]]:
+        """A continuation of each prompt, for each set of blocks that are off."""
         self._routed.model.eval()
-        found: dict[tuple[_Off, int], _Drawn] = {}
+        # `generate` needs no padding for prompts of one length.
         by_length: dict[int, list[int]] = {}
         for index, prompt in enumerate(self._prompts):
             by_length.setdefault(len(prompt.ids), []).append(index)
-        with (
-            # As in evaluation: what is compiled would be compiled anew for every width.
-            torch.compiler.set_stance("force_eager"),
-            _giving_logits(self._token_losses),
-            _one_thread(),
-        ):
-            for length, indices in by_length.items():
-                num_drawn = min(self._sample_tokens, self._sequence_length - length)
-                most = self._batch_sequences * self._sequence_length // (length + num_drawn)
-                rows = list(itertools.product(offs, indices))
-                for first in range(0, len(rows), most):
-                    chunk = rows[first : first + most]
-                    found |= zip(chunk, self._draw(chunk, num_drawn), strict=True)
-        return {off: [found[off, index] for index in range(len(self._prompts))] for off in offs}
+        size = self._batch_sequences
+        batches = [
+            of_length[first : first + size]
+            for of_length in by_length.values()
+            for first in range(0, len(of_length), size)
+        ]
+        found: dict[_Off, dict[int, _Continuation]] = {off: {} for off in offs}
+        for number, indices in enumerate(batches):
+            for off in offs:
+                # The same seed for every `off`.
+                with seeded(self._seed, number, self._device), self._routed.blocks_off(off):
+                    drawn = self._draw([self._prompts[index] for index in indices])
+                found[off] |= zip(indices, drawn, strict=True)
+        return {off: [of[i] for i in range(len(self._prompts))] for off, of in found.items()}
 
-    def _draw(self, rows: Sequence[tuple[_Off, int]], num_drawn: int) -> list[_Drawn]:
-        """For rows of blocks that are off and the number of a prompt, of prompts of one length.
-
-        No row ends before the others: processes that share the parameters take as many steps.
-        """
-        groups = [(len(list(run)), off) for off, run in itertools.groupby(row[0] for row in rows)]
-        prompts = [self._prompts[index] for _, index in rows]
-        ids_NT = torch.tensor(
-            [[self._eot_id, *prompt.ids] for prompt in prompts], device=self._device
+    def _draw(self, prompts: Sequence[Prompt]) -> list[_Continuation]:
+        """Continuations of prompts of one length."""
+        ids_NT = torch.tensor([[self._eot_id, *p.ids] for p in prompts], device=self._device)
+        num_drawn = min(self._sample_tokens, self._sequence_length - len(prompts[0].ids))
+        config = GenerationConfig(
+            do_sample=True,
+            temperature=TEMPERATURE,
+            min_p=MIN_P,
+            # Off, whatever a checkpoint's generation_config.json says.
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            max_new_tokens=num_drawn,
+            eos_token_id=self._eot_id,
+            pad_token_id=self._eot_id,
         )
-        cache = _Cache(config=self._routed.model.config)
-        drawn, finite = [], []
-        with self._routed.groups_off(groups):
-            for position in range(num_drawn):
-                logits_NV = self._token_losses(ids_NT, cache)
-                ids_N, finite_N = self._next(logits_NV, prompts, position)
-                drawn.append(ids_N)
-                finite.append(finite_N)
-                ids_NT = ids_N[:, None]
-        lines = torch.stack(drawn, 1).tolist(), torch.stack(finite, 1).tolist()
-        return [self._ended(ids, is_finite) for ids, is_finite in zip(*lines, strict=True)]
+        checked = _Checked(self._unknown_K)
+        # Layers that are compiled for training would be compiled again for every length.
+        with torch.compiler.set_stance("force_eager"), _generating(self._token_losses) as generate:
+            out_NT = generate(
+                input_ids=ids_NT,
+                attention_mask=torch.ones_like(ids_NT),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([checked]),
+            )
+        drawn = out_NT[:, ids_NT.shape[1] :].tolist()
+        finite = torch.stack(checked.finite, 1).tolist()
+        return [self._ended(*row) for row in zip(drawn, finite, strict=True)]
 
-    def _next(
-        self, logits_NV: Tensor, prompts: Sequence[Prompt], position: int
-    ) -> tuple[Tensor, Tensor]:
-        """A token for each row, and whether the row's logits are finite.
-
-        The first of exponential variables with the tokens' probabilities as rates: rows that share
-        these variables differ in the token only as far as they differ in the probabilities.
-        """
-        logits_NK = logits_NV[:, self._known_K].to(
-            torch.promote_types(logits_NV.dtype, torch.float32)
-        )
-        finite_N = logits_NK.isfinite().all(1)
-        logits_NK = torch.where(finite_N[:, None], logits_NK, 0.0)
-        probs_NK = (logits_NK / TEMPERATURE).softmax(1)
-        probs_NK = probs_NK.masked_fill(probs_NK < MIN_P * probs_NK.amax(1, keepdim=True), 0.0)
-        waits = {
-            prompt.document: np.random.default_rng(
-                [self._seed, prompt.document, position]
-            ).standard_exponential(len(self._known_K))
-            for prompt in dict.fromkeys(prompts)
-        }
-        # Not 0, by which what is never drawn would be no number.
-        tiny = torch.finfo(probs_NK.dtype).tiny
-        waits_NK = torch.from_numpy(np.stack([waits[prompt.document] for prompt in prompts]))
-        waits_NK = waits_NK.to(probs_NK.device, probs_NK.dtype).clamp_min(tiny)
-        return self._known_K[(probs_NK / waits_NK).argmax(1)], finite_N
-
-    def _ended(self, ids: Sequence[int], is_finite: Sequence[bool]) -> _Drawn:
-        for place, (token, was_finite) in enumerate(zip(ids, is_finite, strict=True)):
-            if not was_finite:
-                return _Drawn(tuple(ids[:place]), End.not_finite)
+    def _ended(self, ids: Sequence[int], finite: Sequence[bool]) -> _Continuation:
+        for number, (token, is_finite) in enumerate(zip(ids, finite, strict=True)):
+            if not is_finite:
+                return _Continuation(tuple(ids[:number]), End.not_finite)
             if token == self._eot_id:
-                return _Drawn(tuple(ids[:place]), End.end_of_text)
-        return _Drawn(tuple(ids), End.length)
-
-
-class _Cache(DynamicCache):
-    """FSDP rebuilds what it knows how to take apart, as other code may teach it for a
-    `DynamicCache`; this it passes on, and what a layer adds stays."""
+                return _Continuation(tuple(ids[:number]), End.end_of_text)
+        return _Continuation(tuple(ids), End.length)
 
 
 @contextlib.contextmanager
-def _giving_logits(token_losses: TokenLosses) -> Iterator[None]:
-    """Inside, the module takes token ids [N, T] and a cache, and gives the logits [N, V] of the
-    last position.
+def _generating(token_losses: TokenLosses) -> Iterator[Callable[..., Tensor]]:
+    """The `generate` method of the model, as a forward method of `token_losses`.
 
-    Where processes share the parameters, it is the forward pass of this module that gathers those
-    that belong to no layer.
+    If processes share the parameters, a forward pass of this module gathers those that belong to no
+    layer.
     """
-
-    def logits(ids_NT: Tensor, cache: DynamicCache) -> Tensor:
-        hidden_NTD = token_losses.model.base_model(
-            input_ids=ids_NT, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        weight_VD: Tensor = token_losses.model.get_output_embeddings().weight
-        return hidden_NTD[:, -1] @ weight_VD.to(hidden_NTD.dtype).t()
-
-    token_losses.forward = logits  # type: ignore[method-assign, assignment]
+    token_losses.generate = token_losses.model.generate
+    register_fsdp_forward_method(token_losses, "generate")
     try:
-        yield
+        yield token_losses.generate  # type: ignore[misc]
     finally:
-        del token_losses.forward  # and the class's stands again
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """On a CPU the products of a row a sequence are too small to share: threads, on cores that
-    others use too, would mostly wait for one another. So the text is the same on any number of
-    cores."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
+        del token_losses.generate

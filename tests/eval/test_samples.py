@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from gr_sweep.data.shards import Shard
+from gr_sweep.eval.finetune import seeded
 from gr_sweep.eval.removal import domain_views, removal_losses
 from gr_sweep.eval.samples import MIN_P, TEMPERATURE, End, Prompt, Sampler, choose_prompts
 from gr_sweep.model.loss import TokenLosses
@@ -55,21 +56,22 @@ def name_of(prompt: Prompt) -> str:
     return f"{prompt.domain} {prompt.document:016x}"
 
 
-def slowly(routed: RoutedModel, prompt: Prompt, num_tokens: int, seed: int) -> tuple[str, str]:
-    """One prompt alone, the whole text anew for each token, by the book."""
-    ids = [EOT, *prompt.ids]
-    for position in range(num_tokens):
-        with torch.no_grad():
-            logits = routed(input_ids=torch.tensor([ids])).logits[0, -1].double().numpy()
-        likely = np.exp((logits - logits.max()) / TEMPERATURE)
-        likely /= likely.sum()
-        likely[likely < MIN_P * likely.max()] = 0
-        waits = np.random.default_rng([seed, prompt.document, position]).exponential(size=VOCAB)
-        token = min(np.flatnonzero(likely), key=lambda token: waits[token] / likely[token])
-        if token == EOT:
-            return Letters().decode(ids[1 + len(prompt.ids) :]), End.end_of_text
-        ids.append(int(token))
-    return Letters().decode(ids[1 + len(prompt.ids) :]), End.length
+def slowly(routed: RoutedModel, prompts: list[Prompt], num_tokens: int) -> list[tuple[str, str]]:
+    """Prompts of one length, the whole text computed again for each token."""
+    ids_NT = torch.tensor([[EOT, *prompt.ids] for prompt in prompts])
+    with seeded(5, 0, CPU), torch.no_grad():
+        for _ in range(num_tokens):
+            logits_NV = routed(input_ids=ids_NT).logits[:, -1].float()
+            likely_NV = (logits_NV / TEMPERATURE).softmax(1)
+            likely_NV[likely_NV < MIN_P * likely_NV.amax(1, keepdim=True)] = 0
+            drawn_N1 = torch.multinomial(likely_NV / likely_NV.sum(1, keepdim=True), 1)
+            ids_NT = torch.cat([ids_NT, drawn_N1], 1)
+    found = []
+    for prompt, ids in zip(prompts, ids_NT.tolist(), strict=True):
+        text = Letters().decode(ids[1 + len(prompt.ids) :])
+        whole, is_ended, _ = text.partition(Letters().decode([EOT]))
+        found.append((whole, End.end_of_text if is_ended else End.length))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -88,24 +90,22 @@ def test_every_variant_writes_what_the_model_says_token_by_token(kind, options):
     found = texts(make_sampler(routed, prompts).sample())
     removed, kept = domain_views(routed.plan)
     assert len(found) == len(prompts) * (1 + len(removed) + len(kept))
-    for prompt in prompts:
-        document = name_of(prompt)
-        assert found[document, "full", None] == slowly(routed, prompt, 9, 5)
-        for _, part, _ in removed:
-            with routed.remove([part]):
-                assert found[document, "removed", part] == slowly(routed, prompt, 9, 5)
-        for _, part, _ in kept:
-            with routed.keep([part]):
-                assert found[document, "kept", part] == slowly(routed, prompt, 9, 5)
+    views = [("full", None, ()), *((v.value, part, off) for v, part, off in [*removed, *kept])]
+    for view, part, off in views:
+        with routed.blocks_off(off):
+            expected = slowly(routed, prompts, 9)
+        assert [found[name_of(prompt), view, part] for prompt in prompts] == expected
     assert {end for _, end in found.values()} == {End.length, End.end_of_text}
 
 
-def test_how_many_rows_a_forward_pass_holds_changes_no_text():
+def test_prompts_of_different_lengths_and_small_batches_are_all_continued():
     routed = make_routed("peers")
     prompts = [*prompts_of(1)[:2], prompts_of(1, prompt_tokens=2)[2]]
-    whole = make_sampler(routed, prompts, sample_tokens=4).sample()
-    few = {"sample_tokens": 4, "sequence_length": 7, "batch_sequences": 2}
-    assert make_sampler(routed, prompts, **few).sample() == whole
+    found = make_sampler(routed, prompts, batch_sequences=1).sample()
+    assert [len(prompt["samples"]) for prompt in found["prompts"]] == [7, 7, 7]
+    assert [prompt["prompt"] for prompt in found["prompts"]] == [
+        Letters().decode(prompt.ids) for prompt in prompts
+    ]
 
 
 def test_the_same_seed_writes_the_same_and_another_seed_something_else():
@@ -253,23 +253,16 @@ def test_a_character_that_a_prompt_would_cut_is_the_continuations():
     assert (found["prompt"], found["reference"]) == ("A", "éB\ufffd")
 
 
-def test_the_number_of_threads_and_the_loss_are_as_before():
-    routed = make_routed("peers")
-    token_losses = TokenLosses(routed)
-    before = held_out().losses(token_losses), torch.get_num_threads()
-    make_sampler(routed).sample()
-    assert (held_out().losses(token_losses), torch.get_num_threads()) == before
-
-
 def test_text_that_cannot_be_written_costs_no_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def out_of_memory(*args: object, **kwargs: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr("gr_sweep.eval.samples._Cache", out_of_memory)
-    assert make_sampler(make_routed("peers")).sample() is None
+    routed = make_routed("peers")
+    monkeypatch.setattr(routed.model, "generate", out_of_memory)
+    assert make_sampler(routed).sample() is None
     [record] = caplog.records
     assert "no samples.json" in record.getMessage() and "20.00 GiB" in record.getMessage()
     with pytest.raises(torch.OutOfMemoryError):
-        make_sampler(make_routed("peers"), is_shared=True).sample()
+        make_sampler(routed, is_shared=True).sample()
