@@ -1,15 +1,17 @@
-"""Imports go one way, and heavy packages stay where they belong.
+"""Imports go in one direction and without circles, and heavy packages stay in their parts.
 
-What the source says is read from every file, imports within functions included; what importing a
-part really loads is seen in a fresh process.
+What the source says is read from every file, imports inside functions included; what an import
+really loads is seen in a fresh process.
 """
 
 import ast
+import functools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,7 @@ ORDER = (
     "bench",
     "cli",
 )
-"""A part imports from those before it, and from itself."""
+"""A part of the package may import the parts before it, and itself."""
 
 MAY_IMPORT = {
     "routing": {"errors", "domains", "routing"},
@@ -76,7 +78,7 @@ ONLY_IN = {
     "wandb_workspaces": "tracking/dashboard.py",
     "datasets": "data/",
 }
-"""Packages that one part alone may name."""
+"""Packages that only one part may import."""
 
 WITHOUT_TORCH = (
     "errors",
@@ -93,26 +95,40 @@ WITHOUT_TORCH = (
     "tracking",
     "layout",
 )
-"""Parts that never name torch."""
+"""Parts that never import torch."""
 
 
-def modules() -> list[Path]:
-    """Every source file but the package's own `__init__` and `__main__`, which stand above all."""
-    return sorted(
-        path
-        for path in PACKAGE.rglob("*.py")
-        if path.relative_to(PACKAGE).as_posix() not in ("__init__.py", "__main__.py")
-    )
+FILES = {
+    ".".join(("gr_sweep", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__main__.py"
+}
+"""By dotted name."""
 
 
-def imported_names(path: Path) -> Iterator[str]:
-    """Dotted names that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@functools.cache
+def imported(path: Path) -> tuple[str, ...]:
+    """Dotted names that a file imports anywhere, but for annotations alone (`TYPE_CHECKING`)."""
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_annotations = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_annotations:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import; write the whole name"
-            # `from gr_sweep import config` names a part, `from gr_sweep.config import X` as well.
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -122,48 +138,52 @@ def part_of(name: str) -> str:
     return parts[1] if parts[1] in (*ORDER, "report") else "gr_sweep"
 
 
-def own_part(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def test_parts_import_only_what_stands_before_them():
+    wrong = []
+    for name, path in FILES.items():
+        if name == "gr_sweep":
+            continue
+        assert part_of(name) != "gr_sweep", f"{name} has no place in the order"
+        for used in imported(path):
+            is_ours = used.startswith("gr_sweep.") and used != "gr_sweep.__version__"
+            if is_ours and part_of(used) not in MAY_IMPORT[part_of(name)]:
+                wrong.append(f"{name} imports {used}")
+    assert wrong == []
 
 
-def test_every_part_has_a_place_in_the_order() -> None:
-    assert {own_part(path) for path in modules()} <= {*ORDER, "report"}
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_a_file_imports_only_what_stands_before_its_part(path: Path) -> None:
-    # The version is nobody's part.
-    names = [name for name in imported_names(path) if name != "gr_sweep.__version__"]
-    used = {part_of(name) for name in names if name.split(".")[0] == "gr_sweep"}
-    assert used <= MAY_IMPORT[own_part(path)]
+def test_no_files_import_each_other_in_a_circle():
+    graph = {}
+    for name, path in FILES.items():
+        names = {used if used in FILES else used.rpartition(".")[0] for used in imported(path)}
+        graph[name] = (names & FILES.keys()) - {name}
+    tuple(TopologicalSorter(graph).static_order())  # a CycleError names the circle
 
 
 @pytest.mark.parametrize("package", ONLY_IN)
-def test_a_package_is_named_in_its_part_alone(package: str) -> None:
+def test_a_package_is_imported_in_its_part_alone(package):
     found = {
         path.relative_to(PACKAGE).as_posix()
-        for path in modules()
-        if any(name.split(".")[0] == package for name in imported_names(path))
+        for path in FILES.values()
+        if any(name.split(".")[0] == package for name in imported(path))
     }
     assert all(name.startswith(ONLY_IN[package]) for name in found), found
 
 
-@pytest.mark.parametrize("part", WITHOUT_TORCH)
-def test_a_part_of_numbers_and_files_never_names_torch(part: str) -> None:
+def test_parts_of_numbers_and_files_never_import_torch():
     found = [
-        path
-        for path in modules()
-        if own_part(path) == part
-        and any(name.split(".")[0] in ("torch", "transformers") for name in imported_names(path))
+        name
+        for name, path in FILES.items()
+        if part_of(name) in WITHOUT_TORCH
+        and any(used.split(".")[0] in ("torch", "transformers") for used in imported(path))
     ]
-    assert not found
+    assert found == []
 
 
 PROGRAM = '''
 import importlib, json, pkgutil, sys
 
 class Blocked:
-    """A finder that does not know some packages: as where they are not installed."""
+    """A finder without some packages, as if they were not installed."""
 
     def __init__(self, finder):
         self.finder = finder
@@ -182,7 +202,7 @@ loaded = {}
 for part in sys.argv[2:]:
     module = importlib.import_module(part)
     for found in pkgutil.walk_packages(getattr(module, "__path__", []), part + "."):
-        # Those that import wandb; test_a_package_is_named_in_its_part_alone says which may.
+        # Those that import wandb; test_a_package_is_imported_in_its_part_alone says which may.
         if "tracking.wandb" not in found.name and not found.name.endswith("__main__"):
             importlib.import_module(found.name)
     loaded[part] = sorted({name.split(".")[0] for name in sys.modules})
@@ -191,69 +211,41 @@ print(json.dumps(loaded))
 
 
 def loaded_by(*parts: str, blocked: str = "") -> dict[str, set[str]]:
-    """Imports parts one after another in a fresh process; the packages loaded after each."""
-    there = [
-        p
-        for p in parts
-        if (PACKAGE.parent / (p.replace(".", "/") + ".py")).exists()
-        or (PACKAGE.parent / p.replace(".", "/") / "__init__.py").exists()
-    ]
+    """Imports parts in a fresh process; returns the packages that are loaded after each."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, blocked, *there],
+        [sys.executable, "-c", PROGRAM, blocked, *parts],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return {part: set(packages) for part, packages in json.loads(done.stdout).items()}
 
 
-def test_light_parts_load_nothing_heavy() -> None:
+def test_light_parts_load_nothing_heavy():
     heavy = {"torch", "transformers", "datasets", "hydra", "omegaconf", "wandb", "pyarrow"}
     heavy.add("wandb_workspaces")
-    code = "import sys, json, gr_sweep; print(json.dumps(sorted(sys.modules)))"
-    names = json.loads(
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=PACKAGE.parent,
-        ).stdout
-    )
-    assert not (heavy | {"numpy", "pandas"}) & set(names)
-
     loaded = loaded_by(
-        "gr_sweep.errors",
-        "gr_sweep.domains",
-        "gr_sweep.config",
-        "gr_sweep.tracking",
-        "gr_sweep.metrics",
+        "gr_sweep.errors", "gr_sweep.config", "gr_sweep.tracking", "gr_sweep.metrics",
         "gr_sweep.report",
-    )
+    )  # fmt: skip
     assert not (heavy | {"numpy", "pandas"}) & loaded["gr_sweep.tracking"]
     assert not (heavy | {"pandas"}) & loaded["gr_sweep.metrics"]
     # pandas loads pyarrow by itself where it is installed.
     assert not (heavy - {"pyarrow"}) & loaded["gr_sweep.report"]
 
 
-def test_routing_and_training_load_without_hydra_wandb_and_datasets() -> None:
+def test_routing_and_training_load_without_hydra_wandb_and_datasets():
     loaded = loaded_by(
-        "gr_sweep.routing",
-        "gr_sweep.model",
-        "gr_sweep.metrics",
-        "gr_sweep.eval",
-        "gr_sweep.train",
-        "gr_sweep.bench",
+        *(f"gr_sweep.{part}" for part in ("routing", "model", "metrics", "eval", "train", "bench")),
         blocked="hydra,omegaconf,wandb,datasets",
     )
     assert "torch" in loaded["gr_sweep.routing"]
-    assert "transformers" not in loaded["gr_sweep.routing"]
-    assert "pandas" not in loaded["gr_sweep.routing"]
+    assert not {"transformers", "pandas"} & loaded["gr_sweep.routing"]
 
 
-def test_the_public_names_are_there_when_asked_for() -> None:
+def test_the_public_names_are_there_when_asked_for():
     from gr_sweep.model.route import route_model
     from gr_sweep.routing.plan import RoutePlan
 

@@ -1,7 +1,9 @@
-"""The model card of an export, and the table that the command prints."""
+"""What an export holds, its model card, and the table that the command prints."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from gr_sweep.domains import is_under
-from gr_sweep.export.write import Export, Loss
 from gr_sweep.routing.plan import ATTN, MLP
 
 _UNITS = {MLP: "MLP hidden units", ATTN: "key-value groups of heads"}
@@ -68,6 +70,72 @@ the run's model with the other blocks switched off by at most {{ "%.1g" % made.l
 - {{ name }}: `{{ value }}`
 {%- endfor %}
 """
+
+
+class Loss(NamedTuple):
+    """Held-out loss with its 95 % interval, if it has one."""
+
+    nats: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one model, padding included."""
+
+    parameters: int
+    """Tied parameters count once."""
+    flops_per_token: int
+    """Of one forward pass."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of one kind in each layer."""
+
+    full: int
+    kept: list[int]
+    """By layer."""
+    extracted: int
+    """In all layers of the extracted model, which must be equally wide."""
+    padding: list[int]
+    """Zero units by layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What was exported; the content of export.json."""
+
+    run: str
+    """Name of the job."""
+    step: int
+    is_finished: bool
+    """Whether the job has finished; losses are empty before that."""
+    domains: list[str]
+    keep: list[str]
+    """As typed; empty for a dense run."""
+    kept_domains: list[str]
+    """Of nested domains, as in the next two lists, the uppermost ones."""
+    removed_domains: list[str]
+    """Not kept, and owners of a removed block."""
+    unremoved_domains: list[str]
+    """Not kept, but owners of no removed block."""
+    removed_blocks: list[str]
+    is_core_of_removed: bool
+    """Whether a removed domain owns the core too, as in all plans but `forget`."""
+    full: Cost
+    extracted: Cost
+    flops_sequence_length: int
+    units: dict[str, Units]
+    """By unit kind, of those that the plan splits."""
+    losses: dict[str, tuple[Loss, Loss | None]]
+    """By domain, of the full and of the extracted model; None where the run did not measure it."""
+    logit_difference: float
+    """Largest difference between the checkpoint and the run's model with the blocks off."""
+    commands: dict[str, str]
+    fingerprints: dict[str, str]
+    """Of the run."""
+    versions: dict[str, str]
 
 
 def card_text(made: Export) -> str:

@@ -7,9 +7,8 @@ import platform
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from gr_sweep import __version__
 from gr_sweep.config import is_number
 from gr_sweep.domains import ancestors, expand, is_under
 from gr_sweep.errors import JobError
+from gr_sweep.export.card import Cost, Export, Loss, Units, card_text
 from gr_sweep.export.run import Run, load_routed
 from gr_sweep.files import sync_folder
 from gr_sweep.metrics import registry
@@ -39,72 +39,6 @@ _LONGEST = 2048
 """Sequence length that FLOPs are computed for, if no summary names that of the training."""
 
 
-class Loss(NamedTuple):
-    """Held-out loss with its 95 % interval, if it has one."""
-
-    nats: float
-    interval: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one model, padding included."""
-
-    parameters: int
-    """Tied parameters count once."""
-    flops_per_token: int
-    """Of one forward pass."""
-
-
-@dataclass(frozen=True)
-class Units:
-    """Units of one kind in each layer."""
-
-    full: int
-    kept: list[int]
-    """By layer."""
-    extracted: int
-    """In all layers of the extracted model, which must be equally wide."""
-    padding: list[int]
-    """Zero units by layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """What was exported; the content of export.json."""
-
-    run: str
-    """Name of the job."""
-    step: int
-    is_finished: bool
-    """Whether the job has finished; losses are empty before that."""
-    domains: list[str]
-    keep: list[str]
-    """As typed; empty for a dense run."""
-    kept_domains: list[str]
-    """Of nested domains, as in the next two lists, the uppermost ones."""
-    removed_domains: list[str]
-    """Not kept, and owners of a removed block."""
-    unremoved_domains: list[str]
-    """Not kept, but owners of no removed block."""
-    removed_blocks: list[str]
-    is_core_of_removed: bool
-    """Whether a removed domain owns the core too, as in all plans but `forget`."""
-    full: Cost
-    extracted: Cost
-    flops_sequence_length: int
-    units: dict[str, Units]
-    """By unit kind, of those that the plan splits."""
-    losses: dict[str, tuple[Loss, Loss | None]]
-    """By domain, of the full and of the extracted model; None where the run did not measure it."""
-    logit_difference: float
-    """Largest difference between the checkpoint and the run's model with the blocks off."""
-    commands: dict[str, str]
-    fingerprints: dict[str, str]
-    """Of the run."""
-    versions: dict[str, str]
-
-
 def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
     """Writes the run's model without the blocks that `keep` switches off.
 
@@ -117,8 +51,6 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
         GrSweepError: the run cannot be read, or `to` cannot be written. Nothing is written then.
         RuntimeError: the logits differ from those of `keep`, which would be a bug.
     """
-    from gr_sweep.export.card import card_text
-
     with _quiet_transformers():
         routed, step = load_routed(run)
         plan = routed.plan

@@ -11,9 +11,9 @@ import torch
 
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.export import write
-from gr_sweep.export.card import card_text, remarks_of, table_text
+from gr_sweep.export.card import Loss, card_text, remarks_of, table_text
 from gr_sweep.export.run import open_run
-from gr_sweep.export.write import Loss, export, losses_of
+from gr_sweep.export.write import export, losses_of
 from gr_sweep.model.sizes import SIZES
 from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
 from gr_sweep.setup import save_model_files
