@@ -60,12 +60,8 @@ from gr_sweep.joblock import JobLock, lock_job_dir
 from gr_sweep.layout import phases_of
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.cost import peak_flops
-from gr_sweep.metrics.losses import (
-    DocumentLoss,
-    summarize_losses,
-    write_losses,
-    write_relearn,
-)
+from gr_sweep.metrics.losses import DocumentLoss, write_losses, write_relearn
+from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel

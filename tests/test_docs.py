@@ -321,7 +321,8 @@ def test_a_metric_that_is_added_as_the_guide_says_has_its_value_and_interval(
     extended: Path,
 ) -> None:
     program = """
-from gr_sweep.metrics.losses import DocumentLoss, Text, View, summarize_losses
+from gr_sweep.metrics.losses import DocumentLoss, Text, View
+from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.report.measures import COLLATERAL, MAIN
 
 costs = {"code": 0.5, "biology": 0.25, "creative": 4.0}

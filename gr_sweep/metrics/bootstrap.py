@@ -1,14 +1,14 @@
 """95 % intervals by bootstrap over documents.
 
-Documents, not tokens, are drawn: tokens of one text go together. A mean loss is resampled as sum of
-loss over sum of tokens, so that long documents weigh as they do in the metric. The columns of one
-call share their draws, and so does a difference of two columns: that is what pairs views on the
-same documents. Intervals are percentiles (Efron and Tibshirani 1993, chapter 13). Knows nothing of
-domains and views.
+Documents are drawn, not tokens, since the tokens of a text are not independent. A mean loss is
+resampled as sum of losses over sum of tokens, so that long documents weigh as they do in the
+metric. All columns of a call share their draws, so that differences of columns are paired.
+Intervals are percentiles (Efron and Tibshirani 1993, chapter 13).
 """
 
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,43 +20,52 @@ CONFIDENCE = 0.95
 _DRAWS_AT_ONCE = 2_000_000
 """Draws in memory at a time: some tens of megabytes for any number of documents."""
 
-
 _NONE = np.empty(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A number, nan where it cannot be computed, and the same number in every resample."""
+    """A number, nan where it cannot be computed, and the same number in every resample.
+
+    Samples of the same documents must come from the same draws: their differences are then paired.
+    """
 
     value: float
     resampled: FloatArray = field(default_factory=lambda: _NONE)
     """Empty where there is no interval."""
 
+    def __sub__(self, other: "Sample") -> "Sample":
+        return combined(operator.sub, self, other)
+
 
 MISSING = Sample(math.nan)
-"""What cannot be computed."""
+"""A number that cannot be computed."""
 
 
 def combined(formula: Callable[..., float | FloatArray], *samples: Sample) -> Sample:
-    """An elementwise formula of numbers, and of each resample of them.
-
-    Samples of the same documents must come from the same draws: that pairs them.
-    """
+    """An elementwise formula, applied to numbers and to each resample of them."""
     value = float(formula(*(sample.value for sample in samples)))
     if any(sample.resampled.size == 0 for sample in samples):
         return Sample(value)
     return Sample(value, np.asarray(formula(*(sample.resampled for sample in samples))))
 
 
+def mean_of(samples: Sequence[Sample]) -> Sample:
+    """Mean with equal weights; missing where one of the samples is, or there are none."""
+    if not samples:
+        return MISSING
+    return combined(lambda *values: sum(values[1:], start=values[0]) / len(values), *samples)
+
+
 class Estimates:
-    """Metrics and their intervals by key; what is not finite stays out."""
+    """Metrics and their intervals by key; values that are not finite are left out."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
         self.intervals: dict[str, tuple[float, float]] = {}
 
     def add(self, key: str, sample: Sample) -> None:
-        """Takes a number in, and its interval where there is one."""
+        """Adds a number, and its interval where there is one."""
         if not math.isfinite(sample.value):
             return
         self.metrics[key] = sample.value
@@ -70,8 +79,8 @@ def resampled_sums(values: FloatArray, resamples: int, rng: np.random.Generator)
 
     Args:
         values: (documents, columns), at least one document. A column with nan has nan sums.
-        resamples: how many times as many documents are drawn as there are.
-        rng: advanced by resamples x documents draws; the same for any number of columns.
+        resamples: how often as many documents are drawn as there are.
+        rng: advanced by resamples x documents draws, however many columns there are.
     """
     num_documents = values.shape[0]
     sums = np.empty((resamples, values.shape[1]))
@@ -87,7 +96,7 @@ def resampled_sums(values: FloatArray, resamples: int, rng: np.random.Generator)
 
 
 def interval(resampled: FloatArray) -> tuple[float, float] | None:
-    """The middle 95 % of resampled values (one dimension); None where one of them is not finite."""
+    """The middle 95 % of resampled values (1-D); None where one of them is not finite."""
     if resampled.size == 0 or not np.isfinite(resampled).all():
         return None
     tail = 100 * (1 - CONFIDENCE) / 2

@@ -1,8 +1,8 @@
-"""Metrics that set a job against its baselines, and the relearning attack.
+"""Metrics that compare a job with its baselines, and the relearning attack.
 
 Baselines are tables of losses of other jobs on the same documents. All are resampled together, so
-that a document that is hard for everybody cancels. A metric whose baseline is missing is absent.
-Knows nothing of how the baselines are found.
+that what makes a document hard for every model cancels. A metric whose baseline is missing is
+absent. How baselines are found is not known here.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -12,27 +12,21 @@ from typing import Any
 import numpy as np
 
 from gr_sweep.domains import is_under
-from gr_sweep.metrics import registry, robustness, separability, utility
-from gr_sweep.metrics.bootstrap import MISSING, Estimates, FloatArray, Sample, combined
-from gr_sweep.metrics.losses import (
-    DocumentLoss,
-    LossTables,
-    RelearnLoss,
-    Text,
-    View,
-    add_own,
-    mean_of,
-)
-from gr_sweep.metrics.table import DocumentTable, Read
+from gr_sweep.metrics import formulas, registry
+from gr_sweep.metrics.bootstrap import MISSING, Estimates, Sample, combined, mean_of
+from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View
+from gr_sweep.metrics.registry import Metric, Over
+from gr_sweep.metrics.tables import DocumentTable, LossTables, Read, add_own
 
 _BASELINE_VIEWS = (View.full, View.calibrated_full)
-_DENSE: Hashable = "dense"
+_DENSE = "dense"
+_FILTERED_ATTACK = "filtered_relearned"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
-    """What a job is measured against: tables of runs alike in all but method, plan and tokens, and
-    of those of one domain alone in size."""
+    """What a job is compared with: tables of runs that differ from it only in method, plan and
+    tokens, and those of one domain alone in size, too."""
 
     dense: Sequence[DocumentLoss] | None = None
     """D: trained on all domains."""
@@ -41,42 +35,11 @@ class Baselines:
     filtered: Mapping[str, Sequence[DocumentLoss]] = field(default_factory=dict)
     """F[e] by e: never trained on e, by true label."""
     filtered_observed: Mapping[str, Sequence[DocumentLoss]] = field(default_factory=dict)
-    """The same by the label that routing sees, at the job's own label noise."""
+    """O[e] by e: the same by the label that routing sees, with the job's own label noise."""
     alone: Mapping[str, Sequence[DocumentLoss]] = field(default_factory=dict)
     """A[d] by d: dense, of the size of d's expert, trained on d alone."""
     filtered_relearned: Mapping[str, Sequence[RelearnLoss]] = field(default_factory=dict)
     """The attack on F[e], by e."""
-
-
-def compare_losses(
-    rows: Sequence[DocumentLoss],
-    baselines: Baselines,
-    domains: Sequence[str],
-    *,
-    seed: int,
-    resamples: int = 1000,
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """The metrics utility/*, separability/{removal,forget_compute}/* and robustness/* but the
-    attack's, and their means, with 95 % intervals.
-
-    A node of the tree stands for the domains under it: its losses are means over them. A metric
-    whose baseline is missing, or read other documents than the job, is absent; so is one whose
-    denominator is not above 0, and a compute equivalent below the first share. In a resample such a
-    compute equivalent counts as the first share: the lower bound then says that share or less.
-
-    Args:
-        rows: every view of every document of the job.
-        baselines: of these the full models are read.
-        domains: labels; rows of other domains are not read.
-        seed, resamples: as `summarize_losses` takes them.
-
-    Raises:
-        DataError: a document whose tokens or bytes differ between the job's views.
-    """
-    tables = _with_baselines(rows, baselines, domains, seed=seed, resamples=resamples)
-    estimates = Estimates()
-    _add_compared(estimates, tables, baselines)
-    return estimates.metrics, estimates.intervals
 
 
 def summarize_and_compare(
@@ -88,199 +51,171 @@ def summarize_and_compare(
     resamples: int = 1000,
     blocks: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """The metrics of `summarize_losses` and of `compare_losses`, from one resampling."""
-    tables = _with_baselines(rows, baselines, domains, seed=seed, resamples=resamples)
-    estimates = Estimates()
-    add_own(estimates, tables, blocks or {})
-    _add_compared(estimates, tables, baselines)
-    return estimates.metrics, estimates.intervals
+    """The metrics of `summarize_losses` and those against baselines, from one resampling, and their
+    95 % intervals. Those of attacks are in `compare_relearn`.
 
+    A node of the domain tree stands for the domains under it: its losses are means over them. A
+    metric is absent if its baseline is missing or read other documents than the job, if its
+    denominator is not above 0, and, for a compute equivalent, below the first share. In a resample
+    such a compute equivalent counts as the first share; the lower bound then means that or less.
 
-def _with_baselines(
-    rows: Sequence[DocumentLoss],
-    baselines: Baselines,
-    domains: Sequence[str],
-    *,
-    seed: int,
-    resamples: int,
-) -> LossTables:
+    Args:
+        rows: every view of every document of the job.
+        baselines: only their full models are read.
+        domains: labels; rows of other domains are ignored.
+        seed, resamples, blocks: as in `summarize_losses`.
+
+    Raises:
+        DataError: a document whose tokens or bytes differ between the job's views.
+    """
     runs: dict[Hashable, Iterable[DocumentLoss]] = {}
     if baselines.dense is not None:
-        runs[_DENSE] = _of_full(baselines.dense)
-    for share, table in baselines.shorter.items():
-        runs[share] = _of_full(table)
-    for part, table in baselines.filtered.items():
-        runs[_filtered(part)] = _of_full(table)
-    for part, table in baselines.filtered_observed.items():
-        runs[_observed(part)] = _of_full(table)
-    for domain, table in baselines.alone.items():
-        runs[_alone(domain)] = _of_full(table)
-    return LossTables(rows, domains, runs, seed=seed, resamples=resamples)
-
-
-def _add_compared(estimates: Estimates, tables: LossTables, baselines: Baselines) -> None:
-    comparison = _Comparison(estimates, tables, sorted(baselines.shorter))
-    comparison.add_utility()
-    for part in tables.parts(View.removed):
-        comparison.add_removal(part)
-    for part in baselines.filtered:
-        comparison.add_transfer(part)
-    for part in tables.parts(View.unlearned):
-        comparison.add_unlearned(part)
-    comparison.add_means()
+        runs[_DENSE] = baselines.dense
+    runs.update({share: table for share, table in baselines.shorter.items()})
+    for kind in ("filtered", "filtered_observed", "alone"):
+        runs |= {(kind, part): table for part, table in getattr(baselines, kind).items()}
+    full = {run: _of_full(table) for run, table in runs.items()}
+    tables = LossTables(rows, domains, full, seed=seed, resamples=resamples)
+    estimates = Estimates()
+    add_own(estimates, tables, blocks or {})
+    _Comparison(estimates, tables, baselines).add()
+    return estimates.metrics, estimates.intervals
 
 
 def _of_full(rows: Iterable[DocumentLoss]) -> Iterator[DocumentLoss]:
     return (row for row in rows if row.view in _BASELINE_VIEWS and row.text is Text.plain)
 
 
-def _filtered(part: str) -> Hashable:
-    return "filtered", part
-
-
-def _observed(part: str) -> Hashable:
-    return "filtered_observed", part
-
-
-def _alone(domain: str) -> Hashable:
-    return "alone", domain
-
-
 class _Comparison:
-    """The metrics of one job, added to `estimates` one group at a time."""
+    """The metrics of one job against its baselines, which `add` adds to `estimates`."""
 
-    def __init__(self, estimates: Estimates, tables: LossTables, shares: Sequence[float]) -> None:
+    def __init__(self, estimates: Estimates, tables: LossTables, baselines: Baselines) -> None:
         self.estimates = estimates
         self.tables = tables
-        self.shares = shares
-        self._found: dict[str, Sample] = {}
+        self.baselines = baselines
+        self.shares = sorted(baselines.shorter)
+        self._samples: dict[str, Sample] = {}
+
+    def add(self) -> None:
+        """Adds all metrics whose baselines are there."""
+        tables = self.tables
+        self._add_utility()
+        for part in tables.parts(View.removed):
+            self._add_removal(part)
+        for part in self.baselines.filtered:
+            for domain in tables.beside(part):
+                gain = self._filtered(part, [domain]) - tables.loss(domain, View.full, run=_DENSE)
+                self._add(registry.TRANSFER(part, domain), gain)
+        for part in tables.parts(View.unlearned):
+            self._add_unlearned(part)
+        self._add_means()
 
     def _add(self, key: str, sample: Sample) -> None:
-        self._found[key] = sample
+        self._samples[key] = sample
         self.estimates.add(key, sample)
 
-    def add_utility(self) -> None:
+    def _filtered(self, part: str, domains: Sequence[str], kind: str = "filtered") -> Sample:
+        return self.tables.mean_loss(domains, View.full, run=(kind, part))
+
+    def _add_utility(self) -> None:
         """What the full model, each expert alone and the mixed experts are worth."""
         add, tables = self._add, self.tables
         for domain in tables.domains:
             dense = tables.loss(domain, View.full, run=_DENSE)
             full = tables.loss(domain, View.full)
             expert = tables.loss(domain, View.kept, domain)
-            mixed = tables.loss(domain, View.mixed)
-            add(registry.TAX(domain), combined(utility.tax, full, dense))
-            add(registry.EXPERT_TAX(domain), combined(utility.tax, expert, dense))
             leaf = tables.loss(domain, View.expert)
-            add(registry.LEAF_TAX(domain), combined(utility.tax, leaf, dense))
-            # Where rounds have split a domain, no expert of the baseline's size is the domain's.
+            # Where rounds have split a domain, its experts have the size of the baseline.
             own = leaf if tables.parts(View.expert) else expert
-            alone = tables.loss(domain, View.full, run=_alone(domain))
-            add(registry.ALONE_TAX(domain), combined(utility.tax, own, alone))
-            add(registry.MIXED_TAX(domain), combined(utility.tax, mixed, dense))
-            add(registry.COMPUTE_EQUIVALENT_FULL(domain), self._compute_equivalent(full, [domain]))
-            add(
-                registry.COMPUTE_EQUIVALENT_KEPT(domain), self._compute_equivalent(expert, [domain])
-            )
+            alone = tables.loss(domain, View.full, run=("alone", domain))
+            add(registry.TAX(domain), full - dense)
+            add(registry.EXPERT_TAX(domain), expert - dense)
+            add(registry.LEAF_TAX(domain), leaf - dense)
+            add(registry.ALONE_TAX(domain), own - alone)
+            add(registry.MIXED_TAX(domain), tables.loss(domain, View.mixed) - dense)
+            for metric, loss in (
+                (registry.COMPUTE_EQUIVALENT_FULL, full),
+                (registry.COMPUTE_EQUIVALENT_KEPT, expert),
+            ):
+                add(metric(domain), self._compute_equivalent(loss, [domain]))
 
-    def add_means(self) -> None:
-        """Means over domains of what was added, each from the resamples of all of them."""
-        domains, tables = self.tables.domains, self.tables
-        removed = tables.removable() or tables.removable(View.unlearned)
-        for mean, key, parts in (
-            (registry.MEAN_TAX, registry.TAX, domains),
-            (registry.MEAN_EXPERT_TAX, registry.EXPERT_TAX, domains),
-            (registry.MEAN_LEAF_TAX, registry.LEAF_TAX, domains),
-            (registry.MEAN_ALONE_TAX, registry.ALONE_TAX, domains),
-            (registry.MEAN_MIXED_TAX, registry.MIXED_TAX, domains),
-            (registry.MEAN_COMPUTE_EQUIVALENT, registry.COMPUTE_EQUIVALENT_FULL, domains),
-            (registry.MEAN_KEPT_COMPUTE_EQUIVALENT, registry.COMPUTE_EQUIVALENT_KEPT, domains),
-            (registry.MEAN_REMOVAL, registry.REMOVAL, removed),
-            (registry.MEAN_CALIBRATED_REMOVAL, registry.CALIBRATED_REMOVAL, removed),
-            (registry.MEAN_FORGET_COMPUTE, registry.FORGET_COMPUTE, removed),
-            (registry.MEAN_LEAKAGE, registry.LEAKAGE, removed),
-        ):
-            self.estimates.add(mean, self._mean([key(part) for part in parts]))
-        for mean, pair_key in (
-            (registry.MEAN_REMOVED_TAX, registry.REMOVED_TAX),
-            (registry.MEAN_REMOVED_COMPUTE_EQUIVALENT, registry.COMPUTE_EQUIVALENT_REMOVED),
-        ):
-            over_parts = [
-                self._mean([pair_key(part, domain) for part in others])
-                for domain in domains
-                if (others := [part for part in removed if not is_under(domain, part)])
-            ]
-            self.estimates.add(mean, mean_of(over_parts))
-
-    def _mean(self, added: Sequence[str]) -> Sample:
-        return mean_of([self._found.get(key, MISSING) for key in added])
-
-    def add_removal(self, part: str) -> None:
-        """What removing a part leaves of it, and of the others."""
+    def _add_removal(self, part: str) -> None:
+        """What removing a part leaves of it, and of the other domains."""
         add, tables = self._add, self.tables
         for domain in tables.beside(part):
             left = tables.loss(domain, View.removed, part)
-            without = tables.loss(domain, View.full, run=_filtered(part))
-            add(registry.REMOVED_TAX(part, domain), combined(utility.tax, left, without))
+            add(registry.REMOVED_TAX(part, domain), left - self._filtered(part, [domain]))
             equivalent = self._compute_equivalent(left, [domain])
             add(registry.COMPUTE_EQUIVALENT_REMOVED(part, domain), equivalent)
 
         own = tables.under(part)
         full = tables.mean_loss(own, View.full)
         removed = tables.mean_loss(own, View.removed, part)
-        filtered = tables.mean_loss(own, View.full, run=_filtered(part))
-        observed = tables.mean_loss(own, View.full, run=_observed(part))
-        add(registry.REMOVAL(part), combined(separability.removal, removed, full, filtered))
+        filtered = self._filtered(part, own)
+        observed = self._filtered(part, own, "filtered_observed")
+        add(registry.REMOVAL(part), _ratio(removed - full, filtered - full))
         add(registry.FORGET_COMPUTE(part), self._compute_equivalent(removed, own))
-        add(registry.LEAKAGE(part), combined(separability.leakage, removed, filtered, observed))
+        add(registry.LEAKAGE(part), _ratio(filtered - removed, filtered - observed))
         add(registry.CALIBRATED_REMOVAL(part), self._calibrated(part, View.calibrated_removed))
 
-    def add_transfer(self, part: str) -> None:
-        """What the other domains gain in a dense model from the part."""
-        for domain in self.tables.beside(part):
-            filtered = self.tables.loss(domain, View.full, run=_filtered(part))
-            dense = self.tables.loss(domain, View.full, run=_DENSE)
-            gain = combined(utility.transfer, filtered, dense)
-            self.estimates.add(registry.TRANSFER(part, domain), gain)
-
-    def add_unlearned(self, part: str) -> None:
+    def _add_unlearned(self, part: str) -> None:
         """How far unlearning takes a dense model."""
         add, tables = self._add, self.tables
         for domain in tables.beside(part):
             left = tables.loss(domain, View.unlearned, part)
-            without = tables.loss(domain, View.full, run=_filtered(part))
-            add(registry.UNLEARNED_TAX(part, domain), combined(utility.tax, left, without))
+            add(registry.UNLEARNED_TAX(part, domain), left - self._filtered(part, [domain]))
         own = tables.under(part)
         full = tables.mean_loss(own, View.full)
         unlearned = tables.mean_loss(own, View.unlearned, part)
-        filtered = tables.mean_loss(own, View.full, run=_filtered(part))
-        add(
-            registry.UNLEARNED_REMOVAL(part),
-            combined(separability.removal, unlearned, full, filtered),
-        )
+        filtered = self._filtered(part, own)
+        add(registry.UNLEARNED_REMOVAL(part), _ratio(unlearned - full, filtered - full))
         add(registry.CALIBRATED_REMOVAL(part), self._calibrated(part, View.calibrated_unlearned))
 
     def _calibrated(self, part: str, view: View) -> Sample:
         """Removal with a bias fitted to each of the three models."""
-        own = self.tables.under(part)
-        return combined(
-            separability.removal,
-            self.tables.mean_loss(own, view, part),
-            self.tables.mean_loss(own, View.calibrated_full, part),
-            self.tables.mean_loss(own, View.calibrated_full, part, run=_filtered(part)),
-        )
+        own, tables = self.tables.under(part), self.tables
+        full = tables.mean_loss(own, View.calibrated_full, part)
+        filtered = tables.mean_loss(own, View.calibrated_full, part, run=("filtered", part))
+        return _ratio(tables.mean_loss(own, view, part) - full, filtered - full)
 
     def _compute_equivalent(self, loss: Sample, domains: Sequence[str]) -> Sample:
         if not self.shares:
             return MISSING
-        runs: list[Hashable] = [*self.shares, _DENSE]
         shares = [*self.shares, 1.0]
 
         def formula(loss: Any, *dense: Any) -> Any:
-            return utility.compute_equivalent(loss, shares, dense)
+            return formulas.compute_equivalent(loss, shares, dense)
 
+        runs: list[Hashable] = [*self.shares, _DENSE]
         curve = [self.tables.mean_loss(domains, View.full, run=run) for run in runs]
         found = combined(formula, loss, *curve)
         is_below = np.isnan(found.resampled)
         return Sample(found.value, np.where(is_below, self.shares[0], found.resampled))
+
+    def _add_means(self) -> None:
+        """Means of what was added, each from the resamples of all its entries."""
+        for metric in registry.METRICS:
+            if metric.mean is not None and metric.baselines:
+                self.estimates.add(metric.mean, self._mean(metric))
+
+    def _mean(self, metric: Metric) -> Sample:
+        tables = self.tables
+        removed = tables.removable() or tables.removable(View.unlearned)
+        if metric.over is Over.pairs:
+            by_domain = [
+                [metric(part, domain) for part in removed if not is_under(domain, part)]
+                for domain in tables.domains
+            ]
+            return mean_of([mean_of(self._found(keys)) for keys in by_domain if keys])
+        names = removed if metric.over is Over.removed else tables.domains
+        return mean_of(self._found([metric(name) for name in names]))
+
+    def _found(self, keys: Iterable[str]) -> list[Sample]:
+        return [self._samples.get(key, MISSING) for key in keys]
+
+
+def _ratio(part: Sample, whole: Sample) -> Sample:
+    return combined(formulas.ratio, part, whole)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,11 +230,11 @@ class Attack:
 
 
 def attacks(rows: Sequence[RelearnLoss], part: str, domains: Sequence[str]) -> list[Attack]:
-    """The attacks on what a part was removed from, a learning rate each."""
-    tables = _attack_tables(rows, part, domains, None, seed=0, resamples=0)
+    """The attacks on the model without a part, one for each learning rate."""
+    tables = _attack_tables(rows, part, domains, Baselines(), seed=0, resamples=0)
     return [
         Attack(
-            lr=lr, steps=steps, losses=tuple(_mean(tables, ("", lr, step)).value for step in steps)
+            lr=lr, steps=steps, losses=tuple(_loss(tables, ("", lr, step)).value for step in steps)
         )
         for lr, steps in _evaluations(rows, part).items()
     ]
@@ -313,78 +248,65 @@ def compare_relearn(
     seed: int,
     resamples: int = 1000,
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """The metrics robustness/relearn/e/* and their 95 % intervals.
+    """The metrics robustness/relearn/* and their 95 % intervals.
 
-    Of all learning rates and evaluations the strongest counts, in each resample anew. The steps are
-    absent where F[e] or D is missing, or there is nothing to learn about e. The documents are those
+    The strongest of all learning rates and evaluations counts, in each resample anew. The steps are
+    absent if F[e] or D is missing, or there is nothing to learn about e. The documents are those
     that the attack is evaluated on.
 
     Args:
         rows: the attacks on the job, whichever view they start from.
         baselines: `dense`, `filtered` and `filtered_relearned` are read.
-        domains, seed, resamples: as `summarize_losses` takes them.
+        domains, seed, resamples: as in `summarize_losses`.
     """
     estimates = Estimates()
     for part in dict.fromkeys(row.part for row in rows):
         if not any(is_under(domain, part) for domain in domains):
             continue
         tables = _attack_tables(rows, part, domains, baselines, seed=seed, resamples=resamples)
-        filtered, dense = _mean(tables, _filtered(part)), _mean(tables, _DENSE)
-        evaluations = _evaluations(rows, part)
         _add_attack(
-            estimates, tables, "", evaluations, filtered, dense,
-            registry.RELEARN_LOSS(part), registry.RELEARN_STEPS(part),
-            registry.RELEARN_CENSORED(part),
+            estimates, tables, part, "", rows,
+            (registry.RELEARN_LOSS, registry.RELEARN_STEPS, registry.RELEARN_CENSORED),
         )  # fmt: skip
-        evaluations = _evaluations(baselines.filtered_relearned.get(part, ()), part)
         _add_attack(
-            estimates, tables, _FILTERED_ATTACK, evaluations, filtered, dense,
-            registry.RELEARN_FILTERED_LOSS(part), registry.RELEARN_FILTERED_STEPS(part),
-            registry.RELEARN_FILTERED_CENSORED(part),
+            estimates, tables, part, _FILTERED_ATTACK, baselines.filtered_relearned.get(part, ()),
+            (
+                registry.RELEARN_FILTERED_LOSS,
+                registry.RELEARN_FILTERED_STEPS,
+                registry.RELEARN_FILTERED_CENSORED,
+            ),
         )  # fmt: skip
     return estimates.metrics, estimates.intervals
-
-
-_FILTERED_ATTACK = "filtered_relearned"
 
 
 def _add_attack(
     estimates: Estimates,
     tables: Sequence[DocumentTable[Hashable]],
+    part: str,
     run: str,
-    evaluations: Mapping[float, tuple[int, ...]],
-    filtered: Sample,
-    dense: Sample,
-    loss_key: str,
-    steps_key: str,
-    censored_key: str,
+    rows: Iterable[RelearnLoss],
+    metrics: tuple[Metric, Metric, Metric],
 ) -> None:
+    """Adds loss, steps and censoring of the attack in `rows`, whose columns are those of `run`."""
+    evaluations = _evaluations(rows, part)
     if not evaluations:
         return
-    curves = [
-        [_mean(tables, (run, lr, step)) for step in steps] for lr, steps in evaluations.items()
-    ]
-    flat = [sample for curve in curves for sample in curve]
+    losses = [_loss(tables, (run, lr, step)) for lr, steps in evaluations.items() for step in steps]
 
-    def by_lr(losses: Sequence[Any]) -> list[Sequence[Any]]:
+    def by_lr(losses: Sequence[Any]) -> list[list[Any]]:
         values = iter(losses)
         return [[next(values) for _ in steps] for steps in evaluations.values()]
 
-    def lowest(*losses: Any) -> FloatArray:
-        return robustness.lowest_loss(by_lr(losses))
-
-    def steps(filtered: Any, dense: Any, *losses: Any) -> FloatArray:
+    def relearned(filtered: Any, dense: Any, *losses: Any) -> tuple[Any, Any]:
         found = list(zip(evaluations.values(), by_lr(losses), strict=True))
-        return robustness.steps_to_relearn(found, filtered, dense)[0]
+        return formulas.steps_to_relearn(found, filtered, dense)
 
-    def censored(filtered: Any, dense: Any, *losses: Any) -> float:
-        found = list(zip(evaluations.values(), by_lr(losses), strict=True))
-        return float(robustness.steps_to_relearn(found, filtered, dense)[1])
-
-    estimates.add(loss_key, combined(lowest, *flat))
-    estimates.add(steps_key, combined(steps, filtered, dense, *flat))
-    values = [sample.value for sample in (filtered, dense, *flat)]
-    estimates.add(censored_key, Sample(censored(*values)))
+    samples = [_loss(tables, ("filtered", part)), _loss(tables, _DENSE), *losses]
+    loss, steps, censored = (metric(part) for metric in metrics)
+    estimates.add(loss, combined(lambda *losses: formulas.lowest_loss(by_lr(losses)), *losses))
+    estimates.add(steps, combined(lambda *values: relearned(*values)[0], *samples))
+    is_censored = relearned(*(sample.value for sample in samples))[1]
+    estimates.add(censored, Sample(float(is_censored)))
 
 
 def _evaluations(rows: Iterable[RelearnLoss], part: str) -> dict[float, tuple[int, ...]]:
@@ -400,24 +322,25 @@ def _attack_tables(
     rows: Iterable[RelearnLoss],
     part: str,
     domains: Sequence[str],
-    baselines: Baselines | None,
+    baselines: Baselines,
     *,
     seed: int,
     resamples: int,
 ) -> list[DocumentTable[Hashable]]:
     """A table for each domain under the part: evaluations of the attacks, F[e] and D."""
     own = [domain for domain in domains if is_under(domain, part)]
-    attacked = _evaluated(rows, part, own, "")
-    others: dict[str, dict[Hashable, dict[str, Read]]] = {domain: {} for domain in own}
-    if baselines is not None:
-        relearned = baselines.filtered_relearned.get(part, ())
-        others = _evaluated(relearned, part, own, _FILTERED_ATTACK)
-        runs = {_DENSE: baselines.dense, _filtered(part): baselines.filtered.get(part)}
-        for run, table in runs.items():
-            for row in table or ():
-                if row.view is View.full and row.text is Text.plain and row.domain in own:
-                    column = others[row.domain].setdefault(run, {})
-                    column[row.document] = Read(row.loss_nats, row.tokens, row.bytes)
+    attacked = _attack_columns(rows, part, own, "")
+    relearned = baselines.filtered_relearned.get(part, ())
+    others = _attack_columns(relearned, part, own, _FILTERED_ATTACK)
+    runs: dict[Hashable, Sequence[DocumentLoss] | None] = {
+        _DENSE: baselines.dense,
+        ("filtered", part): baselines.filtered.get(part),
+    }
+    for run, table in runs.items():
+        for row in table or ():
+            if row.view is View.full and row.text is Text.plain and row.domain in own:
+                column = others[row.domain].setdefault(run, {})
+                column[row.document] = Read(row.loss_nats, row.tokens, row.bytes)
     return [
         DocumentTable(
             attacked[domain], others[domain], domain=domain, seed=seed, resamples=resamples
@@ -426,7 +349,7 @@ def _attack_tables(
     ]
 
 
-def _evaluated(
+def _attack_columns(
     rows: Iterable[RelearnLoss], part: str, domains: Collection[str], run: str
 ) -> dict[str, dict[Hashable, dict[str, Read]]]:
     found: dict[str, dict[Hashable, dict[str, Read]]] = {domain: {} for domain in domains}
@@ -437,5 +360,5 @@ def _evaluated(
     return found
 
 
-def _mean(tables: Sequence[DocumentTable[Hashable]], column: Hashable) -> Sample:
+def _loss(tables: Sequence[DocumentTable[Hashable]], column: Hashable) -> Sample:
     return mean_of([table.loss(column) for table in tables])

@@ -13,11 +13,11 @@ from gr_sweep.metrics.compare import (
     Attack,
     Baselines,
     attacks,
-    compare_losses,
     compare_relearn,
     summarize_and_compare,
 )
-from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View, summarize_losses
+from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View
+from gr_sweep.metrics.tables import summarize_losses
 
 DOMAINS = ["code", "biology", "creative"]
 Rows = list[DocumentLoss]
@@ -77,8 +77,24 @@ def all_baselines() -> Baselines:
     )
 
 
-def compared(job: Rows, baselines: Baselines, **kwargs: Any) -> dict[str, float]:
-    return compare_losses(job, baselines, DOMAINS, seed=0, **kwargs)[0]
+def compare(
+    job: Rows, baselines: Baselines, domains: Sequence[str] = DOMAINS, **kwargs: Any
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """What the baselines add to the job's own metrics, which they do not change."""
+    kwargs = {"seed": 0} | kwargs
+    metrics, intervals = summarize_and_compare(job, baselines, domains, **kwargs)
+    own = summarize_losses(job, domains, **kwargs)
+    assert own[0].items() <= metrics.items()
+    for key, bounds in own[1].items():
+        assert intervals[key] == pytest.approx(bounds, rel=1e-9), key
+    return (
+        {key: value for key, value in metrics.items() if key not in own[0]},
+        {key: bounds for key, bounds in intervals.items() if key not in own[1]},
+    )
+
+
+def compared(job: Rows, baselines: Baselines) -> dict[str, float]:
+    return compare(job, baselines)[0]
 
 
 def test_every_metric_follows_its_definition() -> None:
@@ -155,14 +171,14 @@ def test_metric_without_its_baseline_is_absent() -> None:
     assert compared(job, Baselines(filtered={"code": rows_of(DENSE)})) == {}, "of another domain"
 
 
-def test_expert_is_held_against_dense_models_of_its_size_on_its_own_domain() -> None:
+def test_expert_is_compared_with_dense_models_of_its_size_on_its_own_domain() -> None:
     job = rows_of({**JOB, ("kept", "creative"): by_domain(8.0, 8.0, 4.0)})
     alone = {
         "code": rows_of({("full", ""): {"code": 4.0}}),
         "biology": rows_of(BIOLOGY_ALONE),
         "creative": rows_of({("full", ""): {"creative": 3.5}}),
     }
-    metrics, intervals = compare_losses(job, Baselines(alone=alone), DOMAINS, seed=0)
+    metrics, intervals = compare(job, Baselines(alone=alone))
     assert metrics == pytest.approx(
         {
             "utility/alone_tax/code": -0.5,
@@ -208,7 +224,7 @@ def test_node_of_the_tree_stands_for_the_mean_over_its_domains() -> None:
 
     job = rows_of({("full", ""): table(4, 4, 5), ("removed", "biology"): table(4, 5, 8)})
     filtered = rows_of({("full", ""): table(3.5, 6, 9)})
-    metrics, _ = compare_losses(job, Baselines(filtered={"biology": filtered}), domains, seed=0)
+    metrics, _ = compare(job, Baselines(filtered={"biology": filtered}), domains)
     assert metrics == pytest.approx(
         {"separability/removal/biology": 2 / 3, "utility/removed_tax/biology/code": 0.5}
     )
@@ -235,7 +251,7 @@ def test_means_over_pairs_leave_out_what_lies_under_the_removed_label() -> None:
         shorter={0.5: rows_of({("full", ""): table(5, 5, 5)})},
         filtered=dict.fromkeys(domains, filtered),
     )
-    metrics, intervals = compare_losses(job, baselines, domains, seed=0)
+    metrics, intervals = compare(job, baselines, domains)
     # Code: biology and virology are removed; biology: code and virology; virology: code.
     expected = ((0.75 + 0.25) / 2 + (0.5 + 1.0) / 2 + 0.25) / 3
     assert metrics["mean_removed_tax"] == pytest.approx(expected)
@@ -335,24 +351,13 @@ def literal_intervals(job: Rows, baselines: Baselines) -> dict[str, tuple[float,
 
 def test_intervals_are_those_of_a_literal_resampling() -> None:
     job, baselines = noisy(JOB, 0), noisy_baselines()
-    _, intervals = compare_losses(job, baselines, DOMAINS, seed=7, resamples=50)
+    _, intervals = compare(job, baselines, seed=7, resamples=50)
     for key, bounds in literal_intervals(job, baselines).items():
         assert intervals[key] == pytest.approx(bounds, rel=1e-9), key
 
 
-def test_both_at_once_are_what_each_gives() -> None:
-    job, baselines = noisy(JOB, 0), noisy_baselines()
-    metrics, intervals = summarize_and_compare(job, baselines, DOMAINS, seed=3, resamples=50)
-    own = summarize_losses(job, DOMAINS, seed=3, resamples=50)
-    against = compare_losses(job, baselines, DOMAINS, seed=3, resamples=50)
-    assert metrics == own[0] | against[0]
-    assert intervals.keys() == (own[1] | against[1]).keys()
-    for key, bounds in (own[1] | against[1]).items():
-        assert intervals[key] == pytest.approx(bounds, rel=1e-9), key
-
-
 def test_document_that_is_hard_for_everybody_cancels() -> None:
-    metrics, intervals = compare_losses(noisy(JOB, 0), noisy_baselines(), DOMAINS, seed=0)
+    metrics, intervals = compare(noisy(JOB, 0), noisy_baselines())
     low, high = intervals["utility/tax/code"]
     # Documents differ by 1 nat: unpaired, 40 of them would give an interval of about 0.8.
     assert low < metrics["utility/tax/code"] < high < low + 0.08
@@ -360,7 +365,7 @@ def test_document_that_is_hard_for_everybody_cancels() -> None:
 
 def test_job_against_itself_pays_exactly_nothing() -> None:
     dense = noisy(DENSE, 1)
-    metrics, intervals = compare_losses(dense, Baselines(dense=dense), DOMAINS, seed=0)
+    metrics, intervals = compare(dense, Baselines(dense=dense))
     assert metrics == {f"utility/tax/{domain}": 0.0 for domain in DOMAINS} | {"mean_tax": 0.0}
     assert set(intervals.values()) == {(0.0, 0.0)}
 
@@ -369,13 +374,13 @@ def test_compute_equivalent_that_some_resamples_put_below_the_first_share_is_bou
     None
 ):
     job = noisy({("full", ""): by_domain(5.99, 5.0, 5.0)}, 0)
-    metrics, intervals = compare_losses(job, noisy_baselines(), DOMAINS, seed=0)
+    metrics, intervals = compare(job, noisy_baselines())
     key = "utility/compute_equivalent/full/code"
     assert intervals[key][0] == 0.25 < metrics[key] < intervals[key][1]
 
 
 def test_no_resamples_give_no_intervals() -> None:
-    assert compare_losses(noisy(JOB, 0), noisy_baselines(), DOMAINS, seed=0, resamples=0)[1] == {}
+    assert compare(noisy(JOB, 0), noisy_baselines(), resamples=0)[1] == {}
 
 
 # The attack

@@ -32,10 +32,10 @@ from gr_sweep.metrics.losses import (
     Text,
     View,
     read_losses,
-    summarize_losses,
     write_losses,
     write_relearn,
 )
+from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.report import read_sweep
 from gr_sweep.report.collect import Sweep
 

@@ -30,10 +30,10 @@ from gr_sweep.metrics.losses import (
     Text,
     View,
     read_losses,
-    summarize_losses,
     write_losses,
     write_relearn,
 )
+from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.report import measures, tables
 from gr_sweep.report.collect import Job, Sweep, read_sweep, results
 

@@ -1,0 +1,312 @@
+"""Tables of losses, resampled, and the metrics that a job computes from its own table.
+
+`LossTables` gives the mean loss of any model on any domain with its resamples; `metrics/compare.py`
+uses it for a job and its baselines. Documents with the same text (the same hash) count once.
+"""
+
+import math
+import zlib
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from gr_sweep.domains import is_under
+from gr_sweep.errors import DataError
+from gr_sweep.metrics import bootstrap, registry
+from gr_sweep.metrics.bootstrap import MISSING, Estimates, Sample, mean_of
+from gr_sweep.metrics.formulas import bits_per_byte
+from gr_sweep.metrics.losses import DocumentLoss, Text, View
+
+Column = TypeVar("Column", bound=Hashable)
+
+
+class Read(NamedTuple):
+    """A document as one column read it."""
+
+    loss_nats: float
+    tokens: int
+    bytes: int
+
+
+class DocumentTable(Generic[Column]):
+    """Losses of one domain's documents in several columns, resampled together.
+
+    A column is one model in one state, of the job or of a baseline. The documents are those of the
+    job's own columns. A column that lacks one of them, or a baseline that read another length of
+    it, has no loss; documents that only baselines read are left out.
+    """
+
+    def __init__(
+        self,
+        own: Mapping[Column, Mapping[str, Read]],
+        baselines: Mapping[Column, Mapping[str, Read]],
+        *,
+        domain: str,
+        seed: int,
+        resamples: int,
+    ) -> None:
+        """
+        Args:
+            own: the job's columns, each from document to loss.
+            baselines: the same for other jobs.
+            domain: the draws come from it and the seed, whichever other domains there are.
+
+        Raises:
+            DataError: a document whose tokens or bytes differ between the job's own columns.
+        """
+        # A text of one token has no loss; without it no resample has 0 tokens.
+        sizes = {
+            document: read[1:]
+            for column in own.values()
+            for document, read in column.items()
+            if read.tokens > 0
+        }
+        for column in own.values():
+            for document, read in column.items():
+                if document in sizes and sizes[document] != read[1:]:
+                    raise DataError(
+                        f"document {document} of {domain} differs in size between views"
+                    )
+        self.documents = tuple(sorted(sizes))
+        columns = {**own, **baselines}
+        self._at = {column: at for at, column in enumerate(columns)}
+        table = np.full((len(sizes), len(columns) + 2), np.nan)
+        for at, reads in enumerate(columns.values()):
+            for row, document in enumerate(self.documents):
+                found = reads.get(document)
+                # Losses that are not finite stay nan: 0 x inf would be nan with a warning.
+                if found and found[1:] == sizes[document] and math.isfinite(found.loss_nats):
+                    table[row, at] = found.loss_nats
+        for row, document in enumerate(self.documents):
+            table[row, -2:] = sizes[document]
+        self._sums = table.sum(axis=0)
+        if len(sizes) > 1 and resamples > 0:
+            rng = np.random.default_rng([seed, zlib.crc32(domain.encode())])
+            self._resampled = bootstrap.resampled_sums(table, resamples, rng)
+        else:
+            self._resampled = table[:0]
+
+    def loss(self, column: Column) -> Sample:
+        """Mean loss in nats per token; nan where a document's is missing or not finite."""
+        at = self._at.get(column)
+        if at is None or self._sums[-2] == 0:
+            return MISSING
+        sums, resampled = self._sums, self._resampled
+        return Sample(float(sums[at] / sums[-2]), resampled[:, at] / resampled[:, -2])
+
+    def bits_per_byte(self, column: Column) -> Sample:
+        """The same loss in bits per byte of text."""
+        at = self._at.get(column)
+        if at is None or self._sums[-1] == 0:
+            return MISSING
+        return Sample(
+            bits_per_byte(float(self._sums[at]), float(self._sums[-1])),
+            bits_per_byte(self._resampled[:, at], self._resampled[:, -1]),
+        )
+
+
+class LossColumn(NamedTuple):
+    """A model in one state."""
+
+    view: View
+    part: str = ""
+    run: Hashable = ""
+    """Which baseline; empty for the job itself."""
+
+
+class LossTables:
+    """The losses of a job, and of its baselines on the same documents, by domain and text.
+
+    Means over domains weigh each domain the same; the resamples of domains are independent.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[DocumentLoss],
+        domains: Sequence[str],
+        baselines: Mapping[Hashable, Iterable[DocumentLoss]] | None = None,
+        *,
+        seed: int,
+        resamples: int,
+    ) -> None:
+        """
+        Args:
+            rows: of the job; rows of other domains are ignored.
+            baselines: rows by run.
+
+        Raises:
+            DataError: a document of the job whose tokens or bytes differ between views.
+        """
+        self.domains = tuple(domains)
+        own = _columns(rows, "")
+        others: dict[tuple[str, Text], _Columns] = {}
+        for run, of_run in (baselines or {}).items():
+            for place, columns in _columns(of_run, run).items():
+                others.setdefault(place, {}).update(columns)
+        self._tables = {
+            (domain, text): DocumentTable(
+                own[domain, text],
+                others.get((domain, text), {}),
+                domain=domain,
+                seed=seed,
+                resamples=resamples,
+            )
+            for domain in domains
+            for text in Text
+            if (domain, text) in own
+        }
+        self._parts: dict[View, dict[str, None]] = {}
+        for (domain, _), found in own.items():
+            for column in found if domain in domains else ():
+                self._parts.setdefault(column.view, {})[column.part] = None
+
+    def parts(self, view: View) -> list[str]:
+        """The parts that the job's rows of a view have, in order of appearance."""
+        return list(self._parts.get(view, ()))
+
+    def under(self, part: str) -> list[str]:
+        """The domains at or below a node of the domain tree."""
+        return [domain for domain in self.domains if is_under(domain, part)]
+
+    def beside(self, part: str) -> list[str]:
+        """The other domains."""
+        return [domain for domain in self.domains if not is_under(domain, part)]
+
+    def removable(self, view: View = View.removed) -> list[str]:
+        """The domains, without inner nodes, that were removed while another domain stayed."""
+        return [part for part in self.parts(view) if part in self.domains and self.beside(part)]
+
+    def loss(
+        self,
+        domain: str,
+        view: View,
+        part: str = "",
+        *,
+        run: Hashable = "",
+        text: Text = Text.plain,
+    ) -> Sample:
+        """Mean loss on a domain, nats per token."""
+        table = self._tables.get((domain, text))
+        return MISSING if table is None else table.loss(LossColumn(view, part, run))
+
+    def mean_loss(
+        self, domains: Sequence[str], view: View, part: str = "", *, run: Hashable = ""
+    ) -> Sample:
+        """Mean of `loss` over domains."""
+        return mean_of([self.loss(domain, view, part, run=run) for domain in domains])
+
+    def costs(self, view: View, part: str) -> dict[str, Sample]:
+        """Loss that a view adds to the full model, by domain."""
+        return {
+            domain: self.loss(domain, view, part) - self.loss(domain, View.full)
+            for domain in self.domains
+        }
+
+    def bits_per_byte(self, domain: str) -> Sample:
+        """Of the full model."""
+        table = self._tables.get((domain, Text.plain))
+        return MISSING if table is None else table.bits_per_byte(LossColumn(View.full))
+
+    def spurious_gap(self, domain: str, view: View, part: str = "") -> Sample:
+        """Loss with a swapped marker minus that with the right one, on the same documents."""
+        marked, swapped = (self._tables.get((domain, text)) for text in (Text.marked, Text.swapped))
+        if marked is None or swapped is None or marked.documents != swapped.documents:
+            return MISSING
+        column = LossColumn(view, part)
+        return swapped.loss(column) - marked.loss(column)
+
+
+_Columns = dict[LossColumn, dict[str, Read]]
+
+
+def _columns(rows: Iterable[DocumentLoss], run: Hashable) -> dict[tuple[str, Text], _Columns]:
+    """Rows by domain and text, then by column, then by document."""
+    found: dict[tuple[str, Text], _Columns] = {}
+    for view, part, domain, text, document, loss_nats, tokens, num_bytes in rows:
+        columns = found.setdefault((domain, text), {})
+        column = columns.setdefault(LossColumn(view, part, run), {})
+        column[document] = Read(loss_nats, tokens, num_bytes)
+    return found
+
+
+def summarize_losses(
+    rows: Sequence[DocumentLoss],
+    domains: Sequence[str],
+    *,
+    seed: int,
+    resamples: int = 1000,
+    blocks: Mapping[str, Collection[str]] | None = None,
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The metrics of a job's own table, those that need no baseline, and their 95 % intervals.
+
+    A metric that cannot be computed is absent, never nan: a domain without tokens, a loss that is
+    not finite, a view that lacks one of the domain's documents, selectivity where there is no other
+    domain. A domain with a single document has no intervals.
+
+    Args:
+        rows: every view of every document.
+        domains: labels, in the order of the result; rows of other domains are ignored.
+        seed: of the resampling, not negative; equal seeds give equal intervals.
+        resamples: 0 gives no intervals.
+        blocks: the owners of each block that was switched off alone, by its name; without it there
+            is no entanglement.
+
+    Raises:
+        DataError: a document whose tokens or bytes differ between views.
+    """
+    estimates = Estimates()
+    add_own(estimates, LossTables(rows, domains, seed=seed, resamples=resamples), blocks or {})
+    return estimates.metrics, estimates.intervals
+
+
+def add_own(
+    estimates: Estimates, tables: LossTables, blocks: Mapping[str, Collection[str]]
+) -> None:
+    """Adds the metrics of `summarize_losses`, from tables that may hold baselines, too."""
+    add, domains = estimates.add, tables.domains
+    for domain in domains:
+        add(registry.LOSS_FULL(domain), tables.loss(domain, View.full))
+        add(registry.BITS_PER_BYTE_FULL(domain), tables.bits_per_byte(domain))
+        add(registry.LOSS_MIXED(domain), tables.loss(domain, View.mixed))
+        add(registry.LOSS_EXPERT(domain), tables.loss(domain, View.expert))
+        add(registry.SPURIOUS_GAP_FULL(domain), tables.spurious_gap(domain, View.full))
+        add(registry.SPURIOUS_GAP_KEPT(domain), tables.spurious_gap(domain, View.kept, domain))
+    add(registry.MEAN_LOSS, tables.mean_loss(domains, View.full))
+    for view, metric in _LOSSES.items():
+        for part in tables.parts(view):
+            for domain in domains:
+                add(metric(part, domain), tables.loss(domain, view, part))
+
+    selectivities = {}
+    for part in tables.parts(View.removed):
+        costs = tables.costs(View.removed, part)
+        for domain, cost in costs.items():
+            add(registry.MATRIX(part, domain), cost)
+        under, beside = tables.under(part), tables.beside(part)
+        if under and beside:
+            own, others = (mean_of([costs[domain] for domain in of]) for of in (under, beside))
+            selectivities[part] = own - others
+            add(registry.SELECTIVITY(part), selectivities[part])
+    mean = mean_of([selectivities[part] for part in tables.removable()])
+    add(registry.MEAN_SELECTIVITY, mean)
+
+    for block in tables.parts(View.off):
+        owners = blocks.get(block, ())
+        costs = tables.costs(View.off, block)
+        inside = [cost for domain, cost in costs.items() if domain in owners]
+        outside = [cost for domain, cost in costs.items() if domain not in owners]
+        if inside and outside:
+            add(registry.ENTANGLEMENT_INSIDE(block), mean_of(inside))
+            add(registry.ENTANGLEMENT_OUTSIDE(block), mean_of(outside))
+
+
+_LOSSES = {
+    View.removed: registry.LOSS_REMOVED,
+    View.kept: registry.LOSS_KEPT,
+    View.off: registry.LOSS_OFF,
+    View.calibrated_full: registry.LOSS_CALIBRATED_FULL,
+    View.calibrated_removed: registry.LOSS_CALIBRATED_REMOVED,
+    View.unlearned: registry.LOSS_UNLEARNED,
+    View.calibrated_unlearned: registry.LOSS_CALIBRATED_UNLEARNED,
+}

@@ -1,0 +1,295 @@
+"""The metrics of a job's own table, worked out by hand, and their intervals."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gr_sweep.errors import DataError
+from gr_sweep.metrics.losses import DocumentLoss, Text, View
+from gr_sweep.metrics.tables import summarize_losses
+
+
+def row(view: str, part: str, domain: str, document: str, loss: float, tokens: int) -> DocumentLoss:
+    return DocumentLoss(View(view), part, domain, Text.plain, document, loss, tokens, 4 * tokens)
+
+
+def two_domains() -> list[DocumentLoss]:
+    """code: documents of 10 and 30 tokens; biology: one of 20."""
+    return [
+        row("full", "", "code", "c0", 20.0, 10),
+        row("full", "", "code", "c1", 100.0, 30),
+        row("full", "", "biology", "b0", 80.0, 20),
+        row("removed", "code", "code", "c0", 40.0, 10),
+        row("removed", "code", "code", "c1", 160.0, 30),
+        row("removed", "code", "biology", "b0", 82.0, 20),
+        row("kept", "code", "code", "c0", 18.0, 10),
+        row("kept", "code", "code", "c1", 98.0, 30),
+        row("kept", "code", "biology", "b0", 120.0, 20),
+    ]
+
+
+def random_table(
+    rng: np.random.Generator, domains: list[str], num_documents: int, parts: list[str]
+) -> list[DocumentLoss]:
+    rows = []
+    for domain in domains:
+        for at in range(num_documents):
+            tokens = int(rng.integers(50, 500))
+            mean = rng.normal(4, 0.5)
+            rows.append(row("full", "", domain, f"{domain}{at}", mean * tokens, tokens))
+            for part in parts:
+                cost = rng.normal(0.5 if part == domain else 0.0, 0.05)
+                for view, sign in (("removed", 1), ("kept", -1)):
+                    loss = (mean + sign * cost) * tokens
+                    rows.append(row(view, part, domain, f"{domain}{at}", loss, tokens))
+    return rows
+
+
+def test_losses_are_summed_loss_over_summed_tokens() -> None:
+    metrics, _ = summarize_losses(two_domains(), ["code", "biology"], seed=0)
+    assert metrics["loss/full/code"] == 120 / 40
+    assert metrics["loss/full/biology"] == 80 / 20
+    assert metrics["loss/removed/code/code"] == 200 / 40
+    assert metrics["loss/kept/code/biology"] == 120 / 20
+    assert metrics["bits_per_byte/full/code"] == pytest.approx(120 / math.log(2) / 160)
+
+
+def test_matrix_and_selectivity_follow_their_definitions() -> None:
+    metrics, _ = summarize_losses(two_domains(), ["code", "biology"], seed=0)
+    assert metrics["separability/matrix/code/code"] == pytest.approx(2.0)
+    assert metrics["separability/matrix/code/biology"] == pytest.approx(0.1)
+    assert metrics["separability/selectivity/code"] == pytest.approx(1.9)
+    assert not any("/biology/biology" in key for key in metrics), "biology was never removed"
+    assert "separability/selectivity/biology" not in metrics
+
+
+def test_slash_in_a_domain_becomes_a_dot_and_an_inner_node_stands_for_what_lies_below() -> None:
+    domains = ["code", "biology/cells", "biology/virology"]
+    rows = [row("full", "", domain, domain, 40.0, 10) for domain in domains]
+    for domain, cost in zip(domains, (1.0, 20.0, 30.0), strict=True):
+        rows.append(row("removed", "biology", domain, domain, 40.0 + cost, 10))
+    metrics, _ = summarize_losses(rows, domains, seed=0)
+    assert metrics["separability/matrix/biology/biology.virology"] == pytest.approx(3.0)
+    assert metrics["separability/selectivity/biology"] == pytest.approx((2.0 + 3.0) / 2 - 0.1)
+
+
+def test_means_weigh_domains_alike_and_are_absent_where_one_lacks_the_metric() -> None:
+    rows = two_domains()
+    domains = ["code", "biology"]
+    metrics, intervals = summarize_losses(rows, domains, seed=0)
+    assert metrics["mean_loss"] == pytest.approx((3.0 + 4.0) / 2)
+    assert metrics["mean_selectivity"] == pytest.approx(1.9), "of what was removed"
+    assert "mean_loss" not in intervals, "a document alone says nothing of others"
+    rows[0] = rows[0]._replace(loss_nats=math.nan)
+    assert "mean_loss" not in summarize_losses(rows, domains, seed=0)[0]
+
+
+def test_interval_of_a_mean_is_that_of_its_resamples() -> None:
+    """Removing either costs the documents the same: what moves one selectivity up moves the other
+    down, and the mean stands still in every resample."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for domain in ("code", "biology"):
+        for at in range(20):
+            cost = rng.normal(0, 1)
+            rows.append(row("full", "", domain, f"{domain}{at}", 40.0, 10))
+            for part in ("code", "biology"):
+                rows.append(row("removed", part, domain, f"{domain}{at}", 40.0 + 10 * cost, 10))
+    _, intervals = summarize_losses(rows, ["code", "biology"], seed=0)
+    low, high = intervals["separability/selectivity/code"]
+    assert high - low > 0.5
+    assert intervals["mean_selectivity"] == pytest.approx((0, 0), abs=1e-9)
+
+
+def test_mean_selectivity_is_of_labels_and_no_inner_nodes() -> None:
+    domains = ["code", "biology/cells", "biology/virology"]
+    rows = [row("full", "", domain, domain, 40.0, 10) for domain in domains]
+    for part, cost in (("biology", 90.0), ("biology/cells", 20.0)):
+        for domain in domains:
+            own = domain.startswith(part)
+            rows.append(row("removed", part, domain, domain, 40.0 + cost * own, 10))
+    metrics, _ = summarize_losses(rows, domains, seed=0)
+    assert metrics["separability/selectivity/biology"] == pytest.approx(9.0)
+    assert metrics["mean_selectivity"] == pytest.approx(2.0)
+
+
+def test_one_domain_has_a_matrix_and_no_selectivity() -> None:
+    rows = [r for r in two_domains() if r.domain == "code"]
+    metrics, intervals = summarize_losses(rows, ["code"], seed=0)
+    assert metrics["separability/matrix/code/code"] == pytest.approx(2.0)
+    assert not any("selectivity" in key for key in metrics | intervals)
+
+
+def test_dense_table_has_losses_alone() -> None:
+    rows = [r for r in two_domains() if r.view is View.full]
+    metrics, _ = summarize_losses(rows, ["code", "biology"], seed=0)
+    assert sorted(metrics) == [
+        "bits_per_byte/full/biology", "bits_per_byte/full/code",
+        "loss/full/biology", "loss/full/code", "mean_loss",
+    ]  # fmt: skip
+
+
+def test_every_view_has_its_losses() -> None:
+    rows = two_domains()
+    for view, part, key in (
+        ("mixed", "", "loss/mixed/code"),
+        ("off", "a+b", "loss/off/a+b/code"),
+        ("calibrated_full", "code", "loss/calibrated_full/code/code"),
+        ("calibrated_removed", "code", "loss/calibrated_removed/code/code"),
+        ("unlearned", "code", "loss/unlearned/code/code"),
+        ("calibrated_unlearned", "code", "loss/calibrated_unlearned/code/code"),
+    ):
+        rows += [row(view, part, "code", "c0", 10.0, 10), row(view, part, "code", "c1", 50.0, 30)]
+        metrics, intervals = summarize_losses(rows, ["code", "biology"], seed=0)
+        assert metrics[key] == 60 / 40 and key in intervals
+
+
+def test_entanglement_sets_the_owners_of_a_block_against_the_others() -> None:
+    costs = {"a": 1.0, "b": 3.0, "c": 0.5, "d": -0.5}
+    rows = [row("full", "", domain, domain, 40.0, 10) for domain in costs]
+    rows += [
+        row("off", "a+b", domain, domain, 40 + 10 * cost, 10) for domain, cost in costs.items()
+    ]
+    metrics, _ = summarize_losses(rows, list(costs), seed=0, blocks={"a+b": ["a", "b"]})
+    assert metrics["separability/entanglement/a+b/inside"] == pytest.approx(2.0)
+    assert metrics["separability/entanglement/a+b/outside"] == pytest.approx(0.0)
+    for blocks in (None, {"a+b": list(costs)}):
+        metrics, _ = summarize_losses(rows, list(costs), seed=0, blocks=blocks)
+        assert not any("entanglement" in key for key in metrics)
+
+
+def marked(rows: list[DocumentLoss], text: Text, cost: float) -> list[DocumentLoss]:
+    """The documents with a marker of 5 tokens, each token costing `cost` more."""
+    return [
+        r._replace(text=text, loss_nats=r.loss_nats + cost * r.tokens, tokens=r.tokens + 5)
+        for r in rows
+    ]
+
+
+def test_spurious_gap_is_swapped_less_marked_and_leaves_plain_text_alone() -> None:
+    rows = two_domains()
+    plain = summarize_losses(rows, ["code", "biology"], seed=0)
+    rows += [*marked(two_domains(), Text.marked, 0.0), *marked(two_domains(), Text.swapped, 0.5)]
+    metrics, intervals = summarize_losses(rows, ["code", "biology"], seed=0)
+    # Two documents of 10 and 30 tokens, read with 15 and 35.
+    assert metrics.pop("robustness/spurious_gap/full/code") == pytest.approx(0.5 * 40 / 50)
+    assert metrics.pop("robustness/spurious_gap/full/biology") == pytest.approx(0.5 * 20 / 25)
+    assert metrics.pop("robustness/spurious_gap/kept/code") == pytest.approx(0.5 * 40 / 50)
+    assert metrics == plain[0]
+    assert {key for key in intervals if "spurious" in key} == {
+        "robustness/spurious_gap/full/code",
+        "robustness/spurious_gap/kept/code",
+    }
+
+
+def test_spurious_gap_is_paired_on_the_same_documents_or_absent() -> None:
+    rows = random_table(np.random.default_rng(3), ["code"], 40, [])
+    both = [*marked(rows, Text.marked, 0.0), *marked(rows, Text.swapped, 0.5)]
+    metrics, intervals = summarize_losses(both, ["code"], seed=0)
+    low, high = intervals["robustness/spurious_gap/full/code"]
+    assert high - low < 0.02, "documents that differ by half a nat cancel"
+    assert low < metrics["robustness/spurious_gap/full/code"] < high
+    assert summarize_losses(both[:-1], ["code"], seed=0) == ({}, {})
+
+
+def test_single_document_has_a_value_and_no_interval() -> None:
+    metrics, intervals = summarize_losses(two_domains(), ["code", "biology"], seed=0)
+    for key in ("loss/full/biology", "separability/selectivity/code"):
+        assert key in metrics and key not in intervals
+    assert "loss/full/code" in intervals
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_loss_that_is_not_finite_makes_its_metrics_absent_and_no_others(broken: float) -> None:
+    rows = [
+        r._replace(loss_nats=broken) if (r.view, r.document) == (View.removed, "c1") else r
+        for r in two_domains()
+    ]
+    metrics, intervals = summarize_losses(rows, ["code", "biology"], seed=0)
+    gone = {"loss/removed/code/code", "separability/matrix/code/code"}
+    gone |= {"separability/selectivity/code"}
+    assert not gone & (metrics.keys() | intervals.keys())
+    assert metrics["loss/full/code"] == 3.0
+    assert metrics["separability/matrix/code/biology"] == pytest.approx(0.1)
+
+
+def test_view_that_lacks_a_document_is_absent_rather_than_unpaired() -> None:
+    rows = [r for r in two_domains() if (r.view, r.document) != (View.removed, "c0")]
+    metrics, _ = summarize_losses(rows, ["code", "biology"], seed=0)
+    assert "loss/removed/code/code" not in metrics
+    assert metrics["loss/kept/code/code"] == pytest.approx(116 / 40)
+
+
+def test_empty_table_and_documents_without_tokens_give_nothing() -> None:
+    assert summarize_losses([], ["code"], seed=0) == ({}, {})
+    empty = [row("full", "", "code", "c0", 0.0, 0)]
+    assert summarize_losses(empty, ["code"], seed=0) == ({}, {})
+    with_empty = [*two_domains(), row("full", "", "code", "c2", 0.0, 0)]
+    plain = summarize_losses(two_domains(), ["code", "biology"], seed=0)
+    assert summarize_losses(with_empty, ["code", "biology"], seed=0) == plain
+
+
+def test_document_of_two_sizes_is_refused() -> None:
+    rows = two_domains()
+    rows[3] = rows[3]._replace(tokens=11)
+    with pytest.raises(DataError, match="c0 of code differs in size"):
+        summarize_losses(rows, ["code", "biology"], seed=0)
+
+
+def test_equal_seeds_give_equal_intervals_and_a_domain_more_moves_none() -> None:
+    rows = random_table(np.random.default_rng(0), ["code", "biology"], 30, ["code"])
+    both = summarize_losses(rows, ["code", "biology"], seed=3)[1]
+    assert summarize_losses(rows, ["biology", "code"], seed=3)[1] == both
+    assert summarize_losses(rows, ["code", "biology"], seed=4)[1] != both
+    alone = summarize_losses(rows, ["code"], seed=3)[1]
+    assert alone["loss/removed/code/code"] == both["loss/removed/code/code"]
+
+
+def test_no_resamples_give_no_intervals() -> None:
+    metrics, intervals = summarize_losses(two_domains(), ["code", "biology"], seed=0, resamples=0)
+    assert "separability/selectivity/code" in metrics
+    assert intervals == {}
+
+
+def test_differences_are_paired_on_the_same_documents() -> None:
+    """Documents differ by nats, the cost of removal hardly: its interval must be far narrower."""
+    rows = random_table(np.random.default_rng(1), ["code", "biology"], 60, ["code"])
+    metrics, intervals = summarize_losses(rows, ["code", "biology"], seed=0)
+
+    def width(key: str) -> float:
+        low, high = intervals[key]
+        assert low < metrics[key] < high
+        return high - low
+
+    assert width("separability/matrix/code/code") < width("loss/full/code") / 4
+
+
+def test_selectivity_combines_domains_that_are_drawn_independently() -> None:
+    rows = random_table(np.random.default_rng(2), ["code", "biology"], 200, ["code"])
+    _, intervals = summarize_losses(rows, ["code", "biology"], seed=0, resamples=4000)
+
+    def half(key: str) -> float:
+        low, high = intervals[key]
+        return (high - low) / 2
+
+    expected = math.hypot(
+        half("separability/matrix/code/code"), half("separability/matrix/code/biology")
+    )
+    assert half("separability/selectivity/code") == pytest.approx(expected, rel=0.1)
+
+
+def test_intervals_cover_the_truth_in_about_95_of_100_tables() -> None:
+    rng = np.random.default_rng(5)
+    trials, hits = 300, {"loss/full/code": 0, "separability/selectivity/code": 0}
+    truth = {"loss/full/code": 4.0, "separability/selectivity/code": 0.5}
+    for trial in range(trials):
+        rows = random_table(rng, ["code", "biology"], 40, ["code"])
+        _, intervals = summarize_losses(rows, ["code", "biology"], seed=trial, resamples=300)
+        for key, value in truth.items():
+            low, high = intervals[key]
+            hits[key] += low <= value <= high
+    for key, count in hits.items():
+        # Three standard errors of 300 trials are 0.038; percentiles of 40 documents cover about
+        # 0.94.
+        assert 0.90 <= count / trials <= 0.98, key
