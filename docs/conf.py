@@ -72,28 +72,21 @@ html_theme_options = {
 }
 
 NAVIGATION = {
-    "Start": ["quickstart", "notebooks"],
-    "Concepts": ["science", "routing", "methods", "alternate", "metrics", "robustness"],
+    "Concepts": ["routing", "methods", "metrics"],
     "Guides": [
         "configuration",
         "data",
         "training",
         "cluster",
-        "distributed",
-        "estimate",
-        "watch",
         "tracking",
-        "dashboards",
         "report",
-        "samples",
         "export",
         "extend",
     ],
-    "Reference": ["settings", "commands", "api"],
-    "Results": ["results", "performance", "stopwatch", "reliability"],
+    "Reference": ["reference"],
+    "Results": ["results", "performance", "reliability"],
 }
-"""Groups of the sidebar, and their pages; one that is not there (yet) is left out. Sphinx complains
-of a page that is in none."""
+"""Groups of the sidebar and their pages. Sphinx warns of a page that is in none."""
 
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
 _CODE = re.compile(r"(^ *(?:```|~~~|:::).*?^ *(?:```|~~~|:::)|`[^`\n]+`(?!\]))", re.M | re.S)
@@ -128,11 +121,11 @@ def on_the_site(text: str, folder: Path = DOCS) -> str:
             return match[0]  # a page, or a file that goes along
         conf = DOCS.parent / "conf"
         if place.is_relative_to(conf) and place != conf:
-            return f"[{words}](settings.md#{place.relative_to(conf).parts[0]})"
+            return f"[{words}](reference.md#{place.relative_to(conf).parts[0]})"
         if place == DOCS.parent / "gr_sweep" / "config.py":
-            return f"[{words}](settings.md)"
+            return f"[{words}](reference.md)"
         if place == DOCS.parent / "README.md":
-            return f"[{words}](quickstart.md)"
+            return f"[{words}](index.md)"
         return words if place.name in words else f"{words} (`{place.relative_to(DOCS.parent)}`)"
 
     parts = _CODE.split(text)

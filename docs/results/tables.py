@@ -1,57 +1,52 @@
-"""The tables of docs/results.md, made again from the folders beside this file:
+"""Prints a table of docs/results.md from a study's CSV file, one row for each setting.
 
-    python docs/results/tables.py FOLDER MEASURE ... [--where NAME=VALUE]
+    python docs/results/tables.py edges_vs_baselines mean_tax mean_removal
 
-prints a Markdown table, a row a setting: means and 95 % t-intervals over seeds; of a single seed
-the value and its bootstrap interval over documents, in brackets.
+The files are what `gr_sweep.results` returns. With several seeds a cell has the mean and Student's
+95 % interval over seeds, with one seed the value and its bootstrap interval over documents.
 """
 
-import argparse
+import sys
 from pathlib import Path
 
-from gr_sweep.report.collect import Estimate, Job, Sweep, read_sweep
+import pandas as pd
+from scipy import stats
+
+
+def over_seeds(study: str, metrics: list[str]) -> pd.DataFrame:
+    """Mean, low and high of each metric by setting; columns (metric, mean|low|high)."""
+    jobs = pd.read_csv(Path(__file__).parent / f"{study}.csv")
+    settings = jobs["label"].str.replace(r"(^| )seed=\d+", "", regex=True)
+    table = {}
+    for metric in metrics:
+        groups = jobs[metric].groupby(settings)
+        mean, count = groups.mean(), groups.count()
+        half = groups.std() / count**0.5 * stats.t.ppf(0.975, count - 1)
+        bounds = {
+            end: jobs[f"{metric}/{end}"].groupby(settings).first()
+            if f"{metric}/{end}" in jobs
+            else pd.Series(dtype=float)
+            for end in ("low", "high")
+        }
+        table[metric, "mean"] = mean
+        table[metric, "low"] = (mean - half).where(count > 1, bounds["low"])
+        table[metric, "high"] = (mean + half).where(count > 1, bounds["high"])
+    return pd.DataFrame(table).dropna(how="all")
 
 
 def main() -> None:
-    """Prints a table."""
-    parser = argparse.ArgumentParser(description="A table of docs/results.md as Markdown.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("measures", nargs="+", help="metrics, or means such as mean_removal")
-    parser.add_argument("--where", nargs="*", default=[], help="NAME=VALUE that jobs must have")
-    options = parser.parse_args()
-    sweep = read_sweep(options.folder)
-    print("| " + " | ".join(["setting", "seeds", *options.measures]) + " |")
-    print("|---" * (len(options.measures) + 2) + "|")
-    groups = [group for group in sweep.replicates if matches(group[0], options.where)]
-    labels = [sweep.label(group[0], seed=False) for group in groups]
-    for label, group in sorted(zip(labels, groups, strict=True), key=lambda pair: pair[0]):
-        cells = [cell(sweep, group, measure) for measure in options.measures]
-        if any(text != "-" for text in cells):
-            print("| " + " | ".join([f"`{label}`", str(len(group)), *cells]) + " |")
-
-
-def matches(job: Job, conditions: list[str]) -> bool:
-    """Whether the job has the settings."""
-    pairs = [condition.split("=", 1) for condition in conditions]
-    return all(str(job.settings.get(name)) == value for name, value in pairs)
-
-
-def cell(sweep: Sweep, group: list[Job], measure: str) -> str:
-    """Mean over seeds and its interval as text."""
-    if len(group) == 1:
-        return text(group[0].estimate(measure), "[]")
-    return text(sweep.over_seeds(group, measure), "()")
-
-
-def text(estimate: Estimate | None, brackets: str) -> str:
-    """`0.53 (0.48 to 0.58)`."""
-    if estimate is None:
-        return "-"
-    value = f"{estimate.value:.2f}"
-    if estimate.interval is None:
-        return value
-    low, high = estimate.interval
-    return f"{value} {brackets[0]}{low:.2f} to {high:.2f}{brackets[1]}"
+    """Prints the table as Markdown."""
+    study, *metrics = sys.argv[1:]
+    print("| " + " | ".join(["setting", *metrics]) + " |")
+    print("|---" * (len(metrics) + 1) + "|")
+    for setting, row in over_seeds(study, metrics).iterrows():
+        cells = [
+            "-"
+            if pd.isna(row[metric, "mean"])
+            else "{mean:.2f} ({low:.2f} to {high:.2f})".format(**row[metric])
+            for metric in metrics
+        ]
+        print("| " + " | ".join([f"`{setting or 'default'}`", *cells]) + " |")
 
 
 if __name__ == "__main__":
