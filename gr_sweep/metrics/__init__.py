@@ -1,4 +1,4 @@
-"""Pure functions of numbers: what is measured, what it is called, and its interval.
+"""Metrics: their definitions and formulas, and their intervals.
 
-Numpy alone. Nothing here knows of models, devices or folders.
+Functions of numbers and tables; needs only numpy, and no models, devices or job folders.
 """

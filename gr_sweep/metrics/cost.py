@@ -1,19 +1,18 @@
-"""Cost of a model: operations a token, and what the GPUs that people name can do. Pure functions of
-numbers."""
+"""Cost of a model: operations per token, and the data sheets of common GPUs."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a data sheet says of a GPU."""
+    """A GPU, from its data sheet."""
 
     flops: float
-    """Dense bfloat16 operations a second of the tensor cores."""
+    """Dense bfloat16 operations per second of the tensor cores."""
     memory_bytes: float
     workspace_bytes: int
-    """Of cuBLAS, for the thread of the forward pass and that of the backward pass: torch gives each
-    32 MiB on Hopper, else 8.1 (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
+    """Workspace of cuBLAS for the threads of the forward and the backward pass: torch gives each
+    32 MiB on Hopper, else 8.1 MiB (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
 
 
 GPUS = {
@@ -26,7 +25,7 @@ H200 (1,979, 141 GB), A100 80GB (624, 80 GB)."""
 
 
 def peak_flops(device_name: str) -> float | None:
-    """The bfloat16 peak of a CUDA device by the name it gives itself; None where it is not known.
+    """The bfloat16 peak of a CUDA device by the name it reports; None if it is unknown.
 
     PCIe and NVL boards of the Hopper family are slower than the SXM modules of `GPUS`.
     """
@@ -39,22 +38,22 @@ def peak_flops(device_name: str) -> float | None:
 def flops_per_token(
     matrix_parameters: int, attention_width: int, num_layers: int, length: int
 ) -> int:
-    """FLOPs of one forward pass, a token; a multiply-add counts as two.
+    """FLOPs per token of one forward pass; a multiply-add counts as two.
 
-    Two for each parameter of a matrix product (embedding look-ups multiply nothing; the unembedding
-    does), and what `attention_flops_per_token` says. Training costs three times as much.
+    Two per parameter of a matrix product (the unembedding, but no embedding look-ups), and those of
+    `attention_flops_per_token`. Training costs three times as much.
 
     Args:
         matrix_parameters: entries of all matrices that every token is multiplied with.
         attention_width: heads times head size.
         num_layers: decoder layers.
-        length: tokens a sequence.
+        length: tokens per sequence.
     """
     return 2 * matrix_parameters + attention_flops_per_token(attention_width, num_layers, length)
 
 
 def attention_flops_per_token(attention_width: int, num_layers: int, length: int) -> int:
-    """FLOPs of the scores and mixes of causal attention in one forward pass, a token.
+    """FLOPs per token of the scores and mixes of causal attention in one forward pass.
 
     2 * 2 * width * mean context in each layer. Kaplan et al. 2020, arXiv 2001.08361, table 1, with
     the mean context of a causal mask, (length + 1) / 2. Args as in `flops_per_token`.

@@ -1,6 +1,6 @@
-"""Intervals between seeds: what training again with other random numbers would change.
+"""Intervals between seeds: how much training again with other random numbers would change.
 
-Student's t on one number a seed. Knows nothing of documents and metrics.
+Student's t on one number per seed.
 """
 
 import math
@@ -11,13 +11,13 @@ from gr_sweep.metrics.bootstrap import CONFIDENCE
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
-    """Mean of one value a seed and its 95 % interval: mean, low, high.
+    """Mean of one value per seed and its 95 % interval: mean, low, high.
 
     mean +- t(0.975, n - 1) s / sqrt(n) (Student 1908). None with fewer than two values.
     """
     if len(values) < 2:
         return None
-    # scipy loads slowly, and most calls of this package need no t.
+    # scipy loads slowly, and most uses of this package do not need it.
     from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
 
     mean = fmean(values)
@@ -32,7 +32,7 @@ def paired_difference(
     """Mean of first - second over the seeds that both have, and its 95 % interval (paired t).
 
     Args:
-        first, second: value by seed; equal seeds share what is random, which then cancels.
+        first, second: value by seed. Equal seeds share their randomness, which then cancels.
 
     Returns:
         Mean, low, high; None with fewer than two common seeds.

@@ -20,7 +20,6 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import wandb
 from wandb.sdk import wandb_setup
@@ -49,6 +48,8 @@ _FLUSH_S = 1.0
 """Time until a row of an offline run is on disk."""
 _MAX_TAG_LENGTH = 64
 """W&B refuses longer tags."""
+_URL = re.compile(r"(https?://)(?:[^/\s@]*@)?([^\s?#\"'<>]*)[^\s\"'<>]*")
+
 _log = logging.getLogger(__name__)
 
 
@@ -393,20 +394,17 @@ _terminal = _Terminal()
 
 
 def one_line(error: Exception) -> str:
-    """An error of wandb in one line, without passwords and signatures in its addresses."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"https?://[^\s\"'<>]+", lambda found: plain_url(found[0]), said)
+    """An error of wandb in one line."""
+    return without_secrets(" ".join(str(error).split()) or type(error).__name__)
 
 
-def plain_url(url: str) -> str:
-    """Scheme, host, port and path of a URL; its other parts may hold secrets."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}".rstrip("/")
+def without_secrets(text: str) -> str:
+    """Text whose URLs have no user, password, query and fragment."""
+    return _URL.sub(r"\1\2", text)
 
 
 def offline_logs(folder: Path) -> list[Path]:
-    """Folders of the offline logs of a job that were not uploaded yet; one in the usual case."""
+    """Folders of the offline logs of a job that have to be uploaded: its newest, or none."""
     logs = folder.glob("wandb/offline-run-*/run-*.wandb")
     return sorted(log.parent for log in logs if not synced_marker(log.parent).exists())
 

@@ -21,10 +21,10 @@ from gr_sweep.metrics import registry
 from gr_sweep.tracking.wandb import (
     key_source,
     one_line,
-    plain_url,
     set_up,
     synced_marker,
     wandb_settings,
+    without_secrets,
 )
 
 API_TIMEOUT_S = 20
@@ -56,7 +56,7 @@ class Server:
         self._settings.x_graphql_retry_max = 3
         self._settings.x_graphql_retry_wait_max_seconds = 2.0
         self._settings.x_graphql_timeout_seconds = API_TIMEOUT_S / 2
-        self.url = plain_url(self._settings.base_url)
+        self.url = without_secrets(self._settings.base_url).rstrip("/")
         with self.asking():
             self.api = wandb.Api(timeout=API_TIMEOUT_S)
 
@@ -190,7 +190,8 @@ def _reason(log: Path, lines: Sequence[str]) -> str | None:
         marker.touch()  # torn by a kill: nothing more can be uploaded
     else:
         marker.unlink(missing_ok=True)
-    return reason or (lines[-1] if lines else "`wandb sync` gives no reason")
+    reason = reason or (lines[-1] if lines else "`wandb sync` gives no reason")
+    return without_secrets(reason)
 
 
 def _needs_baseline(key: str) -> bool:

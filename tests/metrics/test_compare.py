@@ -1,7 +1,6 @@
 """Metrics against baselines: by hand, against a literal resampling, and absent where they must
 be."""
 
-import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -142,12 +141,6 @@ def test_loss_above_the_shortest_dense_run_has_no_compute_equivalent() -> None:
     metrics = compared(job, all_baselines())
     assert "utility/compute_equivalent/full/code" not in metrics
     assert "separability/forget_compute/biology" not in metrics, "6.25 is more than 6"
-
-
-def test_forget_compute_is_the_compute_equivalent_of_what_is_left() -> None:
-    job = rows_of({**JOB, ("removed", "biology"): by_domain(4.5, 5.5, 5.25)})
-    found = compared(job, all_baselines())["separability/forget_compute/biology"]
-    assert found == pytest.approx(0.25 * 2**0.5)
 
 
 def test_metric_without_its_baseline_is_absent() -> None:
@@ -379,10 +372,6 @@ def test_compute_equivalent_that_some_resamples_put_below_the_first_share_is_bou
     assert intervals[key][0] == 0.25 < metrics[key] < intervals[key][1]
 
 
-def test_no_resamples_give_no_intervals() -> None:
-    assert compare(noisy(JOB, 0), noisy_baselines(), resamples=0)[1] == {}
-
-
 # The attack
 
 
@@ -460,9 +449,3 @@ def test_curves_of_the_attack_are_there_for_every_learning_rate() -> None:
         Attack(lr=1e-3, steps=(0, 10, 20), losses=(8.125, 7.125, 5.125)),
         Attack(lr=3e-3, steps=(0, 10, 20), losses=(8.125, 6.0, 9.0)),
     ]
-
-
-def test_evaluation_that_is_no_number_is_no_success_of_the_attack() -> None:
-    rows = attack_rows("removed", {1e-3: {0: 8.0, 10: math.nan}})
-    metrics, _ = compare_relearn(rows, Baselines(), DOMAINS, seed=0)
-    assert metrics == {"robustness/relearn/biology/loss": 8.0}

@@ -114,22 +114,6 @@ def test_mean_selectivity_is_of_labels_and_no_inner_nodes() -> None:
     assert metrics["mean_selectivity"] == pytest.approx(2.0)
 
 
-def test_one_domain_has_a_matrix_and_no_selectivity() -> None:
-    rows = [r for r in two_domains() if r.domain == "code"]
-    metrics, intervals = summarize_losses(rows, ["code"], seed=0)
-    assert metrics["separability/matrix/code/code"] == pytest.approx(2.0)
-    assert not any("selectivity" in key for key in metrics | intervals)
-
-
-def test_dense_table_has_losses_alone() -> None:
-    rows = [r for r in two_domains() if r.view is View.full]
-    metrics, _ = summarize_losses(rows, ["code", "biology"], seed=0)
-    assert sorted(metrics) == [
-        "bits_per_byte/full/biology", "bits_per_byte/full/code",
-        "loss/full/biology", "loss/full/code", "mean_loss",
-    ]  # fmt: skip
-
-
 def test_every_view_has_its_losses() -> None:
     rows = two_domains()
     for view, part, key in (
@@ -183,16 +167,6 @@ def test_spurious_gap_is_swapped_less_marked_and_leaves_plain_text_alone() -> No
     }
 
 
-def test_spurious_gap_is_paired_on_the_same_documents_or_absent() -> None:
-    rows = random_table(np.random.default_rng(3), ["code"], 40, [])
-    both = [*marked(rows, Text.marked, 0.0), *marked(rows, Text.swapped, 0.5)]
-    metrics, intervals = summarize_losses(both, ["code"], seed=0)
-    low, high = intervals["robustness/spurious_gap/full/code"]
-    assert high - low < 0.02, "documents that differ by half a nat cancel"
-    assert low < metrics["robustness/spurious_gap/full/code"] < high
-    assert summarize_losses(both[:-1], ["code"], seed=0) == ({}, {})
-
-
 def test_single_document_has_a_value_and_no_interval() -> None:
     metrics, intervals = summarize_losses(two_domains(), ["code", "biology"], seed=0)
     for key in ("loss/full/biology", "separability/selectivity/code"):
@@ -244,12 +218,6 @@ def test_equal_seeds_give_equal_intervals_and_a_domain_more_moves_none() -> None
     assert summarize_losses(rows, ["code", "biology"], seed=4)[1] != both
     alone = summarize_losses(rows, ["code"], seed=3)[1]
     assert alone["loss/removed/code/code"] == both["loss/removed/code/code"]
-
-
-def test_no_resamples_give_no_intervals() -> None:
-    metrics, intervals = summarize_losses(two_domains(), ["code", "biology"], seed=0, resamples=0)
-    assert "separability/selectivity/code" in metrics
-    assert intervals == {}
 
 
 def test_differences_are_paired_on_the_same_documents() -> None:

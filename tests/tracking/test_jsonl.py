@@ -30,24 +30,6 @@ def test_readers_skip_what_is_no_row(tmp_path: Path) -> None:
     assert read_rows(path, last_bytes=1000) == read_rows(path)
 
 
-def test_a_row_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:
-    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
-    tracker.log(10, {"train/loss": 3.5, "train/tokens": 30720})
-    assert rows(tmp_path / "metrics.jsonl") == [
-        {"step": 10, "train/loss": 3.5, "train/tokens": 30720.0}
-    ]
-    tracker.finish({"metrics": {}})
-
-
-def test_a_second_start_appends(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    for step in (1, 2):
-        tracker = JsonlTracker(path)
-        tracker.log(step, {"train/loss": 1.0})
-        tracker.fail("killed")
-    assert [row["step"] for row in rows(path)] == [1, 2]
-
-
 def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     tracker = JsonlTracker(tmp_path / "metrics.jsonl")
     tracker.log(1, {"a": math.nan, "b": math.inf, "c": 2.0})
@@ -94,14 +76,6 @@ def test_a_broken_line_in_the_middle_names_file_and_line(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"metrics\.jsonl:2: not a row of metrics"):
         JsonlTracker(path).cut_back(10)
     assert path.read_bytes().count(b"\n") == 3
-
-
-def test_rows_after_the_end_are_ignored(tmp_path: Path) -> None:
-    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
-    tracker.finish({"metrics": {}})
-    tracker.log(1, {"a": 1.0})
-    tracker.sync()
-    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
 
 
 class NearlyFull(io.FileIO):
