@@ -8,83 +8,16 @@ Letters in formulas: d is the domain whose held-out text is read, e the domain t
 kept. L(d) is the loss of the full model, L[-e](d) with e removed, L[e](d) with e kept alone. D(d)
 is the dense baseline, F[e](d) the filtered one (never trained on e), O[e](d) the same filtered by
 observed label, A[d](d) a dense model of the expert's size trained on d alone. Losses are in nats
-per token. Definitions: DESIGN.md section 6.
+per token.
 """
 
-import enum
 import functools
 import re
-from dataclasses import dataclass
 
 from gr_sweep.config import Baseline
-from gr_sweep.domains import metric_name
-
-
-class Over(enum.Enum):
-    """What a mean is taken over, each entry with the same weight. A mean is absent where one of
-    its entries is."""
-
-    domains = "domains"
-    removed = "removed domains"
-    """Domains that were removed; inner nodes of the domain tree are left out."""
-    pairs = "pairs of a removed domain and another"
-    """First over the removed domains for each domain that stays, then over those domains."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One metric. Calling it with names builds a key: `TAX("code")` is "utility/tax/code"."""
-
-    key: str
-    """Key, or the template of its keys: `{domain}` (d), `{part}` (e), `{block}`, `{owners}`."""
-    title: str
-    """Short name, for the head of a column."""
-    unit: str
-    """Empty for a fraction or ratio."""
-    direction: int
-    """1: higher is better, -1: lower is better, 0: neither."""
-    formula: str = ""
-    """Definition in the letters of this module."""
-    meaning: str
-    """One line for readers who do not know the formula."""
-    baselines: tuple[Baseline, ...] = ()
-    """Baselines without which the metric is absent."""
-    mean: str | None = None
-    """Key of the mean, if that is a metric too."""
-    over: Over = Over.domains
-    """What the mean is taken over."""
-
-    def __call__(self, *names: str) -> str:
-        """Key for these names, in the order of the template; `/` in a name becomes `.`.
-
-        Raises:
-            TypeError: the template takes another number of names.
-        """
-        parts = _PLACEHOLDER.split(self.key)
-        if len(parts) != len(names) + 1:
-            raise TypeError(f"{self.key} takes {len(parts) - 1} names, got {names}")
-        return parts[0] + "".join(
-            metric_name(name) + part for name, part in zip(names, parts[1:], strict=True)
-        )
-
-    @property
-    def placeholders(self) -> tuple[str, ...]:
-        """Names of the template's placeholders."""
-        return tuple(found[1:-1] for found in _PLACEHOLDER.findall(self.key))
-
-    @property
-    def axis(self) -> str:
-        """Label of an axis: title and unit."""
-        has_unit = not self.unit or self.unit in self.title
-        return self.title if has_unit else f"{self.title}, {self.unit}"
-
-    @property
-    def mean_axis(self) -> str:
-        """Label of an axis that shows the mean."""
-        return f"mean {self.axis}"
-
-
-_PLACEHOLDER = re.compile(r"\{\w+\}")
+from gr_sweep.metrics.metric import PLACEHOLDER
+from gr_sweep.metrics.metric import Metric as Metric
+from gr_sweep.metrics.metric import Over as Over
 
 MEAN_LOSS = "mean_loss"
 MEAN_SELECTIVITY = "mean_selectivity"
@@ -124,19 +57,17 @@ TRAIN_LOSS_OF = Metric(
     meaning="mean loss on the training rows of one label since the last logged step",
 )
 TRAIN_LR = Metric(
-    key="train/lr", title="learning rate", unit="", direction=0,
-    meaning="learning rate of the step",
+    key="train/lr", title="learning rate", meaning="learning rate of the step",
 )
 TRAIN_TOKENS = Metric(
-    key="train/tokens", title="tokens", unit="tokens", direction=0,
-    meaning="tokens trained on so far",
+    key="train/tokens", title="tokens", unit="tokens", meaning="tokens trained on so far",
 )
 TRAIN_TOKENS_PER_SECOND = Metric(
-    key="train/tokens_per_second", title="tokens per second", unit="tokens per second",
-    direction=1, meaning="training speed since the last logged step",
+    key="train/tokens_per_second", title="tokens per second", unit="tokens per second", direction=1,
+    meaning="training speed since the last logged step",
 )
 GRAD_NORM = Metric(
-    key="train/grad_norm/{owners}", title="gradient norm", unit="", direction=0,
+    key="train/grad_norm/{owners}", title="gradient norm",
     meaning="gradient norm of the parameters of one owner set, before clipping",
 )
 TIME_S = Metric(
@@ -148,11 +79,11 @@ EVAL_LOSS = Metric(
     meaning="held-out loss of the full model while training",
 )
 ROUND = Metric(
-    key="round/number", title="round", unit="", direction=0,
+    key="round/number", title="round",
     meaning="round of procedure=alternate that ends with this row",
 )
 MODULARITY = Metric(
-    key="round/modularity", title="modularity", unit="", direction=1,
+    key="round/modularity", title="modularity", direction=1,
     meaning="modularity of the round's assignment of units to labels",
 )
 
@@ -163,12 +94,11 @@ LOSS_FULL = Metric(
     meaning="held-out loss of the full model", mean=MEAN_LOSS,
 )
 LOSS_REMOVED = Metric(
-    key="loss/removed/{part}/{domain}", title="loss after removal", unit=_NATS, direction=0,
-    formula="L[-e](d)",
+    key="loss/removed/{part}/{domain}", title="loss after removal", unit=_NATS, formula="L[-e](d)",
     meaning="held-out loss with e removed: the blocks that only e owns are off",
 )
 LOSS_KEPT = Metric(
-    key="loss/kept/{part}/{domain}", title="loss of the expert alone", unit=_NATS, direction=0,
+    key="loss/kept/{part}/{domain}", title="loss of the expert alone", unit=_NATS,
     formula="L[e](d)", meaning="held-out loss with e kept alone: the core and the blocks of e",
 )
 LOSS_MIXED = Metric(
@@ -181,26 +111,24 @@ LOSS_EXPERT = Metric(
     meaning="of procedure=alternate: each document read by the expert of its own last label alone",
 )
 LOSS_OFF = Metric(
-    key="loss/off/{block}/{domain}", title="loss with one block off", unit=_NATS, direction=0,
+    key="loss/off/{block}/{domain}", title="loss with one block off", unit=_NATS,
     meaning="held-out loss with one block of a lattice switched off alone",
 )
 LOSS_CALIBRATED_FULL = Metric(
-    key="loss/calibrated_full/{part}/{domain}", title="calibrated loss", unit=_NATS, direction=0,
+    key="loss/calibrated_full/{part}/{domain}", title="calibrated loss", unit=_NATS,
     meaning="loss of the full model with a bias on the logits fitted on text of e",
 )
 LOSS_CALIBRATED_REMOVED = Metric(
     key="loss/calibrated_removed/{part}/{domain}", title="calibrated loss after removal",
-    unit=_NATS, direction=0,
-    meaning="loss with e removed and a bias on the logits fitted on text of e",
+    unit=_NATS, meaning="loss with e removed and a bias on the logits fitted on text of e",
 )
 LOSS_UNLEARNED = Metric(
-    key="loss/unlearned/{part}/{domain}", title="loss after unlearning", unit=_NATS, direction=0,
+    key="loss/unlearned/{part}/{domain}", title="loss after unlearning", unit=_NATS,
     meaning="loss of the dense model after it has unlearned e by RMU (arXiv 2403.03218)",
 )
 LOSS_CALIBRATED_UNLEARNED = Metric(
     key="loss/calibrated_unlearned/{part}/{domain}", title="calibrated loss after unlearning",
-    unit=_NATS, direction=0,
-    meaning="loss after unlearning e, with a bias on the logits fitted on text of e",
+    unit=_NATS, meaning="loss after unlearning e, with a bias on the logits fitted on text of e",
 )
 BITS_PER_BYTE_FULL = Metric(
     key="bits_per_byte/full/{domain}", title="bits per byte", unit="bits per byte", direction=-1,
@@ -211,8 +139,8 @@ BITS_PER_BYTE_FULL = Metric(
 # Utility: what the model is worth against dense training.
 
 TAX = Metric(
-    key="utility/tax/{domain}", title="tax", unit=_NATS, direction=-1,
-    formula="L(d) - D(d)", baselines=_DENSE, mean=MEAN_TAX,
+    key="utility/tax/{domain}", title="tax", unit=_NATS, direction=-1, formula="L(d) - D(d)",
+    baselines=_DENSE, mean=MEAN_TAX,
     meaning="loss of the full model minus that of the dense model; 0 is free",
 )
 EXPERT_TAX = Metric(
@@ -243,8 +171,8 @@ COMPUTE_EQUIVALENT_FULL = Metric(
     key="utility/compute_equivalent/full/{domain}", title="compute-equivalent", unit=_SHARE,
     direction=1, formula="share of the dense tokens at which dense training reaches L(d)",
     baselines=_CURVE, mean=MEAN_COMPUTE_EQUIVALENT,
-    meaning="share of the dense model's tokens at which dense training is as good; 1 is free, "
-    "<1/8 is worse than the dense run on an eighth",
+    meaning="share of the dense model's tokens at which dense training is as good; 1 is free, <1/8 "
+    "is worse than the dense run on an eighth",
 )
 COMPUTE_EQUIVALENT_KEPT = Metric(
     key="utility/compute_equivalent/kept/{domain}", title="expert compute", unit=_SHARE,
@@ -254,20 +182,20 @@ COMPUTE_EQUIVALENT_KEPT = Metric(
 )
 REMOVED_TAX = Metric(
     key="utility/removed_tax/{part}/{domain}", title="removed tax", unit=_NATS, direction=-1,
-    formula="L[-e](d) - F[e](d), d not under e", baselines=_FILTERED,
-    mean=MEAN_REMOVED_TAX, over=Over.pairs,
-    meaning="loss of the other domains after a removal, minus that of a model never trained on "
-    "the removed domain",
+    formula="L[-e](d) - F[e](d), d not under e", baselines=_FILTERED, mean=MEAN_REMOVED_TAX,
+    over=Over.pairs,
+    meaning="loss of the other domains after a removal, minus that of a model never trained on the "
+    "removed domain",
 )
 COMPUTE_EQUIVALENT_REMOVED = Metric(
-    key="utility/compute_equivalent/removed/{part}/{domain}", title="removed compute",
-    unit=_SHARE, direction=1,
+    key="utility/compute_equivalent/removed/{part}/{domain}", title="removed compute", unit=_SHARE,
+    direction=1,
     formula="share of the dense tokens at which dense training reaches L[-e](d), d not under e",
     baselines=_CURVE, mean=MEAN_REMOVED_COMPUTE_EQUIVALENT, over=Over.pairs,
     meaning="compute-equivalent of the other domains after a removal",
 )
 TRANSFER = Metric(
-    key="utility/transfer/{part}/{domain}", title="transfer", unit=_NATS, direction=0,
+    key="utility/transfer/{part}/{domain}", title="transfer", unit=_NATS,
     formula="F[e](d) - D(d), d not under e", baselines=_DENSE_AND_FILTERED,
     meaning="what d gains in a dense model from the text of e; says which domains want to share",
 )
@@ -275,29 +203,27 @@ TRANSFER = Metric(
 # Separability: what removing a domain takes from it and from the others.
 
 MATRIX = Metric(
-    key="separability/matrix/{part}/{domain}", title="cost of removal", unit=_NATS, direction=0,
+    key="separability/matrix/{part}/{domain}", title="cost of removal", unit=_NATS,
     formula="L[-e](d) - L(d)",
     meaning="loss that removing e adds on d; should be high for d = e and 0 elsewhere",
 )
 SELECTIVITY = Metric(
     key="separability/selectivity/{part}", title="selectivity", unit=_NATS, direction=1,
-    formula="matrix/e/e - mean over d != e of matrix/e/d",
-    mean=MEAN_SELECTIVITY, over=Over.removed,
-    meaning="what removing a domain costs it, minus what it costs the others; 0 for labels "
-    "without meaning",
+    formula="matrix/e/e - mean over d != e of matrix/e/d", mean=MEAN_SELECTIVITY, over=Over.removed,
+    meaning="what removing a domain costs it, minus what it costs the others; 0 for labels without "
+    "meaning",
 )
 REMOVAL = Metric(
-    key="separability/removal/{part}", title="removal", unit="", direction=1,
-    formula="(L[-e](e) - L(e)) / (F[e](e) - L(e))", baselines=_FILTERED,
-    mean=MEAN_REMOVAL, over=Over.removed,
+    key="separability/removal/{part}", title="removal", direction=1,
+    formula="(L[-e](e) - L(e)) / (F[e](e) - L(e))", baselines=_FILTERED, mean=MEAN_REMOVAL,
+    over=Over.removed,
     meaning="fraction of the gap to a never-trained model that removal closes; 1 is as if never "
     "trained",
 )
 FORGET_COMPUTE = Metric(
     key="separability/forget_compute/{part}", title="forget compute", unit=_SHARE, direction=-1,
-    formula="compute-equivalent of L[-e](e)", baselines=_CURVE,
-    mean=MEAN_FORGET_COMPUTE, over=Over.removed,
-    meaning="compute-equivalent of what is left on the removed domain",
+    formula="compute-equivalent of L[-e](e)", baselines=_CURVE, mean=MEAN_FORGET_COMPUTE,
+    over=Over.removed, meaning="compute-equivalent of what is left on the removed domain",
 )
 ENTANGLEMENT_INSIDE = Metric(
     key="separability/entanglement/{block}/inside", title="entanglement inside", unit=_NATS,
@@ -314,17 +240,16 @@ ENTANGLEMENT_OUTSIDE = Metric(
 # Robustness: attacks on the removed domain, and markers in the text.
 
 CALIBRATED_REMOVAL = Metric(
-    key="robustness/calibrated_removal/{part}", title="calibrated removal", unit="", direction=1,
+    key="robustness/calibrated_removal/{part}", title="calibrated removal", direction=1,
     formula="removal from the calibrated losses of the removed, full and filtered model",
     baselines=_FILTERED, mean=MEAN_CALIBRATED_REMOVAL, over=Over.removed,
-    meaning="removal after a bias on the logits is fitted on text of the domain; far below "
-    "removal where only word frequencies are gone",
+    meaning="removal after a bias on the logits is fitted on text of the domain; far below removal "
+    "where only word frequencies are gone",
 )
 LEAKAGE = Metric(
-    key="robustness/leakage/{part}", title="leakage", unit="", direction=-1,
+    key="robustness/leakage/{part}", title="leakage", direction=-1,
     formula="(F[e](e) - L[-e](e)) / (F[e](e) - O[e](e))",
-    baselines=(Baseline.filtered, Baseline.filtered_observed),
-    mean=MEAN_LEAKAGE, over=Over.removed,
+    baselines=(Baseline.filtered, Baseline.filtered_observed), mean=MEAN_LEAKAGE, over=Over.removed,
     meaning="fraction of what the domain's text without its label could teach that is left after "
     "removal",
 )
@@ -342,33 +267,33 @@ RELEARN_STEPS = Metric(
     "some domain",
 )
 RELEARN_CENSORED = Metric(
-    key="robustness/relearn/{part}/censored", title="relearning censored", unit="", direction=1,
+    key="robustness/relearn/{part}/censored", title="relearning censored", direction=1,
     formula="1 where no attack gets there within N steps, else 0", baselines=_DENSE_AND_FILTERED,
     meaning="whether no attack learned half of what there is to learn",
 )
 RELEARN_FILTERED_LOSS = Metric(
     key="robustness/relearn/{part}/filtered_loss", title="filtered: loss", unit=_NATS,
-    direction=0, formula="the same attack on the filtered model", baselines=_FILTERED,
+    formula="the same attack on the filtered model", baselines=_FILTERED,
     meaning="lowest loss in the attack on a model that never saw the domain",
 )
 RELEARN_FILTERED_STEPS = Metric(
     key="robustness/relearn/{part}/filtered_steps", title="filtered: steps", unit="steps",
-    direction=0, formula="the same attack on the filtered model", baselines=_DENSE_AND_FILTERED,
+    formula="the same attack on the filtered model", baselines=_DENSE_AND_FILTERED,
     meaning="steps of the attack on a model that never saw the domain",
 )
 RELEARN_FILTERED_CENSORED = Metric(
-    key="robustness/relearn/{part}/filtered_censored", title="filtered: censored", unit="",
-    direction=0, formula="the same attack on the filtered model", baselines=_DENSE_AND_FILTERED,
+    key="robustness/relearn/{part}/filtered_censored", title="filtered: censored",
+    formula="the same attack on the filtered model", baselines=_DENSE_AND_FILTERED,
     meaning="whether the attack on a model that never saw the domain did not learn half of it",
 )
 UNLEARNED_REMOVAL = Metric(
-    key="robustness/unlearned_removal/{part}", title="unlearned removal", unit="", direction=1,
+    key="robustness/unlearned_removal/{part}", title="unlearned removal", direction=1,
     formula="removal with loss/unlearned/e/e in place of L[-e](e)", baselines=_FILTERED,
     meaning="removal that unlearning (RMU) a dense model comes to: the weak reference",
 )
 UNLEARNED_TAX = Metric(
-    key="robustness/unlearned_tax/{part}/{domain}", title="unlearned tax", unit=_NATS,
-    direction=-1, formula="loss/unlearned/e/d - F[e](d), d not under e", baselines=_FILTERED,
+    key="robustness/unlearned_tax/{part}/{domain}", title="unlearned tax", unit=_NATS, direction=-1,
+    formula="loss/unlearned/e/d - F[e](d), d not under e", baselines=_FILTERED,
     meaning="loss of the other domains after unlearning, minus that of a model never trained on e",
 )
 SPURIOUS_GAP_FULL = Metric(
@@ -402,12 +327,12 @@ COST_ASSIGN_SECONDS = Metric(
     meaning="of procedure=alternate: time of clustering, attribution and assignment",
 )
 COST_EVAL_SHARE = Metric(
-    key="cost/eval_share", title="share of time in evaluation", unit="", direction=-1,
+    key="cost/eval_share", title="share of time in evaluation", direction=-1,
     formula="eval_seconds / (train_seconds + eval_seconds)",
     meaning="fraction of the time that evaluation takes",
 )
 COST_DATA_SHARE = Metric(
-    key="cost/data_share", title="share of time waiting for data", unit="", direction=-1,
+    key="cost/data_share", title="share of time waiting for data", direction=-1,
     meaning="fraction of the training time that waits for data",
 )
 COST_TRAIN_TOKENS = Metric(
@@ -439,7 +364,7 @@ COST_TRAIN_FLOPS_PER_TOKEN = Metric(
     "counted, nor are recomputed activations",
 )
 COST_MFU = Metric(
-    key="cost/mfu", title="model FLOP utilisation", unit="", direction=1,
+    key="cost/mfu", title="model FLOP utilisation", direction=1,
     formula="tokens per second * train_flops_per_token / peak",
     meaning="fraction of the GPU's dense bfloat16 peak (H100 and H200 SXM 989, A100 312 TFLOP/s); "
     "absent on a CPU and on other GPUs",
@@ -472,7 +397,7 @@ def find(key: str) -> tuple[Metric, tuple[str, ...]] | None:
     for metric in METRICS:
         if metric.mean == key:
             return metric, ()
-        pattern = "([^/]+)".join(map(re.escape, _PLACEHOLDER.split(metric.key)))
+        pattern = "([^/]+)".join(map(re.escape, PLACEHOLDER.split(metric.key)))
         if match := re.fullmatch(pattern, key):
             return metric, match.groups()
     in_round_ = re.fullmatch(r"round/\d+/(.+)", key)

@@ -1,0 +1,75 @@
+"""What the registry says about a metric: its key, unit, direction, formula, meaning and mean."""
+
+import enum
+import re
+from dataclasses import dataclass
+
+from gr_sweep.config import Baseline
+from gr_sweep.domains import metric_name
+
+PLACEHOLDER = re.compile(r"\{\w+\}")
+"""A name in the template of a key."""
+
+
+class Over(enum.Enum):
+    """What a mean is taken over, each entry with the same weight. A mean is absent where one of
+    its entries is."""
+
+    domains = "domains"
+    removed = "removed domains"
+    """Domains that were removed; inner nodes of the domain tree are left out."""
+    pairs = "pairs of a removed domain and another"
+    """First over the removed domains for each domain that stays, then over those domains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric. Calling it with names builds a key: `TAX("code")` is "utility/tax/code"."""
+
+    key: str
+    """Key, or the template of its keys: `{domain}` (d), `{part}` (e), `{block}`, `{owners}`."""
+    title: str
+    """Short name, for the head of a column."""
+    unit: str = ""
+    """Empty for a fraction or ratio."""
+    direction: int = 0
+    """1: higher is better, -1: lower is better, 0: neither."""
+    formula: str = ""
+    """Definition in the letters of this module."""
+    meaning: str
+    """One line for readers who do not know the formula."""
+    baselines: tuple[Baseline, ...] = ()
+    """Baselines without which the metric is absent."""
+    mean: str | None = None
+    """Key of the mean, if that is a metric too."""
+    over: Over = Over.domains
+    """What the mean is taken over."""
+
+    def __call__(self, *names: str) -> str:
+        """Key for these names, in the order of the template; `/` in a name becomes `.`.
+
+        Raises:
+            TypeError: the template takes another number of names.
+        """
+        parts = PLACEHOLDER.split(self.key)
+        if len(parts) != len(names) + 1:
+            raise TypeError(f"{self.key} takes {len(parts) - 1} names, got {names}")
+        return parts[0] + "".join(
+            metric_name(name) + part for name, part in zip(names, parts[1:], strict=True)
+        )
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """Names of the template's placeholders."""
+        return tuple(found[1:-1] for found in PLACEHOLDER.findall(self.key))
+
+    @property
+    def axis(self) -> str:
+        """Label of an axis: title and unit."""
+        has_unit = not self.unit or self.unit in self.title
+        return self.title if has_unit else f"{self.title}, {self.unit}"
+
+    @property
+    def mean_axis(self) -> str:
+        """Label of an axis that shows the mean."""
+        return f"mean {self.axis}"
