@@ -5,7 +5,6 @@ G = key-value groups of attention heads, F = MLP hidden units, D = residual widt
 """
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
 from gr_sweep.model.extract import extract
 from gr_sweep.model.families import (
@@ -151,17 +149,6 @@ class RoutedModel:
         """Switches off exactly the blocks with these indices in the plan. Nothing is cut."""
         off = tuple(blocks)
         with self._state.routing(RowRouting.of_blocks_off(self.plan, self.route_weights, off)):
-            yield
-
-    @contextlib.contextmanager
-    def groups_off(self, groups: Iterable[tuple[int, Iterable[int]]]) -> Iterator[None]:
-        """Reads several networks at once: of the rows of the model's input, group after group, so
-        many have the blocks with these indices off. Nothing is cut."""
-        counts, off = zip(*((count, tuple(blocks)) for count, blocks in groups), strict=True)
-        stops = itertools.accumulate(counts)
-        rows = [slice(stop - count, stop) for stop, count in zip(stops, counts, strict=True)]
-        labels = [UNLABELLED] * len(rows)
-        with self._state.routing(RowRouting(self.plan, self.route_weights, rows, labels, off)):
             yield
 
     def extract(self, keep: Iterable[str]) -> "PreTrainedModel":
