@@ -1,2 +1,1 @@
-"""Held-out losses of a model and of its parts. Knows token ids and routed models; no tracking, no
-files."""
+"""Held-out losses of a model and of its parts, and attempts to undo or imitate a removal."""

@@ -1,9 +1,9 @@
-"""A bias on the logits, fitted to a text: what a model loses for the frequencies of words alone.
+"""A bias on the logits, fitted to a text: corrects word frequencies and nothing else.
 
-A model without a domain may put that domain's words near zero everywhere. One bias a token of the
-vocabulary mends that and teaches nothing else, so what stays lost after it was knowledge (SGTM,
-Shilov et al. 2025, arXiv 2512.05648, calibrates before it measures as well: by AdamW, on a mixture
-of forgotten and retained text. Here the text of the domain alone counts, and the fit is exact.)
+A model without a domain may give that domain's words almost no probability anywhere. A bias for
+each token of the vocabulary corrects that, so the loss that remains is due to knowledge. SGTM
+(Shilov et al. 2025, arXiv 2512.05648) also calibrates before it measures, with AdamW on a mixture
+of forgotten and retained text; here only text of the domain is used, and the fit is exact.
 
 P positions, C positions of a chunk, D residual width, V vocabulary, M windows, T positions of a
 window.
@@ -18,12 +18,11 @@ from torch.distributed.tensor import DTensor
 from gr_sweep.model.loss import IGNORED, TokenLosses, chunk_positions
 
 PRIOR_TOKENS = 1.0
-"""Tokens that are added to the text for each entry of the vocabulary, all spread as the model
-without a bias predicts: what does not occur in the text keeps a finite bias, and where the text is
-short the bias stays near 0."""
+"""Pseudo-tokens for each entry of the vocabulary, distributed as the model without a bias predicts.
+Tokens that do not occur in the text keep a finite bias, and for a short text the bias is small."""
 MAX_ITERATIONS = 200
 TOLERANCE = 1e-5
-"""Nats a token that the next iteration will gain at least; below it the fit ends."""
+"""The fit ends when the guaranteed gain of an iteration is below this, in nats per token."""
 
 
 @torch.no_grad()
@@ -35,13 +34,13 @@ def fitted_bias(
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
 ) -> Tensor:
-    """The bias [V] with which the model fits a text best, by generalized iterative scaling.
+    """The bias [V] that minimises the loss on a text, by generalized iterative scaling.
 
     Darroch and Ratcliff 1972 (Annals of Mathematical Statistics 43): b_v += log p_text(v) -
-    log p_model(v), the model's prediction being its mean over the positions. One indicator a token
-    sums to 1, so every iteration lowers the loss, by the divergence of the two at least, and no
-    learning rate is needed. The text counts as `PRIOR_TOKENS` says; the loss on the text itself
-    never rises. Hidden states are kept, logits are made by the chunk.
+    log p_model(v), with the model's mean prediction over the positions. Each iteration lowers the
+    loss by at least the divergence of the two, so no learning rate is needed. `PRIOR_TOKENS` are
+    added to the text; the loss on the text itself never rises. Hidden states are kept; logits are
+    computed in chunks.
 
     Args:
         ids_MS: windows of the text, int64 [M, T + 1].
@@ -62,7 +61,7 @@ def fitted_bias(
     text_V = (counts_V + prior_V) / (counts_V + prior_V).sum()
     for _ in range(max_iterations):
         step_V = torch.where(text_V > 0, text_V.log() - predicted_V.log(), 0.0)
-        # What is predicted nowhere, not even as often as a float can say, has no bias to gain.
+        # A probability that underflows to 0 gives no bias.
         step_V = torch.nan_to_num(step_V, nan=0.0, posinf=0.0, neginf=0.0)
         bias_V += step_V
         if float((text_V * step_V).sum()) < tolerance:
@@ -72,7 +71,7 @@ def fitted_bias(
 
 
 class Calibrated:
-    """`TokenLosses` with a bias on the logits, to evaluate."""
+    """`TokenLosses` with a bias on the logits, for evaluation."""
 
     def __init__(self, token_losses: TokenLosses, bias_V: Tensor) -> None:
         self._token_losses = token_losses
@@ -81,7 +80,7 @@ class Calibrated:
 
     @torch.no_grad()
     def __call__(self, ids_MT: Tensor, targets_MT: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum and losses [M, T] of the targets; -100 counts nothing."""
+        """Sum and losses [M, T] of the targets; targets of -100 are ignored."""
         hidden_MTD = _hidden(self._token_losses, ids_MT, targets_MT)
         hidden_PD, targets_P = hidden_MTD.flatten(0, 1), targets_MT.flatten()
         losses = [
@@ -98,16 +97,16 @@ class Calibrated:
 
 
 def unembedding(token_losses: TokenLosses) -> Tensor:
-    """The weight [V, D], whole on every process that has a part of it; all must call this."""
+    """The whole weight [V, D]; all processes that share it must call this."""
     weight_VD: Tensor = token_losses.model.get_output_embeddings().weight.detach()
     return weight_VD.full_tensor() if isinstance(weight_VD, DTensor) else weight_VD
 
 
 def _hidden(token_losses: TokenLosses, ids_NT: Tensor, targets_NT: Tensor) -> Tensor:
-    """What the unembedding is given [N, T, D].
+    """The input of the unembedding [N, T, D].
 
-    Caught on its way through `token_losses`: where processes share the parameters, the forward pass
-    of that module gathers them.
+    It is caught by a hook in a forward pass of `token_losses`, which gathers the parameters if
+    processes share them.
     """
     caught: list[Tensor] = []
 
@@ -123,7 +122,7 @@ def _hidden(token_losses: TokenLosses, ids_NT: Tensor, targets_NT: Tensor) -> Te
 
 
 def _mean_prediction(hidden_PD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
-    """The model's probabilities [V], mean over the positions, float64."""
+    """The model's mean probabilities [V] over the positions, float64."""
     total_V = torch.zeros(weight_VD.shape[0], dtype=torch.float64, device=hidden_PD.device)
     for chunk in _chunks(hidden_PD.shape[0], weight_VD):
         logits_CV = _logits(hidden_PD[chunk], weight_VD, bias_V)

@@ -1,54 +1,52 @@
-"""Fine-tunes a model in place for some steps, and gives its weights back afterwards, bit for bit.
+"""Fine-tunes a model in place for some steps, and restores its weights afterwards, bit for bit.
 
-Knows nothing of what the text is for. N rows, S tokens of a row.
+N rows, S tokens of a row.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from gr_sweep.eval.text import Rows
 from gr_sweep.model.loss import TokenLosses
-from gr_sweep.model.route import RoutedModel
 
 Context = Callable[[], contextlib.AbstractContextManager[None]]
 
 WARMUP_STEPS = 10
-"""Steps in which the learning rate rises from 0: the optimizer starts without moments."""
+"""Steps in which the learning rate rises from 0, because the optimizer starts without moments."""
 MAX_NORM = 1.0
 """Global gradient norm that is clipped to."""
 BETAS = (0.9, 0.95)
-"""AdamW's, as in training; without weight decay, so that what gets no gradient stays as it is."""
+"""AdamW's, as in training; without weight decay, so that what gets no gradient does not change."""
 
 
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """After it, parameters, buffers and gradients are what they were before, and so are the modes.
+    """Restores parameters, buffers, gradients and training modes afterwards.
 
-    The copies lie in the host's memory: the device has none to spare for them.
+    The copies are in the host's memory, because the device may have no room for them.
 
     Args:
-        model: a module that computes alone. Where processes share its parameters the one that
-            gathers all (`TokenLosses`); each process keeps its own part.
+        model: a module that computes alone. If processes share its parameters, the one that gathers
+            all (`TokenLosses`); each process keeps its own part.
     """
     _drop_gathered(model)
     tensors = [*model.parameters(), *model.buffers()]
     before = [_local(tensor).to("cpu", copy=True) for tensor in tensors]
     learns = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
-    # Within one autocast context torch keeps the narrow copy of a weight that it made first, though
-    # the weight changes.
-    keeps_copies = torch.is_autocast_cache_enabled()
+    # Within an autocast context torch keeps its first cast of a weight, even if the weight changes.
+    keeps_casts = torch.is_autocast_cache_enabled()
     torch.clear_autocast_cache()
     torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
-        torch.set_autocast_cache_enabled(keeps_copies)
+        torch.set_autocast_cache_enabled(keeps_casts)
         _drop_gathered(model)
         with torch.no_grad():
             for tensor, old in zip(tensors, before, strict=True):
@@ -62,7 +60,7 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 def fine_tune(
     token_losses: TokenLosses,
-    rows_of: Callable[[int], np.ndarray],
+    rows_of: Rows,
     num_steps: int,
     *,
     lr: float,
@@ -73,20 +71,19 @@ def fine_tune(
     micro_batch_sequences: int | None = None,
     num_processes: int = 1,
 ) -> None:
-    """AdamW on all parameters: the rate rises over a few steps and then stays.
+    """AdamW on all parameters, with a constant learning rate after a short warm-up.
 
-    Products are in the type that the caller's autocast says. Layers that are compiled for training
-    run eagerly: a few steps are not worth a compilation. A rate that is too high leaves losses that
-    are not finite; nothing is raised.
+    Computes in the caller's autocast precision. Layers that are compiled for training run eagerly:
+    a few steps are not worth a compilation. Losses that are not finite raise nothing.
 
     Args:
-        rows_of: token ids int64 [N, S] of the step with that number, from 0.
-        routing: what is computed for the gradients is routed by it.
-        after_step: told how many steps there have been; may evaluate.
-        micro_batch_sequences: rows of a forward pass at most; None: all of a step.
+        rows_of: token ids int64 [N, S] of each step, counted from 0.
+        routing: context in which the gradients are computed.
+        after_step: called with the number of steps so far; may evaluate.
+        micro_batch_sequences: rows of a forward pass at most; None: all rows of a step.
         seed: of what the model itself draws while training.
-        num_processes: that share the parameters. All compute the same rows, and gradients are
-            summed over them.
+        num_processes: processes that share the parameters. All compute the same rows, and their
+            gradients are summed.
     """
     model: nn.Module = token_losses.model
     _drop_gathered(token_losses)
@@ -115,7 +112,7 @@ def fine_tune(
 
 
 def warmup(step: int) -> float:
-    """Share of the learning rate in step `step`, from 0."""
+    """Fraction of the learning rate in this step, counted from 0."""
     return min(1.0, (step + 1) / WARMUP_STEPS)
 
 
@@ -128,49 +125,10 @@ def clip(parameters: Sequence[Tensor]) -> None:
     torch.nn.utils.clip_grads_with_norm_(parameters, MAX_NORM, norm)
 
 
-@contextlib.contextmanager
-def recovered(
-    routed: RoutedModel,
-    token_losses: TokenLosses,
-    part: str,
-    rows_of: Callable[[int], np.ndarray],
-    num_steps: int,
-    *,
-    lr: float,
-    seed: int,
-    device: torch.device,
-    micro_batch_sequences: int | None = None,
-    num_processes: int = 1,
-) -> Iterator[None]:
-    """Inside, the model without `part` has been trained on, on text of the others.
-
-    The recovery of gradient routing's own robust unlearning (Cloud et al. 2024, arXiv 2410.04332:
-    expand, route, ablate, then train on retained text). The blocks of `part` are off in each step
-    and stay as they are; inside they must be switched off as well, by `routed.remove([part])`.
-
-    Args:
-        rows_of: rows of a step, of the retained domains.
-        num_steps, lr and the others: as `fine_tune` takes them.
-    """
-    with restored(token_losses):
-        fine_tune(
-            token_losses,
-            rows_of,
-            num_steps,
-            lr=lr,
-            seed=seed,
-            device=device,
-            routing=lambda: routed.remove([part]),
-            micro_batch_sequences=micro_batch_sequences,
-            num_processes=num_processes,
-        )
-        yield
-
-
 def _drop_gathered(model: nn.Module) -> None:
-    """Parameters are the parts that this process keeps.
+    """Makes parameters the parts that this process keeps.
 
-    An evaluation leaves those of FSDP's outermost module gathered, in copies that nobody trains.
+    An evaluation leaves those of FSDP's outermost module gathered, as copies that nobody trains.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -183,7 +141,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch draws what follows from seed and step; afterwards it continues as before."""
+    """Inside, torch draws random numbers that follow from seed and step, and then goes on."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed * 1_000_003 + step)
         yield

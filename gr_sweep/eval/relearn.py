@@ -1,19 +1,18 @@
-"""The relearning attack: what somebody with a little text of a domain gets back by fine-tuning.
+"""The relearning attack: what an attacker with a little text of a domain recovers by fine-tuning.
 
-Fine-tuning the whole model on few documents undoes what only looks like forgetting (SGTM, Shilov et
-al. 2025, arXiv 2512.05648, and Cloud et al. 2024, arXiv 2410.04332, attack in the same way). Knows
-nothing of how a domain was removed.
+Fine-tuning the whole model on few documents undoes what only looks like forgetting. SGTM (Shilov et
+al. 2025, arXiv 2512.05648) and Cloud et al. 2024 (arXiv 2410.04332) attack in the same way.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gr_sweep.eval.finetune import fine_tune, restored
 from gr_sweep.eval.loss import HeldoutBatches
+from gr_sweep.eval.text import Rows
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 def relearn_losses(
     token_losses: TokenLosses,
     held_out: HeldoutBatches,
-    rows_of: Callable[[int], np.ndarray],
+    rows_of: Rows,
     *,
     view: View,
     part: str,
@@ -35,14 +34,14 @@ def relearn_losses(
     device: torch.device,
     num_processes: int = 1,
 ) -> list[RelearnLoss]:
-    """Held-out losses while the model, as it stands and with nothing off, is fine-tuned.
+    """Held-out losses while the model, with nothing off, is fine-tuned.
 
-    Each learning rate begins with the same weights, which the model has again afterwards.
+    Each learning rate starts from the same weights, which the model has again afterwards.
 
     Args:
         held_out: text of the domain that is taught.
-        rows_of: token ids of a step, from the documents that the attacker has.
-        view, part: what the rows say was attacked.
+        rows_of: the rows of each step, from the attacker's documents.
+        view, part: what was attacked, for the rows.
         every: steps between evaluations; the first is before the attack, the last at its end.
     """
     rows: list[RelearnLoss] = []
@@ -82,11 +81,11 @@ def relearn_losses(
 
 @torch.no_grad()
 def randomize_blocks(routed: RoutedModel, part: str, seed: int) -> None:
-    """Puts the units of the blocks that removing `part` switches off back at random.
+    """Gives the units of the blocks that removing `part` switches off new random weights.
 
-    As a new model of the family has them: weights normal with the config's `initializer_range`,
-    biases 0. Where processes share the parameters, all must call this inside `restored`, and the
-    units are those that one process draws.
+    As in a new model of the family, weights are normal with the config's `initializer_range` and
+    biases are 0. If processes share the parameters, all must call this inside `restored`, and the
+    weights are those that one process draws.
     """
     generator = torch.Generator().manual_seed(seed)
     std: float = routed.model.config.initializer_range

@@ -1,23 +1,19 @@
-"""Losses of the full model, without each domain, with each domain alone, without each block of a
-lattice, and of the experts mixed: what the matrices are made of."""
+"""Losses of the full model and of its parts, from which the matrices of losses are made."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torch import nn
 
 from gr_sweep.domains import expand
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.metrics.losses import DocumentLoss, View
-from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
-from gr_sweep.routing.plan import ATTN, RoutePlan
+from gr_sweep.routing.plan import RoutePlan
 
 WithoutDomain = Callable[[str], contextlib.AbstractContextManager[None]]
-"""Makes the context in which what is switched off to remove a domain is the model without it."""
+"""Makes the context in which the model, with a domain's blocks off, is the model without it."""
 
 PlanView = tuple[View, str, tuple[int, ...]]
 """A view, its part, and the indices of the blocks that are off."""
@@ -30,60 +26,54 @@ def removal_losses(
     full: list[DocumentLoss] | None = None,
     recovered: WithoutDomain | None = None,
 ) -> list[DocumentLoss]:
-    """Rows of L(d), and for a plan with blocks of L[-e](d) and L[e](d) (DESIGN: metrics), for all
-    d; of a lattice also without each block, and where each domain has an expert, of the experts
-    mixed.
+    """Rows of all held-out documents in every view of the model.
 
-    A domain that owns no block of its own has no L[-e]; views in which the same blocks are off are
-    computed once, and so is, for all views, what comes before the first units of the plan.
+    The views are the full model; without each domain that owns a block of its own; each domain
+    alone; for a lattice also without each block; and if every domain has an expert, the mixed
+    experts. Views in which the same blocks are off are computed once.
 
     Args:
-        full: rows of the full model as it stands, where they are there already.
-        recovered: each removed view is read inside this context, which may have trained the model
-            after the removal.
+        full: rows of the full model, if they have been computed.
+        recovered: each removed view is read inside this context, which may train the model after
+            the removal.
     """
     plan = routed.plan
     removed, kept = domain_views(plan)
-    views = kept if recovered is not None else [*removed, *kept]
+    views = [(View.full, "", ()), *(removed if recovered is None else ()), *kept]
     if is_lattice(plan):
         views += [
             (View.off, block.name, (index,))
             for index, block in enumerate(plan.blocks)
             if not block.is_core
         ]
-    contexts: dict[tuple[int, ...], Callable[[], contextlib.AbstractContextManager[None]]] = {}
-    if full is None:
-        contexts[()] = contextlib.nullcontext
+
+    def read(off: tuple[int, ...]) -> list[DocumentLoss]:
+        routed.model.eval()
+        with routed.blocks_off(off) if off else contextlib.nullcontext():
+            return held_out.losses(token_losses)
+
+    of_blocks: dict[tuple[int, ...], list[DocumentLoss]] = {} if full is None else {(): full}
     for _, _, off in views:
-        if off or full is None:
-            contexts.setdefault(off, functools.partial(routed.blocks_off, off))
-    shared = before_first_units(routed)
-    routed.model.eval()
-    found = held_out.losses_of_views(token_losses, list(contexts.values()), shared)
-    rows_of = dict(zip(contexts, found, strict=True))
-    if full is not None:
-        rows_of[()] = full
-    rows = list(rows_of[()])
-    for view, part, off in views:
-        rows += [row._replace(view=view, part=part) for row in rows_of[off]]
+        if off not in of_blocks:
+            of_blocks[off] = read(off)
+    found = [(view, part, off, of_blocks[off]) for view, part, off in views]
     if recovered is not None:
         for view, part, off in removed:
             with recovered(part):
-                routed.model.eval()
-                switched_off = [functools.partial(routed.blocks_off, off)]
-                (of_part,) = held_out.losses_of_views(token_losses, switched_off)
-            # What is kept where the same blocks are off is the same network, recovered.
-            same = [(name, of) for name, of, off_there in views if off_there == off]
-            rows = [row for row in rows if (row.view, row.part) not in same]
-            for name, of in [(view, part), *same]:
-                rows += [row._replace(view=name, part=of) for row in of_part]
+                rows = read(off)
+            # Keeping a domain with the same blocks off leaves the same network, recovered.
+            same = [of for of in found if of[2] == off and of[0] is not View.removed]
+            found = [of for of in found if of[2] != off or of[0] is View.removed]
+            found.append((view, part, off, rows))
+            found += [(*of[:3], rows) for of in same]
+    rows = [row._replace(view=view, part=part) for view, part, _, of in found for row in of]
     if has_experts(plan):
-        rows += mixed_losses([rows_of[plan.kept_off([domain])] for domain in plan.domains])
+        rows += mixed_losses([of_blocks[plan.kept_off([domain])] for domain in plan.domains])
     return rows
 
 
 def domain_views(plan: RoutePlan) -> tuple[list[PlanView], list[PlanView]]:
-    """The views in which a domain, or a node above some, is removed; and those in which one is
+    """The views in which a domain, or a node above several, is removed, and those in which one is
     kept alone."""
     removed = [(View.removed, node, plan.removed_by([node])) for node in plan.removable()]
     nodes = plan.nodes if len(plan.blocks) > 1 else ()
@@ -91,16 +81,16 @@ def domain_views(plan: RoutePlan) -> tuple[list[PlanView], list[PlanView]]:
 
 
 def is_lattice(plan: RoutePlan) -> bool:
-    """Whether a block beside the core is owned by several domains that are no branch of a tree."""
+    """Whether several domains that are not a branch of the tree own a block other than the core."""
     branches = {frozenset(expand([node], plan.domains)) for node in plan.nodes}
     branches |= {frozenset([domain]) for domain in plan.domains}
     return any(not block.is_core and block.owners not in branches for block in plan.blocks)
 
 
 def has_experts(plan: RoutePlan) -> bool:
-    """Whether each of several domains, kept alone, leaves another network."""
+    """Whether each of several domains, kept alone, leaves a different network."""
     off = {plan.kept_off([domain]) for domain in plan.domains}
-    # A label above others keeps all below it and is no expert beside theirs.
+    # A label above others keeps all their blocks too: it has no expert of its own.
     are_leaves = all(len(expand([domain], plan.domains)) == 1 for domain in plan.domains)
     return len(plan.domains) > 1 and are_leaves and len(off) == len(plan.domains)
 
@@ -108,14 +98,14 @@ def has_experts(plan: RoutePlan) -> bool:
 def mixed_losses(experts: Sequence[Sequence[DocumentLoss]]) -> list[DocumentLoss]:
     """Losses of the experts mixed by the posterior over them, for text of unknown domain.
 
-    p(x_t | x_<t) = sum_j p(x_t | x_<t, expert j) p(j | x_<t), the posterior by Bayes' rule from a
-    uniform prior (DEMix, Gururangan et al. 2021, arXiv 2108.05036, its mixing at inference). Over a
-    document that telescopes to the mean of the experts' likelihoods, so their sums are enough. The
-    posterior goes on over all windows of a document, though each window's tokens are predicted from
-    that window alone.
+    p(x_t | x_<t) = sum_j p(x_t | x_<t, expert j) p(j | x_<t), with the posterior by Bayes' rule
+    from a uniform prior, as DEMix mixes at inference (Gururangan et al. 2021, arXiv 2108.05036).
+    Over a document this telescopes to the mean of the experts' likelihoods, so their sums are
+    enough. The posterior continues over all windows of a document, although each window's tokens
+    are predicted from that window alone.
 
     Args:
-        experts: rows of each expert, of the same documents in the same order.
+        experts: rows of each expert, for the same documents in the same order.
     """
     log_likelihoods = -np.array([[row.loss_nats for row in rows] for rows in experts])
     mean = np.logaddexp.reduce(log_likelihoods, axis=0) - np.log(len(experts))
@@ -123,19 +113,3 @@ def mixed_losses(experts: Sequence[Sequence[DocumentLoss]]) -> list[DocumentLoss
         row._replace(view=View.mixed, part="", loss_nats=-float(log_likelihood))
         for row, log_likelihood in zip(experts[0], mean, strict=True)
     ]
-
-
-def before_first_units(routed: RoutedModel) -> list[list[nn.Module]]:
-    """Layers, and the attention of the next one, that no view changes nor reaches with a change.
-
-    Two chains for `computed_once`.
-    """
-    if not routed.plan.splits:
-        return []
-    family = family_of(routed.model.config)
-    layers = decoder_layers(routed.model, family)
-    first = min(layer for layer, _ in routed.plan.splits)
-    chains = [list(layers[:first])]
-    if (first, ATTN) not in routed.plan.splits and family.heads_out is not None:
-        chains.append([layers[first].get_submodule(family.heads_out.rpartition(".")[0])])
-    return [chain for chain in chains if chain]

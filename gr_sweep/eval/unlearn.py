@@ -1,8 +1,7 @@
-"""RMU, unlearning of a finished model: the weak reference of what routing promises.
+"""RMU: unlearning of a trained model, a weak baseline for routing.
 
 Representation misdirection (Li et al. 2024, arXiv 2403.03218, section 4): in one layer, activations
-on text to forget are pushed to a random direction, those on other text are held where they were.
-Knows nothing of routing and of how the result is judged.
+on text to forget are pushed in a random direction, and those on other text are kept in place.
 
 N rows, T positions, D residual width.
 """
@@ -20,14 +19,13 @@ from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 
 STEERING = 5.0
-"""Length that activations on forgotten text are pushed to, in mean lengths that they had. A number
-for all models would not do: 6.5 (theirs for Zephyr 7B) and 20 (SGTM's for 254M) are lengths at one
-model's layer. Relative to the model's own lengths as in Adaptive RMU (Huu-Tien et al. 2024, arXiv
-2408.06223)."""
+"""Norm that activations on forgotten text are pushed to, relative to their mean norm before. An
+absolute norm depends on the model: 6.5 (theirs for Zephyr 7B) and 20 (SGTM's for 254M) belong to
+one layer of one model. Adaptive RMU is relative too (Huu-Tien et al. 2024, arXiv 2408.06223)."""
 RETAIN_WEIGHT = 100.0
-"""Weight of holding the activations on other text: SGTM's (scripts/wiki/rmu.sh; theirs is 1200)."""
+"""Weight of the retain loss: SGTM's (scripts/wiki/rmu.sh; theirs is 1200)."""
 LAYERS = 3
-"""Layers whose output matrix of the MLP is updated, the last of them the one that is read."""
+"""Layers whose MLP output matrix is updated; the activations of the last of them are read."""
 
 
 @contextlib.contextmanager
@@ -41,17 +39,17 @@ def unlearned(
     device: torch.device,
     lr: float,
 ) -> Iterator[None]:
-    """Inside, the model has been made to forget; afterwards its weights are what they were.
+    """Inside, the model has unlearned; afterwards its weights are restored.
 
-    The layer that is read is the last of the first half, as SGTM's 7 of 16 counted from 0; theirs
-    is 7 of 32. The loss is MSE(h_forget, c u) + `RETAIN_WEIGHT` MSE(h_retain, h_retain of the
-    model as it was), u being uniform in 0..1 and of length 1, fixed.
+    The layer that is read is the last of the first half, like SGTM's layer 7 of 16, counted from 0
+    (theirs is 7 of 32). The loss is MSE(h_forget, c u) + `RETAIN_WEIGHT` MSE(h_retain, h_retain of
+    the original model), where u is fixed, uniform in 0..1 and normalised.
 
     Args:
         token_losses: its parameters must be whole in this process.
-        forget_rows, retain_rows: token ids int64 [N, S] of the step with that number.
-        lr: of AdamW. They and SGTM take 5e-5; at a few million parameters that changes nothing,
-            and training's own rate unlearns in about a hundred steps.
+        forget_rows, retain_rows: token ids int64 [N, S] of each step.
+        lr: of AdamW. They and SGTM use 5e-5, which changes nothing at a few million parameters;
+            training's own rate unlearns in about a hundred steps.
     """
     model = token_losses.model
     family = family_of(model.config)
@@ -60,7 +58,7 @@ def unlearned(
     updated = layers[max(0, last + 1 - LAYERS) : last + 1]
     outputs = [layer.get_submodule(family.mlp_out) for layer in updated]
     weights = [output.weight for output in outputs if isinstance(output, nn.Linear)]
-    assert not any(isinstance(weight, DTensor) for weight in weights)  # robustness.check_processes
+    assert not any(isinstance(weight, DTensor) for weight in weights)  # See check_processes.
 
     def read(rows_NS: np.ndarray) -> Tensor:
         return activations(model, layers[last], torch.from_numpy(rows_NS[:, :-1]).to(device))
@@ -85,7 +83,7 @@ def _push(
     seed: int,
     lr: float,
 ) -> None:
-    """RMU's steps; `read` gives the activations [N, T, D] of rows [N, S]."""
+    """The steps of RMU; `read` returns the activations [N, T, D] of rows [N, S]."""
     with torch.no_grad():
         before_NTD = read(forget_rows(0))
     direction_D = torch.rand(before_NTD.shape[-1], generator=torch.Generator().manual_seed(seed))
@@ -98,17 +96,17 @@ def _push(
             group["lr"] = lr * warmup(step)
         forget, retain = forget_rows(step), retain_rows(step)
         with torch.no_grad(), _exchanged(weights, frozen):
-            held_NTD = read(retain)
+            retained_NTD = read(retain)
         forget_NTD = read(forget)
         loss = nn.functional.mse_loss(forget_NTD, target_D.expand_as(forget_NTD))
-        loss = loss + RETAIN_WEIGHT * nn.functional.mse_loss(read(retain), held_NTD)
+        loss = loss + RETAIN_WEIGHT * nn.functional.mse_loss(read(retain), retained_NTD)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
 def activations(model: nn.Module, layer: nn.Module, ids_NT: Tensor) -> Tensor:
-    """What the layer gives [N, T, D], in float32 or wider."""
+    """The output of the layer [N, T, D], in float32 or wider."""
     caught: list[Tensor] = []
 
     def catch(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
@@ -126,7 +124,7 @@ def activations(model: nn.Module, layer: nn.Module, ids_NT: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _exchanged(weights: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, the weights have the others' values; in place, for whoever holds them."""
+    """Inside, the weights have the others' values, in place."""
     own = [weight.detach().clone() for weight in weights]
     try:
         for weight, other in zip(weights, others, strict=True):

@@ -13,8 +13,9 @@ from typing import Any
 from gr_sweep.config import Device, EvalConfig
 from gr_sweep.errors import JobError
 from gr_sweep.eval.removal import removal_losses
-from gr_sweep.eval.robustness import TrainingText, recovery, robustness_losses
+from gr_sweep.eval.robustness import recovery, robustness_losses
 from gr_sweep.eval.samples import Sampler, choose_prompts
+from gr_sweep.eval.text import TrainingText
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.train.distributed import Processes, connect, shard

@@ -4,8 +4,8 @@ import functools
 import pytest
 import torch
 
-from gr_sweep.eval.finetune import MAX_NORM, WARMUP_STEPS, clip, fine_tune, recovered, restored
-from gr_sweep.eval.windows import TextWindows
+from gr_sweep.eval.finetune import MAX_NORM, WARMUP_STEPS, clip, fine_tune, restored
+from gr_sweep.eval.text import TextWindows
 from gr_sweep.model.loss import TokenLosses
 from tests.eval.tiny import CPU, are_equal, held_out, make_routed, mean_losses, shard, state_of
 
@@ -34,15 +34,6 @@ def test_weights_buffers_gradients_and_modes_are_given_back_bit_for_bit(dtype):
     assert [module.training for module in model.modules()] == modes
     assert weight.grad is gradient and bool((gradient == 1).all())
     assert not frozen.requires_grad and weight.requires_grad
-
-
-def test_weights_are_given_back_after_an_error_too():
-    routed = make_routed()
-    before = state_of(routed.model)
-    with pytest.raises(KeyboardInterrupt), restored(routed.model):
-        routed.model.lm_head.weight.data.zero_()
-        raise KeyboardInterrupt
-    assert are_equal(before, routed.model.state_dict())
 
 
 def test_fine_tuning_is_adam_by_hand():
@@ -80,37 +71,6 @@ def test_fine_tuning_draws_nothing_from_the_generators_of_the_job():
     torch.manual_seed(5)
     fine_tune(TokenLosses(routed), rows_of("code"), 2, lr=1e-3, seed=0, device=CPU)
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_the_callback_is_told_of_each_step_with_the_model_in_evaluation():
-    routed, seen = make_routed(), []
-
-    def after_step(step: int) -> None:
-        seen.append((step, routed.model.training))
-
-    fine_tune(
-        TokenLosses(routed), rows_of("code"), 3, lr=1e-3, seed=0, device=CPU, after_step=after_step
-    )
-    assert seen == [(1, False), (2, False), (3, False)]
-
-
-def test_recovery_helps_the_others_and_leaves_the_removed_units_as_they_were():
-    routed = make_routed("forget", forget=["biology"])
-    token_losses, text = TokenLosses(routed), held_out()
-    before = state_of(routed.model)
-    gone = [part.clone() for part in routed.owner_sets()["biology"]]
-    with routed.remove(["biology"]):
-        first = mean_losses(text.losses(token_losses))
-    with recovered(
-        routed, token_losses, "biology", rows_of("code", "creative"), 60,
-        lr=3e-2, seed=0, device=CPU,
-    ):  # fmt: skip
-        with routed.remove(["biology"]):
-            after = mean_losses(text.losses(token_losses))
-        for part, old in zip(routed.owner_sets()["biology"], gone, strict=True):
-            assert torch.equal(part, old)
-    assert after["code"] < first["code"] - 0.3 and after["creative"] < first["creative"] - 0.3
-    assert are_equal(before, routed.model.state_dict())
 
 
 @pytest.mark.parametrize("is_restored", [True, False])

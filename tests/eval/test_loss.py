@@ -11,7 +11,6 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.train.memory import AllocatedBytes
 
 CPU = torch.device("cpu")
 DOMAINS = ("code", "biology", "creative")
@@ -43,7 +42,7 @@ def batches(held_out, batch_sequences: int = 4) -> HeldoutBatches:
     return HeldoutBatches(held_out, batch_sequences=batch_sequences, device=CPU)
 
 
-def losses_of_views(routed, held_out, **options):
+def rows_of_views(routed, held_out, **options):
     return removal_losses(routed, TokenLosses(routed), batches(held_out), **options)
 
 
@@ -100,22 +99,8 @@ def views_of(rows):
     return {(row.view.value, row.part) for row in rows}
 
 
-def test_peers_are_seen_whole_without_each_and_each_alone():
-    routed = make_routed("peers")
-    held_out = {domain: texts(place) for place, domain in enumerate(DOMAINS)}
-    rows = losses_of_views(routed, held_out)
-    parts = {("removed", d) for d in DOMAINS} | {("kept", d) for d in DOMAINS}
-    assert views_of(rows) == {("full", ""), ("mixed", "")} | parts
-    with routed.remove(["biology"]):
-        removed = batches({"code": held_out["code"]}).losses(TokenLosses(routed))
-    found = [
-        r.loss_nats for r in rows if (r.view, r.part, r.domain) == ("removed", "biology", "code")
-    ]
-    assert found == pytest.approx([row.loss_nats for row in removed], rel=1e-6)
-
-
 def test_under_forget_only_the_forgotten_domain_can_be_removed():
-    rows = losses_of_views(make_routed("forget", forget=["biology"]), {"code": texts()})
+    rows = rows_of_views(make_routed("forget", forget=["biology"]), {"code": texts()})
     assert {part for view, part in views_of(rows) if view == "removed"} == {"biology"}
     # Keeping another domain switches off the same block as removing the forgotten one.
     by_view = {(r.view, r.part): r.loss_nats for r in rows}
@@ -123,17 +108,12 @@ def test_under_forget_only_the_forgotten_domain_can_be_removed():
     assert by_view["kept", "biology"] == by_view["full", ""]
 
 
-def test_a_dense_model_is_seen_whole_alone():
-    rows = losses_of_views(make_routed("none"), {"code": texts()})
-    assert views_of(rows) == {("full", "")}
-
-
 def test_a_node_of_the_tree_is_removed_and_kept_as_a_whole():
     labels = ("code", "biology/cells", "biology/virology")
     config = llama_config(Size(16, 24, 2, 2, 2), vocab_size=11, eot_id=0, sequence_length=8)
     plan = RoutePlan.tree(config, domains=labels)
     routed = route_model(random_model(config, seed=0), plan, "both")
-    rows = losses_of_views(routed, {"code": texts()})
+    rows = rows_of_views(routed, {"code": texts()})
     nodes = {"code", "biology", "biology/cells", "biology/virology"}
     for view in ("removed", "kept"):
         assert {part for v, part in views_of(rows) if v == view} == nodes
@@ -206,73 +186,9 @@ def test_each_view_is_computed_once_and_the_full_model_not_again_where_it_is_kno
     assert len(token_losses.shapes) == 6
 
 
-def calls_of(modules, compute):
-    """How often each module is computed, and what `compute` gives."""
-
-    def count(module, *_):
-        counts[module] += 1
-
-    computed = [
-        next(child for child in module.modules() if isinstance(child, torch.nn.Linear))
-        for module in modules
-    ]
-    counts = dict.fromkeys(computed, 0)
-    handles = [linear.register_forward_pre_hook(count) for linear in computed]
-    result = compute()
-    for handle in handles:
-        handle.remove()
-    return list(counts.values()), result
-
-
-@pytest.mark.parametrize(
-    ("options", "attentions"),
-    [
-        ({}, [1, 7]),
-        ({"layers": [1]}, [1, 1]),
-        ({"attn_shared": 0.5}, [7, 7]),
-    ],
-    ids=["every layer split", "the second layer split", "heads split"],
-)
-def test_what_comes_before_the_first_units_is_computed_once_for_all_views(options, attentions):
-    config = llama_config(Size(16, 24, 2, 8, 8), vocab_size=11, eot_id=0, sequence_length=8)
-    plan = RoutePlan.make("peers", config, domains=DOMAINS, **options)
-    routed = route_model(random_model(config, seed=0), plan, "both")
-    layers = routed.model.model.layers
-    forwards = [type(layer).forward for layer in layers]
-    counts, rows = calls_of(
-        [layer.self_attn for layer in layers],
-        lambda: losses_of_views(routed, {"code": texts()}),
-    )
-    assert counts == attentions, "seven views of one batch"
-    for (view, part), found in {
-        ("removed", "code"): routed.remove, ("kept", "biology"): routed.keep,
-    }.items():  # fmt: skip
-        with found([part]):
-            alone = batches({"code": texts()}).losses(TokenLosses(routed))
-        of_view = [row.loss_nats for row in rows if (row.view.value, row.part) == (view, part)]
-        assert of_view == [row.loss_nats for row in alone]
-    assert [layer.forward.__func__ for layer in layers] == forwards, "as they were"
-
-
-def test_sharing_layers_between_views_holds_the_last_of_their_results_alone():
-    """Not one for each layer: the peak does not grow with how deep the plan begins."""
-    peaks = []
-    for num_layers in (2, 8):
-        size = Size(16, 24, num_layers, 8, 8)
-        config = llama_config(size, vocab_size=11, eot_id=0, sequence_length=8)
-        plan = RoutePlan.make("peers", config, domains=DOMAINS, layers=[num_layers - 1])
-        routed = route_model(random_model(config, seed=0), plan, "both")
-        held_out = batches({"code": texts()})
-        memory = AllocatedBytes()
-        with memory:
-            removal_losses(routed, TokenLosses(routed), held_out)
-        peaks.append(memory.peak)
-    assert peaks[0] == peaks[1]
-
-
 def test_evaluation_leaves_no_gradient_and_no_graph():
     routed = make_routed("peers")
-    losses_of_views(routed, {"code": texts()})
+    rows_of_views(routed, {"code": texts()})
     assert all(parameter.grad is None for parameter in routed.model.parameters())
     with routed.batch({"code": 1}):  # what evaluation left behind can be trained with
         TokenLosses(routed)(torch.zeros((1, 4), dtype=torch.int64))[0].backward()

@@ -5,7 +5,7 @@ import torch
 
 from gr_sweep.eval.finetune import fine_tune
 from gr_sweep.eval.relearn import randomize_blocks, relearn_losses
-from gr_sweep.eval.windows import TextWindows
+from gr_sweep.eval.text import TextWindows
 from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
@@ -56,15 +56,11 @@ def test_an_attack_teaches_a_model_what_it_never_saw_and_leaves_it_as_it_was():
 
 
 def test_every_learning_rate_begins_with_the_same_weights():
-    alone = attack(make_routed(), lrs=[1e-2])
-    together = attack(make_routed(), lrs=[3e-2, 1e-2])
+    """The first of them breaks the model, which stops nothing."""
+    alone = attack(make_routed(), lrs=[1e-2], num_steps=12)
+    together = attack(make_routed(), lrs=[1e30, 1e-2], num_steps=12)
     assert alone == [row for row in together if row.lr == 1e-2]
-
-
-def test_a_learning_rate_that_breaks_the_model_ends_nothing():
-    rows = attack(make_routed(), lrs=[1e30, 1e-2])
-    assert loss_of(rows, 1e30, 45) != loss_of(rows, 1e30, 45), "not a number"
-    assert loss_of(rows, 1e-2, 45) < loss_of(rows, 1e-2, 0)
+    assert loss_of(together, 1e30, 12) != loss_of(together, 1e30, 12), "not a number"
 
 
 def test_just_the_units_of_the_removed_block_are_put_back_at_random():

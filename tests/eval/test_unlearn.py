@@ -46,7 +46,7 @@ def test_a_trained_model_forgets_one_text_and_keeps_the_other_until_it_is_restor
     routed = make_routed()
     token_losses = TokenLosses(routed)
     fine_tune(
-        token_losses, lambda step: np.concatenate([retained(step), forgotten(step)]), 150,
+        token_losses, lambda step: np.concatenate([retained(step), forgotten(step)]), 100,
         lr=1e-2, seed=0, device=CPU,
     )  # fmt: skip
     first, before = losses(token_losses), state_of(routed.model)
@@ -61,9 +61,7 @@ def test_a_trained_model_forgets_one_text_and_keeps_the_other_until_it_is_restor
     assert all(parameter.requires_grad for parameter in routed.model.parameters())
 
 
-@pytest.mark.parametrize(
-    ("num_layers", "updated"), [(1, {0}), (2, {0}), (7, {0, 1, 2}), (8, {1, 2, 3})]
-)
+@pytest.mark.parametrize(("num_layers", "updated"), [(1, {0}), (7, {0, 1, 2}), (8, {1, 2, 3})])
 def test_three_layers_up_to_the_middle_are_updated(num_layers, updated):
     routed = make_routed(num_layers)
     before = state_of(routed.model)

@@ -3,7 +3,7 @@ import pytest
 
 from gr_sweep.data.shards import Shard
 from gr_sweep.errors import DataError
-from gr_sweep.eval.windows import TextWindows
+from gr_sweep.eval.text import TextWindows
 from tests.eval.tiny import shard, shards
 
 
