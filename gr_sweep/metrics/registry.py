@@ -378,6 +378,15 @@ COST_PEAK_MEMORY_GIB = Metric(
 METRICS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Metric))
 """Every metric, in the order of this module. Means have no entries of their own."""
 
+AXES = (
+    (COMPUTE_EQUIVALENT_FULL, REMOVAL),
+    (TAX, REMOVAL),
+    (EXPERT_TAX, REMOVAL),
+    (TAX, SELECTIVITY),
+    (LOSS_FULL, SELECTIVITY),
+)
+"""Utility against separability: the axes of plots of the trade-off, the preferred pair first."""
+
 
 def in_round(number: int, key: str) -> str:
     """Key of a metric as it was at the end of a round of `procedure=alternate`.

@@ -26,15 +26,6 @@ LABEL = "label"
 MAX_RUNS = 200
 """Runs and bars that a panel shows; W&B's default is 10."""
 
-AXES = (
-    (registry.COMPUTE_EQUIVALENT_FULL, registry.REMOVAL),
-    (registry.TAX, registry.REMOVAL),
-    (registry.EXPERT_TAX, registry.REMOVAL),
-    (registry.TAX, registry.SELECTIVITY),
-    (registry.LOSS_FULL, registry.SELECTIVITY),
-)
-"""Utility against separability, the preferred pair first."""
-
 _BY_DOMAIN = (
     registry.LOSS_FULL,
     registry.TAX,
@@ -116,7 +107,7 @@ def make_dashboard(
     """The dashboard of runs that have logged this."""
     compared = f"{ADDED}.{COMPARED_AS}"
     by = compared if compared in logged.settings else "edges"
-    axes = [pair for pair in AXES if {metric.mean for metric in pair} <= logged.summary]
+    axes = [pair for pair in registry.AXES if {metric.mean for metric in pair} <= logged.summary]
     means = _bars_of_means(logged, ("loss/", "utility/", "separability/"), by)
     over_settings = [] if not logged.needs_labels else [
         dataclasses.replace(panel, settings=(f"{ADDED}.{LABEL}",)) for panel in means
