@@ -31,13 +31,9 @@ from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.domains import expand, weights_of_round
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.eval.removal import removal_losses
-from gr_sweep.eval.robustness import (
-    TrainingText,
-    check_processes,
-    recovery,
-    robustness_losses,
-)
+from gr_sweep.eval.robustness import check_processes, recovery, robustness_losses
 from gr_sweep.eval.samples import Sampler
+from gr_sweep.eval.text import TrainingText
 from gr_sweep.files import content_digest, write_whole
 from gr_sweep.jobdir import (
     CHECKPOINTS,
