@@ -1,8 +1,7 @@
-"""What a job can be told: one dataclass per group of conf/, and what follows from settings alone.
+"""The settings of a job: one dataclass per group of conf/, with types, defaults, units and bounds.
 
-The YAML files choose values; this file says which fields exist, their types, defaults and units. It
-knows nothing of Hydra or OmegaConf: `cli` turns what they compose into these classes, once. Whether
-settings make sense says `checks`.
+YAML files in conf/ choose values; `cli` composes them with Hydra and converts them to these classes
+once. `gr_sweep.checks` validates a config. This module knows nothing of Hydra or OmegaConf.
 """
 
 import dataclasses
@@ -12,19 +11,17 @@ import json
 import math
 import re
 import sys
-import types
-import typing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from gr_sweep.errors import ConfigError
+from gr_sweep.bounds import bounded, invalid, share
 
 PER_DOMAIN_ANY = "*"
-"""Key of a value a domain that stands for every domain not named."""
+"""Key of a per-domain value that applies to every domain that is not named."""
 
 
 class Edges(enum.Enum):
-    """Which gradients of foreign tokens are cut (DESIGN: edges)."""
+    """Which gradients of foreign tokens are cut."""
 
     none = "none"
     weight = "weight"
@@ -43,7 +40,7 @@ class PlanKind(enum.Enum):
 
 
 class Method(enum.Enum):
-    """What the jobs of a sweep are compared by."""
+    """The method that a job is compared as."""
 
     routed = "routed"
     random = "random"
@@ -55,19 +52,20 @@ class Method(enum.Enum):
     filtered_observed = "filtered_observed"
 
 
-class Resume(enum.Enum):
-    """What a job goes on from that was begun before."""
-
-    same = "same"
-    force = "force"
-
-
 UNROUTED = (Method.dense, Method.filtered, Method.filtered_observed)
 """Methods without a plan."""
 
 
+class Resume(enum.Enum):
+    """What happens if a job's folder already holds a job."""
+
+    same = "same"
+    force = "force"
+    fresh = "fresh"
+
+
 class Baseline(enum.Enum):
-    """A run that metrics of others need, and that a sweep can add by itself."""
+    """A run that metrics of other jobs need and that a sweep can add by itself."""
 
     dense = "dense"
     compute = "compute"
@@ -77,7 +75,7 @@ class Baseline(enum.Enum):
 
 
 class ProcedureKind(enum.Enum):
-    """How a run comes to its plan."""
+    """How a run gets its plan."""
 
     fixed = "fixed"
     alternate = "alternate"
@@ -110,7 +108,7 @@ class Schedule(enum.Enum):
 
 
 class Device(enum.Enum):
-    """Where the model lives."""
+    """Device of the model."""
 
     auto = "auto"
     cpu = "cpu"
@@ -118,7 +116,7 @@ class Device(enum.Enum):
 
 
 class Precision(enum.Enum):
-    """Type of the matrix products; weights and optimizer state are float32 in each case."""
+    """Type of the matrix products; weights and optimizer state are always float32."""
 
     auto = "auto"
     float32 = "float32"
@@ -136,93 +134,91 @@ class TrackingMode(enum.Enum):
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """Which network is trained."""
+    """The network that is trained."""
 
     size: str | None = "nano"
     """A named Llama shape with random weights (gr_sweep/model/sizes.py); null with `path`."""
     path: str | None = None
-    """Folder or hub name of a pretrained causal language model in Hugging Face format."""
+    """Folder or Hub name of a pretrained causal language model in Hugging Face format."""
     gguf_file: str | None = None
-    """File within `path`, where the weights are GGUF."""
-    intermediate_size: int | None = None
-    """MLP hidden units a layer, instead of the size's own."""
+    """File within `path`, if the weights are in GGUF format."""
+    intermediate_size: int | None = bounded(None, at_least=1, at_most=1 << 24)
+    """MLP hidden units per layer; null: those of the named size."""
 
 
 @dataclass(kw_only=True, slots=True)
 class DomainConfig:
-    """How a domain's documents are recognised; rules are tried in the order of the
-    domains, those below a domain before it."""
+    """The rule that assigns documents to a domain. The first rule that matches decides; a domain's
+    rule is tried after those of the domains below it."""
 
     source: str | None = None
-    """Name of the file, folder or hub source that holds them; by default the first part of the
-    label."""
+    """File, folder or Hub source that holds the documents; null: the first part of the label."""
     field: str | None = None
-    """Field of the record that `values` is held against."""
+    """Field of the record that is compared with `values`."""
     values: list[str] | None = None
-    """What `field` may be."""
+    """Values of `field` that match."""
     pattern: str | None = None
     """Regular expression (case ignored) that the text must match `count` times."""
-    count: int = 1
+    count: int = bounded(1, at_least=1)
     """Matches of `pattern` that a document needs."""
 
 
 @dataclass(kw_only=True, slots=True)
 class PartitionConfig:
-    """How documents are divided into domains, and what routing knows of it."""
+    """How documents are divided into domains, and which labels routing sees."""
 
     name: str = "code_bio_creative"
-    """For people; the domains are what counts."""
+    """Name for tables and tags; it has no effect."""
     domains: dict[str, DomainConfig] = field(default_factory=dict)
-    """Label to rule, in order. Labels may be nested: biology/virology."""
-    unlabelled: Any = 0.0
-    """Share of documents in 0..1 whose label is hidden: a number, or a number a domain ('*': the
+    """Rule of each domain, in order. Labels can be nested: biology/virology."""
+    unlabelled: Any = share(0.0)
+    """Share of documents, 0..1, whose label is hidden: one number, or one per domain ('*': all
     others)."""
-    mislabelled: float = 0.0
-    """Share of documents in 0..1 that carry the label of another domain."""
+    mislabelled: float = share(0.0)
+    """Share of documents, 0..1, that carry the label of another domain."""
 
 
 @dataclass(kw_only=True, slots=True)
 class PlanConfig:
-    """Which units belong to whom."""
+    """Which units belong to which domains."""
 
     kind: PlanKind = PlanKind.peers
     """Shape of the owner sets."""
-    mlp_shared: float = 0.5
-    """The core's share of every split layer's MLP units, 0..1."""
-    attn_shared: float = 1.0
-    """The core's share of the attention head groups, 0..1; 1 leaves attention whole."""
-    layers: list[int] | None = None
-    """Layers that are split; null: as `layer_share` says."""
-    layer_share: float = 1.0
-    """Share of the layers that are split, counted from the first; at least one is."""
+    mlp_shared: float = share(0.5)
+    """The core's share of the MLP units of every split layer, 0..1."""
+    attn_shared: float = share(1.0)
+    """The core's share of the attention head groups, 0..1; 1 does not split attention."""
+    layers: list[int] | None = bounded(None, at_least=0)
+    """Layers that are split, counted from 0; null: as `layer_share` says."""
+    layer_share: float = bounded(1.0, above=0, at_most=1)
+    """Share of the layers that are split, counted from the first layer; at least one is split."""
     full_width: bool = False
-    """Widen the MLPs so that the smallest network that one domain kept alone leaves has as many
-    hidden units as the model's size says (named sizes)."""
+    """Widen the MLPs until the smallest network that keeps one domain has as many hidden units as
+    the named size."""
     forget: list[str] = field(default_factory=list)
-    """Domains that the core does not belong to (plan=forget)."""
+    """Domains that do not own the core (plan=forget)."""
 
 
 @dataclass(kw_only=True, slots=True)
 class RouteConfig:
-    """How foreign tokens reach a block."""
+    """How tokens reach blocks that their domain does not own."""
 
-    foreign_dropout: float = 0.75
-    """Share in 0..1 of the cases in which another domain is switched off for a labelled
-    sequence. Why the default: docs/results.md, the frontier of peers."""
+    foreign_dropout: float = share(0.75)
+    """Share of a labelled domain's sequences, 0..1, for which each other domain is switched off.
+    Reason for the default: docs/results.md, the frontier of peers."""
     foreign_weight: float = 0.0
     """Route weight of a foreign block."""
     foreign_core_weight: float = 0.0
-    """Route weight of the core's units, where the core is foreign."""
+    """Route weight of the units of a foreign core."""
     foreign_core_rest: float = 0.0
-    """Route weight of everything that is no unit, where the core is foreign."""
+    """Route weight of the other parameters of a foreign core."""
     foreign_outputs: float | None = None
-    """Route weight of the output columns (down, o) of a foreign block; null: that of its other
-    parameters."""
+    """Route weight of the output columns (down, o) of a foreign block; null: `foreign_weight`."""
 
 
 @dataclass(kw_only=True, slots=True)
 class HubSource:
-    """One domain's documents on the Hugging Face Hub (or in a folder in its format)."""
+    """A data set on the Hugging Face Hub, or a folder in its format."""
 
     path: str = ""
     """Data set: owner/name, a local folder, or a packaged format such as json."""
@@ -235,9 +231,9 @@ class HubSource:
     column: str = "text"
     """Column that holds the text."""
     filter_column: str | None = None
-    """Column that `filter_values` is held against; null reads every row."""
+    """Column that is compared with `filter_values`; null reads every row."""
     filter_values: list[str] | None = None
-    """What `filter_column` may be."""
+    """Values of `filter_column` to read."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -245,193 +241,192 @@ class DataConfig:
     """Where text comes from and how it becomes tokens."""
 
     kind: DataKind = DataKind.synthetic
-    """synthetic, local or hub."""
+    """synthetic: generated; local: files; hub: Hugging Face data sets."""
     root: str | None = None
-    """Folder with a file or folder a source, named after it (local)."""
+    """Folder that holds a file or folder for each source, named after it (local)."""
     paths: dict[str, str] = field(default_factory=dict)
-    """Path or glob a source, instead of `root` (local)."""
+    """Path or glob of a source, instead of `root` (local)."""
     text_field: str = "text"
     """Field or column that holds a document's text (local JSON lines and Parquet)."""
     sources: dict[str, HubSource] = field(default_factory=dict)
-    """Data set a source (hub)."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Share of each domain in a batch, relative; domains not named have 1."""
-    limit_tokens: int | None = None
-    """At most this many training tokens a domain; null: all there are."""
-    overlap: float = 0.5
+    """Data set of each source (hub)."""
+    weights: dict[str, float] = bounded({}, at_least=0)
+    """Relative share of each domain in a batch; domains that are not named have 1."""
+    limit_tokens: int | None = bounded(None, at_least=1)
+    """Largest number of training tokens per domain; null: no limit."""
+    overlap: float = share(0.5)
     """How much the domains share, 0..1 (synthetic)."""
-    spurious: float = 0.0
-    """Share in 0..1 of training documents that carry a marker of their domain; evaluation reads
-    text without one, with the right one and with another domain's."""
-    documents: int = 2000
-    """Documents a domain (synthetic)."""
-    seed: int = 0
-    """Seed of the generated text (synthetic); the same text for every job seed."""
+    spurious: float = share(0.0)
+    """Share of training documents, 0..1, that carry a marker of their domain. Evaluation reads text
+    without a marker, with the domain's own, and with another domain's."""
+    documents: int = bounded(2000, at_least=1)
+    """Documents per domain (synthetic)."""
+    seed: int = bounded(0, at_least=0, at_most=(1 << 32) - 1)
+    """Seed of the generated text, which does not depend on the job's seed (synthetic)."""
     tokenizer: str | None = None
-    """A Hugging Face tokenizer by name or path; null trains a byte-level BPE on the training
+    """Name or path of a Hugging Face tokenizer; null trains a byte-level BPE on the training
     text."""
-    vocab_size: int = 2048
-    """Vocabulary of the trained tokenizer."""
+    vocab_size: int = bounded(2048, at_least=257)  # the 256 bytes and the end-of-text token
+    """Vocabulary size of the trained tokenizer."""
     cache: str | None = None
-    """Folder of the token cache; null: $GR_SWEEP_CACHE, else the user's cache folder."""
+    """Folder of the token cache; null: $GR_SWEEP_CACHE, or else the user's cache folder."""
 
 
 @dataclass(kw_only=True, slots=True)
 class MethodConfig:
-    """What the run is compared as."""
+    """The method that the run is compared as."""
 
     name: Method = Method.routed
     """routed: as plan and edges say; random: the same with labels permuted over the documents, the
-    control; sgtm, era, demix: published methods, as their files in conf/method/ say; dense: no
-    plan; filtered: dense, never trained on `without`; filtered_observed: dense, never trained on
-    what carries a label of `without`."""
+    control; sgtm, era, demix: published methods (conf/method/); dense: no plan; filtered: dense,
+    never trained on `without`; filtered_observed: dense, never trained on documents that carry a
+    label of `without`."""
     without: list[str] = field(default_factory=list)
-    """Domains that a filtered run never sees; the others see exactly the tokens they see in a dense
+    """Domains that a filtered run leaves out. The other domains' tokens are those of a dense
     run."""
     fixes: dict[str, Any] = field(default_factory=dict)
-    """Settings that make the method what it is, nested as in the config; they outrank all others,
-    so that one sweep can compare methods: {edges: weight, route: {foreign_dropout: 1.0}}."""
-    unlabelled_retained: float | None = None
-    """Share in 0..1 of the documents of domains outside `plan.forget` whose label is hidden, where
+    """Settings that define the method, nested as in the config. They overrule what was typed, so
+    that one sweep can compare methods: {edges: weight, route: {foreign_dropout: 1.0}}."""
+    unlabelled_retained: float | None = share(None)
+    """Share of documents, 0..1, whose label is hidden in the domains outside `plan.forget`, if
     partition.unlabelled is 0 (plan=forget)."""
-    recovery: float = 0.0
-    """Share of the training steps, below 1, that follow the removal of a domain, on text that
-    carries the others' labels."""
+    recovery: float = bounded(0.0, at_least=0, below=1)
+    """Share of the training steps that follow the removal of a domain, on text that carries the
+    labels of the others."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ProcedureConfig:
-    """How training comes to its plan (DESIGN: procedures)."""
+    """How a run gets its plan."""
 
     name: ProcedureKind = ProcedureKind.fixed
-    """fixed: one phase with the plan from its first step; alternate: rounds of dense training,
-    assignment, and training as a mixture of experts."""
+    """fixed: the plan is made before training; alternate: rounds of dense training, assignment, and
+    training as a mixture of experts."""
     rounds: Any = 3
-    """How many rounds, which share the run's steps equally; or a list of their lengths beside each
-    other: [2,1,1]. Each splits every expert by the next level of the domain tree, or by a
-    clustering of its documents."""
-    dense: float = 0.5
-    """Share in 0..1 of each round's steps that is dense; 0: the plan stands before its first."""
-    rewarm: float = 1.0
+    """Number of rounds, which share the steps equally, or a list of their relative lengths:
+    [2,1,1]. Each round splits every expert by the next level of the domain tree, or by clustering
+    its documents."""
+    dense: float = share(0.5)
+    """Share of each round's steps, 0..1, that is dense; 0: the plan is made before its first
+    step."""
+    rewarm: float = bounded(1.0, above=0)
     """Peak learning rate of every phase after the first, as a share of `train.lr`."""
     attribution: Attribution = Attribution.act_grad
-    """What scores units for domains. Controls: random, and none, which leaves units where they are,
-    a plan that is fixed up front."""
-    attribution_steps: int = 8
+    """What scores units for domains. Controls: random; none, which leaves the units in place."""
+    attribution_steps: int = bounded(8, at_least=1)
     """Points of the path of integrated gradients."""
-    documents: int = 64
-    """Training documents a domain that are read for the scores, in one pass."""
+    documents: int = bounded(64, at_least=2)  # two halves
+    """Training documents per domain that are read for the scores."""
     equal_layers: bool = True
-    """Every layer gives a block the same number of units. false: the network as a whole does; then
-    an exported model is padded to its widest layer."""
-    children: int = 2
-    """Clusters that a domain's documents are divided into where the domain tree ends; 1 divides
-    none."""
+    """Every layer gives a block the same number of units. false: only the sum over layers is
+    fixed, and an exported model is padded to its widest layer."""
+    children: int = bounded(2, at_least=1, at_most=1000)
+    """Clusters that a domain's documents are divided into below the leaves of the domain tree; 1
+    does not divide them."""
     prune: bool = True
-    """Experts stay apart after the round that made them: what is foreign is always off."""
+    """Experts stay separate after the round that made them: foreign blocks stay off."""
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
     """The training loop."""
 
-    steps: int | None = 400
+    steps: int | None = bounded(400, at_least=1)
     """Optimizer steps; null with `tokens`."""
-    tokens: int | None = None
+    tokens: int | None = bounded(None, at_least=1)
     """Training tokens instead of steps; rounded up to whole steps."""
-    batch_sequences: int = 12
-    """Sequences a step."""
-    micro_batch_sequences: int | None = None
-    """Sequences a forward pass; null: the whole batch at once."""
-    sequence_length: int = 128
-    """Tokens a sequence."""
-    lr: float = 3e-3
+    batch_sequences: int = bounded(12, at_least=1)
+    """Sequences per step."""
+    micro_batch_sequences: int | None = bounded(None, at_least=1)
+    """Sequences per forward pass; null: the whole batch."""
+    sequence_length: int = bounded(128, at_least=2)
+    """Tokens per sequence."""
+    lr: float = bounded(3e-3, above=0)
     """Peak learning rate of AdamW."""
     schedule: Schedule = Schedule.cosine
-    """cosine: to `final_lr` over the run; wsd: constant, then linear to `final_lr` over `decay` of
-    the steps."""
-    warmup: float = 0.05
-    """Share of the steps in which the rate rises from 0."""
-    decay: float = 0.2
+    """cosine: falls to `final_lr` over the run; wsd: constant, then linear to `final_lr` over
+    `decay` of the steps."""
+    warmup: float = share(0.05)
+    """Share of the steps in which the learning rate rises from 0."""
+    decay: float = share(0.2)
     """Share of the steps in which a wsd schedule falls."""
-    final_lr: float = 0.1
+    final_lr: float = share(0.1)
     """Last learning rate, as a share of `lr`."""
-    weight_decay: float = 0.1
-    """AdamW's, on matrices; vectors have none."""
-    beta1: float = 0.9
-    """AdamW's first moment."""
-    beta2: float = 0.95
-    """AdamW's second moment."""
-    max_norm: float | None = 1.0
-    """Gradient norm that is clipped to, an owner set (weight, both) or globally; null: no
+    weight_decay: float = bounded(0.1, at_least=0)
+    """AdamW's weight decay of matrices; vectors have none."""
+    beta1: float = bounded(0.9, at_least=0, below=1)
+    """AdamW's decay rate of the first moment."""
+    beta2: float = bounded(0.95, at_least=0, below=1)
+    """AdamW's decay rate of the second moment."""
+    max_norm: float | None = bounded(1.0, above=0)
+    """Gradient norm to clip to, per owner set (edges weight, both) or globally; null: no
     clipping."""
-    log_every: int = 10
+    log_every: int = bounded(10, at_least=1)
     """Steps between rows of metrics.jsonl."""
-    checkpoint_every: int | None = 100
-    """Steps between checkpoints; null: at the end alone."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay."""
+    checkpoint_every: int | None = bounded(100, at_least=1)
+    """Steps between checkpoints; null: only at the end."""
+    keep_checkpoints: int = bounded(2, at_least=1)
+    """Number of newest checkpoints to keep."""
     device: Device = Device.auto
-    """auto: CUDA where there is a GPU."""
+    """auto: CUDA if there is a GPU."""
     precision: Precision = Precision.auto
-    """auto: bfloat16 products on CUDA, float32 on the CPU."""
+    """auto: bfloat16 products on CUDA, float32 on a CPU."""
     compile: bool = False
-    """Compile the forward and backward pass of training (torch.compile): minutes before the first
-    step, faster steps after it on a GPU. Changes the rounding."""
+    """Compile the forward and backward pass (torch.compile): minutes before the first step, faster
+    steps on a GPU afterwards. Changes the rounding."""
     activation_checkpointing: bool = False
-    """Keep the inputs of decoder layers alone and compute the layers again in the backward pass:
-    far less memory, a third more operations."""
+    """Keep only the inputs of decoder layers and recompute the layers in the backward pass: far
+    less memory, a third more operations."""
 
 
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
     """Held-out evaluation."""
 
-    every: int | None = None
-    """Steps between evaluations of the full model while training; null: four times a run."""
-    tokens: int = 8192
-    """Held-out tokens a domain for the matrices at the end: whole documents, cut at
+    every: int | None = bounded(None, at_least=1)
+    """Steps between evaluations of the full model during training; null: four times per run."""
+    tokens: int = bounded(8192, at_least=2)
+    """Held-out tokens per domain for the matrices at the end: whole documents, cut at
     `document_tokens`."""
-    document_tokens: int = 256
+    document_tokens: int = bounded(256, at_least=2)
     """Tokens of a document that are read at most, so that many documents fit in `tokens`."""
-    curve_tokens: int = 1024
-    """Of these, held-out tokens a domain that are read while training: the first documents. They
-    show a trend; at the default sizes all evaluations are then a tenth of a run or less."""
-    batch_sequences: int = 16
-    """Sequences a forward pass."""
-    bootstrap: int = 1000
+    curve_tokens: int = bounded(1024, at_least=2)
+    """Held-out tokens per domain that are read during training: the first documents."""
+    batch_sequences: int = bounded(16, at_least=1)
+    """Sequences per forward pass."""
+    bootstrap: int = bounded(1000, at_least=1, at_most=1_000_000)
     """Resamples of the documents for the 95 % intervals."""
     calibrate: bool = False
-    """Also losses with a bias on the logits that is fitted on the removed domain's training
+    """Also measure losses with a logit bias that is fitted on the removed domain's training
     text."""
-    relearn_steps: int | None = None
-    """Steps of the attack that teaches a removed domain again; null: no attack."""
-    relearn_documents: int = 32
-    """Training documents of the domain that the attack has."""
-    relearn_lrs: list[float] = field(default_factory=lambda: [3e-4, 1e-3, 3e-3])
-    """Learning rates that are tried; the strongest attack counts."""
-    relearn_batch_sequences: int = 8
-    """Sequences a step of the attack."""
-    relearn_every: int = 10
-    """Steps between its evaluations."""
-    unlearn_steps: int | None = None
-    """Steps of RMU, which makes a dense model forget each domain in turn (arXiv 2403.03218): the
+    relearn_steps: int | None = bounded(None, at_least=1)
+    """Steps of the attack that relearns a removed domain; null: no attack."""
+    relearn_documents: int = bounded(32, at_least=1)
+    """Training documents of the domain that the attack uses."""
+    relearn_lrs: list[float] = bounded([3e-4, 1e-3, 3e-3], above=0)
+    """Learning rates to try; the strongest attack counts."""
+    relearn_batch_sequences: int = bounded(8, at_least=1)
+    """Sequences per step of the attack."""
+    relearn_every: int = bounded(10, at_least=1)
+    """Steps between evaluations of the attack."""
+    unlearn_steps: int | None = bounded(None, at_least=1)
+    """Steps of RMU, which makes a dense model forget each domain in turn (arXiv 2403.03218), as the
     weak reference of the attack; null: none."""
-    samples: int = 1
-    """Held-out documents a domain that the model goes on with at the end, in full, without each
-    domain and with each alone; 0: none."""
-    sample_prompt_tokens: int = 24
-    """Tokens of the document that it goes on from."""
-    sample_tokens: int = 48
-    """Tokens that it writes. Prompt and they are at most `train.sequence_length`."""
+    samples: int = bounded(1, at_least=0)
+    """Held-out documents per domain that the model continues at the end, with all blocks, without
+    each domain and with each alone; 0: none."""
+    sample_prompt_tokens: int = bounded(24, at_least=1)
+    """Tokens of the document in the prompt."""
+    sample_tokens: int = bounded(48, at_least=1)
+    """Tokens to generate. Prompt and these are at most `train.sequence_length`."""
 
 
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
-    """Weights & Biases; metrics.jsonl and summary.json are written in any case."""
+    """Weights & Biases. metrics.jsonl and summary.json are always written."""
 
     mode: TrackingMode = TrackingMode.auto
-    """auto: online where a key is configured, otherwise offline."""
+    """auto: online if an API key is configured, otherwise offline."""
     project: str = "gr-sweep"
     """W&B project."""
     entity: str | None = None
@@ -439,7 +434,7 @@ class TrackingConfig:
     group: str | None = None
     """W&B group; null: the name of the sweep folder."""
     tags: list[str] = field(default_factory=list)
-    """Tags beside those that the settings give."""
+    """Tags in addition to those of the settings."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -447,36 +442,26 @@ class RunConfig:
     """One job."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Which network is trained."""
     partition: PartitionConfig = field(default_factory=PartitionConfig)
-    """How documents are divided into domains."""
     edges: Edges = Edges.act
     """Which gradients of foreign tokens are cut."""
     plan: PlanConfig = field(default_factory=PlanConfig)
-    """Which units belong to whom."""
     route: RouteConfig = field(default_factory=RouteConfig)
-    """How foreign tokens reach a block."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Where text comes from."""
     method: MethodConfig = field(default_factory=MethodConfig)
-    """What the run is compared as."""
     procedure: ProcedureConfig = field(default_factory=ProcedureConfig)
-    """How training comes to its plan."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """The training loop."""
     eval: EvalConfig = field(default_factory=EvalConfig)
-    """Held-out evaluation."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Weights & Biases."""
-    seed: int = 0
-    """Everything random comes from it: weights, data order, label noise, bootstrap."""
+    seed: int = bounded(0, at_least=0, at_most=(1 << 32) - 1)
+    """Seed of everything random: weights, data order, label noise, bootstrap."""
     resume: Resume = Resume.same
-    """A job that was begun goes on: same, if code, settings and text are as they were; force, all
-    the same."""
+    """What to do with a folder that holds a job. same: resume it if settings, text and code are
+    unchanged, otherwise refuse; force: resume it anyway; fresh: move it aside and start again."""
     baselines: list[Baseline] = field(default_factory=list)
     """Runs that a sweep adds for its metrics, each once: dense; compute (dense with 1/8, 1/4 and
     1/2 of the tokens); filtered (without each domain that can be removed); filtered_observed; alone
-    (each domain alone, in a dense model as large as its expert)."""
+    (each domain in a dense model as wide as its expert)."""
 
 
 NO_EFFECT_ON_RESULT = (
@@ -490,25 +475,25 @@ NO_EFFECT_ON_RESULT = (
     "eval.sample_prompt_tokens",
     "eval.sample_tokens",
 )
-"""Settings that the fingerprint leaves out: no value of theirs changes the numbers a job ends
-with."""
-
+"""Settings that the fingerprint leaves out, because they do not change a job's numbers."""
 
 LARGEST = 1 << 53
-"""Of any whole number: above, a float is another number."""
+"""Largest integer of a setting: a float64 holds every integer up to it exactly."""
 
 MAX_LABELS = 10_000
-"""Of the last round of `alternate`: more experts than a model has units."""
+"""Largest number of labels in the last round of `alternate`; no model has more units to give."""
 
 
 def is_number(value: Any) -> bool:
-    """Whether what JSON gave is a number that a float holds: it has whole numbers that none does,
-    and Python reads words such as NaN."""
+    """Whether a value read from JSON is a finite number that a float64 can hold."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def to_plain(config: Any) -> Any:
-    """A config as dictionaries, lists, numbers and text, ready for JSON; an enum is its value."""
+    """Converts a config to dictionaries, lists, numbers and strings, ready for JSON.
+
+    An enum becomes its value.
+    """
     if dataclasses.is_dataclass(config):
         return {item.name: to_plain(getattr(config, item.name)) for item in fields(config)}
     if isinstance(config, dict):
@@ -519,17 +504,16 @@ def to_plain(config: Any) -> Any:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """64 hexadecimal digits that two configs share when their jobs give the same numbers.
+    """64 hexadecimal digits that two resolved configs share if their jobs give the same numbers.
 
-    Settings that the job does not read (`effective`) and NO_EFFECT_ON_RESULT do not count. The
-    order of dictionaries does: the rules of a partition are tried in order.
+    The order of dictionaries counts, because the rules of a partition are tried in order.
     """
-    return hashlib.sha256(json.dumps(what_counts(config)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(fingerprinted_settings(config)).encode()).hexdigest()
 
 
-def what_counts(config: RunConfig) -> dict[str, Any]:
-    """What the fingerprint is made of: the settings that can change a job's numbers, plain."""
-    plain: dict[str, Any] = to_plain(effective(config))
+def fingerprinted_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings of a resolved config that can change a job's numbers, as plain values."""
+    plain: dict[str, Any] = to_plain(config)
     for name in NO_EFFECT_ON_RESULT:
         *path, last = name.split(".")
         node = plain
@@ -539,91 +523,16 @@ def what_counts(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def fixed(config: RunConfig) -> RunConfig:
-    """The config with what its method fixes written into it.
+def resolve(config: RunConfig) -> RunConfig:
+    """Returns the config with every setting that has no effect reset to its default.
 
-    Raises:
-        ConfigError: method.fixes names a setting that does not exist, or gives it a wrong type.
+    A sweep gives the same `plan` or `method.without` to jobs of every method. A dense or filtered
+    run has no plan, whatever `plan` says, and without a plan no gradient is cut. `plan.forget`
+    applies to that plan only, and `method.without` to filtered runs. Label noise applies to routing
+    and to filtering by observed label. This function is the only place that says so. Resolving a
+    resolved config changes nothing.
     """
-    method = config.method
-    if not method.fixes or method.name in UNROUTED:
-        return config
-    fixes = {key: value for key, value in method.fixes.items() if key != "method"}
-    if len(fixes) < len(method.fixes):
-        raise ConfigError("method.fixes.method: a method cannot fix itself")
-    config = _with(config, fixes, "method.fixes")
-    return dataclasses.replace(config, method=dataclasses.replace(method, fixes={}))
-
-
-def _with(node: Any, changes: dict[str, Any], where: str) -> Any:
-    """The dataclass with nested changes in it; numbers and choices as YAML gives them."""
-    hints = typing.get_type_hints(type(node))
-    values = {}
-    for name, value in changes.items():
-        path = f"{where}.{name}"
-        if name not in hints:
-            raise ConfigError(f"{path}: no such setting; allowed: {', '.join(hints)}")
-        old = getattr(node, name)
-        if dataclasses.is_dataclass(old) and isinstance(value, dict):
-            values[name] = _with(old, value, path)
-        else:
-            values[name] = as_type(hints[name], value, path)
-    return dataclasses.replace(node, **values)
-
-
-def as_type(kind: Any, value: Any, path: str) -> Any:
-    """The value as its type says, with what is in it: a choice as an enum, a whole number as a
-    float where that is wanted, a mapping as a dataclass.
-
-    Raises:
-        ConfigError: it is of another type.
-    """
-    if isinstance(kind, types.UnionType):
-        if value is None:
-            return None
-        [inner] = [option for option in typing.get_args(kind) if option is not types.NoneType]
-        return as_type(inner, value, path)
-    if kind is Any:
-        return value
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) is list and isinstance(value, list):
-        [item] = arguments
-        return [as_type(item, inner, f"{path}[{at}]") for at, inner in enumerate(value)]
-    if typing.get_origin(kind) is dict and isinstance(value, dict):
-        _, item = arguments
-        if wrong := [key for key in value if not isinstance(key, str)]:
-            raise ConfigError(f"{path}: the name {wrong[0]} is no text; put it into quotes")
-        return {key: as_type(item, inner, f"{path}.{key}") for key, inner in value.items()}
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return _with(kind(), value, path)
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        try:
-            return kind(getattr(value, "value", value))
-        except ValueError:
-            allowed = ", ".join(str(member.value) for member in kind)
-            raise ConfigError(f"{path}={value} is not right; one of {allowed}") from None
-    if kind is float and type(value) is int and abs(value) <= LARGEST:
-        return float(value)
-    if type(value) is kind:
-        return value
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    origin = {list: "a list", dict: "a mapping"}.get(typing.get_origin(kind) or kind, "a mapping")
-    raise ConfigError(f"{path}={value} is not right; give {words.get(kind, origin)}")
-
-
-def effective(config: RunConfig) -> RunConfig:
-    """The config with what the method fixes, and settings that its choices make meaningless put
-    back to their defaults.
-
-    A sweep gives one `plan` or `method.without` to jobs of every method: a dense or filtered run
-    has no plan whatever `plan` says, without a plan nothing is cut, `plan.forget` is for the plan
-    of that name and `method.without` for filtered runs. Label noise concerns routing, and filtering
-    by the label that routing sees; the knobs of the generated text that text alone. Here is the one
-    place that says so.
-    """
-    config = fixed(config)
-    plan, edges, route, method = config.plan, config.edges, config.route, config.method
-    partition, data, evaluation = config.partition, config.data, config.eval
+    plan, method, partition = config.plan, config.method, config.partition
     procedure = config.procedure
     is_routed = method.name not in UNROUTED and plan.kind is not PlanKind.none
     if method.name in (Method.filtered, Method.filtered_observed):
@@ -631,56 +540,60 @@ def effective(config: RunConfig) -> RunConfig:
     elif not is_routed:
         method = MethodConfig(name=method.name)
     else:
-        method = dataclasses.replace(method, without=[])
+        method = replace(method, without=[])
     if not is_routed or procedure.name is ProcedureKind.fixed:
         procedure = ProcedureConfig()
     elif plan.kind is PlanKind.tree:
-        # The first round has the top of the tree, and each further round another level.
-        plan = dataclasses.replace(plan, kind=PlanKind.peers)
+        # The first round splits the top of the tree, and each further round the next level.
+        plan = replace(plan, kind=PlanKind.peers)
     if procedure.attribution is Attribution.none:
-        procedure = dataclasses.replace(procedure, equal_layers=True)
+        procedure = replace(procedure, equal_layers=True)
     if procedure.attribution is not Attribution.integrated:
-        procedure = dataclasses.replace(
-            procedure, attribution_steps=ProcedureConfig().attribution_steps
-        )
+        procedure = replace(procedure, attribution_steps=ProcedureConfig().attribution_steps)
     if not is_routed:
-        plan, edges, route = PlanConfig(kind=PlanKind.none), Edges.none, RouteConfig()
+        plan = PlanConfig(kind=PlanKind.none)
         if method.name is not Method.filtered_observed:
-            partition = dataclasses.replace(partition, unlabelled=0.0, mislabelled=0.0)
+            partition = replace(partition, unlabelled=0.0, mislabelled=0.0)
     elif plan.kind is not PlanKind.forget:
-        plan = dataclasses.replace(plan, forget=[])
-        method = dataclasses.replace(method, unlabelled_retained=None)
+        plan = replace(plan, forget=[])
+        method = replace(method, unlabelled_retained=None)
     elif method.unlabelled_retained is not None:
         if not partition.unlabelled:
             hidden = {PER_DOMAIN_ANY: method.unlabelled_retained} | dict.fromkeys(plan.forget, 0.0)
-            partition = dataclasses.replace(partition, unlabelled=hidden)
-        method = dataclasses.replace(method, unlabelled_retained=None)
-    if data.kind is not DataKind.synthetic:
-        plain = DataConfig()
-        data = dataclasses.replace(
-            data, overlap=plain.overlap, documents=plain.documents, seed=plain.seed
-        )
-    if is_routed or method.without:
-        evaluation = dataclasses.replace(evaluation, unlearn_steps=None)
-    elif evaluation.unlearn_steps is None:
-        # A dense run has nothing removed that could be calibrated or taught again.
-        evaluation = dataclasses.replace(evaluation, calibrate=False, relearn_steps=None)
-    if evaluation.relearn_steps is None:
-        untouched = {item.name for item in fields(EvalConfig) if item.name.startswith("relearn_")}
-        evaluation = dataclasses.replace(
-            evaluation, **{name: getattr(EvalConfig(), name) for name in untouched}
-        )
-    return dataclasses.replace(
+            partition = replace(partition, unlabelled=hidden)
+        method = replace(method, unlabelled_retained=None)
+    return replace(
         config,
         plan=plan,
-        edges=edges,
-        route=route,
+        edges=config.edges if is_routed else Edges.none,
+        route=config.route if is_routed else RouteConfig(),
         method=method,
         procedure=procedure,
         partition=partition,
-        data=data,
-        eval=evaluation,
+        data=_resolve_data(config.data),
+        eval=_resolve_eval(config.eval, has_removal=is_routed or bool(method.without)),
     )
+
+
+def _resolve_data(data: DataConfig) -> DataConfig:
+    if data.kind is DataKind.synthetic:
+        return data
+    default = DataConfig()
+    return replace(data, overlap=default.overlap, documents=default.documents, seed=default.seed)
+
+
+def _resolve_eval(evaluation: EvalConfig, *, has_removal: bool) -> EvalConfig:
+    """`has_removal`: whether a domain is removed from the model or from its training text."""
+    if has_removal:
+        evaluation = replace(evaluation, unlearn_steps=None)
+    elif evaluation.unlearn_steps is None:
+        # Nothing is removed from a dense model, so nothing can be calibrated or relearned.
+        evaluation = replace(evaluation, calibrate=False, relearn_steps=None)
+    if evaluation.relearn_steps is None:
+        default = EvalConfig()
+        names = [item.name for item in fields(EvalConfig) if item.name.startswith("relearn_")]
+        evaluation = replace(evaluation, **{name: getattr(default, name) for name in names})
+    return evaluation
 
 
 def source_of(domain: str, rule: DomainConfig) -> str:
@@ -689,42 +602,42 @@ def source_of(domain: str, rule: DomainConfig) -> str:
 
 
 def compiled(pattern: str, name: str) -> re.Pattern[str]:
-    """A rule's regular expression, which ignores case.
+    """Compiles a rule's regular expression, which ignores case.
 
     Raises:
-        ConfigError: it is none. Says so of the setting of that name.
+        ConfigError: `pattern` is not a regular expression. The message names the setting `name`.
     """
     try:
         return re.compile(pattern, re.IGNORECASE)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{name} is no regular expression: {error}") from error
+        raise invalid(name, pattern, f"a regular expression ({error})") from error
 
 
 def num_steps(config: TrainConfig) -> int:
-    """Optimizer steps of a run; a number of tokens is rounded up to whole steps."""
+    """Optimizer steps of a run. `tokens` is rounded up to whole steps."""
     if config.steps is not None:
         return config.steps
-    assert config.tokens is not None  # validate: one of the two is given
+    assert config.tokens is not None  # checks.validate: one of the two is given
     return math.ceil(config.tokens / (config.batch_sequences * config.sequence_length))
 
 
 def round_lengths(rounds: Any) -> list[float]:
-    """`procedure.rounds` as the lengths of the rounds beside each other.
+    """Relative lengths of the rounds that `procedure.rounds` gives.
 
     Raises:
-        ConfigError: neither a number of rounds nor a list of lengths.
+        ConfigError: `rounds` is neither a number of rounds nor a list of lengths.
     """
-    is_count = isinstance(rounds, int) and not isinstance(rounds, bool)
-    if is_count and rounds > MAX_LABELS:
-        raise ConfigError(f"procedure.rounds={rounds} are too many; give {MAX_LABELS} at most")
+    is_count = type(rounds) is int and 0 < rounds <= MAX_LABELS
     lengths = [1] * rounds if is_count else rounds
     if not isinstance(lengths, list) or not lengths or not all(map(_is_length, lengths)):
-        raise ConfigError(
-            f"procedure.rounds={rounds} is not right; give how many rounds (3), or a list of their "
-            "lengths beside each other ([2,1,1])"
+        raise invalid(
+            "procedure.rounds",
+            rounds,
+            f"a number of rounds up to {MAX_LABELS} (3), or a list of their relative lengths "
+            "([2,1,1])",
         )
     return [float(length) for length in lengths]
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return is_number(value) and value > 0

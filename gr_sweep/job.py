@@ -106,7 +106,7 @@ def run_job(
     """Runs a job to its end, or on from where it stopped; a job with a summary is done.
 
     Args:
-        config: validated (`checks.validate`) and effective (`config.effective`).
+        config: validated and resolved (`checks.validate`).
         folder: the job's own; DESIGN section 8 says what is in it afterwards.
         sweep: name of the sweep, the W&B group.
         overrides: what was typed for this job.

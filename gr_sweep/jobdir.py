@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.config import NO_EFFECT_ON_RESULT, RunConfig, fingerprint, what_counts
+from gr_sweep.config import NO_EFFECT_ON_RESULT, RunConfig, fingerprint, fingerprinted_settings
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.files import content_digest, is_locked, write_whole
 
@@ -80,7 +80,7 @@ class Identity:
 
 def identity_of(config: RunConfig, text: str) -> Identity:
     """Identity of the job that this code runs with the config on the text."""
-    return Identity(fingerprint(config), text, code_fingerprint(), what_counts(config))
+    return Identity(fingerprint(config), text, code_fingerprint(), fingerprinted_settings(config))
 
 
 @functools.cache

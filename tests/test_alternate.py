@@ -31,7 +31,6 @@ from gr_sweep.config import (
     TrackingConfig,
     TrackingMode,
     TrainConfig,
-    effective,
 )
 from gr_sweep.errors import ConfigError, PlanError
 from gr_sweep.export.run import load_routed, open_run
@@ -72,8 +71,7 @@ def make_config(cache):
             procedure=ProcedureConfig(**procedure),
             **parts,
         )
-        validate(config)
-        return effective(config)
+        return validate(config)
 
     return make
 
@@ -457,12 +455,12 @@ def test_rounds_have_their_own_lengths_and_a_dense_share(make_config):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"procedure": {"rounds": 0}}, "procedure.rounds=0 is not right"),
-        ({"procedure": {"rounds": [1, -1]}}, "procedure.rounds=\\[1, -1\\] is not right"),
-        ({"procedure": {"rounds": True}}, "procedure.rounds=True is not right"),
-        ({"procedure": {"rewarm": 0.0}}, "procedure.rewarm=0.0 is not above 0"),
+        ({"procedure": {"rounds": 0}}, "procedure.rounds: 0"),
+        ({"procedure": {"rounds": [1, -1]}}, "procedure.rounds: \\[1, -1\\]"),
+        ({"procedure": {"rounds": True}}, "procedure.rounds: True"),
+        ({"procedure": {"rewarm": 0.0}}, "procedure.rewarm: 0.0; expected a number above 0"),
         ({"plan": PlanConfig(kind=PlanKind.lattice)}, "plan=lattice has no tree"),
-        ({"domains": ["code", "biology", "biology/virology"]}, "biology is a label itself"),
+        ({"domains": ["code", "biology", "biology/virology"]}, "biology is itself a label"),
     ],
 )
 def test_what_cannot_be_is_said_before_any_work(make_config, parts, message):

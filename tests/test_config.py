@@ -19,8 +19,8 @@ from gr_sweep.config import (
     RouteConfig,
     RunConfig,
     Schedule,
-    effective,
     fingerprint,
+    resolve,
     to_plain,
 )
 from gr_sweep.errors import ConfigError
@@ -48,77 +48,77 @@ def test_the_defaults_are_valid():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"plan__mlp_shared": 1.5}, "plan.mlp_shared=1.5 is no share; give a number from 0 to 1"),
-        ({"plan__attn_shared": -0.1}, "plan.attn_shared=-0.1 is no share"),
-        ({"route__foreign_dropout": 2.0}, "route.foreign_dropout=2.0 is no share"),
-        ({"partition__mislabelled": 1.1}, "partition.mislabelled=1.1 is no share"),
-        ({"train__warmup": 1.1}, "train.warmup=1.1 is no share"),
-        ({"data__overlap": -1.0}, "data.overlap=-1.0 is no share"),
-        ({"train__lr": float("nan")}, "train.lr=nan is not a finite number"),
-        (
-            {"route__foreign_weight": float("inf")},
-            "route.foreign_weight=inf is not a finite number",
-        ),
-        ({"data__weights": {"code": float("nan")}}, "data.weights.code=nan is not a finite number"),
-        ({"train__steps": 0}, "train.steps=0 is too small; give 1 or more"),
-        ({"train__sequence_length": 1}, "train.sequence_length=1 is too small; give 2 or more"),
-        ({"train__batch_sequences": 0}, "train.batch_sequences=0 is too small"),
-        ({"eval__document_tokens": 1}, "eval.document_tokens=1 is too small"),
-        ({"data__vocab_size": 256}, "data.vocab_size=256 is too small; give 257 or more"),
-        ({"seed": -1}, "seed=-1 is too small; give 0 or more"),
-        ({"train__lr": 0.0}, "train.lr=0.0 is not above 0"),
-        ({"train__max_norm": 0.0}, "train.max_norm=0.0 is not above 0; null does not clip"),
-        ({"train__weight_decay": -0.1}, "train.weight_decay=-0.1 is negative"),
-        ({"train__beta2": 1.0}, "train.beta2=1.0 is out of range; give 0 or more, below 1"),
-        ({"train__tokens": 1000}, "train.steps=400 and train.tokens=1000 are both given"),
-        ({"train__steps": None}, "train.steps and train.tokens are both null"),
-        (
-            {"train__micro_batch_sequences": 5},
-            "train.batch_sequences=12 is no multiple of train.micro_batch_sequences=5",
-        ),
-        (
-            {"train__schedule": Schedule.wsd, "train__warmup": 0.5, "train__decay": 0.6},
-            "train.warmup=0.5 and train.decay=0.6 are more than the whole run",
-        ),
-        ({"model__size": None}, "no model given: choose a size"),
-        ({"model__path": "x"}, "model.size=nano and model.path=x are both given"),
-        ({"model__gguf_file": "x"}, "model.gguf_file=x is a file within model.path"),
-        (
-            {"model__size": None, "model__path": "x", "model__intermediate_size": 8},
-            "model.intermediate_size=8 cannot change the checkpoint x",
-        ),
-        ({"partition__unlabelled": "much"}, "partition.unlabelled=much"),
-        ({"partition__unlabelled": True}, "partition.unlabelled=True"),
-        ({"partition__unlabelled": 1.5}, "partition.unlabelled=1.5"),
-        ({"partition__unlabelled": {"code": 2}}, "partition.unlabelled.code=2"),
+        ({"plan__mlp_shared": 1.5}, "plan.mlp_shared: 1.5; expected a number from 0 to 1"),
+        ({"method__unlabelled_retained": -0.1}, "method.unlabelled_retained: -0.1; expected"),
+        ({"train__lr": float("nan")}, "train.lr: nan; expected a finite number"),
+        ({"route__foreign_weight": float("inf")}, "route.foreign_weight: inf; expected a finite"),
+        ({"data__weights": {"code": float("nan")}}, "data.weights.code: nan; expected a finite"),
+        ({"data__weights": {"code": -1.0}}, "data.weights.code: -1.0; expected a number of at le"),
+        ({"train__steps": 0}, "train.steps: 0; expected a number of at least 1"),
+        ({"train__lr": 0.0}, "train.lr: 0.0; expected a number above 0"),
+        ({"train__beta2": 1.0}, "train.beta2: 1.0; expected a number of at least 0 and below 1"),
+        ({"seed": 1 << 60}, "expected a number of at least 0 and at most 4294967295"),
+        ({"train__steps": 1 << 60}, "train.steps: 1152921504606846976; expected a number of at mo"),
+        ({"eval__relearn_lrs": [0.1, 0.0]}, "eval.relearn_lrs[1]: 0.0; expected a number above 0"),
+        ({"eval__relearn_lrs": []}, "eval.relearn_lrs: []; expected one or more learning rates"),
+        ({"plan__layers": [0, -1]}, "plan.layers[1]: -1; expected a number of at least 0"),
+        ({"plan__forget": [["code"]]}, "plan.forget[0]: ['code']; expected a single value"),
+        ({"data__text_field": ""}, "data.text_field is empty"),
+        ({"method__recovery": 1.0}, "method.recovery: 1.0; expected a number of at least 0 and be"),
+        ({"partition__unlabelled": "much"}, "partition.unlabelled: 'much'; expected a number from"),
+        ({"partition__unlabelled": True}, "partition.unlabelled: True; expected a number from 0"),
+        ({"partition__unlabelled": {"code": 2}}, "partition.unlabelled.code: 2; expected a numbe"),
+        ({"partition__unlabelled": {1: 0.1}}, "partition.unlabelled: the name 1 is not text"),
         (
             {"partition__unlabelled": {"maths": 0.1}},
             "partition.unlabelled: unknown domain 'maths'; the domains are code, biology, creative",
         ),
         ({"data__weights": {"maths": 1.0}}, "data.weights.maths: unknown domain 'maths'"),
-        ({"data__weights": {"code": -1.0}}, "data.weights.code=-1.0 is negative"),
+        ({"plan__forget": ["maths"]}, "plan.forget: unknown domain 'maths'"),
+        ({"method__without": ["maths"]}, "method.without: unknown domain 'maths'"),
+        ({"train__tokens": 1000}, "train.steps=400 and train.tokens=1000 are both given"),
+        ({"train__steps": None}, "train.steps=None and train.tokens=None are both null"),
+        (
+            {"train__micro_batch_sequences": 5},
+            "train.batch_sequences=12 is not a multiple of train.micro_batch_sequences=5",
+        ),
+        (
+            {"train__schedule": Schedule.wsd, "train__warmup": 0.5, "train__decay": 0.6},
+            "train.warmup=0.5 and train.decay=0.6 add up to more than 1",
+        ),
+        ({"model__size": None}, "no model given: choose a size"),
+        ({"model__path": "x"}, "model.size=nano and model.path=x are both given"),
+        ({"model__gguf_file": "x"}, "model.gguf_file=x needs model.path"),
+        (
+            {"model__size": None, "model__path": "x", "model__intermediate_size": 8},
+            "model.intermediate_size=8 cannot change the checkpoint x",
+        ),
         (
             {"data__weights": {"code": 0.0, "biology": 0.0, "creative": 0.0}},
-            "data.weights leaves no domain with a weight above 0",
+            "data.weights gives no domain a weight above 0",
         ),
-        ({"plan__forget": ["maths"]}, "plan.forget: unknown domain 'maths'"),
-        ({"plan__kind": PlanKind.forget}, "plan=forget does not say what to forget"),
+        ({"plan__kind": PlanKind.forget}, "plan=forget needs plan.forget"),
         (
             {"plan__kind": PlanKind.forget, "plan__forget": ["code", "biology", "creative"]},
             "plan.forget=[code,biology,creative] forgets every domain; leave at least one",
         ),
-        ({"plan__layers": []}, "plan.layers=[] splits no layer"),
-        ({"plan__layers": [0, -1]}, "plan.layers: -1 is negative"),
-        ({"plan__layers": [2, 2]}, "plan.layers: layer 2 is given twice"),
-        ({"method__without": ["maths"]}, "method.without: unknown domain 'maths'"),
-        ({"method__name": Method.filtered}, "method=filtered does not say what is left out"),
+        ({"plan__layers": []}, "plan.layers: []; expected one or more layers"),
+        ({"plan__layers": [2, 2]}, "plan.layers: [2, 2]; expected each layer once"),
+        ({"plan__layers": [0], "plan__layer_share": 0.5}, "both say which layers are split"),
+        ({"plan__full_width": True, "plan__layers": [0]}, "full_width=true widens all layers"),
+        (
+            {"plan__full_width": True, "model__size": None, "model__path": "DIR"},
+            "full_width=true widens the MLPs, which is impossible for the checkpoint DIR",
+        ),
+        ({"method__name": Method.filtered}, "method=filtered needs method.without"),
         (
             {"method__name": Method.filtered, "method__without": ["code", "biology", "creative"]},
             "method.without=[code,biology,creative] leaves no domain to train on",
         ),
+        ({"procedure__rounds": [1, -1]}, "procedure.rounds: [1, -1]; expected a number of rounds"),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_would_be_right(settings, message):
+def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(settings, message):
     with pytest.raises(ConfigError) as caught:
         validate(config_of(**settings))
     assert message in str(caught.value)
@@ -137,7 +137,7 @@ def test_one_domain_can_be_trained_dense():
 
 
 def test_labels_of_one_domain_cannot_be_swapped():
-    with pytest.raises(ConfigError, match="code is the only one"):
+    with pytest.raises(ConfigError, match="code is the only domain"):
         validate(config_of("code", plan__kind=PlanKind.none, partition__mislabelled=0.1))
 
 
@@ -168,8 +168,14 @@ def test_unlabelled_is_a_share_or_one_a_domain(unlabelled):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (DomainConfig(pattern="("), "partition.domains.code.pattern is no regular expression"),
-        (DomainConfig(pattern="x", count=0), "partition.domains.code.count=0 is too small"),
+        (
+            DomainConfig(pattern="("),
+            "code.pattern: '('; expected a regular expression",
+        ),
+        (
+            DomainConfig(pattern="x", count=0),
+            "domains.code.count: 0; expected a number of at least 1",
+        ),
         (DomainConfig(field="lang"), "partition.domains.code: field and values go together"),
         (DomainConfig(values=["c"]), "partition.domains.code: field and values go together"),
     ],
@@ -186,7 +192,7 @@ def test_a_domain_behind_one_that_takes_everything_is_refused(tmp_path):
     config = config_of("biology", "genes", data__kind=DataKind.local)
     config.data.root = str(tmp_path)
     config.partition.domains["genes"] = DomainConfig(source="biology", pattern="gene")
-    with pytest.raises(ConfigError, match=r"genes gets no document.*put genes first"):
+    with pytest.raises(ConfigError, match=r"genes gets no documents.*put genes first"):
         validate(config)
     rules = config.partition.domains
     config.partition.domains = dict(reversed(rules.items()))
@@ -232,22 +238,28 @@ def test_a_method_without_routing_has_no_plan_whatever_plan_says(method):
     given = config_of(method__name=method, method__without=["code"], edges=Edges.act)
     given.plan = PlanConfig(kind=PlanKind.lattice, mlp_shared=0.1)
     given.route = RouteConfig(foreign_dropout=1.0)
-    config = effective(given)
+    config = resolve(given)
     assert config.plan == PlanConfig(kind=PlanKind.none)
     assert (config.edges, config.route) == (Edges.none, RouteConfig())
     assert config.method.without == (["code"] if method is Method.filtered else [])
     assert given.plan.kind is PlanKind.lattice, "the config that was given stays as it is"
 
 
+def resolved_fingerprint(**settings: Any) -> str:
+    return fingerprint(resolve(config_of(**settings)))
+
+
 def test_jobs_that_read_the_same_settings_have_the_same_fingerprint():
-    dense = config_of(method__name=Method.dense)
-    assert fingerprint(dense) == fingerprint(
-        config_of(method__name=Method.dense, edges=Edges.act, plan__mlp_shared=0.1)
-    )
-    assert fingerprint(config_of()) == fingerprint(config_of(plan__forget=["code"]))
-    assert fingerprint(config_of()) == fingerprint(config_of(method__without=["code"]))
-    same = config_of(data__cache="elsewhere", train__checkpoint_every=1, tracking__project="x")
-    assert fingerprint(config_of()) == fingerprint(same)
+    dense = {"method__name": Method.dense}
+    ignored = {"edges": Edges.act, "plan__mlp_shared": 0.1}
+    assert resolved_fingerprint(**dense) == resolved_fingerprint(**dense, **ignored)
+    default = resolved_fingerprint()
+    assert default == resolved_fingerprint(plan__forget=["code"])
+    assert default == resolved_fingerprint(method__without=["code"])
+    without_effect = {
+        "data__cache": "elsewhere", "train__checkpoint_every": 1, "tracking__project": "x",
+    }  # fmt: skip
+    assert default == resolved_fingerprint(**without_effect)
 
 
 @pytest.mark.parametrize(
@@ -282,54 +294,12 @@ def method_of(name: Method, **settings: Any) -> MethodConfig:
     return MethodConfig(name=name, **settings)
 
 
-def test_what_a_method_fixes_outranks_what_was_chosen():
-    fixes = {"plan": {"kind": "forget"}, "edges": "weight", "route": {"foreign_dropout": 1}}
-    config = config_of(
-        edges=Edges.act, plan__forget=["biology"], method=method_of(Method.sgtm, fixes=fixes)
-    )
-
-    settled = effective(config)
-
-    assert settled.plan.kind is PlanKind.forget and settled.plan.forget == ["biology"]
-    assert settled.edges is Edges.weight
-    assert settled.route.foreign_dropout == 1.0 and type(settled.route.foreign_dropout) is float
-    assert effective(settled) == settled
-
-
-def test_a_method_compares_by_what_it_fixes_not_by_what_it_overrides():
-    fixes = {"edges": "weight"}
-    one, other = (
-        config_of(edges=edges, method=method_of(Method.demix, fixes=fixes))
-        for edges in (Edges.act, Edges.both)
-    )
-
-    assert fingerprint(one) == fingerprint(other)
-
-
-@pytest.mark.parametrize(
-    ("fixes", "message"),
-    [
-        ({"edgs": "both"}, "method.fixes.edgs: no such setting; allowed: model, partition"),
-        ({"plan": {"mlp": 0.5}}, "method.fixes.plan.mlp: no such setting; allowed: kind, mlp_"),
-        ({"edges": "all"}, "method.fixes.edges=all is not right; one of none, weight, act, both"),
-        ({"plan": {"layers": 3}}, "method.fixes.plan.layers=3 is not right; give a list"),
-        ({"plan": {"full_width": 1}}, "method.fixes.plan.full_width=1 is not right; give true or"),
-        ({"plan": {"mlp_shared": 2.0}}, "plan.mlp_shared=2.0 is no share"),
-        ({"method": {"name": "dense"}}, "method.fixes.method: a method cannot fix itself"),
-    ],
-)
-def test_what_a_method_cannot_fix_is_named(fixes, message):
-    with pytest.raises(ConfigError) as caught:
-        validate(config_of(method=method_of(Method.demix, fixes=fixes)))
-    assert message in str(caught.value)
-
-
 def test_labels_of_retained_text_are_hidden_under_forget_alone():
     hidden = {"unlabelled_retained": 0.75}
     forget = {"kind": PlanKind.forget, "forget": ["biology"]}
 
-    peers = effective(config_of(method=method_of(Method.routed, **hidden)))
-    forgetting = effective(
+    peers = resolve(config_of(method=method_of(Method.routed, **hidden)))
+    forgetting = resolve(
         config_of(plan=PlanConfig(**forget), method=method_of(Method.routed, **hidden))
     )
 
@@ -341,7 +311,7 @@ def test_label_noise_is_for_routing_and_for_filters_that_go_by_label():
     noisy = {"partition__mislabelled": 0.1, "partition__unlabelled": 0.2}
 
     def noise(name: Method, **settings: Any) -> tuple[Any, float]:
-        partition = effective(config_of(method=method_of(name, **settings), **noisy)).partition
+        partition = resolve(config_of(method=method_of(name, **settings), **noisy)).partition
         return partition.unlabelled, partition.mislabelled
 
     assert noise(Method.routed) == noise(Method.random) == (0.2, 0.1)
@@ -352,50 +322,24 @@ def test_label_noise_is_for_routing_and_for_filters_that_go_by_label():
 def test_a_dense_run_is_attacked_only_where_it_unlearns_first():
     attack = {"eval__relearn_steps": 50, "eval__calibrate": True}
 
-    dense = effective(config_of(method=method_of(Method.dense), **attack)).eval
-    unlearned = effective(
+    dense = resolve(config_of(method=method_of(Method.dense), **attack)).eval
+    unlearned = resolve(
         config_of(method=method_of(Method.dense), eval__unlearn_steps=10, **attack)
     ).eval
-    routed = effective(config_of(eval__unlearn_steps=10, **attack)).eval
+    routed = resolve(config_of(eval__unlearn_steps=10, **attack)).eval
 
     assert dense.relearn_steps is None and not dense.calibrate
     assert unlearned.relearn_steps == 50 and unlearned.calibrate
     assert routed.relearn_steps == 50 and routed.unlearn_steps is None
 
 
-def test_layers_are_named_or_shared_out_not_both():
-    with pytest.raises(ConfigError, match="both say which layers are split"):
-        validate(config_of(plan__layers=[0], plan__layer_share=0.5))
-
-
-def test_a_checkpoint_cannot_be_widened():
-    pretrained = {"model__size": None, "model__path": "DIR"}
-    with pytest.raises(
-        ConfigError, match="full_width=true widens the MLPs, which the checkpoint DIR"
-    ):
-        validate(config_of(plan__full_width=True, **pretrained))
-    demix = MethodConfig(name=Method.demix, fixes={"plan": {"full_width": True}})
-    with pytest.raises(ConfigError, match="method=demix widens the MLPs"):
-        validate(config_of(method=demix, **pretrained))
-
-
-def test_all_layers_are_split_where_all_are_widened():
-    with pytest.raises(ConfigError, match="full_width=true widens all layers"):
-        validate(config_of(plan__full_width=True, plan__layers=[0]))
-
-
 def test_hidden_labels_of_the_partition_stand_before_those_of_the_method():
     forget = {"plan": PlanConfig(kind=PlanKind.forget, forget=["biology"])}
     method = method_of(Method.sgtm, unlabelled_retained=0.75)
     config = config_of(method=method, partition__unlabelled=0.3, **forget)
-    assert effective(config).partition.unlabelled == 0.3
-
-
-def test_recovery_is_a_part_of_the_training():
-    with pytest.raises(ConfigError, match="recovery=1 leaves no step to train"):
-        validate(config_of(method__recovery=1.0))
+    assert resolve(config).partition.unlabelled == 0.3
 
 
 def test_a_marker_needs_another_domain_to_be_wrong_for():
-    with pytest.raises(ConfigError, match=r"spurious=0\.5 needs another domain"):
+    with pytest.raises(ConfigError, match=r"spurious=0\.5 needs the marker of another domain"):
         validate(config_of("code", data__spurious=0.5, method__name=Method.dense))

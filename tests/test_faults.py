@@ -34,7 +34,6 @@ from gr_sweep.config import (
     TrackingConfig,
     TrackingMode,
     TrainConfig,
-    effective,
 )
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import JobError
@@ -71,8 +70,7 @@ def config(tmp_path_factory) -> RunConfig:
         eval=EvalConfig(tokens=512, document_tokens=64, bootstrap=50, every=STEPS),
         tracking=TrackingConfig(mode=TrackingMode.off),
     )
-    validate(made)
-    return effective(made)
+    return validate(made)
 
 
 def run(config: RunConfig, folder: Path) -> dict[str, Any]:

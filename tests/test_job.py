@@ -32,7 +32,6 @@ from gr_sweep.config import (
     TrackingConfig,
     TrackingMode,
     TrainConfig,
-    effective,
     fingerprint,
 )
 from gr_sweep.data.prepare import prepare_data
@@ -77,8 +76,7 @@ def make_config(cache):
             tracking=TrackingConfig(mode=TrackingMode.off),
             **parts,
         )
-        validate(config)
-        return effective(config)
+        return validate(config)
 
     return make
 

@@ -29,7 +29,7 @@ from gr_sweep.config import (
     TrackingConfig,
     TrackingMode,
     TrainConfig,
-    effective,
+    resolve,
 )
 from gr_sweep.data import synthetic
 from gr_sweep.data.prepare import prepare_data
@@ -49,7 +49,7 @@ def make_config(
     method: Method = Method.routed,
     steps: int = 200,
 ) -> RunConfig:
-    return effective(
+    return resolve(
         RunConfig(
             model=ModelConfig(size="tiny"),
             partition=PartitionConfig(domains={domain: DomainConfig() for domain in domains}),

@@ -77,7 +77,7 @@ def test_every_gr_sweep_command_of_a_page_composes(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "DIR").mkdir()  # as the pages call a folder of the reader's
     (tmp_path / "DIR" / "config.json").write_text("{}")
-    monkeypatch.setattr("gr_sweep.cli.compose.check_tracking", lambda tracking: None)  # has no key
+    monkeypatch.setattr("gr_sweep.cli.fit.check_tracking", lambda tracking: None)  # has no key
     for call in commands(page, "gr-sweep"):
         if call and (call[0] in VERBS or call[0].startswith("--")):
             continue

@@ -26,7 +26,6 @@ from gr_sweep.config import (
     RouteConfig,
     RunConfig,
     TrainConfig,
-    effective,
 )
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.launch.estimate import GIB, JobStep, make_step
@@ -101,8 +100,7 @@ def bench_config(
         data=DataConfig(vocab_size=vocab_size),
         train=train,
     )
-    validate(config)
-    config = effective(config)
+    config = validate(config)
     micro_batch_rows(config)
     return config
 

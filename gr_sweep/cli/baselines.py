@@ -33,7 +33,7 @@ def baselines_of(
     """Overrides of each run that the job's metrics need and that `config.baselines` names.
 
     Args:
-        config: of the job, effective.
+        config: of the job, resolved.
         overrides: what the job is composed from.
         parts: domains, and nodes above them, that can be removed from it.
 

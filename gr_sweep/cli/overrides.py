@@ -1,7 +1,5 @@
-"""The words of a command line: `key=value` as Hydra reads it, completed, checked, and explained
-where it is wrong.
-
-What jobs come of them says `compose`.
+"""The words of a command line: `key=value` as Hydra reads them, checked against the settings that
+exist, and errors of Hydra and OmegaConf put into one line.
 """
 
 import dataclasses
@@ -11,11 +9,10 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import MissingConfigException, OverrideParseException
@@ -25,133 +22,140 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from gr_sweep.cli.schema import DEFAULT_GROUPS, OPTIONAL_GROUPS
-from gr_sweep.config import (
-    RunConfig,
-)
+from gr_sweep.cli.schema import DEFAULT_GROUPS, GROUPS, OPTIONAL_GROUPS
+from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError
 
-_HYDRAS_OWN = ("hydra.overrides", "hydra.runtime", "hydra.job.num", "hydra.job.id")
-"""Where Hydra writes down what it was told."""
-
 MAX_JOBS = 100_000
-"""Of a sweep: more are a slip, and would be composed for hours."""
+"""Largest number of jobs of a sweep; composing more would take hours."""
 
-_MERGING = "Error merging override "
-"""How Hydra begins what it says of an override that does not fit."""
+_SET_BY_HYDRA = ("hydra.overrides", "hydra.runtime", "hydra.job.num", "hydra.job.id")
+
+MERGING = "Error merging override "
+"""Prefix of Hydra's message about an override of a wrong type."""
 
 
-def completed(override: str) -> str:
-    """The override as Hydra wants it typed.
+def parse(lines: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
+    """Parses overrides and adds the + signs that Hydra wants for new keys of dictionaries.
 
-    Raises:
-        HydraException: it cannot be read.
+    Groups that the primary config names need no +: `+experiment=edges`, as Hydra's documentation
+    has it, is the same as without. `loader` knows the choices that `glob` selects from.
     """
-    return str(complete(parse([override])[0]).input_line)
+    parser = OverridesParser.create(config_loader=loader)
+    parsed = parser.parse_overrides(list(lines))
+    return parser.parse_overrides([_completed(override) for override in parsed])
 
 
-def check_number(overrides: Sequence[Override]) -> None:
-    """Raises ConfigError where values are none, without end, or more jobs than anybody runs."""
-    number = 1
-    for override in overrides:
-        if not override.is_sweep_override() or not override.is_discrete_sweep():
-            continue
-        line, values = override.input_line, override.value()
-        if isinstance(values, RangeSweep):
-            start, stop, step = values.start, values.stop, values.step
-            assert start is not None and stop is not None
-            if step == 0 or not all(map(math.isfinite, (start, stop, step))):
-                raise ConfigError(
-                    f"{line} has no end; give finite numbers and a step that is not 0"
-                )
-            found = max(0, math.ceil((stop - start) / step))
-        else:
-            found = sum(1 for _ in override.sweep_iterator())
-        if not found:
-            raise ConfigError(f"{line} gives no value, and so no job; range(0,3) gives 0, 1 and 2")
-        number *= found
-    if number > MAX_JOBS:
-        raise ConfigError(
-            f"{number} jobs are more than the {MAX_JOBS} that a sweep may have; give fewer values"
-        )
+def _completed(override: Override) -> str:
+    line, key = str(override.input_line), override.key_or_group
+    if line[0] == "~" or key.split(".")[0] not in (
+        *typing.get_type_hints(RunConfig),
+        *DEFAULT_GROUPS,
+    ):
+        return line
+    line = line.lstrip("+")
+    if key in DEFAULT_GROUPS:
+        return line
+    if any(typing.get_origin(kind) is dict for kind in _types_along(key)):
+        return f"++{line}"
+    return line
+
+
+def key_of(line: str) -> str:
+    """The setting that an override sets, without + signs."""
+    return line.lstrip("+~").split("=", 1)[0]
+
+
+def is_below(key: str, names: Sequence[str]) -> bool:
+    """Whether the setting is one of the names or lies below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def quoted(value: str) -> str:
-    """The value as Hydra's grammar reads it back: quoted, quotes and what escapes them escaped."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+    """The value for Hydra's grammar, in quotes if it needs them."""
+    if re.fullmatch(r"[\w./-]*[a-zA-Z/][\w./-]*", value, re.ASCII):
+        return value
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
+    return f'"{escaped}"'
 
 
-def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
-    """The loader knows the choices that `glob` stands for."""
-    return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+def check(override: Override, choices_of: Callable[[str], list[str]]) -> None:
+    """Checks that the setting, or the choice of a group, exists.
 
+    Args:
+        override: parsed.
+        choices_of: the choices of a group; empty for a name that is not a group.
 
-def complete(override: Override, loader: ConfigLoader | None = None) -> Override:
-    """The override with the + signs that Hydra wants, so that nobody has to know them.
-
-    Hydra closes dictionaries that a dataclass leaves open: `data.weights.code=2` needs `++`. Groups
-    that the primary config names take none: `+experiment=edges`, known from elsewhere, is the same
-    as without.
+    Raises:
+        ConfigError: it does not exist. The message names what is allowed.
     """
-    line = str(override.input_line)
-    key = override.key_or_group
-    if key in DEFAULT_GROUPS:
-        return parse([line.lstrip("+")], loader)[0]
-    if line[0] in "+~" or key.split(".")[0] not in typing.get_type_hints(RunConfig):
-        return override
-    if any(typing.get_origin(kind) is dict for kind in _types_along(key)):
-        return parse(["++" + line], loader)[0]
-    return override
-
-
-def check_override(override: Override, loader: ConfigLoader) -> None:
-    """Raises ConfigError for a setting or a choice of a group that does not exist."""
     key = override.key_or_group
     if key.split(".")[0].split("/")[0] == "hydra":
-        if key.startswith(_HYDRAS_OWN):
-            raise ConfigError(f"{key} is for Hydra to write; leave it out")
+        if key.startswith(_SET_BY_HYDRA):
+            raise ConfigError(f"{key} is set by Hydra; leave it out")
         return
-    if not key:
-        raise ConfigError(f"cannot read {override.input_line!r}; settings are key=value")
-    try:
-        options = loader.get_group_options(key, ObjectType.CONFIG)
-    except OSError:  # a name that is too long for a file
-        options = []
-    if not options:
-        # The walk itself complains about a name that does not exist.
-        kinds = [RunConfig, *_types_along(key)]
-        if override.is_delete() and typing.get_origin(_without_none(kinds[-2])) is not dict:
-            raise ConfigError(f"{override.input_line}: a setting has a value always; give another")
-        return
+    choices = choices_of(key)
     if override.is_delete():
-        if key not in OPTIONAL_GROUPS:
-            raise ConfigError(f"{override.input_line}: every job needs a choice of {key}; give one")
-        return
-    choices = [choice for choice in options if not choice.startswith("base_")]
-    values = (
-        list(override.sweep_string_iterator())
-        if override.is_discrete_sweep()
-        else [override.get_value_element_as_str()]
-    )
-    for value in values:
-        if value not in choices:
-            raise ConfigError(f"{key}={value} is no choice; {_allowed(value, choices)}")
+        if key in OPTIONAL_GROUPS:
+            return
+        *_, parent, _kind = [RunConfig, RunConfig, *_types_along(key)]
+        if choices or typing.get_origin(_without_none(parent)) is not dict:
+            raise ConfigError(f"{override.input_line}: {key} cannot be deleted; give a value")
+    elif not choices:
+        list(_types_along(key))  # raises for a name that does not exist
+    else:
+        is_sweep = override.is_sweep_override() and override.is_discrete_sweep()
+        values = (
+            list(override.sweep_string_iterator())
+            if is_sweep
+            else [override.get_value_element_as_str()]
+        )
+        for value in values:
+            if value not in choices:
+                raise _not_a_choice(key, value, choices)
+
+
+def values_of(override: Override) -> list[str]:
+    """The override as `key=value` for each of its values.
+
+    Raises:
+        ConfigError: it has no value, or infinitely many.
+    """
+    key, line = override.get_key_element(), str(override.input_line)
+    if override.is_delete():
+        return [line]
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{line} is not a list of values; use {key}=1,2,3 or range(0,3)")
+    values = override.value()
+    if isinstance(values, RangeSweep):
+        start, stop, step = values.start, values.stop, values.step
+        assert start is not None and stop is not None
+        if step == 0 or not all(map(math.isfinite, (start, stop, step))):
+            raise ConfigError(f"{line} is endless; use finite numbers and a step other than 0")
+        if (stop - start) / step > MAX_JOBS:
+            raise ConfigError(f"{line} has more than {MAX_JOBS} values; use fewer")
+    found = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if not found:
+        raise ConfigError(f"{line} has no values; range(0,3), for example, has 0, 1 and 2")
+    return found
 
 
 def check_is_single(override: Override) -> None:
+    """Raises ConfigError if the override has several values, which need -m."""
     if override.is_sweep_override():
-        key = override.get_key_element()
         raise ConfigError(
-            f"{override.input_line} gives several values: add -m to run a job for each, "
-            f"or write a list as {key.lstrip('+')}=[...]"
+            f"{override.input_line} has several values: add -m to run a job for each, or write a "
+            f"list as {override.key_or_group}=[...]"
         )
 
 
 def _types_along(key: str) -> Iterator[Any]:
-    """The types of the settings on the way down to `key`, `a.b.c`, its own type last.
+    """The types of the settings on the way down to `key` (a.b.c), with its own type last.
 
     Raises:
-        ConfigError: there is no such setting. Names the allowed ones.
+        ConfigError: the setting does not exist. The message names the settings that do.
     """
     kind: Any = RunConfig
     parts = key.split(".")
@@ -161,15 +165,13 @@ def _types_along(key: str) -> Iterator[Any]:
             hints = typing.get_type_hints(kind)
             if part not in hints:
                 names = [*hints] if path else [*hints, *OPTIONAL_GROUPS]
-                raise ConfigError(
-                    f"{f'{path} has no setting {part!r}' if path else f'no setting {part!r}'}; "
-                    f"{_allowed(part, names)}"
-                )
+                where = f"{path} has no setting" if path else "no setting"
+                raise ConfigError(f"{where} {part!r}; {_allowed(part, names)}")
             kind = hints[part]
         elif typing.get_origin(kind) is dict:
             kind = typing.get_args(kind)[1]
         else:
-            raise ConfigError(f"{path} is {_describe(kind)} and has no setting {part!r}")
+            raise ConfigError(f"{path} has no settings below it; it is {_describe(kind)}")
         yield kind
         kind = _without_none(kind)
 
@@ -181,91 +183,70 @@ def _without_none(kind: Any) -> Any:
 
 
 def _describe(kind: Any) -> str:
-    """A type in the words of somebody who types a value."""
+    """A type, in the words of somebody who types a value."""
     if isinstance(kind, types.UnionType):
         return f"{_describe(_without_none(kind))} or null"
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        example = {int: "[0,1]", float: "[0.1,0.2]"}.get(arguments[0], "[a,b]")
+        return (
+            f"a list such as {example}"
+            if arguments[0] in (int, float, str)
+            else (f"a list of {_describe(arguments[0])}")
+        )
+    if origin is dict:
+        return (
+            "a mapping such as {a:1,b:2}"
+            if arguments[1] in (float, str, Any)
+            else (f"a mapping from names to {_describe(arguments[1])}")
+        )
     if isinstance(kind, enum.EnumMeta):
-        members: list[enum.Enum] = list(kind)
-        return f"one of {', '.join(str(member.value) for member in members)}"
-    if typing.get_origin(kind) is list:
-        [item] = typing.get_args(kind)
-        if isinstance(item, enum.EnumMeta):
-            return f"a list of {', '.join(str(member.value) for member in list[enum.Enum](item))}"
-        return "a list such as [0,1]" if typing.get_args(kind) == (int,) else "a list such as [a,b]"
-    if typing.get_origin(kind) is dict:
-        item = typing.get_args(kind)[1]
-        if dataclasses.is_dataclass(item):
-            return f"a mapping such as {{a:{{{dataclasses.fields(item)[0].name}:...}}}}"
-        return "a mapping such as {a:1,b:2}"
+        return f"one of {', '.join(str(member.value) for member in list[enum.Enum](kind))}"
     if dataclasses.is_dataclass(kind):
-        return f"a group of settings ({', '.join(item.name for item in dataclasses.fields(kind))})"
-    return {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        Any: "a number, or one a domain as in {code:0.1,*:0}",
-    }[kind]
+        return f"settings ({', '.join(item.name for item in dataclasses.fields(kind))})"
+    words = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+    return words.get(kind, "a number, or one per domain such as {code:0.1,*:0}")
 
 
 def _allowed(given: str, names: Sequence[str]) -> str:
-    """The names that would be right; the likeliest one first."""
+    """The names that are allowed, and the most similar one."""
     close = difflib.get_close_matches(given, names, n=1)
-    others = ", ".join(names)
-    return f"did you mean {close[0]}? Allowed: {others}" if close else f"allowed: {others}"
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}expected one of {', '.join(names)}"
 
 
-def _explain_group(line: str) -> str:
-    """A value where there is a group of settings, or a setting of a group that is not there:
-    OmegaConf adds an entry to a dictionary of dataclasses whole, not setting by setting."""
-    key, _, value = line.partition("=")
-    if key.split(".")[0] == "hydra":
-        return f"{line} is not right; {key} is a group of settings"
-    parts = key.split(".")
-    kinds = list(_types_along(key))
-    is_dict = [typing.get_origin(kind) is dict for kind in kinds]
-    depth = is_dict.index(True) + 1 if True in is_dict else len(parts)
-    if depth >= len(parts) or not (value.startswith("{") or len(parts) > depth + 1):
-        return f"{line} is not right; give {_describe(kinds[-1])}"
-    where, name, settings = ".".join(parts[:depth]), parts[depth], parts[depth + 1 :]
-    for setting in reversed(settings):
-        value = f"{{{setting}:{value}}}"
-    return f"{where} has no {name} yet; add it with {where}={{{name}:{value}}}"
+def _not_a_choice(group: str, given: str, choices: Sequence[str]) -> ConfigError:
+    own = [choice for choice in choices if not choice.startswith("base_")]
+    return ConfigError(f"invalid value for {group}: {given!r}; {_allowed(given, own)}")
 
 
-def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """One line for what Hydra or OmegaConf complain about."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    first_line, *others = str(cause).strip().splitlines() or [type(cause).__name__]
-    if first_line.endswith(":") and others:
-        first_line = f"{first_line} {others[0].strip()}"
+def explain(error: Exception, lines: Sequence[str]) -> ConfigError:
+    """One line about an error of Hydra or OmegaConf; `lines` are the overrides that were typed."""
     if isinstance(error, OverrideParseException):
-        given = error.override
-        if "=" not in given and not given.startswith("~"):
-            return f"cannot read {given!r}; settings are key=value, for example edges=both"
-        return (
-            f"cannot read {given!r}; brackets and quotes must be closed, and a value with special "
-            "characters needs quotes of its own: 'data.root=\"a=b\"'"
+        return ConfigError(
+            f"cannot read {error.override!r}; settings are key=value, brackets and quotes must be "
+            "closed, and a value with special characters needs quotes: 'data.root=\"a=b\"'"
         )
-    if isinstance(error, MissingConfigException):
-        missing = error.missing_cfg_file or ""
-        if error.options:
-            group, _, choice = missing.rpartition("/")
-            options = [option for option in error.options if not option.startswith("base_")]
-            return f"{group}={choice} is no choice; {_allowed(choice, options)}"
-        return first_line
-    if "is not a subclass of" in first_line and str(error).startswith(_MERGING):
-        return _explain_group(str(error).removeprefix(_MERGING).lstrip("+"))
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        return _not_a_choice(group, choice, error.options)
+    causes = [error.__cause__, error.__context__]
+    cause = next((each for each in causes if isinstance(each, OmegaConfBaseException)), error)
+    said = " ".join(str(cause).split("\n    full_key:")[0].split()) or type(cause).__name__
     key = re.sub(r"\[.*", "", getattr(cause, "full_key", None) or "")
-    if not key or key.split(".")[0] == "hydra":
-        return f"{key}: {first_line}" if key else first_line
-    if isinstance(cause, InterpolationResolutionError):
-        return f"{key}: {first_line}"
-    # A YAML file of the user may hold a setting that does not exist: the walk says so.
-    *_, kind = _types_along(key)
+    # In 'partition/mine': ...
+    if (file := re.match(r"In '(.+)/.*?'", str(error))) and file[1] in GROUPS:
+        key = f"{file[1]}.{key}"
+    if str(error).startswith(MERGING) and not key:
+        key = key_of(str(error).removeprefix(MERGING))
+    if not key or key.split(".")[0] == "hydra" or isinstance(cause, InterpolationResolutionError):
+        return ConfigError(f"{key}: {said}" if key else said)
+    try:
+        *_, kind = _types_along(key)
+    except ConfigError as unknown:  # in a YAML file of the user
+        return unknown
     if isinstance(cause, MissingMandatoryValue):
-        return f"{key} has no value; give {_describe(kind)}"
-    typed = [line for line in overrides if line.lstrip("+").split("=", 1)[0] == key]
-    if typed:
-        first_line = f"{typed[-1].lstrip('+')} is not right"
-    return f"{first_line if typed else f'{key}: {first_line}'}; give {_describe(kind)}"
+        return ConfigError(f"{key} has no value; expected {_describe(kind)}")
+    typed = [line.split("=", 1)[1] for line in lines if key_of(line) == key and "=" in line]
+    value = f": {typed[-1]!r}" if typed else f" ({said})"
+    return ConfigError(f"invalid value for {key}{value}; expected {_describe(kind)}")

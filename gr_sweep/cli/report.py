@@ -1,34 +1,67 @@
 """The verb `report`: the table, results.csv and the page of a sweep's folder."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from gr_sweep.arguments import Parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table of a sweep and, as the last line, the path of its page.
+    """Prints the table of a sweep and, as the last line, the path of its page.
 
     Raises:
         JobError: the folder does not exist or holds no job.
     """
     parser = Parser(
         prog="gr-sweep report",
-        description="Put the jobs of a sweep side by side: a table here, and DIR/report/index.html "
-        "with its plots, beside results.csv.",
+        description="Compare the jobs of a sweep: prints a table, and writes DIR/report/index.html "
+        "with plots and results.csv.",
         epilog="example:\n  gr-sweep report outputs/my-sweep",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder of a sweep, or of one job")
-    parser.add_argument("--no-table", action="store_true", help="print the path alone")
+    parser.add_argument("--no-table", action="store_true", help="print only the path")
     arguments = parser.parse_args(list(argv))
+    show(arguments.dir, has_table=not arguments.no_table)
+    return 0
 
+
+def show(folder: Path, jobs: Collection[Path] | None = None, *, has_table: bool = True) -> None:
+    """Writes the report of a sweep's folder and prints its table and path.
+
+    Args:
+        jobs: folders of the jobs to report; None reports all.
+    """
     from gr_sweep.report import print_table, read_sweep, write_report
 
-    sweep = read_sweep(arguments.dir)
+    sweep = read_sweep(folder, jobs)
     page = write_report(sweep)
-    if not arguments.no_table:
+    if has_table:
         print_table(sweep)
     print(page)
-    return 0
+
+
+def main_numbers(summary: Path) -> list[str]:
+    """A table of a job's losses and of the effect of removing each domain."""
+    from gr_sweep.jobdir import read_summary
+    from gr_sweep.metrics import registry
+
+    content = read_summary(summary)
+    metrics, domains = content["metrics"], content["domains"]
+    rows = [
+        ("loss, full model (nats/token)", [registry.LOSS_FULL(d) for d in domains]),
+        ("loss, only its own expert", [registry.LOSS_KEPT(d, d) for d in domains]),
+        ("loss added by removing it", [registry.MATRIX(d, d) for d in domains]),
+        ("selectivity of its removal", [registry.SELECTIVITY(d) for d in domains]),
+    ]
+    widths = [max(len(domain), 7) for domain in domains]
+    lines = [" " * 32 + "".join(f"  {d:>{w}}" for d, w in zip(domains, widths, strict=True))]
+    for label, cells_of in rows:
+        if any(key in metrics for key in cells_of):
+            cells = (
+                f"  {f'{metrics[key]:.3f}' if key in metrics else '-':>{width}}"
+                for key, width in zip(cells_of, widths, strict=True)
+            )
+            lines.append(f"{label:<32}" + "".join(cells))
+    return lines

@@ -172,7 +172,7 @@ def estimate_job(config: RunConfig, target: Target, *, vocab_size: int | None = 
     """What the job needs on the target.
 
     Args:
-        config: validated and effective, as for a run.
+        config: validated and resolved, as for a run.
         target: what it is to run on.
         vocab_size: of a model with random weights, instead of what the config says; a checkpoint
             has its own.

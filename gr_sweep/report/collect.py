@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -357,13 +357,20 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def read_sweep(folder: Path) -> Sweep:
-    """The jobs of a folder: its direct subfolders that are jobs, or itself where it is one.
+def read_sweep(folder: Path, only: Collection[Path] | None = None) -> Sweep:
+    """Reads the jobs of a folder.
+
+    Args:
+        folder: of a sweep, whose direct subfolders are jobs, or of one job.
+        only: folders of the jobs to read; None reads all.
 
     Raises:
-        JobError: the folder does not exist or holds no job.
+        JobError: the folder does not exist or contains no job.
     """
     folders = job_folders(folder)
+    if only is not None:
+        wanted = {job.resolve() for job in only}
+        folders = [entry for entry in folders if entry.resolve() in wanted]
     jobs, unfinished = [], []
     tables: dict[str, JobTables | None] = {}
     for entry in folders:

@@ -13,7 +13,6 @@ from gr_sweep.config import (
     PartitionConfig,
     RunConfig,
     TrainConfig,
-    effective,
 )
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.launch.estimate import make_step
@@ -38,8 +37,7 @@ def make_config(size: str = "tiny", **parts: object) -> RunConfig:
             | parts
         ),
     )
-    validate(config)
-    return effective(config)
+    return validate(config)
 
 
 def measured_peak(config: RunConfig, trace: Path, world_size: int = 1) -> int:

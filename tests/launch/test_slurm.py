@@ -556,7 +556,7 @@ class UncompletedJobError(RuntimeError):
 
 
 def test_a_job_that_may_not_go_on_after_its_time_limit_has_failed(tmp_path):
-    job = SweepJob(None, None, None, [], 0, {}, tmp_path, str(tmp_path))  # type: ignore[arg-type]
+    job = SweepJob(SimpleNamespace(folder=tmp_path), str(tmp_path))  # type: ignore[arg-type]
 
     def give_up() -> None:
         raise UncompletedJobError("Job not requeued because: timed-out too many times.")
@@ -572,7 +572,7 @@ def test_a_job_that_may_not_go_on_after_its_time_limit_has_failed(tmp_path):
 
 def test_a_job_that_was_cancelled_is_not_put_back_into_the_queue(tmp_path, cluster, monkeypatch):
     """Though it was told to save and go on a moment before."""
-    job = SweepJob(None, None, None, [], 0, {}, tmp_path, str(tmp_path))  # type: ignore[arg-type]
+    job = SweepJob(SimpleNamespace(folder=tmp_path), str(tmp_path))  # type: ignore[arg-type]
     handed_on: list[int] = []
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")

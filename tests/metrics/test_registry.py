@@ -18,7 +18,7 @@ from gr_sweep.config import (
     TrackingConfig,
     TrackingMode,
     TrainConfig,
-    effective,
+    resolve,
 )
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.compare import Baselines, summarize_and_compare
@@ -100,7 +100,7 @@ def test_every_key_of_a_job_and_of_its_comparison_is_found(tmp_path: Path) -> No
         eval=EvalConfig(tokens=256, document_tokens=64, bootstrap=10),
         tracking=TrackingConfig(mode=TrackingMode.off),
     )
-    run_job(effective(config), tmp_path / "job", sweep="sweep", overrides=[], command="gr-sweep")
+    run_job(resolve(config), tmp_path / "job", sweep="sweep", overrides=[], command="gr-sweep")
 
     summary = json.loads((tmp_path / "job" / "summary.json").read_text())
     rows = (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()

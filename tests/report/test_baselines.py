@@ -20,7 +20,7 @@ from gr_sweep.config import (
     ProcedureKind,
     RunConfig,
     TrainConfig,
-    effective,
+    resolve,
     to_plain,
 )
 from gr_sweep.files import content_digest
@@ -77,7 +77,7 @@ def losses_of(config: RunConfig, shift: float, num_documents: int) -> list[Docum
                 )
 
             rows.append(row(View.full, "", loss))
-            if effective(config).plan.kind is not PlanKind.none:
+            if resolve(config).plan.kind is not PlanKind.none:
                 for part in DOMAINS:
                     cost = 1.75 if part == domain else 0.0
                     rows.append(row(View.removed, part, loss + cost))
@@ -108,7 +108,7 @@ def write(
         "job": name,
         "overrides": [],
         "domains": DOMAINS,
-        "config": to_plain(effective(config)),
+        "config": to_plain(resolve(config)),
         "fingerprints": {"code": "c", "config": name, "text": data},
         "environment": {},
         "metrics": metrics,

@@ -1,0 +1,58 @@
+"""The numbers that a setting allows, kept as data in the metadata of its dataclass field."""
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from gr_sweep.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """Limits of a number; None is no limit."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def allows(self, value: float) -> bool:
+        """Whether the number is within the limits."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if (self.at_least, self.at_most) == (0, 1):
+            return "a number from 0 to 1"
+        limits = (
+            ("of at least", self.at_least),
+            ("above", self.above),
+            ("at most", self.at_most),
+            ("below", self.below),
+        )
+        said = [f"{words} {limit}" for words, limit in limits if limit is not None]
+        return f"a number {' and '.join(said)}"
+
+
+def bounded(default: Any, **limits: float) -> Any:
+    """A dataclass field with `Bounds`, which hold for the elements of a list or dictionary too."""
+    metadata = {"bounds": Bounds(**limits)}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def share(default: float | None) -> Any:
+    """A dataclass field with a number from 0 to 1."""
+    return bounded(default, at_least=0, at_most=1)
+
+
+def invalid(name: str, value: Any, expected: str) -> ConfigError:
+    """The error of a setting whose value is not allowed."""
+    if isinstance(value, enum.Enum):
+        value = value.value
+    return ConfigError(f"invalid value for {name}: {value!r}; expected {expected}")
