@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gr_sweep.assign.cluster import document_features, fit_children
 from gr_sweep.assign.labels import HELDOUT, TRAIN, RoundLabels
-from gr_sweep.assign.scores import Key, UnitScores, score_units
+from gr_sweep.assign.scores import UnitScores, score_units
 from gr_sweep.assign.units import (
     assign_units,
     modularity_by_chance,
@@ -46,7 +46,7 @@ from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.divide import origins
-from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.routing.plan import Place, RoutePlan
 from gr_sweep.tracking.base import STEP, Tracker
 from gr_sweep.tracking.jsonl import TAIL_BYTES, read_rows
 from gr_sweep.train.cost import kept_parameters
@@ -420,7 +420,7 @@ class Alternation:
         return any(row[STEP] == step and registry.ROUND.key in row for row in last)
 
 
-def _off_units(plan: RoutePlan, off: tuple[int, ...]) -> dict[Key, Tensor]:
+def _off_units(plan: RoutePlan, off: tuple[int, ...]) -> dict[Place, Tensor]:
     """Of each layer and kind that the plan splits, which units the blocks hold."""
     found = {}
     for place, split in plan.splits.items():

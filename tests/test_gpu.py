@@ -11,8 +11,8 @@ from gr_sweep.launch.estimate import JobStep, Target, estimate_job, make_step
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import random_model
+from gr_sweep.routing.cover import CALL_MULTIPLY_ADDS
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.rows import CALL_MULTIPLY_ADDS
 from gr_sweep.setup import lay_plan, named_config
 from tests.launch.jobs import make_config
 from tests.model.compare import gradients

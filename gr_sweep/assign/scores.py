@@ -1,8 +1,8 @@
 """Attribution: how much every unit of a model matters to every domain.
 
-Units are seen where the linear that reads them is given them: MLP hidden units at the input of
-down, key-value groups of heads at the input of o. They are counted as they lie in the model's
-matrices now; this knows nothing of plans and owners.
+Units are observed at the linear that reads them: MLP hidden units at the input of down, key-value
+groups of heads at the input of o. They are counted in the order they have in the model's matrices;
+this module knows nothing of plans and owners.
 
 M documents of a batch, T positions, U units of a layer and kind, W features of a unit, K domains.
 """
@@ -24,18 +24,15 @@ from gr_sweep.errors import ConfigError, DataError, PlanError
 from gr_sweep.eval.loss import Losses
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import IGNORED
-from gr_sweep.routing.linears import RoutedModule
-from gr_sweep.routing.plan import ATTN, MLP
-
-Key = tuple[int, str]
-"""Layer, and "mlp" or "attn"."""
+from gr_sweep.routing.modules import RoutedModule
+from gr_sweep.routing.plan import Place, units_per_layer
 
 _MIN_RANKED = 3
-"""Units that a rank correlation is taken over at least: two agree or disagree by chance."""
+"""Fewest units for a rank correlation; two agree or disagree by chance."""
 
 _INSIDE = (
-    "units are scored outside batch(), keep() and remove() of a routed model; "
-    "pass off= to switch some of them off"
+    "score units outside batch(), keep() and remove() of a routed model; pass off= to switch units "
+    "off"
 )
 
 
@@ -44,27 +41,27 @@ class UnitScores:
     """Scores of all units for all domains, from two halves of the documents."""
 
     domains: tuple[str, ...]
-    halves: Mapping[Key, Tensor]
+    halves: Mapping[Place, Tensor]
     """float64 [2, K, U] on the CPU: mean score over the even and over the odd documents of each
-    domain; nan in the odd half of a domain that has one document alone."""
+    domain; nan in the odd half of a domain with a single document."""
 
     def shares(self, layer: int, kind: str) -> Tensor:
-        """Float64 [K, U]: what part of the layer's score for a domain each unit has.
+        """Float64 [K, U]: each unit's fraction of the layer's score for a domain.
 
-        Layers and domains differ in scale by orders of magnitude; after this each domain's scores
-        sum to 1 in each layer and kind. Where all are 0 each unit has 1/U.
+        The scales of layers and domains differ by orders of magnitude; shares sum to 1 for each
+        domain in each layer and kind. If all scores are 0, each unit has 1/U.
         """
         mean_KU = self.halves[layer, kind].nanmean(0)
         total_K1 = mean_KU.sum(1, keepdim=True)
         return torch.where(total_K1 > 0, mean_KU / total_K1, 1.0 / mean_KU.shape[1])
 
     def stability(self) -> dict[str, float]:
-        """By kind, how far the two halves agree: 1 for the same order of units, 0 for none.
+        """By kind, how well the two halves agree: 1 for the same order of units, 0 for none.
 
-        Spearman's rank correlation, averaged over layers and domains. Units that no half of any
-        domain gives a score, as those that were switched off, would agree on nothing but that, and
-        are left out; so are halves without differences, and layers with fewer than three units. A
-        kind of which nothing is left has no key.
+        Spearman's rank correlation, averaged over layers and domains. Units without a score in any
+        half, such as those that are off, are left out, as they would agree on nothing else; so are
+        halves without differences and layers with fewer than three units. A kind of which nothing
+        is left has no key.
         """
         found: dict[str, list[float]] = {}
         for (_, kind), halves_2KU in self.halves.items():
@@ -89,59 +86,56 @@ def score_units(
     seed: int = 0,
     batch_sequences: int = 16,
     device: torch.device,
-    off: Mapping[Key, Tensor] | None = None,
+    off: Mapping[Place, Tensor] | None = None,
 ) -> UnitScores:
     """Scores every MLP unit and head group of every layer for every domain.
 
-    Heads that cannot be taken out (`Family.heads_out` is None) are not scored. h is the unit's W
-    features, L the summed negative log likelihood of a document, g a number that the unit's
-    features are multiplied by, 1 in the model as it is. Methods:
+    Kinds that the family cannot split are not scored. Let h be the unit's W features, L the summed
+    negative log likelihood of a document, and g a gate that multiplies the unit's features, 1 in
+    the model as it is. Methods:
 
-    - `activation`: share of the tokens at which |h| exceeds the mean |h| of the layer's units at
-      the same token. For ReLU a unit is active where it is not 0, from which MoEfication counts
-      what is active together (Zhang et al. 2022, arXiv 2110.01786); SiLU is hardly ever 0, and a
-      threshold relative to the layer needs no setting.
+    - `activation`: fraction of the tokens at which |h| exceeds the mean |h| of the layer's units at
+      the same token. MoEfication (Zhang et al. 2022, arXiv 2110.01786) counts where ReLU units are
+      not 0; SiLU is hardly ever 0, and a threshold relative to the layer needs no setting.
     - `act_grad`: mean over tokens of |sum over the features of h dL/dh|, the first-order estimate
-      of what taking the unit out at that token does to the loss (Michel et al. 2019, arXiv
-      1905.10650, for heads; Molchanov et al. 2019, arXiv 1906.10771, for units, squared).
+      of how removing the unit at that token changes the loss (Michel et al. 2019, arXiv 1905.10650,
+      for heads; Molchanov et al. 2019, arXiv 1906.10771, for units, squared).
     - `integrated`: integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) of L along the
       straight line from g = 0 for all units of the model at once to g = 1, by the midpoint rule;
       absolute value of each document's attribution, per token. Signed, the attributions of a
       document's units sum to L(all on) - L(all off).
     - `fisher`: mean over documents of (dL/dg)^2, the diagonal of the empirical Fisher information
       of the gates (Theis et al. 2018, arXiv 1801.05787, there halved).
-    - `random`: uniform in 0..1, drawn anew for each half; the control. Reads no documents.
+    - `random`: uniform in 0..1, independent for each half; the control. Reads no documents.
 
-    The model is read in eval mode, and its parameters' gradients are neither used nor changed.
+    The model is evaluated in eval mode, and its parameters' gradients are neither used nor changed.
     Memory does not depend on the number of documents.
 
     Args:
         model: plain, or routed and outside `batch`, `keep` and `remove`.
-        token_losses: the loss of this same model.
-        documents: by domain, token ids int64 [T + 1] of documents that the model can read whole;
-            the first token of each is input alone. Read once, in order; what has fewer than two
-            tokens is passed over.
-        steps: of the integral.
-        batch_sequences: documents that are read at a time.
-        off: bool [U], by layer and kind: units whose output is 0 for all that is computed here, as
-            `RoutedModel.keep` switches blocks off. Their score is 0. A missing key switches nothing
-            off.
+        token_losses: the loss of this model.
+        documents: by domain, int64 token ids [T + 1] of documents that fit the model; the first
+            token of each is input only. Read once, in order; documents of fewer than two tokens
+            are skipped.
+        steps: steps of the integral.
+        batch_sequences: documents per batch.
+        off: bool [U], by layer and kind: units whose output is 0 in everything that is computed
+            here, as `RoutedModel.keep` switches blocks off. Their score is 0.
 
     Raises:
-        ConfigError: a method that scores nothing; no domains; `steps` or `batch_sequences` below 1.
+        ConfigError: `Attribution.none`, no domains, or `steps` or `batch_sequences` below 1.
         DataError: a domain without documents.
-        PlanError: scores that are not finite.
-        PlanError: a model of an unknown family; `off` that does not fit it; a model that is inside
-            `batch`, `keep` or `remove`.
+        PlanError: scores that are not finite, an unknown family, `off` that does not fit the model,
+            or a model inside `batch`, `keep` or `remove`.
     """
-    if method not in METHODS:
-        choices = ", ".join(known.value for known in METHODS)
-        raise ConfigError(f"{method.value} scores no units; choose one of {choices}")
+    if method is Attribution.none:
+        choices = ", ".join(known.value for known in Attribution if known is not method)
+        raise ConfigError(f"attribution {method.value} scores no units; expected one of {choices}")
     if not documents:
-        raise ConfigError("units are scored for domains, and none is given; name at least one")
+        raise ConfigError("expected at least one domain to score units for, got none")
     for name, value in (("steps", steps), ("batch_sequences", batch_sequences)):
         if value < 1:
-            raise ConfigError(f"{name}={value} of the attribution must be at least 1")
+            raise ConfigError(f"expected {name} of the attribution to be at least 1, got {value}")
     sites = _sites(model, off or {}, device)
     if method is Attribution.random:
         return _random_scores(sites, tuple(documents), seed)
@@ -153,11 +147,11 @@ def score_units(
 
 @dataclass(frozen=True)
 class _Site:
-    """Where the units of one layer and kind are seen."""
+    """Where the units of one layer and kind are observed."""
 
-    key: Key
+    key: Place
     module: nn.Module
-    """Linear that is given them."""
+    """The linear that reads them."""
     num_units: int
     off_U: Tensor | None
 
@@ -166,43 +160,36 @@ class _Site:
         return self.num_units - (0 if self.off_U is None else int(self.off_U.sum()))
 
     def switched(self, x_MTUW: Tensor) -> Tensor:
-        """Zeros in place of what is off, whatever it was: 0 times infinity is none."""
+        """The features with those that are off set to 0, even if they are infinite."""
         return x_MTUW if self.off_U is None else x_MTUW.masked_fill(self.off_U[:, None], 0.0)
 
 
 Visit = Callable[[_Site, Tensor], Tensor]
-"""From the features [M, T, U, W] of a site's units to those that the model goes on with."""
-_Measure = Callable[[Tensor, Tensor], dict[Key, Tensor]]
-"""From token ids and targets [M, T] to float64 [M, U]: sums over the tokens of each document."""
+"""Takes the features [M, T, U, W] of a site's units, returns those that the model continues
+with."""
+_Measure = Callable[[Tensor, Tensor], dict[Place, Tensor]]
+"""Takes token ids and targets [M, T], returns float64 [M, U]: sums over each document's tokens."""
 
 
-def _sites(model: nn.Module, off: Mapping[Key, Tensor], device: torch.device) -> list[_Site]:
+def _sites(model: nn.Module, off: Mapping[Place, Tensor], device: torch.device) -> list[_Site]:
     config: Any = model.config
-    family = family_of(config)
+    family, units = family_of(config), units_per_layer(config)
     sites = []
     for layer, modules in enumerate(decoder_layers(model, family)):
-        names = {MLP: family.mlp_out}
-        if family.heads_out is not None:
-            names[ATTN] = family.heads_out
-        for kind, name in names.items():
-            module: Any = modules.get_submodule(name)
-            num_units = module.in_features
-            if kind == ATTN:
-                num_units = (
-                    getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-                )
+        for kind, names in family.linears.items():
             off_U = off.get((layer, kind))
             if off_U is not None:
-                if off_U.shape != (num_units,) or off_U.dtype != torch.bool:
+                if off_U.shape != (units[kind],) or off_U.dtype != torch.bool:
                     raise PlanError(
-                        f"units to switch off in layer {layer}, {kind}, are given as "
-                        f"{off_U.dtype} {list(off_U.shape)}; give torch.bool [{num_units}]"
+                        f"expected off of layer {layer}, {kind} to be torch.bool [{units[kind]}], "
+                        f"got {off_U.dtype} {list(off_U.shape)}"
                     )
                 off_U = off_U.to(device)
-            sites.append(_Site((layer, kind), module, num_units, off_U))
+            module = modules.get_submodule(names.row)
+            sites.append(_Site((layer, kind), module, units[kind], off_U))
     unknown = sorted(set(off) - {site.key for site in sites})
     if unknown:
-        raise PlanError(f"the model has no units at {unknown[0]} that could be switched off")
+        raise PlanError(f"off names {unknown[0]}, where the model has no units")
     return sites
 
 
@@ -219,8 +206,8 @@ def _random_scores(sites: Sequence[_Site], domains: tuple[str, ...], seed: int) 
 
 def _fired(
     sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
-) -> dict[Key, Tensor]:
-    """Number of tokens at which a unit is larger than the mean one of its layer that is on."""
+) -> dict[Place, Tensor]:
+    """Number of tokens at which |h| exceeds the mean |h| of the layer's units that are on."""
     found = {}
     is_token_MT1 = (targets_MT != IGNORED)[..., None]
 
@@ -245,10 +232,10 @@ def _gate_gradients(
     *,
     gate: float = 1.0,
     by_token: bool = False,
-) -> dict[Key, Tensor]:
-    """dL/dg of each document where all units have the gate `gate`: its h dL/dh over `gate`.
+) -> dict[Place, Tensor]:
+    """dL/dg of each document if all units have the gate `gate`.
 
-    With `by_token` each token has gates of its own: the sum of the absolute values over tokens.
+    With `by_token` every token has its own gates: the sum of the absolute values over tokens.
     """
     found = {}
 
@@ -256,8 +243,8 @@ def _gate_gradients(
         x_MTUW = site.switched(x_MTUW)
         num_documents, num_positions = x_MTUW.shape[:2]
         shape = (num_documents, num_positions if by_token else 1, site.num_units, 1)
-        # One number in memory, and the gradient is summed up as soon as it is there: of all layers
-        # together these would be as large as the hidden activations.
+        # One number in memory. The gradient is summed as soon as it exists: those of all layers
+        # together would be as large as the hidden activations.
         gate_MTU1 = x_MTUW.new_tensor(gate).expand(shape).requires_grad_()
 
         def take(leaf: Tensor) -> None:
@@ -271,7 +258,7 @@ def _gate_gradients(
         gate_MTU1.register_post_accumulate_grad_hook(take)
         return x_MTUW * gate_MTU1
 
-    # Padding stands at the end, where no loss depends on it: its gradients are 0.
+    # Padding is at the end and no loss depends on it: its gradients are 0.
     with torch.enable_grad(), _visiting(sites, visit):
         loss_sum, _ = token_losses(ids_MT, targets_MT)
         loss_sum.backward()
@@ -285,9 +272,9 @@ def integrated_gradients(
     targets_MT: Tensor,
     *,
     steps: int,
-) -> dict[Key, Tensor]:
-    """Signed attributions [M, U] of each document's loss to its units, by layer and kind."""
-    total: dict[Key, Tensor] = {}
+) -> dict[Place, Tensor]:
+    """Signed attributions [M, U] of each document's loss to the units, by layer and kind."""
+    total: dict[Place, Tensor] = {}
     for step in range(steps):
         gradients = _gate_gradients(
             sites, token_losses, ids_MT, targets_MT, gate=(step + 0.5) / steps
@@ -299,14 +286,14 @@ def integrated_gradients(
 
 def _by_token(
     sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
-) -> dict[Key, Tensor]:
+) -> dict[Place, Tensor]:
     """Sum over tokens of |h dL/dh|."""
     return _gate_gradients(sites, token_losses, ids_MT, targets_MT, by_token=True)
 
 
 def _integrated(
     sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
-) -> dict[Key, Tensor]:
+) -> dict[Place, Tensor]:
     """Absolute values of the integrated gradients."""
     signed = integrated_gradients(sites, token_losses, ids_MT, targets_MT, steps=steps)
     return {key: values_MU.abs() for key, values_MU in signed.items()}
@@ -314,7 +301,7 @@ def _integrated(
 
 def _squared(
     sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
-) -> dict[Key, Tensor]:
+) -> dict[Place, Tensor]:
     """(dL/dg)^2."""
     gradients = _gate_gradients(sites, token_losses, ids_MT, targets_MT)
     return {key: values_MU.square() for key, values_MU in gradients.items()}
@@ -326,14 +313,11 @@ _MEASURES = {
     Attribution.integrated: _integrated,
     Attribution.fisher: _squared,
 }
-"""Those that read documents."""
-
-METHODS = (*_MEASURES, Attribution.random)
-"""All that scores units."""
+"""The methods that read documents."""
 
 
-def _complete(found: dict[Key, Tensor], sites: Sequence[_Site]) -> dict[Key, Tensor]:
-    if len(found) != len(sites):  # a gated MLP that is routed calls no linear
+def _complete(found: dict[Place, Tensor], sites: Sequence[_Site]) -> dict[Place, Tensor]:
+    if len(found) != len(sites):  # a routed gated MLP does not call its linears
         raise PlanError(_INSIDE)
     return found
 
@@ -346,7 +330,7 @@ def _means(
     device: torch.device,
     per_document: bool,
 ) -> UnitScores:
-    """Sums of the documents' measures over their number, or over the number of their tokens."""
+    """Means of the documents' measures, per document or per token."""
     sums = {
         site.key: torch.zeros(2, len(documents), site.num_units, dtype=torch.float64, device=device)
         for site in sites
@@ -367,14 +351,14 @@ def _means(
             num_read += len(batch)
         if not num_read:
             raise DataError(
-                f"domain {domain!r} has no document of two tokens or more to score units on; "
-                "give it some, or leave it out"
+                f"domain {domain!r} has no document of two or more tokens to score units on; add "
+                "text, or leave the domain out"
             )
     halves = {}
     for (layer, kind), sums_2KU in sums.items():
         if not sums_2KU.isfinite().all():
             raise PlanError(
-                f"scores of layer {layer}, {kind}, are not finite; the model's losses on these "
+                f"scores of layer {layer}, {kind} are not finite: the model's losses on these "
                 "documents, or their gradients, are not"
             )
         halves[layer, kind] = sums_2KU.cpu() / counts_2K[..., None]  # nan for an empty half
@@ -382,7 +366,7 @@ def _means(
 
 
 def _padded(batch: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and targets [M, T], T being what the longest document predicts."""
+    """Token ids and targets [M, T]; T is the number of targets of the longest document."""
     width = max(len(text) for text in batch) - 1
     ids_MT = np.zeros((len(batch), width), dtype=np.int64)
     targets_MT = np.full((len(batch), width), IGNORED, dtype=np.int64)
@@ -393,7 +377,7 @@ def _padded(batch: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, 
 
 @contextlib.contextmanager
 def _visiting(sites: Sequence[_Site], visit: Visit) -> Iterator[None]:
-    """Inside, what the sites' linears are given goes through `visit`."""
+    """Inside, the inputs of the sites' linears pass through `visit`."""
 
     def hook_of(site: _Site) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -412,7 +396,7 @@ def _visiting(sites: Sequence[_Site], visit: Visit) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _frozen_in_eval(model: nn.Module) -> Iterator[None]:
-    """Inside, no parameter needs a gradient and nothing is dropped out."""
+    """Inside, no parameter requires a gradient and there is no dropout."""
     in_training = [module for module in model.modules() if module.training]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

@@ -8,16 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from gr_sweep.assign.allocate import (
-    allocate,
-    contiguous_order,
-    fitting_sets,
-    misfit,
-    modularity,
-)
+from gr_sweep.assign.allocate import allocate, fitting_sets, misfit
 from gr_sweep.assign.scores import UnitScores
 from gr_sweep.routing.divide import origins
-from gr_sweep.routing.plan import ATTN, MLP, Block, RoutePlan, Split
+from gr_sweep.routing.plan import KINDS, Block, Place, RoutePlan, Split
 
 
 def assign_units(
@@ -27,23 +21,23 @@ def assign_units(
     *,
     equal_layers: bool = True,
 ) -> RoutePlan:
-    """The plan with an order of units in which each block has the units that belong to it.
+    """The plan with an order of units that gives each block the units that belong to it.
 
-    Of all assignments that fill the blocks, the one of least `misfit`: little of a domain's
-    attribution lies in blocks that it does not own, and little of what is shared is one domain's.
-    Units change places within the block that theirs is divided from.
+    Of all assignments that fill the blocks, this is the one of the least `misfit`: little of a
+    domain's attribution lies in blocks that it does not own, and shared blocks hold few units that
+    a single domain uses. Units move only within the old block that theirs is divided from.
 
     Args:
-        plan: sizes of the blocks, and who owns them.
-        before: plan of the model that was scored, whose units lie in its order; of one block alone
+        plan: the sizes of the blocks and their owners.
+        before: plan of the model that was scored, whose units are in its order; a single block
             before the first round.
-        scores: by block of `before` that is divided, of the domains that own its parts.
-        equal_layers: each layer's blocks have the sizes that `plan` gives the layer; otherwise all
-            layers together have their sum.
+        scores: for each divided block of `before`, scores for the domains that own its parts.
+        equal_layers: each layer's blocks have the sizes that `plan` gives the layer; otherwise
+            only the sums over all layers are kept.
     """
     origin_of = origins(plan, before)
-    splits: dict[tuple[int, str], Split] = {}
-    for kind in (MLP, ATTN):
+    splits: dict[Place, Split] = {}
+    for kind in KINDS:
         places = [place for place in plan.splits if place[1] == kind]
         block_of_unit = {
             place: np.zeros(plan.splits[place].num_units, dtype=np.int64) for place in places
@@ -58,29 +52,23 @@ def assign_units(
             owns_BK = _owns([plan.blocks[index] for index in new], scores[old].domains)
             groups = [[place] for place in places] if equal_layers else [places] * bool(places)
             for group in groups:
-                cost_BU = np.concatenate(
-                    [
-                        misfit(scores[old].shares(*place)[:, where[place]].numpy(), owns_BK)
-                        for place in group
-                    ],
-                    axis=1,
-                )
+                shares = [scores[old].shares(*place)[:, where[place]].numpy() for place in group]
+                cost_BU = np.concatenate([misfit(part, owns_BK) for part in shares], axis=1)
                 sizes = [sum(plan.splits[place].sizes[index] for place in group) for index in new]
                 chosen = np.array(new)[allocate(cost_BU, sizes)]
-                stops = np.cumsum([where[place].stop - where[place].start for place in group])
+                stops = np.cumsum([part.shape[1] for part in shares])
                 for place, part in zip(group, np.split(chosen, stops[:-1]), strict=True):
                     block_of_unit[place][where[place]] = part
         for place in places:
-            order, found = contiguous_order(block_of_unit[place], len(plan.blocks))
-            splits[place] = Split(found, order)
+            splits[place] = _contiguous(block_of_unit[place], len(plan.blocks))
     return replace(plan, splits={place: splits[place] for place in plan.splits})
 
 
 def wanted_sizes(plan: RoutePlan, scores: UnitScores) -> dict[str, dict[str, int]]:
-    """By kind, how many units each block of the plan would have without capacities, by its name.
+    """By kind and name of the block, how many units each block would have if sizes were free.
 
-    Each unit goes to the owners that fit its use best (`fitting_sets`): what the model wants to be
-    shared, and by whom.
+    Each unit goes to the owners that fit its use best (`fitting_sets`): what the model wants to
+    share, and between whom.
     """
     domains = scores.domains
     sets = [
@@ -88,35 +76,39 @@ def wanted_sizes(plan: RoutePlan, scores: UnitScores) -> dict[str, dict[str, int
         for block in plan.blocks
     ]
     found: dict[str, dict[str, int]] = {}
-    for kind in (MLP, ATTN):
+    for kind in KINDS:
         chosen = [
             fitting_sets(scores.shares(*place).numpy(), sets)
             for place in scores.halves
             if place[1] == kind and place in plan.splits
         ]
         if chosen:
-            counts = np.bincount(np.concatenate(chosen), minlength=len(sets))
-            found[kind] = {
-                block.name: int(count) for block, count in zip(plan.blocks, counts, strict=True)
-            }
+            counts = np.bincount(np.concatenate(chosen), minlength=len(sets)).tolist()
+            names = (block.name for block in plan.blocks)
+            found[kind] = dict(zip(names, counts, strict=True))
     return found
 
 
 def modularity_of(plan: RoutePlan, scores: UnitScores) -> float:
-    """Share of the domains' attribution outside the core that lies in blocks they own.
+    """Fraction of the domains' attribution outside the core that lies in blocks they own.
 
-    Mean over layers, kinds and domains. Blocks that everybody owns leave nothing to tell apart:
-    1 / K for K equal blocks of one domain each whose units are dealt out at random, 1 where no
-    domain uses another's units.
+    Mean over layers, kinds and domains. 1 if no domain uses units of another; 1 / K for K equal
+    blocks of one domain each whose units are assigned at random; nan if there is nothing outside
+    the core.
 
     Args:
-        plan: in whose order the units lay that were scored.
+        plan: the plan in whose order the units were scored.
     """
     owns_BK = _owns(plan.blocks, scores.domains)
     values = []
     for place, split in plan.splits.items():
         block_of_unit = np.repeat(np.arange(len(split.sizes)), split.sizes)
-        values.append(modularity(scores.shares(*place).numpy(), block_of_unit, owns_BK))
+        outside_U, owns_KU = block_of_unit != 0, owns_BK[block_of_unit].T
+        shares_KU = scores.shares(*place).numpy()
+        total_K = (shares_KU * outside_U).sum(axis=1)
+        own_K = (shares_KU * (outside_U & owns_KU)).sum(axis=1)
+        nothing = np.full(len(total_K), np.nan)
+        values.append(np.divide(own_K, total_K, out=nothing, where=total_K > 0))
     found = np.array(values)
     return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
 
@@ -136,12 +128,19 @@ def modularity_by_chance(plan: RoutePlan) -> float:
     return float(np.mean(shares)) if shares else float("nan")
 
 
+def _contiguous(block_of_unit: np.ndarray, num_blocks: int) -> Split:
+    """Brings each block's units together, within a block in their old order."""
+    order = np.argsort(block_of_unit, kind="stable")
+    sizes = np.bincount(block_of_unit, minlength=num_blocks)
+    return Split(tuple(sizes.tolist()), tuple(order.tolist()))
+
+
 def _owns(blocks: Sequence[Block], domains: Sequence[str]) -> np.ndarray:
     return np.array([[domain in block.owners for domain in domains] for block in blocks])
 
 
-def _units(before: RoutePlan, place: tuple[int, str], block: int, plan: RoutePlan) -> slice:
-    """Where a block's units lie; of a layer that was not split all are the core's."""
+def _units(before: RoutePlan, place: Place, block: int, plan: RoutePlan) -> slice:
+    """Where a block's units are; those of a layer that was not split are the core's."""
     if place in before.splits:
         return before.splits[place].slices()[block]
     return slice(0, plan.splits[place].num_units if block == 0 else 0)

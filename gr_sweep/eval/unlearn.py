@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from gr_sweep.eval.finetune import restored, warmup
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
+from gr_sweep.routing.plan import MLP
 
 STEERING = 5.0
 """Norm that activations on forgotten text are pushed to, relative to their mean norm before. An
@@ -56,7 +57,7 @@ def unlearned(
     layers = decoder_layers(model, family)
     last = max(1, len(layers) // 2) - 1
     updated = layers[max(0, last + 1 - LAYERS) : last + 1]
-    outputs = [layer.get_submodule(family.mlp_out) for layer in updated]
+    outputs = [layer.get_submodule(family.linears[MLP].row) for layer in updated]
     weights = [output.weight for output in outputs if isinstance(output, nn.Linear)]
     assert not any(isinstance(weight, DTensor) for weight in weights)  # See check_processes.
 

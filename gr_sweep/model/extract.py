@@ -1,10 +1,10 @@
-"""Physically smaller models: the units that `keep` switches off, taken out.
+"""Smaller models: the units that `keep` switches off, physically removed.
 
-The result is an ordinary Hugging Face model that needs no code of ours.
+The result is an ordinary Hugging Face model that needs none of our code.
 """
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gr_sweep.model.families import UnitLinear, family_of
-from gr_sweep.routing.plan import ATTN, MLP, RoutePlan
+from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, units_per_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,30 +23,29 @@ class KeptUnits:
     """Units of one kind in a model without the blocks that are off."""
 
     by_layer: tuple[int, ...]
-    """Those that are kept."""
+    """Number of units that each layer keeps."""
     width: int
-    """Units that each layer has in the extracted model."""
+    """Number of units that each layer of the extracted model has."""
 
     @property
     def padding(self) -> tuple[int, ...]:
-        """Zero units that each layer gets."""
+        """Zero units added to each layer."""
         return tuple(self.width - units for units in self.by_layer)
 
 
 def kept_units(plan: RoutePlan, config: Any, off: Collection[int]) -> dict[str, KeptUnits]:
-    """Units by kind that are left, and how wide every layer becomes for them.
+    """The units of each kind that are kept, and the width that they give every layer.
 
     Args:
         config: the Hugging Face config of the whole model.
-        off: indices of the blocks that are taken out.
+        off: indices of the blocks that are removed.
     """
     found = {}
-    num_groups = _num_groups(config)
-    for kind, units in {MLP: config.intermediate_size, ATTN: num_groups}.items():
+    for kind, units in units_per_layer(config).items():
         by_layer = plan.units_left(kind, units, config.num_hidden_layers, off)
         width = max(1, *by_layer)
         if kind == ATTN and width != units and family_of(config).heads_divide_width:
-            per_group = config.num_attention_heads // num_groups
+            per_group = config.num_attention_heads // units
             while config.hidden_size % (width * per_group):
                 width += 1
         found[kind] = KeptUnits(by_layer, width)
@@ -61,13 +60,12 @@ def extract(
 ) -> "PreTrainedModel":
     """The network of the core and every block that a domain of `keep` owns.
 
-    Hugging Face configs know one width for all layers: where layers keep different numbers of
-    units, the narrower ones are padded with zero units, which change nothing. So are heads, up to a
-    number that divides the residual width, where the family's config refuses any other (Llama's
-    does).
+    A Hugging Face config has one width for all layers: layers that keep fewer units are padded with
+    zero units, which change nothing. So are heads, up to a number that divides the residual width
+    if the family's config requires it (Llama).
 
     Args:
-        model: a model that is routed by `plan`; it is left as it is.
+        model: a model that is routed by `plan`; it is not changed.
         unit_linears: its linears that hold units of the plan.
         keep: domains, or nodes of their tree.
 
@@ -77,18 +75,7 @@ def extract(
     off = plan.kept_off(keep)
     kept = [index for index in range(len(plan.blocks)) if index not in off]
     plain_config: Any = model.config
-    config = copy.deepcopy(plain_config)
-    num_groups = _num_groups(config)
-    widths = {kind: units.width for kind, units in kept_units(plan, config, off).items()}
-    config.intermediate_size = widths[MLP]
-    if widths[ATTN] != num_groups:
-        per_group = config.num_attention_heads // num_groups
-        config.head_dim = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
-        config.num_attention_heads = widths[ATTN] * per_group
-        config.num_key_value_heads = widths[ATTN]
-
+    widths = {kind: units.width for kind, units in kept_units(plan, plain_config, off).items()}
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     names = {module: name for name, module in model.named_modules()}
     for linear in unit_linears:
@@ -100,7 +87,7 @@ def extract(
             state[f"{name}.bias"] = _kept(state[f"{name}.bias"], linear, kept, 0, width)
     plain_class: Any = type(model)
     with torch.random.fork_rng():
-        small: PreTrainedModel = plain_class(config)
+        small: PreTrainedModel = plain_class(_resized(plain_config, widths))
     first = next(model.parameters())
     small.to(device=first.device, dtype=first.dtype)  # type: ignore[call-arg]
     small.load_state_dict(state)
@@ -109,9 +96,19 @@ def extract(
     return small
 
 
-def _num_groups(config: Any) -> int:
-    groups: int | None = getattr(config, "num_key_value_heads", None)
-    return groups or int(config.num_attention_heads)
+def _resized(plain_config: Any, widths: Mapping[str, int]) -> Any:
+    """The config with so many units of each kind per layer."""
+    config = copy.deepcopy(plain_config)
+    config.intermediate_size = widths[MLP]
+    num_groups = units_per_layer(config)[ATTN]
+    if widths[ATTN] != num_groups:
+        per_group = config.num_attention_heads // num_groups
+        config.head_dim = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        config.num_attention_heads = widths[ATTN] * per_group
+        config.num_key_value_heads = widths[ATTN]
+    return config
 
 
 def _kept(tensor: Tensor, linear: UnitLinear, kept: Iterable[int], dim: int, width: int) -> Tensor:

@@ -1,55 +1,56 @@
 """Where each family of models keeps its units: gate, up and down; q, k, v and o.
 
-Names are those of the Hugging Face modules, relative to a decoder layer.
+Names are those of the Hugging Face modules, relative to a decoder layer. To support another family,
+add it to `FAMILIES`; for another kind of unit, see `gr_sweep.routing.plan.KINDS` and
+`Family.linears`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.linears import Units
-from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
+from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split, units_per_layer
+from gr_sweep.routing.row_routing import Units
+
+
+@dataclass(frozen=True)
+class LinearNames:
+    """Names of the linears of a decoder layer that hold the units of one kind."""
+
+    columns: tuple[str, ...]
+    """Column maps, whose weight has the units as rows: gate and up; q, k and v."""
+    row: str
+    """The row map, whose weight has the units as columns: down; o."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Names of the linears that hold units."""
+    """What routing knows of a family of models."""
 
     layers: str
-    """The list of decoder layers, from the model."""
-    mlp_in: tuple[str, ...]
-    """Linears whose rows are MLP units: gate and up, or just one."""
-    mlp_out: str
-    """The linear whose columns are MLP units."""
+    """Name of the list of decoder layers in the model."""
+    linears: Mapping[str, LinearNames]
+    """The linears by kind of unit. A kind that is missing cannot be split."""
     gated_mlp: str | None = None
-    """The module that computes `down_proj(act(gate_proj(x)) * up_proj(x))`; None where there is
-    none."""
-    heads_in: tuple[str, str, str] | None = None
-    """q, k, v; None where they cannot be taken apart."""
-    heads_out: str | None = None
-    """o."""
+    """Module that computes `down_proj(act(gate_proj(x)) * up_proj(x))`, if there is one."""
     head_norms: tuple[str, ...] = ()
     """Norms over the features of each head of q and k."""
     heads_divide_width: bool = False
     """Whether the config refuses a number of heads that does not divide the residual width."""
     why_whole: str = ""
-    """Why attention cannot be split, where it cannot."""
+    """Why attention cannot be split, if it cannot."""
 
 
-_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_GATED = Family(
-    "model.layers",
-    ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.down_proj",
-    "mlp",
-    _QKV,
-    "self_attn.o_proj",
+_GATED_MLP = LinearNames(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+_HEADS = LinearNames(
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"
 )
+_GATED = Family("model.layers", {MLP: _GATED_MLP, ATTN: _HEADS}, gated_mlp="mlp")
 _WHOLE_NORM = replace(
-    _GATED, heads_in=None, heads_out=None, why_whole="it normalises q and k across all heads"
+    _GATED, linears={MLP: _GATED_MLP}, why_whole="it normalises q and k across all heads"
 )
 
 FAMILIES = {
@@ -62,8 +63,7 @@ FAMILIES = {
     "olmo3": _WHOLE_NORM,
     "gpt_neox": Family(
         "gpt_neox.layers",
-        ("mlp.dense_h_to_4h",),
-        "mlp.dense_4h_to_h",
+        {MLP: LinearNames(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h")},
         why_whole="its head size follows from the number of heads, and q, k and v are one matrix",
     ),
 }
@@ -78,27 +78,26 @@ def family_of(config: Any) -> Family:
     """
     if config.model_type not in FAMILIES:
         raise PlanError(
-            f"model type {config.model_type!r} cannot be routed; known are {', '.join(FAMILIES)}"
+            f"model type {config.model_type!r} is not supported; expected one of "
+            f"{', '.join(FAMILIES)}"
         )
     return FAMILIES[config.model_type]
 
 
 def check_plan(plan: RoutePlan, config: Any) -> None:
-    """Raises PlanError where the plan asks of a model what its family or shape cannot give."""
+    """Raises PlanError if the model's family or shape does not allow the plan."""
     if not plan.splits:
         return
-    family = family_of(config)
-    num_groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    units = {MLP: config.intermediate_size, ATTN: num_groups}
+    family, units = family_of(config), units_per_layer(config)
     for (layer, kind), split in plan.splits.items():
-        if kind == ATTN and family.heads_in is None:
+        if kind not in family.linears:
             raise PlanError(
                 f"attention of model type {config.model_type!r} cannot be split: "
                 f"{family.why_whole}; set plan.attn_shared=1"
             )
         if layer >= config.num_hidden_layers or split.num_units != units[kind]:
             raise PlanError(
-                f"the plan gives layer {layer} {split.num_units} {kind} units; the model has "
+                f"the plan gives layer {layer} {split.num_units} {kind} units, but the model has "
                 f"{config.num_hidden_layers} layers of {units[kind]}"
             )
 
@@ -110,16 +109,16 @@ def decoder_layers(model: nn.Module, family: Family) -> Sequence[nn.Module]:
 
 @dataclass(frozen=True)
 class UnitLinear:
-    """A linear that holds units of one layer and kind."""
+    """A linear that holds the units of one layer and kind."""
 
     module: nn.Linear
     kind: str
     """"mlp" or "attn"."""
     split: Split
     width: int
-    """Rows or columns of the weight that a unit has."""
+    """Rows or columns of the weight per unit."""
     is_row: bool
-    """Units are columns of the weight (down, o), not rows (gate, up, q, k, v)."""
+    """Whether units are columns of the weight (down, o) instead of rows (gate, up, q, k, v)."""
 
     @property
     def units(self) -> Units:
@@ -128,7 +127,7 @@ class UnitLinear:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Those whose rows or columns are units; the bias of a row map is none of them."""
+        """Parameters whose rows or columns are units; not the bias of a row map."""
         weight, bias = self.module.weight, self.module.bias
         return [weight] if self.is_row or bias is None else [weight, bias]
 
@@ -142,16 +141,11 @@ def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
     layers = decoder_layers(model, family)
     found: list[UnitLinear] = []
     for (layer, kind), split in plan.splits.items():
-        if kind == MLP:
-            names: tuple[str, ...] = family.mlp_in
-            out_name = family.mlp_out
-        else:
-            assert family.heads_in is not None and family.heads_out is not None  # check_plan
-            names, out_name = family.heads_in, family.heads_out
-        for name in (*names, out_name):
+        names = family.linears[kind]
+        for name in (*names.columns, names.row):
             module = layers[layer].get_submodule(name)
             assert isinstance(module, nn.Linear)
-            is_row = name == out_name
+            is_row = name == names.row
             features = module.in_features if is_row else module.out_features
             found.append(UnitLinear(module, kind, split, features // split.num_units, is_row))
     return found

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gr_sweep.errors import PlanError
 from gr_sweep.model.route import RoutedModel
-from gr_sweep.routing.linears import Routing
+from gr_sweep.routing.modules import Routing
 
 IGNORED = -100
 """Target that counts in no loss and sends nothing back, as torch's `ignore_index`."""

@@ -1,10 +1,11 @@
-"""Edges and owners to route weights: what multiplies a gradient, by domain and block.
+"""From edges and owners to the factors on gradients, by domain and block.
 
-Source: Cloud et al. 2024, arXiv 2410.04332, section 3; the table of DESIGN (edges). Two edges are
-told apart: the weight edge (token to the block's parameters) and the activation edge (through the
-block's units to what lies upstream).
+Source: Cloud et al. 2024, arXiv 2410.04332, section 3; the table is in DESIGN (edges). Two edges
+are told apart: the weight edge (from the token to the block's parameters) and the activation edge
+(through the block's units to what lies upstream).
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gr_sweep.domains import UNLABELLED
@@ -16,60 +17,119 @@ EDGE_CHOICES = ("none", "weight", "act", "both")
 
 @dataclass(frozen=True)
 class RouteWeights:
-    """What multiplies the gradients of each domain's tokens. Unlabelled tokens have 1
-    everywhere."""
-
-    weight_edge: dict[str, tuple[float, ...]]
-    """Domain to a factor a block, on the gradient of the block's parameters; of columns of output
-    matrices see `outputs`."""
-    outputs: dict[str, tuple[float, ...]]
-    """Domain to a factor a block, on the gradient of the block's columns of down and o."""
-    act_edge: dict[str, tuple[float, ...]]
-    """Domain to a factor a block, on the gradient through the block's units to their inputs."""
-    rest: dict[str, float]
-    """Domain to the factor on the gradient of all parameters that are no unit's."""
-
-
-def route_weights(
-    plan: RoutePlan,
-    edges: str,
-    *,
-    foreign_weight: float = 0.0,
-    foreign_core_weight: float = 0.0,
-    foreign_core_rest: float = 0.0,
-    foreign_outputs: float | None = None,
-) -> RouteWeights:
-    """The factors of every domain and block.
-
-    `foreign_outputs` is the route weight of the output columns (down, o) of a foreign block, the
-    core's too; None: as the block's other parameters. At 1 the columns learn in full, as they do
-    where the hidden activation is masked, `m * h + (1 - m) * h.detach()` (Cloud et al., ERA).
+    """What cuts the gradients of foreign blocks, and what "cut" means. A route weight multiplies a
+    gradient; it may be any real number.
 
     Raises:
-        PlanError: `edges` that is none of none, weight, act, both.
+        PlanError: `edges` is not one of none, weight, act, both.
     """
-    if edges not in EDGE_CHOICES:
-        raise PlanError(f"edges={edges!r} is unknown; choose one of {', '.join(EDGE_CHOICES)}")
-    ones = (1.0,) * len(plan.blocks)
-    weight_edge = {UNLABELLED: ones}
-    outputs = {UNLABELLED: ones}
-    act_edge = {UNLABELLED: ones}
-    rest = {UNLABELLED: 1.0}
-    for domain in plan.domains:
-        factors = tuple(
-            1.0
-            if plan.owns(domain, block)
-            else float(foreign_core_weight if block.is_core else foreign_weight)
-            for block in plan.blocks
-        )
-        columns = factors
-        if foreign_outputs is not None:
-            columns = tuple(
-                1.0 if plan.owns(domain, block) else float(foreign_outputs) for block in plan.blocks
+
+    edges: str = "both"
+    """The edges that are cut: "none", "weight", "act" or "both"."""
+    foreign_weight: float = 0.0
+    """Route weight of a foreign block."""
+    foreign_core_weight: float = 0.0
+    """Route weight of the core's units if the core is foreign."""
+    foreign_core_rest: float = 0.0
+    """Route weight of all parameters that belong to no unit if the core is foreign."""
+    foreign_outputs: float | None = None
+    """Route weight of the output columns (down, o) of a foreign block, including the core; None:
+    that of the block's other parameters. With 1 these columns learn in full, as they do if the
+    hidden activation is masked, `m * h + (1 - m) * h.detach()` (Cloud et al., ERA)."""
+
+    def __post_init__(self) -> None:
+        if self.edges not in EDGE_CHOICES:
+            raise PlanError(
+                f"invalid value for edges: {self.edges!r}; expected one of "
+                f"{', '.join(EDGE_CHOICES)}"
             )
-        weight_edge[domain] = factors if edges in ("weight", "both") else ones
-        outputs[domain] = columns if edges in ("weight", "both") else ones
-        act_edge[domain] = factors if edges in ("act", "both") else ones
-        cut_rest = edges in ("weight", "both") and not plan.owns(domain, plan.core)
-        rest[domain] = float(foreign_core_rest) if cut_rest else 1.0
-    return RouteWeights(weight_edge, outputs, act_edge, rest)
+
+    @property
+    def cuts_weights(self) -> bool:
+        """Whether the weight edge is cut."""
+        return self.edges in ("weight", "both")
+
+    @property
+    def cuts_activations(self) -> bool:
+        """Whether the activation edge is cut."""
+        return self.edges in ("act", "both")
+
+
+Table = list[list[float]]
+"""A line per group of rows or tokens, a factor per block."""
+
+
+class GroupFactors:
+    """Factors on the gradients of groups of rows or tokens. Each group has one domain, and one set
+    of blocks that are off, whose factor is 0 everywhere. Unlabelled groups are not cut."""
+
+    on: Table
+    """1 if the block is on, else 0."""
+    weight: Table
+    """On the gradient of the block's parameters, except the columns of output matrices."""
+    outputs: Table
+    """On the gradient of the block's columns of down and o."""
+    act: Table
+    """On the gradient through the block's units to their inputs."""
+    through_heads: Table
+    """On the gradient of parameters of the rest that are upstream of the block's head groups."""
+    rest: list[float]
+    """On the gradient of all parameters that belong to no unit."""
+
+    def __init__(
+        self,
+        plan: RoutePlan,
+        weights: RouteWeights,
+        domains: Sequence[str],
+        off: Sequence[Collection[int]],
+    ) -> None:
+        """A group per domain, with the indices of its blocks that are off."""
+        self.on, self.weight, self.outputs, self.act, self.through_heads = [], [], [], [], []
+        self.rest = []
+        core, other = weights.foreign_core_weight, weights.foreign_weight
+        columns, cuts_weights = weights.foreign_outputs, weights.cuts_weights
+        for domain, blocks_off in zip(domains, off, strict=True):
+            on = [float(index not in blocks_off) for index in range(len(plan.blocks))]
+            weight = outputs = _factors(plan, domain, cuts_weights, core, other)
+            if columns is not None:
+                outputs = _factors(plan, domain, cuts_weights, columns, columns)
+            act = _factors(plan, domain, weights.cuts_activations, core, other)
+            rest = _factors(plan, domain, cuts_weights, weights.foreign_core_rest, other)[0]
+            self.on.append(on)
+            self.weight.append(_times(on, weight))
+            self.outputs.append(_times(on, outputs))
+            self.act.append(_times(on, act))
+            self.through_heads.append([rest * factor for factor in act])
+            self.rest.append(rest)
+        self.cuts_nothing = all(
+            factor == 1.0
+            for table in (self.weight, self.outputs, self.act, [self.rest])
+            for line in table
+            for factor in line
+        )
+
+
+def _factors(plan: RoutePlan, domain: str, is_cut: bool, core: float, other: float) -> list[float]:
+    """A factor per block: 1, or if the edge is cut and the block foreign, its route weight."""
+    if domain == UNLABELLED or not is_cut:
+        return [1.0] * len(plan.blocks)
+    return [
+        1.0 if plan.owns(domain, block) else float(core if block.is_core else other)
+        for block in plan.blocks
+    ]
+
+
+def _times(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [x * y for x, y in zip(a, b, strict=True)]
+
+
+def by_feature(table: Sequence[Sequence[float]], units: Sequence[slice]) -> Table:
+    """A column per feature, from a column per block; `units` are each block's features."""
+    return [
+        [
+            factor
+            for factor, part in zip(line, units, strict=True)
+            for _ in range(part.stop - part.start)
+        ]
+        for line in table
+    ]

@@ -242,8 +242,8 @@ class RoutePlan:
                 splits[layer, kind] = Split(sizes, None if order is None else tuple(order))
         if len(merged) > 1 and not splits:
             raise PlanError(
-                "plan.mlp_shared=1 and plan.attn_shared=1 leave no units to the blocks; lower one "
-                "of them, or use plan=none"
+                "plan.mlp_shared=1 and plan.attn_shared=1 leave the blocks without units; lower "
+                "one of them, or use plan=none"
             )
         plan = cls(domains, merged, splits)
         plan.check()

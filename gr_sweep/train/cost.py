@@ -100,25 +100,24 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
     num_rows = sum(counts.values())
     unit_modules = {linear.module for linear in routed.unit_linears}
     linears = [m for m in routed.model.modules() if isinstance(m, nn.Linear)]
-    weights = routed.route_weights
+    factors = routed.group_factors(groups)
     # Of a linear that holds no units, the weight's gradient is left out where the core is foreign.
-    learned = sum(g.count for g in groups if weights.rest[g.domain] != 0.0) / num_rows
+    rest = zip(groups, factors.rest, strict=True)
+    learned = sum(group.count for group, factor in rest if factor != 0.0) / num_rows
     uses = 2.0 + (learned if groups else 1.0)
     total = sum(uses * m.weight.numel() for m in linears if m not in unit_modules)
     for linear in routed.unit_linears:
         per_unit = linear.module.weight.numel() / linear.split.num_units
-        for group in groups:
-            off = routed.plan.off_blocks(group.off)
+        learned_by = factors.outputs if linear.is_row else factors.weight
+        for index, group in enumerate(groups):
             for block, size in enumerate(linear.split.sizes):
-                if block in off:
+                if not factors.on[index][block]:
                     continue
-                of_columns = weights.outputs if linear.is_row else weights.weight_edge
-                learns = of_columns[group.domain][block] != 0.0
-                passes = weights.act_edge[group.domain][block] != 0.0
+                learns = learned_by[index][block] != 0.0
                 # What a unit gets back is for its own parameters, and for what lies upstream.
-                sends = passes
+                sends = factors.act[index][block] != 0.0
                 if linear.is_row:
-                    sends = passes or weights.weight_edge[group.domain][block] != 0.0
+                    sends = sends or factors.weight[index][block] != 0.0
                 total += (1 + learns + sends) * size * per_unit * group.count / num_rows
     return total
 

@@ -1,20 +1,13 @@
+"""Assignments of units to blocks: exact, deterministic, and what they cost."""
+
 import itertools
 
 import numpy as np
 import pytest
 
 from gr_sweep.assign import allocate as module
-from gr_sweep.assign.allocate import (
-    allocate,
-    contiguous_order,
-    fitting_sets,
-    misfit,
-    modularity,
-    prices,
-)
+from gr_sweep.assign.allocate import allocate, fitting_sets, misfit, prices
 from gr_sweep.errors import PlanError
-from gr_sweep.routing import plan
-from gr_sweep.routing.plan import Split
 
 LATTICE = [
     frozenset(chosen) for size in (3, 2, 1) for chosen in itertools.combinations(range(3), size)
@@ -60,7 +53,7 @@ def test_of_one_domain_and_all_the_core_gets_what_more_than_half_of_them_use():
     assert core == pytest.approx(own)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("solve", [module._by_matching, module._by_linear_program])
 def test_no_assignment_of_all_there_are_costs_less(seed, solve):
     random = np.random.default_rng(seed)
@@ -87,15 +80,21 @@ def test_matching_and_linear_program_agree(seed, num_units):
     assert np.bincount(two, minlength=len(OWNS)).tolist() == sizes
 
 
-def test_the_same_costs_give_the_same_assignment():
-    cost_BU = np.random.default_rng(0).integers(0, 3, (4, 700)) / 3
-    first = allocate(cost_BU, [400, 100, 100, 100])
-    assert np.array_equal(first, allocate(cost_BU.copy(), [400, 100, 100, 100]))
+@pytest.mark.parametrize("num_costs", [1, 3])
+def test_ties_are_assigned_the_same_way_each_time(num_costs):
+    cost_BU = np.random.default_rng(0).integers(0, num_costs, (4, 700)) / 3
+    sizes = [599, 0, 1, 100]
+    first = allocate(cost_BU, sizes)
+    assert np.bincount(first, minlength=4).tolist() == sizes
+    assert np.array_equal(first, allocate(cost_BU.copy(), sizes))
 
 
-def test_many_units_that_all_cost_the_same_are_assigned():
-    block_of_unit = allocate(np.zeros((3, 1000)), [1, 0, 999])
-    assert np.bincount(block_of_unit, minlength=3).tolist() == [1, 0, 999]
+@pytest.mark.slow
+def test_a_whole_network_is_assigned_together():
+    """`procedure.equal_layers=false`: 32,768 units and 4 blocks, about a minute."""
+    cost_BU = misfit(heavy_tailed(np.random.default_rng(0), 32_768), OWNS[[0, 4, 5, 6]])
+    sizes = [16_384, 5461, 5461, 5462]
+    assert np.bincount(allocate(cost_BU, sizes)).tolist() == sizes
 
 
 def test_greedy_assignment_is_beaten():
@@ -108,7 +107,7 @@ def test_greedy_assignment_is_beaten():
 
 @pytest.mark.parametrize("sizes", [[1, 1], [2, 2], [3], [1, 1, 1], [4, -1]])
 def test_sizes_that_do_not_fit_the_units_are_refused(sizes):
-    with pytest.raises(PlanError, match="do not fit 2 blocks and 3 units"):
+    with pytest.raises(PlanError, match="2 blocks whose sum is 3"):
         allocate(np.zeros((2, 3)), sizes)
 
 
@@ -116,7 +115,7 @@ def test_sizes_that_do_not_fit_the_units_are_refused(sizes):
 def test_units_that_two_domains_share_go_to_the_block_of_those_two(num_units):
     """The truth: each unit serves the domains of one owner set, alike but for noise."""
     random = np.random.default_rng(1)
-    sizes = plan.divide_units(num_units, 0.4, 6)
+    sizes = [num_units * 2 // 5, *[num_units // 10] * 6]
     truth = random.permutation(np.repeat(np.arange(7), sizes))
     shares_KU = OWNS[truth].T * random.uniform(0.9, 1.1, (3, num_units))
     shares_KU += random.uniform(0, 0.02, (3, num_units))
@@ -126,7 +125,6 @@ def test_units_that_two_domains_share_go_to_the_block_of_those_two(num_units):
     is_shared = np.isin(truth, [0, 1, 2, 3])  # the core and the pairs
     assert np.array_equal(block_of_unit[is_shared], truth[is_shared])
     assert np.array_equal(block_of_unit, truth)
-    assert (modularity(shares_KU, block_of_unit, OWNS) > 0.97).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -157,28 +155,3 @@ def test_fitting_sets_of_hand_made_units():
     # In whichever order the sets stand.
     backwards = LATTICE[::-1]
     assert [backwards[place] for place in fitting_sets(shares_KU, backwards)] == owners
-
-
-def test_modularity_of_a_hand_made_assignment():
-    shares_KU = np.array([[0.5, 0.25, 0.25, 0.0], [0.0, 0.1, 0.3, 0.6], [1.0, 0.0, 0.0, 0.0]])
-    owns_BK = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0]])
-    found = modularity(shares_KU, np.array([0, 1, 2, 2]), owns_BK)
-    np.testing.assert_allclose(found, [0.5, 0.9, np.nan])
-
-
-def test_modularity_of_a_random_assignment_to_k_blocks_is_one_kth():
-    random = np.random.default_rng(0)
-    shares_KU = random.uniform(size=(3, 9000))
-    block_of_unit = random.permutation(np.repeat([1, 2, 3], 3000))
-    owns_BK = np.concatenate([np.ones((1, 3)), np.eye(3)])
-    np.testing.assert_allclose(modularity(shares_KU, block_of_unit, owns_BK), 1 / 3, atol=0.02)
-
-
-def test_the_order_brings_each_block_together_and_fits_a_plan():
-    block_of_unit = np.array([2, 0, 3, 0, 2, 0])
-    order, sizes = contiguous_order(block_of_unit, 5)
-    assert order == (1, 3, 5, 0, 4, 2) and sizes == (3, 0, 2, 1, 0)
-    split = Split(sizes, order)
-    assert sorted(order) == list(range(6)) and split.num_units == 6
-    for block, units in enumerate(split.slices()):
-        assert (block_of_unit[list(order[units])] == block).all()

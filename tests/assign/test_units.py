@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from gr_sweep.assign.scores import UnitScores
-from gr_sweep.assign.units import assign_units, modularity_of, wanted_sizes
+from gr_sweep.assign.units import (
+    assign_units,
+    modularity_by_chance,
+    modularity_of,
+    wanted_sizes,
+)
 from gr_sweep.routing.divide import split_further
-from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.routing.plan import Block, RoutePlan, Split
 
 SHAPE = SimpleNamespace(
     num_hidden_layers=2, intermediate_size=12, num_attention_heads=4, num_key_value_heads=4
@@ -114,6 +119,21 @@ def reordered(of_units: UnitScores, plan: RoutePlan) -> UnitScores:
         for place, table in of_units.halves.items()
     }
     return UnitScores(of_units.domains, halves)
+
+
+def test_modularity_of_a_hand_made_network():
+    """Core, code + creative, biology: 1, 1 and 2 units; the second domain loses a tenth."""
+    blocks = (
+        Block("core", frozenset(DOMAINS), is_core=True),
+        Block("code+creative", frozenset(["code", "creative"])),
+        Block("biology", frozenset(["biology"])),
+    )
+    plan = RoutePlan(DOMAINS, blocks, {(0, "mlp"): Split((1, 1, 2))})
+    table = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.0, 0.1, 0.3, 0.6], [1.0, 0.0, 0.0, 0.0]])
+    found = UnitScores(DOMAINS, {(0, "mlp"): torch.stack([table, table]).double()})
+    # Code 0.25 of 0.5, biology 0.9 of 1; creative uses the core alone and does not count.
+    assert modularity_of(plan, found) == pytest.approx((0.5 + 0.9) / 2)
+    assert modularity_by_chance(plan) == pytest.approx((1 / 3 + 2 / 3 + 1 / 3) / 3)
 
 
 def test_modularity_is_chance_where_everybody_uses_everything():

@@ -14,8 +14,8 @@ from torch._dynamo.utils import counters
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
+from gr_sweep.routing.cover import CALL_MULTIPLY_ADDS
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.rows import CALL_MULTIPLY_ADDS
 from tests.model.compare import gradients
 from tests.model.tiny import tiny_ids, tiny_model
 from tests.reference import assert_same

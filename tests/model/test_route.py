@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from gr_sweep.errors import PlanError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
-from gr_sweep.routing.linears import RoutedModule
+from gr_sweep.routing.modules import RoutedModule
 from gr_sweep.routing.plan import RoutePlan
 from tests.model.compare import gradients, reference_of, route
 from tests.model.tiny import (
@@ -268,7 +268,7 @@ def test_parts_of_a_micro_batch_have_the_gradients_of_the_whole(edges, kind, for
     assert_same(passed(slice(0, 4), slice(4, 8)), whole)
     assert_same(passed(*(slice(row, row + 1) for row in range(8))), whole)
     with (
-        pytest.raises(PlanError, match="says 4 sequences, the model was given 8"),
+        pytest.raises(PlanError, match="has 4 sequences, but the model was given 8"),
         routed.batch(counts, rows=slice(4, 8)),
     ):
         model(input_ids=ids)

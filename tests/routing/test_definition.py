@@ -2,7 +2,7 @@
 
 edges x plan x foreign dropout x units x route weights, over uneven micro-batches with empty
 domains, unlabelled sequences and nested domains; then the same for labels that change inside a
-sequence.
+sequence. The default run crosses these pairwise, the whole product is slow.
 """
 
 import functools
@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from gr_sweep.model.route import route_model
+from gr_sweep.routing.cover import CALL_MULTIPLY_ADDS
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.rows import CALL_MULTIPLY_ADDS
 from tests.model.compare import assert_follows_the_definition, gradients, route
 from tests.model.tiny import KV_HEADS, MLP, tiny_ids, tiny_model
+from tests.pairwise import crossed
 from tests.reference import Cut, assert_same, loss_sum
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
@@ -56,26 +57,22 @@ WEIGHTS = {
     },
     "odd outputs": {"foreign_core_weight": -0.5, "foreign_outputs": 0.3},
 }
-
-
-# Where nothing is cut, route weights multiply nothing; where weights are not, outputs are not.
 CUTS = [
     (edges, weights)
     for edges in EDGES
     for weights, settings in WEIGHTS.items()
+    # Without a cut, route weights multiply nothing; without a cut of weights, outputs have none.
     if weights == "cut"
     or edges in ("weight", "both")
     or (edges == "act" and "foreign_outputs" not in settings)
 ]
-
-
 PRODUCTS = {"sliced": 0.0, "dense": float("inf")}
-"""What a call costs: nothing, so that every product is sliced; or all that slicing could save."""
+"""The cost of a call: nothing, so that every product is sliced; or more than slicing can save."""
 
 
 @pytest.fixture(params=PRODUCTS)
 def products(request, monkeypatch):
-    """Both ways of computing the products of an MLP, whatever pays at this size."""
+    """Both ways of computing the products of an MLP, whichever pays at this size."""
     monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", PRODUCTS[request.param])
     return request.param
 
@@ -86,11 +83,15 @@ def models(units: str):
     return tiny_model(tie_word_embeddings=is_tied), tiny_model(tie_word_embeddings=is_tied)
 
 
-@pytest.mark.parametrize("units", UNITS)
-@pytest.mark.parametrize("foreign_dropout", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize(("edges", "weights"), CUTS)
-def test_row_groups_follow_the_definition(edges, plan, foreign_dropout, weights, units, products):
+@pytest.mark.parametrize(
+    ("edges_and_weights", "plan", "foreign_dropout", "units", "product"),
+    crossed(CUTS, list(PLANS), [0.0, 0.5, 1.0], list(UNITS), list(PRODUCTS)),
+)
+def test_row_groups_follow_the_definition(
+    edges_and_weights, plan, foreign_dropout, units, product, monkeypatch
+):
+    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", PRODUCTS[product])
+    edges, weights = edges_and_weights
     model, plain = models(units)
     route_plan = PLANS[plan](model.config, **UNITS[units])
     cut = Cut(edges, **WEIGHTS[weights])
@@ -103,13 +104,14 @@ def test_row_groups_follow_the_definition(edges, plan, foreign_dropout, weights,
     assert_follows_the_definition(routed, plain, cut, micro_batches)
 
 
-@pytest.mark.parametrize("units", ["mlp and attention", "one layer, reordered"])
-@pytest.mark.parametrize("foreign_dropout", [0.0, 1.0])
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize(("edges", "weights"), CUTS)
+@pytest.mark.parametrize(
+    ("edges_and_weights", "plan", "foreign_dropout", "units"),
+    crossed(CUTS, list(PLANS), [0.0, 1.0], ["mlp and attention", "one layer, reordered"]),
+)
 def test_labels_that_change_inside_a_sequence_follow_the_definition(
-    edges, plan, foreign_dropout, weights, units
+    edges_and_weights, plan, foreign_dropout, units
 ):
+    edges, weights = edges_and_weights
     model, plain = models(units)
     route_plan = PLANS[plan](model.config, **UNITS[units])
     cut = Cut(edges, **WEIGHTS[weights])
@@ -122,14 +124,13 @@ def test_labels_that_change_inside_a_sequence_follow_the_definition(
     assert_follows_the_definition(routed, plain, cut, micro_batches)
 
 
-@pytest.mark.parametrize("foreign_dropout", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("edges", EDGES)
-def test_experts_that_are_apart_are_always_off_for_each_other(edges, foreign_dropout, products):
+@pytest.mark.parametrize(("edges", "foreign_dropout"), crossed(EDGES, [0.0, 0.5, 1.0]))
+def test_isolated_experts_are_always_off_for_each_other(edges, foreign_dropout):
     model, plain = tiny_model(), tiny_model()
     labels = ["code", "biology/cells", "biology/virology"]
-    apart = (frozenset(labels[:1]), frozenset(labels[1:]))
-    route_plan = RoutePlan.tree(model.config, domains=labels, attn_shared=0.25)
-    routed = route(model, replace(route_plan, isolated_domains=apart), Cut(edges), foreign_dropout)
+    isolated = (frozenset(labels[:1]), frozenset(labels[1:]))
+    plan = RoutePlan.tree(model.config, domains=labels, attn_shared=0.25)
+    routed = route(model, replace(plan, isolated_domains=isolated), Cut(edges), foreign_dropout)
     micro_batch = {"code": 3, "biology/cells": 4, "unlabelled": 1}
     offs = {}
     for group in routed.row_groups(micro_batch):
@@ -142,16 +143,17 @@ def test_experts_that_are_apart_are_always_off_for_each_other(edges, foreign_dro
     assert_follows_the_definition(routed, plain, Cut(edges), [micro_batch])
 
 
-@pytest.mark.parametrize("foreign_dropout", [0.0, 1.0])
-@pytest.mark.parametrize("apart", [(), (("code",), ("biology", "creative"))])
-@pytest.mark.parametrize("plan", ["peers", "forget", "lattice"])
-def test_one_label_a_sequence_gives_the_gradients_of_row_groups(plan, apart, foreign_dropout):
+@pytest.mark.parametrize(
+    ("plan", "isolated", "foreign_dropout"),
+    crossed(["peers", "forget", "lattice"], [(), (("code",), ("biology", "creative"))], [0.0, 1.0]),
+)
+def test_one_label_per_sequence_gives_the_gradients_of_row_groups(plan, isolated, foreign_dropout):
     """The two fast paths against each other."""
     found = []
     for by_token in (False, True):
         model = tiny_model()
         route_plan = PLANS[plan](model.config, attn_shared=0.25)
-        route_plan = replace(route_plan, isolated_domains=tuple(map(frozenset, apart)))
+        route_plan = replace(route_plan, isolated_domains=tuple(map(frozenset, isolated)))
         routed = route(model, route_plan, Cut("both", 0.3, -0.5, 0.25), foreign_dropout)
         first, _, third = route_plan.domains
         counts, labels_N = {third: 2, first: 1, "unlabelled": 1}, torch.tensor([2, 2, 0, -1])
@@ -166,27 +168,23 @@ def test_one_label_a_sequence_gives_the_gradients_of_row_groups(plan, apart, for
     assert_same(found[1], found[0])
 
 
-@pytest.mark.parametrize("edges", ["none", "act"])
 @pytest.mark.parametrize("by_token", [False, True])
-def test_outputs_have_no_weight_of_their_own_where_weights_are_not_cut(edges, by_token):
+@pytest.mark.parametrize(
+    ("cut", "same_as"),
+    [
+        # Outputs have no weight of their own where weights are not cut.
+        (Cut("none", 0.0, -0.5, foreign_outputs=0.3), Cut("none", 0.0, -0.5)),
+        (Cut("act", 0.0, -0.5, foreign_outputs=0.3), Cut("act", 0.0, -0.5)),
+        # They may be all that is cut.
+        (Cut("weight", 1.0, 1.0, 1.0, foreign_outputs=0.3), None),
+    ],
+)
+def test_outputs_follow_the_definition(cut, same_as, by_token):
     model, plain = tiny_model(), tiny_model()
     plan = PLANS["forget"](model.config, attn_shared=0.25)
-    cut = Cut(edges, foreign_core_weight=-0.5, foreign_outputs=0.3)
-    routed = route(model, plan, cut)
     labels_NT = torch.tensor([[1, 1, 2, 2, 0], [-1, 0, 1, 1, 1]])
     micro_batch = labels_NT if by_token else {"code": 2, "biology": 2}
-    assert_follows_the_definition(
-        routed, plain, Cut(edges, foreign_core_weight=-0.5), [micro_batch]
-    )
-
-
-@pytest.mark.parametrize("by_token", [False, True])
-def test_outputs_may_be_all_that_is_cut(by_token):
-    model, plain = tiny_model(), tiny_model()
-    plan = PLANS["peers"](model.config, attn_shared=0.25)
-    cut = Cut("weight", foreign_weight=1.0, foreign_outputs=0.3)
-    micro_batch = torch.tensor([[1, 1, 2, 2, 0]]) if by_token else {"code": 2, "biology": 2}
-    assert_follows_the_definition(route(model, plan, cut), plain, cut, [micro_batch])
+    assert_follows_the_definition(route(model, plan, cut), plain, same_as or cut, [micro_batch])
 
 
 def test_outputs_in_full_are_a_mask_on_the_hidden_activation(products):
@@ -209,10 +207,12 @@ def test_outputs_in_full_are_a_mask_on_the_hidden_activation(products):
     assert_same(gradients(model), gradients(plain))
 
 
-@pytest.mark.parametrize("foreign_outputs", [None, 0.3])
-@pytest.mark.parametrize("edges", EDGES)
-def test_mlps_with_biases_follow_the_definition(edges, foreign_outputs, products):
-    """Those of gate and up belong to units, that of down to the rest."""
+@pytest.mark.parametrize(
+    ("edges", "foreign_outputs", "product"), crossed(EDGES, [None, 0.3], list(PRODUCTS))
+)
+def test_mlps_with_biases_follow_the_definition(edges, foreign_outputs, product, monkeypatch):
+    """The biases of gate and up belong to units, that of down to the rest."""
+    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", PRODUCTS[product])
     model, plain = tiny_model(mlp_bias=True), tiny_model(mlp_bias=True)
     assert model.model.layers[0].mlp.down_proj.bias is not None
     plan, cut = PLANS["forget"](model.config), Cut(edges, foreign_outputs=foreign_outputs)
@@ -228,81 +228,68 @@ def test_two_forgotten_domains_follow_the_definition():
     assert_follows_the_definition(routed, plain, cut, [{"code": 3, "biology": 2, "creative": 2}])
 
 
-def test_core_blocks_without_units_follow_the_definition():
+def test_a_core_without_units_follows_the_definition():
     model, plain = tiny_model(), tiny_model()
     plan = RoutePlan.peers(model.config, domains=FLAT, mlp_shared=0.0, attn_shared=0.0)
     routed = route(model, plan, Cut("both"), 1.0)
     assert_follows_the_definition(routed, plain, Cut("both"), [{"creative": 1, "code": 2}])
 
 
-def test_backward_may_run_after_the_batch_has_been_left(products):
-    found = []
-    for inside in (True, False):
-        model = tiny_model()
-        routed = route(model, PLANS["forget"](model.config, attn_shared=0.5), Cut("both", 0.3), 0.5)
-        ids = tiny_ids(6)
-        with routed.batch({"code": 2, "biology": 2, "creative": 2}):
-            loss = loss_sum(model(input_ids=ids).logits, ids)
-            if inside:
-                loss.backward()
-        if not inside:
+def step(model, routed, counts, *, after=False, seed=0):
+    """One forward and backward pass; the backward pass inside the batch, or after it."""
+    ids = tiny_ids(sum(counts.values()), seed=seed)
+    with routed.batch(counts):
+        loss = loss_sum(model(input_ids=ids, use_cache=False).logits, ids)
+        if not after:
             loss.backward()
-        found.append(gradients(model))
-    for name, gradient in found[0].items():
-        assert torch.equal(gradient, found[1][name]), name
+    if after:
+        loss.backward()
+    return gradients(model)
 
 
-def test_micro_batches_add_to_the_gradients_that_are_there(products):
-    """No gradient is allocated anew: what another micro-batch brings is added in place."""
+EQUAL = {"code": 2, "biology": 2, "creative": 2}
+
+
+def forget(edges="both"):
     model = tiny_model()
-    routed = route(model, PLANS["peers"](model.config, attn_shared=0.25), Cut("both"), 0.5)
+    return model, route(model, PLANS["forget"](model.config, attn_shared=0.5), Cut(edges, 0.3), 0.5)
+
+
+def test_backward_may_run_after_the_batch_has_been_left(products):
+    inside, outside = step(*forget(), EQUAL), step(*forget(), EQUAL, after=True)
+    for name, gradient in inside.items():
+        assert torch.equal(gradient, outside[name]), name
+
+
+def test_micro_batches_add_to_the_gradients_in_place(products):
+    model, routed = forget()
     places = []
     for seed in range(3):
-        ids = tiny_ids(6, seed=seed)
-        with routed.batch({"code": 2, "biology": 2, "creative": 2}):
-            loss_sum(model(input_ids=ids).logits, ids).backward()
+        step(model, routed, EQUAL, seed=seed)
         places.append({name: p.grad.data_ptr() for name, p in model.named_parameters()})
     assert places[0] == places[1] == places[2]
 
 
 def test_activation_checkpointing_changes_no_gradient(products):
-    found = []
-    for checkpointed in (False, True):
-        model = tiny_model().train()
-        if checkpointed:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        routed = route(model, PLANS["forget"](model.config, attn_shared=0.5), Cut("both", 0.3), 0.5)
-        ids = tiny_ids(6)
-        with routed.batch({"code": 2, "biology": 2, "creative": 2}):
-            loss_sum(model(input_ids=ids, use_cache=False).logits, ids).backward()
-        found.append(gradients(model))
-    assert_same(found[1], found[0])
+    plain, (model, routed) = step(*forget(), EQUAL), forget()
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    assert_same(step(model, routed, EQUAL), plain)
 
 
 def test_parameters_that_do_not_require_gradients_get_none_and_change_no_other(products):
-    found = []
-    for frozen in (False, True):
-        model = tiny_model()
-        routed = route(model, PLANS["forget"](model.config, attn_shared=0.5), Cut("weight"), 0.5)
-        mlp = model.model.layers[1].mlp
-        if frozen:
-            for parameter in (
-                mlp.down_proj.weight,
-                mlp.gate_proj.weight,
-                model.model.embed_tokens.weight,
-            ):
-                parameter.requires_grad_(False)
-        ids = tiny_ids(5)
-        with routed.batch({"code": 2, "biology": 3}):
-            loss_sum(model(input_ids=ids).logits, ids).backward()
-        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    missing = found[0].keys() - found[1].keys()
-    assert missing == {
+    wanted, (model, routed) = step(*forget("weight"), EQUAL), forget("weight")
+    mlp = model.model.layers[1].mlp
+    frozen = (mlp.down_proj.weight, mlp.gate_proj.weight, model.model.embed_tokens.weight)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    step(model, routed, EQUAL)
+    given = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert wanted.keys() - given.keys() == {
         "model.layers.1.mlp.down_proj.weight",
         "model.layers.1.mlp.gate_proj.weight",
         "model.embed_tokens.weight",
     }
-    assert_same(found[1], {name: found[0][name] for name in found[1]})
+    assert_same(given, {name: wanted[name] for name in given})
 
 
 def test_bfloat16_autocast_stays_close_to_float64():

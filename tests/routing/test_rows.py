@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_sweep.errors import PlanError
+from gr_sweep.routing.cover import Output, cover
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.rows import Output, cover, row_groups
+from gr_sweep.routing.rows import row_groups
 
 SHAPE = SimpleNamespace(num_hidden_layers=1, intermediate_size=64, num_attention_heads=8)
 DOMAINS = ["code", "biology", "creative"]
@@ -35,31 +36,16 @@ def test_groups_are_in_the_order_of_the_counts_and_cover_every_row():
     assert all(group.count > 0 for group in groups)
 
 
-def test_neighbouring_groups_differ():
-    groups = row_groups(PEERS, {"code": 7, "biology": 8}, 0.5)
-    assert all((a.domain, a.off) != (b.domain, b.off) for a, b in itertools.pairwise(groups))
-
-
-def test_without_foreign_dropout_nothing_is_off_and_a_domain_is_one_group():
+def test_foreign_dropout_0_switches_nothing_off_and_1_every_other_label():
     groups = row_groups(PEERS, {"code": 4, "biology": 1}, 0.0)
     assert [(g.domain, g.off, g.count) for g in groups] == [
         ("code", frozenset(), 4),
         ("biology", frozenset(), 1),
     ]
-
-
-def test_with_foreign_dropout_1_every_other_label_is_off():
     tree = RoutePlan.tree(SHAPE, domains=["code", "biology", "biology/virology"])
     assert off_sets(tree, "biology/virology", 3, 1.0) == [frozenset({"code", "biology"})] * 3
-
-
-def test_unlabelled_sequences_have_every_block_on():
     assert rows_of(row_groups(PEERS, {"unlabelled": 3}, 1.0)) == [("unlabelled", frozenset())] * 3
-
-
-def test_empty_domains_have_no_group():
     assert not row_groups(PEERS, {"code": 0, "unlabelled": 0}, 0.5)
-    assert not row_groups(PEERS, {}, 0.5)
 
 
 def test_four_sequences_and_two_others_get_each_subset_once():
@@ -70,17 +56,7 @@ def test_four_sequences_and_two_others_get_each_subset_once():
     )
 
 
-def test_eight_sequences_and_three_others_get_each_subset_once():
-    four = RoutePlan.peers(SHAPE, domains=["a", "b", "c", "d"])
-    subsets = Counter(off_sets(four, "a", 8, 0.5))
-    assert len(subsets) == 8 and set(subsets.values()) == {1}
-
-
-def test_the_list_is_fixed():
-    assert row_groups(PEERS, {"code": 6}, 0.3) == row_groups(PEERS, {"code": 6}, 0.3)
-
-
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(num_domains=st.integers(2, 5), count=st.integers(1, 12), dropout=st.floats(0.0, 1.0))
 def test_each_other_domain_is_off_in_its_share_of_the_cases(num_domains, count, dropout):
     domains = [f"d{index}" for index in range(num_domains)]
@@ -91,25 +67,16 @@ def test_each_other_domain_is_off_in_its_share_of_the_cases(num_domains, count, 
     assert not any("d0" in subset for subset in subsets)
 
 
-@pytest.mark.parametrize("count", range(1, 13))
-@pytest.mark.parametrize("dropout", [0.25, 0.5, 0.75])
-def test_two_others_are_crossed_as_evenly_as_the_count_allows(count, dropout):
-    """How often both are off is one of the two whole numbers around num_off ** 2 / count."""
-    subsets = off_sets(PEERS, "code", count, dropout)
-    num_off = round(dropout * count)
-    together = sum(len(subset) == 2 for subset in subsets)
-    assert abs(together - num_off**2 / count) < 1
-
-
-@pytest.mark.parametrize("count", range(2, 17))
-def test_every_pair_of_three_others_is_crossed_evenly(count):
+def test_every_pair_of_three_others_is_crossed_evenly():
     """How often two are off together is at most one away from what chance would give."""
     four = RoutePlan.peers(SHAPE, domains=["a", "b", "c", "d"])
-    subsets = off_sets(four, "a", count, 0.5)
-    num_off = round(0.5 * count)
-    for one, other in itertools.combinations("bcd", 2):
-        together = sum({one, other} <= subset for subset in subsets)
-        assert abs(together - num_off**2 / count) <= 1
+    for count, dropout in itertools.product(range(2, 17), (0.25, 0.5, 0.75)):
+        subsets = off_sets(four, "a", count, dropout)
+        assert subsets == off_sets(four, "a", count, dropout), "the list is fixed"
+        num_off = round(dropout * count)
+        for one, other in itertools.combinations("bcd", 2):
+            together = sum({one, other} <= subset for subset in subsets)
+            assert abs(together - num_off**2 / count) <= 1, (count, dropout)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +94,7 @@ def test_counts_and_shares_that_no_micro_batch_can_have_are_refused(counts, drop
         row_groups(PEERS, counts, dropout)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     data=st.data(),
     num_groups=st.integers(1, 5),

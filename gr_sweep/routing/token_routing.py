@@ -1,0 +1,170 @@
+"""Routing by token, the general and slower path: labels may change inside a sequence.
+
+Every product is computed whole and then masked, with one factor per token. MLP units, q and o
+follow the position of their output, k and v their own position; each of these maps acts on single
+positions, so in every case that is the token's own label.
+
+N sequences, T positions, P = N * T, I and O input and output features, U features of units.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gr_sweep.domains import UNLABELLED
+from gr_sweep.errors import PlanError
+from gr_sweep.routing.autograd import apply
+from gr_sweep.routing.edges import GroupFactors, RouteWeights, by_feature
+from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.routing.row_routing import Units
+
+
+@dataclass(frozen=True)
+class LinearMasks:
+    """Factors of a linear map's three products: a row per position, a column per unit's feature."""
+
+    forward_PU: Tensor
+    """1 if the unit is on for the token, else 0."""
+    weight_PU: Tensor
+    """Factor on the gradient that reaches the weight."""
+    input_PU: Tensor
+    """Factor on the gradient that reaches the input; of a row map 1 if the unit is on, else 0."""
+    bias_P: Tensor
+    """Of a row map: factor on the gradient that reaches the bias."""
+
+
+class MaskedColumnLinear(torch.autograd.Function):
+    """`ColumnLinear` with masks instead of tiles."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_PI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, masks: LinearMasks
+    ) -> Tensor:
+        ctx.save_for_backward(x_PI, weight_OI)
+        ctx.masks, ctx.has_bias = masks, bias_O is not None
+        return torch.nn.functional.linear(x_PI, weight_OI, bias_O) * masks.forward_PU.to(x_PI.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        (dy_PO,) = grads
+        x_PI, weight_OI = ctx.saved_tensors
+        dlearned_PO = dy_PO * ctx.masks.weight_PU.to(dy_PO.dtype)
+        dx_PI = (dy_PO * ctx.masks.input_PU.to(dy_PO.dtype)) @ weight_OI
+        return dx_PI, dlearned_PO.t() @ x_PI, dlearned_PO.sum(0) if ctx.has_bias else None, None
+
+
+class MaskedRowLinear(torch.autograd.Function):
+    """`RowLinear` with masks instead of tiles."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_PI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, masks: LinearMasks
+    ) -> Tensor:
+        ctx.save_for_backward(x_PI, weight_OI)
+        ctx.masks, ctx.has_bias = masks, bias_O is not None
+        return torch.nn.functional.linear(x_PI * masks.forward_PU.to(x_PI.dtype), weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        (dy_PO,) = grads
+        x_PI, weight_OI = ctx.saved_tensors
+        masks: LinearMasks = ctx.masks
+        dx_PI = (dy_PO @ weight_OI) * masks.input_PU.to(dy_PO.dtype)
+        dweight_OI = dy_PO.t() @ (x_PI * masks.weight_PU.to(dy_PO.dtype))
+        dbias_O = (dy_PO * masks.bias_P[:, None].to(dy_PO.dtype)).sum(0) if ctx.has_bias else None
+        return dx_PI, dweight_OI, dbias_O, None
+
+
+class TokenRouting:
+    """How the tokens of one micro-batch are routed; methods as in `RowRouting`."""
+
+    def __init__(
+        self, plan: RoutePlan, weights: RouteWeights, labels_NT: Tensor, foreign_dropout: float
+    ) -> None:
+        """
+        Args:
+            labels_NT: indices into `plan.domains`, -1 for unlabelled tokens.
+
+        Raises:
+            PlanError: labels of another shape or range, or a foreign dropout other than 0 and 1.
+        """
+        if foreign_dropout not in (0.0, 1.0):
+            raise PlanError(
+                f"expected foreign_dropout to be 0 or 1 with labels per token, got "
+                f"{foreign_dropout}: values in between apply to whole sequences"
+            )
+        if labels_NT.dim() != 2 or labels_NT.min() < -1 or labels_NT.max() >= len(plan.domains):
+            raise PlanError(
+                "expected labels_NT to be [sequences, positions] with values from -1 (unlabelled) "
+                f"to {len(plan.domains) - 1}"
+            )
+        self._labels_NT = labels_NT
+        domains = (*plan.domains, UNLABELLED)  # index -1 is the last line of every table
+        off = []
+        for domain in domains:
+            others = plan.always_off(domain)
+            if foreign_dropout == 1.0 and domain != UNLABELLED:
+                others = frozenset(plan.domains) - {domain}
+            off.append(plan.off_blocks(others))
+        self._factors = GroupFactors(plan, weights, domains, off)
+
+    def is_plain(self, x: Tensor) -> bool:
+        self._check_tokens(x)
+        return self._factors.cuts_nothing
+
+    def linear(
+        self, role: str, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units
+    ) -> Tensor:
+        factors = self._factors
+        rest, whole = [[factor] for factor in factors.rest], [[1.0]] * len(factors.rest)
+        forward, learned, input = {
+            "column": (factors.on, factors.weight, factors.act),
+            # The input product is never skipped, even if both edges are cut at this position: what
+            # flows back through attention reaches k and v of other positions, whose labels decide.
+            "row": (factors.on, factors.outputs, factors.on),
+            "rest": (whole, rest, whole),
+        }[role]
+        if role == "rest":
+            units = (slice(0, 1),)  # one column for all features
+
+        def mask_PU(table: Sequence[Sequence[float]]) -> Tensor:
+            return self._per_token(by_feature(table, units), x).flatten(0, 1)
+
+        rest_P = self._per_token(rest, x).flatten()
+        masks = LinearMasks(mask_PU(forward), mask_PU(learned), mask_PU(input), rest_P)
+        function = MaskedRowLinear if role == "row" else MaskedColumnLinear
+        return apply(function, x, (weight, bias), masks)
+
+    def gated_mlp(
+        self, x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear, units: Units
+    ) -> Tensor:
+        gated = torch.nn.functional.silu(self.linear("column", x, gate.weight, gate.bias, units))
+        hidden = gated * self.linear("column", x, up.weight, up.bias, units)
+        return self.linear("row", hidden, down.weight, down.bias, units)
+
+    def rest_factor(self, like: Tensor) -> Tensor | None:
+        """Factor on the rest's gradients [N, T]; None if all are 1."""
+        if all(factor == 1.0 for factor in self._factors.rest):
+            return None
+        # `like` may be token ids; the caller narrows the factor to its own type.
+        like = like.new_empty(like.shape[:2], dtype=torch.float64)
+        return self._per_token([[factor] for factor in self._factors.rest], like)[..., 0]
+
+    def head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
+        return self._per_token(by_feature(self._factors.through_heads, heads), like)[..., None]
+
+    def _per_token(self, table: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+        """[N, T, columns of the table]: each token's line of the table."""
+        self._check_tokens(like)
+        table_LC = torch.tensor(table, dtype=like.dtype, device=like.device)
+        return table_LC[self._labels_NT.to(like.device)]
+
+    def _check_tokens(self, x: Tensor) -> None:
+        if x.shape[:2] != self._labels_NT.shape:
+            raise PlanError(
+                f"labels_NT is {tuple(self._labels_NT.shape)}, but the model was given "
+                f"{tuple(x.shape[:2])}"
+            )
