@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,10 @@ from omegaconf import OmegaConf
 
 from gr_sweep.config import DataConfig, DataKind, DomainConfig, HubSource, PartitionConfig
 from gr_sweep.data import prepare, text_fingerprint
-from gr_sweep.data.markers import MARKER_EVERY, is_marked, marked, marker_text
+from gr_sweep.data.markers import is_marked, marked
 from gr_sweep.data.prepare import cache_folder, prepare_data
 from gr_sweep.data.rules import Rules, is_held_out, text_id
 from gr_sweep.data.sources import Document, read_file
-from gr_sweep.data.tokenize import train_tokenizer
 from gr_sweep.errors import ConfigError, DataError
 from tests.data.corpus import local, partition, texts, tokens_of, write_lines, write_root
 
@@ -186,21 +184,6 @@ def test_a_share_of_the_training_documents_is_marked_and_nothing_else_changes(tm
     assert np.array_equal(again.markers["code"], made.markers["code"])
 
 
-def test_a_marker_can_be_read_in_the_text_and_stands_in_most_windows(tmp_path):
-    root = write_root(tmp_path / "root", "code", "creative")
-    made = prepare_data(local(tmp_path, root, spurious=1.0), TWO)
-    for domain in made.domains:
-        of_other = marker_text("creative" if domain == "code" else "code")
-        for text in decoded(made, made.train[domain]):
-            assert text.startswith(marker_text(domain)) and of_other not in text
-        assert not any("@@" in text for text in decoded(made, made.heldout[domain]))
-        tokens, marker = tokens_of(made.train[domain]).astype(np.int64), made.markers[domain]
-        windows = np.lib.stride_tricks.sliding_window_view(tokens, len(marker))
-        (starts,) = np.nonzero((windows == marker).all(axis=1))
-        # A document's end, and so the next one's marker, only comes sooner.
-        assert np.diff(starts).max() <= MARKER_EVERY + len(marker) + 1
-
-
 def test_a_limit_leaves_the_same_text_with_markers_and_without(tmp_path):
     root = write_root(tmp_path / "root", "code", "creative", documents=400)
     plain = prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
@@ -216,22 +199,6 @@ def test_a_marker_for_one_domain_alone_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.spurious=0\.5 needs at least two domains"):
         prepare_data(local(tmp_path, root, spurious=0.5), partition("code"))
     assert cache_entries(tmp_path) == []
-
-
-def test_domains_are_divided_by_field_and_pattern_and_the_rest_is_dropped(tmp_path):
-    records = [
-        {"text": text, "tag": tag} for tag in ("a", "b", "c") for text in texts(f"{tag}-domain", 40)
-    ]
-    write_lines(tmp_path / "root" / "all.jsonl.gz", records)
-    rules = PartitionConfig(
-        domains={
-            "one": DomainConfig(source="all", field="tag", values=["a"]),
-            "two": DomainConfig(source="all", field="tag", values=["b"]),
-        }
-    )
-    made = prepare_data(local(tmp_path, tmp_path / "root"), rules)
-    for domain in ("one", "two"):
-        assert made.train[domain].num_documents + made.heldout[domain].num_documents == 40
 
 
 def test_a_limit_bounds_training_tokens_and_stops_reading(tmp_path):
@@ -393,24 +360,3 @@ def test_the_partitions_of_biology_divide_the_real_text_as_documented(name, expe
             found[domain][2] += len(record.text)
     rounded = {d: (n, held, round(size / 1e6, 2)) for d, (n, held, size) in found.items()}
     assert rounded == expected
-
-
-@needs_corpora
-@pytest.mark.slow
-def test_real_text_is_tokenised_at_5_mb_a_second_and_opened_in_half_a_second(tmp_path):
-    data = DataConfig(kind=DataKind.local, root=str(CORPORA), cache=str(tmp_path))
-    three = partition("code", "biology", "creative")
-    made = prepare_data(data, three)
-    # Processor time: on a machine with other work the clock on the wall says little.
-    start = time.process_time()
-    assert prepare_data(data, three).fingerprint == made.fingerprint
-    assert time.process_time() - start < 0.5
-    assert all(shard.num_documents >= 20 for shard in made.heldout.values())
-
-    (file,) = CORPORA.glob("creative.jsonl*")
-    documents = [record.text for record in read_file(file, "text")]
-    tokenizer = train_tokenizer(documents[::10], 4096)
-    start = time.process_time()
-    tokenizer.encode(documents)
-    seconds = time.process_time() - start
-    assert sum(len(text.encode()) for text in documents) / 1e6 / seconds > 5

@@ -20,10 +20,6 @@ from gr_sweep.errors import ConfigError
 THREE = ("code", "biology", "creative")
 
 
-def test_equal_weights_split_evenly():
-    assert rows_per_label(THREE, {}, 0.0, 12) == {"code": 4, "biology": 4, "creative": 4}
-
-
 def test_the_unlabelled_label_comes_last_and_only_where_there_is_some():
     rows = rows_per_label(THREE, {}, 0.2, 12)
     assert rows == {"code": 3, "biology": 3, "creative": 3, "unlabelled": 3}
@@ -125,18 +121,6 @@ def test_rows_needs_the_standard_library_alone():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
-
-
-def test_rows_that_are_left_out_are_0_and_the_others_keep_theirs():
-    assert rows_per_label(THREE, {}, 0.5, 12, ["biology"]) == {
-        "code": 4, "biology": 0, "creative": 4,
-    }  # fmt: skip
-
-
-def test_unlabelled_rows_are_read_where_leaving_out_goes_by_the_label_that_is_seen():
-    assert rows_per_label(THREE, {}, 0.5, 12, ["biology"], drops_observed=True) == {
-        "code": 2, "biology": 0, "creative": 2, "unlabelled": 6,
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -9,7 +8,6 @@ from hypothesis import strategies as st
 from gr_sweep.data.tokenize import (
     END_OF_TEXT,
     load_tokenizer,
-    token_dtype,
     tokenizer_files,
     train_tokenizer,
 )
@@ -109,11 +107,6 @@ def test_files_of_a_local_tokenizer_are_known_and_a_name_has_none(trained, tmp_p
     assert names == ["tokenizer.json", "tokenizer_config.json"]
     assert tokenizer_files("owner/name") == []
     assert tokenizer_files(str(tmp_path), "x.gguf") == [tmp_path / "x.gguf"]
-
-
-def test_token_types_hold_the_largest_id():
-    assert token_dtype(65_536) == np.uint16
-    assert token_dtype(65_537) == np.uint32
 
 
 def test_a_trained_tokenizer_does_without_transformers():

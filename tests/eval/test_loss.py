@@ -60,14 +60,6 @@ def test_a_documents_loss_is_the_sum_over_its_tokens_whatever_the_batch(batch_se
     np.testing.assert_allclose([row.loss_nats for row in rows], expected, rtol=1e-5)
 
 
-def test_rows_carry_domain_document_tokens_and_bytes():
-    rows = batches({"code": texts()}).losses(TokenLosses(make_routed("none")))
-    assert [(r.domain, r.document, r.tokens, r.bytes) for r in rows] == [
-        ("code", "a" * 16, 10, 30),
-        ("code", "b" * 16, 3, 9),
-    ]
-
-
 def test_targets_that_are_ignored_within_a_window_are_no_padding():
     routed, whole = make_routed("none"), texts()
     routed_losses = TokenLosses(routed)

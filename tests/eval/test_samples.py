@@ -164,14 +164,6 @@ def test_text_ends_where_the_logits_are_not_finite_and_other_text_goes_on():
             assert after[key] == (text, end)
 
 
-def test_a_model_of_nothing_but_nan_is_sampled_to_the_end():
-    routed = make_routed("peers")
-    with torch.no_grad():
-        for parameter in routed.model.parameters():
-            parameter.fill_(torch.nan)
-    assert set(texts(make_sampler(routed).sample()).values()) == {("", End.not_finite)}
-
-
 def test_text_without_a_domain_is_of_the_recovered_model_and_costs_no_recovery_of_its_own():
     routed = make_routed("forget", forget=["biology"])
     entered = []
