@@ -1,4 +1,4 @@
-"""The words after a verb: argparse, whose complaints are one line as all others are."""
+"""Arguments of a verb: argparse, with its errors as ConfigError."""
 
 import argparse
 from typing import NoReturn
@@ -7,26 +7,26 @@ from gr_sweep.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads the words after a verb."""
+    """An argument parser that raises its errors."""
 
     def error(self, message: str) -> NoReturn:
         """
         Raises:
-            ConfigError: always, instead of a page of usage and the end of the process.
+            ConfigError: always, instead of printing the usage and exiting.
         """
-        raise ConfigError(f"{message}; {self.prog} --help says what there is")
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def count(text: str) -> int:
-    """A whole number above 0; the `type` of an argument.
+    """A positive integer; the `type` of an argument.
 
     Raises:
-        argparse.ArgumentTypeError: anything else.
+        argparse.ArgumentTypeError: the text is something else.
     """
     try:
         number = int(text)
     except ValueError:
         number = 0
     if not 0 < number < 1 << 31:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return number

@@ -1,6 +1,6 @@
 """The domain tree: labels such as `code` or `biology/virology`, their ancestors and metric keys.
 
-A label is a path; nesting is in its name alone, so that a list of labels is the whole tree.
+A label is a path, so a list of labels defines the whole tree.
 """
 
 import re
@@ -9,17 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from gr_sweep.errors import ConfigError
 
 UNLABELLED = "unlabelled"
-"""The row group whose labels routing does not know. No domain may have this name."""
+"""Name of the rows whose label is hidden from routing. No domain can have it."""
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
 
 def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
-    """The labels as a tuple, in the order given.
+    """Checks labels and returns them as a tuple, in the same order.
 
     Raises:
-        ConfigError: no label, a label twice, a label that is not a path of letters, digits, _ and
-            -, or one that is called `unlabelled` or `core`.
+        ConfigError: there is no label, a label is given twice, is not a path of letters, digits, _
+            and -, or is called `unlabelled` or `core`.
     """
     if not domains:
         raise ConfigError(
@@ -28,14 +28,14 @@ def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
     for domain in domains:
         if not _LABEL.fullmatch(domain):
             raise ConfigError(
-                f"domain {domain!r} is no label; use letters, digits, _ and -, "
-                "nested as in biology/virology"
+                f"invalid domain {domain!r}: expected letters, digits, _ and -, nested as in "
+                "biology/virology"
             )
         if domain in (UNLABELLED, "core"):
-            raise ConfigError(f"domain {domain!r} is a reserved word; call it something else")
+            raise ConfigError(f"invalid domain {domain!r}: the name is reserved")
     doubles = sorted({domain for domain in domains if list(domains).count(domain) > 1})
     if doubles:
-        raise ConfigError(f"domain {doubles[0]!r} is given twice; every domain is named once")
+        raise ConfigError(f"domain {doubles[0]!r} is given twice")
     return tuple(domains)
 
 
@@ -51,10 +51,10 @@ def ancestors(domain: str) -> list[str]:
 
 
 def expand(nodes: Iterable[str], domains: Sequence[str]) -> tuple[str, ...]:
-    """The labels that the given nodes of the tree stand for, in the order of `domains`.
+    """The labels at or below the given nodes of the tree, in the order of `domains`.
 
     Raises:
-        ConfigError: a node that no label equals or lies under.
+        ConfigError: no label is at or below a node.
     """
     nodes = list(nodes)
     for node in nodes:
@@ -64,7 +64,7 @@ def expand(nodes: Iterable[str], domains: Sequence[str]) -> tuple[str, ...]:
 
 
 def deepest_first(domains: Sequence[str]) -> list[str]:
-    """The labels in their order, except that those below a label come before it."""
+    """The labels in the same order, except that labels below another come before it."""
     placed: list[str] = []
     for domain in domains:
         below = [other for other in domains if other != domain and is_under(other, domain)]
@@ -74,10 +74,10 @@ def deepest_first(domains: Sequence[str]) -> list[str]:
 
 
 def labels_of_round(domains: Sequence[str], number: int, children: int) -> tuple[str, ...]:
-    """The labels of a round of `alternate`, counted from 1: the tree cut at that depth.
+    """The labels of a round of `alternate`, counted from 1: the tree, cut at that depth.
 
-    Where a label of the partition lies less deep, the levels that are missing are so many children
-    each: code/0, code/1. With one child a label stays what it is.
+    Each missing level below a label of the partition has `children` labels: code/0, code/1. With
+    one child, the label stays the same.
     """
     found: list[str] = []
     for domain in domains:
@@ -92,11 +92,13 @@ def labels_of_round(domains: Sequence[str], number: int, children: int) -> tuple
 def weights_of_round(
     weights: Mapping[str, float], domains: Sequence[str], labels: Sequence[str]
 ) -> dict[str, float]:
-    """Weights of a round's labels: a domain's own, summed where a label stands for several, and
-    divided equally over the labels that it has become.
+    """Weights of a round's labels.
+
+    A label above several domains has the sum of their weights; labels below a domain share its
+    weight equally.
 
     Args:
-        weights: of the partition's domains; 1 where none is given.
+        weights: of the partition's domains; 1 if a domain has none.
         labels: of the round, each above, equal to or below a domain.
     """
     found = dict.fromkeys(labels, 0.0)
@@ -108,5 +110,5 @@ def weights_of_round(
 
 
 def metric_name(domain: str) -> str:
-    """The label as it stands in a metric key, where `/` separates the parts of the key."""
+    """The label in a metric key, in which `/` already separates the parts."""
     return domain.replace("/", ".")

@@ -33,8 +33,8 @@ def test_an_unknown_node_is_named_with_what_there_is():
     [
         ([], "no domains"),
         (["code", "code"], "'code' is given twice"),
-        (["a b"], "'a b' is no label"),
-        (["/code"], "is no label"),
+        (["a b"], "invalid domain 'a b'"),
+        (["/code"], "invalid domain"),
         (["unlabelled"], "reserved"),
         (["core"], "reserved"),
     ],

@@ -23,7 +23,7 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from gr_sweep.cli.overrides import MERGING, key_of, parse, quoted
+from gr_sweep.cli.overrides import MERGING, key_of, parse, quoted, split_at_dict
 from gr_sweep.cli.schema import conf_dir
 from gr_sweep.errors import ConfigError
 
@@ -87,7 +87,11 @@ class Composer:
                     with open_dict(cfg):
                         del OmegaConf.select(cfg, node)[name]
                 else:
-                    OmegaConf.update(cfg, key, override.value(), force_add=line.startswith("+"))
+                    setting, names = split_at_dict(key)
+                    value = override.value()
+                    for name in reversed(names):
+                        value = {name: value}
+                    OmegaConf.update(cfg, setting, value, force_add=line.startswith("+"))
             except (OmegaConfBaseException, KeyError, TypeError) as error:
                 raise ConfigCompositionException(f"{MERGING}{line}") from error
         return cfg

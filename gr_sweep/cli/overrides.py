@@ -22,7 +22,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from gr_sweep.cli.schema import DEFAULT_GROUPS, GROUPS, OPTIONAL_GROUPS
+from gr_sweep.cli.schema import DEFAULT_GROUPS, OPTIONAL_GROUPS
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError
 
@@ -69,6 +69,18 @@ def key_of(line: str) -> str:
 def is_below(key: str, names: Sequence[str]) -> bool:
     """Whether the setting is one of the names or lies below one."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def split_at_dict(key: str) -> tuple[str, list[str]]:
+    """The setting without the names of entries of a dictionary, and these names.
+
+    `data.sources.code.path` is `data.sources` and `[code, path]`: OmegaConf adds an entry whole.
+    """
+    parts = key.split(".")
+    for depth, kind in enumerate(_types_along(key), start=1):
+        if typing.get_origin(kind) is dict:
+            return ".".join(parts[:depth]), parts[depth:]
+    return key, []
 
 
 def quoted(value: str) -> str:
@@ -234,9 +246,6 @@ def explain(error: Exception, lines: Sequence[str]) -> ConfigError:
     cause = next((each for each in causes if isinstance(each, OmegaConfBaseException)), error)
     said = " ".join(str(cause).split("\n    full_key:")[0].split()) or type(cause).__name__
     key = re.sub(r"\[.*", "", getattr(cause, "full_key", None) or "")
-    # In 'partition/mine': ...
-    if (file := re.match(r"In '(.+)/.*?'", str(error))) and file[1] in GROUPS:
-        key = f"{file[1]}.{key}"
     if str(error).startswith(MERGING) and not key:
         key = key_of(str(error).removeprefix(MERGING))
     if not key or key.split(".")[0] == "hydra" or isinstance(cause, InterpolationResolutionError):

@@ -38,7 +38,7 @@ plan.forget=[[code]]                    | plan.forget[0]: ['code']
 data=local data.root=afile              | data.root=afile is not a folder
 data.weights.=1                         | cannot read
 partition.domains={a:1}                 | partition.domains
-partition.domains={../x:{}}             | domain '../x'
+partition.domains={../x:{}}             | invalid domain '../x'
 partition.domains.code.pattern='*'      | expected a regular expression
 partition.unlabelled={1:0.1}            | the name 1 is not text
 method.fixes={data:{weights:{code:x}}}  | invalid value for data.weights.code

@@ -91,6 +91,12 @@ def test_dictionaries_take_new_keys_without_plus_signs():
     assert config.partition.unlabelled == {"code": 0.1, "*": 0}
 
 
+def test_entries_of_a_dictionary_can_be_set_one_by_one():
+    assert single("partition.domains.law={count:2}").partition.domains["law"].count == 2
+    sources = [f"data.sources.{name}.path=a/{name}" for name in ("code", "biology", "creative")]
+    assert single("data=hub", *sources).data.sources["code"].path == "a/code"
+
+
 def test_a_sweep_is_every_combination_in_the_order_typed():
     command = sweep("edges=both,act", "seed=range(0,2)", "data=synthetic")
     assert [job.title for job in command.jobs] == [
@@ -221,7 +227,6 @@ def test_a_composed_config_becomes_plain_values():
         ("plan.layers=[a]", "invalid value for plan.layers: '[a]'; expected a list such as [0,1]"),
         ("data.weights=3", "invalid value for data.weights: '3'; expected a mapping such as {a:1,"),
         ("train=fast", "invalid value for train: 'fast'; expected settings (steps, tokens"),
-        ("data.sources.code.path=a/b", "data.sources"),
         ("model.path=???", "model.path has no value; expected text or null"),
         ("model.path=${nope}", "model.path: Interpolation key 'nope' not found"),
         ("edges", "cannot read 'edges'; settings are key=value"),

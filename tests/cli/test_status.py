@@ -398,5 +398,5 @@ def test_ctrl_c_in_a_local_multirun_stops_its_jobs_and_says_so(tmp_path):
         terminal.wait_for("/5000", 300)
         terminal.press(b"\x03")
         assert terminal.wait(300) == 130
-    assert "the same command goes on from here" in terminal.text.splitlines()[-1]
+    assert "the same command resumes from here" in terminal.text.splitlines()[-1]
     assert all(standing(job).state is not State.running for job in job_folders(tmp_path / "sweep"))
