@@ -31,11 +31,14 @@ $(READY): pyproject.toml constraints.txt
 sweep: $(READY) ## train and compare the three edge choices; a second time trains what is missing
 	$(BIN)/gr-sweep -m edges=both,act,weight $(ARGS)
 
+# Two processes of one thread each; conftest.py orders the files, the longest first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(READY) ## all tests that run here in minutes
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-full: $(READY) ## the slow tests too
-	$(BIN)/python -m pytest -m "not network" $(ARGS)
+	$(PYTEST) -m "not network" $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

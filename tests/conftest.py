@@ -8,26 +8,22 @@ from pathlib import Path
 
 import pytest
 
-# Torch and all that it brings stay to the end; to look through it for garbage again and again
-# takes a tenth of the time. A test that asks what is held collects by itself.
+# Searching torch's many objects for garbage again and again takes a tenth of the time. Tests that
+# check what is still held collect by themselves.
 gc.set_threshold(100_000)
 
 LONGEST = (
     "cli/test_end_to_end.py",
-    "train/test_several.py",
     "launch/test_slurm_cluster.py",
+    "train/test_several.py",
     "test_faults.py",
-    "cli/test_compose.py",
+    "test_job.py",
     "report/test_browser.py",
     "test_project.py",
-    "cli/test_app.py",
     "cli/test_export.py",
-    "test_security.py",
-    "launch/test_estimate.py",
-    "eval/test_several.py",
-    "model/test_compile.py",
 )
-"""Files that begin first, so that no process is left with one of them at the end."""
+"""Files that begin first: processes take whole files, and none should be left alone with a long one
+at the end."""
 
 FAMILIES_WITH_RMS_NORM = ("llama", "mistral", "qwen2", "qwen3", "olmo2")
 
@@ -39,10 +35,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def exact_norms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Norms that stay in the type of their input.
+    """Norms in the dtype of their input.
 
-    Transformers computes norms in float32 whatever the model's type is; a comparison to 1e-10 would
-    then compare the rounding.
+    Transformers computes them in float32 for any dtype of the model, so that a comparison to 1e-10
+    would compare the rounding.
     """
     import torch
     import torch.nn.functional as F
@@ -67,7 +63,7 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """No threads inside torch: on tiny tensors they cost more than they save."""
+    """One thread inside torch: on tiny tensors more of them cost more than they save."""
     import torch
 
     threads = torch.get_num_threads()
@@ -78,7 +74,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_log_handlers() -> Iterator[None]:
-    """A command that runs in this process logs to the streams of its test, which end with it."""
+    """Removes the log handlers of commands that ran in this process: the streams they write to end
+    with the test."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     yield
