@@ -117,7 +117,7 @@ def digest(path: Path) -> str:
 def digests(paths: Sequence[Path], memory: Path, *, always_below: int = 0) -> list[str]:
     """The digest of each file, which depends on its content and not on its name.
 
-    A file of `always_below` bytes or more is read again only if its size or its time of change
+    A file of `always_below` bytes or more is read again only if its size, time of change or inode
     differs from what the file `memory` says about it.
 
     Raises:
@@ -131,16 +131,17 @@ def digests(paths: Sequence[Path], memory: Path, *, always_below: int = 0) -> li
     for path in paths:
         try:
             status = path.stat()
-            name, stamp = os.path.abspath(path), [status.st_size, status.st_mtime_ns]
-            size_time_digest = remembered.get(name, [])
-            if size_time_digest[:2] != stamp or status.st_size < always_below:
-                size_time_digest = [*stamp, digest(path)]
+            name = os.path.abspath(path)
+            stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+            *before, found_digest = remembered.get(name, [None])
+            if before != stamp or status.st_size < always_below:
+                found_digest = digest(path)
                 if status.st_size >= always_below and time.time() - status.st_mtime > _CLOCK_S:
-                    remembered[name] = size_time_digest
+                    remembered[name] = [*stamp, found_digest]
                     is_changed = True
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-        found.append(size_time_digest[2])
+        found.append(found_digest)
     if is_changed:
         # Remembering only saves time: a folder that cannot be written can still be read.
         with contextlib.suppress(OSError, DataError):

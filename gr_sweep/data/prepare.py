@@ -253,6 +253,9 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
         "markers": {domain: ids.tolist() for domain, ids in markers.items()},
+        # For people who want to know what the rules found.
+        "train_tokens": {d: writer.num_tokens for d, writer in packer.train.items()},
+        "heldout_documents": {d: writer.num_documents for d, writer in packer.heldout.items()},
     }
 
 

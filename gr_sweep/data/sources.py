@@ -197,8 +197,9 @@ def _files_below(entry: Path) -> list[Path]:
     for folder, subfolders, names in os.walk(entry):
         # Hidden files and folders (.git, .DS_Store) are not text.
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in files if path.is_file())
+        files += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+    # Sorted folder by folder, as `Path` compares.
+    return [Path(f) for f in sorted(files, key=lambda f: f.split(os.sep)) if os.path.isfile(f)]
 
 
 def read_file(path: Path, text_field: str, columns: Sequence[str] = ()) -> Iterator[Record]:
