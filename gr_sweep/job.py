@@ -1,13 +1,13 @@
-"""One job, from its config to summary.json: the one place that wires the parts together."""
+"""One job, from its config to summary.json: prepare, build, train, evaluate, summarise.
+
+The one place that connects the parts of the package.
+"""
 
 import contextlib
 import dataclasses
 import functools
 import json
 import logging
-import os
-import platform
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -18,22 +18,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gr_sweep.config import (
-    ProcedureKind,
-    Resume,
-    RunConfig,
-    num_steps,
-    to_plain,
-)
+from gr_sweep.config import ProcedureKind, Resume, RunConfig, num_steps, to_plain
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.prepare import prepare_data, text_fingerprint
 from gr_sweep.data.rows import micro_batch_rows
-from gr_sweep.domains import expand, weights_of_round
 from gr_sweep.errors import DataError, JobError
+from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
+<<<<<<< HEAD
 from gr_sweep.eval.robustness import check_processes, recovery, robustness_losses
 from gr_sweep.eval.samples import Sampler
 from gr_sweep.eval.text import TrainingText
+=======
+from gr_sweep.eval.robustness import check_processes, robustness_losses
+>>>>>>> 709b1a1 (job: prepare, build, train, evaluate, summarise; rounds, the procedure alternate)
 from gr_sweep.files import content_digest, write_whole
 from gr_sweep.jobdir import (
     CHECKPOINTS,
@@ -55,39 +53,34 @@ from gr_sweep.jobdir import (
 from gr_sweep.joblock import JobLock, lock_job_dir
 from gr_sweep.layout import phases_of
 from gr_sweep.metrics import registry
-from gr_sweep.metrics.cost import peak_flops
-from gr_sweep.metrics.losses import DocumentLoss, write_losses, write_relearn
+from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_relearn
 from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.setup import (
+    environment,
     heldout_batches,
     heldout_read,
     make_batches,
+    make_recovery,
     make_routed,
     make_sampler,
     marked_texts,
-    route_settings,
     save_model_files,
+    training_text,
 )
 from gr_sweep.tracking import Trackers, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints, report_kept_checkpoints
-from gr_sweep.train.cost import (
-    forward_flops_per_token,
-    kept_flops_per_token,
-    kept_parameters,
-    num_parameters,
-    train_flops_per_token,
-)
+from gr_sweep.train.cost import cost_metrics
 from gr_sweep.train.distributed import Processes, connect, shard
 from gr_sweep.train.finite import dump_bad_batch
-from gr_sweep.train.loop import Trainer, TrainState, start
+from gr_sweep.train.loop import Trainer, Training, TrainState, start
 from gr_sweep.train.signals import StopSignals
 from gr_sweep.train.step import is_bfloat16, precision_context
 
 if TYPE_CHECKING:
-    from gr_sweep.alternate import LastRound
+    from gr_sweep.rounds import LastRound
 
 logger = logging.getLogger(__name__)
 
@@ -103,22 +96,34 @@ def run_job(
     is_baseline: bool = False,
     memory_advice: Callable[[RunConfig, int], str] | None = None,
 ) -> None:
-    """Runs a job to its end, or on from where it stopped; a job with a summary is done.
+    """Runs a job to its end, or resumes it; returns at once if it is done.
+
+    A job is done if its folder holds a summary of the same identity (`jobdir.Identity`). With
+    `resume=force` a folder that holds another job is used as it is: training resumes from its
+    checkpoints, and the summary lists what differs under "changes". `resume=fresh` is what the
+    command line has done before (`jobdir.replace_job`); here it means the same as `resume=same`.
 
     Args:
+<<<<<<< HEAD
         config: validated and resolved (`checks.validate`).
         folder: the job's own; DESIGN section 8 says what is in it afterwards.
+=======
+        config: validated and resolved.
+        folder: the job's own; DESIGN section 8 lists what it holds afterwards.
+>>>>>>> 709b1a1 (job: prepare, build, train, evaluate, summarise; rounds, the procedure alternate)
         sweep: name of the sweep, the W&B group.
         overrides: what was typed for this job.
-        command: the whole command line.
+        command: a command line that runs this job.
         title: what people call it.
-        is_baseline: whether the results of an equal job, of the same code and text, may be taken
-            from another sweep beside this one.
-        memory_advice: what to say of a job, and its number of processes, that runs out of memory.
+        is_baseline: whether the results of a job of equal identity may be copied from a sweep next
+            to this one.
+        memory_advice: what to suggest to a job that runs out of memory; takes the config and the
+            number of processes.
 
     Raises:
-        GrSweepError: what the user can mend; nothing that was computed is lost.
-        Stopped: a signal asked it to.
+        JobError: the folder holds another job.
+        GrSweepError: an error that the user can fix; nothing that was computed is lost.
+        Stopped: a signal asked the job to stop.
     """
     processes = connect()
     signals = StopSignals()
@@ -127,15 +132,11 @@ def run_job(
         report_kept_checkpoints(folder / CHECKPOINTS),
         contextlib.ExitStack() as stack,
     ):
-        text = processes.main_first(
-            lambda: text_fingerprint(
-                config.data, config.partition, config.model.path, config.model.gguf_file
-            )
-        )
+        text = processes.main_first(lambda: text_fingerprint(*_text_settings(config)))
         locks: list[JobLock] = []
 
         def lock() -> bool:
-            """Locks the folder, in the main process for all; false where the job is done."""
+            """Locks the folder, on rank 0 for all processes; false if the job is done."""
             identity = identity_of(config, text)
             if is_done(folder, identity):
                 return False
@@ -147,37 +148,349 @@ def run_job(
 
         if not processes.from_main(lock):
             return
-        # Before any work.
-        processes.rows(sum(micro_batch_rows(config).values()))
-        check_processes(config.eval, processes.world_size)
-        if processes.are_several and config.procedure.name is ProcedureKind.alternate:
-            raise JobError(
-                "procedure=alternate needs the whole model in one process; start one, or use "
-                "procedure=fixed"
-            )
-        with (
-            _out_of_memory(config, processes.world_size, memory_advice),
-            processes.joined(config.train.device) as device,
-        ):
-            _run(
+        _check_processes(config, processes)
+        stack.enter_context(_out_of_memory(config, processes.world_size, memory_advice))
+        device = stack.enter_context(processes.joined(config.train.device))
+        job = Job(config, folder, processes, device, signals)
+        job.prepare()
+        if is_baseline and processes.from_main(lambda: _take_results(folder, job.identity, sweep)):
+            return
+        job.begin(locks)
+        job.build(sweep)
+        with job.tracker:
+            job.train()
+            job.evaluate()
+            job.summarise({"sweep": sweep, "command": command, "overrides": overrides})
+
+
+class Job:
+    """One job, in one of its processes; rank 0 alone writes files, logs and tracks.
+
+    The phases are called in this order, by all processes; each sets what the next ones read.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        processes: Processes,
+        device: torch.device,
+        signals: StopSignals,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.processes = processes
+        self.device = device
+        self.signals = signals
+        self.is_alternate = config.procedure.name is ProcedureKind.alternate
+        self.started = datetime.now(UTC)
+
+    def prepare(self) -> None:
+        """Tokenises the text, or finds it in the cache."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)  # an earlier job of this process
+        self.data = self.processes.main_first(lambda: prepare_data(*_text_settings(self.config)))
+        # Of the text that was read: files may have changed since the folder was locked.
+        self.identity = identity_of(self.config, self.data.fingerprint)
+
+    def begin(self, locks: list[JobLock]) -> None:
+        """Records what the job runs with; rank 0 has the lock."""
+
+        def record() -> tuple[str, list[str]]:
+            [lock] = locks
+            force = self.config.resume is Resume.force
+            record = lock.begin(self.identity, num_steps(self.config.train), force=force)
+            began_with = record.fingerprints
+            return f"{began_with['config']}:{began_with['text']}", record.changes
+
+        fingerprint, self.changes = self.processes.from_main(record)
+        self.checkpoints = Checkpoints(
+            self.folder / CHECKPOINTS,
+            keep=self.config.train.keep_checkpoints,
+            fingerprint=fingerprint,
+            processes=self.processes,
+        )
+
+    def build(self, sweep: str) -> None:
+        """Makes the batches, the routed model on its device, the held-out text and the tracker."""
+        config, data, processes = self.config, self.data, self.processes
+
+        def make() -> tuple[Batches, RoutedModel, TokenLosses]:
+            batches = make_batches(config, data)
+            routed = make_routed(config, data)
+            return batches, routed, TokenLosses(routed)
+
+        # A checkpoint may have to be downloaded.
+        share = processes.together if config.model.path is None else processes.main_first
+        self.batches, self.routed, self.token_losses = share(make)
+        model = self.routed.model
+        if processes.are_several:
+            layers = decoder_layers(model, family_of(model.config))
+            bfloat16 = is_bfloat16(self.device, config.train.precision)
+            shard(self.token_losses, layers, self.device, bfloat16=bfloat16)
+        else:
+            model.to(self.device)  # type: ignore[arg-type]
+        self.held_out = self._heldout(config.eval.tokens)
+        self.curve = self._heldout(min(config.eval.curve_tokens, config.eval.tokens))
+        self.sampler = None
+        if config.eval.samples:
+            self.sampler = make_sampler(
                 config,
-                folder,
-                locks,
-                processes,
-                device,
-                signals,
-                sweep=sweep,
-                overrides=overrides,
-                command=command,
-                is_baseline=is_baseline,
+                data,
+                self.routed,
+                self.token_losses,
+                self.device,
+                is_shared=processes.are_several,
             )
+        if processes.is_main:
+            save_model_files(self.folder, model, data.tokenizer_dir)
+            if not self.is_alternate:
+                write_whole(self.folder / PLAN, self.routed.plan.to_json() + "\n")
+        self.tracker = processes.together(lambda: self._make_tracker(sweep))
+
+    def train(self) -> None:
+        """Trains to the end, from the newest checkpoint if there is one."""
+        config = self.config
+        self.recovery_steps = 0
+        if self.routed.plan.removable():
+            self.recovery_steps = round(config.method.recovery * num_steps(config.train))
+        self.train_config = config.train
+        if self.recovery_steps:
+            # Recovery is a part of the run: no method trains longer than another.
+            steps = num_steps(config.train) - self.recovery_steps
+            self.train_config = dataclasses.replace(config.train, steps=steps, tokens=None)
+        self.full_rows: list[DocumentLoss] = []
+        training = start(
+            self.routed.model,
+            self.train_config,
+            checkpoints=self.checkpoints,
+            tracker=self.tracker,
+            processes=self.processes,
+            plan=None if self.is_alternate else self.routed.plan,
+            phases=[phase.stop - phase.start for phase in phases_of(config)]
+            if self.is_alternate
+            else None,
+            rewarm=config.procedure.rewarm,
+        )
+        self.last: LastRound | None = None
+        if self.is_alternate:
+            self.last = self._train_rounds(training)
+            self.batches, self.held_out = self.last.batches, self.last.held_out
+        else:
+            self._train_to(training, self.batches)
+        self.state: TrainState = training.state
+        training.end()
+
+    def evaluate(self) -> None:
+        """Reads held-out text in every view of the model, with markers, and after attacks; writes
+        samples."""
+        config, begin = self.config, time.perf_counter()
+        recover = make_recovery(
+            config,
+            self.routed,
+            self.token_losses,
+            self.batches,
+            num_steps=self.recovery_steps,
+            device=self.device,
+            num_processes=self.processes.world_size,
+        )
+        if self.sampler is not None:
+            recover = self.sampler.recovering(recover)
+        read = functools.partial(removal_losses, self.routed, self.token_losses)
+        data, parts = self.data, None
+        weights: Mapping[str, float] = config.data.weights
+        if self.last is not None:
+            data, weights, parts = self.last.data, self.last.weights, self.last.nodes
+        with precision_context(self.device, config.train.precision):
+            if self.last is not None:
+                rows = self.last.rows
+            else:
+                # Without rows of the full model if the job was stopped after its last step.
+                rows = read(self.held_out, self.full_rows or None, recover)
+            for text, markers in marked_texts(self.data).items():
+                marked = self._heldout(config.eval.tokens, text, markers)
+                rows += read(marked, None, recover)
+            more_rows, relearned = robustness_losses(
+                self.routed,
+                self.token_losses,
+                self.held_out,
+                training_text(config, data, weights),
+                config.eval,
+                without=config.method.without,
+                parts=parts,
+                recover=recover,
+                lr=config.train.lr,
+                device=self.device,
+                num_processes=self.processes.world_size,
+            )
+            rows += more_rows
+            self.samples = None if self.sampler is None else self.sampler.sample(parts)
+        if self.last is not None:
+            rows, relearned = self.last.of_partition(rows), self.last.of_partition(relearned)
+        self.rows, self.relearned = rows, relearned
+        self.state.eval_s += time.perf_counter() - begin
+
+    def summarise(self, names: Mapping[str, Any]) -> None:
+        """Writes the tables and the summary; `names` are more of its fields."""
+        if not self.processes.is_main:
+            self.tracker.finish({})
+            return
+        self._write_tables()
+        blocks = [block for block in self.routed.plan.blocks if not block.is_core]
+        metrics, intervals = summarize_losses(
+            self.rows,
+            self.data.domains,
+            seed=self.config.seed,
+            resamples=self.config.eval.bootstrap,
+            blocks={block.name: block.owners for block in blocks},
+        )
+        recovery_tokens = self.recovery_steps * self.batches.tokens_per_step
+        tokens = {registry.COST_TRAIN_TOKENS.key: self.state.tokens + recovery_tokens}
+        summary = {
+            "format": 1,
+            "job": self.folder.name,
+            **names,
+            "domains": list(self.data.domains),
+            "config": to_plain(self.config),
+            "fingerprints": self.identity.fingerprints,
+            # Not empty if resume=force went on from a job of another identity.
+            "changes": self.changes,
+            "files": {
+                name: content_digest(self.folder / name)
+                for name in (PLAN, DOCUMENT_LOSSES, RELEARN, SAMPLES)
+                if (self.folder / name).exists()
+            },
+            "environment": environment(self.device, self.processes.world_size),
+            "metrics": metrics | self._costs() | tokens,
+            "intervals": intervals,
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        # W&B first: nobody resumes a job with a summary to finish its W&B run.
+        self.tracker.finish(summary)
+        write_summary(self.folder / SUMMARY, summary)
+
+    # Parts of the phases
+
+    def _heldout(
+        self,
+        tokens: int,
+        text: Text = Text.plain,
+        markers: Mapping[str, np.ndarray] | None = None,
+    ) -> HeldoutBatches:
+        return heldout_batches(
+            self.config, self.data, tokens, self.device, self.processes, text, markers
+        )
+
+    def _make_tracker(self, sweep: str) -> Trackers:
+        if not self.processes.is_main:
+            return Trackers([])
+        plain = to_plain(self.config)
+        return make_tracker(
+            self.config.tracking,
+            folder=self.folder,
+            job=self.folder.name,
+            sweep=sweep,
+            run_config=plain,
+            tags=run_tags(plain),
+        )
+
+    def _train_to(self, training: Training, batches: Batches, stop: int | None = None) -> None:
+        Trainer(
+            training=training,
+            routed=self.routed,
+            token_losses=self.token_losses,
+            batches=batches,
+            config=self.train_config,
+            seed=self.config.seed,
+            eval_every=self.config.eval.every,
+            evaluate=self._evaluate_curve,
+            tracker=self.tracker,
+            checkpoints=self.checkpoints,
+            device=self.device,
+            processes=self.processes,
+            signals=self.signals,
+            dump_bad_batch=functools.partial(
+                dump_bad_batch, folder=self.folder, tokenizer_dir=self.data.tokenizer_dir
+            ),
+        ).run(stop)
+
+    def _train_rounds(self, training: Training) -> "LastRound":
+        # Imports scipy, which takes a second: most jobs have no rounds.
+        from gr_sweep.rounds import Rounds
+
+        return Rounds(
+            config=self.config,
+            data=heldout_read(self.config, self.data),
+            routed=self.routed,
+            token_losses=self.token_losses,
+            training=training,
+            folder=self.folder,
+            tracker=self.tracker,
+            device=self.device,
+            train_to=functools.partial(self._train_to, training),
+        ).run()
+
+    def _evaluate_curve(self, is_last: bool) -> dict[str, float]:
+        """Losses of the documents of the curve; at the end picked from those of all documents,
+        which the matrices read too."""
+        self.routed.model.eval()
+        with precision_context(self.device, self.config.train.precision):
+            rows = (self.held_out if is_last else self.curve).losses(self.token_losses)
+        if is_last:
+            self.full_rows = rows
+            rows = [row for row in rows if (row.domain, row.document) in self.curve.documents]
+        domains = self.data.domains
+        metrics, _ = summarize_losses(rows, domains, seed=self.config.seed, resamples=0)
+        found = {domain: metrics.get(registry.LOSS_FULL(domain)) for domain in domains}
+        return {registry.EVAL_LOSS(d): loss for d, loss in found.items() if loss is not None}
+
+    def _write_tables(self) -> None:
+        if self.samples is None:
+            (self.folder / SAMPLES).unlink(missing_ok=True)  # of an earlier attempt
+        else:
+            write_whole(self.folder / SAMPLES, json.dumps(self.samples, indent=1) + "\n")
+        write_losses(self.folder / DOCUMENT_LOSSES, self.rows)
+        if self.relearned:
+            write_relearn(self.folder / RELEARN, self.relearned)
+
+    def _costs(self) -> dict[str, float]:
+        costs = cost_metrics(
+            self.routed,
+            self.state,
+            counts=self.batches.counts,
+            sequence_length=self.config.train.sequence_length,
+            device=self.device,
+            num_processes=self.processes.world_size,
+        )
+        if self.is_alternate:
+            # The plan at the end is that of the last phase alone.
+            costs.pop(registry.COST_TRAIN_FLOPS_PER_TOKEN.key)
+            costs.pop(registry.COST_MFU.key, None)
+        return costs
+
+
+def _text_settings(config: RunConfig) -> tuple[Any, ...]:
+    """Arguments of `prepare_data` and `text_fingerprint`."""
+    return config.data, config.partition, config.model.path, config.model.gguf_file
+
+
+def _check_processes(config: RunConfig, processes: Processes) -> None:
+    """Raises a GrSweepError if these processes cannot run the job together."""
+    processes.rows(sum(micro_batch_rows(config).values()))
+    check_processes(config.eval, processes.world_size)
+    if processes.are_several and config.procedure.name is ProcedureKind.alternate:
+        raise JobError(
+            f"procedure=alternate needs the whole model in one process, got {processes.world_size} "
+            "processes; start one, or use procedure=fixed"
+        )
 
 
 @contextlib.contextmanager
 def _out_of_memory(
     config: RunConfig, world_size: int, advice: Callable[[RunConfig, int], str] | None
 ) -> Iterator[None]:
-    """Says what to change where memory ends, of a GPU or of the machine."""
+    """Turns an error of the GPU's or the machine's memory into a JobError that gives advice."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -186,394 +499,34 @@ def _out_of_memory(
         )
         if not is_memory:
             raise
-        [said, *_] = str(error).strip().splitlines() or [type(error).__name__]
-        # The model goes before the advice, which builds one of its own that has no data.
+        [message, *_] = str(error).strip().splitlines() or [type(error).__name__]
+        # The advice builds a model without data: the job's own must be gone by then.
         traceback.clear_frames(error.__traceback__)
-        help_ = "" if advice is None else f"; {advice(config, world_size)}"
-        raise JobError(f"out of memory ({said.rstrip('.')}){help_}") from error
+        suggestion = "" if advice is None else f"; {advice(config, world_size)}"
+        raise JobError(f"out of memory ({message.rstrip('.')}){suggestion}") from error
 
 
-def _run(
-    config: RunConfig,
-    folder: Path,
-    locks: list[JobLock],
-    processes: Processes,
-    device: torch.device,
-    signals: StopSignals,
-    *,
-    sweep: str,
-    overrides: list[str],
-    command: str,
-    is_baseline: bool,
-) -> None:
-    """The job, in each of its processes; the main one alone tracks, writes and says anything."""
-    started = datetime.now(UTC)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # of the job before in this process
-    data = processes.main_first(
-        lambda: prepare_data(
-            config.data, config.partition, config.model.path, config.model.gguf_file
-        )
-    )
-
-    # Of the text that is read: files may have changed since the folder was locked.
-    identity = identity_of(config, data.fingerprint)
-    plain = to_plain(config)
-    if is_baseline and processes.from_main(lambda: _taken_over(folder, identity, sweep)):
-        return
-
-    def begin() -> tuple[str, list[str]]:
-        """What the run's checkpoints began with, and what has changed since."""
-        [lock] = locks
-        record = lock.begin(identity, num_steps(config.train), force=config.resume is Resume.force)
-        return f"{record.fingerprints['config']}:{record.fingerprints['text']}", record.changes
-
-    begun_with, changes = processes.from_main(begin)
-
-    is_alternate = config.procedure.name is ProcedureKind.alternate
-
-    def make() -> tuple[Batches, RoutedModel, TokenLosses]:
-        batches = make_batches(config, data)
-        routed = make_routed(config, data)
-        return batches, routed, TokenLosses(routed)
-
-    # A checkpoint may have to be downloaded.
-    share = processes.together if config.model.path is None else processes.main_first
-    batches, routed, token_losses = share(make)
-    if processes.are_several:
-        layers = decoder_layers(routed.model, family_of(routed.model.config))
-        shard(token_losses, layers, device, bfloat16=is_bfloat16(device, config.train.precision))
-    else:
-        routed.model.to(device)  # type: ignore[arg-type]
-    held_out = heldout_batches(config, data, config.eval.tokens, device, processes)
-    curve_tokens = min(config.eval.curve_tokens, config.eval.tokens)
-    curve = heldout_batches(config, data, curve_tokens, device, processes)
-    sampler: Sampler | None = None
-    if config.eval.samples:
-        is_shared = processes.world_size > 1
-        sampler = make_sampler(config, data, routed, token_losses, device, is_shared=is_shared)
-    if processes.is_main:
-        save_model_files(folder, routed.model, data.tokenizer_dir)
-    if processes.is_main and not is_alternate:
-        write_whole(folder / PLAN, routed.plan.to_json() + "\n")
-
-    def track() -> Trackers:
-        if not processes.is_main:
-            return Trackers([])
-        return make_tracker(
-            config.tracking,
-            folder=folder,
-            job=folder.name,
-            sweep=sweep,
-            run_config=plain,
-            tags=run_tags(plain),
-        )
-
-    tracker = processes.together(track)
-    checkpoints = Checkpoints(
-        folder / CHECKPOINTS,
-        keep=config.train.keep_checkpoints,
-        fingerprint=begun_with,
-        processes=processes,
-    )
-
-    watched = curve.documents
-    full: list[DocumentLoss] = []
-
-    def evaluate(is_last: bool) -> dict[str, float]:
-        """Losses of the curve's documents; at the end from those of all, which the matrices have
-        too."""
-        routed.model.eval()
-        with precision_context(device, config.train.precision):
-            rows = (held_out if is_last else curve).losses(token_losses)
-        if is_last:
-            full[:] = rows
-            rows = [row for row in rows if (row.domain, row.document) in watched]
-        metrics, _ = summarize_losses(rows, data.domains, seed=config.seed, resamples=0)
-        found = {domain: metrics.get(registry.LOSS_FULL(domain)) for domain in data.domains}
-        return {
-            registry.EVAL_LOSS(domain): loss for domain, loss in found.items() if loss is not None
-        }
-
-    recovery_steps = 0
-    if routed.plan.removable():
-        recovery_steps = round(config.method.recovery * num_steps(config.train))
-    training = config.train
-    if recovery_steps:
-        # They are a part of the run: no method trains longer than another.
-        steps = num_steps(config.train) - recovery_steps
-        training = dataclasses.replace(config.train, steps=steps, tokens=None)
-    micro_batch_sequences = config.train.micro_batch_sequences or config.train.batch_sequences
-
-    def rows_without(part: str) -> Callable[[int], np.ndarray] | None:
-        """What training goes on with after a removal: rows that carry the others' labels."""
-        gone = expand([part], data.domains)
-        labels = [name for name in data.domains if batches.counts[name] and name not in gone]
-        if not labels:
-            return None
-        return lambda step: batches.labelled(num_steps(training) + step, labels)
-
-    recover = recovery(
-        routed,
-        token_losses,
-        rows_without,
-        recovery_steps,
-        lr=config.train.lr,
-        seed=config.seed,
-        device=device,
-        micro_batch_sequences=micro_batch_sequences,
-        num_processes=processes.world_size,
-    )
-    if sampler is not None:
-        recover = sampler.recovering(recover)
-
-    with tracker:
-        run = start(
-            routed.model,
-            training,
-            checkpoints=checkpoints,
-            tracker=tracker,
-            processes=processes,
-            plan=None if is_alternate else routed.plan,
-            phases=[phase.stop - phase.start for phase in phases_of(config)]
-            if is_alternate
-            else None,
-            rewarm=config.procedure.rewarm,
-        )
-
-        def train_to(batches: Batches, stop: int | None = None) -> None:
-            Trainer(
-                training=run,
-                routed=routed,
-                token_losses=token_losses,
-                batches=batches,
-                config=training,
-                seed=config.seed,
-                eval_every=config.eval.every,
-                evaluate=evaluate,
-                tracker=tracker,
-                checkpoints=checkpoints,
-                device=device,
-                processes=processes,
-                signals=signals,
-                dump_bad_batch=functools.partial(
-                    dump_bad_batch, folder=folder, tokenizer_dir=data.tokenizer_dir
-                ),
-            ).run(stop)
-
-        weights: Mapping[str, float] = config.data.weights
-        rows: list[DocumentLoss] | None = None
-        last: LastRound | None = None
-        if is_alternate:
-            # With scipy, which takes a second: most jobs have no rounds.
-            from gr_sweep.alternate import Alternation
-
-            last = Alternation(
-                config=config,
-                data=heldout_read(config, data),
-                routed=routed,
-                token_losses=token_losses,
-                training=run,
-                folder=folder,
-                tracker=tracker,
-                device=device,
-                make_batches=functools.partial(make_batches, config),
-                make_held_out=lambda text: heldout_batches(config, text, None, device, processes),
-                train_to=train_to,
-                route=route_settings(config),
-                computing=lambda: precision_context(device, config.train.precision),
-            ).run()
-            weights = weights_of_round(weights, data.domains, last.data.domains)
-            batches, held_out, rows = last.batches, last.held_out, last.rows
-        else:
-            train_to(batches)
-        text = TrainingText(
-            data.train if last is None else last.data.train,
-            config.train.sequence_length,
-            micro_batch_sequences,
-            config.seed,
-            weights,
-        )
-        state = run.state
-        run.end()
-        eval_start = time.perf_counter()
-        with precision_context(device, config.train.precision):
-            if rows is None:
-                # A run that was stopped after its last step was not evaluated in this process.
-                rows = removal_losses(routed, token_losses, held_out, full or None, recover)
-            for text_kind, markers in marked_texts(data).items():
-                marked = heldout_batches(
-                    config, data, config.eval.tokens, device, processes, text_kind, markers
-                )
-                rows += removal_losses(routed, token_losses, marked, None, recover)
-            more_rows, relearned = robustness_losses(
-                routed,
-                token_losses,
-                held_out,
-                text,
-                config.eval,
-                without=config.method.without,
-                parts=None if last is None else last.nodes,
-                recover=recover,
-                lr=config.train.lr,
-                device=device,
-                num_processes=processes.world_size,
-            )
-            rows += more_rows
-            samples = None
-            if sampler is not None:
-                samples = sampler.sample(None if last is None else last.nodes)
-        if last is not None:
-            rows, relearned = last.of_partition(rows), last.of_partition(relearned)
-        state.eval_s += time.perf_counter() - eval_start
-        if not processes.is_main:
-            tracker.finish({})
-            return
-        if samples is None:
-            (folder / SAMPLES).unlink(missing_ok=True)  # of an attempt that was to have some
-        else:
-            write_whole(folder / SAMPLES, json.dumps(samples, indent=1) + "\n")
-        write_losses(folder / DOCUMENT_LOSSES, rows)
-        if relearned:
-            write_relearn(folder / RELEARN, relearned)
-        metrics, intervals = summarize_losses(
-            rows,
-            data.domains,
-            seed=config.seed,
-            resamples=config.eval.bootstrap,
-            blocks={block.name: block.owners for block in routed.plan.blocks if not block.is_core},
-        )
-        costs = cost_metrics(
-            routed,
-            state,
-            counts=batches.counts,
-            sequence_length=config.train.sequence_length,
-            device=device,
-            num_processes=processes.world_size,
-        )
-        if is_alternate:
-            # The plan at the end is that of the last phase alone.
-            costs.pop(registry.COST_TRAIN_FLOPS_PER_TOKEN.key)
-            costs.pop(registry.COST_MFU.key, None)
-        summary = {
-            "format": 1,
-            "job": folder.name,
-            "sweep": sweep,
-            "command": command,
-            "overrides": overrides,
-            "domains": list(data.domains),
-            "config": plain,
-            "fingerprints": identity.fingerprints,
-            # Not empty where it was told to go on with other code, settings or text.
-            "changes": changes,
-            "files": {
-                name: content_digest(folder / name)
-                for name in (PLAN, DOCUMENT_LOSSES, RELEARN, SAMPLES)
-                if (folder / name).exists()
-            },
-            "environment": environment(device, processes.world_size),
-            "metrics": metrics
-            | costs
-            | {
-                registry.COST_TRAIN_TOKENS.key: state.tokens
-                + recovery_steps * batches.tokens_per_step
-            },
-            "intervals": intervals,
-            "started": started.isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        # W&B first: a job with a summary is done, and nobody would come back to finish its W&B run.
-        tracker.finish(summary)
-        write_summary(folder / SUMMARY, summary)
-
-
-def _taken_over(folder: Path, identity: Identity, sweep: str) -> bool:
-    """Copies the results of an equal job of another sweep beside this one; says if there is one.
-
-    Equal are config, text and code: the copy is what the job would have come to. It makes the
-    folder of a sweep complete by itself.
-    """
-    # Folders of jobs end in these digits, unless the user names them otherwise.
+def _take_results(folder: Path, identity: Identity, sweep: str) -> bool:
+    """Copies the results of a finished job of equal identity from another sweep next to this one,
+    so that the folder of each sweep is complete; returns whether there is such a job."""
+    # By default the folder of a job ends in these digits.
     for path in sorted(folder.parent.parent.glob(f"*/*-{identity.config[:8]}/{SUMMARY}")):
+        source = path.parent
+        if source.resolve() == folder.resolve() or not is_done(source, identity):
+            continue
         try:
             summary = read_summary(path)
-            check_files(path.parent, summary.get("files", {}))
+            check_files(source, summary.get("files", {}))
         except (OSError, DataError):
             continue
-        if (
-            path.parent.resolve() == folder.resolve()
-            or summary.get("fingerprints") != identity.fingerprints
-        ):
-            continue
         if summary.get("changes"):
-            continue  # begun with others: what it came to is nobody else's
+            continue  # some of its steps had another identity
         for name in (PLAN, METRICS, DOCUMENT_LOSSES, RELEARN, SAMPLES):
-            if (path.parent / name).exists():
-                write_whole(folder / name, (path.parent / name).read_text(encoding="utf-8"))
-        origin = f"{path.parent.parent.name}/{path.parent.name}"
+            if (source / name).exists():
+                write_whole(folder / name, (source / name).read_text(encoding="utf-8"))
+        origin = f"{source.parent.name}/{source.name}"
         summary |= {"job": folder.name, "sweep": sweep, "taken_from": origin}
         write_summary(folder / SUMMARY, summary)
-        logger.info("the same job is done in %s: its results are taken over", origin)
+        logger.info("%s has finished the same job: its results are copied", origin)
         return True
     return False
-
-
-def cost_metrics(
-    routed: RoutedModel,
-    state: TrainState,
-    *,
-    counts: Mapping[str, int],
-    sequence_length: int,
-    device: torch.device,
-    num_processes: int,
-) -> dict[str, float]:
-    """cost/*: speed and memory of training, parameters and operations of the full model and of
-    each expert alone; `counts` are the rows of a micro-batch by label. Speed is that of all
-    processes together, memory that of this one."""
-    train_flops = train_flops_per_token(routed, counts, sequence_length)
-    metrics: dict[str, float] = {
-        registry.COST_TRAIN_SECONDS.key: state.train_s,
-        registry.COST_EVAL_SECONDS.key: state.eval_s,
-        registry.COST_PARAMETERS.key: num_parameters(routed),
-        registry.COST_FLOPS_PER_TOKEN.key: forward_flops_per_token(routed, sequence_length),
-        registry.COST_TRAIN_FLOPS_PER_TOKEN.key: train_flops,
-    }
-    if state.assign_s:
-        metrics[registry.COST_ASSIGN_SECONDS.key] = state.assign_s
-    if state.train_s > 0:
-        metrics[registry.COST_EVAL_SHARE.key] = state.eval_s / (state.train_s + state.eval_s)
-        speed = state.tokens / state.train_s
-        metrics[registry.COST_TOKENS_PER_SECOND.key] = speed
-        metrics[registry.COST_DATA_SHARE.key] = state.data_s / state.train_s
-        if device.type == "cuda":
-            peak = peak_flops(torch.cuda.get_device_name(device))
-            if peak is not None:
-                metrics[registry.COST_MFU.key] = speed * train_flops / (peak * num_processes)
-    if device.type == "cuda":
-        metrics[registry.COST_PEAK_MEMORY_GIB.key] = torch.cuda.max_memory_allocated(device) / 2**30
-    for domain, parameters in kept_parameters(routed).items():
-        metrics[registry.PARAMETERS_KEPT(domain)] = parameters
-    for domain, flops in kept_flops_per_token(routed, sequence_length).items():
-        metrics[registry.FLOPS_PER_TOKEN_KEPT(domain)] = flops
-    return metrics
-
-
-def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
-    """What the job ran on."""
-    import transformers
-
-    from gr_sweep import __version__
-
-    return {
-        "gr_sweep": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "processes": num_processes,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpus": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": sys.platform,
-    }

@@ -3,10 +3,13 @@ sampler.
 """
 
 import dataclasses
+import os
 import pickle
+import platform
 import secrets
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +17,16 @@ import numpy as np
 import torch
 
 from gr_sweep.config import Method, ProcedureKind, RunConfig
+from gr_sweep.config import num_steps as total_steps
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.heldout import first_documents, heldout_chunks
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import TokenData
+from gr_sweep.domains import expand
 from gr_sweep.errors import PlanError
 from gr_sweep.eval.loss import HeldoutBatches
+from gr_sweep.eval.removal import WithoutDomain
+from gr_sweep.eval.robustness import TrainingText, recovery
 from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.files import sync_folder
 from gr_sweep.jobdir import MODEL
@@ -235,3 +242,75 @@ def save_model_files(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path
         beside.replace(folder / MODEL)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def make_recovery(
+    config: RunConfig,
+    routed: RoutedModel,
+    token_losses: TokenLosses,
+    batches: Batches,
+    *,
+    num_steps: int,
+    device: torch.device,
+    num_processes: int,
+) -> WithoutDomain | None:
+    """Contexts in which the model without a domain has trained on the other domains' text.
+
+    None if `num_steps`, which come after those of training, is 0.
+    """
+    first_step = total_steps(config.train) - num_steps
+
+    def rows_without(part: str) -> Callable[[int], np.ndarray] | None:
+        domains = list(config.partition.domains)
+        removed = expand([part], domains)
+        labels = [name for name in domains if batches.counts[name] and name not in removed]
+        if not labels:
+            return None
+        return lambda step: batches.labelled(first_step + step, labels)
+
+    return recovery(
+        routed,
+        token_losses,
+        rows_without,
+        num_steps,
+        lr=config.train.lr,
+        seed=config.seed,
+        device=device,
+        micro_batch_sequences=_micro_batch_sequences(config),
+        num_processes=num_processes,
+    )
+
+
+def training_text(config: RunConfig, data: TokenData, weights: Mapping[str, float]) -> TrainingText:
+    """Training text for what comes after training; `weights` are those of its domains."""
+    return TrainingText(
+        data.train,
+        config.train.sequence_length,
+        _micro_batch_sequences(config),
+        config.seed,
+        weights,
+    )
+
+
+def _micro_batch_sequences(config: RunConfig) -> int:
+    return config.train.micro_batch_sequences or config.train.batch_sequences
+
+
+def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
+    """Versions and hardware that the job ran on."""
+    import transformers
+
+    from gr_sweep import __version__
+
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return {
+        "gr_sweep": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processes": num_processes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpus": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": sys.platform,
+    }

@@ -41,7 +41,7 @@ ORDER = (
     "train",
     "layout",
     "setup",
-    "alternate",
+    "rounds",
     "job",
     "export",
     "launch",

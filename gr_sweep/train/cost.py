@@ -4,11 +4,58 @@ it works on fake tensors too."""
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from gr_sweep.metrics.cost import attention_flops_per_token, flops_per_token
+from gr_sweep.metrics import registry
+from gr_sweep.metrics.cost import attention_flops_per_token, flops_per_token, peak_flops
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.plan import ATTN
+from gr_sweep.train.loop import TrainState
+
+
+def cost_metrics(
+    routed: RoutedModel,
+    state: TrainState,
+    *,
+    counts: Mapping[str, int],
+    sequence_length: int,
+    device: torch.device,
+    num_processes: int,
+) -> dict[str, float]:
+    """Metrics cost/*: speed and memory of training; parameters and FLOPs of the full model and of
+    each expert alone.
+
+    Args:
+        counts: rows of a micro-batch by label.
+        num_processes: speed is that of all processes together, memory that of this one.
+    """
+    train_flops = train_flops_per_token(routed, counts, sequence_length)
+    metrics: dict[str, float] = {
+        registry.COST_TRAIN_SECONDS.key: state.train_s,
+        registry.COST_EVAL_SECONDS.key: state.eval_s,
+        registry.COST_PARAMETERS.key: num_parameters(routed),
+        registry.COST_FLOPS_PER_TOKEN.key: forward_flops_per_token(routed, sequence_length),
+        registry.COST_TRAIN_FLOPS_PER_TOKEN.key: train_flops,
+    }
+    if state.assign_s:
+        metrics[registry.COST_ASSIGN_SECONDS.key] = state.assign_s
+    if state.train_s > 0:
+        metrics[registry.COST_EVAL_SHARE.key] = state.eval_s / (state.train_s + state.eval_s)
+        speed = state.tokens / state.train_s
+        metrics[registry.COST_TOKENS_PER_SECOND.key] = speed
+        metrics[registry.COST_DATA_SHARE.key] = state.data_s / state.train_s
+        if device.type == "cuda":
+            peak = peak_flops(torch.cuda.get_device_name(device))
+            if peak is not None:
+                metrics[registry.COST_MFU.key] = speed * train_flops / (peak * num_processes)
+    if device.type == "cuda":
+        metrics[registry.COST_PEAK_MEMORY_GIB.key] = torch.cuda.max_memory_allocated(device) / 2**30
+    for domain, parameters in kept_parameters(routed).items():
+        metrics[registry.PARAMETERS_KEPT(domain)] = parameters
+    for domain, flops in kept_flops_per_token(routed, sequence_length).items():
+        metrics[registry.FLOPS_PER_TOKEN_KEPT(domain)] = flops
+    return metrics
 
 
 def num_parameters(routed: RoutedModel) -> int:
