@@ -4,13 +4,11 @@ The one place that connects the parts of the package.
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
-import logging
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,7 @@ from gr_sweep.config import ProcedureKind, Resume, RunConfig, num_steps, to_plai
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.prepare import prepare_data, text_fingerprint
 from gr_sweep.data.rows import micro_batch_rows
-from gr_sweep.errors import DataError, JobError
+from gr_sweep.errors import JobError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 <<<<<<< HEAD
@@ -36,18 +34,16 @@ from gr_sweep.files import content_digest, write_whole
 from gr_sweep.jobdir import (
     CHECKPOINTS,
     DOCUMENT_LOSSES,
-    METRICS,
     PLAN,
     RELEARN,
+    RESULTS,
     SAMPLES,
     SUMMARY,
-    Identity,
-    check_files,
+    copy_results,
     differences,
     different_job,
     identity_of,
     is_done,
-    read_summary,
     write_summary,
 )
 from gr_sweep.joblock import JobLock, lock_job_dir
@@ -76,13 +72,12 @@ from gr_sweep.train.cost import cost_metrics
 from gr_sweep.train.distributed import Processes, connect, shard
 from gr_sweep.train.finite import dump_bad_batch
 from gr_sweep.train.loop import Trainer, Training, TrainState, start
+from gr_sweep.train.memory import report_out_of_memory
 from gr_sweep.train.signals import StopSignals
 from gr_sweep.train.step import is_bfloat16, precision_context
 
 if TYPE_CHECKING:
     from gr_sweep.rounds import LastRound
-
-logger = logging.getLogger(__name__)
 
 
 def run_job(
@@ -98,10 +93,10 @@ def run_job(
 ) -> None:
     """Runs a job to its end, or resumes it; returns at once if it is done.
 
-    A job is done if its folder holds a summary of the same identity (`jobdir.Identity`). With
-    `resume=force` a folder that holds another job is used as it is: training resumes from its
-    checkpoints, and the summary lists what differs under "changes". `resume=fresh` is what the
-    command line has done before (`jobdir.replace_job`); here it means the same as `resume=same`.
+    A job is done if its folder has a summary of equal identity (`jobdir.Identity`). If the folder
+    holds another job, `resume=force` trains on from its checkpoints, and the summary lists what
+    differs under "changes". `resume=fresh` means the same as `resume=same` here: the command line
+    has moved the folder away (`joblock.replace_job`).
 
     Args:
 <<<<<<< HEAD
@@ -117,21 +112,17 @@ def run_job(
         title: what people call it.
         is_baseline: whether the results of a job of equal identity may be copied from a sweep next
             to this one.
-        memory_advice: what to suggest to a job that runs out of memory; takes the config and the
-            number of processes.
+        memory_advice: what to suggest to a job, and its number of processes, that runs out of
+            memory.
 
     Raises:
-        JobError: the folder holds another job.
-        GrSweepError: an error that the user can fix; nothing that was computed is lost.
+        GrSweepError: the folder holds another job, or another error that the user can fix; nothing
+            that was computed is lost.
         Stopped: a signal asked the job to stop.
     """
     processes = connect()
     signals = StopSignals()
-    with (
-        signals.listening(),
-        report_kept_checkpoints(folder / CHECKPOINTS),
-        contextlib.ExitStack() as stack,
-    ):
+    with signals.listening(), contextlib.ExitStack() as stack:
         text = processes.main_first(lambda: text_fingerprint(*_text_settings(config)))
         locks: list[JobLock] = []
 
@@ -149,11 +140,14 @@ def run_job(
         if not processes.from_main(lock):
             return
         _check_processes(config, processes)
-        stack.enter_context(_out_of_memory(config, processes.world_size, memory_advice))
+        stack.enter_context(report_kept_checkpoints(folder / CHECKPOINTS))
+        if memory_advice is not None:
+            advice = functools.partial(memory_advice, config, processes.world_size)
+            stack.enter_context(report_out_of_memory(advice))
         device = stack.enter_context(processes.joined(config.train.device))
         job = Job(config, folder, processes, device, signals)
         job.prepare()
-        if is_baseline and processes.from_main(lambda: _take_results(folder, job.identity, sweep)):
+        if is_baseline and processes.from_main(lambda: copy_results(folder, job.identity, sweep)):
             return
         job.begin(locks)
         job.build(sweep)
@@ -163,27 +157,23 @@ def run_job(
             job.summarise({"sweep": sweep, "command": command, "overrides": overrides})
 
 
+@dataclass
 class Job:
     """One job, in one of its processes; rank 0 alone writes files, logs and tracks.
 
     The phases are called in this order, by all processes; each sets what the next ones read.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        folder: Path,
-        processes: Processes,
-        device: torch.device,
-        signals: StopSignals,
-    ) -> None:
-        self.config = config
-        self.folder = folder
-        self.processes = processes
-        self.device = device
-        self.signals = signals
-        self.is_alternate = config.procedure.name is ProcedureKind.alternate
-        self.started = datetime.now(UTC)
+    config: RunConfig
+    folder: Path
+    processes: Processes
+    device: torch.device
+    signals: StopSignals
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def is_alternate(self) -> bool:
+        return self.config.procedure.name is ProcedureKind.alternate
 
     def prepare(self) -> None:
         """Tokenises the text, or finds it in the cache."""
@@ -258,7 +248,7 @@ class Job:
         if self.recovery_steps:
             # Recovery is a part of the run: no method trains longer than another.
             steps = num_steps(config.train) - self.recovery_steps
-            self.train_config = dataclasses.replace(config.train, steps=steps, tokens=None)
+            self.train_config = replace(config.train, steps=steps, tokens=None)
         self.full_rows: list[DocumentLoss] = []
         training = start(
             self.routed.model,
@@ -357,7 +347,7 @@ class Job:
             "changes": self.changes,
             "files": {
                 name: content_digest(self.folder / name)
-                for name in (PLAN, DOCUMENT_LOSSES, RELEARN, SAMPLES)
+                for name in RESULTS
                 if (self.folder / name).exists()
             },
             "environment": environment(self.device, self.processes.world_size),
@@ -484,49 +474,3 @@ def _check_processes(config: RunConfig, processes: Processes) -> None:
             f"procedure=alternate needs the whole model in one process, got {processes.world_size} "
             "processes; start one, or use procedure=fixed"
         )
-
-
-@contextlib.contextmanager
-def _out_of_memory(
-    config: RunConfig, world_size: int, advice: Callable[[RunConfig, int], str] | None
-) -> Iterator[None]:
-    """Turns an error of the GPU's or the machine's memory into a JobError that gives advice."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_memory = not isinstance(error, RuntimeError) or (
-            isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        )
-        if not is_memory:
-            raise
-        [message, *_] = str(error).strip().splitlines() or [type(error).__name__]
-        # The advice builds a model without data: the job's own must be gone by then.
-        traceback.clear_frames(error.__traceback__)
-        suggestion = "" if advice is None else f"; {advice(config, world_size)}"
-        raise JobError(f"out of memory ({message.rstrip('.')}){suggestion}") from error
-
-
-def _take_results(folder: Path, identity: Identity, sweep: str) -> bool:
-    """Copies the results of a finished job of equal identity from another sweep next to this one,
-    so that the folder of each sweep is complete; returns whether there is such a job."""
-    # By default the folder of a job ends in these digits.
-    for path in sorted(folder.parent.parent.glob(f"*/*-{identity.config[:8]}/{SUMMARY}")):
-        source = path.parent
-        if source.resolve() == folder.resolve() or not is_done(source, identity):
-            continue
-        try:
-            summary = read_summary(path)
-            check_files(source, summary.get("files", {}))
-        except (OSError, DataError):
-            continue
-        if summary.get("changes"):
-            continue  # some of its steps had another identity
-        for name in (PLAN, METRICS, DOCUMENT_LOSSES, RELEARN, SAMPLES):
-            if (source / name).exists():
-                write_whole(folder / name, (source / name).read_text(encoding="utf-8"))
-        origin = f"{source.parent.name}/{source.name}"
-        summary |= {"job": folder.name, "sweep": sweep, "taken_from": origin}
-        write_summary(folder / SUMMARY, summary)
-        logger.info("%s has finished the same job: its results are copied", origin)
-        return True
-    return False

@@ -37,6 +37,8 @@ RELEARN = "relearn.csv"
 PLAN = "plan.json"
 SAMPLES = "samples.json"
 """Text that the model has written, to look at: no metric is computed from it."""
+RESULTS = (PLAN, DOCUMENT_LOSSES, RELEARN, SAMPLES)
+"""Files of a finished job that its summary has digests of; some jobs lack some."""
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 """Folder with the model's configs and its tokenizer, for an export."""
@@ -159,6 +161,33 @@ def different_job(folder: Path, changes: list[str]) -> JobError:
         f"that job with resume=force, or begin again with resume=fresh, which moves it to "
         f"{folder.parent / REPLACED}"
     )
+
+
+def copy_results(folder: Path, identity: Identity, sweep: str) -> bool:
+    """Copies the results of a finished job of equal identity from another sweep next to this one,
+    so that the folder of each sweep is complete; returns whether there is such a job."""
+    # By default the folder of a job ends in these digits.
+    for path in sorted(folder.parent.parent.glob(f"*/*-{identity.config[:8]}/{SUMMARY}")):
+        source = path.parent
+        summary = read_finished(source)
+        if summary is None or summary.get("fingerprints") != identity.fingerprints:
+            continue
+        # A job with changes has trained some steps with another identity.
+        if source.resolve() == folder.resolve() or summary.get("changes"):
+            continue
+        try:
+            check_files(source, summary.get("files", {}))
+        except (OSError, DataError):
+            continue
+        for name in (METRICS, *RESULTS):
+            if (source / name).exists():
+                write_whole(folder / name, (source / name).read_text(encoding="utf-8"))
+        origin = f"{source.parent.name}/{source.name}"
+        summary |= {"job": folder.name, "sweep": sweep, "taken_from": origin}
+        write_summary(folder / SUMMARY, summary)
+        logger.info("%s has finished the same job: its results are copied", origin)
+        return True
+    return False
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,8 +6,10 @@ On CUDA `torch.cuda.max_memory_allocated` says what a real run held. On the CPU,
 attribute each byte, and refuses a second forward pass, so a second micro-batch.
 """
 
+import contextlib
+import traceback
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -19,6 +21,8 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
+
+from gr_sweep.errors import JobError
 
 
 class AllocatedBytes(TorchDispatchMode):
@@ -123,3 +127,20 @@ def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
         parts = [part for name in names if isinstance(part := getattr(tensor, name), Tensor)]
         return [storage for part in parts for storage in _storages(part)]
     return [tensor.untyped_storage()]
+
+
+@contextlib.contextmanager
+def report_out_of_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """Turns an error of the GPU's or the machine's memory into a JobError that gives advice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        is_memory = not isinstance(error, RuntimeError) or (
+            isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        )
+        if not is_memory:
+            raise
+        [message, *_] = str(error).strip().splitlines() or [type(error).__name__]
+        # The advice builds a model of its own: that of the job must be gone by then.
+        traceback.clear_frames(error.__traceback__)
+        raise JobError(f"out of memory ({message.rstrip('.')}); {advice()}") from error
