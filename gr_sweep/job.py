@@ -23,13 +23,7 @@ from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import JobError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
-<<<<<<< HEAD
-from gr_sweep.eval.robustness import check_processes, recovery, robustness_losses
-from gr_sweep.eval.samples import Sampler
-from gr_sweep.eval.text import TrainingText
-=======
 from gr_sweep.eval.robustness import check_processes, robustness_losses
->>>>>>> 709b1a1 (job: prepare, build, train, evaluate, summarise; rounds, the procedure alternate)
 from gr_sweep.files import content_digest, write_whole
 from gr_sweep.jobdir import (
     CHECKPOINTS,
@@ -99,13 +93,8 @@ def run_job(
     has moved the folder away (`joblock.replace_job`).
 
     Args:
-<<<<<<< HEAD
-        config: validated and resolved (`checks.validate`).
-        folder: the job's own; DESIGN section 8 says what is in it afterwards.
-=======
         config: validated and resolved.
         folder: the job's own; DESIGN section 8 lists what it holds afterwards.
->>>>>>> 709b1a1 (job: prepare, build, train, evaluate, summarise; rounds, the procedure alternate)
         sweep: name of the sweep, the W&B group.
         overrides: what was typed for this job.
         command: a command line that runs this job.

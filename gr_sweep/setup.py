@@ -26,8 +26,9 @@ from gr_sweep.domains import expand
 from gr_sweep.errors import PlanError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import WithoutDomain
-from gr_sweep.eval.robustness import TrainingText, recovery
+from gr_sweep.eval.robustness import recovery
 from gr_sweep.eval.samples import Sampler, choose_prompts
+from gr_sweep.eval.text import TrainingText
 from gr_sweep.files import sync_folder
 from gr_sweep.jobdir import MODEL
 from gr_sweep.layout import labels_of_rounds, make_plan, named_shape
