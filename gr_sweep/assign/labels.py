@@ -1,7 +1,7 @@
-"""Which documents carry which label in a round of `alternate`.
+"""Which label each document has in a round of `alternate`.
 
-A round has labels of its own: the domain tree cut at its depth, and clusters of documents where the
-tree ends. Numpy and files alone; how documents are clustered is not known here.
+A round has its own labels: the domain tree cut at the round's depth, and clusters of documents
+where the tree ends. `gr_sweep.assign.cluster` finds the clusters.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ TRAIN, HELDOUT = "train", "heldout"
 
 @dataclass(frozen=True)
 class RoundLabels:
-    """The label of every document, in one round."""
+    """The label of every document in one round."""
 
     names: tuple[str, ...]
     """Labels of the round."""
     places: Mapping[tuple[str, str], np.ndarray]
-    """("train" or "heldout", domain of the partition) to int64 [documents]: place in `names`."""
+    """By ("train" or "heldout", domain of the partition): index in `names`, int64 [documents]."""
 
     @classmethod
     def first(cls, data: TokenData, names: Sequence[str]) -> "RoundLabels":
-        """Of the first round: each document has the label above its domain, or that itself."""
+        """Labels of the first round: a document's label is its domain or the node above it."""
         places = {}
         for domain in data.domains:
             [place] = [i for i, name in enumerate(names) if is_under(domain, name)]
@@ -43,12 +43,12 @@ class RoundLabels:
     def next(
         self, names: Sequence[str], children: Mapping[tuple[str, str], np.ndarray]
     ) -> "RoundLabels":
-        """Of the round after this one.
+        """Labels of the next round.
 
         Args:
             names: its labels.
-            children: as `places`, of the domains whose documents are divided into clusters: the
-                number of each document's cluster below its label here.
+            children: like `places`, for the domains whose documents are divided into clusters: the
+                number of each document's cluster below its current label.
         """
         places = {}
         for (part, domain), old in self.places.items():
@@ -69,7 +69,7 @@ class RoundLabels:
         return RoundLabels(tuple(names), places)
 
     def divided(self, data: TokenData) -> TokenData:
-        """The same text by the labels of this round; no token is copied."""
+        """The same text by the labels of this round; tokens are not copied."""
         text = {part: self._shards(part, shards) for part, shards in _parts(data).items()}
         return dataclasses.replace(
             data, domains=self.names, train=text[TRAIN], heldout=text[HELDOUT]
@@ -82,20 +82,20 @@ class RoundLabels:
                 domain: np.flatnonzero(self.places[part, domain] == place) for domain in shards
             }
             parts = [
-                # Whole shards stay what they are: they are read faster.
+                # Whole shards are read faster than subsets.
                 shard
                 if len(chosen[domain]) == shard.num_documents
                 else shard.subset(chosen[domain])
                 for domain, shard in shards.items()
                 if len(chosen[domain])
             ]
-            if not parts:  # held out there may be none
+            if not parts:  # a label may have no held-out documents
                 parts = [next(iter(shards.values())).subset([])]
             found[name] = join(parts)
         return found
 
     def write(self, path: Path) -> None:
-        """Writes them whole, as a .npz file."""
+        """Writes the labels as a .npz file."""
         arrays: dict[str, Any] = {"names": np.array(self.names)}
         for (part, domain), places in self.places.items():
             arrays[f"{part}.{metric_name(domain)}"] = places
@@ -104,10 +104,10 @@ class RoundLabels:
 
     @classmethod
     def read(cls, path: Path, data: TokenData) -> "RoundLabels":
-        """What `write` left.
+        """The labels that `write` wrote.
 
         Raises:
-            DataError: no such file, or one of other text.
+            DataError: the file is missing or broken, or was written for other text.
         """
         try:
             with np.load(path, allow_pickle=False) as content:
@@ -119,11 +119,11 @@ class RoundLabels:
                 }
         except (OSError, KeyError, ValueError) as error:
             raise DataError(
-                f"{path} cannot be read ({error}); remove the job's folder to start it again"
+                f"{path} cannot be read ({error}); remove the job's folder to restart it"
             ) from error
         for (part, domain), found in places.items():
             if len(found) != _parts(data)[part][domain].num_documents:
-                raise DataError(f"{path} is of other text; remove the job's folder")
+                raise DataError(f"{path} was written for other text; remove the job's folder")
         return cls(names, places)
 
 

@@ -1,10 +1,10 @@
 """The loss of a language model without its logits: unembedding and cross-entropy over chunks.
 
-The logits of one chunk of positions are there at a time, and where a gradient is asked for, what
-they send back is multiplied into the gradients of hidden states and unembedding at once: the three
-products of the dense computation, none twice. So do the fused kernels of Liger (Hsu et al. 2024,
-arXiv 2410.10989, section 3.2), which are Triton; this is plain PyTorch, for a CPU too, and knows
-that a domain to which the core is foreign sends nothing to the unembedding.
+Only the logits of one chunk of positions exist at a time. If a gradient is needed, they are
+multiplied into the gradients of hidden states and unembedding at once: the three products of the
+dense computation, none of them twice. The fused kernels of Liger (Hsu et al. 2024, arXiv
+2410.10989, section 3.2) do the same in Triton; this is plain PyTorch, works on a CPU too, and skips
+the unembedding's gradient for domains to which the core is foreign.
 
 N sequences of the micro-batch, T positions, S = T + 1, P = N * T, C positions of a chunk, D
 residual width, V vocabulary.
@@ -23,26 +23,27 @@ from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.modules import Routing
 
 IGNORED = -100
-"""Target that counts in no loss and sends nothing back, as torch's `ignore_index`."""
+"""Target without a loss or a gradient, as torch's `ignore_index`."""
 
 _CHUNK_CPU = (32 << 20, 512)
 _CHUNK_GPU = (256 << 20, 2048)
-"""Bytes of a chunk's float32 logits, and positions that it has at least, whatever the vocabulary:
-products over fewer rows are slow, and every chunk reads and writes the unembedding's gradient once.
-Measured on two CPU cores at vocabularies of 2,048 and 32,000; for a GPU taken from its bandwidth:
-with 2,048 positions a chunk that traffic is some tenth of the time of the three products."""
+"""Bytes of a chunk's float32 logits, and the fewest positions of a chunk: products over fewer rows
+are slow, and every chunk reads and writes the unembedding's gradient once. Measured on two CPU
+cores at vocabularies of 2,048 and 32,000; for a GPU estimated from its bandwidth: with 2,048
+positions per chunk that traffic takes about a tenth of the time of the three products."""
 
 Factor = Sequence[tuple[int, float]] | Tensor | None
-"""What multiplies the unembedding's gradient, as `Routing.rest_factor` gives it, but a run counts
-positions and a tensor is [P]."""
+"""Factor on the unembedding's gradient, as `rest_factor` of a routing returns it, except that runs
+count positions and a tensor is [P]."""
 
 
 class _WholeRows(DynamicCache):
-    """Keeps nothing. It says that a row is one sequence, for which attention needs no mask.
+    """A cache that keeps nothing. It tells transformers that a row is one sequence, for which
+    attention needs no mask.
 
-    Without it transformers looks in the positions for several sequences in a row, where the host
-    waits for the device; and where it cannot look, compiled or on fake tensors, it makes a mask
-    [N, 1, T, T], with which there is no flash attention.
+    Otherwise transformers searches the positions for several sequences in a row, for which the host
+    waits for the device. If it cannot search, compiled or on fake tensors, it makes a mask
+    [N, 1, T, T], which rules out flash attention.
     """
 
     def update(
@@ -52,44 +53,44 @@ class _WholeRows(DynamicCache):
 
 
 class TokenLosses(nn.Module):
-    """Tokens to losses, from the embedding to the cross-entropy, as one module.
+    """From tokens to losses, with embedding and cross-entropy, as one module.
 
-    Its forward pass is everything that a training step computes, so that what wraps it (compiling,
-    gathering of sharded parameters) wraps everything. The model within is the routed one as it
-    stands: routing, parameter names and state_dict are its own.
+    Its forward pass is everything that a training step computes, so compiling or sharding this
+    module covers everything. The model inside is the routed model itself, with its parameter names
+    and state_dict.
     """
 
     def __init__(self, routed: RoutedModel) -> None:
         """
         Raises:
-            PlanError: an unembedding that is no linear map, or has a bias.
+            PlanError: an unembedding that is not a linear map, or has a bias.
         """
         super().__init__()
         model: Any = routed.model
         unembedding = model.get_output_embeddings()
         if not isinstance(unembedding, nn.Linear) or unembedding.bias is not None:
             raise PlanError(
-                f"the loss needs an unembedding that is a linear map without bias, which "
-                f"{type(model).__name__} has not; use a family that routing knows"
+                f"expected an unembedding that is a linear map without bias; "
+                f"{type(model).__name__} has another one"
             )
         for module in model.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                # A layer that is computed again may see `_WholeRows` again: it keeps nothing.
+                # A recomputed layer may see `_WholeRows` again, which keeps nothing.
                 module._can_checkpoint_with_cache = True
         self.model: Any = model
         self._routed: RoutedModel = routed
 
     def forward(self, tokens_NS: Tensor, targets_NT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Losses in nats of the next tokens.
+        """Losses of the next tokens in nats.
 
         Args:
-            tokens_NS: int64 [N, T + 1], each but the first predicted from those before it; [N, T]
-                where targets are given.
-            targets_NT: int64 [N, T], what each position predicts; -100 for nothing.
+            tokens_NS: int64 [N, T + 1]; every token except the first is predicted from the ones
+                before it. [N, T] if targets are given.
+            targets_NT: int64 [N, T], the target of each position; -100 for none.
 
         Returns:
-            The sum, through which gradients flow, and the loss of each position [N, T], detached;
-            float32, or float64 of a model in float64.
+            The sum, which is differentiable, and the detached loss of each position [N, T]; float32,
+            or float64 for a model in float64.
         """
         if targets_NT is None:
             tokens_NS, targets_NT = tokens_NS[:, :-1], tokens_NS[:, 1:]
@@ -103,14 +104,14 @@ class TokenLosses(nn.Module):
 def linear_cross_entropy(
     hidden_NTD: Tensor, weight_VD: Tensor, targets_NT: Tensor, routing: Routing | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`cross_entropy(hidden @ weight.T, targets)` in nats: the sum, and by position, detached.
+    """`cross_entropy(hidden @ weight.T, targets)` in nats: the sum, and detached by position.
 
-    Products are in autocast's type where autocast is on; what follows the logits, and the weight's
-    gradient, is in float32 or wider. The backward pass can be run once: it scales in place.
+    Products are in autocast's type if autocast is on; everything after the logits, and the weight's
+    gradient, is in float32 or wider. The backward pass can run only once: it scales in place.
 
     Args:
-        targets_NT: int64; -100 counts nothing.
-        routing: says which positions the weight, a part of the rest, learns from.
+        targets_NT: int64; -100 is ignored.
+        routing: decides which positions the weight, which belongs to the rest, learns from.
     """
     factor = None if routing is None else routing.rest_factor(hidden_NTD)
     if isinstance(factor, Tensor):
@@ -131,16 +132,16 @@ def linear_cross_entropy(
 
 
 def chunk_positions(vocab_size: int, device: str) -> int:
-    """Positions whose logits are there at a time, on a device of this type."""
+    """Positions per chunk, on a device of this type."""
     most_bytes, least = _CHUNK_CPU if device == "cpu" else _CHUNK_GPU
     return max(least, most_bytes // (4 * vocab_size))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of the losses, and the losses [P]; the gradients are computed with them.
+    """The sum of the losses and the losses [P]; the forward pass computes the gradients too.
 
-    Plain slices and shapes, no operator of its own: a compiler sees the products, and keeps of them
-    what the eager pass keeps, the two gradients.
+    It uses plain slices and shapes and no custom operator: a compiler sees the products, and keeps
+    the same as the eager pass, the two gradients.
     """
 
     @staticmethod
@@ -171,7 +172,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 dlogits_CV = log_probs_CV.exp_()
                 dlogits_CV.scatter_add_(1, targets_C1, -torch.ones_like(targets_C1, dtype=exact))
                 dlogits_CV = dlogits_CV.to(dtype)
-                # What is ignored is cleared where it is narrow, not in the logits.
+                # Ignored positions are cleared in the narrow tensors, not in the logits.
                 if hidden_wanted:
                     dhidden.append((dlogits_CV @ cast_VD).to(hidden_PD.dtype) * kept_C1)
                 if weight_wanted and (isinstance(chunk_factor, Tensor) or chunk_factor != 0.0):
@@ -187,7 +188,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if dweight_VD is not None:
             dweight_VD = dweight_VD.to(weight_VD.dtype)
         elif weight_wanted:
-            # Zeros, not nothing: all processes of a job have gradients of the same parameters.
+            # Zeros, not None: all processes of a job have gradients of the same parameters.
             dweight_VD = torch.zeros_like(weight_VD)
         ctx.save_for_backward(_joined(dhidden) if hidden_wanted else None, dweight_VD)
         ctx.mark_non_differentiable(losses_P)
@@ -196,7 +197,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        # In place: a second pass through the same graph finds them changed, and torch refuses it.
+        # In place: a second pass through the same graph is an error of torch.
         dhidden_PD, dweight_VD = (d if d is None else d.mul_(grads[0]) for d in ctx.saved_tensors)
         return dhidden_PD, dweight_VD, None, None, None, None
 
@@ -204,10 +205,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _chunks(
     factor: Factor, num_positions: int, most: int
 ) -> Iterator[tuple[slice, float | Tensor]]:
-    """Neighbouring positions, at most `most` and about equally many, and their factor.
-
-    None crosses from one run of the factor to the next.
-    """
+    """Neighbouring positions, at most `most` and about equally many, and their factor; no chunk
+    spans two runs of the factor."""
     runs = [(num_positions, 1.0)] if factor is None or isinstance(factor, Tensor) else factor
     first = 0
     for count, value in runs:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of a Llama model; fields are called as in a Hugging Face config, so plans can be made
-    of it."""
+    """Shape of a Llama model. Fields have the names of a Hugging Face config, so a plan can be made
+    from it."""
 
     hidden_size: int
     intermediate_size: int
@@ -29,7 +29,7 @@ class Size:
     num_attention_heads: int
     num_key_value_heads: int
     is_tied: bool = True
-    """Whether embedding and unembedding are one matrix."""
+    """Whether embedding and unembedding share one matrix."""
     rope_theta: float = 10_000.0
 
 
@@ -51,36 +51,37 @@ _MAX_WIDENING = 1024
 
 
 def shape_of(size: str, intermediate_size: int | None = None) -> Size:
-    """The named shape, with another number of MLP hidden units if given.
+    """The named shape, with `intermediate_size` MLP hidden units if given.
 
     Raises:
         ConfigError: an unknown size, or MLP hidden units below 1.
     """
     if size not in SIZES:
-        raise ConfigError(f"model.size={size!r} is unknown; choose one of {', '.join(SIZES)}")
+        raise ConfigError(f"invalid value for model.size: {size!r}; expected one of {', '.join(SIZES)}")
     if intermediate_size is None:
         return SIZES[size]
     if intermediate_size < 1:
-        raise ConfigError(f"model.intermediate_size={intermediate_size} must be at least 1")
+        raise ConfigError(f"expected model.intermediate_size to be at least 1, got {intermediate_size}")
     return replace(SIZES[size], intermediate_size=intermediate_size)
 
 
 def full_width(
     shape: Size, kind: str, *, domains: Sequence[str], forget: Sequence[str] = (), mlp_shared: float
 ) -> Size:
-    """The shape with MLPs just so wide that no network kept for one domain is narrower than it was.
+    """The shape with the narrowest MLPs for which no network kept for one domain is narrower than
+    the dense MLP.
 
-    So every expert of `peers` without shared units is as wide as the dense MLP (DEMix, arXiv
-    2108.05036): the same operations a token, for more parameters.
+    Every expert of `peers` without shared units is then as wide as the dense MLP (DEMix, arXiv
+    2108.05036): the same operations per token, with more parameters.
 
     Args:
         kind: shape of the plan: none, peers, forget, tree or lattice.
         domains: the plan's labels.
         forget: domains that a `forget` plan forgets.
-        mlp_shared: the core's share of the MLP units.
+        mlp_shared: the core's fraction of the MLP units.
 
     Raises:
-        PlanError: a plan that cannot be, or one that leaves a domain next to no units.
+        PlanError: an invalid plan, or one that leaves a domain almost no units.
     """
     width = shape.intermediate_size
     if kind == "none" or mlp_shared == 1.0:
@@ -94,7 +95,7 @@ def full_width(
         """MLP units of the smallest network that keep(one domain) leaves."""
         try:
             plan = plan_of(num_units)
-        except PlanError:  # too few units for the blocks: any other reason the widest plan had too
+        except PlanError:  # too few units for the blocks; any other error the widest plan has too
             return 0
         if not plan.splits:
             return num_units
@@ -128,7 +129,7 @@ def llama_config(
         head_dim=shape.hidden_size // shape.num_attention_heads,
         max_position_embeddings=max(2048, sequence_length),
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        # 0.02, the default, is made for widths of thousands: at 256 it costs a short run 0.2 nats.
+        # The default of 0.02 is for widths of thousands; at 256 it costs a short run 0.2 nats.
         initializer_range=shape.hidden_size**-0.5,
         tie_word_embeddings=shape.is_tied,
         bos_token_id=eot_id,
@@ -138,7 +139,7 @@ def llama_config(
 
 
 def random_model(config: Any, *, seed: int) -> "PreTrainedModel":
-    """A causal language model with random float32 weights that follow from the seed alone."""
+    """A causal language model with random float32 weights that depend on the seed alone."""
     import torch
     from transformers import AutoModelForCausalLM
 

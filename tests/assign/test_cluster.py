@@ -1,10 +1,11 @@
+"""Children of a domain: features of documents, balanced clusters."""
+
 import numpy as np
 import pytest
 import torch
 
 from gr_sweep.assign.cluster import Children, document_features, fit_children
 from gr_sweep.errors import ConfigError, DataError
-from tests.model.tiny import VOCAB, tiny_model
 
 
 def gaussians(sizes: list[int], seed: int = 0, width: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -51,23 +52,6 @@ def test_features_take_no_gradients_and_no_notice_of_the_padding():
     np.testing.assert_allclose(found, 3**-0.5, rtol=1e-6)
 
 
-def test_features_of_a_model_do_not_depend_on_the_batch():
-    model = tiny_model().base_model
-    random = np.random.default_rng(0)
-    documents = [random.integers(0, VOCAB, length) for length in (12, 5, 31)]
-    alone, together = (
-        document_features(
-            lambda ids: model(ids).last_hidden_state,
-            documents,
-            batch_sequences=batch_sequences,
-            device="cpu",
-        )
-        for batch_sequences in (1, 3)
-    )
-    np.testing.assert_allclose(alone, together, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, rtol=1e-5)
-
-
 def test_no_documents_have_no_features():
     with pytest.raises(DataError, match="without documents"):
         document_features(embed, [], batch_sequences=2, device="cpu")
@@ -98,8 +82,7 @@ def test_held_out_documents_go_to_the_centre_that_they_are_near():
     assert children.of(held_out[:0]).tolist() == []
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("num_documents", [9, 100, 1003])
+@pytest.mark.parametrize(("k", "num_documents"), [(1, 9), (2, 100), (3, 1003), (5, 9), (8, 100)])
 def test_children_have_equal_numbers_of_documents(k, num_documents):
     random = np.random.default_rng(k)
     features = random.normal(size=(num_documents, 16)) * random.lognormal(size=16)
@@ -135,16 +118,9 @@ def test_equal_seeds_give_equal_children():
     assert not np.array_equal(one.centres, other.centres)
 
 
-def test_children_are_in_the_order_of_their_centres():
-    features, _ = gaussians([60, 60, 60, 60])
-    for seed in range(4):
-        centres = fit_children(features, 4, seed=seed).centres
-        assert (np.diff(centres[:, 0]) > 0).all()
-
-
-@pytest.mark.parametrize("k", [0, -1, 128])
+@pytest.mark.parametrize("k", [0, 128])
 def test_numbers_of_children_that_cannot_be_are_refused(k):
-    with pytest.raises(ConfigError, match=f"into {k} children"):
+    with pytest.raises(ConfigError, match=f"children.*got {k}"):
         fit_children(np.eye(200, dtype=np.float32), k, seed=0)
 
 

@@ -77,8 +77,10 @@ def values(model):
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("edges", ["none", "weight", "act", "both"])
-@pytest.mark.parametrize("is_full_width", [False, True])
+@pytest.mark.parametrize(
+    ("edges", "is_full_width"),
+    [("none", False), ("weight", True), ("act", True), ("both", False)],
+)
 def test_peers_with_foreign_dropout_1_and_no_shared_units_are_a_mixture_of_experts(
     edges, is_full_width
 ):
