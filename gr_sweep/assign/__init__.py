@@ -1,1 +1,1 @@
-"""From a trained model to owners of its units: attribution, assignment, and the labels of rounds."""
+"""From a trained model to the owners of its units: attribution, assignment, labels of rounds."""

@@ -89,8 +89,8 @@ class TokenLosses(nn.Module):
             targets_NT: int64 [N, T], the target of each position; -100 for none.
 
         Returns:
-            The sum, which is differentiable, and the detached loss of each position [N, T]; float32,
-            or float64 for a model in float64.
+            The sum, which is differentiable, and the detached loss of each position [N, T]; in
+            float32, or in float64 for a model in float64.
         """
         if targets_NT is None:
             tokens_NS, targets_NT = tokens_NS[:, :-1], tokens_NS[:, 1:]

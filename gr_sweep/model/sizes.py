@@ -57,11 +57,15 @@ def shape_of(size: str, intermediate_size: int | None = None) -> Size:
         ConfigError: an unknown size, or MLP hidden units below 1.
     """
     if size not in SIZES:
-        raise ConfigError(f"invalid value for model.size: {size!r}; expected one of {', '.join(SIZES)}")
+        raise ConfigError(
+            f"invalid value for model.size: {size!r}; expected one of {', '.join(SIZES)}"
+        )
     if intermediate_size is None:
         return SIZES[size]
     if intermediate_size < 1:
-        raise ConfigError(f"expected model.intermediate_size to be at least 1, got {intermediate_size}")
+        raise ConfigError(
+            f"expected model.intermediate_size to be at least 1, got {intermediate_size}"
+        )
     return replace(SIZES[size], intermediate_size=intermediate_size)
 
 

@@ -234,7 +234,7 @@ def test_a_composed_config_becomes_plain_values():
         ("edges=both,act", "edges=both,act has several values: add -m"),
         ("hydra.searchpath=[file:///nowhere]", "hydra.searchpath: folder /nowhere does not exist"),
         ("hydra.nope=1", "hydra.nope: Key 'nope' not in 'HydraConf'"),
-        ("model.size=huge", "model.size='huge' is unknown; choose one of tiny"),
+        ("model.size=huge", "model.size: 'huge'; expected one of tiny"),
         ("plan.layers=[7]", "plan.layers=[7] does not fit"),
         (
             "train.micro_batch_sequences=4",
