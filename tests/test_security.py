@@ -1,7 +1,7 @@
-"""What a run reads runs no code, and what it writes holds no secret.
+"""Nothing that a run reads can run code, and nothing that it writes holds a secret.
 
-HTML is escaped: tests/report/test_html.py. Damaged and hostile checkpoints: tests/train. Names that
-lead out of a folder: tests/cli/test_bad_commands.py.
+Escaping of HTML is tested in tests/report, damaged and hostile checkpoints in tests/train and
+tests/export.
 """
 
 import ast
@@ -9,15 +9,17 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import gr_sweep
+from gr_sweep.config import ModelConfig, RunConfig
 from gr_sweep.data.tokenize import load_tokenizer
 from gr_sweep.errors import DataError, PlanError
-from gr_sweep.setup import _pretrained
+from gr_sweep.setup import make_routed
 
 PACKAGE = Path(gr_sweep.__file__).parent
 
@@ -64,18 +66,12 @@ def test_nothing_is_read_in_a_way_that_runs_code():
         assert name not in banned, f"{file}: {name}"
         assert name not in unpickling or file in MAY_UNPICKLE, f"{file}: {name}"
         assert given.get("shell", "False") == "False", f"{file}: {name}"
-        assert given.get("allow_pickle", "False") == "False", f"{file}: {name}"
+        default = "" if name == "np.load" else "False"  # said each time, as defaults have changed
+        assert given.get("allow_pickle", default) == "False", f"{file}: {name}"
         assert given.get("trust_remote_code", "False") == "False", f"{file}: {name}"
         if name.startswith("Auto") and name.endswith(".from_pretrained"):
             # Said each time: otherwise transformers asks who sits at a terminal.
             assert {"trust_remote_code", None} & given.keys(), f"{file}: {name}"
-
-
-def test_numpy_files_are_read_without_pickle():
-    loads = [node for _, name, node in calls() if name == "np.load"]
-    assert loads
-    for node in loads:
-        assert any(keyword.arg == "allow_pickle" for keyword in node.keywords)
 
 
 @pytest.fixture
@@ -99,8 +95,9 @@ def test_code_beside_a_model_is_not_run_and_nobody_is_asked(hostile, tmp_path, m
         raise AssertionError("the user was asked")
 
     monkeypatch.setattr("builtins.input", asked)
+    config = RunConfig(model=ModelConfig(path=str(hostile)))
     with pytest.raises(PlanError, match="cannot be loaded"):
-        _pretrained(str(hostile), None)
+        make_routed(config, types.SimpleNamespace(vocab_size=8, eot_id=0))
     with pytest.raises(DataError, match="cannot be loaded"):
         load_tokenizer(str(hostile))
     assert not (tmp_path / "trace").exists()
@@ -120,7 +117,7 @@ def test_secrets_of_the_environment_reach_no_file_and_no_output(tmp_path):
     command = [
         *(sys.executable, "-m", "gr_sweep", "-m", "debug=default", "data.documents=60"),
         *("data.vocab_size=300", "train.lr=1e-3,1e30", "tracking=auto"),
-        *("hydra/launcher=local_parallel", "hydra.sweep.dir=sweep"),
+        "hydra.sweep.dir=sweep",
     ]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False
