@@ -40,8 +40,6 @@ SECRETS = {
 MAY_UNPICKLE = {
     # From the process that started this one, over a pipe.
     "launch/local.py",
-    # From the processes of the same job.
-    "train/distributed.py",
     # Names all that it makes.
     "train/checkpoint.py",
 }

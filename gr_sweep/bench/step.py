@@ -28,12 +28,13 @@ from gr_sweep.config import (
     TrainConfig,
 )
 from gr_sweep.data.rows import micro_batch_rows
-from gr_sweep.launch.estimate import GIB, JobStep, make_step
+from gr_sweep.launch.estimate import GIB
 from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.model.sizes import SIZES, random_model
 from gr_sweep.setup import lay_plan, named_config
 from gr_sweep.train.cost import train_flops_per_token
 from gr_sweep.train.memory import AllocatedBytes
+from gr_sweep.train.step import JobStep, make_step
 
 DOMAINS = ("code", "biology", "creative")
 PLANS = ("peers", "forget", "lattice")

@@ -68,15 +68,12 @@ def main(argv: Sequence[str]) -> int:
     )
     target = _target(options)
 
-    from gr_sweep.launch.estimate import cost_key, estimate_job, what_would_help
+    from gr_sweep.launch.estimate import estimate_job, what_would_help
 
-    known: dict[str, Estimate] = {}
     rows = []
     for job in command.jobs:
-        key = cost_key(job.config)
-        if key not in known:
-            known[key] = estimate_job(job.config, target, vocab_size=options.vocab_size)
-        rows.append((job, known[key], what_would_help(known[key], job.config, target)))
+        estimate = estimate_job(job.config, target, vocab_size=options.vocab_size)
+        rows.append((job, estimate, what_would_help(estimate, job.config, target)))
     if options.json:
         print(json.dumps(_as_json(rows, target), indent=1))
     else:

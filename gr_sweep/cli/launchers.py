@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.cli.task import JobTask
-from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import note_end
 from gr_sweep.launch.local import LocalParallelConfig, check_local, run_side_by_side
-from gr_sweep.launch.resources import Resources, check_given, resources_of
-from gr_sweep.launch.slurm import SlurmConfig, await_kill, check_slurm, has_ended, run_on_slurm
+from gr_sweep.launch.resources import SlurmConfig, resources_of
+from gr_sweep.launch.slurm import await_kill, check_slurm, run_on_slurm
 from gr_sweep.launch.work import Work
 from gr_sweep.train.distributed import connect
 from gr_sweep.train.signals import Stopped
@@ -52,7 +51,7 @@ def launch(command: "Command", tasks: Sequence[JobTask]) -> list[Outcome]:
     where = os.getcwd()
     works = [Work(task.folder, task.title, task.config, SweepJob(task, where)) for task in tasks]
     if isinstance(config, SlurmConfig):
-        needs = {task.folder: needs_of(task.config, config) for task in tasks}
+        needs = {task.folder: resources_of(task.config, config) for task in tasks}
         hint = "Ctrl-C leaves; the jobs stay in the queue"
         with live_table(folders, command.folder, hint) as is_shown:
             run_on_slurm(works, config, needs, command.folder, is_shown=is_shown)
@@ -100,8 +99,6 @@ class SweepJob:
 
     def _hand_on(self, stopped: Stopped) -> None:
         """Lets the launcher start this process again, if it can."""
-        if stopped.signum == signal.SIGUSR2 and has_ended():
-            return
         try:
             stopped.hand_on()
         except RuntimeError as error:
@@ -137,24 +134,10 @@ def check_launcher(command: "Command", missing: "Sequence[Job]") -> None:
         raise ConfigError("hydra/launcher is for the jobs of a sweep: add -m")
     if isinstance(config, SlurmConfig):
         check_slurm(config)
-        check_given(config)
         for job in missing:
-            needs_of(job.config, config)
+            resources_of(job.config, config)
     else:
         check_local(config, [job.config for job in missing])
-
-
-_known_needs: dict[tuple[str, str], Resources] = {}
-
-
-def needs_of(config: RunConfig, given: SlurmConfig) -> Resources:
-    """Resources that the job asks SLURM for; jobs that cost the same are estimated once."""
-    from gr_sweep.launch.estimate import cost_key
-
-    key = (cost_key(config), repr(given))
-    if key not in _known_needs:
-        _known_needs[key] = resources_of(config, given)
-    return _known_needs[key]
 
 
 def _launcher_config(command: "Command") -> SlurmConfig | LocalParallelConfig | None:

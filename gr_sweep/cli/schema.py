@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from gr_sweep import config
 from gr_sweep.errors import ConfigError
 from gr_sweep.launch.local import LocalParallelConfig
-from gr_sweep.launch.slurm import SlurmConfig
+from gr_sweep.launch.resources import SlurmConfig
 
 GROUPS: dict[str, type] = {
     "model": config.ModelConfig,

@@ -1,11 +1,11 @@
-"""What a job asks of a cluster, from what it needs (`launch.estimate`).
+"""What a job requests from SLURM: what the user sets, and otherwise what its estimate needs.
 
-An estimate of seconds or bytes is no promise: there is room on top, and what is given counts more.
+An estimate of hours or bytes is not a promise, so requests are larger.
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import Device, ProcedureKind, RunConfig
 from gr_sweep.data.rows import micro_batch_rows
@@ -17,31 +17,74 @@ if TYPE_CHECKING:
     from gr_sweep.launch.estimate import Estimate
 
 UTILISATION = 0.4
-"""Share of a GPU's bfloat16 peak that training gets done."""
+"""Fraction of a GPU's bfloat16 peak that training reaches."""
 
-MEMORY_SHARE = 0.9
-"""Of a GPU's memory: the rest is for what an estimate cannot know (fragments, the context)."""
+MEMORY_FRACTION = 0.9
+"""Of a GPU's memory: the rest is for fragmentation and the CUDA context."""
 
 _HOURS_FACTOR = 2.0
-_MORE_MIN = 60
-"""For data, evaluation and start."""
-
-_MOST_MIN = 24 * 60
-"""What most clusters give: a job that needs longer goes on after its limit. Also that of a job on
-CPUs, whose speed nobody has measured."""
-
+_EXTRA_MIN = 60
+"""For the start, data and evaluation."""
+_MAX_MIN = 24 * 60
+"""Default limit of most clusters, after which a longer job resumes. Also of jobs on CPUs, whose
+speed is not estimated."""
 _NODE_GB = 8
-"""Main memory for Python and its libraries, data and files."""
-
+"""Main memory for Python with its libraries, data and files."""
 _CPUS = 4
+_MAX_GPUS = 256
+"""Of one job, unless the user sets more."""
 
-_MOST_GPUS = 256
-"""Of one job, unless more are given."""
+
+@dataclass
+class SlurmConfig:
+    """`hydra/launcher=slurm`. What is null follows from the job's needs (`gr-sweep estimate`)."""
+
+    _target_: str = "gr_sweep.cli.launchers.SlurmLauncher"
+    """Distinguishes it from Hydra's own launchers; not an existing class."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    gres: str | None = None
+    """As sbatch takes it; gpus_per_node is then not requested unless it is set too."""
+    comment: str | None = None
+    name: str = "gr-sweep"
+    """Name of the jobs in the queue."""
+    gpu: str | None = "h100"
+    """The cluster's GPU type, for the estimate (`gr-sweep estimate --help` lists them); null: jobs
+    run on CPUs."""
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    """Also the number of tasks: one per GPU."""
+    max_gpus_per_node: int = 8
+    """A job that needs more GPUs runs on several nodes."""
+    tasks_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem_gb: int | None = None
+    """Main memory of a node, GB."""
+    timeout_min: int | None = None
+    """Time limit; a job that reaches it is requeued and resumes."""
+    signal_delay_s: int = 300
+    """Seconds before the time limit at which a job is told to save and stop."""
+    max_num_timeout: int = 1000
+    """How often a job may be requeued after its time limit."""
+    array_parallelism: int = 256
+    """Jobs of an array that run at the same time."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines before the job, such as `module load cuda`."""
+    srun_args: list[str] = field(default_factory=lambda: ["--kill-on-bad-exit=1"])
+    """More arguments for srun; by default a task that fails ends the others."""
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
+    """Any other option of sbatch, such as {reservation: friday}."""
+    submitit_folder: str = "${hydra.sweep.dir}/.submitit"
+    """Scripts, pickles and output of the jobs. Without submitit's %j: SLURM may start a job before
+    a folder with its number is made."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one job."""
+    """What one job requests."""
 
     nodes: int
     tasks_per_node: int
@@ -52,62 +95,49 @@ class Resources:
     timeout_min: int
 
 
-class Given(Protocol):
-    """What the user has said; null follows from the job."""
+def check_given(given: SlurmConfig) -> None:
+    """Checks the resources that the user sets.
 
-    gpu: str | None
-    gres: str | None
-    nodes: int | None
-    gpus_per_node: int | None
-    max_gpus_per_node: int
-    tasks_per_node: int | None
-    cpus_per_task: int | None
-    mem_gb: int | None
-    timeout_min: int | None
-    signal_delay_s: int
-
-
-def check_given(given: Given) -> None:
-    """
     Raises:
-        ConfigError: a number that is too small, numbers that contradict each other, or a GPU that
-            is unknown.
+        ConfigError: a number that is too small, numbers that contradict each other, or an unknown
+            GPU type.
     """
     for name in (
         "nodes", "max_gpus_per_node", "tasks_per_node", "cpus_per_task", "mem_gb", "timeout_min",
+        "array_parallelism", "signal_delay_s",
     ):  # fmt: skip
-        value = getattr(given, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"hydra.launcher.{name}={value} is too few; give 1 or more, or null")
-    if given.gpus_per_node is not None and given.gpus_per_node < 0:
+        _at_least(given, name, 1)
+    for name in ("gpus_per_node", "max_num_timeout"):
+        _at_least(given, name, 0)
+    gpus, tasks = given.gpus_per_node, given.tasks_per_node
+    if tasks is not None and gpus not in (None, 0, tasks):
         raise ConfigError(
-            f"hydra.launcher.gpus_per_node={given.gpus_per_node} is below 0; give 0 for CPUs"
-        )
-    if given.tasks_per_node is not None and given.gpus_per_node not in (
-        None, 0, given.tasks_per_node,
-    ):  # fmt: skip
-        raise ConfigError(
-            f"hydra.launcher.tasks_per_node={given.tasks_per_node} and gpus_per_node="
-            f"{given.gpus_per_node} differ; a job has a process for each GPU: give one of them"
+            f"hydra.launcher.tasks_per_node={tasks} and gpus_per_node={gpus} differ, but a job has "
+            "one process per GPU; set one of them"
         )
     if given.timeout_min is not None and given.timeout_min * 60 <= given.signal_delay_s:
         raise ConfigError(
-            f"hydra.launcher.timeout_min={given.timeout_min} is over when a job is told to save, "
-            f"{given.signal_delay_s} s before its end; give more, or a smaller "
-            "hydra.launcher.signal_delay_s"
+            f"hydra.launcher.timeout_min={given.timeout_min}: expected more than "
+            f"hydra.launcher.signal_delay_s={given.signal_delay_s}, or jobs are told to save as "
+            "soon as they start"
         )
     if given.gpu is not None and given.gpu not in GPUS:
         raise ConfigError(
-            f"hydra.launcher.gpu={given.gpu} is not known; allowed: {', '.join(GPUS)}, or null for "
-            "CPUs"
+            f"hydra.launcher.gpu={given.gpu}: expected one of {', '.join(GPUS)}, or null for CPUs"
         )
 
 
-def resources_of(config: RunConfig, given: Given) -> Resources:
-    """What a job asks for: as few GPUs as hold it, a node's worth at most a node.
+def _at_least(given: SlurmConfig, name: str, least: int) -> None:
+    value = getattr(given, name)
+    if value is not None and value < least:
+        raise ConfigError(f"hydra.launcher.{name}: expected {least} or more, got {value}")
+
+
+def resources_of(config: RunConfig, given: SlurmConfig) -> Resources:
+    """What a job requests: the fewest GPUs that hold it, and time for its estimated hours.
 
     Raises:
-        ConfigError: no number of GPUs holds it, or rows that do not divide over the processes.
+        ConfigError: no number of GPUs holds the job, or its rows do not divide over the processes.
     """
     uses_gpu = given.gpu is not None and config.train.device is not Device.cpu
     if given.gpus_per_node == 0 and given.gres is None:
@@ -115,81 +145,62 @@ def resources_of(config: RunConfig, given: Given) -> Resources:
     if not uses_gpu:
         nodes, tasks = given.nodes or 1, given.tasks_per_node or 1
         _check_rows(config, nodes * tasks)
-        gigabytes = _NODE_GB + tasks * _estimate_gb(config, nodes * tasks)
-        return Resources(
-            nodes,
-            tasks,
-            0,
-            given.cpus_per_task or _CPUS,
-            given.mem_gb or gigabytes,
-            given.timeout_min or _default_minutes(_MOST_MIN, given),
-        )
-    world_size, estimate = _smallest(config, given)
-    fewest = math.ceil(world_size / (_named(given) or given.max_gpus_per_node))
-    # As many on each.
-    nodes = given.nodes or next(n for n in range(fewest, world_size + 1) if world_size % n == 0)
-    per_node = world_size // nodes
-    # Each process builds the whole model in float32 in main memory before it keeps its part.
-    model_gb = 0 if estimate is None else 4 * estimate.parameters / 1e9
-    minutes = _MOST_MIN
-    if estimate is not None:
-        minutes = math.ceil(60 * _HOURS_FACTOR * estimate.hours) + _MORE_MIN
+        gpus, minutes = 0, _MAX_MIN
+        memory_gb = _NODE_GB + tasks * _cpu_gb(config, nodes * tasks)
+    else:
+        world_size, estimate = _fewest_gpus(config, given)
+        most = given.tasks_per_node or given.gpus_per_node or given.max_gpus_per_node
+        fewest = math.ceil(world_size / most)
+        # The same number of GPUs on each node.
+        nodes = given.nodes or next(n for n in range(fewest, world_size + 1) if world_size % n == 0)
+        tasks = world_size // nodes
+        gpus = tasks if given.gres is None or given.gpus_per_node else 0
+        # Each process builds the whole model in float32 in main memory before it keeps its shard.
+        model_gb = 0 if estimate is None else 4 * estimate.parameters / 1e9
+        memory_gb = _NODE_GB + math.ceil(1.25 * model_gb * tasks)
+        minutes = _MAX_MIN
+        if estimate is not None:
+            minutes = min(math.ceil(60 * _HOURS_FACTOR * estimate.hours) + _EXTRA_MIN, _MAX_MIN)
+    # Long enough to do something before the job is told to save.
+    minutes = max(minutes, math.ceil(given.signal_delay_s / 60) + _EXTRA_MIN)
     return Resources(
         nodes,
-        per_node,
-        per_node if given.gres is None or given.gpus_per_node else 0,
+        tasks,
+        gpus,
         given.cpus_per_task or _CPUS,
-        given.mem_gb or _NODE_GB + math.ceil(1.25 * model_gb * per_node),
-        given.timeout_min or _default_minutes(minutes, given),
+        given.mem_gb or memory_gb,
+        given.timeout_min or minutes,
     )
 
 
-def _default_minutes(minutes: int, given: Given) -> int:
-    """At most a day, and never so few that a job is told to save as soon as it begins."""
-    return max(min(minutes, _MOST_MIN), math.ceil(given.signal_delay_s / 60) + _MORE_MIN)
-
-
-def _named(given: Given) -> int | None:
-    """GPUs of a node, where the user says so."""
-    return given.tasks_per_node or given.gpus_per_node or None
-
-
-def _smallest(config: RunConfig, given: Given) -> "tuple[int, Estimate | None]":
-    """GPUs of the job, and what it needs on each; None where nothing here knows the model."""
+def _fewest_gpus(config: RunConfig, given: SlurmConfig) -> "tuple[int, Estimate | None]":
+    """Number of GPUs, and the estimate for each; None if the model is not on this machine."""
     from gr_sweep.launch.estimate import Target, estimate_job, what_would_help
 
     assert given.gpu is not None
-    named, nodes = _named(given), given.nodes or 1
-    if named is not None:
-        sizes = [nodes * named]
+    per_node, nodes = given.tasks_per_node or given.gpus_per_node or None, given.nodes or 1
+    if per_node is not None:
+        sizes = [nodes * per_node]
     else:
-        most = _MOST_GPUS if given.nodes is None else nodes * given.max_gpus_per_node
-        sizes = [
-            size
-            for size in (nodes * 2**power for power in range(_MOST_GPUS.bit_length()))
-            if size <= most and _divides(config, size)
-        ] or [nodes]
+        most = _MAX_GPUS if given.nodes is None else nodes * given.max_gpus_per_node
+        powers = (nodes * 2**power for power in range(_MAX_GPUS.bit_length()))
+        sizes = [size for size in powers if size <= most and _divides(config, size)] or [nodes]
     _check_rows(config, sizes[0])
     target = Target.gpu(given.gpu, utilisation=UTILISATION)
-    estimate = None
+    room = MEMORY_FRACTION * (target.memory_bytes or 0)
     for size in sizes:
-        target = replace(target, world_size=size)
         try:
-            estimate = estimate_job(config, target)
+            estimate = estimate_job(config, replace(target, world_size=size))
         except GrSweepError:
-            # A checkpoint or a tokenizer that is not on this machine: one GPU, or what was given.
-            return sizes[0], None
-        assert target.memory_bytes is not None
-        if estimate.peak_bytes <= MEMORY_SHARE * target.memory_bytes:
+            return sizes[0], None  # a checkpoint or a tokenizer that is still to be downloaded
+        if estimate.peak_bytes <= room:
             return size, estimate
-    assert estimate is not None
-    room = replace(target, memory_bytes=MEMORY_SHARE * (target.memory_bytes or 0))
-    where = f"the {sizes[0]} {given.gpu} that were given"
+    where = f"the {sizes[0]} {given.gpu} that are set"
     if len(sizes) > 1:
-        where = f"any number of {given.gpu} up to {sizes[-1]} that its micro-batch divides over"
+        where = f"any number of {given.gpu} up to {sizes[-1]} that divides its micro-batch"
+    help_ = what_would_help(estimate, config, replace(target, world_size=size, memory_bytes=room))
     raise ConfigError(
-        f"a job does not fit on {where} (hydra.launcher.gpu, .gpus_per_node, .nodes): "
-        f"{what_would_help(estimate, config, room)}"
+        f"a job does not fit on {where} (hydra.launcher.gpu, .gpus_per_node, .nodes): {help_}"
     )
 
 
@@ -207,12 +218,12 @@ def _check_rows(config: RunConfig, world_size: int) -> None:
     rows_of(0, world_size, sum(micro_batch_rows(config).values()))
 
 
-def _estimate_gb(config: RunConfig, world_size: int) -> int:
-    """Of a process on a CPU, rounded up."""
+def _cpu_gb(config: RunConfig, world_size: int) -> int:
+    """Memory of each process on CPUs, rounded up."""
     from gr_sweep.launch.estimate import GIB, Target, estimate_job
 
-    target = Target("cpu", 1e12, None, False, world_size)
     try:
-        return math.ceil(1.25 * estimate_job(config, target).peak_bytes / GIB)
+        estimate = estimate_job(config, Target("cpu", 1e12, None, False, world_size))
     except GrSweepError:
         return _NODE_GB
+    return math.ceil(1.25 * estimate.peak_bytes / GIB)

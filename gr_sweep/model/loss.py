@@ -60,8 +60,13 @@ class TokenLosses(nn.Module):
     and state_dict.
     """
 
-    def __init__(self, routed: RoutedModel) -> None:
+    def __init__(self, routed: RoutedModel, *, device_type: str | None = None) -> None:
         """
+        Args:
+            routed: the model.
+            device_type: device whose chunk size is used; None for that of the weights. An estimate
+                has the tensors of a GPU on a CPU.
+
         Raises:
             PlanError: an unembedding that is not a linear map, or has a bias.
         """
@@ -79,6 +84,7 @@ class TokenLosses(nn.Module):
                 module._can_checkpoint_with_cache = True
         self.model: Any = model
         self._routed: RoutedModel = routed
+        self._device_type: str | None = device_type
 
     def forward(self, tokens_NS: Tensor, targets_NT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Losses of the next tokens in nats.
@@ -98,11 +104,18 @@ class TokenLosses(nn.Module):
             input_ids=tokens_NS, past_key_values=_WholeRows(), use_cache=False
         ).last_hidden_state
         weight_VD = self.model.get_output_embeddings().weight
-        return linear_cross_entropy(hidden_NTD, weight_VD, targets_NT, self._routed.active)
+        return linear_cross_entropy(
+            hidden_NTD, weight_VD, targets_NT, self._routed.active, device_type=self._device_type
+        )
 
 
 def linear_cross_entropy(
-    hidden_NTD: Tensor, weight_VD: Tensor, targets_NT: Tensor, routing: Routing | None = None
+    hidden_NTD: Tensor,
+    weight_VD: Tensor,
+    targets_NT: Tensor,
+    routing: Routing | None = None,
+    *,
+    device_type: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`cross_entropy(hidden @ weight.T, targets)` in nats: the sum, and detached by position.
 
@@ -112,6 +125,7 @@ def linear_cross_entropy(
     Args:
         targets_NT: int64; -100 is ignored.
         routing: decides which positions the weight, which belongs to the rest, learns from.
+        device_type: as in `TokenLosses`.
     """
     factor = None if routing is None else routing.rest_factor(hidden_NTD)
     if isinstance(factor, Tensor):
@@ -125,8 +139,9 @@ def linear_cross_entropy(
         torch.is_grad_enabled() and hidden_NTD.requires_grad,
         torch.is_grad_enabled() and weight_VD.requires_grad,
     )
+    most = chunk_positions(weight_VD.shape[0], device_type or weight_VD.device.type)
     loss_sum, losses_P = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_NTD.flatten(0, 1), weight_VD, targets_NT.flatten(), factor, dtype, wanted
+        hidden_NTD.flatten(0, 1), weight_VD, targets_NT.flatten(), factor, dtype, wanted, most
     )
     return loss_sum, losses_P.view(targets_NT.shape)
 
@@ -153,6 +168,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         factor: Factor,
         dtype: torch.dtype,
         wanted: tuple[bool, bool],
+        most: int,
     ) -> tuple[Tensor, Tensor]:
         hidden_wanted, weight_wanted = wanted
         exact = torch.promote_types(dtype, torch.float32)
@@ -162,7 +178,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses: list[Tensor] = []
         dhidden: list[Tensor] = []
         dweight_VD: Tensor | None = None
-        most = chunk_positions(weight_VD.shape[0], weight_VD.device.type)
         for chunk, chunk_factor in _chunks(factor, targets_P.shape[0], most):
             hidden_CD = hidden_PD[chunk].to(dtype)
             kept_C1, targets_C1 = kept_P1[chunk], targets_P1[chunk]
@@ -199,7 +214,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # In place: a second pass through the same graph is an error of torch.
         dhidden_PD, dweight_VD = (d if d is None else d.mul_(grads[0]) for d in ctx.saved_tensors)
-        return dhidden_PD, dweight_VD, None, None, None, None
+        return dhidden_PD, dweight_VD, None, None, None, None, None
 
 
 def _chunks(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.fsdp import FSDPModule
 
 from gr_sweep.config import Precision, TrainConfig
@@ -17,7 +18,9 @@ from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.rows import within
+from gr_sweep.train.distributed import rows_of, shard
 from gr_sweep.train.finite import bad_rows
+from gr_sweep.train.optim import make_optimizer
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Tokens [N, S] to the sum of their losses and the losses [N, T], as `TokenLosses`."""
@@ -131,3 +134,77 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return result
+
+
+@dataclass(frozen=True)
+class JobStep:
+    """A job's training step with what it works on."""
+
+    routed: RoutedModel
+    token_losses: TokenLosses
+    optimizer: torch.optim.Optimizer
+    run: Callable[[], None]
+    """One step on token ids that are all 0: forward, backward, clipping, optimizer."""
+
+    def weights(self) -> list[Tensor]:
+        """Parameters and buffers on this device."""
+        return [*self.routed.model.parameters(), *self.routed.model.buffers()]
+
+    def optimizer_state(self) -> list[Tensor]:
+        """The optimizer's tensors on this device; none before its first step."""
+        values = (value for state in self.optimizer.state.values() for value in state.values())
+        return [value for value in values if isinstance(value, Tensor)]
+
+
+def make_step(
+    routed: RoutedModel,
+    train: TrainConfig,
+    counts: Mapping[str, int],
+    device: torch.device,
+    world_size: int = 1,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    device_type: str | None = None,
+) -> JobStep:
+    """The step that `train.loop.Trainer` takes with a model that is on `device` already.
+
+    Args:
+        counts: rows of a micro-batch by label, over all devices.
+        world_size: number of devices; of several, this is the first process of their group.
+        optimizer: of the model, if it has one already.
+        device_type: as in `TokenLosses`.
+    """
+    token_losses = TokenLosses(routed, device_type=device_type)
+    rows = None
+    num_rows = sum(counts.values())
+    if world_size > 1:
+        rows = rows_of(0, world_size, num_rows)
+        num_rows = rows.stop - rows.start
+        layers = decoder_layers(routed.model, family_of(routed.model.config))
+        # The mesh of devices is a real tensor.
+        with unset_fake_temporarily():
+            shard(token_losses, layers, device, bfloat16=is_bfloat16(device, train.precision))
+    routed.model.train()
+    forward = training_forward(token_losses, train)
+    if optimizer is None:
+        optimizer = make_optimizer(routed.model, train)
+    micro = train.micro_batch_sequences or train.batch_sequences
+    shape_NS = (num_rows, train.sequence_length + 1)
+    micro_batches = [
+        torch.zeros(shape_NS, dtype=torch.long, device=device)
+        for _ in range(train.batch_sequences // micro)
+    ]
+
+    def run() -> None:
+        train_step(
+            routed,
+            forward,
+            optimizer,
+            micro_batches,
+            counts,
+            tokens_per_step=train.batch_sequences * train.sequence_length,
+            config=train,
+            rows=rows,
+        )
+
+    return JobStep(routed, token_losses, optimizer, run)

@@ -12,7 +12,7 @@ cp "$1" "$here/$number.sh"
 env >"$here/$number.env"
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
 for id in $([ -z "$last" ] && echo $number || seq -f "${number}_%g" 0 "$last"); do
-  echo "$id|PENDING|Priority" >>"$here/queue"
+  echo "$id" >>"$here/queue"
 done
 echo "Submitted batch job $number"
 """
@@ -57,22 +57,18 @@ class Cluster:
         files = sorted(self.folder.glob("*.sh"), key=lambda path: int(path.stem))
         return [path.read_text() for path in files]
 
-    def put(self, number: str, state: str, reason: str = "None") -> None:
-        """Has a job in the queue."""
-        self._drop(number)
+    def put(self, number: str) -> None:
+        """Puts a job into the queue."""
         with (self.folder / "queue").open("a") as file:
-            file.write(f"{number}|{state}|{reason}\n")
+            file.write(f"{number}\n")
 
     def end(self, number: str, state: str | None = None) -> None:
-        """Takes a job out of the queue; without a state it is forgotten."""
-        self._drop(number)
-        if state is not None:
-            (self.folder / f"{number}.state").write_text(state)
-
-    def _drop(self, number: str) -> None:
+        """Takes a job out of the queue; without a state SLURM forgets it."""
         queue = self.folder / "queue"
         lines = queue.read_text().splitlines(keepends=True)
-        queue.write_text("".join(line for line in lines if not line.startswith(f"{number}|")))
+        queue.write_text("".join(line for line in lines if line != f"{number}\n"))
+        if state is not None:
+            (self.folder / f"{number}.state").write_text(state)
 
     def is_away(self, away: bool) -> None:
         """Whether the controller does not answer."""

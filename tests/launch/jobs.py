@@ -15,10 +15,10 @@ from gr_sweep.config import (
     TrainConfig,
 )
 from gr_sweep.data.rows import micro_batch_rows
-from gr_sweep.launch.estimate import make_step
 from gr_sweep.model.sizes import random_model
 from gr_sweep.setup import lay_plan, named_config
 from gr_sweep.train.memory import tensor_bytes
+from gr_sweep.train.step import make_step
 from tests.train.allocator import allocator_peak
 
 DOMAINS = ("code", "biology", "creative")

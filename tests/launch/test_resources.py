@@ -9,8 +9,7 @@ from gr_sweep.config import Device, ProcedureConfig, ProcedureKind, RunConfig, T
 from gr_sweep.errors import ConfigError, DataError
 from gr_sweep.launch import estimate as estimates
 from gr_sweep.launch.estimate import Estimate, Target
-from gr_sweep.launch.resources import Resources, check_given, resources_of
-from gr_sweep.launch.slurm import SlurmConfig
+from gr_sweep.launch.resources import Resources, SlurmConfig, check_given, resources_of
 from tests.launch.jobs import make_config
 
 ON_CPU = dataclasses.replace(SlurmConfig(), gpu=None)
@@ -80,7 +79,7 @@ def test_what_is_given_counts_more_than_the_estimate(needs):
     assert resources_of(job(), given(nodes=2)).tasks_per_node == 1
     needs(300)
     assert resources_of(job(), given(nodes=2)).tasks_per_node == 4
-    with pytest.raises(ConfigError, match="does not fit on the 1 h100 that were given"):
+    with pytest.raises(ConfigError, match="does not fit on the 1 h100 that are set"):
         resources_of(job(), given(gpus_per_node=1))
 
 
@@ -93,8 +92,6 @@ def test_nobody_asks_for_more_than_a_day_and_jobs_go_on_after_it(needs):
 def test_the_time_is_longer_than_the_time_for_saving(needs):
     needs(60, hours=0)
     assert resources_of(job(), given(signal_delay_s=7200)).timeout_min == 120 + 60
-    with pytest.raises(ConfigError, match="timeout_min=2 is over when a job is told to save, 300 "):
-        check_given(given(timeout_min=2))
     check_given(given(timeout_min=2, signal_delay_s=119))
 
 
@@ -147,15 +144,15 @@ def test_alternating_jobs_stay_in_one_process(needs):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"timeout_min": 0}, "hydra.launcher.timeout_min=0 is too few; give 1 or more, or null"),
-        ({"mem_gb": -1}, "hydra.launcher.mem_gb=-1 is too few"),
-        ({"nodes": 0}, "hydra.launcher.nodes=0 is too few"),
-        ({"gpus_per_node": -1}, "hydra.launcher.gpus_per_node=-1 is below 0; give 0 for CPUs"),
-        ({"gpu": "gtx"}, "hydra.launcher.gpu=gtx is not known; allowed: h100, h200, a100, or null"),
+        ({"timeout_min": 0}, "hydra.launcher.timeout_min: expected 1 or more, got 0"),
+        ({"max_num_timeout": -1}, "hydra.launcher.max_num_timeout: expected 0 or more, got -1"),
+        ({"gpus_per_node": -1}, "hydra.launcher.gpus_per_node: expected 0 or more, got -1"),
+        ({"gpu": "gtx"}, "hydra.launcher.gpu=gtx: expected one of h100, h200, a100, or null"),
         ({"tasks_per_node": 2, "gpus_per_node": 4}, "tasks_per_node=2 and gpus_per_node=4 differ"),
+        ({"timeout_min": 2}, "expected more than hydra.launcher.signal_delay_s=300"),
     ],
 )
-def test_numbers_that_make_no_sense_are_one_line(values, message):
+def test_invalid_settings_are_one_line(values, message):
     with pytest.raises(ConfigError) as raised:
         check_given(given(**values))
     assert message in str(raised.value)

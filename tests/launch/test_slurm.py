@@ -1,7 +1,6 @@
 """Jobs as SLURM jobs, on commands that are played; `test_slurm_cluster.py` has a real cluster."""
 
 import dataclasses
-import json
 import os
 import shlex
 import shutil
@@ -18,18 +17,15 @@ import pytest
 from gr_sweep.cli.app import main
 from gr_sweep.cli.launchers import SweepJob, outcome_of
 from gr_sweep.config import RunConfig
-from gr_sweep.errors import ConfigError, DataError, JobError
-from gr_sweep.jobdir import CHECKPOINTS, SUMMARY, Holder, Record, State, standing
+from gr_sweep.errors import DataError, JobError
+from gr_sweep.jobdir import SUMMARY, Holder, Record, State, standing
 from gr_sweep.joblock import lock_job_dir
 from gr_sweep.launch import slurm
-from gr_sweep.launch.resources import Resources
+from gr_sweep.launch.resources import Resources, SlurmConfig
 from gr_sweep.launch.slurm import (
-    Queued,
-    SlurmConfig,
-    Submitted,
-    check_slurm,
     numbers_in_queue,
-    parse_queue,
+    read_submitted,
+    record_submitted,
     run_on_slurm,
     sbatch_parameters,
 )
@@ -108,10 +104,6 @@ def fail(work: Work, error: Exception) -> None:
         raise error
 
 
-def reach(work: Work, step: int) -> None:
-    (work.folder / CHECKPOINTS / f"step_{step:08d}").mkdir(parents=True)
-
-
 def error_of(work: Work) -> str:
     record = standing(work.folder).record
     assert record is not None and record.error is not None
@@ -126,26 +118,10 @@ def all_of(*acts: Callable[[], object]) -> Callable[[], None]:
     return play
 
 
-def test_the_queue_is_read_a_line_a_job():
-    lines = ["12_3|PENDING|Priority", "12_4|RUNNING|None", " 99|PENDING|(a|b)", "", "slurm: x"]
-    assert parse_queue(lines) == {
-        "12_3": Queued("PENDING", "Priority"),
-        "12_4": Queued("RUNNING", "None"),
-        "99": Queued("PENDING", "(a|b)"),
-    }
-
-
 def test_settings_of_squeue_in_the_environment_hide_no_job(cluster, monkeypatch):
-    cluster.put("7", "RUNNING")
+    cluster.put("7_1")
     monkeypatch.setenv("SQUEUE_STATES", "PENDING")
-    assert slurm.queue_of_user() == {"7": Queued("RUNNING", "None")}
-
-
-@pytest.mark.parametrize("state", ["TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "COMPLETED"])
-def test_the_last_state_is_slurms_as_long_as_it_knows(cluster, state):
-    cluster.end("7", state)
-    assert slurm.final_state("7") == state
-    assert slurm.final_state("8") == slurm.UNKNOWN
+    assert slurm.queue_of_user() == {"7_1"}
 
 
 def test_the_script_is_as_recorded(cluster, sweep, launch):
@@ -222,7 +198,7 @@ def test_jobs_that_need_the_same_are_an_array_each_and_of_its_largest_size(clust
     arrays = [line for script in cluster.scripts for line in script.splitlines() if "array" in line]
     assert arrays == ["#SBATCH --array=0-1%1"] * 2
     assert len(cluster.scripts) == 3
-    numbers = Submitted(sweep).read()
+    numbers = read_submitted(sweep)
     assert numbers == {"a": "11_0", "c": "11_1", "d": "12", "b": "13_0", "e": "13_1"}
 
 
@@ -274,7 +250,6 @@ def test_a_controller_that_does_not_answer_says_nothing_of_the_jobs(cluster, swe
         [work],
         lambda: cluster.is_away(True),
         nothing,
-        nothing,
         lambda: cluster.is_away(False),
         nothing,
         all_of(lambda: finish(work), lambda: cluster.end("11")),
@@ -282,94 +257,39 @@ def test_a_controller_that_does_not_answer_says_nothing_of_the_jobs(cluster, swe
     assert len(cluster.scripts) == 1 and standing(work.folder).state is State.done
 
 
-def test_a_lost_job_goes_on_as_long_as_it_gets_further(cluster, sweep, launch, capsys):
-    [work] = works_of(sweep, "a")
-
-    def lose(number: int, step: int | None = None) -> Callable[[], None]:
-        def play() -> None:
-            cluster.end(str(number), "NODE_FAIL")
-            if step is not None:
-                reach(work, step)
-
-        return play
-
-    launch(
-        [work],
-        lose(11), nothing,
-        lose(12, 10), nothing,
-        lose(13), nothing,
-        lose(14, 20), nothing,
-        lose(15), nothing,
-        lose(16), nothing,
-        max_restarts=2,
-    )  # fmt: skip
-    assert standing(work.folder).state is State.failed
-    log = sweep / ".submitit" / "16_0_log.out"
-    assert error_of(work) == f"SLURM job 16 ended as NODE_FAIL; see {log}"
-    assert len(cluster.scripts) == 6
-    said = capsys.readouterr().err
-    assert said.count("ended as NODE_FAIL; submitted again") == 5
-    assert said.splitlines()[-1].startswith("a: failed: SLURM job 16 ended as NODE_FAIL; see ")
+def lost() -> JobError:
+    error = JobError("process 0 of 2 lost another one")
+    error.is_resumable = True
+    return error
 
 
-def test_a_lost_job_that_may_not_be_restarted_fails_at_once(cluster, sweep, launch):
-    [work] = works_of(sweep, "a")
-    launch([work], lambda: cluster.end("11", "OUT_OF_MEMORY"), nothing, max_restarts=0)
-    assert "ended as OUT_OF_MEMORY; set hydra.launcher.mem_gb higher; see" in error_of(work)
-
-
-def test_a_job_that_lost_a_worker_is_lost_and_not_failed(cluster, sweep, launch, capsys):
-    [work] = works_of(sweep, "a")
-    lost = JobError("process 0 of 2 lost another one")
-    lost.is_resumable = True
-    launch(
-        [work],
-        all_of(lambda: fail(work, lost), lambda: cluster.end("11", "FAILED")),
-        nothing,
-        all_of(lambda: fail(work, lost), lambda: cluster.end("12", "FAILED")),
-        nothing,
-        max_restarts=1,
-    )
-    assert standing(work.folder).state is State.failed
-    assert error_of(work).startswith("SLURM job 12 ended as FAILED (process 0 of 2 lost another")
-    assert "11 ended as FAILED (process 0 of 2 lost another one); subm" in capsys.readouterr().err
-
-
-def test_a_begun_job_that_slurm_has_forgotten_is_submitted_again(cluster, sweep, launch):
-    [work] = works_of(sweep, "a")
-    stop = JobError("lost")
-    stop.is_resumable = True
-    launch(
-        [work],
-        all_of(lambda: fail(work, stop), lambda: cluster.end("11")),
-        nothing,
-        lambda: finish(work),
-    )
-    assert len(cluster.scripts) == 2
-
-
-def test_a_job_that_vanishes_before_it_begins_was_cancelled(cluster, sweep, launch):
-    """SLURM keeps nothing of a part of an array that is cancelled while it waits."""
-    works = works_of(sweep, "a", "b")
-    launch(works, lambda: cluster.end("11_1"), nothing, lambda: finish(works[0]))
-    assert [standing(work.folder).state for work in works] == [State.done, State.stopped]
-    assert "SLURM job 11_1 ended as CANCELLED" in error_of(works[1]) and len(cluster.scripts) == 1
-
-
-def test_a_job_that_somebody_cancels_is_stopped_and_the_others_go_on(cluster, sweep, launch):
-    works = works_of(sweep, "a", "b")
+@pytest.mark.parametrize("state", ["NODE_FAIL", "CANCELLED", "OUT_OF_MEMORY", None])
+def test_a_job_that_leaves_the_queue_without_a_result_is_stopped_and_the_others_go_on(
+    cluster, sweep, launch, capsys, state
+):
+    """Before it began, or while it ran; SLURM may have forgotten it."""
+    works = works_of(sweep, "a", "b", "c")
     launch(
         works,
-        lambda: cluster.end("11_0", "CANCELLED"),
+        all_of(
+            lambda: cluster.end("11_0", state),
+            lambda: fail(works[1], lost()),
+            lambda: cluster.end("11_1", state),
+        ),
         nothing,
-        all_of(lambda: finish(works[1]), lambda: cluster.end("11_1")),
+        all_of(lambda: finish(works[2]), lambda: cluster.end("11_2")),
     )
-    assert [standing(work.folder).state for work in works] == [State.stopped, State.done]
-    assert "SLURM job 11_0 ended as CANCELLED" in error_of(works[0])
-    assert len(cluster.scripts) == 1
+    states = [standing(work.folder).state for work in works]
+    assert states == [State.stopped, State.stopped, State.done]
+    how = "left the queue" if state is None else f"ended as {state}"
+    assert error_of(works[0]).startswith(f"SLURM job 11_0 {how}")
+    assert f"see {sweep / '.submitit' / '11_0_0_log.out'}" in error_of(works[0])
+    assert "process 0 of 2 lost another one" in error_of(works[1])
+    assert ("mem_gb higher" in error_of(works[0])) == (state == "OUT_OF_MEMORY")
+    assert len(cluster.scripts) == 1 and "a: stopped: SLURM job 11_0" in capsys.readouterr().err
 
 
-def test_a_job_of_another_machine_is_lost_when_it_gives_no_sign_of_life(cluster, sweep, launch):
+def test_a_job_of_another_machine_has_ended_when_it_gives_no_heartbeat(cluster, sweep, launch):
     [work] = works_of(sweep, "a")
 
     def vanish() -> None:
@@ -380,89 +300,41 @@ def test_a_job_of_another_machine_is_lost_when_it_gives_no_sign_of_life(cluster,
         before = time.time() - 120
         os.utime(work.folder / "job.json", (before, before))
 
-    launch([work], vanish, nothing, nothing, fall_silent, nothing, lambda: finish(work))
-    assert len(cluster.scripts) == 2
-
-
-def test_a_job_that_is_submitted_again_and_refused_fails_alone(cluster, sweep, launch):
-    works = works_of(sweep, "a", "b")
-    launch(
-        works,
-        all_of(lambda: cluster.end("11_0", "NODE_FAIL"), lambda: cluster.refuses("no account")),
-        nothing,
-        all_of(lambda: finish(works[1]), lambda: cluster.end("11_1")),
-    )
-    assert [standing(work.folder).state for work in works] == [State.failed, State.done]
-    assert error_of(works[0]) == "SLURM does not take the jobs: sbatch: error: no account"
+    launch([work], vanish, nothing, nothing, fall_silent, nothing)
+    assert standing(work.folder).state is State.stopped
 
 
 def test_what_sbatch_refuses_is_one_line(cluster, sweep, launch, capsys):
     cluster.refuses("invalid partition specified: none")
-    with pytest.raises(
-        JobError, match=r"^SLURM does not take the jobs: .* partition specified: no"
-    ):
+    with pytest.raises(JobError, match=r"^SLURM refuses the jobs: .* partition specified: none"):
         launch(works_of(sweep, "a", "b"))
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_refused_at_the_start_fails_beside_jobs_that_are_in_the_queue(
-    cluster, sweep, launch
-):
-    works = works_of(sweep, "a", "b")
-    Submitted(sweep).add({works[0].folder: "5"})
-    cluster.put("5", "RUNNING")
-    cluster.refuses("no account")
-    launch(works, all_of(lambda: finish(works[0]), lambda: cluster.end("5")))
-    assert [standing(work.folder).state for work in works] == [State.done, State.failed]
-    assert error_of(works[1]) == "SLURM does not take the jobs: sbatch: error: no account"
-
-
 def test_jobs_that_are_in_the_queue_are_waited_for(cluster, sweep, launch, capsys):
     works = works_of(sweep, "a", "b", "c")
-    Submitted(sweep).add({works[0].folder: "5_0", works[1].folder: "5_1"})
-    cluster.put("5_0", "RUNNING")
-    cluster.put("9", "RUNNING")  # another sweep's
-
-    def end() -> None:
-        for work in works:
-            finish(work)
-
-    launch(works, end)
-    assert Submitted(sweep).read() == {"a": "5_0", "b": "11_0", "c": "11_1"}
-    assert "a: in the queue already (SLURM job 5_0)" in capsys.readouterr().err
+    record_submitted({works[0].folder: "5_0", works[1].folder: "5_1"}, sweep)
+    cluster.put("5_0")
+    cluster.put("9")  # another sweep's
+    launch(works, lambda: [finish(work) for work in works])
+    assert read_submitted(sweep) == {"a": "5_0", "b": "11_0", "c": "11_1"}
+    assert "a: already in the queue as SLURM job 5_0" in capsys.readouterr().err
 
 
-def test_nothing_is_submitted_while_nobody_knows_what_is_in_the_queue(cluster, sweep, launch):
+def test_nothing_is_submitted_while_it_is_not_known_what_is_in_the_queue(cluster, sweep, launch):
     [work] = works_of(sweep, "a")
-    Submitted(sweep).add({work.folder: "5"})
-    cluster.put("5", "RUNNING")
+    record_submitted({work.folder: "5"}, sweep)
     cluster.is_away(True)
     with pytest.raises(JobError, match="squeue does not answer"):
-        launch([work], *[nothing] * 4)
-    launch([work], nothing, lambda: cluster.is_away(False), lambda: finish(work))
+        launch([work])
     assert cluster.scripts == []
 
 
-def test_a_job_that_somebody_runs_elsewhere_is_waited_for_and_then_submitted(
-    cluster, sweep, launch
-):
+def test_a_job_that_another_process_runs_is_waited_for(cluster, sweep, launch):
     [work] = works_of(sweep, "a")
-    with lock_job_dir(work.folder) as hold:
-        launch_ends = [nothing, lambda: hold._write(State.stopped, "stopped by SIGINT")]
-        launch([work], *launch_ends, lambda: (work.folder / SUMMARY).write_text("{}"))
-    assert len(cluster.scripts) == 1
-
-
-def test_why_jobs_may_never_start_is_told_once(cluster, sweep, launch, capsys):
-    works = works_of(sweep, "a", "b", "c")
-
-    def hold_back() -> None:
-        for number in ("11_0", "11_1"):
-            cluster.put(number, "PENDING", "PartitionTimeLimit")
-
-    launch(works, nothing, hold_back, nothing, lambda: [finish(work) for work in works])
-    said = [line for line in capsys.readouterr().err.splitlines() if "holds" in line]
-    assert said == ["SLURM holds 2 jobs back: PartitionTimeLimit"]
+    with lock_job_dir(work.folder):
+        launch([work], nothing, nothing, lambda: (work.folder / SUMMARY).write_text("{}"))
+    assert not cluster.scripts
 
 
 def test_ctrl_c_leaves_the_jobs_in_the_queue_and_says_how_to_end_them(
@@ -480,22 +352,14 @@ def test_ctrl_c_leaves_the_jobs_in_the_queue_and_says_how_to_end_them(
     assert numbers_in_queue(sweep) == {"a": "11_0", "b": "11_1"}
 
 
-def test_a_torn_line_of_submitted_jobs_harms_no_other(sweep):
-    submitted = Submitted(sweep)
-    submitted.add({sweep / "a": "1", sweep / "b": "2"})
+def test_half_a_line_of_submitted_jobs_harms_no_other(sweep):
+    record_submitted({sweep / "a": "1", sweep / "b": "2"}, sweep)
     path = sweep / ".submitit" / "submitted.jsonl"
     path.write_text(path.read_text()[:-12])
-    submitted.add({sweep / "c": "3", sweep / "d" / "e": "4"})
-    assert submitted.read() == {"a": "1", "c": "3", "d/e": "4"}
+    record_submitted({sweep / "c": "3", sweep / "d" / "e": "4"}, sweep)
+    assert read_submitted(sweep) == {"a": "1", "c": "3", "d/e": "4"}
     path.write_bytes(b'\xff\xfe\n[1]\n{"job": "x"}\n')
-    assert submitted.read() == {}
-
-
-def test_numbers_of_the_launcher_that_make_no_sense_are_one_line(cluster):
-    for name in ("array_parallelism", "signal_delay_s", "max_num_timeout", "max_restarts"):
-        with pytest.raises(ConfigError, match=rf"^hydra\.launcher\.{name}=-1 is too few; give "):
-            check_slurm(SlurmConfig(**{name: -1}))
-    check_slurm(SlurmConfig(max_num_timeout=0, max_restarts=0))
+    assert read_submitted(sweep) == {}
 
 
 COMMAND = ["debug=default", "hydra/launcher=slurm", "hydra.launcher.gpu=null"]
@@ -506,10 +370,10 @@ COMMAND = ["debug=default", "hydra/launcher=slurm", "hydra.launcher.gpu=null"]
     [
         (["hydra.launcher.partitoin=x"], "partitoin"),
         (["hydra.launcher.mem_gb=much"], "mem_gb"),
-        (["hydra.launcher.timeout_min=0"], "hydra.launcher.timeout_min=0 is too few"),
-        (["hydra.launcher.gpu=gtx"], "allowed: h100, h200, a100, or null"),
+        (["hydra.launcher.timeout_min=0"], "hydra.launcher.timeout_min: expected 1 or more, got 0"),
+        (["hydra.launcher.gpu=gtx"], "expected one of h100, h200, a100, or null"),
         (["hydra.launcher.tasks_per_node=5"], "do not divide over 5 processes"),
-        (["hydra.launcher.array_parallelism=0"], "array_parallelism=0 is too few"),
+        (["hydra.launcher.array_parallelism=0"], "array_parallelism: expected 1 or more, got 0"),
     ],
 )
 def test_a_wrong_setting_of_the_launcher_is_one_line_before_any_folder(
@@ -547,7 +411,7 @@ def test_what_sbatch_refuses_ends_the_command_with_status_2(cluster, tmp_path, m
     assert main(["-m", *COMMAND, "hydra.launcher.partition=none", "hydra.sweep.dir=sweep"]) == 2
     said = capsys.readouterr().err
     assert said == (
-        "gr-sweep: SLURM does not take the jobs: sbatch: error: invalid partition specified: none\n"
+        "gr-sweep: SLURM refuses the jobs: sbatch: error: invalid partition specified: none\n"
     )
 
 
@@ -570,18 +434,6 @@ def test_a_job_that_may_not_go_on_after_its_time_limit_has_failed(tmp_path):
     )  # type: ignore[operator]
 
 
-def test_a_job_that_was_cancelled_is_not_put_back_into_the_queue(tmp_path, cluster, monkeypatch):
-    """Though it was told to save and go on a moment before."""
-    job = SweepJob(SimpleNamespace(folder=tmp_path), str(tmp_path))  # type: ignore[arg-type]
-    handed_on: list[int] = []
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
-    for number, state in enumerate(["COMPLETING", "CANCELLED", "RUNNING"]):
-        cluster.end("7_1", state)
-        job._hand_on(Stopped(signal.SIGUSR2, partial(handed_on.append, number)))
-    assert handed_on == [2]
-
-
 def test_who_is_told_to_end_waits_for_the_end_in_a_slurm_job_alone(monkeypatch):
     slept: list[float] = []
     monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=slept.append))
@@ -591,9 +443,3 @@ def test_who_is_told_to_end_waits_for_the_end_in_a_slurm_job_alone(monkeypatch):
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     slurm.await_kill()
     assert slept == [slurm.KILL_S]
-
-
-def test_the_record_of_submitted_jobs_is_lines_of_json(sweep):
-    Submitted(sweep).add({sweep / "a": "1_0"})
-    text = (sweep / ".submitit" / "submitted.jsonl").read_text()
-    assert json.loads(text) == {"job": "a", "slurm_job": "1_0"}

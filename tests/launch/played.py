@@ -1,0 +1,56 @@
+"""Jobs that are played by a small function. A module of its own, which a job imports quickly."""
+
+import json
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+from gr_sweep.config import Device, RunConfig, TrainConfig
+from gr_sweep.errors import DataError
+from gr_sweep.jobdir import SUMMARY
+from gr_sweep.joblock import lock_job_dir
+from gr_sweep.launch.local import LocalParallelConfig
+from gr_sweep.launch.work import Work
+from gr_sweep.train.signals import StopSignals
+
+CONFIG = RunConfig(train=TrainConfig(device=Device.cpu))
+QUICK = LocalParallelConfig(check_memory=False)
+
+
+def play(folder: Path, act: str = "", seconds: float = 0.0) -> None:
+    """Stands for a job: locks its folder, notes its environment and times, and ends as told."""
+    signals = StopSignals()
+    with signals.listening(), lock_job_dir(folder):
+        begun = time.time()
+        (folder / "environment").write_text(json.dumps(dict(os.environ)))
+        if act == "fails":
+            raise DataError("x.jsonl line 3: not UTF-8")
+        if act == "bug":
+            raise ZeroDivisionError("a bug")
+        if act == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if act.startswith("meets "):
+            # Ends when so many have been there at once.
+            give_up = time.monotonic() + 60
+            while len(list(folder.parent.glob("*/environment"))) < int(act.split()[1]):
+                assert time.monotonic() < give_up
+                time.sleep(0.02)
+        with signals.deferred():
+            give_up = time.monotonic() + seconds
+            while time.monotonic() < give_up and not signals.are_there:
+                time.sleep(0.02)
+            if signals.are_there:
+                (folder / "saved").touch()
+                signals.obey()
+        (folder / "times").write_text(json.dumps([begun, time.time()]))
+        (folder / SUMMARY).write_text("{}")
+
+
+def works(tmp_path: Path, *acts: str, seconds: float = 0.0) -> list[Work]:
+    return [
+        Work(folder, f"job {number}", CONFIG, partial(play, folder, act, seconds))
+        for number, act in enumerate(acts)
+        for folder in [tmp_path / f"job{number}"]
+    ]
