@@ -28,7 +28,7 @@ from gr_sweep.tracking.dashboard import (
 )
 
 if TYPE_CHECKING:
-    from gr_sweep.report.collect import Job, Sweep
+    from gr_sweep.report.sweep import Job, Sweep
     from gr_sweep.tracking.wandb_server import Server
 
 SAVED = "wandb_dashboard.json"

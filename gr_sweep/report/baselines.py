@@ -1,16 +1,15 @@
-"""Which jobs of a folder are the baselines of which, and the metrics that this gives.
+"""Finds the baselines of each job in a folder, and computes the metrics that compare with them.
 
-A baseline is alike in model, partition, text and its shares, tokenizer, training and seed, and
-differs in method, plan and label noise alone; one that was trained on a single domain has the width
-of that domain's expert instead. Where there is none, its metrics are absent. Knows the tables that
-jobs leave behind; reads summaries for one question alone, `alone_beside`.
+A baseline equals the job in model, partition, text and its weights, tokenizer, training and seed,
+and differs in method, plan and label noise only. A dense run on one domain is as wide as that
+domain's expert instead. Metrics without a baseline are absent.
 """
 
 import enum
 import functools
 import json
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -29,16 +28,19 @@ from gr_sweep.config import (
 )
 from gr_sweep.domains import ancestors, expand
 from gr_sweep.errors import ConfigError, DataError, PlanError
-from gr_sweep.jobdir import DOCUMENT_LOSSES, RELEARN, SUMMARY, check_files, read_summary
+from gr_sweep.jobdir import (
+    DOCUMENT_LOSSES,
+    PLAN,
+    RELEARN,
+    SUMMARY,
+    check_files,
+    flatten,
+    read_summary,
+)
 from gr_sweep.layout import expert_widths, width_of_size
 from gr_sweep.metrics.compare import Baselines, compare_relearn, summarize_and_compare
-from gr_sweep.metrics.losses import (
-    DocumentLoss,
-    RelearnLoss,
-    View,
-    read_losses,
-    read_relearn,
-)
+from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, read_relearn
+from gr_sweep.routing.plan import RoutePlan
 
 _FREE = (
     *NO_EFFECT_ON_RESULT,
@@ -48,128 +50,95 @@ _FREE = (
     # Compared as tokens.
     "train.steps", "train.tokens",
     "train.log_every",
-    # The rules count, not what people call them.
+    # Only the rules matter, not the name that people give them.
     "partition.name",
-    # Of evaluation, which documents are read counts alone: below.
+    # Of the evaluation only the documents matter: `_DOCUMENTS`.
     "eval",
 )  # fmt: skip
 _DOCUMENTS = ("eval.tokens", "eval.document_tokens")
 _PLACES = ("data.root", "data.paths", "data.sources")
-"""Where the text comes from: may differ where the fingerprint of what was read is the same."""
+"""Where the text comes from. They may differ if the fingerprint of the text is the same."""
 _WIDTH = "model.intermediate_size"
 _UNROUTED = tuple(method.value for method in UNROUTED)
 _WIDEST_GAP = 2.5
-"""Between neighbouring dense runs of a curve, as a factor in tokens: over more the loss is too far
-from linear in their logarithm."""
+"""Largest ratio of tokens between neighbouring dense runs of a curve. Over a wider gap the loss is
+too far from linear in the logarithm of tokens."""
+
+
+def text_fingerprint(fingerprints: Mapping[str, Any]) -> Any:
+    """Fingerprint of a job's text; None if the summary has none. Older summaries call it "data"."""
+    return fingerprints.get("text", fingerprints.get("data"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobTables:
-    """What the metrics of a job are made from."""
+    """What the metrics of a job are computed from."""
 
     domains: Sequence[str]
     settings: Mapping[str, Any]
-    """The job's config with dotted names."""
-    fingerprints: Mapping[str, str]
+    """The job's config, by dotted name."""
+    fingerprints: Mapping[str, Any]
     losses: Sequence[DocumentLoss]
     relearn: Sequence[RelearnLoss]
     owners: Mapping[str, Sequence[str]]
-    """Domains that own each block of the plan but the core."""
+    """Domains that own each block of the plan, without the core."""
 
     @classmethod
-    def read(
-        cls,
-        folder: Path,
-        *,
-        domains: Sequence[str],
-        settings: Mapping[str, Any],
-        fingerprints: Mapping[str, str],
-    ) -> Self | None:
-        """The tables in a job's folder; None where it has none.
+    def read(cls, folder: Path, summary: Mapping[str, Any]) -> Self | None:
+        """Tables of a finished job; None if it has none.
 
         Raises:
-            DataError: a table or plan that cannot be read, or a table in which a document has two
-                sizes.
+            DataError: a table or plan that cannot be read or is not as the job wrote it, or a
+                document with two sizes.
+            OSError: a file cannot be opened.
         """
-        losses = folder / DOCUMENT_LOSSES
+        check_files(folder, summary.get("files", {}))
+        losses, relearn = folder / DOCUMENT_LOSSES, folder / RELEARN
         if not losses.exists():
             return None
-        relearn = folder / RELEARN
         rows = read_losses(losses)
         attacked = read_relearn(relearn) if relearn.exists() else []
         _check_sizes(losses, (((row.domain, row.text), row) for row in rows))
         _check_sizes(relearn, (((row.domain, row.part), row) for row in attacked))
         has_blocks = any(row.view is View.off for row in rows)
         return cls(
-            domains=domains,
-            settings=settings,
-            fingerprints=fingerprints,
+            domains=[str(domain) for domain in summary["domains"]],
+            settings=flatten(summary["config"]),
+            fingerprints=summary["fingerprints"],
             losses=rows,
             relearn=attacked,
-            owners=_read_owners(folder / "plan.json") if has_blocks else {},
+            owners=_read_owners(folder / PLAN) if has_blocks else {},
         )
-
-    @classmethod
-    def of_folder(cls, folder: Path, methods: Collection[str] | None = None) -> Self | None:
-        """The tables of a finished job by its folder alone; None for any other folder, and for a
-        method that is not among `methods`.
-
-        Raises:
-            DataError: as `read`.
-        """
-        try:
-            summary = read_summary(folder / SUMMARY)
-            settings = dotted(summary["config"])
-            if methods is not None and settings.get("method.name") not in methods:
-                return None
-            check_files(folder, summary.get("files", {}))
-            return cls.read(
-                folder,
-                domains=summary["domains"],
-                settings=settings,
-                fingerprints=summary["fingerprints"],
-            )
-        except (OSError, DataError, ValueError, LookupError, TypeError, AttributeError):
-            return None
 
     @property
     def method(self) -> str:
         """Name of the method; a routed job without a plan is dense."""
         name = str(self.settings.get("method.name", Method.routed.value))
-        if name == Method.routed.value and self.settings.get("plan.kind") == "none":
-            return Method.dense.value
-        return name
+        is_dense = name == Method.routed.value and self.settings.get("plan.kind") == "none"
+        return Method.dense.value if is_dense else name
 
     @property
-    def without(self) -> str | None:
-        """The one part that a filtered job never saw."""
-        parts = self._left_out
-        return parts[0] if len(parts) == 1 else None
-
-    @property
-    def alone(self) -> str | None:
-        """The one domain, with those below it, that a filtered job was trained on."""
-        parts = self._left_out
-        if not parts or self.method != Method.filtered.value:
-            return None
-        try:
-            left_out = expand(parts, self.domains)
-            kept = tuple(domain for domain in self.domains if domain not in left_out)
-            return next((d for d in kept if expand([d], self.domains) == kept), None)
-        except ConfigError:
-            return None  # the settings name no domain of the job
-
-    @property
-    def _left_out(self) -> list[str]:
-        """What a filtered job never saw, as its settings name it."""
+    def left_out(self) -> list[str]:
+        """Domains and nodes that a filtered job never saw."""
         if self.method not in (Method.filtered.value, Method.filtered_observed.value):
             return []
         return [str(part) for part in self.settings.get("method.without") or []]
 
     @property
+    def alone(self) -> str | None:
+        """The domain, with those below it, that a filtered job was trained on and no other."""
+        if not self.left_out or self.method != Method.filtered.value:
+            return None
+        try:
+            left_out = expand(self.left_out, self.domains)
+            kept = tuple(domain for domain in self.domains if domain not in left_out)
+            return next((d for d in kept if expand([d], self.domains) == kept), None)
+        except ConfigError:
+            return None  # The settings name a domain that the job does not have.
+
+    @property
     def width(self) -> int | None:
-        """MLP hidden units that the settings ask for, whatever the plan makes of them; None: those
-        of a checkpoint."""
+        """MLP hidden units that the settings ask for; None: those of a checkpoint."""
         given = self.settings.get(_WIDTH)
         return given if isinstance(given, int) else width_of_size(self.settings.get("model.size"))
 
@@ -177,9 +146,8 @@ class JobTables:
     def expert_widths(self) -> Mapping[str, int]:
         """MLP hidden units of each domain's expert; empty where the settings do not say.
 
-        They follow from the settings alone, as those of the baselines that a sweep adds did: not
-        from plan.json, which small folders of results do without, and whose layers differ without
-        `procedure.equal_layers`.
+        They are computed from the settings, as they were for the baselines that a sweep adds.
+        plan.json would differ without `procedure.equal_layers`.
         """
         try:
             config = RunConfig(
@@ -199,33 +167,25 @@ class JobTables:
 
     @functools.cached_property
     def alike(self) -> str:
-        """Equal for jobs that may be each other's baselines, tokens, label noise and width
-        aside."""
+        """Equal for jobs that may be each other's baselines, apart from tokens, label noise and
+        width."""
         settings = {name: value for name, value in self.settings.items() if name != _WIDTH}
         return alike(settings, self.domains, self.fingerprints)
 
     @property
-    def attack(self) -> str:
-        """Equal for jobs that were attacked alike."""
-        return json.dumps(
-            {
-                name: value
-                for name, value in self.settings.items()
-                if name.startswith("eval.relearn_")
-            },
-            sort_keys=True,
-        )
+    def attack(self) -> dict[str, Any]:
+        """Settings of the relearning attack."""
+        return {n: value for n, value in self.settings.items() if n.startswith("eval.relearn_")}
 
     @functools.cached_property
     def is_calibrated(self) -> bool:
-        """Whether it holds losses with a fitted bias."""
+        """Whether it has losses with a fitted bias."""
         return any(row.view is View.calibrated_full for row in self.losses)
 
     @property
     def noise(self) -> tuple[float, ...]:
-        """Share of wrong labels, and of hidden ones for every domain."""
-        # A mapping stands flattened, a name a domain.
-        prefix = "partition.unlabelled"
+        """Fraction of wrong labels, and of hidden ones for every domain."""
+        prefix = "partition.unlabelled"  # One number, or one for each domain.
         shares = {
             name.removeprefix(prefix).removeprefix("."): float(value)
             for name, value in self.settings.items()
@@ -233,22 +193,28 @@ class JobTables:
             if isinstance(value, int | float)
         }
         rest = shares.get("", shares.get(PER_DOMAIN_ANY, 0.0))
-        hidden = []
-        for domain in self.domains:
-            named = [shares[node] for node in reversed(ancestors(domain)) if node in shares]
-            hidden.append(named[0] if named else rest)
+        hidden = (
+            next((shares[node] for node in reversed(ancestors(d)) if node in shares), rest)
+            for d in self.domains
+        )
         return (float(self.settings.get("partition.mislabelled", 0.0)), *hidden)
+
+    def is_alone_for(self, job: "JobTables") -> bool:
+        """Whether this is a run on one domain, of the job's length and as wide as its expert."""
+        width = None if self.alone is None else job.expert_widths.get(self.alone)
+        has_length = job.tokens is not None and self.tokens == job.tokens
+        return has_length and width is not None and self.width == width
 
 
 def alike(
-    settings: Mapping[str, Any], domains: Sequence[str], fingerprints: Mapping[str, str]
+    settings: Mapping[str, Any], domains: Sequence[str], fingerprints: Mapping[str, Any]
 ) -> str:
     """Equal for jobs with the same model, text, domains, training, held-out documents and seed:
-    those that share their baselines, tokens and label noise aside."""
-    data = fingerprints.get("text")
-    free = _FREE if data is None else (*_FREE, *_PLACES)
+    they share their baselines, apart from tokens and label noise."""
+    text = text_fingerprint(fingerprints)
+    free = _FREE if text is None else (*_FREE, *_PLACES)
     kept = {name: value for name, value in settings.items() if not _is_under(name, free)}
-    return json.dumps([kept, list(domains), data], sort_keys=True)
+    return json.dumps([kept, list(domains), text], sort_keys=True)
 
 
 @functools.cache
@@ -259,9 +225,14 @@ def _is_under(name: str, free: tuple[str, ...]) -> bool:
 
 
 def train_tokens(settings: Mapping[str, Any]) -> int | None:
-    """Training tokens, in whole steps; None where the settings do not say."""
-    step = _number(settings, "train.batch_sequences") * _number(settings, "train.sequence_length")
-    steps, tokens = (_number(settings, f"train.{name}") for name in ("steps", "tokens"))
+    """Training tokens, in whole steps; None if the settings do not say."""
+
+    def number(name: str) -> int:
+        value = settings.get(f"train.{name}")
+        return value if isinstance(value, int) else 0
+
+    step = number("batch_sequences") * number("sequence_length")
+    steps, tokens = number("steps"), number("tokens")
     if not step or not (steps or tokens):
         return None
     return (steps or -(-tokens // step)) * step
@@ -269,41 +240,33 @@ def train_tokens(settings: Mapping[str, Any]) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """The metrics that a job's tables and those of its baselines give."""
+    """Metrics from a job's tables and those of its baselines."""
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     smallest_share: float | None
-    """Of the dense run with the fewest tokens, of the job's."""
+    """Tokens of the shortest dense run, as a fraction of the job's."""
     is_shorter_dense: bool
     """Whether the job is a dense run that only longer jobs need."""
-    dense: Sequence[DocumentLoss] | None = None
-    """The dense baseline's table."""
+    dense: Sequence[DocumentLoss] | None
+    """Table of the dense baseline."""
 
 
-def joined(jobs: Mapping[str, JobTables | None]) -> dict[str, Joined]:
-    """Metrics by name of the job, for jobs that have tables."""
-    with_tables = {name: job for name, job in jobs.items() if job is not None}
-    alike: dict[str, list[JobTables]] = {}
-    for job in with_tables.values():
-        alike.setdefault(job.alike, []).append(job)
+def joined(jobs: Mapping[str, JobTables]) -> dict[str, Joined]:
+    """Metrics of each job, by name."""
+    by_context: dict[str, list[JobTables]] = {}
+    for job in jobs.values():
+        by_context.setdefault(job.alike, []).append(job)
     found = {}
-    for name, job in with_tables.items():
-        others = alike[job.alike]
-        is_shorter_dense = _is_shorter_dense(
-            job, [other for other in others if other.width == job.width]
-        )
-        # What is there only as a point of others' curves is measured against nothing itself.
+    for name, job in jobs.items():
+        others = by_context[job.alike]
+        is_shorter_dense = _is_shorter_dense(job, [o for o in others if o.width == job.width])
+        # A run that is only a point of other jobs' curves is compared with nothing itself.
         baselines = Baselines() if is_shorter_dense else baselines_of(job, others)
         seed = int(job.settings.get("seed", 0))
         resamples = int(job.settings.get("eval.bootstrap", 1000))
         metrics, intervals = summarize_and_compare(
-            job.losses,
-            baselines,
-            job.domains,
-            seed=seed,
-            resamples=resamples,
-            blocks=job.owners,
+            job.losses, baselines, job.domains, seed=seed, resamples=resamples, blocks=job.owners
         )
         attacked, attacked_intervals = compare_relearn(
             job.relearn, baselines, job.domains, seed=seed, resamples=resamples
@@ -318,25 +281,23 @@ def joined(jobs: Mapping[str, JobTables | None]) -> dict[str, Joined]:
     return found
 
 
-def baselines_of(job: JobTables, alike: Iterable[JobTables]) -> Baselines:
-    """The job's baselines among jobs that are alike: those of its width, and of those that were
-    trained on one domain alone the ones that are as wide as its expert.
+def baselines_of(job: JobTables, others: Iterable[JobTables]) -> Baselines:
+    """The job's baselines among jobs with the same `alike`: those of its width, and runs on one
+    domain that are as wide as its expert. Of two domains, a run without one of them may be both.
 
-    A run of two domains without one is both, each for jobs that its width says it is for.
-
-    The first counts where there are two; of filtered runs one with calibrated losses comes before
-    one without, and the attack is that of a run that was attacked as the job was. Of the shorter
-    dense runs those count that a chain of steps of at most 2.5 joins to the whole length.
+    The first of several counts. Among filtered runs one with calibrated losses comes first, and the
+    attack is that of a run that was attacked like the job. Shorter dense runs count as far as
+    ratios of at most 2.5 lead from the full length.
     """
     dense: JobTables | None = None
     shorter: dict[float, Sequence[DocumentLoss]] = {}
     filtered: dict[str, list[JobTables]] = {}
     observed: dict[str, JobTables] = {}
     alone: dict[str, JobTables] = {}
-    for other in alike:
+    for other in others:
         if job.tokens is None or other.tokens is None:
             continue
-        if other.alone is not None and _is_alone_for(other, job):
+        if other.alone is not None and other.is_alone_for(job):
             alone.setdefault(other.alone, other)
         if other.width != job.width:
             continue
@@ -344,76 +305,56 @@ def baselines_of(job: JobTables, alike: Iterable[JobTables]) -> Baselines:
             shorter.setdefault(other.tokens / job.tokens, other.losses)
         if other.tokens != job.tokens:
             continue
-        part = other.without
+        [part] = other.left_out if len(other.left_out) == 1 else [None]
         if other.method == Method.dense.value:
             dense = dense or other
         elif part is not None and other.method == Method.filtered.value:
             filtered.setdefault(part, []).append(other)
         elif part is not None and other.noise == job.noise:
             observed.setdefault(part, other)
+    attacked = {
+        part: [run.relearn for run in runs if run.relearn and run.attack == job.attack]
+        for part, runs in filtered.items()
+    }
     return Baselines(
         dense=None if dense is None else dense.losses,
         shorter=_without_gaps(shorter),
+        # max keeps the first of equals.
         filtered={
-            # max keeps the first of equals.
-            part: max(others, key=lambda other: other.is_calibrated).losses
-            for part, others in filtered.items()
+            part: max(runs, key=lambda run: run.is_calibrated).losses
+            for part, runs in filtered.items()
         },
         filtered_observed={part: other.losses for part, other in observed.items()},
         alone={domain: other.losses for domain, other in alone.items()},
-        filtered_relearned={
-            part: attacked[0]
-            for part, others in filtered.items()
-            if (
-                attacked := [
-                    other.relearn
-                    for other in others
-                    if other.relearn and other.attack == job.attack
-                ]
-            )
-        },
+        filtered_relearned={part: found[0] for part, found in attacked.items() if found},
     )
 
 
-def _is_alone_for(other: JobTables, job: JobTables) -> bool:
-    """Whether it is a run, otherwise alike, on one domain alone that is as wide as the job's
-    expert."""
-    width = None if other.alone is None else job.expert_widths.get(other.alone)
-    has_length = job.tokens is not None and other.tokens == job.tokens
-    return has_length and width is not None and other.width == width
-
-
 def alone_beside(folder: Path) -> dict[str, tuple[Path, JobTables]]:
-    """By domain, the run on it alone that is the baseline of a job's expert, among the jobs of the
-    same sweep; a folder that cannot be read is passed over."""
+    """Dense runs on one domain that are the baselines of a job's experts, by domain, with their
+    folders: among the jobs of the same sweep. Folders that cannot be read are skipped."""
+
+    def tables(of: Path, method: str | None = None) -> JobTables | None:
+        try:
+            summary = read_summary(of / SUMMARY)
+            if method is not None and summary["config"]["method"]["name"] != method:
+                return None
+            return JobTables.read(of, summary)
+        except (OSError, DataError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+
     folder = folder.resolve()
     found: dict[str, tuple[Path, JobTables]] = {}
-    job = JobTables.of_folder(folder)
-    for beside in sorted(folder.parent.iterdir()) if job is not None and job.expert_widths else ():
-        try:
-            other = JobTables.of_folder(beside, methods=(Method.filtered.value,))
-        except DataError:
+    job = tables(folder)
+    if job is None or not job.expert_widths:
+        return found
+    for beside in sorted(folder.parent.iterdir()):
+        other = tables(beside, Method.filtered.value)
+        if other is None or other.alone is None:
             continue
-        if (
-            job is not None
-            and other is not None
-            and other.alone is not None
-            and other.alike == job.alike
-            and _is_alone_for(other, job)
-        ):
+        if other.alike == job.alike and other.is_alone_for(job):
             found.setdefault(other.alone, (beside, other))
     return found
-
-
-def dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a config by dotted names; an empty mapping is "{}"."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= dotted(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = "{}" if isinstance(value, Mapping) else value
-    return flat
 
 
 def _without_gaps(
@@ -429,11 +370,14 @@ def _without_gaps(
     return kept
 
 
-def _is_shorter_dense(job: JobTables, alike: Sequence[JobTables]) -> bool:
+def _is_shorter_dense(job: JobTables, others: Sequence[JobTables]) -> bool:
     if job.method != Method.dense.value or job.tokens is None:
         return False
-    others = [other.tokens for other in alike if other.method != Method.dense.value]
-    lengths = [tokens for tokens in others if tokens is not None]
+    lengths = [
+        other.tokens
+        for other in others
+        if other.method != Method.dense.value and other.tokens is not None
+    ]
     return job.tokens not in lengths and any(tokens > job.tokens for tokens in lengths)
 
 
@@ -447,19 +391,13 @@ def _check_sizes(
             raise DataError(f"{path}: document {row.document} of {row.domain} has two sizes")
 
 
-def _number(settings: Mapping[str, Any], name: str) -> int:
-    value = settings.get(name)
-    return value if isinstance(value, int) else 0
-
-
 _Group = TypeVar("_Group")
 
 
 def _group(kind: type[_Group], settings: Mapping[str, Any], prefix: str) -> _Group:
-    """A group of settings from their dotted names; what is not there has its default."""
-    hints = typing.get_type_hints(kind)
+    """A group of settings from dotted names; what is missing has its default."""
     values = {}
-    for name, hint in hints.items():
+    for name, hint in typing.get_type_hints(kind).items():
         if f"{prefix}.{name}" in settings:
             value = settings[f"{prefix}.{name}"]
             is_choice = isinstance(hint, type) and issubclass(hint, enum.Enum)
@@ -467,9 +405,9 @@ def _group(kind: type[_Group], settings: Mapping[str, Any], prefix: str) -> _Gro
     return kind(**values)
 
 
-def _read_owners(path: Path) -> dict[str, list[str]]:
+def _read_owners(path: Path) -> dict[str, Sequence[str]]:
     try:
-        blocks = json.loads(path.read_text(encoding="utf-8"))["blocks"]
-        return {block["name"]: list(block["owners"]) for block in blocks if not block["is_core"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is no plan: {type(error).__name__}: {error}") from error
+        plan = RoutePlan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, PlanError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return {block.name: sorted(block.owners) for block in plan.blocks if not block.is_core}

@@ -1,26 +1,27 @@
-"""The plots of the report: utility and separability against a setting, loss curves, relearning and
-entanglement. Plotly figures as dicts. The scatter of jobs is the page's own: its axes are chosen
-there.
+"""Plots of the report, as Plotly figures in plain dictionaries.
 
-Colours say which edges a job cuts, the same in every plot and table (Okabe and Ito 2008: told apart
-by colour-blind readers). Backgrounds and text colours are the page's: it sets them for light and
-dark. The `meta` of a trace says which jobs it is of, by their place in `Sweep.compared`, so that
-the page can leave some out: `points` those of each point (a number, or the numbers that a mean is
-of, or null), `jobs` those of the whole trace.
+Utility and separability against a setting, loss curves, relearning and entanglement. The scatter
+plot of jobs is made in the page, where its axes are chosen. To add a figure, return it here and
+place it in `html.render` and page/index.html.j2.
+
+Colours say which edges a job cuts, the same everywhere (Okabe and Ito 2008, which colour-blind
+readers can tell apart). The page sets backgrounds and text colours for light and dark. The `meta`
+of a trace names its jobs by their index in `Sweep.compared`, so that the page can filter them:
+`points` for each point (an index, the indices that a mean is over, or None), `jobs` for the trace.
 """
 
 import functools
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gr_sweep.config import Method
+from gr_sweep.config import Method, is_number
 from gr_sweep.metrics import registry
 from gr_sweep.report import measures, tables
-from gr_sweep.report.collect import DENSE, Estimate, Job, Sweep, short_name
 from gr_sweep.report.measures import Measure
+from gr_sweep.report.sweep import DENSE, Estimate, Job, Sweep, short_name
 
 COLOURS = {
     "dense": "#7d8590",
@@ -29,7 +30,12 @@ COLOURS = {
     "act": "#009e73",
     "both": "#0072b2",
 }
-"""Colour of each choice of edges; `dense` has none to choose."""
+"""By edges; `dense` has none."""
+
+HUES = (
+    "#4c78a8", "#e0802b", "#54a24b", "#c8526b", "#8f6bb3", "#4fa3a0", "#a0745c", "#b8a13a",
+)  # fmt: skip
+"""Of domains, and of whatever edges do not distinguish."""
 
 MARKERS = {
     "peers": ("circle", "●"),
@@ -39,35 +45,33 @@ MARKERS = {
     "sgtm": ("star", "★"),
     "era": ("cross", "✚"),
     "demix": ("pentagon", "⬟"),
-    # The control is hollow: it is there for what it must not show.
-    "random": ("circle-open", "○"),
+    "random": ("circle-open", "○"),  # Hollow, because it is a control.
     "dense": ("x", "✕"),
     "filtered": ("triangle-up", "▲"),
     "filtered_observed": ("triangle-up-open", "△"),
 }
-"""Marker of each plan or method: its name for Plotly, and the same shape as a letter."""
+"""By plan or method: Plotly's name of the marker, and a similar letter."""
+
+REMOVAL_RANGE = (-0.5, 1.5)
+"""Range of removal that is drawn; its meaning is in 0 to 1."""
+
+PARAMETERS = "parameters"
+"""Name of the axis on which model sizes stand."""
 
 _OTHER_COLOUR = "#b8860b"
 _OTHER_MARKER = ("triangle-down", "▼")
-_POINTS_A_CURVE = 200
-"""A longer curve is thinned to this many points: a screen shows no more."""
-_POINTS_OF_CURVES = 10_000
-"""Points of all jobs' curves in one figure; with many jobs each has fewer."""
+_POINTS_OF_A_CURVE = 200
+_POINTS_OF_ALL_CURVES = 10_000
+"""In one figure; with many jobs each curve has fewer points."""
 _FEWEST_POINTS = 12
-"""Points that a curve keeps, however many jobs there are."""
-_POINTS_WITH_BARS = 40
-"""With more points their error bars would be a thicket; hovering tells the intervals."""
-REMOVAL_RANGE = (-0.5, 1.5)
-"""What is drawn of removal at most; 0 to 1 is its meaning."""
+_POINTS_WITH_BARS = 80
+"""More error bars would hide the points."""
 _INSIDE, _OUTSIDE = "#7a5bc0", "#c2691a"
-"""Colours of the two kinds of bars of a lattice, seen on light and on dark."""
 
-PARAMETERS = "parameters"
-"""The axis on which model sizes stand."""
-
+Figure = dict[str, Any]
 
 escaped = functools.partial(html.escape, quote=False)
-"""For Plotly, whose texts know a few elements of HTML, and no name of a quote."""
+"""For Plotly, which interprets a few HTML tags in its texts."""
 
 
 def colour(edges: str) -> str:
@@ -76,7 +80,7 @@ def colour(edges: str) -> str:
 
 
 def symbol(kind: str) -> str:
-    """Plotly's name for the marker of a plan or method."""
+    """Plotly's name of the marker of a plan or method."""
     return MARKERS.get(kind, _OTHER_MARKER)[0]
 
 
@@ -85,419 +89,42 @@ def glyph(kind: str) -> str:
     return MARKERS.get(kind, _OTHER_MARKER)[1]
 
 
-def numbers(sweep: Sweep, jobs: Sequence[Job]) -> list[int]:
-    """The jobs by their place in `Sweep.compared`, as `meta` names them."""
+def identity(label: str, job: Job) -> dict[str, Any]:
+    """How a job or a group is named and drawn everywhere on the page."""
+    return {
+        "label": label,
+        "edges": job.edges,
+        "kind": job.kind,
+        "colour": colour(job.edges),
+        "glyph": glyph(job.kind),
+    }
+
+
+def indices(sweep: Sweep, jobs: Sequence[Job]) -> list[int]:
+    """Index of each job in `Sweep.compared`."""
     places = {job.name: at for at, job in enumerate(sweep.compared)}
     return [places[job.name] for job in jobs]
 
 
-@dataclass
-class _Points:
-    """Points of one trace."""
-
-    xs: list[Estimate | None] = field(default_factory=list)
-    ys: list[Estimate | None] = field(default_factory=list)
-    hovers: list[str] = field(default_factory=list)
-    jobs: list[list[int] | None] = field(default_factory=list)
-
-    def add(self, x: Estimate, y: Estimate, hover: str, jobs: list[int]) -> None:
-        self.xs.append(x)
-        self.ys.append(y)
-        self.hovers.append(hover)
-        self.jobs.append(jobs)
-
-    def break_line(self) -> None:
-        """The next point is not joined to the last."""
-        self.xs.append(None)
-        self.ys.append(None)
-        self.hovers.append("")
-        self.jobs.append(None)
-
-    def trace(self, **settings: Any) -> dict[str, Any]:
-        """As Plotly draws them."""
-        return {
-            "type": "scatter",
-            "x": [None if x is None else x.value for x in self.xs],
-            "y": [None if y is None else y.value for y in self.ys],
-            "hovertext": self.hovers,
-            "hoverinfo": "text",
-            "meta": {"points": self.jobs},
-            **settings,
-        }
-
-
-def _within_range(removal: float) -> float:
-    low, high = REMOVAL_RANGE
-    return min(max(removal, low), high)
-
-
-def _mean(estimates: Sequence[Estimate]) -> float:
-    return math.fsum(estimate.value for estimate in estimates) / len(estimates)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Against:
-    """Utility and separability against one setting."""
-
-    name: str
-    num_other: int
-    """How many combinations of other settings are drawn, each a line."""
-    figures: list[dict[str, Any]]
-
-
-def against(sweep: Sweep) -> list[Against]:
-    """A pair of plots for each numeric setting that differs between jobs equal in all others, and
-    for model size by parameters.
-
-    A line joins jobs that differ in this setting and in their seed alone: means over seeds with
-    their t-intervals, the seeds as small points.
-    """
-    groups = sweep.replicates
-    names = tables.setting_names(sweep, seed=False)
-    axes = measures.best_axes([job for job in sweep.compared if job.mean_selectivity is not None])
-    sizes = ("model.size", "model.path", "model.intermediate_size")
-    found = []
-    settings: list[tuple[str, tuple[str, ...]]] = [
-        (short_name(name), (name,)) for name in names if name not in sizes
-    ]
-    if any(name in names for name in sizes):
-        settings.insert(0, (PARAMETERS, sizes))
-    for title, own in settings:
-        lines: dict[tuple[str, ...], list[tuple[float, Sequence[Job]]]] = {}
-        for group in groups:
-            value = _as_number(group[0].settings.get(own[0]))
-            if title == PARAMETERS:
-                value = group[0].metrics.get(registry.COST_PARAMETERS.key)
-            if value is None or group[0].kind.startswith("filtered"):
-                continue
-            others = tuple(str(group[0].settings.get(name)) for name in names if name not in own)
-            key = (group[0].edges, group[0].kind, *others)
-            lines.setdefault(key, []).append((value, group))
-        several = {
-            key: sorted(line, key=lambda point: point[0])
-            for key, line in lines.items()
-            if len({value for value, _ in line}) > 1
-        }
-        if not several:
-            continue
-        figures = [
-            figure
-            for measure in axes
-            if (figure := _against(sweep, title, measure, several)) is not None
-        ]
-        if figures:
-            found.append(Against(name=title, num_other=len(several), figures=figures))
-    return found
-
-
-def _against(
-    sweep: Sweep,
-    title: str,
-    measure: Measure,
-    lines: dict[tuple[str, ...], list[tuple[float, Sequence[Job]]]],
-) -> dict[str, Any] | None:
-    seeds: dict[tuple[str, str], _Points] = {}
-    means: dict[tuple[str, str], _Points] = {}
-    for (edges, kind, *_), line in lines.items():
-        look = (edges, kind)
-        mean = means.setdefault(look, _Points())
-        num_before = len(mean.xs)
-        for value, group in line:
-            estimate = _over_seeds(sweep, group, measure)
-            if estimate is None:
-                continue
-            label = escaped(sweep.label(group[0], seed=False))
-            number = f"{title} {value:g}<br>{measure.name} {number_text(estimate)}"
-            seeds_text = f"<br>mean of {len(group)} seeds" if len(group) > 1 else ""
-            mean.add(
-                Estimate(value=value),
-                estimate,
-                f"<b>{label}</b><br>{number}{seeds_text}",
-                numbers(sweep, group),
-            )
-            for job in group if len(group) > 1 else ():
-                own = measures.known(measure, job)
-                if own is not None:
-                    hover = f"{escaped(sweep.labels[job.name])}<br>{number_text(own)}"
-                    seeds.setdefault(look, _Points()).add(
-                        Estimate(value=value), own, hover, numbers(sweep, [job])
-                    )
-        if len(mean.xs) > num_before:
-            mean.break_line()
-    num_points = sum(len(points.xs) for points in means.values())
-    if not num_points:
-        return None
-    traces = []
-    for (edges, kind), points in seeds.items():
-        traces.append(
-            points.trace(
-                name=f"{edges} · {kind}, seeds",
-                mode="markers",
-                showlegend=False,
-                opacity=0.4,
-                marker={"color": colour(edges), "symbol": symbol(kind), "size": 5},
-            )
-        )
-    for (edges, kind), points in means.items():
-        if not points.xs:
-            continue
-        traces.append(
-            points.trace(
-                name=f"{edges} · {kind}",
-                mode="lines+markers",
-                showlegend=False,
-                line={
-                    "color": colour(edges),
-                    "width": 2 if num_points <= 2 * _POINTS_WITH_BARS else 1,
-                    "dash": "dot" if kind == "random" else "solid",
-                },
-                marker={"color": colour(edges), "symbol": symbol(kind), "size": 8},
-                error_y=error_bars(points.ys, num_points <= 2 * _POINTS_WITH_BARS),
-            )
-        )
-    # An interval of two seeds is twelve times as wide as they are apart: bars may leave the plot.
-    drawn = [*seeds.values(), *means.values()]
-    values = [y.value for points in drawn for y in points.ys if y is not None]
-    if measure is measures.REMOVAL:
-        values = [_within_range(value) for value in values]
-    xaxis: dict[str, Any] = {"title": axis_title(title), "zeroline": False}
-    if title == PARAMETERS:
-        # Plotly's own ticks of a short logarithmic axis are few and odd.
-        sizes = sorted({x.value for points in means.values() for x in points.xs if x is not None})
-        xaxis |= {
-            "title": axis_title("parameters of the full model"),
-            "type": "log",
-            "tickvals": sizes,
-            "ticktext": [rounded(size) for size in sizes],
-        }
+def layout(**changes: Any) -> dict[str, Any]:
+    """What all layouts have in common, and changes to it."""
     return {
-        "data": traces,
-        "layout": {
-            **plain_layout(),
-            "xaxis": xaxis,
-            "yaxis": {
-                "title": axis_title(
-                    f"mean {measure.name}  ({'↑' if measure.direction > 0 else '↓'} better)"
-                ),
-                "range": padded(values, 0.3),
-            },
-            "hovermode": "closest",
-            "margin": {"l": 58, "r": 10, "t": 10, "b": 46},
-        },
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"size": 12},
+        "hoverlabel": {"align": "left"},
+        "hovermode": "closest",
+        **changes,
     }
 
 
-def _over_seeds(sweep: Sweep, group: Sequence[Job], measure: Measure) -> Estimate | None:
-    """Mean and t-interval; the mean of what is known where a job has a bound alone."""
-    assert measure.key is not None  # Axes have means.
-    estimate = sweep.over_seeds(group, measure.key)
-    if estimate is not None:
-        return estimate
-    known = [at for job in group if (at := measures.known(measure, job)) is not None]
-    return Estimate(value=_mean(known)) if len(known) == len(group) else None
-
-
-def rounded(number: float) -> str:
-    """Two digits and a letter: 4.3M."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return (
-                f"{number / size:.2g}{letter}"
-                if number < 100 * size
-                else f"{number / size:.0f}{letter}"
-            )
-    return f"{number:.0f}"
-
-
-def _as_number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def curves(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Loss by step, a figure a domain: training as thin lines, held-out as lines with markers.
-
-    The jobs that cut the same edges are one trace, so that a hundred of them stay quick to draw.
-    """
-    figures: dict[str, dict[str, Any]] = {}
-    seen: list[float] = []
-    share = _POINTS_OF_CURVES // max(1, len(sweep.compared))
-    num_points = max(_FEWEST_POINTS, min(_POINTS_A_CURVE, share))
-    for domain in sweep.domains:
-        data = []
-        for held_out, key in (
-            (False, registry.TRAIN_LOSS_OF(domain)),
-            (True, registry.EVAL_LOSS(domain)),
-        ):
-            traces: dict[str, tuple[list[Any], list[Any], list[int]]] = {}
-            for number, job in enumerate(sweep.compared):
-                points = _curve(job, key, num_points)
-                if not points:
-                    continue
-                steps, losses, jobs = traces.setdefault(job.edges, ([], [], []))
-                # None breaks the line between two jobs.
-                steps += [*(step for step, _ in points), None]
-                losses += [*(loss for _, loss in points), None]
-                jobs += [number] * (len(points) + 1)
-            for edges, (steps, losses, jobs) in traces.items():
-                seen += [loss for loss in losses if loss is not None]
-                data.append(
-                    {
-                        "type": "scatter",
-                        "x": steps,
-                        "y": losses,
-                        "mode": "lines+markers" if held_out else "lines",
-                        "line": {"color": colour(edges), "width": 2 if held_out else 1},
-                        "marker": {"size": 5},
-                        "opacity": 1 if held_out else 0.4,
-                        "name": f"{edges}, {'held out' if held_out else 'training'}",
-                        "meta": {"points": jobs},
-                        # The page puts the label of each point's job in its text.
-                        "hovertemplate": "%{text}<br>step %{x}<br>"
-                        + ("held out" if held_out else "training")
-                        + " %{y:.3f}<extra></extra>",
-                        "showlegend": False,
-                    }
-                )
-        if data:
-            figures[domain] = {"data": data, "layout": _small_layout()}
-    for figure in figures.values():
-        # One range for all, so that domains compare.
-        figure["layout"]["yaxis"] = {"range": padded(seen)}
-        figure["layout"]["xaxis"] = {"rangemode": "tozero"}
-    return figures
-
-
-def relearning(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Held-out loss on a domain by step of the attack that teaches it again, a figure a domain: of
-    each job the learning rate that came lowest.
-
-    Dashed are models that never saw the domain, dotted dense ones that were made to forget it.
-    Where an attack diverged its line has a gap; one without a loss that is a number is not drawn.
-    """
-    figures: dict[str, dict[str, Any]] = {}
-    seen: list[float] = []
-    attacked = {part for job in sweep.compared for part in job.attacks}
-    nodes = dict.fromkeys(node for job in sweep.compared for node in job.nodes)
-    for part in nodes:
-        if part not in attacked:
-            continue
-        traces: dict[tuple[str, str], tuple[list[Any], list[Any], list[str], list[int]]] = {}
-        for number, job in enumerate(sweep.compared):
-            attacks = [
-                (min(finite), attack)
-                for attack in job.attacks.get(part, ())
-                if (finite := [loss for loss in attack.losses if math.isfinite(loss)])
-            ]
-            if not attacks:
-                continue
-            _, strongest = min(attacks, key=lambda found: found[0])
-            look = (job.edges, job.kind)
-            steps, losses, names, jobs = traces.setdefault(look, ([], [], [], []))
-            # None breaks the line between two jobs.
-            steps += [*strongest.steps, None]
-            losses += [
-                *(loss if math.isfinite(loss) else None for loss in strongest.losses),
-                None,
-            ]
-            label = f"{sweep.labels[job.name]} (lr {strongest.lr:g})"
-            names += [escaped(label)] * (len(strongest.steps) + 1)
-            jobs += [number] * (len(strongest.steps) + 1)
-        if not traces:
-            continue
-        seen += [loss for _, losses, *_ in traces.values() for loss in losses if loss is not None]
-        data = [
-            {
-                "type": "scatter",
-                "x": steps,
-                "y": losses,
-                "mode": "lines+markers",
-                "line": {"color": colour(edges), "width": 1.5, "dash": _attack_dash(kind)},
-                "marker": {"size": 6, "symbol": symbol(kind)},
-                "text": names,
-                "name": f"{edges} · {kind}",
-                "meta": {"points": jobs},
-                "hovertemplate": "%{text}<br>step %{x}<br>held out %{y:.3f}<extra></extra>",
-                "showlegend": False,
-            }
-            for (edges, kind), (steps, losses, names, jobs) in traces.items()
-        ]
-        figures[part] = {"data": data, "layout": _small_layout()}
-    for figure in figures.values():
-        figure["layout"]["yaxis"] = {"range": padded(seen)}
-        figure["layout"]["xaxis"] = {"rangemode": "tozero"}
-    return figures
-
-
-def entanglement(sweep: Sweep) -> list[tuple[Sequence[Job], dict[str, Any]]]:
-    """What switching off the block of each set of domains costs the domains in the set and the
-    others: bars, a figure for each group of jobs that differ in their seed alone; means over
-    seeds. All have one scale."""
-    found: list[tuple[Sequence[Job], dict[str, Any]]] = []
-    ends = [0.0]
-    for group in sweep.replicates:
-        sets = _sets(group[0])
-        traces = []
-        for name, shade, key in (
-            ("domains in the set", _INSIDE, registry.ENTANGLEMENT_INSIDE),
-            ("the others", _OUTSIDE, registry.ENTANGLEMENT_OUTSIDE),
-        ):
-            bars = [sweep.over_seeds(group, key(block)) for block in sets]
-            if not any(bars):
-                continue
-            ends += [bar.value for bar in bars if bar is not None]
-            ends += [end for bar in bars if bar is not None for end in bar.interval or ()]
-            traces.append(
-                {
-                    "type": "bar",
-                    "orientation": "h",
-                    "name": name,
-                    "y": [block.replace("+", " + ") for block in sets],
-                    "x": [None if bar is None else bar.value for bar in bars],
-                    "error_x": error_bars(bars),
-                    "marker": {"color": shade},
-                    "meta": {"jobs": numbers(sweep, group)},
-                    "hovertemplate": "%{y}<br>%{x:.3f} nats<extra></extra>",
-                }
-            )
-        if traces:
-            found.append((group, {"data": traces, "layout": _bars_layout(len(sets))}))
-    for _, figure in found:
-        figure["layout"]["xaxis"] |= {"range": padded(ends, 0.06)}
-    return found
-
-
-def _bars_layout(num_sets: int) -> dict[str, Any]:
-    return {
-        **plain_layout(),
-        "barmode": "group",
-        "height": 70 + 34 * num_sets,
-        "xaxis": {"title": axis_title("nats added"), "zeroline": True},
-        # The first set stands at the top.
-        "yaxis": {"title": axis_title("set"), "autorange": "reversed", "automargin": True},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "margin": {"l": 60, "r": 10, "t": 30, "b": 42},
-    }
-
-
-def _sets(job: Job) -> list[str]:
-    """Blocks of a lattice, as their keys call them: small sets first."""
-    prefix, suffix = registry.ENTANGLEMENT_INSIDE("\0").split("\0")
-    found = [
-        key.removeprefix(prefix).removesuffix(suffix)
-        for key in job.metrics
-        if key.startswith(prefix) and key.endswith(suffix)
-    ]
-    return sorted(found, key=lambda block: block.count("+"))
-
-
-def _attack_dash(kind: str) -> str:
-    if kind == DENSE:
-        return "dot"
-    return "dash" if kind.startswith(Method.filtered.value) else "solid"
+def axis_title(text: str) -> dict[str, Any]:
+    """Title of an axis, small enough for a phone."""
+    return {"text": text, "font": {"size": 12}}
 
 
 def padded(values: Sequence[float], share: float = 0.04) -> list[float]:
-    """A range with room around the values."""
+    """A range with space around the values."""
     pad = share * (max(values) - min(values)) or share * abs(values[0]) or 0.1
     return [min(values) - pad, max(values) + pad]
 
@@ -510,52 +137,380 @@ def number_text(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def rounded(number: float) -> str:
+    """Two digits and a letter: 4.3M."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            digits = ".2g" if number < 100 * size else ".0f"
+            return f"{number / size:{digits}}{letter}"
+    return f"{number:.0f}"
+
+
 def error_bars(estimates: Sequence[Estimate | None], visible: bool = True) -> dict[str, Any]:
-    """The intervals, as Plotly draws them."""
+    """Intervals as Plotly draws them."""
     above = [(e.interval[1] - e.value) if e and e.interval else 0 for e in estimates]
     below = [(e.value - e.interval[0]) if e and e.interval else 0 for e in estimates]
     return {
-        "type": "data",
-        "symmetric": False,
-        "array": above,
-        "arrayminus": below,
-        "thickness": 1,
-        "width": 0,
-        "visible": visible and any(above + below),
+        "type": "data", "symmetric": False, "array": above, "arrayminus": below,
+        "thickness": 1, "width": 0, "visible": visible and any(above + below),
+    }  # fmt: skip
+
+
+@dataclass
+class Points:
+    """Points of one trace, each with its estimate, its tooltip and its jobs."""
+
+    xs: list[float | None] = field(default_factory=list)
+    ys: list[Estimate | None] = field(default_factory=list)
+    hovers: list[str] = field(default_factory=list)
+    jobs: list[list[int] | None] = field(default_factory=list)
+
+    def add(self, x: float, y: Estimate, hover: str, jobs: list[int]) -> None:
+        """One more point."""
+        self._append(x, y, hover, jobs)
+
+    def break_line(self) -> None:
+        """The next point is not joined to the last one."""
+        self._append(None, None, "", None)
+
+    def _append(self, x: Any, y: Any, hover: str, jobs: Any) -> None:
+        self.xs.append(x)
+        self.ys.append(y)
+        self.hovers.append(hover)
+        self.jobs.append(jobs)
+
+    @property
+    def values(self) -> list[float]:
+        """The values of all points."""
+        return [y.value for y in self.ys if y is not None]
+
+    def trace(self, **settings: Any) -> dict[str, Any]:
+        """The trace for Plotly."""
+        return {
+            "type": "scatter",
+            "x": self.xs,
+            "y": [None if y is None else y.value for y in self.ys],
+            "hovertext": self.hovers,
+            "hoverinfo": "text",
+            "showlegend": False,
+            "meta": {"points": self.jobs},
+            **settings,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """Utility and separability against one setting."""
+
+    name: str
+    num_lines: int
+    """Combinations of the other settings."""
+    figures: list[Figure]
+
+
+_Line = list[tuple[float, Sequence[Job]]]
+
+
+def against(sweep: Sweep) -> list[Against]:
+    """Two plots for each numeric setting that differs between jobs equal in all others, and for
+    model size by parameters.
+
+    A line joins jobs that differ in this setting and their seed only: means over seeds with
+    t-intervals, and the seeds as small points.
+    """
+    names = tables.setting_names(sweep, seed=False)
+    axes = measures.best_axes([job for job in sweep.compared if job.parts])
+    sizes = ("model.size", "model.path", "model.intermediate_size")
+    settings: list[tuple[str, tuple[str, ...]]] = [
+        (short_name(name), (name,)) for name in names if name not in sizes
+    ]
+    if any(name in names for name in sizes):
+        settings.insert(0, (PARAMETERS, sizes))
+    found = []
+    for title, own in settings:
+        lines: dict[tuple[str, ...], _Line] = {}
+        for group in sweep.replicates:
+            value: Any = group[0].settings.get(own[0])
+            if title == PARAMETERS:
+                value = group[0].metrics.get(registry.COST_PARAMETERS.key)
+            if not is_number(value) or group[0].kind.startswith(Method.filtered.value):
+                continue
+            others = (str(group[0].settings.get(name)) for name in names if name not in own)
+            key = (group[0].edges, group[0].kind, *others)
+            lines.setdefault(key, []).append((float(value), group))
+        several = {
+            key: sorted(line, key=lambda point: point[0])
+            for key, line in lines.items()
+            if len({value for value, _ in line}) > 1
+        }
+        drawn = [_against(sweep, title, measure, several) for measure in axes if several]
+        figures = [figure for figure in drawn if figure is not None]
+        if figures:
+            found.append(Against(name=title, num_lines=len(several), figures=figures))
+    return found
+
+
+def _against(
+    sweep: Sweep, title: str, measure: Measure, lines: Mapping[tuple[str, ...], _Line]
+) -> Figure | None:
+    seeds: dict[tuple[str, str], Points] = {}
+    means: dict[tuple[str, str], Points] = {}
+    for (edges, kind, *_), line in lines.items():
+        mean = means.setdefault((edges, kind), Points())
+        num_before = len(mean.xs)
+        for value, group in line:
+            _add_group(sweep, title, measure, value, group, mean, seeds)
+        if len(mean.xs) > num_before:
+            mean.break_line()
+    num_points = sum(len(points.xs) for points in means.values())
+    if not num_points:
+        return None
+    has_bars = num_points <= _POINTS_WITH_BARS
+    traces = []
+    for (edges, kind), points in seeds.items():
+        marker = {"color": colour(edges), "symbol": symbol(kind), "size": 5}
+        name = f"{edges} · {kind}, seeds"
+        traces.append(points.trace(name=name, mode="markers", opacity=0.4, marker=marker))
+    for (edges, kind), points in means.items():
+        dash = "dot" if kind == Method.random.value else "solid"
+        traces.append(
+            points.trace(
+                name=f"{edges} · {kind}",
+                mode="lines+markers",
+                line={"color": colour(edges), "width": 2 if has_bars else 1, "dash": dash},
+                marker={"color": colour(edges), "symbol": symbol(kind), "size": 8},
+                error_y=error_bars(points.ys, has_bars),
+            )
+        )
+    # The interval of two seeds is twelve times as wide as their distance: bars may leave the plot.
+    values = [y for points in (*seeds.values(), *means.values()) for y in points.values]
+    if measure is measures.REMOVAL:
+        values = [min(max(value, REMOVAL_RANGE[0]), REMOVAL_RANGE[1]) for value in values]
+    xaxis: dict[str, Any] = {"title": axis_title(title), "zeroline": False}
+    if title == PARAMETERS:
+        # Plotly's own ticks of a short logarithmic axis are few and odd.
+        ticks = sorted({x for points in means.values() for x in points.xs if x is not None})
+        xaxis |= {
+            "title": axis_title("parameters of the full model"), "type": "log",
+            "tickvals": ticks, "ticktext": [rounded(size) for size in ticks],
+        }  # fmt: skip
+    arrow = "↑" if measure.direction > 0 else "↓"
+    yaxis = {
+        "title": axis_title(f"mean {measure.name}  ({arrow} better)"),
+        "range": padded(values, 0.3),
     }
+    margin = {"l": 58, "r": 10, "t": 10, "b": 46}
+    return {"data": traces, "layout": layout(xaxis=xaxis, yaxis=yaxis, margin=margin)}
+
+
+def _add_group(
+    sweep: Sweep,
+    title: str,
+    measure: Measure,
+    value: float,
+    group: Sequence[Job],
+    mean: Points,
+    seeds: dict[tuple[str, str], Points],
+) -> None:
+    """Adds the mean of a group and its seeds, if every job has a value or a bound."""
+    known = [(job, at) for job in group if (at := measure.known(job)) is not None]
+    assert measure.key is not None  # Axes have means.
+    estimate = sweep.over_seeds(group, measure.key)
+    if estimate is None and known and len(known) == len(group):
+        estimate = Estimate(value=math.fsum(at.value for _, at in known) / len(known))
+    if estimate is None:
+        return
+    label = escaped(sweep.label(group[0], seed=False))
+    hover = f"<b>{label}</b><br>{title} {value:g}<br>{measure.name} {number_text(estimate)}"
+    if len(group) > 1:
+        hover += f"<br>mean of {len(group)} seeds"
+        own = seeds.setdefault((group[0].edges, group[0].kind), Points())
+        for job, at in known:
+            text = f"{escaped(sweep.labels[job.name])}<br>{number_text(at)}"
+            own.add(value, at, text, indices(sweep, [job]))
+    mean.add(value, estimate, hover, indices(sweep, group))
+
+
+@dataclass
+class _Curves:
+    """Curves of several jobs in one trace, which a browser draws faster than a trace a job."""
+
+    xs: list[float | None] = field(default_factory=list)
+    ys: list[float | None] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    jobs: list[int] = field(default_factory=list)
+
+    def add(
+        self, xs: Sequence[float], ys: Sequence[float | None], job: int, text: str = ""
+    ) -> None:
+        """One more curve; None breaks the line before the next."""
+        self.xs += [*xs, None]
+        self.ys += [*ys, None]
+        self.jobs += [job] * (len(xs) + 1)
+        self.texts += [text] * (len(xs) + 1)
+
+    def trace(self, **settings: Any) -> dict[str, Any]:
+        """The trace for Plotly. Without own texts the page shows the label of each point's job."""
+        texts = {"text": self.texts} if any(self.texts) else {}
+        meta = {"points": self.jobs}
+        return {
+            "type": "scatter", "x": self.xs, "y": self.ys, "showlegend": False, "meta": meta,
+            **texts, **settings,
+        }  # fmt: skip
+
+
+def _on_one_scale(by_domain: Mapping[str, list[dict[str, Any]]]) -> dict[str, Figure]:
+    """A figure for each domain, all with the same range, so that domains can be compared."""
+    traces = [trace for data in by_domain.values() for trace in data]
+    seen = [y for trace in traces for y in trace["y"] if y is not None]
+    margin = {"l": 38, "r": 8, "t": 8, "b": 34}
+    return {
+        domain: {
+            "data": data,
+            "layout": layout(
+                margin=margin, xaxis={"rangemode": "tozero"}, yaxis={"range": padded(seen)}
+            ),
+        }
+        for domain, data in by_domain.items()
+        if data
+    }
+
+
+def curves(sweep: Sweep) -> dict[str, Figure]:
+    """Loss by step for each domain: training as thin lines, held-out as lines with markers."""
+    share = _POINTS_OF_ALL_CURVES // max(1, len(sweep.compared))
+    num_points = max(_FEWEST_POINTS, min(_POINTS_OF_A_CURVE, share))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for domain in sweep.domains:
+        for held_out, key in (
+            (False, registry.TRAIN_LOSS_OF(domain)),
+            (True, registry.EVAL_LOSS(domain)),
+        ):
+            by_edges: dict[str, _Curves] = {}
+            for at, job in enumerate(sweep.compared):
+                points = _curve(job, key, num_points)
+                if points:
+                    steps, losses = zip(*points, strict=True)
+                    by_edges.setdefault(job.edges, _Curves()).add(steps, losses, at)
+            what = "held out" if held_out else "training"
+            found.setdefault(domain, []).extend(
+                of_edges.trace(
+                    mode="lines+markers" if held_out else "lines",
+                    line={"color": colour(edges), "width": 2 if held_out else 1},
+                    marker={"size": 5},
+                    opacity=1 if held_out else 0.4,
+                    name=f"{edges}, {what}",
+                    hovertemplate=f"%{{text}}<br>step %{{x}}<br>{what} %{{y:.3f}}<extra></extra>",
+                )
+                for edges, of_edges in by_edges.items()
+            )
+    return _on_one_scale(found)
 
 
 def _curve(job: Job, key: str, num_points: int) -> list[tuple[int, float]]:
     points = [
-        # What the eye and the tooltip can tell, in a third of the letters.
-        (row["step"], round(float(row[key]), 4))
-        for row in job.history
-        if isinstance(row.get(key), int | float) and math.isfinite(row[key])
+        (row["step"], round(float(row[key]), 4)) for row in job.history if is_number(row.get(key))
     ]
     stride = max(1, math.ceil(len(points) / num_points))
-    # Counted from the end, because the last point is the one that is read off.
+    # Counted from the end, to keep the last point.
     return points[::-1][::stride][::-1]
 
 
-def axis_title(text: str) -> dict[str, Any]:
-    """The title of an axis."""
-    # As small as the ticks: at the default size it is cut off on a phone.
-    return {"text": text, "font": {"size": 12}}
+def relearning(sweep: Sweep) -> dict[str, Figure]:
+    """Held-out loss on a domain by step of the attack that teaches it again, at the learning rate
+    that came lowest.
+
+    Dashed: models that never saw the domain; dotted: dense models that unlearned it. A line has a
+    gap where the attack diverged.
+    """
+    nodes = dict.fromkeys(node for job in sweep.compared for node in job.nodes)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for part in nodes:
+        by_look: dict[tuple[str, str], _Curves] = {}
+        for at, job in enumerate(sweep.compared):
+            attacks = [
+                (min(finite), attack)
+                for attack in job.attacks.get(part, ())
+                if (finite := [loss for loss in attack.losses if math.isfinite(loss)])
+            ]
+            if attacks:
+                _, strongest = min(attacks, key=lambda found: found[0])
+                losses = [loss if math.isfinite(loss) else None for loss in strongest.losses]
+                text = escaped(f"{sweep.labels[job.name]} (lr {strongest.lr:g})")
+                of_look = by_look.setdefault((job.edges, job.kind), _Curves())
+                of_look.add(strongest.steps, losses, at, text)
+        found[part] = [
+            of_look.trace(
+                mode="lines+markers",
+                line={"color": colour(edges), "width": 1.5, "dash": _attack_dash(kind)},
+                marker={"size": 6, "symbol": symbol(kind)},
+                name=f"{edges} · {kind}",
+                hovertemplate="%{text}<br>step %{x}<br>held out %{y:.3f}<extra></extra>",
+            )
+            for (edges, kind), of_look in by_look.items()
+        ]
+    return _on_one_scale(found)
 
 
-def plain_layout() -> dict[str, Any]:
-    """What all figures have."""
-    return {
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"size": 12},
-        "hoverlabel": {"align": "left"},
-    }
+def _attack_dash(kind: str) -> str:
+    if kind == DENSE:
+        return "dot"
+    return "dash" if kind.startswith(Method.filtered.value) else "solid"
 
 
-def _small_layout() -> dict[str, Any]:
-    return {
-        **plain_layout(),
-        "hovermode": "closest",
-        "margin": {"l": 38, "r": 8, "t": 8, "b": 34},
-    }
+def entanglement(sweep: Sweep) -> list[tuple[Sequence[Job], Figure]]:
+    """Bars for each group of jobs that differ in their seed only: what switching off the block of
+    each set of domains costs the domains in the set, and the others. All have one scale."""
+    found: list[tuple[Sequence[Job], Figure]] = []
+    ends = [0.0]
+    for group in sweep.replicates:
+        sets = _sets(group[0])
+        traces = []
+        for name, shade, metric in (
+            ("domains in the set", _INSIDE, registry.ENTANGLEMENT_INSIDE),
+            ("the others", _OUTSIDE, registry.ENTANGLEMENT_OUTSIDE),
+        ):
+            bars = [sweep.over_seeds(group, metric(block)) for block in sets]
+            if not any(bars):
+                continue
+            for bar in bars:
+                ends += [bar.value, *(bar.interval or ())] if bar is not None else []
+            traces.append(
+                {
+                    "type": "bar",
+                    "orientation": "h",
+                    "name": name,
+                    "y": [block.replace("+", " + ") for block in sets],
+                    "x": [None if bar is None else bar.value for bar in bars],
+                    "error_x": error_bars(bars),
+                    "marker": {"color": shade},
+                    "meta": {"jobs": indices(sweep, group)},
+                    "hovertemplate": "%{y}<br>%{x:.3f} nats<extra></extra>",
+                }
+            )
+        if traces:
+            found.append((group, {"data": traces, "layout": _bars_layout(len(sets))}))
+    for _, figure in found:
+        figure["layout"]["xaxis"] |= {"range": padded(ends, 0.06)}
+    return found
+
+
+def _bars_layout(num_sets: int) -> dict[str, Any]:
+    return layout(
+        barmode="group",
+        height=70 + 34 * num_sets,
+        xaxis={"title": axis_title("nats added"), "zeroline": True},
+        # The first set at the top.
+        yaxis={"title": axis_title("set"), "autorange": "reversed", "automargin": True},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        margin={"l": 60, "r": 10, "t": 30, "b": 42},
+    )
+
+
+def _sets(job: Job) -> list[str]:
+    """Blocks of a lattice, as their keys name them, small sets first."""
+    inside = (registry.find(key) for key in job.metrics)
+    found = [
+        names[0] for metric, names in filter(None, inside) if metric is registry.ENTANGLEMENT_INSIDE
+    ]
+    return sorted(found, key=lambda block: block.count("+"))

@@ -1,40 +1,51 @@
-"""The report's page and files: one self-contained index.html beside results.csv.
+"""Writes the report: index.html, one page that needs no network, and results.csv.
 
-Everything the page needs is in it (styles, scripts, plotly.js, data), so that it can be mailed and
-opens without a network. What is the same for every reader is made here; what depends on the chosen
-axes, the filter and the job that is looked at is made by the page's scripts from the same data.
-Knows how numbers are shown and nothing of how they are read or measured.
+Styles, scripts, plotly.js and all data are in the page, so that it can be mailed. Tables are made
+here; what depends on the chosen axes, the filter or the open job is made by the page's scripts.
 """
 
 import datetime
+import functools
 import importlib.resources
 import json
-import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gr_sweep.errors import JobError
 from gr_sweep.files import write_whole
-from gr_sweep.report import cards, columns, figures, rounds, tables
-from gr_sweep.report.collect import DENSE, Job, Sweep, read_sweep, results, short_name, shown
+from gr_sweep.report import figures, round_figures, rounds, tables
+from gr_sweep.report.collect import read_sweep, results
 from gr_sweep.report.measures import MISSING
+from gr_sweep.report.page_data import page_data
+from gr_sweep.report.sweep import DENSE, Job, Sweep, short_name, shown
 from gr_sweep.report.tables import Table
 
-_FIRST_CARDS = 48
-"""So many matrices are in the page from the start; with more jobs the others come when one scrolls
-to them."""
+if TYPE_CHECKING:
+    import jinja2
 
-_SCRIPTS = ("plots.js", "filter.js", "scatter.js", "samples.js", "job.js", "page.js")
+_SCRIPTS = ("plots.js", "filter.js", "scatter.js", "job.js", "page.js")
 """In this order, as one script: each may use what stands before it."""
+
+_LARGE_TABLE = 17
+"""From so many rows, intervals are tooltips."""
+
+_HEADER_SETTINGS = (
+    "model.size", "model.path", "data.kind", "partition.name", "method.name", "plan.kind",
+    "plan.mlp_shared", "edges", "route.foreign_dropout", "train.steps", "train.tokens", "seed",
+)  # fmt: skip
 
 
 def write_report(sweep: Sweep | Path) -> Path:
-    """Write report/index.html, results.csv and, of jobs in rounds, rounds/*.svg in the sweep's
-    folder, each whole, and return the path of the page.
+    """Writes report/index.html and report/results.csv in the sweep's folder.
+
+    Args:
+        sweep: or its folder.
+
+    Returns:
+        Path of the page.
 
     Raises:
-        JobError: a folder (a path is read first) that does not exist or holds no job.
+        JobError: the folder does not exist or contains no job, or cannot be written to.
     """
     if isinstance(sweep, Path):
         sweep = read_sweep(sweep)
@@ -43,9 +54,6 @@ def write_report(sweep: Sweep | Path) -> Path:
         report.mkdir(exist_ok=True)
         if sweep.jobs:
             write_whole(report / "results.csv", results(sweep).to_csv(index=False))
-        for name, picture in rounds.files(sweep).items():
-            (report / "rounds").mkdir(exist_ok=True)
-            write_whole(report / "rounds" / name, picture)
         page = report / "index.html"
         write_whole(page, render(sweep))
     except OSError as error:
@@ -53,89 +61,71 @@ def write_report(sweep: Sweep | Path) -> Path:
     return page
 
 
-def render(sweep: Sweep) -> str:
-    """The page as one string of HTML."""
-    import jinja2
-    from plotly.offline import get_plotlyjs
+def _read(name: str) -> str:
+    path = importlib.resources.files("gr_sweep.report") / "page" / name
+    return path.read_text(encoding="utf-8")
 
-    files = importlib.resources.files("gr_sweep.report") / "page"
-    read: Callable[[str], str] = lambda name: (files / name).read_text(encoding="utf-8")  # noqa: E731
+
+@functools.cache
+def _template() -> "jinja2.Template":
+    import jinja2
+
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(read),
+        loader=jinja2.FunctionLoader(_read),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    numbers = {job.name: at for at, job in enumerate(sweep.compared)}
-    environment.filters["number"] = numbers.get
+    return environment.get_template("index.html.j2")
+
+
+def render(sweep: Sweep) -> str:
+    """The page."""
+    from plotly.offline import get_plotlyjs
+
     plots = _Plots()
-    matrices = cards.removal_scale(sweep)
-    card = environment.get_template("card.html.j2")
-    of_jobs = {
-        at: card.render(card=found | {"place": at})
-        for at, job in enumerate(sweep.compared)
-        if (found := cards.removal(sweep, job, matrices))["matrix"]
+    curves = {
+        domain: plots.add("curve", figure) for domain, figure in figures.curves(sweep).items()
     }
-    content: dict[str, Any] = {
-        "sweep": sweep,
-        "header": _header(sweep),
-        "legend": _legend(sweep),
-        "many": cards.many(sweep),
-        "has_parts": any(job.mean_selectivity is not None for job in sweep.compared),
-        "has_seeds": len(sweep.replicates) < len(sweep.compared),
-        "table": _table(tables.comparison(sweep)),
-        "over_seeds": _table(tables.over_seeds(sweep)),
-        "against": [
-            {
-                "name": found.name,
-                "plots": [plots.add("against", figure) for figure in found.figures],
-            }
+    data = page_data(sweep)
+    data |= {"about": [_about(job) for job in sweep.compared], "curves": curves}
+    return _template().render(
+        sweep=sweep,
+        header=_header(sweep),
+        has_parts=any(job.parts for job in sweep.compared),
+        has_seeds=len(sweep.replicates) < len(sweep.compared),
+        has_axes=len(data["axes"]) > 1,
+        has_samples=bool(data["texts"]["prompts"]),
+        has_matrices=any(
+            key.startswith("separability/matrix/") for job in sweep.compared for key in job.metrics
+        ),
+        transfer=data["transfer"],
+        table=_table(sweep, tables.comparison(sweep)),
+        over_seeds=_table(sweep, tables.over_seeds(sweep)),
+        robustness=_table(sweep, tables.robustness(sweep)),
+        baselines=_table(sweep, tables.dense_curve(sweep)),
+        against=[
+            (found.name, [plots.add("against", figure) for figure in found.figures])
             for found in figures.against(sweep)
         ],
-        "scale": matrices.ticks(),
-        "cards": list(of_jobs.values()),
-        "first_cards": _FIRST_CARDS,
-        "transfer": cards.transfer(sweep),
-        "entanglement": [
+        entanglement=[
             {
-                **cards.identity(sweep.label(group[0], seed=False), group[0]),
+                **figures.identity(sweep.label(group[0], seed=False), group[0]),
                 "seeds": len(group),
-                "places": " ".join(str(numbers[job.name]) for job in group),
+                "jobs": figures.indices(sweep, group),
                 "plot": plots.add("entanglement", figure),
             }
             for group, figure in figures.entanglement(sweep)
         ],
-        "robustness": _table(tables.robustness(sweep)),
-        "relearning": [
+        relearning=[
             (part, plots.add("relearning", figure))
             for part, figure in figures.relearning(sweep).items()
         ],
-        "baselines": _table(tables.dense_curve(sweep)),
-        "curves": [
-            (domain, plots.add("curve", figure)) for domain, figure in figures.curves(sweep).items()
-        ],
-        "rounds": _rounds(sweep, plots),
-    }
-    data = columns.of_sweep(sweep)
-    content["has_samples"] = bool(data["texts"]["prompts"])
-    content["has_axes"] = len(data["axes"]) > 1
-    data |= {
-        "about": [_about(job) for job in sweep.compared],
-        "curves": dict(content["curves"]),
-        "cards": list(of_jobs.items())[_FIRST_CARDS:],
-        # In the order of the pictures on the page.
-        "pictures": [
-            numbers
-            for job in (content["rounds"] or {"jobs": []})["jobs"]
-            for of in job["rounds"]
-            for numbers in (of.tree_numbers, *([of.network_numbers] if of.network else []))
-        ],
-    }
-    return environment.get_template("index.html.j2").render(
-        content,
-        style=read("style.css"),
-        script="\n".join(read(name) for name in _SCRIPTS),
+        curves=list(curves.items()),
+        rounds=_rounds(sweep, plots),
+        style=_read("style.css"),
+        script="\n".join(_read(name) for name in _SCRIPTS),
         plotly=get_plotlyjs() if sweep.compared else "",
         plots=_json(plots.figures),
         data=_json(data),
@@ -143,55 +133,61 @@ def render(sweep: Sweep) -> str:
 
 
 def _json(content: Any) -> str:
-    """JSON for a script element, which only "<" can end early. NaN is no JSON: the page could not
-    read it."""
+    """JSON inside a script element, which "<" could end. NaN is not JSON: the page could not read
+    it."""
     return json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _rounds(sweep: Sweep, plots: "_Plots") -> dict[str, Any] | None:
-    """The rounds of jobs of `procedure=alternate`; None where no job has any."""
-    groups = rounds.groups(sweep)
-    if not groups:
-        return None
-    trade_off = rounds.trade_off(groups)
-    return {
-        "trade_off": None
-        if trade_off is None
-        else {"title": trade_off.title, "plot": plots.add("trade-off", trade_off.figure)},
-        "has_tax": rounds.has_tax(groups),
-        "panels": [
-            {"title": panel.title, "plot": plots.add("rounds", panel.figure)}
-            for panel in rounds.panels(groups)
-        ],
-        "table": _table(rounds.table(groups)),
-        "jobs": [
-            {
-                **cards.identity(sweep.labels[job.name], job),
-                "place": figures.numbers(sweep, [job])[0],
-                "rounds": of_job,
-            }
-            for job, of_job in rounds.drawn(sweep)
-        ],
-    }
-
-
 class _Plots:
-    """The figures of the page by the names that its boxes ask for."""
+    """Figures of the page, by the names that its boxes ask for."""
 
     def __init__(self) -> None:
         self.figures: dict[str, Any] = {}
 
-    def add(self, kind: str, figure: dict[str, Any]) -> str:
-        """Take a figure; returns its name."""
+    def add(self, kind: str, figure: figures.Figure) -> str:
+        """Adds a figure; returns its name."""
         name = f"{kind}-{len(self.figures)}"
         self.figures[name] = figure
         return name
 
 
-def _table(table: Table | None) -> dict[str, Any] | None:
-    """A table with its headings grouped, and how each row is drawn."""
+def _rounds(sweep: Sweep, plots: _Plots) -> dict[str, Any] | None:
+    """What the page shows of `procedure=alternate`; None if no job has rounds."""
+    groups = rounds.groups(sweep)
+    if not groups:
+        return None
+    trade_off = rounds.trade_off(groups)
+    panels = ([trade_off] if trade_off else []) + rounds.panels(groups)
+    jobs = []
+    for at, job in enumerate(sweep.compared):
+        of_job = [
+            {
+                "title": round_figures.title(of),
+                "blocks": plots.add("blocks", round_figures.blocks(of, sweep.domains, at)),
+                "units": [
+                    (name, plots.add("units", figure))
+                    for name, figure in round_figures.units(of, sweep.domains, at)
+                ],
+                "agreement": round_figures.agreement(of, sweep.domains),
+            }
+            for of in job.rounds
+        ]
+        if of_job:
+            of_page = {**figures.identity(sweep.labels[job.name], job), "index": at}
+            jobs.append(of_page | {"rounds": of_job})
+    return {
+        "has_tax": rounds.has_tax(groups),
+        "panels": [(panel.title, plots.add("rounds", panel.figure)) for panel in panels],
+        "table": _table(sweep, rounds.table(groups)),
+        "jobs": jobs,
+    }
+
+
+def _table(sweep: Sweep, table: Table | None) -> dict[str, Any] | None:
+    """A table with its headings in groups, and how each row is drawn."""
     if table is None:
         return None
+    index = {job.name: at for at, job in enumerate(sweep.compared)}
     groups: list[dict[str, Any]] = []
     for at, column in enumerate(table.columns):
         if groups and column.group and groups[-1]["name"] == column.group:
@@ -199,17 +195,21 @@ def _table(table: Table | None) -> dict[str, Any] | None:
         else:
             groups.append({"name": column.group, "direction": column.direction, "columns": [at]})
     for group in groups:
-        columns = [table.columns[at] for at in group["columns"]]
-        group["all"] = len(columns)
-        group["few"] = sum(not column.is_detail for column in columns)
+        group["few"] = sum(not table.columns[at].is_detail for at in group["columns"])
     return {
         "columns": table.columns,
         "meanings": table.meanings,
         "groups": groups,
         "can_fold": table.is_folded,
+        "quiet": len(table.rows) >= _LARGE_TABLE,
         "starts": {group["columns"][0] for group in groups if group["name"]},
         "rows": [
-            {**cards.identity(row.label, row.jobs[0]), "cells": row.cells, "jobs": row.jobs}
+            {
+                **figures.identity(row.label, row.jobs[0]),
+                "name": row.jobs[0].name,
+                "cells": row.cells,
+                "jobs": " ".join(str(index[job.name]) for job in row.jobs if job.name in index),
+            }
             for row in table.rows
         ],
     }
@@ -220,26 +220,20 @@ def _header(sweep: Sweep) -> dict[str, Any]:
     started = min((job.started for job in sweep.jobs if job.started), default="")
     finished = max((job.finished for job in sweep.jobs if job.finished), default="")
     common = []
-    if sweep.compared:
-        settings = sweep.compared[0].settings
-        varied = {
-            name
-            for name in sweep.varied
-            if len({shown(job.settings.get(name)) for job in sweep.compared}) > 1
-        }
-        for name in (
-            "model.size", "model.path", "data.kind", "partition.name", "method.name", "plan.kind",
-            "plan.mlp_shared", "edges", "route.foreign_dropout", "train.steps", "train.tokens",
-            "seed",
-        ):  # fmt: skip
-            if name not in varied and settings.get(name) is not None:
-                common.append((short_name(name), shown(settings[name])))
+    for name in _HEADER_SETTINGS if sweep.compared else ():
+        values = {shown(job.settings.get(name)) for job in sweep.compared}
+        if len(values) == 1 and values != {"null"}:
+            common.append((short_name(name), *values))
+    edges = dict.fromkeys(job.edges for job in sweep.compared)
+    kinds = dict.fromkeys(job.kind for job in sweep.compared if job.kind != DENSE)
     return {
-        "commands": commands,
+        "command": commands[0] if len(commands) == 1 else "",
         "when": _when(started, finished),
         "common": common,
         "same_domains": len({tuple(job.domains) for job in sweep.jobs}) <= 1,
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "edges": [(name, figures.colour(name)) for name in edges],
+        "kinds": [(figures.glyph(kind), kind) for kind in kinds] if len(kinds) > 1 else [],
     }
 
 
@@ -254,25 +248,15 @@ def _when(started: str, finished: str) -> str:
     return f"{start:%Y-%m-%d %H:%M} {MISSING} {end.strftime(day + '%H:%M')} {zone}".rstrip()
 
 
-def _legend(sweep: Sweep) -> dict[str, Any]:
-    edges = list(dict.fromkeys(job.edges for job in sweep.compared))
-    kinds = list(dict.fromkeys(job.kind for job in sweep.compared if job.kind != DENSE))
-    return {
-        "edges": [(name, figures.colour(name)) for name in edges],
-        "kinds": [(figures.glyph(kind), kind) for kind in kinds] if len(kinds) > 1 else [],
-    }
-
-
 def _about(job: Job) -> dict[str, Any]:
-    """What the panel of a job says beside settings and metrics."""
-    alone = shlex.join(["gr-sweep", *job.overrides])
-    cost = [(key, value) for key, value in job.metrics.items() if key.startswith("cost/")]
+    """What the view of a job says apart from settings and metrics."""
+    cost = {key: value for key, value in job.metrics.items() if key.startswith("cost/")}
     return {
         "command": job.command,
-        "alone": alone if alone != job.command else "",
         "when": _when(job.started, job.finished),
+        "original": job.original_name,
         "facts": [
-            ["cost", [[key.removeprefix("cost/"), _cost(key, value)] for key, value in cost]],
+            ["cost", [[key.removeprefix("cost/"), _cost(key, of)] for key, of in cost.items()]],
             ["environment", [[name, shown(value)] for name, value in job.environment.items()]],
             ["fingerprints", [[name, shown(value)] for name, value in job.fingerprints.items()]],
         ],

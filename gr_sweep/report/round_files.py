@@ -1,8 +1,8 @@
-"""What a job in rounds (`procedure=alternate`) leaves of each of them, as plain values, and the
-loss of its experts.
+"""Reads what a job of `procedure=alternate` leaves of each round, and computes the losses of its
+experts.
 
-A round that is broken or not finished is named in the log and left out, and so is a file of it that
-cannot be read. Knows nothing of how rounds are shown.
+A round that is unfinished or cannot be read is logged and left out. To add a number of a round,
+write it to round.json, read it here, and show it in `rounds.COLUMNS`.
 """
 
 import csv
@@ -19,19 +19,17 @@ import numpy as np
 
 from gr_sweep.config import is_number
 from gr_sweep.domains import is_under
-from gr_sweep.errors import DataError
-from gr_sweep.jobdir import DOCUMENT_LOSSES
+from gr_sweep.errors import DataError, PlanError
+from gr_sweep.jobdir import DOCUMENT_LOSSES, PLAN
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import DocumentLoss, Text, View, read_losses
-
-Place = tuple[int, str]
-"""A layer and the kind of its units, `mlp` or `attn`."""
+from gr_sweep.routing.plan import RoutePlan
 
 _UNREADABLE = (
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
-    csv.Error, DataError, ArithmeticError, RecursionError,
+    csv.Error, DataError, PlanError, ArithmeticError, RecursionError,
 )  # fmt: skip
-"""What reading a file raises that is cut off or holds something else."""
+"""Raised while reading a file that is cut off or holds something else."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,19 +41,25 @@ class Block:
     name: str
     owners: tuple[str, ...]
     units: Mapping[str, int]
-    """Over all layers, by kind."""
+    """Number of units over all layers, by kind."""
     is_core: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """Which units the blocks hold, and how much each domain uses each unit."""
+    """Which units belong to which block, and how much each domain uses each unit."""
 
-    sizes: Mapping[Place, tuple[int, ...]]
-    """Units of each block, which lie one after the other; a layer without has all in the core."""
+    plan: RoutePlan
     domains: tuple[str, ...]
-    shares: Mapping[Place, np.ndarray]
-    """[domains, units]: of each domain's attribution in the layer, the unit's share."""
+    shares: Mapping[tuple[int, str], np.ndarray]
+    """By layer and kind, [domains, units]: the unit's fraction of the domain's attribution."""
+
+    def sizes(self, place: tuple[int, str]) -> tuple[int, ...]:
+        """Units of each block in a layer and kind. A layer that is not split is all core."""
+        split = self.plan.splits.get(place)
+        if split is not None:
+            return split.sizes
+        return (self.shares[place].shape[1], *(0 for _ in self.plan.blocks[1:]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,23 +69,23 @@ class Round:
     number: int
     """Counted from 1."""
     tokens: int
-    """Training tokens until its end."""
+    """Training tokens up to its end."""
     labels: tuple[str, ...]
     blocks: tuple[Block, ...]
     parameters_kept: Mapping[str, float]
-    """Of each label's expert alone."""
+    """Parameters of each label's expert alone."""
     modularity_assigned: float | None
     modularity: float | None
     stability: Mapping[str, float]
     """By kind of units."""
     metrics: Mapping[str, float]
     rows: tuple[DocumentLoss, ...] = ()
-    """Of the full model, and of experts on what is theirs."""
+    """Losses of the full model, and of experts on their own documents."""
     network: Network | None = None
     leaf_loss: Mapping[str, float] = field(default_factory=dict)
-    """By domain of the partition: loss of each document in its own label's expert alone."""
+    """Loss of each document in its own label's expert alone, by domain of the partition."""
     leaf_tax: Mapping[str, float] = field(default_factory=dict)
-    """The same less the dense baseline's, on the documents that both read."""
+    """The same minus the dense baseline's, on the documents that both read."""
 
     @property
     def kinds(self) -> list[str]:
@@ -106,15 +110,14 @@ class Round:
         return sum(found) / len(found) if found else None
 
     def losses(self, block: Block) -> tuple[float | None, float | None]:
-        """Nats per token of a block's documents, in the block's expert alone and in the full model;
-        the core's documents each in its own label's expert."""
+        """Loss on a block's documents, nats per token: in the block's expert alone, and in the full
+        model. The core's documents are read each by its own label's expert."""
         part = None
         if len(block.owners) == 1:
             part = block.owners[0]
         elif not block.is_core and any(row.part == block.name for row in self.rows):
             part = block.name
-        owners = frozenset(block.owners)
-        rows = [row for row in self.rows if row.domain in owners]
+        rows = [row for row in self.rows if row.domain in block.owners]
         own = [
             row
             for row in rows
@@ -124,7 +127,7 @@ class Round:
 
 
 def mean_over(by_domain: Mapping[str, float], domains: Sequence[str]) -> float | None:
-    """Mean over domains or labels; None where one lacks the number."""
+    """Mean over domains or labels; None if one lacks the number."""
     if not domains or any(domain not in by_domain for domain in domains):
         return None
     return sum(by_domain[domain] for domain in domains) / len(domains)
@@ -136,19 +139,20 @@ def with_leaf_tax(
     own: Iterable[DocumentLoss],
     dense: Iterable[DocumentLoss] | None,
 ) -> Round:
-    """The round with `leaf_loss` and, where there is a dense baseline, `leaf_tax`.
+    """The round with `leaf_loss` and, if there is a dense baseline, `leaf_tax`.
 
     Args:
         domains: of the partition.
-        own: the job's table, by the partition's domains: says which of them a document is of, where
-            the round's label stands for several.
-        dense: the dense baseline's.
+        own: the job's table, which says to which domain a document belongs if the round's label
+            covers several.
+        dense: table of the dense baseline.
     """
     known = {(row.domain, row.document) for row in own}
-    of_dense: dict[tuple[str, str], DocumentLoss] = {}
-    for row in dense or ():
-        if row.view is View.full and row.text is Text.plain:
-            of_dense[row.domain, row.document] = row
+    of_dense = {
+        (row.domain, row.document): row
+        for row in dense or ()
+        if row.view is View.full and row.text is Text.plain
+    }
     known |= of_dense.keys()
     rows: dict[str, list[DocumentLoss]] = {}
     for row in found.rows:
@@ -177,21 +181,20 @@ def with_leaf_tax(
 
 
 def read_rounds(job: Path) -> list[Round]:
-    """The finished rounds in a job's folder, by their number; none where it has none."""
+    """Finished rounds of a job, by number."""
     folder = job / "rounds"
     if not folder.is_dir():
         return []
     found = []
     for entry in sorted(
-        (entry for entry in folder.iterdir() if entry.name.isdecimal()),
-        key=lambda entry: int(entry.name),
+        (e for e in folder.iterdir() if e.name.isdecimal()), key=lambda e: int(e.name)
     ):
         if not (entry / "round.json").is_file():
-            continue  # Not finished.
+            continue  # Unfinished.
         try:
             found.append(_read_round(entry))
         except _UNREADABLE as error:
-            logger.warning("%s is no round: %s: %s", entry, type(error).__name__, error)
+            logger.warning("%s cannot be read: %s: %s", entry, type(error).__name__, error)
     return found
 
 
@@ -222,7 +225,6 @@ def _read_round(folder: Path) -> Round:
 
 
 def _read_rows(path: Path) -> list[DocumentLoss]:
-    """Of the full model, and of experts on what is theirs; none where they cannot be read."""
     if not path.is_file():
         return []
     try:
@@ -239,32 +241,27 @@ def _read_rows(path: Path) -> list[DocumentLoss]:
 
 
 def _read_network(folder: Path) -> Network | None:
-    plan, scores = folder / "plan.json", folder / "scores.npz"
-    if not (plan.is_file() and scores.is_file()):
+    plan_path, scores = folder / PLAN, folder / "scores.npz"
+    if not (plan_path.is_file() and scores.is_file()):
         return None
     try:
-        content = json.loads(plan.read_text(encoding="utf-8"))
-        sizes = {
-            (int(split["layer"]), str(split["kind"])): tuple(map(int, split["sizes"]))
-            for split in content["splits"]
-        }
-        kinds = {kind for _, kind in sizes}
+        plan = RoutePlan.from_json(plan_path.read_text(encoding="utf-8"))
+        kinds = {kind for _, kind in plan.splits}
+        shares = {}
         with np.load(scores, allow_pickle=False) as file:
             domains = tuple(map(str, file["domains"]))
-            shares = {}
             for name in file.files:
                 layer, _, kind = name.partition(".")
                 if kind in kinds:
                     shares[int(layer), kind] = np.asarray(file[name], dtype=np.float32)
+        network = Network(plan=plan, domains=domains, shares=shares)
         for place, of_place in shares.items():
-            if of_place.shape != (len(domains), sum(sizes.get(place, of_place.shape[1:]))):
-                raise ValueError(f"scores of {place} are {of_place.shape}")
+            if of_place.shape != (len(domains), sum(network.sizes(place))):
+                raise ValueError(f"the scores of {place} have shape {of_place.shape}")
     except _UNREADABLE as error:
-        logger.warning("%s has no picture of its network: %s", folder, error)
+        logger.warning("%s: no picture of its units: %s", folder, error)
         return None
-    if not shares:
-        return None
-    return Network(sizes=sizes, domains=domains, shares=shares)
+    return network if shares else None
 
 
 def _loss(rows: Sequence[DocumentLoss]) -> float | None:

@@ -1,8 +1,5 @@
-"""Folders of sweeps as jobs leave them, with losses like those of the prototype (DESIGN section
-10)."""
+"""Folders of sweeps as jobs leave them, with losses like those of small real runs."""
 
-import dataclasses
-import enum
 import hashlib
 import itertools
 import json
@@ -23,8 +20,9 @@ from gr_sweep.config import (
     ProcedureKind,
     RouteConfig,
     RunConfig,
+    to_plain,
 )
-from gr_sweep.domains import ancestors, is_under, labels_of_round, metric_name
+from gr_sweep.domains import ancestors, is_under, labels_of_round
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import (
     DocumentLoss,
@@ -37,7 +35,8 @@ from gr_sweep.metrics.losses import (
 )
 from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.report import read_sweep
-from gr_sweep.report.collect import Sweep
+from gr_sweep.report.sweep import Sweep
+from gr_sweep.routing.plan import Block, RoutePlan, Split
 
 DOMAINS = ["code", "biology", "creative"]
 
@@ -49,7 +48,6 @@ FULL = {
     "both": (6.66, 6.42, 6.42),
 }
 """L(d) of code, biology and creative at foreign dropout 0.5."""
-
 OWN_COST = {
     "none": (0.2, 0.3, 0.4),
     "weight": (1.5, 0.7, 0.7),
@@ -57,37 +55,25 @@ OWN_COST = {
     "both": (0.5, 0.5, 0.5),
 }
 KEPT_GAIN = {"none": 0.02, "weight": 0.03, "act": 0.02, "both": 0.22}
-
 NEVER_TRAINED = 2.5
 """What a filtered model's loss is above a dense one's on what it never saw, nats."""
 TRANSFER = 0.05
 """And on the others."""
+ALTERNATE = {"procedure.name": ProcedureKind.alternate}
 
 MakeSweep = Callable[..., Path]
 
 
-def plain(value: Any) -> Any:
-    """A config as summary.json holds it."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
-
-
-def mean_losses(
+def full_losses(
     method: str, edges: str, domains: Sequence[str], without: Sequence[str], share: float
 ) -> dict[str, float]:
-    """L(d) of the full model: the edges' own, of a dense model's where there is no plan."""
+    """L(d) of the full model."""
     means = {}
     for at, domain in enumerate(domains):
         mean = FULL[edges][at % 3] + 0.35 * math.log2(1 / share)
         if method == "demix":
             mean = FULL["dense"][at % 3] + 0.3
         for part in without:
-            # Never trained on it; the others had a little from it.
             mean += NEVER_TRAINED if is_under(domain, part) else TRANSFER
         means[domain] = mean
     return means
@@ -99,21 +85,21 @@ def document_losses(
     rng: np.random.Generator,
     num_documents: int,
     *,
-    method: str = "routed",
-    plan: str = "peers",
-    without: Sequence[str] = (),
-    forget: Sequence[str] = (),
-    share: float = 1.0,
-    shift: float | None = None,
-    spurious: float = 0.0,
-    calibrate: bool = False,
-    separation: float = 1.0,
+    method: str,
+    plan: str,
+    without: Sequence[str],
+    forget: Sequence[str],
+    share: float,
+    shift: float | None,
+    spurious: float,
+    calibrate: bool,
+    separation: float,
 ) -> list[DocumentLoss]:
     """Every view of every document. A document is as hard in every job: baselines pair by it."""
     rows: list[DocumentLoss] = []
     shift = rng.normal(0, 0.03) if shift is None else shift
     noise = {(part, domain): rng.normal(0, 0.03) for part in domains for domain in domains}
-    means = mean_losses(method, edges, domains, without, share)
+    means = full_losses(method, edges, domains, without, share)
     parts = [] if edges == "dense" else list(forget or domains)
     blocks = [
         subset
@@ -121,52 +107,46 @@ def document_losses(
         for subset in itertools.combinations(domains, size)
         if plan == "lattice" and edges != "dense"
     ]
-    for at, domain in enumerate(domains):
-        for number in range(num_documents):
-            document = hashlib.sha256(f"{domain}{number}".encode()).hexdigest()[:16]
-            own = np.random.default_rng(int(document, 16))
-            tokens = int(own.integers(80, 512))
-            mean = means[domain] + shift + own.normal(0, 0.25) + rng.normal(0, 0.02)
+    for (at, domain), number in itertools.product(enumerate(domains), range(num_documents)):
+        document = hashlib.sha256(f"{domain}{number}".encode()).hexdigest()[:16]
+        own = np.random.default_rng(int(document, 16))
+        tokens = int(own.integers(80, 512))
+        mean = means[domain] + shift + own.normal(0, 0.25) + rng.normal(0, 0.02)
 
-            def row(
-                view: View, part: str, loss: float, text: Text = Text.plain,
-                domain: str = domain, document: str = document, tokens: int = tokens,
-            ) -> None:  # fmt: skip
-                rows.append(
-                    DocumentLoss(
-                        view, part, domain, text, document, loss * tokens, tokens, 4 * tokens
-                    )
-                )
+        def row(
+            view: View, part: str, loss: float, text: Text = Text.plain,
+            domain: str = domain, document: str = document, tokens: int = tokens,
+        ) -> None:  # fmt: skip
+            rows.append(
+                DocumentLoss(view, part, domain, text, document, loss * tokens, tokens, 4 * tokens)
+            )
 
-            row(View.full, "", mean)
-            if method == "demix":
-                row(View.mixed, "", mean - 0.25)
-            if spurious:
-                row(View.full, "", mean - 0.1 * spurious, Text.marked)
-                row(View.full, "", mean + 0.4 * spurious, Text.swapped)
-            for block in blocks:
-                cost = 0.6 / len(block) if domain in block else 0.02
-                row(View.off, "+".join(block), mean + cost + rng.normal(0, 0.05))
-            for part in without if calibrate else ():
-                row(View.calibrated_full, part, mean - 0.1)
-            for part in parts:
-                cost = noise[part, domain] + rng.normal(0, 0.05)
-                if part == domain:
-                    kept = mean - KEPT_GAIN[edges]
-                    cost += separation * OWN_COST[edges][at % 3]
-                    if method == "random":
-                        kept, cost = mean + 0.4, 0.3 + noise[part, domain]
-                    if forget:
-                        cost += 1.2
-                else:
-                    kept = mean + 1.5 * OWN_COST[edges][at % 3] + rng.normal(0, 0.05)
-                    if method == "random":
-                        cost += 0.3
-                row(View.removed, part, mean + cost)
-                row(View.kept, part, kept)
-                if calibrate and part == domain:
-                    row(View.calibrated_full, part, mean - 0.05)
-                    row(View.calibrated_removed, part, mean + 0.7 * cost)
+        row(View.full, "", mean)
+        if method == "demix":
+            row(View.mixed, "", mean - 0.25)
+        if spurious:
+            row(View.full, "", mean - 0.1 * spurious, Text.marked)
+            row(View.full, "", mean + 0.4 * spurious, Text.swapped)
+        for block in blocks:
+            cost = 0.6 / len(block) if domain in block else 0.02
+            row(View.off, "+".join(block), mean + cost + rng.normal(0, 0.05))
+        for part in without if calibrate else ():
+            row(View.calibrated_full, part, mean - 0.1)
+        for part in parts:
+            cost = noise[part, domain] + rng.normal(0, 0.05)
+            if part == domain:
+                kept = mean - KEPT_GAIN[edges]
+                cost += separation * OWN_COST[edges][at % 3] + 1.2 * bool(forget)
+                if method == "random":
+                    kept, cost = mean + 0.4, 0.3 + noise[part, domain]
+            else:
+                kept = mean + 1.5 * OWN_COST[edges][at % 3] + rng.normal(0, 0.05)
+                cost += 0.3 * (method == "random")
+            row(View.removed, part, mean + cost)
+            row(View.kept, part, kept)
+            if calibrate and part == domain:
+                row(View.calibrated_full, part, mean - 0.05)
+                row(View.calibrated_removed, part, mean + 0.7 * cost)
     return rows
 
 
@@ -179,13 +159,9 @@ def relearn_losses(rows: Sequence[DocumentLoss], view: View, without: str) -> li
             continue
         for lr, speed in ((1e-3, 0.01), (3e-3, 0.04)):
             for step in range(0, 41, 10):
-                gone = 0.8 * (1 - math.exp(-speed * step))
-                loss = row.loss_nats - gone * row.tokens
-                found.append(
-                    RelearnLoss(
-                        view, part, lr, step, row.domain, row.document, loss, row.tokens, row.bytes
-                    )
-                )
+                loss = row.loss_nats - 0.8 * (1 - math.exp(-speed * step)) * row.tokens
+                size = (row.domain, row.document, loss, row.tokens, row.bytes)
+                found.append(RelearnLoss(view, part, lr, step, *size))
     return found
 
 
@@ -194,15 +170,15 @@ def history(
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for step in range(5, steps + 1, 5):
-        share = math.exp(-4 * step / steps)
-        means = {d: metrics[registry.LOSS_FULL(d)] + (8.3 - 5) * share for d in domains}
+        means = {
+            d: metrics[registry.LOSS_FULL(d)] + 3 * math.exp(-4 * step / steps) for d in domains
+        }
         row: dict[str, Any] = {"step": step, "time_s": step * 0.31}
-        row |= {registry.TRAIN_LOSS_OF(d): mean + rng.normal(0, 0.12) for d, mean in means.items()}
+        row |= {registry.TRAIN_LOSS_OF(d): of + rng.normal(0, 0.12) for d, of in means.items()}
         row["train/loss"] = sum(row[registry.TRAIN_LOSS_OF(d)] for d in domains) / len(domains)
-        row["train/tokens"] = step * 12 * 256
         rows.append(row)
         if step % (steps // 4) == 0:
-            rows.append({"step": step} | {registry.EVAL_LOSS(d): mean for d, mean in means.items()})
+            rows.append({"step": step} | {registry.EVAL_LOSS(d): of for d, of in means.items()})
     return rows
 
 
@@ -221,8 +197,8 @@ def write_job(
     settings: Mapping[str, Any] | None = None,
     overrides: Sequence[str] | None = None,
     command: str = "gr-sweep -m edges=none,both,act,weight seed=0,1,2",
-    num_documents: int = 24,
-    resamples: int = 200,
+    num_documents: int = 2,
+    resamples: int = 0,
     steps: int = 300,
     shift: float | None = None,
     spurious: float = 0.0,
@@ -248,10 +224,10 @@ def write_job(
     config.method.name = Method(method or "routed")
     config.method.without = list(without)
     config.data.spurious = spurious
+    config.eval.bootstrap = 100
     if edges != "dense":
         config.edges = Edges(edges)
     elif method is not None:
-        # As the effective config of a run without a plan is.
         config.edges, config.route = Edges.none, RouteConfig()
     if share < 1:
         assert config.train.steps is not None
@@ -281,17 +257,15 @@ def write_job(
     metrics, intervals = summarize_losses(rows, domains, seed=seed, resamples=resamples)
     metrics[registry.COST_TOKENS_PER_SECOND.key] = float(rng.normal(9000, 300))
     metrics[registry.COST_TRAIN_SECONDS.key] = 104.2
-    metrics[registry.COST_EVAL_SECONDS.key] = 11.8
     metrics[registry.COST_PARAMETERS.key] = parameters
-    if edges != "dense":
-        metrics |= {registry.PARAMETERS_KEPT(domain): 0.7 * parameters for domain in domains}
     job = sweep / "_".join([*overrides, "1f3a9c"]).replace("/", "-")
     (job / ".hydra").mkdir(parents=True)
     write_losses(job / "document_losses.csv", rows)
-    if any(row.view is View.off for row in rows):
-        names = dict.fromkeys(row.part for row in rows if row.view is View.off)
-        blocks = [{"name": name, "owners": name.split("+"), "is_core": False} for name in names]
-        (job / "plan.json").write_text(json.dumps({"blocks": blocks}))
+    off = dict.fromkeys(row.part for row in rows if row.view is View.off)
+    if off:
+        blocks = [Block(name, frozenset(name.split("+"))) for name in off]
+        core = Block("core", frozenset(domains), True)
+        (job / "plan.json").write_text(RoutePlan(tuple(domains), (core, *blocks), {}).to_json())
     if robust:
         attacked = View.full if without else View.removed
         part = without[0] if without else ""
@@ -305,7 +279,7 @@ def write_job(
         "command": command,
         "overrides": list(overrides),
         "domains": list(domains),
-        "config": plain(dataclasses.asdict(config)),
+        "config": to_plain(config),
         "fingerprints": {"code": "b1946ac9", "config": "2c26b46b", "text": "fcde2b2e"},
         "environment": {"python": "3.11.9", "torch": "2.13.0", "device": "cpu", "cpus": 2},
         "metrics": metrics,
@@ -317,6 +291,14 @@ def write_job(
     return job
 
 
+def edit(job: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes a job's summary.json."""
+    path = job / "summary.json"
+    summary = json.loads(path.read_text())
+    change(summary)
+    path.write_text(json.dumps(summary))
+
+
 def write_rounds(
     job: Path,
     *,
@@ -324,157 +306,118 @@ def write_rounds(
     domains: Sequence[str] = DOMAINS,
     layers: int = 4,
     units: int = 768,
-    head_groups: int = 0,
     own_gain: float = 0.15,
     tidiness: float = 3.0,
     tokens: int = 100_000,
     parameters: float = 4.3e6,
-    without: Sequence[str] = (),
     seed: int = 0,
 ) -> None:
     """What `procedure=alternate` leaves in a job's folder, on the documents of its table.
 
     Args:
-        head_groups: of attention, that the plan splits too; 0: none.
         own_gain: what the first round's experts alone gain on the full model, nats; halved by each
             further round.
         tidiness: how much more a domain uses its own units than others do.
-        without: names of files that each round lacks.
     """
     rng = np.random.default_rng(seed)
-    own = [row for row in read_losses(job / "document_losses.csv") if row.view is View.full]
+    full = [row for row in read_losses(job / "document_losses.csv") if row.view is View.full]
     for number in range(1, rounds + 1):
         labels = labels_of_round(domains, number, 2)
         nodes = list(dict.fromkeys(n for label in labels for n in ancestors(label)))
         owners = {n: [label for label in labels if is_under(label, n)] for n in nodes}
-        names = ["core", *nodes]
-        split = {"mlp": units} | ({"attn": head_groups} if head_groups else {})
-        sizes = {
-            kind: {"core": total - sum(_sizes(total // 2, domains, nodes).values())}
-            | _sizes(total // 2, domains, nodes)
-            for kind, total in split.items()
-        }
+        sizes = [units // 2, *[units // 2 // len(nodes)] * len(nodes)]
+        sizes[0] = units - sum(sizes[1:])
         folder = job / "rounds" / str(number)
         folder.mkdir(parents=True)
-        blocks = [{"name": n, "owners": owners.get(n, list(labels))} for n in names]
-        plan = {
-            "domains": list(labels),
-            "blocks": [block | {"is_core": block["name"] == "core"} for block in blocks],
-            "splits": [
-                {"layer": at, "kind": kind, "sizes": [sizes[kind][n] for n in names], "order": None}
-                for at in range(layers)
-                for kind in split
-            ],
-        }
-        (folder / "plan.json").write_text(json.dumps(plan))
-        owns = np.array([[label in owners.get(n, labels) for n in names] for label in labels])
+        blocks = (
+            Block("core", frozenset(labels), True),
+            *(Block(node, frozenset(own)) for node, own in owners.items()),
+        )
+        splits = {(at, "mlp"): Split(tuple(sizes)) for at in range(layers)}
+        (folder / "plan.json").write_text(RoutePlan(tuple(labels), blocks, splits).to_json())
+        owns = np.array([[label in block.owners for block in blocks] for label in labels])
+        of_unit = np.repeat(np.arange(len(blocks)), sizes)
         arrays = {}
         for at in range(layers):
-            for kind, total in {"attn": 4, **split}.items():
-                of_unit = np.zeros(total, dtype=int)
-                if kind in sizes:
-                    of_unit = np.repeat(np.arange(len(names)), [sizes[kind][n] for n in names])
-                scores = rng.lognormal(0, 1, (len(labels), total)) * np.exp(
-                    tidiness * owns[:, of_unit] * (of_unit > 0)
-                )
-                arrays[f"{at}.{kind}"] = scores / scores.sum(axis=1, keepdims=True)
+            scores = rng.lognormal(0, 1, (len(labels), units))
+            scores *= np.exp(tidiness * owns[:, of_unit] * (of_unit > 0))
+            arrays[f"{at}.mlp"] = scores / scores.sum(axis=1, keepdims=True)
         np.savez_compressed(folder / "scores.npz", domains=np.array(labels), **arrays)
         rows = []
-        for row in own:
+        for row in full:
             below = [label for label in labels if is_under(label, row.domain)]
             label = below[int(row.document, 16) % len(below)] if below else row.domain
-            if not below:
-                [label] = [label for label in labels if is_under(row.domain, label)]
-            # Earlier rounds have seen less.
-            late = 0.5 * (rounds - number) * row.tokens
+            late = 0.5 * (rounds - number) * row.tokens  # Earlier rounds have seen less.
             rows.append(row._replace(domain=label, loss_nats=row.loss_nats + late))
             for node in nodes:
-                gain = 0.0 if not is_under(label, node) else own_gain / 2 ** node.count("/")
-                for view, change in ((View.kept, -gain), (View.removed, 2 * gain)):
-                    loss = row.loss_nats + late + change * row.tokens
-                    rows.append(row._replace(view=view, part=node, domain=label, loss_nats=loss))
+                gain = own_gain / 2 ** node.count("/") if is_under(label, node) else 0.0
+                loss = row.loss_nats + late - gain * row.tokens
+                rows.append(row._replace(view=View.kept, part=node, domain=label, loss_nats=loss))
         write_losses(folder / "document_losses.csv", rows)
         about = {
-            "stability": {"mlp": 0.98, "attn": 0.9},
-            "modularity_assigned": 0.6 + 0.02 * number + 0.01 * seed,
             "round": number,
-            "step": 100 * number,
             "tokens": tokens * number // rounds,
             "labels": list(labels),
             "blocks": [
-                block | {"units": {kind: layers * sizes[kind][block["name"]] for kind in split}}
-                for block in blocks
+                {
+                    "name": block.name,
+                    "owners": sorted(block.owners),
+                    "units": {"mlp": layers * size},
+                }
+                for block, size in zip(blocks, sizes, strict=True)
             ],
-            "parameters_kept": dict.fromkeys(labels, parameters * (0.4 + 0.4 / number)),
+            "stability": {"mlp": 0.98},
+            "modularity_assigned": 0.6 + 0.02 * number + 0.01 * seed,
             "modularity": 0.7 + 0.03 * number + 0.01 * seed,
+            "parameters_kept": dict.fromkeys(labels, parameters * (0.4 + 0.4 / number)),
             "metrics": {
-                f"separability/selectivity/{metric_name(label)}": 0.4 / number + 0.02 * seed
-                for label in labels
+                registry.SELECTIVITY(label): 0.4 / number + 0.02 * seed for label in labels
             },
-            "intervals": {},
         }
         (folder / "round.json").write_text(json.dumps(about))
-        for name in without:
-            (folder / name).unlink()
 
 
-def _sizes(total: int, domains: Sequence[str], nodes: Sequence[str]) -> dict[str, int]:
-    """Units of each node's block: half of its parent's are its children's."""
-    found: dict[str, int] = {}
-    tops = [node for node in nodes if "/" not in node]
-    whole = {node: total // len(tops) for node in tops}
-    for node in nodes:
-        below = [n for n in nodes if n.rpartition("/")[0] == node]
-        half = whole[node] // 2 if below else 0
-        whole |= {n: half // len(below) for n in below}
-        found[node] = whole[node] - sum(whole[n] for n in below)
-    return found
-
-
-def write_study(
-    folder: Path, *, seeds: int = 2, num_documents: int = 8, resamples: int = 50
-) -> Path:
-    """The edge choices, the control and other methods with all their baselines, by seed."""
-
-    def write(**arguments: Any) -> None:
-        write_job(folder, num_documents=num_documents, resamples=resamples, **arguments)
-
-    for seed in range(seeds):
-        shift = 0.02 * seed
-        for share in (1.0, 0.5, 0.25, 0.125):
-            write(edges="dense", method="dense", seed=seed, share=share, shift=shift)
-        for part in DOMAINS:
-            write(
-                edges="dense", method="filtered", without=[part], seed=seed, shift=shift,
-                robust=True,
-            )  # fmt: skip
-        for edges in ("none", "act", "weight", "both"):
-            write(edges=edges, seed=seed, robust=True)
-        write(edges="act", method="random", seed=seed)
-        write(
-            edges="weight", method="sgtm", plan="forget", forget=["biology"], seed=seed,
-            foreign_dropout=1.0, robust=True,
-        )  # fmt: skip
-        write(edges="none", method="demix", seed=seed, foreign_dropout=1.0)
-        write(edges="act", plan="lattice", seed=seed)
-        write(edges="act", seed=seed, foreign_dropout=0.25, separation=0.6)
-        write(edges="act", seed=seed, foreign_dropout=1.0, separation=2.5)
-    return folder
-
-
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
-    """The four edge choices and a dense run, one seed."""
-    folder = tmp_path / "edges on real text"
+@pytest.fixture(scope="session")
+def edges_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four edge choices and a dense run, one seed; for reading only."""
+    folder = tmp_path_factory.mktemp("edges") / "edges on real text"
     for edges in ("none", "both", "act", "weight", "dense"):
-        write_job(folder, edges=edges)
+        write_job(folder, edges=edges, num_documents=8, resamples=50)
     return folder
 
 
 @pytest.fixture(scope="session")
+def read_edges(edges_folder: Path) -> Sweep:
+    """The same, read."""
+    return read_sweep(edges_folder)
+
+
+@pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Methods with their baselines on two seeds; for reading alone."""
-    return write_study(tmp_path_factory.mktemp("study") / "methods and baselines")
+    """Edge choices, methods and all their baselines on two seeds; for reading only."""
+    folder = tmp_path_factory.mktemp("study") / "methods and baselines"
+    for seed in range(2):
+
+        def write(seed: int = seed, **arguments: Any) -> None:
+            write_job(folder, num_documents=6, resamples=20, seed=seed, **arguments)
+
+        shift = 0.02 * seed
+        for share in (1.0, 0.5, 0.25, 0.125):
+            write(edges="dense", method="dense", share=share, shift=shift)
+        for part in DOMAINS:
+            write(edges="dense", method="filtered", without=[part], shift=shift, robust=True)
+        for edges in ("none", "act", "weight", "both"):
+            write(edges=edges, robust=True)
+        write(edges="act", method="random")
+        write(
+            edges="weight", method="sgtm", plan="forget", forget=["biology"],
+            foreign_dropout=1.0, robust=True,
+        )  # fmt: skip
+        write(edges="none", method="demix", foreign_dropout=1.0)
+        write(edges="act", plan="lattice")
+        write(edges="act", foreign_dropout=0.25, separation=0.6)
+        write(edges="act", foreign_dropout=1.0, separation=2.5)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -483,47 +426,32 @@ def read_study(study: Path) -> Sweep:
     return read_sweep(study)
 
 
-@pytest.fixture
-def make_job() -> Callable[..., Path]:
-    """`write_job`, for tests that need other jobs."""
-    return write_job
-
-
-@pytest.fixture
-def make_rounds() -> Callable[..., None]:
-    """`write_rounds`, for jobs in rounds."""
-    return write_rounds
-
-
-ALTERNATE = {"procedure.name": ProcedureKind.alternate}
-
-
 @pytest.fixture(scope="session")
 def alternating(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two attributions on two seeds, a run of one round, and dense runs; for reading alone."""
-    return write_alternating(tmp_path_factory.mktemp("alternating") / "splitting further")
-
-
-def write_alternating(folder: Path, *, num_documents: int = 16) -> Path:
-    """The sweep of `alternating`."""
+    """Two attributions on two seeds, a run of one round, and dense runs; for reading only."""
+    folder = tmp_path_factory.mktemp("alternating") / "splitting further"
     tokens = 400 * 12 * 128
     for seed in range(2):
         shift = 0.02 * seed
-        write_job(folder, edges="dense", method="dense", seed=seed, shift=shift,
-                  num_documents=num_documents, resamples=20)  # fmt: skip
+        write_job(folder, edges="dense", method="dense", seed=seed, shift=shift, num_documents=16)
         for attribution, gain, tidiness, rounds in (
             ("act_grad", 0.25, 3.0, 3), ("act_grad", 0.3, 3.0, 1), ("random", 0.05, 0.5, 3),
         ):  # fmt: skip
+            settings = ALTERNATE | {
+                "procedure.attribution": Attribution(attribution),
+                "procedure.rounds": rounds,
+            }
             job = write_job(
-                folder, edges="act", seed=seed, shift=0.1 + shift, resamples=20,
-                num_documents=num_documents,
-                settings=ALTERNATE
-                | {
-                    "procedure.attribution": Attribution(attribution),
-                    "procedure.rounds": rounds,
-                },
+                folder, edges="act", seed=seed, shift=0.1 + shift, num_documents=16,
+                settings=settings,
             )  # fmt: skip
             write_rounds(
                 job, rounds=rounds, own_gain=gain, tidiness=tidiness, tokens=tokens, seed=seed
             )
     return folder
+
+
+@pytest.fixture(scope="session")
+def read_alternating(alternating: Path) -> Sweep:
+    """The same, read."""
+    return read_sweep(alternating)

@@ -1,7 +1,6 @@
 """Which jobs of a folder are baselines of which, read from jobs as they are left behind."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,10 @@ from gr_sweep.metrics.losses import (
 )
 from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.report import measures, tables
-from gr_sweep.report.collect import Job, Sweep, read_sweep, results
+from gr_sweep.report.collect import read_sweep, results
+from gr_sweep.report.sweep import Job, Sweep
+from gr_sweep.routing.plan import Block, RoutePlan
+from tests.report.conftest import edit
 
 DOMAINS = ["code", "biology"]
 LOSSES = {
@@ -56,6 +58,15 @@ def config_of(
     config.partition.domains = {domain: DomainConfig() for domain in DOMAINS}
     config.train = TrainConfig(steps=steps)
     config.method = MethodConfig(name=Method(method), **method_)
+    return config
+
+
+def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
+    *groups, last = path.split(".")
+    node: Any = config
+    for group in groups:
+        node = getattr(node, group)
+    setattr(node, last, value)
     return config
 
 
@@ -92,7 +103,7 @@ def write(
     *,
     shift: float = 0.0,
     num_documents: int = 10,
-    data: str = "d",
+    text: str = "t",
     relearn: list[RelearnLoss] | None = None,
 ) -> Path:
     """A finished job."""
@@ -109,7 +120,7 @@ def write(
         "overrides": [],
         "domains": DOMAINS,
         "config": to_plain(resolve(config)),
-        "fingerprints": {"code": "c", "config": name, "text": data},
+        "fingerprints": {"code": "c", "config": name, "text": text},
         "environment": {},
         "metrics": metrics,
         "intervals": intervals,
@@ -135,42 +146,23 @@ def test_job_is_joined_with_its_dense_shorter_and_filtered_runs(tmp_path: Path) 
     write_baselines(tmp_path)
     write(tmp_path, config_of(), "routed")
     job = named(read_sweep(tmp_path), "routed")
-    assert job.metrics["utility/tax/code"] == pytest.approx(0.5)
-    # 4.5 lies half of the way from 5 at 40 steps to 4 at 80.
-    assert job.metrics["utility/compute_equivalent/full/code"] == pytest.approx(0.5**0.5)
-    assert job.metrics["separability/removal/biology"] == pytest.approx(1.75 / 3.5)
-    assert job.metrics["utility/transfer/code/biology"] == pytest.approx(4.0)
+    expected = {
+        "utility/tax/code": 0.5,
+        # 4.5 lies half of the way from 5 at 40 steps to 4 at 80.
+        "utility/compute_equivalent/full/code": 0.5**0.5,
+        "separability/removal/biology": 1.75 / 3.5,
+        "utility/transfer/code/biology": 4.0,
+        "mean_compute_equivalent": 0.5**0.5,
+        "mean_tax": 0.5,
+        "mean_expert_tax": 0.5,
+        # Without biology code has 4.5 against 4.25; "filtered code" has biology at 8.
+        "mean_removed_tax": (0.25 - 3.5) / 2,
+    }
+    assert {key: job.metrics[key] for key in expected} == pytest.approx(expected)
+    # The run without code is no worse on code than the full model.
+    assert not {"mean_removal", "mean_mixed_tax"} & job.metrics.keys()
     assert job.smallest_share == 0.125
-    low, high = job.intervals["utility/tax/code"]
-    assert low == pytest.approx(0.5) and high == pytest.approx(0.5), "documents are paired"
-
-
-def test_means_over_domains_are_there_where_every_domain_has_the_metric(tmp_path: Path) -> None:
-    write_baselines(tmp_path)
-    write(tmp_path, config_of(), "routed")
-    job = named(read_sweep(tmp_path), "routed")
-
-    def value(key: str) -> float:
-        found = job.estimate(key)
-        assert found is not None
-        return found.value
-
-    assert value("mean_compute_equivalent") == pytest.approx(0.5**0.5)
-    assert value("mean_tax") == pytest.approx(0.5)
-    assert value("mean_expert_tax") == pytest.approx(0.5)
-    # Without biology code has 4.5 against 4.25; "filtered code" has biology at 8.
-    assert value("mean_removed_tax") == pytest.approx((0.25 - 3.5) / 2)
-    assert job.mean_removal is None, "the run without code is no worse on code than the full model"
-    assert job.estimate("mean_mixed_tax") is None
-
-
-def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
-    *groups, last = path.split(".")
-    node: Any = config
-    for group in groups:
-        node = getattr(node, group)
-    setattr(node, last, value)
-    return config
+    assert job.intervals["utility/tax/code"] == pytest.approx((0.5, 0.5)), "documents are paired"
 
 
 @pytest.mark.parametrize(
@@ -180,29 +172,25 @@ def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
         ("model.size", "tiny"),
         ("model.intermediate_size", 96),
         ("train.lr", 1e-3),
-        ("train.batch_sequences", 24),
         ("train.steps", 79),
         ("data.weights", {"code": 2.0}),
         ("data.overlap", 0.25),
         ("data.tokenizer", "gpt2"),
-        ("data.spurious", 0.95),
         ("eval.tokens", 4096),
         ("eval.document_tokens", 128),
+        ("text", "other"),
     ],
 )
-def test_run_that_differs_in_what_matters_is_no_baseline(
+def test_run_that_differs_in_what_matters_is_not_a_baseline(
     tmp_path: Path, path: str, value: Any
 ) -> None:
     write(tmp_path, config_of(), "routed")
-    write(tmp_path, changed(config_of("dense"), path, value), "dense")
+    if path == "text":
+        write(tmp_path, config_of("dense"), "dense", text=value)
+    else:
+        write(tmp_path, changed(config_of("dense"), path, value), "dense")
     metrics = named(read_sweep(tmp_path), "routed").metrics
     assert not any(key.startswith("utility/") for key in metrics)
-
-
-def test_run_on_other_text_is_no_baseline(tmp_path: Path) -> None:
-    write(tmp_path, config_of(), "routed")
-    write(tmp_path, config_of("dense"), "dense", data="other")
-    assert "utility/tax/code" not in named(read_sweep(tmp_path), "routed").metrics
 
 
 @pytest.mark.parametrize(
@@ -210,7 +198,6 @@ def test_run_on_other_text_is_no_baseline(tmp_path: Path) -> None:
     [
         ("train.log_every", 3),
         ("train.checkpoint_every", None),
-        ("train.keep_checkpoints", 7),
         ("eval.every", 5),
         ("eval.bootstrap", 10),
         ("tracking.project", "other"),
@@ -237,9 +224,19 @@ def test_jobs_of_every_plan_and_edge_share_the_baselines(tmp_path: Path) -> None
     config.partition.unlabelled, config.partition.mislabelled = {"*": 0.5, "biology": 0.0}, 0.1
     write(tmp_path, config, "sgtm")
     write(tmp_path, config_of("random"), "random")
+    write(tmp_path, config_of(), "routed")
     sweep = read_sweep(tmp_path)
     assert named(sweep, "sgtm").metrics["utility/tax/code"] == pytest.approx(0.5)
     assert named(sweep, "random").metrics["utility/tax/code"] == pytest.approx(0.75)
+    found = {job.name: (job.kind, job.edges, sweep.labels[job.name]) for job in sweep.compared}
+    assert found == {
+        "dense 80 0": ("dense", "dense", "dense"),
+        "filtered biology 0": ("filtered", "dense", "filtered method.without=[biology]"),
+        "filtered code 0": ("filtered", "dense", "filtered method.without=[code]"),
+        "routed": ("peers", "act", "edges=act"),
+        "sgtm": ("sgtm", "weight", "sgtm"),
+        "random": ("random", "act", "random"),
+    }
 
 
 def test_routed_job_without_a_plan_is_a_dense_baseline(tmp_path: Path) -> None:
@@ -259,41 +256,37 @@ def test_steps_and_tokens_are_compared_as_tokens(tmp_path: Path) -> None:
     assert "utility/tax/code" in named(read_sweep(tmp_path), "routed").metrics
 
 
-def noisy(method: str, unlabelled: Any, mislabelled: float, **method_: Any) -> RunConfig:
-    config = config_of(method, **method_)
-    config.partition.unlabelled, config.partition.mislabelled = unlabelled, mislabelled
-    return config
-
-
 @pytest.mark.parametrize(
     ("unlabelled", "mislabelled", "is_leakage"),
     [
-        (0.3, 0.1, True),
         ({"*": 0.3}, 0.1, True),
         ({"biology": 0.3, "code": 0.3}, 0.1, True),
         ({"*": 0.3, "biology": 0.2}, 0.1, False),
         (0.3, 0.0, False),
-        (0.0, 0.1, False),
     ],
 )
 def test_filter_by_observed_labels_is_a_baseline_at_the_same_noise(
     tmp_path: Path, unlabelled: Any, mislabelled: float, is_leakage: bool
 ) -> None:
     write_baselines(tmp_path)
-    write(tmp_path, noisy("routed", 0.3, 0.1), "routed")
-    observed = noisy("filtered_observed", unlabelled, mislabelled, without=["biology"])
-    write(tmp_path, observed, "observed")
-    metrics = named(read_sweep(tmp_path), "routed").metrics
-    assert ("robustness/leakage/biology" in metrics) == is_leakage
-    if is_leakage:
-        # 8 - 6.25 of 8 - 6: of what slipped through, this much is left.
-        assert metrics["robustness/leakage/biology"] == pytest.approx(1.75 / 2)
+    config = config_of()
+    config.partition.unlabelled, config.partition.mislabelled = 0.3, 0.1
+    write(tmp_path, config, "routed")
+    config = config_of("filtered_observed", without=["biology"])
+    config.partition.unlabelled, config.partition.mislabelled = unlabelled, mislabelled
+    write(tmp_path, config, "observed")
+    found = named(read_sweep(tmp_path), "routed").metrics.get("robustness/leakage/biology")
+    # 8 - 6.25 of 8 - 6: of what slipped through, this much is left.
+    assert found == (pytest.approx(1.75 / 2) if is_leakage else None)
 
 
-def alone(domain: str, width: int | None = 576, **how: Any) -> RunConfig:
+# Runs on one domain alone
+
+
+def alone(domain: str, width: int | None = 576) -> RunConfig:
     """A dense run on one of the two domains; 576 units are what a routed job's expert has."""
     [other] = [d for d in DOMAINS if d != domain]
-    config = config_of("filtered", without=[other], **how)
+    config = config_of("filtered", without=[other])
     config.model.intermediate_size = width
     return config
 
@@ -309,16 +302,13 @@ def test_expert_is_joined_with_a_dense_run_of_its_width_on_its_domain(tmp_path: 
     assert job.metrics["utility/alone_tax/biology"] == pytest.approx(4.5 - 8.125)
     assert job.metrics["mean_alone_tax"] == pytest.approx((0.125 - 3.625) / 2)
     assert job.intervals["utility/alone_tax/code"] == pytest.approx((0.125, 0.125)), "paired"
-    assert measures.ALONE_TAX.written(job, "code") == "+0.12"
-    # Without the other domain they are, but of another size: no filtered baseline.
-    kept = ("loss/", "bits_per_byte/", "mean_", "separability/matrix", "separability/selectivity")
-    others = [key for key in job.metrics if not key.startswith(kept)]
-    assert sorted(others) == ["utility/alone_tax/biology", "utility/alone_tax/code"]
+    # They lack the other domain, but are of another size: not a filtered baseline.
+    assert not any(key.startswith("separability/removal") for key in job.metrics)
     assert not any(key.startswith("utility/") for key in named(sweep, "code alone").metrics)
 
 
 @pytest.mark.parametrize("width", [None, 768, 512])
-def test_dense_run_on_one_domain_at_another_width_is_no_expert_s_baseline(
+def test_run_on_one_domain_at_another_width_is_not_an_expert_s_baseline(
     tmp_path: Path, width: int | None
 ) -> None:
     write(tmp_path, alone("code", width), "code alone")
@@ -341,10 +331,8 @@ def test_run_without_one_of_two_domains_is_both_baselines_of_full_width_experts(
     assert metrics["separability/removal/biology"] == pytest.approx(1.75 / 3.5)
 
 
-def test_dense_run_of_an_expert_s_width_is_no_dense_baseline(tmp_path: Path) -> None:
-    config = config_of("dense")
-    config.model.intermediate_size = 576
-    write(tmp_path, config, "dense")
+def test_dense_run_of_an_expert_s_width_is_not_a_dense_baseline(tmp_path: Path) -> None:
+    write(tmp_path, changed(config_of("dense"), "model.intermediate_size", 576), "dense")
     write(tmp_path, alone("code"), "code alone")
     write(tmp_path, config_of(), "routed")
     sweep = read_sweep(tmp_path)
@@ -372,39 +360,101 @@ def test_experts_of_rounds_are_as_wide_as_the_settings_say(tmp_path: Path) -> No
     assert "utility/alone_tax/biology" not in metrics
 
 
-def test_shorter_dense_runs_are_not_compared_but_stay_in_the_folder(tmp_path: Path) -> None:
+# Dense runs of fewer tokens
+
+
+def test_shorter_dense_runs_are_not_compared_but_stay_in_the_table(tmp_path: Path) -> None:
     write_baselines(tmp_path)
     write(tmp_path, config_of(), "routed")
     sweep = read_sweep(tmp_path)
     compared = [job.name for job in sweep.compared]
     assert compared == ["dense 80 0", "filtered biology 0", "filtered code 0", "routed"]
-    assert len(sweep.jobs) == 7
-    assert sum(len(group) for group in sweep.replicates) == 4
-    assert "train.steps" not in sweep.varied
+    assert len(sweep.jobs) == 7 and "train.steps" not in sweep.varied
     frame = results(sweep).set_index("job")
     assert frame.loc["dense 20 0", "train.steps"] == "20"
-    assert frame.loc["routed", "mean_tax"] == pytest.approx(0.5)
     assert not frame.loc["dense 20 0"].filter(like="utility/").notna().any()
     assert not pd.isna(frame.loc["dense 20 0", "loss/full/code"])
-    assert frame.loc["routed", "utility/tax/code/low"] == pytest.approx(0.5)
-
-
-def test_dense_run_that_others_of_its_length_need_is_compared(tmp_path: Path) -> None:
-    write_baselines(tmp_path)
-    write(tmp_path, config_of(), "routed")
     write(tmp_path, config_of(steps=40), "routed 40")
     shorter = [job.name for job in read_sweep(tmp_path).jobs if job.is_shorter_dense]
-    assert shorter == ["dense 10 0", "dense 20 0"]
+    assert shorter == ["dense 10 0", "dense 20 0"], "the other is the baseline of its length"
 
 
 def test_dense_runs_alone_are_all_compared(tmp_path: Path) -> None:
     for steps in (40, 80):
         write(tmp_path, config_of("dense", steps=steps), f"dense {steps}")
+    assert [job.name for job in read_sweep(tmp_path).compared] == ["dense 40", "dense 80"]
+
+
+def test_dense_runs_too_far_apart_are_not_a_curve(tmp_path: Path) -> None:
+    for steps in (4, 10, 40, 80):
+        write(tmp_path, config_of("dense", steps=steps), f"dense {steps}")
+    write(tmp_path, config_of(), "routed")
+    job = named(read_sweep(tmp_path), "routed")
+    # From 40 to 10 is a factor of 4.
+    assert job.smallest_share == 0.5
+    assert job.metrics["utility/compute_equivalent/full/code"] == pytest.approx(0.5**0.5)
+
+
+def measure_named(name: str) -> measures.Measure:
+    [found] = [measure for measure in measures.MAIN if measure.name == name]
+    return found
+
+
+def test_loss_above_the_shortest_dense_run_is_a_bound(tmp_path: Path) -> None:
+    for steps in (40, 80):
+        write(tmp_path, config_of("dense", steps=steps), f"dense {steps}")
+    # 6.25 is left of what is removed, and 4.6: dense has 5 at half of the tokens.
+    write(tmp_path, config_of(), "gone")
+    write(tmp_path, changed(config_of(), "edges", Edges.act), "there", shift=-1.65)
+    write(tmp_path, changed(config_of(), "edges", Edges.both), "bad", shift=0.75)
     sweep = read_sweep(tmp_path)
-    assert [job.name for job in sweep.compared] == ["dense 40", "dense 80"]
+    kept, removed, forget = map(
+        measure_named, ("expert compute", "removed compute", "forget compute")
+    )
+    gone = named(sweep, "gone")
+    assert forget.written(gone, None) == forget.written(gone, "code") == "<1/2"
+    # Kept alone, or without the other domain, it is as good as the full model.
+    assert removed.written(gone, None) == kept.written(gone, None) == "0.71"
+    bad = named(sweep, "bad")
+    for measure in (kept, removed, forget):
+        assert measure.written(bad, None) == measure.written(bad, "biology") == "<1/2"
+    left = forget.mean(named(sweep, "there"))
+    assert left is not None and left.value > 0.5 and left.interval is not None
+    table = tables.comparison(sweep)
+    headings = [(column.group, column.name) for column in table.columns]
+    at = headings.index(("forget compute", "mean")) - 1
+    best = {row.jobs[0].name for row in table.rows if row.cells[at].best}
+    assert best == {"gone", "bad"}, "below a half is less than anything above it"
 
 
-def test_attack_is_joined_with_that_on_the_filtered_model(tmp_path: Path) -> None:
+# Relearning and calibration
+
+
+def attack_of(view: View, *losses: float) -> list[RelearnLoss]:
+    """On a document of biology, evaluated every ten steps."""
+    return [
+        RelearnLoss(view, "biology", 1e-3, 10 * at, "biology", "biology0", 100 * loss, 100, 400)
+        for at, loss in enumerate(losses)
+    ]
+
+
+def test_attack_is_joined_with_the_one_of_the_same_settings(tmp_path: Path) -> None:
+    for steps, loss in ((20, 7.0), (40, 5.0), (60, None)):
+        if loss is not None:
+            config = config_of("filtered", without=["biology"])
+            config.eval.relearn_steps = steps
+            write(tmp_path, config, f"filtered {steps}", relearn=attack_of(View.full, 8.0, loss))
+        config = changed(config_of(), "eval.relearn_steps", steps)
+        write(tmp_path, config, f"routed {steps}", relearn=attack_of(View.removed, 6.0, 4.5))
+    sweep = read_sweep(tmp_path)
+    key = "robustness/relearn/biology/filtered_loss"
+    found = {name: named(sweep, f"routed {name}").metrics.get(key) for name in (20, 40, 60)}
+    assert found == {20: 7.0, 40: 5.0, 60: None}
+    [attack] = named(sweep, "routed 20").attacks["biology"]
+    assert (attack.lr, attack.steps, attack.losses) == (1e-3, (0, 10), (6.0, 4.5))
+
+
+def test_steps_to_relearn_are_compared_with_the_filtered_model(tmp_path: Path) -> None:
     def attack(view: View, *losses: float) -> list[RelearnLoss]:
         rng = np.random.default_rng(5)
         sizes = [(int(rng.integers(20, 200)), rng.normal(0, 1)) for _ in range(20)][10:]
@@ -421,51 +471,20 @@ def test_attack_is_joined_with_that_on_the_filtered_model(tmp_path: Path) -> Non
     filtered = config_of("filtered", without=["biology"])
     write(tmp_path, filtered, "filtered", relearn=attack(View.full, 8.0, 7.0, 5.0))
     write(tmp_path, config_of(), "routed", relearn=attack(View.removed, 7.0, 5.0, 4.5))
-    job = named(read_sweep(tmp_path), "routed")
-    assert job.metrics["robustness/relearn/biology/steps"] == pytest.approx(5)
-    assert job.metrics["robustness/relearn/biology/filtered_steps"] == pytest.approx(15)
-    [found] = job.attacks["biology"]
-    assert (found.lr, found.steps) == (1e-3, (0, 10, 20))
-    assert found.losses[1] - found.losses[2] == pytest.approx(0.5)
-
-
-def attack_of(view: View, *losses: float) -> list[RelearnLoss]:
-    """On a document of biology, evaluated every ten steps."""
-    return [
-        RelearnLoss(view, "biology", 1e-3, 10 * at, "biology", "biology0", 100 * loss, 100, 400)
-        for at, loss in enumerate(losses)
-    ]
-
-
-def attacked_for(method: str, steps: int, **method_: Any) -> RunConfig:
-    config = config_of(method, **method_)
-    config.eval.relearn_steps = steps
-    return config
-
-
-def test_attack_is_joined_with_the_one_of_the_same_settings(tmp_path: Path) -> None:
-    for steps, loss in ((20, 7.0), (40, 5.0)):
-        config = attacked_for("filtered", steps, without=["biology"])
-        write(tmp_path, config, f"filtered {steps}", relearn=attack_of(View.full, 8.0, loss))
-        config = attacked_for("routed", steps)
-        write(tmp_path, config, f"routed {steps}", relearn=attack_of(View.removed, 6.0, 4.5))
-    alone = attacked_for("routed", 60)
-    write(tmp_path, alone, "routed 60", relearn=attack_of(View.removed, 6.0, 4.5))
-    sweep = read_sweep(tmp_path)
-    key = "robustness/relearn/biology/filtered_loss"
-    found = {name: named(sweep, f"routed {name}").metrics.get(key) for name in (20, 40, 60)}
-    assert found == {20: 7.0, 40: 5.0, 60: None}
+    metrics = named(read_sweep(tmp_path), "routed").metrics
+    assert metrics["robustness/relearn/biology/steps"] == pytest.approx(5)
+    assert metrics["robustness/relearn/biology/filtered_steps"] == pytest.approx(15)
 
 
 def test_filtered_run_with_calibrated_losses_comes_first(tmp_path: Path) -> None:
-    def calibrate(job: Path, *columns: tuple[str, float]) -> None:
+    def calibrate(job: Path, *columns: tuple[View, float]) -> None:
         path = job / "document_losses.csv"
         rows = read_losses(path)
         for view, change in columns:
-            like = View.removed if view == "calibrated_removed" else View.full
+            like = View.removed if view is View.calibrated_removed else View.full
             rows += [
                 row._replace(
-                    view=View(view), part="biology", loss_nats=row.loss_nats + change * row.tokens
+                    view=view, part="biology", loss_nats=row.loss_nats + change * row.tokens
                 )
                 for row in rows
                 if row.view is like and row.part in ("", "biology") and row.domain == "biology"
@@ -476,175 +495,104 @@ def test_filtered_run_with_calibrated_losses_comes_first(tmp_path: Path) -> None
         config = config_of("filtered", without=["biology"])
         config.eval.relearn_steps = relearn_steps
         job = write(tmp_path, config, f"filtered {name}")
-    calibrate(job, ("calibrated_full", -1.0))
+    calibrate(job, (View.calibrated_full, -1.0))
     routed = write(tmp_path, config_of(), "routed")
-    calibrate(routed, ("calibrated_full", 0.0), ("calibrated_removed", -1.0))
+    calibrate(routed, (View.calibrated_full, 0.0), (View.calibrated_removed, -1.0))
     metrics = named(read_sweep(tmp_path), "routed").metrics
     assert metrics["separability/removal/biology"] == pytest.approx(1.75 / 3.5)
     # 4.5 after 0.75 more, of the way to 7.
     assert metrics["robustness/calibrated_removal/biology"] == pytest.approx(0.75 / 2.5)
 
 
-def test_dense_runs_too_far_apart_are_no_curve(tmp_path: Path) -> None:
-    for steps in (4, 10, 40, 80):
-        write(tmp_path, config_of("dense", steps=steps), f"dense {steps}")
-    write(tmp_path, config_of(), "routed")
-    job = named(read_sweep(tmp_path), "routed")
-    # From 40 to 10 is a factor of 4.
-    assert job.smallest_share == 0.5
-    assert job.metrics["utility/compute_equivalent/full/code"] == pytest.approx(0.5**0.5)
-    write(tmp_path / "far", config_of("dense", steps=10), "dense 10")
-    write(tmp_path / "far", config_of("dense"), "dense 80")
-    write(tmp_path / "far", config_of(), "routed")
-    job = named(read_sweep(tmp_path / "far"), "routed")
-    assert job.smallest_share is None and "utility/tax/code" in job.metrics
+# Damaged tables
 
 
-def test_digit_of_a_table_that_flipped_costs_its_own_job_alone(
+def test_flipped_digit_of_a_table_costs_only_its_own_job(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_baselines(tmp_path)
     write(tmp_path, config_of(), "routed")
     broken = tmp_path / "filtered biology 0"
     path = broken / "document_losses.csv"
-    summary = json.loads((broken / "summary.json").read_text())
-    summary["files"] = {path.name: content_digest(path)}
-    (broken / "summary.json").write_text(json.dumps(summary))
+    edit(broken, lambda summary: summary.update(files={path.name: content_digest(path)}))
     assert "separability/removal/biology" in named(read_sweep(tmp_path), "routed").metrics
     assert caplog.text == ""
-
     lines = path.read_text().splitlines()
     first, *others = lines[1].split(".")
-    changed = chr(ord(others[0][0]) ^ 1) + others[0][1:]
-    lines[1] = ".".join([first, changed, *others[1:]])
+    flipped = chr(ord(others[0][0]) ^ 1) + others[0][1:]
+    lines[1] = ".".join([first, flipped, *others[1:]])
     path.write_text("\n".join(lines) + "\n")
     sweep = read_sweep(tmp_path)
-    assert f"{path} is damaged" in caplog.text
+    assert str(path) in caplog.text
     assert "separability/removal/biology" not in named(sweep, "routed").metrics
     assert "utility/tax/code" in named(sweep, "routed").metrics
     assert "loss/full/code" in named(sweep, broken.name).metrics, "as its summary has it"
 
 
 @pytest.mark.parametrize("table", ["document_losses.csv", "relearn.csv"])
-def test_table_that_contradicts_itself_costs_its_own_job_alone(
+def test_table_that_contradicts_itself_costs_only_its_own_job(
     tmp_path: Path, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_baselines(tmp_path)
     write(tmp_path, config_of(), "routed")
-    filtered = attacked_for("filtered", 20, without=["biology"])
     broken = tmp_path / "filtered biology 0"
     write_relearn(broken / "relearn.csv", attack_of(View.full, 8.0, 7.0))
-    write(tmp_path, filtered, "other", relearn=attack_of(View.full, 8.0, 7.0))
-    for job in (broken, tmp_path / "other"):
-        path = job / table
-        *lines, last = path.read_text().splitlines()
-        *values, tokens, num_bytes = last.split(",")
-        if table == "document_losses.csv":
-            values[0] = "calibrated_full"
-        lines += [last, ",".join([*values, str(int(tokens) + 1), num_bytes])]
-        path.write_text("\n".join(lines) + "\n")
+    path = broken / table
+    *lines, last = path.read_text().splitlines()
+    *values, tokens, num_bytes = last.split(",")
+    if table == "document_losses.csv":
+        values[0] = "calibrated_full"
+    lines += [last, ",".join([*values, str(int(tokens) + 1), num_bytes])]
+    path.write_text("\n".join(lines) + "\n")
     sweep = read_sweep(tmp_path)
-    assert len(sweep.jobs) == 8 and "two sizes" in caplog.text
+    assert len(sweep.jobs) == 7 and "two sizes" in caplog.text
     metrics = named(sweep, "routed").metrics
     assert "utility/tax/code" in metrics
     assert "separability/removal/biology" not in metrics, "its baseline is absent"
-    assert "loss/full/code" in named(sweep, "other").metrics
 
 
-def test_what_tables_no_longer_give_is_not_kept_of_a_summary(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", [None, "", "view,part\n"])
+def test_job_without_a_table_that_can_be_read_keeps_the_metrics_of_its_summary(
+    tmp_path: Path, broken: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_baselines(tmp_path)
+    path = write(tmp_path, config_of(), "routed") / "document_losses.csv"
+    path.unlink() if broken is None else path.write_text(broken)
+    found = named(read_sweep(tmp_path), "routed")
+    assert "loss/full/code" in found.metrics and "utility/tax/code" not in found.metrics
+    assert (str(path) in caplog.text) == (broken is not None)
+
+
+def test_metrics_that_tables_no_longer_give_are_not_taken_from_the_summary(tmp_path: Path) -> None:
     job = write(tmp_path, config_of(), "routed")
-    path = job / "summary.json"
-    summary = json.loads(path.read_text())
     stale = {"utility/tax/code": 9.0, "mean_tax": 9.0, "robustness/leakage/code": 9.0}
-    summary["metrics"] |= stale | {"cost/tokens_per_second": 5.0}
-    summary["intervals"] |= {key: [8.0, 10.0] for key in stale}
-    path.write_text(json.dumps(summary))
+    edit(job, lambda s: s["metrics"].update(stale | {"cost/tokens_per_second": 5.0}))
+    edit(job, lambda s: s["intervals"].update({key: [8.0, 10.0] for key in stale}))
     found = named(read_sweep(tmp_path), "routed")
     assert not stale.keys() & (found.metrics.keys() | found.intervals.keys())
-    assert found.metrics["cost/tokens_per_second"] == 5.0
-    assert "loss/full/code" in found.metrics
-
-
-def test_what_is_left_below_the_shortest_dense_run_is_a_bound_that_beats_more(
-    tmp_path: Path,
-) -> None:
-    for steps in (40, 80):
-        write(tmp_path, config_of("dense", steps=steps), f"dense {steps}")
-    # 6.25 is left of what is removed, and 4.6: dense has 5 at half of the tokens.
-    write(tmp_path, config_of(), "gone")
-    other = config_of()
-    other.edges = Edges.act
-    write(tmp_path, other, "there", shift=-1.65)
-    sweep = read_sweep(tmp_path)
-    gone, there = named(sweep, "gone"), named(sweep, "there")
-    assert measures.FORGET_COMPUTE.written(gone, None) == "<1/2"
-    assert measures.FORGET_COMPUTE.written(gone, "code") == "<1/2"
-    assert measures.REMOVED_COMPUTE.written(gone, None) == "0.71"
-    # Kept alone it is as good as the full model.
-    assert measures.KEPT_COMPUTE.written(gone, None) == "0.71"
-    left = measures.FORGET_COMPUTE.mean(there)
-    assert left is not None and left.value > 0.5 and left.interval is not None
-    table = tables.comparison(sweep)
-    [at] = [
-        at
-        for at, column in enumerate(table.columns)
-        if (column.group, column.name) == ("forget compute", "mean")
-    ]
-    assert {row.jobs[0].name: row.cells[at - 1].best for row in table.rows} == {
-        "dense 80": False,
-        "gone": True,
-        "there": False,
-    }
-
-
-def test_others_below_the_shortest_dense_run_after_removal_are_a_bound(tmp_path: Path) -> None:
-    for steps in (40, 80):
-        write(tmp_path, config_of("dense", steps=steps), f"dense {steps}")
-    write(tmp_path, config_of(), "routed", shift=0.75)
-    job = named(read_sweep(tmp_path), "routed")
-    for measure in (measures.REMOVED_COMPUTE, measures.KEPT_COMPUTE, measures.FORGET_COMPUTE):
-        assert measure.written(job, None) == measure.written(job, "biology") == "<1/2"
+    assert found.metrics["cost/tokens_per_second"] == 5.0 and "loss/full/code" in found.metrics
 
 
 def test_owners_of_blocks_come_from_the_plan(tmp_path: Path) -> None:
-    config = config_of()
-    config.plan.kind = PlanKind.lattice
+    config = changed(config_of(), "plan.kind", PlanKind.lattice)
     job = write(tmp_path, config, "lattice", num_documents=1)
-    table = (job / "document_losses.csv").read_text().splitlines()
-    full = {line.split(",")[2]: line.split(",")[6:] for line in table if line.startswith("full")}
-    table += [
-        f"off,code,{domain},plain,{domain}0,1e6,{','.join(full[domain])}" for domain in DOMAINS
+    path = job / "document_losses.csv"
+    rows = read_losses(path)
+    off = [
+        row._replace(view=View.off, part="first", loss_nats=1e6)
+        for row in rows
+        if row.view is View.full
     ]
-    (job / "document_losses.csv").write_text("\n".join(table) + "\n")
-    blocks = [
-        {"name": "core", "owners": DOMAINS, "is_core": True},
-        {"name": "code", "owners": ["code"], "is_core": False},
-    ]
-    (job / "plan.json").write_text(json.dumps({"blocks": blocks}))
+    write_losses(path, rows + off)
+    blocks = (Block("core", frozenset(DOMAINS), True), Block("first", frozenset(["code"])))
+    (job / "plan.json").write_text(RoutePlan(tuple(DOMAINS), blocks, {}).to_json())
     metrics = named(read_sweep(tmp_path), "lattice").metrics
-    loss, off = metrics["loss/full/code"], metrics["loss/off/code/code"]
-    assert metrics["separability/entanglement/code/inside"] == pytest.approx(off - loss)
-    assert "separability/entanglement/code/outside" in metrics
+    cost = metrics["loss/off/first/code"] - metrics["loss/full/code"]
+    assert metrics["separability/entanglement/first/inside"] == pytest.approx(cost)
+    assert "separability/entanglement/first/outside" in metrics
 
 
-@pytest.mark.parametrize("broken", ["view,part\n", "", "view,part,domain,text,document\nfull,\n"])
-def test_job_with_a_broken_table_keeps_the_metrics_of_its_summary(
-    tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_baselines(tmp_path)
-    job = write(tmp_path, config_of(), "routed")
-    (job / "document_losses.csv").write_text(broken)
-    found = named(read_sweep(tmp_path), "routed")
-    assert "loss/full/code" in found.metrics and "utility/tax/code" not in found.metrics
-    assert "document_losses.csv" in caplog.text and "of its summary" in caplog.text
-
-
-def test_job_without_a_table_keeps_the_metrics_of_its_summary(tmp_path: Path) -> None:
-    write_baselines(tmp_path)
-    job = write(tmp_path, config_of(), "routed")
-    (job / "document_losses.csv").unlink()
-    found = named(read_sweep(tmp_path), "routed")
-    assert "loss/full/code" in found.metrics and "utility/tax/code" not in found.metrics
+# Over seeds
 
 
 def test_mean_over_seeds_has_a_t_interval_and_differences_are_paired(tmp_path: Path) -> None:
@@ -653,68 +601,18 @@ def test_mean_over_seeds_has_a_t_interval_and_differences_are_paired(tmp_path: P
         write(tmp_path, config_of(seed=seed), f"routed {seed}", shift=shift + 0.1 * seed)
     sweep = read_sweep(tmp_path)
     dense, routed = sweep.replicates
-    assert [len(dense), len(routed)] == [3, 3]
-    tax = sweep.over_seeds(routed, "mean_tax")
-    assert tax is not None and tax.interval is not None
     half = 4.3027 * 0.1 / 3**0.5
-    assert tax.value == pytest.approx(0.6)
-    assert tax.interval == pytest.approx((0.6 - half, 0.6 + half), rel=1e-4)
-    difference = sweep.difference(routed, dense, "loss/full/code")
-    assert difference is not None and difference.interval is not None
-    assert difference.value == pytest.approx(0.6)
-    assert difference.interval == pytest.approx((0.6 - half, 0.6 + half), rel=1e-4)
+    for found in (
+        sweep.over_seeds(routed, "mean_tax"),
+        sweep.difference(routed, dense, "loss/full/code"),
+    ):
+        assert found is not None and found.interval is not None
+        assert found.value == pytest.approx(0.6)
+        assert found.interval == pytest.approx((0.6 - half, 0.6 + half), rel=1e-4)
     loss = sweep.over_seeds(routed, "loss/full/code")
     assert loss is not None and loss.interval is not None
     assert loss.interval[1] - loss.interval[0] > 10 * half, "between seeds losses differ by nats"
-
-
-def test_seed_alone_has_a_mean_without_an_interval(tmp_path: Path) -> None:
-    write(tmp_path, config_of("dense"), "dense")
-    write(tmp_path, config_of(), "routed")
-    sweep = read_sweep(tmp_path)
-    dense, routed = sweep.replicates
-    found = sweep.difference(routed, dense, "loss/full/code")
-    assert found is not None and found.interval is None
-    assert found.value == pytest.approx(0.5)
+    single = sweep.difference(routed[:1], dense[:1], "loss/full/code")
+    assert single is not None and single.interval is None
     assert sweep.over_seeds(routed, "no such metric") is None
     assert sweep.difference(routed, dense, "no such metric") is None
-
-
-def test_methods_are_told_apart_and_fixed_settings_are_not_repeated(tmp_path: Path) -> None:
-    write_baselines(tmp_path)
-    write(tmp_path, config_of(), "routed")
-    config = config_of("sgtm")
-    config.edges, config.plan = Edges.weight, PlanConfig(kind=PlanKind.forget, forget=["biology"])
-    write(tmp_path, config, "sgtm")
-    write(tmp_path, config_of("random"), "random")
-    sweep = read_sweep(tmp_path)
-    assert {job.name: (job.kind, job.edges) for job in sweep.compared} == {
-        "dense 80 0": ("dense", "dense"),
-        "filtered biology 0": ("filtered", "dense"),
-        "filtered code 0": ("filtered", "dense"),
-        "routed": ("peers", "act"),
-        "sgtm": ("sgtm", "weight"),
-        "random": ("random", "act"),
-    }
-    assert {job.name: sweep.labels[job.name] for job in sweep.compared} == {
-        "dense 80 0": "dense",
-        "filtered biology 0": "filtered method.without=[biology]",
-        "filtered code 0": "filtered method.without=[code]",
-        "routed": "edges=act",
-        "sgtm": "sgtm",
-        "random": "random",
-    }
-
-
-def test_hundred_jobs_are_joined_in_seconds(tmp_path: Path) -> None:
-    for seed in range(10):
-        write_baselines(tmp_path, seed=seed)
-        for edges in Edges:
-            config = config_of(seed=seed)
-            config.edges = edges
-            write(tmp_path, config, f"{edges.value} {seed}", num_documents=10)
-    start = time.process_time()
-    sweep = read_sweep(tmp_path)
-    assert time.process_time() - start < 10
-    assert len(sweep.jobs) == 100
-    assert all("utility/tax/code" in job.metrics for job in sweep.compared)

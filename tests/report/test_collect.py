@@ -3,141 +3,195 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import gr_sweep
 from gr_sweep.config import TrainConfig
 from gr_sweep.errors import JobError
+from gr_sweep.jobdir import Record, State
 from gr_sweep.report import read_sweep, results
+from gr_sweep.report.sweep import Sweep, shown
+from tests.report.conftest import edit, write_job
 
-MakeJob = Callable[..., Path]
-
-
-def edit(job: Path, **changes: object) -> None:
-    path = job / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+EDGES = ("none", "both", "act", "weight")
 
 
-def test_jobs_come_dense_first_and_then_by_edges(sweep: Path) -> None:
-    assert [job.edges for job in read_sweep(sweep).jobs] == [
-        "dense", "none", "weight", "act", "both",
-    ]  # fmt: skip
-
-
-def test_jobs_of_equal_edges_are_ordered_by_number(tmp_path: Path, make_job: MakeJob) -> None:
+def test_jobs_are_ordered_by_edges_and_then_by_number(tmp_path: Path) -> None:
     for dropout in (0.5, 10.0, 0.0, 2.0):
-        make_job(tmp_path, foreign_dropout=dropout, num_documents=2, resamples=0)
-    values = [job.settings["route.foreign_dropout"] for job in read_sweep(tmp_path).jobs]
-    assert values == [0.0, 0.5, 2.0, 10.0]
+        write_job(tmp_path, foreign_dropout=dropout)
+    write_job(tmp_path, edges="dense")
+    jobs = read_sweep(tmp_path).jobs
+    assert jobs[0].edges == "dense"
+    assert [job.settings["route.foreign_dropout"] for job in jobs[1:]] == [0.0, 0.5, 2.0, 10.0]
 
 
-def test_frame_has_a_row_a_job_and_what_differs_first(sweep: Path) -> None:
-    frame = results(read_sweep(sweep))
+def test_frame_has_a_row_a_job_and_what_differs_first(read_edges: Sweep) -> None:
+    frame = results(read_edges)
     assert list(frame.columns[:3]) == ["job", "edges", "plan.kind"]
-    assert len(frame) == 5
+    assert len(frame) == 5 and frame.columns.is_unique
     row = frame[frame["edges"] == "weight"].iloc[0]
-    low, high = row["loss/full/code/low"], row["loss/full/code/high"]
-    assert low < row["loss/full/code"] < high
+    for key in ("loss/full/code", "mean_loss", "mean_selectivity"):
+        assert row[f"{key}/low"] < row[key] < row[f"{key}/high"]
     assert row["train.steps"] == str(TrainConfig().steps)
+    assert (row["code"], row["text"]) == ("b1946ac9", "fcde2b2e")
     mean = row[[f"loss/full/{domain}" for domain in ("code", "biology", "creative")]].mean()
     assert row["mean_loss"] == pytest.approx(mean)
     dense = frame[frame["plan.kind"] == "none"].iloc[0]
     assert pd.isna(dense["separability/selectivity/code"]) and pd.isna(dense["mean_selectivity"])
-    assert frame.columns.is_unique
-    assert row["mean_loss/low"] < row["mean_loss"] < row["mean_loss/high"]
-    assert row["mean_selectivity/low"] < row["mean_selectivity"] < row["mean_selectivity/high"]
 
 
-def test_label_says_what_sets_a_job_apart_from_those_like_it(
-    tmp_path: Path, make_job: MakeJob
-) -> None:
-    make_job(tmp_path, edges="dense", num_documents=2, resamples=0)
-    make_job(tmp_path, edges="act", seed=0, num_documents=2, resamples=0)
-    make_job(tmp_path, edges="act", seed=1, num_documents=2, resamples=0)
+def test_label_says_what_distinguishes_a_job_from_those_like_it(tmp_path: Path) -> None:
+    write_job(tmp_path, edges="dense")
+    for seed in (0, 1):
+        write_job(tmp_path, edges="act", seed=seed)
     sweep = read_sweep(tmp_path)
     assert sorted(sweep.labels.values()) == ["dense", "edges=act seed=0", "edges=act seed=1"]
     assert [len(group) for group in sweep.replicates] == [1, 2]
 
 
-def test_jobs_of_equal_settings_are_told_apart_by_folder(tmp_path: Path, make_job: MakeJob) -> None:
+def test_jobs_of_equal_settings_are_told_apart_by_folder(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        make_job(tmp_path, overrides=[name], num_documents=2, resamples=0)
-    assert sorted(read_sweep(tmp_path).labels.values()) == ["a_1f3a9c", "b_1f3a9c"]
+        job = write_job(tmp_path, overrides=[name])
+        # Tracking cannot change a result.
+        edit(job, lambda summary, name=name: summary["config"].update(tracking={"mode": name}))
+    sweep = read_sweep(tmp_path)
+    assert sweep.varied == []
+    assert sorted(sweep.labels.values()) == ["a_1f3a9c", "b_1f3a9c"]
 
 
-def test_tracking_alone_makes_no_difference(tmp_path: Path, make_job: MakeJob) -> None:
-    for name in ("a", "b"):
-        job = make_job(tmp_path, overrides=[name], num_documents=2, resamples=0)
-        config = json.loads((job / "summary.json").read_text())["config"]
-        edit(job, config=config | {"tracking": {"mode": name}})
-    assert read_sweep(tmp_path).varied == []
+def test_one_job_or_some_jobs_of_a_folder_can_be_read(edges_folder: Path) -> None:
+    chosen = sorted(path for path in edges_folder.iterdir() if "edges=" in path.name)[:2]
+    alone = read_sweep(chosen[0])
+    assert [job.name for job in alone.jobs] == [chosen[0].name]
+    assert len(read_sweep(edges_folder, chosen).jobs) == 2
 
 
-def test_folder_of_one_job_is_a_sweep_of_one(sweep: Path) -> None:
-    job = next(entry for entry in sweep.iterdir() if "edges=act" in entry.name)
-    alone = read_sweep(job)
-    assert [found.edges for found in alone.jobs] == ["act"]
-    assert alone.jobs[0].name == job.name
+def test_jobs_of_other_code_or_text_are_told(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_job(tmp_path, seed=seed)
+    assert read_sweep(tmp_path).mixed == []
+    job = write_job(tmp_path, seed=3)
+    edit(job, lambda summary: summary["fingerprints"].update(code="77aa0000ffff", text="other"))
+    code, text = read_sweep(tmp_path).mixed
+    assert "2 versions of the code" in code and "77aa0000: 1 job" in code
+    assert "2 different texts" in text and "as their settings say" in text, "seeds differ"
+    write_job(tmp_path, seed=3, overrides=["again"])
+    _, text = read_sweep(tmp_path).mixed
+    assert "although their settings are equal" in text
+    frame = results(read_sweep(tmp_path))
+    assert sorted(frame["text"]) == ["fcde2b2e"] * 4 + ["other"]
 
 
-def test_killed_job_is_listed_with_its_last_whole_step(sweep: Path) -> None:
-    job = sweep / "edges=both_seed=9"
-    job.mkdir()
-    (job / "metrics.jsonl").write_text('{"step": 10}\n{"step": 120}\n{"step": 13')
-    [unfinished] = read_sweep(sweep).unfinished
-    assert (unfinished.name, unfinished.step, unfinished.why) == (job.name, 120, "not finished")
+def test_killed_and_waiting_jobs_are_listed_with_their_last_whole_step(tmp_path: Path) -> None:
+    for name in ("killed", "waiting"):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+    lines = '{"step": 10}\n{"step": 120}\n{"step": 13'
+    (tmp_path / "killed" / "metrics.jsonl").write_text(lines)
+    found = [(one.name, one.step, one.why) for one in read_sweep(tmp_path).unfinished]
+    assert found == [("killed", 120, "not finished"), ("waiting", None, "not finished")]
 
 
-def test_job_that_has_not_logged_yet_is_listed_without_a_step(sweep: Path) -> None:
-    (sweep / "waiting" / ".hydra").mkdir(parents=True)
-    [unfinished] = read_sweep(sweep).unfinished
-    assert (unfinished.name, unfinished.step) == ("waiting", None)
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ('{"format": 1,', "cannot be read"),
-        ("[]", "holds no object"),
-        ('{"format": 7}', "has format 7; this version reads 1"),
-        ('{"format": 1, "metrics": []}', "lacks 'metrics'"),
-        ('{"format": 1, "metrics": {}, "intervals": {"loss": [1]}}', "is no pair of numbers"),
-        ("\xff", "cannot be read"),
-    ],
-)
-def test_broken_summary_is_named_and_the_others_are_read(sweep: Path, text: str, why: str) -> None:
-    job = next(entry for entry in sweep.iterdir() if "edges=act" in entry.name)
-    (job / "summary.json").write_bytes(text.encode("latin-1"))
-    found = read_sweep(sweep)
-    assert len(found.jobs) == 4
-    [broken] = found.unfinished
-    assert broken.name == job.name and why in broken.why and broken.step == 300
-
-
-def test_value_that_is_no_finite_number_is_no_metric(sweep: Path) -> None:
-    job = next(entry for entry in sweep.iterdir() if "edges=act" in entry.name)
-    metrics = json.loads((job / "summary.json").read_text())["metrics"]
+def test_value_that_is_not_a_finite_number_is_not_a_metric(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
     (job / "document_losses.csv").unlink()
-    edit(job, metrics=metrics | {"loss/full/code": float("nan")})
-    [act] = [found for found in read_sweep(sweep).jobs if found.edges == "act"]
-    assert act.estimate("loss/full/code") is None
+    odd = {"loss/full/code": None, "mean_loss": "x", "loss/full/biology": float("inf")}
+    edit(job, lambda summary: summary["metrics"].update(odd))
+    [found] = read_sweep(tmp_path).jobs
+    assert not odd.keys() & found.metrics.keys()
+    assert found.estimate("loss/full/code") is None
 
 
-def test_missing_folder_and_folder_without_jobs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="is no folder"):
-        read_sweep(tmp_path / "missing")
-    (tmp_path / "notes").mkdir()
-    with pytest.raises(JobError, match="holds no job"):
-        read_sweep(tmp_path)
+def test_copied_job_says_where_it_ran(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    assert read_sweep(tmp_path).jobs[0].original_name == ""
+    job.rename(tmp_path / "copy")
+    assert read_sweep(tmp_path).jobs[0].original_name == job.name
 
 
-def test_report_is_imported_without_torch_and_hydra() -> None:
-    code = (
-        "import sys, gr_sweep.report, gr_sweep.cli.report; "
-        "print([name for name in ('torch', 'hydra', 'plotly', 'pandas') if name in sys.modules])"
+@pytest.mark.parametrize("read", [read_sweep, gr_sweep.results, gr_sweep.history])
+def test_missing_folder_and_folder_without_jobs_are_refused(tmp_path: Path, read) -> None:
+    for folder in (tmp_path / "missing", tmp_path):
+        with pytest.raises(JobError) as caught:
+            read(folder)
+        assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# Data frames
+
+
+def test_results_have_typed_columns_and_the_numbers_of_results_csv(
+    edges_folder: Path, read_edges: Sweep
+) -> None:
+    frame = gr_sweep.results(edges_folder)
+    assert list(frame.columns[:4]) == ["job", "label", "edges", "plan.kind"]
+    assert sorted(frame["label"]) == ["dense", *sorted(f"edges={e}" for e in EDGES)]
+    assert frame.attrs["varied"] == ["edges", "plan.kind"]
+    assert frame["train.steps"].dtype == "int64" and frame["procedure.prune"].dtype == "bool"
+    assert frame["route.foreign_dropout"].dtype == "float64" and frame["train.tokens"].isna().all()
+    metrics = frame.loc[:, "loss/full/code":]  # type: ignore[misc]
+    assert all(dtype == "float64" for dtype in metrics.dtypes)
+    text = results(read_edges)
+    assert list(frame.columns.drop("label")) == list(text.columns)
+    pd.testing.assert_series_equal(frame["mean_loss"], text["mean_loss"])
+    assert [shown(value) for value in frame["train.lr"]] == list(text["train.lr"])
+
+
+def test_setting_that_is_a_list_can_be_grouped_by(tmp_path: Path) -> None:
+    for without in (["code"], ["code", "biology"]):
+        write_job(tmp_path, edges="dense", method="filtered", without=without)
+    frame = gr_sweep.results(str(tmp_path))
+    assert set(frame.groupby("method.without").groups) == {"[code]", "[code,biology]"}
+
+
+def test_history_joins_training_and_evaluation_by_step(edges_folder: Path) -> None:
+    frame = gr_sweep.history(edges_folder)
+    assert list(frame.columns[:4]) == ["job", "edges", "plan.kind", "step"]
+    assert not frame.duplicated(["job", "step"]).any()
+    assert frame["step"].dtype == "int64" and frame["train/loss"].dtype == "float64"
+    one = frame[frame["edges"] == "weight"].set_index("step")
+    assert list(one.index) == list(range(5, 301, 5))
+    assert list(one["eval/loss/code"].dropna().index) == [75, 150, 225, 300]
+    rows = (edges_folder / one["job"].iloc[0] / "metrics.jsonl").read_text().splitlines()
+    logged = [row for row in map(json.loads, rows) if row["step"] == 75 and "train/loss" in row]
+    assert one.loc[75, "train/loss"] == logged[0]["train/loss"]
+
+
+def test_history_has_jobs_that_are_not_done(tmp_path: Path) -> None:
+    write_job(tmp_path, edges="both")
+    running = tmp_path / "runs"
+    running.mkdir()
+    Record(State.running, settings={"edges": "act", "seed": 7}).write(running)
+    rows = [f'{{"step": {step}, "train/loss": 2.0, "note": "x"}}\n' for step in range(20)]
+    (running / "metrics.jsonl").write_text("".join(rows) + '{"step": 99, "tra')
+    frame = gr_sweep.history(tmp_path)
+    runs = frame[frame["job"] == "runs"]
+    assert list(runs["step"]) == list(range(20)) and set(runs["edges"]) == {"act"}
+    assert set(runs["train/loss"]) == {2.0} and "note" not in frame
+    assert "runs" not in set(gr_sweep.results(tmp_path)["job"])
+
+
+def test_folder_without_a_finished_job_gives_empty_frames(tmp_path: Path) -> None:
+    (tmp_path / "job" / ".hydra").mkdir(parents=True)
+    frame = gr_sweep.results(tmp_path)
+    assert list(frame.columns) == ["job", "label"] and frame.empty
+    frame = gr_sweep.history(tmp_path)
+    assert list(frame.columns) == ["job", "step"] and frame.empty
+
+
+def test_reading_a_sweep_loads_no_torch(edges_folder: Path) -> None:
+    program = (
+        "import sys, gr_sweep.report, gr_sweep.cli.report\n"
+        "print(sorted({'pandas', 'plotly'} & set(sys.modules)))\n"
+        f"print(len(gr_sweep.results({str(edges_folder)!r})))\n"
+        "print(sorted({'torch', 'transformers', 'hydra', 'wandb'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=Path(gr_sweep.__file__).parents[1],
+    )
+    assert done.stdout.splitlines() == ["[]", "5", "[]"], done.stderr

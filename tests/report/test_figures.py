@@ -1,43 +1,38 @@
-"""What the plots hold: points, error bars, lines, means, settings, attacks and curves."""
+"""What the plots hold: points, error bars, lines, means, settings, attacks and curves; and what the
+page's scripts know of the jobs."""
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gr_sweep.config import Method
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import RelearnLoss, View, write_relearn
-from gr_sweep.report import figures, read_sweep
-from gr_sweep.report.collect import Sweep
+from gr_sweep.report import figures, measures, page_data, read_sweep
 from gr_sweep.report.html import render
-
-MakeJob = Callable[..., Path]
-
-DOMAINS = ["code", "biology", "creative"]
+from gr_sweep.report.sweep import Sweep
+from tests.report.conftest import write_job
 
 
-def test_control_is_hollow_and_methods_have_markers_of_their_own() -> None:
-    methods = {method.value for method in Method} - {"routed"}
-    assert methods <= figures.MARKERS.keys()
-    assert figures.symbol("random").endswith("-open")
+def test_every_method_and_choice_of_edges_has_its_own_look() -> None:
+    assert {method.value for method in Method} - {"routed"} <= figures.MARKERS.keys()
     symbols = [symbol for symbol, _ in figures.MARKERS.values()]
-    assert len(set(symbols)) == len(symbols)
+    assert len(set(symbols)) == len(symbols) and figures.symbol("random").endswith("-open")
+    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS) == 5
 
 
-def test_setting_that_varies_alone_has_a_plot_of_utility_and_one_of_separability(
+def test_setting_that_differs_alone_has_a_plot_of_utility_and_one_of_separability(
     read_study: Sweep,
 ) -> None:
     [found] = figures.against(read_study)
-    assert found.name == "route.foreign_dropout" and found.num_other == 1
+    assert found.name == "route.foreign_dropout" and found.num_lines == 1
     utility, separability = found.figures
     seeds, means = separability["data"]
-    assert (
-        means["x"] == [0.25, 0.5, 1.0, None]
-        and sorted(seeds["x"]) == [0.25] * 2 + [0.5] * 2 + [1.0] * 2
-    )
+    assert means["x"] == [0.25, 0.5, 1.0, None]
+    assert sorted(seeds["x"]) == [0.25] * 2 + [0.5] * 2 + [1.0] * 2
     first, second = (y for x, y in zip(seeds["x"], seeds["y"], strict=True) if x == 0.25)
     assert means["y"][0] == pytest.approx((first + second) / 2)
     # Student's t with one degree of freedom: 12.706 standard errors, of |a - b| / 2.
@@ -45,23 +40,18 @@ def test_setting_that_varies_alone_has_a_plot_of_utility_and_one_of_separability
     assert "compute-equivalent" in utility["layout"]["yaxis"]["title"]["text"]
 
 
-def test_model_sizes_stand_at_their_parameters(tmp_path: Path, make_job: MakeJob) -> None:
+def test_model_sizes_stand_at_their_parameters(tmp_path: Path) -> None:
     for size, parameters in (("tiny", 2e5), ("nano", 4.3e6)):
-        make_job(
-            tmp_path, settings={"model.size": size}, parameters=parameters,
-            num_documents=2, resamples=0,
-        )  # fmt: skip
+        write_job(tmp_path, settings={"model.size": size}, parameters=parameters)
     [found] = figures.against(read_sweep(tmp_path))
     assert found.name == figures.PARAMETERS
     assert [trace["x"] for trace in found.figures[0]["data"]] == [[2e5, 4.3e6, None]]
     assert found.figures[0]["layout"]["xaxis"]["ticktext"] == ["200k", "4.3M"]
 
 
-def test_what_a_method_fixes_is_no_setting_to_plot_against(
-    tmp_path: Path, make_job: MakeJob
-) -> None:
-    make_job(tmp_path, foreign_dropout=0.5, num_documents=2, resamples=0)
-    make_job(tmp_path, method="demix", foreign_dropout=1.0, num_documents=2, resamples=0)
+def test_settings_that_a_method_fixes_are_not_plotted(tmp_path: Path) -> None:
+    write_job(tmp_path, foreign_dropout=0.5)
+    write_job(tmp_path, method="demix", foreign_dropout=1.0)
     assert figures.against(read_sweep(tmp_path)) == []
 
 
@@ -73,54 +63,35 @@ def test_relearning_shows_the_strongest_attack_of_each_model(read_study: Sweep) 
     [filtered] = [trace for trace in traces if trace["line"]["dash"] == "dash"]
     assert filtered["x"] == [0, 10, 20, 30, 40, None] * 2
     assert all("lr 0.003" in text for text in filtered["text"])
-    job = next(
-        job for job in read_study.jobs if job.kind == "filtered" and "biology" in job.attacks
-    )
-    assert min(filtered["y"][:5]) == min(min(attack.losses) for attack in job.attacks["biology"])
+    attacks = [job.attacks["biology"] for job in read_study.jobs if "biology" in job.attacks]
+    lowest = [min(min(attack.losses) for attack in of_job) for of_job in attacks]
+    assert min(filtered["y"][:5]) in lowest
 
 
-def attacked(job: Path, losses: dict[float, list[float]]) -> None:
-    """Gives a job attacks on code: mean losses by learning rate, ten steps apart."""
+@pytest.mark.parametrize(
+    ("curves", "drawn"),
+    [
+        ({1e-3: [math.nan, 7.0], 3e-3: [8.0, math.nan, 5.0]}, [8.0, None, 5.0, None]),
+        ({1e-3: [math.nan, math.nan]}, None),
+    ],
+)
+def test_attack_that_diverges_has_a_gap_and_one_without_a_number_is_not_drawn(
+    tmp_path: Path, curves: dict[float, list[float]], drawn: list[float | None] | None
+) -> None:
     rows = [
         RelearnLoss(View.removed, "code", lr, 10 * at, "code", "c0", 10 * loss, 10, 40)
-        for lr, curve in losses.items()
-        for at, loss in enumerate(curve)
+        for lr, losses in curves.items()
+        for at, loss in enumerate(losses)
     ]
-    write_relearn(job / "relearn.csv", rows)
-
-
-def test_attack_that_diverges_has_a_gap_and_leaves_the_page_whole(
-    tmp_path: Path, make_job: MakeJob
-) -> None:
-    job = make_job(tmp_path, num_documents=2, resamples=0)
-    attacked(job, {1e-3: [math.nan, 7.0], 3e-3: [8.0, math.nan, 5.0], 1e-2: [8.0, 6.0, math.inf]})
+    write_relearn(write_job(tmp_path) / "relearn.csv", rows)
     sweep = read_sweep(tmp_path)
-    figure = figures.relearning(sweep)["code"]
-    [trace] = figure["data"]
-    assert trace["y"] == [8.0, None, 5.0, None]
-    assert "lr 0.003" in trace["text"][0]
-    low, high = figure["layout"]["yaxis"]["range"]
-    assert low < 5 and 8 < high < 9
-    assert "NaN" not in json.dumps(figure)
-    assert 'id="robustness"' in render(sweep)
+    found = figures.relearning(sweep)
+    assert [of["data"][0]["y"] for of in found.values()] == ([] if drawn is None else [drawn])
+    assert "NaN" not in render(sweep).split('id="plots"')[1].split("</script>")[0]
 
 
-def test_attack_without_a_number_is_not_drawn(tmp_path: Path, make_job: MakeJob) -> None:
-    attacked(make_job(tmp_path, num_documents=2, resamples=0), {1e-3: [math.nan, math.nan]})
-    assert figures.relearning(read_sweep(tmp_path)) == {}
-
-
-def test_figure_with_a_value_that_is_no_number_is_refused(
-    sweep: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = {"code": {"data": [{"y": [math.nan]}], "layout": {}}}
-    monkeypatch.setattr(figures, "curves", lambda sweep: found)
-    with pytest.raises(ValueError, match="JSON compliant"):
-        render(read_sweep(sweep))
-
-
-def test_curves_have_training_and_held_out_losses_of_every_domain(sweep: Path) -> None:
-    curves = figures.curves(read_sweep(sweep))
+def test_curves_have_training_and_held_out_losses_of_every_domain(read_edges: Sweep) -> None:
+    curves = figures.curves(read_edges)
     assert list(curves) == ["code", "biology", "creative"]
     modes = [trace["mode"] for trace in curves["code"]["data"]]
     assert modes == ["lines"] * 5 + ["lines+markers"] * 5
@@ -130,8 +101,8 @@ def test_curves_have_training_and_held_out_losses_of_every_domain(sweep: Path) -
     assert len(ranges) == 1, "domains compare by eye only on one scale"
 
 
-def test_long_curve_is_thinned_and_keeps_its_last_point(tmp_path: Path, make_job: MakeJob) -> None:
-    job = make_job(tmp_path, num_documents=2, resamples=0)
+def test_long_curve_is_thinned_and_keeps_its_last_point(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
     rows = [{"step": step, "train/loss/code": 5.0} for step in range(1, 1001)]
     rows.append({"step": 1001, "train/loss/code": float("nan")})
     (job / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -140,21 +111,7 @@ def test_long_curve_is_thinned_and_keeps_its_last_point(tmp_path: Path, make_job
     assert len(steps) == 200 and steps[-1] == 1000
 
 
-def test_many_jobs_have_shorter_curves(tmp_path: Path, make_job: MakeJob) -> None:
-    for seed in range(100):
-        make_job(tmp_path, seed=seed, num_documents=2, resamples=0, steps=1000)
-    train, held_out = figures.curves(read_sweep(tmp_path))["code"]["data"]
-    steps = [step for step in train["x"] if step is not None]
-    assert 50 * 100 <= len(steps) <= 100 * 100 and max(steps) == 1000
-    assert len([step for step in held_out["x"] if step is not None]) == 4 * 100
-
-
-def test_every_choice_of_edges_has_its_own_colour() -> None:
-    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
-    assert set(figures.COLOURS) == {"dense", "none", "weight", "act", "both"}
-
-
-def test_entanglement_has_a_bar_pair_for_every_set(read_study: Sweep) -> None:
+def test_entanglement_has_a_pair_of_bars_for_every_set(read_study: Sweep) -> None:
     [(group, figure)] = figures.entanglement(read_study)
     assert {job.kind for job in group} == {"lattice"} and len(group) == 2
     inside, outside = figure["data"]
@@ -164,26 +121,107 @@ def test_entanglement_has_a_bar_pair_for_every_set(read_study: Sweep) -> None:
     values = [job.metrics[registry.ENTANGLEMENT_INSIDE("code+biology")] for job in group]
     assert inside["x"][3] == pytest.approx(sum(values) / 2)
     assert inside["x"][3] > outside["x"][3]
-    low, high = figure["layout"]["xaxis"]["range"]
-    ends = [x + e for x, e in zip(inside["x"], inside["error_x"]["array"], strict=True)]
-    assert low < 0 < max(ends) < high, "bars begin at 0 and end within the plot"
-    assert inside["meta"]["jobs"] == figures.numbers(read_study, group)
 
 
-def test_other_plans_have_no_entanglement(sweep: Path) -> None:
-    assert figures.entanglement(read_sweep(sweep)) == []
-
-
-def test_every_trace_says_which_jobs_it_is_of(read_study: Sweep) -> None:
+def test_every_trace_names_its_jobs(read_study: Sweep) -> None:
     found = [
         *figures.curves(read_study).values(),
         *figures.relearning(read_study).values(),
         *(figure for item in figures.against(read_study) for figure in item.figures),
         *(figure for _, figure in figures.entanglement(read_study)),
     ]
-    assert found
     for trace in (trace for figure in found for trace in figure["data"]):
-        if "points" in trace["meta"]:
-            assert len(trace["meta"]["points"]) == len(trace["x"])
-        else:
-            assert trace["meta"]["jobs"]
+        meta = trace["meta"]
+        assert len(meta["points"]) == len(trace["x"]) if "points" in meta else meta["jobs"]
+
+
+# What the scripts know
+
+
+@pytest.fixture(scope="module")
+def data(read_study: Sweep) -> dict[str, Any]:
+    return page_data.page_data(read_study)
+
+
+def axis(found: dict[str, Any], identifier: str) -> dict[str, Any]:
+    [one] = [axis for axis in found["axes"] if axis["id"] == identifier]
+    assert isinstance(one, dict)
+    return one
+
+
+def test_every_list_has_an_entry_for_each_compared_job(
+    read_study: Sweep, data: dict[str, Any]
+) -> None:
+    num_jobs = len(read_study.compared)
+    assert [job["name"] for job in data["jobs"]] == [job.name for job in read_study.compared]
+    assert {len(setting["of"]) for setting in data["settings"]} == {num_jobs}
+    assert {len(axis["values"]) for axis in data["axes"]} == {num_jobs}
+    assert {len(column["values"]) for column in data["metrics"].values()} == {num_jobs}
+    assert sorted(at for group in data["groups"] for at in group) == list(range(num_jobs))
+    json.dumps(data, allow_nan=False)
+
+
+def test_settings_are_complete_and_those_that_differ_come_first(
+    read_study: Sweep, data: dict[str, Any]
+) -> None:
+    names = [setting["name"] for setting in data["settings"]]
+    assert set(read_study.compared[0].settings) <= set(names)
+    varied = [setting["varied"] for setting in data["settings"]]
+    assert varied == sorted(varied, reverse=True)
+    by_name = {setting["name"]: setting for setting in data["settings"]}
+    dropout, edges = by_name["route.foreign_dropout"], by_name["edges"]
+    assert dropout["values"] == ["0.25", "0.5", "0.75", "1.0"], "numbers go by size"
+    for at, job in enumerate(read_study.compared):
+        assert dropout["values"][dropout["of"][at]] == str(job.settings["route.foreign_dropout"])
+        assert edges["values"][edges["of"][at]] == job.edges, "a dense job has none to choose"
+        assert edges["config"][at] == job.settings["edges"]
+
+
+def test_axes_have_the_numbers_of_the_jobs(read_study: Sweep, data: dict[str, Any]) -> None:
+    found = axis(data, "selectivity biology")
+    expected = [job.metrics.get(registry.SELECTIVITY("biology")) for job in read_study.compared]
+    assert found["values"] == [of and pytest.approx(of, rel=1e-5) for of in expected]
+    assert found["direction"] == 1 and found["group"] == "biology"
+    assert axis(data, "tokens/s")["group"] == "cost"
+    assert axis(data, "route.foreign_dropout")["group"] == "settings"
+    assert data["chosen"] == ["compute-equivalent", "removal"]
+
+
+def test_loss_below_the_shortest_dense_run_stands_at_its_share(
+    read_study: Sweep, data: dict[str, Any]
+) -> None:
+    found = axis(data, "compute-equivalent")
+    [at, *_] = found["capped"]
+    job = read_study.compared[at]
+    known = measures.COMPUTE_EQUIVALENT.known(job)
+    shares = [
+        job.metrics.get(registry.COMPUTE_EQUIVALENT_FULL(domain), 1 / 8) for domain in job.domains
+    ]
+    assert known is not None and known.value == pytest.approx(sum(shares) / 3)
+    assert found["values"][at] == pytest.approx(known.value, rel=1e-5)
+
+
+def test_number_that_no_job_has_is_not_an_axis(tmp_path: Path, read_edges: Sweep) -> None:
+    write_job(tmp_path, edges="dense")
+    names = {axis["id"] for axis in page_data.page_data(read_sweep(tmp_path))["axes"]}
+    assert "loss L(d)" in names
+    assert not names & {"selectivity", "removal", "expert tax code"}
+    assert page_data.page_data(read_edges)["chosen"] == ["tax", "selectivity"]
+
+
+def test_transfer_is_one_matrix_for_each_set_of_baselines(
+    tmp_path: Path, read_edges: Sweep, data: dict[str, Any]
+) -> None:
+    [matrix] = data["transfer"]
+    assert matrix["seeds"] == 2 and matrix["rows"] == matrix["columns"]
+    for i, row in enumerate(matrix["z"]):
+        assert row == [None if i == j else pytest.approx(0.05) for j in range(3)]
+    for overlap in (0.0, 1.0):
+        for without in ([], ["code"]):
+            write_job(
+                tmp_path, edges="dense", method="filtered" if without else "dense",
+                without=without, settings={"data.overlap": overlap}, shift=0.0,
+            )  # fmt: skip
+    found = page_data.page_data(read_sweep(tmp_path))["transfer"]
+    assert [matrix["label"] for matrix in found] == ["data.overlap=0.0", "data.overlap=1.0"]
+    assert page_data.page_data(read_edges)["transfer"] == []

@@ -1,120 +1,23 @@
-// The panel of one job: what sets it apart, its matrices, curves, texts and cost.
+// What is shown of single jobs: removal matrices, texts, and the view of one job.
 
-const panel = document.getElementById("job");
 const HUES = ["#4c78a8", "#e0802b", "#54a24b", "#c8526b", "#8f6bb3", "#4fa3a0", "#a0745c", "#b8a13a"];
-let opened = null;
-let openedFrom = null;
+const jobView = document.getElementById("job");
+let opened = null, scrolledTo = 0;
 
 const metric = (key, job) => data.metrics[key]?.values[job] ?? null;
 const interval = (key, job) => data.metrics[key]?.intervals?.[job] ?? null;
 const keyOf = (pattern, part, domain) =>
   pattern.replace("PART", part.replaceAll("/", ".")).replace("DOMAIN", domain.replaceAll("/", "."));
+const isUnder = (domain, part) => domain === part || domain.startsWith(`${part}/`);
 
-const section = (title, ...content) =>
-  element("section", { className: "part" }, element("h3", {}, title), ...content);
-
-const definitions = (pairs) => element("dl", {}, ...pairs.flatMap(([name, value]) =>
-  [element("dt", {}, name), element("dd", {}, value)]));
-
-const settingValue = (setting, job) =>
-  setting.config?.[job] ?? (setting.of[job] === null ? "–" : setting.values[setting.of[job]]);
-
-/** How the job's settings differ from those of another job, or of all others. */
-const differences = (job, other) => {
-  const rows = [];
-  for (const setting of data.settings) {
-    const own = settingValue(setting, job);
-    if (other !== null) {
-      const theirs = settingValue(setting, other);
-      if (own !== theirs) rows.push([setting.name, own, theirs]);
-    } else if (setting.varied) {
-      const counts = new Map();
-      data.jobs.forEach((_, at) => {
-        if (at === job) return;
-        const value = settingValue(setting, at);
-        counts.set(value, (counts.get(value) ?? 0) + 1);
-      });
-      const common = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 5)
-        .map(([value, count]) => `${value} ×${count}`).join(", ");
-      rows.push([setting.name, own, counts.size > 5 ? `${common}, …` : common]);
-    }
-  }
-  return rows;
+const signed = (value) => {
+  const text = value.toFixed(2).replace("-", "−");
+  return value > 0 && text !== "0.00" ? `+${text}` : text.replace(/^−(?=0\.00$)/, "");
 };
 
-const differencesTable = (job, other) => {
-  const rows = differences(job, other);
-  if (!rows.length) return element("p", { className: "note" }, "No setting differs.");
-  const head = ["setting", "this job", other === null ? "the others" : data.jobs[other].label];
-  return element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "settings that differ" },
-    element("table", { className: "diff" },
-      element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
-      element("tbody", {}, ...rows.map(([name, own, theirs]) => element("tr", {},
-        element("th", { scope: "row" }, name), element("td", { className: "own" }, own), element("td", {}, theirs))))));
-};
+// Matrices
 
-const number = (value, signed) => {
-  const text = value.toFixed(2).replace(/^-(?=0\.00$)/, "");
-  return (signed && value > 0 && text !== "0.00" ? "+" : "") + text.replace("-", "−");
-};
-
-const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-
-/** Black or white, whichever is further from a mix of two colours. */
-const legibleOn = (base, paint, share) => {
-  const [low, high] = [channels(base), channels(paint)];
-  const linear = low.map((value, at) => {
-    const mixed = (value + share * (high[at] - value)) / 255;
-    return mixed <= 0.04045 ? mixed / 12.92 : ((mixed + 0.055) / 1.055) ** 2.4;
-  });
-  // WCAG 2: relative luminance, at which black and white have the same contrast.
-  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#000000" : "#ffffff";
-};
-
-/** A matrix with its numbers in it: signed ones diverge at 0, where colour goes with the square root,
- * as on the page: half a nat is seen beside ten. `isOwn` says which cells a part is meant for. */
-const heatMap = ({ rows, columns, z, intervals, signed, isOwn }) => (_, of) => {
-  const flat = z.flat().filter((value) => value !== null);
-  const most = Math.max(...flat.map(Math.abs), 1e-9);
-  const [low, high] = [Math.min(...flat), Math.max(...flat)];
-  const strength = (value) => {
-    if (value === null) return null;
-    return signed ? Math.sign(value) * Math.sqrt(Math.abs(value) / most) : 0.75 * (value - low) / (high - low || 1);
-  };
-  const style = getComputedStyle(of);
-  const paint = (name) => style.getPropertyValue(name).trim();
-  const scale = signed
-    ? [[0, paint("--neg")], [0.5, paint("--base")], [1, paint("--pos")]]
-    : [[0, paint("--base")], [1, paint("--muted")]];
-  const annotations = z.flatMap((row, i) => row.map((value, j) => {
-    const bounds = columns.length < 6 && value !== null && intervals[i][j];
-    const shownNumber = value === null ? "–" : number(value, signed);
-    const range = bounds
-      ? `<br><span style="font-size:10px">${bounds.map((bound) => number(bound, false)).join(" to ")}</span>` : "";
-    return {
-      x: columns[j], y: rows[i], showarrow: false,
-      text: (isOwn(rows[i], columns[j]) ? `<b>${shownNumber}</b>` : shownNumber) + range,
-      font: { size: 13, color: legibleOn(paint("--base"),
-        paint(!signed ? "--muted" : value < 0 ? "--neg" : "--pos"), Math.abs(strength(value))) },
-    };
-  }));
-  return {
-    data: [{
-      type: "heatmap", x: columns, y: rows, z: z.map((row) => row.map(strength)), xgap: 3, ygap: 3,
-      colorscale: scale, showscale: false, zmin: signed ? -1 : 0, zmax: 1,
-      text: z.map((row) => row.map((value) => value === null ? "–" : number(value, signed))),
-      hovertemplate: "%{y} → %{x}<br>%{text}<extra></extra>", meta: { intervals, values: z },
-    }],
-    layout: {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { size: 12 }, annotations,
-      height: 42 + 54 * rows.length,
-      xaxis: { side: "top", fixedrange: true, type: "category", showgrid: false, ticks: "" },
-      yaxis: { autorange: "reversed", automargin: true, fixedrange: true, type: "category", showgrid: false, ticks: "" },
-      margin: { l: 70, r: 4, t: 30, b: 8 },
-    },
-  };
-};
-
+/** A job's numbers by removed or kept domain and by domain. */
 const matrixOf = (job, pattern) => {
   const { nodes, domains } = data.jobs[job];
   const rows = nodes.filter((part) => domains.some((domain) => metric(keyOf(pattern, part, domain), job) !== null));
@@ -122,197 +25,265 @@ const matrixOf = (job, pattern) => {
   return { rows, columns: domains, z: get(metric), intervals: get(interval) };
 };
 
-const figureBox = (title, source, className = "plot") => {
-  const box = element("div", { className });
-  const figure = element("figure", {}, element("figcaption", {}, title), box);
-  return [figure, () => plot(box, source, title)];
-};
+/** A matrix as a table. With `top`, values are painted: `top` has the full colour, and 0 none. */
+const heatTable = ({ rows, columns, z, intervals }, { corner, top, isOwn = isUnder }) =>
+  element("table", { className: top ? "heat" : "heat plain" },
+    element("thead", {}, element("tr", {}, element("th", { scope: "col" }, corner), ...columns.map((name) => element("th", { scope: "col" }, name)))),
+    element("tbody", {}, ...rows.map((row, i) => element("tr", {}, element("th", { scope: "row" }, row), ...columns.map((column, j) => {
+      const value = z[i][j], bounds = intervals[i][j];
+      const range = bounds ? bounds.map((bound) => (top ? signed(bound).replace("+", "") : bound.toFixed(3))).join(" to ") : "";
+      const cell = element("td", { title: range }, value === null ? "–" : top ? signed(value) : value.toFixed(2));
+      if (isOwn(column, row)) cell.classList.add("own");
+      if (!top) return cell;
+      cell.classList.add("cell", value < 0 ? "neg" : "pos");
+      cell.style.setProperty("--s", `${Math.round(100 * Math.sqrt(Math.abs(value ?? 0) / top))}%`);
+      if (range && columns.length < 5) cell.append(element("small", {}, range));
+      return cell;
+    })))));
 
-/** The losses while training, a colour a domain, from the curves of the whole page. */
-const curvesOf = (job) => {
-  const traces = [];
-  Object.entries(data.curves).forEach(([domain, name], at) => {
-    for (const trace of figures[name].data) {
-      const kept = trace.meta.points.flatMap((of, i) => of === job && trace.x[i] !== null ? [i] : []);
-      if (!kept.length) continue;
-      const heldOut = trace.mode === "lines+markers";
-      traces.push({
-        type: "scatter", mode: trace.mode, x: kept.map((i) => trace.x[i]), y: kept.map((i) => trace.y[i]),
-        name: escaped(`${domain}${heldOut ? ", held out" : ", training"}`), showlegend: heldOut,
-        line: { color: HUES[at % HUES.length], width: heldOut ? 2 : 1 }, opacity: heldOut ? 1 : 0.45,
-        marker: { size: 6 }, hovertemplate: "step %{x}<br>%{y:.3f}<extra>%{fullData.name}</extra>",
-      });
-    }
-  });
-  return traces.length && {
-    data: traces,
-    layout: {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { size: 12 }, hovermode: "closest",
-      xaxis: { title: { text: "step", font: { size: 12 } }, rangemode: "tozero" },
-      yaxis: { title: { text: "loss, nats per token", font: { size: 12 } } },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, margin: { l: 56, r: 8, t: 30, b: 42 },
-    },
-  };
-};
+const largest = (values) => Math.max(1e-9, ...values.filter((value) => value !== null).map(Math.abs));
+const matrixPrefix = data.keys.matrix.split("PART")[0];
+const matrixTop = Object.entries(data.metrics).filter(([key]) => key.startsWith(matrixPrefix))
+  .reduce((top, [, { values }]) => Math.max(top, largest(values)), 0);
 
-const metricsTable = (job) => {
-  const rows = Object.keys(data.metrics).filter((key) => metric(key, job) !== null)
-    .map((key) => [key, metric(key, job), ...(interval(key, job) ?? [null, null])]);
-  return [["metric", "value", "low", "high"], ...rows];
-};
-
-const copyable = (text) => {
-  const copy = element("button", { type: "button", className: "copy", "aria-label": "copy the command" }, "copy");
-  copies(copy, text);
-  return element("div", { className: "command" }, element("pre", {}, text), copy);
-};
-
-const configList = (job) => element("dl", {}, ...data.settings
-  .filter((setting) => setting.of[job] !== null && setting.name !== "kind")
-  .map((setting) => {
-    const row = element("div", {}, element("dt", {}, setting.name), element("dd", {}, settingValue(setting, job)));
-    if (setting.varied) row.className = "varied";
-    return row;
-  }));
-
-const fillPanel = (job) => {
-  forget(panel);
-  const of = data.jobs[job], about = data.about[job];
-  const draws = [];
-  const add = (title, source, className) => {
-    const [figure, start] = figureBox(title, source, className);
-    draws.push(start);
-    return figure;
-  };
-  const order = [...shown];
-  const at = order.indexOf(job);
-  const step = (by, text, label) => {
-    const next = order[at + by];
-    const made = button(text, () => {
-      showJob(next);
-      // The buttons are new ones: the focus stays on the same, or where it cannot, on the name.
-      const same = panel.querySelector(`[aria-label="${label}"]`);
-      (same.disabled ? panel.querySelector("h2") : same).focus();
-    }, label);
-    made.disabled = at < 0 || next === undefined;
-    return made;
-  };
-  const closing = button("✕", () => panel.close(), "close");
-  const head = element("header", {},
-    element("h2", { id: "job-title", tabIndex: -1 }, tag(of)),
-    element("div", { className: "moves" }, step(-1, "←", "previous job"), step(1, "→", "next job"), closing));
-  const body = element("div", { className: "body" });
-  body.append(element("p", { className: "muted" }, "folder ", element("code", {}, of.name),
-    about.when ? ` · ${about.when}` : ""));
-  if (about.command) body.append(copyable(about.command));
-  if (about.alone) body.append(element("p", { className: "muted" }, "This job alone:"), copyable(about.alone));
-
-  const choice = element("select", { "aria-label": "compare its settings with" },
-    element("option", { value: "" }, "all other jobs"),
-    ...data.jobs.flatMap((other, number) => number === job ? [] : [element("option", { value: number }, other.label)]));
-  const differing = element("div", {}, differencesTable(job, null));
-  choice.addEventListener("change", () =>
-    differing.replaceChildren(differencesTable(job, choice.value === "" ? null : Number(choice.value))));
-  if (data.jobs.length > 1)
-    body.append(section("What sets it apart", element("p", {}, "Settings that differ from ", choice), differing));
-
-  const removal = matrixOf(job, data.keys.matrix);
-  const kept = matrixOf(job, data.keys.kept);
-  const maps = element("div", { className: "multiples wide" });
-  const isOwn = (part, domain) => isUnder(domain, part);
-  if (removal.rows.length)
-    maps.append(add("Nats that removing the row adds to the loss on the column",
-      heatMap({ ...removal, signed: true, isOwn })));
+/** The removal matrix of a job, and the losses of its domains kept alone; null if it has none. */
+const matricesOf = (job) => {
+  const removal = matrixOf(job, data.keys.matrix), kept = matrixOf(job, data.keys.kept);
+  if (!removal.rows.length) return null;
+  const pair = element("div", { className: "pair" }, heatTable(removal, { corner: "removed", top: matrixTop }));
   if (kept.rows.length) {
     const full = (of) => kept.columns.map((domain) => of(keyOf(data.keys.full, "", domain), job));
-    maps.append(add("Loss on the column with the row alone kept, nats per token", heatMap({
-      rows: ["full model", ...kept.rows], columns: kept.columns, signed: false, isOwn,
+    pair.append(heatTable({
+      columns: kept.columns, rows: ["full model", ...kept.rows],
       z: [full(metric), ...kept.z], intervals: [full(interval), ...kept.intervals],
-    })));
+    }, { corner: "kept alone" }));
   }
-  if (maps.childElementCount) body.append(section("What removal does", maps));
+  return pair;
+};
 
-  const curves = curvesOf(job);
-  if (curves) body.append(section("Loss while training", add("Loss by step", curves, "plot medium")));
-  if (data.texts.of[job].length) body.append(section("Text", ...data.texts.of[job].flatMap((one) =>
-    [passage(data.texts.prompts[one.prompt]), textsOf(one)])));
-
-  const facts = element("div", { className: "facts" });
-  for (const [title, rows] of about.facts)
-    if (rows.length) facts.append(element("div", {}, element("h4", {}, title), definitions(rows)));
-  body.append(section("Cost and environment", facts));
-
-  const all = metricsTable(job);
-  const fold = (title, make, ...beside) => {
-    const made = element("details", { className: "config" }, element("summary", {}, title));
-    made.addEventListener("toggle", () => {
-      if (made.open && made.childElementCount === 1) made.append(make());
-    });
-    return element("div", {}, made, ...beside);
+/** Fills a box with an article for each shown job that `make` returns one for: some, then more. */
+const listOfJobs = (box, few, make) => {
+  let most = few;
+  const fill = () => {
+    const jobs = [...shown], made = [];
+    let at = 0;
+    for (; at < jobs.length && made.length < most; at += 1) made.push(make(jobs[at]));
+    const articles = made.filter(Boolean);
+    box.replaceChildren(...articles);
+    if (!articles.length) box.append(element("p", { className: "note" }, "No shown job has any."));
+    if (at < jobs.length) box.append(button("more jobs", () => { most += 2 * few; fill(); }));
   };
-  body.append(fold(`all ${all.length - 1} metrics`, () => element("div", {}, tableOf(all), element("div", { className: "tools" },
-    button("CSV", () => saveText(fileName(`${of.name} metrics`, "csv"), csv(all), "text/csv"), "save the metrics as CSV")))));
-  body.append(fold("the whole config", () => configList(job)));
-  panel.replaceChildren(head, body);
-  for (const start of draws) start();
+  listeners.push(() => { most = few; fill(); });
+  return fill;
 };
 
-const showJob = (job) => {
-  opened = job;
-  fillPanel(job);
-  panel.scrollTop = 0;
-  remember({ job: data.jobs[job].name });
+const matrices = document.getElementById("matrices");
+if (matrices) {
+  listOfJobs(matrices, 24, (job) => {
+    const made = matricesOf(job);
+    return made && element("article", { className: "card" }, element("h3", {}, jobLink(job)), made);
+  });
+  document.getElementById("save-matrices").addEventListener("click", () => {
+    const rows = [...shown].flatMap((job) => {
+      const { rows: parts, columns, z, intervals } = matrixOf(job, data.keys.matrix);
+      return parts.flatMap((part, i) => columns.map((domain, j) =>
+        [data.jobs[job].label, part, domain, z[i][j], ...(intervals[i][j] ?? [null, null])]));
+    });
+    saveCsv("removal matrices", [["job", "removed", "domain", "nats", "low", "high"], ...rows]);
+  });
+}
+
+const transferTop = Math.max(0.2, largest(data.transfer.flatMap(({ z }) => z.flat())));
+document.getElementById("transfer")?.append(...data.transfer.map((matrix) => element("article", { className: "card" },
+  element("h3", {}, matrix.label, matrix.seeds > 1 ? element("span", { className: "muted" }, ` mean of ${matrix.seeds} seeds`) : ""),
+  heatTable(matrix, { corner: "from", top: transferTop, isOwn: () => false }))));
+
+// Texts
+
+const NAMES = { full: "full model", removed: "without ", kept: "only " };
+const ENDS = { length: "", end_of_text: " ends here", not_finite: "not a number: the model diverged" };
+
+const commonLength = (first, second) => {
+  let at = 0;
+  while (at < first.length && first[at] === second[at]) at += 1;
+  return /[\uD800-\uDBFF]/.test(first[at - 1] ?? "") ? at - 1 : at; // Not between the halves of a character.
 };
 
-const openJob = (job) => {
-  if (!panel.open) openedFrom = document.activeElement;
-  showJob(job);
-  if (!panel.open) panel.showModal();
-  panel.querySelector("h2").focus();
+const passage = ({ domain, prompt, reference }) => element("div", { className: "passage" },
+  element("h4", {}, `${domain}: a held-out document`),
+  element("pre", {}, element("b", {}, prompt), element("span", { className: "same" }, reference)));
+
+/** What all variants of a job's model write after a prompt. */
+const textsOf = ({ prompt, samples }) => {
+  const full = samples.find(([kind]) => kind === "full")?.[2] ?? "";
+  return element("div", { className: "texts" }, ...samples.map(([kind, part, text, end]) => {
+    const common = kind === "full" ? 0 : commonLength(text, full);
+    const isOwn = part !== null && isUnder(data.texts.prompts[prompt].domain, part);
+    return element("div", { className: `text-of ${kind}${isOwn ? " own" : ""}` },
+      element("h4", {}, NAMES[kind], element("b", {}, part ?? "")),
+      element("pre", {}, element("span", { className: "same" }, text.slice(0, common)), text.slice(common),
+        element("i", { className: "same" }, ENDS[end] ?? "")));
+  }));
 };
 
-// On paper the panel is a page, and nothing above one.
-let reopenings = 0;
-const reopen = (how) => {
-  if (opened === null) return;
-  reopenings += 1;
-  panel.close();
-  how();
-};
-addEventListener("beforeprint", () => reopen(() => panel.show()));
-addEventListener("afterprint", () => reopen(() => panel.showModal()));
+const promptSelect = document.getElementById("prompt");
+if (promptSelect) {
+  const showTexts = listOfJobs(document.getElementById("texts"), 6, (job) => {
+    const found = data.texts.of[job].find(({ prompt }) => prompt === Number(promptSelect.value));
+    return found && element("article", { className: "job-texts" }, element("h3", {}, jobLink(job)), textsOf(found));
+  });
+  promptSelect.append(...data.texts.prompts.map(({ domain, prompt }, value) =>
+    element("option", { value }, `${domain}: ${prompt.replace(/\s+/g, " ").trim().slice(0, 60)}`)));
+  const choose = () => {
+    document.getElementById("prompt-text").replaceChildren(passage(data.texts.prompts[promptSelect.value]));
+    showTexts();
+  };
+  promptSelect.addEventListener("change", choose);
+  choose();
+}
 
-panel?.addEventListener("close", () => {
-  if (reopenings) {
-    reopenings -= 1;
-    return;
+// The view of one job
+
+const configOf = (setting, job) => setting.config?.[job] ?? valueOf(setting, job) ?? "–";
+
+/** Settings in which the job differs from another, or from any other (null). */
+const differences = (job, other) => data.settings.flatMap((setting) => {
+  const own = configOf(setting, job);
+  if (other !== null) return own === configOf(setting, other) ? [] : [[setting.name, own, configOf(setting, other)]];
+  if (!setting.varied) return [];
+  const theirs = [...new Set(data.jobs.flatMap((_, at) => (at === job ? [] : [configOf(setting, at)])))];
+  return [[setting.name, own, theirs.slice(0, 5).join(", ") + (theirs.length > 5 ? ", …" : "")]];
+});
+
+const plainTable = (label, [header, ...rows]) => {
+  const line = (cells, name) => element("tr", {}, ...cells.map((value) =>
+    element(name, { className: typeof value === "number" ? "num" : "" },
+      typeof value === "number" ? String(Number(value.toPrecision(6))) : value ?? "–")));
+  return element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": label },
+    element("table", { className: "rows" }, element("thead", {}, line(header, "th")),
+      element("tbody", {}, ...rows.map((row) => line(row, "td")))));
+};
+
+/** Losses while training, a colour for each domain, from the curves of the page. */
+const curvesOf = (job) => {
+  const traces = Object.entries(data.curves).flatMap(([domain, name], at) => figures[name].data.flatMap((trace) => {
+    const kept = trace.meta.points.flatMap((of, i) => (of === job && trace.x[i] !== null ? [i] : []));
+    if (!kept.length) return [];
+    const heldOut = trace.mode === "lines+markers";
+    return [{
+      ...trace, x: kept.map((i) => trace.x[i]), y: kept.map((i) => trace.y[i]), meta: {}, showlegend: heldOut,
+      name: escaped(`${domain}, ${heldOut ? "held out" : "training"}`),
+      line: { ...trace.line, color: HUES[at % HUES.length] },
+      hovertemplate: "step %{x}<br>%{y:.3f}<extra>%{fullData.name}</extra>",
+    }];
+  }));
+  const title = (text) => ({ text, font: { size: 12 } });
+  return traces.length && { data: traces, layout: {
+    plot_bgcolor: "rgba(0,0,0,0)", font: { size: 12 }, hovermode: "closest", margin: { l: 56, r: 8, t: 30, b: 42 },
+    xaxis: { title: title("step"), rangemode: "tozero" }, yaxis: { title: title("loss, nats per token") },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
+  } };
+};
+
+const section = (title, ...content) => element("section", {}, element("h3", {}, title), ...content);
+const folded = (title, make) => {
+  const made = element("details", {}, element("summary", {}, title));
+  made.addEventListener("toggle", () => { if (made.open && made.childElementCount === 1) made.append(make()); });
+  return made;
+};
+
+const comparedWith = (job) => {
+  const choice = element("select", { "aria-label": "compare its settings with" }, element("option", { value: "" }, "all other jobs"),
+    ...data.jobs.flatMap(({ label }, value) => (value === job ? [] : [element("option", { value }, label)])));
+  const box = element("div");
+  const show = () => {
+    const other = choice.value === "" ? null : Number(choice.value);
+    const rows = differences(job, other);
+    box.replaceChildren(rows.length
+      ? plainTable("settings that differ", [["setting", "this job", other === null ? "the others" : data.jobs[other].label], ...rows])
+      : element("p", { className: "note" }, "No setting differs."));
+  };
+  choice.addEventListener("change", show);
+  show();
+  return section("Settings", element("p", {}, "Settings that differ from ", choice), box);
+};
+
+const fillJob = (job) => {
+  const of = data.jobs[job], about = data.about[job], order = [...shown], at = order.indexOf(job);
+  const step = (by, text, label) => {
+    const made = button(text, () => showJob(order[at + by], label), label);
+    made.disabled = at < 0 || order[at + by] === undefined;
+    return made;
+  };
+  forget(jobView);
+  jobView.replaceChildren(
+    element("nav", { "aria-label": "jobs" }, button("← all jobs", closeJob, "all jobs"),
+      step(-1, "previous", "previous job"), step(1, "next", "next job")),
+    element("h2", { id: "job-title", tabIndex: -1 }, tag(of)),
+    element("p", { className: "muted" }, "folder ", element("code", {}, of.name), about.when ? ` · ${about.when}` : "",
+      about.original ? ` · copied or renamed; it ran as ${about.original}` : ""));
+  if (about.command) {
+    const copy = element("button", { type: "button", className: "small", "aria-label": "copy the command" }, "copy");
+    copies(copy, about.command);
+    jobView.append(element("div", { className: "command" }, element("pre", {}, about.command), copy));
   }
+  if (data.jobs.length > 1) jobView.append(comparedWith(job));
+  const made = matricesOf(job);
+  if (made) jobView.append(section("What removal does", made));
+  const curves = curvesOf(job);
+  if (curves) {
+    const box = element("div", { className: "plot tall" });
+    jobView.append(section("Loss while training", box));
+    plot(box, curves, `${of.label}: loss while training`);
+  }
+  if (data.texts.of[job].length)
+    jobView.append(section("Text", ...data.texts.of[job].flatMap((one) => [passage(data.texts.prompts[one.prompt]), textsOf(one)])));
+  jobView.append(section("Cost and environment", element("div", { className: "facts" }, ...about.facts.filter(([, rows]) => rows.length)
+    .map(([title, rows]) => element("div", {}, element("h4", {}, title), element("dl", {}, ...rows.flatMap(([name, value]) =>
+      [element("dt", {}, name), element("dd", {}, value)])))))));
+  const metrics = Object.keys(data.metrics).filter((key) => metric(key, job) !== null)
+    .map((key) => [key, metric(key, job), ...(interval(key, job) ?? [null, null])]);
+  const table = [["metric", "value", "low", "high"], ...metrics];
+  jobView.append(
+    folded(`all ${metrics.length} metrics`, () => element("div", {}, button("CSV", () => saveCsv(`${of.name} metrics`, table), "save the metrics as CSV"),
+      plainTable("metrics", table))),
+    folded("the whole config", () => plainTable("config", [["setting", "value"],
+      ...data.settings.filter((setting) => setting.name !== "kind" && setting.of[job] !== null).map((setting) => [setting.name, configOf(setting, job)])])));
+};
+
+/** Shows one job in place of the page; the focus goes to a button, or to the job's name. */
+const showJob = (job, focused) => {
+  if (opened === null) scrolledTo = scrollY;
+  opened = job;
+  jobView.hidden = false;
+  document.body.classList.add("one-job");
+  fillJob(job);
+  remember({ job: data.jobs[job].name });
+  const target = focused && jobView.querySelector(`[aria-label="${focused}"]:not(:disabled)`);
+  (target || jobView.querySelector("h2")).focus();
+  scrollTo({ top: 0, behavior: "instant" });
+};
+
+const closeJob = () => {
+  const { name } = data.jobs[opened];
   opened = null;
+  jobView.hidden = true;
+  document.body.classList.remove("one-job");
+  forget(jobView);
+  jobView.replaceChildren();
   remember({ job: "" });
-  forget(panel);
-  panel.replaceChildren();
-  openedFrom?.focus?.();
-});
-// A click beside the panel closes it, but for one that began inside, as when text is marked.
-let pressed = null;
-panel?.addEventListener("pointerdown", (event) => { pressed = event.target; });
-panel?.addEventListener("click", (event) => {
-  if (event.target === panel && pressed === panel) panel.close();
-});
-panel?.addEventListener("keydown", (event) => {
-  // Arrows scroll what can be scrolled.
-  if (event.altKey || event.ctrlKey || event.metaKey || opened === null) return;
-  if (event.target.matches("input, select, textarea, [role=region]")) return;
-  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  const order = [...shown];
-  const next = order[order.indexOf(opened) + by];
-  if (!by || next === undefined) return;
-  showJob(next);
-  panel.querySelector("h2").focus();
-});
+  redraw();
+  [...document.querySelectorAll("main a")].find((link) => jobOf(link) === name)?.focus({ preventScroll: true });
+  scrollTo({ top: scrolledTo, behavior: "instant" });
+};
+
+/** Name of the job that a link leads to. */
+const jobOf = (link) => decodeURIComponent(link.getAttribute("href")).slice("#job=".length);
+
+addEventListener("keydown", ({ key }) => { if (key === "Escape" && opened !== null) closeJob(); });
 document.addEventListener("click", (event) => {
-  const link = event.target.closest("[data-open]");
+  const link = event.target.closest('a[href^="#job="]');
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
-  event.preventDefault();
-  openJob(Number(link.dataset.open));
+  event.preventDefault(); // Keeps the filter and the axes in the address.
+  showJob(data.jobs.findIndex(({ name }) => name === jobOf(link)));
 });

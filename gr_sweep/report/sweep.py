@@ -1,0 +1,337 @@
+"""Jobs and sweeps as the report sees them: settings, labels, metrics, and means over seeds.
+
+Knows nothing of files, and nothing of how numbers are shown.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method
+from gr_sweep.domains import ancestors
+from gr_sweep.jobdir import flatten
+from gr_sweep.metrics import registry, seeds
+from gr_sweep.metrics.compare import Attack
+from gr_sweep.report.baselines import alike, text_fingerprint, train_tokens
+from gr_sweep.report.round_files import Round
+from gr_sweep.report.samples import Prompt
+
+SHORT_NAMES = {
+    "model.size": "model",
+    "plan.kind": "plan",
+    "data.kind": "data",
+    "method.name": "method",
+    "partition.name": "partition",
+    "procedure.name": "procedure",
+}
+"""Fields that a user sets by the name of their group."""
+
+DENSE = Method.dense.value
+"""Edges and kind of a job without a plan."""
+ROUTED = Method.routed.value
+
+_UNROUTED = tuple(method.value for method in UNROUTED)
+_OF_TEXT = ("data.", "partition.", "model.", "train.sequence_length", "seed")
+"""Settings that may change the text on which a job trains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number and, if there is one, its 95 % interval."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A finished job."""
+
+    name: str
+    """Name of its folder."""
+    sweep: str
+    command: str
+    """Command that runs this job again."""
+    overrides: list[str]
+    domains: list[str]
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    environment: dict[str, Any]
+    fingerprints: dict[str, Any]
+    started: str
+    finished: str
+    original_name: str = ""
+    """Name of the folder in which it ran, if that was another."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of metrics.jsonl."""
+    attacks: dict[str, list[Attack]] = field(default_factory=dict)
+    """Relearning attacks, by the domain that was removed."""
+    smallest_share: float | None = None
+    """Tokens of the shortest dense run, as a fraction of the job's. A compute-equivalent that is
+    missing although its loss is there is below it."""
+    is_shorter_dense: bool = False
+    """Whether the job is only there for the compute-equivalents of longer jobs."""
+    rounds: list[Round] = field(default_factory=list)
+    """Of `procedure=alternate`."""
+    samples: list[Prompt] = field(default_factory=list)
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config by dotted name; a list is a value."""
+        return flatten(self.config)
+
+    @functools.cached_property
+    def context(self) -> tuple[str, int | None]:
+        """Equal for jobs that share their baselines: same model, text, seed and tokens."""
+        return alike(self.settings, self.domains, self.fingerprints), train_tokens(self.settings)
+
+    @property
+    def method(self) -> str:
+        """Name of its method."""
+        return str(self.settings.get("method.name", ROUTED))
+
+    @property
+    def kind(self) -> str:
+        """What the job is compared as: its plan, or its method if that is not `routed`."""
+        plan = str(self.settings.get("plan.kind", "peers"))
+        if self.method == ROUTED:
+            return DENSE if plan == "none" else plan
+        return self.method
+
+    @property
+    def edges(self) -> str:
+        """Edges that are cut; `dense` for a job without routing, whatever its settings say."""
+        return DENSE if self.kind in _UNROUTED else str(self.settings.get("edges", "none"))
+
+    @property
+    def group(self) -> str:
+        """Jobs of a group are told apart by their settings; groups, by their method."""
+        if self.is_shorter_dense:
+            return "shorter"
+        return ROUTED if self.method == ROUTED and self.kind != DENSE else self.kind
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything random."""
+        return int(self.settings.get("seed", 0))
+
+    def estimate(self, key: str) -> Estimate | None:
+        """A metric with its interval; None if the job does not have it."""
+        if key not in self.metrics:
+            return None
+        return Estimate(value=self.metrics[key], interval=self.intervals.get(key))
+
+    @property
+    def nodes(self) -> list[str]:
+        """The domains and the nodes above them: whatever could have been removed or kept."""
+        return list(dict.fromkeys(node for domain in self.domains for node in ancestors(domain)))
+
+    @property
+    def parts(self) -> list[str]:
+        """Domains that have a selectivity."""
+        return [part for part in self.domains if registry.SELECTIVITY(part) in self.metrics]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """A job without a summary that can be read."""
+
+    name: str
+    step: int | None
+    """Last step of its metrics.jsonl."""
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The jobs of a folder, or some of them."""
+
+    name: str
+    folder: Path
+    jobs: list[Job]
+    """In the order of the report: dense first, then by edges, then by the settings that differ."""
+    unfinished: list[Unfinished]
+
+    @functools.cached_property
+    def compared(self) -> list[Job]:
+        """The jobs without the dense runs that are only baselines of longer ones."""
+        return [job for job in self.jobs if not job.is_shorter_dense]
+
+    @functools.cached_property
+    def varied(self) -> list[str]:
+        """Dotted names of the settings in which the compared jobs differ, without those that cannot
+        change a result."""
+        return varied_settings([job.settings for job in self.compared])
+
+    @functools.cached_property
+    def varied_within(self) -> dict[str, list[str]]:
+        """The same for the jobs of each group, without the settings that make the group."""
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for job in self.jobs:
+            groups.setdefault(job.group, []).append(job.settings)
+        return {
+            group: [
+                name
+                for name in varied_settings(settings)
+                if not name.startswith(("method.name", "method.fixes"))
+                and not (name == "edges" and group == ROUTED)
+            ]
+            for group, settings in groups.items()
+        }
+
+    @functools.cached_property
+    def domains(self) -> list[str]:
+        """Every domain of any job, in order of appearance."""
+        return list(dict.fromkeys(domain for job in self.jobs for domain in job.domains))
+
+    @functools.cached_property
+    def labels(self) -> dict[str, str]:
+        """Label of each job, by name; the name itself where two jobs have equal settings."""
+        labels = {job.name: self.label(job) for job in self.jobs}
+        counts = Counter(labels.values())
+        return {name: name if counts[label] > 1 else label for name, label in labels.items()}
+
+    def apart(self, job: Job, *, seed: bool = True) -> list[tuple[str, str]]:
+        """Names and values of what distinguishes the job from others of its group, edges first.
+
+        A job whose method fixes its edges, or that has none, has its kind instead, without a name.
+        """
+        first = ("edges", job.edges) if job.group == ROUTED else ("", job.kind)
+        return [first] + [
+            (short_name(name), shown(job.settings.get(name)))
+            for name in self.varied_within[job.group]
+            if seed or name != "seed"
+        ]
+
+    def label(self, job: Job, *, seed: bool = True) -> str:
+        """What distinguishes the job, as a user would type it."""
+        pairs = self.apart(job, seed=seed)
+        return " ".join(f"{name}={value}" if name else value for name, value in pairs)
+
+    @functools.cached_property
+    def replicates(self) -> list[list[Job]]:
+        """The compared jobs in groups that differ in their seed only."""
+        groups: dict[str, list[Job]] = {}
+        for job in self.compared:
+            settings = {
+                name: value
+                for name, value in job.settings.items()
+                if name != "seed" and not _has_no_effect(name)
+            }
+            groups.setdefault(json.dumps(settings, sort_keys=True), []).append(job)
+        return list(groups.values())
+
+    @functools.cached_property
+    def mixed(self) -> list[str]:
+        """Sentences that say which jobs come from different code or different text. Empty if all
+        are from the same."""
+        found = []
+        code = _by_fingerprint(self.jobs, lambda job: job.fingerprints.get("code"))
+        if len(code) > 1:
+            found.append(
+                f"These jobs were run by {len(code)} versions of the code ({_counted(code)}): "
+                "differences between them may come from the code."
+            )
+        text = _by_fingerprint(self.jobs, lambda job: text_fingerprint(job.fingerprints))
+        if len(text) > 1:
+            by_settings: dict[str, set[str]] = {}
+            for fingerprint, jobs in text.items():
+                for job in jobs:
+                    own = {n: v for n, v in job.settings.items() if n.startswith(_OF_TEXT)}
+                    by_settings.setdefault(json.dumps(own), set()).add(fingerprint)
+            has_changed = any(len(texts) > 1 for texts in by_settings.values())
+            why = "although their settings are equal" if has_changed else "as their settings say"
+            found.append(
+                f"These jobs trained on {len(text)} different texts ({_counted(text)}), {why}. "
+                "Losses on different texts are not comparable."
+            )
+        return found
+
+    def over_seeds(self, group: Sequence[Job], key: str) -> Estimate | None:
+        """Mean of a metric over jobs that differ in their seed only, with Student's t-interval if
+        there are several seeds. None if a seed lacks the metric."""
+        values = _by_seed(group, key)
+        if not values or len(values) < len({job.seed for job in group}):
+            return None
+        return estimate_of(list(values.values()))
+
+    def difference(self, first: Sequence[Job], second: Sequence[Job], key: str) -> Estimate | None:
+        """Mean of the first jobs minus that of the second, paired by seed."""
+        of_first, of_second = _by_seed(first, key), _by_seed(second, key)
+        common = sorted(of_first.keys() & of_second.keys())
+        found = seeds.paired_difference(of_first, of_second)
+        if found is not None:
+            return Estimate(value=found[0], interval=found[1:])
+        return estimate_of([of_first[seed] - of_second[seed] for seed in common])
+
+
+def _by_fingerprint(jobs: Sequence[Job], of: Callable[[Job], Any]) -> dict[str, list[Job]]:
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        if of(job) is not None:
+            found.setdefault(shown(of(job)), []).append(job)
+    return found
+
+
+def _counted(found: Mapping[str, Sequence[Job]]) -> str:
+    counts = (f"{name[:8]}: {len(jobs)} job{'s'[: len(jobs) > 1]}" for name, jobs in found.items())
+    return ", ".join(counts)
+
+
+def _by_seed(jobs: Sequence[Job], key: str) -> dict[int, float]:
+    """The metric by seed; the first job of a seed counts."""
+    found: dict[int, float] = {}
+    for job in jobs:
+        if key in job.metrics:
+            found.setdefault(job.seed, job.metrics[key])
+    return found
+
+
+def estimate_of(values: Sequence[float]) -> Estimate | None:
+    """Mean and t-interval of one value for each seed; None without values."""
+    if not values:
+        return None
+    found = seeds.t_interval(values)
+    if found is None:
+        return Estimate(value=values[0])
+    return Estimate(value=found[0], interval=found[1:])
+
+
+def _has_no_effect(name: str) -> bool:
+    """Whether a setting cannot change the numbers of a job."""
+    return any(name == free or name.startswith(free + ".") for free in NO_EFFECT_ON_RESULT)
+
+
+def varied_settings(of_jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Dotted names of the settings that differ, without those that cannot change a result."""
+    names = dict.fromkeys(name for settings in of_jobs for name in settings)
+    varied = [
+        name
+        for name in names
+        if not _has_no_effect(name)
+        and len({json.dumps(settings.get(name)) for settings in of_jobs}) > 1
+    ]
+    if "partition.name" in varied:
+        varied = [name for name in varied if not name.startswith("partition.domains.")]
+    return varied
+
+
+def short_name(name: str) -> str:
+    """The name that a user types for a dotted setting."""
+    return SHORT_NAMES.get(name, name)
+
+
+def shown(value: Any) -> str:
+    """A setting as a user would type it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ",".join(shown(item) for item in value) + "]"
+    return str(value)
