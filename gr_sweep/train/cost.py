@@ -59,12 +59,12 @@ def cost_metrics(
 
 
 def num_parameters(routed: RoutedModel) -> int:
-    """Of the whole model; a tied one counts once."""
+    """Parameters of the whole model; a tied parameter counts once."""
     return sum(parameter.numel() for parameter in routed.model.parameters())
 
 
 def active_parameters(routed: RoutedModel, counts: Mapping[str, int]) -> float:
-    """Parameters that are on for a sequence of a training micro-batch, averaged over its rows."""
+    """Parameters that are active for a training sequence, averaged over a micro-batch's rows."""
     sizes = _block_sizes(routed)
     if len(sizes) == 1:
         return float(sum(sizes))
@@ -78,7 +78,7 @@ def active_parameters(routed: RoutedModel, counts: Mapping[str, int]) -> float:
 
 
 def kept_parameters(routed: RoutedModel) -> dict[str, int]:
-    """Parameters of keep(d), for every domain of a plan with blocks; nothing for a dense one."""
+    """Parameters of keep(d) for every domain; empty for a dense plan."""
     plan, sizes = routed.plan, _block_sizes(routed)
     if len(plan.blocks) == 1:
         return {}
@@ -89,7 +89,7 @@ def kept_parameters(routed: RoutedModel) -> dict[str, int]:
 
 
 def _block_sizes(routed: RoutedModel) -> list[int]:
-    """Parameters of each block, from shapes: in a sharded model they are whole, tensors are not."""
+    """Parameters of each block, from shapes, which are whole even if the model is sharded."""
     sizes = [0] * len(routed.plan.blocks)
     for linear in routed.unit_linears:
         per_unit = sum(p.numel() for p in linear.parameters) // linear.split.num_units
@@ -101,15 +101,15 @@ def _block_sizes(routed: RoutedModel) -> list[int]:
 
 
 def forward_flops_per_token(routed: RoutedModel, length: int) -> int:
-    """FLOPs of one forward pass of the full model, a token, in sequences of `length` tokens."""
+    """FLOPs per token of a forward pass of the full model, in sequences of `length` tokens."""
     matrices = sum(m.weight.numel() for m in routed.model.modules() if isinstance(m, nn.Linear))
     return flops_per_token(matrices, *_attention(routed), length)
 
 
 def kept_flops_per_token(routed: RoutedModel, length: int) -> dict[str, int]:
-    """FLOPs of one forward pass of keep(d), a token, as in `kept_parameters`.
+    """FLOPs per token of a forward pass of keep(d), as in `kept_parameters`.
 
-    Head groups that are off leave attention narrower; biases, a ten-thousandth, count as matrices.
+    Removed head groups make attention narrower; biases, a ten-thousandth, count as matrices.
     """
     plan = routed.plan
     full, whole = forward_flops_per_token(routed, length), num_parameters(routed)
@@ -128,27 +128,27 @@ def kept_flops_per_token(routed: RoutedModel, length: int) -> dict[str, int]:
 
 
 def train_flops_per_token(routed: RoutedModel, counts: Mapping[str, int], length: int) -> float:
-    """FLOPs that a training step must do, a token: what routing skips is not counted.
+    """FLOPs per token of a training step, without what routing skips.
 
-    A multiply-add counts as two. Attention's scores, which routing leaves whole, cost three times
-    their forward pass; recomputed activations are no part of it, nor is the optimizer.
+    A multiply-add counts as two. Attention's scores, which routing does not change, cost three
+    times their forward pass. Recomputed activations and the optimizer are not counted.
     """
     scores = attention_flops_per_token(*_attention(routed), length)
     return 2 * multiply_adds(routed, counts) + 3 * scores
 
 
 def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
-    """Multiply-adds a position of one step's linear maps, averaged over the rows.
+    """Multiply-adds per token of a step's linear maps, averaged over the rows.
 
-    A weight entry is used up to three times: forward, for the weight's gradient, for the input's.
-    Attention scores are not counted.
+    A weight is used up to three times: in the forward pass, for its own gradient and for its
+    input's. Attention scores are not counted.
     """
     groups = routed.row_groups(counts) if len(routed.plan.blocks) > 1 else ()
     num_rows = sum(counts.values())
     unit_modules = {linear.module for linear in routed.unit_linears}
     linears = [m for m in routed.model.modules() if isinstance(m, nn.Linear)]
     factors = routed.group_factors(groups)
-    # Of a linear that holds no units, the weight's gradient is left out where the core is foreign.
+    # Linear maps without units have no weight gradient where the core is foreign.
     rest = zip(groups, factors.rest, strict=True)
     learned = sum(group.count for group, factor in rest if factor != 0.0) / num_rows
     uses = 2.0 + (learned if groups else 1.0)
@@ -161,7 +161,7 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
                 if not factors.on[index][block]:
                     continue
                 learns = learned_by[index][block] != 0.0
-                # What a unit gets back is for its own parameters, and for what lies upstream.
+                # A unit's gradient is needed for its own parameters and for what is upstream.
                 sends = factors.act[index][block] != 0.0
                 if linear.is_row:
                     sends = sends or factors.weight[index][block] != 0.0

@@ -1,9 +1,8 @@
-"""Bytes of the tensors that code allocates, on real tensors or on fake ones; knows no models.
+"""Counts the bytes of tensors that code allocates, and reports when memory runs out.
 
-On CUDA `torch.cuda.max_memory_allocated` says what a real run held. On the CPU, and on fake tensors
-(`FakeTensorMode`: shapes without data), `AllocatedBytes` does. torch has a tracker too
-(`torch.distributed._tools.MemTracker`), but it is private, hooks into modules and optimizers to
-attribute each byte, and refuses a second forward pass, so a second micro-batch.
+`torch.cuda.max_memory_allocated` covers real runs on CUDA; `AllocatedBytes` covers the CPU and fake
+tensors (`FakeTensorMode`: shapes without data). torch's own `torch.distributed._tools.MemTracker`
+is private and refuses a second forward pass, so a second micro-batch.
 """
 
 import contextlib
@@ -26,29 +25,29 @@ from gr_sweep.errors import JobError
 
 
 class AllocatedBytes(TorchDispatchMode):
-    """Follows every storage that an operation inside returns until nobody holds it any more.
+    """Counts every storage that an operation inside returns, until it is freed.
 
-    Storages are counted once, whatever views there are of them; operations that write into a tensor
-    they were given allocate nothing. What a kernel allocates and frees within itself is not seen.
-    Tensors from outside count where `hold` was told of them.
+    A storage is counted once, however many views it has; operations that write into an argument
+    allocate nothing. Temporary memory within a kernel is not seen. Tensors from outside count only
+    if they were passed to `hold`.
     """
 
     current: int
-    """Bytes alive."""
+    """Bytes allocated now."""
     peak: int
-    """The most bytes that were alive at once, since the start or `reset_peak`."""
+    """Maximum of `current` since the start or `reset_peak`."""
 
     def __init__(self, round_to: int = 1) -> None:
-        """`round_to`: bytes that an allocation is rounded up to; CUDA's allocator deals in 512."""
+        """`round_to`: multiple to which sizes are rounded up, in bytes; 512 for CUDA."""
         super().__init__()
         self.current = self.peak = 0
         self._round_to = round_to
         self._followed: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        """Storage to its bytes, in a list that its weak reference holds too."""
+        """From storage to a list with its bytes, shared with the callback of its weak reference."""
         self._resize = torch.UntypedStorage.resize_
 
     def __enter__(self) -> Self:
-        # FSDP empties gathered weights by resizing their storage, which is no operation on tensors.
+        # FSDP frees gathered weights by resizing their storage, which is not a tensor operation.
         def resize_(storage: torch.UntypedStorage, size: int) -> None:
             self._resize(storage, size)
             if storage in self._followed:
@@ -62,13 +61,13 @@ class AllocatedBytes(TorchDispatchMode):
         super().__exit__(*error)
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Counts tensors that were there before."""
+        """Counts tensors that were allocated before."""
         for tensor in tensors:
             for storage in _storages(tensor):
                 self._follow(storage)
 
     def reset_peak(self) -> None:
-        """From here on `peak` is that of what follows."""
+        """Starts a new `peak`."""
         self.peak = self.current
 
     def __torch_dispatch__(
@@ -106,7 +105,7 @@ class AllocatedBytes(TorchDispatchMode):
         self._count(held, storage.nbytes())
 
     def _count(self, held: list[int], num_bytes: int) -> None:
-        """`held`, the bytes of one storage, becomes `num_bytes`, rounded up."""
+        """Sets `held`, the bytes of one storage, to `num_bytes`, rounded up."""
         rounded = -(-num_bytes // self._round_to) * self._round_to
         self.current += rounded - held[0]
         self.peak = max(self.peak, self.current)
@@ -123,7 +122,7 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
-        # A DTensor counts its mesh among its parts.
+        # The parts of a DTensor include its mesh.
         parts = [part for name in names if isinstance(part := getattr(tensor, name), Tensor)]
         return [storage for part in parts for storage in _storages(part)]
     return [tensor.untyped_storage()]

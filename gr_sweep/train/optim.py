@@ -13,9 +13,9 @@ from gr_sweep.config import Schedule, TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), fused; weight decay on matrices alone.
+    """Fused AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101); weight decay on matrices only.
 
-    A zero gradient is not "no update": moments and decay go on (DESIGN: what else couples domains).
+    Parameters with a zero gradient are updated too, by weight decay and by their moments.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -26,7 +26,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def lr_factor(step: int, num_steps: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate in step `step` (from 0): warm-up, then cosine or WSD.
+    """Fraction of the peak learning rate in step `step` (from 0): warm-up, then cosine or WSD.
 
     WSD (warm-up, stable, decay) is the schedule of Hu et al. 2024, arXiv 2404.06395.
     """
@@ -53,14 +53,13 @@ def make_schedule(
     """The schedule over a whole run.
 
     Args:
-        phases: steps of each phase, one after the other: the rate warms up and falls in each, as in
-            a run of its own.
-        rewarm: peak of every phase after the first, as a share of the first's.
+        phases: steps of each phase; the rate warms up and decays in each.
+        rewarm: peak of every phase after the first, as a fraction of the first's.
     """
     starts = list(itertools.accumulate(phases, initial=0))
 
     def factor(step: int) -> float:
-        # What is past the end is asked for as well, after the last step.
+        # LambdaLR also asks for the step after the last.
         phase = min(bisect.bisect_right(starts, step), len(phases)) - 1
         peak = rewarm if starts[phase] else 1.0
         return peak * lr_factor(step - starts[phase], phases[phase], config)
