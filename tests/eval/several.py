@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import Device, EvalConfig
-from gr_sweep.errors import JobError
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.eval.robustness import recovery, robustness_losses
 from gr_sweep.eval.samples import Sampler, choose_prompts
@@ -23,27 +22,23 @@ from tests.eval.tiny import CPU, Letters, held_out, make_routed, shards
 
 
 def found(processes: Processes) -> dict[str, Any]:
-    """Rows of a routed model, recovered after each removal, and what unlearning says."""
+    """Rows and text of a routed model that is recovered after each removal."""
     text = TrainingText(shards(), sequence_length=8, batch_sequences=6, seed=0)
     config = EvalConfig(
         calibrate=True,
-        relearn_steps=4,
-        relearn_every=2,
+        relearn_steps=2,
+        relearn_every=1,
         relearn_lrs=[3e-3],
         relearn_documents=4,
         relearn_batch_sequences=3,
     )
     batches = held_out(4, rank=processes.rank, world_size=processes.world_size)
 
-    def ready(kind: str, **options):
-        routed = make_routed(kind, **options)
-        token_losses = TokenLosses(routed)
-        if processes.are_several:
-            layers = decoder_layers(routed.model, family_of(routed.model.config))
-            shard(token_losses, layers, CPU, bfloat16=False)
-        return routed, token_losses
-
-    routed, token_losses = ready("peers", attn_shared=0.25)
+    routed = make_routed("peers", attn_shared=0.25)
+    token_losses = TokenLosses(routed)
+    if processes.are_several:
+        layers = decoder_layers(routed.model, family_of(routed.model.config))
+        shard(token_losses, layers, CPU, bfloat16=False)
     options = {"device": CPU, "num_processes": processes.world_size}
     recover = recovery(
         routed,
@@ -76,18 +71,10 @@ def found(processes: Processes) -> dict[str, Any]:
     )
     rows += removal_losses(routed, token_losses, batches, recovered=recover)
     samples = sampler.sample()
-    dense, dense_losses = ready("none")
-    config.unlearn_steps = 1
-    try:
-        robustness_losses(dense, dense_losses, batches, text, config, lr=3e-2, **options)
-        unlearning = "done"
-    except JobError as error:
-        unlearning = str(error)
     return {
         "rows": [list(row) for row in rows],
         "relearned": [list(row) for row in relearned],
         "restored": before == batches.losses(token_losses),
-        "unlearning": unlearning,
         "samples": samples,
     }
 

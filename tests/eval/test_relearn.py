@@ -22,7 +22,7 @@ def rows_of(*domains: str, documents: int | None = None):
 
 def attack(routed, **changes):
     options = dict(
-        view=View.full, part="biology", num_steps=45, lrs=[1e-3, 1e-2], every=20, seed=0, device=CPU
+        view=View.full, part="biology", num_steps=25, lrs=[1e-3, 1e-2], every=10, seed=0, device=CPU
     )
     rows = rows_of("biology", documents=6)
     text = held_out().only(["biology"])
@@ -36,13 +36,13 @@ def loss_of(rows, lr: float, step: int) -> float:
 
 def test_an_attack_teaches_a_model_what_it_never_saw_and_leaves_it_as_it_was():
     routed = make_routed()
-    fine_tune(TokenLosses(routed), rows_of("code", "creative"), 60, lr=1e-2, seed=0, device=CPU)
+    fine_tune(TokenLosses(routed), rows_of("code", "creative"), 40, lr=1e-2, seed=0, device=CPU)
     before = state_of(routed.model)
     rows = attack(routed)
     assert are_equal(before, routed.model.state_dict())
     assert {(row.view, row.part, row.domain) for row in rows} == {(View.full, "biology", "biology")}
     assert sorted({(row.lr, row.step) for row in rows}) == [
-        (lr, step) for lr in (1e-3, 1e-2) for step in (0, 20, 40, 45)
+        (lr, step) for lr in (1e-3, 1e-2) for step in (0, 10, 20, 25)
     ]
     untouched = {
         r.document: r.loss_nats for r in held_out().only(["biology"]).losses(TokenLosses(routed))
@@ -51,8 +51,8 @@ def test_an_attack_teaches_a_model_what_it_never_saw_and_leaves_it_as_it_was():
         for row in rows:
             if row.step == 0:
                 assert row.loss_nats == pytest.approx(untouched[row.document], rel=1e-6)
-        assert loss_of(rows, lr, 45) < loss_of(rows, lr, 0) - 0.05
-    assert loss_of(rows, 1e-2, 45) < loss_of(rows, 1e-3, 45), "each rate begins anew"
+        assert loss_of(rows, lr, 25) < loss_of(rows, lr, 0) - 0.05
+    assert loss_of(rows, 1e-2, 25) < loss_of(rows, 1e-3, 25), "each rate starts from the same"
 
 
 def test_every_learning_rate_begins_with_the_same_weights():

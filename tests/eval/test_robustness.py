@@ -182,7 +182,7 @@ def test_unlearning_in_several_processes_is_refused_before_any_work():
 
 
 def test_in_bfloat16_the_same_rows_come_out_about_the_same():
-    config = settings(unlearn_steps=2)
+    config = settings(unlearn_steps=2, relearn_steps=2, relearn_lrs=[1e-3])
     exact = found(make_routed(), config)
     with torch.autocast("cpu", torch.bfloat16):
         rough = found(make_routed(), config)

@@ -99,17 +99,17 @@ def test_every_variant_writes_what_the_model_says_token_by_token(kind, options):
 
 
 def test_prompts_of_different_lengths_and_small_batches_are_all_continued():
-    routed = make_routed("peers")
+    routed = make_routed("none")
     prompts = [*prompts_of(1)[:2], prompts_of(1, prompt_tokens=2)[2]]
     found = make_sampler(routed, prompts, batch_sequences=1).sample()
-    assert [len(prompt["samples"]) for prompt in found["prompts"]] == [7, 7, 7]
+    assert [len(prompt["samples"]) for prompt in found["prompts"]] == [1, 1, 1]
     assert [prompt["prompt"] for prompt in found["prompts"]] == [
         Letters().decode(prompt.ids) for prompt in prompts
     ]
 
 
 def test_the_same_seed_writes_the_same_and_another_seed_something_else():
-    routed = make_routed("peers")
+    routed = make_routed("forget", forget=["biology"])
     first = make_sampler(routed).sample()
     assert make_sampler(routed).sample() == first
     other = make_sampler(routed, seed=6).sample()

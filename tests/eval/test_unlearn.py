@@ -46,7 +46,7 @@ def test_a_trained_model_forgets_one_text_and_keeps_the_other_until_it_is_restor
     routed = make_routed()
     token_losses = TokenLosses(routed)
     fine_tune(
-        token_losses, lambda step: np.concatenate([retained(step), forgotten(step)]), 100,
+        token_losses, lambda step: np.concatenate([retained(step), forgotten(step)]), 60,
         lr=1e-2, seed=0, device=CPU,
     )  # fmt: skip
     first, before = losses(token_losses), state_of(routed.model)
