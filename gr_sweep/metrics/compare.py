@@ -16,11 +16,12 @@ from gr_sweep.metrics import formulas, registry
 from gr_sweep.metrics.bootstrap import MISSING, Estimates, Sample, combined, mean_of
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View
 from gr_sweep.metrics.registry import Metric, Over
-from gr_sweep.metrics.tables import DocumentTable, LossTables, Read, add_own
+from gr_sweep.metrics.tables import LossTables, add_own
 
-_BASELINE_VIEWS = (View.full, View.calibrated_full)
 _DENSE = "dense"
 _FILTERED_ATTACK = "filtered_relearned"
+_ATTACKED = View.removed
+"""The view of all attacks in their tables, whichever model they started from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def summarize_and_compare(
     runs.update({share: table for share, table in baselines.shorter.items()})
     for kind in ("filtered", "filtered_observed", "alone"):
         runs |= {(kind, part): table for part, table in getattr(baselines, kind).items()}
-    full = {run: _of_full(table) for run, table in runs.items()}
+    full = {run: _of((View.full, View.calibrated_full), rows) for run, rows in runs.items()}
     tables = LossTables(rows, domains, full, seed=seed, resamples=resamples)
     estimates = Estimates()
     add_own(estimates, tables, blocks or {})
@@ -82,8 +83,8 @@ def summarize_and_compare(
     return estimates.metrics, estimates.intervals
 
 
-def _of_full(rows: Iterable[DocumentLoss]) -> Iterator[DocumentLoss]:
-    return (row for row in rows if row.view in _BASELINE_VIEWS and row.text is Text.plain)
+def _of(views: tuple[View, ...], rows: Iterable[DocumentLoss]) -> Iterator[DocumentLoss]:
+    return (row for row in rows if row.view in views and row.text is Text.plain)
 
 
 class _Comparison:
@@ -97,18 +98,21 @@ class _Comparison:
         self._samples: dict[str, Sample] = {}
 
     def add(self) -> None:
-        """Adds all metrics whose baselines are there."""
+        """Adds all metrics whose baselines are there, then their means."""
         tables = self.tables
-        self._add_utility()
+        for domain in tables.domains:
+            self._add_utility(domain)
         for part in tables.parts(View.removed):
             self._add_removal(part)
         for part in self.baselines.filtered:
             for domain in tables.beside(part):
-                gain = self._filtered(part, [domain]) - tables.loss(domain, View.full, run=_DENSE)
-                self._add(registry.TRANSFER(part, domain), gain)
+                dense = tables.loss(domain, View.full, run=_DENSE)
+                self._add(registry.TRANSFER(part, domain), self._filtered(part, [domain]) - dense)
         for part in tables.parts(View.unlearned):
             self._add_unlearned(part)
-        self._add_means()
+        for metric in registry.METRICS:
+            if metric.mean is not None and metric.baselines:
+                self.estimates.add(metric.mean, self._mean(metric))
 
     def _add(self, key: str, sample: Sample) -> None:
         self._samples[key] = sample
@@ -117,66 +121,67 @@ class _Comparison:
     def _filtered(self, part: str, domains: Sequence[str], kind: str = "filtered") -> Sample:
         return self.tables.mean_loss(domains, View.full, run=(kind, part))
 
-    def _add_utility(self) -> None:
-        """What the full model, each expert alone and the mixed experts are worth."""
-        add, tables = self._add, self.tables
-        for domain in tables.domains:
-            dense = tables.loss(domain, View.full, run=_DENSE)
-            full = tables.loss(domain, View.full)
-            expert = tables.loss(domain, View.kept, domain)
-            leaf = tables.loss(domain, View.expert)
-            # Where rounds have split a domain, its experts have the size of the baseline.
-            own = leaf if tables.parts(View.expert) else expert
-            alone = tables.loss(domain, View.full, run=("alone", domain))
-            add(registry.TAX(domain), full - dense)
-            add(registry.EXPERT_TAX(domain), expert - dense)
-            add(registry.LEAF_TAX(domain), leaf - dense)
-            add(registry.ALONE_TAX(domain), own - alone)
-            add(registry.MIXED_TAX(domain), tables.loss(domain, View.mixed) - dense)
-            for metric, loss in (
-                (registry.COMPUTE_EQUIVALENT_FULL, full),
-                (registry.COMPUTE_EQUIVALENT_KEPT, expert),
-            ):
-                add(metric(domain), self._compute_equivalent(loss, [domain]))
+    def _add_utility(self, domain: str) -> None:
+        """What the full model, the domain's expert alone and the mixed experts are worth."""
+        tables = self.tables
+        dense = tables.loss(domain, View.full, run=_DENSE)
+        full = tables.loss(domain, View.full)
+        expert = tables.loss(domain, View.kept, domain)
+        leaf = tables.loss(domain, View.expert)
+        # Where rounds have split a domain, its experts have the size of the baseline.
+        own = leaf if tables.parts(View.expert) else expert
+        for metric, sample in (
+            (registry.TAX, full - dense),
+            (registry.EXPERT_TAX, expert - dense),
+            (registry.LEAF_TAX, leaf - dense),
+            (registry.ALONE_TAX, own - tables.loss(domain, View.full, run=("alone", domain))),
+            (registry.MIXED_TAX, tables.loss(domain, View.mixed) - dense),
+            (registry.COMPUTE_EQUIVALENT_FULL, self._compute_equivalent(full, [domain])),
+            (registry.COMPUTE_EQUIVALENT_KEPT, self._compute_equivalent(expert, [domain])),
+        ):
+            self._add(metric(domain), sample)
 
     def _add_removal(self, part: str) -> None:
         """What removing a part leaves of it, and of the other domains."""
-        add, tables = self._add, self.tables
+        tables = self.tables
+        self._add_closed_gap(
+            part, View.removed, View.calibrated_removed, registry.REMOVED_TAX, registry.REMOVAL
+        )
         for domain in tables.beside(part):
             left = tables.loss(domain, View.removed, part)
-            add(registry.REMOVED_TAX(part, domain), left - self._filtered(part, [domain]))
-            equivalent = self._compute_equivalent(left, [domain])
-            add(registry.COMPUTE_EQUIVALENT_REMOVED(part, domain), equivalent)
-
+            key = registry.COMPUTE_EQUIVALENT_REMOVED(part, domain)
+            self._add(key, self._compute_equivalent(left, [domain]))
         own = tables.under(part)
-        full = tables.mean_loss(own, View.full)
         removed = tables.mean_loss(own, View.removed, part)
         filtered = self._filtered(part, own)
         observed = self._filtered(part, own, "filtered_observed")
-        add(registry.REMOVAL(part), _ratio(removed - full, filtered - full))
-        add(registry.FORGET_COMPUTE(part), self._compute_equivalent(removed, own))
-        add(registry.LEAKAGE(part), _ratio(filtered - removed, filtered - observed))
-        add(registry.CALIBRATED_REMOVAL(part), self._calibrated(part, View.calibrated_removed))
+        self._add(registry.FORGET_COMPUTE(part), self._compute_equivalent(removed, own))
+        self._add(registry.LEAKAGE(part), _ratio(filtered - removed, filtered - observed))
 
     def _add_unlearned(self, part: str) -> None:
         """How far unlearning takes a dense model."""
-        add, tables = self._add, self.tables
+        self._add_closed_gap(
+            part, View.unlearned, View.calibrated_unlearned,
+            registry.UNLEARNED_TAX, registry.UNLEARNED_REMOVAL,
+        )  # fmt: skip
+
+    def _add_closed_gap(
+        self, part: str, view: View, calibrated: View, tax: Metric, removal: Metric
+    ) -> None:
+        """How far a view of the model without a part is from one never trained on it: on the other
+        domains, on its own, and there with a bias fitted to each of the three models."""
+        tables = self.tables
         for domain in tables.beside(part):
-            left = tables.loss(domain, View.unlearned, part)
-            add(registry.UNLEARNED_TAX(part, domain), left - self._filtered(part, [domain]))
+            left = tables.loss(domain, view, part)
+            self._add(tax(part, domain), left - self._filtered(part, [domain]))
         own = tables.under(part)
         full = tables.mean_loss(own, View.full)
-        unlearned = tables.mean_loss(own, View.unlearned, part)
-        filtered = self._filtered(part, own)
-        add(registry.UNLEARNED_REMOVAL(part), _ratio(unlearned - full, filtered - full))
-        add(registry.CALIBRATED_REMOVAL(part), self._calibrated(part, View.calibrated_unlearned))
-
-    def _calibrated(self, part: str, view: View) -> Sample:
-        """Removal with a bias fitted to each of the three models."""
-        own, tables = self.tables.under(part), self.tables
+        gap = self._filtered(part, own) - full
+        self._add(removal(part), _ratio(tables.mean_loss(own, view, part) - full, gap))
         full = tables.mean_loss(own, View.calibrated_full, part)
-        filtered = tables.mean_loss(own, View.calibrated_full, part, run=("filtered", part))
-        return _ratio(tables.mean_loss(own, view, part) - full, filtered - full)
+        gap = tables.mean_loss(own, View.calibrated_full, part, run=("filtered", part)) - full
+        closed = tables.mean_loss(own, calibrated, part) - full
+        self._add(registry.CALIBRATED_REMOVAL(part), _ratio(closed, gap))
 
     def _compute_equivalent(self, loss: Sample, domains: Sequence[str]) -> Sample:
         if not self.shares:
@@ -192,13 +197,8 @@ class _Comparison:
         is_below = np.isnan(found.resampled)
         return Sample(found.value, np.where(is_below, self.shares[0], found.resampled))
 
-    def _add_means(self) -> None:
-        """Means of what was added, each from the resamples of all its entries."""
-        for metric in registry.METRICS:
-            if metric.mean is not None and metric.baselines:
-                self.estimates.add(metric.mean, self._mean(metric))
-
     def _mean(self, metric: Metric) -> Sample:
+        """Mean of what was added, from the resamples of all its entries."""
         tables = self.tables
         removed = tables.removable() or tables.removable(View.unlearned)
         if metric.over is Over.pairs:
@@ -234,7 +234,9 @@ def attacks(rows: Sequence[RelearnLoss], part: str, domains: Sequence[str]) -> l
     tables = _attack_tables(rows, part, domains, Baselines(), seed=0, resamples=0)
     return [
         Attack(
-            lr=lr, steps=steps, losses=tuple(_loss(tables, ("", lr, step)).value for step in steps)
+            lr=lr,
+            steps=steps,
+            losses=tuple(_attacked_loss(tables, "", lr, step).value for step in steps),
         )
         for lr, steps in _evaluations(rows, part).items()
     ]
@@ -281,7 +283,7 @@ def compare_relearn(
 
 def _add_attack(
     estimates: Estimates,
-    tables: Sequence[DocumentTable[Hashable]],
+    tables: LossTables,
     part: str,
     run: str,
     rows: Iterable[RelearnLoss],
@@ -291,19 +293,19 @@ def _add_attack(
     evaluations = _evaluations(rows, part)
     if not evaluations:
         return
-    losses = [_loss(tables, (run, lr, step)) for lr, steps in evaluations.items() for step in steps]
-
-    def by_lr(losses: Sequence[Any]) -> list[list[Any]]:
-        values = iter(losses)
-        return [[next(values) for _ in steps] for steps in evaluations.values()]
+    losses = [
+        _attacked_loss(tables, run, lr, step) for lr, steps in evaluations.items() for step in steps
+    ]
 
     def relearned(filtered: Any, dense: Any, *losses: Any) -> tuple[Any, Any]:
-        found = list(zip(evaluations.values(), by_lr(losses), strict=True))
-        return formulas.steps_to_relearn(found, filtered, dense)
+        values = iter(losses)
+        by_lr = [(steps, [next(values) for _ in steps]) for steps in evaluations.values()]
+        return formulas.steps_to_relearn(by_lr, filtered, dense)
 
-    samples = [_loss(tables, ("filtered", part)), _loss(tables, _DENSE), *losses]
+    runs: tuple[Hashable, ...] = (("filtered", part), _DENSE)
+    samples = [tables.mean_loss(tables.domains, View.full, run=run) for run in runs] + losses
     loss, steps, censored = (metric(part) for metric in metrics)
-    estimates.add(loss, combined(lambda *losses: formulas.lowest_loss(by_lr(losses)), *losses))
+    estimates.add(loss, combined(lambda *losses: formulas.lowest_loss(losses), *losses))
     estimates.add(steps, combined(lambda *values: relearned(*values)[0], *samples))
     is_censored = relearned(*(sample.value for sample in samples))[1]
     estimates.add(censored, Sample(float(is_censored)))
@@ -326,39 +328,30 @@ def _attack_tables(
     *,
     seed: int,
     resamples: int,
-) -> list[DocumentTable[Hashable]]:
-    """A table for each domain under the part: evaluations of the attacks, F[e] and D."""
-    own = [domain for domain in domains if is_under(domain, part)]
-    attacked = _attack_columns(rows, part, own, "")
-    relearned = baselines.filtered_relearned.get(part, ())
-    others = _attack_columns(relearned, part, own, _FILTERED_ATTACK)
-    runs: dict[Hashable, Sequence[DocumentLoss] | None] = {
-        _DENSE: baselines.dense,
-        ("filtered", part): baselines.filtered.get(part),
+) -> LossTables:
+    """The domains under the part: evaluations of the attacks, F[e] and D."""
+
+    def attacked(rows: Iterable[RelearnLoss]) -> Iterator[DocumentLoss]:
+        for row in rows:
+            if row.part == part:
+                yield DocumentLoss(
+                    _ATTACKED, _evaluation(row.lr, row.step), row.domain, Text.plain, row.document,
+                    row.loss_nats, row.tokens, row.bytes,
+                )  # fmt: skip
+
+    runs: dict[Hashable, Iterable[DocumentLoss]] = {
+        _FILTERED_ATTACK: attacked(baselines.filtered_relearned.get(part, ())),
+        _DENSE: _of((View.full,), baselines.dense or ()),
+        ("filtered", part): _of((View.full,), baselines.filtered.get(part, ())),
     }
-    for run, table in runs.items():
-        for row in table or ():
-            if row.view is View.full and row.text is Text.plain and row.domain in own:
-                column = others[row.domain].setdefault(run, {})
-                column[row.document] = Read(row.loss_nats, row.tokens, row.bytes)
-    return [
-        DocumentTable(
-            attacked[domain], others[domain], domain=domain, seed=seed, resamples=resamples
-        )
-        for domain in own
-    ]
+    own = [domain for domain in domains if is_under(domain, part)]
+    return LossTables(attacked(rows), own, runs, seed=seed, resamples=resamples)
 
 
-def _attack_columns(
-    rows: Iterable[RelearnLoss], part: str, domains: Collection[str], run: str
-) -> dict[str, dict[Hashable, dict[str, Read]]]:
-    found: dict[str, dict[Hashable, dict[str, Read]]] = {domain: {} for domain in domains}
-    for row in rows:
-        if row.part == part and row.domain in found:
-            column = found[row.domain].setdefault((run, row.lr, row.step), {})
-            column[row.document] = Read(row.loss_nats, row.tokens, row.bytes)
-    return found
+def _evaluation(lr: float, step: int) -> str:
+    """Stands for the part in a table of attacks."""
+    return f"{lr!r} {step}"
 
 
-def _loss(tables: Sequence[DocumentTable[Hashable]], column: Hashable) -> Sample:
-    return mean_of([table.loss(column) for table in tables])
+def _attacked_loss(tables: LossTables, run: str, lr: float, step: int) -> Sample:
+    return tables.mean_loss(tables.domains, _ATTACKED, _evaluation(lr, step), run=run)

@@ -66,14 +66,13 @@ def compute_equivalent(
     return np.where(np.isnan(curve[-1]), np.nan, found)
 
 
-def lowest_loss(attacks: Sequence[Sequence[Numbers]]) -> FloatArray:
+def lowest_loss(losses: Sequence[Numbers]) -> FloatArray:
     """The lowest loss on e at any step of any attack: the strongest attack counts.
 
     Args:
-        attacks: for each learning rate, the losses at its evaluations; nan (the attack diverged)
-            does not count as a success.
+        losses: at all evaluations; nan (the attack diverged) does not count as a success.
     """
-    lowest = np.min([np.min(_high_if_nan(losses), axis=0) for losses in attacks], axis=0)
+    lowest = np.min(_high_if_nan(losses), axis=0)
     return np.where(np.isinf(lowest), np.nan, lowest)
 
 

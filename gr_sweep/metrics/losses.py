@@ -7,15 +7,13 @@ were removed or kept follows from them.
 import csv
 import enum
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from gr_sweep.config import LARGEST
 from gr_sweep.errors import DataError
 from gr_sweep.files import write_whole
-
-Row = TypeVar("Row")
 
 
 class View(enum.StrEnum):
@@ -104,15 +102,7 @@ def read_losses(path: Path) -> list[DocumentLoss]:
     Raises:
         DataError: a missing file, another header, or an invalid line, with its number.
     """
-
-    def row(line: Sequence[str]) -> DocumentLoss:
-        view, part, domain, text, document, loss_nats, tokens, num_bytes = line
-        return DocumentLoss(
-            _VIEWS[view], part, domain, _TEXTS[text], document,
-            float(loss_nats), _size(tokens), _size(num_bytes),
-        )  # fmt: skip
-
-    return _read(path, DocumentLoss._fields, row)
+    return [DocumentLoss._make(values) for values in _read(path, DocumentLoss._fields)]
 
 
 def read_relearn(path: Path) -> list[RelearnLoss]:
@@ -121,20 +111,7 @@ def read_relearn(path: Path) -> list[RelearnLoss]:
     Raises:
         DataError: as `read_losses`.
     """
-
-    def row(line: Sequence[str]) -> RelearnLoss:
-        view, part, lr, step, domain, document, loss_nats, tokens, num_bytes = line
-        return RelearnLoss(
-            _VIEWS[view], part, float(lr), int(step), domain, document,
-            float(loss_nats), _size(tokens), _size(num_bytes),
-        )  # fmt: skip
-
-    return _read(path, RelearnLoss._fields, row)
-
-
-# Looking values up is ten times as fast as calling the enum, and there are many lines.
-_VIEWS: dict[str, View] = {view.value: view for view in View}
-_TEXTS: dict[str, Text] = {text.value: text for text in Text}
+    return [RelearnLoss._make(values) for values in _read(path, RelearnLoss._fields)]
 
 
 def _size(text: str) -> int:
@@ -142,6 +119,19 @@ def _size(text: str) -> int:
     if not 0 <= size <= LARGEST:
         raise ValueError(f"a size of {text}")
     return size
+
+
+_CONVERTERS: dict[str, Callable[[str], Any]] = {
+    # Looking values up is ten times as fast as calling the enum, and there are many lines.
+    "view": {view.value: view for view in View}.__getitem__,
+    "text": {text.value: text for text in Text}.__getitem__,
+    "lr": float,
+    "step": int,
+    "loss_nats": float,
+    "tokens": _size,
+    "bytes": _size,
+}
+"""Of the columns that are not names."""
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[DocumentLoss | RelearnLoss]) -> None:
@@ -153,20 +143,20 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[DocumentLoss | Rele
     write_whole(path, text.getvalue())
 
 
-def _read(path: Path, header: Sequence[str], row: Callable[[Sequence[str]], Row]) -> list[Row]:
+def _read(path: Path, header: Sequence[str]) -> Iterator[list[Any]]:
+    """The values of each line."""
+    converters = [_CONVERTERS.get(name, str) for name in header]
     try:
         file = path.open(newline="", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    rows = []
     with file:
         lines = csv.reader(file)
         try:
             if tuple(next(lines, ())) != header:
                 raise DataError(f"{path}:1: expected the header {','.join(header)}")
             for line in lines:
-                rows.append(row(line))
+                yield [convert(text) for convert, text in zip(converters, line, strict=True)]
         except (ValueError, KeyError, csv.Error, OSError) as error:
             number = max(lines.line_num, 1)
             raise DataError(f"{path}:{number}: not the loss of a document: {error}") from error
-    return rows

@@ -7,7 +7,7 @@ uses it for a job and its baselines. Documents with the same text (the same hash
 import math
 import zlib
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,33 +18,36 @@ from gr_sweep.metrics.bootstrap import MISSING, Estimates, Sample, mean_of
 from gr_sweep.metrics.formulas import bits_per_byte
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
 
-Column = TypeVar("Column", bound=Hashable)
-
 
 class Read(NamedTuple):
-    """A document as one column read it."""
+    """A document as one model read it."""
 
     loss_nats: float
     tokens: int
     bytes: int
 
 
-class DocumentTable(Generic[Column]):
+class Column(NamedTuple):
+    """A model in one state."""
+
+    view: View
+    part: str = ""
+    run: Hashable = ""
+    """Which baseline; empty for the job itself."""
+
+
+_Columns = dict[Column, dict[str, Read]]
+
+
+class DocumentTable:
     """Losses of one domain's documents in several columns, resampled together.
 
-    A column is one model in one state, of the job or of a baseline. The documents are those of the
-    job's own columns. A column that lacks one of them, or a baseline that read another length of
-    it, has no loss; documents that only baselines read are left out.
+    The documents are those of the job's own columns. A column that lacks one of them, or a baseline
+    that read another length of it, has no loss; documents that only baselines read are left out.
     """
 
     def __init__(
-        self,
-        own: Mapping[Column, Mapping[str, Read]],
-        baselines: Mapping[Column, Mapping[str, Read]],
-        *,
-        domain: str,
-        seed: int,
-        resamples: int,
+        self, own: _Columns, baselines: _Columns, *, domain: str, seed: int, resamples: int
     ) -> None:
         """
         Args:
@@ -55,37 +58,30 @@ class DocumentTable(Generic[Column]):
         Raises:
             DataError: a document whose tokens or bytes differ between the job's own columns.
         """
-        # A text of one token has no loss; without it no resample has 0 tokens.
-        sizes = {
-            document: read[1:]
-            for column in own.values()
-            for document, read in column.items()
-            if read.tokens > 0
-        }
+        sizes: dict[str, tuple[int, int]] = {}
         for column in own.values():
             for document, read in column.items():
-                if document in sizes and sizes[document] != read[1:]:
+                if sizes.setdefault(document, read[1:]) != read[1:]:
                     raise DataError(
                         f"document {document} of {domain} differs in size between views"
                     )
-        self.documents = tuple(sorted(sizes))
+        # A text of one token has no loss; without it no resample has 0 tokens.
+        self.documents = tuple(sorted(document for document in sizes if sizes[document][0] > 0))
         columns = {**own, **baselines}
         self._at = {column: at for at, column in enumerate(columns)}
-        table = np.full((len(sizes), len(columns) + 2), np.nan)
-        for at, reads in enumerate(columns.values()):
-            for row, document in enumerate(self.documents):
+        table = np.full((len(self.documents), len(columns) + 2), np.nan)
+        for row, document in enumerate(self.documents):
+            for at, reads in enumerate(columns.values()):
                 found = reads.get(document)
                 # Losses that are not finite stay nan: 0 x inf would be nan with a warning.
                 if found and found[1:] == sizes[document] and math.isfinite(found.loss_nats):
                     table[row, at] = found.loss_nats
-        for row, document in enumerate(self.documents):
             table[row, -2:] = sizes[document]
         self._sums = table.sum(axis=0)
-        if len(sizes) > 1 and resamples > 0:
+        self._resampled = table[:0]
+        if len(self.documents) > 1 and resamples > 0:
             rng = np.random.default_rng([seed, zlib.crc32(domain.encode())])
             self._resampled = bootstrap.resampled_sums(table, resamples, rng)
-        else:
-            self._resampled = table[:0]
 
     def loss(self, column: Column) -> Sample:
         """Mean loss in nats per token; nan where a document's is missing or not finite."""
@@ -104,15 +100,6 @@ class DocumentTable(Generic[Column]):
             bits_per_byte(float(self._sums[at]), float(self._sums[-1])),
             bits_per_byte(self._resampled[:, at], self._resampled[:, -1]),
         )
-
-
-class LossColumn(NamedTuple):
-    """A model in one state."""
-
-    view: View
-    part: str = ""
-    run: Hashable = ""
-    """Which baseline; empty for the job itself."""
 
 
 class LossTables:
@@ -139,22 +126,17 @@ class LossTables:
             DataError: a document of the job whose tokens or bytes differ between views.
         """
         self.domains = tuple(domains)
-        own = _columns(rows, "")
+        own: dict[tuple[str, Text], _Columns] = {}
         others: dict[tuple[str, Text], _Columns] = {}
+        _add_columns(own, rows, "")
         for run, of_run in (baselines or {}).items():
-            for place, columns in _columns(of_run, run).items():
-                others.setdefault(place, {}).update(columns)
+            _add_columns(others, of_run, run)
         self._tables = {
-            (domain, text): DocumentTable(
-                own[domain, text],
-                others.get((domain, text), {}),
-                domain=domain,
-                seed=seed,
-                resamples=resamples,
+            key: DocumentTable(
+                own[key], others.get(key, {}), domain=key[0], seed=seed, resamples=resamples
             )
-            for domain in domains
-            for text in Text
-            if (domain, text) in own
+            for key in ((domain, text) for domain in domains for text in Text)
+            if key in own
         }
         self._parts: dict[View, dict[str, None]] = {}
         for (domain, _), found in own.items():
@@ -188,7 +170,7 @@ class LossTables:
     ) -> Sample:
         """Mean loss on a domain, nats per token."""
         table = self._tables.get((domain, text))
-        return MISSING if table is None else table.loss(LossColumn(view, part, run))
+        return MISSING if table is None else table.loss(Column(view, part, run))
 
     def mean_loss(
         self, domains: Sequence[str], view: View, part: str = "", *, run: Hashable = ""
@@ -206,28 +188,23 @@ class LossTables:
     def bits_per_byte(self, domain: str) -> Sample:
         """Of the full model."""
         table = self._tables.get((domain, Text.plain))
-        return MISSING if table is None else table.bits_per_byte(LossColumn(View.full))
+        return MISSING if table is None else table.bits_per_byte(Column(View.full))
 
     def spurious_gap(self, domain: str, view: View, part: str = "") -> Sample:
         """Loss with a swapped marker minus that with the right one, on the same documents."""
         marked, swapped = (self._tables.get((domain, text)) for text in (Text.marked, Text.swapped))
         if marked is None or swapped is None or marked.documents != swapped.documents:
             return MISSING
-        column = LossColumn(view, part)
-        return swapped.loss(column) - marked.loss(column)
+        return swapped.loss(Column(view, part)) - marked.loss(Column(view, part))
 
 
-_Columns = dict[LossColumn, dict[str, Read]]
-
-
-def _columns(rows: Iterable[DocumentLoss], run: Hashable) -> dict[tuple[str, Text], _Columns]:
-    """Rows by domain and text, then by column, then by document."""
-    found: dict[tuple[str, Text], _Columns] = {}
+def _add_columns(
+    columns: dict[tuple[str, Text], _Columns], rows: Iterable[DocumentLoss], run: Hashable
+) -> None:
+    """Adds rows by domain and text, then by column, then by document."""
     for view, part, domain, text, document, loss_nats, tokens, num_bytes in rows:
-        columns = found.setdefault((domain, text), {})
-        column = columns.setdefault(LossColumn(view, part, run), {})
+        column = columns.setdefault((domain, text), {}).setdefault(Column(view, part, run), {})
         column[document] = Read(loss_nats, tokens, num_bytes)
-    return found
 
 
 def summarize_losses(
@@ -260,6 +237,17 @@ def summarize_losses(
     return estimates.metrics, estimates.intervals
 
 
+_LOSSES = {
+    View.removed: registry.LOSS_REMOVED,
+    View.kept: registry.LOSS_KEPT,
+    View.off: registry.LOSS_OFF,
+    View.calibrated_full: registry.LOSS_CALIBRATED_FULL,
+    View.calibrated_removed: registry.LOSS_CALIBRATED_REMOVED,
+    View.unlearned: registry.LOSS_UNLEARNED,
+    View.calibrated_unlearned: registry.LOSS_CALIBRATED_UNLEARNED,
+}
+
+
 def add_own(
     estimates: Estimates, tables: LossTables, blocks: Mapping[str, Collection[str]]
 ) -> None:
@@ -288,8 +276,7 @@ def add_own(
             own, others = (mean_of([costs[domain] for domain in of]) for of in (under, beside))
             selectivities[part] = own - others
             add(registry.SELECTIVITY(part), selectivities[part])
-    mean = mean_of([selectivities[part] for part in tables.removable()])
-    add(registry.MEAN_SELECTIVITY, mean)
+    add(registry.MEAN_SELECTIVITY, mean_of([selectivities[part] for part in tables.removable()]))
 
     for block in tables.parts(View.off):
         owners = blocks.get(block, ())
@@ -299,14 +286,3 @@ def add_own(
         if inside and outside:
             add(registry.ENTANGLEMENT_INSIDE(block), mean_of(inside))
             add(registry.ENTANGLEMENT_OUTSIDE(block), mean_of(outside))
-
-
-_LOSSES = {
-    View.removed: registry.LOSS_REMOVED,
-    View.kept: registry.LOSS_KEPT,
-    View.off: registry.LOSS_OFF,
-    View.calibrated_full: registry.LOSS_CALIBRATED_FULL,
-    View.calibrated_removed: registry.LOSS_CALIBRATED_REMOVED,
-    View.unlearned: registry.LOSS_UNLEARNED,
-    View.calibrated_unlearned: registry.LOSS_CALIBRATED_UNLEARNED,
-}

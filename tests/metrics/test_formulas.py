@@ -86,7 +86,7 @@ def test_relearning_takes_the_steps_to_half_of_what_there_is_to_learn() -> None:
 def test_relearning_counts_the_strongest_attack() -> None:
     slow, fast = ([0, 10, 20], [8.0, 7.0, 5.0]), ([0, 10, 20], [8.0, 4.0, 9.0])
     assert steps_to_relearn([slow, fast], 8.0, 4.0) == (5.0, 0)
-    assert lowest_loss([slow[1], fast[1]]) == 4.0
+    assert lowest_loss(slow[1] + fast[1]) == 4.0
 
 
 def test_relearning_that_never_comes_half_of_the_way_is_censored_at_the_last_step() -> None:
@@ -103,8 +103,8 @@ def test_attack_that_diverged_is_no_success_and_leaves_the_others_theirs() -> No
     assert steps_to_relearn([diverged, other], 8.0, 4.0) == (15.0, 0)
     assert steps_to_relearn([diverged], 8.0, 4.0) == (20, 1)
     assert steps_to_relearn([([0, 10, 20], [8.0, math.nan, 5.0])], 8.0, 4.0) == (20, 0)
-    assert lowest_loss([diverged[1], other[1]]) == 5.0
-    assert math.isnan(lowest_loss([[math.nan, math.nan]]))
+    assert lowest_loss(diverged[1] + other[1]) == 5.0
+    assert math.isnan(lowest_loss([math.nan, math.nan]))
 
 
 def test_relearning_is_nan_where_there_is_nothing_to_learn() -> None:
