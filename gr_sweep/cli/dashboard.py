@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,6 @@ from gr_sweep.tracking.dashboard import (
 
 if TYPE_CHECKING:
     from gr_sweep.report.sweep import Job, Sweep
-    from gr_sweep.tracking.wandb_server import Server
 
 SAVED = "wandb_dashboard.json"
 """In a sweep's folder: the addresses of its workspace and report, by project."""
@@ -68,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     what.add_argument("--upload-only", action="store_true", help="upload offline logs only")
     arguments = parser.parse_args(list(argv))
     if arguments.upload_only:
-        return 0 if _upload(arguments, None) else 1
+        return 0 if _upload(arguments) else 1
 
     from gr_sweep.report import read_sweep
 
@@ -77,45 +76,36 @@ def main(argv: Sequence[str]) -> int:
     tracked = _only(sweep, ids)
     entity, project = _place(tracked, arguments)
     if arguments.dry_run:
-        print(json.dumps(_dashboard(tracked, entity, project).as_plain(), indent=1))
+        dashboard = _dashboard(tracked, entity, project)
+        print(json.dumps(dataclasses.asdict(dashboard), indent=1))
         return 0
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ConfigError("wandb-workspaces is missing; pip install gr-sweep[dashboards]")
 
-    from gr_sweep.tracking.wandb_server import Server
+    from gr_sweep.tracking import wandb_server
 
-    server = Server()
-    is_uploaded = _upload(arguments, server)
-    owner = entity or server.default_entity
-    runs = _runs(tracked, ids, server, owner, project)
+    api = wandb_server.connect()
+    is_uploaded = _upload(arguments)
+    with wandb_server.asking():
+        entity = entity or str(api.default_entity)
+    runs = _settled_runs(api, tracked, ids, f"{entity}/{project}")
     for job in sweep.jobs:
         if job.name not in runs:
-            print(f"{job.name}: no run in {owner}/{project}, left out")
-    if not runs:
-        raise JobError(f"W&B at {server.url} has no run of {arguments.dir} in {owner}/{project}")
-    shown = _only(sweep, runs)
-    for job in shown.jobs:
-        if _is_settled(job, runs[job.name]):
-            count = server.add(runs[job.name], _metrics(job), {ADDED: _added(sweep, job)})
-            if count:
-                print(f"{job.name}: {count} values added on W&B")
-        else:
+            print(f"{job.name}: no run in {entity}/{project}, left out")
+        elif not _is_settled(job, runs[job.name]):
             print(f"{job.name}: W&B has not processed it yet, nothing added; try again later")
-    dashboard = _dashboard(shown, entity, project)
-    path, place = sweep.folder / SAVED, f"{owner}/{project}"
-    saved = _read_saved(path)
-    with server.asking():
-        urls = save(dashboard, owner, saved.get(place, {}))
-    for kind, url in urls.items():
-        print(f"{kind} {'updated' if saved.get(place, {}).get(kind) == url else 'made'}: {url}")
-    write_whole(path, json.dumps(saved | {place: urls}, indent=1) + "\n")
+        else:
+            added = {ADDED: _added(sweep, job)}
+            if count := wandb_server.add(runs[job.name], _metrics(job), added):
+                print(f"{job.name}: {count} values added on W&B")
+    _save(_dashboard(_only(sweep, runs), entity, project), entity, sweep.folder / SAVED)
     return 0 if is_uploaded else 1
 
 
-def _upload(arguments: argparse.Namespace, server: "Server | None") -> bool:
+def _upload(arguments: argparse.Namespace) -> bool:
     """Uploads what jobs that are not running logged offline; whether all of it was uploaded."""
     from gr_sweep.tracking.wandb import offline_logs
-    from gr_sweep.tracking.wandb_server import Server
+    from gr_sweep.tracking.wandb_server import connect, upload
 
     logs: dict[Path, Path] = {}
     for job in job_folders(arguments.dir):
@@ -127,11 +117,11 @@ def _upload(arguments: argparse.Namespace, server: "Server | None") -> bool:
     if not logs:
         print("nothing to upload")
         return True
-    server = server or Server()
-    failed = server.upload(list(logs), entity=arguments.entity, project=arguments.project)
-    for log, job in logs.items():
-        print(f"{job.name}: " + (f"not uploaded: {failed[log]}" if log in failed else "uploaded"))
-    return not failed
+    connect()
+    reasons = upload(list(logs), entity=arguments.entity, project=arguments.project)
+    for log, reason in reasons.items():
+        print(f"{logs[log].name}: {'uploaded' if reason is None else f'not uploaded: {reason}'}")
+    return not any(reasons.values())
 
 
 def _run_ids(sweep: "Sweep") -> dict[str, str]:
@@ -151,8 +141,8 @@ def _run_ids(sweep: "Sweep") -> dict[str, str]:
     return found
 
 
-def _only(sweep: "Sweep", names: Iterable[str]) -> "Sweep":
-    jobs = [job for job in sweep.jobs if job.name in set(names)]
+def _only(sweep: "Sweep", names: Collection[str]) -> "Sweep":
+    jobs = [job for job in sweep.jobs if job.name in names]
     return dataclasses.replace(sweep, jobs=jobs, unfinished=[])
 
 
@@ -175,18 +165,27 @@ def _place(sweep: "Sweep", arguments: argparse.Namespace) -> tuple[str | None, s
     return place
 
 
-def _runs(
-    sweep: "Sweep", ids: Mapping[str, str], server: "Server", entity: str, project: str
-) -> dict[str, Any]:
-    """The jobs' runs on the server, by job name, once it has processed what it was sent."""
+def _settled_runs(api: Any, sweep: "Sweep", ids: Mapping[str, str], place: str) -> dict[str, Any]:
+    """The jobs' runs in a project, by job name, once W&B has processed what it was sent.
+
+    Raises:
+        JobError: it has none of them.
+    """
+    from gr_sweep.tracking import wandb_server
+
     deadline = time.monotonic() + SETTLE_S
     while True:
-        by_id = server.runs(entity, project, list(ids.values()))
+        by_id = wandb_server.runs(api, place, list(ids.values()))
         runs = {name: by_id[run_id] for name, run_id in ids.items() if run_id in by_id}
         jobs = [job for job in sweep.jobs if job.name in runs]
         if all(_is_settled(job, runs[job.name]) for job in jobs) or time.monotonic() > deadline:
-            return runs
+            break
         time.sleep(SETTLE_S / 10)
+    if not runs:
+        raise JobError(
+            f"W&B at {wandb_server.server_url()} has no run of {sweep.folder} in {place}"
+        )
+    return runs
 
 
 def _is_settled(job: "Job", run: Any) -> bool:
@@ -197,12 +196,20 @@ def _is_settled(job: "Job", run: Any) -> bool:
     )
 
 
-def _read_saved(path: Path) -> dict[str, dict[str, str]]:
-    try:
-        found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):
-        return {}
+def _save(dashboard: Dashboard, entity: str, path: Path) -> None:
+    """Makes or updates workspace and report, whose addresses are kept in a file."""
+    from gr_sweep.tracking.wandb_server import asking
+
+    saved: dict[str, dict[str, str]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    place = f"{entity}/{dashboard.project}"
+    earlier = saved.get(place, {})
+    with asking():
+        urls = save(dashboard, entity, earlier)
+    for kind, url in urls.items():
+        print(f"{kind} {'updated' if earlier.get(kind) == url else 'made'}: {url}")
+    write_whole(path, json.dumps(saved | {place: urls}, indent=1) + "\n")
 
 
 def _metrics(job: "Job") -> dict[str, float]:
@@ -210,18 +217,20 @@ def _metrics(job: "Job") -> dict[str, float]:
     found: dict[str, float | None] = dict(job.metrics)
     for one in job.rounds:
         of_round: dict[str, float | None] = {
-            registry.SELECTIVITY(label): one.metrics.get(registry.SELECTIVITY(label))
-            for label in one.labels
-        }
-        of_round |= {registry.PARAMETERS_KEPT(at): n for at, n in one.parameters_kept.items()}
-        of_round |= {registry.LOSS_EXPERT(domain): loss for domain, loss in one.leaf_loss.items()}
-        of_round |= {registry.LEAF_TAX(domain): tax for domain, tax in one.leaf_tax.items()}
-        of_round |= {
             registry.MEAN_SELECTIVITY: _mean(one.selectivities),
             registry.MEAN_LEAF_TAX: _mean([one.leaf_tax.get(domain) for domain in job.domains]),
             registry.MEAN_PARAMETERS_KEPT: one.mean_parameters,
             registry.MODULARITY.key: one.modularity,
         }
+        for label in one.labels:
+            key = registry.SELECTIVITY(label)
+            of_round[key] = one.metrics.get(key)
+        for metric, values in (
+            (registry.PARAMETERS_KEPT, one.parameters_kept),
+            (registry.LOSS_EXPERT, one.leaf_loss),
+            (registry.LEAF_TAX, one.leaf_tax),
+        ):
+            of_round |= {metric(name): value for name, value in values.items()}
         found |= {registry.in_round(one.number, key): value for key, value in of_round.items()}
     return {key: value for key, value in found.items() if value is not None and is_number(value)}
 
@@ -242,13 +251,6 @@ def _dashboard(sweep: "Sweep", entity: str | None, project: str) -> Dashboard:
     summary = {key for job in sweep.jobs for key in _metrics(job)}
     if any(key.startswith("separability/matrix/") for key in summary):
         summary |= {HEAT_MAP, MATRIX_TABLE}
-    # A list or a mapping is no axis of a plot.
-    varied = [
-        name
-        for name in sorted(sweep.varied)
-        if name != "seed"
-        and not any(isinstance(job.settings.get(name), list | dict) for job in sweep.compared)
-    ]
     rounds: dict[int, dict[str, None]] = {}
     for job in sweep.jobs:
         for one in job.rounds:
@@ -258,9 +260,13 @@ def _dashboard(sweep: "Sweep", entity: str | None, project: str) -> Dashboard:
     logged = Logged(
         history=frozenset(key for job in sweep.jobs for row in job.history for key in row) - {STEP},
         summary=frozenset(summary),
-        settings=frozenset(name for job in sweep.jobs for name in job.settings)
-        | {f"{ADDED}.{COMPARED_AS}", f"{ADDED}.{LABEL}"},
-        varied=tuple(varied),
+        varied=tuple(
+            name
+            for name in sorted(sweep.varied)
+            # A list or a mapping is no axis of a plot.
+            if name != "seed"
+            and not any(isinstance(job.settings.get(name), list | dict) for job in sweep.compared)
+        ),
         domains=tuple(sweep.domains),
         rounds={number: tuple(labels) for number, labels in rounds.items()},
         needs_labels=len({one[LABEL] for one in added}) > len({one[COMPARED_AS] for one in added}),

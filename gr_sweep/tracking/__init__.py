@@ -14,6 +14,9 @@ from gr_sweep.tracking.jsonl import JsonlTracker
 
 __all__ = ["Tracker", "Trackers", "check_tracking", "make_tracker", "run_tags"]
 
+_MAX_TAG_LENGTH = 64
+"""W&B refuses longer tags."""
+
 
 def check_tracking(config: TrackingConfig) -> None:
     """Checks before any work that W&B can be used as `config` asks. No network.
@@ -44,7 +47,7 @@ def make_tracker(
         job: name of the job, and of the W&B run.
         sweep: name of the sweep folder; the W&B group unless `config.group` is set.
         run_config: the job's settings as a plain nested dict.
-        tags: tags besides `config.tags`; see `run_tags`.
+        tags: tags besides `config.tags`; see `run_tags`. Duplicates are dropped, long ones cut.
 
     Raises:
         ConfigError: mode is online and no API key is configured.
@@ -54,19 +57,16 @@ def make_tracker(
         from gr_sweep.tracking.wandb import WandbTracker, resolve_mode
 
         mode = resolve_mode(config.mode)
+        run = {
+            "project": config.project,
+            "entity": config.entity,
+            "group": config.group or sweep,
+            "name": job,
+            "tags": list(dict.fromkeys(tag[:_MAX_TAG_LENGTH] for tag in (*tags, *config.tags))),
+            "config": dict(run_config),
+        }
         if mode is not TrackingMode.off:
-            trackers.append(
-                WandbTracker(
-                    mode,
-                    project=config.project,
-                    entity=config.entity,
-                    group=config.group or sweep,
-                    name=job,
-                    tags=[*tags, *config.tags],
-                    folder=folder,
-                    run_config=run_config,
-                )
-            )
+            trackers.append(WandbTracker(mode, folder, run))
     return Trackers(trackers)
 
 

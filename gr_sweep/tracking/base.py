@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 STEP = "step"
 """Column of metrics.jsonl: optimizer steps done."""
@@ -17,7 +17,7 @@ HEAT_MAP = "separability/heat_map"
 """W&B plot of the same matrix."""
 
 
-class Tracker(Protocol):
+class Tracker:
     """Where rows go. `finish` or `fail` closes it; later calls are ignored."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -36,7 +36,7 @@ class Tracker(Protocol):
         """Closes a job that did not finish."""
 
 
-class Trackers:
+class Trackers(Tracker):
     """Several trackers as one, called in the given order.
 
     As a context manager it closes them: a block that ends without `finish` counts as failed.
@@ -47,28 +47,24 @@ class Trackers:
         self._is_open = True
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """See `Tracker.log`."""
         for tracker in self.trackers:
             tracker.log(step, metrics)
 
     def cut_back(self, step: int) -> None:
-        """See `Tracker.cut_back`."""
         for tracker in self.trackers:
             tracker.cut_back(step)
 
     def sync(self) -> None:
-        """See `Tracker.sync`."""
         for tracker in self.trackers:
             tracker.sync()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """See `Tracker.finish`."""
         self._is_open = False
         for tracker in self.trackers:
             tracker.finish(summary)
 
     def fail(self, message: str) -> None:
-        """See `Tracker.fail`. Does nothing after `finish`."""
+        """Does nothing after `finish`."""
         if self._is_open:
             self._is_open = False
             for tracker in self.trackers:

@@ -1,11 +1,11 @@
 """The W&B dashboard of a sweep: its panels, and how it is saved as a workspace and a report.
 
 `make_dashboard` gives plain values and needs neither wandb nor a network; a panel names only
-metrics and settings that the runs have. `save` makes or updates both with wandb-workspaces.
+metrics that the runs have. `save` makes or updates both with wandb-workspaces.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ ADDED = "gr_sweep"
 """Entry of a run's config that `gr-sweep dashboard` adds; a job's own config does not have it."""
 
 COMPARED_AS = "compared_as"
-"""In it: the edges of a routed run, the method of another."""
+"""In it: the edges of a routed run, the method of another. Panels are grouped by it."""
 
 LABEL = "label"
 """In it: the settings that tell the run from others, without the seed."""
@@ -26,6 +26,7 @@ LABEL = "label"
 MAX_RUNS = 200
 """Runs and bars that a panel shows; W&B's default is 10."""
 
+_BY = f"{ADDED}.{COMPARED_AS}"
 _BY_DOMAIN = (
     registry.LOSS_FULL,
     registry.TAX,
@@ -43,10 +44,8 @@ class Logged:
     """Metrics with a value per step."""
     summary: frozenset[str]
     """Metrics, tables and pictures with one value per run."""
-    settings: frozenset[str]
-    """Dotted names of the config, with the entries of ADDED."""
     varied: tuple[str, ...]
-    """Settings in which the runs differ, without the seed."""
+    """Settings in which the runs differ, by their dotted names, without the seed."""
     domains: tuple[str, ...]
     rounds: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Labels of each round of `procedure=alternate`, by its number."""
@@ -82,6 +81,8 @@ class Section:
 class Dashboard:
     """A workspace and a report with the same sections."""
 
+    title: str
+    """Of the workspace and of the report."""
     entity: str | None
     """None: the account's default."""
     project: str
@@ -91,184 +92,157 @@ class Dashboard:
     """Metrics that the list of runs shows."""
     sections: tuple[Section, ...]
 
-    @property
-    def title(self) -> str:
-        """Of the workspace and of the report."""
-        return f"gr-sweep: {self.groups[0]}"
-
-    def as_plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"title": self.title} | dataclasses.asdict(self)
-
 
 def make_dashboard(
     logged: Logged, *, entity: str | None, project: str, groups: Sequence[str]
 ) -> Dashboard:
     """The dashboard of runs that have logged this."""
-    compared = f"{ADDED}.{COMPARED_AS}"
-    by = compared if compared in logged.settings else "edges"
-    axes = [pair for pair in registry.AXES if {metric.mean for metric in pair} <= logged.summary]
-    means = _bars_of_means(logged, ("loss/", "utility/", "separability/"), by)
-    over_settings = [] if not logged.needs_labels else [
-        dataclasses.replace(panel, settings=(f"{ADDED}.{LABEL}",)) for panel in means
-    ]  # fmt: skip
-    sections = (
-        Section(
-            "Utility and separability",
-            "Each point or line is a run: which choice separates best at the least cost?",
-            _frontier(logged, axes),
-        ),
-        Section(
-            "Edge choices",
-            "Mean over the runs of each edge choice or method, with the spread of their seeds.",
-            (*means, *_bars_by_domain(logged, by)),
-        ),
-        Section(
-            "All settings",
-            "Mean over the runs that differ only in their seed, with their spread.",
-            tuple(over_settings),
-        ),
-        Section(
-            "Loss curves",
-            "By domain, over optimizer steps; the runs of a method are one line.",
-            _curves(logged),
-        ),
-        Section(
-            "Removal",
-            "Rows are removed domains, columns the domains that are read: the diagonal should be "
-            "high, the rest 0.",
-            _removal(logged, by),
-        ),
-        Section(
-            "Robustness",
-            "What attacks on the removed domain recover.",
-            tuple(_bars_of_means(logged, ("robustness/",), by)),
-        ),
-        Section(
-            "Cost", "What runs took, and what their experts cost to run.", _cost(logged, by)
-        ),
-        *_rounds(logged, by),
-    )  # fmt: skip
+    pairs = [(str(utility.mean), str(separability.mean)) for utility, separability in registry.AXES]
+    axes = next((pair for pair in pairs if logged.summary.issuperset(pair)), ())
+    sections = []
+    for name, about, panels in _sections(logged, axes):
+        shown = [found for panel in panels if (found := _of_logged(panel, logged)) is not None]
+        if shown:
+            sections.append(Section(name, about, tuple(shown)))
     return Dashboard(
+        title=f"gr-sweep: {groups[0]}",
         entity=entity,
         project=project,
         groups=tuple(groups),
-        columns=tuple(str(metric.mean) for pair in axes[:1] for metric in pair),
-        sections=tuple(section for section in sections if section.panels),
+        columns=axes,
+        sections=tuple(sections),
     )
 
 
-def _bars(title: str, wanted: Iterable[str], logged: Logged, by: str) -> list[Panel]:
-    metrics = tuple(key for key in wanted if key in logged.summary)
-    return [Panel("bars", title, metrics, (by,))] if metrics else []
+def _of_logged(panel: Panel, logged: Logged) -> Panel | None:
+    """The panel with those of its metrics that the runs have; None if too few are left to plot."""
+    has = logged.history if panel.panel == "curves" else logged.summary
+    metrics = tuple(key for key in panel.metrics if key in has)
+    is_whole = metrics == panel.metrics or panel.panel not in ("scatter", "parallel")
+    has_x = panel.x in (None, STEP_FIELD) or panel.x in logged.history
+    return dataclasses.replace(panel, metrics=metrics) if metrics and is_whole and has_x else None
 
 
-def _lines(title: str, wanted: Iterable[str], logged: Logged, by: str, x: str) -> list[Panel]:
-    metrics = tuple(key for key in wanted if key in logged.history)
-    return [Panel("curves", title, metrics, (by,), x)] if metrics else []
+def _bars(title: str, metrics: Iterable[str], by: str = _BY) -> Panel:
+    return Panel("bars", title, tuple(metrics), (by,))
 
 
-def _bars_of_means(logged: Logged, families: tuple[str, ...], by: str) -> list[Panel]:
-    found: list[Panel] = []
-    for metric in registry.METRICS:
-        if metric.mean is not None and metric.key.startswith(families):
-            found += _bars(metric.mean_axis, [metric.mean], logged, by)
-    return found
+def _curves(title: str, metrics: Iterable[str], by: str = _BY, x: str = STEP_FIELD) -> Panel:
+    return Panel("curves", title, tuple(metrics), (by,), x)
 
 
-def _bars_by_domain(logged: Logged, by: str) -> list[Panel]:
-    found: list[Panel] = []
-    for metric in _BY_DOMAIN:
-        title = f"{metric.title} by domain" + (f", {metric.unit}" if metric.unit else "")
-        found += _bars(title, map(metric, logged.domains), logged, by)
-    return found
-
-
-def _frontier(logged: Logged, axes: Sequence[tuple[Metric, Metric]]) -> tuple[Panel, ...]:
-    found = [
-        Panel(
-            "scatter",
-            f"{utility.mean_axis} against {separability.mean_axis}",
-            (str(utility.mean), str(separability.mean)),
-        )
-        for utility, separability in axes
+def _bars_of_means(families: tuple[str, ...], by: str = _BY) -> list[Panel]:
+    return [
+        _bars(metric.mean_axis, [metric.mean], by)
+        for metric in registry.METRICS
+        if metric.mean is not None and metric.key.startswith(families)
     ]
-    varied = tuple(name for name in logged.varied if name in logged.settings)
-    if varied and found:
-        found.append(
-            Panel("parallel", "swept settings and their results", found[0].metrics, varied)
-        )
-    return tuple(found)
 
 
-def _curves(logged: Logged) -> tuple[Panel, ...]:
-    by = "method.name" if "method.name" in logged.settings else "edges"
-    found = _lines(
-        "training loss, nats per token", [registry.TRAIN_LOSS.key], logged, by, STEP_FIELD
+def _sections(logged: Logged, axes: tuple[str, ...]) -> Iterator[tuple[str, str, Iterable[Panel]]]:
+    """Names, descriptions and panels of all sections that a sweep may have."""
+    domains, means = logged.domains, ("loss/", "utility/", "separability/")
+
+    def over_domains(metric: Metric) -> list[str]:
+        return [metric(domain) for domain in domains] if metric.placeholders else [metric.key]
+
+    scatters = [
+        Panel("scatter", f"{y.mean_axis} against {x.mean_axis}", (str(y.mean), str(x.mean)))
+        for y, x in registry.AXES
+    ]
+    if logged.varied:
+        title = "swept settings and their results"
+        scatters.append(Panel("parallel", title, axes, logged.varied))
+    yield (
+        "Utility and separability",
+        "Each point or line is a run: which choice separates best at the least cost?",
+        scatters,
     )
-    for metric in (registry.EVAL_LOSS, registry.TRAIN_LOSS_OF):
-        for domain in logged.domains:
-            title = f"{metric.title} on {domain}, {metric.unit}"
-            found += _lines(title, [metric(domain)], logged, by, STEP_FIELD)
-    return tuple(found)
-
-
-def _removal(logged: Logged, by: str) -> tuple[Panel, ...]:
-    found: list[Panel] = []
-    for panel, key in (("picture", HEAT_MAP), ("table", MATRIX_TABLE)):
-        if key in logged.summary:
-            found.append(Panel(panel, "loss that removing a domain adds, per run", (key,)))
-    for part in logged.domains:
-        wanted = [registry.MATRIX(part, domain) for domain in logged.domains]
-        found += _bars(f"cost of removing {part}, nats per token", wanted, logged, by)
-    return tuple(found)
-
-
-def _cost(logged: Logged, by: str) -> tuple[Panel, ...]:
-    found: list[Panel] = []
-    for metric in registry.METRICS:
-        if metric.key.startswith("cost/"):
-            names = logged.domains if metric.placeholders else [None]
-            wanted = [metric(*([] if name is None else [name])) for name in names]
-            found += _bars(metric.axis, wanted, logged, by)
+    by_domain = [
+        _bars(f"{metric.title} by domain{metric.unit and ', '}{metric.unit}", over_domains(metric))
+        for metric in _BY_DOMAIN
+    ]
+    yield (
+        "Edge choices",
+        "Mean over the runs of each edge choice or method, with the spread of their seeds.",
+        [*_bars_of_means(means), *by_domain],
+    )
+    yield (
+        "All settings",
+        "Mean over the runs that differ only in their seed, with their spread.",
+        _bars_of_means(means, f"{ADDED}.{LABEL}") if logged.needs_labels else [],
+    )
+    loss = registry.TRAIN_LOSS
+    yield (
+        "Loss curves",
+        "By domain, over optimizer steps; the runs of a method are one line.",
+        [_curves(loss.axis, [loss.key], "method.name")]
+        + [
+            _curves(f"{metric.title} on {domain}, {metric.unit}", [metric(domain)], "method.name")
+            for metric in (registry.EVAL_LOSS, registry.TRAIN_LOSS_OF)
+            for domain in domains
+        ],
+    )
+    matrix = "loss that removing a domain adds, per run"
+    yield (
+        "Removal",
+        "Rows are removed domains, columns the domains that are read: the diagonal should be "
+        "high, the rest 0.",
+        [Panel("picture", matrix, (HEAT_MAP,)), Panel("table", matrix, (MATRIX_TABLE,))]
+        + [
+            _bars(
+                f"cost of removing {part}, nats per token",
+                [registry.MATRIX(part, domain) for domain in domains],
+            )
+            for part in domains
+        ],
+    )
+    yield (
+        "Robustness",
+        "What attacks on the removed domain recover.",
+        _bars_of_means(("robustness/",)),
+    )
     speed = registry.TRAIN_TOKENS_PER_SECOND
-    found += _lines(f"{speed.title}, over steps", [speed.key], logged, by, STEP_FIELD)
-    return tuple(found)
-
-
-def _rounds(logged: Logged, by: str) -> list[Section]:
-    """The trade-off over the rounds of `procedure=alternate`, and a section for each of them."""
-    x = registry.ROUND.key
-    over_rounds: list[Panel] = []
-    if x in logged.history:
-        experts = map(registry.LOSS_EXPERT, logged.domains)
-        over_rounds += _lines(registry.LOSS_EXPERT.axis, experts, logged, by, x)
-        over_rounds += _lines("modularity", [registry.MODULARITY.key], logged, by, x)
-    about = "What splitting further gains and costs, round by round."
-    sections = [Section("Rounds", about, tuple(over_rounds))]
+    costs = [metric for metric in registry.METRICS if metric.key.startswith("cost/")]
+    yield (
+        "Cost",
+        "What runs took, and what their experts cost to run.",
+        [_bars(metric.axis, over_domains(metric)) for metric in costs]
+        + [_curves(f"{speed.title}, over steps", [speed.key])],
+    )
+    expert, modularity, x = registry.LOSS_EXPERT, registry.MODULARITY, registry.ROUND.key
+    yield (
+        "Rounds",
+        "What splitting further gains and costs, round by round.",
+        [
+            _curves(expert.axis, over_domains(expert), x=x),
+            _curves(modularity.axis, [modularity.key], x=x),
+        ],
+    )
     for number, labels in sorted(logged.rounds.items()):
-        panels: list[Panel] = []
-        size, tax = (
-            registry.in_round(number, key)
-            for key in (registry.MEAN_PARAMETERS_KEPT, registry.MEAN_LEAF_TAX)
+        yield (
+            f"Round {number}",
+            f"Labels: {', '.join(map(metric_name, labels))}.",
+            _panels_of_round(number, labels, domains),
         )
-        if {size, tax} <= logged.summary:
-            panels.append(Panel("scatter", "size of an expert against its leaf tax", (size, tax)))
-        wanted = [registry.in_round(number, registry.MEAN_SELECTIVITY)]
-        panels += _bars(registry.SELECTIVITY.mean_axis, wanted, logged, by)
-        for metric, names in (
-            (registry.LEAF_TAX, logged.domains),
-            (registry.LOSS_EXPERT, logged.domains),
-            (registry.SELECTIVITY, labels),
-            (registry.PARAMETERS_KEPT, labels),
-        ):
-            wanted = [registry.in_round(number, metric(name)) for name in names]
-            panels += _bars(metric.axis, wanted, logged, by)
-        labelled = map(registry.TRAIN_LOSS_OF, labels)
-        panels += _lines("training loss by label", labelled, logged, by, STEP_FIELD)
-        about = f"Labels: {', '.join(map(metric_name, labels))}."
-        sections.append(Section(f"Round {number}", about, tuple(panels)))
-    return sections
+
+
+def _panels_of_round(number: int, labels: Sequence[str], domains: Sequence[str]) -> Iterator[Panel]:
+    def bars(title: str, *keys: str) -> Panel:
+        return _bars(title, (registry.in_round(number, key) for key in keys))
+
+    size_and_tax = (registry.MEAN_PARAMETERS_KEPT, registry.MEAN_LEAF_TAX)
+    keys = tuple(registry.in_round(number, key) for key in size_and_tax)
+    yield Panel("scatter", "size of an expert against its leaf tax", keys)
+    yield bars(registry.SELECTIVITY.mean_axis, registry.MEAN_SELECTIVITY)
+    for metric, names in (
+        (registry.LEAF_TAX, domains),
+        (registry.LOSS_EXPERT, domains),
+        (registry.SELECTIVITY, labels),
+        (registry.PARAMETERS_KEPT, labels),
+    ):
+        yield bars(metric.axis, *map(metric, names))
+    yield _curves("training loss by label", map(registry.TRAIN_LOSS_OF, labels))
 
 
 # On a server
@@ -290,17 +264,9 @@ def save(dashboard: Dashboard, entity: str, earlier: Mapping[str, str]) -> dict[
     place: dict[str, Any] = {"entity": entity, "project": dashboard.project}
     title = "".join(c if c.isalnum() or c in " -_.,:()[]" else "-" for c in dashboard.title)[:128]
     # As the server has it: the library takes filters as text, in which quotes and `=` are lost.
-    runs = {
-        "filterFormat": "filterV2",
-        "filters": [
-            {
-                "key": {"section": "run", "name": "group"},
-                "op": "IN",
-                "value": list(dashboard.groups),
-                "disabled": False,
-            }
-        ],
-    }
+    group = {"section": "run", "name": "group"}
+    only = {"key": group, "op": "IN", "value": list(dashboard.groups), "disabled": False}
+    runs = {"filterFormat": "filterV2", "filters": [only]}
 
     workspace = _existing(ws.Workspace, earlier.get("workspace")) or ws.Workspace(**place)
     workspace.name = title

@@ -15,7 +15,7 @@ from typing import Any
 
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.files import full_disk, is_full, whole_file
-from gr_sweep.tracking.base import STEP
+from gr_sweep.tracking.base import STEP, Tracker
 
 TAIL_BYTES = 1 << 17
 """Some hundreds of the last rows, for readers that need no more."""
@@ -54,13 +54,17 @@ def read_rows(path: Path, *, last_bytes: int | None = None) -> list[dict[str, An
     return rows
 
 
-class JsonlTracker:
+class JsonlTracker(Tracker):
     """Appends rows to one file, and drops those after the checkpoint that a job resumes from."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_torn_line()
+        if self.path.exists():
+            content = self.path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(self.path, whole)
         self._file: FileIO | None = FileIO(self.path, "ab")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -132,14 +136,6 @@ class JsonlTracker:
             if is_full(error):
                 raise full_disk(self.path, error, num_bytes) from error
             raise
-
-    def _drop_torn_line(self) -> None:
-        if not self.path.exists():
-            return
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self.path, whole)
 
     def _step(self, number: int, line: bytes) -> int:
         try:

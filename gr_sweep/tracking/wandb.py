@@ -17,9 +17,9 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import wandb
 from wandb.sdk import wandb_setup
@@ -30,7 +30,7 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.files import write_whole
 from gr_sweep.jobdir import METRICS
 from gr_sweep.metrics import registry
-from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP, STEP_FIELD
+from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP, STEP_FIELD, Tracker
 from gr_sweep.tracking.jsonl import finite, read_rows
 
 CONNECT_TIMEOUT_S = 10.0
@@ -39,15 +39,10 @@ CONNECT_TIMEOUT_S = 10.0
 UPLOAD_TIMEOUT_S = 60.0
 """How long a job waits for its upload at its end; the rest stays on disk, for `wandb sync`."""
 
-_REQUEST_TIMEOUT_S = 30.0
-_RETRY_WAIT_S = 10.0
-"""Longest wait before a request is repeated; a server that comes back is found soon."""
 _RETRIES = 1_000_000
-"""A server may be away for days; UPLOAD_TIMEOUT_S ends the waiting."""
-_FLUSH_S = 1.0
-"""Time until a row of an offline run is on disk."""
-_MAX_TAG_LENGTH = 64
-"""W&B refuses longer tags."""
+_RETRY_WAIT_S = 10.0
+"""A server may be away for days, and is found soon after; UPLOAD_TIMEOUT_S ends the waiting."""
+_ERROR = "gr_sweep/error"
 _URL = re.compile(r"(https?://)(?:[^/\s@]*@)?([^\s?#\"'<>]*)[^\s\"'<>]*")
 
 _log = logging.getLogger(__name__)
@@ -94,37 +89,20 @@ def resolve_mode(mode: TrackingMode) -> TrackingMode:
         return TrackingMode.off
     if wanted == "disabled":
         return TrackingMode.off
-    if wanted in ("offline", "dryrun"):
-        return TrackingMode.offline
-    return TrackingMode.online if has_key else TrackingMode.offline
+    is_online = has_key and wanted not in ("offline", "dryrun")
+    return TrackingMode.online if is_online else TrackingMode.offline
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """One W&B run. A resumed job continues the same run: its id is kept in wandb/run_id."""
 
-    def __init__(
-        self,
-        mode: TrackingMode,
-        *,
-        project: str,
-        entity: str | None,
-        group: str,
-        name: str,
-        tags: Sequence[str],
-        folder: Path,
-        run_config: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, mode: TrackingMode, folder: Path, run: Mapping[str, Any]) -> None:
         """Opens the run.
 
         Args:
             mode: online or offline.
-            project: W&B project.
-            entity: W&B user or team; None: the account's default.
-            group: W&B group.
-            name: W&B name of the run.
-            tags: duplicates are dropped, long ones cut.
             folder: the job's folder; wandb makes its own wandb/ in it.
-            run_config: plain nested dict.
+            run: project, entity, group, name, tags and config, as `wandb.init` takes them.
         """
         self._run: wandb.Run | None = None
         self._rows_path = folder / METRICS
@@ -135,45 +113,29 @@ class WandbTracker:
         run_id = _kept_run_id(folder / "wandb" / "run_id")
         earlier = offline_logs(folder)
 
-        def start(
-            wandb_mode: Literal["online", "offline"], resume: Literal["allow"] | None
-        ) -> wandb.Run:
-            return wandb.init(
-                mode=wandb_mode,
-                id=run_id,
-                resume=resume,
-                # Jobs of a sweep may follow one another in one process.
-                reinit="create_new",
-                project=project,
-                entity=entity,
-                group=group,
-                name=name,
-                tags=list(dict.fromkeys(tag[:_MAX_TAG_LENGTH] for tag in tags)),
-                dir=str(folder),
-                config=dict(run_config),
-                settings=_runwandb_settings(),
-            )
+        def start(**how: Any) -> wandb.Run:
+            # Jobs of a sweep may follow one another in one process.
+            how |= {"id": run_id, "dir": str(folder), "reinit": "create_new"}
+            return wandb.init(**run, **how, settings=_run_settings())
 
-        try:
+        with self._giving_up():
             set_up()
             if mode is TrackingMode.online:
                 try:
-                    self._run = start("online", "allow")
+                    self._run = start(mode="online", resume="allow")
                     self._num_on_server = self._run.starting_step
                 except (wandb.Error, TimeoutError) as error:
                     _log.warning("W&B is not reached, logging offline instead: %s", one_line(error))
                     wandb.teardown()  # its process holds the id of the run that did not open
                     set_up()
             if self._run is None:
-                self._run = start("offline", None)
+                self._run = start(mode="offline")
             for log in earlier:
                 synced_marker(log).touch()
             self._run.define_metric(STEP_FIELD, hidden=True)
             self._run.define_metric("*", step_metric=STEP_FIELD)
             if not self._run.offline:
                 _log.info("W&B run: %s", self._run.url)
-        except (wandb.Error, OSError, ValueError, ConfigError) as error:
-            self._give_up(error)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a row with the axis `gr_sweep/step`, as it is in metrics.jsonl."""
@@ -191,22 +153,21 @@ class WandbTracker:
             for row in rows:
                 self._put({STEP_FIELD: row.pop(STEP), **row})
 
-    def sync(self) -> None:
-        """Does nothing: wandb's own process writes."""
-
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Adds the removal matrix as table and heat map, and the metrics to the run's summary."""
         with self._giving_up():
             if self._run is None:
                 return
-            if "gr_sweep/error" in dict(self._run.summary):
-                self._run.summary.update({"gr_sweep/error": None})  # of an earlier start
+            if _ERROR in dict(self._run.summary):
+                self._run.summary.update({_ERROR: None})  # of an earlier start
             for key in ("command", "fingerprints", "environment"):
                 if key in summary:
                     self._run.config[key] = summary[key]
             matrix = removal_matrix(summary)
             if matrix is not None:
-                table = _table(*matrix)
+                removed, domains, costs = matrix
+                data: list[Any] = [[part, *row] for part, row in zip(removed, costs, strict=True)]
+                table = wandb.Table(columns=["removed", *domains], data=data)
                 # Otherwise wandb makes an artifact of it, and waits for the server without limit.
                 table.bind_to_run(self._run, MATRIX_TABLE, self._next)  # type: ignore[no-untyped-call]
                 shown = {MATRIX_TABLE: table, HEAT_MAP: wandb.Plotly(_heat_map(*matrix))}
@@ -220,7 +181,7 @@ class WandbTracker:
         """Marks the run as failed, with the reason in its summary."""
         with self._giving_up():
             if self._run is not None:
-                self._run.summary.update({"gr_sweep/error": message})
+                self._run.summary.update({_ERROR: message})
                 self._close(exit_code=1)
 
     def _put(self, row: Mapping[str, Any]) -> bool:
@@ -235,8 +196,7 @@ class WandbTracker:
         run, self._run = self._run, None
         assert run is not None
         try:
-            with _terminal.held():
-                run.finish(exit_code=exit_code)
+            run.finish(exit_code=exit_code)
         except TimeoutError:
             _log.warning(
                 "W&B has not taken everything within %g s; metrics.jsonl has every row, and"
@@ -250,15 +210,12 @@ class WandbTracker:
         """An error of W&B inside ends the W&B run, not the job."""
         try:
             yield
-        except (wandb.Error, OSError) as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        _log.warning("no W&B from here on, metrics.jsonl has every row: %s", one_line(error))
-        self._run = None
+        except (wandb.Error, OSError, ValueError, ConfigError) as error:
+            _log.warning("no W&B from here on, metrics.jsonl has every row: %s", one_line(error))
+            self._run = None
 
 
-def _runwandb_settings() -> wandb.Settings:
+def _run_settings() -> wandb.Settings:
     return wandb.Settings(
         console="off",
         disable_git=True,
@@ -267,16 +224,13 @@ def _runwandb_settings() -> wandb.Settings:
         x_disable_viewer=True,
         # Command line, paths, host: summary.json has what is wanted of them.
         x_disable_meta=True,
-        x_transaction_log_flush_interval=_FLUSH_S,
+        x_transaction_log_flush_interval=1.0,  # seconds until a row of an offline run is on disk
         x_graphql_retry_max=_RETRIES,
         x_graphql_retry_wait_max_seconds=_RETRY_WAIT_S,
-        x_graphql_timeout_seconds=_REQUEST_TIMEOUT_S,
         x_file_stream_retry_max=_RETRIES,
         x_file_stream_retry_wait_max_seconds=_RETRY_WAIT_S,
-        x_file_stream_timeout_seconds=_REQUEST_TIMEOUT_S,
         x_file_transfer_retry_max=_RETRIES,
         x_file_transfer_retry_wait_max_seconds=_RETRY_WAIT_S,
-        x_file_transfer_timeout_seconds=_REQUEST_TIMEOUT_S,
         init_timeout=CONNECT_TIMEOUT_S,
         finish_timeout=UPLOAD_TIMEOUT_S,
         finish_timeout_raises=True,
@@ -309,25 +263,17 @@ def removal_matrix(
     return (removed, domains, [rows[part] for part in removed]) if removed else None
 
 
-def _table(rows: list[str], columns: list[str], values: list[list[float | None]]) -> wandb.Table:
-    data: list[Iterable[Any]] = [[row, *line] for row, line in zip(rows, values, strict=True)]
-    return wandb.Table(columns=["removed", *columns], data=data)
-
-
-def _heat_map(rows: list[str], columns: list[str], values: list[list[float | None]]) -> Any:
+def _heat_map(removed: list[str], domains: list[str], costs: list[list[float | None]]) -> Any:
     import plotly.graph_objects as go  # takes a third of a second; needed once, at the end
 
-    text = [["" if v is None else f"{v:+.3f}" for v in line] for line in values]
+    text = [["" if cost is None else f"{cost:+.3f}" for cost in row] for row in costs]
     heat_map = go.Heatmap(
-        x=columns, y=rows, z=values, text=text, texttemplate="%{text}", colorscale="RdBu_r",
+        x=domains, y=removed, z=costs, text=text, texttemplate="%{text}", colorscale="RdBu_r",
         zmid=0.0, colorbar={"title": "nats per token"},
     )  # fmt: skip
-    layout = {
-        "title": "Loss added by removing a domain",
-        "xaxis": {"title": "evaluated on"},
-        "yaxis": {"title": "removed", "autorange": "reversed"},
-    }
-    return go.Figure(heat_map, layout)
+    figure = go.Figure(heat_map, {"title": "Loss added by removing a domain"})
+    figure.update_xaxes(title="evaluated on")
+    return figure.update_yaxes(title="removed", autorange="reversed")
 
 
 # wandb itself
@@ -357,40 +303,19 @@ def set_up() -> None:
     """
     os.environ.pop("WANDB_SERVICE", None)
     wandb_settings()
-    wandb.termsetup(wandb.setup().settings, _terminal)
+    wandb.termsetup(wandb.setup().settings, _Messages())
 
 
-class _Terminal:
-    """Takes wandb's messages to the log instead of the terminal."""
-
-    def __init__(self) -> None:
-        self._held: list[str] | None = None
+class _Messages:
+    """wandb's messages in the log. Warnings are left to the tracker, which gives one at most."""
 
     def info(self, message: str) -> None:
         _log.debug("%s", message)
 
     def warning(self, message: str) -> None:
-        if self._held is None:
-            _log.warning("%s", " ".join(message.split()))
-        else:
-            self._held.append(message)
+        _log.info("%s", " ".join(message.split()))
 
     error = warning
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Logs what is said inside afterwards, unless an error is raised, which is logged then."""
-        held: list[str] = []
-        self._held = held
-        try:
-            yield
-        finally:
-            self._held = None
-        for message in held:
-            self.warning(message)
-
-
-_terminal = _Terminal()
 
 
 def one_line(error: Exception) -> str:

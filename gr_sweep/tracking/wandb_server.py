@@ -1,4 +1,4 @@
-"""A W&B server as `gr-sweep dashboard` uses it: uploads, runs, and what is added to them later.
+"""The W&B server as `gr-sweep dashboard` uses it: uploads, runs, and what is added to them later.
 
 Written for wandb 0.31, where `wandb sync` ends with status 0 whatever went wrong, and questions of
 the public API are repeated for days by default.
@@ -34,145 +34,93 @@ SYNC_START_S = 120.0
 SYNC_BYTES_PER_S = 20_000
 """`wandb sync` may take this long, plus the time for its bytes at this speed."""
 
-_CREDENTIALS = ("WANDB_CONFIG_DIR", "WANDB_CREDENTIALS_FILE", "WANDB_IDENTITY_TOKEN_FILE")
+_LOGIN = (
+    *("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
+    *("WANDB_CREDENTIALS_FILE", "WANDB_CONFIG_DIR"),
+)
 """Variables that `wandb sync` gets; others of the shell, such as WANDB_PROJECT, would redirect it.
 """
 
 
-class Server:
-    """The W&B server that the settings name, logged in. It is waited for only so long; what goes
-    wrong is a `JobError`."""
+def connect() -> wandb.Api:
+    """The public API of the server that the settings name, logged in.
 
-    def __init__(self) -> None:
-        """
-        Raises:
-            ConfigError: no key is configured, or a WANDB_ variable is invalid.
-            JobError: the server is away or refuses the key.
-        """
-        if key_source() is None:
-            raise ConfigError("no W&B key is configured; run `wandb login` or set WANDB_API_KEY")
-        set_up()
-        self._settings = wandb_settings()
-        self._settings.x_graphql_retry_max = 3
-        self._settings.x_graphql_retry_wait_max_seconds = 2.0
-        self._settings.x_graphql_timeout_seconds = API_TIMEOUT_S / 2
-        self.url = without_secrets(self._settings.base_url).rstrip("/")
-        with self.asking():
-            self.api = wandb.Api(timeout=API_TIMEOUT_S)
+    Raises:
+        ConfigError: no key is configured, or a WANDB_ variable is invalid.
+        JobError: the server is away or refuses the key.
+    """
+    if key_source() is None:
+        raise ConfigError("no W&B key is configured; run `wandb login` or set WANDB_API_KEY")
+    set_up()
+    settings = wandb_settings()
+    settings.x_graphql_retry_max = 3
+    settings.x_graphql_retry_wait_max_seconds = 2.0
+    settings.x_graphql_timeout_seconds = API_TIMEOUT_S / 2
+    with asking():
+        return wandb.Api(timeout=API_TIMEOUT_S)
 
-    @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
-        """Makes an error inside one line about the server.
 
-        Raises:
-            JobError: something inside went wrong.
-        """
+@contextlib.contextmanager
+def asking() -> Iterator[None]:
+    """Makes an error inside one line about the server.
+
+    Raises:
+        JobError: something inside went wrong.
+    """
+    try:
+        yield
+    except (
+        *(wandb.Error, WandbApiFailedError, OSError, ValueError),
+        *(LookupError, TypeError, AttributeError),  # the library got an unexpected answer
+    ) as error:
+        raise JobError(f"W&B at {server_url()} cannot be used: {one_line(error)}") from error
+
+
+def server_url() -> str:
+    """The server's address, without secrets."""
+    return without_secrets(wandb_settings().base_url).rstrip("/")
+
+
+def upload(
+    logs: Sequence[Path], *, entity: str | None, project: str | None
+) -> dict[Path, str | None]:
+    """Uploads offline logs by `wandb sync`, which marks those that are complete.
+
+    Args:
+        logs: from `offline_logs`.
+        entity, project: instead of those in the logs.
+
+    Returns:
+        For each log why it was not uploaded whole; None: it was.
+
+    Raises:
+        JobError: the upload took too long.
+    """
+    size = sum(path.stat().st_size for log in logs for path in log.rglob("*") if path.is_file())
+    limit_s = SYNC_START_S + size / SYNC_BYTES_PER_S
+    words = [sys.executable, "-m", "wandb", "sync", "--yes"]
+    words += ["--entity", entity] if entity else []
+    words += ["--project", project] if project else []
+    words += [str(log.resolve()) for log in logs]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("WANDB_") or name in _LOGIN
+    }
+    environment["WANDB_BASE_URL"] = wandb_settings().base_url
+    with tempfile.TemporaryDirectory() as folder:  # where wandb puts its own logs
+        environment["WANDB_DIR"] = folder
         try:
-            yield
-        except (
-            *(wandb.Error, WandbApiFailedError, OSError, ValueError),
-            *(LookupError, TypeError, AttributeError),  # the library got an unexpected answer
-        ) as error:
-            raise JobError(f"W&B at {self.url} cannot be used: {one_line(error)}") from error
-
-    @property
-    def default_entity(self) -> str:
-        """The entity of runs that name none."""
-        with self.asking():
-            return str(self.api.default_entity)
-
-    def upload(
-        self, logs: Sequence[Path], *, entity: str | None, project: str | None
-    ) -> dict[Path, str]:
-        """Uploads offline logs by `wandb sync`, which marks those that are complete.
-
-        Args:
-            logs: from `offline_logs`.
-            entity, project: instead of those in the logs.
-
-        Returns:
-            Why a log was not uploaded whole; nothing for the others.
-
-        Raises:
-            JobError: the upload took too long.
-        """
-        size = sum(path.stat().st_size for log in logs for path in log.rglob("*") if path.is_file())
-        limit_s = SYNC_START_S + size / SYNC_BYTES_PER_S
-        words = [sys.executable, "-m", "wandb", "sync", "--yes"]
-        words += ["--entity", entity] if entity else []
-        words += ["--project", project] if project else []
-        with tempfile.TemporaryDirectory() as folder:  # where wandb puts its own logs
-            try:
-                done = subprocess.run(
-                    [*words, *(str(log.resolve()) for log in logs)],
-                    cwd=folder,
-                    env=self._environment() | {"WANDB_DIR": folder},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    errors="replace",
-                    timeout=limit_s,
-                )
-            except subprocess.TimeoutExpired as error:
-                raise JobError(
-                    f"W&B at {self.url} did not take the upload within {limit_s:.0f} s"
-                ) from error
-        lines = done.stdout.strip().splitlines()
-        reasons = ((log, _reason(log, lines)) for log in logs)
-        return {log: reason for log, reason in reasons if reason is not None}
-
-    def _environment(self) -> dict[str, str]:
-        """What `wandb sync` runs with: the login of this process, no other WANDB_ variable."""
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("WANDB_") or name in _CREDENTIALS
-        }
-        environment["WANDB_BASE_URL"] = self._settings.base_url
-        if self._settings.api_key:
-            environment["WANDB_API_KEY"] = self._settings.api_key
-        return environment
-
-    def runs(self, entity: str, project: str, ids: Sequence[str]) -> dict[str, Any]:
-        """The runs of a project (`wandb.apis.public.Run`) by id: those of `ids` that are there."""
-        with tempfile.TemporaryDirectory() as folder, self.asking():
-            os.environ["WANDB_DIR"] = folder  # the library makes a folder for each run
-            try:
-                found = self.api.runs(
-                    f"{entity}/{project}",
-                    filters={"name": {"$in": list(ids)}},
-                    per_page=100,
-                    lazy=False,
-                )
-                return {run.id: run for run in found}
-            finally:
-                del os.environ["WANDB_DIR"]
-
-    def add(self, run: Any, metrics: Mapping[str, float], config: Mapping[str, Any]) -> int:
-        """Adds what is known only after a run's end to its summary and its config.
-
-        Metrics in the summary that need a baseline and are not in `metrics` are deleted: a run
-        does not log these itself, so they were added earlier, from a baseline that is gone.
-
-        Returns:
-            How many values were changed.
-        """
-        with self.asking():
-            own = dict(run.summary_metrics)
-            stale = [key for key in own if key not in metrics and _needs_baseline(key)]
-            changed = {key: value for key, value in metrics.items() if own.get(key) != value}
-            new_config = {k: value for k, value in config.items() if run.config.get(k) != value}
-            for key in stale:
-                del run.summary[key]
-            for key, value in changed.items():
-                run.summary[key] = value
-            if new_config:
-                run.config.update(new_config)
-                run.update()  # sends the summary, too
-            elif stale or changed:
-                run.summary.update()
-        return len(stale) + len(changed) + len(new_config)
+            done = subprocess.run(
+                words, cwd=folder, env=environment, timeout=limit_s, text=True, errors="replace",
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise JobError(
+                f"W&B at {server_url()} did not take the upload within {limit_s:.0f} s"
+            ) from error
+    lines = done.stdout.strip().splitlines()
+    return {log: _reason(log, lines) for log in logs}
 
 
 def _reason(log: Path, lines: Sequence[str]) -> str | None:
@@ -192,6 +140,44 @@ def _reason(log: Path, lines: Sequence[str]) -> str | None:
         marker.unlink(missing_ok=True)
     reason = reason or (lines[-1] if lines else "`wandb sync` gives no reason")
     return without_secrets(reason)
+
+
+def runs(api: wandb.Api, place: str, ids: Sequence[str]) -> dict[str, Any]:
+    """The runs of a project (`entity/name`) by their ids, as far as they are there."""
+    with tempfile.TemporaryDirectory() as folder, asking():
+        os.environ["WANDB_DIR"] = folder  # the library makes a folder for each run
+        try:
+            only = {"name": {"$in": list(ids)}}
+            found = api.runs(place, filters=only, per_page=100, lazy=False)
+            return {run.id: run for run in found}
+        finally:
+            del os.environ["WANDB_DIR"]
+
+
+def add(run: Any, metrics: Mapping[str, float], config: Mapping[str, Any]) -> int:
+    """Adds what is known only after a run's end to its summary and its config.
+
+    Metrics in the summary that need a baseline and are not in `metrics` are deleted: a run does not
+    log these itself, so they were added earlier, from a baseline that is gone.
+
+    Returns:
+        How many values were changed.
+    """
+    with asking():
+        own = dict(run.summary_metrics)
+        stale = [key for key in own if key not in metrics and _needs_baseline(key)]
+        changed = {key: value for key, value in metrics.items() if own.get(key) != value}
+        new_config = {k: value for k, value in config.items() if run.config.get(k) != value}
+        for key in stale:
+            del run.summary[key]
+        for key, value in changed.items():
+            run.summary[key] = value
+        if new_config:
+            run.config.update(new_config)
+            run.update()  # sends the summary, too
+        elif stale or changed:
+            run.summary.update()
+    return len(stale) + len(changed) + len(new_config)
 
 
 def _needs_baseline(key: str) -> bool:

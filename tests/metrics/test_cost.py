@@ -2,7 +2,7 @@
 
 import pytest
 
-from gr_sweep.metrics.cost import GPUS, attention_flops_per_token, flops_per_token, peak_flops
+from gr_sweep.metrics.cost import attention_flops_per_token, flops_per_token, peak_flops
 
 
 def test_flops_of_a_token_are_those_of_the_matrices_and_of_attention() -> None:
@@ -29,11 +29,3 @@ def test_the_peak_of_a_gpu_is_known_by_its_name_or_not_at_all(
     name: str, flops: float | None
 ) -> None:
     assert peak_flops(name) == flops
-
-
-def test_the_named_gpus_have_the_memory_of_their_data_sheets() -> None:
-    assert {name: gpu.memory_bytes / 1e9 for name, gpu in GPUS.items()} == {
-        "h100": 80,
-        "h200": 141,
-        "a100": 80,
-    }

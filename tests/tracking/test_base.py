@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from gr_sweep.config import RunConfig, TrackingConfig, TrackingMode
-from gr_sweep.tracking import JsonlTracker, Trackers, make_tracker, run_tags
+from gr_sweep.tracking import Tracker, Trackers, make_tracker, run_tags
+from gr_sweep.tracking.jsonl import JsonlTracker
 
 
-class Recorder:
+class Recorder(Tracker):
     """Writes down what it is told."""
 
     def __init__(self) -> None:

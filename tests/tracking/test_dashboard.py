@@ -5,7 +5,7 @@ import json
 
 from gr_sweep.metrics import registry
 from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP_FIELD
-from gr_sweep.tracking.dashboard import ADDED, COMPARED_AS, LABEL, Dashboard, Logged, make_dashboard
+from gr_sweep.tracking.dashboard import Dashboard, Logged, make_dashboard
 
 DOMAINS = ("code", "biology/virology")
 
@@ -37,7 +37,6 @@ EVERYTHING = Logged(
             MATRIX_TABLE,
         }
     ),
-    settings=frozenset({"edges", "method.name", f"{ADDED}.{COMPARED_AS}", f"{ADDED}.{LABEL}"}),
     varied=("edges", "train.lr"),
     domains=DOMAINS,
     rounds={1: DOMAINS},
@@ -64,8 +63,8 @@ def test_there_is_a_section_of_each_kind_where_runs_have_all_of_it() -> None:
 
 
 def test_no_panel_names_what_no_run_has() -> None:
-    """Whatever single metric or setting is missing."""
-    for family in ("history", "summary", "settings"):
+    """Whatever single metric is missing."""
+    for family in ("history", "summary"):
         for name in getattr(EVERYTHING, family):
             logged = dataclasses.replace(
                 EVERYTHING, **{family: getattr(EVERYTHING, family) - {name}}
@@ -74,13 +73,11 @@ def test_no_panel_names_what_no_run_has() -> None:
             for section in make(logged).sections:
                 for panel in section.panels:
                     assert {*panel.metrics, panel.x} - metrics - {None} == set(), (name, panel)
-                    settings = {*logged.settings, "edges", f"{ADDED}.{LABEL}"}
-                    assert set(panel.settings) <= settings, (name, panel)
 
 
 def test_runs_that_logged_nothing_have_no_sections() -> None:
     empty = Logged(
-        history=frozenset(), summary=frozenset(), settings=frozenset(), varied=(), domains=DOMAINS
+        history=frozenset(), summary=frozenset(), varied=(), domains=DOMAINS
     )
     assert make(empty).sections == ()
 
@@ -89,11 +86,11 @@ def test_the_preferred_axes_that_runs_have_come_first() -> None:
     dashboard = make(EVERYTHING)
     scatter, *_, parallel = dashboard.sections[0].panels
     assert scatter.metrics == dashboard.columns == (registry.MEAN_TAX, registry.MEAN_REMOVAL)
-    assert (parallel.settings, parallel.metrics) == (("edges",), scatter.metrics), "no train.lr"
+    assert (parallel.settings, parallel.metrics) == (("edges", "train.lr"), scatter.metrics)
 
 
 def test_the_plain_form_is_json() -> None:
-    plain = json.loads(json.dumps(make(EVERYTHING).as_plain()))
+    plain = json.loads(json.dumps(dataclasses.asdict(make(EVERYTHING))))
     assert (plain["title"], plain["groups"]) == ("gr-sweep: sweep", ["sweep"])
     titles = {
         panel["title"]: (panel["panel"], panel["metrics"])
