@@ -39,6 +39,7 @@ from gr_sweep.errors import JobError, JobLockedError, PlanError
 from gr_sweep.files import lock_file
 from gr_sweep.job import run_job
 from gr_sweep.jobdir import State, read_summary, source_digests, standing, write_summary
+from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
 from gr_sweep.report.samples import read_samples
 from gr_sweep.train.signals import SIGNALS, Stopped
@@ -123,6 +124,8 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
     assert summary["command"] == "gr-sweep a=1" and summary["domains"] == DOMAINS
     assert set(summary["fingerprints"]) == {"code", "config", "text"}
     rows = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").open()]
+    unknown = {key for row in (metrics, *rows) for key in row if registry.find(key) is None}
+    assert unknown == {"step"}
     # Before training and four times in a run, here every step.
     assert [row["step"] for row in rows if "eval/loss/code" in row] == [0, 1, 2, 3, 4]
     last = [row["eval/loss/code"] for row in rows if "eval/loss/code" in row][-1]

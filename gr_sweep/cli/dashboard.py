@@ -88,11 +88,14 @@ def main(argv: Sequence[str]) -> int:
     is_uploaded = _upload(arguments)
     with wandb_server.asking():
         entity = entity or str(api.default_entity)
-    runs = _settled_runs(api, tracked, ids, f"{entity}/{project}")
+    place = f"{entity}/{project}"
+    runs, settled = _settled_runs(api, tracked, ids, place)
+    if not runs:
+        raise JobError(f"W&B has no run of {arguments.dir} in {place}")
     for job in sweep.jobs:
         if job.name not in runs:
-            print(f"{job.name}: no run in {entity}/{project}, left out")
-        elif not _is_settled(job, runs[job.name]):
+            print(f"{job.name}: no run in {place}, left out")
+        elif job.name not in settled:
             print(f"{job.name}: W&B has not processed it yet, nothing added; try again later")
         else:
             added = {ADDED: _added(sweep, job)}
@@ -135,8 +138,7 @@ def _run_ids(sweep: "Sweep") -> dict[str, str]:
                 found[job.name] = run_id
     if not found:
         raise JobError(
-            f"no finished job of {sweep.folder} logged to W&B; run it with tracking=auto or "
-            "tracking=offline"
+            f"no finished job of {sweep.folder} logged to W&B; run it with tracking=auto"
         )
     return found
 
@@ -157,19 +159,17 @@ def _place(sweep: "Sweep", arguments: argparse.Namespace) -> tuple[str | None, s
     }
     if len(places) > 1:
         said = ", ".join(sorted(f"{entity or '(default)'}/{name}" for entity, name in places))
-        raise JobError(
-            f"a dashboard has one project, but the jobs of {arguments.dir} logged to several: "
-            f"{said}; keep their folders apart"
-        )
+        raise JobError(f"the jobs of {arguments.dir} logged to several projects: {said}")
     [place] = places
     return place
 
 
-def _settled_runs(api: Any, sweep: "Sweep", ids: Mapping[str, str], place: str) -> dict[str, Any]:
-    """The jobs' runs in a project, by job name, once W&B has processed what it was sent.
+def _settled_runs(
+    api: Any, sweep: "Sweep", ids: Mapping[str, str], place: str
+) -> tuple[dict[str, Any], set[str]]:
+    """The jobs' runs in a project, by job name, and the jobs whose runs W&B has processed whole.
 
-    Raises:
-        JobError: it has none of them.
+    Until then the job's own summary would overwrite what is added. It is waited for `SETTLE_S`.
     """
     from gr_sweep.tracking import wandb_server
 
@@ -177,23 +177,15 @@ def _settled_runs(api: Any, sweep: "Sweep", ids: Mapping[str, str], place: str) 
     while True:
         by_id = wandb_server.runs(api, place, list(ids.values()))
         runs = {name: by_id[run_id] for name, run_id in ids.items() if run_id in by_id}
-        jobs = [job for job in sweep.jobs if job.name in runs]
-        if all(_is_settled(job, runs[job.name]) for job in jobs) or time.monotonic() > deadline:
-            break
+        settled = {
+            job.name
+            for job in sweep.jobs
+            if (run := runs.get(job.name)) and run.state not in ("running", "pending")
+            if registry.MEAN_LOSS in run.summary_metrics or registry.MEAN_LOSS not in job.metrics
+        }
+        if settled == runs.keys() or time.monotonic() > deadline:
+            return runs, settled
         time.sleep(SETTLE_S / 10)
-    if not runs:
-        raise JobError(
-            f"W&B at {wandb_server.server_url()} has no run of {sweep.folder} in {place}"
-        )
-    return runs
-
-
-def _is_settled(job: "Job", run: Any) -> bool:
-    """Whether the server has the job's own summary, which would overwrite what is added."""
-    has_summary = registry.MEAN_LOSS in run.summary_metrics
-    return run.state not in ("running", "pending") and (
-        has_summary or registry.MEAN_LOSS not in job.metrics
-    )
 
 
 def _save(dashboard: Dashboard, entity: str, path: Path) -> None:
@@ -214,18 +206,22 @@ def _save(dashboard: Dashboard, entity: str, path: Path) -> None:
 
 def _metrics(job: "Job") -> dict[str, float]:
     """All metrics of a job and of its rounds, those against baselines included."""
+    from gr_sweep.report.round_files import mean_over
+
     found: dict[str, float | None] = dict(job.metrics)
     for one in job.rounds:
+        selectivities = {
+            label: one.metrics.get(registry.SELECTIVITY(label)) for label in one.labels
+        }
+        known = one.selectivities
         of_round: dict[str, float | None] = {
-            registry.MEAN_SELECTIVITY: _mean(one.selectivities),
-            registry.MEAN_LEAF_TAX: _mean([one.leaf_tax.get(domain) for domain in job.domains]),
+            registry.MEAN_SELECTIVITY: sum(known) / len(known) if known else None,
+            registry.MEAN_LEAF_TAX: mean_over(one.leaf_tax, job.domains),
             registry.MEAN_PARAMETERS_KEPT: one.mean_parameters,
             registry.MODULARITY.key: one.modularity,
         }
-        for label in one.labels:
-            key = registry.SELECTIVITY(label)
-            of_round[key] = one.metrics.get(key)
         for metric, values in (
+            (registry.SELECTIVITY, selectivities),
             (registry.PARAMETERS_KEPT, one.parameters_kept),
             (registry.LOSS_EXPERT, one.leaf_loss),
             (registry.LEAF_TAX, one.leaf_tax),
@@ -233,11 +229,6 @@ def _metrics(job: "Job") -> dict[str, float]:
             of_round |= {metric(name): value for name, value in values.items()}
         found |= {registry.in_round(one.number, key): value for key, value in of_round.items()}
     return {key: value for key, value in found.items() if value is not None and is_number(value)}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _added(sweep: "Sweep", job: "Job") -> dict[str, str]:

@@ -34,6 +34,19 @@ _BY_DOMAIN = (
     registry.REMOVAL,
     registry.SELECTIVITY,
 )
+_ABOUT = {
+    "Utility and separability": "Each point or line is a run: which choice separates best at the "
+    "least cost?",
+    "Edge choices": "Mean over the runs of each edge choice or method, with the spread of their "
+    "seeds.",
+    "All settings": "Mean over the runs that differ only in their seed, with their spread.",
+    "Loss curves": "By domain, over optimizer steps; the runs of a method are one line.",
+    "Removal": "Rows are removed domains, columns the domains that are read: the diagonal should "
+    "be high, the rest 0.",
+    "Robustness": "What attacks on the removed domain recover.",
+    "Cost": "What runs took, and what their experts cost to run.",
+    "Rounds": "What splitting further gains and costs, round by round.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +113,14 @@ def make_dashboard(
     pairs = [(str(utility.mean), str(separability.mean)) for utility, separability in registry.AXES]
     axes = next((pair for pair in pairs if logged.summary.issuperset(pair)), ())
     sections = []
-    for name, about, panels in _sections(logged, axes):
+    about = _ABOUT | {
+        f"Round {number}": f"Labels: {', '.join(map(metric_name, labels))}."
+        for number, labels in logged.rounds.items()
+    }
+    for name, panels in _sections(logged, axes):
         shown = [found for panel in panels if (found := _of_logged(panel, logged)) is not None]
         if shown:
-            sections.append(Section(name, about, tuple(shown)))
+            sections.append(Section(name, about[name], tuple(shown)))
     return Dashboard(
         title=f"gr-sweep: {groups[0]}",
         entity=entity,
@@ -139,8 +156,8 @@ def _bars_of_means(families: tuple[str, ...], by: str = _BY) -> list[Panel]:
     ]
 
 
-def _sections(logged: Logged, axes: tuple[str, ...]) -> Iterator[tuple[str, str, Iterable[Panel]]]:
-    """Names, descriptions and panels of all sections that a sweep may have."""
+def _sections(logged: Logged, axes: tuple[str, ...]) -> Iterator[tuple[str, Iterable[Panel]]]:
+    """Names and panels of all sections that a sweep may have."""
     domains, means = logged.domains, ("loss/", "utility/", "separability/")
 
     def over_domains(metric: Metric) -> list[str]:
@@ -153,78 +170,42 @@ def _sections(logged: Logged, axes: tuple[str, ...]) -> Iterator[tuple[str, str,
     if logged.varied:
         title = "swept settings and their results"
         scatters.append(Panel("parallel", title, axes, logged.varied))
-    yield (
-        "Utility and separability",
-        "Each point or line is a run: which choice separates best at the least cost?",
-        scatters,
-    )
+    yield "Utility and separability", scatters
+
     by_domain = [
         _bars(f"{metric.title} by domain{metric.unit and ', '}{metric.unit}", over_domains(metric))
         for metric in _BY_DOMAIN
     ]
-    yield (
-        "Edge choices",
-        "Mean over the runs of each edge choice or method, with the spread of their seeds.",
-        [*_bars_of_means(means), *by_domain],
-    )
-    yield (
-        "All settings",
-        "Mean over the runs that differ only in their seed, with their spread.",
-        _bars_of_means(means, f"{ADDED}.{LABEL}") if logged.needs_labels else [],
-    )
+    yield "Edge choices", [*_bars_of_means(means), *by_domain]
+    if logged.needs_labels:
+        yield "All settings", _bars_of_means(means, f"{ADDED}.{LABEL}")
+
     loss = registry.TRAIN_LOSS
-    yield (
-        "Loss curves",
-        "By domain, over optimizer steps; the runs of a method are one line.",
-        [_curves(loss.axis, [loss.key], "method.name")]
-        + [
-            _curves(f"{metric.title} on {domain}, {metric.unit}", [metric(domain)], "method.name")
-            for metric in (registry.EVAL_LOSS, registry.TRAIN_LOSS_OF)
-            for domain in domains
-        ],
-    )
-    matrix = "loss that removing a domain adds, per run"
-    yield (
-        "Removal",
-        "Rows are removed domains, columns the domains that are read: the diagonal should be "
-        "high, the rest 0.",
-        [Panel("picture", matrix, (HEAT_MAP,)), Panel("table", matrix, (MATRIX_TABLE,))]
-        + [
-            _bars(
-                f"cost of removing {part}, nats per token",
-                [registry.MATRIX(part, domain) for domain in domains],
-            )
-            for part in domains
-        ],
-    )
-    yield (
-        "Robustness",
-        "What attacks on the removed domain recover.",
-        _bars_of_means(("robustness/",)),
-    )
-    speed = registry.TRAIN_TOKENS_PER_SECOND
+    curves = [_curves(loss.axis, [loss.key], "method.name")]
+    for metric in (registry.EVAL_LOSS, registry.TRAIN_LOSS_OF):
+        for domain in domains:
+            title = f"{metric.title} on {domain}, {metric.unit}"
+            curves.append(_curves(title, [metric(domain)], "method.name"))
+    yield "Loss curves", curves
+
+    title = "loss that removing a domain adds, per run"
+    removal = [Panel("picture", title, (HEAT_MAP,)), Panel("table", title, (MATRIX_TABLE,))]
+    for part in domains:
+        keys = [registry.MATRIX(part, domain) for domain in domains]
+        removal.append(_bars(f"cost of removing {part}, nats per token", keys))
+    yield "Removal", removal
+    yield "Robustness", _bars_of_means(("robustness/",))
+
     costs = [metric for metric in registry.METRICS if metric.key.startswith("cost/")]
-    yield (
-        "Cost",
-        "What runs took, and what their experts cost to run.",
-        [_bars(metric.axis, over_domains(metric)) for metric in costs]
-        + [_curves(f"{speed.title}, over steps", [speed.key])],
-    )
-    expert, modularity, x = registry.LOSS_EXPERT, registry.MODULARITY, registry.ROUND.key
-    yield (
-        "Rounds",
-        "What splitting further gains and costs, round by round.",
-        [
-            _curves(expert.axis, over_domains(expert), x=x),
-            _curves(modularity.axis, [modularity.key], x=x),
-        ],
-    )
+    speed = registry.TRAIN_TOKENS_PER_SECOND
+    over_steps = _curves(f"{speed.title}, over steps", [speed.key])
+    yield "Cost", [*(_bars(metric.axis, over_domains(metric)) for metric in costs), over_steps]
+
+    x = registry.ROUND.key
+    rounds = (registry.LOSS_EXPERT, registry.MODULARITY)
+    yield "Rounds", [_curves(metric.axis, over_domains(metric), x=x) for metric in rounds]
     for number, labels in sorted(logged.rounds.items()):
-        yield (
-            f"Round {number}",
-            f"Labels: {', '.join(map(metric_name, labels))}.",
-            _panels_of_round(number, labels, domains),
-        )
+        yield f"Round {number}", _panels_of_round(number, labels, domains)
 
 
 def _panels_of_round(number: int, labels: Sequence[str], domains: Sequence[str]) -> Iterator[Panel]:

@@ -30,9 +30,8 @@ from gr_sweep.tracking.wandb import (
 API_TIMEOUT_S = 20
 """How long a question to a server may take."""
 
-SYNC_START_S = 120.0
-SYNC_BYTES_PER_S = 20_000
-"""`wandb sync` may take this long, plus the time for its bytes at this speed."""
+SYNC_TIMEOUT_S = 300.0
+"""How long `wandb sync` may take for each log."""
 
 _LOGIN = (
     *("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
@@ -96,8 +95,7 @@ def upload(
     Raises:
         JobError: the upload took too long.
     """
-    size = sum(path.stat().st_size for log in logs for path in log.rglob("*") if path.is_file())
-    limit_s = SYNC_START_S + size / SYNC_BYTES_PER_S
+    limit_s = SYNC_TIMEOUT_S * len(logs)
     words = [sys.executable, "-m", "wandb", "sync", "--yes"]
     words += ["--entity", entity] if entity else []
     words += ["--project", project] if project else []

@@ -1,26 +1,8 @@
-"""The registry of metrics: the keys to the letter, and that it holds what jobs produce."""
-
-import json
-from pathlib import Path
+"""The registry of metrics: the keys to the letter."""
 
 import pytest
 
-from gr_sweep.config import (
-    DataConfig,
-    DataKind,
-    DomainConfig,
-    EvalConfig,
-    ModelConfig,
-    PartitionConfig,
-    RunConfig,
-    TrackingConfig,
-    TrackingMode,
-    TrainConfig,
-    resolve,
-)
 from gr_sweep.metrics import registry
-from gr_sweep.metrics.compare import Baselines, summarize_and_compare
-from gr_sweep.metrics.losses import read_losses
 
 KEYS = """
     train/loss train/loss/{domain} train/lr train/tokens train/tokens_per_second
@@ -73,37 +55,3 @@ def test_a_key_is_built_from_names_and_found_again() -> None:
     for metric in registry.METRICS:
         names = tuple(f"{name}+x" for name in metric.placeholders)
         assert registry.find(metric(*names)) == (metric, names)
-
-
-def test_every_key_of_a_job_and_of_its_comparison_is_found(tmp_path: Path) -> None:
-    from gr_sweep.job import run_job
-
-    domains = ["code", "biology"]
-    config = RunConfig(
-        model=ModelConfig(size="tiny"),
-        partition=PartitionConfig(domains={domain: DomainConfig() for domain in domains}),
-        data=DataConfig(
-            kind=DataKind.synthetic, documents=60, vocab_size=300, cache=str(tmp_path / "cache")
-        ),
-        train=TrainConfig(steps=2, batch_sequences=4, sequence_length=32, log_every=1),
-        eval=EvalConfig(tokens=256, document_tokens=64, bootstrap=10),
-        tracking=TrackingConfig(mode=TrackingMode.off),
-    )
-    run_job(resolve(config), tmp_path / "job", sweep="sweep", overrides=[], command="gr-sweep")
-
-    summary = json.loads((tmp_path / "job" / "summary.json").read_text())
-    rows = (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()
-    losses = read_losses(tmp_path / "job" / "document_losses.csv")
-    by_domain = dict.fromkeys(domains, losses)
-    baselines = Baselines(
-        dense=losses,
-        shorter={0.5: losses},
-        filtered=by_domain,
-        filtered_observed=by_domain,
-        alone=by_domain,
-    )
-    joined, intervals = summarize_and_compare(losses, baselines, domains, seed=0, resamples=10)
-    logged = {key for row in rows for key in json.loads(row)} - {"step"}
-    produced = logged | summary["metrics"].keys() | joined.keys()
-    assert {"train/loss", "cost/parameters", "mean_tax"} <= produced
-    assert {key for key in produced | intervals.keys() if registry.find(key) is None} == set()

@@ -1,5 +1,6 @@
 """A W&B of the tests' own: no account of the machine that they run on, and a server to talk to."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.fixture
 def server(no_account: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
     """A server that this process and those that it starts log to, with a key."""
-    with StubServer() as server:
+    with contextlib.closing(StubServer()) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         # Seconds between uploads, 15 otherwise; a fraction of one counts as none given.

@@ -1,10 +1,9 @@
 """A local server that answers the requests of wandb, its public API and wandb-workspaces, and keeps
 what it was sent.
 
-It knows the GraphQL requests of a run, the stream of its rows and the upload of its files, the
-requests of the public API about runs, and those about views (workspaces and reports).
-`error_status`, `delay_s` and `failing` make it fail in the middle of a run; `stop` and `start` take
-it from its port and bring it back. WANDB_BASE_URL points wandb at `url`.
+It knows the GraphQL requests about runs and about views (workspaces and reports), the stream of a
+run's rows, and the upload of its files. `failing` and `delay_s` make it fail in the middle of a
+run. WANDB_BASE_URL points wandb at `url`.
 """
 
 import base64
@@ -14,16 +13,14 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 ENTITY = "stub"
 """The account's name."""
 
 _HISTORY = "wandb-history.jsonl"
-_STREAM = re.compile(r"/files/(?P<entity>[^/]+)/(?P<project>[^/]+)/(?P<run>[^/]+)/file_stream")
-_STORAGE = "/storage/"
+_DATE = "2026-11-24T00:00:00"
 
 
 @dataclass
@@ -61,185 +58,200 @@ class StubRun:
         found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
         return found
 
+    def node(self) -> dict[str, Any]:
+        """The run as GraphQL answers have it."""
+        state = "running" if self.is_open else "failed" if self.exit_code else "finished"
+        names = {key for row in self.history for key in row}
+        last_step = max((row["_step"] for row in self.history), default=-1)
+        absent = ("sweepName", "jobType", "commit", "description", "notes")
+        return dict.fromkeys(absent) | {
+            "id": self.name,
+            "name": self.name,
+            "displayName": self.display_name,
+            "projectId": 1,
+            "project": {"id": "p", "name": self.project, "entity": {"id": "e", "name": ENTITY}},
+            "group": self.group,
+            "tags": self.tags,
+            "state": state,
+            "config": json.dumps(self.config),
+            "summaryMetrics": json.dumps(self.summary),
+            "systemMetrics": "{}",
+            "readOnly": False,
+            "createdAt": _DATE,
+            "heartbeatAt": _DATE,
+            "user": {"name": ENTITY, "username": ENTITY},
+            "historyKeys": {"keys": {name: {} for name in names}, "lastStep": last_step},
+            "historyLineCount": len(self.history),
+            "historyTail": json.dumps(self.lines.get(_HISTORY, [])[-1:]),
+            "logLineCount": len(self.lines.get("output.log", [])),
+            "eventsLineCount": 0,
+            "eventsTail": "[]",
+            "wandbConfig": json.dumps({"t": 1}),
+        }
+
 
 @dataclass
 class StubView:
     """A workspace (`project-view`) or a report (`runs`)."""
 
     id: str
-    type: str
-    project: str
-    name: str
-    display_name: str
-    description: str
-    spec: dict[str, Any]
-    num_saved: int = 1
+    type: str = ""
+    project: str = ""
+    name: str = ""
+    display_name: str = ""
+    description: str = ""
+    spec: dict[str, Any] = field(default_factory=dict)
+    num_saved: int = 0
+
+    def node(self) -> dict[str, Any]:
+        """The view as GraphQL answers have it."""
+        return {
+            "id": self.id,
+            "type": self.type,
+            "name": self.name,
+            "displayName": self.display_name,
+            "description": self.description,
+            "user": None,
+            "project": {"id": "p", "name": self.project, "entityName": ENTITY},
+            "spec": json.dumps(self.spec),
+            "createdAt": _DATE,
+            "updatedAt": _DATE,
+        }
 
 
 class StubServer:
-    """The server, on a port of its own; a context manager, which stops it."""
+    """The server, on a port of its own; `close` stops it."""
 
     def __init__(self) -> None:
         self.runs: dict[str, StubRun] = {}
         """By id."""
         self.views: list[StubView] = []
+        self.requests: list[tuple[str, bytes]] = []
+        """Path and body of each request; of a GraphQL request the operation's name."""
         self.failing: tuple[str, int] | None = None
         """A part of a request's path, or of a GraphQL operation's name, and the status that it is
         answered with."""
-        self.requests: list[tuple[str, bytes]] = []
-        """Path and body of each request; of a GraphQL request the operation's name."""
-        self.error_status: int | None = None
-        """What every request is answered by: 500 is asked again, 403 ends the upload."""
         self.delay_s = 0.0
         """Seconds before an answer; those that wait get theirs when the server stops."""
         self._num_views = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._server: _Server | None = None
-        self._port = 0
-        self.start()
+        stub = self
 
-    @property
-    def url(self) -> str:
-        """For WANDB_BASE_URL."""
-        return f"http://127.0.0.1:{self._port}"
+        class Handler(BaseHTTPRequestHandler):
+            def _handle(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                status, content = stub.answer(self.command, urlsplit(self.path).path, body)
+                answer = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                with contextlib.suppress(ConnectionError):  # whoever asked may not have waited
+                    self.wfile.write(answer)
 
-    def start(self) -> None:
-        """Listens, on the same port as before."""
-        self._stopping.clear()
-        self._server = _Server(("127.0.0.1", self._port), _Handler)
-        self._server.stub = self
-        self._port = self._server.server_address[1]
+            do_GET = do_POST = do_PUT = _handle
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Says nothing: tests read what a job says."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads, self._server.block_on_close = True, False
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Connections are refused from here on."""
-        if self._server is not None:
-            self._stopping.set()
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
+        self._stopping.set()
+        self._server.shutdown()
+        self._server.server_close()
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         """Status and content of the answer to a request."""
         asked = json.loads(body) if path == "/graphql" else {}
-        name = _operation(asked["query"]) if asked else path
-        open("/tmp/w/D2_ops", "a").write(name.split("/")[1 if name[0] == "/" else 0] + "\n")
+        operation = re.search(r"(?:query|mutation)\s+(\w+)", asked.get("query", ""))
+        name = operation[1] if operation else path
         with self._lock:
             self.requests.append((name, body))
-        if self.delay_s:
-            self._stopping.wait(self.delay_s)
-        if self.error_status is not None or self._stopping.is_set():
-            return self.error_status or 503, {"error": "the stub fails"}
+        self._stopping.wait(self.delay_s)
+        if self._stopping.is_set():
+            return 503, {"error": "the stub stops"}
         if self.failing is not None and self.failing[0] in name:
             return self.failing[1], {"error": "the stub fails there"}
         with self._lock:
             if asked:
                 return self._graphql(name, asked.get("variables") or {})
-            if found := _STREAM.fullmatch(path):
-                return 200, self._stream(self._run(unquote(found["run"])), json.loads(body))
-            if path.startswith(_STORAGE) and method == "PUT":
-                run, _, file = path.removeprefix(_STORAGE).partition("/")
-                self._run(unquote(run)).files[unquote(file)] = body
+            *_, run, file = unquote(path).rsplit("/", 2)
+            if file == "file_stream":
+                return 200, self._stream(self._run(run), json.loads(body))
+            if path.startswith("/storage/") and method == "PUT":
+                run, _, file = unquote(path.removeprefix("/storage/")).partition("/")
+                self._run(run).files[file] = body
                 return 200, {}
         return 404, {"error": f"the stub knows no {method} {path}"}
 
     def _run(self, name: str) -> StubRun:
         return self.runs.setdefault(name, StubRun(name))
 
-    def _graphql(self, name: str, variables: dict[str, Any]) -> tuple[int, Any]:
-        known = {
-            "Viewer": self._viewer,
-            "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
-            "RunResumeStatus": self._resume_status,
-            "UpsertBucket": self._upsert,
-            "CreateRunFiles": self._create_files,
-            "GetDefaultEntity": self._viewer,
-            "Runs": self._runs_of_project,
-            "GetProjects": self._projects,
-            "ProjectInternalId": self._project_id,
-            "View": self._views_of_project,
-            "SpecificReport": lambda asked: {"view": self._view_of(asked["reportId"])},
-            "UpsertView2": self._upsert_view,
-            "upsertView": self._upsert_view,
-        }
-        if name not in known:
-            return 400, {"errors": [{"message": f"the stub knows no {name}"}]}
-        return 200, {"data": known[name](variables)}
+    def _graphql(self, name: str, asked: dict[str, Any]) -> tuple[int, Any]:
+        viewer = {"viewer": {"id": "1", "username": ENTITY, "entity": ENTITY, "flags": "{}"}}
+        match name:
+            case "Viewer" | "GetDefaultEntity":
+                data: Any = viewer
+            case "ServerFeaturesQuery":
+                data = {"serverInfo": {"features": []}}
+            case "RunResumeStatus":
+                run = self.runs.get(asked["name"])
+                model = {"id": "p", "name": asked.get("project"), "entity": {"name": ENTITY}}
+                data = {"model": model | {"bucket": run and run.node()}}
+            case "UpsertBucket":
+                data = self._upsert_run(asked)
+            case "CreateRunFiles":
+                url = f"{self.url}/storage/{asked['run']}/"
+                files = [{"name": file, "uploadUrl": url + file} for file in asked["files"]]
+                data = {"createRunFiles": {"runID": asked["run"], "uploadHeaders": []}}
+                data["createRunFiles"]["files"] = files
+            case "Runs":
+                data = self._runs_of_project(asked)
+            case "GetProjects":
+                names = sorted({run.project for run in self.runs.values()})
+                nodes = [
+                    {"__typename": "Project", "id": name, "name": name, "entityName": ENTITY}
+                    | {"createdAt": _DATE, "isBenchmark": False, "user": None}
+                    for name in names
+                ]
+                data = {"models": _page(nodes, start=0, size=100)}
+            case "ProjectInternalId":
+                projects = {run.project for run in self.runs.values()}
+                found = {"id": "p", "internalId": "1"}
+                data = {"project": found if asked["projectName"] in projects else None}
+            case "View":
+                views = [view.node() for view in self.views if asked["viewName"] in view.name]
+                data = {"project": {"allViews": _page(views, start=0, size=100)}}
+            case "SpecificReport":
+                wanted = asked["reportId"].strip("=")
+                views = [view.node() for view in self.views if view.id.strip("=") == wanted]
+                data = {"view": views[0] if views else None}
+            case "UpsertView2" | "upsertView":
+                data = self._upsert_view(asked)
+            case _:
+                return 400, {"errors": [{"message": f"the stub knows no {name}"}]}
+        return 200, {"data": data}
 
-    def _viewer(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {"viewer": {"id": "1", "username": ENTITY, "entity": ENTITY, "flags": "{}"}}
-
-    def _resume_status(self, variables: dict[str, Any]) -> dict[str, Any]:
-        run = self.runs.get(variables["name"])
-        bucket = None
-        if run is not None:
-            counts = {kind: len(run.lines.get(f"wandb-{kind}.jsonl", [])) for kind in _KINDS}
-            tails = {kind: run.lines.get(f"wandb-{kind}.jsonl", [])[-1:] for kind in _KINDS}
-            bucket = {
-                "name": run.name,
-                "displayName": run.display_name,
-                "summaryMetrics": json.dumps(run.summary),
-                "config": json.dumps(run.config),
-                "tags": run.tags,
-                "notes": None,
-                "logLineCount": len(run.lines.get("output.log", [])),
-                "historyLineCount": counts["history"],
-                "eventsLineCount": counts["events"],
-                "historyTail": json.dumps(tails["history"]),
-                "eventsTail": json.dumps(tails["events"]),
-                "wandbConfig": json.dumps({"t": 1}),
-            }
-        project = variables.get("project")
-        return {"model": {"id": "p", "name": project, "entity": {"name": ENTITY}, "bucket": bucket}}
-
-    def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _upsert_run(self, asked: dict[str, Any]) -> dict[str, Any]:
         # The public API names a run by the id that it was told of.
-        name = variables.get("name") or variables["id"]
+        name = asked.get("name") or asked["id"]
         is_new = name not in self.runs
         run = self._run(name)
-        run.project = variables.get("project") or run.project
-        run.group = variables.get("groupName") or run.group
-        run.display_name = variables.get("displayName") or run.display_name
-        run.tags = variables.get("tags") or run.tags
-        if variables.get("config"):
-            run.config = json.loads(variables["config"])
-        if variables.get("summaryMetrics") and not run.is_open:
-            run.written_summary = json.loads(variables["summaryMetrics"])
-        project = {"id": "p", "name": run.project, "entity": {"id": "e", "name": ENTITY}}
-        bucket = {
-            "id": name,
-            "name": name,
-            "displayName": run.display_name,
-            "description": None,
-            "config": json.dumps(run.config),
-            "sweepName": None,
-            "project": project,
-            "historyLineCount": len(run.lines.get(_HISTORY, [])),
-        }
-        if not variables.get("name"):
-            bucket = self._node(run)
-        return {"upsertBucket": {"bucket": bucket, "inserted": is_new}}
-
-    def _create_files(self, variables: dict[str, Any]) -> dict[str, Any]:
-        run = variables["run"]
-        files = [
-            {"name": file, "uploadUrl": f"{self.url}{_STORAGE}{run}/{file}"}
-            for file in variables["files"]
-        ]
-        created = {"runID": run, "uploadHeaders": [], "files": files}
-        return {"createRunFiles": created}
+        run.project = asked.get("project") or run.project
+        run.group = asked.get("groupName") or run.group
+        run.display_name = asked.get("displayName") or run.display_name
+        run.tags = asked.get("tags") or run.tags
+        if asked.get("config"):
+            run.config = json.loads(asked["config"])
+        if asked.get("summaryMetrics") and not run.is_open:
+            run.written_summary = json.loads(asked["summaryMetrics"])
+        return {"upsertBucket": {"bucket": run.node(), "inserted": is_new}}
 
     def _stream(self, run: StubRun, sent: dict[str, Any]) -> dict[str, Any]:
         for file, chunk in (sent.get("files") or {}).items():
@@ -251,149 +263,32 @@ class StubServer:
             run.is_open = False
         return {}
 
-    # What the public API asks
-
-    def _node(self, run: StubRun) -> dict[str, Any]:
-        """A run as the public API is told of it."""
-        names = {key for row in run.history for key in row}
-        state = "running" if run.is_open else "failed" if run.exit_code else "finished"
-        return {
-            "id": run.name,
-            "projectId": 1,
-            "tags": run.tags,
-            "name": run.name,
-            "displayName": run.display_name,
-            "sweepName": None,
-            "state": state,
-            "config": json.dumps(run.config),
-            "group": run.group,
-            "jobType": None,
-            "commit": None,
-            "readOnly": False,
-            "createdAt": "2026-11-24T00:00:00",
-            "heartbeatAt": "2026-11-24T00:00:00",
-            "description": None,
-            "notes": None,
-            "systemMetrics": "{}",
-            "summaryMetrics": json.dumps(run.summary),
-            "historyLineCount": len(run.lines.get(_HISTORY, [])),
-            "user": {"name": ENTITY, "username": ENTITY},
-            "historyKeys": {
-                "keys": {name: {} for name in sorted(names)},
-                "lastStep": max((row["_step"] for row in run.history), default=-1),
-            },
-        }
-
-    def _runs_of_project(self, variables: dict[str, Any]) -> dict[str, Any]:
-        runs = [run for run in self.runs.values() if run.project == variables["project"]]
-        if variables["entity"] != ENTITY or not runs:
+    def _runs_of_project(self, asked: dict[str, Any]) -> dict[str, Any]:
+        runs = [run for run in self.runs.values() if run.project == asked["project"]]
+        if asked["entity"] != ENTITY or not runs:
             return {"project": None}
-        filters = json.loads(variables["filters"])
-        if "name" in filters:
-            runs = [run for run in runs if run.name in filters["name"]["$in"]]
-        if "group" in filters:
-            runs = [run for run in runs if run.group == filters["group"]]
+        wanted = json.loads(asked["filters"])["name"]["$in"]
+        nodes = [run.node() for run in runs if run.name in wanted]
         # Two a page, so that there is a next one.
-        start = int(variables.get("cursor") or 0)
-        page = runs[start : start + 2]
-        edges = [
-            {"node": self._node(run), "cursor": str(start + at + 1)} for at, run in enumerate(page)
-        ]
-        more = {"endCursor": str(start + len(page)), "hasNextPage": start + len(page) < len(runs)}
-        found = {"edges": edges, "pageInfo": more}
-        return {"project": {"internalId": 1, "runCount": len(runs), "runs": found}}
+        page = _page(nodes, start=int(asked.get("cursor") or 0), size=2)
+        return {"project": {"internalId": 1, "runCount": len(nodes), "runs": page}}
 
-    def _projects(self, variables: dict[str, Any]) -> dict[str, Any]:
-        names = sorted({run.project for run in self.runs.values()})
-        nodes = [
-            {"__typename": "Project", "id": name, "name": name, "entityName": ENTITY}
-            | {"createdAt": "2026-11-24T00:00:00", "isBenchmark": False, "user": None}
-            for name in names
-        ]
-        more = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
-        return {"models": {"pageInfo": more, "edges": [{"node": node} for node in nodes]}}
-
-    def _project_id(self, variables: dict[str, Any]) -> dict[str, Any]:
-        is_there = any(run.project == variables["projectName"] for run in self.runs.values())
-        return {"project": {"id": "p", "internalId": "1"} if is_there else None}
-
-    def _views_of_project(self, variables: dict[str, Any]) -> dict[str, Any]:
-        name = variables["viewName"]
-        views = [view for view in self.views if name in view.name]
-        edges = [{"node": self._view_node(view), "cursor": view.id} for view in views]
-        more = {"endCursor": None, "hasNextPage": False}
-        return {"project": {"allViews": {"edges": edges, "pageInfo": more}}}
-
-    def _view_of(self, view_id: str) -> dict[str, Any] | None:
-        found = [view for view in self.views if view.id.strip("=") == view_id.strip("=")]
-        return self._view_node(found[0]) if found else None
-
-    def _view_node(self, view: StubView) -> dict[str, Any]:
-        return {
-            "id": view.id,
-            "type": view.type,
-            "name": view.name,
-            "displayName": view.display_name,
-            "description": view.description,
-            "user": None,
-            "project": {"id": "p", "name": view.project, "entityName": ENTITY},
-            "spec": json.dumps(view.spec),
-            "createdAt": "2026-11-24T00:00:00",
-            "updatedAt": "2026-11-24T00:00:00",
-        }
-
-    def _upsert_view(self, variables: dict[str, Any]) -> dict[str, Any]:
-        found = [view for view in self.views if view.id == variables.get("id")]
-        sent = {
-            "type": variables["type"],
-            "project": variables["projectName"],
-            "name": variables["name"],
-            "display_name": variables["displayName"],
-            "description": variables.get("description") or "",
-            "spec": json.loads(variables["spec"]),
-        }
-        if found:
-            [view] = found
-            for name, value in sent.items():
-                setattr(view, name, value)
-            view.num_saved += 1
-        else:
+    def _upsert_view(self, asked: dict[str, Any]) -> dict[str, Any]:
+        found = [view for view in self.views if view.id == asked.get("id")]
+        if not found:
             self._num_views += 1
             view_id = base64.b64encode(f"View:{1000 + self._num_views}".encode()).decode()
-            view = StubView(id=view_id, **sent)
-            self.views.append(view)
-        return {"upsertView": {"view": self._view_node(view), "inserted": not found}}
+            self.views.append(StubView(view_id))
+        view = found[0] if found else self.views[-1]
+        view.type, view.project, view.name = asked["type"], asked["projectName"], asked["name"]
+        view.display_name, view.description = asked["displayName"], asked.get("description") or ""
+        view.spec = json.loads(asked["spec"])
+        view.num_saved += 1
+        return {"upsertView": {"view": view.node(), "inserted": not found}}
 
 
-_KINDS = ("history", "events")
-
-
-def _operation(query: str) -> str:
-    found = re.search(r"(?:query|mutation)\s+(\w+)", query)
-    return found[1] if found else ""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    stub: StubServer
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-
-    def _handle(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, content = self.server.stub.answer(self.command, urlsplit(self.path).path, body)
-        answer = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):  # whoever asked may not have waited
-            self.wfile.write(answer)
-
-    do_GET = do_POST = do_PUT = _handle
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing: tests read what a job says."""
+def _page(nodes: list[Any], *, start: int, size: int) -> dict[str, Any]:
+    shown = nodes[start : start + size]
+    edges = [{"node": node, "cursor": str(start + at + 1)} for at, node in enumerate(shown)]
+    end = start + len(shown)
+    return {"edges": edges, "pageInfo": {"endCursor": str(end), "hasNextPage": end < len(nodes)}}

@@ -76,9 +76,7 @@ def test_no_panel_names_what_no_run_has() -> None:
 
 
 def test_runs_that_logged_nothing_have_no_sections() -> None:
-    empty = Logged(
-        history=frozenset(), summary=frozenset(), varied=(), domains=DOMAINS
-    )
+    empty = Logged(history=frozenset(), summary=frozenset(), varied=(), domains=DOMAINS)
     assert make(empty).sections == ()
 
 

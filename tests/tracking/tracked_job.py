@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import TrackingConfig, TrackingMode
-from gr_sweep.tracking import make_tracker
+from gr_sweep.tracking import Trackers, make_tracker
 
 SUMMARY: dict[str, Any] = {
     "command": "gr-sweep edges=both",
@@ -31,7 +31,12 @@ SUMMARY: dict[str, Any] = {
 
 def run(folder: Path, mode: str, *actions: str) -> None:
     """Does the actions, one after another."""
-    tracker = make_tracker(
+    act(tracked(folder, mode), *actions)
+
+
+def tracked(folder: Path, mode: str) -> Trackers:
+    """The job's trackers."""
+    return make_tracker(
         TrackingConfig(mode=TrackingMode(mode), tags=["mine", "mine", "x" * 80]),
         folder=folder,
         job="edges=both",
@@ -39,6 +44,10 @@ def run(folder: Path, mode: str, *actions: str) -> None:
         run_config={"seed": 0, "plan": {"kind": "peers"}},
         tags=["edges=both"],
     )
+
+
+def act(tracker: Trackers, *actions: str) -> None:
+    """Does the actions with a job's trackers."""
     for action in actions:
         name, _, value = action.partition("=")
         if name == "resume":
