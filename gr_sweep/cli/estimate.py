@@ -55,17 +55,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options, rest = parser.parse_known_args(list(argv))
 
-    from gr_sweep.cli.app import parse_flags
-    from gr_sweep.cli.compose import compose
+    from gr_sweep.cli.app import compose_flags, parse_flags
 
-    flags = parse_flags(rest)
-    command = compose(
-        flags.overrides,
-        multirun=flags.multirun,
-        config_name=flags.config_name or "config",
-        config_path=flags.config_path,
-        config_dir=flags.config_dir,
-    )
+    command = compose_flags(parse_flags(rest))
     target = _target(options)
 
     from gr_sweep.launch.estimate import estimate_job, what_would_help

@@ -122,9 +122,10 @@ def check(override: Override, choices_of: Callable[[str], list[str]]) -> None:
             if is_sweep
             else [override.get_value_element_as_str()]
         )
+        own = [choice for choice in choices if not choice.startswith("base_")]
         for value in values:
-            if value not in choices:
-                raise _not_a_choice(key, value, choices)
+            if value not in own:
+                raise _not_a_choice(key, value, own)
 
 
 def values_of(override: Override) -> list[str]:
@@ -242,7 +243,7 @@ def explain(error: Exception, lines: Sequence[str]) -> ConfigError:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return _not_a_choice(group, choice, error.options)
-    causes = [error.__cause__, error.__context__]
+    causes = [error, error.__cause__, error.__context__]
     cause = next((each for each in causes if isinstance(each, OmegaConfBaseException)), error)
     said = " ".join(str(cause).split("\n    full_key:")[0].split()) or type(cause).__name__
     key = re.sub(r"\[.*", "", getattr(cause, "full_key", None) or "")

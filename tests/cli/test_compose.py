@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+from omegaconf import open_dict
 
 from gr_sweep.cli.compose import MAX_SLUG, Command, compose, slug
 from gr_sweep.cli.composer import composing
@@ -235,7 +236,7 @@ def test_a_composed_config_becomes_plain_values():
         ("hydra.searchpath=[file:///nowhere]", "hydra.searchpath: folder /nowhere does not exist"),
         ("hydra.nope=1", "hydra.nope: Key 'nope' not in 'HydraConf'"),
         ("model.size=huge", "model.size: 'huge'; expected one of tiny"),
-        ("plan.layers=[7]", "plan.layers=[7] does not fit"),
+        ("plan.layers=[7]", "different layers from 0 to 3, got [7]"),
         (
             "train.micro_batch_sequences=4",
             "train.micro_batch_sequences=4 does not split over 3 domains",
@@ -257,8 +258,8 @@ def test_a_wrong_override_is_refused_in_one_line(override, message):
         ("procedure.rounds=abc", "procedure.rounds: 'abc'; expected a number of rounds"),
         ("procedure.children=5", "does not split over 15 domains"),
         ("procedure.children=1000", "end with more than 10000 experts"),
-        ("procedure.dense=1", "leaves none to route"),
-        ("procedure.rounds=9", "each needs one"),
+        ("procedure.dense=1", "none of them to route"),
+        ("procedure.rounds=9", "too few hidden units"),
         ("plan.attn_shared=0.25", "code has too few head groups to be divided"),
         ("partition.unlabelled=0.5", "partition.unlabelled=0.5 does not work with procedure"),
         ("method=random", "both make a plan; use method=routed"),
@@ -298,7 +299,8 @@ def test_jobs_of_a_sweep_are_composed_as_each_alone(line):
             with composing(job.overrides) as composer:
                 hydras = hydra.compose("config", job.lines)
                 assert composer.compose(job.lines) == hydras
-            del cfg["hydra"]
+            with open_dict(cfg):
+                del cfg["hydra"]
             assert cfg == hydras, "as Hydra composes it"
 
 
@@ -319,7 +321,7 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path):
     [job] = compose(["partition=mine"], config_dir=str(tmp_path)).jobs
     assert list(job.config.partition.domains) == ["law", "poems"]
     (tmp_path / "partition" / "mine.yaml").write_text(text + "colour: red\n")
-    with pytest.raises(ConfigError, match=r"partition/mine.*colour"):
+    with pytest.raises(ConfigError, match="no setting 'colour'; expected one of name"):
         compose(["partition=mine"], config_dir=str(tmp_path))
 
 
