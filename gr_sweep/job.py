@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gr_sweep import jobdir
 from gr_sweep.config import ProcedureKind, Resume, RunConfig, num_steps, to_plain
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.prepare import prepare_data, text_fingerprint
@@ -25,21 +26,6 @@ from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.eval.robustness import check_processes, robustness_losses
 from gr_sweep.files import content_digest, write_whole
-from gr_sweep.jobdir import (
-    CHECKPOINTS,
-    DOCUMENT_LOSSES,
-    PLAN,
-    RELEARN,
-    RESULTS,
-    SAMPLES,
-    SUMMARY,
-    copy_results,
-    differences,
-    different_job,
-    identity_of,
-    is_done,
-    write_summary,
-)
 from gr_sweep.joblock import JobLock, lock_job_dir
 from gr_sweep.layout import phases_of
 from gr_sweep.metrics import registry
@@ -117,26 +103,28 @@ def run_job(
 
         def lock() -> bool:
             """Locks the folder, on rank 0 for all processes; false if the job is done."""
-            identity = identity_of(config, text)
-            if is_done(folder, identity):
+            identity = jobdir.identity_of(config, text)
+            if jobdir.is_done(folder, identity):
                 return False
-            changes = differences(folder, identity)
+            changes = jobdir.differences(folder, identity)
             if changes and config.resume is not Resume.force:
-                raise different_job(folder, changes)
+                raise jobdir.different_job(folder, changes)
             locks.append(stack.enter_context(lock_job_dir(folder, title)))
-            return not is_done(folder, identity)  # another process may just have finished it
+            return not jobdir.is_done(folder, identity)  # another process may just have finished it
 
         if not processes.from_main(lock):
             return
         _check_processes(config, processes)
-        stack.enter_context(report_kept_checkpoints(folder / CHECKPOINTS))
+        stack.enter_context(report_kept_checkpoints(folder / jobdir.CHECKPOINTS))
         if memory_advice is not None:
             advice = functools.partial(memory_advice, config, processes.world_size)
             stack.enter_context(report_out_of_memory(advice))
         device = stack.enter_context(processes.joined(config.train.device))
         job = Job(config, folder, processes, device, signals)
         job.prepare()
-        if is_baseline and processes.from_main(lambda: copy_results(folder, job.identity, sweep)):
+        if is_baseline and processes.from_main(
+            lambda: jobdir.copy_results(folder, job.identity, sweep)
+        ):
             return
         job.begin(locks)
         job.build(sweep)
@@ -170,7 +158,7 @@ class Job:
             torch.cuda.reset_peak_memory_stats(self.device)  # an earlier job of this process
         self.data = self.processes.main_first(lambda: prepare_data(*_text_settings(self.config)))
         # Of the text that was read: files may have changed since the folder was locked.
-        self.identity = identity_of(self.config, self.data.fingerprint)
+        self.identity = jobdir.identity_of(self.config, self.data.fingerprint)
 
     def begin(self, locks: list[JobLock]) -> None:
         """Records what the job runs with; rank 0 has the lock."""
@@ -184,7 +172,7 @@ class Job:
 
         fingerprint, self.changes = self.processes.from_main(record)
         self.checkpoints = Checkpoints(
-            self.folder / CHECKPOINTS,
+            self.folder / jobdir.CHECKPOINTS,
             keep=self.config.train.keep_checkpoints,
             fingerprint=fingerprint,
             processes=self.processes,
@@ -224,7 +212,7 @@ class Job:
         if processes.is_main:
             save_model_files(self.folder, model, data.tokenizer_dir)
             if not self.is_alternate:
-                write_whole(self.folder / PLAN, self.routed.plan.to_json() + "\n")
+                write_whole(self.folder / jobdir.PLAN, self.routed.plan.to_json() + "\n")
         self.tracker = processes.together(lambda: self._make_tracker(sweep))
 
     def train(self) -> None:
@@ -314,7 +302,13 @@ class Job:
         if not self.processes.is_main:
             self.tracker.finish({})
             return
-        self._write_tables()
+        if self.samples is None:
+            (self.folder / jobdir.SAMPLES).unlink(missing_ok=True)  # of an earlier attempt
+        else:
+            write_whole(self.folder / jobdir.SAMPLES, json.dumps(self.samples, indent=1) + "\n")
+        write_losses(self.folder / jobdir.DOCUMENT_LOSSES, self.rows)
+        if self.relearned:
+            write_relearn(self.folder / jobdir.RELEARN, self.relearned)
         blocks = [block for block in self.routed.plan.blocks if not block.is_core]
         metrics, intervals = summarize_losses(
             self.rows,
@@ -336,7 +330,7 @@ class Job:
             "changes": self.changes,
             "files": {
                 name: content_digest(self.folder / name)
-                for name in RESULTS
+                for name in jobdir.RESULTS
                 if (self.folder / name).exists()
             },
             "environment": environment(self.device, self.processes.world_size),
@@ -347,7 +341,7 @@ class Job:
         }
         # W&B first: nobody resumes a job with a summary to finish its W&B run.
         self.tracker.finish(summary)
-        write_summary(self.folder / SUMMARY, summary)
+        jobdir.write_summary(self.folder / jobdir.SUMMARY, summary)
 
     # Parts of the phases
 
@@ -423,15 +417,6 @@ class Job:
         metrics, _ = summarize_losses(rows, domains, seed=self.config.seed, resamples=0)
         found = {domain: metrics.get(registry.LOSS_FULL(domain)) for domain in domains}
         return {registry.EVAL_LOSS(d): loss for d, loss in found.items() if loss is not None}
-
-    def _write_tables(self) -> None:
-        if self.samples is None:
-            (self.folder / SAMPLES).unlink(missing_ok=True)  # of an earlier attempt
-        else:
-            write_whole(self.folder / SAMPLES, json.dumps(self.samples, indent=1) + "\n")
-        write_losses(self.folder / DOCUMENT_LOSSES, self.rows)
-        if self.relearned:
-            write_relearn(self.folder / RELEARN, self.relearned)
 
     def _costs(self) -> dict[str, float]:
         costs = cost_metrics(

@@ -321,29 +321,6 @@ def test_on_a_small_disk_a_job_ends_with_one_line_and_goes_on_when_there_is_room
     assert_as_if_nothing_had_happened(folder, whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("room", ROOMS)
-def test_on_a_small_disk_the_command_says_it_in_one_line(small_disk, small_cache, tmp_path, room):
-    settings = ["train.steps=6", "train.checkpoint_every=2", "tracking=off"]
-    command = functools.partial(gr_sweep, *settings, cache=small_cache)
-    assert command(folder=tmp_path / "whole").wait(200) == 0
-    disk = small_disk(room)
-    process = command(folder=disk / "job")
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 2, err
-    said = [line for line in err.splitlines() if line.startswith("gr-sweep: ")]
-    assert len(said) == 1 and "No space left on device" in said[0], err
-    assert "Traceback" not in err, err
-    assert not [path for path in disk.rglob("*") if path.name.endswith(".tmp")]
-    small_disk(None)
-    process = command(folder=disk / "job")
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    expected, found = (saved_tensors(newest(path)) for path in (tmp_path / "whole", disk / "job"))
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
-
-
 # SIGKILL
 
 

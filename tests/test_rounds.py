@@ -458,8 +458,6 @@ def test_rounds_have_their_own_lengths_and_a_dense_share(make_config):
     ("parts", "message"),
     [
         ({"procedure": {"rounds": 0}}, "procedure.rounds: 0"),
-        ({"procedure": {"rounds": [1, -1]}}, "procedure.rounds: \\[1, -1\\]"),
-        ({"procedure": {"rounds": True}}, "procedure.rounds: True"),
         ({"procedure": {"rewarm": 0.0}}, "procedure.rewarm: 0.0; expected a number above 0"),
         ({"plan": PlanConfig(kind=PlanKind.lattice)}, "plan=lattice has no tree"),
         ({"domains": ["code", "biology", "biology/virology"]}, "biology is itself a label"),
