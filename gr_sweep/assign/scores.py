@@ -140,7 +140,7 @@ def score_units(
     if method is Attribution.random:
         return _random_scores(sites, tuple(documents), seed)
     with _frozen_in_eval(model), torch.compiler.set_stance("force_eager"):
-        measure = partial(_MEASURES[method], sites, token_losses, steps)
+        measure = partial(_measured, method, sites, token_losses, steps)
         per_document = method is Attribution.fisher
         return _means(documents, sites, measure, batch_sequences, device, per_document)
 
@@ -205,7 +205,7 @@ def _random_scores(sites: Sequence[_Site], domains: tuple[str, ...], seed: int) 
 
 
 def _fired(
-    sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
+    sites: Sequence[_Site], token_losses: Losses, ids_MT: Tensor, targets_MT: Tensor
 ) -> dict[Place, Tensor]:
     """Number of tokens at which |h| exceeds the mean |h| of the layer's units that are on."""
     found = {}
@@ -284,36 +284,25 @@ def integrated_gradients(
     return {key: values_MU / steps for key, values_MU in total.items()}
 
 
-def _by_token(
-    sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
+def _measured(
+    method: Attribution,
+    sites: Sequence[_Site],
+    token_losses: Losses,
+    steps: int,
+    ids_MT: Tensor,
+    targets_MT: Tensor,
 ) -> dict[Place, Tensor]:
-    """Sum over tokens of |h dL/dh|."""
-    return _gate_gradients(sites, token_losses, ids_MT, targets_MT, by_token=True)
-
-
-def _integrated(
-    sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
-) -> dict[Place, Tensor]:
-    """Absolute values of the integrated gradients."""
-    signed = integrated_gradients(sites, token_losses, ids_MT, targets_MT, steps=steps)
-    return {key: values_MU.abs() for key, values_MU in signed.items()}
-
-
-def _squared(
-    sites: Sequence[_Site], token_losses: Losses, steps: int, ids_MT: Tensor, targets_MT: Tensor
-) -> dict[Place, Tensor]:
-    """(dL/dg)^2."""
-    gradients = _gate_gradients(sites, token_losses, ids_MT, targets_MT)
+    """Float64 [M, U]: a method's value of each document, summed over tokens except for `fisher`."""
+    batch = ids_MT, targets_MT
+    if method is Attribution.activation:
+        return _fired(sites, token_losses, *batch)
+    if method is Attribution.act_grad:
+        return _gate_gradients(sites, token_losses, *batch, by_token=True)
+    if method is Attribution.integrated:
+        signed = integrated_gradients(sites, token_losses, *batch, steps=steps)
+        return {key: values_MU.abs() for key, values_MU in signed.items()}
+    gradients = _gate_gradients(sites, token_losses, *batch)
     return {key: values_MU.square() for key, values_MU in gradients.items()}
-
-
-_MEASURES = {
-    Attribution.activation: _fired,
-    Attribution.act_grad: _by_token,
-    Attribution.integrated: _integrated,
-    Attribution.fisher: _squared,
-}
-"""The methods that read documents."""
 
 
 def _complete(found: dict[Place, Tensor], sites: Sequence[_Site]) -> dict[Place, Tensor]:

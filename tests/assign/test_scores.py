@@ -1,4 +1,4 @@
-"""Attribution scores: known owners, a literal reference, streaming, and what is left behind."""
+"""Attribution scores: a literal reference, streaming, and the state that scoring leaves."""
 
 import copy
 
