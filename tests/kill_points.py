@@ -1,4 +1,4 @@
-"""What a SIGKILL leaves behind, at every moment of something that is written.
+"""Kills a process at every change that it makes to the file system, and checks what is left.
 
     python -m tests.kill_points checkpoint|cache|report FOLDER
 

@@ -1,4 +1,4 @@
-"""A program on a terminal of its own, for tests: what it shows, and keys that are pressed."""
+"""Runs a program on a pseudo-terminal: reads what it shows, and presses keys."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,7 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """The program, and all that it has written so far."""
+    """A running program and its output so far."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", descriptor: int) -> None:
         self.process = process
@@ -27,11 +27,11 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """Without colours and moves of the cursor."""
+        """The output without colours and cursor movements."""
         return _CONTROL.sub("", self._written.decode(errors="replace"))
 
-    def wait_for(self, text: str, timeout_s: float = 60.0) -> None:
-        """Until the text is there, of what is written from now on."""
+    def wait_for(self, text: str, timeout_s: float = 180.0) -> None:
+        """Waits until the program writes this text."""
         start, give_up = len(self.text), time.monotonic() + timeout_s
         while text not in self.text[start:]:
             assert time.monotonic() < give_up, f"no {text!r} in {self.text!r}"
@@ -42,15 +42,15 @@ class Terminal:
         """As if typed: b"\\x03" is Ctrl-C."""
         os.write(self._descriptor, key)
 
-    def wait(self, timeout_s: float = 60.0) -> int:
-        """Until the program has ended; its status."""
+    def wait(self, timeout_s: float = 180.0) -> int:
+        """Waits until the program has ended; returns its exit status."""
         give_up = time.monotonic() + timeout_s
         while self._read():
             assert time.monotonic() < give_up, self.text
         return self.process.wait(timeout_s)
 
     def _read(self) -> bool:
-        """What there is within a moment; whether there can be more."""
+        """Reads what arrives within 0.1 s; returns whether there can be more."""
         if not select.select([self._descriptor], [], [], 0.1)[0]:
             return True
         try:
@@ -62,7 +62,7 @@ class Terminal:
 
 
 def _take_terminal() -> None:
-    """The terminal is this process's, so that Ctrl-C reaches it; also where the tests run in the
+    """Makes this the controlling terminal, so that Ctrl-C arrives even if the tests run in the
     background of a shell, which ignores it."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -76,8 +76,7 @@ def on_terminal(
     lines: int = 24,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Terminal]:
-    """The program runs inside, in the repository's folder; it is killed if it is still there at the
-    end."""
+    """Runs the program in the repository's folder, and kills it at the end of the block."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     plain = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
