@@ -319,7 +319,7 @@ def test_jobs_that_cost_the_same_are_estimated_once() -> None:
         replace(config, edges=Edges.both),
         replace(config, train=replace(TRAIN, sequence_length=32)),
         replace(config, train=replace(TRAIN, activation_checkpointing=True)),
-        replace(config, data=replace(config.data, weights={"code": 2.0})),
+        replace(config, data=replace(config.data, weights={"code": 4.0})),
         replace(config, data=replace(config.data, vocab_size=500)),
         replace(config, partition=replace(config.partition, unlabelled=0.5)),
     ]
