@@ -46,7 +46,7 @@ from gr_sweep.setup import (
     save_model_files,
     training_text,
 )
-from gr_sweep.tracking import Trackers, make_tracker, run_tags
+from gr_sweep.tracking import Tracker, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints, report_kept_checkpoints
 from gr_sweep.train.cost import cost_metrics
 from gr_sweep.train.distributed import Processes, connect, shard
@@ -355,9 +355,9 @@ class Job:
             self.config, self.data, tokens, self.device, self.processes, text, markers
         )
 
-    def _make_tracker(self, sweep: str) -> Trackers:
+    def _make_tracker(self, sweep: str) -> Tracker:
         if not self.processes.is_main:
-            return Trackers([])
+            return Tracker()
         plain = to_plain(self.config)
         return make_tracker(
             self.config.tracking,

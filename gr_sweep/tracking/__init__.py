@@ -9,10 +9,10 @@ from typing import Any
 
 from gr_sweep.config import TrackingConfig, TrackingMode
 from gr_sweep.jobdir import METRICS
-from gr_sweep.tracking.base import Tracker, Trackers
+from gr_sweep.tracking.base import Tracker
 from gr_sweep.tracking.jsonl import JsonlTracker
 
-__all__ = ["Tracker", "Trackers", "check_tracking", "make_tracker", "run_tags"]
+__all__ = ["Tracker", "check_tracking", "make_tracker", "run_tags"]
 
 _MAX_TAG_LENGTH = 64
 """W&B refuses longer tags."""
@@ -38,8 +38,8 @@ def make_tracker(
     sweep: str,
     run_config: Mapping[str, Any],
     tags: Sequence[str] = (),
-) -> Trackers:
-    """The trackers of one job.
+) -> Tracker:
+    """The tracker of one job.
 
     Args:
         config: mode, project, entity, group and tags.
@@ -52,7 +52,6 @@ def make_tracker(
     Raises:
         ConfigError: mode is online and no API key is configured.
     """
-    trackers: list[Tracker] = [JsonlTracker(folder / METRICS)]
     if config.mode is not TrackingMode.off:
         from gr_sweep.tracking.wandb import WandbTracker, resolve_mode
 
@@ -66,8 +65,8 @@ def make_tracker(
             "config": dict(run_config),
         }
         if mode is not TrackingMode.off:
-            trackers.append(WandbTracker(mode, folder, run))
-    return Trackers(trackers)
+            return WandbTracker(mode, folder, run)
+    return JsonlTracker(folder / METRICS)
 
 
 def run_tags(run_config: Mapping[str, Any]) -> list[str]:

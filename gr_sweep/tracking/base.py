@@ -1,6 +1,6 @@
 """The interface of trackers: rows of metrics while a job runs, and its summary at the end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +18,11 @@ HEAT_MAP = "separability/heat_map"
 
 
 class Tracker:
-    """Where rows go. `finish` or `fail` closes it; later calls are ignored."""
+    """Where rows go; this one, of a process that logs nothing, drops them.
+
+    `finish` or `fail` closes it; later calls are ignored. As a context manager it is closed: a
+    block that ends without `finish` counts as failed.
+    """
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a row at `step` optimizer steps done. Several rows may have the same step."""
@@ -34,41 +38,6 @@ class Tracker:
 
     def fail(self, message: str) -> None:
         """Closes a job that did not finish."""
-
-
-class Trackers(Tracker):
-    """Several trackers as one, called in the given order.
-
-    As a context manager it closes them: a block that ends without `finish` counts as failed.
-    """
-
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self.trackers = list(trackers)
-        self._is_open = True
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        for tracker in self.trackers:
-            tracker.log(step, metrics)
-
-    def cut_back(self, step: int) -> None:
-        for tracker in self.trackers:
-            tracker.cut_back(step)
-
-    def sync(self) -> None:
-        for tracker in self.trackers:
-            tracker.sync()
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        self._is_open = False
-        for tracker in self.trackers:
-            tracker.finish(summary)
-
-    def fail(self, message: str) -> None:
-        """Does nothing after `finish`."""
-        if self._is_open:
-            self._is_open = False
-            for tracker in self.trackers:
-                tracker.fail(message)
 
     def __enter__(self) -> Self:
         return self

@@ -30,8 +30,8 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.files import write_whole
 from gr_sweep.jobdir import METRICS
 from gr_sweep.metrics import registry
-from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP, STEP_FIELD, Tracker
-from gr_sweep.tracking.jsonl import finite, read_rows
+from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP, STEP_FIELD
+from gr_sweep.tracking.jsonl import JsonlTracker, finite, read_rows
 
 CONNECT_TIMEOUT_S = 10.0
 """How long a job waits for a W&B server before it logs offline."""
@@ -93,8 +93,9 @@ def resolve_mode(mode: TrackingMode) -> TrackingMode:
     return TrackingMode.online if is_online else TrackingMode.offline
 
 
-class WandbTracker(Tracker):
-    """One W&B run. A resumed job continues the same run: its id is kept in wandb/run_id."""
+class WandbTracker(JsonlTracker):
+    """metrics.jsonl and one W&B run. A resumed job continues its run, whose id is kept in
+    wandb/run_id."""
 
     def __init__(self, mode: TrackingMode, folder: Path, run: Mapping[str, Any]) -> None:
         """Opens the run.
@@ -104,8 +105,8 @@ class WandbTracker(Tracker):
             folder: the job's folder; wandb makes its own wandb/ in it.
             run: project, entity, group, name, tags and config, as `wandb.init` takes them.
         """
+        super().__init__(folder / METRICS)
         self._run: wandb.Run | None = None
-        self._rows_path = folder / METRICS
         self._last_step = 0
         self._next = 0
         """Number of the next row in metrics.jsonl."""
@@ -138,7 +139,8 @@ class WandbTracker(Tracker):
                 _log.info("W&B run: %s", self._run.url)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a row with the axis `gr_sweep/step`, as it is in metrics.jsonl."""
+        """Adds the row to both; in W&B with the axis `gr_sweep/step`."""
+        super().log(step, metrics)
         self._last_step = step
         with self._giving_up():
             self._put({STEP_FIELD: step, **finite(metrics)})
@@ -146,7 +148,8 @@ class WandbTracker(Tracker):
     def cut_back(self, step: int) -> None:
         """Replays the rows of metrics.jsonl that W&B does not have. W&B's rows after `step` stay:
         those that the job logs in their place are skipped."""
-        rows = read_rows(self._rows_path)
+        super().cut_back(step)
+        rows = read_rows(self.path)
         self._last_step = rows[-1][STEP] if rows else 0
         self._next = 0
         with self._giving_up():
@@ -155,6 +158,7 @@ class WandbTracker(Tracker):
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Adds the removal matrix as table and heat map, and the metrics to the run's summary."""
+        super().finish(summary)
         with self._giving_up():
             if self._run is None:
                 return
@@ -175,14 +179,15 @@ class WandbTracker(Tracker):
                     # The server has the row, but a kill may have lost its files.
                     self._run.summary.update(shown)
             self._run.summary.update(dict(summary["metrics"]))
-            self._close(exit_code=0)
+            self._end(exit_code=0)
 
     def fail(self, message: str) -> None:
         """Marks the run as failed, with the reason in its summary."""
+        super().fail(message)
         with self._giving_up():
             if self._run is not None:
                 self._run.summary.update({_ERROR: message})
-                self._close(exit_code=1)
+                self._end(exit_code=1)
 
     def _put(self, row: Mapping[str, Any]) -> bool:
         """Logs the next row unless W&B has it; whether it was logged."""
@@ -192,7 +197,7 @@ class WandbTracker(Tracker):
         self._run.log(dict(row), step=number, commit=True)
         return True
 
-    def _close(self, exit_code: int) -> None:
+    def _end(self, exit_code: int) -> None:
         run, self._run = self._run, None
         assert run is not None
         try:

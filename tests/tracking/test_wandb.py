@@ -64,7 +64,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_run_has_group_name_tags_config_rows_matrix_and_summary(
     tmp_path: Path, server: StubServer
 ) -> None:
-    run(tmp_path, "auto", "log=1:4", "finish")
+    run(tmp_path, "auto", "log=1:4", "finish", "fail")  # what comes later is ignored
     sent = the_run(server)
     assert (sent.group, sent.display_name, sent.exit_code) == ("sweep", "edges=both", 0)
     assert sent.tags == ["edges=both", "mine", "x" * 64]

@@ -1,4 +1,4 @@
-"""A job as its trackers see it, for the tests of this folder; as a program it can be killed.
+"""A job as its tracker sees it, for the tests of this folder; as a program it can be killed.
 
     python -m tests.tracking.tracked_job FOLDER MODE ACTION...
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import TrackingConfig, TrackingMode
-from gr_sweep.tracking import Trackers, make_tracker
+from gr_sweep.tracking import Tracker, make_tracker
 
 SUMMARY: dict[str, Any] = {
     "command": "gr-sweep edges=both",
@@ -34,8 +34,8 @@ def run(folder: Path, mode: str, *actions: str) -> None:
     act(tracked(folder, mode), *actions)
 
 
-def tracked(folder: Path, mode: str) -> Trackers:
-    """The job's trackers."""
+def tracked(folder: Path, mode: str) -> Tracker:
+    """The job's tracker."""
     return make_tracker(
         TrackingConfig(mode=TrackingMode(mode), tags=["mine", "mine", "x" * 80]),
         folder=folder,
@@ -46,8 +46,8 @@ def tracked(folder: Path, mode: str) -> Trackers:
     )
 
 
-def act(tracker: Trackers, *actions: str) -> None:
-    """Does the actions with a job's trackers."""
+def act(tracker: Tracker, *actions: str) -> None:
+    """Does the actions with a job's tracker."""
     for action in actions:
         name, _, value = action.partition("=")
         if name == "resume":
