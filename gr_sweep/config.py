@@ -11,7 +11,7 @@ import json
 import math
 import re
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gr_sweep.bounds import bounded, invalid, share
@@ -521,79 +521,6 @@ def fingerprinted_settings(config: RunConfig) -> dict[str, Any]:
             node = node[key]
         del node[last]
     return plain
-
-
-def resolve(config: RunConfig) -> RunConfig:
-    """Returns the config with every setting that has no effect reset to its default.
-
-    A sweep gives the same `plan` or `method.without` to jobs of every method. A dense or filtered
-    run has no plan, whatever `plan` says, and without a plan no gradient is cut. `plan.forget`
-    applies to that plan only, and `method.without` to filtered runs. Label noise applies to routing
-    and to filtering by observed label. This function is the only place that says so. Resolving a
-    resolved config changes nothing.
-    """
-    plan, method, partition = config.plan, config.method, config.partition
-    procedure = config.procedure
-    is_routed = method.name not in UNROUTED and plan.kind is not PlanKind.none
-    if method.name in (Method.filtered, Method.filtered_observed):
-        method = MethodConfig(name=method.name, without=method.without)
-    elif not is_routed:
-        method = MethodConfig(name=method.name)
-    else:
-        method = replace(method, without=[])
-    if not is_routed or procedure.name is ProcedureKind.fixed:
-        procedure = ProcedureConfig()
-    elif plan.kind is PlanKind.tree:
-        # The first round splits the top of the tree, and each further round the next level.
-        plan = replace(plan, kind=PlanKind.peers)
-    if procedure.attribution is Attribution.none:
-        procedure = replace(procedure, equal_layers=True)
-    if procedure.attribution is not Attribution.integrated:
-        procedure = replace(procedure, attribution_steps=ProcedureConfig().attribution_steps)
-    if not is_routed:
-        plan = PlanConfig(kind=PlanKind.none)
-        if method.name is not Method.filtered_observed:
-            partition = replace(partition, unlabelled=0.0, mislabelled=0.0)
-    elif plan.kind is not PlanKind.forget:
-        plan = replace(plan, forget=[])
-        method = replace(method, unlabelled_retained=None)
-    elif method.unlabelled_retained is not None:
-        if not partition.unlabelled:
-            hidden = {PER_DOMAIN_ANY: method.unlabelled_retained} | dict.fromkeys(plan.forget, 0.0)
-            partition = replace(partition, unlabelled=hidden)
-        method = replace(method, unlabelled_retained=None)
-    return replace(
-        config,
-        plan=plan,
-        edges=config.edges if is_routed else Edges.none,
-        route=config.route if is_routed else RouteConfig(),
-        method=method,
-        procedure=procedure,
-        partition=partition,
-        data=_resolve_data(config.data),
-        eval=_resolve_eval(config.eval, has_removal=is_routed or bool(method.without)),
-    )
-
-
-def _resolve_data(data: DataConfig) -> DataConfig:
-    if data.kind is DataKind.synthetic:
-        return data
-    default = DataConfig()
-    return replace(data, overlap=default.overlap, documents=default.documents, seed=default.seed)
-
-
-def _resolve_eval(evaluation: EvalConfig, *, has_removal: bool) -> EvalConfig:
-    """`has_removal`: whether a domain is removed from the model or from its training text."""
-    if has_removal:
-        evaluation = replace(evaluation, unlearn_steps=None)
-    elif evaluation.unlearn_steps is None:
-        # Nothing is removed from a dense model, so nothing can be calibrated or relearned.
-        evaluation = replace(evaluation, calibrate=False, relearn_steps=None)
-    if evaluation.relearn_steps is None:
-        default = EvalConfig()
-        names = [item.name for item in fields(EvalConfig) if item.name.startswith("relearn_")]
-        evaluation = replace(evaluation, **{name: getattr(default, name) for name in names})
-    return evaluation
 
 
 def source_of(domain: str, rule: DomainConfig) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gr_sweep.checks import validate
+from gr_sweep.checks import resolve, validate
 from gr_sweep.config import (
     DataKind,
     DomainConfig,
@@ -20,7 +20,6 @@ from gr_sweep.config import (
     RunConfig,
     Schedule,
     fingerprint,
-    resolve,
     to_plain,
 )
 from gr_sweep.errors import ConfigError

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from gr_sweep.checks import resolve
 from gr_sweep.config import (
     DataConfig,
     DataKind,
@@ -29,7 +30,6 @@ from gr_sweep.config import (
     TrackingConfig,
     TrackingMode,
     TrainConfig,
-    resolve,
 )
 from gr_sweep.data import synthetic
 from gr_sweep.data.prepare import prepare_data

@@ -5,19 +5,16 @@ Every error of a command is found here, before a folder is made. Nothing here ru
 
 import copy
 import functools
-import hashlib
 import itertools
 import json
 import math
 import operator
 import os
-import re
 import shlex
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -30,18 +27,17 @@ from gr_sweep.checks import validate
 from gr_sweep.cli.baselines import baselines_of
 from gr_sweep.cli.composer import Composer, composing, with_hydra
 from gr_sweep.cli.fit import check_fit, parts_of
+from gr_sweep.cli.names import name_of, slug, that_count, title_of, without_fixed
 from gr_sweep.cli.overrides import (
     MAX_JOBS,
     check,
     check_is_single,
     explain,
-    is_below,
     key_of,
     quoted,
     values_of,
 )
 from gr_sweep.config import (
-    NO_EFFECT_ON_RESULT,
     UNROUTED,
     Baseline,
     RunConfig,
@@ -62,9 +58,6 @@ _SUPPORTED = {
     "sweeper": {"basic": ".BasicSweeper"},
 }
 """Choices of Hydra's groups, and the end of their `_target_`."""
-
-MAX_SLUG = 100
-"""Longest slug, in characters. File systems allow 255 bytes; a hash and W&B's names are added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +184,12 @@ def _single(
     config, typed = _resolved(cfg)
     if config.baselines and any(key_of(line) == "baselines" for line in lines):
         raise ConfigError("baselines are runs that a sweep adds: add -m, or leave them out")
-    folder = _folder("hydra.run.dir", whole.hydra.run.dir.replace("{job}", _name(config, lines)))
+    folder = _folder("hydra.run.dir", whole.hydra.run.dir.replace("{job}", name_of(config, lines)))
     job = Job(
         config=config,
         lines=lines,
         folder=folder,
-        title=_title(lines),
+        title=title_of(lines),
         number=0,
         overruled=_overruled(lines, typed, config),
     )
@@ -241,7 +234,7 @@ class _Sweep:
             values_of(self.overrides[key])[0] for key in self.overrides if key not in self.swept
         ]
         self.whole = with_hydra(cfg, base, fixed, 0)
-        name = slug(_that_count([*self.swept, *fixed]))
+        name = slug(that_count([*self.swept, *fixed]))
         self.is_named = "{sweep}" in self.whole.hydra.sweep.dir
         folder = self.whole.hydra.sweep.dir.replace("{sweep}", name)
         self.folder = _folder("hydra.sweep.dir", folder)
@@ -280,12 +273,14 @@ class _Sweep:
         """
         cfg = self.composer.compose(lines)
         config, typed = _resolved(cfg)
-        differing = _without_fixed(differing, typed)
+        differing = without_fixed(differing, typed)
         number = len(self.jobs) + len(self.baselines)
         node = self.base.hydra.sweep
         if OmegaConf.is_interpolation(node, "subdir"):
             node = with_hydra(cfg, self.base, lines, number).hydra.sweep
-        subdir = node.subdir.replace("{job}", _name(config, differing if self.is_named else lines))
+        subdir = node.subdir.replace(
+            "{job}", name_of(config, differing if self.is_named else lines)
+        )
         subdir = os.path.normpath(subdir)
         if os.path.isabs(subdir) or subdir.split(os.sep)[0] in (os.curdir, os.pardir):
             raise invalid(
@@ -297,7 +292,7 @@ class _Sweep:
             config=config,
             lines=lines,
             folder=_folder("hydra.sweep.subdir", str(self.folder / subdir)),
-            title=_title(differing),
+            title=title_of(differing),
             number=number,
             is_baseline=is_baseline,
             overruled=() if is_baseline else _overruled(lines, typed, config),
@@ -412,27 +407,6 @@ def _check_hydra(hydra: DictConfig) -> None:
         raise invalid("hydra.output_subdir", subdir, "the name of a folder, or null")
 
 
-def _without_fixed(overrides: Sequence[str], typed: RunConfig) -> list[str]:
-    """The overrides except those that the job's method makes meaningless."""
-    if typed.method.name in UNROUTED:
-        fixed: list[str] = ["edges", "plan", "route"]
-    else:
-        fixed = list(_paths(typed.method.fixes))
-    return [
-        line
-        for line in overrides
-        if not is_below(key_of(line), fixed) and f"{key_of(line)}.kind" not in fixed
-    ]
-
-
-def _paths(node: dict[str, Any], where: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        if isinstance(value, dict):
-            yield from _paths(value, f"{where}{name}.")
-        else:
-            yield f"{where}{name}"
-
-
 def _distinct(jobs: list[Job]) -> list[Job]:
     """One job for each fingerprint: one that has a summary, otherwise the first.
 
@@ -456,34 +430,3 @@ def _distinct(jobs: list[Job]) -> list[Job]:
                 "{job} into hydra.sweep.subdir"
             )
     return list(by_fingerprint.values())
-
-
-def slug(overrides: Sequence[str]) -> str:
-    """A readable folder name: `edges=weight,seed=1`; `default` without overrides.
-
-    The order of the overrides does not count. Characters that are special to shells or file systems
-    become `-`. A long name is cut and ends in 8 digits of a hash of the whole name.
-    """
-    parts = []
-    for override in sorted(override.lstrip("+~") for override in overrides):
-        part = re.sub(r"['\"\[\]{}]", "", override).replace(",", "+")
-        parts.append(re.sub(r"[^A-Za-z0-9._=+-]+", "-", part).strip("-"))
-    name = ",".join(parts)
-    if len(name) > MAX_SLUG:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        name = f"{name[: MAX_SLUG - 9].rstrip(',')}-{digest}"
-    return name or "default"
-
-
-def _name(config: RunConfig, overrides: Sequence[str]) -> str:
-    """The name of a job's folder."""
-    return f"{slug(_that_count(overrides))}-{fingerprint(config)[:8]}"
-
-
-def _that_count(overrides: Sequence[str]) -> list[str]:
-    """The overrides that can change a job's numbers; the others do not change a folder's name."""
-    return [line for line in overrides if not is_below(key_of(line), NO_EFFECT_ON_RESULT)]
-
-
-def _title(overrides: Sequence[str]) -> str:
-    return " ".join(line.lstrip("+") for line in overrides) or "default"

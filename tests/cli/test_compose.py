@@ -7,8 +7,9 @@ import hydra
 import pytest
 from omegaconf import open_dict
 
-from gr_sweep.cli.compose import MAX_SLUG, Command, compose, slug
+from gr_sweep.cli.compose import Command, compose
 from gr_sweep.cli.composer import composing
+from gr_sweep.cli.names import MAX_SLUG, slug
 from gr_sweep.cli.schema import DEFAULT_GROUPS, OPTIONAL_GROUPS, conf_dir
 from gr_sweep.config import DataKind, Edges, Method, PlanKind, TrackingMode, fingerprint, to_plain
 from gr_sweep.errors import ConfigError, GrSweepError, PlanError

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gr_sweep.checks import resolve
 from gr_sweep.config import (
     DomainConfig,
     Edges,
@@ -19,7 +20,6 @@ from gr_sweep.config import (
     ProcedureKind,
     RunConfig,
     TrainConfig,
-    resolve,
     to_plain,
 )
 from gr_sweep.files import content_digest
