@@ -50,26 +50,30 @@ ORDER = (
 )
 """A part of the package may import the parts before it, and itself."""
 
-MAY_IMPORT = {
-    "routing": {"errors", "domains", "routing"},
-    "model": {"errors", "domains", "routing", "model"},
-    "report": {
-        "errors",
-        "domains",
-        "files",
-        "config",
-        "jobdir",
-        "metrics",
-        "tracking",
-        "layout",
-        "report",
-    },
-    "cli": {*ORDER, "report", "gr_sweep"},
-} | {
-    part: set(ORDER[: ORDER.index(part) + 1])
-    for part in ORDER
-    if part not in ("routing", "model", "cli")
-}
+MAY_IMPORT = (
+    {
+        "routing": {"errors", "domains", "routing"},
+        "model": {"errors", "domains", "routing", "model"},
+        "report": {
+            "errors",
+            "domains",
+            "files",
+            "config",
+            "jobdir",
+            "metrics",
+            "tracking",
+            "routing",  # plan, which needs no torch
+            "layout",
+            "report",
+        },
+        "cli": {*ORDER, "report", "gr_sweep"},
+    }
+    | {
+        part: set(ORDER[: ORDER.index(part) + 1])
+        for part in ORDER
+        if part not in ("routing", "model", "cli")
+    }
+)
 
 ONLY_IN = {
     "hydra": "cli/",
