@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -194,7 +195,8 @@ def test_disturbed_jobs_end_as_an_undisturbed_one(start, place, undisturbed):
     # As SLURM does; scancel would try again for long if the controller is busy.
     send(told, signal.SIGUSR2)
     await_(lambda: standing(cancelled).state is State.stopped, first)
-    assert "ended as CANCELLED" in standing(cancelled).record.error
+    # SLURM forgets a task of an array that is cancelled before it begins.
+    assert re.search("left the queue|CANCELLED", standing(cancelled).record.error)
     first.process.send_signal(signal.SIGINT)
     status, err = first.end()
     assert status == 130 and "shows them; to end them: scancel " in err, err
