@@ -169,7 +169,7 @@ def _settled_runs(
 ) -> tuple[dict[str, Any], set[str]]:
     """The jobs' runs in a project, by job name, and the jobs whose runs W&B has processed whole.
 
-    Until then the job's own summary would overwrite what is added. It is waited for `SETTLE_S`.
+    Until then the job's own summary would overwrite what is added. Waits at most `SETTLE_S`.
     """
     from gr_sweep.tracking import wandb_server
 
@@ -254,7 +254,7 @@ def _dashboard(sweep: "Sweep", entity: str | None, project: str) -> Dashboard:
         varied=tuple(
             name
             for name in sorted(sweep.varied)
-            # A list or a mapping is no axis of a plot.
+            # A list or a mapping cannot be an axis of a plot.
             if name != "seed"
             and not any(isinstance(job.settings.get(name), list | dict) for job in sweep.compared)
         ),

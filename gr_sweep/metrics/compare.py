@@ -21,13 +21,13 @@ from gr_sweep.metrics.tables import LossTables, add_own
 _DENSE = "dense"
 _FILTERED_ATTACK = "filtered_relearned"
 _ATTACKED = View.removed
-"""The view of all attacks in their tables, whichever model they started from."""
+"""Tables of attacks hold every attack under this view, whichever model it started from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
     """What a job is compared with: tables of runs that differ from it only in method, plan and
-    tokens, and those of one domain alone in size, too."""
+    tokens. The models of one domain alone also differ in size."""
 
     dense: Sequence[DocumentLoss] | None = None
     """D: trained on all domains."""
@@ -105,7 +105,7 @@ class _Comparison:
         for part in tables.parts(View.removed):
             self._add_removal(part)
         for part in self.baselines.filtered:
-            for domain in tables.beside(part):
+            for domain in tables.outside(part):
                 dense = tables.loss(domain, View.full, run=_DENSE)
                 self._add(registry.TRANSFER(part, domain), self._filtered(part, [domain]) - dense)
         for part in tables.parts(View.unlearned):
@@ -122,7 +122,7 @@ class _Comparison:
         return self.tables.mean_loss(domains, View.full, run=(kind, part))
 
     def _add_utility(self, domain: str) -> None:
-        """What the full model, the domain's expert alone and the mixed experts are worth."""
+        """Compares the full model, a domain's expert and the mixed experts with dense ones."""
         tables = self.tables
         dense = tables.loss(domain, View.full, run=_DENSE)
         full = tables.loss(domain, View.full)
@@ -142,12 +142,12 @@ class _Comparison:
             self._add(metric(domain), sample)
 
     def _add_removal(self, part: str) -> None:
-        """What removing a part leaves of it, and of the other domains."""
+        """Compares the model without a part with one never trained on it."""
         tables = self.tables
         self._add_closed_gap(
             part, View.removed, View.calibrated_removed, registry.REMOVED_TAX, registry.REMOVAL
         )
-        for domain in tables.beside(part):
+        for domain in tables.outside(part):
             left = tables.loss(domain, View.removed, part)
             key = registry.COMPUTE_EQUIVALENT_REMOVED(part, domain)
             self._add(key, self._compute_equivalent(left, [domain]))
@@ -159,7 +159,7 @@ class _Comparison:
         self._add(registry.LEAKAGE(part), _ratio(filtered - removed, filtered - observed))
 
     def _add_unlearned(self, part: str) -> None:
-        """How far unlearning takes a dense model."""
+        """The same for a dense model that unlearned the part."""
         self._add_closed_gap(
             part, View.unlearned, View.calibrated_unlearned,
             registry.UNLEARNED_TAX, registry.UNLEARNED_REMOVAL,
@@ -168,10 +168,12 @@ class _Comparison:
     def _add_closed_gap(
         self, part: str, view: View, calibrated: View, tax: Metric, removal: Metric
     ) -> None:
-        """How far a view of the model without a part is from one never trained on it: on the other
-        domains, on its own, and there with a bias fitted to each of the three models."""
+        """How close a view of the model without a part comes to one never trained on it.
+
+        On the other domains, on the part itself, and there with a bias fitted to each model.
+        """
         tables = self.tables
-        for domain in tables.beside(part):
+        for domain in tables.outside(part):
             left = tables.loss(domain, view, part)
             self._add(tax(part, domain), left - self._filtered(part, [domain]))
         own = tables.under(part)
@@ -252,9 +254,9 @@ def compare_relearn(
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """The metrics robustness/relearn/* and their 95 % intervals.
 
-    The strongest of all learning rates and evaluations counts, in each resample anew. The steps are
-    absent if F[e] or D is missing, or there is nothing to learn about e. The documents are those
-    that the attack is evaluated on.
+    The strongest of all learning rates and evaluations counts, chosen again in each resample. The
+    steps are absent if F[e] or D is missing, or if F[e] is no worse than D on e. The documents are
+    those that the attack is evaluated on.
 
     Args:
         rows: the attacks on the job, whichever view they start from.
@@ -349,7 +351,7 @@ def _attack_tables(
 
 
 def _evaluation(lr: float, step: int) -> str:
-    """Stands for the part in a table of attacks."""
+    """Names an evaluation, in the place of the part, in a table of attacks."""
     return f"{lr!r} {step}"
 
 

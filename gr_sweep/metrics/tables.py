@@ -151,13 +151,13 @@ class LossTables:
         """The domains at or below a node of the domain tree."""
         return [domain for domain in self.domains if is_under(domain, part)]
 
-    def beside(self, part: str) -> list[str]:
+    def outside(self, part: str) -> list[str]:
         """The other domains."""
         return [domain for domain in self.domains if not is_under(domain, part)]
 
     def removable(self, view: View = View.removed) -> list[str]:
         """The domains, without inner nodes, that were removed while another domain stayed."""
-        return [part for part in self.parts(view) if part in self.domains and self.beside(part)]
+        return [part for part in self.parts(view) if part in self.domains and self.outside(part)]
 
     def loss(
         self,
@@ -226,8 +226,8 @@ def summarize_losses(
         domains: labels, in the order of the result; rows of other domains are ignored.
         seed: of the resampling, not negative; equal seeds give equal intervals.
         resamples: 0 gives no intervals.
-        blocks: the owners of each block that was switched off alone, by its name; without it there
-            is no entanglement.
+        blocks: the owners of each block that was switched off alone, by its name; without it
+            entanglement is absent.
 
     Raises:
         DataError: a document whose tokens or bytes differ between views.
@@ -251,7 +251,7 @@ _LOSSES = {
 def add_own(
     estimates: Estimates, tables: LossTables, blocks: Mapping[str, Collection[str]]
 ) -> None:
-    """Adds the metrics of `summarize_losses`, from tables that may hold baselines, too."""
+    """Adds the metrics of `summarize_losses`, from tables that may also hold baselines."""
     add, domains = estimates.add, tables.domains
     for domain in domains:
         add(registry.LOSS_FULL(domain), tables.loss(domain, View.full))
@@ -271,9 +271,9 @@ def add_own(
         costs = tables.costs(View.removed, part)
         for domain, cost in costs.items():
             add(registry.MATRIX(part, domain), cost)
-        under, beside = tables.under(part), tables.beside(part)
-        if under and beside:
-            own, others = (mean_of([costs[domain] for domain in of]) for of in (under, beside))
+        under, rest = tables.under(part), tables.outside(part)
+        if under and rest:
+            own, others = (mean_of([costs[domain] for domain in of]) for of in (under, rest))
             selectivities[part] = own - others
             add(registry.SELECTIVITY(part), selectivities[part])
     add(registry.MEAN_SELECTIVITY, mean_of([selectivities[part] for part in tables.removable()]))

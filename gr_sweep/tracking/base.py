@@ -20,8 +20,8 @@ HEAT_MAP = "separability/heat_map"
 class Tracker:
     """Where rows go; this one, of a process that logs nothing, drops them.
 
-    `finish` or `fail` closes it; later calls are ignored. As a context manager it is closed: a
-    block that ends without `finish` counts as failed.
+    `finish` or `fail` closes it; later calls are ignored. As a context manager it calls `fail` if
+    the block ends without `finish`.
     """
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

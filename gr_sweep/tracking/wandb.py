@@ -340,5 +340,5 @@ def offline_logs(folder: Path) -> list[Path]:
 
 
 def synced_marker(log: Path) -> Path:
-    """The marker of wandb beside an offline log that has been uploaded."""
+    """The file by which wandb marks an offline log as uploaded."""
     return log / f"run-{log.name.rpartition('-')[2]}.wandb.synced"

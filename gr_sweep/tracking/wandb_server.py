@@ -61,10 +61,10 @@ def connect() -> wandb.Api:
 
 @contextlib.contextmanager
 def asking() -> Iterator[None]:
-    """Makes an error inside one line about the server.
+    """Turns an error of wandb into one line about the server.
 
     Raises:
-        JobError: something inside went wrong.
+        JobError: an error was raised inside.
     """
     try:
         yield
@@ -141,7 +141,7 @@ def _reason(log: Path, lines: Sequence[str]) -> str | None:
 
 
 def runs(api: wandb.Api, place: str, ids: Sequence[str]) -> dict[str, Any]:
-    """The runs of a project (`entity/name`) by their ids, as far as they are there."""
+    """The runs of a project (`entity/name`) by id, without those that do not exist."""
     with tempfile.TemporaryDirectory() as folder, asking():
         os.environ["WANDB_DIR"] = folder  # the library makes a folder for each run
         try:
@@ -172,7 +172,7 @@ def add(run: Any, metrics: Mapping[str, float], config: Mapping[str, Any]) -> in
             run.summary[key] = value
         if new_config:
             run.config.update(new_config)
-            run.update()  # sends the summary, too
+            run.update()  # also sends the summary
         elif stale or changed:
             run.summary.update()
     return len(stale) + len(changed) + len(new_config)

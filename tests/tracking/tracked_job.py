@@ -3,7 +3,7 @@
     python -m tests.tracking.tracked_job FOLDER MODE ACTION...
 
 Actions: `resume=STEP` (-1: from nothing), `log=FIRST:LAST` (steps, two rows at every third),
-`sleep=S`, `finish`, `fail`, and `kill`, which kills wandb's process, too, as SLURM does. What is
+`sleep=S`, `finish`, `fail`, and `kill`, which also kills wandb's process, as SLURM does. What is
 logged at a step depends on the step alone, so a second job continues as the first would have.
 """
 
