@@ -145,7 +145,15 @@ const rowsOf = (box) => {
   return [header, ...rows];
 };
 
-const CSV_ICON = { width: 24, height: 24, path: "M3 3h18v18h-18zM5 9v4h6v-4zM13 9v4h6v-4zM5 15v4h6v-4zM13 15v4h6v-4z" };
+// The same object for every drawing: Plotly makes a plot anew when its configuration changes.
+const CONFIG = {
+  responsive: true, displaylogo: false, doubleClick: "reset",
+  toImageButtonOptions: { scale: 2, filename: fileName("plot") },
+  modeBarButtons: [["toImage", {
+    name: "csv", title: "Save the numbers as CSV", click: (box) => saveCsv(box.dataset.title, rowsOf(box)),
+    icon: { width: 24, height: 24, path: "M3 3h18v18h-18zM5 9v4h6v-4zM13 9v4h6v-4zM5 15v4h6v-4zM13 15v4h6v-4z" },
+  }]],
+};
 
 // Plotly is half of the page: it is compiled after the tables can be read.
 const library = element("script", { src: URL.createObjectURL(new Blob([document.getElementById("plotly").textContent])) });
@@ -166,11 +174,7 @@ const draw = (box, of) => {
   }
   if (layout.height) box.style.height = `${layout.height}px`;
   else layout.height = box.clientHeight || 300;
-  const csv = { name: "csv", title: "Save the numbers as CSV", icon: CSV_ICON, click: () => saveCsv(box.dataset.title, rowsOf(box)) };
-  Plotly.react(box, figure.data, layout, {
-    responsive: true, displaylogo: false, doubleClick: "reset", modeBarButtons: [["toImage", csv]],
-    toImageButtonOptions: { scale: 2, filename: fileName(box.dataset.title) },
-  });
+  Plotly.react(box, figure.data, layout, CONFIG);
   if (box.dataset.listens) return;
   box.dataset.listens = "true";
   box.on("plotly_click", ({ points: [{ data: { meta }, pointIndex }] }) => {
