@@ -205,7 +205,7 @@ def _describe(kind: Any) -> str:
         return (
             f"a list such as {example}"
             if arguments[0] in (int, float, str)
-            else (f"a list of {_describe(arguments[0])}")
+            else (f"a list of {_describe(arguments[0]).removeprefix('one of ')}")
         )
     if origin is dict:
         return (

@@ -31,9 +31,9 @@ train.lr=null                           | invalid value for train.lr: 'null'; ex
 train.steps.x=1                         | train.steps has no settings below it
 train.batch_sequences=7                 | use a multiple of 3 (6 or 9)
 seed=1 seed=x                           | invalid value for seed: 'x'
-baselines=[all]                         | expected a list of one of dense, compute
+baselines=[all]                         | expected a list of dense, compute
 baselines=[dense]                       | add -m
-plan.mlp_shared=1                       | leave no units to the blocks
+plan.mlp_shared=1                       | plan.mlp_shared
 plan.forget=[[code]]                    | plan.forget[0]: ['code']
 data=local data.root=afile              | data.root=afile is not a folder
 data.weights.=1                         | cannot read
