@@ -404,7 +404,7 @@ def test_a_family_that_cannot_be_routed_is_named(make_config, tmp_path, pretrain
     shape = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2)
     GPT2LMHeadModel(shape).save_pretrained(tmp_path / "gpt2")
     config = make_config(model=ModelConfig(size=None, path=str(tmp_path / "gpt2")))
-    with pytest.raises(PlanError, match="'gpt2' cannot be routed; known are llama"):
+    with pytest.raises(PlanError, match="'gpt2' is not supported; expected one of llama"):
         run(config, tmp_path / "job")
 
 

@@ -221,7 +221,7 @@ def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
         about = _verify(path)
         with _dcp():
             load(_weights_of(model), storage_reader=_Reader(path), no_dist=True)
-    except (*_DAMAGE, OSError) as error:
+    except (*_DAMAGE, OSError, RuntimeError) as error:  # RuntimeError: a parameter is missing
         raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
     return about
 

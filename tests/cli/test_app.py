@@ -408,7 +408,7 @@ def test_a_contradictory_environment_is_one_line(jobs, monkeypatch, capsys):
     monkeypatch.setattr(app, "connect", connect.__wrapped__)
     assert app.main(["edges=weight"]) == 2 and not jobs.calls
     printed = capsys.readouterr().err
-    assert "RANK=one" in printed and printed.count("\n") == 1
+    assert "RANK" in printed and "one" in printed and printed.count("\n") == 1
 
 
 def test_only_the_main_process_prints_errors(jobs, monkeypatch, capsys):

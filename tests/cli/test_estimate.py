@@ -35,27 +35,22 @@ def test_the_jobs_are_those_of_the_sweep_and_nothing_is_written(capsys, tmp_path
         assert made["total"][name] == pytest.approx(sum(job[name] for job in made["jobs"]))
 
 
-def test_jobs_that_cost_the_same_are_estimated_once(capsys, monkeypatch):
-    from gr_sweep.launch import estimate
+def test_jobs_that_cost_the_same_are_estimated_once(capsys):
+    from gr_sweep.cli.compose import compose
+    from gr_sweep.launch.estimate import Target, estimate_job
 
-    calls = []
-    estimate_job = estimate.estimate_job
-
-    def counted(*args, **options):
-        calls.append(args)
-        return estimate_job(*args, **options)
-
-    monkeypatch.setattr(estimate, "estimate_job", counted)
-    made = printed_json(capsys, "-m", "seed=0,1,2", *TINY)
-    assert len(calls) == 1 and len(made["jobs"]) == 3
+    target = Target.gpu("h100", utilisation=0.4)
+    first, second = (job.config for job in compose(["seed=0,1", *TINY], multirun=True).jobs)
+    assert estimate_job(first, target) is estimate_job(second, target)
 
 
 def test_a_job_that_is_done_is_named_and_not_in_the_total(capsys):
     from gr_sweep.cli.compose import compose
+    from gr_sweep.jobdir import write_summary
 
-    done = compose(["seed=0,1", *TINY], multirun=True).jobs[0].folder
-    done.mkdir(parents=True)
-    (done / "summary.json").write_text("{}")
+    job = compose(["seed=0,1", *TINY], multirun=True).jobs[0]
+    job.folder.mkdir(parents=True)
+    write_summary(job.folder / "summary.json", {"fingerprints": job.identity.fingerprints})
     made = printed_json(capsys, "-m", "seed=0,1", *TINY)
     assert [job["is_done"] for job in made["jobs"]] == [True, False]
     assert made["total"]["jobs"] == 1
