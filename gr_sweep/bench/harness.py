@@ -1,11 +1,13 @@
-"""What all benchmarks share: timing in alternating rounds, and one form of output."""
+"""Shared by all benchmarks: timing in alternating rounds, options, and output."""
 
+import argparse
 import json
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import torch
 
@@ -80,46 +82,63 @@ def bench_parser(
     return parser
 
 
-def as_json(
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The time of one setting, compared with the dense one."""
+
+    edges: str
+    """An edge choice, or "dense"; of an MLP also "masked", the published formula."""
+    mlp_shared: float
+    """The core's share of the MLP units."""
+    foreign_dropout: float
+    seconds: float
+    """Median of a forward and backward pass; of a step, with clipping and the optimizer."""
+    ratio: float
+    """`seconds` over those of the dense setting."""
+    flop_limit: float
+    """Operations over those of the dense setting: the ratio if nothing else cost time."""
+
+
+def show(
     name: str,
     argv: Sequence[str],
-    device: torch.device,
-    settings: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-) -> str:
-    """The result of a benchmark with what is needed to repeat and to compare it.
+    options: argparse.Namespace,
+    results: Iterable[Result],
+    columns: Mapping[str, str],
+) -> None:
+    """Prints results: a table that grows with each of them, or JSON at the end (`--json`).
 
     Args:
         argv: the words after the benchmark's name.
-        settings: what all rows share.
-        rows: one measurement each.
+        options: what was parsed from them.
+        results: one at a time, each measured when it is asked for.
+        columns: format specifications by name of a field.
     """
-    content = {
-        "benchmark": name,
-        "command": shlex.join(["gr-sweep", "bench", name, *argv]),
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "settings": {key: value for key, value in settings.items() if key != "json"},
-        "rows": list(rows),
-    }
-    return json.dumps(content, indent=1)
-
-
-def heading(columns: Mapping[str, str]) -> str:
-    """The first line of a table; `columns` maps keys of its rows to format specifications."""
-    return "  ".join(f"{key:>{_width(key, form)}}" for key, form in columns.items())
-
-
-def line(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
-    """One row of a table, with "-" where it has no value."""
-    cells = [
-        f"{'-' if row[key] is None else format(row[key], form):>{_width(key, form)}}"
-        for key, form in columns.items()
-    ]
-    return "  ".join(cells)
+    device, threads = device_name(this_device()), torch.get_num_threads()
+    if options.json:
+        rows = [asdict(result) for result in results]
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        content = {
+            "benchmark": name,
+            "command": shlex.join(["gr-sweep", "bench", name, *argv]),
+            "device": device,
+            "torch": torch.__version__,
+            "threads": threads,
+            "settings": settings,
+            "rows": rows,
+        }
+        print(json.dumps(content, indent=1))
+        return
+    print(f"{options.rows * options.sequence_length} tokens, {device}, {threads} threads")
+    print("  ".join(f"{key:>{_width(key, form)}}" for key, form in columns.items()))
+    for result in results:
+        values = asdict(result)
+        cells = (
+            f"{'-' if values[key] is None else format(values[key], form):>{_width(key, form)}}"
+            for key, form in columns.items()
+        )
+        print("  ".join(cells), flush=True)
 
 
 def _width(key: str, form: str) -> int:
-    digits = form.lstrip(">").split(".")[0].rstrip("sdfg,")
-    return max(len(key), int(digits or 0))
+    return max(len(key), int(form.split(".")[0].rstrip("sd,") or 0))

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from gr_sweep.arguments import count
 from gr_sweep.bench import harness
+from gr_sweep.bench.harness import Result
 from gr_sweep.bench.step import DOMAINS
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
@@ -29,34 +29,17 @@ SHARES = (0.25, 0.5, 0.75)
 DROPOUTS = (0.0, 0.5, 1.0)
 
 _COLUMNS = {
-    "kind": "7s", "mlp_shared": ".2f", "foreign_dropout": ".2f", "seconds": "9.5f",
+    "edges": "7s", "mlp_shared": ".2f", "foreign_dropout": ".2f", "seconds": "9.5f",
     "ratio": "7.3f", "flop_limit": ".3f",
 }  # fmt: skip
 
 
 class Case(NamedTuple):
-    """One setting."""
+    """One setting, in the words of `Result`."""
 
-    kind: str
-    """An edge choice of the routed MLP, "dense" for stock modules, or "masked" for the formula."""
-    mlp_shared: float
-    """The core's share of the hidden units."""
-    foreign_dropout: float
-
-
-@dataclass(frozen=True)
-class MlpResult:
-    """The time of one setting."""
-
-    kind: str
+    edges: str
     mlp_shared: float
     foreign_dropout: float
-    seconds: float
-    """Median of a forward and backward pass."""
-    ratio: float
-    """`seconds` over the dense MLP's."""
-    flop_limit: float
-    """Multiply-adds over the dense MLP's: the ratio if nothing else cost time."""
 
 
 def bench_mlp(
@@ -69,7 +52,7 @@ def bench_mlp(
     shares: Sequence[float] = SHARES,
     dropouts: Sequence[float] = DROPOUTS,
     device: torch.device,
-) -> list[MlpResult]:
+) -> list[Result]:
     """Medians over `rounds` alternating rounds, the dense MLP first.
 
     Args:
@@ -108,12 +91,12 @@ def bench_mlp(
     limits: dict[Case, float] = {}
 
     def run(case: Case) -> float:
-        if case.kind == "dense":
+        if case.edges == "dense":
             return seconds_of(mlp, contextlib.nullcontext())
         plan = plans[case.mlp_shared]
-        if case.kind == "masked":
+        if case.edges == "masked":
             return seconds_of(_masked(mlp, _mask(plan, counts, device)), contextlib.nullcontext())
-        routed = route_model(model, plan, case.kind, foreign_dropout=case.foreign_dropout)
+        routed = route_model(model, plan, case.edges, foreign_dropout=case.foreign_dropout)
         limits[case] = _flop_limit(routed, counts)
         try:
             return seconds_of(mlp, routed.batch(counts))
@@ -128,7 +111,12 @@ def bench_mlp(
     runs = {case: functools.partial(run, case) for case in cases}
     medians = harness.median_seconds(runs, rounds)
     return [
-        MlpResult(*case, medians[case], medians[case] / medians[dense], limits.get(case, 1.0))
+        Result(
+            **case._asdict(),
+            seconds=medians[case],
+            ratio=medians[case] / medians[dense],
+            flop_limit=limits.get(case, 1.0),
+        )
         for case in cases
     ]
 
@@ -169,21 +157,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--rows: expected at least {len(DOMAINS)}, one a domain, got {options.rows}")
     if not all(0 <= share < 1 for share in options.shared):
         parser.error("--shared: expected numbers from 0 to below 1")
-    settings = {name: value for name, value in vars(options).items() if name not in _NO_SHAPE}
-    device = harness.this_device()
-    results = bench_mlp(**settings, shares=options.shared, device=device)
-    rows = [asdict(result) for result in results]
-    if options.json:
-        print(harness.as_json("mlp", argv, device, settings, rows))
-        return 0
-    tokens = options.rows * options.sequence_length
-    print(f"gated MLP {options.width} x {options.hidden}, {tokens} tokens", end=", ")
-    print(f"{harness.device_name(device)}, {torch.get_num_threads()} threads")
-    print(harness.heading(_COLUMNS), *(harness.line(row, _COLUMNS) for row in rows), sep="\n")
+    results = bench_mlp(
+        width=options.width,
+        hidden=options.hidden,
+        rows=options.rows,
+        sequence_length=options.sequence_length,
+        rounds=options.rounds,
+        shares=options.shared,
+        device=harness.this_device(),
+    )
+    harness.show("mlp", argv, options, results, _COLUMNS)
     return 0
 
-
-_NO_SHAPE = ("shared", "json")
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,13 +1,15 @@
 """Measures speed and memory by model size: `python -m gr_sweep.bench.scaling --largest mini`.
 
-Goes from `--smallest` to `--largest`, or to the first size that does not fit, which the estimate is
-asked before the device. The estimated peak memory stands next to the measured one.
+Goes from `--smallest` to `--largest`, and stops at the first size that does not fit by the estimate
+or on the device. The estimated peak memory is shown next to the measured one.
 """
 
+import argparse
 import gc
+import itertools
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from gr_sweep.bench.step import (
     DENSE,
     EDGES,
     PLANS,
+    StepResult,
     bench_config,
     bench_step,
     step_parser,
@@ -34,7 +37,7 @@ _COLUMNS = {
 
 
 def target_of(device: torch.device) -> Target:
-    """The device with its free memory; its speed does not matter here."""
+    """The device and its free memory, for an estimate of memory alone."""
     if device.type != "cuda":
         return Target("cpu", 1.0, _free_bytes(device), False)
     is_hopper = torch.cuda.get_device_capability(device)[0] == 9
@@ -63,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ConfigError: invalid settings.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    device = harness.this_device()
-    is_cuda = device.type == "cuda"
+    is_cuda = harness.this_device().type == "cuda"
     parser = step_parser("scaling", __doc__, sequence_length=2048 if is_cuda else 256, rounds=5)
     largest = "7b" if is_cuda else "mini"
     parser.add_argument("--smallest", default="nano", choices=SIZES, help="size (nano)")
@@ -73,57 +75,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--edges", nargs="*", default=["both"], choices=EDGES, help="settings to time (both)"
     )
     parser.add_argument("--plan", default="peers", choices=PLANS, help="plan (peers)")
-    parser.add_argument("--mlp-shared", type=float, default=0.5, help="core share (0.5)")
-    parser.add_argument("--foreign-dropout", type=float, default=0.5, help="foreign dropout (0.5)")
     options = parser.parse_args(argv)
     sizes = list(SIZES)
     chosen = sizes[sizes.index(options.smallest) : sizes.index(options.largest) + 1]
     if not chosen:
         parser.error(f"--smallest {options.smallest} is larger than --largest {options.largest}")
+    options.stopped = None  # JSON says it in any case
+    harness.show("scaling", argv, options, _measured(options, chosen), _COLUMNS)
+    if options.stopped is not None and not options.json:
+        print(options.stopped)
+    return 0
+
+
+def _measured(options: argparse.Namespace, sizes: Sequence[str]) -> Iterator[StepResult]:
+    """The results of the sizes that fit; `options.stopped` says why there are no more."""
+    device = harness.this_device()
     common = {"train": train_config(options), "vocab_size": options.vocab_size}
-    setting = {
-        "plan": options.plan,
-        "mlp_shared": options.mlp_shared,
-        "foreign_dropout": options.foreign_dropout,
-    }
-    if not options.json:
-        print(f"{harness.device_name(device)}, {torch.get_num_threads()} threads")
-        print(harness.heading(_COLUMNS))
-    rows = []
-    stopped = None
-    for model in chosen:
+    for model in sizes:
         configs = {DENSE: bench_config(model, **common)}
-        configs |= {
-            edges: bench_config(model, edges=edges, **setting, **common) for edges in options.edges
-        }
+        for edges in options.edges:
+            configs[edges] = bench_config(
+                model, plan=options.plan, edges=edges, foreign_dropout=0.5, **common
+            )
         target = target_of(device)
         # Nothing is evaluated here.
-        estimates = {
-            name: replace(estimate_job(config, target), evaluation_bytes=0)
-            for name, config in configs.items()
-        }
-        warnings = [what_would_help(estimates[name], configs[name], target) for name in configs]
-        stopped = next((warning for warning in warnings if warning is not None), None)
-        results = []
-        if stopped is None:
+        estimates = [
+            replace(estimate_job(config, target), evaluation_bytes=0) for config in configs.values()
+        ]
+        warnings = map(what_would_help, estimates, configs.values(), itertools.repeat(target))
+        warning = next(filter(None, warnings), None)
+        results: list[StepResult] = []
+        if warning is None:
             try:
                 results = bench_step(configs, rounds=options.rounds, device=device)
             except torch.OutOfMemoryError:
-                stopped = "the device ran out of memory"
-        for name, result in zip(configs, results, strict=False):
-            estimated_gib = estimates[name].step_peak_bytes / GIB
-            rows.append(asdict(result) | {"estimated_gib": estimated_gib})
-            if not options.json:
-                print(harness.line(rows[-1], _COLUMNS), flush=True)
-        if stopped is not None:
-            stopped = f"{model} does not fit: {stopped}"
-            break
-    if options.json:
-        settings = vars(options) | {"stopped": stopped}
-        print(harness.as_json("scaling", argv, device, settings, rows))
-    elif stopped is not None:
-        print(stopped)
-    return 0
+                warning = "the device ran out of memory"
+        for result, estimate in zip(results, estimates, strict=False):
+            yield replace(result, estimated_gib=estimate.step_peak_bytes / GIB)
+        if warning is not None:
+            options.stopped = f"{model} does not fit: {warning}"
+            return
 
 
 if __name__ == "__main__":

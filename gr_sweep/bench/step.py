@@ -7,13 +7,14 @@ step, and with the ratio of the peak memories.
 import argparse
 import functools
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from gr_sweep.arguments import Parser, count
 from gr_sweep.bench import harness
+from gr_sweep.bench.harness import Result
 from gr_sweep.checks import validate
 from gr_sweep.config import (
     DataConfig,
@@ -41,32 +42,21 @@ PLANS = ("peers", "forget", "lattice")
 EDGES = tuple(choice.value for choice in Edges)
 DENSE = "dense"
 
-COLUMNS = {
+_COLUMNS = {
     "model": "5s", "plan": "7s", "mlp_shared": ".2f", "edges": "6s", "foreign_dropout": ".2f",
     "seconds": "9.4f", "ratio": "6.3f", "flop_limit": ".3f", "peak_gib": "8.3f",
     "memory_ratio": ".3f",
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """The cost of one setting, compared with the dense step of the same model size."""
+@dataclass(frozen=True, kw_only=True)
+class StepResult(Result):
+    """The cost of a training step; the dense step has the plan and the edges "none"."""
 
     model: str
     plan: str
-    """ "none" for the dense step."""
-    mlp_shared: float
-    """The core's share of the MLP units."""
-    edges: str
-    foreign_dropout: float
     parameters: int
-    seconds: float
-    """Median of a step: forward, backward, clipping, optimizer."""
     tokens_per_second: float
-    ratio: float
-    """`seconds` over the dense step's."""
-    flop_limit: float
-    """Operations over the dense step's: the ratio if nothing else cost time."""
     gflops: float
     """Operations that the step needs, 1e9 a second: the `--gflops` of `gr-sweep estimate`."""
     mfu: float | None
@@ -75,6 +65,8 @@ class StepResult:
     """The most that tensors hold at once in a step, weights and optimizer included."""
     memory_ratio: float
     """`peak_gib` over the dense step's."""
+    estimated_gib: float | None = None
+    """`peak_gib` as `gr-sweep estimate` would have it; `scaling` gives it."""
 
 
 def bench_config(
@@ -219,7 +211,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dropout", default=(0.0, 0.5, 1.0), nargs="+", type=float, help="foreign dropout (0 .5 1)"
     )
     options = parser.parse_args(argv)
-    device = harness.this_device()
+    harness.show("step", argv, options, _measured(options), _COLUMNS)
+    return 0
+
+
+def _measured(options: argparse.Namespace) -> Iterator[StepResult]:
+    common = {"train": train_config(options), "vocab_size": options.vocab_size}
     cases = [
         {"plan": plan, "mlp_shared": shared, "edges": edges, "foreign_dropout": p}
         for plan in options.plan
@@ -227,22 +224,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for p in options.dropout
         for edges in options.edges
     ]
-    if not options.json:
-        tokens = options.rows * options.sequence_length
-        print(f"{tokens} tokens a step, {harness.device_name(device)}", end=", ")
-        print(f"{torch.get_num_threads()} threads\n{harness.heading(COLUMNS)}")
-    rows = []
     for model in options.model:
-        common = {"train": train_config(options), "vocab_size": options.vocab_size}
         configs = {DENSE: bench_config(model, **common)}
         configs |= {str(case): bench_config(model, **case, **common) for case in cases}
-        for result in bench_step(configs, rounds=options.rounds, device=device):
-            rows.append(asdict(result))
-            if not options.json:
-                print(harness.line(rows[-1], COLUMNS), flush=True)
-    if options.json:
-        print(harness.as_json("step", argv, device, vars(options), rows))
-    return 0
+        yield from bench_step(configs, rounds=options.rounds, device=harness.this_device())
 
 
 if __name__ == "__main__":

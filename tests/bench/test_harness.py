@@ -1,7 +1,3 @@
-import json
-
-import torch
-
 from gr_sweep.bench import harness
 
 
@@ -22,24 +18,3 @@ def test_compiled_cases_run_one_after_another():
     runs = {name: lambda name=name: visited.append(name) or 1.0 for name in "ab"}
     harness.median_seconds(runs, 2, alternate=False)
     assert visited == ["a"] * 3 + ["b"] * 3
-
-
-def test_json_says_what_was_run_and_where():
-    settings = {"rows": 3, "json": True}
-    made = harness.as_json(
-        "step", ["--model", "a b"], torch.device("cpu"), settings, [{"seconds": 0.5}]
-    )
-    assert json.loads(made) == {
-        "benchmark": "step",
-        "command": "gr-sweep bench step --model 'a b'",
-        "device": "cpu",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "settings": {"rows": 3},
-        "rows": [{"seconds": 0.5}],
-    }
-
-
-def test_a_missing_value_is_a_dash():
-    columns = {"mfu": "6.2f", "model": "5s"}
-    assert harness.line({"mfu": None, "model": "tiny"}, columns).split() == ["-", "tiny"]

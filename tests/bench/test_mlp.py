@@ -12,7 +12,7 @@ SMALL = dict(width=8, hidden=32, rows=3, sequence_length=4, rounds=1)
 def test_every_setting_is_timed_with_its_limit():
     results = bench_mlp(**SMALL, device=torch.device("cpu"))
     assert len(results) == 1 + len(SHARES) * (1 + 4 * len(DROPOUTS))
-    limits = {(r.kind, r.mlp_shared, r.foreign_dropout): r.flop_limit for r in results}
+    limits = {(r.edges, r.mlp_shared, r.foreign_dropout): r.flop_limit for r in results}
     # The domain of a row owns a third of the units outside the core. By hand, for a third of the
     # rows each:
     foreign = (1 - 0.5) * 2 / 3
@@ -31,7 +31,8 @@ def test_the_command_prints_json(capsys):
     assert main(options.split()) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["benchmark"] == "mlp" and content["settings"]["hidden"] == 32
-    assert [row["kind"] for row in content["rows"]][:2] == ["dense", "masked"]
+    assert content["command"] == f"gr-sweep bench mlp {options}"
+    assert [row["edges"] for row in content["rows"]][:2] == ["dense", "masked"]
 
 
 @pytest.mark.parametrize("words", ["--rows 2", "--rounds 0", "--shared 1.0"])

@@ -87,8 +87,3 @@ def test_a_case_is_compiled_once_however_many_rounds_there_are(capsys, monkeypat
     words = ["--model", "tiny", "--edges", "both", "--dropout", "0", "--compile"]
     assert step.main([*SMALL, *words, "--activation-checkpointing", "--rounds", "2"]) == 0
     assert len(compiled) == 2
-
-
-def test_sizes_in_the_wrong_order_are_refused():
-    with pytest.raises(ConfigError, match="--smallest mini is larger than --largest nano"):
-        scaling.main(["--smallest", "mini", "--largest", "nano"])
