@@ -110,14 +110,7 @@ def _summary(folder: Path) -> dict[str, Any]:
         summary = read_summary(path)
     except (OSError, DataError) as error:
         raise JobError(f"{path} cannot be read: {error}") from error
-    parts = [summary.get(name, {}) for name in ("fingerprints", "config", "metrics", "intervals")]
-    domains = summary.get("domains", [])
-    if (
-        summary.get("format") != 1
-        or not all(isinstance(part, dict) for part in parts)
-        or not isinstance(domains, list)
-        or not all(isinstance(domain, str) for domain in domains)
-    ):
+    if summary.get("format") != 1:
         raise JobError(f"{path} does not have the format of this version of gr-sweep")
     return summary
 

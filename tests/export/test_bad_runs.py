@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import shutil
-import struct
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -73,15 +72,11 @@ def job(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "here" / "job"))
 
 
-def set_in(name: str, *path: Any, value: Any) -> Callable[[Path], None]:
+def set_in(name: str, **values: Any) -> Callable[[Path], None]:
     def damage(job: Path) -> None:
         content = json.loads((job / name).read_text())
         content.pop("checksum", None)
-        node = content
-        for key in path[:-1]:
-            node = node[key]
-        node[path[-1]] = value
-        (job / name).write_text(json.dumps(content))
+        (job / name).write_text(json.dumps(content | values))
 
     return damage
 
@@ -119,28 +114,20 @@ STEP = "checkpoints/step_*"
 SUMMARY, CONFIG = "summary.json", "model/config.json"
 RUNS = {
     "summary is half": (written(SUMMARY, b'{"format": 1, "met'), SUMMARY),
-    "summary is deep": (written(SUMMARY, b"[" * 200_000), SUMMARY),
-    "summary is of another format": (set_in(SUMMARY, "format", value=9), SUMMARY),
-    "summary's config is a list": (set_in(SUMMARY, "config", value=[1]), SUMMARY),
-    "summary's domains are numbers": (set_in(SUMMARY, "domains", value=3), SUMMARY),
+    "summary is of another format": (set_in(SUMMARY, format=9), SUMMARY),
     "summary is of another run": (
-        set_in(SUMMARY, "fingerprints", value={"config": "x", "text": "y"}),
+        set_in(SUMMARY, fingerprints={"config": "x", "text": "y"}),
         "is not of the run",
     ),
-    "run.json is half": (written(f"{STEP}/run.json", b'{"plan": "'), "cannot be read"),
     "run.json is a pickle": (planted(f"{STEP}/run.json"), "cannot be read"),
     "run.json has another plan": (other_plan, ""),
     "the table is a pickle": (planted(f"{STEP}/.metadata"), "cannot be read"),
     "the tensors are cut": (written(f"{STEP}/*.distcp", b"PK\x03\x04"), "cannot be read"),
     "the tensors are a pickle": (planted(f"{STEP}/*.distcp"), "cannot be read"),
     "the tensors are torch's, with code": (tensors_with_code, "cannot be read"),
-    "model/ has no config": (lambda job: (job / CONFIG).unlink(), "has no model/"),
     "model/ has a deep config": (written(CONFIG, b"[" * 99_999), "cannot be read"),
-    "model/ has another family": (set_in(CONFIG, "model_type", value="nope"), "cannot be read"),
-    "model/ has other layers": (set_in(CONFIG, "num_hidden_layers", value=3), ""),
-    "model/ has no layers": (set_in(CONFIG, "num_hidden_layers", value=0), ""),
-    "model/ is wider": (set_in(CONFIG, "hidden_size", value=32), ""),
-    "model/ is of text": (set_in(CONFIG, "hidden_size", value="x"), ""),
+    "model/ has no layers": (set_in(CONFIG, num_hidden_layers=0), ""),
+    "model/ is wider": (set_in(CONFIG, hidden_size=32), ""),
 }
 """How a job's folder is damaged, and what the error names."""
 
@@ -156,24 +143,11 @@ def test_a_damaged_run_is_refused_and_its_code_is_not_run(job, tmp_path, capsys,
 def test_code_that_a_model_s_config_names_is_not_run(job, tmp_path, monkeypatch):
     from gr_sweep.cli import app
 
-    set_in(CONFIG, "auto_map", value={"AutoConfig": "evil.Config"})(job)
+    set_in(CONFIG, auto_map={"AutoConfig": "evil.Config"})(job)
     (job / "model" / "evil.py").write_text("raise AssertionError('ran')")
     before = contents(job)
     argv = ["export", str(job), "--keep", "biology", "--to", str(tmp_path / "to")]
     assert app.main(argv) == 0 and contents(job) == before
-
-
-@pytest.mark.parametrize(
-    ("to", "named"),
-    [("file/x", "is a file"), ("file", "is a file"), ("x" * 300, "File name too long")],
-    ids=["below a file", "a file", "long"],
-)
-def test_a_target_that_cannot_be_a_folder_is_one_line(
-    job, tmp_path, capsys, monkeypatch, to, named
-):
-    (tmp_path / "file").write_text("x")
-    monkeypatch.chdir(tmp_path)
-    assert_refused(["export", str(job), "--keep", "code", "--to", to], named, tmp_path, capsys)
 
 
 # Checkpoints of others
@@ -191,18 +165,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WEIGHTS = "model.safetensors"
 
 
-def torch_weights(content: Callable[[Planted], bytes] | None) -> Callable[[Path], None]:
-    """Weights in torch's own format, with code in them; `content` makes another file of them."""
-
-    def damage(model: Path) -> None:
-        (model / WEIGHTS).unlink()
-        planted = Planted(model.parent / "ran")
-        if content is None:
-            torch.save(planted, model / "pytorch_model.bin")
-        else:
-            (model / "pytorch_model.bin").write_bytes(content(planted))
-
-    return damage
+def torch_weights(model: Path) -> None:
+    """Weights in torch's own format, with code in them."""
+    (model / WEIGHTS).unlink()
+    torch.save(Planted(model.parent / "ran"), model / "pytorch_model.bin")
 
 
 def index_outside(model: Path) -> None:
@@ -211,26 +177,12 @@ def index_outside(model: Path) -> None:
     (model / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
 
 
-def huge_header(model: Path) -> None:
-    path = model / WEIGHTS
-    path.write_bytes(struct.pack("<Q", 1 << 62) + path.read_bytes()[8:])
-
-
 MODELS = {
     "no config": (lambda m: (m / "config.json").unlink(), "config.json"),
-    "config is half": (written("config.json", b'{"model_type": "ll'), "config.json"),
-    "config is deep": (written("config.json", b"[" * 99_999), "config.json"),
     "config is a pickle": (planted("config.json"), "config.json"),
-    "config of no family": (set_in("config.json", "model_type", value="nope"), ""),
-    "config of text": (set_in("config.json", "hidden_size", value="x"), "hidden_size"),
-    "config of a negative width": (set_in("config.json", "intermediate_size", value=-3), ""),
-    "config of another width": (set_in("config.json", "intermediate_size", value=99), "be loaded"),
-    "config of huge layers": (set_in("config.json", "num_attention_heads", value=10**30), ""),
-    "no weights": (lambda m: (m / WEIGHTS).unlink(), "cannot be loaded"),
-    "weights are rubbish": (written(WEIGHTS, bytes(range(256)) * 4), "cannot be loaded"),
-    "weights have a huge header": (huge_header, "cannot be loaded"),
-    "weights are torch's, with code": (torch_weights(None), "cannot be loaded"),
-    "weights are a pickle": (torch_weights(pickle.dumps), "cannot be loaded"),
+    "config of no family": (set_in("config.json", model_type="nope"), ""),
+    "config of another width": (set_in("config.json", intermediate_size=99), "be loaded"),
+    "weights are torch's, with code": (torch_weights, "cannot be loaded"),
     "the index leads outside": (index_outside, "cannot be loaded"),
 }
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gr_sweep.errors import DataError, JobError
 from gr_sweep.export import write
 from gr_sweep.export.card import Loss, card_text, remarks_of, table_text
 from gr_sweep.export.run import open_run
@@ -147,18 +146,6 @@ def test_a_model_with_other_logits_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="a bug of gr-sweep"):
         export(run, ["biology"], tmp_path / "out", command=COMMAND)
     assert [path.name for path in tmp_path.iterdir()] == ["job"]
-
-
-def test_a_checkpoint_that_is_damaged_or_of_another_run_is_refused_and_kept(tmp_path):
-    run, _ = make_run(tmp_path / "job", PEERS)
-    changed = replace(run, summary={**run.summary, "fingerprints": {"config": "x", "text": "b"}})
-    with pytest.raises(JobError, match="not of the run"):
-        export(changed, ["biology"], tmp_path / "out", command=COMMAND)
-    [tensors] = (tmp_path / "job" / "checkpoints").glob("*/*.distcp")
-    tensors.write_bytes(tensors.read_bytes()[:100])
-    with pytest.raises(DataError, match="step_00000007 cannot be read"):
-        export(run, ["biology"], tmp_path / "out", command=COMMAND)
-    assert tensors.exists() and not (tmp_path / "out").exists()
 
 
 def test_the_plan_of_the_weights_counts_where_plan_json_is_of_another_round(tmp_path):
