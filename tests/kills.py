@@ -69,16 +69,18 @@ class Toll:
     """What differs from the sweep that nobody killed."""
 
 
-def run_kills(
-    num_kills: int, num_jobs: int, launcher: str, seed: int, overrides: Sequence[str] = ()
-) -> Toll:
+def run_kills(num_kills: int, num_jobs: int, launcher: str, seed: int) -> Toll:
     """Runs sweeps of `num_jobs` seeds until `num_kills` processes were killed, and compares all."""
     drawn, toll = random.Random(seed), Toll()
     with tempfile.TemporaryDirectory(prefix="gr-sweep-kills-") as name:
         folder = Path(name)
         whole = folder / "whole"
-        run_undisturbed([*command_of(num_jobs, "basic", overrides), "hydra.sweep.dir=whole"], whole)
-        command = command_of(num_jobs, launcher, overrides)
+        command = [*command_of(num_jobs, "basic"), "hydra.sweep.dir=whole"]
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, env=environment()
+        )
+        assert done.returncode == 0, done.stderr
+        command = command_of(num_jobs, launcher)
         while toll.kills.total() < num_kills:
             sweep = folder / f"killed-{toll.sweeps}"
             run_disturbed(
@@ -95,10 +97,10 @@ def run_kills(
     return toll
 
 
-def command_of(num_jobs: int, launcher: str, overrides: Sequence[str]) -> list[str]:
+def command_of(num_jobs: int, launcher: str) -> list[str]:
     seeds = ",".join(map(str, range(num_jobs)))
     return [
-        *(sys.executable, "-m", "gr_sweep", "-m", f"seed={seeds}", *(overrides or SETTINGS)),
+        *(sys.executable, "-m", "gr_sweep", "-m", f"seed={seeds}", *SETTINGS),
         *("tracking=off", "data.cache=cache", f"hydra/launcher={launcher}"),
         *(SLURM_SETTINGS if launcher == "slurm" else ()),
     ]
@@ -108,13 +110,6 @@ def environment() -> dict[str, str]:
     # Sums depend on the number of threads, which launchers choose differently.
     root = str(Path(__file__).parents[1])
     return dict(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-
-
-def run_undisturbed(command: list[str], sweep: Path) -> None:
-    done = subprocess.run(
-        command, cwd=sweep.parent, capture_output=True, text=True, env=environment()
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def run_disturbed(
@@ -250,9 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--launcher", choices=("basic", "local_parallel", "slurm"), default="local_parallel"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of every job")
-    options = parser.parse_intermixed_args(argv)
-    toll = run_kills(options.kills, options.jobs, options.launcher, options.seed, options.overrides)
+    options = parser.parse_args(argv)
+    toll = run_kills(options.kills, options.jobs, options.launcher, options.seed)
     for killed, times in sorted(toll.kills.items()):
         print(f"killed {times:4} times: {killed}")
     print(f"{toll.sweeps * options.jobs} jobs ({options.launcher}), {toll.commands} commands")

@@ -30,7 +30,6 @@ def leave_behind(job: Path, **changes: object) -> None:
         ({"seconds": 9.0}, None),
         ({"loss": 1.5}, "metrics loss/full/code: 1.0 and 1.5"),
         ({"rows": (1, 1, 2)}, "2 and 3 rows of metrics.jsonl"),
-        ({"plan": "q"}, "plan.json"),
         ({"weights": b"v"}, "checkpoint step_00000002: __0_0.distcp"),
     ],
 )

@@ -24,18 +24,11 @@ from gr_sweep.setup import make_routed
 PACKAGE = Path(gr_sweep.__file__).parent
 
 SECRETS = {
-    name: f"planted-{number}-7f3a9c"
-    for number, name in enumerate(
-        (
-            "WANDB_API_KEY",
-            "HF_TOKEN",
-            "HUGGING_FACE_HUB_TOKEN",
-            "AWS_SECRET_ACCESS_KEY",
-            "GITHUB_TOKEN",
-            "MY_PASSWORD",
-        )
-    )
-} | {"WANDB_API_KEY": "7f3a9c" * 6 + "0123"}  # the one that wandb checks: 40 characters
+    "WANDB_API_KEY": "7f3a9c" * 6 + "0123",  # wandb takes 40 characters only
+    "HF_TOKEN": "planted-1-7f3a9c",
+    "AWS_SECRET_ACCESS_KEY": "planted-2-7f3a9c",
+    "MY_PASSWORD": "planted-3-7f3a9c",
+}
 
 MAY_UNPICKLE = {
     # From the process that started this one, over a pipe.

@@ -16,13 +16,9 @@ def test_flops_of_a_token_are_those_of_the_matrices_and_of_attention() -> None:
     ("name", "flops"),
     [
         ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H200", 989e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA A100-PCIE-40GB", 312e12),
         ("NVIDIA H100 PCIe", None),
-        ("NVIDIA H100 NVL", None),
         ("NVIDIA GeForce RTX 4090", None),
-        ("cpu", None),
     ],
 )
 def test_the_peak_of_a_gpu_is_known_by_its_name_or_not_at_all(

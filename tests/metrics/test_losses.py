@@ -41,9 +41,6 @@ def test_attacks_read_back_as_they_were_written(tmp_path: Path) -> None:
     header = "view,part,lr,step,domain,document,loss_nats,tokens,bytes\n"
     assert path.read_text().startswith(header)
     assert read_relearn(path) == rows
-    path.write_text(header + "removed,biology,fast,10,biology,b0,1.0,3,12\n")
-    with pytest.raises(DataError, match=r"relearn\.csv:2: not the loss"):
-        read_relearn(path)
 
 
 @pytest.mark.parametrize(
@@ -51,9 +48,7 @@ def test_attacks_read_back_as_they_were_written(tmp_path: Path) -> None:
     [
         ("view,part\n", 1),
         (f"{HEADER}full,,code,plain,c,1.0,x,3\n", 2),
-        (f"{HEADER}half,,code,plain,c,1.0,2,3\n", 2),
         (f"{HEADER}full,,code\n", 2),
-        (f"{HEADER}full,,code,odd,c,1.0,2,3\n", 2),
         (f"{HEADER}full,,code,plain,c,1.0,-2,3\n", 2),
     ],
 )
