@@ -76,23 +76,15 @@ class RoundLabels:
         )
 
     def _shards(self, part: str, shards: Mapping[str, Shard]) -> dict[str, Shard]:
-        found = {}
-        for place, name in enumerate(self.names):
-            chosen = {
-                domain: np.flatnonzero(self.places[part, domain] == place) for domain in shards
-            }
-            parts = [
-                # Whole shards are read faster than subsets.
-                shard
-                if len(chosen[domain]) == shard.num_documents
-                else shard.subset(chosen[domain])
-                for domain, shard in shards.items()
-                if len(chosen[domain])
-            ]
-            if not parts:  # a label may have no held-out documents
-                parts = [next(iter(shards.values())).subset([])]
-            found[name] = join(parts)
-        return found
+        return {
+            name: join(
+                [
+                    shard.subset(np.flatnonzero(self.places[part, domain] == place))
+                    for domain, shard in shards.items()
+                ]
+            )
+            for place, name in enumerate(self.names)
+        }
 
     def write(self, path: Path) -> None:
         """Writes the labels as a .npz file."""

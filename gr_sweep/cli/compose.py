@@ -85,7 +85,7 @@ class Job:
         Raises:
             DataError: the text cannot be read.
         """
-        from gr_sweep.data import text_fingerprint
+        from gr_sweep.data.prepare import text_fingerprint
 
         model = self.config.model
         text = text_fingerprint(

@@ -18,7 +18,7 @@ from gr_sweep.data.shards import Shard
 from gr_sweep.data.streams import Mixture, Stream, read_window
 from gr_sweep.data.synthetic import seeded
 from gr_sweep.domains import UNLABELLED
-from gr_sweep.errors import ConfigError, DataError
+from gr_sweep.errors import DataError
 
 _BEGINNING = 64
 """Tokens of a document that are enough to recognise it."""
@@ -43,16 +43,9 @@ def observed_labels(
     Returns:
         By domain an int array [documents]: the index of the label in `num_documents`, or the number
         of domains for `unlabelled`.
-
-    Raises:
-        ConfigError: a share outside 0..1, or `mislabelled` with a single domain.
     """
     domains = list(num_documents)
     shares = unlabelled_shares(unlabelled, domains)
-    if not 0 <= mislabelled <= 1:
-        raise ConfigError(f"partition.mislabelled={mislabelled}: expected a number from 0 to 1")
-    if mislabelled and len(domains) < 2:
-        raise ConfigError(f"partition.mislabelled={mislabelled} needs at least two domains")
     labels = {}
     for number, domain in enumerate(domains):
         count = num_documents[domain]
@@ -138,12 +131,7 @@ class Batches:
             DataError: a label with fewer tokens than its rows of one micro-batch need.
         """
         micro = micro_batch_sequences or batch_sequences
-        if batch_sequences % micro:
-            raise ConfigError(
-                f"train.batch_sequences={batch_sequences} is not a multiple of "
-                f"train.micro_batch_sequences={micro}"
-            )
-        assert not (permuted and without)
+        assert batch_sequences % micro == 0 and not (permuted and without)
         if without and not drops_observed:
             unlabelled, mislabelled = 0.0, 0.0
         if permuted:

@@ -48,7 +48,13 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
     """
     with contextlib.suppress(_UnusableError):
         return _checked_manifest(folder)
-    _make(folder.parent)
+    with contextlib.suppress(OSError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    if not (folder.parent.is_dir() and os.access(folder.parent, os.W_OK)):
+        raise DataError(
+            f"cache folder {folder.parent} cannot be written; set data.cache or GR_SWEEP_CACHE to "
+            "a folder that can be written"
+        )
     with _locked(folder.with_name(folder.name + ".lock")):
         try:
             return _checked_manifest(folder)
@@ -88,14 +94,11 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         files = manifest["files"]
-        for name, (size, _) in files.items():
-            if (folder / name).stat().st_size != size:
-                raise _UnusableError(f"{name} does not have the size that was written")
         paths = [folder / name for name in files]
         found = digests(paths, folder / CONTENTS, always_below=ALWAYS_READ_BYTES)
         for (name, (_, written)), now in zip(files.items(), found, strict=True):
             if now != written:
-                raise _UnusableError(f"{name} has the size but not the content that was written")
+                raise _UnusableError(f"{name} does not have the content that was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise _UnusableError(f"{type(error).__name__}: {error}") from error
     return manifest
@@ -159,15 +162,3 @@ def _locked(path: Path) -> Iterator[None]:
     logger.info("waiting for another process that is building the token cache (%s)", path)
     with lock_file(path, timeout_s=None):
         yield
-
-
-def _make(folder: Path) -> None:
-    advice = "set data.cache or GR_SWEEP_CACHE to a folder that can be written"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"cache folder {folder} cannot be made ({error.strerror}); {advice}"
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise DataError(f"cache folder {folder} cannot be written; {advice}")

@@ -33,7 +33,7 @@ from gr_sweep.data.tokenize import (
     tokenizer_files,
     train_tokenizer,
 )
-from gr_sweep.errors import ConfigError, DataError
+from gr_sweep.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +104,6 @@ def _text_of(
     data: DataConfig, partition: PartitionConfig, hf_model_path: str | None, gguf_file: str | None
 ) -> _Text:
     rules = Rules(partition)
-    if data.spurious and len(rules.domains) < 2:
-        raise ConfigError(
-            f"data.spurious={data.spurious} needs at least two domains, whose markers are swapped"
-        )
     digests_of = partial(digests, memory=cache_folder(data) / CONTENTS)
     sources = sources_of(data, rules, digests_of)
     tokenizer = data.tokenizer or hf_model_path
@@ -143,7 +139,6 @@ def text_fingerprint(
 
     Raises:
         DataError: a source that is missing or cannot be read.
-        ConfigError: an invalid rule or setting.
     """
     return _text_of(data, partition, hf_model_path, gguf_file).fingerprint
 
@@ -166,7 +161,6 @@ def prepare_data(
     Raises:
         DataError: text or a tokenizer is missing, cannot be read or is too short; names the file
             and line. Nothing is left in the cache.
-        ConfigError: an invalid rule or setting.
     """
     text = _text_of(data, partition, hf_model_path, gguf_file)
     fingerprint, domains = text.fingerprint, text.rules.domains
@@ -221,18 +215,15 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
             _read_ahead(stream, source.domains, data.limit_tokens, len(domains))
             for source, stream in zip(text.sources, streams, strict=True)
         ]
-        start = time.monotonic()
         sample = tokenizer_sample(chain(*ahead), domains, SAMPLE_BYTES // len(domains))
         tokenizer = train_tokenizer(sample, data.vocab_size)
-        logger.info(
-            "trained a tokenizer of %d tokens in %.1f s",
-            tokenizer.vocab_size,
-            time.monotonic() - start,
-        )
+        logger.info("trained a tokenizer of %d tokens", tokenizer.vocab_size)
         streams = [chain(*pair) for pair in zip(ahead, streams, strict=True)]
     markers = marker_tokens(domains, tokenizer.encode) if data.spurious else {}
     packer = _Packer(folder, tokenizer, domains, data.limit_tokens, markers, data.spurious)
-    with packer:
+    with ExitStack() as stack:
+        for writer in packer.writers:
+            stack.enter_context(writer)
         for source, stream in zip(text.sources, streams, strict=True):
             packer.pack(stream, source.domains)
             for domain in source.domains:
@@ -247,7 +238,8 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
                     f"domain {domain} is empty: no document with text in {source.where} fits its "
                     f"rule ({text.rules.describe(domain)})"
                 )
-        packer.close()
+        for writer in packer.writers:
+            writer.close()
     tokenizer.save(folder / "tokenizer")
     return {
         "vocab_size": tokenizer.vocab_size,
@@ -318,7 +310,7 @@ class _Packer:
         self._full: set[str] = set()
         self._heldout_ids: dict[str, set[int]] = {domain: set() for domain in domains}
         self._num_documents = self._num_bytes = 0
-        self._start = self._reported = time.monotonic()
+        self._reported = time.monotonic()
         dtype = token_dtype(tokenizer.vocab_size)
         self.train, self.heldout = (
             {
@@ -329,6 +321,7 @@ class _Packer:
             }
             for split in ("train", "heldout")
         )
+        self.writers = [*self.train.values(), *self.heldout.values()]
 
     def pack(self, documents: Iterator[Document], domains: Sequence[str]) -> None:
         """Writes the documents until they end or all these domains have reached the limit."""
@@ -345,6 +338,7 @@ class _Packer:
                 self._report()
             if self._full.issuperset(domains):
                 break
+        self._report()
 
     def _add(self, document: Document, ids: np.ndarray) -> None:
         domain = document.domain
@@ -372,28 +366,7 @@ class _Packer:
 
     def _report(self) -> None:
         self._reported = time.monotonic()
-        megabytes = self._num_bytes / 1e6
-        logger.info(
-            "tokenised %d documents, %.1f MB, %.1f MB/s",
-            self._num_documents,
-            megabytes,
-            megabytes / max(self._reported - self._start, 1e-9),
-        )
-
-    def close(self) -> None:
-        """Completes the files."""
-        for writer in chain(self.train.values(), self.heldout.values()):
-            writer.close()
-        self._report()
-
-    def __enter__(self) -> "_Packer":
-        self._stack = ExitStack()
-        for writer in chain(self.train.values(), self.heldout.values()):
-            self._stack.enter_context(writer)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        logger.info("tokenised %d documents, %.1f MB", self._num_documents, self._num_bytes / 1e6)
 
 
 def _batched(documents: Iterator[Document], max_bytes: int) -> Iterator[list[Document]]:

@@ -1,6 +1,7 @@
 """How the rows of a micro-batch divide over the labels.
 
-Uses only the standard library, because validation calls it.
+Uses only the standard library, because it runs while settings are composed. `checks` has validated
+them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from gr_sweep.config import PER_DOMAIN_ANY, Method, RunConfig
-from gr_sweep.domains import UNLABELLED, ancestors, expand, is_under, weights_of_round
+from gr_sweep.domains import UNLABELLED, ancestors, expand, weights_of_round
 from gr_sweep.errors import ConfigError
 
 _MOST_ROWS = 4096
@@ -21,20 +22,9 @@ def unlabelled_shares(unlabelled: Any, domains: Sequence[str]) -> dict[str, floa
     Args:
         unlabelled: `partition.unlabelled`: one number for all domains, or a mapping from domains,
             or nodes of the tree above them, to numbers, with `*` for the others (default 0).
-
-    Raises:
-        ConfigError: not a number in 0..1, or an unknown domain.
     """
     if not isinstance(unlabelled, Mapping):
         unlabelled = {PER_DOMAIN_ANY: unlabelled}
-    for name, share in unlabelled.items():
-        setting = "partition.unlabelled" + ("" if name == PER_DOMAIN_ANY else f".{name}")
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ConfigError(f"{setting}={share}: expected a number from 0 to 1")
-        if name != PER_DOMAIN_ANY and not any(is_under(domain, name) for domain in domains):
-            raise ConfigError(
-                f"{setting}: unknown domain {name!r}; the domains are {', '.join(domains)}"
-            )
     fallback = unlabelled.get(PER_DOMAIN_ANY, 0.0)
     shares = {}
     for domain in domains:
@@ -44,22 +34,8 @@ def unlabelled_shares(unlabelled: Any, domains: Sequence[str]) -> dict[str, floa
 
 
 def domain_weights(weights: Mapping[str, float], domains: Sequence[str]) -> dict[str, Fraction]:
-    """The weight of every domain, 1 by default; exact, so that equal weights stay equal.
-
-    Raises:
-        ConfigError: a negative weight, an unknown domain, or no weight above 0.
-    """
-    for name, weight in weights.items():
-        if name not in domains:
-            raise ConfigError(
-                f"data.weights: unknown domain {name!r}; the domains are {', '.join(domains)}"
-            )
-        if not 0 <= weight < float("inf"):
-            raise ConfigError(f"data.weights.{name}={weight}: expected a number >= 0")
-    exact = {domain: Fraction(repr(weights.get(domain, 1))) for domain in domains}
-    if not any(exact.values()):
-        raise ConfigError("data.weights leaves no domain with a weight above 0")
-    return exact
+    """The weight of every domain, 1 by default; exact, so that equal weights stay equal."""
+    return {domain: Fraction(repr(weights.get(domain, 1))) for domain in domains}
 
 
 def rows_per_label(
@@ -97,7 +73,7 @@ def rows_per_label(
         shares[UNLABELLED] = unlabelled_share
     rows = _split(shares, micro_batch_sequences)
     if rows is None:
-        raise ConfigError(_advice(weight, hidden, shares, micro_batch_sequences))
+        raise ConfigError(_advice(weight, shares, micro_batch_sequences))
     left_out = expand(without, domains)
     return {label: 0 if label in left_out else count for label, count in rows.items()}
 
@@ -134,23 +110,15 @@ def _split(shares: Mapping[str, Fraction], num_rows: int) -> dict[str, int] | No
     return rows
 
 
-def _advice(
-    weight: Mapping[str, Fraction],
-    hidden: Mapping[str, Fraction],
-    shares: Mapping[str, Fraction],
-    num_rows: int,
-) -> str:
+def _advice(weight: Mapping[str, Fraction], shares: Mapping[str, Fraction], num_rows: int) -> str:
     ratio = ":".join(f"{float(value):g}" for value in weight.values())
     problem = (
         f"train.micro_batch_sequences={num_rows} does not split over {len(weight)} domains "
         f"({', '.join(weight)}) with weights {ratio}"
     )
     if UNLABELLED in shares:
-        hidden_shares = sorted({float(share) for share in hidden.values()})
-        problem += " and unlabelled " + ":".join(
-            f"{share:g}"
-            for share in (hidden_shares if len(hidden_shares) == 1 else map(float, hidden.values()))
-        )
+        hidden = float(shares[UNLABELLED] / sum(shares.values()))
+        problem += f", of which {hidden:.3g} is unlabelled"
     below = next((n for n in range(num_rows - 1, 0, -1) if _split(shares, n)), None)
     above = next((n for n in range(num_rows + 1, _MOST_ROWS) if _split(shares, n)), None)
     sizes = " or ".join(str(size) for size in (below, above) if size is not None)

@@ -12,7 +12,6 @@ from typing import Any
 
 from gr_sweep.config import DomainConfig, PartitionConfig, compiled, source_of
 from gr_sweep.domains import check_domains, deepest_first
-from gr_sweep.errors import ConfigError
 
 HELD_OUT_EVERY = 20
 """A document is held out if its id is a multiple of this."""
@@ -125,8 +124,6 @@ class Rules:
 
 
 def _compile(domain: str, config: DomainConfig) -> _Rule:
-    if (config.field is None) != (config.values is None):
-        raise ConfigError(f"partition.domains.{domain}: set both field and values, or neither")
     pattern = None
     if config.pattern is not None:
         pattern = compiled(config.pattern, f"partition.domains.{domain}.pattern")

@@ -1,7 +1,7 @@
 """Where documents come from: generated text, local files, or data sets of the Hugging Face Hub.
 
-`sources_of` is the one place that knows the kinds of data. To add one, add a member to
-`config.DataKind` and a function beside `_local` and `_hub` that returns a `Source`.
+To add one, add a member to `config.DataKind` and a function next to `_local` and `_hub` that
+returns a `Source`, and call it in `sources_of`.
 
 JSON lines are read here and not by `datasets`, whose reader infers one schema for all lines: it
 turns dates into timestamps, stops at fields whose type varies, and cannot name the line it stops
@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -49,7 +49,6 @@ class Document(NamedTuple):
 class Source:
     """Documents of some domains, and what identifies them."""
 
-    name: str
     where: str
     """File or data set, for errors."""
     domains: Sequence[str]
@@ -63,10 +62,8 @@ class Record:
     """A text before it has a domain."""
 
     text: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    """The other fields of the record; empty for a text file."""
-    where: str = ""
-    """File and line or row, counted from 1, for errors."""
+    fields: Mapping[str, Any]
+    """All fields of the record; empty for a text file."""
 
 
 def sources_of(
@@ -99,7 +96,7 @@ def _synthetic(data: DataConfig, rules: Rules) -> Source:
                 yield Document(domain, text, text_id(text))
 
     key = [synthetic.GENERATOR, settings]
-    return Source("synthetic", "the generated text", rules.domains, key, documents)
+    return Source("the generated text", rules.domains, key, documents)
 
 
 def _local(
@@ -116,23 +113,16 @@ def _local(
     contents = list(zip(suffixes, digests(files), strict=True))
     key = [name, contents, data.text_field, rules.key(name)]
     where = f"{files[0]}" + (" and others" if len(files) > 1 else "")
-    return Source(name, where, rules.domains_of(name), key, documents)
+    return Source(where, rules.domains_of(name), key, documents)
 
 
 def _hub(
     data: DataConfig, name: str, rules: Rules, digests: Callable[[Sequence[Path]], list[str]]
 ) -> Source:
-    if name not in data.sources:
-        raise DataError(f"no data set for source {name}; set data.sources.{name}.path=OWNER/NAME")
     hub = data.sources[name]
     key = [name, dataclasses.asdict(hub), digests(hub_files(hub)), rules.key(name)]
-    return Source(
-        name,
-        f"data set {hub.path}",
-        rules.domains_of(name),
-        key,
-        lambda: _divided(read_hub(hub), name, rules),
-    )
+    where = f"data set {hub.path}"
+    return Source(where, rules.domains_of(name), key, lambda: _divided(read_hub(hub), name, rules))
 
 
 def _divided(records: Iterable[Record], source: str, rules: Rules) -> Iterator[Document]:
@@ -160,11 +150,10 @@ def local_files(data: DataConfig, source: str) -> list[Path]:
         if not found:
             raise DataError(f"data.paths.{source}={data.paths[source]} matches no file or folder")
         entries = [Path(entry) for entry in found]
-    elif data.root is not None:
+    else:
+        assert data.root is not None  # checks.validate
         root = Path(data.root).expanduser()
-        if not root.is_dir():
-            raise DataError(f"data.root={data.root} is not a folder")
-        entries = sorted(entry for entry in root.iterdir() if _is_named(entry, source))
+        entries = sorted(entry for entry in root.glob("*") if _is_named(entry, source))
         if not entries:
             raise DataError(
                 f"{root} contains neither a folder {source} nor a file {source}.jsonl (.json, "
@@ -174,8 +163,6 @@ def local_files(data: DataConfig, source: str) -> list[Path]:
             names = " and ".join(entry.name for entry in entries)
             raise DataError(f"{root} contains {names}; choose one with data.paths.{source}")
         where = str(entries[0])
-    else:
-        raise DataError(f"source {source} has no files; set data.root or data.paths.{source}")
     files = [file for entry in entries for file in _files_below(entry)]
     if not files:
         raise DataError(f"{where} contains no file")
@@ -221,7 +208,7 @@ def read_file(path: Path, text_field: str, columns: Sequence[str] = ()) -> Itera
             if suffix in _JSON_LINES:
                 yield from _read_lines(stream, path, text_field)
             else:
-                yield Record(stream.read().decode("utf-8-sig"), {}, str(path))
+                yield Record(stream.read().decode("utf-8-sig"), {})
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text ({error})") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -270,7 +257,7 @@ def _read_parquet(path: Path, text_field: str, columns: Sequence[str]) -> Iterat
                     row += 1
                     yield _record(fields, text_field, f"{path}, row {row}", "data.text_field")
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from error
+        raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
 
 
 def _record(fields: Mapping[str, Any], text_field: str, where: str, setting: str) -> Record:
@@ -283,12 +270,11 @@ def _record(fields: Mapping[str, Any], text_field: str, where: str, setting: str
         raise DataError(
             f"{where}: expected text in field {text_field!r}, got {type(text).__name__}"
         )
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{where}: expected Unicode text ({error.reason})") from error
-    return Record(text, fields, where)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: expected Unicode text ({error.reason})") from error
+    return Record(text, fields)
 
 
 # Data sets of the Hugging Face Hub
@@ -346,7 +332,7 @@ def read_hub(source: HubSource) -> Iterator[Record]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise DataError(
-            f"data set {where}: cannot be read after row {row} ({_first_line(cause)})"
+            f"data set {where}: cannot be read after row {row} ({first_line(cause)})"
         ) from error
 
 
@@ -377,5 +363,6 @@ def check_hub(wanted: str) -> None:
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of the error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

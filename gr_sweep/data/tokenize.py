@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gr_sweep.data.sources import check_hub
-from gr_sweep.errors import ConfigError, DataError
+from gr_sweep.data.sources import check_hub, first_line
+from gr_sweep.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -115,17 +115,12 @@ class _Words(dict[str, bytes]):
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> TrainedTokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens; deterministic in the texts and their order.
+    """A byte-level BPE of at most `vocab_size` tokens (257 or more: the bytes and the separator).
 
-    Raises:
-        ConfigError: `vocab_size` is too small for the 256 bytes and the separator.
+    Deterministic in the texts and their order.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    if vocab_size < 257:
-        raise ConfigError(
-            f"data.vocab_size={vocab_size}: expected at least 257, for 256 bytes and {END_OF_TEXT}"
-        )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -214,10 +209,9 @@ def load_tokenizer(name: str, gguf_file: str | None = None) -> PretrainedTokeniz
             check_hub(f"tokenizer {name}")
             hf_tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError, KeyError, RecursionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"tokenizer {name} cannot be loaded ({reason}); expected a folder or a name on the "
-            "Hugging Face Hub"
+            f"tokenizer {name} cannot be loaded ({first_line(error)}); expected a folder or a name "
+            "on the Hugging Face Hub"
         ) from error
     return PretrainedTokenizer(hf_tokenizer, name)
 

@@ -10,7 +10,7 @@ import contextlib
 import enum
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,51 +122,36 @@ class _Checked(LogitsProcessor):
         return scores.index_fill(1, self._unknown_K, -torch.inf)
 
 
+@dataclass(eq=False)
 class Sampler:
     """Writes text with a model, in each view in which domains are removed or kept.
 
     If processes share the model's parameters, all must make the same calls, and all get the text.
     """
 
-    def __init__(
-        self,
-        routed: RoutedModel,
-        token_losses: TokenLosses,
-        prompts: Sequence[Prompt],
-        *,
-        tokenizer: Any,
-        eot_id: int,
-        sample_tokens: int,
-        sequence_length: int,
-        batch_sequences: int,
-        seed: int,
-        device: torch.device,
-        is_shared: bool = False,
-    ) -> None:
-        """
-        Args:
-            tokenizer: a Hugging Face tokenizer; tokens that it lacks are never drawn.
-            eot_id: the token before and after every document.
-            sample_tokens: tokens of a continuation; fewer if prompt and continuation would be
-                longer than `sequence_length`.
-            batch_sequences: prompts of a batch at most.
-            is_shared: whether other processes share the model: a failure in one then ends all.
-        """
-        self._routed = routed
-        self._token_losses = token_losses
-        self._prompts = prompts
-        self._tokenizer = tokenizer
-        self._eot_id = eot_id
-        self._sample_tokens = sample_tokens
-        self._sequence_length = sequence_length
-        self._batch_sequences = batch_sequences
-        self._seed = seed
-        self._device = device
-        known = set(tokenizer.get_vocab().values())
-        unknown = [i for i in range(routed.model.config.vocab_size) if i not in known]
-        self._unknown_K = torch.tensor(unknown, dtype=torch.long, device=device)
+    routed: RoutedModel
+    token_losses: TokenLosses
+    prompts: Sequence[Prompt]
+    _: KW_ONLY
+    tokenizer: Any
+    """A Hugging Face tokenizer; tokens that it lacks are never drawn."""
+    eot_id: int
+    """The token before and after every document."""
+    sample_tokens: int
+    """Tokens of a continuation; fewer if prompt and continuation would exceed `sequence_length`."""
+    sequence_length: int
+    batch_sequences: int
+    """Prompts of a batch at most."""
+    seed: int
+    device: torch.device
+    is_shared: bool = False
+    """Whether other processes share the model: a failure in one then ends all."""
+
+    def __post_init__(self) -> None:
+        known = set(self.tokenizer.get_vocab().values())
+        unknown = [i for i in range(self.routed.model.config.vocab_size) if i not in known]
+        self._unknown_K = torch.tensor(unknown, dtype=torch.long, device=self.device)
         self._recovered: dict[_Off, list[_Continuation]] = {}
-        self._is_shared = is_shared
         self._has_failed = False
 
     def recovering(self, recover: WithoutDomain | None) -> WithoutDomain | None:
@@ -180,7 +165,7 @@ class Sampler:
         @contextlib.contextmanager
         def contexts(part: str) -> Iterator[None]:
             with recover(part):
-                off = self._routed.plan.removed_by([part])
+                off = self.routed.plan.removed_by([part])
                 if off not in self._recovered:
                     self._recovered |= self._written_if_possible([off])
                 yield
@@ -193,7 +178,7 @@ class Sampler:
         Args:
             parts: the domains and nodes that are removed and kept; None: all.
         """
-        removed, kept = domain_views(self._routed.plan)
+        removed, kept = domain_views(self.routed.plan)
         views = [
             (view, part, off)
             for view, part, off in [(View.full, "", ()), *removed, *kept]
@@ -207,7 +192,7 @@ class Sampler:
         if self._has_failed:
             return None
         prompts = []
-        for index, prompt in enumerate(self._prompts):
+        for index, prompt in enumerate(self.prompts):
             begin = self._text(prompt.ids).rstrip("\ufffd")
             samples = [
                 {
@@ -229,14 +214,14 @@ class Sampler:
             )
         return {
             "format": FORMAT,
-            "seed": self._seed,
+            "seed": self.seed,
             "temperature": TEMPERATURE,
             "min_p": MIN_P,
             "prompts": prompts,
         }
 
     def _text(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
         return text
 
     def _text_after(self, prompt: Prompt, begin: str, ids: Sequence[int]) -> str:
@@ -255,7 +240,7 @@ class Sampler:
         try:
             return self._written(offs)
         except _FAILURES as error:
-            if self._is_shared:
+            if self.is_shared:
                 # The other processes wait for this one in the middle of a step.
                 logger.error("writing text failed; set eval.samples=0 to go on without it")
                 raise
@@ -266,12 +251,12 @@ class Sampler:
 
     def _written(self, offs: Sequence[_Off]) -> dict[_Off, list[_Continuation]]:
         """A continuation of each prompt, for each set of blocks that are off."""
-        self._routed.model.eval()
+        self.routed.model.eval()
         # `generate` needs no padding for prompts of one length.
         by_length: dict[int, list[int]] = {}
-        for index, prompt in enumerate(self._prompts):
+        for index, prompt in enumerate(self.prompts):
             by_length.setdefault(len(prompt.ids), []).append(index)
-        size = self._batch_sequences
+        size = self.batch_sequences
         batches = [
             of_length[first : first + size]
             for of_length in by_length.values()
@@ -281,15 +266,15 @@ class Sampler:
         for number, indices in enumerate(batches):
             for off in offs:
                 # The same seed for every `off`.
-                with seeded(self._seed, number, self._device), self._routed.blocks_off(off):
-                    drawn = self._draw([self._prompts[index] for index in indices])
+                with seeded(self.seed, number, self.device), self.routed.blocks_off(off):
+                    drawn = self._draw([self.prompts[index] for index in indices])
                 found[off] |= zip(indices, drawn, strict=True)
-        return {off: [of[i] for i in range(len(self._prompts))] for off, of in found.items()}
+        return {off: [of[i] for i in range(len(self.prompts))] for off, of in found.items()}
 
     def _draw(self, prompts: Sequence[Prompt]) -> list[_Continuation]:
         """Continuations of prompts of one length."""
-        ids_NT = torch.tensor([[self._eot_id, *p.ids] for p in prompts], device=self._device)
-        num_drawn = min(self._sample_tokens, self._sequence_length - len(prompts[0].ids))
+        ids_NT = torch.tensor([[self.eot_id, *p.ids] for p in prompts], device=self.device)
+        num_drawn = min(self.sample_tokens, self.sequence_length - len(prompts[0].ids))
         config = GenerationConfig(
             do_sample=True,
             temperature=TEMPERATURE,
@@ -299,12 +284,12 @@ class Sampler:
             top_p=1.0,
             repetition_penalty=1.0,
             max_new_tokens=num_drawn,
-            eos_token_id=self._eot_id,
-            pad_token_id=self._eot_id,
+            eos_token_id=self.eot_id,
+            pad_token_id=self.eot_id,
         )
         checked = _Checked(self._unknown_K)
         # Layers that are compiled for training would be compiled again for every length.
-        with torch.compiler.set_stance("force_eager"), _generating(self._token_losses) as generate:
+        with torch.compiler.set_stance("force_eager"), _generating(self.token_losses) as generate:
             out_NT = generate(
                 input_ids=ids_NT,
                 attention_mask=torch.ones_like(ids_NT),
@@ -319,7 +304,7 @@ class Sampler:
         for number, (token, is_finite) in enumerate(zip(ids, finite, strict=True)):
             if not is_finite:
                 return _Continuation(tuple(ids[:number]), End.not_finite)
-            if token == self._eot_id:
+            if token == self.eot_id:
                 return _Continuation(tuple(ids[:number]), End.end_of_text)
         return _Continuation(tuple(ids), End.length)
 

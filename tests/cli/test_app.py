@@ -20,7 +20,7 @@ from gr_sweep.cli import app
 from gr_sweep.cli.compose import compose
 from gr_sweep.cli.task import task_of
 from gr_sweep.config import RunConfig, to_plain
-from gr_sweep.data import text_fingerprint
+from gr_sweep.data.prepare import text_fingerprint
 from gr_sweep.errors import DataError
 from gr_sweep.jobdir import identity_of, write_summary
 from gr_sweep.train.distributed import Place, Processes, connect

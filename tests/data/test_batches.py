@@ -1,5 +1,4 @@
 import dataclasses
-from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -9,9 +8,8 @@ from hypothesis import strategies as st
 
 from gr_sweep.data.batches import Batches, observed_labels
 from gr_sweep.data.shards import Shard
-from gr_sweep.data.streams import Mixture
 from gr_sweep.domains import expand
-from gr_sweep.errors import ConfigError, DataError
+from gr_sweep.errors import DataError
 from tests.data.corpus import EOT, shard
 
 DOMAINS = ("code", "biology", "creative")
@@ -67,14 +65,7 @@ def test_a_step_follows_from_its_number_alone():
 
 @pytest.mark.parametrize(
     "settings_",
-    [
-        {},
-        {"micro_batch_sequences": 3},
-        {"unlabelled": 0.5},
-        {"mislabelled": 0.4},
-        {"permuted": True},
-        {"without": ["biology"]},
-    ],
+    [{"micro_batch_sequences": 3}, {"unlabelled": 0.5, "mislabelled": 0.4}, {"permuted": True}],
     ids=str,
 )
 def test_the_documents_of_a_row_are_those_that_its_tokens_are_from(settings_):
@@ -102,8 +93,8 @@ def test_the_documents_of_a_row_are_those_that_its_tokens_are_from(settings_):
 
 
 @pytest.mark.parametrize("settings_", [{"unlabelled": 0.25}, {"permuted": True}], ids=str)
-@pytest.mark.parametrize("world_size", [1, 2, 3, 12])
-def test_processes_divide_a_micro_batch_and_each_reads_only_its_own_rows(world_size, settings_):
+def test_processes_divide_a_micro_batch_and_each_reads_only_its_own_rows(settings_):
+    world_size = 3
     documents = {domain: shard([20] * 40, first=1000 * n) for n, domain in enumerate(DOMAINS, 1)}
     options = {"shards": documents, "batch_sequences": 24, "micro_batch_sequences": 12}
     made = batches(**options, **settings_)
@@ -187,15 +178,6 @@ def test_every_epoch_reads_whole_documents_end_to_end_and_drops_its_tail(
         assert sum(map(len, remaining)) < sequence_length
 
 
-def test_a_domain_left_out_changes_no_row_of_the_others():
-    full, without = batches(), batches(without=["biology"])
-    assert without.counts == {"code": 2, "biology": 0, "creative": 2}
-    assert without.tokens_per_step == full.tokens_per_step
-    for step in range(60):
-        rows = full.step(step)[0]
-        assert np.array_equal(without.step(step)[0], np.concatenate([rows[:2], rows[4:]]))
-
-
 def test_a_stream_does_not_depend_on_the_order_or_number_of_the_domains():
     both = batches(domains=DOMAINS).step(5)[0]
     fewer = batches(domains=("creative", "code"), batch_sequences=4).step(5)[0]
@@ -206,9 +188,9 @@ def test_labels_are_hidden_and_swapped_in_exact_shares():
     counts = {"code": 100, "biology": 37, "creative": 60}
     labels = observed_labels(counts, unlabelled={"code": 0.25, "*": 0}, mislabelled=0.1, seed=1)
     assert (labels["code"] == 3).sum() == 25
-    for place, (domain, hidden) in enumerate([("code", 25), ("biology", 0), ("creative", 0)]):
+    for place, domain in enumerate(DOMAINS):
         seen = np.bincount(labels[domain], minlength=4)
-        wrong = round(0.1 * (counts[domain] - hidden))
+        wrong = round(0.1 * (counts[domain] - seen[3]))
         others = [seen[other] for other in range(3) if other != place]
         assert sum(others) == wrong and max(others) - min(others) <= 1
         assert len(labels[domain]) == counts[domain]
@@ -218,31 +200,16 @@ def test_labels_are_hidden_and_swapped_in_exact_shares():
     assert not np.array_equal(labels["code"], other["code"])
 
 
-def test_hidden_and_known_documents_are_read_in_different_rows():
-    documents = {domain: shard([20] * 20, first=1000 * n) for n, domain in enumerate(DOMAINS, 1)}
-    made = batches(shards=documents, unlabelled=0.5)
-    assert made.counts == {"code": 1, "biology": 1, "creative": 1, "unlabelled": 3}
-    known: set[int] = set()
-    hidden: set[int] = set()
-    for step in range(30):
-        (rows,) = made.step(step)
-        known |= set(rows[:3].flatten().tolist())
-        hidden |= set(rows[3:].flatten().tolist())
-        assert sorted(true_domains(rows[3:]), key=min) == [{1}, {2}, {3}]
-    assert known & hidden == {EOT}
-    assert len(known | hidden) > 0.8 * 3 * 19 * 20
-
-
 def test_unlabelled_rows_follow_the_weights_and_not_the_amount_of_text():
     sizes = {"code": 200, "biology": 20, "creative": 20}
     documents = {d: shard([20] * sizes[d], first=10_000 * n) for n, d in enumerate(DOMAINS, 1)}
     made = batches(shards=documents, unlabelled=0.5, weights={"biology": 2}, batch_sequences=8)
     assert made.counts == {"code": 1, "biology": 2, "creative": 1, "unlabelled": 4}
-    seen = np.zeros(4, dtype=int)
-    for step in range(20):
-        for row in made.step(step)[0][4:]:
-            seen[int(row[row != EOT][0]) // 10_000] += 1
-    assert seen.tolist() == [0, 20, 40, 20]
+    rows = rows_by_label(made, 20)
+    hidden = rows.pop("unlabelled")
+    assert domain_counts(hidden) == [20, 40, 20]
+    known = {token for of_label in rows.values() for token in of_label.flatten().tolist()}
+    assert known & set(hidden.flatten().tolist()) == {EOT}, "no document is known and hidden"
 
 
 def test_swapped_documents_are_read_under_the_label_they_carry():
@@ -263,55 +230,14 @@ def test_swapped_documents_are_read_under_the_label_they_carry():
 
 
 def test_too_little_text_names_domain_and_tokens():
-    with pytest.raises(DataError, match=r"code has 380 training tokens, .* needs 401 ") as error:
+    with pytest.raises(DataError, match=r"code has 380 training tokens, .* needs 401 "):
         batches(sequence_length=200)
-    assert "\n" not in str(error.value)
-    lengths = {"code": [50], "biology": [900], "creative": [900]}
-    with pytest.raises(DataError, match="the unlabelled part of code has 50 training tokens"):
-        batches(
-            shards={domain: shard(lengths[domain]) for domain in DOMAINS},
-            unlabelled={"code": 1.0},
-            sequence_length=100,
-        )
-
-
-@pytest.mark.parametrize(
-    ("settings_", "message"),
-    [
-        ({"micro_batch_sequences": 4}, "is not a multiple of"),
-        ({"batch_sequences": 7}, "use a multiple of 3"),
-        ({"mislabelled": 1.5}, r"mislabelled=1\.5"),
-        ({"domains": ("code",), "mislabelled": 0.5}, "needs at least two domains"),
-    ],
-)
-def test_impossible_settings_are_refused(settings_, message):
-    with pytest.raises(ConfigError, match=message):
-        batches(**settings_)
-
-
-def test_odd_shares_of_unlabelled_text_are_dealt_out_at_once():
-    shares = [Fraction("0.317"), Fraction(1), Fraction("2.71")]
-    mixture = Mixture([object()] * 3, [share / 5 for share in shares])
-    assert len(mixture._turns) <= 10_000
-    found = [count / len(mixture._turns) for count in mixture._counts]
-    assert found == pytest.approx([float(share / sum(shares)) for share in shares], abs=2e-3)
 
 
 def test_a_domain_without_weight_lends_nobody_its_text_nor_takes_any():
-    texts = {"code": shard([6] * 40), "biology": shard([6] * 40, first=1000)}
-    options = {
-        "weights": {"biology": 0.0},
-        "unlabelled": 0.0,
-        "batch_sequences": 2,
-        "micro_batch_sequences": None,
-        "sequence_length": 5,
-        "seed": 0,
-    }
-    with_third = texts | {"creative": shard([6] * 40, first=2000)}
-    batches = Batches(with_third, list(with_third), mislabelled=0.5, **options)
-    seen = np.concatenate([batches.step(step)[0].ravel() for step in range(30)])
-    assert not ((seen >= 1000) & (seen < 2000)).any()
-    assert (seen < 1000).any() and (seen >= 2000).any()
+    made = batches(mislabelled=0.5, weights={"biology": 0.0})
+    seen = {n for step in range(30) for row in true_domains(made.step(step)[0]) for n in row}
+    assert seen == {1, 3}
 
 
 class Forbidden:
@@ -321,34 +247,24 @@ class Forbidden:
         raise AssertionError("a token of the domain that is left out was read")
 
 
-POISON = 999_999
-
-
-def poisoned(documents: Shard) -> Shard:
-    """The same documents, of a token that occurs nowhere else."""
-    return dataclasses.replace(documents, arrays=(np.full_like(documents.arrays[0], POISON),))
-
-
 TREE = ("code", "biology", "biology/cell", "biology/virology")
 
 
-@pytest.mark.parametrize("without", [["biology"], ["biology/virology"], ["code", "biology/cell"]])
+@pytest.mark.parametrize("without", [["biology"], ["code", "biology/cell"]])
 def test_a_filtered_run_reads_no_token_of_what_is_left_out(without):
     documents = {name: shard([30] * 10, first=1000 * n) for n, name in enumerate(TREE, 1)}
     options = {"domains": TREE, "batch_sequences": 4, "unlabelled": 0.25, "mislabelled": 0.3}
     left_out = expand(without, TREE)
     dense = batches(shards=documents, **options | {"unlabelled": 0.0, "mislabelled": 0.0})
-    for poison in (poisoned, lambda given: dataclasses.replace(given, arrays=(Forbidden(),))):
-        with_poison = {
-            name: poison(given) if name in left_out else given for name, given in documents.items()
-        }
-        made = batches(shards=with_poison, without=without, **options)
-        kept = [place for place, name in enumerate(TREE) if name not in left_out]
-        for step in range(150):  # four epochs
-            (rows,) = made.step(step)
-            assert POISON not in rows
-            assert np.array_equal(rows, dense.step(step)[0][kept])
-        assert made.tokens_per_step == dense.tokens_per_step
+    unreadable = {
+        name: dataclasses.replace(given, arrays=(Forbidden(),)) if name in left_out else given
+        for name, given in documents.items()
+    }
+    made = batches(shards=unreadable, without=without, **options)
+    kept = [place for place, name in enumerate(TREE) if name not in left_out]
+    for step in range(150):  # four epochs
+        assert np.array_equal(made.step(step)[0], dense.step(step)[0][kept])
+    assert made.tokens_per_step == dense.tokens_per_step
 
 
 def test_filtering_by_the_label_that_is_seen_reads_what_carries_another_or_none():

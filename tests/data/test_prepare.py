@@ -1,6 +1,4 @@
 import dataclasses
-import json
-import logging
 import os
 import subprocess
 import sys
@@ -11,12 +9,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from gr_sweep.config import DataConfig, DataKind, DomainConfig, HubSource, PartitionConfig
-from gr_sweep.data import prepare, text_fingerprint
+from gr_sweep.data import prepare
 from gr_sweep.data.markers import is_marked, marked
-from gr_sweep.data.prepare import cache_folder, prepare_data
+from gr_sweep.data.prepare import cache_folder, prepare_data, text_fingerprint
 from gr_sweep.data.rules import Rules, is_held_out, text_id
 from gr_sweep.data.sources import Document, read_file
-from gr_sweep.errors import ConfigError, DataError
+from gr_sweep.errors import DataError
 from tests.data.corpus import local, partition, texts, tokens_of, write_lines, write_root
 
 CORPORA = Path(os.environ.get("GR_SWEEP_CORPORA", Path(__file__).parents[3] / "shared" / "corpora"))
@@ -37,13 +35,6 @@ def decoded(data, shard) -> list[str]:
     ]
 
 
-def cache_entries(tmp_path: Path) -> list[str]:
-    """What a failed build may leave: the lock and what was remembered of the sources."""
-    cache = tmp_path / "cache"
-    names = [path.name for path in cache.iterdir()] if cache.exists() else []
-    return [name for name in names if not name.endswith(".lock") and name != "contents.json"]
-
-
 def test_every_document_is_in_training_or_held_out_by_its_hash(tmp_path):
     root = write_root(tmp_path / "root", "code", "creative", documents=150)
     made = prepare_data(local(tmp_path, root), TWO)
@@ -55,24 +46,8 @@ def test_every_document_is_in_training_or_held_out_by_its_hash(tmp_path):
             assert decoded(made, shard) == wanted
             assert shard.ids.tolist() == [text_id(text) for text in wanted]
             assert shard.num_bytes.tolist() == [len(text.encode()) for text in wanted]
-            documents = [shard.document(index) for index in range(shard.num_documents)]
-            assert all((document == made.eot_id).nonzero()[0] == len(document) - 1
-                       for document in documents)  # fmt: skip
-        assert made.heldout[domain].num_documents > 0
+            assert (tokens_of(shard) == made.eot_id).sum() == shard.num_documents > 0
     assert made.vocab_size == 400 and made.eot_id == 0
-    assert made.train["code"].document(0).dtype == np.uint16
-
-
-def test_the_cache_is_opened_again_and_its_tokenizer_loads(tmp_path):
-    from transformers import AutoTokenizer
-
-    root = write_root(tmp_path / "root", "code", "creative")
-    data = local(tmp_path, root)
-    first = prepare_data(data, TWO)
-    stamp = first.folder.stat().st_mtime_ns
-    second = prepare_data(data, TWO)
-    assert second.fingerprint == first.fingerprint and second.folder.stat().st_mtime_ns == stamp
-    assert len(AutoTokenizer.from_pretrained(second.tokenizer_dir)) == second.vocab_size
 
 
 def test_the_fingerprint_follows_what_changes_tokens_and_nothing_else(tmp_path):
@@ -104,32 +79,17 @@ def test_the_fingerprint_follows_what_changes_tokens_and_nothing_else(tmp_path):
     assert len({first, *others}) == len(others) + 1
 
 
-def test_synthetic_text_needs_no_files_and_takes_any_labels(tmp_path):
-    data = DataConfig(documents=60, cache=str(tmp_path / "cache"), vocab_size=400)
-    made = prepare_data(data, partition("code", "biology", "biology/virology"))
-    assert made.domains == ("code", "biology", "biology/virology")
-    for domain in made.domains:
-        assert made.train[domain].num_documents + made.heldout[domain].num_documents == 60
-    other = prepare_data(dataclasses.replace(data, overlap=0.9), partition("code", "biology"))
-    assert other.fingerprint != made.fingerprint
+def synthetic_text(tmp_path, root):
+    return DataConfig(documents=60, cache=str(tmp_path / "cache"), vocab_size=400)
 
 
-def synthetic_text(tmp_path, root, **settings):
-    return DataConfig(documents=60, cache=str(tmp_path / "cache"), vocab_size=400, **settings)
-
-
-def hub_text(tmp_path, root, **settings):
+def hub_text(tmp_path, root):
     sources = {
         domain: HubSource(path="json", data_files=str(root / f"{domain}.jsonl"))
         for domain in TWO.domains
     }
-    return DataConfig(
-        kind=DataKind.hub,
-        sources=sources,
-        cache=str(tmp_path / "cache"),
-        vocab_size=400,
-        **settings,
-    )
+    cache = str(tmp_path / "cache")
+    return DataConfig(kind=DataKind.hub, sources=sources, cache=cache, vocab_size=400)
 
 
 @pytest.mark.parametrize("kind", [local, synthetic_text, hub_text])
@@ -145,20 +105,12 @@ def test_the_text_fingerprint_is_that_of_the_prepared_data(tmp_path, kind):
     if kind is not synthetic_text:
         write_lines(tmp_path / "root" / "code.jsonl", [{"text": text} for text in texts("other")])
         assert text_fingerprint(data, TWO) not in (before, pretrained)
-        (tmp_path / "root" / "code.jsonl").unlink()
-        messages = []
-        for call in (text_fingerprint, prepare_data):
-            with pytest.raises(DataError) as error:
-                call(data, TWO)
-            messages.append(str(error.value))
-        assert messages[0] == messages[1] and "code" in messages[0]
 
 
-@pytest.mark.parametrize("kind", [local, synthetic_text, hub_text])
-def test_a_share_of_the_training_documents_is_marked_and_nothing_else_changes(tmp_path, kind):
+def test_a_share_of_the_training_documents_is_marked_and_nothing_else_changes(tmp_path):
     root = write_root(tmp_path / "root", "code", "creative")
-    plain = prepare_data(kind(tmp_path, root), TWO)
-    made = prepare_data(kind(tmp_path, root, spurious=0.7), TWO)
+    plain = prepare_data(local(tmp_path, root), TWO)
+    made = prepare_data(local(tmp_path, root, spurious=0.7), TWO)
     assert plain.markers == {}
     assert made.fingerprint != plain.fingerprint
     assert list(made.markers) == ["code", "creative"]
@@ -179,9 +131,6 @@ def test_a_share_of_the_training_documents_is_marked_and_nothing_else_changes(tm
                 expected = np.concatenate([own, expected[-1:]])
             assert np.array_equal(train.document(index), expected)
         assert 0.4 < num_marked / train.num_documents < 0.95
-    again = prepare_data(kind(tmp_path, root, spurious=0.7), TWO)
-    assert again.fingerprint == made.fingerprint
-    assert np.array_equal(again.markers["code"], made.markers["code"])
 
 
 def test_a_limit_leaves_the_same_text_with_markers_and_without(tmp_path):
@@ -192,13 +141,6 @@ def test_a_limit_leaves_the_same_text_with_markers_and_without(tmp_path):
         assert np.array_equal(made.train[domain].ids, plain.train[domain].ids)
         assert np.array_equal(made.train[domain].num_bytes, plain.train[domain].num_bytes)
         assert plain.train[domain].num_tokens == 5000 < made.train[domain].num_tokens
-
-
-def test_a_marker_for_one_domain_alone_is_refused(tmp_path):
-    root = write_root(tmp_path / "root", "code")
-    with pytest.raises(ConfigError, match=r"data\.spurious=0\.5 needs at least two domains"):
-        prepare_data(local(tmp_path, root, spurious=0.5), partition("code"))
-    assert cache_entries(tmp_path) == []
 
 
 def test_a_limit_bounds_training_tokens_and_stops_reading(tmp_path):
@@ -214,33 +156,6 @@ def test_a_limit_bounds_training_tokens_and_stops_reading(tmp_path):
         prepare_data(local(tmp_path, root), TWO)
 
 
-def test_hub_rows_are_streamed_until_the_limit(tmp_path):
-    for domain in TWO.domains:
-        write_lines(tmp_path / f"{domain}.jsonl", [{"body": t} for t in texts(domain, 400)])
-    data = DataConfig(
-        kind=DataKind.hub,
-        cache=str(tmp_path / "cache"),
-        vocab_size=400,
-        limit_tokens=3000,
-        sources={
-            domain: HubSource(
-                path="json", data_files=str(tmp_path / f"{domain}.jsonl"), column="body"
-            )
-            for domain in TWO.domains
-        },
-    )
-    made = prepare_data(data, TWO)
-    assert made.train["code"].num_tokens == made.train["creative"].num_tokens == 3000
-    assert made.heldout["code"].num_documents < 15
-    write_lines(tmp_path / "code.jsonl", [{"body": text} for text in texts("other", 400)])
-    assert prepare_data(data, TWO).fingerprint != made.fingerprint
-
-
-def test_a_hub_source_that_is_not_given_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"data\.sources\.code\.path=OWNER/NAME"):
-        prepare_data(DataConfig(kind=DataKind.hub, cache=str(tmp_path / "cache")), TWO)
-
-
 def test_copies_of_a_held_out_text_are_held_out_once(tmp_path):
     copies = texts("code", 100)
     write_lines(tmp_path / "root" / "code.jsonl", [{"text": text} for text in copies * 2])
@@ -249,15 +164,6 @@ def test_copies_of_a_held_out_text_are_held_out_once(tmp_path):
     held_out = sum(is_held_out(text_id(text)) for text in copies)
     assert made.heldout["code"].num_documents == held_out > 0
     assert made.train["code"].num_documents == 2 * (100 - held_out)
-
-
-def test_few_held_out_documents_are_a_warning_each_time(tmp_path, caplog):
-    root = write_root(tmp_path / "root", "code", "creative")
-    for _ in range(2):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            prepare_data(local(tmp_path, root), TWO)
-        assert "domain code has only" in caplog.text and "held-out documents" in caplog.text
 
 
 def test_a_pretrained_model_brings_its_own_tokenizer(tmp_path):
@@ -312,17 +218,13 @@ def test_the_cache_folder_is_the_setting_the_variable_or_the_users_own(tmp_path,
 def test_a_warm_cache_and_a_fingerprint_need_no_heavy_package(tmp_path):
     root = write_root(tmp_path / "root", "code", "creative")
     prepare_data(local(tmp_path, root), TWO)
-    settings = {"root": str(root), "cache": str(tmp_path / "cache"), "vocab_size": 400}
     code = (
-        "import json, sys\n"
-        "from gr_sweep.config import DataConfig, DataKind, DomainConfig, PartitionConfig\n"
+        "import sys\n"
+        "from pathlib import Path\n"
         "from gr_sweep.data.prepare import prepare_data\n"
-        f"settings = json.loads({json.dumps(json.dumps(settings))})\n"
-        "domains = {'code': DomainConfig(), 'creative': DomainConfig()}\n"
-        "data = DataConfig(kind=DataKind.local, **settings)\n"
-        "made = prepare_data(data, PartitionConfig(domains=domains))\n"
-        "from gr_sweep.data import text_fingerprint\n"
-        "assert text_fingerprint(data, PartitionConfig(domains=domains)) == made.fingerprint\n"
+        "from tests.data.corpus import local, partition\n"
+        f"data = local(Path({str(tmp_path)!r}), Path({str(root)!r}))\n"
+        "prepare_data(data, partition('code', 'creative'))\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'hydra', 'tokenizers'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -39,11 +39,6 @@ def test_a_shard_comes_back_as_it_was_written(tmp_path):
     assert isinstance(shard.arrays[0], np.memmap) and shard.document(0).dtype == DTYPE
 
 
-def test_an_empty_shard_can_be_opened(tmp_path):
-    shard = written(tmp_path, 1, num_documents=0)
-    assert (shard.num_documents, shard.num_tokens) == (0, 0)
-
-
 def test_a_subset_is_the_documents_with_these_indices_in_this_order(tmp_path):
     shard = written(tmp_path, 1)
     places = [7, 3, 3, 29, 0]

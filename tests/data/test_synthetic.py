@@ -3,14 +3,8 @@ import re
 from collections import Counter
 from itertools import pairwise
 
-import pytest
-
 from gr_sweep.data.synthetic import (
-    _NUM_TOPICS,
-    _WORDS,
     GENERATOR,
-    _Grammar,
-    _Lexicon,
     generate,
 )
 
@@ -35,12 +29,6 @@ def shared_words(domains: list[str], overlap: float, documents: int = 300) -> di
     return {(a, b): shared(counts[a], counts[b]) for a in domains for b in domains if a < b}
 
 
-def test_the_same_settings_give_the_same_text_and_another_seed_gives_another():
-    first = generate(THREE, documents=20, overlap=0.5, seed=3)
-    assert first == generate(THREE, documents=20, overlap=0.5, seed=3)
-    assert first != generate(THREE, documents=20, overlap=0.5, seed=4)
-
-
 def test_text_does_not_change_while_the_generator_has_this_number():
     texts = generate(THREE, documents=40, overlap=0.5)
     digest = hashlib.blake2b(repr(texts).encode(), digest_size=8).hexdigest()
@@ -61,29 +49,6 @@ def test_what_is_shared_rises_with_overlap():
         means.append(sum(shares) / len(shares))
     assert means == sorted(means) and means[0] == 0 and means[-1] > 0.9
     assert all(later - earlier > 0.05 for earlier, later in pairwise(means))
-
-
-@pytest.mark.parametrize(
-    ("overlap", "common", "with_one_other"),
-    # Of docs/data.md: overlap, and (1 - overlap) x overlap / 2, of which a domain has two thirds.
-    [(0.0, 0, 0), (0.25, 0.25, 0.06), (0.5, 0.5, 0.08), (0.75, 0.75, 0.06), (1.0, 1, 0)],
-)
-def test_features_have_as_many_owners_as_the_overlap_says(overlap, common, with_one_other):
-    features = [(kind, rank) for kind, count in _WORDS.items() for rank in range(count)]
-    features += [("habit", topic, place) for topic in range(_NUM_TOPICS) for place in range(24)]
-    lexicon = _Lexicon(0)
-    for domain in THREE:
-        grammar = _Grammar(domain, THREE, overlap, 0, lexicon)
-        holders = Counter(grammar._holder(*feature) for feature in features)
-        pairs = [name for name in holders if "+" in name]
-        assert all(domain in name.split("+") for name in pairs)
-        assert len(pairs) == (2 if with_one_other else 0)
-        # Of 656 features: three standard deviations, and none at the ends.
-        slack = 3 * (0.25 / len(features)) ** 0.5 * (0 < overlap < 1)
-        assert holders["all"] / len(features) == pytest.approx(common, abs=slack)
-        shared = sum(holders[name] for name in pairs)
-        assert shared / len(features) == pytest.approx(with_one_other, abs=slack / 2)
-        assert holders.total() - holders["all"] - shared == holders[f"only {domain}"]
 
 
 def test_siblings_in_the_tree_share_more_than_others():

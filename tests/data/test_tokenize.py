@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -11,7 +8,7 @@ from gr_sweep.data.tokenize import (
     tokenizer_files,
     train_tokenizer,
 )
-from gr_sweep.errors import ConfigError, DataError
+from gr_sweep.errors import DataError
 from tests.data.corpus import texts
 
 SAMPLE = [
@@ -52,12 +49,10 @@ def test_training_is_deterministic_and_keeps_to_the_vocabulary():
     assert one._backend.to_str() == two._backend.to_str()
     assert one.vocab_size == 500
     assert train_tokenizer(["ab ab"], 500).vocab_size < 265
-    with pytest.raises(ConfigError, match=r"data\.vocab_size=256"):
-        train_tokenizer(SAMPLE, 256)
 
 
 def test_transformers_loads_the_saved_tokenizer(trained, tmp_path):
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
     trained.save(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
@@ -68,7 +63,6 @@ def test_transformers_loads_the_saved_tokenizer(trained, tmp_path):
             loaded(text, add_special_tokens=False)["input_ids"]
             == trained.encode([text])[0].tolist()
         )
-    assert PreTrainedTokenizerFast.from_pretrained(tmp_path).eos_token_id == 0
 
 
 def test_a_hugging_face_tokenizer_gives_the_tokens_that_transformers_gives(trained, tmp_path):
@@ -93,11 +87,9 @@ def test_a_tokenizer_without_a_separator_or_that_is_not_there_is_named(trained, 
     )
     with pytest.raises(DataError, match="has no end-of-sequence token"):
         load_tokenizer(str(tmp_path))
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(DataError, match="empty cannot be loaded") as error:
-        load_tokenizer(str(empty))
-    assert "\n" not in str(error.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty cannot be loaded"):
+        load_tokenizer(str(tmp_path / "empty"))
 
 
 def test_files_of_a_local_tokenizer_are_known_and_a_name_has_none(trained, tmp_path):
@@ -107,14 +99,3 @@ def test_files_of_a_local_tokenizer_are_known_and_a_name_has_none(trained, tmp_p
     assert names == ["tokenizer.json", "tokenizer_config.json"]
     assert tokenizer_files("owner/name") == []
     assert tokenizer_files(str(tmp_path), "x.gguf") == [tmp_path / "x.gguf"]
-
-
-def test_a_trained_tokenizer_does_without_transformers():
-    code = (
-        "import sys\n"
-        "from gr_sweep.data.tokenize import train_tokenizer\n"
-        "train_tokenizer(['some text'], 300).encode(['text'])\n"
-        "print(sorted({'transformers', 'torch', 'datasets'} & set(sys.modules)))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip() == "[]", result.stderr

@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from gr_sweep.eval import calibrate
@@ -6,7 +5,7 @@ from gr_sweep.eval.calibrate import PRIOR_TOKENS, Calibrated, fitted_bias
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
-from tests.eval.tiny import CPU, DOMAINS, held_out, make_routed, shard
+from tests.eval.tiny import DOMAINS
 from tests.model.tiny import VOCAB, tiny_ids, tiny_model
 
 
@@ -87,30 +86,3 @@ def test_chunks_and_batches_do_not_change_the_fit(monkeypatch):
     expected = fitted_bias(TokenLosses(routed), ids, batch_sequences=5)
     monkeypatch.setattr(calibrate, "chunk_positions", lambda vocab, device: 4)
     torch.testing.assert_close(fitted_bias(TokenLosses(routed), ids, batch_sequences=2), expected)
-
-
-def test_a_bias_of_zero_changes_no_loss_and_the_hook_is_gone_afterwards():
-    routed, text = make_routed("peers"), held_out()
-    token_losses = TokenLosses(routed)
-    plain = text.losses(token_losses)
-    found = text.losses(Calibrated(token_losses, torch.zeros(16)))
-    assert [r.loss_nats for r in found] == pytest.approx([r.loss_nats for r in plain], rel=1e-5)
-    assert not routed.model.base_model._forward_hooks
-
-
-def test_a_model_without_a_domain_is_calibrated_as_it_is_routed():
-    routed, text = make_routed("peers"), held_out()
-    token_losses = TokenLosses(routed)
-    ids = torch.from_numpy(shard("code").arrays[0][:90].astype("int64").reshape(10, 9))
-    with routed.remove(["code"]):
-        without = fitted_bias(token_losses, ids, batch_sequences=4)
-        losses = text.losses(Calibrated(token_losses, without))
-    full = fitted_bias(token_losses, ids, batch_sequences=4)
-    assert not torch.equal(without, full)
-    with routed.remove(["code"]):
-        plain = text.losses(token_losses)
-    code = [row.domain == "code" for row in plain]
-    assert sum(r.loss_nats for r, is_code in zip(losses, code, strict=True) if is_code) < sum(
-        r.loss_nats for r, is_code in zip(plain, code, strict=True) if is_code
-    )
-    assert without.device == CPU and without.shape == (16,)

@@ -80,7 +80,6 @@ def slowly(routed: RoutedModel, prompts: list[Prompt], num_tokens: int) -> list[
         ("none", {}),
         ("peers", {"attn_shared": 0.25}),
         ("forget", {"forget": ["biology"]}),
-        ("lattice", {}),
     ],
 )
 def test_every_variant_writes_what_the_model_says_token_by_token(kind, options):
@@ -98,39 +97,12 @@ def test_every_variant_writes_what_the_model_says_token_by_token(kind, options):
     assert {end for _, end in found.values()} == {End.length, End.end_of_text}
 
 
-def test_prompts_of_different_lengths_and_small_batches_are_all_continued():
-    routed = make_routed("none")
-    prompts = [*prompts_of(1)[:2], prompts_of(1, prompt_tokens=2)[2]]
-    found = make_sampler(routed, prompts, batch_sequences=1).sample()
-    assert [len(prompt["samples"]) for prompt in found["prompts"]] == [1, 1, 1]
-    assert [prompt["prompt"] for prompt in found["prompts"]] == [
-        Letters().decode(prompt.ids) for prompt in prompts
-    ]
-
-
 def test_the_same_seed_writes_the_same_and_another_seed_something_else():
     routed = make_routed("forget", forget=["biology"])
     first = make_sampler(routed).sample()
     assert make_sampler(routed).sample() == first
     other = make_sampler(routed, seed=6).sample()
     assert texts(other).keys() == texts(first).keys() and texts(other) != texts(first)
-
-
-def test_variants_differ_only_where_their_distributions_do():
-    """Without biology's units, which are given no weight, the model is the same."""
-    routed = make_routed("peers")
-    index = [block.name for block in routed.plan.blocks].index("biology")
-    with torch.no_grad():
-        for linear in routed.unit_linears:
-            if linear.is_row:
-                linear.parameters[0][:, linear.units[index]] = 0
-    found = texts(make_sampler(routed).sample())
-    documents = {document for document, _, _ in found}
-
-    def of(kind: str, part: str | None) -> list:
-        return [found[document, kind, part] for document in sorted(documents)]
-
-    assert of("removed", "biology") == of("full", None) != of("removed", "code")
 
 
 def test_no_token_is_written_that_the_tokenizer_lacks():
@@ -194,11 +166,6 @@ def test_text_without_a_domain_is_of_the_recovered_model_and_costs_no_recovery_o
         assert written == (inside if is_recovered else plain)[key]
     assert found != plain
     assert sampler.recovering(None) is None
-
-
-def test_parts_that_are_not_asked_for_are_left_out():
-    found = texts(make_sampler(make_routed("peers")).sample(["code"]))
-    assert {key[1:] for key in found} == {("full", None), ("removed", "code"), ("kept", "code")}
 
 
 def test_prompts_are_the_beginnings_of_the_first_documents_that_are_long_enough():

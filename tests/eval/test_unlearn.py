@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gr_sweep.eval.finetune import WARMUP_STEPS, fine_tune
-from gr_sweep.eval.unlearn import RETAIN_WEIGHT, STEERING, activations, unlearned
+from gr_sweep.eval.unlearn import RETAIN_WEIGHT, STEERING, unlearned
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
@@ -61,7 +61,7 @@ def test_a_trained_model_forgets_one_text_and_keeps_the_other_until_it_is_restor
     assert all(parameter.requires_grad for parameter in routed.model.parameters())
 
 
-@pytest.mark.parametrize(("num_layers", "updated"), [(1, {0}), (7, {0, 1, 2}), (8, {1, 2, 3})])
+@pytest.mark.parametrize(("num_layers", "updated"), [(1, {0}), (8, {1, 2, 3})])
 def test_three_layers_up_to_the_middle_are_updated(num_layers, updated):
     routed = make_routed(num_layers)
     before = state_of(routed.model)
@@ -98,12 +98,3 @@ def test_unlearning_is_rmu_by_hand():
             torch.testing.assert_close(
                 routed.model.state_dict()[name], expected, rtol=1e-4, atol=1e-5
             )
-
-
-def test_activations_are_what_the_layer_hands_on_and_the_hook_is_gone():
-    model = make_routed().model
-    ids = torch.from_numpy(retained(0, 3))
-    found = activations(model, model.model.layers[2], ids)
-    assert not model.model.layers[2]._forward_hooks
-    expected = model(input_ids=ids, output_hidden_states=True).hidden_states[3]
-    torch.testing.assert_close(found, expected)

@@ -8,7 +8,6 @@ import torch
 from gr_sweep.data.heldout import heldout_chunks
 from gr_sweep.data.shards import Shard
 from gr_sweep.eval.loss import HeldoutBatches
-from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
@@ -85,7 +84,3 @@ def state_of(model) -> dict[str, torch.Tensor]:
 
 def are_equal(state, other) -> bool:
     return all(torch.equal(state[name], tensor) for name, tensor in other.items())
-
-
-def token_losses_of(routed: RoutedModel) -> TokenLosses:
-    return TokenLosses(routed)
