@@ -7,7 +7,6 @@ domain's expert instead. Metrics without a baseline are absent.
 
 import enum
 import functools
-import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from gr_sweep.config import (
-    NO_EFFECT_ON_RESULT,
     PER_DOMAIN_ANY,
-    UNROUTED,
     DomainConfig,
     Method,
     ModelConfig,
@@ -28,71 +25,42 @@ from gr_sweep.config import (
 )
 from gr_sweep.domains import ancestors, expand
 from gr_sweep.errors import ConfigError, DataError, PlanError
-from gr_sweep.jobdir import (
-    DOCUMENT_LOSSES,
-    PLAN,
-    RELEARN,
-    SUMMARY,
-    check_files,
-    flatten,
-    read_summary,
-)
+from gr_sweep.jobdir import DOCUMENT_LOSSES, PLAN, RELEARN, check_files
 from gr_sweep.layout import expert_widths, width_of_size
 from gr_sweep.metrics.compare import Baselines, compare_relearn, summarize_and_compare
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, read_relearn
+from gr_sweep.report.sweep import DENSE, Job, alike
 from gr_sweep.routing.plan import RoutePlan
 
-_FREE = (
-    *NO_EFFECT_ON_RESULT,
-    # What makes a baseline another job.
-    "method", "plan", "edges", "route", "procedure", "partition.unlabelled",
-    "partition.mislabelled",
-    # Compared as tokens.
-    "train.steps", "train.tokens",
-    "train.log_every",
-    # Only the rules matter, not the name that people give them.
-    "partition.name",
-    # Of the evaluation only the documents matter: `_DOCUMENTS`.
-    "eval",
-)  # fmt: skip
-_DOCUMENTS = ("eval.tokens", "eval.document_tokens")
-_PLACES = ("data.root", "data.paths", "data.sources")
-"""Where the text comes from. They may differ if the fingerprint of the text is the same."""
 _WIDTH = "model.intermediate_size"
-_UNROUTED = tuple(method.value for method in UNROUTED)
 _WIDEST_GAP = 2.5
 """Largest ratio of tokens between neighbouring dense runs of a curve. Over a wider gap the loss is
 too far from linear in the logarithm of tokens."""
-
-
-def text_fingerprint(fingerprints: Mapping[str, Any]) -> Any:
-    """Fingerprint of a job's text; None if the summary has none. Older summaries call it "data"."""
-    return fingerprints.get("text", fingerprints.get("data"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobTables:
     """What the metrics of a job are computed from."""
 
-    domains: Sequence[str]
-    settings: Mapping[str, Any]
-    """The job's config, by dotted name."""
-    fingerprints: Mapping[str, Any]
+    job: Job
     losses: Sequence[DocumentLoss]
     relearn: Sequence[RelearnLoss]
     owners: Mapping[str, Sequence[str]]
     """Domains that own each block of the plan, without the core."""
 
     @classmethod
-    def read(cls, folder: Path, summary: Mapping[str, Any]) -> Self | None:
+    def read(cls, folder: Path, job: Job, files: Mapping[str, str]) -> Self | None:
         """Tables of a finished job; None if it has none.
+
+        Args:
+            files: expected digests of the job's files, from its summary.
 
         Raises:
             DataError: a table or plan that cannot be read or is not as the job wrote it, or a
                 document with two sizes.
             OSError: a file cannot be opened.
         """
-        check_files(folder, summary.get("files", {}))
+        check_files(folder, files)
         losses, relearn = folder / DOCUMENT_LOSSES, folder / RELEARN
         if not losses.exists():
             return None
@@ -102,9 +70,7 @@ class JobTables:
         _check_sizes(relearn, (((row.domain, row.part), row) for row in attacked))
         has_blocks = any(row.view is View.off for row in rows)
         return cls(
-            domains=[str(domain) for domain in summary["domains"]],
-            settings=flatten(summary["config"]),
-            fingerprints=summary["fingerprints"],
+            job=job,
             losses=rows,
             relearn=attacked,
             owners=_read_owners(folder / PLAN) if has_blocks else {},
@@ -113,16 +79,14 @@ class JobTables:
     @property
     def method(self) -> str:
         """Name of the method; a routed job without a plan is dense."""
-        name = str(self.settings.get("method.name", Method.routed.value))
-        is_dense = name == Method.routed.value and self.settings.get("plan.kind") == "none"
-        return Method.dense.value if is_dense else name
+        return DENSE if self.job.kind == DENSE else self.job.method
 
     @property
     def left_out(self) -> list[str]:
         """Domains and nodes that a filtered job never saw."""
         if self.method not in (Method.filtered.value, Method.filtered_observed.value):
             return []
-        return [str(part) for part in self.settings.get("method.without") or []]
+        return [str(part) for part in self.job.settings.get("method.without") or []]
 
     @property
     def alone(self) -> str | None:
@@ -130,17 +94,18 @@ class JobTables:
         if not self.left_out or self.method != Method.filtered.value:
             return None
         try:
-            left_out = expand(self.left_out, self.domains)
-            kept = tuple(domain for domain in self.domains if domain not in left_out)
-            return next((d for d in kept if expand([d], self.domains) == kept), None)
+            left_out = expand(self.left_out, self.job.domains)
+            kept = tuple(domain for domain in self.job.domains if domain not in left_out)
+            return next((d for d in kept if expand([d], self.job.domains) == kept), None)
         except ConfigError:
             return None  # The settings name a domain that the job does not have.
 
     @property
     def width(self) -> int | None:
         """MLP hidden units that the settings ask for; None: those of a checkpoint."""
-        given = self.settings.get(_WIDTH)
-        return given if isinstance(given, int) else width_of_size(self.settings.get("model.size"))
+        settings = self.job.settings
+        given = settings.get(_WIDTH)
+        return given if isinstance(given, int) else width_of_size(settings.get("model.size"))
 
     @functools.cached_property
     def expert_widths(self) -> Mapping[str, int]:
@@ -151,31 +116,31 @@ class JobTables:
         """
         try:
             config = RunConfig(
-                model=_group(ModelConfig, self.settings, "model"),
-                partition=PartitionConfig(domains={d: DomainConfig() for d in self.domains}),
-                plan=_group(PlanConfig, self.settings, "plan"),
-                procedure=_group(ProcedureConfig, self.settings, "procedure"),
+                model=_group(ModelConfig, self.job.settings, "model"),
+                partition=PartitionConfig(domains={d: DomainConfig() for d in self.job.domains}),
+                plan=_group(PlanConfig, self.job.settings, "plan"),
+                procedure=_group(ProcedureConfig, self.job.settings, "procedure"),
             )
-            return expert_widths(config) if self.method not in _UNROUTED else {}
+            return expert_widths(config) if self.job.edges != DENSE else {}
         except (ConfigError, PlanError, ValueError, TypeError):
             return {}
-
-    @property
-    def tokens(self) -> int | None:
-        """Training tokens, in whole steps."""
-        return train_tokens(self.settings)
 
     @functools.cached_property
     def alike(self) -> str:
         """Equal for jobs that may be each other's baselines, apart from tokens, label noise and
         width."""
-        settings = {name: value for name, value in self.settings.items() if name != _WIDTH}
-        return alike(settings, self.domains, self.fingerprints)
+        settings = {name: of for name, of in self.job.settings.items() if name != _WIDTH}
+        return alike(settings, self.job.domains, self.job.text)
+
+    @property
+    def tokens(self) -> int | None:
+        """Training tokens of the job."""
+        return self.job.tokens
 
     @property
     def attack(self) -> dict[str, Any]:
         """Settings of the relearning attack."""
-        return {n: value for n, value in self.settings.items() if n.startswith("eval.relearn_")}
+        return {n: value for n, value in self.job.settings.items() if n.startswith("eval.relearn_")}
 
     @functools.cached_property
     def is_calibrated(self) -> bool:
@@ -188,54 +153,22 @@ class JobTables:
         prefix = "partition.unlabelled"  # One number, or one for each domain.
         shares = {
             name.removeprefix(prefix).removeprefix("."): float(value)
-            for name, value in self.settings.items()
+            for name, value in self.job.settings.items()
             if name == prefix or name.startswith(prefix + ".")
             if isinstance(value, int | float)
         }
         rest = shares.get("", shares.get(PER_DOMAIN_ANY, 0.0))
         hidden = (
             next((shares[node] for node in reversed(ancestors(d)) if node in shares), rest)
-            for d in self.domains
+            for d in self.job.domains
         )
-        return (float(self.settings.get("partition.mislabelled", 0.0)), *hidden)
+        return (float(self.job.settings.get("partition.mislabelled", 0.0)), *hidden)
 
     def is_alone_for(self, job: "JobTables") -> bool:
         """Whether this is a run on one domain, of the job's length and as wide as its expert."""
         width = None if self.alone is None else job.expert_widths.get(self.alone)
         has_length = job.tokens is not None and self.tokens == job.tokens
         return has_length and width is not None and self.width == width
-
-
-def alike(
-    settings: Mapping[str, Any], domains: Sequence[str], fingerprints: Mapping[str, Any]
-) -> str:
-    """Equal for jobs with the same model, text, domains, training, held-out documents and seed:
-    they share their baselines, apart from tokens and label noise."""
-    text = text_fingerprint(fingerprints)
-    free = _FREE if text is None else (*_FREE, *_PLACES)
-    kept = {name: value for name, value in settings.items() if not _is_under(name, free)}
-    return json.dumps([kept, list(domains), text], sort_keys=True)
-
-
-@functools.cache
-def _is_under(name: str, free: tuple[str, ...]) -> bool:
-    if name in _DOCUMENTS:
-        return False
-    return any(name == other or name.startswith(other + ".") for other in free)
-
-
-def train_tokens(settings: Mapping[str, Any]) -> int | None:
-    """Training tokens, in whole steps; None if the settings do not say."""
-
-    def number(name: str) -> int:
-        value = settings.get(f"train.{name}")
-        return value if isinstance(value, int) else 0
-
-    step = number("batch_sequences") * number("sequence_length")
-    steps, tokens = number("steps"), number("tokens")
-    if not step or not (steps or tokens):
-        return None
-    return (steps or -(-tokens // step)) * step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,21 +188,20 @@ class Joined:
 def joined(jobs: Mapping[str, JobTables]) -> dict[str, Joined]:
     """Metrics of each job, by name."""
     by_context: dict[str, list[JobTables]] = {}
-    for job in jobs.values():
-        by_context.setdefault(job.alike, []).append(job)
+    for own in jobs.values():
+        by_context.setdefault(own.alike, []).append(own)
     found = {}
-    for name, job in jobs.items():
-        others = by_context[job.alike]
-        is_shorter_dense = _is_shorter_dense(job, [o for o in others if o.width == job.width])
+    for name, own in jobs.items():
+        others, domains = by_context[own.alike], own.job.domains
+        is_shorter_dense = _is_shorter_dense(own, [o for o in others if o.width == own.width])
         # A run that is only a point of other jobs' curves is compared with nothing itself.
-        baselines = Baselines() if is_shorter_dense else baselines_of(job, others)
-        seed = int(job.settings.get("seed", 0))
-        resamples = int(job.settings.get("eval.bootstrap", 1000))
+        baselines = Baselines() if is_shorter_dense else baselines_of(own, others)
+        seed, resamples = own.job.seed, int(own.job.settings.get("eval.bootstrap", 1000))
         metrics, intervals = summarize_and_compare(
-            job.losses, baselines, job.domains, seed=seed, resamples=resamples, blocks=job.owners
+            own.losses, baselines, domains, seed=seed, resamples=resamples, blocks=own.owners
         )
         attacked, attacked_intervals = compare_relearn(
-            job.relearn, baselines, job.domains, seed=seed, resamples=resamples
+            own.relearn, baselines, domains, seed=seed, resamples=resamples
         )
         found[name] = Joined(
             metrics=metrics | attacked,
@@ -301,12 +233,12 @@ def baselines_of(job: JobTables, others: Iterable[JobTables]) -> Baselines:
             alone.setdefault(other.alone, other)
         if other.width != job.width:
             continue
-        if other.method == Method.dense.value and other.tokens < job.tokens:
+        if other.method == DENSE and other.tokens < job.tokens:
             shorter.setdefault(other.tokens / job.tokens, other.losses)
         if other.tokens != job.tokens:
             continue
         [part] = other.left_out if len(other.left_out) == 1 else [None]
-        if other.method == Method.dense.value:
+        if other.method == DENSE:
             dense = dense or other
         elif part is not None and other.method == Method.filtered.value:
             filtered.setdefault(part, []).append(other)
@@ -330,33 +262,6 @@ def baselines_of(job: JobTables, others: Iterable[JobTables]) -> Baselines:
     )
 
 
-def alone_beside(folder: Path) -> dict[str, tuple[Path, JobTables]]:
-    """Dense runs on one domain that are the baselines of a job's experts, by domain, with their
-    folders: among the jobs of the same sweep. Folders that cannot be read are skipped."""
-
-    def tables(of: Path, method: str | None = None) -> JobTables | None:
-        try:
-            summary = read_summary(of / SUMMARY)
-            if method is not None and summary["config"]["method"]["name"] != method:
-                return None
-            return JobTables.read(of, summary)
-        except (OSError, DataError, ValueError, LookupError, TypeError, AttributeError):
-            return None
-
-    folder = folder.resolve()
-    found: dict[str, tuple[Path, JobTables]] = {}
-    job = tables(folder)
-    if job is None or not job.expert_widths:
-        return found
-    for beside in sorted(folder.parent.iterdir()):
-        other = tables(beside, Method.filtered.value)
-        if other is None or other.alone is None:
-            continue
-        if other.alike == job.alike and other.is_alone_for(job):
-            found.setdefault(other.alone, (beside, other))
-    return found
-
-
 def _without_gaps(
     shorter: Mapping[float, Sequence[DocumentLoss]],
 ) -> dict[float, Sequence[DocumentLoss]]:
@@ -371,12 +276,10 @@ def _without_gaps(
 
 
 def _is_shorter_dense(job: JobTables, others: Sequence[JobTables]) -> bool:
-    if job.method != Method.dense.value or job.tokens is None:
+    if job.method != DENSE or job.tokens is None:
         return False
     lengths = [
-        other.tokens
-        for other in others
-        if other.method != Method.dense.value and other.tokens is not None
+        other.tokens for other in others if other.method != DENSE and other.tokens is not None
     ]
     return job.tokens not in lengths and any(tokens > job.tokens for tokens in lengths)
 

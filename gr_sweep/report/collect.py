@@ -16,7 +16,7 @@ from gr_sweep.config import UNROUTED, is_number
 from gr_sweep.errors import DataError
 from gr_sweep.jobdir import METRICS, SAMPLES, SUMMARY, flatten, job_folders, read_summary
 from gr_sweep.metrics.compare import attacks
-from gr_sweep.report.baselines import JobTables, joined, text_fingerprint
+from gr_sweep.report.baselines import JobTables, joined
 from gr_sweep.report.round_files import read_rounds, with_leaf_tax
 from gr_sweep.report.samples import read_samples
 from gr_sweep.report.sweep import DENSE, ROUTED, Job, Sweep, Unfinished, shown, varied_settings
@@ -75,7 +75,7 @@ def read_sweep(folder: Path, only: Collection[Path] | None = None) -> Sweep:
         )
         finished.append(job)
         try:
-            found = JobTables.read(entry, summary)
+            found = JobTables.read(entry, job, summary.get("files", {}))
             if found is not None:
                 tables[job.name] = found
         except (DataError, OSError) as error:
@@ -131,7 +131,7 @@ def results(sweep: Sweep, value: Callable[[Any], Any] = shown) -> "pd.DataFrame"
         row: dict[str, Any] = {"job": job.name}
         row |= {name: value(job.settings.get(name)) for name in varied}
         row |= {name: value(of) for name, of in job.settings.items() if name not in row}
-        row |= {"code": job.fingerprints.get("code"), "text": text_fingerprint(job.fingerprints)}
+        row |= {"code": job.fingerprints.get("code"), "text": job.text}
         row |= job.metrics
         for key, (low, high) in job.intervals.items():
             row[f"{key}/low"], row[f"{key}/high"] = low, high
@@ -170,7 +170,7 @@ def _read_job(folder: Path) -> tuple[Job, dict[str, Any]]:
         )
     for name, kind in (
         ("metrics", dict), ("intervals", dict), ("config", dict), ("domains", list),
-        ("overrides", list), ("environment", dict), ("fingerprints", dict), ("files", dict),
+        ("environment", dict), ("fingerprints", dict), ("files", dict),
     ):  # fmt: skip
         if not isinstance(summary.get(name, {} if name == "files" else None), kind):
             raise _BrokenError(f"summary.json lacks {name!r}, or it is not a {kind.__name__}")
@@ -188,14 +188,10 @@ def _read_job(folder: Path) -> tuple[Job, dict[str, Any]]:
             raise _BrokenError(
                 f"summary.json: expected an integer from 0 to {most} for {name}, got {value!r}"
             )
-    name = folder.resolve().name
-    original = str(summary.get("job", name))
     job = Job(
-        name=name,
-        original_name=original if original != name else "",
+        name=folder.resolve().name,
         sweep=str(summary.get("sweep", "")),
         command=str(summary.get("command", "")),
-        overrides=[str(override) for override in summary["overrides"]],
         domains=[str(domain) for domain in summary["domains"]],
         config=config,
         metrics={key: value for key, value in summary["metrics"].items() if is_number(value)},

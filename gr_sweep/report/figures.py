@@ -20,7 +20,7 @@ from typing import Any
 from gr_sweep.config import Method, is_number
 from gr_sweep.metrics import registry
 from gr_sweep.report import measures, tables
-from gr_sweep.report.measures import Measure
+from gr_sweep.report.measures import Measure, number_text, rounded
 from gr_sweep.report.sweep import DENSE, Estimate, Job, Sweep, short_name
 
 COLOURS = {
@@ -129,23 +129,6 @@ def padded(values: Sequence[float], share: float = 0.04) -> list[float]:
     return [min(values) - pad, max(values) + pad]
 
 
-def number_text(estimate: Estimate) -> str:
-    """A value and its interval, for a tooltip."""
-    if estimate.interval is None:
-        return f"{estimate.value:.3f}"
-    low, high = estimate.interval
-    return f"{estimate.value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def rounded(number: float) -> str:
-    """Two digits and a letter: 4.3M."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            digits = ".2g" if number < 100 * size else ".0f"
-            return f"{number / size:{digits}}{letter}"
-    return f"{number:.0f}"
-
-
 def error_bars(estimates: Sequence[Estimate | None], visible: bool = True) -> dict[str, Any]:
     """Intervals as Plotly draws them."""
     above = [(e.interval[1] - e.value) if e and e.interval else 0 for e in estimates]
@@ -158,26 +141,25 @@ def error_bars(estimates: Sequence[Estimate | None], visible: bool = True) -> di
 
 @dataclass
 class Points:
-    """Points of one trace, each with its estimate, its tooltip and its jobs."""
+    """Points of one trace, each with its estimate, its tooltip and the job or jobs it is of."""
 
     xs: list[float | None] = field(default_factory=list)
     ys: list[Estimate | None] = field(default_factory=list)
-    hovers: list[str] = field(default_factory=list)
-    jobs: list[list[int] | None] = field(default_factory=list)
+    jobs: list[list[int] | int | None] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
-    def add(self, x: float, y: Estimate, hover: str, jobs: list[int]) -> None:
-        """One more point."""
-        self._append(x, y, hover, jobs)
+    def add(
+        self, x: float | None, y: Estimate | None, jobs: list[int] | int | None, text: str = ""
+    ) -> None:
+        """One more point; without a y, a gap in the line."""
+        self.xs.append(x)
+        self.ys.append(y)
+        self.jobs.append(jobs)
+        self.texts.append(text)
 
     def break_line(self) -> None:
         """The next point is not joined to the last one."""
-        self._append(None, None, "", None)
-
-    def _append(self, x: Any, y: Any, hover: str, jobs: Any) -> None:
-        self.xs.append(x)
-        self.ys.append(y)
-        self.hovers.append(hover)
-        self.jobs.append(jobs)
+        self.add(None, None, None)
 
     @property
     def values(self) -> list[float]:
@@ -185,35 +167,25 @@ class Points:
         return [y.value for y in self.ys if y is not None]
 
     def trace(self, **settings: Any) -> dict[str, Any]:
-        """The trace for Plotly."""
+        """The trace for Plotly. Without texts the page shows the label of each point's job."""
         return {
             "type": "scatter",
             "x": self.xs,
             "y": [None if y is None else y.value for y in self.ys],
-            "hovertext": self.hovers,
-            "hoverinfo": "text",
+            "hovertemplate": "%{text}<extra></extra>",
             "showlegend": False,
             "meta": {"points": self.jobs},
+            **({"text": self.texts} if any(self.texts) else {}),
             **settings,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Against:
-    """Utility and separability against one setting."""
-
-    name: str
-    num_lines: int
-    """Combinations of the other settings."""
-    figures: list[Figure]
 
 
 _Line = list[tuple[float, Sequence[Job]]]
 
 
-def against(sweep: Sweep) -> list[Against]:
-    """Two plots for each numeric setting that differs between jobs equal in all others, and for
-    model size by parameters.
+def against(sweep: Sweep) -> list[tuple[str, list[Figure]]]:
+    """Name and two plots of each numeric setting that differs between jobs equal in all others, and
+    of model size by parameters.
 
     A line joins jobs that differ in this setting and their seed only: means over seeds with
     t-intervals, and the seeds as small points.
@@ -246,23 +218,37 @@ def against(sweep: Sweep) -> list[Against]:
         drawn = [_against(sweep, title, measure, several) for measure in axes if several]
         figures = [figure for figure in drawn if figure is not None]
         if figures:
-            found.append(Against(name=title, num_lines=len(several), figures=figures))
+            found.append((title, figures))
     return found
 
 
 def _against(
     sweep: Sweep, title: str, measure: Measure, lines: Mapping[tuple[str, ...], _Line]
 ) -> Figure | None:
+    assert measure.key is not None  # Axes have means.
     seeds: dict[tuple[str, str], Points] = {}
     means: dict[tuple[str, str], Points] = {}
     for (edges, kind, *_), line in lines.items():
         mean = means.setdefault((edges, kind), Points())
-        num_before = len(mean.xs)
         for value, group in line:
-            _add_group(sweep, title, measure, value, group, mean, seeds)
-        if len(mean.xs) > num_before:
+            known = [(job, at) for job in group if (at := measure.known(job)) is not None]
+            estimate = sweep.over_seeds(group, measure.key)
+            if estimate is None and known and len(known) == len(group):
+                estimate = Estimate(value=math.fsum(at.value for _, at in known) / len(known))
+            if estimate is None:
+                continue
+            label = escaped(sweep.label(group[0], seed=False))
+            text = f"<b>{label}</b><br>{title} {value:g}<br>{measure.name} {number_text(estimate)}"
+            if len(group) > 1:
+                text += f"<br>mean of {len(group)} seeds"
+                own = seeds.setdefault((edges, kind), Points())
+                for job, at in known:
+                    of_seed = f"{escaped(sweep.labels[job.name])}<br>{number_text(at)}"
+                    own.add(value, at, indices(sweep, [job]), of_seed)
+            mean.add(value, estimate, indices(sweep, group), text)
+        if mean.xs:
             mean.break_line()
-    num_points = sum(len(points.xs) for points in means.values())
+    num_points = sum(len(points.values) for points in means.values())
     if not num_points:
         return None
     has_bars = num_points <= _POINTS_WITH_BARS
@@ -303,62 +289,6 @@ def _against(
     return {"data": traces, "layout": layout(xaxis=xaxis, yaxis=yaxis, margin=margin)}
 
 
-def _add_group(
-    sweep: Sweep,
-    title: str,
-    measure: Measure,
-    value: float,
-    group: Sequence[Job],
-    mean: Points,
-    seeds: dict[tuple[str, str], Points],
-) -> None:
-    """Adds the mean of a group and its seeds, if every job has a value or a bound."""
-    known = [(job, at) for job in group if (at := measure.known(job)) is not None]
-    assert measure.key is not None  # Axes have means.
-    estimate = sweep.over_seeds(group, measure.key)
-    if estimate is None and known and len(known) == len(group):
-        estimate = Estimate(value=math.fsum(at.value for _, at in known) / len(known))
-    if estimate is None:
-        return
-    label = escaped(sweep.label(group[0], seed=False))
-    hover = f"<b>{label}</b><br>{title} {value:g}<br>{measure.name} {number_text(estimate)}"
-    if len(group) > 1:
-        hover += f"<br>mean of {len(group)} seeds"
-        own = seeds.setdefault((group[0].edges, group[0].kind), Points())
-        for job, at in known:
-            text = f"{escaped(sweep.labels[job.name])}<br>{number_text(at)}"
-            own.add(value, at, text, indices(sweep, [job]))
-    mean.add(value, estimate, hover, indices(sweep, group))
-
-
-@dataclass
-class _Curves:
-    """Curves of several jobs in one trace, which a browser draws faster than a trace a job."""
-
-    xs: list[float | None] = field(default_factory=list)
-    ys: list[float | None] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    jobs: list[int] = field(default_factory=list)
-
-    def add(
-        self, xs: Sequence[float], ys: Sequence[float | None], job: int, text: str = ""
-    ) -> None:
-        """One more curve; None breaks the line before the next."""
-        self.xs += [*xs, None]
-        self.ys += [*ys, None]
-        self.jobs += [job] * (len(xs) + 1)
-        self.texts += [text] * (len(xs) + 1)
-
-    def trace(self, **settings: Any) -> dict[str, Any]:
-        """The trace for Plotly. Without own texts the page shows the label of each point's job."""
-        texts = {"text": self.texts} if any(self.texts) else {}
-        meta = {"points": self.jobs}
-        return {
-            "type": "scatter", "x": self.xs, "y": self.ys, "showlegend": False, "meta": meta,
-            **texts, **settings,
-        }  # fmt: skip
-
-
 def _on_one_scale(by_domain: Mapping[str, list[dict[str, Any]]]) -> dict[str, Figure]:
     """A figure for each domain, all with the same range, so that domains can be compared."""
     traces = [trace for data in by_domain.values() for trace in data]
@@ -386,12 +316,13 @@ def curves(sweep: Sweep) -> dict[str, Figure]:
             (False, registry.TRAIN_LOSS_OF(domain)),
             (True, registry.EVAL_LOSS(domain)),
         ):
-            by_edges: dict[str, _Curves] = {}
+            by_edges: dict[str, Points] = {}
             for at, job in enumerate(sweep.compared):
-                points = _curve(job, key, num_points)
-                if points:
-                    steps, losses = zip(*points, strict=True)
-                    by_edges.setdefault(job.edges, _Curves()).add(steps, losses, at)
+                if curve := _curve(job, key, num_points):
+                    points = by_edges.setdefault(job.edges, Points())
+                    for step, loss in curve:
+                        points.add(step, Estimate(value=loss), at)
+                    points.break_line()
             what = "held out" if held_out else "training"
             found.setdefault(domain, []).extend(
                 of_edges.trace(
@@ -426,7 +357,7 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
     nodes = dict.fromkeys(node for job in sweep.compared for node in job.nodes)
     found: dict[str, list[dict[str, Any]]] = {}
     for part in nodes:
-        by_look: dict[tuple[str, str], _Curves] = {}
+        by_look: dict[tuple[str, str], Points] = {}
         for at, job in enumerate(sweep.compared):
             attacks = [
                 (min(finite), attack)
@@ -435,10 +366,12 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
             ]
             if attacks:
                 _, strongest = min(attacks, key=lambda found: found[0])
-                losses = [loss if math.isfinite(loss) else None for loss in strongest.losses]
                 text = escaped(f"{sweep.labels[job.name]} (lr {strongest.lr:g})")
-                of_look = by_look.setdefault((job.edges, job.kind), _Curves())
-                of_look.add(strongest.steps, losses, at, text)
+                points = by_look.setdefault((job.edges, job.kind), Points())
+                for step, loss in zip(strongest.steps, strongest.losses, strict=True):
+                    found_loss = Estimate(value=loss) if math.isfinite(loss) else None
+                    points.add(step, found_loss, at, text)
+                points.break_line()
         found[part] = [
             of_look.trace(
                 mode="lines+markers",
@@ -489,22 +422,19 @@ def entanglement(sweep: Sweep) -> list[tuple[Sequence[Job], Figure]]:
                 }
             )
         if traces:
-            found.append((group, {"data": traces, "layout": _bars_layout(len(sets))}))
+            bars_layout = layout(
+                barmode="group",
+                height=70 + 34 * len(sets),
+                xaxis={"title": axis_title("nats added"), "zeroline": True},
+                # The first set at the top.
+                yaxis={"title": axis_title("set"), "autorange": "reversed", "automargin": True},
+                legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+                margin={"l": 60, "r": 10, "t": 30, "b": 42},
+            )
+            found.append((group, {"data": traces, "layout": bars_layout}))
     for _, figure in found:
         figure["layout"]["xaxis"] |= {"range": padded(ends, 0.06)}
     return found
-
-
-def _bars_layout(num_sets: int) -> dict[str, Any]:
-    return layout(
-        barmode="group",
-        height=70 + 34 * num_sets,
-        xaxis={"title": axis_title("nats added"), "zeroline": True},
-        # The first set at the top.
-        yaxis={"title": axis_title("set"), "autorange": "reversed", "automargin": True},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        margin={"l": 60, "r": 10, "t": 30, "b": 42},
-    )
 
 
 def _sets(job: Job) -> list[str]:

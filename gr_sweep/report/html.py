@@ -104,10 +104,9 @@ def render(sweep: Sweep) -> str:
         table=_table(sweep, tables.comparison(sweep)),
         over_seeds=_table(sweep, tables.over_seeds(sweep)),
         robustness=_table(sweep, tables.robustness(sweep)),
-        baselines=_table(sweep, tables.dense_curve(sweep)),
         against=[
-            (found.name, [plots.add("against", figure) for figure in found.figures])
-            for found in figures.against(sweep)
+            (name, [plots.add("against", figure) for figure in found])
+            for name, found in figures.against(sweep)
         ],
         entanglement=[
             {
@@ -156,8 +155,6 @@ def _rounds(sweep: Sweep, plots: _Plots) -> dict[str, Any] | None:
     groups = rounds.groups(sweep)
     if not groups:
         return None
-    trade_off = rounds.trade_off(groups)
-    panels = ([trade_off] if trade_off else []) + rounds.panels(groups)
     jobs = []
     for at, job in enumerate(sweep.compared):
         of_job = [
@@ -168,7 +165,6 @@ def _rounds(sweep: Sweep, plots: _Plots) -> dict[str, Any] | None:
                     (name, plots.add("units", figure))
                     for name, figure in round_figures.units(of, sweep.domains, at)
                 ],
-                "agreement": round_figures.agreement(of, sweep.domains),
             }
             for of in job.rounds
         ]
@@ -177,7 +173,7 @@ def _rounds(sweep: Sweep, plots: _Plots) -> dict[str, Any] | None:
             jobs.append(of_page | {"rounds": of_job})
     return {
         "has_tax": rounds.has_tax(groups),
-        "panels": [(panel.title, plots.add("rounds", panel.figure)) for panel in panels],
+        "panels": [(title, plots.add("rounds", figure)) for title, figure in rounds.panels(groups)],
         "table": _table(sweep, rounds.table(groups)),
         "jobs": jobs,
     }
@@ -216,7 +212,6 @@ def _table(sweep: Sweep, table: Table | None) -> dict[str, Any] | None:
 
 
 def _header(sweep: Sweep) -> dict[str, Any]:
-    commands = list(dict.fromkeys(job.command for job in sweep.jobs if job.command))
     started = min((job.started for job in sweep.jobs if job.started), default="")
     finished = max((job.finished for job in sweep.jobs if job.finished), default="")
     common = []
@@ -227,7 +222,6 @@ def _header(sweep: Sweep) -> dict[str, Any]:
     edges = dict.fromkeys(job.edges for job in sweep.compared)
     kinds = dict.fromkeys(job.kind for job in sweep.compared if job.kind != DENSE)
     return {
-        "command": commands[0] if len(commands) == 1 else "",
         "when": _when(started, finished),
         "common": common,
         "same_domains": len({tuple(job.domains) for job in sweep.jobs}) <= 1,
@@ -254,7 +248,6 @@ def _about(job: Job) -> dict[str, Any]:
     return {
         "command": job.command,
         "when": _when(job.started, job.finished),
-        "original": job.original_name,
         "facts": [
             ["cost", [[key.removeprefix("cost/"), _cost(key, of)] for key, of in cost.items()]],
             ["environment", [[name, shown(value)] for name, value in job.environment.items()]],

@@ -61,6 +61,23 @@ def interval_text(estimate: Estimate | None, text: Text) -> str:
     return f"{text(low)} to {text(high)}"
 
 
+def number_text(estimate: Estimate) -> str:
+    """A value and its interval, for a tooltip."""
+    if estimate.interval is None:
+        return f"{estimate.value:.3f}"
+    low, high = estimate.interval
+    return f"{estimate.value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def rounded(number: float) -> str:
+    """Two digits and a letter: 4.3M."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            digits = ".2g" if number < 100 * size else ".0f"
+            return f"{number / size:{digits}}{letter}"
+    return f"{number:.0f}"
+
+
 def mean_of(estimates: Sequence[Estimate | None]) -> Estimate | None:
     """Mean; None if one is missing or there are none. The mean of several has no interval, which
     would need their resamples."""

@@ -6,7 +6,7 @@ results.csv has all of them. Knows nothing of HTML.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gr_sweep.config import Method, is_number
@@ -33,7 +33,7 @@ def page_data(sweep: Sweep) -> dict[str, Any]:
         "settings": _settings(sweep),
         "axes": _axes(sweep),
         "chosen": [measure.name for measure in first],
-        "metrics": {key: _column(jobs, _metric(key)) for key in keys},
+        "metrics": {key: _column([job.estimate(key) for job in jobs]) for key in keys},
         "texts": _texts(jobs),
         "transfer": _transfer(sweep),
         "keys": {
@@ -95,72 +95,48 @@ def _axes(sweep: Sweep) -> list[dict[str, Any]]:
     that differ. Those that no job has are left out."""
     jobs = sweep.compared
     chosen = [m for m in (*measures.MAIN, *measures.ROBUST) if m.has_parts]
-    found = [_axis(jobs, measure, None) for measure in chosen]
     nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
-    if len(nodes) > 1:
-        found += [_axis(jobs, measure, node) for node in nodes for measure in chosen]
+    parts = [None, *nodes] if len(nodes) > 1 else [None]
+    found = [_axis_of_metric(jobs, measure, part) for part in parts for measure in chosen]
     speed = measures.SPEED
     costs = dict.fromkeys(key for job in jobs for key in job.metrics if key.startswith("cost/"))
     for key in dict.fromkeys([str(speed.key), *costs]):
         name = speed.name if key == speed.key else key.removeprefix("cost/")
-        found.append(_plain_axis("cost", name, _column(jobs, _metric(key))))
+        found.append(_axis(name, "cost", name, [job.estimate(key) for job in jobs]))
         found[-1]["direction"] = speed.direction if key == speed.key else 0
     for name in sweep.varied:
-        if all(is_number(job.settings.get(name)) for job in jobs if job.edges != DENSE):
-            column = _column(jobs, _number(name))
-            found.append(_plain_axis("settings", short_name(name), column, name))
+        values: list[Any] = [job.settings.get(name) for job in jobs]
+        if all(is_number(of) for job, of in zip(jobs, values, strict=True) if job.edges != DENSE):
+            numbers = [Estimate(value=float(of)) if is_number(of) else None for of in values]
+            found.append(_axis(name, "settings", short_name(name), numbers))
     return [axis for axis in found if any(value is not None for value in axis["values"])]
 
 
-def _metric(key: str) -> Callable[[Job], Estimate | None]:
-    return lambda job: job.estimate(key)
-
-
-def _number(name: str) -> Callable[[Job], Estimate | None]:
-    def of(job: Job) -> Estimate | None:
-        value: Any = job.settings.get(name)
-        return Estimate(value=float(value)) if is_number(value) else None
-
-    return of
-
-
-def _plain_axis(
-    group: str, name: str, column: dict[str, Any], identifier: str | None = None
+def _axis(
+    identifier: str, group: str, name: str, estimates: Sequence[Estimate | None]
 ) -> dict[str, Any]:
     return {
-        "id": identifier or name, "group": group, "name": name, "label": name, "title": name,
-        "direction": 0, "capped": [], "censored": [], **column,
+        "id": identifier, "group": group, "name": name, "label": name, "title": name,
+        "direction": 0, "capped": [], "censored": [], **_column(estimates),
     }  # fmt: skip
 
 
-def _axis(jobs: Sequence[Job], measure: Measure, part: str | None) -> dict[str, Any]:
+def _axis_of_metric(jobs: Sequence[Job], measure: Measure, part: str | None) -> dict[str, Any]:
     """A metric of one domain or its mean. Where a job is only known to be below a bound, it has the
     bound and is `capped`; where its value is a lower bound, it is `censored`."""
-    column = _column(jobs, lambda job: measure.of(job, part))
-    values = column["values"]
-    bounds = {
-        at: bound
-        for at, job in enumerate(jobs)
-        if values[at] is None and (bound := measure.at_most(job, part)) is not None
-    }
-    axis = _plain_axis(part or "means over domains", measure.name, column)
-    axis |= {
-        "values": [_digits(bounds[at]) if at in bounds else v for at, v in enumerate(values)],
-        "capped": list(bounds),
-        "censored": [
-            at
-            for at, job in enumerate(jobs)
-            if values[at] is not None and measure.is_censored(job, part)
-        ],
-        "title": measure.axis,
-        "direction": measure.direction,
-    }
+    estimates = [measure.of(job, part) for job in jobs]
+    axis = _axis(measure.name, part or "means over domains", measure.name, estimates)
+    axis |= {"title": measure.axis, "direction": measure.direction}
     if part is not None:
-        axis |= {
-            "id": f"{measure.name} {part}",
-            "label": f"{measure.name} · {part}",
-            "title": f"{measure.metric.axis} · {part}",
-        }
+        axis["id"] = f"{measure.name} {part}"
+        axis["label"] = f"{measure.name} · {part}"
+        axis["title"] = f"{measure.metric.axis} · {part}"
+    for at, job in enumerate(jobs):
+        if axis["values"][at] is not None:
+            axis["censored"] += [at] if measure.is_censored(job, part) else []
+        elif (bound := measure.at_most(job, part)) is not None:
+            axis["values"][at] = _digits(bound)
+            axis["capped"].append(at)
     if measure in (measures.TAX, measures.EXPERT_TAX, measures.COMPUTE_EQUIVALENT):
         axis["dense"] = 1.0 if measure is measures.COMPUTE_EQUIVALENT else 0.0
     elif measure is measures.LOSS:
@@ -173,14 +149,10 @@ def _axis(jobs: Sequence[Job], measure: Measure, part: str | None) -> dict[str, 
     return axis
 
 
-def _column(jobs: Sequence[Job], of: Callable[[Job], Estimate | None]) -> dict[str, Any]:
-    found = [of(job) for job in jobs]
-    column: dict[str, Any] = {
-        "values": [None if one is None else _digits(one.value) for one in found]
-    }
+def _column(found: Sequence[Estimate | None]) -> dict[str, Any]:
+    column: dict[str, Any] = {"values": [one and _digits(one.value) for one in found]}
     intervals = [
-        None if one is None or one.interval is None else [_digits(at) for at in one.interval]
-        for one in found
+        [_digits(at) for at in one.interval] if one and one.interval else None for one in found
     ]
     return column | ({"intervals": intervals} if any(intervals) else {})
 

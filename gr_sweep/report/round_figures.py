@@ -12,8 +12,8 @@ import numpy as np
 from gr_sweep.domains import is_under
 from gr_sweep.report import figures
 from gr_sweep.report.figures import HUES, Figure, escaped
-from gr_sweep.report.measures import percent
-from gr_sweep.report.round_files import Block, Network, Round
+from gr_sweep.report.measures import rounded
+from gr_sweep.report.round_files import Block, Round
 
 _CORE_COLOUR = "#969ca2"
 _NAMES_OF_KINDS = {"mlp": ("unit", "units"), "attn": ("head group", "head groups")}
@@ -41,7 +41,7 @@ def title(found: Round) -> str:
     several = "s" if len(found.labels) > 1 else ""
     return (
         f"round {found.number}: {len(found.labels)} expert{several}, {len(found.blocks)} blocks, "
-        f"{figures.rounded(found.tokens)} tokens"
+        f"{rounded(found.tokens)} tokens"
     )
 
 
@@ -136,36 +136,6 @@ def leading(
     return np.where(top > 0, first, -1), np.where(top > 0, 1.0 - others / safe, 0.0)
 
 
-def agreement(found: Round, domains: Sequence[str]) -> str:
-    """How many units outside the core are used most by a domain that owns them, in words; empty
-    without scores."""
-    if not _has_units(found):
-        return ""
-    network = found.network
-    assert network is not None
-    hues = [hue_of(domain, domains) for domain in network.domains]
-    owns = np.array([[d in block.owners for d in network.domains] for block in found.blocks])
-    agreeing, num_units, by_chance = 0, 0, 0.0
-    for place in network.plan.splits.keys() & network.shares.keys():
-        of_block = np.repeat(np.arange(len(found.blocks)), network.sizes(place))
-        leader, _ = leading(network.shares[place], hues)
-        chosen = (of_block > 0) & (leader >= 0)
-        agreeing += int(owns[of_block[chosen], leader[chosen]].sum())
-        num_units += int((of_block > 0).sum())
-        by_chance += float(owns[of_block[of_block > 0]].mean(axis=1).sum())
-    if not num_units:
-        return ""
-    text = (
-        f"Of the units outside the core, {percent(agreeing / num_units)} are used most by a domain "
-        f"that owns them ({percent(by_chance / num_units)} by chance)"
-    )
-    return text + ("." if found.modularity is None else f"; modularity {found.modularity:.2f}.")
-
-
-def _has_units(found: Round) -> bool:
-    return found.network is not None and len(found.network.plan.blocks) == len(found.blocks)
-
-
 def units(found: Round, domains: Sequence[str], job: int) -> list[tuple[str, Figure]]:
     """For each kind of units its name and a picture: two rows for each layer and a column for each
     unit, in the plan's order. The upper row has the colour of the owner; the lower that of the
@@ -175,10 +145,9 @@ def units(found: Round, domains: Sequence[str], job: int) -> list[tuple[str, Fig
         domains: of the sweep.
         job: index of the round's job.
     """
-    if not _has_units(found):
-        return []
     network = found.network
-    assert network is not None
+    if network is None or len(network.plan.blocks) != len(found.blocks):
+        return []
     hues = [hue_of(domain, domains) for domain in network.domains]
     owner = [0 if block.is_core else 1 + _hue(block, domains) for block in found.blocks]
     figures_of_kinds = []
@@ -204,7 +173,13 @@ def units(found: Round, domains: Sequence[str], job: int) -> list[tuple[str, Fig
             )
         rows = [f"layer {layer} {row}" for layer, _ in places for row in ("owner", "use")]
         figure = _heat_map(z, rows, num_units, domains, several)
-        figure["data"][0]["meta"] = {"jobs": [job], "table": _used_most(found, network, hues, kind)}
+        # As in the picture: a column for each unit or for neighbours that share one.
+        names = ["core", *domains]
+        table = [
+            [row, *("" if at is None else names[int(at)] for at in line)]
+            for row, line in zip(rows, z, strict=True)
+        ]
+        figure["data"][0]["meta"] = {"jobs": [job], "table": [["row"], *table]}
         figures_of_kinds.append((several, figure))
     return figures_of_kinds
 
@@ -243,18 +218,3 @@ def _heat_map(
         margin={"l": 60, "r": 10, "t": 8, "b": 42},
     )
     return {"data": [trace], "layout": layout}
-
-
-def _used_most(found: Round, network: Network, hues: Sequence[int], kind: str) -> list[list[Any]]:
-    """Header, then for each layer and block how many of its units each domain uses most."""
-    used = [f"used most by {domain}" for domain in network.domains]
-    table: list[list[Any]] = [["layer", "kind", "block", "units", *used]]
-    for place in sorted(place for place in network.shares if place[1] == kind):
-        sizes = network.sizes(place)
-        leader, _ = leading(network.shares[place], hues)
-        for block, size, end in zip(found.blocks, sizes, np.cumsum(sizes), strict=True):
-            own = leader[end - size : end]
-            if size:
-                counts = [int((own == at).sum()) for at in range(len(network.domains))]
-                table.append([place[0], place[1], block.name, int(size), *counts])
-    return table

@@ -11,15 +11,14 @@ from typing import Any
 from gr_sweep.config import ProcedureKind
 from gr_sweep.metrics import registry
 from gr_sweep.report import figures, measures, tables
-from gr_sweep.report.baselines import train_tokens
-from gr_sweep.report.figures import HUES, Figure, Points, axis_title, escaped, number_text
+from gr_sweep.report.figures import HUES, Figure, Points, axis_title, escaped
+from gr_sweep.report.measures import number_text
 from gr_sweep.report.round_files import Round, mean_over
 from gr_sweep.report.sweep import Estimate, Job, Sweep, estimate_of
 from gr_sweep.report.tables import Cell, Column, Row, Table
 
 _CONTROLS = ("random", "none")
 """Attributions that ignore what the network does: dashed."""
-_ROUNDS = "procedure.rounds"
 
 Number = Callable[[Job, Round], float | None]
 
@@ -55,11 +54,13 @@ class Group:
         values = [value for value in found.values() if value is not None]
         return estimate_of(values) if len(values) == len(found) else None
 
+    def numbers_with(self, number: Number) -> list[int]:
+        """Those over which there is a mean of a number."""
+        return [at for at in self.numbers() if self.over_seeds(at, number) is not None]
+
     def is_last(self, number: int) -> bool:
         """Whether the round's models have trained on all tokens of their run."""
-        return all(
-            of.tokens >= (train_tokens(job.settings) or 0) for job, of in self.rounds(number)
-        )
+        return all(of.tokens >= (job.tokens or 0) for job, of in self.rounds(number))
 
 
 def is_control(job: Job) -> bool:
@@ -90,21 +91,6 @@ def selectivity(job: Job, of: Round) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def modularity(job: Job, of: Round) -> float | None:
-    """Of the assignment, after the training that followed."""
-    return of.modularity
-
-
-def modularity_assigned(job: Job, of: Round) -> float | None:
-    """Of the assignment itself."""
-    return of.modularity_assigned
-
-
-def stability(job: Job, of: Round) -> float | None:
-    """Agreement of the scores from two halves of the documents."""
-    return of.mean_stability
-
-
 def groups(sweep: Sweep) -> list[Group]:
     """The groups of compared jobs that have rounds."""
     found = [[job for job in group if job.rounds] for group in sweep.replicates]
@@ -115,26 +101,16 @@ def groups(sweep: Sweep) -> list[Group]:
         for name in sweep.varied
         if name != "seed" and len({str(job.settings.get(name)) for job in firsts}) > 1
     ]
-    edges = [job.edges for job in firsts]
-    by_edges = len(set(edges)) == len(edges) > 1
     return [
         Group(
             name=tables.said(group[0], names).replace("procedure.", "") or "alternate",
             jobs=group,
             indices=figures.indices(sweep, group),
-            colour=figures.colour(group[0].edges) if by_edges else HUES[at % len(HUES)],
+            colour=HUES[at % len(HUES)],
             dash="dash" if is_control(group[0]) else "solid",
         )
         for at, group in enumerate(found)
     ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One figure of the trade-off."""
-
-    title: str
-    figure: Figure
 
 
 def has_tax(found: Sequence[Group]) -> bool:
@@ -142,48 +118,54 @@ def has_tax(found: Sequence[Group]) -> bool:
     return any(leaf_tax(job, of) is not None for g in found for job in g.jobs for of in job.rounds)
 
 
-def trade_off(found: Sequence[Group]) -> Panel | None:
-    """Leaf tax against the number of experts, a line for each group; the loss itself without a
-    dense baseline. None if no round has either.
+def panels(found: Sequence[Group]) -> list[tuple[str, Figure]]:
+    """Figures with a line for each group: the trade-off, then size, selectivity and modularity by
+    round. Those without numbers are left out."""
+    drawn = [
+        ("Loss of each document in its own expert alone", _trade_off(found)),
+        (
+            "Parameters of an expert alone",
+            _by_round(found, expert_size, "expert size", "fraction of the full model  (↓ cheaper)"),
+        ),
+        (
+            "Mean selectivity",
+            _by_round(found, selectivity, "mean selectivity", "nats  (↑ better)", zero=True),
+        ),
+        (
+            "Modularity after training",
+            _by_round(
+                found, lambda _, of: of.modularity, "modularity",
+                "fraction in own blocks  (↑ better)",
+            ),
+        ),
+    ]  # fmt: skip
+    return [(title, figure) for title, figure in drawn if figure is not None]
+
+
+def _trade_off(found: Sequence[Group]) -> Figure | None:
+    """Leaf tax against the number of experts; the loss itself without a dense baseline.
 
     Rounds before the last have trained on fewer tokens than the dense model: they are hollow, and
-    not joined to dense, which stands at one expert. A dotted line joins dense and the last rounds
-    of jobs that differ only in their number of rounds.
+    not joined to dense, which stands at one expert.
     """
     taxed = has_tax(found)
     number: Number = leaf_tax if taxed else leaf_loss
     what = "leaf tax" if taxed else "leaf loss"
     traces: list[dict[str, Any]] = []
-    last: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for group in found:
-        rounds = [at for at in group.numbers() if group.over_seeds(at, number) is not None]
+        rounds = group.numbers_with(number)
         if not rounds:
             continue
-        filled = [group.is_last(at) for at in rounds]
         points = Points()
-        if taxed and filled[0]:
-            points.add(1, Estimate(value=0.0), "dense", list(group.indices))
+        if taxed and group.is_last(rounds[0]):
+            points.add(1, Estimate(value=0.0), list(group.indices), "dense")
+        symbols = ["circle"] * len(points.xs)
+        symbols += ["circle" if group.is_last(at) else "circle-open" for at in rounds]
         line, seeds = _line(group, rounds, number, what, group.num_experts, points)
-        symbols = ["circle" if is_last else "circle-open" for is_last in filled]
-        num_before = len(points.xs) - len(rounds)
-        line["marker"] = {
-            "size": [0] * num_before + [9] * len(rounds),
-            "color": group.colour,
-            "symbol": ["circle"] * num_before + symbols,
-            "line": {"width": 2, "color": group.colour},
-        }
+        line["marker"] |= {"symbol": symbols, "line": {"width": 2, "color": group.colour}}
         traces += [seeds, line]
-        if filled[-1]:
-            key = tuple(
-                f"{name}={value}"
-                for name, value in group.jobs[0].settings.items()
-                if name not in (_ROUNDS, "seed")
-            )
-            last.setdefault(key, []).append((points.xs[-1] or 0, points.values[-1]))
     if not traces:
         return None
-    start = [(1.0, 0.0)] if taxed else []
-    traces += _last_rounds([start + sorted(of) for of in last.values() if len(set(of)) > 1])
     if taxed:
         traces.append(
             {
@@ -193,70 +175,25 @@ def trade_off(found: Sequence[Group]) -> Panel | None:
             }
         )  # fmt: skip
     unit = "nats over dense" if taxed else "nats per token (no dense baseline here)"
-    ticks = sorted({x for trace in traces for x in trace["x"] if x is not None})
+    ticks = sorted({x for trace in traces for x in trace["x"]})
     xaxis = {
         "title": axis_title("experts after the round"), "type": "log", "zeroline": False,
         "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks],
     }  # fmt: skip
-    figure = _figure(traces, f"{what}, {unit}  (↓ better)", xaxis, zero=taxed)
-    return Panel(title="Loss of each document in its own expert alone", figure=figure)
-
-
-def _last_rounds(lines: Sequence[Sequence[tuple[float, float]]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "type": "scatter", "mode": "lines", "hoverinfo": "skip",
-            "x": [x for x, _ in line], "y": [y for _, y in line],
-            "line": {"color": figures.colour("dense"), "width": 1.5, "dash": "dot"},
-            "name": "last rounds", "showlegend": at == 0,
-        }
-        for at, line in enumerate(lines)
-    ]  # fmt: skip
-
-
-def panels(found: Sequence[Group]) -> list[Panel]:
-    """Size, selectivity and modularity of the experts by round; those that have numbers."""
-    chosen: list[tuple[str, str, list[tuple[Number, str]]]] = [
-        (
-            "Parameters of an expert alone", "fraction of the full model  (↓ cheaper)",
-            [(expert_size, "expert size")],
-        ),
-        ("Mean selectivity", "nats  (↑ better)", [(selectivity, "mean selectivity")]),
-        (
-            "Modularity: after training (●), as assigned (□)", "fraction in own blocks  (↑ better)",
-            [
-                (modularity, "modularity after training"),
-                (modularity_assigned, "modularity as assigned"),
-            ],
-        ),
-    ]  # fmt: skip
-    drawn = [
-        (title, _by_round(found, axis, numbers, zero=numbers[0][0] is selectivity))
-        for title, axis, numbers in chosen
-    ]
-    return [Panel(title=title, figure=figure) for title, figure in drawn if figure is not None]
+    return _figure(traces, f"{what}, {unit}  (↓ better)", xaxis, zero=taxed)
 
 
 def _by_round(
-    found: Sequence[Group], axis: str, numbers: Sequence[tuple[Number, str]], *, zero: bool
+    found: Sequence[Group], number: Number, what: str, axis: str, *, zero: bool = False
 ) -> Figure | None:
     traces: list[dict[str, Any]] = []
     last = 1
     for group in found:
-        for place, (number, name) in enumerate(numbers):
-            rounds = [at for at in group.numbers() if group.over_seeds(at, number) is not None]
-            if not rounds:
-                continue
+        rounds = group.numbers_with(number)
+        if rounds:
             last = max(last, *rounds)
-            line, seeds = _line(group, rounds, number, name, float, Points())
-            line |= {"showlegend": False, "opacity": 0.65 if place else 1}
-            line["marker"] = {
-                "size": 6 if place else 8,
-                "color": group.colour,
-                "symbol": "square-open" if place else "circle",
-            }
-            line["error_y"]["visible"] = line["error_y"]["visible"] and not place
-            traces += [line] if place else [seeds, line]
+            line, seeds = _line(group, rounds, number, what, float, Points())
+            traces += [seeds, line | {"showlegend": False}]
     if not traces:
         return None
     xaxis = {
@@ -279,23 +216,24 @@ def _line(
     index = {job.name: at for job, at in zip(group.jobs, group.indices, strict=True)}
     for at in rounds:
         estimate = group.over_seeds(at, number)
-        assert estimate is not None  # Of these rounds there is one.
+        assert estimate is not None  # numbers_with: these rounds have one.
         of_round = group.rounds(at)
-        hover = f"<b>{escaped(group.name)}</b><br>round {at}, {group.num_experts(at):g} experts"
-        hover += f"<br>{what} {number_text(estimate)}"
+        text = f"<b>{escaped(group.name)}</b><br>round {at}, {group.num_experts(at):g} experts"
+        text += f"<br>{what} {number_text(estimate)}"
         if len(of_round) > 1:
-            hover += f"<br>mean of {len(of_round)} seeds"
-        points.add(x_of(at), estimate, hover, list(group.indices))
+            text += f"<br>mean of {len(of_round)} seeds"
+        points.add(x_of(at), estimate, list(group.indices), text)
         for job, of in of_round if len(group.jobs) > 1 else ():
             value = number(job, of)
             if value is not None:
-                hover = f"{escaped(group.name)}<br>seed {job.seed}<br>{value:.3f}"
-                seeds.add(x_of(at), Estimate(value=value), hover, [index[job.name]])
+                text = f"{escaped(group.name)}<br>seed {job.seed}<br>{value:.3f}"
+                seeds.add(x_of(at), Estimate(value=value), [index[job.name]], text)
     line = points.trace(
         mode="lines+markers",
         name=escaped(group.name),
         showlegend=True,
         line={"color": group.colour, "width": 2, "dash": group.dash},
+        marker={"color": group.colour, "size": 8},
         error_y=figures.error_bars(points.ys),
     )
     marker = {"color": group.colour, "size": 5}
@@ -307,7 +245,7 @@ def _figure(
     traces: Sequence[dict[str, Any]], axis: str, xaxis: dict[str, Any], *, zero: bool
 ) -> Figure:
     # The interval of two seeds is twelve times as wide as their distance: bars may leave the plot.
-    values = [y for trace in traces for y in trace["y"] if y is not None] + [0.0] * zero
+    values = [y for trace in traces for y in trace["y"]] + [0.0] * zero
     yaxis = {
         "title": axis_title(axis), "range": figures.padded(values, 0.15), "zeroline": zero,
     }  # fmt: skip
@@ -350,7 +288,7 @@ COLUMNS: tuple[tuple[Column, Number, measures.Text], ...] = (
         Column(
             name="selectivity", direction=1, is_number=True,
             meaning="what removing an expert costs its own documents, minus what it costs the "
-            "others; mean over experts (3/4: over those 3 of 4 that have held-out documents)",
+            "others; mean over the experts that have held-out documents",
         ),
         selectivity, measures.signed,
     ),
@@ -358,20 +296,20 @@ COLUMNS: tuple[tuple[Column, Number, measures.Text], ...] = (
         Column(
             name="assigned", group="modularity", direction=1, is_number=True, meaning=_MODULARITY
         ),
-        modularity_assigned, measures.unsigned,
+        lambda _, of: of.modularity_assigned, measures.unsigned,
     ),
     (
         Column(
             name="trained", group="modularity", direction=1, is_number=True, meaning=_MODULARITY
         ),
-        modularity, measures.unsigned,
+        lambda _, of: of.modularity, measures.unsigned,
     ),
     (
         Column(
             name="stability", direction=1, is_number=True,
             meaning="agreement of the scores that assign units, from two halves of the documents",
         ),
-        stability, measures.unsigned,
+        lambda _, of: of.mean_stability, measures.unsigned,
     ),
 )  # fmt: skip
 """Numbers of a round, in the order of the table."""
@@ -411,26 +349,15 @@ def table(found: Sequence[Group]) -> Table | None:
             cells += [
                 Cell(text=str(at), value=at),
                 Cell(text=f"{experts:g}", value=experts),
-                Cell(text=figures.rounded(tokens), value=tokens),
+                Cell(text=measures.rounded(tokens), value=tokens),
             ]
             for _, number, text in numbers:
-                partial = _partial(of_round) if number is selectivity else ""
-                cells.append(_cell(group.over_seeds(at, number), text, partial))
+                cells.append(_cell(group.over_seeds(at, number), text))
             rows.append(Row(label=f"{group.name} round {at}", jobs=group.jobs, cells=cells))
     return Table(columns=columns, rows=rows)
 
 
-def _cell(estimate: Estimate | None, text: measures.Text, partial: str) -> Cell:
-    found = tables.cell(estimate, text)
-    if estimate is None:
-        return found
-    is_exact = estimate.interval is not None and estimate.interval[0] == estimate.interval[1]
-    interval = "" if is_exact else found.interval
-    return Cell(text=found.text + partial, value=found.value, interval=interval)
-
-
-def _partial(of_round: Sequence[tuple[Job, Round]]) -> str:
-    """Over how many labels a mean is, if not over all."""
-    have = sum(len(of.selectivities) for _, of in of_round)
-    wanted = sum(len(of.labels) for _, of in of_round)
-    return f" ({have}/{wanted})" if 0 < have < wanted else ""
+def _cell(estimate: Estimate | None, text: measures.Text) -> Cell:
+    if estimate is not None and estimate.interval == (estimate.value, estimate.value):
+        estimate = Estimate(value=estimate.value)  # The same for every seed.
+    return tables.cell(estimate, text)

@@ -16,7 +16,6 @@ from gr_sweep.domains import ancestors
 from gr_sweep.jobdir import flatten
 from gr_sweep.metrics import registry, seeds
 from gr_sweep.metrics.compare import Attack
-from gr_sweep.report.baselines import alike, text_fingerprint, train_tokens
 from gr_sweep.report.round_files import Round
 from gr_sweep.report.samples import Prompt
 
@@ -35,6 +34,22 @@ DENSE = Method.dense.value
 ROUTED = Method.routed.value
 
 _UNROUTED = tuple(method.value for method in UNROUTED)
+_FREE = (
+    *NO_EFFECT_ON_RESULT,
+    # What makes a baseline another job.
+    "method", "plan", "edges", "route", "procedure", "partition.unlabelled",
+    "partition.mislabelled",
+    # Compared as tokens.
+    "train.steps", "train.tokens",
+    "train.log_every",
+    # Only the rules matter, not the name that people give them.
+    "partition.name",
+    # Of the evaluation only the documents matter: `_DOCUMENTS`.
+    "eval",
+)  # fmt: skip
+_DOCUMENTS = ("eval.tokens", "eval.document_tokens")
+_PLACES = ("data.root", "data.paths", "data.sources")
+"""Where the text comes from. They may differ if the fingerprint of the text is the same."""
 _OF_TEXT = ("data.", "partition.", "model.", "train.sequence_length", "seed")
 """Settings that may change the text on which a job trains."""
 
@@ -56,7 +71,6 @@ class Job:
     sweep: str
     command: str
     """Command that runs this job again."""
-    overrides: list[str]
     domains: list[str]
     config: dict[str, Any]
     metrics: dict[str, float]
@@ -65,8 +79,6 @@ class Job:
     fingerprints: dict[str, Any]
     started: str
     finished: str
-    original_name: str = ""
-    """Name of the folder in which it ran, if that was another."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Rows of metrics.jsonl."""
     attacks: dict[str, list[Attack]] = field(default_factory=dict)
@@ -85,10 +97,29 @@ class Job:
         """The config by dotted name; a list is a value."""
         return flatten(self.config)
 
+    @property
+    def text(self) -> Any:
+        """Fingerprint of its text; None if the summary has none. Older summaries call it "data"."""
+        return self.fingerprints.get("text", self.fingerprints.get("data"))
+
+    @functools.cached_property
+    def tokens(self) -> int | None:
+        """Training tokens, in whole steps; None if the settings do not say."""
+
+        def number(name: str) -> int:
+            value = self.settings.get(f"train.{name}")
+            return value if isinstance(value, int) else 0
+
+        step = number("batch_sequences") * number("sequence_length")
+        steps, tokens = number("steps"), number("tokens")
+        if not step or not (steps or tokens):
+            return None
+        return (steps or -(-tokens // step)) * step
+
     @functools.cached_property
     def context(self) -> tuple[str, int | None]:
         """Equal for jobs that share their baselines: same model, text, seed and tokens."""
-        return alike(self.settings, self.domains, self.fingerprints), train_tokens(self.settings)
+        return alike(self.settings, self.domains, self.text), self.tokens
 
     @property
     def method(self) -> str:
@@ -135,6 +166,22 @@ class Job:
     def parts(self) -> list[str]:
         """Domains that have a selectivity."""
         return [part for part in self.domains if registry.SELECTIVITY(part) in self.metrics]
+
+
+def alike(settings: Mapping[str, Any], domains: Sequence[str], text: Any) -> str:
+    """Equal for jobs with the same model, text, domains, training, held-out documents and seed:
+    they share their baselines, apart from tokens and label noise."""
+    free = _FREE if text is None else (*_FREE, *_PLACES)
+    kept = {name: value for name, value in settings.items() if not _is_under(name, free)}
+    return json.dumps([kept, list(domains), text], sort_keys=True)
+
+
+@functools.cache
+def _is_under(name: str, free: tuple[str, ...]) -> bool:
+    """Whether a setting is one of the free ones or in a group of them."""
+    if name in _DOCUMENTS:
+        return False
+    return any(name == other or name.startswith(other + ".") for other in free)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +268,7 @@ class Sweep:
             settings = {
                 name: value
                 for name, value in job.settings.items()
-                if name != "seed" and not _has_no_effect(name)
+                if name != "seed" and not _is_under(name, NO_EFFECT_ON_RESULT)
             }
             groups.setdefault(json.dumps(settings, sort_keys=True), []).append(job)
         return list(groups.values())
@@ -237,7 +284,7 @@ class Sweep:
                 f"These jobs were run by {len(code)} versions of the code ({_counted(code)}): "
                 "differences between them may come from the code."
             )
-        text = _by_fingerprint(self.jobs, lambda job: text_fingerprint(job.fingerprints))
+        text = _by_fingerprint(self.jobs, lambda job: job.text)
         if len(text) > 1:
             by_settings: dict[str, set[str]] = {}
             for fingerprint, jobs in text.items():
@@ -302,18 +349,13 @@ def estimate_of(values: Sequence[float]) -> Estimate | None:
     return Estimate(value=found[0], interval=found[1:])
 
 
-def _has_no_effect(name: str) -> bool:
-    """Whether a setting cannot change the numbers of a job."""
-    return any(name == free or name.startswith(free + ".") for free in NO_EFFECT_ON_RESULT)
-
-
 def varied_settings(of_jobs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Dotted names of the settings that differ, without those that cannot change a result."""
     names = dict.fromkeys(name for settings in of_jobs for name in settings)
     varied = [
         name
         for name in names
-        if not _has_no_effect(name)
+        if not _is_under(name, NO_EFFECT_ON_RESULT)
         and len({json.dumps(settings.get(name)) for settings in of_jobs}) > 1
     ]
     if "partition.name" in varied:

@@ -6,24 +6,18 @@ Knows nothing of HTML and nothing of how numbers are measured. To add a column, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from gr_sweep.config import Edges, Method, PlanKind, is_number
-from gr_sweep.metrics import registry
 from gr_sweep.report import measures
-from gr_sweep.report.baselines import train_tokens
 from gr_sweep.report.measures import MISSING, Measure, Text, interval_text
 from gr_sweep.report.sweep import DENSE, ROUTED, Estimate, Job, Sweep, short_name, shown
 
-_MANY_SETTINGS = 6
-"""More settings that differ share one column."""
 _MANY_COLUMNS = 14
 """In wider tables the columns of single domains are folded."""
 _OF_ROUTING = ("plan.", "route.", "procedure.")
 """Settings without meaning for a job without blocks."""
 _NOTHING = ("null", "[]", "{}")
-_OF_LENGTH = ("train.steps", "train.tokens")
 _PLANS = tuple(kind.value for kind in PlanKind)
 
 
@@ -180,37 +174,6 @@ def _is_comparable(first: Sequence[Job], second: Sequence[Job]) -> bool:
     return bool(common) and all(contexts[0][seed] == contexts[1][seed] for seed in common)
 
 
-def dense_curve(sweep: Sweep) -> Table | None:
-    """Losses of dense runs by their fraction of the tokens; None if no run is shorter."""
-    if len(sweep.compared) == len(sweep.jobs):
-        return None
-    dense = [job for job in sweep.jobs if job.kind == DENSE]
-    names = [name for name in baseline_names(sweep, dense) if name not in _OF_LENGTH]
-    runs: dict[tuple[str, float], list[Job]] = {}
-    for job in dense:
-        runs.setdefault((said(job, names), train_tokens(job.settings) or 0), []).append(job)
-    longest: dict[str, float] = {}
-    for label, tokens in runs:
-        longest[label] = max(tokens, longest.get(label, 0))
-    has_labels = len(longest) > 1
-    columns = [Column(name="run"), Column(name="tokens"), Column(name="seeds", is_number=True)]
-    if has_labels:
-        columns.insert(1, Column(name="settings"))
-    columns += [_number(measures.LOSS, domain) for domain in sweep.domains]
-    rows = []
-    for (label, tokens), group in sorted(runs.items(), key=lambda item: item[0]):
-        share = Fraction(tokens / longest[label]).limit_denominator(64)
-        num_seeds = len({job.seed for job in group})
-        cells = [Cell(text=label)] if has_labels else []
-        cells.append(Cell(text=str(share), value=float(share)))
-        cells.append(Cell(text=str(num_seeds), value=num_seeds))
-        for domain in sweep.domains:
-            loss = sweep.over_seeds(group, registry.LOSS_FULL(domain))
-            cells.append(cell(loss, measures.nats))
-        rows.append(Row(label=f"dense {label} {share}", jobs=group, cells=cells))
-    return Table(columns=columns, rows=rows)
-
-
 def said(job: Job, names: Sequence[str]) -> str:
     """Some settings of a job, as a user would type them."""
     return " ".join(f"{short_name(name)}={shown(job.settings.get(name))}" for name in names)
@@ -256,8 +219,7 @@ class _SettingColumns:
 
     def __init__(self, sweep: Sweep, *, seed: bool = True) -> None:
         self.names, self.has_kinds = setting_names(sweep, seed=seed), has_kinds(sweep)
-        self.is_one = len(self.names) > _MANY_SETTINGS
-        names = ["settings"] if self.is_one else [short_name(name) for name in self.names]
+        names = [short_name(name) for name in self.names]
         kinds = ["method"] if self.has_kinds else []
         self.columns = [Column(name=name) for name in ("edges", *kinds, *names)]
 
@@ -270,9 +232,6 @@ class _SettingColumns:
             else job.settings.get(name)
             for name in self.names
         }
-        if self.is_one:
-            given = [name for name, value in values.items() if value is not None]
-            return [*cells, Cell(text=said(job, given))]
         for value in values.values():
             text = MISSING if shown(value) in _NOTHING else shown(value)
             cells.append(Cell(text=text, value=value if is_number(value) else None))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _WIDTH_OF_FILES = 400
 """Where the output is not a terminal, nothing has to be cut."""
+_UP, _DOWN = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}"
 _LONG_WORD = 9
 """Longer headings are broken at hyphens."""
 _SPACE = 3
@@ -61,7 +62,7 @@ def print_table(sweep: Sweep, console: "Console | None" = None) -> None:
         kept = _fitting(content, choices, console.width)
         console.print(_table(content, kept, sweep.name))
         units = "Held-out losses in nats per token; compute-equivalents and removal are fractions."
-        console.print(Text(f"{units} {_directions([content.columns[at] for at in kept])}"))
+        console.print(Text(f"{units} {_UP} higher is better, {_DOWN} lower is better."))
     of_rounds = rounds.table(rounds.groups(sweep))
     if of_rounds is not None:
         choices = [
@@ -92,24 +93,14 @@ def _fitting(content: Table, choices: Sequence[list[int]], width: int) -> list[i
     return next(fitting, choices[-1])
 
 
-def _directions(columns: Sequence[Column]) -> str:
-    """Which of the columns are better low, and whether others are better high."""
-    lower, higher = (
-        list(dict.fromkeys(c.group or c.name for c in columns if c.direction == direction))
-        for direction in (-1, 1)
-    )
-    if not lower:
-        return "Higher is better." if higher else ""
-    return f"Lower is better: {', '.join(lower)}" + ("; all else: higher." if higher else ".")
-
-
 def _texts(row: Row) -> list[str]:
     return [row.jobs[0].edges, *(cell.text for cell in row.cells)]
 
 
 def _heading(column: Column) -> list[str]:
     name = column.name if column.name != "mean" or not column.group else ""
-    return [line for text in (column.group, name) for line in _lines(text)]
+    arrow = {1: _UP, -1: _DOWN, 0: ""}[column.direction]
+    return [line for text in (column.group, name, arrow) for line in _lines(text)]
 
 
 def _lines(text: str) -> list[str]:

@@ -91,7 +91,6 @@ def document_losses(
     forget: Sequence[str],
     share: float,
     shift: float | None,
-    spurious: float,
     calibrate: bool,
     separation: float,
 ) -> list[DocumentLoss]:
@@ -114,19 +113,18 @@ def document_losses(
         mean = means[domain] + shift + own.normal(0, 0.25) + rng.normal(0, 0.02)
 
         def row(
-            view: View, part: str, loss: float, text: Text = Text.plain,
+            view: View, part: str, loss: float,
             domain: str = domain, document: str = document, tokens: int = tokens,
         ) -> None:  # fmt: skip
             rows.append(
-                DocumentLoss(view, part, domain, text, document, loss * tokens, tokens, 4 * tokens)
+                DocumentLoss(
+                    view, part, domain, Text.plain, document, loss * tokens, tokens, 4 * tokens
+                )
             )
 
         row(View.full, "", mean)
         if method == "demix":
             row(View.mixed, "", mean - 0.25)
-        if spurious:
-            row(View.full, "", mean - 0.1 * spurious, Text.marked)
-            row(View.full, "", mean + 0.4 * spurious, Text.swapped)
         for block in blocks:
             cost = 0.6 / len(block) if domain in block else 0.02
             row(View.off, "+".join(block), mean + cost + rng.normal(0, 0.05))
@@ -196,12 +194,11 @@ def write_job(
     share: float = 1.0,
     settings: Mapping[str, Any] | None = None,
     overrides: Sequence[str] | None = None,
-    command: str = "gr-sweep -m edges=none,both,act,weight seed=0,1,2",
+    command: str | None = None,
     num_documents: int = 2,
     resamples: int = 0,
     steps: int = 300,
     shift: float | None = None,
-    spurious: float = 0.0,
     robust: bool = False,
     separation: float = 1.0,
     parameters: float = 4.3e6,
@@ -223,7 +220,6 @@ def write_job(
     config.plan.forget = list(forget)
     config.method.name = Method(method or "routed")
     config.method.without = list(without)
-    config.data.spurious = spurious
     config.eval.bootstrap = 100
     if edges != "dense":
         config.edges = Edges(edges)
@@ -251,7 +247,7 @@ def write_job(
         ]
     rows = document_losses(
         edges, domains, rng, num_documents, method=method or "routed", plan=plan,
-        without=without, forget=forget, share=share, shift=shift, spurious=spurious,
+        without=without, forget=forget, share=share, shift=shift,
         calibrate=robust, separation=separation,
     )  # fmt: skip
     metrics, intervals = summarize_losses(rows, domains, seed=seed, resamples=resamples)
@@ -276,7 +272,7 @@ def write_job(
         "format": 1,
         "job": job.name,
         "sweep": sweep.name,
-        "command": command,
+        "command": command or f"gr-sweep {' '.join(overrides)}",
         "overrides": list(overrides),
         "domains": list(domains),
         "config": to_plain(config),

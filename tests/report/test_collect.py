@@ -64,8 +64,7 @@ def test_jobs_of_equal_settings_are_told_apart_by_folder(tmp_path: Path) -> None
 
 def test_one_job_or_some_jobs_of_a_folder_can_be_read(edges_folder: Path) -> None:
     chosen = sorted(path for path in edges_folder.iterdir() if "edges=" in path.name)[:2]
-    alone = read_sweep(chosen[0])
-    assert [job.name for job in alone.jobs] == [chosen[0].name]
+    assert [job.name for job in read_sweep(chosen[0]).jobs] == [chosen[0].name]
     assert len(read_sweep(edges_folder, chosen).jobs) == 2
 
 
@@ -104,13 +103,6 @@ def test_value_that_is_not_a_finite_number_is_not_a_metric(tmp_path: Path) -> No
     assert found.estimate("loss/full/code") is None
 
 
-def test_copied_job_says_where_it_ran(tmp_path: Path) -> None:
-    job = write_job(tmp_path)
-    assert read_sweep(tmp_path).jobs[0].original_name == ""
-    job.rename(tmp_path / "copy")
-    assert read_sweep(tmp_path).jobs[0].original_name == job.name
-
-
 @pytest.mark.parametrize("read", [read_sweep, gr_sweep.results, gr_sweep.history])
 def test_missing_folder_and_folder_without_jobs_are_refused(tmp_path: Path, read) -> None:
     for folder in (tmp_path / "missing", tmp_path):
@@ -137,13 +129,6 @@ def test_results_have_typed_columns_and_the_numbers_of_results_csv(
     assert list(frame.columns.drop("label")) == list(text.columns)
     pd.testing.assert_series_equal(frame["mean_loss"], text["mean_loss"])
     assert [shown(value) for value in frame["train.lr"]] == list(text["train.lr"])
-
-
-def test_setting_that_is_a_list_can_be_grouped_by(tmp_path: Path) -> None:
-    for without in (["code"], ["code", "biology"]):
-        write_job(tmp_path, edges="dense", method="filtered", without=without)
-    frame = gr_sweep.results(str(tmp_path))
-    assert set(frame.groupby("method.without").groups) == {"[code]", "[code,biology]"}
 
 
 def test_history_joins_training_and_evaluation_by_step(edges_folder: Path) -> None:

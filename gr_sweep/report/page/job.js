@@ -83,14 +83,6 @@ if (matrices) {
     const made = matricesOf(job);
     return made && element("article", { className: "card" }, element("h3", {}, jobLink(job)), made);
   });
-  document.getElementById("save-matrices").addEventListener("click", () => {
-    const rows = [...shown].flatMap((job) => {
-      const { rows: parts, columns, z, intervals } = matrixOf(job, data.keys.matrix);
-      return parts.flatMap((part, i) => columns.map((domain, j) =>
-        [data.jobs[job].label, part, domain, z[i][j], ...(intervals[i][j] ?? [null, null])]));
-    });
-    saveCsv("removal matrices", [["job", "removed", "domain", "nats", "low", "high"], ...rows]);
-  });
 }
 
 const transferTop = Math.max(0.2, largest(data.transfer.flatMap(({ z }) => z.flat())));
@@ -146,13 +138,10 @@ if (promptSelect) {
 
 const configOf = (setting, job) => setting.config?.[job] ?? valueOf(setting, job) ?? "–";
 
-/** Settings in which the job differs from another, or from any other (null). */
-const differences = (job, other) => data.settings.flatMap((setting) => {
-  const own = configOf(setting, job);
-  if (other !== null) return own === configOf(setting, other) ? [] : [[setting.name, own, configOf(setting, other)]];
-  if (!setting.varied) return [];
+/** Settings that differ between jobs, with the values of one job and of the others. */
+const differences = (job) => data.settings.filter(({ varied }) => varied).map((setting) => {
   const theirs = [...new Set(data.jobs.flatMap((_, at) => (at === job ? [] : [configOf(setting, at)])))];
-  return [[setting.name, own, theirs.slice(0, 5).join(", ") + (theirs.length > 5 ? ", …" : "")]];
+  return [setting.name, configOf(setting, job), theirs.slice(0, 5).join(", ") + (theirs.length > 5 ? ", …" : "")];
 });
 
 const plainTable = (label, [header, ...rows]) => {
@@ -192,42 +181,21 @@ const folded = (title, make) => {
   return made;
 };
 
-const comparedWith = (job) => {
-  const choice = element("select", { "aria-label": "compare its settings with" }, element("option", { value: "" }, "all other jobs"),
-    ...data.jobs.flatMap(({ label }, value) => (value === job ? [] : [element("option", { value }, label)])));
-  const box = element("div");
-  const show = () => {
-    const other = choice.value === "" ? null : Number(choice.value);
-    const rows = differences(job, other);
-    box.replaceChildren(rows.length
-      ? plainTable("settings that differ", [["setting", "this job", other === null ? "the others" : data.jobs[other].label], ...rows])
-      : element("p", { className: "note" }, "No setting differs."));
-  };
-  choice.addEventListener("change", show);
-  show();
-  return section("Settings", element("p", {}, "Settings that differ from ", choice), box);
-};
-
 const fillJob = (job) => {
-  const of = data.jobs[job], about = data.about[job], order = [...shown], at = order.indexOf(job);
-  const step = (by, text, label) => {
-    const made = button(text, () => showJob(order[at + by], label), label);
-    made.disabled = at < 0 || order[at + by] === undefined;
-    return made;
-  };
+  const of = data.jobs[job], about = data.about[job];
   forget(jobView);
   jobView.replaceChildren(
-    element("nav", { "aria-label": "jobs" }, button("← all jobs", closeJob, "all jobs"),
-      step(-1, "previous", "previous job"), step(1, "next", "next job")),
+    element("nav", { "aria-label": "jobs" }, button("← all jobs", closeJob, "all jobs")),
     element("h2", { id: "job-title", tabIndex: -1 }, tag(of)),
-    element("p", { className: "muted" }, "folder ", element("code", {}, of.name), about.when ? ` · ${about.when}` : "",
-      about.original ? ` · copied or renamed; it ran as ${about.original}` : ""));
+    element("p", { className: "muted" }, "folder ", element("code", {}, of.name), about.when ? ` · ${about.when}` : ""));
   if (about.command) {
-    const copy = element("button", { type: "button", className: "small", "aria-label": "copy the command" }, "copy");
-    copies(copy, about.command);
+    const copy = button("copy", () => navigator.clipboard.writeText(about.command), "copy the command");
+    copy.hidden = !navigator.clipboard; // Pages that come over plain http have none.
     jobView.append(element("div", { className: "command" }, element("pre", {}, about.command), copy));
   }
-  if (data.jobs.length > 1) jobView.append(comparedWith(job));
+  const differing = differences(job);
+  if (differing.length)
+    jobView.append(section("Settings", plainTable("settings that differ", [["setting", "this job", "the others"], ...differing])));
   const made = matricesOf(job);
   if (made) jobView.append(section("What removal does", made));
   const curves = curvesOf(job);
@@ -251,16 +219,15 @@ const fillJob = (job) => {
       ...data.settings.filter((setting) => setting.name !== "kind" && setting.of[job] !== null).map((setting) => [setting.name, configOf(setting, job)])])));
 };
 
-/** Shows one job in place of the page; the focus goes to a button, or to the job's name. */
-const showJob = (job, focused) => {
+/** Shows one job in place of the page. */
+const showJob = (job) => {
   if (opened === null) scrolledTo = scrollY;
   opened = job;
   jobView.hidden = false;
   document.body.classList.add("one-job");
   fillJob(job);
   remember({ job: data.jobs[job].name });
-  const target = focused && jobView.querySelector(`[aria-label="${focused}"]:not(:disabled)`);
-  (target || jobView.querySelector("h2")).focus();
+  jobView.querySelector("h2").focus();
   scrollTo({ top: 0, behavior: "instant" });
 };
 

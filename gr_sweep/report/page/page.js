@@ -42,15 +42,6 @@ for (const save of document.querySelectorAll("[data-save]"))
   save.addEventListener("click", () =>
     saveCsv(save.closest("section").querySelector("h2").textContent, rowsOfTable(document.getElementById(save.dataset.save))));
 
-document.getElementById("save-all")?.addEventListener("click", () => {
-  const settings = data.settings.filter((setting) => setting.name !== "kind"), keys = Object.keys(data.metrics);
-  const bounds = (key, values) => (data.metrics[key].intervals ? values : []);
-  const header = ["job", ...settings.map(({ name }) => name), ...keys.flatMap((key) => [key, ...bounds(key, [`${key}/low`, `${key}/high`])])];
-  const rows = [...shown].map((job) => [data.jobs[job].name, ...settings.map((setting) => setting.config?.[job] ?? valueOf(setting, job)),
-    ...keys.flatMap((key) => [metric(key, job), ...bounds(key, interval(key, job) ?? [null, null])])]);
-  saveCsv("results", [header, ...rows]);
-});
-
 // The columns of single domains next to their means.
 for (const fold of document.querySelectorAll("[data-fold]"))
   fold.addEventListener("change", () => {
@@ -59,8 +50,6 @@ for (const fold of document.querySelectorAll("[data-fold]"))
     for (const head of table.querySelectorAll("[data-few]"))
       head.colSpan = fold.checked ? head.dataset.all : head.dataset.few;
   });
-
-for (const copy of document.querySelectorAll(".copy")) copies(copy, copy.previousElementSibling.textContent);
 
 // The address holds the reader's choices, so sections are not anchors.
 for (const part of document.querySelectorAll("main > section")) {

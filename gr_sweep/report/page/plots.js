@@ -68,15 +68,6 @@ const saveCsv = (title, [header, ...rows]) => {
 const fileName = (title) =>
   `${document.title.split(" · ")[0]} ${title}`.replace(/[^\p{L}\p{N}.=-]+/gu, "_").slice(0, 120);
 
-const copies = (made, text) => {
-  made.hidden = !navigator.clipboard; // Pages that come over plain http have none.
-  made.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(text);
-    made.textContent = "copied";
-    setTimeout(() => { made.textContent = "copy"; }, 1500);
-  });
-};
-
 // Drawing
 
 /** A mean is shown while one of its jobs is. */

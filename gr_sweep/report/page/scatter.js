@@ -241,10 +241,6 @@ if (scatterBox) {
       remember({ x: across.id, y: up.id });
     });
   });
-  document.getElementById("swap").addEventListener("click", () => {
-    setAxes(up, across);
-    remember({ x: across.id, y: up.id });
-  });
   setAxes(across, up);
   listeners.push(noteScatter);
 }
