@@ -49,7 +49,7 @@ from gr_sweep.setup import (
 from gr_sweep.tracking import Tracker, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints, report_kept_checkpoints
 from gr_sweep.train.cost import cost_metrics
-from gr_sweep.train.distributed import Processes, connect, shard
+from gr_sweep.train.distributed import Processes, connect, rows_of, shard
 from gr_sweep.train.finite import dump_bad_batch
 from gr_sweep.train.loop import Trainer, Training, TrainState, start
 from gr_sweep.train.memory import report_out_of_memory
@@ -441,7 +441,7 @@ def _text_settings(config: RunConfig) -> tuple[Any, ...]:
 
 def _check_processes(config: RunConfig, processes: Processes) -> None:
     """Raises a GrSweepError if these processes cannot run the job together."""
-    processes.rows(sum(micro_batch_rows(config).values()))
+    rows_of(processes.rank, processes.world_size, sum(micro_batch_rows(config).values()))
     check_processes(config.eval, processes.world_size)
     if processes.are_several and config.procedure.name is ProcedureKind.alternate:
         raise JobError(

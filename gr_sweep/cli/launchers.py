@@ -15,7 +15,7 @@ from gr_sweep.cli.task import JobTask
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import note_end
-from gr_sweep.launch.local import LocalParallelConfig, check_local, run_side_by_side
+from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side, slots_of
 from gr_sweep.launch.resources import SlurmConfig, resources_of
 from gr_sweep.launch.slurm import await_kill, check_slurm, run_on_slurm
 from gr_sweep.launch.work import Work
@@ -137,7 +137,7 @@ def check_launcher(command: "Command", missing: "Sequence[Job]") -> None:
         for job in missing:
             resources_of(job.config, config)
     else:
-        check_local(config, [job.config for job in missing])
+        slots_of(config, [job.config for job in missing])
 
 
 def _launcher_config(command: "Command") -> SlurmConfig | LocalParallelConfig | None:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -332,19 +331,21 @@ def what_would_help(estimate: Estimate, config: RunConfig, target: Target) -> st
             f"{too_much}; weights, gradients and optimizer alone are {lasting / GIB:.1f} GiB: "
             f"use more than {devices - 1} devices (--gpus)"
         )
+    return f"{too_much}; try {_ways_to_save(estimate, config, target.world_size)}"
+
+
+def _ways_to_save(estimate: Estimate, config: RunConfig, world_size: int) -> str:
     if estimate.evaluation_bytes > estimate.step_bytes:
-        windows = config.eval.batch_sequences
-        return f"{too_much}, because of evaluation; try eval.batch_sequences below {windows}"
+        return f"eval.batch_sequences below {config.eval.batch_sequences}"
     train = config.train
     options = []
     if not train.activation_checkpointing:
         options.append("train.activation_checkpointing=true")
     rows = [count for count in micro_batch_rows(config).values() if count]
     micro = train.micro_batch_sequences or train.batch_sequences
-    if min(rows) > 1 and micro > target.world_size:
+    if min(rows) > 1 and micro > world_size:
         options.append(f"train.micro_batch_sequences below {micro}")
-    options.append("more devices (--gpus)")
-    return f"{too_much}; try {', '.join(options)}"
+    return ", ".join([*options, "more devices (--gpus)"])
 
 
 def after_out_of_memory(config: RunConfig, world_size: int) -> str:
@@ -354,27 +355,14 @@ def after_out_of_memory(config: RunConfig, world_size: int) -> str:
         config: the job's.
         world_size: number of its processes.
     """
-    if torch.cuda.is_available() and config.train.device is not Device.cpu:
-        gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
-        target = Target(gpu.name, 1e12, gpu.total_memory, True, world_size)
-    else:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        target = Target("this machine", 1e12, total, False, world_size)
-    assert target.memory_bytes is not None
     if world_size > 1 and torch.distributed.is_initialized():
-        return "try fewer train.micro_batch_sequences"  # the job's own group is still there
+        return "try fewer train.micro_batch_sequences"  # the job's own process group still exists
+    is_gpu = torch.cuda.is_available() and config.train.device is not Device.cpu
     try:
-        estimate = estimate_job(config, target)
+        estimate = estimate_job(config, Target("this machine", 1e12, None, is_gpu, world_size))
     except GrSweepError as error:
         return f"its need cannot be estimated ({error}); try fewer train.micro_batch_sequences"
-    advice = what_would_help(estimate, config, target)
-    if advice is not None:
-        return advice
-    smaller = replace(target, memory_bytes=0.99 * estimate.peak_bytes)
-    options = what_would_help(estimate, config, smaller)
-    assert options is not None
     return (
-        f"by its estimate the job needs {estimate.peak_bytes / GIB:.1f} GiB of the "
-        f"{target.memory_bytes / GIB:.1f} of {target.name}: another process may hold the rest; end "
-        f"it, or {options.rpartition('; ')[2]}"
+        f"by its estimate the job needs {estimate.peak_bytes / GIB:.1f} GiB; end other processes "
+        f"that use this memory, or try {_ways_to_save(estimate, config, world_size)}"
     )

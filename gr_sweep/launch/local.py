@@ -54,7 +54,7 @@ class LocalParallelConfig:
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one job at a time."""
+    """A place where one job runs at a time."""
 
     number: int
     """Among those of its GPU, or of the CPU."""
@@ -64,19 +64,13 @@ class Slot:
     """Of each job; None: torch's default."""
 
 
-def check_local(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> None:
-    """Checks that every job can run on this machine.
+def slots_of(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> list[Slot]:
+    """The slots of this machine for these jobs, alternating between GPUs.
 
     Raises:
         ConfigError: an invalid setting, a GPU that does not exist, or a job that needs more memory
             than is free.
     """
-    slots_of(config, jobs)
-
-
-def slots_of(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> list[Slot]:
-    """The slots of this machine for these jobs, the slots of different GPUs first. Raises like
-    `check_local`."""
     for name in ("jobs_per_device", "cores_per_job"):
         if (value := getattr(config, name)) < 1:
             raise ConfigError(f"hydra.launcher.{name}: expected 1 or more, got {value}")
@@ -137,8 +131,7 @@ def run_side_by_side(
     waiting, elsewhere = deque(works), list[Work]()
     running: dict[Slot, tuple[Work, Process]] = {}
     signals = StopSignals()
-    # `_stop` prints what a signal does, above the live table if there is one.
-    with signals.listening(), signals.deferred(is_quiet=is_shown):
+    with signals.listening(), signals.deferred():
         try:
             while waiting or running or elsewhere:
                 for slot, (work, process) in list(running.items()):
@@ -214,8 +207,6 @@ def _note_exit(work: Work, process: Process) -> None:
 def _stop(processes: Iterable[Process]) -> None:
     for process in processes:
         process.terminate()
-    if processes:
-        print("waiting until the jobs have saved; Ctrl-C again kills them", file=sys.stderr)
     try:
         for process in processes:
             process.wait()

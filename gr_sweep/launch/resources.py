@@ -104,11 +104,11 @@ def check_given(given: SlurmConfig) -> None:
     """
     for name in (
         "nodes", "max_gpus_per_node", "tasks_per_node", "cpus_per_task", "mem_gb", "timeout_min",
-        "array_parallelism", "signal_delay_s",
+        "array_parallelism", "signal_delay_s", "gpus_per_node", "max_num_timeout",
     ):  # fmt: skip
-        _at_least(given, name, 1)
-    for name in ("gpus_per_node", "max_num_timeout"):
-        _at_least(given, name, 0)
+        value, least = getattr(given, name), int(name not in ("gpus_per_node", "max_num_timeout"))
+        if value is not None and value < least:
+            raise ConfigError(f"hydra.launcher.{name}: expected {least} or more, got {value}")
     gpus, tasks = given.gpus_per_node, given.tasks_per_node
     if tasks is not None and gpus not in (None, 0, tasks):
         raise ConfigError(
@@ -125,12 +125,6 @@ def check_given(given: SlurmConfig) -> None:
         raise ConfigError(
             f"hydra.launcher.gpu={given.gpu}: expected one of {', '.join(GPUS)}, or null for CPUs"
         )
-
-
-def _at_least(given: SlurmConfig, name: str, least: int) -> None:
-    value = getattr(given, name)
-    if value is not None and value < least:
-        raise ConfigError(f"hydra.launcher.{name}: expected {least} or more, got {value}")
 
 
 def resources_of(config: RunConfig, given: SlurmConfig) -> Resources:

@@ -36,6 +36,9 @@ KILL_S = 600.0
 _COMMAND_S = 60.0
 """Time limit of SLURM's commands: the controller of a large cluster can be slow."""
 
+_SUBMITTED = Path(".submitit", "submitted.jsonl")
+"""In the sweep's folder: the SLURM job of each job folder."""
+
 _MAX_ARRAY = 1000
 """Jobs of one array if SLURM does not give its limit, which is 1001 by default."""
 
@@ -83,7 +86,14 @@ def run_on_slurm(
     Raises:
         JobError: sbatch refuses a job, or the controller does not answer.
     """
-    numbers = _in_queue(works, sweep)
+    queue = numbers_in_queue(sweep)
+    if queue is None:
+        raise JobError(
+            "squeue does not answer, so it is not known which jobs are in the queue; rerun the "
+            "command when SLURM's controller is back"
+        )
+    names = {work.folder: os.path.relpath(work.folder, sweep) for work in works}
+    numbers = {folder: queue[name] for folder, name in names.items() if name in queue}
     reporter = Reporter(works, is_shown=is_shown)
     for work in works:
         if work.folder in numbers:
@@ -105,22 +115,6 @@ def run_on_slurm(
     except (KeyboardInterrupt, JobError):
         _print_what_stays(works, numbers, sweep)
         raise
-
-
-def _in_queue(works: Sequence[Work], sweep: Path) -> dict[Path, str]:
-    """SLURM job numbers of those jobs that are in the queue.
-
-    Raises:
-        JobError: the controller does not answer.
-    """
-    queue = numbers_in_queue(sweep)
-    if queue is None:
-        raise JobError(
-            "squeue does not answer, so it is not known which jobs are in the queue; rerun the "
-            "command when SLURM's controller is back"
-        )
-    names = {work.folder: os.path.relpath(work.folder, sweep) for work in works}
-    return {folder: queue[name] for folder, name in names.items() if name in queue}
 
 
 def _arrays(
@@ -201,7 +195,7 @@ def sbatch_parameters(config: SlurmConfig, needs: Resources) -> dict[str, Any]:
 def _wait(
     works: Sequence[Work], numbers: Mapping[Path, str], config: SlurmConfig, reporter: Reporter
 ) -> None:
-    """Returns when every job has ended, as its files say, or has left the queue without a word."""
+    """Returns when every job has ended or has left the queue without a result."""
     left = {work.folder: work for work in works}
     gone_since: dict[Path, float] = {}
     while True:
@@ -252,13 +246,9 @@ def _print_what_stays(works: Sequence[Work], numbers: Mapping[Path, str], sweep:
         )
 
 
-def _submitted_file(sweep: Path) -> Path:
-    return sweep / ".submitit" / "submitted.jsonl"
-
-
 def record_submitted(numbers: Mapping[Path, str], sweep: Path) -> None:
     """Appends a line for each job to a file of the sweep."""
-    path = _submitted_file(sweep)
+    path = sweep / _SUBMITTED
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps({"job": os.path.relpath(folder, sweep), "slurm_job": number})
@@ -275,7 +265,7 @@ def read_submitted(sweep: Path) -> dict[str, str]:
     """Number of the SLURM job that was last submitted for each job folder, by its name."""
     found: dict[str, str] = {}
     with contextlib.suppress(FileNotFoundError):
-        for line in _submitted_file(sweep).read_text("utf-8", errors="replace").splitlines():
+        for line in (sweep / _SUBMITTED).read_text("utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
                 found[str(row["job"])] = str(row["slurm_job"])
@@ -323,7 +313,7 @@ def _ask(command: list[str]) -> str | None:
 
 
 def await_kill() -> None:
-    """In a SLURM job that was told to stop: waits until SLURM ends it.
+    """Waits until SLURM ends this process, if it runs a SLURM job that was told to stop.
 
     A job that exits by itself counts as completed, and is not requeued after a preemption.
     """

@@ -9,13 +9,12 @@ every file. Reading a checkpoint runs no code that it may contain.
 import contextlib
 import json
 import logging
-import os
 import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from gr_sweep.errors import DataError, GrSweepError, JobError
-from gr_sweep.files import content_digest, full_disk, is_full, write_whole
+from gr_sweep.files import content_digest, full_disk, is_full, sync_folder, write_whole
 from gr_sweep.jobdir import whole_checkpoints
 from gr_sweep.train.distributed import Processes
 
@@ -113,43 +112,46 @@ class Checkpoints:
         # A sharded tensor counts whole.
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
-        def begin() -> None:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            content = {"format": _FORMAT, "fingerprint": self._fingerprint, **about}
-            write_whole(partial / _ABOUT, json.dumps(content) + "\n")
-
-        def end() -> None:
-            write_whole(partial / _CHECKSUMS, json.dumps(_checksums(partial), indent=1) + "\n")
-            _sync(partial)
-            if path.exists():
-                shutil.rmtree(path)
-            partial.replace(path)
-            _sync(self._folder)
-            for _, old in whole_checkpoints(self._folder)[: -self._keep]:
-                shutil.rmtree(old)
-
-        def on_main(work: Callable[[], None]) -> None:
+        @contextlib.contextmanager
+        def full_disk_named() -> Iterator[None]:
             try:
-                work()
+                yield
             except (OSError, GrSweepError) as error:
                 shutil.rmtree(partial, ignore_errors=True)  # before free space is measured
-                if is_full(error):
-                    cause = error if isinstance(error, OSError) else error.__cause__ or error
-                    raise full_disk(path, cause, num_bytes) from cause
-                raise
+                if not is_full(error):
+                    raise
+                cause = error if isinstance(error, OSError) else error.__cause__ or error
+                raise full_disk(path, cause, num_bytes) from cause
+
+        def begin() -> None:
+            shutil.rmtree(partial, ignore_errors=True)
+            with full_disk_named():
+                partial.mkdir(parents=True)
+                content = {"format": _FORMAT, "fingerprint": self._fingerprint, **about}
+                write_whole(partial / _ABOUT, json.dumps(content) + "\n")
+
+        def write() -> None:
+            # DCP returns when every process has written and synced its file, and raises the error
+            # of one process in all.
+            with full_disk_named(), _dcp():
+                alone = not self._processes.are_several
+                save(tensors, storage_writer=_Writer(partial), no_dist=alone)
+
+        def end() -> None:
+            with full_disk_named():
+                write_whole(partial / _CHECKSUMS, json.dumps(_checksums(partial), indent=1) + "\n")
+                sync_folder(partial)
+                if path.exists():
+                    shutil.rmtree(path)
+                partial.replace(path)
+                sync_folder(self._folder)
+                for _, old in whole_checkpoints(self._folder)[: -self._keep]:
+                    shutil.rmtree(old)
 
         try:
-            self._processes.from_main(lambda: on_main(begin))
-            try:
-                with _dcp():
-                    # Returns when every process has written and synced its file.
-                    alone = not self._processes.are_several
-                    save(tensors, storage_writer=_Writer(partial), no_dist=alone)
-            except OSError as error:  # of one process, raised in all
-                failure = error
-                self._processes.from_main(lambda: on_main(lambda: _raise(failure)))
-            self._processes.from_main(lambda: on_main(end))
+            self._processes.from_main(begin)
+            self._processes.together(write)
+            self._processes.from_main(end)
         finally:
             if self._processes.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -340,18 +342,5 @@ def _dcp() -> Iterator[None]:
             raise next(iter(failure.failures.values()))[0] from failure
 
 
-def _raise(error: Exception) -> NoReturn:
-    raise error
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _sync(folder: Path) -> None:
-    """Syncs the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,8 +1,7 @@
-"""The processes that run one job together: who they are, how they exchange values, how they fail.
+"""The processes of one job: their positions, how they exchange values, and how they fail.
 
-The only file that reads the environment for this. Processes are started by `torchrun` or are the
-tasks of a SLURM step; a process that was started alone needs none of it. Everything they exchange
-goes through collectives of `torch.distributed`.
+Processes are started by `torchrun` or are the tasks of a SLURM step; only this file reads their
+environment variables. All values are exchanged through collectives of `torch.distributed`.
 """
 
 import atexit
@@ -141,10 +140,6 @@ class Processes:
         """Whether there are other processes."""
         return self.world_size > 1
 
-    def rows(self, num_rows: int) -> slice:
-        """The rows, of `num_rows`, that this process computes. Raises like `rows_of`."""
-        return rows_of(self.rank, self.world_size, num_rows)
-
     def from_main(self, work: Callable[[], Value]) -> Value:
         """Calls `work` on rank 0 and returns its result, which must pickle, in every process.
 
@@ -194,9 +189,9 @@ class Processes:
     def joined(self, device: Device) -> "Iterator[torch.device]":
         """Gives the device of this process, and turns the loss of another process into an error.
 
-        What `from_main` and `together` raise is raised in all processes, and the next job can run.
-        Any other error ends all of them: the others notice in their next exchange, and raise a
-        JobError that says which process failed first.
+        After an error of `from_main` or `together`, which all processes raise, the next job can
+        run. Any other error ends all of them: in their next exchange, the others raise a JobError
+        that says which process failed first.
 
         Raises:
             PlanError: train.device=cuda where torch sees no GPU.
@@ -393,15 +388,12 @@ def _slurm_address(env: Mapping[str, str]) -> tuple[str, int]:
     """Host and port of a SLURM step's first process; MASTER_ADDR and MASTER_PORT override them."""
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or socket.gethostname()
     is_one_node = env.get("SLURM_STEP_NUM_NODES", "1") == "1"
-    host = env.get("MASTER_ADDR") or ("127.0.0.1" if is_one_node else first_host(nodes))
+    # The first host: `gpu[03-05,9],cpu1` gives `gpu03`.
+    first = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
+    assert first is not None  # every part may be empty
+    first_host = "".join(part or "" for part in first.groups())
+    host = env.get("MASTER_ADDR") or ("127.0.0.1" if is_one_node else first_host)
     # Steps of one job may run at the same time.
     number = _integer(env, "SLURM_JOB_ID", 0) + 7919 * _integer(env, "SLURM_STEP_ID", 0)
     port = _integer(env, "MASTER_PORT") if env.get("MASTER_PORT") else _PORTS[number % len(_PORTS)]
     return host, port
-
-
-def first_host(nodes: str) -> str:
-    """The first host of a SLURM node list: `gpu[03-05,9],cpu1` gives `gpu03`."""
-    found = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
-    assert found is not None  # every part may be empty
-    return "".join(part or "" for part in found.groups())

@@ -8,10 +8,9 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,7 +26,7 @@ from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
-from gr_sweep.train.distributed import Processes
+from gr_sweep.train.distributed import Processes, rows_of
 from gr_sweep.train.finite import describe_bad_batch
 from gr_sweep.train.optim import make_optimizer, make_schedule
 from gr_sweep.train.progress import Progress
@@ -54,56 +53,33 @@ class TrainState:
     data_s: float = 0.0
     """Seconds of `train_s` in which the loop waited for data."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, for a checkpoint."""
-        return asdict(self)
 
+def _prefetched(
+    read: Callable[[int], list[np.ndarray]], stop: int, state: TrainState, device: torch.device
+) -> Iterator[list[Tensor]]:
+    """The micro-batches of each step up to `stop`, on the device or being copied to it.
 
-class _Prefetch:
-    """Reads the rows of the next step in a thread while the device computes the current one.
-
-    A step's rows follow from its number, so reading ahead changes nothing. An error of the thread
-    is raised in the step that needs the rows.
+    A thread reads the rows of the next step, `read(step)`, while the device computes the current
+    one. Rows depend only on the step's number, so reading ahead changes nothing. An error of the
+    thread is raised in the step that needs the rows.
     """
 
-    def __init__(
-        self, read: Callable[[int], list[np.ndarray]], steps: range, device: torch.device
-    ) -> None:
-        """`read` gives the micro-batches of a step by its number."""
-        self._read = read
-        self._device = device
-        self._stop = steps.stop
-        self._thread = ThreadPoolExecutor(1, "prefetch")
-        self._next: Future[list[np.ndarray]] | None = None
-        if steps:
-            self._next = self._thread.submit(read, steps.start)
-
-    def __enter__(self) -> "_Prefetch":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-    def take(self, state: TrainState) -> list[Tensor]:
-        """The micro-batches of the current step, on the device or being copied to it."""
-        assert self._next is not None  # a step within the range that was given
-        start = time.perf_counter()
-        rows = self._next.result()
-        state.data_s += time.perf_counter() - start
-        if state.step + 1 < self._stop:
-            self._next = self._thread.submit(self._read, state.step + 1)
-        return [self._to_device(torch.from_numpy(rows_NS)) for rows_NS in rows]
-
-    def _to_device(self, rows_NS: Tensor) -> Tensor:
-        if self._device.type != "cuda":
-            return rows_NS.to(self._device)
+    def to_device(rows_NS: Tensor) -> Tensor:
         # The host does not wait for a copy from pinned memory. The thread has no CUDA device set.
-        return rows_NS.pin_memory().to(self._device, non_blocking=True)
+        is_cuda = device.type == "cuda"
+        return (rows_NS.pin_memory() if is_cuda else rows_NS).to(device, non_blocking=is_cuda)
+
+    if state.step == stop:
+        return
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        following = thread.submit(read, state.step)
+        for step in range(state.step, stop):
+            start = time.perf_counter()
+            rows = following.result()
+            state.data_s += time.perf_counter() - start
+            if step + 1 < stop:
+                following = thread.submit(read, step + 1)
+            yield [to_device(torch.from_numpy(rows_NS)) for rows_NS in rows]
 
 
 @dataclass(slots=True)
@@ -198,8 +174,10 @@ class Trainer:
     """Whether a signal has asked one of the processes to stop."""
 
     def __post_init__(self) -> None:
-        several = self.processes.are_several
-        self._rows = self.processes.rows(self.batches.num_rows) if several else None
+        here = self.processes
+        self._rows = None
+        if here.are_several:
+            self._rows = rows_of(here.rank, here.world_size, self.batches.num_rows)
 
     def run(self, stop: int | None = None) -> None:
         """Trains to step `stop`, or to the end of the run; saves a checkpoint there.
@@ -228,16 +206,16 @@ class Trainer:
         self.routed.model.train()
         with (
             progress.shown(),
-            _Prefetch(read, range(state.step, stop), self.device) as prefetch,
+            contextlib.closing(_prefetched(read, stop, state, self.device)) as steps,
             self.signals.deferred(),
         ):
-            while state.step < stop:
+            for micro_batches in steps:
                 # For models with dropout: a step's draws depend only on its number.
                 torch.manual_seed(
                     (self.processes.rank * 1_000_003 + self.seed) * 1_000_003 + state.step
                 )
                 lr = float(self.training.schedule.get_last_lr()[0])
-                step = self._step(forward, prefetch.take(state))
+                step = self._step(forward, micro_batches)
                 since_row.add(step)
                 since_row.grad_norms = step.grad_norms
                 progress.step()
@@ -315,7 +293,7 @@ class Trainer:
 
         def fail() -> NoReturn:
             written = ""
-            # On a full disk the error counts, not the file.
+            # A full disk must not hide the error.
             with contextlib.suppress(OSError, GrSweepError):
                 if self.dump_bad_batch is not None:
                     written = f"; {self.dump_bad_batch(batch)} lists its rows and documents"
@@ -351,7 +329,7 @@ class Trainer:
         about = {
             "plan": self.routed.plan.in_place().to_json(),
             "schedule": self.training.schedule.state_dict(),
-            "state": self.training.state.as_dict(),
+            "state": asdict(self.training.state),
         }
         tensors = tensors_of(self.routed.model, self.training.optimizer)
         self.checkpoints.save(self.training.state.step, about, tensors)

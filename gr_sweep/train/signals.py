@@ -38,7 +38,6 @@ class StopSignals:
         self._stop: Stopped | None = None
         self._is_raised = False
         self._is_deferred = False
-        self._is_quiet = False
         self._replaced: dict[int, Any] = {}
 
     @property
@@ -91,16 +90,13 @@ class StopSignals:
             raise self._stop  # Python drops what a handler raises within a destructor
 
     @contextlib.contextmanager
-    def deferred(self, *, is_quiet: bool = False) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Inside, a signal waits until `obey` is called; a second Ctrl-C does not.
-
-        Args:
-            is_quiet: whether the caller itself reports the signal.
 
         Raises:
             Stopped: at the end of the block, if a signal came and `obey` was not called.
         """
-        self._is_deferred, self._is_quiet = True, is_quiet
+        self._is_deferred = True
         try:
             yield
         finally:
@@ -123,9 +119,9 @@ class StopSignals:
             self._stop.signum, self._stop.hand_on = signum, hand_on  # type: ignore[union-attr]
             return
         if is_first and self._is_deferred:
-            if signum == signal.SIGINT and not self._is_quiet:
+            if signum == signal.SIGINT:
                 # Logging may be in the middle of a line.
-                os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")
+                os.write(2, b"\nsaving before the stop; Ctrl-C again stops at once\n")
             return
         if signum == signal.SIGINT or (is_first and not self._is_raised):
             self._is_raised = True

@@ -1,4 +1,4 @@
-"""SLURM's commands, played by scripts: a queue that is a text file."""
+"""Scripts that stand in for SLURM's commands; the queue is a text file."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ echo "   JobState=$(cat "$here/$3.state") Reason=NonZeroExitCode Dependency=(nul
 
 
 class Cluster:
-    """What the scripts do, and what they were told."""
+    """Controls the scripts, and shows what was submitted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,5 +75,5 @@ class Cluster:
         (self.folder / "away").touch() if away else (self.folder / "away").unlink()
 
     def refuses(self, reason: str) -> None:
-        """From now on, sbatch does, for this reason."""
+        """Makes sbatch refuse all jobs for this reason."""
         (self.folder / "refuses").write_text(f"sbatch: error: {reason}\n")

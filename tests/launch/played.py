@@ -1,4 +1,4 @@
-"""Jobs that are played by a small function. A module of its own, which a job imports quickly."""
+"""A small function that stands in for a job. A separate module, so that a job imports it quickly."""
 
 import json
 import os

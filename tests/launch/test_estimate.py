@@ -1,4 +1,4 @@
-"""The estimate against the allocator of the CPU, and by hand."""
+"""The estimate compared with the CPU's allocator and with numbers computed by hand."""
 
 import functools
 import itertools
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from gr_sweep.config import (
     DataConfig,
@@ -30,7 +29,7 @@ from gr_sweep.config import (
     TrackingMode,
     TrainConfig,
 )
-from gr_sweep.errors import ConfigError, DataError, JobError, PlanError
+from gr_sweep.errors import DataError, JobError, PlanError
 from gr_sweep.job import run_job
 from gr_sweep.jobdir import read_record
 from gr_sweep.launch.estimate import (
@@ -57,7 +56,7 @@ SETTINGS = [
     if kind is not PlanKind.none or (edges is Edges.none and foreign_dropout == 0.0)
 ]
 SOME = SETTINGS[:1] + SETTINGS[1::7]
-"""Every choice of each, not every combination."""
+"""Each value of each setting, but not every combination."""
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -95,8 +94,7 @@ def test_the_peak_is_that_of_the_allocator_in_a_real_step(
     )
     measured = measured_peak(config, tmp_path / "trace.json")
     estimated = estimate_job(config, CPU).step_peak_bytes
-    print(f"measured {measured} estimated {estimated} off by {estimated / measured - 1:.3%}")
-    # The issue allows 15 %; what remains is what kernels take for themselves.
+    # The difference is memory that kernels allocate for themselves.
     assert estimated == pytest.approx(measured, rel=0.01)
 
 
@@ -201,15 +199,6 @@ def test_what_is_recomputed_takes_time_and_is_no_part_of_what_training_must_do()
     assert recomputed.step_bytes < stored.step_bytes
 
 
-def test_an_estimate_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("torch.compile was called")
-
-    monkeypatch.setattr(torch, "compile", refuse)
-    compiled = make_config(train=replace(TRAIN, compile=True))
-    assert estimate_job(compiled, CPU) == estimate_job(make_config(), CPU)
-
-
 def test_a_filtered_job_trains_on_what_is_left() -> None:
     dense = estimate_job(make_config(method=MethodConfig(name=Method.dense)), CPU)
     without = MethodConfig(name=Method.filtered, without=["biology"])
@@ -231,31 +220,12 @@ def test_devices_share_what_lasts_and_the_rows() -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_rows_that_do_not_divide_over_the_devices_are_refused() -> None:
-    with pytest.raises(ConfigError, match="6 sequences, which do not divide over 4 processes"):
-        estimate_job(make_config(), replace(CPU, world_size=4))
-    assert not torch.distributed.is_initialized()
-
-
 def test_a_gpu_computes_in_bfloat16_and_takes_its_workspace() -> None:
     estimate, on_cpu = (estimate_job(make_config(), target) for target in (H100, CPU))
     assert estimate.hours == pytest.approx(estimate.flops / (0.4 * 989e12) / 3600)
     assert estimate.step_bytes > 64 << 20  # cuBLAS's workspaces alone
     narrow = make_config(train=replace(TRAIN, precision=Precision.bfloat16))
     assert estimate_job(narrow, CPU).step_bytes < on_cpu.step_bytes
-
-
-@pytest.mark.slow
-def test_7b_is_estimated_on_a_laptop() -> None:
-    train = replace(TRAIN, sequence_length=2048, activation_checkpointing=True)
-    config = make_config("7b", train=train)
-    estimate = estimate_job(config, H100)
-    assert estimate.parameters == pytest.approx(6.48e9, rel=0.01)
-    # float32 weights, gradients and two moments.
-    assert estimate.peak_bytes > 16 * estimate.parameters
-    assert "use more than 1 devices" in str(what_would_help(estimate, config, H100))
-    shared = estimate_job(config, replace(H100, world_size=3))
-    assert shared.peak_bytes < 80e9 and what_would_help(shared, config, H100) is None
 
 
 def test_a_job_that_does_not_fit_is_told_what_would_help() -> None:
@@ -265,65 +235,25 @@ def test_a_job_that_does_not_fit_is_told_what_would_help() -> None:
     assert what_would_help(estimate, config, CPU) is None, "the memory of a CPU is not known"
     lasting = 2 * estimate.weight_bytes + estimate.optimizer_bytes
     small = replace(H100, memory_bytes=lasting + 1)
-    assert what_would_help(estimate, config, small) == (
-        f"{estimate.peak_bytes / GIB:.1f} GiB do not fit in the {lasting / GIB:.1f} of h100; try "
-        "train.activation_checkpointing=true, train.micro_batch_sequences below 6, "
-        "more devices (--gpus)"
-    )
-    recomputing = make_config(
-        train=replace(TRAIN, activation_checkpointing=True, micro_batch_sequences=3)
-    )
-    assert str(what_would_help(estimate, recomputing, small)).endswith("try more devices (--gpus)")
+    said = str(what_would_help(estimate, config, small))
+    assert said.startswith(f"{estimate.peak_bytes / GIB:.1f} GiB do not fit in the")
+    assert "try train.activation_checkpointing=true, train.micro_batch_sequences below 6" in said
+    evaluating = replace(estimate, evaluation_bytes=2 * estimate.step_bytes)
+    assert "try eval.batch_sequences below" in str(what_would_help(evaluating, config, small))
     smaller = replace(H100, memory_bytes=lasting / 3 + 1)
     assert "more than 2 devices" in str(what_would_help(estimate, config, smaller))
-
-
-def test_where_evaluation_holds_most_it_is_what_must_shrink() -> None:
-    config = make_config()
-    estimate = replace(estimate_job(config, H100), evaluation_bytes=70 * GIB)
-    small = replace(H100, memory_bytes=60 * GIB)
-    windows = config.eval.batch_sequences
-    assert str(what_would_help(estimate, config, small)).endswith(
-        f"because of evaluation; try eval.batch_sequences below {windows}"
-    )
-
-
-@pytest.mark.parametrize("kind", [PlanKind.peers, PlanKind.forget])
-def test_a_family_with_norms_of_heads_is_estimated(kind: PlanKind, tmp_path: Path) -> None:
-    qwen = transformers.Qwen3Config(
-        vocab_size=300,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        head_dim=8,
-    )
-    qwen.save_pretrained(tmp_path)
-    config = make_config(
-        model=ModelConfig(size=None, path=str(tmp_path)),
-        plan=PlanConfig(kind=kind, attn_shared=0.25, forget=["biology"]),
-    )
-    assert estimate_job(config, CPU).step_bytes > 0
 
 
 def test_jobs_that_cost_the_same_are_estimated_once() -> None:
     config = make_config()
     estimate = estimate_job(config, CPU)
-    same = [
-        replace(config, seed=3),
-        replace(config, train=replace(TRAIN, lr=1.0, checkpoint_every=7)),
-        replace(config, data=replace(config.data, overlap=0.1)),
-    ]
+    same = replace(config, seed=3, train=replace(TRAIN, lr=1.0, checkpoint_every=7))
     other = [
         replace(config, edges=Edges.both),
-        replace(config, train=replace(TRAIN, sequence_length=32)),
         replace(config, train=replace(TRAIN, activation_checkpointing=True)),
-        replace(config, data=replace(config.data, weights={"code": 4.0})),
-        replace(config, data=replace(config.data, vocab_size=500)),
         replace(config, partition=replace(config.partition, unlabelled=0.5)),
     ]
-    assert all(estimate_job(job, CPU) is estimate for job in same)
+    assert estimate_job(same, CPU) is estimate
     assert not any(estimate_job(job, CPU) is estimate for job in other)
 
 
@@ -378,14 +308,3 @@ def test_a_job_that_runs_out_of_memory_says_what_it_needs_and_what_to_change(
     assert "\n" not in str(caught.value)
     record = read_record(tmp_path / "job")
     assert record is not None and record.error == str(caught.value) and not record.is_bug
-
-
-def test_memory_that_is_too_small_is_named_beside_what_the_job_needs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As on a machine of 1 MiB."""
-    sizes = {"SC_PHYS_PAGES": 256, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr("gr_sweep.launch.estimate.os.sysconf", sizes.__getitem__)
-    advice = after_out_of_memory(make_config(), 1)
-    peak = estimate_job(make_config(), CPU).peak_bytes / GIB
-    assert advice.startswith(f"{peak:.1f} GiB do not fit in the 0.0 of this machine")

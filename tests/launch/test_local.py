@@ -1,4 +1,4 @@
-"""Jobs side by side: slots, memory, and what becomes of each; played by small functions."""
+"""Jobs in parallel on one machine: slots, memory, and how jobs end; small functions act as jobs."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,7 +21,6 @@ from gr_sweep.launch import estimate
 from gr_sweep.launch.local import (
     LocalParallelConfig,
     Slot,
-    check_local,
     run_side_by_side,
     slots_of,
     visible_gpus,
@@ -70,29 +70,25 @@ def test_each_gpu_has_slots_and_jobs_see_only_theirs(monkeypatch, cores, tmp_pat
         Slot(0, "7", None), Slot(0, "5", None), Slot(1, "7", None), Slot(1, "5", None),
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="there is no GPU 3; torch sees 3"):
-        check_local(dataclasses.replace(QUICK, devices=[3]), gpu_jobs)
+        slots_of(dataclasses.replace(QUICK, devices=[3]), gpu_jobs)
     cores(1)
     assert [slot.gpu for slot in slots_of(QUICK, [CONFIG])] == [None]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert visible_gpus() == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("name", ["jobs_per_device", "cores_per_job"])
-def test_settings_that_are_too_small_are_one_line(name):
-    with pytest.raises(ConfigError, match=rf"hydra.launcher.{name}: expected 1 or more, got 0"):
-        check_local(LocalParallelConfig(**{name: 0}), [CONFIG])
-
-
 def test_only_so_many_jobs_run_at_once_as_fit_into_memory(cores, monkeypatch):
     cores(100_000)
     [job] = compose(["model=tiny", "train.device=cpu"]).jobs
     config, jobs = LocalParallelConfig(), [job.config]
+    with pytest.raises(ConfigError, match="jobs_per_device: expected 1 or more, got 0"):
+        slots_of(LocalParallelConfig(jobs_per_device=0), jobs)
     assert 1 <= len(slots_of(config, jobs)) < 100_000
     huge = dataclasses.replace(estimate.estimate_job(job.config, CPU), step_bytes=1 << 60)
     monkeypatch.setattr(estimate, "estimate_job", lambda *_: huge)
     with pytest.raises(ConfigError, match=r"a job needs about \d+\.\d GiB, which is more than"):
-        check_local(config, jobs)
-    check_local(dataclasses.replace(config, check_memory=False), jobs)
+        slots_of(config, jobs)
+    slots_of(dataclasses.replace(config, check_memory=False), jobs)
 
 
 def test_a_job_that_fails_or_dies_does_not_take_down_the_others(tmp_path, cores, capfd):
@@ -109,18 +105,16 @@ def test_a_job_that_fails_or_dies_does_not_take_down_the_others(tmp_path, cores,
     assert "job 0: failed: x.jsonl line 3: not UTF-8" in said and "4 of 4)" in said
 
 
-def test_a_job_of_another_process_is_waited_for(tmp_path, cores, capfd):
-    """Beside a live table no line is printed."""
+def test_a_job_of_another_process_is_waited_for(tmp_path, cores):
     cores(2)
-    [job] = works(tmp_path, "")
-    script = "import sys; from pathlib import Path; from tests.launch.played import play; "
-    script += "play(Path(sys.argv[1]), '', 2.0)"
-    other = subprocess.Popen([sys.executable, "-c", script, str(job.folder)])
+    [job] = works(tmp_path, "", seconds=1.0)
+    other = threading.Thread(target=job.call)  # holds the folder's lock
+    other.start()
     while standing(job.folder).state is not State.running:
         time.sleep(0.05)
-    run_side_by_side([job], QUICK, is_shown=True)
-    assert other.wait() == 0 and states([job]) == [State.done]
-    assert capfd.readouterr().err == ""
+    run_side_by_side([job], QUICK)
+    assert states([job]) == [State.done] and not (job.folder / "output.log").exists()
+    other.join()
 
 
 PARENT = """
@@ -136,15 +130,14 @@ except Stopped as stopped:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_every_job_save_before_it_stops(tmp_path, number):
+def test_a_signal_lets_every_job_save_before_it_stops(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)])
     jobs = works(tmp_path, "")
     while not (jobs[0].folder / "environment").exists():
         time.sleep(0.05)
     time.sleep(0.5)
-    parent.send_signal(number)
-    assert parent.wait(timeout=30) == 128 + number
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(timeout=30) == 128 + signal.SIGINT
     assert (jobs[0].folder / "saved").exists()
     assert states(jobs) == [State.stopped]
     record = standing(jobs[0].folder).record

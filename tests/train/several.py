@@ -35,7 +35,7 @@ from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
-from gr_sweep.train.distributed import Processes, connect, shard
+from gr_sweep.train.distributed import Processes, connect, rows_of, shard
 from gr_sweep.train.loop import Trainer, start
 from gr_sweep.train.signals import Stopped, StopSignals
 from gr_sweep.train.step import is_bfloat16, precision_context
@@ -97,8 +97,8 @@ def documents(domain: str, lengths: list[int]) -> Shard:
 
 
 def make_batches() -> Batches:
-    """Two micro-batches of 16 rows a step: 5 of each domain and an unlabelled one. Of two processes
-    each has a part of biology's, and not what is switched off for so many rows by themselves."""
+    """Two micro-batches of 16 rows a step: 5 of each domain and an unlabelled one. Each of two
+    processes has some of biology's rows, so the foreign dropout of one row group is divided."""
     return Batches(
         {domain: documents(domain, [9] * 40) for domain in DOMAINS},
         DOMAINS,
@@ -133,13 +133,6 @@ def held_out(processes: Processes) -> HeldoutBatches:
     )
 
 
-class BadRows(Rows):
-    """A tracker whose rows of the attempt before are damaged."""
-
-    def cut_back(self, step):
-        raise DataError("no row")
-
-
 def train_case(
     case: Case,
     folder: Path,
@@ -148,8 +141,8 @@ def train_case(
     signals: StopSignals | None = None,
     signal_in_step: int | None = None,
 ) -> list[Any]:
-    """Rows of a run of STEPS steps, from the newest checkpoint in the folder if there is one. In
-    one of its steps this process may be told to stop."""
+    """Rows of a run of STEPS steps, resumed if the folder has a checkpoint. In `signal_in_step`
+    this process gets SIGUSR2."""
     processes = processes or Processes()
     tracker = Rows() if tracker is None else tracker
     cpu = torch.device("cpu")
@@ -204,13 +197,13 @@ def train_case(
 
 
 def gradients_of_ddp(processes: Processes) -> float:
-    """Largest difference, as a share of the largest gradient, between the gradients under
-    DistributedDataParallel and those of one process that has all rows."""
+    """Largest difference between gradients under DistributedDataParallel and those of one process
+    with all rows, as a fraction of the largest gradient."""
     batches, case = make_batches(), CASES["both-0.5"]
     tokens_NS = torch.from_numpy(batches.step(0)[0])
     routed = make_routed(case)
     alone = copy.deepcopy(routed.model)
-    rows = processes.rows(batches.num_rows)
+    rows = rows_of(processes.rank, processes.world_size, batches.num_rows)
     wrapped = torch.nn.parallel.DistributedDataParallel(TokenLosses(routed))
     with routed.batch(batches.counts, rows=rows):
         loss_sum, losses_NT = wrapped(tokens_NS[rows])
@@ -245,13 +238,13 @@ def raises(error: Exception) -> None:
 
 
 def raises_beside(processes: Processes, error: Exception) -> None:
-    """Raises on every process but the main one."""
+    """Raises in every process except rank 0."""
     if not processes.is_main:
         raise error
 
 
 def graphs_and_breaks() -> list[int]:
-    """What Dynamo has compiled, and where it had to leave off, since the last call."""
+    """Number of graphs that Dynamo has compiled, and of graph breaks, since the last call."""
     counters = torch._dynamo.utils.counters
     found = [counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())]
     counters.clear()
@@ -265,16 +258,16 @@ def resumed(whole: Path, folder: Path, processes: Processes) -> list[Any]:
     return train_case(CASES[whole.name], folder, processes)
 
 
-def stopped(folder: Path, processes: Processes, step: int) -> list[Any]:
-    """What each process says of a run in which the last one gets a signal in that step; then the
-    names of the checkpoints, and the rows of the run that goes on from there."""
+def stopped(folder: Path, processes: Processes) -> list[Any]:
+    """What each process raises in a run in which the last one gets a signal in step 1; then the
+    names of the checkpoints, and the rows of the resumed run."""
     signals, tracker = StopSignals(), Rows()
     is_told = processes.rank == processes.world_size - 1
     said = "not stopped"
     try:
         with signals.listening():
             train_case(
-                CASES["both-0.5"], folder, processes, tracker, signals, step if is_told else None
+                CASES["both-0.5"], folder, processes, tracker, signals, 1 if is_told else None
             )
     except Stopped as error:
         said = f"{error} after step {tracker[-1][0]}"
@@ -295,25 +288,15 @@ def main(folder: Path) -> None:
         }
         results["graphs and breaks"] = graphs_and_breaks()
         results["resumed"] = resumed(folder / "both-0.5", folder / "resumed", processes)
-        for step in (1, STEPS):
-            name = f"stopped in {step}"
-            results[name] = stopped(folder / name, processes, step)
+        results["stopped"] = stopped(folder / "stopped", processes)
         results["ddp"] = gradients_of_ddp(processes)
         diverges = Case("both", 0.5, train={"lr": 1e30, "max_norm": None})
         for name, work in {
             "not finite": lambda: train_case(diverges, folder / "not finite", processes),
             "told": lambda: processes.from_main(lambda: raises(DataError("bad text"))),
-            "first": lambda: processes.main_first(lambda: raises(DataError("bad text"))),
             "answer": lambda: raises(ValueError(processes.from_main(lambda: processes.rank))),
             "one": lambda: processes.together(lambda: raises_beside(processes, DataError("mine"))),
             "all": lambda: raises(ValueError(processes.together(lambda: processes.rank))),
-            "row": lambda: train_case(
-                CASES["both-0.5"],
-                folder / "row",
-                processes,
-                BadRows() if processes.is_main else Rows(),
-            ),
-            "divides": lambda: processes.rows(7),
         }.items():
             results[name] = raised_by(processes, work)
     # A second job in the same processes.

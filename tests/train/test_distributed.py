@@ -1,11 +1,11 @@
-"""Who a process is, and what it takes; what several do together is in test_several.py."""
+"""The position of a process, from its environment; `test_several.py` runs several."""
 
 import pytest
 import torch
 
 from gr_sweep.config import Device
-from gr_sweep.errors import ConfigError, DataError, JobError, PlanError
-from gr_sweep.train.distributed import Processes, first_host, is_main, place, rows_of
+from gr_sweep.errors import ConfigError, DataError, JobError
+from gr_sweep.train.distributed import Processes, is_main, place, rows_of
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",
@@ -60,15 +60,14 @@ def test_an_incomplete_environment_is_refused():
 @pytest.mark.parametrize(
     ("nodes", "host"),
     [
-        ("gpu07", "gpu07"),
         ("gpu07,gpu09", "gpu07"),
         ("gpu[07-08],cpu1", "gpu07"),
-        ("gpu[3,5-9]", "gpu3"),
         ("r1n[01-02]-ib,r2n1", "r1n01-ib"),
     ],
 )
-def test_the_first_host_of_a_list(nodes, host):
-    assert first_host(nodes) == host
+def test_tasks_meet_on_the_first_host_of_a_list(nodes, host):
+    here = place(SLURM | {"SLURM_STEP_NODELIST": nodes})
+    assert here is not None and here.url.startswith(f"tcp://{host}:")
 
 
 def test_the_main_process_is_the_first_one(monkeypatch):
@@ -80,19 +79,16 @@ def test_the_main_process_is_the_first_one(monkeypatch):
     assert is_main()
 
 
-def test_rows_are_shared_out_in_contiguous_parts():
+def test_rows_are_divided_into_equal_contiguous_parts():
     parts = [rows_of(rank, 3, 12) for rank in range(3)]
     assert parts == [slice(0, 4), slice(4, 8), slice(8, 12)]
-
-
-def test_rows_that_do_not_divide_are_one_line_that_says_what_would():
     with pytest.raises(ConfigError, match=r"12 sequences, .* 5 processes; set .* a multiple of 5"):
         rows_of(0, 5, 12)
 
 
 def test_a_process_alone_does_its_work_itself():
     alone = Processes()
-    assert alone.is_main and not alone.are_several and alone.rows(7) == slice(0, 7)
+    assert alone.is_main and not alone.are_several
     assert alone.from_main(lambda: 3) == alone.main_first(lambda: 3) == 3
     with pytest.raises(DataError):
         alone.main_first(lambda: raises(DataError("x")))
@@ -100,12 +96,6 @@ def test_a_process_alone_does_its_work_itself():
     assert alone.sum_(ones) is ones and ones.tolist() == [1, 1]
     with alone.joined(Device.cpu) as device:
         assert device == torch.device("cpu") and not torch.distributed.is_initialized()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_one_line():
-    with pytest.raises(PlanError, match="torch sees no GPU"), Processes().joined(Device.cuda):
-        pass
 
 
 def raises(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Two processes of a job over gloo, started with torchrun, against one: the same numbers."""
+"""Two processes over gloo, started with torchrun, compute the same numbers as one."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_losses_norms_and_evaluations_are_those_of_one_process(two, tmp_path, ca
 
 
 def test_layers_compiled_one_by_one_are_graphs_without_a_break(two, tmp_path):
-    """A graph for the layer that the plan leaves whole, and one for those that it splits."""
+    """One graph for the layer that the plan does not split, and one for those that it splits."""
     assert rows_of_two(two, "graphs and breaks") == [2, 0]
     assert_same_rows(
         rows_of_two(two, "compiled"), train_case(CASES["last layers"], tmp_path), rtol=1e-5
@@ -100,16 +100,12 @@ def test_two_processes_that_go_on_end_with_the_weights_of_two_that_were_never_st
     assert_same_tensors(two / "resumed", two / "both-0.5")
 
 
-@pytest.mark.parametrize(("told", "rows"), [(1, [2, 2, 3, 4, 4]), (4, [])])
-def test_a_signal_to_one_process_stops_all_after_the_same_step(two, told, rows):
-    everyone, saved, found = rows_of_two(two, f"stopped in {told}")
-    assert everyone == [
-        f"stopped by SIGTERM after step {told}",
-        f"stopped by SIGUSR2 after step {told}",
-    ]
-    assert saved[-1] == f"step_{told:08d}"
-    assert [step for step, _ in found] == rows
-    assert_same_tensors(two / f"stopped in {told}", two / "both-0.5")
+def test_a_signal_to_one_process_stops_all_after_the_same_step(two):
+    everyone, saved, found = rows_of_two(two, "stopped")
+    assert everyone == ["stopped by SIGTERM after step 1", "stopped by SIGUSR2 after step 1"]
+    assert saved[-1] == "step_00000001"
+    assert [step for step, _ in found] == [2, 2, 3, 4, 4]
+    assert_same_tensors(two / "stopped", two / "both-0.5")
 
 
 def assert_same_tensors(found: Path, expected: Path) -> None:
@@ -127,10 +123,6 @@ def test_checkpoints_of_one_and_of_two_processes_hold_the_same_tensors(two, tmp_
     for name, tensor in one.items():
         # AdamW divides a rounding difference by itself where a gradient is near 0.
         torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-    files = {path.name for path in (two / case / "step_00000004").iterdir()}
-    assert files == {
-        ".metadata", "__0_0.distcp", "__1_0.distcp", "checksums.json", "run.json",
-    }  # fmt: skip
 
 
 def test_gradients_under_ddp_are_the_mean_that_one_process_computes(two):
@@ -146,18 +138,12 @@ def test_a_loss_that_is_not_finite_is_an_error_of_all(two):
 
 def test_what_the_main_process_returns_or_raises_all_return_or_raise(two):
     assert rows_of_two(two, "answer") == ["ValueError: 0"] * 2
-    assert rows_of_two(two, "told") == rows_of_two(two, "first") == ["DataError: bad text"] * 2
-    assert rows_of_two(two, "row") == ["DataError: no row"] * 2
+    assert rows_of_two(two, "told") == ["DataError: bad text"] * 2
 
 
 def test_what_one_process_raises_in_common_work_all_raise(two):
     assert rows_of_two(two, "one") == ["DataError: mine"] * 2
     assert rows_of_two(two, "all") == ["ValueError: 0", "ValueError: 1"]
-
-
-def test_rows_that_do_not_divide_are_refused(two):
-    first, second = rows_of_two(two, "divides")
-    assert first.startswith("ConfigError: a micro-batch has 7 sequences") and first == second
 
 
 PROGRAM = """
@@ -166,7 +152,7 @@ import torch
 import gr_sweep.train.distributed as distributed
 from datetime import timedelta
 from gr_sweep.config import Device
-from gr_sweep.errors import DataError, GrSweepError
+from gr_sweep.errors import GrSweepError
 
 who, how = int(sys.argv[1]), sys.argv[2]
 if how == "hangs":
@@ -174,12 +160,8 @@ if how == "hangs":
 processes = distributed.connect()
 
 def act():
-    if how == "killed":
-        os.kill(os.getpid(), 9)
     if how == "hangs":
         time.sleep(60)
-    if how == "bad text":
-        raise DataError("bad text")
     raise ZeroDivisionError("a bug")
 
 try:
@@ -199,14 +181,12 @@ except GrSweepError as error:
 @pytest.mark.parametrize(
     ("who", "how", "said"),
     [
-        (1, "killed", "True process 0 of 2 lost another one"),
-        (1, "bad text", "False process 1 of 2 failed (DataError: bad text)"),
         (0, "bug", "False process 0 of 2 failed (ZeroDivisionError: a bug)"),
-        pytest.param(1, "hangs", "True process 0 of 2 lost another", marks=pytest.mark.slow),
+        pytest.param(1, "hangs", "True process 0 of 2 lost another one", marks=pytest.mark.slow),
     ],
 )
 def test_an_error_of_one_process_ends_the_other_which_says_why(tmp_path, who, how, said):
-    """As tasks of a SLURM step without --kill-on-bad-exit. Only an interrupted job is resumable."""
+    """Two tasks of a SLURM step without --kill-on-bad-exit. Only a lost process is resumable."""
     port = 20_000 + os.getpid() % 9_000
     tasks = []
     for rank in range(2):
@@ -222,9 +202,6 @@ def test_an_error_of_one_process_ends_the_other_which_says_why(tmp_path, who, ho
         if how == "bug":
             assert "ZeroDivisionError: a bug" in tasks[who].communicate(timeout=30)[1]
             assert tasks[who].returncode == 1
-        if how == "bad text":
-            assert tasks[who].wait(30) == 2
-            assert (tmp_path / str(who)).read_text() == "False bad text"
     finally:
         for task in tasks:
             if task.poll() is None:

@@ -46,14 +46,6 @@ def test_a_deferred_signal_waits_until_it_is_obeyed(number, capfd):
     assert ("Ctrl-C again" in capfd.readouterr().err) == (number == signal.SIGINT)
 
 
-def test_where_somebody_else_says_it_nothing_is_said_of_a_signal(capfd):
-    signals = StopSignals()
-    with pytest.raises(Stopped), signals.listening(), signals.deferred(is_quiet=True):
-        send(signal.SIGINT)
-        signals.obey()
-    assert capfd.readouterr().err == ""
-
-
 def test_one_that_nobody_has_obeyed_ends_the_run_when_the_deferral_ends():
     signals, after = StopSignals(), []
     with pytest.raises(Stopped), signals.listening():
@@ -72,17 +64,6 @@ def test_a_second_ctrl_c_does_not_wait():
         send(signal.SIGINT)
         after.append("saved")
     assert after == ["the step ends"]
-
-
-def test_a_second_sigterm_does_not_disturb_who_is_leaving():
-    after = []
-    with pytest.raises(Stopped), StopSignals().listening():
-        try:
-            send(signal.SIGTERM)
-        finally:
-            send(signal.SIGTERM)
-            after.append("left in order")
-    assert after == ["left in order"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -125,19 +106,6 @@ def test_what_a_signal_did_before_is_done_by_hand_on_and_its_handler_is_put_back
     stopped.value.hand_on()
     assert calls == [signal.SIGUSR2]
     assert signal.getsignal(signal.SIGUSR2) is launcher
-
-
-def test_handlers_are_put_back_where_nothing_came(handlers):
-    with StopSignals().listening():
-        assert signal.getsignal(signal.SIGTERM) != handlers[signal.SIGTERM]
-    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
-
-
-def test_what_ends_a_process_by_default_is_not_done_by_hand_on():
-    for number in SIGNALS:
-        with pytest.raises(Stopped) as stopped, StopSignals().listening():
-            send(number)
-        stopped.value.hand_on()
 
 
 @pytest.mark.parametrize("is_deferred", [False, True])
@@ -184,14 +152,3 @@ def test_a_run_in_another_thread_hears_nothing_and_changes_no_handler(handlers):
     thread.start()
     thread.join()
     assert found == [handlers]
-
-
-def test_who_had_no_signal_is_stopped_as_by_sigterm():
-    with pytest.raises(Stopped) as stopped:
-        StopSignals().obey()
-    assert stopped.value.signum == signal.SIGTERM
-
-
-def test_stopping_is_no_failure():
-    """Nothing that handles errors may take it for one."""
-    assert not issubclass(Stopped, Exception)
