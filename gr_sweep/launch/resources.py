@@ -177,8 +177,11 @@ def _fewest_gpus(config: RunConfig, given: SlurmConfig) -> "tuple[int, Estimate 
         sizes = [nodes * per_node]
     else:
         most = _MAX_GPUS if given.nodes is None else nodes * given.max_gpus_per_node
+        if config.procedure.name is ProcedureKind.alternate:
+            most = 1  # it needs the whole model in one process
+        rows = sum(micro_batch_rows(config).values())
         powers = (nodes * 2**power for power in range(_MAX_GPUS.bit_length()))
-        sizes = [size for size in powers if size <= most and _divides(config, size)] or [nodes]
+        sizes = [size for size in powers if size <= most and rows % size == 0] or [nodes]
     _check_rows(config, sizes[0])
     target = Target.gpu(given.gpu, utilisation=UTILISATION)
     room = MEMORY_FRACTION * (target.memory_bytes or 0)
@@ -196,16 +199,6 @@ def _fewest_gpus(config: RunConfig, given: SlurmConfig) -> "tuple[int, Estimate 
     raise ConfigError(
         f"a job does not fit on {where} (hydra.launcher.gpu, .gpus_per_node, .nodes): {help_}"
     )
-
-
-def _divides(config: RunConfig, world_size: int) -> bool:
-    if world_size > 1 and config.procedure.name is ProcedureKind.alternate:
-        return False
-    try:
-        _check_rows(config, world_size)
-    except ConfigError:
-        return False
-    return True
 
 
 def _check_rows(config: RunConfig, world_size: int) -> None:

@@ -61,19 +61,13 @@ def place(environment: Mapping[str, str] | None = None) -> Place | None:
     inside a step, because a batch script that requests many tasks is itself one process.
 
     Raises:
-        JobError: variables that are incomplete or not integers.
+        JobError: a variable is not an integer.
     """
     env = os.environ if environment is None else environment
     if "RANK" in env and "WORLD_SIZE" in env:
         rank, world_size = _integer(env, "RANK"), _integer(env, "WORLD_SIZE")
         if world_size == 1:
             return None
-        for name in ("MASTER_ADDR", "MASTER_PORT"):
-            if not env.get(name):
-                raise JobError(
-                    f"RANK and WORLD_SIZE are set but {name} is not; start several processes with "
-                    "torchrun or srun, or unset these variables"
-                )
         return Place(rank, world_size, _integer(env, "LOCAL_RANK", 0), False, "env://")
     if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
         rank, world_size = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_STEP_NUM_TASKS")
@@ -195,18 +189,11 @@ class Processes:
 
         Raises:
             PlanError: train.device=cuda where torch sees no GPU.
-            JobError: fewer GPUs on a node than processes; GPUs on some nodes only; another process
-                failed or was lost.
+            JobError: fewer GPUs on a node than processes; another process failed or was lost.
         """
         import torch
 
         own = self.together(lambda: _device(device, self._place))
-        kinds = self.gather(own.type)
-        if len(set(kinds)) > 1:
-            raise JobError(
-                f"the processes would compute on different devices ({', '.join(kinds)}); use nodes "
-                "that are alike, or train.device=cpu"
-            )
         if self.are_several and own.type == "cuda":
             torch.cuda.set_device(own)
         try:
@@ -302,7 +289,8 @@ def connect() -> Processes:
         group = dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise JobError(
-            f"process {here.rank} cannot find the others: {_first_line(error)}"
+            f"process {here.rank} cannot find the others ({_first_line(error)}); start several "
+            "processes with torchrun or srun"
         ) from error
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return Processes(here, store, group)

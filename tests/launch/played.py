@@ -1,4 +1,4 @@
-"""A small function that stands in for a job. A separate module, so that a job imports it quickly."""
+"""A small function that stands in for a job; in a module that is imported quickly."""
 
 import json
 import os
