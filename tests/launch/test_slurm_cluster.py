@@ -1,6 +1,5 @@
 """Jobs on a real SLURM cluster: whatever interrupts them, they end as an uninterrupted job."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -248,31 +247,3 @@ def test_a_job_goes_on_after_its_time_limit(start, place):
     slurm("scancel", number)
     found = [step for step, _ in rows(job)]
     assert found == sorted(set(found))
-
-
-@pytest.mark.slow
-def test_a_job_whose_task_is_killed_ends_within_a_minute_and_resumes(start, place):
-    command = ["-m", *LONG, *LAUNCHER, "hydra.launcher.tasks_per_node=2"]
-    command += [f"hydra.sweep.dir={place / 'tasks'}"]
-    launcher = start(*command)
-    job = await_(lambda: training(place / "tasks", "edges=both"), launcher)
-    kill_task(number_of(job), 1)
-    status, err = launcher.end(timeout=60)
-    assert status == 2 and "stopped: SLURM job " in err and "ended as FAILED" in err, err
-    status, err = start(*command).end()
-    assert status == 0, err
-    assert [step for step, _ in rows(job)] == list(range(1, STEPS + 1))
-
-
-def kill_task(number: str, rank: int) -> None:
-    """Kills the process of a job's task."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            env = (folder / "environ").read_bytes().split(b"\0")
-            if b"submitit.core._submit" in words and words[0].endswith(b"python") and {
-                f"SLURM_JOB_ID={number}".encode(), f"SLURM_PROCID={rank}".encode()
-            } <= set(env):  # fmt: skip
-                os.kill(int(folder.name), signal.SIGKILL)
-                return
-    raise AssertionError(f"no task {rank} of job {number}")
