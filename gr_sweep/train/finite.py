@@ -19,11 +19,6 @@ _MAX_CHARACTERS = 100
 """Length of a document's text in the file."""
 
 
-def bad_rows(losses_NT: Tensor) -> Tensor:
-    """Whether each row has a loss that is not finite: bool [N]."""
-    return ~losses_NT.isfinite().all(1)
-
-
 def describe_bad_batch(
     batches: Batches, step: int, loss: float, grad_norms: Mapping[str, float], rows_MN: Tensor
 ) -> tuple[str, dict[str, Any]]:
@@ -33,7 +28,7 @@ def describe_bad_batch(
         step: number of the step, from 0.
         loss: sum over the step.
         grad_norms: by owner set, before clipping.
-        rows_MN: `bad_rows` of each micro-batch, of all processes.
+        rows_MN: whether a row of a micro-batch has a loss that is not finite, in all processes.
     """
     found = rows_MN.nonzero().tolist()
     is_loss = bool(found)

@@ -112,13 +112,6 @@ class AllocatedBytes(TorchDispatchMode):
         held[0] = rounded
 
 
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages of `tensors`, each counted once."""
-    counter = AllocatedBytes()
-    counter.hold(tensors)
-    return counter.current
-
-
 def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()

@@ -17,7 +17,7 @@ from gr_sweep.config import (
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.model.sizes import random_model
 from gr_sweep.setup import lay_plan, named_config
-from gr_sweep.train.memory import tensor_bytes
+from gr_sweep.train.memory import AllocatedBytes
 from gr_sweep.train.step import make_step
 from tests.train.allocator import allocator_peak
 
@@ -48,5 +48,6 @@ def measured_peak(config: RunConfig, trace: Path, world_size: int = 1) -> int:
     step = make_step(lay_plan(model, config), config.train, counts, torch.device("cpu"), world_size)
     step.run()
     gc.collect()
-    held = tensor_bytes([*step.weights(), *step.optimizer_state()])
-    return held + allocator_peak(step.run, trace)
+    held = AllocatedBytes()
+    held.hold([*step.weights(), *step.optimizer_state()])
+    return held.current + allocator_peak(step.run, trace)
