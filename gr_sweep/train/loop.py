@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,7 +56,7 @@ class TrainState:
 
 def _prefetched(
     read: Callable[[int], list[np.ndarray]], stop: int, state: TrainState, device: torch.device
-) -> Iterator[list[Tensor]]:
+) -> Generator[list[Tensor], None, None]:
     """The micro-batches of each step up to `stop`, on the device or being copied to it.
 
     A thread reads the rows of the next step, `read(step)`, while the device computes the current
