@@ -69,7 +69,7 @@ def _prefetched(
         is_cuda = device.type == "cuda"
         return (rows_NS.pin_memory() if is_cuda else rows_NS).to(device, non_blocking=is_cuda)
 
-    if state.step == stop:
+    if state.step >= stop:
         return
     with ThreadPoolExecutor(1, "prefetch") as thread:
         following = thread.submit(read, state.step)
