@@ -472,6 +472,7 @@ def evaluating(routed):
     return evaluate
 
 
+@pytest.mark.slow
 def test_training_compiles_to_one_graph_and_evaluation_is_no_part_of_it(tmp_path, monkeypatch):
     plain, _, _ = run(tmp_path / "plain", steps=3)
     compiled = make_routed()
