@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
 
     api = wandb_server.connect()
     is_uploaded = _upload(arguments)
-    with wandb_server.asking():
+    with wandb_server.request_errors():
         entity = entity or str(api.default_entity)
     place = f"{entity}/{project}"
     runs, settled = _settled_runs(api, tracked, ids, place)
@@ -190,14 +190,14 @@ def _settled_runs(
 
 def _save(dashboard: Dashboard, entity: str, path: Path) -> None:
     """Makes or updates workspace and report, whose addresses are kept in a file."""
-    from gr_sweep.tracking.wandb_server import asking
+    from gr_sweep.tracking.wandb_server import request_errors
 
     saved: dict[str, dict[str, str]] = {}
     with contextlib.suppress(OSError, ValueError):
         saved = json.loads(path.read_text(encoding="utf-8"))
     place = f"{entity}/{dashboard.project}"
     earlier = saved.get(place, {})
-    with asking():
+    with request_errors():
         urls = save(dashboard, entity, earlier)
     for kind, url in urls.items():
         print(f"{kind} {'updated' if earlier.get(kind) == url else 'made'}: {url}")

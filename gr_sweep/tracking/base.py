@@ -18,7 +18,7 @@ HEAT_MAP = "separability/heat_map"
 
 
 class Tracker:
-    """Where rows go; this one, of a process that logs nothing, drops them.
+    """Receives the rows of a job. This base class drops them, for ranks that do not log.
 
     `finish` or `fail` closes it; later calls are ignored. As a context manager it calls `fail` if
     the block ends without `finish`.
@@ -28,7 +28,7 @@ class Tracker:
         """Adds a row at `step` optimizer steps done. Several rows may have the same step."""
 
     def cut_back(self, step: int) -> None:
-        """Drops the rows after `step`, where a resumed job continues; -1 drops all rows."""
+        """Drops the rows after `step`, from which a resumed job continues; -1 drops all rows."""
 
     def sync(self) -> None:
         """Flushes the rows to the disk; called with every checkpoint."""

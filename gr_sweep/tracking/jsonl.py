@@ -18,7 +18,7 @@ from gr_sweep.files import full_disk, is_full, whole_file
 from gr_sweep.tracking.base import STEP, Tracker
 
 TAIL_BYTES = 1 << 17
-"""Some hundreds of the last rows, for readers that need no more."""
+"""Enough for the last few hundred rows, for readers that need no more."""
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -27,7 +27,7 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def read_rows(path: Path, *, last_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl in their order; none where there is no file.
+    """The rows of a metrics.jsonl in order; an empty list if there is no file.
 
     Lines that are not rows are skipped, such as the last line of a job that is writing or was
     killed.

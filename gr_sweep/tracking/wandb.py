@@ -34,14 +34,14 @@ from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP, STEP_FIELD
 from gr_sweep.tracking.jsonl import JsonlTracker, finite, read_rows
 
 CONNECT_TIMEOUT_S = 10.0
-"""How long a job waits for a W&B server before it logs offline."""
+"""Longest wait for a W&B server at the start of a job, which then logs offline."""
 
 UPLOAD_TIMEOUT_S = 60.0
-"""How long a job waits for its upload at its end; the rest stays on disk, for `wandb sync`."""
+"""Longest wait for the upload at the end of a job. The rest stays on disk, for `wandb sync`."""
 
 _RETRIES = 1_000_000
 _RETRY_WAIT_S = 10.0
-"""A server may be away for days, and is found soon after; UPLOAD_TIMEOUT_S ends the waiting."""
+"""Retries bridge an outage of days; a job still ends after UPLOAD_TIMEOUT_S."""
 _ERROR = "gr_sweep/error"
 _URL = re.compile(r"(https?://)(?:[^/\s@]*@)?([^\s?#\"'<>]*)[^\s\"'<>]*")
 
@@ -119,7 +119,7 @@ class WandbTracker(JsonlTracker):
             how |= {"id": run_id, "dir": str(folder), "reinit": "create_new"}
             return wandb.init(**run, **how, settings=_run_settings())
 
-        with self._giving_up():
+        with self._errors_end_run():
             set_up()
             if mode is TrackingMode.online:
                 try:
@@ -142,24 +142,26 @@ class WandbTracker(JsonlTracker):
         """Adds the row to both; in W&B with the axis `gr_sweep/step`."""
         super().log(step, metrics)
         self._last_step = step
-        with self._giving_up():
-            self._put({STEP_FIELD: step, **finite(metrics)})
+        with self._errors_end_run():
+            self._log_row({STEP_FIELD: step, **finite(metrics)})
 
     def cut_back(self, step: int) -> None:
-        """Replays the rows of metrics.jsonl that W&B does not have. W&B's rows after `step` stay:
-        those that the job logs in their place are skipped."""
+        """Replays the rows of metrics.jsonl that W&B does not have.
+
+        W&B keeps its own rows after `step`; when the job logs these steps again, they are skipped.
+        """
         super().cut_back(step)
         rows = read_rows(self.path)
         self._last_step = rows[-1][STEP] if rows else 0
         self._next = 0
-        with self._giving_up():
+        with self._errors_end_run():
             for row in rows:
-                self._put({STEP_FIELD: row.pop(STEP), **row})
+                self._log_row({STEP_FIELD: row.pop(STEP), **row})
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Adds the removal matrix as table and heat map, and the metrics to the run's summary."""
         super().finish(summary)
-        with self._giving_up():
+        with self._errors_end_run():
             if self._run is None:
                 return
             if _ERROR in dict(self._run.summary):
@@ -172,10 +174,10 @@ class WandbTracker(JsonlTracker):
                 removed, domains, costs = matrix
                 data: list[Any] = [[part, *row] for part, row in zip(removed, costs, strict=True)]
                 table = wandb.Table(columns=["removed", *domains], data=data)
-                # Otherwise wandb makes an artifact of it, and waits for the server without limit.
+                # Otherwise wandb uploads it as an artifact, without a limit of time.
                 table.bind_to_run(self._run, MATRIX_TABLE, self._next)  # type: ignore[no-untyped-call]
                 shown = {MATRIX_TABLE: table, HEAT_MAP: wandb.Plotly(_heat_map(*matrix))}
-                if not self._put({STEP_FIELD: self._last_step, **shown}):
+                if not self._log_row({STEP_FIELD: self._last_step, **shown}):
                     # The server has the row, but a kill may have lost its files.
                     self._run.summary.update(shown)
             self._run.summary.update(dict(summary["metrics"]))
@@ -184,13 +186,13 @@ class WandbTracker(JsonlTracker):
     def fail(self, message: str) -> None:
         """Marks the run as failed, with the reason in its summary."""
         super().fail(message)
-        with self._giving_up():
+        with self._errors_end_run():
             if self._run is not None:
                 self._run.summary.update({_ERROR: message})
                 self._end(exit_code=1)
 
-    def _put(self, row: Mapping[str, Any]) -> bool:
-        """Logs the next row unless W&B has it; whether it was logged."""
+    def _log_row(self, row: Mapping[str, Any]) -> bool:
+        """Logs the next row, unless W&B has it already. Returns whether it was logged."""
         number, self._next = self._next, self._next + 1
         if self._run is None or number < self._num_on_server:
             return False
@@ -211,8 +213,8 @@ class WandbTracker(JsonlTracker):
             )
 
     @contextlib.contextmanager
-    def _giving_up(self) -> Iterator[None]:
-        """An error of W&B inside ends the W&B run, not the job."""
+    def _errors_end_run(self) -> Iterator[None]:
+        """An error of W&B in the block ends the W&B run, but not the job."""
         try:
             yield
         except (wandb.Error, OSError, ValueError, ConfigError) as error:
@@ -227,7 +229,7 @@ def _run_settings() -> wandb.Settings:
         disable_code=True,
         x_save_requirements=False,
         x_disable_viewer=True,
-        # Command line, paths, host: summary.json has what is wanted of them.
+        # No command line, paths and host; summary.json has those that we want.
         x_disable_meta=True,
         x_transaction_log_flush_interval=1.0,  # seconds until a row of an offline run is on disk
         x_graphql_retry_max=_RETRIES,
@@ -290,7 +292,7 @@ def wandb_settings() -> wandb.Settings:
     Raises:
         ConfigError: a WANDB_ variable that wandb refuses.
     """
-    # wandb reads these two here: its messages go to our log, and no reports about itself are sent.
+    # wandb reads these two here: print nothing, and send no reports about wandb itself.
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
@@ -302,9 +304,9 @@ def wandb_settings() -> wandb.Settings:
 
 
 def set_up() -> None:
-    """Starts wandb's own process, whose messages go to the log.
+    """Starts wandb's own process, whose messages go to our log.
 
-    WANDB_SERVICE names the process of whoever started this one, which may be gone.
+    WANDB_SERVICE is removed: it names a process of the parent, which may have ended.
     """
     os.environ.pop("WANDB_SERVICE", None)
     wandb_settings()
@@ -312,7 +314,7 @@ def set_up() -> None:
 
 
 class _Messages:
-    """wandb's messages in the log. Warnings are left to the tracker, which gives one at most."""
+    """Sends wandb's messages to our log. The tracker warns by itself, once at most."""
 
     def info(self, message: str) -> None:
         _log.debug("%s", message)

@@ -1,7 +1,7 @@
 """The W&B server as `gr-sweep dashboard` uses it: uploads, runs, and what is added to them later.
 
-Written for wandb 0.31, where `wandb sync` ends with status 0 whatever went wrong, and questions of
-the public API are repeated for days by default.
+Written for wandb 0.31, where `wandb sync` exits with status 0 even after an error, and the public
+API retries requests for days by default.
 """
 
 import contextlib
@@ -28,25 +28,24 @@ from gr_sweep.tracking.wandb import (
 )
 
 API_TIMEOUT_S = 20
-"""How long a question to a server may take."""
+"""Timeout of a request to the server."""
 
 SYNC_TIMEOUT_S = 300.0
-"""How long `wandb sync` may take for each log."""
+"""Timeout of `wandb sync`, for each log."""
 
 _LOGIN = (
     *("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
     *("WANDB_CREDENTIALS_FILE", "WANDB_CONFIG_DIR"),
 )
-"""Variables that `wandb sync` gets; others of the shell, such as WANDB_PROJECT, would redirect it.
-"""
+"""WANDB_ variables that `wandb sync` gets. Others, such as WANDB_PROJECT, would redirect it."""
 
 
 def connect() -> wandb.Api:
-    """The public API of the server that the settings name, logged in.
+    """The public API of the configured server, logged in.
 
     Raises:
         ConfigError: no key is configured, or a WANDB_ variable is invalid.
-        JobError: the server is away or refuses the key.
+        JobError: the server cannot be reached or rejects the key.
     """
     if key_source() is None:
         raise ConfigError("no W&B key is configured; run `wandb login` or set WANDB_API_KEY")
@@ -55,13 +54,13 @@ def connect() -> wandb.Api:
     settings.x_graphql_retry_max = 3
     settings.x_graphql_retry_wait_max_seconds = 2.0
     settings.x_graphql_timeout_seconds = API_TIMEOUT_S / 2
-    with asking():
+    with request_errors():
         return wandb.Api(timeout=API_TIMEOUT_S)
 
 
 @contextlib.contextmanager
-def asking() -> Iterator[None]:
-    """Turns an error of wandb into one line about the server.
+def request_errors() -> Iterator[None]:
+    """Turns errors of wandb into a `JobError` of one line that names the server.
 
     Raises:
         JobError: an error was raised inside.
@@ -70,7 +69,7 @@ def asking() -> Iterator[None]:
         yield
     except (
         *(wandb.Error, WandbApiFailedError, OSError, ValueError),
-        *(LookupError, TypeError, AttributeError),  # the library got an unexpected answer
+        *(LookupError, TypeError, AttributeError),  # of the library, for an unexpected answer
     ) as error:
         raise JobError(f"W&B at {server_url()} cannot be used: {one_line(error)}") from error
 
@@ -90,7 +89,7 @@ def upload(
         entity, project: instead of those in the logs.
 
     Returns:
-        For each log why it was not uploaded whole; None: it was.
+        For each log None, or why it was not uploaded completely.
 
     Raises:
         JobError: the upload took too long.
@@ -122,9 +121,9 @@ def upload(
 
 
 def _reason(log: Path, lines: Sequence[str]) -> str | None:
-    """Why `wandb sync`, which printed these lines, did not upload a log whole; None: it did.
+    """Why a log was not uploaded completely, from the output of `wandb sync`; None if it was.
 
-    The marker then says whether another try makes sense.
+    Afterwards the log has its marker if there is nothing more to upload.
     """
     marker = synced_marker(log)
     run_id = log.name.rpartition("-")[2]
@@ -141,8 +140,8 @@ def _reason(log: Path, lines: Sequence[str]) -> str | None:
 
 
 def runs(api: wandb.Api, place: str, ids: Sequence[str]) -> dict[str, Any]:
-    """The runs of a project (`entity/name`) by id, without those that do not exist."""
-    with tempfile.TemporaryDirectory() as folder, asking():
+    """Those of the given runs that exist in a project (`entity/name`), by id."""
+    with tempfile.TemporaryDirectory() as folder, request_errors():
         os.environ["WANDB_DIR"] = folder  # the library makes a folder for each run
         try:
             only = {"name": {"$in": list(ids)}}
@@ -153,15 +152,15 @@ def runs(api: wandb.Api, place: str, ids: Sequence[str]) -> dict[str, Any]:
 
 
 def add(run: Any, metrics: Mapping[str, float], config: Mapping[str, Any]) -> int:
-    """Adds what is known only after a run's end to its summary and its config.
+    """Updates a finished run's summary and config with values that were computed later.
 
-    Metrics in the summary that need a baseline and are not in `metrics` are deleted: a run does not
-    log these itself, so they were added earlier, from a baseline that is gone.
+    Metrics in the summary that need a baseline and are not in `metrics` are deleted: runs do not
+    log these themselves, so an earlier call added them, from a baseline that is gone.
 
     Returns:
         How many values were changed.
     """
-    with asking():
+    with request_errors():
         own = dict(run.summary_metrics)
         stale = [key for key in own if key not in metrics and _needs_baseline(key)]
         changed = {key: value for key, value in metrics.items() if own.get(key) != value}

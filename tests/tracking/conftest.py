@@ -1,4 +1,4 @@
-"""A W&B of the tests' own: no account of the machine that they run on, and a server to talk to."""
+"""Isolates tests from the machine's W&B account, and gives them a local server."""
 
 import contextlib
 import os
@@ -10,12 +10,12 @@ import pytest
 from tests.tracking.stub_server import StubServer
 
 KEY = "feedface" * 5
-"""An API key that nobody has."""
+"""A made-up API key."""
 
 
 @pytest.fixture
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No key from the machine that the tests run on, and a server that nobody listens at."""
+    """No API key of this machine, and the address of a server that does not exist."""
     import wandb
 
     wandb.teardown()  # forgets the settings that an earlier test read
@@ -31,7 +31,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 @pytest.fixture
 def server(no_account: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
-    """A server that this process and those that it starts log to, with a key."""
+    """A local server that this process and its children log to, with a key."""
     with contextlib.closing(StubServer()) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)

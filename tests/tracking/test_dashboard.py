@@ -1,7 +1,6 @@
 """The panels of a dashboard: none names what no run has."""
 
 import dataclasses
-import json
 
 from gr_sweep.metrics import registry
 from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP_FIELD
@@ -75,27 +74,8 @@ def test_no_panel_names_what_no_run_has() -> None:
                     assert {*panel.metrics, panel.x} - metrics - {None} == set(), (name, panel)
 
 
-def test_runs_that_logged_nothing_have_no_sections() -> None:
-    empty = Logged(history=frozenset(), summary=frozenset(), varied=(), domains=DOMAINS)
-    assert make(empty).sections == ()
-
-
 def test_the_preferred_axes_that_runs_have_come_first() -> None:
     dashboard = make(EVERYTHING)
     scatter, *_, parallel = dashboard.sections[0].panels
     assert scatter.metrics == dashboard.columns == (registry.MEAN_TAX, registry.MEAN_REMOVAL)
     assert (parallel.settings, parallel.metrics) == (("edges", "train.lr"), scatter.metrics)
-
-
-def test_the_plain_form_is_json() -> None:
-    plain = json.loads(json.dumps(dataclasses.asdict(make(EVERYTHING))))
-    assert (plain["title"], plain["groups"]) == ("gr-sweep: sweep", ["sweep"])
-    titles = {
-        panel["title"]: (panel["panel"], panel["metrics"])
-        for section in plain["sections"]
-        for panel in section["panels"]
-    }
-    assert titles["held-out loss on biology/virology, nats per token"] == (
-        "curves",
-        ["eval/loss/biology.virology"],
-    )

@@ -16,7 +16,7 @@ from gr_sweep.config import TrackingConfig, TrackingMode
 from gr_sweep.errors import ConfigError
 from gr_sweep.tracking import check_tracking
 from gr_sweep.tracking import wandb as tracking_wandb
-from gr_sweep.tracking.wandb import key_source, removal_matrix, resolve_mode
+from gr_sweep.tracking.wandb import key_source, resolve_mode
 from tests.tracking.conftest import KEY
 from tests.tracking.stub_server import StubRun, StubServer
 from tests.tracking.tracked_job import SUMMARY, act, run, tracked
@@ -81,12 +81,6 @@ def test_a_run_has_group_name_tags_config_rows_matrix_and_summary(
     assert json.loads(figure)["data"][0]["y"] == ["code"]
 
 
-def test_the_matrix_has_rows_of_removed_domains_only() -> None:
-    expected = (["code"], ["code", "prose"], [[1.5, 0.01]])
-    assert removal_matrix(SUMMARY) == expected
-    assert removal_matrix({"domains": ["code"], "metrics": {"loss/full/code": 4.0}}) is None
-
-
 # Resuming
 
 
@@ -121,14 +115,6 @@ def test_a_job_that_was_killed_offline_is_uploaded_once_and_whole(
     server.requests.clear()
     assert main(["dashboard", str(job), "--upload-only"]) == 0
     assert capsys.readouterr().out == "nothing to upload\n" and not server.requests
-
-
-@pytest.mark.slow
-def test_a_kill_doubles_no_row_online(tmp_path: Path, server: StubServer) -> None:
-    killed(tmp_path, "online", "resume=-1", "log=1:7", "sleep=3.5")
-    assert len(the_run(server).history) == 9
-    run(tmp_path, "online", "resume=4", "log=5:8", "finish")
-    assert_same_rows(the_run(server), tmp_path, last_step=8)
 
 
 @pytest.mark.slow

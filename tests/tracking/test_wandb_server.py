@@ -15,7 +15,7 @@ from gr_sweep.config import Attribution, ProcedureKind
 from gr_sweep.report import read_sweep
 from gr_sweep.tracking import wandb_server
 from gr_sweep.tracking.wandb import offline_logs
-from gr_sweep.tracking.wandb_server import asking
+from gr_sweep.tracking.wandb_server import request_errors
 from tests.report.conftest import write_job, write_rounds
 from tests.tracking.stub_server import ENTITY, StubServer
 from tests.tracking.tracked_job import track
@@ -176,7 +176,7 @@ def test_without_a_key_it_is_a_line(
 def test_secrets_in_an_address_are_not_printed(no_account: None) -> None:
     with (
         pytest.raises(Exception, match="cannot be used: no http://host:1/path says") as found,
-        asking(),
+        request_errors(),
     ):
         raise ValueError("no http://user:secret@host:1/path?sig=secret says")
     assert "secret" not in str(found.value)
