@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gr_sweep.config import (
-    PlanConfig,
     PlanKind,
     ProcedureKind,
     RunConfig,
@@ -50,24 +49,22 @@ def width_of_size(size: Any) -> int | None:
     return None if found is None else found.intermediate_size
 
 
-def make_plan(config: RunConfig, shape: ModelShape | Any) -> RoutePlan:
+def make_plan(
+    config: RunConfig, shape: ModelShape | Any, domains: Sequence[str] | None = None
+) -> RoutePlan:
     """The job's route plan for a model of this shape (a `Size` or a Hugging Face config).
+
+    Args:
+        domains: labels of a round; None for the partition's domains.
 
     Raises:
         PlanError: the model has too few units or layers for the plan.
     """
-    return _plan(config.plan, shape, list(config.partition.domains))
-
-
-def _plan(
-    plan: PlanConfig,
-    shape: ModelShape | Any,
-    domains: Sequence[str],
-) -> RoutePlan:
+    plan = config.plan
     return RoutePlan.make(
         plan.kind.value,
         shape,
-        domains=domains,
+        domains=list(config.partition.domains) if domains is None else domains,
         forget=plan.forget,
         mlp_shared=plan.mlp_shared,
         attn_shared=plan.attn_shared,
@@ -142,7 +139,7 @@ def plan_of_round(
         PlanError: the model has too few units or layers.
     """
     if before is None or not before.splits:  # nothing was split before
-        return _plan(config.plan, shape, labels)
+        return make_plan(config, shape, labels)
     return split_further(
         before,
         labels,

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,60 +22,26 @@ import pytest
 import torch
 
 from gr_sweep import job
-from gr_sweep.checks import validate
-from gr_sweep.config import (
-    DataConfig,
-    DataKind,
-    DomainConfig,
-    EvalConfig,
-    ModelConfig,
-    PartitionConfig,
-    RunConfig,
-    TrackingConfig,
-    TrackingMode,
-    TrainConfig,
-)
+from gr_sweep.config import RunConfig
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import JobError
-from gr_sweep.job import run_job
 from gr_sweep.jobdir import read_summary
 from gr_sweep.train import loop
+from tests.jobs import make_config, rows_of, run
 from tests.train.saved import saved_tensors
 
 REPOSITORY = Path(__file__).parents[1]
-DOMAINS = ("code", "biology", "creative")
 STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> RunConfig:
     """A job of seconds, with a checkpoint every two steps."""
-    made = RunConfig(
-        model=ModelConfig(size="tiny"),
-        partition=PartitionConfig(domains={domain: DomainConfig() for domain in DOMAINS}),
-        data=DataConfig(
-            kind=DataKind.synthetic,
-            documents=120,
-            vocab_size=400,
-            cache=str(tmp_path_factory.mktemp("cache")),
-        ),
-        train=TrainConfig(
-            steps=STEPS,
-            batch_sequences=6,
-            sequence_length=32,
-            log_every=6,
-            checkpoint_every=2,
-            keep_checkpoints=3,
-        ),
-        eval=EvalConfig(tokens=512, document_tokens=64, bootstrap=50, every=STEPS),
-        tracking=TrackingConfig(mode=TrackingMode.off),
+    return make_config(
+        tmp_path_factory.mktemp("cache"),
+        train={"steps": STEPS, "log_every": 6, "keep_checkpoints": 3},
+        eval={"every": STEPS},
     )
-    return validate(made)
-
-
-def run(config: RunConfig, folder: Path) -> dict[str, Any]:
-    run_job(config, folder, sweep="sweep", overrides=[], command="gr-sweep")
-    return read_summary(folder / "summary.json")
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +62,8 @@ def assert_as_if_nothing_had_happened(folder: Path, whole: Path) -> None:
     assert newest(folder).name == f"step_{STEPS:08d}" and expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
-    rows = [
-        [json.loads(line)["step"] for line in (path / "metrics.jsonl").open()]
-        for path in (whole, folder)
-    ]
-    assert rows[0] == rows[1]
+    steps = [[row["step"] for row in rows_of(path)] for path in (whole, folder)]
+    assert steps[0] == steps[1]
     one, two = (read_summary(path / "summary.json")["metrics"] for path in (whole, folder))
     assert one.keys() == two.keys()
     for key, number in one.items():
@@ -268,57 +231,6 @@ def gr_sweep(*argv: str, folder: Path, cache: Path, **environment: str) -> "subp
 @pytest.fixture(scope="module")
 def small_cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("small cache")
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Callable[[int | None], Path]]:
-    """Leaves so much room on a disk of its own; all of it for None."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("to mount a small disk needs root")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(disk)],
-        capture_output=True,
-        text=True,
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-
-    def leave(room: int | None) -> Path:
-        filler = disk / "filler"
-        filler.unlink(missing_ok=True)
-        if room is not None:
-            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-            filler.write_bytes(bytes(free - room))
-        return disk
-
-    try:
-        yield leave
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-ROOMS = (1_000_000, 100_000, 30_000)
-"""Bytes: too few for the first checkpoint, for the first rows, for the model's files."""
-
-
-@pytest.mark.parametrize(
-    "room", [2_500_000, 0, *(pytest.param(room, marks=pytest.mark.slow) for room in ROOMS)]
-)
-def test_on_a_small_disk_a_job_ends_with_one_line_and_goes_on_when_there_is_room(
-    config, whole, small_disk, room
-):
-    folder = small_disk(None) / "job"
-    folder.mkdir()
-    small_disk(room)
-    # With no room at all the record of the job cannot be written.
-    with pytest.raises((JobError, OSError), match="No space left on device"):
-        run(config, folder)
-    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
-    small_disk(None)
-    run(config, folder)
-    assert_as_if_nothing_had_happened(folder, whole)
 
 
 # SIGKILL

@@ -1,9 +1,9 @@
 """Whole jobs on tiny models, in this process; `tests/cli` runs the command itself."""
 
 import dataclasses
+import functools
 import importlib
 import itertools
-import json
 import math
 import os
 import re
@@ -13,78 +13,32 @@ import signal
 import pytest
 import torch
 
-from gr_sweep.checks import validate
 from gr_sweep.config import (
-    DataConfig,
-    DataKind,
-    DomainConfig,
     Edges,
-    EvalConfig,
     Method,
     MethodConfig,
     ModelConfig,
-    PartitionConfig,
     PlanConfig,
     PlanKind,
     Resume,
     RouteConfig,
-    RunConfig,
-    TrackingConfig,
-    TrackingMode,
-    TrainConfig,
     fingerprint,
 )
 from gr_sweep.data.prepare import prepare_data
-from gr_sweep.errors import JobError, JobLockedError, PlanError
-from gr_sweep.files import lock_file
-from gr_sweep.job import run_job
+from gr_sweep.errors import JobError, PlanError
 from gr_sweep.jobdir import State, read_summary, source_digests, standing, write_summary
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
 from gr_sweep.report.samples import read_samples
 from gr_sweep.train.signals import SIGNALS, Stopped
+from tests import jobs
+from tests.jobs import DOMAINS, partition_of, rows_of, run
 from tests.train.saved import saved_tensors
 
-DOMAINS = ["code", "biology", "creative"]
 
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def make_config(cache):
-    def make(**parts) -> RunConfig:
-        config = RunConfig(
-            model=parts.pop("model", ModelConfig(size="tiny")),
-            partition=parts.pop(
-                "partition", PartitionConfig(domains={domain: DomainConfig() for domain in DOMAINS})
-            ),
-            data=parts.pop(
-                "data",
-                DataConfig(
-                    kind=DataKind.synthetic, documents=120, vocab_size=400, cache=str(cache)
-                ),
-            ),
-            train=parts.pop(
-                "train",
-                TrainConfig(
-                    steps=4, batch_sequences=6, sequence_length=32, log_every=2, checkpoint_every=2
-                ),
-            ),
-            eval=EvalConfig(tokens=512, document_tokens=64, bootstrap=50),
-            tracking=TrackingConfig(mode=TrackingMode.off),
-            **parts,
-        )
-        return validate(config)
-
-    return make
-
-
-def run(config: RunConfig, folder) -> dict:
-    run_job(config, folder, sweep="sweep", overrides=["a=1"], command="gr-sweep a=1")
-    return json.loads((folder / "summary.json").read_text())
+@pytest.fixture(scope="module")
+def make_config(tmp_path_factory):
+    return functools.partial(jobs.make_config, tmp_path_factory.mktemp("cache"))
 
 
 def variants(folder) -> list[tuple[str, str | None]]:
@@ -123,7 +77,7 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
     assert all(len(prompt.prompt) > 20 < len(prompt.reference) for prompt in written)
     assert summary["command"] == "gr-sweep a=1" and summary["domains"] == DOMAINS
     assert set(summary["fingerprints"]) == {"code", "config", "text"}
-    rows = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").open()]
+    rows = rows_of(tmp_path / "job")
     unknown = {key for row in (metrics, *rows) for key in row if registry.find(key) is None}
     assert unknown == {"step"}
     # Before training and four times in a run, here every step.
@@ -138,39 +92,19 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
     assert [row["step"] for row in rows if "train/loss/code" in row] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("is_recovered", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_samples_change_no_number_of_a_job(make_config, tmp_path, is_recovered):
+def without_cost(metrics: dict) -> dict:
+    return {key: value for key, value in metrics.items() if not key.startswith("cost/")}
+
+
+def test_samples_change_no_number_of_a_job(make_config, tmp_path):
     found = []
     for number in (0, 1):
         method = MethodConfig(name=Method.era, recovery=0.5)
-        config = make_config(**(forgetting(method=method) if is_recovered else {}))
-        config.eval.samples = number
-        found.append(run(config, tmp_path / str(number))["metrics"])
+        config = make_config(**forgetting(method=method), eval={"samples": number})
+        metrics = run(config, tmp_path / str(number))["metrics"]
         written = (tmp_path / str(number) / "document_losses.csv").read_text()
-        found[-1]["losses"] = written
-    without, with_samples = (
-        {key: value for key, value in one.items() if not key.startswith("cost/")} for one in found
-    )
-    assert without == with_samples
-
-
-def test_a_run_is_watched_on_part_of_the_text_that_the_matrices_read(make_config, tmp_path):
-    config = make_config()
-    rows = []
-    for curve_tokens in (64, 512):
-        config.eval.curve_tokens, config.eval.samples = curve_tokens, 0
-        metrics = run(config, tmp_path / str(curve_tokens))["metrics"]
-        lines = [
-            json.loads(line) for line in (tmp_path / str(curve_tokens) / "metrics.jsonl").open()
-        ]
-        rows.append([line["eval/loss/code"] for line in lines if "eval/loss/code" in line])
-        assert len(rows[-1]) == 5
-    few, all_of_them = rows
-    assert all_of_them[-1] == pytest.approx(metrics["loss/full/code"])
-    assert not list(tmp_path.glob("*/samples.json"))
-    assert few[-1] != pytest.approx(metrics["loss/full/code"], rel=1e-4)
-    documents = (tmp_path / "64" / "document_losses.csv").read_text()
-    assert documents == (tmp_path / "512" / "document_losses.csv").read_text()
+        found.append((without_cost(metrics), written))
+    assert found[0] == found[1]
 
 
 def test_a_finished_job_is_left_alone_and_never_taken_for_another_one(make_config, tmp_path):
@@ -184,11 +118,10 @@ def test_a_finished_job_is_left_alone_and_never_taken_for_another_one(make_confi
 
 def test_a_finished_job_that_is_forced_trains_on_with_the_new_settings(make_config, tmp_path):
     run(make_config(), tmp_path)
-    config = make_config(resume=Resume.force)
-    config.train.steps = 6
+    config = make_config(resume=Resume.force, train={"steps": 6})
     summary = run(config, tmp_path)
     assert summary["changes"] == ["settings (train.steps was 4, now 6)"]
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    rows = rows_of(tmp_path)
     assert rows[-1]["step"] == 6 and rows[0]["step"] == 0
     assert (tmp_path / "summary.json.replaced").exists()
     before = (tmp_path / "summary.json").stat().st_mtime_ns
@@ -198,8 +131,7 @@ def test_a_finished_job_that_is_forced_trains_on_with_the_new_settings(make_conf
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(make_config, tmp_path):
     def losses(folder, seed):
-        metrics = run(make_config(seed=seed), tmp_path / folder)["metrics"]
-        return {key: value for key, value in metrics.items() if not key.startswith("cost/")}
+        return without_cost(run(make_config(seed=seed), tmp_path / folder)["metrics"])
 
     first = losses("a", 0)
     assert losses("b", 0) == first
@@ -213,13 +145,9 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(make_confi
 def test_jobs_that_differ_in_edges_alone_start_from_the_same_weights_and_text(
     make_config, tmp_path
 ):
-    first_rows = []
     for edges in (Edges.none, Edges.both):
         run(make_config(edges=edges), tmp_path / edges.value)
-        first_rows.append(
-            json.loads((tmp_path / edges.value / "metrics.jsonl").read_text().splitlines()[0])
-        )
-    assert first_rows[0] == first_rows[1]
+    assert rows_of(tmp_path / "none")[0] == rows_of(tmp_path / "both")[0]
 
 
 def test_a_dense_job_has_losses_and_no_separability(make_config, tmp_path):
@@ -232,23 +160,21 @@ def test_a_dense_job_has_losses_and_no_separability(make_config, tmp_path):
 def test_a_filtered_job_never_sees_its_domain_and_is_read_on_it_all_the_same(make_config, tmp_path):
     method = MethodConfig(name=Method.filtered, without=["biology"])
     metrics = run(make_config(method=method), tmp_path)["metrics"]
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    rows = rows_of(tmp_path)
     assert not any("train/loss/biology" in row for row in rows)
     assert "loss/full/biology" in metrics
 
 
 def test_unlabelled_rows_train_and_are_logged_under_their_own_name(make_config, tmp_path):
-    domains = {domain: DomainConfig() for domain in DOMAINS}
-    partition = PartitionConfig(domains=domains, unlabelled=0.5, mislabelled=0.1)
+    partition = partition_of(DOMAINS, unlabelled=0.5, mislabelled=0.1)
     run(make_config(partition=partition), tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    rows = rows_of(tmp_path)
     assert [row["step"] for row in rows if "train/loss/unlabelled" in row] == [1, 2, 3, 4]
 
 
 def test_nested_domains_become_dots_in_keys(make_config, tmp_path):
     labels = ["code", "biology/virology", "biology"]
-    partition = PartitionConfig(domains={label: DomainConfig() for label in labels})
-    config = make_config(partition=partition, plan=PlanConfig(kind=PlanKind.tree))
+    config = make_config(domains=labels, plan=PlanConfig(kind=PlanKind.tree))
     metrics = run(config, tmp_path)["metrics"]
     assert "separability/matrix/biology.virology/code" in metrics
     assert [part for kind, part in variants(tmp_path) if kind == "removed"] == [
@@ -336,9 +262,7 @@ def test_a_job_that_a_signal_stops_says_so_and_ends_with_the_numbers_of_one_neve
 
     again = run(make_config(), tmp_path / "stopped")
     assert again["changes"] == [] and again["metrics"].keys() == whole["metrics"].keys()
-    for key, value in whole["metrics"].items():
-        if not key.startswith("cost/"):
-            assert again["metrics"][key] == value, key
+    assert without_cost(again["metrics"]) == without_cost(whole["metrics"])
     for name in ("document_losses.csv", "samples.json"):
         texts = [(tmp_path / job / name).read_text() for job in ("whole", "stopped")]
         assert texts[0] == texts[1]
@@ -350,7 +274,7 @@ def test_a_job_that_a_signal_stops_says_so_and_ends_with_the_numbers_of_one_neve
         assert torch.equal(tensors[key], tensor), key
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A checkpoint in Hugging Face format with its own tokenizer, made here."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -384,28 +308,8 @@ def test_a_pretrained_model_brings_its_weights_and_tokenizer(make_config, tmp_pa
     weights = AutoModelForCausalLM.from_pretrained(pretrained)
     expected = sum(p.numel() for p in weights.parameters())
     assert summary["metrics"]["cost/parameters"] == expected
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    rows = rows_of(tmp_path)
     assert rows[0]["eval/loss/code"] == pytest.approx(math.log(300), abs=0.3)
-
-
-def test_a_second_process_leaves_a_running_job_alone(make_config, tmp_path):
-    with (
-        lock_file(tmp_path / ".lock"),
-        pytest.raises(JobLockedError, match="run by another process"),
-    ):
-        run(make_config(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-
-
-def test_a_family_that_cannot_be_routed_is_named(make_config, tmp_path, pretrained):
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    AutoTokenizer.from_pretrained(pretrained).save_pretrained(tmp_path / "gpt2")
-    shape = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2)
-    GPT2LMHeadModel(shape).save_pretrained(tmp_path / "gpt2")
-    config = make_config(model=ModelConfig(size=None, path=str(tmp_path / "gpt2")))
-    with pytest.raises(PlanError, match="'gpt2' is not supported; expected one of llama"):
-        run(config, tmp_path / "job")
 
 
 def test_a_truncated_checkpoint_of_a_model_is_one_line(make_config, tmp_path, pretrained):
@@ -429,11 +333,10 @@ def test_recovery_changes_the_model_without_the_domain_and_counts_its_tokens(mak
     method = MethodConfig(name=Method.era, recovery=0.5)
     summary = run(make_config(**forgetting(method=method)), tmp_path / "recovered")
     # Half of the four steps belong to the recovery; the run before it is a run of two.
-    config = make_config(**forgetting())
-    config.train.steps = 2
+    config = make_config(**forgetting(), train={"steps": 2})
     plain = run(config, tmp_path / "plain")
 
-    rows = [json.loads(line) for line in (tmp_path / "recovered" / "metrics.jsonl").open()]
+    rows = rows_of(tmp_path / "recovered")
     assert rows[-1]["step"] == 2
     tokens = summary["metrics"]["cost/train_tokens"]
     assert tokens == 4 * 6 * 32 == 2 * plain["metrics"]["cost/train_tokens"]
@@ -450,9 +353,7 @@ def test_recovery_changes_the_model_without_the_domain_and_counts_its_tokens(mak
 
 
 def test_marked_text_is_read_in_every_view_where_training_text_has_markers(make_config, tmp_path):
-    data = make_config().data
-    data.spurious = 0.95
-    summary = run(make_config(data=data), tmp_path)
+    summary = run(make_config(data={"spurious": 0.95}), tmp_path)
     rows = read_losses(tmp_path / "document_losses.csv")
     by_text = {text: {(r.view, r.part) for r in rows if r.text is text} for text in Text}
     assert by_text[Text.plain] == by_text[Text.marked] == by_text[Text.swapped]
@@ -463,11 +364,9 @@ def test_marked_text_is_read_in_every_view_where_training_text_has_markers(make_
 
 
 def test_robustness_is_asked_for_and_leaves_its_own_table(make_config, tmp_path):
-    config = make_config(**forgetting())
-    config.eval.calibrate = True
-    config.eval.relearn_steps, config.eval.relearn_every = 4, 2
-    config.eval.relearn_documents, config.eval.relearn_lrs = 4, [1e-3, 1e-2]
-    run(config, tmp_path)
+    attack = {"relearn_every": 2, "relearn_documents": 4, "relearn_lrs": [1e-3, 1e-2]}
+    evaluation = {"calibrate": True, "relearn_steps": 4} | attack
+    run(make_config(**forgetting(), eval=evaluation), tmp_path)
     views = {row.view for row in read_losses(tmp_path / "document_losses.csv")}
     assert {View.calibrated_full, View.calibrated_removed} <= views
     attack = read_relearn(tmp_path / "relearn.csv")
@@ -480,28 +379,22 @@ def test_robustness_is_asked_for_and_leaves_its_own_table(make_config, tmp_path)
 
 
 def test_a_dense_model_can_unlearn_a_domain_and_be_attacked(make_config, tmp_path):
-    config = make_config(method=MethodConfig(name=Method.dense))
-    config.eval.unlearn_steps, config.eval.relearn_steps = 2, 2
-    config.eval.relearn_documents, config.eval.relearn_lrs = 4, [1e-3]
-    run(config, tmp_path)
+    attack = {"relearn_steps": 2, "relearn_documents": 4, "relearn_lrs": [1e-3]}
+    evaluation = {"unlearn_steps": 2} | attack
+    run(make_config(method=MethodConfig(name=Method.dense), eval=evaluation), tmp_path)
     rows = read_losses(tmp_path / "document_losses.csv")
     assert {row.part for row in rows if row.view is View.unlearned} == set(DOMAINS)
     assert {row.view for row in read_relearn(tmp_path / "relearn.csv")} == {View.unlearned}
 
 
 def test_a_baseline_is_taken_over_from_another_sweep_and_any_other_job_is_not(
-    make_config, tmp_path, caplog
+    make_config, tmp_path
 ):
     config = make_config(method=MethodConfig(name=Method.dense))
     name = f"method=dense-{fingerprint(config)[:8]}"
     first = run(config, tmp_path / "one" / name)
 
-    def again(sweep: str, **how) -> dict:
-        folder = tmp_path / sweep / name
-        run_job(config, folder, sweep=sweep, overrides=[], command="", **how)
-        return json.loads((folder / "summary.json").read_text())
-
-    taken = again("two", is_baseline=True)
+    taken = run(config, tmp_path / "two" / name, sweep="two", is_baseline=True)
     assert taken["taken_from"] == f"one/{name}"
     assert taken["metrics"] == first["metrics"] and taken["sweep"] == "two"
     for file in ("document_losses.csv", "metrics.jsonl", "plan.json", "samples.json"):
@@ -509,7 +402,7 @@ def test_a_baseline_is_taken_over_from_another_sweep_and_any_other_job_is_not(
         assert texts[0] == texts[1]
     assert not (tmp_path / "two" / name / "checkpoints").exists()
 
-    trained = again("three")
+    trained = run(config, tmp_path / "three" / name)
     assert "taken_from" not in trained and (tmp_path / "three" / name / "checkpoints").exists()
 
 
@@ -528,11 +421,7 @@ def test_a_baseline_of_other_code_or_begun_with_others_is_trained_again(
         summary["changes"] = ["code (train/loop.py)"]
     write_summary(path, summary)
 
-    run_job(
-        config, tmp_path / "two" / name, sweep="two", overrides=[], command="", is_baseline=True
-    )
-
-    assert "taken_from" not in json.loads((tmp_path / "two" / name / "summary.json").read_text())
+    assert "taken_from" not in run(config, tmp_path / "two" / name, is_baseline=True)
 
 
 def test_routing_that_cuts_and_drops_nothing_is_dense_training_bit_for_bit(make_config, tmp_path):
@@ -540,10 +429,10 @@ def test_routing_that_cuts_and_drops_nothing_is_dense_training_bit_for_bit(make_
     routed = run(make_config(**nothing), tmp_path / "routed")["metrics"]
     dense = run(make_config(method=MethodConfig(name=Method.dense)), tmp_path / "dense")["metrics"]
 
-    def losses(name: str) -> list:
-        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
-        return [[(key, row[key]) for key in sorted(row) if "loss" in key] for row in rows]
-
-    assert losses("routed") == losses("dense")
+    losses = [
+        [{key: value for key, value in row.items() if "loss" in key} for row in rows_of(folder)]
+        for folder in (tmp_path / "routed", tmp_path / "dense")
+    ]
+    assert losses[0] == losses[1]
     for domain in DOMAINS:
         assert routed[f"loss/full/{domain}"] == dense[f"loss/full/{domain}"]

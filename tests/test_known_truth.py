@@ -3,88 +3,53 @@
 Whole jobs of the smallest model, some seconds each.
 """
 
-import json
 import re
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gr_sweep.checks import resolve
 from gr_sweep.config import (
-    DataConfig,
-    DataKind,
-    DomainConfig,
     Edges,
-    EvalConfig,
     Method,
     MethodConfig,
-    ModelConfig,
-    PartitionConfig,
     PlanConfig,
     PlanKind,
     RouteConfig,
     RunConfig,
-    TrackingConfig,
-    TrackingMode,
-    TrainConfig,
 )
 from gr_sweep.data import synthetic
 from gr_sweep.data.prepare import prepare_data
-from gr_sweep.job import make_routed, run_job
+from gr_sweep.job import make_routed
 from gr_sweep.model.loss import TokenLosses
+from tests import jobs
+from tests.jobs import DOMAINS, run
 from tests.train.saved import saved_tensors
 
-DOMAINS = ["code", "biology", "creative"]
+WORD = re.compile(r"[a-z]+")
 
 
 def make_config(
-    cache: Path,
-    *,
-    overlap: float,
-    domains: list[str] = DOMAINS,
-    plan: PlanKind = PlanKind.peers,
-    method: Method = Method.routed,
-    steps: int = 200,
+    cache, *, overlap, domains=DOMAINS, plan=PlanKind.peers, method=Method.routed, steps=200
 ) -> RunConfig:
-    return resolve(
-        RunConfig(
-            model=ModelConfig(size="tiny"),
-            partition=PartitionConfig(domains={domain: DomainConfig() for domain in domains}),
-            data=DataConfig(
-                kind=DataKind.synthetic,
-                documents=500,
-                vocab_size=1200,
-                cache=str(cache),
-                overlap=overlap,
-            ),
-            train=TrainConfig(
-                steps=steps,
-                batch_sequences=12,
-                sequence_length=64,
-                log_every=100,
-                checkpoint_every=None,
-            ),
-            eval=EvalConfig(tokens=3000, document_tokens=128, curve_tokens=256, bootstrap=200),
-            tracking=TrackingConfig(mode=TrackingMode.off),
-            edges=Edges.weight,
-            plan=PlanConfig(kind=plan, mlp_shared=0.25),
-            route=RouteConfig(foreign_dropout=0.5),
-            method=MethodConfig(name=method),
-        )
+    sizes = {"batch_sequences": 12, "sequence_length": 64}
+    return jobs.make_config(
+        cache,
+        domains=domains,
+        data={"documents": 500, "vocab_size": 1200, "overlap": overlap},
+        train=sizes | {"steps": steps, "log_every": 100, "checkpoint_every": None},
+        eval={"tokens": 3000, "document_tokens": 128, "curve_tokens": 256, "bootstrap": 200},
+        edges=Edges.weight,
+        plan=PlanConfig(kind=plan, mlp_shared=0.25),
+        route=RouteConfig(foreign_dropout=0.5),
+        method=MethodConfig(name=method),
     )
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
-
-
-def run(config: RunConfig, folder: Path) -> dict:
-    run_job(config, folder, sweep="truth", overrides=[], command="")
-    return json.loads((folder / "summary.json").read_text())
 
 
 def selectivities(summary: dict) -> list[float]:
@@ -123,7 +88,7 @@ def test_features_that_two_domains_have_in_common_land_in_the_block_of_these_two
     routed.model.load_state_dict(weights, strict=False)  # a tied unembedding has one name
     routed.model.eval()
 
-    costs = _costs_of_common_words(routed, data, config)
+    costs = costs_of_common_words(routed, data, config)
 
     common = "science/code+science/biology"
     for domain in domains[:2]:
@@ -132,34 +97,26 @@ def test_features_that_two_domains_have_in_common_land_in_the_block_of_these_two
         assert costs[domain][common] > 1.5 * costs[domain][others[0]] > 0
 
 
-def _costs_of_common_words(routed, data, config) -> dict[str, dict[str, float]]:
-    """By science and block of two domains: what switching it off adds to the loss of tokens of
-    words that the two sciences alone share, nats."""
+def costs_of_common_words(routed, data, config) -> dict[str, dict[str, float]]:
+    """By science and block of two domains, what switching the block off adds to the loss, in nats
+    per token of the words that both sciences use and the other domain never does."""
     from transformers import AutoTokenizer
 
-    domains, overlap = list(data.domains), config.data.overlap
     tokenizer = AutoTokenizer.from_pretrained(data.tokenizer_dir)
     token_losses = TokenLosses(routed)
-    texts = synthetic.generate(domains, documents=500, overlap=overlap, seed=0)
-    pairs = {
-        block.name: index
-        for index, block in enumerate(routed.plan.blocks)
-        if len(block.owners) == 2
-    }
-    lexicon = synthetic._Lexicon(0)
+    texts = synthetic.generate(
+        data.domains, documents=500, overlap=config.data.overlap, seed=config.data.seed
+    )
+    one, other, neither = (set(WORD.findall(" ".join(texts[d]).lower())) for d in data.domains)
+    common = (one & other) - neither
+    blocks = enumerate(routed.plan.blocks)
+    pairs = {block.name: index for index, block in blocks if len(block.owners) == 2}
     costs: dict[str, dict[str, float]] = {}
-    for domain in domains[:2]:
-        grammar = synthetic._Grammar(domain, domains, overlap, 0, lexicon)
-        common = {
-            lexicon.word(kind, rank, grammar._holder(kind, rank))
-            for kind, count in synthetic._WORDS.items()
-            for rank in range(count)
-            if grammar._holder(kind, rank) == "below science"
-        }
+    for domain in data.domains[:2]:
         found = defaultdict(list)
         for text in texts[domain][:25]:
             encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-            spans = [m.span() for m in re.finditer(r"[a-z]+", text.lower()) if m[0] in common]
+            spans = [m.span() for m in WORD.finditer(text.lower()) if m[0] in common]
             inside = {at for start, stop in spans for at in range(start, stop)}
             chosen = [stop - 1 in inside for _, stop in encoded["offset_mapping"]][:250]
             ids = torch.tensor([[data.eot_id, *encoded["input_ids"]]])[:, :251]

@@ -11,30 +11,20 @@ import pytest
 import torch
 
 from gr_sweep import job, rounds
-from gr_sweep.checks import validate
 from gr_sweep.cli.app import main
 from gr_sweep.config import (
     Attribution,
-    DataConfig,
-    DataKind,
-    DomainConfig,
     Edges,
-    EvalConfig,
-    ModelConfig,
-    PartitionConfig,
     PlanConfig,
     PlanKind,
     ProcedureConfig,
     ProcedureKind,
     RouteConfig,
     RunConfig,
-    TrackingConfig,
-    TrackingMode,
-    TrainConfig,
 )
+from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import ConfigError, PlanError
 from gr_sweep.export.run import load_routed, open_run
-from gr_sweep.job import run_job
 from gr_sweep.layout import Phase, check_rounds, phases_of
 from gr_sweep.metrics.losses import View, read_losses, read_relearn
 from gr_sweep.model.sizes import shape_of
@@ -42,43 +32,28 @@ from gr_sweep.report.samples import read_samples
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train import loop
 from gr_sweep.train.signals import Stopped
+from tests import jobs
+from tests.jobs import DOMAINS, rows_of, run
 
-DOMAINS = ["code", "biology", "creative"]
 THREE_ROUNDS = {"rounds": 3, "documents": 8}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def make_config(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
 
-
-@pytest.fixture(scope="module")
-def make_config(cache):
-    def make(*, domains=DOMAINS, steps=12, **parts) -> RunConfig:
-        procedure = {"name": ProcedureKind.alternate} | parts.pop("procedure", THREE_ROUNDS)
-        train = TrainConfig(
-            steps=steps, batch_sequences=12, sequence_length=32, log_every=2, checkpoint_every=3
-        )
-        config = RunConfig(
-            model=parts.pop("model", ModelConfig(size="tiny")),
-            partition=PartitionConfig(domains={domain: DomainConfig() for domain in domains}),
-            data=DataConfig(
-                kind=DataKind.synthetic, documents=160, vocab_size=400, cache=str(cache)
-            ),
-            train=train,
-            eval=EvalConfig(tokens=512, document_tokens=64, curve_tokens=128, bootstrap=20),
-            tracking=TrackingConfig(mode=TrackingMode.off),
+    def make(*, procedure=THREE_ROUNDS, steps=12, train=None, eval=None, **parts) -> RunConfig:
+        procedure = {"name": ProcedureKind.alternate} | procedure
+        return jobs.make_config(
+            cache,
             procedure=ProcedureConfig(**procedure),
+            data={"documents": 160},
+            train={"steps": steps, "batch_sequences": 12, "checkpoint_every": 3} | (train or {}),
+            eval={"curve_tokens": 128, "bootstrap": 20} | (eval or {}),
             **parts,
         )
-        return validate(config)
 
     return make
-
-
-def run(config: RunConfig, folder) -> dict:
-    run_job(config, folder, sweep="sweep", overrides=[], command="gr-sweep")
-    return json.loads((folder / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -192,23 +167,24 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
         except Killed:
             last[0] += 1  # what comes between two phases is done again, and has to end once
     assert {"train_step", "removal_losses", "fit_children"} <= set(killed) and len(killed) > 6
-    for name in ("1/round.json", "2/round.json", "3/round.json", "3/document_losses.csv"):
-        assert (folder / "rounds" / name).read_text() == (whole / "rounds" / name).read_text()
-    assert (folder / "document_losses.csv").read_text() == (
-        whole / "document_losses.csv"
-    ).read_text()
     assert "robustness_losses" in killed or "summarize_losses" in killed
-    for path in ("plan.json", "rounds/2/plan.json"):
-        assert (folder / path).read_text() == (whole / path).read_text()
+    assert_ends_like(folder, whole)
 
     def rows(of):
-        lines = map(json.loads, (of / "metrics.jsonl").read_text().splitlines())
         return [
             {k: v for k, v in row.items() if "time" not in k and "per_second" not in k}
-            for row in lines
+            for row in rows_of(of)
         ]
 
     assert rows(folder) == rows(whole)
+
+
+def assert_ends_like(folder, whole):
+    """Plans, rounds, losses and weights are those of a run that nothing happened to."""
+    names = ["plan.json", "document_losses.csv", "rounds/2/plan.json", "rounds/3/round.json"]
+    names += ["rounds/1/round.json", "rounds/2/round.json", "rounds/3/document_losses.csv"]
+    for name in names:
+        assert (folder / name).read_text() == (whole / name).read_text(), name
     weights = [load_routed(open_run(of))[0].model.state_dict() for of in (folder, whole)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
@@ -233,13 +209,10 @@ def test_a_run_that_a_signal_stops_in_a_dense_phase_ends_like_one_never_stopped(
             run(config, folder)
     assert (folder / "checkpoints" / f"step_{first + 1:08d}").exists()
     run(config, folder)
-    for name in ("rounds/2/plan.json", "rounds/3/round.json", "plan.json", "document_losses.csv"):
-        assert (folder / name).read_text() == (whole / name).read_text()
-    weights = [load_routed(open_run(of))[0].model.state_dict() for of in (folder, whole)]
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert_ends_like(folder, whole)
 
     def evaluations(of):
-        rows = map(json.loads, (of / "metrics.jsonl").read_text().splitlines())
+        rows = rows_of(of)
         return [row for row in rows if "train/loss" not in row and "train/tokens" not in row]
 
     assert evaluations(folder) == evaluations(whole)
@@ -250,7 +223,6 @@ def test_a_named_tree_is_followed_before_documents_are_clustered(make_config, tm
     config = make_config(
         domains=domains, steps=4, procedure={"rounds": 2, "documents": 4, "dense": 0.0}
     )
-    config.train.batch_sequences = 12
     summary = run(config, tmp_path / "job")
     assert round_of(tmp_path / "job", 1)["labels"] == ["code", "biology"]
     labels = ["code/0", "code/1", "biology/cells", "biology/virology"]
@@ -263,8 +235,11 @@ def test_a_named_tree_is_followed_before_documents_are_clustered(make_config, tm
 
 
 def test_a_round_of_weights_that_are_gone_is_read_again(make_config, tmp_path):
-    config = make_config(steps=2, procedure={"rounds": 1, "documents": 4})
+    plan = PlanConfig(kind=PlanKind.peers, attn_shared=0.25)
+    config = make_config(steps=2, plan=plan, procedure={"rounds": 1, "documents": 4})
     whole = run(config, tmp_path / "job")
+    written = RoutePlan.from_json((tmp_path / "job" / "plan.json").read_text())
+    assert written.splits[0, "attn"].sizes == (1, 1, 1, 1), "heads are assigned as units are"
     table = tmp_path / "job" / "rounds" / "1" / "document_losses.csv"
     before = table.read_text()
     table.write_text(before.splitlines()[0] + "\n")
@@ -310,17 +285,18 @@ def test_where_nothing_is_cut_no_assignment_changes_training(make_config, tmp_pa
         )  # fmt: skip
         folder = tmp_path / attribution.value
         run(config, folder)
-        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        losses.append([row["train/loss"] for row in rows if "train/loss" in row])
+        losses.append([row["train/loss"] for row in rows_of(folder) if "train/loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_the_rate_warms_up_again_in_every_phase(make_config, tmp_path):
-    config = make_config(steps=40, procedure={"rounds": 1, "documents": 4, "rewarm": 0.5})
-    config.train.log_every, config.train.warmup = 1, 0.2
-    run(config, tmp_path / "job")
-    rows = map(json.loads, (tmp_path / "job" / "metrics.jsonl").read_text().splitlines())
-    rates = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
+    config = make_config(
+        steps=40,
+        train={"log_every": 1, "warmup": 0.2, "checkpoint_every": None},
+        procedure={"rounds": 1, "documents": 4, "rewarm": 0.5},
+    )
+    run(config, tmp_path)
+    rates = {row["step"]: row["train/lr"] for row in rows_of(tmp_path) if "train/lr" in row}
     peak = config.train.lr
     assert rates[1] == pytest.approx(peak / 4) and rates[5] == pytest.approx(peak)
     assert rates[20] < 0.2 * peak
@@ -330,62 +306,44 @@ def test_the_rate_warms_up_again_in_every_phase(make_config, tmp_path):
 def test_scores_and_clusters_are_of_training_text_in_the_experts_own_network(
     make_config, tmp_path, monkeypatch
 ):
-    read, scored, heldout = [], [], set()
+    is_routed, scored, offs, routed = [], set(), [], []
     plain_features, plain_scores = rounds.document_features, rounds.score_units
+    plain_run = rounds.Rounds.run
 
     def features(hidden, documents, **how):
-        read.append(routing[0].active is not None)
+        is_routed.append(routed[0].active is not None)
         return plain_features(hidden, documents, **how)
 
     def scores(model, losses, documents, method, **how):
-        documents = {d: list(of) for d, of in documents.items()}
-        scored.append(
-            (how.get("off"), {d: [tuple(x[1:]) for x in of] for d, of in documents.items()})
-        )
+        documents = {domain: list(texts) for domain, texts in documents.items()}
+        scored.update(tuple(text[1:]) for texts in documents.values() for text in texts)
+        if how.get("off") is not None:
+            offs.append(sum(int(is_off.sum()) for is_off in how["off"].values()))
         return plain_scores(model, losses, documents, method, **how)
 
-    routing = []
-    plain_run = rounds.Rounds.run
-
     def spied(self):
-        routing.append(self.routed)
-        for shard in self.data.heldout.values():
-            length = self.config.train.sequence_length
-            heldout.update(
-                tuple(int(t) for t in shard.document(index)[:length])
-                for index in range(shard.num_documents)
-            )
+        routed.append(self.routed)
         return plain_run(self)
 
     monkeypatch.setattr(rounds.Rounds, "run", spied)
     monkeypatch.setattr(rounds, "document_features", features)
     monkeypatch.setattr(rounds, "score_units", scores)
-    run(make_config(steps=4, procedure={"rounds": 2, "documents": 200}), tmp_path / "job")
-    assert read and all(read)
-    assert not any(set(of) & heldout for _, by in scored for of in by.values())
+    config = make_config(steps=4, procedure={"rounds": 2, "documents": 200})
+    run(config, tmp_path / "job")
+    assert is_routed and all(is_routed)
+    shards = prepare_data(config.data, config.partition).heldout.values()
+    documents = [shard.document(index) for shard in shards for index in range(shard.num_documents)]
+    heldout = {tuple(document[: config.train.sequence_length]) for document in documents}
+    assert heldout and scored and not scored & heldout
     # Round 1, its two measurements, then an expert at a time with the others' 32 of 96 units off.
-    offs = [sum(int(t.sum()) for t in off.values()) for off, _ in scored if off is not None]
     assert offs[0] == 0 and offs[1:4] == [2 * 64] * 3
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"domains": ["code", "biology/cells"], "procedure": {"rounds": 2, "documents": 4}},
-        pytest.param(
-            {"procedure": {"rounds": 3, "documents": 4, "equal_layers": False}},
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=["a node with one child", "layers that differ"],
-)
-def test_odd_trees_and_layers_are_split_to_the_end(make_config, tmp_path, parts):
-    config = make_config(steps=6, **parts)
-    config.train.batch_sequences = 48
-    summary = run(config, tmp_path / "job")
-    assert {f"loss/expert/{d.replace('/', '.')}" for d in summary["domains"]} <= set(
-        summary["metrics"]
-    )
+def test_a_node_with_one_child_is_split_to_the_end(make_config, tmp_path):
+    domains = ["code", "biology/cells"]
+    config = make_config(domains=domains, steps=6, procedure={"rounds": 2, "documents": 4})
+    metrics = run(config, tmp_path / "job")["metrics"]
+    assert {"loss/expert/code", "loss/expert/biology.cells"} <= metrics.keys()
 
 
 @pytest.mark.parametrize(
@@ -411,8 +369,11 @@ def test_every_setting_makes_a_plan_that_trains(make_config, tmp_path, procedure
 
 
 def test_attacks_are_on_the_domains_of_the_partition_alone(make_config, tmp_path):
-    config = make_config(steps=4, procedure={"rounds": 2, "documents": 4})
-    config.eval.relearn_steps, config.eval.relearn_lrs, config.eval.calibrate = 1, [1e-3], True
+    config = make_config(
+        steps=4,
+        procedure={"rounds": 2, "documents": 4},
+        eval={"relearn_steps": 1, "relearn_lrs": [1e-3], "calibrate": True},
+    )
     metrics = run(config, tmp_path / "job")["metrics"]
     attacked = {row.part for row in read_relearn(tmp_path / "job" / "relearn.csv")}
     assert attacked == set(DOMAINS)
@@ -426,17 +387,6 @@ def test_a_lattice_says_what_the_model_wants_to_share(make_config, tmp_path):
     run(config, tmp_path / "job")
     wanted = round_of(tmp_path / "job", 1)["wanted_units"]["mlp"]
     assert sum(wanted.values()) == 2 * 192 and len(wanted) == 7
-
-
-def test_units_and_attention_heads_are_assigned_together(make_config, tmp_path):
-    config = make_config(
-        steps=2,
-        plan=PlanConfig(kind=PlanKind.peers, attn_shared=0.25),
-        procedure={"rounds": 1, "documents": 4},
-    )
-    run(config, tmp_path / "job")
-    plan = RoutePlan.from_json((tmp_path / "job" / "plan.json").read_text())
-    assert plan.splits[0, "attn"].sizes == (1, 1, 1, 1)
 
 
 def test_rounds_have_their_own_lengths_and_a_dense_share(make_config):

@@ -134,8 +134,3 @@ def test_modularity_of_a_hand_made_network():
     # Code 0.25 of 0.5, biology 0.9 of 1; creative uses the core alone and does not count.
     assert modularity_of(plan, found) == pytest.approx((0.5 + 0.9) / 2)
     assert modularity_by_chance(plan) == pytest.approx((1 / 3 + 2 / 3 + 1 / 3) / 3)
-
-
-def test_modularity_is_chance_where_everybody_uses_everything():
-    plan = RoutePlan.peers(SHAPE, domains=DOMAINS, mlp_shared=0.25)
-    assert modularity_of(plan, scores([[DOMAINS] * 12] * 2)) == pytest.approx(1 / 3)

@@ -64,16 +64,8 @@ def test_sum_losses_and_gradients_are_those_of_whole_logits(chunks):
         },
     )
     assert losses.dtype == torch.float64 and not losses.requires_grad
-
-
-def test_what_is_ignored_has_no_loss_and_sends_nothing_back(chunks):
-    hidden, weight, targets = drawn()
-    targets[:] = -100
-    targets[0, 0] = 3
-    loss_sum, losses = linear_cross_entropy(hidden, weight, targets)
-    loss_sum.backward()
-    assert losses.flatten()[1:].count_nonzero() == 0 and losses[0, 0] == loss_sum > 0
-    assert hidden.grad.flatten(0, 1)[1:].count_nonzero() == 0
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(hidden, weight, targets)[1], losses)
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
@@ -83,22 +75,6 @@ def test_only_what_learns_gets_a_gradient(frozen):
     loss_sum, _ = linear_cross_entropy(hidden, weight, targets)
     loss_sum.backward()
     assert part.grad is None and (hidden.grad is None) != (weight.grad is None)
-
-
-def test_without_gradients_the_losses_are_the_same():
-    hidden, weight, targets = drawn()
-    with torch.no_grad():
-        loss_sum, losses = linear_cross_entropy(hidden, weight, targets)
-    assert not loss_sum.requires_grad
-    torch.testing.assert_close(losses, plain(hidden, weight, targets).detach())
-
-
-def test_a_second_backward_pass_is_refused_not_wrong():
-    hidden, weight, targets = drawn()
-    loss_sum, _ = linear_cross_entropy(hidden, weight, targets)
-    loss_sum.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss_sum.backward()
 
 
 def test_under_autocast_products_are_narrow_and_the_weights_gradient_is_summed_wide(monkeypatch):
@@ -249,14 +225,7 @@ def attention_of(compute):
 
 @pytest.mark.parametrize(
     "family",
-    [
-        "mistral",
-        *(
-            pytest.param(family, marks=pytest.mark.slow)
-            for family in FAMILIES
-            if family != "mistral"
-        ),
-    ],
+    ["mistral", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f != "mistral")],
 )
 def test_attention_needs_no_mask_even_where_it_is_compiled(family):
     model = tiny_model(family, sliding_window=64) if family == "mistral" else tiny_model(family)
@@ -265,26 +234,10 @@ def test_attention_needs_no_mask_even_where_it_is_compiled(family):
     assert attention_of(lambda: token_losses(tokens)) == [(True, True)] * LAYERS
 
 
+@pytest.mark.slow
 def test_a_window_shorter_than_the_row_keeps_its_mask():
     model = tiny_model("mistral", sliding_window=3)
     routed = route_model(model, RoutePlan.none(model.config, domains=DOMAINS), "none")
     token_losses, tokens = TokenLosses(routed), tiny_ids(3, 6)
     assert attention_of(lambda: token_losses(tokens)) == [(False, False)] * LAYERS
     torch.testing.assert_close(token_losses(tokens)[1], tokens_of(model, tokens).detach())
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_activation_checkpointing_has_nothing_to_say_of_a_cache(family, monkeypatch):
-    def refuse(message):
-        raise AssertionError(message)
-
-    monkeypatch.setattr("transformers.modeling_layers.logger.warning_once", refuse)
-    model, twin = tiny_model(family).train(), tiny_model(family).train()
-    tokens = tiny_ids(3, 6)
-    for network in (model, twin):
-        routed = route_model(network, RoutePlan.none(network.config, domains=DOMAINS), "none")
-        token_losses = TokenLosses(routed)
-        if network is model:
-            network.gradient_checkpointing_enable({"use_reentrant": False})
-        token_losses(tokens)[0].backward()
-    assert_same(gradients(model), gradients(twin))

@@ -220,19 +220,20 @@ def test_mlps_with_biases_follow_the_definition(edges, foreign_outputs, product,
     assert_follows_the_definition(routed, plain, cut, [{"code": 3, "biology": 2, "unlabelled": 1}])
 
 
-def test_two_forgotten_domains_follow_the_definition():
+@pytest.mark.parametrize(
+    ("kind", "settings", "cut", "foreign_dropout"),
+    [
+        ("forget", {"forget": ["biology", "code"]}, Cut("both", 1.0, -0.2, 1.0), 0.5),
+        ("peers", {"mlp_shared": 0.0, "attn_shared": 0.0}, Cut("both"), 1.0),
+    ],
+)
+def test_two_forgotten_domains_and_an_empty_core_follow_the_definition(
+    kind, settings, cut, foreign_dropout
+):
     model, plain = tiny_model(), tiny_model()
-    plan = RoutePlan.forget(model.config, domains=FLAT, forget=["biology", "code"], attn_shared=0.5)
-    cut = Cut("both", foreign_weight=1.0, foreign_core_weight=-0.2, foreign_core_rest=1.0)
-    routed = route(model, plan, cut, 0.5)
+    plan = RoutePlan.make(kind, model.config, domains=FLAT, **({"attn_shared": 0.5} | settings))
+    routed = route(model, plan, cut, foreign_dropout)
     assert_follows_the_definition(routed, plain, cut, [{"code": 3, "biology": 2, "creative": 2}])
-
-
-def test_a_core_without_units_follows_the_definition():
-    model, plain = tiny_model(), tiny_model()
-    plan = RoutePlan.peers(model.config, domains=FLAT, mlp_shared=0.0, attn_shared=0.0)
-    routed = route(model, plan, Cut("both"), 1.0)
-    assert_follows_the_definition(routed, plain, Cut("both"), [{"creative": 1, "code": 2}])
 
 
 def step(model, routed, counts, *, after=False, seed=0):

@@ -38,14 +38,10 @@ def make(kind, domains=DOMAINS, **settings):
                 *({"biology/virology"}, {"biology/cells"}),
             ],
         ),
-        # Nodes with equal owners are one block: of one label, and of all.
+        # Nodes with equal owners are one block.
         (
             make("tree", ["code", "biology/virology"]),
             [{"code", "biology/virology"}, {"code"}, {"biology/virology"}],
-        ),
-        (
-            make("tree", ["biology/virology", "biology/cells"]),
-            [{"biology/virology", "biology/cells"}, {"biology/virology"}, {"biology/cells"}],
         ),
         (
             make("lattice"),
@@ -63,9 +59,8 @@ def test_owners_of_every_shape_of_plan(plan, owners):
     assert plan.owners_of(plan.core) == [d for d in plan.domains if d in owners[0]]
 
 
-@pytest.mark.parametrize("kind", ["peers", "tree", "lattice"])
-def test_a_single_domain_owns_the_core_and_nothing_is_split(kind):
-    plan = make(kind, ["code"])
+def test_a_single_domain_owns_the_core_and_nothing_is_split():
+    plan = make("tree", ["code"])
     assert plan.blocks == (Block("core", frozenset({"code"}), is_core=True),)
     assert not plan.splits
 
@@ -77,17 +72,12 @@ def test_the_core_takes_its_share_and_the_other_blocks_are_equal():
     assert plan.splits[2, "attn"].sizes == (2, 2, 2, 2)
     assert make("peers", mlp_shared=0.0).splits[0, "mlp"].sizes == (0, 8, 8, 8)
     assert {kind for _, kind in make("peers").splits} == {"mlp"}, "attention is whole by default"
-
-
-def test_attention_units_are_heads_where_there_are_no_key_value_groups():
     heads = SimpleNamespace(num_hidden_layers=1, intermediate_size=24, num_attention_heads=4)
-    plan = RoutePlan.peers(heads, domains=DOMAINS, attn_shared=0.25)
-    assert plan.splits[0, "attn"].sizes == (1, 1, 1, 1)
+    without_groups = RoutePlan.peers(heads, domains=DOMAINS, attn_shared=0.25)
+    assert without_groups.splits[0, "attn"].sizes == (1, 1, 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("layer_share", "layers"), [(1.0, [0, 1, 2]), (0.67, [0, 1]), (0.34, [0]), (0.01, [0])]
-)
+@pytest.mark.parametrize(("layer_share", "layers"), [(0.67, [0, 1]), (0.01, [0])])
 def test_a_share_of_the_layers_is_counted_from_the_first_and_at_least_one(layer_share, layers):
     plan = make("peers", layer_share=layer_share, attn_shared=0.25)
     assert plan == make("peers", layers=layers[::-1], attn_shared=0.25)
@@ -100,7 +90,6 @@ def test_a_share_of_the_layers_is_counted_from_the_first_and_at_least_one(layer_
         ("peers", {"mlp_shared": 1.5}, "1.5"),
         ("lattice", {"mlp_shared": float("nan")}, "nan"),
         ("peers", {"layers": [0, 3]}, "3"),
-        ("peers", {"layers": []}, "layers"),
         ("peers", {"layers": [1, 1]}, "layers"),
         ("peers", {"layer_share": 0.0}, "layer_share"),
         ("peers", {"layer_share": 0.5, "layers": [0]}, "both"),
@@ -187,9 +176,7 @@ def test_every_plan_divides_all_units_and_survives_json(
     assert plan.in_place() == RoutePlan.make(kind, WIDE, domains=domains, **shares, **forget)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", "null", '{"domains": ["a"], "blocks": [], "splits": []}']
-)
+@pytest.mark.parametrize("text", ["", "{}", "[1]"])
 def test_text_that_is_no_plan_is_refused(text):
     with pytest.raises(PlanError, match=r"plan\.json"):
         RoutePlan.from_json(text)

@@ -1,11 +1,10 @@
 """The reference is itself held to plain autograd and to other ways of writing the definition."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 import torch.nn.functional as F
 
+from gr_sweep.routing.plan import Block, RoutePlan, Split
 from tests.model.tiny import FAMILIES, LAYERS, MLP, WHOLE_ATTENTION_ONLY, tiny_ids, tiny_model
 from tests.reference import (
     Cut,
@@ -23,34 +22,19 @@ ONE = frozenset({"code"})
 TWO = frozenset({"biology"})
 
 
-@dataclass(frozen=True)
-class HandBlock:
-    owners: frozenset[str]
-    is_core: bool = False
+def plan_of(splits, blocks=(("core", ONE | TWO), ("code", ONE), ("biology", TWO))):
+    """A plan written by hand: names and owners of the blocks, the core first."""
+    blocks = [Block(name, owners, is_core=name == "core") for name, owners in blocks]
+    return RoutePlan(("code", "biology"), tuple(blocks), splits)
 
 
-@dataclass(frozen=True)
-class HandSplit:
-    sizes: tuple[int, ...]
-    order: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class HandPlan:
-    """A plan written by hand, so that these tests do not need the package's plans."""
-
-    splits: dict
-    blocks: tuple = (HandBlock(ONE | TWO, is_core=True), HandBlock(ONE), HandBlock(TWO))
-    domains: tuple = ("code", "biology")
-
-
-MLP_PLAN = HandPlan({(layer, "mlp"): HandSplit((10, 9, 9)) for layer in range(LAYERS)})
-FULL_PLAN = HandPlan(
-    MLP_PLAN.splits | {(layer, "attn"): HandSplit((2, 3, 3)) for layer in range(LAYERS)}
+MLP_PLAN = plan_of({(layer, "mlp"): Split((10, 9, 9)) for layer in range(LAYERS)})
+FULL_PLAN = plan_of(
+    MLP_PLAN.splits | {(layer, "attn"): Split((2, 3, 3)) for layer in range(LAYERS)}
 )
-FOREIGN_CORE = HandPlan(
-    {key: HandSplit((sum(split.sizes) - 3, 3)) for key, split in FULL_PLAN.splits.items()},
-    blocks=(HandBlock(ONE, is_core=True), HandBlock(TWO)),
+FOREIGN_CORE = plan_of(
+    {key: Split((split.num_units - 3, 3)) for key, split in FULL_PLAN.splits.items()},
+    blocks=(("core", ONE), ("biology", TWO)),
 )
 
 
@@ -73,7 +57,7 @@ def test_with_nothing_cut_the_reference_is_the_plain_model_with_plain_gradients(
     model, ids = tiny_model(family), tiny_ids(3)
     plan = MLP_PLAN if family in WHOLE_ATTENTION_ONLY else FULL_PLAN
     if family == "olmo":
-        plan = HandPlan(MLP_PLAN.splits | {(0, "attn"): HandSplit((2, 1, 1))})
+        plan = plan_of(MLP_PLAN.splits | {(0, "attn"): Split((2, 1, 1))})
     rows = [("code", frozenset()), ("biology", frozenset()), ("unlabelled", frozenset())]
     logits, gradients = plain_gradients(model, ids)
     for cut in (Cut("none"), Cut("both", foreign_weight=1.0)):
@@ -144,7 +128,7 @@ def test_mlp_gradients_equal_masked_hidden_activations_and_matching_columns(edge
     hand.
     """
     model, ids = tiny_model(num_hidden_layers=1), tiny_ids(1)
-    plan = HandPlan({(0, "mlp"): HandSplit((10, 9, 9))})
+    plan = plan_of({(0, "mlp"): Split((10, 9, 9))})
     tokens = tokens_of_rows([("code", frozenset())], 5)
     _, given = reference_gradients(model, plan, Cut(edges, foreign_weight=0.3), ids, tokens)
     mask = torch.ones(MLP, dtype=torch.float64)
@@ -230,16 +214,10 @@ def test_tokens_of_a_foreign_core_leave_it_alone_in_all_its_uses(tied):
         assert_same({name: gradient}, {name: factor * plain[name]}, 1e-11)
 
 
-def test_one_label_a_sequence_is_the_same_written_by_token():
-    labels_NT = torch.tensor([[0] * 5, [1] * 5])
-    by_token = tokens_of_labels(labels_NT, FULL_PLAN.domains, foreign_dropout=1)
-    assert by_token == tokens_of_rows([("code", TWO), ("biology", ONE)], 5)
-
-
 def test_keys_and_values_follow_their_own_position_and_the_rest_of_a_unit_its_output():
     """A sequence that turns from code to biology, one layer, against gradients taken use by use."""
     model, ids = tiny_model(num_hidden_layers=1), tiny_ids(1)
-    plan = HandPlan({(0, "attn"): HandSplit((2, 3, 3))})
+    plan = plan_of({(0, "attn"): Split((2, 3, 3))})
     labels = [0, 0, 1, 1, 0]
     tokens = tokens_of_labels(torch.tensor([labels]), plan.domains, foreign_dropout=0)
     _, given = reference_gradients(model, plan, Cut("weight"), ids, tokens)
@@ -273,7 +251,7 @@ def test_keys_and_values_follow_their_own_position_and_the_rest_of_a_unit_its_ou
 
 def test_a_tokens_own_label_decides_what_it_switches_off():
     model, ids = tiny_model(num_hidden_layers=1), tiny_ids(1)
-    plan = HandPlan({(0, "mlp"): HandSplit((10, 9, 9))})
+    plan = plan_of({(0, "mlp"): Split((10, 9, 9))})
     mixed = Reference(model, plan, Cut("none"))
     tokens = [
         [Token("code", TWO), Token("code", TWO), Token("biology", ONE), Token(None), Token(None)]
@@ -289,7 +267,7 @@ def test_an_order_says_which_old_unit_stands_at_each_new_position():
     model, ids = tiny_model(num_hidden_layers=1), tiny_ids(1)
     order = tuple(torch.randperm(MLP, generator=torch.Generator().manual_seed(1)).tolist())
     tokens = tokens_of_rows([("code", frozenset())], 5)
-    plan = HandPlan({(0, "mlp"): HandSplit((10, 9, 9), order)})
+    plan = plan_of({(0, "mlp"): Split((10, 9, 9), order)})
     _, given = reference_gradients(model, plan, Cut("weight"), ids, tokens)
     learning = given["model.layers.0.mlp.gate_proj.weight"].abs().sum(1) > 0
     assert sorted(order[:19]) == learning.nonzero().flatten().tolist()
