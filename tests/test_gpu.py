@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gr_sweep.config import Edges, PlanConfig, PlanKind, RouteConfig, TrainConfig
+from gr_sweep.config import Edges, PlanConfig, PlanKind, RouteConfig, RunConfig, TrainConfig
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.launch.estimate import Target, estimate_job
 from gr_sweep.model.loss import TokenLosses
@@ -30,14 +30,17 @@ TRAIN = TrainConfig(steps=5, batch_sequences=12, sequence_length=128)
 EDGES = ["none", "weight", "act", "both"]
 
 
-def job_step(edges: str, **train) -> JobStep:
-    config = make_config(
+def job_config(edges: str, **train) -> RunConfig:
+    return make_config(
         "nano",
         edges=Edges(edges),
         plan=PlanConfig(kind=PlanKind.peers),
         route=RouteConfig(foreign_dropout=0.5),
         train=replace(TRAIN, **train),
     )
+
+
+def job_step(config: RunConfig) -> JobStep:
     device = torch.device("cuda")
     model = random_model(named_config(config, vocab_size=400, eot_id=0), seed=0).to(device)
     return make_step(lay_plan(model, config), config.train, micro_batch_rows(config), device)
@@ -65,7 +68,7 @@ def test_gradients_on_a_gpu_are_those_of_the_cpu(kind, edges, cost, monkeypatch)
 
 @pytest.mark.parametrize("edges", EDGES)
 def test_a_training_step_makes_the_host_wait_for_nothing(edges):
-    step = job_step(edges)
+    step = job_step(job_config(edges))
     step.run()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -77,7 +80,7 @@ def test_a_training_step_makes_the_host_wait_for_nothing(edges):
 def test_a_compiled_step_trains_as_an_eager_one():
     weights = []
     for compiles in (False, True):
-        step = job_step("both", compile=compiles)
+        step = job_step(job_config("both", compile=compiles))
         for _ in range(3):
             step.run()
         weights.append(torch.cat([p.detach().flatten() for p in step.routed.model.parameters()]))
@@ -86,18 +89,12 @@ def test_a_compiled_step_trains_as_an_eager_one():
 
 @pytest.mark.parametrize("recomputes", [False, True])
 def test_the_estimated_peak_is_within_15_percent_of_the_device_s(recomputes):
-    step = job_step("both", activation_checkpointing=recomputes)
+    config = job_config("both", activation_checkpointing=recomputes)
+    step = job_step(config)
     step.run()
     torch.cuda.reset_peak_memory_stats()
     step.run()
     torch.cuda.synchronize()
-    config = make_config(
-        "nano",
-        edges=Edges.both,
-        plan=PlanConfig(kind=PlanKind.peers),
-        route=RouteConfig(foreign_dropout=0.5),
-        train=replace(TRAIN, activation_checkpointing=recomputes),
-    )
     estimate = estimate_job(config, Target.gpu("h100", utilisation=0.4))
     measured = torch.cuda.max_memory_allocated()
     assert estimate.step_peak_bytes == pytest.approx(measured, rel=0.15)

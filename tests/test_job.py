@@ -41,6 +41,20 @@ def make_config(tmp_path_factory):
     return functools.partial(jobs.make_config, tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+    """The folder of a finished job, which no test changes."""
+    folder = tmp_path_factory.mktemp("finished") / "job"
+    run(make_config(), folder)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of it, which a test may change."""
+    return shutil.copytree(finished, tmp_path / "job")
+
+
 def variants(folder) -> list[tuple[str, str | None]]:
     """Kind and part of what the model has written after each prompt: after all the same."""
     found = [[(s.kind, s.part) for s in prompt.samples] for prompt in read_samples(folder)]
@@ -48,15 +62,15 @@ def variants(folder) -> list[tuple[str, str | None]]:
     return found[0]
 
 
-def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
-    summary = run(make_config(), tmp_path / "job")
-    names = {path.name for path in (tmp_path / "job").iterdir()}
+def test_a_job_leaves_every_file_and_every_metric(finished):
+    summary = read_summary(finished / "summary.json")
+    names = {path.name for path in finished.iterdir()}
     assert names == {
         "summary.json", "metrics.jsonl", "plan.json", "document_losses.csv", "checkpoints", "model",
         ".lock", "job.json", "samples.json",
     }  # fmt: skip
     assert {"config.json", "tokenizer.json"} <= {
-        path.name for path in (tmp_path / "job" / "model").iterdir()
+        path.name for path in (finished / "model").iterdir()
     }
     metrics = summary["metrics"]
     for d in DOMAINS:
@@ -68,16 +82,16 @@ def test_a_job_leaves_every_file_and_every_metric(make_config, tmp_path):
         low, high = summary["intervals"][f"separability/selectivity/{d}"]
         assert low <= metrics[f"separability/selectivity/{d}"] <= high
         assert metrics[f"cost/parameters/kept/{d}"] < metrics["cost/parameters"]
-    assert variants(tmp_path / "job") == [
+    assert variants(finished) == [
         ("full", None), *(("removed", d) for d in DOMAINS), *(("kept", d) for d in DOMAINS),
     ]  # fmt: skip
     assert set(summary["files"]) == {"plan.json", "document_losses.csv", "samples.json"}
-    written = read_samples(tmp_path / "job", summary["files"]["samples.json"])
+    written = read_samples(finished, summary["files"]["samples.json"])
     assert [prompt.domain for prompt in written] == DOMAINS
     assert all(len(prompt.prompt) > 20 < len(prompt.reference) for prompt in written)
     assert summary["command"] == "gr-sweep a=1" and summary["domains"] == DOMAINS
     assert set(summary["fingerprints"]) == {"code", "config", "text"}
-    rows = rows_of(tmp_path / "job")
+    rows = rows_of(finished)
     unknown = {key for row in (metrics, *rows) for key in row if registry.find(key) is None}
     assert unknown == {"step"}
     # Before training and four times in a run, here every step.
@@ -107,36 +121,35 @@ def test_samples_change_no_number_of_a_job(make_config, tmp_path):
     assert found[0] == found[1]
 
 
-def test_a_finished_job_is_left_alone_and_never_taken_for_another_one(make_config, tmp_path):
-    run(make_config(), tmp_path)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    run(make_config(), tmp_path)
+def test_a_finished_job_is_left_alone_and_never_taken_for_another_one(make_config, finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    run(make_config(), finished)
     with pytest.raises(JobError, match=r"settings \(seed was 0, now 5\).*resume=force"):
-        run(make_config(seed=5), tmp_path)
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+        run(make_config(seed=5), finished)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
-def test_a_finished_job_that_is_forced_trains_on_with_the_new_settings(make_config, tmp_path):
-    run(make_config(), tmp_path)
+def test_a_finished_job_that_is_forced_trains_on_with_the_new_settings(make_config, copied):
     config = make_config(resume=Resume.force, train={"steps": 6})
-    summary = run(config, tmp_path)
+    summary = run(config, copied)
     assert summary["changes"] == ["settings (train.steps was 4, now 6)"]
-    rows = rows_of(tmp_path)
+    rows = rows_of(copied)
     assert rows[-1]["step"] == 6 and rows[0]["step"] == 0
-    assert (tmp_path / "summary.json.replaced").exists()
-    before = (tmp_path / "summary.json").stat().st_mtime_ns
-    assert run(config, tmp_path) == summary, "that job is done"
-    assert (tmp_path / "summary.json").stat().st_mtime_ns == before
+    assert (copied / "summary.json.replaced").exists()
+    before = (copied / "summary.json").stat().st_mtime_ns
+    assert run(config, copied) == summary, "that job is done"
+    assert (copied / "summary.json").stat().st_mtime_ns == before
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(make_config, tmp_path):
-    def losses(folder, seed):
-        return without_cost(run(make_config(seed=seed), tmp_path / folder)["metrics"])
-
-    first = losses("a", 0)
-    assert losses("b", 0) == first
-    assert losses("c", 1) != first
-    a, b, c = (read_samples(tmp_path / folder) for folder in "abc")
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
+    make_config, finished, tmp_path
+):
+    first, same, other = (
+        without_cost(run(make_config(seed=seed), folder)["metrics"])
+        for seed, folder in ((0, finished), (0, tmp_path / "b"), (1, tmp_path / "c"))
+    )
+    assert same == first != other
+    a, b, c = map(read_samples, (finished, tmp_path / "b", tmp_path / "c"))
     assert a == b
     prompts = [[(p.document, p.prompt, p.reference) for p in written] for written in (a, c)]
     assert prompts[0] == prompts[1] and a != c
@@ -183,12 +196,10 @@ def test_nested_domains_become_dots_in_keys(make_config, tmp_path):
 
 
 @pytest.fixture
-def unfinished(make_config, tmp_path):
+def unfinished(copied):
     """The folder of a job that has a checkpoint and no summary."""
-    folder = tmp_path / "job"
-    run(make_config(), folder)
-    (folder / "summary.json").unlink()
-    return folder
+    (copied / "summary.json").unlink()
+    return copied
 
 
 def with_other_code(monkeypatch):
@@ -244,31 +255,29 @@ def sends(work, number: int, at: int = 1):
     ],
 )
 def test_a_job_that_a_signal_stops_says_so_and_ends_with_the_numbers_of_one_never_stopped(
-    make_config, tmp_path, monkeypatch, where, at, newest
+    make_config, finished, tmp_path, monkeypatch, where, at, newest
 ):
-    whole = run(make_config(), tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    whole = read_summary(finished / "summary.json")
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     module, name = where.rsplit(".", 1)
     with monkeypatch.context() as patch:
         work = getattr(importlib.import_module(module), name)
         patch.setattr(where, sends(work, signal.SIGTERM, at))
         with pytest.raises(Stopped):
-            run(make_config(), tmp_path / "stopped")
+            run(make_config(), stopped)
     assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
-    now = standing(tmp_path / "stopped")
+    now = standing(stopped)
     assert now.state is State.stopped and now.record.error == "stopped by SIGTERM"
-    saved = sorted(path.name for path in (tmp_path / "stopped" / "checkpoints").glob("step_*"))
-    assert saved[-1:] == ([newest] if newest else [])
+    assert max(path.name for path in (stopped / "checkpoints").glob("step_*")) == newest
 
-    again = run(make_config(), tmp_path / "stopped")
+    again = run(make_config(), stopped)
     assert again["changes"] == [] and again["metrics"].keys() == whole["metrics"].keys()
     assert without_cost(again["metrics"]) == without_cost(whole["metrics"])
     for name in ("document_losses.csv", "samples.json"):
-        texts = [(tmp_path / job / name).read_text() for job in ("whole", "stopped")]
-        assert texts[0] == texts[1]
+        assert (stopped / name).read_text() == (finished / name).read_text()
     tensors, expected = (
-        saved_tensors(tmp_path / job / "checkpoints" / "step_00000004")
-        for job in ("stopped", "whole")
+        saved_tensors(folder / "checkpoints" / "step_00000004") for folder in (stopped, finished)
     )
     for key, tensor in expected.items():
         assert torch.equal(tensors[key], tensor), key
