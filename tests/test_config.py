@@ -40,43 +40,22 @@ def config_of(*domains: str, **settings: Any) -> RunConfig:
     return config
 
 
-def test_the_defaults_are_valid():
-    validate(config_of())
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"plan__mlp_shared": 1.5}, "plan.mlp_shared: 1.5; expected a number from 0 to 1"),
-        ({"method__unlabelled_retained": -0.1}, "method.unlabelled_retained: -0.1; expected"),
         ({"train__lr": float("nan")}, "train.lr: nan; expected a finite number"),
-        ({"route__foreign_weight": float("inf")}, "route.foreign_weight: inf; expected a finite"),
-        ({"data__weights": {"code": float("nan")}}, "data.weights.code: nan; expected a finite"),
         ({"data__weights": {"code": -1.0}}, "data.weights.code: -1.0; expected a number of at le"),
-        ({"train__steps": 0}, "train.steps: 0; expected a number of at least 1"),
-        ({"train__lr": 0.0}, "train.lr: 0.0; expected a number above 0"),
         ({"train__beta2": 1.0}, "train.beta2: 1.0; expected a number of at least 0 and below 1"),
-        ({"seed": 1 << 60}, "expected a number of at least 0 and at most 4294967295"),
         ({"train__steps": 1 << 60}, "train.steps: 1152921504606846976; expected a number of at mo"),
         ({"eval__relearn_lrs": [0.1, 0.0]}, "eval.relearn_lrs[1]: 0.0; expected a number above 0"),
         ({"eval__relearn_lrs": []}, "eval.relearn_lrs: []; expected one or more learning rates"),
-        ({"plan__layers": [0, -1]}, "plan.layers[1]: -1; expected a number of at least 0"),
         ({"plan__forget": [["code"]]}, "plan.forget[0]: ['code']; expected a single value"),
         ({"data__text_field": ""}, "data.text_field is empty"),
-        ({"method__recovery": 1.0}, "method.recovery: 1.0; expected a number of at least 0 and be"),
-        ({"partition__unlabelled": "much"}, "partition.unlabelled: 'much'; expected a number from"),
-        ({"partition__unlabelled": True}, "partition.unlabelled: True; expected a number from 0"),
         ({"partition__unlabelled": {"code": 2}}, "partition.unlabelled.code: 2; expected a numbe"),
         ({"partition__unlabelled": {1: 0.1}}, "partition.unlabelled: the name 1 is not text"),
-        (
-            {"partition__unlabelled": {"maths": 0.1}},
-            "partition.unlabelled: unknown domain 'maths'; the domains are code, biology, creative",
-        ),
-        ({"data__weights": {"maths": 1.0}}, "data.weights.maths: unknown domain 'maths'"),
         ({"plan__forget": ["maths"]}, "plan.forget: unknown domain 'maths'"),
-        ({"method__without": ["maths"]}, "method.without: unknown domain 'maths'"),
         ({"train__tokens": 1000}, "train.steps=400 and train.tokens=1000 are both given"),
-        ({"train__steps": None}, "train.steps=None and train.tokens=None are both null"),
         (
             {"train__micro_batch_sequences": 5},
             "train.batch_sequences=12 is not a multiple of train.micro_batch_sequences=5",
@@ -87,34 +66,16 @@ def test_the_defaults_are_valid():
         ),
         ({"model__size": None}, "no model given: choose a size"),
         ({"model__path": "x"}, "model.size=nano and model.path=x are both given"),
-        ({"model__gguf_file": "x"}, "model.gguf_file=x needs model.path"),
         (
             {"model__size": None, "model__path": "x", "model__intermediate_size": 8},
             "model.intermediate_size=8 cannot change the checkpoint x",
         ),
-        (
-            {"data__weights": {"code": 0.0, "biology": 0.0, "creative": 0.0}},
-            "data.weights gives no domain a weight above 0",
-        ),
-        ({"plan__kind": PlanKind.forget}, "plan=forget needs plan.forget"),
-        (
-            {"plan__kind": PlanKind.forget, "plan__forget": ["code", "biology", "creative"]},
-            "plan.forget=[code,biology,creative] forgets every domain; leave at least one",
-        ),
-        ({"plan__layers": []}, "plan.layers: []; expected one or more layers"),
-        ({"plan__layers": [2, 2]}, "plan.layers: [2, 2]; expected each layer once"),
-        ({"plan__layers": [0], "plan__layer_share": 0.5}, "both say which layers are split"),
         ({"plan__full_width": True, "plan__layers": [0]}, "full_width=true widens all layers"),
         (
             {"plan__full_width": True, "model__size": None, "model__path": "DIR"},
             "full_width=true widens the MLPs, which is impossible for the checkpoint DIR",
         ),
         ({"method__name": Method.filtered}, "method=filtered needs method.without"),
-        (
-            {"method__name": Method.filtered, "method__without": ["code", "biology", "creative"]},
-            "method.without=[code,biology,creative] leaves no domain to train on",
-        ),
-        ({"procedure__rounds": [1, -1]}, "procedure.rounds: [1, -1]; expected a number of rounds"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(settings, message):
@@ -124,59 +85,28 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(settings, m
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [PlanKind.peers, PlanKind.forget, PlanKind.tree, PlanKind.lattice])
-def test_one_domain_cannot_be_routed(kind):
-    with pytest.raises(ConfigError, match=f"plan={kind.value} routes between domains"):
-        validate(config_of("code", plan__kind=kind, plan__forget=["code"]))
-
-
-def test_one_domain_can_be_trained_dense():
-    validate(config_of("code", plan__kind=PlanKind.none))
+def test_one_domain_cannot_be_routed_and_can_be_trained_dense():
+    with pytest.raises(ConfigError, match="plan=peers routes between domains"):
+        validate(config_of("code"))
     validate(config_of("code", method__name=Method.dense))
-
-
-def test_labels_of_one_domain_cannot_be_swapped():
-    with pytest.raises(ConfigError, match="code is the only domain"):
-        validate(config_of("code", plan__kind=PlanKind.none, partition__mislabelled=0.1))
-
-
-def test_no_domain_is_no_partition():
-    config = config_of()
-    config.partition.domains = {}
-    with pytest.raises(ConfigError, match="no domains given"):
-        validate(config)
-
-
-def test_a_tree_without_nested_domains_is_fine():
-    validate(config_of(plan__kind=PlanKind.tree))
 
 
 def test_a_node_of_the_tree_stands_for_what_lies_under_it():
     nested = ("code", "biology/virology", "biology/other")
     validate(config_of(*nested, plan__kind=PlanKind.forget, plan__forget=["biology"]))
     validate(config_of(*nested, method__name=Method.filtered, method__without=["biology"]))
-    with pytest.raises(ConfigError, match="forgets every domain"):
-        validate(config_of(*nested, plan__kind=PlanKind.forget, plan__forget=["biology", "code"]))
-
-
-@pytest.mark.parametrize("unlabelled", [0, 0.3, {"code": 0.1, "*": 0}, {"biology": 1}])
-def test_unlabelled_is_a_share_or_one_a_domain(unlabelled):
-    validate(config_of(partition__unlabelled=unlabelled))
+    with pytest.raises(ConfigError, match="leaves no domain to train on"):
+        validate(
+            config_of(*nested, method__name=Method.filtered, method__without=["biology", "code"])
+        )
 
 
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (
-            DomainConfig(pattern="("),
-            "code.pattern: '('; expected a regular expression",
-        ),
-        (
-            DomainConfig(pattern="x", count=0),
-            "domains.code.count: 0; expected a number of at least 1",
-        ),
+        (DomainConfig(pattern="("), "code.pattern: '('; expected a regular expression"),
+        (DomainConfig(pattern="x", count=0), "domains.code.count: 0; expected a number of at lea"),
         (DomainConfig(field="lang"), "partition.domains.code: field and values go together"),
-        (DomainConfig(values=["c"]), "partition.domains.code: field and values go together"),
     ],
 )
 def test_a_rule_that_cannot_be_applied_is_refused(rule, message):
@@ -195,13 +125,6 @@ def test_a_domain_behind_one_that_takes_everything_is_refused(tmp_path):
         validate(config)
     rules = config.partition.domains
     config.partition.domains = dict(reversed(rules.items()))
-    validate(config)
-
-
-def test_a_label_below_another_is_tried_before_it_wherever_it_stands(tmp_path):
-    config = config_of("biology", "biology/virology", data__kind=DataKind.local)
-    config.data.root = str(tmp_path)
-    config.partition.domains["biology/virology"].pattern = "virus"
     validate(config)
 
 
@@ -277,10 +200,6 @@ def test_what_can_change_a_result_changes_the_fingerprint(settings):
     assert fingerprint(config_of()) != fingerprint(config_of(**settings))
 
 
-def test_the_order_of_the_domains_counts_as_rules_are_tried_in_order():
-    assert fingerprint(config_of("code", "biology")) != fingerprint(config_of("biology", "code"))
-
-
 def test_a_plain_config_is_json_with_enums_as_values():
     config = config_of(plan__layers=[0, 1])
     plain = to_plain(config)
@@ -289,17 +208,13 @@ def test_a_plain_config_is_json_with_enums_as_values():
     assert plain["partition"]["domains"]["code"] == dataclasses.asdict(DomainConfig())
 
 
-def method_of(name: Method, **settings: Any) -> MethodConfig:
-    return MethodConfig(name=name, **settings)
-
-
 def test_labels_of_retained_text_are_hidden_under_forget_alone():
     hidden = {"unlabelled_retained": 0.75}
     forget = {"kind": PlanKind.forget, "forget": ["biology"]}
 
-    peers = resolve(config_of(method=method_of(Method.routed, **hidden)))
+    peers = resolve(config_of(method=MethodConfig(name=Method.routed, **hidden)))
     forgetting = resolve(
-        config_of(plan=PlanConfig(**forget), method=method_of(Method.routed, **hidden))
+        config_of(plan=PlanConfig(**forget), method=MethodConfig(name=Method.routed, **hidden))
     )
 
     assert peers.partition.unlabelled == 0.0
@@ -310,7 +225,9 @@ def test_label_noise_is_for_routing_and_for_filters_that_go_by_label():
     noisy = {"partition__mislabelled": 0.1, "partition__unlabelled": 0.2}
 
     def noise(name: Method, **settings: Any) -> tuple[Any, float]:
-        partition = resolve(config_of(method=method_of(name, **settings), **noisy)).partition
+        partition = resolve(
+            config_of(method=MethodConfig(name=name, **settings), **noisy)
+        ).partition
         return partition.unlabelled, partition.mislabelled
 
     assert noise(Method.routed) == noise(Method.random) == (0.2, 0.1)
@@ -321,24 +238,12 @@ def test_label_noise_is_for_routing_and_for_filters_that_go_by_label():
 def test_a_dense_run_is_attacked_only_where_it_unlearns_first():
     attack = {"eval__relearn_steps": 50, "eval__calibrate": True}
 
-    dense = resolve(config_of(method=method_of(Method.dense), **attack)).eval
+    dense = resolve(config_of(method=MethodConfig(name=Method.dense), **attack)).eval
     unlearned = resolve(
-        config_of(method=method_of(Method.dense), eval__unlearn_steps=10, **attack)
+        config_of(method=MethodConfig(name=Method.dense), eval__unlearn_steps=10, **attack)
     ).eval
     routed = resolve(config_of(eval__unlearn_steps=10, **attack)).eval
 
     assert dense.relearn_steps is None and not dense.calibrate
     assert unlearned.relearn_steps == 50 and unlearned.calibrate
     assert routed.relearn_steps == 50 and routed.unlearn_steps is None
-
-
-def test_hidden_labels_of_the_partition_stand_before_those_of_the_method():
-    forget = {"plan": PlanConfig(kind=PlanKind.forget, forget=["biology"])}
-    method = method_of(Method.sgtm, unlabelled_retained=0.75)
-    config = config_of(method=method, partition__unlabelled=0.3, **forget)
-    assert resolve(config).partition.unlabelled == 0.3
-
-
-def test_a_marker_needs_another_domain_to_be_wrong_for():
-    with pytest.raises(ConfigError, match=r"spurious=0\.5 needs the marker of another domain"):
-        validate(config_of("code", data__spurious=0.5, method__name=Method.dense))

@@ -217,14 +217,15 @@ def _missing(command: "Command") -> dict[int, str]:
     """Absolute folders of the jobs that are not done, by number; changes folders for resume=fresh.
 
     Raises:
-        JobError: a folder holds a different job.
+        JobError: a folder holds a different job and resume=same, or files that are not a job's.
     """
     from gr_sweep.jobdir import differences, different_job
     from gr_sweep.joblock import replace_job
 
     missing = [job for job in command.jobs if not job.is_done]
     for job in missing:
-        if job.config.resume is Resume.same and (changes := differences(job.folder, job.identity)):
+        changes = differences(job.folder, job.identity)
+        if changes and job.config.resume is Resume.same:
             raise different_job(job.folder, changes)
     for job in missing:
         if job.config.resume is Resume.fresh:

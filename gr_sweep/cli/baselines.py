@@ -7,6 +7,7 @@ run is there once.
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from gr_sweep.cli.overrides import is_below, key_of
 from gr_sweep.config import UNROUTED, Baseline, Method, RunConfig
 from gr_sweep.data.rows import unlabelled_shares
 from gr_sweep.domains import expand, is_under
@@ -14,8 +15,8 @@ from gr_sweep.layout import expert_widths
 from gr_sweep.model.sizes import shape_of
 
 SHARES = (0.125, 0.25, 0.5)
-"""Parts of a job's training tokens that dense runs are trained on beside all of them (DESIGN:
-compute equivalent)."""
+"""Fractions of a job's training tokens for the shorter dense runs, from which the compute that a
+routed run is worth is read off."""
 
 _OF_ROUTING = (
     "method", "edges", "plan", "route", "procedure", "partition.unlabelled", "baselines",
@@ -115,10 +116,5 @@ def _unlabelled(config: RunConfig) -> str:
 
 
 def _without(overrides: Iterable[str], names: Sequence[str]) -> list[str]:
-    """The overrides but those of the settings, and of the settings below them."""
-    return [
-        override
-        for override in overrides
-        for key in [override.lstrip("+~").split("=", 1)[0]]
-        if not any(key == name or key.startswith(name + ".") for name in names)
-    ]
+    """The overrides except those of the named settings and of the settings below them."""
+    return [override for override in overrides if not is_below(key_of(override), names)]

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gr_sweep.bounds import invalid
 from gr_sweep.checks import validate
 from gr_sweep.cli.baselines import baselines_of
-from gr_sweep.cli.composer import Composer, composing, with_hydra
+from gr_sweep.cli.composer import Composer, composing
 from gr_sweep.cli.fit import check_fit, parts_of
 from gr_sweep.cli.names import name_of, slug, that_count, title_of, without_fixed
 from gr_sweep.cli.overrides import (
@@ -37,13 +37,7 @@ from gr_sweep.cli.overrides import (
     quoted,
     values_of,
 )
-from gr_sweep.config import (
-    UNROUTED,
-    Baseline,
-    RunConfig,
-    fingerprint,
-    to_plain,
-)
+from gr_sweep.config import UNROUTED, Baseline, RunConfig, fingerprint, to_plain
 from gr_sweep.errors import ConfigError
 from gr_sweep.jobdir import SUMMARY, Identity, identity_of, is_done
 
@@ -93,9 +87,10 @@ class Job:
         )
         return identity_of(self.config, text)
 
-    @property
+    @functools.cached_property
     def is_done(self) -> bool:
-        """Whether its folder holds the finished job with the same settings, text and code."""
+        """Whether its folder held the finished job with the same settings, text and code when this
+        was first asked."""
         return (self.folder / SUMMARY).exists() and is_done(self.folder, self.identity)
 
     @property
@@ -115,17 +110,15 @@ class Command:
     composer: Composer
     hydra_config: DictConfig
     """The command's config with its hydra node, without swept values."""
-    config_words: list[str]
-    """Words that say where configs are: --config-dir DIR, hydra.searchpath=[...]."""
 
     def config_of(self, job: Job, folder: Path) -> DictConfig:
         """The job's config with its hydra node, if it runs in the absolute folder."""
         cfg = self.composer.compose(job.lines)
-        return with_hydra(cfg, self.hydra_config, job.lines, job.number, folder)
+        return self.composer.with_hydra(cfg, job.lines, job.number, folder)
 
     def line_of(self, job: Job) -> str:
         """A command that runs the job alone, in its folder."""
-        words = [*self.config_words]
+        words = [*self.composer.words]
         words += [line for line in job.overrides if key_of(line) != "baselines"]
         if self.hydra_config.hydra.mode == RunMode.MULTIRUN:
             words.append("hydra.mode=RUN")
@@ -153,10 +146,6 @@ def compose(
     Raises:
         ConfigError: the first problem of the first job that has one.
     """
-    given = {"--config-name": config_name, "--config-path": config_path, "--config-dir": config_dir}
-    flags = {flag: value for flag, value in given.items() if value not in (None, "config")}
-    words = [word for flag, value in flags.items() for word in (flag, str(value))]
-    words += [line for line in overrides if key_of(line) == "hydra.searchpath"]
     try:
         with composing(overrides, config_name, config_path, config_dir) as composer:
             typed = composer.parse(overrides)
@@ -164,23 +153,22 @@ def compose(
                 check(override, composer.choices)
             settings = [override for override in typed if not override.is_hydra_override()]
             fixed = [str(o.input_line) for o in settings if not o.is_sweep_override()]
-            cfg, base = composer.compose_base(fixed)
-            _check_hydra(base.hydra)
-            if multirun or base.hydra.mode == RunMode.MULTIRUN:
-                return _Sweep(composer, cfg, base, settings, words).command()
+            composer.compose_base(fixed)
+            _check_hydra(composer.base.hydra)
+            if multirun or composer.base.hydra.mode == RunMode.MULTIRUN:
+                return _Sweep(composer, settings).command()
             for override in typed:
                 check_is_single(override)
-            return _single(composer, cfg, base, fixed, words)
+            return _single(composer, fixed)
     except RecursionError as error:
         raise ConfigError("brackets are nested too deeply") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
 
 
-def _single(
-    composer: Composer, cfg: DictConfig, base: DictConfig, lines: list[str], words: list[str]
-) -> Command:
-    whole = with_hydra(cfg, base, lines, 0)
+def _single(composer: Composer, lines: list[str]) -> Command:
+    cfg = composer.compose(lines)
+    whole = composer.with_hydra(cfg, lines, 0)
     config, typed = _resolved(cfg)
     if config.baselines and any(key_of(line) == "baselines" for line in lines):
         raise ConfigError("baselines are runs that a sweep adds: add -m, or leave them out")
@@ -199,32 +187,17 @@ def _single(
         is_multirun=False,
         composer=composer,
         hydra_config=whole,
-        config_words=words,
     )
 
 
 class _Sweep:
     """Makes the jobs of a multirun."""
 
-    def __init__(
-        self,
-        composer: Composer,
-        cfg: DictConfig,
-        base: DictConfig,
-        typed: Sequence[Override],
-        words: list[str],
-    ) -> None:
-        """
-        Args:
-            composer: of the command.
-            cfg: without swept values and without a hydra node.
-            base: of the groups, with a hydra node.
-            typed: overrides of settings.
-            words: as `Command.config_words`.
-        """
-        self.composer, self.base, self.words = composer, base, words
-        params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
-        swept = composer.parse(params)
+    def __init__(self, composer: Composer, typed: Sequence[Override]) -> None:
+        """`typed` are the overrides of settings."""
+        self.composer = composer
+        params = composer.base.hydra.sweeper.params or {}
+        swept = composer.parse([f"{key}={value}" for key, value in params.items()])
         for override in swept:
             check(override, composer.choices)
         # What is typed replaces what the config sweeps.
@@ -233,7 +206,7 @@ class _Sweep:
         fixed = [
             values_of(self.overrides[key])[0] for key in self.overrides if key not in self.swept
         ]
-        self.whole = with_hydra(cfg, base, fixed, 0)
+        self.whole = composer.with_hydra(composer.compose(fixed), fixed, 0)
         name = slug(that_count([*self.swept, *fixed]))
         self.is_named = "{sweep}" in self.whole.hydra.sweep.dir
         folder = self.whole.hydra.sweep.dir.replace("{sweep}", name)
@@ -262,7 +235,6 @@ class _Sweep:
             is_multirun=True,
             composer=self.composer,
             hydra_config=self.whole,
-            config_words=self.words,
         )
 
     def _job(self, lines: list[str], differing: list[str], *, is_baseline: bool = False) -> Job:
@@ -275,9 +247,9 @@ class _Sweep:
         config, typed = _resolved(cfg)
         differing = without_fixed(differing, typed)
         number = len(self.jobs) + len(self.baselines)
-        node = self.base.hydra.sweep
+        node = self.composer.base.hydra.sweep
         if OmegaConf.is_interpolation(node, "subdir"):
-            node = with_hydra(cfg, self.base, lines, number).hydra.sweep
+            node = self.composer.with_hydra(cfg, lines, number).hydra.sweep
         subdir = node.subdir.replace(
             "{job}", name_of(config, differing if self.is_named else lines)
         )
@@ -400,8 +372,10 @@ def _check_hydra(hydra: DictConfig) -> None:
             raise ConfigError(
                 f"hydra/{group} is not one that gr-sweep supports; use {', '.join(supported)}"
             )
-    if hydra.job.chdir or hydra.callbacks:
-        raise ConfigError("gr-sweep does not support hydra.job.chdir and hydra.callbacks")
+    if hydra.job.chdir or hydra.job.env_set or hydra.callbacks:
+        raise ConfigError(
+            "gr-sweep does not support hydra.job.chdir, hydra.job.env_set and hydra.callbacks"
+        )
     subdir = hydra.output_subdir
     if subdir is not None and (not subdir or Path(subdir).name != subdir):
         raise invalid("hydra.output_subdir", subdir, "the name of a folder, or null")

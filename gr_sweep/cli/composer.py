@@ -1,9 +1,7 @@
 """Composes configs with Hydra's public API. The only module that asks Hydra for a config.
 
-`hydra.compose` takes 0.2 s for a config of gr-sweep, so that a sweep of 54 jobs would take ten
-seconds. A sweep is composed once without its swept values, and once more for each choice of a group
-that differs: these choices fill different nodes, so a job's config is put together from them. The
-values of settings are merged by OmegaConf in either case.
+`hydra.compose` takes 0.2 s for a config of gr-sweep, so Hydra composes each combination of groups
+once, and OmegaConf merges the settings of each job into a copy of it.
 """
 
 import contextlib
@@ -12,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
@@ -33,19 +30,22 @@ _SEARCH_PATH = "hydra.searchpath"
 class Composer:
     """Composes the configs of one command."""
 
-    def __init__(self, config_name: str, lines: Sequence[str]) -> None:
+    base: DictConfig
+    """The config that the jobs differ from, with its hydra node; `compose_base` sets it."""
+
+    def __init__(self, config_name: str, lines: Sequence[str], words: list[str]) -> None:
         """
         Args:
             config_name: the primary config.
             lines: overrides of the hydra node, which every config has.
+            words: the words of the command line that say where configs are.
         """
+        self.words = words
         self._config_name = config_name
         self._loader = GlobalHydra.instance().config_loader()
         self._hydra_lines = list(lines)
         self._choices: dict[str, list[str]] = {}
         self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self._base: dict[str, str] = {}
-        self._changed: dict[tuple[str, str | None], dict[str, Any]] = {}
 
     def parse(self, lines: Sequence[str]) -> list[Override]:
         """Parses overrides, as `overrides.parse` does."""
@@ -64,16 +64,11 @@ class Composer:
             self._choices[group] = found
         return self._choices[group]
 
-    def compose_base(self, lines: Sequence[str]) -> tuple[DictConfig, DictConfig]:
-        """Composes the config that the jobs of the command differ from.
-
-        Returns:
-            The config without its hydra node, and the whole config of its groups.
-        """
-        self._base = self._groups(lines)
-        whole = self._by_hydra(list(self._base.values()))
-        self._composed[_key(self._base)] = _without_hydra(whole)
-        return self.compose(lines), whole
+    def compose_base(self, lines: Sequence[str]) -> None:
+        """Composes `base` from the groups among the lines."""
+        groups = self._groups(lines)
+        self.base = self._by_hydra(groups)
+        self._composed[_key(groups)] = _without_hydra(self.base)
 
     def compose(self, lines: Sequence[str]) -> DictConfig:
         """The config of a job, without a hydra node."""
@@ -96,50 +91,47 @@ class Composer:
                 raise ConfigCompositionException(f"{MERGING}{line}") from error
         return cfg
 
+    def with_hydra(
+        self, cfg: DictConfig, lines: Sequence[str], number: int, folder: Path | None = None
+    ) -> DictConfig:
+        """A job's config with the hydra node that Hydra would give it.
+
+        Args:
+            cfg: of the job, without a hydra node.
+            lines: overrides of the job.
+            number: of the job in its sweep.
+            folder: of the job, absolute; None if it is not known yet.
+        """
+        cfg = copy.deepcopy(cfg)
+        with open_dict(cfg):
+            cfg.hydra = self.base.hydra
+            hydra = cfg.hydra
+            hydra.overrides.task = list(lines)
+            hydra.job.num, hydra.job.id = number, str(number)
+            hydra.job.override_dirname = ",".join(sorted(line.lstrip("+") for line in lines))
+            if folder is not None:
+                hydra.runtime.output_dir = str(folder)
+            for line in lines:
+                if key_of(line) in hydra.runtime.choices:
+                    hydra.runtime.choices[key_of(line)] = line.split("=", 1)[-1]
+        HydraConfig.instance().set_config(cfg)
+        return cfg
+
     def _groups(self, lines: Sequence[str]) -> dict[str, str]:
         return {key_of(line): line for line in lines if self.choices(key_of(line))}
 
     def _of_groups(self, groups: dict[str, str]) -> DictConfig:
-        """The config of the chosen groups, put together from parts that jobs share."""
-        every = dict.fromkeys([*self._base, *groups])
-        differing = [key for key in every if groups.get(key) != self._base.get(key)]
-        if len(differing) < 2:
-            return self._cached(groups)
-        cfg = copy.deepcopy(self._cached(self._base))
-        changed: set[str] = set()
-        for key in differing:
-            nodes = self._nodes(key, groups.get(key))
-            if changed & nodes.keys():
-                return self._cached(groups)  # two choices fill one node, so their order matters
-            changed |= nodes.keys()
-            for name, node in nodes.items():
-                cfg[name] = node
-        return cfg
-
-    def _nodes(self, key: str, line: str | None) -> dict[str, Any]:
-        """The top-level nodes that change if the base has another choice of a group, or none."""
-        if (key, line) not in self._changed:
-            groups = {name: line for name, line in self._base.items() if name != key}
-            cfg = self._cached(groups if line is None else groups | {key: line})
-            plain, base = _as_plain(cfg), _as_plain(self._cached(self._base))
-            self._changed[key, line] = {
-                name: cfg._get_node(name) for name in plain if plain[name] != base[name]
-            }
-        return self._changed[key, line]
-
-    def _cached(self, groups: dict[str, str]) -> DictConfig:
         if _key(groups) not in self._composed:
-            cfg = self._by_hydra(list(groups.values()))
-            self._composed[_key(groups)] = _without_hydra(cfg)
+            self._composed[_key(groups)] = _without_hydra(self._by_hydra(groups))
         return self._composed[_key(groups)]
 
-    def _by_hydra(self, lines: Sequence[str]) -> DictConfig:
+    def _by_hydra(self, groups: dict[str, str]) -> DictConfig:
         """The config with its hydra node, as Hydra composes it."""
         with warnings.catch_warnings():
             # Hydra only warns about a search path that does not exist; it is checked below.
             warnings.filterwarnings("ignore", message="provider=", category=UserWarning)
             try:
-                overrides = [*self._hydra_lines, *lines]
+                overrides = [*self._hydra_lines, *groups.values()]
                 cfg = compose(self._config_name, overrides, return_hydra_config=True)
             except KeyError as error:
                 raise ConfigError(f"hydra.job.env_copy: the environment has no {error}") from error
@@ -178,6 +170,10 @@ def composing(
     for folder in (config_path, config_dir):
         if folder is not None and not os.path.isdir(folder):
             raise ConfigError(f"config folder {folder} does not exist")
+    given = {"--config-name": config_name, "--config-path": config_path, "--config-dir": config_dir}
+    flags = {flag: value for flag, value in given.items() if value not in (None, "config")}
+    words = [word for flag, value in flags.items() for word in (flag, str(value))]
+    words += [line for line in lines if key_of(line) == _SEARCH_PATH]
     hydra_lines = [line for line in lines if key_of(line).startswith("hydra")]
     if config_dir is not None:
         folders = [f"file://{os.path.abspath(config_dir)}"]
@@ -188,41 +184,7 @@ def composing(
         hydra_lines.append(f"{_SEARCH_PATH}=[{','.join(map(quoted, folders))}]")
     main = conf_dir() if config_path is None else Path(config_path).resolve()
     with initialize_config_dir(str(main), version_base="1.3", job_name="gr_sweep"):
-        yield Composer(config_name, hydra_lines)
-
-
-def with_hydra(
-    cfg: DictConfig, base: DictConfig, lines: Sequence[str], number: int, folder: Path | None = None
-) -> DictConfig:
-    """A job's config with the hydra node that Hydra would give it.
-
-    Args:
-        cfg: of the job, without a hydra node.
-        base: of the command, with one.
-        lines: overrides of the job.
-        number: of the job in its sweep.
-        folder: of the job, absolute; None if it is not known yet.
-    """
-    cfg = copy.deepcopy(cfg)
-    with open_dict(cfg):
-        cfg.hydra = base.hydra
-        hydra = cfg.hydra
-        OmegaConf.set_readonly(hydra, False)  # `base` may be a config that has become readonly
-        hydra.overrides.task = list(lines)
-        hydra.job.num, hydra.job.id = number, str(number)
-        hydra.job.override_dirname = ",".join(sorted(line.lstrip("+") for line in lines))
-        if folder is not None:
-            hydra.runtime.output_dir = str(folder)
-        for line in lines:
-            if key_of(line) in hydra.runtime.choices:
-                hydra.runtime.choices[key_of(line)] = line.split("=", 1)[-1]
-    HydraConfig.instance().set_config(cfg)
-    return cfg
-
-
-def _as_plain(cfg: DictConfig) -> dict[str, Any]:
-    plain: Any = OmegaConf.to_container(cfg, resolve=False)
-    return dict(plain)
+        yield Composer(config_name, hydra_lines, words)
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:

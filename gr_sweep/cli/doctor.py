@@ -30,7 +30,6 @@ LOW_DISK_GIB = 5.0
 """Less free space is a warning: checkpoints and the token cache are large."""
 
 _GIB = 2**30
-_STYLES = {"ok": "green", "--": "dim", "warn": "yellow", "broken": "red"}
 
 
 class Finding(NamedTuple):
@@ -49,18 +48,11 @@ def main(argv: Sequence[str]) -> int:
         description="Shows versions, devices, W&B, SLURM, the token cache and free disk space.",
     ).parse_args(argv)
 
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    found = list(findings())
-    for mark, subject, text in found:
-        table.add_row(f"[{_STYLES[mark]}]{mark}[/]", subject, text)
-    Console(highlight=False).print(table)
-    return 1 if any(finding.mark == "broken" for finding in found) else 0
+    status = 0
+    for mark, subject, text in findings():
+        print(f"{mark:<6}  {subject:<9}  {text}")
+        status = 1 if mark == "broken" else status
+    return status
 
 
 def findings() -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError
 from gr_sweep.layout import check_rounds, labels_of_rounds, make_plan, named_shape
 from gr_sweep.model.sizes import Size
-from gr_sweep.routing.plan import ModelShape
+from gr_sweep.routing.plan import ModelShape, RoutePlan
 from gr_sweep.tracking import check_tracking
 from gr_sweep.train.distributed import place, rows_of
 
@@ -27,9 +27,11 @@ def check_fit(config: RunConfig) -> None:
     """Checks a resolved config against the parts that will read it.
 
     Raises:
-        ConfigError: the size is unknown, the micro-batch cannot hold the row groups or does not
-            divide over the processes, or tracking has no API key.
-        PlanError: the model has too few units or layers for the plan.
+        ConfigError: the size is unknown, a weight or a hidden share is not allowed, the micro-batch
+            cannot hold the row groups or does not divide over the processes, or tracking has no API
+            key.
+        PlanError: the plan names wrong layers or forgets no or every domain, or the model has too
+            few units or layers for it.
     """
     check_tracking(config.tracking)
     rows = micro_batch_rows(config)
@@ -49,19 +51,22 @@ def check_fit(config: RunConfig) -> None:
                 "procedure=alternate needs the whole model in one process; start one process, or "
                 "use procedure=fixed"
             )
-    elif shape is not None:
-        make_plan(config, shape)
+    else:
+        _plan_for(config, shape)
 
 
 def parts_of(config: RunConfig) -> Sequence[str]:
     """Domains and nodes of the tree that can be removed from the job's model."""
-    shape = shape_of_model(config)
+    return _plan_for(config, shape_of_model(config)).removable()
+
+
+def _plan_for(config: RunConfig, shape: ModelShape | None) -> RoutePlan:
+    """The job's plan; for a checkpoint of unknown shape that of a wide model of one layer."""
     if shape is not None:
-        return make_plan(config, shape).removable()
-    # A checkpoint that is not on this machine: the shape has no influence on what can be removed.
+        return make_plan(config, shape)
     plan = dataclasses.replace(PlanConfig(), kind=config.plan.kind, forget=config.plan.forget)
     wide = Size(64, 1 << 20, 1, 1, 1)
-    return make_plan(dataclasses.replace(config, plan=plan), wide).removable()
+    return make_plan(dataclasses.replace(config, plan=plan), wide)
 
 
 def shape_of_model(config: RunConfig) -> ModelShape | None:

@@ -201,18 +201,13 @@ def _describe(kind: Any) -> str:
         return f"{_describe(_without_none(kind))} or null"
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is list:
-        example = {int: "[0,1]", float: "[0.1,0.2]"}.get(arguments[0], "[a,b]")
-        return (
-            f"a list such as {example}"
-            if arguments[0] in (int, float, str)
-            else (f"a list of {_describe(arguments[0]).removeprefix('one of ')}")
-        )
+        example = {int: "[0,1]", float: "[0.1,0.2]", str: "[a,b]"}.get(arguments[0])
+        choices = _describe(arguments[0]).removeprefix("one of ")
+        return f"a list such as {example}" if example else f"a list of {choices}"
     if origin is dict:
-        return (
-            "a mapping such as {a:1,b:2}"
-            if arguments[1] in (float, str, Any)
-            else (f"a mapping from names to {_describe(arguments[1])}")
-        )
+        is_flat = arguments[1] in (float, str, Any)
+        values = _describe(arguments[1])
+        return "a mapping such as {a:1,b:2}" if is_flat else f"a mapping from names to {values}"
     if isinstance(kind, enum.EnumMeta):
         return f"one of {', '.join(str(member.value) for member in list[enum.Enum](kind))}"
     if dataclasses.is_dataclass(kind):

@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from gr_sweep.cli.job_status import JobReader, JobStatus, sweep_left_s
 from gr_sweep.jobdir import State
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
 EVERY_S = 2.0
@@ -91,15 +91,10 @@ def main(argv: Sequence[str]) -> int:
     return 1 if any(job.state is State.failed for job in jobs) else 0
 
 
-def counts(jobs: Sequence[JobStatus]) -> dict[State, int]:
-    """The number of jobs in each state, 0 included."""
-    found = Counter(job.state for job in jobs)
-    return {state: found[state] for state in STYLES}
-
-
 def totals(jobs: Sequence[JobStatus]) -> str:
     """The number of jobs in each state, the fraction of all steps that is done, the time left."""
-    parts = [", ".join(f"{count} {state.value}" for state, count in counts(jobs).items() if count)]
+    found = Counter(job.state for job in jobs)
+    parts = [", ".join(f"{found[state]} {state.value}" for state in STYLES if found[state])]
     sizes = [job.num_steps for job in jobs if job.num_steps]
     if sizes:
         mean = sum(sizes) / len(sizes)
@@ -119,7 +114,8 @@ def _as_json(jobs: Sequence[JobStatus]) -> dict[str, Any]:
         | {"share": job.share}
         for job in jobs
     ]
-    total = {state.value: count for state, count in counts(jobs).items()}
+    found = Counter(job.state for job in jobs)
+    total = {state.value: found[state] for state in STYLES}
     return {"jobs": rows, "total": total, "left_s": sweep_left_s(jobs)}
 
 
@@ -200,29 +196,22 @@ def _watch(reader: JobReader) -> list[JobStatus]:
     """Shows the jobs until none runs or waits: on a terminal a table, elsewhere a line for each
     change of state."""
     from rich.console import Console
-    from rich.live import Live
 
-    console = Console()
-    is_live = console.is_terminal and not console.is_dumb_terminal
     states: dict[Path, State] = {}
-    with Live(console=console, auto_refresh=False) if is_live else contextlib.nullcontext() as live:
+    jobs = reader.read()
+    name, hint = jobs[0].folder.parent.name, "Ctrl-C ends this; the jobs keep running"
+    with _live(Console(), lambda: jobs, name, hint) as is_shown:
         while True:
-            jobs = reader.read()
-            is_over = not any(job.state in (State.running, State.waiting) for job in jobs)
-            if live is not None:
-                hint = "" if is_over else "Ctrl-C ends this; the jobs keep running"
-                name = jobs[0].folder.parent.name
-                live.update(live_view(jobs, name, console.height, hint), refresh=True)
-            else:
-                changed = [job for job in jobs if states.get(job.folder) is not job.state]
+            changed = [job for job in jobs if states.get(job.folder) is not job.state]
+            if changed and not is_shown:
                 for job in changed:
                     print(": ".join(filter(None, (job.folder.name, job.state.value, job.note))))
-                if changed:
-                    print(totals(jobs), flush=True)
-                states = {job.folder: job.state for job in jobs}
-            if is_over:
+                print(totals(jobs), flush=True)
+            states = {job.folder: job.state for job in jobs}
+            if not any(job.state in (State.running, State.waiting) for job in jobs):
                 return jobs
             time.sleep(EVERY_S)
+            jobs = reader.read()
 
 
 @contextlib.contextmanager
@@ -237,33 +226,37 @@ def live_table(folders: Sequence[Path], sweep: Path, hint: str) -> Iterator[bool
         hint: a line on what Ctrl-C does.
     """
     from rich.console import Console
+
+    reader = JobReader(folders)
+    with _live(Console(stderr=True), reader.read, sweep.resolve().name, hint) as is_shown:
+        yield is_shown
+
+
+@contextlib.contextmanager
+def _live(
+    console: "Console", read: Callable[[], list[JobStatus]], name: str, hint: str
+) -> Iterator[bool]:
+    """Draws the table again and again, and at the end without the hint."""
     from rich.live import Live
 
-    console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
         yield False
         return
-    reader = JobReader(folders)
     view: RenderableType = ""
-    is_over = False
 
-    def read() -> "RenderableType":
+    def draw() -> "RenderableType":
         nonlocal view
         try:
-            name = sweep.resolve().name
-            view = live_view(reader.read(), name, console.height, "" if is_over else hint)
+            view = live_view(read(), name, console.height, hint)
         except Exception as error:  # an error of the table must not end the jobs
             logger.warning("the table of jobs could not be drawn: %r", error)
         return view
 
-    with Live(get_renderable=read, console=console, refresh_per_second=1 / EVERY_S):
+    with Live(get_renderable=draw, console=console, refresh_per_second=1 / EVERY_S):
         try:
             yield True
         finally:
-            is_over = True
-
-
-# Words for numbers
+            hint = ""
 
 
 def short_count(count: float) -> str:

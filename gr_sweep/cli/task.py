@@ -44,8 +44,6 @@ class JobTask:
     """Files to write, with the config as Hydra composed it, by path within the folder."""
     log_config: dict[str, Any] = field(repr=False)
     """For `logging.config.dictConfig`."""
-    environment: dict[str, str]
-    """Variables that are set while the job runs."""
 
     def run(self) -> None:
         """Runs the job, in each process of those that run it together.
@@ -64,7 +62,7 @@ class JobTask:
             from gr_sweep.job import run_job  # imports torch, which takes seconds
 
         logged = self._logged() if processes.is_main else contextlib.nullcontext()
-        with _environment(self.environment), logged:
+        with logged:
             run_job(
                 self.config,
                 self.folder,
@@ -133,7 +131,6 @@ def task_of(command: "Command", job: "Job", place: str, folder: str) -> JobTask:
         overruled=job.overruled,
         files=files,
         log_config=logging_config(hydra),
-        environment={str(name): str(value) for name, value in hydra.job.env_set.items()},
     )
 
 
@@ -155,20 +152,6 @@ def logging_config(hydra: Any, name: str = "job_logging") -> dict[str, Any]:
 def wants_tracebacks() -> bool:
     """Whether errors of the user are shown with their traceback too."""
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _memory_advice(config: RunConfig, world_size: int) -> str:

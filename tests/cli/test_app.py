@@ -1,6 +1,5 @@
 """What the command prints, runs and returns; an object that writes summaries plays the jobs."""
 
-import errno
 import gc
 import os
 import pickle
@@ -23,7 +22,6 @@ from gr_sweep.config import RunConfig, to_plain
 from gr_sweep.data.prepare import text_fingerprint
 from gr_sweep.errors import DataError
 from gr_sweep.jobdir import identity_of, write_summary
-from gr_sweep.train.distributed import Place, Processes, connect
 
 METRICS = {
     "loss/full/code": 4.03,
@@ -107,14 +105,6 @@ def test_the_command_of_a_job_runs_it_alone_in_its_folder(jobs, tmp_path, capsys
     assert len(jobs.calls) == 6
 
 
-def test_the_command_of_a_job_of_a_study_is_not_a_sweep(jobs):
-    assert app.main(["experiment=edges", "edges=act", "seed=0", "scale=smoke"]) == 0
-    [call] = jobs.calls
-    (call["folder"] / "summary.json").unlink()
-    assert app.main(shlex.split(call["command"])[1:]) == 0
-    assert jobs.calls[1]["folder"] == call["folder"] and len(jobs.reports) == 1
-
-
 def test_settings_that_a_method_overrules_are_logged(jobs):
     assert app.main(["method=sgtm", "plan.forget=[biology]", "edges=act"]) == 0
     [call] = jobs.calls
@@ -163,14 +153,6 @@ def test_jobs_that_fail_do_not_stop_the_others(jobs, capsys):
     assert jobs.seeds == [7, 1, 8, 7, 2]
 
 
-@pytest.mark.parametrize(("seed", "status"), [(7, 2), (8, 1)])
-def test_a_single_job_that_fails_gives_its_status(jobs, capsys, seed, status):
-    assert app.main([f"seed={seed}"]) == status
-    printed = capsys.readouterr()
-    assert ("Traceback" in printed.err) == (status == 1)
-    assert printed.err.count("gr-sweep: ") == 1
-
-
 def test_an_interrupted_sweep_prints_one_line_and_leaves_jobs_waiting(jobs, capsys):
     assert app.main(["-m", "seed=1,9,2"]) == 130
     printed = capsys.readouterr()
@@ -211,15 +193,6 @@ def test_a_failed_job_holds_no_memory_while_the_next_one_runs(jobs, monkeypatch,
     finally:
         gc.enable()
     assert alive == [[], [], []]
-
-
-def test_nothing_is_made_when_one_job_of_a_sweep_is_wrong(jobs, tmp_path, capsys):
-    assert app.main(["-m", "plan.mlp_shared=0.5,0.7,1.5"]) == 2
-    assert jobs.calls == [] and list(tmp_path.iterdir()) == []
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err == (
-        "gr-sweep: invalid value for plan.mlp_shared: 1.5; expected a number from 0 to 1\n"
-    )
 
 
 def assert_refused(argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,40 +243,28 @@ def test_resume_says_what_happens_to_a_different_job(jobs, capsys):
     assert [call["config"].edges.value for call in jobs.calls] == ["act", "both", "none"]
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--nope"], "unknown flag --nope"),
-        (["repot", "outputs"], "unknown verb 'repot'; verbs are report, export, estimate, bench"),
-        (["--config-dir", "nowhere"], "config folder nowhere does not exist"),
-    ],
-)
-def test_a_wrong_command_line_is_one_line_and_status_2(jobs, capsys, argv, message):
-    assert app.main(argv) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("gr-sweep: ") and message in printed.err
-    assert printed.err.count("\n") == 1 and printed.out == ""
+@pytest.mark.parametrize("resume", ["same", "force", "fresh"])
+def test_a_folder_that_is_not_a_jobs_is_refused(jobs, capsys, resume):
+    Path("X").mkdir()
+    Path("X/thesis.tex").write_text("years of work")
+    words = ["X holds thesis.tex and is not the folder of a job"]
+    assert_refused(["hydra.run.dir=X", f"resume={resume}"], words, capsys)
+    assert not jobs.calls
+
+
+def test_a_job_asks_once_whether_it_is_done(jobs, monkeypatch):
+    [job] = compose(["debug=default", "hydra.run.dir=X"]).jobs
+    Path("X").mkdir()
+    Path("X/summary.json").write_text("{}")
+    asked = []
+    monkeypatch.setattr("gr_sweep.cli.compose.is_done", lambda *given: asked.append(given) or True)
+    assert job.is_done and job.is_done and len(asked) == 1
 
 
 def test_a_traceback_can_be_asked_for(jobs, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(gr_sweep.errors.ConfigError):
         app.main(["edges=nope"])
-
-
-def test_every_verb_is_a_module_with_a_main():
-    for name in app.VERBS:
-        assert Path(gr_sweep.__file__).parent.joinpath("cli", f"{name}.py").exists()
-
-
-def test_help_shows_examples_groups_verbs_and_flags(capsys):
-    assert app.main(["--help"]) == 0
-    text = capsys.readouterr().out
-    assert "gr-sweep -m edges=both,act,weight" in text
-    for line in (r"edges +act  both  none  weight", r"plan +forget  lattice  none  peers  tree"):
-        assert re.search(line, text)
-    for word in ("report", "status", "--multirun", "--cfg job", "code_bio_creative"):
-        assert word in text
 
 
 def test_every_example_of_the_help_is_a_command_that_works(jobs, tmp_path):
@@ -314,11 +275,6 @@ def test_every_example_of_the_help_is_a_command_that_works(jobs, tmp_path):
     for example, _ in EXAMPLES:
         _, *argv = example.split()
         assert compose([word for word in argv if word != "-m"], multirun="-m" in argv).jobs
-
-
-def test_the_version_is_that_of_the_package(capsys):
-    assert app.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"gr-sweep {gr_sweep.__version__}\n"
 
 
 def test_hydras_own_flags_work(jobs, capsys, monkeypatch):
@@ -358,67 +314,6 @@ def test_checking_a_command_does_not_load_torch(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_processes_that_do_not_divide_the_rows_are_refused_before_any_work(
-    jobs, tmp_path, monkeypatch, capsys
-):
-    for name, value in {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "5"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(app, "connect", Processes)
-    assert app.main(["edges=weight"]) == 2
-    assert "12 sequences, which do not divide over 5 processes" in capsys.readouterr().err
-    assert not jobs.calls and not list(tmp_path.iterdir())
-
-
-def connect_as(monkeypatch: pytest.MonkeyPatch, processes: Processes) -> None:
-    for module in ("app", "task", "launchers"):
-        monkeypatch.setattr(f"gr_sweep.cli.{module}.connect", lambda: processes)
-
-
-def test_several_processes_run_the_jobs_themselves(jobs, monkeypatch, capsys):
-    connect_as(monkeypatch, Processes(Place(0, 2, 0, False, "env://")))
-    command = ["-m", "edges=both,act"]
-    assert app.main([*command, "hydra/launcher=local_parallel"]) == 2 and not jobs.calls
-    assert "use hydra/launcher=basic" in capsys.readouterr().err
-    assert app.main(command) == 0 and len(jobs.calls) == 2
-
-
-def test_another_process_runs_the_jobs_in_the_folders_of_the_main_one(jobs, tmp_path, monkeypatch):
-    """A folder named after the time would have another name in each process."""
-    folder = tmp_path / "of" / "main"
-    answers = iter([{0: str(folder)}, None, None])
-
-    class Other(Processes):
-        def from_main(self, work):
-            return next(answers)
-
-        def main_first(self, work):
-            return work()
-
-    connect_as(monkeypatch, Other(Place(1, 2, 1, False, "env://")))
-    folder.mkdir(parents=True)
-    assert app.main(["hydra.run.dir=own/${now:%f}", "seed=3"]) == 0
-    [call] = jobs.calls
-    assert call["folder"] == folder and call["config"].seed == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["of"]
-
-
-def test_a_contradictory_environment_is_one_line(jobs, monkeypatch, capsys):
-    for name, value in {"RANK": "one", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(app, "connect", connect.__wrapped__)
-    assert app.main(["edges=weight"]) == 2 and not jobs.calls
-    printed = capsys.readouterr().err
-    assert "RANK" in printed and "one" in printed and printed.count("\n") == 1
-
-
-def test_only_the_main_process_prints_errors(jobs, monkeypatch, capsys):
-    for name, value in {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(app, "connect", Processes)
-    assert app.main(["edges=wieght"]) == 2
-    assert capsys.readouterr() == ("", "")
-
-
 def test_a_closed_pipe_ends_the_command_silently() -> None:
     command = [sys.executable, "-c", "from gr_sweep.cli.app import main; raise SystemExit(main())"]
     read, write = os.pipe()
@@ -428,13 +323,3 @@ def test_a_closed_pipe_ends_the_command_silently() -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
-
-
-def test_the_pipe_of_a_worker_is_not_that_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(argv: list[str]) -> int:
-        raise BrokenPipeError(errno.EPIPE, "a worker is gone")
-
-    monkeypatch.setattr(app, "_dispatch", broken)
-    with open(os.devnull, "w") as stream, pytest.raises(BrokenPipeError):
-        monkeypatch.setattr(sys, "stdout", stream)
-        app.main([])

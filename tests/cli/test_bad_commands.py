@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 import gr_sweep
 import gr_sweep.job
 from gr_sweep.cli.compose import compose
-from gr_sweep.cli.overrides import MAX_JOBS
 from gr_sweep.errors import GrSweepError
 from tests.refused import assert_refused, contents, is_one_line, within
 
@@ -21,37 +20,22 @@ LONG = "x" * 20_000
 
 COMMANDS = """
 ~model                                  | model cannot be deleted
-~train.steps                            | train.steps cannot be deleted
-model=hf model.path=.                   | config.json cannot be read
 model=hf model.path=a/b/c               | invalid value for model.path: 'a/b/c'
 train.steps=[1]                         | invalid value for train.steps: '[1]'
 train.steps=99999999999999999999        | expected a number of at most 9007199254740992
-train.lr=1e400                          | expected a finite number
-train.lr=null                           | invalid value for train.lr: 'null'; expected a number
 train.steps.x=1                         | train.steps has no settings below it
 train.batch_sequences=7                 | use a multiple of 3 (6 or 9)
-seed=1 seed=x                           | invalid value for seed: 'x'
-baselines=[all]                         | expected a list of dense, compute
 baselines=[dense]                       | add -m
 plan.mlp_shared=1                       | plan.mlp_shared
-plan.forget=[[code]]                    | plan.forget[0]: ['code']
 data=local data.root=afile              | data.root=afile is not a folder
-data.weights.=1                         | cannot read
-partition.domains={a:1}                 | partition.domains
 partition.domains={../x:{}}             | invalid domain '../x'
 partition.domains.code.pattern='*'      | expected a regular expression
-partition.unlabelled={1:0.1}            | the name 1 is not text
 method.fixes={data:{weights:{code:x}}}  | invalid value for data.weights.code
-edges={a:1}                             | invalid value for edges
 experiment=../edges                     | did you mean edges?
-train/steps=1                           | no setting 'train/steps'
-edges==act                              | cannot read 'edges==act'
 edges = act                             | unknown verb 'edges'
 train.steps=${oc.env:NOPE}              | Environment variable 'NOPE' not found
 train.steps=${train.steps}              | train.steps
 seed=${eval:1+1}                        | Unsupported interpolation type eval
-hydra=x                                 | hydra
-hydra.run=1                             | hydra.run
 hydra.run.dir=                          | invalid value for hydra.run.dir: ''
 hydra.run.dir=afile/x                   | cannot be a folder: afile is a file
 hydra.job.num=3                         | is set by Hydra
@@ -60,11 +44,8 @@ hydra.job.chdir=true                    | does not support hydra.job.chdir
 hydra.output_subdir=../../x             | invalid value for hydra.output_subdir
 hydra.launcher._target_=os.system       | use basic, local_parallel, slurm
 hydra/launcher=slurm hydra.launcher.nope=1 | Key 'nope' not in 'SlurmConfig'
-hydra.searchpath=x                      | must be a list of strings
 -m seed=0,1 hydra.sweep.subdir=../../x  | expected a folder within that of the sweep
 -m seed=0,1 hydra.sweep.subdir=${nope}  | Interpolation key 'nope' not found
--m seed=0,1 hydra.sweep.dir=afile       | cannot be a folder: afile is a file
--m seed=0,1 hydra.sweeper._target_=os.system | hydra/sweeper
 -m seed=0,1 hydra.sweeper.params={seed:x} | hydra.sweeper.params
 -m seed=range(2,0)                      | seed=range(2,0) has no values
 -m seed=range(0,10,0)                   | is endless
@@ -72,20 +53,12 @@ hydra.searchpath=x                      | must be a list of strings
 -m train.lr=range(0,1,0.000000001)      | has more than 100000 values
 -m seed=interval(0,1)                   | is not a list of values
 -m edges=glob(zzz*)                     | edges=glob(zzz*) has no values
--m seed=0,                              | cannot read
 -m data.weights.code=1,x                | invalid value for data.weights.code
--m plan.layers=[0],[9]                  | different layers from 0 to 3
 --cfg nope                              | invalid choice: 'nope'
---config-dir                            | expected one argument
 --shell-completion                      | needs one of install=SHELL
 -x                                      | unknown flag -x
---config-dir afile                      | config folder afile does not exist
---config-path .                         | Cannot find primary config 'config'
 --config-name ../x                      | Cannot find primary config '../x'
 reports                                 | unknown verb 'reports'
-report                                  | the following arguments are required: DIR
-report --nope .                         | unrecognized arguments: --nope
-report afile                            | afile is not a folder
 report .                                | . holds no job
 """
 
@@ -95,16 +68,11 @@ for line in COMMANDS.strip().splitlines():
     CASES.append((words.split(), said.strip()))
 
 CASES += [
-    ([""], "cannot read ''"),
     (["a\nb=1"], "cannot read"),
-    (["train.steps='a\nb'"], "invalid value for train.steps"),
     (["data=local", "data.root='\x1b[31mred'"], r"data.root=\x1b[31mred is not a folder"),
     (["model=hf", f"model.path=/{LONG}"], "File name too long"),
-    (["edges=\ud800"], "cannot read"),
     ([f"{LONG}=1"], "no setting"),
-    (["seed=" + "[" * 500 + "]" * 500], "brackets are nested too deeply"),
     ([f"hydra.run.dir={LONG}"], "cannot be a folder (File name too long)"),
-    (["report", "a\nb\x1b[2J"], r"a b\x1b[2J is not a folder"),
 ]
 
 
@@ -139,25 +107,14 @@ GLOBAL = "# @package _global_\n"
 FILES = {
     "broken yaml": ("partition=x", X, "name: [", "config cannot be composed"),
     "unknown key": ("partition=x", X, f"{HEAD}colour: red\n", "no setting 'colour'"),
-    "wrong type": ("partition=x", X, f"{HEAD}mislabelled: x\n", "mislabelled"),
-    "a list": ("partition=x", X, "- 1\n- 2\n", ""),
     "python tag": (
         "partition=x",
         X,
         f"{HEAD}name: !!python/object/apply:os.system ['touch ran']\n",
         "could not determine a constructor",
     ),
-    "binary": ("partition=x", X, bytes(range(256)) * 9, "config cannot be composed"),
     "deep": ("partition=x", X, "a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
-    "unknown default": ("partition=x", X, "defaults: [nope]\n", "nope"),
     "itself as default": ("partition=x", X, "defaults: [x]\n", ""),
-    "experiment": ("experiment=x", E, f"{GLOBAL}nope: 1\n", "nope"),
-    "wrong sweep": (
-        "experiment=x",
-        E,
-        f"{GLOBAL}hydra: {{mode: MULTIRUN, sweeper: {{params: {{seed: 'range(0)'}}}}}}\n",
-        "seed=range(0) has no values",
-    ),
     "no schema": ("--config-name mine", "mine.yaml", "seed: 1\n", "schema"),
 }
 
@@ -182,18 +139,11 @@ def test_the_process_prints_only_that_line(here):
     assert done.stderr.startswith(b"gr-sweep: ") and done.stderr.count(b"\n") == 1
 
 
-def test_a_sweep_has_a_largest_number_of_jobs():
-    with pytest.raises(GrSweepError, match=f"more than {MAX_JOBS} values"):
-        compose([f"seed=range(0,{MAX_JOBS + 2})"], multirun=True)
-
-
 KEYS = st.sampled_from(
     [
-        "seed", "edges", "model", "plan", "train", "train.steps", "train.lr", "plan.layers",
-        "plan.forget", "data.weights", "data.weights.code", "partition.domains",
-        "partition.domains.code", "partition.unlabelled", "method.fixes", "procedure.rounds",
-        "tracking.tags", "eval.relearn_lrs", "hydra.run.dir", "hydra.verbose", "experiment",
-        "baselines", "resume", "~seed", "+edges", "++train.x", "nope",
+        "seed", "edges", "train", "plan.layers", "data.weights", "data.weights.code",
+        "partition.domains", "partition.unlabelled", "method.fixes", "procedure.rounds",
+        "eval.relearn_lrs", "hydra.run.dir", "hydra.verbose", "baselines", "~seed", "++train.x",
     ]
 )  # fmt: skip
 ATOMS = st.one_of(

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from gr_sweep.cli import doctor
-from gr_sweep.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -41,20 +40,17 @@ def test_a_missing_package_is_broken_and_the_status_is_1(monkeypatch, capsys):
     assert "no-such-package-anywhere is missing" in capsys.readouterr().out
 
 
-def test_a_folder_says_what_it_holds_and_warns_of_a_full_disk(tmp_path, monkeypatch):
+def test_a_folder_is_fine_nearly_full_or_broken(tmp_path, monkeypatch):
     finding = doctor.folder("cache", tmp_path / "new" / "cache", "holds 1 GiB, ")
     assert finding.mark == "ok" and finding.found.startswith(f"{tmp_path}/new/cache, holds 1 GiB, ")
     monkeypatch.setattr(doctor, "LOW_DISK_GIB", 1e9)
     assert doctor.folder("outputs", tmp_path).mark == "warn"
 
-
-def test_a_folder_that_cannot_be_written_is_broken(tmp_path, monkeypatch):
     def refuse(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    finding = doctor.folder("outputs", tmp_path / "outputs")
-    assert finding.mark == "broken" and "Permission denied" in finding.found
+    assert doctor.folder("outputs", tmp_path).mark == "broken"
 
 
 @pytest.mark.parametrize(
@@ -73,19 +69,3 @@ def test_slurm_lists_its_partitions_or_warns(tmp_path, monkeypatch, script, mark
     monkeypatch.setattr(doctor, "SLURM_TIMEOUT_S", 1.0 if "sleep" in script else 60.0)
     finding = doctor.slurm()
     assert finding.mark == mark and finding.found.startswith(found)
-
-
-def test_no_slurm_is_not_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.slurm().mark == "--"
-
-
-def test_the_login_state_says_where_the_key_is(monkeypatch):
-    assert doctor.wandb_login().found.startswith("no key, so tracking=auto is offline")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert doctor.wandb_login().found == "key from WANDB_API_KEY; tracking=auto is online"
-
-
-def test_an_argument_is_refused():
-    with pytest.raises(ConfigError, match="--no-such-flag"):
-        doctor.main(["--no-such-flag"])

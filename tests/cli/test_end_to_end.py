@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def assert_same_weights(folder: Path, whole: dict[str, torch.Tensor]) -> None:
         assert torch.equal(value, weights[name]), name
 
 
+def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    give_up = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < give_up and process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
 def runner(tmp_path: Path, cache: Path):
     """As `gr_sweep`, for fixtures that several tests share."""
     folder = tmp_path / "a folder"
@@ -86,6 +94,7 @@ def runner(tmp_path: Path, cache: Path):
     return run
 
 
+@pytest.mark.slow
 def test_rounds_end_with_a_report_and_an_expert_below_a_domain(gr_sweep):
     rounds = ["procedure=alternate", "procedure.rounds=2", "procedure.documents=4"]
     command = ["-m", *QUICK, "data.documents=160", *rounds, "procedure.attribution=act_grad,random"]
@@ -123,14 +132,12 @@ def test_a_sweep_ends_with_its_report_and_a_second_one_trains_nothing(gr_sweep):
     assert {path: path.stat().st_mtime_ns for job in jobs for path in job.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_killed_job_typed_again_ends_with_the_weights_of_an_uninterrupted_one(gr_sweep, whole):
     command = [*STOPPABLE, "train.checkpoint_every=5"]
     process = gr_sweep.start(*command, "hydra.run.dir=killed")
     checkpoints = gr_sweep.folder / "killed" / "checkpoints"
-    give_up = time.monotonic() + 120
-    while not list(checkpoints.glob("step_*")):
-        assert time.monotonic() < give_up and process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
+    wait_until(lambda: any(checkpoints.glob("step_*")), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (gr_sweep.folder / "killed" / "summary.json").exists()
@@ -142,20 +149,13 @@ def test_killed_job_typed_again_ends_with_the_weights_of_an_uninterrupted_one(gr
     assert steps == list(range(1, 61)), "one continuous run, no step twice"
 
 
-def test_sigterm_stops_the_command_with_a_line_and_the_same_command_goes_on(gr_sweep, whole):
+def test_a_signal_stops_the_command_with_a_line_and_the_same_command_goes_on(gr_sweep, whole):
     # No checkpoint is due before the end.
     command = [*STOPPABLE, "train.checkpoint_every=60"]
     process = gr_sweep.start(*command, "hydra.run.dir=stopped")
     folder = gr_sweep.folder / "stopped"
-    give_up = time.monotonic() + 120
-
-    def trains() -> bool:
-        rows = folder / "metrics.jsonl"
-        return rows.exists() and "train/loss" in rows.read_text()
-
-    while not trains():
-        assert time.monotonic() < give_up and process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
+    rows = folder / "metrics.jsonl"
+    wait_until(lambda: rows.exists() and "train/loss" in rows.read_text(), process)
     process.terminate()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
@@ -176,6 +176,7 @@ def test_sigterm_stops_the_command_with_a_line_and_the_same_command_goes_on(gr_s
     assert json.loads((folder / "summary.json").read_text())["changes"] == []
 
 
+@pytest.mark.slow
 def test_text_of_ones_own_in_three_formats(gr_sweep):
     texts = gr_sweep.folder / "my texts"
     (texts / "code").mkdir(parents=True)

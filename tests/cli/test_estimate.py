@@ -35,15 +35,6 @@ def test_the_jobs_are_those_of_the_sweep_and_nothing_is_written(capsys, tmp_path
         assert made["total"][name] == pytest.approx(sum(job[name] for job in made["jobs"]))
 
 
-def test_jobs_that_cost_the_same_are_estimated_once(capsys):
-    from gr_sweep.cli.compose import compose
-    from gr_sweep.launch.estimate import Target, estimate_job
-
-    target = Target.gpu("h100", utilisation=0.4)
-    first, second = (job.config for job in compose(["seed=0,1", *TINY], multirun=True).jobs)
-    assert estimate_job(first, target) is estimate_job(second, target)
-
-
 def test_a_job_that_is_done_is_named_and_not_in_the_total(capsys):
     from gr_sweep.cli.compose import compose
     from gr_sweep.jobdir import write_summary
@@ -87,11 +78,7 @@ def test_hours_follow_the_gpu_its_number_and_its_utilisation(capsys):
     ("argv", "named"),
     [
         (["--mfu", "1.5"], "--mfu"),
-        (["--gpus", "0"], "--gpus"),
-        (["--gflops", "0"], "--gflops"),
         (["--gflops", "9", "--gpu", "h100"], "--gpu and --gflops"),
-        (["--vocab-size", "0"], "--vocab-size"),
-        (["edges=bot"], "edges"),
         (["edges=both,act"], "-m"),
         (["--gpuss", "3"], "--gpuss"),
         (["train.batch_sequences=9", "--gpus", "2"], "2 processes"),
