@@ -281,13 +281,13 @@ def test_ctrl_c_ends_the_live_table_and_not_the_job(tmp_path):
 SHOWN = """
 import sys, time
 from pathlib import Path
-from gr_sweep.cli import job_status, status
+from gr_sweep.cli import status
 
 sweep = Path(sys.argv[1])
 status.EVERY_S = 0.1
 with status.live_table([sweep / "two", sweep / "one"], sweep, "Ctrl-C stops") as is_shown:
     if "break" in sys.argv:
-        job_status.JobReader.read = None
+        status.totals = None
     print("shown", is_shown, file=sys.stderr)
     time.sleep(0.5)
 """
