@@ -178,7 +178,7 @@ def test_every_experiment_opens_with_the_line_to_run_it(file):
         ("plan=forget", "plan=forget needs plan.forget"),
         (
             "data.weights={code:0,biology:0,creative:0}",
-            "data.weights gives no domain a weight above",
+            "data.weights gives no domain a weight",
         ),
         ("data.weights.maths=1", "data.weights.maths: unknown domain 'maths'"),
         ("partition.unlabelled={maths:1}", "partition.unlabelled: unknown domain 'maths'"),
