@@ -80,7 +80,7 @@ def run_job(
 
     Args:
         config: validated and resolved.
-        folder: the job's own; DESIGN section 8 lists what it holds afterwards.
+        folder: the job's own.
         sweep: name of the sweep, the W&B group.
         overrides: what was typed for this job.
         command: a command line that runs this job.

@@ -1,5 +1,5 @@
 """The procedure `alternate`: each round trains densely, assigns units to labels, and trains as a
-mixture of experts; the next round splits every expert further (DESIGN section 5).
+mixture of experts; the next round splits every expert further (docs/methods.md, "Procedures").
 
 A stopped run resumes from the newest checkpoint. What comes between two phases follows from the
 weights at the end of the first one, and is computed again.

@@ -27,9 +27,8 @@ def check_fit(config: RunConfig) -> None:
     """Checks a resolved config against the parts that will read it.
 
     Raises:
-        ConfigError: the size is unknown, a weight or a hidden share is not allowed, the micro-batch
-            cannot hold the row groups or does not divide over the processes, or tracking has no API
-            key.
+        ConfigError: the size is unknown, the micro-batch cannot hold the row groups or does not
+            divide over the processes, or tracking has no API key.
         PlanError: the plan names wrong layers or forgets no or every domain, or the model has too
             few units or layers for it.
     """

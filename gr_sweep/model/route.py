@@ -192,8 +192,8 @@ class RoutedModel:
 
         Under `weight` and `both` each owner set is clipped by itself: with a global norm the
         forgotten domain would change the size of the core's steps. Otherwise there is one global
-        norm, under the key "all" (DESIGN: what else couples domains). None measures and clips
-        nothing. Sharded gradients have one norm over all processes, which must all call this.
+        norm, under the key "all" (docs/routing.md, "What else couples domains"). None measures and
+        clips nothing. Sharded gradients have one norm over all processes, which must all call this.
         """
         if self.route_weights.cuts_weights:
             sets = self._owner_views(lambda parameter: parameter.grad)

@@ -1,9 +1,10 @@
 """Matrix products that compute only what routing lets through: slice, skip, scale.
 
 The gradients are those of Cloud et al. 2024 (arXiv 2410.04332), with the two edges told apart
-(DESIGN: edges). A term with factor 0 is never computed. Products are written straight into slices
-of one preallocated result: the first product to reach a slice writes it, later ones add to it, and
-slices that none reaches are set to 0. So nothing is cleared first, copied, or summed in a buffer.
+(docs/routing.md, "Edges"). A term with factor 0 is never computed. Products are written straight
+into slices of one preallocated result: the first product to reach a slice writes it, later ones add
+to it, and slices that none reaches are set to 0. So nothing is cleared first, copied, or summed in
+a buffer.
 
 In a *column* map (gate, up, q, k, v) the units are output features; in a *row* map (down, o) they
 are input features. All three functions below are made of the same three products, `_cells`,

@@ -1,6 +1,6 @@
 """From edges and owners to the factors on gradients, by domain and block.
 
-Source: Cloud et al. 2024, arXiv 2410.04332, section 3; the table is in DESIGN (edges). Two edges
+Source: Cloud et al. 2024, arXiv 2410.04332, section 3; the table is in docs/routing.md. Two edges
 are told apart: the weight edge (from the token to the block's parameters) and the activation edge
 (through the block's units to what lies upstream).
 """

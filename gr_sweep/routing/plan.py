@@ -1,7 +1,7 @@
 """Route plans: how the units of each layer are divided into blocks, and which domains own them.
 
 A plan holds counts and labels but no tensors; `gr_sweep.model.route` applies it to a network. One
-idea carries every shape of plan: a block belongs to a set of domains (DESIGN: terms).
+idea carries every shape of plan: a block belongs to a set of domains (docs/index.md, "Terms").
 
 This module does not import torch. `RoutePlan.from_json` is the only parser of `plan.json`, for the
 report as well: it needs `blocks`, `owners_of` and the `sizes` of `splits`.

@@ -122,7 +122,7 @@ def test_switched_off_units_are_units_that_are_not_there(off):
 
 @pytest.mark.parametrize("edges", ["weight", "act", "both"])
 def test_mlp_gradients_equal_masked_hidden_activations_and_matching_columns(edges):
-    """DESIGN: `both` equals mask * h + (1 - mask) * h.detach(), plus the matching columns of down.
+    """`both` equals mask * h + (1 - mask) * h.detach(), plus the matching columns of down.
 
     `act` and `weight` are the two halves of it, written on one layer with the parameters split by
     hand.
