@@ -309,6 +309,8 @@ class Job:
         write_losses(self.folder / jobdir.DOCUMENT_LOSSES, self.rows)
         if self.relearned:
             write_relearn(self.folder / jobdir.RELEARN, self.relearned)
+        else:
+            (self.folder / jobdir.RELEARN).unlink(missing_ok=True)  # of an earlier attempt
         blocks = [block for block in self.routed.plan.blocks if not block.is_core]
         metrics, intervals = summarize_losses(
             self.rows,

@@ -44,6 +44,8 @@ MODEL = "model"
 """Folder with the model's configs and its tokenizer, for an export."""
 ROUNDS = "rounds"
 """Folder with one for each round of procedure=alternate."""
+ROUND = "round.json"
+"""In a round's folder: its metrics; written when the round has been evaluated."""
 REPLACED = ".replaced"
 """Folder beside a job's, with what `resume=fresh` has replaced."""
 LOCK = ".lock"
@@ -182,6 +184,8 @@ def copy_results(folder: Path, identity: Identity, sweep: str) -> bool:
         for name in (METRICS, *RESULTS):
             if (source / name).exists():
                 write_whole(folder / name, (source / name).read_text(encoding="utf-8"))
+            else:
+                (folder / name).unlink(missing_ok=True)
         origin = f"{source.parent.name}/{source.name}"
         summary |= {"job": folder.name, "sweep": sweep, "taken_from": origin}
         write_summary(folder / SUMMARY, summary)

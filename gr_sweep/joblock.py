@@ -21,6 +21,8 @@ from gr_sweep.jobdir import (
     LOCK,
     RECORD,
     REPLACED,
+    ROUND,
+    ROUNDS,
     SILENT_S,
     SUMMARY,
     Holder,
@@ -79,10 +81,12 @@ class JobLock:
             record.changes += [line for line in changes if line not in record.changes]
         record.num_steps = num_steps
         record.write(self.folder, is_new_state=False)
-        if (path := self.folder / SUMMARY).exists():
-            aside = path.with_name(f"{SUMMARY}.replaced")
-            logger.warning("%s: renamed to %s, the job evaluates again", path, aside.name)
-            path.replace(aside)
+        if changes:
+            # The newest round is evaluated again; earlier ones cannot be, their weights are gone.
+            rounds = (self.folder / ROUNDS).glob("[0-9]*")
+            if newest := max(rounds, key=lambda path: int(path.name), default=None):
+                (newest / ROUND).unlink(missing_ok=True)
+        set_summary_aside(self.folder)
         return record
 
     def _write(self, state: State, error: str | None = None, is_bug: bool = False) -> None:
@@ -146,6 +150,14 @@ def _set_state(folder: Path, state: State, **changes: Any) -> None:
         if has_lock:
             record = read_record(folder) or Record(state)
             dataclasses.replace(record, state=state, is_bug=False, **changes).write(folder)
+
+
+def set_summary_aside(folder: Path) -> None:
+    """Renames the folder's summary, if there is one: its job is then not finished."""
+    if (path := folder / SUMMARY).exists():
+        aside = path.with_name(f"{SUMMARY}.replaced")
+        logger.warning("%s: renamed to %s, the job evaluates again", path, aside.name)
+        path.replace(aside)
 
 
 def replace_job(folder: Path) -> Path | None:

@@ -37,7 +37,7 @@ from gr_sweep.errors import DataError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.files import whole_file, write_whole
-from gr_sweep.jobdir import DOCUMENT_LOSSES, METRICS, PLAN, ROUNDS
+from gr_sweep.jobdir import DOCUMENT_LOSSES, METRICS, PLAN, ROUND, ROUNDS
 from gr_sweep.layout import Phase, labels_of_rounds, phases_of, plan_of_round
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, write_losses
@@ -56,8 +56,6 @@ from gr_sweep.train.step import precision_context
 
 logger = logging.getLogger(__name__)
 
-ROUND = "round.json"
-"""Written last: a round that has one is finished."""
 LABELS = "labels.npz"
 SCORES = "scores.npz"
 ASSIGNMENT = "assignment.json"

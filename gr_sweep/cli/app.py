@@ -214,22 +214,29 @@ def run(command: "Command") -> int:
 
 
 def _missing(command: "Command") -> dict[int, str]:
-    """Absolute folders of the jobs that are not done, by number; changes folders for resume=fresh.
+    """Absolute folders of the jobs that are not done, by number.
+
+    A folder with a different job is moved away for resume=fresh; for resume=force its summary is
+    set aside, so that nothing shows it as the result of this command.
 
     Raises:
         JobError: a folder holds a different job and resume=same, or files that are not a job's.
     """
     from gr_sweep.jobdir import differences, different_job
-    from gr_sweep.joblock import replace_job
+    from gr_sweep.joblock import replace_job, set_summary_aside
 
     missing = [job for job in command.jobs if not job.is_done]
+    different = []
     for job in missing:
-        changes = differences(job.folder, job.identity)
-        if changes and job.config.resume is Resume.same:
-            raise different_job(job.folder, changes)
-    for job in missing:
+        if changes := differences(job.folder, job.identity):
+            if job.config.resume is Resume.same:
+                raise different_job(job.folder, changes)
+            different.append(job)
+    for job in different:
         if job.config.resume is Resume.fresh:
             replace_job(job.folder)
+        else:
+            set_summary_aside(job.folder)
     return {job.number: os.path.abspath(job.folder) for job in missing}
 
 

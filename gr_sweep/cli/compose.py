@@ -254,7 +254,7 @@ class _Sweep:
             "{job}", name_of(config, differing if self.is_named else lines)
         )
         subdir = os.path.normpath(subdir)
-        if os.path.isabs(subdir) or subdir.split(os.sep)[0] in (os.curdir, os.pardir):
+        if os.sep in subdir or subdir in (os.curdir, os.pardir):
             raise invalid(
                 "hydra.sweep.subdir",
                 node.subdir,

@@ -17,7 +17,7 @@ from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import note_end
 from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side, slots_of
 from gr_sweep.launch.resources import SlurmConfig, resources_of
-from gr_sweep.launch.slurm import await_kill, check_slurm, run_on_slurm
+from gr_sweep.launch.slurm import await_kill, check_slurm, is_cancelled, run_on_slurm
 from gr_sweep.launch.work import Work
 from gr_sweep.train.distributed import connect
 from gr_sweep.train.signals import Stopped
@@ -99,6 +99,8 @@ class SweepJob:
 
     def _hand_on(self, stopped: Stopped) -> None:
         """Lets the launcher start this process again, if it can."""
+        if stopped.signum == signal.SIGUSR2 and is_cancelled():
+            return
         try:
             stopped.hand_on()
         except RuntimeError as error:

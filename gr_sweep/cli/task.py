@@ -4,14 +4,15 @@ import contextlib
 import logging
 import logging.config
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import RunConfig
-from gr_sweep.errors import ConfigError, GrSweepError
-from gr_sweep.files import write_whole
+from gr_sweep.errors import ConfigError, GrSweepError, JobError
+from gr_sweep.files import full_disk, is_full, write_whole
 from gr_sweep.startup import rare_collections
 from gr_sweep.train.distributed import connect
 from gr_sweep.train.signals import Stopped
@@ -57,7 +58,12 @@ class JobTask:
             # The main process says what all processes see; only a process's own errors are left.
             label = f"[process {processes.rank}] %(message)s"
             logging.basicConfig(level=logging.ERROR, format=label)
-        processes.from_main(self._prepare)
+        try:
+            processes.from_main(self._prepare)
+        except GrSweepError as error:
+            if processes.is_main and not self.place:  # a sweep prints the errors of its jobs
+                print(f"gr-sweep: {error}", file=sys.stderr)
+            raise
         with rare_collections():
             from gr_sweep.job import run_job  # imports torch, which takes seconds
 
@@ -76,10 +82,15 @@ class JobTask:
 
     def _prepare(self) -> None:
         """Writes the config into the job's folder and starts its log."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name, text in self.files.items():
-            (self.folder / name).parent.mkdir(exist_ok=True)
-            write_whole(self.folder / name, text)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, text in self.files.items():
+                (self.folder / name).parent.mkdir(exist_ok=True)
+                write_whole(self.folder / name, text)
+        except OSError as error:
+            if is_full(error):
+                raise full_disk(self.folder, error) from error
+            raise JobError(f"{error.filename}: {error.strerror}; use another folder") from error
         try:
             logging.config.dictConfig(self.log_config)
         except (ValueError, TypeError, AttributeError) as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.errors import ConfigError, JobError
-from gr_sweep.jobdir import State, standing
+from gr_sweep.jobdir import Holder, State, standing
 from gr_sweep.joblock import announce, note_end
 from gr_sweep.launch.resources import Resources, SlurmConfig, check_given
 from gr_sweep.launch.work import Reporter, Work
@@ -222,13 +222,23 @@ def _last_words(number: str, config: SlurmConfig, error: str | None) -> str:
     """Why a job that left the queue has no result, as far as SLURM and the job's record say."""
     from submitit.core.utils import JobPaths
 
-    answer = _ask(["scontrol", "show", "job", number])
-    found = re.search(r"JobState=(\w+)", answer or "")
-    how = f"ended as {found[1]}" if found else "left the queue"
+    state = _job_state(number)
+    how = f"ended as {state}" if state else "left the queue"
     hint = "; set hydra.launcher.mem_gb higher" if "OUT_OF_MEMORY" in how else ""
     log = JobPaths(config.submitit_folder, number).stdout
     how += f" ({error})" if error else ""
     return f"SLURM job {number} {how}{hint}; see {log}; the same command resumes the job"
+
+
+def _job_state(number: str) -> str | None:
+    found = re.search(r"JobState=(\w+)", _ask(["scontrol", "show", "job", number]) or "")
+    return found[1] if found else None
+
+
+def is_cancelled() -> bool:
+    """Whether this process runs a SLURM job that is cancelled: to requeue it would undo that."""
+    number = Holder.here().slurm_job
+    return number is not None and _job_state(number) in ("CANCELLED", "COMPLETING")
 
 
 def _print_what_stays(works: Sequence[Work], numbers: Mapping[Path, str], sweep: Path) -> None:

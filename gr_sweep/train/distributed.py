@@ -215,6 +215,11 @@ class Processes:
             if self._failure is not None:
                 raise  # an exchange within `work` failed: nobody is left to tell
             return None, error
+        except Exception as error:
+            # The others must not wait for this process, or take its next exchange for this one.
+            if not self._is_alone:
+                self._leave(error)
+            raise
 
     def _exchange(self, value: Any, *, from_all: bool = True) -> list[Any]:
         """The values of all processes, or the one of rank 0."""

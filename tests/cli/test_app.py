@@ -20,7 +20,7 @@ from gr_sweep.cli.compose import compose
 from gr_sweep.cli.task import task_of
 from gr_sweep.config import RunConfig, to_plain
 from gr_sweep.data.prepare import text_fingerprint
-from gr_sweep.errors import DataError
+from gr_sweep.errors import DataError, JobError
 from gr_sweep.jobdir import identity_of, write_summary
 
 METRICS = {
@@ -241,6 +241,36 @@ def test_resume_says_what_happens_to_a_different_job(jobs, capsys):
     assert [path.name for path in Path(".replaced").iterdir()] == ["X-1"]
     assert (Path(".replaced/X-1") / "summary.json").exists()
     assert [call["config"].edges.value for call in jobs.calls] == ["act", "both", "none"]
+
+
+def test_a_forced_job_that_fails_shows_no_earlier_result(jobs, monkeypatch, capsys):
+    line = ["debug=default", "hydra.run.dir=X"]
+    assert app.main(line) == 0
+
+    def fail(*_: object, **__: object) -> None:
+        raise JobError("no luck")
+
+    monkeypatch.setattr(jobs, "run_job", fail)
+    capsys.readouterr()
+    assert app.main([*line, "edges=both", "resume=force"]) == 2
+    assert capsys.readouterr().out == "X\n"
+    assert Path("X/summary.json.replaced").exists() and not Path("X/summary.json").exists()
+
+
+def test_a_fresh_start_keeps_what_the_same_job_has_begun(jobs):
+    line = ["debug=default", "hydra.run.dir=X", "resume=fresh"]
+    assert app.main(line) == 0
+    Path("X/summary.json").unlink()
+    assert app.main(line) == 0 and not Path(".replaced").exists()
+
+
+def test_a_job_whose_folder_cannot_be_written_is_one_line(jobs, capsys):
+    Path("X").mkdir()
+    Path("X/.hydra").touch()
+    assert app.main(["debug=default", "hydra.run.dir=X"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "X/.hydra: File exists" in printed
+    assert not jobs.calls
 
 
 @pytest.mark.parametrize("resume", ["same", "force", "fresh"])

@@ -351,3 +351,14 @@ def test_a_job_that_may_not_go_on_after_its_time_limit_has_failed(tmp_path):
         "time limit was reached more than hydra.launcher.max_num_timeout"
         in outcome_of(tmp_path).error
     )  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("state", "cancelled"), [("RUNNING", False), ("CANCELLED", True)])
+def test_a_cancelled_job_knows_it_and_is_not_requeued(tmp_path, monkeypatch, state, cancelled):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho JobId=7 JobState={state}\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    assert slurm.is_cancelled() == cancelled
