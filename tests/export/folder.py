@@ -1,6 +1,7 @@
 """A job's folder without the job: its model, plan and checkpoint, as `gr_sweep.job` leaves them."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def make_run(
         "intervals": {},
     }
     (folder / "summary.json").write_text(json.dumps(summary))
-    about = {"plan": routed.plan.to_json(), "state": TrainState(step=7).as_dict()}
+    about = {"plan": routed.plan.to_json(), "state": asdict(TrainState(step=7))}
     tensors = tensors_of(model, torch.optim.AdamW(model.parameters()))
     Checkpoints(folder / "checkpoints", keep=1, fingerprint="a:b").save(7, about, tensors)
     return open_run(folder), routed
