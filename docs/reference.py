@@ -422,7 +422,7 @@ def _table_head(*titles: str) -> list[str]:
 
 
 def _table_row(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 # Python
