@@ -22,7 +22,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 _RETRY_S = 0.05
 _PIECE_BYTES = 64 << 20
-_BLOCK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -77,10 +76,10 @@ def lock_file(path: Path, *, timeout_s: float | None = 0.0) -> Iterator[bool]:
         timeout_s: how long to wait for another process; None: as long as it takes.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    give_up = None if timeout_s is None else time.monotonic() + timeout_s
+    begun = time.monotonic()
     try:
         while (has_lock := _try_lock(descriptor, fcntl.LOCK_EX)) is False:
-            if give_up is not None and time.monotonic() >= give_up:
+            if timeout_s is not None and time.monotonic() - begun >= timeout_s:
                 break
             time.sleep(_RETRY_S)
         yield has_lock is not False
@@ -127,20 +126,11 @@ def is_full(error: BaseException) -> bool:
     return any(f"{name} {n}" in str(error) for n in _FULL for name in ("os error", "[Errno"))
 
 
-def full_disk(
-    path: Path,
-    error: BaseException,
-    needed: int | None = None,
-    *,
-    is_least: bool = False,
-    instead: str = "",
-) -> JobError:
+def full_disk(path: Path, error: BaseException, instead: str = "") -> JobError:
     """The error where a file or a folder does not fit on the disk.
 
     Args:
         error: one for which `is_full` holds.
-        needed: bytes, if they are known.
-        is_least: `needed` is what there was room for.
         instead: what the user can do instead of freeing space.
     """
     number = getattr(error, "errno", None)
@@ -148,50 +138,26 @@ def full_disk(
     place = path
     while not place.is_dir():
         place = place.parent
-    room = f"{_size(shutil.disk_usage(place).free)} free on the disk"
-    if needed is not None:
-        room = f"{'more than ' if is_least else ''}{_size(needed)} needed, {room}"
+    free = f"{shutil.disk_usage(place).free / 2**30:.2f} GiB free on the disk"
     instead = f", or {instead}," if instead else ""
     return JobError(
-        f"{path} cannot be written: {reason} ({room}); free some space{instead} and start the same "
+        f"{path} cannot be written: {reason} ({free}); free some space{instead} and start the same "
         "command again"
     )
 
 
-def _size(num_bytes: int) -> str:
-    """For people: `1.5 GiB`."""
-    size = float(num_bytes)
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{num_bytes} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
-
-
 def content_digest(path: Path) -> str:
-    """SHA-256 over the SHA-256s of a file's pieces of 64 MiB.
-
-    Threads read and hash the pieces at once: hashlib releases the interpreter's lock.
+    """SHA-256 over the SHA-256s of a file's pieces of 64 MiB, which threads hash at once.
 
     Raises:
         OSError: the file cannot be read.
     """
-    starts = range(0, path.stat().st_size, _PIECE_BYTES)
-    if len(starts) <= 1:
-        pieces = [_piece_digest(path, 0)]
-    else:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "digest") as pool:
-            pieces = list(pool.map(lambda start: _piece_digest(path, start), starts))
-    return hashlib.sha256(b"".join(pieces)).hexdigest()
 
+    def piece_digest(start: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return hashlib.sha256(file.read(_PIECE_BYTES)).digest()
 
-def _piece_digest(path: Path, start: int) -> bytes:
-    state = hashlib.sha256()
-    block = memoryview(bytearray(_BLOCK_BYTES))
-    left = _PIECE_BYTES
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while left and (count := file.readinto(block[:left])):
-            state.update(block[:count])
-            left -= count
-    return state.digest()
+    starts = range(0, max(1, path.stat().st_size), _PIECE_BYTES)
+    with ThreadPoolExecutor(4) as pool:
+        return hashlib.sha256(b"".join(pool.map(piece_digest, starts))).hexdigest()

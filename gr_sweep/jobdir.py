@@ -16,7 +16,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,22 +88,16 @@ def identity_of(config: RunConfig, text: str) -> Identity:
 
 
 @functools.cache
-def source_digests() -> Mapping[str, str]:
-    """12 hexadecimal digits of each source file that can change a job's numbers, by its path in the
-    package; computed once in a process."""
-    package = Path(__file__).parent
-    return {
-        name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        for path in sorted(package.rglob("*.py"))
-        for name in [path.relative_to(package)]
-        if name.parts[0] not in _NO_PART_IN_NUMBERS
-    }
-
-
 def code_fingerprint() -> str:
-    """64 hexadecimal digits of all `source_digests`."""
-    lines = (f"{name} {digest}\n" for name, digest in source_digests().items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    """64 hexadecimal digits of the source files that can change a job's numbers; computed once in a
+    process."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if name.parts[0] not in _NO_PART_IN_NUMBERS:
+            digest.update(f"{name.as_posix()} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def is_done(folder: Path, identity: Identity) -> bool:
@@ -142,16 +136,15 @@ def differences(folder: Path, identity: Identity) -> list[str]:
         new = flatten(identity.settings)
         changes = [
             f"{key} was {settings.get(key)!r}, now {new.get(key)!r}"
-            for key in _changed(settings, new)
-            if not any(f"{key}.".startswith(f"{name}.") for name in NO_EFFECT_ON_RESULT)
+            for key in sorted({*settings, *new})
+            if settings.get(key) != new.get(key)
+            and not any(f"{key}.".startswith(f"{name}.") for name in NO_EFFECT_ON_RESULT)
         ]
         lines.append(f"settings ({_few(changes)})")
     if found["text"] != identity.text:
         lines.append("text (the documents or the tokenizer have changed)")
     if found["code"] != identity.code:
-        is_known = record.fingerprints.get("code") == found["code"]
-        files = _changed(record.sources, source_digests()) if is_known else []
-        lines.append(f"code ({_few(files)})" if files else "code")
+        lines.append("code (gr-sweep itself has changed)")
     return lines
 
 
@@ -171,26 +164,20 @@ def copy_results(folder: Path, identity: Identity, sweep: str) -> bool:
     # By default the folder of a job ends in these digits.
     for path in sorted(folder.parent.parent.glob(f"*/*-{identity.config[:8]}/{SUMMARY}")):
         source = path.parent
-        summary = read_finished(source)
-        if summary is None or summary.get("fingerprints") != identity.fingerprints:
-            continue
+        summary = read_finished(source) or {}
         # A job with changes has trained some steps with another identity.
-        if source.resolve() == folder.resolve() or summary.get("changes"):
+        if summary.get("fingerprints") != identity.fingerprints or summary.get("changes"):
             continue
-        try:
+        with contextlib.suppress(OSError, DataError):
             check_files(source, summary.get("files", {}))
-        except (OSError, DataError):
-            continue
-        for name in (METRICS, *RESULTS):
-            if (source / name).exists():
-                write_whole(folder / name, (source / name).read_text(encoding="utf-8"))
-            else:
-                (folder / name).unlink(missing_ok=True)
-        origin = f"{source.parent.name}/{source.name}"
-        summary |= {"job": folder.name, "sweep": sweep, "taken_from": origin}
-        write_summary(folder / SUMMARY, summary)
-        logger.info("%s has finished the same job: its results are copied", origin)
-        return True
+            for name in (METRICS, *RESULTS):
+                if (source / name).exists():
+                    write_whole(folder / name, (source / name).read_text(encoding="utf-8"))
+            origin = f"{source.parent.name}/{source.name}"
+            summary |= {"job": folder.name, "sweep": sweep, "taken_from": origin}
+            write_summary(folder / SUMMARY, summary)
+            logger.info("%s has finished the same job: its results are copied", origin)
+            return True
     return False
 
 
@@ -203,10 +190,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = "{}" if isinstance(value, Mapping) else value
     return flat
-
-
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
 
 
 def _few(names: list[str], most: int = 3) -> str:
@@ -268,8 +251,6 @@ class Record:
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Those of the identity that the job's checkpoints began with."""
     settings: dict[str, Any] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    """`source_digests` as the job began."""
     changes: list[str] = field(default_factory=list)
     """What `resume=force` has changed since, as from `differences`."""
 
@@ -294,11 +275,8 @@ def is_job(folder: Path) -> bool:
     return any((folder / name).exists() for name in (RECORD, SUMMARY, METRICS, ".hydra"))
 
 
-def job_folders(folder: Path, known: Container[Path] = ()) -> list[Path]:
+def job_folders(folder: Path) -> list[Path]:
     """The jobs in the folder of a sweep, by name, or the folder itself if it is a job; resolved.
-
-    Args:
-        known: folders that were jobs before, and are not looked into again.
 
     Raises:
         JobError: the folder does not exist or holds no job.
@@ -307,8 +285,7 @@ def job_folders(folder: Path, known: Container[Path] = ()) -> list[Path]:
         raise JobError(f"{folder} is not a folder; expected the folder of a sweep or of a job")
     if is_job(folder):
         return [folder.resolve()]
-    entries = sorted(folder.resolve().iterdir())
-    found = [entry for entry in entries if entry in known or is_job(entry)]
+    found = [entry for entry in sorted(folder.resolve().iterdir()) if is_job(entry)]
     if not found:
         names = f"{RECORD}, {SUMMARY}, {METRICS} or .hydra"
         raise JobError(f"{folder} holds no job: neither it nor a folder in it has a {names}")

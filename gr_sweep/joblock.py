@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,9 @@ from gr_sweep.jobdir import (
     State,
     differences,
     different_job,
-    is_alive,
-    is_job,
     newest_step,
     read_finished,
     read_record,
-    source_digests,
     standing,
 )
 
@@ -56,15 +54,14 @@ class JobLock:
         record = read_record(folder) or Record(State.running)
         self._record = dataclasses.replace(record, title=title or record.title)
         self._record.holder = Holder.here()
-        self._write(State.running)
+        self.write(State.running)
 
     def begin(self, identity: Identity, num_steps: int, *, force: bool) -> Record:
         """Records what the job runs with; returns the record.
 
         A job without a checkpoint begins with this identity. A job with one goes on, under `force`
         with a different identity too: `changes` then says what differs. The summary of a finished
-        job is renamed to `summary.json.replaced`: the job trains the steps that are left, if any,
-        and evaluates again.
+        job is set aside: the job trains the steps that are left, if any, and evaluates again.
 
         Raises:
             JobError: the identity differs, without `force`.
@@ -75,7 +72,7 @@ class JobLock:
         record = self._record
         if newest_step(self.folder) is None or not record.fingerprints:
             record.fingerprints, record.settings = identity.fingerprints, identity.settings
-            record.sources, record.changes = dict(source_digests()), []
+            record.changes = []
         elif changes:
             logger.warning("resuming with different %s", "; ".join(changes))
             record.changes += [line for line in changes if line not in record.changes]
@@ -89,7 +86,8 @@ class JobLock:
         set_summary_aside(self.folder)
         return record
 
-    def _write(self, state: State, error: str | None = None, is_bug: bool = False) -> None:
+    def write(self, state: State, error: str | None = None, is_bug: bool = False) -> None:
+        """Records the state of the job."""
         self._record.state, self._record.error, self._record.is_bug = state, error, is_bug
         self._record.write(self.folder)
 
@@ -105,7 +103,7 @@ def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
     folder.mkdir(parents=True, exist_ok=True)
     with lock_file(folder / LOCK, timeout_s=_PROBE_S) as has_lock:
         if not has_lock:
-            raise _locked_by(folder)
+            raise _locked(folder)
         _await_silence(folder)
         lock = JobLock(folder, title)
         try:
@@ -115,26 +113,24 @@ def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
             is_resumable = isinstance(error, JobError) and error.is_resumable
             has_failed = isinstance(error, Exception) and not is_resumable
             is_bug = has_failed and not isinstance(error, GrSweepError)
-            message = str(error)
-            if is_bug or not message:
-                message = f"{type(error).__name__}: {error}".removesuffix(": ")
+            message = "" if is_bug else str(error)
+            message = message or "".join(traceback.format_exception_only(error))
             # The error may be about a full disk: then the record stays as it is.
             with contextlib.suppress(OSError, GrSweepError):
                 state = State.failed if has_failed else State.stopped
-                lock._write(state, " ".join(message.split()), is_bug)
+                lock.write(state, " ".join(message.split()), is_bug)
             raise
         if read_finished(folder) is not None:
             # Only for people: the summary counts.
             with contextlib.suppress(OSError, GrSweepError):
-                lock._write(State.done)
+                lock.write(State.done)
 
 
 def announce(folder: Path, title: str) -> None:
     """Makes the folder, with the record of a waiting job; a job that runs or is finished stays as
     it is, and so does what a job began with."""
     folder.mkdir(parents=True, exist_ok=True)
-    if standing(folder).state is not State.done:
-        _set_state(folder, State.waiting, title=title, holder=None, error=None)
+    _set_state(folder, State.waiting, title=title, holder=None, error=None)
 
 
 def note_end(folder: Path, state: State, error: str) -> None:
@@ -143,8 +139,7 @@ def note_end(folder: Path, state: State, error: str) -> None:
 
 
 def _set_state(folder: Path, state: State, **changes: Any) -> None:
-    record = read_record(folder)
-    if record is not None and record.state is State.running and is_alive(folder, record):
+    if standing(folder).state in (State.running, State.done):
         return
     with lock_file(folder / LOCK) as has_lock:
         if has_lock:
@@ -160,38 +155,31 @@ def set_summary_aside(folder: Path) -> None:
         path.replace(aside)
 
 
-def replace_job(folder: Path) -> Path | None:
+def replace_job(folder: Path) -> Path:
     """Moves a job's folder to `.replaced/NAME-N` beside it, for `resume=fresh`; returns the new
-    place, or None where there was nothing to move.
+    place.
 
     A command calls this once for each of its jobs before it starts any, so that a job which is
     requeued later goes on from its own checkpoints.
 
     Raises:
         JobLockedError: the job is running.
-        JobError: the folder is not a job's.
     """
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return None
-    if not is_job(folder):
-        raise JobError(f"{folder} is not the folder of a job, so resume=fresh does not move it")
     with lock_file(folder / LOCK, timeout_s=_PROBE_S) as has_lock:
         if not has_lock or standing(folder).state is State.running:
-            raise _locked_by(folder)
+            raise _locked(folder)
         place = folder.absolute()  # `hydra.run.dir=.` has a name too
         (place.parent / REPLACED).mkdir(exist_ok=True)
         number = 1
         while (to := place.parent / REPLACED / f"{place.name}-{number}").exists():
             number += 1
-        place.rename(to)
-    return to
+        return place.rename(to)
 
 
-def _locked_by(folder: Path) -> JobLockedError:
-    record = read_record(folder)
-    who = "another process" if record is None or record.holder is None else str(record.holder)
-    since = f" since {record.since}" if record is not None and record.since else ""
-    return JobLockedError(f"{folder} is being run by {who}{since}; wait for it, or stop it")
+def _locked(folder: Path) -> JobLockedError:
+    record = read_record(folder) or Record(State.running)
+    who = f"{record.holder or 'another process'} since {record.since}"
+    return JobLockedError(f"{folder} is being run by {who}; wait for it, or stop it")
 
 
 def _await_silence(folder: Path) -> None:
@@ -214,7 +202,7 @@ def _await_silence(folder: Path) -> None:
     while time.monotonic() < give_up:
         time.sleep(min(1.0, SILENT_S / 10))
         if (folder / RECORD).stat().st_mtime_ns != seen:
-            raise _locked_by(folder)
+            raise _locked(folder)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from gr_sweep.config import (
 )
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import JobError, PlanError
-from gr_sweep.jobdir import State, read_summary, source_digests, standing, write_summary
+from gr_sweep.jobdir import State, read_summary, standing, write_summary
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
 from gr_sweep.report.samples import read_samples
@@ -204,8 +204,7 @@ def unfinished(copied):
 
 def with_other_code(monkeypatch):
     """From here on the package is another."""
-    digests = dict(source_digests()) | {"train/loop.py": "0" * 12}
-    monkeypatch.setattr("gr_sweep.jobdir.source_digests", lambda: digests)
+    monkeypatch.setattr("gr_sweep.jobdir.code_fingerprint", lambda: "0" * 64)
 
 
 def with_other_text(monkeypatch):
@@ -219,7 +218,7 @@ def with_other_text(monkeypatch):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(with_other_code, r"code \(train/loop.py\)"), (with_other_text, r"text \(the documents")],
+    [(with_other_code, r"code \(gr-sweep"), (with_other_text, r"text \(the documents")],
 )
 def test_a_job_goes_on_with_other_code_or_text_only_where_it_is_told_to(
     make_config, unfinished, monkeypatch, change, said

@@ -170,7 +170,7 @@ class JobReader:
             JobError: the folder does not exist or holds no job.
         """
         where = self._where
-        jobs = job_folders(where, self._known) if isinstance(where, Path) else where
+        jobs = job_folders(where) if isinstance(where, Path) else where
         if time.monotonic() - self._asked_s >= QUEUE_S:
             from gr_sweep.launch.slurm import numbers_in_queue
 

@@ -77,7 +77,7 @@ class JsonlTracker(Tracker):
             return
         line = json.dumps({STEP: step} | finite(metrics), allow_nan=False).encode() + b"\n"
         size_before = os.fstat(self._file.fileno()).st_size
-        with self._full_disk_as_error(len(line)):
+        with self._full_disk_as_error():
             try:
                 # A write may take only the first bytes of what it is given.
                 num_written = 0
@@ -129,12 +129,12 @@ class JsonlTracker(Tracker):
                 os.fsync(file.fileno())
 
     @contextlib.contextmanager
-    def _full_disk_as_error(self, num_bytes: int | None = None) -> Iterator[None]:
+    def _full_disk_as_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if is_full(error):
-                raise full_disk(self.path, error, num_bytes) from error
+                raise full_disk(self.path, error) from error
             raise
 
     def _step(self, number: int, line: bytes) -> int:

@@ -109,8 +109,6 @@ class Checkpoints:
         """
         path = self._folder / f"step_{step:08d}"
         partial = self._folder / f".{path.name}.tmp"
-        # A sharded tensor counts whole.
-        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
         @contextlib.contextmanager
         def full_disk_named() -> Iterator[None]:
@@ -121,7 +119,7 @@ class Checkpoints:
                 if not is_full(error):
                     raise
                 cause = error if isinstance(error, OSError) else error.__cause__ or error
-                raise full_disk(path, cause, num_bytes) from cause
+                raise full_disk(path, cause) from cause
 
         def begin() -> None:
             shutil.rmtree(partial, ignore_errors=True)

@@ -3,7 +3,6 @@ import io
 import json
 import os
 import pickle
-import re
 from pathlib import Path
 
 import pytest
@@ -144,7 +143,7 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_nothing_half_written(
             checkpoints.save(2, {}, value(2.0))
     said = str(caught.value)
     assert f"{tmp_path / 'step_00000002'} " in said and "No space left on device" in said
-    assert re.search(r"28 bytes needed, .*iB free", said)
+    assert "iB free on the disk" in said
     assert said.endswith("resume from its newest checkpoint, of step 1") and "\n" not in said
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
     checkpoints.save(2, {}, value(2.0))
