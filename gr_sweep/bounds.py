@@ -26,15 +26,8 @@ class Bounds:
         )
 
     def __str__(self) -> str:
-        if (self.at_least, self.at_most) == (0, 1):
-            return "a number from 0 to 1"
-        limits = (
-            ("of at least", self.at_least),
-            ("above", self.above),
-            ("at most", self.at_most),
-            ("below", self.below),
-        )
-        said = [f"{words} {limit}" for words, limit in limits if limit is not None]
+        limits = [(name, getattr(self, name)) for name in ("at_least", "above", "at_most", "below")]
+        said = [f"{name.replace('_', ' ')} {limit}" for name, limit in limits if limit is not None]
         return f"a number {' and '.join(said)}"
 
 

@@ -182,22 +182,15 @@ def _check_values(value: Any, name: str, bounds: Bounds) -> None:
 
 
 def _check_model(model: ModelConfig) -> None:
-    if model.size is None and model.path is None:
+    if (model.size is None) == (model.path is None):
+        given = "both null" if model.size is None else "both given"
         raise ConfigError(
-            "no model given: choose a size (model=nano), or a checkpoint (model=hf model.path=DIR)"
+            f"model.size={model.size} and model.path={model.path} are {given}; choose a size "
+            "(model=nano), or a checkpoint (model=hf model.path=DIR)"
         )
-    if model.size is not None and model.path is not None:
-        raise ConfigError(
-            f"model.size={model.size} and model.path={model.path} are both given; a checkpoint has "
-            "its own size: use model=hf model.path=..."
-        )
-    if model.path is None and model.gguf_file is not None:
-        raise ConfigError(f"model.gguf_file={model.gguf_file} needs model.path, which is not given")
-    if model.path is not None and model.intermediate_size is not None:
-        raise ConfigError(
-            f"model.intermediate_size={model.intermediate_size} cannot change the checkpoint "
-            f"{model.path}; leave it out, or train a size from random weights (model=nano)"
-        )
+    for name, needed in (("gguf_file", "path"), ("intermediate_size", "size")):
+        if getattr(model, name) is not None and getattr(model, needed) is None:
+            raise ConfigError(f"model.{name}={getattr(model, name)} needs model.{needed}")
 
 
 def _check_partition(partition: PartitionConfig, domains: tuple[str, ...]) -> None:
@@ -207,11 +200,6 @@ def _check_partition(partition: PartitionConfig, domains: tuple[str, ...]) -> No
     for node in shares if isinstance(shares, dict) else ():
         if node != PER_DOMAIN_ANY:
             _check_node("partition.unlabelled", node, domains)
-    if partition.mislabelled > 0 and len(domains) == 1:
-        raise ConfigError(
-            f"partition.mislabelled={partition.mislabelled} swaps labels between domains, but "
-            f"{domains[0]} is the only domain"
-        )
     for domain, rule in partition.domains.items():
         where = f"partition.domains.{domain}"
         if (rule.field is None) != (rule.values is None):
@@ -225,11 +213,12 @@ def _check_data(data: DataConfig, partition: PartitionConfig, domains: tuple[str
         _check_known(f"data.weights.{domain}", domain, domains)
     if all(data.weights.get(domain, 1.0) == 0 for domain in domains):
         raise ConfigError("data.weights gives no domain a weight above 0")
-    if data.spurious and len(domains) == 1:
-        raise ConfigError(
-            f"data.spurious={data.spurious} needs the marker of another domain, but {domains[0]} "
-            "is the only domain"
-        )
+    for name, value in (
+        ("partition.mislabelled", partition.mislabelled),
+        ("data.spurious", data.spurious),
+    ):
+        if value and len(domains) == 1:
+            raise ConfigError(f"{name}={value} needs a second domain, but there is only {domains}")
     if data.kind is DataKind.synthetic:
         return
     sources = _sources(partition, domains)
@@ -292,15 +281,18 @@ def _check_method(method: MethodConfig, domains: tuple[str, ...]) -> None:
     for node in method.without:
         _check_node("method.without", node, domains)
     if method.name in (Method.filtered, Method.filtered_observed):
-        if not method.without:
-            raise ConfigError(
-                f"method={method.name.value} needs method.without, for example "
-                f"method.without=[{domains[0]}] (domains: {', '.join(domains)})"
-            )
-        if len(expand(method.without, domains)) == len(domains):
-            raise ConfigError(
-                f"method.without=[{','.join(method.without)}] leaves no domain to train on"
-            )
+        _check_some(f"method={method.name.value}", "method.without", method.without, domains)
+
+
+def _check_some(setting: str, name: str, nodes: Sequence[str], domains: tuple[str, ...]) -> None:
+    """Raises ConfigError unless the nodes stand for some, but not for all domains."""
+    if not nodes:
+        raise ConfigError(
+            f"{setting} needs {name}, for example {name}=[{domains[0]}] (domains: "
+            f"{', '.join(domains)})"
+        )
+    if len(expand(nodes, domains)) == len(domains):
+        raise ConfigError(f"{name}=[{','.join(nodes)}] names every domain; leave at least one")
 
 
 def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
@@ -313,46 +305,35 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
             f"has only {domains[0]}; choose a partition with two or more domains, or plan=none"
         )
     if plan.layers is not None:
-        if not plan.layers:
-            raise invalid("plan.layers", [], "one or more layers, or null for all (or plan=none)")
+        if not plan.layers or len(set(plan.layers)) < len(plan.layers):
+            raise invalid("plan.layers", plan.layers, "one or more layers, each once, or null")
         if plan.layer_share != 1:
             raise ConfigError(
                 f"plan.layers={plan.layers} and plan.layer_share={plan.layer_share} both say which "
                 "layers are split; give one of them"
             )
-        if len(set(plan.layers)) < len(plan.layers):
-            raise invalid("plan.layers", plan.layers, "each layer once")
-    if plan.full_width and config.model.size is None:
+    if plan.full_width:
         name = config.method.name
         setting = "plan.full_width=true" if name is Method.routed else f"method={name.value}"
-        raise ConfigError(
-            f"{setting} widens the MLPs, which is impossible for the checkpoint "
-            f"{config.model.path}; train a size from random weights (model=nano)"
-        )
-    if plan.full_width and (plan.layers is not None or plan.layer_share != 1):
-        raise ConfigError(
-            "plan.full_width=true widens all layers, so all layers must be split; leave out "
-            "plan.layers and plan.layer_share"
-        )
+        if config.model.size is None:
+            raise ConfigError(
+                f"{setting} widens the MLPs, which is impossible for the checkpoint "
+                f"{config.model.path}; train a size from random weights (model=nano)"
+            )
+        if plan.layers is not None or plan.layer_share != 1:
+            raise ConfigError(
+                f"{setting} widens all layers, so all layers must be split; leave out plan.layers "
+                "and plan.layer_share"
+            )
     if plan.kind is PlanKind.forget:
-        if not plan.forget:
-            raise ConfigError(
-                f"plan=forget needs plan.forget, for example plan.forget=[{domains[0]}] (domains: "
-                f"{', '.join(domains)})"
-            )
-        if len(expand(plan.forget, domains)) == len(domains):
-            raise ConfigError(
-                f"plan.forget=[{','.join(plan.forget)}] forgets every domain; leave at least one"
-            )
+        _check_some("plan=forget", "plan.forget", plan.forget, domains)
 
 
 def _check_alternate(config: RunConfig, domains: tuple[str, ...]) -> None:
     num_rounds = len(round_lengths(config.procedure.rounds))
     depths = [num_rounds - len(domain.split("/")) for domain in domains]
     children = config.procedure.children
-    # children ** depth, without computing numbers beyond any limit
-    too_deep = max(depths) * math.log2(children) > 32
-    if too_deep or sum(children ** max(0, depth) for depth in depths) > MAX_LABELS:
+    if sum(children ** max(0, depth) for depth in depths) > MAX_LABELS:
         raise ConfigError(
             f"{num_rounds} rounds with procedure.children={children} end with more than "
             f"{MAX_LABELS} experts; use fewer procedure.rounds or procedure.children"

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,6 @@ from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_rele
 from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
-from gr_sweep.model.route import RoutedModel
 from gr_sweep.setup import (
     environment,
     heldout_batches,
@@ -69,7 +68,6 @@ def run_job(
     command: str,
     title: str = "",
     is_baseline: bool = False,
-    memory_advice: Callable[[RunConfig, int], str] | None = None,
 ) -> None:
     """Runs a job to its end, or resumes it; returns at once if it is done.
 
@@ -80,15 +78,11 @@ def run_job(
 
     Args:
         config: validated and resolved.
-        folder: the job's own.
         sweep: name of the sweep, the W&B group.
         overrides: what was typed for this job.
         command: a command line that runs this job.
-        title: what people call it.
         is_baseline: whether the results of a job of equal identity may be copied from a sweep next
             to this one.
-        memory_advice: what to suggest to a job, and its number of processes, that runs out of
-            memory.
 
     Raises:
         GrSweepError: the folder holds another job, or another error that the user can fix; nothing
@@ -116,9 +110,7 @@ def run_job(
             return
         _check_processes(config, processes)
         stack.enter_context(report_kept_checkpoints(folder / jobdir.CHECKPOINTS))
-        if memory_advice is not None:
-            advice = functools.partial(memory_advice, config, processes.world_size)
-            stack.enter_context(report_out_of_memory(advice))
+        stack.enter_context(report_out_of_memory())
         device = stack.enter_context(processes.joined(config.train.device))
         job = Job(config, folder, processes, device, signals)
         job.prepare()
@@ -182,14 +174,12 @@ class Job:
         """Makes the batches, the routed model on its device, the held-out text and the tracker."""
         config, data, processes = self.config, self.data, self.processes
 
-        def make() -> tuple[Batches, RoutedModel, TokenLosses]:
-            batches = make_batches(config, data)
-            routed = make_routed(config, data)
-            return batches, routed, TokenLosses(routed)
-
         # A checkpoint may have to be downloaded.
         share = processes.together if config.model.path is None else processes.main_first
-        self.batches, self.routed, self.token_losses = share(make)
+        self.batches, self.routed = share(
+            lambda: (make_batches(config, data), make_routed(config, data))
+        )
+        self.token_losses = TokenLosses(self.routed)
         model = self.routed.model
         if processes.are_several:
             layers = decoder_layers(model, family_of(model.config))
@@ -201,13 +191,9 @@ class Job:
         self.curve = self._heldout(min(config.eval.curve_tokens, config.eval.tokens))
         self.sampler = None
         if config.eval.samples:
+            is_shared = processes.are_several
             self.sampler = make_sampler(
-                config,
-                data,
-                self.routed,
-                self.token_losses,
-                self.device,
-                is_shared=processes.are_several,
+                config, data, self.routed, self.token_losses, self.device, is_shared=is_shared
             )
         if processes.is_main:
             save_model_files(self.folder, model, data.tokenizer_dir)
@@ -227,6 +213,7 @@ class Job:
             steps = num_steps(config.train) - self.recovery_steps
             self.train_config = replace(config.train, steps=steps, tokens=None)
         self.full_rows: list[DocumentLoss] = []
+        lengths = [phase.stop - phase.start for phase in phases_of(config)]
         training = start(
             self.routed.model,
             self.train_config,
@@ -234,9 +221,7 @@ class Job:
             tracker=self.tracker,
             processes=self.processes,
             plan=None if self.is_alternate else self.routed.plan,
-            phases=[phase.stop - phase.start for phase in phases_of(config)]
-            if self.is_alternate
-            else None,
+            phases=lengths if self.is_alternate else None,
             rewarm=config.procedure.rewarm,
         )
         self.last: LastRound | None = None
@@ -302,15 +287,13 @@ class Job:
         if not self.processes.is_main:
             self.tracker.finish({})
             return
-        if self.samples is None:
-            (self.folder / jobdir.SAMPLES).unlink(missing_ok=True)  # of an earlier attempt
-        else:
+        for name in (jobdir.SAMPLES, jobdir.RELEARN):
+            (self.folder / name).unlink(missing_ok=True)  # of an earlier attempt
+        if self.samples is not None:
             write_whole(self.folder / jobdir.SAMPLES, json.dumps(self.samples, indent=1) + "\n")
         write_losses(self.folder / jobdir.DOCUMENT_LOSSES, self.rows)
         if self.relearned:
             write_relearn(self.folder / jobdir.RELEARN, self.relearned)
-        else:
-            (self.folder / jobdir.RELEARN).unlink(missing_ok=True)  # of an earlier attempt
         blocks = [block for block in self.routed.plan.blocks if not block.is_core]
         metrics, intervals = summarize_losses(
             self.rows,

@@ -8,13 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gr_sweep.config import (
-    PlanKind,
-    ProcedureKind,
-    RunConfig,
-    num_steps,
-    round_lengths,
-)
+from gr_sweep.config import PlanKind, ProcedureKind, RunConfig, num_steps, round_lengths
 from gr_sweep.domains import expand, is_under, labels_of_round
 from gr_sweep.errors import ConfigError
 from gr_sweep.model.sizes import SIZES, Size, full_width, shape_of
@@ -115,9 +109,10 @@ def phases_of(config: RunConfig) -> list[Phase]:
 
 
 def labels_of_rounds(config: RunConfig) -> list[tuple[str, ...]]:
-    """The labels of each round of procedure=alternate."""
+    """The labels of each round of procedure=alternate; otherwise the domains."""
     domains = list(config.partition.domains)
-    if config.plan.kind in (PlanKind.forget, PlanKind.lattice):
+    is_fixed = config.procedure.name is ProcedureKind.fixed
+    if is_fixed or config.plan.kind in (PlanKind.forget, PlanKind.lattice):
         return [tuple(domains)]
     rounds = range(1, len(round_lengths(config.procedure.rounds)) + 1)
     return [labels_of_round(domains, number, config.procedure.children) for number in rounds]
@@ -129,11 +124,8 @@ def plan_of_round(
     labels: Sequence[str],
     before: RoutePlan | None,
 ) -> RoutePlan:
-    """The plan of a round of procedure=alternate, with block sizes but no assignment of units.
-
-    Args:
-        labels: of the round.
-        before: the plan of the round before; None for the first.
+    """The plan of a round of procedure=alternate, with block sizes but no assignment of units;
+    `before` is that of the round before.
 
     Raises:
         PlanError: the model has too few units or layers.
@@ -184,22 +176,18 @@ def expert_widths(config: RunConfig) -> dict[str, int]:
             "(model=nano)"
         )
     shape = named_shape(config)
-    domains = list(config.partition.domains)
     plan: RoutePlan | None = None
-    if config.procedure.name is ProcedureKind.fixed:
-        plan = make_plan(config, shape)
-        labels = {domain: [domain] for domain in domains}
-    else:
-        for names in labels_of_rounds(config):
-            plan = plan_of_round(config, shape, names, plan)
-        assert plan is not None  # round_lengths: there is a round
-        labels = {d: [label for label in plan.domains if is_under(label, d)] for d in domains}
+    for names in labels_of_rounds(config):
+        plan = plan_of_round(config, shape, names, plan)
+    assert plan is not None  # round_lengths: there is a round
     found: dict[str, int] = {}
-    for domain, nodes in labels.items():
-        for node in nodes:
-            off = plan.kept_off([node])
-            own = set(expand([node], plan.domains))
-            if off and any(block.owners & own for block in plan.blocks if not block.is_core):
-                left = plan.units_left(MLP, shape.intermediate_size, shape.num_hidden_layers, off)
-                found[domain] = max(found.get(domain, 1), *left)
+    for label in plan.domains:
+        above = [domain for domain in config.partition.domains if is_under(label, domain)]
+        off = plan.kept_off([label])
+        own = set(expand([label], plan.domains))
+        has_own = any(block.owners & own for block in plan.blocks if not block.is_core)
+        if above and off and has_own:
+            left = plan.units_left(MLP, shape.intermediate_size, shape.num_hidden_layers, off)
+            domain = max(above, key=len)
+            found[domain] = max(found.get(domain, 1), *left)
     return found

@@ -138,7 +138,7 @@ class Rounds:
                 self._lay(plan)
             else:
                 with self._timed("assign_s"):
-                    labels = self._next_labels(labels, all_labels[phase.round - 1], phase)
+                    labels = self._next_labels(labels, all_labels[phase.round - 1])
                     self._assign(labels, plan, phase, folder)
                 plan = self.routed.plan.in_place()
             text = labels.divided(self.data)
@@ -169,12 +169,11 @@ class Rounds:
     def _check_enough_text(self, leaves: Sequence[str]) -> None:
         """Raises DataError if a domain has fewer documents than leaves."""
         for domain, shard in self.data.train.items():
-            own = [leaf for leaf in leaves if is_under(leaf, domain)]
-            if len(own) > max(1, shard.num_documents):
+            num_labels = sum(is_under(leaf, domain) for leaf in leaves)
+            if num_labels > max(1, shard.num_documents):
                 raise DataError(
-                    f"{domain} has {shard.num_documents} training documents, but procedure.rounds "
-                    f"and procedure.children divide them into {len(own)} labels; add text, or "
-                    "lower one of these settings"
+                    f"{domain}: {shard.num_documents} training documents for {num_labels} labels; "
+                    "add text, or lower procedure.rounds or procedure.children"
                 )
 
     @contextlib.contextmanager
@@ -194,9 +193,7 @@ class Rounds:
 
     # Before a routed phase
 
-    def _next_labels(
-        self, labels: RoundLabels, names: tuple[str, ...], phase: Phase
-    ) -> RoundLabels:
+    def _next_labels(self, labels: RoundLabels, names: tuple[str, ...]) -> RoundLabels:
         """Labels of the round. Where the domain tree ends, the model's features of documents are
         clustered."""
         if names == labels.names:
@@ -225,23 +222,15 @@ class Rounds:
             fitted = fit_children(np.concatenate(train), len(below[label]), seed=self.config.seed)
             for where, found in features.items():
                 children[where][labels.places[where] == place] = fitted.of(found)
-            logger.info(
-                "round %d: %s is divided into %s", phase.round, label, ", ".join(below[label])
-            )
         return labels.next(names, children)
 
     def _features(self, shard: Shard, label: str) -> np.ndarray:
         """Features [documents, D] of a label's documents, from its own expert."""
-
-        def hidden(ids_MT: Tensor) -> Tensor:
-            model: Any = self.token_losses.model
-            found: Tensor = model.base_model(input_ids=ids_MT, use_cache=False).last_hidden_state
-            return found
-
+        model: Any = self.token_losses.model
         self.token_losses.eval()
         with self._precision(), self.routed.keep([label]):
             return document_features(
-                hidden,
+                lambda ids_MT: model.base_model(ids_MT, use_cache=False).last_hidden_state,
                 (self._window(shard, index) for index in range(shard.num_documents)),
                 batch_sequences=self.config.eval.batch_sequences,
                 device=self.device,
@@ -273,11 +262,8 @@ class Rounds:
             about["modularity_assigned"] = modularity_of(plan, self._measured_scores(text))
             about["modularity_by_chance"] = modularity_by_chance(plan)
         write_whole(folder / ASSIGNMENT, json.dumps(about, indent=1) + "\n")
-        said = [f", {name} {value}" for name, value in about.items() if name != "wanted_units"]
         names = ", ".join(labels.names)
-        logger.info(
-            "round %d: %d blocks for %s%s", phase.round, len(plan.blocks), names, "".join(said)
-        )
+        logger.info("round %d: %d blocks for %s", phase.round, len(plan.blocks), names)
 
     def _assignment_scores(
         self, text: TokenData, before: RoutePlan, old: int, number: int

@@ -3,7 +3,6 @@ sampler.
 """
 
 import dataclasses
-import os
 import pickle
 import platform
 import secrets
@@ -73,12 +72,8 @@ def heldout_batches(
     text: Text = Text.plain,
     markers: Mapping[str, np.ndarray] | None = None,
 ) -> HeldoutBatches:
-    """The first held-out documents of each domain, up to `tokens` tokens; None for all.
-
-    Args:
-        text: which version of the documents this is.
-        markers: token ids of the marker that each domain's documents get; None for no marker.
-    """
+    """The first held-out documents of each domain, up to `tokens` tokens; None for all. `markers`
+    are the token ids of the marker that each domain's documents get."""
     chunks = {
         domain: heldout_chunks(
             shard,
@@ -161,29 +156,27 @@ def make_sampler(
     *,
     is_shared: bool,
 ) -> Sampler:
-    """Writes continuations of the first held-out documents of every domain.
-
-    Args:
-        is_shared: whether several processes share the model.
-    """
+    """Writes continuations of the first held-out documents of every domain; `is_shared` says
+    whether several processes share the model."""
     from transformers import AutoTokenizer
 
-    length = config.train.sequence_length
+    lengths = {
+        "sample_tokens": config.eval.sample_tokens,
+        "sequence_length": config.train.sequence_length,
+    }
     prompts = choose_prompts(
         data.heldout,
         number=config.eval.samples,
         prompt_tokens=config.eval.sample_prompt_tokens,
-        sample_tokens=config.eval.sample_tokens,
-        sequence_length=length,
+        **lengths,
     )
     return Sampler(
         routed,
         token_losses,
         prompts,
+        **lengths,
         tokenizer=AutoTokenizer.from_pretrained(data.tokenizer_dir, trust_remote_code=False),
         eot_id=data.eot_id,
-        sample_tokens=config.eval.sample_tokens,
-        sequence_length=length,
         batch_sequences=config.eval.batch_sequences,
         seed=config.seed,
         device=device,
@@ -255,17 +248,13 @@ def make_recovery(
     device: torch.device,
     num_processes: int,
 ) -> WithoutDomain | None:
-    """Contexts in which the model without a domain has trained on the other domains' text.
-
-    None if `num_steps`, which come after those of training, is 0.
-    """
-    first_step = total_steps(config.train) - num_steps
+    """Contexts in which the model without a domain has trained on the other domains' text, for
+    `num_steps` after those of training; None if that is 0."""
+    first_step, domains = total_steps(config.train) - num_steps, list(config.partition.domains)
 
     def rows_without(part: str) -> Callable[[int], np.ndarray] | None:
-        domains = list(config.partition.domains)
-        removed = expand([part], domains)
-        labels = [name for name in domains if batches.counts[name] and name not in removed]
-        if not labels:
+        others = [domain for domain in domains if domain not in expand([part], domains)]
+        if not (labels := [domain for domain in others if batches.counts[domain]]):
             return None
         return lambda step: batches.labelled(first_step + step, labels)
 
@@ -284,13 +273,8 @@ def make_recovery(
 
 def training_text(config: RunConfig, data: TokenData, weights: Mapping[str, float]) -> TrainingText:
     """Training text for what comes after training; `weights` are those of its domains."""
-    return TrainingText(
-        data.train,
-        config.train.sequence_length,
-        _micro_batch_sequences(config),
-        config.seed,
-        weights,
-    )
+    length, seed = config.train.sequence_length, config.seed
+    return TrainingText(data.train, length, _micro_batch_sequences(config), seed, weights)
 
 
 def _micro_batch_sequences(config: RunConfig) -> int:
@@ -303,7 +287,6 @@ def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
 
     from gr_sweep import __version__
 
-    has_affinity = hasattr(os, "sched_getaffinity")
     return {
         "gr_sweep": __version__,
         "python": platform.python_version(),
@@ -311,7 +294,6 @@ def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "processes": num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpus": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": sys.platform,
     }

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +36,7 @@ from gr_sweep.jobdir import (
     whole_checkpoints,
 )
 from gr_sweep.metrics import registry
-from gr_sweep.tracking.base import STEP
-from gr_sweep.tracking.jsonl import TAIL_BYTES, read_rows
+from gr_sweep.tracking.jsonl import read_rows
 
 SETTINGS = (
     *("debug=default", "data.documents=60", "data.vocab_size=300"),
@@ -59,14 +57,15 @@ OF_TIME = (registry.TIME_S.key, registry.TRAIN_TOKENS_PER_SECOND.key)
 class Toll:
     """What was killed, and what it changed."""
 
-    kills: Counter[str] = field(default_factory=Counter)
-    """By what was killed and in which phase."""
-    steps_lost: list[int] = field(default_factory=list)
-    """Steps since the last checkpoint, for each kill of a job that was training."""
+    jobs: int = 0
     commands: int = 0
     sweeps: int = 0
     differences: list[str] = field(default_factory=list)
     """What differs from the sweep that nobody killed."""
+
+    @property
+    def kills(self) -> int:
+        return self.jobs + self.commands
 
 
 def run_kills(num_kills: int, num_jobs: int, launcher: str, seed: int) -> Toll:
@@ -81,7 +80,7 @@ def run_kills(num_kills: int, num_jobs: int, launcher: str, seed: int) -> Toll:
         )
         assert done.returncode == 0, done.stderr
         command = command_of(num_jobs, launcher)
-        while toll.kills.total() < num_kills:
+        while toll.kills < num_kills:
             sweep = folder / f"killed-{toll.sweeps}"
             run_disturbed(
                 [*command, f"hydra.sweep.dir={sweep.name}"], sweep, num_kills, drawn, toll
@@ -89,7 +88,7 @@ def run_kills(num_kills: int, num_jobs: int, launcher: str, seed: int) -> Toll:
             toll.sweeps += 1
             toll.differences += compare(whole, sweep)
             print(
-                f"{toll.kills.total()} of {num_kills} kills, {toll.sweeps} sweeps, "
+                f"{toll.kills} of {num_kills} kills, {toll.sweeps} sweeps, "
                 f"{len(toll.differences)} differences",
                 file=sys.stderr,
             )
@@ -118,7 +117,6 @@ def run_disturbed(
     """Repeats the command until all its jobs are done, killing until there are `num_kills`."""
     log = sweep.parent / "output.log"
     while True:
-        toll.commands += 1
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, cwd=sweep.parent, stdout=output, stderr=output, env=environment()
@@ -128,7 +126,7 @@ def run_disturbed(
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(drawn.expovariate(1 / MEAN_S))
                     break
-                if toll.kills.total() < num_kills:
+                if toll.kills < num_kills:
                     was_killed |= kill_one(sweep, process, drawn, toll)
         if process.returncode == 0 and all(
             read_finished(job) is not None for job in jobs_of(sweep)
@@ -150,33 +148,19 @@ def kill_one(
             victims[holder.pid] = job
     if drawn.random() < (0.1 if victims else 0.02):
         command.kill()
-        toll.kills["the command"] += 1
+        toll.commands += 1
         return True
     if not victims:
         return False
     # Starting takes longer than training, but a job that trains has more to lose.
-    begun = [pid for pid, job in victims.items() if job is not None and last_row(job) is not None]
+    begun = [pid for pid, job in victims.items() if job is not None and newest_step(job)]
     pid = drawn.choice(sorted(begun if begun and drawn.random() < 0.8 else victims))
-    phase, lost = phase_of(victims[pid])
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return False
-    toll.kills[f"a job in its {phase}"] += 1
-    if lost is not None:
-        toll.steps_lost.append(lost)
+    toll.jobs += 1
     return True
-
-
-def phase_of(job: Path | None) -> tuple[str, int | None]:
-    """The phase that a job is in, and in training the steps since its last checkpoint."""
-    reached = None if job is None else last_row(job)
-    if job is None or reached is None:
-        return "start", None
-    record = standing(job).record
-    if record is not None and record.num_steps == reached:
-        return "last evaluation", None
-    return "training", reached - (newest_step(job) or 0)
 
 
 def children(pid: int) -> list[int]:
@@ -188,11 +172,6 @@ def children(pid: int) -> list[int]:
 
 def jobs_of(sweep: Path) -> list[Path]:
     return [path.parent for path in sweep.glob(f"*/{RECORD}")]
-
-
-def last_row(job: Path) -> int | None:
-    rows = read_rows(job / METRICS, last_bytes=TAIL_BYTES)
-    return int(rows[-1][STEP]) if rows else None
 
 
 def compare(whole: Path, killed: Path) -> list[str]:
@@ -247,11 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
     options = parser.parse_args(argv)
     toll = run_kills(options.kills, options.jobs, options.launcher, options.seed)
-    for killed, times in sorted(toll.kills.items()):
-        print(f"killed {times:4} times: {killed}")
-    print(f"{toll.sweeps * options.jobs} jobs ({options.launcher}), {toll.commands} commands")
-    lost = toll.steps_lost or [0]
-    print(f"steps repeated: {sum(lost) / len(lost):.1f} on average, at most {max(lost)}")
+    print(f"killed {toll.jobs} times a job, {toll.commands} times the command")
+    print(f"{toll.sweeps * options.jobs} jobs ({options.launcher})")
     print(f"{len(toll.differences)} differences from the sweep that nobody killed")
     for line in toll.differences:
         print(f"  {line}")

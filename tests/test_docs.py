@@ -69,21 +69,6 @@ def test_every_field_of_every_schema_is_on_the_page_with_its_meaning(
             assert meanings[field.name] in entry.splitlines()
 
 
-def test_a_setting_has_its_type_choices_default_and_the_files_that_change_it(
-    settings_page: str,
-) -> None:
-    def entry(name: str) -> str:
-        [found] = re.findall(rf"::::{{confval}} {name}\n(.*?)\n::::\n", settings_page, re.S)
-        return str(found)
-
-    assert ":type: none | weight | act | both\n:default: `` act ``\n" in entry("edges")
-    assert ":type: whole number or null\n:default: `` 400 ``\n" in entry("train.steps")
-    assert ":type: list of texts\n:default: `` [] ``\n" in entry("plan.forget")
-    assert "`method=demix`: `` 0.0 ``" in entry("plan.mlp_shared")
-    # What conf/ sets, where the schema alone says something else.
-    assert ":default: `` {code: {}, biology: {}, creative: {}} ``\n" in entry("partition.domains")
-
-
 def test_every_file_of_conf_is_on_the_page(settings_page: str) -> None:
     files = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*/*.yaml")}
     for path in files:

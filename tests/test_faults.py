@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +26,7 @@ from gr_sweep import job
 from gr_sweep.config import RunConfig
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import JobError
-from gr_sweep.jobdir import read_summary
+from gr_sweep.jobdir import read_record, read_summary
 from gr_sweep.train import loop
 from tests.jobs import make_config, rows_of, run
 from tests.train.saved import saved_tensors
@@ -171,6 +172,25 @@ def test_documents_of_a_loss_that_is_not_finite_are_in_a_file(config, tmp_path, 
     assert all(tensor.isfinite().all() for tensor in saved_tensors(checkpoint).values())
 
 
+# Memory
+
+
+@pytest.mark.parametrize("kind", ["GPU", "tensor", "array"])
+def test_a_job_that_runs_out_of_memory_is_one_line(config, tmp_path, monkeypatch, kind):
+    def fails(*args: object, **how: object) -> None:
+        if kind == "GPU":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
+        if kind == "tensor":
+            torch.empty(1 << 60)
+        np.empty(1 << 60, dtype=np.uint8)
+
+    monkeypatch.setattr(loop, "train_step", fails)
+    with pytest.raises(JobError, match=r"^out of memory \(.*\); try train.activation") as caught:
+        run(config, tmp_path)
+    record = read_record(tmp_path)
+    assert record is not None and record.error == str(caught.value) and not record.is_bug
+
+
 # A full disk
 
 
@@ -195,7 +215,6 @@ def full_for(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> Iterato
     [
         (".step_00000004.tmp/__0_0", "checkpoints/step_00000004", "newest checkpoint, of step 2"),
         ("/metrics.jsonl", "metrics.jsonl", "no checkpoint yet"),
-        (".summary.json", "summary.json", "newest checkpoint, of step 6"),
     ],
 )
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
@@ -226,11 +245,6 @@ def gr_sweep(*argv: str, folder: Path, cache: Path, **environment: str) -> "subp
         stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def small_cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("small cache")
 
 
 # SIGKILL
@@ -284,14 +298,11 @@ def free_port() -> int:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_when_a_process_is_killed_while_it_trains_the_other_ends_soon_with_one_line(
-    tmp_path, small_cache, who
-):
+def test_when_a_process_is_killed_while_it_trains_the_other_ends_soon_with_one_line(tmp_path):
     """As tasks of a SLURM step, which nobody ends for them. SLURM tells of the main process."""
     settings = ["train.checkpoint_every=5", "tracking=off", "eval.every=1000", "train.log_every=5"]
     slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": str(free_port())}
-    command = functools.partial(gr_sweep, *settings, folder=tmp_path / "job", cache=small_cache)
+    command = functools.partial(gr_sweep, *settings, folder=tmp_path / "job", cache=tmp_path)
     tasks = [
         command("train.steps=100000", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **slurm)
         for rank in range(2)
@@ -299,17 +310,16 @@ def test_when_a_process_is_killed_while_it_trains_the_other_ends_soon_with_one_l
     try:
         give_up = time.monotonic() + 120
         while not list((tmp_path / "job").glob("checkpoints/step_????????")):
-            assert time.monotonic() < give_up and tasks[who].poll() is None
+            assert time.monotonic() < give_up and tasks[1].poll() is None
             time.sleep(0.05)
-        tasks[who].send_signal(signal.SIGKILL)
+        tasks[1].send_signal(signal.SIGKILL)
         start = time.monotonic()
-        _, err = tasks[1 - who].communicate(timeout=60)
-        assert time.monotonic() - start < 60 and tasks[1 - who].returncode == 2, err
+        _, err = tasks[0].communicate(timeout=60)
+        assert time.monotonic() - start < 60 and tasks[0].returncode == 2, err
         said = [line for line in err.splitlines() if line.startswith("gr-sweep: ")]
         assert "Traceback" not in err, err
-        if who == 1:
-            [line] = said
-            assert line.startswith("gr-sweep: process 0 of 2 lost another one, which was killed")
+        [line] = said
+        assert line.startswith("gr-sweep: process 0 of 2 lost another one, which was killed")
     finally:
         for task in tasks:
             task.kill()

@@ -6,7 +6,6 @@ import importlib
 import itertools
 import math
 import os
-import re
 import shutil
 import signal
 
@@ -46,6 +45,14 @@ def finished(make_config, tmp_path_factory):
     """The folder of a finished job, which no test changes."""
     folder = tmp_path_factory.mktemp("finished") / "job"
     run(make_config(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dense(make_config, tmp_path_factory):
+    """The folder of a finished dense job, which no test changes."""
+    folder = tmp_path_factory.mktemp("dense") / "job"
+    run(make_config(method=MethodConfig(name=Method.dense)), folder)
     return folder
 
 
@@ -110,17 +117,6 @@ def without_cost(metrics: dict) -> dict:
     return {key: value for key, value in metrics.items() if not key.startswith("cost/")}
 
 
-def test_samples_change_no_number_of_a_job(make_config, tmp_path):
-    found = []
-    for number in (0, 1):
-        method = MethodConfig(name=Method.era, recovery=0.5)
-        config = make_config(**forgetting(method=method), eval={"samples": number})
-        metrics = run(config, tmp_path / str(number))["metrics"]
-        written = (tmp_path / str(number) / "document_losses.csv").read_text()
-        found.append((without_cost(metrics), written))
-    assert found[0] == found[1]
-
-
 def test_a_finished_job_is_left_alone_and_never_taken_for_another_one(make_config, finished):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     run(make_config(), finished)
@@ -155,19 +151,23 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
     assert prompts[0] == prompts[1] and a != c
 
 
-def test_jobs_that_differ_in_edges_alone_start_from_the_same_weights_and_text(
-    make_config, tmp_path
+def test_routing_that_cuts_and_drops_nothing_is_dense_training_bit_for_bit(
+    make_config, finished, dense, tmp_path
 ):
-    for edges in (Edges.none, Edges.both):
-        run(make_config(edges=edges), tmp_path / edges.value)
-    assert rows_of(tmp_path / "none")[0] == rows_of(tmp_path / "both")[0]
-
-
-def test_a_dense_job_has_losses_and_no_separability(make_config, tmp_path):
-    metrics = run(make_config(method=MethodConfig(name=Method.dense)), tmp_path)["metrics"]
-    assert "loss/full/code" in metrics
-    assert not [key for key in metrics if "separability" in key or "kept" in key]
-    assert variants(tmp_path) == [("full", None)]
+    nothing = {"edges": Edges.none, "route": RouteConfig(foreign_dropout=0.0)}
+    metrics = run(make_config(**nothing), tmp_path)["metrics"]
+    losses = [
+        [{key: value for key, value in row.items() if "loss" in key} for row in rows_of(folder)]
+        for folder in (tmp_path, dense)
+    ]
+    assert losses[0] == losses[1]
+    of_dense = read_summary(dense / "summary.json")["metrics"]
+    for domain in DOMAINS:
+        assert metrics[f"loss/full/{domain}"] == of_dense[f"loss/full/{domain}"]
+    assert not [key for key in of_dense if "separability" in key or "kept" in key]
+    assert variants(dense) == [("full", None)]
+    # Jobs of all settings begin with the same weights and text.
+    assert rows_of(tmp_path)[0] == rows_of(dense)[0] == rows_of(finished)[0]
 
 
 def test_a_filtered_job_never_sees_its_domain_and_is_read_on_it_all_the_same(make_config, tmp_path):
@@ -178,59 +178,34 @@ def test_a_filtered_job_never_sees_its_domain_and_is_read_on_it_all_the_same(mak
     assert "loss/full/biology" in metrics
 
 
-def test_unlabelled_rows_train_and_are_logged_under_their_own_name(make_config, tmp_path):
-    partition = partition_of(DOMAINS, unlabelled=0.5, mislabelled=0.1)
-    run(make_config(partition=partition), tmp_path)
+def test_nested_domains_become_dots_in_keys_and_unlabelled_rows_have_their_own_name(
+    make_config, tmp_path
+):
+    labels = ["code", "biology/virology", "biology"]
+    partition = partition_of(labels, unlabelled=0.5, mislabelled=0.1)
+    config = make_config(partition=partition, plan=PlanConfig(kind=PlanKind.tree))
+    metrics = run(config, tmp_path)["metrics"]
     rows = rows_of(tmp_path)
     assert [row["step"] for row in rows if "train/loss/unlabelled" in row] == [1, 2, 3, 4]
-
-
-def test_nested_domains_become_dots_in_keys(make_config, tmp_path):
-    labels = ["code", "biology/virology", "biology"]
-    config = make_config(domains=labels, plan=PlanConfig(kind=PlanKind.tree))
-    metrics = run(config, tmp_path)["metrics"]
     assert "separability/matrix/biology.virology/code" in metrics
     assert [part for kind, part in variants(tmp_path) if kind == "removed"] == [
         "code", "biology", "biology/virology",
     ]  # fmt: skip
 
 
-@pytest.fixture
-def unfinished(copied):
-    """The folder of a job that has a checkpoint and no summary."""
+def test_a_job_goes_on_with_other_text_only_where_it_is_told_to(make_config, copied, monkeypatch):
     (copied / "summary.json").unlink()
-    return copied
-
-
-def with_other_code(monkeypatch):
-    """From here on the package is another."""
-    monkeypatch.setattr("gr_sweep.jobdir.code_fingerprint", lambda: "0" * 64)
-
-
-def with_other_text(monkeypatch):
-    """From here on the files that the settings name hold other text."""
+    before = (copied / "metrics.jsonl").read_bytes()
     monkeypatch.setattr("gr_sweep.job.text_fingerprint", lambda *args: "0" * 64)
     monkeypatch.setattr(
         "gr_sweep.job.prepare_data",
         lambda *args: dataclasses.replace(prepare_data(*args), fingerprint="0" * 64),
     )
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [(with_other_code, r"code \(gr-sweep"), (with_other_text, r"text \(the documents")],
-)
-def test_a_job_goes_on_with_other_code_or_text_only_where_it_is_told_to(
-    make_config, unfinished, monkeypatch, change, said
-):
-    before = (unfinished / "metrics.jsonl").read_bytes()
-    change(monkeypatch)
-    with pytest.raises(JobError, match=rf"holds a job with different {said}.*resume=force"):
-        run(make_config(), unfinished)
-    assert (unfinished / "metrics.jsonl").read_bytes() == before
-    summary = run(make_config(resume=Resume.force), unfinished)
-    [told] = summary["changes"]
-    assert re.match(said, told)
+    with pytest.raises(JobError, match=r"a job with different text \(the documents.*resume=force"):
+        run(make_config(), copied)
+    assert (copied / "metrics.jsonl").read_bytes() == before
+    [told] = run(make_config(resume=Resume.force), copied)["changes"]
+    assert told.startswith("text (the documents")
 
 
 def sends(work, number: int, at: int = 1):
@@ -245,30 +220,26 @@ def sends(work, number: int, at: int = 1):
     return call
 
 
-@pytest.mark.parametrize(
-    ("where", "at", "newest"),
-    [
-        ("gr_sweep.train.loop.train_step", 3, "step_00000003"),
-        # The matrices, after training.
-        ("gr_sweep.job.removal_losses", 1, "step_00000004"),
-    ],
-)
-def test_a_job_that_a_signal_stops_says_so_and_ends_with_the_numbers_of_one_never_stopped(
-    make_config, finished, tmp_path, monkeypatch, where, at, newest
+def test_a_job_that_signals_stop_says_so_and_ends_with_the_numbers_of_one_never_stopped(
+    make_config, finished, tmp_path, monkeypatch
 ):
+    """While it trains, and in the matrices after training."""
     stopped = tmp_path / "stopped"
     whole = read_summary(finished / "summary.json")
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    module, name = where.rsplit(".", 1)
-    with monkeypatch.context() as patch:
-        work = getattr(importlib.import_module(module), name)
-        patch.setattr(where, sends(work, signal.SIGTERM, at))
-        with pytest.raises(Stopped):
-            run(make_config(), stopped)
-    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
-    now = standing(stopped)
-    assert now.state is State.stopped and now.record.error == "stopped by SIGTERM"
-    assert max(path.name for path in (stopped / "checkpoints").glob("step_*")) == newest
+    for module, name, at, newest in (
+        ("gr_sweep.train.loop", "train_step", 3, "step_00000003"),
+        ("gr_sweep.job", "removal_losses", 1, "step_00000004"),
+    ):
+        with monkeypatch.context() as patch:
+            work = getattr(importlib.import_module(module), name)
+            patch.setattr(f"{module}.{name}", sends(work, signal.SIGTERM, at))
+            with pytest.raises(Stopped):
+                run(make_config(), stopped)
+        assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+        now = standing(stopped)
+        assert now.state is State.stopped and now.record.error == "stopped by SIGTERM"
+        assert max(path.name for path in (stopped / "checkpoints").glob("step_*")) == newest
 
     again = run(make_config(), stopped)
     assert again["changes"] == [] and again["metrics"].keys() == whole["metrics"].keys()
@@ -358,6 +329,8 @@ def test_recovery_changes_the_model_without_the_domain_and_counts_its_tokens(mak
         full, removed = f"loss/full/{domain}", f"loss/removed/biology/{domain}"
         assert summary["metrics"][full] == plain["metrics"][full]
         assert summary["metrics"][removed] != plain["metrics"][removed]
+    silent = run(make_config(**forgetting(method=method), eval={"samples": 0}), tmp_path / "silent")
+    assert without_cost(silent["metrics"]) == without_cost(summary["metrics"]), "without samples"
 
 
 def test_marked_text_is_read_in_every_view_where_training_text_has_markers(make_config, tmp_path):
@@ -395,52 +368,22 @@ def test_a_dense_model_can_unlearn_a_domain_and_be_attacked(make_config, tmp_pat
     assert {row.view for row in read_relearn(tmp_path / "relearn.csv")} == {View.unlearned}
 
 
-def test_a_baseline_is_taken_over_from_another_sweep_and_any_other_job_is_not(
-    make_config, tmp_path
+def test_a_baseline_is_taken_over_from_another_sweep_unless_it_began_with_another_identity(
+    make_config, dense, tmp_path
 ):
     config = make_config(method=MethodConfig(name=Method.dense))
     name = f"method=dense-{fingerprint(config)[:8]}"
-    first = run(config, tmp_path / "one" / name)
+    one = shutil.copytree(dense, tmp_path / "one" / name)
+    summary = read_summary(one / "summary.json")
 
     taken = run(config, tmp_path / "two" / name, sweep="two", is_baseline=True)
     assert taken["taken_from"] == f"one/{name}"
-    assert taken["metrics"] == first["metrics"] and taken["sweep"] == "two"
+    assert taken["metrics"] == summary["metrics"] and taken["sweep"] == "two"
     for file in ("document_losses.csv", "metrics.jsonl", "plan.json", "samples.json"):
         texts = [(tmp_path / sweep / name / file).read_text() for sweep in ("one", "two")]
         assert texts[0] == texts[1]
     assert not (tmp_path / "two" / name / "checkpoints").exists()
 
-    trained = run(config, tmp_path / "three" / name)
-    assert "taken_from" not in trained and (tmp_path / "three" / name / "checkpoints").exists()
-
-
-@pytest.mark.parametrize("other", ["code", "changes"])
-def test_a_baseline_of_other_code_or_begun_with_others_is_trained_again(
-    make_config, tmp_path, other
-):
-    config = make_config(method=MethodConfig(name=Method.dense))
-    name = f"method=dense-{fingerprint(config)[:8]}"
-    run(config, tmp_path / "one" / name)
-    path = tmp_path / "one" / name / "summary.json"
-    summary = read_summary(path)
-    if other == "code":
-        summary["fingerprints"]["code"] = "0" * 64
-    else:
-        summary["changes"] = ["code (train/loop.py)"]
-    write_summary(path, summary)
-
+    shutil.rmtree(tmp_path / "two")
+    write_summary(one / "summary.json", summary | {"changes": ["code"]})
     assert "taken_from" not in run(config, tmp_path / "two" / name, is_baseline=True)
-
-
-def test_routing_that_cuts_and_drops_nothing_is_dense_training_bit_for_bit(make_config, tmp_path):
-    nothing = {"edges": Edges.none, "route": RouteConfig(foreign_dropout=0.0)}
-    routed = run(make_config(**nothing), tmp_path / "routed")["metrics"]
-    dense = run(make_config(method=MethodConfig(name=Method.dense)), tmp_path / "dense")["metrics"]
-
-    losses = [
-        [{key: value for key, value in row.items() if "loss" in key} for row in rows_of(folder)]
-        for folder in (tmp_path / "routed", tmp_path / "dense")
-    ]
-    assert losses[0] == losses[1]
-    for domain in DOMAINS:
-        assert routed[f"loss/full/{domain}"] == dense[f"loss/full/{domain}"]

@@ -1,6 +1,7 @@
 """The tool that kills sweeps at random moments (tests/kills.py): what it finds, and a short run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,15 +40,11 @@ def test_everything_but_times_is_compared(tmp_path, changes, difference):
     found = kills.compare(tmp_path / "whole", tmp_path / "killed")
     assert len(found) == (difference is not None)
     assert all(difference in line for line in found)
-
-
-def test_a_missing_job_is_a_difference(tmp_path):
-    leave_behind(tmp_path / "whole" / "job")
-    (tmp_path / "killed").mkdir()
+    shutil.rmtree(tmp_path / "killed" / "job")
     assert kills.compare(tmp_path / "whole", tmp_path / "killed") == ["jobs ['job'] and []"]
 
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_three_times_ends_like_one_that_is_not():
     toll = kills.run_kills(3, num_jobs=2, launcher="local_parallel", seed=0)
-    assert toll.kills.total() == 3 and toll.differences == []
+    assert toll.kills == 3 and toll.differences == []

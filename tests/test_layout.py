@@ -65,12 +65,9 @@ def test_after_rounds_the_widest_expert_of_a_domain_counts():
     assert expert_widths(config) == {domain: max(found) for domain, found in widths.items()}
 
 
-def test_an_expert_that_domains_share_is_nobody_s():
+def test_an_expert_that_domains_share_is_nobody_s_and_without_a_plan_there_is_none():
     rounds = ProcedureConfig(name=ProcedureKind.alternate, rounds=1)
     assert list(expert_widths(config_of(NESTED, procedure=rounds))) == ["code"]
-
-
-def test_without_a_plan_there_are_no_experts():
     config = config_of(FLAT, PlanKind.none)
     config.model.size, config.model.path = None, "owner/name"
     assert expert_widths(config) == {}

@@ -219,13 +219,14 @@ def test_a_run_that_a_signal_stops_in_a_dense_phase_ends_like_one_never_stopped(
 
 
 def test_a_named_tree_is_followed_before_documents_are_clustered(make_config, tmp_path):
-    domains = ["code", "biology/cells", "biology/virology"]
+    """And a node with one child is split to the end."""
+    domains = ["code", "biology/cells", "biology/virology", "creative/poems"]
     config = make_config(
         domains=domains, steps=4, procedure={"rounds": 2, "documents": 4, "dense": 0.0}
     )
     summary = run(config, tmp_path / "job")
-    assert round_of(tmp_path / "job", 1)["labels"] == ["code", "biology"]
-    labels = ["code/0", "code/1", "biology/cells", "biology/virology"]
+    assert round_of(tmp_path / "job", 1)["labels"] == ["code", "biology", "creative"]
+    labels = ["code/0", "code/1", *domains[1:]]
     assert round_of(tmp_path / "job", 2)["labels"] == labels
     assert summary["domains"] == domains
     first = round_of(tmp_path / "job", 1)["expert_loss"]
@@ -234,12 +235,23 @@ def test_a_named_tree_is_followed_before_documents_are_clustered(make_config, tm
         assert f"loss/expert/{domain.replace('/', '.')}" in summary["metrics"]
 
 
-def test_a_round_of_weights_that_are_gone_is_read_again(make_config, tmp_path):
-    plan = PlanConfig(kind=PlanKind.peers, attn_shared=0.25)
-    config = make_config(steps=2, plan=plan, procedure={"rounds": 1, "documents": 4})
+def test_the_rate_warms_up_in_every_phase_and_a_round_of_weights_that_are_gone_is_read_again(
+    make_config, tmp_path
+):
+    config = make_config(
+        steps=16,
+        plan=PlanConfig(kind=PlanKind.peers, attn_shared=0.25),
+        train={"log_every": 1, "warmup": 0.25, "checkpoint_every": None},
+        procedure={"rounds": 1, "documents": 4, "rewarm": 0.5},
+    )
     whole = run(config, tmp_path / "job")
     written = RoutePlan.from_json((tmp_path / "job" / "plan.json").read_text())
     assert written.splits[0, "attn"].sizes == (1, 1, 1, 1), "heads are assigned as units are"
+    rates = {r["step"]: r["train/lr"] for r in rows_of(tmp_path / "job") if "train/lr" in r}
+    peak = config.train.lr
+    assert rates[1] == pytest.approx(peak / 2) and rates[2] == pytest.approx(peak)
+    assert rates[9] == pytest.approx(peak / 4) and rates[10] == pytest.approx(peak / 2)
+    assert rates[8] < 0.3 * peak
     table = tmp_path / "job" / "rounds" / "1" / "document_losses.csv"
     before = table.read_text()
     table.write_text(before.splitlines()[0] + "\n")
@@ -289,20 +301,6 @@ def test_where_nothing_is_cut_no_assignment_changes_training(make_config, tmp_pa
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_the_rate_warms_up_again_in_every_phase(make_config, tmp_path):
-    config = make_config(
-        steps=40,
-        train={"log_every": 1, "warmup": 0.2, "checkpoint_every": None},
-        procedure={"rounds": 1, "documents": 4, "rewarm": 0.5},
-    )
-    run(config, tmp_path)
-    rates = {row["step"]: row["train/lr"] for row in rows_of(tmp_path) if "train/lr" in row}
-    peak = config.train.lr
-    assert rates[1] == pytest.approx(peak / 4) and rates[5] == pytest.approx(peak)
-    assert rates[20] < 0.2 * peak
-    assert rates[21] == pytest.approx(peak / 8) and rates[25] == pytest.approx(peak / 2)
-
-
 def test_scores_and_clusters_are_of_training_text_in_the_experts_own_network(
     make_config, tmp_path, monkeypatch
 ):
@@ -339,13 +337,6 @@ def test_scores_and_clusters_are_of_training_text_in_the_experts_own_network(
     assert offs[0] == 0 and offs[1:4] == [2 * 64] * 3
 
 
-def test_a_node_with_one_child_is_split_to_the_end(make_config, tmp_path):
-    domains = ["code", "biology/cells"]
-    config = make_config(domains=domains, steps=6, procedure={"rounds": 2, "documents": 4})
-    metrics = run(config, tmp_path / "job")["metrics"]
-    assert {"loss/expert/code", "loss/expert/biology.cells"} <= metrics.keys()
-
-
 @pytest.mark.parametrize(
     "procedure",
     [
@@ -358,23 +349,19 @@ def test_a_node_with_one_child_is_split_to_the_end(make_config, tmp_path):
     ],
 )
 def test_every_setting_makes_a_plan_that_trains(make_config, tmp_path, procedure):
-    config = make_config(steps=4, procedure={"rounds": 2, "documents": 4} | procedure)
-    run(config, tmp_path / "job")
+    config = make_config(
+        steps=4,
+        procedure={"rounds": 2, "documents": 4} | procedure,
+        eval={"relearn_steps": 1, "relearn_lrs": [1e-3], "calibrate": True},
+    )
+    metrics = run(config, tmp_path / "job")["metrics"]
     plan = RoutePlan.from_json((tmp_path / "job" / "rounds" / "2" / "plan.json").read_text())
     orders = [split.order for split in plan.splits.values()]
     assert (None in orders) == (procedure["attribution"] is Attribution.none)
     assert bool(plan.isolated_domains) == procedure.get("prune", True)
     sizes = {split.sizes for split in plan.splits.values()}
     assert procedure.get("equal_layers", True) == (len(sizes) == 1)
-
-
-def test_attacks_are_on_the_domains_of_the_partition_alone(make_config, tmp_path):
-    config = make_config(
-        steps=4,
-        procedure={"rounds": 2, "documents": 4},
-        eval={"relearn_steps": 1, "relearn_lrs": [1e-3], "calibrate": True},
-    )
-    metrics = run(config, tmp_path / "job")["metrics"]
+    # Attacks are on the domains of the partition.
     attacked = {row.part for row in read_relearn(tmp_path / "job" / "relearn.csv")}
     assert attacked == set(DOMAINS)
     calibrated = {key for key in metrics if key.startswith("loss/calibrated_removed/")}

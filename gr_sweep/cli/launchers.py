@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from gr_sweep.cli.task import JobTask
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
 from gr_sweep.jobdir import State, standing
-from gr_sweep.joblock import note_end
 from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side, slots_of
 from gr_sweep.launch.resources import SlurmConfig, resources_of
 from gr_sweep.launch.slurm import await_kill, check_slurm, is_cancelled, run_on_slurm
@@ -101,13 +100,7 @@ class SweepJob:
         """Lets the launcher start this process again, if it can."""
         if stopped.signum == signal.SIGUSR2 and is_cancelled():
             return
-        try:
-            stopped.hand_on()
-        except RuntimeError as error:
-            if type(error).__name__ == "UncompletedJobError":
-                said = "its time limit was reached more than hydra.launcher.max_num_timeout times"
-                note_end(self.task.folder, State.failed, f"{said}; the same command resumes it")
-            raise
+        stopped.hand_on()
         if stopped.signum == signal.SIGTERM:
             await_kill()
 

@@ -77,7 +77,6 @@ class JobTask:
                 command=self.command,
                 title=self.title,
                 is_baseline=self.is_baseline,
-                memory_advice=_memory_advice,
             )
 
     def _prepare(self) -> None:
@@ -163,9 +162,3 @@ def logging_config(hydra: Any, name: str = "job_logging") -> dict[str, Any]:
 def wants_tracebacks() -> bool:
     """Whether errors of the user are shown with their traceback too."""
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
-
-
-def _memory_advice(config: RunConfig, world_size: int) -> str:
-    from gr_sweep.launch.estimate import after_out_of_memory
-
-    return after_out_of_memory(config, world_size)

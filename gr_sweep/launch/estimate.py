@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gr_sweep.config import Device, Precision, RunConfig, num_steps, to_plain
+from gr_sweep.config import Precision, RunConfig, num_steps, to_plain
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.data.tokenize import PretrainedTokenizer
-from gr_sweep.errors import DataError, GrSweepError, PlanError
+from gr_sweep.errors import DataError, PlanError
 from gr_sweep.metrics.cost import GPUS
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.sizes import random_model
@@ -39,19 +39,6 @@ GIB = 2**30
 
 _CUDA_BLOCK = 512
 """Bytes to which CUDA's caching allocator rounds up."""
-
-_NO_EFFECT_ON_COST = (
-    "seed", "resume", "tracking", "baselines",
-    "eval.every", "eval.curve_tokens", "eval.bootstrap",
-    "eval.samples", "eval.sample_prompt_tokens", "eval.sample_tokens",
-    "partition.name", "partition.mislabelled",
-    "data.kind", "data.root", "data.paths", "data.text_field", "data.sources", "data.limit_tokens",
-    "data.overlap", "data.spurious", "data.documents", "data.seed", "data.cache",
-    "train.lr", "train.schedule", "train.warmup", "train.decay", "train.final_lr",
-    "train.weight_decay", "train.beta1", "train.beta2",
-    "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
-)  # fmt: skip
-"""Jobs that differ only in these settings are estimated once."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +112,7 @@ _known: dict[tuple[str, Target, int | None], Estimate] = {}
 
 
 def estimate_job(config: RunConfig, target: Target, *, vocab_size: int | None = None) -> Estimate:
-    """Estimates what the job needs on the target; jobs that cost the same are estimated once.
+    """Estimates what the job needs on the target; jobs of other seeds or rates are estimated once.
 
     Args:
         config: validated and resolved, as for a run.
@@ -143,15 +130,11 @@ def estimate_job(config: RunConfig, target: Target, *, vocab_size: int | None = 
 
 
 def _cost_key(config: RunConfig) -> str:
-    """Equal for jobs that cost the same."""
+    """Equal for jobs that differ only in their seed, learning rate, tracking and baselines."""
     plain = to_plain(config)
-    plain["partition"]["domains"] = list(plain["partition"]["domains"])
-    for name in _NO_EFFECT_ON_COST:
-        *path, last = name.split(".")
-        node = plain
-        for part in path:
-            node = node[part]
-        del node[last]
+    for name in ("seed", "resume", "tracking", "baselines"):
+        del plain[name]
+    del plain["train"]["lr"]
     return json.dumps(plain)
 
 
@@ -205,10 +188,7 @@ def _model_config(config: RunConfig, vocab_size: int | None) -> Any:
         return AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **options
         )
-    except (
-        *(OSError, ValueError, ImportError, KeyError, TypeError),
-        *(RecursionError, StrictDataclassError),
-    ) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError, StrictDataclassError) as error:
         raise PlanError(
             f"model.path={path}: its config.json is not on this machine or cannot be read, and an "
             f"estimate downloads nothing; fetch it first (hf download {path} config.json)"
@@ -264,7 +244,11 @@ def _memory(
         memory = AllocatedBytes(round_to=_CUDA_BLOCK if target.is_gpu else 1)
         memory.hold(step.weights())
         weights = memory.current
-        _make_optimizer_state(step)
+        # The first step makes it; here without a forward and backward pass.
+        for parameter in routed.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        step.optimizer.step()
+        step.optimizer.zero_grad(set_to_none=True)
         memory.hold(step.optimizer_state())
         lasting = memory.current
         with memory:
@@ -292,14 +276,6 @@ def _evaluate(step: JobStep, config: RunConfig, precision: Precision) -> None:
         step.token_losses(tokens_MT, tokens_MT)
 
 
-def _make_optimizer_state(step: JobStep) -> None:
-    """What the first step does, without a forward and backward pass."""
-    for parameter in step.routed.model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    step.optimizer.step()
-    step.optimizer.zero_grad(set_to_none=True)
-
-
 @contextlib.contextmanager
 def _fake_process_group(world_size: int) -> Iterator[None]:
     """Inside, this process is the first of several that do not exist."""
@@ -317,52 +293,17 @@ def _fake_process_group(world_size: int) -> Iterator[None]:
 
 def what_would_help(estimate: Estimate, config: RunConfig, target: Target) -> str | None:
     """What to change if the job does not fit on the target; None if it does."""
-    room = target.memory_bytes
+    room, train = target.memory_bytes, config.train
     if room is None or estimate.peak_bytes <= room:
         return None
-    too_much = (
-        f"{estimate.peak_bytes / GIB:.1f} GiB do not fit in the {room / GIB:.1f} of {target.name}"
-    )
-    # Gradients are as large as the weights.
-    lasting = 2 * estimate.weight_bytes + estimate.optimizer_bytes
-    if lasting > room:
-        devices = math.ceil(lasting * target.world_size / room)
-        return (
-            f"{too_much}; weights, gradients and optimizer alone are {lasting / GIB:.1f} GiB: "
-            f"use more than {devices - 1} devices (--gpus)"
-        )
-    return f"{too_much}; try {_ways_to_save(estimate, config, target.world_size)}"
-
-
-def _ways_to_save(estimate: Estimate, config: RunConfig, world_size: int) -> str:
     if estimate.evaluation_bytes > estimate.step_bytes:
-        return f"eval.batch_sequences below {config.eval.batch_sequences}"
-    train = config.train
-    options = []
-    if not train.activation_checkpointing:
-        options.append("train.activation_checkpointing=true")
-    rows = [count for count in micro_batch_rows(config).values() if count]
-    micro = train.micro_batch_sequences or train.batch_sequences
-    if min(rows) > 1 and micro > world_size:
-        options.append(f"train.micro_batch_sequences below {micro}")
-    return ", ".join([*options, "more devices (--gpus)"])
-
-
-def after_out_of_memory(config: RunConfig, world_size: int) -> str:
-    """What the job needs and what to change, after it ran out of memory on this machine.
-
-    Args:
-        config: the job's.
-        world_size: number of its processes.
-    """
-    if world_size > 1 and torch.distributed.is_initialized():
-        return "try fewer train.micro_batch_sequences"  # the job's own process group still exists
-    is_gpu = torch.cuda.is_available() and config.train.device is not Device.cpu
-    try:
-        estimate = estimate_job(config, Target("this machine", 1e12, None, is_gpu, world_size))
-    except GrSweepError as error:
-        return f"its need cannot be estimated ({error}); try fewer train.micro_batch_sequences"
+        ways = [f"eval.batch_sequences below {config.eval.batch_sequences}"]
+    else:
+        micro = train.micro_batch_sequences or train.batch_sequences
+        ways = [f"train.micro_batch_sequences below {micro}", "more devices (--gpus)"]
+        if not train.activation_checkpointing:
+            ways.insert(0, "train.activation_checkpointing=true")
     return (
-        f"by its estimate the job needs {estimate.peak_bytes / GIB:.1f} GiB; end other processes "
-        f"that use this memory, or try {_ways_to_save(estimate, config, world_size)}"
+        f"{estimate.peak_bytes / GIB:.1f} GiB do not fit in the {room / GIB:.1f} of {target.name}; "
+        f"try {', '.join(ways)}"
     )

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cloudpickle
 
@@ -26,9 +25,6 @@ from gr_sweep.launch.work import Reporter, Work
 from gr_sweep.train.signals import Stopped, StopSignals
 
 POLL_S = 0.5
-
-_PROCESS_BYTES = 1 << 30
-"""Main memory that Python, torch and their libraries take in each process."""
 
 OUTPUT = "output.log"
 """What a job's process prints beside its log."""
@@ -48,8 +44,6 @@ class LocalParallelConfig:
     """Jobs at the same time on a GPU, or on a group of cores: one small model leaves a GPU idle."""
     cores_per_job: int = 1
     """Cores and threads of each job on a CPU."""
-    check_memory: bool = True
-    """Whether only so many jobs run at the same time as fit into memory, by their estimates."""
 
 
 @dataclass(frozen=True)
@@ -68,46 +62,16 @@ def slots_of(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> list[Slo
     """The slots of this machine for these jobs, alternating between GPUs.
 
     Raises:
-        ConfigError: an invalid setting, a GPU that does not exist, or a job that needs more memory
-            than is free.
+        ConfigError: an invalid setting, or a GPU that does not exist.
     """
     for name in ("jobs_per_device", "cores_per_job"):
         if (value := getattr(config, name)) < 1:
             raise ConfigError(f"hydra.launcher.{name}: expected 1 or more, got {value}")
-    gpus = _gpus(config, jobs)
-    needed = 0
-    if config.check_memory:
-        needed = max((_needed_bytes(job, is_gpu=bool(gpus)) for job in jobs), default=0)
-    places: list[tuple[str | None, float]] = [(gpu, _free_on_gpu(gpu)) for gpu in gpus]
-    most, threads = config.jobs_per_device, None
-    if not gpus:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        places, threads = [(None, _free_memory())], config.cores_per_job
-        most *= max(1, (cores or 1) // threads)
-    counts = [most if most * needed <= free else int(free // needed) for _, free in places]
-    if not any(counts):
-        raise ConfigError(
-            f"a job needs about {needed / 2**30:.1f} GiB, which is more than is free on "
-            f"{'any GPU' if gpus else 'this machine'}; see `gr-sweep estimate`, reduce "
-            "train.micro_batch_sequences, or set hydra.launcher.check_memory=false"
-        )
-    return [
-        Slot(index, gpu, threads)
-        for index in range(max(counts))
-        for (gpu, _), count in zip(places, counts, strict=True)
-        if index < count
-    ]
-
-
-def _needed_bytes(config: RunConfig, *, is_gpu: bool) -> int:
-    """Estimated peak memory of a job; 0 if its model is not on this machine yet."""
-    from gr_sweep.launch.estimate import Target, estimate_job
-
-    try:
-        peak = estimate_job(config, Target("here", 1e12, None, is_gpu)).peak_bytes
-    except GrSweepError:
-        return 0
-    return peak + (0 if is_gpu else _PROCESS_BYTES)
+    if gpus := _gpus(config, jobs):
+        return [Slot(index, gpu, None) for index in range(config.jobs_per_device) for gpu in gpus]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = config.jobs_per_device * max(1, (cores or 1) // config.cores_per_job)
+    return [Slot(index, None, config.cores_per_job) for index in range(count)]
 
 
 def run_side_by_side(
@@ -119,8 +83,6 @@ def run_side_by_side(
     each finishes its step and saves; a second Ctrl-C kills them.
 
     Args:
-        works: the jobs.
-        config: the launcher's settings.
         is_shown: whether a live table shows the states of the jobs.
 
     Raises:
@@ -237,27 +199,6 @@ def visible_gpus() -> list[str]:
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return named[:count] if len(named) >= count and named[0] else [str(i) for i in range(count)]
-
-
-def _free_on_gpu(gpu: str) -> float:
-    """Bytes, from the driver: torch would allocate some to find out."""
-    command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.free"]
-    try:
-        answer = subprocess.run(
-            [*command, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30
-        )
-        return float(answer.stdout.split()[0]) * 2**20
-    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
-        return float("inf")
-
-
-def _free_memory() -> float:
-    """Bytes of main memory that are available without swapping."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024
-    return float("inf")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ _MAX_MIN = 24 * 60
 """Default limit of most clusters, after which a longer job resumes. Also of jobs on CPUs, whose
 speed is not estimated."""
 _NODE_GB = 8
-"""Main memory for Python with its libraries, data and files."""
+"""Main memory for Python with its libraries, data and files; also of a process without a GPU."""
 _CPUS = 4
 _MAX_GPUS = 256
 """Of one job, unless the user sets more."""
@@ -45,12 +45,8 @@ class SlurmConfig:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    exclude: str | None = None
     gres: str | None = None
-    """As sbatch takes it; gpus_per_node is then not requested unless it is set too."""
-    comment: str | None = None
-    name: str = "gr-sweep"
-    """Name of the jobs in the queue."""
+    """As sbatch takes it, instead of a number of GPUs; give tasks_per_node too."""
     gpu: str | None = "h100"
     """The cluster's GPU type, for the estimate (`gr-sweep estimate --help` lists them); null: jobs
     run on CPUs."""
@@ -67,16 +63,12 @@ class SlurmConfig:
     """Time limit; a job that reaches it is requeued and resumes."""
     signal_delay_s: int = 300
     """Seconds before the time limit at which a job is told to save and stop."""
-    max_num_timeout: int = 1000
-    """How often a job may be requeued after its time limit."""
     array_parallelism: int = 256
     """Jobs of an array that run at the same time."""
     setup: list[str] = field(default_factory=list)
     """Shell lines before the job, such as `module load cuda`."""
-    srun_args: list[str] = field(default_factory=lambda: ["--kill-on-bad-exit=1"])
-    """More arguments for srun; by default a task that fails ends the others."""
     additional_parameters: dict[str, Any] = field(default_factory=dict)
-    """Any other option of sbatch, such as {reservation: friday}."""
+    """Any other option of sbatch, such as {reservation: friday, exclude: node7}."""
     submitit_folder: str = "${hydra.sweep.dir}/.submitit"
     """Scripts, pickles and output of the jobs. Without submitit's %j: SLURM may start a job before
     a folder with its number is made."""
@@ -103,14 +95,13 @@ def check_given(given: SlurmConfig) -> None:
             GPU type.
     """
     for name in (
-        "nodes", "max_gpus_per_node", "tasks_per_node", "cpus_per_task", "mem_gb", "timeout_min",
-        "array_parallelism", "signal_delay_s", "gpus_per_node", "max_num_timeout",
-    ):  # fmt: skip
-        value, least = getattr(given, name), int(name not in ("gpus_per_node", "max_num_timeout"))
-        if value is not None and value < least:
-            raise ConfigError(f"hydra.launcher.{name}: expected {least} or more, got {value}")
+        *("nodes", "max_gpus_per_node", "tasks_per_node", "cpus_per_task", "mem_gb"),
+        *("timeout_min", "array_parallelism", "signal_delay_s"),
+    ):
+        if (value := getattr(given, name)) is not None and value < 1:
+            raise ConfigError(f"hydra.launcher.{name}: expected 1 or more, got {value}")
     gpus, tasks = given.gpus_per_node, given.tasks_per_node
-    if tasks is not None and gpus not in (None, 0, tasks):
+    if tasks is not None and gpus and gpus != tasks:
         raise ConfigError(
             f"hydra.launcher.tasks_per_node={tasks} and gpus_per_node={gpus} differ, but a job has "
             "one process per GPU; set one of them"
@@ -133,14 +124,10 @@ def resources_of(config: RunConfig, given: SlurmConfig) -> Resources:
     Raises:
         ConfigError: no number of GPUs holds the job, or its rows do not divide over the processes.
     """
-    uses_gpu = given.gpu is not None and config.train.device is not Device.cpu
-    if given.gpus_per_node == 0 and given.gres is None:
-        uses_gpu = False
-    if not uses_gpu:
-        nodes, tasks = given.nodes or 1, given.tasks_per_node or 1
-        _check_rows(config, nodes * tasks)
-        gpus, minutes = 0, _MAX_MIN
-        memory_gb = _NODE_GB + tasks * _cpu_gb(config, nodes * tasks)
+    minutes = _MAX_MIN
+    if given.gpu is None or given.gpus_per_node == 0 or config.train.device is Device.cpu:
+        nodes, tasks, gpus = given.nodes or 1, given.tasks_per_node or 1, 0
+        memory_gb = _NODE_GB * tasks
     else:
         world_size, estimate = _fewest_gpus(config, given)
         most = given.tasks_per_node or given.gpus_per_node or given.max_gpus_per_node
@@ -148,13 +135,13 @@ def resources_of(config: RunConfig, given: SlurmConfig) -> Resources:
         # The same number of GPUs on each node.
         nodes = given.nodes or next(n for n in range(fewest, world_size + 1) if world_size % n == 0)
         tasks = world_size // nodes
-        gpus = tasks if given.gres is None or given.gpus_per_node else 0
-        # Each process builds the whole model in float32 in main memory before it keeps its shard.
-        model_gb = 0 if estimate is None else 4 * estimate.parameters / 1e9
-        memory_gb = _NODE_GB + math.ceil(1.25 * model_gb * tasks)
-        minutes = _MAX_MIN
+        gpus = tasks if given.gres is None else 0
+        memory_gb = _NODE_GB
         if estimate is not None:
+            # Each process builds the whole model in float32 before it keeps its shard.
+            memory_gb += math.ceil(1.25 * 4 * estimate.parameters / 1e9 * tasks)
             minutes = min(math.ceil(60 * _HOURS_FACTOR * estimate.hours) + _EXTRA_MIN, _MAX_MIN)
+    rows_of(0, nodes * tasks, sum(micro_batch_rows(config).values()))
     # Long enough to do something before the job is told to save.
     minutes = max(minutes, math.ceil(given.signal_delay_s / 60) + _EXTRA_MIN)
     return Resources(
@@ -172,17 +159,15 @@ def _fewest_gpus(config: RunConfig, given: SlurmConfig) -> "tuple[int, Estimate 
     from gr_sweep.launch.estimate import Target, estimate_job, what_would_help
 
     assert given.gpu is not None
-    per_node, nodes = given.tasks_per_node or given.gpus_per_node or None, given.nodes or 1
+    per_node, nodes = given.tasks_per_node or given.gpus_per_node, given.nodes or 1
+    rows = sum(micro_batch_rows(config).values())
+    most = _MAX_GPUS if given.nodes is None else nodes * given.max_gpus_per_node
+    if config.procedure.name is ProcedureKind.alternate:
+        most = 1  # it needs the whole model in one process
+    sizes = [nodes * 2**power for power in range(_MAX_GPUS.bit_length())]
+    sizes = [size for size in sizes if size <= most and rows % size == 0] or [nodes]
     if per_node is not None:
         sizes = [nodes * per_node]
-    else:
-        most = _MAX_GPUS if given.nodes is None else nodes * given.max_gpus_per_node
-        if config.procedure.name is ProcedureKind.alternate:
-            most = 1  # it needs the whole model in one process
-        rows = sum(micro_batch_rows(config).values())
-        powers = (nodes * 2**power for power in range(_MAX_GPUS.bit_length()))
-        sizes = [size for size in powers if size <= most and rows % size == 0] or [nodes]
-    _check_rows(config, sizes[0])
     target = Target.gpu(given.gpu, utilisation=UTILISATION)
     room = MEMORY_FRACTION * (target.memory_bytes or 0)
     for size in sizes:
@@ -192,25 +177,8 @@ def _fewest_gpus(config: RunConfig, given: SlurmConfig) -> "tuple[int, Estimate 
             return sizes[0], None  # a checkpoint or a tokenizer that is still to be downloaded
         if estimate.peak_bytes <= room:
             return size, estimate
-    where = f"the {sizes[0]} {given.gpu} that are set"
-    if len(sizes) > 1:
-        where = f"any number of {given.gpu} up to {sizes[-1]} that divides its micro-batch"
     help_ = what_would_help(estimate, config, replace(target, world_size=size, memory_bytes=room))
     raise ConfigError(
-        f"a job does not fit on {where} (hydra.launcher.gpu, .gpus_per_node, .nodes): {help_}"
+        f"a job does not fit on {' or '.join(map(str, sizes))} {given.gpu} (hydra.launcher.gpu, "
+        f".gpus_per_node, .nodes; the number has to divide its micro-batch): {help_}"
     )
-
-
-def _check_rows(config: RunConfig, world_size: int) -> None:
-    rows_of(0, world_size, sum(micro_batch_rows(config).values()))
-
-
-def _cpu_gb(config: RunConfig, world_size: int) -> int:
-    """Memory of each process on CPUs, rounded up."""
-    from gr_sweep.launch.estimate import GIB, Target, estimate_job
-
-    try:
-        estimate = estimate_job(config, Target("cpu", 1e12, None, False, world_size))
-    except GrSweepError:
-        return _NODE_GB
-    return math.ceil(1.25 * estimate.peak_bytes / GIB)

@@ -39,8 +39,11 @@ _COMMAND_S = 60.0
 _SUBMITTED = Path(".submitit", "submitted.jsonl")
 """In the sweep's folder: the SLURM job of each job folder."""
 
-_MAX_ARRAY = 1000
-"""Jobs of one array if SLURM does not give its limit, which is 1001 by default."""
+MAX_ARRAY = 1000
+"""Jobs of one array: SLURM's limit of an index is 1001 by default."""
+
+_MAX_REQUEUES = 1000
+"""How often a job may be requeued after its time limit."""
 
 
 def check_slurm(config: SlurmConfig) -> None:
@@ -77,10 +80,7 @@ def run_on_slurm(
     Ctrl-C leaves the jobs in the queue; the same command then waits for them again.
 
     Args:
-        works: the jobs.
-        config: the launcher's settings.
         resources: of each job, by its folder; jobs with the same resources form an array.
-        sweep: the sweep's folder.
         is_shown: whether a live table shows the states of the jobs.
 
     Raises:
@@ -88,10 +88,7 @@ def run_on_slurm(
     """
     queue = numbers_in_queue(sweep)
     if queue is None:
-        raise JobError(
-            "squeue does not answer, so it is not known which jobs are in the queue; rerun the "
-            "command when SLURM's controller is back"
-        )
+        raise JobError("squeue does not answer; rerun the command when SLURM's controller is back")
     names = {work.folder: os.path.relpath(work.folder, sweep) for work in works}
     numbers = {folder: queue[name] for folder, name in names.items() if name in queue}
     reporter = Reporter(works, is_shown=is_shown)
@@ -124,10 +121,9 @@ def _arrays(
     groups: dict[Resources, list[Work]] = {}
     for work in works:
         groups.setdefault(resources[work.folder], []).append(work)
-    size = _max_array_size() if len(works) > 1 else 1
     for needs, group in groups.items():
-        for start in range(0, len(group), size):
-            yield group[start : start + size], needs
+        for start in range(0, len(group), MAX_ARRAY):
+            yield group[start : start + MAX_ARRAY], needs
 
 
 def _sbatch(works: Sequence[Work], config: SlurmConfig, needs: Resources) -> dict[Path, str]:
@@ -136,21 +132,15 @@ def _sbatch(works: Sequence[Work], config: SlurmConfig, needs: Resources) -> dic
 
     for work in works:
         announce(work.folder, work.title)
-    parameters = sbatch_parameters(config, needs)
+    parameters = _sbatch_parameters(config, needs)
     try:
         # submitit prints what sbatch says, which the error contains too.
         with _clean_environment(parameters), contextlib.redirect_stderr(io.StringIO()):
-            executor = submitit.SlurmExecutor(config.submitit_folder, config.max_num_timeout)
+            executor = submitit.SlurmExecutor(config.submitit_folder, _MAX_REQUEUES)
             executor.update_parameters(**parameters)
             with executor.batch():
                 jobs = [executor.submit(work.call) for work in works]
-    except (
-        submitit.core.utils.FailedSubmissionError,
-        submitit.core.utils.FailedJobError,
-        subprocess.SubprocessError,
-        OSError,
-        ValueError,
-    ) as error:
+    except (RuntimeError, OSError, ValueError) as error:  # submitit's own are RuntimeErrors
         raise JobError(f"SLURM refuses the jobs: {' '.join(str(error).split())}") from error
     return {work.folder: job.job_id for work, job in zip(works, jobs, strict=True)}
 
@@ -168,14 +158,14 @@ def _clean_environment(parameters: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def sbatch_parameters(config: SlurmConfig, needs: Resources) -> dict[str, Any]:
+def _sbatch_parameters(config: SlurmConfig, needs: Resources) -> dict[str, Any]:
     """The parameters of submitit's executor."""
-    plain = {
-        name: getattr(config, name)
-        for name in ("partition", "account", "qos", "constraint", "exclude", "gres", "comment")
-    }
-    return {name: value for name, value in plain.items() if value is not None} | {
-        "job_name": config.name,
+    names = ("partition", "account", "qos", "constraint", "gres", "setup")
+    given = {name: value for name in names if (value := getattr(config, name))}
+    if needs.gpus_per_node:
+        given["gpus_per_node"] = needs.gpus_per_node
+    return given | {
+        "job_name": "gr-sweep",
         "nodes": needs.nodes,
         "ntasks_per_node": needs.tasks_per_node,
         "cpus_per_task": needs.cpus_per_task,
@@ -184,11 +174,10 @@ def sbatch_parameters(config: SlurmConfig, needs: Resources) -> dict[str, Any]:
         "signal_delay_s": config.signal_delay_s,
         "array_parallelism": config.array_parallelism,
         "stderr_to_stdout": True,
-        # Since SLURM 22.05 a step does not inherit it from its job.
-        "srun_args": [f"--cpus-per-task={needs.cpus_per_task}", *config.srun_args],
+        # Since SLURM 22.05 a step does not inherit its cores from its job. A task that fails ends
+        # the others.
+        "srun_args": [f"--cpus-per-task={needs.cpus_per_task}", "--kill-on-bad-exit=1"],
         "additional_parameters": {"requeue": True, **config.additional_parameters},
-        **({"gpus_per_node": needs.gpus_per_node} if needs.gpus_per_node else {}),
-        **({"setup": config.setup} if config.setup else {}),
     }
 
 
@@ -222,12 +211,10 @@ def _last_words(number: str, config: SlurmConfig, error: str | None) -> str:
     """Why a job that left the queue has no result, as far as SLURM and the job's record say."""
     from submitit.core.utils import JobPaths
 
-    state = _job_state(number)
-    how = f"ended as {state}" if state else "left the queue"
-    hint = "; set hydra.launcher.mem_gb higher" if "OUT_OF_MEMORY" in how else ""
+    how = f"left the queue ({_job_state(number) or 'its state is not known'})"
     log = JobPaths(config.submitit_folder, number).stdout
-    how += f" ({error})" if error else ""
-    return f"SLURM job {number} {how}{hint}; see {log}; the same command resumes the job"
+    how += f": {error}" if error else ""
+    return f"SLURM job {number} {how}; see {log}; the same command resumes the job"
 
 
 def _job_state(number: str) -> str | None:
@@ -242,16 +229,11 @@ def is_cancelled() -> bool:
 
 
 def _print_what_stays(works: Sequence[Work], numbers: Mapping[Path, str], sweep: Path) -> None:
-    left = {
-        numbers[work.folder].split("_")[0]
-        for work in works
-        if work.folder in numbers and standing(work.folder).state is not State.done
-    }
-    if left:
-        status = f"gr-sweep status {shlex.quote(str(sweep))} --watch"
+    left = [work.folder for work in works if standing(work.folder).state is not State.done]
+    if left := sorted({numbers[folder].split("_")[0] for folder in left if folder in numbers}):
         print(
-            f"\nthe jobs stay in the queue; {status} shows them; to end them: scancel "
-            f"{' '.join(sorted(left, key=int))}",
+            "\nthe jobs stay in the queue; gr-sweep status "
+            f"{shlex.quote(str(sweep))} --watch shows them; to end them: scancel {' '.join(left)}",
             file=sys.stderr,
         )
 
@@ -301,13 +283,6 @@ def queue_of_user() -> set[str] | None:
     not answer."""
     answer = _ask(["squeue", "--all", "--noheader", "--array", f"--user={os.getuid()}", "-o%i"])
     return None if answer is None else set(answer.split())
-
-
-def _max_array_size() -> int:
-    answer = _ask(["scontrol", "show", "config"])
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", answer or "")
-    # One more than the largest index; 0 or 1 if there are no arrays.
-    return min(_MAX_ARRAY, max(1, int(found[1]) - 1)) if found else _MAX_ARRAY
 
 
 def _ask(command: list[str]) -> str | None:

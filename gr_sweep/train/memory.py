@@ -6,9 +6,8 @@ is private and refuses a second forward pass, so a second micro-batch.
 """
 
 import contextlib
-import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -122,7 +121,7 @@ def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
 
 
 @contextlib.contextmanager
-def report_out_of_memory(advice: Callable[[], str]) -> Iterator[None]:
+def report_out_of_memory() -> Iterator[None]:
     """Turns an error of the GPU's or the machine's memory into a JobError that gives advice."""
     try:
         yield
@@ -133,6 +132,7 @@ def report_out_of_memory(advice: Callable[[], str]) -> Iterator[None]:
         if not is_memory:
             raise
         [message, *_] = str(error).strip().splitlines() or [type(error).__name__]
-        # The advice builds a model of its own: that of the job must be gone by then.
-        traceback.clear_frames(error.__traceback__)
-        raise JobError(f"out of memory ({message.rstrip('.')}); {advice()}") from error
+        raise JobError(
+            f"out of memory ({message.rstrip('.')}); try train.activation_checkpointing=true or "
+            "fewer train.micro_batch_sequences; `gr-sweep estimate` shows what a job needs"
+        ) from error

@@ -26,7 +26,6 @@ cat "$here/queue"
 
 _SCONTROL = """#!/bin/bash
 here=$(dirname "$0")
-[ "$2" != config ] || { echo "MaxArraySize            = $(cat "$here/largest")"; exit 0; }
 [ -e "$here/$3.state" ] || { echo "Invalid job id specified" >&2; exit 1; }
 echo "JobId=7 ArrayJobId=7"
 echo "   JobState=$(cat "$here/$3.state") Reason=NonZeroExitCode Dependency=(null)"
@@ -44,7 +43,6 @@ class Cluster:
             (folder / name).chmod(0o755)
         (folder / "srun").symlink_to("sbatch")
         (folder / "queue").touch()
-        (folder / "largest").write_text("1001")
 
     @property
     def path(self) -> str:

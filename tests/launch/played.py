@@ -11,12 +11,10 @@ from gr_sweep.config import Device, RunConfig, TrainConfig
 from gr_sweep.errors import DataError
 from gr_sweep.jobdir import SUMMARY
 from gr_sweep.joblock import lock_job_dir
-from gr_sweep.launch.local import LocalParallelConfig
 from gr_sweep.launch.work import Work
 from gr_sweep.train.signals import StopSignals
 
 CONFIG = RunConfig(train=TrainConfig(device=Device.cpu))
-QUICK = LocalParallelConfig(check_memory=False)
 
 
 def play(folder: Path, act: str = "", seconds: float = 0.0) -> None:

@@ -1,6 +1,5 @@
 """Jobs in parallel on one machine: slots, memory, and how jobs end; small functions act as jobs."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -13,11 +12,9 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from gr_sweep.cli.compose import compose
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError
 from gr_sweep.jobdir import State, standing
-from gr_sweep.launch import estimate
 from gr_sweep.launch.local import (
     LocalParallelConfig,
     Slot,
@@ -26,9 +23,7 @@ from gr_sweep.launch.local import (
     visible_gpus,
 )
 from gr_sweep.launch.work import Work
-from tests.launch.played import CONFIG, QUICK, works
-
-CPU = estimate.Target("cpu", 1e9, None, False)
+from tests.launch.played import CONFIG, works
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def at_once(jobs: Sequence[Work]) -> int:
 def test_jobs_run_in_as_many_slots_as_there_are_groups_of_cores(tmp_path, cores):
     cores(5)
     jobs = works(tmp_path, *["meets 2"] * 3, seconds=0.2)
-    run_side_by_side(jobs, dataclasses.replace(QUICK, cores_per_job=2))
+    run_side_by_side(jobs, LocalParallelConfig(cores_per_job=2))
     assert states(jobs) == [State.done] * 3 and at_once(jobs) == 2
     environment = json.loads((jobs[0].folder / "environment").read_text())
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "2"
@@ -64,37 +59,25 @@ def test_each_gpu_has_slots_and_jobs_see_only_theirs(monkeypatch, cores, tmp_pat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-1a2b,7")
     assert visible_gpus() == ["5", "GPU-1a2b", "7"]
-    config = dataclasses.replace(QUICK, devices=[2, 0], jobs_per_device=2)
+    config = LocalParallelConfig(devices=[2, 0], jobs_per_device=2)
     gpu_jobs = [RunConfig()]
     assert slots_of(config, gpu_jobs) == [
         Slot(0, "7", None), Slot(0, "5", None), Slot(1, "7", None), Slot(1, "5", None),
     ]  # fmt: skip
+    with pytest.raises(ConfigError, match="jobs_per_device: expected 1 or more, got 0"):
+        slots_of(LocalParallelConfig(jobs_per_device=0), gpu_jobs)
     with pytest.raises(ConfigError, match="there is no GPU 3; torch sees 3"):
-        slots_of(dataclasses.replace(QUICK, devices=[3]), gpu_jobs)
+        slots_of(LocalParallelConfig(devices=[3]), gpu_jobs)
     cores(1)
-    assert [slot.gpu for slot in slots_of(QUICK, [CONFIG])] == [None]
+    assert [slot.gpu for slot in slots_of(LocalParallelConfig(), [CONFIG])] == [None]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert visible_gpus() == ["0", "1", "2"]
-
-
-def test_only_so_many_jobs_run_at_once_as_fit_into_memory(cores, monkeypatch):
-    cores(100_000)
-    [job] = compose(["model=tiny", "train.device=cpu"]).jobs
-    config, jobs = LocalParallelConfig(), [job.config]
-    with pytest.raises(ConfigError, match="jobs_per_device: expected 1 or more, got 0"):
-        slots_of(LocalParallelConfig(jobs_per_device=0), jobs)
-    assert 1 <= len(slots_of(config, jobs)) < 100_000
-    huge = dataclasses.replace(estimate.estimate_job(job.config, CPU), step_bytes=1 << 60)
-    monkeypatch.setattr(estimate, "estimate_job", lambda *_: huge)
-    with pytest.raises(ConfigError, match=r"a job needs about \d+\.\d GiB, which is more than"):
-        slots_of(config, jobs)
-    slots_of(dataclasses.replace(config, check_memory=False), jobs)
 
 
 def test_a_job_that_fails_or_dies_does_not_take_down_the_others(tmp_path, cores, capfd):
     cores(2)
     jobs = works(tmp_path, "fails", "bug", "killed", "")
-    run_side_by_side(jobs, QUICK)
+    run_side_by_side(jobs, LocalParallelConfig())
     assert states(jobs) == [State.failed] * 2 + [State.stopped, State.done]
     errors = [standing(job.folder).record.error for job in jobs[:3]]
     assert errors[0] == "x.jsonl line 3: not UTF-8"
@@ -112,7 +95,7 @@ def test_a_job_of_another_process_is_waited_for(tmp_path, cores):
     other.start()
     while standing(job.folder).state is not State.running:
         time.sleep(0.05)
-    run_side_by_side([job], QUICK)
+    run_side_by_side([job], LocalParallelConfig())
     assert states([job]) == [State.done] and not (job.folder / "output.log").exists()
     other.join()
 
@@ -120,11 +103,11 @@ def test_a_job_of_another_process_is_waited_for(tmp_path, cores):
 PARENT = """
 import sys
 from pathlib import Path
-from gr_sweep.launch.local import run_side_by_side
+from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side
 from gr_sweep.train.signals import Stopped
-from tests.launch.played import QUICK, works
+from tests.launch.played import works
 try:
-    run_side_by_side(works(Path(sys.argv[1]), "", "", seconds=60.0), QUICK)
+    run_side_by_side(works(Path(sys.argv[1]), "", "", seconds=60.0), LocalParallelConfig())
 except Stopped as stopped:
     sys.exit(128 + stopped.signum)
 """
