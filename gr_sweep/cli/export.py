@@ -43,11 +43,10 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(list(argv))
 
-    from gr_sweep.export.run import check_keep, check_target, open_run
+    from gr_sweep.export.run import check_keep, open_run
 
     run = open_run(options.run)
     check_keep(run.plan, options.keep, run.folder)
-    check_target(options.to)
 
     from gr_sweep.export.card import remarks_of, table_text
     from gr_sweep.export.write import export

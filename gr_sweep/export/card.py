@@ -3,33 +3,23 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gr_sweep.domains import is_under
 from gr_sweep.routing.plan import ATTN, MLP
 
 _UNITS = {MLP: "MLP hidden units", ATTN: "key-value groups of heads"}
 
-_TEMPLATE = """---
-{{ card_data }}
+_CARD = """---
+{data}
 ---
 
-# {{ made.run }}: {{ kept if made.keep else "dense" }}
+# {made.run}: {kept}
 
-A language model that was trained
-{%- if made.keep %} with gradient routing ([Cloud et al. 2024](https://arxiv.org/abs/2410.04332))
-{%- endif %} on {{ made.domains | join(", ") }}
-{%- if made.removed_blocks %}. The parts that it does not need for {{ kept }} are removed
-{%- endif %}.
+A language model that was trained on {domains} with gradient routing
+([Cloud et al. 2024](https://arxiv.org/abs/2410.04332)), by gr-sweep.
 
-- kept: {{ kept }}
-- removed: {{ made.removed_domains | join(", ") or "nothing" }}
-{%- if made.removed_blocks %} (blocks {{ made.removed_blocks | join(", ") }}){% endif %}
-{%- for remark in remarks %}
-- note: {{ remark }}
-{%- endfor %}
-{% if made.is_core_of_removed %}
-The core, which all domains share, has learned from the removed domains too. This model may still
-know something about them; the losses below say how much.
-{% endif %}
+- kept: {kept}
+- removed: {removed}
+{remarks}
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,36 +29,21 @@ tokenizer = AutoTokenizer.from_pretrained("DIR")
 
 ## Full and extracted model
 
-| | full | extracted |
-|---|---:|---:|
-{%- for row in costs %}
-| {{ row | join(" | ") }} |
-{%- endfor %}
-{%- for kind, units in made.units.items() %}
-| {{ names[kind] }} per layer | {{ units.full }} | {{ units.extracted }} |
-{%- endfor %}
-{% if made.losses %}
-Held-out loss, nats per token, as the run measured it, with 95 % intervals from a bootstrap over
-documents:
+{table}
 
-| domain | full | extracted | difference |
-|---|---:|---:|---:|
-{%- for row in losses %}
-| {{ row | join(" | ") }} |
-{%- endfor %}
-{% endif %}
+Losses are held-out, in nats per token, as the run measured them, with 95 % intervals from a
+bootstrap over documents.
+
 ## How it was made
 
 ```sh
-{{ made.commands.values() | select | join("\n") }}
+{commands}
 ```
 
-Step {{ made.step }} of the run. On random tokens the logits of this checkpoint differ from those of
-the run's model with the other blocks switched off by at most {{ "%.1g" % made.logit_difference }}
-(float32).
-{% for name, value in (made.fingerprints | dictsort) + (made.versions | dictsort) %}
-- {{ name }}: `{{ value }}`
-{%- endfor %}
+Step {made.step} of the run. On random tokens the logits of this checkpoint differ from those of
+the run's model with the other blocks switched off by at most {made.logit_difference:.1g} (float32).
+
+{versions}
 """
 
 
@@ -115,7 +90,6 @@ class Export:
     keep: list[str]
     """As typed; empty for a dense run."""
     kept_domains: list[str]
-    """Of nested domains, as in the next two lists, the uppermost ones."""
     removed_domains: list[str]
     """Not kept, and owners of a removed block."""
     unremoved_domains: list[str]
@@ -140,89 +114,77 @@ class Export:
 
 def card_text(made: Export) -> str:
     """README.md of the checkpoint."""
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["gradient-routing", "gr-sweep"],
     )
-    card = ModelCard.from_template(
-        data,
-        template_str=_TEMPLATE,
+    names, *rows = (f"| {' | '.join(row)} |" for row in _rows(made))
+    versions = made.fingerprints | made.versions
+    return _CARD.format(
+        data=data,
         made=made,
-        kept=", ".join(made.kept_domains),
-        remarks=remarks_of(made),
-        costs=cost_rows(made),
-        losses=loss_rows(made, with_intervals=True),
-        names=_UNITS,
+        domains=", ".join(made.domains),
+        kept=", ".join(made.keep) or "all, the run is dense",
+        removed=", ".join(made.removed_domains) or "nothing",
+        remarks="\n".join(f"- note: {remark}" for remark in remarks_of(made)),
+        table="\n".join([names, "|---|---:|---:|", *rows]),
+        commands="\n".join(command for command in made.commands.values() if command),
+        versions="\n".join(f"- {name}: `{value}`" for name, value in versions.items()),
     )
-    return str(card)
 
 
 def table_text(made: Export) -> str:
     """The sizes and losses of both models, in columns."""
-    rows = [("", "full", "extracted"), *cost_rows(made)]
-    if made.losses:
-        rows.append(("held-out loss, nats per token", "", "", "difference"))
-        rows += [("  " + row[0], *row[1:]) for row in loss_rows(made, with_intervals=False)]
-    first = max(len(row[0]) for row in rows)
+    rows = _rows(made)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        row[0].ljust(first) + "".join(f"  {cell:>14}" for cell in row[1:]) for row in rows
+        f"{name:{widths[0]}}  {full:>{widths[1]}}  {extracted:>{widths[2]}}"
+        for name, full, extracted in rows
     )
 
 
-def cost_rows(made: Export) -> list[tuple[str, ...]]:
-    """What both models cost."""
-    length = made.flops_sequence_length
-    return [
-        ("parameters", f"{made.full.parameters:,}", f"{made.extracted.parameters:,}"),
-        (
-            f"FLOPs per token, sequences of {length}",
-            f"{made.full.flops_per_token:,}",
-            f"{made.extracted.flops_per_token:,}",
-        ),
-    ]
-
-
-def loss_rows(made: Export, *, with_intervals: bool) -> list[tuple[str, ...]]:
-    """The losses of both models on each domain, and their difference."""
-
+def _rows(made: Export) -> list[tuple[str, str, str]]:
     def shown(loss: Loss | None) -> str:
         if loss is None:
             return "-"
-        if not with_intervals or loss.interval is None:
-            return f"{loss.nats:.3f}"
-        return f"{loss.nats:.3f} ({loss.interval[0]:.3f} to {loss.interval[1]:.3f})"
+        interval = f" ({loss.interval[0]:.3f} to {loss.interval[1]:.3f})" if loss.interval else ""
+        return f"{loss.nats:.3f}{interval}"
 
-    rows: list[tuple[str, ...]] = []
-    for domain, (full, extracted) in made.losses.items():
-        is_removed = any(is_under(domain, node) for node in made.removed_domains)
-        name = f"{domain} (removed)" if is_removed else domain
-        difference = "-" if extracted is None else f"{extracted.nats - full.nats:+.3f}"
-        rows.append((name, shown(full), shown(extracted), difference))
-    return rows
+    flops = made.full.flops_per_token, made.extracted.flops_per_token
+    return [
+        ("", "full", "extracted"),
+        ("parameters", f"{made.full.parameters:,}", f"{made.extracted.parameters:,}"),
+        (
+            f"FLOPs per token, sequences of {made.flops_sequence_length}",
+            *(f"{count:,}" for count in flops),
+        ),
+        *(
+            (f"{_UNITS[kind]} per layer", str(units.full), str(units.extracted))
+            for kind, units in made.units.items()
+        ),
+        *((f"loss on {d}", shown(full), shown(small)) for d, (full, small) in made.losses.items()),
+    ]
 
 
 def remarks_of(made: Export) -> list[str]:
     """What the numbers alone do not say."""
-    remarks = []
-    for kind, units in made.units.items():
-        if any(units.padding):
-            remarks.append(
-                f"{sum(units.padding)} of the {_UNITS[kind]} are zero: every layer must have "
-                f"{units.extracted}, and the layers keep {', '.join(map(str, units.kept))}"
-            )
+    remarks = [
+        f"{sum(units.padding)} of the {_UNITS[kind]} are zero: every layer must have "
+        f"{units.extracted}, and the layers keep {', '.join(map(str, units.kept))}"
+        for kind, units in made.units.items()
+        if any(units.padding)
+    ]
     if made.unremoved_domains:
         names = ", ".join(made.unremoved_domains)
         remarks.append(f"not removed, though not kept: {names}, which own no removed block")
-    if made.removed_blocks and made.extracted.parameters == made.full.parameters:
+    if made.is_core_of_removed:
         remarks.append(
-            "the extracted model is as large as the full one: some layer keeps all of its units, "
-            "and all layers must be equally wide"
+            "the core, which all domains share, has learned from the removed domains too: the "
+            "model may still know something about them; the losses say how much"
         )
     if not made.is_finished:
         remarks.append(f"the run is not finished: these are its weights after step {made.step}")
-    elif made.losses and all(extracted is None for _, extracted in made.losses.values()):
-        remarks.append("the run has not measured the loss of this network")
     return remarks

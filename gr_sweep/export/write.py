@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import platform
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from gr_sweep import __version__
 from gr_sweep.config import is_number
-from gr_sweep.domains import ancestors, expand, is_under
+from gr_sweep.domains import expand
 from gr_sweep.errors import JobError
 from gr_sweep.export.card import Cost, Export, Loss, Units, card_text
 from gr_sweep.export.run import Run, load_routed
 from gr_sweep.files import sync_folder
+from gr_sweep.jobdir import MODEL
 from gr_sweep.metrics import registry
 from gr_sweep.model.extract import kept_units
 from gr_sweep.model.route import RoutedModel, route_model
@@ -51,81 +51,83 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
         GrSweepError: the run cannot be read, or `to` cannot be written. Nothing is written then.
         RuntimeError: the logits differ from those of `keep`, which would be a bug.
     """
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise JobError(f"--to {to} is not an empty folder; give a new one")
+    import transformers
+
+    beside = to.absolute().parent / f".{to.absolute().name}.{secrets.token_hex(4)}.tmp"
     with _quiet_transformers():
         routed, step = load_routed(run)
         plan = routed.plan
         off = plan.kept_off(keep) if keep else ()
         config: Any = routed.model.config
-        length = _sequence_length(run, config)
-
+        trained = run.summary.get("config", {}).get("train", {}).get("sequence_length")
+        length = int(trained or min(config.max_position_embeddings, _LONGEST))
         generator = torch.Generator().manual_seed(0)
         shape = (_CHECKED_SEQUENCES, _CHECKED_TOKENS)
         ids_NT = torch.randint(config.vocab_size, shape, generator=generator)
         with routed.blocks_off(off) if off else contextlib.nullcontext():
             wanted_NTV = _logits(routed.model, ids_NT)
         small = routed.extract(keep) if off else routed.model
-        _compare(_logits(small, ids_NT), wanted_NTV, "the extracted model")
-        units = units_of(routed, off)
+        units = _units(routed, off)
         full = routed.unroute()
-        full_cost, small_cost = cost_of(full, length), cost_of(small, length)
-
-        beside = to.absolute().parent / f".{to.absolute().name}.{secrets.token_hex(4)}.tmp"
-        beside.mkdir(parents=True)
+        costs = {"full": _cost(full, length), "extracted": _cost(small, length)}
         try:
-            _save(small, run, beside)
-            difference = _compare(_reloaded_logits(beside, ids_NT), wanted_NTV, "the checkpoint")
+            beside.mkdir(parents=True)
+            _save(small, run.folder / MODEL, beside)
             made = Export(
                 run=run.folder.resolve().name,
                 step=step,
                 is_finished=bool(run.summary),
                 domains=list(run.summary.get("domains", plan.domains)),
                 keep=list(keep),
-                **_domains_of(plan, keep, off),
+                **_domains(plan, keep, off),
                 removed_blocks=[plan.blocks[block].name for block in off],
                 is_core_of_removed=any(
                     plan.blocks[block].owners & plan.core.owners for block in off
                 ),
-                full=full_cost,
-                extracted=small_cost,
+                **costs,
                 flops_sequence_length=length,
                 units=units,
-                losses=losses_of(run.summary, plan, off, keep, run.last_round()),
-                logit_difference=difference,
+                losses=losses_of(run.summary, plan, off),
+                logit_difference=_difference(_reloaded_logits(beside, ids_NT), wanted_NTV),
                 commands={"run": str(run.summary.get("command", "")), "export": command},
                 fingerprints=dict(run.summary.get("fingerprints", {})),
-                versions=_versions(),
+                versions={
+                    "gr_sweep": __version__,
+                    "torch": torch.__version__,
+                    "transformers": transformers.__version__,
+                },
             )
             content = {"format": 2} | dataclasses.asdict(made)
             (beside / "export.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
             (beside / "README.md").write_text(card_text(made), "utf-8")
             sync_folder(beside)
-            try:
-                beside.replace(to)  # replaces an empty folder too
-            except OSError as error:
-                raise JobError(f"--to {to} cannot be written: {error.strerror}") from error
+            beside.replace(to)  # replaces an empty folder too
+        except OSError as error:
+            raise JobError(f"--to {to} cannot be written: {error.strerror or error}") from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return made
 
 
-def _save(model: "PreTrainedModel", run: Run, folder: Path) -> None:
+def _save(model: "PreTrainedModel", model_files: Path, folder: Path) -> None:
     """Writes the weights, their config, the tokenizer and the generation config."""
     model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):  # which only this user could read
         shutil.copymode(folder / "config.json", weights)
-    for path in run.other_files:
-        copy = shutil.copytree if path.is_dir() else shutil.copyfile
-        copy(path, folder / path.name)
+    ignored = shutil.ignore_patterns("config.json")
+    shutil.copytree(model_files, folder, ignore=ignored, dirs_exist_ok=True)
 
 
-def cost_of(model: "PreTrainedModel", length: int) -> Cost:
+def _cost(model: "PreTrainedModel", length: int) -> Cost:
     """Cost of a plain model for sequences of `length` tokens."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     dense = route_model(model, RoutePlan.none(domains=["all"]), "none")
     return Cost(parameters, forward_flops_per_token(dense, length))
 
 
-def units_of(routed: RoutedModel, off: tuple[int, ...]) -> dict[str, Units]:
+def _units(routed: RoutedModel, off: tuple[int, ...]) -> dict[str, Units]:
     """Units by kind of the model, and of the one without the blocks `off`."""
     full = {kind: split.num_units for (_, kind), split in routed.plan.splits.items()}
     return {
@@ -136,11 +138,7 @@ def units_of(routed: RoutedModel, off: tuple[int, ...]) -> dict[str, Units]:
 
 
 def losses_of(
-    summary: Mapping[str, Any],
-    plan: RoutePlan,
-    off: tuple[int, ...],
-    keep: Sequence[str],
-    last_round: Mapping[str, Any],
+    summary: Mapping[str, Any], plan: RoutePlan, off: tuple[int, ...]
 ) -> dict[str, tuple[Loss, Loss | None]]:
     """Held-out losses of the full and of the extracted model, as the run measured them.
 
@@ -149,40 +147,24 @@ def losses_of(
     that is not finished.
 
     Args:
-        off: indices of the blocks that are removed for `keep`.
-        last_round: what `Run.last_round` returns, for kept labels that rounds have divided a domain
-            into.
+        off: indices of the blocks that are removed.
     """
-    found: dict[str, tuple[Loss, Loss | None]] = {}
-
-    def add(source: Mapping[str, Any], domain: str) -> None:
-        full = _loss(source, registry.LOSS_FULL(domain))
-        if full is not None:
-            key = _key_of_extracted(source, plan, off, domain)
-            found[domain] = full, None if key is None else _loss(source, key)
-
-    for domain in summary.get("domains", plan.domains):
-        add(summary, domain)
-        below = [node for node in keep if node != domain and is_under(node, domain)]
-        for label in expand(below, plan.domains) if below and last_round else ():
-            add(last_round, label)
-    return found
-
-
-def _key_of_extracted(
-    summary: Mapping[str, Any], plan: RoutePlan, off: tuple[int, ...], domain: str
-) -> str | None:
-    """The metric of the network with just the blocks `off` switched off; None if there is none."""
-    if not off:
-        return registry.LOSS_FULL(domain)
     removed = [node for node in plan.removable() if plan.removed_by([node]) == off]
     kept = [node for node in plan.nodes if plan.kept_off([node]) == off]
-    recovery = summary.get("config", {}).get("method", {}).get("recovery", 0.0)
-    if removed and recovery > 0:
-        return None
-    if kept:
-        return registry.LOSS_KEPT(kept[0], domain)
-    return registry.LOSS_REMOVED(removed[0], domain) if removed else None
+    is_trained_further = summary.get("config", {}).get("method", {}).get("recovery", 0.0) > 0
+    found: dict[str, tuple[Loss, Loss | None]] = {}
+    for domain in summary.get("domains", plan.domains):
+        key = registry.LOSS_FULL(domain)
+        full, extracted = _loss(summary, key), None
+        if not off:
+            extracted = full
+        elif not (removed and is_trained_further):
+            keys = [registry.LOSS_KEPT(node, domain) for node in kept]
+            keys += [registry.LOSS_REMOVED(node, domain) for node in removed]
+            extracted = _loss(summary, keys[0]) if keys else None
+        if full is not None:
+            found[domain] = full, extracted
+    return found
 
 
 def _loss(summary: Mapping[str, Any], key: str) -> Loss | None:
@@ -193,29 +175,15 @@ def _loss(summary: Mapping[str, Any], key: str) -> Loss | None:
     return Loss(nats, None if interval is None else (interval[0], interval[1]))
 
 
-def _domains_of(plan: RoutePlan, keep: Sequence[str], off: Sequence[int]) -> dict[str, list[str]]:
+def _domains(plan: RoutePlan, keep: Sequence[str], off: Sequence[int]) -> dict[str, list[str]]:
     kept = expand(keep, plan.domains) if keep else plan.domains
     owners = {domain for block in off for domain in plan.blocks[block].owners}
     others = [domain for domain in plan.domains if domain not in kept]
     return {
-        "kept_domains": _uppermost(kept, plan),
-        "removed_domains": _uppermost([domain for domain in others if domain in owners], plan),
-        "unremoved_domains": _uppermost([d for d in others if d not in owners], plan),
+        "kept_domains": list(kept),
+        "removed_domains": [domain for domain in others if domain in owners],
+        "unremoved_domains": [domain for domain in others if domain not in owners],
     }
-
-
-def _uppermost(labels: Sequence[str], plan: RoutePlan) -> list[str]:
-    """The uppermost nodes with no other labels below them than these."""
-    found: dict[str, None] = {}
-    for label in labels:
-        nodes = (n for n in ancestors(label) if set(expand([n], plan.domains)) <= set(labels))
-        found[next(nodes, label)] = None
-    return list(found)
-
-
-def _sequence_length(run: Run, config: Any) -> int:
-    trained = run.summary.get("config", {}).get("train", {}).get("sequence_length")
-    return int(trained or min(config.max_position_embeddings, _LONGEST))
 
 
 @torch.no_grad()
@@ -234,7 +202,7 @@ def _reloaded_logits(folder: Path, ids_NT: Tensor) -> Tensor:
     return _logits(loaded.eval(), ids_NT)
 
 
-def _compare(found_NTV: Tensor, wanted_NTV: Tensor, what: str) -> float:
+def _difference(found_NTV: Tensor, wanted_NTV: Tensor) -> float:
     """The largest difference of two logits.
 
     Raises:
@@ -245,22 +213,11 @@ def _compare(found_NTV: Tensor, wanted_NTV: Tensor, what: str) -> float:
     largest = float(difference_NTV.abs().max())
     if not share <= TOLERANCE:
         raise RuntimeError(
-            f"the logits of {what} differ by up to {largest:.2g} from those of the run's model "
-            f"with the other blocks switched off ({share:.2g} of their norm; rounding explains at "
-            f"most {TOLERANCE:g}); this is a bug of gr-sweep, and nothing was written"
+            f"the logits of the checkpoint differ by up to {largest:.2g} from those of the run's "
+            f"model with the other blocks switched off ({share:.2g} of their norm; rounding "
+            f"explains at most {TOLERANCE:g}); this is a bug of gr-sweep, and nothing was written"
         )
     return largest
-
-
-def _versions() -> dict[str, str]:
-    import transformers
-
-    return {
-        "gr_sweep": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 @contextlib.contextmanager

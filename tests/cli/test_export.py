@@ -111,18 +111,8 @@ def test_the_checkpoint_is_the_network_of_the_kept_domain_for_whoever_loads_it(
 
     card = (to / "README.md").read_text()
     assert card.startswith("---\n") and "library_name: transformers\n" in card
-    assert "- removed: code, creative (blocks code, creative)" in card
+    assert "- removed: code, creative\n" in card
     assert summary["command"] in card and f"{full:.3f} (" in card
-
-
-def test_several_domains_are_kept(job, tmp_path):
-    to = tmp_path / "new" / "model"
-    words = ["--keep", "code", "--keep", "creative", "--to", str(to)]
-    assert app.main(["export", str(job), *words]) == 0
-    made = json.loads((to / "export.json").read_text())
-    assert made["removed_domains"] == ["biology"]
-    metrics = json.loads((job / "summary.json").read_text())["metrics"]
-    assert made["losses"]["code"][1][0] == metrics["loss/removed/biology/code"]
 
 
 def test_a_dense_run_is_exported_whole(dense, tmp_path):
@@ -158,15 +148,14 @@ def test_what_cannot_be_exported_is_one_line_and_status_2(
 ):
     to = ["--to", tmp_path / "model"]
     keep = ["--keep", "biology"]
-    assert_refused(capsys, [tmp_path / "none", *keep, *to], "give the folder of a job")
-    assert_refused(capsys, [tmp_path, *keep, *to], "holds no job")
-    assert_refused(capsys, [sweep, *keep, *to], "is the folder of a sweep", job.name, dense.name)
+    assert_refused(capsys, [tmp_path / "none", *keep, *to], "is not the folder of a job")
+    assert_refused(capsys, [sweep, *keep, *to], "give one of its jobs", job.name, dense.name)
     assert_refused(capsys, [job, *to], "--keep", "code, biology, creative")
     unknown = [job, *keep, "--keep", "biolgy", *to]
     assert_refused(capsys, unknown, "biolgy", "code, biology, creative")
     assert_refused(capsys, [dense, *keep, *to], "is a dense run", "--keep")
-    assert_refused(capsys, [job, *keep, "--to", copied], "is not empty")
-    assert_refused(capsys, [job, *keep, "--to", copied / "plan.json"], "is a file")
+    assert_refused(capsys, [job, *keep, "--to", copied], "is not an empty folder")
+    assert_refused(capsys, [job, *keep, "--to", copied / "plan.json" / "x"], "cannot be written")
 
     summary = json.loads((copied / "summary.json").read_text())
     del summary["checksum"]
@@ -177,6 +166,4 @@ def test_what_cannot_be_exported_is_one_line_and_status_2(
     assert_refused(capsys, [copied, *keep, *to], "has no model/")
     shutil.rmtree(copied / "checkpoints")
     assert_refused(capsys, [copied, *keep, *to], "has no checkpoint")
-    (copied / "summary.json").unlink()
-    assert_refused(capsys, [copied, *keep, *to], "has no checkpoint and is not finished")
     assert not (tmp_path / "model").exists()

@@ -45,7 +45,7 @@ class Planted:
         return os.mkdir, (self.path,)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_plan_with_any_damage_is_read_or_refused_in_one_line(data):
     place = data.draw(st.integers(0, len(PLAN) - 1))
@@ -114,7 +114,6 @@ STEP = "checkpoints/step_*"
 SUMMARY, CONFIG = "summary.json", "model/config.json"
 RUNS = {
     "summary is half": (written(SUMMARY, b'{"format": 1, "met'), SUMMARY),
-    "summary is of another format": (set_in(SUMMARY, format=9), SUMMARY),
     "summary is of another run": (
         set_in(SUMMARY, fingerprints={"config": "x", "text": "y"}),
         "is not of the run",
@@ -122,11 +121,9 @@ RUNS = {
     "run.json is a pickle": (planted(f"{STEP}/run.json"), "cannot be read"),
     "run.json has another plan": (other_plan, ""),
     "the table is a pickle": (planted(f"{STEP}/.metadata"), "cannot be read"),
-    "the tensors are cut": (written(f"{STEP}/*.distcp", b"PK\x03\x04"), "cannot be read"),
     "the tensors are a pickle": (planted(f"{STEP}/*.distcp"), "cannot be read"),
     "the tensors are torch's, with code": (tensors_with_code, "cannot be read"),
     "model/ has a deep config": (written(CONFIG, b"[" * 99_999), "cannot be read"),
-    "model/ has no layers": (set_in(CONFIG, num_hidden_layers=0), ""),
     "model/ is wider": (set_in(CONFIG, hidden_size=32), ""),
 }
 """How a job's folder is damaged, and what the error names."""
@@ -178,8 +175,6 @@ def index_outside(model: Path) -> None:
 
 
 MODELS = {
-    "no config": (lambda m: (m / "config.json").unlink(), "config.json"),
-    "config is a pickle": (planted("config.json"), "config.json"),
     "config of no family": (set_in("config.json", model_type="nope"), ""),
     "config of another width": (set_in("config.json", intermediate_size=99), "be loaded"),
     "weights are torch's, with code": (torch_weights, "cannot be loaded"),
