@@ -29,32 +29,26 @@ def median_seconds(
         alternate: False runs all rounds of a case before the next one, for compiled code that
             would otherwise be compiled again in every round.
     """
-    turns = range(rounds + 1)
-    if alternate:
-        visits = [(turn, case) for turn in turns for case in runs]
-    else:
-        visits = [(turn, case) for case in runs for turn in turns]
     seconds: dict[Case, list[float]] = {case: [] for case in runs}
-    for turn, case in visits:
-        taken = runs[case]()
-        if turn > 0:
-            seconds[case].append(taken)
-    return {case: statistics.median(times) for case, times in seconds.items()}
+    visits = [case for _ in range(rounds + 1) for case in runs]
+    if not alternate:
+        visits = [case for case in runs for _ in range(rounds + 1)]
+    for case in visits:
+        seconds[case].append(runs[case]())
+    return {case: statistics.median(times[1:]) for case, times in seconds.items()}
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
     """Seconds that one call takes, until the device has finished it."""
-    synchronize(device)
-    start = time.perf_counter()
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    start = now()
     run()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until a GPU has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return now() - start
 
 
 def this_device() -> torch.device:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,14 +34,6 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-class Case(NamedTuple):
-    """One setting, in the words of `Result`."""
-
-    edges: str
-    mlp_shared: float
-    foreign_dropout: float
-
-
 def bench_mlp(
     *,
     width: int,
@@ -49,8 +41,6 @@ def bench_mlp(
     rows: int,
     sequence_length: int,
     rounds: int,
-    shares: Sequence[float] = SHARES,
-    dropouts: Sequence[float] = DROPOUTS,
     device: torch.device,
 ) -> list[Result]:
     """Medians over `rounds` alternating rounds, the dense MLP first.
@@ -87,35 +77,38 @@ def bench_mlp(
         model.zero_grad(set_to_none=True)
         return seconds
 
-    plans = {share: RoutePlan.peers(config, domains=DOMAINS, mlp_shared=share) for share in shares}
-    limits: dict[Case, float] = {}
+    plans = {share: RoutePlan.peers(config, domains=DOMAINS, mlp_shared=share) for share in SHARES}
+    dense = ("dense", 1.0, 0.0)
+    cases = [dense]
+    for share in SHARES:
+        cases.append(("masked", share, 0.0))
+        cases += [(edges, share, p) for p in DROPOUTS for edges in EDGE_CHOICES]
+    limits = dict.fromkeys(cases, 1.0)
 
-    def run(case: Case) -> float:
-        if case.edges == "dense":
+    def run(case: tuple[str, float, float]) -> float:
+        edges, share, foreign_dropout = case
+        if edges == "dense":
             return seconds_of(mlp, contextlib.nullcontext())
-        plan = plans[case.mlp_shared]
-        if case.edges == "masked":
+        plan = plans[share]
+        if edges == "masked":
             return seconds_of(_masked(mlp, _mask(plan, counts, device)), contextlib.nullcontext())
-        routed = route_model(model, plan, case.edges, foreign_dropout=case.foreign_dropout)
+        routed = route_model(model, plan, edges, foreign_dropout=foreign_dropout)
         limits[case] = _flop_limit(routed, counts)
         try:
             return seconds_of(mlp, routed.batch(counts))
         finally:
             routed.unroute()
 
-    dense = Case("dense", 1.0, 0.0)
-    cases = [dense]
-    for share in shares:
-        cases.append(Case("masked", share, 0.0))
-        cases += [Case(edges, share, p) for p in dropouts for edges in EDGE_CHOICES]
     runs = {case: functools.partial(run, case) for case in cases}
     medians = harness.median_seconds(runs, rounds)
     return [
         Result(
-            **case._asdict(),
+            edges=case[0],
+            mlp_shared=case[1],
+            foreign_dropout=case[2],
             seconds=medians[case],
             ratio=medians[case] / medians[dense],
-            flop_limit=limits.get(case, 1.0),
+            flop_limit=limits[case],
         )
         for case in cases
     ]
@@ -151,19 +144,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = harness.bench_parser("mlp", __doc__, rows=16, sequence_length=256, rounds=7)
     parser.add_argument("--width", type=count, default=1024, help="d_model (1024)")
     parser.add_argument("--hidden", type=count, default=4096, help="d_ff (4096)")
-    parser.add_argument("--shared", type=float, nargs="+", default=SHARES, help="core shares")
     options = parser.parse_args(argv)
     if options.rows < len(DOMAINS):
         parser.error(f"--rows: expected at least {len(DOMAINS)}, one a domain, got {options.rows}")
-    if not all(0 <= share < 1 for share in options.shared):
-        parser.error("--shared: expected numbers from 0 to below 1")
     results = bench_mlp(
         width=options.width,
         hidden=options.hidden,
         rows=options.rows,
         sequence_length=options.sequence_length,
         rounds=options.rounds,
-        shares=options.shared,
         device=harness.this_device(),
     )
     harness.show("mlp", argv, options, results, _COLUMNS)

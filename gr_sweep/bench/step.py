@@ -1,7 +1,8 @@
 """Times whole training steps, routed over dense: `python -m gr_sweep.bench.step --model mini`.
 
 Each ratio of times comes with its limit, the operations that the step needs over those of the dense
-step, and with the ratio of the peak memories.
+step, and the peak memory with its estimate. Sizes are measured in the order given, until one does
+not fit.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gr_sweep.arguments import Parser, count
+from gr_sweep.arguments import count
 from gr_sweep.bench import harness
 from gr_sweep.bench.harness import Result
 from gr_sweep.checks import validate
@@ -29,7 +30,7 @@ from gr_sweep.config import (
     TrainConfig,
 )
 from gr_sweep.data.rows import micro_batch_rows
-from gr_sweep.launch.estimate import GIB
+from gr_sweep.launch.estimate import GIB, Target, estimate_job
 from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.model.sizes import SIZES, random_model
 from gr_sweep.setup import lay_plan, named_config
@@ -44,8 +45,8 @@ DENSE = "dense"
 
 _COLUMNS = {
     "model": "5s", "plan": "7s", "mlp_shared": ".2f", "edges": "6s", "foreign_dropout": ".2f",
-    "seconds": "9.4f", "ratio": "6.3f", "flop_limit": ".3f", "peak_gib": "8.3f",
-    "memory_ratio": ".3f",
+    "seconds": "9.4f", "ratio": "6.3f", "flop_limit": ".3f", "tokens_per_second": ".0f",
+    "mfu": "5.2f", "peak_gib": "8.3f", "memory_ratio": ".3f", "estimated_gib": ".3f",
 }  # fmt: skip
 
 
@@ -65,8 +66,8 @@ class StepResult(Result):
     """The most that tensors hold at once in a step, weights and optimizer included."""
     memory_ratio: float
     """`peak_gib` over the dense step's."""
-    estimated_gib: float | None = None
-    """`peak_gib` as `gr-sweep estimate` would have it; `scaling` gives it."""
+    estimated_gib: float
+    """`peak_gib` as `gr-sweep estimate` would have it."""
 
 
 def bench_config(
@@ -133,6 +134,7 @@ def bench_step(
 
     tokens = sum(micro_batch_rows(dense).values()) * dense.train.sequence_length
     peak_rate = peak_flops(harness.device_name(device))
+    target = Target(device.type, 1.0, None, device.type == "cuda")
     results = []
     for name, config in configs.items():
         rate = flops[name] * tokens / medians[name]
@@ -152,6 +154,7 @@ def bench_step(
                 mfu=None if peak_rate is None else rate / peak_rate,
                 peak_gib=peaks[name] / GIB,
                 memory_ratio=peaks[name] / peaks[DENSE],
+                estimated_gib=estimate_job(config, target).step_peak_bytes / GIB,
             )
         )
     return results
@@ -171,30 +174,6 @@ def _peak_bytes(step: JobStep, device: torch.device) -> int:
     return memory.peak
 
 
-def step_parser(name: str, description: str | None, *, sequence_length: int, rounds: int) -> Parser:
-    """A parser with the options that `step` and `scaling` share."""
-    parser = harness.bench_parser(
-        name, description, rows=12, sequence_length=sequence_length, rounds=rounds
-    )
-    parser.add_argument("--vocab-size", type=count, default=2048, help="tokens (2048)")
-    parser.add_argument("--compile", action="store_true", help="use torch.compile")
-    parser.add_argument(
-        "--activation-checkpointing", action="store_true", help="recompute layers to save memory"
-    )
-    return parser
-
-
-def train_config(options: argparse.Namespace) -> TrainConfig:
-    """The training settings that were given to `step_parser`."""
-    return TrainConfig(
-        steps=1,
-        batch_sequences=options.rows,
-        sequence_length=options.sequence_length,
-        compile=options.compile,
-        activation_checkpointing=options.activation_checkpointing,
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table, or JSON.
 
@@ -202,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ConfigError: invalid settings.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = step_parser("step", __doc__, sequence_length=256, rounds=7)
+    parser = harness.bench_parser("step", __doc__, rows=12, sequence_length=256, rounds=7)
     parser.add_argument("--model", default=["nano"], nargs="+", choices=SIZES, help="sizes (nano)")
     parser.add_argument("--plan", default=["peers"], nargs="+", choices=PLANS, help="plans (peers)")
     parser.add_argument("--shared", default=[0.5], nargs="+", type=float, help="core shares (0.5)")
@@ -210,13 +189,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dropout", default=(0.0, 0.5, 1.0), nargs="+", type=float, help="foreign dropout (0 .5 1)"
     )
+    parser.add_argument("--vocab-size", type=count, default=2048, help="tokens (2048)")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
+    parser.add_argument(
+        "--activation-checkpointing", action="store_true", help="recompute layers to save memory"
+    )
     options = parser.parse_args(argv)
     harness.show("step", argv, options, _measured(options), _COLUMNS)
     return 0
 
 
 def _measured(options: argparse.Namespace) -> Iterator[StepResult]:
-    common = {"train": train_config(options), "vocab_size": options.vocab_size}
+    train = TrainConfig(
+        steps=1,
+        batch_sequences=options.rows,
+        sequence_length=options.sequence_length,
+        compile=options.compile,
+        activation_checkpointing=options.activation_checkpointing,
+    )
+    common = {"train": train, "vocab_size": options.vocab_size}
     cases = [
         {"plan": plan, "mlp_shared": shared, "edges": edges, "foreign_dropout": p}
         for plan in options.plan
@@ -227,7 +218,11 @@ def _measured(options: argparse.Namespace) -> Iterator[StepResult]:
     for model in options.model:
         configs = {DENSE: bench_config(model, **common)}
         configs |= {str(case): bench_config(model, **case, **common) for case in cases}
-        yield from bench_step(configs, rounds=options.rounds, device=harness.this_device())
+        try:
+            yield from bench_step(configs, rounds=options.rounds, device=harness.this_device())
+        except torch.OutOfMemoryError:
+            print(f"{model} does not fit into the memory of the device", file=sys.stderr)
+            return
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from gr_sweep.errors import ConfigError
 BENCHMARKS = {
     "mlp": "one gated MLP, routed over dense and over the masking formula",
     "step": "a whole training step, routed over dense",
-    "scaling": "tokens a second and memory, up to the largest model size that fits",
 }
 """What each module of `gr_sweep.bench` measures."""
 

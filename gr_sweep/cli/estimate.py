@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _EPILOG = """examples:
   gr-sweep estimate -m edges=both,act,weight
   gr-sweep estimate model=7b train.micro_batch_sequences=3 --gpu h100 --gpus 8
-  gr-sweep estimate model=mini --gflops 120      a CPU: `gr-sweep bench scaling` measures the rate
+  gr-sweep estimate model=mini --gflops 120      a CPU: `gr-sweep bench step` measures the rate
 """
 
 

@@ -23,7 +23,7 @@ VERBS = (
     ("dashboard DIR", "upload a sweep to W&B, with a workspace and a report"),
     ("export JOB --keep DOMAIN --to DIR", "a Hugging Face checkpoint without the other domains"),
     ("estimate [-m] ...", "memory, operations and hours of each job, without running it"),
-    ("bench mlp|step|scaling", "the speed of this machine"),
+    ("bench mlp|step", "the speed of this machine"),
     ("doctor", "versions, devices, W&B, SLURM, cache and disk"),
 )
 

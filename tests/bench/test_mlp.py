@@ -27,7 +27,7 @@ def test_every_setting_is_timed_with_its_limit():
 
 
 def test_the_command_prints_json(capsys):
-    options = "--width 8 --hidden 32 --rows 3 --sequence-length 4 --rounds 1 --shared 0.5 --json"
+    options = "--width 8 --hidden 32 --rows 3 --sequence-length 4 --rounds 1 --json"
     assert main(options.split()) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["benchmark"] == "mlp" and content["settings"]["hidden"] == 32
@@ -35,7 +35,7 @@ def test_the_command_prints_json(capsys):
     assert [row["edges"] for row in content["rows"]][:2] == ["dense", "masked"]
 
 
-@pytest.mark.parametrize("words", ["--rows 2", "--rounds 0", "--shared 1.0"])
+@pytest.mark.parametrize("words", ["--rows 2", "--rounds 0"])
 def test_invalid_options_are_refused(words):
     with pytest.raises(ConfigError, match=words.split()[0]):
         main(words.split())
