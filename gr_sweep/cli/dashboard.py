@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.arguments import Parser
-from gr_sweep.config import is_number
 from gr_sweep.errors import ConfigError, JobError
 from gr_sweep.files import write_whole
 from gr_sweep.jobdir import State, job_folders, standing
 from gr_sweep.metrics import registry
-from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP
+from gr_sweep.tracking.base import HEAT_MAP, STEP
 from gr_sweep.tracking.dashboard import (
     ADDED,
     COMPARED_AS,
@@ -99,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"{job.name}: W&B has not processed it yet, nothing added; try again later")
         else:
             added = {ADDED: _added(sweep, job)}
-            if count := wandb_server.add(runs[job.name], _metrics(job), added):
+            if count := wandb_server.add(runs[job.name], job.metrics, added):
                 print(f"{job.name}: {count} values added on W&B")
     _save(_dashboard(_only(sweep, runs), entity, project), entity, sweep.folder / SAVED)
     return 0 if is_uploaded else 1
@@ -204,33 +203,6 @@ def _save(dashboard: Dashboard, entity: str, path: Path) -> None:
     write_whole(path, json.dumps(saved | {place: urls}, indent=1) + "\n")
 
 
-def _metrics(job: "Job") -> dict[str, float]:
-    """All metrics of a job and of its rounds, those against baselines included."""
-    from gr_sweep.report.round_files import mean_over
-
-    found: dict[str, float | None] = dict(job.metrics)
-    for one in job.rounds:
-        selectivities = {
-            label: one.metrics.get(registry.SELECTIVITY(label)) for label in one.labels
-        }
-        known = one.selectivities
-        of_round: dict[str, float | None] = {
-            registry.MEAN_SELECTIVITY: sum(known) / len(known) if known else None,
-            registry.MEAN_LEAF_TAX: mean_over(one.leaf_tax, job.domains),
-            registry.MEAN_PARAMETERS_KEPT: one.mean_parameters,
-            registry.MODULARITY.key: one.modularity,
-        }
-        for metric, values in (
-            (registry.SELECTIVITY, selectivities),
-            (registry.PARAMETERS_KEPT, one.parameters_kept),
-            (registry.LOSS_EXPERT, one.leaf_loss),
-            (registry.LEAF_TAX, one.leaf_tax),
-        ):
-            of_round |= {metric(name): value for name, value in values.items()}
-        found |= {registry.in_round(one.number, key): value for key, value in of_round.items()}
-    return {key: value for key, value in found.items() if value is not None and is_number(value)}
-
-
 def _added(sweep: "Sweep", job: "Job") -> dict[str, str]:
     """What a run's config gets besides the job's own."""
     compared_as = "shorter dense" if job.is_shorter_dense else sweep.apart(job)[0][1]
@@ -238,14 +210,9 @@ def _added(sweep: "Sweep", job: "Job") -> dict[str, str]:
 
 
 def _dashboard(sweep: "Sweep", entity: str | None, project: str) -> Dashboard:
-    added = [_added(sweep, job) for job in sweep.jobs]
-    summary = {key for job in sweep.jobs for key in _metrics(job)}
+    summary = {key for job in sweep.jobs for key in job.metrics}
     if any(key.startswith("separability/matrix/") for key in summary):
-        summary |= {HEAT_MAP, MATRIX_TABLE}
-    rounds: dict[int, dict[str, None]] = {}
-    for job in sweep.jobs:
-        for one in job.rounds:
-            rounds.setdefault(one.number, {}).update(dict.fromkeys(one.labels))
+        summary.add(HEAT_MAP)
     oldest_first = sorted(sweep.jobs, key=lambda job: (job.started, job.name))
     groups = [str(job.settings.get("tracking.group") or job.sweep) for job in oldest_first]
     logged = Logged(
@@ -259,8 +226,6 @@ def _dashboard(sweep: "Sweep", entity: str | None, project: str) -> Dashboard:
             and not any(isinstance(job.settings.get(name), list | dict) for job in sweep.compared)
         ),
         domains=tuple(sweep.domains),
-        rounds={number: tuple(labels) for number, labels in rounds.items()},
-        needs_labels=len({one[LABEL] for one in added}) > len({one[COMPARED_AS] for one in added}),
     )
     return make_dashboard(
         logged, entity=entity, project=project, groups=list(dict.fromkeys(groups))

@@ -388,20 +388,12 @@ AXES = (
 """Utility against separability: the axes of plots of the trade-off, the preferred pair first."""
 
 
-def in_round(number: int, key: str) -> str:
-    """Key of a metric as it was at the end of a round of `procedure=alternate`.
-
-    Only W&B's run summaries have such keys, once `gr-sweep dashboard` has added them.
-    """
-    return f"round/{number}/{key}"
-
-
 @functools.cache
 def find(key: str) -> tuple[Metric, tuple[str, ...]] | None:
     """The metric that a key belongs to, and the names in the key; None for an unknown key.
 
     The key of a mean leads to the metric that it is the mean of, with no names. Names are as the
-    key has them, with `.` for `/`. A key of `in_round` leads to the same as the key in it.
+    key has them, with `.` for `/`.
     """
     for metric in METRICS:
         if metric.mean == key:
@@ -409,5 +401,4 @@ def find(key: str) -> tuple[Metric, tuple[str, ...]] | None:
         pattern = "([^/]+)".join(map(re.escape, PLACEHOLDER.split(metric.key)))
         if match := re.fullmatch(pattern, key):
             return metric, match.groups()
-    in_round_ = re.fullmatch(r"round/\d+/(.+)", key)
-    return find(in_round_[1]) if in_round_ else None
+    return None

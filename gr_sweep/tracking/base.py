@@ -10,11 +10,8 @@ STEP = "step"
 STEP_FIELD = "gr_sweep/step"
 """The same in W&B, where it is the x axis of every metric."""
 
-MATRIX_TABLE = "separability/matrix"
-"""W&B table: the loss that removing each domain adds on each domain."""
-
 HEAT_MAP = "separability/heat_map"
-"""W&B plot of the same matrix."""
+"""W&B plot of the loss that removing each domain adds on each domain."""
 
 
 class Tracker:

@@ -6,13 +6,12 @@ metrics that the runs have. `save` makes or updates both with wandb-workspaces.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from gr_sweep.domains import metric_name
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.registry import Metric
-from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP_FIELD
+from gr_sweep.tracking.base import HEAT_MAP, STEP_FIELD
 
 ADDED = "gr_sweep"
 """Entry of a run's config that `gr-sweep dashboard` adds; a job's own config does not have it."""
@@ -34,19 +33,6 @@ _BY_DOMAIN = (
     registry.REMOVAL,
     registry.SELECTIVITY,
 )
-_ABOUT = {
-    "Utility and separability": "Each point or line is a run: which choice separates best at the "
-    "least cost?",
-    "Edge choices": "Mean over the runs of each edge choice or method, with the spread of their "
-    "seeds.",
-    "All settings": "Mean over the runs that differ only in their seed, with their spread.",
-    "Loss curves": "By domain, over optimizer steps; the runs of a method are one line.",
-    "Removal": "Rows are removed domains, columns the domains that are read: the diagonal should "
-    "be high, the rest 0.",
-    "Robustness": "What attacks on the removed domain recover.",
-    "Cost": "What runs took, and what their experts cost to run.",
-    "Rounds": "What splitting further gains and costs, round by round.",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +42,10 @@ class Logged:
     history: frozenset[str]
     """Metrics with a value per step."""
     summary: frozenset[str]
-    """Metrics, tables and pictures with one value per run."""
+    """Metrics and pictures with one value per run."""
     varied: tuple[str, ...]
     """Settings in which the runs differ, by their dotted names, without the seed."""
     domains: tuple[str, ...]
-    rounds: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    """Labels of each round of `procedure=alternate`, by its number."""
-    needs_labels: bool = False
-    """Whether runs that are compared as the same differ in other settings."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,7 @@ class Panel:
     """A plot of metrics."""
 
     panel: str
-    """scatter (x, y), parallel, bars, curves, picture or table."""
+    """scatter (x, y), parallel, bars, curves or picture."""
     title: str
     metrics: tuple[str, ...]
     settings: tuple[str, ...] = ()
@@ -85,8 +67,6 @@ class Section:
     """Panels that belong together."""
 
     name: str
-    about: str
-    """A sentence or two, for the report."""
     panels: tuple[Panel, ...]
 
 
@@ -113,14 +93,10 @@ def make_dashboard(
     pairs = [(str(utility.mean), str(separability.mean)) for utility, separability in registry.AXES]
     axes = next((pair for pair in pairs if logged.summary.issuperset(pair)), ())
     sections = []
-    about = _ABOUT | {
-        f"Round {number}": f"Labels: {', '.join(map(metric_name, labels))}."
-        for number, labels in logged.rounds.items()
-    }
     for name, panels in _sections(logged, axes):
         shown = [found for panel in panels if (found := _of_logged(panel, logged)) is not None]
         if shown:
-            sections.append(Section(name, about[name], tuple(shown)))
+            sections.append(Section(name, tuple(shown)))
     return Dashboard(
         title=f"gr-sweep: {groups[0]}",
         entity=entity,
@@ -177,8 +153,7 @@ def _sections(logged: Logged, axes: tuple[str, ...]) -> Iterator[tuple[str, Iter
         for metric in _BY_DOMAIN
     ]
     yield "Edge choices", [*_bars_of_means(means), *by_domain]
-    if logged.needs_labels:
-        yield "All settings", _bars_of_means(means, f"{ADDED}.{LABEL}")
+    yield "All settings", _bars_of_means(means, f"{ADDED}.{LABEL}")
 
     loss = registry.TRAIN_LOSS
     curves = [_curves(loss.axis, [loss.key], "method.name")]
@@ -188,8 +163,7 @@ def _sections(logged: Logged, axes: tuple[str, ...]) -> Iterator[tuple[str, Iter
             curves.append(_curves(title, [metric(domain)], "method.name"))
     yield "Loss curves", curves
 
-    title = "loss that removing a domain adds, per run"
-    removal = [Panel("picture", title, (HEAT_MAP,)), Panel("table", title, (MATRIX_TABLE,))]
+    removal = [Panel("picture", "loss that removing a domain adds, per run", (HEAT_MAP,))]
     for part in domains:
         keys = [registry.MATRIX(part, domain) for domain in domains]
         removal.append(_bars(f"cost of removing {part}, nats per token", keys))
@@ -204,26 +178,6 @@ def _sections(logged: Logged, axes: tuple[str, ...]) -> Iterator[tuple[str, Iter
     x = registry.ROUND.key
     rounds = (registry.LOSS_EXPERT, registry.MODULARITY)
     yield "Rounds", [_curves(metric.axis, over_domains(metric), x=x) for metric in rounds]
-    for number, labels in sorted(logged.rounds.items()):
-        yield f"Round {number}", _panels_of_round(number, labels, domains)
-
-
-def _panels_of_round(number: int, labels: Sequence[str], domains: Sequence[str]) -> Iterator[Panel]:
-    def bars(title: str, *keys: str) -> Panel:
-        return _bars(title, (registry.in_round(number, key) for key in keys))
-
-    size_and_tax = (registry.MEAN_PARAMETERS_KEPT, registry.MEAN_LEAF_TAX)
-    keys = tuple(registry.in_round(number, key) for key in size_and_tax)
-    yield Panel("scatter", "size of an expert against its leaf tax", keys)
-    yield bars(registry.SELECTIVITY.mean_axis, registry.MEAN_SELECTIVITY)
-    for metric, names in (
-        (registry.LEAF_TAX, domains),
-        (registry.LOSS_EXPERT, domains),
-        (registry.SELECTIVITY, labels),
-        (registry.PARAMETERS_KEPT, labels),
-    ):
-        yield bars(metric.axis, *map(metric, names))
-    yield _curves("training loss by label", map(registry.TRAIN_LOSS_OF, labels))
 
 
 # On a server
@@ -283,8 +237,7 @@ def save(dashboard: Dashboard, entity: str, earlier: Mapping[str, str]) -> dict[
             _view_of(panel, layout=wr.Layout(x=8 * (at % 3), y=8 * (at // 3), w=8, h=8))
             for at, panel in enumerate(section.panels)
         ]
-        blocks += [wr.H2(section.name), wr.P(section.about)]
-        blocks.append(wr.PanelGrid(runsets=[runset], panels=panels))
+        blocks += [wr.H2(section.name), wr.PanelGrid(runsets=[runset], panels=panels)]
     report.blocks = blocks
     report.save()
     return {"workspace": str(workspace.url), "report": str(report.url)}
@@ -339,7 +292,4 @@ def _view_of(panel: Panel, **layout: Any) -> Any:
             )
         case "picture":
             return wr.MediaBrowser(media_keys=list(panel.metrics), num_columns=3, **layout)
-        case "table":
-            del layout["title"]  # it has none
-            return wr.WeavePanelSummaryTable(table_name=panel.metrics[0], **layout)
     raise AssertionError(f"unknown kind of panel: {panel.panel}")

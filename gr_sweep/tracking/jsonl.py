@@ -79,10 +79,9 @@ class JsonlTracker(Tracker):
         size_before = os.fstat(self._file.fileno()).st_size
         with self._full_disk_as_error():
             try:
-                # A write may take only the first bytes of what it is given.
-                num_written = 0
-                while num_written < len(line):
-                    num_written += self._file.write(line[num_written:])
+                left = line
+                while left:  # a write may take only the first bytes of what it is given
+                    left = left[self._file.write(left) :]
             except OSError:
                 os.ftruncate(self._file.fileno(), size_before)
                 raise
@@ -91,11 +90,16 @@ class JsonlTracker(Tracker):
         """Drops the rows after `step`; the file is replaced atomically.
 
         Raises:
-            DataError: a line that is not a row, with its number.
+            DataError: a line is not a row.
         """
         assert self._file is not None
         lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = [line for number, line in enumerate(lines, 1) if self._step(number, line) <= step]
+        try:
+            kept = [line for line in lines if json.loads(line)[STEP] <= step]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{self.path} is damaged ({error}); remove the job's folder to start over"
+            ) from error
         if len(kept) < len(lines):
             with whole_file(self.path) as file:
                 file.writelines(kept)
@@ -136,12 +140,3 @@ class JsonlTracker(Tracker):
             if is_full(error):
                 raise full_disk(self.path, error) from error
             raise
-
-    def _step(self, number: int, line: bytes) -> int:
-        try:
-            return int(json.loads(line)[STEP])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{self.path}:{number}: not a row of metrics; remove the line, or the job's folder"
-                " to start over"
-            ) from error

@@ -30,7 +30,7 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.files import write_whole
 from gr_sweep.jobdir import METRICS
 from gr_sweep.metrics import registry
-from gr_sweep.tracking.base import HEAT_MAP, MATRIX_TABLE, STEP, STEP_FIELD
+from gr_sweep.tracking.base import HEAT_MAP, STEP, STEP_FIELD
 from gr_sweep.tracking.jsonl import JsonlTracker, finite, read_rows
 
 CONNECT_TIMEOUT_S = 10.0
@@ -159,7 +159,7 @@ class WandbTracker(JsonlTracker):
                 self._log_row({STEP_FIELD: row.pop(STEP), **row})
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Adds the removal matrix as table and heat map, and the metrics to the run's summary."""
+        """Adds the removal matrix as a heat map, and the metrics to the run's summary."""
         super().finish(summary)
         with self._errors_end_run():
             if self._run is None:
@@ -169,17 +169,8 @@ class WandbTracker(JsonlTracker):
             for key in ("command", "fingerprints", "environment"):
                 if key in summary:
                     self._run.config[key] = summary[key]
-            matrix = removal_matrix(summary)
-            if matrix is not None:
-                removed, domains, costs = matrix
-                data: list[Any] = [[part, *row] for part, row in zip(removed, costs, strict=True)]
-                table = wandb.Table(columns=["removed", *domains], data=data)
-                # Otherwise wandb uploads it as an artifact, without a limit of time.
-                table.bind_to_run(self._run, MATRIX_TABLE, self._next)  # type: ignore[no-untyped-call]
-                shown = {MATRIX_TABLE: table, HEAT_MAP: wandb.Plotly(_heat_map(*matrix))}
-                if not self._log_row({STEP_FIELD: self._last_step, **shown}):
-                    # The server has the row, but a kill may have lost its files.
-                    self._run.summary.update(shown)
+            if (heat_map := _heat_map(summary)) is not None:
+                self._log_row({STEP_FIELD: self._last_step, HEAT_MAP: heat_map})
             self._run.summary.update(dict(summary["metrics"]))
             self._end(exit_code=0)
 
@@ -257,30 +248,24 @@ def _kept_run_id(path: Path) -> str:
     return run_id
 
 
-def removal_matrix(
-    summary: Mapping[str, Any],
-) -> tuple[list[str], list[str], list[list[float | None]]] | None:
-    """Removed domains, evaluated domains, and the loss that removal adds, in nats per token.
-
-    A row for each domain that was removed, a column for each domain; None without any.
-    """
+def _heat_map(summary: Mapping[str, Any]) -> "wandb.Plotly | None":
+    """The loss that removal adds, in nats per token: a row for each domain that was removed, a
+    column for each domain; None if none was removed."""
     metrics, domains = summary["metrics"], list(summary["domains"])
     rows = {part: [metrics.get(registry.MATRIX(part, d)) for d in domains] for part in domains}
     removed = [part for part in domains if any(value is not None for value in rows[part])]
-    return (removed, domains, [rows[part] for part in removed]) if removed else None
-
-
-def _heat_map(removed: list[str], domains: list[str], costs: list[list[float | None]]) -> Any:
+    if not removed:
+        return None
     import plotly.graph_objects as go  # takes a third of a second; needed once, at the end
 
-    text = [["" if cost is None else f"{cost:+.3f}" for cost in row] for row in costs]
     heat_map = go.Heatmap(
-        x=domains, y=removed, z=costs, text=text, texttemplate="%{text}", colorscale="RdBu_r",
-        zmid=0.0, colorbar={"title": "nats per token"},
+        x=domains, y=removed, z=[rows[part] for part in removed], texttemplate="%{z:+.3f}",
+        colorscale="RdBu_r", zmid=0.0, colorbar={"title": "nats per token"},
     )  # fmt: skip
     figure = go.Figure(heat_map, {"title": "Loss added by removing a domain"})
     figure.update_xaxes(title="evaluated on")
-    return figure.update_yaxes(title="removed", autorange="reversed")
+    figure.update_yaxes(title="removed", autorange="reversed")
+    return wandb.Plotly(figure)
 
 
 # wandb itself

@@ -17,7 +17,6 @@ import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from gr_sweep.errors import ConfigError, JobError
-from gr_sweep.metrics import registry
 from gr_sweep.tracking.wandb import (
     key_source,
     one_line,
@@ -94,7 +93,6 @@ def upload(
     Raises:
         JobError: the upload took too long.
     """
-    limit_s = SYNC_TIMEOUT_S * len(logs)
     words = [sys.executable, "-m", "wandb", "sync", "--yes"]
     words += ["--entity", entity] if entity else []
     words += ["--project", project] if project else []
@@ -109,34 +107,31 @@ def upload(
         environment["WANDB_DIR"] = folder
         try:
             done = subprocess.run(
-                words, cwd=folder, env=environment, timeout=limit_s, text=True, errors="replace",
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                words, cwd=folder, env=environment, timeout=SYNC_TIMEOUT_S * len(logs), text=True,
+                errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
-            raise JobError(
-                f"W&B at {server_url()} did not take the upload within {limit_s:.0f} s"
-            ) from error
+            raise JobError(f"W&B at {server_url()} did not take the upload: {error}") from error
     lines = done.stdout.strip().splitlines()
     return {log: _reason(log, lines) for log in logs}
 
 
 def _reason(log: Path, lines: Sequence[str]) -> str | None:
-    """Why a log was not uploaded completely, from the output of `wandb sync`; None if it was.
+    """Why a log was not uploaded, from the output of `wandb sync`; None if it was.
 
-    Afterwards the log has its marker if there is nothing more to upload.
+    Of a log that a kill has torn everything is uploaded that can be. Afterwards the log has its
+    marker if there is nothing more to upload.
     """
     marker = synced_marker(log)
-    run_id = log.name.rpartition("-")[2]
-    errors = [line.partition(" ERROR ")[2] for line in lines if " ERROR " in line]
-    reason = next((error for error in errors if run_id in error), None)
-    if reason is None and marker.exists():
+    errors = [line for line in lines if " ERROR " in line and log.name.rpartition("-")[2] in line]
+    if any("incomplete record" in line or "Failed to read" in line for line in errors):
+        marker.touch()
         return None
-    if reason and ("incomplete record" in reason or "Failed to read" in reason):
-        marker.touch()  # torn by a kill: nothing more can be uploaded
-    else:
-        marker.unlink(missing_ok=True)
-    reason = reason or (lines[-1] if lines else "`wandb sync` gives no reason")
-    return without_secrets(reason)
+    if not errors and marker.exists():
+        return None
+    marker.unlink(missing_ok=True)
+    return without_secrets(" ".join(errors[:1] or lines[-1:]) or "`wandb sync` gives no reason")
 
 
 def runs(api: wandb.Api, place: str, ids: Sequence[str]) -> dict[str, Any]:
@@ -154,29 +149,16 @@ def runs(api: wandb.Api, place: str, ids: Sequence[str]) -> dict[str, Any]:
 def add(run: Any, metrics: Mapping[str, float], config: Mapping[str, Any]) -> int:
     """Updates a finished run's summary and config with values that were computed later.
 
-    Metrics in the summary that need a baseline and are not in `metrics` are deleted: runs do not
-    log these themselves, so an earlier call added them, from a baseline that is gone.
-
     Returns:
         How many values were changed.
     """
     with request_errors():
         own = dict(run.summary_metrics)
-        stale = [key for key in own if key not in metrics and _needs_baseline(key)]
         changed = {key: value for key, value in metrics.items() if own.get(key) != value}
         new_config = {k: value for k, value in config.items() if run.config.get(k) != value}
-        for key in stale:
-            del run.summary[key]
         for key, value in changed.items():
             run.summary[key] = value
-        if new_config:
-            run.config.update(new_config)
+        run.config.update(new_config)
+        if new_config or changed:
             run.update()  # also sends the summary
-        elif stale or changed:
-            run.summary.update()
-    return len(stale) + len(changed) + len(new_config)
-
-
-def _needs_baseline(key: str) -> bool:
-    found = registry.find(key)
-    return found is not None and bool(found[0].baselines)
+    return len(changed) + len(new_config)

@@ -48,7 +48,6 @@ def test_a_key_is_built_from_names_and_found_again() -> None:
     assert key == "utility/removed_tax/biology.virology/code"
     assert registry.find(key) == (registry.REMOVED_TAX, ("biology.virology", "code"))
     assert registry.find("mean_removed_tax") == (registry.REMOVED_TAX, ())
-    assert registry.find("round/2/mean_tax") == (registry.TAX, ())
     assert registry.find("utility/removed_tax/code") is None
     with pytest.raises(TypeError, match="takes 2 names"):
         registry.REMOVED_TAX("code")

@@ -57,23 +57,23 @@ def test_a_torn_last_line_is_dropped_at_the_next_start(tmp_path: Path, torn: byt
     assert [row["step"] for row in rows(path)] == [10, 20, 30]
 
 
-def test_a_broken_line_in_the_middle_names_file_and_line(tmp_path: Path) -> None:
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 10}\nnonsense\n{"step": 20}\n')
-    with pytest.raises(DataError, match=r"metrics\.jsonl:2: not a row of metrics"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl is damaged"):
         JsonlTracker(path).cut_back(10)
     assert path.read_bytes().count(b"\n") == 3
 
 
 class NearlyFull(io.FileIO):
-    """A file on a disk with room for so many bytes more, which takes what it can."""
+    """A file on a disk with room for so many bytes more, which takes 7 bytes at a time."""
 
     room = 50
 
     def write(self, data: Any, /) -> int:
         if not NearlyFull.room:
             raise OSError(errno.ENOSPC, "No space left on device")
-        done = super().write(data[: NearlyFull.room])
+        done = super().write(data[: min(7, NearlyFull.room)])
         NearlyFull.room -= done
         return done
 
@@ -85,27 +85,12 @@ def test_a_row_for_which_there_is_no_room_is_an_error_and_leaves_no_torn_line(
     monkeypatch.setattr(NearlyFull, "room", 50)
     path = tmp_path / "metrics.jsonl"
     tracker = JsonlTracker(path)
-    tracker.log(1, {"train/loss": 1.0})
-    with pytest.raises(JobError, match=r"metrics\.jsonl cannot be written: No space .*31 b"):
+    tracker.log(1, {"train/loss": 1.0, "a": math.nan, "b": math.inf})
+    with pytest.raises(JobError, match=r"metrics\.jsonl cannot be written: No space"):
         tracker.log(2, {"train/loss": 2.0})
-    assert [row["step"] for row in rows(path)] == [1]
+    assert rows(path) == [{"step": 1, "train/loss": 1.0}], "and values that are not finite are not"
     tracker.fail("no space")
     monkeypatch.setattr(NearlyFull, "room", 1000)
     tracker = JsonlTracker(path)
     tracker.log(2, {"train/loss": 2.0})
     assert [row["step"] for row in rows(path)] == [1, 2]
-
-
-def test_a_write_that_takes_less_than_it_was_given_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And values that are not finite are left out."""
-
-    class Slow(io.FileIO):
-        def write(self, data: Any, /) -> int:
-            return super().write(data[:7])
-
-    monkeypatch.setattr(jsonl, "FileIO", Slow)
-    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
-    tracker.log(1, {"train/loss": 1.0, "a": math.nan, "b": math.inf})
-    assert rows(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 1.0}]

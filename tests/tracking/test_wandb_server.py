@@ -11,12 +11,11 @@ import pytest
 import wandb
 
 from gr_sweep.cli.app import main
-from gr_sweep.config import Attribution, ProcedureKind
 from gr_sweep.report import read_sweep
 from gr_sweep.tracking import wandb_server
 from gr_sweep.tracking.wandb import offline_logs
 from gr_sweep.tracking.wandb_server import request_errors
-from tests.report.conftest import write_job, write_rounds
+from tests.report.conftest import write_job
 from tests.tracking.stub_server import ENTITY, StubServer
 from tests.tracking.tracked_job import track
 
@@ -28,20 +27,13 @@ NAME = 'it\'s "edges=both" <1> & a b'
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A routed, a dense and an alternating job, all tracked offline."""
+    """A routed and a dense job, both tracked offline."""
     folder = tmp_path_factory.mktemp("tracked") / NAME
     few: dict[str, Any] = {"num_documents": 6, "resamples": 5, "steps": 20}
-    rounds = {
-        "procedure.name": ProcedureKind.alternate,
-        "procedure.attribution": Attribution.act_grad,
-        "procedure.rounds": 2,
-    }
     jobs = [
         write_job(folder, edges="dense", method="dense", **few),
         write_job(folder, edges="both", **few),
-        write_job(folder, edges="weight", settings=rounds, **few),
     ]
-    write_rounds(jobs[-1], rounds=2, layers=1, units=48)
     for job in jobs:
         track(job)
     wandb.teardown()
@@ -73,7 +65,7 @@ def test_a_sweep_becomes_a_dashboard_that_the_same_command_updates(
         monkeypatch.setenv(name, "elsewhere")  # of the user's shell
     assert main(["dashboard", str(sweep)]) == 0
     said = capsys.readouterr().out
-    assert said.count(": uploaded\n") == 3
+    assert said.count(": uploaded\n") == 2
     workspace, report = sorted(server.views, key=lambda view: view.type)
     assert (workspace.type, report.type) == ("project-view", "runs")
     assert f"workspace made: {server.url}/{ENTITY}/gr-sweep?nw=" in said
@@ -90,7 +82,7 @@ def test_a_sweep_becomes_a_dashboard_that_the_same_command_updates(
     sections = json.loads(capsys.readouterr().out)["sections"]
     named = {key for of in sections for panel in of["panels"] for key in panel["metrics"]}
     assert named <= logged
-    assert {"mean_tax", "eval/loss/code", "round/2/mean_leaf_tax", "separability/heat_map"} <= named
+    assert {"mean_tax", "eval/loss/code", "separability/heat_map"} <= named
     for view in server.views:
         text = json.dumps(view.spec)
         assert json.dumps([NAME]) in text
@@ -112,17 +104,13 @@ def test_a_sweep_becomes_a_dashboard_that_the_same_command_updates(
     assert "UpsertBucket" not in [name for name, _ in server.requests]
     assert [view.num_saved for view in server.views] == [2, 2]
 
-    # One was deleted on the server, and a baseline here.
+    # One was deleted on the server.
     server.views.remove(workspace)
-    shutil.rmtree(next(path for path in sweep.iterdir() if "method=dense" in path.name))
     assert main(["dashboard", str(sweep)]) == 0
     assert "workspace made: " in capsys.readouterr().out and len(server.views) == 2
-    [run] = [run for run in runs if "edges=both" in str(run.display_name)]
-    assert "mean_tax" not in run.summary
-    assert {"mean_selectivity", "train/loss", "separability/heat_map"} <= run.summary.keys()
 
 
-def test_an_upload_that_is_refused_is_named_and_tried_again(
+def test_an_upload_that_is_refused_is_named_and_tried_again_even_of_a_torn_log(
     one_job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.failing = ("file_stream", 403)
@@ -130,21 +118,11 @@ def test_an_upload_that_is_refused_is_named_and_tried_again(
     assert f"{one_job.name}: not uploaded: " in capsys.readouterr().out
     assert offline_logs(one_job)
     server.failing = None
+    [log] = one_job.glob("wandb/offline-run-*/*.wandb")
+    os.truncate(log, log.stat().st_size - 300)
     assert main(["dashboard", str(one_job), "--upload-only", "--project", "other"]) == 0
     [run] = server.runs.values()
     assert run.project == "other" and not offline_logs(one_job)
-
-
-def test_a_torn_log_is_named_and_then_skipped(
-    one_job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    [log] = one_job.glob("wandb/offline-run-*/*.wandb")
-    os.truncate(log, log.stat().st_size - 300)
-    assert main(["dashboard", str(one_job), "--upload-only"]) == 1
-    said = capsys.readouterr().out
-    assert f"{one_job.name}: not uploaded: " in said and "incomplete record" in said
-    assert main(["dashboard", str(one_job), "--upload-only"]) == 0
-    assert capsys.readouterr().out == "nothing to upload\n"
 
 
 def test_a_server_that_is_away_is_one_line_in_seconds(
