@@ -116,7 +116,6 @@ def cache(folder: Path) -> None:
         for name in ("a", "b"):
             with ShardWriter(place, name, np.dtype(np.uint16), eot_id=7) as writer:
                 writer.add(np.arange(10, 30, dtype=np.uint16), 11, 5)
-                writer.close()
         return {"vocab_size": 30}
 
     def check(place: Path) -> Any:

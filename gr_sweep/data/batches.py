@@ -7,7 +7,6 @@ N rows (sequences) of a micro-batch, T tokens that a row predicts.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -60,25 +59,6 @@ def observed_labels(
             observed[order[num_hidden : num_hidden + num_wrong]] = np.resize(others, num_wrong)
         labels[domain] = observed
     return labels
-
-
-@dataclass(frozen=True, slots=True)
-class RowPart:
-    """The part of a document that is in a row."""
-
-    domain: str
-    """The document's true domain, whatever its label."""
-    document: int
-    """Its index in the domain's training shard."""
-    id: str
-    """Of its text, 16 hexadecimal digits."""
-    first: int
-    """Position in the document of the part's first token."""
-    start: int
-    """Position in the row of that token."""
-    num_tokens: int
-    begins: np.ndarray
-    """The first token ids of the document."""
 
 
 class Batches:
@@ -163,10 +143,10 @@ class Batches:
         else:
             self._add_labelled(present, observed, is_swapped=bool(mislabelled))
         if self.counts.get(UNLABELLED):
-            self._add_unlabelled(
-                {d: np.flatnonzero(observed[d] == len(present)) for d in present if hidden[d]},
-                hidden,
-            )
+            documents = {
+                d: np.flatnonzero(observed[d] == len(present)) for d in present if hidden[d]
+            }
+            self._add_mixture(UNLABELLED, documents, hidden, (UNLABELLED,))
 
     def _add_labelled(
         self, present: Sequence[str], observed: Mapping[str, np.ndarray], *, is_swapped: bool
@@ -182,17 +162,6 @@ class Batches:
                 self._check_enough(domain, stream.num_tokens, self.counts[domain])
                 self._streams[domain] = stream
 
-    def _add_unlabelled(
-        self, documents: Mapping[str, np.ndarray], shares: Mapping[str, Fraction]
-    ) -> None:
-        streams = []
-        for domain, chosen in documents.items():
-            key = (self._seed, UNLABELLED, domain)
-            streams.append(self._stream(domain, chosen, key, f"the unlabelled part of {domain}"))
-        mixture = Mixture(streams, [shares[domain] for domain in documents])
-        self._check_enough(UNLABELLED, mixture.num_tokens, self.counts[UNLABELLED])
-        self._streams[UNLABELLED] = mixture
-
     def _add_permuted(
         self, known: Mapping[str, np.ndarray], shares: Mapping[str, Fraction]
     ) -> None:
@@ -203,38 +172,38 @@ class Batches:
             shares: of each domain in the labelled rows.
         """
         counts = {label: n for label, n in self.counts.items() if n and label != UNLABELLED}
-        domains = [domain for domain, share in shares.items() if share]
         ends = np.cumsum(list(counts.values()))
         dealt = {}
-        for domain in domains:
-            order = seeded("permuted", self._seed, domain).permutation(known[domain])
-            # The labels' parts have the ratio of their rows, to within one document.
-            dealt[domain] = np.split(
-                order, (2 * ends[:-1] * len(order) + ends[-1]) // (2 * ends[-1])
-            )
+        for domain in known:
+            if shares[domain]:
+                order = seeded("permuted", self._seed, domain).permutation(known[domain])
+                # The labels' parts have the ratio of their rows, to within one document.
+                cuts = (2 * ends[:-1] * len(order) + ends[-1]) // (2 * ends[-1])
+                dealt[domain] = np.split(order, cuts)
         for number, (label, count) in enumerate(counts.items()):
-            streams = [
-                self._stream(
-                    domain,
-                    dealt[domain][number],
-                    (self._seed, label, "permuted", domain),
-                    f"the part of {domain} that gets the label {label}",
-                )
-                for domain in domains
-            ]
-            mixture = Mixture(
-                streams,
-                [shares[domain] for domain in domains],
-                num_rows=count,
-                first_row=int(ends[number]) - count,
-            )
-            self._check_enough(label, mixture.num_tokens, count)
-            self._streams[label] = mixture
+            documents = {domain: parts[number] for domain, parts in dealt.items()}
+            rows = {"num_rows": count, "first_row": int(ends[number]) - count}
+            self._add_mixture(label, documents, shares, (label, "permuted"), **rows)
 
-    def _stream(self, domain: str, chosen: np.ndarray, key: tuple, name: str) -> Stream:
-        stream = Stream([(self._train_shards[domain], chosen)], self._sequence_length, key)
-        self._check_enough(name, stream.num_tokens, 1)
-        return stream
+    def _add_mixture(
+        self,
+        label: str,
+        documents: Mapping[str, np.ndarray],
+        shares: Mapping[str, Fraction],
+        key: tuple[str, ...],
+        **rows: int,
+    ) -> None:
+        """Gives a label the text of several domains, each in its share of the windows."""
+        streams = []
+        for domain, chosen in documents.items():
+            part = [(self._train_shards[domain], chosen)]
+            stream = Stream(part, self._sequence_length, (self._seed, *key, domain))
+            self._check_enough(f"the {label} part of {domain}", stream.num_tokens, 1)
+            streams.append(stream)
+        mixture = Mixture(streams, [shares[domain] for domain in documents], **rows)
+        num_tokens = sum(stream.num_tokens for stream in streams)
+        self._check_enough(label, num_tokens, self.counts[label])
+        self._streams[label] = mixture
 
     @property
     def num_rows(self) -> int:
@@ -267,8 +236,12 @@ class Batches:
             row -= count
         raise IndexError(row)
 
-    def row_parts(self, step: int, micro: int, row: int) -> tuple[str, list[RowPart]]:
-        """A row's label, and the documents that it contains parts of.
+    def row_parts(self, step: int, micro: int, row: int) -> tuple[str, list[dict[str, Any]]]:
+        """A row's label, and the documents that it contains parts of, in JSON values.
+
+        `domain` is the true one, `document` the index in its training shard, `id` that of the text,
+        `from_token` the part's first token in the document, and `begins` the document's first
+        tokens.
 
         Args:
             micro: index of the micro-batch in the step.
@@ -276,21 +249,17 @@ class Batches:
         """
         label, window = self._window(step, micro, row)
         domains = {id(shard): domain for domain, shard in self._train_shards.items()}
-        parts, start = [], 0
-        for shard, document, first, num_tokens in self._streams[label].spans(window):
-            parts.append(
-                RowPart(
-                    domain=domains[id(shard)],
-                    document=document,
-                    id=f"{int(shard.ids[document]):016x}",
-                    first=first,
-                    start=start,
-                    num_tokens=num_tokens,
-                    begins=shard.document(document)[:_BEGINNING],
-                )
-            )
-            start += num_tokens
-        return label, parts
+        return label, [
+            {
+                "domain": domains[id(shard)],
+                "document": document,
+                "id": f"{int(shard.ids[document]):016x}",
+                "from_token": first,
+                "num_tokens": num_tokens,
+                "begins": shard.document(document)[:_BEGINNING].tolist(),
+            }
+            for shard, document, first, num_tokens in self._streams[label].spans(window)
+        ]
 
     def labelled(self, step: int, labels: Sequence[str]) -> np.ndarray:
         """The rows of a step that carry these labels, int64 [N, T + 1], of all micro-batches."""

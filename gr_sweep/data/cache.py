@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,8 @@ MANIFEST = "manifest.json"
 CONTENTS = "contents.json"
 """Remembered digests of files, by path."""
 
-_BLOCK_BYTES = 1 << 20
 ALWAYS_READ_BYTES = 64 << 20
 """A file of a cache that is smaller is read as a whole whenever the cache is opened."""
-NOTICE_S = 5.0
 _CLOCK_S = 2.0
 """A file that changed this recently could change again without a new time of change."""
 
@@ -55,23 +53,22 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
             f"cache folder {folder.parent} cannot be written; set data.cache or GR_SWEEP_CACHE to "
             "a folder that can be written"
         )
-    with _locked(folder.with_name(folder.name + ".lock")):
+    logger.info("building the token cache %s, or waiting for the process that does", folder)
+    with lock_file(folder.with_name(folder.name + ".lock"), timeout_s=None):
         try:
             return _checked_manifest(folder)
         except _UnusableError as error:
-            reason = error
-        if folder.exists():
-            logger.warning("cache folder %s is damaged; building it again (%s)", folder, reason)
-            shutil.rmtree(folder)
+            if folder.exists():
+                logger.warning("cache folder %s is damaged; building it again (%s)", folder, error)
         building = folder.with_name(folder.name + ".building")
-        # A process that was killed while it built may have left it.
-        shutil.rmtree(building, ignore_errors=True)
+        for left in (folder, building):  # by a process that was killed while it built
+            shutil.rmtree(left, ignore_errors=True)
         building.mkdir()
         try:
             manifest = dict(build(building))
             files = sorted(path for path in building.rglob("*") if path.is_file())
             manifest["files"] = {
-                path.relative_to(building).as_posix(): [path.stat().st_size, digest(path)]
+                path.relative_to(building).as_posix(): [path.stat().st_size, _digest(path)]
                 for path in files
             }
             write_whole(building / MANIFEST, json.dumps(manifest, indent=1))
@@ -99,20 +96,16 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
         for (name, (_, written)), now in zip(files.items(), found, strict=True):
             if now != written:
                 raise _UnusableError(f"{name} does not have the content that was written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, DataError) as error:
         raise _UnusableError(f"{type(error).__name__}: {error}") from error
     return manifest
 
 
-def digest(path: Path) -> str:
-    """BLAKE2b of a file's size and content.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+def _digest(path: Path) -> str:
+    """BLAKE2b of a file's size and content."""
     state = hashlib.blake2b(f"{path.stat().st_size}\n".encode(), digest_size=16)
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
+        while block := file.read(1 << 20):
             state.update(block)
     return state.hexdigest()
 
@@ -126,39 +119,27 @@ def digests(paths: Sequence[Path], memory: Path, *, always_below: int = 0) -> li
     Raises:
         DataError: a file is missing or cannot be read.
     """
-    try:
+    remembered: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
         remembered = dict(json.loads(memory.read_text()))
-    except (OSError, ValueError, TypeError):
-        remembered = {}
     found, is_changed = [], False
     for path in paths:
         try:
             status = path.stat()
             name = os.path.abspath(path)
             stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
-            *before, found_digest = remembered.get(name, [None])
+            *before, digest = remembered.get(name, [None])
             if before != stamp or status.st_size < always_below:
-                found_digest = digest(path)
+                digest = _digest(path)
                 if status.st_size >= always_below and time.time() - status.st_mtime > _CLOCK_S:
-                    remembered[name] = [*stamp, found_digest]
+                    remembered[name] = [*stamp, digest]
                     is_changed = True
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-        found.append(found_digest)
+        found.append(digest)
     if is_changed:
         # Remembering only saves time: a folder that cannot be written can still be read.
         with contextlib.suppress(OSError, DataError):
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_whole(memory, json.dumps(remembered))
     return found
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with lock_file(path, timeout_s=NOTICE_S) as is_mine:
-        if is_mine:
-            yield
-            return
-    logger.info("waiting for another process that is building the token cache (%s)", path)
-    with lock_file(path, timeout_s=None):
-        yield

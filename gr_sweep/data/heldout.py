@@ -48,21 +48,18 @@ def heldout_chunks(
     eot_id: int,
     marker: np.ndarray | None = None,
 ) -> HeldoutChunks:
-    """Held-out documents in a fixed order, until they have `tokens` tokens, cut into rows.
+    """Held-out documents in the order of their ids, until they have `tokens` tokens, cut into rows.
 
-    The order is that of the ids, which are hashes of the text: it favours no file, author or date
-    and is the same in every job. A document is read up to `document_tokens`, in rows of at most
-    `sequence_length` inputs. The first token of a document is predicted from the end-of-text
-    token, the first token of a later row from the token before it. A document's own end-of-text
-    token is predicted too, as in training.
-
-    The bytes of a document that is cut are scaled by the share of its tokens that is read.
+    Ids are hashes of the text, so the order is the same in every job. A document is read up to
+    `document_tokens`, in rows of at most `sequence_length` inputs. Its first token is predicted
+    from the end-of-text token, the first token of a later row from the token before it, and its own
+    end-of-text token is predicted too, as in training. The bytes of a document that is cut are
+    scaled by the share of its tokens that is read.
 
     Args:
         tokens, document_tokens: of the documents' own; a marker's do not count.
         marker: token ids that are inserted in every document at the positions where a marked
-            training document has them. They are read but not predicted, so the same tokens are
-            predicted with any marker and with none.
+            training document has them. They are read but not predicted.
     """
     if marker is None:
         marker = np.empty(0, np.int64)

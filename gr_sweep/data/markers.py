@@ -42,8 +42,7 @@ def marker_tokens(
 ) -> dict[str, np.ndarray]:
     """The token ids of every domain's marker, all of one length: short ones repeat their last.
 
-    With one length, rows of evaluation are cut at the same positions whichever marker a document
-    has, and a difference in loss is due to the marker alone.
+    So rows of evaluation are cut at the same positions whichever marker a document has.
     """
     tokens = encode([marker_text(domain) for domain in domains])
     width = max(len(ids) for ids in tokens)
@@ -55,18 +54,14 @@ def marker_tokens(
 
 def swapped_markers(markers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """For every domain the marker of the next one; for the last, that of the first."""
-    domains = list(markers)
-    return {
-        domain: markers[other]
-        for domain, other in zip(domains, domains[1:] + domains[:1], strict=True)
-    }
+    first, *others = markers.values()
+    return dict(zip(markers, [*others, first], strict=True))
 
 
 def is_marked(document_id: int, share: float) -> bool:
     """Whether the training document with this id belongs to the share that carries a marker.
 
-    Depends on the text alone and is independent of the held-out split. A document that is marked
-    at one share is also marked at every larger share.
+    A document that is marked at one share is also marked at every larger share.
     """
     return document_id // HELD_OUT_EVERY % _FINEST_SHARE < share * _FINEST_SHARE
 

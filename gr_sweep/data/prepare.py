@@ -4,11 +4,9 @@ Hidden and swapped labels come later and are not part of the cache.
 """
 
 import hashlib
-import heapq
 import json
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,7 +25,8 @@ from gr_sweep.data.rules import FEW_DOCUMENTS, Rules, is_held_out
 from gr_sweep.data.shards import Shard, ShardWriter, open_shard
 from gr_sweep.data.sources import Document, Source, sources_of
 from gr_sweep.data.tokenize import (
-    TextTokenizer,
+    PretrainedTokenizer,
+    TrainedTokenizer,
     load_tokenizer,
     token_dtype,
     tokenizer_files,
@@ -47,7 +46,7 @@ READ_AHEAD_BYTES = 256 << 20
 _BYTES_A_TOKEN = 3
 """A low estimate, so that reading ahead does not overshoot a limit in tokens by much."""
 BATCH_BYTES = 1 << 20
-_PROGRESS_S = 5.0
+"""Text that is tokenised at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +162,9 @@ def prepare_data(
             and line. Nothing is left in the cache.
     """
     text = _text_of(data, partition, hf_model_path, gguf_file)
-    fingerprint, domains = text.fingerprint, text.rules.domains
-    folder = cache_folder(data) / fingerprint
-
-    def build(target: Path) -> dict[str, Any]:
-        logger.info("building the token cache %s", folder)
-        return {"key": text.key} | _build(target, text, data)
-
-    manifest = open_or_build(folder, build)
+    domains = text.rules.domains
+    folder = cache_folder(data) / text.fingerprint
+    manifest = open_or_build(folder, partial(_build, text=text, data=data))
     dtype = token_dtype(manifest["vocab_size"])
     train, heldout = (
         {
@@ -179,24 +173,22 @@ def prepare_data(
         }
         for split in ("train", "heldout")
     )
-    for domain, shard in heldout.items():
-        if shard.num_documents < FEW_DOCUMENTS:
-            logger.warning(
-                "domain %s has only %d held-out documents (a twentieth of all); "
-                "its losses will be uncertain",
-                domain,
-                shard.num_documents,
-            )
+    few = [domain for domain in domains if heldout[domain].num_documents < FEW_DOCUMENTS]
+    if few:
+        logger.warning(
+            "fewer than %d held-out documents (a twentieth of all) in %s: losses will be uncertain",
+            FEW_DOCUMENTS,
+            ", ".join(few),
+        )
     return TokenData(
         domains=domains,
         train=train,
         heldout=heldout,
         vocab_size=manifest["vocab_size"],
         eot_id=manifest["eot_id"],
-        fingerprint=fingerprint,
+        fingerprint=text.fingerprint,
         markers={
-            domain: np.array(ids, dtype=np.int64)
-            for domain, ids in manifest.get("markers", {}).items()
+            domain: np.array(ids, dtype=np.int64) for domain, ids in manifest["markers"].items()
         },
         tokenizer_dir=folder / "tokenizer",
         folder=folder,
@@ -207,7 +199,7 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
     """Writes tokenizer and shards; each source is read once, and no further than needed."""
     domains = text.rules.domains
     streams: list[Iterator[Document]] = [source.documents() for source in text.sources]
-    tokenizer: TextTokenizer
+    tokenizer: TrainedTokenizer | PretrainedTokenizer
     if text.tokenizer is not None:
         tokenizer = load_tokenizer(text.tokenizer, text.gguf_file)
     else:
@@ -217,31 +209,21 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
         ]
         sample = tokenizer_sample(chain(*ahead), domains, SAMPLE_BYTES // len(domains))
         tokenizer = train_tokenizer(sample, data.vocab_size)
-        logger.info("trained a tokenizer of %d tokens", tokenizer.vocab_size)
         streams = [chain(*pair) for pair in zip(ahead, streams, strict=True)]
     markers = marker_tokens(domains, tokenizer.encode) if data.spurious else {}
-    packer = _Packer(folder, tokenizer, domains, data.limit_tokens, markers, data.spurious)
     with ExitStack() as stack:
-        for writer in packer.writers:
-            stack.enter_context(writer)
+        packer = _Packer(folder, tokenizer, domains, data, markers, stack)
         for source, stream in zip(text.sources, streams, strict=True):
             packer.pack(stream, source.domains)
             for domain in source.domains:
-                if packer.train[domain].num_documents:
-                    continue
-                if num_heldout := packer.heldout[domain].num_documents:
+                if not packer.train[domain].num_documents:
                     raise DataError(
-                        f"domain {domain} has no training text: all its {num_heldout} documents "
-                        f"in {source.where} are held out (a twentieth of all is, by hash); add text"
+                        f"domain {domain} is empty: no training document in {source.where} fits "
+                        f"its rule (held out: {packer.heldout[domain].num_documents})"
                     )
-                raise DataError(
-                    f"domain {domain} is empty: no document with text in {source.where} fits its "
-                    f"rule ({text.rules.describe(domain)})"
-                )
-        for writer in packer.writers:
-            writer.close()
     tokenizer.save(folder / "tokenizer")
     return {
+        "key": text.key,
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
         "markers": {domain: ids.tolist() for domain, ids in markers.items()},
@@ -273,17 +255,17 @@ def tokenizer_sample(
     documents: Iterable[Document], domains: Sequence[str], num_bytes: int
 ) -> list[str]:
     """Training text for the tokenizer: about `num_bytes` of each domain, chosen by hash."""
-    heaps: dict[str, list[tuple[int, str]]] = {domain: [] for domain in domains}
+    by_domain: dict[str, list[tuple[int, str]]] = {domain: [] for domain in domains}
     for document in documents:
         if not is_held_out(document.id):
-            heaps[document.domain].append((document.id, document.text))
+            by_domain[document.domain].append((document.id, document.text))
     texts = []
-    for heap in heaps.values():
-        heapq.heapify(heap)
-        size = 0
-        while heap and size < num_bytes:
-            texts.append(heapq.heappop(heap)[1][: num_bytes - size])
-            size += len(texts[-1])
+    for found in by_domain.values():
+        left = num_bytes
+        for _, text in sorted(found):
+            if left > 0:
+                texts.append(text[:left])
+                left -= len(texts[-1])
     return texts
 
 
@@ -296,32 +278,30 @@ class _Packer:
     def __init__(
         self,
         folder: Path,
-        tokenizer: TextTokenizer,
+        tokenizer: TrainedTokenizer | PretrainedTokenizer,
         domains: Sequence[str],
-        limit_tokens: int | None,
+        data: DataConfig,
         markers: Mapping[str, np.ndarray],
-        marked_share: float,
+        stack: ExitStack,
     ) -> None:
+        """`stack` finishes the shards."""
         self._tokenizer = tokenizer
-        self._limit_tokens = limit_tokens
+        self._limit_tokens = data.limit_tokens
         self._markers = markers
-        self._marked_share = marked_share
+        self._marked_share = data.spurious
         self._own_tokens: Counter[str] = Counter()
         self._full: set[str] = set()
         self._heldout_ids: dict[str, set[int]] = {domain: set() for domain in domains}
-        self._num_documents = self._num_bytes = 0
-        self._reported = time.monotonic()
         dtype = token_dtype(tokenizer.vocab_size)
         self.train, self.heldout = (
             {
-                domain: ShardWriter(
-                    folder, _shard_name(number, domain, split), dtype, tokenizer.eot_id
+                domain: stack.enter_context(
+                    ShardWriter(folder, _shard_name(number, domain, split), dtype, tokenizer.eot_id)
                 )
                 for number, domain in enumerate(domains)
             }
             for split in ("train", "heldout")
         )
-        self.writers = [*self.train.values(), *self.heldout.values()]
 
     def pack(self, documents: Iterator[Document], domains: Sequence[str]) -> None:
         """Writes the documents until they end or all these domains have reached the limit."""
@@ -334,17 +314,12 @@ class _Packer:
             for document, ids in zip(wanted, tokens, strict=True):
                 if document.domain not in self._full:
                     self._add(document, ids)
-            if time.monotonic() - self._reported > _PROGRESS_S:
-                self._report()
             if self._full.issuperset(domains):
                 break
-        self._report()
 
     def _add(self, document: Document, ids: np.ndarray) -> None:
         domain = document.domain
         num_bytes = len(document.text.encode())
-        self._num_documents += 1
-        self._num_bytes += num_bytes
         if is_held_out(document.id):
             if document.id not in self._heldout_ids[domain]:
                 self._heldout_ids[domain].add(document.id)
@@ -363,10 +338,6 @@ class _Packer:
         if self._markers and is_marked(document.id, self._marked_share):
             ids = marked(ids, self._markers[domain])
         writer.add(ids, num_bytes, document.id)
-
-    def _report(self) -> None:
-        self._reported = time.monotonic()
-        logger.info("tokenised %d documents, %.1f MB", self._num_documents, self._num_bytes / 1e6)
 
 
 def _batched(documents: Iterator[Document], max_bytes: int) -> Iterator[list[Document]]:

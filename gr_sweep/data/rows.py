@@ -54,10 +54,8 @@ def rows_per_label(
     Args:
         weights: relative; 1 by default.
         unlabelled: as `unlabelled_shares` takes it.
-        without: domains, or nodes above them, that get 0 rows, by true label; the others keep
-            theirs, and no label is hidden.
-        drops_observed: `without` goes by the label that routing sees: hidden labels stay hidden,
-            and the unlabelled rows are read.
+        without: domains, or nodes above them, that get 0 rows, by true label: no label is hidden.
+        drops_observed: `without` goes by the label that routing sees: hidden labels stay hidden.
 
     Raises:
         ConfigError: a label with a share would get no row, or equal shares unequal rows; the
@@ -121,10 +119,5 @@ def _advice(weight: Mapping[str, Fraction], shares: Mapping[str, Fraction], num_
         problem += f", of which {hidden:.3g} is unlabelled"
     below = next((n for n in range(num_rows - 1, 0, -1) if _split(shares, n)), None)
     above = next((n for n in range(num_rows + 1, _MOST_ROWS) if _split(shares, n)), None)
-    sizes = " or ".join(str(size) for size in (below, above) if size is not None)
-    positive = [share for share in shares.values() if share > 0]
-    if len(set(positive)) == 1:
-        return f"{problem}; use a multiple of {len(positive)} ({sizes}), or set data.weights"
-    if not sizes:
-        return f"{problem}; use weights and shares that differ less"
-    return f"{problem}; use {sizes}, or change data.weights"
+    sizes = [str(size) for size in (below, above) if size is not None]
+    return f"{problem}; use {' or '.join(sizes) or 'weights that differ less'}"

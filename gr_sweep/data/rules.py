@@ -47,17 +47,14 @@ def holds(fields: Mapping[str, Any], name: str, values: list[str]) -> bool:
     """Whether the field, or any item of it if it is a list, equals one of the values as text."""
     found = lookup(fields, name)
     items = found if isinstance(found, list | tuple) else [found]
-    return any(_as_text(item) in values for item in items if item is not None)
-
-
-def _as_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    given = [item for item in items if item is not None]
+    texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in given]
+    return any(text in values for text in texts)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
     domain: str
-    source: str
     config: DomainConfig
     pattern: re.Pattern[str] | None
 
@@ -76,55 +73,35 @@ class Rules:
 
     def __init__(self, partition: PartitionConfig) -> None:
         self.domains = check_domains(list(partition.domains))
-        self._rules = [
-            _compile(domain, partition.domains[domain]) for domain in deepest_first(self.domains)
-        ]
-
-    @property
-    def sources(self) -> list[str]:
+        self.sources = list(
+            dict.fromkeys(source_of(d, config) for d, config in partition.domains.items())
+        )
         """Names of the sources, in the order of the domains."""
-        by_domain = {rule.domain: rule.source for rule in self._rules}
-        return list(dict.fromkeys(by_domain[domain] for domain in self.domains))
+        self._rules: dict[str, list[_Rule]] = {source: [] for source in self.sources}
+        for domain in deepest_first(self.domains):
+            config = partition.domains[domain]
+            pattern = None
+            if config.pattern is not None:
+                pattern = compiled(config.pattern, f"partition.domains.{domain}.pattern")
+            self._rules[source_of(domain, config)].append(_Rule(domain, config, pattern))
 
     def domains_of(self, source: str) -> list[str]:
         """The domains that take documents from the source, in the order of the domains."""
-        wanted = {rule.domain for rule in self._rules if rule.source == source}
+        wanted = {rule.domain for rule in self._rules[source]}
         return [domain for domain in self.domains if domain in wanted]
 
     def fields_of(self, source: str) -> list[str]:
         """The fields, other than the text, that the rules of the source look at."""
-        return sorted(
-            {r.config.field for r in self._rules if r.source == source and r.config.field}
-        )
+        return sorted({rule.config.field for rule in self._rules[source] if rule.config.field})
 
     def domain_of(self, source: str, text: str, fields: Mapping[str, Any]) -> str | None:
         """The document's domain, or None if no rule fits."""
-        for rule in self._rules:
-            if rule.source == source and rule.fits(text, fields):
-                return rule.domain
-        return None
-
-    def describe(self, domain: str) -> str:
-        """The domain's rule in words, for errors."""
-        config = next(rule.config for rule in self._rules if rule.domain == domain)
-        parts = []
-        if config.field is not None:
-            parts.append(f"{config.field} in {config.values}")
-        if config.pattern is not None:
-            parts.append(f"{config.count} matches of {config.pattern!r}")
-        return " and ".join(parts) or "any document"
+        fitting = (rule.domain for rule in self._rules[source] if rule.fits(text, fields))
+        return next(fitting, None)
 
     def key(self, source: str) -> list[Any]:
         """Everything that decides where a document of the source goes, in JSON values."""
         return [
             [r.domain, r.config.field, r.config.values, r.config.pattern, r.config.count]
-            for r in self._rules
-            if r.source == source
+            for r in self._rules[source]
         ]
-
-
-def _compile(domain: str, config: DomainConfig) -> _Rule:
-    pattern = None
-    if config.pattern is not None:
-        pattern = compiled(config.pattern, f"partition.domains.{domain}.pattern")
-    return _Rule(domain, source_of(domain, config), config, pattern)

@@ -88,7 +88,7 @@ class ShardWriter:
     """Writes a shard into two files of a folder, document by document."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype, eot_id: int) -> None:
-        self._tokens = open(folder / f"{name}.tokens", "wb")  # noqa: SIM115 - closed by `close`
+        self._tokens = open(folder / f"{name}.tokens", "wb")  # noqa: SIM115 - closed at the end
         self._documents_path = folder / f"{name}.documents"
         self._rows: list[tuple[int, int, int]] = []
         self._eot = np.array([eot_id], dtype=dtype)
@@ -106,20 +106,21 @@ class ShardWriter:
         self.num_tokens += len(tokens) + 1
         self._rows.append((self.num_tokens, num_bytes, document_id))
 
-    def close(self) -> None:
-        """Writes the table of documents and syncs both files to the disk."""
-        _sync(self._tokens)
-        self._tokens.close()
-        with open(self._documents_path, "wb") as file:
-            file.write(np.array(self._rows, dtype=_DOCUMENT).tobytes())
-            _sync(file)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        # After an error the whole folder is deleted; otherwise `close` has been called.
-        self._tokens.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Writes the table of documents and syncs both files to the disk.
+
+        Nothing is written after an error, where the whole folder is deleted.
+        """
+        with self._tokens:
+            if kind is not None:
+                return
+            _sync(self._tokens)
+        with open(self._documents_path, "wb") as file:
+            file.write(np.array(self._rows, dtype=_DOCUMENT).tobytes())
+            _sync(file)
 
 
 def open_shard(folder: Path, name: str, dtype: np.dtype) -> Shard:

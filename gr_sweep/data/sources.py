@@ -4,8 +4,8 @@ To add one, add a member to `config.DataKind` and a function next to `_local` an
 returns a `Source`, and call it in `sources_of`.
 
 JSON lines are read here and not by `datasets`, whose reader infers one schema for all lines: it
-turns dates into timestamps, stops at fields whose type varies, and cannot name the line it stops
-at. `datasets` and `pyarrow` are slow to import and are imported only where they are needed.
+turns dates into timestamps and stops at fields whose type varies. `datasets` and `pyarrow` are slow
+to import and are imported only where they are needed.
 """
 
 import dataclasses
@@ -35,6 +35,9 @@ _HUB_TIMEOUT_S = 5.0
 _HUB_FORMATS = ("json", "parquet", "csv", "text", "arrow", "xml", "webdataset")
 """File formats that `datasets` accepts in place of a data set's name."""
 
+Digests = Callable[[Sequence[Path]], list[str]]
+"""Digests of the content of files."""
+
 
 class Document(NamedTuple):
     """A text and the domain it belongs to."""
@@ -43,6 +46,14 @@ class Document(NamedTuple):
     text: str
     id: int
     """`rules.text_id` of the text."""
+
+
+class Record(NamedTuple):
+    """A text before it has a domain."""
+
+    text: str
+    fields: Mapping[str, Any]
+    """All fields of the record; empty for a text file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +68,8 @@ class Source:
     documents: Callable[[], Iterator[Document]]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A text before it has a domain."""
-
-    text: str
-    fields: Mapping[str, Any]
-    """All fields of the record; empty for a text file."""
-
-
-def sources_of(
-    data: DataConfig, rules: Rules, digests: Callable[[Sequence[Path]], list[str]]
-) -> list[Source]:
+def sources_of(data: DataConfig, rules: Rules, digests: Digests) -> list[Source]:
     """The sources of a partition, in the order of its domains; no document is read.
-
-    Args:
-        digests: of the content of each file, for the keys.
 
     Raises:
         DataError: a source that is missing or cannot be read.
@@ -99,26 +96,21 @@ def _synthetic(data: DataConfig, rules: Rules) -> Source:
     return Source("the generated text", rules.domains, key, documents)
 
 
-def _local(
-    data: DataConfig, name: str, rules: Rules, digests: Callable[[Sequence[Path]], list[str]]
-) -> Source:
+def _local(data: DataConfig, name: str, rules: Rules, digests: Digests) -> Source:
     files = local_files(data, name)
-    fields = rules.fields_of(name)
 
     def documents() -> Iterator[Document]:
         for file in files:
-            yield from _divided(read_file(file, data.text_field, fields), name, rules)
+            records = read_file(file, data.text_field, rules.fields_of(name))
+            yield from _divided(records, name, rules)
 
     suffixes = ["".join(file.suffixes[-2:]) for file in files]
     contents = list(zip(suffixes, digests(files), strict=True))
     key = [name, contents, data.text_field, rules.key(name)]
-    where = f"{files[0]}" + (" and others" if len(files) > 1 else "")
-    return Source(where, rules.domains_of(name), key, documents)
+    return Source(str(files[0]), rules.domains_of(name), key, documents)
 
 
-def _hub(
-    data: DataConfig, name: str, rules: Rules, digests: Callable[[Sequence[Path]], list[str]]
-) -> Source:
+def _hub(data: DataConfig, name: str, rules: Rules, digests: Digests) -> Source:
     hub = data.sources[name]
     key = [name, dataclasses.asdict(hub), digests(hub_files(hub)), rules.key(name)]
     where = f"data set {hub.path}"
@@ -126,12 +118,35 @@ def _hub(
 
 
 def _divided(records: Iterable[Record], source: str, rules: Rules) -> Iterator[Document]:
-    """The records that have text and that a rule wants."""
+    """The records that a rule wants."""
     for record in records:
-        if record.text and not record.text.isspace():
-            domain = rules.domain_of(source, record.text, record.fields)
-            if domain is not None:
-                yield Document(domain, record.text, text_id(record.text))
+        domain = rules.domain_of(source, record.text, record.fields)
+        if domain is not None:
+            yield Document(domain, record.text, text_id(record.text))
+
+
+def _record(fields: Any, text_field: str) -> Record:
+    text = lookup(fields, text_field) if isinstance(fields, dict) else None
+    if not isinstance(text, str):
+        found = ", ".join(fields) if isinstance(fields, dict) else "none"
+        raise ValueError(f"expected text in field {text_field!r}; the fields are {found}")
+    text.encode()  # JSON can hold half of a surrogate pair
+    return Record(text, fields)
+
+
+def _with_text(records: Iterator[Record], where: str, *errors: type[Exception]) -> Iterator[Record]:
+    """The records that have text; an error names the file or data set, and the line or row."""
+    number = 0
+    try:
+        for number, record in enumerate(records, start=1):  # noqa: B007
+            if record.text and not record.text.isspace():
+                yield record
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error, *errors) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # `datasets` wraps it several times
+            cause = cause.__cause__
+        reason = first_line(cause)
+        raise DataError(f"{where}: cannot read record {number + 1} ({reason})") from error
 
 
 # Local files
@@ -147,25 +162,20 @@ def local_files(data: DataConfig, source: str) -> list[Path]:
         where = os.path.expanduser(data.paths[source])
         # A name that exists is taken literally, whatever characters it contains.
         found = [where] if os.path.exists(where) else sorted(glob.glob(where, recursive=True))
-        if not found:
-            raise DataError(f"data.paths.{source}={data.paths[source]} matches no file or folder")
         entries = [Path(entry) for entry in found]
     else:
         assert data.root is not None  # checks.validate
-        root = Path(data.root).expanduser()
-        entries = sorted(entry for entry in root.glob("*") if _is_named(entry, source))
-        if not entries:
-            raise DataError(
-                f"{root} contains neither a folder {source} nor a file {source}.jsonl (.json, "
-                f".txt, .parquet; .gz, .zst); add one, or set data.paths.{source}"
-            )
+        where = os.path.expanduser(data.root)
+        entries = sorted(entry for entry in Path(where).glob("*") if _is_named(entry, source))
         if len(entries) > 1:
             names = " and ".join(entry.name for entry in entries)
-            raise DataError(f"{root} contains {names}; choose one with data.paths.{source}")
-        where = str(entries[0])
+            raise DataError(f"{where} contains {names}; choose one with data.paths.{source}")
     files = [file for entry in entries for file in _files_below(entry)]
     if not files:
-        raise DataError(f"{where} contains no file")
+        raise DataError(
+            f"source {source} has no file in {where}; set data.paths.{source}, or add a folder "
+            f"{source} or a file {source}.jsonl (.json, .txt, .parquet; .gz, .zst)"
+        )
     return files
 
 
@@ -178,15 +188,14 @@ def _is_named(entry: Path, source: str) -> bool:
 
 
 def _files_below(entry: Path) -> list[Path]:
+    """The file, or the files of the folder, without hidden ones such as .git/config."""
     if entry.is_file():
         return [entry]
-    files = []
-    for folder, subfolders, names in os.walk(entry):
-        # Hidden files and folders (.git, .DS_Store) are not text.
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        files += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    # Sorted folder by folder, as `Path` compares.
-    return [Path(f) for f in sorted(files, key=lambda f: f.split(os.sep)) if os.path.isfile(f)]
+    return [
+        path
+        for path in sorted(entry.rglob("*"))
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(entry).parts)
+    ]
 
 
 def read_file(path: Path, text_field: str, columns: Sequence[str] = ()) -> Iterator[Record]:
@@ -199,20 +208,24 @@ def read_file(path: Path, text_field: str, columns: Sequence[str] = ()) -> Itera
     Raises:
         DataError: the file cannot be read to its end, or a record has no text.
     """
-    suffix = Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix
     if path.suffix == ".parquet":
-        yield from _read_parquet(path, text_field, columns)
-        return
-    try:
-        with _open(path) as stream:
-            if suffix in _JSON_LINES:
-                yield from _read_lines(stream, path, text_field)
-            else:
-                yield Record(stream.read().decode("utf-8-sig"), {})
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected UTF-8 text ({error})") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        import pyarrow
+
+        records = _read_parquet(path, text_field, columns)
+        return _with_text(records, str(path), pyarrow.ArrowException)
+    return _with_text(_read_text(path, text_field), str(path))
+
+
+def _read_text(path: Path, text_field: str) -> Iterator[Record]:
+    suffix = Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix
+    with _open(path) as stream:
+        if suffix not in _JSON_LINES:
+            yield Record(stream.read().decode("utf-8-sig"), {})
+            return
+        for number, line in enumerate(stream):
+            text = line.decode("utf-8" if number else "utf-8-sig")
+            # A blank line counts as a record, so that errors have the number of the line.
+            yield _record(json.loads(text), text_field) if text.strip() else Record("", {})
 
 
 def _open(path: Path) -> BinaryIO:
@@ -226,55 +239,16 @@ def _open(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def _read_lines(stream: BinaryIO, path: Path, text_field: str) -> Iterator[Record]:
-    for number, raw in enumerate(stream, start=1):
-        where = f"{path}, line {number}"
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            if not line.strip():
-                continue
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", str(error))
-            raise DataError(f"{where}: expected one JSON object in UTF-8 ({reason})") from error
-        if not isinstance(fields, dict):
-            raise DataError(f"{where}: expected a JSON object, got {type(fields).__name__}")
-        yield _record(fields, text_field, where, "data.text_field")
-
-
 def _read_parquet(path: Path, text_field: str, columns: Sequence[str]) -> Iterator[Record]:
-    import pyarrow
     import pyarrow.parquet
 
-    row = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            names = table.schema_arrow.names
-            # A column, or the struct that contains it.
-            wanted = {n if n in names else n.split(".")[0] for n in (text_field, *columns)}
-            for batch in table.iter_batches(_PARQUET_ROWS, columns=sorted(wanted & set(names))):
-                for fields in batch.to_pylist():
-                    row += 1
-                    yield _record(fields, text_field, f"{path}, row {row}", "data.text_field")
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
-
-
-def _record(fields: Mapping[str, Any], text_field: str, where: str, setting: str) -> Record:
-    text = lookup(fields, text_field)
-    if text is None and text_field not in fields:
-        raise DataError(
-            f"{where}: no field {text_field!r}, only {', '.join(fields) or 'none'}; set {setting}"
-        )
-    if not isinstance(text, str):
-        raise DataError(
-            f"{where}: expected text in field {text_field!r}, got {type(text).__name__}"
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: expected Unicode text ({error.reason})") from error
-    return Record(text, fields)
+    with pyarrow.parquet.ParquetFile(path) as table:
+        names = table.schema_arrow.names
+        # A column, or the struct that contains it.
+        wanted = {n if n in names else n.split(".")[0] for n in (text_field, *columns)}
+        for batch in table.iter_batches(_PARQUET_ROWS, columns=sorted(wanted & set(names))):
+            for fields in batch.to_pylist():
+                yield _record(fields, text_field)
 
 
 # Data sets of the Hugging Face Hub
@@ -282,15 +256,12 @@ def _record(fields: Mapping[str, Any], text_field: str, where: str, setting: str
 
 def hub_files(source: HubSource) -> list[Path]:
     """The local files that a data set is read from; none if it is on the Hub."""
-    if source.path not in _HUB_FORMATS:
-        folder = Path(source.path).expanduser()
-        return _files_below(folder) if folder.is_dir() else []
-    if source.data_files is None or "://" in source.data_files:
-        return []
-    found = [Path(name) for name in sorted(glob.glob(source.data_files, recursive=True))]
-    if not found:
-        raise DataError(f"data_files={source.data_files} matches no file")
-    return found
+    names = [os.path.expanduser(source.path)]
+    if source.path in _HUB_FORMATS:
+        names = sorted(glob.glob(source.data_files or "", recursive=True))
+        if not names and "://" not in (source.data_files or "://"):
+            raise DataError(f"data_files={source.data_files} matches no file")
+    return [file for name in names for file in _files_below(Path(name))]
 
 
 def read_hub(source: HubSource) -> Iterator[Record]:
@@ -305,35 +276,22 @@ def read_hub(source: HubSource) -> Iterator[Record]:
     import pyarrow
 
     where = source.path if source.data_files is None else f"{source.path} ({source.data_files})"
+    errors = (pyarrow.ArrowException, datasets.exceptions.DatasetsError)
+    return _with_text(_read_rows(source), f"data set {where}", *errors)
+
+
+def _read_rows(source: HubSource) -> Iterator[Record]:
+    import datasets
+
     options = {"name": source.name, "data_files": source.data_files}
     given = {name: value for name, value in options.items() if value is not None}
-    row = 0
-    try:
-        rows = datasets.load_dataset(source.path, split=source.split, streaming=True, **given)
-        for fields in rows:
-            row += 1
-            if source.filter_column is not None:
-                if row == 1 and source.filter_column.split(".")[0] not in fields:
-                    raise DataError(
-                        f"{where}: no column {source.filter_column!r}, only {', '.join(fields)}"
-                    )
-                if not holds(fields, source.filter_column, source.filter_values or []):
-                    continue
-            yield _record(fields, source.column, f"{where}, row {row}", "the source's column")
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        pyarrow.ArrowException,
-        datasets.exceptions.DatasetsError,
-    ) as error:
-        # A failure inside a file is wrapped several times; the innermost cause says what broke.
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise DataError(
-            f"data set {where}: cannot be read after row {row} ({first_line(cause)})"
-        ) from error
+    for fields in datasets.load_dataset(source.path, split=source.split, streaming=True, **given):
+        column, values = source.filter_column, source.filter_values or []
+        if column is not None and column.split(".")[0] not in fields:
+            raise ValueError(f"no column {column!r}, only {', '.join(fields)}")
+        is_wanted = column is None or holds(fields, column, values)
+        # Other rows count as records without text, so that errors have the number of the row.
+        yield _record(fields, source.column) if is_wanted else Record("", {})
 
 
 def check_hub(wanted: str) -> None:
@@ -346,20 +304,18 @@ def check_hub(wanted: str) -> None:
     """
     from huggingface_hub import constants
 
-    advice = "use data=local or data=synthetic, or local files"
-    if constants.HF_HUB_OFFLINE:
-        raise DataError(f"{wanted} needs the Hugging Face Hub, but HF_HUB_OFFLINE is set; {advice}")
     try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
         with urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S):
             pass
     except urllib.error.HTTPError:
         return  # Any answer means that it can be reached.
     except OSError as error:
-        reason = getattr(error, "reason", error)
         raise DataError(
             f"{wanted} needs the Hugging Face Hub, but {constants.ENDPOINT} does not answer "
-            f"({reason}); {advice}"
+            f"({error}); use data=local or data=synthetic, or local files"
         ) from error
 
 

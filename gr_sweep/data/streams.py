@@ -42,11 +42,7 @@ class Stream:
     def __init__(
         self, documents: Sequence[tuple[Shard, np.ndarray]], sequence_length: int, key: tuple
     ) -> None:
-        """
-        Args:
-            documents: shards, and the indices of the documents that are read from each.
-            key: the random orders follow from it and the number of the epoch.
-        """
+        """`documents` are shards, and the indices of those read from each; `key` decides orders."""
         self._shards = [shard for shard, _ in documents]
         self._shard = np.concatenate(
             [np.full(len(chosen), number) for number, (_, chosen) in enumerate(documents)]
@@ -130,10 +126,6 @@ class Mixture:
         ]
         self._streams = streams
         self._num_rows, self._first_row = num_rows, first_row
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(stream.num_tokens for stream in self._streams)
 
     def spans(self, window: int) -> Iterator[Span]:
         """As `Stream.spans`."""

@@ -37,11 +37,7 @@ _CODAS = ("", "", "", "l", "m", "n", "r", "s", "t", "k")
 
 
 def generate(
-    domains: Sequence[str],
-    *,
-    documents: int,
-    overlap: float,
-    seed: int = 0,
+    domains: Sequence[str], *, documents: int, overlap: float, seed: int = 0
 ) -> dict[str, list[str]]:
     """Documents of about 1200 characters by domain, deterministic in the arguments.
 
@@ -103,8 +99,7 @@ class _Grammar:
             kind: [lexicon.word(kind, rank, self._holder(kind, rank)) for rank in range(count)]
             for kind, count in _WORDS.items()
         }
-        shapes = [self._feature("shape", number) for number in range(_NUM_SHAPES)]
-        self.shapes = [_shape(random) for random in shapes]
+        self.shapes = [_shape(self._feature("shape", number)) for number in range(_NUM_SHAPES)]
         self.shape_ends = _zipf_ends(len(self.shapes))
         self.particles = words["particle"]
         # Object arrays, so that a column of words is one indexing operation.
@@ -117,15 +112,11 @@ class _Grammar:
             self.topics[kind] = np.array(words[kind], dtype=object)[np.array(rows)]
         self.ends = {kind: _zipf_ends(count) for kind, count in _TOPIC_WORDS.items()}
         # For each noun of a topic, the index of its usual verb among the topic's verbs.
-        self.habits = np.array(
-            [
-                [self._habit(topic, place) for place in range(_TOPIC_WORDS["noun"])]
-                for topic in range(_NUM_TOPICS)
-            ]
-        )
-
-    def _habit(self, topic: int, place: int) -> int:
-        return int(self._feature("habit", topic, place).random() * _TOPIC_WORDS["verb"])
+        shares = [
+            [self._feature("habit", topic, n).random() for n in range(_TOPIC_WORDS["noun"])]
+            for topic in range(_NUM_TOPICS)
+        ]
+        self.habits = (np.array(shares) * _TOPIC_WORDS["verb"]).astype(int)
 
     def _holder(self, *feature: object) -> str:
         """Who shares this feature with the domain: all, a node, a pair, or nobody.

@@ -3,11 +3,12 @@
 `transformers` takes seconds to import and is imported only for Hugging Face tokenizers.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,22 +47,6 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-class TextTokenizer(Protocol):
-    """What building the cache needs from a tokenizer."""
-
-    vocab_size: int
-    eot_id: int
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The token ids of each text, [tokens] in `token_dtype`, without separator.
-
-        A separator that occurs in a text is tokenised as ordinary text.
-        """
-
-    def save(self, folder: Path) -> None:
-        """Writes a folder that `AutoTokenizer.from_pretrained` loads."""
-
-
 class TrainedTokenizer:
     """A byte-level BPE that tokenises each distinct word once.
 
@@ -76,19 +61,23 @@ class TrainedTokenizer:
         self._backend = backend
         self.vocab_size: int = backend.get_vocab_size()
         self._dtype = token_dtype(self.vocab_size)
-        self._words = _Words(backend, self._dtype)
         self._find_words = re.compile(_WORD).findall
+        self._tokens_of_word = functools.lru_cache(_REMEMBERED_WORDS)(self._encode_word)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """See `TextTokenizer`."""
-        if len(self._words) > _REMEMBERED_WORDS:
-            self._words.clear()
-        words = self._words
-        packed = (b"".join([words[word] for word in self._find_words(text)]) for text in texts)
+        """The token ids of each text, [tokens] in `token_dtype`, without separator.
+
+        A separator that occurs in a text is tokenised as ordinary text.
+        """
+        packed = (b"".join(map(self._tokens_of_word, self._find_words(text))) for text in texts)
         return [np.frombuffer(ids, dtype=self._dtype) for ids in packed]
 
+    def _encode_word(self, word: str) -> bytes:
+        ids = self._backend.encode(word, add_special_tokens=False).ids
+        return np.array(ids, dtype=self._dtype).tobytes()
+
     def save(self, folder: Path) -> None:
-        """See `TextTokenizer`."""
+        """Writes a folder that `AutoTokenizer.from_pretrained` loads."""
         folder.mkdir(parents=True, exist_ok=True)
         self._backend.save(str(folder / "tokenizer.json"))
         config = {
@@ -97,21 +86,6 @@ class TrainedTokenizer:
             "clean_up_tokenization_spaces": False,
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-class _Words(dict[str, bytes]):
-    """The bytes of each word's token ids, filled on demand."""
-
-    def __init__(self, backend: "Tokenizer", dtype: np.dtype) -> None:
-        super().__init__()
-        self._encode = backend.encode
-        self._dtype = dtype
-
-    def __missing__(self, word: str) -> bytes:
-        ids = self._encode(word, add_special_tokens=False).ids
-        packed = np.array(ids, dtype=self._dtype).tobytes()
-        self[word] = packed
-        return packed
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> TrainedTokenizer:
@@ -164,27 +138,18 @@ class PretrainedTokenizer:
         # Some vocabularies have gaps: the number of tokens can be below the largest id.
         self.vocab_size: int = max(len(hf_tokenizer), max(hf_tokenizer.get_vocab().values()) + 1)
         self._dtype = token_dtype(self.vocab_size)
-        self._backend = hf_tokenizer.backend_tokenizer if hf_tokenizer.is_fast else None
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """See `TextTokenizer`."""
-        if self._backend is None:
-            lists = self._hf_tokenizer(
-                list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
-            )["input_ids"]
-        else:
-            self._backend.encode_special_tokens = True
-            self._backend.no_truncation()
-            self._backend.no_padding()
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-            lists = [encoding.ids for encoding in encodings]
+        """As `TrainedTokenizer.encode`."""
+        lists = self._hf_tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
         return [np.array(ids, dtype=self._dtype) for ids in lists]
 
     def save(self, folder: Path) -> None:
-        """See `TextTokenizer`."""
-        if self._backend is not None:
-            # It is saved, and special tokens such as `<|im_start|>` must stay special.
-            self._backend.encode_special_tokens = False
+        """Writes a folder that `AutoTokenizer.from_pretrained` loads."""
+        # How it was last called is saved, and special tokens such as `<|im_start|>` stay special.
+        self._hf_tokenizer("", split_special_tokens=False)
         self._hf_tokenizer.save_pretrained(folder)
 
 
@@ -209,19 +174,14 @@ def load_tokenizer(name: str, gguf_file: str | None = None) -> PretrainedTokeniz
             check_hub(f"tokenizer {name}")
             hf_tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError, KeyError, RecursionError) as error:
-        raise DataError(
-            f"tokenizer {name} cannot be loaded ({first_line(error)}); expected a folder or a name "
-            "on the Hugging Face Hub"
-        ) from error
+        raise DataError(f"tokenizer {name} cannot be loaded ({first_line(error)})") from error
     return PretrainedTokenizer(hf_tokenizer, name)
 
 
 def tokenizer_files(name: str, gguf_file: str | None = None) -> list[Path]:
     """The files of a tokenizer in a local folder; none for a name on the Hub."""
     folder = Path(name)
-    if not folder.is_dir():
-        return []
-    if gguf_file is not None:
+    if gguf_file is not None and folder.is_dir():
         return [folder / gguf_file]
     patterns = ("*token*", "vocab*", "merges*", "*.model", "special_tokens_map.json")
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})

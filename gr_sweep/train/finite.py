@@ -36,18 +36,7 @@ def describe_bad_batch(
         found = torch.ones_like(rows_MN).nonzero().tolist()  # any row may have caused the gradient
     rows = []
     for micro, row in found:
-        label, parts = batches.row_parts(step, micro, row)
-        documents = [
-            {
-                "domain": part.domain,
-                "document": part.document,
-                "id": part.id,
-                "from_token": part.first,
-                "num_tokens": part.num_tokens,
-                "begins": part.begins.tolist(),
-            }
-            for part in parts
-        ]
+        label, documents = batches.row_parts(step, micro, row)
         rows.append({"micro_batch": micro, "row": row, "label": label, "documents": documents})
     what = "loss" if is_loss else f"gradient norm of {', '.join(_not_finite(grad_norms))}"
     where = _documents(document for row in rows for document in row["documents"])

@@ -24,7 +24,7 @@ model=hf model.path=a/b/c               | invalid value for model.path: 'a/b/c'
 train.steps=[1]                         | invalid value for train.steps: '[1]'
 train.steps=99999999999999999999        | expected a number of at most 9007199254740992
 train.steps.x=1                         | train.steps has no settings below it
-train.batch_sequences=7                 | use a multiple of 3 (6 or 9)
+train.batch_sequences=7                 | use 6 or 9
 baselines=[dense]                       | add -m
 plan.mlp_shared=1                       | plan.mlp_shared
 data=local data.root=afile              | data.root=afile is not a folder

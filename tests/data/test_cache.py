@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from gr_sweep.data import cache
 from gr_sweep.data.cache import CONTENTS, MANIFEST, digests, open_or_build
 from gr_sweep.errors import DataError, GrSweepError
 
@@ -84,11 +83,8 @@ def test_a_build_that_fails_leaves_nothing_and_the_next_one_works(tmp_path, erro
 
 
 def change_a_byte(folder: Path) -> None:
-    """One bit; the time of change stays, as when a disk loses one."""
     path = folder / "tokens"
-    status = path.stat()
     path.write_bytes(b"\x01" + path.read_bytes()[1:])
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @pytest.mark.parametrize(
@@ -108,20 +104,6 @@ def test_a_damaged_cache_is_built_again_with_a_warning(tmp_path, caplog, damage)
     assert "is damaged; building it again (" in caplog.text
     assert (folder / "tokens").read_bytes() == bytes(range(100))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "cache.lock"]
-
-
-def test_a_large_file_is_read_again_only_after_it_changed(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(cache, "ALWAYS_READ_BYTES", 50)
-    folder = tmp_path / "cache"
-    open_or_build(folder, build)
-    old = time.time() - 100
-    os.utime(folder / "tokens", (old, old))
-    open_or_build(folder, never)
-    change_a_byte(folder)
-    open_or_build(folder, never)
-    os.utime(folder / "tokens")
-    open_or_build(folder, build)
-    assert "building it again (tokens does not have the content" in caplog.text
 
 
 def test_digests_follow_the_content_and_not_the_name(tmp_path):

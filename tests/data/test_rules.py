@@ -15,7 +15,6 @@ def test_the_source_is_the_first_part_of_the_label_unless_it_is_named():
     assert found.sources == ["biology", "books"]
     assert found.domain_of("biology", "text", {}) == "biology/virology"
     assert found.domain_of("books", "text", {}) == "tales"
-    assert found.domain_of("code", "text", {}) is None
     assert found.domains_of("books") == ["tales"]
 
 

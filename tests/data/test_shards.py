@@ -2,9 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gr_sweep.data.heldout import heldout_chunks
 from gr_sweep.data.shards import Shard, ShardWriter, join, open_shard
-from gr_sweep.data.streams import Stream, read_window
 
 DTYPE = np.dtype(np.uint16)
 
@@ -23,7 +21,6 @@ def written(folder: Path, seed: int, num_documents: int = 30) -> Shard:
         for number in range(num_documents):
             tokens = random.integers(10, 1000, random.integers(0, 40)).astype(DTYPE)
             writer.add(tokens, int(random.integers(100)), 1000 * seed + number)
-        writer.close()
     return open_shard(folder, str(seed), DTYPE)
 
 
@@ -32,7 +29,6 @@ def test_a_shard_comes_back_as_it_was_written(tmp_path):
         writer.add(np.array([1, 2, 3], dtype=DTYPE), 11, 2**63 + 5)
         writer.add(np.array([], dtype=DTYPE), 0, 1)
         writer.add(np.array([4], dtype=DTYPE), 5, 2)
-        writer.close()
     shard = open_shard(tmp_path, "a", DTYPE)
     assert documents_of(shard) == [([1, 2, 3, 7], 11, 2**63 + 5), ([7], 0, 1), ([4, 7], 5, 2)]
     assert (shard.num_documents, shard.num_tokens) == (3, 7)
@@ -59,21 +55,3 @@ def test_joined_shards_are_their_documents_one_shard_after_another(tmp_path):
     assert documents_of(joined) == expected
     assert documents_of(joined.subset([61, 0, 31])) == [expected[i] for i in (61, 0, 31)]
     assert np.shares_memory(joined.document(0), one.arrays[0]), "no token is copied"
-
-
-def test_a_stream_and_an_evaluation_read_the_same_from_a_view_and_from_a_copy(tmp_path):
-    one, two = written(tmp_path, 1), written(tmp_path, 2)
-    view = join([one.subset(np.arange(0, 30, 2)), two.subset(np.arange(29, -1, -1))])
-    tokens = np.concatenate([view.document(i) for i in range(45)])
-    offsets = np.concatenate([[0], np.cumsum(view.lengths)])
-    copy = Shard.packed(tokens, offsets, view.num_bytes, view.ids)
-    streams = [Stream([(shard, np.arange(40))], 8, ("key",)) for shard in (view, copy)]
-    rows = np.empty((2, 9), np.int64)
-    for window in range(2 * streams[0].num_windows):
-        for stream, row in zip(streams, rows, strict=True):
-            read_window(stream, window, row)
-        assert np.array_equal(*rows)
-    limits = dict(tokens=400, document_tokens=20, sequence_length=8, eot_id=7)
-    ours, theirs = (heldout_chunks(shard, **limits) for shard in (view, copy))
-    assert np.array_equal(ours.input_ids, theirs.input_ids)
-    assert np.array_equal(ours.targets, theirs.targets) and ours.ids == theirs.ids

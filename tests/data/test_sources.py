@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gr_sweep.config import DataConfig, DataKind, DomainConfig, HubSource
+from gr_sweep.config import DataConfig, DataKind, HubSource
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.data.sources import check_hub, hub_files, local_files, read_file, read_hub
 from gr_sweep.errors import DataError, GrSweepError
@@ -107,21 +107,20 @@ def test_paths_take_globs_and_names_with_odd_characters(tmp_path):
 # What cannot be read
 
 EMPTY = "domain a is empty"
-NOT_JSON = "a.jsonl, line 1: expected one JSON object"
 FILES: dict[str, tuple[str, bytes, str]] = {
-    "gzip that is cut off": ("a.jsonl.gz", GZIP[:-4], "a.jsonl.gz: cannot be read"),
-    "zstandard that is cut off": ("a.txt.zst", ZSTD[:-2], "a.txt.zst: cannot be read"),
-    "text that is Parquet": ("a.txt", PARQUET, "a.txt: expected UTF-8 text"),
+    "gzip that is cut off": ("a.jsonl.gz", GZIP[:-4], "a.jsonl.gz: cannot read record 61"),
+    "zstandard that is cut off": ("a.txt.zst", ZSTD[:-2], "a.txt.zst: cannot read"),
+    "text that is Parquet": ("a.txt", PARQUET, "a.txt: cannot read"),
     "lines of blank text": ("a.jsonl", b'{"text": " \\n"}\n' * 9, EMPTY),
-    "cut within a line": ("a.jsonl", GOOD + b'{"text": "abc', "line 61: expected one JSON object"),
-    "a JSON array": ("a.json", b'[{"text": "x"}]', "line 1: expected a JSON object, got list"),
-    "text is a list": ("a.jsonl", b'{"text": ["x"]}\n', "expected text in field 'text', got list"),
-    "half a surrogate": ("a.jsonl", b'{"text": "a\\udfffb"}\n', "expected Unicode text"),
-    "a name with escapes": ("a.jsonl", b'{"\\u001b[2J\\n": "x"}\n', r"only \x1b[2J"),
-    "deep lists": ("a.jsonl", b"[" * DEEP + b"]" * DEEP, NOT_JSON),
-    "Parquet that is cut off": ("a.parquet", PARQUET[:-10], "cannot be read as Parquet"),
-    "Parquet, no text": ("a.parquet", parquet({"text": ["x", None]}), "row 2: expected text"),
-    "hidden files only": ("a/.x.jsonl", GOOD, "contains no file"),
+    "cut within a line": ("a.jsonl", GOOD + b'\n{"text": "abc', "a.jsonl: cannot read record 62"),
+    "a JSON array": ("a.json", b'[{"text": "x"}]', "expected text in field 'text'"),
+    "text is a list": ("a.jsonl", b'{"text": ["x"]}\n', "expected text in field 'text'"),
+    "half a surrogate": ("a.jsonl", b'{"text": "a\\udfffb"}\n', "cannot read record 1"),
+    "a name with escapes": ("a.jsonl", b'{"\\u001b[2J\\n": "x"}\n', r"fields are \x1b[2J"),
+    "deep lists": ("a.jsonl", b"[" * DEEP + b"]" * DEEP, "cannot read record 1"),
+    "Parquet that is cut off": ("a.parquet", PARQUET[:-10], "a.parquet: cannot read"),
+    "Parquet, no text": ("a.parquet", parquet({"text": ["x", None]}), "cannot read record 2"),
+    "hidden files only": ("a/.x.jsonl", GOOD, "source a has no file"),
 }
 
 
@@ -133,17 +132,17 @@ def text(tmp_path: Path) -> Path:
     return tmp_path / "text"
 
 
-def prepare(text: Path, rule: DomainConfig | None = None, **changes: object) -> None:
+def prepare(text: Path, **changes: object) -> None:
     data = {"kind": DataKind.local, "root": str(text), "vocab_size": 300}
     data["cache"] = str(text.parent / "cache")
     with within():
-        prepare_data(DataConfig(**data | changes), partition("a", "b", a=rule or DomainConfig()))
+        prepare_data(DataConfig(**data | changes), partition("a", "b"))
 
 
-def assert_refused(text: Path, said: str, rule: DomainConfig | None = None, **changes) -> None:
+def assert_refused(text: Path, said: str, **changes: object) -> None:
     before = contents(text)
     with pytest.raises(GrSweepError) as refusal:
-        prepare(text, rule, **changes)
+        prepare(text, **changes)
     assert said in str(refusal.value) and is_one_line(str(refusal.value))
     assert contents(text) == before
     assert [path for path in (text.parent / "cache").glob("*") if path.suffix != ".lock"] == []
@@ -157,9 +156,9 @@ def test_a_file_that_cannot_be_read_is_one_line_and_leaves_nothing(text, name, c
 
 
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing": (lambda text: None, "contains neither a folder a nor a file a.jsonl"),
-    "a pipe": (lambda text: os.mkfifo(text / "a.jsonl"), "contains neither"),
-    "a link to itself": (lambda text: (text / "a").symlink_to("a"), "contains no file"),
+    "nothing": (lambda text: None, "source a has no file"),
+    "a pipe": (lambda text: os.mkfifo(text / "a.jsonl"), "source a has no file"),
+    "a link to itself": (lambda text: (text / "a").symlink_to("a"), "source a has no file"),
     "a file and a folder": (
         lambda text: ((text / "a.jsonl").write_bytes(GOOD), (text / "a").mkdir()),
         "choose one with data.paths.a",
@@ -178,22 +177,10 @@ def test_a_path_without_a_file_is_refused(text, given):
     assert_refused(text, "file", paths={"a": given})
 
 
-def test_a_domain_that_no_document_fits_is_named_with_its_rule(text):
-    (text / "a.jsonl").write_bytes(GOOD)
-    rule = DomainConfig(field="text.b.c", values=["x"], pattern="nowhere", count=3)
-    assert_refused(text, "text.b.c in ['x'] and 3 matches of 'nowhere'", rule)
-
-
 def test_a_word_of_a_megabyte_does_not_stop_the_tokenizer(text):
     """Training a tokenizer takes the square of a word's length."""
     write_lines(text / "a.jsonl", [{"text": f"{n} y{'x' * 500_000}"} for n in range(2)])
     prepare(text)
-
-
-def test_a_cache_below_a_file_is_one_line(text):
-    (text / "a.jsonl").write_bytes(GOOD)
-    (text.parent / "file").write_text("x")
-    assert_refused(text, "cannot be written", cache=str(text.parent / "file" / "x"))
 
 
 SHORT = GOOD[:400]
@@ -207,7 +194,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("kind", WHOLE)
 @settings(
-    max_examples=30,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -248,10 +235,10 @@ def test_hub_reads_local_files_in_its_formats_with_a_filter(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"column": "body"}, "row 1: no field 'body', only text, tag"),
+        ({"column": "body"}, "record 1 (expected text in field 'body'; the fields are text, tag)"),
         ({"filter_column": "language", "filter_values": ["en"]}, "no column 'language'"),
         ({"data_files": "nowhere/*.json"}, "matches no file"),
-        ({}, "a.jsonl): cannot be read after row"),
+        ({}, "a.jsonl): cannot read record"),
     ],
 )
 def test_hub_errors_are_one_line_that_names_the_data_set(tmp_path, changes, said):

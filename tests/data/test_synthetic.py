@@ -21,7 +21,7 @@ def shared(one: Counter[str], other: Counter[str]) -> float:
     return sum(min(one[word] / total, other[word] / other_total) for word in one)
 
 
-def shared_words(domains: list[str], overlap: float, documents: int = 300) -> dict:
+def shared_words(domains: list[str], overlap: float, documents: int = 150) -> dict:
     counts = {
         domain: words(texts)
         for domain, texts in generate(domains, documents=documents, overlap=overlap).items()
@@ -35,28 +35,16 @@ def test_text_does_not_change_while_the_generator_has_this_number():
     assert (GENERATOR, digest) == (1, "e84c254e0e1a093c")
 
 
-def test_documents_are_sentences_of_a_readable_length():
-    texts = generate(THREE, documents=200, overlap=0.5)["code"]
-    assert len(texts) == len(set(texts)) == 200
-    assert 900 < sum(map(len, texts)) / len(texts) < 1600
-    assert re.fullmatch(r"([A-Z][a-z]+,?( [a-z]+,?)+\.[ \n]*)+", texts[0])
-
-
 def test_what_is_shared_rises_with_overlap():
     means = []
-    for overlap in (0.0, 0.25, 0.5, 0.75, 1.0):
+    for overlap in (0.0, 0.5, 1.0):
         shares = shared_words(THREE, overlap).values()
         means.append(sum(shares) / len(shares))
     assert means == sorted(means) and means[0] == 0 and means[-1] > 0.9
-    assert all(later - earlier > 0.05 for earlier, later in pairwise(means))
+    assert all(later - earlier > 0.1 for earlier, later in pairwise(means))
 
 
 def test_siblings_in_the_tree_share_more_than_others():
-    shares = shared_words(["biology/cell", "biology/virology", "code", "creative"], 0.5, 500)
+    shares = shared_words(["biology/cell", "biology/virology", "code", "creative"], 0.5)
     siblings = shares.pop(("biology/cell", "biology/virology"))
     assert siblings > max(shares.values()) + 0.05
-
-
-def test_any_list_of_labels_works():
-    for domains in (["one"], ["a", "a/b", "a/b/c"], [f"d{number}" for number in range(9)]):
-        assert list(generate(domains, documents=3, overlap=0.5)) == domains

@@ -23,7 +23,7 @@ def trained():
     return train_tokenizer(SAMPLE, 600)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 @example("a \n b\n\n  c\t\td   ")
 @example("'s 'll'x  \x0b\x0c\r\n\u00a0\u2003\u3000. \x00")
@@ -38,31 +38,11 @@ def test_words_looked_up_give_the_tokens_of_the_whole_text(trained, text):
     assert backend.decode(ids.tolist(), skip_special_tokens=False) == text
 
 
-def test_the_separator_is_id_0_and_never_comes_from_text(trained):
-    assert trained.eot_id == 0
-    assert trained._backend.token_to_id(END_OF_TEXT) == 0
-    assert 0 not in trained.encode([f"one {END_OF_TEXT}two{END_OF_TEXT}"])[0]
-
-
 def test_training_is_deterministic_and_keeps_to_the_vocabulary():
     one, two = train_tokenizer(SAMPLE, 500), train_tokenizer(SAMPLE, 500)
     assert one._backend.to_str() == two._backend.to_str()
     assert one.vocab_size == 500
     assert train_tokenizer(["ab ab"], 500).vocab_size < 265
-
-
-def test_transformers_loads_the_saved_tokenizer(trained, tmp_path):
-    from transformers import AutoTokenizer
-
-    trained.save(tmp_path)
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded.eos_token == END_OF_TEXT and loaded.eos_token_id == 0
-    assert len(loaded) == trained.vocab_size
-    for text in SAMPLE:
-        assert (
-            loaded(text, add_special_tokens=False)["input_ids"]
-            == trained.encode([text])[0].tolist()
-        )
 
 
 def test_a_hugging_face_tokenizer_gives_the_tokens_that_transformers_gives(trained, tmp_path):

@@ -15,7 +15,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gr_sweep.config import TrainConfig
-from gr_sweep.data.batches import RowPart
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
@@ -58,13 +57,20 @@ class FixedBatches:
             for micro in range(self.num_micro_batches)
         ]
 
-    def row_parts(self, step: int, micro: int, row: int) -> tuple[str, list[RowPart]]:
+    def row_parts(self, step: int, micro: int, row: int) -> tuple[str, list[dict]]:
         """Two documents in each row, of four and three tokens."""
         label = [label for label, count in self.counts.items() for _ in range(count)][row]
-        begins = self.step(step)[micro][row][:2]
+        begins = self.step(step)[micro][row][:2].tolist()
         parts = [
-            RowPart(label, 100 * step + 10 * row + place, "0" * 16, 0, start, count, begins)
-            for place, (start, count) in enumerate([(0, 4), (4, 3)])
+            {
+                "domain": label,
+                "document": 100 * step + 10 * row + place,
+                "id": "0" * 16,
+                "from_token": 0,
+                "num_tokens": num_tokens,
+                "begins": begins,
+            }
+            for place, num_tokens in enumerate([4, 3])
         ]
         return label, parts
 
