@@ -64,7 +64,7 @@ def copied(finished, tmp_path):
 
 def variants(folder) -> list[tuple[str, str | None]]:
     """Kind and part of what the model has written after each prompt: after all the same."""
-    found = [[(s.kind, s.part) for s in prompt.samples] for prompt in read_samples(folder)]
+    found = [[(s["kind"], s["part"]) for s in p["samples"]] for p in read_samples(folder)]
     assert all(of_prompt == found[0] for of_prompt in found)
     return found[0]
 
@@ -94,8 +94,8 @@ def test_a_job_leaves_every_file_and_every_metric(finished):
     ]  # fmt: skip
     assert set(summary["files"]) == {"plan.json", "document_losses.csv", "samples.json"}
     written = read_samples(finished, summary["files"]["samples.json"])
-    assert [prompt.domain for prompt in written] == DOMAINS
-    assert all(len(prompt.prompt) > 20 < len(prompt.reference) for prompt in written)
+    assert [prompt["domain"] for prompt in written] == DOMAINS
+    assert all(len(p["prompt"]) > 20 < len(p["reference"]) for p in written)
     assert summary["command"] == "gr-sweep a=1" and summary["domains"] == DOMAINS
     assert set(summary["fingerprints"]) == {"code", "config", "text"}
     rows = rows_of(finished)
@@ -147,7 +147,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
     assert same == first != other
     a, b, c = map(read_samples, (finished, tmp_path / "b", tmp_path / "c"))
     assert a == b
-    prompts = [[(p.document, p.prompt, p.reference) for p in written] for written in (a, c)]
+    prompts = [[(p["document"], p["prompt"], p["reference"]) for p in of] for of in (a, c)]
     assert prompts[0] == prompts[1] and a != c
 
 

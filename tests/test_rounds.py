@@ -109,8 +109,8 @@ def test_the_jobs_own_table_is_by_the_partition_and_reads_what_other_jobs_read(
     rows = read_losses(folder / "document_losses.csv")
     assert {row.domain for row in rows} == set(DOMAINS)
     assert {row.part for row in rows} == {"", *DOMAINS}
-    samples = [sample for prompt in read_samples(folder) for sample in prompt.samples]
-    assert {(s.kind, s.part) for s in samples} == {
+    samples = [sample for prompt in read_samples(folder) for sample in prompt["samples"]]
+    assert {(s["kind"], s["part"]) for s in samples} == {
         ("full", None), *(("removed", d) for d in DOMAINS), *(("kept", d) for d in DOMAINS),
     }  # fmt: skip
     fixed = make_config(procedure={"name": ProcedureKind.fixed}, steps=1)
@@ -124,7 +124,7 @@ def test_the_jobs_own_table_is_by_the_partition_and_reads_what_other_jobs_read(
         tmp_path / "fixed" / "document_losses.csv"
     )
     begins = [
-        [(prompt.domain, prompt.document, prompt.prompt) for prompt in read_samples(of)]
+        [[p["domain"], p["document"], p["prompt"]] for p in read_samples(of)]
         for of in (folder, tmp_path / "fixed")
     ]
     assert begins[0] == begins[1] and len(begins[0]) == len(DOMAINS)

@@ -5,6 +5,7 @@ and differs in method, plan and label noise only. A dense run on one domain is a
 domain's expert instead. Metrics without a baseline are absent.
 """
 
+import dataclasses
 import enum
 import functools
 import typing
@@ -27,15 +28,26 @@ from gr_sweep.domains import ancestors, expand
 from gr_sweep.errors import ConfigError, DataError, PlanError
 from gr_sweep.jobdir import DOCUMENT_LOSSES, PLAN, RELEARN, check_files
 from gr_sweep.layout import expert_widths, width_of_size
-from gr_sweep.metrics.compare import Baselines, compare_relearn, summarize_and_compare
+from gr_sweep.metrics.compare import (
+    Baselines,
+    attacks,
+    compare_relearn,
+    summarize_and_compare,
+)
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, read_relearn
+from gr_sweep.report.round_files import with_leaf_tax
 from gr_sweep.report.sweep import DENSE, Job, alike
 from gr_sweep.routing.plan import RoutePlan
 
+_RECOMPUTED = ("loss/", "bits_per_byte/", "utility/", "separability/", "robustness/", "mean_")
+"""Prefixes of the metrics that come from the tables of losses."""
 _WIDTH = "model.intermediate_size"
 _WIDEST_GAP = 2.5
 """Largest ratio of tokens between neighbouring dense runs of a curve. Over a wider gap the loss is
 too far from linear in the logarithm of tokens."""
+
+_Group = TypeVar("_Group")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,53 +176,49 @@ class JobTables:
         )
         return (float(self.job.settings.get("partition.mislabelled", 0.0)), *hidden)
 
-    def is_alone_for(self, job: "JobTables") -> bool:
-        """Whether this is a run on one domain, of the job's length and as wide as its expert."""
-        width = None if self.alone is None else job.expert_widths.get(self.alone)
-        has_length = job.tokens is not None and self.tokens == job.tokens
-        return has_length and width is not None and self.width == width
 
-
-@dataclass(frozen=True, kw_only=True)
-class Joined:
-    """Metrics from a job's tables and those of its baselines."""
-
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    smallest_share: float | None
-    """Tokens of the shortest dense run, as a fraction of the job's."""
-    is_shorter_dense: bool
-    """Whether the job is a dense run that only longer jobs need."""
-    dense: Sequence[DocumentLoss] | None
-    """Table of the dense baseline."""
-
-
-def joined(jobs: Mapping[str, JobTables]) -> dict[str, Joined]:
-    """Metrics of each job, by name."""
+def with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables]) -> list[Job]:
+    """The jobs with metrics recomputed from their tables, which are given by the jobs' names, and
+    those of their baselines. A job without tables is as it was."""
     by_context: dict[str, list[JobTables]] = {}
-    for own in jobs.values():
+    for own in tables.values():
         by_context.setdefault(own.alike, []).append(own)
-    found = {}
-    for name, own in jobs.items():
-        others, domains = by_context[own.alike], own.job.domains
-        is_shorter_dense = _is_shorter_dense(own, [o for o in others if o.width == own.width])
-        # A run that is only a point of other jobs' curves is compared with nothing itself.
-        baselines = Baselines() if is_shorter_dense else baselines_of(own, others)
-        seed, resamples = own.job.seed, int(own.job.settings.get("eval.bootstrap", 1000))
-        metrics, intervals = summarize_and_compare(
-            own.losses, baselines, domains, seed=seed, resamples=resamples, blocks=own.owners
+    return [
+        _with_baselines(tables[job.name], by_context[tables[job.name].alike])
+        if job.name in tables
+        else dataclasses.replace(
+            job, rounds=[with_leaf_tax(of, job.domains, [], None) for of in job.rounds]
         )
-        attacked, attacked_intervals = compare_relearn(
-            own.relearn, baselines, domains, seed=seed, resamples=resamples
-        )
-        found[name] = Joined(
-            metrics=metrics | attacked,
-            intervals=intervals | attacked_intervals,
-            smallest_share=min(baselines.shorter, default=None) if baselines.dense else None,
-            is_shorter_dense=is_shorter_dense,
-            dense=baselines.dense,
-        )
-    return found
+        for job in jobs
+    ]
+
+
+def _with_baselines(own: JobTables, others: Sequence[JobTables]) -> Job:
+    job, domains = own.job, own.job.domains
+    is_shorter_dense = _is_shorter_dense(own, [o for o in others if o.width == own.width])
+    # A run that is only a point of other jobs' curves is compared with nothing itself.
+    baselines = Baselines() if is_shorter_dense else baselines_of(own, others)
+    seed, resamples = job.seed, int(job.settings.get("eval.bootstrap", 1000))
+    metrics, intervals = summarize_and_compare(
+        own.losses, baselines, domains, seed=seed, resamples=resamples, blocks=own.owners
+    )
+    attacked, attacked_intervals = compare_relearn(
+        own.relearn, baselines, domains, seed=seed, resamples=resamples
+    )
+    parts = dict.fromkeys(row.part for row in own.relearn)
+    return dataclasses.replace(
+        job,
+        metrics=_not_recomputed(job.metrics) | metrics | attacked,
+        intervals=_not_recomputed(job.intervals) | intervals | attacked_intervals,
+        attacks={part: attacks(own.relearn, part, domains) for part in parts},
+        smallest_share=min(baselines.shorter, default=None) if baselines.dense else None,
+        is_shorter_dense=is_shorter_dense,
+        rounds=[with_leaf_tax(of, domains, own.losses, baselines.dense) for of in job.rounds],
+    )
+
+
+def _not_recomputed(by_key: Mapping[str, _Value]) -> dict[str, _Value]:
+    return {key: value for key, value in by_key.items() if not key.startswith(_RECOMPUTED)}
 
 
 def baselines_of(job: JobTables, others: Iterable[JobTables]) -> Baselines:
@@ -229,8 +237,9 @@ def baselines_of(job: JobTables, others: Iterable[JobTables]) -> Baselines:
     for other in others:
         if job.tokens is None or other.tokens is None:
             continue
-        if other.alone is not None and other.is_alone_for(job):
-            alone.setdefault(other.alone, other)
+        expert_width = None if other.alone is None else job.expert_widths.get(other.alone)
+        if expert_width is not None and other.width == expert_width and other.tokens == job.tokens:
+            alone.setdefault(str(other.alone), other)
         if other.width != job.width:
             continue
         if other.method == DENSE and other.tokens < job.tokens:
@@ -292,9 +301,6 @@ def _check_sizes(
         size = row.tokens, row.bytes
         if sizes.setdefault((*place, row.document), size) != size:
             raise DataError(f"{path}: document {row.document} of {row.domain} has two sizes")
-
-
-_Group = TypeVar("_Group")
 
 
 def _group(kind: type[_Group], settings: Mapping[str, Any], prefix: str) -> _Group:

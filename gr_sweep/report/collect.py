@@ -7,17 +7,15 @@ baselines among the jobs. Reads files only; never imports torch.
 
 import dataclasses
 import logging
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import UNROUTED, is_number
 from gr_sweep.errors import DataError
 from gr_sweep.jobdir import METRICS, SAMPLES, SUMMARY, flatten, job_folders, read_summary
-from gr_sweep.metrics.compare import attacks
-from gr_sweep.report.baselines import JobTables, joined
-from gr_sweep.report.round_files import read_rounds, with_leaf_tax
+from gr_sweep.report.baselines import JobTables, with_baselines
+from gr_sweep.report.round_files import read_rounds
 from gr_sweep.report.samples import read_samples
 from gr_sweep.report.sweep import DENSE, ROUTED, Job, Sweep, Unfinished, shown, varied_settings
 from gr_sweep.tracking.jsonl import read_rows
@@ -32,16 +30,8 @@ _EDGES_ORDER = (DENSE, "none", "weight", "act", "both")
 _GROUPS_ORDER = (*(method.value for method in UNROUTED), "shorter", ROUTED)
 _MOST_RESAMPLES = 1_000_000
 """More would fill the memory."""
-_RECOMPUTED = ("loss/", "bits_per_byte/", "utility/", "separability/", "robustness/", "mean_")
-"""Prefixes of the metrics that come from the tables of losses."""
-
-Value = TypeVar("Value")
 
 logger = logging.getLogger(__name__)
-
-
-class _BrokenError(Exception):
-    """A file of a job does not hold what it should."""
 
 
 def read_sweep(folder: Path, only: Collection[Path] | None = None) -> Sweep:
@@ -64,54 +54,23 @@ def read_sweep(folder: Path, only: Collection[Path] | None = None) -> Sweep:
     for entry in folders:
         history = read_rows(entry / METRICS)
         try:
-            job, summary = _read_job(entry)
-        except _BrokenError as error:
+            job, files = _read_job(entry)
+        except DataError as error:
             step = max((row["step"] for row in history), default=None)
             unfinished.append(Unfinished(name=entry.resolve().name, step=step, why=str(error)))
             continue
-        digest = summary.get("files", {}).get(SAMPLES)
-        job = dataclasses.replace(
-            job, history=history, rounds=read_rounds(entry), samples=read_samples(entry, digest)
-        )
+        samples = read_samples(entry, files.get(SAMPLES))
+        job = dataclasses.replace(job, history=history, rounds=read_rounds(entry), samples=samples)
         finished.append(job)
         try:
-            found = JobTables.read(entry, job, summary.get("files", {}))
-            if found is not None:
+            if (found := JobTables.read(entry, job, files)) is not None:
                 tables[job.name] = found
         except (DataError, OSError) as error:
             logger.warning("%s; using the metrics in the summary of %s", error, job.name)
-    finished = _with_baselines(finished, tables)
+    finished = with_baselines(finished, tables)
     varied = varied_settings([job.settings for job in finished])
     finished.sort(key=lambda job: _report_order(job, varied))
     return Sweep(name=folder.resolve().name, folder=folder, jobs=finished, unfinished=unfinished)
-
-
-def _with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables]) -> list[Job]:
-    """The jobs with metrics recomputed from their tables and those of their baselines."""
-    found = joined(tables)
-    with_baselines = []
-    for job in jobs:
-        own = tables.get(job.name)
-        if own is not None:
-            of_job = found[job.name]
-            parts = dict.fromkeys(row.part for row in own.relearn)
-            job = dataclasses.replace(
-                job,
-                metrics=_not_recomputed(job.metrics) | of_job.metrics,
-                intervals=_not_recomputed(job.intervals) | of_job.intervals,
-                attacks={part: attacks(own.relearn, part, job.domains) for part in parts},
-                smallest_share=of_job.smallest_share,
-                is_shorter_dense=of_job.is_shorter_dense,
-            )
-        losses = [] if own is None else own.losses
-        dense = None if own is None else found[job.name].dense
-        rounds = [with_leaf_tax(of, job.domains, losses, dense) for of in job.rounds]
-        with_baselines.append(dataclasses.replace(job, rounds=rounds))
-    return with_baselines
-
-
-def _not_recomputed(by_key: Mapping[str, Value]) -> dict[str, Value]:
-    return {key: value for key, value in by_key.items() if not key.startswith(_RECOMPUTED)}
 
 
 def results(sweep: Sweep, value: Callable[[Any], Any] = shown) -> "pd.DataFrame":
@@ -154,51 +113,40 @@ def _report_order(job: Job, varied: Sequence[str]) -> tuple[Any, ...]:
     return (edges, group, *ranks, job.name)
 
 
-def _read_job(folder: Path) -> tuple[Job, dict[str, Any]]:
-    """The job of a folder, and its summary."""
+def _read_job(folder: Path) -> tuple[Job, dict[str, str]]:
+    """The job of a folder, and the digests of its files.
+
+    Raises:
+        DataError: it has no summary, or one that is damaged.
+    """
     path = folder / SUMMARY
     if not path.exists():
-        raise _BrokenError("not finished")
+        raise DataError("not finished")
     try:
         summary = read_summary(path)
-    except (OSError, DataError) as error:
-        raise _BrokenError(f"summary.json cannot be read: {error}") from error
-    if summary.get("format") != SUMMARY_FORMAT:
-        raise _BrokenError(
-            f"summary.json has format {summary.get('format')!r}; "
-            f"this version reads {SUMMARY_FORMAT}"
-        )
-    for name, kind in (
-        ("metrics", dict), ("intervals", dict), ("config", dict), ("domains", list),
-        ("environment", dict), ("fingerprints", dict), ("files", dict),
-    ):  # fmt: skip
-        if not isinstance(summary.get(name, {} if name == "files" else None), kind):
-            raise _BrokenError(f"summary.json lacks {name!r}, or it is not a {kind.__name__}")
-    intervals = {}
-    for key, bounds in summary["intervals"].items():
-        if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))):
-            raise _BrokenError(f"summary.json: the interval of {key} is not a pair of numbers")
-        intervals[key] = (float(bounds[0]), float(bounds[1]))
-    config = summary["config"]
-    for name, value, most in (
-        ("seed", config.get("seed", 0), sys.maxsize),
-        ("eval.bootstrap", flatten(config).get("eval.bootstrap", 0), _MOST_RESAMPLES),
-    ):
-        if type(value) is not int or not 0 <= value <= most:
-            raise _BrokenError(
-                f"summary.json: expected an integer from 0 to {most} for {name}, got {value!r}"
+        if summary["format"] != SUMMARY_FORMAT:
+            raise DataError(
+                f"it has format {summary['format']!r}; this version reads {SUMMARY_FORMAT}"
             )
-    job = Job(
-        name=folder.resolve().name,
-        sweep=str(summary.get("sweep", "")),
-        command=str(summary.get("command", "")),
-        domains=[str(domain) for domain in summary["domains"]],
-        config=config,
-        metrics={key: value for key, value in summary["metrics"].items() if is_number(value)},
-        intervals=intervals,
-        environment=summary["environment"],
-        fingerprints=summary["fingerprints"],
-        started=str(summary.get("started", "")),
-        finished=str(summary.get("finished", "")),
-    )
-    return job, summary
+        config, intervals = summary["config"], summary["intervals"]
+        seed, resamples = config["seed"], flatten(config).get("eval.bootstrap", 0)
+        bounds = [bound for low, high in intervals.values() for bound in (low, high)]
+        if not all(map(is_number, (seed, resamples, *bounds))) or resamples > _MOST_RESAMPLES:
+            raise DataError("a seed, a number of resamples or an interval is out of range")
+        job = Job(
+            name=folder.resolve().name,
+            sweep=str(summary.get("sweep", "")),
+            command=str(summary.get("command", "")),
+            domains=list(map(str, summary["domains"])),
+            config=config,
+            metrics={key: of for key, of in summary["metrics"].items() if is_number(of)},
+            intervals={key: (low, high) for key, (low, high) in intervals.items()},
+            environment=dict(summary["environment"]),
+            fingerprints=dict(summary["fingerprints"]),
+            started=str(summary.get("started", "")),
+            finished=str(summary.get("finished", "")),
+        )
+        return job, dict(summary.get("files", {}))
+    except (OSError, DataError, LookupError, TypeError, ValueError, AttributeError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"summary.json cannot be read: {said}") from error

@@ -1,5 +1,5 @@
-"""Rounds of `procedure=alternate`: the trade-off of splitting further, as curves and a table, and
-the blocks and units of each round.
+"""Rounds of `procedure=alternate`: the trade-off of splitting further, as a curve and a table, and
+the blocks of a job's last round.
 
 Knows which numbers belong together, and nothing of files and HTML.
 """
@@ -11,8 +11,8 @@ from typing import Any
 from gr_sweep.config import ProcedureKind
 from gr_sweep.metrics import registry
 from gr_sweep.report import figures, measures, tables
-from gr_sweep.report.figures import HUES, Figure, Points, axis_title, escaped
-from gr_sweep.report.measures import number_text
+from gr_sweep.report.figures import HUES, Figure, Points, escaped
+from gr_sweep.report.measures import interval_text
 from gr_sweep.report.round_files import Round, mean_over
 from gr_sweep.report.sweep import Estimate, Job, Sweep, estimate_of
 from gr_sweep.report.tables import Cell, Column, Row, Table
@@ -33,7 +33,6 @@ class Group:
     indices: Sequence[int]
     """Of the jobs, as traces name them."""
     colour: str
-    dash: str
 
     def numbers(self) -> list[int]:
         """Numbers of the rounds that any of the jobs has."""
@@ -53,10 +52,6 @@ class Group:
         found = {job.seed: of(job, round_) for job, round_ in self.rounds(number)}
         values = [value for value in found.values() if value is not None]
         return estimate_of(values) if len(values) == len(found) else None
-
-    def numbers_with(self, number: Number) -> list[int]:
-        """Those over which there is a mean of a number."""
-        return [at for at in self.numbers() if self.over_seeds(at, number) is not None]
 
     def is_last(self, number: int) -> bool:
         """Whether the round's models have trained on all tokens of their run."""
@@ -94,22 +89,14 @@ def selectivity(job: Job, of: Round) -> float | None:
 def groups(sweep: Sweep) -> list[Group]:
     """The groups of compared jobs that have rounds."""
     found = [[job for job in group if job.rounds] for group in sweep.replicates]
-    found = [group for group in found if group]
-    firsts = [group[0] for group in found]
-    names = [
-        name
-        for name in sweep.varied
-        if name != "seed" and len({str(job.settings.get(name)) for job in firsts}) > 1
-    ]
     return [
         Group(
-            name=tables.said(group[0], names).replace("procedure.", "") or "alternate",
+            name=sweep.label(group[0], seed=False),
             jobs=group,
             indices=figures.indices(sweep, group),
             colour=HUES[at % len(HUES)],
-            dash="dash" if is_control(group[0]) else "solid",
         )
-        for at, group in enumerate(found)
+        for at, group in enumerate(filter(None, found))
     ]
 
 
@@ -118,32 +105,9 @@ def has_tax(found: Sequence[Group]) -> bool:
     return any(leaf_tax(job, of) is not None for g in found for job in g.jobs for of in job.rounds)
 
 
-def panels(found: Sequence[Group]) -> list[tuple[str, Figure]]:
-    """Figures with a line for each group: the trade-off, then size, selectivity and modularity by
-    round. Those without numbers are left out."""
-    drawn = [
-        ("Loss of each document in its own expert alone", _trade_off(found)),
-        (
-            "Parameters of an expert alone",
-            _by_round(found, expert_size, "expert size", "fraction of the full model  (↓ cheaper)"),
-        ),
-        (
-            "Mean selectivity",
-            _by_round(found, selectivity, "mean selectivity", "nats  (↑ better)", zero=True),
-        ),
-        (
-            "Modularity after training",
-            _by_round(
-                found, lambda _, of: of.modularity, "modularity",
-                "fraction in own blocks  (↑ better)",
-            ),
-        ),
-    ]  # fmt: skip
-    return [(title, figure) for title, figure in drawn if figure is not None]
-
-
-def _trade_off(found: Sequence[Group]) -> Figure | None:
-    """Leaf tax against the number of experts; the loss itself without a dense baseline.
+def trade_off(found: Sequence[Group]) -> Figure | None:
+    """Leaf tax against the number of experts, a line for each group; the loss itself without a
+    dense baseline. None without numbers.
 
     Rounds before the last have trained on fewer tokens than the dense model: they are hollow, and
     not joined to dense, which stands at one expert.
@@ -153,112 +117,104 @@ def _trade_off(found: Sequence[Group]) -> Figure | None:
     what = "leaf tax" if taxed else "leaf loss"
     traces: list[dict[str, Any]] = []
     for group in found:
-        rounds = group.numbers_with(number)
-        if not rounds:
+        points, seeds, symbols = Points(), Points(), []
+        index = {job.name: at for job, at in zip(group.jobs, group.indices, strict=True)}
+        for at in group.numbers():
+            estimate = group.over_seeds(at, number)
+            if estimate is None:
+                continue
+            is_last, experts = group.is_last(at), group.num_experts(at)
+            if taxed and is_last and not points.xs:
+                points.add(1, Estimate(value=0.0), list(group.indices), "dense")
+                symbols.append("circle")
+            text = (
+                f"<b>{escaped(group.name)}</b><br>round {at}, {experts:g} experts<br>{what} "
+                f"{estimate.value:.3f}<br>{interval_text(estimate, measures.nats)}"
+            )
+            points.add(experts, estimate, list(group.indices), text)
+            symbols.append("circle" if is_last else "circle-open")
+            for job, of in group.rounds(at) if len(group.jobs) > 1 else ():
+                if (value := number(job, of)) is not None:
+                    text = f"{escaped(group.name)}<br>seed {job.seed}<br>{value:.3f}"
+                    seeds.add(experts, Estimate(value=value), [index[job.name]], text)
+        if not points.xs:
             continue
-        points = Points()
-        if taxed and group.is_last(rounds[0]):
-            points.add(1, Estimate(value=0.0), list(group.indices), "dense")
-        symbols = ["circle"] * len(points.xs)
-        symbols += ["circle" if group.is_last(at) else "circle-open" for at in rounds]
-        line, seeds = _line(group, rounds, number, what, group.num_experts, points)
-        line["marker"] |= {"symbol": symbols, "line": {"width": 2, "color": group.colour}}
-        traces += [seeds, line]
+        marker = {"color": group.colour, "size": 5}
+        traces.append(seeds.trace(mode="markers", name="seeds", opacity=0.4, marker=marker))
+        dash = "dash" if is_control(group.jobs[0]) else "solid"
+        traces.append(
+            points.trace(
+                mode="lines+markers",
+                name=escaped(group.name),
+                showlegend=True,
+                line={"color": group.colour, "width": 2, "dash": dash},
+                marker={
+                    "color": group.colour, "size": 8, "symbol": symbols,
+                    "line": {"width": 2, "color": group.colour},
+                },
+                error_y=_error_bars(points.ys),
+            )
+        )  # fmt: skip
     if not traces:
         return None
-    if taxed:
-        traces.append(
-            {
-                "type": "scatter", "x": [1], "y": [0.0], "mode": "markers", "name": "dense",
-                "hoverinfo": "name", "showlegend": True,
-                "marker": {"symbol": "x", "size": 10, "color": figures.colour("dense")},
-            }
-        )  # fmt: skip
     unit = "nats over dense" if taxed else "nats per token (no dense baseline here)"
     ticks = sorted({x for trace in traces for x in trace["x"]})
-    xaxis = {
-        "title": axis_title("experts after the round"), "type": "log", "zeroline": False,
-        "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks],
-    }  # fmt: skip
-    return _figure(traces, f"{what}, {unit}  (↓ better)", xaxis, zero=taxed)
-
-
-def _by_round(
-    found: Sequence[Group], number: Number, what: str, axis: str, *, zero: bool = False
-) -> Figure | None:
-    traces: list[dict[str, Any]] = []
-    last = 1
-    for group in found:
-        rounds = group.numbers_with(number)
-        if rounds:
-            last = max(last, *rounds)
-            line, seeds = _line(group, rounds, number, what, float, Points())
-            traces += [seeds, line | {"showlegend": False}]
-    if not traces:
-        return None
-    xaxis = {
-        "title": axis_title("round"), "dtick": 1, "range": [0.8, last + 0.2], "zeroline": False,
-    }  # fmt: skip
-    return _figure(traces, axis, xaxis, zero=zero)
-
-
-def _line(
-    group: Group,
-    rounds: Sequence[int],
-    number: Number,
-    what: str,
-    x_of: Callable[[int], float],
-    points: Points,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A group's line over its rounds, after the points that are there; and its seeds as small
-    points, if there are several."""
-    seeds = Points()
-    index = {job.name: at for job, at in zip(group.jobs, group.indices, strict=True)}
-    for at in rounds:
-        estimate = group.over_seeds(at, number)
-        assert estimate is not None  # numbers_with: these rounds have one.
-        of_round = group.rounds(at)
-        text = f"<b>{escaped(group.name)}</b><br>round {at}, {group.num_experts(at):g} experts"
-        text += f"<br>{what} {number_text(estimate)}"
-        if len(of_round) > 1:
-            text += f"<br>mean of {len(of_round)} seeds"
-        points.add(x_of(at), estimate, list(group.indices), text)
-        for job, of in of_round if len(group.jobs) > 1 else ():
-            value = number(job, of)
-            if value is not None:
-                text = f"{escaped(group.name)}<br>seed {job.seed}<br>{value:.3f}"
-                seeds.add(x_of(at), Estimate(value=value), [index[job.name]], text)
-    line = points.trace(
-        mode="lines+markers",
-        name=escaped(group.name),
-        showlegend=True,
-        line={"color": group.colour, "width": 2, "dash": group.dash},
-        marker={"color": group.colour, "size": 8},
-        error_y=figures.error_bars(points.ys),
-    )
-    marker = {"color": group.colour, "size": 5}
-    name = escaped(f"{group.name}, seeds")
-    return line, seeds.trace(mode="markers", name=name, opacity=0.4, marker=marker)
-
-
-def _figure(
-    traces: Sequence[dict[str, Any]], axis: str, xaxis: dict[str, Any], *, zero: bool
-) -> Figure:
     # The interval of two seeds is twelve times as wide as their distance: bars may leave the plot.
-    values = [y for trace in traces for y in trace["y"]] + [0.0] * zero
-    yaxis = {
-        "title": axis_title(axis), "range": figures.padded(values, 0.15), "zeroline": zero,
+    values = [y for trace in traces for y in trace["y"]] + [0.0] * taxed
+    layout = {
+        "xaxis": {
+            "title": {"text": "experts after the round"}, "type": "log", "zeroline": False,
+            "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks],
+        },
+        "yaxis": {
+            "title": {"text": f"{what}, {unit}  (↓ better)"}, "zeroline": taxed,
+            "range": figures.padded(values, 0.15),
+        },
+        "margin": {"l": 62, "r": 12, "t": 12, "b": 46},
     }  # fmt: skip
-    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
-    margin = {"l": 62, "r": 12, "t": 12, "b": 46}
-    layout = figures.layout(xaxis=xaxis, yaxis=yaxis, legend=legend, margin=margin)
-    return {"data": list(traces), "layout": layout}
+    return {"data": traces, "layout": layout}
 
 
-_MODULARITY = (
-    "fraction of a domain's attribution outside the core that lies in blocks it owns: after the "
-    "assignment, and after the training that followed"
-)
+def _error_bars(estimates: Sequence[Estimate | None]) -> dict[str, Any]:
+    above = [(e.interval[1] - e.value) if e and e.interval else 0 for e in estimates]
+    below = [(e.value - e.interval[0]) if e and e.interval else 0 for e in estimates]
+    return {
+        "type": "data", "symmetric": False, "array": above, "arrayminus": below,
+        "thickness": 1, "width": 0, "visible": any(above + below),
+    }  # fmt: skip
+
+
+def blocks(found: Round, job: int) -> Figure:
+    """The blocks of a round as an icicle: the core on the left, experts on the right; their height
+    is their number of units.
+
+    Args:
+        job: index of the round's job.
+    """
+    names = list(found.blocks)
+    parents = [""]
+    for name in names[1:]:
+        above = name.rpartition("/")[0]
+        while above and above not in names:
+            above = above.rpartition("/")[0]
+        parents.append(above or names[0])
+    leaves = [name not in parents for name in names]
+    trace = {
+        "type": "icicle",
+        "ids": names,
+        "labels": [escaped(name) for name in names],
+        "parents": parents,
+        # Plotly adds the values of the blocks below.
+        "values": [found.blocks[name] * leaf for name, leaf in zip(names, leaves, strict=True)],
+        "text": [f"{size:,} units" for size in found.blocks.values()],
+        "textinfo": "label+text",
+        "hoverinfo": "label+text",
+        "pathbar": {"visible": False},
+        "meta": {"jobs": [job]},
+    }
+    margin = {"l": 0, "r": 0, "t": 4, "b": 4}
+    return {"data": [trace], "layout": {"height": 30 + 40 * sum(leaves), "margin": margin}}
+
 
 COLUMNS: tuple[tuple[Column, Number, measures.Text], ...] = (
     (
@@ -282,7 +238,7 @@ COLUMNS: tuple[tuple[Column, Number, measures.Text], ...] = (
             name="expert size", direction=-1, is_number=True,
             meaning="parameters of an expert kept alone, as a fraction of the full model's",
         ),
-        expert_size, measures.percent,
+        expert_size, measures.fraction,
     ),
     (
         Column(
@@ -294,22 +250,11 @@ COLUMNS: tuple[tuple[Column, Number, measures.Text], ...] = (
     ),
     (
         Column(
-            name="assigned", group="modularity", direction=1, is_number=True, meaning=_MODULARITY
+            name="modularity", direction=1, is_number=True,
+            meaning="fraction of a domain's attribution outside the core that lies in blocks it "
+            "owns, at the end of the round",
         ),
-        lambda _, of: of.modularity_assigned, measures.unsigned,
-    ),
-    (
-        Column(
-            name="trained", group="modularity", direction=1, is_number=True, meaning=_MODULARITY
-        ),
-        lambda _, of: of.modularity, measures.unsigned,
-    ),
-    (
-        Column(
-            name="stability", direction=1, is_number=True,
-            meaning="agreement of the scores that assign units, from two halves of the documents",
-        ),
-        lambda _, of: of.mean_stability, measures.unsigned,
+        lambda _, of: of.modularity, measures.fraction,
     ),
 )  # fmt: skip
 """Numbers of a round, in the order of the table."""
@@ -319,19 +264,16 @@ def table(found: Sequence[Group]) -> Table | None:
     """One row for each group and round; None if no job has rounds."""
     if not found:
         return None
-    has_names = len(found) > 1
-    has_seeds = any(len(group.jobs) > 1 for group in found)
     rounds = [(job, of) for group in found for job in group.jobs for of in job.rounds]
-    needs_loss = any(leaf_tax(job, of) is None for job, of in rounds)
     numbers = [
         entry
         for entry in COLUMNS
-        if (entry[1] is not leaf_loss or needs_loss)
+        if (entry[1] is not leaf_loss or not has_tax(found))
         and any(entry[1](job, of) is not None for job, of in rounds)
     ]
-    columns = [Column(name="edges"), *[Column(name="jobs")] * has_names]
-    columns += [Column(name="seeds", is_number=True)] * has_seeds
-    columns += [
+    columns = [
+        Column(name="edges"),
+        Column(name="jobs"),
         Column(name="round", is_number=True, meaning="counted from 1"),
         Column(name="experts", is_number=True, meaning="labels after the round's split"),
         Column(name="tokens", is_number=True, meaning="training tokens up to the round's end"),
@@ -342,22 +284,14 @@ def table(found: Sequence[Group]) -> Table | None:
         for at in group.numbers():
             of_round = group.rounds(at)
             tokens = sum(of.tokens for _, of in of_round) / len(of_round)
-            num_seeds = len({job.seed for job, _ in of_round})
-            cells = [Cell(text=group.name)] if has_names else []
-            cells += [Cell(text=str(num_seeds), value=num_seeds)] if has_seeds else []
             experts = group.num_experts(at)
-            cells += [
+            cells = [
+                Cell(text=group.name),
                 Cell(text=str(at), value=at),
                 Cell(text=f"{experts:g}", value=experts),
-                Cell(text=measures.rounded(tokens), value=tokens),
+                Cell(text=measures.count(tokens), value=tokens),
             ]
             for _, number, text in numbers:
-                cells.append(_cell(group.over_seeds(at, number), text))
+                cells.append(tables.cell(group.over_seeds(at, number), text))
             rows.append(Row(label=f"{group.name} round {at}", jobs=group.jobs, cells=cells))
     return Table(columns=columns, rows=rows)
-
-
-def _cell(estimate: Estimate | None, text: measures.Text) -> Cell:
-    if estimate is not None and estimate.interval == (estimate.value, estimate.value):
-        estimate = Estimate(value=estimate.value)  # The same for every seed.
-    return tables.cell(estimate, text)

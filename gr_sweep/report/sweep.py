@@ -6,7 +6,7 @@ Knows nothing of files, and nothing of how numbers are shown.
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from gr_sweep.jobdir import flatten
 from gr_sweep.metrics import registry, seeds
 from gr_sweep.metrics.compare import Attack
 from gr_sweep.report.round_files import Round
-from gr_sweep.report.samples import Prompt
 
 SHORT_NAMES = {
     "model.size": "model",
@@ -50,8 +49,6 @@ _FREE = (
 _DOCUMENTS = ("eval.tokens", "eval.document_tokens")
 _PLACES = ("data.root", "data.paths", "data.sources")
 """Where the text comes from. They may differ if the fingerprint of the text is the same."""
-_OF_TEXT = ("data.", "partition.", "model.", "train.sequence_length", "seed")
-"""Settings that may change the text on which a job trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +57,8 @@ class Estimate:
 
     value: float
     interval: tuple[float, float] | None = None
+    bound: str = ""
+    """Where only a bound is known, its sign as it is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,8 @@ class Job:
     """Whether the job is only there for the compute-equivalents of longer jobs."""
     rounds: list[Round] = field(default_factory=list)
     """Of `procedure=alternate`."""
-    samples: list[Prompt] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Prompts of samples.json."""
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -278,25 +278,22 @@ class Sweep:
         """Sentences that say which jobs come from different code or different text. Empty if all
         are from the same."""
         found = []
-        code = _by_fingerprint(self.jobs, lambda job: job.fingerprints.get("code"))
-        if len(code) > 1:
-            found.append(
-                f"These jobs were run by {len(code)} versions of the code ({_counted(code)}): "
-                "differences between them may come from the code."
-            )
-        text = _by_fingerprint(self.jobs, lambda job: job.text)
-        if len(text) > 1:
-            by_settings: dict[str, set[str]] = {}
-            for fingerprint, jobs in text.items():
-                for job in jobs:
-                    own = {n: v for n, v in job.settings.items() if n.startswith(_OF_TEXT)}
-                    by_settings.setdefault(json.dumps(own), set()).add(fingerprint)
-            has_changed = any(len(texts) > 1 for texts in by_settings.values())
-            why = "although their settings are equal" if has_changed else "as their settings say"
-            found.append(
-                f"These jobs trained on {len(text)} different texts ({_counted(text)}), {why}. "
-                "Losses on different texts are not comparable."
-            )
+        for fingerprints, what, why in (
+            (
+                [job.fingerprints.get("code") for job in self.jobs],
+                "were run by {} versions of the code",
+                "Differences between them may come from the code.",
+            ),
+            (
+                [job.text for job in self.jobs],
+                "trained on {} different texts",
+                "Losses on different texts are not comparable.",
+            ),
+        ):
+            counts = Counter(shown(of) for of in fingerprints if of is not None)
+            if len(counts) > 1:
+                said = ", ".join(f"{of[:8]}: {n} job{'s'[: n > 1]}" for of, n in counts.items())
+                found.append(f"These jobs {what.format(len(counts))} ({said}). {why}")
         return found
 
     def over_seeds(self, group: Sequence[Job], key: str) -> Estimate | None:
@@ -315,19 +312,6 @@ class Sweep:
         if found is not None:
             return Estimate(value=found[0], interval=found[1:])
         return estimate_of([of_first[seed] - of_second[seed] for seed in common])
-
-
-def _by_fingerprint(jobs: Sequence[Job], of: Callable[[Job], Any]) -> dict[str, list[Job]]:
-    found: dict[str, list[Job]] = {}
-    for job in jobs:
-        if of(job) is not None:
-            found.setdefault(shown(of(job)), []).append(job)
-    return found
-
-
-def _counted(found: Mapping[str, Sequence[Job]]) -> str:
-    counts = (f"{name[:8]}: {len(jobs)} job{'s'[: len(jobs) > 1]}" for name, jobs in found.items())
-    return ", ".join(counts)
 
 
 def _by_seed(jobs: Sequence[Job], key: str) -> dict[int, float]:

@@ -1,16 +1,18 @@
-"""Tables of the report as columns and rows of cells, for the page and the terminal.
+"""Tables and matrices of the report as columns and rows of cells, for the page and the terminal.
 
 Knows nothing of HTML and nothing of how numbers are measured. To add a column, add a `Measure` to
 `measures.MAIN`, or to `measures.ROBUST`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gr_sweep.config import Edges, Method, PlanKind, is_number
+from gr_sweep.config import Edges, PlanKind, is_number
+from gr_sweep.domains import is_under
+from gr_sweep.metrics import registry
 from gr_sweep.report import measures
-from gr_sweep.report.measures import MISSING, Measure, Text, interval_text
+from gr_sweep.report.measures import MISSING, Measure, Text, interval_text, written
 from gr_sweep.report.sweep import DENSE, ROUTED, Estimate, Job, Sweep, short_name, shown
 
 _MANY_COLUMNS = 14
@@ -26,15 +28,12 @@ class Column:
     """A heading."""
 
     name: str
-    group: str = ""
-    """Heading above neighbouring columns of the same group."""
     direction: int = 0
     """1: higher is better, -1: lower is better, 0: neither."""
     is_number: bool = False
     is_detail: bool = False
     """Whether it is of one domain and stands next to the mean: it can be folded."""
     meaning: str = ""
-    """What the group means, or the column if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class Cell:
 
     text: str
     value: float | None = None
-    """To sort by."""
+    """To sort by, or to paint."""
     interval: str = ""
     best: bool = False
 
@@ -72,19 +71,15 @@ class Table:
 
     @property
     def meanings(self) -> dict[str, str]:
-        """What the columns mean, by group or name."""
-        named = ((column.group or column.name, column.meaning) for column in self.columns)
-        return {name: meaning for name, meaning in named if meaning}
+        """What the columns mean, by name."""
+        return {column.name: column.meaning for column in self.columns if column.meaning}
 
 
-def cell(estimate: Estimate | None, text: Text, missing: str = MISSING) -> Cell:
+def cell(estimate: Estimate | None, text: Text, *, best: bool = False) -> Cell:
     """An estimate with its interval."""
-    if estimate is None:
-        return Cell(text=missing)
-    bound = measures.unsigned if text is measures.signed else text
-    return Cell(
-        text=text(estimate.value), value=estimate.value, interval=interval_text(estimate, bound)
-    )
+    value = None if estimate is None else estimate.value
+    interval = interval_text(estimate, text)
+    return Cell(text=written(estimate, text), value=value, interval=interval, best=best)
 
 
 def comparison(sweep: Sweep) -> Table:
@@ -93,15 +88,57 @@ def comparison(sweep: Sweep) -> Table:
 
 
 def robustness(sweep: Sweep) -> Table | None:
-    """The same for the robustness metrics and the jobs that have any; None if no job has. What a
-    filtered model relearns has columns of its own."""
-    jobs = []
-    for job in sweep.compared:
-        is_filtered = job.kind.startswith(Method.filtered.value)
-        chosen = measures.OF_TEXT if is_filtered else measures.ROBUST
-        if any(measure.of(job, node) for measure in chosen for node in job.nodes):
-            jobs.append(job)
-    return _of_jobs(sweep, jobs, (measures.REMOVED, *measures.ROBUST)) if jobs else None
+    """The same for the robustness metrics and the jobs that have any; None if no job has."""
+    jobs = [
+        job
+        for job in sweep.compared
+        if any(measure.of(job, node) for measure in measures.ROBUST[1:] for node in job.nodes)
+    ]
+    return _of_jobs(sweep, jobs, measures.ROBUST) if jobs else None
+
+
+def _of_jobs(sweep: Sweep, jobs: Sequence[Job], chosen: Sequence[Measure]) -> Table:
+    names, columns = _of_settings(sweep)
+    rows: list[list[Cell]] = [_cells_of_settings(sweep, job, names) for job in jobs]
+    for measure in chosen:
+        for part, is_detail in _parts(jobs, measure):
+            name = measure.name if part is None else f"{measure.name} {part}"
+            columns.append(_column(measure, name, is_detail=is_detail))
+            found = [measure.of(job, part) for job in jobs]
+            best = _best(found, measure.direction)
+            for row, estimate in zip(rows, found, strict=True):
+                is_best = best is not None and estimate is not None and estimate.value == best
+                row.append(cell(estimate, measure.text, best=is_best))
+    return Table(
+        columns=columns,
+        rows=[
+            Row(label=sweep.labels[job.name], jobs=[job], cells=cells)
+            for job, cells in zip(jobs, rows, strict=True)
+        ],
+    )
+
+
+def _parts(jobs: Sequence[Job], measure: Measure) -> list[tuple[str | None, bool]]:
+    """None for the mean, and each domain or node of which any job has a value; whether the column
+    is a detail of the mean."""
+    if not measure.has_parts:
+        return [(None, False)] if any(measure.of(job) for job in jobs) else []
+    nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
+    parts = [node for node in nodes if any(measure.of(job, node) for job in jobs)]
+    if len(parts) < 2:  # One is its own mean.
+        return [(part, False) for part in parts]
+    return [(None, False), *((part, True) for part in parts)]
+
+
+def _best(found: Iterable[Estimate | None], direction: int) -> float | None:
+    """The best of several values; None if none is."""
+    values = [
+        one.value
+        for one in found
+        if one is not None and not (one.bound == measures.BELOW and direction > 0)
+    ]
+    pick: Callable[..., float] = max if direction > 0 else min
+    return pick(values) if len(values) > 1 and direction else None
 
 
 def over_seeds(sweep: Sweep) -> Table | None:
@@ -110,38 +147,32 @@ def over_seeds(sweep: Sweep) -> Table | None:
     groups = sweep.replicates
     if all(len(group) < 2 for group in groups):
         return None
-    of_setting = _SettingColumns(sweep, seed=False)
-    found = [
-        (measure, measure.key)
+    names, columns = _of_settings(sweep, seed=False)
+    chosen = [
+        (measure, str(measure.metric.mean))
         for measure in measures.CHIEF
-        if measure.key is not None
-        and any(sweep.over_seeds(group, measure.key) is not None for group in groups)
+        if any(sweep.over_seeds(group, str(measure.metric.mean)) for group in groups)
     ]
-    references = [reference_of(sweep, group) for group in groups]
-    several = len({reference[0].name for reference in references if reference}) > 1
-    columns = [*of_setting.columns, Column(name="seeds", is_number=True)]
-    for measure, _ in found:
-        columns.append(_number(measure, "mean"))
-        columns.append(Column(name="difference", group=measure.name, is_number=True))
-    if several:
-        columns.append(Column(name="difference to"))
+    columns.append(Column(name="seeds", is_number=True))
+    for measure, _ in chosen:
+        columns.append(_column(measure, measure.name))
+        columns.append(Column(name="difference", is_number=True))
     rows = []
-    for group, reference in zip(groups, references, strict=True):
+    for group in groups:
+        reference = reference_of(sweep, group)
         is_reference = reference is not None and reference[0].name == group[0].name
-        cells = [*of_setting.cells(group[0]), Cell(text=str(len(group)), value=len(group))]
-        for measure, key in found:
+        cells = _cells_of_settings(sweep, group[0], names)
+        cells.append(Cell(text=str(len(group)), value=len(group)))
+        for measure, key in chosen:
             mean = sweep.over_seeds(group, key)
-            cells.append(cell(mean, measure.text, _bound_over_seeds(measure, group)))
+            of_bounds = measures.mean_of([measure.of(job) for job in group])
+            cells.append(cell(mean or of_bounds, measure.text))
             # Without a mean, a difference would be of some of the seeds only.
             difference = None
             if mean is not None and reference is not None and not is_reference:
                 difference = sweep.difference(group, reference, key)
-            missing = "reference" if is_reference and mean is not None else MISSING
-            cells.append(cell(difference, measures.signed, missing))
-        if several:
-            is_named = reference is not None and not is_reference
-            text = short_label(sweep, reference[0]) if reference and is_named else MISSING
-            cells.append(Cell(text=text))
+            is_mark = is_reference and mean is not None
+            cells.append(Cell(text="reference") if is_mark else cell(difference, measures.signed))
         rows.append(Row(label=sweep.label(group[0], seed=False), jobs=group, cells=cells))
     return Table(columns=columns, rows=rows)
 
@@ -157,14 +188,12 @@ def reference_of(sweep: Sweep, group: Sequence[Job]) -> Sequence[Job] | None:
         if other[0].edges == Edges.none.value and other[0].group == ROUTED
     ]
     candidates = uncut or [other for other in comparable if other[0].kind == DENSE]
-    if not candidates:
-        return None
 
     def num_equal(other: Sequence[Job]) -> int:
         mine, theirs = group[0].settings, other[0].settings
         return sum(mine.get(name) == theirs.get(name) for name in sweep.varied)
 
-    return max(candidates, key=num_equal)  # The first of equals.
+    return max(candidates, key=num_equal, default=None)  # The first of equals.
 
 
 def _is_comparable(first: Sequence[Job], second: Sequence[Job]) -> bool:
@@ -174,141 +203,115 @@ def _is_comparable(first: Sequence[Job], second: Sequence[Job]) -> bool:
     return bool(common) and all(contexts[0][seed] == contexts[1][seed] for seed in common)
 
 
-def said(job: Job, names: Sequence[str]) -> str:
-    """Some settings of a job, as a user would type them."""
-    return " ".join(f"{short_name(name)}={shown(job.settings.get(name))}" for name in names)
-
-
-def baseline_names(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
-    """Settings that decide which baselines a job has, and in which these jobs differ."""
-    return [
-        name
-        for name in sweep.varied
-        if name.startswith(("model.", "partition.", "data.", "train."))
-        # Label noise concerns routing only.
-        and not name.startswith(("partition.unlabelled", "partition.mislabelled"))
-        and len({shown(job.settings.get(name)) for job in jobs}) > 1
-    ]
-
-
-def setting_names(sweep: Sweep, *, seed: bool = True) -> list[str]:
-    """Settings that differ among the compared jobs of one method, without those that the name of
-    the method implies."""
-    groups = {job.group for job in sweep.compared}
-    varied = {name for group in groups for name in sweep.varied_within[group]}
-    varied -= {"edges"} if seed else {"edges", "seed"}
-    if has_kinds(sweep):
-        varied.discard("plan.kind")
-    return [name for name in sweep.varied if name in varied]
-
-
 def short_label(sweep: Sweep, job: Job) -> str:
     """The values that distinguish a job, without their names and the seed."""
     values = [value for _, value in sweep.apart(job, seed=False)]
     return " · ".join(value for value in values if value not in _NOTHING)
 
 
-def has_kinds(sweep: Sweep) -> bool:
+# Columns of settings
+
+
+def _of_settings(sweep: Sweep, *, seed: bool = True) -> tuple[list[str], list[Column]]:
+    """Settings that differ among the compared jobs of one method, without those that the name of
+    the method implies; and their columns, edges and methods first."""
+    groups = {job.group for job in sweep.compared}
+    varied = {name for group in groups for name in sweep.varied_within[group]}
+    varied -= {"edges"} if seed else {"edges", "seed"}
+    if _has_kinds(sweep):
+        varied.discard("plan.kind")
+    names = [name for name in sweep.varied if name in varied]
+    first = ["edges", "method"] if _has_kinds(sweep) else ["edges"]
+    return names, [Column(name=name) for name in (*first, *map(short_name, names))]
+
+
+def _has_kinds(sweep: Sweep) -> bool:
     """Whether plans or methods differ among the compared jobs that cut edges."""
     kinds = {job.kind for job in sweep.compared if job.edges != DENSE}
     return len(kinds) > 1 or any(job.kind not in (DENSE, *_PLANS) for job in sweep.compared)
 
 
-class _SettingColumns:
-    """The columns for the settings in which jobs differ, edges first."""
-
-    def __init__(self, sweep: Sweep, *, seed: bool = True) -> None:
-        self.names, self.has_kinds = setting_names(sweep, seed=seed), has_kinds(sweep)
-        names = [short_name(name) for name in self.names]
-        kinds = ["method"] if self.has_kinds else []
-        self.columns = [Column(name=name) for name in ("edges", *kinds, *names)]
-
-    def cells(self, job: Job) -> list[Cell]:
-        """A job's cells, without its edges."""
-        cells = [Cell(text=job.kind)] if self.has_kinds else []
-        values: dict[str, Any] = {
-            name: None
-            if job.edges == DENSE and name.startswith(_OF_ROUTING)
-            else job.settings.get(name)
-            for name in self.names
-        }
-        for value in values.values():
-            text = MISSING if shown(value) in _NOTHING else shown(value)
-            cells.append(Cell(text=text, value=value if is_number(value) else None))
-        return cells
+def _cells_of_settings(sweep: Sweep, job: Job, names: Sequence[str]) -> list[Cell]:
+    """A job's cells of `_of_settings`, without its edges."""
+    cells = [Cell(text=job.kind)] if _has_kinds(sweep) else []
+    for name in names:
+        is_free = job.edges == DENSE and name.startswith(_OF_ROUTING)
+        value: Any = None if is_free else job.settings.get(name)
+        text = MISSING if shown(value) in _NOTHING else shown(value)
+        cells.append(Cell(text=text, value=value if is_number(value) else None))
+    return cells
 
 
-def _of_jobs(sweep: Sweep, jobs: Sequence[Job], chosen: Sequence[Measure]) -> Table:
-    of_setting = _SettingColumns(sweep)
-    numeric = [found for measure in chosen for found in _columns(jobs, measure)]
-    best: list[float | None] = []
-    for column, measure, part in numeric:
-        values = [at for job in jobs if (at := _ranked(measure, job, part)) is not None]
-        pick: Callable[..., float] = max if column.direction > 0 else min
-        best.append(pick(values) if len(values) > 1 and column.direction else None)
-    rows = []
-    for job in jobs:
-        cells = of_setting.cells(job)
-        for (_, measure, part), top in zip(numeric, best, strict=True):
-            estimate = measure.of(job, part)
-            cells.append(
-                Cell(
-                    text=measure.written(job, part),
-                    value=None if estimate is None else estimate.value,
-                    interval=interval_text(estimate, measure.bound),
-                    best=top is not None and top == _ranked(measure, job, part),
-                )
-            )
-        rows.append(Row(label=sweep.labels[job.name], jobs=[job], cells=cells))
-    columns = [*of_setting.columns, *(column for column, *_ in numeric)]
-    return Table(columns=columns, rows=rows)
-
-
-def _columns(jobs: Sequence[Job], measure: Measure) -> list[tuple[Column, Measure, str | None]]:
-    """The mean (part None), and a column for each domain or node of which any job has a value."""
-    if not measure.has_parts:
-        if all(measure.mean(job) is None for job in jobs):
-            return []
-        column = Column(
-            name=measure.name,
-            direction=measure.direction,
-            is_number=True,
-            meaning=measure.metric.meaning,
-        )
-        return [(column, measure, None)]
-    nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
-    parts = [node for node in nodes if any(measure.of(job, node) is not None for job in jobs)]
-    if len(parts) == 1:  # It is its own mean.
-        return [(_number(measure, parts[0]), measure, parts[0])]
-    if not parts:
-        return []
-    details = [(_number(measure, part, is_detail=True), measure, part) for part in parts]
-    return [(_number(measure, "mean"), measure, None), *details]
-
-
-def _ranked(measure: Measure, job: Job, part: str | None) -> float | None:
-    """The value by which a job may be the best of a column; where lower is better, a bound counts
-    too."""
-    estimate = measure.of(job, part)
-    if estimate is not None:
-        return estimate.value
-    return measure.at_most(job, part) if measure.direction < 0 else None
-
-
-def _number(measure: Measure, name: str, *, is_detail: bool = False) -> Column:
+def _column(measure: Measure, name: str, *, is_detail: bool = False) -> Column:
     return Column(
         name=name,
-        group=measure.name,
         direction=measure.direction,
         is_number=True,
         is_detail=is_detail,
-        meaning=measure.metric.meaning,
+        meaning="" if is_detail else measure.metric.meaning,
     )
 
 
-def _bound_over_seeds(measure: Measure, group: Sequence[Job]) -> str:
-    """Bound of a mean over seeds that some of the jobs lack."""
-    bounds = [known.value for job in group if (known := measure.known(job)) is not None]
-    if len(bounds) < len(group):
-        return MISSING
-    return measures.below(sum(bounds) / len(bounds))
+# Matrices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """Numbers of one job by two names. A cell of a domain and itself, or a node above it, is
+    `best`, unless rows and columns are different things."""
+
+    corner: str
+    """What the rows are."""
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    is_painted: bool = True
+    """Whether values are differences, whose colour says how large they are."""
+
+
+def matrices(job: Job) -> list[Matrix]:
+    """What removal does to each domain, and each domain's expert alone; for a lattice, what its
+    blocks are for; for a dense job, what its domains gain from each other's text."""
+    found = []
+    if removed := _rows(job, job.nodes, registry.MATRIX, measures.signed, has_own=True):
+        found.append(Matrix(corner="removed", columns=job.domains, rows=removed))
+        kept = [
+            *_rows(job, ["full model"], lambda _, d: registry.LOSS_FULL(d), measures.nats),
+            *_rows(job, job.nodes, registry.LOSS_KEPT, measures.nats, has_own=True),
+        ]
+        found.append(Matrix(corner="kept alone", columns=job.domains, rows=kept, is_painted=False))
+    inside_outside = (registry.ENTANGLEMENT_INSIDE, registry.ENTANGLEMENT_OUTSIDE)
+    keys = [registry.find(key) for key in job.metrics]
+    sets = [
+        (names[0], [cell(job.estimate(of(*names)), measures.signed) for of in inside_outside])
+        for metric, names in filter(None, keys)
+        if metric is registry.ENTANGLEMENT_INSIDE
+    ]
+    if sets:
+        columns = ("its domains", "the others")
+        found.append(Matrix(corner="block off", columns=columns, rows=sets))
+    gains = _rows(job, job.nodes, registry.TRANSFER, measures.signed)
+    if gains and job.kind == DENSE:
+        found.append(Matrix(corner="gain from", columns=job.domains, rows=gains))
+    return found
+
+
+def _rows(
+    job: Job,
+    names: Sequence[str],
+    key: Callable[[str, str], str],
+    text: Text,
+    *,
+    has_own: bool = False,
+) -> list[tuple[str, list[Cell]]]:
+    """Those of the names for which the job has any value."""
+    return [
+        (
+            name,
+            [
+                cell(job.estimate(key(name, d)), text, best=has_own and is_under(d, name))
+                for d in job.domains
+            ],
+        )
+        for name in names
+        if any(key(name, domain) in job.metrics for domain in job.domains)
+    ]

@@ -3,7 +3,6 @@
 Knows nothing of how numbers are read or measured.
 """
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,18 +16,14 @@ if TYPE_CHECKING:
 
 _WIDTH_OF_FILES = 400
 """Where the output is not a terminal, nothing has to be cut."""
-_UP, _DOWN = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}"
-_LONG_WORD = 9
-"""Longer headings are broken at hyphens."""
+_ARROWS = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}", 0: ""}
 _SPACE = 3
 """Characters that rich puts between columns."""
 _BY_IMPORTANCE = (
     measures.COMPUTE_EQUIVALENT, measures.REMOVAL, measures.SELECTIVITY, measures.LOSS,
     measures.TAX, measures.EXPERT_TAX, measures.LEAF_TAX, measures.REMOVED_TAX,
 )  # fmt: skip
-"""The last is left out first."""
-_ROUND_COLUMNS = ("stability", "tokens", "assigned", "seeds", "trained")
-"""Of the table of rounds; the first is left out first."""
+"""Where not all means fit, the last is left out first."""
 
 
 def print_table(sweep: Sweep, console: "Console | None" = None) -> None:
@@ -45,36 +40,13 @@ def print_table(sweep: Sweep, console: "Console | None" = None) -> None:
     for sentence in sweep.mixed:
         console.print(Text(f"Warning: {sentence}", style="bold yellow"))
     if sweep.compared:
-        content = comparison(sweep)
-        every = list(range(len(content.columns)))
-        means = [at for at in every if not content.columns[at].is_detail]
-        choices = [means] if content.is_folded else [every, means]
-        for num_kept in range(len(_BY_IMPORTANCE), 1, -1):
-            names = {"", *(measure.name for measure in _BY_IMPORTANCE[:num_kept])}
-            choices.append(
-                [
-                    at
-                    for at in means
-                    if not content.columns[at].direction
-                    or content.columns[at].group in names - {""}
-                ]
-            )
-        kept = _fitting(content, choices, console.width)
-        console.print(_table(content, kept, sweep.name))
+        console.print(_table(comparison(sweep), console.width, sweep.name))
         units = "Held-out losses in nats per token; compute-equivalents and removal are fractions."
-        console.print(Text(f"{units} {_UP} higher is better, {_DOWN} lower is better."))
+        better = f"{_ARROWS[1]} higher is better, {_ARROWS[-1]} lower is better."
+        console.print(Text(f"{units} {better}"))
     of_rounds = rounds.table(rounds.groups(sweep))
     if of_rounds is not None:
-        choices = [
-            [
-                at
-                for at, column in enumerate(of_rounds.columns)
-                if column.name not in _ROUND_COLUMNS[:num_left_out]
-            ]
-            for num_left_out in range(len(_ROUND_COLUMNS) + 1)
-        ]
-        kept = _fitting(of_rounds, choices, console.width)
-        console.print(_table(of_rounds, kept, "rounds of procedure=alternate"))
+        console.print(_table(of_rounds, console.width, "rounds of procedure=alternate"))
     if shorter := len(sweep.jobs) - len(sweep.compared):
         console.print(Text(f"{shorter} dense runs on fewer tokens are only baselines."))
     for job in sweep.unfinished:
@@ -82,15 +54,32 @@ def print_table(sweep: Sweep, console: "Console | None" = None) -> None:
         console.print(Text(f"{job.name}:{where} {job.why}", style="yellow"))
 
 
-def _fitting(content: Table, choices: Sequence[list[int]], width: int) -> list[int]:
-    """The first choice of columns that fits, or the last."""
-    widths = [
-        max(len(line) for line in [*_heading(column), *(_texts(row)[at] for row in content.rows)])
-        + _SPACE
-        for at, column in enumerate(content.columns)
-    ]
-    fitting = (kept for kept in choices if sum(widths[at] for at in kept) <= width)
-    return next(fitting, choices[-1])
+def _fitting(content: Table, width: int) -> list[int]:
+    """The columns that fit, by index."""
+    every = list(range(len(content.columns)))
+    kept = [at for at in every if not (content.is_folded and content.columns[at].is_detail)]
+
+    def is_too_wide() -> bool:
+        lines = {
+            at: [*_heading(content.columns[at]), *(_texts(row)[at] for row in content.rows)]
+            for at in kept
+        }
+        return sum(max(map(len, found)) + _SPACE for found in lines.values()) > width
+
+    names = [measure.name for measure in _BY_IMPORTANCE]
+    for at in sorted(
+        (at for at in kept if content.columns[at].direction),
+        key=lambda at: _rank(content.columns[at], names),
+        reverse=True,
+    ):
+        if not is_too_wide():
+            break
+        kept.remove(at)
+    return kept
+
+
+def _rank(column: Column, names: Sequence[str]) -> tuple[bool, int]:
+    return column.is_detail, names.index(column.name) if column.name in names else len(names)
 
 
 def _texts(row: Row) -> list[str]:
@@ -98,22 +87,17 @@ def _texts(row: Row) -> list[str]:
 
 
 def _heading(column: Column) -> list[str]:
-    name = column.name if column.name != "mean" or not column.group else ""
-    arrow = {1: _UP, -1: _DOWN, 0: ""}[column.direction]
-    return [line for text in (column.group, name, arrow) for line in _lines(text)]
+    """A word a line."""
+    words = column.name.replace("-", "- ").replace(".", ". ").replace("_", "_ ").split()
+    return [*words, *filter(None, [_ARROWS[column.direction]])]
 
 
-def _lines(text: str) -> list[str]:
-    if len(text) <= _LONG_WORD:
-        return [text] if text else []
-    return re.sub(r"([-._])", r"\1 ", text).split()
-
-
-def _table(content: Table, kept: list[int], title: str) -> "rich.table.Table":
+def _table(content: Table, width: int, title: str) -> "rich.table.Table":
     import rich.box
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    kept = _fitting(content, width)
     table = RichTable(title=Text(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
     for at in kept:
         column = content.columns[at]

@@ -36,7 +36,7 @@ from gr_sweep.metrics.losses import (
 from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.report import read_sweep
 from gr_sweep.report.sweep import Sweep
-from gr_sweep.routing.plan import Block, RoutePlan, Split
+from gr_sweep.routing.plan import Block, RoutePlan
 
 DOMAINS = ["code", "biology", "creative"]
 
@@ -201,7 +201,6 @@ def write_job(
     shift: float | None = None,
     robust: bool = False,
     separation: float = 1.0,
-    parameters: float = 4.3e6,
 ) -> Path:
     """A finished job; edges `dense` is a job without a plan.
 
@@ -253,7 +252,7 @@ def write_job(
     metrics, intervals = summarize_losses(rows, domains, seed=seed, resamples=resamples)
     metrics[registry.COST_TOKENS_PER_SECOND.key] = float(rng.normal(9000, 300))
     metrics[registry.COST_TRAIN_SECONDS.key] = 104.2
-    metrics[registry.COST_PARAMETERS.key] = parameters
+    metrics[registry.COST_PARAMETERS.key] = 4.3e6
     job = sweep / "_".join([*overrides, "1f3a9c"]).replace("/", "-")
     (job / ".hydra").mkdir(parents=True)
     write_losses(job / "document_losses.csv", rows)
@@ -299,11 +298,7 @@ def write_rounds(
     job: Path,
     *,
     rounds: int = 3,
-    domains: Sequence[str] = DOMAINS,
-    layers: int = 4,
-    units: int = 768,
     own_gain: float = 0.15,
-    tidiness: float = 3.0,
     tokens: int = 100_000,
     parameters: float = 4.3e6,
     seed: int = 0,
@@ -313,57 +308,29 @@ def write_rounds(
     Args:
         own_gain: what the first round's experts alone gain on the full model, nats; halved by each
             further round.
-        tidiness: how much more a domain uses its own units than others do.
     """
-    rng = np.random.default_rng(seed)
     full = [row for row in read_losses(job / "document_losses.csv") if row.view is View.full]
     for number in range(1, rounds + 1):
-        labels = labels_of_round(domains, number, 2)
+        labels = labels_of_round(DOMAINS, number, 2)
         nodes = list(dict.fromkeys(n for label in labels for n in ancestors(label)))
-        owners = {n: [label for label in labels if is_under(label, n)] for n in nodes}
-        sizes = [units // 2, *[units // 2 // len(nodes)] * len(nodes)]
-        sizes[0] = units - sum(sizes[1:])
-        folder = job / "rounds" / str(number)
-        folder.mkdir(parents=True)
-        blocks = (
-            Block("core", frozenset(labels), True),
-            *(Block(node, frozenset(own)) for node, own in owners.items()),
-        )
-        splits = {(at, "mlp"): Split(tuple(sizes)) for at in range(layers)}
-        (folder / "plan.json").write_text(RoutePlan(tuple(labels), blocks, splits).to_json())
-        owns = np.array([[label in block.owners for block in blocks] for label in labels])
-        of_unit = np.repeat(np.arange(len(blocks)), sizes)
-        arrays = {}
-        for at in range(layers):
-            scores = rng.lognormal(0, 1, (len(labels), units))
-            scores *= np.exp(tidiness * owns[:, of_unit] * (of_unit > 0))
-            arrays[f"{at}.mlp"] = scores / scores.sum(axis=1, keepdims=True)
-        np.savez_compressed(folder / "scores.npz", domains=np.array(labels), **arrays)
         rows = []
         for row in full:
             below = [label for label in labels if is_under(label, row.domain)]
-            label = below[int(row.document, 16) % len(below)] if below else row.domain
+            label = below[int(row.document, 16) % len(below)]
             late = 0.5 * (rounds - number) * row.tokens  # Earlier rounds have seen less.
             rows.append(row._replace(domain=label, loss_nats=row.loss_nats + late))
             for node in nodes:
                 gain = own_gain / 2 ** node.count("/") if is_under(label, node) else 0.0
                 loss = row.loss_nats + late - gain * row.tokens
                 rows.append(row._replace(view=View.kept, part=node, domain=label, loss_nats=loss))
+        folder = job / "rounds" / str(number)
+        folder.mkdir(parents=True)
         write_losses(folder / "document_losses.csv", rows)
         about = {
             "round": number,
             "tokens": tokens * number // rounds,
             "labels": list(labels),
-            "blocks": [
-                {
-                    "name": block.name,
-                    "owners": sorted(block.owners),
-                    "units": {"mlp": layers * size},
-                }
-                for block, size in zip(blocks, sizes, strict=True)
-            ],
-            "stability": {"mlp": 0.98},
-            "modularity_assigned": 0.6 + 0.02 * number + 0.01 * seed,
+            "blocks": [{"name": name, "units": {"mlp": 96}} for name in ("core", *nodes)],
             "modularity": 0.7 + 0.03 * number + 0.01 * seed,
             "parameters_kept": dict.fromkeys(labels, parameters * (0.4 + 0.4 / number)),
             "metrics": {
@@ -430,8 +397,8 @@ def alternating(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(2):
         shift = 0.02 * seed
         write_job(folder, edges="dense", method="dense", seed=seed, shift=shift, num_documents=16)
-        for attribution, gain, tidiness, rounds in (
-            ("act_grad", 0.25, 3.0, 3), ("act_grad", 0.3, 3.0, 1), ("random", 0.05, 0.5, 3),
+        for attribution, gain, rounds in (
+            ("act_grad", 0.25, 3), ("act_grad", 0.3, 1), ("random", 0.05, 3),
         ):  # fmt: skip
             settings = ALTERNATE | {
                 "procedure.attribution": Attribution(attribution),
@@ -441,9 +408,7 @@ def alternating(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 folder, edges="act", seed=seed, shift=0.1 + shift, num_documents=16,
                 settings=settings,
             )  # fmt: skip
-            write_rounds(
-                job, rounds=rounds, own_gain=gain, tidiness=tidiness, tokens=tokens, seed=seed
-            )
+            write_rounds(job, rounds=rounds, own_gain=gain, tokens=tokens, seed=seed)
     return folder
 
 

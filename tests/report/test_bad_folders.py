@@ -47,59 +47,38 @@ def file(name: str, content: bytes | Callable[[bytes], bytes]) -> Damage:
 
 
 UNFINISHED: dict[str, tuple[Damage, str]] = {
-    "no metrics": (summary(metrics=None), "metrics"),
+    "no metrics": (summary(metrics=None), "cannot be read"),
     "another format": (summary(format=7), "has format 7"),
-    "resamples are huge": (config("eval", bootstrap=10**12), "eval.bootstrap"),
-    "an interval is huge": (summary(intervals={"mean_loss": [HUGE, 1]}), "mean_loss"),
+    "resamples are huge": (config("eval", bootstrap=10**12), "out of range"),
     "half": (file("summary.json", lambda b: b[: len(b) // 2]), "cannot be read"),
-    "deep": (file("summary.json", b"[" * 200_000), "cannot be read"),
 }
 """Damage that makes a job unfinished for the report, and what the report says."""
 
 READ: dict[str, Damage] = {
     "metrics.jsonl is bytes": file("metrics.jsonl", bytes(range(256)) * 9),
     "losses are cut": file("document_losses.csv", lambda b: b[: len(b) // 2]),
-    "losses have other columns": file("document_losses.csv", b"view,part\n"),
     "attack is bytes": file("relearn.csv", bytes(range(256)) * 9),
-    "the model is a number": lambda job: edit(job, lambda of: of["config"].update(model=3)),
+    "samples are bytes": file("samples.json", bytes(range(256))),
     "the steps are huge": config("train", steps=HUGE),
-}
-"""Damage that leaves the job in the report, without the damaged part."""
-
-SHOWN: dict[str, Damage] = {
-    "metrics.jsonl holds NaN": file("metrics.jsonl", b'{"step": 1, "train/loss": NaN}\n' * 3),
-    "metrics are odd": summary(
-        metrics={EVIL: 1, "a\nb": 2, "mean_loss": EVIL, "/": float("inf"), "loss/full/": HUGE}
-    ),
-    "the config is empty": lambda job: edit(job, lambda of: of.update(config={"seed": 0})),
     "names are markup": summary(
-        domains=[EVIL, "../x"], command=[EVIL], environment={"a": {EVIL: 1}}
+        domains=[EVIL, "../x"], command=[EVIL], environment={"a": {EVIL: 1}},
+        metrics={EVIL: 1, "a\nb": 2, "mean_loss": EVIL, "/": float("inf"), "loss/full/": HUGE},
     ),
-}
-"""Damage that reaches the page."""
+}  # fmt: skip
+"""Damage that leaves the job in the report, without the damaged part."""
 
 
 @pytest.mark.parametrize(("damage", "said"), UNFINISHED.values(), ids=UNFINISHED)
 def test_job_with_a_wrong_summary_is_named_with_the_reason(small, damage, said) -> None:
     folder, job = small
     damage(job)
-    before = contents(folder)
     found = read_sweep(folder)
     [unfinished] = found.unfinished
     assert unfinished.name == job.name and said in unfinished.why
     assert is_one_line(unfinished.why) and len(found.jobs) == 1
-    assert contents(folder) == before
 
 
 @pytest.mark.parametrize("damage", READ.values(), ids=READ)
-def test_job_with_damage_elsewhere_is_read_without_it(small, damage) -> None:
-    folder, job = small
-    damage(job)
-    found = read_sweep(folder)
-    assert len(found.jobs) == 2 and not found.unfinished
-
-
-@pytest.mark.parametrize("damage", SHOWN.values(), ids=SHOWN)
 def test_job_with_damage_elsewhere_is_on_the_page_without_it(small, capsys, damage) -> None:
     folder, job = small
     damage(job)
@@ -116,21 +95,24 @@ def test_job_with_damage_elsewhere_is_on_the_page_without_it(small, capsys, dama
     assert len(read_sweep(folder).jobs) == 2
 
 
-@pytest.mark.parametrize("name", ["plan.json", "scores.npz", "document_losses.csv", "round.json"])
-@pytest.mark.parametrize("content", [None, b'{"blocks": [{"name": 1}]}'])
-def test_broken_file_of_a_round_is_left_out(tmp_path: Path, caplog, name, content) -> None:
+def test_samples_that_are_not_as_the_job_wrote_them_are_skipped(small, caplog) -> None:
+    folder, job = small
+    (job / "samples.json").write_text('{"format": 1, "prompts": []}')
+    edit(job, lambda of: of.update(files={"samples.json": "0" * 64}))
+    assert all(not of.samples for of in read_sweep(folder).jobs)
+    assert str(job / "samples.json") in caplog.text and "checksum" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["document_losses.csv", "round.json"])
+def test_round_that_cannot_be_read_is_left_out(tmp_path: Path, caplog, name) -> None:
     job = write_job(tmp_path)
-    write_rounds(job, rounds=2, layers=1, units=96)
-    path = job / "rounds" / "2" / name
-    path.unlink()
-    if content is not None:
-        path.write_bytes(content)
+    write_rounds(job, rounds=3)
+    (job / "rounds" / "2" / name).write_bytes(b'{"blocks": [{"name": 1}]}')
+    (job / "rounds" / "3" / "round.json").unlink()  # unfinished
     [found] = read_sweep(tmp_path).jobs
-    assert [of.number for of in found.rounds] == ([1] if name == "round.json" else [1, 2])
-    if name in ("plan.json", "scores.npz"):
-        assert found.rounds[1].network is None
-    assert found.rounds[0].network is not None
-    assert (str(path.parent) in caplog.text) == (content is not None)
+    assert [of.number for of in found.rounds] == [1]
+    assert str(job / "rounds" / "2") in caplog.text
+    assert str(job / "rounds" / "3") not in caplog.text
 
 
 def test_page_that_cannot_be_written_is_one_line(small, capsys) -> None:
@@ -140,7 +122,7 @@ def test_page_that_cannot_be_written_is_one_line(small, capsys) -> None:
 
 
 @settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

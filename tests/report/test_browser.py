@@ -1,9 +1,7 @@
 """The page in a real browser: what is clicked is what is shown, with the numbers of the jobs."""
 
-import csv
 import io
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,10 +82,10 @@ def page(opened: "Page") -> "Page":
     return opened
 
 
-def rows_of_scatter(page: "Page") -> list[dict[str, Any]]:
-    rows = page.evaluate("scatterRows().slice(1)")
-    keys = ("label", "x", "", "", "y", "", "", "is_best", "bound_x", "bound_y")
-    return [dict(zip(keys, row, strict=True)) for row in rows]
+def groups_of_scatter(page: "Page", sweep: Sweep) -> list[tuple[list[Job], tuple[float, float]]]:
+    """The jobs of each group in the plot, and where it stands."""
+    found = page.evaluate("scatterGroups().map(({ jobs, x, y }) => [jobs, x, y])")
+    return [([sweep.compared[at] for at in jobs], (x, y)) for jobs, x, y in found]
 
 
 def choose(page: "Page", across: str, up: str) -> None:
@@ -96,15 +94,8 @@ def choose(page: "Page", across: str, up: str) -> None:
 
 
 def visible_jobs(page: "Page") -> set[str]:
-    rows = page.locator("#compare tbody tr:visible a")
+    rows = page.locator("#comparison-table tbody tr:visible a")
     return {row.get_attribute("title") or "" for row in rows.all()}
-
-
-def saved(page: "Page", act: Callable[[], None]) -> list[list[str]]:
-    with page.expect_download() as found:
-        act()
-    text = Path(found.value.path()).read_text(encoding="utf-8")
-    return list(csv.reader(io.StringIO(text)))
 
 
 def pixels_of(content: bytes) -> Any:
@@ -126,61 +117,48 @@ def serious(page: "Page") -> list[str]:
 
 def test_every_plot_is_drawn_when_it_comes_into_view(page: "Page") -> None:
     boxes = page.locator("[data-plot]")
-    assert boxes.count() == 2 + 3 + 3 + 1, "a setting, attacks, curves, a lattice"
+    assert boxes.count() == 3 + 3, "attacks and curves"
     for box in boxes.all():
         box.scroll_into_view_if_needed()
         box.locator(".main-svg").first.wait_for()
         assert box.get_attribute("aria-label")
 
 
-def test_scatter_has_the_numbers_of_the_jobs(page: "Page", read_study: Sweep) -> None:
+def test_scatter_has_the_means_of_the_jobs(page: "Page", read_study: Sweep) -> None:
     choose(page, "loss L(d)", "selectivity")
-    expected = {
-        read_study.labels[job.name]: (job.metrics["mean_loss"], job.metrics["mean_selectivity"])
-        for job in read_study.compared
-        if job.parts
+    found = groups_of_scatter(page, read_study)
+    assert {job.name for jobs, _ in found for job in jobs} == {
+        job.name for job in read_study.compared if job.parts
     }
-    found = {row["label"]: (row["x"], row["y"]) for row in rows_of_scatter(page)}
-    assert found.keys() == expected.keys()
-    for label, place in found.items():
-        assert place == pytest.approx(expected[label], rel=1e-5)
-    # Dense and filtered models have no domain to remove: they are lines where their loss is.
-    lines = page.evaluate("scatterFigure(scatterBox).layout.shapes.map((line) => line.x0)")
+    for jobs, place in found:
+        for key, at in zip(("mean_loss", "mean_selectivity"), place, strict=True):
+            assert at == pytest.approx(np.mean([job.metrics[key] for job in jobs]), rel=1e-5)
+    # A dense model has no domain to remove: it is a line where its loss is.
+    lines = page.evaluate("scatterFigure().layout.shapes.map((line) => line.x0)")
     dense = [job.metrics["mean_loss"] for job in read_study.compared if job.kind == "dense"]
-    assert any(line == pytest.approx(np.mean(dense), rel=1e-4) for line in lines)
+    assert lines == [pytest.approx(np.mean(dense), rel=1e-4)]
 
 
 def test_frontier_is_what_no_other_setting_beats_in_both(page: "Page", read_study: Sweep) -> None:
-    names = ("compute-equivalent", "removal")
-    choose(page, *names)
-    axes = [page.evaluate("(id) => axes.get(id)", name) for name in names]
+    choose(page, "compute-equivalent", "removal")
     centres = []
-    for group in read_study.replicates:
-        at = [read_study.compared.index(job) for job in group]
-        pairs = [[axis["values"][i] for axis in axes] for i in at]
-        is_bound = any(i in axis["capped"] for i in at for axis in axes)
-        if group[0].kind == "random" or is_bound or any(None in pair for pair in pairs):
-            continue  # A control, a bound or a mean of some seeds beats nothing.
-        centre = np.mean(pairs, axis=0)
-        centre = [min(v, axis.get("most", np.inf)) for v, axis in zip(centre, axes, strict=True)]
-        centres.append((group, np.array(centre)))
+    for jobs, (x, y) in groups_of_scatter(page, read_study):
+        is_bound = any("mean_compute_equivalent" not in job.metrics for job in jobs)
+        if jobs[0].kind != "random" and not is_bound:  # A control or a bound beats nothing.
+            centres.append((jobs, np.array([x, min(y, 1.0)])))
     best = {
-        read_study.labels[job.name]
-        for group, place in centres
-        for job in group
+        job.name
+        for jobs, place in centres
+        for job in jobs
         if not any((o >= place).all() and (o > place).any() for _, o in centres)
     }
-    rows = rows_of_scatter(page)
-    assert best and {row["label"] for row in rows if row["is_best"]} == best
-    assert page.locator(".front a").count() == len(best) / 2, "a link for each group of two seeds"
-    capped = {row["label"] for row in rows if row["bound_x"] == "at most"}
-    expected = {
-        read_study.labels[job.name]
-        for job in read_study.compared
-        if job.parts and "mean_removal" in job.metrics
-        and "mean_compute_equivalent" not in job.metrics
-    }  # fmt: skip
-    assert capped == expected
+    found = page.evaluate("frontOf(scatterGroups()).flatMap(({ jobs }) => jobs)")
+    assert best and {read_study.compared[at].name for at in found} == best
+    assert page.locator("#scatter-notes a").count() == len(best) / 2, "a link for two seeds"
+    bounds = page.evaluate("across.bounds.flatMap((bound, at) => bound ? [at] : [])")
+    assert bounds and all(
+        "mean_compute_equivalent" not in read_study.compared[at].metrics for at in bounds
+    )
 
 
 def test_axes_and_filter_stay_in_the_address(
@@ -190,12 +168,9 @@ def test_axes_and_filter_stay_in_the_address(
     page.fill("#filter", "edges=act seed=1")
     assert "expert tax" in (page.text_content("#scatter .xtitle") or "")
     assert "higher is better" in (page.text_content("#scatter .ytitle") or "")
-    by_label = {label: name for name, label in read_study.labels.items()}
-    metrics = {job.name: job.metrics for job in read_study.jobs}
-    for row in rows_of_scatter(page):
-        own = metrics[by_label[row["label"]]]
-        assert row["x"] == pytest.approx(own[registry.EXPERT_TAX("biology")], rel=1e-5)
-        assert row["y"] == pytest.approx(own[registry.SELECTIVITY("code")], rel=1e-5)
+    for [job], (x, y) in groups_of_scatter(page, read_study):
+        assert x == pytest.approx(job.metrics[registry.EXPERT_TAX("biology")], rel=1e-5)
+        assert y == pytest.approx(job.metrics[registry.SELECTIVITY("code")], rel=1e-5)
     again = open_page(report, address="#" + page.url.partition("#")[2])
     assert again.input_value("#axis-x") == "expert tax biology"
     assert again.input_value("#filter") == "edges=act seed=1"
@@ -224,9 +199,16 @@ def test_filter_shows_the_jobs_that_the_line_says(
     labels = {read_study.labels[job.name] for job in jobs}
     assert visible_jobs(page) == labels
     assert page.inner_text("#count") == f"{len(jobs)} of {len(read_study.compared)} jobs"
-    assert {row["label"] for row in rows_of_scatter(page)} <= labels
-    cards = page.locator("#matrices .card").count()
-    assert cards == min(24, len([job for job in jobs if job.parts]))
+    for found, _ in groups_of_scatter(page, read_study):
+        assert {read_study.labels[job.name] for job in found} <= labels
+    curve = page.locator("#curves .plot").first
+    curve.scroll_into_view_if_needed()
+    curve.locator(".main-svg").first.wait_for()
+    drawn = page.evaluate(
+        "figureOf(document.querySelector('#curves .plot')).data"
+        ".flatMap((t) => t.meta.points).filter((of) => of !== null)"
+    )
+    assert {read_study.labels[read_study.compared[at].name] for at in drawn} == labels
 
 
 def test_line_that_cannot_be_understood_is_told_and_hides_nothing(page: "Page") -> None:
@@ -237,40 +219,7 @@ def test_line_that_cannot_be_understood_is_told_and_hides_nothing(page: "Page") 
     ):
         page.fill("#filter", line)
         assert problem in page.inner_text("#count")
-        assert page.locator("#compare tbody tr:visible").count() == 28
-
-
-def test_boxes_and_line_are_one_filter(page: "Page") -> None:
-    page.click("#facets summary:has-text('edges')")
-    page.check(".facet[open] input[value=act]")
-    page.check(".facet[open] input[value=both]")
-    assert page.input_value("#filter") == "edges=act,both"
-    assert page.inner_text("#count").startswith("12 of")
-    page.keyboard.press("Escape")
-    assert page.locator(".facet[open]").count() == 0
-    page.fill("#filter", "edges=weight kind=peers")
-    checked = page.locator(".facet input:checked")
-    assert {box.get_attribute("value") for box in checked.all()} == {"weight", "peers"}
-    page.click("#clear")
-    assert page.inner_text("#count") == "all 28 jobs"
-    assert page.locator(".facet input:checked").count() == 0
-
-
-def test_filter_leaves_hidden_jobs_out_of_curves_and_groups(
-    page: "Page", read_study: Sweep
-) -> None:
-    curve = page.locator("#curves .plot").first
-    curve.scroll_into_view_if_needed()
-    curve.locator(".main-svg").first.wait_for()
-    page.fill("#filter", "edges=act seed=0")
-    jobs = page.evaluate(
-        "figureOf(document.querySelector('#curves .plot')).data"
-        ".flatMap((t) => t.meta.points).filter((of) => of !== null)"
-    )
-    assert {read_study.compared[at].edges for at in jobs} == {"act"}
-    assert {read_study.compared[at].seed for at in jobs} == {0}
-    rows = page.locator("#seeds tbody tr:visible").count()
-    assert rows == len([job for job in read_study.compared if job.edges == "act"]) / 2
+        assert page.locator("#comparison-table tbody tr:visible").count() == 28
 
 
 def test_click_on_a_point_shows_its_job(page: "Page", read_study: Sweep) -> None:
@@ -300,14 +249,11 @@ def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
         for at, job in enumerate(read_study.compared)
         if job.edges == "act" and job.kind == "peers" and job.seed == 1
     )
-    page.locator("#compare tbody a").nth(at).click()
+    page.locator("#comparison-table tbody a").nth(at).click()
     view = page.locator("#job")
     assert job.command in view.inner_text() and job.name in view.inner_text()
     cost = job.metrics[registry.MATRIX("code", "code")]
-    cell = view.locator(".heat td.own").first
-    assert cell.inner_text().startswith(f"+{cost:.2f}")
-    full = job.metrics[registry.LOSS_FULL("biology")]
-    assert f"{full:.2f}" in view.locator(".heat.plain tr").nth(1).inner_text()
+    assert view.locator(".heat td.own").first.inner_text() == f"+{cost:.2f}"
     view.locator(".main-svg").first.wait_for()
     curves = page.evaluate("curvesOf(opened).data.map((trace) => [trace.name, trace.x, trace.y])")
     [(_, steps, losses)] = [of for of in curves if of[0] == "code, held out"]
@@ -317,8 +263,8 @@ def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
     table = view.locator("[aria-label='settings that differ']").inner_text()
     assert "edges" in table and "act" in table and "both" in table and "train.lr" not in table
     view.locator("summary", has_text="metrics").click()
-    rows = saved(page, view.get_by_label("save the metrics as CSV").click)
-    values = {row[0]: float(row[1]) for row in rows[1:]}
+    rows = view.locator("[aria-label=metrics] tbody tr").all_inner_texts()
+    values = {key: float(of) for key, of, *_ in (row.split("\t") for row in rows)}
     assert values == pytest.approx(job.metrics, rel=1e-5)
     page.keyboard.press("Escape")
     assert view.is_hidden() and "job=" not in page.url
@@ -327,117 +273,71 @@ def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
 
 
 def test_click_on_a_heading_sorts(page: "Page") -> None:
-    heading = page.locator("#compare thead button", has_text="mean").nth(1)
+    heading = page.locator("#comparison-table thead button", has_text="removal").first
     column = heading.evaluate("(button) => button.closest('th').cellIndex")
     values = []
     for _ in range(2):
         heading.click()
-        cells = page.locator(f"#compare tbody tr > :nth-child({column + 1})").all()
+        cells = page.locator(f"#comparison-table tbody tr > :nth-child({column + 1})").all()
         values.append([cell.get_attribute("data-v") for cell in cells])
     numbers = [[float(v) for v in found if v] for found in values]
     assert numbers[0] == sorted(numbers[0]) and numbers[1] == numbers[0][::-1]
     assert all(not found[-1] for found in values if "" in found), "what is missing comes last"
+    detail = page.locator("#comparison-table th.detail").first
+    assert detail.is_hidden()
+    page.check("[data-fold]")
+    assert detail.is_visible()
+    page.uncheck("[data-fold]")
 
 
-def test_tables_are_saved_as_they_are_shown(page: "Page", read_study: Sweep) -> None:
-    group = page.locator("#compare .groups th", has_text="loss L")
-    assert group.get_attribute("colspan") == "1"
-    page.check("[data-fold=compare]")
-    assert group.get_attribute("colspan") == "4"
-    page.uncheck("[data-fold=compare]")
-    page.fill("#filter", "edges=act seed=1")
-    jobs = {job.name: job for job in read_study.compared if (job.edges, job.seed) == ("act", 1)}
-    header, *rows = saved(page, page.locator("[data-save=compare]").click)
-    losses = [float(row[header.index("loss L(d) mean")]) for row in rows]
-    assert sorted(losses) == pytest.approx(sorted(j.metrics["mean_loss"] for j in jobs.values()))
-
-
-def test_numbers_and_picture_of_a_plot_are_saved(page: "Page") -> None:
-    choose(page, "loss L(d)", "selectivity")
-    box = page.locator("#scatter")
-    box.hover()
-    header, *rows = saved(page, box.locator("[data-title*=CSV]").click)
-    assert header[:2] == ["job", "mean loss L(d), nats per token"]
-    assert [row[0] for row in rows] == [row["label"] for row in rows_of_scatter(page)]
-    with page.expect_download() as found:
-        box.locator("[data-title*=ownload]").click()
-    pixels = pixels_of(Path(found.value.path()).read_bytes())
-    assert pixels.shape[1] > 1000 and pixels.mean() > 230, "large, and on a light ground"
-
-
-def test_names_from_outside_stay_text_on_the_page_and_in_files(
+def test_names_from_outside_stay_text_and_texts_part_where_the_models_do(
     tmp_path: Path, open_page: Open
 ) -> None:
     evil = "<img src=x onerror=document.title='owned'>"
-    for seed, root in enumerate(("=HYPERLINK(1)", evil)):
-        settings = {"data.root": root, "partition.name": evil}
-        write_job(
+    samples = [{"kind": "full", "part": None, "text": "one two", "end": "length"}]
+    for part in ("code", "biology"):
+        for kind in ("removed", "kept"):
+            text = f"one <b>{kind}</b> {part}"
+            samples.append({"kind": kind, "part": part, "text": text, "end": "end_of_text"})
+    prompt = {"domain": "biology", "document": "b", "prompt": evil, "reference": " it ends"}
+    for seed in range(2):
+        job = write_job(
             tmp_path / "sweep", seed=seed, overrides=[f"job{seed}"], command=evil,
-            settings=settings,
+            settings={"partition.name": evil},
         )  # fmt: skip
+        content = {"format": 1, "prompts": [prompt | {"samples": samples}]}
+        (job / "samples.json").write_text(json.dumps(content))
     page = open_page(write_report(tmp_path / "sweep"))
-    rows = saved(page, page.locator("[data-save=compare]").click)
-    assert [cell for row in rows for cell in row if "HYPERLINK" in cell] == ["'=HYPERLINK(1)"]
-    page.locator("#compare tbody a").first.click()
+    page.locator("#comparison-table tbody a").first.click()
     page.locator("#job .main-svg").first.wait_for()
     for fold in page.locator("#job summary").all():
         fold.click()
     assert page.locator("img").count() == 0 and page.title().startswith("sweep")
-
-
-def test_texts_part_where_the_models_do(tmp_path: Path, open_page: Open) -> None:
-    for edges in ("act", "both"):
-        samples = [{"kind": "full", "part": None, "text": f"one two {edges}", "end": "length"}]
-        for part in ("code", "biology", "creative"):
-            for kind in ("removed", "kept"):
-                text = f"one <b>{kind}</b> {part}"
-                samples.append({"kind": kind, "part": part, "text": text, "end": "end_of_text"})
-        prompts = [
-            {"domain": domain, "document": domain, "prompt": f"about {domain}",
-             "reference": " it ends", "samples": samples}
-            for domain in ("code", "biology")
-        ]  # fmt: skip
-        job = write_job(tmp_path, edges=edges)
-        (job / "samples.json").write_text(json.dumps({"format": 1, "prompts": prompts}))
-    page = open_page(write_report(tmp_path))
-    page.select_option("#prompt", "1")
-    assert "about biology it ends" in page.inner_text("#prompt-text")
-    texts = page.locator("#texts .job-texts")
-    assert texts.count() == 2 and texts.first.locator(".text-of").count() == 7
-    own = texts.first.locator(".text-of.own")
+    assert f"{evil} it ends" in page.inner_text("#job .passage")
+    own = page.locator(".text-of.own")
     assert own.locator("h4").all_inner_texts() == ["without biology", "only biology"]
     assert own.first.locator("pre").inner_text() == "one <b>removed</b> biology ends here"
     assert own.first.locator(".same").first.inner_text() == "one "
-    page.fill("#filter", "edges=both")
-    assert texts.count() == 1 and "two both" in texts.first.inner_text()
-    texts.locator("a").click()
-    assert page.locator("#job .passage").count() == 2, "each prompt of the job"
 
 
-def test_controls_of_rounds_are_not_on_the_frontier_and_pictures_have_numbers(
-    alternating: Path, open_page: Open
+def test_controls_of_rounds_are_not_on_the_frontier_and_blocks_are_drawn(
+    alternating: Path, read_alternating: Sweep, open_page: Open
 ) -> None:
     page = open_page(write_report(alternating), width=390)
-    best = {row["label"] for row in rows_of_scatter(page) if row["is_best"]}
-    assert best and not any("attribution=random" in label for label in best)
-    boxes = page.locator(".rounds[open] .plot")
-    for box in boxes.all():
-        box.scroll_into_view_if_needed()
-        box.locator(".main-svg").first.wait_for()
-    assert page.evaluate("rowsOf([...document.querySelectorAll('.rounds[open] .plot')][1])[0]") == [
-        "row"
-    ]
-    header, core, *_ = page.evaluate("rowsOf(document.querySelector('.rounds[open] .plot'))")
-    assert header[:3] == ["block", "owners", "mlp units"] and core[0] == "core"
+    best = page.evaluate("frontOf(scatterGroups()).flatMap(({ jobs }) => jobs)")
+    labels = [read_alternating.labels[read_alternating.compared[at].name] for at in best]
+    assert labels and not any("attribution=random" in label for label in labels)
+    page.locator("#rounds details summary", has_text="Blocks").first.click()
+    page.locator("#rounds details .main-svg").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert serious(page) == []
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1280)])
 def test_page_is_legible_and_axe_finds_nothing_serious(
-    report: Path, open_page: Open, scheme: str, width: int
+    edges_folder: Path, open_page: Open, scheme: str, width: int
 ) -> None:
-    page = open_page(report, color_scheme=scheme, width=width)
+    page = open_page(write_report(edges_folder), color_scheme=scheme, width=width)
     page.locator("#scatter .point").first.wait_for(state="attached")
     page.locator("#scatter").scroll_into_view_if_needed()
     pixels = pixels_of(page.screenshot())
@@ -445,30 +345,14 @@ def test_page_is_legible_and_axe_finds_nothing_serious(
     colours = {tuple(colour) for colour in pixels[::2, ::2].reshape(-1, 3).tolist()}
     for edges in ((0xCC, 0x79, 0xA7), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)):
         assert edges in colours, "a colour of the edges is nowhere to be seen"
-    fill = page.locator("#scatter .xtick text").first.evaluate("(e) => e.style.fill")
-    level = np.mean([int(v) for v in re.findall(r"\d+", fill)[:3]])
-    assert level > 128 if scheme == "dark" else level < 128
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing is cut off"
     assert serious(page) == []
-    page.locator("#compare tbody a").nth(9).click()
+    page.locator("#comparison-table tbody a").nth(2).click()
     page.locator("#job .main-svg").first.wait_for()
     for fold in page.locator("#job summary").all():
         fold.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert serious(page) == []
-
-
-def test_paper_is_light_and_has_every_plot_and_no_buttons(report: Path, open_page: Open) -> None:
-    page = open_page(report, color_scheme="dark")
-    page.locator("#scatter .main-svg").first.wait_for()
-    page.emulate_media(media="print", color_scheme="dark")
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    colour = page.evaluate("getComputedStyle(document.body).color")
-    assert np.mean([int(v) for v in re.findall(r"\d+", colour)[:3]]) < 60
-    assert page.locator(".small:visible, #filters:visible").count() == 0
-    undrawn = "[...document.querySelectorAll('.plot')].filter((p) => !p.querySelector('.main-svg'))"
-    assert page.evaluate(f"{undrawn}.length") == 0
-    assert page.pdf().startswith(b"%PDF")
 
 
 @pytest.mark.slow
@@ -478,19 +362,14 @@ def test_five_hundred_jobs_load_in_three_seconds(tmp_path: Path, open_page: Open
             for dropout in (0.0, 0.25, 0.5, 0.75, 1.0):
                 write_job(tmp_path, seed=seed, edges=edges, foreign_dropout=dropout)
     path = write_report(tmp_path)
-    assert path.stat().st_size < 12_000_000
+    assert path.stat().st_size < 14_000_000
     page = open_page(path)
     page.locator("#scatter .point").first.wait_for(state="attached")
     took_ms = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     assert took_ms < 3000
     assert page.inner_text("#count") == "all 500 jobs"
-    cards = page.locator("#matrices .card")
-    assert cards.count() == 24
     filtering_ms = page.evaluate(
-        "(() => { const begun = performance.now(); applyFilter('seed=24');"
+        "(() => { const begun = performance.now(); setFilter('seed=24');"
         " return performance.now() - begun; })()"
     )
     assert filtering_ms < 1000
-    page.evaluate("applyFilter('')")
-    page.locator("#matrices > button").click()
-    assert cards.count() == 72

@@ -6,16 +6,20 @@ import pytest
 
 from gr_sweep.metrics import registry
 from gr_sweep.report import measures, read_sweep, tables
-from gr_sweep.report.sweep import Sweep
+from gr_sweep.report.sweep import Estimate, Sweep
 from gr_sweep.report.tables import Cell, Row, Table
 from tests.report.conftest import edit, write_job
 
 DASH = "\N{EN DASH}"
 
 
-def cell(table: Table, row: Row, group: str, name: str) -> Cell:
-    headings = [(column.group, column.name) for column in table.columns]
-    return row.cells[headings.index((group, name)) - 1]
+def cell(table: Table, row: Row, name: str) -> Cell:
+    return row.cells[[column.name for column in table.columns].index(name) - 1]
+
+
+def difference(table: Table, row: Row, name: str) -> Cell:
+    """The cell after the one of the mean."""
+    return row.cells[[column.name for column in table.columns].index(name)]
 
 
 def test_best_values_are_marked_and_missing_ones_are_dashes(read_edges: Sweep) -> None:
@@ -23,24 +27,25 @@ def test_best_values_are_marked_and_missing_ones_are_dashes(read_edges: Sweep) -
     assert table.columns[0].name == "edges"
     rows = {row.jobs[0].edges: row for row in table.rows}
     best = {
-        group: [edges for edges, row in rows.items() if cell(table, row, group, "mean").best]
-        for group in ("loss L(d)", "selectivity")
+        name: [edges for edges, row in rows.items() if cell(table, row, name).best]
+        for name in ("loss L(d)", "selectivity")
     }
     assert best == {"loss L(d)": ["dense"], "selectivity": ["weight"]}
-    missing = cell(table, rows["dense"], "selectivity", "mean")
+    missing = cell(table, rows["dense"], "selectivity")
     assert (missing.text, missing.value) == (DASH, None)
-    losses = [(c.name, c.is_detail) for c in table.columns if c.group == "loss L(d)"]
-    assert losses == [("mean", False), ("code", True), ("biology", True), ("creative", True)]
+    losses = [(c.name, c.is_detail) for c in table.columns if c.name.startswith("loss L(d)")]
+    details = [(f"loss L(d) {domain}", True) for domain in ("code", "biology", "creative")]
+    assert losses == [("loss L(d)", False), *details]
     assert tables.over_seeds(read_edges) is None and tables.robustness(read_edges) is None
 
 
 def test_methods_and_settings_of_routing(read_edges: Sweep, read_study: Sweep) -> None:
     assert "method" not in [found.name for found in tables.comparison(read_edges).columns]
     table = tables.comparison(read_study)
-    kinds = {cell(table, row, "", "method").text for row in table.rows}
+    kinds = {cell(table, row, "method").text for row in table.rows}
     assert kinds == {"dense", "filtered", "peers", "lattice", "sgtm", "demix", "random"}
     dropouts = {
-        row.jobs[0].kind: cell(table, row, "", "route.foreign_dropout").text for row in table.rows
+        row.jobs[0].kind: cell(table, row, "route.foreign_dropout").text for row in table.rows
     }
     assert dropouts["dense"] == dropouts["filtered"] == DASH and dropouts["sgtm"] == "1.0"
 
@@ -48,11 +53,11 @@ def test_methods_and_settings_of_routing(read_edges: Sweep, read_study: Sweep) -
 def test_missing_compute_equivalent_is_shown_as_a_bound(read_study: Sweep) -> None:
     table = tables.comparison(read_study)
     [row, *_] = [row for row in table.rows if row.jobs[0].edges == "both"]
-    assert row.jobs[0].smallest_share == 1 / 8
-    for name in ("mean", "code"):
-        found = cell(table, row, "compute-equivalent", name)
-        assert (found.text, found.value, found.best) == ("<1/8", None, False)
-    assert [measures.below(bound) for bound in (0.25, 0.1875)] == ["<1/4", "<0.19"]
+    for name in ("compute-equivalent", "compute-equivalent code"):
+        found = cell(table, row, name)
+        assert (found.text, found.value, found.best) == ("<1/8", 1 / 8, False)
+    mean = measures.mean_of([Estimate(value=0.25), Estimate(value=0.125, bound="<")])
+    assert measures.written(mean, measures.fraction) == "<0.19"
 
 
 def test_seeds_become_means_and_paired_differences(read_study: Sweep) -> None:
@@ -61,35 +66,20 @@ def test_seeds_become_means_and_paired_differences(read_study: Sweep) -> None:
     by_label = {row.label: row for row in table.rows}
     act = by_label["edges=act plan=peers route.foreign_dropout=0.5"]
     none = by_label["edges=none plan=peers route.foreign_dropout=0.5"]
-    assert [cell(table, row, "", "seeds").text for row in (act, none)] == ["2", "2"]
-    assert cell(table, none, "loss L(d)", "difference").text == "reference"
+    assert [cell(table, row, "seeds").text for row in (act, none)] == ["2", "2"]
+    assert difference(table, none, "loss L(d)").text == "reference"
     losses = [[job.metrics["mean_loss"] for job in row.jobs] for row in (act, none)]
-    assert cell(table, act, "loss L(d)", "mean").value == pytest.approx(sum(losses[0]) / 2)
+    assert cell(table, act, "loss L(d)").value == pytest.approx(sum(losses[0]) / 2)
     first, second = (a - b for a, b in zip(*losses, strict=True))
-    difference = cell(table, act, "loss L(d)", "difference")
-    assert difference.value == pytest.approx((first + second) / 2)
-    low = measures.unsigned((first + second) / 2 - 12.7062 * abs(first - second) / 2)
-    assert difference.interval.startswith(f"{low} to ")
-
-
-def test_mean_that_a_seed_lacks_is_a_bound_without_a_difference(read_study: Sweep) -> None:
-    table = tables.over_seeds(read_study)
-    assert table is not None
-    [row] = [row for row in table.rows if row.label.startswith("edges=weight plan=peers")]
-    assert any("mean_compute_equivalent" not in job.metrics for job in row.jobs)
-    mean = cell(table, row, "compute-equivalent", "mean")
-    assert mean.text.startswith("<") and mean.value is None
-    assert cell(table, row, "compute-equivalent", "difference").text == DASH
-
-
-def references(read: Sweep) -> dict[str, str | None]:
-    """Label of the reference of each group."""
-    found = {}
-    for group in read.replicates:
-        reference = tables.reference_of(read, group)
-        label = read.label(reference[0], seed=False) if reference else None
-        found[read.label(group[0], seed=False)] = label
-    return found
+    found = difference(table, act, "loss L(d)")
+    assert found.value == pytest.approx((first + second) / 2)
+    low = measures.fraction((first + second) / 2 - 12.7062 * abs(first - second) / 2)
+    assert found.interval.startswith(f"{low} to ")
+    # One of two seeds has only a bound.
+    [weight] = [row for row in table.rows if row.label.startswith("edges=weight plan=peers")]
+    assert any("mean_compute_equivalent" not in job.metrics for job in weight.jobs)
+    assert cell(table, weight, "compute-equivalent").text.startswith("<")
+    assert difference(table, weight, "compute-equivalent").text == DASH
 
 
 def test_reference_without_an_uncut_group_is_the_dense_one_of_the_same_text(
@@ -100,26 +90,31 @@ def test_reference_without_an_uncut_group_is_the_dense_one_of_the_same_text(
             for edges in ("dense", "act", "both") if overlap else ("act", "both"):
                 write_job(tmp_path, edges=edges, seed=seed, settings={"data.overlap": overlap})
     read = read_sweep(tmp_path)
-    found = references(read)
-    assert (found["edges=act data.overlap=1.0"] or "").startswith("dense")
+    found = {
+        read.label(group[0], seed=False): tables.reference_of(read, group)
+        for group in read.replicates
+    }
+    reference = found["edges=act data.overlap=1.0"]
+    assert reference is not None and reference[0].kind == "dense"
     assert found["edges=act data.overlap=0.0"] is None
     table = tables.over_seeds(read)
     assert table is not None
     for row in table.rows:
         is_compared = "1.0" in row.label and "edges" in row.label
-        assert (cell(table, row, "loss L(d)", "difference").value is not None) == is_compared
+        assert (difference(table, row, "loss L(d)").value is not None) == is_compared
 
 
 def test_robustness_is_of_attacked_jobs_and_their_filtered_models(read_study: Sweep) -> None:
     table = tables.robustness(read_study)
     assert table is not None
-    assert {row.jobs[0].kind for row in table.rows} == {"peers", "sgtm"}
+    assert {row.jobs[0].kind for row in table.rows} == {"peers", "sgtm", "filtered"}
     [row, *_] = [row for row in table.rows if row.jobs[0].kind == "sgtm"]
     metrics = row.jobs[0].metrics
     assert metrics[registry.RELEARN_CENSORED("biology")] == 1
-    assert cell(table, row, "relearning steps", "biology").text == "\N{GREATER-THAN OR EQUAL TO} 40"
+    steps = cell(table, row, "relearning steps biology")
+    assert steps.text == "\N{GREATER-THAN OR EQUAL TO} 40"
     expected = f"{metrics[registry.RELEARN_FILTERED_LOSS('biology')]:.3f}"
-    assert cell(table, row, "filtered: loss", "biology").text == expected
+    assert cell(table, row, "filtered: loss biology").text == expected
 
 
 def test_mean_is_of_the_domains_and_not_of_the_nodes_above_them(tmp_path: Path) -> None:
@@ -130,5 +125,30 @@ def test_mean_is_of_the_domains_and_not_of_the_nodes_above_them(tmp_path: Path) 
     found = {registry.RELEARN_LOSS(part): loss for part, loss in losses.items()}
     edit(job, lambda summary: summary["metrics"].update(found))
     [measure] = [item for item in measures.ROBUST if item.name == "relearned loss"]
-    mean = measure.mean(read_sweep(tmp_path).jobs[0])
+    mean = measure.of(read_sweep(tmp_path).jobs[0])
     assert mean is not None and mean.value == 6.0
+
+
+def test_matrices_show_removal_blocks_of_a_lattice_and_transfer(read_study: Sweep) -> None:
+    found = {
+        (job.kind, matrix.corner): (job, dict(matrix.rows))
+        for job in read_study.compared
+        for matrix in tables.matrices(job)
+    }
+    kinds = ("peers", "lattice", "sgtm", "demix", "random")
+    assert {kind for kind, corner in found if corner == "removed"} == set(kinds)
+    job, rows = found["sgtm", "removed"]
+    assert list(rows) == ["biology"] and [of.best for of in rows["biology"]] == [False, True, False]
+    assert rows["biology"][0].value == job.metrics[registry.MATRIX("biology", "code")]
+    _, rows = found["sgtm", "kept alone"]
+    assert list(rows) == ["full model", "biology"]
+    job, rows = found["lattice", "block off"]
+    assert list(rows) == [
+        "code", "biology", "creative", "code+biology", "code+creative", "biology+creative",
+    ]  # fmt: skip
+    inside, outside = rows["code+biology"]
+    assert inside.value == job.metrics[registry.ENTANGLEMENT_INSIDE("code+biology")]
+    assert outside.value == job.metrics[registry.ENTANGLEMENT_OUTSIDE("code+biology")]
+    assert {kind for kind, corner in found if corner == "gain from"} == {"dense"}
+    _, rows = found["dense", "gain from"]
+    assert [of.value for of in rows["code"]] == [None, pytest.approx(0.05), pytest.approx(0.05)]

@@ -8,7 +8,7 @@ for (const place of document.querySelectorAll("[data-plot]")) {
 
 const isEmpty = (value) => value === "" || value === "–";
 for (const table of document.querySelectorAll("table.compare")) {
-  const heads = [...table.tHead.rows[1].cells];
+  const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
     const rising = head.getAttribute("aria-sort") !== "ascending";
     for (const other of heads) other.setAttribute("aria-sort", "none");
@@ -23,33 +23,9 @@ for (const table of document.querySelectorAll("table.compare")) {
   }));
 }
 
-/** The shown rows of a table, in their order, with intervals as columns. */
-const rowsOfTable = (table) => {
-  const isNumber = (cell) => cell.classList.contains("num");
-  const groups = [...table.tHead.rows[0].cells].flatMap(({ dataset }) => Array(Number(dataset.all)).fill(dataset.name));
-  const header = [...table.tHead.rows[1].cells].flatMap((cell, at) => {
-    const name = `${groups[at]} ${cell.firstElementChild.textContent}`.trim();
-    return isNumber(cell) ? [name, `${name}, interval`] : [name];
-  });
-  const rows = [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => [...row.cells].flatMap((cell, at) => {
-    const text = at ? cell.querySelector("span").textContent : cell.dataset.v;
-    const value = cell.dataset.v === "" || /^[<≥]/.test(text) ? text : cell.dataset.v; // A bound keeps its sign.
-    return isNumber(cell) ? [value, cell.title || (cell.querySelector("small")?.textContent ?? "")] : [value];
-  }));
-  return [header, ...rows];
-};
-for (const save of document.querySelectorAll("[data-save]"))
-  save.addEventListener("click", () =>
-    saveCsv(save.closest("section").querySelector("h2").textContent, rowsOfTable(document.getElementById(save.dataset.save))));
-
 // The columns of single domains next to their means.
 for (const fold of document.querySelectorAll("[data-fold]"))
-  fold.addEventListener("change", () => {
-    const table = document.getElementById(fold.dataset.fold);
-    table.classList.toggle("folded", !fold.checked);
-    for (const head of table.querySelectorAll("[data-few]"))
-      head.colSpan = fold.checked ? head.dataset.all : head.dataset.few;
-  });
+  fold.addEventListener("change", () => document.getElementById(fold.dataset.fold).classList.toggle("folded", !fold.checked));
 
 // The address holds the reader's choices, so sections are not anchors.
 for (const part of document.querySelectorAll("main > section")) {
@@ -65,12 +41,10 @@ const followAddress = () => {
   const saved = remembered();
   const [x, y] = ["x", "y"].map((side, at) => axes.get(saved.get(side)) ?? chosen[at]);
   if (scatterBox && (x !== across || y !== up)) setAxes(x, y);
-  if (filterInput && (saved.get("q") ?? "") !== filterInput.value) setFilter(saved.get("q") ?? "");
+  setFilter(saved.get("q") ?? "");
   const job = data.jobs.findIndex(({ name }) => name === saved.get("job"));
   if (job >= 0 && job !== opened) showJob(job);
   else if (job < 0 && opened !== null) closeJob();
 };
 addEventListener("hashchange", followAddress);
-if (filterInput) setFilter("");
-else applyFilter("");
 followAddress();

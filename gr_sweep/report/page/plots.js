@@ -14,14 +14,14 @@ const listeners = [];
 const element = (name, properties = {}, ...children) => {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(properties))
-    if (key.includes("-") || ["role", "for", "colspan"].includes(key)) made.setAttribute(key, value);
+    if (key.includes("-") || key === "role") made.setAttribute(key, value);
     else made[key] = value;
   made.append(...children);
   return made;
 };
 
-const button = (text, act, label = text) => {
-  const made = element("button", { type: "button", className: "small", "aria-label": label }, text);
+const button = (text, act) => {
+  const made = element("button", { type: "button", className: "small" }, text);
   made.addEventListener("click", act);
   return made;
 };
@@ -38,8 +38,6 @@ const jobLink = (job, text) =>
 
 /** For Plotly, which interprets a few HTML tags in its texts. */
 const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-const plain = (text) =>
-  new DOMParser().parseFromString(text.replaceAll("<br>", " "), "text/html").body.textContent.trim();
 
 const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 const merged = (first, second) => {
@@ -48,27 +46,6 @@ const merged = (first, second) => {
     both[key] = isObject(value) && isObject(both[key]) ? merged(both[key], value) : value;
   return both;
 };
-
-// Saving
-
-const saveCsv = (title, [header, ...rows]) => {
-  const cell = (value) => {
-    let text = value === null || value === undefined ? "" : String(value);
-    // A spreadsheet would take a text that begins like this for a formula.
-    if (/^[=+\-@\t\r]/.test(text) && isNaN(text)) text = `'${text}`;
-    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  };
-  const text = [header, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
-  const url = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  const link = element("a", { href: url, download: `${fileName(title)}.csv` });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(url), 10000);
-};
-
-const fileName = (title) =>
-  `${document.title.split(" · ")[0]} ${title}`.replace(/[^\p{L}\p{N}.=-]+/gu, "_").slice(0, 120);
-
-// Drawing
 
 /** A mean is shown while one of its jobs is. */
 const shows = (of) => of === null || [of].flat().some((job) => shown.has(job));
@@ -90,16 +67,19 @@ const filtered = (trace) => {
   return pick(texted);
 };
 
-/** Colours that Plotly cannot take from the style sheet, as a layout. */
-const theme = (of) => {
-  const style = getComputedStyle(of);
+/** What all plots have in common, in colours of the style sheet. */
+const common = () => {
+  const style = getComputedStyle(document.documentElement);
   const value = (name) => style.getPropertyValue(name).trim();
   const axis = { gridcolor: value("--line"), zerolinecolor: value("--muted"), linecolor: value("--line"),
-    tickcolor: value("--line"), color: value("--muted") };
+    tickcolor: value("--line"), color: value("--muted"), title: { font: { size: 12 } } };
   return {
-    paper_bgcolor: value(of.closest(".card") ? "--panel" : "--page"), font: { color: value("--ink"), family: getComputedStyle(document.body).fontFamily },
-    hoverlabel: { bgcolor: value("--panel"), bordercolor: value("--line"), font: { color: value("--ink") } },
+    paper_bgcolor: value("--page"), plot_bgcolor: "rgba(0,0,0,0)",
+    font: { size: 12, color: value("--ink"), family: getComputedStyle(document.body).fontFamily },
+    hovermode: "closest", hoverlabel: { align: "left", bgcolor: value("--panel"), bordercolor: value("--line"), font: { color: value("--ink") } },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: value("--muted"), activecolor: value("--accent") },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
+    dragmode: narrow.matches ? false : "zoom", // A finger that scrolls the page must not zoom.
     xaxis: axis, yaxis: axis,
   };
 };
@@ -109,41 +89,14 @@ const sources = new Map(), drawn = new Map(), inView = new Set();
 
 const figureOf = (box) => {
   const source = sources.get(box);
-  const { data: traces, layout } = typeof source === "function" ? source(box) : source;
+  const { data: traces, layout } = typeof source === "function" ? source() : source;
   return { data: traces.map(filtered).filter(Boolean), layout };
-};
-
-/** The numbers that a box draws: a header, then rows. */
-const rowsOf = (box) => {
-  const { data: traces, layout } = figureOf(box);
-  if (layout.meta?.rows) return layout.meta.rows();
-  const tables = traces.flatMap((trace) => (trace.meta?.table ? [trace.meta.table] : []));
-  if (tables.length) return tables[0];
-  const title = (side, otherwise) => plain(layout[`${side}axis`]?.title?.text ?? "").replace(/\s*\(?[←↑→↓].*$/, "") || otherwise;
-  const sides = ["x", "y"].filter((side) => traces.some((trace) => trace[`error_${side}`]?.array));
-  const header = ["series", "job", title("x", "step"), title("y", "loss, nats per token"),
-    ...sides.flatMap((side) => [`${side} low`, `${side} high`])];
-  const rows = traces.flatMap((trace) => trace.x.flatMap((x, at) => {
-    const value = { x, y: trace.y[at] };
-    if (x === null || value.y === null) return [];
-    const jobs = [trace.meta?.points?.[at] ?? trace.meta?.jobs ?? []].flat();
-    const bounds = sides.flatMap((side) => {
-      const { array, arrayminus } = trace[`error_${side}`] ?? {};
-      return array?.[at] || arrayminus?.[at] ? [value[side] - arrayminus[at], value[side] + array[at]] : [null, null];
-    });
-    return [[plain(trace.name ?? ""), jobs.map((job) => data.jobs[job].label).join("; "), x, value.y, ...bounds]];
-  }));
-  return [header, ...rows];
 };
 
 // The same object for every drawing: Plotly makes a plot anew when its configuration changes.
 const CONFIG = {
-  responsive: true, displaylogo: false, doubleClick: "reset",
-  toImageButtonOptions: { scale: 2, filename: fileName("plot") },
-  modeBarButtons: [["toImage", {
-    name: "csv", title: "Save the numbers as CSV", click: (box) => saveCsv(box.dataset.title, rowsOf(box)),
-    icon: { width: 24, height: 24, path: "M3 3h18v18h-18zM5 9v4h6v-4zM13 9v4h6v-4zM5 15v4h6v-4zM13 15v4h6v-4z" },
-  }]],
+  responsive: true, displaylogo: false, doubleClick: "reset", modeBarButtons: [["toImage"]],
+  toImageButtonOptions: { scale: 2, filename: document.title.split(" · ")[0] },
 };
 
 // Plotly is half of the page: it is compiled after the tables can be read.
@@ -151,26 +104,20 @@ const library = element("script", { src: URL.createObjectURL(new Blob([document.
 library.addEventListener("load", () => redraw());
 addEventListener("load", () => document.head.append(library));
 
-const draw = (box, of) => {
+const draw = (box) => {
   const figure = figureOf(box);
   drawn.set(box, figure);
   if (!window.Plotly) return;
-  const layout = merged(figure.layout, theme(of ?? box));
-  if (narrow.matches) {
-    layout.dragmode = false; // A finger that scrolls the page must not zoom.
-    layout.showlegend = figure.data.length < 5 && layout.showlegend !== false;
-    for (const side of ["xaxis", "yaxis"])
-      if (layout[side].title?.text)
-        layout[side].title = { ...layout[side].title, text: layout[side].title.text.replace(/\s*\([^)]*[←↑→↓][^)]*\)$/, "") };
-  }
+  const layout = merged(common(), figure.layout);
+  if (narrow.matches) layout.showlegend = figure.data.length < 5;
   if (layout.height) box.style.height = `${layout.height}px`;
   else layout.height = box.clientHeight || 300;
   Plotly.react(box, figure.data, layout, CONFIG);
   if (box.dataset.listens) return;
   box.dataset.listens = "true";
   box.on("plotly_click", ({ points: [{ data: { meta }, pointIndex }] }) => {
-    const jobs = [meta?.points?.[pointIndex] ?? meta?.jobs ?? []].flat();
-    if (jobs.length && !meta.table) showJob(jobs[0]);
+    const jobs = [meta?.points?.[pointIndex] ?? []].flat();
+    if (jobs.length) showJob(jobs[0]);
   });
 };
 
@@ -191,7 +138,6 @@ const redraw = () => {
 const plot = (box, source, title) => {
   sources.set(box, source);
   drawn.delete(box);
-  box.dataset.title = title;
   box.setAttribute("role", "figure");
   box.setAttribute("aria-label", `Plot: ${title}`);
   watcher.observe(box);
@@ -209,8 +155,3 @@ const forget = (root) => {
 
 dark.addEventListener("change", redraw);
 narrow.addEventListener("change", redraw);
-// On paper everything is light and drawn.
-addEventListener("beforeprint", () => {
-  for (const box of sources.keys()) if (box.offsetParent) draw(box, document.querySelector(".light"));
-});
-addEventListener("afterprint", redraw);
