@@ -26,18 +26,13 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits in an exchange of tensors before it gives up on the others."""
+"""How long a process waits for the others, at the start and in an exchange of tensors."""
 
 MAIN_TIMEOUT = timedelta(hours=24)
 """How long a process waits for rank 0, which prepares the data for all."""
 
-START_TIMEOUT = timedelta(minutes=5)
-"""How long a process waits for the others to start."""
-
 _PORTS = range(15_000, 30_000)
 """Below the ports that systems assign automatically."""
-_FAILURE = "failure"
-"""Key of the store under which the first process that fails says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +46,7 @@ class Place:
     is_slurm: bool
     """Whether it is a task of a SLURM step rather than of torchrun."""
     url: str
-    """Where the processes meet, as `torch.distributed.rendezvous` takes it."""
+    """Where the processes meet, the `init_method` of torch.distributed."""
 
 
 def place(environment: Mapping[str, str] | None = None) -> Place | None:
@@ -59,35 +54,24 @@ def place(environment: Mapping[str, str] | None = None) -> Place | None:
 
     The variables of torchrun take precedence, so that `srun torchrun` works. SLURM's count only
     inside a step, because a batch script that requests many tasks is itself one process.
-
-    Raises:
-        JobError: a variable is not an integer.
     """
     env = os.environ if environment is None else environment
-    if "RANK" in env and "WORLD_SIZE" in env:
-        rank, world_size = _integer(env, "RANK"), _integer(env, "WORLD_SIZE")
-        if world_size == 1:
-            return None
-        return Place(rank, world_size, _integer(env, "LOCAL_RANK", 0), False, "env://")
-    if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
-        rank, world_size = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_STEP_NUM_TASKS")
-        if world_size == 1:
-            return None
-        host, port = _slurm_address(env)
-        url = f"tcp://{host}:{port}?rank={rank}&world_size={world_size}"
-        return Place(rank, world_size, _integer(env, "SLURM_LOCALID", 0), True, url)
-    return None
+    is_slurm = not ("RANK" in env and "WORLD_SIZE" in env)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if is_slurm:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    rank, world_size, local_rank = (int(env.get(name, 0)) for name in names)
+    if world_size < 2:
+        return None
+    url = "env://"
+    if is_slurm:
+        url = f"tcp://{_slurm_address(env)}"
+    return Place(rank, world_size, local_rank, is_slurm, url)
 
 
 def is_main() -> bool:
-    """Whether this process prints, logs and writes for all.
-
-    True in an invalid environment as well, so that the error is printed.
-    """
-    try:
-        here = place()
-    except JobError:
-        return True
+    """Whether this process prints, logs and writes for all."""
+    here = place()
     return here is None or here.rank == 0
 
 
@@ -115,14 +99,14 @@ class Processes:
     Every method that exchanges values must be called by all processes, in the same order.
     """
 
-    def __init__(self, here: Place | None = None, store: Any = None, group: Any = None) -> None:
-        """`store` and `group` are those of `connect`; the group exchanges Python objects."""
+    def __init__(self, here: Place | None = None, group: Any = None) -> None:
+        """`group`: that of `connect`, which exchanges Python objects."""
         self.rank = 0 if here is None else here.rank
         self.world_size = 1 if here is None else here.world_size
         self._place = here
-        self._store = store
         self._group = group
-        self._failure: str | None = None
+        self._end = ""
+        """Why no more values are exchanged; empty while they are."""
 
     @property
     def is_main(self) -> bool:
@@ -139,10 +123,9 @@ class Processes:
 
         A GrSweepError of `work` is raised in every process.
         """
-        if self._is_alone:
+        if not self.are_several:
             return work()
-        found = self._attempt(work) if self.is_main else (None, None)
-        [(value, error)] = self._exchange(found, from_all=False)
+        [(value, error), *_] = self.gather(self._attempt(work) if self.is_main else (None, None))
         _raise_in_all(error)
         return value
 
@@ -151,7 +134,7 @@ class Processes:
 
         If it raises a GrSweepError in any process, every process raises that of the lowest rank.
         """
-        if self._is_alone:
+        if not self.are_several:
             return work()
         value, own_error = self._attempt(work)
         for error in self.gather(own_error):
@@ -169,7 +152,19 @@ class Processes:
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all processes, by rank, in every process; they must pickle."""
-        return [value] if self._is_alone else self._exchange(value)
+        if not self.are_several:
+            return [value]
+        if self._end:
+            raise JobError(f"not run: in an earlier job, {self._end}")
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world_size
+        try:
+            dist.all_gather_object(values, value, group=self._group)
+        except RuntimeError as error:
+            self._leave(error)
+            raise
+        return values
 
     def sum_(self, tensor: "Tensor") -> "Tensor":
         """Sums a tensor over all processes, in place."""
@@ -184,8 +179,7 @@ class Processes:
         """Gives the device of this process, and turns the loss of another process into an error.
 
         After an error of `from_main` or `together`, which all processes raise, the next job can
-        run. Any other error ends all of them: in their next exchange, the others raise a JobError
-        that says which process failed first.
+        run. Any other error ends all of them: the others get a JobError in their next exchange.
 
         Raises:
             PlanError: train.device=cuda where torch sees no GPU.
@@ -199,47 +193,22 @@ class Processes:
         try:
             yield own
         except Exception as error:
-            is_shared = isinstance(error, GrSweepError) and error.is_shared
-            if not (self._is_alone or is_shared):
+            if self.are_several and not getattr(error, "is_shared", False):
                 self._leave(error)
             raise
-
-    @property
-    def _is_alone(self) -> bool:
-        return self._group is None and self._failure is None
 
     def _attempt(self, work: Callable[[], Any]) -> tuple[Any, GrSweepError | None]:
         try:
             return work(), None
-        except GrSweepError as error:
-            if self._failure is not None:
-                raise  # an exchange within `work` failed: nobody is left to tell
-            return None, error
         except Exception as error:
+            if isinstance(error, GrSweepError) and not self._end:
+                return None, error
             # The others must not wait for this process, or take its next exchange for this one.
-            if not self._is_alone:
-                self._leave(error)
-            raise
-
-    def _exchange(self, value: Any, *, from_all: bool = True) -> list[Any]:
-        """The values of all processes, or the one of rank 0."""
-        import torch.distributed as dist
-
-        if self._failure is not None:
-            raise JobError(f"not run, because {self._failure} in an earlier job")
-        values = [None] * self.world_size if from_all else [value]
-        try:
-            if from_all:
-                dist.all_gather_object(values, value, group=self._group)
-            else:
-                dist.broadcast_object_list(values, src=0, group=self._group)
-        except RuntimeError as error:
             self._leave(error)
             raise
-        return values
 
     def _leave(self, error: Exception) -> None:
-        """Ends all exchange after an error of this process alone, which the others must learn of.
+        """Ends all exchange after an error of this process alone; who waits for it gets an error.
 
         Raises:
             JobError: the error only shows that another process is gone.
@@ -247,26 +216,20 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        if self._failure is not None:
+        if self._end:
             return
-        name, is_lost = f"process {self.rank} of {self.world_size}", _is_of_exchange(error)
-        said = f"{name} failed ({_first_line(error)})"
-        reason = f"{name} lost another one, which was killed, ran out of memory or hung"
-        with contextlib.suppress(RuntimeError):  # rank 0, which holds the store, may be gone
-            if is_lost:
-                said = reason
-                if self._store.check([_FAILURE]):
-                    said = self._store.get(_FAILURE).decode()
-            else:
-                self._store.set(_FAILURE, said)
-        self._failure = said
-        # Whoever waits for this process now gets an error. (nccl would itself wait for them.)
-        group, self._group = self._group, None
-        dist.destroy_process_group(group if torch.cuda.is_available() else None)
+        name = f"process {self.rank} of {self.world_size}"
+        is_lost = isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and "gloo" in str(error)
+        )
+        self._end = f"{name} failed ({_first_line(error)})"
+        # nccl would itself wait for the others.
+        dist.destroy_process_group(self._group if torch.cuda.is_available() else None)
         if is_lost:
-            job_error = JobError(said)
-            job_error.is_resumable = said == reason
-            raise job_error from error
+            self._end = f"{name} lost another one, which failed, was killed or hung; see its output"
+            lost = JobError(self._end)
+            lost.is_resumable = True
+            raise lost from error
 
 
 @functools.cache
@@ -283,12 +246,11 @@ def connect() -> Processes:
     import torch.distributed as dist
 
     try:
-        store, rank, world_size = next(dist.rendezvous(here.url, timeout=START_TIMEOUT))  # type: ignore[attr-defined]
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=dist.PrefixStore("gr-sweep", store),  # type: ignore[attr-defined]
-            rank=rank,
-            world_size=world_size,
+            init_method=here.url,
+            rank=here.rank,
+            world_size=here.world_size,
             timeout=TIMEOUT,
         )
         group = dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
@@ -298,7 +260,7 @@ def connect() -> Processes:
             "processes with torchrun or srun"
         ) from error
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
-    return Processes(here, store, group)
+    return Processes(here, group)
 
 
 def shard(
@@ -356,28 +318,11 @@ def _raise_in_all(error: GrSweepError | None) -> None:
         raise error
 
 
-def _is_of_exchange(error: Exception) -> bool:
-    """Whether it is what the remaining processes get when one of them is gone."""
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and "gloo" in str(error)
-    )
-
-
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
-def _integer(env: Mapping[str, str], name: str, default: int | None = None) -> int:
-    value = env.get(name, default)
-    try:
-        return int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise JobError(f"{name} in the environment: expected an integer, got {value}") from error
-
-
-def _slurm_address(env: Mapping[str, str]) -> tuple[str, int]:
+def _slurm_address(env: Mapping[str, str]) -> str:
     """Host and port of a SLURM step's first process; MASTER_ADDR and MASTER_PORT override them."""
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or socket.gethostname()
     is_one_node = env.get("SLURM_STEP_NUM_NODES", "1") == "1"
@@ -387,6 +332,6 @@ def _slurm_address(env: Mapping[str, str]) -> tuple[str, int]:
     first_host = "".join(part or "" for part in first.groups())
     host = env.get("MASTER_ADDR") or ("127.0.0.1" if is_one_node else first_host)
     # Steps of one job may run at the same time.
-    number = _integer(env, "SLURM_JOB_ID", 0) + 7919 * _integer(env, "SLURM_STEP_ID", 0)
-    port = _integer(env, "MASTER_PORT") if env.get("MASTER_PORT") else _PORTS[number % len(_PORTS)]
-    return host, port
+    number = int(env.get("SLURM_JOB_ID", 0)) + 7919 * int(env.get("SLURM_STEP_ID", 0))
+    port = int(env.get("MASTER_PORT") or _PORTS[number % len(_PORTS)])
+    return f"{host}:{port}"
