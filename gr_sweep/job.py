@@ -46,10 +46,9 @@ from gr_sweep.setup import (
     training_text,
 )
 from gr_sweep.tracking import Tracker, make_tracker, run_tags
-from gr_sweep.train.checkpoint import Checkpoints, report_kept_checkpoints
+from gr_sweep.train.checkpoint import Checkpoints, report_full_disk
 from gr_sweep.train.cost import cost_metrics
 from gr_sweep.train.distributed import Processes, connect, rows_of, shard
-from gr_sweep.train.finite import dump_bad_batch
 from gr_sweep.train.loop import Trainer, Training, TrainState, start
 from gr_sweep.train.memory import report_out_of_memory
 from gr_sweep.train.signals import StopSignals
@@ -109,7 +108,7 @@ def run_job(
         if not processes.from_main(lock):
             return
         _check_processes(config, processes)
-        stack.enter_context(report_kept_checkpoints(folder / jobdir.CHECKPOINTS))
+        stack.enter_context(report_full_disk(folder))
         stack.enter_context(report_out_of_memory())
         device = stack.enter_context(processes.joined(config.train.device))
         job = Job(config, folder, processes, device, signals)
@@ -191,10 +190,7 @@ class Job:
         self.curve = self._heldout(min(config.eval.curve_tokens, config.eval.tokens))
         self.sampler = None
         if config.eval.samples:
-            is_shared = processes.are_several
-            self.sampler = make_sampler(
-                config, data, self.routed, self.token_losses, self.device, is_shared=is_shared
-            )
+            self.sampler = make_sampler(config, data, self.routed, self.token_losses, self.device)
         if processes.is_main:
             save_model_files(self.folder, model, data.tokenizer_dir)
             if not self.is_alternate:
@@ -368,9 +364,6 @@ class Job:
             device=self.device,
             processes=self.processes,
             signals=self.signals,
-            dump_bad_batch=functools.partial(
-                dump_bad_batch, folder=self.folder, tokenizer_dir=self.data.tokenizer_dir
-            ),
         ).run(stop)
 
     def _train_rounds(self, training: Training) -> "LastRound":

@@ -153,11 +153,8 @@ def make_sampler(
     routed: RoutedModel,
     token_losses: TokenLosses,
     device: torch.device,
-    *,
-    is_shared: bool,
 ) -> Sampler:
-    """Writes continuations of the first held-out documents of every domain; `is_shared` says
-    whether several processes share the model."""
+    """Writes continuations of the first held-out documents of every domain."""
     from transformers import AutoTokenizer
 
     lengths = {
@@ -180,7 +177,6 @@ def make_sampler(
         batch_sequences=config.eval.batch_sequences,
         seed=config.seed,
         device=device,
-        is_shared=is_shared,
     )
 
 

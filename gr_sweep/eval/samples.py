@@ -3,21 +3,20 @@
 The full model, the model without each domain, and each domain alone draw with the same random
 numbers, so two of them write the same text until their distributions differ.
 
-N rows of a batch, T positions, K tokens of the vocabulary that the tokenizer lacks.
+N rows of a batch, T positions.
 """
 
 import contextlib
-import enum
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from transformers import GenerationConfig
 
 from gr_sweep.data.heldout import first_documents
 from gr_sweep.data.shards import Shard
@@ -44,17 +43,6 @@ _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError)
 
 _Off = tuple[int, ...]
 """Indices of the blocks that are off."""
-
-
-class End(enum.StrEnum):
-    """Why a text ends."""
-
-    length = "length"
-    """It has as many tokens as were asked for."""
-    end_of_text = "end_of_text"
-    """The model ended it."""
-    not_finite = "not_finite"
-    """The logits of the next token are not finite."""
 
 
 @dataclass(frozen=True)
@@ -102,26 +90,6 @@ def choose_prompts(
     return found
 
 
-class _Continuation(NamedTuple):
-    ids: tuple[int, ...]
-    end: End
-
-
-class _Checked(LogitsProcessor):
-    """Records which rows have finite logits, and excludes tokens that the tokenizer lacks."""
-
-    def __init__(self, unknown_K: Tensor) -> None:
-        self._unknown_K = unknown_K
-        self.finite: list[Tensor] = []
-        """For each position, [N] bool."""
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        finite_N = scores.isfinite().all(1)
-        self.finite.append(finite_N)
-        scores = torch.where(finite_N[:, None], scores, 0.0)
-        return scores.index_fill(1, self._unknown_K, -torch.inf)
-
-
 @dataclass(eq=False)
 class Sampler:
     """Writes text with a model, in each view in which domains are removed or kept.
@@ -144,15 +112,9 @@ class Sampler:
     """Prompts of a batch at most."""
     seed: int
     device: torch.device
-    is_shared: bool = False
-    """Whether other processes share the model: a failure in one then ends all."""
-
-    def __post_init__(self) -> None:
-        known = set(self.tokenizer.get_vocab().values())
-        unknown = [i for i in range(self.routed.model.config.vocab_size) if i not in known]
-        self._unknown_K = torch.tensor(unknown, dtype=torch.long, device=self.device)
-        self._recovered: dict[_Off, list[_Continuation]] = {}
-        self._has_failed = False
+    _written: dict[_Off, list[list[int]]] = field(init=False, default_factory=dict)
+    """The token ids that continue each prompt, by the blocks that were off."""
+    _has_failed: bool = field(init=False, default=False)
 
     def recovering(self, recover: WithoutDomain | None) -> WithoutDomain | None:
         """The same contexts, of models that were trained after a removal.
@@ -165,9 +127,7 @@ class Sampler:
         @contextlib.contextmanager
         def contexts(part: str) -> Iterator[None]:
             with recover(part):
-                off = self.routed.plan.removed_by([part])
-                if off not in self._recovered:
-                    self._recovered |= self._written_if_possible([off])
+                self._write([self.routed.plan.removed_by([part])])
                 yield
 
         return contexts
@@ -185,10 +145,7 @@ class Sampler:
             if not part or parts is None or part in parts
         ]
         # Keeping one domain may switch off the same blocks as removing another: the same network.
-        written = dict(self._recovered)
-        written |= self._written_if_possible(
-            list(dict.fromkeys(off for _, _, off in views if off not in written))
-        )
+        self._write(off for _, _, off in views)
         if self._has_failed:
             return None
         prompts = []
@@ -198,8 +155,8 @@ class Sampler:
                 {
                     "kind": view.value,
                     "part": part or None,
-                    "text": self._text_after(prompt, begin, written[off][index].ids),
-                    "end": written[off][index].end.value,
+                    "text": self._text_after(prompt, begin, self._before_end(off, index)),
+                    "end": "end_of_text" if self.eot_id in self._written[off][index] else "length",
                 }
                 for view, part, off in views
             ]
@@ -233,24 +190,26 @@ class Sampler:
         whole = self._text([*prompt.ids, *ids])
         return whole.removeprefix(begin) if whole.startswith(begin) else self._text(ids)
 
-    def _written_if_possible(self, offs: Sequence[_Off]) -> dict[_Off, list[_Continuation]]:
-        """Nothing after a failure: text to look at must not cost a job that has been trained."""
-        if self._has_failed:
-            return {}
-        try:
-            return self._written(offs)
-        except _FAILURES as error:
-            if self.is_shared:
-                # The other processes wait for this one in the middle of a step.
-                logger.error("writing text failed; set eval.samples=0 to go on without it")
-                raise
-            self._has_failed = True
-            message = " ".join(f"{type(error).__name__}: {error}".split())
-            logger.warning("no samples.json: writing text failed (%s)", message[:300])
-            return {}
+    def _before_end(self, off: _Off, index: int) -> list[int]:
+        ids = self._written[off][index]
+        return ids[: ids.index(self.eot_id)] if self.eot_id in ids else ids
 
-    def _written(self, offs: Sequence[_Off]) -> dict[_Off, list[_Continuation]]:
-        """A continuation of each prompt, for each set of blocks that are off."""
+    def _write(self, offs: Iterable[_Off]) -> None:
+        """Continues each prompt with each of these sets of blocks off, unless that has been done.
+
+        Nothing after a failure: text to look at must not cost a job that has been trained.
+        """
+        missing = [off for off in dict.fromkeys(offs) if off not in self._written]
+        try:
+            for off in () if self._has_failed else missing:
+                self._written[off] = self._continuations(off)
+        except _FAILURES as error:
+            if isinstance(self.token_losses, FSDPModule):
+                raise  # the other processes wait for this one
+            self._has_failed = True
+            logger.warning("no samples.json: writing text failed (%r)", error)
+
+    def _continuations(self, off: _Off) -> list[list[int]]:
         self.routed.model.eval()
         # `generate` needs no padding for prompts of one length.
         by_length: dict[int, list[int]] = {}
@@ -262,19 +221,19 @@ class Sampler:
             for of_length in by_length.values()
             for first in range(0, len(of_length), size)
         ]
-        found: dict[_Off, dict[int, _Continuation]] = {off: {} for off in offs}
+        found: dict[int, list[int]] = {}
         for number, indices in enumerate(batches):
-            for off in offs:
-                # The same seed for every `off`.
-                with seeded(self.seed, number, self.device), self.routed.blocks_off(off):
-                    drawn = self._draw([self.prompts[index] for index in indices])
-                found[off] |= zip(indices, drawn, strict=True)
-        return {off: [of[i] for i in range(len(self.prompts))] for off, of in found.items()}
+            with seeded(self.seed, number, self.device), self.routed.blocks_off(off):
+                drawn = self._draw([self.prompts[index] for index in indices])
+            found |= zip(indices, drawn, strict=True)
+        return [found[index] for index in range(len(self.prompts))]
 
-    def _draw(self, prompts: Sequence[Prompt]) -> list[_Continuation]:
-        """Continuations of prompts of one length."""
+    def _draw(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Continuations of prompts of one length, padded with the end-of-text token."""
         ids_NT = torch.tensor([[self.eot_id, *p.ids] for p in prompts], device=self.device)
         num_drawn = min(self.sample_tokens, self.sequence_length - len(prompts[0].ids))
+        known = set(self.tokenizer.get_vocab().values())
+        unknown = [i for i in range(self.routed.model.config.vocab_size) if i not in known]
         config = GenerationConfig(
             do_sample=True,
             temperature=TEMPERATURE,
@@ -286,32 +245,24 @@ class Sampler:
             max_new_tokens=num_drawn,
             eos_token_id=self.eot_id,
             pad_token_id=self.eot_id,
+            suppress_tokens=unknown or None,
+            # Drawing from logits that are not finite ends a process that uses a GPU.
+            remove_invalid_values=True,
         )
-        checked = _Checked(self._unknown_K)
         # Layers that are compiled for training would be compiled again for every length.
-        with torch.compiler.set_stance("force_eager"), _generating(self.token_losses) as generate:
-            out_NT = generate(
+        with torch.compiler.set_stance("force_eager"), _generating(self.token_losses):
+            out_NT: Tensor = self.token_losses.generate(  # type: ignore[operator]
                 input_ids=ids_NT,
                 attention_mask=torch.ones_like(ids_NT),
                 generation_config=config,
-                logits_processor=LogitsProcessorList([checked]),
             )
-        drawn = out_NT[:, ids_NT.shape[1] :].tolist()
-        finite = torch.stack(checked.finite, 1).tolist()
-        return [self._ended(*row) for row in zip(drawn, finite, strict=True)]
-
-    def _ended(self, ids: Sequence[int], finite: Sequence[bool]) -> _Continuation:
-        for number, (token, is_finite) in enumerate(zip(ids, finite, strict=True)):
-            if not is_finite:
-                return _Continuation(tuple(ids[:number]), End.not_finite)
-            if token == self.eot_id:
-                return _Continuation(tuple(ids[:number]), End.end_of_text)
-        return _Continuation(tuple(ids), End.length)
+        drawn: list[list[int]] = out_NT[:, ids_NT.shape[1] :].tolist()
+        return drawn
 
 
 @contextlib.contextmanager
-def _generating(token_losses: TokenLosses) -> Iterator[Callable[..., Tensor]]:
-    """The `generate` method of the model, as a forward method of `token_losses`.
+def _generating(token_losses: TokenLosses) -> Iterator[None]:
+    """Inside, `token_losses` has the method `generate` of its model, as a forward method.
 
     If processes share the parameters, a forward pass of this module gathers those that belong to no
     layer.
@@ -319,6 +270,6 @@ def _generating(token_losses: TokenLosses) -> Iterator[Callable[..., Tensor]]:
     token_losses.generate = token_losses.model.generate
     register_fsdp_forward_method(token_losses, "generate")
     try:
-        yield token_losses.generate  # type: ignore[misc]
+        yield
     finally:
         del token_losses.generate

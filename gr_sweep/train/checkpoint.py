@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from gr_sweep.errors import DataError, GrSweepError, JobError
+from gr_sweep.errors import DataError, GrSweepError
 from gr_sweep.files import content_digest, full_disk, is_full, sync_folder, write_whole
 from gr_sweep.jobdir import whole_checkpoints
 from gr_sweep.train.distributed import Processes
@@ -114,12 +114,11 @@ class Checkpoints:
         def full_disk_named() -> Iterator[None]:
             try:
                 yield
-            except (OSError, GrSweepError) as error:
-                shutil.rmtree(partial, ignore_errors=True)  # before free space is measured
+            except OSError as error:
                 if not is_full(error):
                     raise
-                cause = error if isinstance(error, OSError) else error.__cause__ or error
-                raise full_disk(path, cause) from cause
+                shutil.rmtree(partial, ignore_errors=True)  # before free space is measured
+                raise full_disk(path, error) from error
 
         def begin() -> None:
             shutil.rmtree(partial, ignore_errors=True)
@@ -169,16 +168,19 @@ class Checkpoints:
             DataError: a checkpoint of another run or format, or one that cannot be read now; it
                 stays as it is.
         """
-        newest = self._processes.from_main(self._newest)
-        if newest is None:
-            return None
-        path, about = newest
         try:
+            newest = self._processes.from_main(self._newest)
+            if newest is None:
+                return None
+            path, about = newest
             with _dcp():
                 alone = not self._processes.are_several
                 load(tensors(), storage_reader=_Reader(path), no_dist=alone)
         except OSError as error:
-            raise _not_readable_now(path, error) from error
+            raise DataError(
+                f"a checkpoint cannot be read now ({error}) and is kept; rerun the command when it "
+                f"can, or remove {self._folder}"
+            ) from error
         return about
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
@@ -190,8 +192,6 @@ class Checkpoints:
             except _DAMAGE as error:
                 _set_aside(path, error)
                 continue
-            except OSError as error:
-                raise _not_readable_now(path, error) from error
             if about["fingerprint"] != self._fingerprint:
                 raise DataError(
                     f"{path} belongs to another run (config or data differ); remove the folder or "
@@ -204,11 +204,7 @@ class Checkpoints:
 def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
     """Loads a model's weights from the newest checkpoint, and returns what was saved with them.
 
-    For readers other than the job itself: changes nothing in the folder.
-
-    Args:
-        folder: of the checkpoints of one job.
-        model: of the job's shape, in one process.
+    For readers other than the job itself: changes nothing in the folder. In one process.
 
     Raises:
         DataError: there is no checkpoint, or the newest cannot be read.
@@ -222,54 +218,30 @@ def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
         with _dcp():
             load(_weights_of(model), storage_reader=_Reader(path), no_dist=True)
     except (*_DAMAGE, OSError, RuntimeError) as error:  # RuntimeError: a parameter is missing
-        raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
     return about
 
 
 @contextlib.contextmanager
-def report_kept_checkpoints(folder: Path) -> Iterator[None]:
-    """Turns a full disk inside into one line that says from which checkpoint the job will resume.
-
-    Args:
-        folder: of the job's checkpoints.
-
-    Raises:
-        JobError: the disk is full.
-    """
+def report_full_disk(folder: Path) -> Iterator[None]:
+    """Turns the error of a library that finds the job's disk full into a JobError."""
     try:
         yield
     except Exception as error:
-        if not is_full(error):
+        if isinstance(error, GrSweepError) or not is_full(error):
             raise
-        # The error of a library may not name the file: it is one of the job.
-        path = Path(getattr(error, "filename", None) or folder.parent)
-        full = error if isinstance(error, GrSweepError) else full_disk(path, error)
-        whole = whole_checkpoints(folder)
-        kept = "there is no checkpoint yet, so the job will start from the beginning"
-        if whole:
-            kept = f"the job will resume from its newest checkpoint, of step {whole[-1][0]}"
-        raise JobError(f"{full}: {kept}") from error
+        raise full_disk(Path(getattr(error, "filename", None) or folder), error) from error
 
 
 def _checksums(path: Path) -> dict[str, list[Any]]:
     """Size and digest of every file of a checkpoint, by name."""
-    # Not the folder's listing: on a network file system, files of other nodes may appear late.
-    stored = _Reader(path).read_metadata().storage_data or {}
-    names = sorted({_ABOUT, _TABLE, *(part.relative_path for part in stored.values())})
-    return {name: [(path / name).stat().st_size, content_digest(path / name)] for name in names}
+    files = sorted(path.iterdir())
+    return {file.name: [file.stat().st_size, content_digest(file)] for file in files}
 
 
 def _verify(path: Path) -> dict[str, Any]:
-    """The content of `run.json` of a checkpoint, all of whose files have their checksums.
-
-    Raises:
-        DataError: a checkpoint of another format, or one that names code.
-        One of _DAMAGE: a file is missing or its content differs.
-    """
-    for name, (size, digest) in json.loads((path / _CHECKSUMS).read_text("utf-8")).items():
-        found = (path / name).stat().st_size
-        if found != size:
-            raise ValueError(f"{name} has {found} bytes, {size} were written")
+    """The content of `run.json`; one of _DAMAGE if a file is missing or differs."""
+    for name, (_, digest) in json.loads((path / _CHECKSUMS).read_text("utf-8")).items():
         if content_digest(path / name) != digest:
             raise ValueError(f"the content of {name} differs from what was written")
     _Reader(path).read_metadata()  # DCP would log its error as a traceback
@@ -312,18 +284,9 @@ class _TableUnpickler(pickle.Unpickler):
         raise DataError(f"{module}.{name} is not allowed in a checkpoint, which may be malicious")
 
 
-def _not_readable_now(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{path} cannot be read now ({error}) and is kept; resolve that and rerun the command, or "
-        "remove the folder"
-    )
-
-
 def _set_aside(path: Path, error: Exception) -> None:
     """Renames a damaged checkpoint, because `save` keeps those with the highest step."""
-    logger.warning(
-        "checkpoint %s is damaged (%s): renamed, trying the one before", path, _first_line(error)
-    )
+    logger.warning("checkpoint %s is damaged (%r): renamed, trying the one before", path, error)
     aside = path.with_suffix(".unreadable")
     shutil.rmtree(aside, ignore_errors=True)
     path.replace(aside)
@@ -338,7 +301,3 @@ def _dcp() -> Iterator[None]:
             yield
         except CheckpointException as failure:
             raise next(iter(failure.failures.values()))[0] from failure
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -23,12 +23,9 @@ def cost_metrics(
     device: torch.device,
     num_processes: int,
 ) -> dict[str, float]:
-    """Metrics cost/*: speed and memory of training; parameters and FLOPs of the full model and of
-    each expert alone.
+    """Metrics cost/*; `counts` are the rows of a micro-batch by label.
 
-    Args:
-        counts: rows of a micro-batch by label.
-        num_processes: speed is that of all processes together, memory that of this one.
+    Speed is that of all processes together, memory that of this one.
     """
     train_flops = train_flops_per_token(routed, counts, sequence_length)
     metrics: dict[str, float] = {
@@ -66,15 +63,12 @@ def num_parameters(routed: RoutedModel) -> int:
 def active_parameters(routed: RoutedModel, counts: Mapping[str, int]) -> float:
     """Parameters that are active for a training sequence, averaged over a micro-batch's rows."""
     sizes = _block_sizes(routed)
-    if len(sizes) == 1:
-        return float(sum(sizes))
-    rows = sum(counts.values())
     off = sum(
         sizes[block] * group.count
         for group in routed.row_groups(counts)
         for block in routed.plan.off_blocks(group.off)
     )
-    return sum(sizes) - off / rows
+    return sum(sizes) - off / sum(counts.values())
 
 
 def kept_parameters(routed: RoutedModel) -> dict[str, int]:
@@ -143,7 +137,7 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
     A weight is used up to three times: in the forward pass, for its own gradient and for its
     input's. Attention scores are not counted.
     """
-    groups = routed.row_groups(counts) if len(routed.plan.blocks) > 1 else ()
+    groups = routed.row_groups(counts)
     num_rows = sum(counts.values())
     unit_modules = {linear.module for linear in routed.unit_linears}
     linears = [m for m in routed.model.modules() if isinstance(m, nn.Linear)]
@@ -151,8 +145,7 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
     # Linear maps without units have no weight gradient where the core is foreign.
     rest = zip(groups, factors.rest, strict=True)
     learned = sum(group.count for group, factor in rest if factor != 0.0) / num_rows
-    uses = 2.0 + (learned if groups else 1.0)
-    total = sum(uses * m.weight.numel() for m in linears if m not in unit_modules)
+    total = sum((2.0 + learned) * m.weight.numel() for m in linears if m not in unit_modules)
     for linear in routed.unit_linears:
         per_unit = linear.module.weight.numel() / linear.split.num_units
         learned_by = factors.outputs if linear.is_row else factors.weight

@@ -7,11 +7,10 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from gr_sweep.config import TrainConfig, num_steps
 from gr_sweep.data.batches import Batches
-from gr_sweep.errors import DataError, GrSweepError, JobError
+from gr_sweep.errors import DataError, JobError
 from gr_sweep.metrics import registry
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
@@ -27,7 +26,7 @@ from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.distributed import Processes, rows_of
-from gr_sweep.train.finite import describe_bad_batch
+from gr_sweep.train.finite import describe_bad_step
 from gr_sweep.train.optim import make_optimizer, make_schedule
 from gr_sweep.train.progress import Progress
 from gr_sweep.train.signals import StopSignals
@@ -60,8 +59,7 @@ def _prefetched(
     """The micro-batches of each step up to `stop`, on the device or being copied to it.
 
     A thread reads the rows of the next step, `read(step)`, while the device computes the current
-    one. Rows depend only on the step's number, so reading ahead changes nothing. An error of the
-    thread is raised in the step that needs the rows.
+    one. An error of the thread is raised in the step that needs the rows.
     """
 
     def to_device(rows_NS: Tensor) -> Tensor:
@@ -114,11 +112,10 @@ def start(
         model: on its device; sharded if several processes train it.
         plan: the one that a checkpoint must have; None if training makes the plans.
         phases: steps of each phase, each with its own schedule; None for one phase.
-        rewarm: peak learning rate of every phase after the first, as a fraction of the first's.
+        rewarm: as in `make_schedule`.
 
     Raises:
-        DataError: a checkpoint of another run or plan, or one that cannot be read now; a damaged
-            row of the tracker.
+        DataError: a checkpoint of another run or plan, or one that cannot be read now.
     """
     processes = processes or Processes()
     optimizer = make_optimizer(model, config)
@@ -165,19 +162,17 @@ class Trainer:
     processes: Processes = field(default_factory=Processes)
     """Those over which the model is sharded; each computes its share of every micro-batch."""
     signals: StopSignals = field(default_factory=StopSignals)
-    dump_bad_batch: Callable[[Mapping[str, Any]], Path] | None = None
-    """Writes the rows of a step that is not finite, and returns where; called on rank 0."""
 
-    _rows: slice | None = field(init=False)
-    """Rows of every micro-batch that this process computes; None for all."""
     _is_told: bool = field(init=False, default=False)
     """Whether a signal has asked one of the processes to stop."""
 
-    def __post_init__(self) -> None:
+    @property
+    def _rows(self) -> slice | None:
+        """Rows of every micro-batch that this process computes; None for all."""
         here = self.processes
-        self._rows = None
-        if here.are_several:
-            self._rows = rows_of(here.rank, here.world_size, self.batches.num_rows)
+        if not here.are_several:
+            return None
+        return rows_of(here.rank, here.world_size, self.batches.num_rows)
 
     def run(self, stop: int | None = None) -> None:
         """Trains to step `stop`, or to the end of the run; saves a checkpoint there.
@@ -195,13 +190,13 @@ class Trainer:
         clock = _Clock(state)
         if state.step == 0:
             with clock.paused():
-                self._log_evaluation(clock, is_last=False)
+                self._log_evaluation(is_last=False)
 
         forward = training_forward(self.token_losses, config)
         since_row = StepResult()
         progress = Progress(total, state.step, is_shown=self.processes.is_main)
         read = self.batches.step
-        if self._rows is not None:
+        if self.processes.are_several:
             read = functools.partial(self.batches.step, rows=self._rows)
         self.routed.model.train()
         with (
@@ -235,7 +230,7 @@ class Trainer:
                     since_row = StepResult()
                 with clock.paused():
                     if evaluates:
-                        self._log_evaluation(clock, is_last=is_last)
+                        self._log_evaluation(is_last=is_last)
                         self.routed.model.train()
                     if saves:
                         self.tracker.sync()
@@ -282,37 +277,31 @@ class Trainer:
         here_MN = torch.stack(step.bad_rows).int()
         rows_MN = here_MN.new_zeros(len(here_MN), self.batches.num_rows)
         rows_MN[:, self._rows or slice(None)] = here_MN
-        loss = torch.stack(list(step.losses.values())).double().sum()
-        said, batch = describe_bad_batch(
+        said = describe_bad_step(
             self.batches,
             self.training.state.step,
-            float(self.processes.sum_(loss)),
             {name: float(norm) for name, norm in step.grad_norms.items()},
             self.processes.sum_(rows_MN),
         )
 
         def fail() -> NoReturn:
-            written = ""
-            # A full disk must not hide the error.
-            with contextlib.suppress(OSError, GrSweepError):
-                if self.dump_bad_batch is not None:
-                    written = f"; {self.dump_bad_batch(batch)} lists its rows and documents"
             raise JobError(
                 f"{said}; lower train.lr or train.max_norm; the newest checkpoint is from an "
-                f"earlier step{written}"
+                "earlier step"
             )
 
         self.processes.from_main(fail)
         raise AssertionError("unreachable")
 
-    def _log_evaluation(self, clock: "_Clock", *, is_last: bool) -> None:
-        with clock.evaluating():
-            metrics = self.evaluate(is_last)
+    def _log_evaluation(self, *, is_last: bool) -> None:
+        start = time.perf_counter()
+        metrics = self.evaluate(is_last)
+        self.training.state.eval_s += time.perf_counter() - start
         self.tracker.log(self.training.state.step, metrics)
 
     def _log_row(self, steps: StepResult, lr: float, clock: "_Clock", progress: Progress) -> None:
         state = self.training.state
-        row = _row(_summed(steps, self.batches.counts, self.processes))
+        row = _row(steps, self.batches.counts, self.processes)
         speed = clock.tokens_per_second()
         prefix = registry.TRAIN_LOSS.key + "/"
         by_label = {k.removeprefix(prefix): x for k, x in row.items() if k.startswith(prefix)}
@@ -350,13 +339,6 @@ class _Clock:
         yield
         self._advance(is_training=False)
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Time inside counts as evaluation; used inside `paused`."""
-        start = time.perf_counter()
-        yield
-        self._state.eval_s += time.perf_counter() - start
-
     def tokens_per_second(self) -> float:
         """Of training, since the last call."""
         self._advance(is_training=True)
@@ -376,32 +358,18 @@ def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
 
 
-def _summed(steps: StepResult, labels: Iterable[str], processes: Processes) -> StepResult:
-    """Losses and tokens summed over all processes, each of which has rows of some labels."""
-    if not processes.are_several:
-        return steps
-    zero = torch.zeros_like(next(iter(steps.losses.values())))
-    sums = [steps.losses.get(label, zero).double() for label in labels]
-    sums += [torch.full_like(sums[0], steps.tokens.get(label, 0)) for label in labels]
-    losses, tokens = processes.sum_(torch.stack(sums)).chunk(2)
-    counted = dict(zip(labels, map(int, tokens.tolist()), strict=True))
-    return StepResult(
-        {label: loss for label, loss in zip(labels, losses, strict=True) if counted[label]},
-        {label: count for label, count in counted.items() if count},
-        steps.grad_norms,
-    )
-
-
-def _row(steps: StepResult) -> dict[str, float]:
-    """Losses in nats per token and gradient norms, as numbers."""
-    labels = list(steps.losses)
-    values = torch.stack(
-        [x.float() for x in (*steps.losses.values(), *steps.grad_norms.values())]
-    ).tolist()
-    losses = values[: len(labels)]
-    row: dict[str, float] = {registry.TRAIN_LOSS.key: sum(losses) / sum(steps.tokens.values())}
-    for label, value in zip(labels, losses, strict=True):
-        row[registry.TRAIN_LOSS_OF(label)] = value / steps.tokens[label]
-    for name, norm in zip(steps.grad_norms, values[len(labels) :], strict=True):
+def _row(steps: StepResult, labels: Iterable[str], processes: Processes) -> dict[str, float]:
+    """Losses in nats per token, over the rows of all processes, and gradient norms."""
+    zero = torch.zeros((), dtype=torch.double, device=next(iter(steps.losses.values())).device)
+    sums = [zero + steps.losses.get(label, zero) for label in labels]
+    sums += [zero + steps.tokens.get(label, 0) for label in labels]
+    of_losses, of_tokens = processes.sum_(torch.stack(sums)).chunk(2)
+    losses, tokens = of_losses.float().tolist(), of_tokens.tolist()
+    norms = torch.stack([norm.float() for norm in steps.grad_norms.values()]).tolist()
+    row = {registry.TRAIN_LOSS.key: sum(losses) / sum(tokens)}
+    for label, loss, count in zip(labels, losses, tokens, strict=True):
+        if count:
+            row[registry.TRAIN_LOSS_OF(label)] = loss / count
+    for name, norm in zip(steps.grad_norms, norms, strict=True):
         row[registry.GRAD_NORM(name)] = norm
     return row

@@ -61,9 +61,8 @@ class AllocatedBytes(TorchDispatchMode):
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
         """Counts tensors that were allocated before."""
-        for tensor in tensors:
-            for storage in _storages(tensor):
-                self._follow(storage)
+        for storage in _storages(list(tensors)):
+            self._follow(storage)
 
     def reset_peak(self) -> None:
         """Starts a new `peak`."""
@@ -78,21 +77,12 @@ class AllocatedBytes(TorchDispatchMode):
     ) -> Any:
         if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
             return NotImplemented  # a DTensor first becomes operations on its local part
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        new = {
-            id(storage): storage
-            for tensor in tree_leaves(result)
-            if isinstance(tensor, Tensor)
-            for storage in _storages(tensor)
-            if storage not in self._followed
-        }
-        if new:
-            given = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-            outside = {id(storage) for tensor in given for storage in _storages(tensor)}
-            for key, storage in new.items():
-                if key not in outside:
-                    self._follow(storage)
+        result = func(*args, **(kwargs or {}))
+        # What writes into an argument or returns a view of one allocates nothing.
+        given = {id(storage) for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if id(storage) not in given:
+                self._follow(storage)
         return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
@@ -111,13 +101,13 @@ class AllocatedBytes(TorchDispatchMode):
         held[0] = rounded
 
 
-def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
-    if is_traceable_wrapper_subclass(tensor):
-        names, _ = tensor.__tensor_flatten__()
-        # The parts of a DTensor include its mesh.
-        parts = [part for name in names if isinstance(part := getattr(tensor, name), Tensor)]
-        return [storage for part in parts for storage in _storages(part)]
-    return [tensor.untyped_storage()]
+def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    """Those of all tensors in a tree of containers, and of the parts of DTensors."""
+    for leaf in tree_leaves(tree):
+        if is_traceable_wrapper_subclass(leaf):
+            yield from _storages([getattr(leaf, name) for name in leaf.__tensor_flatten__()[0]])
+        elif isinstance(leaf, Tensor):
+            yield leaf.untyped_storage()
 
 
 @contextlib.contextmanager
@@ -125,11 +115,9 @@ def report_out_of_memory() -> Iterator[None]:
     """Turns an error of the GPU's or the machine's memory into a JobError that gives advice."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_memory = not isinstance(error, RuntimeError) or (
-            isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        )
-        if not is_memory:
+    except (MemoryError, RuntimeError) as error:
+        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        if isinstance(error, RuntimeError) and not on_gpu and "can't allocate" not in str(error):
             raise
         [message, *_] = str(error).strip().splitlines() or [type(error).__name__]
         raise JobError(

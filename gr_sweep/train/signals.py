@@ -36,7 +36,6 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._stop: Stopped | None = None
-        self._is_raised = False
         self._is_deferred = False
         self._replaced: dict[int, Any] = {}
 
@@ -46,12 +45,7 @@ class StopSignals:
         return self._stop is not None
 
     def obey(self) -> None:
-        """Ends the run; with SIGTERM if only another process has received a signal.
-
-        Raises:
-            Stopped: always.
-        """
-        self._is_raised = True
+        """Raises Stopped; with SIGTERM if only another process has received a signal."""
         self._stop = self._stop or Stopped(signal.SIGTERM)
         raise self._stop
 
@@ -66,7 +60,7 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._stop, self._is_raised = None, False
+        self._stop = None
         found = {number: signal.getsignal(number) for number in SIGNALS}
         # Ignored signals stay ignored (Ctrl-C, for a script in the background). A handler that was
         # not set from Python is None and could not be put back.
@@ -91,18 +85,14 @@ class StopSignals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal waits until `obey` is called; a second Ctrl-C does not.
-
-        Raises:
-            Stopped: at the end of the block, if a signal came and `obey` was not called.
-        """
+        """Inside, a signal waits for `obey` or the end of the block; a second Ctrl-C does not."""
         self._is_deferred = True
         try:
             yield
         finally:
             self._is_deferred = False
-        if self._stop is not None and not self._is_raised:
-            self.obey()
+        if self._stop is not None:
+            raise self._stop
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         replaced = self._replaced.get(signum)
@@ -111,18 +101,15 @@ class StopSignals:
             if callable(replaced) and replaced is not signal.default_int_handler:
                 replaced(signum, frame)
 
-        is_first = self._stop is None
-        if is_first:
+        if self._stop is None:
             self._stop = Stopped(signum, hand_on)
-        elif signum == signal.SIGUSR2:
-            # SLURM sends SIGTERM first, then the signal that submitit waits for.
-            self._stop.signum, self._stop.hand_on = signum, hand_on  # type: ignore[union-attr]
-            return
-        if is_first and self._is_deferred:
+            if not self._is_deferred:
+                raise self._stop
             if signum == signal.SIGINT:
                 # Logging may be in the middle of a line.
                 os.write(2, b"\nsaving before the stop; Ctrl-C again stops at once\n")
-            return
-        if signum == signal.SIGINT or (is_first and not self._is_raised):
-            self._is_raised = True
-            raise self._stop  # type: ignore[misc]
+        elif signum == signal.SIGINT:
+            raise self._stop
+        elif signum == signal.SIGUSR2:
+            # SLURM sends SIGTERM first, then the signal that submitit waits for.
+            self._stop.signum, self._stop.hand_on = signum, hand_on

@@ -7,7 +7,7 @@ import torch
 from gr_sweep.data.shards import Shard
 from gr_sweep.eval.finetune import seeded
 from gr_sweep.eval.removal import domain_views, removal_losses
-from gr_sweep.eval.samples import MIN_P, TEMPERATURE, End, Prompt, Sampler, choose_prompts
+from gr_sweep.eval.samples import MIN_P, TEMPERATURE, Prompt, Sampler, choose_prompts
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from tests.eval.tiny import (
@@ -70,7 +70,7 @@ def slowly(routed: RoutedModel, prompts: list[Prompt], num_tokens: int) -> list[
     for prompt, ids in zip(prompts, ids_NT.tolist(), strict=True):
         text = Letters().decode(ids[1 + len(prompt.ids) :])
         whole, is_ended, _ = text.partition(Letters().decode([EOT]))
-        found.append((whole, End.end_of_text if is_ended else End.length))
+        found.append((whole, "end_of_text" if is_ended else "length"))
     return found
 
 
@@ -94,7 +94,7 @@ def test_every_variant_writes_what_the_model_says_token_by_token(kind, options):
         with routed.blocks_off(off):
             expected = slowly(routed, prompts, 9)
         assert [found[name_of(prompt), view, part] for prompt in prompts] == expected
-    assert {end for _, end in found.values()} == {End.length, End.end_of_text}
+    assert {end for _, end in found.values()} == {"length", "end_of_text"}
 
 
 def test_the_same_seed_writes_the_same_and_another_seed_something_else():
@@ -115,7 +115,7 @@ def test_no_token_is_written_that_the_tokenizer_lacks():
     assert drawn and not {Letters().decode([token]) for token in lacks} & set(drawn)
 
 
-def test_text_ends_where_the_logits_are_not_finite_and_other_text_goes_on():
+def test_logits_that_are_not_finite_cost_no_other_text():
     routed = make_routed("none")
     prompts = prompts_of(8)
     routed.model.lm_head.weight = torch.nn.Parameter(routed.model.lm_head.weight.detach().clone())
@@ -124,15 +124,9 @@ def test_text_ends_where_the_logits_are_not_finite_and_other_text_goes_on():
     with torch.no_grad():
         routed.model.get_input_embeddings().weight[bad] = torch.nan
     after = texts(make_sampler(routed, prompts).sample())
-    letter = Letters().decode([bad])
     starts = {name_of(prompt) for prompt in prompts if bad in prompt.ids}
-    assert starts and any(letter in text[:-1] for text, _ in before.values())
     for key, (text, end) in before.items():
-        if key[0] in starts:
-            assert after[key] == ("", End.not_finite)
-        elif letter in text[:-1]:
-            assert after[key] == (text[: text.index(letter) + 1], End.not_finite)
-        elif letter not in text:
+        if key[0] not in starts and Letters().decode([bad]) not in text:
             assert after[key] == (text, end)
 
 
@@ -223,5 +217,3 @@ def test_text_that_cannot_be_written_costs_no_run(
     assert make_sampler(routed).sample() is None
     [record] = caplog.records
     assert "no samples.json" in record.getMessage() and "20.00 GiB" in record.getMessage()
-    with pytest.raises(torch.OutOfMemoryError):
-        make_sampler(routed, is_shared=True).sample()

@@ -13,7 +13,7 @@ from gr_sweep.files import content_digest
 from gr_sweep.train.checkpoint import (
     Checkpoints,
     read_newest,
-    report_kept_checkpoints,
+    report_full_disk,
     tensors_of,
 )
 
@@ -118,13 +118,13 @@ def test_a_file_that_the_system_does_not_let_us_read_is_not_damaged(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(io, "open", failing_open)
         patch.setattr("builtins.open", failing_open)
-        with pytest.raises(DataError, match=r"step_00000002 cannot be read now .*, or remove"):
+        with pytest.raises(DataError, match=r"cannot be read now .*step_00000002.*, or remove"):
             load(checkpoints)
     assert load(checkpoints)[1] == 2.0, "it is there again"
 
 
-# What is written about it, the tensors, their table, the checksums, the folder.
-@pytest.mark.parametrize("fails_at", [1, 2, 3, 4, 5])
+# What is written about it, the tensors, their table, the folder.
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 5])
 def test_a_full_disk_leaves_the_old_checkpoints_and_nothing_half_written(
     tmp_path, monkeypatch, fails_at
 ):
@@ -139,12 +139,11 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_nothing_half_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", no_space)
-        with pytest.raises(GrSweepError) as caught, report_kept_checkpoints(tmp_path):
+        with pytest.raises(GrSweepError) as caught, report_full_disk(tmp_path):
             checkpoints.save(2, {}, value(2.0))
     said = str(caught.value)
     assert f"{tmp_path / 'step_00000002'} " in said and "No space left on device" in said
-    assert "iB free on the disk" in said
-    assert said.endswith("resume from its newest checkpoint, of step 1") and "\n" not in said
+    assert said.endswith("free some space and start the same command again")
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
     checkpoints.save(2, {}, value(2.0))
     assert load(checkpoints)[1] == 2.0
