@@ -98,7 +98,7 @@ def test_every_metric_is_in_a_table_of_the_page_of_metrics(reference: types.Modu
         [line] = [line for line in lines if f"| {metric.meaning} |" in line]
         static = re.split(r"\{\w+\}", metric.key)
         assert all(part in line for part in static)
-    means = {metric.mean for metric in registry.METRICS if metric.mean is not None}
+    means = {metric.mean for metric in registry.METRICS if metric.mean}
     assert means == {line.split("`")[1] for line in lines if line.startswith("| `mean_")}
 
 

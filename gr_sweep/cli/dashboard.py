@@ -180,7 +180,8 @@ def _settled_runs(
             job.name
             for job in sweep.jobs
             if (run := runs.get(job.name)) and run.state not in ("running", "pending")
-            if registry.MEAN_LOSS in run.summary_metrics or registry.MEAN_LOSS not in job.metrics
+            if registry.LOSS_FULL.mean in run.summary_metrics
+            or registry.LOSS_FULL.mean not in job.metrics
         }
         if settled == runs.keys() or time.monotonic() > deadline:
             return runs, settled

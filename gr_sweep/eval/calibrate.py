@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from gr_sweep.eval.loss import Losses
 from gr_sweep.model.loss import IGNORED, TokenLosses, chunk_positions
 
 PRIOR_TOKENS = 1.0
 """Pseudo-tokens for each entry of the vocabulary, distributed as the model without a bias predicts.
 Tokens that do not occur in the text keep a finite bias, and for a short text the bias is small."""
-MAX_ITERATIONS = 200
-TOLERANCE = 1e-5
-"""The fit ends when the guaranteed gain of an iteration is below this, in nats per token."""
 
 
 @torch.no_grad()
@@ -31,8 +29,8 @@ def fitted_bias(
     ids_MS: Tensor,
     *,
     batch_sequences: int,
-    tolerance: float = TOLERANCE,
-    max_iterations: int = MAX_ITERATIONS,
+    tolerance: float = 1e-5,
+    max_iterations: int = 200,
 ) -> Tensor:
     """The bias [V] that minimises the loss on a text, by generalized iterative scaling.
 
@@ -45,13 +43,16 @@ def fitted_bias(
     Args:
         ids_MS: windows of the text, int64 [M, T + 1].
         batch_sequences: windows of a forward pass.
+        tolerance: the fit ends when the guaranteed gain of an iteration, in nats per token, is
+            below this.
     """
-    weight_VD = unembedding(token_losses)
-    parts = []
-    for ids_NS in ids_MS.split(batch_sequences):
-        hidden_NTD = _hidden(token_losses, ids_NS[:, :-1], ids_NS[:, 1:])
-        parts.append(hidden_NTD.flatten(0, 1))
-    hidden_PD = torch.cat(parts)
+    weight_VD = _unembedding(token_losses)
+    hidden_PD = torch.cat(
+        [
+            _hidden(token_losses, ids_NS[:, :-1], ids_NS[:, 1:]).flatten(0, 1)
+            for ids_NS in ids_MS.split(batch_sequences)
+        ]
+    )
     vocab_size = weight_VD.shape[0]
     exact = torch.promote_types(weight_VD.dtype, torch.float32)
     bias_V = torch.zeros(vocab_size, dtype=torch.float64, device=hidden_PD.device)
@@ -70,44 +71,37 @@ def fitted_bias(
     return bias_V.to(exact)
 
 
-class Calibrated:
-    """`TokenLosses` with a bias on the logits, for evaluation."""
-
-    def __init__(self, token_losses: TokenLosses, bias_V: Tensor) -> None:
-        self._token_losses = token_losses
-        self._weight_VD = unembedding(token_losses)
-        self._bias_V = bias_V
+def calibrated(token_losses: TokenLosses, bias_V: Tensor) -> Losses:
+    """`token_losses` with a bias on the logits, for evaluation."""
+    weight_VD = _unembedding(token_losses)
 
     @torch.no_grad()
-    def __call__(self, ids_MT: Tensor, targets_MT: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum and losses [M, T] of the targets; targets of -100 are ignored."""
-        hidden_MTD = _hidden(self._token_losses, ids_MT, targets_MT)
-        hidden_PD, targets_P = hidden_MTD.flatten(0, 1), targets_MT.flatten()
-        losses = [
+    def losses(ids_MT: Tensor, targets_MT: Tensor) -> tuple[Tensor, Tensor]:
+        hidden_PD = _hidden(token_losses, ids_MT, targets_MT).flatten(0, 1)
+        targets_P = targets_MT.flatten()
+        found = [
             torch.nn.functional.cross_entropy(
-                _logits(hidden_PD[chunk], self._weight_VD, self._bias_V),
+                _logits(hidden_PD[chunk], weight_VD, bias_V),
                 targets_P[chunk],
                 ignore_index=IGNORED,
                 reduction="none",
             )
-            for chunk in _chunks(hidden_PD.shape[0], self._weight_VD)
+            for chunk in _chunks(hidden_PD.shape[0], weight_VD)
         ]
-        losses_MT = torch.cat(losses).view(targets_MT.shape)
+        losses_MT = torch.cat(found).view(targets_MT.shape)
         return losses_MT.sum(), losses_MT
 
+    return losses
 
-def unembedding(token_losses: TokenLosses) -> Tensor:
+
+def _unembedding(token_losses: TokenLosses) -> Tensor:
     """The whole weight [V, D]; all processes that share it must call this."""
     weight_VD: Tensor = token_losses.model.get_output_embeddings().weight.detach()
     return weight_VD.full_tensor() if isinstance(weight_VD, DTensor) else weight_VD
 
 
 def _hidden(token_losses: TokenLosses, ids_NT: Tensor, targets_NT: Tensor) -> Tensor:
-    """The input of the unembedding [N, T, D].
-
-    It is caught by a hook in a forward pass of `token_losses`, which gathers the parameters if
-    processes share them.
-    """
+    """The input of the unembedding [N, T, D], caught by a hook in a forward pass."""
     caught: list[Tensor] = []
 
     def catch(module: object, inputs: object, output: object) -> None:

@@ -28,11 +28,8 @@ BETAS = (0.9, 0.95)
 def restored(model: nn.Module) -> Iterator[None]:
     """Restores parameters, buffers, gradients and training modes afterwards.
 
-    The copies are in the host's memory, because the device may have no room for them.
-
-    Args:
-        model: a module that computes alone. If processes share its parameters, the one that gathers
-            all (`TokenLosses`); each process keeps its own part.
+    The copies are in the host's memory, because the device may have no room for them. If processes
+    share the parameters, `model` is the module that gathers all (`TokenLosses`).
     """
     _drop_gathered(model)
     tensors = [*model.parameters(), *model.buffers()]
@@ -81,7 +78,6 @@ def fine_tune(
         routing: context in which the gradients are computed.
         after_step: called with the number of steps so far; may evaluate.
         micro_batch_sequences: rows of a forward pass at most; None: all rows of a step.
-        seed: of what the model itself draws while training.
         num_processes: processes that share the parameters. All compute the same rows, and their
             gradients are summed.
     """

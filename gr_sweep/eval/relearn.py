@@ -41,7 +41,6 @@ def relearn_losses(
     Args:
         held_out: text of the domain that is taught.
         rows_of: the rows of each step, from the attacker's documents.
-        view, part: what was attacked, for the rows.
         every: steps between evaluations; the first is before the attack, the last at its end.
     """
     rows: list[RelearnLoss] = []
@@ -50,10 +49,6 @@ def relearn_losses(
         rows.extend(
             RelearnLoss(view, part, lr, step, r.domain, r.document, r.loss_nats, r.tokens, r.bytes)
             for r in found
-        )
-        mean = sum(r.loss_nats for r in found) / max(1, sum(r.tokens for r in found))
-        logger.info(
-            "relearning %s with learning rate %g: %.3f nats after %d steps", part, lr, mean, step
         )
 
     token_losses.model.eval()
@@ -64,6 +59,7 @@ def relearn_losses(
             if step % every == 0 or step == num_steps:
                 add(held_out.losses(token_losses), lr, step)
 
+        logger.info("relearning %s with learning rate %g", part, lr)
         add(before, lr, 0)
         with restored(token_losses):
             fine_tune(

@@ -39,37 +39,37 @@ def removal_losses(
     """
     plan = routed.plan
     removed, kept = domain_views(plan)
-    views = [(View.full, "", ()), *(removed if recovered is None else ()), *kept]
+    views = [(View.full, "", ()), *removed, *kept]
     if is_lattice(plan):
         views += [
             (View.off, block.name, (index,))
             for index, block in enumerate(plan.blocks)
             if not block.is_core
         ]
+    of_blocks: dict[tuple[int, ...], list[DocumentLoss]] = {} if full is None else {(): full}
+    of_recovered: dict[tuple[int, ...], list[DocumentLoss]] = {}
 
     def read(off: tuple[int, ...]) -> list[DocumentLoss]:
         routed.model.eval()
         with routed.blocks_off(off) if off else contextlib.nullcontext():
             return held_out.losses(token_losses)
 
-    of_blocks: dict[tuple[int, ...], list[DocumentLoss]] = {} if full is None else {(): full}
-    for _, _, off in views:
+    def read_once(off: tuple[int, ...]) -> list[DocumentLoss]:
         if off not in of_blocks:
             of_blocks[off] = read(off)
-    found = [(view, part, off, of_blocks[off]) for view, part, off in views]
-    if recovered is not None:
-        for view, part, off in removed:
+        return of_blocks[off]
+
+    found = []
+    for view, part, off in views:
+        if view is View.removed and recovered is not None:
             with recovered(part):
-                rows = read(off)
-            # Keeping a domain with the same blocks off leaves the same network, recovered.
-            same = [of for of in found if of[2] == off and of[0] is not View.removed]
-            found = [of for of in found if of[2] != off or of[0] is View.removed]
-            found.append((view, part, off, rows))
-            found += [(*of[:3], rows) for of in same]
-    rows = [row._replace(view=view, part=part) for view, part, _, of in found for row in of]
+                of_recovered[off] = read(off)
+        # Keeping a domain with the same blocks off leaves the same network, recovered.
+        rows = of_recovered[off] if off in of_recovered else read_once(off)
+        found += [row._replace(view=view, part=part) for row in rows]
     if has_experts(plan):
-        rows += mixed_losses([of_blocks[plan.kept_off([domain])] for domain in plan.domains])
-    return rows
+        found += mixed_losses([read_once(plan.kept_off([domain])) for domain in plan.domains])
+    return found
 
 
 def domain_views(plan: RoutePlan) -> tuple[list[PlanView], list[PlanView]]:

@@ -5,7 +5,6 @@ Decides which models are tested and on which text; the other modules of this fol
 
 import contextlib
 import functools
-import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ import torch
 from gr_sweep.config import EvalConfig
 from gr_sweep.domains import expand
 from gr_sweep.errors import JobError
-from gr_sweep.eval.calibrate import Calibrated, fitted_bias
+from gr_sweep.eval.calibrate import calibrated, fitted_bias
 from gr_sweep.eval.finetune import Context, fine_tune, restored
 from gr_sweep.eval.loss import HeldoutBatches, Losses
 from gr_sweep.eval.relearn import randomize_blocks, relearn_losses
@@ -24,8 +23,6 @@ from gr_sweep.eval.unlearn import unlearned
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
-
-logger = logging.getLogger(__name__)
 
 CALIBRATION_TOKENS = 16_384
 """Training text of a domain that the bias on the logits is fitted to, at most."""
@@ -41,15 +38,10 @@ _CALIBRATED = {
 
 
 def check_processes(config: EvalConfig, num_processes: int) -> None:
-    """Called before any work.
-
-    Raises:
-        JobError: a setting that several processes cannot evaluate together.
-    """
+    """Raises a JobError, before any work, if several processes cannot evaluate what is set."""
     if config.unlearn_steps and num_processes > 1:
         raise JobError(
-            f"eval.unlearn_steps needs the whole model in one process, but this job has "
-            f"{num_processes}; use one process, or set eval.unlearn_steps=0"
+            "eval.unlearn_steps needs the whole model in one process; use one, or set it to 0"
         )
 
 
@@ -74,9 +66,7 @@ def recovery(
 
     Args:
         rows_without: the rows of each step, for a domain; None if there is no other text.
-        num_steps: of the recovery of each domain.
         lr: training's peak learning rate, of which the fraction `RECOVERY_LR` is used.
-        micro_batch_sequences: rows of a forward pass at most.
 
     Returns:
         None without steps, or if the plan has no domain that can be removed.
@@ -136,14 +126,11 @@ def robustness_losses(
         without: domains, or nodes above them, that the model never saw.
         parts: the removable domains and nodes that are tested; None: all.
         recover: from `recovery`: the model without a domain is read and attacked inside it.
-        num_processes: processes that share the parameters; all must call this, and all get every
-            row.
+        num_processes: those that share the parameters all call this, and all get every row.
 
     Raises:
-        JobError: as `check_processes`.
         DataError: a domain without training text.
     """
-    check_processes(config, num_processes)
     attempts = _Attempts(routed, token_losses, held_out, text, config, device, num_processes)
     removable = [part for part in routed.plan.removable() if parts is None or part in parts]
     unlearnable = routed.plan.nodes if config.unlearn_steps else ()
@@ -190,11 +177,11 @@ class _Attempts:
         ids_MS = torch.from_numpy(windows).to(self.device)
         self.routed.model.eval()
         with routing():
-            batch_sequences = self.config.batch_sequences
-            bias_V = fitted_bias(self.token_losses, ids_MS, batch_sequences=batch_sequences)
-            calibrated = Calibrated(self.token_losses, bias_V)
-            self.read(_CALIBRATED[view], part, self.held_out.only(gone), calibrated)
-        logger.info("fitted a bias to text of %s (%s)", part, view.value)
+            bias_V = fitted_bias(
+                self.token_losses, ids_MS, batch_sequences=self.config.batch_sequences
+            )
+            losses = calibrated(self.token_losses, bias_V)
+            self.read(_CALIBRATED[view], part, self.held_out.only(gone), losses)
 
     def attack(self, view: View, part: str) -> None:
         config = self.config
@@ -230,6 +217,5 @@ class _Attempts:
             lr=lr,
         ):
             self.read(View.unlearned, part, self.held_out, self.token_losses)
-            logger.info("unlearned %s", part)
             self.calibrate(View.unlearned, part)
             self.attack(View.unlearned, part)

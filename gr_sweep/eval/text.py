@@ -56,7 +56,6 @@ class TextWindows:
                 count = documents // len(shards) + (number < documents % len(shards))
                 order = order[: max(1, count)]
             chosen.append((shard, order))
-        self.num_documents = sum(len(order) for _, order in chosen)
         sizes = [int(shard.lengths[order].sum()) for shard, order in chosen]
         if min(sizes, default=0) < 2:
             raise DataError("a domain has no training text to attack, calibrate or unlearn with")
@@ -104,8 +103,9 @@ class TrainingText:
 
     def rows(self, purpose: str, domains: Sequence[str]) -> Rows:
         """The rows of each step, from all text of these domains."""
-        windows = self._windows(purpose, domains)
-        return functools.partial(windows.rows, num_rows=self.batch_sequences)
+        return functools.partial(
+            self._windows(purpose, domains).rows, num_rows=self.batch_sequences
+        )
 
     def attack_rows(self, domains: Sequence[str], config: EvalConfig) -> Rows:
         """The rows of each step of the attack, from few documents that are drawn at random."""

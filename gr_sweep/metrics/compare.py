@@ -111,7 +111,7 @@ class _Comparison:
         for part in tables.parts(View.unlearned):
             self._add_unlearned(part)
         for metric in registry.METRICS:
-            if metric.mean is not None and metric.baselines:
+            if metric.mean and metric.baselines:
                 self.estimates.add(metric.mean, self._mean(metric))
 
     def _add(self, key: str, sample: Sample) -> None:

@@ -7,7 +7,7 @@ were removed or kept follows from them.
 import csv
 import enum
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,30 +88,26 @@ class RelearnLoss(NamedTuple):
 
 def write_losses(path: Path, rows: Iterable[DocumentLoss]) -> None:
     """Writes document_losses.csv atomically; losses read back as the same float."""
-    _write(path, DocumentLoss._fields, rows)
+    _write(path, DocumentLoss, rows)
 
 
 def write_relearn(path: Path, rows: Iterable[RelearnLoss]) -> None:
     """Writes relearn.csv as `write_losses` does."""
-    _write(path, RelearnLoss._fields, rows)
+    _write(path, RelearnLoss, rows)
 
 
 def read_losses(path: Path) -> list[DocumentLoss]:
     """The rows of a document_losses.csv.
 
     Raises:
-        DataError: a missing file, another header, or an invalid line, with its number.
+        DataError: a missing file, another header, or an invalid row, with its number.
     """
-    return [DocumentLoss._make(values) for values in _read(path, DocumentLoss._fields)]
+    return _read(path, DocumentLoss)
 
 
 def read_relearn(path: Path) -> list[RelearnLoss]:
-    """The rows of a relearn.csv.
-
-    Raises:
-        DataError: as `read_losses`.
-    """
-    return [RelearnLoss._make(values) for values in _read(path, RelearnLoss._fields)]
+    """The rows of a relearn.csv; raises as `read_losses`."""
+    return _read(path, RelearnLoss)
 
 
 def _size(text: str) -> int:
@@ -121,42 +117,35 @@ def _size(text: str) -> int:
     return size
 
 
-_CONVERTERS: dict[str, Callable[[str], Any]] = {
+_CONVERTERS: dict[Any, Callable[[str], Any]] = {
     # Looking values up is ten times as fast as calling the enum, and there are many lines.
-    "view": {view.value: view for view in View}.__getitem__,
-    "text": {text.value: text for text in Text}.__getitem__,
-    "lr": float,
-    "step": int,
-    "loss_nats": float,
-    "tokens": _size,
-    "bytes": _size,
+    View: View.__members__.__getitem__,
+    Text: Text.__members__.__getitem__,
+    int: _size,
 }
-"""Of the columns that are not names."""
+"""By the type of a column, where it is not the type itself."""
 
 
-def _write(path: Path, header: Sequence[str], rows: Iterable[DocumentLoss | RelearnLoss]) -> None:
+def _write(path: Path, kind: Any, rows: Iterable[DocumentLoss | RelearnLoss]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow(kind._fields)
     # csv writes a float as repr does, so that it reads back the same.
     writer.writerows(row._replace(loss_nats=float(row.loss_nats)) for row in rows)
     write_whole(path, text.getvalue())
 
 
-def _read(path: Path, header: Sequence[str]) -> Iterator[list[Any]]:
-    """The values of each line."""
-    converters = [_CONVERTERS.get(name, str) for name in header]
+def _read(path: Path, kind: Any) -> list[Any]:
+    converters = [_CONVERTERS.get(of, of) for of in kind.__annotations__.values()]
+    rows: list[Any] = []
     try:
-        file = path.open(newline="", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    with file:
-        lines = csv.reader(file)
-        try:
-            if tuple(next(lines, ())) != header:
-                raise DataError(f"{path}:1: expected the header {','.join(header)}")
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.reader(file)
+            if tuple(next(lines, ())) != kind._fields:
+                raise DataError(f"{path}: expected the header {','.join(kind._fields)}")
             for line in lines:
-                yield [convert(text) for convert, text in zip(converters, line, strict=True)]
-        except (ValueError, KeyError, csv.Error, OSError) as error:
-            number = max(lines.line_num, 1)
-            raise DataError(f"{path}:{number}: not the loss of a document: {error}") from error
+                values = zip(converters, line, strict=True)
+                rows.append(kind._make([convert(text) for convert, text in values]))
+    except (ValueError, KeyError, csv.Error, OSError) as error:
+        raise DataError(f"{path}, row {len(rows) + 1}: {error}") from error
+    return rows

@@ -40,7 +40,7 @@ class Metric:
     """One line for readers who do not know the formula."""
     baselines: tuple[Baseline, ...] = ()
     """Baselines without which the metric is absent."""
-    mean: str | None = None
+    mean: str = ""
     """Key of the mean, if that is a metric too."""
     over: Over = Over.domains
     """What the mean is taken over."""

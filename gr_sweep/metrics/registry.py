@@ -19,23 +19,6 @@ from gr_sweep.metrics.metric import PLACEHOLDER
 from gr_sweep.metrics.metric import Metric as Metric
 from gr_sweep.metrics.metric import Over as Over
 
-MEAN_LOSS = "mean_loss"
-MEAN_SELECTIVITY = "mean_selectivity"
-MEAN_COMPUTE_EQUIVALENT = "mean_compute_equivalent"
-MEAN_KEPT_COMPUTE_EQUIVALENT = "mean_kept_compute_equivalent"
-MEAN_REMOVED_COMPUTE_EQUIVALENT = "mean_removed_compute_equivalent"
-MEAN_TAX = "mean_tax"
-MEAN_EXPERT_TAX = "mean_expert_tax"
-MEAN_LEAF_TAX = "mean_leaf_tax"
-MEAN_ALONE_TAX = "mean_alone_tax"
-MEAN_MIXED_TAX = "mean_mixed_tax"
-MEAN_REMOVED_TAX = "mean_removed_tax"
-MEAN_REMOVAL = "mean_removal"
-MEAN_CALIBRATED_REMOVAL = "mean_calibrated_removal"
-MEAN_FORGET_COMPUTE = "mean_forget_compute"
-MEAN_LEAKAGE = "mean_leakage"
-MEAN_PARAMETERS_KEPT = "mean_parameters_kept"
-
 _NATS = "nats per token"
 _SHARE = "share of dense tokens"
 _DENSE = (Baseline.dense,)
@@ -91,7 +74,7 @@ MODULARITY = Metric(
 
 LOSS_FULL = Metric(
     key="loss/full/{domain}", title="loss L(d)", unit=_NATS, direction=-1, formula="L(d)",
-    meaning="held-out loss of the full model", mean=MEAN_LOSS,
+    meaning="held-out loss of the full model", mean="mean_loss",
 )
 LOSS_REMOVED = Metric(
     key="loss/removed/{part}/{domain}", title="loss after removal", unit=_NATS, formula="L[-e](d)",
@@ -140,49 +123,49 @@ BITS_PER_BYTE_FULL = Metric(
 
 TAX = Metric(
     key="utility/tax/{domain}", title="tax", unit=_NATS, direction=-1, formula="L(d) - D(d)",
-    baselines=_DENSE, mean=MEAN_TAX,
+    baselines=_DENSE, mean="mean_tax",
     meaning="loss of the full model minus that of the dense model; 0 is free",
 )
 EXPERT_TAX = Metric(
     key="utility/expert_tax/{domain}", title="expert tax", unit=_NATS, direction=-1,
-    formula="L[d](d) - D(d)", baselines=_DENSE, mean=MEAN_EXPERT_TAX,
+    formula="L[d](d) - D(d)", baselines=_DENSE, mean="mean_expert_tax",
     meaning="loss of a domain's expert alone minus that of the dense model; below 0 it beats dense",
 )
 LEAF_TAX = Metric(
     key="utility/leaf_tax/{domain}", title="leaf tax", unit=_NATS, direction=-1,
-    formula="loss/expert/d - D(d)", baselines=_DENSE, mean=MEAN_LEAF_TAX,
+    formula="loss/expert/d - D(d)", baselines=_DENSE, mean="mean_leaf_tax",
     meaning="of procedure=alternate: loss of each document in the expert of its own last label "
     "alone, minus that of the dense model",
 )
 ALONE_TAX = Metric(
     key="utility/alone_tax/{domain}", title="alone tax", unit=_NATS, direction=-1,
     formula="L[d](d) - A[d](d); of procedure=alternate loss/expert/d - A[d](d)",
-    baselines=(Baseline.alone,), mean=MEAN_ALONE_TAX,
+    baselines=(Baseline.alone,), mean="mean_alone_tax",
     meaning="loss of a domain's expert alone minus that of a dense model of its size trained on "
     "that domain alone",
 )
 MIXED_TAX = Metric(
     key="utility/mixed_tax/{domain}", title="mixed tax", unit=_NATS, direction=-1,
-    formula="loss/mixed/d - D(d)", baselines=_DENSE, mean=MEAN_MIXED_TAX,
+    formula="loss/mixed/d - D(d)", baselines=_DENSE, mean="mean_mixed_tax",
     meaning="loss of the experts mixed by their posterior over domains, minus that of the dense "
     "model",
 )
 COMPUTE_EQUIVALENT_FULL = Metric(
     key="utility/compute_equivalent/full/{domain}", title="compute-equivalent", unit=_SHARE,
     direction=1, formula="share of the dense tokens at which dense training reaches L(d)",
-    baselines=_CURVE, mean=MEAN_COMPUTE_EQUIVALENT,
+    baselines=_CURVE, mean="mean_compute_equivalent",
     meaning="share of the dense model's tokens at which dense training is as good; 1 is free, <1/8 "
     "is worse than the dense run on an eighth",
 )
 COMPUTE_EQUIVALENT_KEPT = Metric(
     key="utility/compute_equivalent/kept/{domain}", title="expert compute", unit=_SHARE,
     direction=1, formula="share of the dense tokens at which dense training reaches L[d](d)",
-    baselines=_CURVE, mean=MEAN_KEPT_COMPUTE_EQUIVALENT,
+    baselines=_CURVE, mean="mean_kept_compute_equivalent",
     meaning="compute-equivalent of a domain's expert alone, on that domain",
 )
 REMOVED_TAX = Metric(
     key="utility/removed_tax/{part}/{domain}", title="removed tax", unit=_NATS, direction=-1,
-    formula="L[-e](d) - F[e](d), d not under e", baselines=_FILTERED, mean=MEAN_REMOVED_TAX,
+    formula="L[-e](d) - F[e](d), d not under e", baselines=_FILTERED, mean="mean_removed_tax",
     over=Over.pairs,
     meaning="loss of the other domains after a removal, minus that of a model never trained on the "
     "removed domain",
@@ -191,7 +174,7 @@ COMPUTE_EQUIVALENT_REMOVED = Metric(
     key="utility/compute_equivalent/removed/{part}/{domain}", title="removed compute", unit=_SHARE,
     direction=1,
     formula="share of the dense tokens at which dense training reaches L[-e](d), d not under e",
-    baselines=_CURVE, mean=MEAN_REMOVED_COMPUTE_EQUIVALENT, over=Over.pairs,
+    baselines=_CURVE, mean="mean_removed_compute_equivalent", over=Over.pairs,
     meaning="compute-equivalent of the other domains after a removal",
 )
 TRANSFER = Metric(
@@ -209,20 +192,21 @@ MATRIX = Metric(
 )
 SELECTIVITY = Metric(
     key="separability/selectivity/{part}", title="selectivity", unit=_NATS, direction=1,
-    formula="matrix/e/e - mean over d != e of matrix/e/d", mean=MEAN_SELECTIVITY, over=Over.removed,
+    formula="matrix/e/e - mean over d != e of matrix/e/d",
+    mean="mean_selectivity", over=Over.removed,
     meaning="what removing a domain costs it, minus what it costs the others; 0 for labels without "
     "meaning",
 )
 REMOVAL = Metric(
     key="separability/removal/{part}", title="removal", direction=1,
-    formula="(L[-e](e) - L(e)) / (F[e](e) - L(e))", baselines=_FILTERED, mean=MEAN_REMOVAL,
+    formula="(L[-e](e) - L(e)) / (F[e](e) - L(e))", baselines=_FILTERED, mean="mean_removal",
     over=Over.removed,
     meaning="fraction of the gap to a never-trained model that removal closes; 1 is as if never "
     "trained",
 )
 FORGET_COMPUTE = Metric(
     key="separability/forget_compute/{part}", title="forget compute", unit=_SHARE, direction=-1,
-    formula="compute-equivalent of L[-e](e)", baselines=_CURVE, mean=MEAN_FORGET_COMPUTE,
+    formula="compute-equivalent of L[-e](e)", baselines=_CURVE, mean="mean_forget_compute",
     over=Over.removed, meaning="compute-equivalent of what is left on the removed domain",
 )
 ENTANGLEMENT_INSIDE = Metric(
@@ -242,14 +226,15 @@ ENTANGLEMENT_OUTSIDE = Metric(
 CALIBRATED_REMOVAL = Metric(
     key="robustness/calibrated_removal/{part}", title="calibrated removal", direction=1,
     formula="removal from the calibrated losses of the removed, full and filtered model",
-    baselines=_FILTERED, mean=MEAN_CALIBRATED_REMOVAL, over=Over.removed,
+    baselines=_FILTERED, mean="mean_calibrated_removal", over=Over.removed,
     meaning="removal after a bias on the logits is fitted on text of the domain; far below removal "
     "where only word frequencies are gone",
 )
 LEAKAGE = Metric(
     key="robustness/leakage/{part}", title="leakage", direction=-1,
     formula="(F[e](e) - L[-e](e)) / (F[e](e) - O[e](e))",
-    baselines=(Baseline.filtered, Baseline.filtered_observed), mean=MEAN_LEAKAGE, over=Over.removed,
+    baselines=(Baseline.filtered, Baseline.filtered_observed),
+    mean="mean_leakage", over=Over.removed,
     meaning="fraction of what the domain's text without its label could teach that is left after "
     "removal",
 )
@@ -345,7 +330,7 @@ COST_PARAMETERS = Metric(
 )
 PARAMETERS_KEPT = Metric(
     key="cost/parameters/kept/{part}", title="parameters of an expert alone", unit="parameters",
-    direction=-1, mean=MEAN_PARAMETERS_KEPT,
+    direction=-1, mean="mean_parameters_kept",
     meaning="parameters without the blocks that keep(e) switches off",
 )
 COST_FLOPS_PER_TOKEN = Metric(

@@ -260,7 +260,7 @@ def add_own(
         add(registry.LOSS_EXPERT(domain), tables.loss(domain, View.expert))
         add(registry.SPURIOUS_GAP_FULL(domain), tables.spurious_gap(domain, View.full))
         add(registry.SPURIOUS_GAP_KEPT(domain), tables.spurious_gap(domain, View.kept, domain))
-    add(registry.MEAN_LOSS, tables.mean_loss(domains, View.full))
+    add(registry.LOSS_FULL.mean, tables.mean_loss(domains, View.full))
     for view, metric in _LOSSES.items():
         for part in tables.parts(view):
             for domain in domains:
@@ -276,7 +276,7 @@ def add_own(
             own, others = (mean_of([costs[domain] for domain in of]) for of in (under, rest))
             selectivities[part] = own - others
             add(registry.SELECTIVITY(part), selectivities[part])
-    add(registry.MEAN_SELECTIVITY, mean_of([selectivities[part] for part in tables.removable()]))
+    add(registry.SELECTIVITY.mean, mean_of([selectivities[part] for part in tables.removable()]))
 
     for block in tables.parts(View.off):
         owners = blocks.get(block, ())

@@ -123,7 +123,7 @@ class Measure:
     def _mean(self, job: Job) -> Estimate | None:
         key = self.metric.mean
         if key in job.metrics:
-            return job.estimate(str(key))
+            return job.estimate(key)
         if self.metric.over is Over.pairs:
             by_domain = [
                 [self._at(job, part, domain) for part in job.parts if not is_under(domain, part)]
@@ -131,7 +131,7 @@ class Measure:
             ]
             return mean_of([mean_of(of_domain) for of_domain in by_domain if of_domain])
         parts = job.parts if self.metric.over is Over.removed else job.domains
-        if key is None:  # Of the domains that have a value, if all that can be removed do.
+        if not key:  # Of the domains that have a value, if all that can be removed do.
             parts = [d for d in job.domains if d in job.parts or self._at(job, d) is not None]
         return mean_of([self._at(job, part) for part in parts])
 

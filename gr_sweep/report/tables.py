@@ -149,9 +149,9 @@ def over_seeds(sweep: Sweep) -> Table | None:
         return None
     names, columns = _of_settings(sweep, seed=False)
     chosen = [
-        (measure, str(measure.metric.mean))
+        (measure, measure.metric.mean)
         for measure in measures.CHIEF
-        if any(sweep.over_seeds(group, str(measure.metric.mean)) for group in groups)
+        if any(sweep.over_seeds(group, measure.metric.mean) for group in groups)
     ]
     columns.append(Column(name="seeds", is_number=True))
     for measure, _ in chosen:

@@ -90,7 +90,7 @@ def make_dashboard(
     logged: Logged, *, entity: str | None, project: str, groups: Sequence[str]
 ) -> Dashboard:
     """The dashboard of runs that have logged this."""
-    pairs = [(str(utility.mean), str(separability.mean)) for utility, separability in registry.AXES]
+    pairs = [(utility.mean, separability.mean) for utility, separability in registry.AXES]
     axes = next((pair for pair in pairs if logged.summary.issuperset(pair)), ())
     sections = []
     for name, panels in _sections(logged, axes):
@@ -128,7 +128,7 @@ def _bars_of_means(families: tuple[str, ...], by: str = _BY) -> list[Panel]:
     return [
         _bars(metric.mean_axis, [metric.mean], by)
         for metric in registry.METRICS
-        if metric.mean is not None and metric.key.startswith(families)
+        if metric.mean and metric.key.startswith(families)
     ]
 
 

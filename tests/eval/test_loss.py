@@ -6,7 +6,6 @@ import torch
 
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
-from gr_sweep.metrics.losses import Text
 from gr_sweep.model.loss import TokenLosses
 from tests.eval.tiny import CPU, DOMAINS, make_routed
 
@@ -32,8 +31,10 @@ def batches(held_out, batch_sequences: int = 4) -> HeldoutBatches:
 
 
 @pytest.mark.parametrize("batch_sequences", [1, 2])
-def test_a_documents_loss_is_the_sum_over_its_tokens_whatever_the_batch(batch_sequences):
+def test_a_documents_loss_is_the_sum_over_its_targets_whatever_the_batch(batch_sequences):
+    """Targets that are ignored may be at the end, or anywhere in a window."""
     routed, held_out = make_routed("none"), texts()
+    held_out.targets[0, 0] = held_out.targets[0, 3] = -100
     rows = batches({"code": held_out}, batch_sequences).losses(TokenLosses(routed))
     expected = np.zeros(2)
     for row in range(3):
@@ -43,23 +44,6 @@ def test_a_documents_loss_is_the_sum_over_its_tokens_whatever_the_batch(batch_se
             if target != -100:
                 expected[held_out.rows[row]] -= float(logits[position].log_softmax(-1)[target])
     np.testing.assert_allclose([row.loss_nats for row in rows], expected, rtol=1e-5)
-
-
-def test_targets_that_are_ignored_within_a_window_are_no_padding():
-    routed, whole = make_routed("none"), texts()
-    routed_losses = TokenLosses(routed)
-    marked = texts()
-    marked.targets = marked.targets.copy()
-    marked.targets[0, 0] = marked.targets[0, 3] = -100
-    rows = HeldoutBatches({"code": marked}, batch_sequences=2, device=CPU, text=Text.marked).losses(
-        routed_losses
-    )
-    assert {row.text for row in rows} == {Text.marked}
-    with torch.no_grad():
-        ids, targets = torch.from_numpy(whole.input_ids), torch.from_numpy(marked.targets)
-        _, losses = routed_losses(ids, targets)
-    expected = [float(losses[:2].sum()), float(losses[2].sum())]
-    assert [row.loss_nats for row in rows] == pytest.approx(expected, rel=1e-5)
 
 
 def test_some_domains_alone_are_the_same_documents_with_the_same_losses():
@@ -109,10 +93,6 @@ def test_windows_of_like_length_stand_together_whatever_their_domain():
     assert [(row.domain, row.tokens) for row in rows] == [
         ("code", 2), ("code", 7), ("code", 1), ("biology", 3), ("biology", 7), ("creative", 1),
     ]  # fmt: skip
-    for domain, texts_of_domain in held_out.items():
-        alone = batches({domain: texts_of_domain}, 1).losses(token_losses)
-        together = [row.loss_nats for row in rows if row.domain == domain]
-        assert together == pytest.approx([row.loss_nats for row in alone], rel=1e-6)
 
 
 def test_each_view_is_computed_once_and_the_full_model_not_again_where_it_is_known():
@@ -140,8 +120,7 @@ def test_layers_that_are_compiled_for_training_are_not_compiled_for_reading():
         routed(input_ids=torch.zeros(1, 4, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_read_each_window_once_in_as_many_batches(world_size, monkeypatch):
+def test_processes_read_each_window_once_in_as_many_batches(monkeypatch, world_size=4):
     """Three windows, one a batch: with four processes one of them reads padding alone."""
     routed, held_out = make_routed("peers"), {"code": texts()}
     expected = batches(held_out).losses(TokenLosses(routed))

@@ -88,12 +88,8 @@ def test_a_dense_model_unlearns_each_domain_where_it_is_asked_to():
     }
     assert parts(relearned) == {("unlearned", domain, domain) for domain in DOMAINS}
     assert found(make_routed()) == ([], []), "nothing was removed from it"
-
-
-@pytest.mark.parametrize("kind", ["none", "peers"])
-def test_what_is_not_asked_for_is_not_done(kind):
     config = settings(calibrate=False, relearn_steps=None)
-    assert found(make_routed(kind), config) == ([], [])
+    assert found(make_routed("peers"), config) == ([], [])
 
 
 def test_calibration_brings_down_the_loss_of_a_removed_domain():
@@ -152,7 +148,7 @@ def test_the_model_without_a_domain_is_attacked_as_it_was_recovered():
 
 
 def test_unlearning_in_several_processes_is_refused_before_any_work():
-    with pytest.raises(JobError, match=r"eval\.unlearn_steps needs the whole model in one process"):
+    with pytest.raises(JobError, match=r"eval\.unlearn_steps needs the whole model"):
         check_processes(settings(unlearn_steps=3), 2)
     check_processes(settings(unlearn_steps=3), 1)
     check_processes(settings(), 2)

@@ -77,7 +77,6 @@ def slowly(routed: RoutedModel, prompts: list[Prompt], num_tokens: int) -> list[
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("none", {}),
         ("peers", {"attn_shared": 0.25}),
         ("forget", {"forget": ["biology"]}),
     ],
@@ -97,12 +96,11 @@ def test_every_variant_writes_what_the_model_says_token_by_token(kind, options):
     assert {end for _, end in found.values()} == {"length", "end_of_text"}
 
 
-def test_the_same_seed_writes_the_same_and_another_seed_something_else():
+def test_text_follows_from_the_seed():
     routed = make_routed("forget", forget=["biology"])
     first = make_sampler(routed).sample()
     assert make_sampler(routed).sample() == first
-    other = make_sampler(routed, seed=6).sample()
-    assert texts(other).keys() == texts(first).keys() and texts(other) != texts(first)
+    assert texts(make_sampler(routed, seed=6).sample()) != texts(first)
 
 
 def test_no_token_is_written_that_the_tokenizer_lacks():
@@ -169,29 +167,21 @@ def test_prompts_are_the_beginnings_of_the_first_documents_that_are_long_enough(
     for domain, shard in held.items():
         long_enough = [i for i in range(8) if len(shard.document(i)) > 3 + 9]
         of_domain = [prompt for prompt in found if prompt.domain == domain]
-        assert [prompt.document for prompt in of_domain] == [
-            int(shard.ids[i]) for i in long_enough[:3]
-        ]
+        assert [p.document for p in of_domain] == [int(shard.ids[i]) for i in long_enough[:3]]
         for prompt, index in zip(of_domain, long_enough, strict=False):
             assert [*prompt.ids, *prompt.follows] == shard.document(index)[: 3 + 9].tolist()
             assert len(prompt.ids) == 3
     # No longer than what the model was trained on.
     for prompt in prompts_of(3, sequence_length=8, prompt_tokens=100, sample_tokens=100):
         assert (len(prompt.ids), len(prompt.follows)) == (4, 4)
-
-
-def test_short_documents_are_taken_where_there_are_no_others():
-    tokens = np.array([4, 5, 6, 7, 0, 8, 0, 0], np.uint16)
+    # Short documents, where there are no others.
     offsets = np.array([0, 5, 7, 8])
-    shard = Shard.packed(tokens, offsets, np.diff(offsets), np.array([3, 2, 1], np.uint64))
+    tokens = np.array([4, 5, 6, 7, 0, 8, 0, 0], np.uint16)
+    short = Shard.packed(tokens, offsets, np.diff(offsets), np.array([3, 2, 1], np.uint64))
     found = choose_prompts(
-        {"code": shard}, number=5, prompt_tokens=24, sample_tokens=48, sequence_length=128
+        {"code": short}, number=5, prompt_tokens=24, sample_tokens=48, sequence_length=128
     )
-    assert [(p.document, p.ids, p.follows) for p in found] == [
-        (1, (), ()), (2, (), (8,)), (3, (4, 5), (6, 7)),
-    ]  # fmt: skip
-    written = make_sampler(make_routed("peers"), found, sequence_length=128).sample()
-    assert [prompt["prompt"] for prompt in written["prompts"]] == ["", "", "EF"]
+    assert [(p.ids, p.follows) for p in found] == [((), ()), ((), (8,)), ((4, 5), (6, 7))]
 
 
 def test_a_character_that_a_prompt_would_cut_is_the_continuations():

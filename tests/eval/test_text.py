@@ -46,17 +46,13 @@ def test_shards_take_turns_row_by_row():
 
 def test_of_few_documents_no_other_text_is_read():
     windows = TextWindows([counting(*[6] * 10)], sequence_length=5, seed=1, documents=2)
-    assert windows.num_documents == 2
     seen = {int(token) // 6 for step in range(6) for token in windows.rows(step, 4).flatten()}
     assert len(seen) == 2
 
 
-def test_rows_are_shorter_where_there_is_less_text():
+def test_rows_are_shorter_where_there_is_less_text_and_none_is_refused():
     windows = TextWindows([counting(4)], sequence_length=50, seed=0)
     assert windows.rows(0, 2).tolist() == [[0, 1, 2, 3]] * 2
-
-
-def test_a_domain_without_text_is_refused():
     with pytest.raises(DataError, match="no training text"):
         TextWindows([shard("code"), counting()], sequence_length=8, seed=0)
 

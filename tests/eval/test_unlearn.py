@@ -1,7 +1,6 @@
 import functools
 
 import numpy as np
-import pytest
 import torch
 
 from gr_sweep.eval.finetune import WARMUP_STEPS, fine_tune
@@ -61,14 +60,14 @@ def test_a_trained_model_forgets_one_text_and_keeps_the_other_until_it_is_restor
     assert all(parameter.requires_grad for parameter in routed.model.parameters())
 
 
-@pytest.mark.parametrize(("num_layers", "updated"), [(1, {0}), (8, {1, 2, 3})])
-def test_three_layers_up_to_the_middle_are_updated(num_layers, updated):
-    routed = make_routed(num_layers)
-    before = state_of(routed.model)
-    with unlearned(TokenLosses(routed), forgotten, retained, 2, seed=0, device=CPU, lr=1e-3):
-        assert changed(before, routed.model) == {
-            f"model.layers.{layer}.mlp.down_proj.weight" for layer in updated
-        }
+def test_three_layers_up_to_the_middle_are_updated():
+    for num_layers, updated in ((1, {0}), (8, {1, 2, 3})):
+        routed = make_routed(num_layers)
+        before = state_of(routed.model)
+        with unlearned(TokenLosses(routed), forgotten, retained, 2, seed=0, device=CPU, lr=1e-3):
+            assert changed(before, routed.model) == {
+                f"model.layers.{layer}.mlp.down_proj.weight" for layer in updated
+            }
 
 
 def test_unlearning_is_rmu_by_hand():

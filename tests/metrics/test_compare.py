@@ -170,14 +170,11 @@ def test_where_rounds_have_split_a_domain_each_document_is_read_by_its_own_exper
     assert metrics == pytest.approx({"utility/alone_tax/biology": 4.0 - 4.75})
 
 
-def test_baseline_that_read_other_documents_gives_nothing() -> None:
+def test_baseline_counts_on_the_documents_of_the_job_and_must_have_read_all_of_them() -> None:
     short = {domain: (10,) for domain in DOMAINS}
     longer = {domain: (10, 31) for domain in DOMAINS}
     for tokens in (short, longer):
         assert compared(rows_of(JOB), Baselines(dense=rows_of(DENSE, tokens))) == {}
-
-
-def test_baseline_that_read_more_documents_counts_on_those_of_the_job() -> None:
     more = {domain: (10, 30, 500) for domain in DOMAINS}
     dense = rows_of(DENSE, more, noise=lambda domain, at: 3.0 if at == 2 else 0.0)
     assert compared(rows_of(JOB), Baselines(dense=dense))["utility/tax/code"] == pytest.approx(0.5)
@@ -313,9 +310,7 @@ def test_job_against_itself_pays_exactly_nothing() -> None:
     assert set(intervals.values()) == {(0.0, 0.0)}
 
 
-def test_compute_equivalent_that_some_resamples_put_below_the_first_share_is_bounded_by_it() -> (
-    None
-):
+def test_compute_equivalent_of_a_resample_below_the_first_share_counts_as_that() -> None:
     job = noisy({("full", ""): by_domain(5.99, 5.0, 5.0)}, 0)
     metrics, intervals = compare(job, noisy_baselines())
     key = "utility/compute_equivalent/full/code"
@@ -368,10 +363,15 @@ def test_attack_is_read_at_its_strongest_beside_that_on_the_filtered_model() -> 
     assert "robustness/relearn/biology/censored" not in intervals
 
 
-def test_attack_without_baselines_has_its_lowest_loss_alone() -> None:
-    metrics, _ = compare_relearn(attack_rows("unlearned", ATTACKED), Baselines(), DOMAINS, seed=0)
+def test_attack_without_baselines_has_its_lowest_loss_alone_and_its_curves() -> None:
+    rows = attack_rows("unlearned", ATTACKED)
+    metrics, _ = compare_relearn(rows, Baselines(), DOMAINS, seed=0)
     assert metrics == pytest.approx({"robustness/relearn/biology/loss": 5.125})
     assert compare_relearn([], Baselines(), DOMAINS, seed=0) == ({}, {})
+    assert attacks(rows, "biology", DOMAINS) == [
+        Attack(lr=1e-3, steps=(0, 10, 20), losses=(8.125, 7.125, 5.125)),
+        Attack(lr=3e-3, steps=(0, 10, 20), losses=(8.125, 6.0, 9.0)),
+    ]
 
 
 def test_attack_is_paired_with_its_baselines_on_its_own_documents() -> None:
@@ -392,10 +392,3 @@ def test_attack_is_paired_with_its_baselines_on_its_own_documents() -> None:
     assert intervals[key] == pytest.approx((metrics[key], metrics[key]))
     low, high = intervals["robustness/relearn/biology/loss"]
     assert high - low > 1
-
-
-def test_curves_of_the_attack_are_there_for_every_learning_rate() -> None:
-    assert attacks(attack_rows("removed", ATTACKED), "biology", DOMAINS) == [
-        Attack(lr=1e-3, steps=(0, 10, 20), losses=(8.125, 7.125, 5.125)),
-        Attack(lr=3e-3, steps=(0, 10, 20), losses=(8.125, 6.0, 9.0)),
-    ]

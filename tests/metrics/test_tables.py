@@ -56,12 +56,18 @@ def test_losses_are_summed_loss_over_summed_tokens() -> None:
 
 
 def test_matrix_and_selectivity_follow_their_definitions() -> None:
-    metrics, _ = summarize_losses(two_domains(), ["code", "biology"], seed=0)
+    rows, domains = two_domains(), ["code", "biology"]
+    metrics, intervals = summarize_losses(rows, domains, seed=0)
     assert metrics["separability/matrix/code/code"] == pytest.approx(2.0)
     assert metrics["separability/matrix/code/biology"] == pytest.approx(0.1)
     assert metrics["separability/selectivity/code"] == pytest.approx(1.9)
     assert not any("/biology/biology" in key for key in metrics), "biology was never removed"
     assert "separability/selectivity/biology" not in metrics
+    assert metrics["mean_loss"] == pytest.approx((3.0 + 4.0) / 2), "domains weigh alike"
+    assert metrics["mean_selectivity"] == pytest.approx(1.9), "of what was removed"
+    assert "mean_loss" not in intervals, "a document alone says nothing of others"
+    rows[0] = rows[0]._replace(loss_nats=math.nan)
+    assert "mean_loss" not in summarize_losses(rows, domains, seed=0)[0]
 
 
 def test_slash_in_a_domain_becomes_a_dot_and_an_inner_node_stands_for_what_lies_below() -> None:
@@ -69,20 +75,12 @@ def test_slash_in_a_domain_becomes_a_dot_and_an_inner_node_stands_for_what_lies_
     rows = [row("full", "", domain, domain, 40.0, 10) for domain in domains]
     for domain, cost in zip(domains, (1.0, 20.0, 30.0), strict=True):
         rows.append(row("removed", "biology", domain, domain, 40.0 + cost, 10))
+        own = 20.0 * (domain == "biology/cells")
+        rows.append(row("removed", "biology/cells", domain, domain, 40.0 + own, 10))
     metrics, _ = summarize_losses(rows, domains, seed=0)
     assert metrics["separability/matrix/biology/biology.virology"] == pytest.approx(3.0)
     assert metrics["separability/selectivity/biology"] == pytest.approx((2.0 + 3.0) / 2 - 0.1)
-
-
-def test_means_weigh_domains_alike_and_are_absent_where_one_lacks_the_metric() -> None:
-    rows = two_domains()
-    domains = ["code", "biology"]
-    metrics, intervals = summarize_losses(rows, domains, seed=0)
-    assert metrics["mean_loss"] == pytest.approx((3.0 + 4.0) / 2)
-    assert metrics["mean_selectivity"] == pytest.approx(1.9), "of what was removed"
-    assert "mean_loss" not in intervals, "a document alone says nothing of others"
-    rows[0] = rows[0]._replace(loss_nats=math.nan)
-    assert "mean_loss" not in summarize_losses(rows, domains, seed=0)[0]
+    assert metrics["mean_selectivity"] == pytest.approx(2.0), "of labels and no inner nodes"
 
 
 def test_interval_of_a_mean_is_that_of_its_resamples() -> None:
@@ -100,18 +98,6 @@ def test_interval_of_a_mean_is_that_of_its_resamples() -> None:
     low, high = intervals["separability/selectivity/code"]
     assert high - low > 0.5
     assert intervals["mean_selectivity"] == pytest.approx((0, 0), abs=1e-9)
-
-
-def test_mean_selectivity_is_of_labels_and_no_inner_nodes() -> None:
-    domains = ["code", "biology/cells", "biology/virology"]
-    rows = [row("full", "", domain, domain, 40.0, 10) for domain in domains]
-    for part, cost in (("biology", 90.0), ("biology/cells", 20.0)):
-        for domain in domains:
-            own = domain.startswith(part)
-            rows.append(row("removed", part, domain, domain, 40.0 + cost * own, 10))
-    metrics, _ = summarize_losses(rows, domains, seed=0)
-    assert metrics["separability/selectivity/biology"] == pytest.approx(9.0)
-    assert metrics["mean_selectivity"] == pytest.approx(2.0)
 
 
 def test_every_view_has_its_losses() -> None:
@@ -209,7 +195,7 @@ def test_equal_seeds_give_equal_intervals_and_a_domain_more_moves_none() -> None
 
 def test_intervals_cover_the_truth_in_about_95_of_100_tables() -> None:
     rng = np.random.default_rng(5)
-    trials, hits = 300, {"loss/full/code": 0, "separability/selectivity/code": 0}
+    trials, hits = 200, {"loss/full/code": 0, "separability/selectivity/code": 0}
     truth = {"loss/full/code": 4.0, "separability/selectivity/code": 0.5}
     for trial in range(trials):
         rows = random_table(rng, ["code", "biology"], 40, ["code"])
@@ -218,6 +204,6 @@ def test_intervals_cover_the_truth_in_about_95_of_100_tables() -> None:
             low, high = intervals[key]
             hits[key] += low <= value <= high
     for key, count in hits.items():
-        # Three standard errors of 300 trials are 0.038; percentiles of 40 documents cover about
+        # Three standard errors of 200 trials are 0.046; percentiles of 40 documents cover about
         # 0.94.
-        assert 0.90 <= count / trials <= 0.98, key
+        assert 0.89 <= count / trials <= 0.98, key

@@ -22,11 +22,11 @@ EVERYTHING = Logged(
     ),
     summary=frozenset(
         {
-            registry.MEAN_TAX,
-            registry.MEAN_LOSS,
-            registry.MEAN_REMOVAL,
-            registry.MEAN_SELECTIVITY,
-            registry.MEAN_LEAKAGE,
+            registry.TAX.mean,
+            registry.LOSS_FULL.mean,
+            registry.REMOVAL.mean,
+            registry.SELECTIVITY.mean,
+            registry.LEAKAGE.mean,
             *(registry.MATRIX(part, domain) for part in DOMAINS for domain in DOMAINS),
             *map(registry.LOSS_FULL, DOMAINS),
             registry.COST_MFU.key,
@@ -71,5 +71,5 @@ def test_no_panel_names_what_no_run_has() -> None:
 def test_the_preferred_axes_that_runs_have_come_first() -> None:
     dashboard = make(EVERYTHING)
     scatter, *_, parallel = dashboard.sections[0].panels
-    assert scatter.metrics == dashboard.columns == (registry.MEAN_TAX, registry.MEAN_REMOVAL)
+    assert scatter.metrics == dashboard.columns == (registry.TAX.mean, registry.REMOVAL.mean)
     assert (parallel.settings, parallel.metrics) == (("edges", "train.lr"), scatter.metrics)

@@ -6,7 +6,6 @@ leaves in FOLDER/<case>.json the rows that the main process logged, and in FOLDE
 checkpoints.
 """
 
-import copy
 import functools
 import itertools
 import json
@@ -35,7 +34,7 @@ from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
-from gr_sweep.train.distributed import Processes, connect, rows_of, shard
+from gr_sweep.train.distributed import Processes, connect, shard
 from gr_sweep.train.loop import Trainer, start
 from gr_sweep.train.signals import Stopped, StopSignals
 from gr_sweep.train.step import is_bfloat16, precision_context
@@ -61,14 +60,9 @@ class Case:
 
 
 CASES = {
-    "none-0.0": Case("none", 0.0),
-    "weight-0.5": Case("weight", 0.5),
-    "act-1.0": Case("act", 1.0),
-    "both-0.5": Case("both", 0.5),
+    "both": Case("both", 0.5),
     "forget": Case("weight", 1.0, kind="forget"),
-    "tied": Case("act", 0.5, is_tied=True),
-    "last layers": Case("both", 0.5, layers=(1, 2)),
-    "recomputed": Case("both", 0.5, train={"activation_checkpointing": True}),
+    "tied": Case("act", 0.5, is_tied=True, train={"activation_checkpointing": True}),
     "compiled": Case("both", 0.5, layers=(1, 2), train={"compile": True}),
     "bfloat16": Case("both", 0.5, train={"precision": Precision.bfloat16}),
 }
@@ -196,31 +190,6 @@ def train_case(
     return list(tracker)
 
 
-def gradients_of_ddp(processes: Processes) -> float:
-    """Largest difference between gradients under DistributedDataParallel and those of one process
-    with all rows, as a fraction of the largest gradient."""
-    batches, case = make_batches(), CASES["both-0.5"]
-    tokens_NS = torch.from_numpy(batches.step(0)[0])
-    routed = make_routed(case)
-    alone = copy.deepcopy(routed.model)
-    rows = rows_of(processes.rank, processes.world_size, batches.num_rows)
-    wrapped = torch.nn.parallel.DistributedDataParallel(TokenLosses(routed))
-    with routed.batch(batches.counts, rows=rows):
-        loss_sum, losses_NT = wrapped(tokens_NS[rows])
-        (loss_sum / losses_NT.numel()).backward()
-    found = {name: p.grad for name, p in routed.model.named_parameters()}
-
-    routed = make_routed(case)
-    routed.model.load_state_dict(alone.state_dict())
-    with routed.batch(batches.counts):
-        loss_sum, losses_NT = TokenLosses(routed)(tokens_NS)
-        (loss_sum / losses_NT.numel()).backward()
-    return max(
-        float((found[name] - p.grad).abs().max() / p.grad.abs().max())
-        for name, p in routed.model.named_parameters()
-    )
-
-
 def raised_by(processes: Processes, work: Callable[[], Any]) -> list[str]:
     """What each process raises, by rank."""
     try:
@@ -266,15 +235,13 @@ def stopped(folder: Path, processes: Processes) -> list[Any]:
     said = "not stopped"
     try:
         with signals.listening():
-            train_case(
-                CASES["both-0.5"], folder, processes, tracker, signals, 1 if is_told else None
-            )
+            train_case(CASES["both"], folder, processes, tracker, signals, 1 if is_told else None)
     except Stopped as error:
         said = f"{error} after step {tracker[-1][0]}"
     everyone: list[Any] = [None] * processes.world_size
     torch.distributed.all_gather_object(everyone, said)
     saved = processes.from_main(lambda: sorted(path.name for path in folder.iterdir()))
-    return [everyone, saved, train_case(CASES["both-0.5"], folder, processes)]
+    return [everyone, saved, train_case(CASES["both"], folder, processes)]
 
 
 def main(folder: Path) -> None:
@@ -287,21 +254,18 @@ def main(folder: Path) -> None:
             name: train_case(case, folder / name, processes) for name, case in CASES.items()
         }
         results["graphs and breaks"] = graphs_and_breaks()
-        results["resumed"] = resumed(folder / "both-0.5", folder / "resumed", processes)
+        results["resumed"] = resumed(folder / "both", folder / "resumed", processes)
         results["stopped"] = stopped(folder / "stopped", processes)
-        results["ddp"] = gradients_of_ddp(processes)
         diverges = Case("both", 0.5, train={"lr": 1e30, "max_norm": None})
         for name, work in {
             "not finite": lambda: train_case(diverges, folder / "not finite", processes),
             "told": lambda: processes.from_main(lambda: raises(DataError("bad text"))),
-            "answer": lambda: raises(ValueError(processes.from_main(lambda: processes.rank))),
             "one": lambda: processes.together(lambda: raises_beside(processes, DataError("mine"))),
-            "all": lambda: raises(ValueError(processes.together(lambda: processes.rank))),
         }.items():
             results[name] = raised_by(processes, work)
     # A second job in the same processes.
     with processes.joined(Device.cpu):
-        results["from one"] = train_case(CASES["both-0.5"], folder / "from one", processes)
+        results["from one"] = train_case(CASES["both"], folder / "from one", processes)
     if processes.is_main:
         for name, rows in results.items():
             (folder / f"{name}.json").write_text(json.dumps(rows))

@@ -64,7 +64,7 @@ def test_a_checkpoint_of_another_run_or_format_is_refused_and_kept(tmp_path):
 
 @pytest.mark.parametrize(
     ("file", "damage"),
-    [(TABLE, "missing"), (DATA, "one bit"), (DATA, "half"), (ABOUT, "one bit"), (SUMS, "half")],
+    [(TABLE, "missing"), (DATA, "one bit"), (SUMS, "half")],
 )
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_loaded(
     tmp_path, caplog, file, damage

@@ -166,14 +166,13 @@ def test_rows_tell_loss_by_domain_norm_by_owner_set_rate_tokens_and_time(tmp_pat
     assert state.step == 6 and 0 < state.data_s < state.train_s <= state.elapsed_s
 
 
-@pytest.mark.parametrize("edges", ["none", "weight", "act", "both"])
-def test_a_killed_job_ends_with_the_weights_and_rows_of_an_uninterrupted_one(tmp_path, edges):
+def test_a_killed_job_ends_with_the_weights_and_rows_of_an_uninterrupted_one(tmp_path):
     """A checkpoint between two rows has a row of its own."""
     often = {"log_every": 4, "checkpoint_every": 3, "steps": 8}
-    whole, _, whole_rows = run(tmp_path / "whole", routed=make_routed(edges), **often)
+    whole, _, whole_rows = run(tmp_path / "whole", **often)
     with pytest.raises(Killed):
-        run(tmp_path / "killed", routed=make_routed(edges), batches=DiesInStep5(), **often)
-    resumed, state, rows = run(tmp_path / "killed", routed=make_routed(edges), **often)
+        run(tmp_path / "killed", batches=DiesInStep5(), **often)
+    resumed, state, rows = run(tmp_path / "killed", **often)
 
     def losses(rows):
         return {step: row["train/loss"] for step, row in rows if "train/loss" in row}
@@ -303,9 +302,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_
     """In a step without a row or a checkpoint."""
     routed = make_routed()
     poison(routed)
-    with pytest.raises(
-        JobError, match=r"^loss is not finite in step 4 \(biology: documents 320, 321\)"
-    ):
+    said = r"^loss is not finite in step 4 \(biology: documents 320, 321\)"
+    with pytest.raises(JobError, match=said):
         run(
             tmp_path,
             routed=routed,
@@ -320,7 +318,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_
     about = checkpoints.load_newest(lambda: tensors_of(fresh.model, optimizer))
     assert about is not None and about["state"]["step"] == 3
     assert_same_weights(routed, fresh)
-    assert all(value.isfinite().all() for value in fresh.model.state_dict().values())
 
 
 def test_where_only_the_gradient_is_not_finite_all_documents_of_the_step_are_named(tmp_path):
@@ -362,9 +359,8 @@ class NoWait(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["peers", "forget"])
-def test_a_step_does_not_wait_for_the_device_but_for_its_check(kind):
-    routed = make_routed("both", kind, forget=["biology"])
+def test_a_step_does_not_wait_for_the_device_but_for_its_check():
+    routed = make_routed("both", "forget", forget=["biology"])
     batches = FixedBatches(num_micro_batches=2)
     step = functools.partial(
         train_step,
@@ -417,7 +413,7 @@ def test_rows_that_cannot_be_read_stop_the_step_that_needs_them(tmp_path):
 
     rows = Rows()
     with pytest.raises(DataError, match="the file is gone"):
-        run(tmp_path, batches=EndsAtStep3(), tracker=rows, log_every=1, checkpoint_every=None)
+        run(tmp_path, batches=EndsAtStep3(), tracker=rows, log_every=1)
     assert [step for step, _ in rows] == [0, 1, 2, 3, 3]
     assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
 
@@ -453,18 +449,6 @@ def test_activation_checkpointing_changes_no_bit(tmp_path):
     assert_same_weights(plain, saving)
 
 
-def evaluating(routed):
-    """As a job evaluates between steps: eager, in another mode, parts switched off."""
-
-    def evaluate(is_last):
-        routed.model.eval()
-        with torch.no_grad(), routed.remove(["code"]):
-            TokenLosses(routed)(torch.zeros((1, 3), dtype=torch.int64))
-        return {"eval/loss/code": 1.0}
-
-    return evaluate
-
-
 @pytest.mark.slow
 def test_training_compiles_to_one_graph_and_evaluation_is_no_part_of_it(tmp_path, monkeypatch):
     plain, _, _ = run(tmp_path / "plain", steps=3)
@@ -475,7 +459,14 @@ def test_training_compiles_to_one_graph_and_evaluation_is_no_part_of_it(tmp_path
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    evaluate = evaluating(compiled)
+
+    def evaluate(is_last):
+        """As a job evaluates between steps: eager, in another mode, parts switched off."""
+        compiled.model.eval()
+        with torch.no_grad(), compiled.remove(["code"]):
+            TokenLosses(compiled)(torch.zeros((1, 3), dtype=torch.int64))
+        return {"eval/loss/code": 1.0}
+
     run(tmp_path / "compiled", routed=compiled, steps=3, compile=True, evaluate=evaluate)
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
     for name, value in plain.model.state_dict().items():

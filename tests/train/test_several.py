@@ -1,5 +1,6 @@
 """Two processes over gloo, started with torchrun, compute the same numbers as one."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def two(tmp_path_factory) -> Path:
     """Every case run by two processes; one of them from a checkpoint that one process left."""
     folder = tmp_path_factory.mktemp("two")
-    train_case(CASES["both-0.5"], folder / "from one")
+    train_case(CASES["both"], folder / "from one")
     shutil.rmtree(folder / "from one" / "step_00000004")
     done = subprocess.run(
         [*TORCHRUN, "-m", "tests.train.several", str(folder)],
@@ -52,20 +53,24 @@ def assert_same_rows(found: list, expected: list, rtol: float = 1e-5) -> None:
                 assert value == pytest.approx(other[key], rel=rtol), (step, key)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c not in ("compiled", "bfloat16")])
-def test_losses_norms_and_evaluations_are_those_of_one_process(two, tmp_path, case):
+@pytest.mark.parametrize("case", ["both", "forget", "tied"])
+def test_losses_norms_evaluations_and_checkpoints_are_those_of_one_process(two, tmp_path, case):
     """Losses by label, norms by owner set, held-out losses of the model and of its parts."""
     expected = train_case(CASES[case], tmp_path)
     assert {"train/loss/unlabelled", "train/tokens"} <= expected[1][1].keys()
     assert_same_rows(rows_of_two(two, case), expected)
+    one, other = (saved_tensors(f / "step_00000004") for f in (tmp_path, two / case))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        # AdamW divides a rounding difference by itself where a gradient is near 0.
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_layers_compiled_one_by_one_are_graphs_without_a_break(two, tmp_path):
     """One graph for the layer that the plan does not split, and one for those that it splits."""
     assert rows_of_two(two, "graphs and breaks") == [2, 0]
-    assert_same_rows(
-        rows_of_two(two, "compiled"), train_case(CASES["last layers"], tmp_path), rtol=1e-5
-    )
+    plain = dataclasses.replace(CASES["compiled"], train={})
+    assert_same_rows(rows_of_two(two, "compiled"), train_case(plain, tmp_path))
 
 
 def test_bfloat16_products_have_float32_weights_and_about_the_same_losses(two, tmp_path):
@@ -79,25 +84,24 @@ def test_bfloat16_products_have_float32_weights_and_about_the_same_losses(two, t
 
 
 def test_a_checkpoint_of_two_processes_goes_on_with_one(two, tmp_path):
-    shutil.copytree(two / "both-0.5" / "step_00000002", tmp_path / "step_00000002")
-    found = train_case(CASES["both-0.5"], tmp_path)
+    shutil.copytree(two / "both" / "step_00000002", tmp_path / "step_00000002")
+    found = train_case(CASES["both"], tmp_path)
     assert found[0][0] == 3, "goes on after step 2"
-    whole = rows_of_two(two, "both-0.5")
+    whole = rows_of_two(two, "both")
     assert_same_rows(found, [row for row in whole if row[0] > 2])
 
 
-def test_a_checkpoint_of_one_process_goes_on_with_two(two, tmp_path):
+def test_a_checkpoint_of_one_process_goes_on_with_two(two):
     found = rows_of_two(two, "from one")
     assert found[0][0] == 3, "goes on after step 2"
-    whole = train_case(CASES["both-0.5"], tmp_path)
-    assert_same_rows(found, [row for row in whole if row[0] > 2])
+    assert_same_rows(found, [row for row in rows_of_two(two, "both") if row[0] > 2])
 
 
 def test_two_processes_that_go_on_end_with_the_weights_of_two_that_were_never_stopped(two):
-    found, whole = rows_of_two(two, "resumed"), rows_of_two(two, "both-0.5")
+    found, whole = rows_of_two(two, "resumed"), rows_of_two(two, "both")
     losses = [(step, row["train/loss"]) for step, row in whole if "train/loss" in row]
     assert [(step, row["train/loss"]) for step, row in found if "train/loss" in row] == losses[2:]
-    assert_same_tensors(two / "resumed", two / "both-0.5")
+    assert_same_tensors(two / "resumed", two / "both")
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(two):
@@ -105,7 +109,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(two):
     assert everyone == ["stopped by SIGTERM after step 1", "stopped by SIGUSR2 after step 1"]
     assert saved[-1] == "step_00000001"
     assert [step for step, _ in found] == [2, 2, 3, 4, 4]
-    assert_same_tensors(two / "stopped", two / "both-0.5")
+    assert_same_tensors(two / "stopped", two / "both")
 
 
 def assert_same_tensors(found: Path, expected: Path) -> None:
@@ -115,20 +119,6 @@ def assert_same_tensors(found: Path, expected: Path) -> None:
         assert torch.equal(tensors[name], tensor), name
 
 
-@pytest.mark.parametrize("case", ["both-0.5", "tied"])
-def test_checkpoints_of_one_and_of_two_processes_hold_the_same_tensors(two, tmp_path, case):
-    train_case(CASES[case], tmp_path)
-    one, other = (saved_tensors(f / "step_00000004") for f in (tmp_path, two / case))
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        # AdamW divides a rounding difference by itself where a gradient is near 0.
-        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-
-
-def test_gradients_under_ddp_are_the_mean_that_one_process_computes(two):
-    assert rows_of_two(two, "ddp") < 1e-5
-
-
 def test_a_loss_that_is_not_finite_is_an_error_of_all(two):
     first, second = rows_of_two(two, "not finite")
     assert first.startswith("JobError: ") and "is not finite in step 2" in first
@@ -136,14 +126,9 @@ def test_a_loss_that_is_not_finite_is_an_error_of_all(two):
     assert not (two / "not finite").exists(), "nothing was saved"
 
 
-def test_what_the_main_process_returns_or_raises_all_return_or_raise(two):
-    assert rows_of_two(two, "answer") == ["ValueError: 0"] * 2
-    assert rows_of_two(two, "told") == ["DataError: bad text"] * 2
-
-
 def test_what_one_process_raises_in_common_work_all_raise(two):
+    assert rows_of_two(two, "told") == ["DataError: bad text"] * 2
     assert rows_of_two(two, "one") == ["DataError: mine"] * 2
-    assert rows_of_two(two, "all") == ["ValueError: 0", "ValueError: 1"]
 
 
 PROGRAM = """

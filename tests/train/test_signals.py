@@ -46,7 +46,7 @@ def test_a_deferred_signal_waits_until_it_is_obeyed(number, capfd):
     assert ("Ctrl-C again" in capfd.readouterr().err) == (number == signal.SIGINT)
 
 
-def test_one_that_nobody_has_obeyed_ends_the_run_when_the_deferral_ends():
+def test_deferral_ends_with_its_block_or_with_a_second_ctrl_c():
     signals, after = StopSignals(), []
     with pytest.raises(Stopped), signals.listening():
         with signals.deferred():
@@ -54,9 +54,6 @@ def test_one_that_nobody_has_obeyed_ends_the_run_when_the_deferral_ends():
             after.append("the step ends")
         after.append("evaluation")
     assert after == ["the step ends"]
-
-
-def test_a_second_ctrl_c_does_not_wait():
     signals, after = StopSignals(), []
     with pytest.raises(Stopped), signals.listening(), signals.deferred():
         send(signal.SIGINT)
@@ -108,25 +105,17 @@ def test_what_a_signal_did_before_is_done_by_hand_on_and_its_handler_is_put_back
     assert signal.getsignal(signal.SIGUSR2) is launcher
 
 
-@pytest.mark.parametrize("is_deferred", [False, True])
-def test_of_sigterm_and_sigusr2_the_launcher_gets_the_one_it_waits_for(is_deferred):
+def test_of_sigterm_and_sigusr2_the_launcher_gets_the_one_it_waits_for():
     """SLURM sends SIGTERM to every process of a step that it preempts, and then the signal that
     submitit asked for."""
     calls = []
     signal.signal(signal.SIGTERM, lambda signum, frame: calls.append("SIGTERM"))
     signal.signal(signal.SIGUSR2, lambda signum, frame: calls.append("SIGUSR2"))
     signals = StopSignals()
-    with pytest.raises(Stopped) as stopped, signals.listening():
-        if is_deferred:
-            with signals.deferred():
-                send(signal.SIGTERM)
-                send(signal.SIGUSR2)
-                signals.obey()
-        else:
-            try:
-                send(signal.SIGTERM)
-            finally:
-                send(signal.SIGUSR2)
+    with pytest.raises(Stopped) as stopped, signals.listening(), signals.deferred():
+        send(signal.SIGTERM)
+        send(signal.SIGUSR2)
+        signals.obey()
     stopped.value.hand_on()
     assert calls == ["SIGUSR2"] and str(stopped.value) == "stopped by SIGUSR2"
 
