@@ -109,7 +109,10 @@ class _Comparison:
                 dense = tables.loss(domain, View.full, run=_DENSE)
                 self._add(registry.TRANSFER(part, domain), self._filtered(part, [domain]) - dense)
         for part in tables.parts(View.unlearned):
-            self._add_unlearned(part)
+            self._add_closed_gap(
+                part, View.unlearned, View.calibrated_unlearned,
+                registry.UNLEARNED_TAX, registry.UNLEARNED_REMOVAL,
+            )  # fmt: skip
         for metric in registry.METRICS:
             if metric.mean and metric.baselines:
                 self.estimates.add(metric.mean, self._mean(metric))
@@ -157,13 +160,6 @@ class _Comparison:
         observed = self._filtered(part, own, "filtered_observed")
         self._add(registry.FORGET_COMPUTE(part), self._compute_equivalent(removed, own))
         self._add(registry.LEAKAGE(part), _ratio(filtered - removed, filtered - observed))
-
-    def _add_unlearned(self, part: str) -> None:
-        """The same for a dense model that unlearned the part."""
-        self._add_closed_gap(
-            part, View.unlearned, View.calibrated_unlearned,
-            registry.UNLEARNED_TAX, registry.UNLEARNED_REMOVAL,
-        )  # fmt: skip
 
     def _add_closed_gap(
         self, part: str, view: View, calibrated: View, tax: Metric, removal: Metric

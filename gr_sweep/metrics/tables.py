@@ -49,15 +49,7 @@ class DocumentTable:
     def __init__(
         self, own: _Columns, baselines: _Columns, *, domain: str, seed: int, resamples: int
     ) -> None:
-        """
-        Args:
-            own: the job's columns, each from document to loss.
-            baselines: the same for other jobs.
-            domain: the draws come from it and the seed, whichever other domains there are.
-
-        Raises:
-            DataError: a document whose tokens or bytes differ between the job's own columns.
-        """
+        """The draws come from domain and seed, whichever other domains there are."""
         sizes: dict[str, tuple[int, int]] = {}
         for column in own.values():
             for document, read in column.items():
@@ -117,14 +109,7 @@ class LossTables:
         seed: int,
         resamples: int,
     ) -> None:
-        """
-        Args:
-            rows: of the job; rows of other domains are ignored.
-            baselines: rows by run.
-
-        Raises:
-            DataError: a document of the job whose tokens or bytes differ between views.
-        """
+        """`rows` are the job's, `baselines` those of other runs; other domains are ignored."""
         self.domains = tuple(domains)
         own: dict[tuple[str, Text], _Columns] = {}
         others: dict[tuple[str, Text], _Columns] = {}

@@ -87,7 +87,6 @@ class Checkpoints:
     ) -> None:
         """
         Args:
-            folder: may not exist yet.
             keep: number of checkpoints that are kept.
             fingerprint: identifies the run; checkpoints of another run are refused.
             processes: those of the job, all of which call each method.

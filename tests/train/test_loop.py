@@ -379,34 +379,12 @@ def test_a_step_does_not_wait_for_the_device_but_for_its_check():
     assert set(result.losses) == set(DOMAINS) and result.grad_norms
 
 
-def test_the_next_rows_are_read_while_a_step_computes(tmp_path):
-    """Each step's rows once, in their order, and none after the last step."""
-    asked, read_second = [], threading.Event()
+def test_rows_are_read_ahead_once_in_order_and_an_error_stops_the_step_that_needs_them(tmp_path):
+    asked = []
 
-    class Watched(FixedBatches):
-        def step(self, step):
-            asked.append((step, threading.current_thread().name))
-            if step == 1:
-                read_second.set()
-            return super().step(step)
-
-    routed = make_routed()
-    clip = routed.clip_grad_norm_
-
-    def clip_after_reading(max_norm):
-        assert read_second.wait(timeout=30), "the first step ends only after the second is read"
-        return clip(max_norm)
-
-    routed.clip_grad_norm_ = clip_after_reading
-    run(tmp_path, routed=routed, batches=Watched())
-    assert [step for step, _ in asked] == list(range(6))
-    assert not any(name == threading.current_thread().name for _, name in asked)
-    assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
-
-
-def test_rows_that_cannot_be_read_stop_the_step_that_needs_them(tmp_path):
     class EndsAtStep3(FixedBatches):
         def step(self, step):
+            asked.append((step, threading.current_thread().name))
             if step == 3:
                 raise DataError("the file is gone")
             return super().step(step)
@@ -415,6 +393,8 @@ def test_rows_that_cannot_be_read_stop_the_step_that_needs_them(tmp_path):
     with pytest.raises(DataError, match="the file is gone"):
         run(tmp_path, batches=EndsAtStep3(), tracker=rows, log_every=1)
     assert [step for step, _ in rows] == [0, 1, 2, 3, 3]
+    assert [step for step, _ in asked] == [0, 1, 2, 3]
+    assert not any(name == threading.current_thread().name for _, name in asked)
     assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
 
 
