@@ -150,7 +150,7 @@ class Sampler:
             return None
         prompts = []
         for index, prompt in enumerate(self.prompts):
-            begin = self._text(prompt.ids).rstrip("\ufffd")
+            begin = self._text(prompt.ids)
             samples = [
                 {
                     "kind": view.value,
@@ -182,11 +182,7 @@ class Sampler:
         return text
 
     def _text_after(self, prompt: Prompt, begin: str, ids: Sequence[int]) -> str:
-        """What tokens add to the text `begin` of the prompt.
-
-        They are decoded together: a tokenizer may decode the first token of a text differently, and
-        a character may begin in the prompt and end after it.
-        """
+        """What tokens add to the text `begin` of the prompt, decoded together with it."""
         whole = self._text([*prompt.ids, *ids])
         return whole.removeprefix(begin) if whole.startswith(begin) else self._text(ids)
 

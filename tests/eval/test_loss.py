@@ -68,33 +68,6 @@ class Counting(TokenLosses):
         return super().forward(tokens_NS, targets_NT)
 
 
-def windows(*lengths: int) -> SimpleNamespace:
-    """A document for each length, in one window each."""
-    drawn = texts()
-    rows = np.arange(len(lengths))
-    targets = np.full((len(lengths), max(lengths)), -100)
-    for row, length in enumerate(lengths):
-        targets[row, :length] = (rows[row] + np.arange(length)) % 11
-    return SimpleNamespace(
-        input_ids=np.where(targets < 0, 0, targets + 1) % 11,
-        targets=targets,
-        rows=rows,
-        ids=tuple(f"{row:016x}" for row in rows),
-        num_tokens=np.array(lengths),
-        num_bytes=np.resize(drawn.num_bytes, len(lengths)),
-    )
-
-
-def test_windows_of_like_length_stand_together_whatever_their_domain():
-    token_losses = Counting(make_routed("none"))
-    held_out = {"code": windows(2, 7, 1), "biology": windows(3, 7), "creative": windows(1)}
-    rows = batches(held_out, 2).losses(token_losses)
-    assert token_losses.shapes == [(2, 7), (2, 3), (2, 1)]
-    assert [(row.domain, row.tokens) for row in rows] == [
-        ("code", 2), ("code", 7), ("code", 1), ("biology", 3), ("biology", 7), ("creative", 1),
-    ]  # fmt: skip
-
-
 def test_each_view_is_computed_once_and_the_full_model_not_again_where_it_is_known():
     routed = make_routed("peers")
     held_out = batches({"code": texts()})

@@ -184,18 +184,6 @@ def test_prompts_are_the_beginnings_of_the_first_documents_that_are_long_enough(
     assert [(p.ids, p.follows) for p in found] == [((), ()), ((), (8,)), ((4, 5), (6, 7))]
 
 
-def test_a_character_that_a_prompt_would_cut_is_the_continuations():
-    class Bytes(Letters):
-        def decode(self, ids, **how):
-            return bytes([65, 0xC3, 0xA9, 66, *range(67, 67 + VOCAB)][i] for i in ids).decode(
-                "utf-8", "replace"
-            )
-
-    prompt = Prompt("code", 1, (0, 1), (2, 3, 1))
-    [found] = make_sampler(make_routed(), [prompt], tokenizer=Bytes()).sample()["prompts"]
-    assert (found["prompt"], found["reference"]) == ("A", "éB\ufffd")
-
-
 def test_text_that_cannot_be_written_costs_no_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

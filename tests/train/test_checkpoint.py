@@ -167,13 +167,6 @@ def test_a_disk_that_is_full_within_a_tensor_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
-    (tmp_path / ".step_00000001.tmp").mkdir()
-    (tmp_path / ".step_00000001.tmp" / DATA).write_bytes(b"half")
-    assert load(Checkpoints(tmp_path, keep=1, fingerprint="x")) == (None, -1.0)
-    assert not list(tmp_path.iterdir())
-
-
 class Trap:
     """Pickles as a call that would make a folder."""
 

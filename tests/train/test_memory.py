@@ -1,8 +1,5 @@
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 
 from gr_sweep.train.memory import AllocatedBytes
 
@@ -44,36 +41,6 @@ def test_tensors_from_outside_count_where_they_are_held() -> None:
     assert memory.current == KIB
     del weight
     assert memory.current == 0
-
-
-def small_step() -> Callable[[], None]:
-    """Two training steps of a small network; made where it is called."""
-    model = nn.Sequential(nn.Linear(64, 256), nn.SiLU(), nn.Linear(256, 64))
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    x = torch.ones(128, 64)
-
-    def step() -> None:
-        for _ in range(2):
-            model(x).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def test_fake_tensors_have_the_peak_of_real_ones() -> None:
-    peaks = []
-    for is_fake in (False, True):
-        mode = FakeTensorMode()
-        if is_fake:
-            mode.__enter__()
-        step = small_step()
-        with AllocatedBytes() as memory:
-            step()
-        if is_fake:
-            mode.__exit__(None, None, None)
-        peaks.append(memory.peak)
-    assert peaks[0] == peaks[1] > 0
 
 
 def test_a_storage_that_is_resized_counts_as_large_as_it_is() -> None:
