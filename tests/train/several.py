@@ -38,6 +38,7 @@ from gr_sweep.train.distributed import Processes, connect, shard
 from gr_sweep.train.loop import Trainer, start
 from gr_sweep.train.signals import Stopped, StopSignals
 from gr_sweep.train.step import is_bfloat16, precision_context
+from tests.eval import several as evaluation
 from tests.train.test_loop import Rows
 
 DOMAINS = ("code", "biology", "creative")
@@ -254,6 +255,7 @@ def main(folder: Path) -> None:
             name: train_case(case, folder / name, processes) for name, case in CASES.items()
         }
         results["graphs and breaks"] = graphs_and_breaks()
+        results["evaluation"] = evaluation.evaluate(processes)
         results["resumed"] = resumed(folder / "both", folder / "resumed", processes)
         results["stopped"] = stopped(folder / "stopped", processes)
         diverges = Case("both", 0.5, train={"lr": 1e30, "max_norm": None})

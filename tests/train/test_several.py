@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gr_sweep.train.distributed import Processes
+from tests.eval import several as evaluation
 from tests.train.saved import saved_tensors
 from tests.train.several import CASES, train_case
 
@@ -117,6 +119,19 @@ def assert_same_tensors(found: Path, expected: Path) -> None:
     assert tensors.keys() == others.keys()
     for name, tensor in others.items():
         assert torch.equal(tensors[name], tensor), name
+
+
+def test_recovery_calibration_attacks_and_samples_are_those_of_one_process(two):
+    one, other = evaluation.evaluate(Processes()), rows_of_two(two, "evaluation")
+    for table in ("rows", "relearned"):
+        assert len(one[table]) > 20
+        for mine, found in zip(one[table], other[table], strict=True):
+            # Sums in another order.
+            assert found[-3] == pytest.approx(mine[-3], rel=1e-5), mine
+            assert found[:-3] + found[-2:] == mine[:-3] + mine[-2:]
+    # Sums in another order change no token here.
+    assert one["samples"] == other["samples"]
+    assert one["restored"] and other["restored"]
 
 
 def test_a_loss_that_is_not_finite_is_an_error_of_all(two):
