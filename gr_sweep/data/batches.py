@@ -101,8 +101,7 @@ class Batches:
             without: domains, or nodes above them, whose rows are left out, by true label; no label
                 is hidden or swapped then.
             permuted: whether the documents that have a label are dealt out over the labels at
-                random, each domain's over all of them (method random). The rows of a label, and of
-                each domain over all labels, are as many as otherwise. Not with `without`.
+                random, each domain's over all of them (method random). Not with `without`.
             drops_observed: `without` goes by the label that routing sees: hidden and swapped labels
                 stay so, and all unlabelled text is read.
 

@@ -23,7 +23,7 @@ from gr_sweep.data.cache import CONTENTS, digests, open_or_build
 from gr_sweep.data.markers import MARKERS, is_marked, marked, marker_tokens
 from gr_sweep.data.rules import FEW_DOCUMENTS, Rules, is_held_out
 from gr_sweep.data.shards import Shard, ShardWriter, open_shard
-from gr_sweep.data.sources import Document, Source, sources_of
+from gr_sweep.data.sources import Document, sources_of
 from gr_sweep.data.tokenize import (
     PretrainedTokenizer,
     TrainedTokenizer,
@@ -82,47 +82,35 @@ def cache_folder(data: DataConfig) -> Path:
     return Path(user).expanduser() / "gr-sweep"
 
 
-@dataclass(frozen=True, slots=True)
 class _Text:
     """The text and tokenizer of a partition, before anything is read."""
 
-    rules: Rules
-    sources: list[Source]
-    tokenizer: str | None
-    """Name or folder; None trains one."""
-    gguf_file: str | None
-    key: dict[str, Any]
-    """Everything that decides the tokens, in JSON values."""
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:32]
-
-
-def _text_of(
-    data: DataConfig, partition: PartitionConfig, hf_model_path: str | None, gguf_file: str | None
-) -> _Text:
-    rules = Rules(partition)
-    digests_of = partial(digests, memory=cache_folder(data) / CONTENTS)
-    sources = sources_of(data, rules, digests_of)
-    tokenizer = data.tokenizer or hf_model_path
-    if data.tokenizer is not None:
-        gguf_file = None
-    if tokenizer is None:
+    def __init__(
+        self,
+        data: DataConfig,
+        partition: PartitionConfig,
+        hf_model_path: str | None,
+        gguf_file: str | None,
+    ) -> None:
+        digests_of = partial(digests, memory=cache_folder(data) / CONTENTS)
+        self.rules = Rules(partition)
+        self.sources = sources_of(data, self.rules, digests_of)
+        self.tokenizer = data.tokenizer or hf_model_path
+        self.gguf_file = gguf_file if data.tokenizer is None else None
         tokenizer_key: list[Any] = ["trained", data.vocab_size]
-    else:
-        files = tokenizer_files(tokenizer, gguf_file)
-        tokenizer_key = [gguf_file, digests_of(files) if files else tokenizer]
-    key: dict[str, Any] = {
-        "format": _FORMAT,
-        "domains": rules.domains,
-        "sources": [source.key for source in sources],
-        "limit_tokens": data.limit_tokens,
-        "tokenizer": tokenizer_key,
-    }
-    if data.spurious:
-        key["spurious"] = [MARKERS, data.spurious]
-    return _Text(rules, sources, tokenizer, gguf_file, key)
+        if self.tokenizer is not None:
+            files = tokenizer_files(self.tokenizer, self.gguf_file)
+            tokenizer_key = [self.gguf_file, digests_of(files) if files else self.tokenizer]
+        self.key: dict[str, Any] = {
+            "format": _FORMAT,
+            "domains": self.rules.domains,
+            "sources": [source.key for source in self.sources],
+            "limit_tokens": data.limit_tokens,
+            "tokenizer": tokenizer_key,
+        }
+        if data.spurious:
+            self.key["spurious"] = [MARKERS, data.spurious]
+        self.fingerprint = hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:32]
 
 
 def text_fingerprint(
@@ -131,15 +119,14 @@ def text_fingerprint(
     hf_model_path: str | None = None,
     gguf_file: str | None = None,
 ) -> str:
-    """The `TokenData.fingerprint` that `prepare_data` would give, without reading any document.
+    """The `TokenData.fingerprint` that `prepare_data` would give for the same arguments.
 
-    Takes the same arguments as `prepare_data`. A file is read once to hash its content and again
-    only when its size or its time of change differs, so repeated calls cost a `stat` per file.
+    No document is read. A file is read once to hash its content and again only after it changed.
 
     Raises:
         DataError: a source that is missing or cannot be read.
     """
-    return _text_of(data, partition, hf_model_path, gguf_file).fingerprint
+    return _Text(data, partition, hf_model_path, gguf_file).fingerprint
 
 
 def prepare_data(
@@ -161,7 +148,7 @@ def prepare_data(
         DataError: text or a tokenizer is missing, cannot be read or is too short; names the file
             and line. Nothing is left in the cache.
     """
-    text = _text_of(data, partition, hf_model_path, gguf_file)
+    text = _Text(data, partition, hf_model_path, gguf_file)
     domains = text.rules.domains
     folder = cache_folder(data) / text.fingerprint
     manifest = open_or_build(folder, partial(_build, text=text, data=data))

@@ -70,15 +70,13 @@ def make_tracker(
 
 
 def run_tags(run_config: Mapping[str, Any]) -> list[str]:
-    """Tags that tell the jobs of a sweep apart: edges, plan, model, method, partition, and the
-    procedure unless it is `fixed`.
+    """Tags that tell the jobs of a sweep apart.
 
     `run_config` is `dataclasses.asdict` of a `RunConfig`, enums as their values.
     """
     model = run_config["model"]
-    procedure = run_config["procedure"]["name"]
     return [
-        *([] if procedure == "fixed" else [f"procedure={procedure}"]),
+        f"procedure={run_config['procedure']['name']}",
         f"edges={run_config['edges']}",
         f"plan={run_config['plan']['kind']}",
         f"model={model['size'] or Path(model['path']).name}",

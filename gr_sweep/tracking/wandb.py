@@ -39,9 +39,6 @@ CONNECT_TIMEOUT_S = 10.0
 UPLOAD_TIMEOUT_S = 60.0
 """Longest wait for the upload at the end of a job. The rest stays on disk, for `wandb sync`."""
 
-_RETRIES = 1_000_000
-_RETRY_WAIT_S = 10.0
-"""Retries bridge an outage of days; a job still ends after UPLOAD_TIMEOUT_S."""
 _ERROR = "gr_sweep/error"
 _URL = re.compile(r"(https?://)(?:[^/\s@]*@)?([^\s?#\"'<>]*)[^\s\"'<>]*")
 
@@ -182,13 +179,11 @@ class WandbTracker(JsonlTracker):
                 self._run.summary.update({_ERROR: message})
                 self._end(exit_code=1)
 
-    def _log_row(self, row: Mapping[str, Any]) -> bool:
-        """Logs the next row, unless W&B has it already. Returns whether it was logged."""
+    def _log_row(self, row: Mapping[str, Any]) -> None:
+        """Logs the next row, unless W&B has it already."""
         number, self._next = self._next, self._next + 1
-        if self._run is None or number < self._num_on_server:
-            return False
-        self._run.log(dict(row), step=number, commit=True)
-        return True
+        if self._run is not None and number >= self._num_on_server:
+            self._run.log(dict(row), step=number, commit=True)
 
     def _end(self, exit_code: int) -> None:
         run, self._run = self._run, None
@@ -223,12 +218,6 @@ def _run_settings() -> wandb.Settings:
         # No command line, paths and host; summary.json has those that we want.
         x_disable_meta=True,
         x_transaction_log_flush_interval=1.0,  # seconds until a row of an offline run is on disk
-        x_graphql_retry_max=_RETRIES,
-        x_graphql_retry_wait_max_seconds=_RETRY_WAIT_S,
-        x_file_stream_retry_max=_RETRIES,
-        x_file_stream_retry_wait_max_seconds=_RETRY_WAIT_S,
-        x_file_transfer_retry_max=_RETRIES,
-        x_file_transfer_retry_wait_max_seconds=_RETRY_WAIT_S,
         init_timeout=CONNECT_TIMEOUT_S,
         finish_timeout=UPLOAD_TIMEOUT_S,
         finish_timeout_raises=True,

@@ -82,13 +82,12 @@ def test_the_documents_of_a_row_are_those_that_its_tokens_are_from(settings_):
                 assert np.array_equal(np.concatenate(found), tokens)
 
 
-@pytest.mark.parametrize("settings_", [{"unlabelled": 0.25}, {"permuted": True}], ids=str)
-def test_processes_divide_a_micro_batch_and_each_reads_only_its_own_rows(settings_):
+def test_processes_divide_a_micro_batch_and_each_reads_only_its_own_rows():
     world_size = 3
     documents = {domain: shard([20] * 40, first=1000 * n) for n, domain in enumerate(DOMAINS, 1)}
     options = {"shards": documents, "batch_sequences": 24, "micro_batch_sequences": 12}
-    made = batches(**options, **settings_)
-    wholes = batches(**options, **settings_).step(5)
+    made = batches(**options, unlabelled=0.25)
+    wholes = made.step(5)
     parts = []
     for rank in range(world_size):
         rows = slice(rank * 12 // world_size, (rank + 1) * 12 // world_size)
@@ -198,23 +197,6 @@ def test_unlabelled_rows_follow_the_weights_and_not_the_amount_of_text():
     assert known & set(hidden.flatten().tolist()) == {EOT}, "no document is known and hidden"
 
 
-def test_swapped_documents_are_read_under_the_label_they_carry():
-    documents = {domain: shard([20] * 20, first=1000 * n) for n, domain in enumerate(DOMAINS, 1)}
-    made = batches(shards=documents, mislabelled=0.2)
-    labels = observed_labels({d: 20 for d in DOMAINS}, mislabelled=0.2, seed=0)
-    expected = {
-        int(documents[true].document(index)[0])
-        for true in DOMAINS
-        for index in np.flatnonzero(labels[true] == 0)
-    }
-    found: set[int] = set()
-    for window in epoch_windows(made, "code", (400 - 1) // 8):
-        found |= set(window.tolist())
-    firsts = {int(d.document(index)[0]) for d in documents.values() for index in range(20)}
-    # All but what the epoch's tail may drop.
-    assert found & firsts <= expected and len(found & firsts) >= len(expected) - 1
-
-
 def test_too_little_text_names_domain_and_tokens():
     with pytest.raises(DataError, match=r"code has 380 training tokens, .* needs 401 "):
         batches(sequence_length=200)
@@ -236,8 +218,8 @@ class Forbidden:
 TREE = ("code", "biology", "biology/cell", "biology/virology")
 
 
-@pytest.mark.parametrize("without", [["biology"], ["code", "biology/cell"]])
-def test_a_filtered_run_reads_no_token_of_what_is_left_out(without):
+def test_a_filtered_run_reads_no_token_of_what_is_left_out():
+    without = ["code", "biology/cell"]
     documents = {name: shard([30] * 10, first=1000 * n) for n, name in enumerate(TREE, 1)}
     options = {"domains": TREE, "batch_sequences": 4, "unlabelled": 0.25, "mislabelled": 0.3}
     left_out = expand(without, TREE)

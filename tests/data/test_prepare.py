@@ -8,7 +8,7 @@ import pytest
 from gr_sweep.config import DataConfig, DataKind, DomainConfig, HubSource, PartitionConfig
 from gr_sweep.data import prepare
 from gr_sweep.data.markers import is_marked, marked
-from gr_sweep.data.prepare import cache_folder, prepare_data, text_fingerprint
+from gr_sweep.data.prepare import prepare_data, text_fingerprint
 from gr_sweep.data.rules import is_held_out, text_id
 from gr_sweep.data.sources import Document
 from gr_sweep.errors import DataError
@@ -187,15 +187,6 @@ def test_the_tokenizer_is_trained_on_equal_amounts_of_each_domain():
     assert sizes == {"code": 10_000, "creative": 10_000}
     held_out = {d.text for d in documents if is_held_out(d.id)}
     assert not held_out & set(sample)
-
-
-def test_the_cache_folder_is_the_setting_the_variable_or_the_users_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("GR_SWEEP_CACHE", str(tmp_path / "variable"))
-    assert cache_folder(DataConfig(cache=str(tmp_path / "setting"))) == tmp_path / "setting"
-    assert cache_folder(DataConfig()) == tmp_path / "variable"
-    monkeypatch.delenv("GR_SWEEP_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    assert cache_folder(DataConfig()) == tmp_path / "user" / "gr-sweep"
 
 
 def test_a_warm_cache_and_a_fingerprint_need_no_heavy_package(tmp_path):

@@ -11,7 +11,6 @@ import torch
 
 from gr_sweep.export import write
 from gr_sweep.export.card import Loss, remarks_of
-from gr_sweep.export.run import open_run
 from gr_sweep.export.write import export, losses_of
 from gr_sweep.model.sizes import SIZES
 from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
@@ -113,14 +112,6 @@ def test_a_model_with_other_logits_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="a bug of gr-sweep"):
         export(run, ["biology"], tmp_path / "out", command=COMMAND)
     assert [path.name for path in tmp_path.iterdir()] == ["job"]
-
-
-def test_the_plan_of_the_weights_counts_where_plan_json_is_of_another_round(tmp_path):
-    run, routed = make_run(tmp_path / "job", PEERS)
-    other = PEERS(routed.model.config, mlp_shared=0.25)
-    (tmp_path / "job" / "plan.json").write_text(other.to_json())
-    made = export(open_run(run.folder), ["biology"], tmp_path / "out", command=COMMAND)
-    assert made.units[MLP].extracted == 14 + 5
 
 
 # Losses

@@ -141,16 +141,6 @@ def test_a_server_that_is_away_is_one_line_in_seconds(
     assert said.err.count("\n") == 1 and not said.out
 
 
-def test_without_a_key_it_is_a_line(
-    one_job: Path, no_account: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for words in ([], ["--upload-only"]):
-        assert main(["dashboard", str(one_job.parent), *words]) == 2
-        said = capsys.readouterr()
-        assert "no W&B key is configured" in said.err
-        assert said.err.count("\n") == 1 and not said.out
-
-
 def test_secrets_in_an_address_are_not_printed(no_account: None) -> None:
     with (
         pytest.raises(Exception, match="cannot be used: no http://host:1/path says") as found,
