@@ -3,20 +3,18 @@
 The gradients are those of Cloud et al. 2024 (arXiv 2410.04332), with the two edges told apart
 (docs/routing.md, "Edges"). A term with factor 0 is never computed. Products are written straight
 into slices of one preallocated result: the first product to reach a slice writes it, later ones add
-to it, and slices that none reaches are set to 0. So nothing is cleared first, copied, or summed in
-a buffer.
+to it. So nothing is copied, or summed in a buffer.
 
 In a *column* map (gate, up, q, k, v) the units are output features; in a *row* map (down, o) they
-are input features. All three functions below are made of the same three products, `_cells`,
+are input features. Both functions below are made of the same three products, `_cells`,
 `_over_units` and `_over_rows`; a row map passes the transpose of its weight.
 """
 
 # P = N * T positions (N sequences, sorted by row group), U = units' features, X = the other
 # features of a map, D = residual width, F = MLP hidden units, I and O = input and output features.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +22,7 @@ from torch import Tensor
 from gr_sweep.routing.cover import Cover, Tile
 
 
-@dataclass(frozen=True)
-class LinearCovers:
+class LinearCovers(NamedTuple):
     """The rows and units that the three matrix products of a linear map cover."""
 
     forward: Cover
@@ -33,25 +30,13 @@ class LinearCovers:
     weight: Cover
     """Rows and units whose gradient reaches the weight, times the tile's factor."""
     input: Cover
-    """Rows and units whose gradient reaches the input, times the tile's factor."""
+    """Rows and units whose gradient reaches the input, times the tile's factor. (Never dense: the
+    gradient that arrives belongs to the caller and cannot be cleared.)"""
     bias: Cover
     """For a row map: rows whose gradient reaches the bias, which belongs to no unit."""
 
-    def in_positions(self, positions: int, *, width: int, device: str) -> "LinearCovers":
-        """The same with rows that count positions, `positions` per sequence.
 
-        The input belongs to the caller and cannot be cleared, so nothing becomes dense here.
-        """
-        return LinearCovers(
-            self.forward.in_positions(positions),
-            self.weight.in_positions(positions),
-            self.input.in_positions(positions),
-            self.bias.in_positions(positions),
-        )
-
-
-@dataclass(frozen=True)
-class MlpCovers:
+class MlpCovers(NamedTuple):
     """The rows and units that the nine matrix products of a gated MLP cover."""
 
     hidden: Cover
@@ -68,129 +53,29 @@ class MlpCovers:
     """Rows and units whose gradient reaches the input, times the tile's factor."""
     bias: Cover
     """Rows whose gradient reaches the bias of `down`, which belongs to no unit."""
-    is_input_wider: bool
-    """Whether every cell that reaches gate and up reaches the input too."""
-
-    def in_positions(self, positions: int, *, width: int, device: str) -> "MlpCovers":
-        """The same with rows that count positions; `width` is the residual width."""
-
-        def sized(cover: Cover, products: int, calls: int) -> Cover:
-            return cover.in_positions(positions, width=products * width, calls=calls, device=device)
-
-        return MlpCovers(
-            hidden=sized(self.hidden, products=2, calls=4),
-            out=sized(self.out, products=1, calls=1),
-            needed=sized(self.needed, products=1, calls=4),
-            # Sized together: three products, and the hidden activation that is computed again.
-            weight=sized(self.weight, products=3, calls=4),
-            down=sized(self.down, products=3, calls=4),
-            input=sized(self.input, products=2, calls=2),
-            bias=self.bias.in_positions(positions),
-            is_input_wider=self.is_input_wider,
-        )
 
 
-def _write(out: Tensor, a: Tensor, b: Tensor, tile: Tile | None = None) -> None:
-    """Writes `a @ b` to the slice `out`; a tile multiplies it and may add it instead."""
-    if tile is None:
-        out.addmm_(a, b, beta=0.0)  # beta 0: the old content is not read
-    else:
-        out.addmm_(a, b, beta=float(tile.adds), alpha=tile.factor)
+class SlicedLinear(torch.autograd.Function):
+    """`x_PI @ weight_OI.T + bias_O`, units along O, or along I in a row map.
 
-
-def _cells(x_PX: Tensor, weight_UX: Tensor, cover: Cover, bias_U: Tensor | None = None) -> Tensor:
-    """[P, U]: `x @ weight.T + bias` in the cells of the cover, 0 elsewhere. Factors are ignored."""
-    size = x_PX.shape[0], weight_UX.shape[0]
-    is_whole = len(cover.tiles) == 1 and _is_whole(cover.tiles[0], *size)
-    y_PU = (x_PX.new_empty if is_whole else x_PX.new_zeros)(size)
-    for tile in cover.tiles:
-        y = y_PU[tile.rows, tile.units]
-        _write(y, x_PX[tile.rows], weight_UX[tile.units].t())
-        if bias_U is not None:
-            y += bias_U[tile.units]
-    return y_PU
-
-
-def _over_units(out_PX: Tensor, h_PU: Tensor, weight_UX: Tensor, cover: Cover) -> Tensor:
-    """`h @ weight`, summed over the units of each row's tiles; 0 for a row without a tile."""
-    for gap in cover.gaps:
-        out_PX[gap].zero_()
-    for tile in cover.tiles:
-        _write(out_PX[tile.rows], h_PU[tile.rows, tile.units], weight_UX[tile.units], tile)
-    return out_PX
-
-
-def _over_rows(out_UX: Tensor, h_PU: Tensor, x_PX: Tensor, cover: Cover) -> Tensor:
-    """`h.T @ x`, summed over the rows of each unit's tiles; 0 for a unit without a tile."""
-    for gap in cover.gaps:
-        out_UX[gap].zero_()
-    for tile in cover.tiles:
-        _write(out_UX[tile.units], h_PU[tile.rows, tile.units].t(), x_PX[tile.rows], tile)
-    return out_UX
-
-
-def _over_rows_transposed(out_XU: Tensor, h_PU: Tensor, x_PX: Tensor, cover: Cover) -> Tensor:
-    """`_over_rows` for the weight of a row map, whose columns are units."""
-    for gap in cover.gaps:
-        out_XU[:, gap].zero_()
-    for tile in cover.tiles:
-        _write(out_XU[:, tile.units], x_PX[tile.rows].t(), h_PU[tile.rows, tile.units], tile)
-    return out_XU
-
-
-def _unit_bias(dy_PU: Tensor, cover: Cover) -> Tensor:
-    """Gradient of a bias whose entries belong to units."""
-    dbias_U = dy_PU.new_zeros(dy_PU.shape[1])
-    for tile in cover.tiles:
-        dbias_U[tile.units] += tile.factor * dy_PU[tile.rows, tile.units].sum(0)
-    return dbias_U
-
-
-def _rest_bias(dy_PO: Tensor, cover: Cover) -> Tensor:
-    """Gradient of a bias that belongs to the rest."""
-    dbias_O = dy_PO.new_zeros(dy_PO.shape[1])
-    for tile in cover.tiles:
-        dbias_O += tile.factor * dy_PO[tile.rows].sum(0)
-    return dbias_O
-
-
-class ColumnLinear(torch.autograd.Function):
-    """`x_PI @ weight_OI.T + bias_O`, units along O; outputs of units that are off are 0."""
+    In a column map outputs of units that are off are 0; in a row map inputs of units that are off
+    are not read.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x_PI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, covers: LinearCovers
+        ctx: Any,
+        x_PI: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        covers: LinearCovers,
+        is_row: bool,
     ) -> Tensor:
         ctx.save_for_backward(x_PI, weight_OI)
-        ctx.covers, ctx.has_bias = covers, bias_O is not None
-        return _cells(x_PI, weight_OI, covers.forward, bias_O)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy_PO,) = grads
-        x_PI, weight_OI = ctx.saved_tensors
-        covers: LinearCovers = ctx.covers
-        dx_PI = dweight_OI = dbias_O = None
-        if ctx.needs_input_grad[0]:
-            dx_PI = _over_units(torch.empty_like(x_PI), dy_PO, weight_OI, covers.input)
-        if ctx.needs_input_grad[1]:
-            dweight_OI = _over_rows(torch.empty_like(weight_OI), dy_PO, x_PI, covers.weight)
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            dbias_O = _unit_bias(dy_PO, covers.weight)
-        return dx_PI, dweight_OI, dbias_O, None
-
-
-class RowLinear(torch.autograd.Function):
-    """`x_PI @ weight_OI.T + bias_O`, units along I; inputs of units that are off are not read."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x_PI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, covers: LinearCovers
-    ) -> Tensor:
-        ctx.save_for_backward(x_PI, weight_OI)
-        ctx.covers, ctx.has_bias = covers, bias_O is not None
-        y_PO = x_PI.new_empty(x_PI.shape[0], weight_OI.shape[0])
-        _over_units(y_PO, x_PI, weight_OI.t(), covers.forward)
+        ctx.covers, ctx.is_row = covers, is_row
+        if not is_row:
+            return _cells(x_PI, weight_OI, covers.forward, bias_O)
+        y_PO = _over_units(x_PI, weight_OI.t(), covers.forward)
         if bias_O is not None:
             y_PO += bias_O
         return y_PO
@@ -200,15 +85,19 @@ class RowLinear(torch.autograd.Function):
         (dy_PO,) = grads
         x_PI, weight_OI = ctx.saved_tensors
         covers: LinearCovers = ctx.covers
+        is_row: bool = ctx.is_row
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         dx_PI = dweight_OI = dbias_O = None
-        if ctx.needs_input_grad[0]:
+        if needs_x and is_row:
             dx_PI = _cells(dy_PO, weight_OI.t(), covers.input)
-        if ctx.needs_input_grad[1]:
-            empty_OI = torch.empty_like(weight_OI)
-            dweight_OI = _over_rows_transposed(empty_OI, x_PI, dy_PO, covers.weight)
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            dbias_O = _rest_bias(dy_PO, covers.bias)
-        return dx_PI, dweight_OI, dbias_O, None
+        elif needs_x:
+            dx_PI = _over_units(dy_PO, weight_OI, covers.input)
+        if needs_weight:
+            h_PU, x_PX = (x_PI, dy_PO) if is_row else (dy_PO, x_PI)
+            dweight_OI = _over_rows(h_PU, x_PX, covers.weight, is_row=is_row)
+        if needs_bias:
+            dbias_O = _bias_gradient(dy_PO, covers.bias if is_row else covers.weight, is_row=is_row)
+        return dx_PI, dweight_OI, dbias_O, None, None
 
 
 class GatedMlp(torch.autograd.Function):
@@ -240,16 +129,16 @@ class GatedMlp(torch.autograd.Function):
         hidden_PF = _scratch(x_PD, size) if is_training else gate_PF
         for tile in covers.hidden.tiles:
             cells = tile.rows, tile.units
-            _write(gate_PF[cells], x_PD[tile.rows], gate_FD[tile.units].t())
-            _write(up_PF[cells], x_PD[tile.rows], up_FD[tile.units].t())
+            _write(gate_PF[cells], x_PD[tile.rows], gate_FD[tile.units].t(), tile)
+            _write(up_PF[cells], x_PD[tile.rows], up_FD[tile.units].t(), tile)
             if gate_bias_F is not None:
                 gate_PF[cells] += gate_bias_F[tile.units]
             if up_bias_F is not None:
                 up_PF[cells] += up_bias_F[tile.units]
-            _silu(silu_PF[cells], gate_PF[cells])
-            _multiply(hidden_PF[cells], silu_PF[cells], up_PF[cells])
+            _into(silu_PF[cells], torch.ops.aten.silu, gate_PF[cells])
+            _into(hidden_PF[cells], torch.mul, silu_PF[cells], up_PF[cells])
         _clear(hidden_PF, covers.out)
-        y_PD = _over_units(torch.empty_like(x_PD), hidden_PF, down_DF.t(), covers.out)
+        y_PD = _over_units(hidden_PF, down_DF.t(), covers.out)
         if down_bias_D is not None:
             y_PD += down_bias_D
         if is_training:
@@ -268,46 +157,46 @@ class GatedMlp(torch.autograd.Function):
         if needs[3]:
             for tile in covers.down.tiles:
                 cells = tile.rows, tile.units
-                _multiply(scratch_PF[cells], silu_PF[cells], up_PF[cells])  # the hidden activation
+                # The hidden activation.
+                _into(scratch_PF[cells], torch.mul, silu_PF[cells], up_PF[cells])
             _clear(scratch_PF, covers.down)
-            empty_DF = torch.empty_like(down_DF)
-            found[3] = _over_rows_transposed(empty_DF, scratch_PF, dy_PD, covers.down)
+            found[3] = _over_rows(scratch_PF, dy_PD, covers.down, is_row=True)
         if needs[6]:
-            found[6] = _rest_bias(dy_PD, covers.bias)
-        if not any(needs[index] for index in (0, 1, 2, 4, 5)):
-            return tuple(found)
+            found[6] = _bias_gradient(dy_PD, covers.bias, is_row=True)
         dgate_PF, dup_PF = _scratch(gate_PF, gate_PF.shape), scratch_PF
         for tile in covers.needed.tiles:
             cells = tile.rows, tile.units
             dhidden = dgate_PF[cells]
-            _write(dhidden, dy_PD[tile.rows], down_DF[:, tile.units])
-            _multiply(dup_PF[cells], dhidden, silu_PF[cells])
+            _write(dhidden, dy_PD[tile.rows], down_DF[:, tile.units], tile)
+            _into(dup_PF[cells], torch.mul, dhidden, silu_PF[cells])
             dhidden *= up_PF[cells]
-            _silu_backward_(dhidden, gate_PF[cells])
+            backward = torch.ops.aten.silu_backward
+            _into(dhidden, backward, dhidden, gate_PF[cells], out_name="grad_input")
 
         def to_weights() -> None:
-            for weight, bias, weight_FD, d_PF in ((1, 4, gate_FD, dgate_PF), (2, 5, up_FD, dup_PF)):
+            for weight, bias, d_PF in ((1, 4, dgate_PF), (2, 5, dup_PF)):
                 _clear(d_PF, covers.weight)
                 if needs[weight]:
-                    empty_FD = torch.empty_like(weight_FD)
-                    found[weight] = _over_rows(empty_FD, d_PF, x_PD, covers.weight)
+                    found[weight] = _over_rows(d_PF, x_PD, covers.weight)
                 if needs[bias]:
-                    found[bias] = _unit_bias(d_PF, covers.weight)
+                    found[bias] = _bias_gradient(d_PF, covers.weight)
 
         def to_input() -> None:
-            _clear(dgate_PF, covers.input)
-            _clear(dup_PF, covers.input)
-            dx_PD = _over_units(torch.empty_like(x_PD), dgate_PF, gate_FD, covers.input)
-            for tile in covers.input.tiles:
-                d, weight = dup_PF[tile.rows, tile.units], up_FD[tile.units]
-                dx_PD[tile.rows].addmm_(d, weight, alpha=tile.factor)
-            found[0] = dx_PD
+            if needs[0]:
+                _clear(dgate_PF, covers.input)
+                _clear(dup_PF, covers.input)
+                dx_PD = _over_units(dgate_PF, gate_FD, covers.input)
+                for tile in covers.input.tiles:
+                    d, weight = dup_PF[tile.rows, tile.units], up_FD[tile.units]
+                    dx_PD[tile.rows].addmm_(d, weight, alpha=tile.factor)
+                found[0] = dx_PD
 
         # The one that clears fewer cells goes first: it reads cells that the other may clear.
-        if needs[0] and covers.is_input_wider:
+        if covers.input.num_cleared <= covers.weight.num_cleared:
             to_input()
-        to_weights()
-        if needs[0] and not covers.is_input_wider:
+            to_weights()
+        else:
+            to_weights()
             to_input()
         return tuple(found)
 
@@ -316,26 +205,91 @@ def apply(
     function: type[torch.autograd.Function],
     x: Tensor,
     parameters: Sequence[Tensor | None],
-    how: Any,
+    *how: Any,
 ) -> Tensor:
     """The function on `x` [N, ..., I] as [P, I], in autocast's type if autocast is on.
 
     Args:
-        how: last argument of the function, its covers or masks.
+        how: last arguments of the function, such as its covers or masks.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x = x.to(dtype)
-        parameters = [None if p is None else p.to(dtype) for p in parameters]
+    dtype = compute_dtype(x)
+    x, parameters = x.to(dtype), [None if p is None else p.to(dtype) for p in parameters]
     if not torch.is_grad_enabled():
         # The function cannot see that: it looks at which inputs require a gradient, and would keep
         # tensors that nobody reads.
         parameters = [None if p is None else p.detach() for p in parameters]
-    y: Tensor = function.apply(x.reshape(-1, x.shape[-1]), *parameters, how)  # type: ignore[no-untyped-call]
+    y: Tensor = function.apply(x.reshape(-1, x.shape[-1]), *parameters, *how)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _scratch(like: Tensor, size: Any) -> Tensor:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type of products with `x`: autocast's if autocast is on."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _cells(x_PX: Tensor, weight_UX: Tensor, cover: Cover, bias_U: Tensor | None = None) -> Tensor:
+    """[P, U]: `x @ weight.T + bias` in the cells of the cover, 0 elsewhere."""
+    y_PU = _output(x_PX, (x_PX.shape[0], weight_UX.shape[0]), cover)
+    for tile in cover.tiles:
+        y = y_PU[tile.rows, tile.units]
+        _write(y, x_PX[tile.rows], weight_UX[tile.units].t(), tile)
+        if bias_U is not None:
+            y += bias_U[tile.units]
+    return y_PU
+
+
+def _over_units(h_PU: Tensor, weight_UX: Tensor, cover: Cover) -> Tensor:
+    """`h @ weight`, summed over the units of each row's tiles; 0 for a row without a tile."""
+    out_PX = _output(h_PU, (h_PU.shape[0], weight_UX.shape[1]), cover)
+    for tile in cover.tiles:
+        _write(out_PX[tile.rows], h_PU[tile.rows, tile.units], weight_UX[tile.units], tile)
+    return out_PX
+
+
+def _over_rows(h_PU: Tensor, x_PX: Tensor, cover: Cover, *, is_row: bool = False) -> Tensor:
+    """`h.T @ x`, summed over the rows of each unit's tiles; 0 for a unit without a tile. [U, X], or
+    [X, U] for the weight of a row map."""
+    size = h_PU.shape[1], x_PX.shape[1]
+    dweight = _output(h_PU, size[::-1] if is_row else size, cover)
+    out_UX = dweight.t() if is_row else dweight
+    for tile in cover.tiles:
+        _write(out_UX[tile.units], h_PU[tile.rows, tile.units].t(), x_PX[tile.rows], tile)
+    return dweight
+
+
+def _bias_gradient(dy_PO: Tensor, cover: Cover, *, is_row: bool = False) -> Tensor:
+    """Gradient of a bias whose entries belong to units, or in a row map to the rest."""
+    dbias_O = dy_PO.new_zeros(dy_PO.shape[1])
+    for tile in cover.tiles:
+        columns = slice(None) if is_row else tile.units
+        dbias_O[columns] += tile.factor * dy_PO[tile.rows, columns].sum(0)
+    return dbias_O
+
+
+def _write(out: Tensor, a: Tensor, b: Tensor, tile: Tile) -> None:
+    """Writes `a @ b`, times the tile's factor, to the slice `out`, or adds it."""
+    out.addmm_(a, b, beta=float(tile.adds), alpha=tile.factor)  # beta 0: the old one is not read
+
+
+def _into(
+    out: Tensor, operation: Callable[..., Any], *inputs: Tensor, out_name: str = "out"
+) -> None:
+    """Writes the operation's result to the slice `out`."""
+    if torch.compiler.is_compiling():
+        # A compiler does not know `out` arguments that are slices, and fuses the copy.
+        out.copy_(operation(*inputs))
+    else:
+        operation(*inputs, **{out_name: out})
+
+
+def _output(like: Tensor, size: Sequence[int], cover: Cover) -> Tensor:
+    """Memory for a result; 0 where no tile writes."""
+    return like.new_zeros(size) if cover.has_gaps else like.new_empty(size)
+
+
+def _scratch(like: Tensor, size: Sequence[int]) -> Tensor:
     """Memory for the activation of every unit, of which slices are written and read.
 
     On CPUs with matrix instructions for bfloat16 (seen with torch 2.13, oneDNN on AMX) a product
@@ -351,33 +305,3 @@ def _clear(x_PU: Tensor, cover: Cover) -> None:
     """Sets to 0 what a dense product must not read."""
     for tile in cover.clears:
         x_PU[tile.rows, tile.units].zero_()
-
-
-# A compiler does not know `out` arguments that are slices, and fuses the copy.
-
-
-def _silu(out: Tensor, x: Tensor) -> None:
-    if torch.compiler.is_compiling():
-        out.copy_(torch.nn.functional.silu(x))
-    else:
-        torch.ops.aten.silu.out(x, out=out)
-
-
-def _silu_backward_(dy: Tensor, x: Tensor) -> None:
-    """In place."""
-    if torch.compiler.is_compiling():
-        dy.copy_(torch.ops.aten.silu_backward(dy, x))
-    else:
-        torch.ops.aten.silu_backward.grad_input(dy, x, grad_input=dy)
-
-
-def _multiply(out: Tensor, a: Tensor, b: Tensor) -> None:
-    if torch.compiler.is_compiling():
-        out.copy_(a * b)
-    else:
-        torch.mul(a, b, out=out)
-
-
-def _is_whole(tile: Tile, num_rows: int, num_units: int) -> bool:
-    rows, units = tile.rows.indices(num_rows), tile.units.indices(num_units)
-    return rows == (0, num_rows, 1) and units == (0, num_units, 1)

@@ -4,10 +4,9 @@ Foreign work is skipped by slicing. A routed product is a few dense products, ea
 rows and neighbouring units that have the same factor.
 """
 
-import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 Value = TypeVar("Value")
 
@@ -18,6 +17,8 @@ CALL_MULTIPLY_ADDS = {"cpu": 3e6, "cuda": 1e9}
 of `nano`, eager and float32, about 40 microseconds per call. For CUDA: computed, not measured, from
 5 microseconds per launch at 400 TFLOP/s, two operations per multiply-add.
 """
+
+Axis = Literal["rows", "units"]
 
 
 @dataclass(frozen=True)
@@ -33,35 +34,32 @@ class Tile:
     adds: bool = False
     """Whether the product is added to what earlier tiles have written."""
 
-
-class Output(enum.Enum):
-    """The axes that a matrix product keeps; it sums over the other one."""
-
-    cells = "cells"
-    """Rows and units: nothing is summed."""
-    rows = "rows"
-    """Rows, summed over units: the output of `down`, or the gradient of an input."""
-    units = "units"
-    """Units, summed over rows: the gradient of a weight."""
+    def in_positions(self, positions: int) -> "Tile":
+        """The same with rows that count positions."""
+        rows = self.rows
+        if rows.stop is not None:
+            rows = slice(rows.start * positions, rows.stop * positions)
+        return Tile(rows, self.units, self.factor, self.adds)
 
 
 @dataclass(frozen=True)
 class Cover:
     """Tiles that cover every (group, block) with a factor other than 0 exactly once."""
 
-    output: Output
     tiles: tuple[Tile, ...]
     """In the order in which they are to be computed."""
-    gaps: tuple[slice, ...] = ()
-    """Rows or units of the output that no tile reaches; they are 0."""
+    has_gaps: bool
+    """Whether there are parts of the output that no tile reaches; they are 0."""
     whole: Tile | None = None
-    """All rows and units, if one product over them can replace the tiles: factors are 0 and 1."""
+    """All rows and units, if one product over them may replace the tiles: factors are 0 and 1."""
     clears: tuple[Tile, ...] = ()
     """Cells with factor 0, which must be 0 in the summed matrix before the product over `whole`."""
+    products: int = 0
+    """Matrix products over these tiles, which become dense together; 0 if they never do."""
+    calls: int = 1
+    """Operations per tile, for each of its matrix products."""
 
-    def in_positions(
-        self, positions: int, *, width: int = 0, calls: float = 1.0, device: str = "cpu"
-    ) -> "Cover":
+    def in_positions(self, positions: int, width: int, device: str) -> "Cover":
         """The same with rows that count positions, `positions` per sequence; dense where slicing
         does not pay.
 
@@ -70,39 +68,35 @@ class Cover:
         no `clears`.
 
         Args:
-            width: third size of the products; 0 keeps the tiles.
-            calls: operations per tile, for each of its matrix products.
+            width: third size of the products.
             device: type of the device.
         """
-        tiles = tuple(_times(tile, positions) for tile in self.tiles)
-        if self.whole is not None and width:
-            clears = tuple(_times(tile, positions) for tile in self.clears)
-            saved = width * sum(_size(tile.rows) * _size(tile.units) for tile in clears)
-            if saved < calls * CALL_MULTIPLY_ADDS.get(device, 0.0) * (len(tiles) - 1):
-                return Cover(self.output, (_times(self.whole, positions),), clears=clears)
-        gaps = self.gaps
-        if self.output is Output.rows:
-            gaps = tuple(_rows_times(gap, positions) for gap in gaps)
-        return Cover(self.output, tiles, gaps)
+        if self.whole is not None:
+            dense = Cover(
+                (self.whole.in_positions(positions),),
+                has_gaps=False,
+                clears=tuple(tile.in_positions(positions) for tile in self.clears),
+            )
+            saved = self.products * width * dense.num_cleared
+            calls = self.calls * (len(self.tiles) - 1)
+            if saved < calls * CALL_MULTIPLY_ADDS.get(device, 0.0):
+                return dense
+        return Cover(tuple(tile.in_positions(positions) for tile in self.tiles), self.has_gaps)
 
-
-def _rows_times(rows: slice, positions: int) -> slice:
-    return rows if rows.stop is None else slice(rows.start * positions, rows.stop * positions)
-
-
-def _times(tile: Tile, positions: int) -> Tile:
-    return Tile(_rows_times(tile.rows, positions), tile.units, tile.factor, tile.adds)
-
-
-def _size(part: slice) -> int:
-    return int(part.stop - part.start)
+    @property
+    def num_cleared(self) -> int:
+        """Number of cells that a dense product clears first."""
+        return sum(_size(tile.rows) * _size(tile.units) for tile in self.clears)
 
 
 def cover(
     factors: Sequence[Sequence[float]],
     rows: Sequence[slice],
     units: Sequence[slice],
-    output: Output,
+    axis: Axis | None,
+    *,
+    products: int = 0,
+    calls: int = 1,
 ) -> Cover:
     """The cheaper of two ways to cover a table of factors with rectangles.
 
@@ -113,71 +107,50 @@ def cover(
         factors: a factor for each group and block.
         rows: each group's sequences, one slice after the other.
         units: each block's units, one slice after the other; empty slices are skipped.
-        output: the axes that the products keep. The first tile that reaches a part of the output
-            writes it, later ones add to it.
+        axis: the axis of the output; the products sum over the other one. None: the output has
+            both. The first tile that reaches a part of the output writes it, later ones add to it.
+        products: as in `Cover`.
+        calls: as in `Cover`.
     """
     blocks = [index for index, part in enumerate(units) if part.stop > part.start]
-    groups = [
-        index for index, part in enumerate(rows) if part.stop is None or part.stop > part.start
-    ]
-    table = [[factors[group][block] for block in blocks] for group in groups]
-    row_parts, unit_parts = [rows[group] for group in groups], [units[block] for block in blocks]
+    parts = [units[block] for block in blocks]
+    table = [[line[block] for block in blocks] for line in factors]
+    columns = [[line[block] for line in factors] for block in blocks]
 
-    def tiles(boxes: Sequence[_Box]) -> tuple[Tile, ...]:
+    def found(tiles: Sequence[Tile]) -> tuple[Tile, ...]:
         return tuple(
-            Tile(
-                _joined(row_parts, box.groups),
-                _joined(unit_parts, box.blocks),
-                box.factor,
-                box.adds,
-            )
-            for box in boxes
+            replace(tile, rows=_joined(rows, tile.rows), units=_joined(parts, tile.units))
+            for tile in tiles
         )
 
-    ordered = [_ordered(boxes, output) for boxes in _both_cuts(table)]
-    best = min(ordered, key=lambda boxes: (len(boxes), sum(box.adds for box in boxes)))
-    gaps: tuple[slice, ...] = ()
-    if output is not Output.cells:
-        parts = unit_parts if output is Output.units else row_parts
-        written = {index for box in best for index in box.along(output)}
-        runs = _runs([index in written for index in range(len(parts))])
-        gaps = tuple(_joined(parts, run) for run, is_written in runs if not is_written)
+    ordered = [_ordered(tiles, axis) for tiles in _both_cuts(table)]
+    best = min(ordered, key=lambda tiles: (len(tiles), sum(tile.adds for tile in tiles)))
+    cells = [[factor] for line in table for factor in line]
+    lines = {"rows": table, "units": columns, None: cells}[axis]
+    has_gaps = not all(any(line) for line in lines)
     whole: Tile | None = None
     clears: tuple[Tile, ...] = ()
-    is_plain = all(factor in (0.0, 1.0) for line in table for factor in line)
-    if is_plain and blocks and groups and row_parts[-1].stop is not None:
-        whole = Tile(
-            _joined(row_parts, range(len(groups))), _joined(unit_parts, range(len(blocks))), 1.0
-        )
+    is_plain = all(factor in (0.0, 1.0) for [factor] in cells)
+    if products and is_plain and cells and rows[-1].stop is not None:
+        [whole] = found([Tile(slice(0, len(rows)), slice(0, len(parts)), 1.0)])
         zeros = [[1.0 - factor for factor in line] for line in table]
-        clears = tiles(min(_both_cuts(zeros), key=len))
-    return Cover(output, tiles(best), gaps, whole, clears)
+        clears = found(min(_both_cuts(zeros), key=len))
+    return Cover(found(best), has_gaps, whole, clears, products, calls)
 
 
-@dataclass(frozen=True)
-class _Box:
-    """A tile in numbers of groups and blocks."""
-
-    groups: range
-    blocks: range
-    factor: float
-    adds: bool = False
-
-    def along(self, output: Output) -> range:
-        """Its part of the axis that the product keeps."""
-        return self.blocks if output is Output.units else self.groups
+# Below, the rows and units of a tile are numbers of groups and blocks.
 
 
-def _both_cuts(table: Sequence[Sequence[float]]) -> tuple[list[_Box], list[_Box]]:
-    """Boxes of neighbouring groups that are equal, cut into runs of blocks; and the other way."""
+def _both_cuts(table: Sequence[Sequence[float]]) -> tuple[list[Tile], list[Tile]]:
+    """Tiles of neighbouring groups that are equal, cut into runs of blocks; and the other way."""
     columns = [list(column) for column in zip(*table, strict=True)]
     return (
-        [_Box(groups, blocks, factor) for groups, blocks, factor in _cut(table)],
-        [_Box(groups, blocks, factor) for blocks, groups, factor in _cut(columns)],
+        [Tile(groups, blocks, factor) for groups, blocks, factor in _cut(table)],
+        [Tile(groups, blocks, factor) for blocks, groups, factor in _cut(columns)],
     )
 
 
-def _cut(lines: Sequence[Sequence[float]]) -> list[tuple[range, range, float]]:
+def _cut(lines: Sequence[Sequence[float]]) -> list[tuple[slice, slice, float]]:
     """Runs of equal lines, each cut into runs of equal factors other than 0."""
     return [
         (outer, inner, factor)
@@ -187,38 +160,43 @@ def _cut(lines: Sequence[Sequence[float]]) -> list[tuple[range, range, float]]:
     ]
 
 
-def _ordered(boxes: Sequence[_Box], output: Output) -> list[_Box]:
-    """The boxes in an order in which the output of each is either all written or not written yet.
+def _ordered(tiles: list[Tile], axis: Axis | None) -> list[Tile]:
+    """The tiles in an order in which the output of each is either all written or not written yet.
 
     The longest go first, so that few have to be cut in two.
     """
-    if output is Output.cells:
-        return list(boxes)
-    ordered: list[_Box] = []
+    if axis is None:
+        return tiles
+    ordered: list[Tile] = []
     written: set[int] = set()
-    for box in sorted(boxes, key=lambda box: -len(box.along(output))):
-        line = box.along(output)
-        for part, adds in _runs([index in written for index in line]):
-            cut = line[part.start : part.stop]
-            if output is Output.units:
-                ordered.append(replace(box, blocks=cut, adds=adds))
-            else:
-                ordered.append(replace(box, groups=cut, adds=adds))
+    for tile in sorted(tiles, key=lambda tile: -_size(getattr(tile, axis))):
+        part: slice = getattr(tile, axis)
+        line = range(part.start, part.stop)
+        for run, adds in _runs([index in written for index in line]):
+            cut = slice(part.start + run.start, part.start + run.stop)
+            found = replace(tile, adds=adds)
+            ordered.append(
+                replace(found, rows=cut) if axis == "rows" else replace(found, units=cut)
+            )
         written.update(line)
     return ordered
 
 
-def _runs(values: Sequence[Value]) -> list[tuple[range, Value]]:
+def _runs(values: Sequence[Value]) -> list[tuple[slice, Value]]:
     """Neighbours with equal values, joined."""
-    runs: list[tuple[range, Value]] = []
+    runs: list[tuple[slice, Value]] = []
     for index, value in enumerate(values):
         if runs and runs[-1][1] == value:
-            runs[-1] = (range(runs[-1][0].start, index + 1), value)
+            runs[-1] = (slice(runs[-1][0].start, index + 1), value)
         else:
-            runs.append((range(index, index + 1), value))
+            runs.append((slice(index, index + 1), value))
     return runs
 
 
-def _joined(parts: Sequence[slice], run: range) -> slice:
+def _joined(parts: Sequence[slice], run: slice) -> slice:
     """The slice that neighbouring slices form."""
     return slice(parts[run.start].start, parts[run.stop - 1].stop)
+
+
+def _size(part: slice) -> int:
+    return int(part.stop - part.start)

@@ -3,18 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gr_sweep.domains import ancestors, is_under
+from gr_sweep.domains import ancestors, check_domains, is_under
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.plan import (
-    ATTN,
-    KINDS,
-    MLP,
-    Block,
-    RoutePlan,
-    Split,
-    checked_domains,
-    divide_units,
-)
+from gr_sweep.routing.plan import ATTN, KINDS, MLP, Block, RoutePlan, Split, divide_units
 
 
 def split_further(
@@ -35,7 +26,7 @@ def split_further(
     Raises:
         PlanError: a block has too few units.
     """
-    new = checked_domains(labels)
+    new = check_domains(labels)
     below = {d: tuple(label for label in new if is_under(label, d)) for d in plan.domains}
     blocks: list[Block] = []
     children_of: list[tuple[str, ...]] = []  # of each old block, the labels that divide it

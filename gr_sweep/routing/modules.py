@@ -9,7 +9,6 @@ N sequences, T positions.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +26,8 @@ class RoutingState:
 
     def __init__(self) -> None:
         self.active: Routing | None = None
-        self._roles: dict[tuple[Any, ...], tuple[str, Units]] = {}
-
-    def register(self, role: str, units: Units) -> None:
-        """Announces a module that will ask the active routing for this role and these units."""
-        self._roles[role, *((part.start, part.stop) for part in units)] = (role, units)
+        self.roles: list[tuple[str, Units]] = []
+        """Roles and units that modules will ask the active routing for."""
 
     @contextlib.contextmanager
     def routing(self, routing: Routing) -> Iterator[None]:
@@ -43,7 +39,7 @@ class RoutingState:
         if self.active is not None:
             raise PlanError("batch, keep and remove cannot be nested; leave one before the next")
         if isinstance(routing, RowRouting):
-            routing.prepare(self._roles.values())
+            routing.prepare(self.roles)
         self.active = routing
         try:
             yield
@@ -105,9 +101,9 @@ class RoutedRest(RoutedModule):
         if factor is None:
             return self._plain(input)
         if isinstance(factor, Tensor):
-            return self._mixed(input, factor)
+            return self._scaled(input, factor)
         parts = torch.split(input, [count for count, _ in factor])
-        found = [self._of_run(part, f) for part, (_, f) in zip(parts, factor, strict=True)]
+        found = [self._scaled(part, f) for part, (_, f) in zip(parts, factor, strict=True)]
         if all(f == 0.0 for _, f in factor):
             # Parameters that learn from no row still get a gradient, of zeros: of processes that
             # share a micro-batch, either all have one or none has.
@@ -117,12 +113,14 @@ class RoutedRest(RoutedModule):
     def _plain(self, input: Tensor) -> Tensor:
         return super().forward(input)  # type: ignore[no-any-return]
 
-    def _of_run(self, input: Tensor, factor: float) -> Tensor:
-        if factor == 1.0:
-            return self._plain(input)
-        if factor == 0.0:
-            return self._of_frozen(input)
-        return factor * self._plain(input) + (1 - factor) * self._of_frozen(input)
+    def _scaled(self, input: Tensor, factor: float | Tensor) -> Tensor:
+        if not isinstance(factor, Tensor) and factor in (0.0, 1.0):
+            return self._plain(input) if factor else self._of_frozen(input)
+        learned = self._plain(input)
+        if isinstance(factor, Tensor):
+            shape = *factor.shape, *(1,) * (learned.dim() - factor.dim())
+            factor = factor.to(learned.dtype).view(shape)
+        return factor * learned + (1 - factor) * self._of_frozen(input)
 
     def _of_frozen(self, input: Tensor) -> Tensor:
         own = self._parameters
@@ -135,13 +133,6 @@ class RoutedRest(RoutedModule):
         finally:
             self._parameters = own
 
-    def _mixed(self, input: Tensor, factor: Tensor) -> Tensor:
-        learned = self._plain(input)
-        factor = factor.to(learned.dtype).view(
-            *factor.shape, *(1,) * (learned.dim() - factor.dim())
-        )
-        return factor * learned + (1 - factor) * self._of_frozen(input)
-
 
 class RoutedHeadNorm(RoutedRest):
     """A norm over the features of each head inside split attention. It is upstream of its heads,
@@ -150,7 +141,7 @@ class RoutedHeadNorm(RoutedRest):
     def forward(self, input: Tensor) -> Tensor:
         routing = self._routing_of(input)
         factor = None if routing is None else routing.head_factor(input, self._units)
-        return self._plain(input) if factor is None else self._mixed(input, factor)
+        return self._plain(input) if factor is None else self._scaled(input, factor)
 
 
 def check_linear(module: nn.Module) -> None:
@@ -185,15 +176,15 @@ def swap_class(
     else:
         module.__class__ = _routed_class(routed, type(module))
     module._state, module._units, module._role = state, units, role  # type: ignore[assignment]
-    if role:
-        state.register(role, units)
+    if role and (role, units) not in state.roles:
+        state.roles.append((role, units))
 
 
 _ROUTED_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+"""One class for all modules of a kind: layers that are compiled one by one share a graph."""
 
 
 def _routed_class(routed: type[RoutedModule], plain: type[nn.Module]) -> type[nn.Module]:
-    """One class for all modules of a kind: layers that are compiled one by one share a graph."""
     if (routed, plain) not in _ROUTED_CLASSES:
         made = type("Routed" + plain.__name__, (routed, plain), {})
         _ROUTED_CLASSES[routed, plain] = made

@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gr_sweep.domains import ancestors, check_domains, expand, is_under
-from gr_sweep.errors import ConfigError, PlanError
+from gr_sweep.errors import GrSweepError, PlanError
 
 MLP = "mlp"
 ATTN = "attn"
 KINDS = {MLP: "hidden units", ATTN: "head groups"}
 """Each kind of unit and its name in messages.
 
-A new kind is added here, in `units_per_layer`, and in the `linears` of each family in
-`gr_sweep.model.families`.
+A new kind is added here, in `units_per_layer`, in the `linears` of each family in
+`gr_sweep.model.families`, and in `_resized` in `gr_sweep.model.extract`.
 """
 
 CORE = "core"
@@ -30,10 +30,10 @@ CORE = "core"
 Place = tuple[int, str]
 """A layer and a kind of unit."""
 
-_INVALID = (
-    PlanError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError
-)  # fmt: skip
-"""What reading a broken plan.json raises."""
+_INVALID = (GrSweepError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What reading a damaged plan.json raises."""
+
+PLAN_KINDS = ("none", "peers", "forget", "tree", "lattice")
 
 
 class ModelShape(Protocol):
@@ -110,7 +110,7 @@ class RoutePlan:
     @classmethod
     def none(cls, config: ModelShape | None = None, *, domains: Sequence[str]) -> "RoutePlan":
         """The core alone: a dense model."""
-        labels = checked_domains(domains)
+        labels = check_domains(domains)
         return cls(labels, (Block(CORE, frozenset(labels), is_core=True),), {})
 
     @classmethod
@@ -126,10 +126,11 @@ class RoutePlan:
                 and at least one layer; `orders`, by (layer, kind) the order of the units.
 
         Raises:
-            PlanError: a fraction outside 0..1, a layer that the model does not have, both `layers`
-                and `layer_share`, or more blocks than units.
+            ConfigError: invalid labels.
+            PlanError: a fraction outside 0..1, a layer that the model does not have, or more blocks
+                than units.
         """
-        labels = checked_domains(domains)
+        labels = check_domains(domains)
         return cls._build(config, labels, labels, [(d, {d}) for d in labels], **shares)
 
     @classmethod
@@ -138,17 +139,16 @@ class RoutePlan:
     ) -> "RoutePlan":
         """A core owned by all domains except `forget`, and one block per forgotten domain.
 
-        Args and Raises as in `peers`; also PlanError if `forget` is empty, unknown, or names every
-        domain.
+        Args and Raises as in `peers`; also PlanError if `forget` is empty or names every domain.
         """
-        labels = checked_domains(domains)
+        labels = check_domains(domains)
         if not forget:
             raise PlanError("plan=forget needs plan.forget, for example plan.forget=[biology]")
-        forgotten = _expanded(forget, labels)
+        forgotten = expand(forget, labels)
         core_owners = [d for d in labels if d not in forgotten]
         if not core_owners:
             raise PlanError(f"plan.forget={list(forget)} names every domain; leave one to the core")
-        blocks = [(node, set(_expanded([node], labels))) for node in forget]
+        blocks = [(node, set(expand([node], labels))) for node in forget]
         return cls._build(config, labels, core_owners, blocks, **shares)
 
     @classmethod
@@ -158,7 +158,7 @@ class RoutePlan:
         A label on an inner node also gets a block of its own, named `<label>/.`. Args and Raises as
         in `peers`.
         """
-        labels = checked_domains(domains)
+        labels = check_domains(domains)
         blocks: list[tuple[str, set[str]]] = []
         for node in _nodes(labels):
             owners = {label for label in labels if is_under(label, node)}
@@ -171,7 +171,7 @@ class RoutePlan:
     def lattice(cls, config: ModelShape, *, domains: Sequence[str], **shares: Any) -> "RoutePlan":
         """One block per set of domains; the set of all domains is the core. Args and Raises as in
         `peers`."""
-        labels = checked_domains(domains)
+        labels = check_domains(domains)
         blocks = [
             ("+".join(subset), set(subset))
             for size in range(1, len(labels))
@@ -191,17 +191,16 @@ class RoutePlan:
     ) -> "RoutePlan":
         """The plan with the named shape: none, peers, forget, tree or lattice. Raises as they
         do."""
+        if kind not in PLAN_KINDS:
+            raise PlanError(
+                f"invalid value for plan: {kind!r}; expected one of {', '.join(PLAN_KINDS)}"
+            )
         if kind == "none":
             return cls.none(domains=domains)
         if kind == "forget":
-            return cls.forget(config, domains=domains, forget=forget, **shares)
-        makers = {"peers": cls.peers, "tree": cls.tree, "lattice": cls.lattice}
-        if kind not in makers:
-            raise PlanError(
-                f"invalid value for plan: {kind!r}; expected one of none, forget, "
-                f"{', '.join(makers)}"
-            )
-        return makers[kind](config, domains=domains, **shares)
+            shares["forget"] = forget
+        plan: RoutePlan = getattr(cls, kind)(config, domains=domains, **shares)
+        return plan
 
     @classmethod
     def _build(
@@ -252,29 +251,32 @@ class RoutePlan:
     def check(self) -> None:
         """Raise PlanError if the plan contradicts itself."""
         names = [block.name for block in self.blocks]
+        is_core = [block.is_core for block in self.blocks]
         in_groups = sorted(label for group in self.isolated_domains for label in group)
-        if [block.is_core for block in self.blocks] != [True] + [False] * (len(names) - 1):
-            raise PlanError("expected the first block, and no other, to be the core")
-        if len(set(names)) < len(names):
-            raise PlanError(f"expected different names of blocks, got {', '.join(names)}")
-        if in_groups and in_groups != sorted(self.domains):
-            raise PlanError(f"expected apart to name every domain once, got {in_groups}")
+        required = [
+            (is_core[:1] == [True] and not any(is_core[1:]), "the first block as only core"),
+            (len(set(names)) == len(names), "different names of blocks"),
+            (in_groups in ([], sorted(self.domains)), "apart to name every domain once"),
+        ]
         for block in self.blocks:
-            if not block.owners or not block.owners <= set(self.domains):
-                raise PlanError(
-                    f"expected the owners of block {block.name} to be among "
-                    f"{', '.join(self.domains)}, got {', '.join(block.owners) or 'none'}"
-                )
+            is_known = bool(block.owners) and block.owners <= set(self.domains)
+            required.append(
+                (is_known, f"owners of block {block.name} that are domains of the plan")
+            )
         for (layer, kind), split in self.splits.items():
-            where = f"layer {layer}, {kind}"
-            if layer < 0 or kind not in KINDS:
-                raise PlanError(f"{where}: expected layers from 0 and kinds {', '.join(KINDS)}")
-            if len(split.sizes) != len(names) or min(split.sizes) < 0:
-                raise PlanError(f"{where}: expected a size of 0 or more for each block")
-            if split.order is not None and sorted(split.order) != list(range(split.num_units)):
-                raise PlanError(
-                    f"{where}: expected the order to be a permutation of {split.num_units} units"
-                )
+            units = range(split.num_units)
+            has_sizes = len(split.sizes) == len(names) and min(split.sizes) >= 0
+            is_whole = split.order is None or (
+                len(split.order) == len(units) and set(split.order) == set(units)
+            )
+            required += [
+                (layer >= 0 and kind in KINDS, f"layers from 0 and kinds {', '.join(KINDS)}"),
+                (has_sizes, f"a size of 0 or more for each block in layer {layer}, {kind}"),
+                (is_whole, f"a permutation of {len(units)} units in layer {layer}, {kind}"),
+            ]
+        for is_met, expected in required:
+            if not is_met:
+                raise PlanError(f"expected {expected}")
 
     @property
     def core(self) -> Block:
@@ -313,11 +315,11 @@ class RoutePlan:
     def removed_by(self, nodes: Iterable[str]) -> tuple[int, ...]:
         """Indices of the blocks that remove(nodes) switches off. A node stands for all labels
         below it."""
-        return self.off_blocks(_expanded(nodes, self.domains))
+        return self.off_blocks(expand(nodes, self.domains))
 
     def kept_off(self, nodes: Iterable[str]) -> tuple[int, ...]:
         """Indices of the blocks that keep(nodes) switches off."""
-        kept = _expanded(nodes, self.domains)
+        kept = expand(nodes, self.domains)
         return self.off_blocks(label for label in self.domains if label not in kept)
 
     def units_left(
@@ -372,12 +374,12 @@ class RoutePlan:
         """The plan that `to_json` wrote.
 
         Raises:
-            PlanError: the text is not a valid plan; the message names what is missing or wrong.
+            PlanError: the text is not a valid plan.
         """
         try:
             content = {"apart": []} | json.loads(text)
             plan = cls(
-                checked_domains(content["domains"]),
+                check_domains(content["domains"]),
                 tuple(
                     Block(str(b["name"]), frozenset(b["owners"]), bool(b["is_core"]))
                     for b in content["blocks"]
@@ -392,29 +394,9 @@ class RoutePlan:
                 tuple(map(frozenset, content["apart"])),
             )
             plan.check()
-            # Values of another type, and two splits of one place, do not survive being written.
-            written = json.loads(plan.to_json())
-            for name, value in written.items():
-                if json.dumps(content[name]) != json.dumps(value):
-                    raise ValueError(f"{name} holds values of the wrong type, or one twice")
         except _INVALID as error:
             raise PlanError(f"invalid plan.json: {type(error).__name__}: {error}") from error
         return plan
-
-
-def checked_domains(domains: Sequence[str]) -> tuple[str, ...]:
-    """The labels as a tuple; PlanError as `check_domains` has ConfigError."""
-    try:
-        return check_domains(domains)
-    except ConfigError as error:
-        raise PlanError(str(error)) from error
-
-
-def _expanded(nodes: Iterable[str], domains: Sequence[str]) -> tuple[str, ...]:
-    try:
-        return expand(nodes, domains)
-    except ConfigError as error:
-        raise PlanError(str(error)) from error
 
 
 def _nodes(labels: Sequence[str]) -> tuple[str, ...]:
@@ -422,15 +404,8 @@ def _nodes(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _chosen_layers(layers: Sequence[int] | None, layer_share: float, num_layers: int) -> list[int]:
-    if not 0.0 < layer_share <= 1.0:
-        raise PlanError(f"expected plan.layer_share to be above 0 and at most 1, got {layer_share}")
     if layers is None:
         return list(range(max(1, round(layer_share * num_layers))))
-    if layer_share != 1.0:
-        raise PlanError(
-            f"plan.layers={list(layers)} and plan.layer_share={layer_share} both choose the layers "
-            "to split; set one of them"
-        )
     wrong = [layer for layer in layers if not 0 <= layer < num_layers]
     if wrong or not layers or len(set(layers)) != len(layers):
         raise PlanError(

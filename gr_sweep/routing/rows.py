@@ -40,10 +40,8 @@ def row_groups(
     so that a block's rows form few slices.
 
     Raises:
-        PlanError: an unknown domain, a negative count, or a foreign dropout outside 0..1.
+        PlanError: an unknown domain, or a negative count.
     """
-    if not 0.0 <= foreign_dropout <= 1.0:
-        raise PlanError(f"expected foreign_dropout to be from 0 to 1, got {foreign_dropout}")
     for domain, count in counts.items():
         if domain != UNLABELLED and domain not in plan.domains:
             raise PlanError(

@@ -7,9 +7,7 @@ positions, so in every case that is the token's own label.
 N sequences, T positions, P = N * T, I and O input and output features, U features of units.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +15,12 @@ from torch import Tensor, nn
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
 from gr_sweep.routing.autograd import apply
-from gr_sweep.routing.edges import GroupFactors, RouteWeights, by_feature
+from gr_sweep.routing.edges import GroupFactors, RouteWeights, Table, by_feature
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.row_routing import Units
 
 
-@dataclass(frozen=True)
-class LinearMasks:
+class LinearMasks(NamedTuple):
     """Factors of a linear map's three products: a row per position, a column per unit's feature."""
 
     forward_PU: Tensor
@@ -32,50 +29,43 @@ class LinearMasks:
     """Factor on the gradient that reaches the weight."""
     input_PU: Tensor
     """Factor on the gradient that reaches the input; of a row map 1 if the unit is on, else 0."""
-    bias_P: Tensor
+    bias_P1: Tensor
     """Of a row map: factor on the gradient that reaches the bias."""
 
 
-class MaskedColumnLinear(torch.autograd.Function):
-    """`ColumnLinear` with masks instead of tiles."""
+class MaskedLinear(torch.autograd.Function):
+    """`SlicedLinear` with masks instead of tiles."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_PI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, masks: LinearMasks
+        ctx: Any,
+        x_PI: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        masks: LinearMasks,
+        is_row: bool,
     ) -> Tensor:
         ctx.save_for_backward(x_PI, weight_OI)
-        ctx.masks, ctx.has_bias = masks, bias_O is not None
-        return torch.nn.functional.linear(x_PI, weight_OI, bias_O) * masks.forward_PU.to(x_PI.dtype)
+        ctx.masks, ctx.is_row, ctx.has_bias = masks, is_row, bias_O is not None
+        on_PU = masks.forward_PU.to(x_PI.dtype)
+        if is_row:
+            return torch.nn.functional.linear(x_PI * on_PU, weight_OI, bias_O)
+        return torch.nn.functional.linear(x_PI, weight_OI, bias_O) * on_PU
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy_PO,) = grads
         x_PI, weight_OI = ctx.saved_tensors
-        dlearned_PO = dy_PO * ctx.masks.weight_PU.to(dy_PO.dtype)
-        dx_PI = (dy_PO * ctx.masks.input_PU.to(dy_PO.dtype)) @ weight_OI
-        return dx_PI, dlearned_PO.t() @ x_PI, dlearned_PO.sum(0) if ctx.has_bias else None, None
-
-
-class MaskedRowLinear(torch.autograd.Function):
-    """`RowLinear` with masks instead of tiles."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x_PI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, masks: LinearMasks
-    ) -> Tensor:
-        ctx.save_for_backward(x_PI, weight_OI)
-        ctx.masks, ctx.has_bias = masks, bias_O is not None
-        return torch.nn.functional.linear(x_PI * masks.forward_PU.to(x_PI.dtype), weight_OI, bias_O)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        (dy_PO,) = grads
-        x_PI, weight_OI = ctx.saved_tensors
-        masks: LinearMasks = ctx.masks
-        dx_PI = (dy_PO @ weight_OI) * masks.input_PU.to(dy_PO.dtype)
-        dweight_OI = dy_PO.t() @ (x_PI * masks.weight_PU.to(dy_PO.dtype))
-        dbias_O = (dy_PO * masks.bias_P[:, None].to(dy_PO.dtype)).sum(0) if ctx.has_bias else None
-        return dx_PI, dweight_OI, dbias_O, None
+        _, weight_PU, input_PU, bias_P1 = (mask.to(dy_PO.dtype) for mask in ctx.masks)
+        if ctx.is_row:
+            dx_PI = (dy_PO @ weight_OI) * input_PU
+            dweight_OI = dy_PO.t() @ (x_PI * weight_PU)
+            dbias_PO = dy_PO * bias_P1
+        else:
+            dx_PI = (dy_PO * input_PU) @ weight_OI
+            dbias_PO = dy_PO * weight_PU
+            dweight_OI = dbias_PO.t() @ x_PI
+        return dx_PI, dweight_OI, dbias_PO.sum(0) if ctx.has_bias else None, None, None
 
 
 class TokenRouting:
@@ -112,7 +102,11 @@ class TokenRouting:
         self._factors = GroupFactors(plan, weights, domains, off)
 
     def is_plain(self, x: Tensor) -> bool:
-        self._check_tokens(x)
+        if x.shape[:2] != self._labels_NT.shape:
+            raise PlanError(
+                f"labels_NT is {tuple(self._labels_NT.shape)}, but the model was given "
+                f"{tuple(x.shape[:2])}"
+            )
         return self._factors.cuts_nothing
 
     def linear(
@@ -127,16 +121,15 @@ class TokenRouting:
             "row": (factors.on, factors.outputs, factors.on),
             "rest": (whole, rest, whole),
         }[role]
-        if role == "rest":
-            units = (slice(0, 1),)  # one column for all features
 
-        def mask_PU(table: Sequence[Sequence[float]]) -> Tensor:
-            return self._per_token(by_feature(table, units), x).flatten(0, 1)
+        def mask_PU(table: Table) -> Tensor:
+            # Of the rest, one column for all features.
+            by_unit = table if role == "rest" else by_feature(table, units)
+            return self._per_token(by_unit, x).flatten(0, 1)
 
-        rest_P = self._per_token(rest, x).flatten()
-        masks = LinearMasks(mask_PU(forward), mask_PU(learned), mask_PU(input), rest_P)
-        function = MaskedRowLinear if role == "row" else MaskedColumnLinear
-        return apply(function, x, (weight, bias), masks)
+        rest_P1 = self._per_token(rest, x).flatten(0, 1)
+        masks = LinearMasks(mask_PU(forward), mask_PU(learned), mask_PU(input), rest_P1)
+        return apply(MaskedLinear, x, (weight, bias), masks, role == "row")
 
     def gated_mlp(
         self, x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear, units: Units
@@ -156,15 +149,7 @@ class TokenRouting:
     def head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
         return self._per_token(by_feature(self._factors.through_heads, heads), like)[..., None]
 
-    def _per_token(self, table: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    def _per_token(self, table: Table, like: Tensor) -> Tensor:
         """[N, T, columns of the table]: each token's line of the table."""
-        self._check_tokens(like)
         table_LC = torch.tensor(table, dtype=like.dtype, device=like.device)
         return table_LC[self._labels_NT.to(like.device)]
-
-    def _check_tokens(self, x: Tensor) -> None:
-        if x.shape[:2] != self._labels_NT.shape:
-            raise PlanError(
-                f"labels_NT is {tuple(self._labels_NT.shape)}, but the model was given "
-                f"{tuple(x.shape[:2])}"
-            )
