@@ -5,7 +5,7 @@ add it to `FAMILIES`; for another kind of unit, see `gr_sweep.routing.plan.KINDS
 `Family.linears`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,16 +134,11 @@ class UnitLinear:
 
 def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
     """The linears of `model` that hold units of the plan."""
-    if not plan.splits:
-        return []
-    config: Any = model.config
-    family = family_of(config)
-    layers = decoder_layers(model, family)
     found: list[UnitLinear] = []
-    for (layer, kind), split in plan.splits.items():
+    for family, layer, kind, split in _splits(model, plan):
         names = family.linears[kind]
         for name in (*names.columns, names.row):
-            module = layers[layer].get_submodule(name)
+            module = layer.get_submodule(name)
             assert isinstance(module, nn.Linear)
             is_row = name == names.row
             features = module.in_features if is_row else module.out_features
@@ -153,15 +148,30 @@ def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
 
 def gated_mlps(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Split]]:
     """The gated MLPs with SiLU that the plan splits: those that can be routed as a whole."""
-    if not plan.splits:
-        return []
-    config: Any = model.config
-    family = family_of(config)
-    if family.gated_mlp is None or getattr(config, "hidden_act", None) not in ("silu", "swish"):
-        return []
-    layers = decoder_layers(model, family)
+    has_silu = getattr(model.config, "hidden_act", None) in ("silu", "swish")
     return [
-        (layers[layer].get_submodule(family.gated_mlp), split)
-        for (layer, kind), split in plan.splits.items()
-        if kind == MLP
+        (layer.get_submodule(family.gated_mlp), split)
+        for family, layer, kind, split in _splits(model, plan)
+        if kind == MLP and family.gated_mlp is not None and has_silu
     ]
+
+
+def head_norms(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Units]]:
+    """Norms over the features of each head inside split attention, and the heads of each block."""
+    config: Any = model.config
+    found = []
+    for family, layer, kind, split in _splits(model, plan):
+        for name in family.head_norms if kind == ATTN else ():
+            is_query = name.endswith("q_norm")
+            heads = config.num_attention_heads if is_query else config.num_key_value_heads
+            found.append((layer.get_submodule(name), split.slices(heads // split.num_units)))
+    return found
+
+
+def _splits(model: nn.Module, plan: RoutePlan) -> Iterator[tuple[Family, nn.Module, str, Split]]:
+    """Family, decoder layer and kind of unit of each split; a dense plan allows any family."""
+    if plan.splits:
+        family = family_of(model.config)
+        layers = decoder_layers(model, family)
+        for (layer, kind), split in plan.splits.items():
+            yield family, layers[layer], kind, split

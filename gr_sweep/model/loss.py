@@ -10,7 +10,7 @@ N sequences of the micro-batch, T positions, S = T + 1, P = N * T, C positions o
 residual width, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gr_sweep.errors import PlanError
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.routing.autograd import compute_dtype
 from gr_sweep.routing.modules import Routing
 
 IGNORED = -100
@@ -32,9 +33,9 @@ are slow, and every chunk reads and writes the unembedding's gradient once. Meas
 cores at vocabularies of 2,048 and 32,000; for a GPU estimated from its bandwidth: with 2,048
 positions per chunk that traffic takes about a tenth of the time of the three products."""
 
-Factor = Sequence[tuple[int, float]] | Tensor | None
-"""Factor on the unembedding's gradient, as `rest_factor` of a routing returns it, except that runs
-count positions and a tensor is [P]."""
+Runs = Sequence[tuple[int, float | Tensor]]
+"""Runs of positions and the factor on the unembedding's gradient; a tensor [P, 1] is a run of all
+positions."""
 
 
 class _WholeRows(DynamicCache):
@@ -128,20 +129,17 @@ def linear_cross_entropy(
         device_type: as in `TokenLosses`.
     """
     factor = None if routing is None else routing.rest_factor(hidden_NTD)
+    runs: Runs = [(targets_NT.numel(), 1.0)]
     if isinstance(factor, Tensor):
-        factor = factor.flatten()
+        runs = [(targets_NT.numel(), factor.flatten()[:, None])]
     elif factor is not None:
-        factor = [(count * targets_NT.shape[1], value) for count, value in factor]
-    dtype = hidden_NTD.dtype
-    if torch.is_autocast_enabled(hidden_NTD.device.type):
-        dtype = torch.get_autocast_dtype(hidden_NTD.device.type)
-    wanted = (
-        torch.is_grad_enabled() and hidden_NTD.requires_grad,
-        torch.is_grad_enabled() and weight_VD.requires_grad,
-    )
+        runs = [(count * targets_NT.shape[1], value) for count, value in factor]
+    if not torch.is_grad_enabled():  # the function looks at which inputs require a gradient
+        hidden_NTD, weight_VD = hidden_NTD.detach(), weight_VD.detach()
+    dtype = compute_dtype(hidden_NTD)
     most = chunk_positions(weight_VD.shape[0], device_type or weight_VD.device.type)
     loss_sum, losses_P = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_NTD.flatten(0, 1), weight_VD, targets_NT.flatten(), factor, dtype, wanted, most
+        hidden_NTD.flatten(0, 1), weight_VD, targets_NT.flatten(), _chunks(runs, most), dtype
     )
     return loss_sum, losses_P.view(targets_NT.shape)
 
@@ -165,47 +163,46 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_PD: Tensor,
         weight_VD: Tensor,
         targets_P: Tensor,
-        factor: Factor,
+        chunks: Sequence[tuple[slice, float | Tensor]],
         dtype: torch.dtype,
-        wanted: tuple[bool, bool],
-        most: int,
     ) -> tuple[Tensor, Tensor]:
-        hidden_wanted, weight_wanted = wanted
         exact = torch.promote_types(dtype, torch.float32)
         cast_VD = weight_VD.to(dtype)
         kept_P1 = (targets_P != IGNORED)[:, None]
         targets_P1 = targets_P.clamp_min(0)[:, None]
-        losses: list[Tensor] = []
-        dhidden: list[Tensor] = []
-        dweight_VD: Tensor | None = None
-        for chunk, chunk_factor in _chunks(factor, targets_P.shape[0], most):
+        losses_P = hidden_PD.new_empty(len(targets_P), dtype=exact)
+        hidden_wanted, weight_wanted, *_ = ctx.needs_input_grad
+        dhidden_PD = torch.empty_like(hidden_PD) if hidden_wanted else None
+        # Zeros where no position teaches it: all processes of a job have gradients of the same
+        # parameters.
+        dweight_VD = torch.zeros_like(weight_VD, dtype=exact) if weight_wanted else None
+        for chunk, factor in chunks:
             hidden_CD = hidden_PD[chunk].to(dtype)
             kept_C1, targets_C1 = kept_P1[chunk], targets_P1[chunk]
             log_probs_CV = torch.log_softmax((hidden_CD @ cast_VD.t()).to(exact), -1)
-            losses.append(-(log_probs_CV.gather(1, targets_C1) * kept_C1)[:, 0])
+            losses_P[chunk] = -(log_probs_CV.gather(1, targets_C1) * kept_C1)[:, 0]
             if hidden_wanted or weight_wanted:
                 dlogits_CV = log_probs_CV.exp_()
                 dlogits_CV.scatter_add_(1, targets_C1, -torch.ones_like(targets_C1, dtype=exact))
                 dlogits_CV = dlogits_CV.to(dtype)
                 # Ignored positions are cleared in the narrow tensors, not in the logits.
-                if hidden_wanted:
-                    dhidden.append((dlogits_CV @ cast_VD).to(hidden_PD.dtype) * kept_C1)
-                if weight_wanted and (isinstance(chunk_factor, Tensor) or chunk_factor != 0.0):
+                if dhidden_PD is not None:
+                    dhidden_PD[chunk] = (dlogits_CV @ cast_VD).to(hidden_PD.dtype) * kept_C1
+                if dweight_VD is not None and (isinstance(factor, Tensor) or factor != 0.0):
                     learned_CD, alpha = hidden_CD * kept_C1, 1.0
-                    if isinstance(chunk_factor, Tensor):
-                        learned_CD = learned_CD * chunk_factor.to(dtype)
+                    if isinstance(factor, Tensor):
+                        learned_CD = learned_CD * factor.to(dtype)
                     else:
-                        alpha = chunk_factor
-                    dweight_VD = _add_product(dweight_VD, dlogits_CV.t(), learned_CD, alpha)
+                        alpha = factor
+                    if dtype == exact:
+                        dweight_VD.addmm_(dlogits_CV.t(), learned_CD, alpha=alpha)
+                    else:
+                        dweight_VD.add_(dlogits_CV.t() @ learned_CD, alpha=alpha)
                 del dlogits_CV
             del log_probs_CV  # before the next chunk's logits are made
-        losses_P = _joined(losses)
         if dweight_VD is not None:
             dweight_VD = dweight_VD.to(weight_VD.dtype)
-        elif weight_wanted:
-            # Zeros, not None: all processes of a job have gradients of the same parameters.
-            dweight_VD = torch.zeros_like(weight_VD)
-        ctx.save_for_backward(_joined(dhidden) if hidden_wanted else None, dweight_VD)
+        ctx.save_for_backward(dhidden_PD, dweight_VD)
         ctx.mark_non_differentiable(losses_P)
         return losses_P.sum(), losses_P
 
@@ -214,35 +211,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # In place: a second pass through the same graph is an error of torch.
         dhidden_PD, dweight_VD = (d if d is None else d.mul_(grads[0]) for d in ctx.saved_tensors)
-        return dhidden_PD, dweight_VD, None, None, None, None, None
+        return dhidden_PD, dweight_VD, None, None, None
 
 
-def _chunks(
-    factor: Factor, num_positions: int, most: int
-) -> Iterator[tuple[slice, float | Tensor]]:
+def _chunks(runs: Runs, most: int) -> list[tuple[slice, float | Tensor]]:
     """Neighbouring positions, at most `most` and about equally many, and their factor; no chunk
-    spans two runs of the factor."""
-    runs = [(num_positions, 1.0)] if factor is None or isinstance(factor, Tensor) else factor
+    spans two runs."""
+    chunks: list[tuple[slice, float | Tensor]] = []
     first = 0
-    for count, value in runs:
+    for count, factor in runs:
         num_chunks = -(-count // most)
         for index in range(num_chunks):
-            chunk = slice(
-                first + index * count // num_chunks, first + (index + 1) * count // num_chunks
-            )
-            yield chunk, factor[chunk, None] if isinstance(factor, Tensor) else value
+            stops = index * count // num_chunks, (index + 1) * count // num_chunks
+            chunk = slice(first + stops[0], first + stops[1])
+            chunks.append((chunk, factor[chunk] if isinstance(factor, Tensor) else factor))
         first += count
-
-
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor, alpha: float) -> Tensor:
-    """`total + alpha * left @ right`, in place and in float32 or wider."""
-    if total is None:
-        product = (left @ right).to(torch.promote_types(left.dtype, torch.float32))
-        return product if alpha == 1.0 else product.mul_(alpha)
-    if total.dtype == left.dtype:
-        return total.addmm_(left, right, alpha=alpha)
-    return total.add_(left @ right, alpha=alpha)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return chunks

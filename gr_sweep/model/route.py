@@ -4,8 +4,8 @@ returns.
 G = key-value groups of attention heads, F = MLP hidden units, D = residual width.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,8 @@ from gr_sweep.model.extract import extract
 from gr_sweep.model.families import (
     UnitLinear,
     check_plan,
-    decoder_layers,
-    family_of,
     gated_mlps,
+    head_norms,
     unit_linears,
 )
 from gr_sweep.routing.edges import GroupFactors, RouteWeights
@@ -36,7 +35,7 @@ from gr_sweep.routing.modules import (
     swap_class,
     unswap_class,
 )
-from gr_sweep.routing.plan import ATTN, RoutePlan
+from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.row_routing import RowRouting
 from gr_sweep.routing.rows import RowGroup, row_groups, within
 from gr_sweep.routing.token_routing import TokenRouting
@@ -48,29 +47,62 @@ if TYPE_CHECKING:
 class RoutedModel:
     """A model and how it is routed. The model itself stays an ordinary Hugging Face module."""
 
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        plan: RoutePlan,
-        weights: RouteWeights,
-        foreign_dropout: float,
-    ) -> None:
+    def __init__(self, model: "PreTrainedModel", plan: RoutePlan, **how: Any) -> None:
+        """Args and Raises as in `route_model`."""
         self.model = model
-        self.plan = plan
-        self.route_weights = weights
-        self.foreign_dropout = foreign_dropout
-        self.unit_linears = unit_linears(model, plan)
-        self._state = RoutingState()
-        self._routings: dict[tuple[Any, ...], RowRouting] = {}
+        self.lay(plan, **how)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model."""
         return self.model(*args, **kwargs)
 
-    @property
-    def edges(self) -> str:
-        """The edges that are cut: "none", "weight", "act" or "both"."""
-        return self.route_weights.edges
+    def lay(
+        self, plan: RoutePlan, edges: Any = "both", *, foreign_dropout: float = 0.0, **weights: Any
+    ) -> None:
+        """Routes the same model by another plan instead.
+
+        Args and Raises as in `route_model`; after an error the model is the plain one. An order of
+        the new plan counts from where units are now.
+        """
+        self.unroute()
+        check_plan(plan, self.model.config)
+        if not 0.0 <= foreign_dropout <= 1.0:
+            raise PlanError(f"expected foreign_dropout to be from 0 to 1, got {foreign_dropout}")
+        self.plan = plan
+        self.route_weights = RouteWeights(getattr(edges, "value", edges), **weights)
+        self.foreign_dropout = foreign_dropout
+        self.unit_linears = unit_linears(self.model, plan)
+        self._state = RoutingState()
+        self._routings: dict[tuple[Any, ...], RowRouting] = {}
+        for linear in self.unit_linears:
+            check_linear(linear.module)
+        with torch.no_grad():
+            for linear in self.unit_linears:
+                for parameter in linear.parameters:
+                    _reorder(parameter, linear)
+        self._swap_units()
+        if any(not plan.owns(domain, plan.core) for domain in plan.domains):
+            self._swap_rest()
+
+    def _swap_units(self) -> None:
+        for mlp, split in gated_mlps(self.model, self.plan):
+            swap_class(mlp, RoutedGatedMlp, self._state, split.slices(), "mlp")
+        for linear in self.unit_linears:
+            role = "row" if linear.is_row else "column"
+            swap_class(linear.module, RoutedLinear, self._state, linear.units, role)
+        for norm, units in head_norms(self.model, self.plan):
+            swap_class(norm, RoutedHeadNorm, self._state, units)
+
+    def _swap_rest(self) -> None:
+        for module in list(self.model.modules()):
+            has_parameters = any(True for _ in module.parameters(recurse=False))
+            if isinstance(module, RoutedModule) or not has_parameters:
+                continue
+            if isinstance(module, nn.Linear):
+                units = (slice(0, module.out_features),)
+                swap_class(module, RoutedLinear, self._state, units, "rest")
+            else:
+                swap_class(module, RoutedRest, self._state)
 
     @property
     def active(self) -> Routing | None:
@@ -98,7 +130,7 @@ class RoutedModel:
         off = [self.plan.off_blocks(group.off) for group in groups]
         return GroupFactors(self.plan, self.route_weights, [group.domain for group in groups], off)
 
-    @contextlib.contextmanager
+    @contextmanager
     def batch(
         self,
         counts: Mapping[str, int] | None = None,
@@ -137,19 +169,15 @@ class RoutedModel:
         with self._state.routing(routing):
             yield
 
-    @contextlib.contextmanager
-    def keep(self, domains: Iterable[str]) -> Iterator[None]:
+    def keep(self, domains: Iterable[str]) -> AbstractContextManager[None]:
         """Switches off every block that none of `domains` owns; the core stays. Nothing is cut."""
-        with self.blocks_off(self.plan.kept_off(domains)):
-            yield
+        return self.blocks_off(self.plan.kept_off(domains))
 
-    @contextlib.contextmanager
-    def remove(self, domains: Iterable[str]) -> Iterator[None]:
+    def remove(self, domains: Iterable[str]) -> AbstractContextManager[None]:
         """Switches off every block that nobody outside `domains` owns. Nothing is cut."""
-        with self.blocks_off(self.plan.removed_by(domains)):
-            yield
+        return self.blocks_off(self.plan.removed_by(domains))
 
-    @contextlib.contextmanager
+    @contextmanager
     def blocks_off(self, blocks: Iterable[int]) -> Iterator[None]:
         """Switches off exactly the blocks with these indices in the plan. Nothing is cut."""
         off = tuple(blocks)
@@ -161,27 +189,24 @@ class RoutedModel:
         logits."""
         return extract(self.model, self.plan, self.unit_linears, keep)
 
-    def owner_sets(self) -> dict[str, list[Tensor]]:
-        """Views of all parameters, by the name of their block.
+    def owner_sets(self, *, gradients: bool = False) -> dict[str, list[Tensor]]:
+        """Views of all parameters, or of those gradients that there are, by the name of their
+        block.
 
         The core has its units and every parameter that belongs to no unit; a tied parameter appears
         once. For sharded parameters, the parts on this process.
         """
-        return self._owner_views(lambda parameter: parameter)
-
-    def _owner_views(self, whole_of: Callable[[Tensor], Tensor | None]) -> dict[str, list[Tensor]]:
-        """Parts by block of what `whole_of` gives for each parameter; None has no parts."""
         sets: dict[str, list[Tensor]] = {block.name: [] for block in self.plan.blocks}
         in_units: set[int] = set()
         for linear in self.unit_linears:
             for parameter in linear.parameters:
                 in_units.add(id(parameter))
-                whole = whole_of(parameter)
+                whole = parameter.grad if gradients else parameter
                 for block, part in zip(self.plan.blocks, linear.units, strict=True):
                     if whole is not None and part.stop > part.start:
                         sets[block.name].append(_local_units(whole, part, linear.is_row))
         for parameter in self.model.parameters():
-            whole = whole_of(parameter)
+            whole = parameter.grad if gradients else parameter
             if id(parameter) not in in_units and whole is not None:
                 sets[self.plan.core.name].append(_local(whole)[0])
         return sets
@@ -196,7 +221,7 @@ class RoutedModel:
         clips nothing. Sharded gradients have one norm over all processes, which must all call this.
         """
         if self.route_weights.cuts_weights:
-            sets = self._owner_views(lambda parameter: parameter.grad)
+            sets = self.owner_sets(gradients=True)
         else:
             # Whole gradients: norms of views of columns take longer.
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -215,19 +240,6 @@ class RoutedModel:
             for name, norm in norms.items():
                 torch._foreach_mul_(sets[name], torch.clamp(max_norm / (norm + 1e-6), max=1.0))
         return norms
-
-    def lay(
-        self, plan: RoutePlan, edges: Any = "both", *, foreign_dropout: float = 0.0, **weights: Any
-    ) -> None:
-        """Routes the same model by another plan instead.
-
-        Args and Raises as in `route_model`; after an error the model is the plain one. An order of
-        the new plan counts from where units are now.
-        """
-        self.unroute()
-        laid = route_model(self.model, plan, edges, foreign_dropout=foreign_dropout, **weights)
-        # Its modules know the new one's state, so all of it is taken over.
-        vars(self).update(vars(laid))
 
     @torch.no_grad()
     def reorder_moments(self, optimizer: torch.optim.Optimizer) -> None:
@@ -256,10 +268,7 @@ def route_model(
     edges: Any = "both",
     *,
     foreign_dropout: float = 0.0,
-    foreign_weight: float = 0.0,
-    foreign_core_weight: float = 0.0,
-    foreign_core_rest: float = 0.0,
-    foreign_outputs: float | None = None,
+    **weights: Any,
 ) -> RoutedModel:
     """Makes the model route gradients by domain (Cloud et al. 2024, arXiv 2410.04332).
 
@@ -273,71 +282,16 @@ def route_model(
         plan: a plan made for this model's config.
         edges: "none", "weight", "act" or "both" (or an enum with such a value).
         foreign_dropout: fraction in 0..1 of the labelled sequences for which another domain is off.
-        foreign_weight: route weight of a foreign block.
-        foreign_core_weight: route weight of the core's units if the core is foreign.
-        foreign_core_rest: route weight of all parameters that belong to no unit if the core is
-            foreign.
-        foreign_outputs: route weight of the output columns (down, o) of a foreign block, including
-            the core; None: that of the block's other parameters.
+        weights: `foreign_weight`, `foreign_core_weight`, `foreign_core_rest` (0) and
+            `foreign_outputs` (None), as in `gr_sweep.routing.edges.RouteWeights`.
 
     Raises:
         PlanError: a plan that does not fit the model, unknown edges, or a model that is already
             routed.
     """
-    check_plan(plan, model.config)
     if any(isinstance(module, RoutedModule) for module in model.modules()):
         raise PlanError("the model is already routed; call unroute() first")
-    if not 0.0 <= foreign_dropout <= 1.0:
-        raise PlanError(f"expected foreign_dropout to be from 0 to 1, got {foreign_dropout}")
-    weights = RouteWeights(
-        getattr(edges, "value", edges),
-        foreign_weight,
-        foreign_core_weight,
-        foreign_core_rest,
-        foreign_outputs,
-    )
-    routed = RoutedModel(model, plan, weights, foreign_dropout)
-    state = routed._state
-    for linear in routed.unit_linears:
-        check_linear(linear.module)
-    with torch.no_grad():
-        for linear in routed.unit_linears:
-            for parameter in linear.parameters:
-                _reorder(parameter, linear)
-    for mlp, split in gated_mlps(model, plan):
-        swap_class(mlp, RoutedGatedMlp, state, split.slices(), "mlp")
-    for linear in routed.unit_linears:
-        role = "row" if linear.is_row else "column"
-        swap_class(linear.module, RoutedLinear, state, linear.units, role)
-    if plan.splits:
-        _swap_head_norms(routed)
-    if any(not plan.owns(domain, plan.core) for domain in plan.domains):
-        _swap_rest(routed)
-    return routed
-
-
-def _swap_head_norms(routed: RoutedModel) -> None:
-    config: Any = routed.model.config
-    family = family_of(config)
-    layers = decoder_layers(routed.model, family)
-    for (layer, kind), split in routed.plan.splits.items():
-        for name in family.head_norms if kind == ATTN else ():
-            is_query = name.endswith("q_norm")
-            heads = config.num_attention_heads if is_query else config.num_key_value_heads
-            units = split.slices(heads // split.num_units)
-            swap_class(layers[layer].get_submodule(name), RoutedHeadNorm, routed._state, units)
-
-
-def _swap_rest(routed: RoutedModel) -> None:
-    for module in list(routed.model.modules()):
-        has_parameters = any(True for _ in module.parameters(recurse=False))
-        if isinstance(module, RoutedModule) or not has_parameters:
-            continue
-        if isinstance(module, nn.Linear):
-            units = (slice(0, module.out_features),)
-            swap_class(module, RoutedLinear, routed._state, units, "rest")
-        else:
-            swap_class(module, RoutedRest, routed._state)
+    return RoutedModel(model, plan, edges=edges, foreign_dropout=foreign_dropout, **weights)
 
 
 def _local(whole: Tensor) -> tuple[Tensor, int]:

@@ -79,7 +79,7 @@ def values(model):
 
 @pytest.mark.parametrize(
     ("edges", "is_full_width"),
-    [("none", False), ("weight", True), ("act", True), ("both", False)],
+    [("weight", True), ("both", False)],
 )
 def test_peers_with_foreign_dropout_1_and_no_shared_units_are_a_mixture_of_experts(
     edges, is_full_width

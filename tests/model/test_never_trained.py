@@ -19,9 +19,9 @@ def forget_biology(model, edges, **shares):
     return route_model(model, plan, edges, foreign_dropout=1.0)
 
 
-@pytest.mark.parametrize("attn_shared", [1.0, 0.5])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("edges", ["weight", "both"])
+@pytest.mark.parametrize(
+    ("edges", "tied", "attn_shared"), [("weight", True, 0.5), ("both", False, 1.0)]
+)
 def test_a_step_on_forgotten_tokens_alone_changes_no_core_parameter(edges, tied, attn_shared):
     model, ids = tiny_model(tie_word_embeddings=tied), tiny_ids(4)
     routed = forget_biology(model, edges, attn_shared=attn_shared, layers=[1])
@@ -70,7 +70,7 @@ class Training:
 
 @pytest.mark.parametrize(
     ("edges", "tied", "attn_shared"),
-    [("weight", False, 1.0), ("weight", True, 0.5), ("both", False, 0.5)],
+    [("weight", True, 1.0), ("both", False, 0.5)],
 )
 def test_after_20_clipped_steps_removal_leaves_the_model_trained_on_retained_rows_alone(
     edges, tied, attn_shared

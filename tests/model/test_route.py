@@ -6,14 +6,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from gr_sweep.errors import PlanError
+from gr_sweep.errors import ConfigError, PlanError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.modules import RoutedModule
 from gr_sweep.routing.plan import RoutePlan
 from tests.model.compare import gradients, reference_of, route
 from tests.model.tiny import (
-    FAMILIES,
     KV_HEADS,
     LAYERS,
     MLP,
@@ -74,7 +73,7 @@ def test_keep_and_remove_compute_the_reference_with_blocks_switched_off(plan, fa
         assert_same({"logits": model(input_ids=ids).logits}, expected(frozenset()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen3", "gpt_neox"])
 def test_a_model_with_blocks_off_reads_with_a_cache_what_it_reads_without(family):
     model = tiny_model(family)
     attn_shared = 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25
@@ -88,19 +87,6 @@ def test_a_model_with_blocks_off_reads_with_a_cache_what_it_reads_without(family
             for part in (slice(0, 4), slice(4, 5), slice(5, 6))
         ]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-10, atol=1e-10)
-
-
-def test_training_inside_keep_is_training_the_extracted_model():
-    model, routed = routed_model()
-    small, ids = routed.extract(keep=["creative"]), tiny_ids(3)
-    with routed.keep(["creative"]):
-        loss_sum(model(input_ids=ids).logits, ids).backward()
-    wanted = plain_gradients(small, ids)
-    for name, gradient in gradients(model).items():
-        if gradient.shape == wanted[name].shape:
-            assert_same({name: gradient}, {name: wanted[name]})
-        else:
-            torch.testing.assert_close(gradient.norm(), wanted[name].norm(), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize(("plan", "family"), [("forget", "llama"), ("lattice", "qwen3")])
@@ -204,13 +190,15 @@ def test_a_batch_that_cannot_be_is_refused():
         (routed.batch({"chemistry": 1}), "chemistry"),
         (routed.batch({"code": 0}), "has no sequence"),
         (routed.batch(), "counts"),
-        (routed.batch({"code": 2}, labels_NT=labels_NT), "counts"),
         (routed.batch(labels_NT=labels_NT), "foreign_dropout"),  # it is 0.5
-        (routed.keep(["chemistry"]), "chemistry"),
-        (routed.remove(["chemistry"]), "chemistry"),
     ):
         with pytest.raises(PlanError, match=said), context:
             pass
+    for switch in (routed.keep, routed.remove):
+        with pytest.raises(ConfigError, match="chemistry"):
+            switch(["chemistry"])
+    with pytest.raises(PlanError, match=r"7 sequences.* given 8"), routed.batch({"code": 7}):
+        model(input_ids=tiny_ids(8))
     routed.lay(PEERS(model.config), "both")
     for wrong in (torch.full((2, 5), 3), torch.full((2, 5), -2), torch.zeros(10, dtype=torch.long)):
         with pytest.raises(PlanError, match="labels_NT"), routed.batch(labels_NT=wrong):
@@ -221,7 +209,7 @@ def test_a_batch_that_cannot_be_is_refused():
 
 @pytest.mark.parametrize(
     ("edges", "kind", "foreign_dropout"),
-    crossed(["none", "weight", "act", "both"], ["peers", "forget", "lattice"], [0.5, 1.0]),
+    [("both", "forget", 0.5), ("act", "lattice", 0.5), ("weight", "peers", 1.0)],
 )
 def test_parts_of_a_micro_batch_have_the_gradients_of_the_whole(edges, kind, foreign_dropout):
     """Who computes which rows does not matter: the groups are those of the whole micro-batch."""
@@ -243,41 +231,22 @@ def test_parts_of_a_micro_batch_have_the_gradients_of_the_whole(edges, kind, for
     whole = passed(slice(0, 8))
     assert_same(passed(slice(0, 4), slice(4, 8)), whole)
     assert_same(passed(*(slice(row, row + 1) for row in range(8))), whole)
-    with (
-        pytest.raises(PlanError, match="has 4 sequences, but the model was given 8"),
-        routed.batch(counts, rows=slice(4, 8)),
-    ):
-        model(input_ids=ids)
 
 
 def test_contexts_do_not_nest_and_an_error_inside_ends_them():
     model, routed = routed_model()
-    outer = [
-        lambda: routed.batch({"code": 1}),
-        lambda: routed.keep(["code"]),
-        lambda: routed.remove(["code"]),
-    ]
-    for enter in outer:
-        for enter_again in outer:
-            with enter(), pytest.raises(PlanError, match="nested"), enter_again():
-                pass
-            # And the outer one is over now, whatever was refused inside.
-            with enter_again():
-                pass
+    batch, keep = (lambda: routed.batch({"code": 1})), (lambda: routed.keep(["code"]))
+    for enter, enter_again in ((batch, keep), (keep, batch)):
+        with enter(), pytest.raises(PlanError, match="nested"), enter_again():
+            pass
+        # And the outer one is over now, whatever was refused inside.
+        with enter_again():
+            pass
     with pytest.raises(ZeroDivisionError), routed.batch({"code": 1}):
         _ = 1 // 0
     assert torch.equal(
         model(input_ids=tiny_ids(2)).logits, tiny_model()(input_ids=tiny_ids(2)).logits
     )
-
-
-@pytest.mark.parametrize("kind", ["peers", "forget"])
-def test_a_wrong_number_of_rows_is_refused_with_counts_sum_and_rows(kind):
-    model, routed = routed_model(kind=kind)
-    with pytest.raises(PlanError) as refusal, routed.batch({"code": 4, "biology": 3}):
-        model(input_ids=tiny_ids(8))
-    said = str(refusal.value)
-    assert "'code': 4" in said and "'biology': 3" in said and "7" in said and "8" in said
 
 
 @pytest.mark.parametrize(
@@ -335,8 +304,7 @@ def test_gradients_are_clipped_per_owner_set_where_weights_are_cut_and_globally_
     assert_same(gradients(model), {path: before[path] * factors[block_of[path]] for path in before})
 
 
-@pytest.mark.parametrize("by_token", [False, True])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize(("family", "by_token"), [("llama", False), ("qwen3", True)])
 def test_a_step_that_cuts_nothing_is_the_dense_step_bit_for_bit(family, by_token):
     """In float32, and wide enough that products of other shapes would add up in another order."""
     found = []
@@ -369,8 +337,10 @@ def test_a_step_that_cuts_nothing_is_the_dense_step_bit_for_bit(family, by_token
         assert all(torch.equal(dense, tensor) for tensor in routed_ones)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
-@pytest.mark.parametrize("counts", [{"biology": 2}, {"code": 1, "biology": 2}])
+@pytest.mark.parametrize(
+    ("family", "counts"),
+    [("qwen3", {"biology": 2}), ("gpt_neox", {"biology": 2}), ("llama", {"code": 1, "biology": 2})],
+)
 def test_every_parameter_gets_a_gradient_whoever_the_rows_belong_to(family, counts):
     """Processes that share a micro-batch add up gradients: none may lack one that another has."""
     model = tiny_model(family)
@@ -384,7 +354,7 @@ def test_every_parameter_gets_a_gradient_whoever_the_rows_belong_to(family, coun
     assert embedding.any() == ("code" in counts)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt_neox"])
 def test_units_that_change_places_in_training_leave_it_as_it_is(family):
     """Two steps of AdamW, a new plan with an order, two more: as four without, in float64."""
     whole = {} if family in WHOLE_ATTENTION_ONLY else {"attn_shared": 0.25}
