@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from gr_sweep.assign.allocate import allocate, prices
-from gr_sweep.errors import ConfigError, DataError
+from gr_sweep.errors import DataError
 
-_MOST_CHILDREN = np.iinfo(np.int8).max
 _NUM_STARTS = 10
 _SMALLEST_NORM = 1e-12
 
@@ -73,9 +72,9 @@ class Children:
     """[k] float64: subtracted from the squared distance to a child, so that children are equal."""
 
     def of(self, features_nD: np.ndarray) -> np.ndarray:
-        """The child [n] int8 of each document: the least squared distance minus price."""
+        """The child [n] of each document: the least squared distance minus price."""
         cost_kn = _squared_distances(self.centres, features_nD) - self.prices[:, None]
-        return cost_kn.argmin(axis=0).astype(np.int8)
+        return cost_kn.argmin(axis=0)
 
 
 def fit_children(features_nD: np.ndarray, k: int, *, seed: int, most: int = 4096) -> Children:
@@ -88,17 +87,14 @@ def fit_children(features_nD: np.ndarray, k: int, *, seed: int, most: int = 4096
     fitted: 21 to 29 % for each of 4 children).
 
     Args:
-        k: number of children, 1 to 127.
+        k: number of children.
         most: largest number of documents to fit, drawn at random.
 
     Raises:
-        ConfigError: an invalid number of children.
         DataError: fewer different documents than children.
     """
     from sklearn.cluster import KMeans  # slow to import
 
-    if not 1 <= k <= _MOST_CHILDREN:
-        raise ConfigError(f"expected 1 to {_MOST_CHILDREN} children of a domain, got {k}")
     random = np.random.default_rng(seed)
     if len(features_nD) > most:
         chosen = np.sort(random.choice(len(features_nD), most, replace=False))
@@ -106,8 +102,8 @@ def fit_children(features_nD: np.ndarray, k: int, *, seed: int, most: int = 4096
     num_different = len(np.unique(features_nD, axis=0))
     if num_different < k:
         raise DataError(
-            f"{len(features_nD)} documents, {num_different} of them different, are too few for "
-            f"{k} children; add text or use fewer children"
+            f"{num_different} different documents are too few for {k} children; add text or use "
+            "fewer children"
         )
     features_nD = features_nD.astype(np.float64)
     means = KMeans(n_clusters=k, n_init=_NUM_STARTS, random_state=seed).fit(features_nD)

@@ -99,23 +99,20 @@ class RoundLabels:
         """The labels that `write` wrote.
 
         Raises:
-            DataError: the file is missing or broken, or was written for other text.
+            DataError: the file is missing or damaged, or was written for other text.
         """
         try:
             with np.load(path, allow_pickle=False) as content:
                 names = tuple(map(str, content["names"]))
-                places = {
-                    (part, domain): content[f"{part}.{metric_name(domain)}"]
-                    for part in (TRAIN, HELDOUT)
-                    for domain in data.domains
-                }
+                places = {}
+                for part, shards in _parts(data).items():
+                    for domain, shard in shards.items():
+                        found = content[f"{part}.{metric_name(domain)}"]
+                        if len(found) != shard.num_documents:
+                            raise ValueError("it was written for other text")
+                        places[part, domain] = found
         except (OSError, KeyError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be read ({error}); remove the job's folder to restart it"
-            ) from error
-        for (part, domain), found in places.items():
-            if len(found) != _parts(data)[part][domain].num_documents:
-                raise DataError(f"{path} was written for other text; remove the job's folder")
+            raise DataError(f"{path} cannot be read ({error}); remove the job's folder") from error
         return cls(names, places)
 
 

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from gr_sweep.config import Attribution
-from gr_sweep.errors import ConfigError, DataError, PlanError
+from gr_sweep.errors import DataError, PlanError
 from gr_sweep.eval.loss import Losses
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import IGNORED
@@ -29,11 +28,6 @@ from gr_sweep.routing.plan import Place, units_per_layer
 
 _MIN_RANKED = 3
 """Fewest units for a rank correlation; two agree or disagree by chance."""
-
-_INSIDE = (
-    "score units outside batch(), keep() and remove() of a routed model; pass off= to switch units "
-    "off"
-)
 
 
 @dataclass(frozen=True)
@@ -123,26 +117,25 @@ def score_units(
             here, as `RoutedModel.keep` switches blocks off. Their score is 0.
 
     Raises:
-        ConfigError: `Attribution.none`, no domains, or `steps` or `batch_sequences` below 1.
         DataError: a domain without documents.
-        PlanError: scores that are not finite, an unknown family, `off` that does not fit the model,
-            or a model inside `batch`, `keep` or `remove`.
+        PlanError: scores that are not finite, an unknown family, or a model inside `batch`, `keep`
+            or `remove`.
     """
-    if method is Attribution.none:
-        choices = ", ".join(known.value for known in Attribution if known is not method)
-        raise ConfigError(f"attribution {method.value} scores no units; expected one of {choices}")
-    if not documents:
-        raise ConfigError("expected at least one domain to score units for, got none")
-    for name, value in (("steps", steps), ("batch_sequences", batch_sequences)):
-        if value < 1:
-            raise ConfigError(f"expected {name} of the attribution to be at least 1, got {value}")
+    if any(isinstance(m, RoutedModule) and m._state.active is not None for m in model.modules()):
+        raise PlanError("score units outside batch(), keep() and remove(); off= switches units off")
     sites = _sites(model, off or {}, device)
     if method is Attribution.random:
         return _random_scores(sites, tuple(documents), seed)
+    measure = _MEASURES[method]
     with _frozen_in_eval(model), torch.compiler.set_stance("force_eager"):
-        measure = partial(_measured, method, sites, token_losses, steps)
-        per_document = method is Attribution.fisher
-        return _means(documents, sites, measure, batch_sequences, device, per_document)
+        return _means(
+            documents,
+            sites,
+            lambda batch: measure(_Pass(sites, token_losses, *_padded(batch, device), steps)),
+            batch_sequences,
+            device,
+            per_document=method is Attribution.fisher,
+        )
 
 
 @dataclass(frozen=True)
@@ -159,16 +152,11 @@ class _Site:
     def num_on(self) -> int:
         return self.num_units - (0 if self.off_U is None else int(self.off_U.sum()))
 
-    def switched(self, x_MTUW: Tensor) -> Tensor:
-        """The features with those that are off set to 0, even if they are infinite."""
+    def features(self, x: Tensor) -> Tensor:
+        """The linear's input as [M, T, U, W], with units that are off set to 0, even if they are
+        infinite."""
+        x_MTUW = x.unflatten(-1, (self.num_units, -1))
         return x_MTUW if self.off_U is None else x_MTUW.masked_fill(self.off_U[:, None], 0.0)
-
-
-Visit = Callable[[_Site, Tensor], Tensor]
-"""Takes the features [M, T, U, W] of a site's units, returns those that the model continues
-with."""
-_Measure = Callable[[Tensor, Tensor], dict[Place, Tensor]]
-"""Takes token ids and targets [M, T], returns float64 [M, U]: sums over each document's tokens."""
 
 
 def _sites(model: nn.Module, off: Mapping[Place, Tensor], device: torch.device) -> list[_Site]:
@@ -178,18 +166,9 @@ def _sites(model: nn.Module, off: Mapping[Place, Tensor], device: torch.device) 
     for layer, modules in enumerate(decoder_layers(model, family)):
         for kind, names in family.linears.items():
             off_U = off.get((layer, kind))
-            if off_U is not None:
-                if off_U.shape != (units[kind],) or off_U.dtype != torch.bool:
-                    raise PlanError(
-                        f"expected off of layer {layer}, {kind} to be torch.bool [{units[kind]}], "
-                        f"got {off_U.dtype} {list(off_U.shape)}"
-                    )
-                off_U = off_U.to(device)
+            off_U = None if off_U is None else off_U.to(device)
             module = modules.get_submodule(names.row)
             sites.append(_Site((layer, kind), module, units[kind], off_U))
-    unknown = sorted(set(off) - {site.key for site in sites})
-    if unknown:
-        raise PlanError(f"off names {unknown[0]}, where the model has no units")
     return sites
 
 
@@ -204,117 +183,88 @@ def _random_scores(sites: Sequence[_Site], domains: tuple[str, ...], seed: int) 
     return UnitScores(domains, halves)
 
 
-def _fired(
-    sites: Sequence[_Site], token_losses: Losses, ids_MT: Tensor, targets_MT: Tensor
-) -> dict[Place, Tensor]:
-    """Number of tokens at which |h| exceeds the mean |h| of the layer's units that are on."""
-    found = {}
-    is_token_MT1 = (targets_MT != IGNORED)[..., None]
+@dataclass(frozen=True)
+class _Pass:
+    """A batch of documents, and the model that reads it."""
 
-    def visit(site: _Site, x_MTUW: Tensor) -> Tensor:
-        x_MTUW = site.switched(x_MTUW)
-        exact = torch.promote_types(x_MTUW.dtype, torch.float32)
-        sizes_MTU = torch.linalg.vector_norm(x_MTUW, dim=-1, dtype=exact)
-        mean_MT1 = sizes_MTU.sum(-1, keepdim=True) / max(1, site.num_on)
-        found[site.key] = ((sizes_MTU > mean_MT1) & is_token_MT1).sum(1).double()
-        return x_MTUW
+    sites: Sequence[_Site]
+    token_losses: Losses
+    ids_MT: Tensor
+    targets_MT: Tensor
+    steps: int
+    """Steps of the integral."""
 
-    with torch.no_grad(), _visiting(sites, visit):
-        token_losses(ids_MT, targets_MT)
-    return _complete(found, sites)
+    def fired(self) -> dict[Place, Tensor]:
+        """Number of tokens at which |h| exceeds the mean |h| of the layer's units that are on."""
+        found = {}
+        is_token_MT1 = (self.targets_MT != IGNORED)[..., None]
 
+        def visit(site: _Site, x_MTUW: Tensor) -> Tensor:
+            exact = torch.promote_types(x_MTUW.dtype, torch.float32)
+            sizes_MTU = torch.linalg.vector_norm(x_MTUW, dim=-1, dtype=exact)
+            mean_MT1 = sizes_MTU.sum(-1, keepdim=True) / max(1, site.num_on)
+            found[site.key] = ((sizes_MTU > mean_MT1) & is_token_MT1).sum(1).double()
+            return x_MTUW
 
-def _gate_gradients(
-    sites: Sequence[_Site],
-    token_losses: Losses,
-    ids_MT: Tensor,
-    targets_MT: Tensor,
-    *,
-    gate: float = 1.0,
-    by_token: bool = False,
-) -> dict[Place, Tensor]:
-    """dL/dg of each document if all units have the gate `gate`.
+        with torch.no_grad(), _visiting(self.sites, visit):
+            self.token_losses(self.ids_MT, self.targets_MT)
+        return found
 
-    With `by_token` every token has its own gates: the sum of the absolute values over tokens.
-    """
-    found = {}
+    def gate_gradients(self, *, gate: float = 1.0, by_token: bool = False) -> dict[Place, Tensor]:
+        """dL/dg of each document if all units have the gate `gate`.
 
-    def visit(site: _Site, x_MTUW: Tensor) -> Tensor:
-        x_MTUW = site.switched(x_MTUW)
-        num_documents, num_positions = x_MTUW.shape[:2]
-        shape = (num_documents, num_positions if by_token else 1, site.num_units, 1)
-        # One number in memory. The gradient is summed as soon as it exists: those of all layers
-        # together would be as large as the hidden activations.
-        gate_MTU1 = x_MTUW.new_tensor(gate).expand(shape).requires_grad_()
+        With `by_token` every token has its own gates: the sum of the absolute values over tokens.
+        """
+        found = {}
 
-        def take(leaf: Tensor) -> None:
-            assert leaf.grad is not None
-            gradient_MTU = leaf.grad[..., 0]
-            if by_token:
-                gradient_MTU = gradient_MTU.abs()
-            found[site.key] = gradient_MTU.sum(1, dtype=torch.float64)
-            leaf.grad = None
+        def visit(site: _Site, x_MTUW: Tensor) -> Tensor:
+            num_documents, num_positions = x_MTUW.shape[:2]
+            shape = (num_documents, num_positions if by_token else 1, site.num_units, 1)
+            # One number in memory. The gradient is summed as soon as it exists: those of all layers
+            # together would be as large as the hidden activations.
+            gate_MTU1 = x_MTUW.new_tensor(gate).expand(shape).requires_grad_()
 
-        gate_MTU1.register_post_accumulate_grad_hook(take)
-        return x_MTUW * gate_MTU1
+            def take(leaf: Tensor) -> None:
+                assert leaf.grad is not None
+                gradient_MTU = leaf.grad[..., 0]
+                if by_token:
+                    gradient_MTU = gradient_MTU.abs()
+                found[site.key] = gradient_MTU.sum(1, dtype=torch.float64)
+                leaf.grad = None
 
-    # Padding is at the end and no loss depends on it: its gradients are 0.
-    with torch.enable_grad(), _visiting(sites, visit):
-        loss_sum, _ = token_losses(ids_MT, targets_MT)
-        loss_sum.backward()
-    return _complete(found, sites)
+            gate_MTU1.register_post_accumulate_grad_hook(take)
+            return x_MTUW * gate_MTU1
 
+        # Padding is at the end and no loss depends on it: its gradients are 0.
+        with torch.enable_grad(), _visiting(self.sites, visit):
+            loss_sum, _ = self.token_losses(self.ids_MT, self.targets_MT)
+            loss_sum.backward()
+        return found
 
-def integrated_gradients(
-    sites: Sequence[_Site],
-    token_losses: Losses,
-    ids_MT: Tensor,
-    targets_MT: Tensor,
-    *,
-    steps: int,
-) -> dict[Place, Tensor]:
-    """Signed attributions [M, U] of each document's loss to the units, by layer and kind."""
-    total: dict[Place, Tensor] = {}
-    for step in range(steps):
-        gradients = _gate_gradients(
-            sites, token_losses, ids_MT, targets_MT, gate=(step + 0.5) / steps
-        )
-        for key, values_MU in gradients.items():
-            total[key] = total[key] + values_MU if key in total else values_MU
-    return {key: values_MU / steps for key, values_MU in total.items()}
+    def integrated(self) -> dict[Place, Tensor]:
+        """Absolute value of each document's attribution."""
+        total: dict[Place, Tensor] = {}
+        for step in range(self.steps):
+            for key, values_MU in self.gate_gradients(gate=(step + 0.5) / self.steps).items():
+                total[key] = total[key] + values_MU if key in total else values_MU
+        return {key: (values_MU / self.steps).abs() for key, values_MU in total.items()}
 
 
-def _measured(
-    method: Attribution,
-    sites: Sequence[_Site],
-    token_losses: Losses,
-    steps: int,
-    ids_MT: Tensor,
-    targets_MT: Tensor,
-) -> dict[Place, Tensor]:
-    """Float64 [M, U]: a method's value of each document, summed over tokens except for `fisher`."""
-    batch = ids_MT, targets_MT
-    if method is Attribution.activation:
-        return _fired(sites, token_losses, *batch)
-    if method is Attribution.act_grad:
-        return _gate_gradients(sites, token_losses, *batch, by_token=True)
-    if method is Attribution.integrated:
-        signed = integrated_gradients(sites, token_losses, *batch, steps=steps)
-        return {key: values_MU.abs() for key, values_MU in signed.items()}
-    gradients = _gate_gradients(sites, token_losses, *batch)
-    return {key: values_MU.square() for key, values_MU in gradients.items()}
-
-
-def _complete(found: dict[Place, Tensor], sites: Sequence[_Site]) -> dict[Place, Tensor]:
-    if len(found) != len(sites):  # a routed gated MLP does not call its linears
-        raise PlanError(_INSIDE)
-    return found
+_MEASURES: dict[Attribution, Callable[[_Pass], dict[Place, Tensor]]] = {
+    Attribution.activation: _Pass.fired,
+    Attribution.act_grad: lambda batch: batch.gate_gradients(by_token=True),
+    Attribution.integrated: _Pass.integrated,
+    Attribution.fisher: lambda batch: {
+        key: values_MU.square() for key, values_MU in batch.gate_gradients().items()
+    },
+}
+"""Each returns float64 [M, U] by layer and kind: a document's value, summed over its tokens."""
 
 
 def _means(
     documents: Mapping[str, Iterable[np.ndarray]],
     sites: Sequence[_Site],
-    measure: _Measure,
+    measure: Callable[[Sequence[np.ndarray]], dict[Place, Tensor]],
     batch_sequences: int,
     device: torch.device,
     per_document: bool,
@@ -329,7 +279,7 @@ def _means(
         num_read = 0
         readable = (text for text in texts if len(text) > 1)
         while batch := list(itertools.islice(readable, batch_sequences)):
-            found = measure(*_padded(batch, device))
+            found = measure(batch)
             for half in (0, 1):
                 rows = slice((half - num_read) % 2, None, 2)
                 for key, values_MU in found.items():
@@ -365,17 +315,12 @@ def _padded(batch: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, 
 
 
 @contextlib.contextmanager
-def _visiting(sites: Sequence[_Site], visit: Visit) -> Iterator[None]:
-    """Inside, the inputs of the sites' linears pass through `visit`."""
+def _visiting(sites: Sequence[_Site], visit: Callable[[_Site, Tensor], Tensor]) -> Iterator[None]:
+    """Inside, `visit` takes the features of each site's units and returns those that the model
+    continues with."""
 
     def hook_of(site: _Site) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            if isinstance(module, RoutedModule) and module._state.active is not None:
-                raise PlanError(_INSIDE)
-            x_MTUW = args[0].unflatten(-1, (site.num_units, -1))
-            return (visit(site, x_MTUW).flatten(-2),)
-
-        return hook
+        return lambda _, args: (visit(site, site.features(args[0])).flatten(-2),)
 
     with contextlib.ExitStack() as stack:
         for site in sites:
@@ -386,16 +331,12 @@ def _visiting(sites: Sequence[_Site], visit: Visit) -> Iterator[None]:
 @contextlib.contextmanager
 def _frozen_in_eval(model: nn.Module) -> Iterator[None]:
     """Inside, no parameter requires a gradient and there is no dropout."""
-    in_training = [module for module in model.modules() if module.training]
+    was_training = model.training
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        for module in in_training:
-            module.training = False
-        for parameter in learning:
-            parameter.requires_grad_(False)
+        model.eval().requires_grad_(False)
         yield
     finally:
+        model.train(was_training)
         for parameter in learning:
             parameter.requires_grad_(True)
-        for module in in_training:
-            module.training = True

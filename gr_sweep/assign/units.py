@@ -115,16 +115,9 @@ def modularity_of(plan: RoutePlan, scores: UnitScores) -> float:
 
 def modularity_by_chance(plan: RoutePlan) -> float:
     """What `modularity_of` would be if every domain used all units outside the core alike."""
-    shares = []
-    for split in plan.splits.values():
-        outside = sum(split.sizes) - split.sizes[0]
-        for domain in plan.domains if outside else ():
-            own = sum(
-                size
-                for block, size in zip(plan.blocks, split.sizes, strict=True)
-                if not block.is_core and plan.owns(domain, block)
-            )
-            shares.append(own / outside)
+    own_BK = _owns(plan.blocks, plan.domains)[1:]
+    outside = [np.array(split.sizes[1:]) for split in plan.splits.values() if any(split.sizes[1:])]
+    shares = [sizes_B @ own_BK / sizes_B.sum() for sizes_B in outside]
     return float(np.mean(shares)) if shares else float("nan")
 
 
