@@ -137,11 +137,15 @@ def _record(fields: Any, text_field: str) -> Record:
 def _with_text(records: Iterator[Record], where: str, *errors: type[Exception]) -> Iterator[Record]:
     """The records that have text; an error names the file or data set, and the line or row."""
     number = 0
+    expected: tuple[type[Exception], ...] = (
+        *(OSError, EOFError, ValueError, RecursionError, zlib.error),
+        *errors,
+    )
     try:
         for number, record in enumerate(records, start=1):  # noqa: B007
             if record.text and not record.text.isspace():
                 yield record
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error, *errors) as error:
+    except expected as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # `datasets` wraps it several times
             cause = cause.__cause__

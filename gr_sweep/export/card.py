@@ -153,19 +153,20 @@ def _rows(made: Export) -> list[tuple[str, str, str]]:
         interval = f" ({loss.interval[0]:.3f} to {loss.interval[1]:.3f})" if loss.interval else ""
         return f"{loss.nats:.3f}{interval}"
 
-    flops = made.full.flops_per_token, made.extracted.flops_per_token
+    full, extracted = made.full, made.extracted
     return [
         ("", "full", "extracted"),
-        ("parameters", f"{made.full.parameters:,}", f"{made.extracted.parameters:,}"),
+        ("parameters", f"{full.parameters:,}", f"{extracted.parameters:,}"),
         (
             f"FLOPs per token, sequences of {made.flops_sequence_length}",
-            *(f"{count:,}" for count in flops),
+            f"{full.flops_per_token:,}",
+            f"{extracted.flops_per_token:,}",
         ),
         *(
             (f"{_UNITS[kind]} per layer", str(units.full), str(units.extracted))
             for kind, units in made.units.items()
         ),
-        *((f"loss on {d}", shown(full), shown(small)) for d, (full, small) in made.losses.items()),
+        *((f"loss on {d}", shown(one), shown(other)) for d, (one, other) in made.losses.items()),
     ]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
         GrSweepError: the run cannot be read, or `to` cannot be written. Nothing is written then.
         RuntimeError: the logits differ from those of `keep`, which would be a bug.
     """
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+    if os.path.isfile(to) or (os.path.isdir(to) and os.listdir(to)):
         raise JobError(f"--to {to} is not an empty folder; give a new one")
     import transformers
 
@@ -71,7 +72,10 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
         small = routed.extract(keep) if off else routed.model
         units = _units(routed, off)
         full = routed.unroute()
-        costs = {"full": _cost(full, length), "extracted": _cost(small, length)}
+        full_cost, small_cost = _cost(full, length), _cost(small, length)
+        kept = expand(keep, plan.domains) if keep else plan.domains
+        others = [domain for domain in plan.domains if domain not in kept]
+        owners = {domain for block in off for domain in plan.blocks[block].owners}
         try:
             beside.mkdir(parents=True)
             _save(small, run.folder / MODEL, beside)
@@ -81,12 +85,15 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
                 is_finished=bool(run.summary),
                 domains=list(run.summary.get("domains", plan.domains)),
                 keep=list(keep),
-                **_domains(plan, keep, off),
+                kept_domains=list(kept),
+                removed_domains=[domain for domain in others if domain in owners],
+                unremoved_domains=[domain for domain in others if domain not in owners],
                 removed_blocks=[plan.blocks[block].name for block in off],
                 is_core_of_removed=any(
                     plan.blocks[block].owners & plan.core.owners for block in off
                 ),
-                **costs,
+                full=full_cost,
+                extracted=small_cost,
                 flops_sequence_length=length,
                 units=units,
                 losses=losses_of(run.summary, plan, off),
@@ -173,17 +180,6 @@ def _loss(summary: Mapping[str, Any], key: str) -> Loss | None:
         return None
     interval = summary.get("intervals", {}).get(key)
     return Loss(nats, None if interval is None else (interval[0], interval[1]))
-
-
-def _domains(plan: RoutePlan, keep: Sequence[str], off: Sequence[int]) -> dict[str, list[str]]:
-    kept = expand(keep, plan.domains) if keep else plan.domains
-    owners = {domain for block in off for domain in plan.blocks[block].owners}
-    others = [domain for domain in plan.domains if domain not in kept]
-    return {
-        "kept_domains": list(kept),
-        "removed_domains": [domain for domain in others if domain in owners],
-        "unremoved_domains": [domain for domain in others if domain not in owners],
-    }
 
 
 @torch.no_grad()
