@@ -105,14 +105,6 @@ def test_a_lattice_gives_units_of_two_domains_to_the_block_of_these_two():
     }  # fmt: skip
 
 
-def test_head_groups_are_assigned_as_well():
-    plan = RoutePlan.peers(SHAPE, domains=DOMAINS, mlp_shared=1.0, attn_shared=0.25)
-    owners = [("creative",), DOMAINS, ("code",), ("biology",)]
-    assigned = assign_units(plan, NONE, {0: scores([owners] * 2, kind="attn")})
-    assert assigned.splits[0, "attn"].order == (1, 2, 3, 0)
-    assert modularity_of(assigned, reordered(scores([owners] * 2, kind="attn"), assigned)) > 0.97
-
-
 def reordered(of_units: UnitScores, plan: RoutePlan) -> UnitScores:
     halves = {
         place: table[:, :, list(plan.splits[place].order)]

@@ -11,7 +11,7 @@ from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import SIZES, full_width
 from gr_sweep.routing.plan import RoutePlan
 from tests.model.compare import gradients
-from tests.model.tiny import HIDDEN, LAYERS, MLP, tiny_ids, tiny_model
+from tests.model.tiny import MLP, tiny_ids, tiny_model
 from tests.reference import assert_same, loss_sum
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
@@ -20,57 +20,25 @@ DOMAINS = ["code", "biology", "creative"]
 COUNTS = {"code": 2, "biology": 3, "creative": 1}
 
 
-class Expert(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(HIDDEN, width, bias=False, dtype=torch.float64)
-        self.up = nn.Linear(HIDDEN, width, bias=False, dtype=torch.float64)
-        self.down = nn.Linear(width, HIDDEN, bias=False, dtype=torch.float64)
-
-    def forward(self, x):
-        return self.down(F.silu(self.gate(x)) * self.up(x))
-
-
 class MixtureOfExperts(nn.Module):
-    """Each sequence goes to the expert of its domain: a router that is a table."""
+    """Each sequence goes to the expert of its domain: a router that is a table.
 
-    def __init__(self, widths: list[int], expert_of_sequence: list[int]) -> None:
+    An expert is a piece of the three matrices, so that parameters have the names of a dense MLP.
+    """
+
+    def __init__(self, mlp: nn.Module, pieces: list[slice]) -> None:
         super().__init__()
-        self.experts = nn.ModuleList([Expert(width) for width in widths])
-        self.expert_of_sequence = expert_of_sequence
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        experts = dict(zip(DOMAINS, pieces, strict=True))
+        self.of_sequence = [experts[d] for d, count in COUNTS.items() for _ in range(count)]
 
-    def forward(self, x):
-        parts = zip(x, self.expert_of_sequence, strict=True)
-        return torch.stack([self.experts[expert](sequence) for sequence, expert in parts])
-
-
-def mixture_of(pieces):
-    """The tiny model with an expert for each slice of its MLPs."""
-    mixture = tiny_model(intermediate_size=pieces[-1].stop)
-    sequences = [DOMAINS.index(domain) for domain, count in COUNTS.items() for _ in range(count)]
-    widths = [piece.stop - piece.start for piece in pieces]
-    for layer in mixture.model.layers:
-        dense, layer.mlp = layer.mlp, MixtureOfExperts(widths, sequences)
-        with torch.no_grad():
-            for expert, piece in zip(layer.mlp.experts, pieces, strict=True):
-                expert.gate.weight.copy_(dense.gate_proj.weight[piece])
-                expert.up.weight.copy_(dense.up_proj.weight[piece])
-                expert.down.weight.copy_(dense.down_proj.weight[:, piece])
-    return mixture
-
-
-def joined(tensors):
-    """What belongs to single experts, side by side under the names of the routed model."""
-    tensors = dict(tensors)
-    for layer in range(LAYERS):
-        path = f"model.layers.{layer}.mlp"
-        for name, old in (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj")):
-            parts = [
-                tensors.pop(f"{path}.experts.{expert}.{name}.weight")
-                for expert in range(len(DOMAINS))
-            ]
-            tensors[f"{path}.{old}.weight"] = torch.cat(parts, 1 if name == "down" else 0)
-    return tensors
+    def forward(self, x_NTD):
+        found = []
+        for x_TD, piece in zip(x_NTD, self.of_sequence, strict=True):
+            gated = F.silu(x_TD @ self.gate_proj.weight[piece].t())
+            hidden = gated * (x_TD @ self.up_proj.weight[piece].t())
+            found.append(hidden @ self.down_proj.weight[:, piece].t())
+        return torch.stack(found)
 
 
 def values(model):
@@ -92,10 +60,11 @@ def test_peers_with_foreign_dropout_1_and_no_shared_units_are_a_mixture_of_exper
     else:
         pieces = [slice(0, 10), slice(10, 19), slice(19, 28)]  # 28 units over 3 domains
     assert shape.intermediate_size == pieces[-1].stop
-    model, mixture = tiny_model(intermediate_size=shape.intermediate_size), mixture_of(pieces)
+    model, mixture = (tiny_model(intermediate_size=shape.intermediate_size) for _ in range(2))
+    for layer in mixture.model.layers:
+        layer.mlp = MixtureOfExperts(layer.mlp, pieces)
     plan = RoutePlan.peers(model.config, domains=DOMAINS, mlp_shared=0.0)
     routed = route_model(model, plan, edges, foreign_dropout=1.0)
-    assert_same(values(model), joined(values(mixture)))
     optimizers = [
         torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.1)
         for network in (model, mixture)
@@ -108,8 +77,8 @@ def test_peers_with_foreign_dropout_1_and_no_shared_units_are_a_mixture_of_exper
             loss = loss_sum(model(input_ids=ids).logits, ids)
             loss.backward()
         assert_same({"loss": loss.detach()}, {"loss": expected.detach()})
-        assert_same(gradients(model), joined(gradients(mixture)))
+        assert_same(gradients(model), gradients(mixture))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        assert_same(values(model), joined(values(mixture)), 1e-9)  # of which Adam's root is part
+        assert_same(values(model), values(mixture), 1e-9)  # of which Adam's root is part

@@ -103,44 +103,30 @@ def test_outside_any_context_the_model_is_the_plain_one_with_plain_gradients(pla
         assert torch.equal(given[name], gradient), name
 
 
-def test_an_order_moves_units_and_leaves_the_function_as_it_was():
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_an_order_moves_units_and_leaves_the_function_as_it_was(family):
     generator = torch.Generator().manual_seed(3)
     orders = {
         (layer, kind): torch.randperm(units, generator=generator).tolist()
         for layer in range(LAYERS)
         for kind, units in (("mlp", MLP), ("attn", KV_HEADS))
     }
-    for family in ("llama", "qwen2", "qwen3"):
-        model, plain, ids = tiny_model(family), tiny_model(family), tiny_ids(3)
-        plan = RoutePlan.peers(model.config, domains=FLAT, attn_shared=0.25, orders=orders)
-        route_model(model, plan)
-        logits = {"logits": model(input_ids=ids).logits.detach()}
-        assert_same(logits, {"logits": plain(input_ids=ids).logits.detach()}, 1e-12)
-        before, after = plain.model.layers[1], model.model.layers[1]
-        order = orders[1, "mlp"]
-        assert torch.equal(after.mlp.gate_proj.weight, before.mlp.gate_proj.weight[order])
-        assert torch.equal(after.mlp.down_proj.weight, before.mlp.down_proj.weight[:, order])
-        rows = [2 * group + row for group in orders[1, "attn"] for row in range(2)]
-        assert torch.equal(after.self_attn.k_proj.weight, before.self_attn.k_proj.weight[rows])
-        if family == "qwen2":
-            assert torch.equal(after.self_attn.k_proj.bias, before.self_attn.k_proj.bias[rows])
+    model, plain, ids = tiny_model(family), tiny_model(family), tiny_ids(3)
+    route_model(model, PLANS["peers"](model.config, attn_shared=0.25, orders=orders))
+    logits = {"logits": model(input_ids=ids).logits.detach()}
+    assert_same(logits, {"logits": plain(input_ids=ids).logits.detach()}, 1e-12)
+    before, after = plain.model.layers[1], model.model.layers[1]
+    order = orders[1, "mlp"]
+    assert torch.equal(after.mlp.down_proj.weight, before.mlp.down_proj.weight[:, order])
+    rows = [2 * group + row for group in orders[1, "attn"] for row in range(2)]
+    assert torch.equal(after.self_attn.k_proj.weight, before.self_attn.k_proj.weight[rows])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_unroute_gives_the_plain_model_back(family):
-    model, routed = routed_model(family)
-    plain, ids = tiny_model(family), tiny_ids(3)
+def test_unroute_gives_the_plain_model_back():
+    model, routed = routed_model("qwen3")
     assert routed.unroute() is model
-    assert [type(module) for module in model.modules()] == [
-        type(module) for module in plain.modules()
-    ]
-    for module, other in zip(model.modules(), plain.modules(), strict=True):
-        assert set(vars(module)) == set(vars(other))
-    given, wanted = plain_gradients(model, ids), plain_gradients(plain, ids)
-    assert all(torch.equal(given[name], wanted[name]) for name in wanted)
-    again = route_model(model, PLANS["peers"](model.config), "weight")
-    with again.batch({"code": 3}):
-        model(input_ids=ids)
+    for module, other in zip(model.modules(), tiny_model("qwen3").modules(), strict=True):
+        assert type(module) is type(other) and set(vars(module)) == set(vars(other))
 
 
 class OtherLinear(torch.nn.Linear):
@@ -268,25 +254,19 @@ def test_gradients_are_clipped_per_owner_set_where_weights_are_cut_and_globally_
 
     # Which block every single entry belongs to, from the reference's own map of units to blocks.
     reference = reference_of(routed, tiny_model(tie_word_embeddings=True), Cut(edges))
-    block_of = {
-        name: torch.zeros(gradient.shape, dtype=torch.long) for name, gradient in before.items()
-    }
+    block_of = {path: torch.zeros(g.shape, dtype=torch.long) for path, g in before.items()}
     for layer in range(LAYERS):
         mlp, groups = (reference.block_of_unit(layer, kind) for kind in ("mlp", "attn"))
         queries, keys = groups.repeat_interleave(4), groups.repeat_interleave(2)
-        path = f"model.layers.{layer}"
-        for name, blocks in (("gate", mlp), ("up", mlp)):
-            block_of[f"{path}.mlp.{name}_proj.weight"] += blocks[:, None]
-        block_of[f"{path}.mlp.down_proj.weight"] += mlp
-        for name, blocks in (("q", queries), ("k", keys), ("v", keys)):
-            block_of[f"{path}.self_attn.{name}_proj.weight"] += blocks[:, None]
-        block_of[f"{path}.self_attn.o_proj.weight"] += queries
+        of_rows = {"mlp.gate": mlp, "mlp.up": mlp}
+        of_rows |= {"self_attn.q": queries, "self_attn.k": keys, "self_attn.v": keys}
+        for name, blocks in of_rows.items():
+            block_of[f"model.layers.{layer}.{name}_proj.weight"] += blocks[:, None]
+        for name, blocks in {"mlp.down": mlp, "self_attn.o": queries}.items():
+            block_of[f"model.layers.{layer}.{name}_proj.weight"] += blocks
     names = [block.name for block in routed.plan.blocks]
     if edges in ("none", "act"):
-        names, block_of = (
-            ["all"],
-            {name: torch.zeros_like(blocks) for name, blocks in block_of.items()},
-        )
+        names, block_of = ["all"], {path: 0 * blocks for path, blocks in block_of.items()}
     norms = {
         name: torch.sqrt(sum((before[path][block_of[path] == index] ** 2).sum() for path in before))
         for index, name in enumerate(names)
@@ -299,40 +279,34 @@ def test_gradients_are_clipped_per_owner_set_where_weights_are_cut_and_globally_
     given = routed.clip_grad_norm_(max_norm)
     assert_same(given, norms)
     factors = torch.stack([(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms.values()])
-    if len(norms) > 1:
-        assert 0 < (factors < 1).sum() < len(norms) + 1
     assert_same(gradients(model), {path: before[path] * factors[block_of[path]] for path in before})
 
 
 @pytest.mark.parametrize(("family", "by_token"), [("llama", False), ("qwen3", True)])
 def test_a_step_that_cuts_nothing_is_the_dense_step_bit_for_bit(family, by_token):
     """In float32, and wide enough that products of other shapes would add up in another order."""
+    labels_NT = torch.tensor([0] * 4 + [2, 2, -1, -1])[:, None].expand(8, 32)
+    how = (
+        {"labels_NT": labels_NT}
+        if by_token
+        else {"counts": {"code": 4, "creative": 2, "unlabelled": 2}}
+    )
     found = []
     for kind in ("none", "peers", "forget"):
         model = tiny_model(family, hidden_size=256, intermediate_size=768).float()
-        plan = (
-            RoutePlan.none(domains=FLAT)
-            if kind == "none"
-            else PLANS[kind](model.config, attn_shared=0.25)
-        )
+        plan = PLANS.get(kind, functools.partial(RoutePlan.none, domains=FLAT))(model.config)
         routed = route_model(model, plan, "none", foreign_dropout=0.0)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        counts, labels_N = {"code": 4, "creative": 2, "unlabelled": 2}, [0] * 4 + [2, 2, -1, -1]
         losses = []
         for seed in range(2):
             ids = tiny_ids(8, 32, seed=seed)
-            with (
-                routed.batch(labels_NT=torch.tensor(labels_N)[:, None].expand(8, 32))
-                if by_token
-                else routed.batch(counts)
-            ):
+            with routed.batch(**how):
                 losses.append(loss_sum(model(input_ids=ids).logits, ids))
                 losses[-1].backward()
-            found_gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
             routed.clip_grad_norm_(1.0)
             optimizer.step()
             optimizer.zero_grad()
-        found.append([*losses, *found_gradients.values(), *model.parameters()])
+        found.append([*losses, *model.parameters()])
     for dense, *routed_ones in zip(*found, strict=True):
         assert all(torch.equal(dense, tensor) for tensor in routed_ones)
 
@@ -357,34 +331,32 @@ def test_every_parameter_gets_a_gradient_whoever_the_rows_belong_to(family, coun
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt_neox"])
 def test_units_that_change_places_in_training_leave_it_as_it_is(family):
     """Two steps of AdamW, a new plan with an order, two more: as four without, in float64."""
-    whole = {} if family in WHOLE_ATTENTION_ONLY else {"attn_shared": 0.25}
-    found = []
+    shares = {"mlp_shared": 0.25, "attn_shared": 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25}
+    generator, found = torch.Generator().manual_seed(0), []
     for is_reordered in (False, True):
         model = tiny_model(family)
-        config = model.config
         routed = route_model(model, RoutePlan.none(domains=FLAT), "none")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
         losses = []
         for step in range(4):
             if step == 2:
-                plan = RoutePlan.peers(config, domains=FLAT, mlp_shared=0.25, **whole)
+                plan = RoutePlan.peers(model.config, domains=FLAT, **shares)
                 orders = {
-                    place: torch.randperm(split.num_units, generator=generator(place)).tolist()
+                    place: torch.randperm(split.num_units, generator=generator).tolist()
                     for place, split in plan.splits.items()
                 }
-                orders = orders if is_reordered else None
-                shares = {"mlp_shared": 0.25, **whole}
-                routed.lay(RoutePlan.peers(config, domains=FLAT, orders=orders, **shares), "none")
+                if is_reordered:
+                    plan = RoutePlan.peers(model.config, domains=FLAT, orders=orders, **shares)
+                routed.lay(plan, "none")
                 routed.reorder_moments(optimizer)
             ids = tiny_ids(3, seed=step)
             with routed.batch({"code": 1, "biology": 2}):
-                loss = loss_sum(model(input_ids=ids).logits, ids)
-            loss.backward()
+                losses.append(loss_sum(model(input_ids=ids).logits, ids))
+            losses[-1].backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(loss.detach())
-        found.append({"losses": torch.stack(losses), "logits": model(tiny_ids(2)).logits.detach()})
-    assert_same(found[1], found[0])
+        found.append({"losses": torch.stack(losses), "logits": model(tiny_ids(2)).logits})
+    assert_same(*({name: t.detach() for name, t in of.items()} for of in found))
 
 
 def test_another_plan_takes_the_place_of_the_one_that_is_there():
@@ -404,7 +376,3 @@ def test_another_plan_takes_the_place_of_the_one_that_is_there():
     assert_same(found[0], found[1])
     routed.lay(RoutePlan.none(domains=FLAT), "none")
     assert not any(isinstance(module, RoutedModule) for module in model.modules())
-
-
-def generator(place):
-    return torch.Generator().manual_seed(place[0] * 2 + (place[1] == "mlp"))
