@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gr_sweep.assign.allocate import allocate, prices
 from gr_sweep.errors import DataError
@@ -45,15 +46,13 @@ def document_features(
     features = []
     remaining = iter(documents)
     while batch := list(itertools.islice(remaining, batch_sequences)):
-        lengths = np.array([len(document) for document in batch])
-        ids_MT = np.zeros((len(batch), lengths.max()), dtype=np.int64)
-        is_text_MT = np.arange(lengths.max()) < lengths[:, None]
-        ids_MT[is_text_MT] = np.concatenate(batch)
-        states_MTD = hidden_states(torch.from_numpy(ids_MT).to(device)).float()
-        is_text = torch.from_numpy(is_text_MT).to(states_MTD.device)
+        tokens = [torch.from_numpy(document.astype(np.int64)) for document in batch]
+        states_MTD = hidden_states(pad_sequence(tokens, batch_first=True).to(device)).float()
+        lengths_M1 = torch.tensor([[len(document)] for document in batch], device=states_MTD.device)
+        is_text_MT = torch.arange(states_MTD.shape[1], device=states_MTD.device) < lengths_M1
         # Filled, not multiplied by 0: states of the padding may be infinite.
-        sums_MD = states_MTD.masked_fill(~is_text[..., None], 0.0).sum(dim=1)
-        mean_MD = sums_MD / is_text.sum(dim=1, keepdim=True)
+        sums_MD = states_MTD.masked_fill(~is_text_MT[..., None], 0.0).sum(dim=1)
+        mean_MD = sums_MD / lengths_M1
         norm_M1 = mean_MD.norm(dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)
         features.append((mean_MD / norm_M1).cpu().numpy())
     if not features:

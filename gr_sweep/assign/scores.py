@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from gr_sweep.config import Attribution
 from gr_sweep.errors import DataError, PlanError
@@ -306,12 +307,10 @@ def _means(
 
 def _padded(batch: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and targets [M, T]; T is the number of targets of the longest document."""
-    width = max(len(text) for text in batch) - 1
-    ids_MT = np.zeros((len(batch), width), dtype=np.int64)
-    targets_MT = np.full((len(batch), width), IGNORED, dtype=np.int64)
-    for row, text in enumerate(batch):
-        ids_MT[row, : len(text) - 1], targets_MT[row, : len(text) - 1] = text[:-1], text[1:]
-    return torch.from_numpy(ids_MT).to(device), torch.from_numpy(targets_MT).to(device)
+    tokens = [torch.from_numpy(text.astype(np.int64)) for text in batch]
+    ids_MT = pad_sequence([text[:-1] for text in tokens], batch_first=True)
+    targets_MT = pad_sequence([text[1:] for text in tokens], True, padding_value=IGNORED)
+    return ids_MT.to(device), targets_MT.to(device)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
 from gr_sweep.model.extract import extract
 from gr_sweep.model.families import (
@@ -180,8 +181,9 @@ class RoutedModel:
     @contextmanager
     def blocks_off(self, blocks: Iterable[int]) -> Iterator[None]:
         """Switches off exactly the blocks with these indices in the plan. Nothing is cut."""
-        off = tuple(blocks)
-        with self._state.routing(RowRouting.of_blocks_off(self.plan, self.route_weights, off)):
+        any_rows, off = [slice(None)], [tuple(blocks)]
+        routing = RowRouting(self.plan, self.route_weights, any_rows, [UNLABELLED], off)
+        with self._state.routing(routing):
             yield
 
     def extract(self, keep: Iterable[str]) -> "PreTrainedModel":

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
 from gr_sweep.routing.autograd import GatedMlp, LinearCovers, MlpCovers, SlicedLinear, apply
 from gr_sweep.routing.cover import Axis, Cover, cover
@@ -62,13 +61,6 @@ class RowRouting:
         rows = [slice(stop - group.count, stop) for group, stop in zip(groups, stops, strict=True)]
         off = [plan.off_blocks(group.off) for group in groups]
         return cls(plan, weights, rows, [group.domain for group in groups], off)
-
-    @classmethod
-    def of_blocks_off(
-        cls, plan: RoutePlan, weights: RouteWeights, off: Sequence[int]
-    ) -> "RowRouting":
-        """Any number of rows with the given blocks off and nothing cut."""
-        return cls(plan, weights, [slice(None)], [UNLABELLED], [off])
 
     def is_plain(self, x: Tensor) -> bool:
         """Whether nothing is cut or off, so that a module with input `x` is the plain module."""

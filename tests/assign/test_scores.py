@@ -104,50 +104,43 @@ def literal_document(model, text, gate, all_on):
     return loss.detach(), seen, {key: gate.grad for key, gate in gates.items()}
 
 
+def literal_values(model, text, method, steps, on):
+    """A document's value for each unit, by layer and kind."""
+    points = [(step + 0.5) / steps for step in range(steps)] if method == "integrated" else [1.0]
+    passes = [literal_document(model, text, point, on) for point in points]
+    found = {}
+    for key, (_, units) in literal_linears(model).items():
+        of_gates = sum(gates[key] for _, _, gates in passes) / len(points)
+        x_TUW, grad_TUW, on_UW = (
+            tensor.unflatten(-1, (units, -1))
+            for tensor in (passes[0][1][key][0], passes[0][1][key].grad[0], on[key])
+        )
+        x_TUW = (x_TUW * on_UW).detach()
+        sizes_TU = x_TUW.norm(dim=-1)
+        found[key] = {
+            "integrated": of_gates.abs(),
+            "fisher": of_gates**2,
+            "act_grad": (x_TUW * grad_TUW).sum(-1).abs().sum(0),
+            "activation": (sizes_TU > sizes_TU.sum(-1, keepdim=True) / on_UW[:, 0].sum())
+            .double()
+            .sum(0),
+        }[method]
+    return found
+
+
 def literal_scores(model, documents, method, steps, off=None):
-    linears = literal_linears(model)
-    on = {}
-    for key, (module, units) in linears.items():
+    on, halves = {}, {}
+    for key, (module, units) in literal_linears(model).items():
         is_on = torch.ones(units) if off is None else (~off[key]).double()
         on[key] = is_on.repeat_interleave(module.in_features // units).double()
-    halves = {
-        key: torch.zeros(2, len(documents), units, dtype=torch.float64)
-        for key, (_, units) in linears.items()
-    }
+        halves[key] = torch.zeros(2, len(documents), units, dtype=torch.float64)
     for k, of_domain in enumerate(documents.values()):
         for half in (0, 1):
             own = of_domain[half::2]
             count = len(own) if method == "fisher" else sum(len(text) - 1 for text in own)
             for text in own:
-                integral = {key: 0.0 for key in linears}
-                points = (
-                    [(step + 0.5) / steps for step in range(steps)]
-                    if method == "integrated"
-                    else [1.0]
-                )
-                for point in points:
-                    _, seen, of_gates = literal_document(model, text, point, on)
-                    for key in linears:
-                        integral[key] += of_gates[key] / len(points)
-                for key, (_, units) in linears.items():
-                    if method == "integrated":
-                        value = integral[key].abs()
-                    elif method == "fisher":
-                        value = integral[key] ** 2
-                    else:
-                        value = torch.zeros(units, dtype=torch.float64)
-                        for x, grad in zip(seen[key][0], seen[key].grad[0], strict=True):
-                            for unit in range(units):
-                                width = len(x) // units
-                                features = slice(unit * width, (unit + 1) * width)
-                                x_on = (x * on[key])[features].detach()
-                                if method == "act_grad":
-                                    value[unit] += (x_on @ grad[features]).abs()
-                                else:
-                                    sizes = (x * on[key]).detach().view(units, width).norm(dim=1)
-                                    mean = sizes.sum() / (on[key].sum() / width)
-                                    value[unit] += float(x_on.norm() > mean)
-                    halves[key][half, k] += value / count
+                for key, values in literal_values(model, text, method, steps, on).items():
+                    halves[key][half, k] += values / count
     return UnitScores(tuple(documents), halves)
 
 

@@ -35,7 +35,7 @@ def linears(weights, biases=(None, None, None)):
 
 
 def blocks_off(plan, off):
-    return RowRouting.of_blocks_off(plan, RouteWeights("none"), off)
+    return RowRouting(plan, RouteWeights("none"), [slice(None)], ["unlabelled"], [off])
 
 
 def routings():
