@@ -7,7 +7,17 @@ from gr_sweep.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises its errors."""
+    """An argument parser that raises its errors, and prints its texts as they are."""
+
+    def __init__(self, prog: str, description: str = "", epilog: str = "") -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=formatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         """

@@ -130,12 +130,12 @@ def announce(folder: Path, title: str) -> None:
     """Makes the folder, with the record of a waiting job; a job that runs or is finished stays as
     it is, and so does what a job began with."""
     folder.mkdir(parents=True, exist_ok=True)
-    _set_state(folder, State.waiting, title=title, holder=None, error=None)
+    _set_state(folder, State.waiting, title=title, holder=None, error=None, is_bug=False)
 
 
-def note_end(folder: Path, state: State, error: str) -> None:
+def note_end(folder: Path, state: State, error: str, *, is_bug: bool = False) -> None:
     """Records how a job ended that could not do so itself; a job that runs again stays as it is."""
-    _set_state(folder, state, error=error)
+    _set_state(folder, state, error=error, is_bug=is_bug)
 
 
 def _set_state(folder: Path, state: State, **changes: Any) -> None:
@@ -144,7 +144,7 @@ def _set_state(folder: Path, state: State, **changes: Any) -> None:
     with lock_file(folder / LOCK) as has_lock:
         if has_lock:
             record = read_record(folder) or Record(state)
-            dataclasses.replace(record, state=state, is_bug=False, **changes).write(folder)
+            dataclasses.replace(record, state=state, **changes).write(folder)
 
 
 def set_summary_aside(folder: Path) -> None:

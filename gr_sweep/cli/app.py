@@ -7,20 +7,17 @@ import argparse
 import functools
 import importlib
 import io
-import logging.config
 import os
-import select
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from gr_sweep import __version__
 from gr_sweep.arguments import Parser
+from gr_sweep.cli.task import wants_tracebacks
 from gr_sweep.config import Resume
 from gr_sweep.errors import ConfigError, GrSweepError
-from gr_sweep.files import full_disk, is_full
 from gr_sweep.startup import rare_collections
 from gr_sweep.train.distributed import connect, is_main
 from gr_sweep.train.signals import Stopped
@@ -47,20 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        if not _is_closed(sys.stdout):
-            raise
         # `| head` has read enough. Python would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (GrSweepError, OSError) as error:
         # An OSError about a file that no part of a job could report, such as one of the log.
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or getattr(error, "filename", "") is None:
+        if wants_tracebacks() or getattr(error, "filename", "") is None:
             raise
         said: object = error
         if isinstance(error, OSError):
             said = f"{error.filename}: {error.strerror}; use another folder, or fix this one"
-            if is_full(error):
-                said = full_disk(Path(error.filename), error)
         status = 2
     except KeyboardInterrupt:
         said, status = "interrupted; the same command resumes from here", 130
@@ -70,13 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_main():  # of several processes, one prints it
         print(f"gr-sweep: {said}", file=sys.stderr)
     return status
-
-
-def _is_closed(stream: TextIO) -> bool:
-    """Whether the other end of a pipe is closed."""
-    poll = select.poll()
-    poll.register(stream, select.POLLOUT)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -89,9 +75,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if "--help" in argv or "-h" in argv:
         from gr_sweep.cli.help import help_text
-        from gr_sweep.cli.schema import conf_dir
 
-        print(help_text(conf_dir()))
+        print(help_text())
         return 0
     flags = parse_flags(argv)
     if flags.info or flags.hydra_help or flags.shell_completion:
@@ -99,12 +84,11 @@ def _dispatch(argv: list[str]) -> int:
     processes = connect()
     with rare_collections():
         command = processes.main_first(functools.partial(compose_flags, flags))
-    if flags.cfg:
-        from gr_sweep.cli.overrides import parse
-
-        words = [str(parse([w])[0].input_line) if w in flags.overrides else w for w in argv]
-        return _show(words) if processes.is_main else 0
-    return run(command)
+    if not flags.cfg:
+        return run(command)
+    if processes.is_main:
+        print_config(command, flags.cfg, flags.package, resolve=flags.resolve)
+    return 0
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
@@ -113,16 +97,13 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     Raises:
         ConfigError: a flag is unknown, or the first word looks like a misspelt verb.
     """
-    parser = Parser(prog="gr-sweep", add_help=False)
+    parser = Parser("gr-sweep")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--run", "-r", action="store_true")
-    for flag, short in (
-        ("--config-name", "-cn"),
-        ("--config-path", "-cp"),
-        ("--config-dir", "-cd"),
-    ):
-        parser.add_argument(flag, short)
+    parser.add_argument("--config-name", "-cn", default="config")
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--package", "-p")
     parser.add_argument("--resolve", action="store_true")
@@ -137,10 +118,6 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         raise ConfigError(
             f"unknown verb {argv[0]!r}; verbs are {', '.join(VERBS)}, settings are key=value"
         )
-    if flags.shell_completion and len(flags.overrides) != 1:
-        raise ConfigError(
-            "--shell-completion needs one of install=SHELL, uninstall=SHELL and query=SHELL"
-        )
     return flags
 
 
@@ -151,14 +128,35 @@ def compose_flags(flags: argparse.Namespace) -> "Command":
     return compose(
         flags.overrides,
         multirun=flags.multirun,
-        config_name=flags.config_name or "config",
+        config_name=flags.config_name,
         config_path=flags.config_path,
         config_dir=flags.config_dir,
     )
 
 
+def print_config(command: "Command", part: str, package: str | None, *, resolve: bool) -> None:
+    """Prints the settings of a command, or of its `package`, as YAML: those of its job, of hydra,
+    or all.
+
+    Raises:
+        ConfigError: there is no such package.
+    """
+    from omegaconf import OmegaConf
+
+    from gr_sweep.cli.composer import without_hydra
+
+    cfg = command.hydra_config
+    if part != "all":
+        cfg = without_hydra(cfg) if part == "job" else OmegaConf.masked_copy(cfg, "hydra")
+    node = OmegaConf.select(cfg, package) if package else cfg
+    if node is None:
+        raise ConfigError(f"--package: there is no {package}")
+    is_leaf = not OmegaConf.is_config(node)
+    print(node if is_leaf else OmegaConf.to_yaml(node, resolve=resolve).rstrip())
+
+
 def _show(argv: list[str]) -> int:
-    """Lets Hydra print what --cfg, --info and the like ask for."""
+    """Lets Hydra print what --info and the like ask for."""
     import hydra
 
     from gr_sweep.cli.schema import conf_dir
@@ -178,8 +176,10 @@ def run(command: "Command") -> int:
     Raises:
         JobError: a folder holds a different job, and `resume` does not say what to do with it.
     """
+    from hydra.core.utils import configure_log
+
     from gr_sweep.cli.launchers import check_launcher, launch, status_of
-    from gr_sweep.cli.task import logging_config, task_of
+    from gr_sweep.cli.task import task_of
     from gr_sweep.jobdir import State
     from gr_sweep.joblock import announce
 
@@ -188,13 +188,13 @@ def run(command: "Command") -> int:
     missing = processes.from_main(functools.partial(_missing, command))
     jobs = [job for job in command.jobs if job.number in missing]
     processes.from_main(functools.partial(check_launcher, command, jobs))
-    num_jobs = len(command.jobs)
-    tasks = []
     if processes.is_main:
-        logging.config.dictConfig(logging_config(command.hydra_config.hydra, "hydra_logging"))
+        hydra = command.hydra_config.hydra
+        configure_log(hydra.hydra_logging, hydra.verbose)
+    tasks = []
     for position, job in enumerate(command.jobs, start=1):
-        place = f"[{position}/{num_jobs}]" if command.is_multirun else ""
-        if job in jobs:
+        place = f"[{position}/{len(command.jobs)}]" if command.is_multirun else ""
+        if job.number in missing:
             tasks.append(task_of(command, job, place, missing[job.number]))
         elif processes.is_main:
             print(f"{place} {job.title}: done already".strip(), file=sys.stderr)

@@ -4,11 +4,8 @@ Every error of a command is found here, before a folder is made. Nothing here ru
 """
 
 import copy
-import functools
 import itertools
-import json
 import math
-import operator
 import os
 import shlex
 import stat
@@ -28,75 +25,19 @@ from gr_sweep.cli.baselines import baselines_of
 from gr_sweep.cli.composer import Composer, composing
 from gr_sweep.cli.fit import check_fit, parts_of
 from gr_sweep.cli.names import name_of, slug, that_count, title_of, without_fixed
-from gr_sweep.cli.overrides import (
-    MAX_JOBS,
-    check,
-    check_is_single,
-    explain,
-    key_of,
-    quoted,
-    values_of,
-)
-from gr_sweep.config import UNROUTED, Baseline, RunConfig, fingerprint, to_plain
+from gr_sweep.cli.overrides import MAX_JOBS, explain, key_of, quoted, values_of
+from gr_sweep.cli.task import Job
+from gr_sweep.config import UNROUTED, Baseline, RunConfig, fingerprint
 from gr_sweep.errors import ConfigError
-from gr_sweep.jobdir import SUMMARY, Identity, identity_of, is_done
+from gr_sweep.jobdir import SUMMARY
 
 _FILTERED = {Baseline.filtered, Baseline.filtered_observed}
 
 _SUPPORTED = {
-    "launcher": {
-        "basic": ".BasicLauncher",
-        "local_parallel": ".LocalParallelLauncher",
-        "slurm": ".SlurmLauncher",
-    },
-    "sweeper": {"basic": ".BasicSweeper"},
+    "launcher": (".BasicLauncher", ".LocalParallelLauncher", ".SlurmLauncher"),
+    "sweeper": (".BasicSweeper",),
 }
-"""Choices of Hydra's groups, and the end of their `_target_`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One checked job of a command."""
-
-    config: RunConfig
-    """Validated and resolved."""
-    lines: list[str]
-    """Overrides that it is composed from, without those of the hydra node."""
-    folder: Path
-    """As the command gives it, usually relative."""
-    title: str
-    """The overrides in which it differs from the other jobs."""
-    number: int
-    is_baseline: bool = False
-    """Whether it was added for the metrics of other jobs."""
-    overruled: tuple[str, ...] = ()
-    """Sentences about settings that were typed and have no effect."""
-
-    @functools.cached_property
-    def identity(self) -> Identity:
-        """Settings, text and code of the job; reads the files of `data=local` where they changed.
-
-        Raises:
-            DataError: the text cannot be read.
-        """
-        from gr_sweep.data.prepare import text_fingerprint
-
-        model = self.config.model
-        text = text_fingerprint(
-            self.config.data, self.config.partition, model.path, model.gguf_file
-        )
-        return identity_of(self.config, text)
-
-    @functools.cached_property
-    def is_done(self) -> bool:
-        """Whether its folder held the finished job with the same settings, text and code when this
-        was first asked."""
-        return (self.folder / SUMMARY).exists() and is_done(self.folder, self.identity)
-
-    @property
-    def overrides(self) -> list[str]:
-        """Its overrides as a user types them."""
-        return [line.lstrip("+") for line in self.lines]
+"""The end of the `_target_` of the choices of Hydra's groups that gr-sweep has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +60,7 @@ class Command:
     def line_of(self, job: Job) -> str:
         """A command that runs the job alone, in its folder."""
         words = [*self.composer.words]
-        words += [line for line in job.overrides if key_of(line) != "baselines"]
+        words += [line for line in job.lines if key_of(line) != "baselines"]
         if self.hydra_config.hydra.mode == RunMode.MULTIRUN:
             words.append("hydra.mode=RUN")
         words.append(f"hydra.run.dir={quoted(str(job.folder))}")
@@ -149,8 +90,6 @@ def compose(
     try:
         with composing(overrides, config_name, config_path, config_dir) as composer:
             typed = composer.parse(overrides)
-            for override in typed:
-                check(override, composer.choices)
             settings = [override for override in typed if not override.is_hydra_override()]
             fixed = [str(o.input_line) for o in settings if not o.is_sweep_override()]
             composer.compose_base(fixed)
@@ -158,12 +97,16 @@ def compose(
             if multirun or composer.base.hydra.mode == RunMode.MULTIRUN:
                 return _Sweep(composer, settings).command()
             for override in typed:
-                check_is_single(override)
+                if override.is_sweep_override():
+                    raise ConfigError(
+                        f"{override.input_line} has several values: add -m to run a job for each, "
+                        f"or write a list as {override.key_or_group}=[...]"
+                    )
             return _single(composer, fixed)
     except RecursionError as error:
         raise ConfigError("brackets are nested too deeply") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, overrides) from error
+        raise explain(error) from error
 
 
 def _single(composer: Composer, lines: list[str]) -> Command:
@@ -179,7 +122,7 @@ def _single(composer: Composer, lines: list[str]) -> Command:
         folder=folder,
         title=title_of(lines),
         number=0,
-        overruled=_overruled(lines, typed, config),
+        overruled=_overruled(lines, typed),
     )
     return Command(
         jobs=[job],
@@ -198,14 +141,11 @@ class _Sweep:
         self.composer = composer
         params = composer.base.hydra.sweeper.params or {}
         swept = composer.parse([f"{key}={value}" for key, value in params.items()])
-        for override in swept:
-            check(override, composer.choices)
         # What is typed replaces what the config sweeps.
-        self.overrides = {override.key_or_group: override for override in [*swept, *typed]}
-        self.swept = {key for key, value in self.overrides.items() if value.is_sweep_override()}
-        fixed = [
-            values_of(self.overrides[key])[0] for key in self.overrides if key not in self.swept
-        ]
+        overrides = {override.key_or_group: override for override in [*swept, *typed]}
+        self.swept = {key for key, value in overrides.items() if value.is_sweep_override()}
+        self.values = {key: values_of(override) for key, override in overrides.items()}
+        fixed = [values[0] for key, values in self.values.items() if key not in self.swept]
         self.whole = composer.with_hydra(composer.compose(fixed), fixed, 0)
         name = slug(that_count([*self.swept, *fixed]))
         self.is_named = "{sweep}" in self.whole.hydra.sweep.dir
@@ -215,10 +155,9 @@ class _Sweep:
         self.baselines: dict[tuple[str, ...], Job] = {}
 
     def command(self) -> Command:
-        values = [values_of(override) for override in self.overrides.values()]
-        if (number := math.prod(map(len, values))) > MAX_JOBS:
-            raise ConfigError(f"{number} jobs are more than {MAX_JOBS}; use fewer values")
-        for lines in map(list, itertools.product(*values)):
+        if math.prod(map(len, self.values.values())) > MAX_JOBS:
+            raise ConfigError(f"these are more than {MAX_JOBS} jobs; use fewer values")
+        for lines in map(list, itertools.product(*self.values.values())):
             job = self._job(lines, [line for line in lines if key_of(line) in self.swept])
             self.jobs.append(job)
             parts = parts_of(job.config) if _FILTERED & set(job.config.baselines) else ()
@@ -238,11 +177,7 @@ class _Sweep:
         )
 
     def _job(self, lines: list[str], differing: list[str], *, is_baseline: bool = False) -> Job:
-        """
-        Args:
-            lines: overrides of the job.
-            differing: those in which it differs from other jobs.
-        """
+        """The job of these overrides; `differing` are those in which it differs from others."""
         cfg = self.composer.compose(lines)
         config, typed = _resolved(cfg)
         differing = without_fixed(differing, typed)
@@ -250,16 +185,11 @@ class _Sweep:
         node = self.composer.base.hydra.sweep
         if OmegaConf.is_interpolation(node, "subdir"):
             node = self.composer.with_hydra(cfg, lines, number).hydra.sweep
-        subdir = node.subdir.replace(
-            "{job}", name_of(config, differing if self.is_named else lines)
-        )
-        subdir = os.path.normpath(subdir)
-        if os.sep in subdir or subdir in (os.curdir, os.pardir):
-            raise invalid(
-                "hydra.sweep.subdir",
-                node.subdir,
-                "a folder within that of the sweep, such as {job}",
-            )
+        name = name_of(config, differing if self.is_named else lines)
+        subdir = node.subdir.replace("{job}", name)
+        if subdir in ("", "..") or Path(subdir).name != subdir:
+            expected = "a folder within that of the sweep, such as {job}"
+            raise invalid("hydra.sweep.subdir", node.subdir, expected)
         return Job(
             config=config,
             lines=lines,
@@ -267,7 +197,7 @@ class _Sweep:
             title=title_of(differing),
             number=number,
             is_baseline=is_baseline,
-            overruled=() if is_baseline else _overruled(lines, typed, config),
+            overruled=[] if is_baseline else _overruled(lines, typed),
         )
 
 
@@ -293,92 +223,52 @@ def _with_fixes(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: method.fixes names a setting that does not exist, or a value of a wrong type.
     """
-    method = cfg.get("method")
-    if not method or not method.fixes or method.name in UNROUTED:
+    fixes = OmegaConf.to_container(cfg.method.fixes, resolve=True)
+    if not fixes or cfg.method.name in UNROUTED:
         return cfg
-    fixes = OmegaConf.to_container(method.fixes, resolve=True)
     assert isinstance(fixes, dict)
     if "method" in fixes:
         raise ConfigError("method.fixes.method: a method cannot fix itself")
     cfg = copy.deepcopy(cfg)
-    OmegaConf.set_struct(cfg, None)  # dictionaries take new keys, dataclasses do not
-    try:
-        cfg.merge_with(fixes)
-        cfg.method.fixes = {}
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(f"method.fixes: {explain(error, [])}") from error
+    cfg.merge_with(fixes)
+    cfg.method.fixes = {}
     return cfg
 
 
-def _overruled(lines: Sequence[str], typed: RunConfig, config: RunConfig) -> tuple[str, ...]:
-    """Sentences about the overrides that have no effect on the job.
-
-    Args:
-        lines: overrides that were typed.
-        typed: the config before its method fixed settings and before it was resolved.
-        config: what the job runs.
-    """
-    before, after = to_plain(typed), to_plain(config)
-    said = []
-    for line in lines:
-        path = key_of(line).split(".")
-        try:
-            old, new = (
-                functools.reduce(operator.getitem, path, plain) for plain in (before, after)
-            )
-        except (KeyError, TypeError):
-            continue
-        if path == ["plan"]:
-            path, old, new = ["plan", "kind"], old["kind"], new["kind"]
-        if old != new and not isinstance(new, dict):
-            name = ".".join(path)
-            said.append(f"{line.lstrip('+')} has no effect here: method={config.method.name.value} "
-                        f"has {name}={json.dumps(new)}")  # fmt: skip
-    return tuple(said)
+def _overruled(lines: Sequence[str], typed: RunConfig) -> list[str]:
+    effective = without_fixed(lines, typed)
+    return [line for line in lines if line not in effective]
 
 
 def _folder(name: str, given: str) -> Path:
-    """A folder for results.
+    """A folder for results, whether it exists or not.
 
     Raises:
         ConfigError: it cannot be made: the name is empty or too long, or a file is in the way.
     """
-    path = Path(given)
-    if not given.strip() or "\0" in given:
-        raise invalid(name, given, "a folder")
-    for above in (path, *path.parents):
-        try:
-            mode = above.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise ConfigError(f"{name}={given} cannot be a folder ({error.strerror})") from error
-        if not stat.S_ISDIR(mode):
-            raise ConfigError(f"{name}={given} cannot be a folder: {above} is a file")
-        break
-    return path
+    try:
+        if given.strip() and stat.S_ISDIR(os.stat(given).st_mode):
+            return Path(given)
+    except FileNotFoundError:
+        return Path(given)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}={given} cannot be a folder: {error}") from error
+    raise invalid(name, given, "a folder")
 
 
 def _check_hydra(hydra: DictConfig) -> None:
-    """Checks the parts of Hydra's own settings that gr-sweep reads.
-
-    Raises:
-        ConfigError: a launcher, sweeper or setting that gr-sweep does not support.
-    """
-    for group, supported in _SUPPORTED.items():
+    """Raises ConfigError if Hydra is asked for something that gr-sweep does not do."""
+    for group, targets in _SUPPORTED.items():
         node = hydra[group]
-        target = node.get("_target_") if OmegaConf.is_dict(node) else None
-        if not str(target).endswith(tuple(supported.values())):
+        if not OmegaConf.is_dict(node) or not str(node.get("_target_")).endswith(targets):
             raise ConfigError(
-                f"hydra/{group} is not one that gr-sweep supports; use {', '.join(supported)}"
+                f"gr-sweep does not support this hydra/{group}; launchers are basic, "
+                "local_parallel and slurm, the only sweeper is basic"
             )
     if hydra.job.chdir or hydra.job.env_set or hydra.callbacks:
         raise ConfigError(
             "gr-sweep does not support hydra.job.chdir, hydra.job.env_set and hydra.callbacks"
         )
-    subdir = hydra.output_subdir
-    if subdir is not None and (not subdir or Path(subdir).name != subdir):
-        raise invalid("hydra.output_subdir", subdir, "the name of a folder, or null")
 
 
 def _distinct(jobs: list[Job]) -> list[Job]:

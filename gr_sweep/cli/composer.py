@@ -10,18 +10,19 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from gr_sweep.cli.overrides import MERGING, key_of, parse, quoted, split_at_dict
-from gr_sweep.cli.schema import conf_dir
+from gr_sweep.cli.overrides import key_of, quoted
+from gr_sweep.cli.schema import DEFAULT_GROUPS, conf_dir
 from gr_sweep.errors import ConfigError
 
 _SEARCH_PATH = "hydra.searchpath"
@@ -44,51 +45,35 @@ class Composer:
         self._config_name = config_name
         self._loader = GlobalHydra.instance().config_loader()
         self._hydra_lines = list(lines)
-        self._choices: dict[str, list[str]] = {}
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._groups: dict[str, bool] = {}
+        self._composed: dict[frozenset[str], DictConfig] = {}
 
     def parse(self, lines: Sequence[str]) -> list[Override]:
-        """Parses overrides, as `overrides.parse` does."""
-        return parse(lines, self._loader)
-
-    def choices(self, group: str) -> list[str]:
-        """The choices of a group; empty if there is no such group."""
-        if group not in self._choices:
-            search_path = [line for line in self._hydra_lines if key_of(line) == _SEARCH_PATH]
-            try:
-                found = self._loader.get_group_options(
-                    group, config_name=self._config_name, overrides=search_path
-                )
-            except OSError:  # a name that is too long for a file
-                found = []
-            self._choices[group] = found
-        return self._choices[group]
+        """Parses overrides; the loader knows the choices that `glob` selects from."""
+        return OverridesParser.create(config_loader=self._loader).parse_overrides(list(lines))
 
     def compose_base(self, lines: Sequence[str]) -> None:
         """Composes `base` from the groups among the lines."""
-        groups = self._groups(lines)
+        groups = self._groups_among(lines)
         self.base = self._by_hydra(groups)
-        self._composed[_key(groups)] = _without_hydra(self.base)
+        self._composed[frozenset(groups.values())] = without_hydra(self.base)
 
     def compose(self, lines: Sequence[str]) -> DictConfig:
-        """The config of a job, without a hydra node."""
-        groups = self._groups(lines)
-        cfg = copy.deepcopy(self._of_groups(groups))
+        """The config of a job, without a hydra node; it can be merged with."""
+        groups = self._groups_among(lines)
+        if (known := frozenset(groups.values())) not in self._composed:
+            self._composed[known] = without_hydra(self._by_hydra(groups))
+        cfg = copy.deepcopy(self._composed[known])
+        OmegaConf.set_struct(cfg, None)  # dictionaries take new keys, dataclasses do not
         for override in self.parse([line for line in lines if key_of(line) not in groups]):
-            key, line = override.key_or_group, str(override.input_line)
-            try:
-                if override.is_delete():
-                    node, _, name = key.rpartition(".")
-                    with open_dict(cfg):
-                        del OmegaConf.select(cfg, node)[name]
-                else:
-                    setting, names = split_at_dict(key)
-                    value = override.value()
-                    for name in reversed(names):
-                        value = {name: value}
-                    OmegaConf.update(cfg, setting, value, force_add=line.startswith("+"))
-            except (OmegaConfBaseException, KeyError, TypeError) as error:
-                raise ConfigCompositionException(f"{MERGING}{line}") from error
+            if not override.is_delete():
+                cfg.merge_with(nested(override.key_or_group, override.value()))
+                continue
+            above, _, name = override.key_or_group.rpartition(".")
+            node = OmegaConf.select(cfg, above) if above else cfg
+            if not isinstance(node, DictConfig) or name not in node:
+                raise ConfigError(f"{override.input_line}: there is no such setting")
+            del node[name]
         return cfg
 
     def with_hydra(
@@ -117,13 +102,22 @@ class Composer:
         HydraConfig.instance().set_config(cfg)
         return cfg
 
-    def _groups(self, lines: Sequence[str]) -> dict[str, str]:
-        return {key_of(line): line for line in lines if self.choices(key_of(line))}
+    def _groups_among(self, lines: Sequence[str]) -> dict[str, str]:
+        """The lines that choose a file of a group, by group, as Hydra wants them."""
+        found = {}
+        for line in lines:
+            if self._is_group(key := key_of(line)):
+                # `+experiment=edges`, as Hydra's documentation has it, is the same as without.
+                found[key] = line.lstrip("+") if key in DEFAULT_GROUPS else line
+        return found
 
-    def _of_groups(self, groups: dict[str, str]) -> DictConfig:
-        if _key(groups) not in self._composed:
-            self._composed[_key(groups)] = _without_hydra(self._by_hydra(groups))
-        return self._composed[_key(groups)]
+    def _is_group(self, key: str) -> bool:
+        if key not in self._groups:
+            search_path = [line for line in self._hydra_lines if key_of(line) == _SEARCH_PATH]
+            name = self._config_name
+            choices = self._loader.get_group_options(key, config_name=name, overrides=search_path)
+            self._groups[key] = bool(choices)
+        return self._groups[key]
 
     def _by_hydra(self, groups: dict[str, str]) -> DictConfig:
         """The config with its hydra node, as Hydra composes it."""
@@ -133,11 +127,9 @@ class Composer:
             try:
                 overrides = [*self._hydra_lines, *groups.values()]
                 cfg = compose(self._config_name, overrides, return_hydra_config=True)
-            except KeyError as error:
-                raise ConfigError(f"hydra.job.env_copy: the environment has no {error}") from error
             except HydraException:
                 raise  # some are an OSError too
-            except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+            except (OSError, ValueError, LookupError, AttributeError, yaml.YAMLError) as error:
                 raise ConfigError(f"the config cannot be composed: {error}") from error
         for source in cfg.hydra.runtime.config_sources:
             if source.schema == "file" and not os.path.isdir(source.path):
@@ -145,8 +137,19 @@ class Composer:
         return cfg
 
 
-def _key(groups: dict[str, str]) -> tuple[str, ...]:
-    return tuple(sorted(groups.values()))
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """`a.b` and a value as {a: {b: value}}."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return dict(value)
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """A copy of a config without its hydra node."""
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 @contextlib.contextmanager
@@ -176,19 +179,11 @@ def composing(
     words += [line for line in lines if key_of(line) == _SEARCH_PATH]
     hydra_lines = [line for line in lines if key_of(line).startswith("hydra")]
     if config_dir is not None:
-        folders = [f"file://{os.path.abspath(config_dir)}"]
-        for override in parse([line for line in hydra_lines if key_of(line) == _SEARCH_PATH]):
-            value = override.value()
-            folders += [str(folder) for folder in (value if isinstance(value, list) else [value])]
-        hydra_lines = [line for line in hydra_lines if key_of(line) != _SEARCH_PATH]
-        hydra_lines.append(f"{_SEARCH_PATH}=[{','.join(map(quoted, folders))}]")
+        folders = [quoted(f"file://{os.path.abspath(config_dir)}")]
+        for line in [line for line in hydra_lines if key_of(line) == _SEARCH_PATH]:
+            folders.append(line.split("=", 1)[-1].strip("[] "))
+            hydra_lines.remove(line)
+        hydra_lines.append(f"{_SEARCH_PATH}=[{','.join(folders)}]")
     main = conf_dir() if config_path is None else Path(config_path).resolve()
     with initialize_config_dir(str(main), version_base="1.3", job_name="gr_sweep"):
         yield Composer(config_name, hydra_lines, words)
-
-
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    cfg = copy.deepcopy(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg

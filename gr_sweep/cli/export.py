@@ -1,6 +1,5 @@
 """The verb `export`: writes a job's model as a Hugging Face checkpoint of the kept domains."""
 
-import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +25,6 @@ def main(argv: Sequence[str]) -> int:
         "of other domains, with tokenizer and model card. AutoModelForCausalLM loads it without "
         "gr-sweep; its logits equal those of the job's model with these blocks switched off.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a job")
     parser.add_argument(

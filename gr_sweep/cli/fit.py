@@ -19,18 +19,16 @@ from gr_sweep.train.distributed import place, rows_of
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _LARGEST_SIZE = 1 << 31
-"""Limit of a model's width, layers or heads."""
 
 
 def check_fit(config: RunConfig) -> None:
     """Checks a resolved config against the parts that will read it.
 
     Raises:
-        ConfigError: the size is unknown, the micro-batch cannot hold the row groups or does not
-            divide over the processes, or tracking has no API key.
-        PlanError: the plan names wrong layers or forgets no or every domain, or the model has too
-            few units or layers for it.
+        ConfigError: an unknown size, a micro-batch that cannot be divided, or no API key.
+        PlanError: the plan does not fit the model.
     """
     check_tracking(config.tracking)
     rows = micro_batch_rows(config)
@@ -86,24 +84,14 @@ def shape_of_model(config: RunConfig) -> ModelShape | None:
         return None
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
+        known = {name: int(content[name]) for name in _SIZES if name in content}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f"model.path={model.path} is not a checkpoint: config.json cannot be read "
-            f"({error.strerror})"
+            f"model.path={model.path} is not a checkpoint: config.json cannot be used ({error})"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"model.path={model.path}: config.json is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"model.path={model.path}: config.json is not an object")
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    for name in names:
-        value = content.get(name, 1)
-        if type(value) is not int or not 0 < value < _LARGEST_SIZE:
-            raise ConfigError(
-                f"model.path={model.path}: config.json has {name}={value!r}; expected a "
-                "positive integer"
-            )
-    if any(name not in content for name in names):
+    if any(not 0 < value < _LARGEST_SIZE for value in known.values()):
+        raise ConfigError(f"model.path={model.path}: config.json has impossible sizes: {known}")
+    if len(known) < len(_SIZES):
         return None  # a family with other names; the job says whether it can be routed
-    width, units, layers, heads = (content[name] for name in names)
-    return Size(width, units, layers, heads, content.get("num_key_value_heads") or heads)
+    groups = content.get("num_key_value_heads") or known["num_attention_heads"]
+    return Size(*known.values(), groups)

@@ -1,6 +1,8 @@
 """The text of `gr-sweep --help`: examples, the groups of conf/, verbs and flags."""
 
-from pathlib import Path
+from collections import defaultdict
+
+from gr_sweep.cli.schema import conf_dir
 
 EXAMPLES = (
     ("gr-sweep", "one job: domains code, biology, creative; synthetic text; model nano"),
@@ -37,17 +39,22 @@ FLAGS = (
 )
 
 
-def help_text(conf: Path) -> str:
-    """The text, with the groups and choices of the given configs."""
-    groups = [
-        (folder.name, "  ".join(file.stem for file in sorted(folder.glob("*.yaml"))))
-        for folder in sorted(conf.iterdir())
-        if folder.is_dir() and any(folder.glob("*.yaml"))
-    ]
-    lines = [
-        "gr-sweep: which partition of the data, routed over which edges, separates best at the "
-        "least cost?",
-    ]
+_TITLE = "gr-sweep: which partition, routed over which edges, separates best at the least cost?"
+_END = """\
+Settings (KEY=VALUE), such as train.steps=1000 plan.mlp_shared=0.25 data.weights.code=2:
+gr-sweep --cfg job prints them with their values, gr_sweep/config.py describes them.
+
+A single job is written to outputs/runs/JOB, a sweep to outputs/SWEEP/JOB, its report to
+outputs/SWEEP/report."""
+
+
+def help_text() -> str:
+    """The text, with the groups of conf/ and their choices."""
+    choices = defaultdict(list)
+    for file in sorted(conf_dir().glob("*/*.yaml")):
+        choices[file.parent.name].append(file.stem)
+    groups = [(group, "  ".join(names)) for group, names in choices.items()]
+    lines = [_TITLE]
     for title, rows in (
         ("Examples", EXAMPLES),
         ("Groups (GROUP=CHOICE)", groups),
@@ -56,12 +63,4 @@ def help_text(conf: Path) -> str:
     ):
         width = max(len(left) for left, _ in rows)
         lines += ["", title, *(f"  {left:<{width}}  {right}" for left, right in rows)]
-    lines += [
-        "",
-        "Settings (KEY=VALUE), such as train.steps=1000 plan.mlp_shared=0.25 data.weights.code=2:",
-        "gr-sweep --cfg job prints them with their values, gr_sweep/config.py describes them.",
-        "",
-        "A single job is written to outputs/runs/JOB, a sweep to outputs/SWEEP/JOB, its report to "
-        "outputs/SWEEP/report.",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _END])

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gr_sweep.cli.task import JobTask
+from gr_sweep.cli.task import Job, JobTask
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
 from gr_sweep.jobdir import State, standing
+from gr_sweep.joblock import note_end
 from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side, slots_of
 from gr_sweep.launch.resources import SlurmConfig, resources_of
 from gr_sweep.launch.slurm import await_kill, check_slurm, is_cancelled, run_on_slurm
@@ -22,7 +23,7 @@ from gr_sweep.train.distributed import connect
 from gr_sweep.train.signals import Stopped
 
 if TYPE_CHECKING:
-    from gr_sweep.cli.compose import Command, Job
+    from gr_sweep.cli.compose import Command
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +45,21 @@ def launch(command: "Command", tasks: Sequence[JobTask]) -> list[Outcome]:
     config = _launcher_config(command)
     if config is None:
         return [_run_here(task) for task in tasks]
+    from gr_sweep.cli.job_status import JobReader
     from gr_sweep.cli.status import live_table
 
-    folders = [Path(os.path.abspath(job.folder)) for job in command.jobs]
+    reader = JobReader([Path(os.path.abspath(job.folder)) for job in command.jobs])
     where = os.getcwd()
-    works = [Work(task.folder, task.title, task.config, SweepJob(task, where)) for task in tasks]
-    if isinstance(config, SlurmConfig):
-        needs = {task.folder: resources_of(task.config, config) for task in tasks}
-        hint = "Ctrl-C leaves; the jobs stay in the queue"
-        with live_table(folders, command.folder, hint) as is_shown:
+    works = [
+        Work(task.folder, task.job.title, task.job.config, SweepJob(task, where)) for task in tasks
+    ]
+    is_slurm = isinstance(config, SlurmConfig)
+    hint = "leaves; the jobs stay in the queue" if is_slurm else "stops the jobs; each saves first"
+    with live_table(reader, command.folder.resolve().name, f"Ctrl-C {hint}") as is_shown:
+        if isinstance(config, SlurmConfig):
+            needs = {task.folder: resources_of(task.job.config, config) for task in tasks}
             run_on_slurm(works, config, needs, command.folder, is_shown=is_shown)
-    else:
-        hint = "Ctrl-C stops the jobs; each saves first"
-        with live_table(folders, command.folder, hint) as is_shown:
+        else:
             run_side_by_side(works, config, is_shown=is_shown)
     return [outcome_of(task.folder) for task in tasks]
 
@@ -89,12 +92,18 @@ class SweepJob:
         os.chdir(self.where)  # SLURM starts a job elsewhere if a node does not have the folder
         try:
             self.task.run()
-        except GrSweepError:
-            # The main process says why. A task that fails first could end the others before that.
-            if connect().is_main:
-                raise
         except Stopped as stopped:
             self._hand_on(stopped)
+        except Exception as error:
+            is_bug = not isinstance(error, GrSweepError)
+            if connect().is_main:
+                if standing(self.task.folder).state is State.waiting:  # before it had the lock
+                    said = repr(error) if is_bug else str(error)
+                    note_end(self.task.folder, State.failed, said, is_bug=is_bug)
+                raise
+            # The main process says why. A task that fails first could end the others before that.
+            if is_bug:
+                raise
 
     def _hand_on(self, stopped: Stopped) -> None:
         """Lets the launcher start this process again, if it can."""
@@ -111,7 +120,7 @@ class SweepJob:
         return DelayedSubmission(self)
 
 
-def check_launcher(command: "Command", missing: "Sequence[Job]") -> None:
+def check_launcher(command: "Command", missing: Sequence[Job]) -> None:
     """Checks whether the launcher can run the jobs that are not done, before it starts any.
 
     Raises:

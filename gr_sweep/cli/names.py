@@ -2,11 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from gr_sweep.cli.overrides import is_below, key_of
 from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, RunConfig, fingerprint
+from gr_sweep.jobdir import flatten
 
 MAX_SLUG = 100
 """Longest slug, in characters. File systems allow 255 bytes; a hash and W&B's names are added."""
@@ -41,10 +41,8 @@ def that_count(overrides: Sequence[str]) -> list[str]:
 
 def without_fixed(overrides: Sequence[str], typed: RunConfig) -> list[str]:
     """The overrides except those that the job's method makes meaningless."""
-    if typed.method.name in UNROUTED:
-        fixed: list[str] = ["edges", "plan", "route"]
-    else:
-        fixed = list(_paths(typed.method.fixes))
+    is_unrouted = typed.method.name in UNROUTED
+    fixed = ["edges", "plan", "route"] if is_unrouted else list(flatten(typed.method.fixes))
     return [
         line
         for line in overrides
@@ -52,13 +50,6 @@ def without_fixed(overrides: Sequence[str], typed: RunConfig) -> list[str]:
     ]
 
 
-def _paths(node: dict[str, Any], where: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        if isinstance(value, dict):
-            yield from _paths(value, f"{where}{name}.")
-        else:
-            yield f"{where}{name}"
-
-
 def title_of(overrides: Sequence[str]) -> str:
+    """The overrides as a user types them, as the job's name for people."""
     return " ".join(line.lstrip("+") for line in overrides) or "default"

@@ -1,6 +1,5 @@
 """The verb `report`: the table, results.csv and the page of a sweep's folder."""
 
-import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -18,7 +17,6 @@ def main(argv: Sequence[str]) -> int:
         description="Compare the jobs of a sweep: prints a table, and writes DIR/report/index.html "
         "with plots and results.csv.",
         epilog="example:\n  gr-sweep report outputs/my-sweep",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder of a sweep, or of one job")
     parser.add_argument("--no-table", action="store_true", help="print only the path")
@@ -49,19 +47,17 @@ def main_numbers(summary: Path) -> list[str]:
 
     content = read_summary(summary)
     metrics, domains = content["metrics"], content["domains"]
-    rows = [
-        ("loss, full model (nats/token)", [registry.LOSS_FULL(d) for d in domains]),
-        ("loss, only its own expert", [registry.LOSS_KEPT(d, d) for d in domains]),
-        ("loss added by removing it", [registry.MATRIX(d, d) for d in domains]),
-        ("selectivity of its removal", [registry.SELECTIVITY(d) for d in domains]),
-    ]
-    widths = [max(len(domain), 7) for domain in domains]
-    lines = [" " * 32 + "".join(f"  {d:>{w}}" for d, w in zip(domains, widths, strict=True))]
-    for label, cells_of in rows:
-        if any(key in metrics for key in cells_of):
-            cells = (
-                f"  {f'{metrics[key]:.3f}' if key in metrics else '-':>{width}}"
-                for key, width in zip(cells_of, widths, strict=True)
-            )
+    rows = {
+        "loss, full model (nats/token)": [registry.LOSS_FULL(d) for d in domains],
+        "loss, only its own expert": [registry.LOSS_KEPT(d, d) for d in domains],
+        "loss added by removing it": [registry.MATRIX(d, d) for d in domains],
+        "selectivity of its removal": [registry.SELECTIVITY(d) for d in domains],
+    }
+    lines = [" " * 32 + "".join(f"  {domain:>7}" for domain in domains)]
+    for label, keys in rows.items():
+        values = [f"{metrics[key]:.3f}" if key in metrics else "-" for key in keys]
+        if any(key in metrics for key in keys):
+            pairs = zip(values, domains, strict=True)
+            cells = (f"  {value:>{max(len(domain), 7)}}" for value, domain in pairs)
             lines.append(f"{label:<32}" + "".join(cells))
     return lines

@@ -1,6 +1,7 @@
 """One job of a command, with all that a process needs to run it: it pickles, and needs no Hydra."""
 
 import contextlib
+import functools
 import logging
 import logging.config
 import os
@@ -12,39 +13,82 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
-from gr_sweep.files import full_disk, is_full, write_whole
+from gr_sweep.files import write_whole
+from gr_sweep.jobdir import SUMMARY, Identity, identity_of, is_done
 from gr_sweep.startup import rare_collections
 from gr_sweep.train.distributed import connect
 from gr_sweep.train.signals import Stopped
 
 if TYPE_CHECKING:
-    from gr_sweep.cli.compose import Command, Job
+    from gr_sweep.cli.compose import Command
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One checked job of a command."""
+
+    config: RunConfig
+    """Validated and resolved."""
+    lines: list[str]
+    """Overrides that it is composed from, without those of the hydra node."""
+    folder: Path
+    """As the command gives it, usually relative."""
+    title: str
+    """The overrides in which it differs from the other jobs."""
+    number: int
+    is_baseline: bool = False
+    """Whether it was added for the metrics of other jobs."""
+    overruled: list[str]
+    """Overrides that have no effect, because the job's method decides."""
+
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """Settings, text and code of the job; reads the files of `data=local` where they changed.
+
+        Raises:
+            DataError: the text cannot be read.
+        """
+        from gr_sweep.data.prepare import text_fingerprint
+
+        model = self.config.model
+        text = text_fingerprint(
+            self.config.data, self.config.partition, model.path, model.gguf_file
+        )
+        return identity_of(self.config, text)
+
+    @functools.cached_property
+    def is_done(self) -> bool:
+        """Whether its folder held the finished job with the same settings, text and code when this
+        was first asked."""
+        return (self.folder / SUMMARY).exists() and is_done(self.folder, self.identity)
+
+    @property
+    def overrides(self) -> list[str]:
+        """Its overrides as a user types them."""
+        return [line.lstrip("+") for line in self.lines]
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobTask:
     """One job, ready to run in this process or in another."""
 
-    config: RunConfig
+    job: Job
     folder: Path
     """Absolute."""
-    title: str
     place: str
     """Number of the job among all of the command: [2/3]; empty for a single job."""
     sweep: str
     """Name of the sweep's folder."""
-    overrides: list[str]
     command: str
     """A command line that runs this job alone."""
-    is_baseline: bool
-    overruled: tuple[str, ...]
-    """Sentences about settings that were typed and have no effect."""
     files: Mapping[str, str]
     """Files to write, with the config as Hydra composed it, by path within the folder."""
-    log_config: dict[str, Any] = field(repr=False)
+    log_config: Any = field(repr=False)
     """For `logging.config.dictConfig`."""
+    verbose: list[str]
+    """Loggers whose messages are all shown."""
 
     def run(self) -> None:
         """Runs the job, in each process of those that run it together.
@@ -70,13 +114,13 @@ class JobTask:
         logged = self._logged() if processes.is_main else contextlib.nullcontext()
         with logged:
             run_job(
-                self.config,
+                self.job.config,
                 self.folder,
                 sweep=self.sweep,
-                overrides=self.overrides,
+                overrides=self.job.overrides,
                 command=self.command,
-                title=self.title,
-                is_baseline=self.is_baseline,
+                title=self.job.title,
+                is_baseline=self.job.is_baseline,
             )
 
     def _prepare(self) -> None:
@@ -87,17 +131,18 @@ class JobTask:
                 (self.folder / name).parent.mkdir(exist_ok=True)
                 write_whole(self.folder / name, text)
         except OSError as error:
-            if is_full(error):
-                raise full_disk(self.folder, error) from error
-            raise JobError(f"{error.filename}: {error.strerror}; use another folder") from error
+            said = f"{error.filename}: {error.strerror}; use another folder, or fix this one"
+            raise JobError(said) from error
         try:
             logging.config.dictConfig(self.log_config)
+            for name in self.verbose:
+                logging.getLogger(name).setLevel(logging.DEBUG)
         except (ValueError, TypeError, AttributeError) as error:
             reason = error.__cause__ or error
             raise ConfigError(f"hydra.job_logging cannot be used: {reason}") from error
-        log.info("%s", f"{self.place} {self.title}".strip())
-        for sentence in self.overruled:
-            log.info("%s", sentence)
+        log.info("%s", f"{self.place} {self.job.title}".strip())
+        for line in self.job.overruled:
+            log.info("%s has no effect: method=%s decides", line, self.job.config.method.name.value)
 
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
@@ -114,49 +159,38 @@ class JobTask:
             raise
 
 
-def task_of(command: "Command", job: "Job", place: str, folder: str) -> JobTask:
+def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
     """The task of one of the command's jobs; `place` as [2/3], and its absolute folder."""
     from omegaconf import OmegaConf
+
+    from gr_sweep.cli.composer import without_hydra
 
     cfg = command.config_of(job, Path(folder))
     hydra = cfg.hydra
     files = {}
     if hydra.output_subdir is not None:
-        task = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         parts = {
-            "config": OmegaConf.to_yaml(task),
-            "hydra": OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, "hydra")),
-            "overrides": OmegaConf.to_yaml(hydra.overrides.task),
+            "config": without_hydra(cfg),
+            "hydra": OmegaConf.masked_copy(cfg, "hydra"),
+            "overrides": hydra.overrides.task,
         }
-        files = {f"{hydra.output_subdir}/{name}.yaml": text for name, text in parts.items()}
+        files = {
+            f"{hydra.output_subdir}/{name}.yaml": OmegaConf.to_yaml(part)
+            for name, part in parts.items()
+        }
+    verbose = hydra.verbose  # Hydra's: true, a logger, or a list of them
+    if isinstance(verbose, bool | str):
+        verbose = [verbose] if isinstance(verbose, str) else [""] * verbose
     return JobTask(
-        config=job.config,
+        job=job,
         folder=Path(folder),
-        title=job.title,
         place=place,
         sweep=command.folder.name,
-        overrides=job.overrides,
         command=command.line_of(job),
-        is_baseline=job.is_baseline,
-        overruled=job.overruled,
         files=files,
-        log_config=logging_config(hydra),
+        log_config=OmegaConf.to_container(hydra.job_logging, resolve=True),
+        verbose=list(verbose),
     )
-
-
-def logging_config(hydra: Any, name: str = "job_logging") -> dict[str, Any]:
-    """Settings for `logging.config.dictConfig` from a hydra node, with `hydra.verbose` applied."""
-    from omegaconf import OmegaConf
-
-    config: Any = OmegaConf.to_container(hydra[name], resolve=True)
-    verbose = hydra.verbose
-    if verbose is True:
-        config["root"] = (config.get("root") or {}) | {"level": "DEBUG"}
-    elif verbose:
-        names = [verbose] if isinstance(verbose, str) else list(verbose)
-        loggers = config.setdefault("loggers", {})
-        loggers |= {name: (loggers.get(name) or {}) | {"level": "DEBUG"} for name in names}
-    return config
 
 
 def wants_tracebacks() -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gr_sweep.cli.compose import Command, compose
-from gr_sweep.config import Method, PlanKind, fingerprint
+from gr_sweep.config import Method, PlanKind
 from gr_sweep.errors import ConfigError
 
 
@@ -25,10 +25,13 @@ def added(*overrides: str) -> list:
 
 
 def test_jobs_that_differ_in_routing_share_their_baselines():
-    configs = added("edges=none,both,act,weight", "route.foreign_dropout=0,1", "baselines=[dense]")
+    routed = ("method=dense,routed", "edges=both,act", "route.foreign_dropout=0,1")
+    plain, compared = sweep(*routed), sweep(*routed, "baselines=[dense]")
 
-    assert [config.method.name for config in configs] == [Method.dense]
-    assert configs[0].plan.kind is PlanKind.none
+    # The dense run is one of the jobs, and the wish for it moves none.
+    assert {job.folder for job in plain.jobs} == {job.folder for job in compared.jobs}
+    [config] = added("edges=both,act", "route.foreign_dropout=0,1", "baselines=[dense]")
+    assert config.method.name is Method.dense and config.plan.kind is PlanKind.none
 
 
 def test_compute_is_dense_training_that_finishes_its_schedule_on_parts_of_the_tokens():
@@ -76,20 +79,6 @@ def test_where_a_filter_by_label_leaves_nothing_of_a_domain_none_is_trained():
     # Random labels are not those of a filter.
     job = ["method=random", "partition.mislabelled=0.1"]
     assert added(*job, "baselines=[filtered_observed]") == []
-
-
-def test_a_baseline_that_the_user_names_is_there_once():
-    jobs = sweep("method=dense,routed", "edges=both", "baselines=[dense]").jobs
-
-    assert len({fingerprint(job.config) for job in jobs}) == len(jobs) == 2
-
-
-def test_the_wish_for_baselines_moves_no_job():
-    plain = sweep("edges=both,act")
-    compared = sweep("edges=both,act", "baselines=[dense]")
-
-    assert plain.folder == compared.folder
-    assert {job.folder for job in plain.jobs} < {job.folder for job in compared.jobs}
 
 
 @pytest.mark.parametrize("given", [["plan.layers=[0,1,2,3]"], ["plan.attn_shared=0.5"]])
@@ -151,14 +140,6 @@ def test_alone_of_a_tree_has_the_labels_that_can_stay_by_themselves():
         ("code", "creative"),
         ("code", "biology/virology", "biology"),
     }
-
-
-def test_alone_of_two_domains_at_another_width_is_another_run():
-    configs = added("partition=bio_near", "edges=both", "baselines=[filtered,alone]")
-    found = [(config.method.without, config.model.intermediate_size) for config in configs]
-    assert found == [
-        (["disease"], None), (["anatomy"], None), (["anatomy"], 576), (["disease"], 576),
-    ]  # fmt: skip
 
 
 def test_alone_is_neither_attacked_nor_calibrated():

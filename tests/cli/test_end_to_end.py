@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from gr_sweep.cli.schema import conf_dir
 from tests.train.saved import saved_tensors
 
 QUICK = ["debug=default", "data.documents=60", "data.vocab_size=300"]
@@ -22,12 +23,6 @@ QUICK = ["debug=default", "data.documents=60", "data.vocab_size=300"]
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def gr_sweep(tmp_path, cache):
-    """Runs a command line in an empty folder with a blank in its name."""
-    return runner(tmp_path, cache)
 
 
 STOPPABLE = [*QUICK, "train.steps=60"]
@@ -57,7 +52,7 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 
 
 def runner(tmp_path: Path, cache: Path):
-    """As `gr_sweep`, for fixtures that several tests share."""
+    """Runs a command line in an empty folder with a blank in its name."""
     folder = tmp_path / "a folder"
     folder.mkdir()
     repository = Path(__file__).parents[2]
@@ -94,21 +89,9 @@ def runner(tmp_path: Path, cache: Path):
     return run
 
 
-@pytest.mark.slow
-def test_rounds_end_with_a_report_and_an_expert_below_a_domain(gr_sweep):
-    rounds = ["procedure=alternate", "procedure.rounds=2", "procedure.documents=4"]
-    command = ["-m", *QUICK, "data.documents=160", *rounds, "procedure.attribution=act_grad,random"]
-    status, out, err = gr_sweep(*command, "tracking=off", "train.steps=8")
-    assert status == 0, err
-    sweep = (gr_sweep.folder / out.splitlines()[-1]).parents[1]
-    jobs = sorted(path.parent for path in sweep.glob("*/summary.json"))
-    assert len(jobs) == 2
-    plans = [(job / "rounds" / "1" / "plan.json").read_text() for job in jobs]
-    assert plans[0] != plans[1]
-    status, out, err = gr_sweep("export", str(jobs[0]), "--keep", "code/0", "--to", "expert")
-    assert status == 0, err
-    config = json.loads((gr_sweep.folder / "expert" / "config.json").read_text())
-    assert config["intermediate_size"] == 96 + 16 + 8  # of 192: the core, code's own, code/0's
+@pytest.fixture
+def gr_sweep(tmp_path, cache):
+    return runner(tmp_path, cache)
 
 
 def test_a_sweep_ends_with_its_report_and_a_second_one_trains_nothing(gr_sweep):
@@ -176,35 +159,13 @@ def test_a_signal_stops_the_command_with_a_line_and_the_same_command_goes_on(gr_
     assert json.loads((folder / "summary.json").read_text())["changes"] == []
 
 
-@pytest.mark.slow
-def test_text_of_ones_own_in_three_formats(gr_sweep):
-    texts = gr_sweep.folder / "my texts"
-    (texts / "code").mkdir(parents=True)
-    for number in range(60):
-        (texts / "code" / f"{number}.txt").write_text(
-            f"def f{number}(x): return x + {number}\n" * 30
-        )
-    lines = [{"text": f"cell {number} of the tissue " * 40} for number in range(60)]
-    (texts / "biology.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    import pandas as pd
-
-    stories = [f"Once upon a time, {number} years ago, " * 40 for number in range(60)]
-    pd.DataFrame({"text": stories}).to_parquet(texts / "creative.parquet")
-    status, out, err = gr_sweep(
-        "debug=default", "data=local", "data.root=my texts", "data.vocab_size=300"
-    )
-    assert status == 0, err
-    assert "loss, full model" in out
-
-
 @pytest.mark.dist
 def test_two_processes_leave_what_one_leaves_and_say_it_once(gr_sweep):
-    """A sweep whose first job fails in both, and its second job alone."""
+    """A sweep whose first job fails in both, in a folder whose name holds the time, which is
+    another one in each process."""
     job = [*QUICK, "edges=both", "train.max_norm=null"]
-    sweep = ["-m", *job, "train.lr=1e30,0.003"]
 
-    def read(folder: str) -> tuple[dict[str, float], list[dict[str, float]]]:
-        path = gr_sweep.folder / folder
+    def read(path: Path) -> tuple[dict[str, float], list[dict[str, float]]]:
         assert {file.name for file in path.iterdir()} == {
             ".hydra", ".lock", "checkpoints", "document_losses.csv", "gr_sweep.log", "job.json",
             "metrics.jsonl", "model", "plan.json", "samples.json", "summary.json",
@@ -213,41 +174,28 @@ def test_two_processes_leave_what_one_leaves_and_say_it_once(gr_sweep):
         rows = [json.loads(line) for line in (path / "metrics.jsonl").open()]
         return summary["metrics"], rows
 
-    def is_of_the_numbers(key: str) -> bool:
-        return not key.startswith("cost/") and key not in ("time_s", "train/tokens_per_second")
-
     def assert_same(one, two):
         assert one.keys() == two.keys()
         for key, value in one.items():
-            if is_of_the_numbers(key):
+            if not key.startswith("cost/") and key not in ("time_s", "train/tokens_per_second"):
                 # Separability and the like are differences of losses.
                 assert two[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
 
-    for processes in (1, 2):
-        status, _, err = gr_sweep(
-            *sweep, f"hydra.sweep.dir={processes}", "hydra.sweep.subdir=${train.lr}",
-            processes=processes,
-        )  # fmt: skip
-        assert status != 0
-        # Whether loss or gradient is the first to overflow depends on the processor.
-        [line] = [line for line in err.splitlines() if "gr-sweep: train.lr=1e+30 failed: " in line]
-        assert " is not finite in step " in line
-        assert err.count("step 6/6") == 1
-        assert not (gr_sweep.folder / f"{processes}/1e+30/summary.json").exists()
-    # The time is another one in each process.
-    timed = "hydra.run.dir=alone/${now:%H-%M-%S-%f}"
-    status, out, err = gr_sweep(*job, "train.lr=0.003", timed, processes=2)
-    assert status == 0 and err.count("step 6/6") == 1 and out.count("loss, full model") == 1, err
-    [alone] = (gr_sweep.folder / "alone").iterdir()
-    metrics, rows = read("1/0.003")
-    for folder in ("2/0.003", f"alone/{alone.name}"):
-        other_metrics, other_rows = read(folder)
-        assert_same(metrics, other_metrics)
-        for row, other in zip(rows, other_rows, strict=True):
-            assert_same(row, other)
-    again = f"hydra.run.dir=alone/{alone.name}"
-    status, out, err = gr_sweep(*job, "train.lr=0.003", again, processes=2)
-    assert status == 0 and err.count("done already") == 1 and "step" not in err
+    status, out, err = gr_sweep(*job, "train.lr=0.003", "hydra.run.dir=alone")
+    assert status == 0 and out.count("loss, full model") == 1, err
+    where = ["hydra.sweep.dir=two/${now:%H-%M-%S-%f}", "hydra.sweep.subdir=${train.lr}"]
+    status, _, err = gr_sweep("-m", *job, "train.lr=1e30,0.003", *where, processes=2)
+    assert status != 0
+    # Whether loss or gradient is the first to overflow depends on the processor.
+    [line] = [line for line in err.splitlines() if "gr-sweep: train.lr=1e+30 failed: " in line]
+    assert " is not finite in step " in line
+    assert err.count("step 6/6") == 1
+    [two] = (gr_sweep.folder / "two").iterdir()
+    assert not (two / "1e+30" / "summary.json").exists()
+    (metrics, rows), (others, other_rows) = read(gr_sweep.folder / "alone"), read(two / "0.003")
+    assert_same(metrics, others)
+    for row, other in zip(rows, other_rows, strict=True):
+        assert_same(row, other)
 
 
 @pytest.mark.dist
@@ -278,25 +226,6 @@ def test_tasks_of_a_slurm_step_are_processes_of_one_job(gr_sweep):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     status, _, err = gr_sweep("train.batch_sequences=9", processes=2, srun=True)
     assert status == 2 and err.count("gr-sweep: ") == 1, err
-
-
-@pytest.mark.slow
-def test_separation_falls_as_the_domains_share_more(gr_sweep):
-    status, _, err = gr_sweep(
-        "-m", "model=tiny", "edges=weight", "data.overlap=0,0.5,1", "data.documents=400",
-        "data.vocab_size=600", "train.steps=150", "train.sequence_length=64", "tracking=off",
-    )  # fmt: skip
-    assert status == 0, err
-    mean_selectivity = {}
-    for path in gr_sweep.folder.glob("outputs/*/*/summary.json"):
-        summary = json.loads(path.read_text())
-        values = [
-            summary["metrics"][f"separability/selectivity/{domain}"]
-            for domain in summary["domains"]
-        ]
-        mean_selectivity[summary["config"]["data"]["overlap"]] = sum(values) / len(values)
-    assert mean_selectivity[0.0] > mean_selectivity[0.5] + 0.1 > mean_selectivity[1.0] + 0.2
-    assert abs(mean_selectivity[1.0]) < 0.1
 
 
 SMOKE = ["scale=smoke", "tracking=off", "data.documents=200", "train.steps=12"]
@@ -333,11 +262,7 @@ def test_a_study_brings_its_baselines_and_its_report_compares_with_them(gr_sweep
     assert status == 0 and err.count("done already") == 9 and "tokens/s" not in err, err
 
 
-EXPERIMENTS = sorted(
-    path.stem
-    for path in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml")
-    if path.stem != "edges_vs_baselines"  # above, in the tests that always run
-)
+EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.slow

@@ -34,14 +34,12 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture
 def job(sweep):
-    [found] = sweep.glob("*method=routed*")
-    return found
+    return next(sweep.glob("*method=routed*"))
 
 
 @pytest.fixture
 def dense(sweep):
-    [found] = sweep.glob("*method=dense*")
-    return found
+    return next(sweep.glob("*method=dense*"))
 
 
 @pytest.fixture
@@ -130,8 +128,10 @@ def test_a_run_that_is_not_finished_is_exported_and_not_changed(copied, tmp_path
     (copied / "summary.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     to = tmp_path / "model"
-    assert app.main(["export", str(copied), "--keep", "code", "--to", str(to)]) == 0
+    words = ["--keep", "code", "--keep", "creative", "--to", str(to)]
+    assert app.main(["export", str(copied), *words]) == 0
     assert "the run is not finished" in capsys.readouterr().out
+    assert json.loads((to / "export.json").read_text())["removed_domains"] == ["biology"]
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
 
 
