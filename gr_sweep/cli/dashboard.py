@@ -1,6 +1,5 @@
 """The verb `dashboard`: from the folder of a sweep to a workspace and a report on W&B."""
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -56,27 +55,23 @@ def main(argv: Sequence[str]) -> int:
         description="Upload what the jobs of a sweep logged offline, add the metrics that need "
         "baselines to their W&B runs, and make or update a W&B workspace and report.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder of a sweep, or of one job")
-    parser.add_argument("--entity", help="W&B user or team, instead of the jobs' own")
-    parser.add_argument("--project", help="W&B project, instead of the jobs' own")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print the dashboard as JSON only")
     what.add_argument("--upload-only", action="store_true", help="upload offline logs only")
     arguments = parser.parse_args(list(argv))
     if arguments.upload_only:
-        return 0 if _upload(arguments) else 1
+        return 0 if _upload(arguments.dir) else 1
 
     from gr_sweep.report import read_sweep
 
     sweep = read_sweep(arguments.dir)
     ids = _run_ids(sweep)
     tracked = _only(sweep, ids)
-    entity, project = _place(tracked, arguments)
+    entity, project = _place(tracked)
     if arguments.dry_run:
-        dashboard = _dashboard(tracked, entity, project)
-        print(json.dumps(dataclasses.asdict(dashboard), indent=1))
+        print(json.dumps(dataclasses.asdict(_dashboard(tracked, entity, project)), indent=1))
         return 0
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ConfigError("wandb-workspaces is missing; pip install gr-sweep[dashboards]")
@@ -84,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     from gr_sweep.tracking import wandb_server
 
     api = wandb_server.connect()
-    is_uploaded = _upload(arguments)
+    is_uploaded = _upload(arguments.dir)
     with wandb_server.request_errors():
         entity = entity or str(api.default_entity)
     place = f"{entity}/{project}"
@@ -104,13 +99,13 @@ def main(argv: Sequence[str]) -> int:
     return 0 if is_uploaded else 1
 
 
-def _upload(arguments: argparse.Namespace) -> bool:
+def _upload(folder: Path) -> bool:
     """Uploads what jobs that are not running logged offline; whether all of it was uploaded."""
     from gr_sweep.tracking.wandb import offline_logs
     from gr_sweep.tracking.wandb_server import connect, upload
 
     logs: dict[Path, Path] = {}
-    for job in job_folders(arguments.dir):
+    for job in job_folders(folder):
         found = offline_logs(job)
         if found and standing(job).state is State.running:
             print(f"{job.name}: running, left")
@@ -120,7 +115,7 @@ def _upload(arguments: argparse.Namespace) -> bool:
         print("nothing to upload")
         return True
     connect()
-    reasons = upload(list(logs), entity=arguments.entity, project=arguments.project)
+    reasons = upload(list(logs))
     for log, reason in reasons.items():
         print(f"{logs[log].name}: {'uploaded' if reason is None else f'not uploaded: {reason}'}")
     return not any(reasons.values())
@@ -129,12 +124,11 @@ def _upload(arguments: argparse.Namespace) -> bool:
 def _run_ids(sweep: "Sweep") -> dict[str, str]:
     """The W&B run id of each finished job that logged to W&B, by the job's name."""
     found = {}
-    for job in sweep.jobs:
-        inside = sweep.folder / job.name
-        folder = inside if inside.is_dir() else sweep.folder  # that of a single job
-        with contextlib.suppress(OSError):
-            if run_id := (folder / "wandb" / "run_id").read_text(encoding="utf-8").strip():
-                found[job.name] = run_id
+    for folder in job_folders(sweep.folder):
+        with contextlib.suppress(FileNotFoundError):
+            run_id = (folder / "wandb" / "run_id").read_text(encoding="utf-8").strip()
+            if run_id and folder.name in {job.name for job in sweep.jobs}:
+                found[folder.name] = run_id
     if not found:
         raise JobError(
             f"no finished job of {sweep.folder} logged to W&B; run it with tracking=auto"
@@ -147,20 +141,15 @@ def _only(sweep: "Sweep", names: Collection[str]) -> "Sweep":
     return dataclasses.replace(sweep, jobs=jobs, unfinished=[])
 
 
-def _place(sweep: "Sweep", arguments: argparse.Namespace) -> tuple[str | None, str]:
+def _place(sweep: "Sweep") -> tuple[str | None, str]:
     """Entity (None: the account's default) and project of the jobs."""
-    places = {
-        (
-            arguments.entity or job.settings.get("tracking.entity"),
-            arguments.project or str(job.settings.get("tracking.project")),
-        )
-        for job in sweep.jobs
-    }
+    names = ("tracking.entity", "tracking.project")
+    places = {tuple(job.settings.get(name) for name in names) for job in sweep.jobs}
     if len(places) > 1:
-        said = ", ".join(sorted(f"{entity or '(default)'}/{name}" for entity, name in places))
-        raise JobError(f"the jobs of {arguments.dir} logged to several projects: {said}")
-    [place] = places
-    return place
+        said = ", ".join(sorted(f"{entity}/{name}" for entity, name in places))
+        raise JobError(f"the jobs of {sweep.folder} logged to several projects: {said}")
+    [(entity, project)] = places
+    return entity, str(project)
 
 
 def _settled_runs(
@@ -192,9 +181,7 @@ def _save(dashboard: Dashboard, entity: str, path: Path) -> None:
     """Makes or updates workspace and report, whose addresses are kept in a file."""
     from gr_sweep.tracking.wandb_server import request_errors
 
-    saved: dict[str, dict[str, str]] = {}
-    with contextlib.suppress(OSError, ValueError):
-        saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     place = f"{entity}/{dashboard.project}"
     earlier = saved.get(place, {})
     with request_errors():

@@ -1,18 +1,16 @@
 """The verb `estimate`: what every job of a command line needs. Runs and writes nothing."""
 
-import argparse
 import json
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.arguments import Parser, count
 from gr_sweep.cli.status import duration, short_count
-from gr_sweep.errors import ConfigError
+from gr_sweep.launch.resources import UTILISATION
 from gr_sweep.metrics.cost import GPUS
 
 if TYPE_CHECKING:
-    from gr_sweep.cli.compose import Job
+    from gr_sweep.cli.task import Job
     from gr_sweep.launch.estimate import Estimate, Target
 
     Rows = Sequence[tuple[Job, Estimate, str | None]]
@@ -36,15 +34,11 @@ def main(argv: Sequence[str]) -> int:
         description="Shows what each job of a command line needs: parameters, operations, memory "
         "of a device, hours of training. All other words are those of a run; no job is run.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("--gpu", choices=GPUS, help="the GPU (default: h100)")
-    parser.add_argument(
-        "--mfu", type=float, help="fraction of the GPU's bfloat16 peak that is reached (0.4)"
-    )
-    parser.add_argument(
-        "--gflops", type=float, help="instead of a GPU: measured rate of a CPU, 1e9 a second"
+    device = parser.add_mutually_exclusive_group()
+    device.add_argument("--gpu", choices=GPUS, default="h100", help="the GPU (default: h100)")
+    device.add_argument(
+        "--gflops", type=count, help="instead of a GPU: measured rate of a CPU, 1e9 a second"
     )
     parser.add_argument("--gpus", type=count, default=1, help="devices per job (default: 1)")
     parser.add_argument(
@@ -58,10 +52,12 @@ def main(argv: Sequence[str]) -> int:
     from gr_sweep.cli.app import compose_flags, parse_flags
 
     command = compose_flags(parse_flags(rest))
-    target = _target(options)
 
-    from gr_sweep.launch.estimate import estimate_job, what_would_help
+    from gr_sweep.launch.estimate import Target, estimate_job, what_would_help
 
+    target = Target.gpu(options.gpu, utilisation=UTILISATION, world_size=options.gpus)
+    if options.gflops is not None:
+        target = Target("cpu", options.gflops * 1e9, None, False, options.gpus)
     rows = []
     for job in command.jobs:
         estimate = estimate_job(job.config, target, vocab_size=options.vocab_size)
@@ -73,36 +69,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _target(options: argparse.Namespace) -> "Target":
-    """
-    Raises:
-        ConfigError: invalid numbers, or options that exclude each other.
-    """
-    from gr_sweep.launch.estimate import Target
-
-    for name in ("gpu", "mfu"):
-        if options.gflops is not None and getattr(options, name) is not None:
-            raise ConfigError(f"--{name} and --gflops exclude each other")
-    if options.gflops is not None:
-        if not 0 < options.gflops < math.inf:
-            raise ConfigError(f"--gflops: expected a positive number, got {options.gflops}")
-        return Target("cpu", options.gflops * 1e9, None, False, options.gpus)
-    mfu = 0.4 if options.mfu is None else options.mfu
-    if not 0 < mfu <= 1:
-        raise ConfigError(f"--mfu: expected a number above 0 and at most 1, got {mfu}")
-    return Target.gpu(options.gpu or "h100", utilisation=mfu, world_size=options.gpus)
-
-
-def _total(rows: "Rows", target: "Target") -> dict[str, float]:
+def _total(rows: "Rows") -> dict[str, float]:
     """Of the jobs that are not done."""
     missing = [estimate for job, estimate, _ in rows if not job.is_done]
-    hours = sum(estimate.hours for estimate in missing)
     return {
         "jobs": len(missing),
         "tokens": sum(estimate.tokens for estimate in missing),
         "flops": sum(estimate.flops for estimate in missing),
-        "hours": hours,
-        "device_hours": hours * target.world_size,
+        "hours": sum(estimate.hours for estimate in missing),
     }
 
 
@@ -117,7 +91,7 @@ def _as_json(rows: "Rows", target: "Target") -> dict[str, Any]:
             | {"warning": warning}
             for job, estimate, warning in rows
         ],
-        "total": _total(rows, target),
+        "total": _total(rows),
     }
 
 
@@ -132,7 +106,7 @@ def _print(rows: "Rows", target: "Target") -> None:
     if not console.is_terminal:
         console = Console(width=400)
     rate = f"{target.flops / 1e12:.4g} TFLOP/s each"
-    console.print(Text(f"{target.world_size} x {target.name} per job, {rate}\n"))
+    print(f"{target.world_size} x {target.name} per job, {rate}\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("params", "active", "kept", "tokens", "FLOPs", "of dense", "peak GiB", "time"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -152,14 +126,11 @@ def _print(rows: "Rows", target: "Target") -> None:
             Text(job.title + (" (done)" if job.is_done else "")),
         )
     console.print(table)
-    total = _total(rows, target)
-    words = (
+    total = _total(rows)
+    print(
         f"\nto run: {total['jobs']} of {len(rows)} jobs, {short_count(total['tokens'])} tokens, "
         f"{total['flops']:.1e} FLOPs, {duration(total['hours'] * 3600)} one after the other"
     )
-    if target.world_size > 1:
-        words += f", {total['device_hours']:.3g} device hours"
-    console.print(Text(words))
     for job, _, warning in rows:
         if warning is not None:
-            console.print(Text(f"warning: {job.title}: {warning}", style="yellow"), soft_wrap=True)
+            print(f"warning: {job.title}: {warning}")

@@ -78,14 +78,11 @@ def server_url() -> str:
     return without_secrets(wandb_settings().base_url).rstrip("/")
 
 
-def upload(
-    logs: Sequence[Path], *, entity: str | None, project: str | None
-) -> dict[Path, str | None]:
+def upload(logs: Sequence[Path]) -> dict[Path, str | None]:
     """Uploads offline logs by `wandb sync`, which marks those that are complete.
 
     Args:
         logs: from `offline_logs`.
-        entity, project: instead of those in the logs.
 
     Returns:
         For each log None, or why it was not uploaded completely.
@@ -93,10 +90,7 @@ def upload(
     Raises:
         JobError: the upload took too long.
     """
-    words = [sys.executable, "-m", "wandb", "sync", "--yes"]
-    words += ["--entity", entity] if entity else []
-    words += ["--project", project] if project else []
-    words += [str(log.resolve()) for log in logs]
+    words = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(log.resolve()) for log in logs)]
     environment = {
         name: value
         for name, value in os.environ.items()

@@ -9,12 +9,7 @@ def test_options_go_to_the_benchmark_that_is_named(name, capsys):
     with pytest.raises(SystemExit):
         app.main(["bench", name, "--help"])
     assert f"gr-sweep bench {name}" in capsys.readouterr().out
-
-
-def test_without_a_name_the_benchmarks_are_listed(capsys):
-    assert app.main(["bench"]) == 0
-    out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in BENCHMARKS)
+    assert app.main(["bench"]) == 0 and f"\n  {name} " in capsys.readouterr().out
 
 
 def test_an_unknown_benchmark_is_refused_in_one_line(capsys):

@@ -53,34 +53,27 @@ def test_a_dry_run_prints_the_dashboard_and_loads_no_wandb(sweep: Path) -> None:
     assert ["separability/heat_map"] in [panel["metrics"] for panel in panels]
 
 
-def test_a_sweep_that_logged_nothing_to_wandb_is_a_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_made_is_a_line(
+    sweep: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def refusal(folder: Path, *words: str) -> str:
+        assert main(["dashboard", str(folder), *words]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
     write_job(tmp_path / "s", edges="both", **FEW)
-    assert main(["dashboard", str(tmp_path / "s"), "--dry-run"]) == 2
-    said = capsys.readouterr().err
-    assert "no finished job of" in said and said.count("\n") == 1
-
-
-def test_jobs_of_several_projects_are_a_line(
-    sweep: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = write_job(sweep, edges="weight", settings={"tracking.project": "other"}, **FEW)
-    (job / "wandb").mkdir()
-    (job / "wandb" / "run_id").write_text("x\n")
-    assert main(["dashboard", str(sweep), "--dry-run"]) == 2
-    assert "(default)/gr-sweep, (default)/other" in capsys.readouterr().err
-    assert main(["dashboard", str(sweep), "--dry-run", "--project", "mine"]) == 0
-
-
-def test_a_missing_library_is_a_line_that_names_the_extra(
-    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    assert "no finished job of" in refusal(tmp_path / "s", "--dry-run")
     find = importlib_util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec",
         lambda name, *rest: None if name == "wandb_workspaces" else find(name, *rest),
     )
-    assert main(["dashboard", str(sweep)]) == 2
-    said = capsys.readouterr().err
-    assert "pip install gr-sweep[dashboards]" in said and said.count("\n") == 1
+    assert "pip install gr-sweep[dashboards]" in refusal(sweep)
+    job = write_job(sweep, edges="weight", settings={"tracking.project": "other"}, **FEW)
+    (job / "wandb").mkdir()
+    (job / "wandb" / "run_id").write_text("x\n")
+    assert "None/gr-sweep, None/other" in refusal(sweep, "--dry-run")

