@@ -19,9 +19,6 @@ from gr_sweep.data.synthetic import seeded
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import DataError
 
-_BEGINNING = 64
-"""Tokens of a document that are enough to recognise it."""
-
 
 def observed_labels(
     num_documents: Mapping[str, int],
@@ -238,9 +235,8 @@ class Batches:
     def row_parts(self, step: int, micro: int, row: int) -> tuple[str, list[dict[str, Any]]]:
         """A row's label, and the documents that it contains parts of, in JSON values.
 
-        `domain` is the true one, `document` the index in its training shard, `id` that of the text,
-        `from_token` the part's first token in the document, and `begins` the document's first
-        tokens.
+        `domain` is the true one, `document` the index in its training shard, and `from_token` the
+        part's first token in the document.
 
         Args:
             micro: index of the micro-batch in the step.
@@ -252,10 +248,8 @@ class Batches:
             {
                 "domain": domains[id(shard)],
                 "document": document,
-                "id": f"{int(shard.ids[document]):016x}",
                 "from_token": first,
                 "num_tokens": num_tokens,
-                "begins": shard.document(document)[:_BEGINNING].tolist(),
             }
             for shard, document, first, num_tokens in self._streams[label].spans(window)
         ]

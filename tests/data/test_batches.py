@@ -77,8 +77,6 @@ def test_the_documents_of_a_row_are_those_that_its_tokens_are_from(settings_):
                     document = of_domain.document(part["document"])
                     start = part["from_token"]
                     found.append(document[start : start + part["num_tokens"]])
-                    assert part["id"] == f"{int(of_domain.ids[part['document']]):016x}"
-                    assert part["begins"] == document[:64].tolist()
                 assert np.array_equal(np.concatenate(found), tokens)
 
 

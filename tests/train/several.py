@@ -67,6 +67,7 @@ CASES = {
     "compiled": Case("both", 0.5, layers=(1, 2), train={"compile": True}),
     "bfloat16": Case("both", 0.5, train={"precision": Precision.bfloat16}),
 }
+SLOW = ("bfloat16", "compiled")
 
 
 def make_routed(case: Case) -> RoutedModel:
@@ -180,7 +181,7 @@ def train_case(
         batches=make_batches(),
         config=config,
         seed=0,
-        eval_every=2,
+        eval_every=STEPS,
         evaluate=evaluate,
         tracker=tracker,
         checkpoints=checkpoints,
@@ -245,33 +246,45 @@ def stopped(folder: Path, processes: Processes) -> list[Any]:
     return [everyone, saved, train_case(CASES["both"], folder, processes)]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: list[str]) -> None:
+    """Runs these cases; without names all but the slow ones, and what else the tests ask."""
     torch.set_num_threads(1)
     # What the compiler makes of a graph is not the question here.
     torch.compile = functools.partial(torch.compile, backend="eager")
     processes = connect()
     with processes.joined(Device.cpu):
         results: dict[str, Any] = {
-            name: train_case(case, folder / name, processes) for name, case in CASES.items()
+            name: train_case(CASES[name], folder / name, processes)
+            for name in names or [name for name in CASES if name not in SLOW]
         }
-        results["graphs and breaks"] = graphs_and_breaks()
-        results["evaluation"] = evaluation.evaluate(processes)
-        results["resumed"] = resumed(folder / "both", folder / "resumed", processes)
-        results["stopped"] = stopped(folder / "stopped", processes)
-        diverges = Case("both", 0.5, train={"lr": 1e30, "max_norm": None})
-        for name, work in {
-            "not finite": lambda: train_case(diverges, folder / "not finite", processes),
-            "told": lambda: processes.from_main(lambda: raises(DataError("bad text"))),
-            "one": lambda: processes.together(lambda: raises_beside(processes, DataError("mine"))),
-        }.items():
-            results[name] = raised_by(processes, work)
-    # A second job in the same processes.
-    with processes.joined(Device.cpu):
-        results["from one"] = train_case(CASES["both"], folder / "from one", processes)
+        if names:
+            results["graphs and breaks"] = graphs_and_breaks()
+        else:
+            results |= more_results(folder, processes)
+    if not names:
+        # A second job in the same processes.
+        with processes.joined(Device.cpu):
+            results["from one"] = train_case(CASES["both"], folder / "from one", processes)
     if processes.is_main:
         for name, rows in results.items():
             (folder / f"{name}.json").write_text(json.dumps(rows))
 
 
+def more_results(folder: Path, processes: Processes) -> dict[str, Any]:
+    results: dict[str, Any] = {
+        "evaluation": evaluation.evaluate(processes),
+        "resumed": resumed(folder / "both", folder / "resumed", processes),
+        "stopped": stopped(folder / "stopped", processes),
+    }
+    diverges = Case("both", 0.5, train={"lr": 1e30, "max_norm": None})
+    for name, work in {
+        "not finite": lambda: train_case(diverges, folder / "not finite", processes),
+        "told": lambda: processes.from_main(lambda: raises(DataError("bad text"))),
+        "one": lambda: processes.together(lambda: raises_beside(processes, DataError("mine"))),
+    }.items():
+        results[name] = raised_by(processes, work)
+    return results
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
