@@ -209,7 +209,7 @@ def test_an_error_of_one_process_ends_the_other_with_one_line(tmp_path, who, how
             subprocess.Popen(command, env=ENVIRONMENT | slurm, stderr=subprocess.PIPE, text=True)
         )
     try:
-        assert tasks[1 - who].wait(60) == 2
+        assert tasks[1 - who].wait(120) == 2
         assert (tmp_path / str(1 - who)).read_text().startswith(said)
         if how == "bug":
             assert "ZeroDivisionError: a bug" in tasks[who].communicate(timeout=30)[1]
