@@ -36,7 +36,7 @@ from gr_sweep.metrics.compare import (
 )
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, read_relearn
 from gr_sweep.report.round_files import with_leaf_tax
-from gr_sweep.report.sweep import DENSE, Job, alike
+from gr_sweep.report.sweep import DENSE, Job
 from gr_sweep.routing.plan import RoutePlan
 
 _RECOMPUTED = ("loss/", "bits_per_byte/", "utility/", "separability/", "robustness/", "mean_")
@@ -89,21 +89,16 @@ class JobTables:
         )
 
     @property
-    def method(self) -> str:
-        """Name of the method; a routed job without a plan is dense."""
-        return DENSE if self.job.kind == DENSE else self.job.method
-
-    @property
     def left_out(self) -> list[str]:
         """Domains and nodes that a filtered job never saw."""
-        if self.method not in (Method.filtered.value, Method.filtered_observed.value):
+        if self.job.kind not in (Method.filtered.value, Method.filtered_observed.value):
             return []
         return [str(part) for part in self.job.settings.get("method.without") or []]
 
     @property
     def alone(self) -> str | None:
         """The domain, with those below it, that a filtered job was trained on and no other."""
-        if not self.left_out or self.method != Method.filtered.value:
+        if not self.left_out or self.job.kind != Method.filtered.value:
             return None
         try:
             left_out = expand(self.left_out, self.job.domains)
@@ -137,27 +132,10 @@ class JobTables:
         except (ConfigError, PlanError, ValueError, TypeError):
             return {}
 
-    @functools.cached_property
-    def alike(self) -> str:
-        """Equal for jobs that may be each other's baselines, apart from tokens, label noise and
-        width."""
-        settings = {name: of for name, of in self.job.settings.items() if name != _WIDTH}
-        return alike(settings, self.job.domains, self.job.text)
-
-    @property
-    def tokens(self) -> int | None:
-        """Training tokens of the job."""
-        return self.job.tokens
-
     @property
     def attack(self) -> dict[str, Any]:
         """Settings of the relearning attack."""
         return {n: value for n, value in self.job.settings.items() if n.startswith("eval.relearn_")}
-
-    @functools.cached_property
-    def is_calibrated(self) -> bool:
-        """Whether it has losses with a fitted bias."""
-        return any(row.view is View.calibrated_full for row in self.losses)
 
     @property
     def noise(self) -> tuple[float, ...]:
@@ -180,17 +158,16 @@ class JobTables:
 def with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables]) -> list[Job]:
     """The jobs with metrics recomputed from their tables, which are given by the jobs' names, and
     those of their baselines. A job without tables is as it was."""
-    by_context: dict[str, list[JobTables]] = {}
-    for own in tables.values():
-        by_context.setdefault(own.alike, []).append(own)
-    return [
-        _with_baselines(tables[job.name], by_context[tables[job.name].alike])
-        if job.name in tables
-        else dataclasses.replace(
-            job, rounds=[with_leaf_tax(of, job.domains, [], None) for of in job.rounds]
-        )
-        for job in jobs
-    ]
+    contexts = {name: own.job.context(_WIDTH) for name, own in tables.items()}
+    found = []
+    for job in jobs:
+        if job.name in tables:
+            others = [own for name, own in tables.items() if contexts[name] == contexts[job.name]]
+            found.append(_with_baselines(tables[job.name], others))
+        else:
+            rounds = [with_leaf_tax(of, job.domains, [], None) for of in job.rounds]
+            found.append(dataclasses.replace(job, rounds=rounds))
+    return found
 
 
 def _with_baselines(own: JobTables, others: Sequence[JobTables]) -> Job:
@@ -222,7 +199,7 @@ def _not_recomputed(by_key: Mapping[str, _Value]) -> dict[str, _Value]:
 
 
 def baselines_of(job: JobTables, others: Iterable[JobTables]) -> Baselines:
-    """The job's baselines among jobs with the same `alike`: those of its width, and runs on one
+    """The job's baselines among jobs of the same context: those of its width, and runs on one
     domain that are as wide as its expert. Of two domains, a run without one of them may be both.
 
     The first of several counts. Among filtered runs one with calibrated losses comes first, and the
@@ -232,41 +209,44 @@ def baselines_of(job: JobTables, others: Iterable[JobTables]) -> Baselines:
     dense: JobTables | None = None
     shorter: dict[float, Sequence[DocumentLoss]] = {}
     filtered: dict[str, list[JobTables]] = {}
-    observed: dict[str, JobTables] = {}
-    alone: dict[str, JobTables] = {}
+    observed: dict[str, Sequence[DocumentLoss]] = {}
+    alone: dict[str, Sequence[DocumentLoss]] = {}
+    tokens = job.job.tokens
     for other in others:
-        if job.tokens is None or other.tokens is None:
+        if tokens is None or other.job.tokens is None:
             continue
+        is_dense, has_length = other.job.kind == DENSE, other.job.tokens == tokens
         expert_width = None if other.alone is None else job.expert_widths.get(other.alone)
-        if expert_width is not None and other.width == expert_width and other.tokens == job.tokens:
-            alone.setdefault(str(other.alone), other)
+        if expert_width is not None and other.width == expert_width and has_length:
+            alone.setdefault(str(other.alone), other.losses)
         if other.width != job.width:
             continue
-        if other.method == DENSE and other.tokens < job.tokens:
-            shorter.setdefault(other.tokens / job.tokens, other.losses)
-        if other.tokens != job.tokens:
+        if is_dense and other.job.tokens < tokens:
+            shorter.setdefault(other.job.tokens / tokens, other.losses)
+        if not has_length:
             continue
         [part] = other.left_out if len(other.left_out) == 1 else [None]
-        if other.method == DENSE:
+        if is_dense:
             dense = dense or other
-        elif part is not None and other.method == Method.filtered.value:
+        elif part is not None and other.job.kind == Method.filtered.value:
             filtered.setdefault(part, []).append(other)
         elif part is not None and other.noise == job.noise:
-            observed.setdefault(part, other)
+            observed.setdefault(part, other.losses)
     attacked = {
         part: [run.relearn for run in runs if run.relearn and run.attack == job.attack]
         for part, runs in filtered.items()
     }
+
+    def is_calibrated(run: JobTables) -> bool:
+        return any(row.view is View.calibrated_full for row in run.losses)
+
     return Baselines(
         dense=None if dense is None else dense.losses,
         shorter=_without_gaps(shorter),
         # max keeps the first of equals.
-        filtered={
-            part: max(runs, key=lambda run: run.is_calibrated).losses
-            for part, runs in filtered.items()
-        },
-        filtered_observed={part: other.losses for part, other in observed.items()},
-        alone={domain: other.losses for domain, other in alone.items()},
+        filtered={part: max(runs, key=is_calibrated).losses for part, runs in filtered.items()},
+        filtered_observed=observed,
+        alone=alone,
         filtered_relearned={part: found[0] for part, found in attacked.items() if found},
     )
 
@@ -285,12 +265,15 @@ def _without_gaps(
 
 
 def _is_shorter_dense(job: JobTables, others: Sequence[JobTables]) -> bool:
-    if job.method != DENSE or job.tokens is None:
+    own = job.job.tokens
+    if job.job.kind != DENSE or own is None:
         return False
     lengths = [
-        other.tokens for other in others if other.method != DENSE and other.tokens is not None
+        tokens
+        for other in others
+        if other.job.kind != DENSE and (tokens := other.job.tokens) is not None
     ]
-    return job.tokens not in lengths and any(tokens > job.tokens for tokens in lengths)
+    return own not in lengths and any(tokens > own for tokens in lengths)
 
 
 def _check_sizes(

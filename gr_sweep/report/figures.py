@@ -6,7 +6,7 @@ here and place it in `html.render` and page/index.html.j2.
 Colours say which edges a job cuts, the same everywhere (Okabe and Ito 2008, which colour-blind
 readers can tell apart). The page sets backgrounds and text colours for light and dark. The `meta`
 of a trace names its jobs by their index in `Sweep.compared`, so that the page can filter them:
-`points` for each point (an index, the indices that a mean is over, or None), `jobs` for the trace.
+`points` has an index for each point, the indices that a mean is over, or None.
 What all plots have in common is in page/plots.js.
 """
 
@@ -68,24 +68,17 @@ def colour(edges: str) -> str:
     return COLOURS.get(edges, _OTHER_COLOUR)
 
 
-def symbol(kind: str) -> str:
-    """Plotly's name of the marker of a plan or method."""
-    return MARKERS.get(kind, _OTHER_MARKER)[0]
-
-
-def glyph(kind: str) -> str:
-    """The marker of a plan or method as a letter."""
-    return MARKERS.get(kind, _OTHER_MARKER)[1]
-
-
 def identity(label: str, job: Job) -> dict[str, Any]:
     """How a job or a group is named and drawn everywhere on the page."""
+    marker = MARKERS.get(job.kind, _OTHER_MARKER)
     return {
         "label": label,
+        "name": job.name,
         "edges": job.edges,
         "kind": job.kind,
         "colour": colour(job.edges),
-        "glyph": glyph(job.kind),
+        "symbol": marker[0],
+        "glyph": marker[1],
     }
 
 
@@ -219,7 +212,7 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
             of_look.trace(
                 mode="lines+markers",
                 line={"color": colour(edges), "width": 1.5, "dash": _attack_dash(kind)},
-                marker={"size": 6, "symbol": symbol(kind)},
+                marker={"size": 6, "symbol": MARKERS.get(kind, _OTHER_MARKER)[0]},
                 name=f"{edges} · {kind}",
                 hovertemplate="%{text}<br>step %{x}<br>held out %{y:.3f}<extra></extra>",
             )

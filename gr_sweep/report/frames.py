@@ -22,17 +22,13 @@ def results(folder: str | os.PathLike[str]) -> "pd.DataFrame":
 
     Columns, in this order:
 
-    - `job` (text): name of the job's folder.
-    - `label` (text): what distinguishes the job, as the report shows it (`edges=act seed=0`).
-    - The settings in which the jobs differ, by dotted name (`edges`, `route.foreign_dropout`), then
-      all others. Integers are int64, other numbers float64, booleans bool, the rest text; a list is
-      text as it is typed (`[code,biology]`). A setting that is `null` is missing (`isna`), and
-      integers next to it are float64.
-    - `code`, `text` (text): fingerprints of the code that ran the job and of its text.
-    - The metrics by name (`loss/full/code`, `separability/selectivity/code`, `mean_removal`,
-      `cost/train_seconds`), float64: losses and their differences in nats per token, fractions from
-      0 to 1, seconds, tokens per second, numbers of parameters. NaN where a job lacks one, for
-      instance because the folder has no baseline for it.
+    - `job` (name of its folder) and `label` (what distinguishes it: `edges=act seed=0`).
+    - The settings in which the jobs differ, by dotted name (`route.foreign_dropout`), then all
+      others: int64, float64, bool or text; a list is text as it is typed (`[code,biology]`). A
+      setting that is `null` is missing, and integers next to it are float64.
+    - `code`, `text`: fingerprints of the code that ran the job and of its text.
+    - The metrics by name (`loss/full/code`, `mean_removal`), float64, in the units of docs/metrics;
+      NaN where a job lacks one, for instance because the folder has no baseline for it.
     - `<metric>/low` and `<metric>/high`, float64: bounds of the 95 % interval, if there is one.
 
     `frame.attrs["varied"]` lists the settings in which the jobs differ.
@@ -57,13 +53,10 @@ def history(folder: str | os.PathLike[str]) -> "pd.DataFrame":
 
     Columns, in this order:
 
-    - `job` (text): name of the job's folder.
-    - The settings in which these jobs differ, by dotted name, with the types of `results`.
+    - `job`, and the settings in which these jobs differ, as in `results`.
     - `step` (int64): optimizer steps done; 0 is the evaluation before the first.
-    - What was logged, float64, NaN at other steps: `train/loss` and `train/loss/<label>` (nats per
-      token, mean since the last row), `eval/loss/<domain>` (held out, nats per token), `train/lr`,
-      `train/tokens` (so far), `train/tokens_per_second`, `train/grad_norm/<owners>` (before
-      clipping), `time_s` (seconds of training and its evaluations so far).
+    - What was logged, float64, NaN at other steps: `train/loss`, `eval/loss/<domain>`, `train/lr`
+      and others, in the units of docs/metrics.
 
     `frame.attrs["varied"]` lists the settings in which the jobs differ.
 

@@ -19,7 +19,6 @@ from gr_sweep.report.collect import read_sweep, results
 from gr_sweep.report.measures import period
 from gr_sweep.report.page_data import page_data
 from gr_sweep.report.sweep import DENSE, Sweep, short_name, shown
-from gr_sweep.report.tables import Table
 
 if TYPE_CHECKING:
     import jinja2
@@ -95,24 +94,24 @@ def render(sweep: Sweep) -> str:
     groups = rounds.groups(sweep)
     trade_off = rounds.trade_off(groups)
     data = page_data(sweep) | {"curves": curves}
+    prefix = registry.MATRIX.key.split("{")[0]
+    costs = [of for job in sweep.jobs for key, of in job.metrics.items() if key.startswith(prefix)]
     return _template().render(
         sweep=sweep,
+        identity=figures.identity,
+        indices=functools.partial(figures.indices, sweep),
         header=_header(sweep),
         has_seeds=len(sweep.replicates) < len(sweep.compared),
         has_axes=len(data["axes"]) > 1,
         tables={
-            "comparison": _table(sweep, tables.comparison(sweep)),
-            "seeds": _table(sweep, tables.over_seeds(sweep)),
-            "robustness": _table(sweep, tables.robustness(sweep)),
-            "rounds": _table(sweep, rounds.table(groups)),
+            "comparison": tables.comparison(sweep),
+            "seeds": tables.over_seeds(sweep),
+            "robustness": tables.robustness(sweep),
+            "rounds": rounds.table(groups),
         },
         trade_off=None if trade_off is None else add(trade_off),
-        blocks=[
-            (at, sweep.labels[job.name], add(rounds.blocks(job.rounds[-1], at)))
-            for at, job in enumerate(sweep.compared)
-            if job.rounds
-        ],
-        matrices=_matrices(sweep),
+        matrices=[(at, job, tables.matrices(job)) for at, job in enumerate(sweep.compared)],
+        top=max(map(abs, costs), default=0) or 1.0,
         relearning=relearning,
         curves=list(curves.items()),
         style=_read("style.css"),
@@ -129,45 +128,6 @@ def _json(content: Any) -> str:
     return json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _table(sweep: Sweep, table: Table | None) -> dict[str, Any] | None:
-    """A table and how each row is drawn."""
-    if table is None:
-        return None
-    rows = [
-        {
-            **figures.identity(row.label, row.jobs[0]),
-            "name": row.jobs[0].name,
-            "cells": row.cells,
-            "jobs": " ".join(map(str, figures.indices(sweep, row.jobs))),
-        }
-        for row in table.rows
-    ]
-    return {
-        "columns": table.columns,
-        "meanings": table.meanings,
-        "can_fold": table.is_folded,
-        "rows": rows,
-    }
-
-
-def _matrices(sweep: Sweep) -> list[dict[str, Any]]:
-    """The matrices of each job, and the value that has the full colour."""
-    prefix = registry.MATRIX.key.split("{")[0]
-    costs = [of for job in sweep.jobs for key, of in job.metrics.items() if key.startswith(prefix)]
-    top = max((abs(of) for of in costs), default=0) or 1.0
-    return [
-        {
-            **figures.identity(sweep.labels[job.name], job),
-            "name": job.name,
-            "index": at,
-            "top": top,
-            "matrices": found,
-        }
-        for at, job in enumerate(sweep.compared)
-        if (found := tables.matrices(job))
-    ]
-
-
 def _header(sweep: Sweep) -> dict[str, Any]:
     started = min((job.started for job in sweep.jobs if job.started), default="")
     finished = max((job.finished for job in sweep.jobs if job.finished), default="")
@@ -177,12 +137,13 @@ def _header(sweep: Sweep) -> dict[str, Any]:
         if len(values) == 1 and values != {"null"}:
             common.append((short_name(name), *values))
     edges = dict.fromkeys(job.edges for job in sweep.compared)
-    kinds = dict.fromkeys(job.kind for job in sweep.compared if job.kind != DENSE)
+    routed = [job for job in sweep.compared if job.kind != DENSE]
+    kinds = {job.kind: figures.identity("", job)["glyph"] for job in routed}
     return {
         "when": period(started, finished),
         "common": common,
         "same_domains": len({tuple(job.domains) for job in sweep.jobs}) <= 1,
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "edges": [(name, figures.colour(name)) for name in edges],
-        "kinds": [(figures.glyph(kind), kind) for kind in kinds] if len(kinds) > 1 else [],
+        "kinds": [(glyph, kind) for kind, glyph in kinds.items() if len(kinds) > 1],
     }

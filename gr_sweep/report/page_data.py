@@ -42,9 +42,7 @@ def _job(sweep: Sweep, job: Job) -> dict[str, Any]:
     about = {**job.environment, **job.fingerprints}
     return {
         **figures.identity(sweep.labels[job.name], job),
-        "name": job.name,
         "short": tables.short_label(sweep, job),
-        "symbol": figures.symbol(job.kind),
         "nodes": job.nodes,
         "control": job.kind == Method.random.value or rounds.is_control(job),
         "command": job.command,

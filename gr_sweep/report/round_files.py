@@ -18,7 +18,6 @@ from gr_sweep.config import is_number
 from gr_sweep.domains import is_under
 from gr_sweep.errors import DataError
 from gr_sweep.jobdir import DOCUMENT_LOSSES, ROUND, ROUNDS
-from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import DocumentLoss, Text, View, read_losses
 
 _UNREADABLE = (
@@ -39,8 +38,6 @@ class Round:
     tokens: int
     """Training tokens up to its end."""
     labels: tuple[str, ...]
-    blocks: Mapping[str, int]
-    """Units of each block of the plan, over all layers and kinds; the core first."""
     parameters_kept: Mapping[str, float]
     """Parameters of each label's expert alone."""
     modularity: float | None
@@ -51,24 +48,6 @@ class Round:
     """Loss of each document in its own label's expert alone, by domain of the partition."""
     leaf_tax: Mapping[str, float] = field(default_factory=dict)
     """The same minus the dense baseline's, on the documents that both read."""
-
-    @property
-    def selectivities(self) -> list[float]:
-        """Of the labels that have one."""
-        found = (self.metrics.get(registry.SELECTIVITY(label)) for label in self.labels)
-        return [value for value in found if value is not None]
-
-    @property
-    def mean_parameters(self) -> float | None:
-        """Mean over the labels' experts alone."""
-        return mean_over(self.parameters_kept, self.labels)
-
-
-def mean_over(by_domain: Mapping[str, float], domains: Sequence[str]) -> float | None:
-    """Mean over domains or labels; None if one lacks the number."""
-    if not domains or any(domain not in by_domain for domain in domains):
-        return None
-    return sum(by_domain[domain] for domain in domains) / len(domains)
 
 
 def with_leaf_tax(
@@ -136,7 +115,6 @@ def _read_round(folder: Path) -> Round:
         number=int(content["round"]),
         tokens=int(content["tokens"]),
         labels=tuple(map(str, content["labels"])),
-        blocks={block["name"]: sum(block["units"].values()) for block in content["blocks"]},
         parameters_kept=_numbers(content.get("parameters_kept")),
         modularity=float(modularity) if is_number(modularity) else None,
         metrics=_numbers(content.get("metrics")),

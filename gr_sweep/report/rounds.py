@@ -1,10 +1,9 @@
-"""Rounds of `procedure=alternate`: the trade-off of splitting further, as a curve and a table, and
-the blocks of a job's last round.
+"""Rounds of `procedure=alternate`: the trade-off of splitting further, as a curve and a table.
 
 Knows which numbers belong together, and nothing of files and HTML.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from gr_sweep.metrics import registry
 from gr_sweep.report import figures, measures, tables
 from gr_sweep.report.figures import HUES, Figure, Points, escaped
 from gr_sweep.report.measures import interval_text
-from gr_sweep.report.round_files import Round, mean_over
+from gr_sweep.report.round_files import Round
 from gr_sweep.report.sweep import Estimate, Job, Sweep, estimate_of
 from gr_sweep.report.tables import Cell, Column, Row, Table
 
@@ -30,9 +29,8 @@ class Group:
     name: str
     """The settings that distinguish it from other groups."""
     jobs: Sequence[Job]
-    indices: Sequence[int]
+    indices: list[int]
     """Of the jobs, as traces name them."""
-    colour: str
 
     def numbers(self) -> list[int]:
         """Numbers of the rounds that any of the jobs has."""
@@ -42,10 +40,9 @@ class Group:
         """That round of each job that has it."""
         return [(job, of) for job in self.jobs for of in job.rounds if of.number == number]
 
-    def num_experts(self, number: int) -> float:
+    def num_experts(self, number: int) -> int:
         """Labels after that round's split."""
-        found = [len(of.labels) for _, of in self.rounds(number)]
-        return sum(found) / len(found)
+        return len(self.rounds(number)[0][1].labels)
 
     def over_seeds(self, number: int, of: Number) -> Estimate | None:
         """Mean and t-interval over seeds; None if a job that has the round lacks the number."""
@@ -66,24 +63,33 @@ def is_control(job: Job) -> bool:
 
 def leaf_tax(job: Job, of: Round) -> float | None:
     """Loss of documents in their own expert alone minus the dense model's; mean over domains."""
-    return mean_over(of.leaf_tax, job.domains)
+    return _mean_over(of.leaf_tax, job.domains)
 
 
 def leaf_loss(job: Job, of: Round) -> float | None:
     """Loss of documents in their own expert alone; mean over domains."""
-    return mean_over(of.leaf_loss, job.domains)
+    return _mean_over(of.leaf_loss, job.domains)
 
 
 def expert_size(job: Job, of: Round) -> float | None:
     """Parameters of an expert kept alone, as a fraction of the full model's."""
-    total, mean = job.metrics.get(registry.COST_PARAMETERS.key), of.mean_parameters
+    total = job.metrics.get(registry.COST_PARAMETERS.key)
+    mean = _mean_over(of.parameters_kept, of.labels)
     return mean / total if mean is not None and total else None
 
 
 def selectivity(job: Job, of: Round) -> float | None:
     """Mean over the labels that have one."""
-    found = of.selectivities
-    return sum(found) / len(found) if found else None
+    found = [of.metrics.get(registry.SELECTIVITY(label)) for label in of.labels]
+    values = [value for value in found if value is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _mean_over(by_domain: Mapping[str, float], domains: Sequence[str]) -> float | None:
+    """Mean over domains or labels; None if one lacks the number."""
+    if not domains or any(domain not in by_domain for domain in domains):
+        return None
+    return sum(by_domain[domain] for domain in domains) / len(domains)
 
 
 def groups(sweep: Sweep) -> list[Group]:
@@ -94,80 +100,68 @@ def groups(sweep: Sweep) -> list[Group]:
             name=sweep.label(group[0], seed=False),
             jobs=group,
             indices=figures.indices(sweep, group),
-            colour=HUES[at % len(HUES)],
         )
-        for at, group in enumerate(filter(None, found))
+        for group in filter(None, found)
     ]
 
 
-def has_tax(found: Sequence[Group]) -> bool:
-    """Whether any round can be compared with a dense baseline."""
-    return any(leaf_tax(job, of) is not None for g in found for job in g.jobs for of in job.rounds)
-
-
 def trade_off(found: Sequence[Group]) -> Figure | None:
-    """Leaf tax against the number of experts, a line for each group; the loss itself without a
-    dense baseline. None without numbers.
+    """Leaf tax against the number of experts, a line for each group. None without a dense baseline.
 
     Rounds before the last have trained on fewer tokens than the dense model: they are hollow, and
     not joined to dense, which stands at one expert.
     """
-    taxed = has_tax(found)
-    number: Number = leaf_tax if taxed else leaf_loss
-    what = "leaf tax" if taxed else "leaf loss"
     traces: list[dict[str, Any]] = []
-    for group in found:
+    for at, group in enumerate(found):
+        colour = HUES[at % len(HUES)]
         points, seeds, symbols = Points(), Points(), []
         index = {job.name: at for job, at in zip(group.jobs, group.indices, strict=True)}
-        for at in group.numbers():
-            estimate = group.over_seeds(at, number)
+        for number in group.numbers():
+            estimate = group.over_seeds(number, leaf_tax)
             if estimate is None:
                 continue
-            is_last, experts = group.is_last(at), group.num_experts(at)
-            if taxed and is_last and not points.xs:
-                points.add(1, Estimate(value=0.0), list(group.indices), "dense")
+            is_last, experts = group.is_last(number), group.num_experts(number)
+            if is_last and not points.xs:
+                points.add(1, Estimate(value=0.0), group.indices, "dense")
                 symbols.append("circle")
             text = (
-                f"<b>{escaped(group.name)}</b><br>round {at}, {experts:g} experts<br>{what} "
+                f"<b>{escaped(group.name)}</b><br>round {number}, {experts} experts<br>leaf tax "
                 f"{estimate.value:.3f}<br>{interval_text(estimate, measures.nats)}"
             )
-            points.add(experts, estimate, list(group.indices), text)
+            points.add(experts, estimate, group.indices, text)
             symbols.append("circle" if is_last else "circle-open")
-            for job, of in group.rounds(at) if len(group.jobs) > 1 else ():
-                if (value := number(job, of)) is not None:
+            for job, of in group.rounds(number) if len(group.jobs) > 1 else ():
+                if (value := leaf_tax(job, of)) is not None:
                     text = f"{escaped(group.name)}<br>seed {job.seed}<br>{value:.3f}"
-                    seeds.add(experts, Estimate(value=value), [index[job.name]], text)
+                    seeds.add(experts, Estimate(value=value), index[job.name], text)
         if not points.xs:
             continue
-        marker = {"color": group.colour, "size": 5}
+        marker = {"color": colour, "size": 5}
         traces.append(seeds.trace(mode="markers", name="seeds", opacity=0.4, marker=marker))
+        line = {"width": 2, "color": colour}
         dash = "dash" if is_control(group.jobs[0]) else "solid"
         traces.append(
             points.trace(
                 mode="lines+markers",
                 name=escaped(group.name),
                 showlegend=True,
-                line={"color": group.colour, "width": 2, "dash": dash},
-                marker={
-                    "color": group.colour, "size": 8, "symbol": symbols,
-                    "line": {"width": 2, "color": group.colour},
-                },
+                line={**line, "dash": dash},
+                marker={"color": colour, "size": 8, "symbol": symbols, "line": line},
                 error_y=_error_bars(points.ys),
             )
-        )  # fmt: skip
+        )
     if not traces:
         return None
-    unit = "nats over dense" if taxed else "nats per token (no dense baseline here)"
     ticks = sorted({x for trace in traces for x in trace["x"]})
     # The interval of two seeds is twelve times as wide as their distance: bars may leave the plot.
-    values = [y for trace in traces for y in trace["y"]] + [0.0] * taxed
+    values = [y for trace in traces for y in trace["y"]] + [0.0]
     layout = {
         "xaxis": {
             "title": {"text": "experts after the round"}, "type": "log", "zeroline": False,
-            "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks],
+            "tickvals": ticks, "ticktext": [str(tick) for tick in ticks],
         },
         "yaxis": {
-            "title": {"text": f"{what}, {unit}  (↓ better)"}, "zeroline": taxed,
+            "title": {"text": "leaf tax, nats over dense  (↓ better)"},
             "range": figures.padded(values, 0.15),
         },
         "margin": {"l": 62, "r": 12, "t": 12, "b": 46},
@@ -184,80 +178,33 @@ def _error_bars(estimates: Sequence[Estimate | None]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def blocks(found: Round, job: int) -> Figure:
-    """The blocks of a round as an icicle: the core on the left, experts on the right; their height
-    is their number of units.
-
-    Args:
-        job: index of the round's job.
-    """
-    names = list(found.blocks)
-    parents = [""]
-    for name in names[1:]:
-        above = name.rpartition("/")[0]
-        while above and above not in names:
-            above = above.rpartition("/")[0]
-        parents.append(above or names[0])
-    leaves = [name not in parents for name in names]
-    trace = {
-        "type": "icicle",
-        "ids": names,
-        "labels": [escaped(name) for name in names],
-        "parents": parents,
-        # Plotly adds the values of the blocks below.
-        "values": [found.blocks[name] * leaf for name, leaf in zip(names, leaves, strict=True)],
-        "text": [f"{size:,} units" for size in found.blocks.values()],
-        "textinfo": "label+text",
-        "hoverinfo": "label+text",
-        "pathbar": {"visible": False},
-        "meta": {"jobs": [job]},
-    }
-    margin = {"l": 0, "r": 0, "t": 4, "b": 4}
-    return {"data": [trace], "layout": {"height": 30 + 40 * sum(leaves), "margin": margin}}
-
-
-COLUMNS: tuple[tuple[Column, Number, measures.Text], ...] = (
+COLUMNS: tuple[tuple[str, int, Number, measures.Text, str], ...] = (
     (
-        Column(
-            name="leaf tax", direction=-1, is_number=True,
-            meaning="loss of each document in its own expert alone, minus that of the dense model "
-            "on the same documents; mean over domains. Rounds before the last have trained on "
-            "fewer tokens than the dense model",
-        ),
-        leaf_tax, measures.signed,
+        "leaf tax", -1, leaf_tax, measures.signed,
+        "loss of each document in its own expert alone, minus that of the dense model on the same "
+        "documents; mean over domains. Rounds before the last have trained on fewer tokens than "
+        "the dense model",
     ),
     (
-        Column(
-            name="leaf loss", direction=-1, is_number=True,
-            meaning="loss of each document in its own expert alone, nats per token",
-        ),
-        leaf_loss, measures.nats,
+        "leaf loss", -1, leaf_loss, measures.nats,
+        "loss of each document in its own expert alone, nats per token",
     ),
     (
-        Column(
-            name="expert size", direction=-1, is_number=True,
-            meaning="parameters of an expert kept alone, as a fraction of the full model's",
-        ),
-        expert_size, measures.fraction,
+        "expert size", -1, expert_size, measures.fraction,
+        "parameters of an expert kept alone, as a fraction of the full model's",
     ),
     (
-        Column(
-            name="selectivity", direction=1, is_number=True,
-            meaning="what removing an expert costs its own documents, minus what it costs the "
-            "others; mean over the experts that have held-out documents",
-        ),
-        selectivity, measures.signed,
+        "selectivity", 1, selectivity, measures.signed,
+        "what removing an expert costs its own documents, minus what it costs the others; mean "
+        "over the experts that have held-out documents",
     ),
     (
-        Column(
-            name="modularity", direction=1, is_number=True,
-            meaning="fraction of a domain's attribution outside the core that lies in blocks it "
-            "owns, at the end of the round",
-        ),
-        lambda _, of: of.modularity, measures.fraction,
+        "modularity", 1, lambda _, of: of.modularity, measures.fraction,
+        "fraction of a domain's attribution outside the core that lies in blocks it owns, at the "
+        "end of the round",
     ),
 )  # fmt: skip
-"""Numbers of a round, in the order of the table."""
+"""Numbers of a round, in the order of the table: name, direction, value, digits and meaning."""
 
 
 def table(found: Sequence[Group]) -> Table | None:
@@ -265,33 +212,27 @@ def table(found: Sequence[Group]) -> Table | None:
     if not found:
         return None
     rounds = [(job, of) for group in found for job in group.jobs for of in job.rounds]
-    numbers = [
-        entry
-        for entry in COLUMNS
-        if (entry[1] is not leaf_loss or not has_tax(found))
-        and any(entry[1](job, of) is not None for job, of in rounds)
-    ]
+    numbers = [of for of in COLUMNS if any(of[2](*one) is not None for one in rounds)]
     columns = [
         Column(name="edges"),
         Column(name="jobs"),
         Column(name="round", is_number=True, meaning="counted from 1"),
         Column(name="experts", is_number=True, meaning="labels after the round's split"),
         Column(name="tokens", is_number=True, meaning="training tokens up to the round's end"),
-        *(column for column, _, _ in numbers),
     ]
+    for name, direction, _, _, meaning in numbers:
+        columns.append(Column(name=name, direction=direction, is_number=True, meaning=meaning))
     rows = []
     for group in found:
         for at in group.numbers():
-            of_round = group.rounds(at)
-            tokens = sum(of.tokens for _, of in of_round) / len(of_round)
-            experts = group.num_experts(at)
+            tokens, experts = group.rounds(at)[0][1].tokens, group.num_experts(at)
             cells = [
                 Cell(text=group.name),
                 Cell(text=str(at), value=at),
-                Cell(text=f"{experts:g}", value=experts),
+                Cell(text=str(experts), value=experts),
                 Cell(text=measures.count(tokens), value=tokens),
             ]
-            for _, number, text in numbers:
+            for _, _, number, text, _ in numbers:
                 cells.append(tables.cell(group.over_seeds(at, number), text))
             rows.append(Row(label=f"{group.name} round {at}", jobs=group.jobs, cells=cells))
     return Table(columns=columns, rows=rows)

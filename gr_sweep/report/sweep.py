@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method
+from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method, PlanKind
 from gr_sweep.domains import ancestors
 from gr_sweep.jobdir import flatten
 from gr_sweep.metrics import registry, seeds
@@ -33,6 +33,7 @@ DENSE = Method.dense.value
 ROUTED = Method.routed.value
 
 _UNROUTED = tuple(method.value for method in UNROUTED)
+_PLANS = tuple(kind.value for kind in PlanKind)
 _FREE = (
     *NO_EFFECT_ON_RESULT,
     # What makes a baseline another job.
@@ -99,8 +100,8 @@ class Job:
 
     @property
     def text(self) -> Any:
-        """Fingerprint of its text; None if the summary has none. Older summaries call it "data"."""
-        return self.fingerprints.get("text", self.fingerprints.get("data"))
+        """Fingerprint of its text; None if the summary has none."""
+        return self.fingerprints.get("text")
 
     @functools.cached_property
     def tokens(self) -> int | None:
@@ -116,23 +117,25 @@ class Job:
             return None
         return (steps or -(-tokens // step)) * step
 
-    @functools.cached_property
-    def context(self) -> tuple[str, int | None]:
-        """Equal for jobs that share their baselines: same model, text, seed and tokens."""
-        return alike(self.settings, self.domains, self.text), self.tokens
+    def context(self, *free: str) -> str:
+        """Equal for jobs with the same model, text, domains, training, held-out documents and seed:
+        they share their baselines, apart from tokens and label noise.
 
-    @property
-    def method(self) -> str:
-        """Name of its method."""
-        return str(self.settings.get("method.name", ROUTED))
+        Args:
+            free: more settings in which they may differ.
+        """
+        may_differ = (*_FREE, *free) if self.text is None else (*_FREE, *free, *_PLACES)
+        kept = {name: of for name, of in self.settings.items() if not _is_under(name, may_differ)}
+        return json.dumps([kept, self.domains, self.text], sort_keys=True)
 
     @property
     def kind(self) -> str:
         """What the job is compared as: its plan, or its method if that is not `routed`."""
         plan = str(self.settings.get("plan.kind", "peers"))
-        if self.method == ROUTED:
+        method = str(self.settings.get("method.name", ROUTED))
+        if method == ROUTED:
             return DENSE if plan == "none" else plan
-        return self.method
+        return method
 
     @property
     def edges(self) -> str:
@@ -144,7 +147,7 @@ class Job:
         """Jobs of a group are told apart by their settings; groups, by their method."""
         if self.is_shorter_dense:
             return "shorter"
-        return ROUTED if self.method == ROUTED and self.kind != DENSE else self.kind
+        return ROUTED if self.kind in _PLANS else self.kind
 
     @property
     def seed(self) -> int:
@@ -166,14 +169,6 @@ class Job:
     def parts(self) -> list[str]:
         """Domains that have a selectivity."""
         return [part for part in self.domains if registry.SELECTIVITY(part) in self.metrics]
-
-
-def alike(settings: Mapping[str, Any], domains: Sequence[str], text: Any) -> str:
-    """Equal for jobs with the same model, text, domains, training, held-out documents and seed:
-    they share their baselines, apart from tokens and label noise."""
-    free = _FREE if text is None else (*_FREE, *_PLACES)
-    kept = {name: value for name, value in settings.items() if not _is_under(name, free)}
-    return json.dumps([kept, list(domains), text], sort_keys=True)
 
 
 @functools.cache

@@ -198,7 +198,9 @@ def reference_of(sweep: Sweep, group: Sequence[Job]) -> Sequence[Job] | None:
 
 def _is_comparable(first: Sequence[Job], second: Sequence[Job]) -> bool:
     """Whether jobs of equal seeds share their baselines."""
-    contexts = [{job.seed: job.context for job in group} for group in (first, second)]
+    contexts = [
+        {job.seed: (job.context(), job.tokens) for job in group} for group in (first, second)
+    ]
     common = contexts[0].keys() & contexts[1].keys()
     return bool(common) and all(contexts[0][seed] == contexts[1][seed] for seed in common)
 

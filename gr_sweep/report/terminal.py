@@ -3,7 +3,6 @@
 Knows nothing of how numbers are read or measured.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gr_sweep.report import figures, measures, rounds
@@ -56,30 +55,19 @@ def print_table(sweep: Sweep, console: "Console | None" = None) -> None:
 
 def _fitting(content: Table, width: int) -> list[int]:
     """The columns that fit, by index."""
-    every = list(range(len(content.columns)))
-    kept = [at for at in every if not (content.is_folded and content.columns[at].is_detail)]
-
-    def is_too_wide() -> bool:
-        lines = {
-            at: [*_heading(content.columns[at]), *(_texts(row)[at] for row in content.rows)]
-            for at in kept
-        }
-        return sum(max(map(len, found)) + _SPACE for found in lines.values()) > width
-
-    names = [measure.name for measure in _BY_IMPORTANCE]
-    for at in sorted(
-        (at for at in kept if content.columns[at].direction),
-        key=lambda at: _rank(content.columns[at], names),
-        reverse=True,
-    ):
-        if not is_too_wide():
-            break
-        kept.remove(at)
+    columns = content.columns
+    widths = [
+        max(len(line) for line in [*_heading(column), *(_texts(row)[at] for row in content.rows)])
+        for at, column in enumerate(columns)
+    ]
+    kept = [at for at in range(len(columns)) if not (content.is_folded and columns[at].is_detail)]
+    numbers = [at for at in kept if columns[at].direction]
+    rank = {measure.name: at for at, measure in enumerate(_BY_IMPORTANCE)}
+    while numbers and sum(widths[at] + _SPACE for at in kept) > width:
+        last = max(numbers, key=lambda at: rank.get(columns[at].name, len(rank)))
+        numbers.remove(last)
+        kept.remove(last)
     return kept
-
-
-def _rank(column: Column, names: Sequence[str]) -> tuple[bool, int]:
-    return column.is_detail, names.index(column.name) if column.name in names else len(names)
 
 
 def _texts(row: Row) -> list[str]:

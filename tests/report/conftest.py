@@ -330,7 +330,6 @@ def write_rounds(
             "round": number,
             "tokens": tokens * number // rounds,
             "labels": list(labels),
-            "blocks": [{"name": name, "units": {"mlp": 96}} for name in ("core", *nodes)],
             "modularity": 0.7 + 0.03 * number + 0.01 * seed,
             "parameters_kept": dict.fromkeys(labels, parameters * (0.4 + 0.4 / number)),
             "metrics": {

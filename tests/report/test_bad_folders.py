@@ -107,7 +107,7 @@ def test_samples_that_are_not_as_the_job_wrote_them_are_skipped(small, caplog) -
 def test_round_that_cannot_be_read_is_left_out(tmp_path: Path, caplog, name) -> None:
     job = write_job(tmp_path)
     write_rounds(job, rounds=3)
-    (job / "rounds" / "2" / name).write_bytes(b'{"blocks": [{"name": 1}]}')
+    (job / "rounds" / "2" / name).write_bytes(b'{"round": 2}')
     (job / "rounds" / "3" / "round.json").unlink()  # unfinished
     [found] = read_sweep(tmp_path).jobs
     assert [of.number for of in found.rounds] == [1]

@@ -25,7 +25,7 @@ def kept(label: str, document: str, loss: float, tokens: int) -> DocumentLoss:
 
 def a_round(labels: tuple[str, ...], rows: list[DocumentLoss]) -> Round:
     return Round(
-        number=1, tokens=10, labels=labels, blocks={"core": 4}, parameters_kept={},
+        number=1, tokens=10, labels=labels, parameters_kept={},
         modularity=None, metrics={}, rows=tuple(rows),
     )  # fmt: skip
 
@@ -86,7 +86,6 @@ def test_table_has_a_row_for_each_group_and_round(read_alternating: Sweep) -> No
     table = rounds.table(groups)
     assert table is not None and len(table.rows) == 7
     names = [column.name for column in table.columns[1:]]
-    assert "leaf loss" not in names, "all have a dense baseline"
     cells = dict(zip(names, table.rows[3].cells, strict=True))
     assert cells["jobs"].text == groups[1].name
     assert (cells["round"].text, cells["experts"].text) == ("3", "12")
@@ -97,22 +96,15 @@ def test_table_has_a_row_for_each_group_and_round(read_alternating: Sweep) -> No
     assert " to " in cells["leaf tax"].interval
 
 
-def test_without_a_dense_run_the_loss_itself_is_drawn(tmp_path: Path) -> None:
+def test_without_a_dense_run_there_is_only_the_loss_itself(tmp_path: Path) -> None:
     for seed in (0, 1):
         job = write_job(tmp_path, settings=ALTERNATE, seed=seed)
         write_rounds(job, rounds=2 - seed, seed=seed)
     [group] = rounds.groups(read_sweep(tmp_path))
-    figure, table = rounds.trade_off([group]), rounds.table([group])
-    assert figure is not None and table is not None
-    assert "no dense baseline" in figure["layout"]["yaxis"]["title"]["text"]
+    assert rounds.trade_off([group]) is None
+    table = rounds.table([group])
+    assert table is not None
     names = [column.name for column in table.columns]
     assert "leaf loss" in names and "leaf tax" not in names
     last = group.over_seeds(2, lambda _, of: of.modularity)
     assert last is not None and last.interval is None, "the other seed has one round"
-
-
-def test_blocks_hang_below_the_nearest_block_above(read_alternating: Sweep) -> None:
-    [job, *_] = [job for job in read_alternating.compared if len(job.rounds) == 3]
-    [trace] = rounds.blocks(job.rounds[1], 0)["data"]
-    assert trace["ids"][:3] == ["core", "code", "code/0"]
-    assert trace["parents"][:3] == ["", "core", "code"] and trace["values"][:3] == [0, 0, 96]

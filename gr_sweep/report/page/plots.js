@@ -52,8 +52,7 @@ const shows = (of) => of === null || [of].flat().some((job) => shown.has(job));
 
 /** The trace without the points of hidden jobs; null if nothing is left. */
 const filtered = (trace) => {
-  const { points, jobs } = trace.meta ?? {};
-  if (jobs && !shows(jobs)) return null;
+  const { points } = trace.meta ?? {};
   if (!points) return trace;
   const texted = trace.text || !trace.hovertemplate?.includes("%{text}") ? trace
     : { ...trace, text: points.map((job) => (job === null ? "" : escaped(data.jobs[job].label))) };
@@ -110,8 +109,7 @@ const draw = (box) => {
   if (!window.Plotly) return;
   const layout = merged(common(), figure.layout);
   if (narrow.matches) layout.showlegend = figure.data.length < 5;
-  if (layout.height) box.style.height = `${layout.height}px`;
-  else layout.height = box.clientHeight || 300;
+  layout.height = box.clientHeight || 300;
   Plotly.react(box, figure.data, layout, CONFIG);
   if (box.dataset.listens) return;
   box.dataset.listens = "true";
