@@ -28,7 +28,7 @@ from gr_sweep.errors import JobError, PlanError
 from gr_sweep.jobdir import State, read_summary, standing, write_summary
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
-from gr_sweep.report.samples import read_samples
+from gr_sweep.report.collect import read_samples
 from gr_sweep.train.signals import SIGNALS, Stopped
 from tests import jobs
 from tests.jobs import DOMAINS, partition_of, rows_of, run

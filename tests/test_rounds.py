@@ -28,7 +28,7 @@ from gr_sweep.export.run import load_routed, open_run
 from gr_sweep.layout import Phase, check_rounds, phases_of
 from gr_sweep.metrics.losses import View, read_losses, read_relearn
 from gr_sweep.model.sizes import shape_of
-from gr_sweep.report.samples import read_samples
+from gr_sweep.report.collect import read_samples
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train import loop
 from gr_sweep.train.signals import Stopped

@@ -62,15 +62,10 @@ class JobTables:
 
     @classmethod
     def read(cls, folder: Path, job: Job, files: Mapping[str, str]) -> Self | None:
-        """Tables of a finished job; None if it has none.
-
-        Args:
-            files: expected digests of the job's files, from its summary.
+        """Tables of a finished job, whose summary has these digests; None if it has none.
 
         Raises:
-            DataError: a table or plan that cannot be read or is not as the job wrote it, or a
-                document with two sizes.
-            OSError: a file cannot be opened.
+            DataError, OSError: a table or plan cannot be read or is not as the job wrote it.
         """
         check_files(folder, files)
         losses, relearn = folder / DOCUMENT_LOSSES, folder / RELEARN
@@ -121,12 +116,13 @@ class JobTables:
         They are computed from the settings, as they were for the baselines that a sweep adds.
         plan.json would differ without `procedure.equal_layers`.
         """
+        given = self.job.config
         try:
             config = RunConfig(
-                model=_group(ModelConfig, self.job.settings, "model"),
+                model=_group(ModelConfig, given.get("model", {})),
                 partition=PartitionConfig(domains={d: DomainConfig() for d in self.job.domains}),
-                plan=_group(PlanConfig, self.job.settings, "plan"),
-                procedure=_group(ProcedureConfig, self.job.settings, "procedure"),
+                plan=_group(PlanConfig, given.get("plan", {})),
+                procedure=_group(ProcedureConfig, given.get("procedure", {})),
             )
             return expert_widths(config) if self.job.edges != DENSE else {}
         except (ConfigError, PlanError, ValueError, TypeError):
@@ -140,19 +136,15 @@ class JobTables:
     @property
     def noise(self) -> tuple[float, ...]:
         """Fraction of wrong labels, and of hidden ones for every domain."""
-        prefix = "partition.unlabelled"  # One number, or one for each domain.
-        shares = {
-            name.removeprefix(prefix).removeprefix("."): float(value)
-            for name, value in self.job.settings.items()
-            if name == prefix or name.startswith(prefix + ".")
-            if isinstance(value, int | float)
-        }
-        rest = shares.get("", shares.get(PER_DOMAIN_ANY, 0.0))
+        partition = self.job.config.get("partition", {})
+        given = partition.get("unlabelled", 0.0)  # One number, or one for each domain.
+        shares = given if isinstance(given, dict) else {PER_DOMAIN_ANY: given}
+        rest = shares.get(PER_DOMAIN_ANY, 0.0)
         hidden = (
             next((shares[node] for node in reversed(ancestors(d)) if node in shares), rest)
             for d in self.job.domains
         )
-        return (float(self.job.settings.get("partition.mislabelled", 0.0)), *hidden)
+        return (partition.get("mislabelled", 0.0), *hidden)
 
 
 def with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables]) -> list[Job]:
@@ -163,10 +155,8 @@ def with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables]) -> list
     for job in jobs:
         if job.name in tables:
             others = [own for name, own in tables.items() if contexts[name] == contexts[job.name]]
-            found.append(_with_baselines(tables[job.name], others))
-        else:
-            rounds = [with_leaf_tax(of, job.domains, [], None) for of in job.rounds]
-            found.append(dataclasses.replace(job, rounds=rounds))
+            job = _with_baselines(tables[job.name], others)
+        found.append(job)
     return found
 
 
@@ -286,14 +276,13 @@ def _check_sizes(
             raise DataError(f"{path}: document {row.document} of {row.domain} has two sizes")
 
 
-def _group(kind: type[_Group], settings: Mapping[str, Any], prefix: str) -> _Group:
-    """A group of settings from dotted names; what is missing has its default."""
+def _group(kind: type[_Group], given: Mapping[str, Any]) -> _Group:
+    """A group of settings as a dataclass; what is missing has its default."""
     values = {}
     for name, hint in typing.get_type_hints(kind).items():
-        if f"{prefix}.{name}" in settings:
-            value = settings[f"{prefix}.{name}"]
+        if name in given:
             is_choice = isinstance(hint, type) and issubclass(hint, enum.Enum)
-            values[name] = hint(value) if is_choice else value
+            values[name] = hint(given[name]) if is_choice else given[name]
     return kind(**values)
 
 

@@ -6,6 +6,7 @@ baselines among the jobs. Reads files only; never imports torch.
 """
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -13,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import UNROUTED, is_number
 from gr_sweep.errors import DataError
+from gr_sweep.files import content_digest
 from gr_sweep.jobdir import METRICS, SAMPLES, SUMMARY, flatten, job_folders, read_summary
 from gr_sweep.report.baselines import JobTables, with_baselines
 from gr_sweep.report.round_files import read_rounds
-from gr_sweep.report.samples import read_samples
 from gr_sweep.report.sweep import DENSE, ROUTED, Job, Sweep, Unfinished, shown, varied_settings
 from gr_sweep.tracking.jsonl import read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUMMARY_FORMAT = 1
-"""Version of summary.json that this module reads."""
+SUMMARY_FORMAT = SAMPLES_FORMAT = 1
+"""Versions of summary.json and samples.json that this module reads."""
 
 _EDGES_ORDER = (DENSE, "none", "weight", "act", "both")
 _GROUPS_ORDER = (*(method.value for method in UNROUTED), "shorter", ROUTED)
@@ -96,8 +97,6 @@ def results(sweep: Sweep, value: Callable[[Any], Any] = shown) -> "pd.DataFrame"
             row[f"{key}/low"], row[f"{key}/high"] = low, high
             bounds |= dict.fromkeys((f"{key}/low", f"{key}/high"))
         rows.append(row)
-    if not rows:
-        return pd.DataFrame(columns=["job"])
     metrics = dict.fromkeys(key for job in sweep.jobs for key in job.metrics)
     return pd.DataFrame(
         rows, columns=list(dict.fromkeys(["job", *names, "code", "text", *metrics, *bounds]))
@@ -150,3 +149,27 @@ def _read_job(folder: Path) -> tuple[Job, dict[str, str]]:
     except (OSError, DataError, LookupError, TypeError, ValueError, AttributeError) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"summary.json cannot be read: {said}") from error
+
+
+def read_samples(folder: Path, digest: str | None = None) -> list[dict[str, Any]]:
+    """The prompts of a job's samples.json, each with the beginning of a document (`domain`,
+    `document`, `prompt`, `reference`) and the `samples` that continue it (`kind`, `part`, `text`,
+    `end`). Empty if there is no file; one that is damaged is logged and skipped.
+
+    Args:
+        digest: expected digest of the file, from the job's summary.
+    """
+    path = folder / SAMPLES
+    if not path.is_file():
+        return []
+    try:
+        if digest is not None and content_digest(path) != digest:
+            raise ValueError("its checksum differs from the one in summary.json")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != SAMPLES_FORMAT:
+            raise ValueError(f"it has format {content['format']!r}")
+        prompts: list[dict[str, Any]] = content["prompts"]
+        return prompts
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        logger.warning("%s cannot be read: %s", path, " ".join(str(error).split()))
+        return []

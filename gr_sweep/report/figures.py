@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gr_sweep.config import Method, is_number
+from gr_sweep.config import is_number
 from gr_sweep.metrics import registry
-from gr_sweep.report.sweep import DENSE, Estimate, Job, Sweep
+from gr_sweep.report.sweep import Estimate, Job, Sweep
 
 COLOURS = {
     "dense": "#7d8590",
@@ -50,6 +50,8 @@ MARKERS = {
 }
 """By plan or method: Plotly's name of the marker, and a similar letter."""
 
+_DASHES = {"dense": "dot", "filtered": "dash", "filtered_observed": "dash"}
+"""Of attacks, by plan or method."""
 _OTHER_COLOUR = "#b8860b"
 _OTHER_MARKER = ("triangle-down", "▼")
 _POINTS_OF_A_CURVE = 200
@@ -106,15 +108,11 @@ class Points:
     def add(
         self, x: float | None, y: Estimate | None, jobs: list[int] | int | None, text: str = ""
     ) -> None:
-        """One more point; without a y, a gap in the line."""
+        """One more point; without numbers, a gap in the line."""
         self.xs.append(x)
         self.ys.append(y)
         self.jobs.append(jobs)
         self.texts.append(text)
-
-    def break_line(self) -> None:
-        """The next point is not joined to the last one."""
-        self.add(None, None, None)
 
     def trace(self, **settings: Any) -> dict[str, Any]:
         """The trace for Plotly. Without texts the page shows the label of each point's job."""
@@ -158,7 +156,7 @@ def curves(sweep: Sweep) -> dict[str, Figure]:
                     points = by_edges.setdefault(job.edges, Points())
                     for step, loss in curve:
                         points.add(step, Estimate(value=loss), at)
-                    points.break_line()
+                    points.add(None, None, None)
             what = "held out" if held_out else "training"
             found.setdefault(domain, []).extend(
                 of_edges.trace(
@@ -207,11 +205,11 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
                 for step, loss in zip(strongest.steps, strongest.losses, strict=True):
                     found_loss = Estimate(value=loss) if math.isfinite(loss) else None
                     points.add(step, found_loss, at, text)
-                points.break_line()
+                points.add(None, None, None)
         found[part] = [
             of_look.trace(
                 mode="lines+markers",
-                line={"color": colour(edges), "width": 1.5, "dash": _attack_dash(kind)},
+                line={"color": colour(edges), "width": 1.5, "dash": _DASHES.get(kind, "solid")},
                 marker={"size": 6, "symbol": MARKERS.get(kind, _OTHER_MARKER)[0]},
                 name=f"{edges} · {kind}",
                 hovertemplate="%{text}<br>step %{x}<br>held out %{y:.3f}<extra></extra>",
@@ -219,9 +217,3 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
             for (edges, kind), of_look in by_look.items()
         ]
     return _on_one_scale(found)
-
-
-def _attack_dash(kind: str) -> str:
-    if kind == DENSE:
-        return "dot"
-    return "dash" if kind.startswith(Method.filtered.value) else "solid"

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import is_number
-from gr_sweep.errors import DataError
-from gr_sweep.jobdir import METRICS, SUMMARY, flatten, job_folders, read_record, read_summary
+from gr_sweep.jobdir import METRICS, flatten, job_folders, read_finished, read_record
 from gr_sweep.report import collect
 from gr_sweep.report.sweep import shown, varied_settings
 from gr_sweep.tracking.jsonl import read_rows
@@ -100,11 +99,7 @@ def _settings(job: Path) -> dict[str, Any]:
     record = read_record(job)
     if record is not None and record.settings:
         return flatten(record.settings)
-    try:
-        config = read_summary(job / SUMMARY).get("config")
-    except (OSError, DataError):
-        return {}
-    return flatten(config) if isinstance(config, dict) else {}
+    return flatten((read_finished(job) or {}).get("config", {}))
 
 
 def _value(value: Any) -> Any:

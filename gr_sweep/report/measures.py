@@ -63,9 +63,9 @@ def interval_text(estimate: Estimate | None, text: Text) -> str:
 
 
 def period(started: str, finished: str) -> str:
-    """Two times in ISO 8601, to the minute."""
+    """Two UTC times in ISO 8601, to the minute."""
     times = [time[:16].replace("T", " ") for time in (started, finished) if time]
-    return f" {MISSING} ".join(times)
+    return f" {MISSING} ".join(times) + (" UTC" if times else "")
 
 
 def mean_of(estimates: Sequence[Estimate | None]) -> Estimate | None:

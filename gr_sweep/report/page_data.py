@@ -5,6 +5,7 @@ Lists have one entry for each compared job, in the report's order. Numbers have 
 results.csv has all of them. Knows nothing of HTML.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,9 +134,7 @@ def _digits(value: float) -> float | None:
 
 def _texts(jobs: Sequence[Job]) -> list[list[dict[str, Any]]]:
     """The prompts of each job with its samples, as far as they fit."""
-    found: list[list[dict[str, Any]]] = []
-    num_letters = 0
-    for job in jobs:
-        num_letters += len(str(job.samples))
-        found.append(job.samples if num_letters <= _MOST_LETTERS else [])
-    return found
+    ends = itertools.accumulate(len(str(job.samples)) for job in jobs)
+    return [
+        job.samples if end <= _MOST_LETTERS else [] for job, end in zip(jobs, ends, strict=True)
+    ]
