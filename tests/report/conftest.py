@@ -64,21 +64,6 @@ ALTERNATE = {"procedure.name": ProcedureKind.alternate}
 MakeSweep = Callable[..., Path]
 
 
-def full_losses(
-    method: str, edges: str, domains: Sequence[str], without: Sequence[str], share: float
-) -> dict[str, float]:
-    """L(d) of the full model."""
-    means = {}
-    for at, domain in enumerate(domains):
-        mean = FULL[edges][at % 3] + 0.35 * math.log2(1 / share)
-        if method == "demix":
-            mean = FULL["dense"][at % 3] + 0.3
-        for part in without:
-            mean += NEVER_TRAINED if is_under(domain, part) else TRANSFER
-        means[domain] = mean
-    return means
-
-
 def document_losses(
     edges: str,
     domains: Sequence[str],
@@ -98,7 +83,13 @@ def document_losses(
     rows: list[DocumentLoss] = []
     shift = rng.normal(0, 0.03) if shift is None else shift
     noise = {(part, domain): rng.normal(0, 0.03) for part in domains for domain in domains}
-    means = full_losses(method, edges, domains, without, share)
+    means = {}  # L(d)
+    for at, domain in enumerate(domains):
+        means[domain] = FULL[edges][at % 3] + 0.35 * math.log2(1 / share)
+        if method == "demix":
+            means[domain] = FULL["dense"][at % 3] + 0.3
+        for part in without:
+            means[domain] += NEVER_TRAINED if is_under(domain, part) else TRANSFER
     parts = [] if edges == "dense" else list(forget or domains)
     blocks = [
         subset
@@ -171,10 +162,8 @@ def history(
         means = {
             d: metrics[registry.LOSS_FULL(d)] + 3 * math.exp(-4 * step / steps) for d in domains
         }
-        row: dict[str, Any] = {"step": step, "time_s": step * 0.31}
-        row |= {registry.TRAIN_LOSS_OF(d): of + rng.normal(0, 0.12) for d, of in means.items()}
-        row["train/loss"] = sum(row[registry.TRAIN_LOSS_OF(d)] for d in domains) / len(domains)
-        rows.append(row)
+        losses = {registry.TRAIN_LOSS_OF(d): of + rng.normal(0, 0.12) for d, of in means.items()}
+        rows.append({"step": step, "train/loss": sum(losses.values()) / len(domains)} | losses)
         if step % (steps // 4) == 0:
             rows.append({"step": step} | {registry.EVAL_LOSS(d): of for d, of in means.items()})
     return rows
@@ -224,9 +213,7 @@ def write_job(
         config.edges = Edges(edges)
     elif method is not None:
         config.edges, config.route = Edges.none, RouteConfig()
-    if share < 1:
-        assert config.train.steps is not None
-        config.train.steps = round(config.train.steps * share)
+    config.train.steps = round((config.train.steps or 0) * share)
     for name, value in (settings or {}).items():
         *path, last = name.split(".")
         node: Any = config

@@ -36,7 +36,6 @@ from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.report import measures, tables
 from gr_sweep.report.collect import read_sweep, results
 from gr_sweep.report.sweep import Job, Sweep
-from gr_sweep.routing.plan import Block, RoutePlan
 from tests.report.conftest import edit
 
 DOMAINS = ["code", "biology"]
@@ -413,25 +412,6 @@ def test_metrics_that_tables_no_longer_give_are_not_taken_from_the_summary(tmp_p
     found = named(read_sweep(tmp_path), "routed")
     assert not stale.keys() & (found.metrics.keys() | found.intervals.keys())
     assert found.metrics["cost/tokens_per_second"] == 5.0 and "loss/full/code" in found.metrics
-
-
-def test_owners_of_blocks_come_from_the_plan(tmp_path: Path) -> None:
-    config = changed(config_of(), "plan.kind", PlanKind.lattice)
-    job = write(tmp_path, config, "lattice", num_documents=1)
-    path = job / "document_losses.csv"
-    rows = read_losses(path)
-    off = [
-        row._replace(view=View.off, part="first", loss_nats=1e6)
-        for row in rows
-        if row.view is View.full
-    ]
-    write_losses(path, rows + off)
-    blocks = (Block("core", frozenset(DOMAINS), True), Block("first", frozenset(["code"])))
-    (job / "plan.json").write_text(RoutePlan(tuple(DOMAINS), blocks, {}).to_json())
-    metrics = named(read_sweep(tmp_path), "lattice").metrics
-    cost = metrics["loss/off/first/code"] - metrics["loss/full/code"]
-    assert metrics["separability/entanglement/first/inside"] == pytest.approx(cost)
-    assert "separability/entanglement/first/outside" in metrics
 
 
 # Over seeds

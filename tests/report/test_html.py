@@ -33,11 +33,6 @@ def edges_page(read_edges: Sweep) -> str:
     return own_text(render(read_edges))
 
 
-@pytest.fixture(scope="module")
-def study_page(read_study: Sweep) -> str:
-    return own_text(render(read_study))
-
-
 def test_report_is_a_page_and_a_table_and_nothing_half_written(edges_folder: Path) -> None:
     page = write_report(edges_folder)
     assert page == edges_folder / "report" / "index.html"
@@ -86,8 +81,9 @@ def test_sweep_without_a_finished_job_still_has_a_page(tmp_path: Path) -> None:
 
 
 def test_page_has_the_sections_for_which_there_are_numbers(
-    edges_page: str, study_page: str
+    edges_page: str, read_study: Sweep, read_alternating: Sweep
 ) -> None:
+    study_page = own_text(render(read_study))
     always = ["utility-separability", "comparison", "removal", "curves"]
     assert re.findall(r'<section id="([^"]+)">', edges_page) == always
     more = ["over-seeds", "robustness"]
@@ -95,9 +91,6 @@ def test_page_has_the_sections_for_which_there_are_numbers(
     assert "&lt;1/8" in study_page, "a loss above that of the shortest dense run is a bound"
     compared = study_page.split('id="comparison-table"')[1].split("</table>")[0]
     assert "train.steps=50" not in compared, "shorter dense runs are not compared"
-
-
-def test_every_plot_that_a_page_asks_for_is_in_it(study_page: str, read_alternating: Sweep) -> None:
     for page in (study_page, own_text(render(read_alternating))):
         asked = re.findall(r'data-plot="([^"]+)"', page)
         assert asked and sorted(asked) == sorted(script(page, "plots"))
