@@ -66,7 +66,7 @@ def extract(
 
     Args:
         model: a model that is routed by `plan`; it is not changed.
-        unit_linears: its linears that hold units of the plan.
+        unit_linears: those of the model.
         keep: domains, or nodes of their tree.
 
     Returns:
@@ -113,11 +113,8 @@ def _resized(plain_config: Any, widths: Mapping[str, int]) -> Any:
 
 def _kept(tensor: Tensor, linear: UnitLinear, kept: Iterable[int], dim: int, width: int) -> Tensor:
     """The kept blocks' rows (dim 0) or columns (dim 1), padded with zeros to `width`."""
-    parts = [
-        tensor.narrow(dim, u.start, u.stop - u.start)
-        for u in (linear.units[block] for block in kept)
-    ]
-    whole = torch.cat(parts, dim)
+    parts = [linear.units[block] for block in kept]
+    whole = torch.cat([tensor.narrow(dim, u.start, u.stop - u.start) for u in parts], dim)
     shape = list(whole.shape)
     shape[dim] = width - whole.shape[dim]
     return torch.cat([whole, whole.new_zeros(shape)], dim)

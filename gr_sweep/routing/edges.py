@@ -49,11 +49,6 @@ class RouteWeights:
         """Whether the weight edge is cut."""
         return self.edges in ("weight", "both")
 
-    @property
-    def cuts_activations(self) -> bool:
-        """Whether the activation edge is cut."""
-        return self.edges in ("act", "both")
-
 
 Table = list[list[float]]
 """A line per group of rows or tokens, a factor per block."""
@@ -93,7 +88,7 @@ class GroupFactors:
             weight = outputs = _factors(plan, domain, cuts_weights, core, other)
             if columns is not None:
                 outputs = _factors(plan, domain, cuts_weights, columns, columns)
-            act = _factors(plan, domain, weights.cuts_activations, core, other)
+            act = _factors(plan, domain, weights.edges in ("act", "both"), core, other)
             rest = _factors(plan, domain, cuts_weights, weights.foreign_core_rest, other)[0]
             self.on.append(on)
             self.weight.append(_times(on, weight))

@@ -33,7 +33,7 @@ def head_share(family):
     return 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", ["tree", "lattice"])
 def test_extraction_takes_out_just_the_units_of_blocks_that_are_off(plan):
     model, ids = tiny_model("mistral"), tiny_ids(3)
     routed = route_model(model, PLANS[plan](model.config, attn_shared=0.25))
