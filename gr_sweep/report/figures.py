@@ -7,7 +7,6 @@ Colours say which edges a job cuts, the same everywhere (Okabe and Ito 2008, whi
 readers can tell apart). The page sets backgrounds and text colours for light and dark. The `meta`
 of a trace names its jobs by their index in `Sweep.compared`, so that the page can filter them:
 `points` has an index for each point, the indices that a mean is over, or None.
-What all plots have in common is in page/plots.js.
 """
 
 import functools

@@ -1,8 +1,7 @@
 """What the page's scripts know of the jobs, as JSON values: settings to filter by, numbers for the
 axes of the scatter plot, metrics and texts.
 
-Lists have one entry for each compared job, in the report's order. Numbers have six digits;
-results.csv has all of them. Knows nothing of HTML.
+Lists have one entry for each compared job, in the report's order. Numbers have six digits.
 """
 
 import itertools

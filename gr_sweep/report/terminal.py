@@ -1,7 +1,4 @@
-"""The comparison table in the terminal: the rows of the page, and the columns that fit.
-
-Knows nothing of how numbers are read or measured.
-"""
+"""The comparison table in the terminal: the rows of the page, and the columns that fit."""
 
 from typing import TYPE_CHECKING
 

@@ -171,6 +171,8 @@ def test_job_is_joined_with_its_dense_shorter_and_filtered_runs(tmp_path: Path) 
         ("train.steps", 79, False),
         ("eval.document_tokens", 128, False),
         ("text", "other", False),
+        # 12 sequences of 128 tokens a step; a step that is begun is a whole one.
+        ("train.tokens", 79 * 12 * 128 + 1, True),
         ("data.paths", {"code": "elsewhere/code.jsonl"}, True),
     ],
 )
@@ -178,10 +180,14 @@ def test_baseline_differs_in_nothing_that_changes_a_loss(
     tmp_path: Path, path: str, value: Any, is_baseline: bool
 ) -> None:
     write(tmp_path, config_of(), "routed")
+    config, text = config_of("dense"), "t"
     if path == "text":
-        write(tmp_path, config_of("dense"), "dense", text=value)
+        text = value
+    elif path == "train.tokens":
+        config.train.steps, config.train.tokens = None, value
     else:
-        write(tmp_path, changed(config_of("dense"), path, value), "dense")
+        changed(config, path, value)
+    write(tmp_path, config, "dense", text=text)
     metrics = named(read_sweep(tmp_path), "routed").metrics
     assert any(key.startswith("utility/") for key in metrics) == is_baseline
 
@@ -207,15 +213,6 @@ def test_jobs_of_every_plan_and_edge_share_the_baselines(tmp_path: Path) -> None
         "sgtm": ("sgtm", "weight", "sgtm"),
         "random": ("random", "act", "random"),
     }
-
-
-def test_steps_and_tokens_are_compared_as_tokens(tmp_path: Path) -> None:
-    config = config_of("dense", steps=80)
-    # 12 sequences of 128 tokens a step; a step that is begun is a whole one.
-    config.train.steps, config.train.tokens = None, 79 * 12 * 128 + 1
-    write(tmp_path, config, "dense")
-    write(tmp_path, config_of(), "routed")
-    assert "utility/tax/code" in named(read_sweep(tmp_path), "routed").metrics
 
 
 @pytest.mark.parametrize(
