@@ -10,6 +10,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,13 @@ import pytest
 import gr_sweep
 from gr_sweep.cli import app
 from gr_sweep.cli.compose import compose
+from gr_sweep.cli.launchers import SweepJob, outcome_of, status_of
 from gr_sweep.cli.task import task_of
 from gr_sweep.config import RunConfig, to_plain
 from gr_sweep.data.prepare import text_fingerprint
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.jobdir import identity_of, write_summary
+from gr_sweep.joblock import announce
 
 METRICS = {
     "loss/full/code": 4.03,
@@ -151,6 +154,17 @@ def test_jobs_that_fail_do_not_stop_the_others(jobs, capsys):
     [log] = Path("outputs/seed").glob("seed=8-*/gr_sweep.log")
     assert "Traceback" in log.read_text()
     assert jobs.seeds == [7, 1, 8, 7, 2]
+
+
+def test_a_bug_before_a_job_has_its_lock_is_status_1_from_another_process_too(jobs, tmp_path):
+    def run() -> None:
+        raise ZeroDivisionError("a bug")
+
+    announce(Path("job"), "a title")
+    task: Any = SimpleNamespace(folder=tmp_path / "job", run=run)
+    with pytest.raises(ZeroDivisionError):
+        SweepJob(task, str(tmp_path))()
+    assert status_of([outcome_of(task.folder)]) == 1
 
 
 def test_an_interrupted_sweep_prints_one_line_and_leaves_jobs_waiting(jobs, capsys):

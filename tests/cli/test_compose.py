@@ -170,7 +170,7 @@ def test_every_experiment_opens_with_the_line_to_run_it(file):
         ("edges=both,act", "edges=both,act has several values: add -m"),
         ("hydra.searchpath=[file:///nowhere]", "hydra.searchpath: folder /nowhere does not exist"),
         ("method.fixes={method:dense}", "method.fixes.method: a method cannot fix itself"),
-        ("method.fixes={plan:{layers:3}}", "invalid value for plan.layers: Value 3"),
+        ("method.fixes={plan:{layers:3}}", "invalid value for plan.layers: "),
     ],
 )
 def test_a_wrong_override_is_refused_in_one_line(override, message):
@@ -240,7 +240,7 @@ def test_a_slug_is_safe_short_and_blind_to_order():
 def test_a_plan_is_checked_against_a_checkpoint_before_it_is_loaded(tmp_path):
     folder = tmp_path / "checkpoint"
     hf = ["model=hf", f"model.path={folder}"]
-    with pytest.raises(ConfigError, match=r"config.json cannot be read"):
+    with pytest.raises(ConfigError, match=r"config.json cannot be used"):
         compose(hf)
     folder.mkdir()
     shape = {
