@@ -61,8 +61,6 @@ TRANSFER = 0.05
 """And on the others."""
 ALTERNATE = {"procedure.name": ProcedureKind.alternate}
 
-MakeSweep = Callable[..., Path]
-
 
 def document_losses(
     edges: str,

@@ -46,13 +46,6 @@ def test_unfinished_jobs_and_mixed_code_are_told(tmp_path: Path) -> None:
     assert "waiting: not finished" in text
 
 
-def test_table_of_rounds_is_there(read_alternating: Sweep) -> None:
-    text = printed(read_alternating, 160)
-    assert max(map(len, text.splitlines())) <= 160
-    after = text.split("rounds of procedure=alternate")[1]
-    assert "leaf" in after and "0.53" in after
-
-
 def test_verb_prints_the_table_and_then_the_path(
     edges_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
