@@ -252,7 +252,8 @@ def _folder(name: str, given: str) -> Path:
     except FileNotFoundError:
         return Path(given)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}={given} cannot be a folder: {error}") from error
+        reason = getattr(error, "strerror", error)
+        raise ConfigError(f"{name}={given} cannot be a folder: {reason}") from error
     raise invalid(name, given, "a folder")
 
 
