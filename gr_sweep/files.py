@@ -26,10 +26,8 @@ _PIECE_BYTES = 64 << 20
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that replaces `path` when the block ends without an error.
-
-    It is written next to `path`, synced, and moved in one step. After an error nothing of it is
-    left, and `path` is as before. Processes that write the same path at once do not mix.
+    """A file to write to that replaces `path`, synced and in one step, when the block ends; after
+    an error `path` is as before. Processes that write the same path at once do not mix.
 
     Raises:
         OSError: it cannot be written; its `filename` is the path.
@@ -69,11 +67,8 @@ def sync_folder(folder: Path) -> None:
 def lock_file(path: Path, *, timeout_s: float | None = 0.0) -> Iterator[bool]:
     """Locks a file, which is made if it is missing; the value says whether this process has it.
 
-    The lock ends with the block, or with the process, however that ends: nothing is left behind. A
-    file system without locks locks nothing, and everybody has it.
-
-    Args:
-        timeout_s: how long to wait for another process; None: as long as it takes.
+    The lock ends with the block, or with the process, however that ends. On a file system without
+    locks everybody has it. `timeout_s` is how long to wait for another process; None: for ever.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     begun = time.monotonic()
@@ -88,16 +83,13 @@ def lock_file(path: Path, *, timeout_s: float | None = 0.0) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether a process that this machine sees has locked the file; None if nobody can say.
-
-    Makes no file. Two processes that ask at once do not take each other for the holder.
-    """
+    """Whether a process that this machine sees has locked the file; None if nobody can say."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return None
     try:
-        has_lock = _try_lock(descriptor, fcntl.LOCK_SH)
+        has_lock = _try_lock(descriptor, fcntl.LOCK_SH)  # shared: two may ask at once
     finally:
         os.close(descriptor)
     return None if has_lock is None else not has_lock
@@ -127,12 +119,8 @@ def is_full(error: BaseException) -> bool:
 
 
 def full_disk(path: Path, error: BaseException, instead: str = "") -> JobError:
-    """The error where a file or a folder does not fit on the disk.
-
-    Args:
-        error: one for which `is_full` holds.
-        instead: what the user can do instead of freeing space.
-    """
+    """The error where a file or a folder does not fit on the disk, from one for which `is_full`
+    holds; `instead` is what the user can do instead of freeing space."""
     number = getattr(error, "errno", None)
     reason = os.strerror(number if number in _FULL else errno.ENOSPC)
     place = path

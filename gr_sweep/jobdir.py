@@ -63,8 +63,7 @@ _NO_PART_IN_NUMBERS = ("bench", "cli", "export", "launch", "report", "tracking")
 class Identity:
     """What decides a job's numbers: jobs of equal identity have equal results.
 
-    Where results are written is no part of it, so the folder of a sweep can be moved or copied. A
-    path that names text (`data.root`) is a setting like any other.
+    Where results are written is no part of it; a path that names text (`data.root`) is a setting.
     """
 
     config: str
@@ -89,8 +88,7 @@ def identity_of(config: RunConfig, text: str) -> Identity:
 
 @functools.cache
 def code_fingerprint() -> str:
-    """64 hexadecimal digits of the source files that can change a job's numbers; computed once in a
-    process."""
+    """64 hexadecimal digits of the source files that can change a job's numbers."""
     package, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package)
@@ -108,10 +106,7 @@ def is_done(folder: Path, identity: Identity) -> bool:
 
 def differences(folder: Path, identity: Identity) -> list[str]:
     """What differs between the job in the folder, finished or not, and the identity: a line each
-    for settings, text and code.
-
-    Empty where all are equal, and where there is nothing to go on from: neither a summary nor a
-    checkpoint.
+    for settings, text and code. None does without a summary and a checkpoint.
 
     Raises:
         JobError: the folder holds files, but not those of a job.
@@ -122,7 +117,7 @@ def differences(folder: Path, identity: Identity) -> list[str]:
             raise JobError(
                 f"{folder} holds {_few(names)} and is not the folder of a job; use another folder"
             )
-    record = read_record(folder) or Record(State.waiting)
+    record = read_record(folder)
     if (summary := read_finished(folder)) is not None:
         found, settings = summary.get("fingerprints", {}), flatten(summary.get("config", {}))
     elif newest_step(folder) is not None and record.fingerprints:
@@ -149,8 +144,7 @@ def differences(folder: Path, identity: Identity) -> list[str]:
 
 
 def different_job(folder: Path, changes: list[str]) -> JobError:
-    """The error where a folder holds another job than was asked for; `changes` as from
-    `differences`."""
+    """The error where a folder holds another job; `changes` as from `differences`."""
     return JobError(
         f"{folder} holds a job with different {'; '.join(changes)}. Use another folder, go on from "
         f"that job with resume=force, or begin again with resume=fresh, which moves it to "
@@ -159,8 +153,8 @@ def different_job(folder: Path, changes: list[str]) -> JobError:
 
 
 def copy_results(folder: Path, identity: Identity, sweep: str) -> bool:
-    """Copies the results of a finished job of equal identity from another sweep next to this one,
-    so that the folder of each sweep is complete; returns whether there is such a job."""
+    """Copies the results of a finished job of equal identity from another sweep next to this one;
+    returns whether there is such a job."""
     # By default the folder of a job ends in these digits.
     for path in sorted(folder.parent.parent.glob(f"*/*-{identity.config[:8]}/{SUMMARY}")):
         source = path.parent
@@ -262,14 +256,6 @@ class Record:
         write_whole(folder / RECORD, json.dumps(content, indent=1) + "\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """State of a job, as its files say."""
-
-    state: State
-    record: Record | None
-
-
 def is_job(folder: Path) -> bool:
     """Whether it is the folder of a job, begun or not."""
     return any((folder / name).exists() for name in (RECORD, SUMMARY, METRICS, ".hydra"))
@@ -279,49 +265,48 @@ def job_folders(folder: Path) -> list[Path]:
     """The jobs in the folder of a sweep, by name, or the folder itself if it is a job; resolved.
 
     Raises:
-        JobError: the folder does not exist or holds no job.
+        JobError: there is none.
     """
-    if not os.path.isdir(folder):
-        raise JobError(f"{folder} is not a folder; expected the folder of a sweep or of a job")
     if is_job(folder):
         return [folder.resolve()]
-    found = [entry for entry in sorted(folder.resolve().iterdir()) if is_job(entry)]
+    inside = folder.resolve().iterdir() if os.path.isdir(folder) else ()
+    found = [entry for entry in sorted(inside) if is_job(entry)]
     if not found:
         names = f"{RECORD}, {SUMMARY}, {METRICS} or .hydra"
         raise JobError(f"{folder} holds no job: neither it nor a folder in it has a {names}")
     return found
 
 
-def read_record(folder: Path) -> Record | None:
-    """The folder's record; None if there is none or it is damaged: a job can do without."""
+def read_record(folder: Path) -> Record:
+    """The folder's record; that of a waiting job if there is none or it is damaged."""
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         holder = content.pop("holder")
-        known = {item.name for item in dataclasses.fields(Record)}
-        record = Record(**{key: value for key, value in content.items() if key in known})
-        record.state = State(content["state"])
+        record = Record(**content | {"state": State(content["state"])})
         record.holder = None if holder is None else Holder(**holder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+        return Record(State.waiting)
     return record
 
 
-def standing(folder: Path) -> Standing:
-    """State of the folder's job; changes no file."""
+def standing(folder: Path) -> Record:
+    """The folder's record, with the state that all files say and no time where that is another."""
     record = read_record(folder)
+    state = record.state
     if read_finished(folder) is not None:
-        return Standing(State.done, record)
-    if record is None or record.state is State.done:  # somebody removed the summary
-        return Standing(State.waiting, record)
-    if record.state is State.running and not is_alive(folder, record):
-        return Standing(State.stopped, record)
-    return Standing(record.state, record)
+        state = State.done
+    elif state is State.done:  # somebody removed the summary
+        state = State.waiting
+    elif state is State.running and not _is_alive(folder, record.holder):
+        state = State.stopped
+    if state is not record.state:
+        record.state, record.since = state, ""
+    return record
 
 
-def is_alive(folder: Path, record: Record) -> bool:
-    """Whether the process that the record of a running job names still runs, as far as the lock or
-    the heartbeat says."""
-    if record.holder is not None and record.holder.host == socket.gethostname():
+def _is_alive(folder: Path, holder: Holder | None) -> bool:
+    """Whether the process still runs, as far as the lock or the heartbeat says."""
+    if holder is not None and holder.host == socket.gethostname():
         found = is_locked(folder / LOCK)
         if found is not None:
             return found
@@ -380,11 +365,8 @@ def read_finished(folder: Path) -> dict[str, Any] | None:
 
 
 def check_files(folder: Path, digests: Mapping[str, str]) -> None:
-    """Checks that the tables behind a job's metrics are as the job wrote them.
-
-    Args:
-        digests: the summary's "files": `content_digest` by name. `SAMPLES` is skipped: whoever
-            shows the text checks it.
+    """Checks the tables behind a job's metrics; `digests` are the summary's "files". Whoever shows
+    `SAMPLES` checks that.
 
     Raises:
         DataError: one has changed.

@@ -47,12 +47,12 @@ _PROBE_S = 1.0
 
 
 class JobLock:
-    """A job's folder while this process alone works in it; `lock_job_dir` makes it."""
+    """A job's folder while this process alone works in it (`lock_job_dir`)."""
 
     def __init__(self, folder: Path, title: str) -> None:
         self.folder = folder
-        record = read_record(folder) or Record(State.running)
-        self._record = dataclasses.replace(record, title=title or record.title)
+        self._record = read_record(folder)
+        self._record.title = title or self._record.title
         self._record.holder = Holder.here()
         self.write(State.running)
 
@@ -60,8 +60,7 @@ class JobLock:
         """Records what the job runs with; returns the record.
 
         A job without a checkpoint begins with this identity. A job with one goes on, under `force`
-        with a different identity too: `changes` then says what differs. The summary of a finished
-        job is set aside: the job trains the steps that are left, if any, and evaluates again.
+        with another identity too. The summary of a finished job is set aside.
 
         Raises:
             JobError: the identity differs, without `force`.
@@ -94,8 +93,7 @@ class JobLock:
 
 @contextlib.contextmanager
 def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
-    """Locks the folder for this process, and makes it if it is missing. The record then says how
-    the block ended. The lock ends with the process, however that ends.
+    """Locks the folder, which is made if it is missing; the record then says how the block ended.
 
     Raises:
         JobLockedError: another process works in the folder.
@@ -127,14 +125,13 @@ def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
 
 
 def announce(folder: Path, title: str) -> None:
-    """Makes the folder, with the record of a waiting job; a job that runs or is finished stays as
-    it is, and so does what a job began with."""
+    """Makes the folder, with the record of a waiting job, unless it runs or is finished."""
     folder.mkdir(parents=True, exist_ok=True)
     _set_state(folder, State.waiting, title=title, holder=None, error=None, is_bug=False)
 
 
 def note_end(folder: Path, state: State, error: str, *, is_bug: bool = False) -> None:
-    """Records how a job ended that could not do so itself; a job that runs again stays as it is."""
+    """Records how a job ended that could not do so itself, unless it runs again."""
     _set_state(folder, state, error=error, is_bug=is_bug)
 
 
@@ -143,8 +140,7 @@ def _set_state(folder: Path, state: State, **changes: Any) -> None:
         return
     with lock_file(folder / LOCK) as has_lock:
         if has_lock:
-            record = read_record(folder) or Record(state)
-            dataclasses.replace(record, state=state, **changes).write(folder)
+            dataclasses.replace(read_record(folder), state=state, **changes).write(folder)
 
 
 def set_summary_aside(folder: Path) -> None:
@@ -156,11 +152,8 @@ def set_summary_aside(folder: Path) -> None:
 
 
 def replace_job(folder: Path) -> Path:
-    """Moves a job's folder to `.replaced/NAME-N` beside it, for `resume=fresh`; returns the new
-    place.
-
-    A command calls this once for each of its jobs before it starts any, so that a job which is
-    requeued later goes on from its own checkpoints.
+    """Moves a job's folder to `.replaced/NAME-N` beside it, for `resume=fresh`; returns the place.
+    Called before a command starts its jobs: one that is requeued goes on from its own checkpoints.
 
     Raises:
         JobLockedError: the job is running.
@@ -177,27 +170,22 @@ def replace_job(folder: Path) -> Path:
 
 
 def _locked(folder: Path) -> JobLockedError:
-    record = read_record(folder) or Record(State.running)
+    record = read_record(folder)
     who = f"{record.holder or 'another process'} since {record.since}"
     return JobLockedError(f"{folder} is being run by {who}; wait for it, or stop it")
 
 
 def _await_silence(folder: Path) -> None:
-    """Waits until a job of another machine has had no heartbeat for `SILENT_S`: that machine's lock
-    may not be visible here.
-
-    Raises:
-        JobLockedError: it has one.
-    """
+    """Waits until a job of another machine, whose lock may not be visible here, has had no
+    heartbeat for `SILENT_S`; raises JobLockedError if it has one."""
     record = read_record(folder)
-    if record is None or record.state is not State.running or record.holder is None:
+    holder = record.holder
+    if record.state is not State.running or not holder or holder.host == socket.gethostname():
         return
     seen = (folder / RECORD).stat().st_mtime_ns
-    # Clocks may differ by seconds, not by minutes.
-    is_over = time.time() - seen / 1e9 > 10 * SILENT_S
-    if is_over or record.holder.host == socket.gethostname():
+    if time.time() - seen / 1e9 > 10 * SILENT_S:  # clocks may differ by seconds, not by minutes
         return
-    logger.info("%s ran this job: waiting %.0f s for a heartbeat", record.holder, SILENT_S)
+    logger.info("%s ran this job: waiting %.0f s for a heartbeat", holder, SILENT_S)
     give_up = time.monotonic() + SILENT_S
     while time.monotonic() < give_up:
         time.sleep(min(1.0, SILENT_S / 10))

@@ -113,7 +113,7 @@ def finished(folder: Path, identity: Identity = IDENTITY) -> Path:
 def test_a_second_process_is_told_who_has_the_lock_which_ends_with_its_process(tmp_path):
     with another_process(tmp_path) as process:
         record = read_record(tmp_path)
-        assert record is not None and record.title == "edges=act"
+        assert record.title == "edges=act"
         with pytest.raises(JobLockedError) as refused, lock_job_dir(tmp_path):
             pass
         where = f"process {process.pid} on {socket.gethostname()} since {record.since}"
@@ -124,12 +124,9 @@ def test_a_second_process_is_told_who_has_the_lock_which_ends_with_its_process(t
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert standing(tmp_path).state is State.stopped
-    start = time.monotonic()
     with lock_job_dir(tmp_path):
         record = read_record(tmp_path)
-        assert record is not None and record.title == "edges=act"
-        assert record.holder == Holder.here()
-    assert time.monotonic() - start < 5
+        assert (record.title, record.holder) == ("edges=act", Holder.here())
 
 
 def test_a_job_of_another_machine_keeps_its_folder_while_it_has_a_heartbeat(tmp_path, monkeypatch):
@@ -161,7 +158,6 @@ def test_without_locks_in_the_file_system_heartbeats_count(tmp_path, monkeypatch
     monkeypatch.setattr("fcntl.flock", no_locks)
     monkeypatch.setattr(joblock, "HEARTBEAT_S", 0.1)
     with lock_job_dir(tmp_path):
-        content = (tmp_path / RECORD).read_bytes()
         then = time.time() - 2 * jobdir.SILENT_S
         os.utime(tmp_path / RECORD, (then, then))
         assert standing(tmp_path).state is State.stopped
@@ -169,7 +165,6 @@ def test_without_locks_in_the_file_system_heartbeats_count(tmp_path, monkeypatch
         while standing(tmp_path).state is not State.running:
             assert time.monotonic() < give_up
             time.sleep(0.02)
-        assert (tmp_path / RECORD).read_bytes() == content
 
 
 # Record
@@ -187,7 +182,7 @@ def test_the_record_says_how_a_job_ended(tmp_path, error, state, message, is_bug
     with pytest.raises(type(error)), lock_job_dir(tmp_path):
         raise error
     now = standing(tmp_path)
-    assert (now.state, now.record.error, now.record.is_bug) == (state, message, is_bug)
+    assert (now.state, now.error, now.is_bug) == (state, message, is_bug)
     note_end(tmp_path, State.stopped, "killed")
     assert (read_record(tmp_path).error, read_record(tmp_path).is_bug) == ("killed", False)
 
@@ -195,11 +190,17 @@ def test_the_record_says_how_a_job_ended(tmp_path, error, state, message, is_bug
 def test_the_state_of_a_job_follows_from_its_files(tmp_path):
     empty, announced, running, done = (tmp_path / name for name in "abcd")
     empty.mkdir()
-    assert standing(empty).state is State.waiting and standing(empty).record is None
+    assert standing(empty).state is State.waiting
     announce(announced, "edges=act")
     assert standing(announced).state is State.waiting
-    with lock_job_dir(running):
+    with lock_job_dir(running, "mine"):
         assert standing(running).state is State.running
+        Record(State.waiting, "mine").write(running)  # as it was a moment before
+        announce(running, "other")
+        note_end(running, State.failed, "gone")
+        record = read_record(running)
+        assert (record.title, record.error) == ("mine", None), "not written over"
+        Record(State.running, "mine", holder=Holder.here()).write(running)
     assert standing(running).state is State.stopped, "neither an error nor a summary"
     with lock_job_dir(done):
         write_summary(done / SUMMARY, {"format": 1})
@@ -207,36 +208,11 @@ def test_the_state_of_a_job_follows_from_its_files(tmp_path):
     whole = (done / SUMMARY).read_text()
     (done / SUMMARY).write_text(whole.replace("1\n", "2\n"))
     assert standing(done).state is State.waiting, "damaged"
+    (done / RECORD).write_bytes(b"\xff")
+    assert standing(done).state is State.waiting, "both damaged"
     (done / SUMMARY).unlink()
     assert standing(done).state is State.waiting, "removed"
     assert [path.name for path in job_folders(tmp_path)] == ["b", "c", "d"]
-
-
-def test_a_running_job_is_not_written_over(tmp_path):
-    with lock_job_dir(tmp_path, "mine"):
-        Record(State.waiting, "mine").write(tmp_path)  # as it was a moment before
-        announce(tmp_path, "other")
-        note_end(tmp_path, State.failed, "gone")
-        assert (read_record(tmp_path).title, read_record(tmp_path).error) == ("mine", None)
-
-
-@pytest.mark.parametrize("content", [b'{"state": "odd", "holder": null}', b"\xff"])
-def test_a_damaged_record_is_replaced(tmp_path, content):
-    (tmp_path / RECORD).write_bytes(content)
-    assert read_record(tmp_path) is None
-    assert standing(tmp_path).state is State.waiting
-    with lock_job_dir(tmp_path, "edges=act"):
-        assert read_record(tmp_path).title == "edges=act"
-
-
-def test_a_disk_that_is_full_at_the_very_end_fails_no_finished_job(tmp_path, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "no space")
-
-    with lock_job_dir(tmp_path):
-        write_summary(tmp_path / SUMMARY, {"format": 1})
-        monkeypatch.setattr(os, "fsync", full)
-    assert standing(tmp_path).state is State.done
 
 
 # Identity
@@ -285,9 +261,8 @@ def test_the_code_that_counts_is_what_numbers_pass_through(monkeypatch):
 def test_a_job_of_an_older_version_is_another_job(tmp_path):
     prints = {"config": "config", "data": "text", "code": "code"}
     write_summary(tmp_path / SUMMARY, {"format": 1, "fingerprints": prints, "config": SETTINGS})
-    assert not is_done(tmp_path, IDENTITY)
     [line] = differences(tmp_path, IDENTITY)
-    assert line.startswith("version") and "older" in line
+    assert not is_done(tmp_path, IDENTITY) and line.startswith("version (an older")
 
 
 def test_a_job_without_a_checkpoint_can_become_any_other(tmp_path):
@@ -299,23 +274,12 @@ def test_a_job_without_a_checkpoint_can_become_any_other(tmp_path):
     assert newest_step(tmp_path) is None
 
 
-def test_a_damaged_summary_finishes_no_job(tmp_path):
-    folder = finished(tmp_path / "job")
-    os.truncate(folder / SUMMARY, (folder / SUMMARY).stat().st_size // 2)
-    assert not is_done(folder, IDENTITY) and differences(folder, IDENTITY) == []
-    begin(folder)
-    assert (folder / f"{SUMMARY}.replaced").exists() and not (folder / SUMMARY).exists()
-
-
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(JobError, match=r"holds thesis\.tex and is not the folder of a job"):
         differences(tmp_path, IDENTITY)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / ".lock").touch()
-    for name in ("none", "empty"):
-        assert differences(tmp_path / name, IDENTITY) == []
+    assert differences(tmp_path / "none", IDENTITY) == []
 
 
 def test_a_forced_job_keeps_what_changed(tmp_path):

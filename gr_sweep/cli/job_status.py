@@ -64,32 +64,30 @@ def read_status(folder: Path, queue: Mapping[str, str]) -> JobStatus:
         folder: the job's.
         queue: SLURM's number of each job in its queue, by the name of the job's folder.
     """
-    found = standing(folder)
-    record, state = found.record, found.state
-    why = None
-    if record is not None and state in (State.failed, State.stopped):
-        was_killed = record.state is State.running
-        why = f"killed ({record.holder} does not respond)" if was_killed else record.error
+    record = standing(folder)
+    state, why = record.state, None
+    if state in (State.failed, State.stopped):
+        why = record.error or f"killed ({record.holder} does not respond)"
     if state is State.stopped and folder.name in queue:
         state = State.waiting  # SLURM starts it again
     rows = read_rows(folder / METRICS, last_bytes=TAIL_BYTES)
     row = next((row for row in reversed(rows) if registry.TRAIN_LOSS.key in row), {})
     step, elapsed_s = _number(row, STEP), _number(row, registry.TIME_S.key)
-    num_steps = record.num_steps if record else None
+    num_steps = record.num_steps
     left_s = None
     if step and elapsed_s is not None and num_steps is not None and state is not State.done:
         left_s = max(0.0, num_steps - step) * elapsed_s / step
     return JobStatus(
         folder=folder,
         state=state,
-        since=record.since if record and record.state is found.state else None,
+        since=record.since or None,
         step=None if step is None else int(step),
         num_steps=num_steps,
         loss_nats=_number(row, registry.TRAIN_LOSS.key),
         tokens_per_second=_number(row, registry.TRAIN_TOKENS_PER_SECOND.key),
         elapsed_s=elapsed_s,
         left_s=left_s,
-        holder=record.holder if record else None,
+        holder=record.holder,
         slurm_job=queue.get(folder.name) if state is not State.done else None,
         why=why,
     )

@@ -160,9 +160,8 @@ def outcome_of(folder: Path) -> Outcome:
     now = standing(folder)
     if now.state is State.done:
         return Outcome(State.done)
-    error = now.record.error if now.record else None
-    is_bug = now.record.is_bug if now.record else False
-    return Outcome(now.state, error or f"ended without a message ({now.state.value})", is_bug)
+    error = now.error or f"ended without a message ({now.state.value})"
+    return Outcome(now.state, error, now.is_bug)
 
 
 def status_of(outcomes: Sequence[Outcome]) -> int:

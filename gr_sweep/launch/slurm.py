@@ -199,8 +199,7 @@ def _wait(
                 gone_since.pop(folder, None)
             elif time.monotonic() - gone_since.setdefault(folder, time.monotonic()) > FILES_S:
                 if number is not None:
-                    error = now.record.error if now.record is not None else None
-                    note_end(folder, State.stopped, _last_words(number, config, error))
+                    note_end(folder, State.stopped, _last_words(number, config, now.error))
                 reporter.ended(left.pop(folder))
         if not left:
             return

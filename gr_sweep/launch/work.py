@@ -38,8 +38,8 @@ class Reporter:
         self._num_ended += 1
         now = standing(work.folder)
         said = now.state.value
-        if now.state is not State.done and now.record is not None and now.record.error:
-            said = f"{said}: {now.record.error}"
+        if now.state is not State.done and now.error:
+            said = f"{said}: {now.error}"
         self._print(work, f"{said} ({self._num_ended} of {self._num_works})")
 
     def _print(self, work: Work, what: str) -> None:

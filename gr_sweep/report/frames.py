@@ -97,7 +97,7 @@ def history(folder: str | os.PathLike[str]) -> "pd.DataFrame":
 def _settings(job: Path) -> dict[str, Any]:
     """Settings of a job by dotted name, from its record or else its summary."""
     record = read_record(job)
-    if record is not None and record.settings:
+    if record.settings:
         return flatten(record.settings)
     return flatten((read_finished(job) or {}).get("config", {}))
 

@@ -79,7 +79,7 @@ def test_a_job_that_fails_or_dies_does_not_take_down_the_others(tmp_path, cores,
     jobs = works(tmp_path, "fails", "bug", "killed", "")
     run_side_by_side(jobs, LocalParallelConfig())
     assert states(jobs) == [State.failed] * 2 + [State.stopped, State.done]
-    errors = [standing(job.folder).record.error for job in jobs[:3]]
+    errors = [standing(job.folder).error for job in jobs[:3]]
     assert errors[0] == "x.jsonl line 3: not UTF-8"
     assert errors[1] == "ZeroDivisionError: a bug"
     assert errors[2].startswith("its process ended by SIGKILL (out of memory?); see ")
@@ -123,5 +123,5 @@ def test_a_signal_lets_every_job_save_before_it_stops(tmp_path):
     assert parent.wait(timeout=30) == 128 + signal.SIGINT
     assert (jobs[0].folder / "saved").exists()
     assert states(jobs) == [State.stopped]
-    record = standing(jobs[0].folder).record
+    record = standing(jobs[0].folder)
     assert record is not None and "SIGTERM" in (record.error or "")

@@ -100,7 +100,7 @@ def fail(work: Work, error: Exception) -> None:
 
 
 def error_of(work: Work) -> str:
-    record = standing(work.folder).record
+    record = standing(work.folder)
     assert record is not None and record.error is not None
     return record.error
 

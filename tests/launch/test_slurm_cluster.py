@@ -167,7 +167,7 @@ def slurm(*command: str) -> str:
 
 def send(job: Path, number: signal.Signals) -> None:
     """To the process that runs the job."""
-    record = standing(job).record
+    record = standing(job)
     assert record is not None and record.holder is not None
     os.kill(record.holder.pid, number)
 
@@ -195,7 +195,7 @@ def test_disturbed_jobs_end_as_an_undisturbed_one(start, place, undisturbed):
     send(told, signal.SIGUSR2)
     await_(lambda: standing(cancelled).state is State.stopped, first)
     # SLURM forgets a task of an array that is cancelled before it begins.
-    assert re.search("left the queue|CANCELLED", standing(cancelled).record.error)
+    assert re.search("left the queue|CANCELLED", standing(cancelled).error)
     first.process.send_signal(signal.SIGINT)
     status, err = first.end()
     assert status == 130 and "shows them; to end them: scancel " in err, err
@@ -240,7 +240,7 @@ def test_a_job_goes_on_after_its_time_limit(start, place):
     number = number_of(job)
     await_(lambda: standing(job).state is State.stopped, launcher)
     step = step_of(job)
-    assert "SIGUSR2" in standing(job).record.error
+    assert "SIGUSR2" in standing(job).error
     await_(lambda: step_of(job) > step, launcher, timeout=200)
     assert number_of(job) == number
     launcher.process.kill()
