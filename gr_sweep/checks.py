@@ -66,15 +66,6 @@ def validate(config: RunConfig) -> RunConfig:
     _check_plan(resolved, domains)
     if resolved.procedure.name is ProcedureKind.alternate:
         _check_alternate(resolved, domains)
-    elif (
-        config.procedure.name is ProcedureKind.alternate
-        and config.method.name is Method.routed
-        and config.plan.kind is PlanKind.none
-    ):
-        raise ConfigError(
-            "procedure=alternate needs a plan, but plan=none has no blocks to assign units to; use "
-            "plan=peers, or procedure=fixed"
-        )
     return resolved
 
 
@@ -82,10 +73,8 @@ def resolve(config: RunConfig) -> RunConfig:
     """Returns the config with every setting that has no effect reset to its default.
 
     A sweep gives the same `plan` or `method.without` to jobs of every method. A dense or filtered
-    run has no plan, whatever `plan` says, and without a plan no gradient is cut. `plan.forget`
-    applies to that plan only, and `method.without` to filtered runs. Label noise applies to routing
-    and to filtering by observed label. This function is the only place that says so. Resolving a
-    resolved config changes nothing.
+    run has no plan, and without a plan no gradient is cut; `plan.forget` is for that plan, and
+    `method.without` for filtered runs. This function is the only place that says so.
     """
     plan, method, partition = config.plan, config.method, config.partition
     procedure = config.procedure
@@ -104,7 +93,7 @@ def resolve(config: RunConfig) -> RunConfig:
     if procedure.attribution is Attribution.none:
         procedure = replace(procedure, equal_layers=True)
     if procedure.attribution is not Attribution.integrated:
-        procedure = replace(procedure, attribution_steps=ProcedureConfig().attribution_steps)
+        procedure = _with_defaults(procedure, "attribution_steps")
     if not is_routed:
         plan = PlanConfig(kind=PlanKind.none)
         if method.name is not Method.filtered_observed:
@@ -130,11 +119,14 @@ def resolve(config: RunConfig) -> RunConfig:
     )
 
 
+def _with_defaults(group: Any, *names: str) -> Any:
+    default = type(group)()
+    return replace(group, **{name: getattr(default, name) for name in names})
+
+
 def _resolve_data(data: DataConfig) -> DataConfig:
-    if data.kind is DataKind.synthetic:
-        return data
-    default = DataConfig()
-    return replace(data, overlap=default.overlap, documents=default.documents, seed=default.seed)
+    is_generated = data.kind is DataKind.synthetic
+    return data if is_generated else _with_defaults(data, "overlap", "documents", "seed")
 
 
 def _resolve_eval(evaluation: EvalConfig, *, has_removal: bool) -> EvalConfig:
@@ -145,9 +137,8 @@ def _resolve_eval(evaluation: EvalConfig, *, has_removal: bool) -> EvalConfig:
         # Nothing is removed from a dense model, so nothing can be calibrated or relearned.
         evaluation = replace(evaluation, calibrate=False, relearn_steps=None)
     if evaluation.relearn_steps is None:
-        default = EvalConfig()
         names = [item.name for item in fields(EvalConfig) if item.name.startswith("relearn_")]
-        evaluation = replace(evaluation, **{name: getattr(default, name) for name in names})
+        evaluation = _with_defaults(evaluation, *names)
     return evaluation
 
 
@@ -182,12 +173,7 @@ def _check_values(value: Any, name: str, bounds: Bounds) -> None:
 
 
 def _check_model(model: ModelConfig) -> None:
-    if (model.size is None) == (model.path is None):
-        given = "both null" if model.size is None else "both given"
-        raise ConfigError(
-            f"model.size={model.size} and model.path={model.path} are {given}; choose a size "
-            "(model=nano), or a checkpoint (model=hf model.path=DIR)"
-        )
+    _check_one_of("model", size=model.size, path=model.path)
     for name, needed in (("gguf_file", "path"), ("intermediate_size", "size")):
         if getattr(model, name) is not None and getattr(model, needed) is None:
             raise ConfigError(f"model.{name}={getattr(model, name)} needs model.{needed}")
@@ -202,8 +188,7 @@ def _check_partition(partition: PartitionConfig, domains: tuple[str, ...]) -> No
             _check_node("partition.unlabelled", node, domains)
     for domain, rule in partition.domains.items():
         where = f"partition.domains.{domain}"
-        if (rule.field is None) != (rule.values is None):
-            raise ConfigError(f"{where}: field and values go together; give both or neither")
+        _check_pair(where, field=rule.field, values=rule.values)
         if rule.pattern is not None:
             compiled(rule.pattern, f"{where}.pattern")
 
@@ -264,11 +249,8 @@ def _check_local(data: DataConfig, sources: Sequence[str]) -> None:
 def _check_hub(data: DataConfig, sources: Sequence[str]) -> None:
     for source, hub in data.sources.items():
         _check_known(f"data.sources.{source}", source, sources, "source")
-        if (hub.filter_column is None) != (hub.filter_values is None):
-            raise ConfigError(
-                f"data.sources.{source}: filter_column and filter_values go together; give both "
-                "or neither"
-            )
+        where = f"data.sources.{source}"
+        _check_pair(where, filter_column=hub.filter_column, filter_values=hub.filter_values)
     for source in sources:
         if source not in data.sources:
             raise ConfigError(
@@ -285,7 +267,7 @@ def _check_method(method: MethodConfig, domains: tuple[str, ...]) -> None:
 
 
 def _check_some(setting: str, name: str, nodes: Sequence[str], domains: tuple[str, ...]) -> None:
-    """Raises ConfigError unless the nodes stand for some, but not for all domains."""
+    """Raises ConfigError unless the nodes stand for some domains and not for all."""
     if not nodes:
         raise ConfigError(
             f"{setting} needs {name}, for example {name}=[{domains[0]}] (domains: "
@@ -315,15 +297,10 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
     if plan.full_width:
         name = config.method.name
         setting = "plan.full_width=true" if name is Method.routed else f"method={name.value}"
-        if config.model.size is None:
+        if config.model.size is None or plan.layers is not None or plan.layer_share != 1:
             raise ConfigError(
-                f"{setting} widens the MLPs, which is impossible for the checkpoint "
-                f"{config.model.path}; train a size from random weights (model=nano)"
-            )
-        if plan.layers is not None or plan.layer_share != 1:
-            raise ConfigError(
-                f"{setting} widens all layers, so all layers must be split; leave out plan.layers "
-                "and plan.layer_share"
+                f"{setting} widens all layers of a size; use one (model=nano) instead of a "
+                "checkpoint, and leave out plan.layers and plan.layer_share"
             )
     if plan.kind is PlanKind.forget:
         _check_some("plan=forget", "plan.forget", plan.forget, domains)
@@ -366,12 +343,7 @@ def _check_alternate(config: RunConfig, domains: tuple[str, ...]) -> None:
 
 
 def _check_train(train: TrainConfig) -> None:
-    if (train.steps is None) == (train.tokens is None):
-        given = "both null" if train.steps is None else "both given"
-        raise ConfigError(
-            f"train.steps={train.steps} and train.tokens={train.tokens} are {given}; give one of "
-            "them and set the other to null"
-        )
+    _check_one_of("train", steps=train.steps, tokens=train.tokens)
     micro = train.micro_batch_sequences
     if micro is not None and train.batch_sequences % micro:
         raise ConfigError(
@@ -382,6 +354,19 @@ def _check_train(train: TrainConfig) -> None:
         raise ConfigError(
             f"train.warmup={train.warmup} and train.decay={train.decay} add up to more than 1"
         )
+
+
+def _check_one_of(group: str, **given: Any) -> None:
+    """Raises ConfigError unless one of two settings is given."""
+    if sum(value is not None for value in given.values()) != 1:
+        said = " and ".join(f"{group}.{name}={value}" for name, value in given.items())
+        raise ConfigError(f"{said}; give one of them and set the other to null")
+
+
+def _check_pair(where: str, **given: Any) -> None:
+    """Raises ConfigError where one of two settings is given without the other."""
+    if sum(value is None for value in given.values()) == 1:
+        raise ConfigError(f"{where}: {' and '.join(given)} go together; give both or neither")
 
 
 def _check_node(name: str, node: str, domains: tuple[str, ...]) -> None:

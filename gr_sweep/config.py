@@ -30,8 +30,6 @@ class Edges(enum.Enum):
 
 
 class PlanKind(enum.Enum):
-    """Shape of the owner sets."""
-
     none = "none"
     peers = "peers"
     forget = "forget"
@@ -40,8 +38,6 @@ class PlanKind(enum.Enum):
 
 
 class Method(enum.Enum):
-    """The method that a job is compared as."""
-
     routed = "routed"
     random = "random"
     sgtm = "sgtm"
@@ -57,8 +53,6 @@ UNROUTED = (Method.dense, Method.filtered, Method.filtered_observed)
 
 
 class Resume(enum.Enum):
-    """What happens if a job's folder already holds a job."""
-
     same = "same"
     force = "force"
     fresh = "fresh"
@@ -75,8 +69,6 @@ class Baseline(enum.Enum):
 
 
 class ProcedureKind(enum.Enum):
-    """How a run gets its plan."""
-
     fixed = "fixed"
     alternate = "alternate"
 
@@ -93,23 +85,17 @@ class Attribution(enum.Enum):
 
 
 class DataKind(enum.Enum):
-    """Where the documents come from."""
-
     synthetic = "synthetic"
     local = "local"
     hub = "hub"
 
 
 class Schedule(enum.Enum):
-    """Learning-rate schedule after warm-up."""
-
     cosine = "cosine"
     wsd = "wsd"
 
 
 class Device(enum.Enum):
-    """Device of the model."""
-
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
@@ -124,8 +110,6 @@ class Precision(enum.Enum):
 
 
 class TrackingMode(enum.Enum):
-    """Where W&B logs to."""
-
     auto = "auto"
     online = "online"
     offline = "offline"
@@ -490,10 +474,7 @@ def is_number(value: Any) -> bool:
 
 
 def to_plain(config: Any) -> Any:
-    """Converts a config to dictionaries, lists, numbers and strings, ready for JSON.
-
-    An enum becomes its value.
-    """
+    """Converts a config to dictionaries, lists, numbers and strings, ready for JSON."""
     if dataclasses.is_dataclass(config):
         return {item.name: to_plain(getattr(config, item.name)) for item in fields(config)}
     if isinstance(config, dict):
@@ -532,7 +513,7 @@ def compiled(pattern: str, name: str) -> re.Pattern[str]:
     """Compiles a rule's regular expression, which ignores case.
 
     Raises:
-        ConfigError: `pattern` is not a regular expression. The message names the setting `name`.
+        ConfigError: it is none; the message names the setting `name`.
     """
     try:
         return re.compile(pattern, re.IGNORECASE)
@@ -556,15 +537,8 @@ def round_lengths(rounds: Any) -> list[float]:
     """
     is_count = type(rounds) is int and 0 < rounds <= MAX_LABELS
     lengths = [1] * rounds if is_count else rounds
-    if not isinstance(lengths, list) or not lengths or not all(map(_is_length, lengths)):
-        raise invalid(
-            "procedure.rounds",
-            rounds,
-            f"a number of rounds up to {MAX_LABELS} (3), or a list of their relative lengths "
-            "([2,1,1])",
-        )
+    is_list = isinstance(lengths, list) and len(lengths) > 0
+    if not is_list or not all(is_number(length) and length > 0 for length in lengths):
+        expected = f"a number of rounds up to {MAX_LABELS} (3), or their relative lengths ([2,1,1])"
+        raise invalid("procedure.rounds", rounds, expected)
     return [float(length) for length in lengths]
-
-
-def _is_length(value: Any) -> bool:
-    return is_number(value) and value > 0

@@ -18,24 +18,18 @@ def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
     """Checks labels and returns them as a tuple, in the same order.
 
     Raises:
-        ConfigError: there is no label, a label is given twice, is not a path of letters, digits, _
-            and -, or is called `unlabelled` or `core`.
+        ConfigError: there is no label, or one that no partition can have.
     """
     if not domains:
-        raise ConfigError(
-            "no domains given; a partition needs at least one, for example [code, biology]"
-        )
+        raise ConfigError("no domains given; a partition needs one, for example [code, biology]")
     for domain in domains:
-        if not _LABEL.fullmatch(domain):
+        if not _LABEL.fullmatch(domain) or domain in (UNLABELLED, "core"):
             raise ConfigError(
                 f"invalid domain {domain!r}: expected letters, digits, _ and -, nested as in "
-                "biology/virology"
+                f"biology/virology; {UNLABELLED} and core are reserved"
             )
-        if domain in (UNLABELLED, "core"):
-            raise ConfigError(f"invalid domain {domain!r}: the name is reserved")
-    doubles = sorted({domain for domain in domains if list(domains).count(domain) > 1})
-    if doubles:
-        raise ConfigError(f"domain {doubles[0]!r} is given twice")
+        if domains.count(domain) > 1:
+            raise ConfigError(f"domain {domain!r} is given twice")
     return tuple(domains)
 
 
@@ -74,10 +68,8 @@ def deepest_first(domains: Sequence[str]) -> list[str]:
 
 
 def labels_of_round(domains: Sequence[str], number: int, children: int) -> tuple[str, ...]:
-    """The labels of a round of `alternate`, counted from 1: the tree, cut at that depth.
-
-    Each missing level below a label of the partition has `children` labels: code/0, code/1. With
-    one child, the label stays the same.
+    """The labels of a round of `alternate`, counted from 1: the tree, cut at that depth. Each
+    missing level has `children` labels, code/0 and code/1, unless that is 1.
     """
     found: list[str] = []
     for domain in domains:
@@ -92,15 +84,8 @@ def labels_of_round(domains: Sequence[str], number: int, children: int) -> tuple
 def weights_of_round(
     weights: Mapping[str, float], domains: Sequence[str], labels: Sequence[str]
 ) -> dict[str, float]:
-    """Weights of a round's labels.
-
-    A label above several domains has the sum of their weights; labels below a domain share its
-    weight equally.
-
-    Args:
-        weights: of the partition's domains; 1 if a domain has none.
-        labels: of the round, each above, equal to or below a domain.
-    """
+    """Weights of a round's labels, from the `weights` of the partition's domains (1 by default): a
+    label above domains has their sum; labels below a domain share its weight equally."""
     found = dict.fromkeys(labels, 0.0)
     for domain in domains:
         own = [label for label in labels if is_under(label, domain) or is_under(domain, label)]

@@ -3,15 +3,14 @@
 Any other exception is a bug and keeps its traceback.
 """
 
-_MAX_CHARACTERS = 2000
-"""Longest message; a longer one quotes something that nobody reads to its end."""
+_HALF = 1000
+"""Characters at both ends of a longer message that are shown."""
 
 
 class GrSweepError(Exception):
     """Says in one line what was given, what is allowed and what to do.
 
-    Messages quote names and values verbatim, so line breaks and control characters are escaped
-    here, in one place.
+    Messages may quote anything: line breaks and control characters are escaped here.
     """
 
     is_shared = False
@@ -20,8 +19,7 @@ class GrSweepError(Exception):
     def __str__(self) -> str:
         line = " ".join(super().__str__().split())
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-        half = _MAX_CHARACTERS // 2
-        return line if len(line) <= 2 * half else f"{line[:half]} ... {line[-half:]}"
+        return line if len(line) <= 2 * _HALF else f"{line[:_HALF]} ... {line[-_HALF:]}"
 
 
 class ConfigError(GrSweepError):

@@ -19,6 +19,7 @@ import torch
 from gr_sweep import jobdir
 from gr_sweep.config import ProcedureKind, Resume, RunConfig, num_steps, to_plain
 from gr_sweep.data.batches import Batches
+from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import prepare_data, text_fingerprint
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import JobError
@@ -41,7 +42,6 @@ from gr_sweep.setup import (
     make_recovery,
     make_routed,
     make_sampler,
-    marked_texts,
     save_model_files,
     training_text,
 )
@@ -255,9 +255,11 @@ class Job:
             else:
                 # Without rows of the full model if the job was stopped after its last step.
                 rows = read(self.held_out, self.full_rows or None, recover)
-            for text, markers in marked_texts(self.data).items():
-                marked = self._heldout(config.eval.tokens, text, markers)
-                rows += read(marked, None, recover)
+            if markers := self.data.markers:
+                swapped = swapped_markers(markers)
+                for text, of_domain in ((Text.marked, markers), (Text.swapped, swapped)):
+                    marked = self._heldout(config.eval.tokens, text, of_domain)
+                    rows += read(marked, None, recover)
             more_rows, relearned = robustness_losses(
                 self.routed,
                 self.token_losses,

@@ -98,9 +98,8 @@ def phases_of(config: RunConfig) -> list[Phase]:
         middle = start + round(procedure.dense * (stop - start))
         if middle == stop:
             raise ConfigError(
-                f"round {number} of procedure.rounds has {stop - start} of {total} steps, and "
-                f"procedure.dense={procedure.dense} leaves none of them to route; train longer, or "
-                "lower procedure.dense"
+                f"round {number} of procedure.rounds has {stop - start} of {total} steps and none "
+                "to route; train longer, or lower procedure.dense"
             )
         if middle > start:
             phases.append(Phase(number, True, start, middle))
@@ -119,10 +118,7 @@ def labels_of_rounds(config: RunConfig) -> list[tuple[str, ...]]:
 
 
 def plan_of_round(
-    config: RunConfig,
-    shape: ModelShape | Any,
-    labels: Sequence[str],
-    before: RoutePlan | None,
+    config: RunConfig, shape: ModelShape | Any, labels: Sequence[str], before: RoutePlan | None
 ) -> RoutePlan:
     """The plan of a round of procedure=alternate, with block sizes but no assignment of units;
     `before` is that of the round before.
@@ -132,36 +128,23 @@ def plan_of_round(
     """
     if before is None or not before.splits:  # nothing was split before
         return make_plan(config, shape, labels)
-    return split_further(
-        before,
-        labels,
-        mlp_shared=config.plan.mlp_shared,
-        attn_shared=config.plan.attn_shared,
-    )
+    shared = {"mlp_shared": config.plan.mlp_shared, "attn_shared": config.plan.attn_shared}
+    return split_further(before, labels, **shared)
 
 
-def check_rounds(config: RunConfig, shape: ModelShape | Any | None) -> None:
-    """Checks that each round of procedure=alternate has steps, and units for every block.
-
-    Args:
-        shape: of the model; None if it is not known yet.
-
-    Raises:
-        ConfigError, PlanError: as `phases_of` and `plan_of_round`.
-    """
-    phases_of(config)
+def plan_of_last_round(config: RunConfig, shape: ModelShape | Any) -> RoutePlan:
+    """The plan after all rounds; raises as `plan_of_round`."""
     plan: RoutePlan | None = None
-    for labels in labels_of_rounds(config) if shape is not None else ():
+    for labels in labels_of_rounds(config):
         plan = plan_of_round(config, shape, labels, plan)
+    assert plan is not None  # round_lengths: there is a round
+    return plan
 
 
 def expert_widths(config: RunConfig) -> dict[str, int]:
-    """MLP hidden units a layer of the expert that each of the partition's domains has: of the
-    network that keeping it alone leaves, as `model.extract` makes it.
-
-    Of `alternate` it is the widest expert, after the last round, of a label at or under the domain;
-    without `equal_layers` the width that gives it as many units in all, which no padding adds to.
-    A domain has none that owns no block beside the core, or whose network is the full one.
+    """MLP hidden units a layer of the network that keeping each domain of the partition leaves; of
+    `alternate`, the widest of the labels at or under it after the last round. A domain has none
+    that owns no block beside the core, or whose network is the full one.
 
     Raises:
         ConfigError: the widths are not known before there is a model or text.
@@ -171,15 +154,11 @@ def expert_widths(config: RunConfig) -> dict[str, int]:
         return {}
     if config.model.size is None:
         raise ConfigError(
-            "baselines=[alone] trains models as wide as an expert from random weights, which the "
-            f"checkpoint {config.model.path} does not allow; leave alone out, or train a size "
-            "(model=nano)"
+            "baselines=[alone] trains models as wide as an expert from random weights; leave it "
+            f"out for the checkpoint {config.model.path}"
         )
     shape = named_shape(config)
-    plan: RoutePlan | None = None
-    for names in labels_of_rounds(config):
-        plan = plan_of_round(config, shape, names, plan)
-    assert plan is not None  # round_lengths: there is a round
+    plan = plan_of_last_round(config, shape)
     found: dict[str, int] = {}
     for label in plan.domains:
         above = [domain for domain in config.partition.domains if is_under(label, domain)]

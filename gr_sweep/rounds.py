@@ -11,7 +11,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,7 +46,7 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.divide import origins
 from gr_sweep.routing.plan import Place, RoutePlan
-from gr_sweep.setup import heldout_batches, make_batches, route_settings
+from gr_sweep.setup import heldout_batches, make_batches
 from gr_sweep.tracking.base import STEP, Tracker
 from gr_sweep.tracking.jsonl import TAIL_BYTES, read_rows
 from gr_sweep.train.cost import kept_parameters
@@ -84,9 +84,8 @@ class LastRound:
         return {node for domain in self.domain_of.values() for node in ancestors(domain)}
 
     def of_partition(self, rows: Iterable[Row]) -> list[Row]:
-        """The rows by the partition's domains, as a job of one phase has them, and those of each
-        document's own expert. Rows of labels below a domain that are removed or kept are left out.
-        """
+        """The rows by the partition's domains, without labels below them that are removed or kept,
+        and those of each document's own expert."""
         nodes = self.nodes
         found: list[Row] = []
         for row in rows:
@@ -186,7 +185,7 @@ class Rounds:
         setattr(state, name, getattr(state, name) + seconds)
 
     def _lay(self, plan: RoutePlan) -> None:
-        self.routed.lay(plan, self.config.edges, **route_settings(self.config))
+        self.routed.lay(plan, self.config.edges, **asdict(self.config.route))
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return precision_context(self.device, self.config.train.precision)
@@ -284,8 +283,7 @@ class Rounds:
         )
 
     def _measured_scores(self, text: TokenData) -> UnitScores:
-        """Scores of the network as it is, by one method whatever assigned the units, so that
-        figures and modularity compare."""
+        """Scores of the network as it is, by one method whatever assigned the units."""
         return self._scores(text, text.domains, Attribution.act_grad, purpose="measure")
 
     def _scores(
@@ -313,8 +311,7 @@ class Rounds:
         """Training documents, drawn by the seed and the purpose, as the model reads them."""
         order = np.random.default_rng([self.config.seed, zlib.crc32(purpose.encode())])
         chosen = order.permutation(shard.num_documents)[: self.config.procedure.documents]
-        for index in chosen.tolist():
-            yield self._window(shard, index)
+        return (self._window(shard, index) for index in chosen.tolist())
 
     def _window(self, shard: Shard, index: int) -> np.ndarray:
         """The beginning of a document, after the end-of-text token that it is predicted from."""
@@ -359,7 +356,8 @@ class Rounds:
         logged = {registry.LOSS_EXPERT(domain): loss for domain, loss in experts.items()}
         if modularity is not None:
             logged[registry.MODULARITY.key] = modularity
-        if not self._is_logged(step):
+        last = read_rows(self.folder / METRICS, last_bytes=TAIL_BYTES)[-4:]
+        if not any(row[STEP] == step and registry.ROUND.key in row for row in last):
             self.tracker.log(step, logged | {registry.ROUND.key: float(phase.round)})
         write_whole(folder / ROUND, json.dumps(about, indent=1) + "\n")
         return rows
@@ -368,20 +366,14 @@ class Rounds:
         """Loss of each domain of the partition in nats per token, each document read by the expert
         of its own label alone."""
         domain_of = self._domain_of(labels)
-        own: dict[str, list[DocumentLoss]] = {}
-        for row in rows:
-            if _is_own_expert(row):
-                own.setdefault(domain_of[row.domain, row.document], []).append(row)
+        own: dict[str, list[DocumentLoss]] = {domain: [] for domain in self.data.domains}
+        for row in filter(_is_own_expert, rows):
+            own[domain_of[row.domain, row.document]].append(row)
         return {
-            domain: sum(row.loss_nats for row in own[domain]) / sum(r.tokens for r in own[domain])
-            for domain in self.data.domains
-            if domain in own
+            domain: sum(row.loss_nats for row in found) / sum(row.tokens for row in found)
+            for domain, found in own.items()
+            if found
         }
-
-    def _is_logged(self, step: int) -> bool:
-        """Whether an earlier attempt has logged the round that ends at this step."""
-        last = read_rows(self.folder / METRICS, last_bytes=TAIL_BYTES)[-4:]
-        return any(row[STEP] == step and registry.ROUND.key in row for row in last)
 
 
 def _is_own_expert(row: DocumentLoss | RelearnLoss) -> bool:
@@ -414,8 +406,8 @@ def _units_of(plan: RoutePlan, blocks: tuple[int, ...]) -> dict[Place, Tensor]:
 
 
 def _mean_stability(scores: Iterable[UnitScores]) -> dict[str, float]:
-    by_kind: dict[str, list[float]] = {}
-    for of_block in scores:
-        for kind, value in of_block.stability().items():
-            by_kind.setdefault(kind, []).append(value)
-    return {kind: float(np.mean(values)) for kind, values in by_kind.items()}
+    by_block = [of_block.stability() for of_block in scores]
+    kinds = dict.fromkeys(kind for found in by_block for kind in found)
+    return {
+        kind: float(np.mean([found[kind] for found in by_block if kind in found])) for kind in kinds
+    }

@@ -19,7 +19,6 @@ from gr_sweep.config import Method, ProcedureKind, RunConfig
 from gr_sweep.config import num_steps as total_steps
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.heldout import first_documents, heldout_chunks
-from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.domains import expand
 from gr_sweep.errors import PlanError
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 def make_batches(
     config: RunConfig, data: TokenData, weights: Mapping[str, float] | None = None
 ) -> Batches:
-    """The training micro-batches of the job; `weights` are those of a round's labels."""
+    """The job's training micro-batches; `weights` are those of a round's labels."""
     return Batches(
         data.train,
         data.domains,
@@ -97,22 +96,10 @@ def heldout_batches(
 
 def heldout_read(config: RunConfig, data: TokenData) -> TokenData:
     """The data with only the held-out documents that an evaluation reads."""
-    heldout = {
-        domain: shard.subset(
-            first_documents(
-                shard, tokens=config.eval.tokens, document_tokens=config.eval.document_tokens
-            )
-        )
-        for domain, shard in data.heldout.items()
-    }
+    limits = {"tokens": config.eval.tokens, "document_tokens": config.eval.document_tokens}
+    shards = data.heldout.items()
+    heldout = {d: shard.subset(first_documents(shard, **limits)) for d, shard in shards}
     return dataclasses.replace(data, heldout=heldout)
-
-
-def marked_texts(data: TokenData) -> dict[Text, Mapping[str, np.ndarray]]:
-    """The versions of held-out text with a marker; none if training text has no markers."""
-    if not data.markers:
-        return {}
-    return {Text.marked: data.markers, Text.swapped: swapped_markers(data.markers)}
 
 
 def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
@@ -157,20 +144,15 @@ def make_sampler(
     """Writes continuations of the first held-out documents of every domain."""
     from transformers import AutoTokenizer
 
+    number, prompt_tokens = config.eval.samples, config.eval.sample_prompt_tokens
     lengths = {
         "sample_tokens": config.eval.sample_tokens,
         "sequence_length": config.train.sequence_length,
     }
-    prompts = choose_prompts(
-        data.heldout,
-        number=config.eval.samples,
-        prompt_tokens=config.eval.sample_prompt_tokens,
-        **lengths,
-    )
     return Sampler(
         routed,
         token_losses,
-        prompts,
+        choose_prompts(data.heldout, number=number, prompt_tokens=prompt_tokens, **lengths),
         **lengths,
         tokenizer=AutoTokenizer.from_pretrained(data.tokenizer_dir, trust_remote_code=False),
         eot_id=data.eot_id,
@@ -185,12 +167,7 @@ def lay_plan(model: "PreTrainedModel", config: RunConfig) -> RoutedModel:
     if config.procedure.name is ProcedureKind.alternate:
         return route_model(model, RoutePlan.none(domains=labels_of_rounds(config)[0]), "none")
     plan = make_plan(config, model.config)
-    return route_model(model, plan, config.edges, **route_settings(config))
-
-
-def route_settings(config: RunConfig) -> dict[str, Any]:
-    """Foreign dropout and route weights, as `route_model` takes them."""
-    return dataclasses.asdict(config.route)
+    return route_model(model, plan, config.edges, **dataclasses.asdict(config.route))
 
 
 def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
@@ -215,8 +192,8 @@ def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
 
 
 def save_model_files(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:
-    """Writes `model/` into a job's folder, whole: the model's configs and the tokenizer, so that an
-    export needs no more than the folder. One that exists is of the same job, and stays."""
+    """Writes `model/` into a job's folder, whole, for an export: the model's configs and the
+    tokenizer. One that exists is of the same job, and stays."""
     if (folder / MODEL).exists():
         return
     beside = folder / f".{MODEL}.{secrets.token_hex(4)}.tmp"

@@ -45,39 +45,25 @@ def config_of(*domains: str, **settings: Any) -> RunConfig:
             "plan.mlp_shared: 1.5; expected a number at least 0 and",
         ),
         ({"train__lr": float("nan")}, "train.lr: nan; expected a finite number"),
-        (
-            {"data__weights": {"code": -1.0}},
-            "data.weights.code: -1.0; expected a number at l",
-        ),
-        ({"train__beta2": 1.0}, "train.beta2: 1.0; expected a number at least 0 and below 1"),
         ({"train__steps": 1 << 60}, "train.steps: 1152921504606846976; expected a number of at mo"),
         ({"eval__relearn_lrs": [0.1, 0.0]}, "eval.relearn_lrs[1]: 0.0; expected a number above 0"),
-        ({"eval__relearn_lrs": []}, "eval.relearn_lrs: []; expected one or more learning rates"),
         ({"plan__forget": [["code"]]}, "plan.forget[0]: ['code']; expected a single value"),
         ({"data__text_field": ""}, "data.text_field is empty"),
         ({"partition__unlabelled": {"code": 2}}, "partition.unlabelled.code: 2; expected a numbe"),
         ({"partition__unlabelled": {1: 0.1}}, "partition.unlabelled: the name 1 is not text"),
         ({"plan__forget": ["maths"]}, "plan.forget: unknown domain 'maths'"),
-        ({"train__tokens": 1000}, "train.steps=400 and train.tokens=1000 are both given"),
-        (
-            {"train__micro_batch_sequences": 5},
-            "train.batch_sequences=12 is not a multiple of train.micro_batch_sequences=5",
-        ),
+        ({"train__tokens": 1000}, "train.steps=400 and train.tokens=1000; give one of them"),
+        ({"train__micro_batch_sequences": 5}, "not a multiple of train.micro_batch_sequences=5"),
         (
             {"train__schedule": Schedule.wsd, "train__warmup": 0.5, "train__decay": 0.6},
             "train.warmup=0.5 and train.decay=0.6 add up to more than 1",
         ),
-        ({"model__size": None}, "model.size=None and model.path=None are both null"),
-        ({"model__path": "x"}, "model.size=nano and model.path=x are both given"),
+        ({"model__size": None}, "model.size=None and model.path=None; give one of them"),
         (
             {"model__size": None, "model__path": "x", "model__intermediate_size": 8},
             "model.intermediate_size=8 needs model.size",
         ),
         ({"plan__full_width": True, "plan__layers": [0]}, "full_width=true widens all layers"),
-        (
-            {"plan__full_width": True, "model__size": None, "model__path": "DIR"},
-            "full_width=true widens the MLPs, which is impossible for the checkpoint DIR",
-        ),
         ({"method__name": Method.filtered}, "method=filtered needs method.without"),
     ],
 )
@@ -104,19 +90,15 @@ def test_a_node_of_the_tree_stands_for_what_lies_under_it():
         )
 
 
-@pytest.mark.parametrize(
-    ("rule", "message"),
-    [
-        (DomainConfig(pattern="("), "code.pattern: '('; expected a regular expression"),
+def test_a_rule_that_cannot_be_applied_is_refused():
+    for rule, message in (
+        (DomainConfig(pattern="("), r"code.pattern: '\('; expected a regular expression"),
         (DomainConfig(field="lang"), "partition.domains.code: field and values go together"),
-    ],
-)
-def test_a_rule_that_cannot_be_applied_is_refused(rule, message):
-    config = config_of()
-    config.partition.domains["code"] = rule
-    with pytest.raises(ConfigError) as caught:
-        validate(config)
-    assert message in str(caught.value)
+    ):
+        config = config_of()
+        config.partition.domains["code"] = rule
+        with pytest.raises(ConfigError, match=message):
+            validate(config)
 
 
 def test_a_domain_behind_one_that_takes_everything_is_refused(tmp_path):
@@ -132,32 +114,27 @@ def test_a_domain_behind_one_that_takes_everything_is_refused(tmp_path):
 
 def test_text_needs_a_folder_a_path_or_a_data_set_for_every_source(tmp_path):
     local, hub = {"data__kind": DataKind.local}, {"data__kind": DataKind.hub}
-    path, half = HubSource(path="a"), HubSource(path="a", filter_column="lang")
+    path = HubSource(path="a")
     for settings, message in (
         (local | {"data__paths": {"code": "a.txt"}}, "no text for biology, creative"),
         (local | {"data__paths": {"maths": "a"}}, "unknown source 'maths'; the sources are code"),
         (local | {"data__root": str(tmp_path / "no")}, r"data.root=.*no is not a folder"),
         (hub | {"data__sources": {"code": path}}, "no data set for source biology"),
         (hub | {"data__sources": {"code": HubSource()}}, r"data.sources.code.path is empty"),
-        (hub | {"data__sources": {"code": half}}, "filter_column and filter_values go together"),
     ):
         with pytest.raises(ConfigError, match=message):
             validate(config_of(**settings))
     validate(config_of(**local, data__root=str(tmp_path)))
-    paths = {"code": "a.txt", "biology": "b.txt", "creative": "c.txt"}
-    validate(config_of(**local, data__paths=paths))
 
 
-@pytest.mark.parametrize("method", [Method.dense, Method.filtered])
-def test_a_method_without_routing_has_no_plan_whatever_plan_says(method):
-    given = config_of(method__name=method, method__without=["code"], edges=Edges.act)
+def test_a_method_without_routing_has_no_plan_whatever_plan_says():
+    given = config_of(method__name=Method.filtered, method__without=["code"], edges=Edges.act)
     given.plan = PlanConfig(kind=PlanKind.lattice, mlp_shared=0.1)
     given.route = RouteConfig(foreign_dropout=1.0)
     config = resolve(given)
     assert config.plan == PlanConfig(kind=PlanKind.none)
     assert (config.edges, config.route) == (Edges.none, RouteConfig())
-    assert config.method.without == (["code"] if method is Method.filtered else [])
-    assert given.plan.kind is PlanKind.lattice, "the config that was given stays as it is"
+    assert config.method.without == ["code"] and given.plan.kind is PlanKind.lattice
 
 
 def resolved_fingerprint(**settings: Any) -> str:
@@ -168,16 +145,8 @@ def test_jobs_that_read_the_same_settings_have_the_same_fingerprint():
     dense = {"method__name": Method.dense}
     ignored = {"edges": Edges.act, "plan__mlp_shared": 0.1}
     assert resolved_fingerprint(**dense) == resolved_fingerprint(**dense, **ignored)
-    default = resolved_fingerprint()
-    assert default == resolved_fingerprint(plan__forget=["code"])
-    assert default == resolved_fingerprint(method__without=["code"])
-    without_effect = {
-        "data__cache": "elsewhere", "train__checkpoint_every": 1, "tracking__project": "x",
-    }  # fmt: skip
-    assert default == resolved_fingerprint(**without_effect)
-
-
-def test_what_can_change_a_result_changes_the_fingerprint():
+    without_effect = {"data__cache": "x", "plan__forget": ["code"], "method__without": ["code"]}
+    assert resolved_fingerprint() == resolved_fingerprint(**without_effect)
     changes = {"seed": 1, "edges": Edges.both, "plan__mlp_shared": 0.25, "eval__tokens": 4096}
     changes |= {"data__weights": {"code": 2.0}, "partition__unlabelled": 0.1}
     found = {fingerprint(config_of(**{name: value})) for name, value in changes.items()}

@@ -10,7 +10,7 @@ from gr_sweep.config import (
     ProcedureKind,
     RunConfig,
 )
-from gr_sweep.layout import expert_widths, labels_of_rounds, make_plan, named_shape, plan_of_round
+from gr_sweep.layout import expert_widths, make_plan, named_shape, plan_of_last_round
 from gr_sweep.model.extract import kept_units
 from gr_sweep.model.sizes import llama_config
 from gr_sweep.routing.plan import MLP
@@ -56,9 +56,7 @@ def test_after_rounds_the_widest_expert_of_a_domain_counts():
     """768 units do not divide evenly: experts of one domain differ by a unit."""
     rounds = ProcedureConfig(name=ProcedureKind.alternate, rounds=2, children=5)
     config = config_of(FLAT, procedure=rounds, mlp_shared=0.3)
-    plan = None
-    for labels in labels_of_rounds(config):
-        plan = plan_of_round(config, named_shape(config), labels, plan)
+    plan = plan_of_last_round(config, named_shape(config))
     by_label = {label: width_of(config, plan, label) for label in plan.domains}
     widths = {d: {w for label, w in by_label.items() if label.startswith(d)} for d in FLAT}
     assert len(widths["code"]) == 2, "the case that is meant"

@@ -11,7 +11,13 @@ from gr_sweep.bounds import invalid
 from gr_sweep.config import PlanConfig, ProcedureKind, RunConfig
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError
-from gr_sweep.layout import check_rounds, labels_of_rounds, make_plan, named_shape
+from gr_sweep.layout import (
+    labels_of_rounds,
+    make_plan,
+    named_shape,
+    phases_of,
+    plan_of_last_round,
+)
 from gr_sweep.model.sizes import Size
 from gr_sweep.routing.plan import ModelShape, RoutePlan
 from gr_sweep.tracking import check_tracking
@@ -40,7 +46,9 @@ def check_fit(config: RunConfig) -> None:
         check_processes(config.eval, here.world_size)
     shape = shape_of_model(config)
     if config.procedure.name is ProcedureKind.alternate:
-        check_rounds(config, shape)
+        phases_of(config)
+        if shape is not None:
+            plan_of_last_round(config, shape)
         for labels in labels_of_rounds(config):
             micro_batch_rows(config, labels)
         if here is not None:
