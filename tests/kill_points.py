@@ -1,6 +1,6 @@
 """Kills a process at every change that it makes to the file system, and checks what is left.
 
-    python -m tests.kill_points checkpoint|cache|report FOLDER
+    python -m tests.kill_points checkpoint|cache FOLDER
 
 does the work in a child that kills itself at its first change of the file system, then in one that
 does at its second, and so on until one comes to its end; after each it starts again as a user
@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
@@ -135,42 +134,6 @@ def cache(folder: Path) -> None:
     )
 
 
-def report(folder: Path) -> None:
-    from gr_sweep.report import read_sweep, write_report
-    from tests.report.conftest import write_job
-
-    def begin(place: Path) -> None:
-        write_job(place, edges="both", seed=0)
-        write_report(place)
-        write_job(place, edges="act", seed=0)
-
-    whole: dict[str, bytes] = {}
-
-    def pages(place: Path) -> dict[str, bytes]:
-        """Without the time that the page says it was written at: a minute may end meanwhile."""
-        names = ("index.html", "results.csv")
-        contents = {name: (place / "report" / name).read_bytes() for name in names}
-        return {
-            name: re.sub(rb"Written \d{4}-\d\d-\d\d \d\d:\d\d[^.]*", b"", content)
-            for name, content in contents.items()
-        }
-
-    def check(place: Path) -> Any:
-        old, killed = pages(folder / "before"), pages(place)
-        sweep = read_sweep(place)
-        assert len(sweep.jobs) == 2
-        write_report(sweep)
-        new = pages(place)
-        whole.update(whole or new)
-        assert new == whole, "as one that nobody killed"
-        return {
-            name: "old" if content == old[name] else "new" if content == new[name] else "broken"
-            for name, content in killed.items()
-        }
-
-    at_every_moment(folder, begin, lambda place: write_report(place), check)
-
-
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
-    {"checkpoint": checkpoint, "cache": cache, "report": report}[sys.argv[1]](Path(sys.argv[2]))
+    {"checkpoint": checkpoint, "cache": cache}[sys.argv[1]](Path(sys.argv[2]))

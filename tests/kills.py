@@ -25,6 +25,7 @@ from gr_sweep.jobdir import (
     CHECKPOINTS,
     DOCUMENT_LOSSES,
     METRICS,
+    PLAN,
     RECORD,
     SUMMARY,
     Holder,
@@ -55,13 +56,12 @@ OF_TIME = (registry.TIME_S.key, registry.TRAIN_TOKENS_PER_SECOND.key)
 
 @dataclass
 class Toll:
-    """What was killed, and what it changed."""
+    """What was killed, and what differs from the sweep that nobody killed."""
 
     jobs: int = 0
     commands: int = 0
     sweeps: int = 0
     differences: list[str] = field(default_factory=list)
-    """What differs from the sweep that nobody killed."""
 
     @property
     def kills(self) -> int:
@@ -143,7 +143,7 @@ def kill_one(
     victims: dict[int, Path | None] = dict.fromkeys(() if is_slurm else children(command.pid))
     for job in jobs_of(sweep):
         now = standing(job)
-        holder = None if now.record is None else now.record.holder
+        holder = now.holder
         if now.state is State.running and holder and holder.host == Holder.here().host:
             victims[holder.pid] = job
     if drawn.random() < (0.1 if victims else 0.02):
@@ -181,39 +181,24 @@ def compare(whole: Path, killed: Path) -> list[str]:
     )
     found = [] if names == others else [f"jobs {sorted(names)} and {sorted(others)}"]
     for name in sorted(names & others):
-        found += [f"{name}: {what}" for what in differences(whole / name, killed / name)]
+        one, other = facts_of(whole / name), facts_of(killed / name)
+        keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+        found += [f"{name}: {key}" for key in keys]
     return found
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    found = []
-    summaries = [read_summary(job / SUMMARY) for job in (one, other)]
-    for part in ("metrics", "intervals", "fingerprints", "config"):
-        before, after = (
-            {key: value for key, value in summary[part].items() if not key.startswith("cost/")}
-            for summary in summaries
-        )
-        found += [
-            f"{part} {key}: {before.get(key)} and {after.get(key)}"
-            for key in sorted({*before, *after})
-            if before.get(key) != after.get(key)
-        ]
-    rows = [rows_of(job) for job in (one, other)]
-    if rows[0] != rows[1]:
-        found.append(f"{len(rows[0])} and {len(rows[1])} rows of metrics.jsonl, or other ones")
-    for name in (DOCUMENT_LOSSES, "plan.json"):
-        if (one / name).read_bytes() != (other / name).read_bytes():
-            found.append(name)
-    newest = [whole_checkpoints(job / CHECKPOINTS)[-1][1] for job in (one, other)]
-    for file in sorted(newest[0].glob("*.distcp")):
-        if file.read_bytes() != (newest[1] / file.name).read_bytes():
-            found.append(f"checkpoint {newest[1].name}: {file.name}")
+def facts_of(job: Path) -> dict[str, Any]:
+    """What a finished job leaves that does not depend on time, by a name of each part."""
+    summary = read_summary(job / SUMMARY)
+    parts = ("metrics", "intervals", "fingerprints", "config")
+    found = {f"{part} {key}": summary[part][key] for part in parts for key in summary[part]}
+    found = {name: value for name, value in found.items() if " cost/" not in name}
+    for number, row in enumerate(read_rows(job / METRICS)):
+        found[f"row {number}"] = {key: row[key] for key in row if key not in OF_TIME}
+    newest = whole_checkpoints(job / CHECKPOINTS)[-1][1]
+    for file in (job / DOCUMENT_LOSSES, job / PLAN, *newest.glob("*.distcp")):
+        found[file.relative_to(job).as_posix()] = file.read_bytes()
     return found
-
-
-def rows_of(job: Path) -> list[dict[str, Any]]:
-    rows = read_rows(job / METRICS)
-    return [{key: row[key] for key in sorted(row) if key not in OF_TIME} for row in rows]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

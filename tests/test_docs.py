@@ -77,19 +77,6 @@ def test_every_file_of_conf_is_on_the_page(settings_page: str) -> None:
             assert (ROOT / "conf" / path).read_text("utf-8").rstrip() in settings_page
 
 
-def test_every_verb_is_on_the_page_of_the_command_line(
-    reference: types.ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from gr_sweep.cli.app import VERBS
-
-    monkeypatch.setattr(reference, "BENCHMARKS", {})  # they import torch
-    page = reference.commands_text()
-    for verb in VERBS:
-        assert f"## gr-sweep {verb}\n\n```text\nusage: gr-sweep {verb}" in page
-    longest = max(page.splitlines(), key=len)
-    assert len(longest) <= reference.COLUMNS, longest
-
-
 def test_every_metric_is_in_a_table_of_the_page_of_metrics(reference: types.ModuleType) -> None:
     page = (DOCS / "metrics.md").read_text("utf-8")
     kinds = re.findall(r"^```\{metrics\} (\w+)$", page, re.M)
@@ -103,13 +90,6 @@ def test_every_metric_is_in_a_table_of_the_page_of_metrics(reference: types.Modu
 
 
 # The guides
-
-
-def named_block(name: str) -> str:
-    """The Python block of the guide whose first line names the file that it belongs to."""
-    page = (DOCS / "extend.md").read_text("utf-8")
-    [block] = re.findall(rf"^```python\n(# {re.escape(name)}\n.*?)^```", page, re.M | re.S)
-    return str(block)
 
 
 def test_every_place_that_the_guide_names_exists() -> None:
@@ -131,7 +111,10 @@ def test_a_family_that_is_added_as_the_guide_says_follows_the_definition(
     monkeypatch.setattr(reference, "MLP_ROWS", (*reference.MLP_ROWS, "c_fc"))
     monkeypatch.setattr(reference, "MLP_COLUMNS", (*reference.MLP_COLUMNS, "c_proj"))
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
-    exec(named_block("gr_sweep/model/families.py"), vars(families))
+    page = (DOCS / "extend.md").read_text("utf-8")
+    block = r"^```python\n(# gr_sweep/model/families\.py\n.*?)^```"
+    [code] = re.findall(block, page, re.M | re.S)
+    exec(code, vars(families))
     shape = transformers.Starcoder2Config(
         vocab_size=VOCAB,
         hidden_size=16,

@@ -5,7 +5,6 @@ really loads is seen in a fresh process.
 """
 
 import ast
-import functools
 import json
 import os
 import subprocess
@@ -13,8 +12,6 @@ import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 import gr_sweep
 
@@ -64,13 +61,8 @@ FILES = {
 """By dotted name."""
 
 
-@functools.cache
-def imported(path: Path) -> tuple[str, ...]:
+def imported(path: Path) -> Iterator[str]:
     """Dotted names that a file imports anywhere, but for annotations alone (`TYPE_CHECKING`)."""
-    return tuple(_imported(path))
-
-
-def _imported(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_annotations = {
         id(node)
@@ -184,11 +176,3 @@ def test_routing_and_training_load_without_hydra_wandb_and_datasets():
     )
     assert "torch" in loaded["gr_sweep.routing"]
     assert not {"transformers", "pandas"} & loaded["gr_sweep.routing"]
-
-
-def test_the_public_names_are_there_when_asked_for():
-    from gr_sweep.routing.plan import RoutePlan
-
-    assert gr_sweep.RoutePlan is RoutePlan
-    with pytest.raises(AttributeError, match="has no attribute 'RoutPlan'"):
-        gr_sweep.RoutPlan  # noqa: B018
