@@ -23,7 +23,6 @@ import torch
 
 from gr_sweep import job
 from gr_sweep.config import RunConfig
-from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import JobError
 from gr_sweep.jobdir import read_record, read_summary
 from gr_sweep.train import loop
