@@ -143,10 +143,8 @@ def _resolve_eval(evaluation: EvalConfig, *, has_removal: bool) -> EvalConfig:
 
 
 def _check_values(value: Any, name: str, bounds: Bounds) -> None:
-    """Checks a value against the bounds of its field, and everything within it.
-
-    OmegaConf has checked the types of fields, but not those of elements within nested lists.
-    """
+    """Checks a value against the bounds of its field, and everything within it, of which OmegaConf
+    has not checked the types in nested lists."""
     if dataclasses.is_dataclass(value):
         for item in fields(value):
             inner, path = getattr(value, item.name), f"{name}.{item.name}".lstrip(".")
@@ -207,6 +205,9 @@ def _check_data(data: DataConfig, partition: PartitionConfig, domains: tuple[str
     if data.kind is DataKind.synthetic:
         return
     sources = _sources(partition, domains)
+    name = "paths" if data.kind is DataKind.local else "sources"
+    for source in getattr(data, name):
+        _check_known(f"data.{name}.{source}", source, sources, "source")
     if data.kind is DataKind.local:
         _check_local(data, sources)
     else:
@@ -214,11 +215,8 @@ def _check_data(data: DataConfig, partition: PartitionConfig, domains: tuple[str
 
 
 def _sources(partition: PartitionConfig, domains: tuple[str, ...]) -> list[str]:
-    """Names of the sources, each once.
-
-    Raises:
-        ConfigError: a domain never gets a document, because an earlier one takes all of its source.
-    """
+    """Names of the sources, each once; ConfigError if a domain never gets a document, because an
+    earlier one takes all of its source."""
     takers: dict[str, str] = {}
     for domain in deepest_first(domains):
         rule = partition.domains[domain]
@@ -234,8 +232,6 @@ def _sources(partition: PartitionConfig, domains: tuple[str, ...]) -> list[str]:
 
 
 def _check_local(data: DataConfig, sources: Sequence[str]) -> None:
-    for source in data.paths:
-        _check_known(f"data.paths.{source}", source, sources, "source")
     if data.root is not None and not os.path.isdir(data.root):
         raise ConfigError(f"data.root={data.root} is not a folder")
     missing = [source for source in sources if source not in data.paths]
@@ -248,7 +244,6 @@ def _check_local(data: DataConfig, sources: Sequence[str]) -> None:
 
 def _check_hub(data: DataConfig, sources: Sequence[str]) -> None:
     for source, hub in data.sources.items():
-        _check_known(f"data.sources.{source}", source, sources, "source")
         where = f"data.sources.{source}"
         _check_pair(where, filter_column=hub.filter_column, filter_values=hub.filter_values)
     for source in sources:

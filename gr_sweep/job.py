@@ -68,12 +68,11 @@ def run_job(
     title: str = "",
     is_baseline: bool = False,
 ) -> None:
-    """Runs a job to its end, or resumes it; returns at once if it is done.
+    """Runs a job to its end, or resumes it; returns at once if its folder has a summary of equal
+    identity (`jobdir.Identity`).
 
-    A job is done if its folder has a summary of equal identity (`jobdir.Identity`). If the folder
-    holds another job, `resume=force` trains on from its checkpoints, and the summary lists what
-    differs under "changes". `resume=fresh` means the same as `resume=same` here: the command line
-    has moved the folder away (`joblock.replace_job`).
+    Where the folder holds another job, `resume=force` trains on from its checkpoints, and the
+    summary lists what differs. For `resume=fresh` the command line has moved the folder away.
 
     Args:
         config: validated and resolved.
@@ -84,8 +83,7 @@ def run_job(
             to this one.
 
     Raises:
-        GrSweepError: the folder holds another job, or another error that the user can fix; nothing
-            that was computed is lost.
+        GrSweepError: the folder holds another job, or another error that the user can fix.
         Stopped: a signal asked the job to stop.
     """
     processes = connect()

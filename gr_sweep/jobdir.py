@@ -317,8 +317,7 @@ def _is_alive(folder: Path, holder: Holder | None) -> bool:
 
 
 def whole_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
-    """Step and folder of each whole checkpoint, oldest first; not of those that are half written or
-    were set aside."""
+    """Step and folder of each checkpoint, oldest first; not of half written ones."""
     found = ((_CHECKPOINT.fullmatch(path.name), path) for path in checkpoints.glob("step_*"))
     return sorted((int(match[1]), path) for match, path in found if match)
 
@@ -337,7 +336,7 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The summary as `write_summary` was given it; one of an older version may have no checksum.
+    """The summary as `write_summary` was given it; an older version's may have no checksum.
 
     Raises:
         DataError: it is damaged.
@@ -356,8 +355,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def read_finished(folder: Path) -> dict[str, Any] | None:
-    """The summary of the job in the folder, whichever job it is; None if it is not finished, or its
-    summary is damaged."""
+    """The summary of the job in the folder; None if there is none or it is damaged."""
     try:
         return read_summary(folder / SUMMARY)
     except (OSError, DataError):
