@@ -62,19 +62,15 @@ def no_slurm(monkeypatch):
 @contextlib.contextmanager
 def another_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     """A process that has locked the folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDS_LOCK, str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    command = [sys.executable, "-c", HOLDS_LOCK, str(folder)]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "locked\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def run_elsewhere(folder: Path, *, age_s: float = 0.0) -> None:
@@ -138,16 +134,15 @@ def test_a_job_of_another_machine_keeps_its_folder_while_it_has_a_heartbeat(tmp_
     assert read_record(tmp_path).holder.host == "elsewhere"
 
 
-@pytest.mark.parametrize("age_s", [1, 3600])
-def test_a_job_of_another_machine_without_a_heartbeat_has_ended(tmp_path, monkeypatch, age_s):
+def test_a_job_of_another_machine_without_a_heartbeat_has_ended(tmp_path, monkeypatch):
     for module in (jobdir, joblock):
         monkeypatch.setattr(module, "SILENT_S", 0.4)
-    run_elsewhere(tmp_path, age_s=age_s)
+    run_elsewhere(tmp_path, age_s=1)
     assert standing(tmp_path).state is State.stopped
     start = time.monotonic()
     with lock_job_dir(tmp_path):
         # Clocks may differ, so that a recent job is waited for whatever its time says.
-        assert (time.monotonic() - start >= 0.4) == (age_s == 1)
+        assert time.monotonic() - start >= 0.4
         assert read_record(tmp_path).holder == Holder.here()
 
 
