@@ -156,6 +156,8 @@ def _check_values(value: Any, name: str, bounds: Bounds) -> None:
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise ConfigError(f"{name}: the name {key} is not text; put it in quotes")
+            if bounds != _NO_BOUNDS and isinstance(inner, list | dict):
+                raise invalid(f"{name}.{key}", inner, str(bounds))
             _check_values(inner, f"{name}.{key}", bounds)
     elif isinstance(value, list):
         for index, inner in enumerate(value):

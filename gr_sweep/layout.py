@@ -98,8 +98,8 @@ def phases_of(config: RunConfig) -> list[Phase]:
         middle = start + round(procedure.dense * (stop - start))
         if middle == stop:
             raise ConfigError(
-                f"round {number} of procedure.rounds has {stop - start} of {total} steps and none "
-                "to route; train longer, or lower procedure.dense"
+                f"round {number} of procedure.rounds has {stop - start} of {total} steps, and none "
+                "of them to route; train longer, or lower procedure.dense"
             )
         if middle > start:
             phases.append(Phase(number, True, start, middle))

@@ -161,5 +161,5 @@ def test_alone_of_alternate_is_as_wide_as_an_expert_of_the_last_round():
 
 
 def test_alone_of_experts_of_a_checkpoint_is_refused():
-    with pytest.raises(ConfigError, match="the checkpoint owner/name does not allow"):
+    with pytest.raises(ConfigError, match="out for the checkpoint owner/name"):
         sweep("model=hf", "model.path=owner/name", "edges=act", "baselines=[alone]")
