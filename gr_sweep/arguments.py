@@ -9,7 +9,7 @@ from gr_sweep.errors import ConfigError
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises its errors, and prints its texts as they are."""
 
-    def __init__(self, prog: str, description: str = "", epilog: str = "") -> None:
+    def __init__(self, prog: str, description: str | None = None, epilog: str = "") -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(
             prog,

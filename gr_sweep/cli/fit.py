@@ -101,5 +101,5 @@ def shape_of_model(config: RunConfig) -> ModelShape | None:
         raise ConfigError(f"model.path={model.path}: config.json has impossible sizes: {known}")
     if len(known) < len(_SIZES):
         return None  # a family with other names; the job says whether it can be routed
-    groups = content.get("num_key_value_heads") or known["num_attention_heads"]
-    return Size(*known.values(), groups)
+    width, units, layers, heads = (known[name] for name in _SIZES)
+    return Size(width, units, layers, heads, content.get("num_key_value_heads") or heads)

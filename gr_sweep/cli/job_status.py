@@ -71,7 +71,8 @@ def read_status(folder: Path, queue: Mapping[str, str]) -> JobStatus:
     if state is State.stopped and folder.name in queue:
         state = State.waiting  # SLURM starts it again
     rows = read_rows(folder / METRICS, last_bytes=TAIL_BYTES)
-    row = next((row for row in reversed(rows) if registry.TRAIN_LOSS.key in row), {})
+    trained = [row for row in rows if registry.TRAIN_LOSS.key in row]
+    row = trained[-1] if trained else {}
     step, elapsed_s = _number(row, STEP), _number(row, registry.TIME_S.key)
     num_steps = record.num_steps
     left_s = None

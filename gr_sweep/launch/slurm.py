@@ -229,10 +229,11 @@ def is_cancelled() -> bool:
 
 def _print_what_stays(works: Sequence[Work], numbers: Mapping[Path, str], sweep: Path) -> None:
     left = [work.folder for work in works if standing(work.folder).state is not State.done]
-    if left := sorted({numbers[folder].split("_")[0] for folder in left if folder in numbers}):
+    jobs = sorted({numbers[folder].split("_")[0] for folder in left if folder in numbers})
+    if jobs:
         print(
             "\nthe jobs stay in the queue; gr-sweep status "
-            f"{shlex.quote(str(sweep))} --watch shows them; to end them: scancel {' '.join(left)}",
+            f"{shlex.quote(str(sweep))} --watch shows them; to end them: scancel {' '.join(jobs)}",
             file=sys.stderr,
         )
 

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gr_sweep.config import Device
 from gr_sweep.errors import ConfigError, GrSweepError, JobError, PlanError
@@ -125,9 +125,10 @@ class Processes:
         """
         if not self.are_several:
             return work()
-        [(value, error), *_] = self.gather(self._attempt(work) if self.is_main else (None, None))
+        attempt: Any = self._attempt(work) if self.is_main else None
+        value, error = self.gather(attempt)[0]
         _raise_in_all(error)
-        return value
+        return cast(Value, value)
 
     def together(self, work: Callable[[], Value]) -> Value:
         """Calls `work` in every process and returns the process's own result.
