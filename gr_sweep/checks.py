@@ -66,6 +66,8 @@ def validate(config: RunConfig) -> RunConfig:
     _check_plan(resolved, domains)
     if resolved.procedure.name is ProcedureKind.alternate:
         _check_alternate(resolved, domains)
+    elif (config.procedure.name, config.method.name) == (ProcedureKind.alternate, Method.routed):
+        raise ConfigError("procedure=alternate needs blocks to assign units to; plan=none has none")
     return resolved
 
 

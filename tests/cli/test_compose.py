@@ -183,6 +183,7 @@ def test_a_wrong_override_is_refused_in_one_line(override, message):
         ("procedure.children=5", "does not split over 15 domains"),
         ("procedure.dense=1", "none of them to route"),
         ("procedure.rounds=9", "too few hidden units"),
+        ("plan=none", "plan=none has none"),
     ],
 )
 def test_impossible_rounds_are_refused_before_any_work(override, message):
