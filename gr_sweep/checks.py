@@ -205,17 +205,13 @@ def _check_data(data: DataConfig, partition: PartitionConfig, domains: tuple[str
         ("data.spurious", data.spurious),
     ):
         if value and len(domains) == 1:
-            raise ConfigError(f"{name}={value} needs a second domain, but there is only {domains}")
-    if data.kind is DataKind.synthetic:
-        return
-    sources = _sources(partition, domains)
-    name = "paths" if data.kind is DataKind.local else "sources"
-    for source in getattr(data, name):
-        _check_known(f"data.{name}.{source}", source, sources, "source")
-    if data.kind is DataKind.local:
-        _check_local(data, sources)
-    else:
-        _check_hub(data, sources)
+            raise ConfigError(f"{name}={value} needs a domain beside {domains[0]}")
+    if data.kind in _CHECKS:
+        name, check = _CHECKS[data.kind]
+        sources = _sources(partition, domains)
+        for source in getattr(data, name):
+            _check_known(f"data.{name}.{source}", source, sources, "source")
+        check(data, sources)
 
 
 def _sources(partition: PartitionConfig, domains: tuple[str, ...]) -> list[str]:
@@ -256,6 +252,10 @@ def _check_hub(data: DataConfig, sources: Sequence[str]) -> None:
                 f"no data set for source {source}; name one with "
                 f"data.sources={{{source}:{{path:OWNER/NAME}}}}"
             )
+
+
+_CHECKS = {DataKind.local: ("paths", _check_local), DataKind.hub: ("sources", _check_hub)}
+"""The setting whose keys are sources, and a check of the settings, by kind of data."""
 
 
 def _check_method(method: MethodConfig, domains: tuple[str, ...]) -> None:

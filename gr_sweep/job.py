@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from gr_sweep import jobdir
-from gr_sweep.config import ProcedureKind, Resume, RunConfig, num_steps, to_plain
+from gr_sweep.config import Resume, RunConfig, num_steps, to_plain
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import prepare_data, text_fingerprint
@@ -28,7 +28,7 @@ from gr_sweep.eval.removal import removal_losses
 from gr_sweep.eval.robustness import check_processes, robustness_losses
 from gr_sweep.files import content_digest, write_whole
 from gr_sweep.joblock import JobLock, lock_job_dir
-from gr_sweep.layout import phases_of
+from gr_sweep.layout import has_rounds, phases_of
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_relearn
 from gr_sweep.metrics.tables import summarize_losses
@@ -137,10 +137,6 @@ class Job:
     signals: StopSignals
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    @property
-    def is_alternate(self) -> bool:
-        return self.config.procedure.name is ProcedureKind.alternate
-
     def prepare(self) -> None:
         """Tokenises the text, or finds it in the cache."""
         if self.device.type == "cuda":
@@ -191,7 +187,7 @@ class Job:
             self.sampler = make_sampler(config, data, self.routed, self.token_losses, self.device)
         if processes.is_main:
             save_model_files(self.folder, model, data.tokenizer_dir)
-            if not self.is_alternate:
+            if not has_rounds(config):
                 write_whole(self.folder / jobdir.PLAN, self.routed.plan.to_json() + "\n")
         self.tracker = processes.together(lambda: self._make_tracker(sweep))
 
@@ -207,6 +203,7 @@ class Job:
             steps = num_steps(config.train) - self.recovery_steps
             self.train_config = replace(config.train, steps=steps, tokens=None)
         self.full_rows: list[DocumentLoss] = []
+        in_rounds = has_rounds(config)
         lengths = [phase.stop - phase.start for phase in phases_of(config)]
         training = start(
             self.routed.model,
@@ -214,12 +211,12 @@ class Job:
             checkpoints=self.checkpoints,
             tracker=self.tracker,
             processes=self.processes,
-            plan=None if self.is_alternate else self.routed.plan,
-            phases=lengths if self.is_alternate else None,
+            plan=None if in_rounds else self.routed.plan,
+            phases=lengths if in_rounds else None,
             rewarm=config.procedure.rewarm,
         )
         self.last: LastRound | None = None
-        if self.is_alternate:
+        if in_rounds:
             self.last = self._train_rounds(training)
             self.batches, self.held_out = self.last.batches, self.last.held_out
         else:
@@ -405,7 +402,7 @@ class Job:
             device=self.device,
             num_processes=self.processes.world_size,
         )
-        if self.is_alternate:
+        if has_rounds(self.config):
             # The plan at the end is that of the last phase alone.
             costs.pop(registry.COST_TRAIN_FLOPS_PER_TOKEN.key)
             costs.pop(registry.COST_MFU.key, None)
@@ -421,7 +418,7 @@ def _check_processes(config: RunConfig, processes: Processes) -> None:
     """Raises a GrSweepError if these processes cannot run the job together."""
     rows_of(processes.rank, processes.world_size, sum(micro_batch_rows(config).values()))
     check_processes(config.eval, processes.world_size)
-    if processes.are_several and config.procedure.name is ProcedureKind.alternate:
+    if processes.are_several and has_rounds(config):
         raise JobError(
             f"procedure=alternate needs the whole model in one process, got {processes.world_size} "
             "processes; start one, or use procedure=fixed"

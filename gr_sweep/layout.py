@@ -81,15 +81,21 @@ class Phase:
     """Its last step."""
 
 
+def has_rounds(config: RunConfig) -> bool:
+    """Whether the plan is made while the job trains, round by round (`gr_sweep.rounds`), and not
+    before."""
+    return config.procedure.name is ProcedureKind.alternate
+
+
 def phases_of(config: RunConfig) -> list[Phase]:
-    """The phases of a job: one, or with procedure=alternate a dense and a routed one per round.
+    """The phases of a job's training: one, or in each round a dense and a routed one.
 
     Raises:
         ConfigError: a round has no routed step.
     """
     total = num_steps(config.train)
     procedure = config.procedure
-    if procedure.name is ProcedureKind.fixed:
+    if not has_rounds(config):
         return [Phase(1, False, 0, total)]
     ends = [0, *itertools.accumulate(round_lengths(procedure.rounds))]
     bounds = [round(total * end / ends[-1]) for end in ends]
@@ -108,10 +114,9 @@ def phases_of(config: RunConfig) -> list[Phase]:
 
 
 def labels_of_rounds(config: RunConfig) -> list[tuple[str, ...]]:
-    """The labels of each round of procedure=alternate; otherwise the domains."""
+    """The labels of each round; the domains if there are no rounds."""
     domains = list(config.partition.domains)
-    is_fixed = config.procedure.name is ProcedureKind.fixed
-    if is_fixed or config.plan.kind in (PlanKind.forget, PlanKind.lattice):
+    if not has_rounds(config) or config.plan.kind in (PlanKind.forget, PlanKind.lattice):
         return [tuple(domains)]
     rounds = range(1, len(round_lengths(config.procedure.rounds)) + 1)
     return [labels_of_round(domains, number, config.procedure.children) for number in rounds]
@@ -120,7 +125,7 @@ def labels_of_rounds(config: RunConfig) -> list[tuple[str, ...]]:
 def plan_of_round(
     config: RunConfig, shape: ModelShape | Any, labels: Sequence[str], before: RoutePlan | None
 ) -> RoutePlan:
-    """The plan of a round of procedure=alternate, with block sizes but no assignment of units;
+    """The plan of a round, with block sizes but no assignment of units;
     `before` is that of the round before.
 
     Raises:
@@ -142,9 +147,9 @@ def plan_of_last_round(config: RunConfig, shape: ModelShape | Any) -> RoutePlan:
 
 
 def expert_widths(config: RunConfig) -> dict[str, int]:
-    """MLP hidden units a layer of the network that keeping each domain of the partition leaves; of
-    `alternate`, the widest of the labels at or under it after the last round. A domain has none
-    that owns no block beside the core, or whose network is the full one.
+    """MLP hidden units a layer of the network that keeping each domain of the partition leaves;
+    with rounds, the widest of the labels at or under it after the last round. A domain is left out
+    if it owns only the core, or if keeping it leaves the full network.
 
     Raises:
         ConfigError: the widths are not known before there is a model or text.

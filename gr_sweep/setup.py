@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gr_sweep.config import Method, ProcedureKind, RunConfig
+from gr_sweep.config import Method, RunConfig
 from gr_sweep.config import num_steps as total_steps
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.heldout import first_documents, heldout_chunks
@@ -29,7 +29,7 @@ from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.eval.text import TrainingText
 from gr_sweep.files import sync_folder
 from gr_sweep.jobdir import MODEL
-from gr_sweep.layout import labels_of_rounds, make_plan, named_shape
+from gr_sweep.layout import has_rounds, labels_of_rounds, make_plan, named_shape
 from gr_sweep.metrics.losses import Text
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import TokenLosses
@@ -163,8 +163,8 @@ def make_sampler(
 
 
 def lay_plan(model: "PreTrainedModel", config: RunConfig) -> RoutedModel:
-    """Routes a model by the job's plan; with procedure=alternate, by a plan without splits."""
-    if config.procedure.name is ProcedureKind.alternate:
+    """Routes a model by the job's plan; with rounds, by a plan without splits."""
+    if has_rounds(config):
         return route_model(model, RoutePlan.none(domains=labels_of_rounds(config)[0]), "none")
     plan = make_plan(config, model.config)
     return route_model(model, plan, config.edges, **dataclasses.asdict(config.route))

@@ -26,6 +26,7 @@ from gr_sweep.cli.composer import Composer, composing
 from gr_sweep.cli.fit import check_fit, parts_of
 from gr_sweep.cli.names import name_of, slug, that_count, title_of, without_fixed
 from gr_sweep.cli.overrides import MAX_JOBS, explain, key_of, quoted, values_of
+from gr_sweep.cli.schema import LAUNCHERS
 from gr_sweep.cli.task import Job
 from gr_sweep.config import UNROUTED, Baseline, RunConfig, fingerprint
 from gr_sweep.errors import ConfigError
@@ -34,7 +35,7 @@ from gr_sweep.jobdir import SUMMARY
 _FILTERED = {Baseline.filtered, Baseline.filtered_observed}
 
 _SUPPORTED = {
-    "launcher": (".BasicLauncher", ".LocalParallelLauncher", ".SlurmLauncher"),
+    "launcher": (".BasicLauncher", *(settings._target_ for settings in LAUNCHERS.values())),
     "sweeper": (".BasicSweeper",),
 }
 """The end of the `_target_` of the choices of Hydra's groups that gr-sweep has."""
@@ -264,7 +265,7 @@ def _check_hydra(hydra: DictConfig) -> None:
         if not OmegaConf.is_dict(node) or not str(node.get("_target_")).endswith(targets):
             raise ConfigError(
                 f"gr-sweep does not support this hydra/{group}; launchers are basic, "
-                "local_parallel and slurm, the only sweeper is basic"
+                f"{' and '.join(sorted(LAUNCHERS))}; the only sweeper is basic"
             )
     if hydra.job.chdir or hydra.job.env_set or hydra.callbacks:
         raise ConfigError(

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gr_sweep.bounds import invalid
-from gr_sweep.config import PlanConfig, ProcedureKind, RunConfig
+from gr_sweep.config import PlanConfig, RunConfig
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError
 from gr_sweep.layout import (
+    has_rounds,
     labels_of_rounds,
     make_plan,
     named_shape,
@@ -45,7 +46,7 @@ def check_fit(config: RunConfig) -> None:
 
         check_processes(config.eval, here.world_size)
     shape = shape_of_model(config)
-    if config.procedure.name is ProcedureKind.alternate:
+    if has_rounds(config):
         phases_of(config)
         if shape is not None:
             plan_of_last_round(config, shape)

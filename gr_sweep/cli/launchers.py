@@ -1,17 +1,19 @@
 """Starts the jobs of a command: one after the other in this process, side by side, or on SLURM.
 
-Queues and slots are the business of `gr_sweep.launch`. The files in a job's folder tell how a job
-ended that ran in another process.
+Queues and slots are the business of `gr_sweep.launch`; `_LAUNCHERS` says which module runs what.
+The files in a job's folder tell how a job ended that ran in another process.
 """
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gr_sweep.cli.schema import LAUNCHERS
 from gr_sweep.cli.task import Job, JobTask
+from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import note_end
@@ -53,14 +55,10 @@ def launch(command: "Command", tasks: Sequence[JobTask]) -> list[Outcome]:
     works = [
         Work(task.folder, task.job.title, task.job.config, SweepJob(task, where)) for task in tasks
     ]
-    is_slurm = isinstance(config, SlurmConfig)
-    hint = "leaves; the jobs stay in the queue" if is_slurm else "stops the jobs; each saves first"
-    with live_table(reader, command.folder.resolve().name, f"Ctrl-C {hint}") as is_shown:
-        if isinstance(config, SlurmConfig):
-            needs = {task.folder: resources_of(task.job.config, config) for task in tasks}
-            run_on_slurm(works, config, needs, command.folder, is_shown=is_shown)
-        else:
-            run_side_by_side(works, config, is_shown=is_shown)
+    launcher = _LAUNCHERS[type(config)]
+    hint = f"Ctrl-C {launcher.on_interrupt}"
+    with live_table(reader, command.folder.resolve().name, hint) as is_shown:
+        launcher.run(works, config, command.folder, is_shown)
     return [outcome_of(task.folder) for task in tasks]
 
 
@@ -136,20 +134,50 @@ def check_launcher(command: "Command", missing: Sequence[Job]) -> None:
         )
     if not command.is_multirun:
         raise ConfigError("hydra/launcher is for the jobs of a sweep: add -m")
-    if isinstance(config, SlurmConfig):
-        check_slurm(config)
-        for job in missing:
-            resources_of(job.config, config)
-    else:
-        slots_of(config, [job.config for job in missing])
+    _LAUNCHERS[type(config)].check(config, [job.config for job in missing])
 
 
-def _launcher_config(command: "Command") -> SlurmConfig | LocalParallelConfig | None:
+def _check_slurm(config: SlurmConfig, jobs: Sequence[RunConfig]) -> None:
+    check_slurm(config)
+    for job in jobs:
+        resources_of(job, config)
+
+
+def _run_side_by_side(
+    works: Sequence[Work], config: LocalParallelConfig, _sweep: Path, is_shown: bool
+) -> None:
+    run_side_by_side(works, config, is_shown=is_shown)
+
+
+def _run_on_slurm(works: Sequence[Work], config: SlurmConfig, sweep: Path, is_shown: bool) -> None:
+    needs = {work.folder: resources_of(work.config, config) for work in works}
+    run_on_slurm(works, config, needs, sweep, is_shown=is_shown)
+
+
+@dataclass(frozen=True, slots=True)
+class _Launcher:
+    check: Callable[[Any, Sequence[RunConfig]], object]
+    """Raises ConfigError if jobs cannot be started with these settings."""
+    run: Callable[[Sequence[Work], Any, Path, bool], None]
+    """Runs jobs of a sweep, whose folder it gets, until all have ended. The last argument says
+    whether a live table shows them."""
+    on_interrupt: str
+    """What Ctrl-C does, for the live table."""
+
+
+_LAUNCHERS = {
+    LocalParallelConfig: _Launcher(slots_of, _run_side_by_side, "stops the jobs; each saves first"),
+    SlurmConfig: _Launcher(_check_slurm, _run_on_slurm, "leaves; the jobs stay in the queue"),
+}
+"""By the type of its settings."""
+
+
+def _launcher_config(command: "Command") -> Any:
     """Settings of the launcher; None for the one that runs jobs in this process."""
     from omegaconf import OmegaConf
 
     content: Any = OmegaConf.to_container(command.hydra_config.hydra.launcher, resolve=True)
-    for kind in (SlurmConfig, LocalParallelConfig):
+    for kind in LAUNCHERS.values():
         if content["_target_"] == kind._target_:
             return kind(**content)
     return None

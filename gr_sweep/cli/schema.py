@@ -5,6 +5,7 @@ and types of what the file and the command line say. Which values make sense is 
 """
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
@@ -24,8 +25,8 @@ GROUPS: dict[str, type] = {
 }
 """Groups whose files fill one node; the others write at the top level."""
 
-LAUNCHERS: dict[str, type] = {"slurm": SlurmConfig, "local_parallel": LocalParallelConfig}
-"""Files of conf/hydra/launcher."""
+LAUNCHERS: dict[str, Any] = {"slurm": SlurmConfig, "local_parallel": LocalParallelConfig}
+"""Settings of each file of conf/hydra/launcher. `gr_sweep.cli.launchers` runs them."""
 
 OPTIONAL_GROUPS = ("debug", "experiment", "scale")
 """Groups of which no file is chosen unless the user does."""

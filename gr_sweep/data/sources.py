@@ -1,7 +1,7 @@
 """Where documents come from: generated text, local files, or data sets of the Hugging Face Hub.
 
-To add one, add a member to `config.DataKind` and a function next to `_local` and `_hub` that
-returns a `Source`, and call it in `sources_of`.
+To add one, add a member to `config.DataKind` and a function next to `_local` and `_hub`, which
+`_SOURCES` names; `checks` and `_resolve_data` say which of its settings it needs.
 
 JSON lines are read here and not by `datasets`, whose reader infers one schema for all lines: it
 turns dates into timestamps and stops at fields whose type varies. `datasets` and `pyarrow` are slow
@@ -76,8 +76,8 @@ def sources_of(data: DataConfig, rules: Rules, digests: Digests) -> list[Source]
     """
     if data.kind is DataKind.synthetic:
         return [_synthetic(data, rules)]
-    kind = _local if data.kind is DataKind.local else _hub
-    return [kind(data, name, rules, digests) for name in rules.sources]
+    source = _SOURCES[data.kind]
+    return [source(data, name, rules, digests) for name in rules.sources]
 
 
 def _synthetic(data: DataConfig, rules: Rules) -> Source:
@@ -115,6 +115,10 @@ def _hub(data: DataConfig, name: str, rules: Rules, digests: Digests) -> Source:
     key = [name, dataclasses.asdict(hub), digests(hub_files(hub)), rules.key(name)]
     where = f"data set {hub.path}"
     return Source(where, rules.domains_of(name), key, lambda: _divided(read_hub(hub), name, rules))
+
+
+_SOURCES = {DataKind.local: _local, DataKind.hub: _hub}
+"""A function from the settings and the name of a source to the `Source`, by kind."""
 
 
 def _divided(records: Iterable[Record], source: str, rules: Rules) -> Iterator[Document]:

@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from gr_sweep.config import Device, ProcedureKind, RunConfig
+from gr_sweep.config import Device, RunConfig
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError, GrSweepError
+from gr_sweep.layout import has_rounds
 from gr_sweep.metrics.cost import GPUS
 from gr_sweep.train.distributed import rows_of
 
@@ -162,7 +163,7 @@ def _fewest_gpus(config: RunConfig, given: SlurmConfig) -> "tuple[int, Estimate 
     per_node, nodes = given.tasks_per_node or given.gpus_per_node, given.nodes or 1
     rows = sum(micro_batch_rows(config).values())
     most = _MAX_GPUS if given.nodes is None else nodes * given.max_gpus_per_node
-    if config.procedure.name is ProcedureKind.alternate:
+    if has_rounds(config):
         most = 1  # it needs the whole model in one process
     sizes = [nodes * 2**power for power in range(_MAX_GPUS.bit_length())]
     sizes = [size for size in sizes if size <= most and rows % size == 0] or [nodes]

@@ -35,7 +35,7 @@ class Metric:
     direction: int = 0
     """1: higher is better, -1: lower is better, 0: neither."""
     formula: str = ""
-    """Definition in the letters of this module."""
+    """Definition, in the letters that `gr_sweep.metrics.registry` explains."""
     meaning: str
     """One line for readers who do not know the formula."""
     baselines: tuple[Baseline, ...] = ()

@@ -21,8 +21,7 @@ ATTN = "attn"
 KINDS = {MLP: "hidden units", ATTN: "head groups"}
 """Each kind of unit and its name in messages.
 
-A new kind is added here, in `units_per_layer`, in the `linears` of each family in
-`gr_sweep.model.families`, and in `_resized` in `gr_sweep.model.extract`.
+docs/extend.md lists the places that a new kind needs.
 """
 
 CORE = "core"
@@ -256,7 +255,7 @@ class RoutePlan:
         required = [
             (is_core[:1] == [True] and not any(is_core[1:]), "the first block as only core"),
             (len(set(names)) == len(names), "different names of blocks"),
-            (in_groups in ([], sorted(self.domains)), "apart to name every domain once"),
+            (in_groups in ([], sorted(self.domains)), "`apart` to name each domain once"),
         ]
         for block in self.blocks:
             is_known = bool(block.owners) and block.owners <= set(self.domains)
