@@ -37,7 +37,7 @@ myst_heading_anchors = 3
 nitpicky = True
 # Of other projects, whose indexes would have to be fetched, and names that no page has.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|transformers|numpy|np|nn|pandas|pd|collections|pathlib|os)\..*"),
+    (r"py:.*", r"(torch|transformers|numpy|np|nn|pandas|pd|collections|contextlib|pathlib|os)\..*"),
     (r"py:.*", r"(Tensor|PreTrainedModel|Path|DataFrame|Console|RouteWeights|Routing)"),
     (r"py:class", r"gr_sweep\..*"),
 ]

@@ -25,7 +25,7 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-STOPPABLE = [*QUICK, "train.steps=60"]
+STOPPABLE = [*QUICK, "train.steps=60", "eval.samples=0", "tracking=off"]
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +159,23 @@ def test_a_signal_stops_the_command_with_a_line_and_the_same_command_goes_on(gr_
     assert json.loads((folder / "summary.json").read_text())["changes"] == []
 
 
+SHARED = [*QUICK, "edges=both", "train.max_norm=null"]
+"""A job that several processes can share."""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, cache):
+    """Folder of that job, run by one process."""
+    run = runner(tmp_path_factory.mktemp("alone"), cache)
+    status, out, err = run(*SHARED, "train.lr=0.003", "hydra.run.dir=alone")
+    assert status == 0 and out.count("loss, full model") == 1, err
+    return run.folder / "alone"
+
+
 @pytest.mark.dist
-def test_two_processes_leave_what_one_leaves_and_say_it_once(gr_sweep):
+def test_two_processes_leave_what_one_leaves_and_say_it_once(gr_sweep, alone):
     """A sweep whose first job fails in both, in a folder whose name holds the time, which is
     another one in each process."""
-    job = [*QUICK, "edges=both", "train.max_norm=null"]
 
     def read(path: Path) -> tuple[dict[str, float], list[dict[str, float]]]:
         assert {file.name for file in path.iterdir()} == {
@@ -181,10 +193,8 @@ def test_two_processes_leave_what_one_leaves_and_say_it_once(gr_sweep):
                 # Separability and the like are differences of losses.
                 assert two[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
 
-    status, out, err = gr_sweep(*job, "train.lr=0.003", "hydra.run.dir=alone")
-    assert status == 0 and out.count("loss, full model") == 1, err
     where = ["hydra.sweep.dir=two/${now:%H-%M-%S-%f}", "hydra.sweep.subdir=${train.lr}"]
-    status, _, err = gr_sweep("-m", *job, "train.lr=1e30,0.003", *where, processes=2)
+    status, _, err = gr_sweep("-m", *SHARED, "train.lr=1e30,0.003", *where, processes=2)
     assert status != 0
     # Whether loss or gradient is the first to overflow depends on the processor.
     [line] = [line for line in err.splitlines() if "gr-sweep: train.lr=1e+30 failed: " in line]
@@ -192,7 +202,7 @@ def test_two_processes_leave_what_one_leaves_and_say_it_once(gr_sweep):
     assert err.count("step 6/6") == 1
     [two] = (gr_sweep.folder / "two").iterdir()
     assert not (two / "1e+30" / "summary.json").exists()
-    (metrics, rows), (others, other_rows) = read(gr_sweep.folder / "alone"), read(two / "0.003")
+    (metrics, rows), (others, other_rows) = read(alone), read(two / "0.003")
     assert_same(metrics, others)
     for row, other in zip(rows, other_rows, strict=True):
         assert_same(row, other)
@@ -214,18 +224,15 @@ def test_rows_that_do_not_divide_are_one_line_of_all_processes(gr_sweep):
     or subprocess.run(["sinfo"], capture_output=True, check=False).returncode != 0,
     reason="there is no SLURM cluster",
 )
-def test_tasks_of_a_slurm_step_are_processes_of_one_job(gr_sweep):
+def test_tasks_of_a_slurm_step_are_processes_of_one_job(gr_sweep, alone):
+    command = [*SHARED, "train.lr=0.003", "hydra.run.dir=two"]
+    status, out, err = gr_sweep(*command, processes=2, srun=True)
+    assert status == 0 and err.count("step 6/6") == 1 and out.count("loss, full") == 1, err
     losses = []
-    for processes in (1, 2):
-        status, out, err = gr_sweep(
-            *QUICK, f"hydra.run.dir={processes}", processes=processes, srun=True
-        )
-        assert status == 0 and err.count("step 6/6") == 1 and out.count("loss, full") == 1, err
-        lines = (gr_sweep.folder / str(processes) / "metrics.jsonl").read_text().splitlines()
+    for folder in (alone, gr_sweep.folder / "two"):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
         losses.append([row["train/loss"] for row in map(json.loads, lines) if "train/loss" in row])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    status, _, err = gr_sweep("train.batch_sequences=9", processes=2, srun=True)
-    assert status == 2 and err.count("gr-sweep: ") == 1, err
 
 
 SMOKE = ["scale=smoke", "tracking=off", "data.documents=200", "train.steps=12"]

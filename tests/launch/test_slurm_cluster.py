@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 QUICK = ["debug=default", "data.documents=60", "data.vocab_size=300", "tracking=off"]
-STEPS = 200
+STEPS = 120
 LONG = [*QUICK, "edges=both", f"train.steps={STEPS}", "train.checkpoint_every=10"]
 LAUNCHER = [
     "hydra/launcher=slurm",
@@ -178,21 +178,27 @@ def step_of(job: Path) -> int:
     return max(steps, default=0)
 
 
-def test_disturbed_jobs_end_as_an_undisturbed_one(start, place, undisturbed):
-    """Jobs are requeued, told to save, killed and cancelled; the command is interrupted too."""
-    sweep = place / "disturbed"
-    names = ["101", "102", "103", "104"]  # a setting that changes none of the numbers compared
+@pytest.mark.parametrize("requeues", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_disturbed_jobs_end_as_an_undisturbed_one(start, place, undisturbed, requeues):
+    """Jobs are killed and cancelled, and with `requeues` requeued and told to save, too; the
+    command is interrupted."""
+    sweep = place / f"disturbed {requeues}"
+    # A setting that changes none of the numbers compared.
+    names = ["101", "102", "103", "104"] if requeues else ["103", "104"]
     command = ["-m", *LONG, *LAUNCHER, f"hydra.sweep.dir={sweep}"]
-    command += [f"eval.bootstrap={','.join(names)}", "hydra.launcher.array_parallelism=2"]
+    at_once = len(names) // 2
+    command += [f"eval.bootstrap={','.join(names)}", f"hydra.launcher.array_parallelism={at_once}"]
 
     first = start(*command)
-    await_(lambda: training(sweep, names[0]) and training(sweep, names[1]), first)
+    await_(lambda: all(training(sweep, name) for name in names[:at_once]), first)
     jobs = [job for name in names if (job := job_of(sweep, name)) is not None]
-    requeued, told, killed, cancelled = jobs
+    *others, killed, cancelled = jobs
     slurm("scancel", number_of(cancelled))
-    slurm("scontrol", "requeue", number_of(requeued))
-    # As SLURM does; scancel would try again for long if the controller is busy.
-    send(told, signal.SIGUSR2)
+    if others:
+        requeued, told = others
+        slurm("scontrol", "requeue", number_of(requeued))
+        # As SLURM does; scancel would try again for long if the controller is busy.
+        send(told, signal.SIGUSR2)
     await_(lambda: standing(cancelled).state is State.stopped, first)
     # SLURM forgets a task of an array that is cancelled before it begins.
     assert re.search("left the queue|CANCELLED", standing(cancelled).error)
@@ -200,7 +206,7 @@ def test_disturbed_jobs_end_as_an_undisturbed_one(start, place, undisturbed):
     status, err = first.end()
     assert status == 130 and "shows them; to end them: scancel " in err, err
 
-    await_(lambda: training(sweep, names[2]))
+    await_(lambda: training(sweep, killed.name))
     send(killed, signal.SIGKILL)
     number = number_of(killed)
     await_(lambda: killed.name not in (numbers_in_queue(sweep) or {killed.name: ""}))
