@@ -5,7 +5,7 @@ from pathlib import Path
 
 import hydra
 import pytest
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from gr_sweep.cli.compose import Command, compose
 from gr_sweep.cli.composer import composing
@@ -151,7 +151,11 @@ def test_every_experiment_opens_with_the_line_to_run_it(file):
     [word, *overrides] = lines[1].removeprefix("# ").split()
     assert word == "gr-sweep" and f"experiment={file.stem}" in overrides
     overrides = [override for override in overrides if override != "-m"]
-    overrides.append("seed=0")  # the others differ in nothing else
+    swept = OmegaConf.load(file).hydra.sweeper.params
+    # Each method, with the first value of whatever else is swept.
+    overrides += [f"{key}={str(value).split(',')[0]}" for key, value in swept.items()
+                  if key not in ("method", "seed")]  # fmt: skip
+    overrides.append("seed=0")
     assert compose(overrides, multirun="-m" in lines[1]).jobs
 
 
@@ -203,22 +207,21 @@ def test_what_a_method_fixes_outranks_what_was_chosen():
     "line",
     [
         ["plan=forget,tree", "edges=weight", "+data.weights.code=1,2", "plan.forget=[biology]"],
-        ["experiment=label_noise", "scale=smoke,cpu", "seed=0", "method=routed"],
+        ["experiment=label_noise", "scale=smoke,cpu", "seed=0", "method=routed", "baselines=[]"],
     ],
 )
 def test_jobs_of_a_sweep_are_composed_as_each_alone(line):
     command = sweep(*line)
-    for job in command.jobs:
-        if not job.is_baseline:
-            alone = single(*job.overrides, "hydra.mode=RUN")
-            assert job.config == alone, job.title
-            cfg = command.config_of(job, Path("/x"))
-            with composing(job.overrides) as composer:
-                hydras = hydra.compose("config", job.lines)
-                assert composer.compose(job.lines) == hydras
-            with open_dict(cfg):
-                del cfg["hydra"]
-            assert cfg == hydras, "as Hydra composes it"
+    for job in (command.jobs[0], command.jobs[-1]):
+        alone = single(*job.overrides, "hydra.mode=RUN")
+        assert job.config == alone, job.title
+        cfg = command.config_of(job, Path("/x"))
+        with composing(job.overrides) as composer:
+            hydras = hydra.compose("config", job.lines)
+            assert composer.compose(job.lines) == hydras
+        with open_dict(cfg):
+            del cfg["hydra"]
+        assert cfg == hydras, "as Hydra composes it"
 
 
 def test_a_folder_of_ones_own_adds_choices(tmp_path):
