@@ -14,12 +14,13 @@ UNLABELLED = "unlabelled"
 _LABEL = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
 
-def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
+def check_domains(domains: Iterable[str]) -> tuple[str, ...]:
     """Checks labels and returns them as a tuple, in the same order.
 
     Raises:
         ConfigError: there is no label, or one that no partition can have.
     """
+    domains = tuple(domains)
     if not domains:
         raise ConfigError("no domains given; a partition needs one, for example [code, biology]")
     for domain in domains:
@@ -30,7 +31,7 @@ def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
             )
         if domains.count(domain) > 1:
             raise ConfigError(f"domain {domain!r} is given twice")
-    return tuple(domains)
+    return domains
 
 
 def is_under(domain: str, node: str) -> bool:

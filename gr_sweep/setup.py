@@ -193,7 +193,7 @@ def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
 
 def save_model_files(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:
     """Writes `model/` into a job's folder, whole, for an export: the model's configs and the
-    tokenizer. One that exists is of the same job, and stays."""
+    tokenizer. An existing `model/` belongs to this job and is kept."""
     if (folder / MODEL).exists():
         return
     beside = folder / f".{MODEL}.{secrets.token_hex(4)}.tmp"

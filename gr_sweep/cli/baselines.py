@@ -1,8 +1,8 @@
 """The runs that the metrics of others need: which they are, and what Hydra composes them from.
 
-A baseline differs from its job in method, plan and label noise alone, and one of a domain alone in
-its width; whatever those settings are, the composed config of a dense run is the same, and so the
-run is there once.
+A baseline differs from its job in method, plan and label noise only. An `alone` baseline also
+differs in width. Whatever those settings are, the composed config of a dense run is the same, and
+so the run is there once.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,7 +42,7 @@ def baselines_of(
         What of the job's overrides holds for the baseline too, and what makes it the baseline.
 
     Raises:
-        ConfigError: `alone` of experts whose width nobody can know, or that no run can have.
+        ConfigError: `alone`, but the expert's width is unknown, or one that no run can have.
     """
     if config.method.name in UNROUTED:
         return
@@ -51,7 +51,7 @@ def baselines_of(
         if baseline is Baseline.dense:
             yield plain, ["method=dense"]
         elif baseline is Baseline.compute:
-            # Asked of the whole run alone.
+            # Shorter runs are not unlearned.
             setting, length = _length(config)
             short = [*_without(plain, (setting, _UNLEARNING)), f"{_UNLEARNING}=null"]
             for share in SHARES:
@@ -70,8 +70,8 @@ def baselines_of(
 
 
 def _alone(config: RunConfig, plain: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """A dense run on each domain that has an expert, as large as that: heads aside, which a named
-    size cannot have fewer of."""
+    """A dense run on each domain that has an expert, as large as that, but with all heads: a
+    named size fixes their number."""
     domains = list(config.partition.domains)
     for domain, width in expert_widths(config).items():
         if any(other != domain and is_under(domain, other) for other in domains):

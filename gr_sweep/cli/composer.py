@@ -20,8 +20,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
-from gr_sweep.cli.overrides import key_of, quoted
+from gr_sweep.bounds import invalid
+from gr_sweep.cli.overrides import explain, key_of, quoted
 from gr_sweep.cli.schema import DEFAULT_GROUPS, conf_dir
 from gr_sweep.errors import ConfigError
 
@@ -45,7 +47,8 @@ class Composer:
         self._config_name = config_name
         self._loader = GlobalHydra.instance().config_loader()
         self._hydra_lines = list(lines)
-        self._groups: dict[str, bool] = {}
+        self._groups: dict[str, list[str]] = {}
+        """The choices of each key that was looked up; none if it is no group."""
         self._composed: dict[frozenset[str], DictConfig] = {}
 
     def parse(self, lines: Sequence[str]) -> list[Override]:
@@ -67,7 +70,10 @@ class Composer:
         OmegaConf.set_struct(cfg, None)  # dictionaries take new keys, dataclasses do not
         for override in self.parse([line for line in lines if key_of(line) not in groups]):
             if not override.is_delete():
-                cfg.merge_with(nested(override.key_or_group, override.value()))
+                try:
+                    cfg.merge_with(nested(override.key_or_group, override.value()))
+                except OmegaConfBaseException as error:
+                    raise explain(error, f"{override.input_line}: ") from error
                 continue
             above, _, name = override.key_or_group.rpartition(".")
             node = OmegaConf.select(cfg, above) if above else cfg
@@ -116,11 +122,17 @@ class Composer:
             search_path = [line for line in self._hydra_lines if key_of(line) == _SEARCH_PATH]
             name = self._config_name
             choices = self._loader.get_group_options(key, config_name=name, overrides=search_path)
-            self._groups[key] = bool(choices)
-        return self._groups[key]
+            self._groups[key] = list(choices)
+        return bool(self._groups[key])
 
     def _by_hydra(self, groups: dict[str, str]) -> DictConfig:
         """The config with its hydra node, as Hydra composes it."""
+        for key, line in groups.items():
+            [override] = self.parse([line])
+            if not override.is_delete() and not isinstance(override.value(), str | list):
+                choices = [name for name in self._groups[key] if not name.startswith("base_")]
+                given = override.get_value_element_as_str()
+                raise invalid(key, given, f"one of {', '.join(choices)}")
         with warnings.catch_warnings():
             # Hydra only warns about a search path that does not exist; it is checked below.
             warnings.filterwarnings("ignore", message="provider=", category=UserWarning)

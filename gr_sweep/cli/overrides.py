@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Override
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from gr_sweep.cli.schema import OPTIONAL_GROUPS
@@ -51,15 +51,16 @@ def values_of(override: Override) -> list[str]:
         return [f"{key}={override.get_value_element_as_str()}"]
     try:
         found = list(itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1))
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, HydraException) as error:
         raise ConfigError(f"{line}: {error}") from error
     if not found:
         raise ConfigError(f"{line} has no values; range(0,3), for example, has 0, 1 and 2")
     return [f"{key}={value}" for value in found]
 
 
-def explain(error: Exception) -> ConfigError:
-    """One line about an error of Hydra or OmegaConf."""
+def explain(error: Exception, where: str = "") -> ConfigError:
+    """One line about an error of Hydra or OmegaConf; it begins with `where` if the error names no
+    setting."""
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"cannot read {error.override!r}; settings are key=value, brackets and quotes must be "
@@ -82,7 +83,7 @@ def explain(error: Exception) -> ConfigError:
         above, _, name = key.rpartition(".")
         where = f"{above} has no setting" if above else "no setting"
         return ConfigError(f"{where} {name!r}; {_allowed(name, names)}")
-    return ConfigError(f"invalid value for {key}: {said}" if key else said)
+    return ConfigError(f"invalid value for {key}: {said}" if key else f"{where}{said}")
 
 
 def _allowed(given: str, names: Sequence[str]) -> str:

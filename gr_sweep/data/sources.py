@@ -132,8 +132,12 @@ def _divided(records: Iterable[Record], source: str, rules: Rules) -> Iterator[D
 def _record(fields: Any, text_field: str) -> Record:
     text = lookup(fields, text_field) if isinstance(fields, dict) else None
     if not isinstance(text, str):
+        got = "nothing" if text is None else type(text).__name__
         found = ", ".join(fields) if isinstance(fields, dict) else "none"
-        raise ValueError(f"expected text in field {text_field!r}; the fields are {found}")
+        raise ValueError(
+            f"expected text in field {text_field!r}, got {got}; the fields are {found}; choose one "
+            "with data.text_field, or column of a data set"
+        )
     text.encode()  # JSON can hold half of a surrogate pair
     return Record(text, fields)
 

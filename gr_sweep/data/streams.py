@@ -42,7 +42,7 @@ class Stream:
     def __init__(
         self, documents: Sequence[tuple[Shard, np.ndarray]], sequence_length: int, key: tuple
     ) -> None:
-        """`documents` are shards, and the indices of those read from each; `key` decides orders."""
+        """`documents` pairs each shard with the indices to read; `key` seeds the orders."""
         self._shards = [shard for shard, _ in documents]
         self._shard = np.concatenate(
             [np.full(len(chosen), number) for number, (_, chosen) in enumerate(documents)]

@@ -64,7 +64,7 @@ def removal_losses(
         if view is View.removed and recovered is not None:
             with recovered(part):
                 of_recovered[off] = read(off)
-        # Keeping a domain with the same blocks off leaves the same network, recovered.
+        # If keeping a domain switches off the same blocks, reuse the recovered rows.
         rows = of_recovered[off] if off in of_recovered else read_once(off)
         found += [row._replace(view=view, part=part) for row in rows]
     if has_experts(plan):

@@ -153,7 +153,7 @@ def robustness_losses(
 
 @dataclass
 class _Attempts:
-    """What is done to a model, and the rows that it has given so far."""
+    """Runs attacks on a model and collects the resulting rows."""
 
     routed: RoutedModel
     token_losses: TokenLosses

@@ -13,8 +13,7 @@ _CARD = """---
 
 # {made.run}: {kept}
 
-A language model that was trained on {domains} with gradient routing
-([Cloud et al. 2024](https://arxiv.org/abs/2410.04332)), by gr-sweep.
+A language model that was trained on {domains}{routing}, by gr-sweep.
 
 - kept: {kept}
 - removed: {removed}
@@ -30,10 +29,7 @@ tokenizer = AutoTokenizer.from_pretrained("DIR")
 ## Full and extracted model
 
 {table}
-
-Losses are held-out, in nats per token, as the run measured them, with 95 % intervals from a
-bootstrap over documents.
-
+{losses}
 ## How it was made
 
 ```sh
@@ -41,9 +37,17 @@ bootstrap over documents.
 ```
 
 Step {made.step} of the run. On random tokens the logits of this checkpoint differ from those of
-the run's model with the other blocks switched off by at most {made.logit_difference:.1g} (float32).
+the run's model{off} by at most {made.logit_difference:.1g} (float32).
 
 {versions}
+"""
+
+_ROUTING = """ with gradient routing
+([Cloud et al. 2024](https://arxiv.org/abs/2410.04332))"""
+
+_LOSSES = """
+Losses are held-out, in nats per token, as the run measured them, with 95 % intervals from a
+bootstrap over documents.
 """
 
 
@@ -119,7 +123,7 @@ def card_text(made: Export) -> str:
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["gradient-routing", "gr-sweep"],
+        tags=[*(["gradient-routing"] if made.keep else []), "gr-sweep"],
     )
     names, *rows = (f"| {' | '.join(row)} |" for row in _rows(made))
     versions = made.fingerprints | made.versions
@@ -127,6 +131,9 @@ def card_text(made: Export) -> str:
         data=data,
         made=made,
         domains=", ".join(made.domains),
+        routing=_ROUTING if made.keep else "",
+        off=" with the other blocks switched off" if made.keep else "",
+        losses=_LOSSES if made.losses else "",
         kept=", ".join(made.keep) or "all, the run is dense",
         removed=", ".join(made.removed_domains) or "nothing",
         remarks="\n".join(f"- note: {remark}" for remark in remarks_of(made)),

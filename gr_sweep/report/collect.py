@@ -130,7 +130,8 @@ def _read_job(folder: Path) -> tuple[Job, dict[str, str]]:
         config, intervals = summary["config"], summary["intervals"]
         seed, resamples = config["seed"], flatten(config).get("eval.bootstrap", 0)
         bounds = [bound for low, high in intervals.values() for bound in (low, high)]
-        if not all(map(is_number, (seed, resamples, *bounds))) or resamples > _MOST_RESAMPLES:
+        is_whole = all(type(number) is int and number >= 0 for number in (seed, resamples))
+        if not is_whole or not all(map(is_number, bounds)) or resamples > _MOST_RESAMPLES:
             raise DataError("a seed, a number of resamples or an interval is out of range")
         job = Job(
             name=folder.resolve().name,

@@ -90,8 +90,8 @@ class Measure:
     text: Text
     """Writes a value."""
     worse: Metric | None = None
-    """Of a compute-equivalent: metric of the same names that is there wherever its loss is. Without
-    the compute-equivalent this loss is above that of the shortest dense run."""
+    """A metric present whenever the loss is. If it is present but the compute-equivalent is not,
+    show '<share'."""
     censored: Metric | None = None
     """Metric that is 1 where the value is a lower bound."""
 

@@ -122,7 +122,8 @@ class RoutePlan:
             shares: `mlp_shared` (0.5) and `attn_shared` (1.0), the core's fraction of the units;
                 `layers`, the indices of the layers to split (None: see `layer_share`);
                 `layer_share` (1.0), the fraction of the layers to split, counted from the first
-                and at least one layer; `orders`, by (layer, kind) the order of the units.
+                and at least one layer; it excludes `layers`; `orders`, by (layer, kind) the order
+                of the units.
 
         Raises:
             ConfigError: invalid labels.
@@ -403,8 +404,12 @@ def _nodes(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _chosen_layers(layers: Sequence[int] | None, layer_share: float, num_layers: int) -> list[int]:
+    if not 0.0 < layer_share <= 1.0:
+        raise PlanError(f"expected plan.layer_share to be above 0 and at most 1, got {layer_share}")
     if layers is None:
         return list(range(max(1, round(layer_share * num_layers))))
+    if layer_share != 1.0:
+        raise PlanError("plan.layers and plan.layer_share both choose the layers; set one of them")
     wrong = [layer for layer in layers if not 0 <= layer < num_layers]
     if wrong or not layers or len(set(layers)) != len(layers):
         raise PlanError(

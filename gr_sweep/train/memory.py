@@ -42,7 +42,7 @@ class AllocatedBytes(TorchDispatchMode):
         self.current = self.peak = 0
         self._round_to = round_to
         self._followed: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        """From storage to a list with its bytes, shared with the callback of its weak reference."""
+        """Maps each storage to a one-item list with its size; the weakref callback shares it."""
         self._resize = torch.UntypedStorage.resize_
 
     def __enter__(self) -> Self:

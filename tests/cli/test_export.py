@@ -111,6 +111,7 @@ def test_the_checkpoint_is_the_network_of_the_kept_domain_for_whoever_loads_it(
     assert card.startswith("---\n") and "library_name: transformers\n" in card
     assert "- removed: code, creative\n" in card
     assert summary["command"] in card and f"{full:.3f} (" in card
+    assert "with gradient routing" in card and "Losses are held-out" in card
 
 
 def test_a_dense_run_is_exported_whole(dense, tmp_path):
@@ -121,7 +122,8 @@ def test_a_dense_run_is_exported_whole(dense, tmp_path):
     routed, _ = load_routed(open_run(dense))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, routed.model.state_dict()[name])
-    assert "- removed: nothing" in (to / "README.md").read_text()
+    card = (to / "README.md").read_text()
+    assert "- removed: nothing" in card and "gradient" not in card and "other blocks" not in card
 
 
 def test_a_run_that_is_not_finished_is_exported_and_not_changed(copied, tmp_path, capsys):
@@ -132,6 +134,7 @@ def test_a_run_that_is_not_finished_is_exported_and_not_changed(copied, tmp_path
     assert app.main(["export", str(copied), *words]) == 0
     assert "the run is not finished" in capsys.readouterr().out
     assert json.loads((to / "export.json").read_text())["removed_domains"] == ["biology"]
+    assert "Losses are" not in (to / "README.md").read_text()
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
 
 

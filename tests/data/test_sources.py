@@ -103,7 +103,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "lines of blank text": ("a.jsonl", b'{"text": " \\n"}\n' * 9, EMPTY),
     "cut within a line": ("a.jsonl", GOOD + b'\n{"text": "abc', "a.jsonl: cannot read record 62"),
     "a JSON array": ("a.json", b'[{"text": "x"}]', "expected text in field 'text'"),
-    "text is a list": ("a.jsonl", b'{"text": ["x"]}\n', "expected text in field 'text'"),
+    "text is a list": ("a.jsonl", b'{"text": ["x"]}\n', "in field 'text', got list"),
     "half a surrogate": ("a.jsonl", b'{"text": "a\\udfffb"}\n', "cannot read record 1"),
     "a name with escapes": ("a.jsonl", b'{"\\u001b[2J\\n": "x"}\n', r"fields are \x1b[2J"),
     "deep lists": ("a.jsonl", b"[" * DEEP + b"]" * DEEP, "cannot read record 1"),
@@ -194,7 +194,10 @@ def test_hub_reads_local_files_in_its_formats_with_a_filter(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"column": "body"}, "record 1 (expected text in field 'body'; the fields are text, tag)"),
+        (
+            {"column": "body"},
+            "record 1 (expected text in field 'body', got nothing; the fields are text, tag",
+        ),
         ({"filter_column": "language", "filter_values": ["en"]}, "no column 'language'"),
         ({"data_files": "nowhere/*.json"}, "matches no file"),
         ({}, "a.jsonl): cannot read record"),

@@ -45,6 +45,11 @@ UNFINISHED: dict[str, tuple[Damage, str]] = {
     "no metrics": (summary(metrics=None), "cannot be read"),
     "another format": (summary(format=7), "has format 7"),
     "resamples are huge": (config("eval", bootstrap=10**12), "out of range"),
+    "resamples are no whole number": (config("eval", bootstrap=2.5), "out of range"),
+    "the seed is negative": (
+        lambda job: edit(job, lambda of: of["config"].update(seed=-1)),
+        "out of range",
+    ),
     "half": (file("summary.json", lambda b: b[: len(b) // 2]), "cannot be read"),
 }
 """Damage that makes a job unfinished for the report, and what the report says."""

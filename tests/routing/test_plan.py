@@ -28,7 +28,10 @@ def make(kind, domains=DOMAINS, **settings):
     [
         (make("none"), [set(DOMAINS)]),
         (make("tree", ["code"]), [{"code"}]),
-        (make("peers"), [set(DOMAINS), {"code"}, {"biology"}, {"creative"}]),
+        (
+            make("peers", dict.fromkeys(DOMAINS).keys()),
+            [set(DOMAINS), {"code"}, {"biology"}, {"creative"}],
+        ),
         (make("forget", forget=["biology", "code"]), [{"creative"}, {"biology"}, {"code"}]),
         (make("forget", TREE, forget=["biology"]), [{"code"}, BIOLOGY]),
         # A label on an inner node owns a leaf of its own.
@@ -86,6 +89,9 @@ def test_a_share_of_the_layers_is_counted_from_the_first_and_at_least_one(layer_
         ("lattice", {"mlp_shared": float("nan")}, "nan"),
         ("peers", {"layers": [0, 3]}, "3"),
         ("peers", {"layers": [1, 1]}, "layers"),
+        ("peers", {"layers": [0], "layer_share": 0.5}, "both choose the layers"),
+        ("peers", {"layer_share": 5.0}, "got 5.0"),
+        ("peers", {"layer_share": 0.0}, "got 0.0"),
         ("peers", {"mlp_shared": 0.99}, "hidden units"),
         ("lattice", {"attn_shared": 0.5}, "head groups"),  # 7 blocks, 4 groups beside the core
         ("peers", {"mlp_shared": 1.0}, "mlp_shared"),

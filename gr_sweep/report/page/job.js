@@ -41,7 +41,7 @@ const curvesOf = (job) => {
 // Texts
 
 const NAMES = { full: "full model", removed: "without ", kept: "only " };
-const ENDS = { length: "", end_of_text: " ends here", not_finite: "not a number: the model diverged" };
+const ENDS = { length: "", end_of_text: " ends here" };
 
 const commonLength = (first, second) => {
   let at = 0;
