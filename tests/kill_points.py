@@ -1,19 +1,14 @@
 """Kills a process at every change that it makes to the file system, and checks what is left.
 
-    python -m tests.kill_points checkpoint|cache FOLDER
-
-does the work in a child that kills itself at its first change of the file system, then in one that
-does at its second, and so on until one comes to its end; after each it starts again as a user
-would. What it finds then it prints, a line of JSON a child.
+The work is done in a child that kills itself at its first change of the file system, then in one
+that does at its second, and so on until one comes to its end; after each it starts again as a user
+would.
 """
 
 import io
-import json
-import logging
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,28 +48,32 @@ class Killing:
         return self._plain_open(file, mode, *args, **kwargs)
 
 
-def at_every_moment(folder: Path, begin: Callable, work: Callable, check: Callable) -> None:
-    """`begin` makes an empty folder what it is before; `check` says what is found after."""
+def at_every_moment(folder: Path, begin: Callable, work: Callable, check: Callable) -> list[Any]:
+    """What `check` found after every kill, and after the last, whole one. `begin` makes an empty
+    folder what it is before."""
     begin(folder / "before")
-    left = 0
+    found: list[Any] = []
     while True:
         place = folder / "place"
         shutil.copytree(folder / "before", place)
         child = os.fork()
         if child == 0:
-            Killing(left)
-            work(place)
-            os._exit(0)
+            status = 1
+            try:
+                Killing(len(found))
+                work(place)
+                status = 0
+            finally:
+                os._exit(status)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert status in (0, -signal.SIGKILL), status
-        print(json.dumps([status, check(place)]), flush=True)
+        found.append(check(place))
         shutil.rmtree(place)
         if status == 0:
-            return
-        left += 1
+            return found
 
 
-def checkpoint(folder: Path) -> None:
+def checkpoint(folder: Path) -> list[Any]:
     import torch
 
     from gr_sweep.train.checkpoint import Checkpoints
@@ -94,7 +93,7 @@ def checkpoint(folder: Path) -> None:
         made(place).save(3, {"note": 3.0}, value(3.0))
         return [found, sorted(path.name for path in place.iterdir())]
 
-    at_every_moment(
+    return at_every_moment(
         folder,
         lambda place: made(place).save(1, {"note": 1.0}, value(1.0)),
         lambda place: made(place).save(2, {"note": 2.0}, value(2.0)),
@@ -102,7 +101,7 @@ def checkpoint(folder: Path) -> None:
     )
 
 
-def cache(folder: Path) -> None:
+def cache(folder: Path) -> list[Any]:
     import numpy as np
 
     from gr_sweep.data.cache import open_or_build
@@ -126,14 +125,9 @@ def cache(folder: Path) -> None:
             assert shard.document(0).tolist() == [*range(10, 30), 7]
         return [len(builds), sorted(path.name for path in place.iterdir())]
 
-    at_every_moment(
+    return at_every_moment(
         folder,
         lambda place: place.mkdir(),
         lambda place: open_or_build(place / "cache", build),
         check,
     )
-
-
-if __name__ == "__main__":
-    logging.disable(logging.WARNING)
-    {"checkpoint": checkpoint, "cache": cache}[sys.argv[1]](Path(sys.argv[2]))

@@ -6,7 +6,6 @@ Each fault is followed by the start that a user would make next.
 import contextlib
 import errno
 import functools
-import json
 import math
 import os
 import signal
@@ -26,6 +25,7 @@ from gr_sweep.config import RunConfig
 from gr_sweep.errors import JobError
 from gr_sweep.jobdir import read_record, read_summary
 from gr_sweep.train import loop
+from tests import kill_points
 from tests.jobs import make_config, rows_of, run
 from tests.train.saved import saved_tensors
 
@@ -229,24 +229,8 @@ def gr_sweep(*argv: str, folder: Path, cache: Path, **environment: str) -> "subp
 # SIGKILL
 
 
-def kills(what: str, folder: Path) -> list[Any]:
-    """What was found after a kill at every moment of it, and after the last, whole one."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kill_points", what, str(folder)],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [status for status, _ in outcomes] == [-signal.SIGKILL] * (len(outcomes) - 1) + [0]
-    return [found for _, found in outcomes]
-
-
 def test_whenever_a_checkpoint_is_killed_the_one_before_or_the_new_one_is_whole(tmp_path):
-    found = kills("checkpoint", tmp_path)
+    found = kill_points.checkpoint(tmp_path)
     steps = [step for step, _ in found]
     assert len(steps) > 20 and steps == sorted(steps)
     assert steps[0] == 1.0 and steps[-1] == 2.0 and set(steps) == {1.0, 2.0}
@@ -254,7 +238,7 @@ def test_whenever_a_checkpoint_is_killed_the_one_before_or_the_new_one_is_whole(
 
 
 def test_whenever_the_build_of_a_cache_is_killed_the_next_start_finds_or_builds_it(tmp_path):
-    found = kills("cache", tmp_path)
+    found = kill_points.cache(tmp_path)
     builds = [number for number, _ in found]
     assert len(builds) > 10 and builds == sorted(builds, reverse=True)
     assert builds[0] == 1 and builds[-1] == 0

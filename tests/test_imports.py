@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import gr_sweep
 
 PACKAGE = Path(gr_sweep.__file__).parent
@@ -169,10 +171,11 @@ def test_light_parts_load_nothing_heavy():
     assert not (heavy - {"pyarrow"}) & loaded["gr_sweep.report"]
 
 
-def test_routing_and_training_load_without_hydra_wandb_and_datasets():
-    loaded = loaded_by(
-        *(f"gr_sweep.{part}" for part in ("routing", "model", "metrics", "eval", "train", "bench")),
-        blocked="hydra,omegaconf,wandb,datasets",
-    )
+@pytest.mark.parametrize(
+    "more", ["", pytest.param("model,eval,train,bench", marks=pytest.mark.slow)]
+)
+def test_routing_and_training_load_without_hydra_wandb_and_datasets(more):
+    parts = (f"gr_sweep.{part}" for part in ["routing", *filter(None, more.split(","))])
+    loaded = loaded_by(*parts, blocked="hydra,omegaconf,wandb,datasets")
     assert "torch" in loaded["gr_sweep.routing"]
     assert not {"transformers", "pandas"} & loaded["gr_sweep.routing"]

@@ -35,21 +35,21 @@ from gr_sweep.train.signals import Stopped
 from tests import jobs
 from tests.jobs import DOMAINS, rows_of, run
 
-THREE_ROUNDS = {"rounds": 3, "documents": 8}
+THREE_ROUNDS = {"rounds": 3, "documents": 4}
 
 
 @pytest.fixture(scope="module")
 def make_config(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
-    def make(*, procedure=THREE_ROUNDS, steps=12, train=None, eval=None, **parts) -> RunConfig:
+    def make(*, procedure=THREE_ROUNDS, steps=6, train=None, eval=None, **parts) -> RunConfig:
         procedure = {"name": ProcedureKind.alternate} | procedure
         return jobs.make_config(
             cache,
             procedure=ProcedureConfig(**procedure),
             data={"documents": 160},
-            train={"steps": steps, "batch_sequences": 12, "checkpoint_every": 3} | (train or {}),
-            eval={"curve_tokens": 128, "bootstrap": 20} | (eval or {}),
+            train={"steps": steps, "batch_sequences": 12, "checkpoint_every": None} | (train or {}),
+            eval={"curve_tokens": 64, "bootstrap": 20, "sample_tokens": 2} | (eval or {}),
             **parts,
         )
 
@@ -290,7 +290,7 @@ def test_where_nothing_is_cut_no_assignment_changes_training(make_config, tmp_pa
     losses = []
     for attribution in (Attribution.act_grad, Attribution.none):
         config = make_config(
-            steps=8,
+            steps=4,
             edges=Edges.none,
             route=RouteConfig(foreign_dropout=0.0),
             procedure={
@@ -329,7 +329,7 @@ def test_scores_and_clusters_are_of_training_text_in_the_experts_own_network(
     monkeypatch.setattr(rounds.Rounds, "run", spied)
     monkeypatch.setattr(rounds, "document_features", features)
     monkeypatch.setattr(rounds, "score_units", scores)
-    config = make_config(steps=4, procedure={"rounds": 2, "documents": 200})
+    config = make_config(steps=4, procedure={"rounds": 2, "documents": 30})
     run(config, tmp_path / "job")
     assert is_routed and all(is_routed)
     shards = prepare_data(config.data, config.partition).heldout.values()
@@ -352,7 +352,7 @@ def test_every_setting_makes_a_plan_that_trains(make_config, tmp_path, procedure
     config = make_config(
         steps=4,
         procedure={"rounds": 2, "documents": 4} | procedure,
-        eval={"relearn_steps": 1, "relearn_lrs": [1e-3], "calibrate": True},
+        eval={"relearn_steps": 1, "relearn_documents": 2, "relearn_lrs": [1e-3], "calibrate": True},
     )
     metrics = run(config, tmp_path / "job")["metrics"]
     plan = RoutePlan.from_json((tmp_path / "job" / "rounds" / "2" / "plan.json").read_text())
@@ -387,7 +387,7 @@ def test_rounds_have_their_own_lengths_and_a_dense_share(make_config):
         Phase(3, False, 32, 40),
     ]
     assert phases_of(make_config(procedure={"name": ProcedureKind.fixed})) == [
-        Phase(1, False, 0, 12)
+        Phase(1, False, 0, 6)
     ]
 
 

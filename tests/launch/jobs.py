@@ -1,7 +1,6 @@
 """Small jobs for the estimate, and what a real step of theirs holds."""
 
 import gc
-from pathlib import Path
 
 import torch
 
@@ -40,7 +39,7 @@ def make_config(size: str = "tiny", **parts: object) -> RunConfig:
     return validate(config)
 
 
-def measured_peak(config: RunConfig, trace: Path, world_size: int = 1) -> int:
+def measured_peak(config: RunConfig, world_size: int = 1) -> int:
     """Bytes that the allocator holds at most during a real step of the job, and those from before
     it."""
     model = random_model(named_config(config, vocab_size=400, eot_id=0), seed=0)
@@ -50,4 +49,4 @@ def measured_peak(config: RunConfig, trace: Path, world_size: int = 1) -> int:
     gc.collect()
     held = AllocatedBytes()
     held.hold([*step.weights(), *step.optimizer_state()])
-    return held.current + allocator_peak(step.run, trace)
+    return held.current + allocator_peak(step.run)

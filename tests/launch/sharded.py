@@ -28,10 +28,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    peaks = {
-        name: measured_peak(config, folder / f"{name}-{rank}.json", world_size=2)
-        for name, config in CASES.items()
-    }
+    peaks = {name: measured_peak(config, world_size=2) for name, config in CASES.items()}
     if rank == 0:
         (folder / "peaks.json").write_text(json.dumps(peaks))
     torch.distributed.destroy_process_group()
