@@ -120,12 +120,13 @@ def differences(folder: Path, identity: Identity) -> list[str]:
     record = read_record(folder)
     if (summary := read_finished(folder)) is not None:
         found, settings = summary.get("fingerprints", {}), flatten(summary.get("config", {}))
-    elif newest_step(folder) is not None and record.fingerprints:
+    elif newest_step(folder) is not None:
         found, settings = record.fingerprints, flatten(record.settings)
     else:
         return []
     if not found.keys() >= identity.fingerprints.keys():
-        return ["version (an older gr-sweep ran it, and did not record all that it depends on)"]
+        said = "an older gr-sweep ran it, and did not record all that it depends on"
+        return [f"version ({said}; or its {RECORD} is damaged)"]
     lines = []
     if found["config"] != identity.config:
         new = flatten(identity.settings)
@@ -162,16 +163,20 @@ def copy_results(folder: Path, identity: Identity, sweep: str) -> bool:
         # A job with changes has trained some steps with another identity.
         if summary.get("fingerprints") != identity.fingerprints or summary.get("changes"):
             continue
-        with contextlib.suppress(OSError, DataError):
+        try:
             check_files(source, summary.get("files", {}))
-            for name in (METRICS, *RESULTS):
-                if (source / name).exists():
-                    write_whole(folder / name, (source / name).read_text(encoding="utf-8"))
-            origin = f"{source.parent.name}/{source.name}"
-            summary |= {"job": folder.name, "sweep": sweep, "taken_from": origin}
-            write_summary(folder / SUMMARY, summary)
-            logger.info("%s has finished the same job: its results are copied", origin)
-            return True
+        except (OSError, DataError):
+            continue
+        for name in (METRICS, *RESULTS):
+            if (source / name).exists():
+                write_whole(folder / name, (source / name).read_text(encoding="utf-8"))
+            else:
+                (folder / name).unlink(missing_ok=True)
+        origin = f"{source.parent.name}/{source.name}"
+        summary |= {"job": folder.name, "sweep": sweep, "taken_from": origin}
+        write_summary(folder / SUMMARY, summary)
+        logger.info("%s has finished the same job: its results are copied", origin)
+        return True
     return False
 
 
@@ -282,7 +287,9 @@ def read_record(folder: Path) -> Record:
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         holder = content.pop("holder")
-        record = Record(**content | {"state": State(content["state"])})
+        known = content.keys() & {item.name for item in dataclasses.fields(Record)}
+        given = {name: content[name] for name in known}
+        record = Record(**given | {"state": State(content["state"])})
         record.holder = None if holder is None else Holder(**holder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Record(State.waiting)

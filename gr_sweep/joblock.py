@@ -69,10 +69,11 @@ class JobLock:
         if changes and not force:
             raise different_job(self.folder, changes)
         record = self._record
-        if newest_step(self.folder) is None or not record.fingerprints:
+        has_begun = newest_step(self.folder) is not None
+        if not has_begun or not record.fingerprints.keys() >= identity.fingerprints.keys():
             record.fingerprints, record.settings = identity.fingerprints, identity.settings
             record.changes = []
-        elif changes:
+        if changes and has_begun:
             logger.warning("resuming with different %s", "; ".join(changes))
             record.changes += [line for line in changes if line not in record.changes]
         record.num_steps = num_steps
@@ -171,7 +172,8 @@ def replace_job(folder: Path) -> Path:
 
 def _locked(folder: Path) -> JobLockedError:
     record = read_record(folder)
-    who = f"{record.holder or 'another process'} since {record.since}"
+    since = f" since {record.since}" if record.since else ""
+    who = f"{record.holder or 'another process'}{since}"
     return JobLockedError(f"{folder} is being run by {who}; wait for it, or stop it")
 
 

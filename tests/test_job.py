@@ -360,13 +360,17 @@ def test_a_baseline_is_taken_over_from_another_sweep_unless_it_began_with_anothe
     one = shutil.copytree(dense, tmp_path / "one" / name)
     summary = read_summary(one / "summary.json")
 
+    (tmp_path / "two" / name).mkdir(parents=True)
+    for other in ("metrics.jsonl", "relearn.csv"):
+        (tmp_path / "two" / name / other).write_text("of an earlier run")
     taken = run(config, tmp_path / "two" / name, sweep="two", is_baseline=True)
     assert taken["taken_from"] == f"one/{name}"
     assert taken["metrics"] == summary["metrics"] and taken["sweep"] == "two"
     for file in ("document_losses.csv", "metrics.jsonl", "plan.json", "samples.json"):
         texts = [(tmp_path / sweep / name / file).read_text() for sweep in ("one", "two")]
         assert texts[0] == texts[1]
-    assert not (tmp_path / "two" / name / "checkpoints").exists()
+    for other in ("checkpoints", "relearn.csv"):
+        assert not (tmp_path / "two" / name / other).exists()
 
     shutil.rmtree(tmp_path / "two")
     write_summary(one / "summary.json", summary | {"changes": ["code"]})

@@ -117,6 +117,10 @@ def test_a_second_process_is_told_who_has_the_lock_which_ends_with_its_process(t
         assert standing(tmp_path).state is State.running
         with pytest.raises(JobLockedError):
             replace_job(tmp_path)
+        (tmp_path / RECORD).unlink()
+        with pytest.raises(JobLockedError, match="run by another process; wait"):
+            replace_job(tmp_path)
+        record.write(tmp_path)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert standing(tmp_path).state is State.stopped
@@ -258,6 +262,22 @@ def test_a_job_of_an_older_version_is_another_job(tmp_path):
     write_summary(tmp_path / SUMMARY, {"format": 1, "fingerprints": prints, "config": SETTINGS})
     [line] = differences(tmp_path, IDENTITY)
     assert not is_done(tmp_path, IDENTITY) and line.startswith("version (an older")
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [({"sources": {}}, "code"), ({"fingerprints": {}}, "version"), ({"state": "?"}, "version")],
+)
+def test_an_interrupted_job_of_an_older_version_is_another_job(tmp_path, changes, first):
+    """`sources` is a field that records have had."""
+    path = begun(tmp_path) / RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    identity = other(code="other")
+    [line] = differences(tmp_path, identity)
+    assert line.startswith(f"{first} (")
+    with pytest.raises(JobError, match="resume=fresh"):
+        begin(tmp_path, identity)
+    assert begin(tmp_path, identity, force=True).changes == [line]
 
 
 def test_a_job_without_a_checkpoint_can_become_any_other(tmp_path):

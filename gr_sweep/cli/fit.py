@@ -93,12 +93,12 @@ def shape_of_model(config: RunConfig) -> ModelShape | None:
         return None
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        known = {name: int(content[name]) for name in _SIZES if name in content}
+        known = {name: content[name] for name in _SIZES if name in content}
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"model.path={model.path} is not a checkpoint: config.json cannot be used ({error})"
         ) from error
-    if any(not 0 < value < _LARGEST_SIZE for value in known.values()):
+    if not all(type(n) is int and 0 < n < _LARGEST_SIZE for n in known.values()):
         raise ConfigError(f"model.path={model.path}: config.json has impossible sizes: {known}")
     if len(known) < len(_SIZES):
         return None  # a family with other names; the job says whether it can be routed

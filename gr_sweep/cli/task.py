@@ -111,8 +111,7 @@ class JobTask:
         with rare_collections():
             from gr_sweep.job import run_job  # imports torch, which takes seconds
 
-        logged = self._logged() if processes.is_main else contextlib.nullcontext()
-        with logged:
+        with self._logged():
             run_job(
                 self.job.config,
                 self.folder,
@@ -146,10 +145,13 @@ class JobTask:
 
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
-        """Writes an error that ends the job to the job's log."""
+        """Logs the error that ends the job; not in each process what all of them see."""
         try:
             yield
         except BaseException as error:
+            # Of the other processes a bug's traceback is printed anyway.
+            if not connect().is_main and getattr(error, "is_shared", True):
+                raise
             # What ended the job before the signal could.
             cause = error.__cause__ if isinstance(error, Stopped) else error
             if isinstance(cause, GrSweepError) and not wants_tracebacks():

@@ -188,7 +188,10 @@ def _model_config(config: RunConfig, vocab_size: int | None) -> Any:
         return AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **options
         )
-    except (OSError, ValueError, ImportError, KeyError, TypeError, StrictDataclassError) as error:
+    except (
+        *(OSError, ValueError, ImportError, KeyError, TypeError, StrictDataclassError),
+        RecursionError,
+    ) as error:
         raise PlanError(
             f"model.path={path}: its config.json is not on this machine or cannot be read, and an "
             f"estimate downloads nothing; fetch it first (hf download {path} config.json)"

@@ -97,10 +97,11 @@ def check_given(given: SlurmConfig) -> None:
     """
     for name in (
         *("nodes", "max_gpus_per_node", "tasks_per_node", "cpus_per_task", "mem_gb"),
-        *("timeout_min", "array_parallelism", "signal_delay_s"),
+        *("timeout_min", "array_parallelism", "signal_delay_s", "gpus_per_node"),
     ):
-        if (value := getattr(given, name)) is not None and value < 1:
-            raise ConfigError(f"hydra.launcher.{name}: expected 1 or more, got {value}")
+        least = int(name != "gpus_per_node")
+        if (value := getattr(given, name)) is not None and value < least:
+            raise ConfigError(f"hydra.launcher.{name}: expected {least} or more, got {value}")
     gpus, tasks = given.gpus_per_node, given.tasks_per_node
     if tasks is not None and gpus and gpus != tasks:
         raise ConfigError(

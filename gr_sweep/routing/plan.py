@@ -29,7 +29,10 @@ CORE = "core"
 Place = tuple[int, str]
 """A layer and a kind of unit."""
 
-_INVALID = (GrSweepError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+_INVALID = (
+    *(GrSweepError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError),
+    RecursionError,
+)
 """What reading a damaged plan.json raises."""
 
 PLAN_KINDS = ("none", "peers", "forget", "tree", "lattice")

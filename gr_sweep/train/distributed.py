@@ -54,13 +54,16 @@ def place(environment: Mapping[str, str] | None = None) -> Place | None:
 
     The variables of torchrun take precedence, so that `srun torchrun` works. SLURM's count only
     inside a step, because a batch script that requests many tasks is itself one process.
+
+    Raises:
+        ConfigError: a variable is not a number.
     """
     env = os.environ if environment is None else environment
     is_slurm = not ("RANK" in env and "WORLD_SIZE" in env)
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if is_slurm:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    rank, world_size, local_rank = (int(env.get(name, 0)) for name in names)
+    rank, world_size, local_rank = (_number(env, name) for name in names)
     if world_size < 2:
         return None
     url = "env://"
@@ -70,8 +73,11 @@ def place(environment: Mapping[str, str] | None = None) -> Place | None:
 
 
 def is_main() -> bool:
-    """Whether this process prints, logs and writes for all."""
-    here = place()
+    """Whether this process prints, logs and writes for all; each does if `place` fails."""
+    try:
+        here = place()
+    except ConfigError:
+        return True
     return here is None or here.rank == 0
 
 
@@ -333,6 +339,15 @@ def _slurm_address(env: Mapping[str, str]) -> str:
     first_host = "".join(part or "" for part in first.groups())
     host = env.get("MASTER_ADDR") or ("127.0.0.1" if is_one_node else first_host)
     # Steps of one job may run at the same time.
-    number = int(env.get("SLURM_JOB_ID", 0)) + 7919 * int(env.get("SLURM_STEP_ID", 0))
-    port = int(env.get("MASTER_PORT") or _PORTS[number % len(_PORTS)])
+    number = _number(env, "SLURM_JOB_ID") + 7919 * _number(env, "SLURM_STEP_ID")
+    port = _number(env, "MASTER_PORT") or _PORTS[number % len(_PORTS)]
     return f"{host}:{port}"
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    """A variable of torchrun or SLURM; 0 without it."""
+    value = env.get(name) or "0"
+    if not value.isdecimal():
+        said = "expected a whole number, as torchrun and srun set it"
+        raise ConfigError(f"the environment has {name}={value}; {said}")
+    return int(value)

@@ -156,6 +156,20 @@ def test_jobs_that_fail_do_not_stop_the_others(jobs, capsys):
     assert jobs.seeds == [7, 1, 8, 7, 2]
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_process_that_is_not_the_main_one_says_what_is_its_own_error(
+    jobs, monkeypatch, caplog, is_shared
+):
+    processes = SimpleNamespace(is_main=False, rank=1, from_main=lambda work: None)
+    monkeypatch.setattr("gr_sweep.cli.task.connect", lambda: processes)
+    monkeypatch.setattr(DataError, "is_shared", is_shared)
+    command = compose(["seed=7"])
+    with pytest.raises(DataError):
+        task_of(command, command.jobs[0], "", "job").run()
+    said = [] if is_shared else ["gr-sweep: x.jsonl line 3: not UTF-8"]
+    assert [record.getMessage() for record in caplog.records] == said
+
+
 def test_a_bug_before_a_job_has_its_lock_is_status_1_from_another_process_too(jobs, tmp_path):
     def run() -> None:
         raise ZeroDivisionError("a bug")

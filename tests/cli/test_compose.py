@@ -260,3 +260,7 @@ def test_a_plan_is_checked_against_a_checkpoint_before_it_is_loaded(tmp_path):
         compose([*hf, "plan.attn_shared=0"])
     with pytest.raises(PlanError, match=r"from 0 to 1"):
         compose([*hf, "plan.layers=[2]"])
+    for size in (12.5, "12", float("inf")):
+        (folder / "config.json").write_text(json.dumps(shape | {"hidden_size": size}))
+        with pytest.raises(ConfigError, match=r"config.json has impossible sizes"):
+            compose(hf)

@@ -229,6 +229,11 @@ def test_a_checkpoint_is_known_by_its_config_alone(tmp_path: Path) -> None:
     pretrained = replace(config, model=ModelConfig(size=None, path=str(tmp_path)))
     expected = estimate_job(config, CPU, vocab_size=321)
     assert estimate_job(pretrained, CPU) == expected
+    (tmp_path / "nested").mkdir()
+    (tmp_path / "nested" / "config.json").write_text("[" * 100_000)
+    nested = replace(config, model=ModelConfig(size=None, path=str(tmp_path / "nested")))
+    with pytest.raises(PlanError, match=r"config.json is not on this machine or cannot be read"):
+        estimate_job(nested, CPU)
 
 
 def test_what_is_not_on_this_machine_is_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,7 @@ def test_a_job_whose_model_is_not_here_gets_what_is_given_or_one_gpu(monkeypatch
     ("values", "message"),
     [
         ({"mem_gb": 0}, "hydra.launcher.mem_gb: expected 1 or more, got 0"),
+        ({"gpus_per_node": -1}, "hydra.launcher.gpus_per_node: expected 0 or more, got -1"),
         ({"gpu": "gtx"}, "hydra.launcher.gpu=gtx: expected one of h100, h200, a100, or null"),
         ({"tasks_per_node": 2, "gpus_per_node": 4}, "tasks_per_node=2 and gpus_per_node=4 differ"),
         ({"timeout_min": 2}, "expected more than hydra.launcher.signal_delay_s=300"),

@@ -178,7 +178,7 @@ def test_every_plan_divides_all_units_and_survives_json(
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "{}", "[1]"),
+        *("", "{}", "[1]", "[" * 100_000),
         replace(make("peers"), blocks=make("peers").blocks[:-1]).to_json(),
         replace(make("peers"), isolated_domains=(frozenset(["code"]),)).to_json(),
         replace(make("peers"), domains=("code", "biology")).to_json(),

@@ -10,6 +10,7 @@ import torch
 
 from gr_sweep.errors import DataError, GrSweepError
 from gr_sweep.files import content_digest
+from gr_sweep.train import checkpoint
 from gr_sweep.train.checkpoint import (
     Checkpoints,
     read_newest,
@@ -47,6 +48,19 @@ def test_the_newest_few_are_kept_and_a_step_saved_twice_is_the_second_one(tmp_pa
     checkpoints.save(3, {"note": 4}, value(4.0))
     about, found = load(checkpoints)
     assert about is not None and about["note"] == 4 and found == 4.0
+
+
+def test_files_of_the_file_system_are_no_part_of_a_checkpoint(tmp_path, monkeypatch):
+    save = checkpoint.save
+
+    def saved(*args, **kwargs):
+        save(*args, **kwargs)
+        (tmp_path / ".step_00000001.tmp" / ".nfs0001").touch()
+
+    monkeypatch.setattr(checkpoint, "save", saved)
+    checkpoints = Checkpoints(tmp_path, keep=1, fingerprint="x")
+    (checkpoints.save(1, {}, value(1.0)) / ".nfs0001").unlink()
+    assert load(checkpoints)[1] == 1.0
 
 
 def test_a_checkpoint_of_another_run_or_format_is_refused_and_kept(tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from gr_sweep.config import Device
 from gr_sweep.errors import ConfigError, DataError
-from gr_sweep.train.distributed import Processes, place, rows_of
+from gr_sweep.train.distributed import Processes, is_main, place, rows_of
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",
@@ -48,6 +48,15 @@ def test_a_slurm_step_says_who_a_process_is_and_where_all_meet():
 )
 def test_otherwise_a_process_is_alone(alone):
     assert place(alone) is None
+
+
+def test_a_variable_that_is_no_number_is_named(monkeypatch):
+    for env, name in ((TORCHRUN, "RANK"), (SLURM, "MASTER_PORT")):
+        with pytest.raises(ConfigError, match=f"has {name}=a; expected a whole number"):
+            place(env | {name: "a"})
+    for name, value in (TORCHRUN | {"RANK": "a"}).items():
+        monkeypatch.setenv(name, value)
+    assert is_main(), "prints the error"
 
 
 @pytest.mark.parametrize(
