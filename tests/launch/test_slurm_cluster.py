@@ -209,7 +209,7 @@ def test_disturbed_jobs_end_as_an_undisturbed_one(start, place, undisturbed, req
     await_(lambda: training(sweep, killed.name))
     send(killed, signal.SIGKILL)
     number = number_of(killed)
-    await_(lambda: killed.name not in (numbers_in_queue(sweep) or {killed.name: ""}))
+    await_(lambda: (queue := numbers_in_queue(sweep)) is not None and killed.name not in queue)
     second = start(*command)
     await_(lambda: number_of(killed) != number, second)
     second.process.kill()
