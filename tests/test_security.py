@@ -6,16 +6,15 @@ tests/export.
 
 import ast
 import json
-import os
-import subprocess
-import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 
 import gr_sweep
+from gr_sweep.cli.app import main
 from gr_sweep.config import ModelConfig, RunConfig
 from gr_sweep.data.tokenize import load_tokenizer
 from gr_sweep.errors import DataError, PlanError
@@ -94,30 +93,23 @@ def test_code_beside_a_model_is_not_run_and_nobody_is_asked(hostile, tmp_path, m
     assert not (tmp_path / "trace").exists()
 
 
-def test_secrets_of_the_environment_reach_no_file_and_no_output(tmp_path):
+def test_secrets_of_the_environment_reach_no_file_and_no_output(tmp_path, monkeypatch, capfd):
     """One job that is done, and one that fails."""
     (tmp_path / "home").mkdir()
-    environment = dict(os.environ) | SECRETS
-    environment |= {
-        "HOME": str(tmp_path / "home"),
-        "PYTHONPATH": str(PACKAGE.parent),
-        "GR_SWEEP_CACHE": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-        "WANDB_MODE": "offline",
-    }
-    command = [
-        *(sys.executable, "-m", "gr_sweep", "-m", "debug=default", "data.documents=60"),
-        *("data.vocab_size=300", "train.lr=1e-3,1e30", "tracking=auto"),
-        "hydra.sweep.dir=sweep",
-    ]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False
-    )
-    assert done.returncode == 2, done.stderr.decode()
-    assert list((tmp_path / "sweep").glob("*/summary.json")) and b"not finite" in done.stderr
+    wandb.teardown()  # forgets the settings that an earlier test read
+    places = {"HOME": str(tmp_path / "home"), "GR_SWEEP_CACHE": str(tmp_path / "cache")}
+    for name, value in (SECRETS | places | {"WANDB_MODE": "offline"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    small = ["debug=default", "data.documents=60", "data.vocab_size=300", "eval.samples=0"]
+    line = ["-m", *small, "train.lr=1e-3,1e30", "tracking=auto", "hydra.sweep.dir=sweep"]
+    assert main(line) == 2
+    wandb.teardown()
+    out, err = capfd.readouterr()
+    assert list((tmp_path / "sweep").glob("*/summary.json")) and "not finite" in err
     assert list((tmp_path / "sweep").glob("*/wandb/offline-run-*"))
     contents = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    contents |= {Path("stdout"): done.stdout, Path("stderr"): done.stderr}
+    contents |= {Path("stdout"): out.encode(), Path("stderr"): err.encode()}
     assert len(contents) > 30
     for path, content in contents.items():
         for name, secret in SECRETS.items():
