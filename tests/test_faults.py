@@ -211,21 +211,6 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert_as_if_nothing_had_happened(tmp_path, whole)
 
 
-def gr_sweep(*argv: str, folder: Path, cache: Path, **environment: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "gr_sweep", "debug=default", "data.documents=60",
-         "data.vocab_size=300", f"hydra.run.dir={folder}", *argv],
-        cwd=cache,
-        env={name: value for name, value in os.environ.items() if "WANDB" not in name}
-        | {"PYTHONPATH": str(REPOSITORY), "GR_SWEEP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-        | environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-
-
 # SIGKILL
 
 
@@ -251,32 +236,49 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+TWO_TASKS = """
+import os, sys
+from gr_sweep import job
+from gr_sweep.cli.app import main
+
+other = os.fork()
+os.environ["SLURM_PROCID"] = os.environ["SLURM_LOCALID"] = "0" if other else "1"
+if other:
+    open("other", "w").write(str(other))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.dist
 def test_when_a_process_is_killed_while_it_trains_the_other_ends_soon_with_one_line(tmp_path):
     """As tasks of a SLURM step, which nobody ends for them. SLURM tells of the main process."""
-    settings = ["train.checkpoint_every=5", "tracking=off", "eval.every=1000", "train.log_every=5"]
     slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": str(free_port())}
-    command = functools.partial(gr_sweep, *settings, folder=tmp_path / "job", cache=tmp_path)
-    tasks = [
-        command("train.steps=100000", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **slurm)
-        for rank in range(2)
+    settings = [
+        *("debug=default", "data.documents=60", "data.vocab_size=300", "train.checkpoint_every=5"),
+        *("tracking=off", "eval.every=1000", "train.log_every=5", "train.steps=100000"),
     ]
+    places = {"PYTHONPATH": str(REPOSITORY), "GR_SWEEP_CACHE": str(tmp_path)}
+    task = subprocess.Popen(
+        [sys.executable, "-c", TWO_TASKS, *settings, f"hydra.run.dir={tmp_path / 'job'}"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if "WANDB" not in name}
+        | {"OMP_NUM_THREADS": "1"} | places | slurm,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
     try:
         give_up = time.monotonic() + 120
         while not list((tmp_path / "job").glob("checkpoints/step_????????")):
-            assert time.monotonic() < give_up and tasks[1].poll() is None
+            assert time.monotonic() < give_up and task.poll() is None
             time.sleep(0.05)
-        tasks[1].send_signal(signal.SIGKILL)
-        start = time.monotonic()
-        _, err = tasks[0].communicate(timeout=60)
-        assert time.monotonic() - start < 60 and tasks[0].returncode == 2, err
-        said = [line for line in err.splitlines() if line.startswith("gr-sweep: ")]
-        assert "Traceback" not in err, err
-        [line] = said
+        os.kill(int((tmp_path / "other").read_text()), signal.SIGKILL)
+        _, err = task.communicate(timeout=60)
+        assert task.returncode == 2 and "Traceback" not in err, err
+        [line] = [line for line in err.splitlines() if line.startswith("gr-sweep: ")]
         assert line.startswith("gr-sweep: process 0 of 2 lost another one")
     finally:
-        for task in tasks:
-            task.kill()
-            task.communicate()
+        task.kill()
+        task.communicate()
     tensors = saved_tensors(newest(tmp_path / "job"))
     assert tensors and all(tensor.isfinite().all() for tensor in tensors.values())
