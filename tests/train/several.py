@@ -1,6 +1,6 @@
-"""Small jobs that any number of processes can run, and the program that several run them with.
+"""Small jobs that any number of processes can run, and a program that runs them in two.
 
-    torchrun --nproc-per-node 2 -m tests.train.several FOLDER
+    python -m tests.train.several PORT FOLDER
 
 leaves in FOLDER/<case>.json the rows that the main process logged, and in FOLDER/<case>/ the
 checkpoints.
@@ -287,4 +287,9 @@ def more_results(folder: Path, processes: Processes) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    child = os.fork()  # after the imports, which take longer than the cases
+    os.environ |= {"RANK": "01"[child == 0], "LOCAL_RANK": "01"[child == 0], "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
+    main(Path(sys.argv[2]), sys.argv[3:])
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -1,4 +1,4 @@
-"""Two processes over gloo, started with torchrun, compute the same numbers as one."""
+"""Two processes over gloo compute the same numbers as one."""
 
 import dataclasses
 import json
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.dist
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PORT = str(20_000 + os.getpid() % 9_000)
 
 
 def run_two(folder: Path, *names: str) -> Path:
     """Runs cases in two processes, which leave their rows and checkpoints in the folder."""
     done = subprocess.run(
-        [*TORCHRUN, "-m", "tests.train.several", str(folder), *names],
+        [sys.executable, "-m", "tests.train.several", PORT, str(folder), *names],
         cwd=REPOSITORY,
         env=ENVIRONMENT,
         capture_output=True,
@@ -199,11 +199,10 @@ except GrSweepError as error:
 )
 def test_an_error_of_one_process_ends_the_other_with_one_line(tmp_path, who, how, said):
     """Two tasks of a SLURM step without --kill-on-bad-exit."""
-    port = 20_000 + os.getpid() % 9_000
     tasks = []
     for rank in range(2):
         slurm = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_JOB_ID": "1",
-                 "SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": str(port)}  # fmt: skip
+                 "SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": PORT}  # fmt: skip
         command = [sys.executable, "-c", PROGRAM, str(who), how, str(tmp_path)]
         tasks.append(
             subprocess.Popen(command, env=ENVIRONMENT | slurm, stderr=subprocess.PIPE, text=True)
