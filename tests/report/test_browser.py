@@ -169,7 +169,10 @@ def test_axes_and_filter_stay_in_the_address(
 @pytest.mark.parametrize(
     ("line", "test"),
     [
-        ("foreign_dropout>=0.75", lambda job: job.settings["route.foreign_dropout"] >= 0.75),
+        (
+            "edges=act seed=1 foreign_dropout>=0.75",
+            lambda j: [j.edges, j.seed, j.settings["route.foreign_dropout"]] == ["act", 1, 1.0],
+        ),
         ('lattice plan.forget!="[biology]"', lambda job: job.kind == "lattice"),
     ],
 )
