@@ -46,7 +46,8 @@ DENSE = "dense"
 _COLUMNS = {
     "model": "5s", "plan": "7s", "mlp_shared": ".2f", "edges": "6s", "foreign_dropout": ".2f",
     "seconds": "9.4f", "ratio": "6.3f", "flop_limit": ".3f", "tokens_per_second": ".0f",
-    "mfu": "5.2f", "peak_gib": "8.3f", "memory_ratio": ".3f", "estimated_gib": ".3f",
+    "gflops": ".1f", "mfu": "5.2f", "peak_gib": "8.3f", "memory_ratio": ".3f",
+    "estimated_gib": ".3f",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import functools
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -118,6 +119,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         raise ConfigError(
             f"unknown verb {argv[0]!r}; verbs are {', '.join(VERBS)}, settings are key=value"
         )
+    words = " ".join(flags.overrides)
+    if flags.shell_completion and not re.fullmatch(r"((un)?install|query)=(bash|zsh|fish)", words):
+        raise ConfigError("--shell-completion takes one word, such as install=bash")
     return flags
 
 
@@ -139,20 +143,28 @@ def print_config(command: "Command", part: str, package: str | None, *, resolve:
     or all.
 
     Raises:
-        ConfigError: there is no such package.
+        ConfigError: there is no such package, or a value that cannot be resolved.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from gr_sweep.cli.composer import without_hydra
+    from gr_sweep.cli.overrides import explain
 
     cfg = command.hydra_config
+    folder = command.folder if command.is_multirun else command.jobs[0].folder
+    OmegaConf.set_readonly(cfg.hydra, False)
+    cfg.hydra.runtime.output_dir = os.path.abspath(folder)
     if part != "all":
         cfg = without_hydra(cfg) if part == "job" else OmegaConf.masked_copy(cfg, "hydra")
-    node = OmegaConf.select(cfg, package) if package else cfg
-    if node is None:
-        raise ConfigError(f"--package: there is no {package}")
-    is_leaf = not OmegaConf.is_config(node)
-    print(node if is_leaf else OmegaConf.to_yaml(node, resolve=resolve).rstrip())
+    try:
+        node = OmegaConf.select(cfg, package) if package else cfg
+        if node is None:
+            raise ConfigError(f"--package: there is no {package}")
+        is_leaf = not OmegaConf.is_config(node)
+        print(node if is_leaf else OmegaConf.to_yaml(node, resolve=resolve).rstrip())
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
 
 
 def _show(argv: list[str]) -> int:

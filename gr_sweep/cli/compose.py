@@ -25,7 +25,7 @@ from gr_sweep.cli.baselines import baselines_of
 from gr_sweep.cli.composer import Composer, composing
 from gr_sweep.cli.fit import check_fit, parts_of
 from gr_sweep.cli.names import name_of, slug, that_count, title_of, without_fixed
-from gr_sweep.cli.overrides import MAX_JOBS, explain, key_of, quoted, values_of
+from gr_sweep.cli.overrides import MAX_JOBS, explain, is_below, key_of, quoted, values_of
 from gr_sweep.cli.schema import LAUNCHERS
 from gr_sweep.cli.task import Job
 from gr_sweep.config import UNROUTED, Baseline, RunConfig, fingerprint
@@ -33,6 +33,8 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.jobdir import SUMMARY
 
 _FILTERED = {Baseline.filtered, Baseline.filtered_observed}
+
+_SET_BY_HYDRA = ("hydra.overrides", "hydra.runtime", "hydra.job.num", "hydra.job.id")
 
 _SUPPORTED = {
     "launcher": (".BasicLauncher", *(settings._target_ for settings in LAUNCHERS.values())),
@@ -91,6 +93,9 @@ def compose(
     try:
         with composing(overrides, config_name, config_path, config_dir) as composer:
             typed = composer.parse(overrides)
+            for override in typed:
+                if is_below(override.key_or_group, _SET_BY_HYDRA):
+                    raise ConfigError(f"{override.input_line}: gr-sweep sets this; leave it out")
             settings = [override for override in typed if not override.is_hydra_override()]
             fixed = [str(o.input_line) for o in settings if not o.is_sweep_override()]
             composer.compose_base(fixed)
@@ -188,7 +193,7 @@ class _Sweep:
             node = self.composer.with_hydra(cfg, lines, number).hydra.sweep
         name = name_of(config, differing if self.is_named else lines)
         subdir = node.subdir.replace("{job}", name)
-        if subdir in ("", "..") or Path(subdir).name != subdir:
+        if not _is_plain(subdir):
             expected = "a folder within that of the sweep, such as {job}"
             raise invalid("hydra.sweep.subdir", node.subdir, expected)
         return Job(
@@ -258,6 +263,11 @@ def _folder(name: str, given: str) -> Path:
     raise invalid(name, given, "a folder")
 
 
+def _is_plain(name: str) -> bool:
+    """Whether it names a folder directly within another."""
+    return name not in ("", "..") and Path(name).name == name
+
+
 def _check_hydra(hydra: DictConfig) -> None:
     """Raises ConfigError if Hydra is asked for something that gr-sweep does not do."""
     for group, targets in _SUPPORTED.items():
@@ -271,6 +281,9 @@ def _check_hydra(hydra: DictConfig) -> None:
         raise ConfigError(
             "gr-sweep does not support hydra.job.chdir, hydra.job.env_set and hydra.callbacks"
         )
+    if hydra.output_subdir is not None and not _is_plain(hydra.output_subdir):
+        expected = "the name of a folder within that of the job, or null"
+        raise invalid("hydra.output_subdir", hydra.output_subdir, expected)
 
 
 def _distinct(jobs: list[Job]) -> list[Job]:

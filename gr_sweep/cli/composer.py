@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gr_sweep.bounds import invalid
 from gr_sweep.cli.overrides import explain, key_of, quoted
-from gr_sweep.cli.schema import DEFAULT_GROUPS, conf_dir
+from gr_sweep.cli.schema import DEFAULT_GROUPS, OPTIONAL_GROUPS, conf_dir
 from gr_sweep.errors import ConfigError
 
 _SEARCH_PATH = "hydra.searchpath"
@@ -121,18 +121,29 @@ class Composer:
         if key not in self._groups:
             search_path = [line for line in self._hydra_lines if key_of(line) == _SEARCH_PATH]
             name = self._config_name
-            choices = self._loader.get_group_options(key, config_name=name, overrides=search_path)
-            self._groups[key] = list(choices)
+            self._groups[key] = []
+            with contextlib.suppress(OSError):  # no file has a name that long
+                self._groups[key] = list(
+                    self._loader.get_group_options(key, config_name=name, overrides=search_path)
+                )
         return bool(self._groups[key])
 
     def _by_hydra(self, groups: dict[str, str]) -> DictConfig:
         """The config with its hydra node, as Hydra composes it."""
         for key, line in groups.items():
             [override] = self.parse([line])
-            if not override.is_delete() and not isinstance(override.value(), str | list):
+            value: Any = override.value()
+            if override.is_delete():
+                is_choice = key not in DEFAULT_GROUPS or key in OPTIONAL_GROUPS
+            elif isinstance(value, list):  # of which Hydra merges all
+                is_choice = key not in DEFAULT_GROUPS
+            else:
+                is_choice = isinstance(value, str) and not value.startswith("base_")
+            if not is_choice:
                 choices = [name for name in self._groups[key] if not name.startswith("base_")]
-                given = override.get_value_element_as_str()
-                raise invalid(key, given, f"one of {', '.join(choices)}")
+                several = f"; -m {key}=A,B runs several" if isinstance(value, list) else ""
+                given = line.partition("=")[2] or line
+                raise invalid(key, given, f"one of {', '.join(choices)}{several}")
         with warnings.catch_warnings():
             # Hydra only warns about a search path that does not exist; it is checked below.
             warnings.filterwarnings("ignore", message="provider=", category=UserWarning)

@@ -181,7 +181,9 @@ def _save(dashboard: Dashboard, entity: str, path: Path) -> None:
     """Makes or updates workspace and report, whose addresses are kept in a file."""
     from gr_sweep.tracking.wandb_server import request_errors
 
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    saved: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):  # none, or damaged: as the first time
+        saved = dict(json.loads(path.read_text(encoding="utf-8")))
     place = f"{entity}/{dashboard.project}"
     earlier = saved.get(place, {})
     with request_errors():

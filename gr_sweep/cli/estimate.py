@@ -1,11 +1,13 @@
 """The verb `estimate`: what every job of a command line needs. Runs and writes nothing."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.arguments import Parser, count
 from gr_sweep.cli.status import duration, short_count
+from gr_sweep.errors import ConfigError
 from gr_sweep.launch.resources import UTILISATION
 from gr_sweep.metrics.cost import GPUS
 
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     device = parser.add_mutually_exclusive_group()
     device.add_argument("--gpu", choices=GPUS, default="h100", help="the GPU (default: h100)")
     device.add_argument(
-        "--gflops", type=count, help="instead of a GPU: measured rate of a CPU, 1e9 a second"
+        "--gflops", type=float, help="instead of a GPU: measured rate of a CPU, 1e9 a second"
     )
     parser.add_argument("--gpus", type=count, default=1, help="devices per job (default: 1)")
     parser.add_argument(
@@ -57,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
 
     target = Target.gpu(options.gpu, utilisation=UTILISATION, world_size=options.gpus)
     if options.gflops is not None:
+        if not 0 < options.gflops * 1e9 < math.inf:
+            raise ConfigError(f"--gflops {options.gflops:g}: expected a positive number")
         target = Target("cpu", options.gflops * 1e9, None, False, options.gpus)
     rows = []
     for job in command.jobs:

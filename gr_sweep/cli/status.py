@@ -113,14 +113,16 @@ def job_table(jobs: Sequence[JobStatus]) -> "Table":
         left = ""
         if job.state is State.running and job.left_s is not None:
             left = duration(job.left_s) if job.left_s > 0 else "evaluating"
-        age = now - datetime.fromisoformat(job.since) if job.since else None
+        age = ""
+        with contextlib.suppress(ValueError, TypeError):  # no time, or a damaged one
+            age = duration((now - datetime.fromisoformat(job.since or "")).total_seconds())
         table.add_row(
             Text(job.state.value, style=STYLES[job.state]),
             f"{job.step or 0}/{job.num_steps}" if job.num_steps else "",
             "" if job.loss_nats is None else f"{job.loss_nats:.3f}",
             "" if job.tokens_per_second is None else short_count(job.tokens_per_second),
             left,
-            "" if age is None else duration(age.total_seconds()),
+            age,
             Text.assemble(job.folder.name, (f"  {job.note}" if job.note else "", "dim")),
         )
     return table

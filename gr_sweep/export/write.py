@@ -52,11 +52,15 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
         GrSweepError: the run cannot be read, or `to` cannot be written. Nothing is written then.
         RuntimeError: the logits differ from those of `keep`, which would be a bug.
     """
-    if os.path.isfile(to) or (os.path.isdir(to) and os.listdir(to)):
-        raise JobError(f"--to {to} is not an empty folder; give a new one")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if os.listdir(to):
+                raise JobError(f"--to {to} is not an empty folder; give a new one")
+    except OSError as error:  # it is below a file, or its name is too long
+        raise JobError(f"--to {to} cannot be written: {error.strerror}") from error
     import transformers
 
-    beside = to.absolute().parent / f".{to.absolute().name}.{secrets.token_hex(4)}.tmp"
+    beside = to.absolute().parent / f".export-{secrets.token_hex(4)}.tmp"
     with _quiet_transformers():
         routed, step = load_routed(run)
         plan = routed.plan

@@ -47,6 +47,7 @@ def test_step_prints_a_table_or_json(capsys):
     options = [*SMALL, "--model", "tiny", "--edges", "both", "--dropout", "1"]
     assert step.main(options) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert "gflops" in lines[1], "for gr-sweep estimate"
     assert len(lines) == 4 and "none" in lines[2] and "both" in lines[3]
     assert step.main([*options, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)

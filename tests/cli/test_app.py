@@ -328,6 +328,11 @@ def test_hydras_own_flags_work(jobs, capsys, monkeypatch):
     assert "edges: act\n" in printed and "code: 2" in printed and "hydra:" not in printed
     assert app.main(["--cfg", "all", "-p", "hydra.run", "--resolve", "hydra.run.dir=x${seed}"]) == 0
     assert capsys.readouterr().out == "dir: x0\n"
+    for line in (["-m", "seed=0,1", "hydra.sweep.dir=x"], ["hydra.run.dir=x"]):
+        assert app.main(["--cfg", "hydra", "--resolve", *line]) == 0
+        assert f"output_dir: {Path('x').resolve()}\n" in capsys.readouterr().out
+    assert app.main(["--cfg", "hydra", "--resolve", "hydra.help.footer=${nope}"]) == 2
+    assert "Interpolation key 'nope' not found" in capsys.readouterr().err
     assert app.main(["--info", "searchpath"]) == 0 and "conf" in capsys.readouterr().out
     assert jobs.calls == []
 

@@ -28,12 +28,19 @@ baselines=[dense]                       | add -m
 data=local data.root=afile              | data.root=afile is not a folder
 partition.domains.code.pattern='*'      | expected a regular expression
 method.fixes={data:{weights:{code:x}}}  | invalid value for data.weights.code
+model=[tiny,nano]                       | -m model=A,B runs several
+model=base_model                        | invalid value for model: 'base_model'; expected one of
+~model                                  | invalid value for model: '~model'; expected one of
 experiment=../edges                     | did you mean edges?
 edges = act                             | unknown verb 'edges'
 train.steps=${oc.env:NOPE}              | Environment variable 'NOPE' not found
 seed=${eval:1+1}                        | Unsupported interpolation type eval
 hydra.run.dir=                          | invalid value for hydra.run.dir: ''
 hydra.run.dir=afile/x                   | Not a directory
+hydra.output_subdir=                    | invalid value for hydra.output_subdir: ''
+hydra.output_subdir=../x                | invalid value for hydra.output_subdir: '../x'
+hydra.job.num=3                         | hydra.job.num=3: gr-sweep sets this
+hydra.runtime.cwd=/x                    | hydra.runtime.cwd=/x: gr-sweep sets this
 hydra.job.env_copy=[NOPE]               | cannot be composed: 'NOPE'
 hydra.job.chdir=true                    | does not support hydra.job.chdir
 hydra.launcher._target_=os.system       | launchers are basic, local_parallel and slurm
@@ -50,6 +57,8 @@ edges=null                              | invalid value for edges: 'null'; expec
 -m data.weights.code=1,x                | invalid value for data.weights.code
 --cfg nope                              | invalid choice: 'nope'
 --cfg job --package nope                | there is no nope
+--shell-completion                      | such as install=bash
+--shell-completion query=bash query=zsh | such as install=bash
 -x                                      | unknown flag -x
 --config-name ../x                      | Cannot find primary config '../x'
 report .                                | . holds no job
@@ -64,6 +73,7 @@ CASES += [
     (["a\nb=1"], "cannot read"),
     (["data=local", "data.root='\x1b[31mred'"], r"data.root=\x1b[31mred is not a folder"),
     ([f"hydra.run.dir={LONG}"], "File name too long"),
+    ([f"{LONG}=1"], "no setting 'xxx"),
 ]
 
 

@@ -60,12 +60,13 @@ def test_hours_follow_the_gpu_and_its_number(capsys):
     two = printed_json(capsys, *words, "--gpu", "a100", "--gpus", "2")
     ratio = one["jobs"][0]["hours"] / two["jobs"][0]["hours"]
     assert ratio == pytest.approx(312 * 2 / 989)
+    assert printed_json(capsys, *words, "--gflops", "12.5")["flops_per_second"] == 12.5e9
 
 
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (["--gflops", "0"], "--gflops"),
+        (["--gflops", "nan"], "--gflops nan: expected a positive"),
         (["--gflops", "9", "--gpu", "a100"], "--gpu"),
         (["edges=both,act"], "-m"),
         (["--gpuss", "3"], "--gpuss"),

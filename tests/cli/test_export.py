@@ -147,8 +147,10 @@ def assert_refused(capsys, argv, *messages):
 
 
 def test_what_cannot_be_exported_is_one_line_and_status_2(
-    job, dense, sweep, copied, tmp_path, capsys
+    job, dense, sweep, copied, tmp_path, capsys, monkeypatch
 ):
+    # Before the weights are read.
+    monkeypatch.setattr("gr_sweep.export.write.load_routed", lambda run: pytest.fail("read"))
     to = ["--to", tmp_path / "model"]
     keep = ["--keep", "biology"]
     assert_refused(capsys, [tmp_path / "none", *keep, *to], "is not the folder of a job")
@@ -158,7 +160,8 @@ def test_what_cannot_be_exported_is_one_line_and_status_2(
     assert_refused(capsys, unknown, "biolgy", "code, biology, creative")
     assert_refused(capsys, [dense, *keep, *to], "is a dense run", "--keep")
     assert_refused(capsys, [job, *keep, "--to", copied], "is not an empty folder")
-    assert_refused(capsys, [job, *keep, "--to", copied / "plan.json" / "x"], "cannot be written")
+    for path in (copied / "plan.json" / "x", tmp_path / ("x" * 300)):
+        assert_refused(capsys, [job, *keep, "--to", path], "cannot be written")
 
     summary = json.loads((copied / "summary.json").read_text())
     del summary["checksum"]

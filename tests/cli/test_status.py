@@ -120,6 +120,8 @@ def test_the_table_has_a_line_for_each_job_and_the_totals(sweep, capsys):
     def files():
         return {path: path.lstat().st_mtime_ns for path in [sweep, *sweep.rglob("*")]}
 
+    record = sweep / "waiting" / "job.json"
+    record.write_text(record.read_text().replace('"since": "', '"since": "x'))  # damaged
     before = files()
     assert main(["status", str(sweep)]) == 1, "a job has failed"
     assert files() == before
