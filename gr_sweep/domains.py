@@ -18,7 +18,7 @@ def check_domains(domains: Iterable[str]) -> tuple[str, ...]:
     """Checks labels and returns them as a tuple, in the same order.
 
     Raises:
-        ConfigError: there is no label, or one that no partition can have.
+        ConfigError: the list is empty, or a label is not a valid name.
     """
     domains = tuple(domains)
     if not domains:

@@ -63,7 +63,7 @@ _NO_PART_IN_NUMBERS = ("bench", "cli", "export", "launch", "report", "tracking")
 class Identity:
     """What decides a job's numbers: jobs of equal identity have equal results.
 
-    Where results are written is no part of it; a path that names text (`data.root`) is a setting.
+    The folder of the results does not count; a path that names text (`data.root`) does.
     """
 
     config: str

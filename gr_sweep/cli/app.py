@@ -143,7 +143,7 @@ def print_config(command: "Command", part: str, package: str | None, *, resolve:
     or all.
 
     Raises:
-        ConfigError: there is no such package, or a value that cannot be resolved.
+        ConfigError: the package does not exist, or a value cannot be resolved.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -160,7 +160,7 @@ def print_config(command: "Command", part: str, package: str | None, *, resolve:
     try:
         node = OmegaConf.select(cfg, package) if package else cfg
         if node is None:
-            raise ConfigError(f"--package: there is no {package}")
+            raise ConfigError(f"--package={package}: the config has no such package")
         is_leaf = not OmegaConf.is_config(node)
         print(node if is_leaf else OmegaConf.to_yaml(node, resolve=resolve).rstrip())
     except OmegaConfBaseException as error:

@@ -48,7 +48,7 @@ class Composer:
         self._loader = GlobalHydra.instance().config_loader()
         self._hydra_lines = list(lines)
         self._groups: dict[str, list[str]] = {}
-        """The choices of each key that was looked up; none if it is no group."""
+        """The choices of each key that was looked up; empty if the key is not a group."""
         self._composed: dict[frozenset[str], DictConfig] = {}
 
     def parse(self, lines: Sequence[str]) -> list[Override]:
@@ -78,7 +78,7 @@ class Composer:
             above, _, name = override.key_or_group.rpartition(".")
             node = OmegaConf.select(cfg, above) if above else cfg
             if not isinstance(node, DictConfig) or name not in node:
-                raise ConfigError(f"{override.input_line}: there is no such setting")
+                raise ConfigError(f"{override.input_line}: this setting does not exist")
             del node[name]
         return cfg
 

@@ -155,7 +155,7 @@ def _read_job(folder: Path) -> tuple[Job, dict[str, str]]:
 def read_samples(folder: Path, digest: str | None = None) -> list[dict[str, Any]]:
     """The prompts of a job's samples.json, each with the beginning of a document (`domain`,
     `document`, `prompt`, `reference`) and the `samples` that continue it (`kind`, `part`, `text`,
-    `end`). Empty if there is no file; one that is damaged is logged and skipped.
+    `end`). Empty if the file is missing; a damaged file is logged and skipped.
 
     Args:
         digest: expected digest of the file, from the job's summary.

@@ -20,7 +20,7 @@ LONG = "x" * 20_000
 
 COMMANDS = """
 ~train.steps                            | does not support deletion
-~partition.domains.law                  | there is no such setting
+~partition.domains.law                  | this setting does not exist
 model=hf model.path=a/b/c               | invalid value for model.path: 'a/b/c'
 train.steps=99999999999999999999        | expected a number of at most 9007199254740992
 train.batch_sequences=7                 | use 6 or 9
@@ -56,7 +56,7 @@ train=3                                 | train=3: Merge error
 edges=null                              | invalid value for edges: 'null'; expected one of act, both
 -m data.weights.code=1,x                | invalid value for data.weights.code
 --cfg nope                              | invalid choice: 'nope'
---cfg job --package nope                | there is no nope
+--cfg job --package nope                | the config has no such package
 --shell-completion                      | such as install=bash
 --shell-completion query=bash query=zsh | such as install=bash
 -x                                      | unknown flag -x
