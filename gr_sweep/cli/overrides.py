@@ -73,6 +73,10 @@ def explain(error: Exception, where: str = "") -> ConfigError:
     causes = [error, error.__cause__, error.__context__]
     cause = next((each for each in causes if isinstance(each, OmegaConfBaseException)), error)
     said = str(cause).split("\n    full_key:")[0] or type(cause).__name__
+    if "is not a ListConfig" in said:
+        said = "expected a list, such as [a,b]"
+    elif "is not a subclass of" in said:
+        said = "it is a group of settings; expected one of them, such as train.steps=100"
     key = getattr(cause, "full_key", None) or ""
     schema = getattr(cause, "object_type", None)
     is_unknown = isinstance(cause, ConfigKeyError | ConfigAttributeError)
