@@ -159,8 +159,9 @@ def replace_job(folder: Path) -> Path:
     Raises:
         JobLockedError: the job is running.
     """
+    is_running = standing(folder).state is State.running  # which tries the lock itself
     with lock_file(folder / LOCK, timeout_s=_PROBE_S) as has_lock:
-        if not has_lock or standing(folder).state is State.running:
+        if is_running or not has_lock:
             raise _locked(folder)
         place = folder.absolute()  # `hydra.run.dir=.` has a name too
         (place.parent / REPLACED).mkdir(exist_ok=True)
