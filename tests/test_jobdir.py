@@ -310,11 +310,15 @@ def test_a_forced_job_keeps_what_changed(tmp_path):
 def test_a_replaced_job_is_kept_beside_its_folder(tmp_path):
     for number in (1, 2):
         folder = finished(tmp_path / "job")
-        # As a job leaves it that was killed.
-        Record(State.running, "mine", holder=Holder.here()).write(folder)
         assert replace_job(folder) == tmp_path / ".replaced" / f"job-{number}"
         assert not folder.exists() and differences(folder, IDENTITY) == []
         assert is_done(tmp_path / ".replaced" / f"job-{number}", IDENTITY)
+
+
+def test_a_job_that_was_killed_can_be_replaced(tmp_path):
+    folder = begun(tmp_path / "job")
+    Record(State.running, "mine", holder=Holder.here()).write(folder)
+    assert replace_job(folder) == tmp_path / ".replaced" / "job-1"
 
 
 # Summary
