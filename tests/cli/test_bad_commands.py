@@ -52,7 +52,7 @@ hydra/launcher=slurm hydra.launcher.nope=1 | hydra.launcher has no setting 'nope
 -m seed=range(0,1000) train.steps=range(1,1000) | more than 100000 jobs
 -m train.lr=range(0,1,0.000000001)      | more than 100000 jobs
 -m seed=interval(0,1)                   | seed=interval(0,1): Can only enumerate CHOICE and RANGE
-train=3                                 | train=3: Merge error
+train=3                                 | train=3: it is a group of settings
 edges=null                              | invalid value for edges: 'null'; expected one of act, both
 -m data.weights.code=1,x                | invalid value for data.weights.code
 --cfg nope                              | invalid choice: 'nope'
