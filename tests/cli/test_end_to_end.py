@@ -263,7 +263,7 @@ def test_a_study_brings_its_baselines_and_its_report_compares_with_them(gr_sweep
     # Another study beside it takes the same baselines over.
     status, _, err = gr_sweep(*command[:-2], "method=demix", "edges=act")
     assert status == 0, err
-    assert err.count("the same job is done in") == 7
+    assert err.count("its results are copied") == 7
     # And typed again, neither trains anything.
     status, _, err = gr_sweep(*command)
     assert status == 0 and err.count("done already") == 9 and "tokens/s" not in err, err
