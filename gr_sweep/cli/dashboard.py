@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 SAVED = "wandb_dashboard.json"
 """In a sweep's folder: the addresses of its workspace and report, by project."""
 
-SETTLE_S = 30.0
-"""How long a server may take to process what it was sent."""
-
 _EPILOG = """examples:
   gr-sweep dashboard outputs/my-sweep
   gr-sweep dashboard outputs/my-sweep --dry-run
@@ -100,9 +97,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _upload(folder: Path) -> bool:
-    """Uploads what jobs that are not running logged offline; whether all of it was uploaded."""
+    """Uploads what jobs that are not running logged offline; whether W&B then has all of it."""
     from gr_sweep.tracking.wandb import offline_logs
-    from gr_sweep.tracking.wandb_server import connect, upload
+    from gr_sweep.tracking.wandb_server import upload
 
     logs: dict[Path, Path] = {}
     for job in job_folders(folder):
@@ -114,11 +111,10 @@ def _upload(folder: Path) -> bool:
     if not logs:
         print("nothing to upload")
         return True
-    connect()
-    reasons = upload(list(logs))
-    for log, reason in reasons.items():
-        print(f"{logs[log].name}: {'uploaded' if reason is None else f'not uploaded: {reason}'}")
-    return not any(reasons.values())
+    lacks = upload(logs)
+    for log, lack in lacks.items():
+        print(f"{logs[log].name}: {f'not uploaded: {lack}' if lack else 'uploaded'}")
+    return not any(lacks.values())
 
 
 def _run_ids(sweep: "Sweep") -> dict[str, str]:
@@ -157,11 +153,11 @@ def _settled_runs(
 ) -> tuple[dict[str, Any], set[str]]:
     """The jobs' runs in a project, by job name, and the jobs whose runs W&B has processed whole.
 
-    Until then the job's own summary would overwrite what is added. Waits at most `SETTLE_S`.
+    Until then the job's own summary would overwrite what is added.
     """
     from gr_sweep.tracking import wandb_server
 
-    deadline = time.monotonic() + SETTLE_S
+    deadline = time.monotonic() + wandb_server.SETTLE_S
     while True:
         by_id = wandb_server.runs(api, place, list(ids.values()))
         runs = {name: by_id[run_id] for name, run_id in ids.items() if run_id in by_id}
@@ -174,7 +170,7 @@ def _settled_runs(
         }
         if settled == runs.keys() or time.monotonic() > deadline:
             return runs, settled
-        time.sleep(SETTLE_S / 10)
+        time.sleep(wandb_server.SETTLE_S / 10)
 
 
 def _save(dashboard: Dashboard, entity: str, path: Path) -> None:

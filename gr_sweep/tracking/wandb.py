@@ -317,4 +317,10 @@ def offline_logs(folder: Path) -> list[Path]:
 
 def synced_marker(log: Path) -> Path:
     """The file by which wandb marks an offline log as uploaded."""
-    return log / f"run-{log.name.rpartition('-')[2]}.wandb.synced"
+    return log / f"run-{run_id_of(log)}.wandb.synced"
+
+
+def run_id_of(log: Path) -> str:
+    """The id of the run in an offline log, a folder as `offline-run-20260101_120000-ID`, with `-1`
+    and so on where an earlier one began in the same second."""
+    return log.name.split("-")[3]

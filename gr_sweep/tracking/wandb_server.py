@@ -6,9 +6,12 @@ API retries requests for days by default.
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,12 @@ import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from gr_sweep.errors import ConfigError, JobError
+from gr_sweep.jobdir import METRICS, SUMMARY, read_finished
+from gr_sweep.tracking.jsonl import finite, read_rows
 from gr_sweep.tracking.wandb import (
     key_source,
     one_line,
+    run_id_of,
     set_up,
     synced_marker,
     wandb_settings,
@@ -31,6 +37,9 @@ API_TIMEOUT_S = 20
 
 SYNC_TIMEOUT_S = 300.0
 """Timeout of `wandb sync`, for each log."""
+
+SETTLE_S = 30.0
+"""How long a server may take to process what it was sent."""
 
 _LOGIN = (
     *("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
@@ -78,18 +87,54 @@ def server_url() -> str:
     return without_secrets(wandb_settings().base_url).rstrip("/")
 
 
-def upload(logs: Sequence[Path]) -> dict[Path, str | None]:
-    """Uploads offline logs by `wandb sync`, which marks those that are complete.
+def upload(logs: Mapping[Path, Path]) -> dict[Path, str]:
+    """Uploads offline logs by `wandb sync`, and marks those of which the server has everything.
 
     Args:
-        logs: from `offline_logs`.
+        logs: from `offline_logs`, each with its job's folder.
 
     Returns:
-        For each log None, or why it was not uploaded completely.
+        For each log what the server lacks of metrics.jsonl and summary.json; empty if nothing.
 
     Raises:
-        JobError: the upload took too long.
+        ConfigError, JobError: as `connect`; or the upload took too long.
     """
+    api = connect()
+    said, left = "", list(logs)
+    while left:
+        new = _sync(left)
+        said += new
+        # One log that it cannot read ends all.
+        unread = [log for log in left if re.search(f"Failed to read .*-{run_id_of(log)}", new)]
+        left = [log for log in left if log not in unread] if unread else []
+    # It says where a run is: `.../entity/project/runs/id`.
+    found = re.findall(r"([^/\s]+/[^/\s]+)/runs/(\w+)", said)
+    ids_in: dict[str, list[str]] = {}
+    for place, run_id in dict.fromkeys(found):
+        ids_in.setdefault(urllib.parse.unquote(place), []).append(run_id)
+    errors = {
+        log: "; " + without_secrets(line)
+        for line in reversed(said.splitlines())
+        for log in logs
+        if " ERROR " in line and run_id_of(log) in line
+    }
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        on_server: dict[str, Any] = {}
+        for place, ids in ids_in.items():
+            on_server |= runs(api, place, ids)
+        lacks = {log: _lacking(on_server.get(run_id_of(log)), job) for log, job in logs.items()}
+        is_final = all(log in errors for log, lack in lacks.items() if lack)
+        if is_final or not found or time.monotonic() > deadline:
+            break
+        time.sleep(SETTLE_S / 10)
+    for log, lack in lacks.items():
+        synced_marker(log).unlink(missing_ok=True) if lack else synced_marker(log).touch()
+    return {log: lack and lack + errors.get(log, "") for log, lack in lacks.items()}
+
+
+def _sync(logs: Sequence[Path]) -> str:
+    """What `wandb sync` says."""
     words = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(log.resolve()) for log in logs)]
     environment = {
         name: value
@@ -100,32 +145,29 @@ def upload(logs: Sequence[Path]) -> dict[Path, str | None]:
     with tempfile.TemporaryDirectory() as folder:  # where wandb puts its own logs
         environment["WANDB_DIR"] = folder
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 words, cwd=folder, env=environment, timeout=SYNC_TIMEOUT_S * len(logs), text=True,
                 errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-            )  # fmt: skip
+            ).stdout  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise JobError(f"W&B at {server_url()} did not take the upload: {error}") from error
-    lines = done.stdout.strip().splitlines()
-    return {log: _reason(log, lines) for log in logs}
 
 
-def _reason(log: Path, lines: Sequence[str]) -> str | None:
-    """Why a log was not uploaded, from the output of `wandb sync`; None if it was.
-
-    Of a log that a kill has torn everything is uploaded that can be. Afterwards the log has its
-    marker if there is nothing more to upload.
-    """
-    marker = synced_marker(log)
-    errors = [line for line in lines if " ERROR " in line and log.name.rpartition("-")[2] in line]
-    if any("incomplete record" in line or "Failed to read" in line for line in errors):
-        marker.touch()
-        return None
-    if not errors and marker.exists():
-        return None
-    marker.unlink(missing_ok=True)
-    return without_secrets(" ".join(errors[:1] or lines[-1:]) or "`wandb sync` gives no reason")
+def _lacking(run: Any, job: Path) -> str:
+    """What a run (None: there is none) lacks of the files of its job; empty if nothing."""
+    num_rows, summary = len(read_rows(job / METRICS)), read_finished(job) or {}
+    on_server = 0 if run is None else run.historyLineCount or 0
+    own = {} if run is None else dict(run.summary_metrics)
+    metrics = finite(summary.get("metrics", {}))
+    missing = [key for key, value in metrics.items() if own.get(key) != value]
+    parts = []
+    if run is None or on_server < num_rows:
+        parts.append(f"{num_rows - on_server} of {num_rows} rows of {METRICS}")
+    if missing:
+        names = ", ".join(missing[:2]) + ", ..." * (len(missing) > 2)
+        parts.append(f"{len(missing)} of {len(metrics)} metrics of {SUMMARY} ({names})")
+    return "W&B lacks " + " and ".join(parts) if parts else ""
 
 
 def runs(api: wandb.Api, place: str, ids: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`gr-sweep dashboard` with a local server: uploads, joined metrics, workspace and report."""
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -110,18 +109,44 @@ def test_a_sweep_becomes_a_dashboard_that_the_same_command_updates(
     assert "workspace made: " in capsys.readouterr().out and len(server.views) == 2
 
 
-def test_an_upload_that_is_refused_is_named_and_tried_again_even_of_a_torn_log(
+def test_an_upload_that_is_refused_is_named_and_tried_again(
     one_job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.failing = ("file_stream", 403)
     assert main(["dashboard", str(one_job), "--upload-only"]) == 1
-    assert f"{one_job.name}: not uploaded: " in capsys.readouterr().out
+    assert f"{one_job.name}: not uploaded: W&B lacks 8 of 8 rows" in capsys.readouterr().out
     assert offline_logs(one_job)
     server.failing = None
-    [log] = one_job.glob("wandb/offline-run-*/*.wandb")
-    os.truncate(log, log.stat().st_size - 300)
     assert main(["dashboard", str(one_job), "--upload-only"]) == 0
     assert len(server.runs) == 1 and not offline_logs(one_job)
+
+
+def test_an_upload_of_a_damaged_log_says_what_the_server_lacks_and_is_not_marked(
+    one_job: Path,
+    server: StubServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wandb_server, "SETTLE_S", 1.0)
+    for name in ("empty", "half", "noise"):
+        job = one_job.with_name(name)
+        shutil.copytree(one_job, job, ignore=shutil.ignore_patterns("wandb"))
+        track(job)
+    wandb.teardown()
+    for log in one_job.parent.glob("*/wandb/offline-run-*/*.wandb"):
+        whole, half = log.read_bytes(), log.stat().st_size // 2
+        noise = whole[:half] + bytes(200) + whole[half + 200 :]
+        contents = {"empty": b"", "half": whole[:half], "noise": noise}
+        # Of the last only the record of the end is torn.
+        log.write_bytes(contents.get(log.parents[2].name, whole[:-1]))
+    assert main(["dashboard", str(one_job.parent), "--upload-only"]) == 1
+    *said, empty, half, noise = capsys.readouterr().out.splitlines()
+    assert said == [f"{one_job.name}: uploaded"] and not offline_logs(one_job)
+    assert empty.startswith("empty: not uploaded: W&B lacks 8 of 8 rows of metrics.jsonl and 41 of")
+    for name, line in {"half": half, "noise": noise}.items():
+        assert line.startswith(f"{name}: not uploaded: W&B lacks ") and "of 8 rows" in line
+        assert "41 of 41 metrics of summary.json (loss/full/code, " in line
+        assert offline_logs(one_job.with_name(name))
 
 
 def test_a_server_that_is_away_is_one_line_in_seconds(
