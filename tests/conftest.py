@@ -1,7 +1,6 @@
 """Fixtures that several folders of tests use."""
 
 import gc
-import importlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +24,6 @@ LONGEST = (
 """Files that begin first: processes take whole files, and none should be left alone with a long one
 at the end."""
 
-FAMILIES_WITH_RMS_NORM = ("llama", "mistral", "qwen2", "qwen3", "olmo2")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
@@ -34,31 +31,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def exact_norms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Norms in the dtype of their input.
+def exact_norms() -> Iterator[None]:
+    """Norms and attention in the dtype of their input.
 
     Transformers computes them in float32 for any dtype of the model, so that a comparison to 1e-10
     would compare the rounding.
     """
     import torch
-    import torch.nn.functional as F
+    from torch.overrides import TorchFunctionMode
 
-    def rms_norm(self, x):
-        return self.weight * (
-            x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        )
+    class Exact(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            kwargs = dict(kwargs or {})
+            narrows = (torch.Tensor.to, torch.Tensor.float, torch.nn.functional.softmax)
+            if func in narrows and args[0].dtype == torch.float64:
+                if func is torch.nn.functional.softmax:
+                    kwargs["dtype"] = None
+                elif func is torch.Tensor.float or torch.float32 in (args[-1], kwargs.get("dtype")):
+                    return args[0]
+            return func(*args, **kwargs)
 
-    def layer_norm(self, x):
-        return F.layer_norm(x, self.normalized_shape, eps=1e-5)
-
-    for family in FAMILIES_WITH_RMS_NORM:
-        modeling = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-        norms = [getattr(modeling, name) for name in dir(modeling) if name.endswith("RMSNorm")]
-        assert len(norms) == 1
-        monkeypatch.setattr(norms[0], "forward", rms_norm)
-    olmo = importlib.import_module("transformers.models.olmo.modeling_olmo")
-    monkeypatch.setattr(olmo.OlmoLayerNorm, "forward", layer_norm)
-    yield
+    with Exact():
+        yield
 
 
 @pytest.fixture

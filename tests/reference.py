@@ -166,17 +166,18 @@ class LiteralEmbedding(_Routed):
     def __init__(self, reference: "Reference", embedding: nn.Embedding) -> None:
         super().__init__(reference)
         self.weight = embedding.weight
+        self.multiplier = getattr(embedding, "embed_scale", 1.0)  # Gemma 2 and 3
 
     def forward(self, ids_NT: Tensor) -> Tensor:
-        return scaled(self.weight[ids_NT], self.masks.rest_NT[..., None])
+        return self.multiplier * scaled(self.weight[ids_NT], self.masks.rest_NT[..., None])
 
 
 class LiteralNorm(_Routed):
     """A norm's scale and shift belong to the rest.
 
-    The norms of single heads (Qwen3) stand between the rows of q and k and the unit's output: what
-    reaches their scale through a foreign unit goes through that unit, so `act` scales it as well
-    (`head_blocks`).
+    The norms of single heads (Qwen3, Gemma 3) stand between the rows of q and k and the unit's
+    output: what reaches their scale through a foreign unit goes through that unit, so `act` scales
+    it as well (`head_blocks`).
     """
 
     def __init__(
@@ -184,11 +185,19 @@ class LiteralNorm(_Routed):
     ) -> None:
         super().__init__(reference)
         self.is_layer_norm = isinstance(norm, nn.LayerNorm)
-        self.eps = norm.eps if self.is_layer_norm else norm.variance_epsilon
+        self.eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+        self.offset = float(type(norm).__name__.startswith("Gemma"))  # its scale is 1 + weight
         self.weight, self.bias = norm.weight, getattr(norm, "bias", None)
         self.head_blocks = head_blocks
+        # Gemma 3 norms heads [N, H, T, W], Qwen3 [N, T, H, W].
+        self.is_transposed = type(norm).__name__ == "Gemma3RMSNorm"
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_transposed and x.dim() == 4:
+            return self._normed(x.transpose(1, 2)).transpose(1, 2)
+        return self._normed(x)
+
+    def _normed(self, x: Tensor) -> Tensor:
         if self.is_layer_norm:
             normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
         else:
@@ -196,7 +205,7 @@ class LiteralNorm(_Routed):
         factor = self.masks.rest_NT.reshape(*self.masks.rest_NT.shape, *[1] * (x.dim() - 2))
         if self.head_blocks is not None:
             factor = factor * self.masks.act_NTB[:, :, self.head_blocks, None]
-        y = normed * scaled(self.weight.expand(*x.shape), factor)
+        y = normed * (self.offset + scaled(self.weight.expand(*x.shape), factor))
         return y if self.bias is None else y + scaled(self.bias.expand(*x.shape), factor)
 
 

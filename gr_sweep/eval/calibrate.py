@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from gr_sweep.eval.loss import Losses
-from gr_sweep.model.loss import IGNORED, TokenLosses, chunk_positions
+from gr_sweep.model.loss import IGNORED, TokenLosses, capped, chunk_positions
 
 PRIOR_TOKENS = 1.0
 """Pseudo-tokens for each entry of the vocabulary, distributed as the model without a bias predicts.
@@ -56,7 +56,7 @@ def fitted_bias(
     vocab_size = weight_VD.shape[0]
     exact = torch.promote_types(weight_VD.dtype, torch.float32)
     bias_V = torch.zeros(vocab_size, dtype=torch.float64, device=hidden_PD.device)
-    predicted_V = _mean_prediction(hidden_PD, weight_VD, bias_V.to(exact))
+    predicted_V = _mean_prediction(hidden_PD, weight_VD, bias_V.to(exact), token_losses.cap)
     counts_V = torch.bincount(ids_MS[:, 1:].flatten(), minlength=vocab_size).double()
     prior_V = PRIOR_TOKENS * vocab_size * predicted_V
     text_V = (counts_V + prior_V) / (counts_V + prior_V).sum()
@@ -67,7 +67,7 @@ def fitted_bias(
         bias_V += step_V
         if float((text_V * step_V).sum()) < tolerance:
             break
-        predicted_V = _mean_prediction(hidden_PD, weight_VD, bias_V.to(exact))
+        predicted_V = _mean_prediction(hidden_PD, weight_VD, bias_V.to(exact), token_losses.cap)
     return bias_V.to(exact)
 
 
@@ -81,7 +81,7 @@ def calibrated(token_losses: TokenLosses, bias_V: Tensor) -> Losses:
         targets_P = targets_MT.flatten()
         found = [
             torch.nn.functional.cross_entropy(
-                _logits(hidden_PD[chunk], weight_VD, bias_V),
+                _logits(hidden_PD[chunk], weight_VD, bias_V, token_losses.cap),
                 targets_P[chunk],
                 ignore_index=IGNORED,
                 reduction="none",
@@ -112,21 +112,23 @@ def _hidden(token_losses: TokenLosses, ids_NT: Tensor, targets_NT: Tensor) -> Te
         token_losses(ids_NT, targets_NT)
     finally:
         hook.remove()
-    return caught[0]
+    return caught[0] / token_losses.divisor
 
 
-def _mean_prediction(hidden_PD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
+def _mean_prediction(
+    hidden_PD: Tensor, weight_VD: Tensor, bias_V: Tensor, cap: float | None
+) -> Tensor:
     """The model's mean probabilities [V] over the positions, float64."""
     total_V = torch.zeros(weight_VD.shape[0], dtype=torch.float64, device=hidden_PD.device)
     for chunk in _chunks(hidden_PD.shape[0], weight_VD):
-        logits_CV = _logits(hidden_PD[chunk], weight_VD, bias_V)
+        logits_CV = _logits(hidden_PD[chunk], weight_VD, bias_V, cap)
         total_V += logits_CV.softmax(-1).sum(0).double()
     return total_V / hidden_PD.shape[0]
 
 
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
+def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor, cap: float | None) -> Tensor:
     """In float32 or wider; the product in autocast's type where autocast is on."""
-    return (hidden_CD.to(weight_VD.dtype) @ weight_VD.t()).to(bias_V.dtype) + bias_V
+    return capped((hidden_CD.to(weight_VD.dtype) @ weight_VD.t()).to(bias_V.dtype), cap) + bias_V
 
 
 def _chunks(num_positions: int, weight_VD: Tensor) -> Iterator[slice]:

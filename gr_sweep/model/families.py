@@ -38,6 +38,8 @@ class Family:
     """Module that computes `down_proj(act(gate_proj(x)) * up_proj(x))`, if there is one."""
     head_norms: tuple[str, ...] = ()
     """Norms over the features of each head of q and k."""
+    heads_first: bool = False
+    """Whether the input of `head_norms` has heads before positions."""
     heads_divide_width: bool = False
     """Whether the config refuses a number of heads that does not divide the residual width."""
     why_whole: str = ""
@@ -49,6 +51,7 @@ _HEADS = LinearNames(
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"
 )
 _GATED = Family("model.layers", {MLP: _GATED_MLP, ATTN: _HEADS}, gated_mlp="mlp")
+_NORMED_HEADS = replace(_GATED, head_norms=("self_attn.q_norm", "self_attn.k_norm"))
 _WHOLE_NORM = replace(
     _GATED, linears={MLP: _GATED_MLP}, why_whole="it normalises q and k across all heads"
 )
@@ -57,8 +60,12 @@ FAMILIES = {
     "llama": replace(_GATED, heads_divide_width=True),
     "mistral": _GATED,
     "qwen2": _GATED,
-    "qwen3": replace(_GATED, head_norms=("self_attn.q_norm", "self_attn.k_norm")),
+    "qwen3": _NORMED_HEADS,
     "olmo": _GATED,
+    "gemma": _GATED,
+    "gemma2": _GATED,
+    "gemma3_text": replace(_NORMED_HEADS, heads_first=True),
+    "granite": _GATED,
     "olmo2": _WHOLE_NORM,
     "olmo3": _WHOLE_NORM,
     "gpt_neox": Family(
@@ -166,6 +173,16 @@ def head_norms(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Units
             heads = config.num_attention_heads if is_query else config.num_key_value_heads
             found.append((layer.get_submodule(name), split.slices(heads // split.num_units)))
     return found
+
+
+def heads_first_norms(model: nn.Module) -> set[nn.Module]:
+    """Norms of single heads, in all layers, whose input has heads before positions."""
+    config: Any = model.config
+    family = FAMILIES.get(config.model_type)
+    if family is None or not family.heads_first:
+        return set()
+    layers = decoder_layers(model, family)
+    return {layer.get_submodule(name) for layer in layers for name in family.head_norms}
 
 
 def _splits(model: nn.Module, plan: RoutePlan) -> Iterator[tuple[Family, nn.Module, str, Split]]:

@@ -85,6 +85,9 @@ class TokenLosses(nn.Module):
                 module._can_checkpoint_with_cache = True
         self.model: Any = model
         self._routed: RoutedModel = routed
+        # Granite divides its logits, Gemma 2 bounds them.
+        self.divisor: float = getattr(model.config, "logits_scaling", 1.0)
+        self.cap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self._device_type: str | None = device_type
 
     def forward(self, tokens_NS: Tensor, targets_NT: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -105,8 +108,15 @@ class TokenLosses(nn.Module):
             input_ids=tokens_NS, past_key_values=_WholeRows(), use_cache=False
         ).last_hidden_state
         weight_VD = self.model.get_output_embeddings().weight
+        if self.divisor != 1.0:
+            hidden_NTD = hidden_NTD / self.divisor
         return linear_cross_entropy(
-            hidden_NTD, weight_VD, targets_NT, self._routed.active, device_type=self._device_type
+            hidden_NTD,
+            weight_VD,
+            targets_NT,
+            self._routed.active,
+            cap=self.cap,
+            device_type=self._device_type,
         )
 
 
@@ -116,6 +126,7 @@ def linear_cross_entropy(
     targets_NT: Tensor,
     routing: Routing | None = None,
     *,
+    cap: float | None = None,
     device_type: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`cross_entropy(hidden @ weight.T, targets)` in nats: the sum, and detached by position.
@@ -126,6 +137,7 @@ def linear_cross_entropy(
     Args:
         targets_NT: int64; -100 is ignored.
         routing: decides which positions the weight, which belongs to the rest, learns from.
+        cap: logits x become `cap * tanh(x / cap)`, as in `capped`.
         device_type: as in `TokenLosses`.
     """
     factor = None if routing is None else routing.rest_factor(hidden_NTD)
@@ -139,9 +151,15 @@ def linear_cross_entropy(
     dtype = compute_dtype(hidden_NTD)
     most = chunk_positions(weight_VD.shape[0], device_type or weight_VD.device.type)
     loss_sum, losses_P = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_NTD.flatten(0, 1), weight_VD, targets_NT.flatten(), _chunks(runs, most), dtype
+        hidden_NTD.flatten(0, 1), weight_VD, targets_NT.flatten(), _chunks(runs, most), dtype, cap
     )
     return loss_sum, losses_P.view(targets_NT.shape)
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """The logits, bounded by Gemma 2's cap (Gemma Team 2024, arXiv 2408.00118, section 2) if there
+    is one."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def chunk_positions(vocab_size: int, device: str) -> int:
@@ -165,6 +183,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_P: Tensor,
         chunks: Sequence[tuple[slice, float | Tensor]],
         dtype: torch.dtype,
+        cap: float | None,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(dtype, torch.float32)
         cast_VD = weight_VD.to(dtype)
@@ -179,11 +198,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for chunk, factor in chunks:
             hidden_CD = hidden_PD[chunk].to(dtype)
             kept_C1, targets_C1 = kept_P1[chunk], targets_P1[chunk]
-            log_probs_CV = torch.log_softmax((hidden_CD @ cast_VD.t()).to(exact), -1)
+            logits_CV = capped((hidden_CD @ cast_VD.t()).to(exact), cap)
+            log_probs_CV = torch.log_softmax(logits_CV, -1)
+            slope_CV = None if cap is None else 1 - (logits_CV / cap).square_()
+            del logits_CV
             losses_P[chunk] = -(log_probs_CV.gather(1, targets_C1) * kept_C1)[:, 0]
             if hidden_wanted or weight_wanted:
                 dlogits_CV = log_probs_CV.exp_()
                 dlogits_CV.scatter_add_(1, targets_C1, -torch.ones_like(targets_C1, dtype=exact))
+                if slope_CV is not None:
+                    dlogits_CV *= slope_CV
                 dlogits_CV = dlogits_CV.to(dtype)
                 # Ignored positions are cleared in the narrow tensors, not in the logits.
                 if dhidden_PD is not None:
@@ -199,7 +223,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     else:
                         dweight_VD.add_(dlogits_CV.t() @ learned_CD, alpha=alpha)
                 del dlogits_CV
-            del log_probs_CV  # before the next chunk's logits are made
+            del log_probs_CV, slope_CV  # before the next chunk's logits are made
         if dweight_VD is not None:
             dweight_VD = dweight_VD.to(weight_VD.dtype)
         ctx.save_for_backward(dhidden_PD, dweight_VD)
@@ -211,7 +235,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # In place: a second pass through the same graph is an error of torch.
         dhidden_PD, dweight_VD = (d if d is None else d.mul_(grads[0]) for d in ctx.saved_tensors)
-        return dhidden_PD, dweight_VD, None, None, None
+        return dhidden_PD, dweight_VD, None, None, None, None
 
 
 def _chunks(runs: Runs, most: int) -> list[tuple[slice, float | Tensor]]:

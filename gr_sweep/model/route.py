@@ -21,15 +21,18 @@ from gr_sweep.model.families import (
     check_plan,
     gated_mlps,
     head_norms,
+    heads_first_norms,
     unit_linears,
 )
 from gr_sweep.routing.edges import GroupFactors, RouteWeights
 from gr_sweep.routing.modules import (
     RoutedGatedMlp,
     RoutedHeadNorm,
+    RoutedHeadNormHeadsFirst,
     RoutedLinear,
     RoutedModule,
     RoutedRest,
+    RoutedRestHeadsFirst,
     Routing,
     RoutingState,
     check_linear,
@@ -91,10 +94,13 @@ class RoutedModel:
         for linear in self.unit_linears:
             role = "row" if linear.is_row else "column"
             swap_class(linear.module, RoutedLinear, self._state, linear.units, role)
+        heads_first = heads_first_norms(self.model)
         for norm, units in head_norms(self.model, self.plan):
-            swap_class(norm, RoutedHeadNorm, self._state, units)
+            routed = RoutedHeadNormHeadsFirst if norm in heads_first else RoutedHeadNorm
+            swap_class(norm, routed, self._state, units)
 
     def _swap_rest(self) -> None:
+        heads_first = heads_first_norms(self.model)
         for module in list(self.model.modules()):
             has_parameters = any(True for _ in module.parameters(recurse=False))
             if isinstance(module, RoutedModule) or not has_parameters:
@@ -103,7 +109,8 @@ class RoutedModel:
                 units = (slice(0, module.out_features),)
                 swap_class(module, RoutedLinear, self._state, units, "rest")
             else:
-                swap_class(module, RoutedRest, self._state)
+                routed = RoutedRestHeadsFirst if module in heads_first else RoutedRest
+                swap_class(module, routed, self._state)
 
     @property
     def active(self) -> Routing | None:

@@ -144,6 +144,22 @@ class RoutedHeadNorm(RoutedRest):
         return self._plain(input) if factor is None else self._scaled(input, factor)
 
 
+class _HeadsFirst(RoutedModule):
+    """Mixin for a norm of heads whose input is [N, H, T, W] instead of [N, T, H, W]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        found: Tensor = super().forward(input.transpose(1, 2))
+        return found.transpose(1, 2)
+
+
+class RoutedRestHeadsFirst(_HeadsFirst, RoutedRest):
+    """`RoutedRest` for such a norm inside attention that is not split."""
+
+
+class RoutedHeadNormHeadsFirst(_HeadsFirst, RoutedHeadNorm):
+    """`RoutedHeadNorm` for such a norm."""
+
+
 def check_linear(module: nn.Module) -> None:
     """
     Raises:

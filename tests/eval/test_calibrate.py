@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from gr_sweep.eval import calibrate
@@ -9,9 +10,9 @@ from tests.eval.tiny import DOMAINS
 from tests.model.tiny import VOCAB, tiny_ids, tiny_model
 
 
-def exact_routed():
+def exact_routed(family="llama"):
     """A model in float64 that is sure of wrong things."""
-    model = tiny_model(seed=1)
+    model = tiny_model(family, seed=1)
     return route_model(model, RoutePlan.none(domains=DOMAINS), "both")
 
 
@@ -70,9 +71,10 @@ def test_the_fit_never_raises_the_loss_of_its_text_in_any_chunks_or_batches(monk
     torch.testing.assert_close(again, bias)
 
 
-def test_losses_with_a_bias_are_those_of_the_logits_plus_the_bias(monkeypatch):
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])  # plain, bounded, divided
+def test_losses_with_a_bias_are_those_of_the_logits_plus_the_bias(family, monkeypatch):
     monkeypatch.setattr(calibrate, "chunk_positions", lambda vocab, device: 3)
-    routed, ids = exact_routed(), tiny_ids(2, 6)
+    routed, ids = exact_routed(family), tiny_ids(2, 6)
     targets = ids[:, 1:].clone()
     targets[0, 2] = -100
     bias = torch.linspace(-2, 2, VOCAB, dtype=torch.float64)

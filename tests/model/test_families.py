@@ -20,6 +20,7 @@ DOMAINS = ["code", "biology", "creative"]
 PLANS = {
     "peers": functools.partial(RoutePlan.peers, domains=DOMAINS),
     "forget": functools.partial(RoutePlan.forget, domains=DOMAINS, forget=["biology"]),
+    "tree": functools.partial(RoutePlan.tree, domains=["code", "biology", "biology/virology"]),
 }
 FAMILY_UNITS = [(family, "mlp") for family in FAMILIES] + [
     (family, "attention") for family in FAMILIES if family not in WHOLE_ATTENTION_ONLY
@@ -28,21 +29,24 @@ BIASES = {
     "llama": ("attention_bias", "mlp_bias"),
     "qwen3": ("attention_bias",),
     "olmo": ("attention_bias",),
+    "gemma2": ("attention_bias",),
+    "granite": ("attention_bias", "mlp_bias"),
 }
 """Families whose linears have biases when asked; Qwen2 and GPT-NeoX have theirs anyway."""
 
 
 @pytest.mark.parametrize(
-    ("family_and_units", "plan", "edges"),
-    crossed(FAMILY_UNITS, list(PLANS), ["none", "weight", "act", "both"]),
+    ("family_and_units", "plan", "edges", "foreign_dropout"),
+    crossed(FAMILY_UNITS, list(PLANS), ["none", "weight", "act", "both"], [0.0, 0.5, 1.0]),
 )
-def test_every_family_follows_the_definition(family_and_units, plan, edges):
+def test_every_family_follows_the_definition(family_and_units, plan, edges, foreign_dropout):
     family, units = family_and_units
     biases = dict.fromkeys(BIASES.get(family, ()), True)
     model, plain = tiny_model(family, **biases), tiny_model(family, **biases)
-    shares = {"mlp_shared": 1.0, "attn_shared": 0.25} if units == "attention" else {}
+    share = 0.0 if plan == "tree" else 0.25  # OLMo has four groups of heads, a tree four blocks
+    shares = {"mlp_shared": 1.0, "attn_shared": share} if units == "attention" else {}
     cut = Cut(edges, foreign_weight=0.3, foreign_core_weight=-0.5, foreign_core_rest=0.25)
-    routed = route(model, PLANS[plan](model.config, **shares), cut, 0.5)
+    routed = route(model, PLANS[plan](model.config, **shares), cut, foreign_dropout)
     micro_batches = [{"code": 3, "biology": 2, "unlabelled": 1}]
     assert_follows_the_definition(routed, plain, cut, micro_batches)
 
@@ -50,10 +54,10 @@ def test_every_family_follows_the_definition(family_and_units, plan, edges):
 @pytest.mark.parametrize(
     ("family", "foreign_dropout", "edges", "plan"),
     crossed(
-        ["qwen3", "gpt_neox"],
+        ["qwen3", "gemma3_text", "gpt_neox"],
         [0.0, 1.0],
         ["weight", "act", "both"],
-        list(PLANS),
+        ["peers", "forget"],
     ),
 )
 def test_every_family_follows_the_definition_by_token(family, foreign_dropout, edges, plan):

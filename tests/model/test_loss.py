@@ -11,7 +11,7 @@ from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.memory import AllocatedBytes
 from tests.model.compare import gradients
-from tests.model.tiny import LAYERS, VOCAB, tiny_ids, tiny_model
+from tests.model.tiny import FAMILIES, LAYERS, VOCAB, tiny_ids, tiny_model
 from tests.pairwise import crossed
 from tests.reference import assert_same
 
@@ -111,7 +111,7 @@ def tokens_of(family_model, tokens):
 
 @pytest.mark.usefixtures("exact_norms", "small_chunks")
 @pytest.mark.parametrize(
-    ("family", "tied"), [("gpt_neox", False), ("qwen3", False), ("llama", True)]
+    ("family", "tied"), [*((family, False) for family in FAMILIES), ("llama", True)]
 )
 def test_losses_and_gradients_are_those_of_the_model_s_own_logits(family, tied):
     model, twin = (tiny_model(family, tie_word_embeddings=tied) for _ in range(2))

@@ -14,7 +14,20 @@ HIDDEN = 16
 MLP = 28
 LAYERS = 2
 KV_HEADS = 8
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "gpt_neox")
+FAMILIES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "olmo": "Olmo",
+    "olmo2": "Olmo2",
+    "gemma": "Gemma",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3Text",
+    "granite": "Granite",
+    "gpt_neox": "GPTNeoX",
+}
+"""And the names of their classes."""
 WHOLE_ATTENTION_ONLY = ("olmo2", "gpt_neox")
 """Families whose heads cannot be taken out."""
 
@@ -47,18 +60,18 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> nn.Modul
     if family == "gpt_neox":
         settings |= dict(num_attention_heads=4, rotary_pct=0.5)
         del settings["num_key_value_heads"], settings["head_dim"]
-    names = {
-        "llama": "Llama",
-        "mistral": "Mistral",
-        "qwen2": "Qwen2",
-        "qwen3": "Qwen3",
-        "olmo": "Olmo",
-        "olmo2": "Olmo2",
-        "gpt_neox": "GPTNeoX",
-    }
-    config = getattr(transformers, names[family] + "Config")(**(settings | changes))
-    config._attn_implementation = "sdpa"  # the eager one takes its softmax in float32
-    model = getattr(transformers, names[family] + "ForCausalLM")(config).double()
+    settings |= {
+        "gemma2": dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0, sliding_window=3),
+        "gemma3_text": dict(sliding_window=3, layer_types=["sliding_attention", "full_attention"]),
+        "granite": dict(
+            embedding_multiplier=3.0,
+            residual_multiplier=0.5,
+            attention_multiplier=0.7,
+            logits_scaling=1.5,
+        ),
+    }.get(family, {})
+    config = getattr(transformers, FAMILIES[family] + "Config")(**(settings | changes))
+    model = transformers.AutoModelForCausalLM.from_config(config).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
