@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gr_sweep.errors import PlanError
+from gr_sweep.routing.modules import check_linear
 from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split, units_per_layer
 from gr_sweep.routing.row_routing import Units
 
@@ -111,7 +112,17 @@ def check_plan(plan: RoutePlan, config: Any) -> None:
 
 def decoder_layers(model: nn.Module, family: Family) -> Sequence[nn.Module]:
     """The model's decoder layers, first to last."""
-    return list(model.get_submodule(family.layers).children())
+    return list(_submodule(model, family.layers).children())
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError as error:
+        raise PlanError(
+            f"expected {name} in {type(module).__name__}, and there is none; a model to route has "
+            f"its head (LlamaForCausalLM, not LlamaModel), and adapters are merged"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,8 @@ def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
     for family, layer, kind, split in _splits(model, plan):
         names = family.linears[kind]
         for name in (*names.columns, names.row):
-            module = layer.get_submodule(name)
+            module = _submodule(layer, name)
+            check_linear(model, module)
             assert isinstance(module, nn.Linear)
             is_row = name == names.row
             features = module.in_features if is_row else module.out_features

@@ -4,7 +4,7 @@ returns.
 G = key-value groups of attention heads, F = MLP hidden units, D = residual width.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,8 @@ from gr_sweep.routing.modules import (
     RoutedRestHeadsFirst,
     Routing,
     RoutingState,
-    check_linear,
+    Swap,
+    check_swaps,
     swap_class,
     unswap_class,
 )
@@ -54,6 +55,7 @@ class RoutedModel:
     def __init__(self, model: "PreTrainedModel", plan: RoutePlan, **how: Any) -> None:
         """Args and Raises as in `route_model`."""
         self.model = model
+        self._state = RoutingState()
         self.lay(plan, **how)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -72,45 +74,23 @@ class RoutedModel:
         check_plan(plan, self.model.config)
         if not 0.0 <= foreign_dropout <= 1.0:
             raise PlanError(f"expected foreign_dropout to be from 0 to 1, got {foreign_dropout}")
-        self.plan = plan
-        self.route_weights = RouteWeights(getattr(edges, "value", edges), **weights)
-        self.foreign_dropout = foreign_dropout
-        self.unit_linears = unit_linears(self.model, plan)
-        self._state = RoutingState()
+        route_weights = RouteWeights(getattr(edges, "value", edges), **weights)
+        found = unit_linears(self.model, plan)
+        swaps = list(_unit_swaps(self.model, plan, found))
+        if any(not plan.owns(domain, plan.core) for domain in plan.domains):
+            swaps += _rest_swaps(self.model, {swap.module for swap in swaps})
+        check_swaps(self.model, swaps)
+        # Nothing fails from here on: the model is routed, or as it was.
+        self.plan, self.route_weights, self.foreign_dropout = plan, route_weights, foreign_dropout
+        self.unit_linears, self._state = found, RoutingState()
         self._routings: dict[tuple[Any, ...], RowRouting] = {}
-        for linear in self.unit_linears:
-            check_linear(linear.module)
         with torch.no_grad():
             for linear in self.unit_linears:
                 for parameter in linear.parameters:
                     _reorder(parameter, linear)
-        self._swap_units()
-        if any(not plan.owns(domain, plan.core) for domain in plan.domains):
-            self._swap_rest()
-
-    def _swap_units(self) -> None:
-        for mlp, split in gated_mlps(self.model, self.plan):
-            swap_class(mlp, RoutedGatedMlp, self._state, split.slices(), "mlp")
-        for linear in self.unit_linears:
-            role = "row" if linear.is_row else "column"
-            swap_class(linear.module, RoutedLinear, self._state, linear.units, role)
-        heads_first = heads_first_norms(self.model)
-        for norm, units in head_norms(self.model, self.plan):
-            routed = RoutedHeadNormHeadsFirst if norm in heads_first else RoutedHeadNorm
-            swap_class(norm, routed, self._state, units)
-
-    def _swap_rest(self) -> None:
-        heads_first = heads_first_norms(self.model)
-        for module in list(self.model.modules()):
-            has_parameters = any(True for _ in module.parameters(recurse=False))
-            if isinstance(module, RoutedModule) or not has_parameters:
-                continue
-            if isinstance(module, nn.Linear):
-                units = (slice(0, module.out_features),)
-                swap_class(module, RoutedLinear, self._state, units, "rest")
-            else:
-                routed = RoutedRestHeadsFirst if module in heads_first else RoutedRest
-                swap_class(module, routed, self._state)
+        for swap in swaps:
+            swap_class(swap, self._state)
+        self._state.record(self.model)
 
     @property
     def active(self) -> Routing | None:
@@ -174,7 +154,7 @@ class RoutedModel:
                 groups = self.row_groups(counts, rows)
                 self._routings[key] = RowRouting.of_groups(self.plan, self.route_weights, groups)
             routing = self._routings[key]
-        with self._state.routing(routing):
+        with self._routed_by(routing):
             yield
 
     def keep(self, domains: Iterable[str]) -> AbstractContextManager[None]:
@@ -190,6 +170,12 @@ class RoutedModel:
         """Switches off exactly the blocks with these indices in the plan. Nothing is cut."""
         any_rows, off = [slice(None)], [tuple(blocks)]
         routing = RowRouting(self.plan, self.route_weights, any_rows, [UNLABELLED], off)
+        with self._routed_by(routing):
+            yield
+
+    @contextmanager
+    def _routed_by(self, routing: Routing) -> Iterator[None]:
+        self._state.record(self.model)
         with self._state.routing(routing):
             yield
 
@@ -267,8 +253,31 @@ class RoutedModel:
         """The plain model again; units stay where the plan put them."""
         for module in self.model.modules():
             unswap_class(module)
+        self._state.unrecord(self.model)
         self.unit_linears = []
         return self.model
+
+
+def _unit_swaps(model: nn.Module, plan: RoutePlan, linears: Iterable[UnitLinear]) -> Iterator[Swap]:
+    for mlp, split in gated_mlps(model, plan):
+        yield Swap(mlp, RoutedGatedMlp, split.slices(), "mlp")
+    for linear in linears:
+        yield Swap(linear.module, RoutedLinear, linear.units, "row" if linear.is_row else "column")
+    heads_first = heads_first_norms(model)
+    for norm, units in head_norms(model, plan):
+        yield Swap(norm, RoutedHeadNormHeadsFirst if norm in heads_first else RoutedHeadNorm, units)
+
+
+def _rest_swaps(model: nn.Module, units: Collection[nn.Module]) -> Iterator[Swap]:
+    """All modules with parameters of their own, except those that hold units."""
+    heads_first = heads_first_norms(model)
+    for module in model.modules():
+        if module in units or not any(True for _ in module.parameters(recurse=False)):
+            continue
+        if isinstance(module, nn.Linear):
+            yield Swap(module, RoutedLinear, (slice(0, module.out_features),), "rest")
+        else:
+            yield Swap(module, RoutedRestHeadsFirst if module in heads_first else RoutedRest)
 
 
 def route_model(

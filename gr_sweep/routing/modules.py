@@ -8,7 +8,11 @@ N sequences, T positions.
 """
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +25,35 @@ Routing = RowRouting | TokenRouting
 """How the sequences, or the tokens, of one micro-batch are routed."""
 
 
+class _OfThread(threading.local):
+    """What holds in one thread: `torch.compile` can read this, and no `ContextVar`."""
+
+    active: Routing | None = None
+    is_recorded: bool = False
+    """Whether what runs is a forward pass, or its repetition, that `Recorded` wraps."""
+
+
+_ROUTINGS: ContextVar[Mapping["RoutingState", Routing]] = ContextVar("routings")
+"""The routings of the caller of `backward`, which torch hands on to the threads of autograd."""
+
+
 class RoutingState:
     """What the routed modules of one network share."""
 
     def __init__(self) -> None:
-        self.active: Routing | None = None
+        self._of_thread = _OfThread()
+        self._was_used = False
         self.roles: list[tuple[str, Units]] = []
         """Roles and units that modules will ask the active routing for."""
 
+    @property
+    def active(self) -> Routing | None:
+        """The routing of what this thread computes."""
+        return self._of_thread.active
+
     @contextlib.contextmanager
     def routing(self, routing: Routing) -> Iterator[None]:
-        """Routes what is computed inside.
+        """Routes what this thread computes inside.
 
         Raises:
             PlanError: inside another batch, keep or remove.
@@ -40,11 +62,77 @@ class RoutingState:
             raise PlanError("batch, keep and remove cannot be nested; leave one before the next")
         if isinstance(routing, RowRouting):
             routing.prepare(self.roles)
-        self.active = routing
+        self._was_used = True
+        others = _ROUTINGS.get({})
+        _ROUTINGS.set({**others, self: routing})
+        self._of_thread.active = routing
         try:
             yield
         finally:
-            self.active = None
+            self._of_thread.active = None
+            _ROUTINGS.set(others)
+
+    def record(self, model: nn.Module) -> None:
+        """Wraps the activation checkpointing of the model's layers, where it is on."""
+        for layer in model.modules():
+            checkpoint = vars(layer).get("_gradient_checkpointing_func")
+            if checkpoint is not None and not isinstance(checkpoint, Recorded):
+                layer._gradient_checkpointing_func = Recorded(checkpoint, self)  # type: ignore[assignment]
+
+    def unrecord(self, model: nn.Module) -> None:
+        """Takes back what `record` did."""
+        for layer in model.modules():
+            recorded = vars(layer).get("_gradient_checkpointing_func")
+            if isinstance(recorded, Recorded):
+                layer._gradient_checkpointing_func = recorded.checkpoint  # type: ignore[assignment]
+
+    def run(self, routing: Routing | None, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls the function as it was called when `routing` was active, in any thread."""
+        here = self._of_thread
+        before = here.active, here.is_recorded
+        here.active, here.is_recorded = routing, True
+        try:
+            return function(*args)
+        finally:
+            here.active, here.is_recorded = before
+
+    def of_recomputation(self) -> Routing | None:
+        """The routing of a call outside any context of this thread: None, unless the backward pass
+        repeats a forward pass.
+
+        Raises:
+            PlanError: it repeats one that `Recorded` does not wrap, after the context has ended.
+        """
+        in_backward = torch._C._current_graph_task_id() != -1
+        if not self._was_used or self._of_thread.is_recorded or not in_backward:
+            return None
+        if torch._C._is_key_in_tls("context"):
+            caller = torch._C._get_obj_in_tls("context").get(_ROUTINGS, {})
+            if self in caller:
+                return caller[self]  # type: ignore[no-any-return]
+        raise PlanError(
+            "the backward pass recomputes a layer, and its routing is not known: call backward in "
+            "the context, or use gradient_checkpointing_enable of the model before the context"
+        )
+
+
+class Recorded:
+    """Activation checkpointing of a layer of transformers, whose recomputation has the routing of
+    the original call, wherever and whenever it runs."""
+
+    def __init__(self, checkpoint: Callable[..., Any], state: RoutingState) -> None:
+        self.checkpoint = checkpoint
+        self.state = state
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        if torch.compiler.is_compiling():  # one graph with its recomputation
+            return self.checkpoint(function, *args)
+        run = functools.partial(self.state.run, self.state.active, function)
+        return self.checkpoint(run, *args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the module is a plain one."""
+        return functools.partial, (self.checkpoint,)
 
 
 class RoutedModule(nn.Module):
@@ -61,7 +149,17 @@ class RoutedModule(nn.Module):
         run that cuts nothing must be bit for bit the dense run.
         """
         routing = self._state.active
+        if routing is None and not torch.compiler.is_compiling():
+            routing = self._state.of_recomputation()
         return None if routing is None or routing.is_plain(input) else routing
+
+    def _replicate_for_data_parallel(self) -> Any:
+        if self._state.active is not None:
+            raise PlanError(
+                "torch.nn.DataParallel divides sequences among threads, which are not routed; use "
+                "one device, or DistributedDataParallel"
+            )
+        return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
 
 
 class RoutedLinear(RoutedModule, nn.Linear):
@@ -160,37 +258,62 @@ class RoutedHeadNormHeadsFirst(_HeadsFirst, RoutedHeadNorm):
     """`RoutedHeadNorm` for such a norm."""
 
 
-def check_linear(module: nn.Module) -> None:
-    """
+class Swap(NamedTuple):
+    """A module that becomes a routed one."""
+
+    module: nn.Module
+    routed: type[RoutedModule]
+    units: Units = ()
+    role: str = ""
+    """What the module asks a routing for, if it is a linear map or made of linear maps."""
+
+
+def check_swaps(model: nn.Module, swaps: Iterable[Swap]) -> None:
+    """Checks modules before any of them changes.
+
     Raises:
         PlanError: a linear map of another class (quantised, with adapters), whose products routing
-            does not know.
+            does not know; a module or a parameter of units in two places; a module whose `forward`
+            is not that of its class.
     """
+    seen: set[Any] = set()
+    for module, routed, _, role in swaps:
+        if issubclass(routed, nn.Linear):
+            check_linear(model, module)
+        if "forward" in vars(module):
+            raise PlanError(
+                f"the forward pass of {name_of(model, module)} was replaced (by fused kernels, or "
+                f"for a device_map of several devices) and would bypass routing; load the model "
+                f"without"
+            )
+        own = [module, *(module.parameters(recurse=False) if role in ("row", "column") else ())]
+        if not seen.isdisjoint(own):
+            raise PlanError(
+                f"{name_of(model, module)}, or its weight, is in two places that are routed"
+            )
+        seen.update(own)
+
+
+def check_linear(model: nn.Module, module: nn.Module) -> None:
+    """Raises PlanError if a module of the model is not exactly a `torch.nn.Linear`."""
     plain = type(module)
     if plain is not nn.Linear:
-        raise PlanError(f"expected torch.nn.Linear, got {plain.__module__}.{plain.__name__}")
+        raise PlanError(
+            f"expected {name_of(model, module)} to be torch.nn.Linear, got {plain.__module__}."
+            f"{plain.__name__}; merge adapters before routing, and load without quantisation"
+        )
 
 
-def swap_class(
-    module: nn.Module,
-    routed: type[RoutedModule],
-    state: RoutingState,
-    units: Units = (),
-    role: str = "",
-) -> None:
-    """Makes `module` a routed one, in place.
+def name_of(model: nn.Module, module: nn.Module) -> str:
+    """The name of a module of the model."""
+    return str(next(name for name, other in model.named_modules() if other is module))
 
-    Args:
-        role: what the module asks a routing for, if it is a linear map or made of linear maps.
 
-    Raises:
-        PlanError: as `check_linear`, for a linear.
-    """
-    if issubclass(routed, nn.Linear):
-        check_linear(module)
-        module.__class__ = routed
-    else:
-        module.__class__ = _routed_class(routed, type(module))
+def swap_class(swap: Swap, state: RoutingState) -> None:
+    """Makes the module a routed one, in place."""
+    module, routed, units, role = swap
+    is_linear = issubclass(routed, nn.Linear)
+    module.__class__ = routed if is_linear else _routed_class(routed, type(module))
     module._state, module._units, module._role = state, units, role  # type: ignore[assignment]
     if role and (role, units) not in state.roles:
         state.roles.append((role, units))

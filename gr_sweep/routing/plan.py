@@ -55,7 +55,17 @@ class ModelShape(Protocol):
 
 
 def units_per_layer(config: ModelShape) -> dict[str, int]:
-    """Number of units of each kind in a layer."""
+    """Number of units of each kind in a layer.
+
+    Raises:
+        PlanError: a config without these numbers, which is of no family that can be split.
+    """
+    for name in ("intermediate_size", "num_attention_heads", "num_hidden_layers"):
+        if not isinstance(getattr(config, name, None), int):
+            raise PlanError(
+                f"model type {getattr(config, 'model_type', None)!r} is not supported: expected a "
+                f"whole number as {name} of the config, got {getattr(config, name, None)}"
+            )
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return {MLP: config.intermediate_size, ATTN: groups}
 
@@ -224,8 +234,8 @@ class RoutePlan:
         for name, owners in blocks:
             by_owners.setdefault(frozenset(owners), Block(name, frozenset(owners)))
         merged = tuple(by_owners.values())
-        chosen = _chosen_layers(layers, layer_share, config.num_hidden_layers)
         units = units_per_layer(config)
+        chosen = _chosen_layers(layers, layer_share, config.num_hidden_layers)
         splits = {}
         for kind, shared in ((MLP, mlp_shared), (ATTN, attn_shared)):
             if not 0.0 <= shared <= 1.0:

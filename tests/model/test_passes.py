@@ -1,0 +1,253 @@
+"""What is routed, and as what: threads, recomputation, hooks, models that were changed, copies."""
+
+import contextvars
+import functools
+import threading
+
+import pytest
+import torch
+import transformers
+from torch.utils.checkpoint import checkpoint
+
+from gr_sweep.errors import PlanError
+from gr_sweep.model.route import route_model
+from gr_sweep.routing.plan import RoutePlan
+from tests.model.compare import gradients
+from tests.model.tiny import MLP, tiny_ids, tiny_model
+from tests.reference import assert_same, loss_sum
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FLAT = ["code", "biology", "creative"]
+COUNTS = {"code": 2, "biology": 1, "creative": 1}
+IDS = tiny_ids(4)
+PLANS = {
+    "peers": functools.partial(RoutePlan.peers, domains=FLAT, attn_shared=0.25),
+    "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology"]),
+}
+
+
+def routed_model(kind="forget", family="llama", edges="both"):
+    model = tiny_model(family).train()
+    model.get_input_embeddings().weight.requires_grad_()
+    return model, route_model(model, PLANS[kind](model.config), edges)
+
+
+def loss_of(model):
+    return loss_sum(model(input_ids=IDS, use_cache=False).logits, IDS)
+
+
+def gradients_of(loss, model, backward=lambda loss: loss.backward()):
+    model.zero_grad()
+    backward(loss)
+    return {name: gradient.clone() for name, gradient in gradients(model).items()}
+
+
+def elsewhere(function):
+    """What the function returns in another thread."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def expected(model, routed):
+    """Gradients of a routed step and of a plain one, without activation checkpointing."""
+    with routed.batch(COUNTS):
+        routed_ones = gradients_of(loss_of(model), model)
+    return routed_ones, gradients_of(loss_of(model), model)
+
+
+def test_a_context_routes_the_thread_that_entered_it():
+    model, routed = routed_model()
+    plain = model(input_ids=IDS).logits
+    with routed.keep(["code"]):
+        kept = model(input_ids=IDS).logits
+    assert not torch.equal(plain, kept)
+
+    def removed():
+        with routed.remove(["code"]):
+            return model(input_ids=IDS).logits
+
+    without = removed()
+    with routed.keep(["code"]):
+        assert torch.equal(elsewhere(lambda: model(input_ids=IDS).logits), plain)
+        assert torch.equal(elsewhere(removed), without)
+        assert torch.equal(model(input_ids=IDS).logits, kept)
+    # DataParallel would give parts of the batch to other threads.
+    with routed.batch(COUNTS), pytest.raises(PlanError, match="DataParallel"):
+        model.model.layers[0].mlp._replicate_for_data_parallel()
+
+
+def recompute_layers(model, reentrant):
+    """Activation checkpointing of transformers."""
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+
+
+@pytest.mark.parametrize("kind", ["peers", "forget"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_recomputation_is_routed_as_its_forward_pass_whenever_and_wherever_it_runs(
+    kind, reentrant
+):
+    model, routed = routed_model(kind)
+    wanted, plain = expected(model, routed)
+    recompute_layers(model, reentrant)
+    for _ in range(2):
+        with routed.batch(COUNTS):
+            inside = loss_of(model)
+            assert_same(gradients_of(loss_of(model), model), wanted)
+            there = gradients_of(loss_of(model), model, lambda loss: elsewhere(loss.backward))
+            assert_same(there, wanted)
+        assert_same(gradients_of(inside, model), wanted)  # as `Trainer.compute_loss` does
+        outside = loss_of(model)
+        with routed.batch(COUNTS):
+            also_inside = loss_of(model)
+            assert_same(gradients_of(outside, model), plain)
+        with routed.keep(["code"]):
+            assert_same(gradients_of(also_inside, model), wanted)
+        recompute_layers(model, reentrant)  # again, which replaces the layers' function
+    routed.unroute()
+    assert_same(gradients_of(loss_of(model), model), plain)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_another_checkpointing_is_routed_inside_the_context_and_refused_after_it(reentrant):
+    model, routed = routed_model()
+    wanted, plain = expected(model, routed)
+
+    def loss():
+        hidden = checkpoint(
+            lambda ids, _: model.model(ids, use_cache=False).last_hidden_state,
+            *(IDS, torch.zeros((), requires_grad=True)),
+            use_reentrant=reentrant,
+        )
+        return loss_sum(model.lm_head(hidden), IDS)
+
+    with routed.batch(COUNTS):
+        assert_same(gradients_of(loss(), model), wanted)
+        # Threads of autograd, as of a GPU, have the context of who calls backward.
+        of_caller = contextvars.copy_context()
+        there = gradients_of(
+            loss(), model, lambda loss: elsewhere(lambda: of_caller.run(loss.backward))
+        )
+        assert_same(there, wanted)
+        left = loss()
+    with pytest.raises(PlanError, match="gradient_checkpointing_enable"):
+        left.backward()
+    model, _ = routed_model()  # never in a context
+    assert_same(gradients_of(loss(), model), plain)
+
+
+class OtherLinear(torch.nn.Linear):
+    pass
+
+
+class LoraLinear(torch.nn.Module):
+    """As peft wraps a linear map."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = torch.nn.Linear(base_layer.in_features, 2, bias=False)
+        self.lora_B = torch.nn.Linear(2, base_layer.out_features, bias=False)
+
+    def forward(self, input):
+        return self.base_layer(input) + self.lora_B(self.lora_A(input))
+
+
+class Wrapped(torch.nn.Module):
+    """As peft wraps a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model, self.config = model, model.config
+
+
+def changed(change, family="llama", **settings):
+    model = tiny_model(family, **settings)
+    change(model, model.model.layers[1])
+    return model
+
+
+def with_lora(model, layer):
+    layer.mlp.up_proj = LoraLinear(layer.mlp.up_proj)
+
+
+def with_other_linear(model, layer):
+    layer.mlp.up_proj.__class__ = OtherLinear
+
+
+def with_other_head(model, layer):
+    model.lm_head.__class__ = OtherLinear
+
+
+def with_other_forward(model, layer):
+    layer.mlp.forward = functools.partial(type(layer.mlp).forward, layer.mlp)
+
+
+def with_one_mlp(model, layer):
+    model.model.layers[0].mlp = layer.mlp
+
+
+def with_tied_gates(model, layer):
+    model.model.layers[0].mlp.gate_proj.weight = layer.mlp.gate_proj.weight
+
+
+PEERS = PLANS["peers"]
+FORGET = functools.partial(PLANS["forget"], orders={(0, "mlp"): range(MLP)[::-1]})
+
+
+@pytest.mark.parametrize(
+    ("make_model", "plan_of", "settings", "said"),
+    [
+        (lambda: routed_model()[0], PEERS, {}, "unroute"),
+        (tiny_model, lambda _: PEERS(tiny_model(intermediate_size=12).config), {}, "12"),
+        (tiny_model, lambda _: PEERS(tiny_model(num_hidden_layers=3).config), {}, "layer"),
+        *(
+            (functools.partial(changed, change), FORGET, {}, said)
+            for change, said in (
+                (with_other_linear, r"layers\.1\.mlp\.up_proj.*OtherLinear"),
+                (with_other_head, "lm_head.*OtherLinear"),
+                (with_lora, r"layers\.1\.mlp\.up_proj.*LoraLinear"),
+                (with_other_forward, r"layers\.1\.mlp .*replaced"),
+                (with_one_mlp, r"layers\.0\.mlp.*two places"),
+                (with_tied_gates, r"layers\.1\.mlp\.gate_proj.*two places"),
+            )
+        ),
+        (lambda: tiny_model().model, PEERS, {}, r"model\.layers.*LlamaModel"),
+        (lambda: Wrapped(tiny_model()), PEERS, {}, r"model\.layers.*Wrapped"),
+        (
+            lambda: tiny_model("olmo2"),
+            PEERS,
+            {},
+            "attention.*cannot be split.*attn_shared",
+        ),
+        (tiny_model, PEERS, {"edges": "weights"}, "none, weight, act, both"),
+        (tiny_model, PEERS, {"foreign_dropout": float("nan")}, "foreign_dropout"),
+    ],
+)
+def test_a_model_that_cannot_be_routed_is_refused_and_left_as_it_was(
+    make_model, plan_of, settings, said
+):
+    model = make_model()
+    types = [type(module) for module in model.modules()]
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(PlanError, match=said) as refusal:
+        route_model(model, plan_of(model.config), **settings)
+    assert "\n" not in str(refusal.value)
+    assert [type(module) for module in model.modules()] == types
+    assert all(torch.equal(weights[name], w) for name, w in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["OPT", "Falcon", "T5"])
+def test_models_of_other_families_are_refused_and_can_be_dense(family):
+    config = getattr(transformers, family + "Config")(num_hidden_layers=2)
+    model = torch.nn.Linear(2, 2)
+    model.config = config
+    with pytest.raises(PlanError, match=family.lower()):
+        PEERS(config)
+    with pytest.raises(PlanError, match=family.lower()):
+        route_model(model, PEERS(tiny_model().config))
+    with route_model(model, RoutePlan.none(config, domains=FLAT)).batch({"code": 1}):
+        pass
