@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from gr_sweep import jobdir
-from gr_sweep.config import Resume, RunConfig, num_steps, to_plain
+from gr_sweep.config import ModelConfig, Resume, RunConfig, num_steps, to_plain
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import prepare_data, text_fingerprint
 from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.data.sources import check_hub
 from gr_sweep.errors import JobError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
@@ -34,6 +35,7 @@ from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_rele
 from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.pretrained import read_config
 from gr_sweep.setup import (
     environment,
     heldout_batches,
@@ -141,6 +143,7 @@ class Job:
         """Tokenises the text, or finds it in the cache."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)  # an earlier job of this process
+        self.processes.main_first(lambda: _check_model(self.config.model))
         self.data = self.processes.main_first(lambda: prepare_data(*_text_settings(self.config)))
         # Of the text that was read: files may have changed since the folder was locked.
         self.identity = jobdir.identity_of(self.config, self.data.fingerprint)
@@ -407,6 +410,16 @@ class Job:
             costs.pop(registry.COST_TRAIN_FLOPS_PER_TOKEN.key)
             costs.pop(registry.COST_MFU.key, None)
         return costs
+
+
+def _check_model(model: ModelConfig) -> None:
+    """Asks the Hub whether a model of it can be routed, before text is tokenised; what is on this
+    machine was checked with the command."""
+    if model.path is None or model.gguf_file is not None or Path(model.path).exists():
+        return
+    if read_config(model.path) is None:
+        check_hub(f"model {model.path}")
+        read_config(model.path, fetch=True)
 
 
 def _text_settings(config: RunConfig) -> tuple[Any, ...]:

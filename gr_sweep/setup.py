@@ -3,7 +3,6 @@ sampler.
 """
 
 import dataclasses
-import pickle
 import platform
 import secrets
 import shutil
@@ -21,7 +20,6 @@ from gr_sweep.data.batches import Batches
 from gr_sweep.data.heldout import first_documents, heldout_chunks
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.domains import expand
-from gr_sweep.errors import PlanError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import WithoutDomain
 from gr_sweep.eval.robustness import recovery
@@ -33,6 +31,7 @@ from gr_sweep.layout import has_rounds, labels_of_rounds, make_plan, named_shape
 from gr_sweep.metrics.losses import Text
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.pretrained import check_vocabulary, load
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
@@ -109,15 +108,13 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
         PlanError: the checkpoint cannot be loaded, or has fewer tokens than the tokenizer.
     """
     if config.model.path is not None:
-        model = _pretrained(config.model.path, config.model.gguf_file)
+        path = config.model.path
+        model = load(path, config.model.gguf_file)
         family_of(model.config)
         embeddings: Any = model.get_input_embeddings()
-        vocab_size = embeddings.weight.shape[0]
-        if data.vocab_size > vocab_size:
-            raise PlanError(
-                f"the tokenizer has {data.vocab_size} tokens, but {config.model.path} only "
-                f"{vocab_size}; leave data.tokenizer out to use the model's own tokenizer"
-            )
+        check_vocabulary(
+            path, embeddings.weight.shape[0], config.data.tokenizer or path, data.vocab_size
+        )
     else:
         model_config = named_config(config, vocab_size=data.vocab_size, eot_id=data.eot_id)
         model = random_model(model_config, seed=config.seed)
@@ -168,27 +165,6 @@ def lay_plan(model: "PreTrainedModel", config: RunConfig) -> RoutedModel:
         return route_model(model, RoutePlan.none(domains=labels_of_rounds(config)[0]), "none")
     plan = make_plan(config, model.config)
     return route_model(model, plan, config.edges, **dataclasses.asdict(config.route))
-
-
-def _pretrained(path: str, gguf_file: str | None) -> "PreTrainedModel":
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, gguf_file=gguf_file, dtype=torch.float32, trust_remote_code=False
-        )
-    except (
-        *(OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError),
-        *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PlanError(f"model.path={path} cannot be loaded: {reason}") from error
-    if gguf_file is not None:
-        # The weights are plain numbers now, and files written from this model are not GGUF.
-        del model.config.quantization_config
-    return model
 
 
 def save_model_files(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:

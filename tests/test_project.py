@@ -69,7 +69,7 @@ def place_of_a_reader(tmp_path, monkeypatch):
     """A folder with what the pages call DIR, and an account."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "DIR").mkdir()
-    (tmp_path / "DIR" / "config.json").write_text("{}")
+    (tmp_path / "DIR" / "config.json").write_text('{"model_type": "llama"}')
     monkeypatch.setattr("gr_sweep.cli.fit.check_tracking", lambda tracking: None)
 
 

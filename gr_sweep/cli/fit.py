@@ -1,13 +1,9 @@
 """Checks of a config against the parts of gr-sweep that will read it. Without torch."""
 
 import dataclasses
-import json
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from gr_sweep.bounds import invalid
 from gr_sweep.config import PlanConfig, RunConfig
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError
@@ -19,15 +15,16 @@ from gr_sweep.layout import (
     phases_of,
     plan_of_last_round,
 )
+from gr_sweep.model.pretrained import (
+    check_vocabulary,
+    read_config,
+    shape_of_config,
+    tokens_of,
+)
 from gr_sweep.model.sizes import Size
 from gr_sweep.routing.plan import ModelShape, RoutePlan
 from gr_sweep.tracking import check_tracking
 from gr_sweep.train.distributed import place, rows_of
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
-
-_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_LARGEST_SIZE = 1 << 31
 
 
 def check_fit(config: RunConfig) -> None:
@@ -80,27 +77,17 @@ def shape_of_model(config: RunConfig) -> ModelShape | None:
 
     Raises:
         ConfigError: the size is unknown, or the folder has no valid config.json.
+        PlanError: a model that cannot be routed, or that has fewer tokens than the tokenizer.
     """
     model = config.model
     if model.size is not None:
         return named_shape(config)
     assert model.path is not None  # validate
-    folder = Path(model.path)
-    is_here = os.path.exists(folder) or folder.is_absolute()
-    if not is_here and not _HUB_NAME.fullmatch(model.path):
-        raise invalid("model.path", model.path, "a folder or a Hugging Face name (OWNER/NAME)")
-    if model.gguf_file is not None or not is_here:
+    content = read_config(model.path, model.gguf_file)
+    if content is None:
         return None
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        known = {name: content[name] for name in _SIZES if name in content}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(
-            f"model.path={model.path} is not a checkpoint: config.json cannot be used ({error})"
-        ) from error
-    if not all(type(n) is int and 0 < n < _LARGEST_SIZE for n in known.values()):
-        raise ConfigError(f"model.path={model.path}: config.json has impossible sizes: {known}")
-    if len(known) < len(_SIZES):
-        return None  # a family with other names; the job says whether it can be routed
-    width, units, layers, heads = (known[name] for name in _SIZES)
-    return Size(width, units, layers, heads, content.get("num_key_value_heads") or heads)
+    tokenizer = config.data.tokenizer or model.path
+    num_tokens, vocab_size = tokens_of(Path(tokenizer)), content.get("vocab_size")
+    if num_tokens is not None and type(vocab_size) is int:
+        check_vocabulary(model.path, vocab_size, tokenizer, num_tokens)
+    return shape_of_config(model.path, content)

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from gr_sweep.files import sync_folder
 from gr_sweep.jobdir import MODEL
 from gr_sweep.metrics import registry
 from gr_sweep.model.extract import kept_units
+from gr_sweep.model.pretrained import quiet_transformers
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.cost import forward_flops_per_token
@@ -61,7 +62,7 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
     import transformers
 
     beside = to.absolute().parent / f".export-{secrets.token_hex(4)}.tmp"
-    with _quiet_transformers():
+    with quiet_transformers():
         routed, step = load_routed(run)
         plan = routed.plan
         off = plan.kept_off(keep) if keep else ()
@@ -218,19 +219,3 @@ def _difference(found_NTV: Tensor, wanted_NTV: Tensor) -> float:
             f"explains at most {TOLERANCE:g}); this is a bug of gr-sweep, and nothing was written"
         )
     return largest
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Turns off progress bars and warnings of transformers."""
-    from transformers.utils import logging
-
-    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()

@@ -313,7 +313,8 @@ def test_every_example_of_the_help_is_a_command_that_works(jobs, tmp_path):
     from gr_sweep.cli.help import EXAMPLES
 
     (tmp_path / "DIR").mkdir()
-    (tmp_path / "DIR" / "config.json").write_text("{}")  # a checkpoint of unknown shape
+    config = tmp_path / "DIR" / "config.json"
+    config.write_text('{"model_type": "llama"}')  # a checkpoint of unknown shape
     for example, _ in EXAMPLES:
         _, *argv = example.split()
         if argv[:1] == ["experiment=edges_vs_baselines"]:

@@ -248,6 +248,7 @@ def test_a_plan_is_checked_against_a_checkpoint_before_it_is_loaded(tmp_path):
         compose(hf)
     folder.mkdir()
     shape = {
+        "model_type": "llama",
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -264,3 +265,31 @@ def test_a_plan_is_checked_against_a_checkpoint_before_it_is_loaded(tmp_path):
         (folder / "config.json").write_text(json.dumps(shape | {"hidden_size": size}))
         with pytest.raises(ConfigError, match=r"config.json has impossible sizes"):
             compose(hf)
+
+
+MOE = {"model_type": "mixtral", "num_local_experts": 8}
+SEEING = {"model_type": "gemma3", "vision_config": {"hidden_size": 8}}
+SMALL = {"model_type": "llama", "vocab_size": 2}
+NOT_TO_ROUTE = {
+    "adapter_config.json": ({"base_model_name_or_path": "x/y"}, r"is an adapter .* merge it"),
+    "x.gguf": ({}, r"use model.path=.* model.gguf_file=x.gguf"),
+    "mixture": (MOE, r"'mixtral' cannot be routed \(its MLPs are mixtures of experts already\)"),
+    "images": (SEEING, r"'gemma3' cannot be routed \(it reads images"),
+    "encoder": ({"model_type": "t5", "is_encoder_decoder": True}, r"\(it has an encoder\)"),
+    "quantised": ({"model_type": "llama", "quantization_config": {"bits": 4}}, "are quantised"),
+    "opt": ({"model_type": "opt"}, r"'opt' cannot be routed; expected one of llama, "),
+    "no type": ({"hidden_size": 8}, r"None cannot be routed"),
+    "tokens": (SMALL, r"has 3 tokens, but .* only 2; leave data.tokenizer out"),
+}
+"""Files, or what config.json says, and the error."""
+
+
+@pytest.mark.parametrize(("content", "error"), NOT_TO_ROUTE.values(), ids=NOT_TO_ROUTE)
+def test_a_checkpoint_that_cannot_be_routed_is_refused_before_any_job(content, error, tmp_path):
+    [name] = [name for name, (other, _) in NOT_TO_ROUTE.items() if other is content]
+    files = {name if "." in name else "config.json": content}
+    files["tokenizer.json"] = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2}]}
+    for file, values in files.items():
+        (tmp_path / file).write_text(json.dumps(values))
+    with pytest.raises((ConfigError, PlanError), match=error):
+        compose(["model=hf", f"model.path={tmp_path}", "seed=0,1"], multirun=True)

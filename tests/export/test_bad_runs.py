@@ -18,10 +18,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import gr_sweep.setup
 from gr_sweep.cli.compose import compose
 from gr_sweep.errors import GrSweepError, PlanError
+from gr_sweep.model.pretrained import load
 from gr_sweep.model.sizes import SIZES
 from gr_sweep.routing.plan import RoutePlan
 from tests.export.folder import make_run
@@ -174,9 +176,24 @@ def index_outside(model: Path) -> None:
     (model / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
 
 
+def with_tensors(*lacks: str, **new: torch.Tensor) -> Callable[[Path], None]:
+    def damage(model: Path) -> None:
+        tensors = load_file(model / WEIGHTS) | {f"{name}.weight": t for name, t in new.items()}
+        kept = {name: tensor for name, tensor in tensors.items() if name not in lacks}
+        save_file(kept, model / WEIGHTS, metadata={"format": "pt"})
+
+    return damage
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
 MODELS = {
+    "a tensor is missing": (with_tensors(UP, "lm_head.weight"), f"{UP} is missing"),
+    "a tensor has another shape": (
+        with_tensors(**{UP.removesuffix(".weight"): torch.ones(3, 16)}),
+        f"{UP} has the shape [3, 16] instead of [28, 16]",
+    ),
     "config of no family": (set_in("config.json", model_type="nope"), ""),
-    "config of another width": (set_in("config.json", intermediate_size=99), "be loaded"),
+    "config of another width": (set_in("config.json", intermediate_size=99), "is not whole"),
     "weights are torch's, with code": (torch_weights, "cannot be loaded"),
     "the index leads outside": (index_outside, "cannot be loaded"),
 }
@@ -194,3 +211,11 @@ def test_a_damaged_checkpoint_of_others_is_refused_and_its_code_is_not_run(
         gr_sweep.setup.make_routed(job.config, types.SimpleNamespace(vocab_size=8, eot_id=0))
     assert contents(tmp_path) == before and not (tmp_path / "ran").exists()
     assert named in str(refusal.value) and is_one_line(str(refusal.value))
+
+
+def test_tensors_that_a_model_does_not_have_are_named(published, tmp_path, caplog):
+    model = Path(shutil.copytree(published, tmp_path / "model"))
+    with_tensors(extra=torch.ones(3))(model)
+    load(str(model))
+    [line] = caplog.messages
+    assert line.endswith("tensors that its model does not: extra.weight")

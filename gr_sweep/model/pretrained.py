@@ -1,0 +1,224 @@
+"""Pretrained checkpoints: what their files say before anything is loaded, and loading them.
+
+Only `load` needs torch and transformers: a command is checked without them.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gr_sweep.errors import ConfigError, PlanError
+from gr_sweep.model.sizes import Size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+
+_SIZES = {
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+}
+"""Sizes that a plan needs, with GPT-2's names of them."""
+_LARGEST_SIZE = 1 << 31
+
+_CAUSES = {
+    "quantization_config": "its weights are quantised; give the checkpoint it was made from",
+    "vision_config": "it reads images; save its language model alone and give that",
+    "num_local_experts": "its MLPs are mixtures of experts already",
+    "num_experts": "its MLPs are mixtures of experts already",
+    "n_routed_experts": "its MLPs are mixtures of experts already",
+}
+"""By a key of config.json: why such a model cannot be routed."""
+
+
+def read_config(path: str, gguf_file: str | None = None, *, fetch: bool = False) -> Any:
+    """The content of a checkpoint's config.json.
+
+    Args:
+        path: a folder, or a name on the Hugging Face Hub.
+        gguf_file: file in the folder that holds config and weights instead.
+        fetch: whether to ask the Hub for a file that is not on this machine.
+
+    Returns:
+        A dictionary; None for a GGUF file, and if the file is not on this machine.
+
+    Raises:
+        ConfigError: it is neither a folder with a valid config.json nor a name on the Hub.
+        PlanError: a model that cannot be routed, with the reason.
+    """
+    folder = Path(path)
+    is_here = os.path.exists(folder) or folder.is_absolute()
+    if not is_here and not _HUB_NAME.fullmatch(path):
+        raise ConfigError(
+            f"invalid value for model.path: {path!r}; expected a folder or a Hugging Face name "
+            "(OWNER/NAME)"
+        )
+    if gguf_file is not None:
+        return None
+    if not is_here:
+        file = _of_hub(path, fetch)
+        if file is None:
+            return None
+        folder = file.parent
+    elif (folder / "adapter_config.json").exists():
+        raise PlanError(
+            f"model.path={path} is an adapter (LoRA), not a model: merge it into its model first "
+            "(merge_and_unload and save_pretrained of peft), and give the folder of the result"
+        )
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = content.get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        better = ""
+        if folder.is_file():
+            better = f"; give its folder, {folder.parent}"
+        for file in [folder, *folder.glob("*.gguf")]:
+            if file.suffix == ".gguf":
+                better = f"; use model.path={file.parent} model.gguf_file={file.name}"
+        raise ConfigError(
+            f"model.path={path} is not a checkpoint: config.json cannot be used ({error}){better}"
+        ) from error
+    _check_family(path, model_type, content)
+    return content
+
+
+def _of_hub(name: str, fetch: bool) -> Path | None:
+    """config.json of a model on the Hub; None if it is not on this machine."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+        if not isinstance(found, str) and fetch:
+            found = hf_hub_download(name, "config.json")
+    except (OSError, HFValidationError, HfHubHTTPError):
+        return None  # loading the model says why
+    return Path(found) if isinstance(found, str) else None
+
+
+def _check_family(path: str, model_type: Any, content: dict[str, Any]) -> None:
+    from gr_sweep.model.families import FAMILIES
+
+    causes = [why for key, why in _CAUSES.items() if content.get(key)]
+    if content.get("is_encoder_decoder"):
+        causes.append("it has an encoder")
+    if model_type in FAMILIES and not causes:
+        return
+    why = f" ({causes[0]})" if causes else ""
+    raise PlanError(
+        f"model.path={path}: a model of type {model_type!r} cannot be routed{why}; "
+        f"expected one of {', '.join(FAMILIES)}"
+    )
+
+
+def shape_of_config(path: str, content: dict[str, Any]) -> Size | None:
+    """The sizes in a config.json; None if it leaves some out.
+
+    Raises:
+        ConfigError: an impossible size.
+    """
+    found = {name: content.get(name, content.get(other)) for name, other in _SIZES.items()}
+    known = {name: size for name, size in found.items() if size is not None}
+    if not all(type(n) is int and 0 < n < _LARGEST_SIZE for n in known.values()):
+        raise ConfigError(f"model.path={path}: config.json has impossible sizes: {known}")
+    if len(known) < len(_SIZES):
+        return None
+    heads = known["num_attention_heads"]
+    return Size(**known, num_key_value_heads=content.get("num_key_value_heads") or heads)
+
+
+def check_vocabulary(path: str, vocab_size: int, tokenizer: str, num_tokens: int) -> None:
+    """Raises PlanError if the model has fewer tokens than the tokenizer."""
+    if num_tokens > vocab_size:
+        raise PlanError(
+            f"the tokenizer {tokenizer} has {num_tokens} tokens, but {path} only {vocab_size}; "
+            f"leave data.tokenizer out to use the model's own tokenizer"
+        )
+
+
+def tokens_of(folder: Path) -> int | None:
+    """Number of tokens of the tokenizer in a folder; None if only loading it can say."""
+    try:
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        added = [token["id"] for token in content.get("added_tokens") or []]
+        return 1 + int(max([*content["model"]["vocab"].values(), *added]))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
+    """The model in float32.
+
+    Raises:
+        PlanError: it cannot be loaded, or lacks a tensor; transformers would draw it at random.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                gguf_file=gguf_file,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which are refused below, by name
+            )
+    except (
+        *(OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError),
+        *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise PlanError(f"model.path={path} cannot be loaded: {reason}") from error
+    model: PreTrainedModel
+    model, found = loaded
+    wrong = [
+        f"{name} has the shape {[*theirs]} instead of {[*ours]}"
+        for name, theirs, ours in sorted(found["mismatched_keys"])
+    ]
+    wrong += [f"{name} is missing" for name in sorted(found["missing_keys"])]
+    if wrong:
+        raise PlanError(f"model.path={path} is not whole: {_some(wrong)}")
+    if found["unexpected_keys"]:
+        unread = _some(sorted(found["unexpected_keys"]))
+        logger.warning("model.path=%s has tensors that its model does not: %s", path, unread)
+    if gguf_file is not None:
+        # The weights are plain numbers now, and files written from this model are not GGUF.
+        del model.config.quantization_config
+    return model
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Turns off progress bars and warnings of transformers."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
+    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
