@@ -108,14 +108,18 @@ def resolve(config: RunConfig) -> RunConfig:
             hidden = {PER_DOMAIN_ANY: method.unlabelled_retained} | dict.fromkeys(plan.forget, 0.0)
             partition = replace(partition, unlabelled=hidden)
         method = replace(method, unlabelled_retained=None)
+    shares, lengths = partition.unlabelled, round_lengths(procedure.rounds)
+    is_one = not isinstance(shares, dict)
+    shares = float(shares) if is_one else {node: float(x) for node, x in shares.items()}
+    rounds = len(lengths) if len(set(lengths)) == 1 else lengths
     return replace(
         config,
         plan=plan,
         edges=config.edges if is_routed else Edges.none,
         route=config.route if is_routed else RouteConfig(),
         method=method,
-        procedure=procedure,
-        partition=partition,
+        procedure=replace(procedure, rounds=rounds),
+        partition=replace(partition, unlabelled=shares),
         data=_resolve_data(config.data),
         eval=_resolve_eval(config.eval, has_removal=is_routed or bool(method.without)),
     )

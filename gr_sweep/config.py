@@ -461,6 +461,9 @@ NO_EFFECT_ON_RESULT = (
 )
 """Settings that the fingerprint leaves out, because they do not change a job's numbers."""
 
+_DICTIONARIES = ("paths", "sources", "weights")
+"""Of the data."""
+
 LARGEST = 1 << 53
 """Largest integer of a setting: a float64 holds every integer up to it exactly."""
 
@@ -481,14 +484,13 @@ def to_plain(config: Any) -> Any:
         return {key: to_plain(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return [to_plain(value) for value in config]
+    if isinstance(config, float):
+        return config + 0.0  # -0.0 is 0.0
     return config.value if isinstance(config, enum.Enum) else config
 
 
 def fingerprint(config: RunConfig) -> str:
-    """64 hexadecimal digits that two resolved configs share if their jobs give the same numbers.
-
-    The order of dictionaries counts, because the rules of a partition are tried in order.
-    """
+    """64 hexadecimal digits that two resolved configs share if their jobs give the same numbers."""
     return hashlib.sha256(json.dumps(fingerprinted_settings(config)).encode()).hexdigest()
 
 
@@ -501,6 +503,10 @@ def fingerprinted_settings(config: RunConfig) -> dict[str, Any]:
         for key in path:
             node = node[key]
         del node[last]
+    # Rules of a partition are tried in order; the order of other dictionaries has no effect.
+    for group, name in (("partition", "unlabelled"), *(("data", name) for name in _DICTIONARIES)):
+        if isinstance(value := plain[group][name], dict):
+            plain[group][name] = dict(sorted(value.items()))
     return plain
 
 

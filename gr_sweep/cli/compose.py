@@ -7,11 +7,13 @@ import copy
 import itertools
 import math
 import os
+import re
 import shlex
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -35,6 +37,9 @@ from gr_sweep.jobdir import SUMMARY
 _FILTERED = {Baseline.filtered, Baseline.filtered_observed}
 
 _SET_BY_HYDRA = ("hydra.overrides", "hydra.runtime", "hydra.job.num", "hydra.job.id")
+
+_SETTING = re.compile(r"\$\{[\w.]+\}")
+"""Interpolation of a setting."""
 
 _SUPPORTED = {
     "launcher": (".BasicLauncher", *(settings._target_ for settings in LAUNCHERS.values())),
@@ -146,7 +151,10 @@ class _Sweep:
         """`typed` are the overrides of settings."""
         self.composer = composer
         params = composer.base.hydra.sweeper.params or {}
-        swept = composer.parse([f"{key}={value}" for key, value in params.items()])
+        raw: Any = OmegaConf.to_container(params) if params else {}
+        # `${seed}` is the seed of each job.
+        of_job = {key: value for key, value in raw.items() if _SETTING.fullmatch(str(value))}
+        swept = composer.parse([f"{key}={value}" for key, value in {**params, **of_job}.items()])
         # What is typed replaces what the config sweeps.
         overrides = {override.key_or_group: override for override in [*swept, *typed]}
         self.swept = {key for key, value in overrides.items() if value.is_sweep_override()}
@@ -185,9 +193,10 @@ class _Sweep:
     def _job(self, lines: list[str], differing: list[str], *, is_baseline: bool = False) -> Job:
         """The job of these overrides; `differing` are those in which it differs from others."""
         cfg = self.composer.compose(lines)
+        number = len(self.jobs) + len(self.baselines)
+        self.composer.enter_job(lines, number)
         config, typed = _resolved(cfg)
         differing = without_fixed(differing, typed)
-        number = len(self.jobs) + len(self.baselines)
         node = self.composer.base.hydra.sweep
         if OmegaConf.is_interpolation(node, "subdir"):
             node = self.composer.with_hydra(cfg, lines, number).hydra.sweep

@@ -19,15 +19,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from gr_sweep.bounds import invalid
-from gr_sweep.cli.overrides import explain, key_of, quoted
+from gr_sweep.cli.overrides import explain, key_of, quoted, range_of
 from gr_sweep.cli.schema import DEFAULT_GROUPS, OPTIONAL_GROUPS, conf_dir
 from gr_sweep.errors import ConfigError
 
 _SEARCH_PATH = "hydra.searchpath"
+_DOMAINS = "partition.domains"
 
 
 class Composer:
@@ -46,20 +47,30 @@ class Composer:
         self.words = words
         self._config_name = config_name
         self._loader = GlobalHydra.instance().config_loader()
+        self._parser = OverridesParser.create(config_loader=self._loader)
+        self._parser.functions.functions["range"] = range_of
         self._hydra_lines = list(lines)
         self._groups: dict[str, list[str]] = {}
         """The choices of each key that was looked up; empty if the key is not a group."""
         self._composed: dict[frozenset[str], DictConfig] = {}
 
     def parse(self, lines: Sequence[str]) -> list[Override]:
-        """Parses overrides; the loader knows the choices that `glob` selects from."""
-        return OverridesParser.create(config_loader=self._loader).parse_overrides(list(lines))
+        """Parses overrides.
+
+        Raises:
+            ConfigError: a number has too many digits.
+        """
+        try:
+            return self._parser.parse_overrides(list(lines))
+        except ValueError as error:
+            raise ConfigError(f"a number of the command cannot be read: {error}") from error
 
     def compose_base(self, lines: Sequence[str]) -> None:
         """Composes `base` from the groups among the lines."""
         groups = self._groups_among(lines)
         self.base = self._by_hydra(groups)
-        self._composed[frozenset(groups.values())] = without_hydra(self.base)
+        self._fixed = frozenset(groups.values())
+        self._composed[self._fixed] = without_hydra(self.base)
 
     def compose(self, lines: Sequence[str]) -> DictConfig:
         """The config of a job, without a hydra node; it can be merged with."""
@@ -70,6 +81,8 @@ class Composer:
         OmegaConf.set_struct(cfg, None)  # dictionaries take new keys, dataclasses do not
         for override in self.parse([line for line in lines if key_of(line) not in groups]):
             if not override.is_delete():
+                if override.key_or_group == _DOMAINS:
+                    cfg.partition.domains = {}  # Hydra would add to those that are there
                 try:
                     cfg.merge_with(nested(override.key_or_group, override.value()))
                 except OmegaConfBaseException as error:
@@ -96,17 +109,15 @@ class Composer:
         cfg = copy.deepcopy(cfg)
         with open_dict(cfg):
             cfg.hydra = self.base.hydra
-            hydra = cfg.hydra
-            hydra.overrides.task = list(lines)
-            hydra.job.num, hydra.job.id = number, str(number)
-            hydra.job.override_dirname = ",".join(sorted(line.lstrip("+") for line in lines))
             if folder is not None:
-                hydra.runtime.output_dir = str(folder)
-            for line in lines:
-                if key_of(line) in hydra.runtime.choices:
-                    hydra.runtime.choices[key_of(line)] = line.split("=", 1)[-1]
+                cfg.hydra.runtime.output_dir = str(folder)
+        _describe(cfg.hydra, lines, number)
         HydraConfig.instance().set_config(cfg)
         return cfg
+
+    def enter_job(self, lines: Sequence[str], number: int) -> None:
+        """Makes `${hydra:job.num}` and the like, in settings, those of a job."""
+        _describe(HydraConfig.get(), lines, number)
 
     def _groups_among(self, lines: Sequence[str]) -> dict[str, str]:
         """The lines that choose a file of a group, by group, as Hydra wants them."""
@@ -157,7 +168,33 @@ class Composer:
         for source in cfg.hydra.runtime.config_sources:
             if source.schema == "file" and not os.path.isdir(source.path):
                 raise ConfigError(f"{_SEARCH_PATH}: folder {source.path} does not exist")
+        if hasattr(self, "base") and _shared(cfg.hydra) != _shared(self.base.hydra):
+            swept = " ".join(line for line in groups.values() if line not in self._fixed)
+            raise ConfigError(
+                f"{swept} changes settings of hydra, such as what is swept and the launcher, and a "
+                "command has these once: run a command for each"
+            )
         return cfg
+
+
+def _describe(hydra: Any, lines: Sequence[str], number: int) -> None:
+    """Fills in what Hydra says about a job with these overrides."""
+    with read_write(hydra), open_dict(hydra):
+        hydra.overrides.task = list(lines)
+        hydra.job.num, hydra.job.id = number, str(number)
+        hydra.job.override_dirname = ",".join(sorted(line.lstrip("+") for line in lines))
+        for line in lines:
+            if key_of(line) in hydra.runtime.choices:
+                hydra.runtime.choices[key_of(line)] = line.split("=", 1)[-1]
+
+
+def _shared(hydra: DictConfig) -> Any:
+    """The settings of hydra that the jobs of a sweep have in common."""
+    settings: Any = OmegaConf.to_container(hydra, resolve=False)
+    for name in ("overrides", "runtime"):
+        del settings[name]
+    del settings["job"]["override_dirname"]
+    return settings
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

@@ -5,10 +5,12 @@ in one line.
 import dataclasses
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -58,10 +60,26 @@ def values_of(override: Override) -> list[str]:
     return [f"{key}={value}" for value in found]
 
 
+def range_of(start: float, stop: float | None = None, step: float = 1) -> ChoiceSweep:
+    """`range(start,stop,step)` of a command line, as a list of its values in decimal arithmetic.
+
+    Hydra's own is binary, so that range(0.1,0.4,0.1) has 0.4, and `sort` gives it other values.
+    """
+    if step == 0:
+        raise ValueError("the step of a range must not be 0")
+    kind = int if all(type(given) is not float for given in (start, stop, step)) else float
+    first, end = (0, start) if stop is None else (start, stop)
+    begin, by = Decimal(str(first)), Decimal(str(step))
+    count = min(math.ceil((Decimal(str(end)) - begin) / by), MAX_JOBS + 1)
+    return ChoiceSweep(list=[kind(begin + index * by) for index in range(count)])
+
+
 def explain(error: Exception, where: str = "") -> ConfigError:
     """One line about an error of Hydra or OmegaConf; it begins with `where` if the error names no
     setting."""
     if isinstance(error, OverrideParseException):
+        if error.__cause__ is not None:  # of a function, such as range(0)
+            return ConfigError(f"{error.override}: {error.__cause__}")
         return ConfigError(
             f"cannot read {error.override!r}; settings are key=value, brackets and quotes must be "
             "closed, and a value with special characters needs quotes: 'data.root=\"a=b\"'"

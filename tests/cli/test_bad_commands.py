@@ -43,12 +43,15 @@ hydra.job.num=3                         | hydra.job.num=3: gr-sweep sets this
 hydra.runtime.cwd=/x                    | hydra.runtime.cwd=/x: gr-sweep sets this
 hydra.job.env_copy=[NOPE]               | cannot be composed: 'NOPE'
 hydra.job.chdir=true                    | does not support hydra.job.chdir
++hydra.callbacks.x._target_=no.Such     | hydra.job.env_set and hydra.callbacks
 hydra.launcher._target_=os.system       | launchers are basic, local_parallel and slurm
 hydra/launcher=slurm hydra.launcher.nope=1 | hydra.launcher has no setting 'nope'; did you mean
 -m seed=0,1 hydra.sweep.subdir=../../x  | expected a folder within that of the sweep
 -m seed=0,1 hydra.sweep.subdir=${nope}  | Interpolation key 'nope' not found
 -m seed=range(2,0)                      | seed=range(2,0) has no values
--m seed=range(0,10,0)                   | seed=range(0,10,0): range() arg 3 must not be zero
+-m seed=range(0,10,0)                   | seed=range(0,10,0): the step of a range must not be 0
+-m seed=range(0,1e999)                  | seed=range(0,1e999): cannot convert Infinity
+-m experiment=edges,seed_question       | experiment=edges changes settings of hydra
 -m seed=range(0,1000) train.steps=range(1,1000) | more than 100000 jobs
 -m train.lr=range(0,1,0.000000001)      | more than 100000 jobs
 -m seed=interval(0,1)                   | seed=interval(0,1): Can only enumerate CHOICE and RANGE
@@ -74,6 +77,7 @@ CASES += [
     (["data=local", "data.root='\x1b[31mred'"], r"data.root=\x1b[31mred is not a folder"),
     ([f"hydra.run.dir={LONG}"], "File name too long"),
     ([f"{LONG}=1"], "no setting 'xxx"),
+    (["-m", f"seed=0,[{'9' * 5000}]"], "a number of the command cannot be read"),
 ]
 
 

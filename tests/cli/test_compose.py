@@ -129,6 +129,54 @@ def test_the_same_run_named_twice_is_one_job():
     ]
 
 
+@pytest.mark.parametrize(
+    "swept",
+    [
+        "partition.unlabelled=0,0.0,-0.0",
+        "route.foreign_dropout=0,-0.0",
+        "data.weights={code:1,biology:1},{biology:1,code:1.0}",
+        "procedure.rounds=1,[1],[2.0]",
+    ],
+)
+def test_equal_values_are_one_job(swept):
+    assert len(sweep(swept, "procedure=alternate", "train.batch_sequences=12").jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("swept", "titles"),
+    [
+        ("seed=sort(range(1,6,2),reverse=true)", ["seed=5", "seed=3", "seed=1"]),
+        ("seed=sort(range(5,0,-2))", ["seed=1", "seed=3", "seed=5"]),
+        ("seed=int(range(0.5,3))", ["seed=0", "seed=1", "seed=2"]),
+        ("train.lr=range(0.1,0.4,0.1)", ["train.lr=0.1", "train.lr=0.2", "train.lr=0.3"]),
+    ],
+)
+def test_a_range_has_the_values_that_it_says(swept, titles):
+    assert [job.title for job in sweep(swept).jobs] == titles
+
+
+@pytest.mark.parametrize(
+    ("line", "seeds"),
+    [
+        (["data.seed=${seed}", "seed=0,1"], [(0, 0), (1, 1)]),
+        (["seed=${train.steps}", "train.steps=3,4"], [(3, 0), (4, 0)]),
+        (["seed=${hydra:job.num}", "train.steps=3,4"], [(0, 0), (1, 0)]),
+        (["experiment=mine"], [(3, 3), (4, 4)]),
+    ],
+)
+def test_an_interpolation_is_resolved_for_each_job(tmp_path, line, seeds):
+    study = "# @package _global_\nhydra: {sweeper: {params: {seed: '3,4', data.seed: '${seed}'}}}\n"
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(study)
+    jobs = compose(line, multirun=True, config_dir=str(tmp_path)).jobs
+    assert [(job.config.seed, job.config.data.seed) for job in jobs] == seeds
+
+
+def test_domains_that_are_given_replace_those_of_the_partition():
+    config = single("partition.domains={biology:{},creative:{}}", "partition.domains.law={count:3}")
+    assert list(config.partition.domains) == ["biology", "creative", "law"]
+
+
 def test_an_experiment_is_a_sweep_and_what_is_typed_replaces_what_it_sweeps():
     command = compose(["experiment=edges", "seed=0", "edges=none,act"])
     assert command.is_multirun
@@ -207,7 +255,7 @@ def test_what_a_method_fixes_outranks_what_was_chosen():
     "line",
     [
         ["plan=forget,tree", "edges=weight", "+data.weights.code=1,2", "plan.forget=[biology]"],
-        ["experiment=label_noise", "scale=smoke,cpu", "seed=0", "method=routed", "baselines=[]"],
+        ["experiment=label_noise", "scale=cpu", "seed=0", "method=routed", "baselines=[]"],
     ],
 )
 def test_jobs_of_a_sweep_are_composed_as_each_alone(line):
