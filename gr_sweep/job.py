@@ -182,7 +182,7 @@ class Job:
             bfloat16 = is_bfloat16(self.device, config.train.precision)
             shard(self.token_losses, layers, self.device, bfloat16=bfloat16)
         else:
-            model.to(self.device)  # type: ignore[arg-type]
+            model.to(self.device)
         self.held_out = self._heldout(config.eval.tokens)
         self.curve = self._heldout(min(config.eval.curve_tokens, config.eval.tokens))
         self.sampler = None

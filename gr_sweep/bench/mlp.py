@@ -52,7 +52,7 @@ def bench_mlp(
     """
     shape = Size(width, hidden, 1, 1, 1)
     config = llama_config(shape, vocab_size=8, eot_id=0, sequence_length=sequence_length)
-    model: Any = random_model(config, seed=0).to(device)  # type: ignore[arg-type]
+    model: Any = random_model(config, seed=0).to(device)
     mlp = model.model.layers[0].mlp
     each, extra = divmod(rows, len(DOMAINS))
     counts = {domain: each + (index < extra) for index, domain in enumerate(DOMAINS)}

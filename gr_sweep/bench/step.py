@@ -106,7 +106,7 @@ def bench_step(
     """Times a step of every config, all of one model size; one of them is named "dense"."""
     dense = configs[DENSE]
     shape = named_config(dense, vocab_size=dense.data.vocab_size, eot_id=0)
-    model = random_model(shape, seed=0).to(device)  # type: ignore[arg-type]
+    model = random_model(shape, seed=0).to(device)
     peaks: dict[str, int] = {}
     flops: dict[str, float] = {}
     step: JobStep | None = None

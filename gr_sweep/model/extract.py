@@ -89,7 +89,7 @@ def extract(
     with torch.random.fork_rng():
         small: PreTrainedModel = plain_class(_resized(plain_config, widths))
     first = next(model.parameters())
-    small.to(device=first.device, dtype=first.dtype)  # type: ignore[call-arg]
+    small.to(device=first.device, dtype=first.dtype)
     small.load_state_dict(state)
     small.tie_weights()
     small.train(model.training)

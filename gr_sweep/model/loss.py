@@ -38,7 +38,7 @@ Runs = Sequence[tuple[int, float | Tensor]]
 positions."""
 
 
-class _WholeRows(DynamicCache):
+class _WholeRows(DynamicCache):  # type: ignore[misc]
     """A cache that keeps nothing. It tells transformers that a row is one sequence, for which
     attention needs no mask.
 

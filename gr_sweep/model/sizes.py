@@ -149,5 +149,5 @@ def random_model(config: Any, *, seed: int) -> "PreTrainedModel":
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return cast("PreTrainedModel", model)
