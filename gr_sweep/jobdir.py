@@ -317,9 +317,10 @@ def _is_alive(folder: Path, holder: Holder | None) -> bool:
         found = is_locked(folder / LOCK)
         if found is not None:
             return found
-    # Whether another machine's lock is visible here depends on the file system.
+    # Whether another machine's lock is visible here depends on the file system. A clock that was
+    # set back leaves heartbeats in the future.
     with contextlib.suppress(OSError):
-        return time.time() - (folder / RECORD).stat().st_mtime < SILENT_S
+        return abs(time.time() - (folder / RECORD).stat().st_mtime) < SILENT_S
     return False
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gr_sweep.bounds import invalid
 from gr_sweep.config import TrackingConfig, TrackingMode
 from gr_sweep.jobdir import METRICS
 from gr_sweep.tracking.base import Tracker
@@ -22,8 +23,22 @@ def check_tracking(config: TrackingConfig) -> None:
     """Checks before any work that W&B can be used as `config` asks. No network.
 
     Raises:
-        ConfigError: mode is online and no API key is configured.
+        ConfigError: W&B refuses a name or a tag, or mode is online and no API key is configured.
     """
+    if config.mode is TrackingMode.off:
+        return
+    for name, values, longest, refused in (
+        ("project", [config.project], 128, "/\\#?%:"),
+        ("entity", [config.entity], 128, "/\\#?%:"),
+        ("group", [config.group], 128, ""),
+        ("tags", config.tags, _MAX_TAG_LENGTH, ""),
+    ):
+        for value in values:
+            if value is not None and (
+                not 0 < len(value.strip()) <= len(value) <= longest or {*value} & {*refused, "\n"}
+            ):
+                without = f" without {' '.join(refused)}" if refused else ""
+                raise invalid(f"tracking.{name}", value, f"1 to {longest} characters{without}")
     if config.mode is TrackingMode.online:
         from gr_sweep.tracking.wandb import resolve_mode
 

@@ -39,6 +39,12 @@ CONNECT_TIMEOUT_S = 10.0
 UPLOAD_TIMEOUT_S = 60.0
 """Longest wait for the upload at the end of a job. The rest stays on disk, for `wandb sync`."""
 
+_OTHER_RUN = (
+    *("RUN_ID", "RESUME", "RESUME_FROM", "FORK_FROM", "SWEEP_ID", "SWEEP_PARAM_PATH"),
+    *("LAUNCH", "LAUNCH_CONFIG_PATH"),
+)
+"""WANDB_ variables that would take the place of a job's own id or config."""
+
 _ERROR = "gr_sweep/error"
 _URL = re.compile(r"(https?://)(?:[^/\s@]*@)?([^\s?#\"'<>]*)[^\s\"'<>]*")
 
@@ -217,6 +223,7 @@ def _run_settings() -> wandb.Settings:
         x_disable_viewer=True,
         # No command line, paths and host; summary.json has those that we want.
         x_disable_meta=True,
+        sagemaker_disable=True,  # it would give its own id to every run
         x_transaction_log_flush_interval=1.0,  # seconds until a row of an offline run is on disk
         init_timeout=CONNECT_TIMEOUT_S,
         finish_timeout=UPLOAD_TIMEOUT_S,
@@ -266,7 +273,10 @@ def wandb_settings() -> wandb.Settings:
     Raises:
         ConfigError: a WANDB_ variable that wandb refuses.
     """
-    # wandb reads these two here: print nothing, and send no reports about wandb itself.
+    # wandb reads its variables here.
+    for name in _OTHER_RUN:
+        os.environ.pop(f"WANDB_{name}", None)
+    # Print nothing, and send no reports about wandb itself.
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:

@@ -76,6 +76,33 @@ def test_a_run_has_group_name_tags_config_rows_matrix_and_summary(
     assert json.loads(figure)["data"][0]["y"] == ["code"]
 
 
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_each_job_is_a_run_of_its_own_whatever_run_the_environment_names(
+    tmp_path: Path,
+    server: StubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+) -> None:
+    """As in a process that a W&B agent, W&B Launch or SageMaker has started."""
+    for name in ("RUN_ID", "SWEEP_ID", "RUN_GROUP", "NAME", "PROJECT", "RESUME_FROM", "FORK_FROM"):
+        monkeypatch.setenv(f"WANDB_{name}", "theirs?_step=1" if name.endswith("FROM") else "theirs")
+    monkeypatch.setenv("WANDB_RESUME", "must")
+    monkeypatch.setenv("WANDB_LAUNCH", "true")
+    monkeypatch.setenv("SM_TRAINING_ENV", "{}")
+    monkeypatch.setenv("TRAINING_JOB_NAME", "theirs")
+    for job in ("a", "b"):
+        run(tmp_path / job, mode, "log=1:2", "finish")
+    ids = {(tmp_path / job / "wandb" / "run_id").read_text().strip() for job in ("a", "b")}
+    if mode == "offline":
+        found = {log.stem.partition("-")[2] for log in tmp_path.rglob("*.wandb")}
+    else:
+        found = set(server.runs)
+        assert {(sent.project, sent.group) for sent in server.runs.values()} == {
+            ("gr-sweep", "sweep")
+        }
+    assert len(ids) == 2 and found == ids
+
+
 # Resuming
 
 
@@ -121,6 +148,22 @@ def test_a_run_begun_offline_continues_online_with_all_its_rows(
     run(tmp_path, "online", "resume=3", "log=4:6", "finish")
     assert_same_rows(the_run(server), tmp_path, last_step=6)
     assert not tracking_wandb.offline_logs(tmp_path)
+
+
+def test_attempts_that_begin_in_the_same_second_by_the_clock_are_one_run_in_order_of_steps(
+    tmp_path: Path, server: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was set back between them; wandb names the second log differently."""
+    job, now = tmp_path / "sweep" / "edges=both", time.time()
+    for actions in (["resume=-1", "log=1:7", "fail"], ["resume=4", "log=5:8", "finish"]):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: now)
+            run(job, "offline", *actions)
+    assert len(list(job.glob("wandb/offline-run-*-1"))) == 1
+    (job / "job.json").write_text("{}")
+    assert main(["dashboard", str(job.parent), "--upload-only"]) == 0
+    assert_same_rows(the_run(server), job, last_step=8)
+    assert not tracking_wandb.offline_logs(job)
 
 
 # A server that is away
