@@ -199,7 +199,7 @@ def run(command: "Command") -> int:
     # Only the main process looks at folders: their names may hold the time, and files change.
     missing = processes.from_main(functools.partial(_missing, command))
     jobs = [job for job in command.jobs if job.number in missing]
-    processes.from_main(functools.partial(check_launcher, command, jobs))
+    checked = processes.from_main(functools.partial(check_launcher, command, jobs))
     if processes.is_main:
         hydra = command.hydra_config.hydra
         configure_log(hydra.hydra_logging, hydra.verbose)
@@ -212,7 +212,7 @@ def run(command: "Command") -> int:
             print(f"{place} {job.title}: done already".strip(), file=sys.stderr)
     for job in jobs if processes.is_main and command.is_multirun else ():
         announce(job.folder, job.title)
-    outcomes = launch(command, tasks) if tasks else []
+    outcomes = launch(command, tasks, checked) if tasks else []
     if not processes.is_main:
         return status_of(outcomes)
     for job, outcome in zip(jobs, outcomes, strict=True):

@@ -18,7 +18,7 @@ from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import note_end
 from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side, slots_of
-from gr_sweep.launch.resources import SlurmConfig, resources_of
+from gr_sweep.launch.resources import SlurmConfig
 from gr_sweep.launch.slurm import await_kill, check_slurm, is_cancelled, run_on_slurm
 from gr_sweep.launch.work import Work
 from gr_sweep.train.distributed import connect
@@ -37,8 +37,11 @@ class Outcome:
     is_bug: bool = False
 
 
-def launch(command: "Command", tasks: Sequence[JobTask]) -> list[Outcome]:
+def launch(command: "Command", tasks: Sequence[JobTask], checked: Any) -> list[Outcome]:
     """Runs the tasks with the command's launcher.
+
+    Args:
+        checked: from `check_launcher`, of the jobs of these tasks.
 
     Raises:
         GrSweepError: the launcher cannot run any.
@@ -58,7 +61,7 @@ def launch(command: "Command", tasks: Sequence[JobTask]) -> list[Outcome]:
     launcher = _LAUNCHERS[type(config)]
     hint = f"Ctrl-C {launcher.on_interrupt}"
     with live_table(reader, command.folder.resolve().name, hint) as is_shown:
-        launcher.run(works, config, command.folder, is_shown)
+        launcher.run(works, config, checked, command.folder, is_shown)
     return [outcome_of(task.folder) for task in tasks]
 
 
@@ -118,15 +121,18 @@ class SweepJob:
         return DelayedSubmission(self)
 
 
-def check_launcher(command: "Command", missing: Sequence[Job]) -> None:
+def check_launcher(command: "Command", missing: Sequence[Job]) -> Any:
     """Checks whether the launcher can run the jobs that are not done, before it starts any.
+
+    Returns:
+        What `launch` needs to know of it.
 
     Raises:
         ConfigError: it cannot.
     """
     config = _launcher_config(command)
     if config is None:
-        return
+        return None
     if connect().are_several:
         raise ConfigError(
             "several processes (torchrun, srun) run the jobs of a sweep together, one after the "
@@ -134,23 +140,18 @@ def check_launcher(command: "Command", missing: Sequence[Job]) -> None:
         )
     if not command.is_multirun:
         raise ConfigError("hydra/launcher is for the jobs of a sweep: add -m")
-    _LAUNCHERS[type(config)].check(config, [job.config for job in missing])
-
-
-def _check_slurm(config: SlurmConfig, jobs: Sequence[RunConfig]) -> None:
-    check_slurm(config)
-    for job in jobs:
-        resources_of(job, config)
+    return _LAUNCHERS[type(config)].check(config, [job.config for job in missing])
 
 
 def _run_side_by_side(
-    works: Sequence[Work], config: LocalParallelConfig, _sweep: Path, is_shown: bool
+    works: Sequence[Work], _: LocalParallelConfig, slots: Any, _sweep: Path, is_shown: bool
 ) -> None:
-    run_side_by_side(works, config, is_shown=is_shown)
+    run_side_by_side(works, slots, is_shown=is_shown)
 
 
-def _run_on_slurm(works: Sequence[Work], config: SlurmConfig, sweep: Path, is_shown: bool) -> None:
-    needs = {work.folder: resources_of(work.config, config) for work in works}
+def _run_on_slurm(
+    works: Sequence[Work], config: SlurmConfig, needs: Any, sweep: Path, is_shown: bool
+) -> None:
     run_on_slurm(works, config, needs, sweep, is_shown=is_shown)
 
 
@@ -158,16 +159,16 @@ def _run_on_slurm(works: Sequence[Work], config: SlurmConfig, sweep: Path, is_sh
 class _Launcher:
     check: Callable[[Any, Sequence[RunConfig]], object]
     """Raises ConfigError if jobs cannot be started with these settings."""
-    run: Callable[[Sequence[Work], Any, Path, bool], None]
-    """Runs jobs of a sweep, whose folder it gets, until all have ended. The last argument says
-    whether a live table shows them."""
+    run: Callable[[Sequence[Work], Any, Any, Path, bool], None]
+    """Runs jobs of a sweep, whose folder it gets, with what `check` returned, until all have ended.
+    The last argument says whether a live table shows them."""
     on_interrupt: str
     """What Ctrl-C does, for the live table."""
 
 
 _LAUNCHERS = {
     LocalParallelConfig: _Launcher(slots_of, _run_side_by_side, "stops the jobs; each saves first"),
-    SlurmConfig: _Launcher(_check_slurm, _run_on_slurm, "leaves; the jobs stay in the queue"),
+    SlurmConfig: _Launcher(check_slurm, _run_on_slurm, "leaves; the jobs stay in the queue"),
 }
 """By the type of its settings."""
 

@@ -70,12 +70,17 @@ def slots_of(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> list[Slo
     if gpus := _gpus(config, jobs):
         return [Slot(index, gpu, None) for index in range(config.jobs_per_device) for gpu in gpus]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = config.jobs_per_device * max(1, (cores or 1) // config.cores_per_job)
+    if config.cores_per_job > (cores or 1):
+        raise ConfigError(
+            f"hydra.launcher.cores_per_job={config.cores_per_job}: this process may use {cores} "
+            "cores; use fewer"
+        )
+    count = config.jobs_per_device * ((cores or 1) // config.cores_per_job)
     return [Slot(index, None, config.cores_per_job) for index in range(count)]
 
 
 def run_side_by_side(
-    works: Sequence[Work], config: LocalParallelConfig, *, is_shown: bool = False
+    works: Sequence[Work], slots: Sequence[Slot], *, is_shown: bool = False
 ) -> None:
     """Runs each job in a process of its own, and returns when all have ended.
 
@@ -83,12 +88,12 @@ def run_side_by_side(
     each finishes its step and saves; a second Ctrl-C kills them.
 
     Args:
+        slots: from `slots_of`.
         is_shown: whether a live table shows the states of the jobs.
 
     Raises:
         Stopped: a signal came.
     """
-    slots = slots_of(config, [work.config for work in works])
     reporter = Reporter(works, is_shown=is_shown)
     waiting, elsewhere = deque(works), list[Work]()
     running: dict[Slot, tuple[Work, Process]] = {}

@@ -7,6 +7,7 @@ on while this process is gone. The queue only says which jobs may still write th
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -18,10 +19,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, JobError
 from gr_sweep.jobdir import Holder, State, standing
-from gr_sweep.joblock import announce, note_end
-from gr_sweep.launch.resources import Resources, SlurmConfig, check_given
+from gr_sweep.joblock import note_end
+from gr_sweep.launch.resources import (
+    Node,
+    Resources,
+    SlurmConfig,
+    check_given,
+    fitted,
+    resources_of,
+)
 from gr_sweep.launch.work import Reporter, Work
 
 POLL_S = 5.0
@@ -46,11 +55,12 @@ _MAX_REQUEUES = 1000
 """How often a job may be requeued after its time limit."""
 
 
-def check_slurm(config: SlurmConfig) -> None:
-    """Checks that jobs can be submitted from here, with these settings.
+def check_slurm(config: SlurmConfig, jobs: Sequence[RunConfig]) -> list[Resources]:
+    """What the jobs request, if they can be submitted from here with these settings.
 
     Raises:
-        ConfigError: SLURM or submitit is missing, or a setting is invalid.
+        ConfigError: SLURM or submitit is missing, a setting is invalid, or the partition cannot run
+            a job.
     """
     try:
         import submitit  # noqa: F401
@@ -65,12 +75,37 @@ def check_slurm(config: SlurmConfig) -> None:
             "command on a login node, or use hydra/launcher=local_parallel"
         )
     check_given(config)
+    nodes = _nodes(config)
+    return [fitted(resources_of(job, config), config, nodes) for job in jobs]
+
+
+def _nodes(config: SlurmConfig) -> list[Node]:
+    """The nodes of the partition; none if SLURM does not say."""
+    command = ["sinfo", "--all", "--noheader", "--Node", "--format=%P|%c|%B|%m|%G|%l"]
+    if partition := config.partition or os.environ.get("SBATCH_PARTITION"):
+        command.append(f"--partition={partition}")
+    found = []
+    for line in (_ask(command) or "").splitlines():
+        name, cpus, most_cpus, memory_mb, gres, limit = line.split("|")
+        if not partition and not name.endswith("*"):  # not the default
+            continue
+        days, _, clock = limit.rpartition("-")
+        with contextlib.suppress(ValueError):  # a node that SLURM knows nothing of
+            count = min(float(cpus), math.inf if most_cpus == "UNLIMITED" else float(most_cpus))
+            memory = math.inf if int(memory_mb) <= 1 else int(memory_mb) // 1024
+            minutes = math.inf
+            if limit.lower() != "infinite":
+                parts = enumerate(reversed(clock.split(":")))
+                minutes = int(days or 0) * 24 * 60 + sum(int(n) * 60**k for k, n in parts) // 60
+            gpus = sum(map(int, re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres)))
+            found.append(Node(count, gpus, memory, minutes))
+    return found
 
 
 def run_on_slurm(
     works: Sequence[Work],
     config: SlurmConfig,
-    resources: Mapping[Path, Resources],
+    resources: Sequence[Resources],
     sweep: Path,
     *,
     is_shown: bool = False,
@@ -80,7 +115,7 @@ def run_on_slurm(
     Ctrl-C leaves the jobs in the queue; the same command then waits for them again.
 
     Args:
-        resources: of each job, by its folder; jobs with the same resources form an array.
+        resources: of each job, from `check_slurm`; jobs with the same form an array.
         is_shown: whether a live table shows the states of the jobs.
 
     Raises:
@@ -102,7 +137,7 @@ def run_on_slurm(
         if work.folder not in numbers and standing(work.folder).state is not State.running
     ]
     try:
-        for part, needs in _arrays(new, resources):
+        for part, needs in _arrays(new, dict(zip(names, resources, strict=True))):
             found = _sbatch(part, config, needs)
             record_submitted(found, sweep)
             numbers |= found
@@ -130,8 +165,6 @@ def _sbatch(works: Sequence[Work], config: SlurmConfig, needs: Resources) -> dic
     """Submits jobs with the same resources; returns their numbers."""
     import submitit
 
-    for work in works:
-        announce(work.folder, work.title)
     parameters = _sbatch_parameters(config, needs)
     try:
         # submitit prints what sbatch says, which the error contains too.
@@ -286,8 +319,8 @@ def queue_of_user() -> set[str] | None:
 
 
 def _ask(command: list[str]) -> str | None:
-    # SQUEUE_STATES and similar variables would hide jobs.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+    # SQUEUE_STATES and similar variables would hide jobs and partitions.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_"))}
     try:
         answer = subprocess.run(
             command, capture_output=True, text=True, timeout=_COMMAND_S, env=env

@@ -58,8 +58,8 @@ hydra/launcher=slurm hydra.launcher.nope=1 | hydra.launcher has no setting 'nope
 train=3                                 | train=3: it is a group of settings
 edges=null                              | invalid value for edges: 'null'; expected one of act, both
 -m data.weights.code=1,x                | invalid value for data.weights.code
-tracking.project=a/b                    | tracking.project: 'a/b'; expected 1 to 128 characters without
--m seed=0,1 tracking.tags=[mine,xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx] | expected 1 to 64 characters
+tracking.project=a/b                    | invalid value for tracking.project: 'a/b'; expected
+-m tracking.tags=[xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx] | 1 to 64
 -m seed=0,1 tracking.tags=[mine,'']     | invalid value for tracking.tags: ''
 -m tracking.group=x tracking.entity=a/b | invalid value for tracking.entity: 'a/b'
 --cfg nope                              | invalid choice: 'nope'

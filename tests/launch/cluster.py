@@ -24,6 +24,12 @@ here=$(dirname "$0")
 cat "$here/queue"
 """
 
+_SINFO = """#!/bin/bash
+here=$(dirname "$0")
+case "${*: -1}" in --partition=*) only=${*: -1}; only=${only#*=} ;; esac
+grep "^$only" "$here/nodes"
+"""
+
 _SCONTROL = """#!/bin/bash
 here=$(dirname "$0")
 [ -e "$here/$3.state" ] || { echo "Invalid job id specified" >&2; exit 1; }
@@ -38,7 +44,8 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
-        for name, script in (("sbatch", _SBATCH), ("squeue", _SQUEUE), ("scontrol", _SCONTROL)):
+        scripts = {"sbatch": _SBATCH, "squeue": _SQUEUE, "sinfo": _SINFO, "scontrol": _SCONTROL}
+        for name, script in scripts.items():
             (folder / name).write_text(script)
             (folder / name).chmod(0o755)
         (folder / "srun").symlink_to("sbatch")
@@ -67,6 +74,10 @@ class Cluster:
         queue.write_text("".join(line for line in lines if line != f"{number}\n"))
         if state is not None:
             (self.folder / f"{number}.state").write_text(state)
+
+    def offers(self, *nodes: str) -> None:
+        """What sinfo says of each node; nothing by default."""
+        (self.folder / "nodes").write_text("".join(f"{node}\n" for node in nodes))
 
     def is_away(self, away: bool) -> None:
         """Whether the controller does not answer."""

@@ -48,7 +48,7 @@ def at_once(jobs: Sequence[Work]) -> int:
 def test_jobs_run_in_as_many_slots_as_there_are_groups_of_cores(tmp_path, cores):
     cores(5)
     jobs = works(tmp_path, *["meets 2"] * 3, seconds=0.2)
-    run_side_by_side(jobs, LocalParallelConfig(cores_per_job=2))
+    run_side_by_side(jobs, slots_of(LocalParallelConfig(cores_per_job=2), [CONFIG]))
     assert states(jobs) == [State.done] * 3 and at_once(jobs) == 2
     environment = json.loads((jobs[0].folder / "environment").read_text())
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "2"
@@ -69,6 +69,8 @@ def test_each_gpu_has_slots_and_jobs_see_only_theirs(monkeypatch, cores, tmp_pat
     with pytest.raises(ConfigError, match="there is no GPU 3; torch sees 3"):
         slots_of(LocalParallelConfig(devices=[3]), gpu_jobs)
     cores(1)
+    with pytest.raises(ConfigError, match="cores_per_job=64: this process may use 1 cores"):
+        slots_of(LocalParallelConfig(cores_per_job=64), [CONFIG])
     assert [slot.gpu for slot in slots_of(LocalParallelConfig(), [CONFIG])] == [None]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert visible_gpus() == ["0", "1", "2"]
@@ -77,7 +79,7 @@ def test_each_gpu_has_slots_and_jobs_see_only_theirs(monkeypatch, cores, tmp_pat
 def test_a_job_that_fails_or_dies_does_not_take_down_the_others(tmp_path, cores, capfd):
     cores(2)
     jobs = works(tmp_path, "fails", "bug", "killed", "")
-    run_side_by_side(jobs, LocalParallelConfig())
+    run_side_by_side(jobs, slots_of(LocalParallelConfig(), [CONFIG]))
     assert states(jobs) == [State.failed] * 2 + [State.stopped, State.done]
     errors = [standing(job.folder).error for job in jobs[:3]]
     assert errors[0] == "x.jsonl line 3: not UTF-8"
@@ -95,7 +97,7 @@ def test_a_job_of_another_process_is_waited_for(tmp_path, cores):
     other.start()
     while standing(job.folder).state is not State.running:
         time.sleep(0.05)
-    run_side_by_side([job], LocalParallelConfig())
+    run_side_by_side([job], slots_of(LocalParallelConfig(), [CONFIG]))
     assert states([job]) == [State.done] and not (job.folder / "output.log").exists()
     other.join()
 
@@ -103,11 +105,12 @@ def test_a_job_of_another_process_is_waited_for(tmp_path, cores):
 PARENT = """
 import sys
 from pathlib import Path
-from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side
+from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side, slots_of
 from gr_sweep.train.signals import Stopped
 from tests.launch.played import works
 try:
-    run_side_by_side(works(Path(sys.argv[1]), "", "", seconds=60.0), LocalParallelConfig())
+    jobs = works(Path(sys.argv[1]), "", "", seconds=60.0)
+    run_side_by_side(jobs, slots_of(LocalParallelConfig(), [job.config for job in jobs]))
 except Stopped as stopped:
     sys.exit(128 + stopped.signum)
 """

@@ -16,7 +16,7 @@ from gr_sweep.cli.launchers import outcome_of
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.jobdir import SUMMARY, State, standing
-from gr_sweep.joblock import lock_job_dir
+from gr_sweep.joblock import announce, lock_job_dir
 from gr_sweep.launch import slurm
 from gr_sweep.launch.resources import Resources, SlurmConfig
 from gr_sweep.launch.slurm import (
@@ -50,6 +50,8 @@ def sweep(tmp_path):
 
 
 def works_of(sweep: Path, *names: str) -> list[Work]:
+    for name in names:
+        announce(sweep / name, name)
     return [Work(sweep / name, name, RunConfig(), partial(print, name)) for name in names]
 
 
@@ -73,11 +75,10 @@ def launch(sweep, monkeypatch):
 
         monkeypatch.setattr(slurm, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
         config = SlurmConfig(submitit_folder=str(sweep / ".submitit"))
-        resources = [*needs, *[NEEDS] * len(works)]
         run_on_slurm(
             works,
             dataclasses.replace(config, **settings),
-            {work.folder: need for work, need in zip(works, resources, strict=False)},
+            needs or [NEEDS] * len(works),
             sweep,
         )
         assert not left, "ended too early"
@@ -277,6 +278,34 @@ def test_half_a_line_of_submitted_jobs_harms_no_other(sweep):
     assert read_submitted(sweep) == {"a": "1", "c": "3", "d/e": "4"}
 
 
+SMALL = "debug*|2|UNLIMITED|16000|(null)|2:00:00"
+BIG = "big|64|UNLIMITED|1|gpu:h100:8(S:0-1),shard:4|infinite"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words", "asked"),
+    [
+        ([SMALL], [], {"cpus-per-task=2", "time=120", "mem=8GB"}),
+        ([SMALL.replace("16000", "1")], [], {"cpus-per-task=2"}),
+        ([SMALL, BIG.replace("big", "debug*")], [], {"cpus-per-task=4", "time=1440"}),
+        ([SMALL, BIG], ["gpu=h100", "partition=big"], {"cpus-per-task=4", "gpus-per-node=1"}),
+        ([BIG.replace("UNLIMITED", "3")], ["partition=big"], {"cpus-per-task=3"}),
+        ([BIG.replace("infinite", "1-12:30:00")], ["partition=big"], {"time=1440"}),
+        ([BIG.replace("infinite", "40:00")], ["partition=big"], {"time=40"}),
+        ([], [], {"cpus-per-task=4", "time=1440"}),
+    ],
+)
+def test_a_job_asks_for_what_the_partition_has(cluster, tmp_path, monkeypatch, nodes, words, asked):
+    """Fewer CPUs and less time than by default; nothing changes where SLURM does not say."""
+    cluster.offers(*nodes)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "_wait", lambda works, *_: [finish(work) for work in works])
+    words = [f"hydra.launcher.{word}" for word in words]
+    assert main(["-m", *COMMAND, *words, "hydra.sweep.dir=sweep"]) == 0
+    [script] = cluster.scripts
+    assert asked <= {line.removeprefix("#SBATCH --") for line in script.splitlines()}
+
+
 COMMAND = ["debug=default", "hydra/launcher=slurm", "hydra.launcher.gpu=null"]
 
 
@@ -285,11 +314,25 @@ COMMAND = ["debug=default", "hydra/launcher=slurm", "hydra.launcher.gpu=null"]
     [
         (["hydra.launcher.partitoin=x"], "partitoin"),
         (["hydra.launcher.tasks_per_node=5"], "do not divide over 5 processes"),
+        (["hydra.launcher.gpu=h100"], "asks for 1 x (2 CPUs, 1 GPUs, 9 GB, 65 min), but"),
+        (
+            ["hydra.launcher.cpus_per_task=3"],
+            "the default partition offers 2 x (2 CPUs, 0 GPUs, 15 GB, 120 min)",
+        ),
+        (["hydra.launcher.mem_gb=16"], "set another partition"),
+        (["hydra.launcher.timeout_min=121"], "offers 2 x (2 CPUs"),
+        (["hydra.launcher.nodes=3"], "asks for 3 x (2 CPUs"),
+        (
+            ["hydra.launcher.gpu=h100", "hydra.launcher.partition=big", "hydra.launcher.nodes=2"],
+            "partition big offers 1 x (64 CPUs, 8 GPUs, inf GB, inf min)",
+        ),
     ],
 )
 def test_a_wrong_setting_of_the_launcher_is_one_line_before_any_folder(
     cluster, tmp_path, monkeypatch, capsys, words, message
 ):
+    """As is a job that the partition has no node for, which would wait for ever."""
+    cluster.offers(SMALL, SMALL, BIG)
     monkeypatch.chdir(tmp_path)
     assert main(["-m", *COMMAND, *words]) == 2
     said = capsys.readouterr().err
