@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.modules import check_linear
 from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split, units_per_layer
 from gr_sweep.routing.row_routing import Units
+from gr_sweep.routing.swap import check_linear
 
 
 @dataclass(frozen=True)
@@ -167,12 +168,13 @@ def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
 
 def gated_mlps(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Split]]:
     """The gated MLPs with SiLU that the plan splits: those that can be routed as a whole."""
-    has_silu = getattr(model.config, "hidden_act", None) in ("silu", "swish")
-    return [
-        (layer.get_submodule(family.gated_mlp), split)
-        for family, layer, kind, split in _splits(model, plan)
-        if kind == MLP and family.gated_mlp is not None and has_silu
-    ]
+    found = []
+    for family, layer, kind, split in _splits(model, plan):
+        if kind == MLP and family.gated_mlp is not None:
+            mlp = _submodule(layer, family.gated_mlp)
+            if isinstance(getattr(mlp, "act_fn", None), (nn.SiLU, SiLUActivation)):
+                found.append((mlp, split))
+    return found
 
 
 def head_norms(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Units]]:

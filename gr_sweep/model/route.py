@@ -35,14 +35,11 @@ from gr_sweep.routing.modules import (
     RoutedRestHeadsFirst,
     Routing,
     RoutingState,
-    Swap,
-    check_swaps,
-    swap_class,
-    unswap_class,
 )
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.row_routing import RowRouting
 from gr_sweep.routing.rows import RowGroup, row_groups, within
+from gr_sweep.routing.swap import InPlace, Swap, check_swaps, swap_class, unswap_class
 from gr_sweep.routing.token_routing import TokenRouting
 
 if TYPE_CHECKING:
@@ -56,6 +53,7 @@ class RoutedModel:
         """Args and Raises as in `route_model`."""
         self.model = model
         self._state = RoutingState()
+        self._in_place: InPlace | None = None
         self.lay(plan, **how)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -90,7 +88,8 @@ class RoutedModel:
                     _reorder(parameter, linear)
         for swap in swaps:
             swap_class(swap, self._state)
-        self._state.record(self.model)
+        self._in_place = InPlace(self.model, swaps)
+        self._state.record(self._in_place.modules.values())
 
     @property
     def active(self) -> Routing | None:
@@ -175,7 +174,10 @@ class RoutedModel:
 
     @contextmanager
     def _routed_by(self, routing: Routing) -> Iterator[None]:
-        self._state.record(self.model)
+        if self._in_place is None:
+            raise PlanError("the model is the plain one: after unroute() or a lay() that failed")
+        self._in_place.check()
+        self._state.record(self._in_place.modules.values())
         with self._state.routing(routing):
             yield
 
@@ -250,11 +252,17 @@ class RoutedModel:
                         _reorder(moment, linear)
 
     def unroute(self) -> "PreTrainedModel":
-        """The plain model again; units stay where the plan put them."""
+        """The plain model again; units stay where the plan put them.
+
+        Raises:
+            PlanError: inside `batch`, `keep` or `remove`.
+        """
+        if self._state.active is not None:
+            raise PlanError("leave batch, keep or remove before the model changes")
         for module in self.model.modules():
             unswap_class(module)
         self._state.unrecord(self.model)
-        self.unit_linears = []
+        self.unit_linears, self._in_place = [], None
         return self.model
 
 

@@ -12,10 +12,11 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from gr_sweep.errors import PlanError
 from gr_sweep.routing.row_routing import RowRouting, Units
@@ -72,9 +73,9 @@ class RoutingState:
             self._of_thread.active = None
             _ROUTINGS.set(others)
 
-    def record(self, model: nn.Module) -> None:
-        """Wraps the activation checkpointing of the model's layers, where it is on."""
-        for layer in model.modules():
+    def record(self, layers: Iterable[nn.Module]) -> None:
+        """Wraps the activation checkpointing of decoder layers that have it on."""
+        for layer in layers:
             checkpoint = vars(layer).get("_gradient_checkpointing_func")
             if checkpoint is not None and not isinstance(checkpoint, Recorded):
                 layer._gradient_checkpointing_func = Recorded(checkpoint, self)  # type: ignore[assignment]
@@ -136,7 +137,7 @@ class Recorded:
 
 
 class RoutedModule(nn.Module):
-    """Base of the routed classes. None of them is ever constructed; see `swap_class`."""
+    """Base of the routed classes. None of them is ever constructed; see `gr_sweep.routing.swap`."""
 
     _state: RoutingState
     _units: Units
@@ -179,11 +180,24 @@ class RoutedGatedMlp(RoutedModule):
     up_proj: nn.Linear
     down_proj: nn.Linear
 
+    act_fn: nn.Module
+
     def forward(self, input: Tensor) -> Tensor:
         routing = self._routing_of(input)
-        if routing is None:
+        linears = self.gate_proj, self.up_proj, self.down_proj
+        if routing is None or any(_is_watched(module) for module in (*linears, self.act_fn)):
             return super().forward(input)  # type: ignore[no-any-return]
-        return routing.gated_mlp(input, self.gate_proj, self.up_proj, self.down_proj, self._units)
+        return routing.gated_mlp(input, *linears, self._units)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its class's forward pass."""
+    hooks = (
+        module._forward_hooks or module._forward_pre_hooks,
+        module._backward_hooks or module._backward_pre_hooks,
+        _has_any_global_hook(),  # type: ignore[no-untyped-call]
+    )
+    return any(hooks) or "forward" in module.__dict__
 
 
 class RoutedRest(RoutedModule):
@@ -256,82 +270,3 @@ class RoutedRestHeadsFirst(_HeadsFirst, RoutedRest):
 
 class RoutedHeadNormHeadsFirst(_HeadsFirst, RoutedHeadNorm):
     """`RoutedHeadNorm` for such a norm."""
-
-
-class Swap(NamedTuple):
-    """A module that becomes a routed one."""
-
-    module: nn.Module
-    routed: type[RoutedModule]
-    units: Units = ()
-    role: str = ""
-    """What the module asks a routing for, if it is a linear map or made of linear maps."""
-
-
-def check_swaps(model: nn.Module, swaps: Iterable[Swap]) -> None:
-    """Checks modules before any of them changes.
-
-    Raises:
-        PlanError: a linear map of another class (quantised, with adapters), whose products routing
-            does not know; a module or a parameter of units in two places; a module whose `forward`
-            is not that of its class.
-    """
-    seen: set[Any] = set()
-    for module, routed, _, role in swaps:
-        if issubclass(routed, nn.Linear):
-            check_linear(model, module)
-        if "forward" in vars(module):
-            raise PlanError(
-                f"the forward pass of {name_of(model, module)} was replaced (by fused kernels, or "
-                f"for a device_map of several devices) and would bypass routing; load the model "
-                f"without"
-            )
-        own = [module, *(module.parameters(recurse=False) if role in ("row", "column") else ())]
-        if not seen.isdisjoint(own):
-            raise PlanError(
-                f"{name_of(model, module)}, or its weight, is in two places that are routed"
-            )
-        seen.update(own)
-
-
-def check_linear(model: nn.Module, module: nn.Module) -> None:
-    """Raises PlanError if a module of the model is not exactly a `torch.nn.Linear`."""
-    plain = type(module)
-    if plain is not nn.Linear:
-        raise PlanError(
-            f"expected {name_of(model, module)} to be torch.nn.Linear, got {plain.__module__}."
-            f"{plain.__name__}; merge adapters before routing, and load without quantisation"
-        )
-
-
-def name_of(model: nn.Module, module: nn.Module) -> str:
-    """The name of a module of the model."""
-    return str(next(name for name, other in model.named_modules() if other is module))
-
-
-def swap_class(swap: Swap, state: RoutingState) -> None:
-    """Makes the module a routed one, in place."""
-    module, routed, units, role = swap
-    is_linear = issubclass(routed, nn.Linear)
-    module.__class__ = routed if is_linear else _routed_class(routed, type(module))
-    module._state, module._units, module._role = state, units, role  # type: ignore[assignment]
-    if role and (role, units) not in state.roles:
-        state.roles.append((role, units))
-
-
-_ROUTED_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
-"""One class for all modules of a kind: layers that are compiled one by one share a graph."""
-
-
-def _routed_class(routed: type[RoutedModule], plain: type[nn.Module]) -> type[nn.Module]:
-    if (routed, plain) not in _ROUTED_CLASSES:
-        made = type("Routed" + plain.__name__, (routed, plain), {})
-        _ROUTED_CLASSES[routed, plain] = made
-    return _ROUTED_CLASSES[routed, plain]
-
-
-def unswap_class(module: nn.Module) -> None:
-    """Gives a routed module its plain class back; leaves other modules alone."""
-    if isinstance(module, RoutedModule):
-        module.__class__ = type(module).__bases__[1]
-        del module._state, module._units, module._role

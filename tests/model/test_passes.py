@@ -7,6 +7,8 @@ import threading
 import pytest
 import torch
 import transformers
+from torch.nn.utils import prune
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 from gr_sweep.errors import PlanError
@@ -251,3 +253,93 @@ def test_models_of_other_families_are_refused_and_can_be_dense(family):
         route_model(model, PEERS(tiny_model().config))
     with route_model(model, RoutePlan.none(config, domains=FLAT)).batch({"code": 1}):
         pass
+
+
+def with_more_tokens(model, layer):
+    model.resize_token_embeddings(20, mean_resizing=False)
+
+
+def with_pruned_weight(model, layer):
+    prune.l1_unstructured(layer.mlp.down_proj, "weight", 0.5)
+
+
+def with_norm_of_weight(model, layer):
+    torch.nn.utils.parametrizations.weight_norm(layer.mlp.up_proj)
+
+
+def with_narrow_mlp(model, layer):
+    layer.mlp.down_proj.weight = torch.nn.Parameter(layer.mlp.down_proj.weight[:, :20].detach())
+
+
+def with_quantised_weight(model, layer):
+    weight = TwoTensor(layer.mlp.up_proj.weight.detach(), layer.mlp.up_proj.weight.detach())
+    layer.mlp.up_proj.weight = torch.nn.Parameter(weight)
+
+
+def with_other_activation(model, layer):
+    layer.mlp.act_fn = torch.nn.GELU()
+
+
+def with_one_layer(model, layer):
+    del model.model.layers[1]
+
+
+def with_value_head(model, layer):
+    model.value_head = torch.nn.Linear(16, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (with_lora, r"layers\.1\.mlp\.up_proj.*LoraLinear"),
+        (with_more_tokens, r"lm_head.*torch\.nn"),
+        (with_pruned_weight, r"layers\.1\.mlp\.down_proj.*weight"),
+        (with_norm_of_weight, r"layers\.1\.mlp\.up_proj.*Parametrized"),
+        (with_narrow_mlp, r"layers\.1\.mlp\.down_proj.*20.*28"),
+        (with_quantised_weight, r"layers\.1\.mlp\.up_proj.*TwoTensor"),
+        (with_other_activation, r"layers\.1\.mlp\.act_fn.*GELU"),
+        (with_other_forward, r"layers\.1\.mlp .*forward"),
+        (with_one_mlp, r"layers\.0\.mlp"),
+        (with_one_layer, r"layers\.1 .*gone"),
+        (with_value_head, "value_head.*added"),
+    ],
+)
+def test_a_model_that_has_changed_since_it_was_routed_enters_no_context(change, said):
+    model, routed = routed_model()
+    change(model, model.model.layers[1])
+    for context in (routed.batch(COUNTS), routed.keep(["code"]), routed.remove(["code"])):
+        with pytest.raises(PlanError, match=said) as refusal, context:
+            pass
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_model_that_is_no_longer_routed_enters_no_context():
+    model, routed = routed_model()
+    routed.unroute()
+    with pytest.raises(PlanError, match="unroute"), routed.batch(COUNTS):
+        pass
+    routed.lay(PEERS(model.config))
+    with pytest.raises(PlanError):
+        routed.lay(PEERS(tiny_model(num_hidden_layers=3).config))
+    with pytest.raises(PlanError, match="lay"), routed.keep(["code"]):
+        pass
+    again = route_model(model, PEERS(model.config))
+    with again.batch(COUNTS), pytest.raises(PlanError, match="leave"):
+        again.unroute()
+
+
+@pytest.mark.parametrize("part", ["gate_proj", "up_proj", "down_proj", "act_fn"])
+def test_hooks_inside_an_mlp_fire_in_contexts_and_change_no_gradient(part):
+    model, routed = routed_model()
+    wanted, _ = expected(model, routed)
+    module, fired = getattr(model.model.layers[1].mlp, part), []
+    for register in ("forward", "forward_pre", "full_backward", "full_backward_pre"):
+        hook = getattr(module, f"register_{register}_hook")(lambda *_: fired.append(0))
+        with routed.batch(COUNTS):
+            assert_same(gradients_of(loss_of(model), model), wanted)
+        hook.remove()
+    assert len(fired) == 4
+    everywhere = torch.nn.modules.module.register_module_forward_hook
+    with everywhere(lambda called, *_: fired.append(called)), routed.batch(COUNTS):
+        loss_of(model)
+    assert module in fired

@@ -1,0 +1,165 @@
+"""Gives modules of a network a routed class, and sees whether they still stand there with it.
+
+Checks come before changes: a network that cannot be routed is left as it was.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from gr_sweep.errors import PlanError
+from gr_sweep.routing.modules import RoutedModule, RoutingState
+from gr_sweep.routing.row_routing import Units
+
+
+class Swap(NamedTuple):
+    """A module that becomes a routed one."""
+
+    module: nn.Module
+    routed: type[RoutedModule]
+    units: Units = ()
+    role: str = ""
+    """What the module asks a routing for, if it is a linear map or made of linear maps."""
+
+    def fault(self) -> str:
+        """What has become of the module since it was swapped; "" if nothing."""
+        module, routed, units, role = self
+        if not isinstance(module, routed) or "parametrizations" in module._modules:
+            return f"it is a {_named(type(module))}"
+        if "forward" in vars(module):
+            return "its forward pass was replaced"
+        for name, parameter in module._parameters.items():
+            is_own_class = type(parameter) not in (nn.Parameter, DTensor)
+            if is_own_class and is_traceable_wrapper_subclass(parameter):
+                return f"its {name} is a {_named(type(parameter))}"
+        if isinstance(module, nn.Linear):
+            weight = module._parameters.get("weight")
+            if weight is None:
+                return "its weight is computed from others"
+            # Other libraries keep what they shard flat.
+            size = weight.shape[1 if role == "row" else 0] if weight.dim() == 2 else units[-1].stop
+            if size != units[-1].stop:
+                return f"its weight has {size} features instead of {units[-1].stop}"
+        return ""
+
+
+class InPlace:
+    """Where swapped modules stand in a model, to see whether they still do."""
+
+    def __init__(self, model: nn.Module, swaps: Sequence[Swap]) -> None:
+        self._model = model
+        self._swaps = swaps
+        self._has_rest = any(swap.role == "rest" for swap in swaps)
+        names = {module: name for name, module in model.named_modules()}
+        paths = {
+            names[module]
+            for swap in swaps
+            for module in (swap.module, *swap.module.children())  # such as an MLP's activation
+        }
+        paths |= {path[:end] for path in paths for end in range(len(path)) if path[end] == "."}
+        self.modules = {path: model.get_submodule(path) for path in sorted(paths)}
+        """Modules that are routed and those around them, by name."""
+        self._places = []
+        for path, module in self.modules.items():
+            around, _, name = path.rpartition(".")
+            self._places.append((path, self.modules.get(around, model), name, module))
+
+    def check(self) -> None:
+        """
+        Raises:
+            PlanError: a module was replaced or changed, or one was added to a network in which all
+                are routed.
+        """
+        for path, parent, name, module in self._places:
+            now = parent._modules.get(name)
+            if now is not module:
+                self._refuse(path, "it is gone" if now is None else f"it is a {_named(type(now))}")
+        for swap in self._swaps:
+            fault = swap.fault()
+            if fault:
+                self._refuse(name_of(self._model, swap.module), fault)
+        for module in self._model.modules() if self._has_rest else ():
+            is_plain = not isinstance(module, RoutedModule)
+            if is_plain and any(p is not None for p in module._parameters.values()):
+                self._refuse(name_of(self._model, module), "it was added")
+
+    def _refuse(self, name: str, fault: str) -> None:
+        raise PlanError(
+            f"{name} has changed since route_model: {fault}; add adapters, resize or quantise "
+            f"before it, or call unroute() first"
+        )
+
+
+def check_swaps(model: nn.Module, swaps: Iterable[Swap]) -> None:
+    """Checks modules before any of them changes.
+
+    Raises:
+        PlanError: a linear map of another class (quantised, with adapters), whose products routing
+            does not know; a module or a parameter of units in two places; a module whose `forward`
+            is not that of its class.
+    """
+    seen: set[Any] = set()
+    for module, routed, _, role in swaps:
+        if issubclass(routed, nn.Linear):
+            check_linear(model, module)
+        if "forward" in vars(module):
+            raise PlanError(
+                f"the forward pass of {name_of(model, module)} was replaced (by fused kernels, or "
+                f"for a device_map of several devices) and would bypass routing; load the model "
+                f"without"
+            )
+        own = [module, *(module.parameters(recurse=False) if role in ("row", "column") else ())]
+        if not seen.isdisjoint(own):
+            raise PlanError(
+                f"{name_of(model, module)}, or its weight, is in two places that are routed"
+            )
+        seen.update(own)
+
+
+def check_linear(model: nn.Module, module: nn.Module) -> None:
+    """Raises PlanError if a module of the model is not exactly a `torch.nn.Linear`."""
+    if type(module) is not nn.Linear:
+        raise PlanError(
+            f"expected {name_of(model, module)} to be torch.nn.Linear, got {_named(type(module))}; "
+            f"merge adapters before routing, and load without quantisation"
+        )
+
+
+def _named(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def name_of(model: nn.Module, module: nn.Module) -> str:
+    """The name of a module of the model."""
+    return str(next(name for name, other in model.named_modules() if other is module))
+
+
+def swap_class(swap: Swap, state: RoutingState) -> None:
+    """Makes the module a routed one, in place."""
+    module, routed, units, role = swap
+    is_linear = issubclass(routed, nn.Linear)
+    module.__class__ = routed if is_linear else _routed_class(routed, type(module))
+    module._state, module._units, module._role = state, units, role  # type: ignore[assignment]
+    if role and (role, units) not in state.roles:
+        state.roles.append((role, units))
+
+
+_ROUTED_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+"""One class for all modules of a kind: layers that are compiled one by one share a graph."""
+
+
+def _routed_class(routed: type[RoutedModule], plain: type[nn.Module]) -> type[nn.Module]:
+    if (routed, plain) not in _ROUTED_CLASSES:
+        made = type("Routed" + plain.__name__, (routed, plain), {})
+        _ROUTED_CLASSES[routed, plain] = made
+    return _ROUTED_CLASSES[routed, plain]
+
+
+def unswap_class(module: nn.Module) -> None:
+    """Gives a routed module its plain class back; leaves other modules alone."""
+    if isinstance(module, RoutedModule):
+        module.__class__ = type(module).__bases__[1]
+        del module._state, module._units, module._role
