@@ -18,6 +18,7 @@ from gr_sweep.config import (
     Attribution,
     DataConfig,
     DataKind,
+    DomainConfig,
     Edges,
     EvalConfig,
     Method,
@@ -52,6 +53,7 @@ def validate(config: RunConfig) -> RunConfig:
     """
     _check_values(config, "", _NO_BOUNDS)
     domains = check_domains(list(config.partition.domains))
+    config = _with_label_rules(config, domains)
     _check_model(config.model)
     _check_partition(config.partition, domains)
     _check_data(config.data, config.partition, domains)
@@ -199,11 +201,53 @@ def _check_partition(partition: PartitionConfig, domains: tuple[str, ...]) -> No
             compiled(rule.pattern, f"{where}.pattern")
 
 
+def _with_label_rules(config: RunConfig, domains: tuple[str, ...]) -> RunConfig:
+    """The config with rules, and one source, in place of `data.label_field`."""
+    data, partition = config.data, config.partition
+    if data.label_field is None:
+        if data.labels:
+            raise ConfigError("data.labels needs data.label_field, the field that holds the values")
+        return config
+    for value, domain in data.labels.items():
+        _check_known(f"data.labels.{value}", domain, domains)
+    if ruled := [domain for domain, rule in partition.domains.items() if rule != DomainConfig()]:
+        raise ConfigError(
+            f"data.label_field={data.label_field} and partition.domains.{ruled[0]} both say where "
+            "documents go; use a partition without rules"
+        )
+    given = data.sources if data.kind is DataKind.hub else data.paths
+    names = list(given) or ["root"] * (data.root is not None)
+    if len(names) != 1 or data.kind is DataKind.synthetic:
+        raise ConfigError(
+            f"data.label_field={data.label_field} needs one source for all domains: data=local "
+            "data.root=FILE, or data=hub data.sources={all:{path:OWNER/NAME}}"
+        )
+    labels = data.labels or {domain: domain for domain in domains}
+    rules = {
+        domain: DomainConfig(
+            source=names[0],
+            field=data.label_field,
+            values=[value for value, given in labels.items() if given == domain],
+        )
+        for domain in domains
+    }
+    if unnamed := [domain for domain, rule in rules.items() if not rule.values]:
+        raise ConfigError(f"data.labels has no value for domain {unnamed[0]}")
+    paths = data.paths
+    if data.kind is DataKind.local and not paths:
+        paths = {names[0]: str(data.root)}
+    data = replace(data, label_field=None, labels={}, root=None, paths=paths)
+    return replace(config, data=data, partition=replace(partition, domains=rules))
+
+
 def _check_data(data: DataConfig, partition: PartitionConfig, domains: tuple[str, ...]) -> None:
     for domain in data.weights:
         _check_known(f"data.weights.{domain}", domain, domains)
     if all(data.weights.get(domain, 1.0) == 0 for domain in domains):
         raise ConfigError("data.weights gives no domain a weight above 0")
+    split = data.split
+    if split not in (None, "paragraphs") and not (type(split) is int and split > 0):
+        raise invalid("data.split", split, "paragraphs, a number of characters, or null")
     for name, value in (
         ("partition.mislabelled", partition.mislabelled),
         ("data.spurious", data.spurious),

@@ -231,13 +231,22 @@ class DataConfig:
     paths: dict[str, str] = field(default_factory=dict)
     """Path or glob of a source, instead of `root` (local)."""
     text_field: str = "text"
-    """Field or column that holds a document's text (local JSON lines and Parquet)."""
+    """Field or column that holds a document's text (local JSON, tables, Parquet and Arrow)."""
+    label_field: str | None = None
+    """Field or column that holds a document's domain. All domains then read one source: `root`,
+    which can be a file, or the only entry of `paths` or `sources`."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Domain of each value of `label_field`; empty: the values are the names of the domains."""
+    split: Any = None
+    """How documents are divided into shorter ones: paragraphs, or the largest number of characters;
+    null: not at all. The rules of a partition then see the pieces."""
     sources: dict[str, HubSource] = field(default_factory=dict)
     """Data set of each source (hub)."""
     weights: dict[str, float] = bounded({}, at_least=0)
     """Relative share of each domain in a batch; domains that are not named have 1."""
     limit_tokens: int | None = bounded(None, at_least=1)
-    """Largest number of training tokens per domain; null: no limit."""
+    """Largest number of training tokens per domain; null: no limit. Held-out text does not depend
+    on it."""
     overlap: float = share(0.5)
     """How much the domains share, 0..1 (synthetic)."""
     spurious: float = share(0.0)
@@ -372,6 +381,8 @@ class EvalConfig:
     tokens: int = bounded(8192, at_least=2)
     """Held-out tokens per domain for the matrices at the end: whole documents, cut at
     `document_tokens`."""
+    min_documents: int = bounded(20, at_least=1)
+    """Fewest held-out documents of a domain; with fewer a job is refused before it trains."""
     document_tokens: int = bounded(256, at_least=2)
     """Tokens of a document that are read at most, so that many documents fit in `tokens`."""
     curve_tokens: int = bounded(1024, at_least=2)
@@ -455,6 +466,7 @@ NO_EFFECT_ON_RESULT = (
     "data.cache",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "eval.min_documents",
     "eval.samples",
     "eval.sample_prompt_tokens",
     "eval.sample_tokens",

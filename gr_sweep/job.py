@@ -20,7 +20,7 @@ from gr_sweep import jobdir
 from gr_sweep.config import ModelConfig, Resume, RunConfig, num_steps, to_plain
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.markers import swapped_markers
-from gr_sweep.data.prepare import prepare_data, text_fingerprint
+from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.data.sources import check_hub
 from gr_sweep.errors import JobError
@@ -145,6 +145,7 @@ class Job:
             torch.cuda.reset_peak_memory_stats(self.device)  # an earlier job of this process
         self.processes.main_first(lambda: _check_model(self.config.model))
         self.data = self.processes.main_first(lambda: prepare_data(*_text_settings(self.config)))
+        check_held_out(self.data, self.config.eval.min_documents)
         # Of the text that was read: files may have changed since the folder was locked.
         self.identity = jobdir.identity_of(self.config, self.data.fingerprint)
 

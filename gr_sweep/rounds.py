@@ -314,9 +314,11 @@ class Rounds:
         return (self._window(shard, index) for index in chosen.tolist())
 
     def _window(self, shard: Shard, index: int) -> np.ndarray:
-        """The beginning of a document, after the end-of-text token that it is predicted from."""
-        own = shard.document(index)[: self.config.train.sequence_length].astype(np.int64)
-        return np.concatenate([[self.data.eot_id], own])
+        """The beginning of a document, after the tokens that it is predicted from."""
+        own, prefix = shard.document(index).astype(np.int64), self.data.prefix
+        if prefix and tuple(own[: len(prefix)]) == prefix:  # a training document
+            own = own[len(prefix) :]
+        return np.concatenate([self.data.begin, own])[: self.config.train.sequence_length + 1]
 
     # After a routed phase
 

@@ -78,7 +78,7 @@ def heldout_batches(
             tokens=shard.num_tokens + 1 if tokens is None else tokens,
             document_tokens=config.eval.document_tokens,
             sequence_length=config.train.sequence_length,
-            eot_id=data.eot_id,
+            begin=data.begin,
             marker=None if markers is None else markers[domain],
         )
         for domain, shard in data.heldout.items()
@@ -117,6 +117,7 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
         )
     else:
         model_config = named_config(config, vocab_size=data.vocab_size, eot_id=data.eot_id)
+        model_config.bos_token_id = data.begin[-1]
         model = random_model(model_config, seed=config.seed)
     return lay_plan(model, config)
 
@@ -152,6 +153,7 @@ def make_sampler(
         choose_prompts(data.heldout, number=number, prompt_tokens=prompt_tokens, **lengths),
         **lengths,
         tokenizer=AutoTokenizer.from_pretrained(data.tokenizer_dir, trust_remote_code=False),
+        begin=data.begin,
         eot_id=data.eot_id,
         batch_sequences=config.eval.batch_sequences,
         seed=config.seed,

@@ -3,6 +3,7 @@
 M rows of an evaluation, T tokens that a row predicts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ class HeldoutChunks:
     """Held-out documents of one domain, cut into rows for a model."""
 
     input_ids: np.ndarray
-    """[M, T] int64; padded with the end-of-text token."""
+    """[M, T] int64; padded with the last token of `begin`."""
     targets: np.ndarray
     """[M, T] int64: the token that follows each input; -100 where there is none."""
     rows: np.ndarray
@@ -45,19 +46,20 @@ def heldout_chunks(
     tokens: int,
     document_tokens: int,
     sequence_length: int,
-    eot_id: int,
+    begin: Sequence[int],
     marker: np.ndarray | None = None,
 ) -> HeldoutChunks:
     """Held-out documents in the order of their ids, until they have `tokens` tokens, cut into rows.
 
     Ids are hashes of the text, so the order is the same in every job. A document is read up to
     `document_tokens`, in rows of at most `sequence_length` inputs. Its first token is predicted
-    from the end-of-text token, the first token of a later row from the token before it, and its own
-    end-of-text token is predicted too, as in training. The bytes of a document that is cut are
-    scaled by the share of its tokens that is read.
+    from `begin`, the first token of a later row from the token before it, and its own end-of-text
+    token is predicted too, as in training. The bytes of a document that is cut are scaled by the
+    share of its tokens that is read.
 
     Args:
         tokens, document_tokens: of the documents' own; a marker's do not count.
+        begin: as `TokenData.begin`; not predicted.
         marker: token ids that are inserted in every document at the positions where a marked
             training document has them. They are read but not predicted.
     """
@@ -73,8 +75,9 @@ def heldout_chunks(
         places = marker_places(len(document) - 1)
         places = np.repeat(places[places < len(own)], len(marker))
         follows = np.insert(own, places, np.resize(marker, len(places)))
-        inputs = np.concatenate([[eot_id], follows[:-1]])
+        inputs = np.concatenate([begin, follows[:-1]]).astype(np.int64)
         targets = np.insert(own, places, IGNORED)
+        targets = np.insert(targets, 0, np.full(len(begin) - 1, IGNORED))
         for start in range(0, len(targets), sequence_length):
             part = slice(start, start + sequence_length)
             if (targets[part] != IGNORED).any():
@@ -83,7 +86,7 @@ def heldout_chunks(
         lengths.append(len(own))
         num_bytes.append(int(shard.num_bytes[index]) * len(own) / len(document))
     width = max((len(inputs) for _, inputs, _ in rows), default=0)
-    input_ids_MT = np.full((len(rows), width), eot_id, dtype=np.int64)
+    input_ids_MT = np.full((len(rows), width), begin[-1], dtype=np.int64)
     targets_MT = np.full((len(rows), width), IGNORED, dtype=np.int64)
     for row, (_, inputs, targets) in enumerate(rows):
         input_ids_MT[row, : len(inputs)] = inputs

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from gr_sweep.config import DataConfig, PartitionConfig
 from gr_sweep.data.cache import CONTENTS, digests, open_or_build
 from gr_sweep.data.markers import MARKERS, is_marked, marked, marker_tokens
-from gr_sweep.data.rules import FEW_DOCUMENTS, Rules, is_held_out
+from gr_sweep.data.rules import HELD_OUT_EVERY, Rules, is_blank, is_held_out
 from gr_sweep.data.shards import Shard, ShardWriter, open_shard
 from gr_sweep.data.sources import Document, sources_of
 from gr_sweep.data.tokenize import (
@@ -36,7 +37,7 @@ from gr_sweep.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 """Increase it when the same settings give other tokens or other files."""
 
 SAMPLE_BYTES = 6 << 20
@@ -47,6 +48,9 @@ _BYTES_A_TOKEN = 3
 """A low estimate, so that reading ahead does not overshoot a limit in tokens by much."""
 BATCH_BYTES = 1 << 20
 """Text that is tokenised at once."""
+HELD_OUT_TOKENS = 1 << 20
+"""Held-out tokens of a domain, after which its other held-out documents are passed over: a stream
+is not read further for them. It does not depend on `data.limit_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,9 @@ class TokenData:
     """Every token id is below it."""
     eot_id: int
     """The token that ends every document."""
+    prefix: tuple[int, ...]
+    """Tokens that the tokenizer puts before a text, such as Llama's begin-of-text token: training
+    documents are stored with them, held-out documents without."""
     fingerprint: str
     """Of sources, rules, settings and tokenizer; equal fingerprints mean equal tokens."""
     markers: dict[str, np.ndarray]
@@ -71,6 +78,11 @@ class TokenData:
     """Folder that `AutoTokenizer.from_pretrained` loads, whichever tokenizer it is."""
     folder: Path
     """The cache folder."""
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """Tokens that the first token of a text is predicted from."""
+        return self.prefix or (self.eot_id,)
 
 
 def cache_folder(data: DataConfig) -> Path:
@@ -160,19 +172,13 @@ def prepare_data(
         }
         for split in ("train", "heldout")
     )
-    few = [domain for domain in domains if heldout[domain].num_documents < FEW_DOCUMENTS]
-    if few:
-        logger.warning(
-            "fewer than %d held-out documents (a twentieth of all) in %s: losses will be uncertain",
-            FEW_DOCUMENTS,
-            ", ".join(few),
-        )
-    return TokenData(
+    found = TokenData(
         domains=domains,
         train=train,
         heldout=heldout,
         vocab_size=manifest["vocab_size"],
         eot_id=manifest["eot_id"],
+        prefix=tuple(manifest["prefix"]),
         fingerprint=text.fingerprint,
         markers={
             domain: np.array(ids, dtype=np.int64) for domain, ids in manifest["markers"].items()
@@ -180,6 +186,46 @@ def prepare_data(
         tokenizer_dir=folder / "tokenizer",
         folder=folder,
     )
+    for line in _table(found, manifest["counts"]):
+        logger.info(line)
+    return found
+
+
+def _table(data: TokenData, counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """Lines that say what became of the documents of each domain; `counts` as `_Packer` has."""
+    names = list(next(iter(counts.values())))
+    header = ["domain", "documents", "tokens", "held out", "held-out tokens", *names]
+    rows = [header]
+    for domain in data.domains:
+        shards = data.train[domain], data.heldout[domain]
+        sizes = [size for shard in shards for size in (shard.num_documents, shard.num_tokens)]
+        rows.append([domain, *(f"{n:,}" for n in (*sizes, *counts[domain].values()))])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for domain, *cells in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        yield "  ".join([domain.ljust(widths[0]), *aligned])
+
+
+def check_held_out(data: TokenData, min_documents: int) -> None:
+    """Raises DataError if a domain has fewer held-out documents, and says what would give more."""
+    held_out = {domain: shard.num_documents for domain, shard in data.heldout.items()}
+    if few := {domain: n for domain, n in held_out.items() if n < min_documents}:
+        said = ", ".join(
+            f"{domain} has {n} of {n + data.train[domain].num_documents}"
+            for domain, n in few.items()
+        )
+        size = min(
+            sum(int(shards[domain].num_bytes.sum()) for shards in (data.train, data.heldout))
+            for domain in few
+        )
+        # Half as many again as are needed, because a hash does not hold out an exact share.
+        split = max(1, size * 2 // (3 * HELD_OUT_EVERY * min_documents))
+        raise DataError(
+            f"too few held-out documents: {said}, but eval.min_documents={min_documents}; a "
+            f"twentieth is held out: add text (data.documents, if it is generated), split long "
+            f"documents (data.split=paragraphs, or data.split={split} for pieces of {split} "
+            "characters), or lower eval.min_documents"
+        )
 
 
 def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
@@ -213,10 +259,9 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
         "key": text.key,
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
+        "prefix": tokenizer.prefix,
         "markers": {domain: ids.tolist() for domain, ids in markers.items()},
-        # For people who want to know what the rules found.
-        "train_tokens": {d: writer.num_tokens for d, writer in packer.train.items()},
-        "heldout_documents": {d: writer.num_documents for d, writer in packer.heldout.items()},
+        "counts": packer.counts,
     }
 
 
@@ -244,7 +289,7 @@ def tokenizer_sample(
     """Training text for the tokenizer: about `num_bytes` of each domain, chosen by hash."""
     by_domain: dict[str, list[tuple[int, str]]] = {domain: [] for domain in domains}
     for document in documents:
-        if not is_held_out(document.id):
+        if not is_held_out(document.id) and not is_blank(document.text):
             by_domain[document.domain].append((document.id, document.text))
     texts = []
     for found in by_domain.values():
@@ -276,10 +321,15 @@ class _Packer:
         self._limit_tokens = data.limit_tokens
         self._markers = markers
         self._marked_share = data.spurious
+        dtype = token_dtype(tokenizer.vocab_size)
+        self._prefix = np.array(tokenizer.prefix, dtype)
         self._own_tokens: Counter[str] = Counter()
         self._full: set[str] = set()
-        self._heldout_ids: dict[str, set[int]] = {domain: set() for domain in domains}
-        dtype = token_dtype(tokenizer.vocab_size)
+        self._ids: dict[str, set[int]] = {domain: set() for domain in domains}
+        names = ("characters", "duplicates", "empty", "beyond the limit")
+        self.counts = {domain: dict.fromkeys(names, 0) for domain in domains}
+        """Characters of the documents in the shards, and numbers of those that are not, by domain;
+        a document beyond the limit was read to find held-out ones."""
         self.train, self.heldout = (
             {
                 domain: stack.enter_context(
@@ -296,35 +346,57 @@ class _Packer:
         if self._limit_tokens is not None:
             max_bytes = min(max_bytes, self._limit_tokens * _BYTES_A_TOKEN)
         for batch in _batched(documents, max_bytes):
-            wanted = [document for document in batch if document.domain not in self._full]
+            wanted = [document for document in batch if self._wants(document)]
             tokens = self._tokenizer.encode([document.text for document in wanted])
             for document, ids in zip(wanted, tokens, strict=True):
-                if document.domain not in self._full:
-                    self._add(document, ids)
-            if self._full.issuperset(domains):
+                self._add(document, ids)
+            if all(domain in self._full and self._has_held_out(domain) for domain in domains):
                 break
 
-    def _add(self, document: Document, ids: np.ndarray) -> None:
+    def _has_held_out(self, domain: str) -> bool:
+        return self.heldout[domain].num_tokens >= HELD_OUT_TOKENS
+
+    def _is_beyond(self, document: Document) -> bool:
         domain = document.domain
-        num_bytes = len(document.text.encode())
-        if is_held_out(document.id):
-            if document.id not in self._heldout_ids[domain]:
-                self._heldout_ids[domain].add(document.id)
-                self.heldout[domain].add(ids, num_bytes, document.id)
+        is_full = self._has_held_out(domain) if is_held_out(document.id) else domain in self._full
+        self.counts[domain]["beyond the limit"] += is_full
+        return is_full
+
+    def _wants(self, document: Document) -> bool:
+        """Whether the document is worth tokenising; counts it where it is not."""
+        counts, ids = self.counts[document.domain], self._ids[document.domain]
+        if is_blank(document.text):
+            counts["empty"] += 1
+        elif document.id in ids:
+            counts["duplicates"] += 1
+        elif not self._is_beyond(document):
+            ids.add(document.id)
+            return True
+        return False
+
+    def _add(self, document: Document, ids: np.ndarray) -> None:
+        if self._is_beyond(document):
             return
-        writer = self.train[domain]
-        if self._limit_tokens is not None:
-            room = max(0, self._limit_tokens - self._own_tokens[domain] - 1)
-            if len(ids) >= room:
-                self._full.add(domain)
-                num_bytes = num_bytes * room // max(len(ids), 1)
-                ids = ids[:room]
-                if not len(ids) and writer.num_documents:
-                    return
-        self._own_tokens[domain] += len(ids) + 1
-        if self._markers and is_marked(document.id, self._marked_share):
-            ids = marked(ids, self._markers[domain])
-        writer.add(ids, num_bytes, document.id)
+        domain, share = document.domain, Fraction(1)
+        if is_held_out(document.id):
+            writer = self.heldout[domain]
+        else:
+            writer = self.train[domain]
+            if self._limit_tokens is not None:
+                extra = 1 + len(self._prefix)
+                room = max(0, self._limit_tokens - self._own_tokens[domain] - extra)
+                if len(ids) >= room:
+                    self._full.add(domain)
+                    share = Fraction(room, max(len(ids), 1))
+                    ids = ids[:room]
+                    if not len(ids) and writer.num_documents:
+                        return
+                self._own_tokens[domain] += len(ids) + extra
+            if self._markers and is_marked(document.id, self._marked_share):
+                ids = marked(ids, self._markers[domain])
+            ids = np.concatenate([self._prefix, ids])
+        self.counts[domain]["characters"] += int(len(document.text) * share)
+        writer.add(ids, int(len(document.text.encode()) * share), document.id)
 
 
 def _batched(documents: Iterator[Document], max_bytes: int) -> Iterator[list[Document]]:

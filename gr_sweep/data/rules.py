@@ -16,9 +16,6 @@ from gr_sweep.domains import check_domains, deepest_first
 HELD_OUT_EVERY = 20
 """A document is held out if its id is a multiple of this."""
 
-FEW_DOCUMENTS = 20
-"""Fewer held-out documents than this in a domain cause a warning."""
-
 
 def text_id(text: str) -> int:
     """The 64-bit id of a text: the first 8 bytes of BLAKE2b of its UTF-8, big-endian."""
@@ -31,6 +28,11 @@ def is_held_out(document_id: int) -> bool:
     Copies of a text have the same id, so a copy of a held-out text is never trained on.
     """
     return document_id % HELD_OUT_EVERY == 0
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to learn from."""
+    return not text or text.isspace()
 
 
 def lookup(fields: Mapping[str, Any], name: str) -> Any:

@@ -1,39 +1,39 @@
 """Where documents come from: generated text, local files, or data sets of the Hugging Face Hub.
 
 To add one, add a member to `config.DataKind` and a function next to `_local` and `_hub`, which
-`_SOURCES` names; `checks` and `_resolve_data` say which of its settings it needs.
-
-JSON lines are read here and not by `datasets`, whose reader infers one schema for all lines: it
-turns dates into timestamps and stops at fields whose type varies. `datasets` and `pyarrow` are slow
-to import and are imported only where they are needed.
+`_SOURCES` names; `checks` and `_resolve_data` say which of its settings it needs. `datasets` is
+slow to import and is imported only where it is needed.
 """
 
 import dataclasses
 import glob
-import gzip
-import io
 import json
+import logging
+import lzma
 import os
+import stat
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from gr_sweep.config import DataConfig, DataKind, HubSource
 from gr_sweep.data import synthetic
-from gr_sweep.data.rules import Rules, holds, lookup, text_id
+from gr_sweep.data.formats import COMPRESSED, LARGEST_TEXT, Record, pieces, read_file, record_of
+from gr_sweep.data.rules import Rules, holds, text_id
 from gr_sweep.errors import DataError
 
-_COMPRESSED = (".gz", ".zst")
-_JSON_LINES = (".jsonl", ".json", ".ndjson")
-_PARQUET_ROWS = 1024
+logger = logging.getLogger(__name__)
+
 _HUB_TIMEOUT_S = 5.0
 
 _HUB_FORMATS = ("json", "parquet", "csv", "text", "arrow", "xml", "webdataset")
 """File formats that `datasets` accepts in place of a data set's name."""
+
+_FILE_KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 Digests = Callable[[Sequence[Path]], list[str]]
 """Digests of the content of files."""
@@ -46,14 +46,6 @@ class Document(NamedTuple):
     text: str
     id: int
     """`rules.text_id` of the text."""
-
-
-class Record(NamedTuple):
-    """A text before it has a domain."""
-
-    text: str
-    fields: Mapping[str, Any]
-    """All fields of the record; empty for a text file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,64 +93,78 @@ def _local(data: DataConfig, name: str, rules: Rules, digests: Digests) -> Sourc
 
     def documents() -> Iterator[Document]:
         for file in files:
-            records = read_file(file, data.text_field, rules.fields_of(name))
-            yield from _divided(records, name, rules)
+            records = read_file(file, data.text_field, rules.fields_of(name), data.split)
+            yield from documents_of(records, str(file), name, rules, data.split)
 
     suffixes = ["".join(file.suffixes[-2:]) for file in files]
     contents = list(zip(suffixes, digests(files), strict=True))
-    key = [name, contents, data.text_field, rules.key(name)]
+    key = [name, contents, data.text_field, rules.key(name), data.split]
     return Source(str(files[0]), rules.domains_of(name), key, documents)
 
 
 def _hub(data: DataConfig, name: str, rules: Rules, digests: Digests) -> Source:
     hub = data.sources[name]
-    key = [name, dataclasses.asdict(hub), digests(hub_files(hub)), rules.key(name)]
+    key = [name, dataclasses.asdict(hub), digests(hub_files(hub)), rules.key(name), data.split]
     where = f"data set {hub.path}"
-    return Source(where, rules.domains_of(name), key, lambda: _divided(read_hub(hub), name, rules))
+    named = where if hub.data_files is None else f"{where} ({hub.data_files})"
+
+    def documents() -> Iterator[Document]:
+        return documents_of(read_hub(hub), named, name, rules, data.split)
+
+    return Source(where, rules.domains_of(name), key, documents)
 
 
 _SOURCES = {DataKind.local: _local, DataKind.hub: _hub}
 """A function from the settings and the name of a source to the `Source`, by kind."""
 
 
-def _divided(records: Iterable[Record], source: str, rules: Rules) -> Iterator[Document]:
-    """The records that a rule wants."""
-    for record in records:
-        domain = rules.domain_of(source, record.text, record.fields)
-        if domain is not None:
-            yield Document(domain, record.text, text_id(record.text))
+def documents_of(
+    records: Iterator[Record | None],
+    where: str,
+    source: str,
+    rules: Rules,
+    split: str | int | None = None,
+) -> Iterator[Document]:
+    """The documents of the domains that take them, of which some may be blank.
 
+    Args:
+        records: None stands for one that is not wanted, so that errors have the right number.
+        where: file or data set, for errors.
+        source: its name in the rules.
+        split: as `formats.pieces` takes it; the rules see the pieces. None: whole documents.
 
-def _record(fields: Any, text_field: str) -> Record:
-    text = lookup(fields, text_field) if isinstance(fields, dict) else None
-    if not isinstance(text, str):
-        got = "nothing" if text is None else type(text).__name__
-        found = ", ".join(fields) if isinstance(fields, dict) else "none"
-        raise ValueError(
-            f"expected text in field {text_field!r}, got {got}; the fields are {found}; choose one "
-            "with data.text_field, or column of a data set"
-        )
-    text.encode()  # JSON can hold half of a surrogate pair
-    return Record(text, fields)
-
-
-def _with_text(records: Iterator[Record], where: str, *errors: type[Exception]) -> Iterator[Record]:
-    """The records that have text; an error names the file or data set, and the line or row."""
-    number = 0
-    expected: tuple[type[Exception], ...] = (
-        *(OSError, EOFError, ValueError, RecursionError, zlib.error),
-        *errors,
-    )
+    Raises:
+        DataError: a record cannot be read, or has no text; the message has its number.
+    """
+    number = num_left = 0
     try:
-        for number, record in enumerate(records, start=1):  # noqa: B007
-            if record.text and not record.text.isspace():
-                yield record
-    except expected as error:
+        for number, record in enumerate(records, start=1):
+            if record is None:
+                continue
+            if len(record.text) > LARGEST_TEXT:
+                raise DataError(
+                    f"{where}: document {number} has more than {LARGEST_TEXT:,} characters; split "
+                    "it with data.split=paragraphs, or data.split=4000 for so many characters"
+                )
+            texts = [record.text]
+            if split is not None:
+                texts = list(pieces(record.text.splitlines(keepends=True), split))
+            for text in texts:
+                domain = rules.domain_of(source, text, record.fields)
+                if domain is None:
+                    num_left += 1
+                else:
+                    yield Document(domain, text, text_id(text))
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
+        raise DataError(f"{where}: the text of record {number} is not UTF-8") from error
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.LZMAError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # `datasets` wraps it several times
             cause = cause.__cause__
         reason = first_line(cause)
         raise DataError(f"{where}: cannot read record {number + 1} ({reason})") from error
+    if num_left:
+        logger.info("%s: %d documents fit no rule of the partition", where, num_left)
 
 
 # Local files
@@ -186,7 +192,7 @@ def local_files(data: DataConfig, source: str) -> list[Path]:
     if not files:
         raise DataError(
             f"source {source} has no file in {where}; set data.paths.{source}, or add a folder "
-            f"{source} or a file {source}.jsonl (.json, .txt, .parquet; .gz, .zst)"
+            f"{source} or a file {source}.jsonl (.json, .csv, .tsv, .parquet, .txt; .gz, .zst)"
         )
     return files
 
@@ -195,72 +201,46 @@ def _is_named(entry: Path, source: str) -> bool:
     # Not `stem`: a source may have a dot in its name, and a file two suffixes.
     if entry.name == source:
         return True
-    plain = entry.name.removesuffix(entry.suffix) if entry.suffix in _COMPRESSED else entry.name
-    return entry.is_file() and plain.removesuffix(Path(plain).suffix) == source
+    plain = entry.name.removesuffix(entry.suffix) if entry.suffix in COMPRESSED else entry.name
+    return not entry.is_dir() and plain.removesuffix(Path(plain).suffix) == source
 
 
-def _files_below(entry: Path) -> list[Path]:
-    """The file, or the files of the folder, without hidden ones such as .git/config."""
-    if entry.is_file():
-        return [entry]
-    return [
-        path
-        for path in sorted(entry.rglob("*"))
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(entry).parts)
-    ]
+def _files_below(entry: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The file, or the files of the folder, without hidden ones such as .git/config.
 
-
-def read_file(path: Path, text_field: str, columns: Sequence[str] = ()) -> Iterator[Record]:
-    """The documents of a file: lines of JSON, rows of Parquet, or the whole file as one document.
+    Links are followed. Of a folder that `datasets.save_to_disk` wrote, only the tables are files.
 
     Args:
-        text_field: the field or column that contains the text.
-        columns: other columns to read from a Parquet file; absent ones are ignored.
+        above: resolved folders that contain the entry, for links that lead back.
 
     Raises:
-        DataError: the file cannot be read to its end, or a record has no text.
+        DataError: something is neither a file nor a folder, or cannot be read.
     """
-    if path.suffix == ".parquet":
-        import pyarrow
-
-        records = _read_parquet(path, text_field, columns)
-        return _with_text(records, str(path), pyarrow.ArrowException)
-    return _with_text(_read_text(path, text_field), str(path))
-
-
-def _read_text(path: Path, text_field: str) -> Iterator[Record]:
-    suffix = Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix
-    with _open(path) as stream:
-        if suffix not in _JSON_LINES:
-            yield Record(stream.read().decode("utf-8-sig"), {})
+    try:
+        mode = entry.stat().st_mode
+        if stat.S_ISREG(mode):
+            yield entry
             return
-        for number, line in enumerate(stream):
-            text = line.decode("utf-8" if number else "utf-8-sig")
-            # A blank line counts as a record, so that errors have the number of the line.
-            yield _record(json.loads(text), text_field) if text.strip() else Record("", {})
-
-
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path))
-    if path.suffix == ".zst":
-        import pyarrow
-
-        # Unlike the reader of `zstandard`, it reports a file that is cut off.
-        return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"), 1 << 20)
-    return open(path, "rb")
-
-
-def _read_parquet(path: Path, text_field: str, columns: Sequence[str]) -> Iterator[Record]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as table:
-        names = table.schema_arrow.names
-        # A column, or the struct that contains it.
-        wanted = {n if n in names else n.split(".")[0] for n in (text_field, *columns)}
-        for batch in table.iter_batches(_PARQUET_ROWS, columns=sorted(wanted & set(names))):
-            for fields in batch.to_pylist():
-                yield _record(fields, text_field)
+        if not stat.S_ISDIR(mode):
+            kind = _FILE_KINDS.get(stat.S_IFMT(mode), "device")
+            raise DataError(f"{entry} is a {kind}; only files and folders are read")
+        names = sorted(os.listdir(entry))
+        if "dataset_dict.json" in names:
+            names = ["train"]
+        elif {"state.json", "dataset_info.json"} <= set(names):
+            state = json.loads((entry / "state.json").read_text())
+            names = [file["filename"] for file in state["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        if entry.is_symlink():
+            reason = f"a link to {os.readlink(entry)}: {reason}"
+        raise DataError(f"{entry} cannot be read ({reason}); remove or repair it") from error
+    folder = os.path.realpath(entry)
+    if folder in above:
+        raise DataError(f"{entry} is a link to a folder that contains it; remove it")
+    for name in names:
+        if not name.startswith("."):
+            yield from _files_below(entry / name, (*above, folder))
 
 
 # Data sets of the Hugging Face Hub
@@ -273,37 +253,33 @@ def hub_files(source: HubSource) -> list[Path]:
         names = sorted(glob.glob(source.data_files or "", recursive=True))
         if not names and "://" not in (source.data_files or "://"):
             raise DataError(f"data_files={source.data_files} matches no file")
-    return [file for name in names for file in _files_below(Path(name))]
+    return [file for name in names if os.path.exists(name) for file in _files_below(Path(name))]
 
 
-def read_hub(source: HubSource) -> Iterator[Record]:
-    """The rows of a data set, streamed: nothing is read beyond what the caller takes.
+def read_hub(source: HubSource) -> Iterator[Record | None]:
+    """The rows of a data set, streamed, and None for those that its filter leaves out.
 
     Raises:
-        DataError: the Hub or the data set cannot be reached or read, or a row has no text.
+        DataError: the Hub cannot be reached.
+        OSError, ValueError: the data set cannot be read, or a row has no text.
     """
     if not hub_files(source):
         check_hub(f"data set {source.path}")
     import datasets
     import pyarrow
 
-    where = source.path if source.data_files is None else f"{source.path} ({source.data_files})"
-    errors = (pyarrow.ArrowException, datasets.exceptions.DatasetsError)
-    return _with_text(_read_rows(source), f"data set {where}", *errors)
-
-
-def _read_rows(source: HubSource) -> Iterator[Record]:
-    import datasets
-
     options = {"name": source.name, "data_files": source.data_files}
     given = {name: value for name, value in options.items() if value is not None}
-    for fields in datasets.load_dataset(source.path, split=source.split, streaming=True, **given):
-        column, values = source.filter_column, source.filter_values or []
-        if column is not None and column.split(".")[0] not in fields:
-            raise ValueError(f"no column {column!r}, only {', '.join(fields)}")
-        is_wanted = column is None or holds(fields, column, values)
-        # Other rows count as records without text, so that errors have the number of the row.
-        yield _record(fields, source.column) if is_wanted else Record("", {})
+    column, values = source.filter_column, source.filter_values or []
+    try:
+        rows = datasets.load_dataset(source.path, split=source.split, streaming=True, **given)
+        for fields in rows:
+            if column is not None and column.split(".")[0] not in fields:
+                raise ValueError(f"no column {column!r}, only {', '.join(fields)}")
+            is_wanted = column is None or holds(fields, column, values)
+            yield record_of(fields, source.column) if is_wanted else None
+    except (pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(first_line(error)) from error
 
 
 def check_hub(wanted: str) -> None:

@@ -55,6 +55,7 @@ class TrainedTokenizer:
     """
 
     eot_id = 0
+    prefix: tuple[int, ...] = ()
 
     def __init__(self, backend: "Tokenizer") -> None:
         backend.encode_special_tokens = True
@@ -138,12 +139,24 @@ class PretrainedTokenizer:
         # Some vocabularies have gaps: the number of tokens can be below the largest id.
         self.vocab_size: int = max(len(hf_tokenizer), max(hf_tokenizer.get_vocab().values()) + 1)
         self._dtype = token_dtype(self.vocab_size)
+        # A template can also end a text; here every document ends with the separator.
+        template = hf_tokenizer("")["input_ids"]
+        self.prefix: tuple[int, ...] = tuple(
+            template[: -1 if template[-1:] == [self.eot_id] else None]
+        )
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `TrainedTokenizer.encode`."""
-        lists = self._hf_tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
+        backend = getattr(self._hf_tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            lists = self._hf_tokenizer(
+                list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
+            )["input_ids"]
+        else:
+            # Half as long as by transformers, which also looks for the place of every token.
+            backend.encode_special_tokens = True
+            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            lists = [encoding.ids for encoding in encodings]
         return [np.array(ids, dtype=self._dtype) for ids in lists]
 
     def save(self, folder: Path) -> None:

@@ -103,8 +103,10 @@ class Sampler:
     _: KW_ONLY
     tokenizer: Any
     """A Hugging Face tokenizer; tokens that it lacks are never drawn."""
+    begin: Sequence[int]
+    """The tokens before every document."""
     eot_id: int
-    """The token before and after every document."""
+    """The token after every document."""
     sample_tokens: int
     """Tokens of a continuation; fewer if prompt and continuation would exceed `sequence_length`."""
     sequence_length: int
@@ -226,7 +228,7 @@ class Sampler:
 
     def _draw(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Continuations of prompts of one length, padded with the end-of-text token."""
-        ids_NT = torch.tensor([[self.eot_id, *p.ids] for p in prompts], device=self.device)
+        ids_NT = torch.tensor([[*self.begin, *p.ids] for p in prompts], device=self.device)
         num_drawn = min(self.sample_tokens, self.sequence_length - len(prompts[0].ids))
         known = set(self.tokenizer.get_vocab().values())
         unknown = [i for i in range(self.routed.model.config.vocab_size) if i not in known]

@@ -29,6 +29,7 @@ def data(tmp_path) -> TokenData:
         heldout={d: shard(1000 * (place + 1), 2) for place, d in enumerate(DOMAINS)},
         vocab_size=5000,
         eot_id=0,
+        prefix=(),
         fingerprint="x",
         markers={},
         tokenizer_dir=tmp_path,

@@ -11,7 +11,7 @@ def test_chunks_are_whole_documents_in_the_order_of_their_ids():
     documents = shard([5, 12, 4], num_bytes=30)
     documents.ids[:] = [300, 2, 10]
     chunks = heldout_chunks(
-        documents, tokens=100, document_tokens=50, sequence_length=5, eot_id=EOT
+        documents, tokens=100, document_tokens=50, sequence_length=5, begin=[EOT]
     )
     assert chunks.ids == (f"{2:016x}", f"{10:016x}", f"{300:016x}")
     assert chunks.num_tokens.tolist() == [12, 4, 5]
@@ -28,7 +28,7 @@ def test_chunks_are_whole_documents_in_the_order_of_their_ids():
 
 def test_chunks_stop_when_they_have_enough_and_scale_the_bytes_of_cut_documents():
     documents = shard([20, 20, 20, 20], num_bytes=100)
-    chunks = heldout_chunks(documents, tokens=11, document_tokens=8, sequence_length=6, eot_id=EOT)
+    chunks = heldout_chunks(documents, tokens=11, document_tokens=8, sequence_length=6, begin=[EOT])
     assert chunks.num_tokens.tolist() == [8, 8]
     assert chunks.num_bytes.tolist() == [40.0, 40.0]
     # No wider than what is read: padding would be computed.
@@ -47,7 +47,7 @@ def test_the_same_tokens_are_predicted_with_any_marker_and_with_none(
     lengths, width, sequence_length, document_tokens
 ):
     documents = shard(lengths)
-    options = {"tokens": 150, "document_tokens": document_tokens, "eot_id": EOT}
+    options = {"tokens": 150, "document_tokens": document_tokens, "begin": [EOT]}
     marker = np.full(width, 7777)
     plain = heldout_chunks(documents, sequence_length=sequence_length, **options)
     read = heldout_chunks(documents, sequence_length=sequence_length, marker=marker, **options)

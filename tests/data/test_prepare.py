@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from gr_sweep.config import DataConfig, DataKind, DomainConfig, HubSource, PartitionConfig
 from gr_sweep.data import prepare
 from gr_sweep.data.markers import is_marked, marked
-from gr_sweep.data.prepare import prepare_data, text_fingerprint
+from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
 from gr_sweep.data.rules import is_held_out, text_id
 from gr_sweep.data.sources import Document
 from gr_sweep.errors import DataError
@@ -120,33 +121,66 @@ def test_a_share_of_the_training_documents_is_marked_and_nothing_else_changes(tm
         assert 0.4 < num_marked / train.num_documents < 0.95
 
 
-def test_a_limit_bounds_training_tokens_and_stops_reading(tmp_path):
+def test_a_limit_bounds_training_tokens_and_leaves_held_out_text_as_it_is(tmp_path, monkeypatch):
     root = write_root(tmp_path / "root", "code", "creative", documents=400)
-    # What lies beyond the limit is not even read.
-    with open(root / "code.jsonl", "a") as file:
-        file.write("broken\n")
-    made = prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
-    for domain in made.domains:
-        shard = made.train[domain]
-        assert shard.num_tokens == 5000 and tokens_of(shard)[-1] == made.eot_id
+    tokenizer = str(prepare_data(local(tmp_path, root), TWO).tokenizer_dir)
+    whole = prepare_data(local(tmp_path, root, tokenizer=tokenizer), TWO)
+    for limit in (1, 1000, 5000):
+        made = prepare_data(local(tmp_path, root, tokenizer=tokenizer, limit_tokens=limit), TWO)
+        for domain in made.domains:
+            assert np.array_equal(tokens_of(made.heldout[domain]), tokens_of(whole.heldout[domain]))
+            shard = made.train[domain]
+            assert shard.num_tokens == limit and tokens_of(shard)[-1] == made.eot_id
     # The text is the same with markers, which do not count.
-    with_markers = prepare_data(local(tmp_path, root, limit_tokens=5000, spurious=0.5), TWO)
+    data = local(tmp_path, root, tokenizer=tokenizer, limit_tokens=5000, spurious=0.5)
+    with_markers = prepare_data(data, TWO)
     for domain in made.domains:
         assert np.array_equal(with_markers.train[domain].ids, made.train[domain].ids)
         assert np.array_equal(with_markers.train[domain].num_bytes, made.train[domain].num_bytes)
         assert with_markers.train[domain].num_tokens > 5000
-    with pytest.raises(DataError, match=r"code\.jsonl: cannot read record 401"):
-        prepare_data(local(tmp_path, root), TWO)
+    with open(root / "code.jsonl", "a") as file:
+        file.write("broken\n")
+    with pytest.raises(DataError, match=r"code\.jsonl: cannot read record 401 \(line 401:"):
+        prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
+    # A source is not read to its end for more held-out text than jobs need.
+    monkeypatch.setattr(prepare, "HELD_OUT_TOKENS", 500)
+    monkeypatch.setattr(prepare, "BATCH_BYTES", 5_000)
+    made = prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
+    first = len(made.heldout["code"].ids)
+    assert made.heldout["code"].num_tokens >= 500
+    assert np.array_equal(made.heldout["code"].ids, whole.heldout["code"].ids[:first])
 
 
-def test_copies_of_a_held_out_text_are_held_out_once(tmp_path):
+def test_copies_and_blank_texts_are_dropped_and_counted(tmp_path, caplog):
     copies = texts("code", 100)
-    write_lines(tmp_path / "root" / "code.jsonl", [{"text": text} for text in copies * 2])
+    records = [{"text": text} for text in [*copies * 2, " \n", ""]]
+    write_lines(tmp_path / "root" / "code.jsonl", records)
     write_root(tmp_path / "root", "creative")
-    made = prepare_data(local(tmp_path, tmp_path / "root"), TWO)
-    held_out = sum(is_held_out(text_id(text)) for text in copies)
-    assert made.heldout["code"].num_documents == held_out > 0
-    assert made.train["code"].num_documents == 2 * (100 - held_out)
+    data = local(tmp_path, tmp_path / "root")
+    for _ in range(2):  # the table is the same when the text is in the cache
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            made = prepare_data(data, TWO)
+        held_out = sum(is_held_out(text_id(text)) for text in copies)
+        assert made.heldout["code"].num_documents == held_out > 0
+        assert made.train["code"].num_documents == 100 - held_out
+        header, code, _ = [line for line in caplog.messages if "  " in line]
+        counts = dict(zip(re.split("  +", header), re.split("  +", code), strict=True))
+        assert counts["documents"] == f"{100 - held_out}" and counts["held out"] == f"{held_out}"
+        assert counts["characters"] == f"{sum(map(len, copies)):,}"
+        assert (counts["duplicates"], counts["empty"]) == ("100", "2")
+
+
+def test_too_few_held_out_documents_are_refused_with_what_would_give_more(tmp_path):
+    root = write_root(tmp_path / "root", "code", "creative", documents=60)
+    made = prepare_data(local(tmp_path, root), TWO)
+    few = made.heldout["code"].num_documents
+    said = rf"code has {few} of 60.* eval.min_documents=20.* data.split=(\d+) for pieces"
+    with pytest.raises(DataError, match=said) as refusal:
+        check_held_out(made, 20)
+    check_held_out(made, few)
+    split = int(re.search(said, str(refusal.value))[1])
+    check_held_out(prepare_data(local(tmp_path, root, split=split), TWO), 20)
 
 
 def test_a_pretrained_model_brings_its_own_tokenizer(tmp_path):

@@ -1,24 +1,36 @@
+import bz2
+import csv
 import gzip
 import io
 import json
+import lzma
 import os
 import socket
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 import zstandard
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from gr_sweep.config import DataConfig, DataKind, HubSource
+from gr_sweep.data.formats import LARGEST_TEXT, pieces, read_file
 from gr_sweep.data.prepare import prepare_data
-from gr_sweep.data.sources import check_hub, hub_files, local_files, read_file, read_hub
+from gr_sweep.data.rules import Rules
+from gr_sweep.data.sources import check_hub, hub_files, local_files, sources_of
 from gr_sweep.errors import DataError, GrSweepError
 from tests.data.corpus import partition, write_lines
 from tests.refused import contents, is_one_line, within
 
-RECORDS = [{"text": f"text {number}\nwith a line", "tag": number} for number in range(5)]
-VARIED = [*RECORDS, {"text": "a", "day": "2024-01-02", "tag": "one"}, {"text": "b", "tag": ["x"]}]
+RECORDS = [{"text": f"text {number}\nwith a line", "tag": f"{number}"} for number in range(5)]
+VARIED = [*RECORDS, {"text": "a", "day": "2024-01-02", "tag": 1}, {"text": "b", "tag": ["x"]}]
 GOOD = b"".join(
     json.dumps({"text": f"some good text, the {n}th of its kind"}).encode() + b"\n"
     for n in range(60)
@@ -28,15 +40,113 @@ DEEP = 100_000
 
 
 def parquet(columns: dict[str, list[object]]) -> bytes:
-    import pyarrow
-    import pyarrow.parquet
-
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
     return file.getvalue()
 
 
+def arrow(new: Callable, records: list[dict[str, str]]) -> bytes:
+    table, file = pyarrow.Table.from_pylist(records), io.BytesIO()
+    with new(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
+def table(delimiter: str) -> bytes:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, ["text", "tag"], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(RECORDS)
+    return file.getvalue().encode()
+
+
+def long_zstandard(content: bytes) -> bytes:
+    """Frames one after another, with a window that the default of `zstandard` refuses."""
+    options = zstandard.ZstdCompressionParameters(window_log=30, write_content_size=False)
+    packer = zstandard.ZstdCompressor(compression_params=options)
+    parts = [packer.compressobj() for _ in range(2)]
+    half = len(content) // 2
+    first, second = content[:half], content[half:]
+    return b"".join(p.compress(c) + p.flush() for p, c in zip(parts, (first, second), strict=True))
+
+
 PARQUET = parquet({"text": [f"hello world {n}" for n in range(999)]})
+LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
+FORMATS = {
+    "jsonl": LINES,
+    "json": json.dumps(RECORDS, indent=1).encode(),
+    "csv": table(","),
+    "tsv": table("\t"),
+    "parquet": parquet({name: [r[name] for r in RECORDS] for name in ("text", "tag")}),
+    "arrow": arrow(pyarrow.ipc.new_file, RECORDS),
+    "stream": arrow(pyarrow.ipc.new_stream, RECORDS),
+}
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": long_zstandard,
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_is_read_by_its_content_packed_or_not_whatever_its_name(tmp_path, kind):
+    files = {f"a.{kind}": FORMATS[kind], "b.txt": FORMATS[kind], "c": FORMATS[kind]}
+    for suffix, pack in PACKED.items():
+        files |= {f"a.{kind}.{suffix}": pack(FORMATS[kind]), f"{suffix}.md": pack(FORMATS[kind])}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        found = list(read_file(tmp_path / name, "text", ["tag", "absent"]))
+        assert [record.fields for record in found] == RECORDS, name
+        assert [record.text for record in found] == [record["text"] for record in RECORDS]
+
+
+def test_what_only_resembles_a_table_or_json_is_text(tmp_path):
+    for text in ("text, lies and videotape\n", "[text](link)\n", '{"a": 1}', "text\nline\n", ""):
+        (tmp_path / "a.md").write_text(text)
+        assert [record.text for record in read_file(tmp_path / "a.md", "text")] == [text]
+
+
+def test_a_data_set_that_was_saved_to_disk_is_a_source(tmp_path):
+    import datasets
+
+    saved = datasets.Dataset.from_list(RECORDS)
+    saved.save_to_disk(tmp_path / "one", num_shards=2)
+    datasets.DatasetDict(train=saved, test=saved.select([0])).save_to_disk(tmp_path / "two")
+    for source in ("one", "two"):
+        files = local_files(DataConfig(kind=DataKind.local, root=str(tmp_path)), source)
+        found = [record.text for file in files for record in read_file(file, "text")]
+        assert found == [record["text"] for record in RECORDS]
+
+
+@settings(max_examples=50, deadline=None)
+@drawn(st.text("ab \n\r\u2028é", max_size=80), st.integers(1, 30))
+def test_pieces_are_a_text_without_loss(text, largest):
+    found = list(pieces(text.splitlines(keepends=True), largest))
+    assert "".join(found) == text and all(len(piece) <= largest for piece in found)
+    paragraphs = list(pieces(text.splitlines(keepends=True), "paragraphs"))
+    assert "".join("".join(paragraphs).split()) == "".join(text.split())
+    assert all(line.strip() for p in paragraphs for line in p.splitlines())
+
+
+def test_a_long_text_is_refused_at_once_or_split(tmp_path):
+    path = tmp_path / "a.txt"
+    with open(path, "w") as file:
+        for number in range(LARGEST_TEXT // 1000 + 1):
+            file.write(f"line {number} ".ljust(999, "x") + "\n\n"[: 1 + number % 2])
+    with pytest.raises(DataError, match=r"a.txt: document 1 has more .* data.split=paragraphs"):
+        list(documents(DataConfig(kind=DataKind.local, paths={"a": str(path)})))
+    for split, number in (("paragraphs", 8389), (4000, 5593)):
+        data = DataConfig(kind=DataKind.local, paths={"a": str(path)}, split=split)
+        found = [document.text for document in documents(data)]
+        assert len(found) == number and found[0].startswith("line 0")
+        assert max(map(len, found)) <= 4000 and found[-1].startswith("line 16")
+
+
+def documents(data: DataConfig) -> Iterator:
+    """The documents of source a."""
+    [source] = sources_of(data, Rules(partition("a")), lambda paths: [""] * len(paths))
+    return source.documents()
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.jsonl.zst"])
@@ -45,14 +155,6 @@ def test_json_lines_keep_text_fields_and_line(tmp_path, name):
     found = list(read_file(path, "text"))
     assert [record.text for record in found] == [record["text"] for record in VARIED]
     assert [record.fields for record in found] == VARIED
-
-
-def test_parquet_reads_the_columns_that_are_wanted(tmp_path):
-    path = tmp_path / "a.parquet"
-    path.write_bytes(parquet({"text": ["x", "y"], "tag": [1, 2], "other": [3, 4]}))
-    found = list(read_file(path, "text", ["tag", "absent"]))
-    assert [record.text for record in found] == ["x", "y"]
-    assert found[1].fields == {"text": "y", "tag": 2}
 
 
 def test_any_other_file_is_one_document(tmp_path):
@@ -99,12 +201,26 @@ EMPTY = "domain a is empty"
 FILES: dict[str, tuple[str, bytes, str]] = {
     "gzip that is cut off": ("a.jsonl.gz", GZIP[:-4], "a.jsonl.gz: cannot read record 61"),
     "zstandard that is cut off": ("a.txt.zst", ZSTD[:-2], "a.txt.zst: cannot read"),
-    "text that is Parquet": ("a.txt", PARQUET, "a.txt: cannot read"),
+    "a PDF": ("a.txt", b"%PDF-1.7 ...", "a.txt is a PDF document"),
+    "a zip archive": ("a.csv", b"PK\x03\x04\0", "a.csv is a zip archive"),
+    "a tar archive": ("a.gz", gzip.compress(b"x".ljust(257, b"\0") + b"ustar"), "is a tar archive"),
+    "UTF-16": ("a.txt", "text".encode("utf-16"), "a.txt is text in UTF-16"),
+    "binary data": ("a.txt", b"a\0b", "a.txt is binary data"),
+    "text named Parquet": ("a.parquet", b"some text", "a.parquet is no parquet file"),
+    "Latin-1": ("a.txt", "caf\u00e9".encode("latin-1"), "the text of record 1 is not UTF-8"),
+    "a row that is too long": ("a.csv", b"text,tag\na,b\nc,d,e\n", "3 values for 2 columns"),
+    "a table without text": ("a.tsv", b"body\ttag\na\tb\n", "the fields are body, tag"),
+    "a quote without end": ("a.csv", b'text,tag\n"a,b\n', "a.csv: cannot read record 1 (line"),
+    "an array without end": ("a.json", b'[{"text": "x"},', "cannot read record 2"),
+    "text after an array": ("a.json", b'[{"text": "x"}] x', "more text after the array"),
     "lines of blank text": ("a.jsonl", b'{"text": " \\n"}\n' * 9, EMPTY),
-    "cut within a line": ("a.jsonl", GOOD + b'\n{"text": "abc', "a.jsonl: cannot read record 62"),
-    "a JSON array": ("a.json", b'[{"text": "x"}]', "expected text in field 'text'"),
+    "cut within a line": (
+        "a.jsonl",
+        GOOD + b'\n{"text": "abc',
+        "cannot read record 61 (line 62: U",
+    ),
     "text is a list": ("a.jsonl", b'{"text": ["x"]}\n', "in field 'text', got list"),
-    "half a surrogate": ("a.jsonl", b'{"text": "a\\udfffb"}\n', "cannot read record 1"),
+    "half a surrogate": ("a.jsonl", b'{"text": "a\\udfffb"}\n', "text of record 1 is not UTF-8"),
     "a name with escapes": ("a.jsonl", b'{"\\u001b[2J\\n": "x"}\n', r"fields are \x1b[2J"),
     "deep lists": ("a.jsonl", b"[" * DEEP + b"]" * DEEP, "cannot read record 1"),
     "Parquet that is cut off": ("a.parquet", PARQUET[:-10], "a.parquet: cannot read"),
@@ -144,13 +260,30 @@ def test_a_file_that_cannot_be_read_is_one_line_and_leaves_nothing(text, name, c
     assert_refused(text, said)
 
 
+def folder_a(text: Path, make: Callable[[Path], object]) -> None:
+    """A folder a with a good file, and something that `make` puts beside it."""
+    (text / "a").mkdir()
+    (text / "a" / "good.jsonl").write_bytes(GOOD)
+    make(text / "a" / "x")
+
+
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda text: None, "source a has no file"),
-    "a pipe": (lambda text: os.mkfifo(text / "a.jsonl"), "source a has no file"),
-    "a link to itself": (lambda text: (text / "a").symlink_to("a"), "source a has no file"),
+    "a pipe": (lambda text: os.mkfifo(text / "a.jsonl"), "a.jsonl is a pipe"),
+    "a link to itself": (lambda text: (text / "a").symlink_to("a"), "a cannot be read (a link to"),
+    "a dangling link": (lambda text: (text / "a.txt").symlink_to("z"), "a.txt cannot be read (a l"),
     "a file and a folder": (
         lambda text: ((text / "a.jsonl").write_bytes(GOOD), (text / "a").mkdir()),
         "choose one with data.paths.a",
+    ),
+    "a pipe in a folder": (lambda text: folder_a(text, os.mkfifo), "x is a pipe"),
+    "a dangling link in a folder": (
+        lambda text: folder_a(text, lambda x: x.symlink_to("nowhere")),
+        "x cannot be read (a link to nowhere: No such file",
+    ),
+    "a link to the folder above": (
+        lambda text: folder_a(text, lambda x: x.symlink_to(text)),
+        "is a link to a folder that contains it",
     ),
 }
 
@@ -159,6 +292,25 @@ PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_an_entry_that_is_not_a_file_is_refused_without_waiting(text, make, said):
     make(text)
     assert_refused(text, said)
+
+
+def test_links_to_folders_are_followed_and_a_closed_folder_is_named():
+    with tempfile.TemporaryDirectory() as name:  # which an unprivileged user can enter
+        root = Path(name)
+        os.chmod(root, 0o755)
+        write_lines(root / "elsewhere" / "b.jsonl", RECORDS)
+        write_lines(root / "a" / "a.jsonl", RECORDS)
+        (root / "a" / "link").symlink_to("../elsewhere")
+        data = DataConfig(kind=DataKind.local, root=str(root))
+        assert local_files(data, "a") == [root / "a/a.jsonl", root / "a/link/b.jsonl"]
+        (root / "a" / "closed").mkdir(mode=0o000)
+        user = os.geteuid()
+        os.seteuid(user or 65534)  # root may read everything
+        try:
+            with pytest.raises(DataError, match="a/closed cannot be read"):
+                local_files(data, "a")
+        finally:
+            os.seteuid(user)
 
 
 @pytest.mark.parametrize("given", ["/dev/zero", "nowhere", "a\0b"])
@@ -175,6 +327,10 @@ def test_a_word_of_a_megabyte_does_not_stop_the_tokenizer(text):
 # The Hub
 
 
+def hub_texts(source: HubSource) -> list[str]:
+    return [d.text for d in documents(DataConfig(kind=DataKind.hub, sources={"a": source}))]
+
+
 def test_hub_reads_local_files_in_its_formats_with_a_filter(tmp_path):
     write_lines(tmp_path / "a.jsonl", RECORDS)
     source = HubSource(
@@ -184,11 +340,10 @@ def test_hub_reads_local_files_in_its_formats_with_a_filter(tmp_path):
         filter_values=["1", "3"],
     )
     assert hub_files(source) == [tmp_path / "a.jsonl"]
-    assert [record.text for record in read_hub(source)] == [RECORDS[1]["text"], RECORDS[3]["text"]]
+    assert hub_texts(source) == [RECORDS[1]["text"], RECORDS[3]["text"]]
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.parquet").write_bytes(parquet({"body": ["one", "two"]}))
-    found = list(read_hub(HubSource(path=str(tmp_path / "set"), column="body")))
-    assert [record.text for record in found] == ["one", "two"]
+    assert hub_texts(HubSource(path=str(tmp_path / "set"), column="body")) == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +363,7 @@ def test_hub_errors_are_one_line_that_names_the_data_set(tmp_path, changes, said
     if not changes:
         path.write_bytes(b'{"text": "x"}\n{"text"')
     with pytest.raises(DataError) as error:
-        list(read_hub(HubSource(**{"path": "json", "data_files": str(path)} | changes)))
+        hub_texts(HubSource(**{"path": "json", "data_files": str(path)} | changes))
     assert said in str(error.value) and is_one_line(str(error.value))
 
 
@@ -224,7 +379,7 @@ def test_without_network_the_hub_fails_at_once_in_one_line(monkeypatch):
             monkeypatch.delenv(name, raising=False)
         start = time.monotonic()
         with pytest.raises(DataError, match=f"{address} does not answer") as error:
-            list(read_hub(HubSource(path="somebody/some-data-set")))
+            hub_texts(HubSource(path="somebody/some-data-set"))
         assert time.monotonic() - start < 8
     assert is_one_line(str(error.value))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -31,7 +31,7 @@ def evaluate(processes: Processes) -> dict[str, Any]:
     )  # fmt: skip
     limits = {"sample_tokens": 8, "sequence_length": 16}
     prompts = choose_prompts(shards(8, seed=1), number=1, prompt_tokens=4, **limits)
-    sampler = Sampler(routed, token_losses, prompts, tokenizer=Letters(), eot_id=0,
+    sampler = Sampler(routed, token_losses, prompts, tokenizer=Letters(), begin=[0], eot_id=0,
                       batch_sequences=16, seed=0, device=CPU, **limits)  # fmt: skip
     recover = sampler.recovering(recover)
     before = batches.losses(token_losses)

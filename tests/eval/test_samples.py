@@ -32,7 +32,8 @@ def prompts_of(number: int = 2, **options) -> list[Prompt]:
 
 def make_sampler(routed: RoutedModel, prompts: list[Prompt] | None = None, **options) -> Sampler:
     settings = {
-        "tokenizer": Letters(), "eot_id": EOT, "sample_tokens": 9, "sequence_length": 2 * LENGTH,
+        "tokenizer": Letters(), "begin": [EOT], "eot_id": EOT, "sample_tokens": 9,
+        "sequence_length": 2 * LENGTH,
         "batch_sequences": 16, "seed": 5, "device": CPU,
     } | options  # fmt: skip
     return Sampler(

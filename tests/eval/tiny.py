@@ -43,7 +43,7 @@ def held_out(batch_sequences: int = 16, **options) -> HeldoutBatches:
     """Other documents of the same domains."""
     chunks = {
         domain: heldout_chunks(
-            text, tokens=100, document_tokens=12, sequence_length=LENGTH, eot_id=0
+            text, tokens=100, document_tokens=12, sequence_length=LENGTH, begin=[0]
         )
         for domain, text in shards(8, seed=1).items()
     }

@@ -116,7 +116,7 @@ def held_out(processes: Processes) -> HeldoutBatches:
             tokens=100,
             document_tokens=100,
             sequence_length=12,
-            eot_id=0,
+            begin=[0],
         )
         for domain in DOMAINS
     }
