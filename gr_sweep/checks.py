@@ -216,7 +216,7 @@ def _with_label_rules(config: RunConfig, domains: tuple[str, ...]) -> RunConfig:
             "documents go; use a partition without rules"
         )
     given = data.sources if data.kind is DataKind.hub else data.paths
-    names = list(given) or ["root"] * (data.root is not None)
+    names = list(given) or ["all"] * (data.root is not None)
     if len(names) != 1 or data.kind is DataKind.synthetic:
         raise ConfigError(
             f"data.label_field={data.label_field} needs one source for all domains: data=local "

@@ -11,6 +11,9 @@ from gr_sweep.errors import ConfigError
 UNLABELLED = "unlabelled"
 """Name of the rows whose label is hidden from routing. No domain can have it."""
 
+MAX_LENGTH = 100
+"""Characters of a label. File systems allow 255 bytes, and suffixes are added."""
+
 _LABEL = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
 
@@ -24,6 +27,10 @@ def check_domains(domains: Iterable[str]) -> tuple[str, ...]:
     if not domains:
         raise ConfigError("no domains given; a partition needs one, for example [code, biology]")
     for domain in domains:
+        if len(domain) > MAX_LENGTH:
+            raise ConfigError(
+                f"domain {domain[:20]}... has {len(domain)} characters; {MAX_LENGTH} are allowed"
+            )
         if not _LABEL.fullmatch(domain) or domain in (UNLABELLED, "core"):
             raise ConfigError(
                 f"invalid domain {domain!r}: expected letters, digits, _ and -, nested as in "

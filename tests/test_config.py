@@ -49,6 +49,8 @@ def config_of(*domains: str, **settings: Any) -> RunConfig:
         ({"eval__relearn_lrs": [0.1, 0.0]}, "eval.relearn_lrs[1]: 0.0; expected a number above 0"),
         ({"plan__forget": [["code"]]}, "plan.forget[0]: ['code']; expected a single value"),
         ({"data__text_field": ""}, "data.text_field is empty"),
+        ({"data__split": "lines"}, "data.split: 'lines'; expected paragraphs, a number of char"),
+        ({"data__split": 0}, "data.split: 0; expected paragraphs, a number of characters"),
         ({"partition__unlabelled": {"code": 2}}, "partition.unlabelled.code: 2; expected a numbe"),
         ({"partition__unlabelled": {1: 0.1}}, "partition.unlabelled: the name 1 is not text"),
         ({"plan__forget": ["maths"]}, "plan.forget: unknown domain 'maths'"),
@@ -125,6 +127,31 @@ def test_text_needs_a_folder_a_path_or_a_data_set_for_every_source(tmp_path):
         with pytest.raises(ConfigError, match=message):
             validate(config_of(**settings))
     validate(config_of(**local, data__root=str(tmp_path)))
+
+
+def test_labels_of_records_become_rules_of_one_source():
+    labelled = {"data__kind": DataKind.local, "data__label_field": "topic"}
+    for settings, message in (
+        ({"data__labels": {"py": "code"}}, "data.labels needs data.label_field"),
+        (labelled, "needs one source for all domains"),
+        (labelled | {"data__paths": {"a": "x", "b": "y"}}, "needs one source for all domains"),
+        (labelled | {"data__kind": DataKind.synthetic}, "needs one source for all domains"),
+        (labelled | {"data__root": "x", "data__labels": {"py": "cod"}}, "unknown domain 'cod'"),
+        (labelled | {"data__root": "x", "data__labels": {"py": "code"}}, "no value for .* biology"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            validate(config_of(**settings))
+    config = validate(config_of(**labelled, data__root="x"))
+    assert config.data.paths == {"all": "x"} and config.data.root is None
+    assert config.partition.domains["code"] == DomainConfig(
+        source="all", field="topic", values=["code"]
+    )
+    labels = {"py": "code", "c": "code", "bio": "biology", "5": "creative"}
+    config = validate(config_of(**labelled, data__paths={"a": "x"}, data__labels=labels))
+    assert config.partition.domains["code"].values == ["py", "c"]
+    config.data.label_field = "topic"
+    with pytest.raises(ConfigError, match="both say where documents go"):
+        validate(config)
 
 
 def test_a_method_without_routing_has_no_plan_whatever_plan_says():

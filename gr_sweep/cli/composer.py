@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -29,6 +30,15 @@ from gr_sweep.errors import ConfigError
 
 _SEARCH_PATH = "hydra.searchpath"
 _DOMAINS = "partition.domains"
+
+
+def _text_of_key(visitor: Any, context: Any) -> str:
+    """The name 1e5 of {1e5: 2}, which Hydra reads as a number; its grammar has no quotes there."""
+    key = HydraOverrideVisitor._createPrimitive(visitor, context)
+    return key if isinstance(key, str) else context.getText().strip()
+
+
+HydraOverrideVisitor.visitDictKey = _text_of_key  # type: ignore
 
 
 class Composer:

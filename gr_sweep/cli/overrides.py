@@ -12,7 +12,12 @@ from decimal import Decimal
 
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    KeyValidationError,
+    OmegaConfBaseException,
+)
 
 from gr_sweep.cli.schema import OPTIONAL_GROUPS
 from gr_sweep.config import RunConfig
@@ -93,6 +98,8 @@ def explain(error: Exception, where: str = "") -> ConfigError:
     said = str(cause).split("\n    full_key:")[0] or type(cause).__name__
     if "is not a ListConfig" in said:
         said = "expected a list, such as [a,b]"
+    elif isinstance(cause, KeyValidationError):
+        said = f"{said}; put names such as null, 007, 1e5 or on in quotes"
     elif "is not a subclass of" in said:
         said = "it is a group of settings; expected one of them, such as train.steps=100"
     key = getattr(cause, "full_key", None) or ""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from gr_sweep.config import DataConfig, DataKind, HubSource
 from gr_sweep.data import synthetic
 from gr_sweep.data.formats import COMPRESSED, LARGEST_TEXT, Record, pieces, read_file, record_of
-from gr_sweep.data.rules import Rules, holds, text_id
+from gr_sweep.data.rules import Rules, holds, lookup, text_id
 from gr_sweep.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -137,6 +137,7 @@ def documents_of(
         DataError: a record cannot be read, or has no text; the message has its number.
     """
     number = num_left = 0
+    example = ""
     try:
         for number, record in enumerate(records, start=1):
             if record is None:
@@ -153,6 +154,11 @@ def documents_of(
                 domain = rules.domain_of(source, text, record.fields)
                 if domain is None:
                     num_left += 1
+                    if num_left == 1:
+                        found = {
+                            name: lookup(record.fields, name) for name in rules.fields_of(source)
+                        }
+                        example = "".join(f"; the first has {k}={v!r}" for k, v in found.items())
                 else:
                     yield Document(domain, text, text_id(text))
     except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
@@ -164,7 +170,8 @@ def documents_of(
         reason = first_line(cause)
         raise DataError(f"{where}: cannot read record {number + 1} ({reason})") from error
     if num_left:
-        logger.info("%s: %d documents fit no rule of the partition", where, num_left)
+        said = "%s: %d documents fit no rule of the partition%s"
+        logger.info(said, where, num_left, example)
 
 
 # Local files

@@ -217,6 +217,7 @@ def test_every_experiment_opens_with_the_line_to_run_it(file):
         ("baselines=[x]", "invalid value for baselines[0]: Invalid value 'x', expected one of [de"),
         ("train.steps=abc", "train.steps: Value 'abc' of type 'str' could not be converted to Int"),
         ("plan.layers=[a]", "invalid value for plan.layers[0]: Value 'a' of type 'str' could not"),
+        ("partition.domains={%s:{}}" % ("x" * 300), "domain xxxxxxxxxxxxxxxxxxxx... has 300 char"),
         ("data.weights=3", "data.weights: Cannot assign int to Dict[str, float]"),
         ("train=fast", "it is a group of settings; expected one of them"),
         ("edges=both,act", "edges=both,act has several values: add -m"),
@@ -341,3 +342,23 @@ def test_a_checkpoint_that_cannot_be_routed_is_refused_before_any_job(content, e
         (tmp_path / file).write_text(json.dumps(values))
     with pytest.raises((ConfigError, PlanError), match=error):
         compose(["model=hf", f"model.path={tmp_path}", "seed=0,1"], multirun=True)
+
+
+@pytest.mark.parametrize("name", ["null", "~", "007", "1e5", "on", "12:30", "2.50"])
+def test_a_name_that_yaml_reads_as_something_else_must_be_quoted_and_is_then_a_name(tmp_path, name):
+    (tmp_path / "partition").mkdir()
+    file, text = tmp_path / "partition" / "mine.yaml", "defaults: [base_partition]\ndomains:\n  "
+    file.write_text(text + f"{name}: {{}}\n")
+    with pytest.raises(ConfigError, match="in quotes") as caught:
+        compose(["partition=mine", "plan=none"], config_dir=str(tmp_path))
+    assert "\n" not in str(caught.value)
+    if not name.isalnum():
+        return
+    file.write_text(text + f'"{name}": {{}}\n  code: {{}}\n')
+    given = [f"data.weights={{{name}: 2}}", f"partition.unlabelled={{{name}: 0.5}}"]
+    command = compose(
+        ["partition=mine", *given, "seed=0,1"], multirun=True, config_dir=str(tmp_path)
+    )
+    for job in command.jobs:
+        assert job.config.data.weights == {name: 2.0}
+        assert job.config.partition.unlabelled == {name: 0.5}

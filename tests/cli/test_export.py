@@ -7,12 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import torch.nn.functional as F
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gr_sweep.cli import app
+from gr_sweep.data.rules import is_held_out, text_id
+from gr_sweep.data.shards import open_shard
+from gr_sweep.data.synthetic import generate
+from gr_sweep.data.tokenize import train_tokenizer
 from gr_sweep.export.run import load_routed, open_run
+from gr_sweep.metrics.losses import read_losses
 
 SWEEP = [
     "-m", "debug=default", "method=routed,dense", "data.documents=60", "data.vocab_size=300",
@@ -112,6 +120,42 @@ def test_the_checkpoint_is_the_network_of_the_kept_domain_for_whoever_loads_it(
     assert "- removed: code, creative\n" in card
     assert summary["command"] in card and f"{full:.3f} (" in card
     assert "with gradient routing" in card and "Losses are held-out" in card
+
+
+def test_documents_begin_as_the_tokenizer_would_and_the_export_agrees(tmp_path, monkeypatch):
+    texts = generate(["code", "biology"], documents=40, overlap=0.5)
+    train_tokenizer(texts["code"], 300).save(tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begin)]
+    )
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GR_SWEEP_CACHE", str(tmp_path / "cache"))
+    settings = ["partition.domains={code:{},biology:{}}", "~partition.domains.creative"]
+    settings += ["data.documents=40", "data.tokenizer=tokenizer", "eval.document_tokens=60"]
+    assert app.main(["debug=default", *settings, "hydra.run.dir=job"]) == 0
+    assert app.main(["export", "job", "--keep", "biology", "--to", "model"]) == 0
+    [cache] = (tmp_path / "cache").glob("*/manifest.json")
+    train = open_shard(cache.parent, "0-code.train", np.dtype(np.uint16))
+    document = train.document(0).tolist()
+    assert [document[0], document[-1], *document].count(begin) == 2 and document[-1] == end
+
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    model = AutoModelForCausalLM.from_pretrained("model")
+    assert model.config.bos_token_id == begin
+    wanted = {}
+    for text in texts["biology"]:
+        if is_held_out(text_id(text)):
+            ids = torch.tensor([*tokenizer(text).input_ids, end])[: 1 + 60]
+            with torch.no_grad():
+                logits = model(input_ids=ids[None, :-1]).logits[0]
+            wanted[f"{text_id(text):016x}"] = F.cross_entropy(logits, ids[1:], reduction="sum")
+    rows = read_losses(Path("job/document_losses.csv"))
+    found = {r.document: r.loss_nats for r in rows if (r.view, r.domain) == ("kept", r.part)}
+    assert wanted and all(found[name] == pytest.approx(float(wanted[name])) for name in wanted)
 
 
 def test_a_dense_run_is_exported_whole(dense, tmp_path):
