@@ -124,7 +124,9 @@ def show(
         print(json.dumps(content, indent=1))
         return
     print(f"{options.rows * options.sequence_length} tokens, {device}, {threads} threads")
-    print("  ".join(f"{key:>{_width(key, form)}}" for key, form in columns.items()))
+    print(
+        "  ".join(f"{key.replace('_', ' '):>{_width(key, form)}}" for key, form in columns.items())
+    )
     for result in results:
         values = asdict(result)
         cells = (

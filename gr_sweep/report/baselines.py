@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from gr_sweep.config import (
-    PER_DOMAIN_ANY,
     DomainConfig,
     Method,
     ModelConfig,
@@ -24,7 +23,8 @@ from gr_sweep.config import (
     ProcedureConfig,
     RunConfig,
 )
-from gr_sweep.domains import ancestors, expand
+from gr_sweep.data.rows import unlabelled_shares
+from gr_sweep.domains import expand
 from gr_sweep.errors import ConfigError, DataError, PlanError
 from gr_sweep.jobdir import DOCUMENT_LOSSES, PLAN, RELEARN, check_files
 from gr_sweep.layout import expert_widths, width_of_size
@@ -137,14 +137,8 @@ class JobTables:
     def noise(self) -> tuple[float, ...]:
         """Fraction of wrong labels, and of hidden ones for every domain."""
         partition = self.job.config.get("partition", {})
-        given = partition.get("unlabelled", 0.0)  # One number, or one for each domain.
-        shares = given if isinstance(given, dict) else {PER_DOMAIN_ANY: given}
-        rest = shares.get(PER_DOMAIN_ANY, 0.0)
-        hidden = (
-            next((shares[node] for node in reversed(ancestors(d)) if node in shares), rest)
-            for d in self.job.domains
-        )
-        return (partition.get("mislabelled", 0.0), *hidden)
+        hidden = unlabelled_shares(partition.get("unlabelled", 0.0), self.job.domains)
+        return (partition.get("mislabelled", 0.0), *hidden.values())
 
 
 def with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables]) -> list[Job]:

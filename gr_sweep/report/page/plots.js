@@ -108,7 +108,7 @@ const draw = (box) => {
   drawn.set(box, figure);
   if (!window.Plotly) return;
   const layout = merged(common(), figure.layout);
-  if (narrow.matches) layout.showlegend = figure.data.length < 5;
+  if (narrow.matches && figure.data.length > 4) layout.showlegend = false;
   layout.height = box.clientHeight || 300;
   Plotly.react(box, figure.data, layout, CONFIG);
   if (box.dataset.listens) return;

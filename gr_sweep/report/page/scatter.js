@@ -90,15 +90,12 @@ const pointTraces = (groups) => {
       add(true, group, group.jobs, group.x, group.y, `<b>${escaped(group.first.short)}</b><br>mean of ${group.jobs.length} seeds`
         + `<br>${across.name} ${digits(group.x)}<br>${up.name} ${digits(group.y)}`);
   }
-  const kinds = new Set(groups.map(({ first }) => first.kind));
   const visible = groups.flatMap(({ jobs }) => jobs).length <= POINTS_WITH_BARS;
   return [...looks.values()].sort((a, b) => a.isLarge - b.isLarge).map(({ isLarge, first, points }) => ({
     type: "scatter", mode: isLarge && isLabelled ? "markers+text" : "markers", textposition: "top center",
     x: points.map(({ x }) => x), y: points.map(({ y }) => y), text: points.map(({ text }) => text),
     hovertext: points.map(({ hover }) => hover), hoverinfo: "text",
-    name: escaped(kinds.size > 1 ? `${first.edges} · ${first.kind}` : first.edges),
-    legendgroup: `${first.edges} ${first.kind}`, showlegend: isLarge, opacity: isLarge ? 1 : 0.45,
-    meta: { points: points.map(({ jobs }) => jobs) },
+    opacity: isLarge ? 1 : 0.45, meta: { points: points.map(({ jobs }) => jobs) },
     marker: { color: first.colour, symbol: first.symbol, size: isLarge ? 11 : 6,
       line: { width: first.symbol.endsWith("-open") ? 2 : 0, color: first.colour } },
     error_x: bars(across, points, visible), error_y: bars(up, points, visible),
@@ -106,7 +103,7 @@ const pointTraces = (groups) => {
 };
 
 const frontTraces = (front) => (!front.length ? [] : [{
-  type: "scatter", mode: "lines+markers", name: "Pareto frontier", hoverinfo: "skip", opacity: 0.8, showlegend: front.length > 1,
+  type: "scatter", mode: "lines+markers", hoverinfo: "skip", opacity: 0.8,
   x: front.map(({ x }) => x), y: front.map(({ y }) => y),
   line: { color: FRONT_COLOUR, width: 1.2, shape: across.direction < 0 ? "hv" : "vh" },
   marker: { symbol: "circle-open", size: 19, color: FRONT_COLOUR, line: { width: 1.5 } },
@@ -120,8 +117,22 @@ const sideOf = (axis, isAcross, groups, range) => {
   return isLog(axis, groups) ? { title, type: "log", autorange: true, exponentformat: "power" } : { title, range, zeroline: false };
 };
 
+/** Links to the settings on the frontier, and what is not in the plot. */
+const noteScatter = (groups, front) => {
+  const placed = new Set(groups.flatMap(({ jobs }) => jobs));
+  const missing = [...shown].filter((job) => data.jobs[job].edges !== "dense" && !placed.has(job)).length;
+  const isBeyond = (job) => [across, up].some(({ clip, values }) => clip && (values[job] < clip[0] || values[job] > clip[1]));
+  const beyond = [...placed].filter(isBeyond).length;
+  const notes = document.getElementById("scatter-notes");
+  notes.replaceChildren(...front.map(({ jobs, first }) => jobLink(jobs[0], first.short)));
+  if (front.length) notes.prepend(element("b", {}, "On the frontier "));
+  if (missing) notes.append(` Not drawn: ${missing} without one of the two numbers.`);
+  if (beyond) notes.append(` ${beyond} beyond the axes.`);
+};
+
 const scatterFigure = () => {
-  const groups = scatterGroups();
+  const groups = scatterGroups(), front = frontOf(groups);
+  noteScatter(groups, front);
   const lines = { x: linesOf(across, groups), y: linesOf(up, groups) };
   const shape = (axis, { at }) => ({
     type: "line", [`${axis}0`]: at, [`${axis}1`]: at, line: { color: "#7d8590", width: 1.5, dash: "dot" },
@@ -134,8 +145,9 @@ const scatterFigure = () => {
   });
   const both = (make) => ["x", "y"].flatMap((axis) => lines[axis].map((line) => make(axis, line)));
   return {
-    data: [...frontTraces(frontOf(groups)), ...pointTraces(groups)],
+    data: [...frontTraces(front), ...pointTraces(groups)],
     layout: {
+      showlegend: false, // The key above the plot says the same.
       xaxis: sideOf(across, true, groups, rangeOf(across, groups, lines.x)),
       yaxis: sideOf(up, false, groups, rangeOf(up, groups, lines.y)),
       margin: { l: 62, r: 12, t: 36, b: 56 },
@@ -149,25 +161,10 @@ const scatterFigure = () => {
 const scatterBox = document.getElementById("scatter");
 const axisSelects = ["x", "y"].map((side) => document.getElementById(`axis-${side}`));
 
-/** Links to the settings on the frontier, and what is not in the plot. */
-const noteScatter = () => {
-  const groups = scatterGroups(), front = frontOf(groups);
-  const placed = new Set(groups.flatMap(({ jobs }) => jobs));
-  const missing = [...shown].filter((job) => data.jobs[job].edges !== "dense" && !placed.has(job)).length;
-  const isBeyond = (job) => [across, up].some(({ clip, values }) => clip && (values[job] < clip[0] || values[job] > clip[1]));
-  const beyond = [...placed].filter(isBeyond).length;
-  const notes = document.getElementById("scatter-notes");
-  notes.replaceChildren(...front.map(({ jobs, first }) => jobLink(jobs[0], first.short)));
-  if (front.length) notes.prepend(element("b", {}, "On the frontier "));
-  if (missing) notes.append(` Not drawn: ${missing} without one of the two numbers.`);
-  if (beyond) notes.append(` ${beyond} beyond the axes.`);
-};
-
 const setAxes = (x, y) => {
   [across, up] = [x, y];
   axisSelects.forEach((select, at) => { select.value = [x, y][at].id; });
   plot(scatterBox, scatterFigure, `${up.name} over ${across.name}`);
-  noteScatter();
 };
 
 if (scatterBox) {
@@ -182,5 +179,4 @@ if (scatterBox) {
     });
   });
   setAxes(across, up);
-  listeners.push(noteScatter);
 }
