@@ -6,7 +6,8 @@ G = key-value groups of attention heads, F = MLP hidden units, D = residual widt
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,6 +60,13 @@ class RoutedModel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model."""
         return self.model(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is a copy of the model, routed in the same way."""
+        if self._in_place is None:
+            raise PlanError("the model is no longer routed; copy it, which is `model` here")
+        how = {"foreign_dropout": self.foreign_dropout} | asdict(self.route_weights)
+        return partial(route_model, **how), (self.model, self.plan.in_place())
 
     def lay(
         self, plan: RoutePlan, edges: Any = "both", *, foreign_dropout: float = 0.0, **weights: Any

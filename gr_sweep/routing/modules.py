@@ -154,6 +154,11 @@ class RoutedModule(nn.Module):
             routing = self._state.of_recomputation()
         return None if routing is None or routing.is_plain(input) else routing
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """A copy (`copy.deepcopy`, `pickle`, `torch.save`) is the plain module."""
+        state = {name: value for name, value in vars(self).items() if name not in _OWN}
+        return object.__new__, (plain_class(self),), state
+
     def _replicate_for_data_parallel(self) -> Any:
         if self._state.active is not None:
             raise PlanError(
@@ -161,6 +166,14 @@ class RoutedModule(nn.Module):
                 "one device, or DistributedDataParallel"
             )
         return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+
+
+_OWN = ("_state", "_units", "_role")
+
+
+def plain_class(module: RoutedModule) -> Any:
+    """The class that a module had before it was routed."""
+    return type(module).__bases__[1]
 
 
 class RoutedLinear(RoutedModule, nn.Linear):

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.modules import RoutedModule, RoutingState
+from gr_sweep.routing.modules import RoutedModule, RoutingState, plain_class
 from gr_sweep.routing.row_routing import Units
 
 
@@ -161,5 +161,5 @@ def _routed_class(routed: type[RoutedModule], plain: type[nn.Module]) -> type[nn
 def unswap_class(module: nn.Module) -> None:
     """Gives a routed module its plain class back; leaves other modules alone."""
     if isinstance(module, RoutedModule):
-        module.__class__ = type(module).__bases__[1]
+        module.__class__ = plain_class(module)
         del module._state, module._units, module._role

@@ -1,7 +1,10 @@
 """What is routed, and as what: threads, recomputation, hooks, models that were changed, copies."""
 
 import contextvars
+import copy
 import functools
+import io
+import pickle
 import threading
 
 import pytest
@@ -343,3 +346,58 @@ def test_hooks_inside_an_mlp_fire_in_contexts_and_change_no_gradient(part):
     with everywhere(lambda called, *_: fired.append(called)), routed.batch(COUNTS):
         loss_of(model)
     assert module in fired
+
+
+def pickled(value):
+    return pickle.loads(pickle.dumps(value))
+
+
+def saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma3_text"])
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.deepcopy,
+        pickled,
+        saved,
+        lambda m: torch.optim.swa_utils.AveragedModel(m).module,
+    ],
+)
+def test_a_copy_of_a_routed_model_is_a_plain_model(copied, family):
+    model, plain = tiny_model(family), tiny_model(family)
+    plan = RoutePlan.forget(model.config, domains=FLAT, forget=["biology"])
+    routed = route_model(model, plan)
+    if copied not in (pickled, saved):  # transformers adds a hook that cannot be pickled
+        recompute_layers(model.train(), reentrant=False)
+    with routed.keep(["code"]):
+        kept, other = model(input_ids=IDS).logits, copied(model)
+    for module, wanted in zip(other.modules(), plain.modules(), strict=True):
+        assert type(module) is type(wanted) and "_state" not in vars(module)
+    with routed.keep(["code"]):
+        assert torch.equal(other(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+        assert torch.equal(model(input_ids=IDS).logits, kept)
+    with route_model(other, plan).keep(["code"]):
+        assert torch.equal(other(input_ids=IDS).logits, kept)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
+def test_a_copy_of_the_routing_is_a_routed_copy_of_the_model(copied):
+    model = tiny_model()
+    how = {"foreign_dropout": 0.5, "foreign_core_rest": 0.3, "foreign_outputs": 1.0}
+    routed = route_model(model, FORGET(model.config), "both", **how)
+    both = copied([routed, model])
+    assert both[0].model is both[1] and both[1] is not model
+    found = []
+    for one in (routed, both[0]):
+        with one.batch(COUNTS):
+            found.append(gradients_of(loss_of(one.model), one.model))
+    assert_same(found[1], found[0])
+    both[0].unroute()
+    with pytest.raises(PlanError, match="no longer"):
+        copied(both[0])
