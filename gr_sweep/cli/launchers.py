@@ -1,23 +1,22 @@
 """Starts the jobs of a command: one after the other in this process, side by side, or on SLURM.
 
-Queues and slots are the business of `gr_sweep.launch`; `_LAUNCHERS` says which module runs what.
+Queues and slots are the business of `gr_sweep.launch`.
 The files in a job's folder tell how a job ended that ran in another process.
 """
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.cli.schema import LAUNCHERS
 from gr_sweep.cli.task import Job, JobTask
-from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import note_end
-from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side, slots_of
+from gr_sweep.launch.local import run_side_by_side, slots_of
 from gr_sweep.launch.resources import SlurmConfig
 from gr_sweep.launch.slurm import await_kill, check_slurm, is_cancelled, run_on_slurm
 from gr_sweep.launch.work import Work
@@ -58,10 +57,13 @@ def launch(command: "Command", tasks: Sequence[JobTask], checked: Any) -> list[O
     works = [
         Work(task.folder, task.job.title, task.job.config, SweepJob(task, where)) for task in tasks
     ]
-    launcher = _LAUNCHERS[type(config)]
-    hint = f"Ctrl-C {launcher.on_interrupt}"
-    with live_table(reader, command.folder.resolve().name, hint) as is_shown:
-        launcher.run(works, config, checked, command.folder, is_shown)
+    is_slurm = isinstance(config, SlurmConfig)
+    hint = "leaves; the jobs stay in the queue" if is_slurm else "stops the jobs; each saves first"
+    with live_table(reader, command.folder.resolve().name, f"Ctrl-C {hint}") as is_shown:
+        if is_slurm:
+            run_on_slurm(works, config, checked, command.folder, is_shown=is_shown)
+        else:
+            run_side_by_side(works, checked, is_shown=is_shown)
     return [outcome_of(task.folder) for task in tasks]
 
 
@@ -140,37 +142,8 @@ def check_launcher(command: "Command", missing: Sequence[Job]) -> Any:
         )
     if not command.is_multirun:
         raise ConfigError("hydra/launcher is for the jobs of a sweep: add -m")
-    return _LAUNCHERS[type(config)].check(config, [job.config for job in missing])
-
-
-def _run_side_by_side(
-    works: Sequence[Work], _: LocalParallelConfig, slots: Any, _sweep: Path, is_shown: bool
-) -> None:
-    run_side_by_side(works, slots, is_shown=is_shown)
-
-
-def _run_on_slurm(
-    works: Sequence[Work], config: SlurmConfig, needs: Any, sweep: Path, is_shown: bool
-) -> None:
-    run_on_slurm(works, config, needs, sweep, is_shown=is_shown)
-
-
-@dataclass(frozen=True, slots=True)
-class _Launcher:
-    check: Callable[[Any, Sequence[RunConfig]], object]
-    """Raises ConfigError if jobs cannot be started with these settings."""
-    run: Callable[[Sequence[Work], Any, Any, Path, bool], None]
-    """Runs jobs of a sweep, whose folder it gets, with what `check` returned, until all have ended.
-    The last argument says whether a live table shows them."""
-    on_interrupt: str
-    """What Ctrl-C does, for the live table."""
-
-
-_LAUNCHERS = {
-    LocalParallelConfig: _Launcher(slots_of, _run_side_by_side, "stops the jobs; each saves first"),
-    SlurmConfig: _Launcher(check_slurm, _run_on_slurm, "leaves; the jobs stay in the queue"),
-}
-"""By the type of its settings."""
+    check = check_slurm if isinstance(config, SlurmConfig) else slots_of
+    return check(config, [job.config for job in missing])
 
 
 def _launcher_config(command: "Command") -> Any:

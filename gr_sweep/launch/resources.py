@@ -4,7 +4,7 @@ An estimate of hours or bytes is not a promise, so requests are larger.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
 from operator import ge
 from typing import TYPE_CHECKING, Any
@@ -106,11 +106,11 @@ class Node:
         return ", ".join([*parts, f"{self.timeout_min:g} min"])
 
 
-def fitted(needs: Resources, given: SlurmConfig, nodes: Sequence[Node]) -> Resources:
+def fitted(needs: Resources, given: SlurmConfig, nodes: Mapping[Node, int]) -> Resources:
     """The request, with fewer CPUs and less time where these nodes need it and the user sets none.
 
     Args:
-        nodes: those of the partition; none if they are not known, and nothing is changed.
+        nodes: how many of each kind the partition has; empty if that is not known.
 
     Raises:
         ConfigError: too few of the nodes can run the job, which would wait for ever.
@@ -128,13 +128,13 @@ def fitted(needs: Resources, given: SlurmConfig, nodes: Sequence[Node]) -> Resou
     for request in sorted(requests, key=lambda one: (-one.cpus_per_task, -one.timeout_min)):
         cpus = request.tasks_per_node * request.cpus_per_task
         asked = Node(cpus, request.gpus_per_node, request.mem_gb, request.timeout_min)
-        able = [node for node in nodes if all(map(ge, astuple(node), astuple(asked)))]
-        if not nodes or len(able) >= needs.nodes:
+        able = [nodes[node] for node in nodes if all(map(ge, astuple(node), astuple(asked)))]
+        if not nodes or sum(able) >= needs.nodes:
             return request
     where = f"partition {given.partition}" if given.partition else "the default partition"
-    kinds = ") or (".join(map(str, list(dict.fromkeys(nodes))[:3]))
+    kinds = " and ".join(f"{number} x ({node})" for node, number in list(nodes.items())[:3])
     raise ConfigError(
-        f"a job asks for {needs.nodes} x ({asked}), but {where} offers {len(nodes)} x ({kinds}); "
+        f"a job asks for {needs.nodes} x ({asked}), but {where} offers {kinds}; "
         "set another partition, or hydra.launcher.gpu=null (no GPU), .cpus_per_task, .mem_gb, "
         ".timeout_min, .nodes"
     )

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,18 +80,18 @@ def check_slurm(config: SlurmConfig, jobs: Sequence[RunConfig]) -> list[Resource
     return [fitted(resources_of(job, config), config, nodes) for job in jobs]
 
 
-def _nodes(config: SlurmConfig) -> list[Node]:
-    """The nodes of the partition; none if SLURM does not say."""
+def _nodes(config: SlurmConfig) -> Counter[Node]:
+    """The nodes of the partition, counted by kind; none if SLURM does not say."""
     command = ["sinfo", "--all", "--noheader", "--Node", "--format=%P|%c|%B|%m|%G|%l"]
     if partition := config.partition or os.environ.get("SBATCH_PARTITION"):
         command.append(f"--partition={partition}")
-    found = []
+    found: Counter[Node] = Counter()
     for line in (_ask(command) or "").splitlines():
-        name, cpus, most_cpus, memory_mb, gres, limit = line.split("|")
-        if not partition and not name.endswith("*"):  # not the default
-            continue
-        days, _, clock = limit.rpartition("-")
         with contextlib.suppress(ValueError):  # a node that SLURM knows nothing of
+            name, cpus, most_cpus, memory_mb, gres, limit = line.split("|")
+            if not partition and not name.endswith("*"):  # not the default
+                continue
+            days, _, clock = limit.rpartition("-")
             count = min(float(cpus), math.inf if most_cpus == "UNLIMITED" else float(most_cpus))
             memory = math.inf if int(memory_mb) <= 1 else int(memory_mb) // 1024
             minutes = math.inf
@@ -98,7 +99,7 @@ def _nodes(config: SlurmConfig) -> list[Node]:
                 parts = enumerate(reversed(clock.split(":")))
                 minutes = int(days or 0) * 24 * 60 + sum(int(n) * 60**k for k, n in parts) // 60
             gpus = sum(map(int, re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres)))
-            found.append(Node(count, gpus, memory, minutes))
+            found[Node(count, gpus, memory, minutes)] += 1
     return found
 
 

@@ -286,7 +286,7 @@ BIG = "big|64|UNLIMITED|1|gpu:h100:8(S:0-1),shard:4|infinite"
     ("nodes", "words", "asked"),
     [
         ([SMALL], [], {"cpus-per-task=2", "time=120", "mem=8GB"}),
-        ([SMALL.replace("16000", "1")], [], {"cpus-per-task=2"}),
+        (["nonsense", SMALL.replace("16000", "1")], [], {"cpus-per-task=2"}),
         ([SMALL, BIG.replace("big", "debug*")], [], {"cpus-per-task=4", "time=1440"}),
         ([SMALL, BIG], ["gpu=h100", "partition=big"], {"cpus-per-task=4", "gpus-per-node=1"}),
         ([BIG.replace("UNLIMITED", "3")], ["partition=big"], {"cpus-per-task=3"}),
