@@ -21,15 +21,21 @@ NEEDS = {
     "method=sgtm": ["plan.forget=[biology]"],
     "method=era": ["plan.forget=[biology]"],
     "model=hf": ["model.path=somewhere"],
+    "data=local": ["data.root=."],
     "data=hub": ["data.sources={code:{path:a/b},biology:{path:a/c},creative:{path:a/d}}"],
 }
 """What a choice does not work without."""
 
-CHOICES = [
-    f"{group}={file.stem}"
+CHOICES = {
+    group: sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
     for group in DEFAULT_GROUPS
     if group != "experiment"  # whole sweeps; composed by a test of their own
-    for file in sorted((conf_dir() / group).glob("*.yaml"))
+}
+ALONE = ("method", "partition", "plan", "procedure")
+"""Groups whose choices do not go with every choice of the others."""
+ONE_OF_EACH = [
+    [f"{group}={names[at % len(names)]}" for group, names in CHOICES.items() if group not in ALONE]
+    for at in range(max(map(len, CHOICES.values())))
 ]
 
 
@@ -57,13 +63,15 @@ def refusal(*overrides: str, multirun: bool = False) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_of_every_group_composes_and_validates(choice, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "choices",
+    [*ONE_OF_EACH, *([f"{group}={name}"] for group in ALONE for name in CHOICES[group])],
+    ids=" ".join,
+)
+def test_every_choice_of_every_group_composes_and_validates(choices, tmp_path, monkeypatch):
     monkeypatch.setattr("gr_sweep.cli.fit.check_tracking", lambda tracking: None)  # has no key
-    if choice == "data=local":
-        compose([choice, f"data.root={tmp_path}"])
-    else:
-        assert compose([choice, *NEEDS.get(choice, [])]).jobs
+    needs = [need for choice in choices for need in NEEDS.get(choice, [])]
+    assert compose([*choices, *needs]).jobs
 
 
 def test_choices_and_settings_reach_the_config():
