@@ -16,12 +16,14 @@ gc.set_threshold(100_000)
 LONGEST = (
     "cli/test_end_to_end.py",
     "launch/test_slurm_cluster.py",
-    "train/test_several.py",
-    "test_faults.py",
-    "test_job.py",
     "report/test_browser.py",
-    "test_project.py",
-    "cli/test_export.py",
+    "train/test_several.py",
+    "cli/test_compose.py",
+    "test_rounds.py",
+    "launch/test_estimate.py",
+    "test_faults.py",
+    "cli/test_app.py",
+    "test_job.py",
 )
 """Files that begin first: processes take whole files, and none should be left alone with a long one
 at the end."""

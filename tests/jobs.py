@@ -46,6 +46,7 @@ def make_config(
     generated = {"kind": DataKind.synthetic, "documents": 120, "vocab_size": 400}
     steps = {"steps": 4, "batch_sequences": 6, "sequence_length": 32, "log_every": 2}
     evaluation = {"min_documents": 1, "tokens": 512, "document_tokens": 64, "bootstrap": 50}
+    evaluation |= {"sample_tokens": 4}
     defaults: dict[str, Any] = {
         "model": ModelConfig(size="tiny"),
         "partition": partition_of(domains),

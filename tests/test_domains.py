@@ -38,7 +38,7 @@ def test_an_unknown_node_is_named_with_what_there_is():
         (["core"], "reserved"),
     ],
 )
-def test_labels_that_cannot_be_are_refused(domains, message):
+def test_invalid_labels_are_refused(domains, message):
     with pytest.raises(ConfigError, match=message):
         check_domains(domains)
 

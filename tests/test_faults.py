@@ -8,10 +8,6 @@ import errno
 import functools
 import math
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +24,8 @@ from gr_sweep.train import loop
 from tests import kill_points
 from tests.jobs import make_config, rows_of, run
 from tests.train.saved import saved_tensors
+from tests.two_tasks import kill_other, start_two
 
-REPOSITORY = Path(__file__).parents[1]
 STEPS = 6
 
 
@@ -230,49 +226,20 @@ def test_whenever_the_build_of_a_cache_is_killed_the_next_start_finds_or_builds_
     assert all(left == ["cache", "cache.lock"] for _, left in found), "and nothing half written"
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-TWO_TASKS = """
-import os, sys
-from gr_sweep import job
-from gr_sweep.cli.app import main
-
-other = os.fork()
-os.environ["SLURM_PROCID"] = os.environ["SLURM_LOCALID"] = "0" if other else "1"
-if other:
-    open("other", "w").write(str(other))
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.dist
 def test_when_a_process_is_killed_while_it_trains_the_other_ends_soon_with_one_line(tmp_path):
-    """As tasks of a SLURM step, which nobody ends for them. SLURM tells of the main process."""
-    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": str(free_port())}
+    """SLURM tells of the main process."""
     settings = [
         *("debug=default", "data.documents=60", "data.vocab_size=300", "train.checkpoint_every=5"),
         *("tracking=off", "eval.every=1000", "train.log_every=5", "train.steps=100000"),
     ]
-    places = {"PYTHONPATH": str(REPOSITORY), "GR_SWEEP_CACHE": str(tmp_path)}
-    task = subprocess.Popen(
-        [sys.executable, "-c", TWO_TASKS, *settings, f"hydra.run.dir={tmp_path / 'job'}"],
-        cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if "WANDB" not in name}
-        | {"OMP_NUM_THREADS": "1"} | places | slurm,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+    task = start_two(tmp_path, *settings, "hydra.run.dir=job")
     try:
         give_up = time.monotonic() + 120
         while not list((tmp_path / "job").glob("checkpoints/step_????????")):
             assert time.monotonic() < give_up and task.poll() is None
             time.sleep(0.05)
-        os.kill(int((tmp_path / "other").read_text()), signal.SIGKILL)
+        kill_other(tmp_path)
         _, err = task.communicate(timeout=60)
         assert task.returncode == 2 and "Traceback" not in err, err
         [line] = [line for line in err.splitlines() if line.startswith("gr-sweep: ")]

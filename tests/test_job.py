@@ -95,7 +95,7 @@ def test_a_job_leaves_every_file_and_every_metric(finished):
     assert set(summary["files"]) == {"plan.json", "document_losses.csv", "samples.json"}
     written = read_samples(finished, summary["files"]["samples.json"])
     assert [prompt["domain"] for prompt in written] == DOMAINS
-    assert all(len(p["prompt"]) > 20 < len(p["reference"]) for p in written)
+    assert all(len(p["prompt"]) > 20 and p["reference"] for p in written)
     assert summary["command"] == "gr-sweep a=1" and summary["domains"] == DOMAINS
     assert set(summary["fingerprints"]) == {"code", "config", "text"}
     rows = rows_of(finished)

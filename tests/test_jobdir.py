@@ -238,7 +238,7 @@ OTHER_SETTINGS = {"seed": 5, "train": {"steps": 4, "lr": 0.1, "warmup": 0.1}}
         (other(code="other"), "code (gr-sweep itself has changed)"),
     ],
 )
-def test_what_differs_from_the_job_in_the_folder_is_named(tmp_path, make, identity, line):
+def test_differences_from_the_job_in_the_folder_are_named(tmp_path, make, identity, line):
     folder = make(tmp_path / "job")
     assert differences(folder, IDENTITY) == []
     assert differences(folder, identity) == [line]
@@ -249,7 +249,7 @@ def test_what_differs_from_the_job_in_the_folder_is_named(tmp_path, make, identi
     assert line in message and "resume=force" in message and "resume=fresh" in message
 
 
-def test_the_code_that_counts_is_what_numbers_pass_through(monkeypatch):
+def test_the_code_fingerprint_covers_code_that_changes_numbers(monkeypatch):
     names = []
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: names.append(path.name) or read(path))

@@ -45,7 +45,7 @@ def selectivities(summary: dict) -> list[float]:
 
 
 @pytest.mark.slow
-def test_what_shares_nothing_separates_and_what_is_one_distribution_does_not(cache, tmp_path):
+def test_separation_falls_as_overlap_rises(cache, tmp_path):
     apart = selectivities(run(make_config(cache, overlap=0.0), tmp_path / "0"))
     alike = selectivities(run(make_config(cache, overlap=1.0), tmp_path / "1"))
 
@@ -53,7 +53,7 @@ def test_what_shares_nothing_separates_and_what_is_one_distribution_does_not(cac
     assert max(map(abs, alike)) < 0.1
 
 
-def test_labels_that_mean_nothing_separate_nothing(cache, tmp_path):
+def test_random_labels_do_not_separate(cache, tmp_path):
     """Domains that share nothing, but labels are permuted over the documents."""
     summary = run(make_config(cache, overlap=0.0, method=Method.random, steps=80), tmp_path)
 
@@ -61,7 +61,7 @@ def test_labels_that_mean_nothing_separate_nothing(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_features_that_two_domains_have_in_common_land_in_the_block_of_these_two(cache, tmp_path):
+def test_features_of_two_domains_are_learned_by_their_common_block(cache, tmp_path):
     """Switching off a block of two domains costs these two most where they share words that
     nobody else has, as the two sciences do."""
     domains = ["science/code", "science/biology", "creative"]

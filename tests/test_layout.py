@@ -63,7 +63,7 @@ def test_after_rounds_the_widest_expert_of_a_domain_counts():
     assert expert_widths(config) == {domain: max(found) for domain, found in widths.items()}
 
 
-def test_an_expert_that_domains_share_is_nobody_s_and_without_a_plan_there_is_none():
+def test_shared_experts_and_dense_runs_have_no_expert_width():
     rounds = ProcedureConfig(name=ProcedureKind.alternate, rounds=1)
     assert list(expert_widths(config_of(NESTED, procedure=rounds))) == ["code"]
     config = config_of(FLAT, PlanKind.none)

@@ -368,7 +368,7 @@ def test_every_setting_makes_a_plan_that_trains(make_config, tmp_path, procedure
     assert calibrated == {f"loss/calibrated_removed/{d}/{d}" for d in DOMAINS}
 
 
-def test_a_lattice_says_what_the_model_wants_to_share(make_config, tmp_path):
+def test_a_lattice_reports_the_wanted_units(make_config, tmp_path):
     plan = PlanConfig(kind=PlanKind.lattice)
     config = make_config(steps=2, plan=plan, procedure={"rounds": 1, "documents": 4})
     run(config, tmp_path / "job")
@@ -391,7 +391,7 @@ def test_rounds_have_their_own_lengths_and_a_dense_share(make_config):
     ]
 
 
-def test_what_cannot_be_is_said_before_any_work(make_config):
+def test_impossible_rounds_are_refused(make_config):
     for parts, message in (
         ({"procedure": {"rounds": 0}}, "procedure.rounds: 0"),
         ({"plan": PlanConfig(kind=PlanKind.lattice)}, "plan=lattice has no tree"),

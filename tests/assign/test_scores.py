@@ -297,7 +297,7 @@ def test_stability_is_1_of_equal_halves_and_of_equal_order():
     assert turned.stability() == {"attn": pytest.approx(-1.0)}
 
 
-def test_stability_leaves_out_what_has_no_order():
+def test_stability_ignores_scores_without_an_order():
     ranked = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     halves = torch.stack([ranked, ranked])[:, None].repeat(1, 3, 1)  # three domains
     halves[0, 1] = 5.0  # constant

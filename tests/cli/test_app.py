@@ -170,7 +170,7 @@ def test_a_process_that_is_not_the_main_one_says_what_is_its_own_error(
     assert [record.getMessage() for record in caplog.records] == said
 
 
-def test_a_bug_before_a_job_has_its_lock_is_status_1_from_another_process_too(jobs, tmp_path):
+def test_a_bug_before_the_lock_is_status_1(jobs, tmp_path):
     def run() -> None:
         raise ZeroDivisionError("a bug")
 
@@ -259,7 +259,7 @@ def test_text_that_has_changed_refuses_a_finished_job(jobs, capsys):
     assert len(jobs.calls) == 2 and len(jobs.reports) == 1
 
 
-def test_resume_says_what_happens_to_a_different_job(jobs, capsys):
+def test_resume_force_and_fresh_run_a_different_job(jobs, capsys):
     line = ["debug=default", "hydra.run.dir=X"]
     assert app.main(line) == 0
     assert app.main([*line, "edges=both", "resume=force"]) == 0

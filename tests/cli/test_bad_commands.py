@@ -175,7 +175,7 @@ VALUES = st.one_of(
 @given(st.lists(st.tuples(KEYS, VALUES).map("=".join), min_size=1, max_size=3), st.booleans())
 @example(["partition.domains={a:1}"], False)
 @example(["procedure=alternate", "procedure.rounds=30"], False)
-def test_whatever_is_typed_composes_or_is_refused_in_one_line(here, overrides, is_sweep):
+def test_any_command_composes_or_is_refused_in_one_line(here, overrides, is_sweep):
     before = contents(here)
     with within():
         try:

@@ -34,7 +34,7 @@ def test_jobs_that_differ_in_routing_share_their_baselines():
     assert config.method.name is Method.dense and config.plan.kind is PlanKind.none
 
 
-def test_compute_is_dense_training_that_finishes_its_schedule_on_parts_of_the_tokens():
+def test_compute_baselines_are_dense_runs_of_fewer_steps():
     configs = added("edges=both", "train.steps=80", "baselines=[dense,compute]")
 
     assert [config.method.name for config in configs] == [Method.dense] * 4
@@ -60,7 +60,7 @@ def test_filtered_runs_are_without_each_part_that_can_be_removed():
     assert [config.method.without for config in branch] == [["biology/virology"]]
 
 
-def test_what_is_filtered_by_observed_label_sees_the_noise_of_the_job():
+def test_filtered_observed_has_the_label_noise_of_the_job():
     noise = ("partition.mislabelled=0.1", "partition.unlabelled={code:0.5,biology:0.5,creative:0}")
     [config] = added(
         "plan=forget", "plan.forget=[biology]", "edges=both", *noise,
@@ -72,7 +72,7 @@ def test_what_is_filtered_by_observed_label_sees_the_noise_of_the_job():
     assert config.partition.unlabelled == {"code": 0.5, "biology": 0.5, "creative": 0}
 
 
-def test_where_a_filter_by_label_leaves_nothing_of_a_domain_none_is_trained():
+def test_filtered_observed_is_added_only_where_labels_are_noisy():
     # All labels of biology are known.
     job = ["method=sgtm", "plan.forget=[biology]"]
     assert added(*job, "baselines=[filtered_observed]") == []
@@ -88,7 +88,7 @@ def test_baselines_of_a_checkpoint_that_is_not_here(given):
     assert len(added(*hub, "edges=both", "baselines=[filtered]")) == 3
 
 
-def test_a_job_is_named_after_what_its_method_leaves_open():
+def test_a_job_name_leaves_out_what_its_method_fixes():
     jobs = sweep(
         "method=routed,sgtm,demix,dense", "edges=both,weight", "plan.forget=[biology]"
     ).jobs
@@ -111,7 +111,7 @@ def widths(configs: list) -> dict[tuple[str, ...], int | None]:
     return {tuple(c.method.without): c.model.intermediate_size for c in configs}
 
 
-def test_alone_is_each_domain_in_a_dense_model_as_wide_as_its_expert():
+def test_alone_baselines_are_dense_runs_as_wide_as_an_expert():
     configs = added("edges=both,act", "plan.mlp_shared=0.5", "seed=0,1", "baselines=[alone]")
 
     # Of nano's 768 units 384 are shared, and a third of the others is a domain's.
@@ -122,7 +122,7 @@ def test_alone_is_each_domain_in_a_dense_model_as_wide_as_its_expert():
     assert {config.plan.kind for config in configs} == {PlanKind.none}
 
 
-def test_widths_of_alone_are_those_of_the_job_and_replace_what_is_typed():
+def test_alone_baselines_replace_a_typed_width():
     configs = added("edges=both", "plan.mlp_shared=0.25,0.5", "model.intermediate_size=96",
                     "baselines=[alone,dense]")  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_widths_of_alone_are_those_of_the_job_and_replace_what_is_typed():
     assert sorted(config.model.intermediate_size for config in others) == [48] * 3 + [64] * 3
 
 
-def test_alone_of_a_tree_has_the_labels_that_can_stay_by_themselves():
+def test_alone_baselines_of_a_tree_are_its_separable_nodes():
     configs = added("partition=bio_virology", "plan=tree", "edges=both", "baselines=[alone]")
 
     # Virology cannot stay where biology is left out; biology stands for both.
@@ -142,14 +142,14 @@ def test_alone_of_a_tree_has_the_labels_that_can_stay_by_themselves():
     }
 
 
-def test_alone_is_neither_attacked_nor_calibrated():
+def test_alone_baselines_are_neither_attacked_nor_calibrated():
     attacks = ["eval.relearn_steps=20", "eval.calibrate=true"]
     configs = added("edges=both", *attacks, "baselines=[filtered,alone]")
     found = {(len(c.method.without), c.eval.relearn_steps, c.eval.calibrate) for c in configs}
     assert found == {(1, 20, True), (2, None, False)}
 
 
-def test_alone_of_alternate_is_as_wide_as_an_expert_of_the_last_round():
+def test_alone_baselines_of_alternate_are_as_wide_as_the_last_experts():
     job = ["procedure=alternate", "plan.mlp_shared=0.5", "edges=act", "baselines=[alone]"]
     configs = added(*job, "procedure.rounds=2", "procedure.dense=0,0.5")
 
@@ -160,6 +160,6 @@ def test_alone_of_alternate_is_as_wide_as_an_expert_of_the_last_round():
     assert len(configs) == 3, "what the procedure is does not matter to them"
 
 
-def test_alone_of_experts_of_a_checkpoint_is_refused():
+def test_alone_baselines_of_a_checkpoint_are_refused():
     with pytest.raises(ConfigError, match="out for the checkpoint owner/name"):
         sweep("model=hf", "model.path=owner/name", "edges=act", "baselines=[alone]")

@@ -117,7 +117,7 @@ def test_a_job_alone_is_named_by_all_that_counts():
     assert default.folder.name.startswith("default-")
 
 
-def test_folders_can_be_given():
+def test_typed_folders_are_used():
     [job] = compose(["hydra.run.dir=elsewhere"]).jobs
     assert str(job.folder) == "elsewhere"
     command = sweep("seed=0,1", "edges=act", "hydra.sweep.dir='odd \\'folder\\''")
@@ -127,7 +127,7 @@ def test_folders_can_be_given():
     )
 
 
-def test_the_same_run_named_twice_is_one_job():
+def test_equal_jobs_are_run_once():
     assert len(sweep("seed=0,0,1").jobs) == 2
     command = sweep("method=dense,routed", "edges=both,act")
     assert [job.title for job in command.jobs] == [
@@ -191,7 +191,7 @@ def test_an_experiment_is_a_sweep_and_what_is_typed_replaces_what_it_sweeps():
     assert [job.config.edges.value for job in command.jobs] == ["none", "act"]
 
 
-def test_of_the_same_run_named_twice_the_one_that_is_done_stays():
+def test_of_two_equal_jobs_the_finished_one_is_kept():
     local = ("data=local", "data.root=.")  # which does not read data.overlap
     [first] = sweep(*local, "data.overlap=0.1,0.2").jobs
     first.folder.mkdir(parents=True)
@@ -251,7 +251,7 @@ def test_impossible_rounds_are_refused_before_any_work(override, message):
     assert message in refusal("procedure=alternate", "train.batch_sequences=12", override)
 
 
-def test_what_a_method_fixes_outranks_what_was_chosen():
+def test_a_method_overrules_typed_settings():
     config = single("method=sgtm", "plan.forget=[biology]", "edges=act", "plan=peers")
     assert config.plan.kind is PlanKind.forget and config.plan.forget == ["biology"]
     assert config.edges is Edges.weight and config.method.fixes == {}
@@ -281,7 +281,7 @@ def test_jobs_of_a_sweep_are_composed_as_each_alone(line):
         assert cfg == hydras, "as Hydra composes it"
 
 
-def test_a_folder_of_ones_own_adds_choices(tmp_path):
+def test_config_dir_adds_choices(tmp_path):
     (tmp_path / "partition").mkdir()
     text = "defaults: [base_partition, _self_]\nname: mine\ndomains: {law: {}, poems: {}}\n"
     (tmp_path / "partition" / "mine.yaml").write_text(text)

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from gr_sweep.cli.app import main
-from gr_sweep.cli.dashboard import _save
-from gr_sweep.tracking.dashboard import Dashboard
 from tests.report.conftest import write_job
 
 FEW: dict[str, Any] = {"num_documents": 6, "resamples": 5, "steps": 20}
@@ -55,17 +53,7 @@ def test_a_dry_run_prints_the_dashboard_and_loads_no_wandb(sweep: Path) -> None:
     assert ["separability/heat_map"] in [panel["metrics"] for panel in panels]
 
 
-def test_a_damaged_file_of_addresses_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gr_sweep.cli.dashboard.save", lambda *_: {"report": "http://x"})
-    (tmp_path / "file").write_text('{"e/p": {"rep')
-    dashboard = Dashboard(title="t", entity="e", project="p", groups=(), columns=(), sections=())
-    _save(dashboard, "e", tmp_path / "file")
-    assert json.loads((tmp_path / "file").read_text()) == {"e/p": {"report": "http://x"}}
-
-
-def test_what_cannot_be_made_is_a_line(
+def test_a_dashboard_that_cannot_be_made_is_refused_in_one_line(
     sweep: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,10 +1,7 @@
 """The verb `export` on a tiny sweep of a routed and a dense job."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,35 +53,7 @@ def copied(job, tmp_path):
     return Path(shutil.copytree(job, tmp_path / "sweep" / "job"))
 
 
-LOAD = """
-import json, sys
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = sys.argv[1]
-tokenizer = AutoTokenizer.from_pretrained(folder)
-text = "a cell, 12 of them:\\n\\tdef f(x)"
-ids = tokenizer(text, return_tensors="pt").input_ids
-assert tokenizer.decode(ids[0]) == text
-model = AutoModelForCausalLM.from_pretrained(folder)
-logits = model(input_ids=ids).logits
-generated = model.generate(ids, max_new_tokens=3, do_sample=False)
-assert generated.shape[1] <= ids.shape[1] + 3
-assert not [name for name in sys.modules if name.split(".")[0] == "gr_sweep"]
-torch.save({"ids": ids, "logits": logits.detach()}, sys.argv[2])
-"""
-
-
-def loaded(folder: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
-    """Token ids and logits, from a process that knows nothing of gr-sweep."""
-    command = [sys.executable, "-c", LOAD, str(folder), str(tmp_path / "loaded.pt")]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return torch.load(tmp_path / "loaded.pt")
-
-
-def test_the_checkpoint_is_the_network_of_the_kept_domain_for_whoever_loads_it(
+def test_the_checkpoint_is_the_network_of_the_kept_domain_and_loads_without_gr_sweep(
     job, tmp_path, capsys
 ):
     to = tmp_path / "a model"
@@ -92,13 +61,22 @@ def test_the_checkpoint_is_the_network_of_the_kept_domain_for_whoever_loads_it(
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == str(to)
 
-    content = loaded(to, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(to)
+    text = "a cell, 12 of them:\n\tdef f(x)"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    assert tokenizer.decode(ids[0]) == text
+    model = AutoModelForCausalLM.from_pretrained(to)
+    of_modules = {type(module).__module__.split(".")[0] for module in model.modules()}
+    assert of_modules == {"torch", "transformers"}
+    generated = model.generate(ids, max_new_tokens=3, do_sample=False)
+    assert generated.shape[1] <= ids.shape[1] + 3
     routed, step = load_routed(open_run(job))
     with torch.no_grad(), routed.keep(["biology"]):
-        wanted = routed.model(input_ids=content["ids"]).logits
-    torch.testing.assert_close(content["logits"], wanted, rtol=1e-5, atol=1e-5)
+        wanted = routed.model(input_ids=ids).logits
+        logits = model(input_ids=ids).logits
+    torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
-        full = routed.model(input_ids=content["ids"]).logits
+        full = routed.model(input_ids=ids).logits
     assert (full - wanted).abs().max() > 1e-3
 
     summary = json.loads((job / "summary.json").read_text())

@@ -200,7 +200,7 @@ def test_too_little_text_names_domain_and_tokens():
         batches(sequence_length=200)
 
 
-def test_a_domain_without_weight_lends_nobody_its_text_nor_takes_any():
+def test_a_domain_of_weight_0_has_no_part_in_mislabelling():
     made = batches(mislabelled=0.5, weights={"biology": 0.0})
     seen = {n for step in range(30) for row in true_domains(made.step(step)[0]) for n in row}
     assert seen == {1, 3}

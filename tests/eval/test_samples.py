@@ -114,7 +114,7 @@ def test_no_token_is_written_that_the_tokenizer_lacks():
     assert drawn and not {Letters().decode([token]) for token in lacks} & set(drawn)
 
 
-def test_logits_that_are_not_finite_cost_no_other_text():
+def test_infinite_logits_affect_only_their_own_sample():
     routed = make_routed("none")
     prompts = prompts_of(8)
     routed.model.lm_head.weight = torch.nn.Parameter(routed.model.lm_head.weight.detach().clone())
@@ -185,7 +185,7 @@ def test_prompts_are_the_beginnings_of_the_first_documents_that_are_long_enough(
     assert [(p.ids, p.follows) for p in found] == [((), ()), ((), (8,)), ((4, 5), (6, 7))]
 
 
-def test_text_that_cannot_be_written_costs_no_run(
+def test_failed_sampling_does_not_fail_the_job(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def out_of_memory(*args: object, **kwargs: object) -> None:

@@ -44,7 +44,7 @@ def test_shards_take_turns_row_by_row():
     assert (rows[:, 0] >= 1000).tolist() == [True, False, True, False, True]
 
 
-def test_of_few_documents_no_other_text_is_read():
+def test_a_limit_of_documents_reads_no_others():
     windows = TextWindows([counting(*[6] * 10)], sequence_length=5, seed=1, documents=2)
     seen = {int(token) // 6 for step in range(6) for token in windows.rows(step, 4).flatten()}
     assert len(seen) == 2

@@ -142,7 +142,7 @@ def test_the_loss_of_the_extracted_model_is_that_of_the_same_network(keep, extra
 
 
 @pytest.mark.parametrize(("recovery", "is_there"), [(0.0, True), (0.01, False)])
-def test_what_recovery_trained_is_another_network(recovery, is_there):
+def test_a_recovered_network_is_not_the_extracted_one(recovery, is_there):
     plan = RoutePlan.forget(SIZES["tiny"], domains=DOMAINS, forget=["biology"])
     summary = SUMMARY | {"config": {"method": {"recovery": recovery}}}
     found = losses_of(summary, plan, plan.kept_off(["code"]))

@@ -64,7 +64,7 @@ def test_a_job_larger_than_a_node_spreads_evenly_over_several(needs):
     assert (uneven.nodes, uneven.tasks_per_node) == (4, 2)
 
 
-def test_what_is_given_counts_more_than_the_estimate(needs):
+def test_given_resources_outrank_the_estimate(needs):
     needs(60)
     given = SlurmConfig(nodes=2, gpus_per_node=4, cpus_per_task=12, mem_gb=500, timeout_min=90)
     assert resources_of(job(), given) == Resources(2, 4, 4, 12, 500, 90)
@@ -96,7 +96,7 @@ def test_jobs_on_cpus_ask_for_no_gpu(config, settings):
     assert asked == Resources(1, 2, 0, 4, 2 * 8, 24 * 60)
 
 
-def test_a_job_whose_model_is_not_here_gets_what_is_given_or_one_gpu(monkeypatch):
+def test_a_job_of_a_remote_model_gets_the_given_gpus_or_one(monkeypatch):
     def unknown(config: RunConfig, target: Target) -> Estimate:
         raise DataError("data.tokenizer=x is not on this machine")
 

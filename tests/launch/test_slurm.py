@@ -4,10 +4,10 @@ import dataclasses
 import os
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -66,14 +66,17 @@ def launch(sweep, monkeypatch):
         seconds: float = 100.0,
         **settings: object,
     ) -> None:
-        left, clock = list(scenes), [0.0]
+        left, clock, plain_sleep = list(scenes), [0.0], time.sleep
 
-        def sleep(_: float) -> None:
+        def sleep(given_s: float) -> None:
+            if given_s != slurm.POLL_S:  # subprocess waits too
+                return plain_sleep(given_s)
             assert left, "waits for ever"
             left.pop(0)()
             clock[0] += seconds
 
-        monkeypatch.setattr(slurm, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(time, "sleep", sleep)
         config = SlurmConfig(submitit_folder=str(sweep / ".submitit"))
         run_on_slurm(
             works,
@@ -157,7 +160,7 @@ def test_jobs_that_need_the_same_are_an_array_each_and_of_its_largest_size(
     assert numbers == {"a": "11_0", "c": "11_1", "d": "12", "b": "13_0", "e": "13_1"}
 
 
-def test_the_environment_counts_less_than_what_is_asked_for(cluster, sweep, launch, monkeypatch):
+def test_typed_settings_outrank_the_environment(cluster, sweep, launch, monkeypatch):
     """A command that is run inside a job does not pass that job's settings on."""
     kept = {"SBATCH_ACCOUNT": "default", "SLURM_CONF": "/etc/mine.conf", "MY_DATA": "kept"}
     gone = {"SBATCH_PARTITION": "theirs", "SBATCH_TIMELIMIT": "1", "SLURM_MEM_PER_NODE": "1"}

@@ -1,6 +1,6 @@
 """Jobs on a real SLURM cluster: whatever interrupts them, they end as an uninterrupted job."""
 
-import dataclasses
+import functools
 import json
 import os
 import re
@@ -18,6 +18,7 @@ import torch
 
 from gr_sweep.jobdir import State, standing
 from gr_sweep.launch.slurm import numbers_in_queue, read_submitted
+from tests.program import Program
 from tests.train.saved import saved_tensors
 
 
@@ -52,66 +53,53 @@ sys.exit(main())
 """The command with short waits."""
 
 
-@dataclasses.dataclass
-class Launcher:
-    """A command that runs in the background."""
-
-    process: "subprocess.Popen[str]"
-
-    def end(self, timeout: float = 240) -> tuple[int, str]:
-        """Its exit status, and what it said on stderr."""
-        _, err = self.process.communicate(timeout=timeout)
-        return self.process.returncode, err
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slurm")
+    return Program(folder, folder / "cache")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a space in its name."""
-    folder = tmp_path_factory.mktemp("slurm") / "a folder"
-    folder.mkdir()
-    return folder
+def place(program):
+    """The folder of the commands."""
+    return program.folder
 
 
 @pytest.fixture(scope="module")
-def start(place) -> Iterator[Callable[..., Launcher]]:
+def start(program) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a command there; cancels the jobs that are left at the end."""
-    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name} | {
-        "HOME": str(place),
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "GR_SWEEP_CACHE": str(place / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
-    started: list[Launcher] = []
+    started: list[subprocess.Popen[str]] = []
 
-    def start(*argv: str) -> Launcher:
-        launcher = Launcher(
-            subprocess.Popen(
-                [sys.executable, "-c", COMMAND, *argv],
-                cwd=place,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        started.append(launcher)
-        return launcher
+    def start(*argv: str) -> subprocess.Popen[str]:
+        started.append(program.start(*argv, by=[sys.executable, "-c", COMMAND]))
+        return started[-1]
 
     yield start
     for launcher in started:
-        launcher.process.kill()
-        launcher.process.communicate()
-    mine = [number for sweep in place.iterdir() for number in read_submitted(sweep).values()]
+        launcher.kill()
+        launcher.communicate()
+    mine = [
+        number for sweep in program.folder.iterdir() for number in read_submitted(sweep).values()
+    ]
     subprocess.run(["scancel", *{number.split("_")[0] for number in mine}], check=False)
 
 
+def end(launcher: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit status of a command, and what it said on stderr."""
+    _, err = launcher.communicate(timeout=240)
+    return launcher.returncode, err
+
+
 @pytest.fixture(scope="module")
-def undisturbed(start, place):
-    """Weights and rows of the long job, run here."""
-    status, err = start(*LONG, "hydra.run.dir=undisturbed").end()
+def undisturbed(program):
+    """Weights and rows of the long job, run in this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    status, _, err = program.run(*LONG, "hydra.run.dir=undisturbed")
+    torch.set_num_threads(threads)
     assert status == 0, err
-    return weights(place / "undisturbed"), rows(place / "undisturbed")
+    job = program.folder / "undisturbed"
+    return weights(job), rows(job)
 
 
 def weights(job: Path) -> dict[str, torch.Tensor]:
@@ -134,12 +122,14 @@ def assert_same(job: Path, undisturbed: tuple[Any, Any]) -> None:
     assert rows(job) == expected_rows
 
 
-def await_(what: Callable[[], Any], launcher: Launcher | None = None, timeout: float = 120) -> Any:
+def await_(
+    what: Callable[[], Any], launcher: subprocess.Popen[str] | None = None, timeout: float = 120
+) -> Any:
     """Waits until `what` returns something true, and returns that."""
     give_up = time.monotonic() + timeout
     while not (found := what()):
-        if launcher is not None and launcher.process.poll() is not None:
-            raise AssertionError(launcher.process.communicate()[1])
+        if launcher is not None and launcher.poll() is not None:
+            raise AssertionError(launcher.communicate()[1])
         assert time.monotonic() < give_up, "waited in vain"
         time.sleep(0.05)
     return found
@@ -178,45 +168,55 @@ def step_of(job: Path) -> int:
     return max(steps, default=0)
 
 
-@pytest.mark.parametrize("requeues", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_disturbed_jobs_end_as_an_undisturbed_one(start, place, undisturbed, requeues):
-    """Jobs are killed and cancelled, and with `requeues` requeued and told to save, too; the
-    command is interrupted."""
-    sweep = place / f"disturbed {requeues}"
-    # A setting that changes none of the numbers compared.
-    names = ["101", "102", "103", "104"] if requeues else ["103", "104"]
-    command = ["-m", *LONG, *LAUNCHER, f"hydra.sweep.dir={sweep}"]
-    at_once = len(names) // 2
-    command += [f"eval.bootstrap={','.join(names)}", f"hydra.launcher.array_parallelism={at_once}"]
+def is_queued(sweep: Path, job: Path) -> bool:
+    queue = numbers_in_queue(sweep)
+    return queue is None or job.name in queue
 
-    first = start(*command)
-    await_(lambda: all(training(sweep, name) for name in names[:at_once]), first)
-    jobs = [job for name in names if (job := job_of(sweep, name)) is not None]
-    *others, killed, cancelled = jobs
-    slurm("scancel", number_of(cancelled))
-    if others:
-        requeued, told = others
-        slurm("scontrol", "requeue", number_of(requeued))
-        # As SLURM does; scancel would try again for long if the controller is busy.
-        send(told, signal.SIGUSR2)
-    await_(lambda: standing(cancelled).state is State.stopped, first)
+
+def test_a_killed_and_a_cancelled_job_end_as_an_undisturbed_one(start, place, undisturbed):
+    """And the command is interrupted; typed again, it runs both."""
+    sweep = place / "killed"
+    # A setting that changes none of the numbers compared.
+    command = ["-m", *LONG, *LAUNCHER, f"hydra.sweep.dir={sweep}", "eval.bootstrap=103,104"]
+    first = start(*command, "hydra.launcher.array_parallelism=1")
+    killed = await_(lambda: training(sweep, "103"), first)
+    send(killed, signal.SIGSTOP)  # so that it does not end before it is killed
+    cancelled = await_(lambda: job_of(sweep, "104"), first)
     # SLURM forgets a task of an array that is cancelled before it begins.
+    slurm("scancel", number_of(cancelled))
+    await_(lambda: standing(cancelled).state is State.stopped, first)
     assert re.search("left the queue|CANCELLED", standing(cancelled).error)
-    first.process.send_signal(signal.SIGINT)
-    status, err = first.end()
+    first.send_signal(signal.SIGINT)
+    status, err = end(first)
     assert status == 130 and "shows them; to end them: scancel " in err, err
 
-    await_(lambda: training(sweep, killed.name))
     send(killed, signal.SIGKILL)
-    number = number_of(killed)
-    await_(lambda: (queue := numbers_in_queue(sweep)) is not None and killed.name not in queue)
-    second = start(*command)
-    await_(lambda: number_of(killed) != number, second)
-    second.process.kill()
-    second.end()
-
-    status, err = start(*command).end()
+    await_(lambda: not is_queued(sweep, killed))
+    assert 0 < step_of(killed) < STEPS
+    status, err = end(start(*command))
     assert status == 0, err
+    for job in (killed, cancelled):
+        assert_same(job, undisturbed)
+
+
+@pytest.mark.slow
+def test_requeued_and_told_jobs_and_one_whose_command_is_killed_end_as_undisturbed_ones(
+    start, place, undisturbed
+):
+    sweep = place / "requeued"
+    command = ["-m", *LONG, *LAUNCHER, f"hydra.sweep.dir={sweep}", "eval.bootstrap=101,102"]
+    first = start(*command)
+    jobs = [await_(functools.partial(training, sweep, name), first) for name in ("101", "102")]
+    requeued, told = jobs
+    slurm("scontrol", "requeue", number_of(requeued))
+    # As SLURM does; scancel would try again for long if the controller is busy.
+    send(told, signal.SIGUSR2)
+    first.kill()
+    end(first)
+    numbers = [number_of(job) for job in jobs]
+    status, err = end(start(*command))
+    assert status == 0, err
+    assert [number_of(job) for job in jobs] == numbers, "the same jobs of SLURM"
     for job in jobs:
         assert_same(job, undisturbed)
 
@@ -229,7 +229,7 @@ def test_a_preempted_job_goes_on_where_it_was(start, place, undisturbed):
     slurm("sbatch", "--partition=high", "--exclusive", "--mem=0", "--output=/dev/null", wait)
     await_(lambda: standing(job).state is State.stopped, launcher)
     step = step_of(job)
-    status, err = launcher.end()
+    status, err = end(launcher)
     assert status == 0 and 0 < step < STEPS, err
     assert_same(job, undisturbed)
 
@@ -249,7 +249,7 @@ def test_a_job_goes_on_after_its_time_limit(start, place):
     assert "SIGUSR2" in standing(job).error
     await_(lambda: step_of(job) > step, launcher, timeout=200)
     assert number_of(job) == number
-    launcher.process.kill()
+    launcher.kill()
     slurm("scancel", number)
     found = [step for step, _ in rows(job)]
     assert found == sorted(set(found))

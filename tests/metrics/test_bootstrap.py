@@ -34,5 +34,5 @@ def test_interval_holds_the_middle_95_percent() -> None:
 
 
 @pytest.mark.parametrize("values", [[], [1.0, np.nan], [1.0, np.inf]])
-def test_interval_of_nothing_or_of_what_is_not_finite_is_none(values: list[float]) -> None:
+def test_interval_of_empty_or_infinite_values_is_none(values: list[float]) -> None:
     assert bootstrap.interval(np.array(values)) is None

@@ -115,7 +115,7 @@ def test_every_view_has_its_losses() -> None:
         assert metrics[key] == 60 / 40 and key in intervals
 
 
-def test_entanglement_sets_the_owners_of_a_block_against_the_others() -> None:
+def test_entanglement_compares_owners_with_other_domains() -> None:
     costs = {"a": 1.0, "b": 3.0, "c": 0.5, "d": -0.5}
     rows = [row("full", "", domain, domain, 40.0, 10) for domain in costs]
     rows += [
@@ -137,7 +137,7 @@ def marked(rows: list[DocumentLoss], text: Text, cost: float) -> list[DocumentLo
     ]
 
 
-def test_spurious_gap_is_swapped_less_marked_and_leaves_plain_text_alone() -> None:
+def test_spurious_gap_is_the_loss_of_swapped_text_minus_marked() -> None:
     rows = two_domains()
     plain = summarize_losses(rows, ["code", "biology"], seed=0)
     rows += [*marked(two_domains(), Text.marked, 0.0), *marked(two_domains(), Text.swapped, 0.5)]
@@ -154,7 +154,7 @@ def test_spurious_gap_is_swapped_less_marked_and_leaves_plain_text_alone() -> No
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, None])
-def test_a_loss_that_is_missing_or_not_finite_makes_its_metrics_absent_and_no_others(
+def test_a_missing_loss_removes_only_its_own_metrics(
     broken: float | None,
 ) -> None:
     rows = two_domains()

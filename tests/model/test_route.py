@@ -129,7 +129,7 @@ def test_unroute_gives_the_plain_model_back():
         assert type(module) is type(other) and set(vars(module)) == set(vars(other))
 
 
-def test_a_batch_that_cannot_be_is_refused():
+def test_an_invalid_batch_is_refused():
     model, routed = routed_model(kind="peers")
     labels_NT = torch.zeros(2, 5, dtype=torch.long)
     for context, said in (

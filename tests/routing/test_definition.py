@@ -168,7 +168,7 @@ def test_isolated_experts_are_off_for_each_other_by_token_too(foreign_dropout):
     assert_same(found[1], found[0])
 
 
-def test_outputs_in_full_are_a_mask_on_the_hidden_activation(products):
+def test_foreign_outputs_mask_the_hidden_activation(products):
     """As published: `mask * h + (1 - mask) * h.detach()`, and the rest learns from everybody."""
     model, plain, ids = tiny_model(), tiny_model(), tiny_ids(5)
     plan = PLANS["forget"](model.config, layer_share=0.5, mlp_shared=0.75)

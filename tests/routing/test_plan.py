@@ -103,13 +103,13 @@ def test_a_share_of_the_layers_is_counted_from_the_first_and_at_least_one(layer_
         ("bush", {}, "bush.*lattice"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused_in_one_line_that_names_the_problem(kind, wrong, said):
+def test_an_invalid_plan_is_refused_in_one_line(kind, wrong, said):
     with pytest.raises(GrSweepError, match=said) as refusal:
         RoutePlan.make(kind, SHAPE, **({"domains": DOMAINS} | wrong))
     assert "\n" not in str(refusal.value)
 
 
-def test_blocks_that_nobody_else_owns_are_off_and_never_the_core():
+def test_off_blocks_are_those_that_no_other_node_owns():
     plan = make("lattice")
     off = [set(plan.blocks[index].owners) for index in plan.off_blocks(["code", "biology"])]
     assert sorted(map(sorted, off)) == [["biology"], ["biology", "code"], ["code"]]
@@ -184,7 +184,7 @@ def test_every_plan_divides_all_units_and_survives_json(
         replace(make("peers"), domains=("code", "biology")).to_json(),
     ],
 )
-def test_text_that_is_no_plan_or_contradicts_itself_is_refused(text):
+def test_an_invalid_plan_file_is_refused(text):
     with pytest.raises(PlanError, match=r"plan\.json"):
         RoutePlan.from_json(text)
 

@@ -53,7 +53,7 @@ def reference_gradients(model, plan, cut, ids, tokens):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_with_nothing_cut_the_reference_is_the_plain_model_with_plain_gradients(family):
+def test_the_uncut_reference_is_the_plain_model(family):
     model, ids = tiny_model(family), tiny_ids(3)
     plan = MLP_PLAN if family in WHOLE_ATTENTION_ONLY else FULL_PLAN
     if family == "olmo":
@@ -87,7 +87,7 @@ def test_a_micro_batch_is_the_sum_of_its_sequences():
 
 
 @pytest.mark.parametrize("off", [frozenset(), TWO, ONE | TWO])
-def test_switched_off_units_are_units_that_are_not_there(off):
+def test_switched_off_units_act_as_if_removed(off):
     """Against a model that physically lacks them, written with index lists."""
     model, ids = tiny_model("mistral"), tiny_ids(2)
     given, _ = reference_gradients(
@@ -168,7 +168,7 @@ def test_mlp_gradients_equal_masked_hidden_activations_and_matching_columns(edge
     assert_same(given, expected, 1e-11)
 
 
-def test_weight_leaves_every_gradient_of_owned_parameters_as_it_is():
+def test_weight_does_not_change_gradients_of_owned_parameters():
     """Foreign units pass gradient, so all but the foreign slices equal the plain gradient."""
     model, ids = tiny_model(), tiny_ids(1)
     _, plain = plain_gradients(model, ids)
@@ -191,7 +191,7 @@ def test_weight_leaves_every_gradient_of_owned_parameters_as_it_is():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_tokens_of_a_foreign_core_leave_it_alone_in_all_its_uses(tied):
+def test_a_foreign_core_gets_no_gradient(tied):
     model, ids = tiny_model(tie_word_embeddings=tied), tiny_ids(1)
     tokens = tokens_of_rows([("biology", frozenset())], 5)
     _, plain = plain_gradients(model, ids)
@@ -249,7 +249,7 @@ def test_keys_and_values_follow_their_own_position_and_the_rest_of_a_unit_its_ou
         assert_same({path: given[path]}, {path: total}, 1e-11)
 
 
-def test_a_tokens_own_label_decides_what_it_switches_off():
+def test_blocks_are_switched_off_by_the_label_of_each_token():
     model, ids = tiny_model(num_hidden_layers=1), tiny_ids(1)
     plan = plan_of({(0, "mlp"): Split((10, 9, 9))})
     mixed = Reference(model, plan, Cut("none"))

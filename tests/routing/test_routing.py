@@ -129,7 +129,7 @@ def multiplications(edges, dropout, is_whole_mlp):
 
 
 @pytest.mark.parametrize("is_whole_mlp", [False, True])
-def test_foreign_work_is_skipped_not_multiplied_by_zero(is_whole_mlp, monkeypatch):
+def test_foreign_rows_are_not_computed(is_whole_mlp, monkeypatch):
     """Counted by hand for a core of 12 units and 3 blocks of 4, rows x units.
 
     A dense step does 3 products (forward, weight, input) for each of 3 matrices over all 9 x 24.

@@ -74,7 +74,7 @@ def test_every_pair_of_three_others_is_crossed_evenly():
 @pytest.mark.parametrize(
     ("counts", "said"), [({"chemistry": 1}, "chemistry"), ({"code": -1}, "-1")]
 )
-def test_counts_that_no_micro_batch_can_have_are_refused(counts, said):
+def test_invalid_counts_are_refused(counts, said):
     with pytest.raises(PlanError, match=said):
         row_groups(PEERS, counts, 0.5)
 

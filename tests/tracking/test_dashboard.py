@@ -42,7 +42,7 @@ def make(logged: Logged) -> Dashboard:
     return make_dashboard(logged, entity=None, project="p", groups=["sweep"])
 
 
-def test_there_is_a_section_of_each_kind_where_runs_have_all_of_it() -> None:
+def test_every_section_is_there_if_its_metrics_are_logged() -> None:
     assert [section.name for section in make(EVERYTHING).sections] == [
         "Utility and separability",
         "Edge choices",
@@ -55,7 +55,7 @@ def test_there_is_a_section_of_each_kind_where_runs_have_all_of_it() -> None:
     ]
 
 
-def test_no_panel_names_what_no_run_has() -> None:
+def test_panels_use_only_logged_metrics() -> None:
     """Whatever single metric is missing."""
     for family in ("history", "summary"):
         for name in getattr(EVERYTHING, family):

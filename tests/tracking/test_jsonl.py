@@ -18,7 +18,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_readers_skip_what_is_no_row(tmp_path: Path) -> None:
+def test_readers_skip_invalid_rows(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert read_rows(path) == []
     path.write_bytes(

@@ -201,7 +201,7 @@ def test_a_server_that_is_slow_delays_a_job_no_longer_than_the_limit(
     assert time.monotonic() - begun < 180
 
 
-def test_wandb_that_fails_costs_no_row_and_is_one_warning(
+def test_a_failing_wandb_is_one_warning_and_no_row_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def lost(*_: Any, **__: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 import wandb
 
 from gr_sweep.cli.app import main
+from gr_sweep.cli.dashboard import SAVED
 from gr_sweep.report import read_sweep
 from gr_sweep.tracking import wandb_server
 from gr_sweep.tracking.wandb import offline_logs
@@ -62,6 +63,7 @@ def test_a_sweep_becomes_a_dashboard_that_the_same_command_updates(
 ) -> None:
     for name in ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_ID", "WANDB_RUN_GROUP"):
         monkeypatch.setenv(name, "elsewhere")  # of the user's shell
+    (sweep / SAVED).write_text('{"e/p": {"rep')  # damaged: as if there were none
     assert main(["dashboard", str(sweep)]) == 0
     said = capsys.readouterr().out
     assert said.count(": uploaded\n") == 2
@@ -109,7 +111,7 @@ def test_a_sweep_becomes_a_dashboard_that_the_same_command_updates(
     assert "workspace made: " in capsys.readouterr().out and len(server.views) == 2
 
 
-def test_an_upload_that_is_refused_is_named_and_tried_again(
+def test_a_refused_upload_is_named_and_tried_again(
     one_job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.failing = ("file_stream", 403)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from gr_sweep.train.distributed import Processes
 from tests.eval import several as evaluation
 from tests.train.saved import saved_tensors
 from tests.train.several import CASES, SLOW, train_case
+from tests.two_tasks import kill_other, start_two
 
 pytestmark = pytest.mark.dist
 
@@ -159,10 +159,10 @@ def test_what_one_process_raises_in_common_work_all_raise(two):
 
 
 PROGRAM = """
-import os, sys, time
+import time
+from datetime import timedelta
 import torch
 import gr_sweep.train.distributed as distributed
-from datetime import timedelta
 from gr_sweep.config import Device
 from gr_sweep.errors import GrSweepError
 
@@ -185,7 +185,7 @@ try:
         processes.sum_(torch.ones(1))
 except GrSweepError as error:
     is_resumable = getattr(error, "is_resumable", False)
-    open(f"{sys.argv[3]}/{processes.rank}", "w").write(f"{is_resumable} {error}")
+    open(str(processes.rank), "w").write(f"{is_resumable} {error}")
     sys.exit(2)
 """
 
@@ -198,23 +198,14 @@ except GrSweepError as error:
     ],
 )
 def test_an_error_of_one_process_ends_the_other_with_one_line(tmp_path, who, how, said):
-    """Two tasks of a SLURM step without --kill-on-bad-exit."""
-    tasks = []
-    for rank in range(2):
-        slurm = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_JOB_ID": "1",
-                 "SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": PORT}  # fmt: skip
-        command = [sys.executable, "-c", PROGRAM, str(who), how, str(tmp_path)]
-        tasks.append(
-            subprocess.Popen(command, env=ENVIRONMENT | slurm, stderr=subprocess.PIPE, text=True)
-        )
+    """In a SLURM step without --kill-on-bad-exit."""
+    task = start_two(tmp_path, str(who), how, program=PROGRAM)
     try:
-        assert tasks[1 - who].wait(120) == 2
-        assert (tmp_path / str(1 - who)).read_text().startswith(said)
         if how == "bug":
-            assert "ZeroDivisionError: a bug" in tasks[who].communicate(timeout=30)[1]
-            assert tasks[who].returncode == 1
+            assert "ZeroDivisionError: a bug" in task.communicate(timeout=120)[1]
+        assert task.wait(120) == (1 if how == "bug" else 2)
+        assert (tmp_path / str(1 - who)).read_text().startswith(said)
     finally:
-        for task in tasks:
-            if task.poll() is None:
-                task.send_signal(signal.SIGKILL)
-            task.communicate()
+        task.kill()
+        kill_other(tmp_path)
+        task.communicate()
