@@ -33,9 +33,9 @@ from gr_sweep.layout import has_rounds, phases_of
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_relearn
 from gr_sweep.metrics.tables import summarize_losses
-from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.pretrained import read_config
+from gr_sweep.model.units import decoder_layers
 from gr_sweep.setup import (
     environment,
     heldout_batches,
@@ -179,7 +179,7 @@ class Job:
         self.token_losses = TokenLosses(self.routed)
         model = self.routed.model
         if processes.are_several:
-            layers = decoder_layers(model, family_of(model.config))
+            layers = decoder_layers(model)
             bfloat16 = is_bfloat16(self.device, config.train.precision)
             shard(self.token_losses, layers, self.device, bfloat16=bfloat16)
         else:

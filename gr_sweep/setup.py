@@ -31,7 +31,7 @@ from gr_sweep.layout import has_rounds, labels_of_rounds, make_plan, named_shape
 from gr_sweep.metrics.losses import Text
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import TokenLosses
-from gr_sweep.model.pretrained import check_vocabulary, load
+from gr_sweep.model.pretrained import check_length, check_vocabulary, load
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
@@ -111,6 +111,12 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
         path = config.model.path
         model = load(path, config.model.gguf_file)
         family_of(model.config)
+        check_length(
+            path,
+            model.config.model_type,
+            getattr(model.config, "max_position_embeddings", None),
+            config.train.sequence_length,
+        )
         embeddings: Any = model.get_input_embeddings()
         check_vocabulary(
             path, embeddings.weight.shape[0], config.data.tokenizer or path, data.vocab_size

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # The modules of each family whose rows or columns are units; everything else is "the rest".
-MLP_ROWS = ("gate_proj", "up_proj", "dense_h_to_4h")
-MLP_COLUMNS = ("down_proj", "dense_4h_to_h")
-ATTN_ROWS = ("q_proj", "k_proj", "v_proj")
-ATTN_COLUMNS = ("o_proj",)
+MLP_ROWS = ("gate_proj", "up_proj", "gate_up_proj", "dense_h_to_4h", "c_fc")
+MLP_COLUMNS = ("down_proj", "dense_4h_to_h", "mlp.c_proj")
+ATTN_ROWS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value")
+ATTN_COLUMNS = ("o_proj", "out_proj", "attention.dense", "attn.c_proj")
 HEAD_NORMS = ("q_norm", "k_norm")
 
 
@@ -130,10 +130,12 @@ class LiteralLinear(_Routed):
     ) -> None:
         super().__init__(reference)
         self.weight, self.bias = linear.weight, linear.bias
+        self.is_transposed = not isinstance(linear, nn.Linear)  # the Conv1D of GPT-2
         self.row_blocks, self.column_blocks = row_blocks, column_blocks
 
     def forward(self, x_NTI: Tensor) -> Tensor:
-        num_outputs = self.weight.shape[0]
+        weight_OI = self.weight.t() if self.is_transposed else self.weight
+        num_outputs = weight_OI.shape[0]
         masks = self.masks
         rest_NT1 = masks.rest_NT[..., None]
         x_NTOI = x_NTI[:, :, None, :].expand(-1, -1, num_outputs, -1)
@@ -151,7 +153,7 @@ class LiteralLinear(_Routed):
             x_NTOI = x_NTOI * masks.on_NTB[:, :, None, self.column_blocks]
         else:
             weight_NTOI, bias_NTO = rest_NT1[..., None], rest_NT1
-        y_NTO = (scaled(self.weight.expand(*x_NTOI.shape), weight_NTOI) * x_NTOI).sum(-1)
+        y_NTO = (scaled(weight_OI.expand(*x_NTOI.shape), weight_NTOI) * x_NTOI).sum(-1)
         if self.bias is not None:
             y_NTO = y_NTO + scaled(self.bias.expand(*y_NTO.shape), bias_NTO)
         if self.row_blocks is not None:
@@ -262,27 +264,38 @@ class Reference:
         blocks[torch.tensor(split.order)] = at_position
         return blocks
 
+    def _blocks_of_heads(self, layer: int, name: str) -> Tensor | None:
+        """The block of each output of a map to heads."""
+        groups = self.block_of_unit(layer, "attn")
+        if groups is None:
+            return None
+        key = groups.repeat_interleave(self._head_dim)
+        query = groups.repeat_interleave(self._heads_a_group * self._head_dim)
+        if name == "query_key_value":  # GPT-NeoX: q, k and v of a head follow each other
+            return groups.repeat_interleave(3 * self._head_dim)
+        if name in ("qkv_proj", "c_attn"):
+            return torch.cat([query, key, key])
+        return query if name == "q_proj" else key
+
     def _literal(self, path: str, module: nn.Module) -> nn.Module | None:
         parts = path.split(".")
         layer = next((int(part) for part in parts if part.isdigit()), None)
         name = parts[-1]
         if isinstance(module, nn.Embedding):
             return LiteralEmbedding(self, module)
-        if isinstance(module, nn.Linear):
-            if name in MLP_ROWS:
-                return LiteralLinear(self, module, row_blocks=self.block_of_unit(layer, "mlp"))
-            if name in MLP_COLUMNS:
-                return LiteralLinear(self, module, column_blocks=self.block_of_unit(layer, "mlp"))
-            if name in ATTN_ROWS + ATTN_COLUMNS:
-                groups = self.block_of_unit(layer, "attn")
-                if groups is None:
-                    return LiteralLinear(self, module)
-                heads = 1 if name in ("k_proj", "v_proj") else self._heads_a_group
-                blocks = groups.repeat_interleave(heads * self._head_dim)
-                if name in ATTN_ROWS:
-                    return LiteralLinear(self, module, row_blocks=blocks)
-                return LiteralLinear(self, module, column_blocks=blocks)
-            return LiteralLinear(self, module)
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+            rows = columns = None
+            if path.endswith(MLP_ROWS):
+                rows = self.block_of_unit(layer, "mlp")
+                if rows is not None and name == "gate_up_proj":
+                    rows = torch.cat([rows, rows])
+            elif path.endswith(MLP_COLUMNS):
+                columns = self.block_of_unit(layer, "mlp")
+            elif path.endswith(ATTN_ROWS):
+                rows = self._blocks_of_heads(layer, name)
+            elif path.endswith(ATTN_COLUMNS):
+                columns = self._blocks_of_heads(layer, "q_proj")
+            return LiteralLinear(self, module, rows, columns)
         if type(module).__name__.endswith("RMSNorm") or isinstance(module, nn.LayerNorm):
             groups = self.block_of_unit(layer, "attn") if name in HEAD_NORMS else None
             if groups is None:

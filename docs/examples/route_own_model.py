@@ -4,7 +4,7 @@ As a script:   python docs/examples/route_own_model.py
 As a notebook: each `# %%` begins a cell, in VS Code, Spyder or Jupyter (jupytext).
 """
 
-# %% A model. Any Llama, Mistral, Qwen, OLMo, Gemma, Granite or GPT-NeoX model of transformers will
+# %% A model. Any Llama, Mistral, Qwen, OLMo, Gemma, Granite, Phi or GPT model of transformers will
 # do; this one is tiny, its weights are random and its tokens are bytes: nothing is downloaded
 import random
 

@@ -22,8 +22,9 @@ from torch.nn.utils.rnn import pad_sequence
 from gr_sweep.config import Attribution
 from gr_sweep.errors import DataError, PlanError
 from gr_sweep.eval.loss import Losses
-from gr_sweep.model.families import decoder_layers, family_of
+from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import IGNORED
+from gr_sweep.model.units import decoder_layers
 from gr_sweep.routing.modules import RoutedModule
 from gr_sweep.routing.plan import Place, units_per_layer
 
@@ -164,7 +165,7 @@ def _sites(model: nn.Module, off: Mapping[Place, Tensor], device: torch.device) 
     config: Any = model.config
     family, units = family_of(config), units_per_layer(config)
     sites = []
-    for layer, modules in enumerate(decoder_layers(model, family)):
+    for layer, modules in enumerate(decoder_layers(model)):
         for kind, names in family.linears.items():
             off_U = off.get((layer, kind))
             off_U = None if off_U is None else off_U.to(device)

@@ -132,7 +132,7 @@ def _masked(mlp: Any, mask_N1F: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _flop_limit(routed: RoutedModel, counts: dict[str, int]) -> float:
     """Multiply-adds of the routed MLP over the dense one's; other modules cost the same in both."""
-    own = sum(linear.module.weight.numel() for linear in routed.unit_linears)
+    own = sum(linear.parameters[0].numel() for linear in routed.unit_linears)
     linears = [m for m in routed.model.modules() if isinstance(m, torch.nn.Linear)]
     others = sum(m.weight.numel() for m in linears) - own
     return (multiply_adds(routed, counts) - 3 * others) / (3 * own)

@@ -15,7 +15,9 @@ from gr_sweep.layout import (
     phases_of,
     plan_of_last_round,
 )
+from gr_sweep.model.families import FAMILIES, check_kinds
 from gr_sweep.model.pretrained import (
+    check_length,
     check_vocabulary,
     read_config,
     shape_of_config,
@@ -46,7 +48,7 @@ def check_fit(config: RunConfig) -> None:
     if has_rounds(config):
         phases_of(config)
         if shape is not None:
-            plan_of_last_round(config, shape)
+            _check_kinds(config, plan_of_last_round(config, shape))
         for labels in labels_of_rounds(config):
             micro_batch_rows(config, labels)
         if here is not None:
@@ -55,7 +57,15 @@ def check_fit(config: RunConfig) -> None:
                 "use procedure=fixed"
             )
     else:
-        _plan_for(config, shape)
+        _check_kinds(config, _plan_for(config, shape))
+
+
+def _check_kinds(config: RunConfig, plan: RoutePlan) -> None:
+    if config.model.path is not None:
+        content = read_config(config.model.path, config.model.gguf_file)
+        if content is not None:
+            model_type = content["model_type"]
+            check_kinds(plan, FAMILIES[model_type], model_type)
 
 
 def parts_of(config: RunConfig) -> Sequence[str]:
@@ -90,4 +100,6 @@ def shape_of_model(config: RunConfig) -> ModelShape | None:
     num_tokens, vocab_size = tokens_of(Path(tokenizer)), content.get("vocab_size")
     if num_tokens is not None and type(vocab_size) is int:
         check_vocabulary(model.path, vocab_size, tokenizer, num_tokens)
+    positions = content.get("n_positions") or content.get("max_position_embeddings")
+    check_length(model.path, content["model_type"], positions, config.train.sequence_length)
     return shape_of_config(model.path, content)

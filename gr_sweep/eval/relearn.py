@@ -90,7 +90,7 @@ def randomize_blocks(routed: RoutedModel, part: str, seed: int) -> None:
             whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
             for index in routed.plan.removed_by([part]):
                 units = linear.units[index]
-                removed = whole[:, units] if linear.is_row else whole[units]
+                removed = whole.narrow(linear.dim(whole), units.start, units.stop - units.start)
                 if removed.dim() == 1:
                     removed.zero_()
                 else:

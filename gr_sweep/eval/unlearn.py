@@ -8,6 +8,7 @@ N rows, T positions, D residual width.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from gr_sweep.eval.finetune import restored, warmup
-from gr_sweep.model.families import decoder_layers, family_of
+from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.units import decoder_layers
 from gr_sweep.routing.plan import MLP
 
 STEERING = 5.0
@@ -54,11 +56,11 @@ def unlearned(
     """
     model = token_losses.model
     family = family_of(model.config)
-    layers = decoder_layers(model, family)
+    layers = decoder_layers(model)
     last = max(1, len(layers) // 2) - 1
     updated = layers[max(0, last + 1 - LAYERS) : last + 1]
     outputs = [layer.get_submodule(family.linears[MLP].row) for layer in updated]
-    weights = [output.weight for output in outputs if isinstance(output, nn.Linear)]
+    weights: list[Any] = [output.weight for output in outputs]
     assert not any(isinstance(weight, DTensor) for weight in weights)  # See check_processes.
 
     def read(rows_NS: np.ndarray) -> Tensor:

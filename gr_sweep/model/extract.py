@@ -4,6 +4,7 @@ The result is an ordinary Hugging Face model that needs none of our code.
 """
 
 import copy
+import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gr_sweep.model.families import UnitLinear, family_of
-from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, units_per_layer
+from gr_sweep.model.families import family_of
+from gr_sweep.model.units import UnitLinear
+from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, mlp_size_name, units_per_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,9 +46,11 @@ def kept_units(plan: RoutePlan, config: Any, off: Collection[int]) -> dict[str, 
     for kind, units in units_per_layer(config).items():
         by_layer = plan.units_left(kind, units, config.num_hidden_layers, off)
         width = max(1, *by_layer)
-        if kind == ATTN and width != units and family_of(config).heads_divide_width:
-            per_group = config.num_attention_heads // units
-            while config.hidden_size % (width * per_group):
+        if kind == ATTN and width != units:
+            family, per_group = family_of(config), config.num_attention_heads // units
+            if family.keeps_heads:
+                width = units
+            while family.heads_divide_width and config.hidden_size % (width * per_group):
                 width += 1
         found[kind] = KeptUnits(by_layer, width)
     return found
@@ -62,7 +66,7 @@ def extract(
 
     A Hugging Face config has one width for all layers: layers that keep fewer units are padded with
     zero units, which change nothing. So are heads, up to a number that divides the residual width
-    if the family's config requires it (Llama).
+    if the family's config requires it (Llama), or to all of them (GPT-2).
 
     Args:
         model: a model that is routed by `plan`; it is not changed.
@@ -78,13 +82,13 @@ def extract(
     widths = {kind: units.width for kind, units in kept_units(plan, plain_config, off).items()}
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     names = {module: name for name, module in model.named_modules()}
-    for linear in unit_linears:
-        name = names[linear.module]
-        width = widths[linear.kind] * linear.width
-        dim = 1 if linear.is_row else 0
-        state[f"{name}.weight"] = _kept(state[f"{name}.weight"], linear, kept, dim, width)
-        if not linear.is_row and linear.module.bias is not None:
-            state[f"{name}.bias"] = _kept(state[f"{name}.bias"], linear, kept, 0, width)
+    for module, maps in itertools.groupby(unit_linears, lambda linear: linear.module):
+        parts = list(maps)
+        for suffix, parameter in module.named_parameters(recurse=False):
+            if any(parameter is other for other in parts[0].parameters):
+                name = f"{names[module]}.{suffix}"
+                found = [_kept(state[name], part, kept, widths[part.kind]) for part in parts]
+                state[name] = torch.cat(found, parts[0].dim(parameter))
     plain_class: Any = type(model)
     with torch.random.fork_rng():
         small: PreTrainedModel = plain_class(_resized(plain_config, widths))
@@ -99,7 +103,7 @@ def extract(
 def _resized(plain_config: Any, widths: Mapping[str, int]) -> Any:
     """The config with so many units of each kind per layer."""
     config = copy.deepcopy(plain_config)
-    config.intermediate_size = widths[MLP]
+    setattr(config, mlp_size_name(config), widths[MLP])
     num_groups = units_per_layer(config)[ATTN]
     if widths[ATTN] != num_groups:
         per_group = config.num_attention_heads // num_groups
@@ -111,10 +115,11 @@ def _resized(plain_config: Any, widths: Mapping[str, int]) -> Any:
     return config
 
 
-def _kept(tensor: Tensor, linear: UnitLinear, kept: Iterable[int], dim: int, width: int) -> Tensor:
-    """The kept blocks' rows (dim 0) or columns (dim 1), padded with zeros to `width`."""
+def _kept(tensor: Tensor, linear: UnitLinear, kept: Iterable[int], num_units: int) -> Tensor:
+    """The kept blocks' rows or columns, padded with zeros to `num_units`."""
+    dim = linear.dim(tensor)
     parts = [linear.units[block] for block in kept]
     whole = torch.cat([tensor.narrow(dim, u.start, u.stop - u.start) for u in parts], dim)
     shape = list(whole.shape)
-    shape[dim] = width - whole.shape[dim]
+    shape[dim] = num_units * linear.width - whole.shape[dim]
     return torch.cat([whole, whole.new_zeros(shape)], dim)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.errors import ConfigError, PlanError
+from gr_sweep.model.families import FAMILIES
 from gr_sweep.model.sizes import Size
 
 if TYPE_CHECKING:
@@ -24,12 +25,12 @@ logger = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 _SIZES = {
-    "hidden_size": "n_embd",
-    "intermediate_size": "n_inner",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
+    "hidden_size": ("n_embd",),
+    "intermediate_size": ("n_inner",),
+    "num_hidden_layers": ("n_layer", "num_layers"),
+    "num_attention_heads": ("n_head", "num_heads"),
 }
-"""Sizes that a plan needs, with GPT-2's names of them."""
+"""Sizes that a plan needs, with the names that GPT-2 and GPT-Neo have for them."""
 _LARGEST_SIZE = 1 << 31
 
 _CAUSES = {
@@ -108,8 +109,6 @@ def _of_hub(name: str, fetch: bool) -> Path | None:
 
 
 def _check_family(path: str, model_type: Any, content: dict[str, Any]) -> None:
-    from gr_sweep.model.families import FAMILIES
-
     causes = [why for key, why in _CAUSES.items() if content.get(key)]
     if content.get("is_encoder_decoder"):
         causes.append("it has an encoder")
@@ -128,10 +127,16 @@ def shape_of_config(path: str, content: dict[str, Any]) -> Size | None:
     Raises:
         ConfigError: an impossible size.
     """
-    found = {name: content.get(name, content.get(other)) for name, other in _SIZES.items()}
-    known = {name: size for name, size in found.items() if size is not None}
+    known = {
+        name: content[own]
+        for name, others in _SIZES.items()
+        for own in (name, *others)
+        if content.get(own) is not None
+    }
     if not all(type(n) is int and 0 < n < _LARGEST_SIZE for n in known.values()):
         raise ConfigError(f"model.path={path}: config.json has impossible sizes: {known}")
+    if content["model_type"] in ("gpt2", "gpt_neo") and "hidden_size" in known:
+        known.setdefault("intermediate_size", 4 * known["hidden_size"])
     if len(known) < len(_SIZES):
         return None
     heads = known["num_attention_heads"]
@@ -139,11 +144,26 @@ def shape_of_config(path: str, content: dict[str, Any]) -> Size | None:
 
 
 def check_vocabulary(path: str, vocab_size: int, tokenizer: str, num_tokens: int) -> None:
-    """Raises PlanError if the model has fewer tokens than the tokenizer."""
+    """
+    Raises:
+        PlanError: the model has fewer tokens than the tokenizer.
+    """
     if num_tokens > vocab_size:
         raise PlanError(
             f"the tokenizer {tokenizer} has {num_tokens} tokens, but {path} only {vocab_size}; "
             f"leave data.tokenizer out to use the model's own tokenizer"
+        )
+
+
+def check_length(path: str, model_type: str, positions: int | None, length: int) -> None:
+    """
+    Raises:
+        PlanError: the model has learned fewer positions than a training sequence has.
+    """
+    is_bounded = model_type in FAMILIES and FAMILIES[model_type].learned_positions
+    if is_bounded and positions is not None and positions < length:
+        raise PlanError(
+            f"train.sequence_length={length} is longer than the {positions} positions of {path}"
         )
 
 

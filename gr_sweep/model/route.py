@@ -4,6 +4,7 @@ returns.
 G = key-value groups of attention heads, F = MLP hidden units, D = residual width.
 """
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
@@ -17,9 +18,10 @@ from torch.distributed.tensor import DTensor
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
 from gr_sweep.model.extract import extract
-from gr_sweep.model.families import (
+from gr_sweep.model.families import check_plan
+from gr_sweep.model.units import (
+    LINEARS,
     UnitLinear,
-    check_plan,
     gated_mlps,
     head_norms,
     heads_first_norms,
@@ -32,6 +34,7 @@ from gr_sweep.routing.modules import (
     RoutedHeadNormHeadsFirst,
     RoutedLinear,
     RoutedModule,
+    RoutedPositions,
     RoutedRest,
     RoutedRestHeadsFirst,
     Routing,
@@ -209,7 +212,7 @@ class RoutedModel:
                 whole = parameter.grad if gradients else parameter
                 for block, part in zip(self.plan.blocks, linear.units, strict=True):
                     if whole is not None and part.stop > part.start:
-                        sets[block.name].append(_local_units(whole, part, linear.is_row))
+                        sets[block.name].append(_local_units(whole, part, linear.dim(whole)))
         for parameter in self.model.parameters():
             whole = parameter.grad if gradients else parameter
             if id(parameter) not in in_units and whole is not None:
@@ -276,22 +279,30 @@ class RoutedModel:
 
 def _unit_swaps(model: nn.Module, plan: RoutePlan, linears: Iterable[UnitLinear]) -> Iterator[Swap]:
     for mlp, split in gated_mlps(model, plan):
-        yield Swap(mlp, RoutedGatedMlp, split.slices(), "mlp")
-    for linear in linears:
-        yield Swap(linear.module, RoutedLinear, linear.units, "row" if linear.is_row else "column")
+        yield Swap(mlp, RoutedGatedMlp, (split.slices(),), "mlp")
+    for module, maps in itertools.groupby(linears, lambda linear: linear.module):
+        first, *others = maps
+        parts = tuple(linear.part for linear in (first, *others))
+        yield Swap(module, RoutedLinear, parts, "row" if first.is_row else "column")
     heads_first = heads_first_norms(model)
     for norm, units in head_norms(model, plan):
-        yield Swap(norm, RoutedHeadNormHeadsFirst if norm in heads_first else RoutedHeadNorm, units)
+        yield Swap(
+            norm, RoutedHeadNormHeadsFirst if norm in heads_first else RoutedHeadNorm, (units,)
+        )
 
 
-def _rest_swaps(model: nn.Module, units: Collection[nn.Module]) -> Iterator[Swap]:
+def _rest_swaps(model: "PreTrainedModel", units: Collection[nn.Module]) -> Iterator[Swap]:
     """All modules with parameters of their own, except those that hold units."""
     heads_first = heads_first_norms(model)
+    embedding = model.get_input_embeddings()
     for module in model.modules():
         if module in units or not any(True for _ in module.parameters(recurse=False)):
             continue
-        if isinstance(module, nn.Linear):
-            yield Swap(module, RoutedLinear, (slice(0, module.out_features),), "rest")
+        if isinstance(module, LINEARS):
+            outputs = module.weight.shape[0 if isinstance(module, nn.Linear) else 1]
+            yield Swap(module, RoutedLinear, ((slice(0, outputs),),), "rest")
+        elif isinstance(module, nn.Embedding) and module is not embedding:
+            yield Swap(module, RoutedPositions)
         else:
             yield Swap(module, RoutedRestHeadsFirst if module in heads_first else RoutedRest)
 
@@ -340,10 +351,10 @@ def _local(whole: Tensor) -> tuple[Tensor, int]:
     return whole.to_local(), min(mesh.get_local_rank() * each, num_rows)
 
 
-def _local_units(whole: Tensor, units: slice, are_columns: bool) -> Tensor:
-    """A view of these rows or columns of the whole, as far as this process has them."""
+def _local_units(whole: Tensor, units: slice, dim: int) -> Tensor:
+    """A view of these rows (dim 0) or columns of the whole, as far as this process has them."""
     local, first = _local(whole)
-    if are_columns:
+    if dim == 1:
         return local[:, units]
     return local[max(0, units.start - first) : max(0, units.stop - first)]
 
@@ -363,5 +374,6 @@ def _reorder(tensor: Tensor, linear: UnitLinear) -> None:
     if order is None:
         return
     features = torch.tensor(order)[:, None] * linear.width + torch.arange(linear.width)
-    dim = 1 if linear.is_row else 0
-    tensor.copy_(tensor.index_select(dim, features.flatten().to(tensor.device)))
+    dim = linear.dim(tensor)
+    part = tensor.narrow(dim, linear.first, features.numel())
+    part.copy_(part.index_select(dim, features.flatten().to(tensor.device)))

@@ -10,7 +10,7 @@ N sequences, T positions.
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -140,7 +140,7 @@ class RoutedModule(nn.Module):
     """Base of the routed classes. None of them is ever constructed; see `gr_sweep.routing.swap`."""
 
     _state: RoutingState
-    _units: Units
+    _parts: tuple[Units, ...]
     _role: str
 
     def _routing_of(self, input: Tensor) -> Routing | None:
@@ -149,10 +149,14 @@ class RoutedModule(nn.Module):
         That includes a routing that cuts nothing: sliced products add up in another order, and a
         run that cuts nothing must be bit for bit the dense run.
         """
+        routing = self._active()
+        return None if routing is None or routing.is_plain(input) else routing
+
+    def _active(self) -> Routing | None:
         routing = self._state.active
         if routing is None and not torch.compiler.is_compiling():
             routing = self._state.of_recomputation()
-        return None if routing is None or routing.is_plain(input) else routing
+        return routing
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """A copy (`copy.deepcopy`, `pickle`, `torch.save`) is the plain module."""
@@ -168,7 +172,7 @@ class RoutedModule(nn.Module):
         return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
 
 
-_OWN = ("_state", "_units", "_role")
+_OWN = ("_state", "_parts", "_role")
 
 
 def plain_class(module: RoutedModule) -> Any:
@@ -176,31 +180,56 @@ def plain_class(module: RoutedModule) -> Any:
     return type(module).__bases__[1]
 
 
-class RoutedLinear(RoutedModule, nn.Linear):
-    """A linear map; see `RowRouting.linear` for its roles."""
+class RoutedLinear(RoutedModule):
+    """A linear map; see `RowRouting.linear` for its roles.
+
+    It is a `torch.nn.Linear`, or a `Conv1D` of transformers (GPT-2), whose weight is [I, O]. A
+    column map may be several in one matrix, such as q, k and v, each with its own units.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         routing = self._routing_of(input)
         if routing is None:
-            return super().forward(input)
-        return routing.linear(self._role, input, self.weight, self.bias, self._units)
+            return super().forward(input)  # type: ignore[no-any-return]
+        sizes = [units[-1].stop for units in self._parts]
+        found = [
+            routing.linear(self._role, input, weight, bias, units)
+            for (weight, bias), units in zip(_maps(self, sizes), self._parts, strict=True)
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+
+def _maps(linear: nn.Module, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight [O, I] and bias of maps that are one matrix, with so many outputs each."""
+    weight: Any = linear.weight if isinstance(linear, nn.Linear) else linear.weight.t()  # type: ignore[operator]
+    bias: Any = linear.bias
+    if len(sizes) == 1:
+        return [(weight, bias)]
+    biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+    return list(zip(weight.split(sizes), biases, strict=True))
 
 
 class RoutedGatedMlp(RoutedModule):
-    """A whole gated MLP with SiLU."""
+    """A whole gated MLP with SiLU; gate and up are two linear maps or one matrix."""
 
     gate_proj: nn.Linear
     up_proj: nn.Linear
+    gate_up_proj: nn.Linear
     down_proj: nn.Linear
-
-    act_fn: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
         routing = self._routing_of(input)
-        linears = self.gate_proj, self.up_proj, self.down_proj
-        if routing is None or any(_is_watched(module) for module in (*linears, self.act_fn)):
+        if routing is None or any(_is_watched(child) for child in self.children()):
             return super().forward(input)  # type: ignore[no-any-return]
-        return routing.gated_mlp(input, *linears, self._units)
+        [units] = self._parts
+        size = units[-1].stop
+        if hasattr(self, "gate_up_proj"):
+            gate, up = _maps(self.gate_up_proj, [size, size])
+        else:
+            [gate], [up] = _maps(self.gate_proj, [size]), _maps(self.up_proj, [size])
+        down = self.down_proj
+        weights = (gate[0], up[0], down.weight, gate[1], up[1], down.bias)
+        return routing.gated_mlp(input, weights, units)
 
 
 def _is_watched(module: nn.Module) -> bool:
@@ -259,13 +288,24 @@ class RoutedRest(RoutedModule):
             self._parameters = own
 
 
+class RoutedPositions(RoutedRest):
+    """An embedding of positions. Its input [1, T] is that of every sequence of the micro-batch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        routing = self._active()
+        if routing is None or routing.num_rows is None:
+            return self._plain(input)
+        of_rows = input.expand(routing.num_rows, -1)
+        return self._plain(input) if routing.is_plain(of_rows) else super().forward(of_rows)
+
+
 class RoutedHeadNorm(RoutedRest):
     """A norm over the features of each head inside split attention. It is upstream of its heads,
     and they share it."""
 
     def forward(self, input: Tensor) -> Tensor:
         routing = self._routing_of(input)
-        factor = None if routing is None else routing.head_factor(input, self._units)
+        factor = None if routing is None else routing.head_factor(input, self._parts[0])
         return self._plain(input) if factor is None else self._scaled(input, factor)
 
 

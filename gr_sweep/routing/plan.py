@@ -60,14 +60,24 @@ def units_per_layer(config: ModelShape) -> dict[str, int]:
     Raises:
         PlanError: a config without these numbers, which is of no family that can be split.
     """
-    for name in ("intermediate_size", "num_attention_heads", "num_hidden_layers"):
-        if not isinstance(getattr(config, name, None), int):
+    name = mlp_size_name(config)
+    mlp_units: Any = getattr(config, name, None)
+    if mlp_units is None and hasattr(config, name):
+        mlp_units = 4 * getattr(config, "hidden_size", 0)  # what GPT-2 and GPT-Neo mean
+    others = {n: getattr(config, n, None) for n in ("num_attention_heads", "num_hidden_layers")}
+    for size, value in {name: mlp_units, **others}.items():
+        if not isinstance(value, int):
             raise PlanError(
                 f"model type {getattr(config, 'model_type', None)!r} is not supported: expected a "
-                f"whole number as {name} of the config, got {getattr(config, name, None)}"
+                f"whole number as {size} of the config, got {value}"
             )
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return {MLP: config.intermediate_size, ATTN: groups}
+    return {MLP: mlp_units, ATTN: groups}
+
+
+def mlp_size_name(config: ModelShape) -> str:
+    """The attribute of a Hugging Face config with the number of MLP hidden units."""
+    return "n_inner" if hasattr(config, "n_inner") else "intermediate_size"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gr_sweep.errors import PlanError
 from gr_sweep.routing.autograd import GatedMlp, LinearCovers, MlpCovers, SlicedLinear, apply
@@ -39,7 +39,7 @@ class RowRouting:
         off."""
         self._factors = GroupFactors(plan, weights, domains, off)
         self._rows = tuple(rows)
-        self._num_rows = rows[-1].stop if rows else 0
+        self.num_rows: int | None = rows[-1].stop if rows else 0
         """None if any number of rows is allowed."""
         self._needed: Table = [
             [float(w != 0.0 or a != 0.0) for w, a in zip(*edges, strict=True)]
@@ -64,9 +64,9 @@ class RowRouting:
 
     def is_plain(self, x: Tensor) -> bool:
         """Whether nothing is cut or off, so that a module with input `x` is the plain module."""
-        if self._num_rows is not None and x.shape[0] != self._num_rows:
+        if self.num_rows is not None and x.shape[0] != self.num_rows:
             raise PlanError(
-                f"the batch has {self._num_rows} sequences, but the model was given {x.shape[0]}"
+                f"the batch has {self.num_rows} sequences, but the model was given {x.shape[0]}"
             )
         return self._factors.cuts_nothing
 
@@ -88,11 +88,12 @@ class RowRouting:
         """
         return apply(SlicedLinear, x, (weight, bias), self._covers(role, x, units), role == "row")
 
-    def gated_mlp(
-        self, x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear, units: Units
-    ) -> Tensor:
-        """`down(silu(gate(x)) * up(x))`, routed; the bias of `down` belongs to the rest."""
-        weights = (gate.weight, up.weight, down.weight, gate.bias, up.bias, down.bias)
+    def gated_mlp(self, x: Tensor, weights: Sequence[Tensor | None], units: Units) -> Tensor:
+        """`down(silu(gate(x)) * up(x))`, routed; the bias of `down` belongs to the rest.
+
+        Args:
+            weights: of gate, up and down, and their biases.
+        """
         return apply(GatedMlp, x, weights, self._covers("mlp", x, units))
 
     def rest_factor(self, like: Tensor) -> Sequence[tuple[int, float]] | None:

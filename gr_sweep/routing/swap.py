@@ -11,8 +11,10 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.modules import RoutedModule, RoutingState, plain_class
+from gr_sweep.routing.modules import RoutedLinear, RoutedModule, RoutingState, plain_class
 from gr_sweep.routing.row_routing import Units
+
+_CONV1D = "transformers.pytorch_utils.Conv1D"
 
 
 class Swap(NamedTuple):
@@ -20,13 +22,14 @@ class Swap(NamedTuple):
 
     module: nn.Module
     routed: type[RoutedModule]
-    units: Units = ()
+    parts: tuple[Units, ...] = ()
+    """The units of each of its maps."""
     role: str = ""
     """What the module asks a routing for, if it is a linear map or made of linear maps."""
 
     def fault(self) -> str:
         """What has become of the module since it was swapped; "" if nothing."""
-        module, routed, units, role = self
+        module, routed, parts, role = self
         if not isinstance(module, routed) or "parametrizations" in module._modules:
             return f"it is a {_named(type(module))}"
         if "forward" in vars(module):
@@ -35,14 +38,16 @@ class Swap(NamedTuple):
             is_own_class = type(parameter) not in (nn.Parameter, DTensor)
             if is_own_class and is_traceable_wrapper_subclass(parameter):
                 return f"its {name} is a {_named(type(parameter))}"
-        if isinstance(module, nn.Linear):
+        if issubclass(routed, RoutedLinear):
             weight = module._parameters.get("weight")
             if weight is None:
                 return "its weight is computed from others"
             # Other libraries keep what they shard flat.
-            size = weight.shape[1 if role == "row" else 0] if weight.dim() == 2 else units[-1].stop
-            if size != units[-1].stop:
-                return f"its weight has {size} features instead of {units[-1].stop}"
+            dim = int((role == "row") == isinstance(module, nn.Linear))
+            wanted = sum(units[-1].stop for units in parts)
+            size = weight.shape[dim] if weight.dim() == 2 else wanted
+            if size != wanted:
+                return f"its weight has {size} features instead of {wanted}"
         return ""
 
 
@@ -103,7 +108,7 @@ def check_swaps(model: nn.Module, swaps: Iterable[Swap]) -> None:
     """
     seen: set[Any] = set()
     for module, routed, _, role in swaps:
-        if issubclass(routed, nn.Linear):
+        if issubclass(routed, RoutedLinear):
             check_linear(model, module)
         if "forward" in vars(module):
             raise PlanError(
@@ -120,8 +125,9 @@ def check_swaps(model: nn.Module, swaps: Iterable[Swap]) -> None:
 
 
 def check_linear(model: nn.Module, module: nn.Module) -> None:
-    """Raises PlanError if a module of the model is not exactly a `torch.nn.Linear`."""
-    if type(module) is not nn.Linear:
+    """Raises PlanError if a module of the model is not exactly a `torch.nn.Linear` or `Conv1D`."""
+    # Named, not imported: transformers is slow to import.
+    if type(module) is not nn.Linear and _named(type(module)) != _CONV1D:
         raise PlanError(
             f"expected {name_of(model, module)} to be torch.nn.Linear, got {_named(type(module))}; "
             f"merge adapters before routing, and load without quantisation"
@@ -139,12 +145,12 @@ def name_of(model: nn.Module, module: nn.Module) -> str:
 
 def swap_class(swap: Swap, state: RoutingState) -> None:
     """Makes the module a routed one, in place."""
-    module, routed, units, role = swap
-    is_linear = issubclass(routed, nn.Linear)
-    module.__class__ = routed if is_linear else _routed_class(routed, type(module))
-    module._state, module._units, module._role = state, units, role  # type: ignore[assignment]
-    if role and (role, units) not in state.roles:
-        state.roles.append((role, units))
+    module, routed, parts, role = swap
+    module.__class__ = _routed_class(routed, type(module))
+    module._state, module._parts, module._role = state, parts, role  # type: ignore[assignment]
+    for units in parts if role else ():
+        if (role, units) not in state.roles:
+            state.roles.append((role, units))
 
 
 _ROUTED_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
@@ -162,4 +168,4 @@ def unswap_class(module: nn.Module) -> None:
     """Gives a routed module its plain class back; leaves other modules alone."""
     if isinstance(module, RoutedModule):
         module.__class__ = plain_class(module)
-        del module._state, module._units, module._role
+        del module._state, module._parts, module._role

@@ -7,10 +7,11 @@ positions, so in every case that is the token's own label.
 N sequences, T positions, P = N * T, I and O input and output features, U features of units.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
@@ -92,6 +93,7 @@ class TokenRouting:
                 f"to {len(plan.domains) - 1}"
             )
         self._labels_NT = labels_NT
+        self.num_rows = len(labels_NT)
         domains = (*plan.domains, UNLABELLED)  # index -1 is the last line of every table
         off = []
         for domain in domains:
@@ -131,12 +133,12 @@ class TokenRouting:
         masks = LinearMasks(mask_PU(forward), mask_PU(learned), mask_PU(input), rest_P1)
         return apply(MaskedLinear, x, (weight, bias), masks, role == "row")
 
-    def gated_mlp(
-        self, x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear, units: Units
-    ) -> Tensor:
-        gated = torch.nn.functional.silu(self.linear("column", x, gate.weight, gate.bias, units))
-        hidden = gated * self.linear("column", x, up.weight, up.bias, units)
-        return self.linear("row", hidden, down.weight, down.bias, units)
+    def gated_mlp(self, x: Tensor, weights: Sequence[Tensor | None], units: Units) -> Tensor:
+        gate, up, down, *biases = weights
+        assert gate is not None and up is not None and down is not None
+        gated = torch.nn.functional.silu(self.linear("column", x, gate, biases[0], units))
+        hidden = gated * self.linear("column", x, up, biases[1], units)
+        return self.linear("row", hidden, down, biases[2], units)
 
     def rest_factor(self, like: Tensor) -> Tensor | None:
         """Factor on the rest's gradients [N, T]; None if all are 1."""

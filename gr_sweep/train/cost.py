@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.cost import attention_flops_per_token, flops_per_token, peak_flops
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.model.units import LINEARS
 from gr_sweep.routing.plan import ATTN
 from gr_sweep.train.loop import TrainState
 
@@ -86,7 +86,7 @@ def _block_sizes(routed: RoutedModel) -> list[int]:
     """Parameters of each block, from shapes, which are whole even if the model is sharded."""
     sizes = [0] * len(routed.plan.blocks)
     for linear in routed.unit_linears:
-        per_unit = sum(p.numel() for p in linear.parameters) // linear.split.num_units
+        per_unit = sum(map(linear.size, linear.parameters))
         for block, units in enumerate(linear.split.sizes):
             sizes[block] += units * per_unit
     [core] = [index for index, block in enumerate(routed.plan.blocks) if block.is_core]
@@ -96,7 +96,7 @@ def _block_sizes(routed: RoutedModel) -> list[int]:
 
 def forward_flops_per_token(routed: RoutedModel, length: int) -> int:
     """FLOPs per token of a forward pass of the full model, in sequences of `length` tokens."""
-    matrices = sum(m.weight.numel() for m in routed.model.modules() if isinstance(m, nn.Linear))
+    matrices = sum(m.weight.numel() for m in routed.model.modules() if isinstance(m, LINEARS))
     return flops_per_token(matrices, *_attention(routed), length)
 
 
@@ -140,14 +140,14 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
     groups = routed.row_groups(counts)
     num_rows = sum(counts.values())
     unit_modules = {linear.module for linear in routed.unit_linears}
-    linears = [m for m in routed.model.modules() if isinstance(m, nn.Linear)]
+    linears = [m for m in routed.model.modules() if isinstance(m, LINEARS)]
     factors = routed.group_factors(groups)
     # Linear maps without units have no weight gradient where the core is foreign.
     rest = zip(groups, factors.rest, strict=True)
     learned = sum(group.count for group, factor in rest if factor != 0.0) / num_rows
     total = sum((2.0 + learned) * m.weight.numel() for m in linears if m not in unit_modules)
     for linear in routed.unit_linears:
-        per_unit = linear.module.weight.numel() / linear.split.num_units
+        per_unit = linear.size(linear.parameters[0])
         learned_by = factors.outputs if linear.is_row else factors.weight
         for index, group in enumerate(groups):
             for block, size in enumerate(linear.split.sizes):

@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.fsdp import FSDPModule
 
 from gr_sweep.config import Precision, TrainConfig
-from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.model.units import decoder_layers
 from gr_sweep.routing.rows import within
 from gr_sweep.train.distributed import rows_of, shard
 from gr_sweep.train.optim import make_optimizer
@@ -59,7 +59,7 @@ def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
     torch.compiler.reset()
     if isinstance(token_losses, FSDPModule):
         # Weights are gathered between layers, which a graph cannot contain: one graph per layer.
-        layers = decoder_layers(token_losses.model, family_of(token_losses.model.config))
+        layers = decoder_layers(token_losses.model)
         # Layers that the plan splits in the same way share a graph.
         dynamo = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * len(layers))
@@ -179,7 +179,7 @@ def make_step(
     if world_size > 1:
         rows = rows_of(0, world_size, num_rows)
         num_rows = rows.stop - rows.start
-        layers = decoder_layers(routed.model, family_of(routed.model.config))
+        layers = decoder_layers(routed.model)
         # The mesh of devices is a real tensor.
         with unset_fake_temporarily():
             shard(token_losses, layers, device, bfloat16=is_bfloat16(device, train.precision))

@@ -13,7 +13,7 @@ from gr_sweep.errors import DataError, PlanError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
-from tests.model.tiny import LAYERS, VOCAB, WHOLE_ATTENTION_ONLY, tiny_model
+from tests.model.tiny import LAYERS, MLP, VOCAB, WHOLE_ATTENTION_ONLY, tiny_model
 from tests.reference import assert_same
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
@@ -73,13 +73,22 @@ def test_random_scores_read_nothing_and_follow_the_seed():
 def literal_linears(model):
     """(layer, kind) to the linear that reads units, and their number."""
     found = {}
-    for layer, modules in enumerate(model.get_decoder().layers):
+    config, decoder = model.config, model.base_model
+    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    layers = decoder.h if config.model_type == "gpt2" else decoder.layers
+    whole = config.model_type == "olmo2"
+    rows_of_heads = () if whole else ("self_attn.o_proj", "attention.dense", "attn.c_proj")
+    for layer, modules in enumerate(layers):
         for name, module in modules.named_modules():
-            if name in ("mlp.down_proj", "mlp.dense_4h_to_h"):
-                found[layer, "mlp"] = module, module.in_features
-            elif name == "self_attn.o_proj" and model.config.model_type != "olmo2":
-                found[layer, "attn"] = module, model.config.num_key_value_heads
+            if name in ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj"):
+                found[layer, "mlp"] = module, MLP
+            elif name in rows_of_heads:
+                found[layer, "attn"] = module, groups
     return found
+
+
+def features_of(module):
+    return module.in_features if isinstance(module, torch.nn.Linear) else module.nx
 
 
 def literal_document(model, text, gate, all_on):
@@ -93,8 +102,9 @@ def literal_document(model, text, gate, all_on):
             seen[key] = x
             repeated = gates[key].repeat_interleave(x.shape[-1] // len(gates[key]))
             # Columns are scaled, not features.
-            weight = module.weight * repeated * all_on[key]
-            return F.linear(x, weight, module.bias)
+            is_linear = isinstance(module, torch.nn.Linear)
+            weight = module.weight if is_linear else module.weight.t()
+            return F.linear(x, weight * repeated * all_on[key], module.bias)
 
         module.forward = forward
     ids = torch.from_numpy(text)
@@ -132,7 +142,7 @@ def literal_scores(model, documents, method, steps, off=None):
     on, halves = {}, {}
     for key, (module, units) in literal_linears(model).items():
         is_on = torch.ones(units) if off is None else (~off[key]).double()
-        on[key] = is_on.repeat_interleave(module.in_features // units).double()
+        on[key] = is_on.repeat_interleave(features_of(module) // units).double()
         halves[key] = torch.zeros(2, len(documents), units, dtype=torch.float64)
     for k, of_domain in enumerate(documents.values()):
         for half in (0, 1):
@@ -149,7 +159,7 @@ def literal_scores(model, documents, method, steps, off=None):
     [
         *(("llama", method) for method in READING),
         *(("qwen3", method) for method in GRADIENTS),
-        *((family, "act_grad") for family in ("gpt_neox", "olmo2")),
+        *((family, "act_grad") for family in ("gpt2", "gpt_neox", "olmo2")),
     ],
 )
 def test_scores_are_those_of_reading_the_documents_one_by_one(family, method):

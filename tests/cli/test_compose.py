@@ -312,6 +312,16 @@ def test_a_plan_is_checked_against_a_checkpoint_before_it_is_loaded(tmp_path):
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
     }
+    gpt2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512}
+    (folder / "config.json").write_text(json.dumps(gpt2))
+    assert compose(hf).jobs
+    with pytest.raises(PlanError, match=r"2 head groups"):
+        compose([*hf, "plan.attn_shared=0"])
+    with pytest.raises(PlanError, match=r"sequence_length=513 is longer than the 512 positions"):
+        compose([*hf, "train.sequence_length=513"])
+    (folder / "config.json").write_text(json.dumps(shape | {"model_type": "olmo2"}))
+    with pytest.raises(PlanError, match=r"normalises q and k across all heads"):
+        compose([*hf, "plan=forget", "plan.forget=[biology]", "plan.attn_shared=0.5"])
     (folder / "config.json").write_text(json.dumps(shape))
     assert compose(hf).jobs
     with pytest.raises(PlanError, match=r"2 head groups"):

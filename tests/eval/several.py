@@ -7,8 +7,8 @@ from gr_sweep.eval.removal import removal_losses
 from gr_sweep.eval.robustness import recovery, robustness_losses
 from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.eval.text import TrainingText
-from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.units import decoder_layers
 from gr_sweep.train.distributed import Processes, shard
 from tests.eval.tiny import CPU, Letters, held_out, make_routed, shards
 
@@ -22,7 +22,7 @@ def evaluate(processes: Processes) -> dict[str, Any]:
     routed = make_routed("forget", forget=["biology"])
     token_losses = TokenLosses(routed)
     if processes.are_several:
-        layers = decoder_layers(routed.model, family_of(routed.model.config))
+        layers = decoder_layers(routed.model)
         shard(token_losses, layers, CPU, bfloat16=False)
     options = {"lr": 3e-2, "device": CPU, "num_processes": processes.world_size}
     recover = recovery(

@@ -11,9 +11,9 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
-from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
+from gr_sweep.model.units import decoder_layers
 from gr_sweep.routing.cover import CALL_MULTIPLY_ADDS
 from gr_sweep.routing.plan import RoutePlan
 from tests.model.compare import gradients
@@ -80,9 +80,12 @@ def test_a_step_is_one_graph_that_is_compiled_once(plan, edges, foreign_dropout)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("edges", ["both", "weight"])
-def test_norms_of_heads_and_dense_products_are_compiled_once_too(edges, monkeypatch):
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "phi3", "gpt2"])
+def test_norms_of_heads_and_fused_and_dense_products_are_compiled_once_too(
+    edges, family, monkeypatch
+):
     monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", DENSE)
-    assert_compiled_once(routed_model("forget", edges, 0.5, "qwen3", attn_shared=0.25))
+    assert_compiled_once(routed_model("forget", edges, 0.5, family, attn_shared=0.25))
 
 
 @pytest.mark.slow
@@ -91,7 +94,7 @@ def test_layers_that_are_compiled_one_by_one_share_a_graph():
     model = tiny_model(num_hidden_layers=3)
     plan = RoutePlan.peers(model.config, domains=FLAT, attn_shared=0.25)
     routed = route_model(model, plan, "both", foreign_dropout=0.5)
-    for layer in decoder_layers(model, family_of(model.config)):
+    for layer in decoder_layers(model):
         layer.compile(backend="eager", dynamic=False)
     step(routed, TokenLosses(routed), tiny_ids(8, 6))
     assert counters["stats"]["unique_graphs"] == 1

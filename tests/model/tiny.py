@@ -25,10 +25,13 @@ FAMILIES = {
     "gemma2": "Gemma2",
     "gemma3_text": "Gemma3Text",
     "granite": "Granite",
+    "phi3": "Phi3",
+    "gpt2": "GPT2",
+    "gpt_neo": "GPTNeo",
     "gpt_neox": "GPTNeoX",
 }
 """And the names of their classes."""
-WHOLE_ATTENTION_ONLY = ("olmo2", "gpt_neox")
+WHOLE_ATTENTION_ONLY = ("olmo2",)
 """Families whose heads cannot be taken out."""
 
 
@@ -57,9 +60,11 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> nn.Modul
     if family in ("olmo", "olmo2"):  # their head size is hidden over heads
         settings |= dict(num_attention_heads=8, num_key_value_heads=4)
         del settings["head_dim"]
-    if family == "gpt_neox":
-        settings |= dict(num_attention_heads=4, rotary_pct=0.5)
+    if family.startswith("gpt"):
+        settings["num_attention_heads"] = 8
         del settings["num_key_value_heads"], settings["head_dim"]
+    if family == "gpt2":
+        del settings["intermediate_size"]
     settings |= {
         "gemma2": dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0, sliding_window=3),
         "gemma3_text": dict(sliding_window=3, layer_types=["sliding_attention", "full_attention"]),
@@ -69,6 +74,9 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> nn.Modul
             attention_multiplier=0.7,
             logits_scaling=1.5,
         ),
+        "gpt2": dict(n_inner=MLP, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        "gpt_neo": dict(attention_types=[[["global", "local"], 1]], window_size=3),
+        "gpt_neox": dict(rotary_pct=0.5),
     }.get(family, {})
     config = getattr(transformers, FAMILIES[family] + "Config")(**(settings | changes))
     model = transformers.AutoModelForCausalLM.from_config(config).double()

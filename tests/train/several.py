@@ -28,10 +28,10 @@ from gr_sweep.data.shards import Shard
 from gr_sweep.errors import DataError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
-from gr_sweep.model.families import decoder_layers, family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
+from gr_sweep.model.units import decoder_layers
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.distributed import Processes, connect, shard
@@ -156,7 +156,7 @@ def train_case(
     routed.clip_grad_norm_ = clip_and_send  # type: ignore[method-assign]
     token_losses = TokenLosses(routed)
     if processes.are_several:
-        layers = decoder_layers(routed.model, family_of(routed.model.config))
+        layers = decoder_layers(routed.model)
         shard(token_losses, layers, cpu, bfloat16=is_bfloat16(cpu, config.precision))
     windows = held_out(processes)
 

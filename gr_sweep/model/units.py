@@ -1,0 +1,149 @@
+"""Finds the units of a plan in a model: its layers, linear maps and norms."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+from transformers.pytorch_utils import Conv1D
+
+from gr_sweep.errors import PlanError
+from gr_sweep.model.families import FAMILIES, Family, family_of
+from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
+from gr_sweep.routing.row_routing import Units
+from gr_sweep.routing.swap import check_linear
+
+LINEARS = (nn.Linear, Conv1D)
+"""Linear maps that can be routed. The weight of a Conv1D, which GPT-2 has, is the transpose."""
+
+
+def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
+    """The model's decoder layers, first to last.
+
+    Raises:
+        PlanError: a family that is not in `FAMILIES`.
+    """
+    return list(_submodule(model, family_of(model.config).layers).children())
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError as error:
+        raise PlanError(
+            f"expected {name} in {type(module).__name__}, and there is none; a model to route has "
+            f"its head (LlamaForCausalLM, not LlamaModel), and adapters are merged"
+        ) from error
+
+
+@dataclass(frozen=True)
+class UnitLinear:
+    """A linear map that holds the units of one layer and kind: a module, or part of one.
+
+    Where gate and up, or q, k and v, are one matrix, each of them is a part of its outputs.
+    """
+
+    module: nn.Module
+    """A `torch.nn.Linear`, or a `Conv1D`, whose weight is the transpose."""
+    kind: str
+    """"mlp" or "attn"."""
+    split: Split
+    width: int
+    """Features of the map per unit."""
+    is_row: bool
+    """Whether units are inputs of the map (down, o) instead of outputs (gate, up, q, k, v)."""
+    first: int = 0
+    """The feature of the module that the part begins with."""
+
+    @property
+    def part(self) -> Units:
+        """The features of each block, counted within the part."""
+        return self.split.slices(self.width)
+
+    @property
+    def units(self) -> Units:
+        """The features of each block, counted in the module."""
+        return tuple(slice(u.start + self.first, u.stop + self.first) for u in self.part)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Parameters that hold units; not the bias of a row map."""
+        weight: Any = self.module.weight
+        bias: Any = self.module.bias
+        return [weight] if self.is_row or bias is None else [weight, bias]
+
+    def dim(self, like: Tensor) -> int:
+        """The dimension of units in a parameter, or in a tensor of its shape."""
+        return int(like.dim() == 2 and self.is_row == isinstance(self.module, nn.Linear))
+
+    def size(self, parameter: Tensor) -> int:
+        """Numbers per unit in a parameter."""
+        return parameter.numel() // parameter.shape[self.dim(parameter)] * self.width
+
+
+def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
+    """The linear maps of `model` that hold units of the plan; those of a module are neighbours."""
+    found: list[UnitLinear] = []
+    config: Any = model.config
+    for family, layer, kind, split in _splits(model, plan):
+        names = family.linears[kind]
+        for name in (*names.columns, names.row):
+            module = _submodule(layer, name)
+            check_linear(model, module)
+            linear = UnitLinear(module, kind, split, 1, is_row=name == names.row)
+            weight: Any = module.weight
+            whole = weight.shape[linear.dim(weight)] // split.num_units
+            parts = [1]
+            if not linear.is_row and names.num_parts > 1:
+                queries = config.num_attention_heads // split.num_units if kind == ATTN else 1
+                parts = [queries, *[1] * (names.num_parts - 1)]
+            first = 0
+            for part in parts:
+                width = whole * part // sum(parts)
+                found.append(replace(linear, width=width, first=first))
+                first += width * split.num_units
+    return found
+
+
+def gated_mlps(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Split]]:
+    """The gated MLPs with SiLU that the plan splits: those that can be routed as a whole."""
+    found = []
+    for family, layer, kind, split in _splits(model, plan):
+        if kind == MLP and family.gated_mlp is not None:
+            mlp = _submodule(layer, family.gated_mlp)
+            if any(isinstance(child, (nn.SiLU, SiLUActivation)) for child in mlp.children()):
+                found.append((mlp, split))
+    return found
+
+
+def head_norms(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Units]]:
+    """Norms over the features of each head inside split attention, and the heads of each block."""
+    config: Any = model.config
+    found = []
+    for family, layer, kind, split in _splits(model, plan):
+        for name in family.head_norms if kind == ATTN else ():
+            is_query = name.endswith("q_norm")
+            heads = config.num_attention_heads if is_query else config.num_key_value_heads
+            found.append((layer.get_submodule(name), split.slices(heads // split.num_units)))
+    return found
+
+
+def heads_first_norms(model: nn.Module) -> set[nn.Module]:
+    """Norms of single heads, in all layers, whose input has heads before positions."""
+    config: Any = model.config
+    family = FAMILIES.get(config.model_type)
+    if family is None or not family.heads_first:
+        return set()
+    return {
+        layer.get_submodule(name) for layer in decoder_layers(model) for name in family.head_norms
+    }
+
+
+def _splits(model: nn.Module, plan: RoutePlan) -> Iterator[tuple[Family, nn.Module, str, Split]]:
+    """Family, decoder layer and kind of unit of each split; a dense plan allows any family."""
+    if plan.splits:
+        family = family_of(model.config)
+        layers = decoder_layers(model)
+        for (layer, kind), split in plan.splits.items():
+            yield family, layers[layer], kind, split
