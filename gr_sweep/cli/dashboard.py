@@ -14,7 +14,7 @@ from gr_sweep.errors import ConfigError, JobError
 from gr_sweep.files import write_whole
 from gr_sweep.jobdir import State, job_folders, standing
 from gr_sweep.metrics import registry
-from gr_sweep.tracking.base import HEAT_MAP, STEP
+from gr_sweep.tracking.base import HEAT_MAP, STEP, read_run_id
 from gr_sweep.tracking.dashboard import (
     ADDED,
     COMPARED_AS,
@@ -119,12 +119,9 @@ def _upload(folder: Path) -> bool:
 
 def _run_ids(sweep: "Sweep") -> dict[str, str]:
     """The W&B run id of each finished job that logged to W&B, by the job's name."""
-    found = {}
-    for folder in job_folders(sweep.folder):
-        with contextlib.suppress(FileNotFoundError):
-            run_id = (folder / "wandb" / "run_id").read_text(encoding="utf-8").strip()
-            if run_id and folder.name in {job.name for job in sweep.jobs}:
-                found[folder.name] = run_id
+    finished = {job.name for job in sweep.jobs}
+    folders = [folder for folder in job_folders(sweep.folder) if folder.name in finished]
+    found = {folder.name: run_id for folder in folders if (run_id := read_run_id(folder))}
     if not found:
         raise JobError(
             f"no finished job of {sweep.folder} logged to W&B; run it with tracking=auto"

@@ -83,7 +83,8 @@ def check_slurm(config: SlurmConfig, jobs: Sequence[RunConfig]) -> list[Resource
 def _nodes(config: SlurmConfig) -> Counter[Node]:
     """The nodes of the partition, counted by kind; none if SLURM does not say."""
     command = ["sinfo", "--all", "--noheader", "--Node", "--format=%P|%c|%B|%m|%G|%l"]
-    if partition := config.partition or os.environ.get("SBATCH_PARTITION"):
+    given = config.additional_parameters.get("partition") or config.partition
+    if partition := given or os.environ.get("SBATCH_PARTITION"):
         command.append(f"--partition={partition}")
     found: Counter[Node] = Counter()
     for line in (_ask(command) or "").splitlines():

@@ -1,6 +1,9 @@
 """The interface of trackers: rows of metrics while a job runs, and its summary at the end."""
 
+import contextlib
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +15,18 @@ STEP_FIELD = "gr_sweep/step"
 
 HEAT_MAP = "separability/heat_map"
 """W&B plot of the loss that removing each domain adds on each domain."""
+
+
+RUN_ID = Path("wandb", "run_id")
+"""In a job's folder: the id of its W&B run."""
+
+
+def read_run_id(folder: Path) -> str | None:
+    """The id of a job's W&B run; None if it has none, or the file is damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        if re.fullmatch(r"\w+", kept := (folder / RUN_ID).read_text(encoding="utf-8").strip()):
+            return kept
+    return None
 
 
 class Tracker:

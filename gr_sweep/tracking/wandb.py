@@ -30,7 +30,7 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.files import write_whole
 from gr_sweep.jobdir import METRICS
 from gr_sweep.metrics import registry
-from gr_sweep.tracking.base import HEAT_MAP, STEP, STEP_FIELD
+from gr_sweep.tracking.base import HEAT_MAP, RUN_ID, STEP, STEP_FIELD, read_run_id
 from gr_sweep.tracking.jsonl import JsonlTracker, finite, read_rows
 
 CONNECT_TIMEOUT_S = 10.0
@@ -114,8 +114,6 @@ class WandbTracker(JsonlTracker):
         self._next = 0
         """Number of the next row in metrics.jsonl."""
         self._num_on_server = 0
-        run_id = _kept_run_id(folder / "wandb" / "run_id")
-        earlier = offline_logs(folder)
 
         def start(**how: Any) -> wandb.Run:
             # Jobs of a sweep may follow one another in one process.
@@ -123,6 +121,7 @@ class WandbTracker(JsonlTracker):
             return wandb.init(**run, **how, settings=_run_settings())
 
         with self._errors_end_run():
+            run_id, earlier = _kept_run_id(folder), offline_logs(folder)
             set_up()
             if mode is TrackingMode.online:
                 try:
@@ -231,16 +230,16 @@ def _run_settings() -> wandb.Settings:
     )
 
 
-def _kept_run_id(path: Path) -> str:
-    """The id in `path`, or a new one that is kept there.
+def _kept_run_id(folder: Path) -> str:
+    """The id of a job's run, or a new one that is kept.
 
     The id is random: a job that is deleted and run again must not continue a finished run.
     """
-    if path.exists() and (kept := path.read_text(encoding="utf-8").strip()):
+    if (kept := read_run_id(folder)) is not None:
         return kept
     run_id = secrets.token_hex(5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, run_id + "\n")
+    (folder / RUN_ID).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / RUN_ID, run_id + "\n")
     return run_id
 
 
@@ -331,6 +330,6 @@ def synced_marker(log: Path) -> Path:
 
 
 def run_id_of(log: Path) -> str:
-    """The id of the run in an offline log, a folder as `offline-run-20260101_120000-ID`, with `-1`
-    and so on where an earlier one began in the same second."""
-    return log.name.split("-")[3]
+    """The id of the run in an offline log. The folder's name ends in it, or in `-1` and so on where
+    an earlier one began in the same second."""
+    return next(log.glob("run-*.wandb")).stem.removeprefix("run-")

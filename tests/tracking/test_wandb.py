@@ -64,6 +64,9 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_run_has_group_name_tags_config_rows_matrix_and_summary(
     tmp_path: Path, server: StubServer
 ) -> None:
+    (tmp_path / "wandb" / "offline-run-copy").mkdir(parents=True)  # of somebody else
+    (tmp_path / "wandb" / "offline-run-copy" / "run-copy.wandb").touch()
+    (tmp_path / "wandb" / "run_id").write_bytes(b"\xff/")  # damaged
     run(tmp_path, "auto", "log=1:4", "finish", "fail")  # what comes later is ignored
     sent = the_run(server)
     assert (sent.group, sent.display_name, sent.exit_code) == ("sweep", "edges=both", 0)
@@ -211,10 +214,14 @@ def test_a_failing_wandb_is_one_warning_and_no_row_is_lost(
     run(tmp_path / "a", "offline", "log=1:2", "finish")
     [said] = warnings(caplog)
     assert "no W&B from here on" in said and "Connection lost" in said
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "wandb").touch()  # where its folder should be
+    run(tmp_path / "c", "offline", "log=1:2", "finish")
+    assert len(warnings(caplog)) == 2
     monkeypatch.setattr(wandb, "init", lost)
     run(tmp_path / "b", "offline", "log=1:2", "finish")
-    assert len(warnings(caplog)) == 2
-    for job in ("a", "b"):
+    assert len(warnings(caplog)) == 3
+    for job in ("a", "b", "c"):
         assert len((tmp_path / job / "metrics.jsonl").read_bytes().splitlines()) == 2
 
 
