@@ -23,7 +23,7 @@ def check_domains(domains: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: the list is empty, or a label is not a valid name.
     """
-    domains = tuple(domains)
+    domains = _listed(domains)
     if not domains:
         raise ConfigError("no domains given; a partition needs one, for example [code, biology]")
     for domain in domains:
@@ -56,13 +56,21 @@ def expand(nodes: Iterable[str], domains: Sequence[str]) -> tuple[str, ...]:
     """The labels at or below the given nodes of the tree, in the order of `domains`.
 
     Raises:
-        ConfigError: no label is at or below a node.
+        ConfigError: no label is at or below a node, or a string instead of a list.
     """
-    nodes = list(nodes)
+    nodes = _listed(nodes)
     for node in nodes:
         if not any(is_under(domain, node) for domain in domains):
             raise ConfigError(f"unknown domain {node!r}; the domains are {', '.join(domains)}")
     return tuple(domain for domain in domains if any(is_under(domain, node) for node in nodes))
+
+
+def _listed(names: Iterable[str]) -> tuple[str, ...]:
+    """The names; ConfigError for a single string, which would be a list of letters."""
+    listed = names if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
+    if not isinstance(listed, tuple) or not all(isinstance(name, str) for name in listed):
+        raise ConfigError(f"expected a list of domains, such as ['biology'], got {listed!r}")
+    return listed
 
 
 def deepest_first(domains: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ G = key-value groups of attention heads, F = MLP hidden units, D = residual widt
 """
 
 import itertools
+import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
@@ -81,7 +82,7 @@ class RoutedModel:
         """
         self.unroute()
         check_plan(plan, self.model.config)
-        if not 0.0 <= foreign_dropout <= 1.0:
+        if not isinstance(foreign_dropout, (int, float)) or not 0.0 <= foreign_dropout <= 1.0:
             raise PlanError(f"expected foreign_dropout to be from 0 to 1, got {foreign_dropout}")
         route_weights = RouteWeights(getattr(edges, "value", edges), **weights)
         found = unit_linears(self.model, plan)
@@ -144,11 +145,13 @@ class RoutedModel:
             rows: the rows that the model is given here, if several processes share the
                 micro-batch; None for all.
             labels_NT: instead of `counts`, the int64 label of every token: an index into
-                `plan.domains`, or -1 for unlabelled.
+                `plan.domains`, or -1 for unlabelled. A position has the label of its own token;
+                in the code of Cloud et al. it has that of the next, which it predicts.
 
         Raises:
-            PlanError: an unknown domain, neither or both of `counts` and `labels_NT`, or a model
-                input with another number of rows.
+            PlanError: an unknown domain, a count that is no whole number, neither or both of
+                `counts` and `labels_NT`, a model input with another number of rows, or a model that
+                has changed since it was routed.
         """
         if (counts is None) == (labels_NT is None):
             raise PlanError("expected either counts of sequences per domain or labels_NT")
@@ -156,7 +159,7 @@ class RoutedModel:
         if labels_NT is not None:
             routing = TokenRouting(self.plan, self.route_weights, labels_NT, self.foreign_dropout)
         else:
-            assert counts is not None
+            counts = _whole_numbers(counts)
             if not any(counts.values()):
                 raise PlanError(f"batch({dict(counts)}) has no sequence")
             key = (*counts.items(), None if rows is None else (rows.start, rows.stop))
@@ -337,6 +340,15 @@ def route_model(
     if any(isinstance(module, RoutedModule) for module in model.modules()):
         raise PlanError("the model is already routed; call unroute() first")
     return RoutedModel(model, plan, edges=edges, foreign_dropout=foreign_dropout, **weights)
+
+
+def _whole_numbers(counts: Any) -> dict[str, int]:
+    try:
+        return {domain: operator.index(count) for domain, count in counts.items()}
+    except (AttributeError, TypeError):
+        raise PlanError(
+            f"expected whole numbers of sequences by domain, such as {{'code': 4}}, got {counts!r}"
+        ) from None
 
 
 def _local(whole: Tensor) -> tuple[Tensor, int]:

@@ -5,6 +5,7 @@ are told apart: the weight edge (from the token to the block's parameters) and t
 (through the block's units to what lies upstream).
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ class RouteWeights:
     gradient; it may be any real number.
 
     Raises:
-        PlanError: `edges` is not one of none, weight, act, both.
+        PlanError: `edges` is not one of none, weight, act, both, or a weight is not finite.
     """
 
     edges: str = "both"
@@ -43,6 +44,10 @@ class RouteWeights:
                 f"invalid value for edges: {self.edges!r}; expected one of "
                 f"{', '.join(EDGE_CHOICES)}"
             )
+        for name in ("foreign_weight", "foreign_core_weight", "foreign_core_rest"):
+            weight = getattr(self, name)
+            if not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                raise PlanError(f"expected {name} to be a finite number, got {weight!r}")
 
     @property
     def cuts_weights(self) -> bool:

@@ -433,7 +433,7 @@ def _chosen_layers(layers: Sequence[int] | None, layer_share: float, num_layers:
         return list(range(max(1, round(layer_share * num_layers))))
     if layer_share != 1.0:
         raise PlanError("plan.layers and plan.layer_share both choose the layers; set one of them")
-    wrong = [layer for layer in layers if not 0 <= layer < num_layers]
+    wrong = [layer for layer in layers if layer not in range(num_layers)]
     if wrong or not layers or len(set(layers)) != len(layers):
         raise PlanError(
             f"expected plan.layers to name different layers from 0 to {num_layers - 1}, got "

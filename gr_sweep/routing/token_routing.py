@@ -87,10 +87,15 @@ class TokenRouting:
                 f"expected foreign_dropout to be 0 or 1 with labels per token, got "
                 f"{foreign_dropout}: values in between apply to whole sequences"
             )
-        if labels_NT.dim() != 2 or labels_NT.min() < -1 or labels_NT.max() >= len(plan.domains):
+        is_integer = isinstance(labels_NT, Tensor) and labels_NT.dtype in (torch.int64, torch.int32)
+        if not (
+            is_integer
+            and labels_NT.dim() == 2
+            and bool(((labels_NT >= -1) & (labels_NT < len(plan.domains))).all())
+        ):
             raise PlanError(
-                "expected labels_NT to be [sequences, positions] with values from -1 (unlabelled) "
-                f"to {len(plan.domains) - 1}"
+                "expected labels_NT to be an int64 tensor [sequences, positions] with values from "
+                f"-1 (unlabelled) to {len(plan.domains) - 1}"
             )
         self._labels_NT = labels_NT
         self.num_rows = len(labels_NT)

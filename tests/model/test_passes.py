@@ -230,6 +230,8 @@ FORGET = functools.partial(PLANS["forget"], orders={(0, "mlp"): range(MLP)[::-1]
         ),
         (tiny_model, PEERS, {"edges": "weights"}, "none, weight, act, both"),
         (tiny_model, PEERS, {"foreign_dropout": float("nan")}, "foreign_dropout"),
+        (tiny_model, PEERS, {"foreign_dropout": "half"}, "foreign_dropout"),
+        (tiny_model, PEERS, {"foreign_weight": float("nan")}, "foreign_weight"),
     ],
 )
 def test_a_model_that_cannot_be_routed_is_refused_and_left_as_it_was(

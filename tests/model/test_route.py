@@ -136,6 +136,8 @@ def test_an_invalid_batch_is_refused():
         (routed.batch({"chemistry": 1}), "chemistry"),
         (routed.batch({"code": 0}), "has no sequence"),
         (routed.batch(), "counts"),
+        *((routed.batch({"code": n}), f"whole.*{n}") for n in (2.5, "2", float("nan"), None)),
+        (routed.batch(["code"]), "whole.*code"),
         (routed.batch(labels_NT=labels_NT), "foreign_dropout"),  # it is 0.5
     ):
         with pytest.raises(PlanError, match=said), context:
@@ -143,10 +145,16 @@ def test_an_invalid_batch_is_refused():
     for switch in (routed.keep, routed.remove):
         with pytest.raises(ConfigError, match="chemistry"):
             switch(["chemistry"])
+        for no_list in ("biology", None, [1]):
+            with pytest.raises(ConfigError, match=f"list.*{no_list}".replace("[1]", "1")):
+                switch(no_list)
     with pytest.raises(PlanError, match=r"7 sequences.* given 8"), routed.batch({"code": 7}):
         model(input_ids=tiny_ids(8))
     routed.lay(PLANS["peers"](model.config), "both")
-    for wrong in (torch.full((2, 5), 3), torch.full((2, 5), -2), torch.zeros(10, dtype=torch.long)):
+    for wrong in (
+        *(torch.full((2, 5), 3), torch.full((2, 5), -2), torch.zeros(10, dtype=torch.long)),
+        *(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.uint8), [[0, 0]]),
+    ):
         with pytest.raises(PlanError, match="labels_NT"), routed.batch(labels_NT=wrong):
             pass
     with pytest.raises(PlanError, match=r"\(2, 5\).*\(3, 5\)"), routed.batch(labels_NT=labels_NT):

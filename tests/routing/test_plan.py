@@ -89,6 +89,7 @@ def test_a_share_of_the_layers_is_counted_from_the_first_and_at_least_one(layer_
         ("lattice", {"mlp_shared": float("nan")}, "nan"),
         ("peers", {"layers": [0, 3]}, "3"),
         ("peers", {"layers": [1, 1]}, "layers"),
+        ("peers", {"layers": [0.5]}, "layers"),
         ("peers", {"layers": [0], "layer_share": 0.5}, "both choose the layers"),
         ("peers", {"layer_share": 5.0}, "got 5.0"),
         ("peers", {"layer_share": 0.0}, "got 0.0"),
