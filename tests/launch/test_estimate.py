@@ -101,7 +101,9 @@ def test_the_peak_is_that_of_a_whole_job(
     config = make_config(
         train=replace(train, steps=2, checkpoint_every=1),
         data=DataConfig(documents=200, vocab_size=400, cache=str(tmp_path / "cache")),
-        eval=EvalConfig(tokens=1024, batch_sequences=batch_sequences, bootstrap=10, samples=0),
+        eval=EvalConfig(
+            min_documents=1, tokens=1024, batch_sequences=batch_sequences, bootstrap=10, samples=0
+        ),
         tracking=TrackingConfig(mode=TrackingMode.off),
     )
     words: dict[str, Any] = dict(sweep="sweep", overrides=[], command="")
