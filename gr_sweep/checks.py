@@ -5,6 +5,7 @@ part of the package: bounds of single settings, and settings that contradict eac
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -42,6 +43,8 @@ from gr_sweep.domains import check_domains, deepest_first, expand, is_under
 from gr_sweep.errors import ConfigError
 
 _NO_BOUNDS = Bounds()
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
+"""What Python makes of a byte on the command line that is not UTF-8."""
 
 
 def validate(config: RunConfig) -> RunConfig:
@@ -178,6 +181,8 @@ def _check_values(value: Any, name: str, bounds: Bounds) -> None:
         raise invalid(name, value, str(bounds))
     elif type(value) is int and abs(value) > LARGEST:
         raise invalid(name, value, f"a number of at most {LARGEST}")
+    elif isinstance(value, str) and _NO_UTF8.search(value):
+        raise invalid(name, value, "text in UTF-8")
 
 
 def _check_model(model: ModelConfig) -> None:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import time
@@ -18,7 +19,7 @@ from typing import BinaryIO
 
 from gr_sweep.errors import GrSweepError, JobError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 _RETRY_S = 0.05
 _PIECE_BYTES = 64 << 20
@@ -48,9 +49,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes UTF-8 text, with its newlines as they are, so that the file appears whole."""
+    """Writes UTF-8 text, with its newlines as they are, so that the file appears whole. The bytes
+    of a file's name that are not UTF-8 are escaped."""
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def sync_folder(folder: Path) -> None:
@@ -109,28 +111,33 @@ def _try_lock(descriptor: int, kind: int) -> bool | None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether something was not written because a disk or a quota is full."""
+    """Whether something was not written because a disk, a quota or a limit for files is full."""
     if isinstance(error, GrSweepError):
         return error.__cause__ is not None and is_full(error.__cause__)
+    return _number(error) in _FULL
+
+
+def _number(error: BaseException) -> int | None:
+    """The error's number; libraries in Rust, and shutil for a whole folder, give it in words."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _FULL
-    # Libraries in Rust, and shutil for a whole folder, give no number.
-    return any(f"{name} {n}" in str(error) for n in _FULL for name in ("os error", "[Errno"))
+        return error.errno
+    said = map(int, re.findall(r"(?:os error|\[Errno) (\d+)", str(error)))
+    return next((number for number in said if number in _FULL), None)
 
 
 def full_disk(path: Path, error: BaseException, instead: str = "") -> JobError:
     """The error where a file or a folder does not fit on the disk, from one for which `is_full`
     holds; `instead` is what the user can do instead of freeing space."""
-    number = getattr(error, "errno", None)
-    reason = os.strerror(number if number in _FULL else errno.ENOSPC)
+    number = _number(error) or errno.ENOSPC
     place = path
     while not place.is_dir():
         place = place.parent
     free = f"{shutil.disk_usage(place).free / 2**30:.2f} GiB free on the disk"
     instead = f", or {instead}," if instead else ""
+    more = "raise the limit (ulimit -f)" if number == errno.EFBIG else "free some space"
     return JobError(
-        f"{path} cannot be written: {reason} ({free}); free some space{instead} and start the same "
-        "command again"
+        f"{path} cannot be written: {os.strerror(number)} ({free}); {more}{instead} and start the "
+        "same command again"
     )
 
 

@@ -41,16 +41,24 @@ def test_a_file_is_replaced_when_the_block_ends_and_stays_after_an_error(tmp_pat
     assert path.read_bytes() == b"old\r\n" and list(tmp_path.iterdir()) == [path]
 
 
+def test_bytes_of_a_name_that_are_not_utf8_are_escaped(tmp_path):
+    write_whole(tmp_path / "x", "a\udcff")
+    assert (tmp_path / "x").read_text() == r"a\udcff"
+
+
 def test_a_full_disk_is_one_line_that_says_which_file_and_how_much(tmp_path):
     error = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
     # Of a folder that is not there yet: of the disk that it would be on.
     message = str(full_disk(tmp_path / "a" / "b", error))
     assert f"{tmp_path / 'a' / 'b'} cannot be written: {os.strerror(errno.EDQUOT)} (" in message
     assert "GiB free on the disk); free some space and start" in message and "\n" not in message
+    limited = Exception(f"{os.strerror(errno.EFBIG)} (os error {errno.EFBIG})")
+    assert "File too large (" in str(full_disk(tmp_path, limited))
+    assert "ulimit -f" in str(full_disk(tmp_path, limited))
 
 
 def test_a_full_disk_is_known_by_number_or_by_the_words_of_libraries():
-    assert is_full(OSError(errno.ENOSPC, "x")) and is_full(OSError(errno.EDQUOT, "x"))
+    assert all(is_full(OSError(n, "x")) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
     assert is_full(Exception("No space left on device (os error 28)"))
     assert not is_full(JobError("x"))
     assert is_full(shutil.Error([("from", "to", "[Errno 28] No space left on device: 'to'")]))

@@ -4,6 +4,7 @@ Exit status: 0 all done, 1 a bug, 2 an error that the user can fix, 130 interrup
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import io
@@ -12,11 +13,11 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from gr_sweep import __version__
 from gr_sweep.arguments import Parser
-from gr_sweep.cli.task import wants_tracebacks
+from gr_sweep.cli.task import unusable, wants_tracebacks
 from gr_sweep.config import Resume
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.startup import rare_collections
@@ -34,27 +35,68 @@ VERBS = ("report", "export", "estimate", "bench", "status", "dashboard", "doctor
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit status.
 
-    A GrSweepError is printed as one line; HYDRA_FULL_ERROR=1 shows its traceback.
+    A GrSweepError is printed as one line; HYDRA_FULL_ERROR=1 shows its traceback. Messages that
+    standard error does not take are lost, and end no job.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: no file of a job may get its number
+            null = os.open(os.devnull, os.O_RDONLY)
+            setattr(sys, name, os.fdopen(null, "r" if name == "stdin" else "w"))
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # for terminals that lack a character
+    stream, messages = sys.stderr, cast(Any, _Messages(sys.stderr))
+    with contextlib.redirect_stderr(messages):
+        status = _status_of(arguments)
+    _lost(stream)
+    return status
+
+
+class _Messages:
+    """A text stream that drops what cannot be written, because its disk is full or it is closed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+def _lost(stream: TextIO, text: str = "") -> OSError | None:
+    """Why the text cannot be written, after which the stream takes anything; None if it can."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        # Python would complain again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
+
+
+def _status_of(arguments: list[str]) -> int:
+    """The exit status of a command line, after its error was printed."""
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:
-        # `| head` has read enough. Python would complain again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except (GrSweepError, OSError) as error:
-        # An OSError about a file that no part of a job could report, such as one of the log.
-        if wants_tracebacks() or getattr(error, "filename", "") is None:
-            raise
+    except (GrSweepError, OSError, RuntimeError) as error:
         said: object = error
-        if isinstance(error, OSError):
-            said = f"{error.filename}: {error.strerror}; use another folder, or fix this one"
+        if not isinstance(error, GrSweepError):
+            said = _explained(error)
+        if isinstance(said, BrokenPipeError):  # `| head` has read enough
+            return 128 + signal.SIGPIPE
+        if said is None or wants_tracebacks():
+            raise
         status = 2
     except KeyboardInterrupt:
         said, status = "interrupted; the same command resumes from here", 130
@@ -64,6 +106,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_main():  # of several processes, one prints it
         print(f"gr-sweep: {said}", file=sys.stderr)
     return status
+
+
+def _explained(error: OSError | RuntimeError) -> object:
+    """What to say about an error that no part of a job could report; None if it is a bug."""
+    if isinstance(error, RuntimeError):
+        if "home directory" not in str(error):
+            return None
+        return (
+            "this user has no home folder (neither HOME nor an entry in passwd); set HOME, or give "
+            "data.cache=FOLDER and tracking=off"
+        )
+    if error.filename is not None:
+        return unusable(error)
+    lost = _lost(sys.stdout, "\n")
+    if lost is None or isinstance(lost, BrokenPipeError):
+        return lost
+    return (
+        f"standard output cannot be written: {lost.strerror}; jobs that are done stay done, and "
+        "the same command shows their results"
+    )
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -81,12 +143,17 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     flags = parse_flags(argv)
     if flags.info or flags.hydra_help or flags.shell_completion:
-        return _show(argv)
+        return _show(flags)
     processes = connect()
     with rare_collections():
         command = processes.main_first(functools.partial(compose_flags, flags))
     if not flags.cfg:
         return run(command)
+    if command.is_multirun:
+        raise ConfigError(
+            f"--cfg prints the settings of one job, and this command has {len(command.jobs)}; "
+            "leave out -m and give one value of each setting, or add hydra.mode=RUN to a study"
+        )
     if processes.is_main:
         print_config(command, flags.cfg, flags.package, resolve=flags.resolve)
     return 0
@@ -139,8 +206,8 @@ def compose_flags(flags: argparse.Namespace) -> "Command":
 
 
 def print_config(command: "Command", part: str, package: str | None, *, resolve: bool) -> None:
-    """Prints the settings of a command, or of its `package`, as YAML: those of its job, of hydra,
-    or all.
+    """Prints the settings of the command's one job, or of their `package`, as YAML: those of the
+    job, of hydra, or all.
 
     Raises:
         ConfigError: the package does not exist, or a value cannot be resolved.
@@ -151,10 +218,8 @@ def print_config(command: "Command", part: str, package: str | None, *, resolve:
     from gr_sweep.cli.composer import without_hydra
     from gr_sweep.cli.overrides import explain
 
-    cfg = command.hydra_config
-    folder = command.folder if command.is_multirun else command.jobs[0].folder
-    OmegaConf.set_readonly(cfg.hydra, False)
-    cfg.hydra.runtime.output_dir = os.path.abspath(folder)
+    [job] = command.jobs
+    cfg = command.config_of(job, job.folder.absolute())
     if part != "all":
         cfg = without_hydra(cfg) if part == "job" else OmegaConf.masked_copy(cfg, "hydra")
     try:
@@ -167,18 +232,36 @@ def print_config(command: "Command", part: str, package: str | None, *, resolve:
         raise explain(error) from error
 
 
-def _show(argv: list[str]) -> int:
-    """Lets Hydra print what --info and the like ask for."""
-    import hydra
+def _show(flags: argparse.Namespace) -> int:
+    """Lets Hydra print what --info and the like ask for.
 
+    Raises:
+        ConfigError: it is asked for several jobs, or for settings that do not exist.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from gr_sweep.cli.composer import composing
+    from gr_sweep.cli.overrides import explain
     from gr_sweep.cli.schema import conf_dir
 
-    sys.argv = ["gr-sweep", *argv]
+    if flags.multirun or flags.run or flags.cfg:
+        raise ConfigError("--info and the like stand alone: leave out -m, --run and --cfg")
+    with composing(flags.overrides, flags.config_name, flags.config_path, flags.config_dir):
+        pass  # the folders exist
+    words = ["--hydra-help"] * flags.hydra_help + ["--shell-completion"] * flags.shell_completion
+    for name in ("config_name", "config_path", "config_dir", "info"):
+        if value := getattr(flags, name):
+            words.append(f"--{name.replace('_', '-')}={value}")
+    sys.argv = ["gr-sweep", *words, *flags.overrides]  # Hydra wants flags first
     decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     try:
         decorate(lambda _: None)()
     except SystemExit as end:
         return 2 if end.code else 0  # Hydra has printed why
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
     return 0
 
 
@@ -255,16 +338,15 @@ def _missing(command: "Command") -> dict[int, str]:
 def _print_results(command: "Command") -> None:
     """The report of a sweep, or the losses of a single job. Only jobs of this command are shown."""
     from gr_sweep.cli.report import main_numbers, show
-    from gr_sweep.jobdir import SUMMARY, State, standing
+    from gr_sweep.jobdir import read_finished
 
     folders = [job.folder for job in command.jobs]
-    finished = [folder for folder in folders if standing(folder).state is State.done]
     if command.is_multirun:
-        if finished:
+        if any(read_finished(folder) for folder in folders):
             show(command.folder, folders)
         return
-    if finished:
-        print("\n".join(main_numbers(folders[0] / SUMMARY)))
+    if summary := read_finished(folders[0]):
+        print("\n".join(main_numbers(summary)))
     print(folders[0])
 
 

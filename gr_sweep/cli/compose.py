@@ -262,6 +262,7 @@ def _folder(name: str, given: str) -> Path:
         ConfigError: it cannot be made: the name is empty or too long, or a file is in the way.
     """
     try:
+        given.encode()  # reports and cards hold it
         if given.strip() and stat.S_ISDIR(os.stat(given).st_mode):
             return Path(given)
     except FileNotFoundError:

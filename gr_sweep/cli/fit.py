@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from gr_sweep.config import PlanConfig, RunConfig
+from gr_sweep.config import PlanConfig, RunConfig, TrackingMode
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError
 from gr_sweep.layout import (
@@ -37,6 +37,8 @@ def check_fit(config: RunConfig) -> None:
         PlanError: the plan does not fit the model.
     """
     check_tracking(config.tracking)
+    if config.tracking.mode is not TrackingMode.off:
+        Path.home()  # W&B needs one; RuntimeError, which `app` explains, if there is none
     rows = micro_batch_rows(config)
     here = place()
     if here is not None:

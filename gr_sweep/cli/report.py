@@ -1,7 +1,8 @@
 """The verb `report`: the table, results.csv and the page of a sweep's folder."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gr_sweep.arguments import Parser
 
@@ -40,13 +41,11 @@ def show(folder: Path, jobs: Collection[Path] | None = None, *, has_table: bool 
     print(page)
 
 
-def main_numbers(summary: Path) -> list[str]:
+def main_numbers(summary: Mapping[str, Any]) -> list[str]:
     """A table of a job's losses and of the effect of removing each domain."""
-    from gr_sweep.jobdir import read_summary
     from gr_sweep.metrics import registry
 
-    content = read_summary(summary)
-    metrics, domains = content["metrics"], content["domains"]
+    metrics, domains = summary["metrics"], summary["domains"]
     rows = {
         "loss, full model (nats/token)": [registry.LOSS_FULL(d) for d in domains],
         "loss, only its own expert": [registry.LOSS_KEPT(d, d) for d in domains],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
-from gr_sweep.files import write_whole
+from gr_sweep.files import full_disk, is_full, write_whole
 from gr_sweep.jobdir import SUMMARY, Identity, identity_of, is_done
 from gr_sweep.startup import rare_collections
 from gr_sweep.train.distributed import connect
@@ -130,8 +130,7 @@ class JobTask:
                 (self.folder / name).parent.mkdir(exist_ok=True)
                 write_whole(self.folder / name, text)
         except OSError as error:
-            said = f"{error.filename}: {error.strerror}; use another folder, or fix this one"
-            raise JobError(said) from error
+            raise unusable(error) from error
         try:
             logging.config.dictConfig(self.log_config)
             for name in self.verbose:
@@ -193,6 +192,14 @@ def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
         log_config=OmegaConf.to_container(hydra.job_logging, resolve=True),
         verbose=list(verbose),
     )
+
+
+def unusable(error: OSError) -> JobError:
+    """The error where a job's folder or a file in it cannot be used."""
+    path = error.filename
+    if is_full(error):
+        return full_disk(Path(path), error)
+    return JobError(f"{path}: {error.strerror}; use another folder, or fix this one")
 
 
 def wants_tracebacks() -> bool:

@@ -329,12 +329,13 @@ def test_hydras_own_flags_work(jobs, capsys, monkeypatch):
     assert "edges: act\n" in printed and "code: 2" in printed and "hydra:" not in printed
     assert app.main(["--cfg", "all", "-p", "hydra.run", "--resolve", "hydra.run.dir=x${seed}"]) == 0
     assert capsys.readouterr().out == "dir: x0\n"
-    for line in (["-m", "seed=0,1", "hydra.sweep.dir=x"], ["hydra.run.dir=x"]):
-        assert app.main(["--cfg", "hydra", "--resolve", *line]) == 0
-        assert f"output_dir: {Path('x').resolve()}\n" in capsys.readouterr().out
+    assert app.main(["--cfg", "hydra", "--resolve", "hydra.run.dir=x"]) == 0
+    assert f"output_dir: {Path('x').resolve()}\n" in capsys.readouterr().out
     assert app.main(["--cfg", "hydra", "--resolve", "hydra.help.footer=${nope}"]) == 2
     assert "Interpolation key 'nope' not found" in capsys.readouterr().err
     assert app.main(["--info", "searchpath"]) == 0 and "conf" in capsys.readouterr().out
+    assert app.main(["seed=7", "--info", "config", "edges=act"]) == 0
+    assert "seed: 7" in capsys.readouterr().out
     assert jobs.calls == []
 
 
@@ -362,6 +363,26 @@ def test_checking_a_command_does_not_load_torch(tmp_path):
     )
     assert done.stderr.splitlines()[-1] == "2 set()"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_stays_done_where_nothing_can_be_printed(jobs, capsys, monkeypatch):
+    for number, lost in enumerate(("stdout", "stderr")):
+        line = ["-m", f"seed={number}", "edges=act,both"]
+        with monkeypatch.context() as patch, open("/dev/full", "w", buffering=1) as full:
+            patch.setattr(sys, lost, full)
+            assert app.main(line) == (2 if lost == "stdout" else 0)
+        said = "gr-sweep: standard output cannot be written: No space left on device; jobs that are"
+        assert (said in capsys.readouterr().err) is (lost == "stdout")
+        assert app.main(line) == 0 and capsys.readouterr().err.count("done already") == 2
+
+
+@pytest.mark.parametrize(("closed", "status"), [(">&-", 2), ("2>&-", 0), (">&- 2>&-", 2)])
+def test_a_closed_stream_is_at_most_one_line(closed, status):
+    command = f"{sys.executable} -m gr_sweep --version {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status
+    said = "gr-sweep: standard output cannot be written: Bad file descriptor"
+    assert done.stderr.count("\n") == done.stderr.count(said) == (closed == ">&-")
 
 
 def test_a_closed_pipe_ends_the_command_silently() -> None:

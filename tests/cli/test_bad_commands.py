@@ -64,6 +64,9 @@ tracking.project=a/b                    | invalid value for tracking.project: 'a
 -m tracking.group=x tracking.entity=a/b | invalid value for tracking.entity: 'a/b'
 --cfg nope                              | invalid choice: 'nope'
 --cfg job --package nope                | the config has no such package
+-m seed=0,1 --cfg job                   | this command has 2; leave out -m
+-m seed=0,1 --info                      | leave out -m
+--info config --config-dir nope         | config folder nope does not exist
 --shell-completion                      | such as install=bash
 --shell-completion query=bash query=zsh | such as install=bash
 -x                                      | unknown flag -x
@@ -81,6 +84,8 @@ CASES += [
     (["data=local", "data.root='\x1b[31mred'"], r"data.root=\x1b[31mred is not a folder"),
     ([f"hydra.run.dir={LONG}"], "File name too long"),
     ([f"{LONG}=1"], "no setting 'xxx"),
+    (['data.cache="\udcff"'], "data.cache: '\\udcff'; expected text in UTF-8"),
+    (['hydra.run.dir="\udcff"'], r"hydra.run.dir=\udcff cannot be a folder"),
     (["-m", f"seed=0,[{'9' * 5000}]"], "a number of the command cannot be read"),
 ]
 
@@ -102,6 +107,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("argv", "said"), CASES, ids=[ascii(" ".join(c))[:50] for c, _ in CASES])
 def test_a_wrong_command_is_one_line(here, capsys, argv, said):
     assert_refused(argv, said, here, capsys)
+
+
+@pytest.mark.parametrize("argv", [["tracking=off"], ["tracking=auto", "data.cache=x"]])
+def test_a_user_without_a_home_is_told_what_to_set(here, capsys, monkeypatch, argv):
+    def no_entry(_: int) -> None:
+        raise KeyError
+
+    for name in ("HOME", "XDG_CACHE_HOME", "GR_SWEEP_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    assert_refused(argv, "set HOME, or give data.cache=FOLDER and tracking=off", here, capsys)
 
 
 def test_a_long_error_is_cut_and_stays_in_one_line():
