@@ -403,3 +403,42 @@ def test_a_copy_of_the_routing_is_a_routed_copy_of_the_model(copied):
     both[0].unroute()
     with pytest.raises(PlanError, match="no longer"):
         copied(both[0])
+
+
+@pytest.mark.parametrize("reentrant", [None, True, False])
+def test_a_trainer_of_transformers_trains_what_a_loop_of_ones_own_trains(reentrant, tmp_path):
+    pytest.importorskip("accelerate")
+    (model, routed), (other, of_other) = routed_model(), routed_model()
+
+    class RoutedTrainer(transformers.Trainer):  # as in docs/routing.md
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            with routed.batch(inputs.pop("counts")):
+                return super().compute_loss(model, inputs, *args, **kwargs)
+
+    settings = transformers.TrainingArguments(
+        str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        remove_unused_columns=False,
+        gradient_checkpointing=reentrant is not None,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    batch = {"input_ids": IDS, "labels": IDS, "counts": COUNTS}
+    trainer = RoutedTrainer(
+        model, settings, data_collator=lambda _: {**batch}, train_dataset=[{}] * 8
+    )
+    trainer.train()
+    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-3, weight_decay=0.0)
+    for _ in range(2):
+        with of_other.batch(COUNTS):
+            other(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_same(*(dict(m.state_dict()) for m in (model, other)))
