@@ -85,22 +85,21 @@ def results(sweep: Sweep, value: Callable[[Any], Any] = shown) -> "pd.DataFrame"
 
     varied = varied_settings([job.settings for job in sweep.jobs])
     names = dict.fromkeys([*varied, *(name for job in sweep.jobs for name in job.settings)])
-    rows: list[dict[str, Any]] = []
-    bounds: dict[str, None] = {}
-    for job in sweep.jobs:
-        row: dict[str, Any] = {"job": job.name}
-        row |= {name: value(job.settings.get(name)) for name in varied}
-        row |= {name: value(of) for name, of in job.settings.items() if name not in row}
-        row |= {"code": job.fingerprints.get("code"), "text": job.text}
-        row |= job.metrics
-        for key, (low, high) in job.intervals.items():
-            row[f"{key}/low"], row[f"{key}/high"] = low, high
-            bounds |= dict.fromkeys((f"{key}/low", f"{key}/high"))
-        rows.append(row)
-    metrics = dict.fromkeys(key for job in sweep.jobs for key in job.metrics)
-    return pd.DataFrame(
-        rows, columns=list(dict.fromkeys(["job", *names, "code", "text", *metrics, *bounds]))
-    )
+    bounds = [
+        {f"{key}/{side}": at for key, ends in job.intervals.items()
+         for side, at in zip(("low", "high"), ends, strict=True)}
+        for job in sweep.jobs
+    ]  # fmt: skip
+    rows = [
+        {"job": job.name, **{name: value(job.settings.get(name)) for name in varied}}
+        | {name: value(of) for name, of in job.settings.items()}
+        | {"code": job.fingerprints.get("code"), "text": job.text}
+        | {**job.metrics, **of_bounds}
+        for job, of_bounds in zip(sweep.jobs, bounds, strict=True)
+    ]
+    metrics = [key for of in (*(job.metrics for job in sweep.jobs), *bounds) for key in of]
+    columns = ["job", *names, "code", "text", *metrics]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))
 
 
 def _report_order(job: Job, varied: Sequence[str]) -> tuple[Any, ...]:

@@ -13,12 +13,11 @@ import functools
 import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from gr_sweep.config import is_number
 from gr_sweep.metrics import registry
-from gr_sweep.report.sweep import Estimate, Job, Sweep
+from gr_sweep.report.sweep import Job, Sweep
 
 COLOURS = {
     "dense": "#7d8590",
@@ -95,36 +94,25 @@ def padded(values: Sequence[float], share: float = 0.04) -> list[float]:
     return [min(values) - pad, max(values) + pad]
 
 
-@dataclass
-class Points:
-    """Points of one trace, each with its estimate, its tooltip and the job or jobs it is of."""
+Point = tuple[float | None, float | None, list[int] | int | None, str]
+"""Of a trace: x, y, its job or jobs, and its tooltip; without numbers, a gap in the line."""
 
-    xs: list[float | None] = field(default_factory=list)
-    ys: list[Estimate | None] = field(default_factory=list)
-    jobs: list[list[int] | int | None] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+GAP: Point = (None, None, None, "")
 
-    def add(
-        self, x: float | None, y: Estimate | None, jobs: list[int] | int | None, text: str = ""
-    ) -> None:
-        """One more point; without numbers, a gap in the line."""
-        self.xs.append(x)
-        self.ys.append(y)
-        self.jobs.append(jobs)
-        self.texts.append(text)
 
-    def trace(self, **settings: Any) -> dict[str, Any]:
-        """The trace for Plotly. Without texts the page shows the label of each point's job."""
-        return {
-            "type": "scatter",
-            "x": self.xs,
-            "y": [None if y is None else y.value for y in self.ys],
-            "hovertemplate": "%{text}<extra></extra>",
-            "showlegend": False,
-            "meta": {"points": self.jobs},
-            **({"text": self.texts} if any(self.texts) else {}),
-            **settings,
-        }
+def trace_of(points: Sequence[Point], **settings: Any) -> dict[str, Any]:
+    """A trace for Plotly. Without tooltips the page shows the label of each point's job."""
+    xs, ys, jobs, texts = map(list, zip(*points, strict=True)) if points else ([], [], [], [])
+    return {
+        "type": "scatter",
+        "x": xs,
+        "y": ys,
+        "hovertemplate": "%{text}<extra></extra>",
+        "showlegend": False,
+        "meta": {"points": jobs},
+        **({"text": texts} if any(texts) else {}),
+        **settings,
+    }
 
 
 def _on_one_scale(by_domain: Mapping[str, list[dict[str, Any]]]) -> dict[str, Figure]:
@@ -149,16 +137,16 @@ def curves(sweep: Sweep) -> dict[str, Figure]:
             (False, registry.TRAIN_LOSS_OF(domain)),
             (True, registry.EVAL_LOSS(domain)),
         ):
-            by_edges: dict[str, Points] = {}
+            by_edges: dict[str, list[Point]] = {}
             for at, job in enumerate(sweep.compared):
                 if curve := _curve(job, key, num_points):
-                    points = by_edges.setdefault(job.edges, Points())
-                    for step, loss in curve:
-                        points.add(step, Estimate(value=loss), at)
-                    points.add(None, None, None)
+                    points = by_edges.setdefault(job.edges, [])
+                    points += [(step, loss, at, "") for step, loss in curve]
+                    points.append(GAP)
             what = "held out" if held_out else "training"
             found.setdefault(domain, []).extend(
-                of_edges.trace(
+                trace_of(
+                    of_edges,
                     mode="lines+markers" if held_out else "lines",
                     line={"color": colour(edges), "width": 2 if held_out else 1},
                     marker={"size": 5},
@@ -190,7 +178,7 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
     nodes = dict.fromkeys(node for job in sweep.compared for node in job.nodes)
     found: dict[str, list[dict[str, Any]]] = {}
     for part in nodes:
-        by_look: dict[tuple[str, str], Points] = {}
+        by_look: dict[tuple[str, str], list[Point]] = {}
         for at, job in enumerate(sweep.compared):
             attacks = [
                 (min(finite), attack)
@@ -200,13 +188,13 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
             if attacks:
                 _, strongest = min(attacks, key=lambda found: found[0])
                 text = escaped(f"{sweep.labels[job.name]} (lr {strongest.lr:g})")
-                points = by_look.setdefault((job.edges, job.kind), Points())
+                points = by_look.setdefault((job.edges, job.kind), [])
                 for step, loss in zip(strongest.steps, strongest.losses, strict=True):
-                    found_loss = Estimate(value=loss) if math.isfinite(loss) else None
-                    points.add(step, found_loss, at, text)
-                points.add(None, None, None)
+                    points.append((step, loss if math.isfinite(loss) else None, at, text))
+                points.append(GAP)
         found[part] = [
-            of_look.trace(
+            trace_of(
+                of_look,
                 mode="lines+markers",
                 line={"color": colour(edges), "width": 1.5, "dash": _DASHES.get(kind, "solid")},
                 marker={"size": 6, "symbol": MARKERS.get(kind, _OTHER_MARKER)[0]},

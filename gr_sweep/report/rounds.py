@@ -10,7 +10,7 @@ from typing import Any
 from gr_sweep.config import ProcedureKind
 from gr_sweep.metrics import registry
 from gr_sweep.report import figures, measures, tables
-from gr_sweep.report.figures import HUES, Figure, Points, escaped
+from gr_sweep.report.figures import HUES, Figure, Point, escaped, trace_of
 from gr_sweep.report.measures import interval_text
 from gr_sweep.report.round_files import Round
 from gr_sweep.report.sweep import Estimate, Job, Sweep, estimate_of
@@ -114,40 +114,45 @@ def trade_off(found: Sequence[Group]) -> Figure | None:
     traces: list[dict[str, Any]] = []
     for at, group in enumerate(found):
         colour = HUES[at % len(HUES)]
-        points, seeds, symbols = Points(), Points(), []
+        points: list[Point] = []
+        seeds: list[Point] = []
+        estimates, symbols = [], []
         index = {job.name: at for job, at in zip(group.jobs, group.indices, strict=True)}
         for number in group.numbers():
             estimate = group.over_seeds(number, leaf_tax)
             if estimate is None:
                 continue
             is_last, experts = group.is_last(number), group.num_experts(number)
-            if is_last and not points.xs:
-                points.add(1, Estimate(value=0.0), group.indices, "dense")
+            if is_last and not points:
+                points.append((1, 0.0, group.indices, "dense"))
+                estimates.append(Estimate(value=0.0))
                 symbols.append("circle")
             text = (
                 f"<b>{escaped(group.name)}</b><br>round {number}, {experts} experts<br>leaf tax "
                 f"{estimate.value:.3f}<br>{interval_text(estimate, measures.nats)}"
             )
-            points.add(experts, estimate, group.indices, text)
+            points.append((experts, estimate.value, group.indices, text))
+            estimates.append(estimate)
             symbols.append("circle" if is_last else "circle-open")
             for job, of in group.rounds(number) if len(group.jobs) > 1 else ():
                 if (value := leaf_tax(job, of)) is not None:
                     text = f"{escaped(group.name)}<br>seed {job.seed}<br>{value:.3f}"
-                    seeds.add(experts, Estimate(value=value), index[job.name], text)
-        if not points.xs:
+                    seeds.append((experts, value, index[job.name], text))
+        if not points:
             continue
         marker = {"color": colour, "size": 5}
-        traces.append(seeds.trace(mode="markers", name="seeds", opacity=0.4, marker=marker))
+        traces.append(trace_of(seeds, mode="markers", name="seeds", opacity=0.4, marker=marker))
         line = {"width": 2, "color": colour}
         dash = "dash" if is_control(group.jobs[0]) else "solid"
         traces.append(
-            points.trace(
+            trace_of(
+                points,
                 mode="lines+markers",
                 name=escaped(group.name),
                 showlegend=True,
                 line={**line, "dash": dash},
                 marker={"color": colour, "size": 8, "symbol": symbols, "line": line},
-                error_y=_error_bars(points.ys),
+                error_y=_error_bars(estimates),
             )
         )
     if not traces:
@@ -169,9 +174,9 @@ def trade_off(found: Sequence[Group]) -> Figure | None:
     return {"data": traces, "layout": layout}
 
 
-def _error_bars(estimates: Sequence[Estimate | None]) -> dict[str, Any]:
-    above = [(e.interval[1] - e.value) if e and e.interval else 0 for e in estimates]
-    below = [(e.value - e.interval[0]) if e and e.interval else 0 for e in estimates]
+def _error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
+    above = [e.interval[1] - e.value if e.interval else 0 for e in estimates]
+    below = [e.value - e.interval[0] if e.interval else 0 for e in estimates]
     return {
         "type": "data", "symmetric": False, "array": above, "arrayminus": below,
         "thickness": 1, "width": 0, "visible": any(above + below),

@@ -272,23 +272,19 @@ class Sweep:
     def mixed(self) -> list[str]:
         """Sentences that say which jobs come from different code or different text. Empty if all
         are from the same."""
+        said = {
+            "code": "were run by {} versions of the code ({}). Differences between them may come "
+            "from the code.",
+            "text": "trained on {} different texts ({}). Losses on different texts are not "
+            "comparable.",
+        }
         found = []
-        for fingerprints, what, why in (
-            (
-                [job.fingerprints.get("code") for job in self.jobs],
-                "were run by {} versions of the code",
-                "Differences between them may come from the code.",
-            ),
-            (
-                [job.text for job in self.jobs],
-                "trained on {} different texts",
-                "Losses on different texts are not comparable.",
-            ),
-        ):
-            counts = Counter(shown(of) for of in fingerprints if of is not None)
+        for name, sentence in said.items():
+            prints = [job.fingerprints.get(name) for job in self.jobs]
+            counts = Counter(shown(of) for of in prints if of is not None)
             if len(counts) > 1:
-                said = ", ".join(f"{of[:8]}: {n} job{'s'[: n > 1]}" for of, n in counts.items())
-                found.append(f"These jobs {what.format(len(counts))} ({said}). {why}")
+                each = ", ".join(f"{of[:8]}: {n} job{'s'[: n > 1]}" for of, n in counts.items())
+                found.append(f"These jobs {sentence.format(len(counts), each)}")
         return found
 
     def over_seeds(self, group: Sequence[Job], key: str) -> Estimate | None:
