@@ -54,7 +54,7 @@ def validate(config: RunConfig) -> RunConfig:
         ConfigError: the first problem. The message names the setting, its value, and what is
             allowed.
     """
-    _check_values(config, "", _NO_BOUNDS)
+    check_values(config, "", _NO_BOUNDS)
     domains = check_domains(list(config.partition.domains))
     config = _with_label_rules(config, domains)
     _check_model(config.model)
@@ -153,7 +153,7 @@ def _resolve_eval(evaluation: EvalConfig, *, has_removal: bool) -> EvalConfig:
     return evaluation
 
 
-def _check_values(value: Any, name: str, bounds: Bounds) -> None:
+def check_values(value: Any, name: str, bounds: Bounds = _NO_BOUNDS) -> None:
     """Checks a value against the bounds of its field, and everything within it, of which OmegaConf
     has not checked the types in nested lists."""
     if dataclasses.is_dataclass(value):
@@ -162,19 +162,19 @@ def _check_values(value: Any, name: str, bounds: Bounds) -> None:
             if isinstance(inner, str) and not inner:
                 raise ConfigError(f"{path} is empty; give a value or leave it out")
             if inner is not None:
-                _check_values(inner, path, item.metadata.get("bounds", _NO_BOUNDS))
+                check_values(inner, path, item.metadata.get("bounds", _NO_BOUNDS))
     elif isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise ConfigError(f"{name}: the name {key} is not text; put it in quotes")
             if bounds != _NO_BOUNDS and isinstance(inner, list | dict):
                 raise invalid(f"{name}.{key}", inner, str(bounds))
-            _check_values(inner, f"{name}.{key}", bounds)
+            check_values(inner, f"{name}.{key}", bounds)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             if inner is None or isinstance(inner, list | dict):
                 raise invalid(f"{name}[{index}]", inner, "a single value")
-            _check_values(inner, f"{name}[{index}]", bounds)
+            check_values(inner, f"{name}[{index}]", bounds)
     elif isinstance(value, float) and not math.isfinite(value):
         raise invalid(name, value, "a finite number")
     elif bounds != _NO_BOUNDS and not (is_number(value) and bounds.allows(value)):

@@ -11,10 +11,12 @@ import json
 import math
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gr_sweep.bounds import bounded, invalid, share
+from gr_sweep.domains import ancestors
 
 PER_DOMAIN_ANY = "*"
 """Key of a per-domain value that applies to every domain that is not named."""
@@ -560,3 +562,20 @@ def round_lengths(rounds: Any) -> list[float]:
         expected = f"a number of rounds up to {MAX_LABELS} (3), or their relative lengths ([2,1,1])"
         raise invalid("procedure.rounds", rounds, expected)
     return [float(length) for length in lengths]
+
+
+def unlabelled_shares(unlabelled: Any, domains: Sequence[str]) -> dict[str, float]:
+    """The share of every domain's documents whose label is hidden, 0..1.
+
+    Args:
+        unlabelled: `partition.unlabelled`: one number for all domains, or a mapping from domains,
+            or nodes of the tree above them, to numbers, with `*` for the others (default 0).
+    """
+    if not isinstance(unlabelled, Mapping):
+        unlabelled = {PER_DOMAIN_ANY: unlabelled}
+    fallback = unlabelled.get(PER_DOMAIN_ANY, 0.0)
+    shares = {}
+    for domain in domains:
+        named = [node for node in reversed(ancestors(domain)) if node in unlabelled]
+        shares[domain] = float(unlabelled[named[0]] if named else fallback)
+    return shares

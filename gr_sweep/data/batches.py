@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gr_sweep.data.rows import domain_weights, rows_per_label, unlabelled_shares
+from gr_sweep.config import unlabelled_shares
+from gr_sweep.data.rows import domain_weights, rows_per_label
 from gr_sweep.data.shards import Shard
 from gr_sweep.data.streams import Mixture, Stream, read_window
 from gr_sweep.data.synthetic import seeded
@@ -34,7 +35,7 @@ def observed_labels(
 
     Args:
         num_documents: documents by domain, in the order of the partition.
-        unlabelled: as `rows.unlabelled_shares` takes it.
+        unlabelled: as `unlabelled_shares` takes it.
 
     Returns:
         By domain an int array [documents]: the index of the label in `num_documents`, or the number

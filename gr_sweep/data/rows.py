@@ -8,29 +8,12 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from gr_sweep.config import PER_DOMAIN_ANY, Method, RunConfig
-from gr_sweep.domains import UNLABELLED, ancestors, expand, weights_of_round
+from gr_sweep.config import Method, RunConfig, unlabelled_shares
+from gr_sweep.domains import UNLABELLED, expand, weights_of_round
 from gr_sweep.errors import ConfigError
 
 _MOST_ROWS = 4096
 """Largest micro-batch that is tried when looking for one that divides."""
-
-
-def unlabelled_shares(unlabelled: Any, domains: Sequence[str]) -> dict[str, float]:
-    """The share of every domain's documents whose label is hidden, 0..1.
-
-    Args:
-        unlabelled: `partition.unlabelled`: one number for all domains, or a mapping from domains,
-            or nodes of the tree above them, to numbers, with `*` for the others (default 0).
-    """
-    if not isinstance(unlabelled, Mapping):
-        unlabelled = {PER_DOMAIN_ANY: unlabelled}
-    fallback = unlabelled.get(PER_DOMAIN_ANY, 0.0)
-    shares = {}
-    for domain in domains:
-        named = [node for node in reversed(ancestors(domain)) if node in unlabelled]
-        shares[domain] = float(unlabelled[named[0]] if named else fallback)
-    return shares
 
 
 def domain_weights(weights: Mapping[str, float], domains: Sequence[str]) -> dict[str, Fraction]:

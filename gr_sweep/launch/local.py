@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import cloudpickle
 
+from gr_sweep.bounds import bounded
+from gr_sweep.checks import check_values
 from gr_sweep.config import Device, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.jobdir import State, standing
@@ -40,9 +42,9 @@ class LocalParallelConfig:
     """Distinguishes it from Hydra's own launchers; not an existing class."""
     devices: list[int] | None = None
     """Numbers of the GPUs to use, as torch counts them; null: all that are visible."""
-    jobs_per_device: int = 1
+    jobs_per_device: int = bounded(1, at_least=1)
     """Jobs at the same time on a GPU, or on a group of cores: one small model leaves a GPU idle."""
-    cores_per_job: int = 1
+    cores_per_job: int = bounded(1, at_least=1)
     """Cores and threads of each job on a CPU."""
 
 
@@ -64,9 +66,7 @@ def slots_of(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> list[Slo
     Raises:
         ConfigError: an invalid setting, or a GPU that does not exist.
     """
-    for name in ("jobs_per_device", "cores_per_job"):
-        if (value := getattr(config, name)) < 1:
-            raise ConfigError(f"hydra.launcher.{name}: expected 1 or more, got {value}")
+    check_values(config, "hydra.launcher")
     if gpus := _gpus(config, jobs):
         return [Slot(index, gpu, None) for index in range(config.jobs_per_device) for gpu in gpus]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

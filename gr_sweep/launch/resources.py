@@ -9,6 +9,8 @@ from dataclasses import astuple, dataclass, field, replace
 from operator import ge
 from typing import TYPE_CHECKING, Any
 
+from gr_sweep.bounds import bounded
+from gr_sweep.checks import check_values
 from gr_sweep.config import Device, RunConfig
 from gr_sweep.data.rows import micro_batch_rows
 from gr_sweep.errors import ConfigError, GrSweepError
@@ -53,20 +55,20 @@ class SlurmConfig:
     gpu: str | None = "h100"
     """The cluster's GPU type, for the estimate (`gr-sweep estimate --help` lists them); null: jobs
     run on CPUs."""
-    nodes: int | None = None
-    gpus_per_node: int | None = None
+    nodes: int | None = bounded(None, at_least=1)
+    gpus_per_node: int | None = bounded(None, at_least=0)
     """Also the number of tasks: one per GPU."""
-    max_gpus_per_node: int = 8
+    max_gpus_per_node: int = bounded(8, at_least=1)
     """A job that needs more GPUs runs on several nodes."""
-    tasks_per_node: int | None = None
-    cpus_per_task: int | None = None
-    mem_gb: int | None = None
+    tasks_per_node: int | None = bounded(None, at_least=1)
+    cpus_per_task: int | None = bounded(None, at_least=1)
+    mem_gb: int | None = bounded(None, at_least=1)
     """Main memory of a node, GB."""
-    timeout_min: int | None = None
+    timeout_min: int | None = bounded(None, at_least=1)
     """Time limit; a job that reaches it is requeued and resumes."""
-    signal_delay_s: int = 300
+    signal_delay_s: int = bounded(300, at_least=1)
     """Seconds before the time limit at which a job is told to save and stop."""
-    array_parallelism: int = 256
+    array_parallelism: int = bounded(256, at_least=1)
     """Jobs of an array that run at the same time."""
     setup: list[str] = field(default_factory=list)
     """Shell lines before the job, such as `module load cuda`."""
@@ -147,13 +149,7 @@ def check_given(given: SlurmConfig) -> None:
         ConfigError: a number that is too small, numbers that contradict each other, or an unknown
             GPU type.
     """
-    for name in (
-        *("nodes", "max_gpus_per_node", "tasks_per_node", "cpus_per_task", "mem_gb"),
-        *("timeout_min", "array_parallelism", "signal_delay_s", "gpus_per_node"),
-    ):
-        least = int(name != "gpus_per_node")
-        if (value := getattr(given, name)) is not None and value < least:
-            raise ConfigError(f"hydra.launcher.{name}: expected {least} or more, got {value}")
+    check_values(given, "hydra.launcher")
     gpus, tasks = given.gpus_per_node, given.tasks_per_node
     if tasks is not None and gpus and gpus != tasks:
         raise ConfigError(

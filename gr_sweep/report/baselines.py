@@ -22,8 +22,8 @@ from gr_sweep.config import (
     PlanConfig,
     ProcedureConfig,
     RunConfig,
+    unlabelled_shares,
 )
-from gr_sweep.data.rows import unlabelled_shares
 from gr_sweep.domains import expand
 from gr_sweep.errors import ConfigError, DataError, PlanError
 from gr_sweep.jobdir import DOCUMENT_LOSSES, PLAN, RELEARN, check_files

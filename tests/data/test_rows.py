@@ -11,8 +11,9 @@ from gr_sweep.config import (
     PartitionConfig,
     RunConfig,
     TrainConfig,
+    unlabelled_shares,
 )
-from gr_sweep.data.rows import micro_batch_rows, rows_per_label, unlabelled_shares
+from gr_sweep.data.rows import micro_batch_rows, rows_per_label
 from gr_sweep.errors import ConfigError
 
 THREE = ("code", "biology", "creative")

@@ -64,7 +64,7 @@ def test_each_gpu_has_slots_and_jobs_see_only_theirs(monkeypatch, cores, tmp_pat
     assert slots_of(config, gpu_jobs) == [
         Slot(0, "7", None), Slot(0, "5", None), Slot(1, "7", None), Slot(1, "5", None),
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match="jobs_per_device: expected 1 or more, got 0"):
+    with pytest.raises(ConfigError, match="jobs_per_device: 0; expected a number at least 1"):
         slots_of(LocalParallelConfig(jobs_per_device=0), gpu_jobs)
     with pytest.raises(ConfigError, match="there is no GPU 3; torch sees 3"):
         slots_of(LocalParallelConfig(devices=[3]), gpu_jobs)
