@@ -44,7 +44,6 @@ _OTHER = {
     b"\x93NUMPY": "a NumPy array",
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
-    b"GIF8": "a picture",
     b"\x7fELF": "a program",
     b"7z\xbc\xaf": "a 7z archive",
     b"Rar!\x1a": "a RAR archive",
@@ -66,13 +65,15 @@ class Record(NamedTuple):
 
 def record_of(fields: Any, text_field: str) -> Record:
     """A record with its text; raises ValueError if the field holds no text."""
-    text = lookup(fields, text_field) if isinstance(fields, dict) else None
+    if not isinstance(fields, dict):
+        kind = type(fields).__name__
+        raise ValueError(f"expected an object with text in field {text_field!r}, got {kind}")
+    text = lookup(fields, text_field)
     if not isinstance(text, str):
         got = "nothing" if text is None else type(text).__name__
-        found = ", ".join(map(str, fields)) if isinstance(fields, dict) else "none"
         raise ValueError(
-            f"expected text in field {text_field!r}, got {got}; the fields are {found}; choose one "
-            "with data.text_field, or column of a data set"
+            f"expected text in field {text_field!r}, got {got}; the fields are "
+            f"{', '.join(fields)}; choose one with data.text_field, or column of a data set"
         )
     return Record(text, fields)
 
@@ -186,6 +187,8 @@ def _rows(text: Iterable[str], delimiter: str) -> Iterator[dict[str, str]]:
     rows = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         header = next(rows, [])
+        if len(set(header)) < len(header):
+            raise ValueError(f"two columns have the same name: {', '.join(header)}")
         for row in rows:
             if row:
                 if len(row) != len(header):
@@ -324,7 +327,7 @@ _UNPACKED: dict[bytes, Callable[[Path], Any]] = {
     rb"\x1f\x8b": gzip.open,
     rb"BZh[1-9](1AY&SY|\x17rE8)": bz2.open,
     rb"\xfd7zXZ\0": lzma.open,
-    rb"\x28\xb5\x2f\xfd": lambda path: io.BufferedReader(_Zstandard(path)),
+    rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18": lambda path: io.BufferedReader(_Zstandard(path)),
 }
 """What opens a compressed file, by a pattern of its first bytes."""
 

@@ -187,7 +187,7 @@ def prepare_data(
         folder=folder,
     )
     for line in _table(found, manifest["counts"]):
-        logger.info(line)
+        logger.info("%s", line)
     return found
 
 

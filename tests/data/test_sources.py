@@ -67,7 +67,10 @@ def long_zstandard(content: bytes) -> bytes:
     parts = [packer.compressobj() for _ in range(2)]
     half = len(content) // 2
     first, second = content[:half], content[half:]
-    return b"".join(p.compress(c) + p.flush() for p, c in zip(parts, (first, second), strict=True))
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0size"  # as pzstd begins
+    return skipped + b"".join(
+        p.compress(c) + p.flush() for p, c in zip(parts, (first, second), strict=True)
+    )
 
 
 PARQUET = parquet({"text": [f"hello world {n}" for n in range(999)]})
@@ -209,6 +212,8 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "text named Parquet": ("a.parquet", b"some text", "a.parquet is no parquet file"),
     "Latin-1": ("a.txt", "caf\u00e9".encode("latin-1"), "the text of record 1 is not UTF-8"),
     "a row that is too long": ("a.csv", b"text,tag\na,b\nc,d,e\n", "3 values for 2 columns"),
+    "a column twice": ("a.csv", b"text,text\na,b\n", "two columns have the same name"),
+    "numbers": ("a.json", b"1 2", "expected an object with text in field 'text', got int"),
     "a table without text": ("a.tsv", b"body\ttag\na\tb\n", "the fields are body, tag"),
     "a quote without end": ("a.csv", b'text,tag\n"a,b\n', "a.csv: cannot read record 1 (line"),
     "an array without end": ("a.json", b'[{"text": "x"},', "cannot read record 2"),
