@@ -136,8 +136,9 @@ def _with_defaults(group: Any, *names: str) -> Any:
 
 
 def _resolve_data(data: DataConfig) -> DataConfig:
-    is_generated = data.kind is DataKind.synthetic
-    return data if is_generated else _with_defaults(data, "overlap", "documents", "seed")
+    unused = ["split"] if data.kind is DataKind.synthetic else ["overlap", "documents", "seed"]
+    resolved: DataConfig = _with_defaults(data, *unused)
+    return resolved
 
 
 def _resolve_eval(evaluation: EvalConfig, *, has_removal: bool) -> EvalConfig:

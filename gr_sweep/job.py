@@ -145,7 +145,7 @@ class Job:
             torch.cuda.reset_peak_memory_stats(self.device)  # an earlier job of this process
         self.processes.main_first(lambda: _check_model(self.config.model))
         self.data = self.processes.main_first(lambda: prepare_data(*_text_settings(self.config)))
-        check_held_out(self.data, self.config.eval.min_documents)
+        check_held_out(self.data, self.config.eval.min_documents, self.config.data.kind)
         # Of the text that was read: files may have changed since the folder was locked.
         self.identity = jobdir.identity_of(self.config, self.data.fingerprint)
 

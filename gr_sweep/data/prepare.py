@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gr_sweep.config import DataConfig, PartitionConfig
+from gr_sweep.config import DataConfig, DataKind, PartitionConfig
 from gr_sweep.data.cache import CONTENTS, digests, open_or_build
 from gr_sweep.data.markers import MARKERS, is_marked, marked, marker_tokens
 from gr_sweep.data.rules import HELD_OUT_EVERY, Rules, is_blank, is_held_out
@@ -206,26 +206,23 @@ def _table(data: TokenData, counts: Mapping[str, Mapping[str, int]]) -> Iterator
         yield "  ".join([domain.ljust(widths[0]), *aligned])
 
 
-def check_held_out(data: TokenData, min_documents: int) -> None:
+def check_held_out(data: TokenData, min_documents: int, kind: DataKind) -> None:
     """Raises DataError if a domain has fewer held-out documents, and says what would give more."""
-    held_out = {domain: shard.num_documents for domain, shard in data.heldout.items()}
-    if few := {domain: n for domain, n in held_out.items() if n < min_documents}:
-        said = ", ".join(
-            f"{domain} has {n} of {n + data.train[domain].num_documents}"
-            for domain, n in few.items()
-        )
-        size = min(
-            sum(int(shards[domain].num_bytes.sum()) for shards in (data.train, data.heldout))
-            for domain in few
-        )
+    found = {d: (data.train[d].num_documents, data.heldout[d].num_documents) for d in data.domains}
+    few = {domain: counts for domain, counts in found.items() if counts[1] < min_documents}
+    if not few:
+        return
+    more = "raise data.documents"
+    if kind is not DataKind.synthetic:
+        sizes = [data.train[d].num_bytes.sum() + data.heldout[d].num_bytes.sum() for d in few]
         # Half as many again as are needed, because a hash does not hold out an exact share.
-        split = max(1, size * 2 // (3 * HELD_OUT_EVERY * min_documents))
-        raise DataError(
-            f"too few held-out documents: {said}, but eval.min_documents={min_documents}; a "
-            f"twentieth is held out: add text (data.documents, if it is generated), split long "
-            f"documents (data.split=paragraphs, or data.split={split} for pieces of {split} "
-            "characters), or lower eval.min_documents"
-        )
+        split = max(1, int(min(sizes)) * 2 // (3 * HELD_OUT_EVERY * min_documents))
+        more = f"add text, divide documents (data.split=paragraphs, or data.split={split})"
+    said = ", ".join(f"{d} has {held_out} of {held_out + n}" for d, (n, held_out) in few.items())
+    raise DataError(
+        f"too few held-out documents: {said}, and eval.min_documents={min_documents}; a twentieth "
+        f"is held out: {more}, or lower eval.min_documents"
+    )
 
 
 def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:

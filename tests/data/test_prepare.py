@@ -175,12 +175,14 @@ def test_too_few_held_out_documents_are_refused_with_what_would_give_more(tmp_pa
     root = write_root(tmp_path / "root", "code", "creative", documents=60)
     made = prepare_data(local(tmp_path, root), TWO)
     few = made.heldout["code"].num_documents
-    said = rf"code has {few} of 60.* eval.min_documents=20.* data.split=(\d+) for pieces"
+    said = rf"code has {few} of 60.* eval.min_documents=20.* data.split=(\d+)\)"
     with pytest.raises(DataError, match=said) as refusal:
-        check_held_out(made, 20)
-    check_held_out(made, few)
+        check_held_out(made, 20, DataKind.local)
+    with pytest.raises(DataError, match=r"raise data\.documents"):
+        check_held_out(made, 20, DataKind.synthetic)
+    check_held_out(made, few, DataKind.local)
     split = int(re.search(said, str(refusal.value))[1])
-    check_held_out(prepare_data(local(tmp_path, root, split=split), TWO), 20)
+    check_held_out(prepare_data(local(tmp_path, root, split=split), TWO), 20, DataKind.local)
 
 
 def test_a_pretrained_model_brings_its_own_tokenizer(tmp_path):
