@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gr_sweep.bounds import bounded, invalid, share
+from gr_sweep.domains import PlanKind as PlanKind
 from gr_sweep.domains import ancestors
 
 PER_DOMAIN_ANY = "*"
@@ -31,14 +32,6 @@ class Edges(enum.Enum):
     both = "both"
 
 
-class PlanKind(enum.Enum):
-    none = "none"
-    peers = "peers"
-    forget = "forget"
-    tree = "tree"
-    lattice = "lattice"
-
-
 class Method(enum.Enum):
     routed = "routed"
     random = "random"
@@ -49,6 +42,9 @@ class Method(enum.Enum):
     filtered = "filtered"
     filtered_observed = "filtered_observed"
 
+
+UNSPLIT = (PlanKind.forget, PlanKind.lattice)
+"""Plans without a tree to split further."""
 
 UNROUTED = (Method.dense, Method.filtered, Method.filtered_observed)
 """Methods without a plan."""
@@ -483,6 +479,11 @@ LARGEST = 1 << 53
 
 MAX_LABELS = 10_000
 """Largest number of labels in the last round of `alternate`; no model has more units to give."""
+
+
+def is_below(key: str, names: Sequence[str]) -> bool:
+    """Whether the setting is one of the names or lies below one."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
 def is_number(value: Any) -> bool:

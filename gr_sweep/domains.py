@@ -3,6 +3,7 @@
 A label is a path, so a list of labels defines the whole tree.
 """
 
+import enum
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,6 +14,17 @@ UNLABELLED = "unlabelled"
 
 MAX_LENGTH = 100
 """Characters of a label. File systems allow 255 bytes, and suffixes are added."""
+
+
+class PlanKind(enum.Enum):
+    """Which sets of domains own blocks: the shapes of a plan (`gr_sweep.routing.plan`)."""
+
+    none = "none"
+    peers = "peers"
+    forget = "forget"
+    tree = "tree"
+    lattice = "lattice"
+
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 

@@ -22,7 +22,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.config import NO_EFFECT_ON_RESULT, RunConfig, fingerprint, fingerprinted_settings
+from gr_sweep.config import (
+    NO_EFFECT_ON_RESULT,
+    RunConfig,
+    fingerprint,
+    fingerprinted_settings,
+    is_below,
+)
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.files import content_digest, is_locked, write_whole
 
@@ -133,8 +139,7 @@ def differences(folder: Path, identity: Identity) -> list[str]:
         changes = [
             f"{key} was {settings.get(key)!r}, now {new.get(key)!r}"
             for key in sorted({*settings, *new})
-            if settings.get(key) != new.get(key)
-            and not any(f"{key}.".startswith(f"{name}.") for name in NO_EFFECT_ON_RESULT)
+            if settings.get(key) != new.get(key) and not is_below(key, NO_EFFECT_ON_RESULT)
         ]
         lines.append(f"settings ({_few(changes)})")
     if found["text"] != identity.text:

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gr_sweep.config import PlanKind, ProcedureKind, RunConfig, num_steps, round_lengths
+from gr_sweep.config import (
+    UNSPLIT,
+    PlanKind,
+    ProcedureKind,
+    RunConfig,
+    num_steps,
+    round_lengths,
+)
 from gr_sweep.domains import expand, is_under, labels_of_round
 from gr_sweep.errors import ConfigError
 from gr_sweep.model.sizes import SIZES, Size, full_width, shape_of
@@ -116,7 +123,7 @@ def phases_of(config: RunConfig) -> list[Phase]:
 def labels_of_rounds(config: RunConfig) -> list[tuple[str, ...]]:
     """The labels of each round; the domains if there are no rounds."""
     domains = list(config.partition.domains)
-    if not has_rounds(config) or config.plan.kind in (PlanKind.forget, PlanKind.lattice):
+    if not has_rounds(config) or config.plan.kind in UNSPLIT:
         return [tuple(domains)]
     rounds = range(1, len(round_lengths(config.procedure.rounds)) + 1)
     return [labels_of_round(domains, number, config.procedure.children) for number in rounds]

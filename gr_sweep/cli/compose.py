@@ -27,10 +27,10 @@ from gr_sweep.cli.baselines import baselines_of
 from gr_sweep.cli.composer import Composer, composing
 from gr_sweep.cli.fit import check_fit, parts_of
 from gr_sweep.cli.names import name_of, slug, that_count, title_of, without_fixed
-from gr_sweep.cli.overrides import MAX_JOBS, explain, is_below, key_of, quoted, values_of
+from gr_sweep.cli.overrides import MAX_JOBS, explain, key_of, quoted, values_of
 from gr_sweep.cli.schema import LAUNCHERS
 from gr_sweep.cli.task import Job
-from gr_sweep.config import UNROUTED, Baseline, RunConfig, fingerprint
+from gr_sweep.config import UNROUTED, Baseline, RunConfig, fingerprint, is_below
 from gr_sweep.errors import ConfigError
 from gr_sweep.jobdir import SUMMARY
 

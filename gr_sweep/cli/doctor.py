@@ -16,6 +16,7 @@ import gr_sweep
 from gr_sweep.arguments import Parser
 from gr_sweep.config import DataConfig, TrackingMode
 from gr_sweep.errors import ConfigError
+from gr_sweep.launch.local import usable_cores
 
 NEEDED = (
     *("torch", "transformers", "hydra-core", "omegaconf", "wandb", "datasets", "tokenizers"),
@@ -75,9 +76,7 @@ def devices() -> Iterator[Finding]:
     import torch
 
     memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / _GIB
-    # In a SLURM job fewer than the machine has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield ("ok", "processor", f"{cores} cores, {memory_gib:.0f} GiB of memory")
+    yield ("ok", "processor", f"{usable_cores()} cores, {memory_gib:.0f} GiB of memory")
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi"):
             yield ("warn", "gpu", "torch finds none, though nvidia-smi is installed")

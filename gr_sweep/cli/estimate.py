@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.arguments import Parser, count
-from gr_sweep.cli.status import duration, short_count
+from gr_sweep.cli.status import duration, output, short_count
 from gr_sweep.errors import ConfigError
 from gr_sweep.launch.resources import UTILISATION
 from gr_sweep.metrics.cost import GPUS
@@ -100,15 +100,11 @@ def _as_json(rows: "Rows", target: "Target") -> dict[str, Any]:
 
 
 def _print(rows: "Rows", target: "Target") -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from gr_sweep.launch.estimate import GIB
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=400)
     rate = f"{target.flops / 1e12:.4g} TFLOP/s each"
     print(f"{target.world_size} x {target.name} per job, {rate}\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -129,7 +125,7 @@ def _print(rows: "Rows", target: "Target") -> None:
             duration(estimate.hours * 3600),
             Text(job.title + (" (done)" if job.is_done else "")),
         )
-    console.print(table)
+    output().print(table)
     total = _total(rows)
     print(
         f"\nto run: {total['jobs']} of {len(rows)} jobs, {short_count(total['tokens'])} tokens, "

@@ -4,8 +4,8 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from gr_sweep.cli.overrides import is_below, key_of
-from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, RunConfig, fingerprint
+from gr_sweep.cli.overrides import key_of
+from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, RunConfig, fingerprint, is_below
 from gr_sweep.jobdir import flatten
 
 MAX_SLUG = 100

@@ -32,11 +32,6 @@ def key_of(line: str) -> str:
     return line.lstrip("+~").split("=", 1)[0]
 
 
-def is_below(key: str, names: Sequence[str]) -> bool:
-    """Whether the setting is one of the names or lies below one."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
 def quoted(value: str) -> str:
     """The value for Hydra's grammar, in quotes if it needs them."""
     if re.fullmatch(r"[\w./-]*[a-zA-Z/][\w./-]*", value, re.ASCII):

@@ -32,12 +32,13 @@ def show(folder: Path, jobs: Collection[Path] | None = None, *, has_table: bool 
     Args:
         jobs: folders of the jobs to report; None reports all.
     """
+    from gr_sweep.cli.status import output
     from gr_sweep.report import print_table, read_sweep, write_report
 
     sweep = read_sweep(folder, jobs)
     page = write_report(sweep)
     if has_table:
-        print_table(sweep)
+        print_table(sweep, output())
     print(page)
 
 

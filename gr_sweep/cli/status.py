@@ -22,7 +22,7 @@ from gr_sweep.cli.job_status import JobReader, JobStatus, sweep_left_s
 from gr_sweep.jobdir import State
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
 EVERY_S = 2.0
@@ -141,13 +141,16 @@ def live_view(jobs: Sequence[JobStatus], name: str, hint: str = "") -> "Renderab
     )
 
 
-def _print(jobs: Sequence[JobStatus]) -> None:
+def output() -> "Console":
+    """Standard output for tables, with whole lines where it is not a terminal."""
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=10_000)  # whole lines, for grep
-    console.print(job_table(jobs))
+    return console if console.is_terminal else Console(width=10_000)
+
+
+def _print(jobs: Sequence[JobStatus]) -> None:
+    output().print(job_table(jobs))
     print(f"\n{summary(jobs)}")
 
 

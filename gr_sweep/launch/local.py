@@ -69,13 +69,13 @@ def slots_of(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> list[Slo
     check_values(config, "hydra.launcher")
     if gpus := _gpus(config, jobs):
         return [Slot(index, gpu, None) for index in range(config.jobs_per_device) for gpu in gpus]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if config.cores_per_job > (cores or 1):
+    cores = usable_cores()
+    if config.cores_per_job > cores:
         raise ConfigError(
             f"hydra.launcher.cores_per_job={config.cores_per_job}: this process may use {cores} "
             "cores; use fewer"
         )
-    count = config.jobs_per_device * ((cores or 1) // config.cores_per_job)
+    count = config.jobs_per_device * (cores // config.cores_per_job)
     return [Slot(index, None, config.cores_per_job) for index in range(count)]
 
 
@@ -195,6 +195,11 @@ def _gpus(config: LocalParallelConfig, jobs: Iterable[RunConfig]) -> list[str]:
                 f"hydra.launcher.devices: there is no GPU {number}; torch sees {len(gpus)}"
             )
     return [gpus[number] for number in dict.fromkeys(config.devices)]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; in a SLURM job fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     import rich.table
     from rich.console import Console
 
-_WIDTH_OF_FILES = 400
-"""Where the output is not a terminal, nothing has to be cut."""
 _ARROWS = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}", 0: ""}
 _SPACE = 3
 """Characters that rich puts between columns."""
@@ -22,17 +20,12 @@ _BY_IMPORTANCE = (
 """Where not all means fit, the last is left out first."""
 
 
-def print_table(sweep: Sweep, console: "Console | None" = None) -> None:
+def print_table(sweep: Sweep, console: "Console") -> None:
     """Prints a row for each job, with the best value of each column in bold, and what is
     unfinished. Columns that do not fit are left out: single domains first, then the less important
     metrics."""
-    from rich.console import Console
     from rich.text import Text
 
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=_WIDTH_OF_FILES)
     for sentence in sweep.mixed:
         console.print(Text(f"Warning: {sentence}", style="bold yellow"))
     if sweep.compared:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from gr_sweep.domains import ancestors, check_domains, expand, is_under
+from gr_sweep.domains import PlanKind, ancestors, check_domains, expand, is_under
 from gr_sweep.errors import GrSweepError, PlanError
 
 MLP = "mlp"
@@ -34,8 +34,6 @@ _INVALID = (
     RecursionError,
 )
 """What reading a damaged plan.json raises."""
-
-PLAN_KINDS = ("none", "peers", "forget", "tree", "lattice")
 
 
 class ModelShape(Protocol):
@@ -214,10 +212,9 @@ class RoutePlan:
     ) -> "RoutePlan":
         """The plan with the named shape: none, peers, forget, tree or lattice. Raises as they
         do."""
-        if kind not in PLAN_KINDS:
-            raise PlanError(
-                f"invalid value for plan: {kind!r}; expected one of {', '.join(PLAN_KINDS)}"
-            )
+        kinds = [each.value for each in PlanKind]
+        if kind not in kinds:
+            raise PlanError(f"invalid value for plan: {kind!r}; expected one of {', '.join(kinds)}")
         if kind == "none":
             return cls.none(domains=domains)
         if kind == "forget":
