@@ -22,7 +22,7 @@ from gr_sweep.errors import GrSweepError, JobError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 _RETRY_S = 0.05
-_PIECE_BYTES = 64 << 20
+PIECE_BYTES = 64 << 20
 
 
 @contextlib.contextmanager
@@ -151,8 +151,8 @@ def content_digest(path: Path) -> str:
     def piece_digest(start: int) -> bytes:
         with path.open("rb") as file:
             file.seek(start)
-            return hashlib.sha256(file.read(_PIECE_BYTES)).digest()
+            return hashlib.sha256(file.read(PIECE_BYTES)).digest()
 
-    starts = range(0, max(1, path.stat().st_size), _PIECE_BYTES)
+    starts = range(0, max(1, path.stat().st_size), PIECE_BYTES)
     with ThreadPoolExecutor(4) as pool:
         return hashlib.sha256(b"".join(pool.map(piece_digest, starts))).hexdigest()

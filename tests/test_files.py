@@ -86,7 +86,7 @@ def test_one_process_has_a_lock_and_another_waits_for_it(tmp_path):
 
 
 def test_a_digest_is_of_all_of_a_file_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_PIECE_BYTES", 3000)
+    monkeypatch.setattr(files, "PIECE_BYTES", 3000)
     path = tmp_path / "f"
     content = bytearray(os.urandom(10_000))
     path.write_bytes(content)

@@ -145,7 +145,7 @@ def run_on_slurm(
             numbers |= found
             for work in part:
                 reporter.started(work, f"submitted as SLURM job {numbers[work.folder]}")
-        _wait(works, numbers, config, reporter)
+        wait_for(works, numbers, config, reporter)
     except (KeyboardInterrupt, JobError):
         _print_what_stays(works, numbers, sweep)
         raise
@@ -216,7 +216,7 @@ def _sbatch_parameters(config: SlurmConfig, needs: Resources) -> dict[str, Any]:
     }
 
 
-def _wait(
+def wait_for(
     works: Sequence[Work], numbers: Mapping[Path, str], config: SlurmConfig, reporter: Reporter
 ) -> None:
     """Returns when every job has ended or has left the queue without a result."""

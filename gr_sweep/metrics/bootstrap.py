@@ -17,7 +17,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
-_DRAWS_AT_ONCE = 2_000_000
+DRAWS_AT_ONCE = 2_000_000
 """Draws in memory at a time: some tens of megabytes for any number of documents."""
 
 _NONE = np.empty(0)
@@ -84,7 +84,7 @@ def resampled_sums(values: FloatArray, resamples: int, rng: np.random.Generator)
     """
     num_documents = values.shape[0]
     sums = np.empty((resamples, values.shape[1]))
-    chunk = max(1, _DRAWS_AT_ONCE // num_documents)
+    chunk = max(1, DRAWS_AT_ONCE // num_documents)
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
         drawn = rng.integers(num_documents, size=(size, num_documents))

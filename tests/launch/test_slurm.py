@@ -302,7 +302,7 @@ def test_a_job_asks_for_what_the_partition_has(cluster, tmp_path, monkeypatch, n
     """Fewer CPUs and less time than by default; nothing changes where SLURM does not say."""
     cluster.offers(*nodes)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(slurm, "_wait", lambda works, *_: [finish(work) for work in works])
+    monkeypatch.setattr(slurm, "wait_for", lambda works, *_: [finish(work) for work in works])
     words = [f"hydra.launcher.{word}" for word in words]
     assert main(["-m", *COMMAND, *words, "hydra.sweep.dir=sweep"]) == 0
     [script] = cluster.scripts

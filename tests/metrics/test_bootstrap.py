@@ -17,7 +17,7 @@ def test_columns_of_one_call_share_their_draws_of_as_many_documents() -> None:
 def test_chunks_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(1).normal(size=(30, 2))
     whole = bootstrap.resampled_sums(values, 40, np.random.default_rng(0))
-    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 100)
+    monkeypatch.setattr(bootstrap, "DRAWS_AT_ONCE", 100)
     chunked = bootstrap.resampled_sums(values, 40, np.random.default_rng(0))
     # Not bit for bit: a matrix product sums in an order that depends on its shape.
     np.testing.assert_allclose(chunked, whole, rtol=1e-12)
