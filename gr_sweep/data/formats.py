@@ -95,27 +95,30 @@ def read_file(
         OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.LZMAError: the file cannot
             be read to its end, or a record has no text.
     """
-    start = b""
-    with _open(path) as stream, contextlib.suppress(EOFError):
-        while len(start) < _START and (block := stream.read1(_START)):
-            start += block
-    if start.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
-        yield from _read_columns(path, text_field, columns)
-        return
-    for magic, name in _OTHER.items():
-        if start.startswith(magic):
-            raise _unreadable(path, name)
-    if start[257:262] == b"ustar":
-        raise _unreadable(path, "a tar archive")
-    suffix = _suffix(path)
-    if b"\0" in start or suffix in (".parquet", ".arrow"):
-        raise _unreadable(path, "binary data" if b"\0" in start else f"no {suffix[1:]} file")
-    beginning = start.decode("utf-8-sig", "ignore")
-    field = re.escape(json.dumps(text_field.rpartition(".")[2]))
-    is_json = _JSON_START.match(beginning) is not None
-    delimiter = _TABLES.get(suffix, "") if is_json else _delimiter(beginning, text_field, suffix)
-    has_field = is_json and re.search(rf'{field}\s*:\s*"', beginning)
-    with _open(path) as stream:
+    with contextlib.ExitStack() as stack:
+        stream, start = stack.enter_context(_open(path)), b""
+        with contextlib.suppress(EOFError):
+            while len(start) < _START and (block := stream.read1(_START)):
+                start += block
+        if stream.seekable():
+            stream.seek(0)
+        else:
+            stream = stack.enter_context(_open(path))
+        if start.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
+            yield from _columns(stream, text_field, columns)
+            return
+        suffix = _suffix(path)
+        if unreadable := _unreadable(start, suffix):
+            raise DataError(
+                f"{path} is {unreadable}, which cannot be read; data=local reads text, JSON, CSV, "
+                "TSV, Parquet and Arrow, also as gz, bz2, xz and zst"
+            )
+        beginning = start.decode("utf-8-sig", "ignore")
+        is_json, delimiter = _JSON_START.match(beginning) is not None, _TABLES.get(suffix, "")
+        if not is_json:
+            delimiter = _delimiter(beginning, text_field, suffix)
+        field = re.escape(json.dumps(text_field.rpartition(".")[2]))
+        has_field = is_json and re.search(rf'{field}\s*:\s*"', beginning)
         if has_field or (suffix in _JSON_NAMES and not delimiter):
             yield from (record_of(value, text_field) for value in _json_values(_decoded(stream)))
             return
@@ -156,9 +159,14 @@ def pieces(lines: Iterable[str], split: str | int) -> Iterator[str]:
         yield "".join(piece).rstrip("\r\n") if by_paragraph else "".join(piece)
 
 
-def _unreadable(path: Path, name: str) -> DataError:
-    known = "text, JSON, CSV, TSV, Parquet and Arrow, also as gz, bz2, xz and zst"
-    return DataError(f"{path} is {name}, which cannot be read; data=local reads {known}")
+def _unreadable(start: bytes, suffix: str) -> str:
+    """What a file is that cannot be read, by its first bytes; empty for text."""
+    named = next((name for magic, name in _OTHER.items() if start.startswith(magic)), "")
+    if start[257:262] == b"ustar":
+        named = "a tar archive"
+    if not named and suffix in (".parquet", ".arrow"):
+        named = f"no {suffix[1:]} file"
+    return named or ("binary data" if b"\0" in start else "")
 
 
 def _suffix(path: Path) -> str:
@@ -173,8 +181,9 @@ def _delimiter(beginning: str, text_field: str, suffix: str) -> str:
     Without the suffix of a table, its first line must be two or more plain names, among them that
     of the text.
     """
-    for delimiter in _DELIMITERS:
-        header = next(csv.reader(beginning.splitlines()[:1], delimiter=delimiter), [])
+    first_line = beginning.partition("\n")[0]
+    for delimiter in _DELIMITERS if text_field in first_line else ():
+        header = next(csv.reader(first_line.splitlines()[:1], delimiter=delimiter), [])
         is_plain = len(header) > 1 and all(re.fullmatch(r"[\w.-]+", name) for name in header)
         if text_field in header and (is_plain or suffix in _TABLES):
             return delimiter
@@ -240,14 +249,13 @@ def _json_values(text: Iterator[str]) -> Iterator[Any]:
         yield value
 
 
-def _read_columns(path: Path, text_field: str, columns: Sequence[str]) -> Iterator[Record]:
+def _columns(file: Any, text_field: str, columns: Sequence[str]) -> Iterator[Record]:
     """The rows of a Parquet or Arrow file."""
     import pyarrow.ipc
     import pyarrow.parquet
 
     try:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(_open(path))
             if not isinstance(getattr(file, "raw", None), io.FileIO):
                 # Compressed; the tables of a Parquet file are at its end.
                 packed, file = file, stack.enter_context(tempfile.TemporaryFile())
