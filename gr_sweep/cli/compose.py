@@ -175,7 +175,8 @@ class _Sweep:
             job = self._job(lines, [line for line in lines if key_of(line) in self.swept])
             self.jobs.append(job)
             parts = parts_of(job.config) if _FILTERED & set(job.config.baselines) else ()
-            for kept, added in baselines_of(job.config, lines, parts):
+            pinned = self._pinned(lines) if job.config.baselines else lines
+            for kept, added in baselines_of(job.config, pinned, parts):
                 key = (*kept, *added)
                 if key not in self.baselines:
                     differing = [line for line in kept if key_of(line) in self.swept]
@@ -189,6 +190,17 @@ class _Sweep:
             composer=self.composer,
             hydra_config=self.whole,
         )
+
+    def _pinned(self, lines: list[str]) -> list[str]:
+        """The lines with the job's numbers for interpolations: a baseline has other settings."""
+        if not any("$" in line for line in lines):
+            return lines
+        cfg = self.composer.compose(lines)
+        own = [OmegaConf.select(cfg, key_of(line)) if "$" in line else None for line in lines]
+        return [
+            f"{key_of(line)}={value}" if isinstance(value, int | float) else line
+            for line, value in zip(lines, own, strict=True)
+        ]
 
     def _job(self, lines: list[str], differing: list[str], *, is_baseline: bool = False) -> Job:
         """The job of these overrides; `differing` are those in which it differs from others."""

@@ -131,6 +131,7 @@ class JobTask:
                 write_whole(self.folder / name, text)
         except OSError as error:
             raise unusable(error) from error
+        logging.raiseExceptions = False  # a message for a full disk is lost, without a traceback
         try:
             logging.config.dictConfig(self.log_config)
             for name in self.verbose:

@@ -376,6 +376,13 @@ def test_a_job_stays_done_where_nothing_can_be_printed(jobs, capsys, monkeypatch
         assert app.main(line) == 0 and capsys.readouterr().err.count("done already") == 2
 
 
+def test_a_log_that_cannot_be_written_ends_no_job(jobs, capsys):
+    Path("X/.hydra").mkdir(parents=True)
+    Path("X/gr_sweep.log").symlink_to("/dev/full")
+    assert app.main(["debug=default", "hydra.run.dir=X"]) == 0
+    assert capsys.readouterr().err == "debug=default\n"
+
+
 @pytest.mark.parametrize(("closed", "status"), [(">&-", 2), ("2>&-", 0), (">&- 2>&-", 2)])
 def test_a_closed_stream_is_at_most_one_line(closed, status):
     command = f"{sys.executable} -m gr_sweep --version {closed}"

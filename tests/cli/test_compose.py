@@ -180,6 +180,12 @@ def test_an_interpolation_is_resolved_for_each_job(tmp_path, line, seeds):
     assert [(job.config.seed, job.config.data.seed) for job in jobs] == seeds
 
 
+def test_a_shorter_baseline_has_the_seed_of_its_job():
+    jobs = sweep("seed=${train.steps}", "train.steps=8,16", "baselines=[compute]").jobs
+    assert {(job.config.seed, job.config.train.steps) for job in jobs} >= {(8, 1), (16, 2), (16, 8)}
+    assert {job.config.seed for job in jobs} == {8, 16}
+
+
 def test_domains_that_are_given_replace_those_of_the_partition():
     config = single("partition.domains={biology:{},creative:{}}", "partition.domains.law={count:3}")
     assert list(config.partition.domains) == ["biology", "creative", "law"]
