@@ -187,7 +187,8 @@ class RouteConfig:
 
     foreign_dropout: float = share(0.75)
     """Share of a labelled domain's sequences, 0..1, for which each other domain is switched off.
-    Reason for the default: docs/results.md, the frontier of peers."""
+    Refused where the sequences of a few steps cannot reach it. Reason for the default:
+    docs/results.md, the frontier of peers."""
     foreign_weight: float = 0.0
     """Route weight of a foreign block."""
     foreign_core_weight: float = 0.0
@@ -329,7 +330,7 @@ class TrainConfig:
     batch_sequences: int = bounded(12, at_least=1)
     """Sequences per step."""
     micro_batch_sequences: int | None = bounded(None, at_least=1)
-    """Sequences per forward pass; null: the whole batch."""
+    """Sequences per forward pass; null: the whole batch. Changes memory and speed alone."""
     sequence_length: int = bounded(128, at_least=2)
     """Tokens per sequence."""
     lr: float = bounded(3e-3, above=0)
@@ -548,6 +549,11 @@ def num_steps(config: TrainConfig) -> int:
         return config.steps
     assert config.tokens is not None  # checks.validate: one of the two is given
     return math.ceil(config.tokens / (config.batch_sequences * config.sequence_length))
+
+
+def num_micro_batches(config: TrainConfig) -> int:
+    """Forward passes of a step."""
+    return config.batch_sequences // (config.micro_batch_sequences or config.batch_sequences)
 
 
 def round_lengths(rounds: Any) -> list[float]:

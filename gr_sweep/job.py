@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from gr_sweep import jobdir
-from gr_sweep.config import ModelConfig, Resume, RunConfig, num_steps, to_plain
+from gr_sweep.config import ModelConfig, Resume, RunConfig, num_micro_batches, num_steps, to_plain
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
-from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.data.rows import step_rows
 from gr_sweep.data.sources import check_hub
 from gr_sweep.errors import JobError
 from gr_sweep.eval.loss import HeldoutBatches
@@ -51,7 +51,7 @@ from gr_sweep.tracking import Tracker, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints, report_full_disk
 from gr_sweep.train.cost import cost_metrics
 from gr_sweep.train.distributed import Processes, connect, rows_of, shard
-from gr_sweep.train.loop import Trainer, Training, TrainState, start
+from gr_sweep.train.loop import Trainer, Training, TrainState, foreign_dropout, start
 from gr_sweep.train.memory import report_out_of_memory
 from gr_sweep.train.signals import StopSignals
 from gr_sweep.train.step import is_bfloat16, precision_context
@@ -406,6 +406,8 @@ class Job:
             device=self.device,
             num_processes=self.processes.world_size,
         )
+        first = phases_of(self.config)[-1].start
+        costs |= foreign_dropout(self.routed, self.batches.counts, range(first, self.state.step))
         if has_rounds(self.config):
             # The plan at the end is that of the last phase alone.
             costs.pop(registry.COST_TRAIN_FLOPS_PER_TOKEN.key)
@@ -430,7 +432,8 @@ def _text_settings(config: RunConfig) -> tuple[Any, ...]:
 
 def _check_processes(config: RunConfig, processes: Processes) -> None:
     """Raises a GrSweepError if these processes cannot run the job together."""
-    rows_of(processes.rank, processes.world_size, sum(micro_batch_rows(config).values()))
+    num_rows, num_micro = sum(step_rows(config).values()), num_micro_batches(config.train)
+    rows_of(processes.rank, processes.world_size, num_rows, num_micro)
     check_processes(config.eval, processes.world_size)
     if processes.are_several and has_rounds(config):
         raise JobError(

@@ -1,4 +1,4 @@
-"""Makes the parts of a job from its config: micro-batches, held-out text, the routed model and its
+"""Makes the parts of a job from its config: training rows, held-out text, the routed model and its
 sampler.
 """
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 def make_batches(
     config: RunConfig, data: TokenData, weights: Mapping[str, float] | None = None
 ) -> Batches:
-    """The job's training micro-batches; `weights` are those of a round's labels."""
+    """The job's training rows; `weights` are those of a round's labels."""
     return Batches(
         data.train,
         data.domains,
@@ -52,7 +52,6 @@ def make_batches(
         unlabelled=config.partition.unlabelled,
         mislabelled=config.partition.mislabelled,
         batch_sequences=config.train.batch_sequences,
-        micro_batch_sequences=config.train.micro_batch_sequences,
         sequence_length=config.train.sequence_length,
         seed=config.seed,
         without=config.method.without,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gr_sweep.config import Edges, PlanConfig, PlanKind, RouteConfig, RunConfig, TrainConfig
-from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.data.rows import step_rows
 from gr_sweep.launch.estimate import Target, estimate_job
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
@@ -43,7 +43,7 @@ def job_config(edges: str, **train) -> RunConfig:
 def job_step(config: RunConfig) -> JobStep:
     device = torch.device("cuda")
     model = random_model(named_config(config, vocab_size=400, eot_id=0), seed=0).to(device)
-    return make_step(lay_plan(model, config), config.train, micro_batch_rows(config), device)
+    return make_step(lay_plan(model, config), config.train, step_rows(config), device)
 
 
 @pytest.mark.parametrize("cost", [0.0, float("inf")], ids=["sliced", "dense"])

@@ -95,7 +95,7 @@ def bench_mlp(
         routed = route_model(model, plan, edges, foreign_dropout=foreign_dropout)
         limits[case] = _flop_limit(routed, counts)
         try:
-            return seconds_of(mlp, routed.batch(counts))
+            return seconds_of(mlp, routed.batch(counts, step=0))
         finally:
             routed.unroute()
 

@@ -29,7 +29,7 @@ from gr_sweep.config import (
     RunConfig,
     TrainConfig,
 )
-from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.data.rows import step_rows
 from gr_sweep.launch.estimate import GIB, Target, estimate_job
 from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.model.sizes import SIZES, random_model
@@ -96,7 +96,7 @@ def bench_config(
         train=train,
     )
     config = validate(config)
-    micro_batch_rows(config)
+    step_rows(config)
     return config
 
 
@@ -115,7 +115,7 @@ def bench_step(
     def run(name: str) -> float:
         nonlocal step, step_name
         config = configs[name]
-        counts = micro_batch_rows(config)
+        counts = step_rows(config)
         if step is None or name != step_name:
             # Only the routing of the step changes: the model and its AdamW state are kept.
             optimizer = None if step is None else step.optimizer
@@ -133,7 +133,7 @@ def bench_step(
     runs = {name: functools.partial(run, name) for name in configs}
     medians = harness.median_seconds(runs, rounds, alternate=not dense.train.compile)
 
-    tokens = sum(micro_batch_rows(dense).values()) * dense.train.sequence_length
+    tokens = sum(step_rows(dense).values()) * dense.train.sequence_length
     peak_rate = peak_flops(harness.device_name(device))
     target = Target(device.type, 1.0, None, device.type == "cuda")
     results = []

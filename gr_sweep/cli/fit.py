@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from gr_sweep.config import PlanConfig, RunConfig, TrackingMode
-from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.config import PlanConfig, RunConfig, TrackingMode, num_micro_batches
+from gr_sweep.data.rows import step_rows
 from gr_sweep.errors import ConfigError
 from gr_sweep.layout import (
     has_rounds,
@@ -33,16 +33,17 @@ def check_fit(config: RunConfig) -> None:
     """Checks a resolved config against the parts that will read it.
 
     Raises:
-        ConfigError: an unknown size, a micro-batch that cannot be divided, or no API key.
+        ConfigError: an unknown size, a step that cannot be divided, or no API key.
         PlanError: the plan does not fit the model.
     """
     check_tracking(config.tracking)
     if config.tracking.mode is not TrackingMode.off:
         Path.home()  # W&B needs one; RuntimeError, which `app` explains, if there is none
-    rows = micro_batch_rows(config)
+    rows = step_rows(config)
     here = place()
     if here is not None:
-        rows_of(here.rank, here.world_size, sum(rows.values()))
+        num_micro = num_micro_batches(config.train)
+        rows_of(here.rank, here.world_size, sum(rows.values()), num_micro)
         from gr_sweep.eval.robustness import check_processes  # slow to import
 
         check_processes(config.eval, here.world_size)
@@ -52,7 +53,7 @@ def check_fit(config: RunConfig) -> None:
         if shape is not None:
             _check_kinds(config, plan_of_last_round(config, shape))
         for labels in labels_of_rounds(config):
-            micro_batch_rows(config, labels)
+            step_rows(config, labels)
         if here is not None:
             raise ConfigError(
                 "procedure=alternate needs the whole model in one process; start one process, or "

@@ -3,7 +3,7 @@
 Everything follows from the seed and the number of the step: there is no position to save, and any
 number of processes can divide the rows.
 
-N rows (sequences) of a micro-batch, T tokens that a row predicts.
+N rows (sequences) of a step, T tokens that a row predicts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,8 +68,7 @@ class Batches:
     """
 
     counts: dict[str, int]
-    """Rows of a micro-batch by label, in their order; 0 for domains that are left out."""
-    num_micro_batches: int
+    """Rows of a step by label, in their order; 0 for domains that are left out."""
     tokens_per_step: int
     """Tokens that a step of all domains predicts: the denominator of the loss, also for a run
     `without` some of them."""
@@ -83,7 +82,6 @@ class Batches:
         unlabelled: Any,
         mislabelled: float,
         batch_sequences: int,
-        micro_batch_sequences: int | None,
         sequence_length: int,
         seed: int,
         without: Sequence[str] = (),
@@ -95,7 +93,6 @@ class Batches:
             train_shards: the training documents by true domain.
             weights, unlabelled: as `rows.rows_per_label` takes them.
             mislabelled: share of the labelled documents with another domain's label.
-            micro_batch_sequences: None: the whole batch.
             without: domains, or nodes above them, whose rows are left out, by true label; no label
                 is hidden or swapped then.
             permuted: whether the documents that have a label are dealt out over the labels at
@@ -105,18 +102,16 @@ class Batches:
 
         Raises:
             ConfigError: rows that do not divide over the labels.
-            DataError: a label with fewer tokens than its rows of one micro-batch need.
+            DataError: a label with fewer tokens than its rows of one step need.
         """
-        micro = micro_batch_sequences or batch_sequences
-        assert batch_sequences % micro == 0 and not (permuted and without)
+        assert not (permuted and without)
         if without and not drops_observed:
             unlabelled, mislabelled = 0.0, 0.0
         if permuted:
             mislabelled = 0.0  # A wrong label says as little as a permuted one.
         self.counts = rows_per_label(
-            domains, weights, unlabelled, micro, without, drops_observed=drops_observed
+            domains, weights, unlabelled, batch_sequences, without, drops_observed=drops_observed
         )
-        self.num_micro_batches = batch_sequences // micro
         self.tokens_per_step = batch_sequences * sequence_length
         self._sequence_length = sequence_length
         self._train_shards = train_shards
@@ -204,46 +199,42 @@ class Batches:
 
     @property
     def num_rows(self) -> int:
-        """Rows of a micro-batch."""
+        """Rows of a step."""
         return sum(self.counts.values())
 
-    def step(self, step: int, rows: slice | None = None) -> list[np.ndarray]:
-        """The micro-batches of a step, each int64 [N, T + 1]: inputs `[:, :-1]`, targets `[:, 1:]`.
+    def step(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+        """The rows of a step, int64 [N, T + 1]: inputs `[:, :-1]`, targets `[:, 1:]`.
 
         Rows are sorted by label, in the order and number of `counts`.
 
         Args:
-            rows: the rows of each micro-batch that are read; None for all.
+            rows: those that are read.
         """
-        rows = rows or slice(0, self.num_rows)
-        micro_batches = []
-        for micro in range(self.num_micro_batches):
-            rows_NT1 = np.empty((rows.stop - rows.start, self._sequence_length + 1), dtype=np.int64)
-            for row in range(rows.start, rows.stop):
-                label, window = self._window(step, micro, row)
-                read_window(self._streams[label], window, rows_NT1[row - rows.start])
-            micro_batches.append(rows_NT1)
-        return micro_batches
+        chosen = range(self.num_rows)[rows]
+        rows_NT1 = np.empty((len(chosen), self._sequence_length + 1), dtype=np.int64)
+        for row, row_T1 in zip(chosen, rows_NT1, strict=True):
+            label, window = self._window(step, row)
+            read_window(self._streams[label], window, row_T1)
+        return rows_NT1
 
-    def _window(self, step: int, micro: int, row: int) -> tuple[str, int]:
+    def _window(self, step: int, row: int) -> tuple[str, int]:
         """The label of a row, and the number of its window in that label's stream."""
         for label, count in self.counts.items():
             if row < count:
-                return label, (step * self.num_micro_batches + micro) * count + row
+                return label, step * count + row
             row -= count
         raise IndexError(row)
 
-    def row_parts(self, step: int, micro: int, row: int) -> tuple[str, list[dict[str, Any]]]:
+    def row_parts(self, step: int, row: int) -> tuple[str, list[dict[str, Any]]]:
         """A row's label, and the documents that it contains parts of, in JSON values.
 
         `domain` is the true one, `document` the index in its training shard, and `from_token` the
         part's first token in the document.
 
         Args:
-            micro: index of the micro-batch in the step.
-            row: index of the row in the micro-batch.
+            row: index of the row in the step.
         """
-        label, window = self._window(step, micro, row)
+        label, window = self._window(step, row)
         domains = {id(shard): domain for domain, shard in self._train_shards.items()}
         return label, [
             {
@@ -256,15 +247,15 @@ class Batches:
         ]
 
     def labelled(self, step: int, labels: Sequence[str]) -> np.ndarray:
-        """The rows of a step that carry these labels, int64 [N, T + 1], of all micro-batches."""
+        """The rows of a step that carry these labels, int64 [N, T + 1]."""
         kept = np.repeat([label in labels for label in self.counts], list(self.counts.values()))
-        return np.concatenate([rows_NT1[kept] for rows_NT1 in self.step(step)])
+        return self.step(step)[kept]
 
     def _check_enough(self, name: str, num_tokens: int, num_rows: int) -> None:
         needed = num_rows * self._sequence_length + 1
         if num_tokens < needed:
             raise DataError(
-                f"{name} has {num_tokens} training tokens, but one micro-batch needs {needed} "
+                f"{name} has {num_tokens} training tokens, but one step needs {needed} "
                 f"({num_rows} x train.sequence_length={self._sequence_length}, plus 1); add text, "
-                "or reduce train.sequence_length or train.micro_batch_sequences"
+                "or reduce train.sequence_length or train.batch_sequences"
             )

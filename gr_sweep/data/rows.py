@@ -1,19 +1,21 @@
-"""How the rows of a micro-batch divide over the labels.
+"""How the rows of a step divide over the labels.
 
 Uses only the standard library, because it runs while settings are composed. `checks` has validated
 them.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from gr_sweep.config import Method, RunConfig, unlabelled_shares
 from gr_sweep.domains import UNLABELLED, expand, weights_of_round
-from gr_sweep.errors import ConfigError
+from gr_sweep.errors import ConfigError, PlanError
+from gr_sweep.routing.rows import cycle_length
 
 _MOST_ROWS = 4096
-"""Largest micro-batch that is tried when looking for one that divides."""
+"""Largest batch that is tried when looking for one that divides."""
 
 
 def domain_weights(weights: Mapping[str, float], domains: Sequence[str]) -> dict[str, Fraction]:
@@ -25,11 +27,11 @@ def rows_per_label(
     domains: Sequence[str],
     weights: Mapping[str, float],
     unlabelled: Any,
-    micro_batch_sequences: int,
+    batch_sequences: int,
     without: Sequence[str] = (),
     drops_observed: bool = False,
 ) -> dict[str, int]:
-    """Rows of a micro-batch by label, in the order of `domains`, then `unlabelled` if above 0.
+    """Rows of a step by label, in the order of `domains`, then `unlabelled` if above 0.
 
     Rows are allocated by largest remainder to the shares `weight * (1 - unlabelled)` of each domain
     and the sum of `weight * unlabelled`. A domain without weight or without labels has 0 rows.
@@ -52,15 +54,44 @@ def rows_per_label(
     unlabelled_share = sum((weight[d] * hidden[d] for d in domains), Fraction(0))
     if unlabelled_share:
         shares[UNLABELLED] = unlabelled_share
-    rows = _split(shares, micro_batch_sequences)
+    rows = _split(shares, batch_sequences)
     if rows is None:
-        raise ConfigError(_advice(weight, shares, micro_batch_sequences))
+        raise ConfigError(_advice(weight, shares, batch_sequences))
     left_out = expand(without, domains)
     return {label: 0 if label in left_out else count for label, count in rows.items()}
 
 
-def micro_batch_rows(config: RunConfig, labels: Sequence[str] | None = None) -> dict[str, int]:
-    """`rows_per_label` of a job, or of a round with other labels; raises the same errors."""
+def step_rows(config: RunConfig, labels: Sequence[str] | None = None) -> dict[str, int]:
+    """`rows_per_label` of a job, or of a round with other labels.
+
+    Raises:
+        ConfigError: as there, or a foreign dropout that these rows cannot reach.
+    """
+    size = config.train.batch_sequences
+    rows = _rows_of_size(config, labels, size)
+    try:
+        _check_dropout(config, rows)
+    except PlanError as error:
+        said = f"route.{error}"
+    else:
+        return rows
+    for larger in range(2 * size, 9 * size, size):
+        with contextlib.suppress(ConfigError, PlanError):
+            _check_dropout(config, _rows_of_size(config, labels, larger))
+            said += f", or train.batch_sequences={larger}"
+            break
+    raise ConfigError(said)
+
+
+def _check_dropout(config: RunConfig, rows: Mapping[str, int]) -> None:
+    counts = [count for label, count in rows.items() if label != UNLABELLED]
+    if len(counts) > 1:  # a domain alone has no other one
+        cycle_length(counts, config.route.foreign_dropout)
+
+
+def _rows_of_size(
+    config: RunConfig, labels: Sequence[str] | None, batch_sequences: int
+) -> dict[str, int]:
     domains = list(config.partition.domains)
     weights: Mapping[str, float] = config.data.weights
     if labels is not None:
@@ -69,7 +100,7 @@ def micro_batch_rows(config: RunConfig, labels: Sequence[str] | None = None) -> 
         domains if labels is None else labels,
         weights,
         config.partition.unlabelled,
-        config.train.micro_batch_sequences or config.train.batch_sequences,
+        batch_sequences,
         config.method.without,
         config.method.name is Method.filtered_observed,
     )
@@ -94,7 +125,7 @@ def _split(shares: Mapping[str, Fraction], num_rows: int) -> dict[str, int] | No
 def _advice(weight: Mapping[str, Fraction], shares: Mapping[str, Fraction], num_rows: int) -> str:
     ratio = ":".join(f"{float(value):g}" for value in weight.values())
     problem = (
-        f"train.micro_batch_sequences={num_rows} does not split over {len(weight)} domains "
+        f"train.batch_sequences={num_rows} does not split over {len(weight)} domains "
         f"({', '.join(weight)}) with weights {ratio}"
     )
     if UNLABELLED in shares:

@@ -102,9 +102,8 @@ class Mixture:
     ) -> None:
         """
         Args:
-            num_rows: windows that a micro-batch takes. Row i of micro-batch m takes turn m + i, so
-                that each micro-batch, and each row over the micro-batches, reads every stream in
-                its share.
+            num_rows: windows that a step takes. Row i of step m takes turn m + i, so that each
+                step, and each row over the steps, reads every stream in its share.
             first_row: turn of the first row.
         """
         total = sum(shares)
@@ -129,9 +128,9 @@ class Mixture:
 
     def spans(self, window: int) -> Iterator[Span]:
         """As `Stream.spans`."""
-        micro, row = divmod(window, self._num_rows)
+        step, row = divmod(window, self._num_rows)
         begin = (self._first_row + row) % len(self._turns)
-        cycle, turn = divmod(micro + begin, len(self._turns))
+        cycle, turn = divmod(step + begin, len(self._turns))
         number = self._turns[turn]
         earlier = cycle * self._counts[number] + bisect_right(self._positions[number], turn) - 1
         # The rows share a stream's windows: row i takes every num_rows-th, starting at i.

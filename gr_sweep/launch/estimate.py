@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gr_sweep.config import Precision, RunConfig, num_steps, to_plain
-from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.config import Precision, RunConfig, num_micro_batches, num_steps, to_plain
+from gr_sweep.data.rows import step_rows
 from gr_sweep.data.tokenize import PretrainedTokenizer
 from gr_sweep.errors import DataError, PlanError
 from gr_sweep.metrics.cost import GPUS
@@ -32,6 +32,7 @@ from gr_sweep.train.cost import (
     num_parameters,
     train_flops_per_token,
 )
+from gr_sweep.train.distributed import rows_of
 from gr_sweep.train.memory import AllocatedBytes
 from gr_sweep.train.step import JobStep, make_step, precision_context
 
@@ -140,17 +141,16 @@ def _cost_key(config: RunConfig) -> str:
 
 def _estimate(config: RunConfig, target: Target, vocab_size: int | None) -> Estimate:
     model_config = _model_config(config, vocab_size)
-    counts = micro_batch_rows(config)
+    counts = step_rows(config)
     train = config.train
     with FakeTensorMode():
         routed = lay_plan(random_model(model_config, seed=0), config)
         length = train.sequence_length
-        micro = train.micro_batch_sequences or train.batch_sequences
-        rows = sum(counts.values()) * (train.batch_sequences // micro)
-        tokens = num_steps(train) * rows * length
+        tokens = num_steps(train) * sum(counts.values()) * length
         flops = train_flops_per_token(routed, counts, length)
         forward = forward_flops_per_token(routed, length)
-        active, whole = active_parameters(routed, counts), num_parameters(routed)
+        groups = [group for of_step in routed.cycle(counts) for group in of_step]
+        active, whole = active_parameters(routed, groups), num_parameters(routed)
         kept = kept_parameters(routed)
         recomputed = 0.0
         if train.activation_checkpointing:
@@ -230,10 +230,12 @@ def _memory(
         # The target's: the fake tensors themselves are on the CPU.
         precision = Precision.bfloat16 if target.is_gpu else Precision.float32
         train = replace(train, precision=precision)
-    if train.micro_batch_sequences is not None:
-        # From the second micro-batch on there are gradients; more of them need no more memory.
-        few = min(2, train.batch_sequences // train.micro_batch_sequences)
-        train = replace(train, batch_sequences=few * train.micro_batch_sequences)
+    # The largest micro-batch of a step, twice: from the second one on there are gradients.
+    world_size, num_rows = target.world_size, sum(counts.values())
+    parts = rows_of(0, world_size, num_rows, num_micro_batches(train))
+    groups = [routed.row_groups(counts, step=0, rows=part) for part in parts]
+    sizes = [active_parameters(routed, found) for found in groups]
+    parts = [parts[sizes.index(max(sizes))]] * min(2, len(parts))
     with _fake_process_group(target.world_size):
         step = make_step(
             routed,
@@ -241,6 +243,7 @@ def _memory(
             counts,
             torch.device("cpu"),
             target.world_size,
+            rows=parts,
             # torch without CUDA aborts on fake CUDA tensors.
             device_type="cuda" if target.is_gpu else None,
         )

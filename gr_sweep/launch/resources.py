@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gr_sweep.bounds import bounded
 from gr_sweep.checks import check_values
-from gr_sweep.config import Device, RunConfig
-from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.config import Device, RunConfig, num_micro_batches
+from gr_sweep.data.rows import step_rows
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.layout import has_rounds
 from gr_sweep.metrics.cost import GPUS
@@ -191,7 +191,8 @@ def resources_of(config: RunConfig, given: SlurmConfig) -> Resources:
             # Each process builds the whole model in float32 before it keeps its shard.
             memory_gb += math.ceil(1.25 * 4 * estimate.parameters / 1e9 * tasks)
             minutes = min(math.ceil(60 * _HOURS_FACTOR * estimate.hours) + _EXTRA_MIN, _MAX_MIN)
-    rows_of(0, nodes * tasks, sum(micro_batch_rows(config).values()))
+    num_rows = sum(step_rows(config).values())
+    rows_of(0, nodes * tasks, num_rows, num_micro_batches(config.train))
     # Long enough to do something before the job is told to save.
     minutes = max(minutes, math.ceil(given.signal_delay_s / 60) + _EXTRA_MIN)
     return Resources(
@@ -210,12 +211,12 @@ def _fewest_gpus(config: RunConfig, given: SlurmConfig) -> "tuple[int, Estimate 
 
     assert given.gpu is not None
     per_node, nodes = given.tasks_per_node or given.gpus_per_node, given.nodes or 1
-    rows = sum(micro_batch_rows(config).values())
+    rows, num_micro = sum(step_rows(config).values()), num_micro_batches(config.train)
     most = _MAX_GPUS if given.nodes is None else nodes * given.max_gpus_per_node
     if has_rounds(config):
         most = 1  # it needs the whole model in one process
     sizes = [nodes * 2**power for power in range(_MAX_GPUS.bit_length())]
-    sizes = [size for size in sizes if size <= most and rows % size == 0] or [nodes]
+    sizes = [size for size in sizes if size <= most and rows % (num_micro * size) == 0] or [nodes]
     if per_node is not None:
         sizes = [nodes * per_node]
     target = Target.gpu(given.gpu, utilisation=UTILISATION)

@@ -57,6 +57,11 @@ TIME_S = Metric(
     key="time_s", title="time", unit="seconds", direction=-1,
     meaning="time in the training loop so far, summed over resumes",
 )
+FOREIGN_DROPOUT = Metric(
+    key="route/foreign_dropout", title="foreign dropout reached", unit="share",
+    meaning="share of the labelled sequences for which another domain was off: in a row since the "
+    "last logged step, in the summary over all steps (of procedure=alternate over the last phase)",
+)
 EVAL_LOSS = Metric(
     key="eval/loss/{domain}", title="held-out loss", unit=_NATS, direction=-1, formula="L(d)",
     meaning="held-out loss of the full model while training",

@@ -8,7 +8,7 @@ import itertools
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,8 @@ class RoutedModel:
         # Nothing fails from here on: the model is routed, or as it was.
         self.plan, self.route_weights, self.foreign_dropout = plan, route_weights, foreign_dropout
         self.unit_linears, self._state = found, RoutingState()
-        self._routings: dict[tuple[Any, ...], RowRouting] = {}
+        self._cycles: dict[tuple[Any, ...], tuple[tuple[RowGroup, ...], ...]] = {}
+        self._routings: dict[tuple[RowGroup, ...], RowRouting] = {}
         with torch.no_grad():
             for linear in self.unit_linears:
                 for parameter in linear.parameters:
@@ -108,21 +109,29 @@ class RoutedModel:
         """The current routing; None outside `batch`, `keep` and `remove`."""
         return self._state.active
 
-    def row_groups(
-        self, counts: Mapping[str, int], rows: slice | None = None
-    ) -> tuple[RowGroup, ...]:
-        """The row groups of a micro-batch with `counts` sequences per domain, in row order.
+    def cycle(self, counts: Mapping[str, int]) -> tuple[tuple[RowGroup, ...], ...]:
+        """The row groups of steps with `counts` sequences per domain, after which they repeat.
 
-        With `rows`, the part of each group that lies in them. The groups are always those of the
-        whole micro-batch, whichever process computes which rows.
+        Raises:
+            PlanError: as `batch`.
         """
-        groups = row_groups(self.plan, counts, self.foreign_dropout)
-        if rows is None:
-            return groups
-        there = within((group.count for group in groups), rows)
-        return tuple(
-            replace(group, count=count) for group, count in zip(groups, there, strict=True) if count
-        )
+        key = tuple(counts.items())
+        if key not in self._cycles:
+            self._cycles[key] = row_groups(self.plan, counts, self.foreign_dropout)
+        return self._cycles[key]
+
+    def row_groups(
+        self, counts: Mapping[str, int], *, step: int | None = None, rows: slice | None = None
+    ) -> tuple[RowGroup, ...]:
+        """The row groups of `batch` with the same arguments, in row order."""
+        cycle = self.cycle(counts)
+        if step is None and len(cycle) > 1:
+            raise PlanError(
+                f"foreign_dropout={self.foreign_dropout:g} of {dict(counts)} sequences takes "
+                f"{len(cycle)} steps in turn; give the number of the step: batch(counts, step=step)"
+            )
+        groups = cycle[operator.index(step or 0) % len(cycle)]
+        return groups if rows is None else within(groups, range(sum(counts.values()))[rows])
 
     def group_factors(self, groups: Sequence[RowGroup]) -> GroupFactors:
         """The factors on the gradients of row groups."""
@@ -134,24 +143,28 @@ class RoutedModel:
         self,
         counts: Mapping[str, int] | None = None,
         *,
+        step: int | None = None,
         rows: slice | None = None,
         labels_NT: Tensor | None = None,
     ) -> Iterator[None]:
         """Routes forward and backward passes inside.
 
         Args:
-            counts: number of sequences of each domain, sorted by domain in this order;
+            counts: number of sequences of each domain in a step, sorted by domain in this order;
                 "unlabelled" is allowed as a key.
-            rows: the rows that the model is given here, if several processes share the
-                micro-batch; None for all.
+            step: number of the step, which says which sequences have which domains off; needed
+                where foreign dropout times a count is no whole number.
+            rows: those of the step's rows that the model is given here, if micro-batches or
+                processes share them; None for all.
             labels_NT: instead of `counts`, the int64 label of every token: an index into
                 `plan.domains`, or -1 for unlabelled. A position has the label of its own token;
                 in the code of Cloud et al. it has that of the next, which it predicts.
 
         Raises:
             PlanError: an unknown domain, a count that is no whole number, neither or both of
-                `counts` and `labels_NT`, a model input with another number of rows, or a model that
-                has changed since it was routed.
+                `counts` and `labels_NT`, a foreign dropout that these counts cannot reach or that
+                needs `step`, a model input with another number of rows, or a model that has changed
+                since it was routed.
         """
         if (counts is None) == (labels_NT is None):
             raise PlanError("expected either counts of sequences per domain or labels_NT")
@@ -162,11 +175,10 @@ class RoutedModel:
             counts = _whole_numbers(counts)
             if not any(counts.values()):
                 raise PlanError(f"batch({dict(counts)}) has no sequence")
-            key = (*counts.items(), None if rows is None else (rows.start, rows.stop))
-            if key not in self._routings:
-                groups = self.row_groups(counts, rows)
-                self._routings[key] = RowRouting.of_groups(self.plan, self.route_weights, groups)
-            routing = self._routings[key]
+            groups = self.row_groups(counts, step=step, rows=rows)
+            if groups not in self._routings:
+                self._routings[groups] = RowRouting.of_groups(self.plan, self.route_weights, groups)
+            routing = self._routings[groups]
         with self._routed_by(routing):
             yield
 
@@ -330,6 +342,7 @@ def route_model(
         plan: a plan made for this model's config.
         edges: "none", "weight", "act" or "both" (or an enum with such a value).
         foreign_dropout: fraction in 0..1 of the labelled sequences for which another domain is off.
+            Reached to 0.01 or refused (see `RoutedModel.batch`).
         weights: `foreign_weight`, `foreign_core_weight`, `foreign_core_rest` (0) and
             `foreign_outputs` (None), as in `gr_sweep.routing.edges.RouteWeights`.
 

@@ -1,12 +1,14 @@
-"""Row groups of a micro-batch: which sequences belong to which domain, and which domains are off.
+"""Row groups of a step: which sequences belong to which domain, and which domains are off.
 
-Group sizes are plain integers, the same in every micro-batch with the same counts, so tensor shapes
-are static.
+Group sizes are plain integers that repeat after a few steps, so tensor shapes are static. A step's
+sequences have one order, however they are cut into micro-batches and divided over processes.
 """
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 
 from gr_sweep.domains import UNLABELLED
@@ -16,6 +18,13 @@ from gr_sweep.routing.plan import RoutePlan
 _MAX_ORDERED = 6
 """Up to this many row groups per domain every order is tried; above it the nearest group goes
 next."""
+
+MAX_LISTS = 8
+"""Steps after which the lists of foreign dropout repeat, at most. Each list has its own shapes, for
+which a compiler makes a graph."""
+
+CLOSE = Fraction(1, 100)
+"""Most that the share which is reached may differ from the foreign dropout."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +41,16 @@ class RowGroup:
 
 def row_groups(
     plan: RoutePlan, counts: Mapping[str, int], foreign_dropout: float
-) -> tuple[RowGroup, ...]:
-    """The groups of a micro-batch whose sequences are sorted by domain in the order of `counts`.
+) -> tuple[tuple[RowGroup, ...], ...]:
+    """The groups of each step of a cycle. The sequences of a step are sorted by domain in the order
+    of `counts`.
 
-    Each of a domain's sequences has a fixed subset of the other domains switched off
-    (`dropout_subsets`), and always the domains that the plan isolates it from. Groups are ordered
-    so that a block's rows form few slices.
+    Each of a domain's sequences has a subset of the other domains switched off (`dropout_lists`),
+    and always the domains that the plan isolates it from. Groups are ordered so that a block's rows
+    form few slices.
 
     Raises:
-        PlanError: an unknown domain, or a negative count.
+        PlanError: an unknown domain, a negative count, or a share that cannot be reached.
     """
     for domain, count in counts.items():
         if domain != UNLABELLED and domain not in plan.domains:
@@ -49,92 +59,167 @@ def row_groups(
             )
         if count < 0:
             raise PlanError(f"expected counts of 0 or more, got {dict(counts)}")
-    groups: list[RowGroup] = []
+    others = {domain: _others(plan, domain) for domain in counts}
+    num_lists = cycle_length([counts[d] for d, found in others.items() if found], foreign_dropout)
+    cycle: list[list[RowGroup]] = [[] for _ in range(num_lists)]
     for domain, count in counts.items():
         if count == 0:
             continue
-        if domain == UNLABELLED:
-            groups.append(RowGroup(domain, frozenset(), count))
-            continue
         always_off = plan.always_off(domain)
-        others = [label for label in plan.domains if label != domain and label not in always_off]
-        subsets = [
-            frozenset(others[index] for index in subset) | always_off
-            for subset in dropout_subsets(len(others), count, foreign_dropout)
-        ]
-        sizes = {subset: subsets.count(subset) for subset in dict.fromkeys(subsets)}
-        before = frozenset(plan.off_blocks(groups[-1].off)) if groups else frozenset()
-        ordered = _order(plan, list(sizes), before)
-        groups.extend(RowGroup(domain, subset, sizes[subset]) for subset in ordered)
-    return tuple(groups)
+        lists = dropout_lists(len(others[domain]), count, foreign_dropout, num_lists)
+        for groups, of_step in zip(cycle, lists, strict=True):
+            subsets = [frozenset(others[domain][i] for i in off) | always_off for off in of_step]
+            sizes = {subset: subsets.count(subset) for subset in dict.fromkeys(subsets)}
+            before = frozenset(plan.off_blocks(groups[-1].off)) if groups else frozenset()
+            ordered = _order(plan, list(sizes), before)
+            groups.extend(RowGroup(domain, subset, sizes[subset]) for subset in ordered)
+    return tuple(map(tuple, cycle))
 
 
-def within(counts: Iterable[int], rows: slice) -> list[int]:
-    """How many rows of each run lie in `rows`, for runs of `counts` rows one after the other."""
+def _others(plan: RoutePlan, domain: str) -> list[str]:
+    """The domains that foreign dropout switches off for this one, or for `unlabelled`."""
+    if domain == UNLABELLED or len(plan.blocks) == 1:
+        return []
+    never = {domain, *plan.always_off(domain)}
+    return [other for other in plan.domains if other not in never]
+
+
+def dropped_share(plan: RoutePlan, groups: Iterable[RowGroup]) -> float | None:
+    """The foreign dropout of these groups: over their sequences and each one's other domains, the
+    share that is off. None if there are none."""
+    num_off = num_others = 0
+    for group in groups:
+        others = _others(plan, group.domain)
+        num_off += group.count * len(group.off.intersection(others))
+        num_others += group.count * len(others)
+    return num_off / num_others if num_others else None
+
+
+def within(groups: Iterable[RowGroup], rows: Sequence[int]) -> tuple[RowGroup, ...]:
+    """The part of each group that lies in `rows`, in ascending order."""
     found, start = [], 0
-    for count in counts:
-        stop = start + count
-        found.append(max(0, min(stop, rows.stop) - max(start, rows.start)))
+    for group in groups:
+        stop = start + group.count
+        count = bisect_left(rows, stop) - bisect_left(rows, start)
+        found += [replace(group, count=count)] if count else []
         start = stop
-    return found
+    return tuple(found)
 
 
-@lru_cache(maxsize=4096)
-def dropout_subsets(num_others: int, count: int, share: float) -> tuple[frozenset[int], ...]:
-    """For each of `count` sequences, which other domains are switched off: a fixed, balanced list.
+def cycle_length(counts: Iterable[int], foreign_dropout: float) -> int:
+    """Steps after which the lists of foreign dropout repeat: of 1 to `MAX_LISTS` those that come
+    nearest to it, for domains with these numbers of sequences in a step.
 
-    Each domain is off in round(share * count) sequences. Domains are crossed one after the other:
-    sequences with the same domains off so far are divided in proportion, and then exchanges make
-    the number of sequences in which two domains are off together as even as possible.
+    Raises:
+        PlanError: the nearest share is further away than `CLOSE`; the message names others.
     """
-    num_off = round(share * count)
-    columns: list[list[bool]] = []
-    for _ in range(num_others):
-        cells: dict[tuple[bool, ...], list[int]] = {}
-        for row in range(count):
-            cells.setdefault(tuple(column[row] for column in columns), []).append(row)
-        quotas = {cell: len(rows) * num_off / count for cell, rows in cells.items()}
-        take = {cell: int(quota) for cell, quota in quotas.items()}
-        by_remainder = sorted(cells, key=lambda cell: (take[cell] - quotas[cell], cell))
-        for cell in by_remainder[: num_off - sum(take.values())]:
-            take[cell] += 1
-        off = {row for cell, rows in cells.items() for row in rows[: take[cell]]}
-        columns.append(_even_pairs(columns, [row in off for row in range(count)]))
-    return tuple(
-        frozenset(index for index, column in enumerate(columns) if column[row])
-        for row in range(count)
+    present = frozenset(count for count in counts if count)
+    wanted = Fraction(str(foreign_dropout))
+    distance, num_lists = _nearest(present, wanted)
+    if distance <= CLOSE:
+        return num_lists
+    shares = {
+        Fraction(num_off, n * count)
+        for count in present
+        for n in range(1, MAX_LISTS + 1)
+        for num_off in range(n * count + 1)
+    }
+    others = sorted(share for share in shares if _nearest(present, share)[0] <= CLOSE)
+    below, above = others[(place := bisect_left(others, wanted)) - 1], others[place]
+    raise PlanError(
+        f"foreign_dropout={foreign_dropout:g} cannot be reached with "
+        f"{' and '.join(map(str, sorted(present)))} sequences of a domain in a step; use "
+        f"{float(below):.4g} or {float(above):.4g}"
     )
 
 
-def _even_pairs(columns: Sequence[Sequence[bool]], column: list[bool]) -> list[bool]:
-    """`column` with on and off exchanged where that evens out how often two domains are off
-    together."""
-    num_off = sum(column)
-    wanted = [sum(other) * num_off / max(len(column), 1) for other in columns]
+@lru_cache(maxsize=4096)
+def _nearest(counts: frozenset[int], share: Fraction) -> tuple[Fraction, int]:
+    """How near to `share` the best number of lists comes, and that number."""
 
-    def unevenness(candidate: Sequence[bool]) -> float:
-        together = (
-            sum(a and b for a, b in zip(other, candidate, strict=True)) for other in columns
-        )
-        return sum((have - want) ** 2 for have, want in zip(together, wanted, strict=True))
+    def distance(num_lists: int) -> Fraction:
+        reached = {Fraction(round(share * n * num_lists), n * num_lists) for n in counts}
+        # Dropout that is asked for must not turn into none, nor into a mixture of experts.
+        if 0 < share < 1 and reached & {0, 1}:
+            return Fraction(1)
+        return max((abs(found - share) for found in reached), default=Fraction(0))
 
-    best = unevenness(column)
-    improved = True
-    while improved:
-        improved = False
+    return min((distance(n), n) for n in range(1, MAX_LISTS + 1))
+
+
+@lru_cache(maxsize=4096)
+def dropout_lists(
+    num_others: int, count: int, share: float, num_lists: int
+) -> tuple[tuple[frozenset[int], ...], ...]:
+    """For each step of a cycle and each of its `count` sequences, which other domains are off.
+
+    Each other domain is off in `share` of the sequences of all steps, rounded to a whole number,
+    and in equally many of each step, to within one. Which domains are off together is as even as
+    `_crossed` makes it: within a step, over the steps, and in which steps have one more.
+    """
+    num_off = round(Fraction(str(share)) * count * num_lists)
+    each, more = divmod(num_off, num_lists)
+    has_more = _crossed(num_lists, [[more]] * num_others)
+    columns = _crossed(count, [[each + is_more for is_more in column] for column in has_more])
+    rows = [
+        frozenset(index for index, column in enumerate(columns) if column[row])
+        for row in range(count * num_lists)
+    ]
+    return tuple(tuple(rows[start : start + count]) for start in range(0, len(rows), count))
+
+
+def _crossed(count: int, numbers: Sequence[Sequence[int]]) -> list[list[bool]]:
+    """For each domain, in which rows it is off: `numbers` of them in each list of `count` rows.
+
+    Domains are crossed one after the other: rows of a list with the same domains off so far are
+    divided in proportion, and then exchanges within lists make the number of rows in which two
+    domains are off together as even as possible.
+    """
+    columns: list[list[bool]] = []
+    for of_lists in numbers:
+        off: set[int] = set()
+        for index, num_off in enumerate(of_lists):
+            cells: dict[tuple[bool, ...], list[int]] = {}
+            for row in range(index * count, (index + 1) * count):
+                cells.setdefault(tuple(column[row] for column in columns), []).append(row)
+            quotas = {cell: len(rows) * num_off / count for cell, rows in cells.items()}
+            take = {cell: int(quota) for cell, quota in quotas.items()}
+            by_remainder = sorted(cells, key=lambda cell: (take[cell] - quotas[cell], cell))
+            for cell in by_remainder[: num_off - sum(take.values())]:
+                take[cell] += 1
+            off.update(row for cell, rows in cells.items() for row in rows[: take[cell]])
+        columns.append([row in off for row in range(count * len(of_lists))])
+        while _exchanges(columns, count):
+            pass
+    return columns
+
+
+def _exchanges(columns: Sequence[list[bool]], count: int) -> bool:
+    """Exchanges on and off of two rows of the last column, of one list, if that evens out how often
+    it is off together with the others, in the list and over all lists."""
+    *others, column = columns
+
+    def excess(rows: range) -> list[float]:
+        num_off = sum(column[row] for row in rows)
+        return [
+            sum(other[row] and column[row] for row in rows)
+            - sum(other[row] for row in rows) * num_off / len(rows)
+            for other in others
+        ]
+
+    over_all = excess(range(len(column)))
+    for start in range(0, len(column), count):
+        rows = range(start, start + count)
+        both = [a + b for a, b in zip(over_all, excess(rows), strict=True)]
         # Rows with equal entries are interchangeable: one of each kind is enough.
-        kinds = {
-            (column[row], *(other[row] for other in columns)): row for row in range(len(column))
-        }
+        kinds = {(column[row], *(other[row] for other in others)): row for row in rows}
         for i, j in itertools.product(kinds.values(), repeat=2):
             if column[i] and not column[j]:
-                candidate = list(column)
-                candidate[i], candidate[j] = False, True
-                score = unevenness(candidate)
-                if score < best - 1e-9:
-                    column, best, improved = candidate, score, True
-                    break
-    return column
+                moves = [other[j] - other[i] for other in others]
+                if sum(m * (e + m) for m, e in zip(moves, both, strict=True)) < -1e-9:
+                    column[i], column[j] = False, True
+                    return True
+    return False
 
 
 def _order(

@@ -1,7 +1,7 @@
 """What a routed model costs: parameters, and operations of a training step. Needs shapes alone, so
 it works on fake tensors too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from gr_sweep.metrics.cost import attention_flops_per_token, flops_per_token, pe
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.units import LINEARS
 from gr_sweep.routing.plan import ATTN
+from gr_sweep.routing.rows import RowGroup
 from gr_sweep.train.loop import TrainState
 
 
@@ -23,7 +24,7 @@ def cost_metrics(
     device: torch.device,
     num_processes: int,
 ) -> dict[str, float]:
-    """Metrics cost/*; `counts` are the rows of a micro-batch by label.
+    """Metrics cost/*; `counts` are the rows of a step by label.
 
     Speed is that of all processes together, memory that of this one.
     """
@@ -60,15 +61,15 @@ def num_parameters(routed: RoutedModel) -> int:
     return sum(parameter.numel() for parameter in routed.model.parameters())
 
 
-def active_parameters(routed: RoutedModel, counts: Mapping[str, int]) -> float:
-    """Parameters that are active for a training sequence, averaged over a micro-batch's rows."""
+def active_parameters(routed: RoutedModel, groups: Sequence[RowGroup]) -> float:
+    """Parameters that are active for a training sequence, averaged over these groups' rows."""
     sizes = _block_sizes(routed)
     off = sum(
         sizes[block] * group.count
-        for group in routed.row_groups(counts)
+        for group in groups
         for block in routed.plan.off_blocks(group.off)
     )
-    return sum(sizes) - off / sum(counts.values())
+    return sum(sizes) - off / sum(group.count for group in groups)
 
 
 def kept_parameters(routed: RoutedModel) -> dict[str, int]:
@@ -137,8 +138,8 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
     A weight is used up to three times: in the forward pass, for its own gradient and for its
     input's. Attention scores are not counted.
     """
-    groups = routed.row_groups(counts)
-    num_rows = sum(counts.values())
+    groups = [group for of_step in routed.cycle(counts) for group in of_step]
+    num_rows = sum(group.count for group in groups)
     unit_modules = {linear.module for linear in routed.unit_linears}
     linears = [m for m in routed.model.modules() if isinstance(m, LINEARS)]
     factors = routed.group_factors(groups)

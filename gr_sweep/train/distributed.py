@@ -81,22 +81,35 @@ def is_main() -> bool:
     return here is None or here.rank == 0
 
 
-def rows_of(rank: int, world_size: int, num_rows: int) -> slice:
-    """The contiguous, equal share of a micro-batch's rows that a process computes.
+def rows_of(rank: int, world_size: int, num_rows: int, num_micro_batches: int) -> list[slice]:
+    """Those of a step's rows that a process computes, for each micro-batch.
 
-    Rows are sorted by domain, so a contiguous share has the fewest row groups.
+    Micro-batch k has the rows k, k + num_micro_batches, ...: rows are sorted by domain and by what
+    is off, so micro-batches are alike, and a compiler makes few graphs. Of each, a process has a
+    contiguous, equal share, which has the fewest row groups.
 
     Raises:
-        ConfigError: the rows do not divide evenly.
+        ConfigError: the rows do not divide evenly over several processes.
     """
-    if num_rows % world_size:
+    if world_size > 1 and num_rows % (num_micro_batches * world_size):
         raise ConfigError(
-            f"a micro-batch has {num_rows} sequences, which do not divide over {world_size} "
-            f"processes; set train.micro_batch_sequences (or train.batch_sequences) to a multiple "
-            f"of {world_size}, or start another number of processes"
+            f"a step of {num_rows} sequences in {num_micro_batches} micro-batches does not divide "
+            f"over {world_size} processes; set train.micro_batch_sequences (or "
+            f"train.batch_sequences) to a multiple of {world_size}, or start another number of "
+            "processes"
         )
-    each = num_rows // world_size
-    return slice(rank * each, (rank + 1) * each)
+    found = []
+    for first in range(min(num_micro_batches, num_rows)):
+        num_here = len(range(first, num_rows, num_micro_batches))
+        start, stop = (num_here * place // world_size for place in (rank, rank + 1))
+        found.append(
+            slice(
+                first + start * num_micro_batches,
+                first + stop * num_micro_batches,
+                num_micro_batches,
+            )
+        )
+    return found
 
 
 class Processes:

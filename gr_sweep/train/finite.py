@@ -13,25 +13,25 @@ _MAX_NAMED = 6
 
 
 def describe_bad_step(
-    batches: Batches, step: int, grad_norms: Mapping[str, float], rows_MN: Tensor
+    batches: Batches, step: int, grad_norms: Mapping[str, float], rows_N: Tensor
 ) -> str:
     """What is not finite in a step, and in which documents.
 
     Args:
         step: counted from 0.
         grad_norms: by owner set, before clipping.
-        rows_MN: whether a row of a micro-batch has a loss that is not finite, in all processes.
+        rows_N: whether a row of the step has a loss that is not finite, in all processes.
     """
     what = "loss"
-    if not rows_MN.any():
+    if not rows_N.any():
         bad_norms = [name for name, norm in grad_norms.items() if not math.isfinite(norm)]
         what = f"gradient norm of {', '.join(bad_norms)}"
-        rows_MN = torch.ones_like(rows_MN)  # any row may have caused the gradient
-    elif rows_MN.all():
+        rows_N = torch.ones_like(rows_N)  # any row may have caused the gradient
+    elif rows_N.all():
         return f"{what} is not finite in all rows of step {step + 1}, so the weights are the cause"
     found: dict[str, set[int]] = {}
-    for micro, row in rows_MN.nonzero().tolist():
-        for part in batches.row_parts(step, micro, row)[1]:
+    for row in rows_N.nonzero()[:, 0].tolist():
+        for part in batches.row_parts(step, row)[1]:
             found.setdefault(part["domain"], set()).add(part["document"])
     where = []
     for domain, documents in found.items():

@@ -1,13 +1,12 @@
 """The training loop, the same for dense, routed and alternating jobs, on CPU and GPU.
 
-N sequences of the micro-batch (sorted by row group), T positions, S = T + 1, M micro-batches.
+N sequences of a micro-batch or step (sorted by row group), T positions, S = T + 1.
 """
 
 import contextlib
-import functools
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import NoReturn
@@ -16,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gr_sweep.config import TrainConfig, num_steps
+from gr_sweep.config import TrainConfig, num_micro_batches, num_steps
 from gr_sweep.data.batches import Batches
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.metrics import registry
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.routing.rows import dropped_share
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.distributed import Processes, rows_of
@@ -167,12 +167,10 @@ class Trainer:
     """Whether a signal has asked one of the processes to stop."""
 
     @property
-    def _rows(self) -> slice | None:
-        """Rows of every micro-batch that this process computes; None for all."""
-        here = self.processes
-        if not here.are_several:
-            return None
-        return rows_of(here.rank, here.world_size, self.batches.num_rows)
+    def _rows(self) -> list[slice]:
+        """Rows of the step that this process computes, by micro-batch."""
+        here, num_rows = self.processes, self.batches.num_rows
+        return rows_of(here.rank, here.world_size, num_rows, num_micro_batches(self.config))
 
     def run(self, stop: int | None = None) -> None:
         """Trains to step `stop`, or to the end of the run; saves a checkpoint there.
@@ -193,11 +191,13 @@ class Trainer:
                 self._log_evaluation(is_last=False)
 
         forward = training_forward(self.token_losses, config)
-        since_row = StepResult()
+        since_row, last_row = StepResult(), state.step
         progress = Progress(total, state.step, is_shown=self.processes.is_main)
-        read = self.batches.step
-        if self.processes.are_several:
-            read = functools.partial(self.batches.step, rows=self._rows)
+        rows = self._rows
+
+        def read(step: int) -> list[np.ndarray]:
+            return [self.batches.step(step, part) for part in rows]
+
         self.routed.model.train()
         with (
             progress.shown(),
@@ -226,8 +226,8 @@ class Trainer:
                 # every evaluation: the host waits for the device there, and steps that are still
                 # being computed would count as evaluation.
                 if _is_due(config.log_every, state.step) or saves or evaluates:
-                    self._log_row(since_row, lr, clock, progress)
-                    since_row = StepResult()
+                    self._log_row(since_row, range(last_row, state.step), lr, clock, progress)
+                    since_row, last_row = StepResult(), state.step
                 with clock.paused():
                     if evaluates:
                         self._log_evaluation(is_last=is_last)
@@ -249,9 +249,10 @@ class Trainer:
             self.training.optimizer,
             micro_batches,
             self.batches.counts,
+            rows=self._rows,
+            step=state.step,
             tokens_per_step=self.batches.tokens_per_step,
             config=self.config,
-            rows=self._rows,
             check=self._check,
         )
         self.training.schedule.step()
@@ -274,14 +275,14 @@ class Trainer:
             self._raise_not_finite(step)
 
     def _raise_not_finite(self, step: StepResult) -> NoReturn:
-        here_MN = torch.stack(step.bad_rows).int()
-        rows_MN = here_MN.new_zeros(len(here_MN), self.batches.num_rows)
-        rows_MN[:, self._rows or slice(None)] = here_MN
+        rows_N = torch.zeros(self.batches.num_rows, dtype=torch.int, device=self.device)
+        for part, is_bad in zip(self._rows, step.bad_rows, strict=True):
+            rows_N[part] = is_bad.int()
         said = describe_bad_step(
             self.batches,
             self.training.state.step,
             {name: float(norm) for name, norm in step.grad_norms.items()},
-            self.processes.sum_(rows_MN),
+            self.processes.sum_(rows_N),
         )
 
         def fail() -> NoReturn:
@@ -299,9 +300,11 @@ class Trainer:
         self.training.state.eval_s += time.perf_counter() - start
         self.tracker.log(self.training.state.step, metrics)
 
-    def _log_row(self, steps: StepResult, lr: float, clock: "_Clock", progress: Progress) -> None:
+    def _log_row(
+        self, sums: StepResult, steps: range, lr: float, clock: "_Clock", progress: Progress
+    ) -> None:
         state = self.training.state
-        row = _row(steps, self.batches.counts, self.processes)
+        row = _row(sums, self.batches.counts, self.processes)
         speed = clock.tokens_per_second()
         prefix = registry.TRAIN_LOSS.key + "/"
         by_label = {k.removeprefix(prefix): x for k, x in row.items() if k.startswith(prefix)}
@@ -312,7 +315,8 @@ class Trainer:
             registry.TRAIN_TOKENS_PER_SECOND.key: speed,
             registry.TIME_S.key: state.elapsed_s,
         }
-        self.tracker.log(state.step, row)
+        dropped = foreign_dropout(self.routed, self.batches.counts, steps)
+        self.tracker.log(state.step, row | dropped)
 
     def _save(self) -> None:
         about = {
@@ -322,6 +326,16 @@ class Trainer:
         }
         tensors = tensors_of(self.routed.model, self.training.optimizer)
         self.checkpoints.save(self.training.state.step, about, tensors)
+
+
+def foreign_dropout(
+    routed: RoutedModel, counts: Mapping[str, int], steps: range
+) -> dict[str, float]:
+    """The foreign dropout that these steps have had, as a metric; without one where no domain has
+    a part that is off."""
+    groups = (group for step in steps for group in routed.row_groups(counts, step=step))
+    share = dropped_share(routed.plan, groups)
+    return {} if share is None else {registry.FOREIGN_DROPOUT.key: share}
 
 
 class _Clock:

@@ -1,10 +1,12 @@
 """One training step: forward and backward passes, clipping, check, update.
 
-N sequences of the micro-batch (sorted by row group), T positions, S = T + 1.
+N sequences of a micro-batch (sorted by row group), T positions, S = T + 1.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +15,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.fsdp import FSDPModule
 
-from gr_sweep.config import Precision, TrainConfig
+from gr_sweep.config import Precision, TrainConfig, num_micro_batches
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.units import decoder_layers
-from gr_sweep.routing.rows import within
 from gr_sweep.train.distributed import rows_of, shard
 from gr_sweep.train.optim import make_optimizer
+
+_MAX_GRAPHS = 64
+"""Most shapes of micro-batches that are compiled: those of the lists of foreign dropout, times the
+few by which the micro-batches of a step differ."""
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Tokens [N, S] to the sum of their losses and the losses [N, T], as `TokenLosses`."""
@@ -54,15 +59,16 @@ def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if not config.compile:
         return token_losses
-    # Graphs of an earlier job in this process are of no use, and count towards the eight after
-    # which Dynamo stops compiling.
+    # Graphs of an earlier job in this process are of no use, and count towards the number after
+    # which Dynamo stops compiling: eight, where foreign dropout and micro-batches may need more.
     torch.compiler.reset()
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, _MAX_GRAPHS)
     if isinstance(token_losses, FSDPModule):
         # Weights are gathered between layers, which a graph cannot contain: one graph per layer.
         layers = decoder_layers(token_losses.model)
         # Layers that the plan splits in the same way share a graph.
-        dynamo = torch._dynamo.config
-        dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * len(layers))
+        dynamo.recompile_limit = max(dynamo.recompile_limit, _MAX_GRAPHS * len(layers))
         for layer in layers:
             layer.compile(dynamic=False)
         return token_losses
@@ -80,7 +86,8 @@ class StepResult:
     grad_norms: dict[str, Tensor] = field(default_factory=dict)
     """Of the last step, before clipping, by owner set."""
     bad_rows: list[Tensor] = field(default_factory=list)
-    """Of the last step: for each micro-batch, which rows have a loss that is not finite, [N]."""
+    """Of the last step: for each micro-batch, which rows here have a loss that is not finite,
+    [N]."""
 
     def add(self, other: "StepResult") -> None:
         """Adds losses and tokens."""
@@ -96,9 +103,10 @@ def train_step(
     micro_batches: Iterable[Tensor],
     counts: Mapping[str, int],
     *,
+    rows: Sequence[slice],
+    step: int,
     tokens_per_step: int,
     config: TrainConfig,
-    rows: slice | None = None,
     check: Callable[[StepResult], None] = lambda result: None,
 ) -> StepResult:
     """Computes the gradients of the micro-batches, clips them and updates the weights.
@@ -106,25 +114,27 @@ def train_step(
     Args:
         forward: from `training_forward`.
         micro_batches: token ids [N, S] on the model's device.
-        counts: rows of a micro-batch by label, in their order.
+        counts: rows of the step by label, in their order.
+        rows: those of the rows that each micro-batch contains, from `rows_of`.
+        step: number of the step.
         tokens_per_step: denominator of the loss.
         config: precision and clipping.
-        rows: those of the rows in `counts` that the micro-batches contain; None for all.
         check: called before the update, which does not happen if it raises.
     """
     result = StepResult()
-    counts_here = list(counts.values()) if rows is None else within(counts.values(), rows)
-    for tokens_NS in micro_batches:
-        with routed.batch(counts, rows=rows):
+    for tokens_NS, part in zip(micro_batches, rows, strict=True):
+        with routed.batch(counts, step=step, rows=part):
             with precision_context(tokens_NS.device, config.precision):
                 loss_sum, losses_NT = forward(tokens_NS)
             (loss_sum / tokens_per_step).backward()
-        parts = dict(zip(counts, losses_NT.split(counts_here), strict=True))
-        parts = {label: part for label, part in parts.items() if part.numel()}
+        here: Counter[str] = Counter()
+        for group in routed.row_groups(counts, step=step, rows=part):
+            here[group.domain] += group.count
+        losses = dict(zip(here, losses_NT.split(list(here.values())), strict=True))
         result.add(
             StepResult(
-                {label: part.sum() for label, part in parts.items()},
-                {label: part.numel() for label, part in parts.items()},
+                {label: of_label.sum() for label, of_label in losses.items()},
+                {label: of_label.numel() for label, of_label in losses.items()},
             )
         )
         result.bad_rows.append(~losses_NT.detach().isfinite().all(1))
@@ -143,7 +153,7 @@ class JobStep:
     token_losses: TokenLosses
     optimizer: torch.optim.Optimizer
     run: Callable[[], None]
-    """One step on token ids that are all 0: forward, backward, clipping, optimizer."""
+    """The next step on token ids that are all 0: forward, backward, clipping, optimizer."""
 
     def weights(self) -> list[Tensor]:
         """Parameters and buffers on this device."""
@@ -163,22 +173,22 @@ def make_step(
     world_size: int = 1,
     optimizer: torch.optim.Optimizer | None = None,
     *,
+    rows: Sequence[slice] | None = None,
     device_type: str | None = None,
 ) -> JobStep:
-    """The step that `train.loop.Trainer` takes with a model that is on `device` already.
+    """The steps that `train.loop.Trainer` takes with a model that is on `device` already.
 
     Args:
-        counts: rows of a micro-batch by label, over all devices.
+        counts: rows of a step by label, over all devices.
         world_size: number of devices; of several, this is the first process of their group.
         optimizer: of the model, if it has one already.
+        rows: of each micro-batch; None for those of a step.
         device_type: as in `TokenLosses`.
     """
     token_losses = TokenLosses(routed, device_type=device_type)
-    rows = None
     num_rows = sum(counts.values())
+    parts = rows or rows_of(0, world_size, num_rows, num_micro_batches(train))
     if world_size > 1:
-        rows = rows_of(0, world_size, num_rows)
-        num_rows = rows.stop - rows.start
         layers = decoder_layers(routed.model)
         # The mesh of devices is a real tensor.
         with unset_fake_temporarily():
@@ -187,12 +197,12 @@ def make_step(
     forward = training_forward(token_losses, train)
     if optimizer is None:
         optimizer = make_optimizer(routed.model, train)
-    micro = train.micro_batch_sequences or train.batch_sequences
-    shape_NS = (num_rows, train.sequence_length + 1)
+    length = train.sequence_length + 1
     micro_batches = [
-        torch.zeros(shape_NS, dtype=torch.long, device=device)
-        for _ in range(train.batch_sequences // micro)
+        torch.zeros(len(range(num_rows)[part]), length, dtype=torch.long, device=device)
+        for part in parts
     ]
+    steps = itertools.count()
 
     def run() -> None:
         train_step(
@@ -201,9 +211,10 @@ def make_step(
             optimizer,
             micro_batches,
             counts,
+            rows=parts,
+            step=next(steps),
             tokens_per_step=train.batch_sequences * train.sequence_length,
             config=train,
-            rows=rows,
         )
 
     return JobStep(routed, token_losses, optimizer, run)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from gr_sweep.data.batches import Batches, observed_labels
 from gr_sweep.data.shards import Shard
 from gr_sweep.domains import expand
 from gr_sweep.errors import DataError
+from gr_sweep.train.distributed import rows_of
 from tests.data.corpus import EOT, shard
 
 DOMAINS = ("code", "biology", "creative")
@@ -31,7 +33,6 @@ def batches(**settings_: object) -> Batches:
         "unlabelled": 0.0,
         "mislabelled": 0.0,
         "batch_sequences": 6,
-        "micro_batch_sequences": None,
         "sequence_length": 8,
         "seed": 0,
     } | settings_
@@ -48,14 +49,14 @@ def test_a_step_follows_from_its_number_alone():
     for step in range(40):
         two.step(step)
     for step in (39, 0, 17):
-        assert np.array_equal(one.step(step)[0], two.step(step)[0])
-    assert not np.array_equal(one.step(0)[0], one.step(1)[0])
-    assert not np.array_equal(one.step(0)[0], batches(seed=1).step(0)[0])
+        assert np.array_equal(one.step(step), two.step(step))
+    assert not np.array_equal(one.step(0), one.step(1))
+    assert not np.array_equal(one.step(0), batches(seed=1).step(0))
 
 
 @pytest.mark.parametrize(
     "settings_",
-    [{"micro_batch_sequences": 3}, {"unlabelled": 0.5, "mislabelled": 0.4}, {"permuted": True}],
+    [{}, {"unlabelled": 0.5, "mislabelled": 0.4}, {"permuted": True}],
     ids=str,
 )
 def test_the_documents_of_a_row_are_those_that_its_tokens_are_from(settings_):
@@ -67,39 +68,40 @@ def test_the_documents_of_a_row_are_those_that_its_tokens_are_from(settings_):
     labels = [label for label, count in made.counts.items() for _ in range(count)]
     assert made.num_rows == len(labels)
     for step in range(30):
-        for micro, rows in enumerate(made.step(step)):
-            for row, tokens in enumerate(rows):
-                label, parts = made.row_parts(step, micro, row)
-                assert label == labels[row]
-                found = []
-                for part in parts:
-                    of_domain = shards[part["domain"]]
-                    document = of_domain.document(part["document"])
-                    start = part["from_token"]
-                    found.append(document[start : start + part["num_tokens"]])
-                assert np.array_equal(np.concatenate(found), tokens)
+        for row, tokens in enumerate(made.step(step)):
+            label, parts = made.row_parts(step, row)
+            assert label == labels[row]
+            found = []
+            for part in parts:
+                of_domain = shards[part["domain"]]
+                document = of_domain.document(part["document"])
+                start = part["from_token"]
+                found.append(document[start : start + part["num_tokens"]])
+            assert np.array_equal(np.concatenate(found), tokens)
 
 
-def test_processes_divide_a_micro_batch_and_each_reads_only_its_own_rows():
-    world_size = 3
+@pytest.mark.parametrize(("world_size", "num_micro"), [(1, 5), (3, 2), (2, 12)])
+def test_micro_batches_and_processes_divide_the_rows_of_a_step(world_size, num_micro):
     documents = {domain: shard([20] * 40, first=1000 * n) for n, domain in enumerate(DOMAINS, 1)}
-    options = {"shards": documents, "batch_sequences": 24, "micro_batch_sequences": 12}
-    made = batches(**options, unlabelled=0.25)
-    wholes = made.step(5)
-    parts = []
-    for rank in range(world_size):
-        rows = slice(rank * 12 // world_size, (rank + 1) * 12 // world_size)
-        parts.append(made.step(5, rows))
-        assert [len(part) for part in parts[-1]] == [12 // world_size] * 2
-    for micro, whole in enumerate(wholes):
-        assert np.array_equal(np.concatenate([part[micro] for part in parts]), whole)
+    made = batches(shards=documents, batch_sequences=24, unlabelled=0.25)
+    whole = made.step(5)
+    parts = [rows_of(rank, world_size, 24, num_micro) for rank in range(world_size)]
+    sizes = {len(range(24)[rows]) for of_rank in parts for rows in of_rank}
+    assert max(sizes) - min(sizes) <= (world_size == 1)
+    for rows in zip(*parts, strict=True):
+        micro_batch = np.concatenate([range(24)[part] for part in rows])
+        assert list(micro_batch) == sorted(micro_batch), "each has neighbouring rows"
+        read = np.concatenate([made.step(5, part) for part in rows])
+        assert np.array_equal(read, whole[micro_batch])
+    rows_of_all = itertools.chain(*(range(24)[rows] for of_rank in parts for rows in of_rank))
+    assert sorted(rows_of_all) == list(range(24))
 
 
 def epoch_windows(made: Batches, domain: str, num_windows: int) -> np.ndarray:
     place = list(made.counts).index(domain)
     count = made.counts[domain]
     start = sum(list(made.counts.values())[:place])
-    rows = [made.step(s)[0][start : start + count] for s in range(-(-num_windows // count))]
+    rows = [made.step(s)[start : start + count] for s in range(-(-num_windows // count))]
     return np.concatenate(rows)[:num_windows]
 
 
@@ -114,7 +116,7 @@ def chained(windows: np.ndarray) -> np.ndarray:
 
 
 def test_the_rows_of_a_step_are_not_neighbours_in_one_document():
-    [rows] = batches(
+    rows = batches(
         shards={"a": shard([400])}, domains=["a"], sequence_length=4, batch_sequences=8
     ).step(0)
 
@@ -166,8 +168,8 @@ def test_every_epoch_reads_whole_documents_end_to_end_and_drops_its_tail(
 
 
 def test_a_stream_does_not_depend_on_the_order_or_number_of_the_domains():
-    both = batches(domains=DOMAINS).step(5)[0]
-    fewer = batches(domains=("creative", "code"), batch_sequences=4).step(5)[0]
+    both = batches(domains=DOMAINS).step(5)
+    fewer = batches(domains=("creative", "code"), batch_sequences=4).step(5)
     assert np.array_equal(fewer[:2], both[4:]) and np.array_equal(fewer[2:], both[:2])
 
 
@@ -202,7 +204,7 @@ def test_too_little_text_names_domain_and_tokens():
 
 def test_a_domain_of_weight_0_has_no_part_in_mislabelling():
     made = batches(mislabelled=0.5, weights={"biology": 0.0})
-    seen = {n for step in range(30) for row in true_domains(made.step(step)[0]) for n in row}
+    seen = {n for step in range(30) for row in true_domains(made.step(step)) for n in row}
     assert seen == {1, 3}
 
 
@@ -229,7 +231,7 @@ def test_a_filtered_run_reads_no_token_of_what_is_left_out():
     made = batches(shards=unreadable, without=without, **options)
     kept = [place for place, name in enumerate(TREE) if name not in left_out]
     for step in range(150):  # four epochs
-        assert np.array_equal(made.step(step)[0], dense.step(step)[0][kept])
+        assert np.array_equal(made.step(step), dense.step(step)[kept])
     assert made.tokens_per_step == dense.tokens_per_step
 
 
@@ -250,16 +252,16 @@ def test_filtering_by_the_label_that_is_seen_reads_what_carries_another_or_none(
     assert any(labels["biology"] != 1) and any(labels["code"] == 1)
     seen: set[int] = set()
     for step in range(200):
-        (rows,) = made.step(step)
+        rows = made.step(step)
         seen |= set(rows.flatten().tolist())
-        assert np.array_equal(rows, np.delete(routed.step(step)[0], [2, 3], axis=0))
+        assert np.array_equal(rows, np.delete(routed.step(step), [2, 3], axis=0))
     # All but what the epochs' tails may drop.
     assert seen & set(firsts.values()) <= expected
     assert len(seen & expected) >= len(expected) - 3
 
 
 def rows_by_label(made: Batches, steps: int) -> dict[str, np.ndarray]:
-    rows = np.stack([made.step(step)[0] for step in range(steps)])
+    rows = np.stack([made.step(step) for step in range(steps)])
     ends = np.cumsum(list(made.counts.values()))[:-1]
     parts = np.split(rows, ends, axis=1)
     return {
@@ -311,13 +313,10 @@ def test_permuting_hides_the_same_labels_and_deals_out_the_others():
 
 
 def test_rows_that_carry_some_labels_are_those_of_the_step():
-    noisy = batches(batch_sequences=12, micro_batch_sequences=6, unlabelled=0.25, mislabelled=0.5,
+    noisy = batches(batch_sequences=12, unlabelled=0.25, mislabelled=0.5,
                     weights={"code": 2, "biology": 1, "creative": 1})  # fmt: skip
-    counts, step = noisy.counts, noisy.step(3)
+    counts, rows = noisy.counts, noisy.step(3)
     start = counts["code"] + counts["biology"]
-    expected = [
-        np.concatenate([rows[: counts["code"]], rows[start : start + counts["creative"]]])
-        for rows in step
-    ]
+    expected = [rows[: counts["code"]], rows[start : start + counts["creative"]]]
     found = noisy.labelled(3, ["creative", "code"])
     np.testing.assert_array_equal(found, np.concatenate(expected))

@@ -13,7 +13,7 @@ from gr_sweep.config import (
     TrainConfig,
     unlabelled_shares,
 )
-from gr_sweep.data.rows import micro_batch_rows, rows_per_label
+from gr_sweep.data.rows import rows_per_label, step_rows
 from gr_sweep.errors import ConfigError
 
 THREE = ("code", "biology", "creative")
@@ -64,8 +64,8 @@ def test_rows_are_within_one_of_their_share_or_refused_with_sizes_that_work(
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        (Method.filtered, {"code": 4, "biology": 0, "creative": 4}),
-        (Method.filtered_observed, {"code": 2, "biology": 0, "creative": 2, "unlabelled": 6}),
+        (Method.filtered, {"code": 8, "biology": 0, "creative": 8}),
+        (Method.filtered_observed, {"code": 4, "biology": 0, "creative": 4, "unlabelled": 12}),
     ],
 )
 def test_the_rows_of_a_job_follow_from_its_method(method, expected):
@@ -74,4 +74,4 @@ def test_the_rows_of_a_job_follow_from_its_method(method, expected):
         method=MethodConfig(name=method, without=["biology"]),
         train=TrainConfig(batch_sequences=24, micro_batch_sequences=12),
     )
-    assert micro_batch_rows(config) == expected
+    assert step_rows(config) == expected

@@ -13,7 +13,7 @@ from gr_sweep.config import (
     RunConfig,
     TrainConfig,
 )
-from gr_sweep.data.rows import micro_batch_rows
+from gr_sweep.data.rows import step_rows
 from gr_sweep.model.sizes import random_model
 from gr_sweep.setup import lay_plan, named_config
 from gr_sweep.train.memory import AllocatedBytes
@@ -43,7 +43,7 @@ def measured_peak(config: RunConfig, world_size: int = 1) -> int:
     """Bytes that the allocator holds at most during a real step of the job, and those from before
     it."""
     model = random_model(named_config(config, vocab_size=400, eot_id=0), seed=0)
-    counts = micro_batch_rows(config)
+    counts = step_rows(config)
     step = make_step(lay_plan(model, config), config.train, counts, torch.device("cpu"), world_size)
     step.run()
     gc.collect()

@@ -1,4 +1,4 @@
-"""Runs a routed model and the reference over the same micro-batches, and holds one to the other."""
+"""Runs a routed model and the reference over the same steps, and holds one to the other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.train.distributed import rows_of
 from tests.model.tiny import tiny_ids
 from tests.reference import Cut, Reference, assert_same, loss_sum, tokens_of_labels, tokens_of_rows
 
-MicroBatch = Mapping[str, int] | Tensor
+Batch = Mapping[str, int] | Tensor
 """Sequences of each domain, or labels_NT."""
 
 
@@ -45,26 +46,33 @@ def reference_of(routed: RoutedModel, plain: nn.Module, cut: Cut) -> Reference:
 
 
 def assert_follows_the_definition(
-    routed: RoutedModel, plain: nn.Module, cut: Cut, micro_batches: Sequence[MicroBatch]
+    routed: RoutedModel, plain: nn.Module, cut: Cut, steps: Sequence[Batch], num_micro: int = 1
 ) -> None:
-    """Each micro-batch's outputs and the summed gradients are the reference's."""
+    """The outputs of successive steps and the summed gradients are the reference's; each step of
+    counts is cut into `num_micro` micro-batches."""
     reference = reference_of(routed, plain, cut)
     denominator = 40.0
-    for index, micro_batch in enumerate(micro_batches):
-        if isinstance(micro_batch, Tensor):
-            ids_NT = tiny_ids(*micro_batch.shape, seed=index)
-            tokens = tokens_of_labels(micro_batch, routed.plan.domains, int(routed.foreign_dropout))
-            context = routed.batch(labels_NT=micro_batch)
+    for index, batch in enumerate(steps):
+        parts = [(slice(None), {"labels_NT": batch})]
+        if isinstance(batch, Tensor):
+            ids_NT = tiny_ids(*batch.shape, seed=index)
+            tokens = tokens_of_labels(batch, routed.plan.domains, int(routed.foreign_dropout))
         else:
-            ids_NT = tiny_ids(sum(micro_batch.values()), seed=index)
-            groups = routed.row_groups(micro_batch)
+            ids_NT = tiny_ids(sum(batch.values()), seed=index)
+            groups = routed.row_groups(batch, step=index)
             rows = [(group.domain, group.off) for group in groups for _ in range(group.count)]
             tokens = tokens_of_rows(rows, ids_NT.shape[1])
-            context = routed.batch(micro_batch)
+            options = {"counts": batch, "step": index}
+            parts = [
+                (part, options | {"rows": part}) for part in rows_of(0, 1, len(ids_NT), num_micro)
+            ]
         expected = reference.logits(ids_NT, tokens)
         (loss_sum(expected, ids_NT) / denominator).backward()
-        with context:
-            logits = routed.model(input_ids=ids_NT, use_cache=False).logits
-            (loss_sum(logits, ids_NT) / denominator).backward()
-        assert_same({"logits": logits.detach()}, {"logits": expected.detach()})
+        found = torch.empty_like(expected)
+        for part, options in parts:
+            with routed.batch(**options):
+                logits = routed.model(input_ids=ids_NT[part], use_cache=False).logits
+                (loss_sum(logits, ids_NT[part]) / denominator).backward()
+            found[part] = logits.detach()
+        assert_same({"logits": found.detach()}, {"logits": expected.detach()})
     assert_same(gradients(routed.model), reference.gradients())

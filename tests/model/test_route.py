@@ -138,6 +138,7 @@ def test_an_invalid_batch_is_refused():
         (routed.batch(), "counts"),
         *((routed.batch({"code": n}), f"whole.*{n}") for n in (2.5, "2", float("nan"), None)),
         (routed.batch(["code"]), "whole.*code"),
+        (routed.batch({"code": 1}), "2 steps .* step=step"),  # 0.5 of one sequence
         (routed.batch(labels_NT=labels_NT), "foreign_dropout"),  # it is 0.5
     ):
         with pytest.raises(PlanError, match=said), context:
@@ -148,7 +149,10 @@ def test_an_invalid_batch_is_refused():
         for no_list in ("biology", None, [1]):
             with pytest.raises(ConfigError, match=f"list.*{no_list}".replace("[1]", "1")):
                 switch(no_list)
-    with pytest.raises(PlanError, match=r"7 sequences.* given 8"), routed.batch({"code": 7}):
+    with (
+        pytest.raises(PlanError, match=r"7 sequences.* given 8"),
+        routed.batch({"code": 7}, step=0),
+    ):
         model(input_ids=tiny_ids(8))
     routed.lay(PLANS["peers"](model.config), "both")
     for wrong in (
@@ -165,8 +169,8 @@ def test_an_invalid_batch_is_refused():
     ("edges", "kind", "foreign_dropout"),
     [("both", "forget", 0.5), ("act", "lattice", 0.5), ("weight", "peers", 1.0)],
 )
-def test_parts_of_a_micro_batch_have_the_gradients_of_the_whole(edges, kind, foreign_dropout):
-    """Who computes which rows does not matter: the groups are those of the whole micro-batch."""
+def test_parts_of_a_step_have_the_gradients_of_the_whole(edges, kind, foreign_dropout):
+    """Who computes which rows, and when, does not matter: the groups are those of the step."""
     model = tiny_model()
     plan = PLANS[kind](model.config, attn_shared=0.125)
     routed = route_model(model, plan, edges, foreign_dropout=foreign_dropout)
@@ -174,29 +178,31 @@ def test_parts_of_a_micro_batch_have_the_gradients_of_the_whole(edges, kind, for
 
     def passed(*parts):
         model.zero_grad()
-        logits = []
+        logits = {}
         for rows in parts:
-            with routed.batch(counts, rows=rows):
-                logits.append(model(input_ids=ids[rows]).logits)
-                loss_sum(logits[-1], ids[rows]).backward()
+            with routed.batch(counts, step=1, rows=rows):
+                found = model(input_ids=ids[rows]).logits
+                loss_sum(found, ids[rows]).backward()
+            logits |= zip(range(8)[rows], found.detach(), strict=True)
         found = {name: gradient.clone() for name, gradient in gradients(model).items()}
-        return found | {"logits": torch.cat(logits).detach()}
+        return found | {"logits": torch.stack([logits[row] for row in range(8)])}
 
     whole = passed(slice(0, 8))
     assert_same(passed(slice(0, 4), slice(4, 8)), whole)
     assert_same(passed(*(slice(row, row + 1) for row in range(8))), whole)
+    assert_same(passed(slice(0, None, 3), slice(1, None, 3), slice(2, None, 3)), whole)
 
 
 def test_contexts_do_not_nest_and_an_error_inside_ends_them():
     model, routed = routed_model()
-    batch, keep = (lambda: routed.batch({"code": 1})), (lambda: routed.keep(["code"]))
+    batch, keep = (lambda: routed.batch({"code": 2})), (lambda: routed.keep(["code"]))
     for enter, enter_again in ((batch, keep), (keep, batch)):
         with enter(), pytest.raises(PlanError, match="nested"), enter_again():
             pass
         # And the outer one is over now, whatever was refused inside.
         with enter_again():
             pass
-    with pytest.raises(ZeroDivisionError), routed.batch({"code": 1}):
+    with pytest.raises(ZeroDivisionError), routed.batch({"code": 2}):
         _ = 1 // 0
     assert torch.equal(
         model(input_ids=tiny_ids(2)).logits, tiny_model()(input_ids=tiny_ids(2)).logits

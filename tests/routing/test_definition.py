@@ -1,6 +1,6 @@
 """The fast paths against the definition: outputs and all gradients, in float64, to 1e-10.
 
-edges x plan x foreign dropout x units x route weights, over uneven micro-batches with empty
+edges x plan x foreign dropout x units x route weights x micro-batches, over uneven steps with empty
 domains, unlabelled sequences and nested domains; then the same for labels that change inside a
 sequence. The default run crosses these pairwise, the whole product is slow.
 """
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 FLAT = ["code", "biology", "creative"]
 NESTED = ["code", "biology", "biology/virology"]
 EDGES = ["none", "weight", "act", "both"]
+DROPOUTS = [0.0, 0.5, 0.75, 1.0]
 PLANS = {
     "peers": functools.partial(RoutePlan.peers, domains=FLAT),
     "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology"]),
@@ -88,23 +89,23 @@ def models(units: str):
 
 
 @pytest.mark.parametrize(
-    ("edges", "weights", "plan", "foreign_dropout", "units", "product"),
-    crossed(EDGES, list(WEIGHTS), list(PLANS), [0.0, 0.5, 1.0], list(UNITS), list(PRODUCTS)),
+    ("edges", "weights", "plan", "foreign_dropout", "units", "product", "num_micro"),
+    crossed(EDGES, list(WEIGHTS), list(PLANS), DROPOUTS, list(UNITS), list(PRODUCTS), [1, 3]),
 )
 def test_row_groups_follow_the_definition(
-    edges, weights, plan, foreign_dropout, units, product, monkeypatch
+    edges, weights, plan, foreign_dropout, units, product, num_micro, monkeypatch
 ):
     monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", PRODUCTS[product])
     model, plain = models(units)
     route_plan = PLANS[plan](model.config, **UNITS[units])
     cut = Cut(edges, **WEIGHTS[weights])
     first, second, third = route_plan.domains
-    micro_batches = [
+    steps = [
         {first: 4, second: 1, "unlabelled": 2},
         {third: 3, first: 0, second: 1},
     ]
     routed = route(model, route_plan, cut, foreign_dropout)
-    assert_follows_the_definition(routed, plain, cut, micro_batches)
+    assert_follows_the_definition(routed, plain, cut, steps, num_micro)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_labels_that_change_inside_a_sequence_follow_the_definition(
     assert_follows_the_definition(routed, plain, cut, micro_batches)
 
 
-@pytest.mark.parametrize(("edges", "foreign_dropout"), crossed(EDGES, [0.0, 0.5, 1.0]))
+@pytest.mark.parametrize(("edges", "foreign_dropout"), crossed(EDGES, DROPOUTS))
 def test_isolated_experts_are_always_off_for_each_other(edges, foreign_dropout):
     model, plain = tiny_model(), tiny_model()
     labels = ["code", "biology/cells", "biology/virology"]
@@ -272,7 +273,7 @@ def test_bfloat16_autocast_stays_close_to_float64():
         ids = tiny_ids(6)
         with (
             torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32),
-            routed.batch({"code": 3, "biology": 3}),
+            routed.batch({"code": 3, "biology": 3}, step=0),
         ):
             logits = model(input_ids=ids).logits
         loss_sum(logits.to(dtype), ids).backward()

@@ -44,7 +44,7 @@ def routings():
     for dropout in (0.0, 0.5):
         yield (
             f"dropout {dropout}",
-            RowRouting.of_groups(PLAN, uncut, row_groups(PLAN, COUNTS, dropout)),
+            RowRouting.of_groups(PLAN, uncut, row_groups(PLAN, COUNTS, dropout)[0]),
         )
     for off in [(2,), (1, 3)]:
         yield f"off {off}", blocks_off(PLAN, off)
@@ -114,7 +114,7 @@ def multiplications(edges, dropout, is_whole_mlp):
     shape = SimpleNamespace(num_hidden_layers=1, intermediate_size=24, num_attention_heads=8)
     plan = RoutePlan.peers(shape, domains=DOMAINS, mlp_shared=0.5)
     units = plan.splits[0, "mlp"].slices()
-    groups = row_groups(plan, THIRDS, dropout)
+    groups = row_groups(plan, THIRDS, dropout)[0]
     routing = RowRouting.of_groups(plan, RouteWeights(edges), groups)
     x, gate, up, down = tensors((9, 2, 5), (24, 5), (24, 5), (5, 24))
     with ProductCounter() as counter:
