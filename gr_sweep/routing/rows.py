@@ -127,8 +127,8 @@ def cycle_length(counts: Iterable[int], foreign_dropout: float) -> int:
     others = sorted(share for share in shares if _nearest(present, share)[0] <= CLOSE)
     below, above = others[(place := bisect_left(others, wanted)) - 1], others[place]
     raise PlanError(
-        f"foreign_dropout={foreign_dropout:g} cannot be reached with "
-        f"{' and '.join(map(str, sorted(present)))} sequences of a domain in a step; use "
+        f"foreign_dropout={foreign_dropout:g} cannot be reached where domains have "
+        f"{' or '.join(map(str, sorted(present)))} of a step's sequences; use "
         f"{float(below):.4g} or {float(above):.4g}"
     )
 

@@ -93,7 +93,7 @@ def rows_of(rank: int, world_size: int, num_rows: int, num_micro_batches: int) -
     """
     if world_size > 1 and num_rows % (num_micro_batches * world_size):
         raise ConfigError(
-            f"a step of {num_rows} sequences in {num_micro_batches} micro-batches does not divide "
+            f"a micro-batch has {num_rows / num_micro_batches:g} sequences, which do not divide "
             f"over {world_size} processes; set train.micro_batch_sequences (or "
             f"train.batch_sequences) to a multiple of {world_size}, or start another number of "
             "processes"

@@ -65,9 +65,12 @@ def routed_model(plan, edges, foreign_dropout, family="llama", **units):
 def assert_compiled_once(routed):
     forward = torch.compile(TokenLosses(routed), backend="eager", fullgraph=True, dynamic=False)
     num_lists = len(routed.cycle(counts_of(routed)))
+    graphs = []
     for number in range(3 * num_lists):
         step(routed, forward, tiny_ids(8, 6, seed=number), number)
-    assert counters["stats"]["unique_graphs"] == num_lists
+        graphs.append(counters["stats"]["unique_graphs"])
+    # Lists that differ only in domains without a block share a graph.
+    assert graphs[0] == 1 and graphs[num_lists - 1] == graphs[-1] <= num_lists
     assert not counters["graph_break"]
 
 

@@ -73,10 +73,10 @@ def test_tasks_meet_on_the_first_host_of_a_list(nodes, host):
 
 
 def test_rows_are_divided_into_equal_contiguous_parts():
-    parts = [rows_of(rank, 3, 12) for rank in range(3)]
-    assert parts == [slice(0, 4), slice(4, 8), slice(8, 12)]
+    parts = [rows_of(rank, 3, 12, 1) for rank in range(3)]
+    assert parts == [[slice(0, 4, 1)], [slice(4, 8, 1)], [slice(8, 12, 1)]]
     with pytest.raises(ConfigError, match=r"12 sequences, .* 5 processes; set .* a multiple of 5"):
-        rows_of(0, 5, 12)
+        rows_of(0, 5, 24, 2)
 
 
 def test_a_process_alone_does_its_work_itself():

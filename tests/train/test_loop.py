@@ -262,14 +262,15 @@ def test_losses_do_not_depend_on_how_a_step_is_cut_into_micro_batches(
             batch_sequences=12,
             micro_batch_sequences=micro_batch_sequences,
             evaluate=reader(routed),
-            steps=6,
+            steps=4,
+            checkpoint_every=None,
         )
         shares = [row["route/foreign_dropout"] for _, row in rows if "train/loss" in row]
         assert np.mean(shares) == pytest.approx(dropout, abs=0.1)
         return [row["eval/loss/code"] for _, row in rows if "eval/loss/code" in row]
 
     whole = losses(None)
-    for size in (1, 4, 6):
+    for size in (4, 6):
         assert losses(size) == pytest.approx(whole, rel=1e-10, abs=0)
 
 
