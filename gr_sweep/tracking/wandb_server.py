@@ -100,13 +100,14 @@ def upload(logs: Mapping[Path, Path]) -> dict[Path, str]:
         ConfigError, JobError: as `connect`; or the upload took too long.
     """
     api = connect()
-    said, left = "", list(logs)
-    while left:
-        new = _sync(left)
+    said, left, num_left = "", list(logs), len(logs) + 1
+    while 0 < len(left) < num_left:
+        new, num_left = _sync(left), len(left)
         said += new
-        # One log that it cannot read ends all.
-        unread = [log for log in left if re.search(f"Failed to read .*-{run_id_of(log)}", new)]
-        left = [log for log in left if log not in unread] if unread else []
+        # One log that it cannot read ends it, before it comes to the others.
+        left = [
+            log for log in left if not re.search(rf"( ERROR .*-|/runs/){run_id_of(log)}\b", new)
+        ]
     # It says where a run is: `.../entity/project/runs/id`.
     found = re.findall(r"([^/\s]+/[^/\s]+)/runs/(\w+)", said)
     ids_in: dict[str, list[str]] = {}
