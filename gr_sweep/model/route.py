@@ -67,8 +67,7 @@ class RoutedModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is a copy of the model, routed in the same way."""
-        if self._in_place is None:
-            raise PlanError("the model is no longer routed; copy it, which is `model` here")
+        self._check()
         how = {"foreign_dropout": self.foreign_dropout} | asdict(self.route_weights)
         return partial(route_model, **how), (self.model, self.plan.in_place())
 
@@ -200,16 +199,21 @@ class RoutedModel:
 
     @contextmanager
     def _routed_by(self, routing: Routing) -> Iterator[None]:
+        self._state.record(self._check().modules.values())
+        with self._state.routing(routing):
+            yield
+
+    def _check(self) -> InPlace:
+        """The modules that are routed; PlanError if they no longer are."""
         if self._in_place is None:
             raise PlanError("the model is the plain one: after unroute() or a lay() that failed")
         self._in_place.check()
-        self._state.record(self._in_place.modules.values())
-        with self._state.routing(routing):
-            yield
+        return self._in_place
 
     def extract(self, keep: Iterable[str]) -> "PreTrainedModel":
         """An ordinary model without the units that `keep(keep)` switches off, and with the same
         logits."""
+        self._check()
         return extract(self.model, self.plan, self.unit_linears, keep)
 
     def owner_sets(self, *, gradients: bool = False) -> dict[str, list[Tensor]]:
@@ -219,6 +223,7 @@ class RoutedModel:
         The core has its units and every parameter that belongs to no unit; a tied parameter appears
         once. For sharded parameters, the parts on this process.
         """
+        self._check()
         sets: dict[str, list[Tensor]] = {block.name: [] for block in self.plan.blocks}
         in_units: set[int] = set()
         for linear in self.unit_linears:

@@ -43,7 +43,7 @@ class RoutingState:
 
     def __init__(self) -> None:
         self._of_thread = _OfThread()
-        self._was_used = False
+        self._was_used = self._is_over = False
         self.roles: list[tuple[str, Units]] = []
         """Roles and units that modules will ask the active routing for."""
 
@@ -81,19 +81,28 @@ class RoutingState:
                 layer._gradient_checkpointing_func = Recorded(checkpoint, self)  # type: ignore[assignment]
 
     def unrecord(self, model: nn.Module) -> None:
-        """Takes back what `record` did."""
+        """Takes back what `record` did, once and for all."""
+        self._is_over = True
         for layer in model.modules():
             recorded = vars(layer).get("_gradient_checkpointing_func")
             if isinstance(recorded, Recorded):
                 layer._gradient_checkpointing_func = recorded.checkpoint  # type: ignore[assignment]
 
-    def run(self, routing: Routing | None, function: Callable[..., Any], *args: Any) -> Any:
-        """Calls the function as it was called when `routing` was active, in any thread."""
+    def run(
+        self, routing: Routing | None, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Calls the function as it was called when `routing` was active, in any thread.
+
+        Raises:
+            PlanError: the network has another routing by now, or none.
+        """
+        if routing is not None and self._is_over:
+            raise PlanError("call backward before the model gets another plan or is unrouted")
         here = self._of_thread
         before = here.active, here.is_recorded
         here.active, here.is_recorded = routing, True
         try:
-            return function(*args)
+            return function(*args, **kwargs)
         finally:
             here.active, here.is_recorded = before
 
@@ -125,11 +134,11 @@ class Recorded:
         self.checkpoint = checkpoint
         self.state = state
 
-    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # one graph with its recomputation
-            return self.checkpoint(function, *args)
+            return self.checkpoint(function, *args, **kwargs)
         run = functools.partial(self.state.run, self.state.active, function)
-        return self.checkpoint(run, *args)
+        return self.checkpoint(run, *args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the module is a plain one."""
