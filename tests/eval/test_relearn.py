@@ -63,8 +63,9 @@ def test_every_learning_rate_begins_with_the_same_weights():
     assert loss_of(together, 1e30, 12) != loss_of(together, 1e30, 12), "not a number"
 
 
-def test_just_the_units_of_the_removed_block_are_put_back_at_random():
-    model = tiny_model("qwen2")  # with biases
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])  # with biases
+def test_just_the_units_of_the_removed_block_are_put_back_at_random(family):
+    model = tiny_model(family)
     plan = RoutePlan.peers(model.config, domains=DOMAINS, attn_shared=0.5)
     routed = route_model(model, plan, "both")
     before = {name: [p.clone() for p in parts] for name, parts in routed.owner_sets().items()}

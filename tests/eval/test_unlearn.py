@@ -10,6 +10,7 @@ from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
 from tests.eval.tiny import CPU, are_equal, state_of
+from tests.model.tiny import tiny_model
 
 
 def words(first: int, step: int, count: int = 12) -> np.ndarray:
@@ -61,13 +62,15 @@ def test_a_trained_model_forgets_one_text_and_keeps_the_other_until_it_is_restor
 
 
 def test_three_layers_up_to_the_middle_are_updated():
-    for num_layers, updated in ((1, {0}), (8, {1, 2, 3})):
-        routed = make_routed(num_layers)
+    gpt2 = route_model(tiny_model("gpt2"), RoutePlan.none(domains=["kept", "gone"]))
+    for routed, name, updated in (
+        (make_routed(1), "model.layers.{}.mlp.down_proj.weight", {0}),
+        (make_routed(8), "model.layers.{}.mlp.down_proj.weight", {1, 2, 3}),
+        (gpt2, "transformer.h.{}.mlp.c_proj.weight", {0}),
+    ):
         before = state_of(routed.model)
         with unlearned(TokenLosses(routed), forgotten, retained, 2, seed=0, device=CPU, lr=1e-3):
-            assert changed(before, routed.model) == {
-                f"model.layers.{layer}.mlp.down_proj.weight" for layer in updated
-            }
+            assert changed(before, routed.model) == {name.format(layer) for layer in updated}
 
 
 def test_unlearning_is_rmu_by_hand():

@@ -67,7 +67,7 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> nn.Modul
         del settings["intermediate_size"]
     settings |= {
         "gemma2": dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0, sliding_window=3),
-        "gemma3_text": dict(sliding_window=3, layer_types=["sliding_attention", "full_attention"]),
+        "gemma3_text": dict(sliding_window=3, sliding_window_pattern=2),
         "granite": dict(
             embedding_multiplier=3.0,
             residual_multiplier=0.5,
