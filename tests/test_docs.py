@@ -108,8 +108,6 @@ def test_a_family_that_is_added_as_the_guide_says_follows_the_definition(
     from tests.model.compare import assert_follows_the_definition, route
     from tests.model.tiny import VOCAB
 
-    monkeypatch.setattr(reference, "MLP_ROWS", (*reference.MLP_ROWS, "c_fc"))
-    monkeypatch.setattr(reference, "MLP_COLUMNS", (*reference.MLP_COLUMNS, "c_proj"))
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     page = (DOCS / "extend.md").read_text("utf-8")
     block = r"^```python\n(# gr_sweep/model/families\.py\n.*?)^```"

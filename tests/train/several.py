@@ -39,6 +39,7 @@ from gr_sweep.train.loop import Trainer, start
 from gr_sweep.train.signals import Stopped, StopSignals
 from gr_sweep.train.step import is_bfloat16, precision_context
 from tests.eval import several as evaluation
+from tests.model.tiny import tiny_model
 from tests.train.test_loop import Rows
 
 DOMAINS = ("code", "biology", "creative")
@@ -58,6 +59,7 @@ class Case:
     kind: str = "peers"
     layers: tuple[int, ...] = (0, 1, 2)
     is_tied: bool = False
+    family: str = "llama"
     train: dict[str, Any] = field(default_factory=dict)
 
 
@@ -66,13 +68,17 @@ CASES = {
     "forget": Case("weight", 1.0, kind="forget"),
     "tied": Case("act", 0.5, is_tied=True, train={"activation_checkpointing": True}),
     "compiled": Case("both", 0.5, layers=(1, 2), train={"compile": True}),
+    "gpt2": Case("weight", 0.5, kind="forget", family="gpt2"),
+    "phi3": Case("both", 0.5, family="phi3"),
     "bfloat16": Case("both", 0.5, train={"precision": Precision.bfloat16}),
 }
-SLOW = ("bfloat16", "compiled")
+SLOW = ("bfloat16", "compiled", "phi3")
 
 
 def make_routed(case: Case) -> RoutedModel:
     config = llama_config(SHAPE, vocab_size=VOCABULARY, eot_id=0, sequence_length=8)
+    if case.family != "llama":
+        config = tiny_model(case.family, num_hidden_layers=3).config
     config.tie_word_embeddings = case.is_tied
     forget = {"forget": ["biology"]} if case.kind == "forget" else {}
     plan = RoutePlan.make(
