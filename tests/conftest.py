@@ -57,8 +57,8 @@ def composed_once() -> Iterator[None]:
 
 
 @pytest.fixture
-def exact_norms() -> Iterator[None]:
-    """Norms and attention in the dtype of their input.
+def exact_norms() -> Iterator[type]:
+    """Norms and attention in the dtype of their input; the context that does it.
 
     Transformers computes them in float32 for any dtype of the model, so that a comparison to 1e-10
     would compare the rounding.
@@ -78,7 +78,7 @@ def exact_norms() -> Iterator[None]:
             return func(*args, **kwargs)
 
     with Exact():
-        yield
+        yield Exact
 
 
 @pytest.fixture
