@@ -149,9 +149,12 @@ def check_vocabulary(path: str, vocab_size: int, tokenizer: str, num_tokens: int
         PlanError: the model has fewer tokens than the tokenizer.
     """
     if num_tokens > vocab_size:
+        better = "leave data.tokenizer out to use the model's own tokenizer"
+        if tokenizer == path:
+            better = "save the model after resize_token_embeddings"
         raise PlanError(
             f"the tokenizer {tokenizer} has {num_tokens} tokens, but {path} only {vocab_size}; "
-            f"leave data.tokenizer out to use the model's own tokenizer"
+            f"{better}"
         )
 
 
@@ -216,6 +219,16 @@ def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
     if found["unexpected_keys"]:
         unread = _some(sorted(found["unexpected_keys"]))
         logger.warning("model.path=%s has tensors that its model does not: %s", path, unread)
+    rates = {name: rate for name, rate in vars(model.config).items() if "drop" in name}
+    of_heads = ("summary", "classifier")  # that a language model does not have
+    on = [name for name in rates if rates[name] and not name.startswith(of_heads)]
+    if on:
+        logger.warning(
+            "model.path=%s trains with dropout, whose draws depend on the micro-batches and on the "
+            "text; set %s to 0 in config.json to train without",
+            path,
+            ", ".join(on),
+        )
     if gguf_file is not None:
         # The weights are plain numbers now, and files written from this model are not GGUF.
         del model.config.quantization_config

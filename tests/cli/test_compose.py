@@ -352,7 +352,7 @@ NOT_TO_ROUTE = {
     "quantised": ({"model_type": "llama", "quantization_config": {"bits": 4}}, "are quantised"),
     "opt": ({"model_type": "opt"}, r"'opt' cannot be routed; expected one of llama, "),
     "no type": ({"hidden_size": 8}, r"None cannot be routed"),
-    "tokens": (SMALL, r"has 3 tokens, but .* only 2; leave data.tokenizer out"),
+    "tokens": (SMALL, r"has 3 tokens, but .* only 2; save the model after resize"),
 }
 """Files, or what config.json says, and the error."""
 

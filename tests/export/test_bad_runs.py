@@ -213,9 +213,11 @@ def test_a_damaged_checkpoint_of_others_is_refused_and_its_code_is_not_run(
     assert named in str(refusal.value) and is_one_line(str(refusal.value))
 
 
-def test_tensors_that_a_model_does_not_have_are_named(published, tmp_path, caplog):
+def test_tensors_that_a_model_does_not_have_and_dropout_are_named(published, tmp_path, caplog):
     model = Path(shutil.copytree(published, tmp_path / "model"))
     with_tensors(extra=torch.ones(3))(model)
+    set_in("config.json", attention_dropout=0.1)(model)
     load(str(model))
-    [line] = caplog.messages
-    assert line.endswith("tensors that its model does not: extra.weight")
+    unread, dropout = caplog.messages
+    assert unread.endswith("tensors that its model does not: extra.weight")
+    assert "set attention_dropout to 0" in dropout
