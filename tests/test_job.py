@@ -89,6 +89,8 @@ def test_a_job_leaves_every_file_and_every_metric(finished):
         low, high = summary["intervals"][f"separability/selectivity/{d}"]
         assert low <= metrics[f"separability/selectivity/{d}"] <= high
         assert metrics[f"cost/parameters/kept/{d}"] < metrics["cost/parameters"]
+    dropouts = [row["route/foreign_dropout"] for row in rows_of(finished) if "train/loss" in row]
+    assert {metrics["route/foreign_dropout"], *dropouts} == {0.75}  # 1.5 of 2 rows
     assert variants(finished) == [
         ("full", None), *(("removed", d) for d in DOMAINS), *(("kept", d) for d in DOMAINS),
     ]  # fmt: skip
@@ -148,6 +150,7 @@ def test_routing_that_cuts_and_drops_nothing_is_dense_training_bit_for_bit(
     ]
     assert losses[0] == losses[1]
     of_dense = read_summary(dense / "summary.json")["metrics"]
+    assert metrics["route/foreign_dropout"] == 0 and "route/foreign_dropout" not in of_dense
     for domain in DOMAINS:
         assert metrics[f"loss/full/{domain}"] == of_dense[f"loss/full/{domain}"]
     assert not [key for key in of_dense if "separability" in key or "kept" in key]

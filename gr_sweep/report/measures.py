@@ -172,6 +172,7 @@ MAIN = (
     REMOVED_TAX,
     Measure(metric=registry.COMPUTE_EQUIVALENT_REMOVED, text=fraction, worse=registry.MATRIX),
     Measure(metric=registry.FORGET_COMPUTE, text=fraction, worse=registry.SELECTIVITY),
+    Measure(metric=registry.FOREIGN_DROPOUT, text=fraction),
     Measure(metric=registry.COST_TOKENS_PER_SECOND, text=count),
 )
 """Columns of the comparison table, in order."""

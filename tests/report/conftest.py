@@ -238,6 +238,8 @@ def write_job(
     metrics[registry.COST_TOKENS_PER_SECOND.key] = float(rng.normal(9000, 300))
     metrics[registry.COST_TRAIN_SECONDS.key] = 104.2
     metrics[registry.COST_PARAMETERS.key] = 4.3e6
+    if edges != "none":
+        metrics[registry.FOREIGN_DROPOUT.key] = foreign_dropout
     job = sweep / "_".join([*overrides, "1f3a9c"]).replace("/", "-")
     (job / ".hydra").mkdir(parents=True)
     write_losses(job / "document_losses.csv", rows)

@@ -48,6 +48,8 @@ def test_methods_and_settings_of_routing(read_edges: Sweep, read_study: Sweep) -
         row.jobs[0].kind: cell(table, row, "route.foreign_dropout").text for row in table.rows
     }
     assert dropouts["dense"] == dropouts["filtered"] == DASH and dropouts["sgtm"] == "1.0"
+    [row, *_] = [row for row in table.rows if row.jobs[0].kind == "sgtm"]
+    assert cell(table, row, "foreign dropout reached").text == "1.00"
 
 
 def test_missing_compute_equivalent_is_shown_as_a_bound(read_study: Sweep) -> None:
