@@ -258,7 +258,8 @@ class DataConfig:
     tokenizer: str | None = None
     """Name or path of a Hugging Face tokenizer; null trains a byte-level BPE on the training
     text."""
-    vocab_size: int = bounded(2048, at_least=257)  # the 256 bytes and the end-of-text token
+    # From the 256 bytes and the end-of-text token to what `tokenizers` can reserve memory for.
+    vocab_size: int = bounded(2048, at_least=257, at_most=1 << 24)
     """Vocabulary size of the trained tokenizer."""
     cache: str | None = None
     """Folder of the token cache; null: $GR_SWEEP_CACHE, or else the user's cache folder."""

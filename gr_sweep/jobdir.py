@@ -16,6 +16,7 @@ import os
 import re
 import socket
 import time
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -275,12 +276,13 @@ def job_folders(folder: Path) -> list[Path]:
     """The jobs in the folder of a sweep, by name, or the folder itself if it is a job; resolved.
 
     Raises:
-        JobError: there is none.
+        JobError: there is none, or no such folder.
     """
     if is_job(folder):
         return [folder.resolve()]
-    inside = folder.resolve().iterdir() if os.path.isdir(folder) else ()
-    found = [entry for entry in sorted(inside) if is_job(entry)]
+    if not os.path.isdir(folder):
+        raise JobError(f"{folder} is not a folder; give that of a sweep or of a job")
+    found = [entry for entry in sorted(folder.resolve().iterdir()) if is_job(entry)]
     if not found:
         names = f"{RECORD}, {SUMMARY}, {METRICS} or .hydra"
         raise JobError(f"{folder} holds no job: neither it nor a folder in it has a {names}")
@@ -296,9 +298,20 @@ def read_record(folder: Path) -> Record:
         given = {name: content[name] for name in known}
         record = Record(**given | {"state": State(content["state"])})
         record.holder = None if holder is None else Holder(**holder)
+        _check_types(record)
+        _check_types(record.holder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Record(State.waiting)
     return record
+
+
+def _check_types(part: Record | Holder | None) -> None:
+    """Raises TypeError if a field has another type than it is declared with."""
+    for item in dataclasses.fields(part) if part is not None else ():
+        declared: Any = item.type
+        origin = typing.get_origin(declared)
+        if not isinstance(getattr(part, item.name), origin if origin in (dict, list) else declared):
+            raise TypeError(f"{item.name} is no {declared}")
 
 
 def standing(folder: Path) -> Record:

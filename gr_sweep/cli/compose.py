@@ -101,6 +101,11 @@ def compose(
             for override in typed:
                 if is_below(override.key_or_group, _SET_BY_HYDRA):
                     raise ConfigError(f"{override.input_line}: gr-sweep sets this; leave it out")
+                if override.is_hydra_override() and override.is_sweep_override():
+                    raise ConfigError(
+                        f"{override.input_line}: a command has one value of this for all its jobs; "
+                        "quote a value that contains commas"
+                    )
             settings = [override for override in typed if not override.is_hydra_override()]
             fixed = [str(o.input_line) for o in settings if not o.is_sweep_override()]
             composer.compose_base(fixed)
@@ -115,7 +120,9 @@ def compose(
                     )
             return _single(composer, fixed)
     except RecursionError as error:
-        raise ConfigError("brackets are nested too deeply") from error
+        raise ConfigError(
+            "brackets are nested too deeply, or a defaults list leads back to its own file"
+        ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
 

@@ -7,6 +7,7 @@ once, and OmegaConf merges the settings of each job into a copy of it.
 import contextlib
 import copy
 import os
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -173,6 +174,11 @@ class Composer:
                 cfg = compose(self._config_name, overrides, return_hydra_config=True)
             except HydraException:
                 raise  # some are an OSError too
+            except UnicodeDecodeError as error:
+                # Only Hydra, which has opened the file, knows its path.
+                frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+                path = next((of["full_path"] for of in frames if "full_path" in of), "a config")
+                raise ConfigError(f"{path} is not UTF-8 ({error})") from error
             except (OSError, ValueError, LookupError, AttributeError, yaml.YAMLError) as error:
                 raise ConfigError(f"the config cannot be composed: {error}") from error
         for source in cfg.hydra.runtime.config_sources:
@@ -242,7 +248,7 @@ def composing(
     """
     for folder in (config_path, config_dir):
         if folder is not None and not os.path.isdir(folder):
-            raise ConfigError(f"config folder {folder} does not exist")
+            raise ConfigError(f"config folder {folder!r} is not a folder")
     given = {"--config-name": config_name, "--config-path": config_path, "--config-dir": config_dir}
     flags = {flag: value for flag, value in given.items() if value not in (None, "config")}
     words = [word for flag, value in flags.items() for word in (flag, str(value))]

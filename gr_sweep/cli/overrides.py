@@ -93,10 +93,14 @@ def explain(error: Exception, where: str = "") -> ConfigError:
     said = str(cause).split("\n    full_key:")[0] or type(cause).__name__
     if "is not a ListConfig" in said:
         said = "expected a list, such as [a,b]"
+    elif "Cannot merge DictConfig with ListConfig" in said:
+        said = "expected settings, such as {a: b}, got a list"
     elif isinstance(cause, KeyValidationError):
         said = f"{said}; put names such as null, 007, 1e5 or on in quotes"
     elif "is not a subclass of" in said:
         said = "it is a group of settings; expected one of them, such as train.steps=100"
+    if (file := re.match(r"In '(.+?)': ", str(error))) and not where:
+        where = f"config {file[1]}: "
     key = getattr(cause, "full_key", None) or ""
     schema = getattr(cause, "object_type", None)
     is_unknown = isinstance(cause, ConfigKeyError | ConfigAttributeError)

@@ -70,7 +70,9 @@ def record_of(fields: Any, text_field: str) -> Record:
         raise ValueError(f"expected an object with text in field {text_field!r}, got {kind}")
     text = lookup(fields, text_field)
     if not isinstance(text, str):
-        got = "nothing" if text is None else type(text).__name__
+        got = type(text).__name__
+        if text is None:
+            got = "null" if text_field in fields else "nothing"
         raise ValueError(
             f"expected text in field {text_field!r}, got {got}; the fields are "
             f"{', '.join(fields)}; choose one with data.text_field, or column of a data set"

@@ -80,6 +80,8 @@ class RoutedModel:
         the new plan counts from where units are now.
         """
         self.unroute()
+        if not isinstance(plan, RoutePlan):
+            raise PlanError(f"expected a RoutePlan, got {type(plan).__name__}")
         check_plan(plan, self.model.config)
         if not isinstance(foreign_dropout, (int, float)) or not 0.0 <= foreign_dropout <= 1.0:
             raise PlanError(f"expected foreign_dropout to be from 0 to 1, got {foreign_dropout}")
@@ -193,6 +195,8 @@ class RoutedModel:
     def blocks_off(self, blocks: Iterable[int]) -> Iterator[None]:
         """Switches off exactly the blocks with these indices in the plan. Nothing is cut."""
         any_rows, off = [slice(None)], [tuple(blocks)]
+        if wrong := set(off[0]).difference(range(len(self.plan.blocks))):
+            raise PlanError(f"the plan has {len(self.plan.blocks)} blocks, but no {[*wrong]}")
         routing = RowRouting(self.plan, self.route_weights, any_rows, [UNLABELLED], off)
         with self._routed_by(routing):
             yield
@@ -247,7 +251,12 @@ class RoutedModel:
         forgotten domain would change the size of the core's steps. Otherwise there is one global
         norm, under the key "all" (docs/routing.md, "What else couples domains"). None measures and
         clips nothing. Sharded gradients have one norm over all processes, which must all call this.
+
+        Raises:
+            PlanError: `max_norm` is not above 0.
         """
+        if max_norm is not None and not max_norm > 0:
+            raise PlanError(f"expected max_norm to be above 0, got {max_norm}")
         if self.route_weights.cuts_weights:
             sets = self.owner_sets(gradients=True)
         else:
@@ -355,6 +364,8 @@ def route_model(
         PlanError: a plan that does not fit the model, unknown edges, or a model that is already
             routed.
     """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise PlanError(f"expected a model of transformers, got {type(model).__name__}")
     if any(isinstance(module, RoutedModule) for module in model.modules()):
         raise PlanError("the model is already routed; call unroute() first")
     return RoutedModel(model, plan, edges=edges, foreign_dropout=foreign_dropout, **weights)

@@ -23,6 +23,7 @@ COMMANDS = """
 ~partition.domains.law                  | this setting does not exist
 model=hf model.path=a/b/c               | invalid value for model.path: 'a/b/c'
 train.steps=99999999999999999999        | expected a number of at most 9007199254740992
+data.vocab_size=70000000000             | expected a number at least 257 and at most 16777216
 train.batch_sequences=7                 | use 6 or 9
 train.batch_sequences=3 route.foreign_dropout=0.9 | use 0.875 or 1, or train.batch_sequences=6
 procedure=alternate train.steps=40 train.batch_sequences=12 route.foreign_dropout=0.9 | use 0.875
@@ -68,12 +69,16 @@ tracking.project=a/b                    | invalid value for tracking.project: 'a
 --cfg job --package nope                | the config has no such package
 -m seed=0,1 --cfg job                   | this command has 2; leave out -m
 -m seed=0,1 --info                      | leave out -m
---info config --config-dir nope         | config folder nope does not exist
+--info config --config-dir nope         | config folder 'nope' is not a folder
+--config-dir afile                      | config folder 'afile' is not a folder
+data=local data.paths=[a]               | data.paths=[a]: expected settings, such as {a: b}
+-m hydra.sweep.dir=a,b                  | hydra.sweep.dir=a,b: a command has one value of this
 --shell-completion                      | such as install=bash
 --shell-completion query=bash query=zsh | such as install=bash
 -x                                      | unknown flag -x
 --config-name ../x                      | Cannot find primary config '../x'
 report .                                | . holds no job
+status afile                            | afile is not a folder
 """
 
 CASES = []
@@ -136,6 +141,14 @@ FILES = {
         f"{HEAD}name: !!python/object/apply:os.system ['touch ran']\n",
         "could not determine a constructor",
     ),
+    "list at the top": ("partition=x", "- law\n", "config partition/x: "),
+    "list of domains": ("partition=x", f"{HEAD}domains: [a, b]\n", "got a list"),
+    "Latin-1": (
+        "partition=x",
+        f"{HEAD}name: caf\u00e9".encode("latin-1"),
+        "x.yaml is not UTF-8",
+    ),
+    "its own default": ("partition=x", "defaults: [x]\n", "leads back to its own file"),
     "deep": ("partition=x", "a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
     "no schema": ("--config-name partition/x", "seed: 1\n", "schema"),
 }
@@ -145,7 +158,7 @@ FILES = {
 def test_a_wrong_config_file_of_the_user_is_one_line(here, capsys, typed, content, said):
     path = here / "own" / "partition" / "x.yaml"
     path.parent.mkdir(parents=True)
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert_refused(["--config-dir", "own", *typed.split()], said, here, capsys)
 
 

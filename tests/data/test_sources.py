@@ -224,6 +224,11 @@ FILES: dict[str, tuple[str, bytes, str]] = {
         GOOD + b'\n{"text": "abc',
         "cannot read record 61 (line 62: U",
     ),
+    "text is null": (
+        "a.jsonl",
+        b'{"text": null}\n',
+        "got null; the fields are text",
+    ),
     "text is a list": ("a.jsonl", b'{"text": ["x"]}\n', "in field 'text', got list"),
     "half a surrogate": ("a.jsonl", b'{"text": "a\\udfffb"}\n', "text of record 1 is not UTF-8"),
     "a name with escapes": ("a.jsonl", b'{"\\u001b[2J\\n": "x"}\n', r"fields are \x1b[2J"),

@@ -246,6 +246,16 @@ def test_a_model_that_cannot_be_routed_is_refused_and_left_as_it_was(
     assert all(torch.equal(weights[name], w) for name, w in model.state_dict().items())
 
 
+def test_what_is_no_model_or_no_plan_is_refused():
+    model = tiny_model()
+    for no_model in (None, {}, torch.nn.Linear(2, 2)):
+        with pytest.raises(PlanError, match="expected a model of transformers"):
+            route_model(no_model, PEERS(model.config))
+    for no_plan in (None, {}, PEERS(model.config).to_json()):
+        with pytest.raises(PlanError, match="expected a RoutePlan"):
+            route_model(model, no_plan)
+
+
 @pytest.mark.parametrize("family", ["OPT", "Falcon", "T5"])
 def test_models_of_other_families_are_refused_and_can_be_dense(family):
     model = torch.nn.Linear(2, 2)

@@ -143,6 +143,12 @@ def test_an_invalid_batch_is_refused():
     ):
         with pytest.raises(PlanError, match=said), context:
             pass
+    for blocks in ([9], [-1]):
+        with pytest.raises(PlanError, match="4 blocks"), routed.blocks_off(blocks):
+            pass
+    for max_norm in (-1.0, 0.0, float("nan")):
+        with pytest.raises(PlanError, match=f"above 0, got {max_norm}"):
+            routed.clip_grad_norm_(max_norm)
     for switch in (routed.keep, routed.remove):
         with pytest.raises(ConfigError, match="chemistry"):
             switch(["chemistry"])
