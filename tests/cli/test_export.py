@@ -112,7 +112,7 @@ def test_documents_begin_as_the_tokenizer_would_and_the_export_agrees(tmp_path, 
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GR_SWEEP_CACHE", str(tmp_path / "cache"))
-    settings = ["partition.domains={code:{},biology:{}}", "~partition.domains.creative"]
+    settings = ["partition.domains={code:{},biology:{}}"]
     settings += ["data.documents=40", "data.tokenizer=tokenizer", "eval.document_tokens=60"]
     assert app.main(["debug=default", *settings, "hydra.run.dir=job"]) == 0
     assert app.main(["export", "job", "--keep", "biology", "--to", "model"]) == 0
