@@ -159,7 +159,7 @@ def dropout_lists(
     """
     num_off = round(Fraction(str(share)) * count * num_lists)
     each, more = divmod(num_off, num_lists)
-    has_more = _crossed(num_lists, [[more]] * num_others)
+    has_more = _crossed(num_lists, [[more]] * num_others, fewest_first=True)
     columns = _crossed(count, [[each + is_more for is_more in column] for column in has_more])
     rows = [
         frozenset(index for index, column in enumerate(columns) if column[row])
@@ -168,12 +168,15 @@ def dropout_lists(
     return tuple(tuple(rows[start : start + count]) for start in range(0, len(rows), count))
 
 
-def _crossed(count: int, numbers: Sequence[Sequence[int]]) -> list[list[bool]]:
+def _crossed(
+    count: int, numbers: Sequence[Sequence[int]], *, fewest_first: bool = False
+) -> list[list[bool]]:
     """For each domain, in which rows it is off: `numbers` of them in each list of `count` rows.
 
     Domains are crossed one after the other: rows of a list with the same domains off so far are
     divided in proportion, and then exchanges within lists make the number of rows in which two
-    domains are off together as even as possible.
+    domains are off together as even as possible. With `fewest_first`, ties go to the rows that have
+    the fewest domains off, so that steps cost the same.
     """
     columns: list[list[bool]] = []
     for of_lists in numbers:
@@ -184,7 +187,9 @@ def _crossed(count: int, numbers: Sequence[Sequence[int]]) -> list[list[bool]]:
                 cells.setdefault(tuple(column[row] for column in columns), []).append(row)
             quotas = {cell: len(rows) * num_off / count for cell, rows in cells.items()}
             take = {cell: int(quota) for cell, quota in quotas.items()}
-            by_remainder = sorted(cells, key=lambda cell: (take[cell] - quotas[cell], cell))
+            by_remainder = sorted(
+                cells, key=lambda c: (take[c] - quotas[c], sum(c) if fewest_first else 0, c)
+            )
             for cell in by_remainder[: num_off - sum(take.values())]:
                 take[cell] += 1
             off.update(row for cell, rows in cells.items() for row in rows[: take[cell]])
