@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from gr_sweep.errors import DataError, GrSweepError
+from gr_sweep.errors import DataError, GrSweepError, JobError
 from gr_sweep.files import content_digest, full_disk, is_full, sync_folder, write_whole
 from gr_sweep.jobdir import whole_checkpoints
 from gr_sweep.train.distributed import Processes
@@ -223,9 +223,15 @@ def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def report_full_disk(folder: Path) -> Iterator[None]:
-    """Turns the error of a library that finds the job's disk full into a JobError."""
+    """Turns the error of a library that finds the job's disk full, or a file where the job has a
+    folder or the other way around, into a JobError."""
     try:
         yield
+    except (IsADirectoryError, NotADirectoryError) as error:
+        if not Path(error.filename or "").is_relative_to(folder):
+            raise  # a bug
+        said = f"{error.filename}: {error.strerror}; remove it, or use another folder"
+        raise JobError(said) from error
     except Exception as error:
         if isinstance(error, GrSweepError) or not is_full(error):
             raise

@@ -56,7 +56,7 @@ def place(environment: Mapping[str, str] | None = None) -> Place | None:
     inside a step, because a batch script that requests many tasks is itself one process.
 
     Raises:
-        ConfigError: a variable is not a number.
+        ConfigError: a variable is not a number, or the process is none of them.
     """
     env = os.environ if environment is None else environment
     is_slurm = not ("RANK" in env and "WORLD_SIZE" in env)
@@ -66,6 +66,9 @@ def place(environment: Mapping[str, str] | None = None) -> Place | None:
     rank, world_size, local_rank = (_number(env, name) for name in names)
     if world_size < 2:
         return None
+    if rank >= world_size:
+        said = f"{names[0]}={rank}; expected a number below {names[1]}={world_size}"
+        raise ConfigError(f"the environment has {said}")
     url = "env://"
     if is_slurm:
         url = f"tcp://{_slurm_address(env)}"

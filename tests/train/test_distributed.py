@@ -54,6 +54,8 @@ def test_a_variable_that_is_no_number_is_named(monkeypatch):
     for env, name in ((TORCHRUN, "RANK"), (SLURM, "MASTER_PORT")):
         with pytest.raises(ConfigError, match=f"has {name}=a; expected a whole number"):
             place(env | {name: "a"})
+    with pytest.raises(ConfigError, match="RANK=4; expected a number below WORLD_SIZE=4"):
+        place(TORCHRUN | {"RANK": "4"})
     for name, value in (TORCHRUN | {"RANK": "a"}).items():
         monkeypatch.setenv(name, value)
     assert is_main(), "prints the error"
