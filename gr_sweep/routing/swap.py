@@ -59,11 +59,11 @@ class InPlace:
         self._swaps = swaps
         self._has_rest = any(swap.role == "rest" for swap in swaps)
         names = {module: name for name, module in model.named_modules()}
+        # With their children, such as an MLP's activation.
         paths = {
-            names[module]
-            for swap in swaps
-            for module in (swap.module, *swap.module.children())  # such as an MLP's activation
+            names[module] for swap in swaps for module in (swap.module, *swap.module.children())
         }
+        self._exact = frozenset(paths)
         paths |= {path[:end] for path in paths for end in range(len(path)) if path[end] == "."}
         self.modules = {path: model.get_submodule(path) for path in sorted(paths)}
         """Modules that are routed and those around them, by name."""
@@ -79,8 +79,12 @@ class InPlace:
                 are routed.
         """
         for path, parent, name, module in self._places:
-            now = parent._modules.get(name)
-            if now is not module:
+            now = found = parent._modules.get(name)
+            if path not in self._exact:
+                # A compiled, sharded or recomputed layer is the only module in its wrapper.
+                while found is not None and found is not module and len(found._modules) == 1:
+                    [found] = found._modules.values()
+            if found is not module:
                 self._refuse(path, "it is gone" if now is None else f"it is a {_named(type(now))}")
         for swap in self._swaps:
             fault = swap.fault()

@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 import transformers
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import prune
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
@@ -327,6 +328,31 @@ def test_a_model_that_has_changed_since_it_was_routed_enters_no_context(change, 
     for use in (routed.owner_sets, functools.partial(routed.extract, ["code"])):
         with pytest.raises(PlanError, match=said):
             use()
+
+
+def compiled_layer(layer):
+    return torch.compile(layer, backend="aot_eager")
+
+
+def compiled_and_recomputed_layer(layer):
+    return checkpoint_wrapper(compiled_layer(layer))
+
+
+@pytest.mark.parametrize(
+    "wrapped", [compiled_layer, checkpoint_wrapper, compiled_and_recomputed_layer]
+)
+def test_a_layer_in_a_wrapper_is_routed_as_before(wrapped):
+    model, routed = routed_model()
+    wanted, _ = expected(model, routed)
+    layers = model.model.layers
+    for index, layer in enumerate(plain := list(layers)):
+        layers[index] = wrapped(layer)
+    model.zero_grad()
+    with routed.batch(COUNTS):
+        loss_of(model).backward()
+    for index, layer in enumerate(plain):
+        layers[index] = layer
+    assert_same(gradients(model), wanted)
 
 
 def test_a_model_that_is_no_longer_routed_enters_no_context():
