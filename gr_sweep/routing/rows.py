@@ -118,14 +118,19 @@ def cycle_length(counts: Iterable[int], foreign_dropout: float) -> int:
     distance, num_lists = _nearest(present, wanted)
     if distance <= CLOSE:
         return num_lists
-    shares = {
-        Fraction(num_off, n * count)
-        for count in present
-        for n in range(1, MAX_LISTS + 1)
-        for num_off in range(n * count + 1)
-    }
-    others = sorted(share for share in shares if _nearest(present, share)[0] <= CLOSE)
-    below, above = others[(place := bisect_left(others, wanted)) - 1], others[place]
+    shares = sorted(
+        {
+            Fraction(num_off, n * count)
+            for count in present
+            for n in range(1, MAX_LISTS + 1)
+            for num_off in range(n * count + 1)
+        }
+    )
+    place = bisect_left(shares, wanted)
+    below, above = (
+        next(share for share in found if _nearest(present, share)[0] <= CLOSE)
+        for found in (reversed(shares[:place]), shares[place:])
+    )
     raise PlanError(
         f"foreign_dropout={foreign_dropout:g} cannot be reached where domains have "
         f"{' or '.join(map(str, sorted(present)))} of a step's sequences; use "

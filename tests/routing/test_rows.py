@@ -1,6 +1,7 @@
 """Row groups: who is switched off for which sequence."""
 
 import itertools
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -92,14 +93,17 @@ def test_each_other_domain_is_off_in_its_share_of_the_cases(num_domains, counts,
         ((4,), 0.75, 1), ((3,), 0.75, 4), ((1,), 0.5, 2), ((2, 3), 0.5, 2), ((2,), 0.9, 5),
         ((3,), 0.9, 7),  # 19 of 21
         ((1,), 0.9, None), ((2, 3), 0.9, None), ((4,), 0.001, None), ((32,), 0.999, None),
+        ((1, 37, 986), 0.3, None),
     ],
 )  # fmt: skip
-def test_steps_repeat_as_soon_as_they_can(counts, dropout, num_lists):
+def test_steps_repeat_as_soon_as_they_can_or_are_refused_at_once(counts, dropout, num_lists):
+    started = time.process_time()
     if num_lists is None:
         with pytest.raises(PlanError, match="cannot be reached"):
             cycle_length(counts, dropout)
     else:
         assert cycle_length(counts, dropout) == num_lists
+    assert time.process_time() - started < 2
 
 
 def test_every_pair_of_three_others_is_crossed_evenly():
