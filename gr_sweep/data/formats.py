@@ -275,7 +275,8 @@ def _columns(file: Any, text_field: str, columns: Sequence[str]) -> Iterator[Rec
                 names = table.schema.names
             # A column, or the struct that contains it.
             wanted = {n if n in names else n.split(".")[0] for n in (text_field, *columns)}
-            found = sorted(wanted & set(names)) or names
+            has_text = {text_field, text_field.split(".")[0]} & set(names)
+            found = sorted(wanted & set(names)) if has_text else names
             if magic == b"PAR1":
                 batches = table.iter_batches(_ROWS, columns=found)
             elif magic == b"ARRO":

@@ -104,6 +104,12 @@ def test_a_file_is_read_by_its_content_packed_or_not_whatever_its_name(tmp_path,
         assert [record.text for record in found] == [record["text"] for record in RECORDS]
 
 
+def test_a_table_without_the_text_names_all_its_columns(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(parquet({"body": ["x"], "topic": ["y"]}))
+    with pytest.raises(ValueError, match="the fields are body, topic"):
+        list(read_file(tmp_path / "a.parquet", "text", ["topic"]))
+
+
 def test_what_only_resembles_a_table_or_json_is_text(tmp_path):
     for text in ("text, lies and videotape\n", "[text](link)\n", '{"a": 1}', "text\nline\n", ""):
         (tmp_path / "a.md").write_text(text)
