@@ -186,7 +186,10 @@ def load_tokenizer(name: str, gguf_file: str | None = None) -> PretrainedTokeniz
                 raise
             check_hub(f"tokenizer {name}")
             hf_tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError, KeyError, RecursionError) as error:
+    except (
+        *(OSError, ValueError, ImportError, LookupError, RecursionError),
+        *(TypeError, AttributeError),  # of a tokenizer.json with values of other types
+    ) as error:
         raise DataError(f"tokenizer {name} cannot be loaded ({first_line(error)})") from error
     return PretrainedTokenizer(hf_tokenizer, name)
 

@@ -202,10 +202,13 @@ def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
                 ignore_mismatched_sizes=True,  # which are refused below, by name
             )
     except (
-        *(OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError),
+        *(OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, ArithmeticError),
         *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
     ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # The first line of a failed validation only says which.
+        reason = " ".join((str(error) or type(error).__name__).splitlines()[:2])
+        if isinstance(error, KeyError):
+            reason = f"unknown {reason}"
         raise PlanError(f"model.path={path} cannot be loaded: {reason}") from error
     model: PreTrainedModel
     model, found = loaded
@@ -214,6 +217,9 @@ def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
         for name, theirs, ours in sorted(found["mismatched_keys"])
     ]
     wrong += [f"{name} is missing" for name in sorted(found["missing_keys"])]
+    if not wrong:
+        finite = {name: bool(weight.isfinite().all()) for name, weight in model.named_parameters()}
+        wrong = [f"{name} has a number that is not finite" for name in finite if not finite[name]]
     if wrong:
         raise PlanError(f"model.path={path} is not whole: {_some(wrong)}")
     if found["unexpected_keys"]:

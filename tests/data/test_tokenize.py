@@ -79,6 +79,10 @@ def test_a_tokenizer_without_a_separator_or_that_is_not_there_is_named(trained, 
     )
     with pytest.raises(DataError, match="has no end-of-sequence token"):
         load_tokenizer(str(tmp_path))
+    for content in ("[]", "{", ""):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(DataError, match="cannot be loaded"):
+            load_tokenizer(str(tmp_path))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty cannot be loaded"):
         load_tokenizer(str(tmp_path / "empty"))

@@ -193,6 +193,13 @@ MODELS = {
         f"{UP} has the shape [3, 16] instead of [28, 16]",
     ),
     "config of no family": (set_in("config.json", model_type="nope"), ""),
+    "a tensor is not finite": (
+        with_tensors(**{UP.removesuffix(".weight"): torch.full((28, 16), float("nan"))}),
+        f"{UP} has a number that is not finite",
+    ),
+    "config without heads": (set_in("config.json", num_key_value_heads=0), "cannot be loaded"),
+    "config of too many heads": (set_in("config.json", num_attention_heads=3), "attention heads"),
+    "config of another activation": (set_in("config.json", hidden_act="no"), "unknown 'no'"),
     "config of another width": (set_in("config.json", intermediate_size=99), "is not whole"),
     "weights are torch's, with code": (torch_weights, "cannot be loaded"),
     "the index leads outside": (index_outside, "cannot be loaded"),
