@@ -9,7 +9,7 @@ import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,8 +94,10 @@ class RoutedModel:
         # Nothing fails from here on: the model is routed, or as it was.
         self.plan, self.route_weights, self.foreign_dropout = plan, route_weights, foreign_dropout
         self.unit_linears, self._state = found, RoutingState()
-        self._cycles: dict[tuple[Any, ...], tuple[tuple[RowGroup, ...], ...]] = {}
-        self._routings: dict[tuple[RowGroup, ...], RowRouting] = {}
+        # Bounded, for callers whose every batch has other counts.
+        remembered = lru_cache(maxsize=256)
+        self._cycle_of = remembered(lambda of: row_groups(plan, dict(of), foreign_dropout))
+        self._routing_of = remembered(partial(RowRouting.of_groups, plan, route_weights))
         with torch.no_grad():
             for linear in self.unit_linears:
                 for parameter in linear.parameters:
@@ -116,10 +118,7 @@ class RoutedModel:
         Raises:
             PlanError: as `batch`.
         """
-        key = tuple(counts.items())
-        if key not in self._cycles:
-            self._cycles[key] = row_groups(self.plan, counts, self.foreign_dropout)
-        return self._cycles[key]
+        return self._cycle_of(tuple(counts.items()))
 
     def row_groups(
         self, counts: Mapping[str, int], *, step: int | None = None, rows: slice | None = None
@@ -176,10 +175,7 @@ class RoutedModel:
             counts = _whole_numbers(counts)
             if not any(counts.values()):
                 raise PlanError(f"batch({dict(counts)}) has no sequence")
-            groups = self.row_groups(counts, step=step, rows=rows)
-            if groups not in self._routings:
-                self._routings[groups] = RowRouting.of_groups(self.plan, self.route_weights, groups)
-            routing = self._routings[groups]
+            routing = self._routing_of(self.row_groups(counts, step=step, rows=rows))
         with self._routed_by(routing):
             yield
 
@@ -214,6 +210,14 @@ class RoutedModel:
         self._in_place.check()
         return self._in_place
 
+    def _check_whole(self) -> None:
+        for linear in self.unit_linears:
+            if linear.parameters[0].dim() != 2:
+                raise PlanError(
+                    "weights are sharded as flat pieces, in which no block can be told from "
+                    "another; shard by fully_shard (FSDP2), or clip with what shards them"
+                )
+
     def extract(self, keep: Iterable[str]) -> "PreTrainedModel":
         """An ordinary model without the units that `keep(keep)` switches off, and with the same
         logits."""
@@ -226,8 +230,12 @@ class RoutedModel:
 
         The core has its units and every parameter that belongs to no unit; a tied parameter appears
         once. For sharded parameters, the parts on this process.
+
+        Raises:
+            PlanError: parameters that are sharded by something else than `fully_shard`.
         """
         self._check()
+        self._check_whole()
         sets: dict[str, list[Tensor]] = {block.name: [] for block in self.plan.blocks}
         in_units: set[int] = set()
         for linear in self.unit_linears:
@@ -253,10 +261,11 @@ class RoutedModel:
         clips nothing. Sharded gradients have one norm over all processes, which must all call this.
 
         Raises:
-            PlanError: `max_norm` is not above 0.
+            PlanError: `max_norm` is not above 0, or as `owner_sets`.
         """
         if max_norm is not None and not max_norm > 0:
             raise PlanError(f"expected max_norm to be above 0, got {max_norm}")
+        self._check_whole()
         if self.route_weights.cuts_weights:
             sets = self.owner_sets(gradients=True)
         else:

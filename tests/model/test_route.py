@@ -1,6 +1,7 @@
 """A routed model's life: contexts, keep and remove, clipping, order of units, and the way back."""
 
 import functools
+import weakref
 
 import pytest
 import torch
@@ -213,6 +214,28 @@ def test_contexts_do_not_nest_and_an_error_inside_ends_them():
     assert torch.equal(
         model(input_ids=tiny_ids(2)).logits, tiny_model()(input_ids=tiny_ids(2)).logits
     )
+
+
+def test_routings_of_counts_that_do_not_come_back_are_freed():
+    model = tiny_model()
+    routed = route_model(model, PLANS["peers"](model.config))
+    with routed.batch({"code": 1}):
+        first = weakref.ref(routed.active)
+    for count in range(2, 400):
+        with routed.batch({"code": count}):
+            pass
+    assert first() is None
+
+
+@pytest.mark.parametrize("edges", ["act", "both"])
+def test_weights_that_another_library_keeps_flat_have_no_owner_sets(edges):
+    model = tiny_model()
+    routed = route_model(model, PLANS["peers"](model.config), edges)
+    for linear in routed.unit_linears:  # as FullyShardedDataParallel does
+        linear.module.weight = torch.nn.Parameter(linear.module.weight.detach().flatten())
+    for use in (routed.owner_sets, lambda: routed.clip_grad_norm_(1.0)):
+        with pytest.raises(PlanError, match="fully_shard"):
+            use()
 
 
 @pytest.mark.parametrize(
