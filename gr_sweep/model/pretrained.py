@@ -4,6 +4,7 @@ Only `load` needs torch and transformers: a command is checked without them.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -170,6 +171,7 @@ def check_length(path: str, model_type: str, positions: int | None, length: int)
         )
 
 
+@functools.lru_cache  # half a second for a large one, and every job of a sweep asks
 def tokens_of(folder: Path) -> int | None:
     """Number of tokens of the tokenizer in a folder; None if only loading it can say."""
     try:

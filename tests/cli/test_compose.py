@@ -368,6 +368,19 @@ def test_a_checkpoint_that_cannot_be_routed_is_refused_before_any_job(content, e
         compose(["model=hf", f"model.path={tmp_path}", "seed=0,1"], multirun=True)
 
 
+def test_a_tokenizer_is_read_once_for_all_jobs(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 9}')
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    names, read = list[str](), Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **given: names.append(path.name) or read(path, **given)
+    )
+    assert (
+        len(compose(["model=hf", f"model.path={tmp_path}", "seed=0,1,2"], multirun=True).jobs) == 3
+    )
+    assert names.count("tokenizer.json") == 1
+
+
 @pytest.mark.parametrize("name", ["null", "~", "007", "1e5", "on", "12:30", "2.50"])
 def test_a_name_that_yaml_reads_as_something_else_must_be_quoted_and_is_then_a_name(tmp_path, name):
     (tmp_path / "partition").mkdir()
