@@ -288,7 +288,8 @@ def _sources(partition: PartitionConfig, domains: tuple[str, ...]) -> list[str]:
 
 def _check_local(data: DataConfig, sources: Sequence[str]) -> None:
     if data.root is not None and not os.path.isdir(data.root):
-        raise ConfigError(f"data.root={data.root} is not a folder")
+        better = "; one file for all domains needs data.label_field" * os.path.isfile(data.root)
+        raise ConfigError(f"data.root={data.root} is not a folder{better}")
     missing = [source for source in sources if source not in data.paths]
     if missing and data.root is None:
         raise ConfigError(

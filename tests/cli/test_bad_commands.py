@@ -28,7 +28,7 @@ train.batch_sequences=7                 | use 6 or 9
 train.batch_sequences=3 route.foreign_dropout=0.9 | use 0.875 or 1, or train.batch_sequences=6
 procedure=alternate train.steps=40 train.batch_sequences=12 route.foreign_dropout=0.9 | use 0.875
 baselines=[dense]                       | add -m
-data=local data.root=afile              | data.root=afile is not a folder
+data=local data.root=afile              | afile is not a folder; one file for all domains needs
 partition.domains.code.pattern='*'      | expected a regular expression
 method.fixes={data:{weights:{code:x}}}  | invalid value for data.weights.code
 model=[tiny,nano]                       | -m model=A,B runs several
