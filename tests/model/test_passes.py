@@ -434,7 +434,7 @@ def test_a_copy_of_the_routing_is_a_routed_copy_of_the_model(copied):
     assert both[0].model is both[1] and both[1] is not model
     found = []
     for one in (routed, both[0]):
-        with one.batch(COUNTS):
+        with one.batch(COUNTS, step=1):
             found.append(gradients_of(loss_of(one.model), one.model))
     assert_same(found[1], found[0])
     both[0].unroute()

@@ -30,8 +30,7 @@ def tensors(*shapes):
     ]
 
 
-def linears(weights, biases=(None, None, None)):
-    return [SimpleNamespace(weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
+NO_BIASES = (None, None, None)
 
 
 def blocks_off(plan, off):
@@ -83,7 +82,7 @@ def test_a_gated_mlp_has_true_gradients_where_nothing_is_cut(name, has_bias, cos
     biases = tensors((8,), (8,), (3,)) if has_bias else [None] * 3
 
     def mlp(x, gate, up, down, *biases):
-        return routing.gated_mlp(x, *linears((gate, up, down), biases), UNITS)
+        return routing.gated_mlp(x, (gate, up, down, *biases), UNITS)
 
     assert torch.autograd.gradcheck(mlp, (x, *weights, *biases))
     # Without a graph less is kept; the values are the same.
@@ -119,7 +118,7 @@ def multiplications(edges, dropout, is_whole_mlp):
     x, gate, up, down = tensors((9, 2, 5), (24, 5), (24, 5), (5, 24))
     with ProductCounter() as counter:
         if is_whole_mlp:
-            y = routing.gated_mlp(x, *linears((gate, up, down)), units)
+            y = routing.gated_mlp(x, (gate, up, down, *NO_BIASES), units)
         else:
             gated = torch.nn.functional.silu(routing.linear("column", x, gate, None, units))
             hidden = gated * routing.linear("column", x, up, None, units)
@@ -160,7 +159,7 @@ def test_a_gated_mlp_saves_less_than_plain_autograd():
 
     x, *weights = tensors((4, 2, 3), (8, 3), (8, 3), (3, 8))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        dict(routings())["dropout 0.0"].gated_mlp(x, *linears(weights), UNITS)
+        dict(routings())["dropout 0.0"].gated_mlp(x, (*weights, *NO_BIASES), UNITS)
     assert sum(tensor.shape == (8, 8) for tensor in saved) == 3
 
 
@@ -180,7 +179,7 @@ def test_units_that_are_off_are_finite_where_a_product_reads_past_its_slice(monk
     units = plan.splits[0, "mlp"].slices()
     assert units[3].start % 2, "the last block is off, and those that are on are an odd number"
     with torch.no_grad():
-        assert blocks_off(plan, [3]).gated_mlp(x, *linears(weights), units).isfinite().all()
-    blocks_off(plan, [3]).gated_mlp(x, *linears(weights), units).sum().backward()
+        assert blocks_off(plan, [3]).gated_mlp(x, (*weights, *NO_BIASES), units).isfinite().all()
+    blocks_off(plan, [3]).gated_mlp(x, (*weights, *NO_BIASES), units).sum().backward()
     for tensor in (x, *weights):
         assert tensor.grad.isfinite().all()
