@@ -186,7 +186,12 @@ _OWN = ("_state", "_parts", "_role")
 
 def plain_class(module: RoutedModule) -> Any:
     """The class that a module had before it was routed."""
-    return type(module).__bases__[1]
+    kind = type(module)
+    first, second = kind.__bases__
+    if issubclass(first, RoutedModule):
+        return second
+    # `fully_shard` has put a class of its own before the routed one.
+    return type(kind.__name__, (first, second.__bases__[1]), dict(vars(kind)))
 
 
 class RoutedLinear(RoutedModule):
