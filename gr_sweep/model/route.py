@@ -153,7 +153,7 @@ class RoutedModel:
             counts: number of sequences of each domain in a step, sorted by domain in this order;
                 "unlabelled" is allowed as a key.
             step: number of the step, which says which sequences have which domains off; needed
-                where foreign dropout times a count is no whole number.
+                where foreign dropout times a count is not a whole number.
             rows: those of the step's rows that the model is given here, if micro-batches or
                 processes share them; None for all.
             labels_NT: instead of `counts`, the int64 label of every token: an index into
@@ -161,7 +161,7 @@ class RoutedModel:
                 in the code of Cloud et al. it has that of the next, which it predicts.
 
         Raises:
-            PlanError: an unknown domain, a count that is no whole number, neither or both of
+            PlanError: an unknown domain, a count that is not a whole number, neither or both of
                 `counts` and `labels_NT`, a foreign dropout that these counts cannot reach or that
                 needs `step`, a model input with another number of rows, or a model that has changed
                 since it was routed.

@@ -44,6 +44,8 @@ class RoutingState:
     def __init__(self) -> None:
         self._of_thread = _OfThread()
         self._was_used = self._is_over = False
+        self._entered: list[Routing] = []
+        """The routings that are active in any thread."""
         self.roles: list[tuple[str, Units]] = []
         """Roles and units that modules will ask the active routing for."""
 
@@ -67,9 +69,11 @@ class RoutingState:
         others = _ROUTINGS.get({})
         _ROUTINGS.set({**others, self: routing})
         self._of_thread.active = routing
+        self._entered.append(routing)
         try:
             yield
         finally:
+            self._entered.remove(routing)
             self._of_thread.active = None
             _ROUTINGS.set(others)
 
@@ -120,6 +124,8 @@ class RoutingState:
             caller = torch._C._get_obj_in_tls("context").get(_ROUTINGS, {})
             if self in caller:
                 return caller[self]  # type: ignore[no-any-return]
+        elif len(self._entered) == 1:  # a torch that does not hand the caller's context on
+            return self._entered[0]
         raise PlanError(
             "the backward pass recomputes a layer, and its routing is not known: call backward in "
             "the context, or use gradient_checkpointing_enable of the model before the context"

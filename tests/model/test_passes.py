@@ -123,7 +123,12 @@ def test_a_recomputation_is_routed_as_its_forward_pass_whenever_and_wherever_it_
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_another_checkpointing_is_routed_inside_the_context_and_refused_after_it(reentrant):
+@pytest.mark.parametrize("hands_context_on", [True, False])  # torch before 2.12 does not
+def test_another_checkpointing_is_routed_inside_the_context_and_refused_after_it(
+    reentrant, hands_context_on, monkeypatch
+):
+    if not hands_context_on:
+        monkeypatch.setattr(torch._C, "_is_key_in_tls", lambda key: False)
     model, routed = routed_model()
     wanted, plain = expected(model, routed)
 
