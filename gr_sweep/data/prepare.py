@@ -48,7 +48,7 @@ _BYTES_A_TOKEN = 3
 """A low estimate, so that reading ahead does not overshoot a limit in tokens by much."""
 BATCH_BYTES = 1 << 20
 """Text that is tokenised at once."""
-HELD_OUT_TOKENS = 1 << 20
+HELD_OUT_TOKENS = 1 << 18
 """Held-out tokens of a domain, after which its other held-out documents are passed over: a stream
 is not read further for them. It does not depend on `data.limit_tokens`."""
 
@@ -214,14 +214,17 @@ def check_held_out(data: TokenData, min_documents: int, kind: DataKind) -> None:
         return
     more = "raise data.documents"
     if kind is not DataKind.synthetic:
-        sizes = [data.train[d].num_bytes.sum() + data.heldout[d].num_bytes.sum() for d in few]
+        more = "add text"
+        sizes = {d: data.train[d].num_bytes.sum() + data.heldout[d].num_bytes.sum() for d in few}
+        smallest = min(sizes, key=sizes.__getitem__)
         # Half as many again as are needed, because a hash does not hold out an exact share.
-        split = max(1, int(min(sizes)) * 2 // (3 * HELD_OUT_EVERY * min_documents))
-        more = f"add text, divide documents (data.split=paragraphs, or data.split={split})"
+        split = max(1, int(sizes[smallest]) * 2 // (3 * HELD_OUT_EVERY * min_documents))
+        if split < sizes[smallest] / sum(found[smallest]):
+            more += f", divide documents (data.split=paragraphs, or data.split={split})"
     said = ", ".join(f"{d} has {held_out} of {held_out + n}" for d, (n, held_out) in few.items())
     raise DataError(
         f"too few held-out documents: {said}, and eval.min_documents={min_documents}; a twentieth "
-        f"is held out: {more}, or lower eval.min_documents"
+        f"is held out: {more}{', or lower eval.min_documents' if min_documents > 1 else ''}"
     )
 
 
@@ -246,11 +249,17 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
         for source, stream in zip(text.sources, streams, strict=True):
             packer.pack(stream, source.domains)
             for domain in source.domains:
-                if not packer.train[domain].num_documents:
+                if packer.train[domain].num_documents:
+                    continue
+                if held_out := packer.heldout[domain].num_documents:
                     raise DataError(
-                        f"domain {domain} is empty: no training document in {source.where} fits "
-                        f"its rule (held out: {packer.heldout[domain].num_documents})"
+                        f"domain {domain} has no training document in {source.where}: all that fit "
+                        f"its rule are held out ({held_out}); add documents, or divide them "
+                        "(data.split=paragraphs)"
                     )
+                raise DataError(
+                    f"domain {domain} is empty: no document in {source.where} fits its rule"
+                )
     tokenizer.save(folder / "tokenizer")
     return {
         "key": text.key,
