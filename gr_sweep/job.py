@@ -17,7 +17,15 @@ import numpy as np
 import torch
 
 from gr_sweep import jobdir
-from gr_sweep.config import ModelConfig, Resume, RunConfig, num_micro_batches, num_steps, to_plain
+from gr_sweep.config import (
+    ModelConfig,
+    ProcedureKind,
+    Resume,
+    RunConfig,
+    num_micro_batches,
+    num_steps,
+    to_plain,
+)
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
@@ -57,7 +65,7 @@ from gr_sweep.train.signals import StopSignals
 from gr_sweep.train.step import is_bfloat16, precision_context
 
 if TYPE_CHECKING:
-    from gr_sweep.rounds import LastRound
+    from gr_sweep.alternate import LastRound
 
 
 def run_job(
@@ -220,11 +228,11 @@ class Job:
             rewarm=config.procedure.rewarm,
         )
         self.last: LastRound | None = None
-        if in_rounds:
-            self.last = self._train_rounds(training)
-            self.batches, self.held_out = self.last.batches, self.last.held_out
-        else:
-            self._train_to(training, self.batches)
+        procedures = {
+            ProcedureKind.fixed: self._train_fixed,
+            ProcedureKind.alternate: self._train_alternate,
+        }
+        procedures[config.procedure.name](training)
         self.state: TrainState = training.state
         training.end()
 
@@ -367,11 +375,14 @@ class Job:
             signals=self.signals,
         ).run(stop)
 
-    def _train_rounds(self, training: Training) -> "LastRound":
-        # Imports scipy, which takes a second: most jobs have no rounds.
-        from gr_sweep.rounds import Rounds
+    def _train_fixed(self, training: Training) -> None:
+        self._train_to(training, self.batches)
 
-        return Rounds(
+    def _train_alternate(self, training: Training) -> None:
+        # Imports scipy, which takes a second: most jobs have no rounds.
+        from gr_sweep.alternate import Rounds
+
+        self.last = Rounds(
             config=self.config,
             data=heldout_read(self.config, self.data),
             routed=self.routed,
@@ -382,6 +393,7 @@ class Job:
             device=self.device,
             train_to=functools.partial(self._train_to, training),
         ).run()
+        self.batches, self.held_out = self.last.batches, self.last.held_out
 
     def _evaluate_curve(self, is_last: bool) -> dict[str, float]:
         """Losses of the documents of the curve; at the end picked from those of all documents,

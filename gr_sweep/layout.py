@@ -88,10 +88,14 @@ class Phase:
     """Its last step."""
 
 
+_HAS_ROUNDS = {ProcedureKind.fixed: False, ProcedureKind.alternate: True}
+"""Every procedure is named here, so that none trains as another."""
+
+
 def has_rounds(config: RunConfig) -> bool:
-    """Whether the plan is made while the job trains, round by round (`gr_sweep.rounds`), and not
+    """Whether the plan is made while the job trains, round by round (`gr_sweep.alternate`), and not
     before."""
-    return config.procedure.name is ProcedureKind.alternate
+    return _HAS_ROUNDS[config.procedure.name]
 
 
 def phases_of(config: RunConfig) -> list[Phase]:

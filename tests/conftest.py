@@ -19,7 +19,7 @@ LONGEST = (
     "report/test_browser.py",
     "train/test_several.py",
     "cli/test_compose.py",
-    "test_rounds.py",
+    "test_alternate.py",
     "launch/test_estimate.py",
     "test_faults.py",
     "cli/test_app.py",

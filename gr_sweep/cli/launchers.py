@@ -6,17 +6,18 @@ The files in a job's folder tell how a job ended that ran in another process.
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gr_sweep.cli.schema import LAUNCHERS
 from gr_sweep.cli.task import Job, JobTask
+from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import note_end
-from gr_sweep.launch.local import run_side_by_side, slots_of
+from gr_sweep.launch.local import LocalParallelConfig, Slot, run_side_by_side, slots_of
 from gr_sweep.launch.resources import SlurmConfig
 from gr_sweep.launch.slurm import await_kill, check_slurm, is_cancelled, run_on_slurm
 from gr_sweep.launch.work import Work
@@ -34,6 +35,28 @@ class Outcome:
     state: State
     error: str | None = None
     is_bug: bool = False
+
+
+class _Launcher(NamedTuple):
+    check: Callable[[Any, list[RunConfig]], Any]
+    """Settings and jobs to what `run` needs to know; raises ConfigError if they cannot run."""
+    run: Callable[..., None]
+    """Runs works; see `run_on_slurm`."""
+    on_interrupt: str
+    """What Ctrl-C does."""
+
+
+def _run_side_by_side(
+    works: Sequence[Work], _: Any, slots: Sequence[Slot], folder: Path, *, is_shown: bool
+) -> None:
+    run_side_by_side(works, slots, is_shown=is_shown)
+
+
+_LAUNCHERS: dict[type, _Launcher] = {
+    SlurmConfig: _Launcher(check_slurm, run_on_slurm, "leaves; the jobs stay in the queue"),
+    LocalParallelConfig: _Launcher(slots_of, _run_side_by_side, "stops the jobs; each saves first"),
+}
+"""By their settings, which `gr_sweep.cli.schema.LAUNCHERS` names."""
 
 
 def launch(command: "Command", tasks: Sequence[JobTask], checked: Any) -> list[Outcome]:
@@ -57,13 +80,10 @@ def launch(command: "Command", tasks: Sequence[JobTask], checked: Any) -> list[O
     works = [
         Work(task.folder, task.job.title, task.job.config, SweepJob(task, where)) for task in tasks
     ]
-    is_slurm = isinstance(config, SlurmConfig)
-    hint = "leaves; the jobs stay in the queue" if is_slurm else "stops the jobs; each saves first"
-    with live_table(reader, command.folder.resolve().name, f"Ctrl-C {hint}") as is_shown:
-        if is_slurm:
-            run_on_slurm(works, config, checked, command.folder, is_shown=is_shown)
-        else:
-            run_side_by_side(works, checked, is_shown=is_shown)
+    launcher = _LAUNCHERS[type(config)]
+    name = command.folder.resolve().name
+    with live_table(reader, name, f"Ctrl-C {launcher.on_interrupt}") as is_shown:
+        launcher.run(works, config, checked, command.folder, is_shown=is_shown)
     return [outcome_of(task.folder) for task in tasks]
 
 
@@ -142,8 +162,7 @@ def check_launcher(command: "Command", missing: Sequence[Job]) -> Any:
         )
     if not command.is_multirun:
         raise ConfigError("hydra/launcher is for the jobs of a sweep: add -m")
-    check = check_slurm if isinstance(config, SlurmConfig) else slots_of
-    return check(config, [job.config for job in missing])
+    return _LAUNCHERS[type(config)].check(config, [job.config for job in missing])
 
 
 def _launcher_config(command: "Command") -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gr_sweep import job, rounds
+from gr_sweep import alternate, job
 from gr_sweep.cli.app import main
 from gr_sweep.config import (
     Attribution,
@@ -155,7 +155,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
 
     wrap(loop, "train_step")
     for name in ("assign_units", "removal_losses", "write_losses", "fit_children", "write_whole"):
-        wrap(rounds, name)
+        wrap(alternate, name)
     for name in ("robustness_losses", "summarize_losses"):
         wrap(job, name)
     whole, folder = finished[0], tmp_path / "job"
@@ -274,7 +274,7 @@ def test_a_run_that_was_stopped_in_a_routed_phase_is_exported_by_its_checkpoint(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "removal_losses", killed)
+        patch.setattr(alternate, "removal_losses", killed)
         with pytest.raises(Killed):
             run(make_config(steps=4, procedure={"rounds": 1, "documents": 4}), folder)
     (folder / "plan.json").write_text(RoutePlan.none(domains=DOMAINS).to_json())
@@ -310,8 +310,8 @@ def test_scores_and_clusters_are_of_training_text_in_the_experts_own_network(
     make_config, tmp_path, monkeypatch
 ):
     is_routed, scored, offs, routed = [], set(), [], []
-    plain_features, plain_scores = rounds.document_features, rounds.score_units
-    plain_run = rounds.Rounds.run
+    plain_features, plain_scores = alternate.document_features, alternate.score_units
+    plain_run = alternate.Rounds.run
 
     def features(hidden, documents, **how):
         is_routed.append(routed[0].active is not None)
@@ -328,9 +328,9 @@ def test_scores_and_clusters_are_of_training_text_in_the_experts_own_network(
         routed.append(self.routed)
         return plain_run(self)
 
-    monkeypatch.setattr(rounds.Rounds, "run", spied)
-    monkeypatch.setattr(rounds, "document_features", features)
-    monkeypatch.setattr(rounds, "score_units", scores)
+    monkeypatch.setattr(alternate.Rounds, "run", spied)
+    monkeypatch.setattr(alternate, "document_features", features)
+    monkeypatch.setattr(alternate, "score_units", scores)
     config = make_config(steps=4, procedure={"rounds": 2, "documents": 30})
     run(config, tmp_path / "job")
     assert is_routed and all(is_routed)
