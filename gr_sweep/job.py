@@ -228,17 +228,16 @@ class Job:
             rewarm=config.procedure.rewarm,
         )
         self.last: LastRound | None = None
-        procedures = {
-            ProcedureKind.fixed: self._train_fixed,
-            ProcedureKind.alternate: self._train_alternate,
-        }
-        procedures[config.procedure.name](training)
+        match config.procedure.name:
+            case ProcedureKind.fixed:
+                self._train_to(training, self.batches)
+            case ProcedureKind.alternate:
+                self._train_alternate(training)
         self.state: TrainState = training.state
         training.end()
 
     def evaluate(self) -> None:
-        """Reads held-out text in every view of the model, with markers, and after attacks; writes
-        samples."""
+        """Reads held-out text in every view, with markers and after attacks; writes samples."""
         config, begin = self.config, time.perf_counter()
         recover = make_recovery(
             config,
@@ -374,9 +373,6 @@ class Job:
             processes=self.processes,
             signals=self.signals,
         ).run(stop)
-
-    def _train_fixed(self, training: Training) -> None:
-        self._train_to(training, self.batches)
 
     def _train_alternate(self, training: Training) -> None:
         # Imports scipy, which takes a second: most jobs have no rounds.
