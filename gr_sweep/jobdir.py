@@ -311,7 +311,7 @@ def _check_types(part: Record | Holder | None) -> None:
         declared: Any = item.type
         origin = typing.get_origin(declared)
         if not isinstance(getattr(part, item.name), origin if origin in (dict, list) else declared):
-            raise TypeError(f"{item.name} is no {declared}")
+            raise TypeError(f"{item.name}: expected {declared}")
 
 
 def standing(folder: Path) -> Record:

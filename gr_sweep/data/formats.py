@@ -167,7 +167,7 @@ def _unreadable(start: bytes, suffix: str) -> str:
     if start[257:262] == b"ustar":
         named = "a tar archive"
     if not named and suffix in (".parquet", ".arrow"):
-        named = f"no {suffix[1:]} file"
+        named = "not a Parquet file" if suffix == ".parquet" else "not an Arrow file"
     return named or ("binary data" if b"\0" in start else "")
 
 

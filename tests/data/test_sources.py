@@ -215,7 +215,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "a tar archive": ("a.gz", gzip.compress(b"x".ljust(257, b"\0") + b"ustar"), "is a tar archive"),
     "UTF-16": ("a.txt", "text".encode("utf-16"), "a.txt is text in UTF-16"),
     "binary data": ("a.txt", b"a\0b", "a.txt is binary data"),
-    "text named Parquet": ("a.parquet", b"some text", "a.parquet is no parquet file"),
+    "text named Parquet": ("a.parquet", b"some text", "a.parquet is not a Parquet file"),
     "Latin-1": ("a.txt", "caf\u00e9".encode("latin-1"), "the text of record 1 is not UTF-8"),
     "a row that is too long": ("a.csv", b"text,tag\na,b\nc,d,e\n", "3 values for 2 columns"),
     "a column twice": ("a.csv", b"text,text\na,b\n", "two columns have the same name"),
