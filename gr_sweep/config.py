@@ -363,7 +363,7 @@ class TrainConfig:
     device: Device = Device.auto
     """auto: CUDA if there is a GPU."""
     precision: Precision = Precision.auto
-    """auto: bfloat16 products on CUDA, float32 on a CPU."""
+    """auto: bfloat16 products on CUDA and on a CPU with instructions for them, else float32."""
     compile: bool = False
     """Compile the forward and backward pass (torch.compile): minutes before the first step, faster
     steps on a GPU afterwards. Changes the rounding."""

@@ -322,7 +322,9 @@ class Job:
                 for name in jobdir.RESULTS
                 if (self.folder / name).exists()
             },
-            "environment": environment(self.device, self.processes.world_size),
+            "environment": environment(
+                self.device, self.processes.world_size, self.config.train.precision
+            ),
             "metrics": metrics | self._costs() | tokens,
             "intervals": intervals,
             "started": self.started.isoformat(timespec="seconds"),

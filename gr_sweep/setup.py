@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gr_sweep.config import Method, RunConfig
+from gr_sweep.config import Method, Precision, RunConfig
 from gr_sweep.config import num_steps as total_steps
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.heldout import first_documents, heldout_chunks
@@ -36,6 +36,7 @@ from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.distributed import Processes
+from gr_sweep.train.step import is_bfloat16
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
@@ -237,8 +238,8 @@ def _micro_batch_sequences(config: RunConfig) -> int:
     return config.train.micro_batch_sequences or config.train.batch_sequences
 
 
-def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
-    """Versions and hardware that the job ran on."""
+def environment(device: torch.device, num_processes: int, precision: Precision) -> dict[str, Any]:
+    """Versions, hardware and products of the job."""
     import transformers
 
     from gr_sweep import __version__
@@ -251,5 +252,6 @@ def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
         "processes": num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "precision": "bfloat16" if is_bfloat16(device, precision) else "float32",
         "platform": sys.platform,
     }

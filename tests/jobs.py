@@ -13,6 +13,7 @@ from gr_sweep.config import (
     EvalConfig,
     ModelConfig,
     PartitionConfig,
+    Precision,
     RunConfig,
     TrackingConfig,
     TrackingMode,
@@ -44,7 +45,8 @@ def make_config(
         parts: whole parts of the config.
     """
     generated = {"kind": DataKind.synthetic, "documents": 120, "vocab_size": 400}
-    steps = {"steps": 4, "batch_sequences": 6, "sequence_length": 32, "log_every": 2}
+    steps: dict[str, Any] = {"precision": Precision.float32, "log_every": 2}
+    steps |= {"steps": 4, "batch_sequences": 6, "sequence_length": 32}
     evaluation = {"min_documents": 1, "tokens": 512, "document_tokens": 64, "bootstrap": 50}
     evaluation |= {"sample_tokens": 4}
     defaults: dict[str, Any] = {

@@ -79,6 +79,7 @@ def test_a_job_leaves_every_file_and_every_metric(finished):
     assert {"config.json", "tokenizer.json"} <= {
         path.name for path in (finished / "model").iterdir()
     }
+    assert summary["environment"]["precision"] == "float32"
     metrics = summary["metrics"]
     for d in DOMAINS:
         assert metrics[f"loss/full/{d}"] < math.log(400) + 0.5

@@ -72,11 +72,15 @@ def findings() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    """The CPU, and each GPU with its memory and whether it computes in bfloat16."""
+    """The CPU, with the products of train.precision=auto, and each GPU; both with their memory."""
     import torch
 
+    from gr_sweep.train.step import cpu_has_bfloat16
+
     memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / _GIB
-    yield ("ok", "processor", f"{usable_cores()} cores, {memory_gib:.0f} GiB of memory")
+    products = "bfloat16" if cpu_has_bfloat16() else "float32"
+    found = f"{usable_cores()} cores, {memory_gib:.0f} GiB of memory, {products} products"
+    yield ("ok", "processor", found)
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi"):
             yield ("warn", "gpu", "torch finds none, though nvidia-smi is installed")

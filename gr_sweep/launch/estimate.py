@@ -34,7 +34,7 @@ from gr_sweep.train.cost import (
 )
 from gr_sweep.train.distributed import rows_of
 from gr_sweep.train.memory import AllocatedBytes
-from gr_sweep.train.step import JobStep, make_step, precision_context
+from gr_sweep.train.step import JobStep, is_bfloat16, make_step, precision_context
 
 GIB = 2**30
 
@@ -225,11 +225,10 @@ def _memory(
     Called in the FakeTensorMode in which `routed` was made.
     """
     # Compiling takes minutes and changes little.
-    train = replace(config.train, compile=False)
-    if train.precision is Precision.auto:
-        # The target's: the fake tensors themselves are on the CPU.
-        precision = Precision.bfloat16 if target.is_gpu else Precision.float32
-        train = replace(train, precision=precision)
+    # The target's precision: the fake tensors themselves are on the CPU.
+    bfloat16 = is_bfloat16(torch.device("cuda" if target.is_gpu else "cpu"), config.train.precision)
+    precision = Precision.bfloat16 if bfloat16 else Precision.float32
+    train = replace(config.train, compile=False, precision=precision)
     # The largest micro-batch of a step, twice: from the second one on there are gradients.
     world_size, num_rows = target.world_size, sum(counts.values())
     parts = rows_of(0, world_size, num_rows, num_micro_batches(train))

@@ -4,10 +4,13 @@ N sequences of a micro-batch (sorted by row group), T positions, S = T + 1.
 """
 
 import contextlib
+import functools
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +36,7 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 def precision_context(
     device: torch.device, precision: Precision
 ) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bfloat16 where asked for, and by default on CUDA; float32 otherwise."""
+    """Autocast to bfloat16 where `is_bfloat16`; float32 otherwise."""
     if is_bfloat16(device, precision):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
@@ -41,9 +44,23 @@ def precision_context(
 
 def is_bfloat16(device: torch.device, precision: Precision) -> bool:
     """Whether matrix products are computed in bfloat16 on the device."""
-    return precision is Precision.bfloat16 or (
-        precision is Precision.auto and device.type == "cuda"
-    )
+    if precision is Precision.auto:
+        return device.type == "cuda" or cpu_has_bfloat16()
+    return precision is Precision.bfloat16
+
+
+@functools.cache
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine's CPU has instructions for bfloat16 products; of x86 alone, as others
+    were not measured.
+
+    Linux is asked: torch.cpu.get_capabilities is newer than the oldest torch that is supported.
+    """
+    try:
+        flags = re.search(r"^flags\s*:(.*)", cpuinfo.read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
 
 
 def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:

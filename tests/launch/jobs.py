@@ -10,6 +10,7 @@ from gr_sweep.config import (
     DomainConfig,
     ModelConfig,
     PartitionConfig,
+    Precision,
     RunConfig,
     TrainConfig,
 )
@@ -21,7 +22,7 @@ from gr_sweep.train.step import make_step
 from tests.train.allocator import allocator_peak
 
 DOMAINS = ("code", "biology", "creative")
-TRAIN = TrainConfig(steps=5, batch_sequences=6, sequence_length=64)
+TRAIN = TrainConfig(steps=5, batch_sequences=6, sequence_length=64, precision=Precision.float32)
 
 
 def make_config(size: str = "tiny", **parts: object) -> RunConfig:

@@ -150,7 +150,9 @@ def train_case(
     cpu = torch.device("cpu")
     config = TrainConfig(
         **BATCH,
-        **{"steps": STEPS, "log_every": 1, "checkpoint_every": 2, "max_norm": 0.5} | case.train,
+        **{"steps": STEPS, "log_every": 1, "checkpoint_every": 2, "max_norm": 0.5}
+        | {"precision": Precision.float32}
+        | case.train,
     )
     routed = make_routed(case)
     clip, steps = routed.clip_grad_norm_, itertools.count(1)

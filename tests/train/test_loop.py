@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gr_sweep.config import TrainConfig
+from gr_sweep.config import Precision, TrainConfig
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
@@ -107,7 +107,8 @@ def run(
     **settings,
 ):
     routed = routed or make_routed()
-    config = TrainConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 2} | settings))
+    defaults = {"steps": 6, "log_every": 2, "checkpoint_every": 2, "precision": Precision.float32}
+    config = TrainConfig(**defaults | settings)
     rows = Rows() if tracker is None else tracker
     checkpoints = Checkpoints(folder / "checkpoints", keep=2, fingerprint="x")
     training = start(routed.model, config, checkpoints=checkpoints, tracker=rows, plan=routed.plan)
