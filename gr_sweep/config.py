@@ -195,6 +195,8 @@ class RouteConfig:
     """Route weight of the units of a foreign core."""
     foreign_core_rest: float = 0.0
     """Route weight of the other parameters of a foreign core."""
+    foreign_core_embeddings: float | None = None
+    """Route weight of embeddings and unembedding of a foreign core; null: `foreign_core_rest`."""
     foreign_outputs: float | None = None
     """Route weight of the output columns (down, o) of a foreign block; null: `foreign_weight`."""
 

@@ -43,6 +43,7 @@ class Cut:
     foreign_weight: float = 0.0
     foreign_core_weight: float = 0.0
     foreign_core_rest: float = 0.0
+    foreign_core_embeddings: float | None = None
     foreign_outputs: float | None = None
 
     def weight_edge(self, token: Token, block) -> float:
@@ -64,6 +65,13 @@ class Cut:
         """ "Whether the rest's own parameters learn follows the `weight` column"."""
         owned = token.label is None or token.label in core.owners
         return 1.0 if owned or self.edges not in ("weight", "both") else self.foreign_core_rest
+
+    def embedding(self, token: Token, core) -> float:
+        """The same for embeddings and unembedding, where they have a weight of their own."""
+        owned = token.label is None or token.label in core.owners
+        if owned or self.edges not in ("weight", "both") or self.foreign_core_embeddings is None:
+            return self.rest(token, core)
+        return self.foreign_core_embeddings
 
     def _unit_weight(self, token: Token, block) -> float:
         """ "1 where the domain owns the block"; unlabelled: "nothing is cut"."""
@@ -100,6 +108,7 @@ class Masks:
         self.outputs_NTB = by_block(cut.outputs)
         self.act_NTB = by_block(cut.act_edge)
         self.rest_NT = by_block(lambda token, block: cut.rest(token, plan.blocks[0]))[..., 0]
+        self.embedding_NT = by_block(lambda token, _: cut.embedding(token, plan.blocks[0]))[..., 0]
 
 
 class _Routed(nn.Module):
@@ -118,7 +127,7 @@ class LiteralLinear(_Routed):
     """A linear map with a copy of its parameters for every token.
 
     `row_blocks` or `column_blocks` say which block each output or input belongs to, where the map's
-    rows or columns are units; without either the map belongs to the rest.
+    rows or columns are units; without either the map belongs to the rest, or is the unembedding.
     """
 
     def __init__(
@@ -127,9 +136,11 @@ class LiteralLinear(_Routed):
         linear: nn.Linear,
         row_blocks: Tensor | None = None,
         column_blocks: Tensor | None = None,
+        is_unembedding: bool = False,
     ) -> None:
         super().__init__(reference)
         self.weight, self.bias = linear.weight, linear.bias
+        self.is_unembedding = is_unembedding
         self.is_transposed = not isinstance(linear, nn.Linear)  # the Conv1D of GPT-2
         self.row_blocks, self.column_blocks = row_blocks, column_blocks
 
@@ -137,7 +148,7 @@ class LiteralLinear(_Routed):
         weight_OI = self.weight.t() if self.is_transposed else self.weight
         num_outputs = weight_OI.shape[0]
         masks = self.masks
-        rest_NT1 = masks.rest_NT[..., None]
+        rest_NT1 = (masks.embedding_NT if self.is_unembedding else masks.rest_NT)[..., None]
         x_NTOI = x_NTI[:, :, None, :].expand(-1, -1, num_outputs, -1)
         if self.row_blocks is not None:
             # "rows of gate, up (q, k, v)"; the bias of a row goes with the row. What lies upstream
@@ -171,7 +182,7 @@ class LiteralEmbedding(_Routed):
         self.multiplier = getattr(embedding, "embed_scale", 1.0)  # Gemma 2 and 3
 
     def forward(self, ids_NT: Tensor) -> Tensor:
-        return self.multiplier * scaled(self.weight[ids_NT], self.masks.rest_NT[..., None])
+        return self.multiplier * scaled(self.weight[ids_NT], self.masks.embedding_NT[..., None])
 
 
 class LiteralNorm(_Routed):
@@ -295,7 +306,8 @@ class Reference:
                 rows = self._blocks_of_heads(layer, name)
             elif path.endswith(ATTN_COLUMNS):
                 columns = self._blocks_of_heads(layer, "q_proj")
-            return LiteralLinear(self, module, rows, columns)
+            is_unembedding = module is self.model.get_output_embeddings()
+            return LiteralLinear(self, module, rows, columns, is_unembedding)
         if type(module).__name__.endswith("RMSNorm") or isinstance(module, nn.LayerNorm):
             groups = self.block_of_unit(layer, "attn") if name in HEAD_NORMS else None
             if groups is None:

@@ -136,11 +136,11 @@ def linear_cross_entropy(
 
     Args:
         targets_NT: int64; -100 is ignored.
-        routing: decides which positions the weight, which belongs to the rest, learns from.
+        routing: decides which positions the weight, an embedding, learns from.
         cap: logits x become `cap * tanh(x / cap)`, as in `capped`.
         device_type: as in `TokenLosses`.
     """
-    factor = None if routing is None else routing.rest_factor(hidden_NTD)
+    factor = None if routing is None else routing.rest_factor(hidden_NTD, "embedding")
     runs: Runs = [(targets_NT.numel(), 1.0)]
     if isinstance(factor, Tensor):
         runs = [(targets_NT.numel(), factor.flatten()[:, None])]

@@ -332,17 +332,20 @@ def _unit_swaps(model: nn.Module, plan: RoutePlan, linears: Iterable[UnitLinear]
 def _rest_swaps(model: "PreTrainedModel", units: Collection[nn.Module]) -> Iterator[Swap]:
     """All modules with parameters of their own, except those that hold units."""
     heads_first = heads_first_norms(model)
-    embedding = model.get_input_embeddings()
+    embedding, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
     for module in model.modules():
         if module in units or not any(True for _ in module.parameters(recurse=False)):
             continue
         if isinstance(module, LINEARS):
             outputs = module.weight.shape[0 if isinstance(module, nn.Linear) else 1]
-            yield Swap(module, RoutedLinear, ((slice(0, outputs),),), "rest")
-        elif isinstance(module, nn.Embedding) and module is not embedding:
-            yield Swap(module, RoutedPositions)
+            role = "embedding" if module is unembedding else "rest"
+            yield Swap(module, RoutedLinear, ((slice(0, outputs),),), role)
+        elif isinstance(module, nn.Embedding):
+            routed = RoutedRest if module is embedding else RoutedPositions
+            yield Swap(module, routed, role="embedding")
         else:
-            yield Swap(module, RoutedRestHeadsFirst if module in heads_first else RoutedRest)
+            routed = RoutedRestHeadsFirst if module in heads_first else RoutedRest
+            yield Swap(module, routed, role="rest")
 
 
 def route_model(
@@ -366,8 +369,9 @@ def route_model(
         edges: "none", "weight", "act" or "both" (or an enum with such a value).
         foreign_dropout: fraction in 0..1 of the labelled sequences for which another domain is off.
             Reached to 0.01 or refused (see `RoutedModel.batch`).
-        weights: `foreign_weight`, `foreign_core_weight`, `foreign_core_rest` (0) and
-            `foreign_outputs` (None), as in `gr_sweep.routing.edges.RouteWeights`.
+        weights: `foreign_weight`, `foreign_core_weight`, `foreign_core_rest` (0),
+            `foreign_core_embeddings` and `foreign_outputs` (None), as in
+            `gr_sweep.routing.edges.RouteWeights`.
 
     Raises:
         PlanError: a plan that does not fit the model, unknown edges, or a model that is already

@@ -7,13 +7,16 @@ are told apart: the weight edge (from the token to the block's parameters) and t
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
 from gr_sweep.routing.plan import RoutePlan
 
 EDGE_CHOICES = ("none", "weight", "act", "both")
+
+OUTSIDE_UNITS = ("rest", "embedding")
+"""Roles of modules whose parameters belong to no unit."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class RouteWeights:
     """Route weight of the core's units if the core is foreign."""
     foreign_core_rest: float = 0.0
     """Route weight of all parameters that belong to no unit if the core is foreign."""
+    foreign_core_embeddings: float | None = None
+    """Route weight of embeddings and unembedding if the core is foreign; None: that of the other
+    parameters that belong to no unit."""
     foreign_outputs: float | None = None
     """Route weight of the output columns (down, o) of a foreign block, including the core; None:
     that of the block's other parameters. With 1 these columns learn in full, as they do if the
@@ -44,10 +50,11 @@ class RouteWeights:
                 f"invalid value for edges: {self.edges!r}; expected one of "
                 f"{', '.join(EDGE_CHOICES)}"
             )
-        for name in ("foreign_weight", "foreign_core_weight", "foreign_core_rest"):
-            weight = getattr(self, name)
-            if not isinstance(weight, (int, float)) or not math.isfinite(weight):
-                raise PlanError(f"expected {name} to be a finite number, got {weight!r}")
+        for item in fields(self)[1:]:
+            weight = getattr(self, item.name)
+            is_number = isinstance(weight, (int, float)) and math.isfinite(weight)
+            if not is_number and weight is not item.default:
+                raise PlanError(f"expected {item.name} to be a finite number, got {weight!r}")
 
     @property
     def cuts_weights(self) -> bool:
@@ -74,7 +81,9 @@ class GroupFactors:
     through_heads: Table
     """On the gradient of parameters of the rest that are upstream of the block's head groups."""
     rest: list[float]
-    """On the gradient of all parameters that belong to no unit."""
+    """On the gradient of all parameters that belong to no unit, except embeddings."""
+    embeddings: list[float]
+    """On the gradient of embeddings and unembedding."""
 
     def __init__(
         self,
@@ -85,7 +94,7 @@ class GroupFactors:
     ) -> None:
         """A group per domain, with the indices of its blocks that are off."""
         self.on, self.weight, self.outputs, self.act, self.through_heads = [], [], [], [], []
-        self.rest = []
+        self.rest, self.embeddings = [], []
         core, other = weights.foreign_core_weight, weights.foreign_weight
         columns, cuts_weights = weights.foreign_outputs, weights.cuts_weights
         for domain, blocks_off in zip(domains, off, strict=True):
@@ -95,18 +104,27 @@ class GroupFactors:
                 outputs = _factors(plan, domain, cuts_weights, columns, columns)
             act = _factors(plan, domain, weights.edges in ("act", "both"), core, other)
             rest = _factors(plan, domain, cuts_weights, weights.foreign_core_rest, other)[0]
+            embeddings = rest
+            if (of_core := weights.foreign_core_embeddings) is not None:
+                embeddings = _factors(plan, domain, cuts_weights, of_core, other)[0]
             self.on.append(on)
             self.weight.append(_times(on, weight))
             self.outputs.append(_times(on, outputs))
             self.act.append(_times(on, act))
             self.through_heads.append([rest * factor for factor in act])
             self.rest.append(rest)
+            self.embeddings.append(embeddings)
         self.cuts_nothing = all(
             factor == 1.0
-            for table in (self.weight, self.outputs, self.act, [self.rest])
+            for table in (self.weight, self.outputs, self.act, [self.rest, self.embeddings])
             for line in table
             for factor in line
         )
+
+    def outside_units(self, role: str) -> list[float]:
+        """On the gradient of parameters of modules with this role, where they belong to no
+        unit."""
+        return self.embeddings if role == "embedding" else self.rest
 
 
 def _factors(plan: RoutePlan, domain: str, is_cut: bool, core: float, other: float) -> list[float]:

@@ -271,7 +271,7 @@ class RoutedRest(RoutedModule):
 
     def forward(self, input: Tensor) -> Tensor:
         routing = self._routing_of(input)
-        factor = None if routing is None else routing.rest_factor(input)
+        factor = None if routing is None else routing.rest_factor(input, self._role)
         if factor is None:
             return self._plain(input)
         if isinstance(factor, Tensor):

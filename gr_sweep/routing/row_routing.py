@@ -45,11 +45,7 @@ class RowRouting:
             [float(w != 0.0 or a != 0.0) for w, a in zip(*edges, strict=True)]
             for edges in zip(self._factors.weight, self._factors.act, strict=True)
         ]
-        counts = [0 if part.stop is None else part.stop - part.start for part in rows]
-        runs = itertools.groupby(
-            zip(self._factors.rest, counts, strict=True), key=lambda pair: pair[0]
-        )
-        self._rest_runs = tuple((sum(count for _, count in run), factor) for factor, run in runs)
+        self._counts = [0 if part.stop is None else part.stop - part.start for part in rows]
         self._cache: dict[tuple[Any, ...], Any] = {}
 
     @classmethod
@@ -84,7 +80,7 @@ class RowRouting:
 
         Args:
             role: "column" if units are outputs, "row" if they are inputs (the bias then belongs to
-                the rest), "rest" if no parameter belongs to a unit.
+                the rest), "rest" or "embedding" if no parameter belongs to a unit.
         """
         return apply(SlicedLinear, x, (weight, bias), self._covers(role, x, units), role == "row")
 
@@ -96,10 +92,15 @@ class RowRouting:
         """
         return apply(GatedMlp, x, weights, self._covers("mlp", x, units))
 
-    def rest_factor(self, like: Tensor) -> Sequence[tuple[int, float]] | None:
-        """Factor on the rest's gradients for `like` [N, T, ...]: runs of (number of sequences,
-        factor), one after the other; None if all are 1."""
-        return None if all(factor == 1.0 for _, factor in self._rest_runs) else self._rest_runs
+    def rest_factor(self, like: Tensor, role: str) -> Sequence[tuple[int, float]] | None:
+        """Factor on the gradients of parameters of the role "rest" or "embedding", for `like`
+        [N, T, ...]: runs of (number of sequences, factor), one after the other; None if all are
+        1."""
+        factors = self._factors.outside_units(role)
+        if all(factor == 1.0 for factor in factors):
+            return None
+        runs = itertools.groupby(zip(factors, self._counts, strict=True), key=lambda pair: pair[0])
+        return [(sum(count for _, count in run), factor) for factor, run in runs]
 
     def head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
         """Factor on the gradients that the rest gets through the heads of `like` [N, T, H, ...];
@@ -139,7 +140,7 @@ class RowRouting:
             return cover(table, self._rows, units, axis, products=products, calls=calls)
 
         factors = self._factors
-        rest = [[factor] for factor in factors.rest]
+        rest = [[factor] for factor in factors.outside_units(role)]
         bias = cover(rest, self._rows, (slice(0, 1),), "units")
         if role == "mlp":
             return MlpCovers(
@@ -157,6 +158,7 @@ class RowRouting:
             "column": (factors.on, factors.weight, factors.act),
             "row": (factors.on, factors.outputs, self._needed),
             "rest": (whole, rest, whole),
+            "embedding": (whole, rest, whole),
         }[role]
         axes: tuple[Axis | None, Axis | None] = ("rows", None) if role == "row" else (None, "rows")
         return LinearCovers(of(forward, axes[0]), of(weight, "units"), of(input, axes[1]), bias)

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gr_sweep.errors import PlanError
+from gr_sweep.routing.edges import OUTSIDE_UNITS
 from gr_sweep.routing.modules import RoutedLinear, RoutedModule, RoutingState, plain_class
 from gr_sweep.routing.row_routing import Units
 
@@ -57,7 +58,7 @@ class InPlace:
     def __init__(self, model: nn.Module, swaps: Sequence[Swap]) -> None:
         self._model = model
         self._swaps = swaps
-        self._has_rest = any(swap.role == "rest" for swap in swaps)
+        self._has_rest = any(swap.role in OUTSIDE_UNITS for swap in swaps)
         names = {module: name for name, module in model.named_modules()}
         # With their children, such as an MLP's activation.
         paths = {

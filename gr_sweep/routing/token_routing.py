@@ -16,7 +16,7 @@ from torch import Tensor
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
 from gr_sweep.routing.autograd import apply
-from gr_sweep.routing.edges import GroupFactors, RouteWeights, Table, by_feature
+from gr_sweep.routing.edges import OUTSIDE_UNITS, GroupFactors, RouteWeights, Table, by_feature
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.row_routing import Units
 
@@ -120,18 +120,20 @@ class TokenRouting:
         self, role: str, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units
     ) -> Tensor:
         factors = self._factors
-        rest, whole = [[factor] for factor in factors.rest], [[1.0]] * len(factors.rest)
+        rest = [[factor] for factor in factors.outside_units(role)]
+        whole = [[1.0]] * len(rest)
         forward, learned, input = {
             "column": (factors.on, factors.weight, factors.act),
             # The input product is never skipped, even if both edges are cut at this position: what
             # flows back through attention reaches k and v of other positions, whose labels decide.
             "row": (factors.on, factors.outputs, factors.on),
             "rest": (whole, rest, whole),
+            "embedding": (whole, rest, whole),
         }[role]
 
         def mask_PU(table: Table) -> Tensor:
             # Of the rest, one column for all features.
-            by_unit = table if role == "rest" else by_feature(table, units)
+            by_unit = table if role in OUTSIDE_UNITS else by_feature(table, units)
             return self._per_token(by_unit, x).flatten(0, 1)
 
         rest_P1 = self._per_token(rest, x).flatten(0, 1)
@@ -145,13 +147,14 @@ class TokenRouting:
         hidden = gated * self.linear("column", x, up, biases[1], units)
         return self.linear("row", hidden, down, biases[2], units)
 
-    def rest_factor(self, like: Tensor) -> Tensor | None:
-        """Factor on the rest's gradients [N, T]; None if all are 1."""
-        if all(factor == 1.0 for factor in self._factors.rest):
+    def rest_factor(self, like: Tensor, role: str) -> Tensor | None:
+        """Factor on the gradients of parameters of this role [N, T]; None if all are 1."""
+        factors = self._factors.outside_units(role)
+        if all(factor == 1.0 for factor in factors):
             return None
         # `like` may be token ids; the caller narrows the factor to its own type.
         like = like.new_empty(like.shape[:2], dtype=torch.float64)
-        return self._per_token([[factor] for factor in self._factors.rest], like)[..., 0]
+        return self._per_token([[factor] for factor in factors], like)[..., 0]
 
     def head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
         return self._per_token(by_feature(self._factors.through_heads, heads), like)[..., None]

@@ -143,10 +143,15 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
     unit_modules = {linear.module for linear in routed.unit_linears}
     linears = [m for m in routed.model.modules() if isinstance(m, LINEARS)]
     factors = routed.group_factors(groups)
-    # Linear maps without units have no weight gradient where the core is foreign.
-    rest = zip(groups, factors.rest, strict=True)
-    learned = sum(group.count for group, factor in rest if factor != 0.0) / num_rows
-    total = sum((2.0 + learned) * m.weight.numel() for m in linears if m not in unit_modules)
+    unembedding = routed.model.get_output_embeddings()
+    total = 0.0
+    for module in linears:
+        if module not in unit_modules:
+            # No weight gradient where the core is foreign.
+            role = "embedding" if module is unembedding else "rest"
+            of_groups = zip(groups, factors.outside_units(role), strict=True)
+            learned = sum(group.count for group, factor in of_groups if factor != 0.0) / num_rows
+            total += (2.0 + learned) * module.weight.numel()
     for linear in routed.unit_linears:
         per_unit = linear.size(linear.parameters[0])
         learned_by = factors.outputs if linear.is_row else factors.weight

@@ -34,6 +34,7 @@ def route(model: Any, plan: RoutePlan, cut: Cut, foreign_dropout: float = 0.0) -
         foreign_weight=cut.foreign_weight,
         foreign_core_weight=cut.foreign_core_weight,
         foreign_core_rest=cut.foreign_core_rest,
+        foreign_core_embeddings=cut.foreign_core_embeddings,
         foreign_outputs=cut.foreign_outputs,
     )
 

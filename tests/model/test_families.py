@@ -45,7 +45,7 @@ def test_every_family_follows_the_definition(family_and_units, plan, edges, fore
     model, plain = tiny_model(family, **biases), tiny_model(family, **biases)
     share = 0.0 if plan == "tree" else 0.25  # OLMo has four groups of heads, a tree four blocks
     shares = {"mlp_shared": 1.0, "attn_shared": share} if units == "attention" else {}
-    cut = Cut(edges, foreign_weight=0.3, foreign_core_weight=-0.5, foreign_core_rest=0.25)
+    cut = Cut(edges, 0.3, -0.5, foreign_core_rest=0.25, foreign_core_embeddings=0.6)
     routed = route(model, PLANS[plan](model.config, **shares), cut, foreign_dropout)
     micro_batches = [{"code": 3, "biology": 2, "unlabelled": 1}]
     assert_follows_the_definition(routed, plain, cut, micro_batches)
@@ -63,7 +63,7 @@ def test_every_family_follows_the_definition(family_and_units, plan, edges, fore
 def test_every_family_follows_the_definition_by_token(family, foreign_dropout, edges, plan):
     model, plain = tiny_model(family), tiny_model(family)
     attn_shared = 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25
-    cut = Cut(edges, foreign_weight=0.3, foreign_core_weight=-0.5, foreign_core_rest=0.25)
+    cut = Cut(edges, 0.3, -0.5, foreign_core_rest=0.25, foreign_core_embeddings=0.6)
     routed = route(model, PLANS[plan](model.config, attn_shared=attn_shared), cut, foreign_dropout)
     labels_NT = torch.tensor([[0, 1, 1, 2, -1], [2, 2, -1, 1, 0]])
     assert_follows_the_definition(routed, plain, cut, [labels_NT])

@@ -140,7 +140,7 @@ def test_where_the_core_is_foreign_the_unembedding_learns_as_its_linear_map_does
     def routed_model():
         model = tiny_model(tie_word_embeddings=tied)
         plan = RoutePlan.forget(model.config, domains=DOMAINS, forget=["biology"])
-        return route_model(model, plan, edges, foreign_core_rest=rest)
+        return route_model(model, plan, edges, foreign_core_embeddings=rest)
 
     tokens = tiny_ids(4, 6)
     if labels == "rows":

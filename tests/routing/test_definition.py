@@ -58,6 +58,8 @@ WEIGHTS = {
         "foreign_outputs": 1.0,
     },
     "odd outputs": {"foreign_core_weight": -0.5, "foreign_outputs": 0.3},
+    "embeddings in full": {"foreign_core_embeddings": 1.0},
+    "embeddings alone": {"foreign_core_rest": 1.0, "foreign_core_embeddings": 0.3},
     "outputs alone": {
         "foreign_weight": 1.0,
         "foreign_core_weight": 1.0,
