@@ -397,15 +397,14 @@ class EvalConfig:
     """Also measure losses with a logit bias that is fitted on the removed domain's training
     text."""
     relearn_steps: int | None = bounded(None, at_least=1)
-    """Steps of the attack that relearns a removed domain; null: no attack."""
+    """Steps of the attack that relearns a removed domain, which is evaluated after 0, 1, 2, 4, 8,
+    ... and all of them; null: no attack."""
     relearn_documents: int = bounded(32, at_least=1)
     """Training documents of the domain that the attack uses."""
     relearn_lrs: list[float] = bounded([3e-4, 1e-3, 3e-3], above=0)
     """Learning rates to try; the strongest attack counts."""
     relearn_batch_sequences: int = bounded(8, at_least=1)
     """Sequences per step of the attack."""
-    relearn_every: int = bounded(10, at_least=1)
-    """Steps between evaluations of the attack."""
     unlearn_steps: int | None = bounded(None, at_least=1)
     """Steps of RMU, which makes a dense model forget each domain in turn (arXiv 2403.03218), as the
     weak reference of the attack; null: none."""

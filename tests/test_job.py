@@ -325,7 +325,7 @@ def test_recovery_changes_the_model_without_the_domain_and_counts_its_tokens(mak
 
 def test_marked_text_is_read_in_every_view_and_an_attack_has_its_own_table(make_config, tmp_path):
     """Where training text has markers, and where robustness is asked for."""
-    attack = {"relearn_every": 2, "relearn_documents": 4, "relearn_lrs": [1e-3, 1e-2]}
+    attack = {"relearn_documents": 4, "relearn_lrs": [1e-3, 1e-2]}
     evaluation = {"calibrate": True, "relearn_steps": 4} | attack
     config = make_config(**forgetting(), data={"spurious": 0.95}, eval=evaluation)
     metrics = run(config, tmp_path)["metrics"]
@@ -339,8 +339,8 @@ def test_marked_text_is_read_in_every_view_and_an_attack_has_its_own_table(make_
     )
     assert plain == marked == swapped
     attack = read_relearn(tmp_path / "relearn.csv")
-    assert {(row.lr, row.step) for row in attack} == {
-        (lr, step) for lr in (1e-3, 1e-2) for step in (0, 2, 4)
+    assert {(row.lr, row.trained_tokens) for row in attack} == {
+        (lr, 8 * 32 * step) for lr in (1e-3, 1e-2) for step in (0, 1, 2, 4)
     }
     assert {(row.view, row.part, row.domain) for row in attack} == {
         (View.removed, "biology", "biology")

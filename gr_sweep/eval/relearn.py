@@ -29,25 +29,29 @@ def relearn_losses(
     part: str,
     num_steps: int,
     lrs: Sequence[float],
-    every: int,
     seed: int,
     device: torch.device,
     num_processes: int = 1,
 ) -> list[RelearnLoss]:
     """Held-out losses while the model, with nothing off, is fine-tuned.
 
-    Each learning rate starts from the same weights, which the model has again afterwards.
+    They are read before the attack, after 1, 2, 4, 8, ... steps and at the end: the first steps
+    teach most. Each learning rate starts from the same weights, which the model has again
+    afterwards.
 
     Args:
         held_out: text of the domain that is taught.
-        rows_of: the rows of each step, from the attacker's documents.
-        every: steps between evaluations; the first is before the attack, the last at its end.
+        rows_of: the rows of each step, from the attacker's documents; all steps have as many.
     """
     rows: list[RelearnLoss] = []
+    step_tokens = rows_of(0)[:, 1:].size
 
     def add(found: Sequence[DocumentLoss], lr: float, step: int) -> None:
+        trained = step * step_tokens
         rows.extend(
-            RelearnLoss(view, part, lr, step, r.domain, r.document, r.loss_nats, r.tokens, r.bytes)
+            RelearnLoss(
+                view, part, lr, trained, r.domain, r.document, r.loss_nats, r.tokens, r.bytes
+            )
             for r in found
         )
 
@@ -56,7 +60,7 @@ def relearn_losses(
     for lr in lrs:
 
         def after_step(step: int, lr: float = lr) -> None:
-            if step % every == 0 or step == num_steps:
+            if step.bit_count() == 1 or step == num_steps:
                 add(held_out.losses(token_losses), lr, step)
 
         logger.info("relearning %s with learning rate %g", part, lr)

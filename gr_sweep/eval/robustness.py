@@ -196,7 +196,6 @@ class _Attempts:
             part=part,
             num_steps=config.relearn_steps,
             lrs=config.relearn_lrs,
-            every=config.relearn_every,
             seed=self.text.seed,
             device=self.device,
             num_processes=self.num_processes,

@@ -221,8 +221,8 @@ class Attack:
     """The relearning attack on one model with one learning rate."""
 
     lr: float
-    steps: tuple[int, ...]
-    """Of its evaluations, from 0."""
+    tokens: tuple[int, ...]
+    """Trained on at its evaluations, from 0."""
     losses: tuple[float, ...]
     """Mean held-out loss on the part at each of them, nats per token."""
 
@@ -233,10 +233,10 @@ def attacks(rows: Sequence[RelearnLoss], part: str, domains: Sequence[str]) -> l
     return [
         Attack(
             lr=lr,
-            steps=steps,
-            losses=tuple(_attacked_loss(tables, "", lr, step).value for step in steps),
+            tokens=tokens,
+            losses=tuple(_attacked_loss(tables, "", lr, trained).value for trained in tokens),
         )
-        for lr, steps in _evaluations(rows, part).items()
+        for lr, tokens in _evaluations(rows, part).items()
     ]
 
 
@@ -251,8 +251,9 @@ def compare_relearn(
     """The metrics robustness/relearn/* and their 95 % intervals.
 
     The strongest of all learning rates and evaluations counts, chosen again in each resample. The
-    steps are absent if F[e] or D is missing, or if F[e] is no worse than D on e. The documents are
-    those that the attack is evaluated on.
+    tokens are absent if F[e] or D is missing, or if F[e] is no worse than D on e. A censored attack
+    has its length as tokens, so that the ratio is a bound; where both attacks are censored it is
+    absent, and the mean where one is. The documents are those that the attack is evaluated on.
 
     Args:
         rows: the attacks on the job, whichever view they start from.
@@ -260,22 +261,34 @@ def compare_relearn(
         domains, seed, resamples: as in `summarize_losses`.
     """
     estimates = Estimates()
+    exact_ratios = []
     for part in dict.fromkeys(row.part for row in rows):
         if not any(is_under(domain, part) for domain in domains):
             continue
         tables = _attack_tables(rows, part, domains, baselines, seed=seed, resamples=resamples)
-        _add_attack(
+        tokens, censored = _add_attack(
             estimates, tables, part, "", rows,
-            (registry.RELEARN_LOSS, registry.RELEARN_STEPS, registry.RELEARN_CENSORED),
+            (registry.RELEARN_LOSS, registry.RELEARN_TOKENS, registry.RELEARN_CENSORED),
         )  # fmt: skip
-        _add_attack(
+        filtered_tokens, filtered_censored = _add_attack(
             estimates, tables, part, _FILTERED_ATTACK, baselines.filtered_relearned.get(part, ()),
             (
                 registry.RELEARN_FILTERED_LOSS,
-                registry.RELEARN_FILTERED_STEPS,
+                registry.RELEARN_FILTERED_TOKENS,
                 registry.RELEARN_FILTERED_CENSORED,
             ),
         )  # fmt: skip
+        both_censored = combined(np.multiply, censored, filtered_censored)
+        ratio = combined(
+            lambda ratio, unknown: np.where(unknown == 0, ratio, np.nan),
+            _ratio(tokens, filtered_tokens),
+            both_censored,
+        )
+        estimates.add(registry.RELEARN_RATIO(part), ratio)
+        if part in domains:
+            is_bound = censored.value == 1 or filtered_censored.value == 1
+            exact_ratios.append(MISSING if is_bound else ratio)
+    estimates.add(registry.RELEARN_RATIO.mean, mean_of(exact_ratios))
     return estimates.metrics, estimates.intervals
 
 
@@ -286,36 +299,44 @@ def _add_attack(
     run: str,
     rows: Iterable[RelearnLoss],
     metrics: tuple[Metric, Metric, Metric],
-) -> None:
-    """Adds loss, steps and censoring of the attack in `rows`, whose columns are those of `run`."""
+) -> tuple[Sample, Sample]:
+    """Adds loss, tokens and censoring of the attack in `rows`, whose columns are those of `run`.
+
+    Returns:
+        The tokens, and whether they are censored.
+    """
     evaluations = _evaluations(rows, part)
     if not evaluations:
-        return
+        return MISSING, MISSING
     losses = [
-        _attacked_loss(tables, run, lr, step) for lr, steps in evaluations.items() for step in steps
+        _attacked_loss(tables, run, lr, trained)
+        for lr, tokens in evaluations.items()
+        for trained in tokens
     ]
 
     def relearned(filtered: Any, dense: Any, *losses: Any) -> tuple[Any, Any]:
         values = iter(losses)
-        by_lr = [(steps, [next(values) for _ in steps]) for steps in evaluations.values()]
-        return formulas.steps_to_relearn(by_lr, filtered, dense)
+        by_lr = [(tokens, [next(values) for _ in tokens]) for tokens in evaluations.values()]
+        return formulas.tokens_to_relearn(by_lr, filtered, dense)
 
     runs: tuple[Hashable, ...] = (("filtered", part), _DENSE)
     samples = [tables.mean_loss(tables.domains, View.full, run=run) for run in runs] + losses
-    loss, steps, censored = (metric(part) for metric in metrics)
-    estimates.add(loss, combined(lambda *losses: formulas.lowest_loss(losses), *losses))
-    estimates.add(steps, combined(lambda *values: relearned(*values)[0], *samples))
-    is_censored = relearned(*(sample.value for sample in samples))[1]
-    estimates.add(censored, Sample(float(is_censored)))
+    tokens = combined(lambda *values: relearned(*values)[0], *samples)
+    censored = combined(lambda *values: relearned(*values)[1], *samples)
+    of_loss, of_tokens, of_censored = (metric(part) for metric in metrics)
+    estimates.add(of_loss, combined(lambda *losses: formulas.lowest_loss(losses), *losses))
+    estimates.add(of_tokens, tokens)
+    estimates.add(of_censored, Sample(censored.value))
+    return tokens, censored
 
 
 def _evaluations(rows: Iterable[RelearnLoss], part: str) -> dict[float, tuple[int, ...]]:
-    """Steps of the evaluations of each learning rate."""
-    steps: dict[float, set[int]] = {}
+    """Tokens trained on at the evaluations of each learning rate."""
+    tokens: dict[float, set[int]] = {}
     for row in rows:
         if row.part == part:
-            steps.setdefault(row.lr, set()).add(row.step)
-    return {lr: tuple(sorted(steps[lr])) for lr in sorted(steps)}
+            tokens.setdefault(row.lr, set()).add(row.trained_tokens)
+    return {lr: tuple(sorted(tokens[lr])) for lr in sorted(tokens)}
 
 
 def _attack_tables(
@@ -333,8 +354,8 @@ def _attack_tables(
         for row in rows:
             if row.part == part:
                 yield DocumentLoss(
-                    _ATTACKED, _evaluation(row.lr, row.step), row.domain, Text.plain, row.document,
-                    row.loss_nats, row.tokens, row.bytes,
+                    _ATTACKED, _evaluation(row.lr, row.trained_tokens), row.domain, Text.plain,
+                    row.document, row.loss_nats, row.tokens, row.bytes,
                 )  # fmt: skip
 
     runs: dict[Hashable, Iterable[DocumentLoss]] = {
@@ -346,10 +367,10 @@ def _attack_tables(
     return LossTables(attacked(rows), own, runs, seed=seed, resamples=resamples)
 
 
-def _evaluation(lr: float, step: int) -> str:
+def _evaluation(lr: float, trained_tokens: int) -> str:
     """Names an evaluation, in the place of the part, in a table of attacks."""
-    return f"{lr!r} {step}"
+    return f"{lr!r} {trained_tokens}"
 
 
-def _attacked_loss(tables: LossTables, run: str, lr: float, step: int) -> Sample:
-    return tables.mean_loss(tables.domains, _ATTACKED, _evaluation(lr, step), run=run)
+def _attacked_loss(tables: LossTables, run: str, lr: float, trained_tokens: int) -> Sample:
+    return tables.mean_loss(tables.domains, _ATTACKED, _evaluation(lr, trained_tokens), run=run)

@@ -67,7 +67,7 @@ def compute_equivalent(
 
 
 def lowest_loss(losses: Sequence[Numbers]) -> FloatArray:
-    """The lowest loss on e at any step of any attack: the strongest attack counts.
+    """The lowest loss on e at any time of any attack: the strongest attack counts.
 
     Args:
         losses: at all evaluations; nan (the attack diverged) does not count as a success.
@@ -76,38 +76,40 @@ def lowest_loss(losses: Sequence[Numbers]) -> FloatArray:
     return np.where(np.isinf(lowest), np.nan, lowest)
 
 
-def steps_to_relearn(
+def tokens_to_relearn(
     attacks: Sequence[tuple[Sequence[int], Sequence[Numbers]]], filtered: Numbers, dense: Numbers
 ) -> tuple[FloatArray, FloatArray]:
-    """Steps of the fastest attack to half of what there is to learn about e, F[e](e) - D(e).
+    """Tokens of the fastest attack to half of what there is to learn about e, F[e](e) - D(e).
 
-    Between evaluations the loss is taken as linear in the steps. Relearning after unlearning as in
-    Deeb and Roger 2024 (arXiv 2410.08827) and SGTM (arXiv 2512.05648); half of the gap is ours.
+    Between evaluations the loss is taken as linear in the logarithm of the tokens, and from 0 to
+    the first as linear in the tokens. Relearning after unlearning as in Deeb and Roger 2024 (arXiv
+    2410.08827) and SGTM (arXiv 2512.05648); half of the gap is ours.
 
     Args:
-        attacks: for each learning rate, the steps at its evaluations, rising from 0, and the
-            losses; nan as in `lowest_loss`.
+        attacks: for each learning rate, the tokens trained on at its evaluations, rising from 0,
+            and the losses; nan as in `lowest_loss`.
         filtered: F[e](e), of a dense model never trained on e.
         dense: D(e).
 
     Returns:
-        Steps, at most those of the longest attack, and whether they are censored: 1 where no
+        Tokens, at most those of the longest attack, and whether they are censored: 1 where no
         attack reached half, else 0. Both nan where filtered <= dense.
     """
     target = (np.asarray(filtered, dtype=float) + np.asarray(dense, dtype=float)) / 2
-    longest = max(steps[-1] for steps, _ in attacks)
+    longest = max(tokens[-1] for tokens, _ in attacks)
     fastest = np.full(target.shape, np.inf)
-    for steps, losses in attacks:
+    for tokens, losses in attacks:
         curve = _high_if_nan(losses)
-        reached = np.where(curve[0] <= target, float(steps[0]), np.inf)
-        for at in range(1, len(steps)):
+        reached = np.where(curve[0] <= target, float(tokens[0]), np.inf)
+        for at in range(1, len(tokens)):
             before, after = curve[at - 1], curve[at]
             crosses = np.isinf(reached) & (after <= target)
             between = crosses & np.isfinite(before)
             # Elsewhere the way is 1: after a loss that is nan, this evaluation is the first.
             top, bottom = np.where(between, before, 1.0), np.where(between, after, 0.0)
             way = (top - np.where(between, target, 0.0)) / (top - bottom)
-            crossing = steps[at - 1] + way * (steps[at] - steps[at - 1])
+            first, last = tokens[at - 1], tokens[at]
+            crossing = first * (last / first) ** way if first else way * last
             reached = np.where(crosses, crossing, reached)
         fastest = np.minimum(fastest, reached)
     is_learnable = np.asarray(filtered) > np.asarray(dense)

@@ -77,8 +77,8 @@ class RelearnLoss(NamedTuple):
     """The domain that is taught again."""
     lr: float
     """Learning rate of the attack."""
-    step: int
-    """Steps of the attack so far; 0: before it."""
+    trained_tokens: int
+    """Tokens that the attack has trained on so far; 0: before it."""
     domain: str
     document: str
     loss_nats: float

@@ -245,20 +245,27 @@ LEAKAGE = Metric(
 )
 RELEARN_LOSS = Metric(
     key="robustness/relearn/{part}/loss", title="relearned loss", unit=_NATS, direction=1,
-    formula="lowest L(e) in any attack, at any step",
+    formula="lowest L(e) in any attack, at any time",
     meaning="lowest held-out loss on the domain while fine-tuning teaches it again, at the "
     "learning rate that comes lowest",
 )
-RELEARN_STEPS = Metric(
-    key="robustness/relearn/{part}/steps", title="relearning steps", unit="steps", direction=1,
-    formula="steps of the fastest attack to (F[e](e) + D(e)) / 2, at most its length N",
+RELEARN_RATIO = Metric(
+    key="robustness/relearn/{part}/ratio", title="relearning ratio", direction=1,
+    formula="relearn/e/tokens / relearn/e/filtered_tokens", baselines=_DENSE_AND_FILTERED,
+    mean="mean_relearn_ratio", over=Over.removed,
+    meaning="tokens to relearn over the filtered model's; 1 is as hard as never trained; at least "
+    "this where censored, less where the filtered one is, absent where both are",
+)
+RELEARN_TOKENS = Metric(
+    key="robustness/relearn/{part}/tokens", title="relearning tokens", unit="tokens", direction=1,
+    formula="tokens of the fastest attack to (F[e](e) + D(e)) / 2, at most its length N",
     baselines=_DENSE_AND_FILTERED,
-    meaning="steps of the attack to half of what there is to learn; ≥ where it was not reached on "
-    "some domain",
+    meaning="training tokens of the attack to half of what there is to learn; ≥ where it was not "
+    "reached on some domain",
 )
 RELEARN_CENSORED = Metric(
     key="robustness/relearn/{part}/censored", title="relearning censored", direction=1,
-    formula="1 where no attack gets there within N steps, else 0", baselines=_DENSE_AND_FILTERED,
+    formula="1 where no attack gets there within N tokens, else 0", baselines=_DENSE_AND_FILTERED,
     meaning="whether no attack learned half of what there is to learn",
 )
 RELEARN_FILTERED_LOSS = Metric(
@@ -266,10 +273,10 @@ RELEARN_FILTERED_LOSS = Metric(
     formula="the same attack on the filtered model", baselines=_FILTERED,
     meaning="lowest loss in the attack on a model that never saw the domain",
 )
-RELEARN_FILTERED_STEPS = Metric(
-    key="robustness/relearn/{part}/filtered_steps", title="filtered: steps", unit="steps",
+RELEARN_FILTERED_TOKENS = Metric(
+    key="robustness/relearn/{part}/filtered_tokens", title="filtered: tokens", unit="tokens",
     formula="the same attack on the filtered model", baselines=_DENSE_AND_FILTERED,
-    meaning="steps of the attack on a model that never saw the domain",
+    meaning="training tokens of the attack on a model that never saw the domain",
 )
 RELEARN_FILTERED_CENSORED = Metric(
     key="robustness/relearn/{part}/filtered_censored", title="filtered: censored",

@@ -169,7 +169,7 @@ def _curve(job: Job, key: str, num_points: int) -> list[tuple[int, float]]:
 
 
 def relearning(sweep: Sweep) -> dict[str, Figure]:
-    """Held-out loss on a domain by step of the attack that teaches it again, at the learning rate
+    """Held-out loss on a domain by tokens of the attack that teaches it again, at the learning rate
     that came lowest.
 
     Dashed: models that never saw the domain; dotted: dense models that unlearned it. A line has a
@@ -189,8 +189,8 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
                 _, strongest = min(attacks, key=lambda found: found[0])
                 text = escaped(f"{sweep.labels[job.name]} (lr {strongest.lr:g})")
                 points = by_look.setdefault((job.edges, job.kind), [])
-                for step, loss in zip(strongest.steps, strongest.losses, strict=True):
-                    points.append((step, loss if math.isfinite(loss) else None, at, text))
+                for tokens, loss in zip(strongest.tokens, strongest.losses, strict=True):
+                    points.append((tokens, loss if math.isfinite(loss) else None, at, text))
                 points.append(GAP)
         found[part] = [
             trace_of(
@@ -199,7 +199,7 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
                 line={"color": colour(edges), "width": 1.5, "dash": _DASHES.get(kind, "solid")},
                 marker={"size": 6, "symbol": MARKERS.get(kind, _OTHER_MARKER)[0]},
                 name=f"{edges} · {kind}",
-                hovertemplate="%{text}<br>step %{x}<br>held out %{y:.3f}<extra></extra>",
+                hovertemplate="%{text}<br>%{x:,} tokens<br>held out %{y:.3f}<extra></extra>",
             )
             for (edges, kind), of_look in by_look.items()
         ]

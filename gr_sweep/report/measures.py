@@ -69,17 +69,15 @@ def period(started: str, finished: str) -> str:
 
 
 def mean_of(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """Mean; None if one is missing or there are none. The mean of several has no interval, which
-    would need their resamples; it is a bound if one of them is."""
+    """Mean; None if one is missing, there are none, or one is an upper and one a lower bound. The
+    mean of several has no interval, which would need their resamples; it is a bound if one is."""
     found = [estimate for estimate in estimates if estimate is not None]
-    if not found or len(found) < len(estimates):
+    bounds = {one.bound for one in found} - {""}
+    if not found or len(found) < len(estimates) or len(bounds) > 1:
         return None
     if len(found) == 1:
         return found[0]
-    return Estimate(
-        value=sum(one.value for one in found) / len(found),
-        bound=next((one.bound for one in found if one.bound), ""),
-    )
+    return Estimate(value=sum(one.value for one in found) / len(found), bound="".join(bounds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +92,8 @@ class Measure:
     show '<share'."""
     censored: Metric | None = None
     """Metric that is 1 where the value is a lower bound."""
+    below: Metric | None = None
+    """Metric that is 1 where the value is an upper bound."""
 
     @property
     def name(self) -> str:
@@ -143,8 +143,10 @@ class Measure:
             if share is None or self.worse is None or self.worse(*names) not in job.metrics:
                 return None
             return Estimate(value=share, bound=BELOW)
-        is_censored = self.censored and job.metrics.get(self.censored(*names)) == 1
-        return dataclasses.replace(found, bound=FROM) if is_censored else found
+        for bound, metric in ((FROM, self.censored), (BELOW, self.below)):
+            if metric and job.metrics.get(metric(*names)) == 1:
+                return dataclasses.replace(found, bound=bound)
+        return found
 
 
 COMPUTE_EQUIVALENT = Measure(
@@ -157,6 +159,12 @@ LEAF_TAX = Measure(metric=registry.LEAF_TAX, text=signed)
 REMOVAL = Measure(metric=registry.REMOVAL, text=fraction)
 SELECTIVITY = Measure(metric=registry.SELECTIVITY, text=signed)
 REMOVED_TAX = Measure(metric=registry.REMOVED_TAX, text=signed)
+RELEARN_RATIO = Measure(
+    metric=registry.RELEARN_RATIO,
+    text=fraction,
+    censored=registry.RELEARN_CENSORED,
+    below=registry.RELEARN_FILTERED_CENSORED,
+)
 
 MAIN = (
     COMPUTE_EQUIVALENT,
@@ -177,18 +185,21 @@ MAIN = (
 )
 """Columns of the comparison table, in order."""
 
-CHIEF = (COMPUTE_EQUIVALENT, LOSS, TAX, EXPERT_TAX, REMOVAL, SELECTIVITY, REMOVED_TAX)
+CHIEF = (
+    COMPUTE_EQUIVALENT, LOSS, TAX, EXPERT_TAX, REMOVAL, SELECTIVITY, REMOVED_TAX, RELEARN_RATIO,
+)  # fmt: skip
 """Those compared over seeds."""
 
 ROBUST = (
     REMOVAL,
     Measure(metric=registry.CALIBRATED_REMOVAL, text=fraction),
     Measure(metric=registry.UNLEARNED_REMOVAL, text=fraction),
+    RELEARN_RATIO,
     Measure(metric=registry.RELEARN_LOSS, text=nats),
     Measure(metric=registry.RELEARN_FILTERED_LOSS, text=nats),
-    Measure(metric=registry.RELEARN_STEPS, text=count, censored=registry.RELEARN_CENSORED),
+    Measure(metric=registry.RELEARN_TOKENS, text=count, censored=registry.RELEARN_CENSORED),
     Measure(
-        metric=registry.RELEARN_FILTERED_STEPS,
+        metric=registry.RELEARN_FILTERED_TOKENS,
         text=count,
         censored=registry.RELEARN_FILTERED_CENSORED,
     ),

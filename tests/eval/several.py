@@ -16,7 +16,7 @@ from tests.eval.tiny import CPU, Letters, held_out, make_routed, shards
 def evaluate(processes: Processes) -> dict[str, Any]:
     """Rows and text of a routed model that is recovered after its removal."""
     text = TrainingText(shards(), sequence_length=8, batch_sequences=6, seed=0)
-    config = EvalConfig(calibrate=True, relearn_steps=2, relearn_every=1, relearn_lrs=[3e-3],
+    config = EvalConfig(calibrate=True, relearn_steps=2, relearn_lrs=[3e-3],
                         relearn_documents=4, relearn_batch_sequences=3)  # fmt: skip
     batches = held_out(4, rank=processes.rank, world_size=processes.world_size)
     routed = make_routed("forget", forget=["biology"])

@@ -22,15 +22,19 @@ def rows_of(*domains: str, documents: int | None = None):
 
 def attack(routed, **changes):
     options = dict(
-        view=View.full, part="biology", num_steps=25, lrs=[1e-3, 1e-2], every=10, seed=0, device=CPU
+        view=View.full, part="biology", num_steps=25, lrs=[1e-3, 1e-2], seed=0, device=CPU
     )
     rows = rows_of("biology", documents=6)
     text = held_out().only(["biology"])
     return relearn_losses(TokenLosses(routed), text, rows, **options | changes)
 
 
+STEP = 6 * 8
+"""Tokens of a step."""
+
+
 def loss_of(rows, lr: float, step: int) -> float:
-    found = [row for row in rows if (row.lr, row.step) == (lr, step)]
+    found = [row for row in rows if (row.lr, row.trained_tokens) == (lr, STEP * step)]
     return sum(row.loss_nats for row in found) / sum(row.tokens for row in found)
 
 
@@ -41,15 +45,15 @@ def test_an_attack_teaches_a_model_what_it_never_saw_and_leaves_it_as_it_was():
     rows = attack(routed)
     assert are_equal(before, routed.model.state_dict())
     assert {(row.view, row.part, row.domain) for row in rows} == {(View.full, "biology", "biology")}
-    assert sorted({(row.lr, row.step) for row in rows}) == [
-        (lr, step) for lr in (1e-3, 1e-2) for step in (0, 10, 20, 25)
+    assert sorted({(row.lr, row.trained_tokens) for row in rows}) == [
+        (lr, STEP * step) for lr in (1e-3, 1e-2) for step in (0, 1, 2, 4, 8, 16, 25)
     ]
     untouched = {
         r.document: r.loss_nats for r in held_out().only(["biology"]).losses(TokenLosses(routed))
     }
     for lr in (1e-3, 1e-2):
         for row in rows:
-            if row.step == 0:
+            if row.trained_tokens == 0:
                 assert row.loss_nats == pytest.approx(untouched[row.document], rel=1e-6)
         assert loss_of(rows, lr, 25) < loss_of(rows, lr, 0) - 0.05
     assert loss_of(rows, 1e-2, 25) < loss_of(rows, 1e-3, 25), "each rate starts from the same"

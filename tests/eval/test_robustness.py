@@ -32,7 +32,7 @@ def rows_without(part: str):
 def settings(**changes) -> EvalConfig:
     return EvalConfig(
         **dict(
-            calibrate=True, relearn_steps=4, relearn_every=3, relearn_lrs=[1e-3, 1e-2],
+            calibrate=True, relearn_steps=3, relearn_lrs=[1e-3, 1e-2],
             relearn_documents=4, relearn_batch_sequences=3, batch_sequences=8,
         ) | changes
     )  # fmt: skip
@@ -66,8 +66,8 @@ def test_a_routed_model_is_calibrated_full_and_removed_and_attacked_without_each
         for domain in DOMAINS
     }
     assert parts(relearned) == {("removed", domain, domain) for domain in DOMAINS}
-    assert {(row.lr, row.step) for row in relearned} == {
-        (lr, step) for lr in (1e-3, 1e-2) for step in (0, 3, 4)
+    assert {(row.lr, row.trained_tokens) for row in relearned} == {
+        (lr, 3 * 8 * step) for lr in (1e-3, 1e-2) for step in (0, 1, 2, 3)
     }
 
 
@@ -76,7 +76,7 @@ def test_a_model_that_never_saw_a_domain_is_tried_as_it_is():
     assert parts(rows) == {("calibrated_full", "biology", "biology")}
     assert parts(relearned) == {("full", "biology", "biology")}
     untouched = mean_losses(held_out().losses(TokenLosses(make_routed())))["biology"]
-    first = [row for row in relearned if (row.lr, row.step) == (1e-3, 0)]
+    first = [row for row in relearned if (row.lr, row.trained_tokens) == (1e-3, 0)]
     assert mean_losses(first)["biology"] == pytest.approx(untouched, rel=1e-6)
 
 

@@ -323,44 +323,66 @@ def test_compute_equivalent_of_a_resample_below_the_first_share_counts_as_that()
 def attack_rows(
     view: str, losses: Mapping[float, Mapping[int, float]], noise: Sequence[float] = (0, 0)
 ) -> list[RelearnLoss]:
-    """Attacks on biology: a mean loss by learning rate and step; documents of 10 and 30 tokens."""
+    """Attacks on biology: a mean loss by learning rate and tokens trained on; documents of 10 and
+    30 tokens."""
     return [
         RelearnLoss(
-            View(view), "biology", lr, step, "biology", f"biology{at}",
+            View(view), "biology", lr, trained, "biology", f"biology{at}",
             (loss + noise[at]) * tokens, tokens, 4 * tokens,
         )
-        for lr, by_step in losses.items()
-        for step, loss in by_step.items()
+        for lr, by_tokens in losses.items()
+        for trained, loss in by_tokens.items()
         for at, tokens in enumerate((10, 30))
     ]  # fmt: skip
 
 
 # F - D is 8.25 - 4: half of the way is 6.125.
 ATTACKED = {1e-3: {0: 8.125, 10: 7.125, 20: 5.125}, 3e-3: {0: 8.125, 10: 6.0, 20: 9.0}}
-ATTACKED_FILTERED = {1e-3: {0: 8.25, 10: 8.0, 20: 7.5}}
+ATTACKED_FILTERED = {1e-3: {0: 8.25, 10: 7.125, 40: 5.125}}
+TOO_SHORT = {1e-3: {0: 8.25, 10: 8.0, 20: 7.5}}
 
 
-def test_attack_is_read_at_its_strongest_beside_that_on_the_filtered_model() -> None:
+def attacked(
+    own: Mapping[float, Mapping[int, float]], filtered: Mapping[float, Mapping[int, float]]
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Metrics without the prefix of biology's attack, and intervals."""
     baselines = Baselines(
         dense=rows_of(DENSE),
         filtered={"biology": rows_of(WITHOUT_BIOLOGY)},
-        filtered_relearned={"biology": attack_rows("full", ATTACKED_FILTERED)},
+        filtered_relearned={"biology": attack_rows("full", filtered)},
     )
-    metrics, intervals = compare_relearn(
-        attack_rows("removed", ATTACKED), baselines, DOMAINS, seed=0
-    )
+    metrics, intervals = compare_relearn(attack_rows("removed", own), baselines, DOMAINS, seed=0)
+    relearn = "robustness/relearn/biology/"
+    return {key.removeprefix(relearn): value for key, value in metrics.items()}, intervals
+
+
+def test_attack_is_read_at_its_strongest_beside_that_on_the_filtered_model() -> None:
+    metrics, intervals = attacked(ATTACKED, ATTACKED_FILTERED)
+    ratio = 10 * 2 / 2.125 / 20
     assert metrics == pytest.approx(
         {
-            "robustness/relearn/biology/loss": 5.125,
-            "robustness/relearn/biology/steps": 10 * 2 / 2.125,
-            "robustness/relearn/biology/censored": 0,
-            "robustness/relearn/biology/filtered_loss": 7.5,
-            "robustness/relearn/biology/filtered_steps": 20,
-            "robustness/relearn/biology/filtered_censored": 1,
+            "loss": 5.125, "tokens": 10 * 2 / 2.125, "censored": 0,
+            "filtered_loss": 5.125, "filtered_tokens": 20, "filtered_censored": 0,
+            "ratio": ratio, "mean_relearn_ratio": ratio,
         }
-    )
-    assert intervals["robustness/relearn/biology/filtered_steps"] == (20, 20)
+    )  # fmt: skip
+    assert "robustness/relearn/biology/ratio" in intervals
     assert "robustness/relearn/biology/censored" not in intervals
+
+
+def test_relearning_ratio_is_a_bound_where_one_attack_is_censored_and_absent_where_both_are() -> (
+    None
+):
+    for own, filtered, ratio in (
+        (TOO_SHORT, ATTACKED_FILTERED, 20 / 20),
+        (ATTACKED, TOO_SHORT, 10 * 2 / 2.125 / 20),
+        (TOO_SHORT, TOO_SHORT, None),
+    ):
+        metrics, _ = attacked(own, filtered)
+        assert metrics["censored"] == (own is TOO_SHORT)
+        assert metrics["filtered_censored"] == (filtered is TOO_SHORT)
+        assert metrics.get("ratio") == (ratio and pytest.approx(ratio))
+        assert "mean_relearn_ratio" not in metrics, "a mean is of numbers, not of bounds"
 
 
 def test_attack_without_baselines_has_its_lowest_loss_alone_and_its_curves() -> None:
@@ -369,13 +391,13 @@ def test_attack_without_baselines_has_its_lowest_loss_alone_and_its_curves() -> 
     assert metrics == pytest.approx({"robustness/relearn/biology/loss": 5.125})
     assert compare_relearn([], Baselines(), DOMAINS, seed=0) == ({}, {})
     assert attacks(rows, "biology", DOMAINS) == [
-        Attack(lr=1e-3, steps=(0, 10, 20), losses=(8.125, 7.125, 5.125)),
-        Attack(lr=3e-3, steps=(0, 10, 20), losses=(8.125, 6.0, 9.0)),
+        Attack(lr=1e-3, tokens=(0, 10, 20), losses=(8.125, 7.125, 5.125)),
+        Attack(lr=3e-3, tokens=(0, 10, 20), losses=(8.125, 6.0, 9.0)),
     ]
 
 
 def test_attack_is_paired_with_its_baselines_on_its_own_documents() -> None:
-    """A document is 2 nats harder for all: the steps stay as they were, in every resample."""
+    """A document is 2 nats harder for all: the tokens stay as they were, in every resample."""
 
     def noise(domain: str, at: int) -> float:
         return 2.0 * at
@@ -387,7 +409,7 @@ def test_attack_is_paired_with_its_baselines_on_its_own_documents() -> None:
     )
     rows = attack_rows("removed", ATTACKED, noise=(0, 2))
     metrics, intervals = compare_relearn(rows, baselines, DOMAINS, seed=0)
-    key = "robustness/relearn/biology/steps"
+    key = "robustness/relearn/biology/tokens"
     assert metrics[key] == pytest.approx(10 * 2 / 2.125)
     assert intervals[key] == pytest.approx((metrics[key], metrics[key]))
     low, high = intervals["robustness/relearn/biology/loss"]

@@ -10,7 +10,7 @@ from gr_sweep.metrics.formulas import (
     compute_equivalent,
     lowest_loss,
     ratio,
-    steps_to_relearn,
+    tokens_to_relearn,
 )
 
 
@@ -73,23 +73,23 @@ def test_compute_equivalent_is_quiet_where_a_segment_is_nearly_flat() -> None:
     assert compute_equivalent(1.0, SHARES, curve) == 1.0
 
 
-def test_relearning_takes_the_steps_to_half_of_what_there_is_to_learn() -> None:
-    # F = 8 and D = 4: half of the way is 6, which lies between steps 10 and 20.
-    attack = ([0, 10, 20], [8.0, 6.5, 4.5])
-    assert steps_to_relearn([attack], 8.0, 4.0) == (12.5, 0)
+def test_relearning_takes_the_tokens_to_half_of_what_there_is_to_learn() -> None:
+    # F = 8 and D = 4: half of the way is 6, a quarter of the way from 10 to 160 in the logarithm.
+    attack = ([0, 10, 160], [8.0, 6.5, 4.5])
+    assert tokens_to_relearn([attack], 8.0, 4.0) == (pytest.approx(20), 0)
 
 
 def test_relearning_counts_the_strongest_attack() -> None:
     slow, fast = ([0, 10, 20], [8.0, 7.0, 5.0]), ([0, 10, 20], [8.0, 4.0, 9.0])
-    assert steps_to_relearn([slow, fast], 8.0, 4.0) == (5.0, 0)
+    assert tokens_to_relearn([slow, fast], 8.0, 4.0) == (5.0, 0)
     assert lowest_loss(slow[1] + fast[1]) == 4.0
 
 
 def test_attack_that_diverged_is_no_success_and_leaves_the_others_theirs() -> None:
     diverged, other = ([0, 10, 20], [8.0, math.nan, math.nan]), ([0, 10, 20], [8.0, 7.0, 5.0])
-    assert steps_to_relearn([diverged, other], 8.0, 4.0) == (15.0, 0)
-    assert steps_to_relearn([diverged], 8.0, 4.0) == (20, 1)
-    assert steps_to_relearn([([0, 10, 20], [8.0, math.nan, 5.0])], 8.0, 4.0) == (20, 0)
+    assert tokens_to_relearn([diverged, other], 8.0, 4.0) == (pytest.approx(200**0.5), 0)
+    assert tokens_to_relearn([diverged], 8.0, 4.0) == (20, 1)
+    assert tokens_to_relearn([([0, 10, 20], [8.0, math.nan, 5.0])], 8.0, 4.0) == (20, 0)
     assert lowest_loss(diverged[1] + other[1]) == 5.0
     assert math.isnan(lowest_loss([math.nan, math.nan]))
 
@@ -97,6 +97,6 @@ def test_attack_that_diverged_is_no_success_and_leaves_the_others_theirs() -> No
 def test_relearning_works_on_resamples_elementwise() -> None:
     rows = np.array([[8.0, 6.5, 4.5], [8.0, 7.0, 6.5], [5.0, 4.0, 4.0], [5.0, 4.0, 4.0]])
     filtered = np.array([8.0, 8.0, 8.0, 4.0])  # in the last there is nothing to learn
-    steps, censored = steps_to_relearn([([0, 10, 20], list(rows.T))], filtered, np.full(4, 4.0))
-    np.testing.assert_array_equal(steps, [12.5, 20, 0, math.nan])
+    tokens, censored = tokens_to_relearn([([0, 10, 160], list(rows.T))], filtered, np.full(4, 4.0))
+    np.testing.assert_allclose(tokens, [20, 160, 0, math.nan])
     np.testing.assert_array_equal(censored, [0, 1, 0, math.nan])

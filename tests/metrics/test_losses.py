@@ -34,7 +34,7 @@ def test_rows_read_back_as_they_were_written(tmp_path: Path) -> None:
     ]
     path = tmp_path / "relearn.csv"
     write_relearn(path, attacks)
-    header = "view,part,lr,step,domain,document,loss_nats,tokens,bytes\n"
+    header = "view,part,lr,trained_tokens,domain,document,loss_nats,tokens,bytes\n"
     assert path.read_text().startswith(header)
     assert read_relearn(path) == attacks
 

@@ -341,7 +341,7 @@ def test_loss_above_the_shortest_dense_run_of_the_curve_is_a_bound(tmp_path: Pat
 
 
 def attack_of(view: View, *losses: float) -> list[RelearnLoss]:
-    """On a document of biology, evaluated every ten steps."""
+    """On a document of biology, evaluated every ten tokens."""
     return [
         RelearnLoss(view, "biology", 1e-3, 10 * at, "biology", "biology0", 100 * loss, 100, 400)
         for at, loss in enumerate(losses)
@@ -361,7 +361,7 @@ def test_attack_is_joined_with_the_one_of_the_same_settings(tmp_path: Path) -> N
     found = {name: named(sweep, f"routed {name}").metrics.get(key) for name in (20, 40, 60)}
     assert found == {20: 7.0, 40: 5.0, 60: None}
     [attack] = named(sweep, "routed 20").attacks["biology"]
-    assert (attack.lr, attack.steps, attack.losses) == (1e-3, (0, 10), (6.0, 4.5))
+    assert (attack.lr, attack.tokens, attack.losses) == (1e-3, (0, 10), (6.0, 4.5))
 
 
 # Damaged tables

@@ -8,7 +8,7 @@ from gr_sweep.metrics import registry
 from gr_sweep.report import measures, read_sweep, tables
 from gr_sweep.report.sweep import Estimate, Sweep
 from gr_sweep.report.tables import Cell, Row, Table
-from tests.report.conftest import edit, write_job
+from tests.report.conftest import DOMAINS, edit, write_job
 
 DASH = "\N{EN DASH}"
 
@@ -113,10 +113,24 @@ def test_robustness_is_of_attacked_jobs_and_their_filtered_models(read_study: Sw
     [row, *_] = [row for row in table.rows if row.jobs[0].kind == "sgtm"]
     metrics = row.jobs[0].metrics
     assert metrics[registry.RELEARN_CENSORED("biology")] == 1
-    steps = cell(table, row, "relearning steps biology")
-    assert steps.text == "\N{GREATER-THAN OR EQUAL TO} 40"
+    tokens = cell(table, row, "relearning tokens biology")
+    assert tokens.text == "\N{GREATER-THAN OR EQUAL TO} 4,000"
     expected = f"{metrics[registry.RELEARN_FILTERED_LOSS('biology')]:.3f}"
     assert cell(table, row, "filtered: loss biology").text == expected
+
+
+def test_a_relearning_ratio_is_shown_as_the_bound_that_it_is(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    (job / "document_losses.csv").unlink()
+    own, filtered = registry.RELEARN_CENSORED, registry.RELEARN_FILTERED_CENSORED
+    found = {own("code"): 1, filtered("code"): 0, own("biology"): 0, filtered("biology"): 1}
+    ratios = {registry.RELEARN_RATIO(part): 1.7 for part in DOMAINS}
+    edit(job, lambda summary: summary["metrics"].update(ratios | found))
+    [read] = read_sweep(tmp_path).jobs
+    ratio = measures.RELEARN_RATIO
+    bounds = {part: one.bound for part in DOMAINS if (one := ratio.of(read, part)) is not None}
+    assert bounds == {"code": measures.FROM, "biology": measures.BELOW, "creative": ""}
+    assert ratio.of(read) is None, "a mean of an upper and a lower bound bounds nothing"
 
 
 def test_mean_is_of_the_domains_and_not_of_the_nodes_above_them(tmp_path: Path) -> None:
