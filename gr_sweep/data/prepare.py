@@ -22,7 +22,7 @@ import numpy as np
 from gr_sweep.config import DataConfig, DataKind, PartitionConfig
 from gr_sweep.data.cache import CONTENTS, digests, open_or_build
 from gr_sweep.data.markers import MARKERS, is_marked, marked, marker_tokens
-from gr_sweep.data.rules import HELD_OUT_EVERY, Rules, is_blank, is_held_out
+from gr_sweep.data.rules import Rules, is_blank, is_held_out
 from gr_sweep.data.shards import Shard, ShardWriter, open_shard
 from gr_sweep.data.sources import Document, sources_of
 from gr_sweep.data.tokenize import (
@@ -208,24 +208,15 @@ def _table(data: TokenData, counts: Mapping[str, Mapping[str, int]]) -> Iterator
 
 def check_held_out(data: TokenData, min_documents: int, kind: DataKind) -> None:
     """Raises DataError if a domain has fewer held-out documents, and says what would give more."""
-    found = {d: (data.train[d].num_documents, data.heldout[d].num_documents) for d in data.domains}
-    few = {domain: counts for domain, counts in found.items() if counts[1] < min_documents}
-    if not few:
-        return
-    more = "raise data.documents"
-    if kind is not DataKind.synthetic:
-        more = "add text"
-        sizes = {d: data.train[d].num_bytes.sum() + data.heldout[d].num_bytes.sum() for d in few}
-        smallest = min(sizes, key=sizes.__getitem__)
-        # Half as many again as are needed, because a hash does not hold out an exact share.
-        split = max(1, int(sizes[smallest]) * 2 // (3 * HELD_OUT_EVERY * min_documents))
-        if split < sizes[smallest] / sum(found[smallest]):
-            more += f", divide documents (data.split=paragraphs, or data.split={split})"
-    said = ", ".join(f"{d} has {held_out} of {held_out + n}" for d, (n, held_out) in few.items())
-    raise DataError(
-        f"too few held-out documents: {said}, and eval.min_documents={min_documents}; a twentieth "
-        f"is held out: {more}{', or lower eval.min_documents' if min_documents > 1 else ''}"
-    )
+    found = {d: (data.heldout[d].num_documents, data.train[d].num_documents) for d in data.domains}
+    few = [f"{d} has {n} of {n + others}" for d, (n, others) in found.items() if n < min_documents]
+    if few:
+        more = "add text, or divide documents (data.split=paragraphs)"
+        more = "raise data.documents" if kind is DataKind.synthetic else more
+        raise DataError(
+            f"too few held-out documents: {', '.join(few)}, and eval.min_documents={min_documents};"
+            f" a twentieth is held out: {more}, or lower eval.min_documents"
+        )
 
 
 def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
@@ -249,17 +240,11 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
         for source, stream in zip(text.sources, streams, strict=True):
             packer.pack(stream, source.domains)
             for domain in source.domains:
-                if packer.train[domain].num_documents:
-                    continue
-                if held_out := packer.heldout[domain].num_documents:
+                if not packer.train[domain].num_documents:
                     raise DataError(
-                        f"domain {domain} has no training document in {source.where}: all that fit "
-                        f"its rule are held out ({held_out}); add documents, or divide them "
-                        "(data.split=paragraphs)"
+                        f"domain {domain} has no training document in {source.where}: none fits "
+                        f"its rule, or all are held out ({packer.heldout[domain].num_documents})"
                     )
-                raise DataError(
-                    f"domain {domain} is empty: no document in {source.where} fits its rule"
-                )
     tokenizer.save(folder / "tokenizer")
     return {
         "key": text.key,

@@ -9,12 +9,9 @@ import dataclasses
 import glob
 import json
 import logging
-import lzma
 import os
-import stat
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +20,7 @@ from typing import Any, NamedTuple
 from gr_sweep.config import DataConfig, DataKind, HubSource
 from gr_sweep.data import synthetic
 from gr_sweep.data.formats import COMPRESSED, LARGEST_TEXT, Record, pieces, read_file, record_of
-from gr_sweep.data.rules import Rules, holds, lookup, text_id
+from gr_sweep.data.rules import Rules, holds, text_id
 from gr_sweep.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -32,8 +29,6 @@ _HUB_TIMEOUT_S = 5.0
 
 _HUB_FORMATS = ("json", "parquet", "csv", "text", "arrow", "xml", "webdataset")
 """File formats that `datasets` accepts in place of a data set's name."""
-
-_FILE_KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 Digests = Callable[[Sequence[Path]], list[str]]
 """Digests of the content of files."""
@@ -137,7 +132,6 @@ def documents_of(
         DataError: a record cannot be read, or has no text; the message has its number.
     """
     number = num_left = 0
-    example = ""
     try:
         for number, record in enumerate(records, start=1):
             if record is None:
@@ -154,24 +148,18 @@ def documents_of(
                 domain = rules.domain_of(source, text, record.fields)
                 if domain is None:
                     num_left += 1
-                    if num_left == 1:
-                        found = {
-                            name: lookup(record.fields, name) for name in rules.fields_of(source)
-                        }
-                        example = "".join(f"; the first has {k}={v!r}" for k, v in found.items())
                 else:
                     yield Document(domain, text, text_id(text))
     except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
         raise DataError(f"{where}: the text of record {number} is not UTF-8") from error
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.LZMAError) as error:
+    except (OSError, EOFError, ValueError, RecursionError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # `datasets` wraps it several times
             cause = cause.__cause__
-        reason = first_line(cause)
-        raise DataError(f"{where}: cannot read record {number + 1} ({reason})") from error
+        said = f"{where}: cannot read record {number + 1} ({first_line(cause)})"
+        raise DataError(said) from error
     if num_left:
-        said = "%s: %d documents fit no rule of the partition%s"
-        logger.info(said, where, num_left, example)
+        logger.info("%s: %d documents fit no rule of the partition", where, num_left)
 
 
 # Local files
@@ -223,14 +211,10 @@ def _files_below(entry: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     Raises:
         DataError: something is neither a file nor a folder, or cannot be read.
     """
+    if entry.is_file():
+        yield entry
+        return
     try:
-        mode = entry.stat().st_mode
-        if stat.S_ISREG(mode):
-            yield entry
-            return
-        if not stat.S_ISDIR(mode):
-            kind = _FILE_KINDS.get(stat.S_IFMT(mode), "device")
-            raise DataError(f"{entry} is a {kind}; only files and folders are read")
         names = sorted(os.listdir(entry))
         if "dataset_dict.json" in names:
             names = ["train"]
@@ -238,10 +222,8 @@ def _files_below(entry: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             state = json.loads((entry / "state.json").read_text())
             names = [file["filename"] for file in state["_data_files"]]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        if entry.is_symlink():
-            reason = f"a link to {os.readlink(entry)}: {reason}"
-        raise DataError(f"{entry} cannot be read ({reason}); remove or repair it") from error
+        said = f"{entry} cannot be read as a file or folder ({first_line(error)}); remove it"
+        raise DataError(said) from error
     folder = os.path.realpath(entry)
     if folder in above:
         raise DataError(f"{entry} is a link to a folder that contains it; remove it")

@@ -1,6 +1,5 @@
 """Small corpora and the config of a partition, for the tests of the data package."""
 
-import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +27,19 @@ def write_lines(path: Path, records: Sequence[object]) -> Path:
     """JSON lines, packed where the name ends in .gz or .zst."""
     content = "".join(json.dumps(record) + "\n" for record in records).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".gz":
-        content = gzip.compress(content)
-    elif path.suffix == ".zst":
-        import zstandard
-
-        content = zstandard.compress(content)
-    path.write_bytes(content)
+    path.write_bytes(packed(content, path.suffix.removeprefix(".")))
     return path
+
+
+def packed(content: bytes, suffix: str) -> bytes:
+    """The content compressed as a file of this suffix is."""
+    import pyarrow
+
+    file = pyarrow.BufferOutputStream()
+    kind = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}.get(suffix)
+    with pyarrow.output_stream(file, compression=kind) as stream:
+        stream.write(content)
+    return bytes(file.getvalue())
 
 
 def write_root(root: Path, *domains: str, documents: int = 60) -> Path:

