@@ -127,6 +127,7 @@ def resolve(config: RunConfig) -> RunConfig:
         procedure=replace(procedure, rounds=rounds),
         partition=replace(partition, unlabelled=shares),
         data=_resolve_data(config.data),
+        train=config.train if is_routed else _with_defaults(config.train, "block_lr"),
         eval=_resolve_eval(config.eval, has_removal=is_routed or bool(method.without)),
     )
 

@@ -338,6 +338,8 @@ class TrainConfig:
     """Tokens per sequence."""
     lr: float = bounded(3e-3, above=0)
     """Peak learning rate of AdamW."""
+    block_lr: float = bounded(1.0, above=0)
+    """Factor on the learning rate of the units of blocks other than the core."""
     schedule: Schedule = Schedule.cosine
     """cosine: falls to `final_lr` over the run; wsd: constant, then linear to `final_lr` over
     `decay` of the steps."""

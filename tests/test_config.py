@@ -170,7 +170,7 @@ def resolved_fingerprint(**settings: Any) -> str:
 
 def test_jobs_that_read_the_same_settings_have_the_same_fingerprint():
     dense = {"method__name": Method.dense}
-    ignored = {"edges": Edges.act, "plan__mlp_shared": 0.1}
+    ignored = {"edges": Edges.act, "plan__mlp_shared": 0.1, "train__block_lr": 2.0}
     assert resolved_fingerprint(**dense) == resolved_fingerprint(**dense, **ignored)
     without_effect = {"data__cache": "x", "plan__forget": ["code"], "method__without": ["code"]}
     assert resolved_fingerprint() == resolved_fingerprint(**without_effect)

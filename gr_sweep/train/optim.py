@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from gr_sweep.config import Schedule, TrainConfig
+from gr_sweep.model.route import RoutedModel
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -23,6 +24,24 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+@torch.no_grad()
+def update(optimizer: torch.optim.Optimizer, routed: RoutedModel, block_lr: float = 1.0) -> None:
+    """`optimizer.step()`, with `block_lr` times the learning rate for the units of blocks.
+
+    AdamW's update is proportional to its learning rate, decay included, so that of a block's slice
+    is multiplied afterwards. (A tensor can hold units of the core too: a parameter group is whole.)
+    """
+    views: list[Tensor] = []
+    if block_lr != 1.0:
+        sets = routed.owner_sets()
+        del sets[routed.plan.core.name]
+        views = [view for found in sets.values() for view in found]
+    before = [view.clone() for view in views]
+    optimizer.step()
+    if views:
+        torch._foreach_lerp_(views, before, 1.0 - block_lr)
 
 
 def lr_factor(step: int, num_steps: int, config: TrainConfig) -> float:

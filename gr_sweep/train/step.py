@@ -23,7 +23,7 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.units import decoder_layers
 from gr_sweep.train.distributed import rows_of, shard
-from gr_sweep.train.optim import make_optimizer
+from gr_sweep.train.optim import make_optimizer, update
 
 _MAX_GRAPHS = 64
 """Most shapes of micro-batches that are compiled: those of the lists of foreign dropout, times the
@@ -135,7 +135,7 @@ def train_step(
         rows: those of the rows that each micro-batch contains, from `rows_of`.
         step: number of the step.
         tokens_per_step: denominator of the loss.
-        config: precision and clipping.
+        config: precision, clipping and `block_lr`.
         check: called before the update, which does not happen if it raises.
     """
     result = StepResult()
@@ -157,7 +157,7 @@ def train_step(
         result.bad_rows.append(~losses_NT.detach().isfinite().all(1))
     result.grad_norms = routed.clip_grad_norm_(config.max_norm)
     check(result)
-    optimizer.step()
+    update(optimizer, routed, config.block_lr)
     optimizer.zero_grad(set_to_none=True)
     return result
 

@@ -68,7 +68,7 @@ CASES = {
     "forget": Case("weight", 1.0, kind="forget"),
     "tied": Case("act", 0.5, is_tied=True, train={"activation_checkpointing": True}),
     "compiled": Case("both", 0.5, layers=(1, 2), train={"compile": True}),
-    "gpt2": Case("weight", 0.5, kind="forget", family="gpt2"),
+    "gpt2": Case("weight", 0.5, kind="forget", family="gpt2", train={"block_lr": 3.0}),
     "phi3": Case("both", 0.5, family="phi3"),
     "bfloat16": Case("both", 0.5, train={"precision": Precision.bfloat16}),
 }

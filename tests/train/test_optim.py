@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from gr_sweep.config import Schedule, TrainConfig, num_steps
-from gr_sweep.train.optim import lr_factor, make_optimizer
+from gr_sweep.model.route import route_model
+from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.train.optim import lr_factor, make_optimizer, update
+from tests.model.tiny import tiny_model
 
 
 def test_warm_up_rises_to_the_peak_and_cosine_ends_near_the_final_rate():
@@ -36,3 +39,39 @@ def test_vectors_have_no_weight_decay():
     decayed, plain = make_optimizer(model, TrainConfig(weight_decay=0.3)).param_groups
     assert [p.dim() for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.3
     assert [p.dim() for p in plain["params"]] == [1, 1, 1] and plain["weight_decay"] == 0.0
+
+
+def test_units_of_blocks_have_their_own_learning_rate_after_a_new_plan_too():
+    config = TrainConfig(lr=0.01, weight_decay=0.3)
+    model = tiny_model(mlp_bias=True)
+    domains = ["code", "biology"]
+    plans = [
+        RoutePlan.forget(model.config, domains=domains, forget=["biology"], attn_shared=0.5),
+        RoutePlan.peers(model.config, domains=domains, mlp_shared=0.25, layers=[1]),
+    ]
+    routed = route_model(model, plans[0])
+    optimizer = make_optimizer(model, config)
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in weights.items()}
+    for step in range(1, 5):
+        if step == 3:
+            routed.lay(plans[1])
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            first, second = moments[name]
+            first.lerp_(parameter.grad, 1 - config.beta1)
+            second.lerp_(parameter.grad.square(), 1 - config.beta2)
+            size = (second / (1 - config.beta2**step)).sqrt() + 1e-8
+            decay = config.weight_decay * weights[name] if parameter.dim() == 2 else 0.0
+            change = config.lr * (first / (1 - config.beta1**step) / size + decay)
+            rate = torch.ones_like(change)
+            for linear in routed.unit_linears:
+                if any(parameter is held for held in linear.parameters):
+                    core, *blocks = linear.units
+                    dim = linear.dim(parameter)
+                    rate.narrow(dim, core.stop, blocks[-1].stop - core.stop).fill_(2.5)
+            weights[name] -= rate * change
+        update(optimizer, routed, 2.5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-12, atol=1e-14)
