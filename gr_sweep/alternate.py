@@ -335,7 +335,7 @@ class Rounds:
             rows, labels.names, seed=self.config.seed, resamples=self.config.eval.bootstrap
         )
         scores = self._measured_scores(labels.divided(self.data))
-        experts = self._expert_losses(rows, labels)
+        served, experts = self._losses_of_domains(rows, labels)
         modularity = modularity_of(plan, scores) if plan.splits else None
         about = json.loads((folder / ASSIGNMENT).read_text(encoding="utf-8")) | {
             "round": phase.round,
@@ -345,6 +345,7 @@ class Rounds:
             "blocks": _blocks(plan, labels.names),
             "parameters_kept": kept_parameters(self.routed),
             "modularity": modularity,
+            "served_loss": served,
             "expert_loss": experts,
             "metrics": metrics,
             "intervals": intervals,
@@ -355,7 +356,8 @@ class Rounds:
             for layer, kind in scores.halves:
                 arrays[f"{layer}.{kind}"] = scores.shares(layer, kind).numpy()
             np.savez_compressed(file, **arrays)
-        logged = {registry.LOSS_EXPERT(domain): loss for domain, loss in experts.items()}
+        logged = {registry.LOSS_SERVED(domain): loss for domain, loss in served.items()}
+        logged |= {registry.LOSS_EXPERT(domain): loss for domain, loss in experts.items()}
         if modularity is not None:
             logged[registry.MODULARITY.key] = modularity
         last = read_rows(self.folder / METRICS, last_bytes=TAIL_BYTES)[-4:]
@@ -364,18 +366,25 @@ class Rounds:
         write_whole(folder / ROUND, json.dumps(about, indent=1) + "\n")
         return rows
 
-    def _expert_losses(self, rows: list[DocumentLoss], labels: RoundLabels) -> dict[str, float]:
-        """Loss of each domain of the partition in nats per token, each document read by the expert
-        of its own label alone."""
+    def _losses_of_domains(
+        self, rows: list[DocumentLoss], labels: RoundLabels
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Losses of each domain of the partition in nats per token: of the served model, and of
+        each document's own expert alone."""
         domain_of = self._domain_of(labels)
-        own: dict[str, list[DocumentLoss]] = {domain: [] for domain in self.data.domains}
-        for row in filter(_is_own_expert, rows):
-            own[domain_of[row.domain, row.document]].append(row)
-        return {
-            domain: sum(row.loss_nats for row in found) / sum(row.tokens for row in found)
-            for domain, found in own.items()
-            if found
-        }
+
+        def by_domain(rows: Iterable[DocumentLoss]) -> dict[str, float]:
+            found: dict[str, list[DocumentLoss]] = {domain: [] for domain in self.data.domains}
+            for row in rows:
+                found[domain_of[row.domain, row.document]].append(row)
+            return {
+                domain: sum(row.loss_nats for row in of) / sum(row.tokens for row in of)
+                for domain, of in found.items()
+                if of
+            }
+
+        served = (row for row in rows if row.view is View.served)
+        return by_domain(served), by_domain(filter(_is_own_expert, rows))
 
 
 def _is_own_expert(row: DocumentLoss | RelearnLoss) -> bool:

@@ -100,6 +100,9 @@ def test_experts_shrink_and_each_document_is_read_by_its_own(finished):
         loss = sum(row.loss_nats for row in of_domain) / sum(row.tokens for row in of_domain)
         assert summary["metrics"][f"loss/expert/{domain}"] == pytest.approx(loss)
         assert round_of(folder, 3)["expert_loss"][domain] == pytest.approx(loss)
+        served = summary["metrics"][f"loss/served/{domain}"]
+        assert round_of(folder, 3)["served_loss"][domain] == pytest.approx(served)
+        assert served != summary["metrics"][f"loss/full/{domain}"]
 
 
 def test_the_jobs_own_table_is_by_the_partition_and_reads_what_other_jobs_read(

@@ -46,7 +46,7 @@ def said(
 def test_edges_are_compared(said: list[str], sweep: Path) -> None:
     assert said[0] == "3 jobs that differ in edges, plan.kind"
     frame = gr_sweep.results(sweep).set_index("label")
-    for label, loss in frame["mean_loss"].items():
+    for label, loss in frame["mean_served_loss"].items():
         [line] = [line for line in said if str(label) in line.split()]
         assert f"{loss:.3f}" in line.split()
     for name in ("compare_edges.html", "curves.html"):

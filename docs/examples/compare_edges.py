@@ -27,13 +27,13 @@ if not sweep.exists():
 results = gr_sweep.results(sweep)
 print(f"{len(results)} jobs that differ in {', '.join(results.attrs['varied']) or 'nothing'}")
 
-# mean_loss: held-out loss of the whole model, nats a token; lower is better.
+# mean_served_loss: held-out loss of the served model, nats a token; lower is better.
 # mean_selectivity: what removing a domain costs the domain itself, less what it costs the others;
 # higher is better, and 0 means that nothing was separated.
 if "mean_selectivity" not in results:
     sys.exit(f"no job of {sweep} has a part to remove: there is no separation to compare")
-columns = ["label", "mean_loss", "mean_selectivity", "cost/train_seconds"]
-print(results[columns].sort_values("mean_loss").round(3).to_string(index=False))
+columns = ["label", "mean_served_loss", "mean_selectivity", "cost/train_seconds"]
+print(results[columns].sort_values("mean_served_loss").round(3).to_string(index=False))
 
 # %% The same as a figure: to the left costs less, up separates more. The bars are 95 % intervals
 # over held-out documents; another seed moves a job too, so sweep seed=0,1,2 before you conclude
@@ -47,9 +47,9 @@ def interval(metric: str) -> dict[str, object]:
 
 separation = go.Figure(
     go.Scatter(
-        x=results["mean_loss"],
+        x=results["mean_served_loss"],
         y=results["mean_selectivity"],
-        error_x=interval("mean_loss"),
+        error_x=interval("mean_served_loss"),
         error_y=interval("mean_selectivity"),
         mode="markers+text",
         text=results["label"],

@@ -50,14 +50,15 @@ print(matrix.round(3).to_string())
 for domain in domains:
     own = matrix.loc[domain, domain]
     others = matrix.loc[domain].drop(domain).mean()
-    low, high = (job.get(f"separability/selectivity/{domain}/{end}") for end in ("low", "high"))
+    key = f"separability/selectivity/{domain}"  # in which gains of the others count as 0
+    low, high = (job.get(f"{key}/{end}") for end in ("low", "high"))
     if low is None or pd.isna(low):
         print(f"without {domain}: its own loss {own:+.3f}; no interval, so no verdict")
         continue
     verdict = "separated" if low > 0 else "not told from chance"
     print(
         f"without {domain}: its own loss {own:+.3f}, that of the others {others:+.3f} on average; "
-        f"selectivity {own - others:+.3f} ({low:+.3f} to {high:+.3f}): {verdict}"
+        f"selectivity {job[key]:+.3f} ({low:+.3f} to {high:+.3f}): {verdict}"
     )
 
 # %% The same as a picture: red is lost, blue is gained

@@ -48,7 +48,8 @@ def main_numbers(summary: Mapping[str, Any]) -> list[str]:
 
     metrics, domains = summary["metrics"], summary["domains"]
     rows = {
-        "loss, full model (nats/token)": [registry.LOSS_FULL(d) for d in domains],
+        "loss, served (nats/token)": [registry.LOSS_SERVED(d) for d in domains],
+        "loss, full model": [registry.LOSS_FULL(d) for d in domains],
         "loss, only its own expert": [registry.LOSS_KEPT(d, d) for d in domains],
         "loss added by removing it": [registry.MATRIX(d, d) for d in domains],
         "selectivity of its removal": [registry.SELECTIVITY(d) for d in domains],

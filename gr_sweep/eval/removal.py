@@ -29,13 +29,14 @@ def removal_losses(
     """Rows of all held-out documents in every view of the model.
 
     The views are the full model; without each domain that owns a block of its own; each domain
-    alone; for a lattice also without each block; and if every domain has an expert, the mixed
-    experts. Views in which the same blocks are off are computed once.
+    alone; for a lattice also without each block; and the served model. Views in which the same
+    blocks are off are computed once.
 
     Args:
         full: rows of the full model, if they have been computed.
         recovered: each removed view is read inside this context, which may train the model after
-            the removal.
+            the removal. The served model is that before any removal: none of its networks is
+            recovered.
     """
     plan = routed.plan
     removed, kept = domain_views(plan)
@@ -67,9 +68,8 @@ def removal_losses(
         # If keeping a domain switches off the same blocks, reuse the recovered rows.
         rows = of_recovered[off] if off in of_recovered else read_once(off)
         found += [row._replace(view=view, part=part) for row in rows]
-    if has_experts(plan):
-        found += mixed_losses([read_once(plan.kept_off([domain])) for domain in plan.domains])
-    return found
+    networks = dict.fromkeys(plan.kept_off([domain]) for domain in plan.domains)
+    return found + served_losses([read_once(off) for off in networks])
 
 
 def domain_views(plan: RoutePlan) -> tuple[list[PlanView], list[PlanView]]:
@@ -87,29 +87,22 @@ def is_lattice(plan: RoutePlan) -> bool:
     return any(not block.is_core and block.owners not in branches for block in plan.blocks)
 
 
-def has_experts(plan: RoutePlan) -> bool:
-    """Whether each of several domains, kept alone, leaves a different network."""
-    off = {plan.kept_off([domain]) for domain in plan.domains}
-    # A label above others keeps all their blocks too: it has no expert of its own.
-    are_leaves = all(len(expand([domain], plan.domains)) == 1 for domain in plan.domains)
-    return len(plan.domains) > 1 and are_leaves and len(off) == len(plan.domains)
+def served_losses(networks: Sequence[Sequence[DocumentLoss]]) -> list[DocumentLoss]:
+    """Losses of the served model on text whose label nobody says: the networks, mixed by the
+    posterior over them. One network alone is served as it is.
 
-
-def mixed_losses(experts: Sequence[Sequence[DocumentLoss]]) -> list[DocumentLoss]:
-    """Losses of the experts mixed by the posterior over them, for text of unknown domain.
-
-    p(x_t | x_<t) = sum_j p(x_t | x_<t, expert j) p(j | x_<t), with the posterior by Bayes' rule
+    p(x_t | x_<t) = sum_j p(x_t | x_<t, network j) p(j | x_<t), with the posterior by Bayes' rule
     from a uniform prior, as DEMix mixes at inference (Gururangan et al. 2021, arXiv 2108.05036).
-    Over a document this telescopes to the mean of the experts' likelihoods, so their sums are
+    Over a document this telescopes to the mean of the networks' likelihoods, so their sums are
     enough. The posterior continues over all windows of a document, although each window's tokens
     are predicted from that window alone.
 
     Args:
-        experts: rows of each expert, for the same documents in the same order.
+        networks: rows of each network, for the same documents in the same order.
     """
-    log_likelihoods = -np.array([[row.loss_nats for row in rows] for rows in experts])
-    mean = np.logaddexp.reduce(log_likelihoods, axis=0) - np.log(len(experts))
+    log_likelihoods = -np.array([[row.loss_nats for row in rows] for rows in networks])
+    mean = np.logaddexp.reduce(log_likelihoods, axis=0) - np.log(len(networks))
     return [
-        row._replace(view=View.mixed, part="", loss_nats=-float(log_likelihood))
-        for row, log_likelihood in zip(experts[0], mean, strict=True)
+        row._replace(view=View.served, part="", loss_nats=-float(log_likelihood))
+        for row, log_likelihood in zip(networks[0], mean, strict=True)
     ]

@@ -125,20 +125,21 @@ class _Comparison:
         return self.tables.mean_loss(domains, View.full, run=(kind, part))
 
     def _add_utility(self, domain: str) -> None:
-        """Compares the full model, a domain's expert and the mixed experts with dense ones."""
+        """Compares the served model, the full one and a domain's expert with dense ones."""
         tables = self.tables
         dense = tables.loss(domain, View.full, run=_DENSE)
-        full = tables.loss(domain, View.full)
+        served, full = (tables.loss(domain, view) for view in (View.served, View.full))
         expert = tables.loss(domain, View.kept, domain)
         leaf = tables.loss(domain, View.expert)
         # Where rounds have split a domain, its experts have the size of the baseline.
         own = leaf if tables.parts(View.expert) else expert
         for metric, sample in (
+            (registry.SERVED_TAX, served - dense),
             (registry.TAX, full - dense),
             (registry.EXPERT_TAX, expert - dense),
             (registry.LEAF_TAX, leaf - dense),
             (registry.ALONE_TAX, own - tables.loss(domain, View.full, run=("alone", domain))),
-            (registry.MIXED_TAX, tables.loss(domain, View.mixed) - dense),
+            (registry.COMPUTE_EQUIVALENT_SERVED, self._compute_equivalent(served, [domain])),
             (registry.COMPUTE_EQUIVALENT_FULL, self._compute_equivalent(full, [domain])),
             (registry.COMPUTE_EQUIVALENT_KEPT, self._compute_equivalent(expert, [domain])),
         ):

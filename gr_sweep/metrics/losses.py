@@ -27,8 +27,9 @@ class View(enum.StrEnum):
     expert = "expert"
     """Of `alternate`: each document by the expert of its own label alone, which may lie below the
     document's domain."""
-    mixed = "mixed"
-    """The experts, mixed by the posterior over domains."""
+    served = "served"
+    """The label is unknown: the distinct networks of the domains kept alone, mixed by the posterior
+    over them."""
     calibrated_full = "calibrated_full"
     """Full model with a bias on the logits, fitted on training text of the part."""
     calibrated_removed = "calibrated_removed"
@@ -147,5 +148,6 @@ def _read(path: Path, kind: Any) -> list[Any]:
                 values = zip(converters, line, strict=True)
                 rows.append(kind._make([convert(text) for convert, text in values]))
     except (ValueError, KeyError, csv.Error, OSError) as error:
-        raise DataError(f"{path}, row {len(rows) + 1}: {error}") from error
+        said = f"unknown view or text {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{path}, row {len(rows) + 1}: {said}") from error
     return rows

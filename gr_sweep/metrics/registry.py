@@ -5,10 +5,10 @@ from here. To add a metric, add an entry here and the code that computes it (`me
 a job alone, `metrics/compare.py` against baselines).
 
 Letters in formulas: d is the domain whose held-out text is read, e the domain that was removed or
-kept. L(d) is the loss of the full model, L[-e](d) with e removed, L[e](d) with e kept alone. D(d)
-is the dense baseline, F[e](d) the filtered one (never trained on e), O[e](d) the same filtered by
-observed label, A[d](d) a dense model of the expert's size trained on d alone. Losses are in nats
-per token.
+kept. L(d) is the loss of the full model, L[-e](d) with e removed, L[e](d) with e kept alone, S(d)
+of the served model (`LOSS_SERVED`). D(d) is the dense baseline, F[e](d) the filtered one (never
+trained on e), O[e](d) the same filtered by observed label, A[d](d) a dense model of the expert's
+size trained on d alone. Losses are in nats per token.
 """
 
 import functools
@@ -77,6 +77,12 @@ MODULARITY = Metric(
 
 # Losses of a job, each on held-out text.
 
+LOSS_SERVED = Metric(
+    key="loss/served/{domain}", title="served loss S(d)", unit=_NATS, direction=-1, formula="S(d)",
+    mean="mean_served_loss",
+    meaning="held-out loss of the served model where the label is unknown: the different networks "
+    "that the experts alone make, mixed by their posterior over the text so far (arXiv 2108.05036)",
+)
 LOSS_FULL = Metric(
     key="loss/full/{domain}", title="loss L(d)", unit=_NATS, direction=-1, formula="L(d)",
     meaning="held-out loss of the full model", mean="mean_loss",
@@ -88,11 +94,6 @@ LOSS_REMOVED = Metric(
 LOSS_KEPT = Metric(
     key="loss/kept/{part}/{domain}", title="loss of the expert alone", unit=_NATS,
     formula="L[e](d)", meaning="held-out loss with e kept alone: the core and the blocks of e",
-)
-LOSS_MIXED = Metric(
-    key="loss/mixed/{domain}", title="loss of mixed experts", unit=_NATS, direction=-1,
-    formula="-log of the sum over e of p(e | text so far) p[e](token)",
-    meaning="loss of the experts mixed token by token by their posterior (DEMix, arXiv 2108.05036)",
 )
 LOSS_EXPERT = Metric(
     key="loss/expert/{domain}", title="loss in the own expert", unit=_NATS, direction=-1,
@@ -126,6 +127,11 @@ BITS_PER_BYTE_FULL = Metric(
 
 # Utility: what the model is worth against dense training.
 
+SERVED_TAX = Metric(
+    key="utility/served_tax/{domain}", title="served tax", unit=_NATS, direction=-1,
+    formula="S(d) - D(d)", baselines=_DENSE, mean="mean_served_tax",
+    meaning="loss of the served model minus that of the dense model; 0 is free",
+)
 TAX = Metric(
     key="utility/tax/{domain}", title="tax", unit=_NATS, direction=-1, formula="L(d) - D(d)",
     baselines=_DENSE, mean="mean_tax",
@@ -149,18 +155,18 @@ ALONE_TAX = Metric(
     meaning="loss of a domain's expert alone minus that of a dense model of its size trained on "
     "that domain alone",
 )
-MIXED_TAX = Metric(
-    key="utility/mixed_tax/{domain}", title="mixed tax", unit=_NATS, direction=-1,
-    formula="loss/mixed/d - D(d)", baselines=_DENSE, mean="mean_mixed_tax",
-    meaning="loss of the experts mixed by their posterior over domains, minus that of the dense "
-    "model",
+COMPUTE_EQUIVALENT_SERVED = Metric(
+    key="utility/compute_equivalent/served/{domain}", title="served compute", unit=_SHARE,
+    direction=1, formula="share of the dense tokens at which dense training reaches S(d)",
+    baselines=_CURVE, mean="mean_served_compute_equivalent",
+    meaning="compute-equivalent of the served model: share of the dense model's tokens at which "
+    "dense training is as good; 1 is free, <1/8 is worse than the dense run on an eighth",
 )
 COMPUTE_EQUIVALENT_FULL = Metric(
-    key="utility/compute_equivalent/full/{domain}", title="compute-equivalent", unit=_SHARE,
+    key="utility/compute_equivalent/full/{domain}", title="full compute", unit=_SHARE,
     direction=1, formula="share of the dense tokens at which dense training reaches L(d)",
     baselines=_CURVE, mean="mean_compute_equivalent",
-    meaning="share of the dense model's tokens at which dense training is as good; 1 is free, <1/8 "
-    "is worse than the dense run on an eighth",
+    meaning="compute-equivalent of the full model",
 )
 COMPUTE_EQUIVALENT_KEPT = Metric(
     key="utility/compute_equivalent/kept/{domain}", title="expert compute", unit=_SHARE,
@@ -197,10 +203,10 @@ MATRIX = Metric(
 )
 SELECTIVITY = Metric(
     key="separability/selectivity/{part}", title="selectivity", unit=_NATS, direction=1,
-    formula="matrix/e/e - mean over d != e of matrix/e/d",
+    formula="matrix/e/e - mean over d != e of max(0, matrix/e/d)",
     mean="mean_selectivity", over=Over.removed,
-    meaning="what removing a domain costs it, minus what it costs the others; 0 for labels without "
-    "meaning",
+    meaning="what removing a domain costs it, minus what it costs the others, whose gains do not "
+    "count; 0 for labels without meaning",
 )
 REMOVAL = Metric(
     key="separability/removal/{part}", title="removal", direction=1,
@@ -376,11 +382,11 @@ METRICS = tuple(entry for entry in list(globals().values()) if isinstance(entry,
 """Every metric, in the order of this module. Means have no entries of their own."""
 
 AXES = (
-    (COMPUTE_EQUIVALENT_FULL, REMOVAL),
-    (TAX, REMOVAL),
+    (COMPUTE_EQUIVALENT_SERVED, REMOVAL),
+    (SERVED_TAX, REMOVAL),
     (EXPERT_TAX, REMOVAL),
-    (TAX, SELECTIVITY),
-    (LOSS_FULL, SELECTIVITY),
+    (SERVED_TAX, SELECTIVITY),
+    (LOSS_SERVED, SELECTIVITY),
 )
 """Utility against separability: the axes of plots of the trade-off, the preferred pair first."""
 

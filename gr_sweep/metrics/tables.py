@@ -14,7 +14,7 @@ import numpy as np
 from gr_sweep.domains import is_under
 from gr_sweep.errors import DataError
 from gr_sweep.metrics import bootstrap, registry
-from gr_sweep.metrics.bootstrap import MISSING, Estimates, Sample, mean_of
+from gr_sweep.metrics.bootstrap import MISSING, Estimates, Sample, combined, mean_of
 from gr_sweep.metrics.formulas import bits_per_byte
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
 
@@ -241,11 +241,12 @@ def add_own(
     for domain in domains:
         add(registry.LOSS_FULL(domain), tables.loss(domain, View.full))
         add(registry.BITS_PER_BYTE_FULL(domain), tables.bits_per_byte(domain))
-        add(registry.LOSS_MIXED(domain), tables.loss(domain, View.mixed))
+        add(registry.LOSS_SERVED(domain), tables.loss(domain, View.served))
         add(registry.LOSS_EXPERT(domain), tables.loss(domain, View.expert))
         add(registry.SPURIOUS_GAP_FULL(domain), tables.spurious_gap(domain, View.full))
         add(registry.SPURIOUS_GAP_KEPT(domain), tables.spurious_gap(domain, View.kept, domain))
     add(registry.LOSS_FULL.mean, tables.mean_loss(domains, View.full))
+    add(registry.LOSS_SERVED.mean, tables.mean_loss(domains, View.served))
     for view, metric in _LOSSES.items():
         for part in tables.parts(view):
             for domain in domains:
@@ -258,8 +259,8 @@ def add_own(
             add(registry.MATRIX(part, domain), cost)
         under, rest = tables.under(part), tables.outside(part)
         if under and rest:
-            own, others = (mean_of([costs[domain] for domain in of]) for of in (under, rest))
-            selectivities[part] = own - others
+            others = mean_of([combined(lambda cost: np.maximum(cost, 0), costs[d]) for d in rest])
+            selectivities[part] = mean_of([costs[domain] for domain in under]) - others
             add(registry.SELECTIVITY(part), selectivities[part])
     add(registry.SELECTIVITY.mean, mean_of([selectivities[part] for part in tables.removable()]))
 

@@ -150,8 +150,10 @@ class Measure:
 
 
 COMPUTE_EQUIVALENT = Measure(
-    metric=registry.COMPUTE_EQUIVALENT_FULL, text=fraction, worse=registry.TAX
+    metric=registry.COMPUTE_EQUIVALENT_SERVED, text=fraction, worse=registry.SERVED_TAX
 )
+SERVED_LOSS = Measure(metric=registry.LOSS_SERVED, text=nats)
+SERVED_TAX = Measure(metric=registry.SERVED_TAX, text=signed)
 LOSS = Measure(metric=registry.LOSS_FULL, text=nats)
 TAX = Measure(metric=registry.TAX, text=signed)
 EXPERT_TAX = Measure(metric=registry.EXPERT_TAX, text=signed)
@@ -168,13 +170,15 @@ RELEARN_RATIO = Measure(
 
 MAIN = (
     COMPUTE_EQUIVALENT,
+    SERVED_LOSS,
+    SERVED_TAX,
+    Measure(metric=registry.COMPUTE_EQUIVALENT_FULL, text=fraction, worse=registry.TAX),
     LOSS,
     TAX,
     EXPERT_TAX,
     Measure(metric=registry.ALONE_TAX, text=signed),
     LEAF_TAX,
     Measure(metric=registry.COMPUTE_EQUIVALENT_KEPT, text=fraction, worse=registry.EXPERT_TAX),
-    Measure(metric=registry.MIXED_TAX, text=signed),
     REMOVAL,
     SELECTIVITY,
     REMOVED_TAX,
@@ -186,7 +190,8 @@ MAIN = (
 """Columns of the comparison table, in order."""
 
 CHIEF = (
-    COMPUTE_EQUIVALENT, LOSS, TAX, EXPERT_TAX, REMOVAL, SELECTIVITY, REMOVED_TAX, RELEARN_RATIO,
+    COMPUTE_EQUIVALENT, SERVED_LOSS, SERVED_TAX, TAX, EXPERT_TAX, REMOVAL, SELECTIVITY, REMOVED_TAX,
+    RELEARN_RATIO,
 )  # fmt: skip
 """Those compared over seeds."""
 

@@ -1,5 +1,5 @@
 """Reads what a job of `procedure=alternate` leaves of each round, and computes the losses of its
-experts.
+served model and its experts.
 
 A round that is unfinished or cannot be read is left out. To add a number of a round, write it to
 round.json, read it here, and show it in `rounds.COLUMNS`.
@@ -43,20 +43,20 @@ class Round:
     modularity: float | None
     metrics: Mapping[str, float]
     rows: tuple[DocumentLoss, ...] = ()
-    """Losses of each document in its own label's expert alone."""
-    leaf_loss: Mapping[str, float] = field(default_factory=dict)
-    """Loss of each document in its own label's expert alone, by domain of the partition."""
-    leaf_tax: Mapping[str, float] = field(default_factory=dict)
+    """Losses of each document in the served model, and in its own label's expert alone."""
+    losses: Mapping[View, Mapping[str, float]] = field(default_factory=dict)
+    """The same by view (`served` or `kept`) and domain of the partition."""
+    taxes: Mapping[View, Mapping[str, float]] = field(default_factory=dict)
     """The same minus the dense baseline's, on the documents that both read."""
 
 
-def with_leaf_tax(
+def with_taxes(
     found: Round,
     domains: Sequence[str],
     own: Iterable[DocumentLoss],
     dense: Iterable[DocumentLoss] | None,
 ) -> Round:
-    """The round with `leaf_loss` and, if there is a dense baseline, `leaf_tax`.
+    """The round with `losses` and, if there is a dense baseline, `taxes`.
 
     Args:
         domains: of the partition.
@@ -71,18 +71,19 @@ def with_leaf_tax(
         if row.view is View.full and row.text is Text.plain
     }
     known |= of_dense.keys()
-    rows: dict[str, list[DocumentLoss]] = {}
+    rows: dict[tuple[View, str], list[DocumentLoss]] = {}
     for row in found.rows:
         of = [d for d in domains if is_under(row.domain, d) or is_under(d, row.domain)]
         if len(of) > 1:
             of = [domain for domain in of if (domain, row.document) in known]
         for domain in of[:1]:
-            rows.setdefault(domain, []).append(row)
-    leaf_loss, leaf_tax = {}, {}
-    for domain, of_domain in rows.items():
+            rows.setdefault((row.view, domain), []).append(row)
+    losses: dict[View, dict[str, float]] = {View.served: {}, View.kept: {}}
+    taxes: dict[View, dict[str, float]] = {View.served: {}, View.kept: {}}
+    for (view, domain), of_domain in rows.items():
         tokens = sum(row.tokens for row in of_domain)
         if tokens:
-            leaf_loss[domain] = sum(row.loss_nats for row in of_domain) / tokens
+            losses[view][domain] = sum(row.loss_nats for row in of_domain) / tokens
         pairs = [
             (row, other)
             for row in of_domain
@@ -91,8 +92,8 @@ def with_leaf_tax(
         ]
         tokens = sum(row.tokens for row, _ in pairs)
         if tokens:
-            leaf_tax[domain] = sum(a.loss_nats - b.loss_nats for a, b in pairs) / tokens
-    return dataclasses.replace(found, leaf_loss=leaf_loss, leaf_tax=leaf_tax)
+            taxes[view][domain] = sum(a.loss_nats - b.loss_nats for a, b in pairs) / tokens
+    return dataclasses.replace(found, losses=losses, taxes=taxes)
 
 
 def read_rounds(job: Path) -> list[Round]:
@@ -121,7 +122,8 @@ def _read_round(folder: Path) -> Round:
         rows=tuple(
             row
             for row in (read_losses(losses) if losses.exists() else ())
-            if row.text is Text.plain and row.view is View.kept and row.part == row.domain
+            if row.text is Text.plain
+            and (row.view is View.served or (row.view is View.kept and row.part == row.domain))
         ),
     )
 

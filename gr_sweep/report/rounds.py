@@ -9,6 +9,7 @@ from typing import Any
 
 from gr_sweep.config import ProcedureKind
 from gr_sweep.metrics import registry
+from gr_sweep.metrics.losses import View
 from gr_sweep.report import figures, measures, tables
 from gr_sweep.report.figures import HUES, Figure, Point, escaped, trace_of
 from gr_sweep.report.measures import interval_text
@@ -61,14 +62,15 @@ def is_control(job: Job) -> bool:
     return is_alternate and job.settings.get("procedure.attribution") in _CONTROLS
 
 
-def leaf_tax(job: Job, of: Round) -> float | None:
-    """Loss of documents in their own expert alone minus the dense model's; mean over domains."""
-    return _mean_over(of.leaf_tax, job.domains)
+def loss(view: View) -> Number:
+    """Loss of the served model, or of documents in their own expert alone (view `kept`); mean over
+    domains."""
+    return lambda job, of: _mean_over(of.losses.get(view, {}), job.domains)
 
 
-def leaf_loss(job: Job, of: Round) -> float | None:
-    """Loss of documents in their own expert alone; mean over domains."""
-    return _mean_over(of.leaf_loss, job.domains)
+def tax(view: View) -> Number:
+    """The same loss minus the dense model's."""
+    return lambda job, of: _mean_over(of.taxes.get(view, {}), job.domains)
 
 
 def expert_size(job: Job, of: Round) -> float | None:
@@ -106,12 +108,14 @@ def groups(sweep: Sweep) -> list[Group]:
 
 
 def trade_off(found: Sequence[Group]) -> Figure | None:
-    """Leaf tax against the number of experts, a line for each group. None without a dense baseline.
+    """Served tax against the number of experts, a line for each group. None without a dense
+    baseline.
 
     Rounds before the last have trained on fewer tokens than the dense model: they are hollow, and
     not joined to dense, which stands at one expert.
     """
     traces: list[dict[str, Any]] = []
+    served_tax = tax(View.served)
     for at, group in enumerate(found):
         colour = HUES[at % len(HUES)]
         points: list[Point] = []
@@ -119,7 +123,7 @@ def trade_off(found: Sequence[Group]) -> Figure | None:
         estimates, symbols = [], []
         index = {job.name: at for job, at in zip(group.jobs, group.indices, strict=True)}
         for number in group.numbers():
-            estimate = group.over_seeds(number, leaf_tax)
+            estimate = group.over_seeds(number, served_tax)
             if estimate is None:
                 continue
             is_last, experts = group.is_last(number), group.num_experts(number)
@@ -128,14 +132,14 @@ def trade_off(found: Sequence[Group]) -> Figure | None:
                 estimates.append(Estimate(value=0.0))
                 symbols.append("circle")
             text = (
-                f"<b>{escaped(group.name)}</b><br>round {number}, {experts} experts<br>leaf tax "
-                f"{estimate.value:.3f}<br>{interval_text(estimate, measures.nats)}"
+                f"<b>{escaped(group.name)}</b><br>round {number}, {experts} experts<br>served "
+                f"tax {estimate.value:.3f}<br>{interval_text(estimate, measures.nats)}"
             )
             points.append((experts, estimate.value, group.indices, text))
             estimates.append(estimate)
             symbols.append("circle" if is_last else "circle-open")
             for job, of in group.rounds(number) if len(group.jobs) > 1 else ():
-                if (value := leaf_tax(job, of)) is not None:
+                if (value := served_tax(job, of)) is not None:
                     text = f"{escaped(group.name)}<br>seed {job.seed}<br>{value:.3f}"
                     seeds.append((experts, value, index[job.name], text))
         if not points:
@@ -166,7 +170,7 @@ def trade_off(found: Sequence[Group]) -> Figure | None:
             "tickvals": ticks, "ticktext": [str(tick) for tick in ticks],
         },
         "yaxis": {
-            "title": {"text": "leaf tax, nats over dense  (↓ better)"},
+            "title": {"text": "served tax, nats over dense  (↓ better)"},
             "range": figures.padded(values, 0.15),
         },
         "margin": {"l": 62, "r": 12, "t": 12, "b": 46},
@@ -185,13 +189,20 @@ def _error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
 
 COLUMNS: tuple[tuple[str, int, Number, measures.Text, str], ...] = (
     (
-        "leaf tax", -1, leaf_tax, measures.signed,
-        "loss of each document in its own expert alone, minus that of the dense model on the same "
-        "documents; mean over domains. Rounds before the last have trained on fewer tokens than "
-        "the dense model",
+        "served tax", -1, tax(View.served), measures.signed,
+        "loss of the served model, minus that of the dense model on the same documents; mean over "
+        "domains. Rounds before the last have trained on fewer tokens than the dense model",
     ),
     (
-        "leaf loss", -1, leaf_loss, measures.nats,
+        "served loss", -1, loss(View.served), measures.nats,
+        "loss of the served model, nats per token: all experts, mixed by their posterior",
+    ),
+    (
+        "leaf tax", -1, tax(View.kept), measures.signed,
+        "loss of each document in its own expert alone, minus that of the dense model",
+    ),
+    (
+        "leaf loss", -1, loss(View.kept), measures.nats,
         "loss of each document in its own expert alone, nats per token",
     ),
     (

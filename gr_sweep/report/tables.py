@@ -15,7 +15,7 @@ from gr_sweep.report import measures
 from gr_sweep.report.measures import MISSING, Measure, Text, interval_text, written
 from gr_sweep.report.sweep import DENSE, ROUTED, Estimate, Job, Sweep, short_name, shown
 
-_MANY_COLUMNS = 14
+_MANY_COLUMNS = 16
 """In wider tables the columns of single domains are folded."""
 _OF_ROUTING = ("plan.", "route.", "procedure.")
 """Settings without meaning for a job without blocks."""

@@ -27,9 +27,9 @@ MAX_RUNS = 200
 
 _BY = f"{ADDED}.{COMPARED_AS}"
 _BY_DOMAIN = (
-    registry.LOSS_FULL,
-    registry.TAX,
-    registry.COMPUTE_EQUIVALENT_FULL,
+    registry.LOSS_SERVED,
+    registry.SERVED_TAX,
+    registry.COMPUTE_EQUIVALENT_SERVED,
     registry.REMOVAL,
     registry.SELECTIVITY,
 )
@@ -176,7 +176,7 @@ def _sections(logged: Logged, axes: tuple[str, ...]) -> Iterator[tuple[str, Iter
     yield "Cost", [*(_bars(metric.axis, over_domains(metric)) for metric in costs), over_steps]
 
     x = registry.ROUND.key
-    rounds = (registry.LOSS_EXPERT, registry.MODULARITY)
+    rounds = (registry.LOSS_SERVED, registry.LOSS_EXPERT, registry.MODULARITY)
     yield "Rounds", [_curves(metric.axis, over_domains(metric), x=x) for metric in rounds]
 
 

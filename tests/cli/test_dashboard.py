@@ -47,7 +47,7 @@ def test_a_dry_run_prints_the_dashboard_and_loads_no_wandb(sweep: Path) -> None:
     panels = [panel for section in found["sections"] for panel in section["panels"]]
     assert (panels[0]["panel"], panels[0]["metrics"]) == (
         "scatter",
-        ["mean_tax", "mean_selectivity"],
+        ["mean_served_tax", "mean_selectivity"],
     )
     # What tells the runs apart: the dense one is only a baseline.
     [parallel] = [panel for panel in panels if panel["panel"] == "parallel"]

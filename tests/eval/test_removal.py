@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from gr_sweep.eval.loss import HeldoutBatches
-from gr_sweep.eval.removal import has_experts, is_lattice, mixed_losses, removal_losses
+from gr_sweep.eval.removal import is_lattice, removal_losses, served_losses
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
+from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
 from tests.eval.tiny import CPU, DOMAINS, held_out, make_routed, state_of
 from tests.model.tiny import tiny_model
 
-NESTED = ("code", "biology/cells", "biology/virology")
+NESTED = ("biology", "biology/virology", "code")
 
 
 def plan_of(kind: str, domains=DOMAINS, **options) -> RoutePlan:
@@ -43,19 +44,43 @@ def test_just_a_lattice_has_blocks_of_several_unrelated_owners():
     assert not is_lattice(plan_of("tree", ("biology", "biology/virology", "code")))
 
 
-def test_experts_are_mixed_where_every_domain_has_another_one():
-    assert has_experts(plan_of("peers")) and has_experts(plan_of("lattice"))
-    assert has_experts(plan_of("tree", NESTED))
-    assert not has_experts(plan_of("none"))
-    assert not has_experts(plan_of("forget", forget=["biology"])), "code and creative are one"
-    assert not has_experts(plan_of("tree", ("biology", "biology/virology", "code")))
-    assert not has_experts(plan_of("peers", ("code",)))
+@pytest.mark.parametrize(
+    ("kind", "domains", "options", "kept"),
+    [
+        ("none", DOMAINS, {}, [DOMAINS]),
+        ("peers", DOMAINS, {}, [[domain] for domain in DOMAINS]),
+        ("forget", DOMAINS, {"forget": ["biology"]}, [["code", "creative"], ["biology"]]),
+        # What is kept of the label above others is all of them.
+        ("tree", NESTED, {}, [["biology"], ["biology/virology"], ["code"]]),
+    ],
+)
+def test_the_networks_that_are_kept_for_any_label_are_served_each_once(
+    kind, domains, options, kept
+):
+    model = tiny_model()
+    routed = route_model(model, RoutePlan.make(kind, model.config, domains=domains, **options))
+    token_losses, text = TokenLosses(routed), held_out()
+    rows = removal_losses(routed, token_losses, text)
+    networks = []
+    for nodes in kept:
+        with routed.keep(nodes):
+            networks.append([-row.loss_nats for row in text.losses(token_losses)])
+    expected = math.log(len(networks)) - np.logaddexp.reduce(networks)
+    served = [row.loss_nats for row in rows if row.view is View.served]
+    assert served == pytest.approx(expected, rel=1e-6)
 
 
-def test_mixing_experts_is_bayes_rule_token_by_token(length=11):
+@pytest.mark.parametrize(
+    ("kind", "options", "networks"),
+    [
+        ("peers", {}, DOMAINS),
+        ("forget", {"forget": ["biology"]}, ("code", "biology")),  # creative has that of code
+    ],
+)
+def test_serving_is_bayes_rule_token_by_token(kind, options, networks, length=11):
     """The literal computation over a document of several windows, in float64."""
     model = tiny_model()
-    plan = RoutePlan.peers(model.config, domains=DOMAINS)
+    plan = RoutePlan.make(kind, model.config, domains=DOMAINS, **options)
     routed = route_model(model, plan, "both")
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, 17, (2, length + 1))
@@ -76,23 +101,27 @@ def test_mixing_experts_is_bayes_rule_token_by_token(length=11):
     )  # fmt: skip
     batches = HeldoutBatches({"code": texts}, batch_sequences=2, device=CPU)
     rows = removal_losses(routed, TokenLosses(routed), batches)
-    mixed = [row.loss_nats for row in rows if row.view is View.mixed]
+    served = [row.loss_nats for row in rows if row.view is View.served]
 
     probabilities = {}
-    for domain in DOMAINS:
+    for domain in networks:
         with routed.keep([domain]), torch.no_grad():
             probabilities[domain] = routed(input_ids=torch.from_numpy(ids)).logits.softmax(-1)
+    losses = []
     for document in range(2):
-        posterior, loss = dict.fromkeys(DOMAINS, 1 / 3), 0.0
+        posterior, loss = dict.fromkeys(networks, 1 / len(networks)), 0.0
         for row in np.flatnonzero(texts.rows == document):
             for position, target in enumerate(targets[row]):
                 if target == -100:
                     continue
-                seen = {d: float(probabilities[d][row, position, target]) for d in DOMAINS}
-                p = sum(posterior[d] * seen[d] for d in DOMAINS)
+                seen = {d: float(probabilities[d][row, position, target]) for d in networks}
+                p = sum(posterior[d] * seen[d] for d in networks)
                 loss -= math.log(p)
-                posterior = {d: posterior[d] * seen[d] / p for d in DOMAINS}
-        assert mixed[document] == pytest.approx(loss, rel=1e-12)
+                posterior = {d: posterior[d] * seen[d] / p for d in networks}
+        losses.append(loss)
+    assert served == pytest.approx(losses, rel=1e-12)
+    metrics, _ = summarize_losses(rows, DOMAINS, seed=0)
+    assert metrics["loss/served/code"] == pytest.approx(sum(losses) / (2 * length), rel=1e-12)
 
 
 def test_a_mixture_loses_at_most_the_log_of_their_number_to_the_best_expert():
@@ -102,11 +131,11 @@ def test_a_mixture_loses_at_most_the_log_of_their_number_to_the_best_expert():
             for at, loss in enumerate(losses)
         ]
 
-    mixed = mixed_losses([rows(2.0, 900.0), rows(2.0, 3000.0)])
-    assert [row.loss_nats for row in mixed] == [
+    served = served_losses([rows(2.0, 900.0), rows(2.0, 3000.0)])
+    assert [row.loss_nats for row in served] == [
         pytest.approx(2.0), pytest.approx(900 + math.log(2)),
     ]  # fmt: skip
-    assert {(row.view, row.part, row.text) for row in mixed} == {(View.mixed, "", Text.marked)}
+    assert {(row.view, row.part, row.text) for row in served} == {(View.served, "", Text.marked)}
 
 
 def test_a_network_has_the_same_losses_kept_and_removed_after_recovery_too():
@@ -136,3 +165,5 @@ def test_a_network_has_the_same_losses_kept_and_removed_after_recovery_too():
     plain = removal_losses(routed, token_losses, held_out())
     assert removed != [r.loss_nats for r in plain if (r.view, r.part) == (View.removed, "biology")]
     assert len(rows) == len(plain)
+    served = [row.loss_nats for row in plain if row.view is View.served]
+    assert of(View.served, "") == pytest.approx(served), "it is the model before the removal"

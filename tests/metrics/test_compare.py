@@ -48,7 +48,7 @@ def by_domain(code: float, biology: float, creative: float) -> dict[str, float]:
 
 JOB = {
     ("full", ""): by_domain(4.5, 4.25, 5.0),
-    ("mixed", ""): by_domain(4.25, 4.25, 5.0),
+    ("served", ""): by_domain(4.25, 4.25, 5.0),
     ("removed", "biology"): by_domain(4.5, 6.25, 5.25),
     ("kept", "code"): by_domain(3.5, 8.0, 8.0),
     ("kept", "biology"): by_domain(8.0, 5.0, 8.0),
@@ -106,13 +106,16 @@ def test_every_metric_follows_its_definition() -> None:
             "utility/expert_tax/code": -0.5,
             "utility/expert_tax/biology": 1.0,
             "utility/alone_tax/biology": 0.25,
-            "utility/mixed_tax/code": 0.25,
-            "utility/mixed_tax/biology": 0.25,
-            "utility/mixed_tax/creative": 0.5,
+            "utility/served_tax/code": 0.25,
+            "utility/served_tax/biology": 0.25,
+            "utility/served_tax/creative": 0.5,
             "utility/removed_tax/biology/code": 0.25,
             "utility/removed_tax/biology/creative": 0.75,
             "utility/transfer/biology/code": 0.25,
             "utility/transfer/biology/creative": 0.0,
+            "utility/compute_equivalent/served/code": half * 2**0.75,
+            "utility/compute_equivalent/served/biology": half * 2**0.75,
+            "utility/compute_equivalent/served/creative": half,
             "utility/compute_equivalent/full/code": half * 2**0.5,
             "utility/compute_equivalent/full/biology": half * 2**0.75,
             "utility/compute_equivalent/full/creative": half,
@@ -125,7 +128,8 @@ def test_every_metric_follows_its_definition() -> None:
             "robustness/leakage/biology": 2 / 3,
             # The parts kept alone are two of three domains: no mean of them.
             "mean_tax": 1.25 / 3,
-            "mean_mixed_tax": 1.0 / 3,
+            "mean_served_tax": 1.0 / 3,
+            "mean_served_compute_equivalent": half * (2 * 2**0.75 + 1) / 3,
             "mean_compute_equivalent": half * (2**0.5 + 2**0.75 + 1) / 3,
             "mean_removal": 0.5,
             "mean_calibrated_removal": 0.5,
@@ -140,7 +144,13 @@ def test_metric_without_its_baseline_is_absent() -> None:
     job, everything = rows_of(JOB), all_baselines()
     assert compared(job, Baselines()) == {}
     dense_alone = compared(job, Baselines(dense=everything.dense))
-    kinds = {"utility/tax", "utility/expert_tax", "utility/mixed_tax", "mean_tax", "mean_mixed_tax"}
+    kinds = {
+        "utility/tax",
+        "utility/expert_tax",
+        "utility/served_tax",
+        "mean_tax",
+        "mean_served_tax",
+    }
     assert {key.rpartition("/")[0] or key for key in dense_alone} == kinds
     filtered_alone = compared(job, Baselines(filtered=everything.filtered))
     assert set(filtered_alone) == {

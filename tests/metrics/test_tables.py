@@ -39,7 +39,7 @@ def random_table(
             mean = rng.normal(4, 0.5)
             rows.append(row("full", "", domain, f"{domain}{at}", mean * tokens, tokens))
             for part in parts:
-                cost = rng.normal(0.5 if part == domain else 0.0, 0.05)
+                cost = rng.normal(0.6 if part == domain else 0.1, 0.05)
                 for view, sign in (("removed", 1), ("kept", -1)):
                     loss = (mean + sign * cost) * tokens
                     rows.append(row(view, part, domain, f"{domain}{at}", loss, tokens))
@@ -83,6 +83,24 @@ def test_slash_in_a_domain_becomes_a_dot_and_an_inner_node_stands_for_what_lies_
     assert metrics["mean_selectivity"] == pytest.approx(2.0), "of labels and no inner nodes"
 
 
+def test_what_others_gain_from_a_removal_counts_nothing_in_any_resample() -> None:
+    rng = np.random.default_rng(3)
+    rows = []
+    for domain in ("code", "biology", "creative"):
+        for at in range(20):
+            cost = {"code": 1.0, "biology": -0.5, "creative": rng.normal(0.1, 1)}[domain]
+            rows.append(row("full", "", domain, f"{domain}{at}", 40.0, 10))
+            rows.append(row("removed", "code", domain, f"{domain}{at}", 40.0 + 10 * cost, 10))
+    metrics, intervals = summarize_losses(rows, ["code", "biology", "creative"], seed=0)
+    lost = metrics["separability/matrix/code/creative"]
+    assert lost > 0 > metrics["separability/matrix/code/biology"]
+    assert metrics["separability/selectivity/code"] == pytest.approx(1.0 - lost / 2)
+    low, high = intervals["separability/matrix/code/creative"]
+    assert low < 0, "in some resamples creative gains"
+    expected = (1.0 - high / 2, 1.0)
+    assert intervals["separability/selectivity/code"] == pytest.approx(expected)
+
+
 def test_interval_of_a_mean_is_that_of_its_resamples() -> None:
     """Removing either costs the documents the same: what moves one selectivity up moves the other
     down, and the mean stands still in every resample."""
@@ -90,7 +108,7 @@ def test_interval_of_a_mean_is_that_of_its_resamples() -> None:
     rows = []
     for domain in ("code", "biology"):
         for at in range(20):
-            cost = rng.normal(0, 1)
+            cost = rng.normal(9, 1)  # never below 0, where it would not count
             rows.append(row("full", "", domain, f"{domain}{at}", 40.0, 10))
             for part in ("code", "biology"):
                 rows.append(row("removed", part, domain, f"{domain}{at}", 40.0 + 10 * cost, 10))
@@ -103,7 +121,7 @@ def test_interval_of_a_mean_is_that_of_its_resamples() -> None:
 def test_every_view_has_its_losses() -> None:
     rows = two_domains()
     for view, part, key in (
-        ("mixed", "", "loss/mixed/code"),
+        ("served", "", "loss/served/code"),
         ("off", "a+b", "loss/off/a+b/code"),
         ("calibrated_full", "code", "loss/calibrated_full/code/code"),
         ("calibrated_removed", "code", "loss/calibrated_removed/code/code"),

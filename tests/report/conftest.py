@@ -112,8 +112,7 @@ def document_losses(
             )
 
         row(View.full, "", mean)
-        if method == "demix":
-            row(View.mixed, "", mean - 0.25)
+        row(View.served, "", mean - 0.25 * (method == "demix") - 0.01 * bool(parts))
         for block in blocks:
             cost = 0.6 / len(block) if domain in block else 0.02
             row(View.off, "+".join(block), mean + cost + rng.normal(0, 0.05))
@@ -307,6 +306,9 @@ def write_rounds(
             label = below[int(row.document, 16) % len(below)]
             late = 0.5 * (rounds - number) * row.tokens  # Earlier rounds have seen less.
             rows.append(row._replace(domain=label, loss_nats=row.loss_nats + late))
+            unsure = (0.02 - own_gain / 2 ** label.count("/")) * row.tokens
+            loss = row.loss_nats + late + unsure
+            rows.append(row._replace(view=View.served, domain=label, loss_nats=loss))
             for node in nodes:
                 gain = own_gain / 2 ** node.count("/") if is_under(label, node) else 0.0
                 loss = row.loss_nats + late - gain * row.tokens

@@ -159,7 +159,7 @@ def test_job_is_joined_with_its_dense_shorter_and_filtered_runs(tmp_path: Path) 
     }
     assert {key: job.metrics[key] for key in expected} == pytest.approx(expected)
     # The run without code is no worse on code than the full model.
-    assert not {"mean_removal", "mean_mixed_tax"} & job.metrics.keys()
+    assert not {"mean_removal", "mean_served_tax"} & job.metrics.keys()
     assert job.smallest_share == 0.125
     assert job.intervals["utility/tax/code"] == pytest.approx((0.5, 0.5)), "documents are paired"
 

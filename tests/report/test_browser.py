@@ -124,10 +124,10 @@ def test_scatter_has_the_means_of_the_jobs(page: "Page", read_study: Sweep) -> N
 
 
 def test_frontier_is_what_no_other_setting_beats_in_both(page: "Page", read_study: Sweep) -> None:
-    choose(page, "compute-equivalent", "removal")
+    choose(page, "served compute", "removal")
     centres = []
     for jobs, (x, y) in groups_of_scatter(page, read_study):
-        is_bound = any("mean_compute_equivalent" not in job.metrics for job in jobs)
+        is_bound = any("mean_served_compute_equivalent" not in job.metrics for job in jobs)
         if jobs[0].kind != "random" and not is_bound:  # A control or a bound beats nothing.
             centres.append((jobs, np.array([x, min(y, 1.0)])))
     best = {
@@ -141,7 +141,7 @@ def test_frontier_is_what_no_other_setting_beats_in_both(page: "Page", read_stud
     assert page.locator("#scatter-notes a").count() == len(best) / 2, "a link for two seeds"
     bounds = page.evaluate("across.bounds.flatMap((bound, at) => bound ? [at] : [])")
     assert bounds and all(
-        "mean_compute_equivalent" not in read_study.compared[at].metrics for at in bounds
+        "mean_served_compute_equivalent" not in read_study.compared[at].metrics for at in bounds
     )
 
 

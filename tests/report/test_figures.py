@@ -88,16 +88,16 @@ def test_axes_have_the_numbers_of_the_jobs(read_study: Sweep, data: dict[str, An
     assert found["direction"] == 1 and found["group"] == "biology"
     assert axis(data, "cost/parameters")["direction"] == -1
     assert axis(data, "route.foreign_dropout")["group"] == "settings"
-    assert data["chosen"] == ["compute-equivalent", "removal"]
+    assert data["chosen"] == ["served compute", "removal"]
 
 
 def test_loss_below_the_shortest_dense_run_stands_at_its_share(
     read_study: Sweep, data: dict[str, Any]
 ) -> None:
-    found = axis(data, "compute-equivalent")
+    found = axis(data, "served compute")
     at = found["bounds"].index(measures.BELOW)
     job = read_study.compared[at]
     shares = [
-        job.metrics.get(registry.COMPUTE_EQUIVALENT_FULL(domain), 1 / 8) for domain in job.domains
+        job.metrics.get(registry.COMPUTE_EQUIVALENT_SERVED(domain), 1 / 8) for domain in job.domains
     ]
     assert found["values"][at] == pytest.approx(sum(shares) / 3, rel=1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
 from gr_sweep.report import read_sweep, rounds
-from gr_sweep.report.round_files import Round, with_leaf_tax
+from gr_sweep.report.round_files import Round, with_taxes
 from gr_sweep.report.sweep import Sweep
 from tests.report.conftest import ALTERNATE, write_job, write_rounds
 
@@ -30,7 +30,7 @@ def a_round(labels: tuple[str, ...], rows: list[DocumentLoss]) -> Round:
     )  # fmt: skip
 
 
-def test_leaf_tax_is_weighted_by_tokens_and_paired_by_document() -> None:
+def test_taxes_are_weighted_by_tokens_and_paired_by_document() -> None:
     found = a_round(
         ("code/0", "code/1", "biology"),
         [
@@ -38,6 +38,8 @@ def test_leaf_tax_is_weighted_by_tokens_and_paired_by_document() -> None:
             kept("code/1", "b", 3.0, 30),
             kept("biology", "c", 4.0, 5),
             kept("biology", "d", 8.0, 5),  # The dense run did not read it.
+            row(View.served, "", "code/0", "a", 2.5, 10),
+            row(View.served, "", "code/1", "b", 3.5, 30),
         ],
     )
     dense = [
@@ -46,9 +48,12 @@ def test_leaf_tax_is_weighted_by_tokens_and_paired_by_document() -> None:
         row(View.full, "", "biology", "c", 4.5, 5),
         row(View.full, "", "code", "z", 7.0, 99),
     ]
-    found = with_leaf_tax(found, ["code", "biology"], [], dense)
-    assert found.leaf_loss == pytest.approx({"code": 2.75, "biology": 6.0})
-    assert found.leaf_tax == pytest.approx({"code": (10 * 1.0 + 30 * 0.5) / 40, "biology": -0.5})
+    found = with_taxes(found, ["code", "biology"], [], dense)
+    assert found.losses[View.kept] == pytest.approx({"code": 2.75, "biology": 6.0})
+    expected = {"code": (10 * 1.0 + 30 * 0.5) / 40, "biology": -0.5}
+    assert found.taxes[View.kept] == pytest.approx(expected)
+    assert found.losses[View.served] == pytest.approx({"code": 3.25})
+    assert found.taxes[View.served] == pytest.approx({"code": expected["code"] + 0.5})
 
 
 def test_label_of_several_domains_is_divided_by_document() -> None:
@@ -61,9 +66,10 @@ def test_label_of_several_domains_is_divided_by_document() -> None:
         row(View.full, "", "biology/cells", "a", 0, 10),
         row(View.full, "", "biology/virology", "b", 0, 10),
     ]
-    found = with_leaf_tax(found, ["biology/cells", "biology/virology", "code"], own, None)
-    assert found.leaf_loss == {"biology/cells": 2.0, "biology/virology": 4.0, "code": 1.0}
-    assert not found.leaf_tax
+    found = with_taxes(found, ["biology/cells", "biology/virology", "code"], own, None)
+    expected = {"biology/cells": 2.0, "biology/virology": 4.0, "code": 1.0}
+    assert found.losses[View.kept] == expected
+    assert not any(found.taxes.values())
 
 
 def test_trade_off_has_a_line_for_each_group(read_alternating: Sweep) -> None:
@@ -76,7 +82,7 @@ def test_trade_off_has_a_line_for_each_group(read_alternating: Sweep) -> None:
     assert thrice["x"] == [3, 6, 12]
     assert thrice["marker"]["symbol"] == ["circle-open", "circle-open", "circle"]
     assert [line["line"]["dash"] for line in (once, thrice, control)] == ["solid", "solid", "dash"]
-    expected = [rounds.leaf_tax(job, job.rounds[2]) or 0 for job in groups[1].jobs]
+    expected = [rounds.tax(View.served)(job, job.rounds[2]) or 0 for job in groups[1].jobs]
     assert thrice["y"][2] == pytest.approx(np.mean(expected))
     assert thrice["error_y"]["array"][2] > 0, "two seeds have an interval"
 
@@ -91,9 +97,11 @@ def test_table_has_a_row_for_each_group_and_round(read_alternating: Sweep) -> No
     assert (cells["round"].text, cells["experts"].text) == ("3", "12")
     assert (cells["expert size"].text, cells["modularity"].text) == ("0.53", "0.79")
     assert cells["selectivity"].value == pytest.approx(0.4 / 3 + 0.01)
-    expected = [rounds.leaf_tax(job, job.rounds[2]) or 0 for job in groups[1].jobs]
-    assert cells["leaf tax"].value == pytest.approx(np.mean(expected))
-    assert " to " in cells["leaf tax"].interval
+    for name, view in (("served tax", View.served), ("leaf tax", View.kept)):
+        expected = [rounds.tax(view)(job, job.rounds[2]) or 0 for job in groups[1].jobs]
+        assert cells[name].value == pytest.approx(np.mean(expected))
+        assert " to " in cells[name].interval
+    assert cells["served loss"].value == pytest.approx(cells["leaf loss"].value + 0.02)
 
 
 def test_without_a_dense_run_there_is_only_the_loss_itself(tmp_path: Path) -> None:
@@ -105,6 +113,6 @@ def test_without_a_dense_run_there_is_only_the_loss_itself(tmp_path: Path) -> No
     table = rounds.table([group])
     assert table is not None
     names = [column.name for column in table.columns]
-    assert "leaf loss" in names and "leaf tax" not in names
+    assert {"served loss", "leaf loss"} <= {*names} and not {"served tax", "leaf tax"} & {*names}
     last = group.over_seeds(2, lambda _, of: of.modularity)
     assert last is not None and last.interval is None, "the other seed has one round"

@@ -55,7 +55,7 @@ def test_methods_and_settings_of_routing(read_edges: Sweep, read_study: Sweep) -
 def test_missing_compute_equivalent_is_shown_as_a_bound(read_study: Sweep) -> None:
     table = tables.comparison(read_study)
     [row, *_] = [row for row in table.rows if row.jobs[0].edges == "both"]
-    for name in ("compute-equivalent", "compute-equivalent code"):
+    for name in ("served compute", "served compute code"):
         found = cell(table, row, name)
         assert (found.text, found.value, found.best) == ("<1/8", 1 / 8, False)
     mean = measures.mean_of([Estimate(value=0.25), Estimate(value=0.125, bound="<")])
@@ -69,19 +69,19 @@ def test_seeds_become_means_and_paired_differences(read_study: Sweep) -> None:
     act = by_label["edges=act plan=peers route.foreign_dropout=0.5"]
     none = by_label["edges=none plan=peers route.foreign_dropout=0.5"]
     assert [cell(table, row, "seeds").text for row in (act, none)] == ["2", "2"]
-    assert difference(table, none, "loss L(d)").text == "reference"
-    losses = [[job.metrics["mean_loss"] for job in row.jobs] for row in (act, none)]
-    assert cell(table, act, "loss L(d)").value == pytest.approx(sum(losses[0]) / 2)
+    assert difference(table, none, "served loss S(d)").text == "reference"
+    losses = [[job.metrics["mean_served_loss"] for job in row.jobs] for row in (act, none)]
+    assert cell(table, act, "served loss S(d)").value == pytest.approx(sum(losses[0]) / 2)
     first, second = (a - b for a, b in zip(*losses, strict=True))
-    found = difference(table, act, "loss L(d)")
+    found = difference(table, act, "served loss S(d)")
     assert found.value == pytest.approx((first + second) / 2)
     low = measures.fraction((first + second) / 2 - 12.7062 * abs(first - second) / 2)
     assert found.interval.startswith(f"{low} to ")
     # One of two seeds has only a bound.
     [weight] = [row for row in table.rows if row.label.startswith("edges=weight plan=peers")]
-    assert any("mean_compute_equivalent" not in job.metrics for job in weight.jobs)
-    assert cell(table, weight, "compute-equivalent").text.startswith("<")
-    assert difference(table, weight, "compute-equivalent").text == DASH
+    assert any("mean_served_compute_equivalent" not in job.metrics for job in weight.jobs)
+    assert cell(table, weight, "served compute").text.startswith("<")
+    assert difference(table, weight, "served compute").text == DASH
 
 
 def test_reference_without_an_uncut_group_is_the_dense_one_of_the_same_text(
@@ -103,7 +103,7 @@ def test_reference_without_an_uncut_group_is_the_dense_one_of_the_same_text(
     assert table is not None
     for row in table.rows:
         is_compared = "1.0" in row.label and "edges" in row.label
-        assert (difference(table, row, "loss L(d)").value is not None) == is_compared
+        assert (difference(table, row, "served loss S(d)").value is not None) == is_compared
 
 
 def test_robustness_is_of_attacked_jobs_and_their_filtered_models(read_study: Sweep) -> None:

@@ -17,18 +17,19 @@ EVERYTHING = Logged(
             registry.TRAIN_TOKENS_PER_SECOND.key,
             *map(registry.TRAIN_LOSS_OF, DOMAINS),
             *map(registry.EVAL_LOSS, DOMAINS),
+            *map(registry.LOSS_SERVED, DOMAINS),
             *map(registry.LOSS_EXPERT, DOMAINS),
         }
     ),
     summary=frozenset(
         {
-            registry.TAX.mean,
-            registry.LOSS_FULL.mean,
+            registry.SERVED_TAX.mean,
+            registry.LOSS_SERVED.mean,
             registry.REMOVAL.mean,
             registry.SELECTIVITY.mean,
             registry.LEAKAGE.mean,
             *(registry.MATRIX(part, domain) for part in DOMAINS for domain in DOMAINS),
-            *map(registry.LOSS_FULL, DOMAINS),
+            *map(registry.LOSS_SERVED, DOMAINS),
             registry.COST_MFU.key,
             HEAT_MAP,
         }
@@ -58,5 +59,5 @@ def test_panels_use_only_logged_metrics() -> None:
 def test_the_preferred_axes_that_runs_have_come_first() -> None:
     dashboard = make(EVERYTHING)
     scatter, *_, parallel = dashboard.sections[0].panels
-    assert scatter.metrics == dashboard.columns == (registry.TAX.mean, registry.REMOVAL.mean)
+    assert scatter.metrics == dashboard.columns == (registry.SERVED_TAX.mean, registry.REMOVAL.mean)
     assert (parallel.settings, parallel.metrics) == (("edges", "train.lr"), scatter.metrics)
