@@ -35,7 +35,6 @@ from gr_sweep.metrics.compare import (
     summarize_and_compare,
 )
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, read_relearn
-from gr_sweep.report.round_files import with_taxes
 from gr_sweep.report.sweep import DENSE, Job
 from gr_sweep.routing.plan import RoutePlan
 
@@ -174,7 +173,6 @@ def _with_baselines(own: JobTables, others: Sequence[JobTables]) -> Job:
         attacks={part: attacks(own.relearn, part, domains) for part in parts},
         smallest_share=min(baselines.shorter, default=None) if baselines.dense else None,
         is_shorter_dense=is_shorter_dense,
-        rounds=[with_taxes(of, domains, own.losses, baselines.dense) for of in job.rounds],
     )
 
 

@@ -65,12 +65,20 @@ def is_control(job: Job) -> bool:
 def loss(view: View) -> Number:
     """Loss of the served model, or of documents in their own expert alone (view `kept`); mean over
     domains."""
-    return lambda job, of: _mean_over(of.losses.get(view, {}), job.domains)
+    return lambda job, of: _mean_over(of.losses[view], job.domains)
 
 
 def tax(view: View) -> Number:
     """The same loss minus the dense model's."""
-    return lambda job, of: _mean_over(of.taxes.get(view, {}), job.domains)
+
+    def minus_dense(job: Job, of: Round) -> float | None:
+        own = loss(view)(job, of)
+        full, full_tax = (job.metrics.get(m.mean) for m in (registry.LOSS_FULL, registry.TAX))
+        if own is None or full is None or full_tax is None:
+            return None
+        return own - (full - full_tax)
+
+    return minus_dense
 
 
 def expert_size(job: Job, of: Round) -> float | None:

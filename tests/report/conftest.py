@@ -22,14 +22,13 @@ from gr_sweep.config import (
     RunConfig,
     to_plain,
 )
-from gr_sweep.domains import ancestors, is_under, labels_of_round
+from gr_sweep.domains import is_under, labels_of_round
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import (
     DocumentLoss,
     RelearnLoss,
     Text,
     View,
-    read_losses,
     write_losses,
     write_relearn,
 )
@@ -290,38 +289,26 @@ def write_rounds(
     parameters: float = 4.3e6,
     seed: int = 0,
 ) -> None:
-    """What `procedure=alternate` leaves in a job's folder, on the documents of its table.
+    """What `procedure=alternate` leaves of its rounds in a job's folder.
 
     Args:
         own_gain: what the first round's experts alone gain on the full model, nats; halved by each
             further round.
     """
-    full = [row for row in read_losses(job / "document_losses.csv") if row.view is View.full]
+    losses = json.loads((job / "summary.json").read_text())["metrics"]
     for number in range(1, rounds + 1):
         labels = labels_of_round(DOMAINS, number, 2)
-        nodes = list(dict.fromkeys(n for label in labels for n in ancestors(label)))
-        rows = []
-        for row in full:
-            below = [label for label in labels if is_under(label, row.domain)]
-            label = below[int(row.document, 16) % len(below)]
-            late = 0.5 * (rounds - number) * row.tokens  # Earlier rounds have seen less.
-            rows.append(row._replace(domain=label, loss_nats=row.loss_nats + late))
-            unsure = (0.02 - own_gain / 2 ** label.count("/")) * row.tokens
-            loss = row.loss_nats + late + unsure
-            rows.append(row._replace(view=View.served, domain=label, loss_nats=loss))
-            for node in nodes:
-                gain = own_gain / 2 ** node.count("/") if is_under(label, node) else 0.0
-                loss = row.loss_nats + late - gain * row.tokens
-                rows.append(row._replace(view=View.kept, part=node, domain=label, loss_nats=loss))
+        later = 0.5 * (rounds - number) - own_gain / 2 ** (number - 1)  # Earlier ones saw less.
         folder = job / "rounds" / str(number)
         folder.mkdir(parents=True)
-        write_losses(folder / "document_losses.csv", rows)
         about = {
             "round": number,
             "tokens": tokens * number // rounds,
             "labels": list(labels),
             "modularity": 0.7 + 0.03 * number + 0.01 * seed,
             "parameters_kept": dict.fromkeys(labels, parameters * (0.4 + 0.4 / number)),
+            "served_loss": {d: losses[registry.LOSS_FULL(d)] + later + 0.02 for d in DOMAINS},
+            "expert_loss": {d: losses[registry.LOSS_FULL(d)] + later for d in DOMAINS},
             "metrics": {
                 registry.SELECTIVITY(label): 0.4 / number + 0.02 * seed for label in labels
             },

@@ -1,75 +1,14 @@
-"""Rounds of `procedure=alternate`: numbers from hand-made rows, the trade-off, and the table."""
+"""Rounds of `procedure=alternate`: the trade-off, and the table."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gr_sweep.metrics.losses import DocumentLoss, Text, View
+from gr_sweep.metrics.losses import View
 from gr_sweep.report import read_sweep, rounds
-from gr_sweep.report.round_files import Round, with_taxes
 from gr_sweep.report.sweep import Sweep
 from tests.report.conftest import ALTERNATE, write_job, write_rounds
-
-
-def row(
-    view: View, part: str, domain: str, document: str, loss: float, tokens: int
-) -> DocumentLoss:
-    """A document with that loss per token."""
-    return DocumentLoss(view, part, domain, Text.plain, document, loss * tokens, tokens, 1)
-
-
-def kept(label: str, document: str, loss: float, tokens: int) -> DocumentLoss:
-    return row(View.kept, label, label, document, loss, tokens)
-
-
-def a_round(labels: tuple[str, ...], rows: list[DocumentLoss]) -> Round:
-    return Round(
-        number=1, tokens=10, labels=labels, parameters_kept={},
-        modularity=None, metrics={}, rows=tuple(rows),
-    )  # fmt: skip
-
-
-def test_taxes_are_weighted_by_tokens_and_paired_by_document() -> None:
-    found = a_round(
-        ("code/0", "code/1", "biology"),
-        [
-            kept("code/0", "a", 2.0, 10),
-            kept("code/1", "b", 3.0, 30),
-            kept("biology", "c", 4.0, 5),
-            kept("biology", "d", 8.0, 5),  # The dense run did not read it.
-            row(View.served, "", "code/0", "a", 2.5, 10),
-            row(View.served, "", "code/1", "b", 3.5, 30),
-        ],
-    )
-    dense = [
-        row(View.full, "", "code", "a", 1.0, 10),
-        row(View.full, "", "code", "b", 2.5, 30),
-        row(View.full, "", "biology", "c", 4.5, 5),
-        row(View.full, "", "code", "z", 7.0, 99),
-    ]
-    found = with_taxes(found, ["code", "biology"], [], dense)
-    assert found.losses[View.kept] == pytest.approx({"code": 2.75, "biology": 6.0})
-    expected = {"code": (10 * 1.0 + 30 * 0.5) / 40, "biology": -0.5}
-    assert found.taxes[View.kept] == pytest.approx(expected)
-    assert found.losses[View.served] == pytest.approx({"code": 3.25})
-    assert found.taxes[View.served] == pytest.approx({"code": expected["code"] + 0.5})
-
-
-def test_label_of_several_domains_is_divided_by_document() -> None:
-    """The first round of a nested partition has one expert for all of biology."""
-    found = a_round(
-        ("biology", "code"),
-        [kept("biology", "a", 2.0, 10), kept("biology", "b", 4.0, 10), kept("code", "c", 1.0, 10)],
-    )
-    own = [
-        row(View.full, "", "biology/cells", "a", 0, 10),
-        row(View.full, "", "biology/virology", "b", 0, 10),
-    ]
-    found = with_taxes(found, ["biology/cells", "biology/virology", "code"], own, None)
-    expected = {"biology/cells": 2.0, "biology/virology": 4.0, "code": 1.0}
-    assert found.losses[View.kept] == expected
-    assert not any(found.taxes.values())
 
 
 def test_trade_off_has_a_line_for_each_group(read_alternating: Sweep) -> None:
@@ -82,8 +21,12 @@ def test_trade_off_has_a_line_for_each_group(read_alternating: Sweep) -> None:
     assert thrice["x"] == [3, 6, 12]
     assert thrice["marker"]["symbol"] == ["circle-open", "circle-open", "circle"]
     assert [line["line"]["dash"] for line in (once, thrice, control)] == ["solid", "solid", "dash"]
-    expected = [rounds.tax(View.served)(job, job.rounds[2]) or 0 for job in groups[1].jobs]
-    assert thrice["y"][2] == pytest.approx(np.mean(expected))
+    dense = {job.seed: job.metrics["mean_loss"] for job in read_alternating.jobs[:2]}
+    taxes = [
+        np.mean([*job.rounds[2].losses[View.served].values()]) - dense[job.seed]
+        for job in groups[1].jobs
+    ]
+    assert thrice["y"][2] == pytest.approx(np.mean(taxes))
     assert thrice["error_y"]["array"][2] > 0, "two seeds have an interval"
 
 
