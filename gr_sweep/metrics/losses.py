@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gr_sweep.config import LARGEST
 from gr_sweep.errors import DataError
 from gr_sweep.files import write_whole
 
@@ -111,18 +110,10 @@ def read_relearn(path: Path) -> list[RelearnLoss]:
     return _read(path, RelearnLoss)
 
 
-def _size(text: str) -> int:
-    size = int(text)
-    if not 0 <= size <= LARGEST:
-        raise ValueError(f"a size of {text}")
-    return size
-
-
 _CONVERTERS: dict[Any, Callable[[str], Any]] = {
     # Looking values up is ten times as fast as calling the enum, and there are many lines.
     View: View.__members__.__getitem__,
     Text: Text.__members__.__getitem__,
-    int: _size,
 }
 """By the type of a column, where it is not the type itself."""
 

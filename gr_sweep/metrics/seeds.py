@@ -4,7 +4,7 @@ Student's t on one number per seed.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from gr_sweep.metrics.bootstrap import CONFIDENCE
@@ -24,18 +24,3 @@ def t_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
     quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
     half = quantile * stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
-
-
-def paired_difference(
-    first: Mapping[int, float], second: Mapping[int, float]
-) -> tuple[float, float, float] | None:
-    """Mean of first - second over the seeds that both have, and its 95 % interval (paired t).
-
-    Args:
-        first, second: value by seed. Equal seeds share their randomness, which then cancels.
-
-    Returns:
-        Mean, low, high; None with fewer than two common seeds.
-    """
-    common = sorted(first.keys() & second.keys())
-    return t_interval([first[seed] - second[seed] for seed in common])

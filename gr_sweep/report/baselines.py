@@ -72,8 +72,6 @@ class JobTables:
             return None
         rows = read_losses(losses)
         attacked = read_relearn(relearn) if relearn.exists() else []
-        _check_sizes(losses, (((row.domain, row.text), row) for row in rows))
-        _check_sizes(relearn, (((row.domain, row.part), row) for row in attacked))
         has_blocks = any(row.view is View.off for row in rows)
         return cls(
             job=job,
@@ -94,12 +92,9 @@ class JobTables:
         """The domain, with those below it, that a filtered job was trained on and no other."""
         if not self.left_out or self.job.kind != Method.filtered.value:
             return None
-        try:
-            left_out = expand(self.left_out, self.job.domains)
-            kept = tuple(domain for domain in self.job.domains if domain not in left_out)
-            return next((d for d in kept if expand([d], self.job.domains) == kept), None)
-        except ConfigError:
-            return None  # The settings name a domain that the job does not have.
+        left_out = expand(self.left_out, self.job.domains)
+        kept = tuple(domain for domain in self.job.domains if domain not in left_out)
+        return next((d for d in kept if expand([d], self.job.domains) == kept), None)
 
     @property
     def width(self) -> int | None:
@@ -195,8 +190,6 @@ def baselines_of(job: JobTables, others: Iterable[JobTables]) -> Baselines:
     alone: dict[str, Sequence[DocumentLoss]] = {}
     tokens = job.job.tokens
     for other in others:
-        if tokens is None or other.job.tokens is None:
-            continue
         is_dense, has_length = other.job.kind == DENSE, other.job.tokens == tokens
         expert_width = None if other.alone is None else job.expert_widths.get(other.alone)
         if expert_width is not None and other.width == expert_width and has_length:
@@ -247,25 +240,9 @@ def _without_gaps(
 
 
 def _is_shorter_dense(job: JobTables, others: Sequence[JobTables]) -> bool:
-    own = job.job.tokens
-    if job.job.kind != DENSE or own is None:
-        return False
-    lengths = [
-        tokens
-        for other in others
-        if other.job.kind != DENSE and (tokens := other.job.tokens) is not None
-    ]
-    return own not in lengths and any(tokens > own for tokens in lengths)
-
-
-def _check_sizes(
-    path: Path, rows: Iterable[tuple[tuple[str, str], DocumentLoss | RelearnLoss]]
-) -> None:
-    sizes: dict[tuple[str, str, str], tuple[int, int]] = {}
-    for place, row in rows:
-        size = row.tokens, row.bytes
-        if sizes.setdefault((*place, row.document), size) != size:
-            raise DataError(f"{path}: document {row.document} of {row.domain} has two sizes")
+    own, lengths = job.job.tokens, [o.job.tokens for o in others if o.job.kind != DENSE]
+    is_longer_there = any(tokens > own for tokens in lengths)
+    return job.job.kind == DENSE and own not in lengths and is_longer_there
 
 
 def _group(kind: type[_Group], given: Mapping[str, Any]) -> _Group:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gr_sweep.config import UNROUTED, is_number
 from gr_sweep.errors import DataError
 from gr_sweep.files import content_digest
-from gr_sweep.jobdir import METRICS, SAMPLES, SUMMARY, flatten, job_folders, read_summary
+from gr_sweep.jobdir import METRICS, SAMPLES, SUMMARY, job_folders, read_summary
 from gr_sweep.report.baselines import JobTables, with_baselines
 from gr_sweep.report.round_files import read_rounds
 from gr_sweep.report.sweep import DENSE, ROUTED, Job, Sweep, Unfinished, shown, varied_settings
@@ -29,8 +29,6 @@ SUMMARY_FORMAT = SAMPLES_FORMAT = 1
 
 _EDGES_ORDER = (DENSE, "none", "weight", "act", "both")
 _GROUPS_ORDER = (*(method.value for method in UNROUTED), "shorter", ROUTED)
-_MOST_RESAMPLES = 1_000_000
-"""More would fill the memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -126,24 +124,18 @@ def _read_job(folder: Path) -> tuple[Job, dict[str, str]]:
             raise DataError(
                 f"it has format {summary['format']!r}; this version reads {SUMMARY_FORMAT}"
             )
-        config, intervals = summary["config"], summary["intervals"]
-        seed, resamples = config["seed"], flatten(config).get("eval.bootstrap", 0)
-        bounds = [bound for low, high in intervals.values() for bound in (low, high)]
-        is_whole = all(type(number) is int and number >= 0 for number in (seed, resamples))
-        if not is_whole or not all(map(is_number, bounds)) or resamples > _MOST_RESAMPLES:
-            raise DataError("a seed, a number of resamples or an interval is out of range")
         job = Job(
             name=folder.resolve().name,
-            sweep=str(summary.get("sweep", "")),
-            command=str(summary.get("command", "")),
-            domains=list(map(str, summary["domains"])),
-            config=config,
-            metrics={key: of for key, of in summary["metrics"].items() if is_number(of)},
-            intervals={key: (low, high) for key, (low, high) in intervals.items()},
-            environment=dict(summary["environment"]),
-            fingerprints=dict(summary["fingerprints"]),
-            started=str(summary.get("started", "")),
-            finished=str(summary.get("finished", "")),
+            sweep=summary.get("sweep", ""),
+            command=summary.get("command", ""),
+            domains=summary["domains"],
+            config=summary["config"],
+            metrics=dict(summary["metrics"]),
+            intervals={key: (low, high) for key, (low, high) in summary["intervals"].items()},
+            environment=summary["environment"],
+            fingerprints=summary["fingerprints"],
+            started=summary["started"],
+            finished=summary["finished"],
         )
         return job, dict(summary.get("files", {}))
     except (OSError, DataError, LookupError, TypeError, ValueError, AttributeError) as error:

@@ -53,7 +53,7 @@ class Group:
 
     def is_last(self, number: int) -> bool:
         """Whether the round's models have trained on all tokens of their run."""
-        return all(of.tokens >= (job.tokens or 0) for job, of in self.rounds(number))
+        return all(of.tokens >= job.tokens for job, of in self.rounds(number))
 
 
 def is_control(job: Job) -> bool:

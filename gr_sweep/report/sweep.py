@@ -5,6 +5,7 @@ Knows nothing of files, and nothing of how numbers are shown.
 
 import functools
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,18 +105,11 @@ class Job:
         return self.fingerprints.get("text")
 
     @functools.cached_property
-    def tokens(self) -> int | None:
-        """Training tokens, in whole steps; None if the settings do not say."""
-
-        def number(name: str) -> int:
-            value = self.settings.get(f"train.{name}")
-            return value if isinstance(value, int) else 0
-
-        step = number("batch_sequences") * number("sequence_length")
-        steps, tokens = number("steps"), number("tokens")
-        if not step or not (steps or tokens):
-            return None
-        return (steps or -(-tokens // step)) * step
+    def tokens(self) -> int:
+        """Training tokens, in whole steps."""
+        train = self.config["train"]
+        step: int = train["batch_sequences"] * train["sequence_length"]
+        return (train["steps"] or math.ceil(train["tokens"] / step)) * step
 
     def context(self, *free: str) -> str:
         """Equal for jobs with the same model, text, domains, training, held-out documents and seed:
@@ -299,9 +293,6 @@ class Sweep:
         """Mean of the first jobs minus that of the second, paired by seed."""
         of_first, of_second = _by_seed(first, key), _by_seed(second, key)
         common = sorted(of_first.keys() & of_second.keys())
-        found = seeds.paired_difference(of_first, of_second)
-        if found is not None:
-            return Estimate(value=found[0], interval=found[1:])
         return estimate_of([of_first[seed] - of_second[seed] for seed in common])
 
 

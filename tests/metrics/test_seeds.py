@@ -2,7 +2,7 @@
 
 import pytest
 
-from gr_sweep.metrics.seeds import paired_difference, t_interval
+from gr_sweep.metrics.seeds import t_interval
 
 
 def test_t_interval_is_that_of_the_tables() -> None:
@@ -19,19 +19,9 @@ def test_two_values_use_one_degree_of_freedom_and_fewer_have_no_interval() -> No
     assert t_interval([1.0]) is None
 
 
-def test_paired_difference_is_that_of_gossets_sleep_data() -> None:
+def test_interval_of_paired_differences_is_that_of_gossets_sleep_data() -> None:
     """Student 1908, section IX: mean difference 1.58, t = 4.06 with 9 degrees of freedom."""
     first = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
     second = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
-    found = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
+    found = t_interval([a - b for a, b in zip(first, second, strict=True)])
     assert found == pytest.approx((1.58, 0.70, 2.46), abs=0.005)
-
-
-def test_difference_is_paired_on_common_seeds_alone() -> None:
-    """What a seed does to both cancels; seeds that one side lacks do not count."""
-    hard = {0: 1.0, 1: 5.0, 2: -3.0, 7: 100.0}
-    found = paired_difference(
-        {seed: value + 0.5 for seed, value in hard.items() if seed != 7}, hard | {9: 4.0}
-    )
-    assert found == pytest.approx((0.5, 0.5, 0.5))
-    assert paired_difference({0: 1.0, 1: 2.0}, {1: 2.0, 2: 3.0}) is None

@@ -14,7 +14,6 @@ from tests.report.conftest import edit, write_job, write_rounds
 
 Damage = Callable[[Path], None]
 EVIL = '"><script>alert(1)</script>'
-HUGE = 10**400
 
 
 @pytest.fixture
@@ -29,10 +28,6 @@ def summary(**changes: Any) -> Damage:
     return lambda job: edit(job, lambda of: of.update(changes))
 
 
-def config(group: str, **changes: Any) -> Damage:
-    return lambda job: edit(job, lambda of: of["config"][group].update(changes))
-
-
 def file(name: str, content: bytes | Callable[[bytes], bytes]) -> Damage:
     def damage(job: Path) -> None:
         path = job / name
@@ -44,12 +39,6 @@ def file(name: str, content: bytes | Callable[[bytes], bytes]) -> Damage:
 UNFINISHED: dict[str, tuple[Damage, str]] = {
     "no metrics": (summary(metrics=None), "cannot be read"),
     "another format": (summary(format=7), "has format 7"),
-    "resamples are huge": (config("eval", bootstrap=10**12), "out of range"),
-    "resamples are no whole number": (config("eval", bootstrap=2.5), "out of range"),
-    "the seed is negative": (
-        lambda job: edit(job, lambda of: of["config"].update(seed=-1)),
-        "out of range",
-    ),
     "half": (file("summary.json", lambda b: b[: len(b) // 2]), "cannot be read"),
 }
 """Damage that makes a job unfinished for the report, and what the report says."""
@@ -59,10 +48,8 @@ READ: dict[str, Damage] = {
     "losses are cut": file("document_losses.csv", lambda b: b[: len(b) // 2]),
     "attack is bytes": file("relearn.csv", bytes(range(256)) * 9),
     "samples are bytes": file("samples.json", bytes(range(256))),
-    "the steps are huge": config("train", steps=HUGE),
     "names are markup": summary(
-        domains=[EVIL, "../x"], command=[EVIL], environment={"a": {EVIL: 1}},
-        metrics={EVIL: 1, "a\nb": 2, "mean_loss": EVIL, "/": float("inf"), "loss/full/": HUGE},
+        domains=[EVIL, "../x"], command=EVIL, environment={"a": {EVIL: 1}}, metrics={EVIL: 1},
     ),
 }  # fmt: skip
 """Damage that leaves the job in the report, without the damaged part."""
