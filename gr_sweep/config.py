@@ -189,6 +189,12 @@ class RouteConfig:
     """Share of a labelled domain's sequences, 0..1, for which each other domain is switched off.
     Refused where the sequences of a few steps cannot reach it. Reason for the default:
     docs/results.md, the frontier of peers."""
+    one_block: bool = False
+    """Every labelled sequence has the blocks of one domain on, or none: its own; if its domain has
+    none, those of the others in turn, and none in the share `foreign_dropout`."""
+    foreign_core_share: float = share(0.0)
+    """Share of the sequences of a domain, 0..1, that train a core which the domain does not own.
+    Reached or refused like `foreign_dropout`."""
     foreign_weight: float = 0.0
     """Route weight of a foreign block."""
     foreign_core_weight: float = 0.0

@@ -12,6 +12,7 @@ heads, V vocabulary.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ class Token:
     """Its domain; None where it is unlabelled."""
     off: frozenset[str] = frozenset()
     """Labels that are switched off for it."""
+    trains_core: bool = False
+    """Whether a core that its domain does not own counts as its own."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Cut:
 
     def outputs(self, token: Token, block) -> float:
         """The same column for "columns of down (o)", where they have a weight of their own."""
-        is_cut = self.edges in ("weight", "both") and token.label is not None
-        if self.foreign_outputs is None or not is_cut or token.label in block.owners:
+        is_cut = self.edges in ("weight", "both")
+        if self.foreign_outputs is None or not is_cut or is_own(token, block):
             return self.weight_edge(token, block)
         return self.foreign_outputs
 
@@ -63,21 +66,27 @@ class Cut:
 
     def rest(self, token: Token, core) -> float:
         """ "Whether the rest's own parameters learn follows the `weight` column"."""
-        owned = token.label is None or token.label in core.owners
-        return 1.0 if owned or self.edges not in ("weight", "both") else self.foreign_core_rest
+        is_cut = self.edges in ("weight", "both") and not is_own(token, core)
+        return self.foreign_core_rest if is_cut else 1.0
 
     def embedding(self, token: Token, core) -> float:
         """The same for embeddings and unembedding, where they have a weight of their own."""
-        owned = token.label is None or token.label in core.owners
-        if owned or self.edges not in ("weight", "both") or self.foreign_core_embeddings is None:
+        is_cut = self.edges in ("weight", "both") and not is_own(token, core)
+        if self.foreign_core_embeddings is None or not is_cut:
             return self.rest(token, core)
         return self.foreign_core_embeddings
 
     def _unit_weight(self, token: Token, block) -> float:
         """ "1 where the domain owns the block"; unlabelled: "nothing is cut"."""
-        if token.label is None or token.label in block.owners:
+        if is_own(token, block):
             return 1.0
         return self.foreign_core_weight if block.is_core else self.foreign_weight
+
+
+def is_own(token: Token, block) -> bool:
+    """Whether the token may change the block; unlabelled: "nothing is cut"."""
+    owns = token.label is None or token.label in block.owners
+    return owns or (block.is_core and token.trains_core)
 
 
 def is_on(token: Token, block) -> bool:
@@ -317,13 +326,12 @@ class Reference:
         return None
 
 
-def tokens_of_rows(
-    rows: Sequence[tuple[str, frozenset[str]]], num_positions: int
-) -> list[list[Token]]:
-    """Sequences of one label each, (label or "unlabelled", labels switched off)."""
+def tokens_of_rows(rows: Sequence[tuple[Any, ...]], num_positions: int) -> list[list[Token]]:
+    """Sequences of one label each, (label or "unlabelled", labels switched off), and perhaps
+    whether it trains a core that it does not own."""
     return [
-        [Token(None if label == "unlabelled" else label, frozenset(off))] * num_positions
-        for label, off in rows
+        [Token(None if label == "unlabelled" else label, frozenset(off), *trains)] * num_positions
+        for label, off, *trains in rows
     ]
 
 

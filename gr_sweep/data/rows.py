@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from gr_sweep.config import Method, RunConfig, unlabelled_shares
+from gr_sweep.config import Method, PlanKind, RunConfig, unlabelled_shares
 from gr_sweep.domains import UNLABELLED, expand, weights_of_round
 from gr_sweep.errors import ConfigError, PlanError
-from gr_sweep.routing.rows import cycle_length
+from gr_sweep.routing.rows import Share, cycle_length
 
 _MOST_ROWS = 4096
 """Largest batch that is tried when looking for one that divides."""
@@ -65,28 +65,38 @@ def step_rows(config: RunConfig, labels: Sequence[str] | None = None) -> dict[st
     """`rows_per_label` of a job, or of a round with other labels.
 
     Raises:
-        ConfigError: as there, or a foreign dropout that these rows cannot reach.
+        ConfigError: as there, or a share of the sequences that these rows cannot reach.
     """
     size = config.train.batch_sequences
     rows = _rows_of_size(config, labels, size)
     try:
-        _check_dropout(config, rows)
+        _check_shares(config, rows)
     except PlanError as error:
         said = f"route.{error}"
     else:
         return rows
     for larger in range(2 * size, 9 * size, size):
         with contextlib.suppress(ConfigError, PlanError):
-            _check_dropout(config, _rows_of_size(config, labels, larger))
+            _check_shares(config, _rows_of_size(config, labels, larger))
             said += f", or train.batch_sequences={larger}"
             break
     raise ConfigError(said)
 
 
-def _check_dropout(config: RunConfig, rows: Mapping[str, int]) -> None:
-    counts = [count for label, count in rows.items() if label != UNLABELLED]
-    if len(counts) > 1:  # a domain alone has no other one
-        cycle_length(counts, config.route.foreign_dropout)
+def _check_shares(config: RunConfig, rows: Mapping[str, int]) -> None:
+    """Raises PlanError where the job's shares of sequences cannot be reached."""
+    route, plan = config.route, config.plan
+    domains = [label for label in rows if label != UNLABELLED]
+    if len(domains) == 1:  # there is no other one
+        return
+    forgotten = expand(plan.forget, domains) if plan.kind is PlanKind.forget else ()
+    dropped = domains
+    if route.one_block:
+        dropped = [domain for domain in domains if forgotten and domain not in forgotten]
+    cycle_length(
+        Share("foreign_dropout", route.foreign_dropout, tuple(rows[d] for d in dropped)),
+        Share("foreign_core_share", route.foreign_core_share, tuple(rows[d] for d in forgotten)),
+    )
 
 
 def _rows_of_size(

@@ -68,11 +68,18 @@ class RoutedModel:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is a copy of the model, routed in the same way."""
         self._check()
-        how = {"foreign_dropout": self.foreign_dropout} | asdict(self.route_weights)
+        how = {"foreign_dropout": self.foreign_dropout} | self._shares | asdict(self.route_weights)
         return partial(route_model, **how), (self.model, self.plan.in_place())
 
     def lay(
-        self, plan: RoutePlan, edges: Any = "both", *, foreign_dropout: float = 0.0, **weights: Any
+        self,
+        plan: RoutePlan,
+        edges: Any = "both",
+        *,
+        foreign_dropout: float = 0.0,
+        foreign_core_share: float = 0.0,
+        one_block: bool = False,
+        **weights: Any,
     ) -> None:
         """Routes the same model by another plan instead.
 
@@ -83,8 +90,10 @@ class RoutedModel:
         if not isinstance(plan, RoutePlan):
             raise PlanError(f"expected a RoutePlan, got {type(plan).__name__}")
         check_plan(plan, self.model.config)
-        if not isinstance(foreign_dropout, (int, float)) or not 0.0 <= foreign_dropout <= 1.0:
-            raise PlanError(f"expected foreign_dropout to be from 0 to 1, got {foreign_dropout}")
+        shares = {"foreign_dropout": foreign_dropout, "foreign_core_share": foreign_core_share}
+        for name, value in shares.items():
+            if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+                raise PlanError(f"expected {name} to be from 0 to 1, got {value}")
         route_weights = RouteWeights(getattr(edges, "value", edges), **weights)
         found = unit_linears(self.model, plan)
         swaps = list(_unit_swaps(self.model, plan, found))
@@ -96,7 +105,13 @@ class RoutedModel:
         self.unit_linears, self._state = found, RoutingState()
         # Bounded, for callers whose every batch has other counts.
         remembered = lru_cache(maxsize=256)
-        self._cycle_of = remembered(lambda of: row_groups(plan, dict(of), foreign_dropout))
+        self._shares: dict[str, Any] = {
+            "foreign_core_share": foreign_core_share,
+            "one_block": one_block,
+        }
+        self._cycle_of = remembered(
+            lambda of: row_groups(plan, dict(of), foreign_dropout, **self._shares)
+        )
         self._routing_of = remembered(partial(RowRouting.of_groups, plan, route_weights))
         with torch.no_grad():
             for linear in self.unit_linears:
@@ -127,8 +142,8 @@ class RoutedModel:
         cycle = self.cycle(counts)
         if step is None and len(cycle) > 1:
             raise PlanError(
-                f"foreign_dropout={self.foreign_dropout:g} of {dict(counts)} sequences takes "
-                f"{len(cycle)} steps in turn; give the number of the step: batch(counts, step=step)"
+                f"the shares of {dict(counts)} sequences that are routed alike take {len(cycle)} "
+                "steps in turn; give the number of the step: batch(counts, step=step)"
             )
         groups = cycle[operator.index(step or 0) % len(cycle)]
         return groups if rows is None else within(groups, range(sum(counts.values()))[rows])
@@ -136,7 +151,8 @@ class RoutedModel:
     def group_factors(self, groups: Sequence[RowGroup]) -> GroupFactors:
         """The factors on the gradients of row groups."""
         off = [self.plan.off_blocks(group.off) for group in groups]
-        return GroupFactors(self.plan, self.route_weights, [group.domain for group in groups], off)
+        domains, trains_core = zip(*((g.domain, g.trains_core) for g in groups), strict=True)
+        return GroupFactors(self.plan, self.route_weights, domains, off, trains_core)
 
     @contextmanager
     def batch(
@@ -170,6 +186,11 @@ class RoutedModel:
             raise PlanError("expected either counts of sequences per domain or labels_NT")
         routing: Routing
         if labels_NT is not None:
+            if any(self._shares.values()):
+                raise PlanError(
+                    "foreign_core_share and one_block apply to whole sequences; leave them out "
+                    "with labels_NT"
+                )
             routing = TokenRouting(self.plan, self.route_weights, labels_NT, self.foreign_dropout)
         else:
             counts = _whole_numbers(counts)
@@ -354,6 +375,8 @@ def route_model(
     edges: Any = "both",
     *,
     foreign_dropout: float = 0.0,
+    foreign_core_share: float = 0.0,
+    one_block: bool = False,
     **weights: Any,
 ) -> RoutedModel:
     """Makes the model route gradients by domain (Cloud et al. 2024, arXiv 2410.04332).
@@ -369,6 +392,7 @@ def route_model(
         edges: "none", "weight", "act" or "both" (or an enum with such a value).
         foreign_dropout: fraction in 0..1 of the labelled sequences for which another domain is off.
             Reached to 0.01 or refused (see `RoutedModel.batch`).
+        foreign_core_share, one_block: as in `gr_sweep.routing.rows.row_groups`.
         weights: `foreign_weight`, `foreign_core_weight`, `foreign_core_rest` (0),
             `foreign_core_embeddings` and `foreign_outputs` (None), as in
             `gr_sweep.routing.edges.RouteWeights`.
@@ -381,7 +405,8 @@ def route_model(
         raise PlanError(f"expected a model of transformers, got {type(model).__name__}")
     if any(isinstance(module, RoutedModule) for module in model.modules()):
         raise PlanError("the model is already routed; call unroute() first")
-    return RoutedModel(model, plan, edges=edges, foreign_dropout=foreign_dropout, **weights)
+    shares = {"foreign_dropout": foreign_dropout, "foreign_core_share": foreign_core_share}
+    return RoutedModel(model, plan, edges=edges, **shares, one_block=one_block, **weights)
 
 
 def _whole_numbers(counts: Any) -> dict[str, int]:

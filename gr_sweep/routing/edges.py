@@ -91,21 +91,28 @@ class GroupFactors:
         weights: RouteWeights,
         domains: Sequence[str],
         off: Sequence[Collection[int]],
+        trains_core: Sequence[bool] | None = None,
     ) -> None:
-        """A group per domain, with the indices of its blocks that are off."""
+        """A group per domain, with the indices of its blocks that are off, and whether a core that
+        it does not own counts as its own (None: no)."""
         self.on, self.weight, self.outputs, self.act, self.through_heads = [], [], [], [], []
         self.rest, self.embeddings = [], []
-        core, other = weights.foreign_core_weight, weights.foreign_weight
+        other = weights.foreign_weight
         columns, cuts_weights = weights.foreign_outputs, weights.cuts_weights
-        for domain, blocks_off in zip(domains, off, strict=True):
+        for domain, blocks_off, trains in zip(
+            domains, off, trains_core or [False] * len(domains), strict=True
+        ):
+            core = 1.0 if trains else weights.foreign_core_weight
             on = [float(index not in blocks_off) for index in range(len(plan.blocks))]
             weight = outputs = _factors(plan, domain, cuts_weights, core, other)
             if columns is not None:
-                outputs = _factors(plan, domain, cuts_weights, columns, columns)
+                of_core = 1.0 if trains else columns
+                outputs = _factors(plan, domain, cuts_weights, of_core, columns)
             act = _factors(plan, domain, weights.edges in ("act", "both"), core, other)
-            rest = _factors(plan, domain, cuts_weights, weights.foreign_core_rest, other)[0]
-            embeddings = rest
-            if (of_core := weights.foreign_core_embeddings) is not None:
+            of_core = 1.0 if trains else weights.foreign_core_rest
+            rest = embeddings = _factors(plan, domain, cuts_weights, of_core, other)[0]
+            if weights.foreign_core_embeddings is not None:
+                of_core = 1.0 if trains else weights.foreign_core_embeddings
                 embeddings = _factors(plan, domain, cuts_weights, of_core, other)[0]
             self.on.append(on)
             self.weight.append(_times(on, weight))

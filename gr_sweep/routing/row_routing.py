@@ -34,10 +34,10 @@ class RowRouting:
         rows: Sequence[slice],
         domains: Sequence[str],
         off: Sequence[Sequence[int]],
+        trains_core: Sequence[bool] | None = None,
     ) -> None:
-        """One group per slice of `rows`, with its domain and the indices of its blocks that are
-        off."""
-        self._factors = GroupFactors(plan, weights, domains, off)
+        """One group per slice of `rows`; the rest as in `GroupFactors`."""
+        self._factors = GroupFactors(plan, weights, domains, off, trains_core)
         self._rows = tuple(rows)
         self.num_rows: int | None = rows[-1].stop if rows else 0
         """None if any number of rows is allowed."""
@@ -56,7 +56,8 @@ class RowRouting:
         stops = list(itertools.accumulate(group.count for group in groups))
         rows = [slice(stop - group.count, stop) for group, stop in zip(groups, stops, strict=True)]
         off = [plan.off_blocks(group.off) for group in groups]
-        return cls(plan, weights, rows, [group.domain for group in groups], off)
+        domains, trains_core = zip(*((g.domain, g.trains_core) for g in groups), strict=True)
+        return cls(plan, weights, rows, domains, off, trains_core)
 
     def is_plain(self, x: Tensor) -> bool:
         """Whether nothing is cut or off, so that a module with input `x` is the plain module."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
@@ -20,16 +21,16 @@ _MAX_ORDERED = 6
 next."""
 
 MAX_LISTS = 8
-"""Steps after which the lists of foreign dropout repeat, at most. Each list has its own shapes, for
+"""Steps after which the row groups repeat, at most. Each step of a cycle has its own shapes, for
 which a compiler makes a graph."""
 
 CLOSE = Fraction(1, 100)
-"""Most that the share which is reached may differ from the foreign dropout."""
+"""Most that a share of the sequences which is reached may differ from the one that is wanted."""
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Neighbouring sequences of one domain with the same domains switched off."""
+    """Neighbouring sequences of one domain that are routed alike."""
 
     domain: str
     """A label, or "unlabelled"."""
@@ -37,17 +38,40 @@ class RowGroup:
     """Labels that are switched off, as remove() of them would."""
     count: int
     """Number of sequences."""
+    trains_core: bool = False
+    """Whether a core that the domain does not own counts as its own."""
+
+
+class Share(NamedTuple):
+    """A share of the sequences of domains."""
+
+    setting: str
+    """Its name, for errors."""
+    value: float
+    counts: tuple[int, ...]
+    """Sequences of a step, for each domain that it applies to."""
 
 
 def row_groups(
-    plan: RoutePlan, counts: Mapping[str, int], foreign_dropout: float
+    plan: RoutePlan,
+    counts: Mapping[str, int],
+    foreign_dropout: float,
+    *,
+    foreign_core_share: float = 0.0,
+    one_block: bool = False,
 ) -> tuple[tuple[RowGroup, ...], ...]:
     """The groups of each step of a cycle. The sequences of a step are sorted by domain in the order
     of `counts`.
 
-    Each of a domain's sequences has a subset of the other domains switched off (`dropout_lists`),
+    Each of a domain's sequences has a subset of the other domains switched off (`chosen_lists`),
     and always the domains that the plan isolates it from. Groups are ordered so that a block's rows
     form few slices.
+
+    Args:
+        foreign_dropout: share of a domain's sequences for which each other domain is off.
+        foreign_core_share: share of its sequences that train a core which it does not own.
+        one_block: every sequence has the blocks of one domain on, or none: its own; without own
+            blocks those of the others in turn, and none in the share `foreign_dropout`.
 
     Raises:
         PlanError: an unknown domain, a negative count, or a share that cannot be reached.
@@ -60,19 +84,37 @@ def row_groups(
         if count < 0:
             raise PlanError(f"expected counts of 0 or more, got {dict(counts)}")
     others = {domain: _others(plan, domain) for domain in counts}
-    num_lists = cycle_length([counts[d] for d, found in others.items() if found], foreign_dropout)
+    own = [d for d in plan.domains if any(plan.owns(d, block) for block in plan.blocks[1:])]
+    alone = own if one_block else []
+    foreign = [d for d in counts if d != UNLABELLED and not plan.owns(d, plan.core)]
+    dropped = [d for d, found in others.items() if found and d not in alone]
+    num_lists = cycle_length(
+        Share("foreign_dropout", foreign_dropout, tuple(counts[d] for d in dropped)),
+        Share("foreign_core_share", foreign_core_share, tuple(counts[d] for d in foreign)),
+    )
     cycle: list[list[RowGroup]] = [[] for _ in range(num_lists)]
+    turn = itertools.count()
     for domain, count in counts.items():
         if count == 0:
             continue
-        always_off = plan.always_off(domain)
-        lists = dropout_lists(len(others[domain]), count, foreign_dropout, num_lists)
+        choices = [frozenset([other]) for other in others[domain]]
+        if one_block and choices:
+            choices = [frozenset(others[domain])]
+        shares = [1.0 if domain in alone else foreign_dropout] * len(choices)
+        core_share = foreign_core_share if domain in foreign else 0.0
+        lists = chosen_lists((*shares, core_share), count, num_lists)
         for groups, of_step in zip(cycle, lists, strict=True):
-            subsets = [frozenset(others[domain][i] for i in off) | always_off for off in of_step]
-            sizes = {subset: subsets.count(subset) for subset in dict.fromkeys(subsets)}
-            before = frozenset(plan.off_blocks(groups[-1].off)) if groups else frozenset()
-            ordered = _order(plan, list(sizes), before)
-            groups.extend(RowGroup(domain, subset, sizes[subset]) for subset in ordered)
+            rows = []
+            for chosen in of_step:
+                off = frozenset[str]().union(*(choices[i] for i in chosen if i < len(choices)))
+                if one_block and choices and not off:
+                    off = frozenset(others[domain]) - {own[next(turn) % len(own)]}
+                rows.append((off | plan.always_off(domain), len(choices) in chosen))
+            kinds = [
+                RowGroup(domain, off, rows.count((off, trains)), trains)
+                for off, trains in dict.fromkeys(rows)
+            ]
+            groups += _order(plan, kinds, groups[-1:])
     return tuple(map(tuple, cycle))
 
 
@@ -106,66 +148,87 @@ def within(groups: Iterable[RowGroup], rows: Sequence[int]) -> tuple[RowGroup, .
     return tuple(found)
 
 
-def cycle_length(counts: Iterable[int], foreign_dropout: float) -> int:
-    """Steps after which the lists of foreign dropout repeat: of 1 to `MAX_LISTS` those that come
-    nearest to it, for domains with these numbers of sequences in a step.
+def cycle_length(*shares: Share) -> int:
+    """Steps after which the row groups repeat: of 1 to `MAX_LISTS` those that come nearest to all
+    shares.
 
     Raises:
-        PlanError: the nearest share is further away than `CLOSE`; the message names others.
+        PlanError: the nearest is further away than `CLOSE`; the message names others for one share.
     """
-    present = frozenset(count for count in counts if count)
-    wanted = Fraction(str(foreign_dropout))
-    distance, num_lists = _nearest(present, wanted)
+    by_share = [
+        frozenset((count, Fraction(str(share.value))) for count in share.counts if count)
+        for share in shares
+    ]
+    distance, num_lists = _nearest(frozenset().union(*by_share))
     if distance <= CLOSE:
         return num_lists
-    shares = sorted(
+    unreached = [index for index, pairs in enumerate(by_share) if _nearest(pairs)[0] > CLOSE]
+    # Each alone can be reached, but not together: another value of the last one.
+    index = unreached[0] if unreached else len(shares) - 1
+    others = frozenset[tuple[int, Fraction]]()
+    if not unreached:
+        others = others.union(*by_share[:index])
+    present = {count for count, _ in by_share[index]}
+    values = sorted(
         {
-            Fraction(num_off, n * count)
+            Fraction(chosen, n * count)
             for count in present
             for n in range(1, MAX_LISTS + 1)
-            for num_off in range(n * count + 1)
+            for chosen in range(n * count + 1)
         }
     )
-    place = bisect_left(shares, wanted)
-    below, above = (
-        next(share for share in found if _nearest(present, share)[0] <= CLOSE)
-        for found in (reversed(shares[:place]), shares[place:])
-    )
+
+    def is_reached(value: Fraction) -> bool:
+        return _nearest(others | {(count, value) for count in present})[0] <= CLOSE
+
+    setting, wanted, _ = shares[index]
+    place = bisect_left(values, Fraction(str(wanted)))
+    below = next(filter(is_reached, reversed(values[:place])))
+    above = next(filter(is_reached, values[place:]))
     raise PlanError(
-        f"foreign_dropout={foreign_dropout:g} cannot be reached where domains have "
+        f"{setting}={wanted:g} cannot be reached where domains have "
         f"{' or '.join(map(str, sorted(present)))} of a step's sequences; use "
         f"{float(below):.4g} or {float(above):.4g}"
     )
 
 
 @lru_cache(maxsize=4096)
-def _nearest(counts: frozenset[int], share: Fraction) -> tuple[Fraction, int]:
-    """How near to `share` the best number of lists comes, and that number."""
+def _nearest(wanted: frozenset[tuple[int, Fraction]]) -> tuple[Fraction, int]:
+    """How near the best number of lists comes to shares of numbers of sequences, and that
+    number."""
 
     def distance(num_lists: int) -> Fraction:
-        reached = {Fraction(round(share * n * num_lists), n * num_lists) for n in counts}
-        # Dropout that is asked for must not turn into none, nor into a mixture of experts.
-        if 0 < share < 1 and reached & {0, 1}:
-            return Fraction(1)
-        return max((abs(found - share) for found in reached), default=Fraction(0))
+        found = [Fraction(0)]
+        for count, share in wanted:
+            reached = Fraction(round(share * count * num_lists), count * num_lists)
+            # A share that is asked for must not turn into none, nor into all.
+            is_lost = 0 < share < 1 and reached in (0, 1)
+            found.append(Fraction(1) if is_lost else abs(reached - share))
+        return max(found)
 
     return min((distance(n), n) for n in range(1, MAX_LISTS + 1))
 
 
 @lru_cache(maxsize=4096)
-def dropout_lists(
-    num_others: int, count: int, share: float, num_lists: int
+def chosen_lists(
+    shares: tuple[float, ...], count: int, num_lists: int
 ) -> tuple[tuple[frozenset[int], ...], ...]:
-    """For each step of a cycle and each of its `count` sequences, which other domains are off.
+    """For each step of a cycle and each of its `count` sequences, which choices apply to it: which
+    other domains are off, and whether it trains a foreign core.
 
-    Each other domain is off in `share` of the sequences of all steps, rounded to a whole number,
-    and in equally many of each step, to within one. Which domains are off together is as even as
-    `_crossed` makes it: within a step, over the steps, and in which steps have one more.
+    Each choice applies to its share of the sequences of all steps, rounded to a whole number, and
+    to equally many of each step, to within one. Which apply together is as even as `_crossed` makes
+    it: within a step, over the steps, and in which steps have one more.
     """
-    num_off = round(Fraction(str(share)) * count * num_lists)
-    each, more = divmod(num_off, num_lists)
-    has_more = _crossed(num_lists, [[more]] * num_others, fewest_first=True)
-    columns = _crossed(count, [[each + is_more for is_more in column] for column in has_more])
+    numbers = [round(Fraction(str(share)) * count * num_lists) for share in shares]
+    has_more = _crossed(num_lists, [[n % num_lists] for n in numbers], fewest_first=True)
+    columns = _crossed(
+        count,
+        [
+            [number // num_lists + is_more for is_more in column]
+            for number, column in zip(numbers, has_more, strict=True)
+        ],
+    )
     rows = [
         frozenset(index for index, column in enumerate(columns) if column[row])
         for row in range(count * num_lists)
@@ -233,22 +296,30 @@ def _exchanges(columns: Sequence[list[bool]], count: int) -> bool:
 
 
 def _order(
-    plan: RoutePlan, subsets: list[frozenset[str]], before: frozenset[int]
-) -> Sequence[frozenset[str]]:
-    """The subsets in the order in which the fewest blocks go on or off from one to the next."""
-    off = {subset: frozenset(plan.off_blocks(subset)) for subset in subsets}
+    plan: RoutePlan, groups: list[RowGroup], before: Sequence[RowGroup]
+) -> Sequence[RowGroup]:
+    """The groups in the order in which the fewest blocks go on or off, or learn or not, from one to
+    the next; `before` is the group before them, if any."""
 
-    def changes(order: Sequence[frozenset[str]]) -> int:
-        steps = [before, *(off[subset] for subset in order)]
+    def state(group: RowGroup) -> frozenset[int]:
+        owns = group.domain == UNLABELLED or plan.owns(group.domain, plan.core)
+        learns = {0} if owns or group.trains_core else set()  # the core, which is never off
+        return frozenset(plan.off_blocks(group.off)) | learns
+
+    states = {group: state(group) for group in (*before, *groups)}
+    first = states[before[0]] if before else frozenset({0})
+
+    def changes(order: Sequence[RowGroup]) -> int:
+        steps = [first, *(states[group] for group in order)]
         return sum(len(a ^ b) for a, b in itertools.pairwise(steps))
 
-    if len(subsets) <= _MAX_ORDERED:
-        return min(itertools.permutations(subsets), key=changes)
-    ordered: list[frozenset[str]] = []
-    left, last = list(subsets), before
+    if len(groups) <= _MAX_ORDERED:
+        return min(itertools.permutations(groups), key=changes)
+    ordered: list[RowGroup] = []
+    left, last = list(groups), first
     while left:
-        nearest = min(left, key=lambda subset: len(off[subset] ^ last))
+        nearest = min(left, key=lambda group: len(states[group] ^ last))
         left.remove(nearest)
         ordered.append(nearest)
-        last = off[nearest]
+        last = states[nearest]
     return ordered

@@ -24,8 +24,10 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def route(model: Any, plan: RoutePlan, cut: Cut, foreign_dropout: float = 0.0) -> RoutedModel:
-    """`route_model` with the reference's settings."""
+def route(
+    model: Any, plan: RoutePlan, cut: Cut, foreign_dropout: float = 0.0, **rows: Any
+) -> RoutedModel:
+    """`route_model` with the reference's settings; `rows` are more settings of the row groups."""
     return route_model(
         model,
         plan,
@@ -36,6 +38,7 @@ def route(model: Any, plan: RoutePlan, cut: Cut, foreign_dropout: float = 0.0) -
         foreign_core_rest=cut.foreign_core_rest,
         foreign_core_embeddings=cut.foreign_core_embeddings,
         foreign_outputs=cut.foreign_outputs,
+        **rows,
     )
 
 
@@ -61,7 +64,7 @@ def assert_follows_the_definition(
         else:
             ids_NT = tiny_ids(sum(batch.values()), seed=index)
             groups = routed.row_groups(batch, step=index)
-            rows = [(group.domain, group.off) for group in groups for _ in range(group.count)]
+            rows = [(g.domain, g.off, g.trains_core) for g in groups for _ in range(g.count)]
             tokens = tokens_of_rows(rows, ids_NT.shape[1])
             options = {"counts": batch, "step": index}
             parts = [

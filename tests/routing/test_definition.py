@@ -130,6 +130,25 @@ def test_labels_that_change_inside_a_sequence_follow_the_definition(
     assert_follows_the_definition(routed, plain, cut, micro_batches)
 
 
+@pytest.mark.parametrize(
+    ("edges", "weights", "forget", "one_block", "foreign_dropout"),
+    crossed(
+        EDGES, ["cut", *list(WEIGHTS)[2:]], [("biology",), ("biology", "code")], [False, True],
+        [0.5, 1.0],
+    ),
+)  # fmt: skip
+def test_rows_that_train_a_foreign_core_follow_the_definition(
+    edges, weights, forget, one_block, foreign_dropout
+):
+    model, plain = models("mlp and attention")
+    plan = RoutePlan.forget(model.config, domains=FLAT, forget=forget, attn_shared=0.25)
+    cut = Cut(edges, **WEIGHTS[weights])
+    rows = {"foreign_core_share": 0.25, "one_block": one_block}
+    routed = route(model, plan, cut, foreign_dropout, **rows)
+    steps = [{"code": 1, "biology": 4, "creative": 3}, {"biology": 2, "unlabelled": 1}]
+    assert_follows_the_definition(routed, plain, cut, steps, 2)
+
+
 @pytest.mark.parametrize(("edges", "foreign_dropout"), crossed(EDGES, DROPOUTS))
 def test_isolated_experts_are_always_off_for_each_other(edges, foreign_dropout):
     model, plain = tiny_model(), tiny_model()

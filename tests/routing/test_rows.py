@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gr_sweep.errors import PlanError
 from gr_sweep.routing.cover import cover
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.rows import cycle_length, dropped_share, row_groups
+from gr_sweep.routing.rows import Share, cycle_length, dropped_share, row_groups
 
 SHAPE = SimpleNamespace(num_hidden_layers=1, intermediate_size=64, num_attention_heads=8)
 DOMAINS = ["code", "biology", "creative"]
@@ -97,12 +97,12 @@ def test_each_other_domain_is_off_in_its_share_of_the_cases(num_domains, counts,
     ],
 )  # fmt: skip
 def test_steps_repeat_as_soon_as_they_can_or_are_refused_at_once(counts, dropout, num_lists):
-    started = time.process_time()
+    started, wanted = time.process_time(), Share("foreign_dropout", dropout, counts)
     if num_lists is None:
-        with pytest.raises(PlanError, match="cannot be reached"):
-            cycle_length(counts, dropout)
+        with pytest.raises(PlanError, match=r"foreign_dropout=.*cannot be reached"):
+            cycle_length(wanted)
     else:
-        assert cycle_length(counts, dropout) == num_lists
+        assert cycle_length(wanted) == num_lists
     assert time.process_time() - started < 2
 
 
@@ -121,6 +121,53 @@ def test_every_pair_of_three_others_is_crossed_evenly():
                 together = sum({one, other} <= subset for subset in subsets)
                 expected = num_off[one] * num_off[other] / len(subsets)
                 assert abs(together - expected) <= 1.2, (count, dropout)
+
+
+FORGET_TWO = RoutePlan.forget(SHAPE, domains=DOMAINS, forget=["code", "biology"])
+
+
+@pytest.mark.parametrize("one_block", [False, True])
+@pytest.mark.parametrize(("count", "share"), [(4, 0.25), (4, 0.3), (1, 0.25), (2, 1.0), (3, 0.0)])
+def test_a_foreign_core_is_trained_by_its_share_of_the_sequences(count, share, one_block):
+    """Over the cycle exactly, and the same share of those with another domain on and off."""
+    counts = {"code": count, "biology": 2 * count, "creative": 4, "unlabelled": 1}
+    how = {"foreign_core_share": share, "one_block": one_block}
+    cycle = row_groups(FORGET_TWO, counts, 0.5, **how)
+    for domain in ("code", "biology"):
+        of_domain = [g for groups in cycle for g in groups if g.domain == domain]
+        trains = Counter()
+        for group in of_domain:
+            trains[group.trains_core] += group.count
+        assert trains[True] == share * trains.total() == share * counts[domain] * len(cycle)
+    assert not any(
+        group.trains_core
+        for groups in cycle
+        for group in groups
+        if group.domain in ("creative", "unlabelled")
+    )
+
+
+def test_with_one_block_the_others_take_turns():
+    """Own blocks alone; a domain without runs half of its sequences with one of two blocks."""
+    cycle = row_groups(FORGET_TWO, {"code": 2, "biology": 1, "creative": 4}, 0.5, one_block=True)
+    offs = {domain: Counter() for domain in DOMAINS}
+    for domain, off in rows_of(itertools.chain(*cycle)):
+        offs[domain][FORGET_TWO.off_blocks(off)] += 1
+    code, biology = 1, 2
+    num_steps = len(cycle)
+    assert offs["code"] == {(biology,): 2 * num_steps}
+    assert offs["biology"] == {(code,): num_steps}
+    assert offs["creative"] == {
+        (code, biology): 2 * num_steps, (code,): num_steps, (biology,): num_steps
+    }  # fmt: skip
+
+
+def test_shares_that_cannot_be_reached_together_are_refused_with_some_that_can():
+    counts = {"code": 1, "biology": 1, "creative": 1}
+    with pytest.raises(PlanError, match=r"foreign_core_share=0.33.*use 0.25 or 0.375") as caught:
+        row_groups(FORGET_TWO, counts, 0.75, foreign_core_share=1 / 3)
+    for value in str(caught.value).split("; use ")[1].split(" or "):
+        row_groups(FORGET_TWO, counts, 0.75, foreign_core_share=float(value))
 
 
 @pytest.mark.parametrize(
