@@ -40,8 +40,8 @@ from gr_sweep.files import whole_file, write_whole
 from gr_sweep.jobdir import DOCUMENT_LOSSES, METRICS, PLAN, ROUND, ROUNDS
 from gr_sweep.layout import Phase, labels_of_rounds, phases_of, plan_of_round
 from gr_sweep.metrics import registry
+from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, write_losses
-from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.divide import origins

@@ -39,8 +39,8 @@ from gr_sweep.files import content_digest, write_whole
 from gr_sweep.joblock import JobLock, lock_job_dir
 from gr_sweep.layout import has_rounds, phases_of
 from gr_sweep.metrics import registry
+from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_relearn
-from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.pretrained import read_config
 from gr_sweep.model.units import decoder_layers

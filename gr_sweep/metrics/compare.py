@@ -1,4 +1,4 @@
-"""Metrics that compare a job with its baselines, and the relearning attack.
+"""The metrics of a job, alone and against its baselines, and of the relearning attack.
 
 Baselines are tables of losses of other jobs on the same documents. All are resampled together, so
 that what makes a document hard for every model cancels. A metric whose baseline is missing is
@@ -43,28 +43,36 @@ class Baselines:
     """The attack on F[e], by e."""
 
 
-def summarize_and_compare(
+NO_BASELINES = Baselines()
+
+
+def summarize_losses(
     rows: Sequence[DocumentLoss],
-    baselines: Baselines,
     domains: Sequence[str],
+    baselines: Baselines = NO_BASELINES,
     *,
     seed: int,
     resamples: int = 1000,
     blocks: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """The metrics of `summarize_losses` and those against baselines, from one resampling, and their
-    95 % intervals. Those of attacks are in `compare_relearn`.
+    """The metrics of a job's own table, those against baselines, and their 95 % intervals, from one
+    resampling. Those of attacks are in `compare_relearn`.
 
-    A node of the domain tree stands for the domains under it: its losses are means over them. A
-    metric is absent if its baseline is missing or read other documents than the job, if its
-    denominator is not above 0, and, for a compute equivalent, below the first share. In a resample
-    such a compute equivalent counts as the first share; the lower bound then means that or less.
+    A metric that cannot be computed is absent, never nan: a domain without tokens, a loss that is
+    not finite, a view that lacks one of the domain's documents, a baseline that is missing or read
+    other documents, a denominator that is not above 0, a compute equivalent below the first share.
+    In a resample such a compute equivalent counts as the first share; the lower bound then means
+    that or less. A node of the domain tree stands for the domains under it: its losses are means
+    over them. A domain with a single document has no intervals.
 
     Args:
-        rows: every view of every document of the job.
+        rows: every view of every document.
+        domains: labels, in the order of the result; rows of other domains are ignored.
         baselines: only their full models are read.
-        domains: labels; rows of other domains are ignored.
-        seed, resamples, blocks: as in `summarize_losses`.
+        seed: of the resampling, not negative; equal seeds give equal intervals.
+        resamples: 0 gives no intervals.
+        blocks: the owners of each block that was switched off alone, by its name; without it
+            entanglement is absent.
 
     Raises:
         DataError: a document whose tokens or bytes differ between the job's views.
@@ -230,7 +238,7 @@ class Attack:
 
 def attacks(rows: Sequence[RelearnLoss], part: str, domains: Sequence[str]) -> list[Attack]:
     """The attacks on the model without a part, one for each learning rate."""
-    tables = _attack_tables(rows, part, domains, Baselines(), seed=0, resamples=0)
+    tables = _attack_tables(rows, part, domains, NO_BASELINES, seed=0, resamples=0)
     return [
         Attack(
             lr=lr,

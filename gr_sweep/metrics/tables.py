@@ -1,4 +1,4 @@
-"""Tables of losses, resampled, and the metrics that a job computes from its own table.
+"""Tables of losses, resampled, and the metrics that come from a job's own table.
 
 `LossTables` gives the mean loss of any model on any domain with its resamples; `metrics/compare.py`
 uses it for a job and its baselines. Documents with the same text (the same hash) count once.
@@ -192,36 +192,6 @@ def _add_columns(
         column[document] = Read(loss_nats, tokens, num_bytes)
 
 
-def summarize_losses(
-    rows: Sequence[DocumentLoss],
-    domains: Sequence[str],
-    *,
-    seed: int,
-    resamples: int = 1000,
-    blocks: Mapping[str, Collection[str]] | None = None,
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """The metrics of a job's own table, those that need no baseline, and their 95 % intervals.
-
-    A metric that cannot be computed is absent, never nan: a domain without tokens, a loss that is
-    not finite, a view that lacks one of the domain's documents, selectivity where there is no other
-    domain. A domain with a single document has no intervals.
-
-    Args:
-        rows: every view of every document.
-        domains: labels, in the order of the result; rows of other domains are ignored.
-        seed: of the resampling, not negative; equal seeds give equal intervals.
-        resamples: 0 gives no intervals.
-        blocks: the owners of each block that was switched off alone, by its name; without it
-            entanglement is absent.
-
-    Raises:
-        DataError: a document whose tokens or bytes differ between views.
-    """
-    estimates = Estimates()
-    add_own(estimates, LossTables(rows, domains, seed=seed, resamples=resamples), blocks or {})
-    return estimates.metrics, estimates.intervals
-
-
 _LOSSES = {
     View.removed: registry.LOSS_REMOVED,
     View.kept: registry.LOSS_KEPT,
@@ -236,7 +206,12 @@ _LOSSES = {
 def add_own(
     estimates: Estimates, tables: LossTables, blocks: Mapping[str, Collection[str]]
 ) -> None:
-    """Adds the metrics of `summarize_losses`, from tables that may also hold baselines."""
+    """Adds the metrics that need no baseline.
+
+    Args:
+        tables: may also hold baselines.
+        blocks: as in `summarize_losses`.
+    """
     add, domains = estimates.add, tables.domains
     for domain in domains:
         add(registry.LOSS_FULL(domain), tables.loss(domain, View.full))

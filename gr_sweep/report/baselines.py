@@ -29,10 +29,11 @@ from gr_sweep.errors import ConfigError, DataError, PlanError
 from gr_sweep.jobdir import DOCUMENT_LOSSES, PLAN, RELEARN, check_files
 from gr_sweep.layout import expert_widths, width_of_size
 from gr_sweep.metrics.compare import (
+    NO_BASELINES,
     Baselines,
     attacks,
     compare_relearn,
-    summarize_and_compare,
+    summarize_losses,
 )
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, read_relearn
 from gr_sweep.report.sweep import DENSE, Job
@@ -152,10 +153,10 @@ def _with_baselines(own: JobTables, others: Sequence[JobTables]) -> Job:
     job, domains = own.job, own.job.domains
     is_shorter_dense = _is_shorter_dense(own, [o for o in others if o.width == own.width])
     # A run that is only a point of other jobs' curves is compared with nothing itself.
-    baselines = Baselines() if is_shorter_dense else baselines_of(own, others)
+    baselines = NO_BASELINES if is_shorter_dense else baselines_of(own, others)
     seed, resamples = job.seed, int(job.settings.get("eval.bootstrap", 1000))
-    metrics, intervals = summarize_and_compare(
-        own.losses, baselines, domains, seed=seed, resamples=resamples, blocks=own.owners
+    metrics, intervals = summarize_losses(
+        own.losses, domains, baselines, seed=seed, resamples=resamples, blocks=own.owners
     )
     attacked, attacked_intervals = compare_relearn(
         own.relearn, baselines, domains, seed=seed, resamples=resamples

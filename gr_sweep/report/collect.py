@@ -24,8 +24,8 @@ from gr_sweep.tracking.jsonl import read_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-SUMMARY_FORMAT = SAMPLES_FORMAT = 1
-"""Versions of summary.json and samples.json that this module reads."""
+SUMMARY_FORMAT = 1
+"""Version of summary.json that this module reads."""
 
 _EDGES_ORDER = (DENSE, "none", "weight", "act", "both")
 _GROUPS_ORDER = (*(method.value for method in UNROUTED), "shorter", ROUTED)
@@ -152,16 +152,13 @@ def read_samples(folder: Path, digest: str | None = None) -> list[dict[str, Any]
         digest: expected digest of the file, from the job's summary.
     """
     path = folder / SAMPLES
-    if not path.is_file():
-        return []
     try:
         if digest is not None and content_digest(path) != digest:
             raise ValueError("its checksum differs from the one in summary.json")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != SAMPLES_FORMAT:
-            raise ValueError(f"it has format {content['format']!r}")
-        prompts: list[dict[str, Any]] = content["prompts"]
+        prompts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["prompts"]
         return prompts
+    except FileNotFoundError:
+        return []
     except (OSError, ValueError, LookupError, TypeError) as error:
         logger.warning("%s cannot be read: %s", path, " ".join(str(error).split()))
         return []

@@ -127,9 +127,7 @@ def trade_off(found: Sequence[Group]) -> Figure | None:
     for at, group in enumerate(found):
         colour = HUES[at % len(HUES)]
         points: list[Point] = []
-        seeds: list[Point] = []
         estimates, symbols = [], []
-        index = {job.name: at for job, at in zip(group.jobs, group.indices, strict=True)}
         for number in group.numbers():
             estimate = group.over_seeds(number, served_tax)
             if estimate is None:
@@ -146,14 +144,8 @@ def trade_off(found: Sequence[Group]) -> Figure | None:
             points.append((experts, estimate.value, group.indices, text))
             estimates.append(estimate)
             symbols.append("circle" if is_last else "circle-open")
-            for job, of in group.rounds(number) if len(group.jobs) > 1 else ():
-                if (value := served_tax(job, of)) is not None:
-                    text = f"{escaped(group.name)}<br>seed {job.seed}<br>{value:.3f}"
-                    seeds.append((experts, value, index[job.name], text))
         if not points:
             continue
-        marker = {"color": colour, "size": 5}
-        traces.append(trace_of(seeds, mode="markers", name="seeds", opacity=0.4, marker=marker))
         line = {"width": 2, "color": colour}
         dash = "dash" if is_control(group.jobs[0]) else "solid"
         traces.append(

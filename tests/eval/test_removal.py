@@ -8,8 +8,8 @@ import torch
 
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import is_lattice, removal_losses, served_losses
+from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
-from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan

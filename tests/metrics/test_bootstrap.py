@@ -23,12 +23,6 @@ def test_chunks_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(chunked, whole, rtol=1e-12)
 
 
-def test_spread_of_resampled_means_is_the_standard_error() -> None:
-    values = np.random.default_rng(2).normal(size=(400, 1))
-    means = bootstrap.resampled_sums(values, 4000, np.random.default_rng(0)) / 400
-    assert means.std() == pytest.approx(values.std() / 20, rel=0.05)
-
-
 def test_interval_holds_the_middle_95_percent() -> None:
     assert bootstrap.interval(np.arange(1001.0)) == pytest.approx((25, 975))
 

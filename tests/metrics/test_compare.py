@@ -13,10 +13,9 @@ from gr_sweep.metrics.compare import (
     Baselines,
     attacks,
     compare_relearn,
-    summarize_and_compare,
+    summarize_losses,
 )
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View
-from gr_sweep.metrics.tables import summarize_losses
 
 DOMAINS = ["code", "biology", "creative"]
 Rows = list[DocumentLoss]
@@ -81,7 +80,7 @@ def compare(
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """What the baselines add to the job's own metrics, which they do not change."""
     kwargs = {"seed": 0} | kwargs
-    metrics, intervals = summarize_and_compare(job, baselines, domains, **kwargs)
+    metrics, intervals = summarize_losses(job, domains, baselines, **kwargs)
     own = summarize_losses(job, domains, **kwargs)
     assert own[0].items() <= metrics.items()
     for key, bounds in own[1].items():

@@ -24,6 +24,7 @@ from gr_sweep.config import (
 )
 from gr_sweep.domains import is_under, labels_of_round
 from gr_sweep.metrics import registry
+from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import (
     DocumentLoss,
     RelearnLoss,
@@ -32,7 +33,6 @@ from gr_sweep.metrics.losses import (
     write_losses,
     write_relearn,
 )
-from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.report import read_sweep
 from gr_sweep.report.sweep import Sweep
 from gr_sweep.routing.plan import Block, RoutePlan

@@ -23,6 +23,7 @@ from gr_sweep.config import (
     to_plain,
 )
 from gr_sweep.files import content_digest
+from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import (
     DocumentLoss,
     RelearnLoss,
@@ -32,7 +33,6 @@ from gr_sweep.metrics.losses import (
     write_losses,
     write_relearn,
 )
-from gr_sweep.metrics.tables import summarize_losses
 from gr_sweep.report import measures, tables
 from gr_sweep.report.collect import read_sweep, results
 from gr_sweep.report.sweep import Job, Sweep
