@@ -52,6 +52,7 @@ def assert_refused(
 ) -> None:
     """Asserts status 2, one line on stderr that contains `expected`, and an unchanged folder."""
     before = contents(folder)
+    capsys.readouterr()
     with within():
         status = app.main(argv)
     printed = capsys.readouterr()
