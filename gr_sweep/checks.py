@@ -381,8 +381,11 @@ def _check_alternate(config: RunConfig, domains: tuple[str, ...]) -> None:
             f"plan={config.plan.kind.value} has no tree to split further; use procedure.rounds=1, "
             "or plan=peers"
         )
-    # Labels that are hidden in one round would be visible in the next.
+    # Labels that are hidden in one round would be visible in the next. Adapters that a round adds
+    # would be unknown to the optimizer.
+    adapters = dataclasses.asdict(config.plan.adapters)
     for name, value in (
+        *((f"plan.adapters.{name}", number) for name, number in adapters.items()),
         ("partition.unlabelled", config.partition.unlabelled),
         ("partition.mislabelled", config.partition.mislabelled),
         ("data.spurious", config.data.spurious),

@@ -161,6 +161,24 @@ class PartitionConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class AdaptersConfig:
+    """Units that each block gets in addition to those of the model: features of bottlenecks, whose
+    output is added to that of a part of the model (gr_sweep/model/adapters.py). 0: none."""
+
+    embed: Any = 0
+    """Beside the embedding: a number of units, or full, an embedding of the block's own."""
+    unembed: Any = 0
+    """Beside the unembedding: a number of units, or full."""
+    attn: int = bounded(0, at_least=0)
+    """Beside each linear map of attention, in the layers that the plan splits."""
+    mlp: int = bounded(0, at_least=0)
+    """Beside each linear map of an MLP, in the same layers."""
+    bias: bool = False
+    """Whether each block has a bias of the output vocabulary. Published checkpoints have no place
+    for it, so a model that keeps one cannot be exported."""
+
+
+@dataclass(kw_only=True, slots=True)
 class PlanConfig:
     """Which units belong to which domains."""
 
@@ -179,6 +197,8 @@ class PlanConfig:
     the named size."""
     forget: list[str] = field(default_factory=list)
     """Domains that do not own the core (plan=forget)."""
+    adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
+    """Units that the plan adds."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from gr_sweep.config import (
     RunConfig,
     num_steps,
     round_lengths,
+    to_plain,
 )
 from gr_sweep.domains import expand, is_under, labels_of_round
 from gr_sweep.errors import ConfigError
@@ -71,6 +72,7 @@ def make_plan(
         attn_shared=plan.attn_shared,
         layers=plan.layers,
         layer_share=plan.layer_share,
+        adapters=to_plain(plan.adapters),
     )
 
 

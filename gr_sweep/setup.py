@@ -172,7 +172,9 @@ def lay_plan(model: "PreTrainedModel", config: RunConfig) -> RoutedModel:
     if has_rounds(config):
         return route_model(model, RoutePlan.none(domains=labels_of_rounds(config)[0]), "none")
     plan = make_plan(config, model.config)
-    return route_model(model, plan, config.edges, **dataclasses.asdict(config.route))
+    return route_model(
+        model, plan, config.edges, seed=config.seed, **dataclasses.asdict(config.route)
+    )
 
 
 def save_model_files(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:

@@ -149,6 +149,7 @@ class LiteralLinear(_Routed):
     ) -> None:
         super().__init__(reference)
         self.weight, self.bias = linear.weight, linear.bias
+        self.adapter = linear._modules.get("adapter")
         self.is_unembedding = is_unembedding
         self.is_transposed = not isinstance(linear, nn.Linear)  # the Conv1D of GPT-2
         self.row_blocks, self.column_blocks = row_blocks, column_blocks
@@ -176,6 +177,14 @@ class LiteralLinear(_Routed):
         y_NTO = (scaled(weight_OI.expand(*x_NTOI.shape), weight_NTOI) * x_NTOI).sum(-1)
         if self.bias is not None:
             y_NTO = y_NTO + scaled(self.bias.expand(*y_NTO.shape), bias_NTO)
+        if self.adapter is not None:
+            # What adapters add lies upstream of the units; they read no unit that is off.
+            if self.column_blocks is not None:
+                x_NTI = x_NTI * masks.on_NTB[:, :, self.column_blocks]
+            added_NTO = sum(adapter(x_NTI) for adapter in self.adapter.values())
+            if self.row_blocks is not None:
+                added_NTO = scaled(added_NTO, masks.act_NTB[:, :, self.row_blocks])
+            y_NTO = y_NTO + added_NTO
         if self.row_blocks is not None:
             # "the other blocks are switched off": a unit that is off has the value 0.
             y_NTO = y_NTO * masks.on_NTB[:, :, self.row_blocks]
@@ -183,15 +192,39 @@ class LiteralLinear(_Routed):
 
 
 class LiteralEmbedding(_Routed):
-    """The rest, "each use at its own position": what a token reads of the table."""
+    """The rest, "each use at its own position": what a token reads of the table. Or a table whose
+    columns are units."""
 
-    def __init__(self, reference: "Reference", embedding: nn.Embedding) -> None:
+    def __init__(
+        self, reference: "Reference", embedding: nn.Embedding, column_blocks: Tensor | None = None
+    ) -> None:
         super().__init__(reference)
         self.weight = embedding.weight
+        self.adapter = embedding._modules.get("adapter")
         self.multiplier = getattr(embedding, "embed_scale", 1.0)  # Gemma 2 and 3
+        self.column_blocks = column_blocks
 
     def forward(self, ids_NT: Tensor) -> Tensor:
-        return self.multiplier * scaled(self.weight[ids_NT], self.masks.embedding_NT[..., None])
+        read = self.weight[ids_NT]
+        if self.column_blocks is not None:
+            read = scaled(read, self.masks.weight_NTB[:, :, self.column_blocks])
+            return read * self.masks.on_NTB[:, :, self.column_blocks]
+        read = scaled(read, self.masks.embedding_NT[..., None])
+        if self.adapter is not None:
+            read = read + sum(adapter(ids_NT) for adapter in self.adapter.values())
+        return self.multiplier * read
+
+
+class LiteralFeatures(_Routed):
+    """Units without parameters of their own: copies of the residual stream, or ones."""
+
+    def __init__(self, reference: "Reference", features: nn.Module, blocks: Tensor) -> None:
+        super().__init__(reference)
+        self.features, self.blocks = features, blocks
+
+    def forward(self, x_NTD: Tensor) -> Tensor:
+        h_NTU = scaled(self.features(x_NTD), self.masks.act_NTB[:, :, self.blocks])
+        return h_NTU * self.masks.on_NTB[:, :, self.blocks]
 
 
 class LiteralNorm(_Routed):
@@ -301,6 +334,8 @@ class Reference:
         parts = path.split(".")
         layer = next((int(part) for part in parts if part.isdigit()), None)
         name = parts[-1]
+        if "adapter" in parts:
+            return self._literal_of_adapter(layer or 0, parts[-2], name, module)
         if isinstance(module, nn.Embedding):
             return LiteralEmbedding(self, module)
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
@@ -324,6 +359,22 @@ class Reference:
             heads = 1 if name == "k_norm" else self._heads_a_group
             return LiteralNorm(self, module, head_blocks=groups.repeat_interleave(heads))
         return None
+
+    def _literal_of_adapter(
+        self, layer: int, kind: str, name: str, module: nn.Module
+    ) -> nn.Module | None:
+        """Of B A: rows of A and columns of B are units."""
+        if name not in ("A", "B"):
+            return None
+        blocks = self.block_of_unit(layer, kind)
+        if isinstance(module, nn.Embedding):
+            return LiteralEmbedding(self, module, blocks)
+        if isinstance(module, nn.Linear):
+            is_row = name == "A"
+            return LiteralLinear(
+                self, module, blocks if is_row else None, None if is_row else blocks
+            )
+        return LiteralFeatures(self, module, blocks) if name == "A" else None
 
 
 def tokens_of_rows(rows: Sequence[tuple[Any, ...]], num_positions: int) -> list[list[Token]]:

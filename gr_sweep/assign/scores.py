@@ -26,7 +26,7 @@ from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import IGNORED
 from gr_sweep.model.units import decoder_layers
 from gr_sweep.routing.modules import RoutedModule
-from gr_sweep.routing.plan import Place, units_per_layer
+from gr_sweep.routing.plan import ATTN, Place, units_per_layer
 
 _MIN_RANKED = 3
 """Fewest units for a rank correlation; two agree or disagree by chance."""
@@ -167,6 +167,8 @@ def _sites(model: nn.Module, off: Mapping[Place, Tensor], device: torch.device) 
     sites = []
     for layer, modules in enumerate(decoder_layers(model)):
         for kind, names in family.linears.items():
+            if kind == ATTN and family.why_whole:
+                continue
             off_U = off.get((layer, kind))
             off_U = None if off_U is None else off_U.to(device)
             module = modules.get_submodule(names.row)

@@ -26,7 +26,7 @@ from gr_sweep.model.extract import kept_units
 from gr_sweep.model.pretrained import quiet_transformers
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.train.cost import forward_flops_per_token
+from gr_sweep.train.cost import forward_flops_per_token, num_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,10 +74,15 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
         ids_NT = torch.randint(config.vocab_size, shape, generator=generator)
         with routed.blocks_off(off) if off else contextlib.nullcontext():
             wanted_NTV = _logits(routed.model, ids_NT)
-        small = routed.extract(keep) if off else routed.model
+        full_cost = Cost(num_parameters(routed), forward_flops_per_token(routed, length))
         units = _units(routed, off)
-        full = routed.unroute()
-        full_cost, small_cost = _cost(full, length), _cost(small, length)
+        small = routed.extract(keep or plan.domains)
+        if getattr(small.get_output_embeddings(), "bias", None) is not None:
+            raise JobError(
+                "the kept blocks have biases of the output vocabulary, for which checkpoints of "
+                f"{config.model_type} have no place; train with plan.adapters.bias=false"
+            )
+        small_cost = _cost(small, length)
         kept = expand(keep, plan.domains) if keep else plan.domains
         others = [domain for domain in plan.domains if domain not in kept]
         owners = {domain for block in off for domain in plan.blocks[block].owners}

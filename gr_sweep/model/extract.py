@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gr_sweep.model.adapters import Adapter, adapted_modules
 from gr_sweep.model.families import family_of
 from gr_sweep.model.units import UnitLinear
-from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, mlp_size_name, units_per_layer
+from gr_sweep.routing.plan import (
+    ADAPTERS,
+    ATTN,
+    BIAS,
+    EMBED,
+    MLP,
+    UNEMBED,
+    RoutePlan,
+    mlp_size_name,
+    units_per_layer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +77,8 @@ def extract(
 
     A Hugging Face config has one width for all layers: layers that keep fewer units are padded with
     zero units, which change nothing. So are heads, up to a number that divides the residual width
-    if the family's config requires it (Llama), or to all of them (GPT-2).
+    if the family's config requires it (Llama), or to all of them (GPT-2). Adapters are added to the
+    matrices that they are beside; embeddings that were tied are then two matrices.
 
     Args:
         model: a model that is routed by `plan`; it is not changed.
@@ -74,7 +86,8 @@ def extract(
         keep: domains, or nodes of their tree.
 
     Returns:
-        A model of the same class, type and device whose logits equal those of `keep(keep)`.
+        A model of the same class, type and device whose logits equal those of `keep(keep)`. With
+        biases of the output vocabulary it has one more parameter than its config says.
     """
     off = plan.kept_off(keep)
     kept = [index for index in range(len(plan.blocks)) if index not in off]
@@ -82,8 +95,11 @@ def extract(
     widths = {kind: units.width for kind, units in kept_units(plan, plain_config, off).items()}
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     names = {module: name for name, module in model.named_modules()}
+    bias_V = _merge_adapters(model, plan, kept, state)
     for module, maps in itertools.groupby(unit_linears, lambda linear: linear.module):
         parts = list(maps)
+        if parts[0].kind in ADAPTERS.values():
+            continue
         for suffix, parameter in module.named_parameters(recurse=False):
             if any(parameter is other for other in parts[0].parameters):
                 name = f"{names[module]}.{suffix}"
@@ -91,18 +107,48 @@ def extract(
                 state[name] = torch.cat(found, parts[0].dim(parameter))
     plain_class: Any = type(model)
     with torch.random.fork_rng():
-        small: PreTrainedModel = plain_class(_resized(plain_config, widths))
+        small: PreTrainedModel = plain_class(_resized(plain_config, plan, widths))
     first = next(model.parameters())
     small.to(device=first.device, dtype=first.dtype)
+    if bias_V is not None:
+        small.get_output_embeddings().bias = torch.nn.Parameter(bias_V)
     small.load_state_dict(state)
     small.tie_weights()
     small.train(model.training)
     return small
 
 
-def _resized(plain_config: Any, widths: Mapping[str, int]) -> Any:
+def _merge_adapters(
+    model: "PreTrainedModel", plan: RoutePlan, kept: Iterable[int], state: dict[str, Tensor]
+) -> Tensor | None:
+    """Adds the kept blocks' adapters to the matrices in `state`, and takes theirs out of it; the
+    bias [V] of the output, if there is one."""
+    names = {module: name for name, module in model.named_modules()}
+    bias_V = None
+    for kind, split, module in adapted_modules(model, plan):
+        adapter = module.get_submodule(f"adapter.{kind}")
+        assert isinstance(adapter, Adapter)
+        units = [split.slices()[block] for block in kept if split.sizes[block]]
+        if not units:
+            continue
+        product_OI = adapter.product(units)
+        if kind == BIAS:
+            state[f"{names[module]}.bias"] = bias_V = product_OI.sum(1)
+            continue
+        weight = state[f"{names[module]}.weight"]
+        if not isinstance(module, torch.nn.Linear):  # an embedding, or the Conv1D of GPT-2
+            product_OI = product_OI.t()
+        weight += product_OI.to(weight)
+    for name in [name for name in state if ".adapter." in name]:
+        del state[name]
+    return bias_V
+
+
+def _resized(plain_config: Any, plan: RoutePlan, widths: Mapping[str, int]) -> Any:
     """The config with so many units of each kind per layer."""
     config = copy.deepcopy(plain_config)
+    if {kind for _, kind in plan.splits} & {EMBED, UNEMBED}:
+        config.tie_word_embeddings = False
     setattr(config, mlp_size_name(config), widths[MLP])
     num_groups = units_per_layer(config)[ATTN]
     if widths[ATTN] != num_groups:

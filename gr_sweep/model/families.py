@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, units_per_layer
+from gr_sweep.routing.plan import ATTN, FULL, KINDS, MLP, RoutePlan, units_per_layer
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Family:
     layers: str
     """Name of the list of decoder layers in the model."""
     linears: Mapping[str, LinearNames]
-    """The linears by kind of unit. A kind that is missing cannot be split."""
+    """The linears by kind of unit: of the MLP and of attention."""
     gated_mlp: str | None = None
     """Module that computes `down_proj(act(gate_proj(x)) * up_proj(x))`, if there is one; with
     `gate_up_proj` if gate and up are one matrix."""
@@ -48,7 +48,7 @@ class Family:
     learned_positions: bool = False
     """Whether there are no more positions than the config says."""
     why_whole: str = ""
-    """Why attention cannot be split, if it cannot."""
+    """Why attention cannot be split; "" if it can."""
 
 
 _GATED_MLP = LinearNames(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
@@ -60,9 +60,7 @@ _NEO_HEADS = LinearNames(
 )
 _GATED = Family("model.layers", {MLP: _GATED_MLP, ATTN: _HEADS}, gated_mlp="mlp")
 _NORMED_HEADS = replace(_GATED, head_norms=("self_attn.q_norm", "self_attn.k_norm"))
-_WHOLE_NORM = replace(
-    _GATED, linears={MLP: _GATED_MLP}, why_whole="it normalises q and k across all heads"
-)
+_WHOLE_NORM = replace(_GATED, why_whole="it normalises q and k across all heads")
 
 FAMILIES = {
     "llama": replace(_GATED, heads_divide_width=True),
@@ -126,12 +124,11 @@ def family_of(config: Any) -> Family:
 
 def check_kinds(plan: RoutePlan, family: Family, model_type: str) -> None:
     """Raises PlanError if the plan splits a kind that the family cannot split."""
-    for _, kind in plan.splits:
-        if kind not in family.linears:
-            raise PlanError(
-                f"attention of model type {model_type!r} cannot be split: {family.why_whole}; set "
-                "plan.attn_shared=1"
-            )
+    if family.why_whole and any(kind == ATTN for _, kind in plan.splits):
+        raise PlanError(
+            f"attention of model type {model_type!r} cannot be split: {family.why_whole}; set "
+            "plan.attn_shared=1"
+        )
 
 
 def check_plan(plan: RoutePlan, config: Any) -> None:
@@ -141,8 +138,13 @@ def check_plan(plan: RoutePlan, config: Any) -> None:
     units = units_per_layer(config)
     check_kinds(plan, family_of(config), config.model_type)
     for (layer, kind), split in plan.splits.items():
-        if layer >= config.num_hidden_layers or split.num_units != units[kind]:
+        if layer >= config.num_hidden_layers or split.num_units != units.get(kind, split.num_units):
             raise PlanError(
                 f"the plan gives layer {layer} {split.num_units} {kind} units, but the model has "
-                f"{config.num_hidden_layers} layers of {units[kind]}"
+                f"{config.num_hidden_layers} layers of {units.get(kind, 0)}"
+            )
+        if kind in plan.full_rank and not {*split.sizes} <= {0, config.hidden_size}:
+            raise PlanError(
+                f"expected {FULL} {KINDS[kind]} to be {config.hidden_size} for each block, got "
+                f"{list(split.sizes)}"
             )

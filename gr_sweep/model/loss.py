@@ -7,9 +7,10 @@ dense computation, none of them twice. The fused kernels of Liger (Hsu et al. 20
 the unembedding's gradient for domains to which the core is foreign.
 
 N sequences of the micro-batch, T positions, S = T + 1, P = N * T, C positions of a chunk, D
-residual width, V vocabulary.
+residual width, V vocabulary, U units of an adapter, X inputs of a map.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from gr_sweep.errors import PlanError
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.autograd import compute_dtype
 from gr_sweep.routing.modules import Routing
+from gr_sweep.routing.row_routing import Columns, OutputRun, Units
 
 IGNORED = -100
 """Target without a loss or a gradient, as torch's `ignore_index`."""
@@ -33,9 +35,11 @@ are slow, and every chunk reads and writes the unembedding's gradient once. Meas
 cores at vocabularies of 2,048 and 32,000; for a GPU estimated from its bandwidth: with 2,048
 positions per chunk that traffic takes about a tenth of the time of the three products."""
 
-Runs = Sequence[tuple[int, float | Tensor]]
-"""Runs of positions and the factor on the unembedding's gradient; a tensor [P, 1] is a run of all
-positions."""
+Run = tuple[int, Sequence[Sequence[Columns]]]
+"""A number of positions, and for the unembedding and each adapter the columns that they use."""
+
+Chunk = tuple[slice, Sequence[Sequence[Columns]]]
+"""Positions, and the same."""
 
 
 class _WholeRows(DynamicCache):  # type: ignore[misc]
@@ -107,14 +111,19 @@ class TokenLosses(nn.Module):
         hidden_NTD = self.model.base_model(
             input_ids=tokens_NS, past_key_values=_WholeRows(), use_cache=False
         ).last_hidden_state
-        weight_VD = self.model.get_output_embeddings().weight
+        unembedding = self.model.get_output_embeddings()
+        adapters = [
+            (adapter.A(hidden_NTD) / self.divisor, adapter.B.weight, adapter.B.units)
+            for adapter in getattr(unembedding, "adapter", {}).values()
+        ]
         if self.divisor != 1.0:
             hidden_NTD = hidden_NTD / self.divisor
         return linear_cross_entropy(
             hidden_NTD,
-            weight_VD,
+            unembedding.weight,
             targets_NT,
             self._routed.active,
+            adapters,
             cap=self.cap,
             device_type=self._device_type,
         )
@@ -125,33 +134,41 @@ def linear_cross_entropy(
     weight_VD: Tensor,
     targets_NT: Tensor,
     routing: Routing | None = None,
+    adapters: Sequence[tuple[Tensor, Tensor, Units]] = (),
     *,
     cap: float | None = None,
     device_type: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`cross_entropy(hidden @ weight.T, targets)` in nats: the sum, and detached by position.
 
-    Products are in autocast's type if autocast is on; everything after the logits, and the weight's
-    gradient, is in float32 or wider. The backward pass can run only once: it scales in place.
+    Products are in autocast's type if autocast is on; everything after the logits, and gradients of
+    weights, are in float32 or wider. The backward pass can run only once: it scales in place.
 
     Args:
         targets_NT: int64; -100 is ignored.
-        routing: decides which positions the weight, an embedding, learns from.
+        routing: decides which positions the weight, which belongs to the rest, learns from, and
+            which the columns of the adapters' weights.
+        adapters: maps whose logits are added: features [N, T, U], 0 where a unit is off; weight
+            [V, U]; and each block's units.
         cap: logits x become `cap * tanh(x / cap)`, as in `capped`.
         device_type: as in `TokenLosses`.
     """
-    factor = None if routing is None else routing.rest_factor(hidden_NTD, "embedding")
-    runs: Runs = [(targets_NT.numel(), 1.0)]
-    if isinstance(factor, Tensor):
-        runs = [(targets_NT.numel(), factor.flatten()[:, None])]
-    elif factor is not None:
-        runs = [(count * targets_NT.shape[1], value) for count, value in factor]
+    of_rows = [OutputRun(len(targets_NT), 1.0, [[(slice(None), 1.0)] for _ in adapters])]
+    if routing is not None:
+        of_rows = routing.output_runs(hidden_NTD, [units for _, _, units in adapters])
+    runs: list[Run] = [
+        (run.num_rows * targets_NT.shape[1], [[(slice(None), run.factor)], *run.columns])
+        for run in of_rows
+    ]
+    tensors = [hidden_NTD.flatten(0, 1), weight_VD]
+    for features_NTU, weight_VU, _ in adapters:
+        tensors += [features_NTU.flatten(0, 1), weight_VU]
     if not torch.is_grad_enabled():  # the function looks at which inputs require a gradient
-        hidden_NTD, weight_VD = hidden_NTD.detach(), weight_VD.detach()
+        tensors = [tensor.detach() for tensor in tensors]
     dtype = compute_dtype(hidden_NTD)
     most = chunk_positions(weight_VD.shape[0], device_type or weight_VD.device.type)
     loss_sum, losses_P = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_NTD.flatten(0, 1), weight_VD, targets_NT.flatten(), _chunks(runs, most), dtype, cap
+        targets_NT.flatten(), _chunks(runs, most), dtype, cap, *tensors
     )
     return loss_sum, losses_P.view(targets_NT.shape)
 
@@ -178,55 +195,63 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        hidden_PD: Tensor,
-        weight_VD: Tensor,
         targets_P: Tensor,
-        chunks: Sequence[tuple[slice, float | Tensor]],
+        chunks: Sequence[Chunk],
         dtype: torch.dtype,
         cap: float | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        inputs, weights = tensors[::2], tensors[1::2]
         exact = torch.promote_types(dtype, torch.float32)
-        cast_VD = weight_VD.to(dtype)
+        casts = [weight_VX.to(dtype) for weight_VX in weights]
         kept_P1 = (targets_P != IGNORED)[:, None]
         targets_P1 = targets_P.clamp_min(0)[:, None]
-        losses_P = hidden_PD.new_empty(len(targets_P), dtype=exact)
-        hidden_wanted, weight_wanted, *_ = ctx.needs_input_grad
-        dhidden_PD = torch.empty_like(hidden_PD) if hidden_wanted else None
-        # Zeros where no position teaches it: all processes of a job have gradients of the same
-        # parameters.
-        dweight_VD = torch.zeros_like(weight_VD, dtype=exact) if weight_wanted else None
-        for chunk, factor in chunks:
-            hidden_CD = hidden_PD[chunk].to(dtype)
+        losses_P = inputs[0].new_empty(len(targets_P), dtype=exact)
+        needs = ctx.needs_input_grad[4:]
+        # Zeros where no position teaches a weight: all processes of a job have gradients of the
+        # same parameters. And where an input is off.
+        dinputs = [
+            torch.zeros_like(x) if needed else None
+            for x, needed in zip(inputs, needs[::2], strict=True)
+        ]
+        dweights = [
+            torch.zeros_like(w, dtype=exact) if needed else None
+            for w, needed in zip(weights, needs[1::2], strict=True)
+        ]
+        for chunk, of_maps in chunks:
+            terms = [(m, *columns) for m, of_map in enumerate(of_maps) for columns in of_map]
             kept_C1, targets_C1 = kept_P1[chunk], targets_P1[chunk]
-            logits_CV = capped((hidden_CD @ cast_VD.t()).to(exact), cap)
+            products = (
+                (inputs[m][chunk, columns].to(dtype) @ casts[m][:, columns].t()).to(exact)
+                for m, columns, _ in terms
+            )
+            logits_CV = capped(functools.reduce(torch.add, products), cap)
             log_probs_CV = torch.log_softmax(logits_CV, -1)
             slope_CV = None if cap is None else 1 - (logits_CV / cap).square_()
             del logits_CV
             losses_P[chunk] = -(log_probs_CV.gather(1, targets_C1) * kept_C1)[:, 0]
-            if hidden_wanted or weight_wanted:
+            if any(needs):
                 dlogits_CV = log_probs_CV.exp_()
                 dlogits_CV.scatter_add_(1, targets_C1, -torch.ones_like(targets_C1, dtype=exact))
                 if slope_CV is not None:
                     dlogits_CV *= slope_CV
                 dlogits_CV = dlogits_CV.to(dtype)
-                # Ignored positions are cleared in the narrow tensors, not in the logits.
-                if dhidden_PD is not None:
-                    dhidden_PD[chunk] = (dlogits_CV @ cast_VD).to(hidden_PD.dtype) * kept_C1
-                if dweight_VD is not None and (isinstance(factor, Tensor) or factor != 0.0):
-                    learned_CD, alpha = hidden_CD * kept_C1, 1.0
-                    if isinstance(factor, Tensor):
-                        learned_CD = learned_CD * factor.to(dtype)
-                    else:
-                        alpha = factor
-                    if dtype == exact:
-                        dweight_VD.addmm_(dlogits_CV.t(), learned_CD, alpha=alpha)
-                    else:
-                        dweight_VD.add_(dlogits_CV.t() @ learned_CD, alpha=alpha)
+                for m, columns, factor in terms:
+                    dx, dweight = dinputs[m], dweights[m]
+                    # Ignored positions are cleared in the narrow tensors, not in the logits.
+                    if dx is not None:
+                        dx[chunk, columns] = (dlogits_CV @ casts[m][:, columns]).to(
+                            dx.dtype
+                        ) * kept_C1
+                    if dweight is not None:
+                        x_CX = inputs[m][chunk, columns].to(dtype) * kept_C1
+                        _add_product(dweight[:, columns], dlogits_CV, x_CX, factor)
                 del dlogits_CV
             del log_probs_CV, slope_CV  # before the next chunk's logits are made
-        if dweight_VD is not None:
-            dweight_VD = dweight_VD.to(weight_VD.dtype)
-        ctx.save_for_backward(dhidden_PD, dweight_VD)
+        gradients: list[Tensor | None] = []
+        for dx, dweight, weight_VX in zip(dinputs, dweights, weights, strict=True):
+            gradients += [dx, dweight if dweight is None else dweight.to(weight_VX.dtype)]
+        ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(losses_P)
         return losses_P.sum(), losses_P
 
@@ -234,20 +259,44 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # In place: a second pass through the same graph is an error of torch.
-        dhidden_PD, dweight_VD = (d if d is None else d.mul_(grads[0]) for d in ctx.saved_tensors)
-        return dhidden_PD, dweight_VD, None, None, None, None
+        found = (d if d is None else d.mul_(grads[0]) for d in ctx.saved_tensors)
+        return None, None, None, None, *found
 
 
-def _chunks(runs: Runs, most: int) -> list[tuple[slice, float | Tensor]]:
-    """Neighbouring positions, at most `most` and about equally many, and their factor; no chunk
-    spans two runs."""
-    chunks: list[tuple[slice, float | Tensor]] = []
+def _add_product(
+    dweight_VX: Tensor, dlogits_CV: Tensor, x_CX: Tensor, factor: float | Tensor
+) -> None:
+    """Adds what a weight learns from a chunk, times the factor."""
+    if not isinstance(factor, Tensor) and factor == 0.0:
+        return
+    alpha = 1.0
+    if isinstance(factor, Tensor):
+        x_CX = x_CX * factor.to(x_CX.dtype)
+    else:
+        alpha = factor
+    if x_CX.dtype == dweight_VX.dtype:
+        dweight_VX.addmm_(dlogits_CV.t(), x_CX, alpha=alpha)
+    else:
+        dweight_VX.add_(dlogits_CV.t() @ x_CX, alpha=alpha)
+
+
+def _chunks(runs: Sequence[Run], most: int) -> list[Chunk]:
+    """Neighbouring positions, at most `most` and about equally many, and what each map learns from
+    them; no chunk spans two runs."""
+    chunks: list[Chunk] = []
     first = 0
-    for count, factor in runs:
+    for count, of_maps in runs:
         num_chunks = -(-count // most)
         for index in range(num_chunks):
             stops = index * count // num_chunks, (index + 1) * count // num_chunks
             chunk = slice(first + stops[0], first + stops[1])
-            chunks.append((chunk, factor[chunk] if isinstance(factor, Tensor) else factor))
+            chunks.append((chunk, [[_of_chunk(c, chunk) for c in of_map] for of_map in of_maps]))
         first += count
     return chunks
+
+
+def _of_chunk(columns: Columns, chunk: slice) -> Columns:
+    units, factor = columns
+    if isinstance(factor, Tensor):  # [N, T] or [N, T, U]
+        factor = factor.flatten(0, 1)[chunk].view(chunk.stop - chunk.start, -1)
+    return units, factor

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
+from gr_sweep.model.adapters import adapted_modules, add_adapters, remove_adapters
 from gr_sweep.model.extract import extract
 from gr_sweep.model.families import check_plan
 from gr_sweep.model.units import (
@@ -30,10 +31,12 @@ from gr_sweep.model.units import (
 )
 from gr_sweep.routing.edges import GroupFactors, RouteWeights
 from gr_sweep.routing.modules import (
+    RoutedFeatures,
     RoutedGatedMlp,
     RoutedHeadNorm,
     RoutedHeadNormHeadsFirst,
     RoutedLinear,
+    RoutedLookup,
     RoutedModule,
     RoutedPositions,
     RoutedRest,
@@ -79,14 +82,16 @@ class RoutedModel:
         foreign_dropout: float = 0.0,
         foreign_core_share: float = 0.0,
         one_block: bool = False,
+        seed: int = 0,
         **weights: Any,
     ) -> None:
         """Routes the same model by another plan instead.
 
         Args and Raises as in `route_model`; after an error the model is the plain one. An order of
-        the new plan counts from where units are now.
+        the new plan counts from where units are now. Adapters stay as they are where the new plan
+        has as many units; others are new, or gone.
         """
-        self.unroute()
+        self._unswap()
         if not isinstance(plan, RoutePlan):
             raise PlanError(f"expected a RoutePlan, got {type(plan).__name__}")
         check_plan(plan, self.model.config)
@@ -95,11 +100,16 @@ class RoutedModel:
             if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
                 raise PlanError(f"expected {name} to be from 0 to 1, got {value}")
         route_weights = RouteWeights(getattr(edges, "value", edges), **weights)
+        add_adapters(self.model, plan, seed)
         found = unit_linears(self.model, plan)
-        swaps = list(_unit_swaps(self.model, plan, found))
-        if any(not plan.owns(domain, plan.core) for domain in plan.domains):
-            swaps += _rest_swaps(self.model, {swap.module for swap in swaps})
-        check_swaps(self.model, swaps)
+        swaps = [*_unit_swaps(self.model, plan, found), *_adapter_swaps(self.model, plan)]
+        has_foreign = any(not plan.owns(domain, plan.core) for domain in plan.domains)
+        swaps += _other_swaps(self.model, {swap.module for swap in swaps}, has_foreign)
+        try:
+            check_swaps(self.model, swaps)
+        except PlanError:
+            remove_adapters(self.model)
+            raise
         # Nothing fails from here on: the model is routed, or as it was.
         self.plan, self.route_weights, self.foreign_dropout = plan, route_weights, foreign_dropout
         self.unit_linears, self._state = found, RoutingState()
@@ -119,7 +129,7 @@ class RoutedModel:
                     _reorder(parameter, linear)
         for swap in swaps:
             swap_class(swap, self._state)
-        self._in_place = InPlace(self.model, swaps)
+        self._in_place = InPlace(self.model, swaps, all_are_routed=has_foreign)
         self._state.record(self._in_place.modules.values())
 
     @property
@@ -322,24 +332,30 @@ class RoutedModel:
                         _reorder(moment, linear)
 
     def unroute(self) -> "PreTrainedModel":
-        """The plain model again; units stay where the plan put them.
+        """The plain model again, without adapters; units stay where the plan put them.
 
         Raises:
             PlanError: inside `batch`, `keep` or `remove`.
         """
+        self._unswap()
+        remove_adapters(self.model)
+        return self.model
+
+    def _unswap(self) -> None:
         if self._state.active is not None:
             raise PlanError("leave batch, keep or remove before the model changes")
         for module in self.model.modules():
             unswap_class(module)
         self._state.unrecord(self.model)
         self.unit_linears, self._in_place = [], None
-        return self.model
 
 
 def _unit_swaps(model: nn.Module, plan: RoutePlan, linears: Iterable[UnitLinear]) -> Iterator[Swap]:
     for mlp, split in gated_mlps(model, plan):
         yield Swap(mlp, RoutedGatedMlp, (split.slices(),), "mlp")
     for module, maps in itertools.groupby(linears, lambda linear: linear.module):
+        if isinstance(module, nn.Embedding):
+            continue  # the A of an adapter
         first, *others = maps
         parts = tuple(linear.part for linear in (first, *others))
         yield Swap(module, RoutedLinear, parts, "row" if first.is_row else "column")
@@ -350,19 +366,32 @@ def _unit_swaps(model: nn.Module, plan: RoutePlan, linears: Iterable[UnitLinear]
         )
 
 
-def _rest_swaps(model: "PreTrainedModel", units: Collection[nn.Module]) -> Iterator[Swap]:
-    """All modules with parameters of their own, except those that hold units."""
+def _adapter_swaps(model: "PreTrainedModel", plan: RoutePlan) -> Iterator[Swap]:
+    """The modules of adapters that are not linear maps."""
+    for kind, split, module in adapted_modules(model, plan):
+        features = module.get_submodule(f"adapter.{kind}.A")
+        if not isinstance(features, nn.Linear):
+            is_table = isinstance(features, nn.Embedding)
+            yield Swap(features, RoutedLookup if is_table else RoutedFeatures, (split.slices(),))
+
+
+def _other_swaps(
+    model: "PreTrainedModel", units: Collection[nn.Module], has_foreign: bool
+) -> Iterator[Swap]:
+    """Modules that hold no units, but have adapters; of a core that is foreign to a domain, all
+    that have parameters of their own."""
     heads_first = heads_first_norms(model)
-    embedding, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
     for module in model.modules():
         if module in units or not any(True for _ in module.parameters(recurse=False)):
             continue
+        if not has_foreign and "adapter" not in module._modules:
+            continue
         if isinstance(module, LINEARS):
             outputs = module.weight.shape[0 if isinstance(module, nn.Linear) else 1]
-            role = "embedding" if module is unembedding else "rest"
+            role = "embedding" if module is model.get_output_embeddings() else "rest"
             yield Swap(module, RoutedLinear, ((slice(0, outputs),),), role)
         elif isinstance(module, nn.Embedding):
-            routed = RoutedRest if module is embedding else RoutedPositions
+            routed = RoutedRest if module is model.get_input_embeddings() else RoutedPositions
             yield Swap(module, routed, role="embedding")
         else:
             routed = RoutedRestHeadsFirst if module in heads_first else RoutedRest
@@ -377,13 +406,15 @@ def route_model(
     foreign_dropout: float = 0.0,
     foreign_core_share: float = 0.0,
     one_block: bool = False,
+    seed: int = 0,
     **weights: Any,
 ) -> RoutedModel:
     """Makes the model route gradients by domain (Cloud et al. 2024, arXiv 2410.04332).
 
     Changes modules in place: MLPs and attention projections of the layers that the plan splits;
     also norms, embeddings and all other linears if the core is foreign to a domain. state_dict keys
-    and tying stay. Units are put in the plan's order, which does not change the function. Outside
+    and tying stay, beside those of adapters. Units are put in the plan's order, which does not
+    change the function; nor do new adapters. Outside
     `batch`, `keep` and `remove` the model is the plain one.
 
     Args:
@@ -393,6 +424,7 @@ def route_model(
         foreign_dropout: fraction in 0..1 of the labelled sequences for which another domain is off.
             Reached to 0.01 or refused (see `RoutedModel.batch`).
         foreign_core_share, one_block: as in `gr_sweep.routing.rows.row_groups`.
+        seed: of the random weights of adapters that the plan adds.
         weights: `foreign_weight`, `foreign_core_weight`, `foreign_core_rest` (0),
             `foreign_core_embeddings` and `foreign_outputs` (None), as in
             `gr_sweep.routing.edges.RouteWeights`.
@@ -406,7 +438,9 @@ def route_model(
     if any(isinstance(module, RoutedModule) for module in model.modules()):
         raise PlanError("the model is already routed; call unroute() first")
     shares = {"foreign_dropout": foreign_dropout, "foreign_core_share": foreign_core_share}
-    return RoutedModel(model, plan, edges=edges, **shares, one_block=one_block, **weights)
+    return RoutedModel(
+        model, plan, edges=edges, **shares, one_block=one_block, seed=seed, **weights
+    )
 
 
 def _whole_numbers(counts: Any) -> dict[str, int]:

@@ -9,6 +9,7 @@ from transformers.activations import SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
 from gr_sweep.errors import PlanError
+from gr_sweep.model.adapters import adapted_modules
 from gr_sweep.model.families import FAMILIES, Family, family_of
 from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
 from gr_sweep.routing.row_routing import Units
@@ -45,9 +46,9 @@ class UnitLinear:
     """
 
     module: nn.Module
-    """A `torch.nn.Linear`, or a `Conv1D`, whose weight is the transpose."""
+    """A `torch.nn.Linear`, or a `Conv1D` or an `Embedding`, whose weight is the transpose."""
     kind: str
-    """"mlp" or "attn"."""
+    """One of `gr_sweep.routing.plan.KINDS`."""
     split: Split
     width: int
     """Features of the map per unit."""
@@ -70,7 +71,7 @@ class UnitLinear:
     def parameters(self) -> list[Tensor]:
         """Parameters that hold units; not the bias of a row map."""
         weight: Any = self.module.weight
-        bias: Any = self.module.bias
+        bias: Any = getattr(self.module, "bias", None)
         return [weight] if self.is_row or bias is None else [weight, bias]
 
     def dim(self, like: Tensor) -> int:
@@ -83,10 +84,15 @@ class UnitLinear:
 
 
 def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
-    """The linear maps of `model` that hold units of the plan; those of a module are neighbours."""
+    """The linear maps of `model` that hold units of the plan; those of a module are neighbours.
+
+    The adapters that the plan adds must be there.
+    """
     found: list[UnitLinear] = []
     config: Any = model.config
     for family, layer, kind, split in _splits(model, plan):
+        if kind not in family.linears:
+            continue
         names = family.linears[kind]
         for name in (*names.columns, names.row):
             module = _submodule(layer, name)
@@ -103,6 +109,11 @@ def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
                 width = whole * part // sum(parts)
                 found.append(replace(linear, width=width, first=first))
                 first += width * split.num_units
+    for kind, split, adapted in adapted_modules(model, plan):
+        adapter: Any = adapted.get_submodule(f"adapter.{kind}")
+        for each, is_row in ((adapter.A, False), (adapter.B, True)):
+            if any(True for _ in each.parameters()):
+                found.append(UnitLinear(each, kind, split, 1, is_row))
     return found
 
 

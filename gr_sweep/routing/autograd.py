@@ -201,6 +201,19 @@ class GatedMlp(torch.autograd.Function):
         return tuple(found)
 
 
+class Scaled(torch.autograd.Function):
+    """`x * value`, with the gradient of x times `factor`: both are of a shape that broadcasts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return x * value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0] * ctx.saved_tensors[0], None, None
+
+
 def apply(
     function: type[torch.autograd.Function],
     x: Tensor,

@@ -154,8 +154,8 @@ def _cut(lines: Sequence[Sequence[float]]) -> list[tuple[slice, slice, float]]:
     """Runs of equal lines, each cut into runs of equal factors other than 0."""
     return [
         (outer, inner, factor)
-        for outer, line in _runs(lines)
-        for inner, factor in _runs(line)
+        for outer, line in runs(lines)
+        for inner, factor in runs(line)
         if factor != 0.0
     ]
 
@@ -172,7 +172,7 @@ def _ordered(tiles: list[Tile], axis: Axis | None) -> list[Tile]:
     for tile in sorted(tiles, key=lambda tile: -_size(getattr(tile, axis))):
         part: slice = getattr(tile, axis)
         line = range(part.start, part.stop)
-        for run, adds in _runs([index in written for index in line]):
+        for run, adds in runs([index in written for index in line]):
             cut = slice(part.start + run.start, part.start + run.stop)
             found = replace(tile, adds=adds)
             ordered.append(
@@ -182,15 +182,15 @@ def _ordered(tiles: list[Tile], axis: Axis | None) -> list[Tile]:
     return ordered
 
 
-def _runs(values: Sequence[Value]) -> list[tuple[slice, Value]]:
+def runs(values: Sequence[Value]) -> list[tuple[slice, Value]]:
     """Neighbours with equal values, joined."""
-    runs: list[tuple[slice, Value]] = []
+    found: list[tuple[slice, Value]] = []
     for index, value in enumerate(values):
-        if runs and runs[-1][1] == value:
-            runs[-1] = (slice(runs[-1][0].start, index + 1), value)
+        if found and found[-1][1] == value:
+            found[-1] = (slice(found[-1][0].start, index + 1), value)
         else:
-            runs.append((slice(index, index + 1), value))
-    return runs
+            found.append((slice(index, index + 1), value))
+    return found
 
 
 def _joined(parts: Sequence[slice], run: slice) -> slice:

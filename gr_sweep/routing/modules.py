@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from gr_sweep.errors import PlanError
+from gr_sweep.routing.edges import OUTSIDE_UNITS
 from gr_sweep.routing.row_routing import RowRouting, Units
 from gr_sweep.routing.token_routing import TokenRouting
 
@@ -167,6 +168,11 @@ class RoutedModule(nn.Module):
         routing = self._active()
         return None if routing is None or routing.is_plain(input) else routing
 
+    def _added(self, input: Tensor) -> Tensor | None:
+        """What adapters beside the module add to its output; None without adapters."""
+        adapters: Any = self._modules.get("adapter")
+        return None if adapters is None else sum(each(input) for each in adapters.values())
+
     def _active(self) -> Routing | None:
         routing = self._state.active
         if routing is None and not torch.compiler.is_compiling():
@@ -207,9 +213,30 @@ class RoutedLinear(RoutedModule):
     column map may be several in one matrix, such as q, k and v, each with its own units.
     """
 
+    @property
+    def units(self) -> Units:
+        """Those of the map, which is the only one in its matrix."""
+        [units] = self._parts
+        return units
+
     def forward(self, input: Tensor) -> Tensor:
         routing = self._routing_of(input)
-        if routing is None:
+        y = self._mapped(routing, input)
+        if routing is not None and self._role == "row" and "adapter" in self._modules:
+            input = routing.scaled(input, "row", self._parts)
+        added = self._added(input)
+        if added is None:
+            return y
+        if routing is not None and self._role == "column":
+            added = routing.scaled(added, "column", self._parts)
+        return y + added
+
+    def _mapped(self, routing: Routing | None, input: Tensor) -> Tensor:
+        """The output without adapters."""
+        is_plain = routing is None or (
+            self._role in OUTSIDE_UNITS and routing.rest_factor(input, self._role) is None
+        )
+        if routing is None or is_plain:
             return super().forward(input)  # type: ignore[no-any-return]
         sizes = [units[-1].stop for units in self._parts]
         found = [
@@ -253,13 +280,13 @@ class RoutedGatedMlp(RoutedModule):
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its class's forward pass."""
+    """Whether a call of the module does more than its class's forward pass, or has adapters."""
     hooks = (
         module._forward_hooks or module._forward_pre_hooks,
         module._backward_hooks or module._backward_pre_hooks,
         _has_any_global_hook(),  # type: ignore[no-untyped-call]
     )
-    return any(hooks) or "forward" in module.__dict__
+    return any(hooks) or "forward" in module.__dict__ or "adapter" in module._modules
 
 
 class RoutedRest(RoutedModule):
@@ -270,6 +297,12 @@ class RoutedRest(RoutedModule):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        added = self._added(input)
+        y = self._of_rest(input)
+        # Gemma's embeddings are scaled.
+        return y if added is None else y + added * getattr(self, "embed_scale", 1.0)
+
+    def _of_rest(self, input: Tensor) -> Tensor:
         routing = self._routing_of(input)
         factor = None if routing is None else routing.rest_factor(input, self._role)
         if factor is None:
@@ -327,6 +360,22 @@ class RoutedHeadNorm(RoutedRest):
         routing = self._routing_of(input)
         factor = None if routing is None else routing.head_factor(input, self._parts[0])
         return self._plain(input) if factor is None else self._scaled(input, factor)
+
+
+class RoutedLookup(RoutedModule):
+    """A table whose columns are units: the A of an embedding's adapter."""
+
+    _role_of_output = "lookup"
+
+    def forward(self, input: Tensor) -> Tensor:
+        routing, y = self._routing_of(input), super().forward(input)
+        return y if routing is None else routing.scaled(y, self._role_of_output, self._parts)
+
+
+class RoutedFeatures(RoutedLookup):
+    """Features without parameters that are units, such as copies of the residual stream."""
+
+    _role_of_output = "column"
 
 
 class _HeadsFirst(RoutedModule):

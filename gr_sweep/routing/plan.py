@@ -18,11 +18,37 @@ from gr_sweep.errors import GrSweepError, PlanError
 
 MLP = "mlp"
 ATTN = "attn"
-KINDS = {MLP: "hidden units", ATTN: "head groups"}
+EMBED = "embed"
+UNEMBED = "unembed"
+BIAS = "bias"
+MLP_ADAPTER = "mlp_adapter"
+ATTN_ADAPTER = "attn_adapter"
+ADAPTERS = {
+    "embed": EMBED,
+    "unembed": UNEMBED,
+    "bias": BIAS,
+    "attn": ATTN_ADAPTER,
+    "mlp": MLP_ADAPTER,
+}
+"""The kinds of units that a plan adds to a model, by their settings: features of bottlenecks beside
+the embedding, the unembedding, and every linear map of an MLP or of attention; and biases of the
+output vocabulary. Layer 0 has those that no layer has."""
+KINDS = {
+    MLP: "hidden units",
+    ATTN: "head groups",
+    EMBED: "adapter units of the embedding",
+    UNEMBED: "adapter units of the unembedding",
+    BIAS: "output biases",
+    MLP_ADAPTER: "adapter units of the MLP",
+    ATTN_ADAPTER: "adapter units of attention",
+}
 """Each kind of unit and its name in messages.
 
 docs/extend.md lists the places that a new kind needs.
 """
+
+FULL = "full"
+"""Instead of a number of adapter units: as many as the model is wide, without a bottleneck."""
 
 CORE = "core"
 
@@ -50,6 +76,10 @@ class ModelShape(Protocol):
     @property
     def num_attention_heads(self) -> int:
         """Query heads per layer."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Residual width."""
 
 
 def units_per_layer(config: ModelShape) -> dict[str, int]:
@@ -121,11 +151,15 @@ class RoutePlan:
     blocks: tuple[Block, ...]
     """The core comes first; no two blocks have the same owners."""
     splits: Mapping[Place, Split]
-    """By (layer, "mlp" or "attn"). The units of a missing place belong to the core."""
+    """By layer and kind. The MLP units and head groups of a missing place belong to the core; of
+    adapters there are none."""
     isolated_domains: tuple[frozenset[str], ...] = ()
     """Groups of labels whose experts `procedure.prune` has fixed; each label is in one group.
     Blocks of other groups are off for a labelled sequence, whatever the foreign dropout. Empty if
     no experts are fixed."""
+    full_rank: frozenset[str] = frozenset()
+    """The adapters, of the embedding or the unembedding, without a bottleneck: a block's units are
+    the features of the residual stream, and their other matrix is the identity."""
 
     @classmethod
     def none(cls, config: ModelShape | None = None, *, domains: Sequence[str]) -> "RoutePlan":
@@ -144,7 +178,8 @@ class RoutePlan:
                 `layers`, the indices of the layers to split (None: see `layer_share`);
                 `layer_share` (1.0), the fraction of the layers to split, counted from the first
                 and at least one layer; it excludes `layers`; `orders`, by (layer, kind) the order
-                of the units.
+                of the units; `adapters`, the number of adapter units that each block gets at the
+                places of `ADAPTERS`, of which "embed" and "unembed" can be "full".
 
         Raises:
             ConfigError: invalid labels.
@@ -235,6 +270,7 @@ class RoutePlan:
         layers: Sequence[int] | None = None,
         layer_share: float = 1.0,
         orders: Mapping[Place, Sequence[int]] | None = None,
+        adapters: Mapping[str, int | str] | None = None,
     ) -> "RoutePlan":
         core = Block(CORE, frozenset(core_owners), is_core=True)
         by_owners = {core.owners: core}
@@ -259,12 +295,19 @@ class RoutePlan:
             for layer in chosen:
                 order = None if orders is None else orders.get((layer, kind))
                 splits[layer, kind] = Split(sizes, None if order is None else tuple(order))
+        adapters = adapters or {}
+        added = _added_units(adapters, config) if len(merged) > 1 else {}
+        for name, each in added.items():
+            sizes = (0, *[each] * (len(merged) - 1))
+            for layer in chosen if name in ("attn", "mlp") else [0]:
+                splits[layer, ADAPTERS[name]] = Split(sizes)
         if len(merged) > 1 and not splits:
             raise PlanError(
                 "plan.mlp_shared=1 and plan.attn_shared=1 leave the blocks without units; lower "
-                "one of them, or use plan=none"
+                "one of them, add plan.adapters, or use plan=none"
             )
-        plan = cls(domains, merged, splits)
+        full_rank = frozenset(ADAPTERS[name] for name in added if adapters[name] == FULL)
+        plan = cls(domains, merged, splits, full_rank=full_rank)
         plan.check()
         return plan
 
@@ -277,6 +320,7 @@ class RoutePlan:
             (is_core[:1] == [True] and not any(is_core[1:]), "the first block as only core"),
             (len(set(names)) == len(names), "different names of blocks"),
             (in_groups in ([], sorted(self.domains)), "`apart` to name each domain once"),
+            (self.full_rank <= {EMBED, UNEMBED}, "`full_rank` to name embed or unembed"),
         ]
         for block in self.blocks:
             is_known = bool(block.owners) and block.owners <= set(self.domains)
@@ -378,6 +422,7 @@ class RoutePlan:
         content = {
             "domains": list(self.domains),
             "apart": [[d for d in self.domains if d in group] for group in self.isolated_domains],
+            "full_rank": sorted(self.full_rank),
             "blocks": [
                 {"name": block.name, "owners": self.owners_of(block), "is_core": block.is_core}
                 for block in self.blocks
@@ -397,7 +442,7 @@ class RoutePlan:
             PlanError: the text is not a valid plan.
         """
         try:
-            content = {"apart": []} | json.loads(text)
+            content = {"apart": [], "full_rank": []} | json.loads(text)
             plan = cls(
                 check_domains(content["domains"]),
                 tuple(
@@ -412,6 +457,7 @@ class RoutePlan:
                     for s in content["splits"]
                 },
                 tuple(map(frozenset, content["apart"])),
+                frozenset(content["full_rank"]),
             )
             plan.check()
         except _INVALID as error:
@@ -437,6 +483,23 @@ def _chosen_layers(layers: Sequence[int] | None, layer_share: float, num_layers:
             f"{list(layers)}"
         )
     return sorted(layers)
+
+
+def _added_units(adapters: Mapping[str, int | str], config: ModelShape) -> dict[str, int]:
+    """The number of units that each block gets, by the name of the setting; without those of 0."""
+    found = {}
+    for name, number in adapters.items():
+        can_be_full = name in (EMBED, UNEMBED)
+        if name not in ADAPTERS:
+            raise PlanError(f"unknown adapter {name!r}; expected one of {', '.join(ADAPTERS)}")
+        if number == FULL and can_be_full:
+            number = config.hidden_size
+        if not isinstance(number, int) or number < 0:
+            expected = "a number of units" + (" or full" if can_be_full else "")
+            raise PlanError(f"expected plan.adapters.{name} to be {expected}, got {number!r}")
+        if number:
+            found[name] = int(number)
+    return found
 
 
 def divide_units(num_units: int, shared: float, num_blocks: int) -> tuple[int, ...]:

@@ -6,14 +6,21 @@ features.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.autograd import GatedMlp, LinearCovers, MlpCovers, SlicedLinear, apply
-from gr_sweep.routing.cover import Axis, Cover, cover
+from gr_sweep.routing.autograd import (
+    GatedMlp,
+    LinearCovers,
+    MlpCovers,
+    Scaled,
+    SlicedLinear,
+    apply,
+)
+from gr_sweep.routing.cover import Axis, Cover, cover, runs
 from gr_sweep.routing.edges import GroupFactors, RouteWeights, Table, by_feature
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.rows import RowGroup
@@ -22,6 +29,20 @@ Units = tuple[slice, ...]
 """The features of each block, in the plan's order of blocks."""
 
 Covers = LinearCovers | MlpCovers
+
+Columns = tuple[slice, float | Tensor]
+"""Columns of a weight, and the factor on their gradient."""
+
+
+class OutputRun(NamedTuple):
+    """How an unembedding and its adapters learn from neighbouring sequences."""
+
+    num_rows: int
+    factor: float | Tensor
+    """On the gradient of the unembedding; a tensor [N, T] of all tokens."""
+    columns: list[list[Columns]]
+    """For each adapter, the units that are on, and the factor on the gradient of their columns; a
+    tensor [N, T, U] of all tokens."""
 
 
 class RowRouting:
@@ -107,8 +128,48 @@ class RowRouting:
         """Factor on the gradients that the rest gets through the heads of `like` [N, T, H, ...];
         None if all are 1."""
 
+        found = self._per_row("through_heads", [heads], like)
+        return None if found is None else found[..., None]
+
+    def scaled(self, x: Tensor, role: str, parts: Sequence[Units]) -> Tensor:
+        """`x` [N, T, U], 0 where a unit is off, with the gradients that the role lets through.
+
+        Args:
+            role: "lookup" if x are rows of a table, which learns as a weight does; "column" if they
+                are outputs, "row" if they are inputs of a map.
+            parts: units of each of the maps that x holds one after the other.
+        """
+        table = {"lookup": "weight", "column": "act", "row": "on"}[role]
+        on, factor = self._per_row("on", parts, x), self._per_row(table, parts, x)
+        if on is None and factor is None:
+            return x
+        one = x.new_ones(())
+        found: Tensor = Scaled.apply(  # type: ignore[no-untyped-call]
+            x, one if on is None else on, one if factor is None else factor
+        )
+        return found
+
+    def output_runs(self, like: Tensor, parts: Sequence[Units]) -> list[OutputRun]:
+        """How an unembedding, and adapters with these units, learn from `like` [N, T, D]."""
+
+        factors = self._factors
+        of_groups = [
+            (factor, [_columns_on(on, outputs, units) for units in parts])
+            for factor, on, outputs in zip(
+                factors.outside_units("embedding"), factors.on, factors.outputs, strict=True
+            )
+        ]
+        counts = [len(range(*part.indices(like.shape[0]))) for part in self._rows]
+        return [OutputRun(sum(counts[run]), *how) for run, how in runs(of_groups)]
+
+    def _per_row(self, table: str, parts: Sequence[Units], like: Tensor) -> Tensor | None:
+        """[N, 1, U]: each sequence's factors from a table of `GroupFactors`; None if all are 1."""
+
         def make() -> Tensor | None:
-            lines = by_feature(self._factors.through_heads, heads)
+            tables = [by_feature(getattr(self._factors, table), units) for units in parts]
+            lines = [
+                [f for line in of_group for f in line] for of_group in zip(*tables, strict=True)
+            ]
             if all(factor == 1.0 for line in lines for factor in line):
                 return None
             rows = [
@@ -116,10 +177,11 @@ class RowRouting:
                 for line, part in zip(lines, self._rows, strict=True)
                 for _ in range(*part.indices(like.shape[0]))
             ]
-            return torch.tensor(rows, dtype=like.dtype, device=like.device)[:, None, :, None]
+            return torch.tensor(rows, dtype=like.dtype, device=like.device)[:, None]
 
+        bounds = tuple(map(_bounds, parts))
         found: Tensor | None = self._cached(
-            ("heads", like.device, like.dtype, *_bounds(heads)), make
+            (table, like.shape[0], like.device, like.dtype, bounds), make
         )
         return found
 
@@ -170,6 +232,17 @@ class RowRouting:
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
+
+
+def _columns_on(on: Sequence[float], outputs: Sequence[float], units: Units) -> list[Columns]:
+    """The features of blocks that are on, and the factor on the gradient of their columns."""
+    found: list[Columns] = []
+    factors = [factor if is_on else None for is_on, factor in zip(on, outputs, strict=True)]
+    for run, factor in runs(factors):
+        features = slice(units[run.start].start, units[run.stop - 1].stop)
+        if factor is not None and features.stop > features.start:
+            found.append((features, factor))
+    return found
 
 
 def _bounds(units: Units) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.edges import OUTSIDE_UNITS
 from gr_sweep.routing.modules import RoutedLinear, RoutedModule, RoutingState, plain_class
 from gr_sweep.routing.row_routing import Units
 
@@ -55,10 +54,11 @@ class Swap(NamedTuple):
 class InPlace:
     """Where swapped modules stand in a model, to see whether they still do."""
 
-    def __init__(self, model: nn.Module, swaps: Sequence[Swap]) -> None:
+    def __init__(self, model: nn.Module, swaps: Sequence[Swap], *, all_are_routed: bool) -> None:
+        """`all_are_routed`: whether the swaps are all modules with parameters."""
         self._model = model
         self._swaps = swaps
-        self._has_rest = any(swap.role in OUTSIDE_UNITS for swap in swaps)
+        self._all_are_routed = all_are_routed
         names = {module: name for name, module in model.named_modules()}
         # With their children, such as an MLP's activation.
         paths = {
@@ -91,7 +91,7 @@ class InPlace:
             fault = swap.fault()
             if fault:
                 self._refuse(name_of(self._model, swap.module), fault)
-        for module in self._model.modules() if self._has_rest else ():
+        for module in self._model.modules() if self._all_are_routed else ():
             is_plain = not isinstance(module, RoutedModule)
             if is_plain and any(p is not None for p in module._parameters.values()):
                 self._refuse(name_of(self._model, module), "it was added")

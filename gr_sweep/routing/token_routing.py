@@ -15,10 +15,10 @@ from torch import Tensor
 
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.autograd import apply
+from gr_sweep.routing.autograd import Scaled, apply
 from gr_sweep.routing.edges import OUTSIDE_UNITS, GroupFactors, RouteWeights, Table, by_feature
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.row_routing import Units
+from gr_sweep.routing.row_routing import Columns, OutputRun, Units
 
 
 class LinearMasks(NamedTuple):
@@ -158,6 +158,23 @@ class TokenRouting:
 
     def head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
         return self._per_token(by_feature(self._factors.through_heads, heads), like)[..., None]
+
+    def scaled(self, x: Tensor, role: str, parts: Sequence[Units]) -> Tensor:
+        factors = self._factors
+        table = {"lookup": factors.weight, "column": factors.act, "row": factors.on}[role]
+        on, factor = (
+            torch.cat([self._per_token(by_feature(each, units), x) for units in parts], -1)
+            for each in (factors.on, table)
+        )
+        return Scaled.apply(x, on, factor)  # type: ignore[no-untyped-call, no-any-return]
+
+    def output_runs(self, like: Tensor, parts: Sequence[Units]) -> list[OutputRun]:
+        outputs = [
+            self._per_token(by_feature(self._factors.outputs, units), like) for units in parts
+        ]
+        columns: list[list[Columns]] = [[(slice(None), factor)] for factor in outputs]
+        factor = self.rest_factor(like, "embedding")
+        return [OutputRun(like.shape[0], 1.0 if factor is None else factor, columns)]
 
     def _per_token(self, table: Table, like: Tensor) -> Tensor:
         """[N, T, columns of the table]: each token's line of the table."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gr_sweep.model.adapters import add_adapters
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.distributed import rows_of
@@ -27,8 +28,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 def route(
     model: Any, plan: RoutePlan, cut: Cut, foreign_dropout: float = 0.0, **rows: Any
 ) -> RoutedModel:
-    """`route_model` with the reference's settings; `rows` are more settings of the row groups."""
-    return route_model(
+    """`route_model` with the reference's settings, and with adapters that add something; `rows` are
+    more settings of the row groups."""
+    routed = route_model(
         model,
         plan,
         cut.edges,
@@ -40,10 +42,18 @@ def route(
         foreign_outputs=cut.foreign_outputs,
         **rows,
     )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for linear in routed.unit_linears:
+            for parameter in linear.parameters:
+                if not parameter.any():
+                    parameter.normal_(std=0.3, generator=generator)
+    return routed
 
 
 def reference_of(routed: RoutedModel, plain: nn.Module, cut: Cut) -> Reference:
     """The reference with the routed model's weights, whose units stand where the plan put them."""
+    add_adapters(plain, routed.plan, seed=0)
     plain.load_state_dict(routed.model.state_dict())
     splits = {key: replace(split, order=None) for key, split in routed.plan.splits.items()}
     return Reference(plain, replace(routed.plan, splits=splits), cut)

@@ -32,6 +32,7 @@ PLANS = {
     "lattice": functools.partial(RoutePlan.lattice, domains=FLAT),
 }
 EDGES = ["none", "weight", "act", "both"]
+ADAPTERS = {"embed": 3, "unembed": 2, "bias": True, "mlp": 1, "attn": 1}
 SLICED, DENSE = 0.0, float("inf")
 """The cost of a call: at this size no slice pays by itself."""
 
@@ -108,19 +109,19 @@ def test_layers_that_are_compiled_one_by_one_share_a_graph():
 
 
 @pytest.mark.parametrize(
-    ("plan", "edges", "foreign_dropout", "attn_shared", "cost"),
+    ("plan", "edges", "foreign_dropout", "attn_shared", "cost", "adapters"),
     [
-        ("peers", "both", 0.5, 1.0, SLICED),
-        pytest.param("forget", "weight", 1.0, 0.25, SLICED, marks=pytest.mark.slow),
-        pytest.param("lattice", "act", 0.0, 0.125, SLICED, marks=pytest.mark.slow),
-        pytest.param("peers", "weight", 0.5, 0.25, DENSE, marks=pytest.mark.slow),
+        ("peers", "both", 0.5, 1.0, SLICED, ADAPTERS),
+        pytest.param("forget", "weight", 1.0, 0.25, SLICED, None, marks=pytest.mark.slow),
+        pytest.param("lattice", "act", 0.0, 0.125, SLICED, None, marks=pytest.mark.slow),
+        pytest.param("peers", "weight", 0.5, 0.25, DENSE, None, marks=pytest.mark.slow),
     ],
 )
 def test_the_traced_graph_has_the_gradients_of_the_eager_step(
-    plan, edges, foreign_dropout, attn_shared, cost, monkeypatch
+    plan, edges, foreign_dropout, attn_shared, cost, adapters, monkeypatch
 ):
     monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", cost)
-    units = {"mlp_shared": 0.3, "attn_shared": attn_shared}
+    units = {"mlp_shared": 0.3, "attn_shared": attn_shared, "adapters": adapters}
     assert_compiled_is_eager("aot_eager", plan, edges, foreign_dropout, 1e-10, **units)
 
 

@@ -7,8 +7,10 @@ import torch
 
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan, units_per_layer
+from tests.model.compare import route
 from tests.model.tiny import FAMILIES, WHOLE_ATTENTION_ONLY, tiny_ids, tiny_model
-from tests.reference import assert_same
+from tests.pairwise import crossed
+from tests.reference import Cut, assert_same
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
@@ -84,6 +86,36 @@ def test_an_extracted_model_has_the_logits_of_keep_and_loads_without_any_code_of
     embedding = loaded.get_input_embeddings().weight
     assert (loaded.get_output_embeddings().weight is embedding) is tied
     assert_same({"logits": loaded.eval().double()(input_ids=ids).logits.detach()}, wanted)
+
+
+@pytest.mark.parametrize(
+    ("family", "vocabulary", "keep"),
+    crossed(list(FAMILIES), [3, "full"], [("biology",), ("code", "creative")]),
+)
+def test_adapters_of_kept_blocks_are_merged(family, vocabulary, keep):
+    model, ids = tiny_model(family, tie_word_embeddings=family == "llama"), tiny_ids(3)
+    names, before = set(model.state_dict()), model(input_ids=ids).logits.detach()
+    adapters = {"embed": vocabulary, "unembed": vocabulary, "attn": 2, "mlp": 1}
+    plan = PLANS["peers"](model.config, attn_shared=head_share(family), adapters=adapters)
+    new = route_model(model, plan)
+    assert_same({"logits": model(input_ids=ids).logits.detach()}, {"logits": before})
+    routed = route(new.unroute(), plan, Cut())
+    small = routed.extract(keep=keep)
+    assert set(small.state_dict()) == names
+    assert_same(
+        {"logits": small(input_ids=ids).logits.detach()}, {"logits": kept_logits(routed, keep, ids)}
+    )
+
+
+def test_an_output_bias_is_a_parameter_of_the_extracted_model():
+    model, ids = tiny_model(), tiny_ids(3)
+    plan = PLANS["forget"](model.config, adapters={"bias": True})
+    routed = route(model, plan, Cut())
+    for keep, has_bias in ((["biology"], True), (["code"], False)):
+        small = routed.extract(keep=keep)
+        assert (small.lm_head.bias is not None) is has_bias
+        wanted = {"logits": kept_logits(routed, keep, ids)}
+        assert_same({"logits": small(input_ids=ids).logits.detach()}, wanted)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "phi3", "gpt2"])

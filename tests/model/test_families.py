@@ -25,6 +25,8 @@ PLANS = {
 FAMILY_UNITS = [(family, "mlp") for family in FAMILIES] + [
     (family, "attention") for family in FAMILIES if family not in WHOLE_ATTENTION_ONLY
 ]
+FAMILY_UNITS += [(family, "adapters") for family in FAMILIES]
+ADAPTERS = {"embed": 2, "unembed": "full", "bias": True, "mlp": 2, "attn": 1}
 BIASES = {
     "llama": ("attention_bias", "mlp_bias"),
     "qwen3": ("attention_bias",),
@@ -44,7 +46,11 @@ def test_every_family_follows_the_definition(family_and_units, plan, edges, fore
     biases = dict.fromkeys(BIASES.get(family, ()), True)
     model, plain = tiny_model(family, **biases), tiny_model(family, **biases)
     share = 0.0 if plan == "tree" else 0.25  # OLMo has four groups of heads, a tree four blocks
-    shares = {"mlp_shared": 1.0, "attn_shared": share} if units == "attention" else {}
+    shares = {
+        "mlp": {},
+        "attention": {"mlp_shared": 1.0, "attn_shared": share},
+        "adapters": {"adapters": ADAPTERS},
+    }[units]
     cut = Cut(edges, 0.3, -0.5, foreign_core_rest=0.25, foreign_core_embeddings=0.6)
     routed = route(model, PLANS[plan](model.config, **shares), cut, foreign_dropout)
     micro_batches = [{"code": 3, "biology": 2, "unlabelled": 1}]
@@ -64,7 +70,8 @@ def test_every_family_follows_the_definition_by_token(family, foreign_dropout, e
     model, plain = tiny_model(family), tiny_model(family)
     attn_shared = 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25
     cut = Cut(edges, 0.3, -0.5, foreign_core_rest=0.25, foreign_core_embeddings=0.6)
-    routed = route(model, PLANS[plan](model.config, attn_shared=attn_shared), cut, foreign_dropout)
+    route_plan = PLANS[plan](model.config, attn_shared=attn_shared, adapters=ADAPTERS)
+    routed = route(model, route_plan, cut, foreign_dropout)
     labels_NT = torch.tensor([[0, 1, 1, 2, -1], [2, 2, -1, 1, 0]])
     assert_follows_the_definition(routed, plain, cut, [labels_NT])
 

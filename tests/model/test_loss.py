@@ -10,13 +10,13 @@ from gr_sweep.model.loss import TokenLosses, linear_cross_entropy
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.memory import AllocatedBytes
-from tests.model.compare import gradients
+from tests.model.compare import gradients, route
 from tests.model.tiny import FAMILIES, LAYERS, VOCAB, tiny_ids, tiny_model
 from tests.pairwise import crossed
-from tests.reference import assert_same
+from tests.reference import Cut, assert_same
 
 DOMAINS = ("code", "biology")
-COUNTS = {"code": 2, "biology": 1, "unlabelled": 1}
+COUNTS = {"code": 2, "biology": 2, "unlabelled": 1}
 
 
 @pytest.fixture(params=[3, 1000], ids=lambda count: f"{count} positions a chunk")
@@ -131,28 +131,42 @@ def test_losses_and_gradients_are_those_of_the_model_s_own_logits(family, tied):
 
 @pytest.mark.usefixtures("exact_norms", "small_chunks")
 @pytest.mark.parametrize(
-    ("edges", "rest", "labels", "tied"),  # 0.3 is no binary fraction
-    crossed(["none", "weight", "act", "both"], [0.0, 0.3], ["rows", "tokens"], [False, True]),
+    ("edges", "rest", "labels", "tied", "adapter"),  # 0.3 is no binary fraction
+    crossed(
+        ["none", "weight", "act", "both"],
+        [0.0, 0.3],
+        ["rows", "tokens", "keep"],
+        [False, True],
+        [0, 3, "full"],
+    ),
 )
 def test_where_the_core_is_foreign_the_unembedding_learns_as_its_linear_map_does(
-    edges, rest, labels, tied
+    edges, rest, labels, tied, adapter
 ):
     def routed_model():
-        model = tiny_model(tie_word_embeddings=tied)
-        plan = RoutePlan.forget(model.config, domains=DOMAINS, forget=["biology"])
-        return route_model(model, plan, edges, foreign_core_embeddings=rest)
+        # Granite divides its logits.
+        model = tiny_model("granite", tie_word_embeddings=tied)
+        adapters = {"unembed": adapter, "bias": bool(adapter)}
+        plan = RoutePlan.forget(
+            model.config, domains=DOMAINS, forget=["biology"], adapters=adapters
+        )
+        cut = Cut(edges, foreign_core_embeddings=rest, foreign_outputs=0.6)
+        return route(model, plan, cut, 0.5 if labels == "rows" else 0.0)
 
-    tokens = tiny_ids(4, 6)
-    if labels == "rows":
-        how = {"counts": COUNTS}
-    else:
-        generator = torch.Generator().manual_seed(0)
-        how = {"labels_NT": torch.randint(-1, 2, (4, 5), generator=generator)}
+    tokens = tiny_ids(5, 6)
+    generator = torch.Generator().manual_seed(0)
+    labels_NT = torch.randint(-1, 2, (5, 5), generator=generator)
+
+    def context(routed):
+        if labels == "keep":
+            return routed.keep(["code"])
+        return routed.batch(COUNTS) if labels == "rows" else routed.batch(labels_NT=labels_NT)
+
     routed, twin = routed_model(), routed_model()
-    with routed.batch(**how):
+    with context(routed):
         loss_sum, losses = TokenLosses(routed)(tokens)
         loss_sum.backward()
-    with twin.batch(**how):
+    with context(twin):
         expected = tokens_of(twin, tokens)
         expected.sum().backward()
     assert_same({"losses": losses}, {"losses": expected.detach()})

@@ -46,6 +46,14 @@ UNITS = {
         "attn_shared": 0.25,
         "orders": {(1, "mlp"): shuffled(MLP), (1, "attn"): shuffled(KV_HEADS)},
     },
+    "adapters": {
+        "attn_shared": 0.25,
+        "adapters": {"embed": 3, "unembed": 2, "bias": True, "mlp": 2, "attn": 1},
+    },
+    "full vocabulary": {
+        "mlp_shared": 1.0,
+        "adapters": {"embed": "full", "unembed": "full"},
+    },
 }
 WEIGHTS = {
     "cut": {},
@@ -86,7 +94,7 @@ def models(units: str):
     """
     changes = {
         "mlp_bias": units == "mlp and attention",
-        "tie_word_embeddings": units == "one layer, reordered",
+        "tie_word_embeddings": units in ("one layer, reordered", "full vocabulary"),
     }
     return tiny_model(**changes), tiny_model(**changes)
 

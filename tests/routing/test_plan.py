@@ -12,7 +12,11 @@ from gr_sweep.routing.divide import origins, split_further
 from gr_sweep.routing.plan import RoutePlan
 
 SHAPE = SimpleNamespace(
-    num_hidden_layers=3, intermediate_size=24, num_attention_heads=16, num_key_value_heads=8
+    num_hidden_layers=3,
+    intermediate_size=24,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    hidden_size=10,
 )
 DOMAINS = ["code", "biology", "creative"]
 TREE = ["code", "biology/virology", "biology/cells", "biology"]
@@ -102,6 +106,9 @@ def test_a_share_of_the_layers_is_counted_from_the_first_and_at_least_one(layer_
         ("peers", {"domains": ["code", "code"]}, "code"),
         ("peers", {"orders": {(0, "mlp"): range(1, 25)}}, "permutation"),
         ("bush", {}, "bush.*lattice"),
+        ("peers", {"adapters": {"embed": "ful"}}, r"plan.adapters.embed.*full.*'ful'"),
+        ("peers", {"adapters": {"mlp": "full"}}, r"plan.adapters.mlp to be a number of units, got"),
+        ("peers", {"adapters": {"norm": 1}}, "norm.*expected one of embed"),
     ],
 )
 def test_an_invalid_plan_is_refused_in_one_line(kind, wrong, said):
@@ -188,6 +195,20 @@ def test_every_plan_divides_all_units_and_survives_json(
 def test_an_invalid_plan_file_is_refused(text):
     with pytest.raises(PlanError, match=r"plan\.json"):
         RoutePlan.from_json(text)
+
+
+def test_adapters_give_each_block_units_and_the_core_none():
+    adapters = {"embed": "full", "unembed": 4, "bias": True, "attn": 0, "mlp": 2}
+    plan = make("forget", forget=["biology"], mlp_shared=1.0, layers=[1, 2], adapters=adapters)
+    assert {place: split.sizes for place, split in plan.splits.items()} == {
+        (0, "embed"): (0, 10),
+        (0, "unembed"): (0, 4),
+        (0, "bias"): (0, 1),
+        (1, "mlp_adapter"): (0, 2),
+        (2, "mlp_adapter"): (0, 2),
+    }
+    assert plan.full_rank == {"embed"}
+    assert RoutePlan.from_json(plan.to_json()) == plan
 
 
 # Later rounds

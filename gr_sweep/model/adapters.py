@@ -1,0 +1,181 @@
+"""Adapters: units that a plan adds beside linear maps, the embedding and the unembedding.
+
+An adapter computes `B A x`, which is added to the output of its module; the features of `A x` are
+units, which belong to blocks as all others do. B starts at zero, so a new adapter does not change
+the model's function (LoRA, Hu et al. 2021, arXiv 2106.09685; there both matrices belong to one
+task, and the product is scaled). Both are modules that `unit_linears` finds.
+
+U units of all blocks, V vocabulary, D residual width, I and O inputs and outputs of a linear map.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gr_sweep.errors import PlanError
+from gr_sweep.model.families import family_of
+from gr_sweep.routing.plan import (
+    ATTN,
+    ATTN_ADAPTER,
+    BIAS,
+    EMBED,
+    MLP,
+    MLP_ADAPTER,
+    UNEMBED,
+    RoutePlan,
+    Split,
+)
+
+
+class Copies(nn.Module):
+    """A of a full-rank unembedding: the residual stream, once for each block."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.repeat(*[1] * (x.dim() - 1), self.number)
+
+
+class Ones(nn.Module):
+    """A of biases: a constant for each block."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_ones(*x.shape[:-1], self.number)
+
+
+class BlockSum(nn.Module):
+    """B of a full-rank embedding: the sum over blocks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.view(*h.shape[:-1], -1, self.width).sum(-2)
+
+
+class Adapter(nn.Module):
+    """`B A x` beside one module."""
+
+    def __init__(self, A: nn.Module, B: nn.Module) -> None:
+        super().__init__()
+        self.A, self.B = A, B
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.B(self.A(x))
+        return added
+
+    @property
+    def num_units(self) -> int:
+        """Units of all blocks."""
+        if isinstance(self.B, nn.Linear):
+            return self.B.in_features
+        assert isinstance(self.A, nn.Embedding)
+        return self.A.embedding_dim
+
+    @torch.no_grad()
+    def product(self, units: Sequence[slice]) -> Tensor:
+        """`B A` of these units, at least one: [O, I], of an embedding [D, V], of biases [V, 1]."""
+        A: Any = self.A
+        B: Any = self.B
+        found: list[Tensor] = []
+        for part in units:
+            columns: Any = B.weight[:, part] if isinstance(B, nn.Linear) else None
+            if isinstance(A, nn.Embedding):
+                rows = A.weight[:, part].t()
+            elif isinstance(A, nn.Linear):
+                rows = A.weight[part]
+            else:
+                found.append(columns)
+                continue
+            found.append(rows if columns is None else columns @ rows)
+        return torch.stack(found).sum(0)
+
+
+def adapted_modules(model: nn.Module, plan: RoutePlan) -> Iterator[tuple[str, Split, nn.Module]]:
+    """Kind, split and module of every adapter that the plan adds."""
+    whole: Any = model
+    for (layer, kind), split in plan.splits.items():
+        if kind == EMBED:
+            yield kind, split, whole.get_input_embeddings()
+        elif kind in (UNEMBED, BIAS):
+            yield kind, split, whole.get_output_embeddings()
+        elif kind in (MLP_ADAPTER, ATTN_ADAPTER):
+            family = family_of(whole.config)
+            names = family.linears[MLP if kind == MLP_ADAPTER else ATTN]
+            in_layer = list(model.get_submodule(family.layers).children())[layer]
+            for name in (*names.columns, names.row):
+                yield kind, split, in_layer.get_submodule(name)
+
+
+def remove_adapters(model: nn.Module) -> None:
+    """Takes all adapters out of the model."""
+    for module in model.modules():
+        module._modules.pop("adapter", None)
+
+
+def add_adapters(model: nn.Module, plan: RoutePlan, seed: int) -> None:
+    """Gives the model the plan's adapters, and no others.
+
+    Adapters that it has already, of as many units, stay as they are.
+
+    Args:
+        seed: of the random weights of A.
+
+    Raises:
+        PlanError: the family has no such module, or the model is sharded already.
+    """
+    wanted: dict[nn.Module, dict[str, Split]] = {}
+    for kind, split, module in adapted_modules(model, plan):
+        wanted.setdefault(module, {})[kind] = split
+    for module in model.modules():
+        if module not in wanted:
+            module._modules.pop("adapter", None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module, splits in wanted.items():
+            found = module._modules.get("adapter")
+            made = {}
+            for kind, split in splits.items():
+                old = found[kind] if isinstance(found, nn.ModuleDict) and kind in found else None
+                is_full = kind in plan.full_rank
+                made[kind] = (
+                    old
+                    if isinstance(old, Adapter) and old.num_units == split.num_units
+                    else _new(kind, module, split.num_units, is_full)
+                )
+            module.adapter = nn.ModuleDict(made)
+
+
+def _new(kind: str, module: nn.Module, units: int, is_full: bool) -> Adapter:
+    weight: Any = module.weight
+    if not isinstance(weight, nn.Parameter) or type(weight.data) is not Tensor:
+        raise PlanError("adapters are added before a model is sharded or quantised")
+    num_outputs, num_inputs = weight.shape
+    if isinstance(module, nn.Embedding) or not isinstance(module, nn.Linear):
+        num_inputs, num_outputs = weight.shape  # an embedding, or the Conv1D of GPT-2
+    how: Any = {"dtype": torch.promote_types(weight.dtype, torch.float32)}
+    A: nn.Module
+    B: nn.Module = nn.Linear(units, num_outputs, bias=False, **how)
+    zero = B
+    if kind == BIAS:
+        A = Ones(units)
+    elif isinstance(module, nn.Embedding):
+        A = nn.Embedding(num_inputs, units, **how)
+        if is_full:
+            B, zero = BlockSum(num_outputs), A
+    elif is_full:
+        A = Copies(units // num_inputs)
+    else:
+        A = nn.Linear(num_inputs, units, bias=False, **how)
+        nn.init.normal_(A.weight, std=num_inputs**-0.5)
+    nn.init.zeros_(zero.weight)  # type: ignore[arg-type]
+    return Adapter(A, B).to(weight.device)
