@@ -217,8 +217,11 @@ def settings_text() -> str:
         """What each file says about a node, whichever group it is a file of."""
         found: dict[str, Mapping[str, Any]] = {}
         for word, choice in every.items():
-            own = choice.values if word.startswith(f"{node}=") else choice.values.get(node, {})
-            fixed = choice.values.get("fixes", {}) if word.startswith("method=") else {}
+            values = choice.values
+            if "# @package _global_" not in choice.text:  # it fills the node of its group
+                values = {word.partition("=")[0]: values}
+            own = values.get(node, {})
+            fixed = values.get("method", {}).get("fixes", {})
             content = {**own, **fixed.get(node, {})} if isinstance(own, dict) else {}
             if content:
                 found[word] = content

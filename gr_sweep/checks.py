@@ -350,14 +350,12 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
                 f"plan.layers={plan.layers} and plan.layer_share={plan.layer_share} both say which "
                 "layers are split; give one of them"
             )
-    if plan.full_width:
-        name = config.method.name
-        setting = "plan.full_width=true" if name is Method.routed else f"method={name.value}"
-        if config.model.size is None or plan.layers is not None or plan.layer_share != 1:
-            raise ConfigError(
-                f"{setting} widens all layers of a size; use one (model=nano) instead of a "
-                "checkpoint, and leave out plan.layers and plan.layer_share"
-            )
+    if plan.full_width and config.model.size is None:
+        advice = "" if config.method.name is Method.demix else ", or plan.full_width=false"
+        raise ConfigError(
+            f"plan.full_width=true (method={config.method.name.value}) widens the layers of a "
+            f"size; use one (model=nano) instead of a checkpoint{advice}"
+        )
     if plan.kind is PlanKind.forget:
         _check_some("plan=forget", "plan.forget", plan.forget, domains)
 

@@ -37,6 +37,7 @@ class Method(enum.Enum):
     random = "random"
     sgtm = "sgtm"
     era = "era"
+    gram = "gram"
     demix = "demix"
     dense = "dense"
     filtered = "filtered"
@@ -194,7 +195,7 @@ class PlanConfig:
     """Share of the layers that are split, counted from the first layer; at least one is split."""
     full_width: bool = False
     """Widen the MLPs until the smallest network that keeps one domain has as many hidden units as
-    the named size."""
+    the named size. Layers that are not split become as wide."""
     forget: list[str] = field(default_factory=list)
     """Domains that do not own the core (plan=forget)."""
     adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
@@ -299,9 +300,9 @@ class MethodConfig:
 
     name: Method = Method.routed
     """routed: as plan and edges say; random: the same with labels permuted over the documents, the
-    control; sgtm, era, demix: published methods (conf/method/); dense: no plan; filtered: dense,
-    never trained on `without`; filtered_observed: dense, never trained on documents that carry a
-    label of `without`."""
+    control; sgtm, era, gram, demix: published methods (conf/method/); dense: no plan; filtered:
+    dense, never trained on `without`; filtered_observed: dense, never trained on documents that
+    carry a label of `without`."""
     without: list[str] = field(default_factory=list)
     """Domains that a filtered run leaves out. The other domains' tokens are those of a dense
     run."""

@@ -65,7 +65,10 @@ def config_of(*domains: str, **settings: Any) -> RunConfig:
             {"model__size": None, "model__path": "x", "model__intermediate_size": 8},
             "model.intermediate_size=8 needs model.size",
         ),
-        ({"plan__full_width": True, "plan__layers": [0]}, "full_width=true widens all layers"),
+        (
+            {"plan__full_width": True, "model__size": None, "model__path": "x"},
+            "(method=routed) widens the layers of a size",
+        ),
         ({"method__name": Method.filtered}, "method=filtered needs method.without"),
     ],
 )

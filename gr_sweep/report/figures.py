@@ -40,6 +40,7 @@ MARKERS = {
     "lattice": ("hexagon", "⬢"),
     "sgtm": ("star", "★"),
     "era": ("cross", "✚"),
+    "gram": ("star-diamond", "✦"),
     "demix": ("pentagon", "⬟"),
     "random": ("circle-open", "○"),  # Hollow, because it is a control.
     "dense": ("x", "✕"),

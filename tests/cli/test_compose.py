@@ -13,6 +13,7 @@ from gr_sweep.cli.names import MAX_SLUG, slug
 from gr_sweep.cli.schema import DEFAULT_GROUPS, conf_dir
 from gr_sweep.config import Edges, PlanKind, TrackingMode, fingerprint
 from gr_sweep.errors import ConfigError, GrSweepError, PlanError
+from gr_sweep.layout import make_plan, named_shape
 
 NEEDS = {
     "plan=forget": ["plan.forget=[biology]"],
@@ -20,6 +21,7 @@ NEEDS = {
     "method=filtered_observed": ["method.without=[biology]"],
     "method=sgtm": ["plan.forget=[biology]"],
     "method=era": ["plan.forget=[biology]"],
+    "method=gram": ["plan.forget=[biology]"],
     "model=hf": ["model.path=somewhere"],
     "data=local": ["data.root=."],
     "data=hub": ["data.sources={code:{path:a/b},biology:{path:a/c},creative:{path:a/d}}"],
@@ -236,6 +238,23 @@ def test_a_method_overrules_typed_settings():
     assert type(config.route.foreign_dropout) is float
     same = single("method=sgtm", "plan.forget=[biology]", "edges=both")
     assert fingerprint(config) == fingerprint(same)
+
+
+@pytest.mark.parametrize(
+    ("method", "shared", "core", "block"),
+    [("gram", 0.909, 768, 77), ("era", 0.97, 768, 24), ("sgtm", 0.984375, 756, 12)],
+)
+def test_a_block_of_a_published_method_has_its_published_width_unless_the_user_says_another(
+    method, shared, core, block
+):
+    """A tenth of the MLP, 1/32 and 1/64; of gram and era beside a core as wide as the dense MLP."""
+    settings = [f"method={method}", "plan.forget=[biology]"]
+    config = single(*settings)
+    assert config.plan.mlp_shared == shared
+    assert make_plan(config, named_shape(config)).splits[0, "mlp"].sizes == (core, block)
+    assert single(*settings, "plan.mlp_shared=0.75").plan.mlp_shared == 0.75
+    mixed = sweep(f"method=routed,{method}", "plan=forget", "plan.forget=[biology]")
+    assert [job.config.plan.mlp_shared for job in mixed.jobs] == [0.5, shared]
 
 
 @pytest.mark.parametrize(
