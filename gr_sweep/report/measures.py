@@ -95,24 +95,9 @@ class Measure:
     below: Metric | None = None
     """Metric that is 1 where the value is an upper bound."""
 
-    @property
-    def name(self) -> str:
-        """Title of its columns."""
-        return self.metric.title
-
-    @property
-    def direction(self) -> int:
-        """1: higher is better, -1: lower is better, 0: neither."""
-        return self.metric.direction
-
-    @property
-    def has_parts(self) -> bool:
-        """Whether it has a value for each domain, not only one for the job."""
-        return bool(self.metric.placeholders)
-
     def of(self, job: Job, part: str | None = None) -> Estimate | None:
         """The job's value for one domain; without a domain its mean, or its only value."""
-        if not self.has_parts:
+        if not self.metric.placeholders:
             return job.estimate(self.metric.key)
         if part is None:
             return self._mean(job)

@@ -31,7 +31,7 @@ def page_data(sweep: Sweep) -> dict[str, Any]:
         "groups": [figures.indices(sweep, group) for group in sweep.replicates],
         "settings": _settings(sweep),
         "axes": _axes(sweep),
-        "chosen": [measure.name for measure in first],
+        "chosen": [measure.metric.title for measure in first],
         "metrics": {key: _column([job.estimate(key) for job in jobs]) for key in keys},
         "texts": _texts(jobs),
         "hues": figures.HUES,
@@ -80,7 +80,7 @@ def _axes(sweep: Sweep) -> list[dict[str, Any]]:
     """Numbers that can be an axis: means of metrics, metrics by domain, costs, and numeric settings
     that differ. Those that no job has are left out."""
     jobs = sweep.compared
-    chosen = dict.fromkeys(m for m in (*measures.MAIN, *measures.ROBUST) if m.has_parts)
+    chosen = dict.fromkeys(m for m in (*measures.MAIN, *measures.ROBUST) if m.metric.placeholders)
     nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
     parts = [None, *nodes] if len(nodes) > 1 else [None]
     found = [_axis_of_metric(jobs, measure, part) for part in parts for measure in chosen]
@@ -108,10 +108,10 @@ def _axis(
 
 def _axis_of_metric(jobs: Sequence[Job], measure: Measure, part: str | None) -> dict[str, Any]:
     """A metric of one domain, or its mean."""
-    name = measure.name if part is None else f"{measure.name} {part}"
+    name = measure.metric.title if part is None else f"{measure.metric.title} {part}"
     axis = _axis(part or "means over domains", name, name, [measure.of(job, part) for job in jobs])
     axis["title"] = measure.metric.mean_axis if part is None else f"{measure.metric.axis} · {part}"
-    axis["direction"] = measure.direction
+    axis["direction"] = measure.metric.direction
     if measure is measures.REMOVAL:
         axis |= {"clip": _REMOVAL_RANGE, "most": 1.0, "line": [1.0, "as if never trained"]}
     return axis

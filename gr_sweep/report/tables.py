@@ -102,10 +102,10 @@ def _of_jobs(sweep: Sweep, jobs: Sequence[Job], chosen: Sequence[Measure]) -> Ta
     rows: list[list[Cell]] = [_cells_of_settings(sweep, job, names) for job in jobs]
     for measure in chosen:
         for part, is_detail in _parts(jobs, measure):
-            name = measure.name if part is None else f"{measure.name} {part}"
+            name = measure.metric.title if part is None else f"{measure.metric.title} {part}"
             columns.append(_column(measure, name, is_detail=is_detail))
             found = [measure.of(job, part) for job in jobs]
-            best = _best(found, measure.direction)
+            best = _best(found, measure.metric.direction)
             for row, estimate in zip(rows, found, strict=True):
                 is_best = best is not None and estimate is not None and estimate.value == best
                 row.append(cell(estimate, measure.text, best=is_best))
@@ -121,7 +121,7 @@ def _of_jobs(sweep: Sweep, jobs: Sequence[Job], chosen: Sequence[Measure]) -> Ta
 def _parts(jobs: Sequence[Job], measure: Measure) -> list[tuple[str | None, bool]]:
     """None for the mean, and each domain or node of which any job has a value; whether the column
     is a detail of the mean."""
-    if not measure.has_parts:
+    if not measure.metric.placeholders:
         return [(None, False)] if any(measure.of(job) for job in jobs) else []
     nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
     parts = [node for node in nodes if any(measure.of(job, node) for job in jobs)]
@@ -155,7 +155,7 @@ def over_seeds(sweep: Sweep) -> Table | None:
     ]
     columns.append(Column(name="seeds", is_number=True))
     for measure, _ in chosen:
-        columns.append(_column(measure, measure.name))
+        columns.append(_column(measure, measure.metric.title))
         columns.append(Column(name="difference", is_number=True))
     rows = []
     for group in groups:
@@ -247,7 +247,7 @@ def _cells_of_settings(sweep: Sweep, job: Job, names: Sequence[str]) -> list[Cel
 def _column(measure: Measure, name: str, *, is_detail: bool = False) -> Column:
     return Column(
         name=name,
-        direction=measure.direction,
+        direction=measure.metric.direction,
         is_number=True,
         is_detail=is_detail,
         meaning="" if is_detail else measure.metric.meaning,

@@ -53,7 +53,7 @@ def _fitting(content: Table, width: int) -> list[int]:
     ]
     kept = [at for at in range(len(columns)) if not (content.is_folded and columns[at].is_detail)]
     numbers = [at for at in kept if columns[at].direction]
-    rank = {measure.name: at for at, measure in enumerate(_BY_IMPORTANCE)}
+    rank = {measure.metric.title: at for at, measure in enumerate(_BY_IMPORTANCE)}
     while numbers and sum(widths[at] + _SPACE for at in kept) > width:
         last = max(numbers, key=lambda at: rank.get(columns[at].name, len(rank)))
         numbers.remove(last)

@@ -166,6 +166,16 @@ def history(
     return rows
 
 
+def changed(config: RunConfig, name: str, value: Any) -> RunConfig:
+    """The config, with another value of a setting by its dotted name."""
+    *groups, last = name.split(".")
+    node: Any = config
+    for group in groups:
+        node = getattr(node, group)
+    setattr(node, last, value)
+    return config
+
+
 def write_job(
     sweep: Path,
     *,
@@ -212,11 +222,7 @@ def write_job(
         config.edges, config.route = Edges.none, RouteConfig()
     config.train.steps = round((config.train.steps or 0) * share)
     for name, value in (settings or {}).items():
-        *path, last = name.split(".")
-        node: Any = config
-        for key in path:
-            node = getattr(node, key)
-        setattr(node, last, value)
+        changed(config, name, value)
     if overrides is None:
         overrides = [
             "plan=none" if edges == "dense" else f"edges={edges}",
@@ -253,15 +259,28 @@ def write_job(
         write_relearn(job / "relearn.csv", relearn_losses(rows, attacked, part))
     lines = [json.dumps(row) + "\n" for row in history(metrics, domains, rng, steps)]
     (job / "metrics.jsonl").write_text("".join(lines))
+    command = command or f"gr-sweep {' '.join(overrides)}"
+    write_summary(job, config, metrics, intervals, command=command)
+    return job
+
+
+def write_summary(
+    job: Path,
+    config: RunConfig,
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    *,
+    command: str = "",
+    text: str = "fcde2b2e",
+) -> None:
     summary = {
         "format": 1,
         "job": job.name,
-        "sweep": sweep.name,
-        "command": command or f"gr-sweep {' '.join(overrides)}",
-        "overrides": list(overrides),
-        "domains": list(domains),
+        "sweep": job.parent.name,
+        "command": command,
+        "domains": list(config.partition.domains),
         "config": to_plain(config),
-        "fingerprints": {"code": "b1946ac9", "config": "2c26b46b", "text": "fcde2b2e"},
+        "fingerprints": {"code": "b1946ac9", "config": "2c26b46b", "text": text},
         "environment": {"python": "3.11.9", "torch": "2.13.0", "device": "cpu", "cpus": 2},
         "metrics": metrics,
         "intervals": intervals,
@@ -269,7 +288,6 @@ def write_job(
         "finished": "2026-03-02T10:31:02+00:00",
     }
     (job / "summary.json").write_text(json.dumps(summary))
-    return job
 
 
 def edit(job: Path, change: Callable[[dict[str, Any]], Any]) -> None:

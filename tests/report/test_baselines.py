@@ -1,6 +1,5 @@
 """Which jobs of a folder are baselines of which, read from jobs as they are left behind."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from gr_sweep.config import (
     ProcedureKind,
     RunConfig,
     TrainConfig,
-    to_plain,
 )
 from gr_sweep.files import content_digest
 from gr_sweep.metrics.compare import summarize_losses
@@ -36,7 +34,7 @@ from gr_sweep.metrics.losses import (
 from gr_sweep.report import measures, tables
 from gr_sweep.report.collect import read_sweep, results
 from gr_sweep.report.sweep import Job, Sweep
-from tests.report.conftest import edit
+from tests.report.conftest import changed, edit, write_summary
 
 DOMAINS = ["code", "biology"]
 LOSSES = {
@@ -57,15 +55,6 @@ def config_of(
     config.partition.domains = {domain: DomainConfig() for domain in DOMAINS}
     config.train = TrainConfig(steps=steps)
     config.method = MethodConfig(name=Method(method), **method_)
-    return config
-
-
-def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
-    *groups, last = path.split(".")
-    node: Any = config
-    for group in groups:
-        node = getattr(node, group)
-    setattr(node, last, value)
     return config
 
 
@@ -113,20 +102,7 @@ def write(
     write_losses(job / "document_losses.csv", rows)
     if relearn:
         write_relearn(job / "relearn.csv", relearn)
-    summary = {
-        "format": 1,
-        "job": name,
-        "overrides": [],
-        "domains": DOMAINS,
-        "config": to_plain(resolve(config)),
-        "fingerprints": {"code": "c", "config": name, "text": text},
-        "environment": {},
-        "started": "",
-        "finished": "",
-        "metrics": metrics,
-        "intervals": intervals,
-    }
-    (job / "summary.json").write_text(json.dumps(summary))
+    write_summary(job, resolve(config), metrics, intervals, text=text)
     return job
 
 
@@ -328,7 +304,7 @@ def test_loss_above_the_shortest_dense_run_of_the_curve_is_a_bound(tmp_path: Pat
     sweep = read_sweep(tmp_path)
     gone, there = named(sweep, "gone"), named(sweep, "there")
     assert gone.smallest_share == 0.5, "from 40 to 4 steps is too far to interpolate"
-    [forget] = [measure for measure in measures.MAIN if measure.name == "forget compute"]
+    [forget] = [measure for measure in measures.MAIN if measure.metric.title == "forget compute"]
     for part in (None, "code"):
         assert measures.written(forget.of(gone, part), measures.fraction) == "<1/2"
     left = forget.of(there)

@@ -140,7 +140,7 @@ def test_mean_is_of_the_domains_and_not_of_the_nodes_above_them(tmp_path: Path) 
     losses = {"code": 5.0, "biology/cells": 6.0, "biology/virology": 7.0, "biology": 100.0}
     found = {registry.RELEARN_LOSS(part): loss for part, loss in losses.items()}
     edit(job, lambda summary: summary["metrics"].update(found))
-    [measure] = [item for item in measures.ROBUST if item.name == "relearned loss"]
+    [measure] = [item for item in measures.ROBUST if item.metric.title == "relearned loss"]
     mean = measure.of(read_sweep(tmp_path).jobs[0])
     assert mean is not None and mean.value == 6.0
 
