@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,13 +79,14 @@ def main(argv: Sequence[str]) -> int:
     with wandb_server.request_errors():
         entity = entity or str(api.default_entity)
     place = f"{entity}/{project}"
-    runs, settled = _settled_runs(api, tracked, ids, place)
+    by_id = wandb_server.runs(api, place, list(ids.values()))
+    runs = {name: by_id[run_id] for name, run_id in ids.items() if run_id in by_id}
     if not runs:
         raise JobError(f"W&B has no run of {arguments.dir} in {place}")
     for job in sweep.jobs:
         if job.name not in runs:
             print(f"{job.name}: no run in {place}, left out")
-        elif job.name not in settled:
+        elif not _is_settled(runs[job.name], job):
             print(f"{job.name}: W&B has not processed it yet, nothing added; try again later")
         else:
             added = {ADDED: _added(sweep, job)}
@@ -99,22 +99,20 @@ def main(argv: Sequence[str]) -> int:
 def _upload(folder: Path) -> bool:
     """Uploads what jobs that are not running logged offline; whether W&B then has all of it."""
     from gr_sweep.tracking.wandb import offline_logs
-    from gr_sweep.tracking.wandb_server import upload
+    from gr_sweep.tracking.wandb_server import connect, upload
 
-    logs: dict[Path, Path] = {}
-    for job in job_folders(folder):
-        found = offline_logs(job)
-        if found and standing(job).state is State.running:
+    logs = [(job, log) for job in job_folders(folder) for log in offline_logs(job)]
+    is_uploaded, api = True, connect() if logs else None
+    for job, log in logs:
+        if standing(job).state is State.running:
             print(f"{job.name}: running, left")
         else:
-            logs |= dict.fromkeys(found, job)
+            lack = upload(api, log, job)
+            is_uploaded = is_uploaded and not lack
+            print(f"{job.name}: {f'not uploaded: {lack}' if lack else 'uploaded'}", flush=True)
     if not logs:
         print("nothing to upload")
-        return True
-    lacks = upload(logs)
-    for log, lack in lacks.items():
-        print(f"{logs[log].name}: {f'not uploaded: {lack}' if lack else 'uploaded'}")
-    return not any(lacks.values())
+    return is_uploaded
 
 
 def _run_ids(sweep: "Sweep") -> dict[str, str]:
@@ -145,29 +143,12 @@ def _place(sweep: "Sweep") -> tuple[str | None, str]:
     return entity, str(project)
 
 
-def _settled_runs(
-    api: Any, sweep: "Sweep", ids: Mapping[str, str], place: str
-) -> tuple[dict[str, Any], set[str]]:
-    """The jobs' runs in a project, by job name, and the jobs whose runs W&B has processed whole.
-
-    Until then the job's own summary would overwrite what is added.
-    """
-    from gr_sweep.tracking import wandb_server
-
-    deadline = time.monotonic() + wandb_server.SETTLE_S
-    while True:
-        by_id = wandb_server.runs(api, place, list(ids.values()))
-        runs = {name: by_id[run_id] for name, run_id in ids.items() if run_id in by_id}
-        settled = {
-            job.name
-            for job in sweep.jobs
-            if (run := runs.get(job.name)) and run.state not in ("running", "pending")
-            if registry.LOSS_FULL.mean in run.summary_metrics
-            or registry.LOSS_FULL.mean not in job.metrics
-        }
-        if settled == runs.keys() or time.monotonic() > deadline:
-            return runs, settled
-        time.sleep(wandb_server.SETTLE_S / 10)
+def _is_settled(run: Any, job: "Job") -> bool:
+    """Whether W&B has processed the whole run: the job's own summary would overwrite what is
+    added before that."""
+    key = registry.LOSS_FULL.mean
+    has_all = key in run.summary_metrics or key not in job.metrics
+    return run.state not in ("running", "pending") and has_all
 
 
 def _save(dashboard: Dashboard, entity: str, path: Path) -> None:

@@ -36,7 +36,7 @@ API_TIMEOUT_S = 20
 """Timeout of a request to the server."""
 
 SYNC_TIMEOUT_S = 300.0
-"""Timeout of `wandb sync`, for each log."""
+"""Timeout of `wandb sync`."""
 
 SETTLE_S = 30.0
 """How long a server may take to process what it was sent."""
@@ -87,56 +87,37 @@ def server_url() -> str:
     return without_secrets(wandb_settings().base_url).rstrip("/")
 
 
-def upload(logs: Mapping[Path, Path]) -> dict[Path, str]:
-    """Uploads offline logs by `wandb sync`, and marks those of which the server has everything.
+def upload(api: wandb.Api, log: Path, job: Path) -> str:
+    """Uploads an offline log by `wandb sync`, and marks it if the server then has everything.
 
     Args:
-        logs: from `offline_logs`, each with its job's folder.
+        log: from `offline_logs`.
+        job: the folder of its job.
 
     Returns:
-        For each log what the server lacks of metrics.jsonl and summary.json; empty if nothing.
+        What the server lacks of metrics.jsonl and summary.json; empty if nothing.
 
     Raises:
-        ConfigError, JobError: as `connect`; or the upload took too long.
+        JobError: the server cannot be used, or the upload took too long.
     """
-    api = connect()
-    said, left, num_left = "", list(logs), len(logs) + 1
-    while 0 < len(left) < num_left:
-        new, num_left = _sync(left), len(left)
-        said += new
-        # One log that it cannot read ends it, before it comes to the others.
-        left = [
-            log for log in left if not re.search(rf"( ERROR .*-|/runs/){run_id_of(log)}\b", new)
-        ]
-    # It says where a run is: `.../entity/project/runs/id`.
-    found = re.findall(r"([^/\s]+/[^/\s]+)/runs/(\w+)", said)
-    ids_in: dict[str, list[str]] = {}
-    for place, run_id in dict.fromkeys(found):
-        ids_in.setdefault(urllib.parse.unquote(place), []).append(run_id)
-    errors = {
-        log: "; " + without_secrets(line)
-        for line in reversed(said.splitlines())
-        for log in logs
-        if " ERROR " in line and run_id_of(log) in line
-    }
+    said, run_id = _sync(log), run_id_of(log)
+    # It says where the run is: `.../entity/project/runs/id`.
+    found = re.search(rf"([^/\s]+/[^/\s]+)/runs/{run_id}\b", said)
+    error = next((line for line in said.splitlines() if " ERROR " in line), "")
     deadline = time.monotonic() + SETTLE_S
     while True:
-        on_server: dict[str, Any] = {}
-        for place, ids in ids_in.items():
-            on_server |= runs(api, place, ids)
-        lacks = {log: _lacking(on_server.get(run_id_of(log)), job) for log, job in logs.items()}
-        is_final = all(log in errors for log, lack in lacks.items() if lack)
-        if is_final or not found or time.monotonic() > deadline:
+        on_server = runs(api, urllib.parse.unquote(found[1]), [run_id]) if found else {}
+        lack = _lacking(on_server.get(run_id), job)
+        if not lack or error or not found or time.monotonic() > deadline:
             break
         time.sleep(SETTLE_S / 10)
-    for log, lack in lacks.items():
-        synced_marker(log).unlink(missing_ok=True) if lack else synced_marker(log).touch()
-    return {log: lack and lack + errors.get(log, "") for log, lack in lacks.items()}
+    synced_marker(log).unlink(missing_ok=True) if lack else synced_marker(log).touch()
+    return "; ".join(filter(None, (lack, without_secrets(error)))) if lack else ""
 
 
-def _sync(logs: Sequence[Path]) -> str:
+def _sync(log: Path) -> str:
     """What `wandb sync` says."""
-    words = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(log.resolve()) for log in logs)]
+    words = [sys.executable, "-m", "wandb", "sync", "--yes", str(log.resolve())]
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -147,7 +128,7 @@ def _sync(logs: Sequence[Path]) -> str:
         environment["WANDB_DIR"] = folder
         try:
             return subprocess.run(
-                words, cwd=folder, env=environment, timeout=SYNC_TIMEOUT_S * len(logs), text=True,
+                words, cwd=folder, env=environment, timeout=SYNC_TIMEOUT_S, text=True,
                 errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             ).stdout  # fmt: skip
