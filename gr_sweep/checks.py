@@ -18,6 +18,7 @@ from gr_sweep.config import (
     UNROUTED,
     UNSPLIT,
     Attribution,
+    Core,
     DataConfig,
     DataKind,
     DomainConfig,
@@ -74,6 +75,7 @@ def validate(config: RunConfig) -> RunConfig:
         _check_alternate(resolved, domains)
     elif (config.procedure.name, config.method.name) == (ProcedureKind.alternate, Method.routed):
         raise ConfigError("procedure=alternate needs blocks to assign units to; plan=none has none")
+    _check_frozen(config, resolved)
     return resolved
 
 
@@ -358,6 +360,21 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
         )
     if plan.kind is PlanKind.forget:
         _check_some("plan=forget", "plan.forget", plan.forget, domains)
+
+
+def _check_frozen(config: RunConfig, resolved: RunConfig) -> None:
+    if (config.plan.core, config.plan.kind) == (Core.frozen, PlanKind.none):
+        raise ConfigError("plan.core=frozen trains blocks alone, and plan=none has none")
+    if resolved.plan.core is Core.trained:
+        return
+    for name, is_set in (
+        ("procedure=alternate", resolved.procedure.name is ProcedureKind.alternate),
+        ("method.recovery", resolved.method.recovery > 0),
+    ):
+        if is_set:
+            raise ConfigError(
+                f"{name} trains the whole model, and plan.core=frozen blocks alone; leave out one"
+            )
 
 
 def _check_alternate(config: RunConfig, domains: tuple[str, ...]) -> None:

@@ -100,6 +100,13 @@ class Device(enum.Enum):
     cuda = "cuda"
 
 
+class Core(enum.Enum):
+    """Whether the core trains."""
+
+    trained = "trained"
+    frozen = "frozen"
+
+
 class Precision(enum.Enum):
     """Type of the matrix products; weights and optimizer state are always float32."""
 
@@ -200,6 +207,8 @@ class PlanConfig:
     """Domains that do not own the core (plan=forget)."""
     adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
     """Units that the plan adds."""
+    core: Core = Core.trained
+    """frozen: only the units of blocks train; what the core holds stays as it was."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gr_sweep.config import Method, Precision, RunConfig
+from gr_sweep.config import Core, Method, Precision, RunConfig
 from gr_sweep.config import num_steps as total_steps
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.heldout import first_documents, heldout_chunks
@@ -172,9 +172,8 @@ def lay_plan(model: "PreTrainedModel", config: RunConfig) -> RoutedModel:
     if has_rounds(config):
         return route_model(model, RoutePlan.none(domains=labels_of_rounds(config)[0]), "none")
     plan = make_plan(config, model.config)
-    return route_model(
-        model, plan, config.edges, seed=config.seed, **dataclasses.asdict(config.route)
-    )
+    how = dataclasses.asdict(config.route) | {"core_frozen": config.plan.core is Core.frozen}
+    return route_model(model, plan, config.edges, seed=config.seed, **how)
 
 
 def save_model_files(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:

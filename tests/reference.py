@@ -48,15 +48,20 @@ class Cut:
     foreign_core_rest: float = 0.0
     foreign_core_embeddings: float | None = None
     foreign_outputs: float | None = None
+    core_frozen: bool = False
 
     def weight_edge(self, token: Token, block) -> float:
-        """The table's column "gradient from the token to b's parameters", for units."""
+        """The table's column "gradient from the token to b's parameters", for units. Those of a
+        frozen core learn from no token."""
+        if self.core_frozen and block.is_core:
+            return 0.0
         return self._unit_weight(token, block) if self.edges in ("weight", "both") else 1.0
 
     def outputs(self, token: Token, block) -> float:
         """The same column for "columns of down (o)", where they have a weight of their own."""
         is_cut = self.edges in ("weight", "both")
-        if self.foreign_outputs is None or not is_cut or is_own(token, block):
+        is_frozen = self.core_frozen and block.is_core
+        if self.foreign_outputs is None or not is_cut or is_frozen or is_own(token, block):
             return self.weight_edge(token, block)
         return self.foreign_outputs
 
@@ -66,13 +71,15 @@ class Cut:
 
     def rest(self, token: Token, core) -> float:
         """ "Whether the rest's own parameters learn follows the `weight` column"."""
+        if self.core_frozen:
+            return 0.0
         is_cut = self.edges in ("weight", "both") and not is_own(token, core)
         return self.foreign_core_rest if is_cut else 1.0
 
     def embedding(self, token: Token, core) -> float:
         """The same for embeddings and unembedding, where they have a weight of their own."""
         is_cut = self.edges in ("weight", "both") and not is_own(token, core)
-        if self.foreign_core_embeddings is None or not is_cut:
+        if self.foreign_core_embeddings is None or not is_cut or self.core_frozen:
             return self.rest(token, core)
         return self.foreign_core_embeddings
 

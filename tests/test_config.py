@@ -6,6 +6,7 @@ import pytest
 
 from gr_sweep.checks import resolve, validate
 from gr_sweep.config import (
+    Core,
     DataKind,
     DomainConfig,
     Edges,
@@ -14,6 +15,7 @@ from gr_sweep.config import (
     MethodConfig,
     PlanConfig,
     PlanKind,
+    ProcedureKind,
     RouteConfig,
     RunConfig,
     Schedule,
@@ -35,6 +37,9 @@ def config_of(*domains: str, **settings: Any) -> RunConfig:
         assert hasattr(node, last)
         setattr(node, last, value)
     return config
+
+
+FROZEN = {"plan__core": Core.frozen}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +75,9 @@ def config_of(*domains: str, **settings: Any) -> RunConfig:
             "(method=routed) widens the layers of a size",
         ),
         ({"method__name": Method.filtered}, "method=filtered needs method.without"),
+        ({**FROZEN, "plan__kind": PlanKind.none}, "plan=none has none"),
+        ({**FROZEN, "method__recovery": 0.1}, "method.recovery trains the whole model"),
+        ({**FROZEN, "procedure__name": ProcedureKind.alternate}, "procedure=alternate trains the"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(settings, message):

@@ -251,7 +251,8 @@ def _memory(
         weights = memory.current
         # The first step makes it; here without a forward and backward pass.
         for parameter in routed.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
         step.optimizer.step()
         step.optimizer.zero_grad(set_to_none=True)
         memory.hold(step.optimizer_state())

@@ -27,6 +27,7 @@ from gr_sweep.model.units import (
     gated_mlps,
     head_norms,
     heads_first_norms,
+    learning_parameters,
     unit_linears,
 )
 from gr_sweep.routing.edges import GroupFactors, RouteWeights
@@ -62,6 +63,8 @@ class RoutedModel:
         self.model = model
         self._state = RoutingState()
         self._in_place: InPlace | None = None
+        self._frozen: list[str] = []
+        """Names of the parameters that `core_frozen` has frozen."""
         self.lay(plan, **how)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -102,10 +105,14 @@ class RoutedModel:
         route_weights = RouteWeights(getattr(edges, "value", edges), **weights)
         add_adapters(self.model, plan, seed)
         found = unit_linears(self.model, plan)
+        core_frozen = route_weights.core_frozen
         swaps = [*_unit_swaps(self.model, plan, found), *_adapter_swaps(self.model, plan)]
-        has_foreign = any(not plan.owns(domain, plan.core) for domain in plan.domains)
-        swaps += _other_swaps(self.model, {swap.module for swap in swaps}, has_foreign)
+        if core_frozen:  # norms do not learn
+            swaps = [swap for swap in swaps if not issubclass(swap.routed, RoutedHeadNorm)]
+        is_cut = not core_frozen and any(not plan.owns(d, plan.core) for d in plan.domains)
+        swaps += _other_swaps(self.model, {swap.module for swap in swaps}, is_cut)
         try:
+            learning = learning_parameters(self.model, found, core_frozen=core_frozen)
             check_swaps(self.model, swaps)
         except PlanError:
             remove_adapters(self.model)
@@ -129,7 +136,11 @@ class RoutedModel:
                     _reorder(parameter, linear)
         for swap in swaps:
             swap_class(swap, self._state)
-        self._in_place = InPlace(self.model, swaps, all_are_routed=has_foreign)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and id(parameter) not in learning:
+                parameter.requires_grad_(False)
+                self._frozen.append(name)
+        self._in_place = InPlace(self.model, swaps, all_are_routed=is_cut)
         self._state.record(self._in_place.modules.values())
 
     @property
@@ -224,7 +235,7 @@ class RoutedModel:
         any_rows, off = [slice(None)], [tuple(blocks)]
         if wrong := set(off[0]).difference(range(len(self.plan.blocks))):
             raise PlanError(f"the plan has {len(self.plan.blocks)} blocks, but no {[*wrong]}")
-        routing = RowRouting(self.plan, self.route_weights, any_rows, [UNLABELLED], off)
+        routing = RowRouting(self.plan, RouteWeights("none"), any_rows, [UNLABELLED], off)
         with self._routed_by(routing):
             yield
 
@@ -256,8 +267,8 @@ class RoutedModel:
         return extract(self.model, self.plan, self.unit_linears, keep)
 
     def owner_sets(self, *, gradients: bool = False) -> dict[str, list[Tensor]]:
-        """Views of all parameters, or of those gradients that there are, by the name of their
-        block.
+        """Views of all parameters that learn, or of those gradients that there are, by the name of
+        their block.
 
         The core has its units and every parameter that belongs to no unit; a tied parameter appears
         once. For sharded parameters, the parts on this process.
@@ -269,15 +280,19 @@ class RoutedModel:
         self._check_whole()
         sets: dict[str, list[Tensor]] = {block.name: [] for block in self.plan.blocks}
         in_units: set[int] = set()
+
+        def of(parameter: Tensor) -> Tensor | None:
+            return parameter.grad if gradients else parameter if parameter.requires_grad else None
+
         for linear in self.unit_linears:
             for parameter in linear.parameters:
                 in_units.add(id(parameter))
-                whole = parameter.grad if gradients else parameter
+                whole = of(parameter)
                 for block, part in zip(self.plan.blocks, linear.units, strict=True):
                     if whole is not None and part.stop > part.start:
                         sets[block.name].append(_local_units(whole, part, linear.dim(whole)))
         for parameter in self.model.parameters():
-            whole = parameter.grad if gradients else parameter
+            whole = of(parameter)
             if id(parameter) not in in_units and whole is not None:
                 sets[self.plan.core.name].append(_local(whole)[0])
         return sets
@@ -299,6 +314,8 @@ class RoutedModel:
         self._check_whole()
         if self.route_weights.cuts_weights:
             sets = self.owner_sets(gradients=True)
+            if self.route_weights.core_frozen:
+                del sets[self.plan.core.name]  # zeros
         else:
             # Whole gradients: norms of views of columns take longer.
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -347,6 +364,10 @@ class RoutedModel:
         for module in self.model.modules():
             unswap_class(module)
         self._state.unrecord(self.model)
+        for name, parameter in self.model.named_parameters():
+            if name in self._frozen:
+                parameter.requires_grad_()
+        self._frozen = []
         self.unit_linears, self._in_place = [], None
 
 
@@ -426,7 +447,7 @@ def route_model(
         foreign_core_share, one_block: as in `gr_sweep.routing.rows.row_groups`.
         seed: of the random weights of adapters that the plan adds.
         weights: `foreign_weight`, `foreign_core_weight`, `foreign_core_rest` (0),
-            `foreign_core_embeddings` and `foreign_outputs` (None), as in
+            `foreign_core_embeddings` and `foreign_outputs` (None), and `core_frozen` (False), as in
             `gr_sweep.routing.edges.RouteWeights`.
 
     Raises:

@@ -1,6 +1,6 @@
 """Finds the units of a plan in a model: its layers, linear maps and norms."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,24 @@ def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
         for each, is_row in ((adapter.A, False), (adapter.B, True)):
             if any(True for _ in each.parameters()):
                 found.append(UnitLinear(each, kind, split, 1, is_row))
+    return found
+
+
+def learning_parameters(
+    model: nn.Module, linears: Iterable[UnitLinear], *, core_frozen: bool
+) -> set[int]:
+    """Ids of the parameters that learn: all, or with a frozen core those that hold a block's units.
+
+    Raises:
+        PlanError: no block has units beside a frozen core.
+    """
+    if not core_frozen:
+        return set(map(id, model.parameters()))
+    # The core's units come first.
+    of_blocks = (linear for linear in linears if linear.units[-1].stop > linear.units[0].stop)
+    found = {id(parameter) for linear in of_blocks for parameter in linear.parameters}
+    if not found:
+        raise PlanError("core_frozen=True leaves nothing to learn: the plan gives blocks no units")
     return found
 
 

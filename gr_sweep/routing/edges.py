@@ -43,6 +43,9 @@ class RouteWeights:
     """Route weight of the output columns (down, o) of a foreign block, including the core; None:
     that of the block's other parameters. With 1 these columns learn in full, as they do if the
     hidden activation is masked, `m * h + (1 - m) * h.detach()` (Cloud et al., ERA)."""
+    core_frozen: bool = False
+    """Whether only units of blocks learn: the weight edge of the core's units and of all parameters
+    that belong to no unit has weight 0 for all tokens, labelled or not."""
 
     def __post_init__(self) -> None:
         if self.edges not in EDGE_CHOICES:
@@ -68,7 +71,8 @@ Table = list[list[float]]
 
 class GroupFactors:
     """Factors on the gradients of groups of rows or tokens. Each group has one domain, and one set
-    of blocks that are off, whose factor is 0 everywhere. Unlabelled groups are not cut."""
+    of blocks that are off, whose factor is 0 everywhere. Unlabelled groups are not cut, except
+    where the core is frozen."""
 
     on: Table
     """1 if the block is on, else 0."""
@@ -114,6 +118,10 @@ class GroupFactors:
             if weights.foreign_core_embeddings is not None:
                 of_core = 1.0 if trains else weights.foreign_core_embeddings
                 embeddings = _factors(plan, domain, cuts_weights, of_core, other)[0]
+            if weights.core_frozen:
+                learns = [float(not block.is_core) for block in plan.blocks]
+                weight, outputs = _times(learns, weight), _times(learns, outputs)
+                rest = embeddings = 0.0
             self.on.append(on)
             self.weight.append(_times(on, weight))
             self.outputs.append(_times(on, outputs))

@@ -28,20 +28,23 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 @torch.no_grad()
 def update(optimizer: torch.optim.Optimizer, routed: RoutedModel, block_lr: float = 1.0) -> None:
-    """`optimizer.step()`, with `block_lr` times the learning rate for the units of blocks.
+    """`optimizer.step()`, with `block_lr` times the learning rate for the units of blocks, and with
+    none for a frozen core.
 
-    AdamW's update is proportional to its learning rate, decay included, so that of a block's slice
-    is multiplied afterwards. (A tensor can hold units of the core too: a parameter group is whole.)
+    AdamW's update is proportional to its learning rate, decay included, so that of a slice is
+    multiplied afterwards. (A tensor can hold units of both: a parameter group is whole.)
     """
-    views: list[Tensor] = []
-    if block_lr != 1.0:
-        sets = routed.owner_sets()
-        del sets[routed.plan.core.name]
-        views = [view for found in sets.values() for view in found]
-    before = [view.clone() for view in views]
+    core = routed.plan.core.name
+    of_core = 0.0 if routed.route_weights.core_frozen else 1.0
+    sets = routed.owner_sets() if (of_core, block_lr) != (1.0, 1.0) else {}
+    changed: list[tuple[list[Tensor], list[Tensor], float]] = []
+    for name, views in sets.items():
+        factor = of_core if name == core else block_lr
+        if views and factor != 1.0:
+            changed.append((views, [view.clone() for view in views], factor))
     optimizer.step()
-    if views:
-        torch._foreach_lerp_(views, before, 1.0 - block_lr)
+    for views, before, factor in changed:
+        torch._foreach_lerp_(views, before, 1.0 - factor)
 
 
 def lr_factor(step: int, num_steps: int, config: TrainConfig) -> float:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gr_sweep.config import (
+    Core,
     DataConfig,
     Edges,
     EvalConfig,
@@ -71,15 +72,16 @@ def test_the_peak_is_that_of_the_allocator_in_a_real_step(
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
-    "train",
+    ("train", "core"),
     [
-        replace(TRAIN, micro_batch_sequences=3, batch_sequences=9),
-        replace(TRAIN, precision=Precision.bfloat16, max_norm=None),
+        (replace(TRAIN, micro_batch_sequences=3, batch_sequences=9), Core.trained),
+        (replace(TRAIN, precision=Precision.bfloat16, max_norm=None), Core.trained),
+        (TRAIN, Core.frozen),
     ],
-    ids=["micro-batches", "bfloat16"],
+    ids=["micro-batches", "bfloat16", "frozen"],
 )
-def test_the_peak_follows_the_settings_of_training(train: TrainConfig) -> None:
-    config = make_config(train=train, plan=PlanConfig(attn_shared=0.25))
+def test_the_peak_follows_the_settings_of_training(train: TrainConfig, core: Core) -> None:
+    config = make_config(train=train, plan=PlanConfig(attn_shared=0.25, core=core))
     measured = measured_peak(config)
     # Products in bfloat16 take more for themselves on a CPU.
     assert estimate_job(config, CPU).step_peak_bytes == pytest.approx(measured, rel=0.03)

@@ -40,6 +40,7 @@ def route(
         foreign_core_rest=cut.foreign_core_rest,
         foreign_core_embeddings=cut.foreign_core_embeddings,
         foreign_outputs=cut.foreign_outputs,
+        core_frozen=cut.core_frozen,
         **rows,
     )
     generator = torch.Generator().manual_seed(1)

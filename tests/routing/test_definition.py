@@ -68,6 +68,15 @@ WEIGHTS = {
     "odd outputs": {"foreign_core_weight": -0.5, "foreign_outputs": 0.3},
     "embeddings in full": {"foreign_core_embeddings": 1.0},
     "embeddings alone": {"foreign_core_rest": 1.0, "foreign_core_embeddings": 0.3},
+    "core frozen": {"core_frozen": True},
+    "core frozen, odd": {
+        "foreign_weight": 0.3,
+        "foreign_core_weight": -0.5,
+        "foreign_core_rest": 0.25,
+        "foreign_core_embeddings": 0.5,
+        "foreign_outputs": -0.4,
+        "core_frozen": True,
+    },
     "outputs alone": {
         "foreign_weight": 1.0,
         "foreign_core_weight": 1.0,
