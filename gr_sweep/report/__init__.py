@@ -4,8 +4,8 @@ Reads files alone: it never imports torch, and a report of yesterday's sweep nee
 GPU.
 """
 
-from gr_sweep.report.collect import read_sweep, results
+from gr_sweep.report.collect import read_sweep
 from gr_sweep.report.html import write_report
 from gr_sweep.report.terminal import print_table
 
-__all__ = ["print_table", "read_sweep", "results", "write_report"]
+__all__ = ["print_table", "read_sweep", "write_report"]

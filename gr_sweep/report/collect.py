@@ -1,4 +1,4 @@
-"""Reads the folder of a sweep into a `Sweep`, and writes its table of results.
+"""Reads the folder of a sweep into a `Sweep`.
 
 Folders that are not jobs are skipped; unfinished and damaged jobs are listed with the reason, and
 never stop the others. Metrics are recomputed from the tables of losses and compared with the
@@ -8,9 +8,9 @@ baselines among the jobs. Reads files only; never imports torch.
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gr_sweep.config import UNROUTED, is_number
 from gr_sweep.errors import DataError
@@ -20,9 +20,6 @@ from gr_sweep.report.baselines import JobTables, with_baselines
 from gr_sweep.report.round_files import read_rounds
 from gr_sweep.report.sweep import DENSE, ROUTED, Job, Sweep, Unfinished, shown, varied_settings
 from gr_sweep.tracking.jsonl import read_rows
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SUMMARY_FORMAT = 1
 """Version of summary.json that this module reads."""
@@ -70,34 +67,6 @@ def read_sweep(folder: Path, only: Collection[Path] | None = None) -> Sweep:
     varied = varied_settings([job.settings for job in finished])
     finished.sort(key=lambda job: _report_order(job, varied))
     return Sweep(name=folder.resolve().name, folder=folder, jobs=finished, unfinished=unfinished)
-
-
-def results(sweep: Sweep, value: Callable[[Any], Any] = shown) -> "pd.DataFrame":
-    """One row for each job: its name, the settings that differ, all other settings, the
-    fingerprints `code` and `text`, the metrics, and the bounds of their intervals.
-
-    Settings have dotted names and values as `value` makes them. An interval has two columns,
-    `<metric>/low` and `<metric>/high`. A value that a job lacks is empty.
-    """
-    import pandas as pd
-
-    varied = varied_settings([job.settings for job in sweep.jobs])
-    names = dict.fromkeys([*varied, *(name for job in sweep.jobs for name in job.settings)])
-    bounds = [
-        {f"{key}/{side}": at for key, ends in job.intervals.items()
-         for side, at in zip(("low", "high"), ends, strict=True)}
-        for job in sweep.jobs
-    ]  # fmt: skip
-    rows = [
-        {"job": job.name, **{name: value(job.settings.get(name)) for name in varied}}
-        | {name: value(of) for name, of in job.settings.items()}
-        | {"code": job.fingerprints.get("code"), "text": job.text}
-        | {**job.metrics, **of_bounds}
-        for job, of_bounds in zip(sweep.jobs, bounds, strict=True)
-    ]
-    metrics = [key for of in (*(job.metrics for job in sweep.jobs), *bounds) for key in of]
-    columns = ["job", *names, "code", "text", *metrics]
-    return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))
 
 
 def _report_order(job: Job, varied: Sequence[str]) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""A sweep as pandas data frames, for notebooks and scripts. Reads files only, never torch."""
+"""A sweep as pandas data frames, for results.csv, notebooks and scripts. Never imports torch."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gr_sweep.config import is_number
 from gr_sweep.jobdir import METRICS, flatten, job_folders, read_finished, read_record
 from gr_sweep.report import collect
-from gr_sweep.report.sweep import shown, varied_settings
+from gr_sweep.report.sweep import Sweep, shown, varied_settings
 from gr_sweep.tracking.jsonl import read_rows
 
 if TYPE_CHECKING:
@@ -17,7 +17,19 @@ _STEP = "step"
 
 
 def results(folder: str | os.PathLike[str]) -> "pd.DataFrame":
-    """What the finished jobs of a sweep ended with, one row for each, in the order of the report.
+    """What the finished jobs of a sweep ended with, as `results_of` has it.
+
+    Args:
+        folder: of a sweep, or of one job.
+
+    Raises:
+        JobError: the folder does not exist or contains no job.
+    """
+    return results_of(collect.read_sweep(Path(folder)))
+
+
+def results_of(sweep: Sweep) -> "pd.DataFrame":
+    """One row for each finished job, in the order of the report.
 
     Columns, in this order:
 
@@ -31,17 +43,27 @@ def results(folder: str | os.PathLike[str]) -> "pd.DataFrame":
     - `<metric>/low` and `<metric>/high`, float64: bounds of the 95 % interval, if there is one.
 
     `frame.attrs["varied"]` lists the settings in which the jobs differ.
-
-    Args:
-        folder: of a sweep, or of one job.
-
-    Raises:
-        JobError: the folder does not exist or contains no job.
     """
-    sweep = collect.read_sweep(Path(folder))
-    frame = collect.results(sweep, _value)
-    frame.insert(1, "label", frame["job"].map(sweep.labels).astype(frame["job"].dtype))
-    frame.attrs["varied"] = varied_settings([job.settings for job in sweep.jobs])
+    import pandas as pd
+
+    varied = varied_settings([job.settings for job in sweep.jobs])
+    names = dict.fromkeys([*varied, *(name for job in sweep.jobs for name in job.settings)])
+    bounds = [
+        {f"{key}/{side}": at for key, ends in job.intervals.items()
+         for side, at in zip(("low", "high"), ends, strict=True)}
+        for job in sweep.jobs
+    ]  # fmt: skip
+    rows = [
+        {"job": job.name, "label": sweep.labels[job.name]}
+        | {name: _value(of) for name, of in job.settings.items()}
+        | {"code": job.fingerprints.get("code"), "text": job.text}
+        | {**job.metrics, **of_bounds}
+        for job, of_bounds in zip(sweep.jobs, bounds, strict=True)
+    ]
+    metrics = [key for of in (*(job.metrics for job in sweep.jobs), *bounds) for key in of]
+    columns = ["job", "label", *names, "code", "text", *metrics]
+    frame = pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))
+    frame.attrs["varied"] = varied
     return frame
 
 

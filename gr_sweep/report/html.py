@@ -15,7 +15,8 @@ from gr_sweep.errors import JobError
 from gr_sweep.files import write_whole
 from gr_sweep.metrics import registry
 from gr_sweep.report import figures, rounds, tables
-from gr_sweep.report.collect import read_sweep, results
+from gr_sweep.report.collect import read_sweep
+from gr_sweep.report.frames import results_of
 from gr_sweep.report.measures import period
 from gr_sweep.report.page_data import page_data
 from gr_sweep.report.sweep import DENSE, Sweep, short_name, shown
@@ -50,7 +51,7 @@ def write_report(sweep: Sweep | Path) -> Path:
     try:
         report.mkdir(exist_ok=True)
         if sweep.jobs:
-            write_whole(report / "results.csv", results(sweep).to_csv(index=False))
+            write_whole(report / "results.csv", results_of(sweep).to_csv(index=False))
         page = report / "index.html"
         write_whole(page, render(sweep))
     except OSError as error:

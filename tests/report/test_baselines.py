@@ -32,7 +32,8 @@ from gr_sweep.metrics.losses import (
     write_relearn,
 )
 from gr_sweep.report import measures, tables
-from gr_sweep.report.collect import read_sweep, results
+from gr_sweep.report.collect import read_sweep
+from gr_sweep.report.frames import results_of
 from gr_sweep.report.sweep import Job, Sweep
 from tests.report.conftest import changed, edit, write_summary
 
@@ -286,8 +287,8 @@ def test_shorter_dense_runs_are_not_compared_but_stay_in_the_table(tmp_path: Pat
     compared = [job.name for job in sweep.compared]
     assert compared == ["dense 80 0", "filtered biology 0", "filtered code 0", "routed"]
     assert len(sweep.jobs) == 7 and "train.steps" not in sweep.varied
-    frame = results(sweep).set_index("job")
-    assert frame.loc["dense 20 0", "train.steps"] == "20"
+    frame = results_of(sweep).set_index("job")
+    assert frame.loc["dense 20 0", "train.steps"] == 20
     assert not frame.loc["dense 20 0"].filter(like="utility/").notna().any()
     assert not pd.isna(frame.loc["dense 20 0", "loss/full/code"])
     write(tmp_path, config_of(steps=40), "routed 40")
