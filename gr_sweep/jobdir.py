@@ -16,7 +16,6 @@ import os
 import re
 import socket
 import time
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -298,20 +297,9 @@ def read_record(folder: Path) -> Record:
         given = {name: content[name] for name in known}
         record = Record(**given | {"state": State(content["state"])})
         record.holder = None if holder is None else Holder(**holder)
-        _check_types(record)
-        _check_types(record.holder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Record(State.waiting)
     return record
-
-
-def _check_types(part: Record | Holder | None) -> None:
-    """Raises TypeError if a field has another type than it is declared with."""
-    for item in dataclasses.fields(part) if part is not None else ():
-        declared: Any = item.type
-        origin = typing.get_origin(declared)
-        if not isinstance(getattr(part, item.name), origin if origin in (dict, list) else declared):
-            raise TypeError(f"{item.name}: expected {declared}")
 
 
 def standing(folder: Path) -> Record:

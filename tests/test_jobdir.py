@@ -216,18 +216,6 @@ def test_the_state_of_a_job_follows_from_its_files(tmp_path):
     assert [path.name for path in job_folders(tmp_path)] == ["b", "c", "d"]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("settings", "x"), ("fingerprints", [1]), ("changes", 3), ("num_steps", "9"), ("title", None),
-     ("holder", {"host": 5, "pid": 1})],
-)  # fmt: skip
-def test_a_record_with_a_value_of_another_type_is_as_if_damaged(tmp_path, name, value):
-    Record(State.failed, "edges=act", num_steps=3).write(tmp_path)
-    path = tmp_path / RECORD
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
-    assert read_record(tmp_path) == Record(State.waiting)
-
-
 # Identity
 
 

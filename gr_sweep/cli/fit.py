@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from gr_sweep.config import PlanConfig, RunConfig, TrackingMode, num_micro_batches
+from gr_sweep.config import PlanConfig, RunConfig, num_micro_batches
 from gr_sweep.data.rows import step_rows
 from gr_sweep.errors import ConfigError
 from gr_sweep.layout import (
@@ -37,8 +37,6 @@ def check_fit(config: RunConfig) -> None:
         PlanError: the plan does not fit the model.
     """
     check_tracking(config.tracking)
-    if config.tracking.mode is not TrackingMode.off:
-        Path.home()  # W&B needs one; RuntimeError, which `app` explains, if there is none
     rows = step_rows(config)
     here = place()
     if here is not None:

@@ -17,7 +17,7 @@ from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import note_end
-from gr_sweep.launch.local import LocalParallelConfig, Slot, run_side_by_side, slots_of
+from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side, slots_of
 from gr_sweep.launch.resources import SlurmConfig
 from gr_sweep.launch.slurm import await_kill, check_slurm, is_cancelled, run_on_slurm
 from gr_sweep.launch.work import Work
@@ -40,21 +40,15 @@ class Outcome:
 class _Launcher(NamedTuple):
     check: Callable[[Any, list[RunConfig]], Any]
     """Settings and jobs to what `run` needs to know; raises ConfigError if they cannot run."""
-    run: Callable[..., None]
+    run: Callable[[Sequence[Work], Any, Any, Path], None]
     """Runs works; see `run_on_slurm`."""
-    on_interrupt: str
-    """What Ctrl-C does."""
-
-
-def _run_side_by_side(
-    works: Sequence[Work], _: Any, slots: Sequence[Slot], folder: Path, *, is_shown: bool
-) -> None:
-    run_side_by_side(works, slots, is_shown=is_shown)
 
 
 _LAUNCHERS: dict[type, _Launcher] = {
-    SlurmConfig: _Launcher(check_slurm, run_on_slurm, "leaves; the jobs stay in the queue"),
-    LocalParallelConfig: _Launcher(slots_of, _run_side_by_side, "stops the jobs; each saves first"),
+    SlurmConfig: _Launcher(check_slurm, run_on_slurm),
+    LocalParallelConfig: _Launcher(
+        slots_of, lambda works, _, slots, __: run_side_by_side(works, slots)
+    ),
 }
 """By their settings, which `gr_sweep.cli.schema.LAUNCHERS` names."""
 
@@ -72,18 +66,11 @@ def launch(command: "Command", tasks: Sequence[JobTask], checked: Any) -> list[O
     config = _launcher_config(command)
     if config is None:
         return [_run_here(task) for task in tasks]
-    from gr_sweep.cli.job_status import JobReader
-    from gr_sweep.cli.status import live_table
-
-    reader = JobReader([Path(os.path.abspath(job.folder)) for job in command.jobs])
     where = os.getcwd()
     works = [
         Work(task.folder, task.job.title, task.job.config, SweepJob(task, where)) for task in tasks
     ]
-    launcher = _LAUNCHERS[type(config)]
-    name = command.folder.resolve().name
-    with live_table(reader, name, f"Ctrl-C {launcher.on_interrupt}") as is_shown:
-        launcher.run(works, config, checked, command.folder, is_shown=is_shown)
+    _LAUNCHERS[type(config)].run(works, config, checked, command.folder)
     return [outcome_of(task.folder) for task in tasks]
 
 

@@ -1,18 +1,16 @@
 """The verb `status`: the state of the jobs in a folder, once or as a live table.
 
-The jobs may run here or on a cluster, and do not notice. Launchers show the same live table while
-they wait.
+The jobs may run here or on a cluster, and do not notice.
 """
 
 import contextlib
 import dataclasses
 import json
-import logging
 import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,8 +43,6 @@ _EPILOG = """examples:
 exit status: 0, or 1 if a job has failed, 2 if DIR holds no job, 130 after Ctrl-C
 """
 
-logger = logging.getLogger(__name__)
-
 
 def main(argv: Sequence[str]) -> int:
     """Prints a table, JSON, or a live table; 1 if a job has failed.
@@ -68,10 +64,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(list(argv))
 
     reader = JobReader(arguments.dir)
-    jobs, is_shown = reader.read(), False
+    jobs = reader.read()
     if arguments.watch:
         try:
-            jobs, is_shown = _watch(reader, jobs)
+            jobs = _watch(reader, jobs)
         except KeyboardInterrupt:
             again = f"gr-sweep status {shlex.quote(str(arguments.dir))} --watch"
             print(f"\nthe jobs keep running; to see them again: {again}", file=sys.stderr)
@@ -80,8 +76,9 @@ def main(argv: Sequence[str]) -> int:
         rows = [dataclasses.asdict(job) | {"state": job.state.value} for job in jobs]
         content = {"jobs": rows, "total": _totals(jobs), "left_s": sweep_left_s(jobs)}
         print(json.dumps(content, indent=1, default=str))
-    elif not is_shown:
-        _print(jobs)
+    else:
+        output().print(job_table(jobs))
+        print(f"\n{summary(jobs)}")
     return 1 if any(job.state is State.failed for job in jobs) else 0
 
 
@@ -128,19 +125,6 @@ def job_table(jobs: Sequence[JobStatus]) -> "Table":
     return table
 
 
-def live_view(jobs: Sequence[JobStatus], name: str, hint: str = "") -> "RenderableType":
-    """The totals of a sweep, a hint on what Ctrl-C does, and the jobs, running ones first."""
-    from rich.console import Group
-    from rich.text import Text
-
-    order = list(STYLES)
-    return Group(
-        Text.assemble((name, "bold"), f": {summary(jobs)}"),
-        *([Text(hint, style="dim")] if hint else ()),
-        job_table(sorted(jobs, key=lambda job: order.index(job.state))),
-    )
-
-
 def output() -> "Console":
     """Standard output for tables, with whole lines where it is not a terminal."""
     from rich.console import Console
@@ -149,54 +133,25 @@ def output() -> "Console":
     return console if console.is_terminal else Console(width=10_000)
 
 
-def _print(jobs: Sequence[JobStatus]) -> None:
-    output().print(job_table(jobs))
-    print(f"\n{summary(jobs)}")
-
-
-def _watch(reader: JobReader, jobs: list[JobStatus]) -> tuple[list[JobStatus], bool]:
-    """Waits until no job runs or waits; returns the jobs, and whether a terminal shows them."""
-    name, hint = jobs[0].folder.parent.name, "Ctrl-C ends this; the jobs keep running"
-    with live_table(reader, name, hint) as is_shown:
-        while any(job.state in (State.running, State.waiting) for job in jobs):
-            time.sleep(EVERY_S)
-            jobs = reader.read()
-    return jobs, is_shown
-
-
-@contextlib.contextmanager
-def live_table(reader: JobReader, name: str, hint: str) -> Iterator[bool]:
-    """Shows the jobs on standard error while the caller waits for them; printed lines appear above.
-
-    Yields whether they are shown: only on a terminal.
-
-    Args:
-        reader: of the jobs.
-        name: of the sweep.
-        hint: a line on what Ctrl-C does, which is not shown at the end.
-    """
-    from rich.console import Console
+def _watch(reader: JobReader, jobs: list[JobStatus]) -> list[JobStatus]:
+    """Waits until no job runs or waits; on a terminal it shows them, running ones first."""
+    from rich.console import Console, Group
     from rich.live import Live
 
+    order, name = list(STYLES), jobs[0].folder.parent.name
+
+    def view() -> "RenderableType":
+        table = job_table(sorted(jobs, key=lambda job: order.index(job.state)))
+        return Group(f"{name}: {summary(jobs)}", "Ctrl-C ends this; the jobs keep running", table)
+
     console = Console(stderr=True)
-    if not console.is_terminal or console.is_dumb_terminal:
-        yield False
-        return
-    view: RenderableType = ""
-
-    def draw() -> "RenderableType":
-        nonlocal view
-        try:
-            view = live_view(reader.read(), name, hint)
-        except Exception as error:  # an error of the table must not end the jobs
-            logger.warning("the table of jobs could not be drawn: %r", error)
-        return view
-
-    with Live(get_renderable=draw, console=console, refresh_per_second=1 / EVERY_S):
-        try:
-            yield True
-        finally:
-            hint = ""
+    live = Live(get_renderable=view, console=console, auto_refresh=False, transient=True)
+    with live if console.is_terminal else contextlib.nullcontext():
+        while any(job.state in (State.running, State.waiting) for job in jobs):
+            live.refresh()
+            time.sleep(EVERY_S)
+            jobs = reader.read()
+    return jobs
 
 
 def short_count(count: float) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.config import RunConfig
-from gr_sweep.errors import ConfigError, GrSweepError, JobError
+from gr_sweep.errors import GrSweepError, JobError
 from gr_sweep.files import full_disk, is_full, write_whole
 from gr_sweep.jobdir import SUMMARY, Identity, identity_of, is_done
 from gr_sweep.startup import rare_collections
@@ -87,8 +87,6 @@ class JobTask:
     """Files to write, with the config as Hydra composed it, by path within the folder."""
     log_config: Any = field(repr=False)
     """For `logging.config.dictConfig`."""
-    verbose: list[str]
-    """Loggers whose messages are all shown."""
 
     def run(self) -> None:
         """Runs the job, in each process of those that run it together.
@@ -132,13 +130,7 @@ class JobTask:
         except OSError as error:
             raise unusable(error) from error
         logging.raiseExceptions = False  # a message for a full disk is lost, without a traceback
-        try:
-            logging.config.dictConfig(self.log_config)
-            for name in self.verbose:
-                logging.getLogger(name).setLevel(logging.DEBUG)
-        except (ValueError, TypeError, AttributeError) as error:
-            reason = error.__cause__ or error
-            raise ConfigError(f"hydra.job_logging cannot be used: {reason}") from error
+        logging.config.dictConfig(self.log_config)
         log.info("%s", f"{self.place} {self.job.title}".strip())
         for line in self.job.overruled:
             log.info("%s has no effect: method=%s decides", line, self.job.config.method.name.value)
@@ -180,9 +172,6 @@ def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
             f"{hydra.output_subdir}/{name}.yaml": OmegaConf.to_yaml(part)
             for name, part in parts.items()
         }
-    verbose = hydra.verbose  # Hydra's: true, a logger, or a list of them
-    if isinstance(verbose, bool | str):
-        verbose = [verbose] if isinstance(verbose, str) else [""] * verbose
     return JobTask(
         job=job,
         folder=Path(folder),
@@ -191,7 +180,6 @@ def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
         command=command.line_of(job),
         files=files,
         log_config=OmegaConf.to_container(hydra.job_logging, resolve=True),
-        verbose=list(verbose),
     )
 
 

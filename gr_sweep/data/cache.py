@@ -5,7 +5,6 @@ it contains is not known here.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.errors import DataError
-from gr_sweep.files import full_disk, is_full, lock_file, write_whole
+from gr_sweep.files import content_digest, full_disk, is_full, lock_file, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
             manifest = dict(build(building))
             files = sorted(path for path in building.rglob("*") if path.is_file())
             manifest["files"] = {
-                path.relative_to(building).as_posix(): [path.stat().st_size, _digest(path)]
+                path.relative_to(building).as_posix(): [path.stat().st_size, content_digest(path)]
                 for path in files
             }
             write_whole(building / MANIFEST, json.dumps(manifest, indent=1))
@@ -101,15 +100,6 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _digest(path: Path) -> str:
-    """BLAKE2b of a file's size and content."""
-    state = hashlib.blake2b(f"{path.stat().st_size}\n".encode(), digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
-
-
 def digests(paths: Sequence[Path], memory: Path, *, always_below: int = 0) -> list[str]:
     """The digest of each file, which depends on its content and not on its name.
 
@@ -130,7 +120,7 @@ def digests(paths: Sequence[Path], memory: Path, *, always_below: int = 0) -> li
             stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
             *before, digest = remembered.get(name, [None])
             if before != stamp or status.st_size < always_below:
-                digest = _digest(path)
+                digest = content_digest(path)
                 if status.st_size >= always_below and time.time() - status.st_mtime > _CLOCK_S:
                     remembered[name] = [*stamp, digest]
                     is_changed = True

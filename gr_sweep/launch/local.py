@@ -79,9 +79,7 @@ def slots_of(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> list[Slo
     return [Slot(index, None, config.cores_per_job) for index in range(count)]
 
 
-def run_side_by_side(
-    works: Sequence[Work], slots: Sequence[Slot], *, is_shown: bool = False
-) -> None:
+def run_side_by_side(works: Sequence[Work], slots: Sequence[Slot]) -> None:
     """Runs each job in a process of its own, and returns when all have ended.
 
     A job that another process is running already is waited for. Ctrl-C or SIGTERM stops all jobs:
@@ -89,12 +87,11 @@ def run_side_by_side(
 
     Args:
         slots: from `slots_of`.
-        is_shown: whether a live table shows the states of the jobs.
 
     Raises:
         Stopped: a signal came.
     """
-    reporter = Reporter(works, is_shown=is_shown)
+    reporter = Reporter(works)
     waiting, elsewhere = deque(works), list[Work]()
     running: dict[Slot, tuple[Work, Process]] = {}
     signals = StopSignals()

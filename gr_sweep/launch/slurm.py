@@ -109,8 +109,6 @@ def run_on_slurm(
     config: SlurmConfig,
     resources: Sequence[Resources],
     sweep: Path,
-    *,
-    is_shown: bool = False,
 ) -> None:
     """Submits the jobs that are not in the queue yet, and waits until all have ended.
 
@@ -118,7 +116,6 @@ def run_on_slurm(
 
     Args:
         resources: of each job, from `check_slurm`; jobs with the same form an array.
-        is_shown: whether a live table shows the states of the jobs.
 
     Raises:
         JobError: sbatch refuses a job, or the controller does not answer.
@@ -128,7 +125,7 @@ def run_on_slurm(
         raise JobError("squeue does not answer; rerun the command when SLURM's controller is back")
     names = {work.folder: os.path.relpath(work.folder, sweep) for work in works}
     numbers = {folder: queue[name] for folder, name in names.items() if name in queue}
-    reporter = Reporter(works, is_shown=is_shown)
+    reporter = Reporter(works)
     for work in works:
         if work.folder in numbers:
             reporter.started(work, f"already in the queue as SLURM job {numbers[work.folder]}")

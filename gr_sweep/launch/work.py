@@ -23,15 +23,13 @@ class Work:
 class Reporter:
     """Prints a line on stderr when a job starts and when it ends."""
 
-    def __init__(self, works: Sequence[Work], *, is_shown: bool = False) -> None:
-        """`is_shown`: a live table shows the states of the jobs, so that no line needs to."""
+    def __init__(self, works: Sequence[Work]) -> None:
         self._num_works = len(works)
-        self._is_shown = is_shown
         self._num_ended = 0
 
     def started(self, work: Work, where: str) -> None:
         """The job was started, or is waited for; `where` says how."""
-        self._print(work, where)
+        print(f"{work.title}: {where}", file=sys.stderr, flush=True)
 
     def ended(self, work: Work) -> None:
         """The job has ended, as its files say."""
@@ -40,8 +38,5 @@ class Reporter:
         said = now.state.value
         if now.state is not State.done and now.error:
             said = f"{said}: {now.error}"
-        self._print(work, f"{said} ({self._num_ended} of {self._num_works})")
-
-    def _print(self, work: Work, what: str) -> None:
-        if not self._is_shown:
-            print(f"{work.title}: {what}", file=sys.stderr, flush=True)
+        count = f"{self._num_ended} of {self._num_works}"
+        print(f"{work.title}: {said} ({count})", file=sys.stderr, flush=True)

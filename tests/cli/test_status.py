@@ -189,37 +189,6 @@ def test_ctrl_c_ends_the_live_table_and_not_the_job(tmp_path):
         assert standing(job).state is State.running
 
 
-SHOWN = """
-import sys, time
-from pathlib import Path
-from gr_sweep.cli import status
-
-sweep = Path(sys.argv[1])
-status.EVERY_S = 0.1
-reader = status.JobReader([sweep / "two", sweep / "one"])
-with status.live_table(reader, "a sweep", "Ctrl-C stops") as is_shown:
-    print("shown", is_shown, file=sys.stderr)
-    time.sleep(0.3)
-    status.summary, summary = None, status.summary  # an error of the table must not end the jobs
-    time.sleep(0.3)
-    status.summary = summary
-"""
-
-
-def test_a_launcher_that_waits_shows_its_jobs_below_what_it_prints(tmp_path):
-    for name in ("one", "two", "another"):
-        make_job(tmp_path / name, State.waiting)
-    ended, text = on_terminal([sys.executable, "-c", SHOWN, tmp_path])
-    assert ended == 0, text
-    lines = [line.rstrip() for line in text.splitlines()]
-    assert "shown True" in lines and "Ctrl-C stops" in lines
-    assert "could not be drawn" in text
-    # The last table stays, without the hint.
-    end = lines[len(lines) - lines[::-1].index("shown True") :]
-    assert [line.split()[-1] for line in end if line.startswith("waiting")][-2:] == ["two", "one"]
-    assert end[-1] != "Ctrl-C stops" and "another" not in text
-
-
 def test_watch_waits_without_a_terminal_and_prints_the_table_once(tmp_path, capsys, monkeypatch):
     job = make_job(tmp_path / "sweep" / "one", State.waiting)
     scenes = [
