@@ -107,6 +107,31 @@ def fine_tune(
     model.eval()
 
 
+class BestWeights:
+    """The parameters of a model when its loss was lowest, on the host."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[], float]) -> None:
+        """`loss` is that of the model as it is; the first is taken at once."""
+        self._model, self._loss = model, loss
+        self._lowest: float | None = None
+        self.look()
+
+    def look(self) -> None:
+        """Keeps the parameters if their loss is the lowest so far."""
+        loss = self._loss()
+        if self._lowest is None or loss < self._lowest:
+            self._lowest = loss
+            _drop_gathered(self._model)
+            self._best = [_local(p).to("cpu", copy=True) for p in self._model.parameters()]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Gives them back to the model."""
+        _drop_gathered(self._model)
+        for parameter, best in zip(self._model.parameters(), self._best, strict=True):
+            _local(parameter).copy_(best)
+
+
 def warmup(step: int) -> float:
     """Fraction of the learning rate in this step, counted from 0."""
     return min(1.0, (step + 1) / WARMUP_STEPS)

@@ -5,6 +5,7 @@ Decides which models are tested and on which text; the other modules of this fol
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from gr_sweep.config import EvalConfig
 from gr_sweep.domains import expand
 from gr_sweep.errors import JobError
 from gr_sweep.eval.calibrate import calibrated, fitted_bias
-from gr_sweep.eval.finetune import Context, fine_tune, restored
+from gr_sweep.eval.finetune import BestWeights, Context, fine_tune, restored
 from gr_sweep.eval.loss import HeldoutBatches, Losses
 from gr_sweep.eval.relearn import randomize_blocks, relearn_losses
 from gr_sweep.eval.removal import WithoutDomain
@@ -29,6 +30,12 @@ CALIBRATION_TOKENS = 16_384
 RECOVERY_LR = 0.1
 """Learning rate of the recovery as a fraction of training's peak: gradient routing's own (5e-4 and
 5e-5, projects/tinystories of its code)."""
+
+RECOVERY_READS = 8
+"""Evaluations of the recovery, at most, besides the one before it; the best weights count. Its code
+has one after each step."""
+RECOVERY_ROWS = 4
+"""Steps whose rows these read: the ones that would follow the recovery's."""
 
 _CALIBRATED = {
     View.full: View.calibrated_full,
@@ -61,8 +68,9 @@ def recovery(
 
     This is the recovery of gradient routing's robust unlearning (Cloud et al. 2024, arXiv
     2410.04332: expand, route, ablate, then train on retained text). The removed blocks are off in
-    each step and do not change; inside the context, switch them off too. The recovered weights are
-    computed each time that a context is entered, with the same result.
+    each step and do not change; inside the context, switch them off too. Of the weights before,
+    between and after the steps those count that have the lowest loss on more of the others' text.
+    They are computed each time that a context is entered, with the same result.
 
     Args:
         rows_without: the rows of each step, for a domain; None if there is no other text.
@@ -80,7 +88,29 @@ def recovery(
         if rows is None:
             yield
             return
+        removed = functools.partial(routed.remove, [part])
+        held_in = [rows(step) for step in range(num_steps, num_steps + RECOVERY_ROWS)]
+
+        @torch.no_grad()
+        def loss() -> float:
+            """In nats, summed over the rows that are held in."""
+            routed.model.eval()
+            losses = []
+            with removed():
+                for rows_NS in held_in:
+                    tokens_NS = torch.from_numpy(rows_NS).to(device)
+                    for micro_NS in tokens_NS.split(micro_batch_sequences or len(tokens_NS)):
+                        losses.append(token_losses(micro_NS)[0])
+            return float(torch.stack(losses).sum())
+
+        every = math.ceil(num_steps / RECOVERY_READS)
         with restored(token_losses):
+            best = BestWeights(token_losses, loss)
+
+            def after_step(step: int) -> None:
+                if step % every == 0 or step == num_steps:
+                    best.look()
+
             fine_tune(
                 token_losses,
                 rows,
@@ -88,10 +118,12 @@ def recovery(
                 lr=lr * RECOVERY_LR,
                 seed=seed,
                 device=device,
-                routing=functools.partial(routed.remove, [part]),
+                routing=removed,
+                after_step=after_step,
                 micro_batch_sequences=micro_batch_sequences,
                 num_processes=num_processes,
             )
+            best.restore()
             yield
 
     return without

@@ -130,6 +130,21 @@ def test_recovery_helps_the_others_and_leaves_the_removed_units_as_they_were():
     assert recovery(dense, TokenLosses(dense), rows_without, 5, **how) is None
 
 
+def test_a_recovery_that_makes_the_model_worse_is_taken_back():
+    routed = make_routed("forget", forget=["biology"])
+    read: list[int] = []
+
+    def rows_of(part: str):
+        rows = rows_without(part)
+        return lambda step: (read.append(step), rows(step))[1]
+
+    how = {"lr": 1000.0, "seed": 0, "device": CPU, "micro_batch_sequences": 4}
+    before = state_of(routed.model)
+    with recovery(routed, TokenLosses(routed), rows_of, 3, **how)("biology"):
+        assert are_equal(before, routed.model.state_dict())
+    assert sorted(read) == [0, 1, 2, 3, 4, 5, 6], "four steps' rows are only read"
+
+
 def test_the_model_without_a_domain_is_attacked_as_it_was_recovered():
     routed = make_routed("forget", forget=["biology"])
     token_losses = TokenLosses(routed)
