@@ -59,16 +59,6 @@ class Loss(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Of one model, padding included."""
-
-    parameters: int
-    """Tied parameters count once."""
-    flops_per_token: int
-    """Of one forward pass."""
-
-
-@dataclass(frozen=True)
 class Units:
     """Units of one kind in each layer."""
 
@@ -101,9 +91,10 @@ class Export:
     removed_blocks: list[str]
     is_core_of_removed: bool
     """Whether a removed domain owns the core too, as in all plans but `forget`."""
-    full: Cost
-    extracted: Cost
-    flops_sequence_length: int
+    full_parameters: int
+    """Tied ones count once."""
+    parameters: int
+    """Of the extracted model, padding included."""
     units: dict[str, Units]
     """By unit kind, of those that the plan splits."""
     losses: dict[str, tuple[Loss, Loss | None]]
@@ -160,15 +151,9 @@ def _rows(made: Export) -> list[tuple[str, str, str]]:
         interval = f" ({loss.interval[0]:.3f} to {loss.interval[1]:.3f})" if loss.interval else ""
         return f"{loss.nats:.3f}{interval}"
 
-    full, extracted = made.full, made.extracted
     return [
         ("", "full", "extracted"),
-        ("parameters", f"{full.parameters:,}", f"{extracted.parameters:,}"),
-        (
-            f"FLOPs per token, sequences of {made.flops_sequence_length}",
-            f"{full.flops_per_token:,}",
-            f"{extracted.flops_per_token:,}",
-        ),
+        ("parameters", f"{made.full_parameters:,}", f"{made.parameters:,}"),
         *(
             (f"{_UNITS[kind]} per layer", str(units.full), str(units.extracted))
             for kind, units in made.units.items()

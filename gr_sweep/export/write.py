@@ -17,16 +17,16 @@ from gr_sweep import __version__
 from gr_sweep.config import is_number
 from gr_sweep.domains import expand
 from gr_sweep.errors import JobError
-from gr_sweep.export.card import Cost, Export, Loss, Units, card_text
+from gr_sweep.export.card import Export, Loss, Units, card_text
 from gr_sweep.export.run import Run, load_routed
 from gr_sweep.files import sync_folder
 from gr_sweep.jobdir import MODEL
 from gr_sweep.metrics import registry
 from gr_sweep.model.extract import kept_units
 from gr_sweep.model.pretrained import quiet_transformers
-from gr_sweep.model.route import RoutedModel, route_model
+from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.train.cost import forward_flops_per_token, num_parameters
+from gr_sweep.train.cost import num_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,9 +36,6 @@ TOLERANCE = 1e-5
 
 _CHECKED_SEQUENCES, _CHECKED_TOKENS = 4, 32
 """Random text that logits are compared on."""
-
-_LONGEST = 2048
-"""Sequence length that FLOPs are computed for, if no summary names that of the training."""
 
 
 def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
@@ -67,14 +64,12 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
         plan = routed.plan
         off = plan.kept_off(keep) if keep else ()
         config: Any = routed.model.config
-        trained = run.summary.get("config", {}).get("train", {}).get("sequence_length")
-        length = int(trained or min(config.max_position_embeddings, _LONGEST))
         generator = torch.Generator().manual_seed(0)
         shape = (_CHECKED_SEQUENCES, _CHECKED_TOKENS)
         ids_NT = torch.randint(config.vocab_size, shape, generator=generator)
         with routed.blocks_off(off) if off else contextlib.nullcontext():
             wanted_NTV = _logits(routed.model, ids_NT)
-        full_cost = Cost(num_parameters(routed), forward_flops_per_token(routed, length))
+        full_parameters = num_parameters(routed)
         units = _units(routed, off)
         small = routed.extract(keep or plan.domains)
         if getattr(small.get_output_embeddings(), "bias", None) is not None:
@@ -82,7 +77,6 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
                 "the kept blocks have biases of the output vocabulary, for which checkpoints of "
                 f"{config.model_type} have no place; train with plan.adapters.bias=false"
             )
-        small_cost = _cost(small, length)
         kept = expand(keep, plan.domains) if keep else plan.domains
         others = [domain for domain in plan.domains if domain not in kept]
         owners = {domain for block in off for domain in plan.blocks[block].owners}
@@ -102,9 +96,8 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
                 is_core_of_removed=any(
                     plan.blocks[block].owners & plan.core.owners for block in off
                 ),
-                full=full_cost,
-                extracted=small_cost,
-                flops_sequence_length=length,
+                full_parameters=full_parameters,
+                parameters=small.num_parameters(),
                 units=units,
                 losses=losses_of(run.summary, plan, off),
                 logit_difference=_difference(_reloaded_logits(beside, ids_NT), wanted_NTV),
@@ -135,13 +128,6 @@ def _save(model: "PreTrainedModel", model_files: Path, folder: Path) -> None:
         shutil.copymode(folder / "config.json", weights)
     ignored = shutil.ignore_patterns("config.json")
     shutil.copytree(model_files, folder, ignore=ignored, dirs_exist_ok=True)
-
-
-def _cost(model: "PreTrainedModel", length: int) -> Cost:
-    """Cost of a plain model for sequences of `length` tokens."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    dense = route_model(model, RoutePlan.none(domains=["all"]), "none")
-    return Cost(parameters, forward_flops_per_token(dense, length))
 
 
 def _units(routed: RoutedModel, off: tuple[int, ...]) -> dict[str, Units]:

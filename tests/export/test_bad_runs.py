@@ -107,11 +107,6 @@ def tensors_with_code(job: Path) -> None:
     torch.save(Planted(job.parent / "ran"), path)
 
 
-def other_plan(job: Path) -> None:
-    [path] = job.glob("checkpoints/step_*/run.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"plan": PLAN}))
-
-
 STEP = "checkpoints/step_*"
 SUMMARY, CONFIG = "summary.json", "model/config.json"
 RUNS = {
@@ -121,12 +116,10 @@ RUNS = {
         "is not of the run",
     ),
     "run.json is a pickle": (planted(f"{STEP}/run.json"), "cannot be read"),
-    "run.json has another plan": (other_plan, ""),
     "the table is a pickle": (planted(f"{STEP}/.metadata"), "cannot be read"),
     "the tensors are a pickle": (planted(f"{STEP}/*.distcp"), "cannot be read"),
     "the tensors are torch's, with code": (tensors_with_code, "cannot be read"),
     "model/ has a deep config": (written(CONFIG, b"[" * 99_999), "cannot be read"),
-    "model/ is wider": (set_in(CONFIG, hidden_size=32), ""),
 }
 """How a job's folder is damaged, and what the error names."""
 
@@ -170,12 +163,6 @@ def torch_weights(model: Path) -> None:
     torch.save(Planted(model.parent / "ran"), model / "pytorch_model.bin")
 
 
-def index_outside(model: Path) -> None:
-    (model / WEIGHTS).unlink()
-    index = {"metadata": {}, "weight_map": {"x": "../nope.safetensors"}}
-    (model / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
-
-
 def with_tensors(*lacks: str, **new: torch.Tensor) -> Callable[[Path], None]:
     def damage(model: Path) -> None:
         tensors = load_file(model / WEIGHTS) | {f"{name}.weight": t for name, t in new.items()}
@@ -192,17 +179,12 @@ MODELS = {
         with_tensors(**{UP.removesuffix(".weight"): torch.ones(3, 16)}),
         f"{UP} has the shape [3, 16] instead of [28, 16]",
     ),
-    "config of no family": (set_in("config.json", model_type="nope"), ""),
     "a tensor is not finite": (
         with_tensors(**{UP.removesuffix(".weight"): torch.full((28, 16), float("nan"))}),
         f"{UP} has a number that is not finite",
     ),
     "config without heads": (set_in("config.json", num_key_value_heads=0), "cannot be loaded"),
-    "config of too many heads": (set_in("config.json", num_attention_heads=3), "attention heads"),
-    "config of another activation": (set_in("config.json", hidden_act="no"), "unknown 'no'"),
-    "config of another width": (set_in("config.json", intermediate_size=99), "is not whole"),
     "weights are torch's, with code": (torch_weights, "cannot be loaded"),
-    "the index leads outside": (index_outside, "cannot be loaded"),
 }
 
 
