@@ -4,16 +4,19 @@ Fine-tuning the whole model on few documents undoes what only looks like forgett
 al. 2025, arXiv 2512.05648) and Cloud et al. 2024 (arXiv 2410.04332) attack in the same way.
 """
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gr_sweep.eval.finetune import fine_tune, restored
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.text import Rows
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View
+from gr_sweep.model.adapters import adapted_modules
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 
@@ -77,6 +80,27 @@ def relearn_losses(
                 num_processes=num_processes,
             )
     return rows
+
+
+@contextlib.contextmanager
+def added_units_off(routed: RoutedModel, part: str) -> Iterator[None]:
+    """Inside, adapter units of the blocks that removing `part` switches off add nothing and do not
+    learn. They are beside the model's own units: without them it is as large as a filtered one."""
+    removed, hooks = routed.plan.removed_by([part]), []
+    for kind, split, module in adapted_modules(routed.model, routed.plan):
+        mask_U = torch.ones(split.num_units)
+        for index in removed:
+            mask_U[split.slices(1)[index]] = 0.0
+
+        def masked(module: nn.Module, inputs: object, h: Tensor, mask_U: Tensor = mask_U) -> Tensor:
+            return h * mask_U.to(h)
+
+        hooks.append(module.get_submodule(f"adapter.{kind}.A").register_forward_hook(masked))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from gr_sweep.errors import JobError
 from gr_sweep.eval.calibrate import calibrated, fitted_bias
 from gr_sweep.eval.finetune import BestWeights, Context, fine_tune, restored
 from gr_sweep.eval.loss import HeldoutBatches, Losses
-from gr_sweep.eval.relearn import randomize_blocks, relearn_losses
+from gr_sweep.eval.relearn import added_units_off, randomize_blocks, relearn_losses
 from gr_sweep.eval.removal import WithoutDomain
 from gr_sweep.eval.text import Rows, TrainingText
 from gr_sweep.eval.unlearn import unlearned
@@ -149,8 +149,8 @@ def robustness_losses(
     that can be removed; of a filtered model (`without`) the full model, for each domain that it
     never saw; of another dense model the full model, and with `unlearn_steps` the model after each
     domain was unlearned. An attack starts with random units in the removed blocks, so that sizes
-    match, and with nothing off. Call it inside the precision of the losses; the model is unchanged
-    afterwards.
+    match, and with nothing off but their adapter units. Call it inside the precision of the losses;
+    the model is unchanged afterwards.
 
     Args:
         held_out: plain text of all domains.
@@ -174,7 +174,7 @@ def robustness_losses(
         with recover(part) if recover is not None else contextlib.nullcontext():
             attempts.calibrate(View.removed, part, functools.partial(routed.remove, [part]))
             if config.relearn_steps:
-                with restored(token_losses):
+                with restored(token_losses), added_units_off(routed, part):
                     randomize_blocks(routed, part, text.seed)
                     attempts.attack(View.removed, part)
     if config.unlearn_steps and not without and not removable:

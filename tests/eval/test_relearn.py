@@ -70,7 +70,8 @@ def test_every_learning_rate_begins_with_the_same_weights():
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])  # with biases
 def test_just_the_units_of_the_removed_block_are_put_back_at_random(family):
     model = tiny_model(family)
-    plan = RoutePlan.peers(model.config, domains=DOMAINS, attn_shared=0.5)
+    adapters = {"embed": 2, "mlp": 3}
+    plan = RoutePlan.peers(model.config, domains=DOMAINS, attn_shared=0.5, adapters=adapters)
     routed = route_model(model, plan, "both")
     before = {name: [p.clone() for p in parts] for name, parts in routed.owner_sets().items()}
     randomize_blocks(routed, "biology", seed=3)

@@ -5,6 +5,7 @@ import torch
 from gr_sweep.config import EvalConfig
 from gr_sweep.errors import JobError
 from gr_sweep.eval.finetune import fine_tune
+from gr_sweep.eval.relearn import randomize_blocks
 from gr_sweep.eval.robustness import check_processes, recovery, robustness_losses
 from gr_sweep.eval.text import TrainingText
 from gr_sweep.metrics.losses import View
@@ -78,6 +79,18 @@ def test_a_model_that_never_saw_a_domain_is_tried_as_it_is():
     untouched = mean_losses(held_out().losses(TokenLosses(make_routed())))["biology"]
     first = [row for row in relearned if (row.lr, row.trained_tokens) == (1e-3, 0)]
     assert mean_losses(first)["biology"] == pytest.approx(untouched, rel=1e-6)
+
+
+def test_the_attack_on_a_model_whose_adapters_are_removed_is_that_on_a_plain_one():
+    adapters = {"embed": "full", "unembed": 3, "bias": True, "mlp": 2}
+    routed = make_routed("forget", forget=["biology"], mlp_shared=1.0, adapters=adapters)
+    randomize_blocks(routed, "biology", seed=0)
+    _, removed = found(routed)
+    _, plain = found(make_routed(), without=["biology"])
+    expected = [row._replace(view=View.removed) for row in plain]
+    for row, other in zip(removed, expected, strict=True):
+        assert row._replace(loss_nats=0) == other._replace(loss_nats=0)
+        assert row.loss_nats == pytest.approx(other.loss_nats, rel=1e-5)
 
 
 def test_a_dense_model_unlearns_each_domain_where_it_is_asked_to():
