@@ -266,22 +266,6 @@ def test_a_job_of_an_older_version_is_another_job(tmp_path):
     assert not is_done(tmp_path, IDENTITY) and line.startswith("version (an older")
 
 
-@pytest.mark.parametrize(
-    ("changes", "first"),
-    [({"sources": {}}, "code"), ({"fingerprints": {}}, "version"), ({"state": "?"}, "version")],
-)
-def test_an_interrupted_job_of_an_older_version_is_another_job(tmp_path, changes, first):
-    """`sources` is a field that records have had."""
-    path = begun(tmp_path) / RECORD
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    identity = other(code="other")
-    [line] = differences(tmp_path, identity)
-    assert line.startswith(f"{first} (")
-    with pytest.raises(JobError, match="resume=fresh"):
-        begin(tmp_path, identity)
-    assert begin(tmp_path, identity, force=True).changes == [line]
-
-
 def test_a_job_without_a_checkpoint_can_become_any_other(tmp_path):
     begin(tmp_path)
     (tmp_path / "checkpoints" / "step_00000002.unreadable").mkdir(parents=True)

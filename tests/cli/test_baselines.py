@@ -6,7 +6,6 @@ import pytest
 
 from gr_sweep.cli.compose import Command, compose
 from gr_sweep.config import Method, PlanKind
-from gr_sweep.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -122,15 +121,6 @@ def test_alone_baselines_are_dense_runs_as_wide_as_an_expert():
     assert {config.plan.kind for config in configs} == {PlanKind.none}
 
 
-def test_alone_baselines_replace_a_typed_width():
-    configs = added("edges=both", "plan.mlp_shared=0.25,0.5", "model.intermediate_size=96",
-                    "baselines=[alone,dense]")  # fmt: skip
-
-    dense, *others = sorted(configs, key=lambda config: config.method.name.value)
-    assert dense.method.name is Method.dense and dense.model.intermediate_size == 96
-    assert sorted(config.model.intermediate_size for config in others) == [48] * 3 + [64] * 3
-
-
 def test_alone_baselines_of_a_tree_are_its_separable_nodes():
     configs = added("partition=bio_virology", "plan=tree", "edges=both", "baselines=[alone]")
 
@@ -142,13 +132,6 @@ def test_alone_baselines_of_a_tree_are_its_separable_nodes():
     }
 
 
-def test_alone_baselines_are_neither_attacked_nor_calibrated():
-    attacks = ["eval.relearn_steps=20", "eval.calibrate=true"]
-    configs = added("edges=both", *attacks, "baselines=[filtered,alone]")
-    found = {(len(c.method.without), c.eval.relearn_steps, c.eval.calibrate) for c in configs}
-    assert found == {(1, 20, True), (2, None, False)}
-
-
 def test_alone_baselines_of_alternate_are_as_wide_as_the_last_experts():
     job = ["procedure=alternate", "plan.mlp_shared=0.5", "edges=act", "baselines=[alone]"]
     configs = added(*job, "procedure.rounds=2", "procedure.dense=0,0.5")
@@ -158,8 +141,3 @@ def test_alone_baselines_of_alternate_are_as_wide_as_the_last_experts():
         ("biology", "creative"): 480, ("code", "creative"): 480, ("code", "biology"): 480,
     }  # fmt: skip
     assert len(configs) == 3, "what the procedure is does not matter to them"
-
-
-def test_alone_baselines_of_a_checkpoint_are_refused():
-    with pytest.raises(ConfigError, match="out for the checkpoint owner/name"):
-        sweep("model=hf", "model.path=owner/name", "edges=act", "baselines=[alone]")

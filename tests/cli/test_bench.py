@@ -10,9 +10,3 @@ def test_options_go_to_the_benchmark_that_is_named(name, capsys):
         app.main(["bench", name, "--help"])
     assert f"gr-sweep bench {name}" in capsys.readouterr().out
     assert app.main(["bench"]) == 0 and f"\n  {name} " in capsys.readouterr().out
-
-
-def test_an_unknown_benchmark_is_refused_in_one_line(capsys):
-    assert app.main(["bench", "stepp"]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "'stepp'" in line and "mlp, step" in line

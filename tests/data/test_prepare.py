@@ -197,16 +197,6 @@ def test_a_pretrained_model_brings_its_own_tokenizer(tmp_path):
     assert named.fingerprint == made.fingerprint
 
 
-def test_text_read_ahead_is_bounded(tmp_path, monkeypatch):
-    root = write_root(tmp_path / "root", "code", "creative")
-    whole = prepare_data(local(tmp_path, root), TWO)
-    monkeypatch.setattr(prepare, "READ_AHEAD_BYTES", 20_000)
-    monkeypatch.setattr(prepare, "BATCH_BYTES", 5_000)
-    bounded = prepare_data(local(tmp_path / "other", root), TWO)
-    assert bounded.train["code"].ids.tolist() == whole.train["code"].ids.tolist()
-    assert decoded(bounded, bounded.train["code"]) == decoded(whole, whole.train["code"])
-
-
 def test_the_tokenizer_is_trained_on_equal_amounts_of_each_domain():
     documents = [
         Document(domain, text, text_id(text))

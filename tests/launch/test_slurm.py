@@ -289,12 +289,9 @@ BIG = "big|64|UNLIMITED|1|gpu:h100:8(S:0-1),shard:4|infinite"
     ("nodes", "words", "asked"),
     [
         ([SMALL], [], {"cpus-per-task=2", "time=120", "mem=8GB"}),
-        (["nonsense", SMALL.replace("16000", "1")], [], {"cpus-per-task=2"}),
         ([SMALL, BIG.replace("big", "debug*")], [], {"cpus-per-task=4", "time=1440"}),
         ([SMALL, BIG], ["gpu=h100", "partition=big"], {"cpus-per-task=4", "gpus-per-node=1"}),
-        ([BIG.replace("UNLIMITED", "3")], ["partition=big"], {"cpus-per-task=3"}),
         ([BIG.replace("infinite", "1-12:30:00")], ["partition=big"], {"time=1440"}),
-        ([BIG.replace("infinite", "40:00")], ["partition=big"], {"time=40"}),
         ([], [], {"cpus-per-task=4", "time=1440"}),
     ],
 )
@@ -315,15 +312,12 @@ COMMAND = ["debug=default", "hydra/launcher=slurm", "hydra.launcher.gpu=null"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["hydra.launcher.partitoin=x"], "partitoin"),
         (["hydra.launcher.tasks_per_node=5"], "do not divide over 5 processes"),
         (["hydra.launcher.gpu=h100"], "asks for 1 x (2 CPUs, 1 GPUs, 9 GB, 65 min), but"),
         (
             ["hydra.launcher.cpus_per_task=3"],
             "the default partition offers 2 x (2 CPUs, 0 GPUs, 15 GB, 120 min)",
         ),
-        (["hydra.launcher.mem_gb=16"], "set another partition"),
-        (["hydra.launcher.timeout_min=121"], "offers 2 x (2 CPUs"),
         (["hydra.launcher.nodes=3"], "asks for 3 x (2 CPUs"),
         (
             ["hydra.launcher.gpu=h100", "hydra.launcher.partition=big", "hydra.launcher.nodes=2"],
