@@ -14,6 +14,9 @@ from gr_sweep.domains import UNLABELLED, expand, weights_of_round
 from gr_sweep.errors import ConfigError, PlanError
 from gr_sweep.routing.rows import Share, cycle_length
 
+_FAR = Fraction(5, 4)
+"""Most that the rows of a label may be of its share of a step, or its share of the rows: one row of
+13 is no text of 3 %."""
 _MOST_ROWS = 4096
 """Largest batch that is tried when looking for one that divides."""
 
@@ -43,8 +46,8 @@ def rows_per_label(
         drops_observed: `without` goes by the label that routing sees: hidden labels stay hidden.
 
     Raises:
-        ConfigError: a label with a share would get no row, or equal shares unequal rows; the
-            message names the nearest sizes that divide.
+        ConfigError: a label would get rows far from its share, such as none, or equal shares
+            unequal rows; the message names the nearest sizes that divide.
     """
     if without and not drops_observed:
         unlabelled = 0.0
@@ -117,14 +120,15 @@ def _rows_of_size(
 
 
 def _split(shares: Mapping[str, Fraction], num_rows: int) -> dict[str, int] | None:
-    """Largest remainder; None if a share gets no row or equal shares get unequal rows."""
+    """Largest remainder; None if equal shares get unequal rows, or a share far more or fewer rows
+    than its own (`_FAR`)."""
     total = sum(shares.values())
     quotas = {label: share * num_rows / total for label, share in shares.items()}
     rows = {label: int(quota) for label, quota in quotas.items()}
     by_remainder = sorted(shares, key=lambda name: (rows[name] - quotas[name], -shares[name]))
     for label in by_remainder[: num_rows - sum(rows.values())]:
         rows[label] += 1
-    if any(share > 0 and rows[label] == 0 for label, share in shares.items()):
+    if any(rows[x] > _FAR * q or q > _FAR * rows[x] for x, q in quotas.items()):
         return None
     # Largest remainder breaks ties by position, which would favour the first domain.
     if len(set(zip(shares.values(), rows.values(), strict=True))) > len(set(shares.values())):
