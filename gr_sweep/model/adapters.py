@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gr_sweep.errors import PlanError
 from gr_sweep.model.families import family_of
@@ -157,7 +158,7 @@ def add_adapters(model: nn.Module, plan: RoutePlan, seed: int) -> None:
 
 def _new(kind: str, module: nn.Module, units: int, is_full: bool) -> Adapter:
     weight: Any = module.weight
-    if not isinstance(weight, nn.Parameter) or type(weight.data) is not Tensor:
+    if not isinstance(weight, nn.Parameter) or is_traceable_wrapper_subclass(weight):
         raise PlanError("adapters are added before a model is sharded or quantised")
     num_outputs, num_inputs = weight.shape
     if isinstance(module, nn.Embedding) or not isinstance(module, nn.Linear):
@@ -178,4 +179,7 @@ def _new(kind: str, module: nn.Module, units: int, is_full: bool) -> Adapter:
         A = nn.Linear(num_inputs, units, bias=False, **how)
         nn.init.normal_(A.weight, std=num_inputs**-0.5)
     nn.init.zeros_(zero.weight)  # type: ignore[arg-type]
-    return Adapter(A, B).to(weight.device)
+    adapter = Adapter(A, B)
+    # `to` refuses the fake tensors of an estimate, even where it has nothing to do.
+    is_here = zero.weight.device == weight.device
+    return adapter if is_here else adapter.to(weight.device)

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from gr_sweep.config import (
+    AdaptersConfig,
+    Core,
     DataConfig,
     Edges,
     EvalConfig,
@@ -67,6 +69,15 @@ def test_the_peak_is_that_of_the_allocator_in_a_real_step(
     estimated = estimate_job(config, CPU).step_peak_bytes
     # The difference is memory that kernels allocate for themselves.
     assert estimated == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_peak_of_a_frozen_core_with_adapters_has_their_gradients_and_moments_alone() -> None:
+    adapters = AdaptersConfig(embed=3, mlp=2)
+    config = make_config(plan=PlanConfig(core=Core.frozen, adapters=adapters))
+    estimate, trained = (estimate_job(job, CPU) for job in (config, make_config()))
+    assert estimate.step_peak_bytes == pytest.approx(measured_peak(config), rel=0.01)
+    assert estimate.optimizer_bytes < trained.optimizer_bytes
 
 
 @pytest.mark.usefixtures("one_thread")
