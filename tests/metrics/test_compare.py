@@ -329,15 +329,13 @@ def test_compute_equivalent_of_a_resample_below_the_first_share_counts_as_that()
 # The attack
 
 
-def attack_rows(
-    view: str, losses: Mapping[float, Mapping[int, float]], noise: Sequence[float] = (0, 0)
-) -> list[RelearnLoss]:
+def attack_rows(view: str, losses: Mapping[float, Mapping[int, float]]) -> list[RelearnLoss]:
     """Attacks on biology: a mean loss by learning rate and tokens trained on; documents of 10 and
     30 tokens."""
     return [
         RelearnLoss(
             View(view), "biology", lr, trained, "biology", f"biology{at}",
-            (loss + noise[at]) * tokens, tokens, 4 * tokens,
+            loss * tokens, tokens, 4 * tokens,
         )
         for lr, by_tokens in losses.items()
         for trained, loss in by_tokens.items()
@@ -403,23 +401,3 @@ def test_attack_without_baselines_has_its_lowest_loss_alone_and_its_curves() -> 
         Attack(lr=1e-3, tokens=(0, 10, 20), losses=(8.125, 7.125, 5.125)),
         Attack(lr=3e-3, tokens=(0, 10, 20), losses=(8.125, 6.0, 9.0)),
     ]
-
-
-def test_attack_is_paired_with_its_baselines_on_its_own_documents() -> None:
-    """A document is 2 nats harder for all: the tokens stay as they were, in every resample."""
-
-    def noise(domain: str, at: int) -> float:
-        return 2.0 * at
-
-    many = {domain: (10, 30, 50) for domain in DOMAINS}
-    baselines = Baselines(
-        dense=rows_of(DENSE, many, noise),
-        filtered={"biology": rows_of(WITHOUT_BIOLOGY, many, noise)},
-    )
-    rows = attack_rows("removed", ATTACKED, noise=(0, 2))
-    metrics, intervals = compare_relearn(rows, baselines, DOMAINS, seed=0)
-    key = "robustness/relearn/biology/tokens"
-    assert metrics[key] == pytest.approx(10 * 2 / 2.125)
-    assert intervals[key] == pytest.approx((metrics[key], metrics[key]))
-    low, high = intervals["robustness/relearn/biology/loss"]
-    assert high - low > 1
