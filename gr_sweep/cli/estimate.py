@@ -43,11 +43,6 @@ def main(argv: Sequence[str]) -> int:
         "--gflops", type=float, help="instead of a GPU: measured rate of a CPU, 1e9 a second"
     )
     parser.add_argument("--gpus", type=count, default=1, help="devices per job (default: 1)")
-    parser.add_argument(
-        "--vocab-size",
-        type=count,
-        help="size of a tokenizer that is not on this machine; a checkpoint has its own",
-    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options, rest = parser.parse_known_args(list(argv))
 
@@ -64,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         target = Target("cpu", options.gflops * 1e9, None, False, options.gpus)
     rows = []
     for job in command.jobs:
-        estimate = estimate_job(job.config, target, vocab_size=options.vocab_size)
+        estimate = estimate_job(job.config, target)
         rows.append((job, estimate, what_would_help(estimate, job.config, target)))
     if options.json:
         print(json.dumps(_as_json(rows, target), indent=1))

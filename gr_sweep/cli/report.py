@@ -20,13 +20,12 @@ def main(argv: Sequence[str]) -> int:
         epilog="example:\n  gr-sweep report outputs/my-sweep",
     )
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder of a sweep, or of one job")
-    parser.add_argument("--no-table", action="store_true", help="print only the path")
     arguments = parser.parse_args(list(argv))
-    show(arguments.dir, has_table=not arguments.no_table)
+    show(arguments.dir)
     return 0
 
 
-def show(folder: Path, jobs: Collection[Path] | None = None, *, has_table: bool = True) -> None:
+def show(folder: Path, jobs: Collection[Path] | None = None) -> None:
     """Writes the report of a sweep's folder and prints its table and path.
 
     Args:
@@ -37,8 +36,7 @@ def show(folder: Path, jobs: Collection[Path] | None = None, *, has_table: bool 
 
     sweep = read_sweep(folder, jobs)
     page = write_report(sweep)
-    if has_table:
-        print_table(sweep, output())
+    print_table(sweep, output())
     print(page)
 
 

@@ -161,24 +161,18 @@ def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
 
     cfg = command.config_of(job, Path(folder))
     hydra = cfg.hydra
-    files = {}
-    if hydra.output_subdir is not None:
-        parts = {
-            "config": without_hydra(cfg),
-            "hydra": OmegaConf.masked_copy(cfg, "hydra"),
-            "overrides": hydra.overrides.task,
-        }
-        files = {
-            f"{hydra.output_subdir}/{name}.yaml": OmegaConf.to_yaml(part)
-            for name, part in parts.items()
-        }
+    parts = {
+        "config": without_hydra(cfg),
+        "hydra": OmegaConf.masked_copy(cfg, "hydra"),
+        "overrides": hydra.overrides.task,
+    }
     return JobTask(
         job=job,
         folder=Path(folder),
         place=place,
         sweep=command.folder.name,
         command=command.line_of(job),
-        files=files,
+        files={f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()},
         log_config=OmegaConf.to_container(hydra.job_logging, resolve=True),
     )
 

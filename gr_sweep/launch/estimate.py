@@ -109,24 +109,22 @@ class Estimate:
         return dataclasses.asdict(self) | {"peak_bytes": self.peak_bytes}
 
 
-_known: dict[tuple[str, Target, int | None], Estimate] = {}
+_known: dict[tuple[str, Target], Estimate] = {}
 
 
-def estimate_job(config: RunConfig, target: Target, *, vocab_size: int | None = None) -> Estimate:
+def estimate_job(config: RunConfig, target: Target) -> Estimate:
     """Estimates what the job needs on the target; jobs of other seeds or rates are estimated once.
 
     Args:
         config: validated and resolved, as for a run.
         target: the devices.
-        vocab_size: of a model with random weights, instead of the configured one; a checkpoint has
-            its own.
 
     Raises:
         GrSweepError: the job cannot run there, or a tokenizer or checkpoint is not on this machine.
     """
-    key = _cost_key(config), target, vocab_size
+    key = _cost_key(config), target
     if key not in _known:
-        _known[key] = _estimate(config, target, vocab_size)
+        _known[key] = _estimate(config, target)
     return _known[key]
 
 
@@ -139,8 +137,8 @@ def _cost_key(config: RunConfig) -> str:
     return json.dumps(plain)
 
 
-def _estimate(config: RunConfig, target: Target, vocab_size: int | None) -> Estimate:
-    model_config = _model_config(config, vocab_size)
+def _estimate(config: RunConfig, target: Target) -> Estimate:
+    model_config = _model_config(config)
     counts = step_rows(config)
     train = config.train
     with FakeTensorMode():
@@ -175,10 +173,10 @@ def _estimate(config: RunConfig, target: Target, vocab_size: int | None) -> Esti
     )
 
 
-def _model_config(config: RunConfig, vocab_size: int | None) -> Any:
+def _model_config(config: RunConfig) -> Any:
     """The Hugging Face config of the job's model, from files of this machine only."""
     if config.model.path is None:
-        return named_config(config, vocab_size=vocab_size or _vocab_size(config), eot_id=0)
+        return named_config(config, vocab_size=_vocab_size(config), eot_id=0)
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -211,7 +209,7 @@ def _vocab_size(config: RunConfig) -> int:
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise DataError(
             f"data.tokenizer={name} is not on this machine or cannot be read, and an estimate "
-            "downloads nothing; give its number of tokens: --vocab-size 50257"
+            f"downloads nothing; fetch it first (hf download {name})"
         ) from error
     return PretrainedTokenizer(tokenizer, name).vocab_size
 

@@ -40,8 +40,6 @@ class LocalParallelConfig:
 
     _target_: str = "gr_sweep.cli.launchers.LocalParallelLauncher"
     """Distinguishes it from Hydra's own launchers; not an existing class."""
-    devices: list[int] | None = None
-    """Numbers of the GPUs to use, as torch counts them; null: all that are visible."""
     jobs_per_device: int = bounded(1, at_least=1)
     """Jobs at the same time on a GPU, or on a group of cores: one small model leaves a GPU idle."""
     cores_per_job: int = bounded(1, at_least=1)
@@ -64,10 +62,11 @@ def slots_of(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> list[Slo
     """The slots of this machine for these jobs, alternating between GPUs.
 
     Raises:
-        ConfigError: an invalid setting, or a GPU that does not exist.
+        ConfigError: an invalid setting.
     """
     check_values(config, "hydra.launcher")
-    if gpus := _gpus(config, jobs):
+    gpus = [] if all(job.train.device is Device.cpu for job in jobs) else visible_gpus()
+    if gpus:
         return [Slot(index, gpu, None) for index in range(config.jobs_per_device) for gpu in gpus]
     cores = usable_cores()
     if config.cores_per_job > cores:
@@ -178,20 +177,6 @@ def _stop(processes: Iterable[Process]) -> None:
         for process in processes:
             process.kill()
         raise
-
-
-def _gpus(config: LocalParallelConfig, jobs: Iterable[RunConfig]) -> list[str]:
-    """The GPUs to use, named for CUDA_VISIBLE_DEVICES; none if there are none or all jobs are for
-    the CPU."""
-    gpus = [] if all(job.train.device is Device.cpu for job in jobs) else visible_gpus()
-    if config.devices is None:
-        return gpus
-    for number in config.devices:
-        if not 0 <= number < len(gpus):
-            raise ConfigError(
-                f"hydra.launcher.devices: there is no GPU {number}; torch sees {len(gpus)}"
-            )
-    return [gpus[number] for number in dict.fromkeys(config.devices)]
 
 
 def usable_cores() -> int:

@@ -53,5 +53,3 @@ def test_verb_prints_the_table_and_then_the_path(
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == str(edges_folder / "report" / "index.html")
     assert any("weight" in line for line in lines)
-    verb.main([str(edges_folder), "--no-table"])
-    assert capsys.readouterr().out == f"{last}\n"
