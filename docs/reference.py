@@ -136,7 +136,7 @@ def _changed(value: Any) -> Any:
 def settings_of(
     schema: type, prefix: str, values: Any, choices: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[Setting]:
-    """The fields of a schema, those of the schemas within it left out.
+    """The fields of a schema, and of those within a group.
 
     Args:
         prefix: `plan.`.
@@ -147,7 +147,11 @@ def settings_of(
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         value = getattr(values, field.name)
-        if field.name in _NO_SETTING or dataclasses.is_dataclass(value):
+        if field.name in _NO_SETTING:
+            continue
+        if dataclasses.is_dataclass(value):
+            if prefix:  # A group of its own is another section.
+                found += settings_of(type(value), f"{prefix}{field.name}.", value)
             continue
         default = as_yaml(value)
         set_by = {
