@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gr_sweep import job
-from gr_sweep.config import RunConfig
+from gr_sweep.config import AdaptersConfig, PlanConfig, RunConfig
 from gr_sweep.errors import JobError
 from gr_sweep.jobdir import read_record, read_summary
 from gr_sweep.train import loop
@@ -36,6 +36,7 @@ def config(tmp_path_factory) -> RunConfig:
         tmp_path_factory.mktemp("cache"),
         train={"steps": STEPS, "log_every": 6, "keep_checkpoints": 3},
         eval={"every": STEPS},
+        plan=PlanConfig(adapters=AdaptersConfig(embed=2, unembed="full", bias=True, attn=1, mlp=2)),
     )
 
 

@@ -19,9 +19,9 @@ from gr_sweep.errors import PlanError
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.modules import RoutedModule
 from gr_sweep.routing.plan import RoutePlan
-from tests.model.compare import gradients
+from tests.model.compare import gradients, route
 from tests.model.tiny import MLP, tiny_ids, tiny_model
-from tests.reference import assert_same, loss_sum
+from tests.reference import Cut, assert_same, loss_sum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -454,8 +454,9 @@ def test_a_copy_of_a_routed_model_is_a_plain_model(copied, family):
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
 def test_a_copy_of_the_routing_is_a_routed_copy_of_the_model(copied):
     model = tiny_model()
-    how = {"foreign_dropout": 0.5, "foreign_core_rest": 0.3, "foreign_outputs": 1.0}
-    routed = route_model(model, FORGET(model.config), "both", **how)
+    plan = FORGET(model.config, adapters={"embed": "full", "unembed": 2, "mlp": 1})
+    cut = Cut("both", foreign_core_rest=0.3, foreign_outputs=1.0)
+    routed = route(model, plan, cut, foreign_dropout=0.5)
     both = copied([routed, model])
     assert both[0].model is both[1] and both[1] is not model
     found = []

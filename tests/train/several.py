@@ -61,16 +61,23 @@ class Case:
     is_tied: bool = False
     family: str = "llama"
     core_frozen: bool = False
+    adapters: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
 
 
+ADAPTERS = {"embed": 3, "unembed": 3, "attn": 1, "mlp": 3}
 CASES = {
-    "both": Case("both", 0.5),
+    "both": Case("both", 0.5, adapters=ADAPTERS),
     "forget": Case("weight", 1.0, kind="forget"),
     "frozen": Case("both", 0.5, family="gpt2", core_frozen=True, train={"block_lr": 2.0}),
-    "tied": Case("act", 0.5, is_tied=True, train={"activation_checkpointing": True}),
+    "tied": Case(
+        *("act", 0.5),
+        is_tied=True,
+        adapters={"embed": "full", "unembed": "full", "bias": True},
+        train={"activation_checkpointing": True},
+    ),
     "compiled": Case("both", 0.5, layers=(1, 2), train={"compile": True}),
-    "bfloat16": Case("both", 0.5, train={"precision": Precision.bfloat16}),
+    "bfloat16": Case("both", 0.5, adapters=ADAPTERS, train={"precision": Precision.bfloat16}),
 }
 SLOW = ("bfloat16", "compiled")
 
@@ -82,7 +89,12 @@ def make_routed(case: Case) -> RoutedModel:
     config.tie_word_embeddings = case.is_tied
     forget = {"forget": ["biology"]} if case.kind == "forget" else {}
     plan = RoutePlan.make(
-        case.kind, config, domains=DOMAINS, attn_shared=0.25, layers=case.layers, **forget
+        *(case.kind, config),
+        domains=DOMAINS,
+        attn_shared=0.25,
+        layers=case.layers,
+        adapters=case.adapters,
+        **forget,
     )
     return route_model(
         random_model(config, seed=0),
