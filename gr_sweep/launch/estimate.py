@@ -30,6 +30,7 @@ from gr_sweep.train.cost import (
     forward_flops_per_token,
     kept_parameters,
     num_parameters,
+    recomputed_flops_per_token,
     train_flops_per_token,
 )
 from gr_sweep.train.distributed import rows_of
@@ -152,9 +153,7 @@ def _estimate(config: RunConfig, target: Target) -> Estimate:
         kept = kept_parameters(routed)
         recomputed = 0.0
         if train.activation_checkpointing:
-            # The active part of the layers, without the unembedding.
-            unembedding = routed.model.get_output_embeddings().weight.numel()
-            recomputed = forward - 2 * (whole - active) - 2 * unembedding
+            recomputed = recomputed_flops_per_token(routed, groups, length)
         weights, optimizer, step, evaluation = _memory(routed, config, counts, target)
     return Estimate(
         parameters=whole,

@@ -349,7 +349,7 @@ COST_PARAMETERS = Metric(
 PARAMETERS_KEPT = Metric(
     key="cost/parameters/kept/{part}", title="parameters of an expert alone", unit="parameters",
     direction=-1, mean="mean_parameters_kept",
-    meaning="parameters without the blocks that keep(e) switches off",
+    meaning="parameters without the blocks that keep(e) switches off, adapters merged",
 )
 COST_FLOPS_PER_TOKEN = Metric(
     key="cost/flops_per_token", title="FLOPs per token", unit="FLOPs per token", direction=-1,

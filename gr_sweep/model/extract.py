@@ -78,7 +78,7 @@ def extract(
     A Hugging Face config has one width for all layers: layers that keep fewer units are padded with
     zero units, which change nothing. So are heads, up to a number that divides the residual width
     if the family's config requires it (Llama), or to all of them (GPT-2). Adapters are added to the
-    matrices that they are beside; embeddings that were tied are then two matrices.
+    matrices that they are beside; embeddings that were tied are two matrices if one has adapters.
 
     Args:
         model: a model that is routed by `plan`; it is not changed.
@@ -106,8 +106,10 @@ def extract(
                 found = [_kept(state[name], part, kept, widths[part.kind]) for part in parts]
                 state[name] = torch.cat(found, parts[0].dim(parameter))
     plain_class: Any = type(model)
+    config = _resized(plain_config, widths)
+    config.tie_word_embeddings = is_tied(plan, plain_config, off)
     with torch.random.fork_rng():
-        small: PreTrainedModel = plain_class(_resized(plain_config, plan, widths))
+        small: PreTrainedModel = plain_class(config)
     first = next(model.parameters())
     small.to(device=first.device, dtype=first.dtype)
     if bias_V is not None:
@@ -144,11 +146,16 @@ def _merge_adapters(
     return bias_V
 
 
-def _resized(plain_config: Any, plan: RoutePlan, widths: Mapping[str, int]) -> Any:
+def is_tied(plan: RoutePlan, config: Any, off: Collection[int]) -> bool:
+    """Whether embedding and unembedding are one matrix in the model without the blocks `off`."""
+    sizes = [split.sizes for (_, kind), split in plan.splits.items() if kind in (EMBED, UNEMBED)]
+    has_adapters = any(size for of in sizes for block, size in enumerate(of) if block not in off)
+    return config.tie_word_embeddings and not has_adapters
+
+
+def _resized(plain_config: Any, widths: Mapping[str, int]) -> Any:
     """The config with so many units of each kind per layer."""
     config = copy.deepcopy(plain_config)
-    if {kind for _, kind in plan.splits} & {EMBED, UNEMBED}:
-        config.tie_word_embeddings = False
     setattr(config, mlp_size_name(config), widths[MLP])
     num_groups = units_per_layer(config)[ATTN]
     if widths[ATTN] != num_groups:

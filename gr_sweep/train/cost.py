@@ -1,16 +1,17 @@
 """What a routed model costs: parameters, and operations of a training step. Needs shapes alone, so
 it works on fake tensors too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.cost import attention_flops_per_token, flops_per_token, peak_flops
+from gr_sweep.model.extract import is_tied
 from gr_sweep.model.route import RoutedModel
-from gr_sweep.model.units import LINEARS
-from gr_sweep.routing.plan import ATTN
+from gr_sweep.model.units import LINEARS, UnitLinear
+from gr_sweep.routing.plan import ADAPTERS, ATTN, BIAS, Split
 from gr_sweep.routing.rows import RowGroup
 from gr_sweep.train.loop import TrainState
 
@@ -63,54 +64,102 @@ def num_parameters(routed: RoutedModel) -> int:
 
 def active_parameters(routed: RoutedModel, groups: Sequence[RowGroup]) -> float:
     """Parameters that are active for a training sequence, averaged over these groups' rows."""
-    sizes = _block_sizes(routed)
+    return num_parameters(routed) - _off_parameters(routed, groups, routed.unit_linears)
+
+
+def _off_parameters(
+    routed: RoutedModel, groups: Sequence[RowGroup], linears: Iterable[UnitLinear]
+) -> float:
+    """Of these maps' parameters those that are off, averaged over the groups' rows."""
+    sizes = _unit_sizes(routed, linears)
     off = sum(
         sizes[block] * group.count
         for group in groups
         for block in routed.plan.off_blocks(group.off)
     )
-    return sum(sizes) - off / sum(group.count for group in groups)
+    return off / sum(group.count for group in groups)
 
 
 def kept_parameters(routed: RoutedModel) -> dict[str, int]:
-    """Parameters of keep(d) for every domain; empty for a dense plan."""
-    plan, sizes = routed.plan, _block_sizes(routed)
+    """Parameters of `extract([d])` for every domain, without the zeros that pad layers; empty for a
+    dense plan."""
+    plan, config = routed.plan, routed.model.config
     if len(plan.blocks) == 1:
         return {}
-    return {
-        domain: sum(sizes) - sum(sizes[block] for block in plan.kept_off([domain]))
-        for domain in plan.domains
-    }
+    own, adapters = _kinds(routed)
+    sizes = _unit_sizes(routed, own)
+    plain = num_parameters(routed) - sum(_unit_sizes(routed, adapters))
+    unembedding: Any = routed.model.get_output_embeddings()
+    biases = plan.splits.get((0, BIAS), Split((0,) * len(sizes))).sizes
+    found = {}
+    for domain in plan.domains:
+        off = plan.kept_off([domain])
+        found[domain] = plain - sum(sizes[block] for block in off)
+        if config.tie_word_embeddings and not is_tied(plan, config, off):
+            found[domain] += unembedding.weight.numel()
+        if sum(biases) > sum(biases[block] for block in off):
+            found[domain] += unembedding.weight.shape[0]
+    return found
 
 
-def _block_sizes(routed: RoutedModel) -> list[int]:
-    """Parameters of each block, from shapes, which are whole even if the model is sharded."""
-    sizes = [0] * len(routed.plan.blocks)
+def _kinds(routed: RoutedModel) -> tuple[list[UnitLinear], list[UnitLinear]]:
+    """The maps that hold units of the model, and those of adapters."""
+    found: tuple[list[UnitLinear], list[UnitLinear]] = ([], [])
     for linear in routed.unit_linears:
+        found[linear.kind in ADAPTERS.values()].append(linear)
+    return found
+
+
+def _unit_sizes(routed: RoutedModel, linears: Iterable[UnitLinear]) -> list[int]:
+    """Parameters of each block in the units of these maps, from shapes, which are whole even if the
+    model is sharded."""
+    sizes = [0] * len(routed.plan.blocks)
+    for linear in linears:
         per_unit = sum(map(linear.size, linear.parameters))
         for block, units in enumerate(linear.split.sizes):
             sizes[block] += units * per_unit
-    [core] = [index for index, block in enumerate(routed.plan.blocks) if block.is_core]
-    sizes[core] += num_parameters(routed) - sum(sizes)
     return sizes
+
+
+def _matrices(modules: Iterable[torch.nn.Module]) -> int:
+    """Numbers in linear maps; a table is looked up, which is no product."""
+    return sum(m.weight.numel() for m in modules if isinstance(m, LINEARS))
 
 
 def forward_flops_per_token(routed: RoutedModel, length: int) -> int:
     """FLOPs per token of a forward pass of the full model, in sequences of `length` tokens."""
-    matrices = sum(m.weight.numel() for m in routed.model.modules() if isinstance(m, LINEARS))
-    return flops_per_token(matrices, *_attention(routed), length)
+    return flops_per_token(_matrices(routed.model.modules()), *_attention(routed), length)
+
+
+def recomputed_flops_per_token(
+    routed: RoutedModel, groups: Sequence[RowGroup], length: int
+) -> float:
+    """FLOPs per token that activation checkpointing repeats: the forward pass of the layers,
+    without what is off."""
+    model = routed.model
+    ends = {
+        m
+        for end in (model.get_input_embeddings(), model.get_output_embeddings())
+        for m in end.modules()
+    }
+    in_layers = [linear for linear in routed.unit_linears if linear.module not in ends]
+    forward = forward_flops_per_token(routed, length) - 2 * _matrices(ends)
+    return forward - 2 * _off_parameters(routed, groups, in_layers)
 
 
 def kept_flops_per_token(routed: RoutedModel, length: int) -> dict[str, int]:
-    """FLOPs per token of a forward pass of keep(d), as in `kept_parameters`.
+    """FLOPs per token of a forward pass of the models of `kept_parameters`.
 
     Removed head groups make attention narrower; biases, a ten-thousandth, count as matrices.
     """
     plan = routed.plan
-    full, whole = forward_flops_per_token(routed, length), num_parameters(routed)
+    own, adapters = _kinds(routed)
+    sizes = _unit_sizes(routed, own)
+    full = forward_flops_per_token(routed, length)
+    full -= 2 * _matrices(linear.module for linear in adapters)
     width, _ = _attention(routed)
     found = {}
-    for domain, kept in kept_parameters(routed).items():
+    for domain in plan.domains if len(plan.blocks) > 1 else ():
         off = plan.kept_off([domain])
         narrower = sum(
             width * sum(split.sizes[block] for block in off) // split.num_units
@@ -118,7 +167,7 @@ def kept_flops_per_token(routed: RoutedModel, length: int) -> dict[str, int]:
             if kind == ATTN
         )
         scores = attention_flops_per_token(narrower, 1, length)
-        found[domain] = full - 2 * (whole - kept) - scores
+        found[domain] = full - 2 * sum(sizes[block] for block in off) - scores
     return found
 
 
@@ -153,6 +202,8 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
             learned = sum(group.count for group, factor in of_groups if factor != 0.0) / num_rows
             total += (2.0 + learned) * module.weight.numel()
     for linear in routed.unit_linears:
+        if not isinstance(linear.module, LINEARS):
+            continue  # a table
         per_unit = linear.size(linear.parameters[0])
         learned_by = factors.outputs if linear.is_row else factors.weight
         for index, group in enumerate(groups):

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from gr_sweep.export.run import Run, open_run
-from gr_sweep.model.route import RoutedModel, route_model
+from gr_sweep.model.route import RoutedModel
 from gr_sweep.setup import save_model_files
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.loop import TrainState
+from tests.model.compare import route
 from tests.model.tiny import tiny_model
+from tests.reference import Cut
 
 
 def make_run(
@@ -31,7 +33,7 @@ def make_run(
         changes: of the model's config.
     """
     model: Any = tiny_model(family, **changes).float()
-    routed = route_model(model, plan_of(model.config), "none")
+    routed = route(model, plan_of(model.config), Cut("none"))
     tokenizer = folder / "cache"
     tokenizer.mkdir(parents=True)
     (tokenizer / "tokenizer.json").write_text("{}")

@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gr_sweep.errors import JobError
 from gr_sweep.export import write
 from gr_sweep.export.card import Loss, remarks_of
 from gr_sweep.export.write import export, losses_of
 from gr_sweep.model.sizes import SIZES
 from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
 from gr_sweep.setup import save_model_files
-from gr_sweep.train.cost import kept_parameters
+from gr_sweep.train.cost import kept_parameters, num_parameters
 from tests.export.folder import make_run
 from tests.model.tiny import FAMILIES, HIDDEN, LAYERS, WHOLE_ATTENTION_ONLY, tiny_ids
 from tests.model.tiny import MLP as WIDTH
@@ -56,6 +57,27 @@ def test_the_checkpoint_has_the_logits_of_keep(family, tmp_path):
     assert made.parameters - zeros == kept_parameters(routed)["biology"]
     assert made.removed_domains == ["code", "creative"] and made.step == 7
     assert not list(tmp_path.glob(".*")), "no temporary folder is left"
+
+
+@pytest.mark.parametrize(("keep", "is_tied"), [("code", True), ("biology", False)])
+def test_adapters_that_are_kept_are_merged_and_untie_the_embeddings(keep, is_tied, tmp_path):
+    adapters = {"embed": 3, "unembed": "full", "bias": keep == "code", "attn": 1, "mlp": 2}
+    plan_of = functools.partial(
+        RoutePlan.forget, domains=DOMAINS, forget=["biology"], adapters=adapters
+    )
+    run, routed = make_run(tmp_path / "job", plan_of, tie_word_embeddings=True)
+    made = export(run, [keep], tmp_path / "out", command=COMMAND)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is is_tied
+    assert made.parameters == kept_parameters(routed)[keep]
+    assert made.full_parameters == num_parameters(routed)
+
+
+def test_kept_biases_of_the_output_are_refused(tmp_path):
+    run, _ = make_run(tmp_path / "job", functools.partial(PEERS, adapters={"bias": True}))
+    with pytest.raises(JobError, match=r"biases .* plan.adapters.bias=false"):
+        export(run, ["code"], tmp_path / "out", command=COMMAND)
+    assert not (tmp_path / "out").exists()
 
 
 def test_heads_are_padded_to_a_number_that_the_architecture_takes(tmp_path):

@@ -1,5 +1,7 @@
 """Parameters and operations by hand: width 16, MLP 32, 2 layers, 2 heads of 8, vocabulary 11."""
 
+from typing import Any
+
 import pytest
 
 from gr_sweep.model.route import RoutedModel, route_model
@@ -12,6 +14,7 @@ from gr_sweep.train.cost import (
     kept_parameters,
     multiply_adds,
     num_parameters,
+    recomputed_flops_per_token,
     train_flops_per_token,
 )
 
@@ -26,11 +29,15 @@ SCORES = 2 * 4 * 16 * 9 // 2
 
 
 def make(
-    edges: str, foreign_dropout: float, kind: str = "peers", foreign_outputs: float | None = None
+    edges: str,
+    foreign_dropout: float,
+    kind: str = "peers",
+    foreign_outputs: float | None = None,
+    **shares: Any,
 ) -> RoutedModel:
     """Core 16 units of the 32, each domain 8."""
     config = llama_config(SHAPE, vocab_size=11, eot_id=0, sequence_length=8)
-    plan = RoutePlan.make(kind, SHAPE, domains=tuple(COUNTS), forget=["biology"])
+    plan = RoutePlan.make(kind, config, domains=tuple(COUNTS), forget=["biology"], **shares)
     return route_model(
         random_model(config, seed=0),
         plan,
@@ -109,3 +116,24 @@ def test_output_columns_that_learn_all_the_same_cost_their_product() -> None:
     """Under `both` nothing comes back from foreign units, a quarter of them; with their output
     columns learning, one product of `down`, a third of the MLP, does."""
     assert limit("both", 0.0, foreign_outputs=1.0) == limit("both", 0.0) + MLP / 4 / 3
+
+
+def test_adapters_cost_their_products_in_training_and_nothing_once_they_are_merged() -> None:
+    """A table of the embedding is looked up. Biology's rows alone run the adapters."""
+    adapters = {"embed": "full", "unembed": "full", "mlp": 2}
+    routed = make("weight", 1.0, "forget", mlp_shared=1.0, adapters=adapters)
+    bottlenecks = 2 * 3 * 2 * (16 + 32)
+    whole, matrices = ATTENTION + MLP + UNEMBEDDING + NORMS, ATTENTION + MLP + UNEMBEDDING
+    assert num_parameters(routed) == whole + bottlenecks + 2 * UNEMBEDDING
+    # Without biology's adapters the embeddings stay tied.
+    assert kept_parameters(routed) == {"code": whole, "biology": whole + UNEMBEDDING}
+    groups = routed.row_groups(COUNTS)
+    half = (bottlenecks + 2 * UNEMBEDDING) / 2
+    assert active_parameters(routed, groups) == whole + half
+    dense = 2 * matrices + SCORES
+    assert forward_flops_per_token(routed, 8) == dense + 2 * (bottlenecks + UNEMBEDDING)
+    assert kept_flops_per_token(routed, 8) == dict.fromkeys(COUNTS, dense)
+    added = bottlenecks + UNEMBEDDING
+    assert multiply_adds(routed, COUNTS) == (3 * matrices + 2 * matrices + 3 * added) / 2
+    recomputed = 2 * (ATTENTION + MLP) + SCORES + 2 * bottlenecks / 2
+    assert recomputed_flops_per_token(routed, groups, 8) == recomputed
