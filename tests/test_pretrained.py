@@ -65,7 +65,7 @@ def test_smollm2_becomes_a_smaller_model_of_biology(tmp_path, monkeypatch, capsy
     assert main(["export", "job", "--keep", "biology", "--to", "biology"]) == 0
     made = json.loads(Path("biology/export.json").read_text())
     # In each of 30 layers 512 of 1536 units: rows of gate and up, columns of down.
-    fewer = made["full"]["parameters"] - made["extracted"]["parameters"]
+    fewer = made["full_parameters"] - made["parameters"]
     assert fewer == 30 * 512 * 3 * 576
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, "biology"], capture_output=True, text=True, check=True

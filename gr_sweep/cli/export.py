@@ -45,10 +45,10 @@ def main(argv: Sequence[str]) -> int:
     run = open_run(options.run)
     check_keep(run.plan, options.keep, run.folder)
 
-    from gr_sweep.export.card import remarks_of, table_text
+    from gr_sweep.export.card import facts_of
     from gr_sweep.export.write import export
 
     command = shlex.join(["gr-sweep", "export", *argv])
     made = export(run, options.keep, options.to, command=command)
-    print(table_text(made), *remarks_of(made), options.to, sep="\n")
+    print(*facts_of(made), options.to, sep="\n")
     return 0

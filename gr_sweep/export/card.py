@@ -1,7 +1,6 @@
-"""What an export holds, its model card, and the table that the command prints."""
+"""What an export holds, its model card, and the lines that the command prints."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from gr_sweep.routing.plan import ATTN, MLP
 
@@ -17,7 +16,7 @@ A language model that was trained on {domains}{routing}, by gr-sweep.
 
 - kept: {kept}
 - removed: {removed}
-{remarks}
+{facts}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,10 +25,6 @@ model = AutoModelForCausalLM.from_pretrained("DIR")  # this folder
 tokenizer = AutoTokenizer.from_pretrained("DIR")
 ```
 
-## Full and extracted model
-
-{table}
-{losses}
 ## How it was made
 
 ```sh
@@ -44,18 +39,6 @@ the run's model{off} by at most {made.logit_difference:.1g} (float32).
 
 _ROUTING = """ with gradient routing
 ([Cloud et al. 2024](https://arxiv.org/abs/2410.04332))"""
-
-_LOSSES = """
-Losses are held-out, in nats per token, as the run measured them, with 95 % intervals from a
-bootstrap over documents.
-"""
-
-
-class Loss(NamedTuple):
-    """Held-out loss with its 95 % interval, if it has one."""
-
-    nats: float
-    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +62,6 @@ class Export:
     """Name of the job."""
     step: int
     is_finished: bool
-    """Whether the job has finished; losses are empty before that."""
     domains: list[str]
     keep: list[str]
     """As typed; empty for a dense run."""
@@ -97,8 +79,6 @@ class Export:
     """Of the extracted model, padding included."""
     units: dict[str, Units]
     """By unit kind, of those that the plan splits."""
-    losses: dict[str, tuple[Loss, Loss | None]]
-    """By domain, of the full and of the extracted model; None where the run did not measure it."""
     logit_difference: float
     """Largest difference between the checkpoint and the run's model with the blocks off."""
     commands: dict[str, str]
@@ -116,7 +96,6 @@ def card_text(made: Export) -> str:
         pipeline_tag="text-generation",
         tags=[*(["gradient-routing"] if made.keep else []), "gr-sweep"],
     )
-    names, *rows = (f"| {' | '.join(row)} |" for row in _rows(made))
     versions = made.fingerprints | made.versions
     return _CARD.format(
         data=data,
@@ -124,60 +103,32 @@ def card_text(made: Export) -> str:
         domains=", ".join(made.domains),
         routing=_ROUTING if made.keep else "",
         off=" with the other blocks switched off" if made.keep else "",
-        losses=_LOSSES if made.losses else "",
         kept=", ".join(made.keep) or "all, the run is dense",
         removed=", ".join(made.removed_domains) or "nothing",
-        remarks="\n".join(f"- note: {remark}" for remark in remarks_of(made)),
-        table="\n".join([names, "|---|---:|---:|", *rows]),
+        facts="\n".join(f"- {line}" for line in facts_of(made)),
         commands="\n".join(command for command in made.commands.values() if command),
         versions="\n".join(f"- {name}: `{value}`" for name, value in versions.items()),
     )
 
 
-def table_text(made: Export) -> str:
-    """The sizes and losses of both models, in columns."""
-    rows = _rows(made)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        f"{name:{widths[0]}}  {full:>{widths[1]}}  {extracted:>{widths[2]}}"
-        for name, full, extracted in rows
-    )
-
-
-def _rows(made: Export) -> list[tuple[str, str, str]]:
-    def shown(loss: Loss | None) -> str:
-        if loss is None:
-            return "-"
-        interval = f" ({loss.interval[0]:.3f} to {loss.interval[1]:.3f})" if loss.interval else ""
-        return f"{loss.nats:.3f}{interval}"
-
-    return [
-        ("", "full", "extracted"),
-        ("parameters", f"{made.full_parameters:,}", f"{made.parameters:,}"),
-        *(
-            (f"{_UNITS[kind]} per layer", str(units.full), str(units.extracted))
-            for kind, units in made.units.items()
-        ),
-        *((f"loss on {d}", shown(one), shown(other)) for d, (one, other) in made.losses.items()),
-    ]
-
-
-def remarks_of(made: Export) -> list[str]:
-    """What the numbers alone do not say."""
-    remarks = [
-        f"{sum(units.padding)} of the {_UNITS[kind]} are zero: every layer must have "
-        f"{units.extracted}, and the layers keep {', '.join(map(str, units.kept))}"
-        for kind, units in made.units.items()
-        if any(units.padding)
-    ]
+def facts_of(made: Export) -> list[str]:
+    """Sizes of the extracted model and the full one, and what they alone do not say."""
+    lines = [f"parameters: {made.parameters:,} of {made.full_parameters:,}"]
+    for kind, units in made.units.items():
+        lines.append(f"{_UNITS[kind]} per layer: {units.extracted} of {units.full}")
+        if any(units.padding):
+            lines.append(
+                f"{sum(units.padding)} of the {_UNITS[kind]} are zero: every layer must have "
+                f"{units.extracted}, and the layers keep {', '.join(map(str, units.kept))}"
+            )
     if made.unremoved_domains:
         names = ", ".join(made.unremoved_domains)
-        remarks.append(f"not removed, though not kept: {names}, which own no removed block")
+        lines.append(f"not removed, though not kept: {names}, which own no removed block")
     if made.is_core_of_removed:
-        remarks.append(
+        lines.append(
             "the core, which all domains share, has learned from the removed domains too: the "
-            "model may still know something about them; the losses say how much"
+            "model may still know something about them; the losses of the run say how much"
         )
     if not made.is_finished:
-        remarks.append(f"the run is not finished: these are its weights after step {made.step}")
-    return remarks
+        lines.append(f"the run is not finished: these are its weights after step {made.step}")
+    return lines

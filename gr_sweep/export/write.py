@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +14,15 @@ import torch
 from torch import Tensor
 
 from gr_sweep import __version__
-from gr_sweep.config import is_number
 from gr_sweep.domains import expand
 from gr_sweep.errors import JobError
-from gr_sweep.export.card import Export, Loss, Units, card_text
+from gr_sweep.export.card import Export, Units, card_text
 from gr_sweep.export.run import Run, load_routed
 from gr_sweep.files import sync_folder
 from gr_sweep.jobdir import MODEL
-from gr_sweep.metrics import registry
 from gr_sweep.model.extract import kept_units
 from gr_sweep.model.pretrained import quiet_transformers
 from gr_sweep.model.route import RoutedModel
-from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.cost import num_parameters
 
 if TYPE_CHECKING:
@@ -99,7 +96,6 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
                 full_parameters=full_parameters,
                 parameters=small.num_parameters(),
                 units=units,
-                losses=losses_of(run.summary, plan, off),
                 logit_difference=_difference(_reloaded_logits(beside, ids_NT), wanted_NTV),
                 commands={"run": str(run.summary.get("command", "")), "export": command},
                 fingerprints=dict(run.summary.get("fingerprints", {})),
@@ -138,44 +134,6 @@ def _units(routed: RoutedModel, off: tuple[int, ...]) -> dict[str, Units]:
         for kind, kept in kept_units(routed.plan, routed.model.config, off).items()
         if kind in full
     }
-
-
-def losses_of(
-    summary: Mapping[str, Any], plan: RoutePlan, off: tuple[int, ...]
-) -> dict[str, tuple[Loss, Loss | None]]:
-    """Held-out losses of the full and of the extracted model, as the run measured them.
-
-    The extracted model has been measured if the same blocks are off in some keep(d) or remove(e)
-    of the run, and if `method.recovery` did not train it further after a removal. Empty for a job
-    that is not finished.
-
-    Args:
-        off: indices of the blocks that are removed.
-    """
-    removed = [node for node in plan.removable() if plan.removed_by([node]) == off]
-    kept = [node for node in plan.nodes if plan.kept_off([node]) == off]
-    is_trained_further = summary.get("config", {}).get("method", {}).get("recovery", 0.0) > 0
-    found: dict[str, tuple[Loss, Loss | None]] = {}
-    for domain in summary.get("domains", plan.domains):
-        key = registry.LOSS_FULL(domain)
-        full, extracted = _loss(summary, key), None
-        if not off:
-            extracted = full
-        elif not (removed and is_trained_further):
-            keys = [registry.LOSS_KEPT(node, domain) for node in kept]
-            keys += [registry.LOSS_REMOVED(node, domain) for node in removed]
-            extracted = _loss(summary, keys[0]) if keys else None
-        if full is not None:
-            found[domain] = full, extracted
-    return found
-
-
-def _loss(summary: Mapping[str, Any], key: str) -> Loss | None:
-    nats = summary.get("metrics", {}).get(key)
-    if not is_number(nats):
-        return None
-    interval = summary.get("intervals", {}).get(key)
-    return Loss(nats, None if interval is None else (interval[0], interval[1]))
 
 
 @torch.no_grad()

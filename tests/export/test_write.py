@@ -11,9 +11,8 @@ import torch
 
 from gr_sweep.errors import JobError
 from gr_sweep.export import write
-from gr_sweep.export.card import Loss, remarks_of
-from gr_sweep.export.write import export, losses_of
-from gr_sweep.model.sizes import SIZES
+from gr_sweep.export.card import facts_of
+from gr_sweep.export.write import export
 from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
 from gr_sweep.setup import save_model_files
 from gr_sweep.train.cost import kept_parameters, num_parameters
@@ -89,7 +88,7 @@ def test_heads_are_padded_to_a_number_that_the_architecture_takes(tmp_path):
     # q and o have 2 heads of 2 features a group, k and v one.
     zeros = 2 * LAYERS * HIDDEN * (4 + 2 + 2 + 4)
     assert made.parameters - zeros == kept_parameters(routed)["code"]
-    remark, _ = remarks_of(made)
+    remark = facts_of(made)[-2]
     assert remark in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -114,7 +113,7 @@ def test_a_domain_that_owns_no_block_is_not_said_to_be_removed(tmp_path):
     made = export(run, ["code"], tmp_path / "out", command=COMMAND)
     assert made.removed_blocks == made.removed_domains == ["biology"]
     assert made.unremoved_domains == ["creative"] and not made.is_core_of_removed
-    [remark] = remarks_of(made)
+    *_, remark = facts_of(made)
     assert "not removed, though not kept: creative" in remark
 
 
@@ -136,38 +135,3 @@ def test_a_model_with_other_logits_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="a bug of gr-sweep"):
         export(run, ["biology"], tmp_path / "out", command=COMMAND)
     assert [path.name for path in tmp_path.iterdir()] == ["job"]
-
-
-# Losses
-
-FLAT = RoutePlan.peers(SIZES["tiny"], domains=DOMAINS)
-SUMMARY = {
-    "metrics": {
-        "loss/full/code": 1.0,
-        "loss/kept/code/code": 1.1,
-        "loss/removed/biology/code": 1.2,
-    },
-    "intervals": {"loss/kept/code/code": [1.05, 1.15]},
-}
-
-
-@pytest.mark.parametrize(
-    ("keep", "extracted"),
-    [
-        (["code"], Loss(1.1, (1.05, 1.15))),
-        (["code", "creative"], Loss(1.2, None)),
-        (DOMAINS, Loss(1.0, None)),
-        (["biology"], None),
-    ],
-)
-def test_the_loss_of_the_extracted_model_is_that_of_the_same_network(keep, extracted):
-    found = losses_of(SUMMARY, FLAT, FLAT.kept_off(keep))
-    assert found == {"code": (Loss(1.0, None), extracted)}
-
-
-@pytest.mark.parametrize(("recovery", "is_there"), [(0.0, True), (0.01, False)])
-def test_a_recovered_network_is_not_the_extracted_one(recovery, is_there):
-    plan = RoutePlan.forget(SIZES["tiny"], domains=DOMAINS, forget=["biology"])
-    summary = SUMMARY | {"config": {"method": {"recovery": recovery}}}
-    found = losses_of(summary, plan, plan.kept_off(["code"]))
-    assert (found["code"][1] is not None) is is_there
