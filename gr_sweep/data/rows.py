@@ -4,7 +4,6 @@ Uses only the standard library, because it runs while settings are composed. `ch
 them.
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -70,20 +69,23 @@ def step_rows(config: RunConfig, labels: Sequence[str] | None = None) -> dict[st
     Raises:
         ConfigError: as there, or a share of the sequences that these rows cannot reach.
     """
-    size = config.train.batch_sequences
-    rows = _rows_of_size(config, labels, size)
+    domains = list(config.partition.domains)
+    weights: Mapping[str, float] = config.data.weights
+    if labels is not None:
+        weights = weights_of_round(weights, domains, labels)
+    rows = rows_per_label(
+        domains if labels is None else labels,
+        weights,
+        config.partition.unlabelled,
+        config.train.batch_sequences,
+        config.method.without,
+        config.method.name is Method.filtered_observed,
+    )
     try:
         _check_shares(config, rows)
     except PlanError as error:
-        said = f"route.{error}"
-    else:
-        return rows
-    for larger in range(2 * size, 9 * size, size):
-        with contextlib.suppress(ConfigError, PlanError):
-            _check_shares(config, _rows_of_size(config, labels, larger))
-            said += f", or train.batch_sequences={larger}"
-            break
-    raise ConfigError(said)
+        raise ConfigError(f"route.{error}, or a larger train.batch_sequences") from error
+    return rows
 
 
 def _check_shares(config: RunConfig, rows: Mapping[str, int]) -> None:
@@ -99,23 +101,6 @@ def _check_shares(config: RunConfig, rows: Mapping[str, int]) -> None:
     cycle_length(
         Share("foreign_dropout", route.foreign_dropout, tuple(rows[d] for d in dropped)),
         Share("foreign_core_share", route.foreign_core_share, tuple(rows[d] for d in forgotten)),
-    )
-
-
-def _rows_of_size(
-    config: RunConfig, labels: Sequence[str] | None, batch_sequences: int
-) -> dict[str, int]:
-    domains = list(config.partition.domains)
-    weights: Mapping[str, float] = config.data.weights
-    if labels is not None:
-        weights = weights_of_round(weights, domains, labels)
-    return rows_per_label(
-        domains if labels is None else labels,
-        weights,
-        config.partition.unlabelled,
-        batch_sequences,
-        config.method.without,
-        config.method.name is Method.filtered_observed,
     )
 
 

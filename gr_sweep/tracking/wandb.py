@@ -287,25 +287,11 @@ def wandb_settings() -> wandb.Settings:
 
 
 def set_up() -> None:
-    """Starts wandb's own process, whose messages go to our log.
-
-    WANDB_SERVICE is removed: it names a process of the parent, which may have ended.
-    """
+    """Starts wandb's own process. WANDB_SERVICE is removed: it names a process of the parent,
+    which may have ended."""
     os.environ.pop("WANDB_SERVICE", None)
     wandb_settings()
-    wandb.termsetup(wandb.setup().settings, _Messages())
-
-
-class _Messages:
-    """Sends wandb's messages to our log. The tracker warns by itself, once at most."""
-
-    def info(self, message: str) -> None:
-        _log.debug("%s", message)
-
-    def warning(self, message: str) -> None:
-        _log.info("%s", " ".join(message.split()))
-
-    error = warning
+    wandb.setup()
 
 
 def one_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ COMMANDS = """
 model=hf model.path=a/b/c               | invalid value for model.path: 'a/b/c'
 train.steps=99999999999999999999        | expected a number of at most 9007199254740992
 train.batch_sequences=7                 | use 6 or 9
-train.batch_sequences=3 route.foreign_dropout=0.9 | use 0.875 or 1, or train.batch_sequences=6
+train.batch_sequences=3 route.foreign_dropout=0.9 | use 0.875 or 1, or a larger train.batch
 procedure=alternate train.steps=40 train.batch_sequences=12 route.foreign_dropout=0.9 | use 0.875
 baselines=[dense]                       | add -m
 -m seed=${train.steps} baselines=[dense] | give values instead of ${...}
