@@ -4,9 +4,7 @@ An estimate of hours or bytes is not a promise, so requests are larger.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field, replace
-from operator import ge
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.bounds import bounded
@@ -90,56 +88,6 @@ class Resources:
     mem_gb: int
     """Main memory of a node."""
     timeout_min: int
-
-
-@dataclass(frozen=True)
-class Node:
-    """What a node of the partition has."""
-
-    cpus: float
-    gpus: int
-    mem_gb: float
-    """Infinite if SLURM is not told."""
-    timeout_min: float
-    """The partition's time limit."""
-
-    def __str__(self) -> str:
-        parts = [f"{self.cpus:g} CPUs", f"{self.gpus} GPUs", f"{self.mem_gb:g} GB"]
-        return ", ".join([*parts, f"{self.timeout_min:g} min"])
-
-
-def fitted(needs: Resources, given: SlurmConfig, nodes: Mapping[Node, int]) -> Resources:
-    """The request, with fewer CPUs and less time where these nodes need it and the user sets none.
-
-    Args:
-        nodes: how many of each kind the partition has; empty if that is not known.
-
-    Raises:
-        ConfigError: too few of the nodes can run the job, which would wait for ever.
-    """
-
-    def on(node: Node) -> Resources:
-        cpus, minutes = needs.cpus_per_task, needs.timeout_min
-        if given.cpus_per_task is None:
-            cpus = max(1, int(min(cpus, node.cpus // needs.tasks_per_node)))
-        if given.timeout_min is None and node.timeout_min * 60 > given.signal_delay_s:
-            minutes = int(min(minutes, node.timeout_min))
-        return replace(needs, cpus_per_task=cpus, timeout_min=minutes)
-
-    requests = {on(node) for node in nodes} or {needs}
-    for request in sorted(requests, key=lambda one: (-one.cpus_per_task, -one.timeout_min)):
-        cpus = request.tasks_per_node * request.cpus_per_task
-        asked = Node(cpus, request.gpus_per_node, request.mem_gb, request.timeout_min)
-        able = [nodes[node] for node in nodes if all(map(ge, astuple(node), astuple(asked)))]
-        if not nodes or sum(able) >= needs.nodes:
-            return request
-    where = f"partition {given.partition}" if given.partition else "the default partition"
-    kinds = " and ".join(f"{number} x ({node})" for node, number in list(nodes.items())[:3])
-    raise ConfigError(
-        f"a job asks for {needs.nodes} x ({asked}), but {where} offers {kinds}; "
-        "set another partition, or hydra.launcher.gpu=null (no GPU), .cpus_per_task, .mem_gb, "
-        ".timeout_min, .nodes"
-    )
 
 
 def check_given(given: SlurmConfig) -> None:

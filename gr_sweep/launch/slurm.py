@@ -5,9 +5,10 @@ on while this process is gone. The queue only says which jobs may still write th
 """
 
 import contextlib
+import dataclasses
 import io
+import itertools
 import json
-import math
 import os
 import re
 import shlex
@@ -15,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,7 @@ from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, JobError
 from gr_sweep.jobdir import Holder, State, standing
 from gr_sweep.joblock import note_end
-from gr_sweep.launch.resources import (
-    Node,
-    Resources,
-    SlurmConfig,
-    check_given,
-    fitted,
-    resources_of,
-)
+from gr_sweep.launch.resources import Resources, SlurmConfig, check_given, resources_of
 from gr_sweep.launch.work import Reporter, Work
 
 POLL_S = 5.0
@@ -51,6 +44,15 @@ _SUBMITTED = Path(".submitit", "submitted.jsonl")
 
 MAX_ARRAY = 1000
 """Jobs of one array: SLURM's limit of an index is 1001 by default."""
+
+_LIMITS_MIN = (4 * 60, 60)
+"""Shorter times that are tried where a partition has a limit."""
+
+_OPTIONS = (
+    *("nodes", "ntasks_per_node", "cpus_per_task", "mem", "time", "gpus_per_node", "gres"),
+    *("partition", "account", "qos", "constraint"),
+)
+"""Parameters that decide which nodes a job can have."""
 
 _MAX_REQUEUES = 1000
 """How often a job may be requeued after its time limit."""
@@ -76,32 +78,43 @@ def check_slurm(config: SlurmConfig, jobs: Sequence[RunConfig]) -> list[Resource
             "command on a login node, or use hydra/launcher=local_parallel"
         )
     check_given(config)
-    nodes = _nodes(config)
-    return [fitted(resources_of(job, config), config, nodes) for job in jobs]
+    wanted = [resources_of(job, config) for job in jobs]
+    fitted = {needs: _fitted(needs, config) for needs in set(wanted)}
+    return [fitted[needs] for needs in wanted]
 
 
-def _nodes(config: SlurmConfig) -> Counter[Node]:
-    """The nodes of the partition, counted by kind; none if SLURM does not say."""
-    command = ["sinfo", "--all", "--noheader", "--Node", "--format=%P|%c|%B|%m|%G|%l"]
-    given = config.additional_parameters.get("partition") or config.partition
-    if partition := given or os.environ.get("SBATCH_PARTITION"):
-        command.append(f"--partition={partition}")
-    found: Counter[Node] = Counter()
-    for line in (_ask(command) or "").splitlines():
-        with contextlib.suppress(ValueError):  # a node that SLURM knows nothing of
-            name, cpus, most_cpus, memory_mb, gres, limit = line.split("|")
-            if not partition and not name.endswith("*"):  # not the default
-                continue
-            days, _, clock = limit.rpartition("-")
-            count = min(float(cpus), math.inf if most_cpus == "UNLIMITED" else float(most_cpus))
-            memory = math.inf if int(memory_mb) <= 1 else int(memory_mb) // 1024
-            minutes = math.inf
-            if limit.lower() != "infinite":
-                parts = enumerate(reversed(clock.split(":")))
-                minutes = int(days or 0) * 24 * 60 + sum(int(n) * 60**k for k, n in parts) // 60
-            gpus = sum(map(int, re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres)))
-            found[Node(count, gpus, memory, minutes)] += 1
-    return found
+def _fitted(needs: Resources, config: SlurmConfig) -> Resources:
+    """The request, with fewer CPUs and less time where SLURM has no node for it and the user sets
+    none: a job that no node can run would wait for ever.
+
+    Raises:
+        ConfigError: SLURM refuses the request, or has no node for any of these.
+    """
+    cpus = [needs.cpus_per_task, *(() if config.cpus_per_task else (2, 1))]
+    shorter = [m for m in _LIMITS_MIN if config.signal_delay_s < 60 * m < 60 * needs.timeout_min]
+    minutes = [needs.timeout_min, *(() if config.timeout_min else shorter)]
+    for minute, cpu in itertools.product(minutes, cpus):
+        request = dataclasses.replace(needs, cpus_per_task=cpu, timeout_min=minute)
+        parameters = _sbatch_parameters(config, request)
+        more = parameters.pop("additional_parameters")
+        options = {name: parameters[name] for name in _OPTIONS if name in parameters} | more
+        words = [
+            f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+            for name, value in options.items()
+        ]
+        with _clean_environment(parameters | more):
+            try:
+                answer = _run(["sbatch", "--test-only", *words, "--wrap=true"])
+            except (OSError, subprocess.TimeoutExpired):
+                return needs
+        if answer.returncode == 0:
+            return request
+    offers = _ask(["sinfo", "--all", "--noheader", "--format=%P %c CPUs %m MB %G %l"]) or ""
+    raise ConfigError(
+        f"SLURM cannot run a job with {' '.join(words)}: {' '.join(answer.stderr.split())}; it "
+        f"offers {'; '.join(offers.splitlines()[:5])}; set another hydra.launcher.partition, or "
+        "hydra.launcher.gpu=null (no GPU), .cpus_per_task, .mem_gb, .timeout_min, .nodes"
+    )
 
 
 def run_on_slurm(
@@ -318,15 +331,17 @@ def queue_of_user() -> set[str] | None:
 
 
 def _ask(command: list[str]) -> str | None:
-    # SQUEUE_STATES and similar variables would hide jobs and partitions.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_"))}
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_COMMAND_S, env=env
-        )
+        answer = _run(command)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout if answer.returncode == 0 else None
+
+
+def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    # SQUEUE_STATES and similar variables would hide jobs and partitions.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_"))}
+    return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S, env=env)
 
 
 def await_kill() -> None:

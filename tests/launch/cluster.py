@@ -5,6 +5,17 @@ from pathlib import Path
 
 _SBATCH = """#!/bin/bash
 here=$(dirname "$0")
+if [ "$1" = --test-only ]; then
+  read -r cpus minutes gpus nodes 2>/dev/null <"$here/nodes" || exit 0
+  for word in "$@"; do
+    case $word in
+      --cpus-per-task=*) most=$cpus ;; --time=*) most=$minutes ;;
+      --gpus-per-node=*) most=$gpus ;; --nodes=*) most=$nodes ;; *) continue ;;
+    esac
+    [ "${word#*=}" -le "$most" ] || { echo "allocation failure: not available" >&2; exit 1; }
+  done
+  exit 0
+fi
 if [ -e "$here/refuses" ]; then cat "$here/refuses" >&2; exit 1; fi
 number=$(( $(cat "$here/last" 2>/dev/null || echo 10) + 1 ))
 echo $number >"$here/last"
@@ -25,9 +36,7 @@ cat "$here/queue"
 """
 
 _SINFO = """#!/bin/bash
-here=$(dirname "$0")
-case "${*: -1}" in --partition=*) only=${*: -1}; only=${only#*=} ;; esac
-grep "^$only" "$here/nodes"
+cat "$(dirname "$0")/nodes"
 """
 
 _SCONTROL = """#!/bin/bash
@@ -75,9 +84,9 @@ class Cluster:
         if state is not None:
             (self.folder / f"{number}.state").write_text(state)
 
-    def offers(self, *nodes: str) -> None:
-        """What sinfo says of each node; nothing by default."""
-        (self.folder / "nodes").write_text("".join(f"{node}\n" for node in nodes))
+    def offers(self, *, cpus: int, minutes: int, gpus: int = 0, nodes: int = 1) -> None:
+        """What a job may ask for at most; anything by default."""
+        (self.folder / "nodes").write_text(f"{cpus} {minutes} {gpus} {nodes}\n")
 
     def is_away(self, away: bool) -> None:
         """Whether the controller does not answer."""
