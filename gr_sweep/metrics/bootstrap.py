@@ -63,9 +63,11 @@ class Estimates:
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
         self.intervals: dict[str, tuple[float, float]] = {}
+        self.samples: dict[str, Sample] = {}
 
     def add(self, key: str, sample: Sample) -> None:
         """Adds a number, and its interval where there is one."""
+        self.samples[key] = sample
         if not math.isfinite(sample.value):
             return
         self.metrics[key] = sample.value

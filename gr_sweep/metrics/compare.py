@@ -99,14 +99,13 @@ class _Comparison:
     """The metrics of one job against its baselines, which `add` adds to `estimates`."""
 
     def __init__(self, estimates: Estimates, tables: LossTables, baselines: Baselines) -> None:
-        self.estimates = estimates
+        self._add, self._samples = estimates.add, estimates.samples
         self.tables = tables
         self.baselines = baselines
         self.shares = sorted(baselines.shorter)
-        self._samples: dict[str, Sample] = {}
 
     def add(self) -> None:
-        """Adds all metrics whose baselines are there, then their means."""
+        """Adds all metrics whose baselines are there, then the means of all metrics."""
         tables = self.tables
         for domain in tables.domains:
             self._add_utility(domain)
@@ -122,12 +121,8 @@ class _Comparison:
                 registry.UNLEARNED_TAX, registry.UNLEARNED_REMOVAL,
             )  # fmt: skip
         for metric in registry.METRICS:
-            if metric.mean and metric.baselines:
-                self.estimates.add(metric.mean, self._mean(metric))
-
-    def _add(self, key: str, sample: Sample) -> None:
-        self._samples[key] = sample
-        self.estimates.add(key, sample)
+            if metric.mean:
+                self._add(metric.mean, self._mean(metric))
 
     def _filtered(self, part: str, domains: Sequence[str], kind: str = "filtered") -> Sample:
         return self.tables.mean_loss(domains, View.full, run=(kind, part))
@@ -205,7 +200,7 @@ class _Comparison:
         return Sample(found.value, np.where(is_below, self.shares[0], found.resampled))
 
     def _mean(self, metric: Metric) -> Sample:
-        """Mean of what was added, from the resamples of all its entries."""
+        """Mean of what was added, from the resamples of all entries."""
         tables = self.tables
         removed = tables.removable() or tables.removable(View.unlearned)
         if metric.over is Over.pairs:

@@ -1,8 +1,11 @@
 """The registry of metrics: every metric once, with its key, title, unit, formula and meaning.
 
 The summary, the report, W&B dashboards and the page of metrics take what they say about a metric
-from here. To add a metric, add an entry here and the code that computes it (`metrics/tables.py` for
-a job alone, `metrics/compare.py` against baselines).
+from here. To add a metric, add an entry here and the code that computes it: from losses in
+`metrics/tables.add_own` (a job alone) or `metrics/compare.py` (against baselines; it adds all
+means), from time and sizes in `train/cost.cost_metrics`, and for rows of metrics.jsonl in
+`train/loop.py` or, at the end of a round, `gr_sweep/alternate.py`. Which metrics the report's
+tables show says `report/measures.py`.
 
 Letters in formulas: d is the domain whose held-out text is read, e the domain that was removed or
 kept. L(d) is the loss of the full model, L[-e](d) with e removed, L[e](d) with e kept alone, S(d)
@@ -348,7 +351,7 @@ COST_PARAMETERS = Metric(
 )
 PARAMETERS_KEPT = Metric(
     key="cost/parameters/kept/{part}", title="parameters of an expert alone", unit="parameters",
-    direction=-1, mean="mean_parameters_kept",
+    direction=-1,
     meaning="parameters without the blocks that keep(e) switches off, adapters merged",
 )
 COST_FLOPS_PER_TOKEN = Metric(

@@ -206,7 +206,7 @@ _LOSSES = {
 def add_own(
     estimates: Estimates, tables: LossTables, blocks: Mapping[str, Collection[str]]
 ) -> None:
-    """Adds the metrics that need no baseline.
+    """Adds the metrics that need no baseline, without their means.
 
     Args:
         tables: may also hold baselines.
@@ -220,14 +220,11 @@ def add_own(
         add(registry.LOSS_EXPERT(domain), tables.loss(domain, View.expert))
         add(registry.SPURIOUS_GAP_FULL(domain), tables.spurious_gap(domain, View.full))
         add(registry.SPURIOUS_GAP_KEPT(domain), tables.spurious_gap(domain, View.kept, domain))
-    add(registry.LOSS_FULL.mean, tables.mean_loss(domains, View.full))
-    add(registry.LOSS_SERVED.mean, tables.mean_loss(domains, View.served))
     for view, metric in _LOSSES.items():
         for part in tables.parts(view):
             for domain in domains:
                 add(metric(part, domain), tables.loss(domain, view, part))
 
-    selectivities = {}
     for part in tables.parts(View.removed):
         costs = tables.costs(View.removed, part)
         for domain, cost in costs.items():
@@ -235,9 +232,8 @@ def add_own(
         under, rest = tables.under(part), tables.outside(part)
         if under and rest:
             others = mean_of([combined(lambda cost: np.maximum(cost, 0), costs[d]) for d in rest])
-            selectivities[part] = mean_of([costs[domain] for domain in under]) - others
-            add(registry.SELECTIVITY(part), selectivities[part])
-    add(registry.SELECTIVITY.mean, mean_of([selectivities[part] for part in tables.removable()]))
+            own = mean_of([costs[domain] for domain in under])
+            add(registry.SELECTIVITY(part), own - others)
 
     for block in tables.parts(View.off):
         owners = blocks.get(block, ())

@@ -28,6 +28,7 @@ from gr_sweep.domains import expand
 from gr_sweep.errors import ConfigError, DataError, PlanError
 from gr_sweep.jobdir import DOCUMENT_LOSSES, PLAN, RELEARN, check_files
 from gr_sweep.layout import expert_widths, width_of_size
+from gr_sweep.metrics import registry
 from gr_sweep.metrics.compare import (
     NO_BASELINES,
     Baselines,
@@ -39,8 +40,6 @@ from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses
 from gr_sweep.report.sweep import DENSE, Job
 from gr_sweep.routing.plan import RoutePlan
 
-_RECOMPUTED = ("loss/", "bits_per_byte/", "utility/", "separability/", "robustness/", "mean_")
-"""Prefixes of the metrics that come from the tables of losses."""
 _WIDTH = "model.intermediate_size"
 _WIDEST_GAP = 2.5
 """Largest ratio of tokens between neighbouring dense runs of a curve. Over a wider gap the loss is
@@ -164,16 +163,21 @@ def _with_baselines(own: JobTables, others: Sequence[JobTables]) -> Job:
     parts = dict.fromkeys(row.part for row in own.relearn)
     return dataclasses.replace(
         job,
-        metrics=_not_recomputed(job.metrics) | metrics | attacked,
-        intervals=_not_recomputed(job.intervals) | intervals | attacked_intervals,
+        metrics=_of_job_alone(job.metrics) | metrics | attacked,
+        intervals=_of_job_alone(job.intervals) | intervals | attacked_intervals,
         attacks={part: attacks(own.relearn, part, domains) for part in parts},
         smallest_share=min(baselines.shorter, default=None) if baselines.dense else None,
         is_shorter_dense=is_shorter_dense,
     )
 
 
-def _not_recomputed(by_key: Mapping[str, _Value]) -> dict[str, _Value]:
-    return {key: value for key, value in by_key.items() if not key.startswith(_RECOMPUTED)}
+def _of_job_alone(by_key: Mapping[str, _Value]) -> dict[str, _Value]:
+    """The metrics that need no baselines."""
+    return {
+        key: value
+        for key, value in by_key.items()
+        if (found := registry.find(key)) is None or not found[0].baselines
+    }
 
 
 def baselines_of(job: JobTables, others: Iterable[JobTables]) -> Baselines:

@@ -2,7 +2,7 @@
 
 What a metric is called and what it means is in `gr_sweep.metrics.registry`. Here are the digits,
 and the bounds that stand in for a missing value. To show one more metric, add a `Measure` to `MAIN`
-(comparison table) or `ROBUST` (robustness table).
+(comparison table), `OVER_SEEDS` (means over seeds) or `ROBUST` (robustness table).
 """
 
 import dataclasses
@@ -174,11 +174,11 @@ MAIN = (
 )
 """Columns of the comparison table, in order."""
 
-CHIEF = (
+OVER_SEEDS = (
     COMPUTE_EQUIVALENT, SERVED_LOSS, SERVED_TAX, TAX, EXPERT_TAX, REMOVAL, SELECTIVITY, REMOVED_TAX,
     RELEARN_RATIO,
 )  # fmt: skip
-"""Those compared over seeds."""
+"""Columns of the table of means over seeds, in order."""
 
 ROBUST = (
     REMOVAL,

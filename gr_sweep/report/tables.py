@@ -150,7 +150,7 @@ def over_seeds(sweep: Sweep) -> Table | None:
     names, columns = _of_settings(sweep, seed=False)
     chosen = [
         (measure, measure.metric.mean)
-        for measure in measures.CHIEF
+        for measure in measures.OVER_SEEDS
         if any(sweep.over_seeds(group, measure.metric.mean) for group in groups)
     ]
     columns.append(Column(name="seeds", is_number=True))
