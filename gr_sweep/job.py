@@ -43,7 +43,7 @@ from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_relearn
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.pretrained import read_config
-from gr_sweep.model.units import decoder_layers
+from gr_sweep.model.units import decoder_layers, keep_bfloat16
 from gr_sweep.setup import (
     environment,
     heldout_batches,
@@ -186,11 +186,13 @@ class Job:
         )
         self.token_losses = TokenLosses(self.routed)
         model = self.routed.model
+        bfloat16 = is_bfloat16(self.device, config.train.precision)
         if processes.are_several:
             layers = decoder_layers(model)
-            bfloat16 = is_bfloat16(self.device, config.train.precision)
             shard(self.token_losses, layers, self.device, bfloat16=bfloat16)
         else:
+            if bfloat16:
+                keep_bfloat16(model)
             model.to(self.device)
         self.held_out = self._heldout(config.eval.tokens)
         self.curve = self._heldout(min(config.eval.curve_tokens, config.eval.tokens))

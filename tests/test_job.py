@@ -13,18 +13,22 @@ import pytest
 import torch
 
 from gr_sweep.config import (
+    AdaptersConfig,
+    Core,
     Edges,
     Method,
     MethodConfig,
     ModelConfig,
     PlanConfig,
     PlanKind,
+    Precision,
     Resume,
     RouteConfig,
     fingerprint,
 )
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import JobError, PlanError
+from gr_sweep.export.run import load_routed, open_run
 from gr_sweep.jobdir import State, read_summary, standing, write_summary
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
@@ -279,6 +283,39 @@ def test_a_pretrained_model_brings_its_weights_and_tokenizer(make_config, tmp_pa
     assert summary["metrics"]["cost/parameters"] == expected
     rows = rows_of(tmp_path)
     assert rows[0]["eval/loss/code"] == pytest.approx(math.log(300), abs=0.3)
+
+
+def test_a_frozen_core_keeps_the_bfloat16_of_its_checkpoint_and_changes_no_number(
+    make_config, tmp_path, pretrained, monkeypatch
+):
+    """Neither a loss nor an attack, which trains all of the model, nor what is exported."""
+    from transformers import AutoModelForCausalLM
+
+    model = tmp_path / "model"
+    shutil.copytree(pretrained, model)
+    weights = AutoModelForCausalLM.from_pretrained(model).bfloat16()
+    weights.save_pretrained(model)
+    config = make_config(
+        model=ModelConfig(size=None, path=str(model)),
+        plan=PlanConfig(core=Core.frozen, mlp_shared=1, adapters=AdaptersConfig(mlp=2)),
+        train={"precision": Precision.bfloat16},
+        eval={"relearn_steps": 2, "samples": 0},
+    )
+    found, exported = [], []
+    for name in ("narrow", "wide"):
+        metrics = run(config, tmp_path / name)["metrics"]
+        found.append({key: x for key, x in metrics.items() if not key.startswith("cost/")})
+        routed, _ = load_routed(open_run(tmp_path / name))
+        exported.append(routed.extract(["code"]).state_dict())
+        monkeypatch.setattr("gr_sweep.job.keep_bfloat16", lambda model: None)
+    assert found[0] == found[1]
+    assert all(torch.equal(tensor, exported[1][name]) for name, tensor in exported[0].items())
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(exported[0][name], weights.state_dict()[name].float())
+    saved = saved_tensors(tmp_path / "narrow" / "checkpoints" / "step_00000004")
+    narrow = {name for name, tensor in saved.items() if tensor.dtype is torch.bfloat16}
+    assert f"model.{name}" in narrow
+    assert not any("adapter" in name or "norm" in name or "embed" in name for name in narrow)
 
 
 def test_a_truncated_checkpoint_of_a_model_is_one_line(make_config, tmp_path, pretrained):

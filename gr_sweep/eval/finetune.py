@@ -47,6 +47,8 @@ def restored(model: nn.Module) -> Iterator[None]:
         _drop_gathered(model)
         with torch.no_grad():
             for tensor, old in zip(tensors, before, strict=True):
+                if tensor.dtype != old.dtype:
+                    tensor.data = torch.empty_like(tensor, dtype=old.dtype)
                 _local(tensor).copy_(old)
         for parameter, requires_grad, grad in learns:
             parameter.requires_grad_(requires_grad)
@@ -84,6 +86,9 @@ def fine_tune(
     model: nn.Module = token_losses.model
     _drop_gathered(token_losses)
     parameters = [parameter.requires_grad_() for parameter in model.parameters()]
+    for parameter in parameters:
+        if parameter.dtype is torch.bfloat16:  # frozen until now
+            parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=0.0, fused=True)
     optimizer.zero_grad()
     torch.clear_autocast_cache()

@@ -109,10 +109,10 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
         RuntimeError,  # of torch, for impossible sizes, and of Python, for deeply nested JSON
     ) as error:
         raise JobError(f"{folder} cannot be read: {str(error) or type(error).__name__}") from error
+    routed = route_model(model, run.plan.in_place(), "none")  # first: it adds adapters
     about = read_newest(run.folder / CHECKPOINTS, model)
     # After resume=force the checkpoints keep the fingerprint that the job began with.
     prints = None if run.summary.get("changes") else run.summary.get("fingerprints")
     if prints and about["fingerprint"] != f"{prints.get('config')}:{prints.get('text')}":
         raise JobError(f"the checkpoint in {run.folder} is not of the run of its summary.json")
-    routed = route_model(model, run.plan.in_place(), "none")
     return routed, int(about["state"]["step"])

@@ -24,6 +24,7 @@ from gr_sweep.errors import DataError, PlanError
 from gr_sweep.metrics.cost import GPUS
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.sizes import random_model
+from gr_sweep.model.units import keep_bfloat16
 from gr_sweep.setup import lay_plan, named_config
 from gr_sweep.train.cost import (
     active_parameters,
@@ -140,6 +141,7 @@ def _cost_key(config: RunConfig) -> str:
 
 def _estimate(config: RunConfig, target: Target) -> Estimate:
     model_config = _model_config(config)
+    dtype = None if config.model.path is None else model_config.dtype
     counts = step_rows(config)
     train = config.train
     with FakeTensorMode():
@@ -154,7 +156,7 @@ def _estimate(config: RunConfig, target: Target) -> Estimate:
         recomputed = 0.0
         if train.activation_checkpointing:
             recomputed = recomputed_flops_per_token(routed, groups, length)
-        weights, optimizer, step, evaluation = _memory(routed, config, counts, target)
+        weights, optimizer, step, evaluation = _memory(routed, config, counts, target, dtype)
     return Estimate(
         parameters=whole,
         active_parameters=active,
@@ -214,18 +216,24 @@ def _vocab_size(config: RunConfig) -> int:
 
 
 def _memory(
-    routed: RoutedModel, config: RunConfig, counts: Mapping[str, int], target: Target
+    routed: RoutedModel,
+    config: RunConfig,
+    counts: Mapping[str, int],
+    target: Target,
+    dtype: torch.dtype | None,
 ) -> tuple[int, int, int, int]:
     """Bytes of the weights, of the optimizer's state, and the peaks of a training step and of an
     evaluation in addition to them.
 
-    Called in the FakeTensorMode in which `routed` was made.
+    Called in the FakeTensorMode in which `routed` was made. `dtype` is that of its checkpoint.
     """
     # Compiling takes minutes and changes little.
     # The target's precision: the fake tensors themselves are on the CPU.
     bfloat16 = is_bfloat16(torch.device("cuda" if target.is_gpu else "cpu"), config.train.precision)
     precision = Precision.bfloat16 if bfloat16 else Precision.float32
     train = replace(config.train, compile=False, precision=precision)
+    if bfloat16 and target.world_size == 1 and dtype is torch.bfloat16:
+        keep_bfloat16(routed.model, are_bfloat16=True)
     # The largest micro-batch of a step, twice: from the second one on there are gradients.
     world_size, num_rows = target.world_size, sum(counts.values())
     parts = rows_of(0, world_size, num_rows, num_micro_batches(train))

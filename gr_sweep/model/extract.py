@@ -93,7 +93,8 @@ def extract(
     kept = [index for index in range(len(plan.blocks)) if index not in off]
     plain_config: Any = model.config
     widths = {kind: units.width for kind, units in kept_units(plan, plain_config, off).items()}
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    dtype = next(model.parameters()).dtype  # a frozen matrix may be narrower
+    state = {name: tensor.to(dtype, copy=True) for name, tensor in model.state_dict().items()}
     names = {module: name for name, module in model.named_modules()}
     bias_V = _merge_adapters(model, plan, kept, state)
     for module, maps in itertools.groupby(unit_linears, lambda linear: linear.module):
@@ -110,8 +111,7 @@ def extract(
     config.tie_word_embeddings = is_tied(plan, plain_config, off)
     with torch.random.fork_rng():
         small: PreTrainedModel = plain_class(config)
-    first = next(model.parameters())
-    small.to(device=first.device, dtype=first.dtype)
+    small.to(device=next(model.parameters()).device, dtype=dtype)
     if bias_V is not None:
         small.get_output_embeddings().bias = torch.nn.Parameter(bias_V)
     small.load_state_dict(state)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.pytorch_utils import Conv1D
@@ -133,6 +134,23 @@ def learning_parameters(
     if not found:
         raise PlanError("core_frozen=True leaves nothing to learn: the plan gives blocks no units")
     return found
+
+
+def keep_bfloat16(model: nn.Module, *, are_bfloat16: bool = False) -> None:
+    """Puts frozen weights of linear maps in bfloat16, as their checkpoint has them, for products in
+    bfloat16, which are the same then. Embeddings and norms stay: what they give is added.
+
+    Args:
+        are_bfloat16: whether all weights lose nothing in bfloat16; those that do are left alone.
+    """
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        weight: Any = module.weight if isinstance(module, LINEARS) else None
+        if weight is None or weight.requires_grad or weight in tables:
+            continue
+        narrow = weight.detach().bfloat16()
+        if are_bfloat16 or torch.equal(narrow.to(weight.dtype), weight):
+            weight.data = narrow
 
 
 def gated_mlps(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Split]]:

@@ -226,6 +226,13 @@ def test_a_checkpoint_is_known_by_its_config_alone(tmp_path: Path) -> None:
     pretrained = replace(config, model=ModelConfig(size=None, path=str(tmp_path)))
     expected = estimate_job(replace(config, data=DataConfig(vocab_size=321)), CPU)
     assert estimate_job(pretrained, CPU) == expected
+    # A frozen core keeps what the checkpoint has, but for embeddings and norms.
+    named.dtype = "bfloat16"
+    named.save_pretrained(tmp_path)
+    products = replace(TRAIN, precision=Precision.bfloat16)
+    frozen = replace(pretrained, plan=PlanConfig(core=Core.frozen), train=products)
+    attention = 2 * 4 * 64 * 64  # numbers, in two layers
+    assert estimate_job(frozen, CPU).weight_bytes == expected.weight_bytes - 2 * attention
 
 
 def test_what_is_not_on_this_machine_is_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
