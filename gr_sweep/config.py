@@ -230,7 +230,8 @@ class RouteConfig:
     foreign_core_weight: float = 0.0
     """Route weight of the units of a foreign core."""
     foreign_core_rest: float = 0.0
-    """Route weight of the other parameters of a foreign core."""
+    """Route weight of parameters outside any unit (norms, biases, linears that are not split) where
+    the core is foreign."""
     foreign_core_embeddings: float | None = None
     """Route weight of embeddings and unembedding of a foreign core; null: `foreign_core_rest`."""
     foreign_outputs: float | None = None

@@ -35,9 +35,9 @@ class Family:
     """The linears by kind of unit: of the MLP and of attention."""
     gated_mlp: str | None = None
     """Module that computes `down_proj(act(gate_proj(x)) * up_proj(x))`, if there is one; with
-    `gate_up_proj` if gate and up are one matrix."""
+    `gate_up_proj` if gate and up are one matrix. It is routed as a whole if `act` is SiLU."""
     head_norms: tuple[str, ...] = ()
-    """Norms over the features of each head of q and k."""
+    """Norms over the features of each head: that of q, then that of k."""
     heads_first: bool = False
     """Whether the input of `head_norms` has heads before positions."""
     heads_divide_width: bool = False
@@ -105,7 +105,8 @@ FAMILIES = {
         keeps_heads=True,
     ),
 }
-"""By `config.model_type`."""
+"""By `config.model_type`. If a family's config has other names for sizes, they are also needed in
+`pretrained._SIZES`, `plan.units_per_layer` and `extract._resized`."""
 
 
 def family_of(config: Any) -> Family:

@@ -169,10 +169,10 @@ def head_norms(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Units
     config: Any = model.config
     found = []
     for family, layer, kind, split in _splits(model, plan):
-        for name in family.head_norms if kind == ATTN else ():
-            is_query = name.endswith("q_norm")
-            heads = config.num_attention_heads if is_query else config.num_key_value_heads
-            found.append((layer.get_submodule(name), split.slices(heads // split.num_units)))
+        if kind == ATTN and family.head_norms:
+            heads = (config.num_attention_heads, config.num_key_value_heads)
+            for name, number in zip(family.head_norms, heads, strict=True):
+                found.append((layer.get_submodule(name), split.slices(number // split.num_units)))
     return found
 
 

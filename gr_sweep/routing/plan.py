@@ -44,7 +44,11 @@ KINDS = {
 }
 """Each kind of unit and its name in messages.
 
-docs/extend.md lists the places that a new kind needs.
+A new kind is also needed in `units_per_layer` and `RoutePlan._build` (how many, and the core's
+share), `PlanConfig` and `layout.make_plan` (its setting), `divide.split_further` (later rounds),
+`Family.linears` and `unit_linears` (its place in a model; `model/adapters.py` if the plan adds it),
+`assign.scores._sites` (attribution), `extract._resized` and `model/sizes.py` (other widths),
+`export.card._UNITS`, and first in tests/reference.py.
 """
 
 FULL = "full"
@@ -319,8 +323,8 @@ class RoutePlan:
         required = [
             (is_core[:1] == [True] and not any(is_core[1:]), "the first block as only core"),
             (len(set(names)) == len(names), "different names of blocks"),
-            (in_groups in ([], sorted(self.domains)), "`apart` to name each domain once"),
-            (self.full_rank <= {EMBED, UNEMBED}, "`full_rank` to name embed or unembed"),
+            (in_groups in ([], sorted(self.domains)), "isolated_domains with each domain once"),
+            (self.full_rank <= {EMBED, UNEMBED}, "full_rank of embed or unembed"),
         ]
         for block in self.blocks:
             is_known = bool(block.owners) and block.owners <= set(self.domains)
@@ -421,7 +425,7 @@ class RoutePlan:
         """The plan as text, the content of plan.json."""
         content = {
             "domains": list(self.domains),
-            "apart": [[d for d in self.domains if d in group] for group in self.isolated_domains],
+            "isolated_domains": [sorted(group) for group in self.isolated_domains],
             "full_rank": sorted(self.full_rank),
             "blocks": [
                 {"name": block.name, "owners": self.owners_of(block), "is_core": block.is_core}
@@ -442,7 +446,7 @@ class RoutePlan:
             PlanError: the text is not a valid plan.
         """
         try:
-            content = {"apart": [], "full_rank": []} | json.loads(text)
+            content = json.loads(text)
             plan = cls(
                 check_domains(content["domains"]),
                 tuple(
@@ -456,12 +460,13 @@ class RoutePlan:
                     )
                     for s in content["splits"]
                 },
-                tuple(map(frozenset, content["apart"])),
+                tuple(map(frozenset, content["isolated_domains"])),
                 frozenset(content["full_rank"]),
             )
             plan.check()
         except _INVALID as error:
-            raise PlanError(f"invalid plan.json: {type(error).__name__}: {error}") from error
+            cause = f"{type(error).__name__}: {error}"
+            raise PlanError(f"plan.json is damaged, or of another version: {cause}") from error
         return plan
 
 

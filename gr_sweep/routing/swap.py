@@ -1,4 +1,4 @@
-"""Gives modules of a network a routed class, and sees whether they still stand there with it.
+"""Replaces the classes of modules by routed ones, and detects later changes to these modules.
 
 Checks come before changes: a network that cannot be routed is left as it was.
 """
@@ -28,7 +28,7 @@ class Swap(NamedTuple):
     """What the module asks a routing for, if it is a linear map or made of linear maps."""
 
     def fault(self) -> str:
-        """What has become of the module since it was swapped; "" if nothing."""
+        """How the module has changed since it was swapped; "" if it has not."""
         module, routed, parts, role = self
         if not isinstance(module, routed) or "parametrizations" in module._modules:
             return f"it is a {_named(type(module))}"
@@ -52,7 +52,7 @@ class Swap(NamedTuple):
 
 
 class InPlace:
-    """Where swapped modules stand in a model, to see whether they still do."""
+    """The names of swapped modules in a model, to detect that one was replaced."""
 
     def __init__(self, model: nn.Module, swaps: Sequence[Swap], *, all_are_routed: bool) -> None:
         """`all_are_routed`: whether the swaps are all modules with parameters."""
