@@ -22,23 +22,10 @@ def _take_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def on_terminal(
-    command: Sequence[str | Path],
-    awaited: str | None = None,
-    key: bytes = b"\x03",
-    timeout_s: float = 180.0,
-) -> tuple[int, str]:
-    """Runs a program in the repository's folder, on a terminal of 24 lines and 80 columns.
-
-    Args:
-        command: its words.
-        awaited: text at which the key is pressed; None presses none.
-        key: as if typed: b"\\x03" is Ctrl-C.
-        timeout_s: after that long it is killed.
-
-    Returns:
-        Its exit status, and its output without colours and cursor movements.
-    """
+def on_terminal(command: Sequence[str | Path], awaited: str) -> tuple[int, str]:
+    """Runs a program in the repository's folder, on a terminal of 24 lines and 80 columns, and
+    presses Ctrl-C where it shows the awaited text; returns its exit status, and its output without
+    colours and cursor movements. It is killed after three minutes."""
     ours, its = pty.openpty()
     termios.tcsetwinsize(its, (24, 80))
     plain = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
@@ -53,18 +40,15 @@ def on_terminal(
         preexec_fn=_take_terminal,
     )
     os.close(its)
-    end = threading.Timer(timeout_s, process.kill)
+    end = threading.Timer(180.0, process.kill)
     end.start()
-    written = b""
+    shown, is_pressed = "", False
     with contextlib.suppress(OSError):  # all who wrote have ended
         while piece := os.read(ours, 1 << 16):
-            written += piece
-            if awaited is not None and awaited in _CONTROL.sub(
-                "", written.decode("utf-8", "replace")
-            ):
-                os.write(ours, key)
-                awaited = None
+            shown = _CONTROL.sub("", shown + piece.decode("utf-8", "replace"))
+            if awaited in shown and not is_pressed:
+                is_pressed = os.write(ours, b"\x03") > 0
     end.cancel()
-    status = process.wait(timeout_s)
+    status = process.wait(180.0)
     os.close(ours)
-    return status, _CONTROL.sub("", written.decode("utf-8", "replace"))
+    return status, shown

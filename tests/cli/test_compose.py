@@ -309,15 +309,11 @@ def test_a_plan_is_checked_against_a_checkpoint_before_it_is_loaded(tmp_path):
     with pytest.raises(PlanError, match=r"normalises q and k across all heads"):
         compose([*hf, "plan=forget", "plan.forget=[biology]", "plan.attn_shared=0.5"])
     (folder / "config.json").write_text(json.dumps(shape))
-    assert compose(hf).jobs
-    with pytest.raises(PlanError, match=r"2 head groups"):
-        compose([*hf, "plan.attn_shared=0"])
     with pytest.raises(PlanError, match=r"from 0 to 1"):
         compose([*hf, "plan.layers=[2]"])
-    for size in (12.5, "12", float("inf")):
-        (folder / "config.json").write_text(json.dumps(shape | {"hidden_size": size}))
-        with pytest.raises(ConfigError, match=r"config.json has impossible sizes"):
-            compose(hf)
+    (folder / "config.json").write_text(json.dumps(shape | {"hidden_size": 12.5}))
+    with pytest.raises(ConfigError, match=r"config.json has impossible sizes"):
+        compose(hf)
 
 
 MOE = {"model_type": "mixtral", "num_local_experts": 8}
@@ -330,8 +326,6 @@ NOT_TO_ROUTE = {
     "images": (SEEING, r"'gemma3' cannot be routed \(it reads images"),
     "encoder": ({"model_type": "t5", "is_encoder_decoder": True}, r"\(it has an encoder\)"),
     "quantised": ({"model_type": "llama", "quantization_config": {"bits": 4}}, "are quantised"),
-    "opt": ({"model_type": "opt"}, r"'opt' cannot be routed; expected one of llama, "),
-    "no type": ({"hidden_size": 8}, r"None cannot be routed"),
     "tokens": (SMALL, r"has 3 tokens, but .* only 2; save the model after resize"),
 }
 """Files, or what config.json says, and the error."""

@@ -174,8 +174,8 @@ def test_what_cannot_be_exported_is_one_line_and_status_2(
     assert_refused(capsys, unknown, "biolgy", "code, biology, creative")
     assert_refused(capsys, [dense, *keep, *to], "is a dense run", "--keep")
     assert_refused(capsys, [job, *keep, "--to", copied], "is not an empty folder")
-    for path in (copied / "plan.json" / "x", tmp_path / ("x" * 300)):
-        assert_refused(capsys, [job, *keep, "--to", path], "cannot be written")
+    below = copied / "plan.json" / "x"
+    assert_refused(capsys, [job, *keep, "--to", below], "cannot be written")
 
     summary = json.loads((copied / "summary.json").read_text())
     del summary["checksum"]
@@ -184,6 +184,4 @@ def test_what_cannot_be_exported_is_one_line_and_status_2(
     (copied / "summary.json").write_text(json.dumps(summary))
     shutil.rmtree(copied / "model")
     assert_refused(capsys, [copied, *keep, *to], "has no model/")
-    shutil.rmtree(copied / "checkpoints")
-    assert_refused(capsys, [copied, *keep, *to], "has no checkpoint")
     assert not (tmp_path / "model").exists()
