@@ -33,6 +33,10 @@ class Edges(enum.Enum):
 
 
 class Method(enum.Enum):
+    """What a run is compared as: a preset, conf/method/NAME.yaml, with a marker in
+    report/figures.py. Its `method.fixes` overrules what was typed; its other settings, in a file
+    with `# @package _global_`, are defaults."""
+
     routed = "routed"
     random = "random"
     sgtm = "sgtm"
@@ -84,6 +88,9 @@ class Attribution(enum.Enum):
 
 
 class DataKind(enum.Enum):
+    """Where text comes from. Each kind is in conf/data/NAME.yaml, `_SOURCES` of data/sources.py,
+    `_CHECKS` and `_resolve_data` of checks.py, and `_PLACES` of report/sweep.py."""
+
     synthetic = "synthetic"
     local = "local"
     hub = "hub"

@@ -128,7 +128,7 @@ def score_units(
     sites = _sites(model, off or {}, device)
     if method is Attribution.random:
         return _random_scores(sites, tuple(documents), seed)
-    measure = _MEASURES[method]
+    measure, per_document = _MEASURES[method]
     with _frozen_in_eval(model), torch.compiler.set_stance("force_eager"):
         return _means(
             documents,
@@ -136,7 +136,7 @@ def score_units(
             lambda batch: measure(_Pass(sites, token_losses, *_padded(batch, device), steps)),
             batch_sequences,
             device,
-            per_document=method is Attribution.fisher,
+            per_document,
         )
 
 
@@ -253,16 +253,20 @@ class _Pass:
                 total[key] = total[key] + values_MU if key in total else values_MU
         return {key: (values_MU / self.steps).abs() for key, values_MU in total.items()}
 
+    def fisher(self) -> dict[Place, Tensor]:
+        """Squared gradient of each document."""
+        return {key: values_MU.square() for key, values_MU in self.gate_gradients().items()}
 
-_MEASURES: dict[Attribution, Callable[[_Pass], dict[Place, Tensor]]] = {
-    Attribution.activation: _Pass.fired,
-    Attribution.act_grad: lambda batch: batch.gate_gradients(by_token=True),
-    Attribution.integrated: _Pass.integrated,
-    Attribution.fisher: lambda batch: {
-        key: values_MU.square() for key, values_MU in batch.gate_gradients().items()
-    },
+
+_MEASURES: dict[Attribution, tuple[Callable[[_Pass], dict[Place, Tensor]], bool]] = {
+    Attribution.activation: (_Pass.fired, False),
+    Attribution.act_grad: (lambda batch: batch.gate_gradients(by_token=True), False),
+    Attribution.integrated: (_Pass.integrated, False),
+    Attribution.fisher: (_Pass.fisher, True),
 }
-"""Each returns float64 [M, U] by layer and kind: a document's value, summed over its tokens."""
+"""By method: a function to float64 [M, U] by layer and kind, a document's value summed over its
+tokens; and whether scores are means over documents instead of tokens. To add a method, add it to
+`Attribution` and here."""
 
 
 def _means(

@@ -1,7 +1,7 @@
 """Starts the jobs of a command: one after the other in this process, side by side, or on SLURM.
 
-Queues and slots are the business of `gr_sweep.launch`.
-The files in a job's folder tell how a job ended that ran in another process.
+`gr_sweep.launch` handles queues and slots. How a job in another process ended is read from the
+files in its folder.
 """
 
 import os
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job that was started ended."""
+    """How a job ended."""
 
     state: State
     error: str | None = None
@@ -39,9 +39,10 @@ class Outcome:
 
 class _Launcher(NamedTuple):
     check: Callable[[Any, list[RunConfig]], Any]
-    """Settings and jobs to what `run` needs to know; raises ConfigError if they cannot run."""
+    """From the settings and jobs to what `run` needs; raises ConfigError if they cannot run."""
     run: Callable[[Sequence[Work], Any, Any, Path], None]
-    """Runs works; see `run_on_slurm`."""
+    """Runs all works and returns when they have ended; the files in their folders say how. Takes
+    the works, the settings, what `check` returned, and the sweep's folder."""
 
 
 _LAUNCHERS: dict[type, _Launcher] = {
@@ -164,7 +165,7 @@ def _launcher_config(command: "Command") -> Any:
 
 
 def outcome_of(folder: Path) -> Outcome:
-    """How a job ended that ran in a process of its own, from its files."""
+    """How a job in another process ended, from its files."""
     now = standing(folder)
     if now.state is State.done:
         return Outcome(State.done)

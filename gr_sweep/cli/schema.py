@@ -1,7 +1,7 @@
 """Tells Hydra which settings exist: each dataclass of `gr_sweep.config` becomes `base_<group>`.
 
 Every YAML file of a group begins with `defaults: [base_<group>, _self_]`, so that Hydra checks keys
-and types of what the file and the command line say. Which values make sense is not known here.
+and types of what the file and the command line say. `gr_sweep.checks` validates values.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ LAUNCHERS: dict[str, Any] = {"slurm": SlurmConfig, "local_parallel": LocalParall
 """Settings of each file of conf/hydra/launcher. `gr_sweep.cli.launchers` runs them."""
 
 OPTIONAL_GROUPS = ("debug", "experiment", "scale")
-"""Groups of which no file is chosen unless the user does."""
+"""Groups from which nothing is chosen by default."""
 
 DEFAULT_GROUPS = (*GROUPS, "edges", *OPTIONAL_GROUPS)
 """All groups of conf/config.yaml."""

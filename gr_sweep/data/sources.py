@@ -1,8 +1,7 @@
 """Where documents come from: generated text, local files, or data sets of the Hugging Face Hub.
 
-To add one, add a member to `config.DataKind` and a function next to `_local` and `_hub`, which
-`_SOURCES` names; `checks` and `_resolve_data` say which of its settings it needs. `datasets` is
-slow to import and is imported only where it is needed.
+To add one, add a function to `_SOURCES` and see `config.DataKind`. `datasets` is slow to import and
+is imported only where it is needed.
 """
 
 import dataclasses

@@ -1,1 +1,1 @@
-"""What is known of jobs before they run: what they need, and where they are to run."""
+"""Runs a sweep's jobs on this machine or on SLURM, and estimates what they need."""

@@ -39,7 +39,7 @@ class LocalParallelConfig:
     """`hydra/launcher=local_parallel`."""
 
     _target_: str = "gr_sweep.cli.launchers.LocalParallelLauncher"
-    """Distinguishes it from Hydra's own launchers; not an existing class."""
+    """Marker by which the launcher is recognised; Hydra never instantiates it."""
     jobs_per_device: int = bounded(1, at_least=1)
     """Jobs at the same time on a GPU, or on a group of cores: one small model leaves a GPU idle."""
     cores_per_job: int = bounded(1, at_least=1)

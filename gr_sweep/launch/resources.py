@@ -43,7 +43,7 @@ class SlurmConfig:
     """`hydra/launcher=slurm`. What is null follows from the job's needs (`gr-sweep estimate`)."""
 
     _target_: str = "gr_sweep.cli.launchers.SlurmLauncher"
-    """Distinguishes it from Hydra's own launchers; not an existing class."""
+    """Marker by which the launcher is recognised; Hydra never instantiates it."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None

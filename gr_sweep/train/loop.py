@@ -1,4 +1,5 @@
-"""The training loop, the same for dense, routed and alternating jobs, on CPU and GPU.
+"""The training loop of every method, on CPU and GPU. Procedures are in `gr_sweep.job.Job.train` and
+in modules such as `gr_sweep.alternate`.
 
 N sequences of a micro-batch or step (sorted by row group), T positions, S = T + 1.
 """
