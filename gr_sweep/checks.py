@@ -45,6 +45,7 @@ from gr_sweep.domains import check_domains, deepest_first, expand, is_under
 from gr_sweep.errors import ConfigError
 
 _NO_BOUNDS = Bounds()
+_OF_BRANCH = ("name", "rewarm", "trunk", "rehearsal", "copies")
 _NO_UTF8 = re.compile("[\ud800-\udfff]")
 """What Python makes of a byte on the command line that is not UTF-8."""
 
@@ -71,10 +72,13 @@ def validate(config: RunConfig) -> RunConfig:
     round_lengths(config.procedure.rounds)
     resolved = resolve(config)
     _check_plan(resolved, domains)
+    procedure, name = config.procedure.name, config.procedure.name.value
     if resolved.procedure.name is ProcedureKind.alternate:
         _check_alternate(resolved, domains)
-    elif (config.procedure.name, config.method.name) == (ProcedureKind.alternate, Method.routed):
-        raise ConfigError("procedure=alternate needs blocks to assign units to; plan=none has none")
+    elif resolved.procedure.name is ProcedureKind.branch:
+        _check_branch(resolved)
+    elif procedure is not ProcedureKind.fixed and config.method.name is Method.routed:
+        raise ConfigError(f"procedure={name} needs blocks beside the core; plan=none has none")
     _check_frozen(config, resolved)
     return resolved
 
@@ -95,11 +99,19 @@ def resolve(config: RunConfig) -> RunConfig:
         method = MethodConfig(name=method.name)
     else:
         method = replace(method, without=[])
+    edges, route = config.edges, config.route
     if not is_routed or procedure.name is ProcedureKind.fixed:
         procedure = ProcedureConfig()
-    elif plan.kind is PlanKind.tree:
-        # The first round splits the top of the tree, and each further round the next level.
-        plan = replace(plan, kind=PlanKind.peers)
+    elif procedure.name is ProcedureKind.branch:
+        names = [item.name for item in fields(ProcedureConfig) if item.name not in _OF_BRANCH]
+        procedure = _with_defaults(procedure, *names)
+        # Foreign blocks are always off. Each block is clipped by itself, like a model of its own.
+        edges, route = Edges.weight, RouteConfig(foreign_dropout=1.0)
+    else:
+        procedure = _with_defaults(procedure, "trunk", "rehearsal", "copies")
+        if plan.kind is PlanKind.tree:
+            # The first round splits the top of the tree, and each further round the next level.
+            plan = replace(plan, kind=PlanKind.peers)
     if procedure.attribution is Attribution.none:
         procedure = replace(procedure, equal_layers=True)
     if procedure.attribution is not Attribution.integrated:
@@ -123,8 +135,8 @@ def resolve(config: RunConfig) -> RunConfig:
     return replace(
         config,
         plan=plan,
-        edges=config.edges if is_routed else Edges.none,
-        route=config.route if is_routed else RouteConfig(),
+        edges=edges if is_routed else Edges.none,
+        route=route if is_routed else RouteConfig(),
         method=method,
         procedure=replace(procedure, rounds=rounds),
         partition=replace(partition, unlabelled=shares),
@@ -353,7 +365,9 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
                 "layers are split; give one of them"
             )
     if plan.full_width and config.model.size is None:
-        advice = "" if config.method.name is Method.demix else ", or plan.full_width=false"
+        advice = (
+            "" if config.method.name in (Method.demix, Method.btx) else ", or plan.full_width=false"
+        )
         raise ConfigError(
             f"plan.full_width=true (method={config.method.name.value}) widens the layers of a "
             f"size; use one (model=nano) instead of a checkpoint{advice}"
@@ -375,6 +389,27 @@ def _check_frozen(config: RunConfig, resolved: RunConfig) -> None:
             raise ConfigError(
                 f"{name} trains the whole model, and plan.core=frozen blocks alone; leave out one"
             )
+
+
+def _check_branch(config: RunConfig) -> None:
+    method, plan, procedure = config.method, config.plan, config.procedure
+    for name, is_set, said in (
+        (
+            f"method={method.name.value}",
+            method.name not in (Method.routed, Method.btx, Method.flexolmo),
+            "says what trains too; use method=routed, btx or flexolmo",
+        ),
+        ("plan=lattice", plan.kind is PlanKind.lattice, "has blocks of several domains"),
+        ("plan.core=frozen", plan.core is Core.frozen, "is what the procedure does; leave it out"),
+        (f"method.recovery={method.recovery}", method.recovery > 0, "trains the core; set it to 0"),
+        (
+            "procedure.copies=true",
+            procedure.copies and not (procedure.trunk and plan.kind is PlanKind.peers),
+            "needs plan=peers and procedure.trunk above 0",
+        ),
+    ):
+        if is_set:
+            raise ConfigError(f"{name} does not work with procedure=branch: it {said}")
 
 
 def _check_alternate(config: RunConfig, domains: tuple[str, ...]) -> None:

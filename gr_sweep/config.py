@@ -43,6 +43,8 @@ class Method(enum.Enum):
     era = "era"
     gram = "gram"
     demix = "demix"
+    btx = "btx"
+    flexolmo = "flexolmo"
     dense = "dense"
     filtered = "filtered"
     filtered_observed = "filtered_observed"
@@ -74,6 +76,7 @@ class Baseline(enum.Enum):
 class ProcedureKind(enum.Enum):
     fixed = "fixed"
     alternate = "alternate"
+    branch = "branch"
 
 
 class Attribution(enum.Enum):
@@ -317,9 +320,9 @@ class MethodConfig:
 
     name: Method = Method.routed
     """routed: as plan and edges say; random: the same with labels permuted over the documents, the
-    control; sgtm, era, gram, demix: published methods (conf/method/); dense: no plan; filtered:
-    dense, never trained on `without`; filtered_observed: dense, never trained on documents that
-    carry a label of `without`."""
+    control; sgtm, era, gram, demix, btx, flexolmo: published methods (conf/method/); dense: no
+    plan; filtered: dense, never trained on `without`; filtered_observed: dense, never trained on
+    documents that carry a label of `without`."""
     without: list[str] = field(default_factory=list)
     """Domains that a filtered run leaves out. The other domains' tokens are those of a dense
     run."""
@@ -340,7 +343,17 @@ class ProcedureConfig:
 
     name: ProcedureKind = ProcedureKind.fixed
     """fixed: the plan is made before training; alternate: rounds of dense training, assignment, and
-    training as a mixture of experts."""
+    training as a mixture of experts; branch: the core is trained alone, then frozen while each
+    block trains."""
+    trunk: float = bounded(0.5, at_least=0, below=1)
+    """Share of the steps that train the core of `branch` alone, on text of domains that own it and
+    unlabelled text; 0: it is frozen as it is, for a pretrained model."""
+    rehearsal: float = bounded(0.0, at_least=0, below=1)
+    """Share of the sequences of each block of `branch` that are other text of domains that own the
+    core."""
+    copies: bool = False
+    """The core of `branch` is trained with the first block, and the others begin as copies of
+    it."""
     rounds: Any = 3
     """Number of rounds, which share the steps equally, or a list of their relative lengths:
     [2,1,1]. Each round splits every expert by the next level of the domain tree, or by clustering

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from gr_sweep import jobdir
+from gr_sweep.branch import begun_phases, enter
 from gr_sweep.config import (
-    ModelConfig,
     ProcedureKind,
     Resume,
     RunConfig,
@@ -30,21 +30,20 @@ from gr_sweep.data.batches import Batches
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
 from gr_sweep.data.rows import step_rows
-from gr_sweep.data.sources import check_hub
 from gr_sweep.errors import JobError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.eval.robustness import check_processes, robustness_losses
 from gr_sweep.files import content_digest, write_whole
 from gr_sweep.joblock import JobLock, lock_job_dir
-from gr_sweep.layout import has_rounds, phases_of
+from gr_sweep.layout import has_rounds, needs_one_process, phases_of
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_relearn
 from gr_sweep.model.loss import TokenLosses
-from gr_sweep.model.pretrained import read_config
 from gr_sweep.model.units import decoder_layers, keep_bfloat16
 from gr_sweep.setup import (
+    check_model,
     environment,
     heldout_batches,
     heldout_read,
@@ -57,7 +56,7 @@ from gr_sweep.setup import (
 )
 from gr_sweep.tracking import Tracker, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints, report_full_disk
-from gr_sweep.train.cost import cost_metrics
+from gr_sweep.train.cost import cost_metrics, train_flops_per_token
 from gr_sweep.train.distributed import Processes, connect, rows_of, shard
 from gr_sweep.train.loop import Trainer, Training, TrainState, foreign_dropout, start
 from gr_sweep.train.memory import report_out_of_memory
@@ -151,7 +150,7 @@ class Job:
         """Tokenises the text, or finds it in the cache."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)  # an earlier job of this process
-        self.processes.main_first(lambda: _check_model(self.config.model))
+        self.processes.main_first(lambda: check_model(self.config.model))
         self.data = self.processes.main_first(lambda: prepare_data(*_text_settings(self.config)))
         check_held_out(self.data, self.config.eval.min_documents, self.config.data.kind)
         # Of the text that was read: files may have changed since the folder was locked.
@@ -184,6 +183,7 @@ class Job:
         self.batches, self.routed = share(
             lambda: (make_batches(config, data), make_routed(config, data))
         )
+        self.trunk_flops = 0.0 if has_rounds(config) else self._train_flops()
         self.token_losses = TokenLosses(self.routed)
         model = self.routed.model
         bfloat16 = is_bfloat16(self.device, config.train.precision)
@@ -218,7 +218,7 @@ class Job:
             self.train_config = replace(config.train, steps=steps, tokens=None)
         self.full_rows: list[DocumentLoss] = []
         in_rounds = has_rounds(config)
-        lengths = [phase.stop - phase.start for phase in phases_of(config)]
+        phases = phases_of(config)
         training = start(
             self.routed.model,
             self.train_config,
@@ -226,8 +226,9 @@ class Job:
             tracker=self.tracker,
             processes=self.processes,
             plan=None if in_rounds else self.routed.plan,
-            phases=lengths if in_rounds else None,
+            phases=[phase.stop - phase.start for phase in phases] if len(phases) > 1 else None,
             rewarm=config.procedure.rewarm,
+            enter=functools.partial(enter, config, self.routed),
         )
         self.last: LastRound | None = None
         match config.procedure.name:
@@ -235,6 +236,10 @@ class Job:
                 self._train_to(training, self.batches)
             case ProcedureKind.alternate:
                 self._train_alternate(training)
+            case ProcedureKind.branch:
+                for phase in begun_phases(config, self.routed, training):
+                    self.batches = make_batches(config, self.data, phase=phase)
+                    self._train_to(training, self.batches, phase.stop)
         self.state: TrainState = training.state
         training.end()
 
@@ -409,32 +414,28 @@ class Job:
         found = {domain: metrics.get(registry.LOSS_FULL(domain)) for domain in domains}
         return {registry.EVAL_LOSS(d): loss for d, loss in found.items() if loss is not None}
 
+    def _train_flops(self) -> float:
+        """Of training as the model is routed now, per token."""
+        length = self.config.train.sequence_length
+        return train_flops_per_token(self.routed, self.batches.counts, length)
+
     def _costs(self) -> dict[str, float]:
+        first = phases_of(self.config)[-1].start
+        share = first / num_steps(self.config.train)
         costs = cost_metrics(
             self.routed,
             self.state,
-            counts=self.batches.counts,
+            train_flops=share * self.trunk_flops + (1 - share) * self._train_flops(),
             sequence_length=self.config.train.sequence_length,
             device=self.device,
             num_processes=self.processes.world_size,
         )
-        first = phases_of(self.config)[-1].start
         costs |= foreign_dropout(self.routed, self.batches.counts, range(first, self.state.step))
         if has_rounds(self.config):
             # The plan at the end is that of the last phase alone.
             costs.pop(registry.COST_TRAIN_FLOPS_PER_TOKEN.key)
             costs.pop(registry.COST_MFU.key, None)
         return costs
-
-
-def _check_model(model: ModelConfig) -> None:
-    """Asks the Hub whether a model of it can be routed, before text is tokenised; what is on this
-    machine was checked with the command."""
-    if model.path is None or model.gguf_file is not None or Path(model.path).exists():
-        return
-    if read_config(model.path) is None:
-        check_hub(f"model {model.path}")
-        read_config(model.path, fetch=True)
 
 
 def _text_settings(config: RunConfig) -> tuple[Any, ...]:
@@ -447,8 +448,8 @@ def _check_processes(config: RunConfig, processes: Processes) -> None:
     num_rows, num_micro = sum(step_rows(config).values()), num_micro_batches(config.train)
     rows_of(processes.rank, processes.world_size, num_rows, num_micro)
     check_processes(config.eval, processes.world_size)
-    if processes.are_several and has_rounds(config):
+    if processes.are_several and needs_one_process(config):
         raise JobError(
-            f"procedure=alternate needs the whole model in one process, got {processes.world_size} "
-            "processes; start one, or use procedure=fixed"
+            f"procedure={config.procedure.name.value} needs the whole model in one process, got "
+            f"{processes.world_size} processes; start one, or use procedure=fixed"
         )

@@ -17,7 +17,7 @@ from gr_sweep.config import (
     round_lengths,
     to_plain,
 )
-from gr_sweep.domains import expand, is_under, labels_of_round
+from gr_sweep.domains import UNLABELLED, expand, is_under, labels_of_round
 from gr_sweep.errors import ConfigError
 from gr_sweep.model.sizes import SIZES, Size, full_width, shape_of
 from gr_sweep.routing.divide import split_further
@@ -83,14 +83,21 @@ class Phase:
     round: int
     """Counted from 1."""
     is_dense: bool
-    """Whether nothing is routed; otherwise the round's plan is active."""
+    """Whether nothing is routed, or of `branch` the core trains alone. Otherwise the round's plan
+    is active."""
     start: int
     """Step before its first."""
     stop: int
     """Its last step."""
+    labels: tuple[str, ...] | None = None
+    """Those that its rows carry; None for all."""
 
 
-_HAS_ROUNDS = {ProcedureKind.fixed: False, ProcedureKind.alternate: True}
+_HAS_ROUNDS = {
+    ProcedureKind.fixed: False,
+    ProcedureKind.branch: False,
+    ProcedureKind.alternate: True,
+}
 """Every procedure is named here, so that none trains as another."""
 
 
@@ -101,13 +108,16 @@ def has_rounds(config: RunConfig) -> bool:
 
 
 def phases_of(config: RunConfig) -> list[Phase]:
-    """The phases of a job's training: one, or in each round a dense and a routed one.
+    """The phases of a job's training: one, or in each round a dense and a routed one, or one of
+    the core and one of the blocks.
 
     Raises:
-        ConfigError: a round has no routed step.
+        ConfigError: a round has no routed step, or a phase of `branch` has none.
     """
     total = num_steps(config.train)
     procedure = config.procedure
+    if procedure.name is ProcedureKind.branch:
+        return _phases_of_branch(config, total)
     if not has_rounds(config):
         return [Phase(1, False, 0, total)]
     ends = [0, *itertools.accumulate(round_lengths(procedure.rounds))]
@@ -124,6 +134,32 @@ def phases_of(config: RunConfig) -> list[Phase]:
             phases.append(Phase(number, True, start, middle))
         phases.append(Phase(number, False, middle, stop))
     return phases
+
+
+def _phases_of_branch(config: RunConfig, total: int) -> list[Phase]:
+    owners = core_owners(config)
+    own = tuple(d for d in config.partition.domains if d not in owners) or owners
+    trunk = config.procedure.trunk
+    middle = round(trunk * total)
+    if middle == total or (trunk and not middle):
+        raise ConfigError(
+            f"procedure.trunk={trunk} gives the core {middle} of {total} steps, which leaves the "
+            f"{'core' if middle == 0 else 'blocks'} none; train longer, or choose another share"
+        )
+    branches = Phase(1, False, middle, total, own)
+    return [Phase(1, True, 0, middle, (*owners, UNLABELLED)), branches] if middle else [branches]
+
+
+def core_owners(config: RunConfig) -> tuple[str, ...]:
+    """The domains that own the core."""
+    domains = list(config.partition.domains)
+    forgotten = expand(config.plan.forget, domains) if config.plan.forget else ()
+    return tuple(domain for domain in domains if domain not in forgotten)
+
+
+def needs_one_process(config: RunConfig) -> bool:
+    """Whether the model is routed anew during training, for which it must be whole."""
+    return has_rounds(config) or len(phases_of(config)) > 1
 
 
 def labels_of_rounds(config: RunConfig) -> list[tuple[str, ...]]:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gr_sweep.config import Core, Method, Precision, RunConfig
+from gr_sweep.branch import begins_silent, routing_of, silence_blocks
+from gr_sweep.config import Method, ModelConfig, PlanKind, Precision, RunConfig
 from gr_sweep.config import num_steps as total_steps
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.heldout import first_documents, heldout_chunks
 from gr_sweep.data.prepare import TokenData
+from gr_sweep.data.sources import check_hub
 from gr_sweep.domains import expand
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import WithoutDomain
@@ -27,11 +29,19 @@ from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.eval.text import TrainingText
 from gr_sweep.files import sync_folder
 from gr_sweep.jobdir import MODEL
-from gr_sweep.layout import has_rounds, labels_of_rounds, make_plan, named_shape
+from gr_sweep.layout import (
+    Phase,
+    core_owners,
+    has_rounds,
+    labels_of_rounds,
+    make_plan,
+    named_shape,
+    phases_of,
+)
 from gr_sweep.metrics.losses import Text
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import TokenLosses
-from gr_sweep.model.pretrained import check_length, check_vocabulary, load
+from gr_sweep.model.pretrained import check_length, check_vocabulary, load, read_config
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
@@ -43,9 +53,15 @@ if TYPE_CHECKING:
 
 
 def make_batches(
-    config: RunConfig, data: TokenData, weights: Mapping[str, float] | None = None
+    config: RunConfig,
+    data: TokenData,
+    weights: Mapping[str, float] | None = None,
+    phase: Phase | None = None,
 ) -> Batches:
-    """The job's training rows; `weights` are those of a round's labels."""
+    """The job's training rows; `weights` are those of a round's labels, `phase` is one of
+    `branch`."""
+    phase, rehearsal = phase or phases_of(config)[0], config.procedure.rehearsal
+    trains_blocks = rehearsal > 0 and not phase.is_dense
     return Batches(
         data.train,
         data.domains,
@@ -58,6 +74,11 @@ def make_batches(
         without=config.method.without,
         permuted=config.method.name is Method.random,
         drops_observed=config.method.name is Method.filtered_observed,
+        only=phase.labels,
+        # Domains that both phases of `branch` read go on where the first has stopped.
+        first_step=phase.start if config.plan.kind is PlanKind.forget else 0,
+        rehearsed=core_owners(config) if trains_blocks else (),
+        rehearsal=rehearsal,
     )
 
 
@@ -125,7 +146,20 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
         model_config = named_config(config, vocab_size=data.vocab_size, eot_id=data.eot_id)
         model_config.bos_token_id = data.begin[-1]
         model = random_model(model_config, seed=config.seed)
-    return lay_plan(model, config)
+    routed = lay_plan(model, config)
+    if begins_silent(config):
+        silence_blocks(routed)
+    return routed
+
+
+def check_model(model: ModelConfig) -> None:
+    """Asks the Hub whether a model of it can be routed, before text is tokenised; what is on this
+    machine was checked with the command."""
+    if model.path is None or model.gguf_file is not None or Path(model.path).exists():
+        return
+    if read_config(model.path) is None:
+        check_hub(f"model {model.path}")
+        read_config(model.path, fetch=True)
 
 
 def named_config(config: RunConfig, *, vocab_size: int, eot_id: int) -> "LlamaConfig":
@@ -167,13 +201,15 @@ def make_sampler(
     )
 
 
-def lay_plan(model: "PreTrainedModel", config: RunConfig) -> RoutedModel:
-    """Routes a model by the job's plan; with rounds, by a plan without splits."""
+def lay_plan(
+    model: "PreTrainedModel", config: RunConfig, phase: Phase | None = None
+) -> RoutedModel:
+    """Routes a model by the job's plan, as in a phase (None: the first); with rounds, by a plan
+    without splits."""
     if has_rounds(config):
         return route_model(model, RoutePlan.none(domains=labels_of_rounds(config)[0]), "none")
     plan = make_plan(config, model.config)
-    how = dataclasses.asdict(config.route) | {"core_frozen": config.plan.core is Core.frozen}
-    return route_model(model, plan, config.edges, seed=config.seed, **how)
+    return route_model(model, plan, **routing_of(config, plan, phase or phases_of(config)[0]))
 
 
 def save_model_files(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:

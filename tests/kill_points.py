@@ -86,7 +86,7 @@ def checkpoint(folder: Path) -> list[Any]:
 
     def check(place: Path) -> Any:
         target = value(-1.0)
-        about = made(place).load_newest(lambda: target)
+        about = made(place).load_newest(lambda _: target)
         assert about is not None
         [found] = {float(x) for tensor in target.values() for x in tensor.flatten()}
         assert about["note"] == found

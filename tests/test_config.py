@@ -40,6 +40,7 @@ def config_of(*domains: str, **settings: Any) -> RunConfig:
 
 
 FROZEN = {"plan__core": Core.frozen}
+BRANCH = {"procedure__name": ProcedureKind.branch}
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,12 @@ FROZEN = {"plan__core": Core.frozen}
         ({**FROZEN, "plan__kind": PlanKind.none}, "plan=none has none"),
         ({**FROZEN, "method__recovery": 0.1}, "method.recovery trains the whole model"),
         ({**FROZEN, "procedure__name": ProcedureKind.alternate}, "procedure=alternate trains the"),
+        ({**BRANCH, "plan__kind": PlanKind.none}, "needs blocks beside the core; plan=none has"),
+        ({**BRANCH, "plan__kind": PlanKind.lattice}, "it has blocks of several domains"),
+        ({**BRANCH, **FROZEN}, "plan.core=frozen does not work with procedure=branch"),
+        ({**BRANCH, "method__recovery": 0.1}, "method.recovery=0.1 does not work with"),
+        ({**BRANCH, "method__name": Method.random}, "use method=routed, btx or flexolmo"),
+        ({**BRANCH, "procedure__trunk": 0.0, "procedure__copies": True}, "procedure.trunk above 0"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(settings, message):
@@ -213,6 +220,14 @@ def test_label_noise_is_for_routing_and_for_filters_that_go_by_label():
     assert noise(Method.routed) == noise(Method.random) == (0.2, 0.1)
     assert noise(Method.filtered_observed, without=["code"]) == (0.2, 0.1)
     assert noise(Method.filtered, without=["code"]) == noise(Method.dense) == (0.0, 0.0)
+
+
+def test_a_branch_ignores_edges_and_foreign_dropout_and_the_settings_of_rounds():
+    settings = {"edges": Edges.act, "route__foreign_dropout": 0.5, "procedure__rounds": [2, 1]}
+    assert resolve(config_of(**BRANCH, **settings)) == resolve(config_of(**BRANCH))
+    rounds = {"procedure__name": ProcedureKind.alternate}
+    settings = {"procedure__trunk": 0.1, "procedure__rehearsal": 0.1}
+    assert resolve(config_of(**rounds, **settings)) == resolve(config_of(**rounds))
 
 
 def test_a_dense_run_is_attacked_only_where_it_unlearns_first():

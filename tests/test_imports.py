@@ -22,7 +22,7 @@ PACKAGE = Path(gr_sweep.__file__).parent
 ORDER = (
     *("errors", "arguments", "domains", "files", "startup", "bounds", "config", "jobdir"),
     *("joblock", "checks", "routing", "model", "data", "metrics", "eval", "assign", "tracking"),
-    *("train", "layout", "setup", "alternate", "job", "export", "launch", "bench", "cli"),
+    *("train", "layout", "branch", "setup", "alternate", "job", "export", "launch", "bench", "cli"),
 )
 """A part of the package may import the parts before it, and itself."""
 

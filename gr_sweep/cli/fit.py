@@ -12,6 +12,7 @@ from gr_sweep.layout import (
     labels_of_rounds,
     make_plan,
     named_shape,
+    needs_one_process,
     phases_of,
     plan_of_last_round,
 )
@@ -46,19 +47,28 @@ def check_fit(config: RunConfig) -> None:
 
         check_processes(config.eval, here.world_size)
     shape = shape_of_model(config)
+    for phase in phases_of(config):
+        step_rows(config, only=phase.labels)
+    if here is not None and needs_one_process(config):
+        raise ConfigError(
+            f"procedure={config.procedure.name.value} needs the whole model in one process; start "
+            "one process, or use procedure=fixed"
+        )
     if has_rounds(config):
-        phases_of(config)
         if shape is not None:
             _check_kinds(config, plan_of_last_round(config, shape))
         for labels in labels_of_rounds(config):
             step_rows(config, labels)
-        if here is not None:
-            raise ConfigError(
-                "procedure=alternate needs the whole model in one process; start one process, or "
-                "use procedure=fixed"
-            )
     else:
-        _check_kinds(config, _plan_for(config, shape))
+        plan = _plan_for(config, shape)
+        _check_kinds(config, plan)
+        for split in plan.splits.values() if config.procedure.copies else ():
+            if len(set(split.sizes[1:])) > 1:
+                sizes = ", ".join(map(str, split.sizes[1:]))
+                raise ConfigError(
+                    f"procedure.copies=true needs blocks of one size, got {sizes} units; change "
+                    "plan.mlp_shared or plan.attn_shared"
+                )
 
 
 def _check_kinds(config: RunConfig, plan: RoutePlan) -> None:

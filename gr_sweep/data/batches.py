@@ -18,7 +18,7 @@ from gr_sweep.data.shards import Shard
 from gr_sweep.data.streams import Mixture, Stream, read_window
 from gr_sweep.data.synthetic import seeded
 from gr_sweep.domains import UNLABELLED
-from gr_sweep.errors import DataError
+from gr_sweep.errors import ConfigError, DataError
 
 
 def observed_labels(
@@ -87,6 +87,10 @@ class Batches:
         without: Sequence[str] = (),
         permuted: bool = False,
         drops_observed: bool = False,
+        only: Sequence[str] | None = None,
+        first_step: int = 0,
+        rehearsed: Sequence[str] = (),
+        rehearsal: float = 0.0,
     ) -> None:
         """
         Args:
@@ -99,23 +103,28 @@ class Batches:
                 random, each domain's over all of them (method random). Not with `without`.
             drops_observed: `without` goes by the label that routing sees: hidden and swapped labels
                 stay so, and all unlabelled text is read.
+            only: as `rows.rows_per_label` takes it.
+            first_step: the step that reads the first windows.
+            rehearsed: labels whose text is read in a share `rehearsal` of the rows of each other
+                label. Not with `permuted`.
 
         Raises:
             ConfigError: rows that do not divide over the labels.
             DataError: a label with fewer tokens than its rows of one step need.
         """
-        assert not (permuted and without)
+        assert not (permuted and (without or rehearsed))
         if without and not drops_observed:
             unlabelled, mislabelled = 0.0, 0.0
         if permuted:
             mislabelled = 0.0  # A wrong label says as little as a permuted one.
         self.counts = rows_per_label(
-            domains, weights, unlabelled, batch_sequences, without, drops_observed=drops_observed
+            domains, weights, unlabelled, batch_sequences, without, drops_observed, only
         )
         self.tokens_per_step = batch_sequences * sequence_length
         self._sequence_length = sequence_length
         self._train_shards = train_shards
         self._seed = seed
+        self._first_step = first_step
 
         weight = domain_weights(weights, domains)
         # The text of a domain without weight gets no label, and nobody gets its label.
@@ -133,7 +142,13 @@ class Batches:
             known = {d: np.flatnonzero(observed[d] < len(present)) for d in present}
             self._add_permuted(known, {d: weight[d] - hidden[d] for d in present})
         else:
-            self._add_labelled(present, observed, is_swapped=bool(mislabelled))
+            self._add_labelled(
+                present,
+                observed,
+                is_swapped=bool(mislabelled),
+                rehearsed={d: weight[d] for d in present if d in rehearsed},
+                rehearsal=Fraction(repr(rehearsal)),
+            )
         if self.counts.get(UNLABELLED):
             documents = {
                 d: np.flatnonzero(observed[d] == len(present)) for d in present if hidden[d]
@@ -141,18 +156,39 @@ class Batches:
             self._add_mixture(UNLABELLED, documents, hidden, (UNLABELLED,))
 
     def _add_labelled(
-        self, present: Sequence[str], observed: Mapping[str, np.ndarray], *, is_swapped: bool
+        self,
+        present: Sequence[str],
+        observed: Mapping[str, np.ndarray],
+        *,
+        is_swapped: bool,
+        rehearsed: Mapping[str, Fraction],
+        rehearsal: Fraction,
     ) -> None:
-        for number, domain in enumerate(present):
-            if self.counts[domain]:
-                documents = [
-                    (self._train_shards[true], np.flatnonzero(observed[true] == number))
-                    for true in present
-                    if domain == true or is_swapped
-                ]
-                stream = Stream(documents, self._sequence_length, (self._seed, domain))
-                self._check_enough(domain, stream.num_tokens, self.counts[domain])
-                self._streams[domain] = stream
+        """Gives each label its text, and in the share `rehearsal` of its rows that of the labels
+        `rehearsed`, by their weights."""
+
+        def stream_of(label: str) -> Stream:
+            documents = [
+                (self._train_shards[true], np.flatnonzero(observed[true] == present.index(label)))
+                for true in present
+                if label == true or is_swapped
+            ]
+            stream = Stream(documents, self._sequence_length, (self._seed, label))
+            self._check_enough(label, stream.num_tokens, self.counts[label] or 1)
+            return stream
+
+        for label in present:
+            if count := self.counts[label]:
+                stream = self._streams[label] = stream_of(label)
+                others = {other: weight for other, weight in rehearsed.items() if other != label}
+                if rehearsed and not others:
+                    raise ConfigError(f"procedure.rehearsal finds no other text than {label}'s")
+                if others:
+                    total = sum(others.values())
+                    shares = [rehearsal * weight / total for weight in others.values()]
+                    self._streams[label] = Mixture(
+                        [stream, *map(stream_of, others)], [1 - rehearsal, *shares], num_rows=count
+                    )
 
     def _add_permuted(
         self, known: Mapping[str, np.ndarray], shares: Mapping[str, Fraction]
@@ -221,7 +257,7 @@ class Batches:
         """The label of a row, and the number of its window in that label's stream."""
         for label, count in self.counts.items():
             if row < count:
-                return label, step * count + row
+                return label, (step - self._first_step) * count + row
             row -= count
         raise IndexError(row)
 

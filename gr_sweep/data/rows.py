@@ -32,6 +32,7 @@ def rows_per_label(
     batch_sequences: int,
     without: Sequence[str] = (),
     drops_observed: bool = False,
+    only: Sequence[str] | None = None,
 ) -> dict[str, int]:
     """Rows of a step by label, in the order of `domains`, then `unlabelled` if above 0.
 
@@ -43,6 +44,7 @@ def rows_per_label(
         unlabelled: as `unlabelled_shares` takes it.
         without: domains, or nodes above them, that get 0 rows, by true label: no label is hidden.
         drops_observed: `without` goes by the label that routing sees: hidden labels stay hidden.
+        only: the labels that the rows are divided over; None for all.
 
     Raises:
         ConfigError: a label would get rows far from its share, such as none, or equal shares
@@ -56,6 +58,10 @@ def rows_per_label(
     unlabelled_share = sum((weight[d] * hidden[d] for d in domains), Fraction(0))
     if unlabelled_share:
         shares[UNLABELLED] = unlabelled_share
+    if only is not None:
+        shares = {label: share if label in only else Fraction(0) for label, share in shares.items()}
+    if not any(shares.values()):
+        raise ConfigError(f"data.weights gives no weight to {' and '.join(only or domains)}")
     rows = _split(shares, batch_sequences)
     if rows is None:
         raise ConfigError(_advice(weight, shares, batch_sequences))
@@ -63,8 +69,10 @@ def rows_per_label(
     return {label: 0 if label in left_out else count for label, count in rows.items()}
 
 
-def step_rows(config: RunConfig, labels: Sequence[str] | None = None) -> dict[str, int]:
-    """`rows_per_label` of a job, or of a round with other labels.
+def step_rows(
+    config: RunConfig, labels: Sequence[str] | None = None, only: Sequence[str] | None = None
+) -> dict[str, int]:
+    """`rows_per_label` of a job, of a round with other labels, or of a phase with `only` some.
 
     Raises:
         ConfigError: as there, or a share of the sequences that these rows cannot reach.
@@ -80,6 +88,7 @@ def step_rows(config: RunConfig, labels: Sequence[str] | None = None) -> dict[st
         config.train.batch_sequences,
         config.method.without,
         config.method.name is Method.filtered_observed,
+        only,
     )
     try:
         _check_shares(config, rows)

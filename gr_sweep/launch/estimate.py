@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from gr_sweep.config import Precision, RunConfig, num_micro_batches, num_steps, 
 from gr_sweep.data.rows import step_rows
 from gr_sweep.data.tokenize import PretrainedTokenizer
 from gr_sweep.errors import DataError, PlanError
+from gr_sweep.layout import Phase, has_rounds, phases_of
 from gr_sweep.metrics.cost import GPUS
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.sizes import random_model
@@ -139,15 +140,37 @@ def _cost_key(config: RunConfig) -> str:
     return json.dumps(plain)
 
 
+_OF_STEPS = ("steps", "tokens", "flops", "dense_flops", "recomputed_flops", "hours")
+"""What adds up over the phases of a job."""
+
+
 def _estimate(config: RunConfig, target: Target) -> Estimate:
     model_config = _model_config(config)
+    if has_rounds(config):  # as one dense phase
+        return _of_phase(config, target, model_config, Phase(1, True, 0, num_steps(config.train)))
+    first, *others = (_of_phase(config, target, model_config, p) for p in phases_of(config))
+    for other in others:
+        steps = first.steps + other.steps
+        active = first.active_parameters * first.steps + other.active_parameters * other.steps
+        values: dict[str, Any] = {"active_parameters": active / steps}
+        for item in fields(Estimate):
+            pair = getattr(first, item.name), getattr(other, item.name)
+            if item.name in _OF_STEPS:
+                values[item.name] = sum(pair)
+            elif item.name.endswith("_bytes"):
+                values[item.name] = max(pair)
+        first = replace(first, **values)
+    return first
+
+
+def _of_phase(config: RunConfig, target: Target, model_config: Any, phase: Phase) -> Estimate:
+    counts = step_rows(config, only=phase.labels)
+    train, steps = config.train, phase.stop - phase.start
     dtype = None if config.model.path is None else model_config.dtype
-    counts = step_rows(config)
-    train = config.train
     with FakeTensorMode():
-        routed = lay_plan(random_model(model_config, seed=0), config)
+        routed = lay_plan(random_model(model_config, seed=0), config, phase)
         length = train.sequence_length
-        tokens = num_steps(train) * sum(counts.values()) * length
+        tokens = steps * sum(counts.values()) * length
         flops = train_flops_per_token(routed, counts, length)
         forward = forward_flops_per_token(routed, length)
         groups = [group for of_step in routed.cycle(counts) for group in of_step]
@@ -161,7 +184,7 @@ def _estimate(config: RunConfig, target: Target) -> Estimate:
         parameters=whole,
         active_parameters=active,
         kept_parameters=kept,
-        steps=num_steps(train),
+        steps=steps,
         tokens=tokens,
         flops=tokens * flops,
         dense_flops=tokens * 3 * forward,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from gr_sweep.domains import UNLABELLED
+from gr_sweep.domains import UNLABELLED, expand
 from gr_sweep.errors import PlanError
 from gr_sweep.model.adapters import adapted_modules, add_adapters, remove_adapters
 from gr_sweep.model.extract import extract
@@ -85,6 +85,7 @@ class RoutedModel:
         foreign_dropout: float = 0.0,
         foreign_core_share: float = 0.0,
         one_block: bool = False,
+        always_off: Iterable[str] = (),
         seed: int = 0,
         **weights: Any,
     ) -> None:
@@ -125,6 +126,7 @@ class RoutedModel:
         self._shares: dict[str, Any] = {
             "foreign_core_share": foreign_core_share,
             "one_block": one_block,
+            "always_off": expand(always_off, plan.domains),
         }
         self._cycle_of = remembered(
             lambda of: row_groups(plan, dict(of), foreign_dropout, **self._shares)
@@ -147,6 +149,13 @@ class RoutedModel:
     def active(self) -> Routing | None:
         """The current routing; None outside `batch`, `keep` and `remove`."""
         return self._state.active
+
+    @property
+    def resting(self) -> frozenset[str]:
+        """Names of the blocks that no sequence trains: a frozen core, and those always off."""
+        blocks = [self.plan.blocks[i] for i in self.plan.off_blocks(self._shares["always_off"])]
+        blocks += [self.plan.core] * self.route_weights.core_frozen
+        return frozenset(block.name for block in blocks)
 
     def cycle(self, counts: Mapping[str, int]) -> tuple[tuple[RowGroup, ...], ...]:
         """The row groups of steps with `counts` sequences per domain, after which they repeat.
@@ -209,8 +218,8 @@ class RoutedModel:
         if labels_NT is not None:
             if any(self._shares.values()):
                 raise PlanError(
-                    "foreign_core_share and one_block apply to whole sequences; leave them out "
-                    "with labels_NT"
+                    "foreign_core_share, one_block and always_off apply to whole sequences; leave "
+                    "them out with labels_NT"
                 )
             routing = TokenRouting(self.plan, self.route_weights, labels_NT, self.foreign_dropout)
         else:
@@ -427,6 +436,7 @@ def route_model(
     foreign_dropout: float = 0.0,
     foreign_core_share: float = 0.0,
     one_block: bool = False,
+    always_off: Iterable[str] = (),
     seed: int = 0,
     **weights: Any,
 ) -> RoutedModel:
@@ -444,7 +454,7 @@ def route_model(
         edges: "none", "weight", "act" or "both" (or an enum with such a value).
         foreign_dropout: fraction in 0..1 of the labelled sequences for which another domain is off.
             Reached to 0.01 or refused (see `RoutedModel.batch`).
-        foreign_core_share, one_block: as in `gr_sweep.routing.rows.row_groups`.
+        foreign_core_share, one_block, always_off: as in `gr_sweep.routing.rows.row_groups`.
         seed: of the random weights of adapters that the plan adds.
         weights: `foreign_weight`, `foreign_core_weight`, `foreign_core_rest` (0),
             `foreign_core_embeddings` and `foreign_outputs` (None), and `core_frozen` (False), as in
@@ -459,9 +469,8 @@ def route_model(
     if any(isinstance(module, RoutedModule) for module in model.modules()):
         raise PlanError("the model is already routed; call unroute() first")
     shares = {"foreign_dropout": foreign_dropout, "foreign_core_share": foreign_core_share}
-    return RoutedModel(
-        model, plan, edges=edges, **shares, one_block=one_block, seed=seed, **weights
-    )
+    rows = {"one_block": one_block, "always_off": always_off}
+    return RoutedModel(model, plan, edges=edges, **shares, **rows, seed=seed, **weights)
 
 
 def _whole_numbers(counts: Any) -> dict[str, int]:

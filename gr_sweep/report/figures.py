@@ -42,6 +42,8 @@ MARKERS = {
     "era": ("cross", "✚"),
     "gram": ("star-diamond", "✦"),
     "demix": ("pentagon", "⬟"),
+    "btx": ("triangle-right", "▶"),
+    "flexolmo": ("triangle-left", "◀"),
     "random": ("circle-open", "○"),  # Hollow, because it is a control.
     "dense": ("x", "✕"),
     "filtered": ("triangle-up", "▲"),

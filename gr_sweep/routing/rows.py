@@ -59,6 +59,7 @@ def row_groups(
     *,
     foreign_core_share: float = 0.0,
     one_block: bool = False,
+    always_off: Iterable[str] = (),
 ) -> tuple[tuple[RowGroup, ...], ...]:
     """The groups of each step of a cycle. The sequences of a step are sorted by domain in the order
     of `counts`.
@@ -72,6 +73,7 @@ def row_groups(
         foreign_core_share: share of its sequences that train a core which it does not own.
         one_block: every sequence has the blocks of one domain on, or none: its own; without own
             blocks those of the others in turn, and none in the share `foreign_dropout`.
+        always_off: labels that are off for every sequence, for their own and unlabelled ones too.
 
     Raises:
         PlanError: an unknown domain, a negative count, or a share that cannot be reached.
@@ -86,6 +88,7 @@ def row_groups(
     others = {domain: _others(plan, domain) for domain in counts}
     own = [d for d in plan.domains if any(plan.owns(d, block) for block in plan.blocks[1:])]
     alone = own if one_block else []
+    never_on = frozenset(always_off)
     foreign = [d for d in counts if d != UNLABELLED and not plan.owns(d, plan.core)]
     dropped = [d for d, found in others.items() if found and d not in alone]
     num_lists = cycle_length(
@@ -109,7 +112,8 @@ def row_groups(
                 off = frozenset[str]().union(*(choices[i] for i in chosen if i < len(choices)))
                 if one_block and choices and not off:
                     off = frozenset(others[domain]) - {own[next(turn) % len(own)]}
-                rows.append((off | plan.always_off(domain), len(choices) in chosen))
+                off |= plan.always_off(domain) | never_on
+                rows.append((off, len(choices) in chosen))
             kinds = [
                 RowGroup(domain, off, rows.count((off, trains)), trains)
                 for off, trains in dict.fromkeys(rows)

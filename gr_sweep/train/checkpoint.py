@@ -153,15 +153,17 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
         return path
 
-    def load_newest(self, tensors: Callable[[], dict[str, Tensor]]) -> dict[str, Any] | None:
+    def load_newest(
+        self, tensors: Callable[[dict[str, Any]], dict[str, Tensor]]
+    ) -> dict[str, Any] | None:
         """Loads the newest undamaged checkpoint; returns the `about` of `save`, None without one.
 
         A damaged one is reported in the log and renamed, and the one before it is loaded. What a
         killed process left half written is removed.
 
         Args:
-            tensors: the tensors to fill, with the names and shapes that were saved; called only if
-                there is a checkpoint.
+            tensors: gives the tensors to fill, with the names and shapes that were saved, for the
+                `about`; called only if there is a checkpoint.
 
         Raises:
             DataError: a checkpoint of another run or format, or one that cannot be read now; it
@@ -174,7 +176,7 @@ class Checkpoints:
             path, about = newest
             with _dcp():
                 alone = not self._processes.are_several
-                load(tensors(), storage_reader=_Reader(path), no_dist=alone)
+                load(tensors(about), storage_reader=_Reader(path), no_dist=alone)
         except OSError as error:
             raise DataError(
                 f"a checkpoint cannot be read now ({error}) and is kept; rerun the command when it "

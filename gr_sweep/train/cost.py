@@ -20,16 +20,15 @@ def cost_metrics(
     routed: RoutedModel,
     state: TrainState,
     *,
-    counts: Mapping[str, int],
+    train_flops: float,
     sequence_length: int,
     device: torch.device,
     num_processes: int,
 ) -> dict[str, float]:
-    """Metrics cost/*; `counts` are the rows of a step by label.
+    """Metrics cost/*; `train_flops` are those of training per token.
 
     Speed is that of all processes together, memory that of this one.
     """
-    train_flops = train_flops_per_token(routed, counts, sequence_length)
     metrics: dict[str, float] = {
         registry.COST_TRAIN_SECONDS.key: state.train_s,
         registry.COST_EVAL_SECONDS.key: state.eval_s,

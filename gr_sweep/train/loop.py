@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -106,6 +106,7 @@ def start(
     plan: RoutePlan | None = None,
     phases: Sequence[int] | None = None,
     rewarm: float = 1.0,
+    enter: Callable[[int], None] = lambda step: None,
 ) -> Training:
     """Starts a run, or resumes it from the newest checkpoint, whose weights the model then has.
 
@@ -114,6 +115,7 @@ def start(
         plan: the one that a checkpoint must have; None if training makes the plans.
         phases: steps of each phase, each with its own schedule; None for one phase.
         rewarm: as in `make_schedule`.
+        enter: makes the model what it was after so many steps, before a checkpoint is loaded.
 
     Raises:
         DataError: a checkpoint of another run or plan, or one that cannot be read now.
@@ -122,8 +124,12 @@ def start(
     optimizer = make_optimizer(model, config)
     schedule = make_schedule(optimizer, phases or [num_steps(config)], config, rewarm=rewarm)
 
+    def tensors(about: dict[str, Any]) -> dict[str, Tensor]:
+        enter(about["state"]["step"])
+        return tensors_of(model, optimizer)
+
     def resume() -> Training:
-        about = checkpoints.load_newest(lambda: tensors_of(model, optimizer))
+        about = checkpoints.load_newest(tensors)
         if about is None:
             return Training(optimizer, schedule, TrainState(), None)
         if plan is not None and about["plan"] != plan.in_place().to_json():

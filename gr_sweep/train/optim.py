@@ -29,17 +29,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 @torch.no_grad()
 def update(optimizer: torch.optim.Optimizer, routed: RoutedModel, block_lr: float = 1.0) -> None:
     """`optimizer.step()`, with `block_lr` times the learning rate for the units of blocks, and with
-    none for a frozen core.
+    none for what rests: a frozen core, blocks that are always off.
 
     AdamW's update is proportional to its learning rate, decay included, so that of a slice is
     multiplied afterwards. (A tensor can hold units of both: a parameter group is whole.)
     """
-    core = routed.plan.core.name
-    of_core = 0.0 if routed.route_weights.core_frozen else 1.0
-    sets = routed.owner_sets() if (of_core, block_lr) != (1.0, 1.0) else {}
+    core, resting = routed.plan.core.name, routed.resting
+    sets = routed.owner_sets() if resting or block_lr != 1.0 else {}
     changed: list[tuple[list[Tensor], list[Tensor], float]] = []
     for name, views in sets.items():
-        factor = of_core if name == core else block_lr
+        factor = 0.0 if name in resting else 1.0 if name == core else block_lr
         if views and factor != 1.0:
             changed.append((views, [view.clone() for view in views], factor))
     optimizer.step()

@@ -22,6 +22,7 @@ NEEDS = {
     "method=sgtm": ["plan.forget=[biology]"],
     "method=era": ["plan.forget=[biology]"],
     "method=gram": ["plan.forget=[biology]"],
+    "method=flexolmo": ["plan.forget=[biology]"],
     "model=hf": ["model.path=somewhere"],
     "data=local": ["data.root=."],
     "data=hub": ["data.sources={code:{path:a/b},biology:{path:a/c},creative:{path:a/d}}"],
@@ -231,12 +232,16 @@ def test_a_method_overrules_typed_settings():
 
 @pytest.mark.parametrize(
     ("method", "shared", "core", "block"),
-    [("gram", 0.909, 768, 77), ("era", 0.97, 768, 24), ("sgtm", 0.984375, 756, 12)],
+    [
+        *(("gram", 0.909, 768, 77), ("era", 0.97, 768, 24), ("sgtm", 0.984375, 756, 12)),
+        ("flexolmo", 0.5, 768, 767),
+    ],
 )
 def test_a_block_of_a_published_method_has_its_published_width_unless_the_user_says_another(
     method, shared, core, block
 ):
-    """A tenth of the MLP, 1/32 and 1/64; of gram and era beside a core as wide as the dense MLP."""
+    """A tenth of the MLP, 1/32, 1/64 and all; of all but sgtm beside a core as wide as the dense
+    MLP."""
     settings = [f"method={method}", "plan.forget=[biology]"]
     config = single(*settings)
     assert config.plan.mlp_shared == shared

@@ -320,3 +320,14 @@ def test_rows_that_carry_some_labels_are_those_of_the_step():
     expected = [rows[: counts["code"]], rows[start : start + counts["creative"]]]
     found = noisy.labelled(3, ["creative", "code"])
     np.testing.assert_array_equal(found, np.concatenate(expected))
+
+
+def test_rehearsal_is_an_exact_share_of_the_rows_of_each_label_by_weight():
+    documents = {domain: shard([20] * 80, first=10_000 * n) for n, domain in enumerate(DOMAINS, 1)}
+    settings_ = {"shards": documents, "weights": {"creative": 3}, "only": ["biology"]}
+    made = batches(rehearsed=("code", "creative"), rehearsal=0.5, first_step=5, **settings_)
+    assert made.counts == {"code": 0, "biology": 6, "creative": 0}
+    # 8 steps are a cycle: half biology, an eighth code, three eighths creative.
+    rows = np.concatenate([made.step(step) for step in range(5, 13)])
+    assert domain_counts(rows) == [6, 24, 18]
+    assert len({tuple(row) for row in rows}) == len(rows)

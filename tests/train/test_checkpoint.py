@@ -28,7 +28,7 @@ def value(of: float) -> dict[str, torch.Tensor]:
 def load(checkpoints: Checkpoints) -> tuple[dict | None, float]:
     """What is written about the newest checkpoint, and the value of its tensors."""
     target = value(-1.0)
-    about = checkpoints.load_newest(lambda: target)
+    about = checkpoints.load_newest(lambda _: target)
     assert len({float(x) for tensor in target.values() for x in tensor.flatten()}) == 1
     return about, float(target["step"])
 
@@ -240,7 +240,7 @@ def test_everything_that_training_changes_is_saved_a_tied_parameter_once(tmp_pat
     expected = {"format": 3, "fingerprint": "x", "note": 0.1}
     assert json.loads((path / ABOUT).read_text()) == expected
     other, other_optimizer = made()
-    assert checkpoints.load_newest(lambda: tensors_of(other, other_optimizer)) == expected
+    assert checkpoints.load_newest(lambda _: tensors_of(other, other_optimizer)) == expected
     for one, two in ((model, optimizer), (other, other_optimizer)):
         train(one, two)
     for name, tensor in model.state_dict().items():

@@ -329,7 +329,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_
     fresh = make_routed()
     optimizer = make_optimizer(fresh.model, TrainConfig())
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, fingerprint="x")
-    about = checkpoints.load_newest(lambda: tensors_of(fresh.model, optimizer))
+    about = checkpoints.load_newest(lambda _: tensors_of(fresh.model, optimizer))
     assert about is not None and about["state"]["step"] == 3
     assert_same_weights(routed, fresh)
 
