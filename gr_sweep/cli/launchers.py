@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gr_sweep.cli.job_status import JobReader
 from gr_sweep.cli.schema import LAUNCHERS
+from gr_sweep.cli.status import live_table
 from gr_sweep.cli.task import Job, JobTask
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
@@ -43,12 +45,16 @@ class _Launcher(NamedTuple):
     run: Callable[[Sequence[Work], Any, Any, Path], None]
     """Runs all works and returns when they have ended; the files in their folders say how. Takes
     the works, the settings, what `check` returned, and the sweep's folder."""
+    on_interrupt: str
+    """What Ctrl-C does."""
 
 
 _LAUNCHERS: dict[type, _Launcher] = {
-    SlurmConfig: _Launcher(check_slurm, run_on_slurm),
+    SlurmConfig: _Launcher(check_slurm, run_on_slurm, "Ctrl-C leaves; the jobs stay in the queue"),
     LocalParallelConfig: _Launcher(
-        slots_of, lambda works, _, slots, __: run_side_by_side(works, slots)
+        slots_of,
+        lambda works, _, slots, __: run_side_by_side(works, slots),
+        "Ctrl-C stops the jobs; each saves first",
     ),
 }
 """By their settings, which `gr_sweep.cli.schema.LAUNCHERS` names."""
@@ -71,7 +77,9 @@ def launch(command: "Command", tasks: Sequence[JobTask], checked: Any) -> list[O
     works = [
         Work(task.folder, task.job.title, task.job.config, SweepJob(task, where)) for task in tasks
     ]
-    _LAUNCHERS[type(config)].run(works, config, checked, command.folder)
+    launcher = _LAUNCHERS[type(config)]
+    with live_table(JobReader([work.folder for work in works]), launcher.on_interrupt):
+        launcher.run(works, config, checked, command.folder)
     return [outcome_of(task.folder) for task in tasks]
 
 

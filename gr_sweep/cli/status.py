@@ -1,6 +1,6 @@
 """The verb `status`: the state of the jobs in a folder, once or as a live table.
 
-The jobs may run here or on a cluster, and do not notice.
+The jobs may run here or on a cluster, and do not notice. Launchers show the same live table.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,24 +134,37 @@ def output() -> "Console":
 
 
 def _watch(reader: JobReader, jobs: list[JobStatus]) -> list[JobStatus]:
-    """Waits until no job runs or waits; on a terminal it shows them, running ones first."""
-    from rich.console import Console, Group
-    from rich.live import Live
-
-    order, name = list(STYLES), jobs[0].folder.parent.name
-
-    def view() -> "RenderableType":
-        table = job_table(sorted(jobs, key=lambda job: order.index(job.state)))
-        return Group(f"{name}: {summary(jobs)}", "Ctrl-C ends this; the jobs keep running", table)
-
-    console = Console(stderr=True)
-    live = Live(get_renderable=view, console=console, auto_refresh=False, transient=True)
-    with live if console.is_terminal else contextlib.nullcontext():
+    """Waits until no job runs or waits."""
+    with live_table(reader, "Ctrl-C ends this; the jobs keep running"):
         while any(job.state in (State.running, State.waiting) for job in jobs):
-            live.refresh()
             time.sleep(EVERY_S)
             jobs = reader.read()
     return jobs
+
+
+@contextlib.contextmanager
+def live_table(reader: JobReader, hint: str) -> Iterator[None]:
+    """On a terminal, shows the jobs, running ones first, while the caller waits; lines that are
+    printed meanwhile stay above.
+
+    Args:
+        hint: what Ctrl-C does.
+    """
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    console, order = Console(stderr=True), list(STYLES)
+    if not console.is_terminal:
+        yield
+        return
+
+    def view() -> "RenderableType":
+        jobs = sorted(reader.read(), key=lambda job: order.index(job.state))
+        return Group(f"{jobs[0].folder.parent.name}: {summary(jobs)}", hint, job_table(jobs))
+
+    every = 1 / EVERY_S
+    with Live(get_renderable=view, console=console, refresh_per_second=every, transient=True):
+        yield
 
 
 def short_count(count: float) -> str:
