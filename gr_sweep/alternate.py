@@ -70,11 +70,11 @@ class LastRound:
     data: TokenData
     """The text by the labels of that round."""
     weights: Mapping[str, float]
-    """Of its labels."""
+    """Weights of these labels."""
     batches: Batches
     held_out: HeldoutBatches
     rows: list[DocumentLoss]
-    """Of its evaluation, by its labels."""
+    """Losses of its evaluation, by these labels."""
     domain_of: Mapping[tuple[str, str], str]
     """Label and hash of each held-out document to its domain of the partition."""
 
@@ -103,13 +103,13 @@ class Rounds:
 
     config: RunConfig
     data: TokenData
-    """By the partition's domains; held out are only the documents that an evaluation reads."""
+    """By the partition's domains, with only the held-out documents that an evaluation reads."""
     routed: RoutedModel
     """The model, with a plan without splits."""
     token_losses: TokenLosses
     training: Training
     folder: Path
-    """The job's."""
+    """The job's folder."""
     tracker: Tracker
     device: torch.device
     train_to: Callable[[Batches, int], None]

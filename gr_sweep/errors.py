@@ -14,7 +14,7 @@ class GrSweepError(Exception):
     """
 
     is_shared = False
-    """Whether every process of a job raises it, so that all of them can go on with the next job."""
+    """Whether every process of a job raises it, so that all continue with the next job."""
 
     def __str__(self) -> str:
         line = " ".join(super().__str__().split())
@@ -35,7 +35,7 @@ class DataError(GrSweepError):
 
 
 class JobError(GrSweepError):
-    """A job, or an action on a job's folder, that cannot go on."""
+    """A job, or an action on a job's folder, that cannot continue."""
 
     is_resumable = False
     """Whether the job was interrupted, not wrong: one of its processes was lost."""

@@ -67,10 +67,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock_file(path: Path, *, timeout_s: float | None = 0.0) -> Iterator[bool]:
-    """Locks a file, which is made if it is missing; the value says whether this process has it.
+    """Locks a file, made if it is missing; yields whether this process has the lock.
 
     The lock ends with the block, or with the process, however that ends. On a file system without
-    locks everybody has it. `timeout_s` is how long to wait for another process; None: for ever.
+    locks every process has it. `timeout_s`: how long to wait for another process; None: for ever.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     begun = time.monotonic()
@@ -85,7 +85,7 @@ def lock_file(path: Path, *, timeout_s: float | None = 0.0) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether a process that this machine sees has locked the file; None if nobody can say."""
+    """Whether a process that this machine sees has locked the file; None if unknown."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:

@@ -112,7 +112,7 @@ def is_done(folder: Path, identity: Identity) -> bool:
 
 def differences(folder: Path, identity: Identity) -> list[str]:
     """What differs between the job in the folder, finished or not, and the identity: a line each
-    for settings, text and code. None does without a summary and a checkpoint.
+    for settings, text and code. Empty without a summary and a checkpoint.
 
     Raises:
         JobError: the folder holds files, but not those of a job.
@@ -377,8 +377,8 @@ def read_finished(folder: Path) -> dict[str, Any] | None:
 
 
 def check_files(folder: Path, digests: Mapping[str, str]) -> None:
-    """Checks the tables behind a job's metrics; `digests` are the summary's "files". Whoever shows
-    `SAMPLES` checks that.
+    """Checks the tables behind a job's metrics; `digests` are the summary's "files". The
+    file `SAMPLES` is checked where it is shown.
 
     Raises:
         DataError: one has changed.

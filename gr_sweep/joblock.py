@@ -59,8 +59,8 @@ class JobLock:
     def begin(self, identity: Identity, num_steps: int, *, force: bool) -> Record:
         """Records what the job runs with; returns the record.
 
-        A job without a checkpoint begins with this identity. A job with one goes on, under `force`
-        with another identity too. The summary of a finished job is set aside.
+        A job without a checkpoint gets this identity. One with a checkpoint continues, with `force`
+        even if its identity differs. The summary of a finished job is set aside.
 
         Raises:
             JobError: the identity differs, without `force`.
@@ -94,7 +94,7 @@ class JobLock:
 
 @contextlib.contextmanager
 def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
-    """Locks the folder, which is made if it is missing; the record then says how the block ended.
+    """Locks the folder, made if it is missing, and afterwards records how the block ended.
 
     Raises:
         JobLockedError: another process works in the folder.
@@ -132,7 +132,7 @@ def announce(folder: Path, title: str) -> None:
 
 
 def note_end(folder: Path, state: State, error: str, *, is_bug: bool = False) -> None:
-    """Records how a job ended that could not do so itself, unless it runs again."""
+    """Records the end of a job whose process could not, unless the job runs again."""
     _set_state(folder, state, error=error, is_bug=is_bug)
 
 
@@ -154,7 +154,7 @@ def set_summary_aside(folder: Path) -> None:
 
 def replace_job(folder: Path) -> Path:
     """Moves a job's folder to `.replaced/NAME-N` beside it, for `resume=fresh`; returns the place.
-    Called before a command starts its jobs: one that is requeued goes on from its own checkpoints.
+    Called before a command starts its jobs: one that is requeued continues from its checkpoints.
 
     Raises:
         JobLockedError: the job is running.

@@ -62,7 +62,7 @@ def document_features(
 
 @dataclass(frozen=True, eq=False)
 class Children:
-    """Where the children of a domain are among its documents."""
+    """Clusters of a domain's documents, one for each child."""
 
     centres: np.ndarray
     """[k, D] float64, sorted by their coordinates, so that a child's number does not depend on how

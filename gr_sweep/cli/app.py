@@ -31,7 +31,7 @@ VERBS = ("report", "export", "estimate", "bench", "status", "dashboard", "doctor
 
 
 _HYDRAS = {"--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
-"""Flags of Hydra that it answers by itself."""
+"""Flags that Hydra itself answers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ _OF_NOISE = ("partition.unlabelled", "partition.mislabelled")
 _UNLEARNING = "eval.unlearn_steps"
 _WIDTH = "model.intermediate_size"
 _ATTACKS = {"eval.calibrate": "false", "eval.relearn_steps": "null"}
-"""What is done to a model that never saw a domain, and what turns it off."""
+"""Attacks that filtered models get too, and the values that turn them off."""
 
 
 def baselines_of(
@@ -38,7 +38,7 @@ def baselines_of(
         parts: domains, and nodes above them, that can be removed from it.
 
     Yields:
-        What of the job's overrides holds for the baseline too, and what makes it the baseline.
+        The job's overrides that the baseline shares, and those that make it the baseline.
 
     Raises:
         ConfigError: `alone`, but the expert's width is unknown, or one that no run can have.

@@ -1,6 +1,7 @@
 """The verb `status`: the state of the jobs in a folder, once or as a live table.
 
-The jobs may run here or on a cluster, and do not notice. Launchers show the same live table.
+The jobs may run here or on a cluster; reading their state does not affect them. Launchers show the
+same live table.
 """
 
 import contextlib

@@ -122,7 +122,7 @@ def documents_of(
     """The documents of the domains that take them, of which some may be blank.
 
     Args:
-        records: None stands for one that is not wanted, so that errors have the right number.
+        records: None for one that is skipped, which still counts in the numbers of errors.
         where: file or data set, for errors.
         source: its name in the rules.
         split: as `formats.pieces` takes it; the rules see the pieces. None: whole documents.

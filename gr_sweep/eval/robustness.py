@@ -1,6 +1,6 @@
-"""How well a domain stays away: every attempt to get it back, or to remove it without routing.
+"""Robustness of a removal: attacks that bring the domain back, and removal without routing.
 
-Decides which models are tested and on which text; the other modules of this folder do it.
+Decides which models are tested and on which text; the other modules of this folder run the tests.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ def recovery(
 
         @torch.no_grad()
         def loss() -> float:
-            """In nats, summed over the rows that are held in."""
+            """Summed loss in nats on the rows that choose the weights."""
             routed.model.eval()
             losses = []
             with removed():

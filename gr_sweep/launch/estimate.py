@@ -2,7 +2,7 @@
 
 Memory is not a formula: the job's own training step runs on fake tensors, which have shapes and no
 data (`torch._subclasses.fake_tensor`), and its allocations are counted. Over several devices the
-model is sharded as in a real run, in a process group that only pretends. Nothing is downloaded,
+model is sharded as in a real run, in a fake process group. Nothing is downloaded,
 tokenised or written.
 """
 

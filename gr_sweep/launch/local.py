@@ -152,7 +152,7 @@ def _start(work: Work, slot: Slot) -> Process:
 
 
 def _note_exit(work: Work, process: Process) -> None:
-    """Records the end of a process that could not do so itself."""
+    """Records the end of a job whose process could not."""
     status, state = process.returncode, standing(work.folder).state
     if state in (State.done, State.failed) or (state is State.stopped and status == 0):
         return

@@ -28,11 +28,11 @@ class Reporter:
         self._num_ended = 0
 
     def started(self, work: Work, where: str) -> None:
-        """The job was started, or is waited for; `where` says how."""
+        """Prints that the job was started, or is waited for; `where` says how."""
         print(f"{work.title}: {where}", file=sys.stderr, flush=True)
 
     def ended(self, work: Work) -> None:
-        """The job has ended, as its files say."""
+        """Prints how the job ended, from its files."""
         self._num_ended += 1
         now = standing(work.folder)
         said = now.state.value

@@ -154,7 +154,7 @@ def is_tied(plan: RoutePlan, config: Any, off: Collection[int]) -> bool:
 
 
 def _resized(plain_config: Any, widths: Mapping[str, int]) -> Any:
-    """The config with so many units of each kind per layer."""
+    """The config with these numbers of units per layer."""
     config = copy.deepcopy(plain_config)
     setattr(config, mlp_size_name(config), widths[MLP])
     num_groups = units_per_layer(config)[ATTN]

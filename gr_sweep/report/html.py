@@ -85,7 +85,7 @@ def render(sweep: Sweep) -> str:
     plots: dict[str, figures.Figure] = {}
 
     def add(figure: figures.Figure) -> str:
-        """Adds a figure to the page; returns the name by which its box asks for it."""
+        """Adds a figure to the page; returns the name for its place in the page."""
         name = f"plot-{len(plots)}"
         plots[name] = figure
         return name

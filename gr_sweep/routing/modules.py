@@ -36,7 +36,7 @@ class _OfThread(threading.local):
 
 
 _ROUTINGS: ContextVar[Mapping["RoutingState", Routing]] = ContextVar("routings")
-"""The routings of the caller of `backward`, which torch hands on to the threads of autograd."""
+"""The routings of the caller of `backward`, which torch passes to the threads of autograd."""
 
 
 class RoutingState:
