@@ -21,7 +21,7 @@ from gr_sweep.routing.autograd import (
     apply,
 )
 from gr_sweep.routing.cover import Axis, Cover, cover, runs
-from gr_sweep.routing.edges import GroupFactors, RouteWeights, Table, by_feature
+from gr_sweep.routing.edges import GroupFactors, RouteWeights, Table
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.rows import RowGroup
 
@@ -166,18 +166,21 @@ class RowRouting:
         """[N, 1, U]: each sequence's factors from a table of `GroupFactors`; None if all are 1."""
 
         def make() -> Tensor | None:
-            tables = [by_feature(getattr(self._factors, table), units) for units in parts]
-            lines = [
-                [f for line in of_group for f in line] for of_group in zip(*tables, strict=True)
-            ]
-            if all(factor == 1.0 for line in lines for factor in line):
+            widths = [part.stop - part.start for units in parts for part in units]
+            lines = [line * len(parts) for line in getattr(self._factors, table)]
+            if all(
+                f == 1.0 or width == 0
+                for line in lines
+                for f, width in zip(line, widths, strict=True)
+            ):
                 return None
-            rows = [
-                line
-                for line, part in zip(lines, self._rows, strict=True)
-                for _ in range(*part.indices(like.shape[0]))
-            ]
-            return torch.tensor(rows, dtype=like.dtype, device=like.device)[:, None]
+            counts = [len(range(*part.indices(like.shape[0]))) for part in self._rows]
+            # Two small tables: a compiler traces every number of a list.
+            found = torch.tensor(lines, dtype=like.dtype, device=like.device)[:, None]
+            for dim, repeats in ((0, counts), (2, widths)):
+                repeats_1 = torch.tensor(repeats, device=like.device)
+                found = found.repeat_interleave(repeats_1, dim, output_size=sum(repeats))
+            return found
 
         bounds = tuple(map(_bounds, parts))
         found: Tensor | None = self._cached(
