@@ -28,6 +28,7 @@ from gr_sweep.assign.units import (
     modularity_of,
     wanted_sizes,
 )
+from gr_sweep.components import heldout_batches, make_batches
 from gr_sweep.config import Attribution, PlanKind, RunConfig
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.prepare import TokenData
@@ -38,15 +39,14 @@ from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.files import whole_file, write_whole
 from gr_sweep.jobdir import DOCUMENT_LOSSES, METRICS, PLAN, ROUND, ROUNDS
-from gr_sweep.layout import Phase, labels_of_rounds, phases_of, plan_of_round
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, write_losses
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.planning import Phase, labels_of_rounds, phases_of, plan_of_round
 from gr_sweep.routing.divide import origins
 from gr_sweep.routing.plan import Place, RoutePlan
-from gr_sweep.setup import heldout_batches, make_batches
 from gr_sweep.tracking.base import STEP, Tracker
 from gr_sweep.tracking.jsonl import TAIL_BYTES, read_rows
 from gr_sweep.train.cost import kept_parameters

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from gr_sweep.config import Core, ProcedureKind, RunConfig
-from gr_sweep.layout import Phase, phases_of
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.planning import Phase, phases_of
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.loop import Training
 

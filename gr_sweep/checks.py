@@ -16,7 +16,7 @@ from gr_sweep.config import (
     MAX_LABELS,
     PER_DOMAIN_ANY,
     UNROUTED,
-    UNSPLIT,
+    WITHOUT_TREE,
     Attribution,
     Core,
     DataConfig,
@@ -426,7 +426,7 @@ def _check_alternate(config: RunConfig, domains: tuple[str, ...]) -> None:
             f"procedure=alternate and method={config.method.name.value} both make a plan; use "
             "method=routed"
         )
-    if config.plan.kind in UNSPLIT and num_rounds > 1:
+    if config.plan.kind in WITHOUT_TREE and num_rounds > 1:
         raise ConfigError(
             f"plan={config.plan.kind.value} has no tree to split further; use procedure.rounds=1, "
             "or plan=peers"

@@ -50,8 +50,8 @@ class Method(enum.Enum):
     filtered_observed = "filtered_observed"
 
 
-UNSPLIT = (PlanKind.forget, PlanKind.lattice)
-"""Plans without a tree to split further."""
+WITHOUT_TREE = (PlanKind.forget, PlanKind.lattice)
+"""Plans that later rounds cannot divide."""
 
 UNROUTED = (Method.dense, Method.filtered, Method.filtered_observed)
 """Methods without a plan."""
@@ -74,6 +74,9 @@ class Baseline(enum.Enum):
 
 
 class ProcedureKind(enum.Enum):
+    """How a run gets its plan and trains. Each kind is in conf/procedure/NAME.yaml, planning.py,
+    `checks.resolve` and `Job.train`, which calls a module of its own such as alternate.py."""
+
     fixed = "fixed"
     alternate = "alternate"
     branch = "branch"

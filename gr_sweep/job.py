@@ -18,32 +18,9 @@ import torch
 
 from gr_sweep import jobdir
 from gr_sweep.branch import begun_phases, enter
-from gr_sweep.config import (
-    ProcedureKind,
-    Resume,
-    RunConfig,
-    num_micro_batches,
-    num_steps,
-    to_plain,
-)
-from gr_sweep.data.batches import Batches
-from gr_sweep.data.markers import swapped_markers
-from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
-from gr_sweep.data.rows import step_rows
-from gr_sweep.errors import JobError
-from gr_sweep.eval.loss import HeldoutBatches
-from gr_sweep.eval.removal import removal_losses
-from gr_sweep.eval.robustness import check_processes, robustness_losses
-from gr_sweep.files import content_digest, write_whole
-from gr_sweep.joblock import JobLock, lock_job_dir
-from gr_sweep.layout import has_rounds, needs_one_process, phases_of
-from gr_sweep.metrics import registry
-from gr_sweep.metrics.compare import summarize_losses
-from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_relearn
-from gr_sweep.model.loss import TokenLosses
-from gr_sweep.model.units import decoder_layers, keep_bfloat16
-from gr_sweep.setup import (
+from gr_sweep.components import (
     check_model,
+    check_processes,
     environment,
     heldout_batches,
     heldout_read,
@@ -54,10 +31,25 @@ from gr_sweep.setup import (
     save_model_files,
     training_text,
 )
+from gr_sweep.config import ProcedureKind, Resume, RunConfig, num_steps, to_plain
+from gr_sweep.data.batches import Batches
+from gr_sweep.data.markers import swapped_markers
+from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
+from gr_sweep.eval.loss import HeldoutBatches
+from gr_sweep.eval.removal import removal_losses
+from gr_sweep.eval.robustness import robustness_losses
+from gr_sweep.files import content_digest, write_whole
+from gr_sweep.joblock import JobLock, lock_job_dir
+from gr_sweep.metrics import registry
+from gr_sweep.metrics.compare import summarize_losses
+from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_relearn
+from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.units import decoder_layers, keep_bfloat16
+from gr_sweep.planning import makes_plan_in_training, phases_of
 from gr_sweep.tracking import Tracker, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints, report_full_disk
 from gr_sweep.train.cost import cost_metrics, train_flops_per_token
-from gr_sweep.train.distributed import Processes, connect, rows_of, shard
+from gr_sweep.train.distributed import Processes, connect, shard
 from gr_sweep.train.loop import Trainer, Training, TrainState, foreign_dropout, start
 from gr_sweep.train.memory import report_out_of_memory
 from gr_sweep.train.signals import StopSignals
@@ -114,7 +106,7 @@ def run_job(
 
         if not processes.from_main(lock):
             return
-        _check_processes(config, processes)
+        check_processes(config, processes.rank, processes.world_size)
         stack.enter_context(report_full_disk(folder))
         stack.enter_context(report_out_of_memory())
         device = stack.enter_context(processes.joined(config.train.device))
@@ -183,7 +175,7 @@ class Job:
         self.batches, self.routed = share(
             lambda: (make_batches(config, data), make_routed(config, data))
         )
-        self.trunk_flops = 0.0 if has_rounds(config) else self._train_flops()
+        self.trunk_flops = 0.0 if makes_plan_in_training(config) else self._train_flops()
         self.token_losses = TokenLosses(self.routed)
         model = self.routed.model
         bfloat16 = is_bfloat16(self.device, config.train.precision)
@@ -201,7 +193,7 @@ class Job:
             self.sampler = make_sampler(config, data, self.routed, self.token_losses, self.device)
         if processes.is_main:
             save_model_files(self.folder, model, data.tokenizer_dir)
-            if not has_rounds(config):
+            if not makes_plan_in_training(config):
                 write_whole(self.folder / jobdir.PLAN, self.routed.plan.to_json() + "\n")
         self.tracker = processes.together(lambda: self._make_tracker(sweep))
 
@@ -217,7 +209,7 @@ class Job:
             steps = num_steps(config.train) - self.recovery_steps
             self.train_config = replace(config.train, steps=steps, tokens=None)
         self.full_rows: list[DocumentLoss] = []
-        in_rounds = has_rounds(config)
+        in_rounds = makes_plan_in_training(config)
         phases = phases_of(config)
         training = start(
             self.routed.model,
@@ -431,7 +423,7 @@ class Job:
             num_processes=self.processes.world_size,
         )
         costs |= foreign_dropout(self.routed, self.batches.counts, range(first, self.state.step))
-        if has_rounds(self.config):
+        if makes_plan_in_training(self.config):
             # The plan at the end is that of the last phase alone.
             costs.pop(registry.COST_TRAIN_FLOPS_PER_TOKEN.key)
             costs.pop(registry.COST_MFU.key, None)
@@ -441,15 +433,3 @@ class Job:
 def _text_settings(config: RunConfig) -> tuple[Any, ...]:
     """Arguments of `prepare_data` and `text_fingerprint`."""
     return config.data, config.partition, config.model.path, config.model.gguf_file
-
-
-def _check_processes(config: RunConfig, processes: Processes) -> None:
-    """Raises a GrSweepError if these processes cannot run the job together."""
-    num_rows, num_micro = sum(step_rows(config).values()), num_micro_batches(config.train)
-    rows_of(processes.rank, processes.world_size, num_rows, num_micro)
-    check_processes(config.eval, processes.world_size)
-    if processes.are_several and needs_one_process(config):
-        raise JobError(
-            f"procedure={config.procedure.name.value} needs the whole model in one process, got "
-            f"{processes.world_size} processes; start one, or use procedure=fixed"
-        )

@@ -25,9 +25,9 @@ from gr_sweep.config import (
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import ConfigError, PlanError
 from gr_sweep.export.run import load_routed, open_run
-from gr_sweep.layout import Phase, phases_of, plan_of_last_round
 from gr_sweep.metrics.losses import View, read_losses, read_relearn
 from gr_sweep.model.sizes import shape_of
+from gr_sweep.planning import Phase, phases_of, plan_of_last_round
 from gr_sweep.report.collect import read_samples
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train import loop

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from gr_sweep.branch import begun_phases
+from gr_sweep.components import make_batches, make_routed
 from gr_sweep.config import (
     AdaptersConfig,
     PlanConfig,
@@ -21,9 +22,8 @@ from gr_sweep.config import (
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import ConfigError
 from gr_sweep.launch.estimate import Target, estimate_job
-from gr_sweep.layout import Phase, phases_of
 from gr_sweep.model.loss import TokenLosses
-from gr_sweep.setup import make_batches, make_routed
+from gr_sweep.planning import Phase, phases_of
 from gr_sweep.train import loop
 from gr_sweep.train.loop import Training, TrainState
 from gr_sweep.train.optim import make_optimizer, make_schedule

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gr_sweep.components import lay_plan, named_config
 from gr_sweep.config import Edges, PlanConfig, PlanKind, RouteConfig, RunConfig, TrainConfig
 from gr_sweep.data.rows import step_rows
 from gr_sweep.launch.estimate import Target, estimate_job
@@ -13,7 +14,6 @@ from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import random_model
 from gr_sweep.routing.cover import CALL_MULTIPLY_ADDS
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.setup import lay_plan, named_config
 from gr_sweep.train.step import JobStep, make_step
 from tests.launch.jobs import make_config
 from tests.model.compare import gradients

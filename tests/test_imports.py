@@ -22,7 +22,8 @@ PACKAGE = Path(gr_sweep.__file__).parent
 ORDER = (
     *("errors", "arguments", "domains", "files", "startup", "bounds", "config", "jobdir"),
     *("joblock", "checks", "routing", "model", "data", "metrics", "eval", "assign", "tracking"),
-    *("train", "layout", "branch", "setup", "alternate", "job", "export", "launch", "bench", "cli"),
+    *("train", "planning", "branch", "components", "alternate", "job", "export", "launch"),
+    *("bench", "cli"),
 )
 """A part of the package may import the parts before it, and itself."""
 
@@ -30,7 +31,7 @@ FEWER = {
     "routing": {"errors", "domains", "routing"},
     "model": {"errors", "domains", "routing", "model"},
     "report": {
-        *("errors", "domains", "files", "config", "jobdir", "metrics", "tracking", "layout"),
+        *("errors", "domains", "files", "config", "jobdir", "metrics", "tracking", "planning"),
         *("routing", "report"),  # of routing the plan, which needs no torch
     },
     "cli": {*ORDER, "report", "gr_sweep"},
@@ -49,7 +50,7 @@ ONLY_IN = {
 
 WITHOUT_TORCH = {
     *ORDER[: ORDER.index("routing")],
-    *("metrics", "report", "tracking", "layout"),
+    *("metrics", "report", "tracking", "planning"),
 }
 """Parts that never import torch."""
 

@@ -70,7 +70,7 @@ def place_of_a_reader(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "DIR").mkdir()
     (tmp_path / "DIR" / "config.json").write_text('{"model_type": "llama"}')
-    monkeypatch.setattr("gr_sweep.cli.fit.check_tracking", lambda tracking: None)
+    monkeypatch.setattr("gr_sweep.cli.check_fit.check_tracking", lambda tracking: None)
 
 
 def assert_composes(words: tuple[str, ...]) -> None:

@@ -15,10 +15,10 @@ import wandb
 
 import gr_sweep
 from gr_sweep.cli.app import main
+from gr_sweep.components import make_routed
 from gr_sweep.config import ModelConfig, RunConfig
 from gr_sweep.data.tokenize import load_tokenizer
 from gr_sweep.errors import DataError, PlanError
-from gr_sweep.setup import make_routed
 
 PACKAGE = Path(gr_sweep.__file__).parent
 

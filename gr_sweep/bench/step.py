@@ -17,6 +17,7 @@ from gr_sweep.arguments import count
 from gr_sweep.bench import harness
 from gr_sweep.bench.harness import Result
 from gr_sweep.checks import validate
+from gr_sweep.components import lay_plan, named_config
 from gr_sweep.config import (
     DataConfig,
     DomainConfig,
@@ -33,7 +34,6 @@ from gr_sweep.data.rows import step_rows
 from gr_sweep.launch.estimate import GIB, Target, estimate_job
 from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.model.sizes import SIZES, random_model
-from gr_sweep.setup import lay_plan, named_config
 from gr_sweep.train.cost import train_flops_per_token
 from gr_sweep.train.memory import AllocatedBytes
 from gr_sweep.train.step import JobStep, make_step

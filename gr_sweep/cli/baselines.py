@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from gr_sweep.cli.overrides import key_of
 from gr_sweep.config import UNROUTED, Baseline, Method, RunConfig, is_below, unlabelled_shares
 from gr_sweep.domains import expand, is_under
-from gr_sweep.layout import expert_widths
 from gr_sweep.model.sizes import shape_of
+from gr_sweep.planning import expert_widths
 
 SHARES = (0.125, 0.25, 0.5)
 """Fractions of a job's training tokens for the shorter dense runs, from which the compute that a

@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from gr_sweep.bounds import invalid
 from gr_sweep.checks import validate
 from gr_sweep.cli.baselines import baselines_of
+from gr_sweep.cli.check_fit import check_fit, parts_of
 from gr_sweep.cli.composer import Composer, composing
-from gr_sweep.cli.fit import check_fit, parts_of
 from gr_sweep.cli.names import name_of, slug, that_count, title_of, without_fixed
 from gr_sweep.cli.overrides import MAX_JOBS, explain, key_of, quoted, values_of
 from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS

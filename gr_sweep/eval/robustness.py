@@ -44,8 +44,8 @@ _CALIBRATED = {
 }
 
 
-def check_processes(config: EvalConfig, num_processes: int) -> None:
-    """Raises a JobError, before any work, if several processes cannot evaluate what is set."""
+def check_evaluation(config: EvalConfig, num_processes: int) -> None:
+    """Raises JobError if several processes cannot evaluate what is set."""
     if config.unlearn_steps and num_processes > 1:
         raise JobError(
             "eval.unlearn_steps needs the whole model in one process; use one, or set it to 0"

@@ -61,7 +61,7 @@ def unlearned(
     updated = layers[max(0, last + 1 - LAYERS) : last + 1]
     outputs = [layer.get_submodule(family.linears[MLP].row) for layer in updated]
     weights: list[Any] = [output.weight for output in outputs]
-    assert not any(isinstance(weight, DTensor) for weight in weights)  # See check_processes.
+    assert not any(isinstance(weight, DTensor) for weight in weights)  # See check_evaluation.
 
     def read(rows_NS: np.ndarray) -> Tensor:
         return activations(model, layers[last], torch.from_numpy(rows_NS[:, :-1]).to(device))

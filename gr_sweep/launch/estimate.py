@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from gr_sweep.components import lay_plan, named_config
 from gr_sweep.config import Precision, RunConfig, num_micro_batches, num_steps, to_plain
 from gr_sweep.data.rows import step_rows
 from gr_sweep.data.tokenize import PretrainedTokenizer
 from gr_sweep.errors import DataError, PlanError
-from gr_sweep.layout import Phase, has_rounds, phases_of
 from gr_sweep.metrics.cost import GPUS
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.sizes import random_model
 from gr_sweep.model.units import keep_bfloat16
-from gr_sweep.setup import lay_plan, named_config
+from gr_sweep.planning import Phase, makes_plan_in_training, phases_of
 from gr_sweep.train.cost import (
     active_parameters,
     forward_flops_per_token,
@@ -146,7 +146,7 @@ _OF_STEPS = ("steps", "tokens", "flops", "dense_flops", "recomputed_flops", "hou
 
 def _estimate(config: RunConfig, target: Target) -> Estimate:
     model_config = _model_config(config)
-    if has_rounds(config):  # as one dense phase
+    if makes_plan_in_training(config):  # as one dense phase
         return _of_phase(config, target, model_config, Phase(1, True, 0, num_steps(config.train)))
     first, *others = (_of_phase(config, target, model_config, p) for p in phases_of(config))
     for other in others:

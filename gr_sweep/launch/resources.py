@@ -12,8 +12,8 @@ from gr_sweep.checks import check_values
 from gr_sweep.config import Device, RunConfig, num_micro_batches
 from gr_sweep.data.rows import step_rows
 from gr_sweep.errors import ConfigError, GrSweepError
-from gr_sweep.layout import needs_one_process
 from gr_sweep.metrics.cost import GPUS
+from gr_sweep.planning import needs_one_process
 from gr_sweep.train.distributed import rows_of
 
 if TYPE_CHECKING:

@@ -27,7 +27,6 @@ from gr_sweep.config import (
 from gr_sweep.domains import expand
 from gr_sweep.errors import ConfigError, DataError, PlanError
 from gr_sweep.jobdir import DOCUMENT_LOSSES, PLAN, RELEARN, check_files
-from gr_sweep.layout import expert_widths, width_of_size
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.compare import (
     NO_BASELINES,
@@ -37,6 +36,7 @@ from gr_sweep.metrics.compare import (
     summarize_losses,
 )
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, read_relearn
+from gr_sweep.planning import expert_widths, width_of_size
 from gr_sweep.report.sweep import DENSE, Job
 from gr_sweep.routing.plan import RoutePlan
 

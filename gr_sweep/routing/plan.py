@@ -45,7 +45,7 @@ KINDS = {
 """Each kind of unit and its name in messages.
 
 A new kind is also needed in `units_per_layer` and `RoutePlan._build` (how many, and the core's
-share), `PlanConfig` and `layout.make_plan` (its setting), `divide.split_further` (later rounds),
+share), `PlanConfig` and `planning.make_plan` (its setting), `divide.split_further` (later rounds),
 `Family.linears` and `unit_linears` (its place in a model; `model/adapters.py` if the plan adds it),
 `assign.scores._sites` (attribution), `extract._resized` and `model/sizes.py` (other widths),
 `export.card._UNITS`, and first in tests/reference.py.

@@ -13,7 +13,7 @@ from gr_sweep.cli.names import MAX_SLUG, slug
 from gr_sweep.cli.schema import DEFAULT_GROUPS, conf_dir
 from gr_sweep.config import Edges, PlanKind, fingerprint
 from gr_sweep.errors import ConfigError, GrSweepError, PlanError
-from gr_sweep.layout import make_plan, named_shape
+from gr_sweep.planning import make_plan, named_shape
 
 NEEDS = {
     "plan=forget": ["plan.forget=[biology]"],
@@ -72,7 +72,8 @@ def refusal(*overrides: str, multirun: bool = False) -> str:
     ids=" ".join,
 )
 def test_every_choice_of_every_group_composes_and_validates(choices, tmp_path, monkeypatch):
-    monkeypatch.setattr("gr_sweep.cli.fit.check_tracking", lambda tracking: None)  # has no key
+    # There is no key.
+    monkeypatch.setattr("gr_sweep.cli.check_fit.check_tracking", lambda tracking: None)
     needs = [need for choice in choices for need in NEEDS.get(choice, [])]
     assert compose([*choices, *needs]).jobs
 

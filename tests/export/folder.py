@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from gr_sweep.components import save_model_files
 from gr_sweep.export.run import Run, open_run
 from gr_sweep.model.route import RoutedModel
-from gr_sweep.setup import save_model_files
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.loop import TrainState
 from tests.model.compare import route

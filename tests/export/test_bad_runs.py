@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-import gr_sweep.setup
+import gr_sweep.components
 from gr_sweep.cli.compose import compose
 from gr_sweep.errors import GrSweepError, PlanError
 from gr_sweep.model.pretrained import load
@@ -197,7 +197,7 @@ def test_a_damaged_checkpoint_of_others_is_refused_and_its_code_is_not_run(
     before = contents(tmp_path)
     with within(), pytest.raises(GrSweepError) as refusal:
         [job] = compose(["model=hf", f"model.path={model}", "plan.attn_shared=1"]).jobs
-        gr_sweep.setup.make_routed(job.config, types.SimpleNamespace(vocab_size=8, eot_id=0))
+        gr_sweep.components.make_routed(job.config, types.SimpleNamespace(vocab_size=8, eot_id=0))
     assert contents(tmp_path) == before and not (tmp_path / "ran").exists()
     assert named in str(refusal.value) and is_one_line(str(refusal.value))
 

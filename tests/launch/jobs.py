@@ -5,6 +5,7 @@ import gc
 import torch
 
 from gr_sweep.checks import validate
+from gr_sweep.components import lay_plan, named_config
 from gr_sweep.config import (
     DataConfig,
     DomainConfig,
@@ -16,7 +17,6 @@ from gr_sweep.config import (
 )
 from gr_sweep.data.rows import step_rows
 from gr_sweep.model.sizes import random_model
-from gr_sweep.setup import lay_plan, named_config
 from gr_sweep.train.memory import AllocatedBytes
 from gr_sweep.train.step import make_step
 from tests.train.allocator import allocator_peak

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from gr_sweep.components import named_config
 from gr_sweep.config import (
     AdaptersConfig,
     Core,
@@ -37,7 +38,6 @@ from gr_sweep.launch.estimate import (
     estimate_job,
     what_would_help,
 )
-from gr_sweep.setup import named_config
 from tests.launch.jobs import DOMAINS, TRAIN, make_config, measured_peak
 from tests.launch.sharded import CASES
 from tests.pairwise import pairwise

@@ -1,5 +1,5 @@
-"""Makes the parts of a job from its config: training rows, held-out text, the routed model and its
-sampler.
+"""Makes the components of a job from its config: training rows, held-out text, the routed model
+and its sampler.
 """
 
 import dataclasses
@@ -15,37 +15,40 @@ import numpy as np
 import torch
 
 from gr_sweep.branch import begins_silent, routing_of, silence_blocks
-from gr_sweep.config import Method, ModelConfig, PlanKind, Precision, RunConfig
+from gr_sweep.config import Method, ModelConfig, PlanKind, Precision, RunConfig, num_micro_batches
 from gr_sweep.config import num_steps as total_steps
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.heldout import first_documents, heldout_chunks
 from gr_sweep.data.prepare import TokenData
+from gr_sweep.data.rows import step_rows
 from gr_sweep.data.sources import check_hub
 from gr_sweep.domains import expand
+from gr_sweep.errors import JobError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import WithoutDomain
-from gr_sweep.eval.robustness import recovery
+from gr_sweep.eval.robustness import check_evaluation, recovery
 from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.eval.text import TrainingText
 from gr_sweep.files import sync_folder
 from gr_sweep.jobdir import MODEL
-from gr_sweep.layout import (
-    Phase,
-    core_owners,
-    has_rounds,
-    labels_of_rounds,
-    make_plan,
-    named_shape,
-    phases_of,
-)
 from gr_sweep.metrics.losses import Text
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.pretrained import check_length, check_vocabulary, load, read_config
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model
+from gr_sweep.planning import (
+    Phase,
+    core_owners,
+    labels_of_rounds,
+    make_plan,
+    makes_plan_in_training,
+    named_shape,
+    needs_one_process,
+    phases_of,
+)
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.train.distributed import Processes
+from gr_sweep.train.distributed import Processes, rows_of
 from gr_sweep.train.step import is_bfloat16
 
 if TYPE_CHECKING:
@@ -162,6 +165,17 @@ def check_model(model: ModelConfig) -> None:
         read_config(model.path, fetch=True)
 
 
+def check_processes(config: RunConfig, rank: int, world_size: int) -> None:
+    """Raises a GrSweepError if these processes cannot run the job together."""
+    rows_of(rank, world_size, sum(step_rows(config).values()), num_micro_batches(config.train))
+    check_evaluation(config.eval, world_size)
+    if world_size > 1 and needs_one_process(config):
+        raise JobError(
+            f"procedure={config.procedure.name.value} needs the whole model in one process, got "
+            f"{world_size} processes; start one, or use procedure=fixed"
+        )
+
+
 def named_config(config: RunConfig, *, vocab_size: int, eot_id: int) -> "LlamaConfig":
     """The Hugging Face config of the job's named size."""
     return llama_config(
@@ -206,7 +220,7 @@ def lay_plan(
 ) -> RoutedModel:
     """Routes a model by the job's plan, as in a phase (None: the first); with rounds, by a plan
     without splits."""
-    if has_rounds(config):
+    if makes_plan_in_training(config):
         return route_model(model, RoutePlan.none(domains=labels_of_rounds(config)[0]), "none")
     plan = make_plan(config, model.config)
     return route_model(model, plan, **routing_of(config, plan, phase or phases_of(config)[0]))

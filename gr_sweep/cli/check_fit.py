@@ -4,18 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from gr_sweep.config import PlanConfig, RunConfig, num_micro_batches
+from gr_sweep.config import PlanConfig, RunConfig
 from gr_sweep.data.rows import step_rows
 from gr_sweep.errors import ConfigError
-from gr_sweep.layout import (
-    has_rounds,
-    labels_of_rounds,
-    make_plan,
-    named_shape,
-    needs_one_process,
-    phases_of,
-    plan_of_last_round,
-)
 from gr_sweep.model.families import FAMILIES, check_kinds
 from gr_sweep.model.pretrained import (
     check_length,
@@ -25,9 +16,17 @@ from gr_sweep.model.pretrained import (
     tokens_of,
 )
 from gr_sweep.model.sizes import Size
+from gr_sweep.planning import (
+    labels_of_rounds,
+    make_plan,
+    makes_plan_in_training,
+    named_shape,
+    phases_of,
+    plan_of_last_round,
+)
 from gr_sweep.routing.plan import ModelShape, RoutePlan
 from gr_sweep.tracking import check_tracking
-from gr_sweep.train.distributed import place, rows_of
+from gr_sweep.train.distributed import place
 
 
 def check_fit(config: RunConfig) -> None:
@@ -38,23 +37,16 @@ def check_fit(config: RunConfig) -> None:
         PlanError: the plan does not fit the model.
     """
     check_tracking(config.tracking)
-    rows = step_rows(config)
+    step_rows(config)
     here = place()
     if here is not None:
-        num_micro = num_micro_batches(config.train)
-        rows_of(here.rank, here.world_size, sum(rows.values()), num_micro)
-        from gr_sweep.eval.robustness import check_processes  # slow to import
+        from gr_sweep.components import check_processes  # slow to import
 
-        check_processes(config.eval, here.world_size)
+        check_processes(config, here.rank, here.world_size)
     shape = shape_of_model(config)
     for phase in phases_of(config):
         step_rows(config, only=phase.labels)
-    if here is not None and needs_one_process(config):
-        raise ConfigError(
-            f"procedure={config.procedure.name.value} needs the whole model in one process; start "
-            "one process, or use procedure=fixed"
-        )
-    if has_rounds(config):
+    if makes_plan_in_training(config):
         if shape is not None:
             _check_kinds(config, plan_of_last_round(config, shape))
         for labels in labels_of_rounds(config):

@@ -1,4 +1,4 @@
-"""Shape, route plan and phases of a job, computed from its config before there is a model.
+"""Plans a job from its config, before there is a model: shape, route plans and phases.
 
 Without torch: the command line checks here what the job builds later.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gr_sweep.config import (
-    UNSPLIT,
+    WITHOUT_TREE,
     PlanKind,
     ProcedureKind,
     RunConfig,
@@ -93,18 +93,17 @@ class Phase:
     """Those that its rows carry; None for all."""
 
 
-_HAS_ROUNDS = {
+_MAKES_PLAN_IN_TRAINING = {
     ProcedureKind.fixed: False,
     ProcedureKind.branch: False,
     ProcedureKind.alternate: True,
 }
-"""Every procedure is named here, so that none trains as another."""
+"""Every procedure must be listed."""
 
 
-def has_rounds(config: RunConfig) -> bool:
-    """Whether the plan is made while the job trains, round by round (`gr_sweep.alternate`), and not
-    before."""
-    return _HAS_ROUNDS[config.procedure.name]
+def makes_plan_in_training(config: RunConfig) -> bool:
+    """Whether the plan is made in rounds while the job trains (`gr_sweep.alternate`)."""
+    return _MAKES_PLAN_IN_TRAINING[config.procedure.name]
 
 
 def phases_of(config: RunConfig) -> list[Phase]:
@@ -118,7 +117,7 @@ def phases_of(config: RunConfig) -> list[Phase]:
     procedure = config.procedure
     if procedure.name is ProcedureKind.branch:
         return _phases_of_branch(config, total)
-    if not has_rounds(config):
+    if not makes_plan_in_training(config):
         return [Phase(1, False, 0, total)]
     ends = [0, *itertools.accumulate(round_lengths(procedure.rounds))]
     bounds = [round(total * end / ends[-1]) for end in ends]
@@ -159,13 +158,13 @@ def core_owners(config: RunConfig) -> tuple[str, ...]:
 
 def needs_one_process(config: RunConfig) -> bool:
     """Whether the model is routed anew during training, for which it must be whole."""
-    return has_rounds(config) or len(phases_of(config)) > 1
+    return makes_plan_in_training(config) or len(phases_of(config)) > 1
 
 
 def labels_of_rounds(config: RunConfig) -> list[tuple[str, ...]]:
     """The labels of each round; the domains if there are no rounds."""
     domains = list(config.partition.domains)
-    if not has_rounds(config) or config.plan.kind in UNSPLIT:
+    if not makes_plan_in_training(config) or config.plan.kind in WITHOUT_TREE:
         return [tuple(domains)]
     rounds = range(1, len(round_lengths(config.procedure.rounds)) + 1)
     return [labels_of_round(domains, number, config.procedure.children) for number in rounds]

@@ -10,9 +10,9 @@ from gr_sweep.config import (
     ProcedureKind,
     RunConfig,
 )
-from gr_sweep.layout import expert_widths, make_plan, named_shape, plan_of_last_round
 from gr_sweep.model.extract import kept_units
 from gr_sweep.model.sizes import llama_config
+from gr_sweep.planning import expert_widths, make_plan, named_shape, plan_of_last_round
 from gr_sweep.routing.plan import MLP
 
 FLAT = ["code", "biology", "creative"]
