@@ -112,6 +112,7 @@ def test_the_jobs_own_table_is_by_the_partition_and_reads_what_other_jobs_read(
     rows = read_losses(folder / "document_losses.csv")
     assert {row.domain for row in rows} == set(DOMAINS)
     assert {row.part for row in rows} == {"", *DOMAINS}
+    assert {row.part for row in rows if row.view is View.served_removed} == {*DOMAINS}
     samples = [sample for prompt in read_samples(folder) for sample in prompt["samples"]]
     assert {(s["kind"], s["part"]) for s in samples} == {
         ("full", None), *(("removed", d) for d in DOMAINS), *(("kept", d) for d in DOMAINS),

@@ -49,7 +49,7 @@ def main_numbers(summary: Mapping[str, Any]) -> list[str]:
         "loss, served (nats/token)": [registry.LOSS_SERVED(d) for d in domains],
         "loss, full model": [registry.LOSS_FULL(d) for d in domains],
         "loss, only its own expert": [registry.LOSS_KEPT(d, d) for d in domains],
-        "loss added by removing it": [registry.MATRIX(d, d) for d in domains],
+        "served loss added by removal": [registry.SERVED_MATRIX(d, d) for d in domains],
         "selectivity of its removal": [registry.SELECTIVITY(d) for d in domains],
     }
     lines = [" " * 32 + "".join(f"  {domain:>7}" for domain in domains)]

@@ -29,14 +29,15 @@ def removal_losses(
     """Rows of all held-out documents in every view of the model.
 
     The views are the full model; without each domain that owns a block of its own; each domain
-    alone; for a lattice also without each block; and the served model. Views in which the same
-    blocks are off are computed once.
+    alone; for a lattice also without each block; and the served model, whole and without each of
+    these domains. Views in which the same blocks are off are computed once.
 
     Args:
         full: rows of the full model, if they have been computed.
         recovered: each removed view is read inside this context, which may train the model after
             the removal. The served model is that before any removal: none of its networks is
-            recovered.
+            recovered. Without a domain it is the recovered network alone, however many networks
+            the other domains have: it is the one that has been trained.
     """
     plan = routed.plan
     removed, kept = domain_views(plan)
@@ -68,8 +69,13 @@ def removal_losses(
         # If keeping a domain switches off the same blocks, reuse the recovered rows.
         rows = of_recovered[off] if off in of_recovered else read_once(off)
         found += [row._replace(view=view, part=part) for row in rows]
-    networks = dict.fromkeys(plan.kept_off([domain]) for domain in plan.domains)
-    return found + served_losses([read_once(off) for off in networks])
+    found += served_losses([read_once(off) for off in served_networks(plan)])
+    for _, part, off in removed:
+        if networks := served_networks(plan, [part]):
+            one = of_recovered.get(off)
+            rows = served_losses([one] if one else [read_once(left) for left in networks])
+            found += [row._replace(view=View.served_removed, part=part) for row in rows]
+    return found
 
 
 def domain_views(plan: RoutePlan) -> tuple[list[PlanView], list[PlanView]]:
@@ -78,6 +84,17 @@ def domain_views(plan: RoutePlan) -> tuple[list[PlanView], list[PlanView]]:
     removed = [(View.removed, node, plan.removed_by([node])) for node in plan.removable()]
     nodes = plan.nodes if len(plan.blocks) > 1 else ()
     return removed, [(View.kept, node, plan.kept_off([node])) for node in nodes]
+
+
+def served_networks(plan: RoutePlan, removed: Sequence[str] = ()) -> list[tuple[int, ...]]:
+    """The blocks that are off in each distinct network of a label kept alone.
+
+    Args:
+        removed: nodes whose labels have no network; those above them keep nothing of theirs.
+    """
+    labels, gone = set(plan.domains), set(expand(removed, plan.domains))
+    kept = [{*expand([d], plan.domains)} - gone for d in plan.domains if d not in gone]
+    return list(dict.fromkeys(plan.off_blocks(labels - of_network) for of_network in kept))
 
 
 def is_lattice(plan: RoutePlan) -> bool:

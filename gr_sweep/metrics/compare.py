@@ -117,9 +117,9 @@ class _Comparison:
                 self._add(registry.TRANSFER(part, domain), self._filtered(part, [domain]) - dense)
         for part in tables.parts(View.unlearned):
             self._add_closed_gap(
-                part, View.unlearned, View.calibrated_unlearned,
-                registry.UNLEARNED_TAX, registry.UNLEARNED_REMOVAL,
-            )  # fmt: skip
+                part, View.unlearned, registry.UNLEARNED_TAX, registry.UNLEARNED_REMOVAL
+            )
+            self._add_calibrated(part, View.calibrated_unlearned)
         for metric in registry.METRICS:
             if metric.mean:
                 self._add(metric.mean, self._mean(metric))
@@ -151,13 +151,21 @@ class _Comparison:
     def _add_removal(self, part: str) -> None:
         """Compares the model without a part with one never trained on it."""
         tables = self.tables
-        self._add_closed_gap(
-            part, View.removed, View.calibrated_removed, registry.REMOVED_TAX, registry.REMOVAL
-        )
-        for domain in tables.outside(part):
-            left = tables.loss(domain, View.removed, part)
-            key = registry.COMPUTE_EQUIVALENT_REMOVED(part, domain)
-            self._add(key, self._compute_equivalent(left, [domain]))
+        for view, whole, tax, removal, equivalent in (
+            (
+                View.removed, View.full, registry.REMOVED_TAX, registry.REMOVAL,
+                registry.COMPUTE_EQUIVALENT_REMOVED,
+            ),
+            (
+                View.served_removed, View.served, registry.SERVED_REMOVED_TAX,
+                registry.SERVED_REMOVAL, registry.COMPUTE_EQUIVALENT_SERVED_REMOVED,
+            ),
+        ):  # fmt: skip
+            self._add_closed_gap(part, view, tax, removal, whole)
+            for domain in tables.outside(part):
+                left = tables.loss(domain, view, part)
+                self._add(equivalent(part, domain), self._compute_equivalent(left, [domain]))
+        self._add_calibrated(part, View.calibrated_removed)
         own = tables.under(part)
         removed = tables.mean_loss(own, View.removed, part)
         filtered = self._filtered(part, own)
@@ -166,20 +174,23 @@ class _Comparison:
         self._add(registry.LEAKAGE(part), _ratio(filtered - removed, filtered - observed))
 
     def _add_closed_gap(
-        self, part: str, view: View, calibrated: View, tax: Metric, removal: Metric
+        self, part: str, view: View, tax: Metric, removal: Metric, whole: View = View.full
     ) -> None:
-        """How close a view of the model without a part comes to one never trained on it.
-
-        On the other domains, on the part itself, and there with a bias fitted to each model.
-        """
+        """How close a view of the model without a part comes from the whole one to one never
+        trained on it, on the other domains and on the part itself."""
         tables = self.tables
         for domain in tables.outside(part):
             left = tables.loss(domain, view, part)
             self._add(tax(part, domain), left - self._filtered(part, [domain]))
         own = tables.under(part)
-        full = tables.mean_loss(own, View.full)
+        full = tables.mean_loss(own, whole)
         gap = self._filtered(part, own) - full
         self._add(removal(part), _ratio(tables.mean_loss(own, view, part) - full, gap))
+
+    def _add_calibrated(self, part: str, calibrated: View) -> None:
+        """The same on the part with a bias fitted to each model."""
+        tables = self.tables
+        own = tables.under(part)
         full = tables.mean_loss(own, View.calibrated_full, part)
         gap = tables.mean_loss(own, View.calibrated_full, part, run=("filtered", part)) - full
         closed = tables.mean_loss(own, calibrated, part) - full

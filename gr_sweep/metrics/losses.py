@@ -29,6 +29,8 @@ class View(enum.StrEnum):
     served = "served"
     """The label is unknown: the distinct networks of the domains kept alone, mixed by the posterior
     over them."""
+    served_removed = "served_removed"
+    """The same without the part: the networks of labels that are not under it, its blocks off."""
     calibrated_full = "calibrated_full"
     """Full model with a bias on the logits, fitted on training text of the part."""
     calibrated_removed = "calibrated_removed"

@@ -9,9 +9,9 @@ tables show says `report/measures.py`.
 
 Letters in formulas: d is the domain whose held-out text is read, e the domain that was removed or
 kept. L(d) is the loss of the full model, L[-e](d) with e removed, L[e](d) with e kept alone, S(d)
-of the served model (`LOSS_SERVED`). D(d) is the dense baseline, F[e](d) the filtered one (never
-trained on e), O[e](d) the same filtered by observed label, A[d](d) a dense model of the expert's
-size trained on d alone. Losses are in nats per token.
+of the served model (`LOSS_SERVED`), S[-e](d) of that without e. D(d) is the dense baseline, F[e](d)
+the filtered one (never trained on e), O[e](d) the same filtered by observed label, A[d](d) a dense
+model of the expert's size trained on d alone. Losses are in nats per token.
 """
 
 import functools
@@ -85,6 +85,12 @@ LOSS_SERVED = Metric(
     mean="mean_served_loss",
     meaning="held-out loss of the served model where the label is unknown: the different networks "
     "that the experts alone make, mixed by their posterior over the text so far (arXiv 2108.05036)",
+)
+LOSS_SERVED_REMOVED = Metric(
+    key="loss/served_removed/{part}/{domain}", title="served loss after removal", unit=_NATS,
+    formula="S[-e](d)",
+    meaning="held-out loss of the served model without e: the different networks of the labels "
+    "that are not under e, mixed by their posterior; after recovery the one recovered network",
 )
 LOSS_FULL = Metric(
     key="loss/full/{domain}", title="loss L(d)", unit=_NATS, direction=-1, formula="L(d)",
@@ -191,6 +197,19 @@ COMPUTE_EQUIVALENT_REMOVED = Metric(
     baselines=_CURVE, mean="mean_removed_compute_equivalent", over=Over.pairs,
     meaning="compute-equivalent of the other domains after a removal",
 )
+SERVED_REMOVED_TAX = Metric(
+    key="utility/served_removed_tax/{part}/{domain}", title="served removed tax", unit=_NATS,
+    direction=-1, formula="S[-e](d) - F[e](d), d not under e", baselines=_FILTERED,
+    mean="mean_served_removed_tax", over=Over.pairs,
+    meaning="removed tax of the served model",
+)
+COMPUTE_EQUIVALENT_SERVED_REMOVED = Metric(
+    key="utility/compute_equivalent/served_removed/{part}/{domain}",
+    title="served removed compute", unit=_SHARE, direction=1,
+    formula="share of the dense tokens at which dense training reaches S[-e](d), d not under e",
+    baselines=_CURVE, mean="mean_served_removed_compute_equivalent", over=Over.pairs,
+    meaning="compute-equivalent of the other domains in the served model after a removal",
+)
 TRANSFER = Metric(
     key="utility/transfer/{part}/{domain}", title="transfer", unit=_NATS,
     formula="F[e](d) - D(d), d not under e", baselines=_DENSE_AND_FILTERED,
@@ -203,6 +222,11 @@ MATRIX = Metric(
     key="separability/matrix/{part}/{domain}", title="cost of removal", unit=_NATS,
     formula="L[-e](d) - L(d)",
     meaning="loss that removing e adds on d; should be high for d = e and 0 elsewhere",
+)
+SERVED_MATRIX = Metric(
+    key="separability/served_matrix/{part}/{domain}", title="served cost of removal", unit=_NATS,
+    formula="S[-e](d) - S(d)",
+    meaning="loss that removing e adds on d in the served model; high for d = e, 0 elsewhere",
 )
 SELECTIVITY = Metric(
     key="separability/selectivity/{part}", title="selectivity", unit=_NATS, direction=1,
@@ -217,6 +241,13 @@ REMOVAL = Metric(
     over=Over.removed,
     meaning="fraction of the gap to a never-trained model that removal closes; 1 is as if never "
     "trained",
+)
+SERVED_REMOVAL = Metric(
+    key="separability/served_removal/{part}", title="served removal", direction=1,
+    formula="(S[-e](e) - S(e)) / (F[e](e) - S(e))", baselines=_FILTERED,
+    mean="mean_served_removal", over=Over.removed,
+    meaning="removal from the served model: fraction of its gap to a never-trained model that is "
+    "closed; 1 is as if never trained",
 )
 FORGET_COMPUTE = Metric(
     key="separability/forget_compute/{part}", title="forget compute", unit=_SHARE, direction=-1,
@@ -385,9 +416,9 @@ METRICS = tuple(entry for entry in list(globals().values()) if isinstance(entry,
 """Every metric, in the order of this module. Means have no entries of their own."""
 
 AXES = (
-    (COMPUTE_EQUIVALENT_SERVED, REMOVAL),
-    (SERVED_TAX, REMOVAL),
-    (EXPERT_TAX, REMOVAL),
+    (COMPUTE_EQUIVALENT_SERVED, SERVED_REMOVAL),
+    (SERVED_TAX, SERVED_REMOVAL),
+    (EXPERT_TAX, SERVED_REMOVAL),
     (SERVED_TAX, SELECTIVITY),
     (LOSS_SERVED, SELECTIVITY),
 )

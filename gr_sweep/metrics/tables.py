@@ -163,10 +163,10 @@ class LossTables:
         """Mean of `loss` over domains."""
         return mean_of([self.loss(domain, view, part, run=run) for domain in domains])
 
-    def costs(self, view: View, part: str) -> dict[str, Sample]:
-        """Loss that a view adds to the full model, by domain."""
+    def costs(self, view: View, part: str, whole: View = View.full) -> dict[str, Sample]:
+        """Loss that a view adds to the full model, or another `whole`, by domain."""
         return {
-            domain: self.loss(domain, view, part) - self.loss(domain, View.full)
+            domain: self.loss(domain, view, part) - self.loss(domain, whole)
             for domain in self.domains
         }
 
@@ -194,6 +194,7 @@ def _add_columns(
 
 _LOSSES = {
     View.removed: registry.LOSS_REMOVED,
+    View.served_removed: registry.LOSS_SERVED_REMOVED,
     View.kept: registry.LOSS_KEPT,
     View.off: registry.LOSS_OFF,
     View.calibrated_full: registry.LOSS_CALIBRATED_FULL,
@@ -234,6 +235,8 @@ def add_own(
             others = mean_of([combined(lambda cost: np.maximum(cost, 0), costs[d]) for d in rest])
             own = mean_of([costs[domain] for domain in under])
             add(registry.SELECTIVITY(part), own - others)
+        for domain, cost in tables.costs(View.served_removed, part, View.served).items():
+            add(registry.SERVED_MATRIX(part, domain), cost)
 
     for block in tables.parts(View.off):
         owners = blocks.get(block, ())

@@ -95,7 +95,7 @@ def render(sweep: Sweep) -> str:
     groups = rounds.groups(sweep)
     trade_off = rounds.trade_off(groups)
     data = page_data(sweep) | {"curves": curves}
-    prefix = registry.MATRIX.key.split("{")[0]
+    prefix = tuple(of.key.split("{")[0] for of in (registry.MATRIX, registry.SERVED_MATRIX))
     costs = [of for job in sweep.jobs for key, of in job.metrics.items() if key.startswith(prefix)]
     return _template().render(
         sweep=sweep,

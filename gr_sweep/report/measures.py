@@ -143,8 +143,10 @@ LOSS = Measure(metric=registry.LOSS_FULL, text=nats)
 TAX = Measure(metric=registry.TAX, text=signed)
 EXPERT_TAX = Measure(metric=registry.EXPERT_TAX, text=signed)
 LEAF_TAX = Measure(metric=registry.LEAF_TAX, text=signed)
+SERVED_REMOVAL = Measure(metric=registry.SERVED_REMOVAL, text=fraction)
 REMOVAL = Measure(metric=registry.REMOVAL, text=fraction)
 SELECTIVITY = Measure(metric=registry.SELECTIVITY, text=signed)
+SERVED_REMOVED_TAX = Measure(metric=registry.SERVED_REMOVED_TAX, text=signed)
 REMOVED_TAX = Measure(metric=registry.REMOVED_TAX, text=signed)
 RELEARN_RATIO = Measure(
     metric=registry.RELEARN_RATIO,
@@ -164,9 +166,16 @@ MAIN = (
     Measure(metric=registry.ALONE_TAX, text=signed),
     LEAF_TAX,
     Measure(metric=registry.COMPUTE_EQUIVALENT_KEPT, text=fraction, worse=registry.EXPERT_TAX),
+    SERVED_REMOVAL,
     REMOVAL,
     SELECTIVITY,
+    SERVED_REMOVED_TAX,
     REMOVED_TAX,
+    Measure(
+        metric=registry.COMPUTE_EQUIVALENT_SERVED_REMOVED,
+        text=fraction,
+        worse=registry.SERVED_MATRIX,
+    ),
     Measure(metric=registry.COMPUTE_EQUIVALENT_REMOVED, text=fraction, worse=registry.MATRIX),
     Measure(metric=registry.FORGET_COMPUTE, text=fraction, worse=registry.SELECTIVITY),
     Measure(metric=registry.FOREIGN_DROPOUT, text=fraction),
@@ -175,8 +184,8 @@ MAIN = (
 """Columns of the comparison table, in order."""
 
 OVER_SEEDS = (
-    COMPUTE_EQUIVALENT, SERVED_LOSS, SERVED_TAX, TAX, EXPERT_TAX, REMOVAL, SELECTIVITY, REMOVED_TAX,
-    RELEARN_RATIO,
+    COMPUTE_EQUIVALENT, SERVED_LOSS, SERVED_TAX, TAX, EXPERT_TAX, SERVED_REMOVAL, REMOVAL,
+    SELECTIVITY, SERVED_REMOVED_TAX, REMOVED_TAX, RELEARN_RATIO,
 )  # fmt: skip
 """Columns of the table of means over seeds, in order."""
 

@@ -112,7 +112,7 @@ def _axis_of_metric(jobs: Sequence[Job], measure: Measure, part: str | None) -> 
     axis = _axis(part or "means over domains", name, name, [measure.of(job, part) for job in jobs])
     axis["title"] = measure.metric.mean_axis if part is None else f"{measure.metric.axis} · {part}"
     axis["direction"] = measure.metric.direction
-    if measure is measures.REMOVAL:
+    if measure in (measures.SERVED_REMOVAL, measures.REMOVAL):
         axis |= {"clip": _REMOVAL_RANGE, "most": 1.0, "line": [1.0, "as if never trained"]}
     return axis
 

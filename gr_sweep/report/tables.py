@@ -274,6 +274,8 @@ def matrices(job: Job) -> list[Matrix]:
     """What removal does to each domain, and each domain's expert alone; for a lattice, what its
     blocks are for; for a dense job, what its domains gain from each other's text."""
     found = []
+    if served := _rows(job, job.nodes, registry.SERVED_MATRIX, measures.signed, has_own=True):
+        found.append(Matrix(corner="removed, served", columns=job.domains, rows=served))
     if removed := _rows(job, job.nodes, registry.MATRIX, measures.signed, has_own=True):
         found.append(Matrix(corner="removed", columns=job.domains, rows=removed))
         kept = [

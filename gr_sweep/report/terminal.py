@@ -14,9 +14,9 @@ _ARROWS = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}", 0: ""}
 _SPACE = 3
 """Characters that rich puts between columns."""
 _BY_IMPORTANCE = (
-    measures.COMPUTE_EQUIVALENT, measures.REMOVAL, measures.SELECTIVITY, measures.SERVED_LOSS,
-    measures.SERVED_TAX, measures.LOSS, measures.TAX, measures.EXPERT_TAX, measures.LEAF_TAX,
-    measures.REMOVED_TAX,
+    measures.COMPUTE_EQUIVALENT, measures.SERVED_REMOVAL, measures.SELECTIVITY,
+    measures.SERVED_LOSS, measures.SERVED_TAX, measures.REMOVAL, measures.LOSS, measures.TAX,
+    measures.EXPERT_TAX, measures.LEAF_TAX, measures.SERVED_REMOVED_TAX, measures.REMOVED_TAX,
 )  # fmt: skip
 """Where not all means fit, the last is left out first."""
 

@@ -30,7 +30,7 @@ _BY_DOMAIN = (
     registry.LOSS_SERVED,
     registry.SERVED_TAX,
     registry.COMPUTE_EQUIVALENT_SERVED,
-    registry.REMOVAL,
+    registry.SERVED_REMOVAL,
     registry.SELECTIVITY,
 )
 

@@ -31,7 +31,7 @@ METRICS = {
     "loss/full/code": 4.03,
     "loss/full/biology": 4.15,
     "loss/removed/code/code": 4.53,
-    "separability/matrix/code/code": 0.5,
+    "separability/served_matrix/code/code": 0.5,
 }
 
 

@@ -49,6 +49,7 @@ JOB = {
     ("full", ""): by_domain(4.5, 4.25, 5.0),
     ("served", ""): by_domain(4.25, 4.25, 5.0),
     ("removed", "biology"): by_domain(4.5, 6.25, 5.25),
+    ("served_removed", "biology"): by_domain(4.75, 7.25, 5.0),
     ("kept", "code"): by_domain(3.5, 8.0, 8.0),
     ("kept", "biology"): by_domain(8.0, 5.0, 8.0),
     ("calibrated_full", "biology"): {"biology": 4.0},
@@ -110,6 +111,8 @@ def test_every_metric_follows_its_definition() -> None:
             "utility/served_tax/creative": 0.5,
             "utility/removed_tax/biology/code": 0.25,
             "utility/removed_tax/biology/creative": 0.75,
+            "utility/served_removed_tax/biology/code": 0.5,
+            "utility/served_removed_tax/biology/creative": 0.5,
             "utility/transfer/biology/code": 0.25,
             "utility/transfer/biology/creative": 0.0,
             "utility/compute_equivalent/served/code": half * 2**0.75,
@@ -122,7 +125,10 @@ def test_every_metric_follows_its_definition() -> None:
             "utility/compute_equivalent/kept/biology": half,
             "utility/compute_equivalent/removed/biology/code": half * 2**0.5,
             "utility/compute_equivalent/removed/biology/creative": 0.25 * 2**0.75,
+            "utility/compute_equivalent/served_removed/biology/code": half * 2**0.25,
+            "utility/compute_equivalent/served_removed/biology/creative": half,
             "separability/removal/biology": 0.5,
+            "separability/served_removal/biology": 0.75,
             "robustness/calibrated_removal/biology": 0.5,
             "robustness/leakage/biology": 2 / 3,
             # The parts kept alone are two of three domains: no mean of them.
@@ -131,9 +137,12 @@ def test_every_metric_follows_its_definition() -> None:
             "mean_served_compute_equivalent": half * (2 * 2**0.75 + 1) / 3,
             "mean_compute_equivalent": half * (2**0.5 + 2**0.75 + 1) / 3,
             "mean_removal": 0.5,
+            "mean_served_removal": 0.75,
             "mean_calibrated_removal": 0.5,
             "mean_leakage": 2 / 3,
             "mean_removed_tax": 0.5,
+            "mean_served_removed_tax": 0.5,
+            "mean_served_removed_compute_equivalent": half * (2**0.25 + 1) / 2,
             "mean_removed_compute_equivalent": (half * 2**0.5 + 0.25 * 2**0.75) / 2,
         }
     )
@@ -155,10 +164,15 @@ def test_metric_without_its_baseline_is_absent() -> None:
     assert set(filtered_alone) == {
         "utility/removed_tax/biology/code",
         "utility/removed_tax/biology/creative",
+        "utility/served_removed_tax/biology/code",
+        "utility/served_removed_tax/biology/creative",
         "separability/removal/biology",
+        "separability/served_removal/biology",
         "robustness/calibrated_removal/biology",
         "mean_removed_tax",
+        "mean_served_removed_tax",
         "mean_removal",
+        "mean_served_removal",
         "mean_calibrated_removal",
     }
     assert compared(job, Baselines(shorter=everything.shorter)) == {}

@@ -128,6 +128,7 @@ def document_losses(
                 kept = mean + 1.5 * OWN_COST[edges][at % 3] + rng.normal(0, 0.05)
                 cost += 0.3 * (method == "random")
             row(View.removed, part, mean + cost)
+            row(View.served_removed, part, mean + cost)
             row(View.kept, part, kept)
             if calibrate and part == domain:
                 row(View.calibrated_full, part, mean - 0.05)

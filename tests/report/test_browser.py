@@ -124,7 +124,7 @@ def test_scatter_has_the_means_of_the_jobs(page: "Page", read_study: Sweep) -> N
 
 
 def test_frontier_is_what_no_other_setting_beats_in_both(page: "Page", read_study: Sweep) -> None:
-    choose(page, "served compute", "removal")
+    choose(page, "served compute", "served removal")
     centres = []
     for jobs, (x, y) in groups_of_scatter(page, read_study):
         is_bound = any("mean_served_compute_equivalent" not in job.metrics for job in jobs)

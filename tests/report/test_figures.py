@@ -88,7 +88,7 @@ def test_axes_have_the_numbers_of_the_jobs(read_study: Sweep, data: dict[str, An
     assert found["direction"] == 1 and found["group"] == "biology"
     assert axis(data, "cost/parameters")["direction"] == -1
     assert axis(data, "route.foreign_dropout")["group"] == "settings"
-    assert data["chosen"] == ["served compute", "removal"]
+    assert data["chosen"] == ["served compute", "served removal"]
 
 
 def test_loss_below_the_shortest_dense_run_stands_at_its_share(
