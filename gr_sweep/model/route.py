@@ -4,9 +4,8 @@ returns.
 G = key-value groups of attention heads, F = MLP hidden units, D = residual width.
 """
 
-import itertools
 import operator
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -18,37 +17,17 @@ from torch.distributed.tensor import DTensor
 
 from gr_sweep.domains import UNLABELLED, expand
 from gr_sweep.errors import PlanError
-from gr_sweep.model.adapters import adapted_modules, add_adapters, remove_adapters
+from gr_sweep.model.adapters import add_adapters, remove_adapters
 from gr_sweep.model.extract import extract
 from gr_sweep.model.families import check_plan
-from gr_sweep.model.units import (
-    LINEARS,
-    UnitLinear,
-    gated_mlps,
-    head_norms,
-    heads_first_norms,
-    learning_parameters,
-    unit_linears,
-)
+from gr_sweep.model.swaps import swaps_of
+from gr_sweep.model.units import UnitLinear, learning_parameters, unit_linears
 from gr_sweep.routing.edges import GroupFactors, RouteWeights
-from gr_sweep.routing.modules import (
-    RoutedFeatures,
-    RoutedGatedMlp,
-    RoutedHeadNorm,
-    RoutedHeadNormHeadsFirst,
-    RoutedLinear,
-    RoutedLookup,
-    RoutedModule,
-    RoutedPositions,
-    RoutedRest,
-    RoutedRestHeadsFirst,
-    Routing,
-    RoutingState,
-)
+from gr_sweep.routing.modules import RoutedModule, Routing, RoutingState
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.row_routing import RowRouting
 from gr_sweep.routing.rows import RowGroup, row_groups, within
-from gr_sweep.routing.swap import InPlace, Swap, check_swaps, swap_class, unswap_class
+from gr_sweep.routing.swap import InPlace, check_swaps, swap_class, unswap_class
 from gr_sweep.routing.token_routing import TokenRouting
 
 if TYPE_CHECKING:
@@ -107,11 +86,8 @@ class RoutedModel:
         add_adapters(self.model, plan, seed)
         found = unit_linears(self.model, plan)
         core_frozen = route_weights.core_frozen
-        swaps = [*_unit_swaps(self.model, plan, found), *_adapter_swaps(self.model, plan)]
-        if core_frozen:  # norms do not learn
-            swaps = [swap for swap in swaps if not issubclass(swap.routed, RoutedHeadNorm)]
         is_cut = not core_frozen and any(not plan.owns(d, plan.core) for d in plan.domains)
-        swaps += _other_swaps(self.model, {swap.module for swap in swaps}, is_cut)
+        swaps = swaps_of(self.model, plan, found, core_learns=not core_frozen, is_cut=is_cut)
         try:
             learning = learning_parameters(self.model, found, core_frozen=core_frozen)
             check_swaps(self.model, swaps)
@@ -378,54 +354,6 @@ class RoutedModel:
                 parameter.requires_grad_()
         self._frozen = []
         self.unit_linears, self._in_place = [], None
-
-
-def _unit_swaps(model: nn.Module, plan: RoutePlan, linears: Iterable[UnitLinear]) -> Iterator[Swap]:
-    for mlp, split in gated_mlps(model, plan):
-        yield Swap(mlp, RoutedGatedMlp, (split.slices(),), "mlp")
-    for module, maps in itertools.groupby(linears, lambda linear: linear.module):
-        if isinstance(module, nn.Embedding):
-            continue  # the A of an adapter
-        first, *others = maps
-        parts = tuple(linear.part for linear in (first, *others))
-        yield Swap(module, RoutedLinear, parts, "row" if first.is_row else "column")
-    heads_first = heads_first_norms(model)
-    for norm, units in head_norms(model, plan):
-        yield Swap(
-            norm, RoutedHeadNormHeadsFirst if norm in heads_first else RoutedHeadNorm, (units,)
-        )
-
-
-def _adapter_swaps(model: "PreTrainedModel", plan: RoutePlan) -> Iterator[Swap]:
-    """The modules of adapters that are not linear maps."""
-    for kind, split, module in adapted_modules(model, plan):
-        features = module.get_submodule(f"adapter.{kind}.A")
-        if not isinstance(features, nn.Linear):
-            is_table = isinstance(features, nn.Embedding)
-            yield Swap(features, RoutedLookup if is_table else RoutedFeatures, (split.slices(),))
-
-
-def _other_swaps(
-    model: "PreTrainedModel", units: Collection[nn.Module], has_foreign: bool
-) -> Iterator[Swap]:
-    """Modules that hold no units, but have adapters; of a core that is foreign to a domain, all
-    that have parameters of their own."""
-    heads_first = heads_first_norms(model)
-    for module in model.modules():
-        if module in units or not any(True for _ in module.parameters(recurse=False)):
-            continue
-        if not has_foreign and "adapter" not in module._modules:
-            continue
-        if isinstance(module, LINEARS):
-            outputs = module.weight.shape[0 if isinstance(module, nn.Linear) else 1]
-            role = "embedding" if module is model.get_output_embeddings() else "rest"
-            yield Swap(module, RoutedLinear, ((slice(0, outputs),),), role)
-        elif isinstance(module, nn.Embedding):
-            routed = RoutedRest if module is model.get_input_embeddings() else RoutedPositions
-            yield Swap(module, routed, role="embedding")
-        else:
-            routed = RoutedRestHeadsFirst if module in heads_first else RoutedRest
-            yield Swap(module, routed, role="rest")
 
 
 def route_model(
