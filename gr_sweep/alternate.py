@@ -46,7 +46,8 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.planning import Phase, labels_of_rounds, phases_of, plan_of_round
 from gr_sweep.routing.divide import origins
-from gr_sweep.routing.plan import Place, RoutePlan
+from gr_sweep.routing.kinds import Place
+from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.tracking.base import STEP, Tracker
 from gr_sweep.tracking.jsonl import TAIL_BYTES, read_rows
 from gr_sweep.train.cost import kept_parameters

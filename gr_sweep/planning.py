@@ -21,7 +21,8 @@ from gr_sweep.domains import UNLABELLED, expand, is_under, labels_of_round
 from gr_sweep.errors import ConfigError
 from gr_sweep.model.sizes import SIZES, Size, full_width, shape_of
 from gr_sweep.routing.divide import split_further
-from gr_sweep.routing.plan import MLP, ModelShape, RoutePlan
+from gr_sweep.routing.kinds import MLP, ModelShape
+from gr_sweep.routing.plan import RoutePlan
 
 
 def named_shape(config: RunConfig) -> Size:

@@ -13,7 +13,7 @@ from gr_sweep.config import (
 from gr_sweep.model.extract import kept_units
 from gr_sweep.model.sizes import llama_config
 from gr_sweep.planning import expert_widths, make_plan, named_shape, plan_of_last_round
-from gr_sweep.routing.plan import MLP
+from gr_sweep.routing.kinds import MLP
 
 FLAT = ["code", "biology", "creative"]
 NESTED = ["code", "biology/virology", "biology/cells"]

@@ -25,8 +25,8 @@ from gr_sweep.eval.loss import Losses
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import IGNORED
 from gr_sweep.model.units import decoder_layers
+from gr_sweep.routing.kinds import ATTN, Place, units_per_layer
 from gr_sweep.routing.modules import RoutedModule
-from gr_sweep.routing.plan import ATTN, Place, units_per_layer
 
 _MIN_RANKED = 3
 """Fewest units for a rank correlation; two agree or disagree by chance."""

@@ -11,7 +11,8 @@ import numpy as np
 from gr_sweep.assign.allocate import allocate, fitting_sets, misfit
 from gr_sweep.assign.scores import UnitScores
 from gr_sweep.routing.divide import origins
-from gr_sweep.routing.plan import KINDS, Block, Place, RoutePlan, Split
+from gr_sweep.routing.kinds import KINDS, Place
+from gr_sweep.routing.plan import Block, RoutePlan, Split
 
 
 def assign_units(

@@ -22,7 +22,8 @@ from gr_sweep.bench.step import DOMAINS
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.edges import EDGE_CHOICES
-from gr_sweep.routing.plan import MLP, RoutePlan
+from gr_sweep.routing.kinds import MLP
+from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.cost import multiply_adds
 
 SHARES = (0.25, 0.5, 0.75)

@@ -24,7 +24,8 @@ from gr_sweep.planning import (
     phases_of,
     plan_of_last_round,
 )
-from gr_sweep.routing.plan import ModelShape, RoutePlan
+from gr_sweep.routing.kinds import ModelShape
+from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.tracking import check_tracking
 from gr_sweep.train.distributed import place
 

@@ -19,7 +19,7 @@ from gr_sweep.eval.finetune import restored, warmup
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.units import decoder_layers
-from gr_sweep.routing.plan import MLP
+from gr_sweep.routing.kinds import MLP
 
 STEERING = 5.0
 """Norm that activations on forgotten text are pushed to, relative to their mean norm before. An

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gr_sweep.routing.plan import ATTN, MLP
+from gr_sweep.routing.kinds import ATTN, MLP
 
 _UNITS = {MLP: "MLP hidden units", ATTN: "key-value groups of heads"}
 

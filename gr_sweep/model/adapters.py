@@ -17,17 +17,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gr_sweep.errors import PlanError
 from gr_sweep.model.families import family_of
-from gr_sweep.routing.plan import (
-    ATTN,
-    ATTN_ADAPTER,
-    BIAS,
-    EMBED,
-    MLP,
-    MLP_ADAPTER,
-    UNEMBED,
-    RoutePlan,
-    Split,
-)
+from gr_sweep.routing.kinds import ATTN, ATTN_ADAPTER, BIAS, EMBED, MLP, MLP_ADAPTER, UNEMBED
+from gr_sweep.routing.plan import RoutePlan, Split
 
 
 class Copies(nn.Module):

@@ -15,17 +15,17 @@ from torch import Tensor
 from gr_sweep.model.adapters import Adapter, adapted_modules
 from gr_sweep.model.families import family_of
 from gr_sweep.model.units import UnitLinear
-from gr_sweep.routing.plan import (
+from gr_sweep.routing.kinds import (
     ADAPTERS,
     ATTN,
     BIAS,
     EMBED,
     MLP,
     UNEMBED,
-    RoutePlan,
     mlp_size_name,
     units_per_layer,
 )
+from gr_sweep.routing.plan import RoutePlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

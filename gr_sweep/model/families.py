@@ -1,7 +1,7 @@
 """Where each family of models keeps its units: gate, up and down; q, k, v and o.
 
 Names are those of the Hugging Face modules, relative to a decoder layer. To support another family,
-add it to `FAMILIES`; for another kind of unit, see `gr_sweep.routing.plan.KINDS` and
+add it to `FAMILIES`; for another kind of unit, see `gr_sweep.routing.kinds.KINDS` and
 `Family.linears`. Does not import torch; `gr_sweep.model.units` finds the units in a model.
 """
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.plan import ATTN, FULL, KINDS, MLP, RoutePlan, units_per_layer
+from gr_sweep.routing.kinds import ATTN, FULL, KINDS, MLP, units_per_layer
+from gr_sweep.routing.plan import RoutePlan
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from gr_sweep.errors import ConfigError, PlanError
-from gr_sweep.routing.plan import MLP, RoutePlan
+from gr_sweep.routing.kinds import MLP
+from gr_sweep.routing.plan import RoutePlan
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel

@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from gr_sweep.errors import PlanError
 from gr_sweep.model.adapters import adapted_modules
 from gr_sweep.model.families import FAMILIES, Family, family_of
-from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
+from gr_sweep.routing.kinds import ATTN, MLP
+from gr_sweep.routing.plan import RoutePlan, Split
 from gr_sweep.routing.row_routing import Units
 from gr_sweep.routing.swap import check_linear
 
@@ -49,7 +50,7 @@ class UnitLinear:
     module: nn.Module
     """A `torch.nn.Linear`, or a `Conv1D` or an `Embedding`, whose weight is the transpose."""
     kind: str
-    """One of `gr_sweep.routing.plan.KINDS`."""
+    """One of `gr_sweep.routing.kinds.KINDS`."""
     split: Split
     width: int
     """Features of the map per unit."""

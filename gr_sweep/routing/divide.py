@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from gr_sweep.domains import ancestors, check_domains, is_under
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.plan import ATTN, KINDS, MLP, Block, RoutePlan, Split, divide_units
+from gr_sweep.routing.kinds import ATTN, KINDS, MLP
+from gr_sweep.routing.plan import Block, RoutePlan, Split, divide_units
 
 
 def split_further(

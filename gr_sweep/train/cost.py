@@ -11,7 +11,8 @@ from gr_sweep.metrics.cost import attention_flops_per_token, flops_per_token, pe
 from gr_sweep.model.extract import is_tied
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.units import LINEARS, UnitLinear
-from gr_sweep.routing.plan import ADAPTERS, ATTN, BIAS, Split
+from gr_sweep.routing.kinds import ADAPTERS, ATTN, BIAS
+from gr_sweep.routing.plan import Split
 from gr_sweep.routing.rows import RowGroup
 from gr_sweep.train.loop import TrainState
 

@@ -14,7 +14,8 @@ from gr_sweep.errors import JobError
 from gr_sweep.export import write
 from gr_sweep.export.card import facts_of
 from gr_sweep.export.write import export
-from gr_sweep.routing.plan import ATTN, MLP, RoutePlan, Split
+from gr_sweep.routing.kinds import ATTN, MLP
+from gr_sweep.routing.plan import RoutePlan, Split
 from gr_sweep.train.cost import kept_parameters, num_parameters
 from tests.export.folder import make_run
 from tests.model.tiny import FAMILIES, HIDDEN, LAYERS, WHOLE_ATTENTION_ONLY, tiny_ids

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gr_sweep.model.route import route_model
-from gr_sweep.routing.plan import RoutePlan, units_per_layer
+from gr_sweep.routing.kinds import units_per_layer
+from gr_sweep.routing.plan import RoutePlan
 from tests.model.compare import route
 from tests.model.tiny import FAMILIES, WHOLE_ATTENTION_ONLY, tiny_ids, tiny_model
 from tests.pairwise import crossed
