@@ -1,6 +1,4 @@
-"""Makes the components of a job from its config: training rows, held-out text, the routed model
-and its sampler.
-"""
+"""Makes the components of a job from its config: rows, held-out text, routed model, sampler."""
 
 import dataclasses
 import platform

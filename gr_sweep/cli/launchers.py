@@ -1,7 +1,6 @@
 """Starts the jobs of a command: one after the other in this process, side by side, or on SLURM.
 
-`gr_sweep.launch` handles queues and slots. How a job in another process ended is read from the
-files in its folder.
+`gr_sweep.launch` handles queues and slots. The files in a job's folder tell how it ended.
 """
 
 import os

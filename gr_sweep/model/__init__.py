@@ -1,2 +1,1 @@
-"""Causal language models: sizes, families, routing laid over them. Knows torch and transformers
-alone."""
+"""Causal language models: sizes, families, routing. Knows torch and transformers alone."""

@@ -1,5 +1,4 @@
-"""Routes a Hugging Face model by a plan, in place: `route_model`, and the `RoutedModel` it
-returns.
+"""Routes a Hugging Face model by a plan, in place: `route_model` returns a `RoutedModel`.
 
 G = key-value groups of attention heads, F = MLP hidden units, D = residual width.
 """

@@ -1,2 +1,1 @@
-"""One loop for every job. Knows a routed model, batches of token ids and a tracker; no Hydra, no
-W&B."""
+"""One loop for every job. Knows a routed model, batches of token ids and a tracker."""

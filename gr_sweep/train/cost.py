@@ -1,5 +1,4 @@
-"""What a routed model costs: parameters, and operations of a training step. Needs shapes alone, so
-it works on fake tensors too."""
+"""Parameters and operations of a routed model. Needs shapes alone: fake tensors are enough."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

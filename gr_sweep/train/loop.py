@@ -1,5 +1,4 @@
-"""The training loop of every method, on CPU and GPU. Procedures are in `gr_sweep.job.Job.train` and
-in modules such as `gr_sweep.alternate`.
+"""The training loop of every method and procedure; procedures start in `gr_sweep.job.Job.train`.
 
 N sequences of a micro-batch or step (sorted by row group), T positions, S = T + 1.
 """

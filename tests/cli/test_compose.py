@@ -177,7 +177,9 @@ def test_an_experiment_is_a_sweep_and_what_is_typed_replaces_what_it_sweeps():
 
 
 @pytest.mark.parametrize("file", sorted((conf_dir() / "experiment").glob("*.yaml")))
-def test_every_experiment_opens_with_the_line_to_run_it(file):
+def test_every_experiment_opens_with_the_line_to_run_it(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("DIR").mkdir()
     lines = file.read_text().splitlines()
     assert lines[0] == "# @package _global_"
     [word, *overrides] = lines[1].removeprefix("# ").split()
