@@ -107,7 +107,7 @@ FAMILIES = {
     ),
 }
 """By `config.model_type`. If a family's config has other names for sizes, they are also needed in
-`pretrained._SIZES`, `plan.units_per_layer` and `extract._resized`."""
+`pretrained._SIZES`, `kinds.units_per_layer` and `extract._resized`."""
 
 
 def family_of(config: Any) -> Family:
