@@ -1,6 +1,8 @@
-"""The numbers that a setting allows, kept as data in the metadata of its dataclass field."""
+"""Checks of single values: the numbers that a setting allows, kept in the metadata of its dataclass
+field, and patterns."""
 
 import enum
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,3 +51,15 @@ def invalid(name: str, value: Any, expected: str) -> ConfigError:
     if isinstance(value, enum.Enum):
         value = value.value
     return ConfigError(f"invalid value for {name}: {value!r}; expected {expected}")
+
+
+def compiled(pattern: str, name: str) -> re.Pattern[str]:
+    """Compiles a rule's regular expression, which ignores case.
+
+    Raises:
+        ConfigError: it is none; the message names the setting `name`.
+    """
+    try:
+        return re.compile(pattern, re.IGNORECASE)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise invalid(name, pattern, f"a regular expression ({error})") from error

@@ -6,10 +6,7 @@ once. `gr_sweep.checks` validates a config. This module knows nothing of Hydra o
 
 import dataclasses
 import enum
-import hashlib
-import json
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -75,7 +72,7 @@ class Baseline(enum.Enum):
 
 class ProcedureKind(enum.Enum):
     """How a run gets its plan and trains. Each kind is in conf/procedure/NAME.yaml, planning.py,
-    `checks.resolve` and `Job.train`, which calls a module of its own such as alternate.py."""
+    `resolve.resolve` and `Job.train`, which calls a module of its own such as alternate.py."""
 
     fixed = "fixed"
     alternate = "alternate"
@@ -95,7 +92,7 @@ class Attribution(enum.Enum):
 
 class DataKind(enum.Enum):
     """Where text comes from. Each kind is in conf/data/NAME.yaml, `_SOURCES` of data/sources.py,
-    `_CHECKS` and `_resolve_data` of checks.py, and `_PLACES` of report/sweep.py."""
+    `_CHECKS` of checks.py, `_resolve_data` of resolve.py, and `_PLACES` of report/sweep.py."""
 
     synthetic = "synthetic"
     local = "local"
@@ -522,33 +519,11 @@ class RunConfig:
     (each domain in a dense model as wide as its expert)."""
 
 
-NO_EFFECT_ON_RESULT = (
-    "tracking",
-    "resume",
-    "baselines",
-    "data.cache",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "eval.min_documents",
-    "eval.samples",
-    "eval.sample_prompt_tokens",
-    "eval.sample_tokens",
-)
-"""Settings that the fingerprint leaves out, because they do not change a job's numbers."""
-
-_DICTIONARIES = ("paths", "sources", "weights")
-"""Of the data."""
-
 LARGEST = 1 << 53
 """Largest integer of a setting: a float64 holds every integer up to it exactly."""
 
 MAX_LABELS = 10_000
 """Largest number of labels in the last round of `alternate`; no model has more units to give."""
-
-
-def is_below(key: str, names: Sequence[str]) -> bool:
-    """Whether the setting is one of the names or lies below one."""
-    return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
 def is_number(value: Any) -> bool:
@@ -569,42 +544,9 @@ def to_plain(config: Any) -> Any:
     return config.value if isinstance(config, enum.Enum) else config
 
 
-def fingerprint(config: RunConfig) -> str:
-    """64 hexadecimal digits that two resolved configs share if their jobs give the same numbers."""
-    return hashlib.sha256(json.dumps(fingerprinted_settings(config)).encode()).hexdigest()
-
-
-def fingerprinted_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings of a resolved config that can change a job's numbers, as plain values."""
-    plain: dict[str, Any] = to_plain(config)
-    for name in NO_EFFECT_ON_RESULT:
-        *path, last = name.split(".")
-        node = plain
-        for key in path:
-            node = node[key]
-        del node[last]
-    # Rules of a partition are tried in order; the order of other dictionaries has no effect.
-    for group, name in (("partition", "unlabelled"), *(("data", name) for name in _DICTIONARIES)):
-        if isinstance(value := plain[group][name], dict):
-            plain[group][name] = dict(sorted(value.items()))
-    return plain
-
-
 def source_of(domain: str, rule: DomainConfig) -> str:
     """Name of the source that holds the domain's documents."""
     return rule.source or domain.split("/")[0]
-
-
-def compiled(pattern: str, name: str) -> re.Pattern[str]:
-    """Compiles a rule's regular expression, which ignores case.
-
-    Raises:
-        ConfigError: it is none; the message names the setting `name`.
-    """
-    try:
-        return re.compile(pattern, re.IGNORECASE)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise invalid(name, pattern, f"a regular expression ({error})") from error
 
 
 def num_steps(config: TrainConfig) -> int:

@@ -22,15 +22,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.config import (
-    NO_EFFECT_ON_RESULT,
-    RunConfig,
-    fingerprint,
-    fingerprinted_settings,
-    is_below,
-)
+from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.files import content_digest, is_locked, write_whole
+from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT, fingerprint, fingerprinted_settings, is_below
 
 logger = logging.getLogger(__name__)
 

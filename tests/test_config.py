@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gr_sweep.checks import resolve, validate
+from gr_sweep.checks import validate
 from gr_sweep.config import (
     Core,
     DataKind,
@@ -19,9 +19,10 @@ from gr_sweep.config import (
     RouteConfig,
     RunConfig,
     Schedule,
-    fingerprint,
 )
 from gr_sweep.errors import ConfigError
+from gr_sweep.fingerprint import fingerprint
+from gr_sweep.resolve import resolve
 
 
 def config_of(*domains: str, **settings: Any) -> RunConfig:

@@ -20,8 +20,20 @@ import gr_sweep
 PACKAGE = Path(gr_sweep.__file__).parent
 
 ORDER = (
-    *("errors", "arguments", "domains", "files", "startup", "bounds", "config", "jobdir"),
-    *("joblock", "checks", "routing", "model", "data", "metrics", "eval", "assign", "tracking"),
+    *("errors", "arguments", "domains", "files", "startup", "bounds", "config", "fingerprint"),
+    *(
+        "jobdir",
+        "joblock",
+        "resolve",
+        "checks",
+        "routing",
+        "model",
+        "data",
+        "metrics",
+        "eval",
+        "assign",
+        "tracking",
+    ),
     *("train", "planning", "branch", "components", "alternate", "job", "export", "launch"),
     *("bench", "cli"),
 )
@@ -31,8 +43,8 @@ FEWER = {
     "routing": {"errors", "domains", "routing"},
     "model": {"errors", "domains", "routing", "model"},
     "report": {
-        *("errors", "domains", "files", "config", "jobdir", "metrics", "tracking", "planning"),
-        *("routing", "report"),  # of routing the plan, which needs no torch
+        *("errors", "domains", "files", "config", "fingerprint", "jobdir", "metrics", "tracking"),
+        *("planning", "routing", "report"),  # of routing the plan, which needs no torch
     },
     "cli": {*ORDER, "report", "gr_sweep"},
 }

@@ -24,11 +24,11 @@ from gr_sweep.config import (
     Precision,
     Resume,
     RouteConfig,
-    fingerprint,
 )
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import JobError, PlanError
 from gr_sweep.export.run import load_routed, open_run
+from gr_sweep.fingerprint import fingerprint
 from gr_sweep.jobdir import State, read_summary, standing, write_summary
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn

@@ -8,8 +8,9 @@ so the run is there once.
 from collections.abc import Iterable, Iterator, Sequence
 
 from gr_sweep.cli.overrides import key_of
-from gr_sweep.config import UNROUTED, Baseline, Method, RunConfig, is_below, unlabelled_shares
+from gr_sweep.config import UNROUTED, Baseline, Method, RunConfig, unlabelled_shares
 from gr_sweep.domains import expand, is_under
+from gr_sweep.fingerprint import is_below
 from gr_sweep.model.sizes import shape_of
 from gr_sweep.planning import expert_widths
 

@@ -28,8 +28,9 @@ from gr_sweep.cli.names import name_of, slug, that_count, title_of, without_fixe
 from gr_sweep.cli.overrides import MAX_JOBS, explain, key_of, quoted, values_of
 from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS
 from gr_sweep.cli.task import Job
-from gr_sweep.config import UNROUTED, Baseline, RunConfig, fingerprint
+from gr_sweep.config import UNROUTED, Baseline, RunConfig
 from gr_sweep.errors import ConfigError
+from gr_sweep.fingerprint import fingerprint
 
 _FILTERED = {Baseline.filtered, Baseline.filtered_observed}
 

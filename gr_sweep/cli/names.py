@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 
 from gr_sweep.cli.overrides import key_of
-from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, RunConfig, fingerprint, is_below
+from gr_sweep.config import UNROUTED, RunConfig
+from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT, fingerprint, is_below
 from gr_sweep.jobdir import flatten
 
 MAX_SLUG = 100

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from gr_sweep.config import DomainConfig, PartitionConfig, compiled, source_of
+from gr_sweep.bounds import compiled
+from gr_sweep.config import DomainConfig, PartitionConfig, source_of
 from gr_sweep.domains import check_domains, deepest_first
 
 HELD_OUT_EVERY = 20

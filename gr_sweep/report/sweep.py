@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.config import NO_EFFECT_ON_RESULT, UNROUTED, Method, PlanKind
+from gr_sweep.config import UNROUTED, Method, PlanKind
 from gr_sweep.domains import ancestors
+from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT
 from gr_sweep.jobdir import flatten
 from gr_sweep.metrics import registry, seeds
 from gr_sweep.metrics.compare import Attack

@@ -11,8 +11,9 @@ from gr_sweep.cli.compose import Command, compose
 from gr_sweep.cli.composer import composing
 from gr_sweep.cli.names import MAX_SLUG, slug
 from gr_sweep.cli.schema import DEFAULT_GROUPS, conf_dir
-from gr_sweep.config import Edges, PlanKind, fingerprint
+from gr_sweep.config import Edges, PlanKind
 from gr_sweep.errors import ConfigError, GrSweepError, PlanError
+from gr_sweep.fingerprint import fingerprint
 from gr_sweep.planning import make_plan, named_shape
 
 NEEDS = {

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gr_sweep.checks import resolve
 from gr_sweep.config import (
     DomainConfig,
     Edges,
@@ -35,6 +34,7 @@ from gr_sweep.report import measures, tables
 from gr_sweep.report.collect import read_sweep
 from gr_sweep.report.frames import results_of
 from gr_sweep.report.sweep import Job, Sweep
+from gr_sweep.resolve import resolve
 from tests.report.conftest import changed, edit, write_summary
 
 DOMAINS = ["code", "biology"]

@@ -1,0 +1,51 @@
+"""Which settings make two jobs equal, and a digest of them."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from gr_sweep.config import RunConfig, to_plain
+
+NO_EFFECT_ON_RESULT = (
+    "tracking",
+    "resume",
+    "baselines",
+    "data.cache",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "eval.min_documents",
+    "eval.samples",
+    "eval.sample_prompt_tokens",
+    "eval.sample_tokens",
+)
+"""Settings that the fingerprint leaves out, because they do not change a job's numbers."""
+
+_DICTIONARIES = ("paths", "sources", "weights")
+"""Of the data."""
+
+
+def is_below(key: str, names: Sequence[str]) -> bool:
+    """Whether the setting is one of the names or lies below one."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
+
+
+def fingerprint(config: RunConfig) -> str:
+    """64 hexadecimal digits that two resolved configs share if their jobs give the same numbers."""
+    return hashlib.sha256(json.dumps(fingerprinted_settings(config)).encode()).hexdigest()
+
+
+def fingerprinted_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings of a resolved config that can change a job's numbers, as plain values."""
+    plain: dict[str, Any] = to_plain(config)
+    for name in NO_EFFECT_ON_RESULT:
+        *path, last = name.split(".")
+        node = plain
+        for key in path:
+            node = node[key]
+        del node[last]
+    # Rules of a partition are tried in order; the order of other dictionaries has no effect.
+    for group, name in (("partition", "unlabelled"), *(("data", name) for name in _DICTIONARIES)):
+        if isinstance(value := plain[group][name], dict):
+            plain[group][name] = dict(sorted(value.items()))
+    return plain
