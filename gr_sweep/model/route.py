@@ -109,8 +109,8 @@ class RoutedModel:
         self._routing_of = remembered(partial(RowRouting.of_groups, plan, route_weights))
         with torch.no_grad():
             for linear in self.unit_linears:
-                for parameter in linear.parameters:
-                    _reorder(parameter, linear)
+                for parameter, dim in _ordered(linear):
+                    _reorder(parameter, linear, dim)
         for swap in swaps:
             swap_class(swap, self._state)
         for name, parameter in self.model.named_parameters():
@@ -327,10 +327,10 @@ class RoutedModel:
         continues as it would have without the order, since only units have changed places.
         """
         for linear in self.unit_linears:
-            for parameter in linear.parameters:
+            for parameter, dim in _ordered(linear):
                 for moment in optimizer.state.get(parameter, {}).values():
                     if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                        _reorder(moment, linear)
+                        _reorder(moment, linear, dim)
 
     def unroute(self) -> "PreTrainedModel":
         """The plain model again, without adapters; units stay where the plan put them.
@@ -437,13 +437,22 @@ def _process_group(tensors: Iterable[Tensor | None]) -> Any:
     return None
 
 
-def _reorder(tensor: Tensor, linear: UnitLinear) -> None:
+def _ordered(linear: UnitLinear) -> Iterator[tuple[Tensor, int]]:
+    """The parameters with a row or column for each unit, and the dimension of the units: adapters
+    beside the map write its outputs, or read its inputs, in the same order."""
+    for parameter in linear.parameters:
+        yield parameter, linear.dim(parameter)
+    adapters: Any = linear.module._modules.get("adapter", {})
+    for adapter in adapters.values():
+        yield (adapter.A.weight, 1) if linear.is_row else (adapter.B.weight, 0)
+
+
+def _reorder(tensor: Tensor, linear: UnitLinear, dim: int) -> None:
     """Puts the units of a parameter of the linear, or of a tensor of its shape, in the plan's
     order, in place."""
     order = linear.split.order
     if order is None:
         return
     features = torch.tensor(order)[:, None] * linear.width + torch.arange(linear.width)
-    dim = linear.dim(tensor)
     part = tensor.narrow(dim, linear.first, features.numel())
     part.copy_(part.index_select(dim, features.flatten().to(tensor.device)))

@@ -2,6 +2,7 @@
 
 import functools
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from gr_sweep.errors import ConfigError, PlanError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.modules import RoutedModule
-from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.routing.plan import ADAPTERS, RoutePlan, Split
 from tests.model.compare import gradients, reference_of, route
 from tests.model.tiny import (
     KV_HEADS,
@@ -331,25 +332,33 @@ def test_every_parameter_gets_a_gradient_whoever_the_rows_belong_to(family, coun
     assert embedding.any() == ("code" in counts)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt_neox"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt2", "gpt_neox"])
 def test_units_that_change_places_in_training_leave_it_as_it_is(family):
     """Two steps of AdamW, a new plan with an order, two more: as four without, in float64."""
     shares = {"mlp_shared": 0.25, "attn_shared": 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25}
+    shares["adapters"] = {"embed": 2, "unembed": 2, "attn": 2, "mlp": 2}
     generator, found = torch.Generator().manual_seed(0), []
     for is_reordered in (False, True):
         model = tiny_model(family)
-        routed = route_model(model, RoutePlan.none(domains=FLAT), "none")
+        plan = RoutePlan.peers(model.config, domains=FLAT, **shares)
+        added = {
+            place: Split((split.num_units,))
+            for place, split in plan.splits.items()
+            if place[1] in ADAPTERS.values()
+        }
+        routed = route(model, replace(RoutePlan.none(domains=FLAT), splits=added), Cut("none"))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
         losses = []
         for step in range(4):
             if step == 2:
-                plan = RoutePlan.peers(model.config, domains=FLAT, **shares)
-                orders = {
-                    place: torch.randperm(split.num_units, generator=generator).tolist()
+                splits = {
+                    place: replace(
+                        split, order=torch.randperm(split.num_units, generator=generator).tolist()
+                    )
                     for place, split in plan.splits.items()
                 }
                 if is_reordered:
-                    plan = RoutePlan.peers(model.config, domains=FLAT, orders=orders, **shares)
+                    plan = replace(plan, splits=splits)
                 routed.lay(plan, "none")
                 routed.reorder_moments(optimizer)
             ids = tiny_ids(3, seed=step)
