@@ -44,7 +44,7 @@ from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, write_losses
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
-from gr_sweep.planning import Phase, labels_of_rounds, phases_of, plan_of_round
+from gr_sweep.planning import Phase, labels_of_rounds, phases_of, plan_before_rounds, plan_of_round
 from gr_sweep.routing.divide import origins
 from gr_sweep.routing.kinds import Place
 from gr_sweep.routing.plan import RoutePlan
@@ -106,7 +106,7 @@ class Rounds:
     data: TokenData
     """By the partition's domains, with only the held-out documents that an evaluation reads."""
     routed: RoutedModel
-    """The model, with a plan without splits."""
+    """The model, with the plan before the rounds."""
     token_losses: TokenLosses
     training: Training
     folder: Path
@@ -121,7 +121,7 @@ class Rounds:
         all_labels = labels_of_rounds(self.config)
         state = self.training.state
         self._check_enough_text(all_labels[-1])
-        plan = RoutePlan.none(domains=all_labels[0])
+        plan = plan_before_rounds(self.config, self.routed.model.config)
         if self.training.plan is not None:
             plan = RoutePlan.from_json(self.training.plan)
         labels = RoundLabels.first(self.data, all_labels[0])

@@ -336,11 +336,14 @@ def _check_alternate(config: RunConfig, domains: tuple[str, ...]) -> None:
             f"plan={config.plan.kind.value} has no tree to split further; use procedure.rounds=1, "
             "or plan=peers"
         )
-    # Labels that are hidden in one round would be visible in the next. Adapters that a round adds
-    # would be unknown to the optimizer.
-    adapters = dataclasses.asdict(config.plan.adapters)
+    for name, value in dataclasses.asdict(config.plan.adapters).items():
+        if value is True or isinstance(value, str):
+            raise ConfigError(
+                f"plan.adapters.{name}={value} adds what procedure=alternate cannot assign unit by "
+                "unit; leave it out, or use a number of units (plan.adapters.unembed=8)"
+            )
+    # Labels that are hidden in one round would be visible in the next.
     for name, value in (
-        *((f"plan.adapters.{name}", number) for name, number in adapters.items()),
         ("partition.unlabelled", config.partition.unlabelled),
         ("partition.mislabelled", config.partition.mislabelled),
         ("data.spurious", config.data.spurious),

@@ -38,14 +38,13 @@ from gr_sweep.model.sizes import llama_config, random_model
 from gr_sweep.planning import (
     Phase,
     core_owners,
-    labels_of_rounds,
     make_plan,
     makes_plan_in_training,
     named_shape,
     needs_one_process,
     phases_of,
+    plan_before_rounds,
 )
-from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.distributed import Processes, rows_of
 from gr_sweep.train.step import is_bfloat16
 
@@ -216,10 +215,11 @@ def make_sampler(
 def lay_plan(
     model: "PreTrainedModel", config: RunConfig, phase: Phase | None = None
 ) -> RoutedModel:
-    """Routes a model by the job's plan, as in a phase (None: the first); with rounds, by a plan
-    without splits."""
+    """Routes a model by the job's plan, as in a phase (None: the first); with rounds, by that
+    before them."""
     if makes_plan_in_training(config):
-        return route_model(model, RoutePlan.none(domains=labels_of_rounds(config)[0]), "none")
+        plan = plan_before_rounds(config, model.config)
+        return route_model(model, plan, "none", seed=config.seed)
     plan = make_plan(config, model.config)
     return route_model(model, plan, **routing_of(config, plan, phase or phases_of(config)[0]))
 

@@ -5,7 +5,7 @@ Without torch: the command line checks here what the job builds later.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gr_sweep.config import (
@@ -21,8 +21,8 @@ from gr_sweep.domains import UNLABELLED, expand, is_under, labels_of_round
 from gr_sweep.errors import ConfigError
 from gr_sweep.model.sizes import SIZES, Size, full_width, shape_of
 from gr_sweep.routing.divide import split_further
-from gr_sweep.routing.kinds import MLP, ModelShape
-from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.routing.kinds import ADAPTERS, MLP, ModelShape
+from gr_sweep.routing.plan import RoutePlan, Split
 
 
 def named_shape(config: RunConfig) -> Size:
@@ -180,10 +180,25 @@ def plan_of_round(
     Raises:
         PlanError: the model has too few units or layers.
     """
-    if before is None or not before.splits:  # nothing was split before
+    if before is None or len(before.blocks) == 1:  # nothing was split before
         return make_plan(config, shape, labels)
     shared = {"mlp_shared": config.plan.mlp_shared, "attn_shared": config.plan.attn_shared}
     return split_further(before, labels, **shared)
+
+
+def plan_before_rounds(config: RunConfig, shape: ModelShape | Any) -> RoutePlan:
+    """The core alone, with the adapter units that the rounds divide: the optimizer knows them from
+    the start."""
+    labels = labels_of_rounds(config)[0]
+    splits = make_plan(config, shape, labels).splits
+    return replace(
+        RoutePlan.none(domains=labels),
+        splits={
+            place: Split((split.num_units,))
+            for place, split in splits.items()
+            if place[1] in ADAPTERS.values()
+        },
+    )
 
 
 def plan_of_last_round(config: RunConfig, shape: ModelShape | Any) -> RoutePlan:

@@ -13,6 +13,7 @@ import torch
 from gr_sweep import alternate, job
 from gr_sweep.cli.app import main
 from gr_sweep.config import (
+    AdaptersConfig,
     Attribution,
     Edges,
     PlanConfig,
@@ -36,6 +37,7 @@ from tests import jobs
 from tests.jobs import DOMAINS, rows_of, run
 
 THREE_ROUNDS = {"rounds": 3, "documents": 4}
+ADDED = PlanConfig(adapters=AdaptersConfig(unembed=4, mlp=4))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def make_config(tmp_path_factory):
 def finished(make_config, tmp_path_factory):
     """A run of three rounds, its folder and its summary."""
     folder = tmp_path_factory.mktemp("alternate") / "job"
-    return folder, run(make_config(), folder)
+    return folder, run(make_config(plan=ADDED), folder)
 
 
 def round_of(folder, number: int) -> dict:
@@ -75,7 +77,9 @@ def test_three_rounds_split_every_expert_twice(finished):
     # core, then per domain itself, two children, and four of these
     assert len(round_of(folder, 3)["blocks"]) == 1 + 3 * (1 + 2 + 4)
     plan = RoutePlan.from_json((folder / "plan.json").read_text())
-    assert [sum(s.sizes) for s in plan.splits.values()] == [192, 192]
+    assert [sum(s.sizes) for (_, kind), s in plan.splits.items() if kind == "mlp"] == [192, 192]
+    # Each block's four adapter units belong to its four leaves, and none to their common blocks.
+    assert plan.splits[0, "unembed"].sizes == (0, *(0, 0, 1, 1, 0, 1, 1) * 3)
     assert plan.splits[0, "mlp"].sizes == plan.splits[1, "mlp"].sizes
     # The first two rounds' experts are apart: code from biology, code/0 from code/1.
     assert plan.always_off("code/0/1") == set(plan.domains) - {"code/0/0", "code/0/1"}
@@ -83,7 +87,7 @@ def test_three_rounds_split_every_expert_twice(finished):
     for number in (1, 2, 3):
         about = round_of(folder, number)
         assert 0 <= about["modularity"] <= 1 and 0 <= about["modularity_assigned"] <= 1
-        assert set(about["stability"]) == {"mlp", "attn"}
+        assert set(about["stability"]) >= {"mlp", "attn"}
         scores = np.load(folder / "rounds" / str(number) / "scores.npz")
         assert scores["0.mlp"].shape == (len(about["labels"]), 192)
         assert scores["0.mlp"].sum(1) == pytest.approx(1)
@@ -166,7 +170,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
     for _ in range(80):
         calls[0] = 0
         try:
-            run(make_config(), folder)
+            run(make_config(plan=ADDED), folder)
             break
         except Killed:
             last[0] += 1  # what comes between two phases is done again, and has to end once
@@ -197,7 +201,7 @@ def test_a_run_that_a_signal_stops_in_a_dense_phase_ends_like_one_never_stopped(
     make_config, finished, tmp_path, monkeypatch
 ):
     """In the first step of round 2's."""
-    whole, folder, config = finished[0], tmp_path / "job", make_config()
+    whole, folder, config = finished[0], tmp_path / "job", make_config(plan=ADDED)
     first = next(phase.start for phase in phases_of(config) if phase.round == 2 and phase.is_dense)
     calls = itertools.count()
 
@@ -299,6 +303,7 @@ def test_where_nothing_is_cut_no_assignment_changes_training(make_config, tmp_pa
             steps=4,
             edges=Edges.none,
             route=RouteConfig(foreign_dropout=0.0),
+            plan=PlanConfig(adapters=AdaptersConfig(embed=2, unembed=4, attn=2, mlp=4)),
             procedure={
                 "rounds": 2, "documents": 4, "attribution": attribution,
                 "prune": False, "children": 1,
@@ -402,6 +407,7 @@ def test_impossible_rounds_are_refused(make_config):
         ({"procedure": {"rounds": 0}}, "procedure.rounds: 0"),
         ({"plan": PlanConfig(kind=PlanKind.lattice)}, "plan=lattice has no tree"),
         ({"domains": ["code", "biology", "biology/virology"]}, "biology is itself a label"),
+        ({"plan": PlanConfig(adapters=AdaptersConfig(embed="full"))}, "plan.adapters.embed=full"),
     ):
         with pytest.raises(ConfigError, match=message):
             make_config(**parts)

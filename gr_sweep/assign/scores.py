@@ -1,8 +1,8 @@
 """Attribution: how much every unit of a model matters to every domain.
 
 Units are observed at the linear that reads them: MLP hidden units at the input of down, key-value
-groups of heads at the input of o. They are counted in the order they have in the model's matrices;
-this module knows nothing of plans and owners.
+groups of heads at the input of o; adapter units at the output of A. They are counted in the order
+they have in the model's matrices; this module knows nothing of plans and owners.
 
 M documents of a batch, T positions, U units of a layer and kind, W features of a unit, K domains.
 """
@@ -84,7 +84,7 @@ def score_units(
     device: torch.device,
     off: Mapping[Place, Tensor] | None = None,
 ) -> UnitScores:
-    """Scores every MLP unit and head group of every layer for every domain.
+    """Scores every MLP unit, head group and adapter unit of every layer for every domain.
 
     Kinds that the family cannot split are not scored. Let h be the unit's W features, L the summed
     negative log likelihood of a document, and g a gate that multiplies the unit's features, 1 in
@@ -146,16 +146,17 @@ class _Site:
 
     key: Place
     module: nn.Module
-    """The linear that reads them."""
+    """The linear that reads them, or of an adapter its A, whose output they are."""
     num_units: int
     off_U: Tensor | None
+    is_output: bool = False
 
     @property
     def num_on(self) -> int:
         return self.num_units - (0 if self.off_U is None else int(self.off_U.sum()))
 
     def features(self, x: Tensor) -> Tensor:
-        """The linear's input as [M, T, U, W], with units that are off set to 0, even if they are
+        """What is observed as [M, T, U, W], with units that are off set to 0, even if they are
         infinite."""
         x_MTUW = x.unflatten(-1, (self.num_units, -1))
         return x_MTUW if self.off_U is None else x_MTUW.masked_fill(self.off_U[:, None], 0.0)
@@ -173,7 +174,21 @@ def _sites(model: nn.Module, off: Mapping[Place, Tensor], device: torch.device) 
             off_U = None if off_U is None else off_U.to(device)
             module = modules.get_submodule(names.row)
             sites.append(_Site((layer, kind), module, units[kind], off_U))
-    return sites
+    return sites + list(_adapter_sites(model, off, device))
+
+
+def _adapter_sites(
+    model: nn.Module, off: Mapping[Place, Tensor], device: torch.device
+) -> Iterator[_Site]:
+    whole: Any = model
+    ends = whole.get_input_embeddings(), whole.get_output_embeddings()
+    for layer, parts in [*enumerate(decoder_layers(model)), (0, nn.ModuleList(ends))]:
+        for module in parts.modules():
+            adapters: Any = module._modules.get("adapter", {})
+            for kind, adapter in adapters.items():
+                off_U = off.get((layer, kind))
+                off_U = None if off_U is None else off_U.to(device)
+                yield _Site((layer, kind), adapter.A, adapter.num_units, off_U, is_output=True)
 
 
 def _random_scores(sites: Sequence[_Site], domains: tuple[str, ...], seed: int) -> UnitScores:
@@ -185,6 +200,11 @@ def _random_scores(sites: Sequence[_Site], domains: tuple[str, ...], seed: int) 
         if site.off_U is not None:
             halves[site.key][..., site.off_U.cpu()] = 0.0
     return UnitScores(domains, halves)
+
+
+def _add(sums: dict[Place, Tensor], key: Place, values_MU: Tensor) -> None:
+    """Several maps of a layer share adapter units of one kind; of all others there is one site."""
+    sums[key] = sums[key] + values_MU if key in sums else values_MU
 
 
 @dataclass(frozen=True)
@@ -200,14 +220,14 @@ class _Pass:
 
     def fired(self) -> dict[Place, Tensor]:
         """Number of tokens at which |h| exceeds the mean |h| of the layer's units that are on."""
-        found = {}
+        found: dict[Place, Tensor] = {}
         is_token_MT1 = (self.targets_MT != IGNORED)[..., None]
 
         def visit(site: _Site, x_MTUW: Tensor) -> Tensor:
             exact = torch.promote_types(x_MTUW.dtype, torch.float32)
             sizes_MTU = torch.linalg.vector_norm(x_MTUW, dim=-1, dtype=exact)
             mean_MT1 = sizes_MTU.sum(-1, keepdim=True) / max(1, site.num_on)
-            found[site.key] = ((sizes_MTU > mean_MT1) & is_token_MT1).sum(1).double()
+            _add(found, site.key, ((sizes_MTU > mean_MT1) & is_token_MT1).sum(1).double())
             return x_MTUW
 
         with torch.no_grad(), _visiting(self.sites, visit):
@@ -219,7 +239,7 @@ class _Pass:
 
         With `by_token` every token has its own gates: the sum of the absolute values over tokens.
         """
-        found = {}
+        found: dict[Place, Tensor] = {}
 
         def visit(site: _Site, x_MTUW: Tensor) -> Tensor:
             num_documents, num_positions = x_MTUW.shape[:2]
@@ -233,7 +253,7 @@ class _Pass:
                 gradient_MTU = leaf.grad[..., 0]
                 if by_token:
                     gradient_MTU = gradient_MTU.abs()
-                found[site.key] = gradient_MTU.sum(1, dtype=torch.float64)
+                _add(found, site.key, gradient_MTU.sum(1, dtype=torch.float64))
                 leaf.grad = None
 
             gate_MTU1.register_post_accumulate_grad_hook(take)
@@ -250,7 +270,7 @@ class _Pass:
         total: dict[Place, Tensor] = {}
         for step in range(self.steps):
             for key, values_MU in self.gate_gradients(gate=(step + 0.5) / self.steps).items():
-                total[key] = total[key] + values_MU if key in total else values_MU
+                _add(total, key, values_MU)
         return {key: (values_MU / self.steps).abs() for key, values_MU in total.items()}
 
     def fisher(self) -> dict[Place, Tensor]:
@@ -325,12 +345,17 @@ def _visiting(sites: Sequence[_Site], visit: Callable[[_Site, Tensor], Tensor]) 
     """Inside, `visit` takes the features of each site's units and returns those that the model
     continues with."""
 
-    def hook_of(site: _Site) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        return lambda _, args: (visit(site, site.features(args[0])).flatten(-2),)
+    def visited(site: _Site, x: Tensor) -> Tensor:
+        return visit(site, site.features(x)).flatten(-2)
+
+    def hooked(site: _Site) -> Any:
+        if site.is_output:
+            return site.module.register_forward_hook(lambda _, args, x: visited(site, x))
+        return site.module.register_forward_pre_hook(lambda _, args: (visited(site, args[0]),))
 
     with contextlib.ExitStack() as stack:
         for site in sites:
-            stack.callback(site.module.register_forward_pre_hook(hook_of(site)).remove)
+            stack.callback(hooked(site).remove)
         yield
 
 

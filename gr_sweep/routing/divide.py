@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from gr_sweep.domains import ancestors, check_domains, is_under
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.kinds import ATTN, KINDS, MLP
+from gr_sweep.routing.kinds import ADAPTERS, ATTN, KINDS, MLP
 from gr_sweep.routing.plan import Block, RoutePlan, Split, divide_units
 
 
@@ -16,7 +16,8 @@ def split_further(
 
     A block whose one label has become several is divided into a block that they own together and
     one block per label. New blocks take the place of the block they come from; all other blocks
-    stay where they are. Isolated experts stay isolated, with everything they are divided into.
+    stay where they are. Isolated experts stay isolated, with everything they are divided into. Of
+    adapter units the labels own none together, as the core has none.
 
     Args:
         plan: plan of the round before.
@@ -40,7 +41,7 @@ def split_further(
         blocks.append(replace(block, owners=owners))
         blocks += [Block(child, frozenset([child])) for child in children]
         children_of.append(children)
-    shares = {MLP: mlp_shared, ATTN: attn_shared}
+    shares = dict.fromkeys(KINDS, 0.0) | {MLP: mlp_shared, ATTN: attn_shared}
     splits = {}
     for (layer, kind), split in plan.splits.items():
         sizes: list[int] = []
@@ -55,14 +56,19 @@ def split_further(
             if block.name not in old and not any(in_layers):
                 raise PlanError(
                     f"{block.name.rpartition('/')[0]} has too few {KINDS[kind]} to be divided: "
-                    f"{block.name} gets none in any layer; lower plan.{kind}_shared, or use fewer "
-                    "rounds or children"
+                    f"{block.name} gets none in any layer; {_advice(kind)}, or use fewer rounds or "
+                    "children"
                 )
     isolated = tuple(
         frozenset(label for d in plan.domains if d in group for label in below[d])
         for group in plan.isolated_domains
     )
     return RoutePlan(new, tuple(blocks), splits, isolated)
+
+
+def _advice(kind: str) -> str:
+    names = [name for name, adapter in ADAPTERS.items() if adapter == kind]
+    return f"raise plan.adapters.{names[0]}" if names else f"lower plan.{kind}_shared"
 
 
 def origins(plan: RoutePlan, before: RoutePlan) -> tuple[int, ...]:

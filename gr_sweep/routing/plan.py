@@ -237,7 +237,8 @@ class RoutePlan:
                 "one of them, add plan.adapters, or use plan=none"
             )
         full_rank = frozenset(ADAPTERS[name] for name in added if adapters[name] == FULL)
-        plan = cls(domains, merged, splits, full_rank=full_rank)
+        # As in plan.json, so that a resumed job adds up its norms in the same order.
+        plan = cls(domains, merged, dict(sorted(splits.items())), full_rank=full_rank)
         plan.check()
         return plan
 

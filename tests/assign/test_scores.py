@@ -13,8 +13,9 @@ from gr_sweep.errors import DataError, PlanError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
+from tests.model.compare import route
 from tests.model.tiny import LAYERS, MLP, VOCAB, WHOLE_ATTENTION_ONLY, tiny_model
-from tests.reference import assert_same
+from tests.reference import Cut, assert_same
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
@@ -65,6 +66,35 @@ def test_random_scores_read_nothing_and_follow_the_seed():
         assert torch.all(halves[..., off[key]] == 0)
         on = halves[..., ~off[key]]
         assert not torch.equal(on[0], on[1]) and on.min() > 0 and on.max() < 1
+
+
+def test_units_of_adapters_are_scored_by_the_gate_that_all_maps_of_a_layer_share():
+    """y = B diag(g) A x: the gradient of g is that of B, times B, summed over its outputs."""
+    model = tiny_model()
+    adapters = {"embed": 3, "unembed": 2, "attn": 1, "mlp": 2}
+    plan = RoutePlan.peers(model.config, domains=["code", "biology"], adapters=adapters)
+    routed = route(model, plan, Cut("none"))
+    document = {"code": texts()["code"][:1]}
+    off = {(0, "unembed"): torch.tensor([True, False, False, False])}
+    found = score(model, "fisher", document, TokenLosses(routed)).halves
+    token_losses, [text] = TokenLosses(routed), document["code"]
+    token_losses(torch.from_numpy(text)[None])[0].backward()
+    expected: dict = {}
+    for linear in routed.unit_linears:
+        if linear.is_row and linear.kind not in ("mlp", "attn"):
+            layers = [part for part in routed_name(model, linear.module) if part.isdigit()]
+            place = int((layers or ["0"])[0]), linear.kind
+            weight = linear.module.weight
+            expected[place] = expected.get(place, 0) + (weight * weight.grad).sum(0)
+    assert len(expected) == 2 + 2 * LAYERS
+    for place, gradient_U in expected.items():
+        assert_same({"": found[place][0, 0]}, {"": gradient_U.detach().square()})
+    without = score(model, "fisher", document, TokenLosses(routed), off=off).halves[0, "unembed"]
+    assert without[0, 0, 0] == 0 and without[0, 0, 1] != 0
+
+
+def routed_name(model, module):
+    return next(name for name, other in model.named_modules() if other is module).split(".")
 
 
 # A literal reference

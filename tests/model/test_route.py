@@ -11,8 +11,9 @@ from transformers import DynamicCache
 from gr_sweep.errors import ConfigError, PlanError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
+from gr_sweep.routing.kinds import ADAPTERS
 from gr_sweep.routing.modules import RoutedModule
-from gr_sweep.routing.plan import ADAPTERS, RoutePlan, Split
+from gr_sweep.routing.plan import RoutePlan, Split
 from tests.model.compare import gradients, reference_of, route
 from tests.model.tiny import (
     KV_HEADS,

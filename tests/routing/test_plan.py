@@ -215,7 +215,8 @@ def test_adapters_give_each_block_units_and_the_core_none():
 
 
 def test_split_further_divides_each_experts_units_and_moves_no_others():
-    before = make("peers")  # 24 units: core 12, four per domain
+    # 24 units: core 12, four per domain, and two of adapters
+    before = make("peers", adapters={"mlp": 2})
     labels = ["code/0", "code/1", "biology", "creative/0", "creative/1"]
     plan = split_further(before, labels, mlp_shared=0.5)
     assert plan.domains == tuple(labels)
@@ -230,6 +231,7 @@ def test_split_further_divides_each_experts_units_and_moves_no_others():
         ("creative/1", {"creative/1"}),
     ]
     assert plan.splits[0, "mlp"].sizes == (12, 2, 1, 1, 4, 2, 1, 1)
+    assert plan.splits[0, "mlp_adapter"].sizes == (0, 0, 1, 1, 2, 0, 1, 1)
     assert origins(plan, before) == (0, 1, 1, 1, 2, 3, 3, 3)
     with pytest.raises(PlanError, match="code/0/b gets none in any layer"):
         split_further(
