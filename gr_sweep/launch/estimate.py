@@ -83,7 +83,7 @@ class Estimate:
     flops: float
     """Operations of training with routing, without the optimizer's and without recomputation."""
     dense_flops: float
-    """Operations of the same training without routing."""
+    """Operations of the same training without routing and adapters."""
     recomputed_flops: float
     """Operations that activation checkpointing repeats."""
     weight_bytes: int
@@ -172,7 +172,7 @@ def _of_phase(config: RunConfig, target: Target, model_config: Any, phase: Phase
         length = train.sequence_length
         tokens = steps * sum(counts.values()) * length
         flops = train_flops_per_token(routed, counts, length)
-        forward = forward_flops_per_token(routed, length)
+        dense = 3 * forward_flops_per_token(routed, length, with_adapters=False)
         groups = [group for of_step in routed.cycle(counts) for group in of_step]
         active, whole = active_parameters(routed, groups), num_parameters(routed)
         kept = kept_parameters(routed)
@@ -187,7 +187,7 @@ def _of_phase(config: RunConfig, target: Target, model_config: Any, phase: Phase
         steps=steps,
         tokens=tokens,
         flops=tokens * flops,
-        dense_flops=tokens * 3 * forward,
+        dense_flops=tokens * dense,
         recomputed_flops=tokens * recomputed,
         weight_bytes=weights,
         optimizer_bytes=optimizer,

@@ -125,9 +125,12 @@ def _matrices(modules: Iterable[torch.nn.Module]) -> int:
     return sum(m.weight.numel() for m in modules if isinstance(m, LINEARS))
 
 
-def forward_flops_per_token(routed: RoutedModel, length: int) -> int:
+def forward_flops_per_token(routed: RoutedModel, length: int, *, with_adapters: bool = True) -> int:
     """FLOPs per token of a forward pass of the full model, in sequences of `length` tokens."""
-    return flops_per_token(_matrices(routed.model.modules()), *_attention(routed), length)
+    matrices = _matrices(routed.model.modules())
+    if not with_adapters:
+        matrices -= _matrices(linear.module for linear in _kinds(routed)[1])
+    return flops_per_token(matrices, *_attention(routed), length)
 
 
 def recomputed_flops_per_token(
@@ -152,10 +155,8 @@ def kept_flops_per_token(routed: RoutedModel, length: int) -> dict[str, int]:
     Removed head groups make attention narrower; biases, a ten-thousandth, count as matrices.
     """
     plan = routed.plan
-    own, adapters = _kinds(routed)
-    sizes = _unit_sizes(routed, own)
-    full = forward_flops_per_token(routed, length)
-    full -= 2 * _matrices(linear.module for linear in adapters)
+    sizes = _unit_sizes(routed, _kinds(routed)[0])
+    full = forward_flops_per_token(routed, length, with_adapters=False)
     width, _ = _attention(routed)
     found = {}
     for domain in plan.domains if len(plan.blocks) > 1 else ():

@@ -141,6 +141,8 @@ def test_numbers_of_a_job_by_hand() -> None:
     scores = 2 * 4 * 64 * 65 // 2
     dense = 3 * (2 * (linears + mlp + 400 * 64) + scores)
     assert estimate.dense_flops == dense * estimate.tokens
+    added = estimate_job(make_config(plan=PlanConfig(adapters=AdaptersConfig(unembed=4))), CPU)
+    assert added.dense_flops == estimate.dense_flops
     # Two of the three domains' blocks, a third of the MLP, send nothing back: two of three uses.
     assert estimate.flops == pytest.approx((dense - 2 * 2 * mlp / 3) * estimate.tokens)
     assert estimate.hours == pytest.approx(estimate.flops / 1e9 / 3600)
