@@ -1,6 +1,6 @@
 """Reads the folder of a sweep into a `Sweep`.
 
-Folders that are not jobs are skipped; unfinished and damaged jobs are listed with the reason, and
+Folders that are not jobs are skipped, and so are jobs that are there twice; unfinished and damaged jobs are listed with the reason, and
 never stop the others. Metrics are recomputed from the tables of losses and compared with the
 baselines among the jobs. Reads files only; never imports torch.
 """
@@ -45,6 +45,7 @@ def read_sweep(folder: Path, only: Collection[Path] | None = None) -> Sweep:
         wanted = {job.resolve() for job in only}
         folders = [entry for entry in folders if entry.resolve() in wanted]
     finished: list[Job] = []
+    seen: dict[str, Job] = {}
     unfinished: list[Unfinished] = []
     tables: dict[str, JobTables] = {}
     for entry in folders:
@@ -54,6 +55,10 @@ def read_sweep(folder: Path, only: Collection[Path] | None = None) -> Sweep:
         except DataError as error:
             step = max((row["step"] for row in history), default=None)
             unfinished.append(Unfinished(name=entry.resolve().name, step=step, why=str(error)))
+            continue
+        # A command that is typed in another way names its jobs, and baselines, in another way.
+        if (twin := seen.setdefault(job.identity, job)) is not job:
+            logger.info("%s is left out: %s is the same job", job.name, twin.name)
             continue
         samples = read_samples(entry, files.get(SAMPLES))
         job = dataclasses.replace(job, history=history, rounds=read_rounds(entry), samples=samples)

@@ -40,7 +40,7 @@ _FREE = (
     *NO_EFFECT_ON_RESULT,
     # What makes a baseline another job.
     "method", "plan", "edges", "route", "procedure", "partition.unlabelled",
-    "partition.mislabelled",
+    "partition.mislabelled", "train.block_lr",
     # Compared as tokens.
     "train.steps", "train.tokens",
     "train.log_every",
@@ -122,6 +122,13 @@ class Job:
         may_differ = (*_FREE, *free) if self.text is None else (*_FREE, *free, *_PLACES)
         kept = {name: of for name, of in self.settings.items() if not _is_under(name, may_differ)}
         return json.dumps([kept, self.domains, self.text], sort_keys=True)
+
+    @property
+    def identity(self) -> str:
+        """Equal for jobs whose results are the same."""
+        kept = {n: of for n, of in self.settings.items() if not _is_under(n, NO_EFFECT_ON_RESULT)}
+        fingerprints = [self.fingerprints.get(name) for name in ("text", "code")]
+        return json.dumps([kept, fingerprints], sort_keys=True)
 
     @property
     def kind(self) -> str:

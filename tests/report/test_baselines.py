@@ -176,6 +176,7 @@ def test_jobs_of_every_plan_and_edge_share_the_baselines(tmp_path: Path) -> None
     config = config_of("sgtm")
     config.edges, config.plan = Edges.weight, PlanConfig(kind=PlanKind.forget, forget=["biology"])
     config.plan.full_width, config.route.foreign_dropout = True, 1.0
+    config.train.block_lr = 2.0
     config.partition.unlabelled, config.partition.mislabelled = {"*": 0.5, "biology": 0.0}, 0.1
     write(tmp_path, config, "sgtm")
     write(tmp_path, config_of("random"), "random")

@@ -34,9 +34,16 @@ def test_label_says_what_distinguishes_a_job_from_those_like_it(tmp_path: Path) 
     assert sorted(sweep.labels.values()) == ["dense", "edges=act seed=0", "edges=act seed=1"]
     assert [len(group) for group in sweep.replicates] == [1, 2]
     job = write_job(tmp_path, edges="act", seed=0, overrides=["again"])
+    edit(job, lambda summary: summary["fingerprints"].update(code="other"))
+    assert job.name in read_sweep(tmp_path).labels.values(), "equal settings: its folder"
+
+
+def test_a_job_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    write_job(tmp_path, edges="act")
+    job = write_job(tmp_path, edges="act", overrides=["again"])
     # Tracking cannot change a result.
     edit(job, lambda summary: summary["config"].update(tracking={"mode": "off"}))
-    assert job.name in read_sweep(tmp_path).labels.values(), "equal settings: its folder"
+    assert len(read_sweep(tmp_path).jobs) == 1
 
 
 def test_one_job_or_some_jobs_of_a_folder_can_be_read(edges_folder: Path) -> None:
