@@ -1,8 +1,8 @@
 """Reads the folder of a sweep into a `Sweep`.
 
-Folders that are not jobs are skipped, and so are jobs that are there twice; unfinished and damaged jobs are listed with the reason, and
-never stop the others. Metrics are recomputed from the tables of losses and compared with the
-baselines among the jobs. Reads files only; never imports torch.
+Folders that are not jobs are skipped, and so are jobs that are there twice; unfinished and damaged
+jobs are listed with the reason, and never stop the others. Metrics are recomputed from the tables
+of losses and compared with the baselines among the jobs. Reads files only; never imports torch.
 """
 
 import dataclasses
