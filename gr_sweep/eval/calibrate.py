@@ -5,11 +5,12 @@ each token of the vocabulary corrects that, so the loss that remains is due to k
 (Shilov et al. 2025, arXiv 2512.05648) also calibrates before it measures, with AdamW on a mixture
 of forgotten and retained text; here only text of the domain is used, and the fit is exact.
 
-P positions, C positions of a chunk, D residual width, V vocabulary, M windows, T positions of a
-window.
+P positions, C positions of a chunk, D residual width (and units of the unembedding's adapters), V
+vocabulary, M windows, T positions of a window.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,25 +95,34 @@ def calibrated(token_losses: TokenLosses, bias_V: Tensor) -> Losses:
     return losses
 
 
+def _adapters(token_losses: TokenLosses) -> list[Any]:
+    return list(getattr(token_losses.model.get_output_embeddings(), "adapter", {}).values())
+
+
 def _unembedding(token_losses: TokenLosses) -> Tensor:
-    """The whole weight [V, D]; all processes that share it must call this."""
-    weight_VD: Tensor = token_losses.model.get_output_embeddings().weight.detach()
-    return weight_VD.full_tensor() if isinstance(weight_VD, DTensor) else weight_VD
+    """The whole weight [V, D] with that of adapters; all processes that share it must call this."""
+    modules = [token_losses.model.get_output_embeddings()]
+    modules += [adapter.B for adapter in _adapters(token_losses)]
+    weights = [module.weight.detach() for module in modules]
+    return torch.cat([w.full_tensor() if isinstance(w, DTensor) else w for w in weights], 1)
 
 
 def _hidden(token_losses: TokenLosses, ids_NT: Tensor, targets_NT: Tensor) -> Tensor:
-    """The input of the unembedding [N, T, D], caught by a hook in a forward pass."""
+    """The input of the unembedding and the units of its adapters [N, T, D], caught by hooks in a
+    forward pass."""
     caught: list[Tensor] = []
 
-    def catch(module: object, inputs: object, output: object) -> None:
-        caught.append(output.last_hidden_state)  # type: ignore[attr-defined]
+    def catch(module: object, inputs: object, output: Any) -> None:
+        caught.append(output if isinstance(output, Tensor) else output.last_hidden_state)
 
-    hook = token_losses.model.base_model.register_forward_hook(catch)
+    modules = [token_losses.model.base_model, *(each.A for each in _adapters(token_losses))]
+    hooks = [module.register_forward_hook(catch) for module in modules]
     try:
         token_losses(ids_NT, targets_NT)
     finally:
-        hook.remove()
-    return caught[0] / token_losses.divisor
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(caught, -1) / token_losses.divisor
 
 
 def _mean_prediction(

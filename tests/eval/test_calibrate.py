@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -84,3 +86,19 @@ def test_losses_with_a_bias_are_those_of_the_logits_plus_the_bias(family, monkey
     expected[2] = 0
     torch.testing.assert_close(losses.flatten(), expected)
     torch.testing.assert_close(total, expected.sum())
+
+
+@pytest.mark.parametrize("adapters", [{"unembed": 3}, {"unembed": "full", "bias": 1}])
+def test_a_bias_of_zero_gives_the_losses_of_a_model_with_adapters(adapters):
+    model, ids = tiny_model("granite"), tiny_ids(2, 6)
+    plan = RoutePlan.forget(model.config, domains=DOMAINS, forget=DOMAINS[:1], adapters=adapters)
+    token_losses = TokenLosses(routed := route_model(model, plan))
+    torch.manual_seed(0)
+    for adapter in model.get_output_embeddings().adapter.values():
+        torch.nn.init.normal_(adapter.B.weight)
+    zero = torch.zeros(VOCAB, dtype=torch.float64)
+    for which in (nullcontext(), routed.keep(DOMAINS[1:]), routed.remove(DOMAINS[1:])):
+        with which:
+            expected = token_losses(ids)[1]
+            found = calibrated(token_losses, zero)(ids[:, :-1], ids[:, 1:])[1]
+        torch.testing.assert_close(found, expected)
