@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gr_sweep.config import Core, ProcedureKind, RunConfig
+from gr_sweep.config import Core, Edges, ProcedureKind, RunConfig
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.planning import Phase, phases_of
 from gr_sweep.routing.plan import RoutePlan
@@ -24,7 +24,11 @@ def routing_of(config: RunConfig, plan: RoutePlan, phase: Phase) -> dict[str, An
     if config.procedure.name is ProcedureKind.branch:
         how["core_frozen"] = not phase.is_dense
         if phase.is_dense:
-            on = plan.blocks[1].owners if config.procedure.copies else ()
+            on: frozenset[str] = frozenset()
+            if config.procedure.copies:
+                # With the first block: a plain dense model, which reads the text of all domains.
+                on = plan.blocks[1].owners
+                how |= {"edges": Edges.none, "foreign_dropout": 0.0}
             how["always_off"] = [domain for domain in plan.domains if domain not in on]
     return how
 

@@ -143,15 +143,19 @@ def test_it_is_a_plain_loop_over_the_core_and_one_over_the_block(make_config, ex
         assert torch.equal(core_of(name, end[name]), core_of(name, middle[name]))
 
 
-def test_copies_begin_as_what_the_first_block_has_become(make_config):
+def test_copies_begin_as_what_the_first_block_has_become_in_a_dense_model(make_config, exact_norms):
     plan = {"mlp_shared": 0.0, "full_width": True}
     config = make_config(plan=plan, copies=True, steps=4)
-    data = data_of(config)
-    first, middle, _ = in_phases(config, data, make_routed(config, data))
-    for name in (n for n in middle if ".mlp." in n):
-        blocks = middle[name].chunk(3, dim=int("down" in name))
-        assert not torch.equal(blocks[0], first[name].chunk(3, dim=int("down" in name))[0])
-        assert torch.equal(blocks[0], blocks[1]) and torch.equal(blocks[0], blocks[2])
+    data, (trunk, _) = data_of(config), phases_of(config)
+    routed = make_routed(config, data)
+    routed.model.double()
+    dense = routed.extract(keep=["code"])
+    _, middle, _ = in_phases(config, data, routed)
+    plain_loop(dense, config, trunk, make_batches(config, data), lambda name, weight: weight)
+    for name, weight in dense.state_dict().items():
+        copies = middle[name].chunk(3, dim=int("down" in name)) if ".mlp." in name else ()
+        for found in copies or [middle[name]]:
+            torch.testing.assert_close(found, weight, rtol=1e-7, atol=1e-10)
 
 
 @pytest.fixture(scope="module")
