@@ -181,7 +181,10 @@ def plan_of_round(
         PlanError: the model has too few units or layers.
     """
     if before is None or len(before.blocks) == 1:  # nothing was split before
-        return make_plan(config, shape, labels)
+        plan = make_plan(config, shape, labels)
+        if len(plan.blocks) == 1:
+            plan = replace(plan, splits={**plan.splits, **plan_before_rounds(config, shape).splits})
+        return plan
     shared = {"mlp_shared": config.plan.mlp_shared, "attn_shared": config.plan.attn_shared}
     return split_further(before, labels, **shared)
 
@@ -189,13 +192,14 @@ def plan_of_round(
 def plan_before_rounds(config: RunConfig, shape: ModelShape | Any) -> RoutePlan:
     """The core alone, with the adapter units that the rounds divide: the optimizer knows them from
     the start."""
-    labels = labels_of_rounds(config)[0]
-    splits = make_plan(config, shape, labels).splits
+    labels, *later = labels_of_rounds(config)
+    # Blocks, and with them adapters, begin where the domain tree first divides.
+    first = next((found for found in (labels, *later) if len(found) > 1), labels)
     return replace(
         RoutePlan.none(domains=labels),
         splits={
             place: Split((split.num_units,))
-            for place, split in splits.items()
+            for place, split in make_plan(config, shape, first).splits.items()
             if place[1] in ADAPTERS.values()
         },
     )

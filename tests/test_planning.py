@@ -3,6 +3,7 @@
 import pytest
 
 from gr_sweep.config import (
+    AdaptersConfig,
     DomainConfig,
     PlanConfig,
     PlanKind,
@@ -12,8 +13,16 @@ from gr_sweep.config import (
 )
 from gr_sweep.model.extract import kept_units
 from gr_sweep.model.sizes import llama_config
-from gr_sweep.planning import expert_widths, make_plan, named_shape, plan_of_last_round
-from gr_sweep.routing.kinds import MLP
+from gr_sweep.planning import (
+    expert_widths,
+    labels_of_rounds,
+    make_plan,
+    named_shape,
+    plan_before_rounds,
+    plan_of_last_round,
+    plan_of_round,
+)
+from gr_sweep.routing.kinds import ADAPTERS, MLP
 
 FLAT = ["code", "biology", "creative"]
 NESTED = ["code", "biology/virology", "biology/cells"]
@@ -69,3 +78,20 @@ def test_shared_experts_and_dense_runs_have_no_expert_width():
     config = config_of(FLAT, PlanKind.none)
     config.model.size, config.model.path = None, "owner/name"
     assert expert_widths(config) == {}
+
+
+@pytest.mark.parametrize("domains", [FLAT, ["bio/a", "bio/b"], ["bio/x/a", "bio/x/b"]])
+def test_all_rounds_divide_the_adapter_units_that_the_optimizer_knows_from_the_start(domains):
+    rounds = ProcedureConfig(name=ProcedureKind.alternate, rounds=3)
+    config = config_of(domains, procedure=rounds, adapters=AdaptersConfig(mlp=8, unembed=8))
+    shape = named_shape(config)
+    plan, plans = None, [plan_before_rounds(config, shape)]
+    for labels in labels_of_rounds(config):
+        plan = plan_of_round(config, shape, labels, plan)
+        plans.append(plan)
+    kinds = ADAPTERS.values()
+    first, *others = [
+        {place: split.num_units for place, split in each.splits.items() if place[1] in kinds}
+        for each in plans
+    ]
+    assert first and others == [first] * 3
