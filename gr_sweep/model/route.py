@@ -69,11 +69,11 @@ class RoutedModel:
     ) -> None:
         """Routes the same model by another plan instead.
 
-        Args and Raises as in `route_model`; after an error the model is the plain one. An order of
-        the new plan counts from where units are now. Adapters stay as they are where the new plan
-        has as many units; others are new, or gone.
+        Args and Raises as in `route_model`. Arguments that are refused change nothing; after any
+        other error the model is the plain one, without adapters. An order of the new plan counts
+        from where units are now. Adapters stay as they are where the new plan has as many units;
+        others are new, or gone.
         """
-        self._unswap()
         if not isinstance(plan, RoutePlan):
             raise PlanError(f"expected a RoutePlan, got {type(plan).__name__}")
         check_plan(plan, self.model.config)
@@ -81,13 +81,15 @@ class RoutedModel:
         for name, value in shares.items():
             if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
                 raise PlanError(f"expected {name} to be from 0 to 1, got {value}")
+        off = expand(always_off, plan.domains)
         route_weights = RouteWeights(getattr(edges, "value", edges), **weights)
-        add_adapters(self.model, plan, seed)
-        found = unit_linears(self.model, plan)
         core_frozen = route_weights.core_frozen
         is_cut = not core_frozen and any(not plan.owns(d, plan.core) for d in plan.domains)
-        swaps = swaps_of(self.model, plan, found, core_learns=not core_frozen, is_cut=is_cut)
+        self._unswap()
         try:
+            add_adapters(self.model, plan, seed)
+            found = unit_linears(self.model, plan)
+            swaps = swaps_of(self.model, plan, found, core_learns=not core_frozen, is_cut=is_cut)
             learning = learning_parameters(self.model, found, core_frozen=core_frozen)
             check_swaps(self.model, swaps)
         except PlanError:
@@ -101,7 +103,7 @@ class RoutedModel:
         self._shares: dict[str, Any] = {
             "foreign_core_share": foreign_core_share,
             "one_block": one_block,
-            "always_off": expand(always_off, plan.domains),
+            "always_off": off,
         }
         self._cycle_of = remembered(
             lambda of: row_groups(plan, dict(of), foreign_dropout, **self._shares)

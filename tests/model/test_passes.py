@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
-from gr_sweep.errors import PlanError
+from gr_sweep.errors import GrSweepError, PlanError
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.modules import RoutedModule
 from gr_sweep.routing.plan import RoutePlan
@@ -386,14 +386,33 @@ def test_a_model_that_is_no_longer_routed_enters_no_context():
     routed.unroute()
     with pytest.raises(PlanError, match="unroute"), routed.batch(COUNTS):
         pass
-    routed.lay(PEERS(model.config))
-    with pytest.raises(PlanError):
-        routed.lay(PEERS(tiny_model(num_hidden_layers=3).config))
-    with pytest.raises(PlanError, match="lay"), routed.keep(["code"]):
-        pass
     again = route_model(model, PEERS(model.config))
     with again.batch(COUNTS), pytest.raises(PlanError, match="leave"):
         again.unroute()
+
+
+def test_refused_arguments_of_lay_change_nothing_and_another_error_leaves_the_plain_model():
+    model = tiny_model()
+    plain, plan = model(IDS).logits, FORGET(model.config, adapters={"unembed": 2, "mlp": 1})
+    routed = route_model(model, plan)
+    torch.nn.init.normal_(model.lm_head.adapter.unembed.B.weight)
+    with routed.keep(["code"]):
+        kept = model(IDS).logits
+    other = FORGET(tiny_model(num_hidden_layers=3).config)
+    for arguments in ((other,), (plan, "no edges")):
+        with pytest.raises(PlanError):
+            routed.lay(*arguments)
+    for wrong in ({"foreign_dropout": 2.0}, {"always_off": ["no domain"]}):
+        with pytest.raises(GrSweepError):
+            routed.lay(plan, **wrong)
+    with routed.keep(["code"]):
+        assert torch.equal(model(IDS).logits, kept)
+    model.model.layers[1].mlp.up_proj.__class__ = type("Quantised", (torch.nn.Linear,), {})
+    with pytest.raises(PlanError, match="Quantised"):
+        routed.lay(plan)
+    assert torch.equal(model(IDS).logits, plain) and "adapter" not in str(model.state_dict().keys())
+    with pytest.raises(PlanError, match="lay"), routed.keep(["code"]):
+        pass
 
 
 @pytest.mark.parametrize("part", ["gate_proj", "up_proj", "down_proj", "act_fn"])
