@@ -8,7 +8,7 @@ task, and the product is scaled). Both are modules that `unit_linears` finds.
 U units of all blocks, V vocabulary, D residual width, I and O inputs and outputs of a linear map.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from gr_sweep.errors import PlanError
 from gr_sweep.model.families import family_of
 from gr_sweep.routing.kinds import ATTN, ATTN_ADAPTER, BIAS, EMBED, MLP, MLP_ADAPTER, UNEMBED
+from gr_sweep.routing.modules import not_routed
 from gr_sweep.routing.plan import RoutePlan, Split
 
 
@@ -108,10 +109,13 @@ def adapted_modules(model: nn.Module, plan: RoutePlan) -> Iterator[tuple[str, Sp
                 yield kind, split, in_layer.get_submodule(name)
 
 
-def remove_adapters(model: nn.Module) -> None:
-    """Takes all adapters out of the model."""
+def remove_adapters(model: nn.Module, but: Container[nn.Module] = ()) -> None:
+    """Takes the adapters out of all modules of the model `but` these."""
     for module in model.modules():
-        module._modules.pop("adapter", None)
+        if vars(module).get("forward") is not_routed:
+            del module.forward
+        if module not in but:
+            module._modules.pop("adapter", None)
 
 
 def add_adapters(model: nn.Module, plan: RoutePlan, seed: int) -> None:
@@ -128,9 +132,7 @@ def add_adapters(model: nn.Module, plan: RoutePlan, seed: int) -> None:
     wanted: dict[nn.Module, dict[str, Split]] = {}
     for kind, split, module in adapted_modules(model, plan):
         wanted.setdefault(module, {})[kind] = split
-    for module in model.modules():
-        if module not in wanted:
-            module._modules.pop("adapter", None)
+    remove_adapters(model, wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module, splits in wanted.items():

@@ -180,8 +180,11 @@ class RoutedModule(nn.Module):
         return routing
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """A copy (`copy.deepcopy`, `pickle`, `torch.save`) is the plain module."""
+        """A copy (`copy.deepcopy`, `pickle`, `torch.save`) is the plain module. With adapters,
+        which that does not have, the copy refuses to be called until it is routed."""
         state = {name: value for name, value in vars(self).items() if name not in _OWN}
+        if "adapter" in self._modules:
+            state["forward"] = not_routed
         return object.__new__, (plain_class(self),), state
 
     def _replicate_for_data_parallel(self) -> Any:
@@ -194,6 +197,14 @@ class RoutedModule(nn.Module):
 
 
 _OWN = ("_state", "_parts", "_role")
+
+
+def not_routed(*args: Any, **kwargs: Any) -> None:
+    """The forward pass of a copy with adapters."""
+    raise PlanError(
+        "a copy of a model with adapters has to be routed by its plan (route_model); copy the "
+        "RoutedModel instead, or use extract() for a plain model"
+    )
 
 
 def plain_class(module: RoutedModule) -> Any:

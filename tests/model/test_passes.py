@@ -476,6 +476,8 @@ def test_a_copy_of_the_routing_is_a_routed_copy_of_the_model(copied):
     plan = FORGET(model.config, adapters={"embed": "full", "unembed": 2, "mlp": 1})
     cut = Cut("both", foreign_core_rest=0.3, foreign_outputs=1.0)
     routed = route(model, plan, cut, foreign_dropout=0.5)
+    with pytest.raises(PlanError, match="has to be routed"):
+        copied(model)(IDS)
     both = copied([routed, model])
     assert both[0].model is both[1] and both[1] is not model
     found = []
