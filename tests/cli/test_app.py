@@ -349,6 +349,15 @@ def test_checking_a_command_does_not_load_torch(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("where", "status"), [(">&-", 0), (">/dev/full", 2), ("2>&-", 0)])
+def test_output_that_cannot_be_written_is_one_line_or_none(where: str, status: int) -> None:
+    command = shlex.join([sys.executable, "-m", "gr_sweep", "--help"])
+    done = subprocess.run(f"{command} {where}", shell=True, capture_output=True, text=True)
+    full = "gr-sweep: the output cannot be written: No space left on device; jobs that are done"
+    assert done.returncode == status and done.stderr.count("\n") == status // 2
+    assert done.stderr.startswith(full if status else "")
+
+
 def test_a_closed_pipe_ends_the_command_silently() -> None:
     command = [sys.executable, "-c", "from gr_sweep.cli.app import main; raise SystemExit(main())"]
     read, write = os.pipe()
