@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from gr_sweep.data.rules import lookup
 from gr_sweep.errors import DataError
@@ -72,21 +72,21 @@ def read_file(
         if start.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
             yield from _columns(stream, start, text_field, columns)
             return
-        if b"\0" in start or suffix in (".parquet", ".arrow"):
+        is_binary = b"\0" in start or start.startswith(b"%PDF-")
+        if is_binary or suffix in (".parquet", ".arrow"):
             raise DataError(
                 f"{path} is not text, and not a file of Parquet or Arrow; data=local reads text, "
                 "JSON, CSV, TSV, Parquet and Arrow, also as gz, bz2 and zst"
             )
         beginning = start.decode("utf-8-sig", "ignore").lstrip()
         is_array = beginning.startswith("[")
-        has_field = json.dumps(text_field.rpartition(".")[2]) in beginning
         text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
         if suffix in _TABLES:
             yield from (record_of(row, text_field) for row in _rows(text, _TABLES[suffix]))
         elif suffix in (".jsonl", ".json", ".ndjson") or (
-            has_field and re.match(r"(\[\s*)?\{", beginning)
+            beginning.startswith(("[", "{")) and _is_json(path, text_field)
         ):
-            values = json.load(text) if is_array else _json_lines(text)
+            values = json.load(text) if is_array else _json_values(text, suffix)
             yield from (record_of(value, text_field) for value in values)
         elif split is None:
             yield Record(text.read(LARGEST_TEXT + 1), {})
@@ -147,22 +147,45 @@ def _rows(text: Iterable[str], delimiter: str) -> Iterator[dict[str, str]]:
     csv.field_size_limit(LARGEST_TEXT)
     rows = csv.DictReader(text, delimiter=delimiter, strict=True)
     try:
+        names = list(rows.fieldnames or [])
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"several columns are named {min(twice)!r}; rename all but one")
         for row in rows:
             if None in row or None in row.values():
-                names = ", ".join(rows.fieldnames or [])
-                raise ValueError(f"line {rows.line_num} does not fit the columns {names}")
+                raise ValueError(
+                    f"line {rows.line_num} does not fit the columns {', '.join(names)}"
+                )
             yield row
     except csv.Error as error:
         raise ValueError(f"line {rows.line_num}: {error}") from None
 
 
-def _json_lines(text: Iterable[str]) -> Iterator[Any]:
+def _is_json(path: Path, text_field: str) -> bool:
+    """Whether a file of any name begins with a JSON record, in an array or not, with the field."""
+    with _open(path) as stream:
+        start = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape").read(LARGEST_TEXT)
+    try:
+        first = re.match(r"\s*(\[\s*)?", start)
+        record, end = json.JSONDecoder().raw_decode(start, first.end() if first else 0)
+    except (ValueError, RecursionError):
+        return False
+    is_alone = re.match(
+        r"\s*[,\]]" if first and first[1] else r"[ \t]*(\n|$)", start[end : end + 99]
+    )
+    return isinstance(record, dict) and lookup(record, text_field) is not None and bool(is_alone)
+
+
+def _json_values(text: TextIO, suffix: str) -> Iterator[Any]:
+    """A JSON value a line; a file that is not named so may also be one value over several lines."""
     for number, line in enumerate(text, start=1):
         if line.strip():
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error.msg}") from None
+                if number == 1 and suffix not in (".jsonl", ".ndjson"):
+                    yield json.loads(line + text.read())
+                else:
+                    raise ValueError(f"line {number}: {error.msg}") from None
 
 
 def _columns(file: Any, start: bytes, text_field: str, columns: Sequence[str]) -> Iterator[Record]:

@@ -82,9 +82,22 @@ def test_a_file_is_read_packed_or_not_and_by_its_content_where_that_tells(tmp_pa
 
 
 def test_what_only_resembles_json_is_text(tmp_path):
-    for text in ("text, lies and videotape\n", "[text](link)\n", '{"a": 1}', "text\nline\n", ""):
+    notebook = json.dumps({"cells": [{"output_type": "stream", "text": ["x"]}]}, indent=1)
+    json_like = (
+        '{"a": 1}',
+        '{a} is "text"\n',
+        '[{x}] "text"\n',
+        '{"text": "x"} is JSON\n',
+        notebook,
+    )
+    for text in ("text, lies and videotape\n", "[text](link)\n", "text\nline\n", "", *json_like):
         (tmp_path / "a.md").write_text(text)
         assert [record.text for record in read_file(tmp_path / "a.md", "text")] == [text]
+
+
+def test_a_json_file_may_be_one_record_over_several_lines(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(RECORDS[0], indent=1))
+    assert [record.fields for record in read_file(tmp_path / "a.json", "text")] == RECORDS[:1]
 
 
 def test_a_data_set_that_was_saved_to_disk_is_a_source(tmp_path):
@@ -170,7 +183,9 @@ def test_paths_take_globs_and_names_with_odd_characters(tmp_path):
 FILES: dict[str, tuple[str, bytes, str]] = {
     "gzip that is cut off": ("a.jsonl.gz", packed(GOOD, "gz")[:-4], "cannot read record"),
     "zstandard that is cut off": ("a.txt.zst", packed(GOOD, "zst")[:-2], "a.txt.zst: cannot read"),
-    "binary data": ("a.txt", b"%PDF a\0b", "a.txt is not text"),
+    "binary data": ("a.txt", b"a\0b", "a.txt is not text"),
+    "PDF": ("a.txt", b"%PDF-1.7\n", "a.txt is not text"),
+    "a column twice": ("a.csv", b"text,text\na,b\n", "several columns are named 'text'"),
     "text named Parquet": ("a.parquet", b"some text", "a.parquet is not text, and not a file of"),
     "Latin-1": ("a.txt", "caf\u00e9".encode("latin-1"), "the text of record 1 is not UTF-8"),
     "a row that is too long": ("a.csv", b"text,tag\na,b\nc,d,e\n", "line 3 does not fit"),
