@@ -181,7 +181,8 @@ class PartitionConfig:
 @dataclass(kw_only=True, slots=True)
 class AdaptersConfig:
     """Units that each block gets in addition to those of the model: features of bottlenecks, whose
-    output is added to that of a part of the model (gr_sweep/model/adapters.py). 0: none."""
+    output is added to that of a part of the model (gr_sweep/model/adapters.py). 0: none. Their
+    matrices have the weight decay of all others."""
 
     embed: Any = 0
     """Beside the embedding: a number of units, or full, an embedding of the block's own."""
@@ -192,8 +193,8 @@ class AdaptersConfig:
     mlp: int = bounded(0, at_least=0)
     """Beside each linear map of an MLP, in the same layers."""
     bias: bool = False
-    """Whether each block has a bias of the output vocabulary. Published checkpoints have no place
-    for it, so a model that keeps one cannot be exported."""
+    """Whether each block has a bias of the output vocabulary, without weight decay. Published
+    checkpoints have no place for it, so a model that keeps one cannot be exported."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -11,17 +11,23 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gr_sweep.config import Schedule, TrainConfig
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.routing.kinds import BIAS
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101); weight decay on matrices only.
+    """Fused AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101); weight decay on matrices that are
+    not those of output biases.
 
     Parameters with a zero gradient are updated too, by weight decay and by their moments.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    decaying, others = list[Tensor](), list[Tensor]()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_bias = parameter.dim() < 2 or f"adapter.{BIAS}." in name
+            (others if is_bias else decaying).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": decaying, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 

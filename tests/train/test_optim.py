@@ -41,6 +41,17 @@ def test_vectors_have_no_weight_decay():
     assert [p.dim() for p in plain["params"]] == [1, 1, 1] and plain["weight_decay"] == 0.0
 
 
+def test_of_adapters_all_but_output_biases_have_weight_decay():
+    model, adapters = tiny_model(), {"unembed": 2, "mlp": 1, "bias": 1}
+    plan = RoutePlan.peers(model.config, domains=["code", "biology"], adapters=adapters)
+    route_model(model, plan)
+    decayed, plain = make_optimizer(model, TrainConfig()).param_groups
+    biases = {id(model.lm_head.adapter.bias.B.weight)}
+    assert {id(p) for p in plain["params"] if p.dim() == 2} == biases
+    in_adapters = {id(p) for name, p in model.named_parameters() if "adapter" in name}
+    assert {id(p) for p in decayed["params"]} >= in_adapters - biases
+
+
 def test_units_of_blocks_have_their_own_learning_rate_after_a_new_plan_too():
     config = TrainConfig(lr=0.01, weight_decay=0.3)
     model = tiny_model(mlp_bias=True)
