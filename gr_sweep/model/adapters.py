@@ -74,6 +74,11 @@ class Adapter(nn.Module):
         assert isinstance(self.A, nn.Embedding)
         return self.A.embedding_dim
 
+    @property
+    def is_full(self) -> bool:
+        """Whether each block's map is of full rank, without a bottleneck."""
+        return isinstance(self.A, Copies) or isinstance(self.B, BlockSum)
+
     @torch.no_grad()
     def product(self, units: Sequence[slice]) -> Tensor:
         """`B A` of these units, at least one: [O, I], of an embedding [D, V], of biases [V, 1]."""
@@ -121,7 +126,7 @@ def remove_adapters(model: nn.Module, but: Container[nn.Module] = ()) -> None:
 def add_adapters(model: nn.Module, plan: RoutePlan, seed: int) -> None:
     """Gives the model the plan's adapters, and no others.
 
-    Adapters that it has already, of as many units, stay as they are.
+    Adapters that it has already, of as many units and the same kind of rank, stay as they are.
 
     Args:
         seed: of the random weights of A.
@@ -143,7 +148,8 @@ def add_adapters(model: nn.Module, plan: RoutePlan, seed: int) -> None:
                 is_full = kind in plan.full_rank
                 made[kind] = (
                     old
-                    if isinstance(old, Adapter) and old.num_units == split.num_units
+                    if isinstance(old, Adapter)
+                    and (old.num_units, old.is_full) == (split.num_units, is_full)
                     else _new(kind, module, split.num_units, is_full)
                 )
             module.adapter = nn.ModuleDict(made)

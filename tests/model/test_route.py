@@ -389,3 +389,20 @@ def test_another_plan_takes_the_place_of_the_one_that_is_there():
     assert_same(found[0], found[1])
     routed.lay(RoutePlan.none(domains=FLAT), "none")
     assert not any(isinstance(module, RoutedModule) for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["embed", "unembed"])
+def test_an_adapter_of_full_rank_does_not_take_over_one_with_as_many_units(kind):
+    model = tiny_model()
+    width = model.config.hidden_size
+    bottleneck, full = (
+        PLANS["forget"](model.config, adapters={kind: units}) for units in (width, "full")
+    )
+    routed = route_model(model, bottleneck)
+    for plan in (full, bottleneck):
+        routed.lay(plan)
+        wanted = route_model(tiny_model(), plan).model
+        assert model.state_dict().keys() == wanted.state_dict().keys()
+        made = [*model.parameters()]
+        routed.lay(plan)
+        assert all(a is b for a, b in zip(model.parameters(), made, strict=True))
