@@ -165,8 +165,10 @@ def composing(lines: Sequence[str], config_dir: str | None = None) -> Iterator[C
     if config_dir is not None:
         if not os.path.isdir(config_dir):
             raise ConfigError(f"config folder {config_dir!r} is not a folder")
+        typed = words[0].partition("=")[2].strip(" []") if words else ""
         words += ["--config-dir", config_dir]
-        where = quoted(f"file://{os.path.abspath(config_dir)}")
-        hydra_lines.append(f"hydra.searchpath=[{where}]")
+        places = [quoted(f"file://{os.path.abspath(config_dir)}"), *filter(None, [typed])]
+        # First: Hydra ignores the others.
+        hydra_lines.insert(0, f"hydra.searchpath=[{','.join(places)}]")
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="gr_sweep"):
         yield Composer(hydra_lines, words)

@@ -284,6 +284,17 @@ def test_config_dir_adds_choices(tmp_path):
     assert list(job.config.partition.domains) == ["law", "poems"]
 
 
+def test_config_dir_is_searched_beside_hydras_search_path(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "partition").mkdir(parents=True)
+        text = f"defaults: [base_partition, _self_]\nname: {name}\ndomains: {{a: {{}}, b: {{}}}}\n"
+        (tmp_path / name / "partition" / f"{name}.yaml").write_text(text)
+    for name in ("one", "two"):
+        line = [f"partition={name}", f"hydra.searchpath=[file://{tmp_path / 'two'}]"]
+        [job] = compose(line, config_dir=str(tmp_path / "one")).jobs
+        assert job.config.partition.name == name
+
+
 def test_a_slug_is_safe_short_and_blind_to_order():
     assert slug([]) == "default"
     assert slug(["seed=1", "edges=weight"]) == slug(["edges=weight", "seed=1"])
