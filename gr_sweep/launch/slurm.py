@@ -45,8 +45,11 @@ _SUBMITTED = Path(".submitit", "submitted.jsonl")
 MAX_ARRAY = 1000
 """Jobs of one array: SLURM's limit of an index is 1001 by default."""
 
-_LIMITS_MIN = (4 * 60, 60)
+_LIMITS_MIN = (7 * 24 * 60, 2 * 24 * 60, 24 * 60, 12 * 60, 4 * 60, 60, 30, 15)
 """Shorter times that are tried where a partition has a limit."""
+
+_NO_ANSWER = re.compile("[Uu]nable to contact|configuration source|Socket timed out")
+"""In what SLURM's commands say when the controller does not answer."""
 
 _OPTIONS = (
     *("nodes", "ntasks_per_node", "cpus_per_task", "mem", "time", "gpus_per_node", "gres"),
@@ -89,6 +92,7 @@ def _fitted(needs: Resources, config: SlurmConfig) -> Resources:
 
     Raises:
         ConfigError: SLURM refuses the request, or has no node for any of these.
+        JobError: the controller does not answer.
     """
     cpus = [needs.cpus_per_task, *(() if config.cpus_per_task else (2, 1))]
     shorter = [m for m in _LIMITS_MIN if config.signal_delay_s < 60 * m < 60 * needs.timeout_min]
@@ -109,10 +113,15 @@ def _fitted(needs: Resources, config: SlurmConfig) -> Resources:
                 return needs
         if answer.returncode == 0:
             return request
-    offers = _ask(["sinfo", "--all", "--noheader", "--format=%P %c CPUs %m MB %G %l"]) or ""
+        said = " ".join(answer.stderr.split())
+        if _NO_ANSWER.search(said):
+            break
+    offers = _ask(["sinfo", "--all", "--noheader", "--format=%P %c CPUs %m MB %G %l"])
+    if offers is None or _NO_ANSWER.search(said):
+        raise JobError(f"SLURM does not answer: {said}; rerun when its controller is back")
     raise ConfigError(
-        f"SLURM cannot run a job with {' '.join(words)}: {' '.join(answer.stderr.split())}; it "
-        f"offers {'; '.join(offers.splitlines()[:5])}; set another hydra.launcher.partition, or "
+        f"SLURM cannot run a job with {' '.join(words)}: {said}; it offers "
+        f"{'; '.join(offers.splitlines()[:5])}; set another hydra.launcher.partition, or "
         "hydra.launcher.gpu=null (no GPU), .cpus_per_task, .mem_gb, .timeout_min, .nodes"
     )
 

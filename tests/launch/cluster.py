@@ -6,6 +6,7 @@ from pathlib import Path
 _SBATCH = """#!/bin/bash
 here=$(dirname "$0")
 if [ "$1" = --test-only ]; then
+  [ ! -e "$here/away" ] || { echo "sbatch: error: Unable to contact slurm controller" >&2; exit 1; }
   read -r cpus minutes gpus nodes 2>/dev/null <"$here/nodes" || exit 0
   for word in "$@"; do
     case $word in

@@ -286,6 +286,7 @@ def test_half_a_line_of_submitted_jobs_harms_no_other(sweep):
     [
         ({"cpus": 2, "minutes": 2000}, {"cpus-per-task=2", "time=1440"}),
         ({"cpus": 4, "minutes": 240}, {"cpus-per-task=4", "time=240"}),
+        ({"cpus": 4, "minutes": 20}, {"cpus-per-task=4", "time=15"}),
         (None, {"cpus-per-task=4", "time=1440"}),
     ],
 )
@@ -323,6 +324,16 @@ def test_a_wrong_setting_of_the_launcher_is_one_line_before_any_folder(
     said = capsys.readouterr().err
     assert said.startswith("gr-sweep: ") and said.count("\n") == 1 and message in said
     assert [path.name for path in tmp_path.iterdir()] == ["cluster"]
+
+
+def test_a_controller_that_does_not_answer_is_not_taken_for_a_missing_node(
+    cluster, tmp_path, monkeypatch, capsys
+):
+    cluster.is_away(True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["-m", *COMMAND]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("gr-sweep: SLURM does not answer: ") and said.count("\n") == 1
 
 
 def test_without_slurm_it_is_one_line_before_any_folder(tmp_path, monkeypatch, capsys):
