@@ -141,6 +141,8 @@ def _read(path: Path, kind: Any) -> list[Any]:
                 values = zip(converters, line, strict=True)
                 rows.append(kind._make([convert(text) for convert, text in values]))
     except (ValueError, KeyError, csv.Error, OSError) as error:
-        said = f"unknown view or text {error}" if isinstance(error, KeyError) else error
+        said: object = error
+        if isinstance(error, KeyError):
+            said = f"unknown view or text {error}, as of an earlier version of gr-sweep"
         raise DataError(f"{path}, row {len(rows) + 1}: {said}") from error
     return rows

@@ -67,7 +67,7 @@ def read_sweep(folder: Path, only: Collection[Path] | None = None) -> Sweep:
             if (found := JobTables.read(entry, job, files)) is not None:
                 tables[job.name] = found
         except (DataError, OSError) as error:
-            logger.warning("%s; using the metrics in the summary of %s", error, job.name)
+            logger.warning("%s; the metrics in the summary of %s are shown", error, job.name)
     finished = with_baselines(finished, tables)
     varied = varied_settings([job.settings for job in finished])
     finished.sort(key=lambda job: _report_order(job, varied))

@@ -1,6 +1,7 @@
 """Damaged folders of sweeps: `report` names what is broken, makes a page of the rest, and changes
 no file but its own."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,15 @@ def test_job_with_damage_elsewhere_is_on_the_page_without_it(small, capsys, dama
     page = Path(printed.out.splitlines()[-1]).read_text(encoding="utf-8")
     assert "</html>" in page and "<script>alert(1)" not in page
     assert len(read_sweep(folder).jobs) == 2
+
+
+def test_losses_of_an_earlier_version_are_named_so_and_the_summary_is_shown(small, caplog) -> None:
+    folder, job = small
+    path = job / "document_losses.csv"
+    text = re.sub("(?m)^full,", "mixed,", path.read_text())
+    path.write_text(text)
+    assert "mixed" in text and len(read_sweep(folder).jobs) == 2
+    assert "earlier version of gr-sweep" in caplog.text
 
 
 def test_samples_that_are_not_as_the_job_wrote_them_are_skipped(small, caplog) -> None:
