@@ -225,6 +225,13 @@ def test_impossible_rounds_are_refused_before_any_work(override, message):
     assert message in refusal("procedure=alternate", "train.batch_sequences=12", override)
 
 
+@pytest.mark.parametrize("method", ["btx", "flexolmo"])
+def test_a_published_method_has_no_adapters_of_the_command(method):
+    settings = [f"method={method}", "plan.forget=[biology]", "procedure.trunk=0.5"]
+    more = ["plan.adapters.mlp=4", "train.block_lr=2"]
+    assert fingerprint(single(*settings, *more)) == fingerprint(single(*settings))
+
+
 def test_a_method_overrules_typed_settings():
     config = single("method=sgtm", "plan.forget=[biology]", "edges=act", "plan=peers")
     assert config.plan.kind is PlanKind.forget and config.plan.forget == ["biology"]
