@@ -160,14 +160,28 @@ def print_config(command: "Command", part: str) -> None:
 
 
 def _by_hydra(argv: list[str]) -> int:
-    """Lets Hydra print what --info and the like ask for; it ends the process after an error."""
-    import hydra
+    """Lets Hydra print what --info and the like ask for.
 
+    Raises:
+        ConfigError: Hydra refuses it.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from gr_sweep.cli.overrides import explain
     from gr_sweep.cli.schema import conf_dir
 
     sys.argv = ["gr-sweep", *argv]
     decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    decorate(lambda _: None)()
+    before = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+    try:
+        decorate(lambda _: None)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explain(error) from error
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = before
     return 0
 
 
@@ -191,7 +205,10 @@ def run(command: "Command") -> int:
     checked = processes.from_main(functools.partial(check_launcher, command, jobs))
     if processes.is_main:
         hydra = command.hydra_config.hydra
-        configure_log(hydra.hydra_logging, hydra.verbose)
+        try:
+            configure_log(hydra.hydra_logging, hydra.verbose)
+        except ValueError as error:
+            raise ConfigError(f"hydra.hydra_logging: {error}: {error.__cause__}") from error
     tasks = []
     for position, job in enumerate(command.jobs, start=1):
         place = f"[{position}/{len(command.jobs)}]" if command.is_multirun else ""

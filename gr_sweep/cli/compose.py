@@ -108,6 +108,9 @@ def compose(
             return _single(composer, fixed)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
+    except RecursionError as error:
+        said = "a value is nested too deeply, or a config names itself in its defaults"
+        raise ConfigError(said) from error
 
 
 def _single(composer: Composer, lines: list[str]) -> Command:
@@ -255,9 +258,10 @@ def _check_hydra(hydra: DictConfig) -> None:
                 f"gr-sweep does not support this hydra/{group}; launchers are basic, "
                 f"{' and '.join(sorted(LAUNCHERS))}; the only sweeper is basic"
             )
-    if hydra.job.chdir or hydra.job.env_set or hydra.callbacks:
+    if hydra.job.chdir or hydra.job.env_set or hydra.callbacks or hydra.output_subdir != ".hydra":
         raise ConfigError(
-            "gr-sweep does not support hydra.job.chdir, hydra.job.env_set and hydra.callbacks"
+            "gr-sweep does not support hydra.job.chdir, hydra.job.env_set, hydra.callbacks and "
+            "hydra.output_subdir"
         )
 
 

@@ -52,8 +52,11 @@ class Composer:
         self._composed: dict[frozenset[str], DictConfig] = {}
 
     def parse(self, lines: Sequence[str]) -> list[Override]:
-        """Parses overrides."""
-        return self._parser.parse_overrides(list(lines))
+        """Parses overrides; raises ConfigError where Python cannot read a number."""
+        try:
+            return self._parser.parse_overrides(list(lines))
+        except ValueError as error:
+            raise ConfigError(f"cannot read the settings: {error}") from error
 
     def compose_base(self, lines: Sequence[str]) -> None:
         """Composes `base` from the groups among the lines."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from gr_sweep.cli.overrides import key_of
-from gr_sweep.config import UNROUTED, RunConfig
+from gr_sweep.config import UNROUTED, ProcedureKind, RunConfig
 from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT, fingerprint, is_below
 from gr_sweep.jobdir import flatten
 
@@ -41,9 +41,11 @@ def that_count(overrides: Sequence[str]) -> list[str]:
 
 
 def without_fixed(overrides: Sequence[str], typed: RunConfig) -> list[str]:
-    """The overrides except those that the job's method makes meaningless."""
-    is_unrouted = typed.method.name in UNROUTED
-    fixed = ["edges", "plan", "route"] if is_unrouted else list(flatten(typed.method.fixes))
+    """The overrides except those that the job's method or procedure makes meaningless."""
+    is_unrouted, fixes = typed.method.name in UNROUTED, flatten(typed.method.fixes)
+    fixed = ["edges", "plan", "route"] if is_unrouted else list(fixes)
+    if fixes.get("procedure.name", typed.procedure.name.value) == ProcedureKind.branch.value:
+        fixed += ["edges", "route"]
     return [
         line
         for line in overrides

@@ -82,6 +82,9 @@ def explain(error: Exception, where: str = "") -> ConfigError:
     causes = [error, error.__cause__, error.__context__]
     cause = next((each for each in causes if isinstance(each, OmegaConfBaseException)), error)
     said = str(cause).split("\n    full_key:")[0] or type(cause).__name__
+    if "is not a subclass of" in said:  # train=5
+        group = where.partition("=")[0]
+        said = f"{group} is a group of settings; set them one by one, as in {group}.NAME=VALUE"
     if isinstance(cause, KeyValidationError):
         said = f"{said}; put names such as null, 007, 1e5 or on in quotes"
     key = getattr(cause, "full_key", None) or ""

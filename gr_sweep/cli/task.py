@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gr_sweep.config import RunConfig
-from gr_sweep.errors import GrSweepError, JobError
+from gr_sweep.config import ProcedureKind, RunConfig
+from gr_sweep.errors import ConfigError, GrSweepError, JobError
 from gr_sweep.files import full_disk, is_full, write_whole
 from gr_sweep.jobdir import SUMMARY, Identity, identity_of, is_done
 from gr_sweep.startup import rare_collections
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from gr_sweep.cli.compose import Command
 
 log = logging.getLogger(__name__)
+
+_OF_BRANCH = ("edges", "route")
+"""Settings that procedure=branch decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class Job:
     is_baseline: bool = False
     """Whether it was added for the metrics of other jobs."""
     overruled: list[str]
-    """Overrides that have no effect, because the job's method decides."""
+    """Overrides that have no effect, because the job's method or procedure decides."""
 
     @functools.cached_property
     def identity(self) -> Identity:
@@ -130,10 +133,17 @@ class JobTask:
         except OSError as error:
             raise unusable(error) from error
         logging.raiseExceptions = False  # a message for a full disk is lost, without a traceback
-        logging.config.dictConfig(self.log_config)
+        try:
+            logging.config.dictConfig(self.log_config)
+        except ValueError as error:
+            raise ConfigError(f"hydra.job_logging: {error}: {error.__cause__}") from error
         log.info("%s", f"{self.place} {self.job.title}".strip())
+        config = self.job.config
         for line in self.job.overruled:
-            log.info("%s has no effect: method=%s decides", line, self.job.config.method.name.value)
+            decides = f"method={config.method.name.value}"
+            if config.procedure.name is ProcedureKind.branch and line.startswith(_OF_BRANCH):
+                decides = "procedure=branch"
+            log.info("%s has no effect: %s decides", line, decides)
 
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:

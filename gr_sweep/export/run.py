@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gr_sweep.errors import JobError
+from gr_sweep.errors import JobError, PlanError
 from gr_sweep.jobdir import (
     CHECKPOINTS,
     MODEL,
@@ -70,7 +70,10 @@ def open_run(folder: Path) -> Run:
         plan = json.loads((checkpoints[-1][1] / "run.json").read_text(encoding="utf-8"))["plan"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         plan = (folder / PLAN).read_text(encoding="utf-8")  # loading the weights reports the damage
-    return Run(folder, RoutePlan.from_json(plan), summary)
+    try:
+        return Run(folder, RoutePlan.from_json(plan), summary)
+    except PlanError as error:
+        raise PlanError(f"{folder}: {error}") from error
 
 
 def check_keep(plan: RoutePlan, keep: Sequence[str], folder: Path) -> None:

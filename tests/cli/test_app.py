@@ -118,6 +118,15 @@ def test_settings_that_a_method_overrules_are_logged(jobs):
     assert log.count("has no effect") == 1
 
 
+def test_settings_that_a_procedure_overrules_are_logged(jobs):
+    line = ["procedure=branch", "plan=forget", "plan.forget=[biology]", "plan.mlp_shared=0.7"]
+    assert app.main([*line, "edges=act", "route.foreign_dropout=0.3"]) == 0
+    log = (jobs.calls[0]["folder"] / "gr_sweep.log").read_text()
+    for setting in ("edges=act", "route.foreign_dropout=0.3"):
+        assert f"{setting} has no effect: procedure=branch decides" in log
+    assert log.count("has no effect") == 2
+
+
 def test_a_single_job_ends_with_its_numbers_and_its_folder(jobs, capsys):
     assert app.main(["edges=weight"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -289,6 +298,12 @@ def test_a_job_whose_folder_cannot_be_written_is_one_line(jobs, capsys):
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and "X/.hydra: File exists" in printed
     assert not jobs.calls
+
+
+def test_a_log_level_that_does_not_exist_is_one_line(jobs, capsys):
+    assert app.main(["hydra.run.dir=X", "hydra.job_logging.root.level=FOO"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("gr-sweep: hydra.job_logging: ") and printed.count("\n") == 1
 
 
 def test_a_folder_that_is_not_a_jobs_is_refused(jobs, tmp_path, capsys):

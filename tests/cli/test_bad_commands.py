@@ -32,6 +32,10 @@ edges = act                             | unknown verb 'edges'
 train.steps=${oc.env:NOPE}              | Environment variable 'NOPE' not found
 seed=${hydra:job.num}                   | or follow ${hydra:...}
 hydra.job.chdir=true                    | does not support hydra.job.chdir
+hydra.output_subdir=null                | and hydra.output_subdir
+hydra.hydra_logging.root.level=FOO      | hydra.hydra_logging: Unable to configure
+--shell-completion                      | Expecting one subcommand from
+train=5                                 | train=5: train is a group of settings; set them one by
 hydra.launcher._target_=os.system       | launchers are basic, local_parallel and slurm
 hydra/launcher=slurm hydra.launcher.nope=1 | hydra.launcher has no setting 'nope'; did you mean
 -m seed=0,1 hydra.sweep.subdir=../../x  | expected a folder within that of the sweep
@@ -57,6 +61,8 @@ for line in COMMANDS.strip().splitlines():
 
 CASES += [
     (["a\nb=1"], "cannot read"),
+    ([f"seed={'1' * 5000}"], "Exceeds the limit"),
+    ([f"data.weights={'[' * 400}{']' * 400}"], "nested too deeply"),
     (["data=local", "data.root='\x1b[31mred'"], r"data.root=\x1b[31mred is not a folder"),
     (['data.cache="\udcff"'], "data.cache: '\\udcff'; expected text in UTF-8"),
 ]
@@ -96,6 +102,13 @@ FILES = {
         "could not determine a constructor",
     ),
 }
+
+
+def test_a_study_that_names_itself_is_one_line(here, capsys):
+    (here / "own" / "experiment").mkdir(parents=True)
+    (here / "own" / "experiment" / "x.yaml").write_text("defaults: [/experiment: x]\n")
+    said = "names itself in its defaults"
+    assert_refused(["--config-dir", "own", "experiment=x"], said, here, capsys)
 
 
 @pytest.mark.parametrize(("typed", "content", "said"), FILES.values(), ids=FILES)

@@ -116,6 +116,10 @@ RUNS = {
         "is not of the run",
     ),
     "run.json is a pickle": (planted(f"{STEP}/run.json"), "cannot be read"),
+    "the plan is of an earlier version": (
+        lambda job: [set_in(str(path), plan="{}")(job) for path in job.glob(f"{STEP}/run.json")],
+        "here/job: plan.json is damaged, or of another version",
+    ),
     "the table is a pickle": (planted(f"{STEP}/.metadata"), "cannot be read"),
     "the tensors are a pickle": (planted(f"{STEP}/*.distcp"), "cannot be read"),
     "the tensors are torch's, with code": (tensors_with_code, "cannot be read"),
