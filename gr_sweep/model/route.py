@@ -20,7 +20,14 @@ from gr_sweep.model.adapters import add_adapters, remove_adapters
 from gr_sweep.model.extract import extract
 from gr_sweep.model.families import check_plan
 from gr_sweep.model.swaps import swaps_of
-from gr_sweep.model.units import UnitLinear, learning_parameters, unit_linears
+from gr_sweep.model.units import (
+    UnitLinear,
+    learning_parameters,
+    local_part,
+    local_units,
+    reorder,
+    unit_linears,
+)
 from gr_sweep.routing.edges import GroupFactors, RouteWeights
 from gr_sweep.routing.modules import RoutedModule, Routing, RoutingState
 from gr_sweep.routing.plan import RoutePlan
@@ -112,7 +119,7 @@ class RoutedModel:
         with torch.no_grad():
             for linear in self.unit_linears:
                 for parameter, dim in _ordered(linear):
-                    _reorder(parameter, linear, dim)
+                    reorder(parameter, linear, dim)
         for swap in swaps:
             swap_class(swap, self._state)
         for name, parameter in self.model.named_parameters():
@@ -276,11 +283,11 @@ class RoutedModel:
                 whole = of(parameter)
                 for block, part in zip(self.plan.blocks, linear.units, strict=True):
                     if whole is not None and part.stop > part.start:
-                        sets[block.name].append(_local_units(whole, part, linear.dim(whole)))
+                        sets[block.name].append(local_units(whole, part, linear.dim(whole)))
         for parameter in self.model.parameters():
             whole = of(parameter)
             if id(parameter) not in in_units and whole is not None:
-                sets[self.plan.core.name].append(_local(whole)[0])
+                sets[self.plan.core.name].append(local_part(whole)[0])
         return sets
 
     @torch.no_grad()
@@ -305,7 +312,7 @@ class RoutedModel:
         else:
             # Whole gradients: norms of views of columns take longer.
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-            sets = {"all": [_local(grad)[0] for grad in grads]}
+            sets = {"all": [local_part(grad)[0] for grad in grads]}
         norms: dict[str, Tensor] = {
             name: torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
             for name, grads in sets.items()
@@ -332,7 +339,7 @@ class RoutedModel:
             for parameter, dim in _ordered(linear):
                 for moment in optimizer.state.get(parameter, {}).values():
                     if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                        _reorder(moment, linear, dim)
+                        reorder(moment, linear, dim)
 
     def unroute(self) -> "PreTrainedModel":
         """The plain model again, without adapters; units stay where the plan put them.
@@ -411,26 +418,6 @@ def _whole_numbers(counts: Any) -> dict[str, int]:
         ) from None
 
 
-def _local(whole: Tensor) -> tuple[Tensor, int]:
-    """This process's part of a tensor, and the row of the whole that it begins with.
-
-    `fully_shard` gives each process a part of the rows, as `torch.chunk` divides them.
-    """
-    if not isinstance(whole, DTensor):
-        return whole, 0
-    mesh, num_rows = whole.device_mesh, whole.shape[0]
-    each = -(-num_rows // mesh.size())
-    return whole.to_local(), min(mesh.get_local_rank() * each, num_rows)
-
-
-def _local_units(whole: Tensor, units: slice, dim: int) -> Tensor:
-    """A view of these rows (dim 0) or columns of the whole, as far as this process has them."""
-    local, first = _local(whole)
-    if dim == 1:
-        return local[:, units]
-    return local[max(0, units.start - first) : max(0, units.stop - first)]
-
-
 def _process_group(tensors: Iterable[Tensor | None]) -> Any:
     """The processes that share the tensors; None if each tensor is whole."""
     for tensor in tensors:
@@ -447,14 +434,3 @@ def _ordered(linear: UnitLinear) -> Iterator[tuple[Tensor, int]]:
     adapters: Any = linear.module._modules.get("adapter", {})
     for adapter in adapters.values():
         yield (adapter.A.weight, 1) if linear.is_row else (adapter.B.weight, 0)
-
-
-def _reorder(tensor: Tensor, linear: UnitLinear, dim: int) -> None:
-    """Puts the units of a parameter of the linear, or of a tensor of its shape, in the plan's
-    order, in place."""
-    order = linear.split.order
-    if order is None:
-        return
-    features = torch.tensor(order)[:, None] * linear.width + torch.arange(linear.width)
-    part = tensor.narrow(dim, linear.first, features.numel())
-    part.copy_(part.index_select(dim, features.flatten().to(tensor.device)))

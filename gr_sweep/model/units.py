@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.activations import SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
@@ -195,3 +196,34 @@ def _splits(model: nn.Module, plan: RoutePlan) -> Iterator[tuple[Family, nn.Modu
         layers = decoder_layers(model)
         for (layer, kind), split in plan.splits.items():
             yield family, layers[layer], kind, split
+
+
+def local_part(whole: Tensor) -> tuple[Tensor, int]:
+    """This process's part of a tensor, and the row of the whole that it begins with.
+
+    `fully_shard` gives each process a part of the rows, as `torch.chunk` divides them.
+    """
+    if not isinstance(whole, DTensor):
+        return whole, 0
+    mesh, num_rows = whole.device_mesh, whole.shape[0]
+    each = -(-num_rows // mesh.size())
+    return whole.to_local(), min(mesh.get_local_rank() * each, num_rows)
+
+
+def local_units(whole: Tensor, units: slice, dim: int) -> Tensor:
+    """A view of these rows (dim 0) or columns of the whole, as far as this process has them."""
+    local, first = local_part(whole)
+    if dim == 1:
+        return local[:, units]
+    return local[max(0, units.start - first) : max(0, units.stop - first)]
+
+
+def reorder(tensor: Tensor, linear: UnitLinear, dim: int) -> None:
+    """Puts the units of a parameter of the linear, or of a tensor of its shape, in the plan's
+    order, in place."""
+    order = linear.split.order
+    if order is None:
+        return
+    features = torch.tensor(order)[:, None] * linear.width + torch.arange(linear.width)
+    part = tensor.narrow(dim, linear.first, features.numel())
+    part.copy_(part.index_select(dim, features.flatten().to(tensor.device)))
