@@ -213,7 +213,7 @@ def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
     )
     view = page.locator("#job")
     assert job.command in view.inner_text() and job.name in view.inner_text()
-    cost = job.metrics[registry.MATRIX("code", "code")]
+    cost = job.metrics[registry.SERVED_MATRIX("code", "code")]
     assert view.locator(".heat td.own").first.inner_text() == f"+{cost:.2f}"
     view.locator(".main-svg").first.wait_for()
     curves = page.evaluate("curvesOf(opened).data.map((trace) => [trace.name, trace.x, trace.y])")
