@@ -224,6 +224,7 @@ def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
     table = view.locator("[aria-label='settings that differ']").inner_text()
     assert "edges" in table and "act" in table and "both" in table and "train.lr" not in table
     view.locator("summary", has_text="metrics").click()
+    view.locator("[aria-label=metrics] tbody tr").first.wait_for()
     rows = view.locator("[aria-label=metrics] tbody tr").all_inner_texts()
     values = {key: float(of) for key, of, *_ in (row.split("\t") for row in rows)}
     assert values == pytest.approx(job.metrics, rel=1e-5)
