@@ -142,13 +142,9 @@ class Batches:
             known = {d: np.flatnonzero(observed[d] < len(present)) for d in present}
             self._add_permuted(known, {d: weight[d] - hidden[d] for d in present})
         else:
-            self._add_labelled(
-                present,
-                observed,
-                is_swapped=bool(mislabelled),
-                rehearsed={d: weight[d] for d in present if d in rehearsed},
-                rehearsal=Fraction(repr(rehearsal)),
-            )
+            others = {d: weight[d] for d in present if d in rehearsed}
+            share = Fraction(repr(rehearsal))
+            self._add_labelled(present, observed, others, share, is_swapped=bool(mislabelled))
         if self.counts.get(UNLABELLED):
             documents = {
                 d: np.flatnonzero(observed[d] == len(present)) for d in present if hidden[d]
@@ -159,10 +155,10 @@ class Batches:
         self,
         present: Sequence[str],
         observed: Mapping[str, np.ndarray],
-        *,
-        is_swapped: bool,
         rehearsed: Mapping[str, Fraction],
         rehearsal: Fraction,
+        *,
+        is_swapped: bool,
     ) -> None:
         """Gives each label its text, and in the share `rehearsal` of its rows that of the labels
         `rehearsed`, by their weights."""
