@@ -158,7 +158,7 @@ def core_owners(config: RunConfig) -> tuple[str, ...]:
 
 
 def needs_one_process(config: RunConfig) -> bool:
-    """Whether the model is routed anew during training, for which it must be whole."""
+    """Whether the model gets another routing during training, for which it must be whole."""
     return makes_plan_in_training(config) or len(phases_of(config)) > 1
 
 

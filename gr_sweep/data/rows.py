@@ -15,7 +15,7 @@ from gr_sweep.routing.rows import Share, cycle_length
 
 _FAR = Fraction(5, 4)
 """Most that the rows of a label may be of its share of a step, or its share of the rows: one row of
-13 is no text of 3 %."""
+13 is not a text of 3 %."""
 _MOST_ROWS = 4096
 """Largest batch that is tried when looking for one that divides."""
 
@@ -101,7 +101,7 @@ def _check_shares(config: RunConfig, rows: Mapping[str, int]) -> None:
     """Raises PlanError where the job's shares of sequences cannot be reached."""
     route, plan = config.route, config.plan
     domains = [label for label in rows if label != UNLABELLED]
-    if len(domains) == 1:  # there is no other one
+    if len(domains) == 1:  # no other domain is left
         return
     forgotten = expand(plan.forget, domains) if plan.kind is PlanKind.forget else ()
     dropped = domains

@@ -121,7 +121,7 @@ def _unit_sizes(routed: RoutedModel, linears: Iterable[UnitLinear]) -> list[int]
 
 
 def _matrices(modules: Iterable[torch.nn.Module]) -> int:
-    """Numbers in linear maps; a table is looked up, which is no product."""
+    """Numbers in linear maps; a table is looked up, without a product."""
     return sum(m.weight.numel() for m in modules if isinstance(m, LINEARS))
 
 
