@@ -53,9 +53,9 @@ FEWER = {
 ONLY_IN = {
     "hydra": "cli/",
     "omegaconf": "cli/",
-    # tracking/wandb.py is the tracker of a job, tracking/wandb_server.py what `dashboard` needs.
+    # tracking/wandb.py is the tracker of a job, the other two what `dashboard` needs.
     "wandb": "tracking/wandb",
-    "wandb_workspaces": "tracking/dashboard.py",
+    "wandb_workspaces": "tracking/wandb_dashboard.py",
     "datasets": "data/",
 }
 """Packages that only one part may import."""

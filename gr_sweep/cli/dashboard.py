@@ -14,25 +14,16 @@ from gr_sweep.files import write_whole
 from gr_sweep.jobdir import State, job_folders, standing
 from gr_sweep.metrics import registry
 from gr_sweep.tracking.base import HEAT_MAP, STEP, read_run_id
-from gr_sweep.tracking.dashboard import (
-    ADDED,
-    COMPARED_AS,
-    LABEL,
-    Dashboard,
-    Logged,
-    make_dashboard,
-    save,
-)
 
 if TYPE_CHECKING:
     from gr_sweep.report.sweep import Job, Sweep
+    from gr_sweep.tracking.wandb_dashboard import Logged
 
 SAVED = "wandb_dashboard.json"
 """In a sweep's folder: the addresses of its workspace and report, by project."""
 
 _EPILOG = """examples:
   gr-sweep dashboard outputs/my-sweep
-  gr-sweep dashboard outputs/my-sweep --dry-run
   gr-sweep dashboard outputs/my-sweep --upload-only
 
 exit status: 0, or 1 if a job was not uploaded, or 2 if nothing can be made
@@ -40,7 +31,7 @@ exit status: 0, or 1 if a job was not uploaded, or 2 if nothing can be made
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints what it did and the addresses; with --dry-run the dashboard as JSON.
+    """Prints what it did, and the addresses.
 
     Raises:
         ConfigError: no W&B key is configured, or wandb-workspaces is not installed.
@@ -53,9 +44,7 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EPILOG,
     )
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder of a sweep, or of one job")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--dry-run", action="store_true", help="print the dashboard as JSON only")
-    what.add_argument("--upload-only", action="store_true", help="upload offline logs only")
+    parser.add_argument("--upload-only", action="store_true", help="upload offline logs only")
     arguments = parser.parse_args(list(argv))
     if arguments.upload_only:
         return 0 if _upload(arguments.dir) else 1
@@ -64,11 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
     sweep = read_sweep(arguments.dir)
     ids = _run_ids(sweep)
-    tracked = _only(sweep, ids)
-    entity, project = _place(tracked)
-    if arguments.dry_run:
-        print(json.dumps(dataclasses.asdict(_dashboard(tracked, entity, project)), indent=1))
-        return 0
+    entity, project = _place(_only(sweep, ids))
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ConfigError("wandb-workspaces is missing; pip install gr-sweep[dashboards]")
 
@@ -89,10 +74,9 @@ def main(argv: Sequence[str]) -> int:
         elif not _is_settled(runs[job.name], job):
             print(f"{job.name}: W&B has not processed it yet, nothing added; try again later")
         else:
-            added = {ADDED: _added(sweep, job)}
-            if count := wandb_server.add(runs[job.name], job.metrics, added):
+            if count := wandb_server.add(runs[job.name], job.metrics, _added(sweep, job)):
                 print(f"{job.name}: {count} values added on W&B")
-    _save(_dashboard(_only(sweep, runs), entity, project), entity, sweep.folder / SAVED)
+    _save(_only(sweep, runs), entity, project)
     return 0 if is_uploaded else 1
 
 
@@ -151,35 +135,41 @@ def _is_settled(run: Any, job: "Job") -> bool:
     return run.state not in ("running", "pending") and has_all
 
 
-def _save(dashboard: Dashboard, entity: str, path: Path) -> None:
+def _save(sweep: "Sweep", entity: str, project: str) -> None:
     """Makes or updates workspace and report, whose addresses are kept in a file."""
+    from gr_sweep.tracking.wandb_dashboard import save
     from gr_sweep.tracking.wandb_server import request_errors
 
     saved: dict[str, Any] = {}
+    path, place = sweep.folder / SAVED, f"{entity}/{project}"
     with contextlib.suppress(OSError, ValueError, TypeError):  # none, or damaged: as the first time
         saved = dict(json.loads(path.read_text(encoding="utf-8")))
-    place = f"{entity}/{dashboard.project}"
     earlier = saved.get(place, {})
+    oldest_first = sorted(sweep.jobs, key=lambda job: (job.started, job.name))
+    groups = [str(job.settings.get("tracking.group") or job.sweep) for job in oldest_first]
     with request_errors():
-        urls = save(dashboard, entity, earlier)
+        where = {"entity": entity, "project": project}
+        urls = save(_logged(sweep), list(dict.fromkeys(groups)), where, earlier)
     for kind, url in urls.items():
         print(f"{kind} {'updated' if earlier.get(kind) == url else 'made'}: {url}")
     write_whole(path, json.dumps(saved | {place: urls}, indent=1) + "\n")
 
 
-def _added(sweep: "Sweep", job: "Job") -> dict[str, str]:
+def _added(sweep: "Sweep", job: "Job") -> dict[str, Any]:
     """What a run's config gets besides the job's own."""
+    from gr_sweep.tracking.wandb_dashboard import ADDED, COMPARED_AS, LABEL
+
     compared_as = "shorter dense" if job.is_shorter_dense else sweep.apart(job)[0][1]
-    return {COMPARED_AS: compared_as, LABEL: sweep.label(job, seed=False)}
+    return {ADDED: {COMPARED_AS: compared_as, LABEL: sweep.label(job, seed=False)}}
 
 
-def _dashboard(sweep: "Sweep", entity: str | None, project: str) -> Dashboard:
+def _logged(sweep: "Sweep") -> "Logged":
+    from gr_sweep.tracking.wandb_dashboard import Logged
+
     summary = {key for job in sweep.jobs for key in job.metrics}
     if any(key.startswith("separability/matrix/") for key in summary):
         summary.add(HEAT_MAP)
-    oldest_first = sorted(sweep.jobs, key=lambda job: (job.started, job.name))
-    groups = [str(job.settings.get("tracking.group") or job.sweep) for job in oldest_first]
-    logged = Logged(
+    return Logged(
         history=frozenset(key for job in sweep.jobs for row in job.history for key in row) - {STEP},
         summary=frozenset(summary),
         varied=tuple(
@@ -190,7 +180,4 @@ def _dashboard(sweep: "Sweep", entity: str | None, project: str) -> Dashboard:
             and not any(isinstance(job.settings.get(name), list | dict) for job in sweep.compared)
         ),
         domains=tuple(sweep.domains),
-    )
-    return make_dashboard(
-        logged, entity=entity, project=project, groups=list(dict.fromkeys(groups))
     )

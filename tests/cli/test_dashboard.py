@@ -1,9 +1,6 @@
-"""`gr-sweep dashboard --dry-run`, and what ends the verb before it asks a server."""
+"""What ends `gr-sweep dashboard` before it asks a server."""
 
 import importlib.util as importlib_util
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,46 +26,20 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_dry_run_prints_the_dashboard_and_loads_no_wandb(sweep: Path) -> None:
-    """So it can ask nobody."""
-    program = (
-        "import sys; from gr_sweep.cli.app import main; status = main(sys.argv[1:]);"
-        "assert not {'wandb', 'wandb_workspaces', 'torch'} & {*sys.modules}; sys.exit(status)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, "dashboard", str(sweep), "--dry-run"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["title"], found["groups"]) == ("gr-sweep: a sweep", ["a sweep"])
-    panels = [panel for section in found["sections"] for panel in section["panels"]]
-    assert (panels[0]["panel"], panels[0]["metrics"]) == (
-        "scatter",
-        ["mean_served_tax", "mean_selectivity"],
-    )
-    # What tells the runs apart: the dense one is only a baseline.
-    [parallel] = [panel for panel in panels if panel["panel"] == "parallel"]
-    assert parallel["settings"] == ["edges"]
-    assert ["separability/heat_map"] in [panel["metrics"] for panel in panels]
-
-
 def test_a_dashboard_that_cannot_be_made_is_refused_in_one_line(
     sweep: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def refusal(folder: Path, *words: str) -> str:
-        assert main(["dashboard", str(folder), *words]) == 2
+    def refusal(folder: Path) -> str:
+        assert main(["dashboard", str(folder)]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         return said
 
     write_job(tmp_path / "s", edges="both", **FEW)
-    assert "no finished job of" in refusal(tmp_path / "s", "--dry-run")
+    assert "no finished job of" in refusal(tmp_path / "s")
     find = importlib_util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec",
@@ -78,4 +49,4 @@ def test_a_dashboard_that_cannot_be_made_is_refused_in_one_line(
     job = write_job(sweep, edges="weight", settings={"tracking.project": "other"}, **FEW)
     (job / "wandb").mkdir()
     (job / "wandb" / "run_id").write_text("x\n")
-    assert "None/gr-sweep, None/other" in refusal(sweep, "--dry-run")
+    assert "None/gr-sweep, None/other" in refusal(sweep)
