@@ -32,8 +32,9 @@ from gr_sweep.config import (
     is_number,
     round_lengths,
     source_of,
+    unlabelled_shares,
 )
-from gr_sweep.domains import check_domains, deepest_first, expand, is_under
+from gr_sweep.domains import UNLABELLED, check_domains, deepest_first, expand, is_under
 from gr_sweep.errors import ConfigError
 from gr_sweep.resolve import resolve
 
@@ -278,6 +279,9 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
             f"size; use one (model=nano) instead of a checkpoint{advice}"
         )
     if plan.kind is PlanKind.forget:
+        hidden = unlabelled_shares(config.partition.unlabelled, domains)
+        if plan.core is Core.frozen or any(hidden.values()):
+            domains = (*domains, UNLABELLED)  # what the core learns from, or need not
         _check_some("plan=forget", "plan.forget", plan.forget, domains)
 
 

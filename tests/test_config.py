@@ -111,6 +111,14 @@ def test_a_node_of_the_tree_stands_for_what_lies_under_it():
         )
 
 
+def test_every_domain_can_be_forgotten_where_the_core_has_other_text_or_is_frozen():
+    everything = {"plan__kind": PlanKind.forget, "plan__forget": ["code", "biology"]}
+    with pytest.raises(ConfigError, match="names every domain"):
+        validate(config_of("code", "biology", **everything))
+    validate(config_of("code", "biology", partition__unlabelled=0.1, **everything))
+    validate(config_of("code", "biology", plan__core=Core.frozen, **everything))
+
+
 def test_a_rule_that_cannot_be_applied_is_refused():
     for rule, message in (
         (DomainConfig(pattern="("), r"code.pattern: '\('; expected a regular expression"),

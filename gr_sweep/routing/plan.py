@@ -125,15 +125,14 @@ class RoutePlan:
     ) -> "RoutePlan":
         """A core owned by all domains except `forget`, and one block per forgotten domain.
 
-        Args and Raises as in `peers`; also PlanError if `forget` is empty or names every domain.
+        Args and Raises as in `peers`; also PlanError if `forget` is empty. A core
+        that no domain owns learns from unlabelled sequences.
         """
         labels = check_domains(domains)
         if not forget:
             raise PlanError("plan=forget needs plan.forget, for example plan.forget=[biology]")
         forgotten = expand(forget, labels)
         core_owners = [d for d in labels if d not in forgotten]
-        if not core_owners:
-            raise PlanError(f"plan.forget={list(forget)} names every domain; leave one to the core")
         blocks = [(node, set(expand([node], labels))) for node in forget]
         return cls._build(config, labels, core_owners, blocks, **shares)
 
@@ -254,7 +253,7 @@ class RoutePlan:
             (self.full_rank <= {EMBED, UNEMBED}, "full_rank of embed or unembed"),
         ]
         for block in self.blocks:
-            is_known = bool(block.owners) and block.owners <= set(self.domains)
+            is_known = (block.is_core or bool(block.owners)) and block.owners <= set(self.domains)
             required.append(
                 (is_known, f"owners of block {block.name} that are domains of the plan")
             )

@@ -29,6 +29,7 @@ DROPOUTS = [0.0, 0.5, 0.75, 1.0]
 PLANS = {
     "peers": functools.partial(RoutePlan.peers, domains=FLAT),
     "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology"]),
+    "forget all": functools.partial(RoutePlan.forget, domains=FLAT, forget=FLAT),
     "tree": functools.partial(RoutePlan.tree, domains=NESTED),
     "lattice": functools.partial(RoutePlan.lattice, domains=FLAT),
 }

@@ -38,6 +38,7 @@ def make(kind, domains=DOMAINS, **settings):
         ),
         (make("forget", forget=["biology", "code"]), [{"creative"}, {"biology"}, {"code"}]),
         (make("forget", TREE, forget=["biology"]), [{"code"}, BIOLOGY]),
+        (make("forget", forget=DOMAINS), [set(), {"code"}, {"biology"}, {"creative"}]),
         # A label on an inner node owns a leaf of its own.
         (
             make("tree", TREE),
@@ -102,7 +103,6 @@ def test_a_share_of_the_layers_is_counted_from_the_first_and_at_least_one(layer_
         ("peers", {"mlp_shared": 1.0}, "mlp_shared"),
         ("forget", {"forget": ["chemistry"]}, "chemistry"),
         ("forget", {"forget": []}, "forget"),
-        ("forget", {"forget": DOMAINS}, "forget"),
         ("peers", {"domains": ["code", "code"]}, "code"),
         ("peers", {"orders": {(0, "mlp"): range(1, 25)}}, "permutation"),
         ("bush", {}, "bush.*lattice"),
