@@ -245,6 +245,8 @@ class Record:
     holder: Holder | None = None
     is_bug: bool = False
     """Whether the error is not one that the user can fix."""
+    slurm_job: str | None = None
+    """Number of the SLURM job that runs it, or was last submitted to."""
     num_steps: int | None = None
     """Optimizer steps of the whole run."""
     fingerprints: dict[str, str] = field(default_factory=dict)

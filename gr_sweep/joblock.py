@@ -53,7 +53,8 @@ class JobLock:
         self.folder = folder
         self._record = read_record(folder)
         self._record.title = title or self._record.title
-        self._record.holder = Holder.here()
+        self._record.holder = holder = Holder.here()
+        self._record.slurm_job = holder.slurm_job or self._record.slurm_job
         self.write(State.running)
 
     def begin(self, identity: Identity, num_steps: int, *, force: bool) -> Record:
@@ -128,20 +129,26 @@ def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
 def announce(folder: Path, title: str) -> None:
     """Makes the folder, with the record of a waiting job, unless it runs or is finished."""
     folder.mkdir(parents=True, exist_ok=True)
-    _set_state(folder, State.waiting, title=title, holder=None, error=None, is_bug=False)
+    _change(folder, state=State.waiting, title=title, holder=None, error=None, is_bug=False)
+
+
+def note_submitted(folder: Path, slurm_job: str) -> None:
+    """Records the number of the SLURM job that will run the job, unless it runs already."""
+    _change(folder, slurm_job=slurm_job)
 
 
 def note_end(folder: Path, state: State, error: str, *, is_bug: bool = False) -> None:
     """Records the end of a job whose process could not, unless the job runs again."""
-    _set_state(folder, state, error=error, is_bug=is_bug)
+    _change(folder, state=state, error=error, is_bug=is_bug)
 
 
-def _set_state(folder: Path, state: State, **changes: Any) -> None:
+def _change(folder: Path, **changes: Any) -> None:
+    """Changes the record of a job that neither runs nor is finished."""
     if standing(folder).state in (State.running, State.done):
         return
-    with lock_file(folder / LOCK) as has_lock:
+    with lock_file(folder / LOCK, timeout_s=_PROBE_S) as has_lock:
         if has_lock:
-            dataclasses.replace(read_record(folder), state=state, **changes).write(folder)
+            dataclasses.replace(read_record(folder), **changes).write(folder)
 
 
 def set_summary_aside(folder: Path) -> None:

@@ -5,7 +5,7 @@ Does not know how it is shown. Without torch, numpy and pandas.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,18 +57,15 @@ class JobStatus:
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
-def read_status(folder: Path, queue: Mapping[str, str]) -> JobStatus:
-    """Reads the files of one job.
-
-    Args:
-        folder: the job's.
-        queue: SLURM's number of each job in its queue, by the name of the job's folder.
-    """
+def read_status(folder: Path, in_queue: Callable[[str], bool]) -> JobStatus:
+    """Reads the files of one job; `in_queue` says whether SLURM has a number in its queue."""
     record = standing(folder)
+    number = record.slurm_job
+    slurm_job = number if number and record.state is not State.done and in_queue(number) else None
     state, why = record.state, None
     if state in (State.failed, State.stopped):
         why = record.error or f"killed ({record.holder} does not respond)"
-    if state is State.stopped and folder.name in queue:
+    if state is State.stopped and slurm_job is not None:
         state = State.waiting  # SLURM starts it again
     rows = read_rows(folder / METRICS, last_bytes=TAIL_BYTES)
     trained = [row for row in rows if registry.TRAIN_LOSS.key in row]
@@ -89,7 +86,7 @@ def read_status(folder: Path, queue: Mapping[str, str]) -> JobStatus:
         elapsed_s=elapsed_s,
         left_s=left_s,
         holder=record.holder,
-        slurm_job=queue.get(folder.name) if state is not State.done else None,
+        slurm_job=slurm_job,
         why=why,
     )
 
@@ -109,7 +106,7 @@ class JobReader:
         """
         self._where = where
         self._done: dict[Path, JobStatus] = {}
-        self._queue: Mapping[str, str] = {}
+        self._queue: set[str] = set()
         self._asked_s = float("-inf")
 
     def read(self) -> list[JobStatus]:
@@ -120,15 +117,18 @@ class JobReader:
         """
         where = self._where
         jobs = job_folders(where) if isinstance(where, Path) else where
-        if time.monotonic() - self._asked_s >= QUEUE_S:
-            from gr_sweep.launch.slurm import numbers_in_queue
-
-            # While SLURM does not answer, its last answer is used.
-            queue, self._asked_s = numbers_in_queue(jobs[0].parent), time.monotonic()
-            self._queue = self._queue if queue is None else queue
-        found = [self._done.get(job) or read_status(job, self._queue) for job in jobs]
+        found = [self._done.get(job) or read_status(job, self._in_queue) for job in jobs]
         self._done = {job.folder: job for job in found if job.state is State.done}
         return found
+
+    def _in_queue(self, number: str) -> bool:
+        if time.monotonic() - self._asked_s >= QUEUE_S:
+            from gr_sweep.launch.slurm import queue_of_user
+
+            # While SLURM does not answer, its last answer is used.
+            queue, self._asked_s = queue_of_user(), time.monotonic()
+            self._queue = self._queue if queue is None else queue
+        return number in self._queue
 
 
 def sweep_left_s(jobs: Sequence[JobStatus]) -> float | None:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import json
 import os
 import re
 import shlex
@@ -23,7 +22,7 @@ from typing import Any
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, JobError
 from gr_sweep.jobdir import Holder, State, standing
-from gr_sweep.joblock import note_end
+from gr_sweep.joblock import note_end, note_submitted
 from gr_sweep.launch.resources import Resources, SlurmConfig, check_given, resources_of
 from gr_sweep.launch.work import Reporter, Work
 
@@ -38,9 +37,6 @@ KILL_S = 600.0
 
 _COMMAND_S = 60.0
 """Time limit of SLURM's commands: the controller of a large cluster can be slow."""
-
-_SUBMITTED = Path(".submitit", "submitted.jsonl")
-"""In the sweep's folder: the SLURM job of each job folder."""
 
 MAX_ARRAY = 1000
 """Jobs of one array: SLURM's limit of an index is 1001 by default."""
@@ -142,11 +138,12 @@ def run_on_slurm(
     Raises:
         JobError: sbatch refuses a job, or the controller does not answer.
     """
-    queue = numbers_in_queue(sweep)
+    queue = queue_of_user()
     if queue is None:
         raise JobError("squeue does not answer; rerun the command when SLURM's controller is back")
-    names = {work.folder: os.path.relpath(work.folder, sweep) for work in works}
-    numbers = {folder: queue[name] for folder, name in names.items() if name in queue}
+    records = {work.folder: standing(work.folder) for work in works}
+    recorded = {folder: record.slurm_job for folder, record in records.items()}
+    numbers = {folder: number for folder, number in recorded.items() if number and number in queue}
     reporter = Reporter(works)
     for work in works:
         if work.folder in numbers:
@@ -155,14 +152,14 @@ def run_on_slurm(
     new = [
         work
         for work in works
-        if work.folder not in numbers and standing(work.folder).state is not State.running
+        if work.folder not in numbers and records[work.folder].state is not State.running
     ]
     try:
-        for part, needs in _arrays(new, dict(zip(names, resources, strict=True))):
+        for part, needs in _arrays(new, dict(zip(records, resources, strict=True))):
             found = _sbatch(part, config, needs)
-            record_submitted(found, sweep)
             numbers |= found
             for work in part:
+                note_submitted(work.folder, numbers[work.folder])
                 reporter.started(work, f"submitted as SLURM job {numbers[work.folder]}")
         wait_for(works, numbers, config, reporter)
     except (KeyboardInterrupt, JobError):
@@ -290,46 +287,6 @@ def _print_what_stays(works: Sequence[Work], numbers: Mapping[Path, str], sweep:
             f"{shlex.quote(str(sweep))} --watch shows them; to end them: scancel {' '.join(jobs)}",
             file=sys.stderr,
         )
-
-
-def record_submitted(numbers: Mapping[Path, str], sweep: Path) -> None:
-    """Appends a line for each job to a file of the sweep."""
-    path = sweep / _SUBMITTED
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps({"job": os.path.relpath(folder, sweep), "slurm_job": number})
-        for folder, number in numbers.items()
-    ]
-    with path.open("a", encoding="utf-8") as file:
-        # A newline first: a killed process may have left half a line.
-        file.write("\n" + "\n".join(lines) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_submitted(sweep: Path) -> dict[str, str]:
-    """Number of the SLURM job that was last submitted for each job folder, by its name."""
-    found: dict[str, str] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for line in (sweep / _SUBMITTED).read_text("utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                row = json.loads(line)
-                found[str(row["job"])] = str(row["slurm_job"])
-    return found
-
-
-def numbers_in_queue(sweep: Path) -> dict[str, str] | None:
-    """SLURM job number of each job of the sweep that is in the queue, by folder name.
-
-    None if SLURM does not answer: the jobs may then be in the queue or not.
-    """
-    submitted = read_submitted(sweep)
-    if not submitted or shutil.which("squeue") is None:
-        return {}
-    queue = queue_of_user()
-    if queue is None:
-        return None
-    return {job: number for job, number in submitted.items() if number in queue}
 
 
 def queue_of_user() -> set[str] | None:

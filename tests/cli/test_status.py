@@ -1,5 +1,6 @@
 """The verb `status` on folders as jobs leave them, once and on a live terminal."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 
 from gr_sweep.cli.app import main
 from gr_sweep.cli.job_status import JobReader, JobStatus, sweep_left_s
-from gr_sweep.jobdir import Holder, Record, State, standing, write_summary
+from gr_sweep.jobdir import Holder, Record, State, read_record, standing, write_summary
 from gr_sweep.joblock import lock_job_dir
 from tests.terminal import on_terminal
 
@@ -101,17 +102,21 @@ def test_progress_is_that_of_the_last_whole_row(sweep):
 
 def test_a_job_in_the_queue_has_its_number_and_a_stopped_one_waits(sweep, monkeypatch, capsys):
     numbers = {"waiting": "12_0", "stopped": "12_1", "done": "12_2", "running": "12_3"}
+    for name, number in (numbers | {"killed": "9"}).items():
+        record = dataclasses.replace(read_record(sweep / name), slurm_job=number)
+        record.write(sweep / name)
+    answers = [{*numbers.values()}]
     # While SLURM does not answer, its last answer is used.
-    answers = [numbers, None]
-    monkeypatch.setattr("gr_sweep.launch.slurm.numbers_in_queue", lambda _: answers.pop(0))
+    monkeypatch.setattr(
+        "gr_sweep.launch.slurm.queue_of_user", lambda: answers.pop() if answers else None
+    )
     monkeypatch.setattr("gr_sweep.cli.job_status.QUEUE_S", 0)
     reader = JobReader(sweep)
-    reader.read()
     found = {job.folder.name: job for job in reader.read()}
     assert (found["waiting"].state, found["waiting"].slurm_job) == (State.waiting, "12_0")
     assert (found["stopped"].state, found["stopped"].slurm_job) == (State.waiting, "12_1")
     assert found["done"].slurm_job is found["killed"].slurm_job is None
-    answers.append(numbers)
+    answers.append({*numbers.values()})
     main(["status", str(sweep)])
     assert "stopped  SLURM job 12_1; stopped by SIGTERM" in capsys.readouterr().out
 

@@ -16,15 +16,10 @@ from gr_sweep.cli.launchers import outcome_of
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.jobdir import SUMMARY, State, standing
-from gr_sweep.joblock import announce, lock_job_dir
+from gr_sweep.joblock import announce, lock_job_dir, note_submitted
 from gr_sweep.launch import slurm
 from gr_sweep.launch.resources import Resources, SlurmConfig
-from gr_sweep.launch.slurm import (
-    numbers_in_queue,
-    read_submitted,
-    record_submitted,
-    run_on_slurm,
-)
+from gr_sweep.launch.slurm import run_on_slurm
 from gr_sweep.launch.work import Work
 from tests.launch.cluster import Cluster
 
@@ -103,6 +98,10 @@ def fail(work: Work, error: Exception) -> None:
         raise error
 
 
+def numbers(works: Sequence[Work]) -> list[str | None]:
+    return [standing(work.folder).slurm_job for work in works]
+
+
 def error_of(work: Work) -> str:
     record = standing(work.folder)
     assert record is not None and record.error is not None
@@ -156,8 +155,7 @@ def test_jobs_that_need_the_same_are_an_array_each_and_of_its_largest_size(
     )
     arrays = [line for script in cluster.scripts for line in script.splitlines() if "array" in line]
     assert arrays == ["#SBATCH --array=0-1%1"] * 2
-    numbers = read_submitted(sweep)
-    assert numbers == {"a": "11_0", "c": "11_1", "d": "12", "b": "13_0", "e": "13_1"}
+    assert numbers(works) == ["11_0", "13_0", "11_1", "12", "13_1"]
 
 
 def test_typed_settings_outrank_the_environment(cluster, sweep, launch, monkeypatch):
@@ -237,7 +235,8 @@ def test_a_job_that_leaves_the_queue_without_a_result_is_stopped_and_the_others_
 def test_jobs_that_are_in_the_queue_are_waited_for(cluster, sweep, launch, capsys):
     """Those that another process runs too."""
     works = works_of(sweep, "a", "b", "c", "d")
-    record_submitted({works[0].folder: "5_0", works[1].folder: "5_1"}, sweep)
+    for work, number in zip(works[:2], ["5_0", "5_1"], strict=True):
+        note_submitted(work.folder, number)
     cluster.put("5_0")
     cluster.put("9")  # another sweep's
     with lock_job_dir(works[3].folder):
@@ -245,13 +244,13 @@ def test_jobs_that_are_in_the_queue_are_waited_for(cluster, sweep, launch, capsy
             works,
             lambda: [*map(finish, works[:3]), (works[3].folder / SUMMARY).write_text("{}")],
         )
-    assert read_submitted(sweep) == {"a": "5_0", "b": "11_0", "c": "11_1"}
+    assert numbers(works) == ["5_0", "11_0", "11_1", None]
     assert "a: already in the queue as SLURM job 5_0" in capsys.readouterr().err
 
 
 def test_nothing_is_submitted_while_it_is_not_known_what_is_in_the_queue(cluster, sweep, launch):
     [work] = works_of(sweep, "a")
-    record_submitted({work.folder: "5"}, sweep)
+    note_submitted(work.folder, "5")
     cluster.is_away(True)
     with pytest.raises(JobError, match="squeue does not answer"):
         launch([work])
@@ -270,15 +269,7 @@ def test_ctrl_c_leaves_the_jobs_in_the_queue_and_says_how_to_end_them(
     said = capsys.readouterr().err
     assert f"gr-sweep status {shlex.quote(str(sweep))} --watch shows them; " in said
     assert said.endswith("; to end them: scancel 11\n")
-    assert numbers_in_queue(sweep) == {"a": "11_0", "b": "11_1"}
-
-
-def test_half_a_line_of_submitted_jobs_harms_no_other(sweep):
-    record_submitted({sweep / "a": "1", sweep / "b": "2"}, sweep)
-    path = sweep / ".submitit" / "submitted.jsonl"
-    path.write_text(path.read_text()[:-12])
-    record_submitted({sweep / "c": "3", sweep / "d" / "e": "4"}, sweep)
-    assert read_submitted(sweep) == {"a": "1", "c": "3", "d/e": "4"}
+    assert numbers(works) == ["11_0", "11_1"] and {*numbers(works)} == slurm.queue_of_user()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gr_sweep.jobdir import State, standing
-from gr_sweep.launch.slurm import numbers_in_queue, read_submitted
+from gr_sweep.launch.slurm import queue_of_user
 from tests.program import Program
 from tests.train.saved import saved_tensors
 
@@ -78,10 +78,9 @@ def start(program) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for launcher in started:
         launcher.kill()
         launcher.communicate()
-    mine = [
-        number for sweep in program.folder.iterdir() for number in read_submitted(sweep).values()
-    ]
-    subprocess.run(["scancel", *{number.split("_")[0] for number in mine}], check=False)
+    records = [standing(record.parent) for record in program.folder.glob("*/*/job.json")]
+    mine = {record.slurm_job.split("_")[0] for record in records if record.slurm_job}
+    subprocess.run(["scancel", *mine], check=False)
 
 
 def end(launcher: subprocess.Popen[str]) -> tuple[int, str]:
@@ -140,7 +139,7 @@ def job_of(sweep: Path, name: str) -> Path | None:
 
 
 def number_of(job: Path) -> str:
-    return read_submitted(job.parent)[job.name]
+    return standing(job).slurm_job
 
 
 def training(sweep: Path, name: str) -> Path | None:
@@ -168,9 +167,9 @@ def step_of(job: Path) -> int:
     return max(steps, default=0)
 
 
-def is_queued(sweep: Path, job: Path) -> bool:
-    queue = numbers_in_queue(sweep)
-    return queue is None or job.name in queue
+def is_queued(job: Path) -> bool:
+    queue = queue_of_user()
+    return queue is None or number_of(job) in queue
 
 
 def test_a_killed_and_a_cancelled_job_end_as_an_undisturbed_one(start, place, undisturbed):
@@ -191,7 +190,7 @@ def test_a_killed_and_a_cancelled_job_end_as_an_undisturbed_one(start, place, un
     assert status == 130 and "shows them; to end them: scancel " in err, err
 
     send(killed, signal.SIGKILL)
-    await_(lambda: not is_queued(sweep, killed))
+    await_(lambda: not is_queued(killed))
     assert 0 < step_of(killed) < STEPS
     status, err = end(start(*command))
     assert status == 0, err
