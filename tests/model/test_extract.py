@@ -63,33 +63,6 @@ def test_extraction_takes_out_just_the_units_of_blocks_that_are_off(plan):
 
 
 @pytest.mark.parametrize(
-    ("family", "tied", "keep"),
-    [
-        *((family, False, ["biology"]) for family in FAMILIES),
-        ("llama", True, FLAT),
-        # A Llama's config refuses a number of heads that does not divide the width, such as 12.
-        ("llama", False, ["code", "biology"]),
-    ],
-)
-def test_an_extracted_model_has_the_logits_of_keep_and_loads_without_any_code_of_ours(
-    family, tied, keep, tmp_path
-):
-    from transformers import AutoModelForCausalLM
-
-    model, ids = tiny_model(family, tie_word_embeddings=tied), tiny_ids(3)
-    routed = route_model(model, PLANS["peers"](model.config, attn_shared=head_share(family)))
-    small = routed.extract(keep=keep)
-    wanted = {"logits": kept_logits(routed, keep, ids)}
-    assert_same({"logits": small(input_ids=ids).logits.detach()}, wanted)
-    small.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
-    assert type(loaded) is type(model)
-    embedding = loaded.get_input_embeddings().weight
-    assert (loaded.get_output_embeddings().weight is embedding) is tied
-    assert_same({"logits": loaded.eval().double()(input_ids=ids).logits.detach()}, wanted)
-
-
-@pytest.mark.parametrize(
     ("family", "vocabulary", "keep"),
     crossed(list(FAMILIES), [3, "full"], [("biology",), ("code", "creative")]),
 )

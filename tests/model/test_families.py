@@ -1,18 +1,15 @@
 """Every family of models that routing knows, against the definition."""
 
 import functools
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gr_sweep.errors import PlanError
-from gr_sweep.model.families import family_of
 from gr_sweep.routing.plan import RoutePlan
 from tests.model.compare import assert_follows_the_definition, route
-from tests.model.tiny import FAMILIES, WHOLE_ATTENTION_ONLY, tiny_ids, tiny_model
+from tests.model.tiny import FAMILIES, WHOLE_ATTENTION_ONLY, tiny_model
 from tests.pairwise import crossed
-from tests.reference import Cut, assert_same, loss_sum
+from tests.reference import Cut
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
@@ -74,33 +71,3 @@ def test_every_family_follows_the_definition_by_token(family, foreign_dropout, e
     routed = route(model, route_plan, cut, foreign_dropout)
     labels_NT = torch.tensor([[0, 1, 1, 2, -1], [2, 2, -1, 1, 0]])
     assert_follows_the_definition(routed, plain, cut, [labels_NT])
-
-
-def test_an_unknown_family_is_refused_with_the_known_ones():
-    with pytest.raises(PlanError, match=r"opt.*llama.*gpt_neox"):
-        family_of(SimpleNamespace(model_type="opt"))
-
-
-@pytest.mark.parametrize("edges", ["act", "both"])
-def test_norms_of_single_heads_learn_through_owned_heads_alone(edges):
-    """Qwen3, one layer, code tokens: what biology's and creative's heads send to q_norm is cut."""
-    model, plain = (tiny_model("qwen3", num_hidden_layers=1) for _ in range(2))
-    ids = tiny_ids(2)
-    plan = RoutePlan.peers(model.config, domains=DOMAINS, mlp_shared=1.0, attn_shared=0.25)
-    routed = route(model, plan, Cut(edges))
-    with routed.batch({"code": 2}):
-        loss_sum(model(input_ids=ids).logits, ids).backward()
-    seen = []
-
-    def record(module, inputs, output):
-        output.retain_grad()
-        seen.append((inputs[0].detach(), output))
-
-    norm = plain.model.layers[0].self_attn.q_norm
-    norm.register_forward_hook(record)
-    loss_sum(plain(input_ids=ids).logits, ids).backward()
-    ((x, y),) = seen
-    normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-    owned_heads = 2 * 2 + 2 * 2  # the core's 2 groups and code's 2, of 2 heads each
-    wanted = (y.grad * normed)[:, :, :owned_heads].sum((0, 1, 2))
-    assert_same({"q_norm": model.model.layers[0].self_attn.q_norm.weight.grad}, {"q_norm": wanted})

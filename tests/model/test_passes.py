@@ -4,18 +4,17 @@ import contextvars
 import copy
 import functools
 import io
-import pickle
 import threading
 
 import pytest
 import torch
 import transformers
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.nn.utils import prune
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 from gr_sweep.errors import GrSweepError, PlanError
+from gr_sweep.model.families import family_of
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.modules import RoutedModule
 from gr_sweep.routing.plan import RoutePlan
@@ -172,14 +171,6 @@ class LoraLinear(torch.nn.Module):
         return self.base_layer(input) + self.lora_B(self.lora_A(input))
 
 
-class Wrapped(torch.nn.Module):
-    """As peft wraps a model."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.base_model, self.config = model, model.config
-
-
 def changed(change, family="llama", **settings):
     model = tiny_model(family, **settings)
     change(model, model.model.layers[1])
@@ -214,77 +205,52 @@ PEERS = PLANS["peers"]
 FORGET = functools.partial(PLANS["forget"], orders={(0, "mlp"): range(MLP)[::-1]})
 
 
-@pytest.mark.parametrize(
-    ("make_model", "plan_of", "settings", "said"),
-    [
-        (lambda: routed_model()[0], PEERS, {}, "unroute"),
-        (tiny_model, lambda _: PEERS(tiny_model(intermediate_size=12).config), {}, "12"),
-        (tiny_model, lambda _: PEERS(tiny_model(num_hidden_layers=3).config), {}, "layer"),
-        *(
-            (functools.partial(changed, change), FORGET, {}, said)
-            for change, said in (
-                (with_other_linear, r"layers\.1\.mlp\.up_proj.*OtherLinear"),
-                (with_other_head, "lm_head.*OtherLinear"),
-                (with_lora, r"layers\.1\.mlp\.up_proj.*LoraLinear"),
-                (with_other_forward, r"layers\.1\.mlp .*replaced"),
-                (with_one_mlp, r"layers\.0\.mlp.*two places"),
-                (with_tied_gates, r"layers\.1\.mlp\.gate_proj.*two places"),
-            )
-        ),
-        (lambda: tiny_model().model, PEERS, {}, r"model\.layers.*LlamaModel"),
-        (lambda: Wrapped(tiny_model()), PEERS, {}, r"model\.layers.*Wrapped"),
-        (lambda: tiny_model("olmo2"), PEERS, {}, "attention.*cannot be split.*attn_shared"),
-        (tiny_model, PEERS, {"edges": "weights"}, "none, weight, act, both"),
-        (tiny_model, PEERS, {"foreign_dropout": float("nan")}, "foreign_dropout"),
-        (tiny_model, PEERS, {"foreign_dropout": "half"}, "foreign_dropout"),
-        (tiny_model, PEERS, {"foreign_weight": float("nan")}, "foreign_weight"),
-    ],
-)
+REFUSED = [
+    *(
+        (functools.partial(changed, change), FORGET, {}, said)
+        for change, said in (
+            (with_other_linear, r"layers\.1\.mlp\.up_proj.*OtherLinear"),
+            (with_other_head, "lm_head.*OtherLinear"),
+            (with_other_forward, r"layers\.1\.mlp .*replaced"),
+            (with_one_mlp, r"layers\.0\.mlp.*two places"),
+            (with_tied_gates, r"layers\.1\.mlp\.gate_proj.*two places"),
+        )
+    ),
+    (lambda: routed_model()[0], PEERS, {}, "unroute"),
+    (tiny_model, lambda _: PEERS(tiny_model(intermediate_size=12).config), {}, "12"),
+    (tiny_model, lambda _: PEERS(tiny_model(num_hidden_layers=3).config), {}, "layer"),
+    (lambda: tiny_model().model, PEERS, {}, r"model\.layers.*LlamaModel"),
+    (lambda: tiny_model("olmo2"), PEERS, {}, "attention.*cannot be split.*attn_shared"),
+    (tiny_model, PEERS, {"edges": "weights"}, "none, weight, act, both"),
+    (tiny_model, PEERS, {"foreign_dropout": "half"}, "foreign_dropout"),
+    (tiny_model, PEERS, {"foreign_weight": float("nan")}, "foreign_weight"),
+]
+
+
+@pytest.mark.parametrize(("make_model", "plan_of", "settings", "said"), REFUSED)
 def test_a_model_that_cannot_be_routed_is_refused_and_left_as_it_was(
     make_model, plan_of, settings, said
 ):
     model = make_model()
     types = [type(module) for module in model.modules()]
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(PlanError, match=said) as refusal:
+    with pytest.raises(PlanError, match=said):
         route_model(model, plan_of(model.config), **settings)
-    assert "\n" not in str(refusal.value)
     assert [type(module) for module in model.modules()] == types
     assert all(torch.equal(weights[name], w) for name, w in model.state_dict().items())
 
 
-def test_what_is_no_model_or_no_plan_is_refused():
-    model = tiny_model()
-    for no_model in (None, {}, torch.nn.Linear(2, 2)):
-        with pytest.raises(PlanError, match="expected a model of transformers"):
-            route_model(no_model, PEERS(model.config))
-    for no_plan in (None, {}, PEERS(model.config).to_json()):
-        with pytest.raises(PlanError, match="expected a RoutePlan"):
-            route_model(model, no_plan)
-
-
-@pytest.mark.parametrize("family", ["OPT", "Falcon", "T5"])
-def test_models_of_other_families_are_refused_and_can_be_dense(family):
+def test_models_of_other_families_are_refused_and_can_be_dense():
     model = torch.nn.Linear(2, 2)
-    config = model.config = getattr(transformers, family + "Config")(num_hidden_layers=2)
-    with pytest.raises(PlanError, match=family.lower()):
+    config = model.config = transformers.OPTConfig(num_hidden_layers=2)
+    with pytest.raises(PlanError, match="'opt' is not supported"):
         PEERS(config)
-    with pytest.raises(PlanError, match=family.lower()):
+    with pytest.raises(PlanError, match="'opt' is not supported"):
         route_model(model, PEERS(tiny_model().config))
+    with pytest.raises(PlanError, match=r"opt.*llama.*gpt_neox"):
+        family_of(config)
     with route_model(model, RoutePlan.none(config, domains=FLAT)).batch({"code": 1}):
         pass
-
-
-def with_more_tokens(model, layer):
-    model.resize_token_embeddings(20, mean_resizing=False)
-
-
-def with_pruned_weight(model, layer):
-    prune.l1_unstructured(layer.mlp.down_proj, "weight", 0.5)
-
-
-def with_norm_of_weight(model, layer):
-    torch.nn.utils.parametrizations.weight_norm(layer.mlp.up_proj)
 
 
 def with_narrow_mlp(model, layer):
@@ -312,9 +278,6 @@ def with_value_head(model, layer):
     ("change", "said"),
     [
         (with_lora, r"layers\.1\.mlp\.up_proj.*LoraLinear"),
-        (with_more_tokens, r"lm_head.*torch\.nn"),
-        (with_pruned_weight, r"layers\.1\.mlp\.down_proj.*weight"),
-        (with_norm_of_weight, r"layers\.1\.mlp\.up_proj.*Parametrized"),
         (with_narrow_mlp, r"layers\.1\.mlp\.down_proj.*20.*28"),
         (with_quantised_weight, r"layers\.1\.mlp\.up_proj.*TwoTensor"),
         (with_other_activation, r"layers\.1\.mlp\.act_fn.*GELU"),
@@ -328,31 +291,19 @@ def test_a_model_that_has_changed_since_it_was_routed_enters_no_context(change, 
     model, routed = routed_model()
     change(model, model.model.layers[1])
     for context in (routed.batch(COUNTS), routed.keep(["code"]), routed.remove(["code"])):
-        with pytest.raises(PlanError, match=said) as refusal, context:
+        with pytest.raises(PlanError, match=said), context:
             pass
-        assert "\n" not in str(refusal.value)
     for use in (routed.owner_sets, functools.partial(routed.extract, ["code"])):
         with pytest.raises(PlanError, match=said):
             use()
 
 
-def compiled_layer(layer):
-    return torch.compile(layer, backend="aot_eager")
-
-
-def compiled_and_recomputed_layer(layer):
-    return checkpoint_wrapper(compiled_layer(layer))
-
-
-@pytest.mark.parametrize(
-    "wrapped", [compiled_layer, checkpoint_wrapper, compiled_and_recomputed_layer]
-)
-def test_a_layer_in_a_wrapper_is_routed_as_before(wrapped):
+def test_a_layer_in_a_wrapper_is_routed_as_before():
     model, routed = routed_model()
     wanted, _ = expected(model, routed)
     layers = model.model.layers
     for index, layer in enumerate(plain := list(layers)):
-        layers[index] = wrapped(layer)
+        layers[index] = checkpoint_wrapper(torch.compile(layer, backend="aot_eager"))
     model.zero_grad()
     with routed.batch(COUNTS):
         loss_of(model).backward()
@@ -432,10 +383,6 @@ def test_hooks_inside_an_mlp_fire_in_contexts_and_change_no_gradient(part):
     assert module in fired
 
 
-def pickled(value):
-    return pickle.loads(pickle.dumps(value))
-
-
 def saved(value):
     file = io.BytesIO()
     torch.save(value, file)
@@ -443,21 +390,13 @@ def saved(value):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma3_text"])
-@pytest.mark.parametrize(
-    "copied",
-    [
-        copy.deepcopy,
-        pickled,
-        saved,
-        lambda m: torch.optim.swa_utils.AveragedModel(m).module,
-    ],
-)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved])
 def test_a_copy_of_a_routed_model_is_a_plain_model(copied, family):
     model, plain = tiny_model(family), tiny_model(family)
     plan = RoutePlan.forget(model.config, domains=FLAT, forget=["biology"])
     routed = route_model(model, plan)
-    if copied not in (pickled, saved):  # transformers adds a hook that cannot be pickled
+    if copied is not saved:  # transformers adds a hook that cannot be pickled
         recompute_layers(model.train(), reentrant=False)
     with routed.keep(["code"]):
         kept, other = model(input_ids=IDS).logits, copied(model)
@@ -470,7 +409,7 @@ def test_a_copy_of_a_routed_model_is_a_plain_model(copied, family):
         assert torch.equal(other(input_ids=IDS).logits, kept)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved])
 def test_a_copy_of_the_routing_is_a_routed_copy_of_the_model(copied):
     model = tiny_model()
     plan = FORGET(model.config, adapters={"embed": "full", "unembed": 2, "mlp": 1})
@@ -488,41 +427,3 @@ def test_a_copy_of_the_routing_is_a_routed_copy_of_the_model(copied):
     both[0].unroute()
     with pytest.raises(PlanError, match="unroute"):
         copied(both[0])
-
-
-@pytest.mark.parametrize("reentrant", [None, True, False])
-def test_a_trainer_of_transformers_trains_what_a_loop_of_ones_own_trains(reentrant, tmp_path):
-    pytest.importorskip("accelerate")
-    (model, routed), (other, of_other) = routed_model(), routed_model()
-
-    class RoutedTrainer(transformers.Trainer):  # as in docs/routing.md
-        def compute_loss(self, model, inputs, *args, **kwargs):
-            with routed.batch(inputs.pop("counts")):
-                return super().compute_loss(model, inputs, *args, **kwargs)
-
-    settings = transformers.TrainingArguments(
-        str(tmp_path),
-        max_steps=2,
-        per_device_train_batch_size=4,
-        learning_rate=1e-3,
-        lr_scheduler_type="constant",
-        max_grad_norm=0,
-        remove_unused_columns=False,
-        gradient_checkpointing=reentrant is not None,
-        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-    )
-    batch = {"input_ids": IDS, "labels": IDS, "counts": COUNTS}
-    trainer = RoutedTrainer(
-        model, settings, data_collator=lambda _: {**batch}, train_dataset=[{}] * 8
-    )
-    trainer.train()
-    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-3, weight_decay=0.0)
-    for _ in range(2):
-        with of_other.batch(COUNTS):
-            other(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert_same(*(dict(m.state_dict()) for m in (model, other)))

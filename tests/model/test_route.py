@@ -6,13 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 from gr_sweep.errors import ConfigError, PlanError
-from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.kinds import ADAPTERS
-from gr_sweep.routing.modules import RoutedModule
 from gr_sweep.routing.plan import RoutePlan, Split
 from tests.model.compare import gradients, reference_of, route
 from tests.model.tiny import (
@@ -76,22 +73,6 @@ def test_keep_and_remove_compute_the_reference_with_blocks_switched_off(plan, fa
         assert_same({"logits": model(input_ids=ids).logits}, expected(frozenset()))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gpt_neox"])
-def test_a_model_with_blocks_off_reads_with_a_cache_what_it_reads_without(family):
-    model = tiny_model(family)
-    attn_shared = 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25
-    plan = RoutePlan.peers(model.config, domains=FLAT, attn_shared=attn_shared)
-    routed = route_model(model, plan, "both")
-    ids, cache = tiny_ids(3, num_positions=6), DynamicCache(config=model.config)
-    with torch.no_grad(), routed.blocks_off((2, 3)):
-        whole = routed(input_ids=ids).logits
-        parts = [
-            routed(input_ids=ids[:, part], past_key_values=cache, use_cache=True).logits
-            for part in (slice(0, 4), slice(4, 5), slice(5, 6))
-        ]
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize(("plan", "family"), [("forget", "llama"), ("lattice", "qwen3")])
 def test_outside_any_context_the_model_is_the_plain_one_with_plain_gradients(plan, family):
     tied = {"tie_word_embeddings": family == "llama"}
@@ -139,67 +120,29 @@ def test_an_invalid_batch_is_refused():
         (routed.batch({"chemistry": 1}), "chemistry"),
         (routed.batch({"code": 0}), "has no sequence"),
         (routed.batch(), "counts"),
-        *((routed.batch({"code": n}), f"whole.*{n}") for n in (2.5, "2", float("nan"), None)),
-        (routed.batch(["code"]), "whole.*code"),
+        (routed.batch({"code": 2.5}), "whole.*2.5"),
         (routed.batch({"code": 1}), "2 steps .* step=step"),  # 0.5 of one sequence
         (routed.batch(labels_NT=labels_NT), "foreign_dropout"),  # it is 0.5
+        (routed.blocks_off([9]), "4 blocks"),
     ):
         with pytest.raises(PlanError, match=said), context:
             pass
-    for blocks in ([9], [-1]):
-        with pytest.raises(PlanError, match="4 blocks"), routed.blocks_off(blocks):
-            pass
-    for max_norm in (-1.0, 0.0, float("nan")):
-        with pytest.raises(PlanError, match=f"above 0, got {max_norm}"):
-            routed.clip_grad_norm_(max_norm)
+    with pytest.raises(PlanError, match="above 0, got nan"):
+        routed.clip_grad_norm_(float("nan"))
     for switch in (routed.keep, routed.remove):
         with pytest.raises(ConfigError, match="chemistry"):
             switch(["chemistry"])
-        for no_list in ("biology", None, [1]):
-            with pytest.raises(ConfigError, match=f"list.*{no_list}".replace("[1]", "1")):
-                switch(no_list)
-    with (
-        pytest.raises(PlanError, match=r"7 sequences.* given 8"),
-        routed.batch({"code": 7}, step=0),
-    ):
+        with pytest.raises(ConfigError, match=r"list.*biology"):
+            switch("biology")
+    said = r"7 sequences.* given 8"
+    with pytest.raises(PlanError, match=said), routed.batch({"code": 7}, step=0):
         model(input_ids=tiny_ids(8))
     routed.lay(PLANS["peers"](model.config), "both")
-    for wrong in (
-        *(torch.full((2, 5), 3), torch.full((2, 5), -2), torch.zeros(10, dtype=torch.long)),
-        *(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.uint8), [[0, 0]]),
-    ):
+    for wrong in (torch.full((2, 5), 3), torch.zeros(10, dtype=torch.long), torch.zeros(2, 5)):
         with pytest.raises(PlanError, match="labels_NT"), routed.batch(labels_NT=wrong):
             pass
     with pytest.raises(PlanError, match=r"\(2, 5\).*\(3, 5\)"), routed.batch(labels_NT=labels_NT):
         model(input_ids=tiny_ids(3))
-
-
-@pytest.mark.parametrize(
-    ("edges", "kind", "foreign_dropout"),
-    [("both", "forget", 0.5), ("act", "lattice", 0.5), ("weight", "peers", 1.0)],
-)
-def test_parts_of_a_step_have_the_gradients_of_the_whole(edges, kind, foreign_dropout):
-    """Who computes which rows, and when, does not matter: the groups are those of the step."""
-    model = tiny_model()
-    plan = PLANS[kind](model.config, attn_shared=0.125)
-    routed = route_model(model, plan, edges, foreign_dropout=foreign_dropout)
-    counts, ids = {"code": 4, "biology": 3, "unlabelled": 1}, tiny_ids(8)
-
-    def passed(*parts):
-        model.zero_grad()
-        logits = {}
-        for rows in parts:
-            with routed.batch(counts, step=1, rows=rows):
-                found = model(input_ids=ids[rows]).logits
-                loss_sum(found, ids[rows]).backward()
-            logits |= zip(range(8)[rows], found.detach(), strict=True)
-        found = {name: gradient.clone() for name, gradient in gradients(model).items()}
-        return found | {"logits": torch.stack([logits[row] for row in range(8)])}
-
-    whole = passed(slice(0, 8))
-    assert_same(passed(slice(0, 4), slice(4, 8)), whole)
-    assert_same(passed(*(slice(row, row + 1) for row in range(8))), whole)
-    assert_same(passed(slice(0, None, 3), slice(1, None, 3), slice(2, None, 3)), whole)
 
 
 def test_contexts_do_not_nest_and_an_error_inside_ends_them():
@@ -370,25 +313,6 @@ def test_units_that_change_places_in_training_leave_it_as_it_is(family):
             optimizer.zero_grad()
         found.append({"losses": torch.stack(losses), "logits": model(tiny_ids(2)).logits})
     assert_same(*({name: t.detach() for name, t in of.items()} for of in found))
-
-
-def test_another_plan_takes_the_place_of_the_one_that_is_there():
-    model, routed = routed_model(kind="peers")
-    losses = TokenLosses(routed)  # knows the routed model, not its plan
-    plan = PLANS["forget"](model.config, attn_shared=0.25)
-    routed.lay(plan, "weight", foreign_dropout=1.0, foreign_core_rest=0.5)
-    other_model = tiny_model()
-    other = route_model(other_model, plan, "weight", foreign_dropout=1.0, foreign_core_rest=0.5)
-    other_model.load_state_dict(model.state_dict())
-    found = []
-    for laid, token_losses in ((routed, losses), (other, TokenLosses(other))):
-        laid.model.zero_grad()
-        with laid.batch({"code": 2, "creative": 1}):
-            token_losses(tiny_ids(3, 6))[0].backward()
-        found.append(gradients(laid.model))
-    assert_same(found[0], found[1])
-    routed.lay(RoutePlan.none(domains=FLAT), "none")
-    assert not any(isinstance(module, RoutedModule) for module in model.modules())
 
 
 @pytest.mark.parametrize("kind", ["embed", "unembed"])

@@ -5,7 +5,6 @@ domains, unlabelled sequences and nested domains; then the same for labels that 
 sequence. The default run crosses these pairwise, the whole product is slow.
 """
 
-import contextlib
 import functools
 from dataclasses import replace
 
@@ -209,26 +208,6 @@ def test_isolated_experts_are_off_for_each_other_by_token_too(foreign_dropout):
     assert_same(found[1], found[0])
 
 
-def test_foreign_outputs_mask_the_hidden_activation(products):
-    """As published: `mask * h + (1 - mask) * h.detach()`, and the rest learns from everybody."""
-    model, plain, ids = tiny_model(), tiny_model(), tiny_ids(5)
-    plan = PLANS["forget"](model.config, layer_share=0.5, mlp_shared=0.75)
-    core = plan.splits[0, "mlp"].sizes[0]
-    routed = route(model, plan, Cut("both", 1.0, -0.75, 1.0, foreign_outputs=1.0))
-    mask_N1F = torch.ones(5, 1, MLP, dtype=torch.float64)
-    mask_N1F[2:4, :, :core] = -0.75  # the two sequences of biology, which does not own the core
-
-    def mask_hidden(module, args):
-        (h,) = args
-        return (mask_N1F * h + (1 - mask_N1F) * h.detach(),)
-
-    plain.model.layers[0].mlp.down_proj.register_forward_pre_hook(mask_hidden)
-    loss_sum(plain(input_ids=ids).logits, ids).backward()
-    with routed.batch({"code": 2, "biology": 2, "creative": 1}):
-        loss_sum(model(input_ids=ids).logits, ids).backward()
-    assert_same(gradients(model), gradients(plain))
-
-
 @pytest.mark.parametrize(
     ("kind", "settings", "cut", "foreign_dropout"),
     [
@@ -278,14 +257,6 @@ def test_micro_batches_add_to_the_gradients_in_place(products):
         step(model, routed, EQUAL, seed=seed)
         places.append({name: p.grad.data_ptr() for name, p in model.named_parameters()})
     assert places[0] == places[1] == places[2]
-
-
-def test_activation_checkpointing_changes_no_gradient(products, exact_norms):
-    plain, (model, routed) = step(*forget(), EQUAL), forget()
-    # A backward pass is outside of the context.
-    how = {"context_fn": lambda: (contextlib.nullcontext(), exact_norms()), "use_reentrant": False}
-    model.train().gradient_checkpointing_enable(how)
-    assert_same(step(model, routed, EQUAL), plain)
 
 
 def test_parameters_that_do_not_require_gradients_get_none_and_change_no_other(products):

@@ -66,26 +66,6 @@ def test_the_uncut_reference_is_the_plain_model(family):
         assert_same(given_gradients, gradients, 1e-11)
 
 
-def test_unlabelled_tokens_cut_nothing():
-    model, ids = tiny_model(), tiny_ids(2)
-    rows = [("unlabelled", frozenset())] * 2
-    _, given = reference_gradients(model, FOREIGN_CORE, Cut("both"), ids, tokens_of_rows(rows, 5))
-    assert_same(given, plain_gradients(model, ids)[1], 1e-11)
-
-
-def test_a_micro_batch_is_the_sum_of_its_sequences():
-    model, ids = tiny_model(), tiny_ids(3)
-    rows = [("code", TWO), ("biology", frozenset()), ("unlabelled", frozenset())]
-    tokens, cut = tokens_of_rows(rows, 5), Cut("both", foreign_weight=0.3)
-    logits, together = reference_gradients(model, FULL_PLAN, cut, ids, tokens)
-    alone = [
-        reference_gradients(model, FULL_PLAN, cut, ids[n : n + 1], tokens[n : n + 1])
-        for n in range(3)
-    ]
-    assert_same({"logits": torch.cat([part[0] for part in alone])}, {"logits": logits}, 1e-12)
-    assert_same({name: sum(part[1][name] for part in alone) for name in together}, together, 1e-11)
-
-
 @pytest.mark.parametrize("off", [frozenset(), TWO, ONE | TWO])
 def test_switched_off_units_act_as_if_removed(off):
     """Against a model that physically lacks them, written with index lists."""

@@ -55,23 +55,6 @@ def routings():
 ROUTINGS = [name for name, _ in routings()]
 
 
-@pytest.mark.parametrize("name", ROUTINGS)
-def test_gradients_are_true_ones_where_nothing_is_cut(name):
-    routing = dict(routings())[name]
-    x, rows, columns, row_bias, column_bias = tensors((4, 2, 3), (8, 3), (3, 8), (8,), (3,))
-    (h,) = tensors((4, 2, 8))
-    for role, inputs, units in (
-        ("column", (x, rows, row_bias), UNITS),
-        ("row", (h, columns, column_bias), UNITS),
-        ("rest", (x, rows, row_bias), (slice(0, 8),)),
-    ):
-
-        def linear(*inputs, role=role, units=units):
-            return routing.linear(role, *inputs, units)
-
-        assert torch.autograd.gradcheck(linear, inputs)
-
-
 @pytest.mark.parametrize(
     ("name", "has_bias", "cost"), pairwise(ROUTINGS, [False, True], [0.0, float("inf")])
 )
