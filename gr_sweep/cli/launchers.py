@@ -16,7 +16,7 @@ from gr_sweep.cli.status import live_table
 from gr_sweep.cli.task import Job, JobTask
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
-from gr_sweep.jobdir import State, standing
+from gr_sweep.jobdir import Record, State, standing
 from gr_sweep.joblock import note_end
 from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side, slots_of
 from gr_sweep.launch.resources import SlurmConfig
@@ -27,15 +27,6 @@ from gr_sweep.train.signals import Stopped
 
 if TYPE_CHECKING:
     from gr_sweep.cli.compose import Command
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a job ended."""
-
-    state: State
-    error: str | None = None
-    is_bug: bool = False
 
 
 class _Launcher(NamedTuple):
@@ -59,8 +50,8 @@ _LAUNCHERS: dict[type, _Launcher] = {
 """By their settings, which `gr_sweep.cli.schema.LAUNCHERS` names."""
 
 
-def launch(command: "Command", tasks: Sequence[JobTask], checked: Any) -> list[Outcome]:
-    """Runs the tasks with the command's launcher.
+def launch(command: "Command", tasks: Sequence[JobTask], checked: Any) -> list[Record]:
+    """Runs the tasks with the command's launcher; returns how each ended.
 
     Args:
         checked: from `check_launcher`, of the jobs of these tasks.
@@ -82,19 +73,19 @@ def launch(command: "Command", tasks: Sequence[JobTask], checked: Any) -> list[O
     return [outcome_of(task.folder) for task in tasks]
 
 
-def _run_here(task: JobTask) -> Outcome:
+def _run_here(task: JobTask) -> Record:
     """Runs a task in this process, or in each of several processes that run it together."""
     try:
         task.run()
     except JobLockedError as error:
-        return Outcome(State.running, str(error))
+        return Record(State.running, error=str(error))
     except GrSweepError as error:
-        return Outcome(State.failed, str(error))
+        return Record(State.failed, error=str(error))
     except Exception as error:
         if not connect().is_main:
             raise
-        return Outcome(State.failed, repr(error), is_bug=True)
-    return Outcome(State.done)
+        return Record(State.failed, error=repr(error), is_bug=True)
+    return Record(State.done)
 
 
 @dataclass(frozen=True)
@@ -171,16 +162,14 @@ def _launcher_config(command: "Command") -> Any:
     return None
 
 
-def outcome_of(folder: Path) -> Outcome:
+def outcome_of(folder: Path) -> Record:
     """How a job in another process ended, from its files."""
     now = standing(folder)
-    if now.state is State.done:
-        return Outcome(State.done)
-    error = now.error or f"ended without a message ({now.state.value})"
-    return Outcome(now.state, error, now.is_bug)
+    now.error = now.error or f"ended without a message ({now.state.value})"
+    return now
 
 
-def status_of(outcomes: Sequence[Outcome]) -> int:
+def status_of(outcomes: Sequence[Record]) -> int:
     """Exit status of a command: 1 if a job met a bug, 2 if one is not done for another reason."""
     missing = [outcome for outcome in outcomes if outcome.state is not State.done]
     if any(outcome.is_bug for outcome in missing):

@@ -23,7 +23,7 @@ from gr_sweep.config import Device, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import note_end
-from gr_sweep.launch.work import Reporter, Work
+from gr_sweep.launch.work import Work, say, say_end
 from gr_sweep.train.signals import Stopped, StopSignals
 
 POLL_S = 0.5
@@ -90,7 +90,6 @@ def run_side_by_side(works: Sequence[Work], slots: Sequence[Slot]) -> None:
     Raises:
         Stopped: a signal came.
     """
-    reporter = Reporter(works)
     waiting, elsewhere = deque(works), list[Work]()
     running: dict[Slot, tuple[Work, Process]] = {}
     signals = StopSignals()
@@ -105,7 +104,8 @@ def run_side_by_side(works: Sequence[Work], slots: Sequence[Slot]) -> None:
                 # A job still runs if another process has locked its folder first.
                 for work in [work for work in elsewhere if not _is_running(work)]:
                     elsewhere.remove(work)
-                    reporter.ended(work)
+                    num_left = len(waiting) + len(running) + len(elsewhere)
+                    say_end(work, f"{len(works) - num_left} of {len(works)}")
                 for slot in slots:
                     if slot in running or not waiting:
                         continue
@@ -115,7 +115,7 @@ def run_side_by_side(works: Sequence[Work], slots: Sequence[Slot]) -> None:
                         continue
                     running[slot] = work, _start(work, slot)
                     where = "" if slot.gpu is None else f" on GPU {slot.gpu}"
-                    reporter.started(work, f"started{where}")
+                    say(work, f"started{where}")
                 if signals.are_there:
                     signals.obey()
                 time.sleep(POLL_S)

@@ -24,7 +24,7 @@ from gr_sweep.errors import ConfigError, JobError
 from gr_sweep.jobdir import Holder, State, standing
 from gr_sweep.joblock import note_end, note_submitted
 from gr_sweep.launch.resources import Resources, SlurmConfig, check_given, resources_of
-from gr_sweep.launch.work import Reporter, Work
+from gr_sweep.launch.work import Work, say, say_end
 
 POLL_S = 5.0
 """Seconds between two looks at the queue."""
@@ -144,10 +144,9 @@ def run_on_slurm(
     records = {work.folder: standing(work.folder) for work in works}
     recorded = {folder: record.slurm_job for folder, record in records.items()}
     numbers = {folder: number for folder, number in recorded.items() if number and number in queue}
-    reporter = Reporter(works)
     for work in works:
         if work.folder in numbers:
-            reporter.started(work, f"already in the queue as SLURM job {numbers[work.folder]}")
+            say(work, f"already in the queue as SLURM job {numbers[work.folder]}")
     # A job that runs may have been started without SLURM.
     new = [
         work
@@ -160,8 +159,8 @@ def run_on_slurm(
             numbers |= found
             for work in part:
                 note_submitted(work.folder, numbers[work.folder])
-                reporter.started(work, f"submitted as SLURM job {numbers[work.folder]}")
-        wait_for(works, numbers, config, reporter)
+                say(work, f"submitted as SLURM job {numbers[work.folder]}")
+        wait_for(works, numbers, config)
     except (KeyboardInterrupt, JobError):
         _print_what_stays(works, numbers, sweep)
         raise
@@ -232,9 +231,7 @@ def _sbatch_parameters(config: SlurmConfig, needs: Resources) -> dict[str, Any]:
     }
 
 
-def wait_for(
-    works: Sequence[Work], numbers: Mapping[Path, str], config: SlurmConfig, reporter: Reporter
-) -> None:
+def wait_for(works: Sequence[Work], numbers: Mapping[Path, str], config: SlurmConfig) -> None:
     """Returns when every job has ended or has left the queue without a result."""
     left = {work.folder: work for work in works}
     gone_since: dict[Path, float] = {}
@@ -244,14 +241,15 @@ def wait_for(
             now, number = standing(folder), numbers.get(folder)
             # If the controller does not answer, the job may still be in the queue.
             is_gone = number is None or (queue is not None and number not in queue)
-            if now.state is State.done or (now.state is State.failed and is_gone):
-                reporter.ended(left.pop(folder))
-            elif now.state is State.running or not is_gone:
+            if now.state is State.running or (now.state is not State.done and not is_gone):
                 gone_since.pop(folder, None)
-            elif time.monotonic() - gone_since.setdefault(folder, time.monotonic()) > FILES_S:
+                continue
+            if now.state not in (State.done, State.failed):
+                if time.monotonic() - gone_since.setdefault(folder, time.monotonic()) <= FILES_S:
+                    continue
                 if number is not None:
                     note_end(folder, State.stopped, _last_words(number, config, now.error))
-                reporter.ended(left.pop(folder))
+            say_end(left.pop(folder), f"{len(works) - len(left)} of {len(works)}")
         if not left:
             return
         time.sleep(POLL_S)
