@@ -135,7 +135,7 @@ def test_a_damaged_summary_is_made_again_without_training(
 # A loss that is not finite
 
 
-def test_a_loss_that_is_not_finite_names_documents_and_keeps_a_finite_checkpoint(
+def test_a_loss_that_is_not_finite_names_the_domain_and_keeps_a_finite_checkpoint(
     config, tmp_path, monkeypatch
 ):
     forward, calls = job.TokenLosses.forward, []
@@ -155,7 +155,7 @@ def test_a_loss_that_is_not_finite_names_documents_and_keeps_a_finite_checkpoint
         with pytest.raises(JobError) as caught:
             run(config, tmp_path)
     said = str(caught.value)
-    assert said.startswith("loss is not finite in step 4 (code: document")
+    assert said.startswith("the loss of code is not finite in step 4")
     checkpoint = newest(tmp_path)
     assert checkpoint.name == "step_00000002"
     assert all(tensor.isfinite().all() for tensor in saved_tensors(checkpoint).values())

@@ -15,7 +15,7 @@ import numpy as np
 from gr_sweep.config import unlabelled_shares
 from gr_sweep.data.rows import domain_weights, rows_per_label
 from gr_sweep.data.shards import Shard
-from gr_sweep.data.streams import Mixture, Stream, read_window
+from gr_sweep.data.streams import Mixture, Stream
 from gr_sweep.data.synthetic import seeded
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import ConfigError, DataError
@@ -246,7 +246,7 @@ class Batches:
         rows_NT1 = np.empty((len(chosen), self._sequence_length + 1), dtype=np.int64)
         for row, row_T1 in zip(chosen, rows_NT1, strict=True):
             label, window = self._window(step, row)
-            read_window(self._streams[label], window, row_T1)
+            self._streams[label].read(window, row_T1)
         return rows_NT1
 
     def _window(self, step: int, row: int) -> tuple[str, int]:
@@ -256,27 +256,6 @@ class Batches:
                 return label, (step - self._first_step) * count + row
             row -= count
         raise IndexError(row)
-
-    def row_parts(self, step: int, row: int) -> tuple[str, list[dict[str, Any]]]:
-        """A row's label, and the documents that it contains parts of, in JSON values.
-
-        `domain` is the true one, `document` the index in its training shard, and `from_token` the
-        part's first token in the document.
-
-        Args:
-            row: index of the row in the step.
-        """
-        label, window = self._window(step, row)
-        domains = {id(shard): domain for domain, shard in self._train_shards.items()}
-        return label, [
-            {
-                "domain": domains[id(shard)],
-                "document": document,
-                "from_token": first,
-                "num_tokens": num_tokens,
-            }
-            for shard, document, first, num_tokens in self._streams[label].spans(window)
-        ]
 
     def labelled(self, step: int, labels: Sequence[str]) -> np.ndarray:
         """The rows of a step that carry these labels, int64 [N, T + 1]."""

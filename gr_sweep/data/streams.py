@@ -4,10 +4,9 @@ T tokens that a window predicts.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from math import lcm
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,17 +17,6 @@ _LONGEST_CYCLE = 10_000
 """Turns of a mixture before it repeats."""
 _FINEST_SHARE = 1000
 """Largest denominator of a stream's share of a mixture."""
-
-
-class Span(NamedTuple):
-    """Consecutive tokens of a document, within a window."""
-
-    shard: Shard
-    document: int
-    """Index in the shard."""
-    first: int
-    """Position of the first token in the document."""
-    num_tokens: int
 
 
 class Stream:
@@ -55,21 +43,21 @@ class Stream:
         self.num_windows = max(0, (self.num_tokens - 1) // sequence_length)
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
-    def spans(self, window: int) -> Iterator[Span]:
-        """What the window with this number, counted through all epochs, is made of."""
+    def read(self, window: int, row_T1: np.ndarray) -> None:
+        """Writes the T + 1 tokens of the window with this number, counted through all epochs, into
+        the row."""
         epoch, number = divmod(window, self.num_windows)
         windows, order, ends = self._epoch(epoch)
         position = int(windows[number]) * self._sequence_length
         index = int(np.searchsorted(ends, position, side="right"))
-        left = self._sequence_length + 1
-        while left:
-            document, end = order[index], int(ends[index])
-            count = min(end - position, left)
-            first = int(self._length[document]) - (end - position)
+        filled = 0
+        while left := len(row_T1) - filled:
+            document, before_end = order[index], int(ends[index]) - position
             shard = self._shards[self._shard[document]]
-            yield Span(shard, int(self._index[document]), first, count)
-            left -= count
-            position += count
+            part = shard.document(int(self._index[document]))[-before_end:][:left]
+            row_T1[filled : filled + len(part)] = part
+            filled += len(part)
+            position += len(part)
             index += 1
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,20 +114,12 @@ class Mixture:
         self._streams = streams
         self._num_rows, self._first_row = num_rows, first_row
 
-    def spans(self, window: int) -> Iterator[Span]:
-        """As `Stream.spans`."""
+    def read(self, window: int, row_T1: np.ndarray) -> None:
+        """As `Stream.read`."""
         step, row = divmod(window, self._num_rows)
         begin = (self._first_row + row) % len(self._turns)
         cycle, turn = divmod(step + begin, len(self._turns))
         number = self._turns[turn]
         earlier = cycle * self._counts[number] + bisect_right(self._positions[number], turn) - 1
         # The rows share a stream's windows: row i takes every num_rows-th, starting at i.
-        return self._streams[number].spans(earlier * self._num_rows + row)
-
-
-def read_window(stream: Stream | Mixture, window: int, row_T1: np.ndarray) -> None:
-    """Writes the T + 1 tokens of a window into the row."""
-    filled = 0
-    for shard, document, first, count in stream.spans(window):
-        row_T1[filled : filled + count] = shard.document(document)[first : first + count]
-        filled += count
+        self._streams[number].read(earlier * self._num_rows + row, row_T1)

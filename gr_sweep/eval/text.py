@@ -7,12 +7,13 @@ import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 
 from gr_sweep.config import EvalConfig
 from gr_sweep.data.shards import Shard
-from gr_sweep.data.streams import Stream, read_window
+from gr_sweep.data.streams import Mixture, Stream
 from gr_sweep.domains import expand
 from gr_sweep.errors import DataError
 
@@ -60,28 +61,28 @@ class TextWindows:
         if min(sizes, default=0) < 2:
             raise DataError("a domain has no training text to attack, calibrate or unlearn with")
         self.sequence_length = min(sequence_length, min(sizes) - 1)
-        self._streams = [
+        streams = [
             Stream([part], self.sequence_length, (seed, purpose, number))
             for number, part in enumerate(chosen)
         ]
-        self.num_windows = sum(stream.num_windows for stream in self._streams)
+        self._windows = Mixture(streams, [Fraction(1)] * len(streams))
+        self.num_windows = sum(stream.num_windows for stream in streams)
         """Of one pass through the text."""
 
     def rows(self, step: int, num_rows: int) -> np.ndarray:
         """Token ids int64 [N, T + 1] of a step: inputs `[:, :-1]`, targets `[:, 1:]`."""
-        first = step * num_rows
-        return np.stack([self._window(number) for number in range(first, first + num_rows)])
+        return self._read(range(step * num_rows, (step + 1) * num_rows))
 
     def sample(self, num_rows: int) -> np.ndarray:
         """At most this many rows, drawn from the whole text and not from few documents."""
         chosen = np.random.default_rng(self._seeds).permutation(self.num_windows)[:num_rows]
-        return np.stack([self._window(int(number)) for number in np.sort(chosen)])
+        return self._read(np.sort(chosen).tolist())
 
-    def _window(self, number: int) -> np.ndarray:
-        turn, stream = divmod(number, len(self._streams))
-        row_T1 = np.empty(self.sequence_length + 1, dtype=np.int64)
-        read_window(self._streams[stream], turn, row_T1)
-        return row_T1
+    def _read(self, windows: Sequence[int]) -> np.ndarray:
+        rows_NT1 = np.empty((len(windows), self.sequence_length + 1), dtype=np.int64)
+        for window, row_T1 in zip(windows, rows_NT1, strict=True):
+            self._windows.read(window, row_T1)
+        return rows_NT1
 
 
 @dataclass(frozen=True)

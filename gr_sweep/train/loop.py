@@ -26,7 +26,6 @@ from gr_sweep.routing.rows import dropped_share
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.distributed import Processes, rows_of
-from gr_sweep.train.finite import describe_bad_step
 from gr_sweep.train.optim import make_optimizer, make_schedule
 from gr_sweep.train.progress import Progress
 from gr_sweep.train.signals import StopSignals
@@ -281,20 +280,19 @@ class Trainer:
             self._raise_not_finite(step)
 
     def _raise_not_finite(self, step: StepResult) -> NoReturn:
-        rows_N = torch.zeros(self.batches.num_rows, dtype=torch.int, device=self.device)
-        for part, is_bad in zip(self._rows, step.bad_rows, strict=True):
-            rows_N[part] = is_bad.int()
-        said = describe_bad_step(
-            self.batches,
-            self.training.state.step,
-            {name: float(norm) for name, norm in step.grad_norms.items()},
-            self.processes.sum_(rows_N),
-        )
+        def bad(values: Mapping[str, Tensor]) -> list[str]:
+            return [name for name, value in values.items() if not math.isfinite(value)]
+
+        # A process knows the losses of its own rows, and the norms of all gradients.
+        labels = {label for found in self.processes.gather(bad(step.losses)) for label in found}
+        what = f"loss of {', '.join(sorted(labels))}"
+        if not labels:
+            what = f"gradient norm of {', '.join(bad(step.grad_norms))}"
 
         def fail() -> NoReturn:
             raise JobError(
-                f"{said}; lower train.lr or train.max_norm; the newest checkpoint is from an "
-                "earlier step"
+                f"the {what} is not finite in step {self.training.state.step + 1}; lower train.lr "
+                "or train.max_norm; the newest checkpoint is from an earlier step"
             )
 
         self.processes.from_main(fail)

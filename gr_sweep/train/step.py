@@ -102,9 +102,6 @@ class StepResult:
     tokens: dict[str, int] = field(default_factory=dict)
     grad_norms: dict[str, Tensor] = field(default_factory=dict)
     """Of the last step, before clipping, by owner set."""
-    bad_rows: list[Tensor] = field(default_factory=list)
-    """Of the last step: for each micro-batch, which rows here have a loss that is not finite,
-    [N]."""
 
     def add(self, other: "StepResult") -> None:
         """Adds losses and tokens."""
@@ -154,7 +151,6 @@ def train_step(
                 {label: of_label.numel() for label, of_label in losses.items()},
             )
         )
-        result.bad_rows.append(~losses_NT.detach().isfinite().all(1))
     result.grad_norms = routed.clip_grad_norm_(config.max_norm)
     check(result)
     update(optimizer, routed, config.block_lr)

@@ -54,32 +54,6 @@ def test_a_step_follows_from_its_number_alone():
     assert not np.array_equal(one.step(0), batches(seed=1).step(0))
 
 
-@pytest.mark.parametrize(
-    "settings_",
-    [{}, {"unlabelled": 0.5, "mislabelled": 0.4}, {"permuted": True}],
-    ids=str,
-)
-def test_the_documents_of_a_row_are_those_that_its_tokens_are_from(settings_):
-    shards = {
-        domain: shard([70, 3, 41] * 10, first=1000 * (number + 1))
-        for number, domain in enumerate(DOMAINS)
-    }
-    made = batches(shards=shards, **settings_)
-    labels = [label for label, count in made.counts.items() for _ in range(count)]
-    assert made.num_rows == len(labels)
-    for step in range(30):
-        for row, tokens in enumerate(made.step(step)):
-            label, parts = made.row_parts(step, row)
-            assert label == labels[row]
-            found = []
-            for part in parts:
-                of_domain = shards[part["domain"]]
-                document = of_domain.document(part["document"])
-                start = part["from_token"]
-                found.append(document[start : start + part["num_tokens"]])
-            assert np.array_equal(np.concatenate(found), tokens)
-
-
 @pytest.mark.parametrize(("world_size", "num_micro"), [(1, 5), (3, 2), (2, 12)])
 def test_micro_batches_and_processes_divide_the_rows_of_a_step(world_size, num_micro):
     documents = {domain: shard([20] * 40, first=1000 * n) for n, domain in enumerate(DOMAINS, 1)}
