@@ -16,7 +16,7 @@ from gr_sweep.branch import begins_silent, routing_of, silence_blocks
 from gr_sweep.config import Method, ModelConfig, PlanKind, Precision, RunConfig, num_micro_batches
 from gr_sweep.config import num_steps as total_steps
 from gr_sweep.data.batches import Batches
-from gr_sweep.data.heldout import first_documents, heldout_chunks
+from gr_sweep.data.heldout import first_documents, heldout_documents
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.rows import step_rows
 from gr_sweep.data.sources import check_hub
@@ -93,8 +93,8 @@ def heldout_batches(
 ) -> HeldoutBatches:
     """The first held-out documents of each domain, up to `tokens` tokens; None for all. `markers`
     are the token ids of the marker that each domain's documents get."""
-    chunks = {
-        domain: heldout_chunks(
+    documents = {
+        domain: heldout_documents(
             shard,
             tokens=shard.num_tokens + 1 if tokens is None else tokens,
             document_tokens=config.eval.document_tokens,
@@ -105,7 +105,7 @@ def heldout_batches(
         for domain, shard in data.heldout.items()
     }
     return HeldoutBatches(
-        chunks,
+        documents,
         batch_sequences=config.eval.batch_sequences,
         device=device,
         rank=processes.rank,

@@ -3,14 +3,14 @@
 M windows of a batch, T positions.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gr_sweep.data.heldout import HeldoutChunks
+from gr_sweep.data.heldout import HeldoutDocument
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
 from gr_sweep.model.loss import IGNORED
 
@@ -27,7 +27,7 @@ class HeldoutBatches:
 
     def __init__(
         self,
-        held_out: Mapping[str, HeldoutChunks],
+        held_out: Mapping[str, Sequence[HeldoutDocument]],
         *,
         batch_sequences: int,
         device: torch.device,
@@ -52,20 +52,12 @@ class HeldoutBatches:
         self._are_shared = world_size > 1
         self._documents: list[DocumentLoss] = []
         windows = []
-        for domain, chunks in held_out.items():
-            first = len(self._documents)
-            self._documents += [
-                DocumentLoss(View.full, "", domain, text, document, 0.0, int(tokens), round(size))
-                for document, tokens, size in zip(
-                    chunks.ids, chunks.num_tokens, chunks.num_bytes.tolist(), strict=True
-                )
-            ]
-            for row, document in enumerate(chunks.rows.tolist()):
-                # Padding is at the end, but a marker may be anywhere.
-                (predicted,) = np.nonzero(chunks.targets[row] != IGNORED)
-                length = int(np.max(predicted, initial=-1)) + 1
-                ids, targets = chunks.input_ids[row, :length], chunks.targets[row, :length]
-                windows.append((first + document, ids, targets))
+        for domain, documents in held_out.items():
+            for document in documents:
+                windows += [(len(self._documents), *window) for window in document.windows]
+                size = document.num_tokens, round(document.num_bytes)
+                row = DocumentLoss(View.full, "", domain, text, document.id, 0.0, *size)
+                self._documents.append(row)
         # The longest first, so that the most memory is allocated first.
         windows.sort(key=lambda window: len(window[1]), reverse=True)
         self._document_of_window: list[int] = []
@@ -74,9 +66,9 @@ class HeldoutBatches:
             # Processes take turns: all get as many batches, of windows of similar length.
             own = windows[start + rank : start + batch_sequences * world_size : world_size]
             if not own:
-                document, ids, targets = windows[start]
-                own = [(document, ids, np.full_like(targets, IGNORED))]
-            self._document_of_window += [document for document, _, _ in own]
+                number, ids, targets = windows[start]
+                own = [(number, ids, np.full_like(targets, IGNORED))]
+            self._document_of_window += [number for number, _, _ in own]
             self._batches.append(_padded(own, device))
 
     def only(self, domains: Iterable[str]) -> "HeldoutBatches":

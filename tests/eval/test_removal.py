@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gr_sweep.data.heldout import HeldoutDocument
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import is_lattice, removal_losses, served_losses
 from gr_sweep.metrics.compare import Baselines, summarize_losses
@@ -151,37 +152,30 @@ def test_serving_is_bayes_rule_token_by_token(kind, options, networks, length=11
     routed = route_model(model, plan, "both")
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, 17, (2, length + 1))
-    windows = [
-        (document, part)
-        for document in range(2)
-        for part in (slice(start, min(start + 4, length)) for start in range(0, length, 4))
+    texts = [
+        HeldoutDocument(
+            name * 16,
+            length,
+            9.0,
+            [(part[:-1], part[1:]) for start in range(0, length, 4) for part in [own[start:][:5]]],
+        )
+        for name, own in zip("ab", tokens, strict=True)
     ]
-    ids = np.zeros((len(windows), min(4, length)), np.int64)
-    targets = np.full_like(ids, -100)
-    for row, (document, part) in enumerate(windows):
-        size = part.stop - part.start
-        ids[row, :size] = tokens[document, part]
-        targets[row, :size] = tokens[document, part.start + 1 : part.stop + 1]
-    texts = SimpleNamespace(
-        input_ids=ids, targets=targets, rows=np.array([document for document, _ in windows]),
-        ids=("a" * 16, "b" * 16), num_tokens=np.array([length] * 2), num_bytes=np.array([9.0] * 2),
-    )  # fmt: skip
     batches = HeldoutBatches({"code": texts}, batch_sequences=2, device=CPU)
     rows = removal_losses(routed, TokenLosses(routed), batches)
     served = [row.loss_nats for row in rows if row.view is View.served]
 
-    probabilities = {}
-    for domain in networks:
-        with routed.keep([domain]), torch.no_grad():
-            probabilities[domain] = routed(input_ids=torch.from_numpy(ids)).logits.softmax(-1)
     losses = []
-    for document in range(2):
+    for document in texts:
         posterior, loss = dict.fromkeys(networks, 1 / len(networks)), 0.0
-        for row in np.flatnonzero(texts.rows == document):
-            for position, target in enumerate(targets[row]):
-                if target == -100:
-                    continue
-                seen = {d: float(probabilities[d][row, position, target]) for d in networks}
+        for ids, targets in document.windows:
+            probabilities = {}
+            for domain in networks:
+                with routed.keep([domain]), torch.no_grad():
+                    logits = routed(input_ids=torch.from_numpy(ids)[None]).logits
+                probabilities[domain] = logits[0].softmax(-1)
+            for position, target in enumerate(targets):
+                seen = {d: float(probabilities[d][position, target]) for d in networks}
                 p = sum(posterior[d] * seen[d] for d in networks)
                 loss -= math.log(p)
                 posterior = {d: posterior[d] * seen[d] / p for d in networks}

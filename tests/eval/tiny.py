@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import torch
 
-from gr_sweep.data.heldout import heldout_chunks
+from gr_sweep.data.heldout import heldout_documents
 from gr_sweep.data.shards import Shard
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.model.route import RoutedModel, route_model
@@ -41,13 +41,13 @@ def shards(num_documents: int = 24, seed: int = 0) -> dict[str, Shard]:
 
 def held_out(batch_sequences: int = 16, **options) -> HeldoutBatches:
     """Other documents of the same domains."""
-    chunks = {
-        domain: heldout_chunks(
+    texts = {
+        domain: heldout_documents(
             text, tokens=100, document_tokens=12, sequence_length=LENGTH, begin=[0]
         )
         for domain, text in shards(8, seed=1).items()
     }
-    return HeldoutBatches(chunks, batch_sequences=batch_sequences, device=CPU, **options)
+    return HeldoutBatches(texts, batch_sequences=batch_sequences, device=CPU, **options)
 
 
 class Letters:

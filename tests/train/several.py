@@ -23,7 +23,7 @@ import torch
 
 from gr_sweep.config import Device, Precision, TrainConfig
 from gr_sweep.data.batches import Batches
-from gr_sweep.data.heldout import heldout_chunks
+from gr_sweep.data.heldout import heldout_documents
 from gr_sweep.data.shards import Shard
 from gr_sweep.errors import DataError
 from gr_sweep.eval.loss import HeldoutBatches
@@ -132,8 +132,8 @@ def make_batches() -> Batches:
 
 def held_out(processes: Processes) -> HeldoutBatches:
     """Nine windows in batches of four: they do not divide over two processes."""
-    chunks = {
-        domain: heldout_chunks(
+    texts = {
+        domain: heldout_documents(
             documents(domain, [5, 8, 11]),
             tokens=100,
             document_tokens=100,
@@ -143,7 +143,7 @@ def held_out(processes: Processes) -> HeldoutBatches:
         for domain in DOMAINS
     }
     return HeldoutBatches(
-        chunks,
+        texts,
         batch_sequences=4,
         device=torch.device("cpu"),
         rank=processes.rank,
