@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 VERBS = ("report", "export", "estimate", "bench", "status", "dashboard", "doctor")
 """Each is a module of `gr_sweep.cli` with a `main(argv)`."""
 
-
-_HYDRAS = {"--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
-"""Flags that Hydra itself answers."""
-
 _NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
 """Errors of printing; where a file cannot be written, the error has its name."""
 
@@ -100,8 +96,6 @@ def _dispatch(argv: list[str]) -> int:
 
         print(help_text())
         return 0
-    if _HYDRAS.intersection(word.partition("=")[0] for word in argv):
-        return _by_hydra(argv)
     flags = parse_flags(argv)
     processes = connect()
     with rare_collections():
@@ -157,32 +151,6 @@ def print_config(command: "Command", part: str) -> None:
     if part != "all":
         cfg = without_hydra(cfg) if part == "job" else OmegaConf.masked_copy(cfg, "hydra")
     print(OmegaConf.to_yaml(cfg).rstrip())
-
-
-def _by_hydra(argv: list[str]) -> int:
-    """Lets Hydra print what --info and the like ask for.
-
-    Raises:
-        ConfigError: Hydra refuses it.
-    """
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from gr_sweep.cli.overrides import explain
-    from gr_sweep.cli.schema import conf_dir
-
-    sys.argv = ["gr-sweep", *argv]
-    decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    before = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
-    try:
-        decorate(lambda _: None)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise explain(error) from error
-    finally:
-        os.environ["HYDRA_FULL_ERROR"] = before
-    return 0
 
 
 def run(command: "Command") -> int:

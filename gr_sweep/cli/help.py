@@ -31,10 +31,8 @@ VERBS = (
 
 FLAGS = (
     ("-m, --multirun", "a job for each combination of values: a=1,2 a=range(0,3) a=choice(x,y)"),
-    ("--cfg job", "print the settings of a job instead of running it"),
+    ("--cfg job", "print the settings of a job instead of running it; --cfg hydra: those of Hydra"),
     ("--config-dir DIR", "also search DIR for configs"),
-    ("--info searchpath", "print where configs are searched for"),
-    ("--hydra-help", "print Hydra's own settings (hydra/launcher=..., hydra.sweep.dir=...)"),
     ("--version", "print the version"),
 )
 

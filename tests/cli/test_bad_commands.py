@@ -34,7 +34,7 @@ seed=${hydra:job.num}                   | or follow ${hydra:...}
 hydra.job.chdir=true                    | does not support hydra.job.chdir
 hydra.output_subdir=null                | and hydra.output_subdir
 hydra.hydra_logging.root.level=FOO      | hydra.hydra_logging: Unable to configure
---shell-completion                      | Expecting one subcommand from
+--shell-completion                      | unknown flag --shell-completion
 train=5                                 | train=5: train is a group of settings; set them one by
 hydra.launcher._target_=os.system       | launchers are basic, local_parallel and slurm
 hydra/launcher=slurm hydra.launcher.nope=1 | hydra.launcher has no setting 'nope'; did you mean
