@@ -5,6 +5,7 @@ uses it for a job and its baselines. Documents with the same text (the same hash
 """
 
 import math
+import operator
 import zlib
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -39,65 +40,12 @@ class Column(NamedTuple):
 _Columns = dict[Column, dict[str, Read]]
 
 
-class DocumentTable:
-    """Losses of one domain's documents in several columns, resampled together.
-
-    The documents are those of the job's own columns. A column that lacks one of them, or a baseline
-    that read another length of it, has no loss; documents that only baselines read are left out.
-    """
-
-    def __init__(
-        self, own: _Columns, baselines: _Columns, *, domain: str, seed: int, resamples: int
-    ) -> None:
-        """The draws come from domain and seed, whichever other domains there are."""
-        sizes: dict[str, tuple[int, int]] = {}
-        for column in own.values():
-            for document, read in column.items():
-                if sizes.setdefault(document, read[1:]) != read[1:]:
-                    raise DataError(
-                        f"document {document} of {domain} differs in size between views"
-                    )
-        # A text of one token has no loss; without it no resample has 0 tokens.
-        self.documents = tuple(sorted(document for document in sizes if sizes[document][0] > 0))
-        columns = {**own, **baselines}
-        self._at = {column: at for at, column in enumerate(columns)}
-        table = np.full((len(self.documents), len(columns) + 2), np.nan)
-        for row, document in enumerate(self.documents):
-            for at, reads in enumerate(columns.values()):
-                found = reads.get(document)
-                # Losses that are not finite stay nan: 0 x inf would be nan with a warning.
-                if found and found[1:] == sizes[document] and math.isfinite(found.loss_nats):
-                    table[row, at] = found.loss_nats
-            table[row, -2:] = sizes[document]
-        self._sums = table.sum(axis=0)
-        self._resampled = table[:0]
-        if len(self.documents) > 1 and resamples > 0:
-            rng = np.random.default_rng([seed, zlib.crc32(domain.encode())])
-            self._resampled = bootstrap.resampled_sums(table, resamples, rng)
-
-    def loss(self, column: Column) -> Sample:
-        """Mean loss in nats per token; nan where a document's is missing or not finite."""
-        at = self._at.get(column)
-        if at is None or self._sums[-2] == 0:
-            return MISSING
-        sums, resampled = self._sums, self._resampled
-        return Sample(float(sums[at] / sums[-2]), resampled[:, at] / resampled[:, -2])
-
-    def bits_per_byte(self, column: Column) -> Sample:
-        """The same loss in bits per byte of text."""
-        at = self._at.get(column)
-        if at is None or self._sums[-1] == 0:
-            return MISSING
-        return Sample(
-            bits_per_byte(float(self._sums[at]), float(self._sums[-1])),
-            bits_per_byte(self._resampled[:, at], self._resampled[:, -1]),
-        )
-
-
 class LossTables:
     """The losses of a job, and of its baselines on the same documents, by domain and text.
 
-    Means over domains weigh each domain the same; the resamples of domains are independent.
+    The documents are those of the job. A model that lacks one of them, or a baseline that read
+    another length of it, has no loss; documents that only baselines read are left out. Means over
+    domains weigh each domain the same; the resamples of domains are independent.
     """
 
     def __init__(
@@ -109,24 +57,66 @@ class LossTables:
         seed: int,
         resamples: int,
     ) -> None:
-        """`rows` are the job's, `baselines` those of other runs; other domains are ignored."""
+        """`rows` are the job's, `baselines` those of other runs; other domains are ignored. The
+        draws come from domain and seed, whichever other domains there are."""
         self.domains = tuple(domains)
         own: dict[tuple[str, Text], _Columns] = {}
         others: dict[tuple[str, Text], _Columns] = {}
         _add_columns(own, rows, "")
         for run, of_run in (baselines or {}).items():
             _add_columns(others, of_run, run)
-        self._tables = {
-            key: DocumentTable(
-                own[key], others.get(key, {}), domain=key[0], seed=seed, resamples=resamples
-            )
-            for key in ((domain, text) for domain in domains for text in Text)
-            if key in own
-        }
+        self._losses: dict[tuple[str, Text, Column], Sample] = {}
+        self._bits_per_byte: dict[str, Sample] = {}
+        self._documents: dict[tuple[str, Text], list[str]] = {}
         self._parts: dict[View, dict[str, None]] = {}
-        for (domain, _), found in own.items():
-            for column in found if domain in domains else ():
-                self._parts.setdefault(column.view, {})[column.part] = None
+        for (domain, text), columns in own.items():
+            if domain in self.domains:
+                for column in columns:
+                    self._parts.setdefault(column.view, {})[column.part] = None
+                rng = np.random.default_rng([seed, zlib.crc32(domain.encode())])
+                self._add(domain, text, columns, others.get((domain, text), {}), resamples, rng)
+
+    def _add(
+        self,
+        domain: str,
+        text: Text,
+        own: _Columns,
+        baselines: _Columns,
+        resamples: int,
+        rng: np.random.Generator,
+    ) -> None:
+        """Computes the losses on the documents of one domain, which are resampled together."""
+        sizes: dict[str, tuple[int, int]] = {}
+        for reads in own.values():
+            for document, read in reads.items():
+                if sizes.setdefault(document, read[1:]) != read[1:]:
+                    raise DataError(
+                        f"document {document} of {domain} differs in size between views"
+                    )
+        # A text of one token has no loss; without it no resample has 0 tokens.
+        documents = sorted(document for document in sizes if sizes[document][0] > 0)
+        self._documents[domain, text] = documents
+        if not documents:
+            return
+        columns = {**own, **baselines}
+        table = np.full((len(documents), len(columns) + 2), np.nan)
+        for row, document in enumerate(documents):
+            for at, reads in enumerate(columns.values()):
+                found = reads.get(document)
+                # Losses that are not finite stay nan: 0 x inf would be nan with a warning.
+                if found and found[1:] == sizes[document] and math.isfinite(found.loss_nats):
+                    table[row, at] = found.loss_nats
+            table[row, -2:] = sizes[document]
+        has_draws = len(documents) > 1 and resamples > 0
+        drawn = bootstrap.resampled_sums(table, resamples, rng) if has_draws else table[:0]
+        *sums, tokens, num_bytes = (
+            Sample(float(value), drawn[:, at]) for at, value in enumerate(table.sum(axis=0))
+        )
+        for column, loss in zip(columns, sums, strict=True):
+            self._losses[domain, text, column] = combined(operator.truediv, loss, tokens)
+        if text is Text.plain and Column(View.full) in own and num_bytes.value > 0:
+            loss = sums[list(columns).index(Column(View.full))]
+            self._bits_per_byte[domain] = combined(bits_per_byte, loss, num_bytes)
 
     def parts(self, view: View) -> list[str]:
         """The parts that the job's rows of a view have, in order of appearance."""
@@ -154,8 +144,7 @@ class LossTables:
         text: Text = Text.plain,
     ) -> Sample:
         """Mean loss on a domain, nats per token."""
-        table = self._tables.get((domain, text))
-        return MISSING if table is None else table.loss(Column(view, part, run))
+        return self._losses.get((domain, text, Column(view, part, run)), MISSING)
 
     def mean_loss(
         self, domains: Sequence[str], view: View, part: str = "", *, run: Hashable = ""
@@ -172,15 +161,15 @@ class LossTables:
 
     def bits_per_byte(self, domain: str) -> Sample:
         """Of the full model."""
-        table = self._tables.get((domain, Text.plain))
-        return MISSING if table is None else table.bits_per_byte(Column(View.full))
+        return self._bits_per_byte.get(domain, MISSING)
 
     def spurious_gap(self, domain: str, view: View, part: str = "") -> Sample:
         """Loss with a swapped marker minus that with the right one, on the same documents."""
-        marked, swapped = (self._tables.get((domain, text)) for text in (Text.marked, Text.swapped))
-        if marked is None or swapped is None or marked.documents != swapped.documents:
+        marked, swapped = Text.marked, Text.swapped
+        if self._documents.get((domain, marked)) != self._documents.get((domain, swapped)):
             return MISSING
-        return swapped.loss(Column(view, part)) - marked.loss(Column(view, part))
+        right, wrong = (self.loss(domain, view, part, text=text) for text in (marked, swapped))
+        return wrong - right
 
 
 def _add_columns(
