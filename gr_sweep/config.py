@@ -497,6 +497,8 @@ class TrackingConfig:
 class RunConfig:
     """One job."""
 
+    name: str | None = None
+    """Name of the sweep's folder, or of a single job."""
     model: ModelConfig = field(default_factory=ModelConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     edges: Edges = Edges.act

@@ -8,6 +8,7 @@ from typing import Any
 from gr_sweep.config import RunConfig, to_plain
 
 NO_EFFECT_ON_RESULT = (
+    "name",
     "tracking",
     "resume",
     "baselines",

@@ -113,15 +113,16 @@ def run_job(
         job = Job(config, folder, processes, device, signals)
         job.prepare()
         if is_baseline and processes.from_main(
-            lambda: jobdir.copy_results(folder, job.identity, sweep)
+            lambda: jobdir.copy_results(folder, job.identity, {"sweep": sweep, "title": title})
         ):
             return
         job.begin(locks)
-        job.build(sweep)
+        job.build(sweep, title)
         with job.tracker:
             job.train()
             job.evaluate()
-            job.summarise({"sweep": sweep, "command": command, "overrides": overrides})
+            names = {"sweep": sweep, "title": title, "command": command, "overrides": overrides}
+            job.summarise(names)
 
 
 @dataclass
@@ -166,7 +167,7 @@ class Job:
             processes=self.processes,
         )
 
-    def build(self, sweep: str) -> None:
+    def build(self, sweep: str, title: str) -> None:
         """Makes the batches, the routed model on its device, the held-out text and the tracker."""
         config, data, processes = self.config, self.data, self.processes
 
@@ -195,7 +196,7 @@ class Job:
             save_model_files(self.folder, model, data.tokenizer_dir)
             if not makes_plan_in_training(config):
                 write_whole(self.folder / jobdir.PLAN, self.routed.plan.to_json() + "\n")
-        self.tracker = processes.together(lambda: self._make_tracker(sweep))
+        self.tracker = processes.together(lambda: self._make_tracker(sweep, title))
 
     def train(self) -> None:
         """Trains to the end, from the newest checkpoint if there is one."""
@@ -345,14 +346,14 @@ class Job:
             self.config, self.data, tokens, self.device, self.processes, text, markers
         )
 
-    def _make_tracker(self, sweep: str) -> Tracker:
+    def _make_tracker(self, sweep: str, title: str) -> Tracker:
         if not self.processes.is_main:
             return Tracker()
         plain = to_plain(self.config)
         return make_tracker(
             self.config.tracking,
             folder=self.folder,
-            job=self.folder.name,
+            job=title or self.folder.name,
             sweep=sweep,
             run_config=plain,
             tags=run_tags(plain),

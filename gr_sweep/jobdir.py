@@ -153,9 +153,9 @@ def different_job(folder: Path, changes: list[str]) -> JobError:
     )
 
 
-def copy_results(folder: Path, identity: Identity, sweep: str) -> bool:
+def copy_results(folder: Path, identity: Identity, names: Mapping[str, str]) -> bool:
     """Copies the results of a finished job of equal identity from another sweep next to this one;
-    returns whether there is such a job."""
+    returns whether there is such a job. `names` replace fields of its summary."""
     # By default the folder of a job ends in these digits.
     for path in sorted(folder.parent.parent.glob(f"*/*-{identity.config[:8]}/{SUMMARY}")):
         source = path.parent
@@ -173,7 +173,7 @@ def copy_results(folder: Path, identity: Identity, sweep: str) -> bool:
             else:
                 (folder / name).unlink(missing_ok=True)
         origin = f"{source.parent.name}/{source.name}"
-        summary |= {"job": folder.name, "sweep": sweep, "taken_from": origin}
+        summary |= {"job": folder.name, **names, "taken_from": origin}
         write_summary(folder / SUMMARY, summary)
         logger.info("%s has finished the same job: its results are copied", origin)
         return True

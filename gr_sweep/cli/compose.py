@@ -24,7 +24,14 @@ from gr_sweep.checks import validate
 from gr_sweep.cli.baselines import baselines_of
 from gr_sweep.cli.check_fit import check_fit, parts_of
 from gr_sweep.cli.composer import Composer, composing
-from gr_sweep.cli.names import name_of, slug, that_count, title_of, without_fixed
+from gr_sweep.cli.names import (
+    name_of,
+    sweep_name,
+    taken_names,
+    title_of,
+    without_fixed,
+    without_paths,
+)
 from gr_sweep.cli.overrides import MAX_JOBS, explain, key_of, quoted, values_of
 from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS
 from gr_sweep.cli.task import Job
@@ -119,12 +126,15 @@ def _single(composer: Composer, lines: list[str]) -> Command:
     config, typed = _resolved(cfg)
     if config.baselines and any(key_of(line) == "baselines" for line in lines):
         raise ConfigError("baselines are runs that a sweep adds: add -m, or leave them out")
-    folder = Path(whole.hydra.run.dir.replace("{job}", name_of(config, lines)))
+    shown = without_paths(lines)
+    pattern = Path(whole.hydra.run.dir)
+    name = name_of(config, [config.name] if config.name else shown, taken_names(pattern.parent))
+    folder = Path(str(pattern).replace("{job}", name))
     job = Job(
         config=config,
         lines=lines,
         folder=folder,
-        title=title_of(lines),
+        title=config.name or title_of(shown),
         number=0,
         overruled=_overruled(lines, typed),
     )
@@ -157,9 +167,11 @@ class _Sweep:
         self.values = {key: values_of(override) for key, override in overrides.items()}
         fixed = [values[0] for key, values in self.values.items() if key not in self.swept]
         self.whole = composer.with_hydra(composer.compose(fixed), fixed, 0)
-        name = slug(that_count([*self.swept, *fixed]))
-        self.is_named = "{sweep}" in self.whole.hydra.sweep.dir
+        if "name" in self.swept:
+            raise ConfigError("name names the whole sweep: give it one value")
+        name = sweep_name(self.whole.name, self.swept, fixed)
         self.folder = Path(self.whole.hydra.sweep.dir.replace("{sweep}", name))
+        self.taken = taken_names(self.folder)
         self.jobs: list[Job] = []
         self.baselines: dict[tuple[str, ...], Job] = {}
 
@@ -198,7 +210,7 @@ class _Sweep:
         node = self.composer.base.hydra.sweep
         if OmegaConf.is_interpolation(node, "subdir"):
             node = self.composer.with_hydra(cfg, lines, number).hydra.sweep
-        name = name_of(config, differing if self.is_named else lines)
+        name = name_of(config, differing, self.taken)
         subdir = node.subdir.replace("{job}", name)
         if subdir in ("", "..") or Path(subdir).name != subdir:
             expected = "a folder within that of the sweep, such as {job}"

@@ -1,8 +1,10 @@
 """Names of jobs, sweeps and their folders, made from overrides."""
 
 import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from gr_sweep.cli.overrides import key_of
 from gr_sweep.config import UNROUTED, ProcedureKind, RunConfig
@@ -11,6 +13,8 @@ from gr_sweep.jobdir import flatten
 
 MAX_SLUG = 100
 """Longest slug, in characters. File systems allow 255 bytes; a hash and W&B's names are added."""
+
+_PATHS = ("data.root", "data.paths", "model.path", "data.cache")
 
 
 def slug(overrides: Sequence[str]) -> str:
@@ -25,14 +29,48 @@ def slug(overrides: Sequence[str]) -> str:
         parts.append(re.sub(r"[^A-Za-z0-9._=+-]+", "-", part).strip("-"))
     name = ",".join(parts)
     if len(name) > MAX_SLUG:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        name = f"{name[: MAX_SLUG - 9].rstrip(',')}-{digest}"
+        name = f"{name[: MAX_SLUG - 9].rstrip(',')}-{_digits(name)}"
     return name or "default"
 
 
-def name_of(config: RunConfig, overrides: Sequence[str]) -> str:
-    """The name of a job's folder."""
-    return f"{slug(that_count(overrides))}-{fingerprint(config)[:8]}"
+def name_of(config: RunConfig, overrides: Sequence[str], taken: Mapping[str, str]) -> str:
+    """The name of a job's folder: of the one that it has, else a slug and 8 digits of its hash.
+
+    Args:
+        overrides: those in which it differs from others.
+        taken: from `taken_names`.
+    """
+    digits = fingerprint(config)[:8]
+    return taken.get(digits) or f"{slug(that_count(overrides))}-{digits}"
+
+
+def taken_names(folder: Path) -> dict[str, str]:
+    """The folders of jobs in a sweep's folder, by the 8 digits in which their names end: a job that
+    is typed in another way keeps its folder."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return {name[-8:]: name for name in reversed(names) if name[-9:-8] == "-"}
+
+
+def sweep_name(given: str | None, swept: Iterable[str], fixed: Sequence[str]) -> str:
+    """The name of a sweep's folder: `given`, or its experiment, or the settings that it sweeps.
+
+    The last two end in 8 digits of a hash of the settings that are constant, if any are typed.
+    """
+    if given is not None:
+        return slug([given])
+    studies = [line.split("=", 1)[1] for line in fixed if key_of(line) == "experiment"]
+    constant = [line for line in that_count(fixed) if key_of(line) != "experiment"]
+    name = slug(studies or ["-".join(sorted(that_count(list(swept))))])
+    return f"{name}-{_digits(','.join(sorted(constant)))}" if constant else name
+
+
+def without_paths(overrides: Sequence[str]) -> list[str]:
+    """The overrides except those that say where files of this machine are."""
+    return [line for line in overrides if not is_below(key_of(line), _PATHS)]
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def that_count(overrides: Sequence[str]) -> list[str]:

@@ -101,6 +101,8 @@ def _read_job(folder: Path) -> tuple[Job, dict[str, str]]:
         job = Job(
             name=folder.resolve().name,
             sweep=summary.get("sweep", ""),
+            title=summary.get("title", ""),
+            overrides=summary.get("overrides", []),
             command=summary.get("command", ""),
             domains=summary["domains"],
             config=summary["config"],

@@ -71,6 +71,10 @@ class Job:
     name: str
     """Name of its folder."""
     sweep: str
+    title: str
+    """The overrides in which it differs from the other jobs of its command."""
+    overrides: list[str]
+    """All that were typed for it."""
     command: str
     """Command that runs this job again."""
     domains: list[str]
@@ -234,6 +238,22 @@ class Sweep:
         return list(dict.fromkeys(domain for job in self.jobs for domain in job.domains))
 
     @functools.cached_property
+    def has_titles(self) -> bool:
+        """Whether the jobs' own titles, which the terminal and W&B show, tell them apart: all
+        differ, and for routed jobs they name the same settings, and the others are equal."""
+        titles = [job.title for job in self.jobs]
+        named = {word.partition("=")[0] for title in titles for word in title.split()}
+        typed = [
+            (
+                [word.partition("=")[0] for word in job.title.split()],
+                sorted(line for line in job.overrides if line.partition("=")[0] not in named),
+            )
+            for job in self.jobs
+            if job.group == ROUTED
+        ]
+        return all(titles) and len(set(titles)) == len(titles) and typed[1:] == typed[:-1]
+
+    @functools.cached_property
     def labels(self) -> dict[str, str]:
         """Label of each job, by name; the name itself where two jobs have equal settings."""
         labels = {job.name: self.label(job) for job in self.jobs}
@@ -254,6 +274,9 @@ class Sweep:
 
     def label(self, job: Job, *, seed: bool = True) -> str:
         """What distinguishes the job, as a user would type it."""
+        words = [word for word in job.title.split() if seed or not word.startswith("seed=")]
+        if self.has_titles and words:
+            return " ".join(words)
         pairs = self.apart(job, seed=seed)
         return " ".join(f"{name}={value}" if name else value for name, value in pairs)
 

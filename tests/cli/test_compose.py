@@ -1,6 +1,7 @@
 """Command lines and the jobs that come of them; what is refused, and in which words."""
 
 import json
+import re
 from pathlib import Path
 
 import hydra
@@ -93,16 +94,38 @@ def test_dictionaries_take_new_keys_without_plus_signs():
     assert single("data=hub", *sources).data.sources["code"].path == "a/code"
 
 
-def test_a_sweep_folder_names_what_is_fixed_and_what_is_swept():
+def test_a_sweep_folder_names_what_is_swept_and_its_jobs_how_they_differ():
     command = sweep("edges=both,act", "model=tiny", "tracking=off")
-    assert str(command.folder) == "outputs/edges,model=tiny"
+    assert re.fullmatch(r"outputs/edges-[0-9a-f]{8}", str(command.folder))
     assert [job.title for job in command.jobs] == ["edges=both", "edges=act"]
     names = [job.folder.name for job in command.jobs]
     digits = [fingerprint(job.config)[:8] for job in command.jobs]
     assert names == [f"edges=both-{digits[0]}", f"edges=act-{digits[1]}"]
     assert all(job.folder.parent == command.folder for job in command.jobs)
-    more = sweep("edges=weight,act,both", "model=tiny", "tracking=off").jobs
+    more = sweep("edges=weight,act,both", "tracking=off", "model=tiny").jobs
     assert {job.folder for job in more} > {job.folder for job in command.jobs}
+    assert str(sweep("edges=both,act", "seed=0,1").folder) == "outputs/edges-seed"
+    assert sweep("edges=both,act", "model=mini").folder != command.folder
+    assert str(sweep("experiment=forget").folder) == "outputs/forget"
+
+
+def test_name_names_a_sweep_or_a_single_job():
+    command = sweep("name=first try", "edges=both,act", "model=tiny")
+    assert str(command.folder) == "outputs/first-try"
+    assert command.jobs[0].title == "edges=both"
+    [job] = compose(["name=first", "edges=both"]).jobs
+    assert job.title == "first" and job.folder.name.startswith("first-")
+    with pytest.raises(ConfigError, match="name names the whole sweep"):
+        sweep("name=a,b")
+
+
+def test_a_job_that_is_typed_in_another_way_keeps_its_folder(tmp_path):
+    folder = f"hydra.sweep.dir={tmp_path}"
+    first = sweep("edges=both,act", folder).jobs[0].folder
+    first.mkdir()
+    again, new = sweep("seed=0,1", "edges=both", folder).jobs
+    assert again.folder == first
+    assert new.folder.name.startswith("seed=1-")
 
 
 def test_a_job_alone_is_named_by_all_that_counts():
@@ -110,8 +133,9 @@ def test_a_job_alone_is_named_by_all_that_counts():
     assert str(job.folder) == f"outputs/runs/edges=weight,seed=1-{fingerprint(job.config)[:8]}"
     [same] = compose(["edges=weight", "seed=1"]).jobs
     assert same.folder == job.folder
-    [default] = compose([]).jobs
-    assert default.folder.name.startswith("default-")
+    [default] = compose(["data=local", "data.root=/", "model.path=null"]).jobs
+    assert default.folder.name.startswith("data=local-"), "paths of the machine are in no name"
+    assert compose([]).jobs[0].folder.name.startswith("default-")
 
 
 def test_typed_folders_are_used():
@@ -119,9 +143,7 @@ def test_typed_folders_are_used():
     assert str(job.folder) == "elsewhere"
     command = sweep("seed=0,1", "edges=act", "hydra.sweep.dir='odd \\'folder\\''")
     assert str(command.folder) == "odd 'folder'"
-    assert command.jobs[0].folder.name.startswith("edges=act,seed=0-"), (
-        "the folder does not say what is fixed, so the jobs do"
-    )
+    assert command.jobs[0].folder.name.startswith("seed=0-")
 
 
 def test_equal_jobs_are_run_once():
@@ -197,7 +219,10 @@ def test_every_experiment_opens_with_the_line_to_run_it(file, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("trian.steps=1", "no setting 'trian'; did you mean train? expected one of model, partiti"),
+        (
+            "trian.steps=1",
+            "no setting 'trian'; did you mean train? expected one of name, model, pa",
+        ),
         ("train.stesp=1", "train has no setting 'stesp'; did you mean steps? expected one of step"),
         ("edges=weigth", "invalid value for edges: 'weigth'; did you mean weight? expected one of"),
         ("baselines=[x]", "invalid value for baselines[0]: Invalid value 'x', expected one of [de"),

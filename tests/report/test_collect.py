@@ -38,6 +38,24 @@ def test_label_says_what_distinguishes_a_job_from_those_like_it(tmp_path: Path) 
     assert job.name in read_sweep(tmp_path).labels.values(), "equal settings: its folder"
 
 
+def test_titles_are_the_labels_where_they_tell_the_jobs_apart(tmp_path: Path) -> None:
+    def typed(title: str, *constant: str):
+        overrides = [*title.split(), *constant]
+        return lambda summary: summary.update(title=title, overrides=overrides)
+
+    edit(write_job(tmp_path, edges="dense"), typed("seed=0 method=dense", "train.steps=300"))
+    for edges in ("act", "none"):
+        titled = typed(f"seed=0 edges={edges}", "train.steps=300")
+        edit(write_job(tmp_path, edges=edges), titled)
+    sweep = read_sweep(tmp_path)
+    labels = list(sweep.labels.values())
+    assert labels == ["seed=0 method=dense", "seed=0 edges=none", "seed=0 edges=act"]
+    assert sweep.label(sweep.jobs[0], seed=False) == "method=dense"
+    # A command with another constant setting, whose titles do not name it.
+    edit(write_job(tmp_path, edges="both"), typed("seed=0 edges=both", "train.steps=400"))
+    assert "edges=act" in read_sweep(tmp_path).labels.values()
+
+
 def test_a_job_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     write_job(tmp_path, edges="act")
     job = write_job(tmp_path, edges="act", overrides=["again"])
