@@ -15,12 +15,10 @@ from gr_sweep.cli.app import main
 from gr_sweep.config import (
     AdaptersConfig,
     Attribution,
-    Edges,
     PlanConfig,
     PlanKind,
     ProcedureConfig,
     ProcedureKind,
-    RouteConfig,
     RunConfig,
 )
 from gr_sweep.data.prepare import prepare_data
@@ -226,26 +224,6 @@ def test_a_run_that_a_signal_stops_in_a_dense_phase_ends_like_one_never_stopped(
     assert evaluations(folder) == evaluations(whole)
 
 
-def test_a_named_tree_is_followed_before_documents_are_clustered(make_config, tmp_path):
-    """And a node with one child is split to the end."""
-    domains = ["code", "biology/cells", "biology/virology", "creative/poems"]
-    config = make_config(
-        domains=domains,
-        steps=4,
-        train={"batch_sequences": 16},
-        procedure={"rounds": 2, "documents": 4, "dense": 0.0},
-    )
-    summary = run(config, tmp_path / "job")
-    assert round_of(tmp_path / "job", 1)["labels"] == ["code", "biology", "creative"]
-    labels = ["code/0", "code/1", *domains[1:]]
-    assert round_of(tmp_path / "job", 2)["labels"] == labels
-    assert summary["domains"] == domains
-    first = round_of(tmp_path / "job", 1)["expert_loss"]
-    assert first["biology/cells"] != first["biology/virology"]  # each has its own documents
-    for domain in domains:
-        assert f"loss/expert/{domain.replace('/', '.')}" in summary["metrics"]
-
-
 def test_the_rate_warms_up_in_every_phase_and_a_round_of_weights_that_are_gone_is_read_again(
     make_config, tmp_path
 ):
@@ -291,28 +269,6 @@ def test_a_run_that_was_stopped_in_a_routed_phase_is_exported_by_its_checkpoint(
     assert main(["export", str(folder), "--keep", "code", "--to", str(tmp_path / "code")]) == 0
     made = json.loads((tmp_path / "code" / "export.json").read_text())
     assert sorted(made["removed_domains"]) == ["biology", "creative"]
-
-
-@pytest.mark.slow
-def test_where_nothing_is_cut_no_assignment_changes_training(make_config, tmp_path):
-    """Units change places, and their moments with them; the losses stay. The default run has this
-    in tests/model/test_route.py."""
-    losses = []
-    for attribution in (Attribution.act_grad, Attribution.none):
-        config = make_config(
-            steps=4,
-            edges=Edges.none,
-            route=RouteConfig(foreign_dropout=0.0),
-            plan=PlanConfig(adapters=AdaptersConfig(embed=2, unembed=4, attn=2, mlp=4)),
-            procedure={
-                "rounds": 2, "documents": 4, "attribution": attribution,
-                "prune": False, "children": 1,
-            },
-        )  # fmt: skip
-        folder = tmp_path / attribution.value
-        run(config, folder)
-        losses.append([row["train/loss"] for row in rows_of(folder) if "train/loss" in row])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_scores_and_clusters_are_of_training_text_in_the_experts_own_network(
@@ -377,14 +333,6 @@ def test_every_setting_makes_a_plan_that_trains(make_config, tmp_path, procedure
         assert attacked == set(DOMAINS)
         calibrated = {key for key in metrics if key.startswith("loss/calibrated_removed/")}
         assert calibrated == {f"loss/calibrated_removed/{d}/{d}" for d in DOMAINS}
-
-
-def test_a_lattice_reports_the_wanted_units(make_config, tmp_path):
-    plan = PlanConfig(kind=PlanKind.lattice)
-    config = make_config(steps=2, plan=plan, procedure={"rounds": 1, "documents": 4})
-    run(config, tmp_path / "job")
-    wanted = round_of(tmp_path / "job", 1)["wanted_units"]["mlp"]
-    assert sum(wanted.values()) == 2 * 192 and len(wanted) == 7
 
 
 def test_rounds_have_their_own_lengths_and_a_dense_share(make_config):

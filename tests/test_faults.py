@@ -6,7 +6,6 @@ Each fault is followed by the start that a user would make next.
 import contextlib
 import errno
 import functools
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from gr_sweep import job
 from gr_sweep.config import AdaptersConfig, PlanConfig, RunConfig
 from gr_sweep.errors import JobError
 from gr_sweep.jobdir import read_record, read_summary
@@ -130,35 +128,6 @@ def test_a_damaged_summary_is_made_again_without_training(
     assert f"{tmp_path / 'summary.json'}: renamed" in caplog.text
     assert (tmp_path / "summary.json.replaced").exists()
     assert_as_if_nothing_had_happened(tmp_path, whole)
-
-
-# A loss that is not finite
-
-
-def test_a_loss_that_is_not_finite_names_the_domain_and_keeps_a_finite_checkpoint(
-    config, tmp_path, monkeypatch
-):
-    forward, calls = job.TokenLosses.forward, []
-
-    def poisoned(self: Any, *args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        loss_sum, losses_NT = forward(self, *args)
-        if len(args) == 1:  # evaluation gives targets too
-            calls.append(1)
-            if len(calls) == 4:
-                losses_NT = losses_NT.clone()
-                losses_NT[1, 7:] = math.nan
-                loss_sum = loss_sum * math.nan
-        return loss_sum, losses_NT
-
-    with monkeypatch.context() as patch:
-        patch.setattr(job.TokenLosses, "forward", poisoned)
-        with pytest.raises(JobError) as caught:
-            run(config, tmp_path)
-    said = str(caught.value)
-    assert said.startswith("the loss of code is not finite in step 4")
-    checkpoint = newest(tmp_path)
-    assert checkpoint.name == "step_00000002"
-    assert all(tensor.isfinite().all() for tensor in saved_tensors(checkpoint).values())
 
 
 # Memory

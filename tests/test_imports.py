@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 
 import gr_sweep
+from gr_sweep.data.prepare import prepare_data
+from tests.data.corpus import local, partition, write_root
+from tests.report.conftest import write_job
 
 PACKAGE = Path(gr_sweep.__file__).parent
 
@@ -192,3 +195,39 @@ def test_routing_and_training_load_without_hydra_wandb_and_datasets(more):
     loaded = loaded_by(*parts, blocked="hydra,omegaconf,wandb,datasets")
     assert "torch" in loaded["gr_sweep.routing"]
     assert not {"transformers", "pandas"} & loaded["gr_sweep.routing"]
+
+
+CHECK = "from gr_sweep.cli.app import main; assert main(['-m', 'edges=both,nope']) == 2"
+STATUS = "from gr_sweep.cli.app import main; assert main(['status', '.']) == 0"
+RESULTS = "import gr_sweep; assert len(gr_sweep.results('.')) == 1"
+WARM_CACHE = """
+from gr_sweep.data.prepare import prepare_data
+from tests.data.corpus import local, partition
+prepare_data(local(Path('.'), Path('.')), partition('code'))
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "heavy"),
+    [
+        (CHECK, "torch transformers datasets wandb pandas"),
+        (STATUS, "torch transformers datasets wandb pandas numpy hydra"),
+        (RESULTS, "torch transformers hydra wandb"),
+        (WARM_CACHE, "torch transformers datasets pyarrow hydra tokenizers"),
+    ],
+)
+def test_what_answers_at_once_loads_nothing_heavy(program, heavy, tmp_path, monkeypatch):
+    write_job(tmp_path)
+    if program is WARM_CACHE:
+        monkeypatch.chdir(write_root(tmp_path, "code"))
+        prepare_data(local(Path("."), Path(".")), partition("code"))
+    found = f"print(*{{*{heavy.split()}}} & {{*sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; from pathlib import Path\n{program}\n{found}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "", done

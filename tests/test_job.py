@@ -1,6 +1,5 @@
 """Whole jobs on tiny models, in this process; `tests/cli` runs the command itself."""
 
-import dataclasses
 import functools
 import importlib
 import itertools
@@ -25,8 +24,7 @@ from gr_sweep.config import (
     Resume,
     RouteConfig,
 )
-from gr_sweep.data.prepare import prepare_data
-from gr_sweep.errors import JobError, PlanError
+from gr_sweep.errors import JobError
 from gr_sweep.export.run import load_routed, open_run
 from gr_sweep.fingerprint import fingerprint
 from gr_sweep.jobdir import State, read_summary, standing, write_summary
@@ -35,7 +33,7 @@ from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
 from gr_sweep.report.collect import read_samples
 from gr_sweep.train.signals import SIGNALS, Stopped
 from tests import jobs
-from tests.jobs import DOMAINS, partition_of, rows_of, run
+from tests.jobs import DOMAINS, rows_of, run
 from tests.train.saved import saved_tensors
 
 
@@ -172,36 +170,6 @@ def test_a_filtered_job_never_sees_its_domain_and_is_read_on_it_all_the_same(mak
     assert "loss/full/biology" in metrics
 
 
-def test_nested_domains_become_dots_in_keys_and_unlabelled_rows_have_their_own_name(
-    make_config, tmp_path
-):
-    labels = ["code", "biology/virology", "biology"]
-    partition = partition_of(labels, unlabelled=0.5, mislabelled=0.1)
-    config = make_config(partition=partition, plan=PlanConfig(kind=PlanKind.tree))
-    metrics = run(config, tmp_path)["metrics"]
-    rows = rows_of(tmp_path)
-    assert [row["step"] for row in rows if "train/loss/unlabelled" in row] == [1, 2, 3, 4]
-    assert "separability/matrix/biology.virology/code" in metrics
-    assert [part for kind, part in variants(tmp_path) if kind == "removed"] == [
-        "code", "biology", "biology/virology",
-    ]  # fmt: skip
-
-
-def test_a_job_goes_on_with_other_text_only_where_it_is_told_to(make_config, copied, monkeypatch):
-    (copied / "summary.json").unlink()
-    before = (copied / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr("gr_sweep.job.text_fingerprint", lambda *args: "0" * 64)
-    monkeypatch.setattr(
-        "gr_sweep.job.prepare_data",
-        lambda *args: dataclasses.replace(prepare_data(*args), fingerprint="0" * 64),
-    )
-    with pytest.raises(JobError, match=r"a job with different text \(the documents.*resume=force"):
-        run(make_config(), copied)
-    assert (copied / "metrics.jsonl").read_bytes() == before
-    [told] = run(make_config(resume=Resume.force), copied)["changes"]
-    assert told.startswith("text (the documents")
-
-
 def sends(work, number: int, at: int = 1):
     """The same function, which this process gets a signal in when it is called for that time."""
     calls = itertools.count(1)
@@ -318,16 +286,6 @@ def test_a_frozen_core_keeps_the_bfloat16_of_its_checkpoint_and_changes_no_numbe
     assert not any("adapter" in name or "norm" in name or "embed" in name for name in narrow)
 
 
-def test_a_truncated_checkpoint_of_a_model_is_one_line(make_config, tmp_path, pretrained):
-    folder = tmp_path / "model"
-    shutil.copytree(pretrained, folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:200])
-    config = make_config(model=ModelConfig(size=None, path=str(folder)))
-    with pytest.raises(PlanError, match="cannot be loaded"):
-        run(config, tmp_path / "job")
-
-
 def forgetting(**settings) -> dict:
     """Settings of a job whose core never learns biology."""
     plan = PlanConfig(kind=PlanKind.forget, forget=["biology"])
@@ -382,15 +340,6 @@ def test_marked_text_is_read_in_every_view_and_an_attack_has_its_own_table(make_
     assert {(row.view, row.part, row.domain) for row in attack} == {
         (View.removed, "biology", "biology")
     }
-
-
-def test_a_dense_model_can_unlearn_a_domain_and_be_attacked(make_config, tmp_path):
-    attack = {"relearn_steps": 2, "relearn_documents": 4, "relearn_lrs": [1e-3]}
-    evaluation = {"unlearn_steps": 2} | attack
-    run(make_config(method=MethodConfig(name=Method.dense), eval=evaluation), tmp_path)
-    rows = read_losses(tmp_path / "document_losses.csv")
-    assert {row.part for row in rows if row.view is View.unlearned} == set(DOMAINS)
-    assert {row.view for row in read_relearn(tmp_path / "relearn.csv")} == {View.unlearned}
 
 
 def test_a_baseline_is_taken_over_from_another_sweep_unless_it_began_with_another_identity(

@@ -275,14 +275,6 @@ def test_a_job_without_a_checkpoint_can_become_any_other(tmp_path):
     assert newest_step(tmp_path) is None
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(JobError, match=r"holds thesis\.tex and is not the folder of a job"):
-        differences(tmp_path, IDENTITY)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    assert differences(tmp_path / "none", IDENTITY) == []
-
-
 def test_a_forced_job_keeps_what_changed(tmp_path):
     folder = finished(begun(tmp_path))
     for code in ("other", "other", "third"):
@@ -299,12 +291,6 @@ def test_a_replaced_job_is_kept_beside_its_folder(tmp_path):
         assert replace_job(folder) == tmp_path / ".replaced" / f"job-{number}"
         assert not folder.exists() and differences(folder, IDENTITY) == []
         assert is_done(tmp_path / ".replaced" / f"job-{number}", IDENTITY)
-
-
-def test_a_job_that_was_killed_can_be_replaced(tmp_path):
-    folder = begun(tmp_path / "job")
-    Record(State.running, "mine", holder=Holder.here()).write(folder)
-    assert replace_job(folder) == tmp_path / ".replaced" / "job-1"
 
 
 # Summary

@@ -19,11 +19,6 @@ def total(cost_BU: np.ndarray, block_of_unit: np.ndarray) -> float:
     return float(cost_BU[block_of_unit, np.arange(cost_BU.shape[1])].sum())
 
 
-def least_by_trying(cost_BU: np.ndarray, sizes: list[int]) -> float:
-    blocks = np.repeat(np.arange(len(sizes)), sizes).tolist()
-    return min(total(cost_BU, np.array(tried)) for tried in set(itertools.permutations(blocks)))
-
-
 def random_sizes(random: np.random.Generator, num_units: int, num_blocks: int) -> list[int]:
     return random.multinomial(num_units, np.full(num_blocks, 1 / num_blocks)).tolist()
 
@@ -43,28 +38,17 @@ def test_the_cost_is_the_distance_from_use_by_all_owners_alike_and_nobody_else()
     )
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_no_assignment_of_all_there_are_costs_less(seed):
+@pytest.mark.parametrize(
+    ("seed", "num_units", "num_blocks"), [(0, 5, 3), (1, 7, 4), (2, 1, 1), (3, 500, 7)]
+)
+def test_no_assignment_costs_less_than_a_matching_of_units_and_places(seed, num_units, num_blocks):
     random = np.random.default_rng(seed)
-    num_units, num_blocks = int(random.integers(1, 8)), int(random.integers(1, 5))
-    # Few different costs: many ties.
-    cost_BU = random.integers(0, 4, (num_blocks, num_units)) / 4
-    if seed % 2:
-        cost_BU = random.normal(size=(num_blocks, num_units))
+    cost_BU = random.integers(0, 4, (num_blocks, num_units)) / 4  # many ties
+    if num_units == 500:
+        cost_BU = misfit(heavy_tailed(random, num_units), OWNS) * 1e-3
     sizes = random_sizes(random, num_units, num_blocks)
     block_of_unit = allocate(cost_BU, sizes)
     assert np.bincount(block_of_unit, minlength=num_blocks).tolist() == sizes
-    least = least_by_trying(cost_BU, sizes)
-    assert total(cost_BU, block_of_unit) == pytest.approx(least, abs=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_many_units_cost_as_little_as_in_a_matching_of_units_and_places(seed):
-    random = np.random.default_rng(seed)
-    cost_BU = misfit(heavy_tailed(random, 500), OWNS) * 1e-3
-    sizes = random_sizes(random, 500, len(OWNS))
-    block_of_unit = allocate(cost_BU, sizes)
-    assert np.bincount(block_of_unit, minlength=len(OWNS)).tolist() == sizes
     cost_of_place = np.repeat(cost_BU, sizes, axis=0)
     least = cost_of_place[linear_sum_assignment(cost_of_place)].sum()
     assert total(cost_BU, block_of_unit) == pytest.approx(float(least), rel=1e-9)

@@ -52,15 +52,6 @@ def test_features_take_no_gradients_and_no_notice_of_the_padding():
     np.testing.assert_allclose(found, 3**-0.5, rtol=1e-6)
 
 
-def test_two_gaussians_of_one_size_are_found_exactly():
-    features, truth = gaussians([150, 150])
-    children = fit_children(features, 2, seed=0)
-    found = children.of(features)
-    # Named by the first coordinate, as the truth is.
-    assert np.array_equal(found, truth)
-    np.testing.assert_allclose(children.centres[:, 0], [0, 4], atol=0.05)
-
-
 def test_held_out_documents_go_to_the_centre_that_they_are_near():
     children = fit_children(gaussians([100, 100, 100])[0], 3, seed=0)
     held_out, truth = gaussians([20, 30, 40], seed=7)

@@ -65,19 +65,6 @@ def test_each_block_gets_the_units_of_its_owner_and_the_core_what_is_shared():
     assert modularity_of(in_place, scores(layers)) < 0.6
 
 
-def test_layers_may_differ_where_the_network_as_a_whole_is_shared_out():
-    c, b = ("code",), ("biology",)
-    layers = [[c] * 12, [b] * 12]
-    plan = RoutePlan.peers(SHAPE, domains=DOMAINS[:2], mlp_shared=0.0)
-    assigned = assign_units(
-        plan,
-        RoutePlan.none(domains=DOMAINS[:2]),
-        {0: scores(layers, DOMAINS[:2])},
-        equal_layers=False,
-    )
-    assert [assigned.splits[layer, "mlp"].sizes for layer in (0, 1)] == [(0, 12, 0), (0, 0, 12)]
-
-
 def test_a_later_round_moves_units_within_the_expert_that_it_divides():
     before = RoutePlan.peers(SHAPE, domains=DOMAINS, mlp_shared=0.25)
     labels = ("code/0", "code/1", "biology", "creative")

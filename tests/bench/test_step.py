@@ -53,25 +53,3 @@ def test_step_prints_a_table_or_json(capsys):
     content = json.loads(capsys.readouterr().out)
     assert content["benchmark"] == "step" and content["command"].endswith("--json")
     assert [row["edges"] for row in content["rows"]] == ["none", "both"]
-
-
-def test_a_size_that_does_not_fit_ends_the_table(capsys, monkeypatch):
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(step, "bench_step", full)
-    assert step.main([*SMALL, "--model", "tiny", "nano"]) == 0
-    assert capsys.readouterr().err == "tiny does not fit into the memory of the device\n"
-
-
-def test_a_case_is_compiled_once_however_many_rounds_there_are(capsys, monkeypatch):
-    compiled = []
-
-    def stand_in(module, **_):
-        compiled.append(module)
-        return module
-
-    monkeypatch.setattr(torch, "compile", stand_in)
-    words = ["--model", "tiny", "--edges", "both", "--dropout", "0", "--compile"]
-    assert step.main([*SMALL, *words, "--activation-checkpointing", "--rounds", "2"]) == 0
-    assert len(compiled) == 2

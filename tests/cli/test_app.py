@@ -2,7 +2,6 @@
 
 import gc
 import os
-import pickle
 import re
 import shlex
 import signal
@@ -15,11 +14,9 @@ from typing import Any
 
 import pytest
 
-import gr_sweep
 from gr_sweep.cli import app
 from gr_sweep.cli.compose import compose
 from gr_sweep.cli.launchers import SweepJob, outcome_of, status_of
-from gr_sweep.cli.task import task_of
 from gr_sweep.config import RunConfig, to_plain
 from gr_sweep.data.prepare import text_fingerprint
 from gr_sweep.errors import DataError, JobError
@@ -127,15 +124,6 @@ def test_settings_that_a_procedure_overrules_are_logged(jobs):
     assert log.count("has no effect") == 2
 
 
-def test_a_single_job_ends_with_its_numbers_and_its_folder(jobs, capsys):
-    assert app.main(["edges=weight"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["code", "biology"]
-    assert lines[1].split()[-2:] == ["4.030", "4.150"]
-    assert lines[2].split()[-2:] == ["0.500", "-"]
-    assert lines[-1] == f"outputs/runs/{jobs.calls[0]['folder'].name}"
-
-
 def test_a_sweep_runs_what_is_missing_and_ends_with_the_report(jobs, capsys):
     assert app.main(["-m", "edges=both,act", "model=tiny"]) == 0
     first = capsys.readouterr()
@@ -165,20 +153,6 @@ def test_jobs_that_fail_do_not_stop_the_others(jobs, capsys):
     [log] = Path("outputs/seed").glob("seed=8-*/gr_sweep.log")
     assert "Traceback" in log.read_text()
     assert jobs.seeds == [7, 1, 8, 7, 2]
-
-
-@pytest.mark.parametrize("is_shared", [False, True])
-def test_a_process_that_is_not_the_main_one_says_what_is_its_own_error(
-    jobs, monkeypatch, caplog, is_shared
-):
-    processes = SimpleNamespace(is_main=False, rank=1, from_main=lambda work: None)
-    monkeypatch.setattr("gr_sweep.cli.task.connect", lambda: processes)
-    monkeypatch.setattr(DataError, "is_shared", is_shared)
-    command = compose(["seed=7"])
-    with pytest.raises(DataError):
-        task_of(command, command.jobs[0], "", "job").run()
-    said = [] if is_shared else ["gr-sweep: x.jsonl line 3: not UTF-8"]
-    assert [record.getMessage() for record in caplog.records] == said
 
 
 def test_a_bug_before_the_lock_is_status_1(jobs, tmp_path):
@@ -301,12 +275,6 @@ def test_a_job_whose_folder_cannot_be_written_is_one_line(jobs, capsys):
     assert not jobs.calls
 
 
-def test_a_log_level_that_does_not_exist_is_one_line(jobs, capsys):
-    assert app.main(["hydra.run.dir=X", "hydra.job_logging.root.level=FOO"]) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("gr-sweep: hydra.job_logging: ") and printed.count("\n") == 1
-
-
 def test_a_folder_that_is_not_a_jobs_is_refused(jobs, tmp_path, capsys):
     Path("X").mkdir()
     Path("X/thesis.tex").write_text("years of work")
@@ -335,32 +303,6 @@ def test_cfg_prints_the_settings(jobs, capsys):
     assert app.main(["edges=act", "--cfg", "hydra", "hydra.run.dir=x"]) == 0
     assert f"output_dir: {Path('x').resolve()}\n" in capsys.readouterr().out
     assert jobs.calls == []
-
-
-def test_a_task_pickles_without_hydra_objects(jobs):
-    command = compose(["edges=both"])
-    task = task_of(command, command.jobs[0], "", "/x")
-    sent = pickle.dumps(task)
-    assert pickle.loads(sent) == task and b"omegaconf" not in sent and b"hydra.core" not in sent
-
-
-def test_checking_a_command_does_not_load_torch(tmp_path):
-    code = (
-        "import sys; from gr_sweep.cli import app; status = app.main(['-m', 'edges=both,nope']);"
-        "heavy = {'torch', 'transformers', 'datasets', 'wandb', 'pandas'} & set(sys.modules);"
-        "sys.exit(f'{status} {heavy}')"
-    )
-    root = Path(gr_sweep.__file__).resolve().parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stderr.splitlines()[-1] == "2 set()"
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("where", "status"), [(">&-", 0), (">/dev/full", 2), ("2>&-", 0)])

@@ -87,23 +87,6 @@ def test_baselines_of_a_checkpoint_that_is_not_here(given):
     assert len(added(*hub, "edges=both", "baselines=[filtered]")) == 3
 
 
-def test_a_job_name_leaves_out_what_its_method_fixes():
-    jobs = sweep(
-        "method=routed,sgtm,demix,dense", "edges=both,weight", "plan.forget=[biology]"
-    ).jobs
-
-    assert [job.title for job in jobs] == [
-        "method=routed edges=both",
-        "method=routed edges=weight",
-        "method=sgtm",
-        "method=demix",
-        "method=dense",
-    ]
-    assert [job.folder.name.rsplit("-", 1)[0] for job in jobs][2:] == [
-        "method=sgtm", "method=demix", "method=dense",
-    ]  # fmt: skip
-
-
 def widths(configs: list) -> dict[tuple[str, ...], int | None]:
     """MLP units that the filtered runs are given, by what they never see."""
     assert all(config.method.name is Method.filtered for config in configs)

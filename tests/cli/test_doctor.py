@@ -27,24 +27,6 @@ def test_the_screen_is_whole_and_changes_nothing(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_package_is_broken_and_the_status_is_1(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "NEEDED", ("numpy", "no-such-package-anywhere"))
-    assert doctor.main([]) == 1
-    assert "pip install no-such-package-anywhere" in capsys.readouterr().out
-
-
-def test_a_folder_is_fine_nearly_full_or_broken(tmp_path, monkeypatch):
-    assert doctor.folder("cache", tmp_path / "new" / "cache")[0] == "ok"
-    monkeypatch.setattr(doctor, "LOW_DISK_GIB", 1e9)
-    assert doctor.folder("outputs", tmp_path)[0] == "warn"
-
-    def refuse(**_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    assert doctor.folder("outputs", tmp_path)[0] == "broken"
-
-
 @pytest.mark.parametrize(
     ("script", "mark", "found"),
     [

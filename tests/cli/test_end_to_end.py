@@ -1,7 +1,6 @@
 """Whole jobs, tiny ones, by the command: in this process where a new one would prove no more."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -173,26 +172,6 @@ def test_rows_that_do_not_divide_are_one_line_of_all_processes(tmp_path):
     assert "9 sequences, which do not divide over 2 processes" in err
     assert err.startswith("gr-sweep: ") and err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"other"}
-
-
-@pytest.mark.slow
-@pytest.mark.slurm
-@pytest.mark.skipif(
-    shutil.which("srun") is None
-    or subprocess.run(["sinfo"], capture_output=True, check=False).returncode != 0,
-    reason="there is no SLURM cluster",
-)
-def test_tasks_of_a_slurm_step_are_processes_of_one_job(program, alone):
-    command = [*SHARED, "train.lr=0.003", "hydra.run.dir=two"]
-    process = program.start(*command, by=["srun", "--ntasks=2", sys.executable, *MODULE])
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert err.count("step 6/6") == 1 and out.count("loss, full") == 1, err
-    losses = []
-    for folder in (alone, program.folder / "two"):
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        losses.append([row["train/loss"] for row in map(json.loads, lines) if "train/loss" in row])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 SMOKE = ["scale=smoke", "tracking=off", "data.documents=200", "train.steps=12"]

@@ -8,7 +8,6 @@ import pytest
 from gr_sweep.cli import app
 from gr_sweep.cli.compose import compose
 from gr_sweep.jobdir import write_summary
-from gr_sweep.metrics import cost
 
 TINY = ["model=tiny", "train.steps=5", "train.sequence_length=32"]
 
@@ -36,21 +35,6 @@ def test_the_jobs_are_those_of_the_sweep_and_the_total_is_of_those_that_are_miss
     assert made["total"]["jobs"] == len(missing) == 2
     for name in ("hours", "tokens", "flops"):
         assert made["total"][name] == pytest.approx(sum(job[name] for job in made["jobs"][1:]))
-
-
-def test_the_table_has_a_line_for_each_job_and_the_total_and_warnings(
-    capsys, monkeypatch, tmp_path
-):
-    monkeypatch.setitem(cost.GPUS, "a100", cost.Gpu(1e12, 1e6, 0))
-    assert app.main(["estimate", "-m", "edges=both,act", *TINY, "--gpu", "a100"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("1 x a100 per job, 0.4 TFLOP/s each")
-    for title in ("edges=both", "edges=act"):
-        assert sum(line.rstrip().endswith(f" {title}") for line in lines) == 1
-    [total] = [line for line in lines if line.startswith("to run: ")]
-    assert total.startswith("to run: 2 of 2 jobs, 3.84k tokens, ")
-    assert lines[-1].startswith("warning: edges=act") and "fit" in lines[-1]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_hours_follow_the_gpu_and_its_number(capsys):

@@ -39,11 +39,6 @@ def batches(**settings_: object) -> Batches:
     return Batches(chosen.pop("shards", None) or train_shards(), chosen.pop("domains"), **chosen)
 
 
-def true_domains(rows: np.ndarray) -> list[set[int]]:
-    """The domains (1, 2, 3) that the tokens of each row are from."""
-    return [{int(token) // 1000 for token in row if token != EOT} for row in rows]
-
-
 def test_a_step_follows_from_its_number_alone():
     one, two = batches(), batches()
     for step in range(40):
@@ -87,16 +82,6 @@ def chained(windows: np.ndarray) -> np.ndarray:
     while int(chain[-1][-1]) in by_first:
         chain.append(by_first.pop(int(chain[-1][-1])))
     return np.stack(chain)
-
-
-def test_the_rows_of_a_step_are_not_neighbours_in_one_document():
-    rows = batches(
-        shards={"a": shard([400])}, domains=["a"], sequence_length=4, batch_sequences=8
-    ).step(0)
-
-    firsts = sorted(rows[:, 0].tolist())
-    assert max(firsts) - min(firsts) > 100
-    assert sum(two - one == 4 for one, two in pairwise(firsts)) < 4
 
 
 @settings(max_examples=40, deadline=None)
@@ -169,17 +154,6 @@ def test_unlabelled_rows_follow_the_weights_and_not_the_amount_of_text():
     assert domain_counts(hidden) == [20, 40, 20]
     known = {token for of_label in rows.values() for token in of_label.flatten().tolist()}
     assert known & set(hidden.flatten().tolist()) == {EOT}, "no document is known and hidden"
-
-
-def test_too_little_text_names_domain_and_tokens():
-    with pytest.raises(DataError, match=r"code has 380 training tokens, .* needs 401 "):
-        batches(sequence_length=200)
-
-
-def test_a_domain_of_weight_0_has_no_part_in_mislabelling():
-    made = batches(mislabelled=0.5, weights={"biology": 0.0})
-    seen = {n for step in range(30) for row in true_domains(made.step(step)) for n in row}
-    assert seen == {1, 3}
 
 
 class Forbidden:
@@ -265,25 +239,6 @@ def test_permuted_labels_share_no_document_and_leave_none_out():
         assert sum(found.values()) == size
         for label, count in made.counts.items():
             assert abs(found[label] - size * count / 8) <= 1
-
-
-def test_permuting_hides_the_same_labels_and_deals_out_the_others():
-    documents = {domain: shard([20] * 40, first=10_000 * n) for n, domain in enumerate(DOMAINS, 1)}
-    options = {
-        "shards": documents,
-        "batch_sequences": 20,
-        "unlabelled": {"biology": 0.5, "*": 0.25},
-    }
-    made, routed = batches(permuted=True, **options), batches(**options)
-    assert made.counts == routed.counts == {"code": 5, "biology": 3, "creative": 5, "unlabelled": 7}
-    ours, theirs = rows_by_label(made, 90), rows_by_label(routed, 90)
-    assert np.array_equal(ours["unlabelled"], theirs["unlabelled"])
-    hidden = set(ours.pop("unlabelled").flatten()) - {EOT}
-    assert all(not hidden & set(rows.flatten()) for rows in ours.values())
-    # Labelled text is 3 parts code, 2 parts biology and 3 parts creative, under every label.
-    for rows in ours.values():
-        shares = np.array(domain_counts(rows)) / len(rows)
-        assert shares == pytest.approx([3 / 8, 2 / 8, 3 / 8], abs=0.01)
 
 
 def test_rows_that_carry_some_labels_are_those_of_the_step():

@@ -18,18 +18,6 @@ def build(folder: Path) -> dict:
     return {"vocab_size": 8}
 
 
-def never(_: Path) -> dict:
-    raise AssertionError("a cache that was complete was built again")
-
-
-def test_a_cache_is_built_once_and_then_opened(tmp_path):
-    folder = tmp_path / "deep" / "cache"
-    manifest = open_or_build(folder, build)
-    assert manifest["vocab_size"] == 8
-    assert set(manifest["files"]) == {"tokens", "tokenizer/tokenizer.json"}
-    assert open_or_build(folder, never) == manifest
-
-
 def build_slowly(folder: Path) -> dict:
     with open(folder.parent / "builds", "a") as file:
         file.write(f"{os.getpid()}\n")

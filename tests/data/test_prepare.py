@@ -1,7 +1,5 @@
 import dataclasses
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -184,19 +182,6 @@ def test_too_few_held_out_documents_are_refused_with_what_would_give_more(tmp_pa
         prepare_data(local(tmp_path, root), TWO)
 
 
-def test_a_pretrained_model_brings_its_own_tokenizer(tmp_path):
-    root = write_root(tmp_path / "root", "code", "creative")
-    own = prepare_data(local(tmp_path, root, vocab_size=320), TWO)
-    data = local(tmp_path, root)
-    made = prepare_data(data, TWO, hf_model_path=str(own.tokenizer_dir))
-    assert made.vocab_size == 320 and made.fingerprint != own.fingerprint
-    assert np.array_equal(tokens_of(made.train["code"]), tokens_of(own.train["code"]))
-    named = prepare_data(
-        dataclasses.replace(data, tokenizer=str(own.tokenizer_dir)), TWO, "no/model"
-    )
-    assert named.fingerprint == made.fingerprint
-
-
 def test_the_tokenizer_is_trained_on_equal_amounts_of_each_domain():
     documents = [
         Document(domain, text, text_id(text))
@@ -212,20 +197,3 @@ def test_the_tokenizer_is_trained_on_equal_amounts_of_each_domain():
     assert sizes == {"code": 10_000, "creative": 10_000}
     held_out = {d.text for d in documents if is_held_out(d.id)}
     assert not held_out & set(sample)
-
-
-def test_a_warm_cache_and_a_fingerprint_need_no_heavy_package(tmp_path):
-    root = write_root(tmp_path / "root", "code", "creative")
-    prepare_data(local(tmp_path, root), TWO)
-    code = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from gr_sweep.data.prepare import prepare_data\n"
-        "from tests.data.corpus import local, partition\n"
-        f"data = local(Path({str(tmp_path)!r}), Path({str(root)!r}))\n"
-        "prepare_data(data, partition('code', 'creative'))\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'hydra', 'tokenizers'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip() == "[]", result.stderr

@@ -61,16 +61,6 @@ def test_rows_are_within_one_of_their_share_or_refused_with_sizes_that_work(
     assert len(by_weight) == len(set(weights))
 
 
-@pytest.mark.parametrize(("others", "rows"), [(1, 11), (5, 3), (16, 1)])
-def test_33_rows_hold_a_third_a_tenth_and_3_percent_of_a_domain(others, rows):
-    weights = {"code": others, "creative": others}
-    found = rows_per_label(THREE, weights, 0.0, 33)
-    assert found == {"code": (33 - rows) // 2, "biology": rows, "creative": (33 - rows) // 2}
-    if others == 16:
-        with pytest.raises(ConfigError, match=r"does not split over 3 domains.*use 27"):
-            rows_per_label(THREE, weights, 0.0, 12)
-
-
 @pytest.mark.parametrize(
     ("method", "expected"),
     [

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from gr_sweep.data.tokenize import (
     END_OF_TEXT,
     load_tokenizer,
-    tokenizer_files,
     train_tokenizer,
 )
 from gr_sweep.errors import DataError
@@ -86,12 +85,3 @@ def test_a_tokenizer_without_a_separator_or_that_is_not_there_is_named(trained, 
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty cannot be loaded"):
         load_tokenizer(str(tmp_path / "empty"))
-
-
-def test_files_of_a_local_tokenizer_are_known_and_a_name_has_none(trained, tmp_path):
-    trained.save(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    names = [path.name for path in tokenizer_files(str(tmp_path))]
-    assert names == ["tokenizer.json", "tokenizer_config.json"]
-    assert tokenizer_files("owner/name") == []
-    assert tokenizer_files(str(tmp_path), "x.gguf") == [tmp_path / "x.gguf"]

@@ -29,7 +29,8 @@ def target_of(ids, logits):
     return (counts + prior) / (counts + prior).sum()
 
 
-def test_iterative_scaling_ends_where_lbfgs_does():
+def test_iterative_scaling_ends_where_lbfgs_does(monkeypatch):
+    monkeypatch.setattr(calibrate, "chunk_positions", lambda vocab, device: 7)
     routed, ids = exact_routed(), tiny_ids(6, 9, seed=3)
     ids[ids == 5] = 4  # a token that the text does not have
     bias = fitted_bias(
@@ -57,20 +58,6 @@ def test_iterative_scaling_ends_where_lbfgs_does():
     # A constant on all logits changes nothing: compare without it.
     torch.testing.assert_close(bias - bias.mean(), found - found.mean(), rtol=0, atol=1e-5)
     assert abs(float(bias[5])) < 20, "what the text lacks keeps a finite bias"
-
-
-def test_the_fit_never_raises_the_loss_of_its_text_in_any_chunks_or_batches(monkeypatch):
-    routed, ids = exact_routed(), tiny_ids(6, 9, seed=4)
-    token_losses = TokenLosses(routed)
-    losses = [float(token_losses(ids)[0].detach())]
-    for iterations in (1, 2, 5, 50):
-        bias = fitted_bias(token_losses, ids, batch_sequences=2, max_iterations=iterations)
-        fitted = calibrated(token_losses, bias)
-        losses.append(float(fitted(ids[:, :-1], ids[:, 1:])[0]))
-    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.9 * losses[0]
-    monkeypatch.setattr(calibrate, "chunk_positions", lambda vocab, device: 4)
-    again = fitted_bias(token_losses, ids, batch_sequences=6, max_iterations=50)
-    torch.testing.assert_close(again, bias)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])  # plain, bounded, divided

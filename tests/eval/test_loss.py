@@ -6,7 +6,7 @@ from gr_sweep.data.heldout import HeldoutDocument
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.model.loss import TokenLosses
-from tests.eval.tiny import CPU, DOMAINS, make_routed
+from tests.eval.tiny import CPU, make_routed
 
 
 def texts(seed: int = 0) -> list[HeldoutDocument]:
@@ -38,16 +38,6 @@ def test_a_documents_loss_is_the_sum_over_its_targets_whatever_the_batch(batch_s
                 if target != -100:
                     expected[index] -= float(logits[position].log_softmax(-1)[target])
     np.testing.assert_allclose([row.loss_nats for row in rows], expected, rtol=1e-5)
-
-
-def test_some_domains_alone_are_the_same_documents_with_the_same_losses():
-    token_losses = TokenLosses(make_routed("none"))
-    whole = batches({domain: texts(place) for place, domain in enumerate(DOMAINS)})
-    some = whole.only(["creative", "code", "unknown"])
-    assert some.documents == {pair for pair in whole.documents if pair[0] != "biology"}
-    expected = {(r.domain, r.document): r.loss_nats for r in whole.losses(token_losses)}
-    for row in some.losses(token_losses):
-        assert row.loss_nats == pytest.approx(expected[row.domain, row.document], rel=1e-6)
 
 
 class Counting(TokenLosses):
@@ -85,24 +75,3 @@ def test_layers_that_are_compiled_for_training_are_not_compiled_for_reading():
     assert held_out.losses(TokenLosses(routed)) == expected
     with pytest.raises(Exception, match="compiled"):
         routed(input_ids=torch.zeros(1, 4, dtype=torch.int64))
-
-
-def test_processes_read_each_window_once_in_as_many_batches(monkeypatch, world_size=4):
-    """Three windows, one a batch: with four processes one of them reads padding alone."""
-    routed, held_out = make_routed("peers"), {"code": texts()}
-    expected = batches(held_out).losses(TokenLosses(routed))
-    parts = []
-    monkeypatch.setattr(
-        torch.distributed, "all_reduce", lambda tensor: parts.append(tensor.clone())
-    )
-    calls = []
-    losses_of = TokenLosses(routed)
-    losses_of.register_forward_hook(lambda *_: calls.append(None))
-    for rank in range(world_size):
-        own = HeldoutBatches(
-            held_out, batch_sequences=1, device=CPU, rank=rank, world_size=world_size
-        )
-        own.losses(losses_of)
-        assert len(calls) == (rank + 1) * -(-3 // world_size)
-    whole = torch.stack(parts).sum(0).tolist()
-    assert whole == pytest.approx([row.loss_nats for row in expected], rel=1e-6)

@@ -9,7 +9,7 @@ import torch
 from gr_sweep.data.heldout import HeldoutDocument
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import is_lattice, removal_losses, served_losses
-from gr_sweep.metrics.compare import Baselines, summarize_losses
+from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
@@ -102,40 +102,6 @@ def test_without_a_part_the_networks_of_the_other_labels_are_served(
     found = [row for row in rows if (row.view, row.part) == (View.served_removed, part)]
     expected = [row.loss_nats for row in served_losses(networks)]
     assert [row.loss_nats for row in found] == pytest.approx(expected, rel=1e-6)
-
-
-def test_removal_is_judged_by_the_served_model():
-    """Three networks; without biology there are two."""
-
-    def rows(view, part, *likelihoods):
-        losses = -np.log(likelihoods)
-        return [
-            DocumentLoss(view, part, domain, Text.plain, "a", loss, 1, 9)
-            for domain, loss in zip(DOMAINS, losses, strict=True)
-        ]
-
-    kept = [
-        rows(View.kept, "code", 0.5, 0.1, 0.2),
-        rows(View.kept, "biology", 0.1, 0.6, 0.2),
-        rows(View.kept, "creative", 0.3, 0.1, 0.8),
-    ]
-    job = served_losses(kept) + rows(View.removed, "biology", 0.9, 0.9, 0.9)
-    for row in served_losses([kept[0], kept[2]]):
-        job.append(row._replace(view=View.served_removed, part="biology"))
-    filtered = rows(View.full, "", 0.5, 0.05, 0.5)
-    found, _ = summarize_losses(job, DOMAINS, Baselines(filtered={"biology": filtered}), seed=0)
-    served, left = -np.log(0.8 / 3), -np.log(0.1)
-    expected = {
-        "loss/served_removed/biology/code": -math.log(0.4),
-        "separability/served_matrix/biology/biology": left - served,
-        "separability/served_matrix/biology/creative": math.log(0.4 / 0.5),
-        "separability/served_removal/biology": (left - served) / (-math.log(0.05) - served),
-        "mean_served_removal": (left - served) / (-math.log(0.05) - served),
-        "utility/served_removed_tax/biology/code": math.log(0.5 / 0.4),
-        "utility/served_removed_tax/biology/creative": 0.0,
-        "mean_served_removed_tax": math.log(0.5 / 0.4) / 2,
-    }
-    assert {key: found[key] for key in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

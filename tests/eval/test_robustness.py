@@ -1,10 +1,8 @@
-import numpy as np
 import pytest
 import torch
 
 from gr_sweep.config import EvalConfig
 from gr_sweep.errors import JobError
-from gr_sweep.eval.finetune import fine_tune
 from gr_sweep.eval.relearn import randomize_blocks
 from gr_sweep.eval.robustness import check_evaluation, recovery, robustness_losses
 from gr_sweep.eval.text import TrainingText
@@ -72,15 +70,6 @@ def test_a_routed_model_is_calibrated_full_and_removed_and_attacked_without_each
     }
 
 
-def test_a_model_that_never_saw_a_domain_is_tried_as_it_is():
-    rows, relearned = found(make_routed(), without=["biology"])
-    assert parts(rows) == {("calibrated_full", "biology", "biology")}
-    assert parts(relearned) == {("full", "biology", "biology")}
-    untouched = mean_losses(held_out().losses(TokenLosses(make_routed())))["biology"]
-    first = [row for row in relearned if (row.lr, row.trained_tokens) == (1e-3, 0)]
-    assert mean_losses(first)["biology"] == pytest.approx(untouched, rel=1e-6)
-
-
 def test_the_attack_on_a_model_whose_adapters_are_removed_is_that_on_a_plain_one():
     adapters = {"embed": "full", "unembed": 3, "bias": True, "mlp": 2}
     routed = make_routed("forget", forget=["biology"], mlp_shared=1.0, adapters=adapters)
@@ -103,21 +92,6 @@ def test_a_dense_model_unlearns_each_domain_where_it_is_asked_to():
     assert found(make_routed()) == ([], []), "nothing was removed from it"
     config = settings(calibrate=False, relearn_steps=None)
     assert found(make_routed("peers"), config) == ([], [])
-
-
-def test_calibration_brings_down_the_loss_of_a_removed_domain():
-    """The model has come to believe that half of the vocabulary does not occur."""
-    routed = make_routed("peers")
-
-    def low_tokens(step: int) -> np.ndarray:
-        return np.random.default_rng(step).integers(1, 8, (6, 9))
-
-    fine_tune(TokenLosses(routed), low_tokens, 60, lr=1e-2, seed=0, device=CPU)
-    rows, _ = found(routed, settings(relearn_steps=None))
-    with routed.remove(["biology"]):
-        plain = mean_losses(held_out().losses(TokenLosses(routed)))["biology"]
-    removed = [r for r in rows if (r.view, r.part) == (View.calibrated_removed, "biology")]
-    assert mean_losses(removed)["biology"] < plain - 0.3
 
 
 def test_recovery_helps_the_others_and_leaves_the_removed_units_as_they_were():

@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 import gr_sweep.components
 from gr_sweep.cli.compose import compose
 from gr_sweep.errors import GrSweepError, PlanError
-from gr_sweep.model.pretrained import load
 from gr_sweep.model.sizes import SIZES
 from gr_sweep.routing.plan import RoutePlan
 from tests.export.folder import make_run
@@ -136,16 +135,6 @@ def test_a_damaged_run_is_refused_and_its_code_is_not_run(job, tmp_path, capsys,
     assert not (tmp_path / "to").exists() and not (job.parent / "ran").exists()
 
 
-def test_code_that_a_model_s_config_names_is_not_run(job, tmp_path, monkeypatch):
-    from gr_sweep.cli import app
-
-    set_in(CONFIG, auto_map={"AutoConfig": "evil.Config"})(job)
-    (job / "model" / "evil.py").write_text("raise AssertionError('ran')")
-    before = contents(job)
-    argv = ["export", str(job), "--keep", "biology", "--to", str(tmp_path / "to")]
-    assert app.main(argv) == 0 and contents(job) == before
-
-
 # Checkpoints of others
 
 
@@ -204,13 +193,3 @@ def test_a_damaged_checkpoint_of_others_is_refused_and_its_code_is_not_run(
         gr_sweep.components.make_routed(job.config, types.SimpleNamespace(vocab_size=8, eot_id=0))
     assert contents(tmp_path) == before and not (tmp_path / "ran").exists()
     assert named in str(refusal.value) and is_one_line(str(refusal.value))
-
-
-def test_tensors_that_a_model_does_not_have_and_dropout_are_named(published, tmp_path, caplog):
-    model = Path(shutil.copytree(published, tmp_path / "model"))
-    with_tensors(extra=torch.ones(3))(model)
-    set_in("config.json", attention_dropout=0.1)(model)
-    load(str(model))
-    unread, dropout = caplog.messages
-    assert unread.endswith("tensors that its model does not: extra.weight")
-    assert "set attention_dropout to 0" in dropout

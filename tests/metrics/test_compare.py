@@ -152,29 +152,12 @@ def test_metric_without_its_baseline_is_absent() -> None:
     job, everything = rows_of(JOB), all_baselines()
     assert compared(job, Baselines()) == {}
     dense_alone = compared(job, Baselines(dense=everything.dense))
-    kinds = {
-        "utility/tax",
-        "utility/expert_tax",
-        "utility/served_tax",
-        "mean_tax",
-        "mean_served_tax",
-    }
-    assert {key.rpartition("/")[0] or key for key in dense_alone} == kinds
+    kinds = {key.split("/")[1] for key in dense_alone if "/" in key}
+    assert kinds == {"tax", "expert_tax", "served_tax"}
     filtered_alone = compared(job, Baselines(filtered=everything.filtered))
-    assert set(filtered_alone) == {
-        "utility/removed_tax/biology/code",
-        "utility/removed_tax/biology/creative",
-        "utility/served_removed_tax/biology/code",
-        "utility/served_removed_tax/biology/creative",
-        "separability/removal/biology",
-        "separability/served_removal/biology",
-        "robustness/calibrated_removal/biology",
-        "mean_removed_tax",
-        "mean_served_removed_tax",
-        "mean_removal",
-        "mean_served_removal",
-        "mean_calibrated_removal",
-    }
+    assert {key.split("/")[1] for key in filtered_alone if "/" in key} == {
+        "removed_tax", "served_removed_tax", "removal", "served_removal", "calibrated_removal",
+    }  # fmt: skip
     assert compared(job, Baselines(shorter=everything.shorter)) == {}
     assert compared(job, Baselines(filtered={"code": rows_of(DENSE)})) == {}, "of another domain"
     no_worse = rows_of({("full", ""): by_domain(4.0, 4.25, 4.5)})
@@ -201,34 +184,6 @@ def test_baseline_counts_on_the_documents_of_the_job_and_must_have_read_all_of_t
     more = {domain: (10, 30, 500) for domain in DOMAINS}
     dense = rows_of(DENSE, more, noise=lambda domain, at: 3.0 if at == 2 else 0.0)
     assert compared(rows_of(JOB), Baselines(dense=dense))["utility/tax/code"] == pytest.approx(0.5)
-
-
-def test_a_label_on_an_inner_node_takes_what_is_under_it_and_not_the_other_way_round() -> None:
-    domains = ["code", "biology", "biology/virology"]
-
-    def table(*losses: float) -> dict[str, float]:
-        return dict(zip(domains, losses, strict=True))
-
-    job = rows_of(
-        {
-            ("full", ""): table(4, 4, 4),
-            ("removed", "code"): table(6, 4.5, 4.25),
-            ("removed", "biology"): table(4.75, 7, 6),
-            ("removed", "biology/virology"): table(4.25, 5, 6),
-        }
-    )
-    filtered = rows_of({("full", ""): table(4, 8, 12)})
-    baselines = Baselines(
-        dense=rows_of({("full", ""): table(4, 4, 4)}),
-        shorter={0.5: rows_of({("full", ""): table(5, 5, 5)})},
-        filtered=dict.fromkeys(domains, filtered),
-    )
-    metrics, intervals = compare(job, baselines, domains)
-    assert metrics["separability/removal/biology"] == pytest.approx((6.5 - 4) / (10 - 4))
-    # Code: biology and virology are removed; biology: code and virology; virology: code.
-    expected = ((0.75 + 0.25) / 2 + (-3.5 - 3.0) / 2 - 7.75) / 3
-    assert metrics["mean_removed_tax"] == pytest.approx(expected)
-    assert "mean_removed_compute_equivalent" in metrics and "mean_removed_tax" in intervals
 
 
 def test_dense_model_that_unlearned_a_domain_is_measured_like_a_removal() -> None:
@@ -331,13 +286,6 @@ def test_job_against_itself_pays_exactly_nothing() -> None:
     metrics, intervals = compare(dense, Baselines(dense=dense))
     assert metrics == {f"utility/tax/{domain}": 0.0 for domain in DOMAINS} | {"mean_tax": 0.0}
     assert set(intervals.values()) == {(0.0, 0.0)}
-
-
-def test_compute_equivalent_of_a_resample_below_the_first_share_counts_as_that() -> None:
-    job = noisy({("full", ""): by_domain(5.99, 5.0, 5.0)}, 0)
-    metrics, intervals = compare(job, noisy_baselines())
-    key = "utility/compute_equivalent/full/code"
-    assert intervals[key][0] == 0.25 < metrics[key] < intervals[key][1]
 
 
 # The attack

@@ -54,18 +54,6 @@ def test_compute_equivalent_takes_the_lowest_loss_so_far_of_a_curve_that_rises()
         assert math.isnan(compute_equivalent(5.5, SHARES, hole))
 
 
-def test_compute_equivalent_of_resamples_equals_that_of_each() -> None:
-    rng = np.random.default_rng(0)
-    losses, curve = rng.normal(5, 1, 200), rng.normal(5, 1, (3, 200))
-    found = compute_equivalent(losses, SHARES, list(curve))
-    each = [
-        compute_equivalent(float(loss), SHARES, [float(x) for x in curve[:, at]])
-        for at, loss in enumerate(losses)
-    ]
-    np.testing.assert_array_equal(found, each)
-    assert 0 < np.isnan(found).mean() < 1
-
-
 @pytest.mark.filterwarnings("error")
 def test_compute_equivalent_is_quiet_where_a_segment_is_nearly_flat() -> None:
     curve = [6.0, 5.0, 5.0 - 1e-12]

@@ -101,21 +101,6 @@ def test_what_others_gain_from_a_removal_counts_nothing_in_any_resample() -> Non
     assert intervals["separability/selectivity/code"] == pytest.approx(expected)
 
 
-def test_every_view_has_its_losses() -> None:
-    rows = two_domains()
-    for view, part, key in (
-        ("served", "", "loss/served/code"),
-        ("off", "a+b", "loss/off/a+b/code"),
-        ("calibrated_full", "code", "loss/calibrated_full/code/code"),
-        ("calibrated_removed", "code", "loss/calibrated_removed/code/code"),
-        ("unlearned", "code", "loss/unlearned/code/code"),
-        ("calibrated_unlearned", "code", "loss/calibrated_unlearned/code/code"),
-    ):
-        rows += [row(view, part, "code", "c0", 10.0, 10), row(view, part, "code", "c1", 50.0, 30)]
-        metrics, intervals = summarize_losses(rows, ["code", "biology"], seed=0)
-        assert metrics[key] == 60 / 40 and key in intervals
-
-
 def test_entanglement_compares_owners_with_other_domains() -> None:
     costs = {"a": 1.0, "b": 3.0, "c": 0.5, "d": -0.5}
     rows = [row("full", "", domain, domain, 40.0, 10) for domain in costs]

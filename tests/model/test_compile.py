@@ -13,7 +13,6 @@ from torch._dynamo.utils import counters
 
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
-from gr_sweep.model.units import decoder_layers
 from gr_sweep.routing.cover import CALL_MULTIPLY_ADDS
 from gr_sweep.routing.plan import RoutePlan
 from tests.model.compare import gradients
@@ -94,18 +93,6 @@ def test_norms_of_heads_and_fused_and_dense_products_are_compiled_once_too(
 ):
     monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", DENSE)
     assert_compiled_once(routed_model("forget", edges, 0.5, family, attn_shared=0.25))
-
-
-@pytest.mark.slow
-def test_layers_that_are_compiled_one_by_one_share_a_graph():
-    """As several processes compile them; otherwise Dynamo gives up after eight layers."""
-    model = tiny_model(num_hidden_layers=3)
-    plan = RoutePlan.peers(model.config, domains=FLAT, attn_shared=0.25)
-    routed = route_model(model, plan, "both", foreign_dropout=0.5)
-    for layer in decoder_layers(model):
-        layer.compile(backend="eager", dynamic=False)
-    step(routed, TokenLosses(routed), tiny_ids(8, 6))
-    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.memory import AllocatedBytes
 from tests.model.compare import gradients, route
-from tests.model.tiny import FAMILIES, LAYERS, VOCAB, tiny_ids, tiny_model
+from tests.model.tiny import FAMILIES, VOCAB, tiny_ids, tiny_model
 from tests.pairwise import crossed
 from tests.reference import Cut, assert_same
 
@@ -173,45 +173,9 @@ def test_where_the_core_is_foreign_the_unembedding_learns_as_its_linear_map_does
     assert_same(gradients(routed.model), gradients(twin.model))
 
 
-def test_rows_that_teach_the_unembedding_nothing_leave_it_zeros():
-    """Zeros, not None: processes that share a micro-batch add up gradients."""
-    model = tiny_model()
-    plan = RoutePlan.forget(model.config, domains=DOMAINS, forget=["biology"])
-    routed = route_model(model, plan, "weight")
-    with routed.batch({"biology": 3}):
-        TokenLosses(routed)(tiny_ids(3, 6))[0].backward()
-    assert model.lm_head.weight.grad.count_nonzero() == 0
-
-
 def test_an_unembedding_with_a_bias_is_refused():
     model = tiny_model()
     routed = route_model(model, RoutePlan.none(model.config, domains=DOMAINS), "none")
     model.lm_head = torch.nn.Linear(16, VOCAB, bias=True)
     with pytest.raises(PlanError, match="without bias"):
         TokenLosses(routed)
-
-
-def attention_of(compute):
-    """What each attention of the layers is given as mask, and whether it is causal by itself."""
-    seen = []
-
-    def note(graph, _):
-        for node in graph.graph.nodes:
-            if node.target is F.scaled_dot_product_attention:
-                seen.append((node.kwargs["attn_mask"] is None, node.kwargs["is_causal"]))
-        return graph
-
-    torch._dynamo.reset()
-    torch.compile(compute, backend=note, fullgraph=True)()
-    return seen
-
-
-@pytest.mark.parametrize(
-    "family",
-    ["mistral", pytest.param("qwen3", marks=pytest.mark.slow)],
-)
-def test_attention_needs_no_mask_even_where_it_is_compiled(family):
-    model = tiny_model(family, sliding_window=64) if family == "mistral" else tiny_model(family)
-    routed = route_model(model, RoutePlan.none(model.config, domains=DOMAINS), "none")
-    token_losses, tokens = TokenLosses(routed), tiny_ids(3, 6)
-    assert attention_of(lambda: token_losses(tokens)) == [(True, True)] * LAYERS

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from gr_sweep.errors import GrSweepError, PlanError
 from gr_sweep.model.families import family_of
 from gr_sweep.model.route import route_model
-from gr_sweep.routing.modules import RoutedModule
 from gr_sweep.routing.plan import RoutePlan
 from tests.model.compare import gradients, route
 from tests.model.tiny import MLP, tiny_ids, tiny_model
@@ -310,26 +309,6 @@ def test_a_layer_in_a_wrapper_is_routed_as_before():
     for index, layer in enumerate(plain):
         layers[index] = layer
     assert_same(gradients(model), wanted)
-
-
-def test_modules_that_were_sharded_since_stay_sharded_when_routing_ends():
-    class Sharded:
-        """As FSDPModule, which fully_shard puts before the class of a module."""
-
-    model, routed = routed_model()
-    wanted, plain = expected(model, routed)
-    layer = model.model.layers[1]
-    sharded = (model.model.embed_tokens, layer.mlp, layer.input_layernorm)
-    for module in sharded:
-        module.__class__ = type("Sharded", (Sharded, type(module)), {})
-    with routed.batch(COUNTS):
-        assert_same(gradients_of(loss_of(model), model), wanted)
-    routed.unroute()
-    assert not any(isinstance(module, RoutedModule) for module in model.modules())
-    assert all(isinstance(module, Sharded) for module in sharded)
-    assert_same(gradients_of(loss_of(model), model), plain)
-    with route_model(model, PLANS["forget"](model.config)).batch(COUNTS):
-        assert_same(gradients_of(loss_of(model), model), wanted)
 
 
 def test_a_model_that_is_no_longer_routed_enters_no_context():

@@ -1,7 +1,6 @@
 """Damaged folders of sweeps: `report` names what is broken, makes a page of the rest, and changes
 no file but its own."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,23 +80,6 @@ def test_job_with_damage_elsewhere_is_on_the_page_without_it(small, capsys, dama
     page = Path(printed.out.splitlines()[-1]).read_text(encoding="utf-8")
     assert "</html>" in page and "<script>alert(1)" not in page
     assert len(read_sweep(folder).jobs) == 2
-
-
-def test_losses_of_an_earlier_version_are_named_so_and_the_summary_is_shown(small, caplog) -> None:
-    folder, job = small
-    path = job / "document_losses.csv"
-    text = re.sub("(?m)^full,", "mixed,", path.read_text())
-    path.write_text(text)
-    assert "mixed" in text and len(read_sweep(folder).jobs) == 2
-    assert "earlier version of gr-sweep" in caplog.text
-
-
-def test_samples_that_are_not_as_the_job_wrote_them_are_skipped(small, caplog) -> None:
-    folder, job = small
-    (job / "samples.json").write_text('{"format": 1, "prompts": []}')
-    edit(job, lambda of: of.update(files={"samples.json": "0" * 64}))
-    assert all(not of.samples for of in read_sweep(folder).jobs)
-    assert str(job / "samples.json") in caplog.text and "checksum" in caplog.text
 
 
 def test_round_that_cannot_be_read_is_left_out(tmp_path: Path, caplog) -> None:

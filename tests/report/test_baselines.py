@@ -171,25 +171,6 @@ def test_baseline_differs_in_nothing_that_changes_a_loss(
     assert any(key.startswith("utility/") for key in metrics) == is_baseline
 
 
-def test_jobs_of_every_plan_and_edge_share_the_baselines(tmp_path: Path) -> None:
-    write_baselines(tmp_path)
-    config = config_of("sgtm")
-    config.edges, config.plan = Edges.weight, PlanConfig(kind=PlanKind.forget, forget=["biology"])
-    config.plan.full_width, config.route.foreign_dropout = True, 1.0
-    config.train.block_lr = 2.0
-    config.partition.unlabelled, config.partition.mislabelled = {"*": 0.5, "biology": 0.0}, 0.1
-    write(tmp_path, config, "sgtm")
-    write(tmp_path, config_of("random"), "random")
-    write(tmp_path, config_of(), "routed")
-    sweep = read_sweep(tmp_path)
-    assert named(sweep, "sgtm").metrics["utility/tax/code"] == pytest.approx(0.5)
-    assert named(sweep, "random").metrics["utility/tax/code"] == pytest.approx(0.75)
-    found = {job.name: (job.kind, job.edges, sweep.labels[job.name]) for job in sweep.compared}
-    assert found["filtered code 0"] == ("filtered", "dense", "filtered method.without=[code]")
-    assert found["routed"] == ("peers", "act", "edges=act")
-    assert found["sgtm"] == ("sgtm", "weight", "sgtm")
-
-
 @pytest.mark.parametrize(
     ("unlabelled", "is_leakage"),
     [({"biology": 0.3, "code": 0.3}, True), ({"*": 0.3, "biology": 0.2}, False)],
@@ -363,16 +344,6 @@ def test_flipped_digit_of_a_table_costs_only_its_own_job(
     assert "separability/removal/biology" not in metrics, "its baseline is absent"
     assert "utility/tax/code" in metrics
     assert "loss/full/code" in named(found, broken.name).metrics, "as its summary has it"
-
-
-def test_metrics_that_tables_no_longer_give_are_not_taken_from_the_summary(tmp_path: Path) -> None:
-    job = write(tmp_path, config_of(), "routed")
-    stale = {"utility/tax/code": 9.0, "mean_tax": 9.0, "robustness/leakage/code": 9.0}
-    edit(job, lambda s: s["metrics"].update(stale | {"cost/tokens_per_second": 5.0}))
-    edit(job, lambda s: s["intervals"].update({key: [8.0, 10.0] for key in stale}))
-    found = named(read_sweep(tmp_path), "routed")
-    assert not stale.keys() & (found.metrics.keys() | found.intervals.keys())
-    assert found.metrics["cost/tokens_per_second"] == 5.0 and "loss/full/code" in found.metrics
 
 
 # Over seeds

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -145,27 +144,6 @@ def test_frontier_is_what_no_other_setting_beats_in_both(page: "Page", read_stud
     )
 
 
-def test_axes_and_filter_stay_in_the_address(
-    page: "Page", report: Path, open_page: Open, read_study: Sweep
-) -> None:
-    choose(page, "expert tax biology", "selectivity code")
-    page.fill("#filter", "edges=act seed=1")
-    assert "expert tax" in (page.text_content("#scatter .xtitle") or "")
-    assert "higher is better" in (page.text_content("#scatter .ytitle") or "")
-    for [job], (x, y) in groups_of_scatter(page, read_study):
-        assert x == pytest.approx(job.metrics[registry.EXPERT_TAX("biology")], rel=1e-5)
-        assert y == pytest.approx(job.metrics[registry.SELECTIVITY("code")], rel=1e-5)
-    again = open_page(report, address="#" + page.url.partition("#")[2])
-    assert again.input_value("#axis-x") == "expert tax biology"
-    assert again.input_value("#filter") == "edges=act seed=1"
-    assert visible_jobs(again) == visible_jobs(page)
-    job = read_study.compared[5]
-    again.evaluate("(name) => { location.hash = `x=loss+L(d)&job=${name}`; }", quote(job.name))
-    again.locator("#job-title").wait_for()
-    assert again.input_value("#axis-x") == "loss L(d)"
-    assert read_study.labels[job.name] in again.inner_text("#job-title")
-
-
 @pytest.mark.parametrize(
     ("line", "test"),
     [
@@ -234,24 +212,6 @@ def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
     assert page.evaluate("document.activeElement.title") == label, "focus is on its row"
 
 
-def test_click_on_a_heading_sorts(page: "Page") -> None:
-    heading = page.locator("#comparison-table thead button", has_text="removal").first
-    column = heading.evaluate("(button) => button.closest('th').cellIndex")
-    values = []
-    for _ in range(2):
-        heading.click()
-        cells = page.locator(f"#comparison-table tbody tr > :nth-child({column + 1})").all()
-        values.append([cell.get_attribute("data-v") for cell in cells])
-    numbers = [[float(v) for v in found if v] for found in values]
-    assert numbers[0] == sorted(numbers[0]) and numbers[1] == numbers[0][::-1]
-    assert all(not found[-1] for found in values if "" in found), "what is missing comes last"
-    detail = page.locator("#comparison-table th.detail").first
-    assert detail.is_hidden()
-    page.check("[data-fold]")
-    assert detail.is_visible()
-    page.uncheck("[data-fold]")
-
-
 def test_names_from_outside_stay_text_and_texts_part_where_the_models_do(
     tmp_path: Path, open_page: Open
 ) -> None:
@@ -280,18 +240,6 @@ def test_names_from_outside_stay_text_and_texts_part_where_the_models_do(
     assert own.locator("h4").all_inner_texts() == ["without biology", "only biology"]
     assert own.first.locator("pre").inner_text() == "one <b>removed</b> biology ends here"
     assert own.first.locator(".same").first.inner_text() == "one "
-
-
-def test_controls_of_rounds_are_not_on_the_frontier(
-    alternating: Path, read_alternating: Sweep, open_page: Open
-) -> None:
-    page = open_page(write_report(alternating), width=390)
-    best = page.evaluate("frontOf(scatterGroups()).flatMap(({ jobs }) => jobs)")
-    labels = [read_alternating.labels[read_alternating.compared[at].name] for at in best]
-    assert labels and not any("attribution=random" in label for label in labels)
-    page.locator("#rounds .plot").scroll_into_view_if_needed()
-    page.locator("#rounds .main-svg").first.wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 @pytest.mark.parametrize(

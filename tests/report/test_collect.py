@@ -1,8 +1,5 @@
 """A sweep's folder becomes jobs and a tidy frame; what is unfinished or broken is named."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -117,19 +114,6 @@ def test_results_have_typed_columns(edges_folder: Path) -> None:
     assert pd.isna(frame.set_index("label").loc["dense", "mean_selectivity"])
 
 
-def test_history_joins_training_and_evaluation_by_step(edges_folder: Path) -> None:
-    frame = gr_sweep.history(edges_folder)
-    assert list(frame.columns[:4]) == ["job", "edges", "plan.kind", "step"]
-    assert not frame.duplicated(["job", "step"]).any()
-    assert frame["step"].dtype == "int64" and frame["train/loss"].dtype == "float64"
-    one = frame[frame["edges"] == "weight"].set_index("step")
-    assert list(one.index) == list(range(5, 301, 5))
-    assert list(one["eval/loss/code"].dropna().index) == [75, 150, 225, 300]
-    rows = (edges_folder / one["job"].iloc[0] / "metrics.jsonl").read_text().splitlines()
-    logged = [row for row in map(json.loads, rows) if row["step"] == 75 and "train/loss" in row]
-    assert one.loc[75, "train/loss"] == logged[0]["train/loss"]
-
-
 def test_history_has_jobs_that_are_not_done(tmp_path: Path) -> None:
     write_job(tmp_path, edges="both")
     running = tmp_path / "runs"
@@ -142,19 +126,3 @@ def test_history_has_jobs_that_are_not_done(tmp_path: Path) -> None:
     assert list(runs["step"]) == list(range(20)) and set(runs["edges"]) == {"act"}
     assert set(runs["train/loss"]) == {2.0} and "note" not in frame
     assert "runs" not in set(gr_sweep.results(tmp_path)["job"])
-
-
-def test_reading_a_sweep_loads_no_torch(edges_folder: Path) -> None:
-    program = (
-        "import sys, gr_sweep.report, gr_sweep.cli.report\n"
-        "print(sorted({'pandas', 'plotly'} & set(sys.modules)))\n"
-        f"print(len(gr_sweep.results({str(edges_folder)!r})))\n"
-        "print(sorted({'torch', 'transformers', 'hydra', 'wandb'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=Path(gr_sweep.__file__).parents[1],
-    )
-    assert done.stdout.splitlines() == ["[]", "5", "[]"], done.stderr

@@ -1,14 +1,11 @@
 """Rounds of `procedure=alternate`: the trade-off, and the table."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from gr_sweep.metrics.losses import View
-from gr_sweep.report import read_sweep, rounds
+from gr_sweep.report import rounds
 from gr_sweep.report.sweep import Sweep
-from tests.report.conftest import ALTERNATE, write_job, write_rounds
 
 
 def test_trade_off_has_a_line_for_each_group(read_alternating: Sweep) -> None:
@@ -45,17 +42,3 @@ def test_table_has_a_row_for_each_group_and_round(read_alternating: Sweep) -> No
         assert cells[name].value == pytest.approx(np.mean(expected))
         assert " to " in cells[name].interval
     assert cells["served loss"].value == pytest.approx(cells["leaf loss"].value + 0.02)
-
-
-def test_without_a_dense_run_there_is_only_the_loss_itself(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        job = write_job(tmp_path, settings=ALTERNATE, seed=seed)
-        write_rounds(job, rounds=2 - seed, seed=seed)
-    [group] = rounds.groups(read_sweep(tmp_path))
-    assert rounds.trade_off([group]) is None
-    table = rounds.table([group])
-    assert table is not None
-    names = [column.name for column in table.columns]
-    assert {"served loss", "leaf loss"} <= {*names} and not {"served tax", "leaf tax"} & {*names}
-    last = group.over_seeds(2, lambda _, of: of.modularity)
-    assert last is not None and last.interval is None, "the other seed has one round"

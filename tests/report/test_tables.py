@@ -39,19 +39,6 @@ def test_best_values_are_marked_and_missing_ones_are_dashes(read_edges: Sweep) -
     assert tables.over_seeds(read_edges) is None and tables.robustness(read_edges) is None
 
 
-def test_methods_and_settings_of_routing(read_edges: Sweep, read_study: Sweep) -> None:
-    assert "method" not in [found.name for found in tables.comparison(read_edges).columns]
-    table = tables.comparison(read_study)
-    kinds = {cell(table, row, "method").text for row in table.rows}
-    assert kinds == {"dense", "filtered", "peers", "lattice", "sgtm", "demix", "random"}
-    dropouts = {
-        row.jobs[0].kind: cell(table, row, "route.foreign_dropout").text for row in table.rows
-    }
-    assert dropouts["dense"] == dropouts["filtered"] == DASH and dropouts["sgtm"] == "1.0"
-    [row, *_] = [row for row in table.rows if row.jobs[0].kind == "sgtm"]
-    assert cell(table, row, "foreign dropout reached").text == "1.00"
-
-
 def test_missing_compute_equivalent_is_shown_as_a_bound(read_study: Sweep) -> None:
     table = tables.comparison(read_study)
     [row, *_] = [row for row in table.rows if row.jobs[0].edges == "both"]
@@ -106,19 +93,6 @@ def test_reference_without_an_uncut_group_is_the_dense_one_of_the_same_text(
         assert (difference(table, row, "served loss S(d)").value is not None) == is_compared
 
 
-def test_robustness_is_of_attacked_jobs_and_their_filtered_models(read_study: Sweep) -> None:
-    table = tables.robustness(read_study)
-    assert table is not None
-    assert {row.jobs[0].kind for row in table.rows} == {"peers", "sgtm", "filtered"}
-    [row, *_] = [row for row in table.rows if row.jobs[0].kind == "sgtm"]
-    metrics = row.jobs[0].metrics
-    assert metrics[registry.RELEARN_CENSORED("biology")] == 1
-    tokens = cell(table, row, "relearning tokens biology")
-    assert tokens.text == "\N{GREATER-THAN OR EQUAL TO} 4,000"
-    expected = f"{metrics[registry.RELEARN_FILTERED_LOSS('biology')]:.3f}"
-    assert cell(table, row, "filtered: loss biology").text == expected
-
-
 def test_a_relearning_ratio_is_shown_as_the_bound_that_it_is(tmp_path: Path) -> None:
     job = write_job(tmp_path)
     (job / "document_losses.csv").unlink()
@@ -131,18 +105,6 @@ def test_a_relearning_ratio_is_shown_as_the_bound_that_it_is(tmp_path: Path) -> 
     bounds = {part: one.bound for part in DOMAINS if (one := ratio.of(read, part)) is not None}
     assert bounds == {"code": measures.FROM, "biology": measures.BELOW, "creative": ""}
     assert ratio.of(read) is None, "a mean of an upper and a lower bound bounds nothing"
-
-
-def test_mean_is_of_the_domains_and_not_of_the_nodes_above_them(tmp_path: Path) -> None:
-    domains = ["code", "biology/cells", "biology/virology"]
-    job = write_job(tmp_path, domains=domains, plan="tree")
-    (job / "document_losses.csv").unlink()
-    losses = {"code": 5.0, "biology/cells": 6.0, "biology/virology": 7.0, "biology": 100.0}
-    found = {registry.RELEARN_LOSS(part): loss for part, loss in losses.items()}
-    edit(job, lambda summary: summary["metrics"].update(found))
-    [measure] = [item for item in measures.ROBUST if item.metric.title == "relearned loss"]
-    mean = measure.of(read_sweep(tmp_path).jobs[0])
-    assert mean is not None and mean.value == 6.0
 
 
 def test_matrices_show_removal_blocks_of_a_lattice_and_transfer(read_study: Sweep) -> None:

@@ -208,22 +208,6 @@ def test_isolated_experts_are_off_for_each_other_by_token_too(foreign_dropout):
     assert_same(found[1], found[0])
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "cut", "foreign_dropout"),
-    [
-        ("forget", {"forget": ["biology", "code"]}, Cut("both", 1.0, -0.2, 1.0), 0.5),
-        ("peers", {"mlp_shared": 0.0, "attn_shared": 0.0}, Cut("both"), 1.0),
-    ],
-)
-def test_two_forgotten_domains_and_an_empty_core_follow_the_definition(
-    kind, settings, cut, foreign_dropout
-):
-    model, plain = tiny_model(), tiny_model()
-    plan = RoutePlan.make(kind, model.config, domains=FLAT, **({"attn_shared": 0.5} | settings))
-    routed = route(model, plan, cut, foreign_dropout)
-    assert_follows_the_definition(routed, plain, cut, [{"code": 3, "biology": 2, "creative": 2}])
-
-
 def step(model, routed, counts, *, after=False, seed=0):
     """One forward and backward pass; the backward pass inside the batch, or after it."""
     ids = tiny_ids(sum(counts.values()), seed=seed)

@@ -142,33 +142,6 @@ def test_a_job_that_was_killed_offline_is_uploaded_once_and_whole(
     assert capsys.readouterr().out == "nothing to upload\n" and not server.requests
 
 
-@pytest.mark.slow
-def test_a_run_begun_offline_continues_online_with_all_its_rows(
-    tmp_path: Path, server: StubServer
-) -> None:
-    """And its offline log is not uploaded a second time."""
-    run(tmp_path, "offline", "resume=-1", "log=1:5", "fail")
-    run(tmp_path, "online", "resume=3", "log=4:6", "finish")
-    assert_same_rows(the_run(server), tmp_path, last_step=6)
-    assert not tracking_wandb.offline_logs(tmp_path)
-
-
-def test_attempts_that_begin_in_the_same_second_by_the_clock_are_one_run_in_order_of_steps(
-    tmp_path: Path, server: StubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The clock was set back between them; wandb names the second log differently."""
-    job, now = tmp_path / "sweep" / "edges=both", time.time()
-    for actions in (["resume=-1", "log=1:7", "fail"], ["resume=4", "log=5:8", "finish"]):
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "time", lambda: now)
-            run(job, "offline", *actions)
-    assert len(list(job.glob("wandb/offline-run-*-1"))) == 1
-    (job / "job.json").write_text("{}")
-    assert main(["dashboard", str(job.parent), "--upload-only"]) == 0
-    assert_same_rows(the_run(server), job, last_step=8)
-    assert not tracking_wandb.offline_logs(job)
-
-
 # A server that is away
 
 

@@ -1,11 +1,9 @@
 """The position of a process, from its environment; `test_several.py` runs several."""
 
 import pytest
-import torch
 
-from gr_sweep.config import Device
-from gr_sweep.errors import ConfigError, DataError
-from gr_sweep.train.distributed import Processes, is_main, place, rows_of
+from gr_sweep.errors import ConfigError
+from gr_sweep.train.distributed import is_main, place
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",
@@ -72,25 +70,6 @@ def test_a_variable_that_is_no_number_is_named(monkeypatch):
 def test_tasks_meet_on_the_first_host_of_a_list(nodes, host):
     here = place(SLURM | {"SLURM_STEP_NODELIST": nodes})
     assert here is not None and here.url.startswith(f"tcp://{host}:")
-
-
-def test_rows_are_divided_into_equal_contiguous_parts():
-    parts = [rows_of(rank, 3, 12, 1) for rank in range(3)]
-    assert parts == [[slice(0, 4, 1)], [slice(4, 8, 1)], [slice(8, 12, 1)]]
-    with pytest.raises(ConfigError, match=r"12 sequences, .* 5 processes; set .* a multiple of 5"):
-        rows_of(0, 5, 24, 2)
-
-
-def test_a_process_alone_does_its_work_itself():
-    alone = Processes()
-    assert alone.is_main and not alone.are_several
-    assert alone.from_main(lambda: 3) == alone.main_first(lambda: 3) == 3
-    with pytest.raises(DataError):
-        alone.main_first(lambda: raises(DataError("x")))
-    ones = torch.ones(2)
-    assert alone.sum_(ones) is ones and ones.tolist() == [1, 1]
-    with alone.joined(Device.cpu) as device:
-        assert device == torch.device("cpu") and not torch.distributed.is_initialized()
 
 
 def raises(error: Exception) -> None:

@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -404,58 +403,3 @@ def test_rows_are_read_ahead_once_in_order_and_an_error_stops_the_step_that_need
     assert [step for step, _ in asked] == [0, 1, 2, 3]
     assert not any(name == threading.current_thread().name for _, name in asked)
     assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
-
-
-def test_evaluation_is_told_the_end_and_its_time_is_not_trainings(tmp_path):
-    told = []
-
-    def evaluate(is_last):
-        told.append(is_last)
-        time.sleep(0.05)
-        return {"eval/loss/code": 1.0}
-
-    _, state, _ = run(tmp_path, evaluate=evaluate)
-    assert told == [False, False, True], "before the first step, after 3, and after 6"
-    assert 0.15 <= state.eval_s <= state.elapsed_s - state.train_s + 1e-6
-    _, resumed, _ = run(tmp_path, evaluate=evaluate)
-    assert len(told) == 3 and resumed.eval_s == state.eval_s
-
-
-def test_activation_checkpointing_changes_no_bit(tmp_path):
-    calls = []
-
-    def watched():
-        routed = make_routed()
-        routed.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(0))
-        return routed
-
-    plain, _, _ = run(tmp_path / "plain", routed=watched())
-    num_calls = len(calls)
-    calls.clear()
-    saving, _, _ = run(tmp_path / "saving", routed=watched(), activation_checkpointing=True)
-    assert len(calls) == 2 * num_calls == 12, "computed again in the backward pass"
-    assert_same_weights(plain, saving)
-
-
-@pytest.mark.slow
-def test_training_compiles_to_one_graph_and_evaluation_is_no_part_of_it(tmp_path, monkeypatch):
-    plain, _, _ = run(tmp_path / "plain", steps=3)
-    compiled = make_routed()
-    monkeypatch.setattr(
-        torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
-    )
-    torch._dynamo.reset()
-    counters = torch._dynamo.utils.counters
-    counters.clear()
-
-    def evaluate(is_last):
-        """As a job evaluates between steps: eager, in another mode, parts switched off."""
-        compiled.model.eval()
-        with torch.no_grad(), compiled.remove(["code"]):
-            TokenLosses(compiled)(torch.zeros((1, 3), dtype=torch.int64))
-        return {"eval/loss/code": 1.0}
-
-    run(tmp_path / "compiled", routed=compiled, steps=3, compile=True, evaluate=evaluate)
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
-    for name, value in plain.model.state_dict().items():
-        torch.testing.assert_close(compiled.model.state_dict()[name], value, msg=name)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 
 import pytest
 
@@ -128,16 +127,3 @@ def test_what_is_ignored_stays_ignored():
         send(signal.SIGINT)
         after.append("more work")
     assert after == ["more work"] and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-
-
-def test_a_run_in_another_thread_hears_nothing_and_changes_no_handler(handlers):
-    found = []
-
-    def work():
-        with StopSignals().listening():
-            found.append({number: signal.getsignal(number) for number in SIGNALS})
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [handlers]
