@@ -6,6 +6,7 @@ The one place that connects the parts of the package.
 import contextlib
 import functools
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,8 @@ from gr_sweep.train.step import is_bfloat16, precision_context
 
 if TYPE_CHECKING:
     from gr_sweep.alternate import LastRound
+
+logger = logging.getLogger(__name__)
 
 
 def run_job(
@@ -405,7 +408,9 @@ class Job:
         domains = self.data.domains
         metrics, _ = summarize_losses(rows, domains, seed=self.config.seed, resamples=0)
         found = {domain: metrics.get(registry.LOSS_FULL(domain)) for domain in domains}
-        return {registry.EVAL_LOSS(d): loss for d, loss in found.items() if loss is not None}
+        known = {domain: loss for domain, loss in found.items() if loss is not None}
+        logger.info("held-out loss  %s", "  ".join(f"{d} {loss:.3f}" for d, loss in known.items()))
+        return {registry.EVAL_LOSS(domain): loss for domain, loss in known.items()}
 
     def _train_flops(self) -> float:
         """Of training as the model is routed now, per token."""

@@ -97,18 +97,15 @@ def _dispatch(argv: list[str]) -> int:
         print(help_text())
         return 0
     flags = parse_flags(argv)
+    if flags.quiet:
+        flags.overrides.append("+hydra.job_logging.handlers.console.level=WARNING")
     processes = connect()
     with rare_collections():
         command = processes.main_first(functools.partial(compose_flags, flags))
     if not flags.cfg:
         return run(command)
-    if command.is_multirun:
-        raise ConfigError(
-            f"--cfg prints the settings of one job, and this command has {len(command.jobs)}; "
-            "leave out -m and give one value of each setting, or add hydra.mode=RUN to a study"
-        )
     if processes.is_main:
-        print_config(command, flags.cfg)
+        print_configs(command, flags.cfg)
     return 0
 
 
@@ -123,6 +120,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--quiet", "-q", action="store_true")
     flags, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise ConfigError(f"unknown flag {unknown[0]}; gr-sweep --help lists the flags")
@@ -140,17 +138,19 @@ def compose_flags(flags: argparse.Namespace) -> "Command":
     return compose(flags.overrides, multirun=flags.multirun, config_dir=flags.config_dir)
 
 
-def print_config(command: "Command", part: str) -> None:
-    """Prints the settings of the command's one job as YAML: those of the job, of hydra, or all."""
+def print_configs(command: "Command", part: str) -> None:
+    """Prints the settings of each job as a YAML document: those of the job, of hydra, or all."""
     from omegaconf import OmegaConf
 
     from gr_sweep.cli.composer import without_hydra
 
-    [job] = command.jobs
-    cfg = command.config_of(job, job.folder.absolute())
-    if part != "all":
-        cfg = without_hydra(cfg) if part == "job" else OmegaConf.masked_copy(cfg, "hydra")
-    print(OmegaConf.to_yaml(cfg).rstrip())
+    for job in command.jobs:
+        cfg = command.config_of(job, job.folder.absolute())
+        if part != "all":
+            cfg = without_hydra(cfg) if part == "job" else OmegaConf.masked_copy(cfg, "hydra")
+        if command.is_multirun:
+            print(f"---\n# {job.title}")
+        print(OmegaConf.to_yaml(cfg).rstrip())
 
 
 def run(command: "Command") -> int:

@@ -103,7 +103,17 @@ def _print(rows: "Rows", target: "Target") -> None:
     rate = f"{target.flops / 1e12:.4g} TFLOP/s each"
     print(f"{target.world_size} x {target.name} per job, {rate}\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("params", "active", "kept", "tokens", "FLOPs", "of dense", "peak GiB", "time"):
+    for name in (
+        "params",
+        "active",
+        "kept",
+        "tokens",
+        "a param",
+        "FLOPs",
+        "of dense",
+        "peak GiB",
+        "time",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     # Last, as it may be long: the numbers stay in place.
     table.add_column("job", overflow="fold")
@@ -114,6 +124,7 @@ def _print(rows: "Rows", target: "Target") -> None:
             short_count(estimate.active_parameters),
             "-".join(dict.fromkeys(map(short_count, kept[:1] + kept[-1:]))) or "-",
             short_count(estimate.tokens),
+            f"{estimate.tokens / estimate.parameters:.2g}",
             f"{estimate.flops:.1e}",
             f"{estimate.flops / estimate.dense_flops:.2f}",
             f"{estimate.peak_bytes / GIB:.3g}",

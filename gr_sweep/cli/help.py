@@ -31,7 +31,8 @@ VERBS = (
 
 FLAGS = (
     ("-m, --multirun", "a job for each combination of values: a=1,2 a=range(0,3) a=choice(x,y)"),
-    ("--cfg job", "print the settings of a job instead of running it; --cfg hydra: those of Hydra"),
+    ("--cfg job", "print the settings of each job, run none; --cfg hydra: those of Hydra"),
+    ("-q, --quiet", "no progress of jobs, only warnings and results"),
     ("--config-dir DIR", "also search DIR for configs"),
     ("--version", "print the version"),
 )

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from gr_sweep.cli import app
 from gr_sweep.cli.compose import compose
@@ -302,7 +303,16 @@ def test_cfg_prints_the_settings(jobs, capsys):
     assert "edges: act\n" in printed and "code: 2" in printed and "hydra:" not in printed
     assert app.main(["edges=act", "--cfg", "hydra", "hydra.run.dir=x"]) == 0
     assert f"output_dir: {Path('x').resolve()}\n" in capsys.readouterr().out
+    assert app.main(["-m", "edges=act,both", "--cfg", "job"]) == 0
+    each = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [settings["edges"] for settings in each] == ["act", "both"]
     assert jobs.calls == []
+
+
+def test_quiet_hides_progress_and_keeps_the_log(jobs, capsys):
+    assert app.main(["-q", "-m", "edges=act,both", "hydra.sweep.dir=x"]) == 0
+    assert capsys.readouterr().err == ""
+    assert "edges=act" in (jobs.calls[0]["folder"] / "gr_sweep.log").read_text()
 
 
 @pytest.mark.parametrize(("where", "status"), [(">&-", 0), (">/dev/full", 2), ("2>&-", 0)])

@@ -69,7 +69,6 @@ hydra/launcher=slurm hydra.launcher.nope=1 | hydra.launcher has no setting 'nope
 -m experiment=edges,seed_question       | experiment can change what is swept
 -m seed=range(0,1000) train.steps=range(1,1000) | more than 100000 jobs
 tracking.project=a/b                    | invalid value for tracking.project: 'a/b'; expected
--m seed=0,1 --cfg job                   | this command has 2; leave out -m
 --config-dir afile                      | config folder 'afile' is not a folder
 -x                                      | unknown flag -x
 report .                                | . holds no job
