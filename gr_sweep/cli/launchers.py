@@ -3,10 +3,7 @@
 `gr_sweep.launch` handles queues and slots. The files in a job's folder tell how it ended.
 """
 
-import os
-import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,13 +14,11 @@ from gr_sweep.cli.task import Job, JobTask
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
 from gr_sweep.jobdir import Record, State, standing
-from gr_sweep.joblock import note_end
 from gr_sweep.launch.local import LocalParallelConfig, run_side_by_side, slots_of
 from gr_sweep.launch.resources import SlurmConfig
-from gr_sweep.launch.slurm import await_kill, check_slurm, is_cancelled, run_on_slurm
+from gr_sweep.launch.slurm import check_slurm, run_on_slurm
 from gr_sweep.launch.work import Work
 from gr_sweep.train.distributed import connect
-from gr_sweep.train.signals import Stopped
 
 if TYPE_CHECKING:
     from gr_sweep.cli.compose import Command
@@ -63,13 +58,9 @@ def launch(command: "Command", tasks: Sequence[JobTask], checked: Any) -> list[R
     config = _launcher_config(command)
     if config is None:
         return [_run_here(task) for task in tasks]
-    where = os.getcwd()
-    works = [
-        Work(task.folder, task.job.title, task.job.config, SweepJob(task, where)) for task in tasks
-    ]
     launcher = _LAUNCHERS[type(config)]
-    with live_table(JobReader([work.folder for work in works]), launcher.on_interrupt):
-        launcher.run(works, config, checked, command.folder)
+    with live_table(JobReader([task.folder for task in tasks]), launcher.on_interrupt):
+        launcher.run(tasks, config, checked, command.folder)
     return [outcome_of(task.folder) for task in tasks]
 
 
@@ -86,47 +77,6 @@ def _run_here(task: JobTask) -> Record:
             raise
         return Record(State.failed, error=repr(error), is_bug=True)
     return Record(State.done)
-
-
-@dataclass(frozen=True)
-class SweepJob:
-    """Runs a task in a process of its own; it pickles."""
-
-    task: JobTask
-    where: str
-    """Folder in which the command was typed."""
-
-    def __call__(self) -> None:
-        """Runs the job in this process, one of several if SLURM started several tasks."""
-        os.chdir(self.where)  # SLURM starts a job elsewhere if a node does not have the folder
-        try:
-            self.task.run()
-        except Stopped as stopped:
-            self._hand_on(stopped)
-        except Exception as error:
-            is_bug = not isinstance(error, GrSweepError)
-            if connect().is_main:
-                if standing(self.task.folder).state is State.waiting:  # before it had the lock
-                    said = repr(error) if is_bug else str(error)
-                    note_end(self.task.folder, State.failed, said, is_bug=is_bug)
-                raise
-            # The main process says why. A task that fails first could end the others before that.
-            if is_bug:
-                raise
-
-    def _hand_on(self, stopped: Stopped) -> None:
-        """Lets the launcher start this process again, if it can."""
-        if stopped.signum == signal.SIGUSR2 and is_cancelled():
-            return
-        stopped.hand_on()
-        if stopped.signum == signal.SIGTERM:
-            await_kill()
-
-    def checkpoint(self) -> Any:
-        """What submitit submits again after a preemption or a time limit: the same job."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
 def check_launcher(command: "Command", missing: Sequence[Job]) -> Any:

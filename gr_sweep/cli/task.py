@@ -5,6 +5,7 @@ import functools
 import logging
 import logging.config
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from gr_sweep.config import ProcedureKind, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
 from gr_sweep.files import full_disk, is_full, write_whole
-from gr_sweep.jobdir import SUMMARY, Identity, identity_of, is_done
+from gr_sweep.jobdir import SUMMARY, Identity, State, identity_of, is_done, standing
+from gr_sweep.joblock import note_end
+from gr_sweep.launch.slurm import await_kill, is_cancelled
+from gr_sweep.launch.work import Work
 from gr_sweep.startup import rare_collections
 from gr_sweep.train.distributed import connect
 from gr_sweep.train.signals import Stopped
@@ -67,19 +71,18 @@ class Job:
         was first asked."""
         return (self.folder / SUMMARY).exists() and is_done(self.folder, self.identity)
 
-    @property
-    def overrides(self) -> list[str]:
-        """Its overrides as a user types them."""
-        return [line.lstrip("+") for line in self.lines]
-
 
 @dataclass(frozen=True, kw_only=True)
-class JobTask:
-    """One job, ready to run in this process or in another."""
+class JobTask(Work):
+    """One job, ready to run in this process (`run`) or in another, which calls it."""
 
-    job: Job
-    folder: Path
-    """Absolute."""
+    overrides: list[str]
+    """As a user types them."""
+    overruled: list[str]
+    """Those without effect."""
+    is_baseline: bool
+    where: str
+    """Folder in which the command was typed."""
     place: str
     """Number of the job among all of the command: [2/3]; empty for a single job."""
     sweep: str
@@ -114,14 +117,42 @@ class JobTask:
 
         with self._logged():
             run_job(
-                self.job.config,
+                self.config,
                 self.folder,
                 sweep=self.sweep,
-                overrides=self.job.overrides,
+                overrides=self.overrides,
                 command=self.command,
-                title=self.job.title,
-                is_baseline=self.job.is_baseline,
+                title=self.title,
+                is_baseline=self.is_baseline,
             )
+
+    def __call__(self) -> None:
+        """Runs the job in this process, one of several if SLURM started several tasks."""
+        os.chdir(self.where)  # SLURM starts a job elsewhere if a node does not have the folder
+        try:
+            self.run()
+        except Stopped as stopped:
+            if stopped.signum == signal.SIGUSR2 and is_cancelled():
+                return
+            stopped.hand_on()  # the launcher starts this process again, if it can
+            if stopped.signum == signal.SIGTERM:
+                await_kill()
+        except Exception as error:
+            is_bug = not isinstance(error, GrSweepError)
+            if connect().is_main:
+                if standing(self.folder).state is State.waiting:  # before it had the lock
+                    said = repr(error) if is_bug else str(error)
+                    note_end(self.folder, State.failed, said, is_bug=is_bug)
+                raise
+            # The main process says why. A task that fails first could end the others before that.
+            if is_bug:
+                raise
+
+    def checkpoint(self) -> Any:
+        """What submitit submits again after a preemption or a time limit: the same job."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
     def _prepare(self) -> None:
         """Writes the config into the job's folder and starts its log."""
@@ -137,9 +168,9 @@ class JobTask:
             logging.config.dictConfig(self.log_config)
         except ValueError as error:
             raise ConfigError(f"hydra.job_logging: {error}: {error.__cause__}") from error
-        log.info("%s", f"{self.place} {self.job.title}".strip())
-        config = self.job.config
-        for line in self.job.overruled:
+        log.info("%s", f"{self.place} {self.title}".strip())
+        config = self.config
+        for line in self.overruled:
             decides = f"method={config.method.name.value}"
             if config.procedure.name is ProcedureKind.branch and line.startswith(_OF_BRANCH):
                 decides = "procedure=branch"
@@ -177,8 +208,13 @@ def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
         "overrides": hydra.overrides.task,
     }
     return JobTask(
-        job=job,
         folder=Path(folder),
+        title=job.title,
+        config=job.config,
+        overrides=[line.lstrip("+") for line in job.lines],
+        overruled=job.overruled,
+        is_baseline=job.is_baseline,
+        where=os.getcwd(),
         place=place,
         sweep=command.folder.name,
         command=command.line_of(job),

@@ -147,7 +147,7 @@ def _start(work: Work, slot: Slot) -> Process:
         )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:  # the exit status says more
-        cloudpickle.dump(work.call, process.stdin)  # Hydra's state contains nested functions
+        cloudpickle.dump(work, process.stdin)
     return process
 
 

@@ -189,7 +189,7 @@ def _sbatch(works: Sequence[Work], config: SlurmConfig, needs: Resources) -> dic
             executor = submitit.SlurmExecutor(config.submitit_folder, _MAX_REQUEUES)
             executor.update_parameters(**parameters)
             with executor.batch():
-                jobs = [executor.submit(work.call) for work in works]
+                jobs = [executor.submit(work) for work in works]
     except (RuntimeError, OSError, ValueError) as error:  # submitit's own are RuntimeErrors
         raise JobError(f"SLURM refuses the jobs: {' '.join(str(error).split())}") from error
     return {work.folder: job.job_id for work, job in zip(works, jobs, strict=True)}

@@ -1,7 +1,6 @@
 """A job that runs in another process, and the lines that report on it."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +8,17 @@ from gr_sweep.config import RunConfig
 from gr_sweep.jobdir import State, standing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
-    """A job that another process is to run."""
+    """A job that another process runs by calling it; it pickles."""
 
     folder: Path
+    """Absolute."""
     title: str
     config: RunConfig
-    call: Callable[[], None]
-    """Runs the job; it pickles."""
+
+    def __call__(self) -> None:
+        raise NotImplementedError
 
 
 def say(work: Work, what: str) -> None:

@@ -17,7 +17,8 @@ import yaml
 
 from gr_sweep.cli import app
 from gr_sweep.cli.compose import compose
-from gr_sweep.cli.launchers import SweepJob, outcome_of, status_of
+from gr_sweep.cli.launchers import outcome_of, status_of
+from gr_sweep.cli.task import JobTask, task_of
 from gr_sweep.config import RunConfig, to_plain
 from gr_sweep.data.prepare import text_fingerprint
 from gr_sweep.errors import DataError, JobError
@@ -156,14 +157,16 @@ def test_jobs_that_fail_do_not_stop_the_others(jobs, capsys):
     assert jobs.seeds == [7, 1, 8, 7, 2]
 
 
-def test_a_bug_before_the_lock_is_status_1(jobs, tmp_path):
+def test_a_bug_before_the_lock_is_status_1(jobs, tmp_path, monkeypatch):
     def run() -> None:
         raise ZeroDivisionError("a bug")
 
     announce(Path("job"), "a title")
-    task: Any = SimpleNamespace(folder=tmp_path / "job", run=run)
+    command = compose(["seed=7"])
+    task = task_of(command, command.jobs[0], "", str(tmp_path / "job"))
+    monkeypatch.setattr(JobTask, "run", lambda task: run())
     with pytest.raises(ZeroDivisionError):
-        SweepJob(task, str(tmp_path))()
+        task()
     assert status_of([outcome_of(task.folder)]) == 1
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from gr_sweep.config import Device, RunConfig, TrainConfig
@@ -46,9 +46,23 @@ def play(folder: Path, act: str = "", seconds: float = 0.0) -> None:
         (folder / SUMMARY).write_text("{}")
 
 
-def works(tmp_path: Path, *acts: str, seconds: float = 0.0) -> list[Work]:
+@dataclass(frozen=True, kw_only=True)
+class Played(Work):
+    act: str
+    seconds: float
+
+    def __call__(self) -> None:
+        play(self.folder, self.act, self.seconds)
+
+
+def works(tmp_path: Path, *acts: str, seconds: float = 0.0) -> list[Played]:
     return [
-        Work(folder, f"job {number}", CONFIG, partial(play, folder, act, seconds))
+        Played(
+            folder=tmp_path / f"job{number}",
+            title=f"job {number}",
+            config=CONFIG,
+            act=act,
+            seconds=seconds,
+        )
         for number, act in enumerate(acts)
-        for folder in [tmp_path / f"job{number}"]
     ]

@@ -91,7 +91,7 @@ def test_a_job_that_fails_or_dies_does_not_take_down_the_others(tmp_path, cores,
 def test_a_job_of_another_process_is_waited_for(tmp_path, cores):
     cores(2)
     [job] = works(tmp_path, "", seconds=1.0)
-    other = threading.Thread(target=job.call)  # holds the folder's lock
+    other = threading.Thread(target=job)  # holds the folder's lock
     other.start()
     while standing(job.folder).state is not State.running:
         time.sleep(0.05)

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def sweep(tmp_path):
 def works_of(sweep: Path, *names: str) -> list[Work]:
     for name in names:
         announce(sweep / name, name)
-    return [Work(sweep / name, name, RunConfig(), partial(print, name)) for name in names]
+    return [Work(folder=sweep / name, title=name, config=RunConfig()) for name in names]
 
 
 @pytest.fixture
