@@ -1,4 +1,4 @@
-"""Which tracker a mode asks for, how a block closes it, and the tags of a job."""
+"""Which tracker a mode asks for, and how a block closes it."""
 
 from pathlib import Path
 
