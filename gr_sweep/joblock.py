@@ -126,29 +126,14 @@ def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
                 lock.write(State.done)
 
 
-def announce(folder: Path, title: str) -> None:
-    """Makes the folder, with the record of a waiting job, unless it runs or is finished."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _change(folder, state=State.waiting, title=title, holder=None, error=None, is_bug=False)
-
-
-def note_submitted(folder: Path, slurm_job: str) -> None:
-    """Records the number of the SLURM job that will run the job, unless it runs already."""
-    _change(folder, slurm_job=slurm_job)
-
-
-def note_end(folder: Path, state: State, error: str, *, is_bug: bool = False) -> None:
-    """Records the end of a job whose process could not, unless the job runs again."""
-    _change(folder, state=state, error=error, is_bug=is_bug)
-
-
-def _change(folder: Path, **changes: Any) -> None:
-    """Changes the record of a job that neither runs nor is finished."""
+def change_record(folder: Path, *, is_bug: bool = False, **changes: Any) -> None:
+    """Changes the record of a job that neither runs nor is finished; makes the folder."""
     if standing(folder).state in (State.running, State.done):
         return
+    folder.mkdir(parents=True, exist_ok=True)
     with lock_file(folder / LOCK, timeout_s=_PROBE_S) as has_lock:
         if has_lock:
-            dataclasses.replace(read_record(folder), **changes).write(folder)
+            dataclasses.replace(read_record(folder), is_bug=is_bug, **changes).write(folder)
 
 
 def set_summary_aside(folder: Path) -> None:

@@ -38,7 +38,7 @@ from gr_sweep.jobdir import (
     standing,
     write_summary,
 )
-from gr_sweep.joblock import announce, lock_job_dir, note_end, replace_job
+from gr_sweep.joblock import change_record, lock_job_dir, replace_job
 
 SETTINGS = {"seed": 0, "train": {"steps": 4, "lr": 0.1}}
 IDENTITY = Identity("config", "text", "code", SETTINGS)
@@ -184,7 +184,7 @@ def test_the_record_says_how_a_job_ended(tmp_path, error, state, message, is_bug
         raise error
     now = standing(tmp_path)
     assert (now.state, now.error, now.is_bug) == (state, message, is_bug)
-    note_end(tmp_path, State.stopped, "killed")
+    change_record(tmp_path, state=State.stopped, error="killed")
     assert (read_record(tmp_path).error, read_record(tmp_path).is_bug) == ("killed", False)
 
 
@@ -192,13 +192,13 @@ def test_the_state_of_a_job_follows_from_its_files(tmp_path):
     empty, announced, running, done = (tmp_path / name for name in "abcd")
     empty.mkdir()
     assert standing(empty).state is State.waiting
-    announce(announced, "edges=act")
+    change_record(announced, title="edges=act")
     assert standing(announced).state is State.waiting
     with lock_job_dir(running, "mine"):
         assert standing(running).state is State.running
         Record(State.waiting, "mine").write(running)  # as it was a moment before
-        announce(running, "other")
-        note_end(running, State.failed, "gone")
+        change_record(running, title="other")
+        change_record(running, state=State.failed, error="gone")
         record = read_record(running)
         assert (record.title, record.error) == ("mine", None), "not written over"
         Record(State.running, "mine", holder=Holder.here()).write(running)

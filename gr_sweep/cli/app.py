@@ -164,7 +164,7 @@ def run(command: "Command") -> int:
     from gr_sweep.cli.launchers import check_launcher, launch, status_of
     from gr_sweep.cli.task import task_of
     from gr_sweep.jobdir import State
-    from gr_sweep.joblock import announce
+    from gr_sweep.joblock import change_record
 
     processes = connect()
     # Only the main process looks at folders: their names may hold the time, and files change.
@@ -185,7 +185,7 @@ def run(command: "Command") -> int:
         elif processes.is_main:
             print(f"{place} {job.title}: done already".strip(), file=sys.stderr)
     for job in jobs if processes.is_main and command.is_multirun else ():
-        announce(job.folder, job.title)
+        change_record(job.folder, state=State.waiting, title=job.title, holder=None, error=None)
     outcomes = launch(command, tasks, checked) if tasks else []
     if not processes.is_main:
         return status_of(outcomes)

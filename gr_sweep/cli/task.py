@@ -16,7 +16,7 @@ from gr_sweep.config import ProcedureKind, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
 from gr_sweep.files import full_disk, is_full, write_whole
 from gr_sweep.jobdir import SUMMARY, Identity, State, identity_of, is_done, standing
-from gr_sweep.joblock import note_end
+from gr_sweep.joblock import change_record
 from gr_sweep.launch.slurm import await_kill, is_cancelled
 from gr_sweep.launch.work import Work
 from gr_sweep.startup import rare_collections
@@ -142,7 +142,7 @@ class JobTask(Work):
             if connect().is_main:
                 if standing(self.folder).state is State.waiting:  # before it had the lock
                     said = repr(error) if is_bug else str(error)
-                    note_end(self.folder, State.failed, said, is_bug=is_bug)
+                    change_record(self.folder, state=State.failed, error=said, is_bug=is_bug)
                 raise
             # The main process says why. A task that fails first could end the others before that.
             if is_bug:

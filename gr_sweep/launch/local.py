@@ -22,7 +22,7 @@ from gr_sweep.checks import check_values
 from gr_sweep.config import Device, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.jobdir import State, standing
-from gr_sweep.joblock import note_end
+from gr_sweep.joblock import change_record
 from gr_sweep.launch.work import Work, say, say_end
 from gr_sweep.train.signals import Stopped, StopSignals
 
@@ -160,10 +160,10 @@ def _note_exit(work: Work, process: Process) -> None:
     hint = " (out of memory?)" if status == -signal.SIGKILL else ""
     with contextlib.suppress(OSError, GrSweepError):  # a full disk may be why it ended
         # A killed job resumes when it is started again.
-        note_end(
+        change_record(
             work.folder,
-            State.stopped if status < 0 else State.failed,
-            f"its process ended {how}{hint}; see {work.folder / OUTPUT}",
+            state=State.stopped if status < 0 else State.failed,
+            error=f"its process ended {how}{hint}; see {work.folder / OUTPUT}",
         )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, JobError
 from gr_sweep.jobdir import Holder, State, standing
-from gr_sweep.joblock import note_end, note_submitted
+from gr_sweep.joblock import change_record
 from gr_sweep.launch.resources import Resources, SlurmConfig, check_given, resources_of
 from gr_sweep.launch.work import Work, say, say_end
 
@@ -158,7 +158,7 @@ def run_on_slurm(
             found = _sbatch(part, config, needs)
             numbers |= found
             for work in part:
-                note_submitted(work.folder, numbers[work.folder])
+                change_record(work.folder, slurm_job=numbers[work.folder])
                 say(work, f"submitted as SLURM job {numbers[work.folder]}")
         wait_for(works, numbers, config)
     except (KeyboardInterrupt, JobError):
@@ -248,7 +248,8 @@ def wait_for(works: Sequence[Work], numbers: Mapping[Path, str], config: SlurmCo
                 if time.monotonic() - gone_since.setdefault(folder, time.monotonic()) <= FILES_S:
                     continue
                 if number is not None:
-                    note_end(folder, State.stopped, _last_words(number, config, now.error))
+                    why = _last_words(number, config, now.error)
+                    change_record(folder, state=State.stopped, error=why)
             say_end(left.pop(folder), f"{len(works) - len(left)} of {len(works)}")
         if not left:
             return

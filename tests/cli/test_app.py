@@ -23,7 +23,7 @@ from gr_sweep.config import RunConfig, to_plain
 from gr_sweep.data.prepare import text_fingerprint
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.jobdir import identity_of, write_summary
-from gr_sweep.joblock import announce
+from gr_sweep.joblock import change_record
 from tests.refused import assert_refused
 
 METRICS = {
@@ -161,7 +161,7 @@ def test_a_bug_before_the_lock_is_status_1(jobs, tmp_path, monkeypatch):
     def run() -> None:
         raise ZeroDivisionError("a bug")
 
-    announce(Path("job"), "a title")
+    change_record(Path("job"), title="a title")
     command = compose(["seed=7"])
     task = task_of(command, command.jobs[0], "", str(tmp_path / "job"))
     monkeypatch.setattr(JobTask, "run", lambda task: run())

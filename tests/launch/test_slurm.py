@@ -15,7 +15,7 @@ from gr_sweep.cli.launchers import outcome_of
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.jobdir import SUMMARY, State, standing
-from gr_sweep.joblock import announce, lock_job_dir, note_submitted
+from gr_sweep.joblock import change_record, lock_job_dir
 from gr_sweep.launch import slurm
 from gr_sweep.launch.resources import Resources, SlurmConfig
 from gr_sweep.launch.slurm import run_on_slurm
@@ -45,7 +45,7 @@ def sweep(tmp_path):
 
 def works_of(sweep: Path, *names: str) -> list[Work]:
     for name in names:
-        announce(sweep / name, name)
+        change_record(sweep / name, title=name)
     return [Work(folder=sweep / name, title=name, config=RunConfig()) for name in names]
 
 
@@ -235,7 +235,7 @@ def test_jobs_that_are_in_the_queue_are_waited_for(cluster, sweep, launch, capsy
     """Those that another process runs too."""
     works = works_of(sweep, "a", "b", "c", "d")
     for work, number in zip(works[:2], ["5_0", "5_1"], strict=True):
-        note_submitted(work.folder, number)
+        change_record(work.folder, slurm_job=number)
     cluster.put("5_0")
     cluster.put("9")  # another sweep's
     with lock_job_dir(works[3].folder):
@@ -249,7 +249,7 @@ def test_jobs_that_are_in_the_queue_are_waited_for(cluster, sweep, launch, capsy
 
 def test_nothing_is_submitted_while_it_is_not_known_what_is_in_the_queue(cluster, sweep, launch):
     [work] = works_of(sweep, "a")
-    note_submitted(work.folder, "5")
+    change_record(work.folder, slurm_job="5")
     cluster.is_away(True)
     with pytest.raises(JobError, match="squeue does not answer"):
         launch([work])
