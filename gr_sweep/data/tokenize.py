@@ -166,7 +166,9 @@ class PretrainedTokenizer:
         self._hf_tokenizer.save_pretrained(folder)
 
 
-def load_tokenizer(name: str, gguf_file: str | None = None) -> PretrainedTokenizer:
+def load_tokenizer(
+    name: str, gguf_file: str | None = None, *, may_download: bool = True
+) -> PretrainedTokenizer:
     """The Hugging Face tokenizer with this name or in this folder.
 
     Raises:
@@ -182,7 +184,7 @@ def load_tokenizer(name: str, gguf_file: str | None = None) -> PretrainedTokeniz
         try:
             hf_tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, **options)
         except OSError:
-            if Path(name).is_dir():
+            if Path(name).is_dir() or not may_download:
                 raise
             check_hub(f"tokenizer {name}")
             hf_tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -190,7 +192,8 @@ def load_tokenizer(name: str, gguf_file: str | None = None) -> PretrainedTokeniz
         *(OSError, ValueError, ImportError, LookupError, RecursionError),
         *(TypeError, AttributeError),  # of a tokenizer.json with values of other types
     ) as error:
-        raise DataError(f"tokenizer {name} cannot be loaded ({first_line(error)})") from error
+        how = "" if may_download else f"; fetch it first (hf download {name})"
+        raise DataError(f"tokenizer {name} cannot be loaded ({first_line(error)}){how}") from error
     return PretrainedTokenizer(hf_tokenizer, name)
 
 

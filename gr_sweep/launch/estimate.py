@@ -20,8 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gr_sweep.components import lay_plan, named_config
 from gr_sweep.config import Precision, RunConfig, num_micro_batches, num_steps, to_plain
 from gr_sweep.data.rows import step_rows
-from gr_sweep.data.tokenize import PretrainedTokenizer
-from gr_sweep.errors import DataError, PlanError
+from gr_sweep.data.tokenize import load_tokenizer
+from gr_sweep.errors import PlanError
 from gr_sweep.metrics.cost import GPUS
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.sizes import random_model
@@ -200,7 +200,10 @@ def _of_phase(config: RunConfig, target: Target, model_config: Any, phase: Phase
 def _model_config(config: RunConfig) -> Any:
     """The Hugging Face config of the job's model, from files of this machine only."""
     if config.model.path is None:
-        return named_config(config, vocab_size=_vocab_size(config), eot_id=0)
+        vocab_size, name = config.data.vocab_size, config.data.tokenizer
+        if name is not None:
+            vocab_size = load_tokenizer(name, may_download=False).vocab_size
+        return named_config(config, vocab_size=vocab_size, eot_id=0)
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -218,24 +221,6 @@ def _model_config(config: RunConfig) -> Any:
             f"model.path={path}: its config.json is not on this machine or cannot be read, and an "
             f"estimate downloads nothing; fetch it first (hf download {path} config.json)"
         ) from error
-
-
-def _vocab_size(config: RunConfig) -> int:
-    name = config.data.tokenizer
-    if name is None:
-        return config.data.vocab_size
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise DataError(
-            f"data.tokenizer={name} is not on this machine or cannot be read, and an estimate "
-            f"downloads nothing; fetch it first (hf download {name})"
-        ) from error
-    return PretrainedTokenizer(tokenizer, name).vocab_size
 
 
 def _memory(

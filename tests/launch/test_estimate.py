@@ -243,7 +243,7 @@ def test_what_is_not_on_this_machine_is_not_downloaded(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     config = make_config()
-    with pytest.raises(DataError, match=r"data.tokenizer=nobody/nothing .* downloads nothing"):
+    with pytest.raises(DataError, match=r"tokenizer nobody/nothing .* fetch it first"):
         estimate_job(replace(config, data=DataConfig(tokenizer="nobody/nothing")), CPU)
     elsewhere = replace(config, model=ModelConfig(size=None, path="nobody/nothing"))
     with pytest.raises(PlanError, match=r"model.path=nobody/nothing: .* downloads nothing"):
