@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import cloudpickle
-
 from gr_sweep.bounds import bounded
 from gr_sweep.checks import check_values
 from gr_sweep.config import Device, RunConfig
@@ -147,7 +145,7 @@ def _start(work: Work, slot: Slot) -> Process:
         )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:  # the exit status says more
-        cloudpickle.dump(work, process.stdin)
+        pickle.dump(work, process.stdin)
     return process
 
 
