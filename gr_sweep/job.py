@@ -47,7 +47,7 @@ from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_rele
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.units import decoder_layers, keep_bfloat16
 from gr_sweep.planning import makes_plan_in_training, phases_of
-from gr_sweep.tracking import Tracker, make_tracker
+from gr_sweep.tracking import Tracker, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints, report_full_disk
 from gr_sweep.train.cost import cost_metrics, train_flops_per_token
 from gr_sweep.train.distributed import Processes, connect, shard
@@ -352,12 +352,14 @@ class Job:
     def _make_tracker(self, sweep: str, title: str) -> Tracker:
         if not self.processes.is_main:
             return Tracker()
+        plain = to_plain(self.config)
         return make_tracker(
             self.config.tracking,
             folder=self.folder,
             job=title or self.folder.name,
             sweep=sweep,
-            run_config=to_plain(self.config),
+            run_config=plain,
+            tags=run_tags(plain),
         )
 
     def _train_to(self, training: Training, batches: Batches, stop: int | None = None) -> None:

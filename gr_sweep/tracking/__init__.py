@@ -3,7 +3,7 @@
 Importing this does not import wandb.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from gr_sweep.jobdir import METRICS
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.tracking.jsonl import JsonlTracker
 
-__all__ = ["Tracker", "check_tracking", "make_tracker"]
+__all__ = ["Tracker", "check_tracking", "make_tracker", "run_tags"]
+
+_MAX_TAG_LENGTH = 64
+"""W&B refuses longer tags."""
 
 
 def check_tracking(config: TrackingConfig) -> None:
@@ -28,7 +31,7 @@ def check_tracking(config: TrackingConfig) -> None:
         ("project", [config.project], 128, "/\\#?%:"),
         ("entity", [config.entity], 128, "/\\#?%:"),
         ("group", [config.group], 128, ""),
-        ("tags", config.tags, 64, ""),
+        ("tags", config.tags, _MAX_TAG_LENGTH, ""),
     ):
         for value in values:
             if value is not None and (
@@ -49,6 +52,7 @@ def make_tracker(
     job: str,
     sweep: str,
     run_config: Mapping[str, Any],
+    tags: Sequence[str] = (),
 ) -> Tracker:
     """The tracker of one job.
 
@@ -58,6 +62,7 @@ def make_tracker(
         job: name of the job, and of the W&B run.
         sweep: name of the sweep folder; the W&B group unless `config.group` is set.
         run_config: the job's settings as a plain nested dict.
+        tags: tags besides `config.tags`; see `run_tags`. Duplicates are dropped, long ones cut.
 
     Raises:
         ConfigError: mode is online and no API key is configured.
@@ -71,9 +76,25 @@ def make_tracker(
             "entity": config.entity,
             "group": config.group or sweep,
             "name": job,
-            "tags": list(dict.fromkeys(config.tags)),
+            "tags": list(dict.fromkeys(tag[:_MAX_TAG_LENGTH] for tag in (*tags, *config.tags))),
             "config": dict(run_config),
         }
         if mode is not TrackingMode.off:
             return WandbTracker(mode, folder, run)
     return JsonlTracker(folder / METRICS)
+
+
+def run_tags(run_config: Mapping[str, Any]) -> list[str]:
+    """Tags that tell the jobs of a sweep apart.
+
+    `run_config` is `dataclasses.asdict` of a `RunConfig`, enums as their values.
+    """
+    model = run_config["model"]
+    return [
+        f"procedure={run_config['procedure']['name']}",
+        f"edges={run_config['edges']}",
+        f"plan={run_config['plan']['kind']}",
+        f"model={model['size'] or Path(model['path']).name}",
+        f"method={run_config['method']['name']}",
+        f"partition={run_config['partition']['name']}",
+    ]

@@ -1,4 +1,4 @@
-"""Which tracker a mode asks for, and how a block closes it."""
+"""Which tracker a mode asks for, how a block closes it, and the tags of a job."""
 
 from pathlib import Path
 

@@ -70,7 +70,7 @@ def test_a_run_has_group_name_tags_config_rows_matrix_and_summary(
     run(tmp_path, "auto", "log=1:4", "finish", "fail")  # what comes later is ignored
     sent = the_run(server)
     assert (sent.group, sent.display_name, sent.exit_code) == ("sweep", "edges=both", 0)
-    assert sent.tags == ["mine"]
+    assert sent.tags == ["edges=both", "mine", "x" * 64]
     assert sent.config["plan"]["value"] == {"kind": "peers"}
     assert sent.config["command"]["value"] == "gr-sweep edges=both"
     assert SUMMARY["metrics"].items() <= sent.summary.items()

@@ -37,11 +37,12 @@ def run(folder: Path, mode: str, *actions: str) -> None:
 def tracked(folder: Path, mode: str) -> Tracker:
     """The job's tracker."""
     return make_tracker(
-        TrackingConfig(mode=TrackingMode(mode), tags=["mine", "mine"]),
+        TrackingConfig(mode=TrackingMode(mode), tags=["mine", "mine", "x" * 80]),
         folder=folder,
         job="edges=both",
         sweep="sweep",
         run_config={"seed": 0, "plan": {"kind": "peers"}},
+        tags=["edges=both"],
     )
 
 
