@@ -24,6 +24,7 @@ SAVED = "wandb_dashboard.json"
 
 _EPILOG = """examples:
   gr-sweep dashboard outputs/my-sweep
+  gr-sweep dashboard outputs/my-sweep --dry-run
   gr-sweep dashboard outputs/my-sweep --upload-only
 
 exit status: 0, or 1 if a job was not uploaded, or 2 if nothing can be made
@@ -31,7 +32,7 @@ exit status: 0, or 1 if a job was not uploaded, or 2 if nothing can be made
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints what it did, and the addresses.
+    """Prints what it did and the addresses; with --dry-run the panels as JSON.
 
     Raises:
         ConfigError: no W&B key is configured, or wandb-workspaces is not installed.
@@ -44,7 +45,9 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EPILOG,
     )
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder of a sweep, or of one job")
-    parser.add_argument("--upload-only", action="store_true", help="upload offline logs only")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="print the panels as JSON only")
+    what.add_argument("--upload-only", action="store_true", help="upload offline logs only")
     arguments = parser.parse_args(list(argv))
     if arguments.upload_only:
         return 0 if _upload(arguments.dir) else 1
@@ -57,8 +60,16 @@ def main(argv: Sequence[str]) -> int:
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ConfigError("wandb-workspaces is missing; pip install gr-sweep[dashboards]")
 
-    from gr_sweep.tracking import wandb_server
+    from gr_sweep.tracking import wandb_dashboard, wandb_server
 
+    if arguments.dry_run:
+        found = wandb_dashboard.make_sections(_logged(_only(sweep, ids)))
+        panels = {
+            name: [{"panel": type(panel).__name__} | dataclasses.asdict(panel) for panel in of]
+            for name, of in found.items()
+        }
+        print(json.dumps(panels, indent=1))
+        return 0
     api = wandb_server.connect()
     is_uploaded = _upload(arguments.dir)
     with wandb_server.request_errors():

@@ -1,6 +1,7 @@
 """What ends `gr-sweep dashboard` before it asks a server."""
 
 import importlib.util as importlib_util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,22 @@ def sweep(tmp_path: Path) -> Path:
     (job / "wandb").mkdir()
     (job / "wandb" / "run_id").write_bytes(b"\xff")
     return folder
+
+
+def test_a_dry_run_prints_the_panels_and_asks_nobody(
+    sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb_workspaces")
+    monkeypatch.setattr("gr_sweep.tracking.wandb_server.connect", lambda: 1 / 0)
+    assert main(["dashboard", str(sweep), "--dry-run"]) == 0
+    sections = json.loads(capsys.readouterr().out)
+    scatter, *_, parallel = sections["Utility and separability"]
+    assert scatter["panel"] == "ScatterPlot"
+    assert (scatter["x"]["name"], scatter["y"]["name"]) == ("mean_served_tax", "mean_selectivity")
+    # What tells the runs apart: the dense one is only a baseline.
+    assert parallel["columns"][0]["metric"]["name"] == "edges"
+    pictures = [panel["media_keys"] for panel in sections["Removal"] if "media_keys" in panel]
+    assert pictures == [["separability/heat_map"]]
 
 
 def test_a_dashboard_that_cannot_be_made_is_refused_in_one_line(
