@@ -5,7 +5,6 @@ Exit status: 0 all done, 1 a bug, 2 an error that the user can fix, 130 interrup
 
 import argparse
 import contextlib
-import errno
 import functools
 import importlib
 import io
@@ -31,42 +30,31 @@ if TYPE_CHECKING:
 VERBS = ("report", "export", "estimate", "bench", "status", "dashboard", "doctor")
 """Each is a module of `gr_sweep.cli` with a `main(argv)`."""
 
-_NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
-"""Errors of printing; where a file cannot be written, the error has its name."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit status.
 
     A GrSweepError is printed as one line; HYDRA_FULL_ERROR=1 shows its traceback.
     """
-    # Python has None where the shell has closed one.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # for terminals that lack a character
     try:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the shell
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # `| head` has read enough
-        _drop_output()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does Python at exit
         return 128 + signal.SIGPIPE
     except GrSweepError as error:
         if wants_tracebacks():
             raise
         said, status = str(error), 2
     except OSError as error:
-        is_named = error.filename is not None
-        if wants_tracebacks() or not (is_named or error.errno in _NO_OUTPUT):
+        if wants_tracebacks() or error.filename is None:  # of printing, or a bug
             raise
-        status = 2
-        if is_named:
-            said = str(unusable(error))
-        else:
-            said = f"the output cannot be written: {error.strerror}; jobs that are done stay done"
-            _drop_output()
+        said, status = str(unusable(error)), 2
     except KeyboardInterrupt:
         said, status = "interrupted; the same command resumes from here", 130
     except Stopped as stopped:
@@ -76,11 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             print(f"gr-sweep: {said}", file=sys.stderr)
     return status
-
-
-def _drop_output() -> None:
-    """Sends what is still to be printed nowhere; Python would complain when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str]) -> int:
