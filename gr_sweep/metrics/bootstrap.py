@@ -101,6 +101,12 @@ def interval(resampled: FloatArray) -> tuple[float, float] | None:
     """The middle 95 % of resampled values (1-D); None where one of them is not finite."""
     if resampled.size == 0 or not np.isfinite(resampled).all():
         return None
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(resampled, [tail, 100 - tail])
-    return float(low), float(high)
+    values, tail = np.sort(resampled), (1 - CONFIDENCE) / 2
+
+    def quantile(share: float) -> float:
+        # np.percentile is ten times as slow for so few values.
+        below, rest = divmod(share * (len(values) - 1), 1)
+        low, high = values[int(below)], values[min(int(below) + 1, len(values) - 1)]
+        return float(low + rest * (high - low))
+
+    return quantile(tail), quantile(1 - tail)

@@ -1,6 +1,7 @@
 """What the registry says about a metric: its key, unit, direction, formula, meaning and mean."""
 
 import enum
+import functools
 import re
 from dataclasses import dataclass
 
@@ -51,14 +52,15 @@ class Metric:
         Raises:
             TypeError: the template takes another number of names.
         """
-        parts = PLACEHOLDER.split(self.key)
-        if len(parts) != len(names) + 1:
-            raise TypeError(f"{self.key} takes {len(parts) - 1} names, got {names}")
-        return parts[0] + "".join(
-            metric_name(name) + part for name, part in zip(names, parts[1:], strict=True)
-        )
+        if len(names) != len(self.placeholders):
+            raise TypeError(f"{self.key} takes {len(self.placeholders)} names, got {names}")
+        return self._template.format(*map(metric_name, names))
 
-    @property
+    @functools.cached_property
+    def _template(self) -> str:
+        return PLACEHOLDER.sub("{}", self.key)
+
+    @functools.cached_property
     def placeholders(self) -> tuple[str, ...]:
         """Names of the template's placeholders."""
         return tuple(found[1:-1] for found in PLACEHOLDER.findall(self.key))

@@ -80,14 +80,14 @@ class JobTables:
             owners=_read_owners(folder / PLAN) if has_blocks else {},
         )
 
-    @property
+    @functools.cached_property
     def left_out(self) -> list[str]:
         """Domains and nodes that a filtered job never saw."""
         if self.job.kind not in (Method.filtered.value, Method.filtered_observed.value):
             return []
         return [str(part) for part in self.job.settings.get("method.without") or []]
 
-    @property
+    @functools.cached_property
     def alone(self) -> str | None:
         """The domain, with those below it, that a filtered job was trained on and no other."""
         if not self.left_out or self.job.kind != Method.filtered.value:
@@ -96,7 +96,7 @@ class JobTables:
         kept = tuple(domain for domain in self.job.domains if domain not in left_out)
         return next((d for d in kept if expand([d], self.job.domains) == kept), None)
 
-    @property
+    @functools.cached_property
     def width(self) -> int | None:
         """MLP hidden units that the settings ask for; None: those of a checkpoint."""
         settings = self.job.settings
@@ -139,13 +139,13 @@ def with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables]) -> list
     """The jobs with metrics recomputed from their tables, which are given by the jobs' names, and
     those of their baselines. A job without tables is as it was."""
     contexts = {name: own.job.context(_WIDTH) for name, own in tables.items()}
-    found = []
-    for job in jobs:
-        if job.name in tables:
-            others = [own for name, own in tables.items() if contexts[name] == contexts[job.name]]
-            job = _with_baselines(tables[job.name], others)
-        found.append(job)
-    return found
+    alike: dict[str, list[JobTables]] = {}
+    for name, own in tables.items():
+        alike.setdefault(contexts[name], []).append(own)
+    return [
+        _with_baselines(tables[job.name], alike[contexts[job.name]]) if job.name in tables else job
+        for job in jobs
+    ]
 
 
 def _with_baselines(own: JobTables, others: Sequence[JobTables]) -> Job:

@@ -87,8 +87,7 @@ def identity(label: str, job: Job) -> dict[str, Any]:
 
 def indices(sweep: Sweep, jobs: Sequence[Job]) -> list[int]:
     """Index of each job in `Sweep.compared`."""
-    places = {job.name: at for at, job in enumerate(sweep.compared)}
-    return [places[job.name] for job in jobs]
+    return [sweep.places[job.name] for job in jobs]
 
 
 def padded(values: Sequence[float], share: float = 0.04) -> list[float]:
@@ -118,14 +117,14 @@ def trace_of(points: Sequence[Point], **settings: Any) -> dict[str, Any]:
     }
 
 
-def _on_one_scale(by_domain: Mapping[str, list[dict[str, Any]]]) -> dict[str, Figure]:
+def _on_one_scale(by_domain: Mapping[str, list[dict[str, Any]]], across: str) -> dict[str, Figure]:
     """A figure for each domain, all with the same range, so that domains can be compared."""
     traces = [trace for data in by_domain.values() for trace in data]
     seen = [y for trace in traces for y in trace["y"] if y is not None]
     layout = {
-        "margin": {"l": 38, "r": 8, "t": 8, "b": 34},
-        "xaxis": {"rangemode": "tozero"},
-        "yaxis": {"range": padded(seen)} if seen else {},
+        "margin": {"l": 52, "r": 8, "t": 8, "b": 42},
+        "xaxis": {"rangemode": "tozero", "title": {"text": across}},
+        "yaxis": {"title": {"text": "loss, nats per token"}, "range": padded(seen or [0.0])},
     }
     return {domain: {"data": data, "layout": layout} for domain, data in by_domain.items() if data}
 
@@ -159,7 +158,7 @@ def curves(sweep: Sweep) -> dict[str, Figure]:
                 )
                 for edges, of_edges in by_edges.items()
             )
-    return _on_one_scale(found)
+    return _on_one_scale(found, "optimizer step")
 
 
 def _curve(job: Job, key: str, num_points: int) -> list[tuple[int, float]]:
@@ -206,4 +205,4 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
             )
             for (edges, kind), of_look in by_look.items()
         ]
-    return _on_one_scale(found)
+    return _on_one_scale(found, "tokens of the attack")

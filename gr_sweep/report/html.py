@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gr_sweep.errors import JobError
 from gr_sweep.files import write_whole
 from gr_sweep.metrics import registry
-from gr_sweep.report import figures, rounds, tables
+from gr_sweep.report import answer, figures, rounds, tables
 from gr_sweep.report.collect import read_sweep
 from gr_sweep.report.frames import results_of
 from gr_sweep.report.measures import period
@@ -94,7 +94,9 @@ def render(sweep: Sweep) -> str:
     relearning = [(part, add(figure)) for part, figure in figures.relearning(sweep).items()]
     groups = rounds.groups(sweep)
     trade_off = rounds.trade_off(groups)
-    data = page_data(sweep) | {"curves": curves}
+    rankings = answer.rankings(sweep)
+    data = page_data(sweep, rankings) | {"curves": curves}
+    matrices = [(place.jobs, tables.matrices(place.jobs)) for of in rankings for place in of.places]
     prefix = tuple(of.key.split("{")[0] for of in (registry.MATRIX, registry.SERVED_MATRIX))
     costs = [of for job in sweep.jobs for key, of in job.metrics.items() if key.startswith(prefix)]
     return _template().render(
@@ -102,16 +104,16 @@ def render(sweep: Sweep) -> str:
         identity=figures.identity,
         indices=functools.partial(figures.indices, sweep),
         header=_header(sweep),
+        answers=[_marked(line) for line in answer.sentences(sweep, rankings)],
+        notes=[_marked(line) for line in answer.notes(sweep, rankings)],
         has_seeds=len(sweep.replicates) < len(sweep.compared),
         has_axes=len(data["axes"]) > 1,
         tables={
-            "comparison": tables.comparison(sweep),
-            "seeds": tables.over_seeds(sweep),
-            "robustness": tables.robustness(sweep),
+            "settings": tables.settings(sweep, rankings) if rankings else None,
             "rounds": rounds.table(groups),
         },
         trade_off=None if trade_off is None else add(trade_off),
-        matrices=[(at, job, tables.matrices(job)) for at, job in enumerate(sweep.compared)],
+        matrices=[found for found in matrices if found[1]],
         top=max(map(abs, costs), default=0) or 1.0,
         relearning=relearning,
         curves=list(curves.items()),
@@ -121,6 +123,11 @@ def render(sweep: Sweep) -> str:
         plots=_json(plots),
         data=_json(data),
     )
+
+
+def _marked(line: str) -> list[str]:
+    """A sentence in pieces; every second one, which stood in backticks, is a name."""
+    return line.split("`")
 
 
 def _json(content: Any) -> str:

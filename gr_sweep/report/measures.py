@@ -1,21 +1,19 @@
 """Which metrics the report shows, in which order, and how it writes them.
 
 What a metric is called and what it means is in `gr_sweep.metrics.registry`. Here are the digits,
-and the bounds that stand in for a missing value. To show one more metric, add a `Measure` to `MAIN`
-(comparison table), `OVER_SEEDS` (means over seeds) or `ROBUST` (robustness table).
+and the bounds that stand in for a missing value. To show one more, add a `Measure` to `MAIN`.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from gr_sweep.domains import is_under
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.registry import Metric, Over
-from gr_sweep.report.sweep import Estimate, Job
-
-Text = Callable[[float], str]
+from gr_sweep.report.sweep import Estimate, Job, mean_of, over_seeds
 
 MISSING = "\N{EN DASH}"
 """Shown in a cell without a value."""
@@ -23,25 +21,44 @@ BELOW, FROM = "<", "\N{GREATER-THAN OR EQUAL TO} "
 """Signs of an upper and a lower bound."""
 
 
-def nats(value: float) -> str:
-    """A loss, with three decimals."""
-    return f"{value:.3f}"
+@dataclass(frozen=True)
+class Text:
+    """Writes a number."""
+
+    digits: int
+    """Decimals without an interval; with one, they follow it by at most one more or less."""
+    sign: str = ""
+    """`+` writes the sign of positive numbers too."""
+
+    def __call__(self, value: float, digits: int | None = None) -> str:
+        """The minus is as wide as the plus, and 0 has no sign."""
+        places = self.digits if digits is None else digits
+        text = f"{value:{self.sign},.{places}f}"
+        if not text.strip("+-0.,"):
+            text = text.lstrip("+-")
+        return text.replace("-", "\N{MINUS SIGN}")
+
+    def digits_of(self, estimate: Estimate) -> int:
+        """Decimals that show two digits of half the interval if it begins with 1 or 2, else one."""
+        low, high = estimate.interval or (0.0, 0.0)
+        half = (high - low) / 2
+        if not (half > 0 and math.isfinite(half)):
+            return self.digits
+        exponent = math.floor(math.log10(half))
+        wanted = (half < 3 * 10**exponent) - exponent
+        digits = max(0, min(max(wanted, self.digits - 1), self.digits + bool(self.digits)))
+        # An interval without 0 must not look as if it had it.
+        is_near_0 = low * high > 0 and min(abs(low), abs(high)) < 0.5 * 10**-digits
+        return min(digits + is_near_0, 4)
 
 
-def signed(value: float) -> str:
-    """A difference with its sign and two decimals; the minus is as wide as the plus."""
-    text = f"{value:+.2f}"
-    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "\N{MINUS SIGN}")
-
-
-def fraction(value: float) -> str:
-    """Two decimals without a plus."""
-    return signed(value).removeprefix("+")
-
-
-def count(value: float) -> str:
-    """A number of things, with thousands separators."""
-    return f"{value:,.0f}"
+nats = Text(3)
+"""A loss."""
+signed = Text(2, "+")
+"""A difference."""
+fraction = Text(2)
+count = Text(0)
+"""A number of things."""
 
 
 def written(estimate: Estimate | None, text: Text) -> str:
@@ -51,14 +68,14 @@ def written(estimate: Estimate | None, text: Text) -> str:
     simple = Fraction(estimate.value).limit_denominator(64)
     if estimate.bound == BELOW and simple == Fraction(estimate.value) and simple.numerator == 1:
         return f"{BELOW}{simple}"
-    return estimate.bound + text(estimate.value)
+    return estimate.bound + text(estimate.value, text.digits_of(estimate))
 
 
 def interval_text(estimate: Estimate | None, text: Text) -> str:
     """The bounds of an interval; empty without one."""
     if estimate is None or estimate.interval is None:
         return ""
-    low, high = map(fraction if text is signed else text, estimate.interval)
+    low, high = (Text(text.digits)(end, text.digits_of(estimate)) for end in estimate.interval)
     return f"{low} to {high}"
 
 
@@ -66,18 +83,6 @@ def period(started: str, finished: str) -> str:
     """Two UTC times in ISO 8601, to the minute."""
     times = [time[:16].replace("T", " ") for time in (started, finished) if time]
     return f" {MISSING} ".join(times) + (" UTC" if times else "")
-
-
-def mean_of(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """Mean; None if one is missing, there are none, or one is an upper and one a lower bound. The
-    mean of several has no interval, which would need their resamples; it is a bound if one is."""
-    found = [estimate for estimate in estimates if estimate is not None]
-    bounds = {one.bound for one in found} - {""}
-    if not found or len(found) < len(estimates) or len(bounds) > 1:
-        return None
-    if len(found) == 1:
-        return found[0]
-    return Estimate(value=sum(one.value for one in found) / len(found), bound="".join(bounds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,10 @@ class Measure:
         if self.metric.over is not Over.pairs:
             return self._at(job, part)
         return mean_of([self._at(job, part, d) for d in job.domains if not is_under(d, part)])
+
+    def over_seeds(self, jobs: Sequence[Job], part: str | None = None) -> Estimate | None:
+        """The mean of `of` over jobs that differ in their seed only."""
+        return over_seeds(jobs, lambda job: self.of(job, part))
 
     def _mean(self, job: Job) -> Estimate | None:
         key = self.metric.mean
@@ -155,6 +164,9 @@ RELEARN_RATIO = Measure(
     below=registry.RELEARN_FILTERED_CENSORED,
 )
 
+UP_TO_1 = (SERVED_REMOVAL, REMOVAL)
+"""Where more than 1 is no better: gone is gone."""
+
 MAIN = (
     COMPUTE_EQUIVALENT,
     SERVED_LOSS,
@@ -178,19 +190,6 @@ MAIN = (
     ),
     Measure(metric=registry.COMPUTE_EQUIVALENT_REMOVED, text=fraction, worse=registry.MATRIX),
     Measure(metric=registry.FORGET_COMPUTE, text=fraction, worse=registry.SELECTIVITY),
-    Measure(metric=registry.FOREIGN_DROPOUT, text=fraction),
-    Measure(metric=registry.COST_TOKENS_PER_SECOND, text=count),
-)
-"""Columns of the comparison table, in order."""
-
-OVER_SEEDS = (
-    COMPUTE_EQUIVALENT, SERVED_LOSS, SERVED_TAX, TAX, EXPERT_TAX, SERVED_REMOVAL, REMOVAL,
-    SELECTIVITY, SERVED_REMOVED_TAX, REMOVED_TAX, RELEARN_RATIO,
-)  # fmt: skip
-"""Columns of the table of means over seeds, in order."""
-
-ROBUST = (
-    REMOVAL,
     Measure(metric=registry.CALIBRATED_REMOVAL, text=fraction),
     Measure(metric=registry.UNLEARNED_REMOVAL, text=fraction),
     RELEARN_RATIO,
@@ -205,8 +204,10 @@ ROBUST = (
     Measure(metric=registry.LEAKAGE, text=fraction),
     Measure(metric=registry.SPURIOUS_GAP_FULL, text=signed),
     Measure(metric=registry.SPURIOUS_GAP_KEPT, text=signed),
+    Measure(metric=registry.FOREIGN_DROPOUT, text=fraction),
+    Measure(metric=registry.COST_TOKENS_PER_SECOND, text=count),
 )
-"""Columns of the robustness table, in order; the first is shown next to the others only."""
+"""Columns of the table of settings, in order."""
 
 
 def best_axes(jobs: Sequence[Job]) -> tuple[Measure, Measure]:

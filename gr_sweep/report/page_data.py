@@ -8,9 +8,11 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from gr_sweep.config import Method, is_number
+from gr_sweep.config import is_number
 from gr_sweep.metrics import registry
-from gr_sweep.report import figures, measures, rounds, tables
+from gr_sweep.metrics.seeds import t_quantile
+from gr_sweep.report import figures, measures
+from gr_sweep.report.answer import Ranking
 from gr_sweep.report.measures import Measure
 from gr_sweep.report.sweep import DENSE, Estimate, Job, Sweep, short_name, shown
 
@@ -20,31 +22,38 @@ _REMOVAL_RANGE = (-0.5, 1.5)
 """Range of removal that is drawn; its meaning is in 0 to 1."""
 
 
-def page_data(sweep: Sweep) -> dict[str, Any]:
+def page_data(sweep: Sweep, rankings: Sequence[Ranking]) -> dict[str, Any]:
     """Everything the scripts read, except plots."""
     jobs = sweep.compared
-    first = measures.best_axes([job for job in jobs if job.parts])
+    axes = rankings[0].axes if rankings else ()
+    texts = list(dict.fromkeys(job.held_out for job in jobs))
+    most_seeds = max((len(group) for group in sweep.replicates), default=1)
     keys = dict.fromkeys(key for job in jobs for key in job.metrics)
     return {
-        "jobs": [_job(sweep, job) for job in jobs],
-        # Jobs that differ in their seed only.
-        "groups": [figures.indices(sweep, group) for group in sweep.replicates],
+        "jobs": [_job(sweep, job, texts) for job in jobs],
+        # Jobs that differ in their seed only, by rank.
+        "groups": [figures.indices(sweep, place.jobs) for of in rankings for place in of.places],
+        # By the number of seeds.
+        "t": [0, 0, *map(t_quantile, range(2, most_seeds + 1))],
         "settings": _settings(sweep),
         "axes": _axes(sweep),
-        "chosen": [measure.metric.title for measure in first],
+        "chosen": [measure.metric.title for measure in axes],
         "metrics": {key: _column([job.estimate(key) for job in jobs]) for key in keys},
         "texts": _texts(jobs),
         "hues": figures.HUES,
     }
 
 
-def _job(sweep: Sweep, job: Job) -> dict[str, Any]:
+def _job(sweep: Sweep, job: Job, texts: Sequence[str]) -> dict[str, Any]:
     about = {**job.environment, **job.fingerprints}
     return {
         **figures.identity(sweep.labels[job.name], job),
-        "short": tables.short_label(sweep, job),
+        "short": sweep.setting(job),
         "nodes": job.nodes,
-        "control": job.kind == Method.random.value or rounds.is_control(job),
+        "seed": job.seed,
+        "text": texts.index(job.held_out),
+        "parts": job.parts,
+        "control": job.is_control,
         "command": job.command,
         "when": measures.period(job.started, job.finished),
         "about": [[name, shown(value)] for name, value in about.items()],
@@ -80,7 +89,7 @@ def _axes(sweep: Sweep) -> list[dict[str, Any]]:
     """Numbers that can be an axis: means of metrics, metrics by domain, costs, and numeric settings
     that differ. Those that no job has are left out."""
     jobs = sweep.compared
-    chosen = dict.fromkeys(m for m in (*measures.MAIN, *measures.ROBUST) if m.metric.placeholders)
+    chosen = dict.fromkeys(m for m in measures.MAIN if m.metric.placeholders)
     nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
     parts = [None, *nodes] if len(nodes) > 1 else [None]
     found = [_axis_of_metric(jobs, measure, part) for part in parts for measure in chosen]
@@ -111,8 +120,8 @@ def _axis_of_metric(jobs: Sequence[Job], measure: Measure, part: str | None) -> 
     name = measure.metric.title if part is None else f"{measure.metric.title} {part}"
     axis = _axis(part or "means over domains", name, name, [measure.of(job, part) for job in jobs])
     axis["title"] = measure.metric.mean_axis if part is None else f"{measure.metric.axis} · {part}"
-    axis["direction"] = measure.metric.direction
-    if measure in (measures.SERVED_REMOVAL, measures.REMOVAL):
+    axis |= {"direction": measure.metric.direction, "isMean": part is None}
+    if measure in measures.UP_TO_1:
         axis |= {"clip": _REMOVAL_RANGE, "most": 1.0, "line": [1.0, "as if never trained"]}
     return axis
 

@@ -7,18 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gr_sweep.config import ProcedureKind
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import View
+from gr_sweep.metrics.registry import Metric
 from gr_sweep.report import figures, measures, tables
 from gr_sweep.report.figures import HUES, Figure, Point, escaped, trace_of
-from gr_sweep.report.measures import interval_text
+from gr_sweep.report.measures import Measure, interval_text
 from gr_sweep.report.round_files import Round
 from gr_sweep.report.sweep import Estimate, Job, Sweep, estimate_of
 from gr_sweep.report.tables import Cell, Column, Row, Table
-
-_CONTROLS = ("random", "none")
-"""Attributions that ignore what the network does: dashed."""
 
 Number = Callable[[Job, Round], float | None]
 
@@ -54,12 +51,6 @@ class Group:
     def is_last(self, number: int) -> bool:
         """Whether the round's models have trained on all tokens of their run."""
         return all(of.tokens >= job.tokens for job, of in self.rounds(number))
-
-
-def is_control(job: Job) -> bool:
-    """Whether its units were assigned without regard to what the network does."""
-    is_alternate = job.settings.get("procedure.name") == ProcedureKind.alternate.value
-    return is_alternate and job.settings.get("procedure.attribution") in _CONTROLS
 
 
 def loss(view: View) -> Number:
@@ -147,7 +138,7 @@ def trade_off(found: Sequence[Group]) -> Figure | None:
         if not points:
             continue
         line = {"width": 2, "color": colour}
-        dash = "dash" if is_control(group.jobs[0]) else "solid"
+        dash = "dash" if group.jobs[0].is_control else "solid"
         traces.append(
             trace_of(
                 points,
@@ -187,40 +178,20 @@ def _error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-COLUMNS: tuple[tuple[str, int, Number, measures.Text, str], ...] = (
-    (
-        "served tax", -1, tax(View.served), measures.signed,
-        "loss of the served model, minus that of the dense model on the same documents; mean over "
-        "domains. Rounds before the last have trained on fewer tokens than the dense model",
-    ),
-    (
-        "served loss", -1, loss(View.served), measures.nats,
-        "loss of the served model, nats per token: all experts, mixed by their posterior",
-    ),
-    (
-        "leaf tax", -1, tax(View.kept), measures.signed,
-        "loss of each document in its own expert alone, minus that of the dense model",
-    ),
-    (
-        "leaf loss", -1, loss(View.kept), measures.nats,
-        "loss of each document in its own expert alone, nats per token",
-    ),
-    (
-        "expert size", -1, expert_size, measures.fraction,
-        "parameters of an expert kept alone, as a fraction of the full model's",
-    ),
-    (
-        "selectivity", 1, selectivity, measures.signed,
-        "what removing an expert costs its own documents, minus what it costs the others; mean "
-        "over the experts that have held-out documents",
-    ),
-    (
-        "modularity", 1, lambda _, of: of.modularity, measures.fraction,
-        "fraction of a domain's attribution outside the core that lies in blocks it owns, at the "
-        "end of the round",
-    ),
+_EXPERT_SIZE = Metric(
+    key="expert size", title="expert size", direction=-1,
+    meaning="parameters of an expert kept alone, as a fraction of the full model's",
 )  # fmt: skip
-"""Numbers of a round, in the order of the table: name, direction, value, digits and meaning."""
+COLUMNS: tuple[tuple[Measure, Number], ...] = (
+    (measures.SERVED_TAX, tax(View.served)),
+    (measures.SERVED_LOSS, loss(View.served)),
+    (measures.LEAF_TAX, tax(View.kept)),
+    (Measure(metric=registry.LOSS_EXPERT, text=measures.nats), loss(View.kept)),
+    (Measure(metric=_EXPERT_SIZE, text=measures.fraction), expert_size),
+    (measures.SELECTIVITY, selectivity),
+    (Measure(metric=registry.MODULARITY, text=measures.fraction), lambda _, of: of.modularity),
+)
+"""Numbers of a round, in the order of the table."""
 
 
 def table(found: Sequence[Group]) -> Table | None:
@@ -228,27 +199,22 @@ def table(found: Sequence[Group]) -> Table | None:
     if not found:
         return None
     rounds = [(job, of) for group in found for job in group.jobs for of in job.rounds]
-    numbers = [of for of in COLUMNS if any(of[2](*one) is not None for one in rounds)]
+    numbers = [of for of in COLUMNS if any(of[1](*one) is not None for one in rounds)]
     columns = [
-        Column(name="edges"),
-        Column(name="jobs"),
+        Column(name="setting"),
         Column(name="round", is_number=True, meaning="counted from 1"),
         Column(name="experts", is_number=True, meaning="labels after the round's split"),
         Column(name="tokens", is_number=True, meaning="training tokens up to the round's end"),
+        *(tables.column(measure, measure.metric.title) for measure, _ in numbers),
     ]
-    for name, direction, _, _, meaning in numbers:
-        columns.append(Column(name=name, direction=direction, is_number=True, meaning=meaning))
     rows = []
     for group in found:
         for at in group.numbers():
             tokens, experts = group.rounds(at)[0][1].tokens, group.num_experts(at)
-            cells = [
-                Cell(text=group.name),
-                Cell(text=str(at), value=at),
-                Cell(text=str(experts), value=experts),
-                Cell(text=measures.count(tokens), value=tokens),
+            cells = [Cell(text=measures.count(of), value=of) for of in (at, experts, tokens)]
+            cells += [
+                tables.cell(group.over_seeds(at, of), measure.text) for measure, of in numbers
             ]
-            for _, _, number, text, _ in numbers:
-                cells.append(tables.cell(group.over_seeds(at, number), text))
-            rows.append(Row(label=f"{group.name} round {at}", jobs=group.jobs, cells=cells))
+            label = f"{group.name} round {at}"
+            rows.append(Row(name=group.name, label=label, jobs=group.jobs, cells=cells))
     return Table(columns=columns, rows=rows)

@@ -7,12 +7,12 @@ import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.config import UNROUTED, Method, PlanKind
+from gr_sweep.config import UNROUTED, Method, PlanKind, ProcedureKind
 from gr_sweep.domains import ancestors
 from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT
 from gr_sweep.jobdir import flatten
@@ -52,6 +52,11 @@ _FREE = (
 _DOCUMENTS = ("eval.tokens", "eval.document_tokens")
 _PLACES = ("data.root", "data.paths", "data.sources")
 """Where the text comes from. They may differ if the fingerprint of the text is the same."""
+
+
+_PLAIN = ("", "edges", *SHORT_NAMES.values())
+NOTHING = ("null", "[]", "{}")
+"""Values that are not worth showing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +132,14 @@ class Job:
         kept = {name: of for name, of in self.settings.items() if not _is_under(name, may_differ)}
         return json.dumps([kept, self.domains, self.text], sort_keys=True)
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         """Equal for jobs whose results are the same."""
         kept = {n: of for n, of in self.settings.items() if not _is_under(n, NO_EFFECT_ON_RESULT)}
         fingerprints = [self.fingerprints.get(name) for name in ("text", "code")]
         return json.dumps([kept, fingerprints], sort_keys=True)
 
-    @property
+    @functools.cached_property
     def kind(self) -> str:
         """What the job is compared as: its plan, or its method if that is not `routed`."""
         plan = str(self.settings.get("plan.kind", "peers"))
@@ -143,17 +148,25 @@ class Job:
             return DENSE if plan == "none" else plan
         return method
 
-    @property
+    @functools.cached_property
     def edges(self) -> str:
         """Edges that are cut; `dense` for a job without routing, whatever its settings say."""
         return DENSE if self.kind in _UNROUTED else str(self.settings.get("edges", "none"))
 
-    @property
+    @functools.cached_property
     def group(self) -> str:
         """Jobs of a group are told apart by their settings; groups, by their method."""
         if self.is_shorter_dense:
             return "shorter"
         return ROUTED if self.kind in _PLANS else self.kind
+
+    @property
+    def is_control(self) -> bool:
+        """Whether its labels are shuffled, or its units were assigned without regard to what the
+        network does."""
+        is_alternate = self.settings.get("procedure.name") == ProcedureKind.alternate.value
+        is_blind = self.settings.get("procedure.attribution") in ("random", "none")
+        return self.kind == Method.random.value or (is_alternate and is_blind)
 
     @property
     def seed(self) -> int:
@@ -166,12 +179,19 @@ class Job:
             return None
         return Estimate(value=self.metrics[key], interval=self.intervals.get(key))
 
-    @property
+    @functools.cached_property
+    def held_out(self) -> str:
+        """Equal for jobs whose losses are comparable: of the same text, domains and documents."""
+        names = (*_DOCUMENTS, *(() if self.text else ("data", "partition.domains")))
+        kept = {name: of for name, of in self.settings.items() if name.startswith(names)}
+        return json.dumps([kept, self.domains, self.text], sort_keys=True)
+
+    @functools.cached_property
     def nodes(self) -> list[str]:
         """The domains and the nodes above them: whatever could have been removed or kept."""
         return list(dict.fromkeys(node for domain in self.domains for node in ancestors(domain)))
 
-    @property
+    @functools.cached_property
     def parts(self) -> list[str]:
         """Domains that have a selectivity."""
         return [part for part in self.domains if registry.SELECTIVITY(part) in self.metrics]
@@ -209,6 +229,11 @@ class Sweep:
     def compared(self) -> list[Job]:
         """The jobs without the dense runs that are only baselines of longer ones."""
         return [job for job in self.jobs if not job.is_shorter_dense]
+
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """Index of each compared job, by name."""
+        return {job.name: at for at, job in enumerate(self.compared)}
 
     @functools.cached_property
     def varied(self) -> list[str]:
@@ -272,6 +297,29 @@ class Sweep:
             if seed or name != "seed"
         ]
 
+    @functools.cached_property
+    def usual(self) -> dict[str, str]:
+        """Values of more than half of the routed settings, by name: no title repeats them."""
+        routed = [group[0] for group in self.replicates if group[0].group == ROUTED]
+        found = {}
+        for name in self.varied_within.get(ROUTED, []):
+            values = Counter(shown(job.settings.get(name)) for job in routed)
+            if (
+                name != "seed"
+                and values
+                and (most := values.most_common(1)[0])[1] > len(routed) / 2
+            ):
+                found[short_name(name)] = most[0]
+        return found
+
+    def setting(self, job: Job) -> str:
+        """The same in short, without the seed and what is usual."""
+        return " \N{MIDDLE DOT} ".join(
+            value if name in _PLAIN else f"{name.rpartition('.')[2]}={value}"
+            for name, value in self.apart(job, seed=False)
+            if value not in NOTHING and not (job.group == ROUTED and self.usual.get(name) == value)
+        )
+
     def label(self, job: Job, *, seed: bool = True) -> str:
         """What distinguishes the job, as a user would type it."""
         words = [word for word in job.title.split() if seed or not word.startswith("seed=")]
@@ -313,12 +361,8 @@ class Sweep:
         return found
 
     def over_seeds(self, group: Sequence[Job], key: str) -> Estimate | None:
-        """Mean of a metric over jobs that differ in their seed only, with Student's t-interval if
-        there are several seeds. None if a seed lacks the metric."""
-        values = _by_seed(group, key)
-        if not values or len(values) < len({job.seed for job in group}):
-            return None
-        return estimate_of(list(values.values()))
+        """Mean of a metric over jobs that differ in their seed only, as `over_seeds` has it."""
+        return over_seeds(group, lambda job: job.estimate(key))
 
     def difference(self, first: Sequence[Job], second: Sequence[Job], key: str) -> Estimate | None:
         """Mean of the first jobs minus that of the second, paired by seed."""
@@ -346,6 +390,26 @@ def estimate_of(values: Sequence[float]) -> Estimate | None:
     return Estimate(value=found[0], interval=found[1:])
 
 
+def mean_of(estimates: Sequence[Estimate | None]) -> Estimate | None:
+    """Mean; None if one is missing, there are none, or one is an upper and one a lower bound. The
+    mean of several has no interval, which would need their resamples; it is a bound if one is."""
+    found = [estimate for estimate in estimates if estimate is not None]
+    bounds = {one.bound for one in found} - {""}
+    if not found or len(found) < len(estimates) or len(bounds) > 1:
+        return None
+    if len(found) == 1:
+        return found[0]
+    return Estimate(value=sum(one.value for one in found) / len(found), bound="".join(bounds))
+
+
+def over_seeds(jobs: Sequence[Job], of: Callable[[Job], Estimate | None]) -> Estimate | None:
+    """Mean over jobs that differ in their seed only, with Student's t-interval; of one seed its own
+    estimate. The first job of a seed counts. None if a seed has none; a bound if one is."""
+    found = list({job.seed: of(job) for job in reversed(jobs)}.values())
+    values = [one.value for one in found if one is not None and not one.bound]
+    return estimate_of(values) if 1 < len(values) == len(found) else mean_of(found)
+
+
 def varied_settings(of_jobs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Dotted names of the settings that differ, without those that cannot change a result."""
     names = dict.fromkeys(name for settings in of_jobs for name in settings)
@@ -353,7 +417,7 @@ def varied_settings(of_jobs: Sequence[Mapping[str, Any]]) -> list[str]:
         name
         for name in names
         if not _is_under(name, NO_EFFECT_ON_RESULT)
-        and len({json.dumps(settings.get(name)) for settings in of_jobs}) > 1
+        and len({repr(settings.get(name)) for settings in of_jobs}) > 1
     ]
     if "partition.name" in varied:
         varied = [name for name in varied if not name.startswith("partition.domains.")]

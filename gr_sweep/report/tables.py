@@ -1,26 +1,31 @@
 """Tables and matrices of the report as columns and rows of cells, for the page and the terminal.
 
 Knows nothing of HTML and nothing of how numbers are measured. To add a column, add a `Measure` to
-`measures.MAIN`, or to `measures.ROBUST`.
+`measures.MAIN`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from gr_sweep.config import Edges, PlanKind, is_number
+from gr_sweep.config import is_number
 from gr_sweep.domains import is_under
 from gr_sweep.metrics import registry
 from gr_sweep.report import measures
+from gr_sweep.report.answer import Ranking
 from gr_sweep.report.measures import MISSING, Measure, Text, interval_text, written
-from gr_sweep.report.sweep import DENSE, ROUTED, Estimate, Job, Sweep, short_name, shown
+from gr_sweep.report.sweep import (
+    DENSE,
+    NOTHING,
+    Estimate,
+    Job,
+    Sweep,
+    over_seeds,
+    short_name,
+    shown,
+)
 
-_MANY_COLUMNS = 16
-"""In wider tables the columns of single domains are folded."""
 _OF_ROUTING = ("plan.", "route.", "procedure.")
 """Settings without meaning for a job without blocks."""
-_NOTHING = ("null", "[]", "{}")
-_PLANS = tuple(kind.value for kind in PlanKind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +37,13 @@ class Column:
     """1: higher is better, -1: lower is better, 0: neither."""
     is_number: bool = False
     is_detail: bool = False
-    """Whether it is of one domain and stands next to the mean: it can be folded."""
+    """Whether the page folds it at first."""
+    is_domain: bool = False
+    """Whether it is of one domain and stands next to the mean."""
     meaning: str = ""
+    key: str = ""
+    """What the page's scripts call the number of one job."""
+    digits: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,29 +55,35 @@ class Cell:
     """To sort by, or to paint."""
     interval: str = ""
     best: bool = False
+    key: str = ""
+    """The metric that it shows, in a matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A job or a group of jobs; its cells are those after the first column."""
+    """A setting, or a part of one; its cells are those after the first column."""
 
+    name: str
     label: str
+    """The name with all that distinguishes it, as a user would type it."""
     jobs: Sequence[Job]
+    """They differ in their seed only."""
     cells: Sequence[Cell]
+    is_front: bool = False
+    """Whether it is on the frontier."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The first column shows the edges of the row's jobs."""
+    """The first column has the rows' names."""
 
     columns: Sequence[Column]
     rows: Sequence[Row]
 
     @property
     def is_folded(self) -> bool:
-        """Whether the columns of single domains are hidden at first."""
-        has_details = any(column.is_detail for column in self.columns)
-        return has_details and len(self.columns) > _MANY_COLUMNS
+        """Whether the page folds columns at first."""
+        return any(column.is_detail for column in self.columns)
 
     @property
     def meanings(self) -> dict[str, str]:
@@ -82,45 +98,117 @@ def cell(estimate: Estimate | None, text: Text, *, best: bool = False) -> Cell:
     return Cell(text=written(estimate, text), value=value, interval=interval, best=best)
 
 
-def comparison(sweep: Sweep) -> Table:
-    """One row for each job, with the main metrics that any job has."""
-    return _of_jobs(sweep, sweep.compared, measures.MAIN)
+_Filled = tuple[Column, list[Cell]]
 
 
-def robustness(sweep: Sweep) -> Table | None:
-    """The same for the robustness metrics and the jobs that have any; None if no job has."""
-    jobs = [
-        job
-        for job in sweep.compared
-        if any(measure.of(job, node) for measure in measures.ROBUST[1:] for node in job.nodes)
-    ]
-    return _of_jobs(sweep, jobs, measures.ROBUST) if jobs else None
-
-
-def _of_jobs(sweep: Sweep, jobs: Sequence[Job], chosen: Sequence[Measure]) -> Table:
-    names, columns = _of_settings(sweep)
-    rows: list[list[Cell]] = [_cells_of_settings(sweep, job, names) for job in jobs]
-    for measure in chosen:
-        for part, is_detail in _parts(jobs, measure):
-            name = measure.metric.title if part is None else f"{measure.metric.title} {part}"
-            columns.append(_column(measure, name, is_detail=is_detail))
-            found = [measure.of(job, part) for job in jobs]
-            best = _best(found, measure.metric.direction)
-            for row, estimate in zip(rows, found, strict=True):
-                is_best = best is not None and estimate is not None and estimate.value == best
-                row.append(cell(estimate, measure.text, best=is_best))
+def _table(sweep: Sweep, groups: Sequence[Sequence[Job]], filled: Sequence[_Filled]) -> Table:
+    cells = zip(*(of for _, of in filled), strict=True)
     return Table(
-        columns=columns,
+        columns=[Column(name="setting"), *(column for column, _ in filled)],
         rows=[
-            Row(label=sweep.labels[job.name], jobs=[job], cells=cells)
-            for job, cells in zip(jobs, rows, strict=True)
+            Row(
+                name=sweep.setting(jobs[0]), label=sweep.label(jobs[0], seed=False), jobs=jobs,
+                cells=of, is_front=of[0].value == 1 and filled[0][0].name == "rank",
+            )
+            for jobs, of in zip(groups, cells, strict=True)
+        ],
+    )  # fmt: skip
+
+
+def settings(sweep: Sweep, rankings: Sequence[Ranking]) -> Table:
+    """A row for each setting, by rank: means over seeds on both axes, and paired differences to the
+    setting that is best on the first. Then details: what varies, and the other main metrics."""
+    places = [place for ranking in rankings for place in ranking.places]
+    groups, axes = [place.jobs for place in places], rankings[0].axes
+    rank = Column(
+        name="rank",
+        is_number=True,
+        meaning="1: on the frontier, no other setting is better on both axes beyond the intervals; "
+        "otherwise one more than the number of settings that are",
+    )
+    ranks = [Cell(text=str(of.rank or MISSING), value=of.rank) for of in places]
+    seeds = [Cell(text=str(len(jobs)), value=len(jobs)) for jobs in groups]
+    num_ranked = max(len(ranking.ranked) for ranking in rankings)
+    return _table(
+        sweep,
+        groups,
+        [
+            (rank, ranks),
+            *_of_measures(groups, axes, domains=False),
+            *(_differences(sweep, rankings, of) for of in axes if num_ranked > 1),
+            (Column(name="seeds", is_number=True, is_detail=True), seeds),
+            *_of_settings(sweep, groups),
+            *_of_measures(groups, measures.MAIN, without=axes, is_detail=True),
         ],
     )
 
 
+def column(
+    measure: Measure, name: str, *, is_detail: bool = False, is_domain: bool = False
+) -> Column:
+    """The heading of a measure."""
+    metric = measure.metric
+    return Column(
+        name=name, direction=metric.direction, is_number=True, is_detail=is_detail,
+        is_domain=is_domain, meaning="" if is_domain else metric.meaning,
+        key=name if metric.placeholders else metric.key, digits=measure.text.digits,
+    )  # fmt: skip
+
+
+def _differences(sweep: Sweep, rankings: Sequence[Ranking], measure: Measure) -> _Filled:
+    title, utility = measure.metric.title, rankings[0].axes[0].metric.title
+    text = Text(measure.text.digits, "+")
+    head = Column(
+        name=f"\N{GREEK CAPITAL LETTER DELTA} {title}",
+        is_number=True,
+        meaning=f"{title} minus that of the reference, the setting with the best {utility}, paired "
+        "by seed. If the interval includes 0, the comparison is inconclusive",
+    )
+    cells = []
+    for ranking in rankings:
+        reference = ranking.by(0)[0] if ranking.ranked else None
+        for place in ranking.places:
+            found = None
+            if reference is not None and not place.why:
+                found = sweep.difference(place.jobs, reference.jobs, measure.metric.mean)
+            cells.append(Cell(text="reference") if place is reference else cell(found, text))
+    return head, cells
+
+
+def _of_measures(
+    groups: Sequence[Sequence[Job]],
+    chosen: Iterable[Measure],
+    *,
+    domains: bool = True,
+    without: Collection[Measure] = (),
+    is_detail: bool = False,
+) -> list[_Filled]:
+    """Means over seeds: over domains and, as details, of each domain that has a value.
+
+    Args:
+        without: measures whose mean over domains is left out.
+    """
+    filled = []
+    for measure in chosen:
+        for part, is_domain in _parts([job for jobs in groups for job in jobs], measure):
+            if (is_domain and not domains) or (measure in without and not is_domain):
+                continue
+            name = measure.metric.title if part is None else f"{measure.metric.title} {part}"
+            head = column(measure, name, is_detail=is_detail or is_domain, is_domain=is_domain)
+            found = [measure.over_seeds(jobs, part) for jobs in groups]
+            best = _best(found, measure.metric.direction)
+            is_best = [best is not None and one is not None and one.value == best for one in found]
+            cells = [
+                cell(one, measure.text, best=is_it)
+                for one, is_it in zip(found, is_best, strict=True)
+            ]
+            filled.append((head, cells))
+    return filled
+
+
 def _parts(jobs: Sequence[Job], measure: Measure) -> list[tuple[str | None, bool]]:
     """None for the mean, and each domain or node of which any job has a value; whether the column
-    is a detail of the mean."""
+    is one of several domains."""
     if not measure.metric.placeholders:
         return [(None, False)] if any(measure.of(job) for job in jobs) else []
     nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
@@ -141,117 +229,19 @@ def _best(found: Iterable[Estimate | None], direction: int) -> float | None:
     return pick(values) if len(values) > 1 and direction else None
 
 
-def over_seeds(sweep: Sweep) -> Table | None:
-    """One row for each group of jobs that differ in their seed only: means over seeds, and
-    differences to a reference, paired by seed. None if no group has two seeds."""
-    groups = sweep.replicates
-    if all(len(group) < 2 for group in groups):
-        return None
-    names, columns = _of_settings(sweep, seed=False)
-    chosen = [
-        (measure, measure.metric.mean)
-        for measure in measures.OVER_SEEDS
-        if any(sweep.over_seeds(group, measure.metric.mean) for group in groups)
-    ]
-    columns.append(Column(name="seeds", is_number=True))
-    for measure, _ in chosen:
-        columns.append(_column(measure, measure.metric.title))
-        columns.append(Column(name="difference", is_number=True))
-    rows = []
-    for group in groups:
-        reference = reference_of(sweep, group)
-        is_reference = reference is not None and reference[0].name == group[0].name
-        cells = _cells_of_settings(sweep, group[0], names)
-        cells.append(Cell(text=str(len(group)), value=len(group)))
-        for measure, key in chosen:
-            mean = sweep.over_seeds(group, key)
-            of_bounds = measures.mean_of([measure.of(job) for job in group])
-            cells.append(cell(mean or of_bounds, measure.text))
-            # Without a mean, a difference would be of some of the seeds only.
-            difference = None
-            if mean is not None and reference is not None and not is_reference:
-                difference = sweep.difference(group, reference, key)
-            is_mark = is_reference and mean is not None
-            cells.append(Cell(text="reference") if is_mark else cell(difference, measures.signed))
-        rows.append(Row(label=sweep.label(group[0], seed=False), jobs=group, cells=cells))
-    return Table(columns=columns, rows=rows)
-
-
-def reference_of(sweep: Sweep, group: Sequence[Job]) -> Sequence[Job] | None:
-    """The group that a group is compared with: routed with edges `none`, or else dense, of the same
-    model, text and tokens, and equal in most settings. None if there is none: a difference to other
-    text would say nothing about the method."""
-    comparable = [other for other in sweep.replicates if _is_comparable(group, other)]
-    uncut = [
-        other
-        for other in comparable
-        if other[0].edges == Edges.none.value and other[0].group == ROUTED
-    ]
-    candidates = uncut or [other for other in comparable if other[0].kind == DENSE]
-
-    def num_equal(other: Sequence[Job]) -> int:
-        mine, theirs = group[0].settings, other[0].settings
-        return sum(mine.get(name) == theirs.get(name) for name in sweep.varied)
-
-    return max(candidates, key=num_equal, default=None)  # The first of equals.
-
-
-def _is_comparable(first: Sequence[Job], second: Sequence[Job]) -> bool:
-    """Whether jobs of equal seeds share their baselines."""
-    contexts = [
-        {job.seed: (job.context(), job.tokens) for job in group} for group in (first, second)
-    ]
-    common = contexts[0].keys() & contexts[1].keys()
-    return bool(common) and all(contexts[0][seed] == contexts[1][seed] for seed in common)
-
-
-def short_label(sweep: Sweep, job: Job) -> str:
-    """The values that distinguish a job, without their names and the seed."""
-    values = [value for _, value in sweep.apart(job, seed=False)]
-    return " · ".join(value for value in values if value not in _NOTHING)
-
-
-# Columns of settings
-
-
-def _of_settings(sweep: Sweep, *, seed: bool = True) -> tuple[list[str], list[Column]]:
-    """Settings that differ among the compared jobs of one method, without those that the name of
-    the method implies; and their columns, edges and methods first."""
-    groups = {job.group for job in sweep.compared}
-    varied = {name for group in groups for name in sweep.varied_within[group]}
-    varied -= {"edges"} if seed else {"edges", "seed"}
-    if _has_kinds(sweep):
-        varied.discard("plan.kind")
-    names = [name for name in sweep.varied if name in varied]
-    first = ["edges", "method"] if _has_kinds(sweep) else ["edges"]
-    return names, [Column(name=name) for name in (*first, *map(short_name, names))]
-
-
-def _has_kinds(sweep: Sweep) -> bool:
-    """Whether plans or methods differ among the compared jobs that cut edges."""
-    kinds = {job.kind for job in sweep.compared if job.edges != DENSE}
-    return len(kinds) > 1 or any(job.kind not in (DENSE, *_PLANS) for job in sweep.compared)
-
-
-def _cells_of_settings(sweep: Sweep, job: Job, names: Sequence[str]) -> list[Cell]:
-    """A job's cells of `_of_settings`, without its edges."""
-    cells = [Cell(text=job.kind)] if _has_kinds(sweep) else []
-    for name in names:
-        is_free = job.edges == DENSE and name.startswith(_OF_ROUTING)
-        value: Any = None if is_free else job.settings.get(name)
-        text = MISSING if shown(value) in _NOTHING else shown(value)
-        cells.append(Cell(text=text, value=value if is_number(value) else None))
-    return cells
-
-
-def _column(measure: Measure, name: str, *, is_detail: bool = False) -> Column:
-    return Column(
-        name=name,
-        direction=measure.metric.direction,
-        is_number=True,
-        is_detail=is_detail,
-        meaning="" if is_detail else measure.metric.meaning,
-    )
+def _of_settings(sweep: Sweep, groups: Sequence[Sequence[Job]]) -> list[_Filled]:
+    """The settings that differ within a method or plan."""
+    varied = {name for of in sweep.varied_within.values() for name in of} - {"edges", "seed"}
+    filled = []
+    for name in [name for name in sweep.varied if name in varied]:
+        cells = []
+        for first, *_ in groups:
+            is_free = first.edges == DENSE and name.startswith(_OF_ROUTING)
+            value = None if is_free else first.settings.get(name)
+            text = MISSING if shown(value) in NOTHING else shown(value)
+            cells.append(Cell(text=text, value=value if is_number(value) else None))
+        filled.append((Column(name=short_name(name), is_detail=True), cells))
+    return filled
 
 
 # Matrices
@@ -259,7 +249,7 @@ def _column(measure: Measure, name: str, *, is_detail: bool = False) -> Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """Numbers of one job by two names. A cell of a domain and itself, or a node above it, is
+    """Numbers of a setting by two names. A cell of a domain and itself, or a node above it, is
     `best`, unless rows and columns are different things."""
 
     corner: str
@@ -270,52 +260,64 @@ class Matrix:
     """Whether values are differences, whose colour says how large they are."""
 
 
-def matrices(job: Job) -> list[Matrix]:
-    """What removal does to each domain, and each domain's expert alone; for a lattice, what its
-    blocks are for; for a dense job, what its domains gain from each other's text."""
-    found = []
-    if served := _rows(job, job.nodes, registry.SERVED_MATRIX, measures.signed, has_own=True):
-        found.append(Matrix(corner="removed, served", columns=job.domains, rows=served))
-    if removed := _rows(job, job.nodes, registry.MATRIX, measures.signed, has_own=True):
-        found.append(Matrix(corner="removed", columns=job.domains, rows=removed))
+def matrices(jobs: Sequence[Job]) -> list[Matrix]:
+    """Means over jobs that differ in their seed only: what removal does to each domain, and each
+    domain's expert alone; for a lattice, what its blocks are for; for a dense model, what its
+    domains gain from each other's text."""
+    found, first = [], jobs[0]
+    if served := _rows(jobs, first.nodes, registry.SERVED_MATRIX, measures.signed, has_own=True):
+        found.append(Matrix(corner="removed, served", columns=first.domains, rows=served))
+    if removed := _rows(jobs, first.nodes, registry.MATRIX, measures.signed, has_own=True):
+        found.append(Matrix(corner="removed", columns=first.domains, rows=removed))
         kept = [
-            *_rows(job, ["full model"], lambda _, d: registry.LOSS_FULL(d), measures.nats),
-            *_rows(job, job.nodes, registry.LOSS_KEPT, measures.nats, has_own=True),
+            *_rows(jobs, ["full model"], lambda _, d: registry.LOSS_FULL(d), measures.nats),
+            *_rows(jobs, first.nodes, registry.LOSS_KEPT, measures.nats, has_own=True),
         ]
-        found.append(Matrix(corner="kept alone", columns=job.domains, rows=kept, is_painted=False))
+        found.append(
+            Matrix(corner="kept alone", columns=first.domains, rows=kept, is_painted=False)
+        )
     inside_outside = (registry.ENTANGLEMENT_INSIDE, registry.ENTANGLEMENT_OUTSIDE)
-    keys = [registry.find(key) for key in job.metrics]
+    keys = [registry.find(key) for key in first.metrics]
     sets = [
-        (names[0], [cell(job.estimate(of(*names)), measures.signed) for of in inside_outside])
+        (names[0], [_mean(jobs, of(*names), measures.signed) for of in inside_outside])
         for metric, names in filter(None, keys)
         if metric is registry.ENTANGLEMENT_INSIDE
     ]
     if sets:
         columns = ("its domains", "the others")
         found.append(Matrix(corner="block off", columns=columns, rows=sets))
-    gains = _rows(job, job.nodes, registry.TRANSFER, measures.signed)
-    if gains and job.kind == DENSE:
-        found.append(Matrix(corner="gain from", columns=job.domains, rows=gains))
+    gains = _rows(jobs, first.nodes, registry.TRANSFER, measures.signed)
+    if gains and first.kind == DENSE:
+        found.append(Matrix(corner="gain from", columns=first.domains, rows=gains))
     return found
 
 
+def _mean(jobs: Sequence[Job], key: str, text: Text, *, best: bool = False) -> Cell:
+    """With the same digits in every cell of a matrix."""
+    found = over_seeds(jobs, lambda job: job.estimate(key))
+    if found is None:
+        return Cell(text=MISSING, best=best, key=key)
+    interval = interval_text(found, text)
+    return Cell(text=text(found.value), value=found.value, interval=interval, best=best, key=key)
+
+
 def _rows(
-    job: Job,
+    jobs: Sequence[Job],
     names: Sequence[str],
     key: Callable[[str, str], str],
     text: Text,
     *,
     has_own: bool = False,
 ) -> list[tuple[str, list[Cell]]]:
-    """Those of the names for which the job has any value."""
+    """Those of the names for which any job has a value."""
     return [
         (
             name,
             [
-                cell(job.estimate(key(name, d)), text, best=has_own and is_under(d, name))
-                for d in job.domains
+                _mean(jobs, key(name, d), text, best=has_own and is_under(d, name))
+                for d in jobs[0].domains
             ],
         )
         for name in names
-        if any(key(name, domain) in job.metrics for domain in job.domains)
+        if any(key(name, domain) in job.metrics for domain in jobs[0].domains for job in jobs)
     ]

@@ -1,10 +1,10 @@
-"""The comparison table in the terminal: the rows of the page, and the columns that fit."""
+"""The answer and the settings in the terminal: the rows of the page, and the columns that fit."""
 
 from typing import TYPE_CHECKING
 
-from gr_sweep.report import figures, measures, rounds
+from gr_sweep.report import answer, figures, measures, rounds, tables
 from gr_sweep.report.sweep import Sweep
-from gr_sweep.report.tables import Column, Row, Table, comparison
+from gr_sweep.report.tables import Column, Table
 
 if TYPE_CHECKING:
     import rich.table
@@ -22,15 +22,19 @@ _BY_IMPORTANCE = (
 
 
 def print_table(sweep: Sweep, console: "Console") -> None:
-    """Prints a row for each job, with the best value of each column in bold, and what is
-    unfinished. Columns that do not fit are left out: single domains first, then the less important
-    metrics."""
+    """Prints the answer, a row for each setting with means over seeds and intervals, the best value
+    of each column in bold, and what is unfinished. The less important metrics are left out where
+    they do not fit."""
     from rich.text import Text
 
     for sentence in sweep.mixed:
         console.print(Text(f"Warning: {sentence}", style="bold yellow"))
     if sweep.compared:
-        console.print(_table(comparison(sweep), console.width, sweep.name))
+        rankings = answer.rankings(sweep)
+        for line in [*answer.sentences(sweep, rankings), *answer.notes(sweep, rankings)]:
+            console.print(Text(line.replace("`", "")))
+        settings = tables.settings(sweep, rankings)
+        console.print(_table(settings, console.width, sweep.name))
         units = "Held-out losses in nats per token; compute-equivalents and removal are fractions."
         better = f"{_ARROWS[1]} higher is better, {_ARROWS[-1]} lower is better."
         console.print(Text(f"{units} {better}"))
@@ -45,14 +49,16 @@ def print_table(sweep: Sweep, console: "Console") -> None:
 
 
 def _fitting(content: Table, width: int) -> list[int]:
-    """The columns that fit, by index."""
+    """The columns that fit, by index: no settings, which the rows' names have, and no domains."""
     columns = content.columns
+    texts = [[row.name for row in content.rows], *zip(*_texts(content), strict=True)]
     widths = [
-        max(len(line) for line in [*_heading(column), *(_texts(row)[at] for row in content.rows)])
-        for at, column in enumerate(columns)
+        max(len(line) for text in (*_heading(column), *of) for line in text.split("\n"))
+        for column, of in zip(columns, texts, strict=True)
     ]
-    kept = [at for at in range(len(columns)) if not (content.is_folded and columns[at].is_detail)]
-    numbers = [at for at in kept if columns[at].direction]
+    widths[0] = min(widths[0], width // 3)
+    kept = [at for at, of in enumerate(columns) if at == 0 or (of.is_number and not of.is_domain)]
+    numbers = kept[2:]  # The name and the rank, or the number of the round, stay.
     rank = {measure.metric.title: at for at, measure in enumerate(_BY_IMPORTANCE)}
     while numbers and sum(widths[at] + _SPACE for at in kept) > width:
         last = max(numbers, key=lambda at: rank.get(columns[at].name, len(rank)))
@@ -61,8 +67,12 @@ def _fitting(content: Table, width: int) -> list[int]:
     return kept
 
 
-def _texts(row: Row) -> list[str]:
-    return [row.jobs[0].edges, *(cell.text for cell in row.cells)]
+def _texts(content: Table) -> list[list[str]]:
+    """By row, an interval below its value."""
+    return [
+        [f"{of.text}\n{of.interval}" if of.interval else of.text for of in row.cells]
+        for row in content.rows
+    ]
 
 
 def _heading(column: Column) -> list[str]:
@@ -86,9 +96,12 @@ def _table(content: Table, width: int, title: str) -> "rich.table.Table":
             overflow="fold",
             no_wrap=column.is_number,
         )
-    for row in content.rows:
-        edges = row.jobs[0].edges
-        styles = [figures.colour(edges), *("bold" if cell.best else "" for cell in row.cells)]
-        cells = [Text(text, style=style) for text, style in zip(_texts(row), styles, strict=True)]
+    for row, texts in zip(content.rows, _texts(content), strict=True):
+        cells = [Text(row.name, style=figures.colour(row.jobs[0].edges))]
+        for cell, text in zip(row.cells, texts, strict=True):
+            shown = Text(text)
+            shown.stylize("bold" if cell.best else "", 0, len(cell.text))
+            shown.stylize("dim", len(cell.text))
+            cells.append(shown)
         table.add_row(*(cells[at] for at in kept))
     return table

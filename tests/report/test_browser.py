@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gr_sweep.metrics import registry
-from gr_sweep.report import write_report
+from gr_sweep.report import answer, write_report
 from gr_sweep.report.sweep import Job, Sweep
 from tests.report.conftest import write_job
 
@@ -92,8 +92,13 @@ def choose(page: "Page", across: str, up: str) -> None:
 
 
 def visible_jobs(page: "Page") -> set[str]:
-    rows = page.locator("#comparison-table tbody tr:visible a")
+    """The settings that the table shows."""
+    rows = page.locator("#settings-table tbody tr:visible a")
     return {row.get_attribute("title") or "" for row in rows.all()}
+
+
+def settings_of(sweep: Sweep, jobs: Iterable[Job]) -> set[str]:
+    return {sweep.label(job, seed=False) for job in jobs}
 
 
 def serious(page: "Page", part: str) -> list[str]:
@@ -122,26 +127,42 @@ def test_scatter_has_the_means_of_the_jobs(page: "Page", read_study: Sweep) -> N
     assert lines == [pytest.approx(np.mean(dense), rel=1e-4)]
 
 
-def test_frontier_is_what_no_other_setting_beats_in_both(page: "Page", read_study: Sweep) -> None:
-    choose(page, "served compute", "served removal")
-    centres = []
-    for jobs, (x, y) in groups_of_scatter(page, read_study):
-        is_bound = any("mean_served_compute_equivalent" not in job.metrics for job in jobs)
-        if jobs[0].kind != "random" and not is_bound:  # A control or a bound beats nothing.
-            centres.append((jobs, np.array([x, min(y, 1.0)])))
-    best = {
-        job.name
-        for jobs, place in centres
-        for job in jobs
-        if not any((o >= place).all() and (o > place).any() for _, o in centres)
-    }
-    found = page.evaluate("frontOf(scatterGroups()).flatMap(({ jobs }) => jobs)")
-    assert best and {read_study.compared[at].name for at in found} == best
-    assert page.locator("#scatter-notes a").count() == len(best) / 2, "a link for two seeds"
-    bounds = page.evaluate("across.bounds.flatMap((bound, at) => bound ? [at] : [])")
-    assert bounds and all(
-        "mean_served_compute_equivalent" not in read_study.compared[at].metrics for at in bounds
+def test_frontier_is_that_of_the_table(page: "Page", read_study: Sweep) -> None:
+    found = answer.rankings(read_study)
+    front = {p.jobs[0].name for of in found for p in of.places if p.rank == 1}
+    drawn = page.evaluate("frontOf(scatterGroups()).map(({ jobs }) => jobs[0])")
+    assert front and {read_study.compared[at].name for at in drawn} == front
+    assert page.locator("tr.front").count() == len(front)
+    # Bars of means are Student's, and labels do not lie on each other.
+    groups = page.evaluate("scatterGroups()")
+    [act] = [of for of in groups if of["first"]["short"] == "act"]
+    jobs = [read_study.compared[at] for at in act["jobs"]]
+    expected = read_study.over_seeds(jobs, "mean_served_removal")
+    assert expected is not None and expected.interval is not None
+    assert act["intervals"][1] == pytest.approx(expected.interval, rel=1e-4)
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('#scatter .textpoint text')].map((label) => {"
+        " const { left, top, right, bottom } = label.getBoundingClientRect();"
+        " return [left, top, right, bottom]; }).filter(([left, , right]) => right > left)"
     )
+    assert len(boxes) > 3
+    for at, (left, top, right, bottom) in enumerate(boxes):
+        for other in boxes[:at]:
+            across = min(right, other[2]) - max(left, other[0])
+            assert across < 4 or min(bottom, other[3]) - max(top, other[1]) < 4
+
+
+def test_seeds_fold_out(page: "Page", read_study: Sweep) -> None:
+    [act] = [of for of in read_study.replicates if read_study.setting(of[0]) == "act"]
+    body = page.locator("#settings-table tbody:has(th[data-v='act'])")
+    body.locator(".seeds").click()
+    rows = body.locator("tr.seed")
+    assert rows.count() == 2
+    for row, job in zip(rows.all(), act, strict=True):
+        value = job.metrics["mean_served_removal"]
+        assert f"{value:.2f}".replace("-", "\N{MINUS SIGN}") in row.inner_text()
+    body.locator(".seeds").click()
+    assert rows.count() == 0
 
 
 @pytest.mark.parametrize(
@@ -160,8 +181,9 @@ def test_filter_shows_the_jobs_that_the_line_says(
     page.fill("#filter", line)
     jobs = [job for job in read_study.compared if test(job)]
     labels = {read_study.labels[job.name] for job in jobs}
-    assert visible_jobs(page) == labels
-    assert page.inner_text("#count") == f"{len(jobs)} of {len(read_study.compared)} jobs"
+    assert visible_jobs(page) == settings_of(read_study, jobs)
+    assert page.inner_text("#count").startswith(f"{len(jobs)} of {len(read_study.compared)} jobs")
+    assert ("means over all seeds" in page.inner_text("#count")) == ("seed=" in line)
     for found, _ in groups_of_scatter(page, read_study):
         assert {read_study.labels[job.name] for job in found} <= labels
     curve = page.locator("#curves .plot").first
@@ -175,7 +197,7 @@ def test_filter_shows_the_jobs_that_the_line_says(
     for wrong, problem in (("nonsense=3", "no setting"), ("seed>x", "number"), ("edges=", "value")):
         page.fill("#filter", wrong)
         assert problem in page.inner_text("#count")
-        assert page.locator("#comparison-table tbody tr:visible").count() == 28
+        assert page.locator("#settings-table tbody:visible").count() == 14
 
 
 def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
@@ -208,8 +230,8 @@ def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
     assert values == pytest.approx(job.metrics, rel=1e-5)
     page.keyboard.press("Escape")
     assert view.is_hidden() and "job=" not in page.url
-    label = read_study.labels[job.name]
-    assert page.evaluate("document.activeElement.title") == label, "focus is on its row"
+    label = read_study.label(job, seed=False)
+    assert page.evaluate("document.activeElement.title") == label, "focus is on its setting"
 
 
 def test_names_from_outside_stay_text_and_texts_part_where_the_models_do(
@@ -230,7 +252,7 @@ def test_names_from_outside_stay_text_and_texts_part_where_the_models_do(
         content = {"format": 1, "prompts": [prompt | {"samples": samples}]}
         (job / "samples.json").write_text(json.dumps(content))
     page = open_page(write_report(tmp_path / "sweep"))
-    page.locator("#comparison-table tbody a").first.click()
+    page.locator("#settings-table tbody a").first.click()
     page.locator("#job .main-svg").first.wait_for()
     for fold in page.locator("#job summary").all():
         fold.click()
@@ -254,7 +276,7 @@ def test_page_is_legible_and_axe_finds_nothing_serious(
     assert ground == ("#121417" if scheme == "dark" else "#fcfcfb")
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing is cut off"
     assert serious(page, "html") == []
-    page.locator("#comparison-table tbody a").nth(2).click()
+    page.locator("#settings-table tbody a").nth(2).click()
     page.locator("#job .main-svg").first.wait_for()
     for fold in page.locator("#job summary").all():
         fold.click()

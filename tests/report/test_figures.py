@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gr_sweep.metrics import registry
-from gr_sweep.report import figures, measures, page_data
+from gr_sweep.report import answer, figures, measures, page_data
 from gr_sweep.report.sweep import Sweep
 
 
@@ -16,6 +16,12 @@ def test_curves_have_training_and_held_out_losses_of_every_domain(read_edges: Sw
     assert [trace["mode"] for trace in traces] == ["lines"] * 5 + ["lines+markers"] * 5
     assert [step for step in traces[-1]["x"] if step is not None] == [75, 150, 225, 300]
     assert all(len(trace["meta"]["points"]) == len(trace["x"]) for trace in traces)
+    titles = {
+        figure["layout"][axis]["title"]["text"]
+        for figure in curves.values()
+        for axis in ("xaxis", "yaxis")
+    }
+    assert titles == {"optimizer step", "loss, nats per token"}
     ranges = {tuple(figure["layout"]["yaxis"]["range"]) for figure in curves.values()}
     assert len(ranges) == 1, "domains compare by eye only on one scale"
 
@@ -25,7 +31,7 @@ def test_curves_have_training_and_held_out_losses_of_every_domain(read_edges: Sw
 
 @pytest.fixture(scope="module")
 def data(read_study: Sweep) -> dict[str, Any]:
-    return page_data.page_data(read_study)
+    return page_data.page_data(read_study, answer.rankings(read_study))
 
 
 def axis(found: dict[str, Any], identifier: str) -> dict[str, Any]:

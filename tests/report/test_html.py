@@ -51,7 +51,7 @@ def test_page_asks_the_network_for_nothing(edges_page: str) -> None:
 def test_page_has_numbers_intervals_command_and_config(read_edges: Sweep, edges_page: str) -> None:
     job = next(job for job in read_edges.jobs if job.edges == "weight")
     low, high = job.intervals["mean_loss"]
-    mean = f"<span>{job.metrics['mean_loss']:.3f}</span><small>{low:.3f} to {high:.3f}<"
+    mean = f"<span>{job.metrics['mean_loss']:.2f}</span><small>{low:.2f} to {high:.2f}<"
     assert mean in edges_page
     commands = [of["command"] for of in script(edges_page, "data")["jobs"]]
     assert commands == [job.command for job in read_edges.compared] and len(set(commands)) == 5
@@ -69,7 +69,7 @@ def test_unfinished_jobs_and_mixed_text_are_told_at_the_top(tmp_path: Path) -> N
     page = own_text(render(read_sweep(tmp_path)))
     header = page.split("</header>")[0]
     assert "2 different texts" in header.split("<h1>")[0]
-    assert "2 finished, 1 not" in header
+    assert "2 jobs finished, 1 not" in header
     assert re.search(r"<code>edges=act_seed=9</code>\s*at step 40, not finished", header)
 
 

@@ -49,13 +49,17 @@ const understood = (line) => {
   return { tests, problems };
 };
 
+/** Whether the filter hides some seeds of a setting and not others. */
+const isPartly = () => data.groups.some((group) => group.some((job) => shown.has(job)) && !group.every((job) => shown.has(job)));
+
 const setFilter = (line) => {
   const { tests, problems } = understood(line);
   shown = new Set([...data.jobs.keys()].filter((job) => tests.every((test) => test(job))));
   if (filterInput) {
     const count = document.getElementById("count"), all = data.jobs.length;
     filterInput.value = line;
-    count.textContent = problems.join("; ") || (shown.size === all ? `all ${all} jobs` : `${shown.size} of ${all} jobs`);
+    count.textContent = problems.join("; ") || (shown.size === all ? `all ${all} jobs`
+      : `${shown.size} of ${all} jobs${isPartly() ? "; tables and matrices show means over all seeds" : ""}`);
     count.classList.toggle("problem", problems.length > 0);
   }
   for (const item of document.querySelectorAll("[data-job]"))

@@ -64,6 +64,20 @@ const textsOf = ({ domain, prompt, reference, samples }) => {
   }))];
 };
 
+/** The matrices of a setting, with the numbers of one of its jobs. */
+const matricesOf = (job, ofSetting) => {
+  const made = ofSetting.cloneNode(true);
+  for (const cell of made.querySelectorAll("td")) {
+    const value = data.metrics[cell.dataset.key]?.values[job] ?? null, { top } = cell.closest("table").dataset;
+    const text = value === null ? "–" : value.toFixed(top ? 2 : 3);
+    cell.textContent = (top && value > 0 && Number(text) ? `+${text}` : text).replace("-", "−");
+    cell.title = (data.metrics[cell.dataset.key]?.intervals?.[job] ?? []).map((end) => end.toFixed(2)).join(" to ");
+    cell.classList.toggle("neg", value < 0);
+    if (top) cell.style.setProperty("--s", `${Math.round(100 * Math.sqrt(Math.min(1, Math.abs(value ?? 0) / top)))}%`);
+  }
+  return made;
+};
+
 // The view
 
 const section = (title, ...content) => element("section", {}, element("h3", {}, title), ...content);
@@ -84,19 +98,19 @@ const fillJob = (job) => {
   const differing = differences(job);
   if (differing.length)
     jobView.append(section("Settings", plainTable("settings that differ", [["setting", "this job", "the others"], ...differing])));
-  const matrices = document.querySelector(`#matrices [data-job="${job}"] .pair`);
-  if (matrices) jobView.append(section("Matrices", matrices.cloneNode(true)));
+  const matrices = [...document.querySelectorAll(".card")].find((card) => card.dataset.job.split(" ").includes(String(job)));
+  if (matrices) jobView.append(section("Matrices", matricesOf(job, matrices.querySelector(".pair"))));
   const curves = curvesOf(job);
   if (curves) {
     const box = element("div", { className: "plot tall" });
     jobView.append(section("Loss while training", box));
     plot(box, curves, `${of.label}: loss while training`);
   }
-  if (data.texts[job].length)
-    jobView.append(section("Text", element("p", {}, "What each variant of the model writes after the beginning of a held-out document. All use the "
-      + "same random numbers; what a text shares with the full model's is grey. One sample is not a measurement."),
-      ...data.texts[job].flatMap(textsOf)));
   const keys = Object.keys(data.metrics).filter((key) => metric(key, job) !== null);
+  if (data.texts[job].length)
+    jobView.append(folded("what its model writes", () => element("div", {}, element("p", {}, "What each variant of the model writes after the "
+      + "beginning of a held-out document. All use the same random numbers; what a text shares with the full model's is grey. One sample is not a "
+      + "measurement."), ...data.texts[job].flatMap(textsOf))));
   jobView.append(
     folded(`all ${keys.length} metrics`, () => plainTable("metrics", [["metric", "value", "low", "high"],
       ...keys.map((key) => [key, metric(key, job), ...(data.metrics[key].intervals?.[job] ?? [null, null])])])),
@@ -118,7 +132,7 @@ const showJob = (job) => {
 };
 
 const closeJob = () => {
-  const { name } = data.jobs[opened];
+  const closed = opened;
   opened = null;
   jobView.hidden = true;
   document.body.classList.remove("one-job");
@@ -126,7 +140,8 @@ const closeJob = () => {
   jobView.replaceChildren();
   remember({ job: "" });
   redraw();
-  [...document.querySelectorAll("main a")].find((link) => jobOf(link) === name)?.focus({ preventScroll: true });
+  [...document.querySelectorAll("#settings tbody")].find((body) => body.dataset.job.split(" ").includes(String(closed)))
+    ?.querySelector("a").focus({ preventScroll: true });
   scrollTo({ top: scrolledTo, behavior: "instant" });
 };
 

@@ -13,22 +13,49 @@ for (const table of document.querySelectorAll("table.compare")) {
     const rising = head.getAttribute("aria-sort") !== "ascending";
     for (const other of heads) other.setAttribute("aria-sort", "none");
     head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-    const rows = [...table.tBodies[0].rows].map((row) => [row.cells[column].dataset.v, row]);
+    const rows = [...table.tBodies].map((body) => [body.rows[0].cells[column].dataset.v, body]);
     const isNumeric = rows.every(([value]) => isEmpty(value) || !isNaN(value));
     rows.sort(([a], [b]) => {
       if (isEmpty(a) || isEmpty(b)) return isEmpty(a) - isEmpty(b);
       return (isNumeric ? a - b : a.localeCompare(b)) * (rising ? 1 : -1);
     });
-    table.tBodies[0].append(...rows.map(([, row]) => row));
+    table.append(...rows.map(([, body]) => body));
   }));
 }
 
-// The columns of single domains next to their means.
+/** One row for each seed of a setting, below its own. */
+const seedRows = (body) => {
+  const heads = [...body.closest("table").tHead.rows[0].cells], names = [...body.rows[0].cells];
+  return body.dataset.job.split(" ").map(Number).map((job) => element("tr", { className: "seed" }, ...heads.map((head, at) => {
+    const { key, digits: places } = head.dataset, of = key && (axes.get(key) ?? data.metrics[key]);
+    const value = of ? of.values[job] : null;
+    if (!at) return element("th", { scope: "row" }, jobLink(job, `seed ${data.jobs[job].seed}`));
+    const write = (number) => number.toFixed(places).replace("-", "−");
+    const cell = element("td", { className: head.className, "data-name": names[at].dataset.name });
+    if (value !== null) cell.append(element("span", {}, (of.bounds?.[job] ?? "") + write(value)));
+    if (of?.intervals?.[job]) cell.append(element("small", {}, of.intervals[job].map(write).join(" to ")));
+    return cell;
+  })));
+};
+
+for (const fold of document.querySelectorAll(".seeds"))
+  fold.addEventListener("click", () => {
+    const body = fold.closest("tbody"), isOpen = fold.getAttribute("aria-expanded") === "true";
+    fold.setAttribute("aria-expanded", String(!isOpen));
+    if (isOpen) for (const row of [...body.rows].slice(1)) row.remove();
+    else body.append(...seedRows(body));
+  });
+
+// All columns, in the whole width of the page.
 for (const fold of document.querySelectorAll("[data-fold]"))
-  fold.addEventListener("change", () => document.getElementById(fold.dataset.fold).classList.toggle("folded", !fold.checked));
+  fold.addEventListener("change", () => {
+    document.getElementById(`${fold.dataset.fold}-table`).classList.toggle("folded", !fold.checked);
+    fold.closest("#first")?.classList.toggle("wide", fold.checked);
+    redraw();
+  });
 
 // The address holds the reader's choices, so sections are not anchors.
-for (const part of document.querySelectorAll("main > section")) {
+for (const part of document.querySelectorAll("main section")) {
   const heading = part.querySelector("h2");
   heading.tabIndex = -1;
   document.getElementById("contents").append(button(heading.textContent, () => {

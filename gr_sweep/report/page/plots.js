@@ -153,3 +153,10 @@ const forget = (root) => {
 
 dark.addEventListener("change", redraw);
 narrow.addEventListener("change", redraw);
+// On paper all plots are drawn, in the width of a sheet.
+for (const [event, isPrinting] of [["beforeprint", true], ["afterprint", false]])
+  addEventListener(event, () => {
+    document.body.classList.toggle("printing", isPrinting);
+    for (const box of isPrinting ? sources.keys() : []) inView.add(box);
+    redraw();
+  });

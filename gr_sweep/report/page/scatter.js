@@ -1,6 +1,6 @@
-// The scatter plot of jobs: any two numbers against each other, with the Pareto frontier.
+// The scatter plot of settings: any two numbers against each other, with the frontier.
 
-const POINTS_WITH_BARS = 40, LABELLED_GROUPS = 8;
+const GROUPS_WITH_BARS = 60, LETTER = 6.6, LINE = 15; // Of the labels, in pixels.
 const FRONT_COLOUR = "#b8860b";
 
 const axes = new Map(data.axes.map((axis) => [axis.id, axis]));
@@ -10,27 +10,46 @@ let [across, up] = chosen;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const digits = (value) => String(Number(value.toPrecision(4)));
 
+/** 95 % interval of the mean of one value for each seed. */
+const tInterval = (values) => {
+  const n = values.length, centre = mean(values);
+  const half = data.t[n] * Math.sqrt(values.reduce((sum, value) => sum + (value - centre) ** 2, 0) / (n - 1) / n);
+  return [centre - half, centre + half];
+};
+
 /** The shown jobs that have both numbers, in groups that differ in their seed only. */
 const scatterGroups = () => data.groups.flatMap((group) => {
   const all = group.filter((job) => shown.has(job));
   const jobs = all.filter((job) => across.values[job] !== null && up.values[job] !== null);
   if (!jobs.length) return [];
-  const first = data.jobs[jobs[0]];
-  // Bounds, means over some of the seeds, and controls beat nothing.
-  const isWhole = jobs.length === all.length && !first.control && !jobs.some((job) => across.bounds[job] || up.bounds[job]);
-  const centre = (axis) => mean(jobs.map((job) => axis.values[job]));
-  return [{ jobs, first, isWhole, x: centre(across), y: centre(up) }];
+  const first = data.jobs[jobs[0]], isBound = jobs.some((job) => across.bounds[job] || up.bounds[job]);
+  const on = (axis) => {
+    const values = jobs.map((job) => axis.values[job]), several = jobs.length > 1 && !isBound;
+    return { value: mean(values), interval: several ? tInterval(values) : jobs.length === 1 ? axis.intervals?.[jobs[0]] : null };
+  };
+  const [x, y] = [on(across), on(up)];
+  return [{ jobs, first, isWhole: jobs.length === all.length && !first.control && !isBound, x: x.value, y: y.value, intervals: [x.interval, y.interval] }];
 });
 
-/** Groups that no other is at least as good as in both numbers and better in one, from left to right. */
+/** Groups that no other is better than on both axes beyond the intervals of paired differences, as in answer.py. */
 const frontOf = (groups) => {
-  if (!across.direction || !up.direction || groups.length < 2) return [];
+  if (!across.direction || !up.direction) return [];
+  const most = Math.max(1, ...groups.map(({ jobs }) => jobs.length));
+  const ranked = groups.filter(({ isWhole, jobs }) => isWhole && (jobs.length > 1 || most === 1));
   // More than gone is not better than gone.
-  const most = (axis, value) => Math.min(value, axis.most ?? Infinity) * axis.direction;
-  const points = groups.filter(({ isWhole }) => isWhole).map((group) => ({ ...group, u: most(across, group.x), v: most(up, group.y) }));
-  return points
-    .filter(({ u, v }) => !points.some((other) => other.u >= u && other.v >= v && (other.u > u || other.v > v)))
-    .sort((a, b) => a.x - b.x);
+  const on = (axis, job) => Math.min(axis.values[job], axis.most ?? Infinity) * axis.direction;
+  const bySeed = new Map(ranked.map(({ jobs }) => [jobs, new Map(jobs.map((job) => [data.jobs[job].seed, job]))]));
+  const isComparable = (a, b) => a.text === b.text && ![across, up].some(({ isMean }) => isMean && `${a.parts}` !== `${b.parts}`);
+  const beats = (a, b) => {
+    if (!isComparable(a.first, b.first)) return false;
+    const pairs = [...bySeed.get(a.jobs)].flatMap(([seed, job]) => { const other = bySeed.get(b.jobs).get(seed); return other === undefined ? [] : [[job, other]]; });
+    const least = [across, up].map((axis) => {
+      const differences = pairs.map(([job, other]) => on(axis, job) - on(axis, other));
+      return most === 1 ? (differences[0] ?? -1) : pairs.length > 1 && mean(differences) > 0 ? tInterval(differences)[0] : -1;
+    });
+    return most === 1 ? Math.min(...least) >= 0 && Math.max(...least) > 0 : Math.min(...least) > 0;
+  };
+  return ranked.filter((group) => !ranked.some((other) => other !== group && beats(other, group)));
 };
 
 /** Dense models, which have only one of the two numbers, as lines; and what an axis says itself. */
@@ -42,13 +61,16 @@ const linesOf = (axis, groups) => {
   return axis.line ? [...lines, { at: axis.line[0], name: axis.line[1] }] : lines;
 };
 
+/** Means and seeds always fit; intervals and lines as far as they do not squeeze them. */
 const rangeOf = (axis, groups, lines) => {
   const within = (value) => (axis.clip ? Math.min(Math.max(value, axis.clip[0]), axis.clip[1]) : value);
-  const jobs = groups.flatMap((group) => group.jobs);
-  const values = [...lines.map(({ at }) => at), ...jobs.flatMap((job) => [axis.values[job], ...(axis.intervals?.[job] ?? [])])].map(within);
+  const values = groups.flatMap(({ jobs }) => jobs.map((job) => within(axis.values[job])));
+  const ends = groups.flatMap(({ intervals }) => intervals[axis === across ? 0 : 1] ?? []);
   const [low, high] = [Math.min(...values), Math.max(...values)];
-  const pad = 0.08 * (high - low) || 0.08 * Math.abs(low) || 0.1;
-  return [low - pad, high + pad];
+  const span = high - low || 0.2 * Math.abs(low) || 0.2;
+  const near = [...values, ...ends.map((end) => Math.min(Math.max(end, low - 0.25 * span), high + 0.25 * span)),
+    ...lines.map(({ at }) => at).filter((at) => at > low - 0.5 * span && at < high + 0.5 * span)];
+  return [Math.min(...near) - 0.08 * span, Math.max(...near) + 0.08 * span];
 };
 
 /** Settings such as learning rates vary by factors. */
@@ -67,46 +89,66 @@ const hoverOf = (job) => {
   return [`<b>${escaped(data.jobs[job].label)}</b>`, said(across), said(up), ...ofDomains.filter(Boolean)].join("<br>");
 };
 
-const bars = (axis, points, visible) => {
-  const of = (sign) => points.map(({ jobs }) => {
-    const interval = jobs.length === 1 && axis.intervals?.[jobs[0]];
-    return interval ? Math.max(0, sign * (interval[sign > 0 ? 1 : 0] - axis.values[jobs[0]])) : 0;
-  });
+const bars = (points, at, visible) => {
+  const of = (sign) => points.map(({ group, x, y }) =>
+    (group?.intervals[at] ? Math.max(0, sign * (group.intervals[at][sign > 0 ? 1 : 0] - (at ? y : x))) : 0));
   return { type: "data", symmetric: false, array: of(1), arrayminus: of(-1), thickness: 1, width: 0, visible };
 };
 
+/** Where the label of each group has room, those of the frontier first; "" where none has. */
+const placeLabels = (groups, front, ranges, lines) => {
+  const width = scatterBox.clientWidth - 80, height = scatterBox.clientHeight - 80;
+  const pixel = ([low, high], value, size) => ((value - low) / (high - low)) * size;
+  const spots = groups.map(({ x, y }) => [pixel(ranges[0], x, width), height - pixel(ranges[1], y, height)]);
+  const taken = spots.map(([x, y]) => [x - 7, y - 7, x + 7, y + 7]);
+  for (const { at, name } of lines.x) { const x = pixel(ranges[0], at, width); taken.push([x - LINE, 0, x + 2, LETTER * name.length]); }
+  for (const { at, name } of lines.y) { const y = height - pixel(ranges[1], at, height); taken.push([0, y - LINE, LETTER * name.length, y + 2]); }
+  const places = new Map();
+  for (const group of [...front, ...groups.filter((one) => !front.includes(one))]) {
+    const [x, y] = spots[groups.indexOf(group)], half = (LETTER * Math.min(group.first.short.length, 30)) / 2;
+    const tries = [["top center", x - half, y - 9 - LINE], ["bottom center", x - half, y + 9], ["middle right", x + 11, y - LINE / 2],
+      ["middle left", x - 11 - 2 * half, y - LINE / 2], ["top right", x + 6, y - 7 - LINE], ["bottom right", x + 6, y + 7],
+      ["top left", x - 6 - 2 * half, y - 7 - LINE], ["bottom left", x - 6 - 2 * half, y + 7]];
+    const fits = tries.find(([, left, top]) => left >= 0 && left + 2 * half <= width && top >= 0 && top + LINE <= height
+      && !taken.some(([l, t, r, b]) => left < r && left + 2 * half > l && top < b && top + LINE > t));
+    if (!fits) continue;
+    taken.push([fits[1], fits[2], fits[1] + 2 * half, fits[2] + LINE]);
+    places.set(group, fits[0]);
+  }
+  return places;
+};
+
 /** One trace for each look, which a browser draws faster than one for each job. */
-const pointTraces = (groups) => {
-  const looks = new Map(), isLabelled = groups.length <= LABELLED_GROUPS && !narrow.matches;
-  const add = (isLarge, { first }, jobs, x, y, hover) => {
+const pointTraces = (groups, places) => {
+  const looks = new Map();
+  const add = (isLarge, { first }, point) => {
     const key = `${isLarge} ${first.edges} ${first.kind}`;
     if (!looks.has(key)) looks.set(key, { isLarge, first, points: [] });
-    looks.get(key).points.push({ jobs, x, y, hover, text: isLarge ? escaped(first.short) : "" });
+    looks.get(key).points.push(point);
   };
   for (const group of groups) {
-    const several = group.jobs.length > 1;
-    for (const job of group.jobs) add(!several, group, [job], across.values[job], up.values[job], hoverOf(job));
-    if (several)
-      add(true, group, group.jobs, group.x, group.y, `<b>${escaped(group.first.short)}</b><br>mean of ${group.jobs.length} seeds`
-        + `<br>${across.name} ${digits(group.x)}<br>${up.name} ${digits(group.y)}`);
+    const several = group.jobs.length > 1, { short } = group.first;
+    const said = (axis, at, value) => `${axis.name} ${digits(value)}${group.intervals[at] ? ` [${group.intervals[at].map(digits).join(", ")}]` : ""}`;
+    if (several) for (const job of group.jobs) add(false, group, { jobs: [job], x: across.values[job], y: up.values[job], hover: hoverOf(job) });
+    add(true, group, { jobs: group.jobs, x: group.x, y: group.y, group, place: places.get(group),
+      text: places.has(group) ? escaped(short.length > 30 ? `${short.slice(0, 29)}…` : short) : "",
+      hover: several ? `<b>${escaped(short)}</b><br>mean of ${group.jobs.length} seeds<br>${said(across, 0, group.x)}<br>${said(up, 1, group.y)}` : hoverOf(group.jobs[0]) });
   }
-  const visible = groups.flatMap(({ jobs }) => jobs).length <= POINTS_WITH_BARS;
+  const visible = groups.length <= GROUPS_WITH_BARS;
   return [...looks.values()].sort((a, b) => a.isLarge - b.isLarge).map(({ isLarge, first, points }) => ({
-    type: "scatter", mode: isLarge && isLabelled ? "markers+text" : "markers", textposition: "top center",
-    x: points.map(({ x }) => x), y: points.map(({ y }) => y), text: points.map(({ text }) => text),
+    type: "scatter", mode: isLarge ? "markers+text" : "markers", textposition: points.map(({ place }) => place ?? "top center"),
+    x: points.map(({ x }) => x), y: points.map(({ y }) => y), text: points.map(({ text }) => text ?? ""), textfont: { size: 11 },
     hovertext: points.map(({ hover }) => hover), hoverinfo: "text",
     opacity: isLarge ? 1 : 0.45, meta: { points: points.map(({ jobs }) => jobs) },
-    marker: { color: first.colour, symbol: first.symbol, size: isLarge ? 11 : 6,
+    marker: { color: first.colour, symbol: first.symbol, size: isLarge ? 10 : 5,
       line: { width: first.symbol.endsWith("-open") ? 2 : 0, color: first.colour } },
-    error_x: bars(across, points, visible), error_y: bars(up, points, visible),
+    error_x: bars(points, 0, visible), error_y: bars(points, 1, visible),
   }));
 };
 
 const frontTraces = (front) => (!front.length ? [] : [{
-  type: "scatter", mode: "lines+markers", hoverinfo: "skip", opacity: 0.8,
-  x: front.map(({ x }) => x), y: front.map(({ y }) => y),
-  line: { color: FRONT_COLOUR, width: 1.2, shape: across.direction < 0 ? "hv" : "vh" },
-  marker: { symbol: "circle-open", size: 19, color: FRONT_COLOUR, line: { width: 1.5 } },
+  type: "scatter", mode: "markers", hoverinfo: "skip", opacity: 0.9, x: front.map(({ x }) => x), y: front.map(({ y }) => y),
+  marker: { symbol: "circle-open", size: 18, color: FRONT_COLOUR, line: { width: 1.5 } },
 }]);
 
 const sideOf = (axis, isAcross, groups, range) => {
@@ -117,23 +159,27 @@ const sideOf = (axis, isAcross, groups, range) => {
   return isLog(axis, groups) ? { title, type: "log", autorange: true, exponentformat: "power" } : { title, range, zeroline: false };
 };
 
-/** Links to the settings on the frontier, and what is not in the plot. */
-const noteScatter = (groups, front) => {
+/** What is not in the plot. */
+const noteScatter = (groups) => {
   const placed = new Set(groups.flatMap(({ jobs }) => jobs));
-  const missing = [...shown].filter((job) => data.jobs[job].edges !== "dense" && !placed.has(job)).length;
+  const without = (axis) => [...shown].filter((job) => axis.values[job] === null && data.jobs[job].edges !== "dense").length;
   const isBeyond = (job) => [across, up].some(({ clip, values }) => clip && (values[job] < clip[0] || values[job] > clip[1]));
   const beyond = [...placed].filter(isBeyond).length;
-  const notes = document.getElementById("scatter-notes");
-  notes.replaceChildren(...front.map(({ jobs, first }) => jobLink(jobs[0], first.short)));
-  if (front.length) notes.prepend(element("b", {}, "On the frontier "));
-  if (missing) notes.append(` Not drawn: ${missing} without one of the two numbers.`);
-  if (beyond) notes.append(` ${beyond} beyond the axes.`);
+  const missing = [...new Set([across, up])].map((axis) => [without(axis), axis.name]).filter(([count]) => count);
+  document.getElementById("scatter-notes").textContent = [
+    ...missing.map(([count, name]) => `${count} routed job${count > 1 ? "s have" : " has"} no ${name} and ${count > 1 ? "are" : "is"} not drawn.`),
+    beyond ? `${beyond} beyond the axes.` : "",
+  ].join(" ");
 };
 
 const scatterFigure = () => {
   const groups = scatterGroups(), front = frontOf(groups);
-  noteScatter(groups, front);
+  noteScatter(groups);
   const lines = { x: linesOf(across, groups), y: linesOf(up, groups) };
+  const ranges = groups.length ? [rangeOf(across, groups, lines.x), rangeOf(up, groups, lines.y)] : [];
+  for (const [at, axis] of ["x", "y"].entries())
+    lines[axis] = lines[axis].filter((line) => !ranges.length || (line.at >= ranges[at][0] && line.at <= ranges[at][1]));
+  const isLinear = ![across, up].some((axis) => isLog(axis, groups));
   const shape = (axis, { at }) => ({
     type: "line", [`${axis}0`]: at, [`${axis}1`]: at, line: { color: "#7d8590", width: 1.5, dash: "dot" },
     ...(axis === "x" ? { y0: 0, y1: 1, yref: "y domain" } : { x0: 0, x1: 1, xref: "x domain" }),
@@ -145,12 +191,12 @@ const scatterFigure = () => {
   });
   const both = (make) => ["x", "y"].flatMap((axis) => lines[axis].map((line) => make(axis, line)));
   return {
-    data: [...frontTraces(front), ...pointTraces(groups)],
+    data: [...frontTraces(front), ...pointTraces(groups, isLinear ? placeLabels(groups, front, ranges, lines) : new Map())],
     layout: {
       showlegend: false, // The key above the plot says the same.
-      xaxis: sideOf(across, true, groups, rangeOf(across, groups, lines.x)),
-      yaxis: sideOf(up, false, groups, rangeOf(up, groups, lines.y)),
-      margin: { l: 62, r: 12, t: 36, b: 56 },
+      xaxis: sideOf(across, true, groups, ranges[0]),
+      yaxis: sideOf(up, false, groups, ranges[1]),
+      margin: { l: 62, r: 18, t: 24, b: 56 },
       shapes: both(shape),
       annotations: groups.length ? both(name)
         : [{ text: "no shown job has both numbers", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],

@@ -1,0 +1,171 @@
+"""The answer at the top of the report: which setting, on which trade-off, and how sure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from gr_sweep.report import answer, read_sweep
+from gr_sweep.report.sweep import Sweep
+from tests.report.conftest import edit, write_job
+
+Values = Mapping[str, Sequence[tuple[float, float]]]
+"""Served tax and selectivity of each seed, by edges."""
+
+
+def sweep_of(folder: Path, values: Values, **arguments: object) -> Sweep:
+    """Jobs without tables, so that their metrics are those given."""
+    for edges, of_seeds in values.items():
+        for seed, (tax, selectivity) in enumerate(of_seeds):
+            job = write_job(folder, edges=edges, seed=seed, **arguments)  # type: ignore[arg-type]
+            (job / "document_losses.csv").unlink()
+            found = {"mean_served_tax": tax, "mean_selectivity": selectivity}
+            edit(job, lambda summary, found=found: summary["metrics"].update(found))
+    return read_sweep(folder)
+
+
+def said(sweep: Sweep) -> str:
+    return " ".join(answer.sentences(sweep, answer.rankings(sweep)))
+
+
+def noted(sweep: Sweep) -> str:
+    return " ".join(answer.notes(sweep, answer.rankings(sweep)))
+
+
+def ranks(sweep: Sweep) -> dict[str, int | None]:
+    [ranking] = answer.rankings(sweep)
+    return {place.name: place.rank for place in ranking.places}
+
+
+CLEAR: Values = {
+    "none": [(0.01, 0.20), (0.02, 0.21), (0.03, 0.22)],
+    "act": [(0.02, 0.21), (0.01, 0.19), (0.05, 0.24)],
+    "weight": [(0.30, 0.60), (0.31, 0.62), (0.32, 0.61)],
+    "both": [(0.60, 0.40), (0.61, 0.42), (0.62, 0.41)],
+}
+
+
+def test_trade_off_beyond_its_intervals(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, CLEAR)
+    text = said(sweep)
+    assert text.startswith("For separation take `weight`, for utility `none`: the first has +0.40")
+    assert "+0.29 nats served tax [0.29, 0.29] (beyond its interval)" in text.replace(
+        "0.290", "0.29"
+    )
+    assert (
+        "frontier: `act`." in text and "Worse on both axes, beyond the intervals: `both`." in text
+    )
+    assert "inconclusive" not in text
+    assert ranks(sweep) == {"none": 1, "act": 1, "weight": 1, "both": 2}
+
+
+def test_difference_within_its_interval_is_inconclusive(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, {edges: CLEAR[edges] for edges in ("none", "act")})
+    text = said(sweep)
+    assert "`act`" in text and "`none`" in text
+    assert text.startswith("By value") and text.count("(inconclusive)") == 2
+    assert set(ranks(sweep).values()) == {1}, "by means act is beaten in neither"
+    pair = sweep.replicates
+    for key in ("mean_served_tax", "mean_selectivity"):
+        found = sweep.difference(pair[1], pair[0], key)
+        assert found is not None and found.interval is not None
+        assert found.interval[0] < 0 < found.interval[1]
+
+
+def test_best_in_both_is_compared_with_the_next_on_each_axis(tmp_path: Path) -> None:
+    values = dict(CLEAR) | {"weight": [(0.0, 0.9), (0.01, 0.91), (0.02, 0.89)]}
+    text = said(sweep_of(tmp_path, values))
+    assert text.startswith("Take `weight`, the best in both: +0.")
+    assert "against `both` (beyond its interval)" in text and "against `none` (beyond" in text
+    # The interval of the tax that act saves has 0.
+    assert ranks(read_sweep(tmp_path)) == {"weight": 1, "none": 2, "act": 1, "both": 2}
+
+
+def test_one_seed_is_compared_by_value_and_says_so(tmp_path: Path) -> None:
+    values = {edges: of_seeds[:1] for edges, of_seeds in CLEAR.items()}
+    sweep = sweep_of(tmp_path, values)
+    text = said(sweep)
+    assert text.startswith("By value, for separation take `weight`, for utility `none`")
+    assert "one seed" in text and "[" not in text and "interval" in text
+    assert ranks(sweep) == {"none": 1, "act": 1, "weight": 1, "both": 2}
+
+
+def test_setting_with_fewer_seeds_has_no_rank(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, dict(CLEAR) | {"both": CLEAR["both"][:1]})
+    assert ranks(sweep)["both"] is None
+    assert "`both` (one seed)" in noted(sweep) and "`both`" not in said(sweep)
+
+
+def test_single_setting_is_not_compared(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, {"act": CLEAR["act"]})
+    assert said(sweep).startswith("`act` has 0.03 nats served tax [")
+    assert "no other setting" in said(sweep)
+
+
+def test_missing_baselines_are_the_cause_that_is_named(tmp_path: Path) -> None:
+    for edges in ("act", "both"):
+        write_job(tmp_path, edges=edges)
+    sweep = read_sweep(tmp_path)
+    assert "Served loss stands in for served compute, which no job has: no dense run" in noted(
+        sweep
+    )
+    assert "Selectivity stands in for served removal, which no job has: no filtered run" in noted(
+        sweep
+    )
+    assert "nats served loss" in said(sweep) and "nats selectivity" in said(sweep)
+    write_job(tmp_path, edges="dense", method="dense")
+    assert "no dense run on fewer tokens" in noted(read_sweep(tmp_path))
+    assert "`dense` (no domain to remove)" in noted(read_sweep(tmp_path))
+    for part in ("code", "biology"):
+        write_job(tmp_path, edges="dense", method="filtered", without=[part])
+    assert "no filtered run without creative." in noted(read_sweep(tmp_path))
+
+
+def test_sweep_without_routing_names_nobody(tmp_path: Path) -> None:
+    write_job(tmp_path, edges="dense", method="dense")
+    sweep = read_sweep(tmp_path)
+    assert said(sweep).startswith("No setting can be ranked by")
+    assert noted(sweep) == "Not ranked: `dense` (no domain to remove)."
+
+
+def test_controls_bounds_and_other_removals_are_kept_apart(read_study: Sweep) -> None:
+    first, second = answer.rankings(read_study)
+    why = {place.name: place.why for place in first.places}
+    assert why["random"] == "a control" and why["dense"] == "no domain to remove"
+    assert why["both"] == "only a bound of served compute"
+    assert second.name == "removing biology" and [p.name for p in second.places] == ["sgtm"]
+    texts = answer.sentences(read_study, [first, second])
+    assert texts[0].startswith("Removing code, biology or creative: ")
+    assert texts[1].startswith("Removing biology: `sgtm` has ")
+
+
+def test_other_texts_are_not_compared(tmp_path: Path) -> None:
+    for overlap, text in ((0.0, "a"), (1.0, "b")):
+        for edges in ("act", "both"):
+            job = write_job(tmp_path, edges=edges, settings={"data.overlap": overlap})
+            edit(job, lambda summary, text=text: summary["fingerprints"].update(text=text))
+    found = answer.rankings(read_sweep(tmp_path))
+    assert [ranking.name for ranking in found] == ["data.overlap=0.0", "data.overlap=1.0"]
+    assert [len(ranking.ranked) for ranking in found] == [2, 2]
+
+
+def test_more_than_gone_is_not_better_than_gone(tmp_path: Path) -> None:
+    for edges, of_seeds in CLEAR.items():
+        for seed, (tax, _) in enumerate(of_seeds):
+            job = write_job(tmp_path, edges=edges, seed=seed)
+            (job / "document_losses.csv").unlink()
+            removal = {"none": 1.0, "act": 1.3}.get(edges, 1.2)
+            found = {"mean_served_tax": tax, "mean_served_removal": removal}
+            edit(job, lambda summary, found=found: summary["metrics"].update(found))
+    assert set(ranks(read_sweep(tmp_path)).values()) == {1}
+
+
+@pytest.mark.parametrize("missing", ["mean_served_tax", "mean_selectivity"])
+def test_setting_that_lacks_an_axis_on_one_seed_has_no_rank(tmp_path: Path, missing: str) -> None:
+    sweep_of(tmp_path, CLEAR)
+    [job] = [of for of in tmp_path.iterdir() if "edges=act" in of.name and "seed=1" in of.name]
+    edit(job, lambda summary: summary["metrics"].pop(missing))
+    sweep = read_sweep(tmp_path)
+    if missing == "mean_served_tax":
+        assert ranks(sweep)["act"] is None and "`act` (without served tax" in noted(sweep)
+    assert ranks(sweep)["both"] == 2
