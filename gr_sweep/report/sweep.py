@@ -313,7 +313,7 @@ class Sweep:
         return found
 
     def setting(self, job: Job) -> str:
-        """The same in short, without the seed and what is usual."""
+        """Short name of the setting that the job is a seed of, without what is usual."""
         return " \N{MIDDLE DOT} ".join(
             value if name in _PLAIN else f"{name.rpartition('.')[2]}={value}"
             for name, value in self.apart(job, seed=False)
