@@ -4,11 +4,13 @@ N sequences of a micro-batch or step (sorted by row group), T positions, S = T +
 """
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,9 +29,10 @@ from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.distributed import Processes, rows_of
 from gr_sweep.train.optim import make_optimizer, make_schedule
-from gr_sweep.train.progress import Progress
 from gr_sweep.train.signals import StopSignals
 from gr_sweep.train.step import Forward, StepResult, train_step, training_forward
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -197,7 +200,6 @@ class Trainer:
 
         forward = training_forward(self.token_losses, config)
         since_row, last_row = StepResult(), state.step
-        progress = Progress(total, state.step, is_shown=self.processes.is_main)
         rows = self._rows
 
         def read(step: int) -> list[np.ndarray]:
@@ -205,7 +207,6 @@ class Trainer:
 
         self.routed.model.train()
         with (
-            progress.shown(),
             contextlib.closing(_prefetched(read, stop, state, self.device)) as steps,
             self.signals.deferred(),
         ):
@@ -218,7 +219,6 @@ class Trainer:
                 step = self._step(forward, micro_batches)
                 since_row.add(step)
                 since_row.grad_norms = step.grad_norms
-                progress.step()
 
                 is_last = state.step == total
                 evaluates = is_last or _is_due(eval_every, state.step)
@@ -231,7 +231,7 @@ class Trainer:
                 # every evaluation: the host waits for the device there, and steps that are still
                 # being computed would count as evaluation.
                 if _is_due(config.log_every, state.step) or saves or evaluates:
-                    self._log_row(since_row, range(last_row, state.step), lr, clock, progress)
+                    self._log_row(since_row, range(last_row, state.step), lr, clock)
                     since_row, last_row = StepResult(), state.step
                 with clock.paused():
                     if evaluates:
@@ -304,15 +304,22 @@ class Trainer:
         self.training.state.eval_s += time.perf_counter() - start
         self.tracker.log(self.training.state.step, metrics)
 
-    def _log_row(
-        self, sums: StepResult, steps: range, lr: float, clock: "_Clock", progress: Progress
-    ) -> None:
+    def _log_row(self, sums: StepResult, steps: range, lr: float, clock: "_Clock") -> None:
         state = self.training.state
         row = _row(sums, self.batches.counts, self.processes)
         speed = clock.tokens_per_second()
         prefix = registry.TRAIN_LOSS.key + "/"
-        by_label = {k.removeprefix(prefix): x for k, x in row.items() if k.startswith(prefix)}
-        progress.log(state.step, row[registry.TRAIN_LOSS.key], by_label, speed)
+        by_label = (
+            f"{key.removeprefix(prefix)} {loss:.3f}"
+            for key, loss in row.items()
+            if key.startswith(prefix)
+        )
+        total = num_steps(self.config)
+        left = timedelta(seconds=round((total - state.step) * self.batches.tokens_per_step / speed))
+        logger.info(
+            f"step {state.step}/{total}  loss {row[registry.TRAIN_LOSS.key]:.3f} "
+            f"({' '.join(by_label)})  {speed:,.0f} tokens/s  {left} left"
+        )
         row |= {
             registry.TRAIN_LR.key: lr,
             registry.TRAIN_TOKENS.key: state.tokens,
