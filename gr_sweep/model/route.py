@@ -127,7 +127,7 @@ class RoutedModel:
                 parameter.requires_grad_(False)
                 self._frozen.append(name)
         self._in_place = InPlace(self.model, swaps, all_are_routed=is_cut)
-        self._state.record(self._in_place.modules.values())
+        self._state.record(self.model)
 
     @property
     def active(self) -> Routing | None:
@@ -234,16 +234,16 @@ class RoutedModel:
 
     @contextmanager
     def _routed_by(self, routing: Routing) -> Iterator[None]:
-        self._state.record(self._check().modules.values())
+        self._check()
+        self._state.record(self.model)
         with self._state.routing(routing):
             yield
 
-    def _check(self) -> InPlace:
-        """The modules that are routed; PlanError if they no longer are."""
+    def _check(self) -> None:
+        """Raises PlanError if the modules that were routed no longer are."""
         if self._in_place is None:
             raise PlanError("the model is the plain one: after unroute() or a lay() that failed")
         self._in_place.check()
-        return self._in_place
 
     def _check_whole(self) -> None:
         for linear in self.unit_linears:

@@ -10,7 +10,7 @@ N sequences, T positions.
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -78,9 +78,9 @@ class RoutingState:
             self._of_thread.active = None
             _ROUTINGS.set(others)
 
-    def record(self, layers: Iterable[nn.Module]) -> None:
+    def record(self, model: nn.Module) -> None:
         """Wraps the activation checkpointing of decoder layers that have it on."""
-        for layer in layers:
+        for layer in model.modules():
             checkpoint = vars(layer).get("_gradient_checkpointing_func")
             if checkpoint is not None and not isinstance(checkpoint, Recorded):
                 layer._gradient_checkpointing_func = Recorded(checkpoint, self)  # type: ignore[assignment]

@@ -3,6 +3,7 @@
 Checks come before changes: a network that cannot be routed is left as it was.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -51,8 +52,12 @@ class Swap(NamedTuple):
         return ""
 
 
+_WRAPPERS = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+"""Parts of names that are no place in a model: of compiled, recomputed and sharded modules."""
+
+
 class InPlace:
-    """The names of swapped modules in a model, to detect that one was replaced."""
+    """The places of swapped modules in a model, to detect that one was replaced."""
 
     def __init__(self, model: nn.Module, swaps: Sequence[Swap], *, all_are_routed: bool) -> None:
         """`all_are_routed`: whether the swaps are all modules with parameters."""
@@ -61,17 +66,8 @@ class InPlace:
         self._all_are_routed = all_are_routed
         names = {module: name for name, module in model.named_modules()}
         # With their children, such as an MLP's activation.
-        paths = {
-            names[module] for swap in swaps for module in (swap.module, *swap.module.children())
-        }
-        self._exact = frozenset(paths)
-        paths |= {path[:end] for path in paths for end in range(len(path)) if path[end] == "."}
-        self.modules = {path: model.get_submodule(path) for path in sorted(paths)}
-        """Modules that are routed and those around them, by name."""
-        self._places = []
-        for path, module in self.modules.items():
-            around, _, name = path.rpartition(".")
-            self._places.append((path, self.modules.get(around, model), name, module))
+        modules = (m for swap in swaps for m in (swap.module, *swap.module.children()))
+        self._places = {_WRAPPERS.sub("", names[module]): module for module in modules}
 
     def check(self) -> None:
         """
@@ -79,17 +75,14 @@ class InPlace:
             PlanError: a module was replaced or changed, or one was added to a network in which all
                 are routed.
         """
-        for path, parent, name, module in self._places:
-            now = found = parent._modules.get(name)
-            if path not in self._exact:
-                # A compiled, sharded or recomputed layer is the only module in its wrapper.
-                while found is not None and found is not module and len(found._modules) == 1:
-                    [found] = found._modules.values()
-            if found is not module:
-                self._refuse(path, "it is gone" if now is None else f"it is a {_named(type(now))}")
+        now = {_WRAPPERS.sub("", name): module for name, module in self._model.named_modules()}
+        for name, module in self._places.items():
+            if (found := now.get(name)) is not module:
+                self._refuse(
+                    name, "it is gone" if found is None else f"it is a {_named(type(found))}"
+                )
         for swap in self._swaps:
-            fault = swap.fault()
-            if fault:
+            if fault := swap.fault():
                 self._refuse(name_of(self._model, swap.module), fault)
         for module in self._model.modules() if self._all_are_routed else ():
             is_plain = not isinstance(module, RoutedModule)

@@ -282,7 +282,7 @@ def with_value_head(model, layer):
         (with_other_activation, r"layers\.1\.mlp\.act_fn.*GELU"),
         (with_other_forward, r"layers\.1\.mlp .*forward"),
         (with_one_mlp, r"layers\.0\.mlp"),
-        (with_one_layer, r"layers\.1 .*gone"),
+        (with_one_layer, r"layers\.1\..*gone"),
         (with_value_head, "value_head.*added"),
     ],
 )
