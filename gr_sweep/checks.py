@@ -262,14 +262,6 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
             f"plan={plan.kind.value} routes between domains, but partition {config.partition.name} "
             f"has only {domains[0]}; choose a partition with two or more domains, or plan=none"
         )
-    if plan.layers is not None:
-        if not plan.layers or len(set(plan.layers)) < len(plan.layers):
-            raise invalid("plan.layers", plan.layers, "one or more layers, each once, or null")
-        if plan.layer_share != 1:
-            raise ConfigError(
-                f"plan.layers={plan.layers} and plan.layer_share={plan.layer_share} both say which "
-                "layers are split; give one of them"
-            )
     if plan.full_width and config.model.size is None:
         advice = (
             "" if config.method.name in (Method.demix, Method.btx) else ", or plan.full_width=false"
