@@ -230,10 +230,11 @@ class Rounds:
         self.token_losses.eval()
         with self._precision(), self.routed.keep([label]):
             return document_features(
-                lambda ids_MT: model.base_model(ids_MT, use_cache=False).last_hidden_state,
+                lambda ids_MT: (
+                    model.base_model(ids_MT.to(self.device), use_cache=False).last_hidden_state
+                ),
                 (self._window(shard, index) for index in range(shard.num_documents)),
                 batch_sequences=self.config.eval.batch_sequences,
-                device=self.device,
             )
 
     def _assign(self, labels: RoundLabels, before: RoutePlan, phase: Phase, folder: Path) -> None:
@@ -304,7 +305,6 @@ class Rounds:
                 method,
                 steps=self.config.procedure.attribution_steps,
                 batch_sequences=self.config.eval.batch_sequences,
-                device=self.device,
                 **settings,
             )
 

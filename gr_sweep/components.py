@@ -188,7 +188,6 @@ def make_sampler(
     data: TokenData,
     routed: RoutedModel,
     token_losses: TokenLosses,
-    device: torch.device,
 ) -> Sampler:
     """Writes continuations of the first held-out documents of every domain."""
     from transformers import AutoTokenizer
@@ -208,7 +207,6 @@ def make_sampler(
         eot_id=data.eot_id,
         batch_sequences=config.eval.batch_sequences,
         seed=config.seed,
-        device=device,
     )
 
 
@@ -251,8 +249,6 @@ def make_recovery(
     batches: Batches,
     *,
     num_steps: int,
-    device: torch.device,
-    num_processes: int,
 ) -> WithoutDomain | None:
     """Contexts in which the model without a domain has trained on the other domains' text, for
     `num_steps` after those of training; None if that is 0."""
@@ -271,9 +267,7 @@ def make_recovery(
         num_steps,
         lr=config.train.lr,
         seed=config.seed,
-        device=device,
         micro_batch_sequences=_micro_batch_sequences(config),
-        num_processes=num_processes,
     )
 
 

@@ -194,7 +194,7 @@ class Job:
         self.curve = self._heldout(min(config.eval.curve_tokens, config.eval.tokens))
         self.sampler = None
         if config.eval.samples:
-            self.sampler = make_sampler(config, data, self.routed, self.token_losses, self.device)
+            self.sampler = make_sampler(config, data, self.routed, self.token_losses)
         if processes.is_main:
             save_model_files(self.folder, model, data.tokenizer_dir)
             if not makes_plan_in_training(config):
@@ -248,8 +248,6 @@ class Job:
             self.token_losses,
             self.batches,
             num_steps=self.recovery_steps,
-            device=self.device,
-            num_processes=self.processes.world_size,
         )
         if self.sampler is not None:
             recover = self.sampler.recovering(recover)
@@ -279,8 +277,6 @@ class Job:
                 parts=parts,
                 recover=recover,
                 lr=config.train.lr,
-                device=self.device,
-                num_processes=self.processes.world_size,
             )
             rows += more_rows
             self.samples = None if self.sampler is None else self.sampler.sample(parts)

@@ -30,7 +30,6 @@ def document_features(
     documents: Iterable[np.ndarray],
     *,
     batch_sequences: int,
-    device: torch.device | str,
 ) -> np.ndarray:
     """The mean hidden state over each document's positions, scaled to length 1: float32 [n, D].
 
@@ -47,7 +46,7 @@ def document_features(
     remaining = iter(documents)
     while batch := list(itertools.islice(remaining, batch_sequences)):
         tokens = [torch.from_numpy(document.astype(np.int64)) for document in batch]
-        states_MTD = hidden_states(pad_sequence(tokens, batch_first=True).to(device)).float()
+        states_MTD = hidden_states(pad_sequence(tokens, batch_first=True)).float()
         lengths_M1 = torch.tensor([[len(document)] for document in batch], device=states_MTD.device)
         is_text_MT = torch.arange(states_MTD.shape[1], device=states_MTD.device) < lengths_M1
         # Filled, not multiplied by 0: states of the padding may be infinite.

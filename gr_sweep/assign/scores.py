@@ -81,7 +81,6 @@ def score_units(
     steps: int = 8,
     seed: int = 0,
     batch_sequences: int = 16,
-    device: torch.device,
     off: Mapping[Place, Tensor] | None = None,
 ) -> UnitScores:
     """Scores every MLP unit, head group and adapter unit of every layer for every domain.
@@ -125,6 +124,7 @@ def score_units(
     """
     if any(isinstance(m, RoutedModule) and m._state.active is not None for m in model.modules()):
         raise PlanError("score units outside batch(), keep() and remove(); off= switches units off")
+    device = next(model.parameters()).device
     sites = _sites(model, off or {}, device)
     if method is Attribution.random:
         return _random_scores(sites, tuple(documents), seed)

@@ -24,16 +24,31 @@ BETAS = (0.9, 0.95)
 """AdamW's, as in training; without weight decay, so that what gets no gradient does not change."""
 
 
-@contextlib.contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Restores parameters, buffers, gradients and training modes afterwards.
+def snapshot(model: nn.Module) -> Callable[[], None]:
+    """Copies parameters and buffers to the host's memory, because the device may have no room for
+    them; returns what copies them back.
 
-    The copies are in the host's memory, because the device may have no room for them. If processes
-    share the parameters, `model` is the module that gathers all (`TokenLosses`).
+    If processes share the parameters, `model` is the module that gathers all (`TokenLosses`).
     """
     _drop_gathered(model)
     tensors = [*model.parameters(), *model.buffers()]
-    before = [_local(tensor).to("cpu", copy=True) for tensor in tensors]
+    copies = [_local(tensor).to("cpu", copy=True) for tensor in tensors]
+
+    @torch.no_grad()
+    def restore() -> None:
+        _drop_gathered(model)
+        for tensor, old in zip(tensors, copies, strict=True):
+            if tensor.dtype != old.dtype:
+                tensor.data = torch.empty_like(tensor, dtype=old.dtype)
+            _local(tensor).copy_(old)
+
+    return restore
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Restores parameters, buffers, gradients and training modes afterwards; as `snapshot`."""
+    restore = snapshot(model)
     learns = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     # Within an autocast context torch keeps its first cast of a weight, even if the weight changes.
@@ -44,12 +59,7 @@ def restored(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(keeps_casts)
-        _drop_gathered(model)
-        with torch.no_grad():
-            for tensor, old in zip(tensors, before, strict=True):
-                if tensor.dtype != old.dtype:
-                    tensor.data = torch.empty_like(tensor, dtype=old.dtype)
-                _local(tensor).copy_(old)
+        restore()
         for parameter, requires_grad, grad in learns:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
@@ -64,24 +74,21 @@ def fine_tune(
     *,
     lr: float,
     seed: int,
-    device: torch.device,
     routing: Context = contextlib.nullcontext,
     after_step: Callable[[int], None] | None = None,
     micro_batch_sequences: int | None = None,
-    num_processes: int = 1,
 ) -> None:
     """AdamW on all parameters, with a constant learning rate after a short warm-up.
 
     Computes in the caller's autocast precision. Layers that are compiled for training run eagerly:
-    a few steps are not worth a compilation. Losses that are not finite raise nothing.
+    a few steps are not worth a compilation. Losses that are not finite raise nothing. Processes
+    that share the parameters all compute the same rows.
 
     Args:
         rows_of: token ids int64 [N, S] of each step, counted from 0.
         routing: context in which the gradients are computed.
         after_step: called with the number of steps so far; may evaluate.
         micro_batch_sequences: rows of a forward pass at most; None: all rows of a step.
-        num_processes: processes that share the parameters. All compute the same rows, and their
-            gradients are summed.
     """
     model: nn.Module = token_losses.model
     _drop_gathered(token_losses)
@@ -92,13 +99,16 @@ def fine_tune(
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=0.0, fused=True)
     optimizer.zero_grad()
     torch.clear_autocast_cache()
+    # The gradients of processes that share the parameters are summed.
+    is_shared = isinstance(token_losses, FSDPModule)
+    num_processes = torch.distributed.get_world_size() if is_shared else 1
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * warmup(step)
-        tokens_NS = torch.from_numpy(rows_of(step)).to(device)
+        tokens_NS = torch.from_numpy(rows_of(step)).to(token_losses.device)
         num_tokens = tokens_NS[:, 1:].numel()
         model.train()
-        with seeded(seed, step, device), torch.compiler.set_stance("force_eager"), routing():
+        with seeded(seed, step), torch.compiler.set_stance("force_eager"), routing():
             for micro_NS in tokens_NS.split(micro_batch_sequences or len(tokens_NS)):
                 loss_sum, _ = token_losses(micro_NS)
                 (loss_sum / (num_tokens * num_processes)).backward()
@@ -110,31 +120,6 @@ def fine_tune(
             model.eval()
             after_step(step + 1)
     model.eval()
-
-
-class BestWeights:
-    """The parameters of a model when its loss was lowest, on the host."""
-
-    def __init__(self, model: nn.Module, loss: Callable[[], float]) -> None:
-        """`loss` is that of the model as it is; the first is taken at once."""
-        self._model, self._loss = model, loss
-        self._lowest: float | None = None
-        self.look()
-
-    def look(self) -> None:
-        """Keeps the parameters if their loss is the lowest so far."""
-        loss = self._loss()
-        if self._lowest is None or loss < self._lowest:
-            self._lowest = loss
-            _drop_gathered(self._model)
-            self._best = [_local(p).to("cpu", copy=True) for p in self._model.parameters()]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Gives them back to the model."""
-        _drop_gathered(self._model)
-        for parameter, best in zip(self._model.parameters(), self._best, strict=True):
-            _local(parameter).copy_(best)
 
 
 def warmup(step: int) -> float:
@@ -166,8 +151,10 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, step: int) -> Iterator[None]:
     """Inside, torch draws random numbers that follow from seed and step, and then goes on."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(
+        [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    ):
         torch.manual_seed(seed * 1_000_003 + step)
         yield

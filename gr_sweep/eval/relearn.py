@@ -33,8 +33,6 @@ def relearn_losses(
     num_steps: int,
     lrs: Sequence[float],
     seed: int,
-    device: torch.device,
-    num_processes: int = 1,
 ) -> list[RelearnLoss]:
     """Held-out losses while the model, with nothing off, is fine-tuned.
 
@@ -69,16 +67,7 @@ def relearn_losses(
         logger.info("relearning %s with learning rate %g", part, lr)
         add(before, lr, 0)
         with restored(token_losses):
-            fine_tune(
-                token_losses,
-                rows_of,
-                num_steps,
-                lr=lr,
-                seed=seed,
-                device=device,
-                after_step=after_step,
-                num_processes=num_processes,
-            )
+            fine_tune(token_losses, rows_of, num_steps, lr=lr, seed=seed, after_step=after_step)
     return rows
 
 

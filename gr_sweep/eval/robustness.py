@@ -15,7 +15,7 @@ from gr_sweep.config import EvalConfig
 from gr_sweep.domains import expand
 from gr_sweep.errors import JobError
 from gr_sweep.eval.calibrate import calibrated, fitted_bias
-from gr_sweep.eval.finetune import BestWeights, Context, fine_tune, restored
+from gr_sweep.eval.finetune import Context, fine_tune, restored, snapshot
 from gr_sweep.eval.loss import HeldoutBatches, Losses
 from gr_sweep.eval.relearn import added_units_off, randomize_blocks, relearn_losses
 from gr_sweep.eval.removal import WithoutDomain
@@ -60,9 +60,7 @@ def recovery(
     *,
     lr: float,
     seed: int,
-    device: torch.device,
     micro_batch_sequences: int | None = None,
-    num_processes: int = 1,
 ) -> WithoutDomain | None:
     """For each domain, the context in which the model without it was trained on the others' text.
 
@@ -98,18 +96,20 @@ def recovery(
             losses = []
             with removed():
                 for rows_NS in held_in:
-                    tokens_NS = torch.from_numpy(rows_NS).to(device)
+                    tokens_NS = torch.from_numpy(rows_NS).to(token_losses.device)
                     for micro_NS in tokens_NS.split(micro_batch_sequences or len(tokens_NS)):
                         losses.append(token_losses(micro_NS)[0])
             return float(torch.stack(losses).sum())
 
         every = math.ceil(num_steps / RECOVERY_READS)
         with restored(token_losses):
-            best = BestWeights(token_losses, loss)
+            lowest, take_best = loss(), snapshot(token_losses)
 
             def after_step(step: int) -> None:
-                if step % every == 0 or step == num_steps:
-                    best.look()
+                nonlocal lowest, take_best
+                is_read = step % every == 0 or step == num_steps
+                if is_read and (found := loss()) < lowest:
+                    lowest, take_best = found, snapshot(token_losses)
 
             fine_tune(
                 token_losses,
@@ -117,13 +117,11 @@ def recovery(
                 num_steps,
                 lr=lr * RECOVERY_LR,
                 seed=seed,
-                device=device,
                 routing=removed,
                 after_step=after_step,
                 micro_batch_sequences=micro_batch_sequences,
-                num_processes=num_processes,
             )
-            best.restore()
+            take_best()
             yield
 
     return without
@@ -140,8 +138,6 @@ def robustness_losses(
     without: Sequence[str] = (),
     parts: Collection[str] | None = None,
     recover: WithoutDomain | None = None,
-    device: torch.device,
-    num_processes: int = 1,
 ) -> tuple[list[DocumentLoss], list[RelearnLoss]]:
     """Calibrated losses, losses after unlearning, and the relearning attack, as `config` asks.
 
@@ -150,7 +146,8 @@ def robustness_losses(
     never saw; of another dense model the full model, and with `unlearn_steps` the model after each
     domain was unlearned. An attack starts with random units in the removed blocks, so that sizes
     match, and with nothing off but their adapter units. Call it inside the precision of the losses;
-    the model is unchanged afterwards.
+    the model is unchanged afterwards. Processes that share the parameters all call this and
+    get every row.
 
     Args:
         held_out: plain text of all domains.
@@ -158,12 +155,11 @@ def robustness_losses(
         without: domains, or nodes above them, that the model never saw.
         parts: the removable domains and nodes that are tested; None: all.
         recover: from `recovery`: the model without a domain is read and attacked inside it.
-        num_processes: those that share the parameters all call this, and all get every row.
 
     Raises:
         DataError: a domain without training text.
     """
-    attempts = _Attempts(routed, token_losses, held_out, text, config, device, num_processes)
+    attempts = _Attempts(routed, token_losses, held_out, text, config)
     removable = [part for part in routed.plan.removable() if parts is None or part in parts]
     unlearnable = routed.plan.nodes if config.unlearn_steps else ()
     for part in without or removable or unlearnable:
@@ -192,8 +188,6 @@ class _Attempts:
     held_out: HeldoutBatches
     text: TrainingText
     config: EvalConfig
-    device: torch.device
-    num_processes: int
     rows: list[DocumentLoss] = field(default_factory=list)
     relearned: list[RelearnLoss] = field(default_factory=list)
 
@@ -206,7 +200,7 @@ class _Attempts:
             return
         gone = expand([part], self.routed.plan.domains)
         windows = self.text.sample("calibrate", gone, CALIBRATION_TOKENS)
-        ids_MS = torch.from_numpy(windows).to(self.device)
+        ids_MS = torch.from_numpy(windows).to(self.token_losses.device)
         self.routed.model.eval()
         with routing():
             bias_V = fitted_bias(
@@ -229,8 +223,6 @@ class _Attempts:
             num_steps=config.relearn_steps,
             lrs=config.relearn_lrs,
             seed=self.text.seed,
-            device=self.device,
-            num_processes=self.num_processes,
         )
 
     def unlearn(self, part: str, num_steps: int, lr: float) -> None:
@@ -244,7 +236,6 @@ class _Attempts:
             self.text.rows("hold", others),
             num_steps,
             seed=self.text.seed,
-            device=self.device,
             lr=lr,
         ):
             self.read(View.unlearned, part, self.held_out, self.token_losses)

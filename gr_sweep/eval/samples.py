@@ -113,7 +113,6 @@ class Sampler:
     batch_sequences: int
     """Prompts of a batch at most."""
     seed: int
-    device: torch.device
     _written: dict[_Off, list[list[int]]] = field(init=False, default_factory=dict)
     """The token ids that continue each prompt, by the blocks that were off."""
     _has_failed: bool = field(init=False, default=False)
@@ -221,14 +220,15 @@ class Sampler:
         ]
         found: dict[int, list[int]] = {}
         for number, indices in enumerate(batches):
-            with seeded(self.seed, number, self.device), self.routed.blocks_off(off):
+            with seeded(self.seed, number), self.routed.blocks_off(off):
                 drawn = self._draw([self.prompts[index] for index in indices])
             found |= zip(indices, drawn, strict=True)
         return [found[index] for index in range(len(self.prompts))]
 
     def _draw(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Continuations of prompts of one length, padded with the end-of-text token."""
-        ids_NT = torch.tensor([[*self.begin, *p.ids] for p in prompts], device=self.device)
+        ids_NT = torch.tensor([[*self.begin, *p.ids] for p in prompts])
+        ids_NT = ids_NT.to(self.token_losses.device)
         num_drawn = min(self.sample_tokens, self.sequence_length - len(prompts[0].ids))
         known = set(self.tokenizer.get_vocab().values())
         unknown = [i for i in range(self.routed.model.config.vocab_size) if i not in known]

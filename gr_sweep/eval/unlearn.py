@@ -39,7 +39,6 @@ def unlearned(
     num_steps: int,
     *,
     seed: int,
-    device: torch.device,
     lr: float,
 ) -> Iterator[None]:
     """Inside, the model has unlearned; afterwards its weights are restored.
@@ -64,7 +63,7 @@ def unlearned(
     assert not any(isinstance(weight, DTensor) for weight in weights)  # See check_evaluation.
 
     def read(rows_NS: np.ndarray) -> Tensor:
-        return activations(model, layers[last], torch.from_numpy(rows_NS[:, :-1]).to(device))
+        return activations(model, layers[last], torch.from_numpy(rows_NS[:, :-1]).to(model.device))
 
     with restored(token_losses):
         model.eval()
@@ -72,40 +71,28 @@ def unlearned(
             parameter.requires_grad_(False)
         for weight in weights:
             weight.requires_grad_()
-        _push(read, weights, forget_rows, retain_rows, num_steps, seed=seed, lr=lr)
+        with torch.no_grad():
+            before_NTD = read(forget_rows(0))
+        direction_D = torch.rand(
+            before_NTD.shape[-1], generator=torch.Generator().manual_seed(seed)
+        )
+        direction_D = (direction_D / direction_D.norm()).to(before_NTD)
+        target_D = STEERING * before_NTD.norm(dim=-1).mean() * direction_D
+        frozen = [weight.detach().clone() for weight in weights]
+        optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
+        for step in range(num_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * warmup(step)
+            retain = retain_rows(step)
+            with torch.no_grad(), _exchanged(weights, frozen):
+                retained_NTD = read(retain)
+            forget_NTD = read(forget_rows(step))
+            loss = nn.functional.mse_loss(forget_NTD, target_D.expand_as(forget_NTD))
+            loss = loss + RETAIN_WEIGHT * nn.functional.mse_loss(read(retain), retained_NTD)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
         yield
-
-
-def _push(
-    read: Callable[[np.ndarray], Tensor],
-    weights: Sequence[Tensor],
-    forget_rows: Callable[[int], np.ndarray],
-    retain_rows: Callable[[int], np.ndarray],
-    num_steps: int,
-    *,
-    seed: int,
-    lr: float,
-) -> None:
-    """The steps of RMU; `read` returns the activations [N, T, D] of rows [N, S]."""
-    with torch.no_grad():
-        before_NTD = read(forget_rows(0))
-    direction_D = torch.rand(before_NTD.shape[-1], generator=torch.Generator().manual_seed(seed))
-    direction_D = (direction_D / direction_D.norm()).to(before_NTD)
-    target_D = STEERING * before_NTD.norm(dim=-1).mean() * direction_D
-    frozen = [weight.detach().clone() for weight in weights]
-    optimizer = torch.optim.AdamW(list(weights), lr=lr, weight_decay=0.0)
-    for step in range(num_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * warmup(step)
-        forget, retain = forget_rows(step), retain_rows(step)
-        with torch.no_grad(), _exchanged(weights, frozen):
-            retained_NTD = read(retain)
-        forget_NTD = read(forget)
-        loss = nn.functional.mse_loss(forget_NTD, target_D.expand_as(forget_NTD))
-        loss = loss + RETAIN_WEIGHT * nn.functional.mse_loss(read(retain), retained_NTD)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def activations(model: nn.Module, layer: nn.Module, ids_NT: Tensor) -> Tensor:

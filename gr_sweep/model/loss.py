@@ -94,6 +94,11 @@ class TokenLosses(nn.Module):
         self.cap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self._device_type: str | None = device_type
 
+    @property
+    def device(self) -> torch.device:
+        """That of the weights."""
+        return next(self.parameters()).device
+
     def forward(self, tokens_NS: Tensor, targets_NT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Losses of the next tokens in nats.
 

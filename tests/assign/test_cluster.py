@@ -31,7 +31,7 @@ def embed(ids: torch.Tensor) -> torch.Tensor:
 def test_features_are_means_over_a_documents_own_positions(batch_sequences):
     random = np.random.default_rng(0)
     documents = [random.integers(0, 50, length) for length in (4, 1, 9, 2, 30, 3, 3)]
-    found = document_features(embed, iter(documents), batch_sequences=batch_sequences, device="cpu")
+    found = document_features(embed, iter(documents), batch_sequences=batch_sequences)
     assert found.dtype == np.float32 and found.shape == (7, 6)
     for row, document in zip(found, documents, strict=True):
         mean = embed(torch.from_numpy(document)[None])[0].mean(dim=0)
@@ -48,7 +48,7 @@ def test_features_take_no_gradients_and_no_notice_of_the_padding():
         return made
 
     documents = [np.array([1, 2]), np.array([3, 3, 3, 3])]
-    found = document_features(states, documents, batch_sequences=2, device="cpu")
+    found = document_features(states, documents, batch_sequences=2)
     np.testing.assert_allclose(found, 3**-0.5, rtol=1e-6)
 
 

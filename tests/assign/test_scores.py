@@ -19,7 +19,6 @@ from tests.reference import Cut, assert_same
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
-CPU = torch.device("cpu")
 READING = ("activation", "act_grad", "integrated", "fisher")
 GRADIENTS = ("act_grad", "integrated", "fisher")
 LENGTHS = (7, 2, 5, 3, 8, 4, 6)
@@ -43,7 +42,7 @@ def losses_of(model):
 def score(model, method, documents=None, token_losses=None, **options):
     documents = texts() if documents is None else documents
     token_losses = losses_of(model) if token_losses is None else token_losses
-    return score_units(model, token_losses, documents, Attribution(method), device=CPU, **options)
+    return score_units(model, token_losses, documents, Attribution(method), **options)
 
 
 def named(unit_scores):

@@ -24,19 +24,18 @@ def evaluate(processes: Processes) -> dict[str, Any]:
     if processes.are_several:
         layers = decoder_layers(routed.model)
         shard(token_losses, layers, CPU, bfloat16=False)
-    options = {"lr": 3e-2, "device": CPU, "num_processes": processes.world_size}
     recover = recovery(
         routed, token_losses, lambda part: text.rows("recovery", text.others(part)), 3,
-        seed=0, **options,
+        lr=3e-2, seed=0,
     )  # fmt: skip
     limits = {"sample_tokens": 8, "sequence_length": 16}
     prompts = choose_prompts(shards(8, seed=1), number=1, prompt_tokens=4, **limits)
     sampler = Sampler(routed, token_losses, prompts, tokenizer=Letters(), begin=[0], eot_id=0,
-                      batch_sequences=16, seed=0, device=CPU, **limits)  # fmt: skip
+                      batch_sequences=16, seed=0, **limits)  # fmt: skip
     recover = sampler.recovering(recover)
     before = batches.losses(token_losses)
     rows, relearned = robustness_losses(
-        routed, token_losses, batches, text, config, recover=recover, **options
+        routed, token_losses, batches, text, config, recover=recover, lr=3e-2
     )
     rows += removal_losses(routed, token_losses, batches, recovered=recover)
     return {

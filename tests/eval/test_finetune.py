@@ -7,7 +7,7 @@ import torch
 from gr_sweep.eval.finetune import MAX_NORM, WARMUP_STEPS, fine_tune, restored
 from gr_sweep.eval.text import TextWindows
 from gr_sweep.model.loss import TokenLosses
-from tests.eval.tiny import CPU, are_equal, held_out, make_routed, mean_losses, shard, state_of
+from tests.eval.tiny import are_equal, held_out, make_routed, mean_losses, shard, state_of
 
 
 def rows_of(*domains: str, count: int = 6):
@@ -27,7 +27,7 @@ def test_weights_buffers_gradients_and_modes_are_given_back_bit_for_bit(dtype):
     model.model.layers[1].eval()
     before, modes = state_of(model), [module.training for module in model.modules()]
     with restored(model), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        fine_tune(TokenLosses(routed), rows_of("code"), 3, lr=1e-2, seed=0, device=CPU)
+        fine_tune(TokenLosses(routed), rows_of("code"), 3, lr=1e-2, seed=0)
         model.seen += 1
         assert not torch.equal(frozen, before["model.embed_tokens.weight"])
     assert are_equal(before, model.state_dict())
@@ -43,7 +43,7 @@ def test_fine_tuning_is_adam_by_hand():
     torch.manual_seed(5)
     drawn = torch.rand(3)
     torch.manual_seed(5)
-    fine_tune(TokenLosses(routed), rows, 2, lr=lr, seed=0, device=CPU)
+    fine_tune(TokenLosses(routed), rows, 2, lr=lr, seed=0)
     assert torch.equal(torch.rand(3), drawn), "the job's own generator has not moved"
     optimizer = torch.optim.Adam(plain.parameters(), betas=(0.9, 0.95))
     for step in range(2):
@@ -73,7 +73,7 @@ def test_autocast_sees_the_weights_of_every_step(is_restored):
         ):
             with torch.no_grad():
                 token_losses(torch.from_numpy(rows_of("code")(0)))
-            fine_tune(token_losses, rows_of("code"), 5, lr=1e-2, seed=0, device=CPU)
+            fine_tune(token_losses, rows_of("code"), 5, lr=1e-2, seed=0)
             loss = mean_losses(held_out().losses(token_losses))
             states.append((state_of(routed.model), loss))
             assert torch.is_autocast_cache_enabled() == (keeps_copies and not is_restored)

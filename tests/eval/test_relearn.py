@@ -10,7 +10,7 @@ from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
-from tests.eval.tiny import CPU, DOMAINS, are_equal, held_out, make_routed, shard, state_of
+from tests.eval.tiny import DOMAINS, are_equal, held_out, make_routed, shard, state_of
 from tests.model.tiny import tiny_model
 
 
@@ -21,9 +21,7 @@ def rows_of(*domains: str, documents: int | None = None):
 
 
 def attack(routed, **changes):
-    options = dict(
-        view=View.full, part="biology", num_steps=25, lrs=[1e-3, 1e-2], seed=0, device=CPU
-    )
+    options = dict(view=View.full, part="biology", num_steps=25, lrs=[1e-3, 1e-2], seed=0)
     rows = rows_of("biology", documents=6)
     text = held_out().only(["biology"])
     return relearn_losses(TokenLosses(routed), text, rows, **options | changes)
@@ -40,7 +38,7 @@ def loss_of(rows, lr: float, step: int) -> float:
 
 def test_an_attack_teaches_a_model_what_it_never_saw_and_leaves_it_as_it_was():
     routed = make_routed()
-    fine_tune(TokenLosses(routed), rows_of("code", "creative"), 40, lr=1e-2, seed=0, device=CPU)
+    fine_tune(TokenLosses(routed), rows_of("code", "creative"), 40, lr=1e-2, seed=0)
     before = state_of(routed.model)
     rows = attack(routed)
     assert are_equal(before, routed.model.state_dict())

@@ -9,7 +9,6 @@ from gr_sweep.eval.text import TrainingText
 from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
 from tests.eval.tiny import (
-    CPU,
     DOMAINS,
     are_equal,
     held_out,
@@ -46,7 +45,6 @@ def found(routed, config=None, **options):
         text(),
         config or settings(),
         lr=1e-2,
-        device=CPU,
         **options,
     )
     assert are_equal(before, routed.model.state_dict())
@@ -101,7 +99,7 @@ def test_recovery_helps_the_others_and_leaves_the_removed_units_as_they_were():
     gone = [part.clone() for part in routed.owner_sets()["biology"]]
     with routed.remove(["biology"]):
         first = mean_losses(held_out().losses(token_losses))
-    how = {"lr": 0.3, "seed": 0, "device": CPU}
+    how = {"lr": 0.3, "seed": 0}
     with recovery(routed, token_losses, rows_without, 60, **how)("biology"):
         with routed.remove(["biology"]):
             after = mean_losses(held_out().losses(token_losses))
@@ -125,7 +123,7 @@ def test_a_recovery_that_makes_the_model_worse_is_taken_back():
         rows = rows_without(part)
         return lambda step: (read.append(step), rows(step))[1]
 
-    how = {"lr": 1000.0, "seed": 0, "device": CPU, "micro_batch_sequences": 4}
+    how = {"lr": 1000.0, "seed": 0, "micro_batch_sequences": 4}
     before = state_of(routed.model)
     with recovery(routed, TokenLosses(routed), rows_of, 3, **how)("biology"):
         assert are_equal(before, routed.model.state_dict())
@@ -136,7 +134,7 @@ def test_the_model_without_a_domain_is_attacked_as_it_was_recovered():
     routed = make_routed("forget", forget=["biology"])
     token_losses = TokenLosses(routed)
     recover = recovery(
-        routed, token_losses, rows_without, 10, lr=0.3, seed=0, device=CPU, micro_batch_sequences=4
+        routed, token_losses, rows_without, 10, lr=0.3, seed=0, micro_batch_sequences=4
     )
     config = settings(relearn_steps=1, relearn_lrs=[1e-2])
     plain, recovered = found(routed, config), found(routed, config, recover=recover)

@@ -31,7 +31,7 @@ def make_sampler(routed: RoutedModel, prompts: list[Prompt] | None = None, **opt
     settings = {
         "tokenizer": Letters(), "begin": [EOT], "eot_id": EOT, "sample_tokens": 9,
         "sequence_length": 2 * LENGTH,
-        "batch_sequences": 16, "seed": 5, "device": CPU,
+        "batch_sequences": 16, "seed": 5,
     } | options  # fmt: skip
     return Sampler(
         routed, TokenLosses(routed), prompts_of() if prompts is None else prompts, **settings

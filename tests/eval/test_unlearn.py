@@ -9,7 +9,7 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
-from tests.eval.tiny import CPU, are_equal, state_of
+from tests.eval.tiny import are_equal, state_of
 
 
 def words(first: int, step: int, count: int = 12) -> np.ndarray:
@@ -46,10 +46,10 @@ def test_a_trained_model_forgets_one_text_and_keeps_the_other_until_it_is_restor
     token_losses = TokenLosses(routed)
     fine_tune(
         token_losses, lambda step: np.concatenate([retained(step), forgotten(step)]), 60,
-        lr=1e-2, seed=0, device=CPU,
+        lr=1e-2, seed=0,
     )  # fmt: skip
     first, before = losses(token_losses), state_of(routed.model)
-    with unlearned(token_losses, forgotten, retained, 40, seed=0, device=CPU, lr=1e-2):
+    with unlearned(token_losses, forgotten, retained, 40, seed=0, lr=1e-2):
         after = losses(token_losses)
         assert changed(before, routed.model) == {
             f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)
@@ -82,7 +82,7 @@ def test_unlearning_is_rmu_by_hand():
         (push + RETAIN_WEIGHT * hold).backward()
         optimizer.step()
     token_losses = TokenLosses(routed)
-    with unlearned(token_losses, forgotten, retained, 2, seed=7, device=CPU, lr=1e-2):
+    with unlearned(token_losses, forgotten, retained, 2, seed=7, lr=1e-2):
         for name, expected in model.state_dict().items():
             torch.testing.assert_close(
                 routed.model.state_dict()[name], expected, rtol=1e-4, atol=1e-5
