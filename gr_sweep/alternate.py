@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,11 +48,11 @@ from gr_sweep.planning import Phase, labels_of_rounds, phases_of, plan_before_ro
 from gr_sweep.routing.divide import origins
 from gr_sweep.routing.kinds import Place
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.tracking.base import STEP, Tracker
+from gr_sweep.tracking.base import STEP
 from gr_sweep.tracking.jsonl import TAIL_BYTES, read_rows
 from gr_sweep.train.cost import kept_parameters
 from gr_sweep.train.distributed import Processes
-from gr_sweep.train.loop import Training
+from gr_sweep.train.loop import Trainer
 from gr_sweep.train.step import precision_context
 
 logger = logging.getLogger(__name__)
@@ -108,22 +108,19 @@ class Rounds:
     routed: RoutedModel
     """The model, with the plan before the rounds."""
     token_losses: TokenLosses
-    training: Training
+    trainer: Trainer
     folder: Path
     """The job's folder."""
-    tracker: Tracker
     device: torch.device
-    train_to: Callable[[Batches, int], None]
-    """Trains until a step."""
 
     def run(self) -> LastRound:
         """Trains through all phases, from where the run stands."""
         all_labels = labels_of_rounds(self.config)
-        state = self.training.state
+        state = self.trainer.state
         self._check_enough_text(all_labels[-1])
         plan = plan_before_rounds(self.config, self.routed.model.config)
-        if self.training.plan is not None:
-            plan = RoutePlan.from_json(self.training.plan)
+        if self.trainer.plan is not None:
+            plan = RoutePlan.from_json(self.trainer.plan)
         labels = RoundLabels.first(self.data, all_labels[0])
         for phase in phases_of(self.config):
             folder = self.folder / ROUNDS / str(phase.round)
@@ -148,7 +145,7 @@ class Rounds:
             if state.step < phase.stop and not phase.is_dense:
                 # Left by an attempt with other weights, whose checkpoints are gone.
                 (folder / ROUND).unlink(missing_ok=True)
-            self.train_to(batches, phase.stop)
+            self.trainer.run(batches, phase.stop)
             if phase.is_dense:
                 continue
             held_out = heldout_batches(self.config, text, None, self.device, Processes())
@@ -179,7 +176,7 @@ class Rounds:
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         """Adds the time inside to the state's elapsed time, and to its `name`."""
-        state, begin = self.training.state, time.perf_counter()
+        state, begin = self.trainer.state, time.perf_counter()
         yield
         seconds = time.perf_counter() - begin
         state.elapsed_s += seconds
@@ -258,7 +255,7 @@ class Rounds:
         labels.write(folder / LABELS)
         write_whole(folder / PLAN, plan.to_json() + "\n")
         self._lay(plan)
-        self.routed.reorder_moments(self.training.optimizer)
+        self.routed.reorder_moments(self.trainer.optimizer)
         if plan.splits:
             about["modularity_assigned"] = modularity_of(plan, self._measured_scores(text))
             about["modularity_by_chance"] = modularity_by_chance(plan)
@@ -329,7 +326,7 @@ class Rounds:
         """The round's losses by document; writes and logs what is known of the round."""
         if (folder / ROUND).exists():
             return read_losses(folder / DOCUMENT_LOSSES)
-        step, plan = self.training.state.step, self.routed.plan.in_place()
+        step, plan = self.trainer.state.step, self.routed.plan.in_place()
         with self._precision():
             rows = removal_losses(self.routed, self.token_losses, held_out)
         metrics, intervals = summarize_losses(
@@ -341,7 +338,7 @@ class Rounds:
         about = json.loads((folder / ASSIGNMENT).read_text(encoding="utf-8")) | {
             "round": phase.round,
             "step": step,
-            "tokens": self.training.state.tokens,
+            "tokens": self.trainer.state.tokens,
             "labels": list(labels.names),
             "blocks": _blocks(plan, labels.names),
             "parameters_kept": kept_parameters(self.routed),
@@ -363,7 +360,7 @@ class Rounds:
             logged[registry.MODULARITY.key] = modularity
         last = read_rows(self.folder / METRICS, last_bytes=TAIL_BYTES)[-4:]
         if not any(row[STEP] == step and registry.ROUND.key in row for row in last):
-            self.tracker.log(step, logged | {registry.ROUND.key: float(phase.round)})
+            self.trainer.tracker.log(step, logged | {registry.ROUND.key: float(phase.round)})
         write_whole(folder / ROUND, json.dumps(about, indent=1) + "\n")
         return rows
 

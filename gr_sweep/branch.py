@@ -14,7 +14,7 @@ from gr_sweep.config import Core, Edges, ProcedureKind, RunConfig
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.planning import Phase, phases_of
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.train.loop import Training
+from gr_sweep.train.loop import Trainer
 
 
 def routing_of(config: RunConfig, plan: RoutePlan, phase: Phase) -> dict[str, Any]:
@@ -33,13 +33,13 @@ def routing_of(config: RunConfig, plan: RoutePlan, phase: Phase) -> dict[str, An
     return how
 
 
-def begun_phases(config: RunConfig, routed: RoutedModel, training: Training) -> Iterator[Phase]:
+def begun_phases(config: RunConfig, routed: RoutedModel, trainer: Trainer) -> Iterator[Phase]:
     """The phases from where the run stands, each with the model made ready for it."""
     for phase in phases_of(config):
-        if training.state.step > phase.stop:
+        if trainer.state.step > phase.stop:
             continue
-        if 0 < phase.start == training.state.step:
-            training.optimizer.state.clear()
+        if 0 < phase.start == trainer.state.step:
+            trainer.optimizer.state.clear()
             if config.procedure.copies:
                 _copy_first_block(routed)
         enter(config, routed, phase.stop)

@@ -33,7 +33,6 @@ from gr_sweep.components import (
     training_text,
 )
 from gr_sweep.config import ProcedureKind, Resume, RunConfig, num_steps, to_plain
-from gr_sweep.data.batches import Batches
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
 from gr_sweep.eval.loss import HeldoutBatches
@@ -51,7 +50,7 @@ from gr_sweep.tracking import Tracker, make_tracker, run_tags
 from gr_sweep.train.checkpoint import Checkpoints, report_full_disk
 from gr_sweep.train.cost import cost_metrics, train_flops_per_token
 from gr_sweep.train.distributed import Processes, connect, shard
-from gr_sweep.train.loop import Trainer, Training, TrainState, foreign_dropout, start
+from gr_sweep.train.loop import Trainer, TrainState, foreign_dropout
 from gr_sweep.train.memory import report_out_of_memory
 from gr_sweep.train.signals import StopSignals
 from gr_sweep.train.step import is_bfloat16, precision_context
@@ -213,31 +212,38 @@ class Job:
             steps = num_steps(config.train) - self.recovery_steps
             self.train_config = replace(config.train, steps=steps, tokens=None)
         self.full_rows: list[DocumentLoss] = []
-        in_rounds = makes_plan_in_training(config)
         phases = phases_of(config)
-        training = start(
-            self.routed.model,
-            self.train_config,
-            checkpoints=self.checkpoints,
+        trainer = Trainer(
+            routed=self.routed,
+            token_losses=self.token_losses,
+            config=self.train_config,
+            seed=config.seed,
+            eval_every=config.eval.every,
+            evaluate=self._evaluate_curve,
             tracker=self.tracker,
+            checkpoints=self.checkpoints,
+            device=self.device,
             processes=self.processes,
-            plan=None if in_rounds else self.routed.plan,
+            signals=self.signals,
             phases=[phase.stop - phase.start for phase in phases] if len(phases) > 1 else None,
             rewarm=config.procedure.rewarm,
-            enter=functools.partial(enter, config, self.routed),
+        )
+        trainer.start(
+            None if makes_plan_in_training(config) else self.routed.plan,
+            functools.partial(enter, config, self.routed),
         )
         self.last: LastRound | None = None
         match config.procedure.name:
             case ProcedureKind.fixed:
-                self._train_to(training, self.batches)
+                trainer.run(self.batches)
             case ProcedureKind.alternate:
-                self._train_alternate(training)
+                self._train_alternate(trainer)
             case ProcedureKind.branch:
-                for phase in begun_phases(config, self.routed, training):
+                for phase in begun_phases(config, self.routed, trainer):
                     self.batches = make_batches(config, self.data, phase=phase)
-                    self._train_to(training, self.batches, phase.stop)
-        self.state: TrainState = training.state
-        training.end()
+                    trainer.run(self.batches, phase.stop)
+        self.state: TrainState = trainer.state
+        trainer.optimizer.state.clear()  # moments are twice as large as the parameters
 
     def evaluate(self) -> None:
         """Reads held-out text in every view, with markers and after attacks; writes samples."""
@@ -358,24 +364,7 @@ class Job:
             tags=run_tags(plain),
         )
 
-    def _train_to(self, training: Training, batches: Batches, stop: int | None = None) -> None:
-        Trainer(
-            training=training,
-            routed=self.routed,
-            token_losses=self.token_losses,
-            batches=batches,
-            config=self.train_config,
-            seed=self.config.seed,
-            eval_every=self.config.eval.every,
-            evaluate=self._evaluate_curve,
-            tracker=self.tracker,
-            checkpoints=self.checkpoints,
-            device=self.device,
-            processes=self.processes,
-            signals=self.signals,
-        ).run(stop)
-
-    def _train_alternate(self, training: Training) -> None:
+    def _train_alternate(self, trainer: Trainer) -> None:
         # Imports scipy, which takes a second: most jobs have no rounds.
         from gr_sweep.alternate import Rounds
 
@@ -384,11 +373,9 @@ class Job:
             data=heldout_read(self.config, self.data),
             routed=self.routed,
             token_losses=self.token_losses,
-            training=training,
+            trainer=trainer,
             folder=self.folder,
-            tracker=self.tracker,
             device=self.device,
-            train_to=functools.partial(self._train_to, training),
         ).run()
         self.batches, self.held_out = self.last.batches, self.last.held_out
 

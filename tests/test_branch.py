@@ -2,6 +2,8 @@
 
 import os
 import signal
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from gr_sweep.launch.estimate import Target, estimate_job
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.planning import Phase, phases_of
 from gr_sweep.train import loop
-from gr_sweep.train.loop import Training, TrainState
+from gr_sweep.train.loop import TrainState
 from gr_sweep.train.optim import make_optimizer, make_schedule
 from gr_sweep.train.signals import Stopped
 from gr_sweep.train.step import train_step
@@ -67,8 +69,9 @@ def in_phases(config, data, routed) -> list[dict[str, Tensor]]:
     optimizer = make_optimizer(routed.model, config.train)
     lengths = [phase.stop - phase.start for phase in phases_of(config)]
     schedule = make_schedule(optimizer, lengths, config.train)
-    training, found = Training(optimizer, schedule, TrainState(), None), []
-    for phase in begun_phases(config, routed, training):
+    trainer: Any = SimpleNamespace(optimizer=optimizer, state=TrainState())
+    found = []
+    for phase in begun_phases(config, routed, trainer):
         found.append(weights_of(routed.model))
         batches = make_batches(config, data, phase=phase)
         for step in range(phase.start, phase.stop):
@@ -84,7 +87,7 @@ def in_phases(config, data, routed) -> list[dict[str, Tensor]]:
                 config=config.train,
             )
             schedule.step()
-            training.state.step += 1
+            trainer.state.step += 1
     return [*found, weights_of(routed.model)]
 
 

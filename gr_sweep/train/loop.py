@@ -82,79 +82,13 @@ def _prefetched(
             yield [to_device(torch.from_numpy(rows_NS)) for rows_NS in rows]
 
 
-@dataclass(slots=True)
-class Training:
-    """What continues through all phases of a run."""
-
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
-    state: TrainState
-    plan: str | None
-    """Plan of the checkpoint that the run was resumed from, as JSON; None for a new run."""
-
-    def end(self) -> None:
-        """Frees the optimizer's moments, which are twice as large as the parameters."""
-        self.optimizer.state.clear()
-
-
-def start(
-    model: torch.nn.Module,
-    config: TrainConfig,
-    *,
-    checkpoints: Checkpoints,
-    tracker: Tracker,
-    processes: Processes | None = None,
-    plan: RoutePlan | None = None,
-    phases: Sequence[int] | None = None,
-    rewarm: float = 1.0,
-    enter: Callable[[int], None] = lambda step: None,
-) -> Training:
-    """Starts a run, or resumes it from the newest checkpoint, whose weights the model then has.
-
-    Args:
-        model: on its device; sharded if several processes train it.
-        plan: the one that a checkpoint must have; None if training makes the plans.
-        phases: steps of each phase, each with its own schedule; None for one phase.
-        rewarm: as in `make_schedule`.
-        enter: makes the model what it was after so many steps, before a checkpoint is loaded.
-
-    Raises:
-        DataError: a checkpoint of another run or plan, or one that cannot be read now.
-    """
-    processes = processes or Processes()
-    optimizer = make_optimizer(model, config)
-    schedule = make_schedule(optimizer, phases or [num_steps(config)], config, rewarm=rewarm)
-
-    def tensors(about: dict[str, Any]) -> dict[str, Tensor]:
-        enter(about["state"]["step"])
-        return tensors_of(model, optimizer)
-
-    def resume() -> Training:
-        about = checkpoints.load_newest(tensors)
-        if about is None:
-            return Training(optimizer, schedule, TrainState(), None)
-        if plan is not None and about["plan"] != plan.in_place().to_json():
-            raise DataError("the newest checkpoint has another plan; use another folder")
-        schedule.load_state_dict(about["schedule"])
-        for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = lr
-        return Training(optimizer, schedule, TrainState(**about["state"]), about["plan"])
-
-    training = processes.together(resume)
-    step = training.state.step
-    processes.from_main(lambda: tracker.cut_back(step if step else -1))
-    return training
-
-
 @dataclass(kw_only=True)
 class Trainer:
-    """Trains a model from where the run stands."""
+    """Trains a model through all phases of a run: `start`, then `run` to the end of each."""
 
-    training: Training
     routed: RoutedModel
-    """The model, on `device`."""
+    """The model, on `device`; sharded if several processes train it."""
     token_losses: TokenLosses
-    batches: Batches
     config: TrainConfig
     """Steps, batch, optimizer and how often to log and save."""
     seed: int
@@ -170,9 +104,54 @@ class Trainer:
     processes: Processes = field(default_factory=Processes)
     """Those over which the model is sharded; each computes its share of every micro-batch."""
     signals: StopSignals = field(default_factory=StopSignals)
+    phases: Sequence[int] | None = None
+    """Steps of each phase, each with its own schedule; None for one phase."""
+    rewarm: float = 1.0
+    """As in `make_schedule`."""
 
+    batches: Batches = field(init=False)
+    """Of the phase that is trained."""
+    state: TrainState = field(init=False, default_factory=TrainState)
+    plan: str | None = field(init=False, default=None)
+    """Plan of the checkpoint that the run was resumed from, as JSON; None for a new run."""
     _is_told: bool = field(init=False, default=False)
     """Whether a signal has asked one of the processes to stop."""
+
+    def start(
+        self, plan: RoutePlan | None = None, enter: Callable[[int], None] = lambda step: None
+    ) -> None:
+        """Starts a run, or resumes it from the newest checkpoint, whose weights the model then has.
+
+        Args:
+            plan: the one that a checkpoint must have; None if training makes the plans.
+            enter: makes the model what it was after so many steps, before a checkpoint is loaded.
+
+        Raises:
+            DataError: a checkpoint of another run or plan, or one that cannot be read now.
+        """
+        self.optimizer = make_optimizer(self.routed.model, self.config)
+        phases = self.phases or [num_steps(self.config)]
+        self.schedule = make_schedule(self.optimizer, phases, self.config, rewarm=self.rewarm)
+
+        def tensors(about: dict[str, Any]) -> dict[str, Tensor]:
+            enter(about["state"]["step"])
+            return tensors_of(self.routed.model, self.optimizer)
+
+        def resume() -> None:
+            about = self.checkpoints.load_newest(tensors)
+            if about is None:
+                return
+            if plan is not None and about["plan"] != plan.in_place().to_json():
+                raise DataError("the newest checkpoint has another plan; use another folder")
+            self.schedule.load_state_dict(about["schedule"])
+            rates = self.schedule.get_last_lr()
+            for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = lr
+            self.state, self.plan = TrainState(**about["state"]), about["plan"]
+
+        self.processes.together(resume)
+        step = self.state.step
+        self.processes.from_main(lambda: self.tracker.cut_back(step if step else -1))
 
     @property
     def _rows(self) -> list[slice]:
@@ -180,7 +159,7 @@ class Trainer:
         here, num_rows = self.processes, self.batches.num_rows
         return rows_of(here.rank, here.world_size, num_rows, num_micro_batches(self.config))
 
-    def run(self, stop: int | None = None) -> None:
+    def run(self, batches: Batches, stop: int | None = None) -> None:
         """Trains to step `stop`, or to the end of the run; saves a checkpoint there.
 
         Every process must call this.
@@ -189,7 +168,8 @@ class Trainer:
             JobError: a loss or gradient that is not finite.
             Stopped: a signal came, in this or another process; the run is saved.
         """
-        state, config = self.training.state, self.config
+        self.batches = batches
+        state, config = self.state, self.config
         total = num_steps(config)
         stop = total if stop is None else stop
         eval_every = self.eval_every or math.ceil(total / 4)
@@ -215,7 +195,7 @@ class Trainer:
                 torch.manual_seed(
                     (self.processes.rank * 1_000_003 + self.seed) * 1_000_003 + state.step
                 )
-                lr = float(self.training.schedule.get_last_lr()[0])
+                lr = float(self.schedule.get_last_lr()[0])
                 step = self._step(forward, micro_batches)
                 since_row.add(step)
                 since_row.grad_norms = step.grad_norms
@@ -247,11 +227,11 @@ class Trainer:
                 self.signals.obey()
 
     def _step(self, forward: Forward, micro_batches: list[Tensor]) -> StepResult:
-        state = self.training.state
+        state = self.state
         step = train_step(
             self.routed,
             forward,
-            self.training.optimizer,
+            self.optimizer,
             micro_batches,
             self.batches.counts,
             rows=self._rows,
@@ -260,7 +240,7 @@ class Trainer:
             config=self.config,
             check=self._check,
         )
-        self.training.schedule.step()
+        self.schedule.step()
         state.tokens += sum(step.tokens.values()) * self.processes.world_size
         state.step += 1
         return step
@@ -291,7 +271,7 @@ class Trainer:
 
         def fail() -> NoReturn:
             raise JobError(
-                f"the {what} is not finite in step {self.training.state.step + 1}; lower train.lr "
+                f"the {what} is not finite in step {self.state.step + 1}; lower train.lr "
                 "or train.max_norm; the newest checkpoint is from an earlier step"
             )
 
@@ -301,11 +281,11 @@ class Trainer:
     def _log_evaluation(self, *, is_last: bool) -> None:
         start = time.perf_counter()
         metrics = self.evaluate(is_last)
-        self.training.state.eval_s += time.perf_counter() - start
-        self.tracker.log(self.training.state.step, metrics)
+        self.state.eval_s += time.perf_counter() - start
+        self.tracker.log(self.state.step, metrics)
 
     def _log_row(self, sums: StepResult, steps: range, lr: float, clock: "_Clock") -> None:
-        state = self.training.state
+        state = self.state
         row = _row(sums, self.batches.counts, self.processes)
         speed = clock.tokens_per_second()
         prefix = registry.TRAIN_LOSS.key + "/"
@@ -332,11 +312,11 @@ class Trainer:
     def _save(self) -> None:
         about = {
             "plan": self.routed.plan.in_place().to_json(),
-            "schedule": self.training.schedule.state_dict(),
-            "state": asdict(self.training.state),
+            "schedule": self.schedule.state_dict(),
+            "state": asdict(self.state),
         }
-        tensors = tensors_of(self.routed.model, self.training.optimizer)
-        self.checkpoints.save(self.training.state.step, about, tensors)
+        tensors = tensors_of(self.routed.model, self.optimizer)
+        self.checkpoints.save(self.state.step, about, tensors)
 
 
 def foreign_dropout(

@@ -35,7 +35,7 @@ from gr_sweep.model.units import decoder_layers
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.distributed import Processes, connect, shard
-from gr_sweep.train.loop import Trainer, start
+from gr_sweep.train.loop import Trainer
 from gr_sweep.train.signals import Stopped, StopSignals
 from gr_sweep.train.step import is_bfloat16, precision_context
 from tests.eval import several as evaluation
@@ -191,19 +191,9 @@ def train_case(
         return {f"eval/{index}": row.loss_nats for index, row in enumerate(rows)}
 
     checkpoints = Checkpoints(folder, keep=2, fingerprint="x", processes=processes)
-    training = start(
-        routed.model,
-        config,
-        checkpoints=checkpoints,
-        tracker=tracker,
-        processes=processes,
-        plan=routed.plan,
-    )
-    Trainer(
-        training=training,
+    trainer = Trainer(
         routed=routed,
         token_losses=token_losses,
-        batches=make_batches(),
         config=config,
         seed=0,
         eval_every=STEPS,
@@ -213,7 +203,9 @@ def train_case(
         device=cpu,
         processes=processes,
         signals=signals or StopSignals(),
-    ).run()
+    )
+    trainer.start(routed.plan)
+    trainer.run(make_batches())
     return list(tracker)
 
 

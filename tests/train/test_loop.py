@@ -21,7 +21,7 @@ from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.tracking.jsonl import JsonlTracker, read_rows
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.distributed import rows_of
-from gr_sweep.train.loop import Trainer, start
+from gr_sweep.train.loop import Trainer
 from gr_sweep.train.optim import make_optimizer
 from gr_sweep.train.signals import Stopped, StopSignals
 from gr_sweep.train.step import train_step
@@ -104,12 +104,9 @@ def run(
     config = TrainConfig(**defaults | settings)
     rows = Rows() if tracker is None else tracker
     checkpoints = Checkpoints(folder / "checkpoints", keep=2, fingerprint="x")
-    training = start(routed.model, config, checkpoints=checkpoints, tracker=rows, plan=routed.plan)
-    Trainer(
-        training=training,
+    trainer = Trainer(
         routed=routed,
         token_losses=TokenLosses(routed),
-        batches=batches or FixedBatches(),
         config=config,
         seed=0,
         eval_every=3,
@@ -118,8 +115,10 @@ def run(
         checkpoints=checkpoints,
         device=CPU,
         signals=signals or StopSignals(),
-    ).run()
-    return routed, training.state, rows
+    )
+    trainer.start(routed.plan)
+    trainer.run(batches or FixedBatches())
+    return routed, trainer.state, rows
 
 
 def saved(folder) -> list[str]:
