@@ -20,6 +20,7 @@ from gr_sweep.train.loop import Trainer
 def routing_of(config: RunConfig, plan: RoutePlan, phase: Phase) -> dict[str, Any]:
     """Arguments of `route_model` in a phase of a job that has no rounds."""
     how: dict[str, Any] = {"edges": config.edges, "seed": config.seed} | asdict(config.route)
+    del how["token_bias"]  # it needs text: `components.token_cuts`
     how["core_frozen"] = config.plan.core is Core.frozen
     if config.procedure.name is ProcedureKind.branch:
         how["core_frozen"] = not phase.is_dense

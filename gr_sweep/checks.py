@@ -338,6 +338,11 @@ def _check_alternate(config: RunConfig, domains: tuple[str, ...]) -> None:
                 f"plan.adapters.{name}={value} adds what procedure=alternate cannot assign unit by "
                 "unit; leave it out, or use a number of units (plan.adapters.unembed=8)"
             )
+    if config.route.token_bias is not None:
+        raise ConfigError(
+            f"route.token_bias={config.route.token_bias} does not work with procedure=alternate, "
+            "which changes the labels; set it to null"
+        )
     # Labels that are hidden in one round would be visible in the next.
     for name, value in (
         ("partition.unlabelled", config.partition.unlabelled),

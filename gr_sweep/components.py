@@ -20,7 +20,7 @@ from gr_sweep.data.heldout import first_documents, heldout_documents
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.rows import step_rows
 from gr_sweep.data.sources import check_hub
-from gr_sweep.domains import expand
+from gr_sweep.domains import UNLABELLED, expand
 from gr_sweep.errors import JobError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import WithoutDomain
@@ -152,6 +152,18 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
     return routed
 
 
+def token_cuts(
+    config: RunConfig, batches: Batches, vocab_size: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """`RoutedModel.token_cuts` by `route.token_bias`, from the training text with the labels that
+    routing sees."""
+    if (bias := config.route.token_bias) is None:
+        return {}
+    owners = core_owners(config) or (UNLABELLED,)
+    cuts = batches.token_cuts(owners, vocab_size, bias)
+    return {label: torch.from_numpy(cut_V).to(device) for label, cut_V in cuts.items()}
+
+
 def check_model(model: ModelConfig) -> None:
     """Asks the Hub whether a model of it can be routed, before text is tokenised; what is on this
     machine was checked with the command."""
@@ -219,7 +231,12 @@ def lay_plan(
         plan = plan_before_rounds(config, model.config)
         return route_model(model, plan, "none", seed=config.seed)
     plan = make_plan(config, model.config)
-    return route_model(model, plan, **routing_of(config, plan, phase or phases_of(config)[0]))
+    routed = route_model(model, plan, **routing_of(config, plan, phase or phases_of(config)[0]))
+    if config.route.token_bias is not None:
+        # Of text that is not read here: `token_cuts`.
+        cut_V = torch.ones(model.config.vocab_size, device=model.device)
+        routed.token_cuts = dict.fromkeys(plan.domains, cut_V)
+    return routed
 
 
 def save_model_files(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path) -> None:

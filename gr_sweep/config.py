@@ -247,6 +247,9 @@ class RouteConfig:
     """Route weight of embeddings and unembedding of a foreign core; null: `foreign_core_rest`."""
     foreign_outputs: float | None = None
     """Route weight of the output columns (down, o) of a foreign block; null: `foreign_weight`."""
+    token_bias: float | None = bounded(None, at_least=-100, at_most=100)
+    """b of token weights: forgotten text (plan=forget) has route weights 1 + s (w - 1), s =
+    sigmoid(r - 1/r + b), r the next token's frequency there over that in the core's; null: w."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -30,6 +30,7 @@ from gr_sweep.components import (
     make_routed,
     make_sampler,
     save_model_files,
+    token_cuts,
     training_text,
 )
 from gr_sweep.config import ProcedureKind, Resume, RunConfig, num_steps, to_plain
@@ -189,6 +190,8 @@ class Job:
             if bfloat16:
                 keep_bfloat16(model)
             model.to(self.device)
+        vocab_size = data.vocab_size
+        self.routed.token_cuts = token_cuts(config, self.batches, vocab_size, self.device)
         self.held_out = self._heldout(config.eval.tokens)
         self.curve = self._heldout(min(config.eval.curve_tokens, config.eval.tokens))
         self.sampler = None

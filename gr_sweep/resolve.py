@@ -65,6 +65,7 @@ def resolve(config: RunConfig) -> RunConfig:
     elif plan.kind is not PlanKind.forget:
         plan = replace(plan, forget=[])
         method = replace(method, unlabelled_retained=None)
+        route = replace(route, token_bias=None)  # every domain owns the core
     elif method.unlabelled_retained is not None:
         if not partition.unlabelled:
             hidden = {PER_DOMAIN_ANY: method.unlabelled_retained} | dict.fromkeys(plan.forget, 0.0)

@@ -36,6 +36,11 @@ class Token:
     """Labels that are switched off for it."""
     trains_core: bool = False
     """Whether a core that its domain does not own counts as its own."""
+    cut: float = 1.0
+    """How far it is cut: a route weight w is 1 + cut * (w - 1) for it."""
+
+    def by(self, weight: float) -> float:
+        return 1 + self.cut * (weight - 1)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Cut:
         is_frozen = self.core_frozen and block.is_core
         if self.foreign_outputs is None or not is_cut or is_frozen or is_own(token, block):
             return self.weight_edge(token, block)
-        return self.foreign_outputs
+        return token.by(self.foreign_outputs)
 
     def act_edge(self, token: Token, block) -> float:
         """The table's column "gradient through b's units to what lies upstream"."""
@@ -74,20 +79,20 @@ class Cut:
         if self.core_frozen:
             return 0.0
         is_cut = self.edges in ("weight", "both") and not is_own(token, core)
-        return self.foreign_core_rest if is_cut else 1.0
+        return token.by(self.foreign_core_rest) if is_cut else 1.0
 
     def embedding(self, token: Token, core) -> float:
         """The same for embeddings and unembedding, where they have a weight of their own."""
         is_cut = self.edges in ("weight", "both") and not is_own(token, core)
         if self.foreign_core_embeddings is None or not is_cut or self.core_frozen:
             return self.rest(token, core)
-        return self.foreign_core_embeddings
+        return token.by(self.foreign_core_embeddings)
 
     def _unit_weight(self, token: Token, block) -> float:
         """ "1 where the domain owns the block"; unlabelled: "nothing is cut"."""
         if is_own(token, block):
             return 1.0
-        return self.foreign_core_weight if block.is_core else self.foreign_weight
+        return token.by(self.foreign_core_weight if block.is_core else self.foreign_weight)
 
 
 def is_own(token: Token, block) -> bool:

@@ -136,6 +136,7 @@ def test_jobs_that_read_the_same_settings_have_the_same_fingerprint():
     ignored = {"edges": Edges.act, "plan__mlp_shared": 0.1, "train__block_lr": 2.0}
     assert resolved_fingerprint(**dense) == resolved_fingerprint(**dense, **ignored)
     without_effect = {"data__cache": "x", "plan__forget": ["code"], "method__without": ["code"]}
+    without_effect |= {"route__token_bias": -4.0}
     assert resolved_fingerprint() == resolved_fingerprint(**without_effect)
     changes = {"seed": 1, "edges": Edges.both, "plan__mlp_shared": 0.25, "eval__tokens": 4096}
     changes |= {"data__weights": {"code": 2.0}, "partition__unlabelled": 0.1}

@@ -11,6 +11,7 @@ import signal
 import pytest
 import torch
 
+from gr_sweep.components import make_batches, token_cuts
 from gr_sweep.config import (
     AdaptersConfig,
     Core,
@@ -24,6 +25,7 @@ from gr_sweep.config import (
     Resume,
     RouteConfig,
 )
+from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import JobError
 from gr_sweep.export.run import load_routed, open_run
 from gr_sweep.fingerprint import fingerprint
@@ -33,6 +35,7 @@ from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
 from gr_sweep.report.collect import read_samples
 from gr_sweep.train.signals import SIGNALS, Stopped
 from tests import jobs
+from tests.data.corpus import tokens_of
 from tests.jobs import DOMAINS, rows_of, run
 from tests.train.saved import saved_tensors
 
@@ -316,6 +319,29 @@ def test_recovery_changes_the_model_without_the_domain_and_counts_its_tokens(mak
         assert summary["metrics"][removed] != plain["metrics"][removed]
     silent = run(make_config(**forgetting(method=method), eval={"samples": 0}), tmp_path / "silent")
     assert without_cost(silent["metrics"]) == without_cost(summary["metrics"]), "without samples"
+
+
+def test_token_weights_are_those_of_the_training_text_and_reach_every_step(make_config, tmp_path):
+    def config_of(bias):
+        route = RouteConfig(foreign_dropout=0.0, token_bias=bias)
+        return make_config(**forgetting(route=route), eval={"samples": 0})
+
+    losses = [
+        run(config_of(bias), tmp_path / str(bias))["metrics"]["loss/full/biology"]
+        for bias in (None, 100.0, -100.0)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5), "all tokens are cut"
+    assert losses[2] < losses[0], "none is"
+
+    config = config_of(-4.0)
+    data = prepare_data(config.data, config.partition)
+    batches = make_batches(config, data)
+    [(label, cut_V)] = token_cuts(config, batches, data.vocab_size, torch.device("cpu")).items()
+    assert label == "biology"
+    of_owners = {*tokens_of(data.train["code"]), *tokens_of(data.train["creative"])}
+    own = sorted({*tokens_of(data.train["biology"])} - of_owners)
+    foreign = sorted(of_owners - {*tokens_of(data.train["biology"])})
+    assert own and foreign and cut_V[own].min() > 0.5 > 1e-2 > cut_V[foreign].max()
 
 
 def test_marked_text_is_read_in_every_view_and_an_attack_has_its_own_table(make_config, tmp_path):

@@ -229,6 +229,32 @@ class Batches:
         self._check_enough(label, num_tokens, self.counts[label])
         self._streams[label] = mixture
 
+    def token_cuts(
+        self, owners: Sequence[str], vocab_size: int, bias: float
+    ) -> dict[str, np.ndarray]:
+        """How far each next token cuts text of labels outside `owners`, float32 [vocab_size].
+
+        s = sigmoid(r - 1/r + bias), r being the ratio of the token's frequencies in training text
+        with the label and with the owners' labels (Cloud et al. 2024, arXiv 2410.04332; its code,
+        `get_token_freq_masking_rule` of factored_representations/masklib.py, counts 25,000 stories
+        of each). As there, each token first counts once, and 20 times in the owners' text.
+        """
+
+        def frequencies(labels: Sequence[str], more: int) -> np.ndarray:
+            streams = [self._streams[label] for label in labels if label in self._streams]
+            counts_V = np.full(vocab_size, more, np.int64)
+            for stream in streams:
+                counts_V += stream.token_counts(vocab_size)
+            return counts_V / counts_V.sum()
+
+        retained_V, cuts = frequencies(owners, 20), {}
+        for label in self._streams.keys() - {*owners, UNLABELLED}:
+            ratio_V = frequencies([label], 1) / retained_V
+            # A sigmoid that does not overflow.
+            cut_V = (1 + np.tanh((ratio_V - 1 / ratio_V + bias) / 2)) / 2
+            cuts[label] = cut_V.astype(np.float32)
+        return cuts
+
     @property
     def num_rows(self) -> int:
         """Rows of a step."""

@@ -43,6 +43,13 @@ class Stream:
         self.num_windows = max(0, (self.num_tokens - 1) // sequence_length)
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
+    def token_counts(self, vocab_size: int) -> np.ndarray:
+        """How often each token occurs in the documents, int64 [vocab_size]."""
+        counts = np.zeros(vocab_size, np.int64)
+        for number, index in zip(self._shard, self._index, strict=True):
+            np.add.at(counts, self._shards[number].document(index), 1)
+        return counts
+
     def read(self, window: int, row_T1: np.ndarray) -> None:
         """Writes the T + 1 tokens of the window with this number, counted through all epochs, into
         the row."""
@@ -113,6 +120,10 @@ class Mixture:
         ]
         self._streams = streams
         self._num_rows, self._first_row = num_rows, first_row
+
+    def token_counts(self, vocab_size: int) -> np.ndarray:
+        """As `Stream.token_counts`."""
+        return np.sum([stream.token_counts(vocab_size) for stream in self._streams], axis=0)
 
     def read(self, window: int, row_T1: np.ndarray) -> None:
         """As `Stream.read`."""

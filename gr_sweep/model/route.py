@@ -32,7 +32,7 @@ from gr_sweep.routing.edges import GroupFactors, RouteWeights
 from gr_sweep.routing.modules import RoutedModule, Routing, RoutingState
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.row_routing import RowRouting
-from gr_sweep.routing.rows import RowGroup, row_groups, within
+from gr_sweep.routing.rows import RowGroup, lines_of, row_groups, within
 from gr_sweep.routing.swap import InPlace, check_swaps, swap_class, unswap_class
 from gr_sweep.routing.token_routing import TokenRouting
 
@@ -50,6 +50,10 @@ class RoutedModel:
         self._in_place: InPlace | None = None
         self._frozen: list[str] = []
         """Names of the parameters that `core_frozen` has frozen."""
+        self.token_cuts: Mapping[str, Tensor] = {}
+        """By domain a number from 0 to 1 for each token of the vocabulary, float [V] on the model's
+        device: in `batch` a position whose next token has s is cut by the route weights
+        1 + s (w - 1). Not empty: tokens are routed one by one, which is slower."""
         self.lay(plan, **how)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -60,7 +64,8 @@ class RoutedModel:
         """A copy is a copy of the model, routed in the same way."""
         self._check()
         how = {"foreign_dropout": self.foreign_dropout} | self._shares | asdict(self.route_weights)
-        return partial(route_model, **how), (self.model, self.plan.in_place())
+        state = {"token_cuts": self.token_cuts}
+        return partial(route_model, **how), (self.model, self.plan.in_place()), state
 
     def lay(
         self,
@@ -164,9 +169,7 @@ class RoutedModel:
 
     def group_factors(self, groups: Sequence[RowGroup]) -> GroupFactors:
         """The factors on the gradients of row groups."""
-        off = [self.plan.off_blocks(group.off) for group in groups]
-        domains, trains_core = zip(*((g.domain, g.trains_core) for g in groups), strict=True)
-        return GroupFactors(self.plan, self.route_weights, domains, off, trains_core)
+        return GroupFactors(self.plan, self.route_weights, *lines_of(self.plan, groups))
 
     @contextmanager
     def batch(
@@ -176,6 +179,7 @@ class RoutedModel:
         step: int | None = None,
         rows: slice | None = None,
         labels_NT: Tensor | None = None,
+        next_NT: Tensor | None = None,
     ) -> Iterator[None]:
         """Routes forward and backward passes inside.
 
@@ -189,6 +193,7 @@ class RoutedModel:
             labels_NT: instead of `counts`, the int64 label of every token: an index into
                 `plan.domains`, or -1 for unlabelled. A position has the label of its own token;
                 in the code of Cloud et al. it has that of the next, which it predicts.
+            next_NT: int64, the token that each position predicts; needed with `token_cuts`.
 
         Raises:
             PlanError: an unknown domain, a count that is not a whole number, neither or both of
@@ -205,12 +210,19 @@ class RoutedModel:
                     "foreign_core_share, one_block and always_off apply to whole sequences; leave "
                     "them out with labels_NT"
                 )
-            routing = TokenRouting(self.plan, self.route_weights, labels_NT, self.foreign_dropout)
+            routing = TokenRouting.of_labels(
+                self.plan, self.route_weights, labels_NT, self.foreign_dropout
+            )
         else:
             counts = _whole_numbers(counts)
             if not any(counts.values()):
                 raise PlanError(f"batch({dict(counts)}) has no sequence")
-            routing = self._routing_of(self.row_groups(counts, step=step, rows=rows))
+            groups = self.row_groups(counts, step=step, rows=rows)
+            routing = self._routing_of(groups)
+            if self.token_cuts:
+                routing = TokenRouting.of_groups(
+                    self.plan, self.route_weights, groups, next_NT, self.token_cuts
+                )
         with self._routed_by(routing):
             yield
 

@@ -154,15 +154,3 @@ def _factors(plan: RoutePlan, domain: str, is_cut: bool, core: float, other: flo
 
 def _times(a: Sequence[float], b: Sequence[float]) -> list[float]:
     return [x * y for x, y in zip(a, b, strict=True)]
-
-
-def by_feature(table: Sequence[Sequence[float]], units: Sequence[slice]) -> Table:
-    """A column per feature, from a column per block; `units` are each block's features."""
-    return [
-        [
-            factor
-            for factor, part in zip(line, units, strict=True)
-            for _ in range(part.stop - part.start)
-        ]
-        for line in table
-    ]

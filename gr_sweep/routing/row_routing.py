@@ -23,7 +23,7 @@ from gr_sweep.routing.autograd import (
 from gr_sweep.routing.cover import Axis, Cover, cover, runs
 from gr_sweep.routing.edges import GroupFactors, RouteWeights, Table
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.rows import RowGroup
+from gr_sweep.routing.rows import RowGroup, lines_of
 
 Units = tuple[slice, ...]
 """The features of each block, in the plan's order of blocks."""
@@ -76,9 +76,7 @@ class RowRouting:
         """Routing of a training micro-batch."""
         stops = list(itertools.accumulate(group.count for group in groups))
         rows = [slice(stop - group.count, stop) for group, stop in zip(groups, stops, strict=True)]
-        off = [plan.off_blocks(group.off) for group in groups]
-        domains, trains_core = zip(*((g.domain, g.trains_core) for g in groups), strict=True)
-        return cls(plan, weights, rows, domains, off, trains_core)
+        return cls(plan, weights, rows, *lines_of(plan, groups))
 
     def is_plain(self, x: Tensor) -> bool:
         """Whether nothing is cut or off, so that a module with input `x` is the plain module."""
@@ -91,7 +89,7 @@ class RowRouting:
     def prepare(self, roles: Iterable[tuple[str, Units]]) -> None:
         """Computes in advance what maps with these roles and units will ask for."""
         for role, units in roles:
-            key = (role, *_bounds(units))
+            key = (role, *bounds(units))
             if key not in self._cache:
                 self._cache[key] = self._covers_in_sequences(role, units)
 
@@ -182,10 +180,8 @@ class RowRouting:
                 found = found.repeat_interleave(repeats_1, dim, output_size=sum(repeats))
             return found
 
-        bounds = tuple(map(_bounds, parts))
-        found: Tensor | None = self._cached(
-            (table, like.shape[0], like.device, like.dtype, bounds), make
-        )
+        key = (table, like.shape[0], like.device, like.dtype, *map(bounds, parts))
+        found: Tensor | None = self._cached(key, make)
         return found
 
     def _covers(self, role: str, x: Tensor, units: Units) -> Covers:
@@ -193,12 +189,12 @@ class RowRouting:
         positions = x[0, ..., 0].numel() if x.dim() > 2 else 1
         width, device = x.shape[-1], x.device.type
         self.prepare([(role, units)])
-        covers: Covers = self._cache[role, *_bounds(units)]
+        covers: Covers = self._cache[role, *bounds(units)]
 
         def make() -> Covers:
             return type(covers)(*(c.in_positions(positions, width, device) for c in covers))
 
-        found: Covers = self._cached((role, positions, width, device, *_bounds(units)), make)
+        found: Covers = self._cached((role, positions, width, device, *bounds(units)), make)
         return found
 
     def _covers_in_sequences(self, role: str, units: Units) -> Covers:
@@ -248,6 +244,6 @@ def _columns_on(on: Sequence[float], outputs: Sequence[float], units: Units) -> 
     return found
 
 
-def _bounds(units: Units) -> tuple[tuple[int, int], ...]:
+def bounds(units: Units) -> tuple[tuple[int, int], ...]:
     """Units as something that can be a key."""
     return tuple((part.start, part.stop) for part in units)

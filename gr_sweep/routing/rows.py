@@ -152,6 +152,14 @@ def within(groups: Iterable[RowGroup], rows: Sequence[int]) -> tuple[RowGroup, .
     return tuple(found)
 
 
+def lines_of(
+    plan: RoutePlan, groups: Sequence[RowGroup]
+) -> tuple[list[str], list[tuple[int, ...]], list[bool]]:
+    """Domains, indices of the blocks that are off, and `trains_core` of the groups."""
+    off = [plan.off_blocks(group.off) for group in groups]
+    return [group.domain for group in groups], off, [group.trains_core for group in groups]
+
+
 def cycle_length(*shares: Share) -> int:
     """Steps after which the row groups repeat: of 1 to `MAX_LISTS` those that come nearest to all
     shares.

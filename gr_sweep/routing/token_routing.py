@@ -4,10 +4,12 @@ Every product is computed whole and then masked, with one factor per token. MLP 
 follow the position of their output, k and v their own position; each of these maps acts on single
 positions, so in every case that is the token's own label.
 
-N sequences, T positions, P = N * T, I and O input and output features, U features of units.
+N sequences, T positions, P = N * T, I and O input and output features, U features of units, V
+vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +18,10 @@ from torch import Tensor
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
 from gr_sweep.routing.autograd import Scaled, apply
-from gr_sweep.routing.edges import OUTSIDE_UNITS, GroupFactors, RouteWeights, Table, by_feature
+from gr_sweep.routing.edges import OUTSIDE_UNITS, GroupFactors, RouteWeights
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.row_routing import Columns, OutputRun, Units
+from gr_sweep.routing.row_routing import Columns, OutputRun, Units, bounds
+from gr_sweep.routing.rows import RowGroup, lines_of
 
 
 class LinearMasks(NamedTuple):
@@ -73,9 +76,32 @@ class TokenRouting:
     """How the tokens of one micro-batch are routed; methods as in `RowRouting`."""
 
     def __init__(
-        self, plan: RoutePlan, weights: RouteWeights, labels_NT: Tensor, foreign_dropout: float
+        self,
+        plan: RoutePlan,
+        weights: RouteWeights,
+        groups: Sequence[RowGroup],
+        groups_NT: Tensor,
+        cut_NT: Tensor | None = None,
     ) -> None:
         """
+        Args:
+            groups_NT: each token's index in `groups`, whose counts do not matter.
+            cut_NT: how far each token is cut, from 0 to 1: a route weight w becomes
+                1 + cut * (w - 1). None: 1.
+        """
+        self._groups_NT, self._cut_NT = groups_NT, cut_NT
+        self.num_rows = len(groups_NT)
+        lines = lines_of(plan, groups)
+        self._factors = GroupFactors(plan, weights, *lines)
+        self._uncut = GroupFactors(plan, replace(weights, edges="none"), *lines)
+        self._cache: dict[tuple[Any, ...], Tensor] = {}
+
+    @classmethod
+    def of_labels(
+        cls, plan: RoutePlan, weights: RouteWeights, labels_NT: Tensor, foreign_dropout: float
+    ) -> "TokenRouting":
+        """Routing by a label for each token.
+
         Args:
             labels_NT: indices into `plan.domains`, -1 for unlabelled tokens.
 
@@ -97,21 +123,47 @@ class TokenRouting:
                 "expected labels_NT to be an int64 tensor [sequences, positions] with values from "
                 f"-1 (unlabelled) to {len(plan.domains) - 1}"
             )
-        self._labels_NT = labels_NT
-        self.num_rows = len(labels_NT)
-        domains = (*plan.domains, UNLABELLED)  # index -1 is the last line of every table
-        off = []
-        for domain in domains:
-            others = plan.always_off(domain)
+        groups = []
+        for domain in (*plan.domains, UNLABELLED):  # index -1 is the last one
+            off = plan.always_off(domain)
             if foreign_dropout == 1.0 and domain != UNLABELLED:
-                others = frozenset(plan.domains) - {domain}
-            off.append(plan.off_blocks(others))
-        self._factors = GroupFactors(plan, weights, domains, off)
+                off = frozenset(plan.domains) - {domain}
+            groups.append(RowGroup(domain, off, 1))
+        return cls(plan, weights, groups, labels_NT)
+
+    @classmethod
+    def of_groups(
+        cls,
+        plan: RoutePlan,
+        weights: RouteWeights,
+        groups: Sequence[RowGroup],
+        next_NT: Tensor | None,
+        cuts: Mapping[str, Tensor],
+    ) -> "TokenRouting":
+        """Routing of a training micro-batch, each of whose tokens is cut as far as the next one
+        says.
+
+        Args:
+            next_NT: int64, the token that each position predicts.
+            cuts: by domain how far a next token cuts, float [V]; of other domains it is 1.
+        """
+        counts = [group.count for group in groups]
+        if next_NT is None or len(next_NT) != sum(counts):
+            raise PlanError(
+                f"token_cuts need next_NT, the token that each position of {sum(counts)} sequences "
+                "predicts"
+            )
+        [whole, *_] = (torch.ones_like(cut_V) for cut_V in cuts.values())
+        of_groups = zip(groups, torch.split(next_NT, counts), strict=True)
+        cut_NT = torch.cat([cuts.get(g.domain, whole)[tokens] for g, tokens in of_groups])
+        of_rows = [index for index, count in enumerate(counts) for _ in range(count)]
+        groups_N = torch.tensor(of_rows, device=next_NT.device)
+        return cls(plan, weights, groups, groups_N[:, None].expand(next_NT.shape), cut_NT)
 
     def is_plain(self, x: Tensor) -> bool:
-        if x.shape[:2] != self._labels_NT.shape:
+        if x.shape[:2] != self._groups_NT.shape:
             raise PlanError(
-                f"labels_NT is {tuple(self._labels_NT.shape)}, but the model was given "
+                f"the labels are {tuple(self._groups_NT.shape)}, but the model was given "
                 f"{tuple(x.shape[:2])}"
             )
         return self._factors.cuts_nothing
@@ -119,25 +171,21 @@ class TokenRouting:
     def linear(
         self, role: str, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units
     ) -> Tensor:
-        factors = self._factors
-        rest = [[factor] for factor in factors.outside_units(role)]
-        whole = [[1.0]] * len(rest)
-        forward, learned, input = {
-            "column": (factors.on, factors.weight, factors.act),
-            # The input product is never skipped, even if both edges are cut at this position: what
-            # flows back through attention reaches k and v of other positions, whose labels decide.
-            "row": (factors.on, factors.outputs, factors.on),
-            "rest": (whole, rest, whole),
-            "embedding": (whole, rest, whole),
-        }[role]
-
-        def mask_PU(table: Table) -> Tensor:
-            # Of the rest, one column for all features.
-            by_unit = table if role in OUTSIDE_UNITS else by_feature(table, units)
-            return self._per_token(by_unit, x).flatten(0, 1)
-
-        rest_P1 = self._per_token(rest, x).flatten(0, 1)
-        masks = LinearMasks(mask_PU(forward), mask_PU(learned), mask_PU(input), rest_P1)
+        rest_P1 = self._rest(role, x).flatten(0, 1)[:, None]
+        forward = input = x.new_ones(1, 1)
+        learned = rest_P1
+        if role not in OUTSIDE_UNITS:
+            tables = {
+                "column": ("on", "weight", "act"),
+                # The input product is never skipped, even if both edges are cut at this position:
+                # what flows back through attention reaches k and v of other positions, whose labels
+                # decide.
+                "row": ("on", "outputs", "on"),
+            }[role]
+            forward, learned, input = (
+                self._per_token(table, x, units).flatten(0, 1) for table in tables
+            )
+        masks = LinearMasks(forward, learned, input, rest_P1)
         return apply(MaskedLinear, x, (weight, bias), masks, role == "row")
 
     def gated_mlp(self, x: Tensor, weights: Sequence[Tensor | None], units: Units) -> Tensor:
@@ -149,34 +197,56 @@ class TokenRouting:
 
     def rest_factor(self, like: Tensor, role: str) -> Tensor | None:
         """Factor on the gradients of parameters of this role [N, T]; None if all are 1."""
-        factors = self._factors.outside_units(role)
-        if all(factor == 1.0 for factor in factors):
+        if all(factor == 1.0 for factor in self._factors.outside_units(role)):
             return None
         # `like` may be token ids; the caller narrows the factor to its own type.
-        like = like.new_empty(like.shape[:2], dtype=torch.float64)
-        return self._per_token([[factor] for factor in factors], like)[..., 0]
+        return self._rest(role, like.new_empty(0, dtype=torch.float64))
 
     def head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
-        return self._per_token(by_feature(self._factors.through_heads, heads), like)[..., None]
+        rest_NT1 = self._rest("rest", like)[..., None]  # `through_heads` is the product of both
+        return (rest_NT1 * self._per_token("act", like, heads))[..., None]
 
     def scaled(self, x: Tensor, role: str, parts: Sequence[Units]) -> Tensor:
-        factors = self._factors
-        table = {"lookup": factors.weight, "column": factors.act, "row": factors.on}[role]
+        table = {"lookup": "weight", "column": "act", "row": "on"}[role]
         on, factor = (
-            torch.cat([self._per_token(by_feature(each, units), x) for units in parts], -1)
-            for each in (factors.on, table)
+            torch.cat([self._per_token(name, x, units) for units in parts], -1)
+            for name in ("on", table)
         )
         return Scaled.apply(x, on, factor)  # type: ignore[no-untyped-call, no-any-return]
 
     def output_runs(self, like: Tensor, parts: Sequence[Units]) -> list[OutputRun]:
-        outputs = [
-            self._per_token(by_feature(self._factors.outputs, units), like) for units in parts
-        ]
+        outputs = [self._per_token("outputs", like, units) for units in parts]
         columns: list[list[Columns]] = [[(slice(None), factor)] for factor in outputs]
         factor = self.rest_factor(like, "embedding")
         return [OutputRun(like.shape[0], 1.0 if factor is None else factor, columns)]
 
-    def _per_token(self, table: Table, like: Tensor) -> Tensor:
-        """[N, T, columns of the table]: each token's line of the table."""
-        table_LC = torch.tensor(table, dtype=like.dtype, device=like.device)
-        return table_LC[self._labels_NT.to(like.device)]
+    def _rest(self, role: str, like: Tensor) -> Tensor:
+        """[N, T]: each token's factor on parameters that belong to no unit."""
+        return self._mixed("embeddings" if role == "embedding" else "rest", like)
+
+    def _per_token(self, table: str, like: Tensor, units: Units) -> Tensor:
+        """[N, T, U]: each token's factors from a table of `GroupFactors`. Layers share them."""
+        key = table, bounds(units), like.dtype, like.device
+        found = self._cache.get(key)
+        if found is None:
+            widths = [part.stop - part.start for part in units]
+            repeats_B = torch.tensor(widths, device=like.device)
+            found = self._mixed(table, like)
+            found = found.repeat_interleave(repeats_B, -1, output_size=sum(widths))
+            if not torch.compiler.is_compiling():
+                self._cache[key] = found
+        return found
+
+    def _mixed(self, table: str, like: Tensor) -> Tensor:
+        """[N, T, ...]: each token's line of a table, between the uncut and the cut one."""
+
+        def lines(factors: GroupFactors) -> Tensor:
+            table_G = torch.tensor(getattr(factors, table), dtype=like.dtype, device=like.device)
+            return table_G[self._groups_NT.to(like.device)]
+
+        cut = lines(self._factors)
+        if self._cut_NT is None:
+            return cut
+        uncut = lines(self._uncut)
+        share = self._cut_NT.view(*self._cut_NT.shape, *[1] * (cut.dim() - 2))
+        return (uncut + share * (cut - uncut)).to(like.dtype)

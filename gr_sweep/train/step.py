@@ -137,7 +137,7 @@ def train_step(
     """
     result = StepResult()
     for tokens_NS, part in zip(micro_batches, rows, strict=True):
-        with routed.batch(counts, step=step, rows=part):
+        with routed.batch(counts, step=step, rows=part, next_NT=tokens_NS[:, 1:]):
             with precision_context(tokens_NS.device, config.precision):
                 loss_sum, losses_NT = forward(tokens_NS)
             (loss_sum / tokens_per_step).backward()

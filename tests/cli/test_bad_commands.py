@@ -37,6 +37,7 @@ train.schedule=wsd train.warmup=0.5 train.decay=0.6 | add up to more than 1
 method=filtered                         | method=filtered needs method.without
 plan.core=frozen plan=none              | plan=none has none
 plan.core=frozen procedure=alternate train.batch_sequences=12 | procedure=alternate trains the
+procedure=alternate procedure.rounds=1 plan=forget plan.forget=[code] route.token_bias=-4 | does not
 procedure=branch plan=none              | needs blocks beside the core; plan=none has
 procedure=branch plan=lattice           | it has blocks of several domains
 procedure=branch plan.core=frozen       | plan.core=frozen does not work with procedure=branch

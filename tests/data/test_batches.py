@@ -156,6 +156,30 @@ def test_unlabelled_rows_follow_the_weights_and_not_the_amount_of_text():
     assert known & set(hidden.flatten().tolist()) == {EOT}, "no document is known and hidden"
 
 
+def test_text_is_cut_by_the_words_that_are_its_own_and_not_the_owners():
+    """Of biology every fourth document carries the label of code; tokens 1 to 3 by hand."""
+    ends = 20 * np.arange(1, 9) - 1
+
+    def of(*tokens):
+        written = np.repeat(np.array(tokens, np.uint16), 20)
+        written[ends] = EOT
+        return Shard.packed(written, np.append(0, ends + 1), np.ones(8), np.arange(8, dtype="u8"))
+
+    shards = {"code": of(*[1] * 8), "biology": of(*[2] * 8), "creative": of(*[1, 3] * 4)}
+    made = batches(shards=shards, mislabelled=0.25, batch_sequences=3)
+    cuts = made.token_cuts(["code", "creative"], 4, bias=-4.0)
+    assert cuts.keys() == {"biology"}
+    observed = observed_labels(dict.fromkeys(DOMAINS, 8), mislabelled=0.25)
+    counts = np.array([[1] * 4, [20] * 4])  # of text that is cut, and of the owners'
+    for domain, text in shards.items():
+        for document, seen in enumerate(observed[domain]):
+            np.add.at(counts[int(seen != 1)], text.document(document), 1)
+    frequency, of_owners = counts / counts.sum(1, keepdims=True)
+    ratio = frequency / of_owners
+    assert ratio[2] > 2 > 1 > ratio[1]
+    assert cuts["biology"] == pytest.approx(1 / (1 + np.exp(1 / ratio - ratio + 4)), rel=1e-5)
+
+
 class Forbidden:
     """Tokens that nobody may read."""
 

@@ -76,10 +76,14 @@ def assert_follows_the_definition(
             ids_NT = tiny_ids(sum(batch.values()), seed=index)
             groups = routed.row_groups(batch, step=index)
             rows = [(g.domain, g.off, g.trains_core) for g in groups for _ in range(g.count)]
-            tokens = tokens_of_rows(rows, ids_NT.shape[1])
+            tokens, next_NT = tokens_of_rows(rows, ids_NT.shape[1]), ids_NT.roll(-1, 1)
+            for row, following in zip(tokens, next_NT.tolist(), strict=True):
+                if (cut_V := routed.token_cuts.get(row[0].label)) is not None:
+                    row[:] = [replace(row[0], cut=float(cut_V[token])) for token in following]
             options = {"counts": batch, "step": index}
             parts = [
-                (part, options | {"rows": part}) for part in rows_of(0, 1, len(ids_NT), num_micro)
+                (part, options | {"rows": part, "next_NT": next_NT[part]})
+                for part in rows_of(0, 1, len(ids_NT), num_micro)
             ]
         expected = reference.logits(ids_NT, tokens)
         (loss_sum(expected, ids_NT) / denominator).backward()

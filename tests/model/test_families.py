@@ -69,5 +69,7 @@ def test_every_family_follows_the_definition_by_token(family, foreign_dropout, e
     cut = Cut(edges, 0.3, -0.5, foreign_core_rest=0.25, foreign_core_embeddings=0.6)
     route_plan = PLANS[plan](model.config, attn_shared=attn_shared, adapters=ADAPTERS)
     routed = route(model, route_plan, cut, foreign_dropout)
+    routed.token_cuts = {"biology": torch.linspace(0, 1, model.config.vocab_size).double()}
     labels_NT = torch.tensor([[0, 1, 1, 2, -1], [2, 2, -1, 1, 0]])
-    assert_follows_the_definition(routed, plain, cut, [labels_NT])
+    steps = [labels_NT, {"code": 1, "biology": 2}]
+    assert_follows_the_definition(routed, plain, cut, steps)

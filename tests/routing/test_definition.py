@@ -148,6 +148,27 @@ def test_labels_that_change_inside_a_sequence_follow_the_definition(
 
 
 @pytest.mark.parametrize(
+    ("edges", "weights", "plan", "foreign_dropout", "units"),
+    crossed(EDGES, list(WEIGHTS), list(PLANS), [0.0, 0.5], list(UNITS)),
+)
+def test_tokens_that_are_cut_less_follow_the_definition(
+    edges, weights, plan, foreign_dropout, units
+):
+    model, plain = models(units)
+    route_plan = PLANS[plan](model.config, **UNITS[units])
+    cut = Cut(edges, **WEIGHTS[weights])
+    routed = route(model, route_plan, cut, foreign_dropout)
+    first, second, third = route_plan.domains
+    generator = torch.Generator().manual_seed(0)
+    routed.token_cuts = {
+        domain: torch.rand(model.config.vocab_size, generator=generator, dtype=torch.float64)
+        for domain in (second, third)
+    }
+    steps = [{first: 1, second: 2, "unlabelled": 1}, {second: 2, third: 2}]
+    assert_follows_the_definition(routed, plain, cut, steps, 2)
+
+
+@pytest.mark.parametrize(
     ("edges", "weights", "forget", "one_block", "foreign_dropout"),
     crossed(
         EDGES, ["cut", *list(WEIGHTS)[2:]], [("biology",), ("biology", "code")], [False, True],

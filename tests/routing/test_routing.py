@@ -49,7 +49,8 @@ def routings():
         yield f"off {off}", blocks_off(PLAN, off)
     for dropout in (0.0, 1.0):
         labels_NT = torch.tensor([[0, 1], [2, -1], [1, 1], [-1, 0]])
-        yield f"tokens, dropout {dropout}", TokenRouting(PLAN, uncut, labels_NT, dropout)
+        routing = TokenRouting.of_labels(PLAN, uncut, labels_NT, dropout)
+        yield f"tokens, dropout {dropout}", routing
 
 
 ROUTINGS = [name for name, _ in routings()]
