@@ -23,7 +23,7 @@ from tests.report.conftest import write_job
 PACKAGE = Path(gr_sweep.__file__).parent
 
 ORDER = (
-    *("errors", "arguments", "domains", "files", "startup", "bounds", "config", "fingerprint"),
+    *("errors", "arguments", "domains", "files", "bounds", "config", "fingerprint"),
     *(
         "jobdir",
         "joblock",

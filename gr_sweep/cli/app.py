@@ -19,7 +19,6 @@ from gr_sweep.arguments import Parser
 from gr_sweep.cli.task import unusable, wants_tracebacks
 from gr_sweep.config import Resume
 from gr_sweep.errors import ConfigError, GrSweepError
-from gr_sweep.startup import rare_collections
 from gr_sweep.train.distributed import connect, is_main
 from gr_sweep.train.signals import Stopped
 
@@ -68,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if argv and argv[0] in VERBS:
-        with rare_collections():
-            verb = importlib.import_module(f"gr_sweep.cli.{argv[0]}")
+        verb = importlib.import_module(f"gr_sweep.cli.{argv[0]}")
         return int(verb.main(argv[1:]))
     if "--version" in argv:
         print(f"gr-sweep {__version__}")
@@ -83,8 +81,7 @@ def _dispatch(argv: list[str]) -> int:
     if flags.quiet:
         flags.overrides.append("+hydra.job_logging.handlers.console.level=WARNING")
     processes = connect()
-    with rare_collections():
-        command = processes.main_first(functools.partial(compose_flags, flags))
+    command = processes.main_first(functools.partial(compose_flags, flags))
     if not flags.cfg:
         return run(command)
     if processes.is_main:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import logging
 import logging.config
 import os
@@ -19,7 +20,6 @@ from gr_sweep.jobdir import SUMMARY, Identity, State, identity_of, is_done, stan
 from gr_sweep.joblock import change_record
 from gr_sweep.launch.slurm import await_kill, is_cancelled
 from gr_sweep.launch.work import Work
-from gr_sweep.startup import rare_collections
 from gr_sweep.train.distributed import connect
 from gr_sweep.train.signals import Stopped
 
@@ -112,8 +112,12 @@ class JobTask(Work):
             if processes.is_main and not self.place:  # a sweep prints the errors of its jobs
                 print(f"gr-sweep: {error}", file=sys.stderr)
             raise
-        with rare_collections():
-            from gr_sweep.job import run_job  # imports torch, which takes seconds
+        # Imports make millions of objects that stay; scanning them takes time.
+        threshold = gc.get_threshold()
+        gc.set_threshold(100_000)
+        from gr_sweep.job import run_job  # imports torch, which takes seconds
+
+        gc.set_threshold(*threshold)
 
         with self._logged():
             run_job(
