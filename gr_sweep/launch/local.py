@@ -44,16 +44,8 @@ class LocalParallelConfig:
     """Cores and threads of each job on a CPU."""
 
 
-@dataclass(frozen=True)
-class Slot:
-    """A place where one job runs at a time."""
-
-    number: int
-    """Among those of its GPU, or of the CPU."""
-    gpu: str | None
-    """Name for CUDA_VISIBLE_DEVICES; None for the CPU."""
-    threads: int | None
-    """Of each job; None: torch's default."""
+Slot = dict[str, str]
+"""A place where one job runs at a time: what it adds to the job's environment."""
 
 
 def slots_of(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> list[Slot]:
@@ -65,7 +57,7 @@ def slots_of(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> list[Slo
     check_values(config, "hydra.launcher")
     gpus = [] if all(job.train.device is Device.cpu for job in jobs) else visible_gpus()
     if gpus:
-        return [Slot(index, gpu, None) for index in range(config.jobs_per_device) for gpu in gpus]
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] * config.jobs_per_device
     cores = usable_cores()
     if config.cores_per_job > cores:
         raise ConfigError(
@@ -73,7 +65,8 @@ def slots_of(config: LocalParallelConfig, jobs: Sequence[RunConfig]) -> list[Slo
             "cores; use fewer"
         )
     count = config.jobs_per_device * (cores // config.cores_per_job)
-    return [Slot(index, None, config.cores_per_job) for index in range(count)]
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return [dict.fromkeys(threads, str(config.cores_per_job))] * count
 
 
 def run_side_by_side(works: Sequence[Work], slots: Sequence[Slot]) -> None:
@@ -89,14 +82,14 @@ def run_side_by_side(works: Sequence[Work], slots: Sequence[Slot]) -> None:
         Stopped: a signal came.
     """
     waiting, elsewhere = deque(works), list[Work]()
-    running: dict[Slot, tuple[Work, Process]] = {}
+    running: dict[int, tuple[Work, Process]] = {}
     signals = StopSignals()
     with signals.listening(), signals.deferred():
         try:
             while waiting or running or elsewhere:
-                for slot, (work, process) in list(running.items()):
+                for number, (work, process) in list(running.items()):
                     if process.poll() is not None:
-                        del running[slot]
+                        del running[number]
                         _note_exit(work, process)
                         elsewhere.append(work)
                 # A job still runs if another process has locked its folder first.
@@ -104,16 +97,16 @@ def run_side_by_side(works: Sequence[Work], slots: Sequence[Slot]) -> None:
                     elsewhere.remove(work)
                     num_left = len(waiting) + len(running) + len(elsewhere)
                     say_end(work, f"{len(works) - num_left} of {len(works)}")
-                for slot in slots:
-                    if slot in running or not waiting:
+                for number, slot in enumerate(slots):
+                    if number in running or not waiting:
                         continue
                     work = waiting.popleft()
                     if _is_running(work):
                         elsewhere.append(work)
                         continue
-                    running[slot] = work, _start(work, slot)
-                    where = "" if slot.gpu is None else f" on GPU {slot.gpu}"
-                    say(work, f"started{where}")
+                    running[number] = work, _start(work, slot)
+                    gpu = slot.get("CUDA_VISIBLE_DEVICES")
+                    say(work, "started" if gpu is None else f"started on GPU {gpu}")
                 if signals.are_there:
                     signals.obey()
                 time.sleep(POLL_S)
@@ -127,11 +120,6 @@ def _is_running(work: Work) -> bool:
 
 
 def _start(work: Work, slot: Slot) -> Process:
-    environment = dict(os.environ)
-    if slot.gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
-    if slot.threads is not None:
-        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(slot.threads)
     work.folder.mkdir(parents=True, exist_ok=True)
     with (work.folder / OUTPUT).open("ab") as output:
         process = subprocess.Popen(
@@ -139,7 +127,7 @@ def _start(work: Work, slot: Slot) -> Process:
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=os.environ | slot,
             # Ctrl-C reaches only this process, which then signals the others.
             start_new_session=True,
         )

@@ -17,7 +17,6 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.launch.local import (
     LocalParallelConfig,
-    Slot,
     run_side_by_side,
     slots_of,
     visible_gpus,
@@ -62,14 +61,15 @@ def test_each_gpu_has_slots_and_jobs_see_only_theirs(monkeypatch, cores, tmp_pat
     config = LocalParallelConfig(jobs_per_device=2)
     gpu_jobs = [RunConfig()]
     assert slots_of(config, gpu_jobs) == [
-        Slot(index, gpu, None) for index in (0, 1) for gpu in ("5", "GPU-1a2b", "7")
+        {"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("5", "GPU-1a2b", "7") * 2
     ]
     with pytest.raises(ConfigError, match="jobs_per_device: 0; expected a number at least 1"):
         slots_of(LocalParallelConfig(jobs_per_device=0), gpu_jobs)
     cores(1)
     with pytest.raises(ConfigError, match="cores_per_job=64: this process may use 1 cores"):
         slots_of(LocalParallelConfig(cores_per_job=64), [CONFIG])
-    assert [slot.gpu for slot in slots_of(LocalParallelConfig(), [CONFIG])] == [None]
+    [slot] = slots_of(LocalParallelConfig(), [CONFIG])
+    assert slot == {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert visible_gpus() == ["0", "1", "2"]
 
