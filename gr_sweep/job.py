@@ -93,7 +93,9 @@ def run_job(
     processes = connect()
     signals = StopSignals()
     with signals.listening(), contextlib.ExitStack() as stack:
-        text = processes.main_first(lambda: text_fingerprint(*_text_settings(config)))
+        text = processes.main_first(
+            lambda: text_fingerprint(config.data, config.partition, config.model)
+        )
         locks: list[JobLock] = []
 
         def lock() -> bool:
@@ -144,13 +146,16 @@ class Job:
 
     def prepare(self) -> None:
         """Tokenises the text, or finds it in the cache."""
+        config = self.config
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)  # an earlier job of this process
-        self.processes.main_first(lambda: check_model(self.config.model))
-        self.data = self.processes.main_first(lambda: prepare_data(*_text_settings(self.config)))
-        check_held_out(self.data, self.config.eval.min_documents, self.config.data.kind)
+        self.processes.main_first(lambda: check_model(config.model))
+        self.data = self.processes.main_first(
+            lambda: prepare_data(config.data, config.partition, config.model)
+        )
+        check_held_out(self.data, config.eval.min_documents, config.data.kind)
         # Of the text that was read: files may have changed since the folder was locked.
-        self.identity = jobdir.identity_of(self.config, self.data.fingerprint)
+        self.identity = jobdir.identity_of(config, self.data.fingerprint)
 
     def begin(self, locks: list[JobLock]) -> None:
         """Records what the job runs with; rank 0 has the lock."""
@@ -420,8 +425,3 @@ class Job:
             costs.pop(registry.COST_TRAIN_FLOPS_PER_TOKEN.key)
             costs.pop(registry.COST_MFU.key, None)
         return costs
-
-
-def _text_settings(config: RunConfig) -> tuple[Any, ...]:
-    """Arguments of `prepare_data` and `text_fingerprint`."""
-    return config.data, config.partition, config.model.path, config.model.gguf_file

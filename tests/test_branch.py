@@ -57,7 +57,7 @@ def make_config(tmp_path_factory):
 
 
 def data_of(config):
-    return prepare_data(config.data, config.partition, None, None)
+    return prepare_data(config.data, config.partition)
 
 
 def weights_of(model) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ def config_of(domains, kind=PlanKind.peers, procedure=None, **plan):
 def width_of(config, plan, label):
     shape = named_shape(config)
     model = llama_config(shape, vocab_size=300, eot_id=0, sequence_length=8)
-    return kept_units(plan, model, plan.kept_off([label]))[MLP].width
+    return kept_units(plan, model, plan.kept_off([label]))[MLP].extracted
 
 
 @pytest.mark.parametrize(

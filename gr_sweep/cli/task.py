@@ -59,10 +59,7 @@ class Job:
         """
         from gr_sweep.data.prepare import text_fingerprint
 
-        model = self.config.model
-        text = text_fingerprint(
-            self.config.data, self.config.partition, model.path, model.gguf_file
-        )
+        text = text_fingerprint(self.config.data, self.config.partition, self.config.model)
         return identity_of(self.config, text)
 
     @functools.cached_property

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gr_sweep.config import DataConfig, DataKind, PartitionConfig
+from gr_sweep.config import DataConfig, DataKind, ModelConfig, PartitionConfig
 from gr_sweep.data.cache import CONTENTS, digests, open_or_build
 from gr_sweep.data.markers import MARKERS, is_marked, marked, marker_tokens
 from gr_sweep.data.rules import Rules, is_blank, is_held_out
@@ -97,18 +97,12 @@ def cache_folder(data: DataConfig) -> Path:
 class _Text:
     """The text and tokenizer of a partition, before anything is read."""
 
-    def __init__(
-        self,
-        data: DataConfig,
-        partition: PartitionConfig,
-        hf_model_path: str | None,
-        gguf_file: str | None,
-    ) -> None:
+    def __init__(self, data: DataConfig, partition: PartitionConfig, model: ModelConfig) -> None:
         digests_of = partial(digests, memory=cache_folder(data) / CONTENTS)
         self.rules = Rules(partition)
         self.sources = sources_of(data, self.rules, digests_of)
-        self.tokenizer = data.tokenizer or hf_model_path
-        self.gguf_file = gguf_file if data.tokenizer is None else None
+        self.tokenizer = data.tokenizer or model.path
+        self.gguf_file = model.gguf_file if data.tokenizer is None else None
         tokenizer_key: list[Any] = ["trained", data.vocab_size]
         if self.tokenizer is not None:
             files = tokenizer_files(self.tokenizer, self.gguf_file)
@@ -126,10 +120,7 @@ class _Text:
 
 
 def text_fingerprint(
-    data: DataConfig,
-    partition: PartitionConfig,
-    hf_model_path: str | None = None,
-    gguf_file: str | None = None,
+    data: DataConfig, partition: PartitionConfig, model: ModelConfig | None = None
 ) -> str:
     """The `TokenData.fingerprint` that `prepare_data` would give for the same arguments.
 
@@ -138,29 +129,22 @@ def text_fingerprint(
     Raises:
         DataError: a source that is missing or cannot be read.
     """
-    return _Text(data, partition, hf_model_path, gguf_file).fingerprint
+    return _Text(data, partition, model or ModelConfig()).fingerprint
 
 
 def prepare_data(
-    data: DataConfig,
-    partition: PartitionConfig,
-    hf_model_path: str | None = None,
-    gguf_file: str | None = None,
+    data: DataConfig, partition: PartitionConfig, model: ModelConfig | None = None
 ) -> TokenData:
     """The tokens of a partition, from the cache if they are there already.
 
     The tokenizer is `data.tokenizer`, else that of the pretrained model, else one that is trained
     on the partition's training documents.
 
-    Args:
-        hf_model_path: folder or name of a pretrained model.
-        gguf_file: file in it that its tokenizer is read from.
-
     Raises:
         DataError: text or a tokenizer is missing, cannot be read or is too short; names the file
             and line. Nothing is left in the cache.
     """
-    text = _Text(data, partition, hf_model_path, gguf_file)
+    text = _Text(data, partition, model or ModelConfig())
     domains = text.rules.domains
     folder = cache_folder(data) / text.fingerprint
     manifest = open_or_build(folder, partial(_build, text=text, data=data))

@@ -1,8 +1,12 @@
 """What an export holds, its model card, and the lines that the command prints."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gr_sweep.routing.kinds import ATTN, MLP
+
+if TYPE_CHECKING:
+    from gr_sweep.model.extract import KeptUnits
 
 _UNITS = {MLP: "MLP hidden units", ATTN: "key-value groups of heads"}
 
@@ -41,19 +45,6 @@ _ROUTING = """ with gradient routing
 ([Cloud et al. 2024](https://arxiv.org/abs/2410.04332))"""
 
 
-@dataclass(frozen=True)
-class Units:
-    """Units of one kind in each layer."""
-
-    full: int
-    kept: list[int]
-    """By layer."""
-    extracted: int
-    """In all layers of the extracted model, which must be equally wide."""
-    padding: list[int]
-    """Zero units by layer."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """What was exported; the content of export.json."""
@@ -77,7 +68,7 @@ class Export:
     """Tied ones count once."""
     parameters: int
     """Of the extracted model, padding included."""
-    units: dict[str, Units]
+    units: "dict[str, KeptUnits]"
     """By unit kind, of those that the plan splits."""
     logit_difference: float
     """Largest difference between the checkpoint and the run's model with the blocks off."""

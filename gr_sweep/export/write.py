@@ -16,13 +16,12 @@ from torch import Tensor
 from gr_sweep import __version__
 from gr_sweep.domains import expand
 from gr_sweep.errors import JobError
-from gr_sweep.export.card import Export, Units, card_text
+from gr_sweep.export.card import Export, card_text
 from gr_sweep.export.run import Run, load_routed
 from gr_sweep.files import sync_folder
 from gr_sweep.jobdir import MODEL
 from gr_sweep.model.extract import kept_units
 from gr_sweep.model.pretrained import quiet_transformers
-from gr_sweep.model.route import RoutedModel
 from gr_sweep.train.cost import num_parameters
 
 if TYPE_CHECKING:
@@ -67,7 +66,8 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
         with routed.blocks_off(off) if off else contextlib.nullcontext():
             wanted_NTV = _logits(routed.model, ids_NT)
         full_parameters = num_parameters(routed)
-        units = _units(routed, off)
+        kinds = {kind for _, kind in plan.splits}
+        units = {k: kept for k, kept in kept_units(plan, config, off).items() if k in kinds}
         small = routed.extract(keep or plan.domains)
         if getattr(small.get_output_embeddings(), "bias", None) is not None:
             raise JobError(
@@ -105,7 +105,7 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
                     "transformers": transformers.__version__,
                 },
             )
-            content = {"format": 2} | dataclasses.asdict(made)
+            content = {"format": 3} | dataclasses.asdict(made)
             (beside / "export.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
             (beside / "README.md").write_text(card_text(made), "utf-8")
             sync_folder(beside)
@@ -124,16 +124,6 @@ def _save(model: "PreTrainedModel", model_files: Path, folder: Path) -> None:
         shutil.copymode(folder / "config.json", weights)
     ignored = shutil.ignore_patterns("config.json")
     shutil.copytree(model_files, folder, ignore=ignored, dirs_exist_ok=True)
-
-
-def _units(routed: RoutedModel, off: tuple[int, ...]) -> dict[str, Units]:
-    """Units by kind of the model, and of the one without the blocks `off`."""
-    full = {kind: split.num_units for (_, kind), split in routed.plan.splits.items()}
-    return {
-        kind: Units(full[kind], list(kept.by_layer), kept.width, list(kept.padding))
-        for kind, kept in kept_units(routed.plan, routed.model.config, off).items()
-        if kind in full
-    }
 
 
 @torch.no_grad()

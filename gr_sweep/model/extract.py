@@ -33,17 +33,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KeptUnits:
-    """Units of one kind in a model without the blocks that are off."""
+    """Numbers of units of one kind in a model without the blocks that are off."""
 
-    by_layer: tuple[int, ...]
-    """Number of units that each layer keeps."""
-    width: int
-    """Number of units that each layer of the extracted model has."""
+    full: int
+    """In each layer of the whole model."""
+    kept: tuple[int, ...]
+    """That each layer keeps."""
+    extracted: int
+    """In each layer of the extracted model: all are equally wide."""
 
     @property
     def padding(self) -> tuple[int, ...]:
         """Zero units added to each layer."""
-        return tuple(self.width - units for units in self.by_layer)
+        return tuple(self.extracted - units for units in self.kept)
 
 
 def kept_units(plan: RoutePlan, config: Any, off: Collection[int]) -> dict[str, KeptUnits]:
@@ -63,7 +65,7 @@ def kept_units(plan: RoutePlan, config: Any, off: Collection[int]) -> dict[str, 
                 width = units
             while family.heads_divide_width and config.hidden_size % (width * per_group):
                 width += 1
-        found[kind] = KeptUnits(by_layer, width)
+        found[kind] = KeptUnits(units, by_layer, width)
     return found
 
 
@@ -92,7 +94,7 @@ def extract(
     off = plan.kept_off(keep)
     kept = [index for index in range(len(plan.blocks)) if index not in off]
     plain_config: Any = model.config
-    widths = {kind: units.width for kind, units in kept_units(plan, plain_config, off).items()}
+    widths = {kind: units.extracted for kind, units in kept_units(plan, plain_config, off).items()}
     dtype = next(model.parameters()).dtype  # a frozen matrix may be narrower
     state = {name: tensor.to(dtype, copy=True) for name, tensor in model.state_dict().items()}
     names = {module: name for name, module in model.named_modules()}

@@ -4,7 +4,14 @@ import re
 import numpy as np
 import pytest
 
-from gr_sweep.config import DataConfig, DataKind, DomainConfig, HubSource, PartitionConfig
+from gr_sweep.config import (
+    DataConfig,
+    DataKind,
+    DomainConfig,
+    HubSource,
+    ModelConfig,
+    PartitionConfig,
+)
 from gr_sweep.data import prepare
 from gr_sweep.data.markers import is_marked, marked
 from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
@@ -86,9 +93,9 @@ def test_the_text_fingerprint_is_that_of_the_prepared_data(tmp_path, kind):
     assert not list((tmp_path / "cache").glob("*/manifest.json"))
     made = prepare_data(data, TWO)
     assert before == made.fingerprint == text_fingerprint(data, TWO)
-    tokenizer = str(made.tokenizer_dir)
-    pretrained = prepare_data(data, TWO, tokenizer).fingerprint
-    assert pretrained == text_fingerprint(data, TWO, tokenizer) != before
+    model = ModelConfig(size=None, path=str(made.tokenizer_dir))
+    pretrained = prepare_data(data, TWO, model).fingerprint
+    assert pretrained == text_fingerprint(data, TWO, model) != before
     write_lines(tmp_path / "root" / "code.jsonl", [{"text": text} for text in texts("other")])
     assert text_fingerprint(data, TWO) not in (before, pretrained)
 

@@ -85,7 +85,7 @@ def test_heads_are_padded_to_a_number_that_the_architecture_takes(tmp_path):
     run, routed = make_run(tmp_path / "job", functools.partial(PEERS, attn_shared=0.5))
     made = export(run, ["code"], tmp_path / "out", command=COMMAND)
     units = made.units[ATTN]
-    assert (units.full, units.kept, units.extracted, units.padding) == (8, [6, 6], 8, [2, 2])
+    assert (units.full, units.kept, units.extracted, units.padding) == (8, (6, 6), 8, (2, 2))
     # q and o have 2 heads of 2 features a group, k and v one.
     zeros = 2 * LAYERS * HIDDEN * (4 + 2 + 2 + 4)
     assert made.parameters - zeros == kept_parameters(routed)["code"]
@@ -101,7 +101,7 @@ def test_layers_of_unequal_sizes_are_padded_to_the_widest(tmp_path):
     run, routed = make_run(tmp_path / "job", plan_of)
     made = export(run, ["biology"], tmp_path / "out", command=COMMAND)
     units = made.units[MLP]
-    assert (units.kept, units.extracted, units.padding) == ([16, 11], 16, [0, 5])
+    assert (units.kept, units.extracted, units.padding) == ((16, 11), 16, (0, 5))
     zeros = 5 * 3 * HIDDEN
     assert made.parameters == kept_parameters(routed)["biology"] + zeros
     config = json.loads((tmp_path / "out" / "config.json").read_text())
