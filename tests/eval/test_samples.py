@@ -9,7 +9,6 @@ from gr_sweep.eval.samples import MIN_P, TEMPERATURE, Prompt, Sampler, choose_pr
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from tests.eval.tiny import (
-    CPU,
     DOMAINS,
     LENGTH,
     Letters,
@@ -57,7 +56,7 @@ def name_of(prompt: Prompt) -> str:
 def slowly(routed: RoutedModel, prompts: list[Prompt], num_tokens: int) -> list[tuple[str, str]]:
     """Prompts of one length, the whole text computed again for each token."""
     ids_NT = torch.tensor([[EOT, *prompt.ids] for prompt in prompts])
-    with seeded(5, 0, CPU), torch.no_grad():
+    with seeded(5, 0), torch.no_grad():
         for _ in range(num_tokens):
             logits_NV = routed(input_ids=ids_NT).logits[:, -1].float()
             likely_NV = (logits_NV / TEMPERATURE).softmax(1)
