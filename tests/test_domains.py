@@ -24,11 +24,6 @@ def test_a_node_stands_for_the_labels_at_and_below_it():
     assert ancestors("a/b/c") == ["a", "a/b", "a/b/c"] and metric_name("a/b") == "a.b"
 
 
-def test_an_unknown_node_is_named_with_what_there_is():
-    with pytest.raises(ConfigError, match=r"unknown domain 'bio'; the domains are code, biology"):
-        expand(["bio"], TREE)
-
-
 @pytest.mark.parametrize(
     ("domains", "message"),
     [

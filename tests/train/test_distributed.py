@@ -60,17 +60,8 @@ def test_a_variable_that_is_no_number_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("nodes", "host"),
-    [
-        ("gpu07,gpu09", "gpu07"),
-        ("gpu[07-08],cpu1", "gpu07"),
-        ("r1n[01-02]-ib,r2n1", "r1n01-ib"),
-    ],
+    ("nodes", "host"), [("gpu[07-08],cpu1", "gpu07"), ("r1n[01-02]-ib,r2n1", "r1n01-ib")]
 )
 def test_tasks_meet_on_the_first_host_of_a_list(nodes, host):
     here = place(SLURM | {"SLURM_STEP_NODELIST": nodes})
     assert here is not None and here.url.startswith(f"tcp://{host}:")
-
-
-def raises(error: Exception) -> None:
-    raise error

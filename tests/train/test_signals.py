@@ -21,15 +21,12 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_ends_the_run_at_once_where_nothing_defers_it(number):
+def test_a_signal_ends_the_run_at_once_where_nothing_defers_it():
     after = []
-    with pytest.raises(Stopped) as stopped, StopSignals().listening():
-        send(number)
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), StopSignals().listening():
+        send(signal.SIGTERM)
         after.append("more work")
     assert not after
-    assert stopped.value.signum == number
-    assert str(stopped.value) == f"stopped by {signal.Signals(number).name}"
 
 
 @pytest.mark.parametrize("number", SIGNALS)
