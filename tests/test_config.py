@@ -10,7 +10,6 @@ from gr_sweep.config import (
     DataKind,
     DomainConfig,
     Edges,
-    HubSource,
     Method,
     MethodConfig,
     PlanConfig,
@@ -75,21 +74,6 @@ def test_a_domain_behind_one_that_takes_everything_is_refused(tmp_path):
     rules = config.partition.domains
     config.partition.domains = dict(reversed(rules.items()))
     validate(config)
-
-
-def test_text_needs_a_folder_a_path_or_a_data_set_for_every_source(tmp_path):
-    local, hub = {"data__kind": DataKind.local}, {"data__kind": DataKind.hub}
-    path = HubSource(path="a")
-    for settings, message in (
-        (local | {"data__paths": {"code": "a.txt"}}, "no text for biology, creative"),
-        (local | {"data__paths": {"maths": "a"}}, "unknown source 'maths'; the sources are code"),
-        (local | {"data__root": str(tmp_path / "no")}, r"data.root=.*no is not a folder"),
-        (hub | {"data__sources": {"code": path}}, "no data set for source biology"),
-        (hub | {"data__sources": {"code": HubSource()}}, r"data.sources.code.path is empty"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            validate(config_of(**settings))
-    validate(config_of(**local, data__root=str(tmp_path)))
 
 
 def test_labels_of_records_become_rules_of_one_source():

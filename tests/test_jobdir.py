@@ -17,16 +17,13 @@ import pytest
 
 from gr_sweep import jobdir, joblock
 from gr_sweep.errors import DataError, JobError, JobLockedError
-from gr_sweep.files import content_digest
 from gr_sweep.jobdir import (
     RECORD,
-    SAMPLES,
     SUMMARY,
     Holder,
     Identity,
     Record,
     State,
-    check_files,
     code_fingerprint,
     differences,
     is_done,
@@ -316,14 +313,3 @@ def test_a_flipped_bit_is_found_or_changes_no_value(tmp_path):
         else:
             # A bit in the name of the checksum's field makes another field of it.
             assert CONTENT.items() <= found.items(), place
-
-
-def test_changed_tables_are_found_and_samples_may_change(tmp_path):
-    for name in ("document_losses.csv", SAMPLES):
-        (tmp_path / name).write_text("as the job wrote it")
-    digests = {name: content_digest(tmp_path / name) for name in ("document_losses.csv", SAMPLES)}
-    (tmp_path / SAMPLES).write_text("some of it taken out")
-    check_files(tmp_path, digests)
-    (tmp_path / "document_losses.csv").write_text("something else")
-    with pytest.raises(DataError, match=r"document_losses\.csv is damaged"):
-        check_files(tmp_path, digests)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from gr_sweep.bench.mlp import DROPOUTS, SHARES, bench_mlp, main
-from gr_sweep.errors import ConfigError
 
 SMALL = dict(width=8, hidden=32, rows=3, sequence_length=4, rounds=1)
 
@@ -33,9 +32,3 @@ def test_the_command_prints_json(capsys):
     assert content["benchmark"] == "mlp" and content["settings"]["hidden"] == 32
     assert content["command"] == f"gr-sweep bench mlp {options}"
     assert [row["edges"] for row in content["rows"]][:2] == ["dense", "masked"]
-
-
-@pytest.mark.parametrize("words", ["--rows 2", "--rounds 0"])
-def test_invalid_options_are_refused(words):
-    with pytest.raises(ConfigError, match=words.split()[0]):
-        main(words.split())

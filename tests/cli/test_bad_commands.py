@@ -51,6 +51,8 @@ train.batch_sequences=7                 | use 6 or 9
 train.batch_sequences=3 route.foreign_dropout=0.9 | use 0.875 or 1, or a larger train.batch
 baselines=[dense]                       | add -m
 -m seed=${train.steps} baselines=[dense] | give values instead of ${...}
+data=local data.paths={code:afile}      | no text for biology, creative
+data=hub data.sources={code:{path:a/b}} | no data set for source biology
 data=local data.root=afile              | afile is not a folder; one file for all domains needs
 partition.domains.code.pattern='*'      | expected a regular expression
 method.fixes={data:{weights:{code:x}}}  | invalid value for data.weights.code

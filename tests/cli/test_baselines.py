@@ -71,15 +71,6 @@ def test_filtered_observed_has_the_label_noise_of_the_job():
     assert config.partition.unlabelled == {"code": 0.5, "biology": 0.5, "creative": 0}
 
 
-def test_filtered_observed_is_added_only_where_labels_are_noisy():
-    # All labels of biology are known.
-    job = ["method=sgtm", "plan.forget=[biology]"]
-    assert added(*job, "baselines=[filtered_observed]") == []
-    # Random labels are not those of a filter.
-    job = ["method=random", "partition.mislabelled=0.1"]
-    assert added(*job, "baselines=[filtered_observed]") == []
-
-
 @pytest.mark.parametrize("given", [["plan.layers=[0,1,2,3]"], ["plan.attn_shared=0.5"]])
 def test_baselines_of_a_checkpoint_that_is_not_here(given):
     hub = ["model=hf", "model.path=owner/name", *given]

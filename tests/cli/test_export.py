@@ -169,7 +169,6 @@ def test_what_cannot_be_exported_is_one_line_and_status_2(
     keep = ["--keep", "biology"]
     assert_refused(capsys, [tmp_path / "none", *keep, *to], "is not the folder of a job")
     assert_refused(capsys, [sweep, *keep, *to], "give one of its jobs", job.name, dense.name)
-    assert_refused(capsys, [job, *to], "--keep", "code, biology, creative")
     unknown = [job, *keep, "--keep", "biolgy", *to]
     assert_refused(capsys, unknown, "biolgy", "code, biology, creative")
     assert_refused(capsys, [dense, *keep, *to], "is a dense run", "--keep")

@@ -126,12 +126,6 @@ def test_every_epoch_reads_whole_documents_end_to_end_and_drops_its_tail(
         assert sum(map(len, remaining)) < sequence_length
 
 
-def test_a_stream_does_not_depend_on_the_order_or_number_of_the_domains():
-    both = batches(domains=DOMAINS).step(5)
-    fewer = batches(domains=("creative", "code"), batch_sequences=4).step(5)
-    assert np.array_equal(fewer[:2], both[4:]) and np.array_equal(fewer[2:], both[:2])
-
-
 def test_labels_are_hidden_and_swapped_in_exact_shares():
     counts = {"code": 100, "biology": 37, "creative": 60}
     labels = observed_labels(counts, unlabelled={"code": 0.25, "*": 0}, mislabelled=0.1, seed=1)

@@ -10,14 +10,6 @@ def rules(**domains: DomainConfig) -> Rules:
     )
 
 
-def test_the_source_is_the_first_part_of_the_label_unless_it_is_named():
-    found = rules(biology__virology=DomainConfig(), tales=DomainConfig(source="books"))
-    assert found.sources == ["biology", "books"]
-    assert found.domain_of("biology", "text", {}) == "biology/virology"
-    assert found.domain_of("books", "text", {}) == "tales"
-    assert found.domains_of("books") == ["tales"]
-
-
 def test_a_deeper_label_is_tried_before_its_ancestor_whatever_the_order():
     virus = DomainConfig(pattern=r"\bvirus", count=2)
     found = rules(biology=DomainConfig(), code=DomainConfig(), biology__virology=virus)

@@ -1,10 +1,8 @@
 import numpy as np
-import pytest
 
 from gr_sweep.data.shards import Shard
-from gr_sweep.errors import DataError
 from gr_sweep.eval.text import TextWindows
-from tests.eval.tiny import shard, shards
+from tests.eval.tiny import shards
 
 
 def counting(*lengths: int, first: int = 0) -> Shard:
@@ -36,25 +34,6 @@ def test_rows_follow_from_seed_and_step_alone():
     np.testing.assert_array_equal(again.rows(7, 4), there)
     for other in (dict(seed=6, purpose="x"), dict(seed=5, purpose="y")):
         assert (TextWindows(text, sequence_length=8, **other).rows(7, 4) != there).any()
-
-
-def test_shards_take_turns_row_by_row():
-    low, high = counting(30), counting(30, first=1000)
-    rows = TextWindows([low, high], sequence_length=5, seed=0).rows(1, 5)
-    assert (rows[:, 0] >= 1000).tolist() == [True, False, True, False, True]
-
-
-def test_a_limit_of_documents_reads_no_others():
-    windows = TextWindows([counting(*[6] * 10)], sequence_length=5, seed=1, documents=2)
-    seen = {int(token) // 6 for step in range(6) for token in windows.rows(step, 4).flatten()}
-    assert len(seen) == 2
-
-
-def test_rows_are_shorter_where_there_is_less_text_and_none_is_refused():
-    windows = TextWindows([counting(4)], sequence_length=50, seed=0)
-    assert windows.rows(0, 2).tolist() == [[0, 1, 2, 3]] * 2
-    with pytest.raises(DataError, match="no training text"):
-        TextWindows([shard("code"), counting()], sequence_length=8, seed=0)
 
 
 def test_a_sample_is_of_windows_all_over_the_text_none_twice():

@@ -100,12 +100,6 @@ def planted(name: str) -> Callable[[Path], None]:
     return damage
 
 
-def tensors_with_code(job: Path) -> None:
-    """torch.save's own format, with code in it."""
-    [path] = job.glob("checkpoints/step_*/*.distcp")
-    torch.save(Planted(job.parent / "ran"), path)
-
-
 STEP = "checkpoints/step_*"
 SUMMARY, CONFIG = "summary.json", "model/config.json"
 RUNS = {
@@ -114,14 +108,11 @@ RUNS = {
         set_in(SUMMARY, fingerprints={"config": "x", "text": "y"}),
         "is not of the run",
     ),
-    "run.json is a pickle": (planted(f"{STEP}/run.json"), "cannot be read"),
     "the plan is of an earlier version": (
         lambda job: [set_in(str(path), plan="{}")(job) for path in job.glob(f"{STEP}/run.json")],
         "here/job: plan.json is damaged, or of another version",
     ),
     "the table is a pickle": (planted(f"{STEP}/.metadata"), "cannot be read"),
-    "the tensors are a pickle": (planted(f"{STEP}/*.distcp"), "cannot be read"),
-    "the tensors are torch's, with code": (tensors_with_code, "cannot be read"),
     "model/ has a deep config": (written(CONFIG, b"[" * 99_999), "cannot be read"),
 }
 """How a job's folder is damaged, and what the error names."""

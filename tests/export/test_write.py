@@ -3,13 +3,11 @@
 import functools
 import json
 import random
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
-from gr_sweep.components import save_model_files
 from gr_sweep.errors import JobError
 from gr_sweep.export import write
 from gr_sweep.export.card import facts_of
@@ -106,28 +104,6 @@ def test_layers_of_unequal_sizes_are_padded_to_the_widest(tmp_path):
     assert made.parameters == kept_parameters(routed)["biology"] + zeros
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["intermediate_size"] == 16
-
-
-def test_a_domain_that_owns_no_block_is_not_said_to_be_removed(tmp_path):
-    plan_of = functools.partial(RoutePlan.forget, domains=DOMAINS, forget=["biology"])
-    run, _ = make_run(tmp_path / "job", plan_of)
-    made = export(run, ["code"], tmp_path / "out", command=COMMAND)
-    assert made.removed_blocks == made.removed_domains == ["biology"]
-    assert made.unremoved_domains == ["creative"] and not made.is_core_of_removed
-    *_, remark = facts_of(made)
-    assert "not removed, though not kept: creative" in remark
-
-
-def test_the_generation_config_is_copied_even_where_transformers_refuses_to_write_it(tmp_path):
-    """Some published models have a temperature together with do_sample=false."""
-    run, routed = make_run(tmp_path / "job", PEERS)
-    routed.model.generation_config.temperature = 0.9
-    routed.model.generation_config.do_sample = False
-    shutil.rmtree(run.folder / "model")
-    save_model_files(run.folder, routed.model, run.folder / "cache")
-    export(run, ["biology"], tmp_path / "out", command=COMMAND)
-    content = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert content["temperature"] == 0.9
 
 
 def test_a_model_with_other_logits_is_not_written(tmp_path, monkeypatch):

@@ -157,21 +157,6 @@ def test_numbers_of_a_job_by_hand() -> None:
     )
 
 
-def test_what_is_recomputed_takes_time_and_is_no_part_of_what_training_must_do() -> None:
-    """Without dropout and unembedding: one more forward pass of the layers."""
-    route = RouteConfig(foreign_dropout=0.0)
-    stored = estimate_job(make_config(route=route), CPU)
-    recomputing = replace(TRAIN, activation_checkpointing=True)
-    recomputed = estimate_job(make_config(route=route, train=recomputing), CPU)
-    layers = 2 * (2 * 4 * 64 * 64 + 2 * 3 * 64 * 192) + 2 * 4 * 64 * 65 // 2
-    assert recomputed.recomputed_flops == layers * recomputed.tokens
-    assert recomputed.flops == stored.flops and stored.recomputed_flops == 0
-    assert recomputed.hours == pytest.approx(
-        (stored.flops + recomputed.recomputed_flops) / 1e9 / 3600
-    )
-    assert recomputed.step_bytes < stored.step_bytes
-
-
 def test_a_filtered_job_trains_on_what_is_left() -> None:
     dense = estimate_job(make_config(method=MethodConfig(name=Method.dense)), CPU)
     without = MethodConfig(name=Method.filtered, without=["biology"])
@@ -193,14 +178,6 @@ def test_devices_share_what_lasts_and_the_rows() -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_a_gpu_computes_in_bfloat16_and_takes_its_workspace() -> None:
-    estimate, on_cpu = (estimate_job(make_config(), target) for target in (H100, CPU))
-    assert estimate.hours == pytest.approx(estimate.flops / (0.4 * 989e12) / 3600)
-    assert estimate.step_bytes > 64 << 20  # cuBLAS's workspaces alone
-    narrow = make_config(train=replace(TRAIN, precision=Precision.bfloat16))
-    assert estimate_job(narrow, CPU).step_bytes < on_cpu.step_bytes
-
-
 def test_a_job_that_does_not_fit_is_told_what_would_help() -> None:
     config = make_config()
     estimate = estimate_job(config, H100)
@@ -212,13 +189,6 @@ def test_a_job_that_does_not_fit_is_told_what_would_help() -> None:
     assert "try train.activation_checkpointing=true, train.micro_batch_sequences below 6" in said
     evaluating = replace(estimate, evaluation_bytes=2 * estimate.step_bytes)
     assert "try eval.batch_sequences below" in str(what_would_help(evaluating, config, small))
-
-
-def test_jobs_of_another_seed_are_estimated_once() -> None:
-    config = make_config()
-    estimate = estimate_job(config, CPU)
-    assert estimate_job(replace(config, seed=3), CPU) is estimate
-    assert estimate_job(replace(config, edges=Edges.both), CPU) is not estimate
 
 
 def test_a_checkpoint_is_known_by_its_config_alone(tmp_path: Path) -> None:

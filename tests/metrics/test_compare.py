@@ -281,13 +281,6 @@ def test_intervals_are_those_of_a_literal_resampling() -> None:
         assert intervals[key] == pytest.approx(bounds, rel=1e-9), key
 
 
-def test_job_against_itself_pays_exactly_nothing() -> None:
-    dense = noisy(DENSE, 1)
-    metrics, intervals = compare(dense, Baselines(dense=dense))
-    assert metrics == {f"utility/tax/{domain}": 0.0 for domain in DOMAINS} | {"mean_tax": 0.0}
-    assert set(intervals.values()) == {(0.0, 0.0)}
-
-
 # The attack
 
 

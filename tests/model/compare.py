@@ -1,5 +1,6 @@
 """Runs a routed model and the reference over the same steps, and holds one to the other."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,15 @@ from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.distributed import rows_of
 from tests.model.tiny import tiny_ids
 from tests.reference import Cut, Reference, assert_same, loss_sum, tokens_of_labels, tokens_of_rows
+
+FLAT = ["code", "biology", "creative"]
+NESTED = ["code", "biology", "biology/virology"]
+PLANS = {
+    "peers": functools.partial(RoutePlan.peers, domains=FLAT),
+    "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology"]),
+    "tree": functools.partial(RoutePlan.tree, domains=NESTED),
+    "lattice": functools.partial(RoutePlan.lattice, domains=FLAT),
+}
 
 Batch = Mapping[str, int] | Tensor
 """Sequences of each domain, or labels_NT."""

@@ -15,21 +15,15 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.cover import CALL_MULTIPLY_ADDS
 from gr_sweep.routing.plan import RoutePlan
-from tests.model.compare import gradients
+from tests.model import compare
+from tests.model.compare import FLAT, gradients
 from tests.model.tiny import tiny_ids, tiny_model
 from tests.pairwise import pairwise
 from tests.reference import assert_same
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
-FLAT = ["code", "biology", "creative"]
-PLANS = {
-    "none": functools.partial(RoutePlan.none, domains=FLAT),
-    "peers": functools.partial(RoutePlan.peers, domains=FLAT),
-    "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology"]),
-    "tree": functools.partial(RoutePlan.tree, domains=["code", "biology", "biology/virology"]),
-    "lattice": functools.partial(RoutePlan.lattice, domains=FLAT),
-}
+PLANS = compare.PLANS | {"none": functools.partial(RoutePlan.none, domains=FLAT)}
 EDGES = ["none", "weight", "act", "both"]
 ADAPTERS = {"embed": 3, "unembed": 2, "bias": True, "mlp": 1, "attn": 1}
 SLICED, DENSE = 0.0, float("inf")
@@ -77,7 +71,7 @@ def assert_compiled_once(routed):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("plan", "edges", "foreign_dropout"),
-    [("none", "none", 0.0), *pairwise([*PLANS][1:], EDGES, (0.0, 0.5, 0.75, 1.0))],
+    [("none", "none", 0.0), *pairwise([*PLANS][:-1], EDGES, (0.0, 0.5, 0.75, 1.0))],
 )
 def test_each_step_of_a_cycle_is_one_graph_that_is_compiled_once(plan, edges, foreign_dropout):
     # Half of the cases split attention too.

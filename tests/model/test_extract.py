@@ -1,29 +1,16 @@
 """Extracted models: ordinary Hugging Face models with the logits of `keep`."""
 
-import functools
-
 import pytest
 import torch
 
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.kinds import units_per_layer
-from gr_sweep.routing.plan import RoutePlan
-from tests.model.compare import route
+from tests.model.compare import PLANS, route
 from tests.model.tiny import FAMILIES, WHOLE_ATTENTION_ONLY, tiny_ids, tiny_model
 from tests.pairwise import crossed
 from tests.reference import Cut, assert_same
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
-
-FLAT = ["code", "biology", "creative"]
-PLANS = {
-    "peers": functools.partial(RoutePlan.peers, domains=FLAT),
-    "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology"]),
-    "tree": functools.partial(
-        RoutePlan.tree, domains=["code", "biology/virology", "biology/cells"]
-    ),
-    "lattice": functools.partial(RoutePlan.lattice, domains=FLAT),
-}
 
 
 def kept_logits(routed, keep, ids):

@@ -1,24 +1,15 @@
 """Every family of models that routing knows, against the definition."""
 
-import functools
-
 import pytest
 import torch
 
-from gr_sweep.routing.plan import RoutePlan
-from tests.model.compare import assert_follows_the_definition, route
+from tests.model.compare import PLANS, assert_follows_the_definition, route
 from tests.model.tiny import FAMILIES, WHOLE_ATTENTION_ONLY, tiny_model
 from tests.pairwise import crossed
 from tests.reference import Cut
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
-DOMAINS = ["code", "biology", "creative"]
-PLANS = {
-    "peers": functools.partial(RoutePlan.peers, domains=DOMAINS),
-    "forget": functools.partial(RoutePlan.forget, domains=DOMAINS, forget=["biology"]),
-    "tree": functools.partial(RoutePlan.tree, domains=["code", "biology", "biology/virology"]),
-}
 FAMILY_UNITS = [(family, "mlp") for family in FAMILIES] + [
     (family, "attention") for family in FAMILIES if family not in WHOLE_ATTENTION_ONLY
 ]
@@ -36,7 +27,12 @@ BIASES = {
 
 @pytest.mark.parametrize(
     ("family_and_units", "plan", "edges", "foreign_dropout"),
-    crossed(FAMILY_UNITS, list(PLANS), ["none", "weight", "act", "both"], [0.0, 0.5, 1.0]),
+    crossed(
+        FAMILY_UNITS,
+        ["peers", "forget", "tree"],
+        ["none", "weight", "act", "both"],
+        [0.0, 0.5, 1.0],
+    ),
 )
 def test_every_family_follows_the_definition(family_and_units, plan, edges, foreign_dropout):
     family, units = family_and_units

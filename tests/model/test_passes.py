@@ -311,16 +311,6 @@ def test_a_layer_in_a_wrapper_is_routed_as_before():
     assert_same(gradients(model), wanted)
 
 
-def test_a_model_that_is_no_longer_routed_enters_no_context():
-    model, routed = routed_model()
-    routed.unroute()
-    with pytest.raises(PlanError, match="unroute"), routed.batch(COUNTS):
-        pass
-    again = route_model(model, PEERS(model.config))
-    with again.batch(COUNTS), pytest.raises(PlanError, match="leave"):
-        again.unroute()
-
-
 def test_refused_arguments_of_lay_change_nothing_and_another_error_leaves_the_plain_model():
     model = tiny_model()
     plain, plan = model(IDS).logits, FORGET(model.config, adapters={"unembed": 2, "mlp": 1})

@@ -11,7 +11,8 @@ from gr_sweep.errors import ConfigError, PlanError
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.kinds import ADAPTERS
 from gr_sweep.routing.plan import RoutePlan, Split
-from tests.model.compare import gradients, reference_of, route
+from tests.model import compare
+from tests.model.compare import FLAT, gradients, reference_of, route
 from tests.model.tiny import (
     KV_HEADS,
     LAYERS,
@@ -25,13 +26,9 @@ from tests.reference import Cut, assert_same, loss_sum, tokens_of_rows
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
-FLAT = ["code", "biology", "creative"]
-NESTED = ["code", "biology", "biology/virology"]
-PLANS = {
-    "peers": functools.partial(RoutePlan.peers, domains=FLAT),
-    "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology", "code"]),
-    "tree": functools.partial(RoutePlan.tree, domains=NESTED),
-    "lattice": functools.partial(RoutePlan.lattice, domains=FLAT),
+
+PLANS = compare.PLANS | {
+    "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology", "code"])
 }
 
 

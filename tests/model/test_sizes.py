@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from gr_sweep.errors import PlanError
 from gr_sweep.model.sizes import SIZES, full_width
 from gr_sweep.routing.plan import RoutePlan
 
@@ -47,23 +46,3 @@ def test_widened_mlps_are_the_narrowest_that_leave_every_domain_the_dense_width(
     for shape, is_enough in ((wide, True), (replace(wide, intermediate_size=width - 1), False)):
         kept = [kept_units(shape, kind, d, domains=DOMAINS, **settings) for d in DOMAINS]
         assert (min(kept) >= 768) is is_enough
-
-
-@pytest.mark.parametrize(
-    ("kind", "domains", "mlp_shared"),
-    [("none", DOMAINS, 0.0), ("peers", DOMAINS, 1.0), ("peers", ["code"], 0.5)],
-)
-def test_where_no_mlp_is_split_nothing_is_widened(kind, domains, mlp_shared):
-    assert full_width(NANO, kind, domains=domains, mlp_shared=mlp_shared) == NANO
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "said"),
-    [
-        ("forget", {"forget": ["biology"], "mlp_shared": 0.0}, "full_width.*raise plan.mlp_shared"),
-        ("peers", {"mlp_shared": 1.5}, "mlp_shared.*1.5"),
-    ],
-)
-def test_plans_that_cannot_be_widened_are_refused(kind, settings, said):
-    with pytest.raises(PlanError, match=said):
-        full_width(NANO, kind, domains=DOMAINS, **settings)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 from gr_sweep.metrics import registry
@@ -86,11 +85,6 @@ def groups_of_scatter(page: "Page", sweep: Sweep) -> list[tuple[list[Job], tuple
     return [([sweep.compared[at] for at in jobs], (x, y)) for jobs, x, y in found]
 
 
-def choose(page: "Page", across: str, up: str) -> None:
-    page.select_option("#axis-x", across)
-    page.select_option("#axis-y", up)
-
-
 def visible_jobs(page: "Page") -> set[str]:
     """The settings that the table shows."""
     rows = page.locator("#settings-table tbody tr:visible a")
@@ -110,21 +104,6 @@ def serious(page: "Page", part: str) -> list[str]:
         for rule in found
         if rule["impact"] in ("serious", "critical")
     ]
-
-
-def test_scatter_has_the_means_of_the_jobs(page: "Page", read_study: Sweep) -> None:
-    choose(page, "loss L(d)", "selectivity")
-    found = groups_of_scatter(page, read_study)
-    assert {job.name for jobs, _ in found for job in jobs} == {
-        job.name for job in read_study.compared if job.parts
-    }
-    for jobs, place in found:
-        for key, at in zip(("mean_loss", "mean_selectivity"), place, strict=True):
-            assert at == pytest.approx(np.mean([job.metrics[key] for job in jobs]), rel=1e-5)
-    # A dense model has no domain to remove: it is a line where its loss is.
-    lines = page.evaluate("scatterFigure().layout.shapes.map((line) => line.x0)")
-    dense = [job.metrics["mean_loss"] for job in read_study.compared if job.kind == "dense"]
-    assert lines == [pytest.approx(np.mean(dense), rel=1e-4)]
 
 
 def test_frontier_is_that_of_the_table(page: "Page", read_study: Sweep) -> None:

@@ -25,22 +25,3 @@ def test_trade_off_has_a_line_for_each_group(read_alternating: Sweep) -> None:
     ]
     assert thrice["y"][2] == pytest.approx(np.mean(taxes))
     assert thrice["error_y"]["array"][2] > 0, "two seeds have an interval"
-
-
-def test_table_has_a_row_for_each_group_and_round(read_alternating: Sweep) -> None:
-    groups = rounds.groups(read_alternating)
-    table = rounds.table(groups)
-    assert table is not None and len(table.rows) == 7
-    names = [column.name for column in table.columns[1:]]
-    cells = dict(zip(names, table.rows[3].cells, strict=True))
-    assert table.rows[3].name == groups[1].name
-    assert (cells["round"].text, cells["experts"].text) == ("3", "12")
-    assert (cells["expert size"].text, cells["modularity"].text) == ("0.53", "0.79")
-    assert cells["selectivity"].value == pytest.approx(0.4 / 3 + 0.01)
-    for name, view in (("served tax", View.served), ("leaf tax", View.kept)):
-        expected = [rounds.tax(view)(job, job.rounds[2]) or 0 for job in groups[1].jobs]
-        assert cells[name].value == pytest.approx(np.mean(expected))
-        assert " to " in cells[name].interval
-    assert cells["served loss S(d)"].value == pytest.approx(
-        cells["loss in the own expert"].value + 0.02
-    )

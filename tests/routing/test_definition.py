@@ -5,7 +5,6 @@ domains, unlabelled sequences and nested domains; then the same for labels that 
 sequence. The default run crosses these pairwise, the whole product is slow.
 """
 
-import functools
 from dataclasses import replace
 
 import pytest
@@ -14,24 +13,15 @@ import torch
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.cover import CALL_MULTIPLY_ADDS
 from gr_sweep.routing.plan import RoutePlan
-from tests.model.compare import assert_follows_the_definition, gradients, route
+from tests.model.compare import FLAT, PLANS, assert_follows_the_definition, gradients, route
 from tests.model.tiny import KV_HEADS, MLP, tiny_ids, tiny_model
 from tests.pairwise import crossed
 from tests.reference import Cut, assert_same, loss_sum
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
 
-FLAT = ["code", "biology", "creative"]
-NESTED = ["code", "biology", "biology/virology"]
 EDGES = ["none", "weight", "act", "both"]
 DROPOUTS = [0.0, 0.5, 0.75, 1.0]
-PLANS = {
-    "peers": functools.partial(RoutePlan.peers, domains=FLAT),
-    "forget": functools.partial(RoutePlan.forget, domains=FLAT, forget=["biology"]),
-    "forget all": functools.partial(RoutePlan.forget, domains=FLAT, forget=FLAT),
-    "tree": functools.partial(RoutePlan.tree, domains=NESTED),
-    "lattice": functools.partial(RoutePlan.lattice, domains=FLAT),
-}
 
 
 def shuffled(num_units: int) -> list[int]:

@@ -29,18 +29,6 @@ def off_sets(plan, domain, count, dropout):
     return [[off for _, off in rows_of(groups)] for groups in cycle]
 
 
-def test_groups_are_in_the_order_of_the_counts_and_cover_every_row():
-    counts = {"creative": 3, "unlabelled": 2, "code": 4}
-    cycle = row_groups(PEERS, counts, 0.5)
-    assert len(cycle) == 2
-    for groups in cycle:
-        assert [
-            domain for domain, _ in itertools.groupby(rows_of(groups), key=lambda row: row[0])
-        ] == list(counts)
-        assert Counter(domain for domain, _ in rows_of(groups)) == counts
-        assert all(group.count > 0 for group in groups)
-
-
 def test_foreign_dropout_0_switches_nothing_off_and_1_every_other_label():
     [groups] = row_groups(PEERS, {"code": 4, "biology": 1}, 0.0)
     assert [(g.domain, g.off, g.count) for g in groups] == [
@@ -219,11 +207,3 @@ def test_a_cover_is_each_group_and_block_once_with_its_factor(data, num_groups, 
     num_rows, num_units = sum(row_sizes), sum(unit_sizes)
     size = {"rows": num_rows, "units": num_units, None: num_rows * num_units}[axis]
     assert covered.has_gaps == (len(written if axis else painted) < size)
-
-
-def test_a_cover_of_positions_has_as_many_rows_a_sequence():
-    table, rows, units = [[1.0], [0.0]], [slice(0, 2), slice(2, 5)], [slice(0, 7)]
-    covered = cover(table, rows, units, "rows").in_positions(10, 4, "cpu")
-    assert covered.tiles[0].rows == slice(0, 20) and covered.has_gaps
-    any_rows = cover([[1.0]], [slice(None)], units, "rows").in_positions(10, 4, "cpu")
-    assert any_rows.tiles[0].rows == slice(None)
