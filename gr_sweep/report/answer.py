@@ -20,7 +20,7 @@ from gr_sweep.report import measures
 from gr_sweep.report.measures import Measure, Text, interval_text, written
 from gr_sweep.report.sweep import Estimate, Job, Sweep, shown
 
-_MOST_NAMES = 3
+_MOST_NAMES = 4
 """In a list of a sentence."""
 _LACKS = {
     Baseline.dense: "no dense run",
@@ -228,66 +228,54 @@ def _answer(sweep: Sweep, ranking: Ranking) -> str:
     if not ranked:
         return f"No setting can be ranked by {titles[0]} and {titles[1]}."
     if len(ranked) == 1:
-        values = " and ".join(map(_value, ranking.axes, ranked[0].values))
+        values = " and ".join(map(_with_unit, ranked[0].values, ranking.axes))
         return f"`{ranked[0].name}` has {values}; no other setting can be compared with it."
     serving, separating = ranking.by(0), ranking.by(1)
     best, most = serving[0], separating[0]
     # The best in both is compared with the next on each axis; otherwise the two with each other.
-    gain, is_gain = _difference(
-        sweep, most, separating[1] if most is best else best, ranking.axes[1]
+    others = (serving[1], separating[1]) if most is best else (best, best)
+    cost, gain = (
+        _difference(sweep, most, other, measure)
+        for other, measure in zip(others, ranking.axes, strict=True)
     )
-    cost, is_cost = _difference(sweep, most, serving[1] if most is best else best, ranking.axes[0])
-    has_advice = is_gain or is_cost
+    is_sure = any(text.endswith(_SURE) for text in (cost, gain))
     if most is best:
-        opening = f"Take `{most.name}`" if has_advice else f"By value, take `{most.name}`"
-        text = (
-            f"{opening}, the best in both: {gain} against `{separating[1].name}`"
-            f"{_VERDICTS[is_gain]}, {cost} against `{serving[1].name}`{_VERDICTS[is_cost]}."
-        )
+        gain, cost = f"{gain} against `{others[1].name}`", f"{cost} against `{others[0].name}`"
+        text = f"take `{most.name}`, the best in both: {gain}, {cost}."
     else:
-        opening = "For" if has_advice else "By value, for"
         text = (
-            f"{opening} separation take `{most.name}`, for utility `{best.name}`: the first has "
-            f"{gain}{_VERDICTS[is_gain]}, for {cost}{_VERDICTS[is_cost]}."
+            f"for separation take `{most.name}`, for utility `{best.name}`: the first has {gain}, "
+            f"for {cost}."
         )
     if not ranking.has_intervals:
-        return f"{text} Each setting has one seed, so no difference has an interval: add seeds."
-    return " ".join([text, *_of_others(ranking, (best, most))])
-
-
-_VERDICTS = {None: "", True: " (beyond its interval)", False: " (inconclusive)"}
-"""Whether the interval of a difference excludes 0; None without an interval."""
-
-
-def _of_others(ranking: Ranking, named: Sequence[Place]) -> list[str]:
-    others = [place for place in ranking.ranked if all(place is not one for one in named)]
-    front = [place.name for place in others if place.rank == 1]
-    beaten = [place.name for place in others if place.rank != 1]
-    said = []
+        text = f"by value, {text} Each setting has one seed, so no difference has an interval."
+        return _capital(text)
+    front = [of.name for of in ranked if of.rank == 1 and of is not best and of is not most]
+    beaten = [of.name for of in ranked if of.rank != 1]
+    said = [_capital(text) if is_sure else f"No sure difference; by value, {text}"]
     if front:
         said.append(f"Also on the frontier: {_listed(front)}.")
     if beaten:
         said.append(f"Worse on both axes, beyond the intervals: {_listed(beaten)}.")
-    return said
+    return " ".join(said)
 
 
-def _difference(
-    sweep: Sweep, first: Place, second: Place, measure: Measure
-) -> tuple[str, bool | None]:
-    """The first setting minus the second, paired by seed; whether its interval excludes 0."""
+_SURE, _UNSURE = " (beyond its interval)", " (inconclusive)"
+
+
+def _difference(sweep: Sweep, first: Place, second: Place, measure: Measure) -> str:
+    """The first setting minus the second, paired by seed, and whether its interval excludes 0."""
     found = sweep.difference(first.jobs, second.jobs, measure.metric.mean)
     if found is None:
-        return f"other {_title(measure)}, on other seeds", None
-    text = _with_unit(found, measure, Text(measure.text.digits, "+"))
-    low, high = found.interval or (math.nan, math.nan)
-    return text, None if found.interval is None else not low <= 0 <= high
+        return f"{_title(measure)} on other seeds"
+    text = _with_unit(found, measure, "+")
+    if found.interval is None:
+        return text
+    return text + (_UNSURE if found.interval[0] <= 0 <= found.interval[1] else _SURE)
 
 
-def _value(measure: Measure, found: Estimate | None) -> str:
-    return _with_unit(found, measure, Text(measure.text.digits))
-
-
-def _with_unit(found: Estimate | None, measure: Measure, text: Text) -> str:
+def _with_unit(found: Estimate | None, measure: Measure, sign: str = "") -> str:
+    text = Text(measure.text.digits, sign)
     unit = "nats " if measure.metric.unit.startswith("nats") else ""
     ends = interval_text(found, text).replace(" to ", ", ")
     return f"{written(found, text)} {unit}{_title(measure)}{f' [{ends}]' if ends else ''}"
@@ -301,13 +289,12 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _either(names: Sequence[str]) -> str:
+def _either(names: Sequence[str], word: str = "or") -> str:
     *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = [f"`{name}`" for name in names[:_MOST_NAMES]]
-    more = [f"{len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
-    *first, last = [*shown, *more]
-    return f"{', '.join(first)} and {last}" if first else last
+    if len(names) > _MOST_NAMES:
+        return f"{len(names)} settings"
+    return _either([f"`{name}`" for name in names], "and")

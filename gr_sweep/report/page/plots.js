@@ -70,7 +70,7 @@ const filtered = (trace) => {
 const common = () => {
   const style = getComputedStyle(document.documentElement);
   const value = (name) => style.getPropertyValue(name).trim();
-  const axis = { gridcolor: value("--line"), zerolinecolor: value("--muted"), linecolor: value("--line"),
+  const axis = { automargin: true, gridcolor: value("--line"), zerolinecolor: value("--muted"), linecolor: value("--line"),
     tickcolor: value("--line"), color: value("--muted"), title: { font: { size: 12 } } };
   return {
     paper_bgcolor: value("--page"), plot_bgcolor: "rgba(0,0,0,0)",

@@ -95,6 +95,11 @@ const bars = (points, at, visible) => {
   return { type: "data", symmetric: false, array: of(1), arrayminus: of(-1), thickness: 1, width: 0, visible };
 };
 
+const labelOf = ({ short }) => {
+  const text = short.length > 24 ? short.replaceAll(/[^ ]+=/g, "") : short; // Values say enough; the whole name is in the tooltip.
+  return text.length > 30 ? `${text.slice(0, 29)}…` : text;
+};
+
 /** Where the label of each group has room, those of the frontier first; "" where none has. */
 const placeLabels = (groups, front, ranges, lines) => {
   const width = scatterBox.clientWidth - 80, height = scatterBox.clientHeight - 80;
@@ -105,7 +110,7 @@ const placeLabels = (groups, front, ranges, lines) => {
   for (const { at, name } of lines.y) { const y = height - pixel(ranges[1], at, height); taken.push([0, y - LINE, LETTER * name.length, y + 2]); }
   const places = new Map();
   for (const group of [...front, ...groups.filter((one) => !front.includes(one))]) {
-    const [x, y] = spots[groups.indexOf(group)], half = (LETTER * Math.min(group.first.short.length, 30)) / 2;
+    const [x, y] = spots[groups.indexOf(group)], half = (LETTER * labelOf(group.first).length) / 2;
     const tries = [["top center", x - half, y - 9 - LINE], ["bottom center", x - half, y + 9], ["middle right", x + 11, y - LINE / 2],
       ["middle left", x - 11 - 2 * half, y - LINE / 2], ["top right", x + 6, y - 7 - LINE], ["bottom right", x + 6, y + 7],
       ["top left", x - 6 - 2 * half, y - 7 - LINE], ["bottom left", x - 6 - 2 * half, y + 7]];
@@ -131,7 +136,7 @@ const pointTraces = (groups, places) => {
     const said = (axis, at, value) => `${axis.name} ${digits(value)}${group.intervals[at] ? ` [${group.intervals[at].map(digits).join(", ")}]` : ""}`;
     if (several) for (const job of group.jobs) add(false, group, { jobs: [job], x: across.values[job], y: up.values[job], hover: hoverOf(job) });
     add(true, group, { jobs: group.jobs, x: group.x, y: group.y, group, place: places.get(group),
-      text: places.has(group) ? escaped(short.length > 30 ? `${short.slice(0, 29)}…` : short) : "",
+      text: places.has(group) ? escaped(labelOf(group.first)) : "",
       hover: several ? `<b>${escaped(short)}</b><br>mean of ${group.jobs.length} seeds<br>${said(across, 0, group.x)}<br>${said(up, 1, group.y)}` : hoverOf(group.jobs[0]) });
   }
   const visible = groups.length <= GROUPS_WITH_BARS;
