@@ -170,12 +170,9 @@ def trade_off(found: Sequence[Group]) -> Figure | None:
 
 
 def _error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    above = [e.interval[1] - e.value if e.interval else 0 for e in estimates]
-    below = [e.value - e.interval[0] if e.interval else 0 for e in estimates]
-    return {
-        "type": "data", "symmetric": False, "array": above, "arrayminus": below,
-        "thickness": 1, "width": 0, "visible": any(above + below),
-    }  # fmt: skip
+    """Student's intervals are symmetric."""
+    half = [e.interval[1] - e.value if e.interval else 0 for e in estimates]
+    return {"type": "data", "array": half, "thickness": 1, "width": 0, "visible": any(half)}
 
 
 _EXPERT_SIZE = Metric(

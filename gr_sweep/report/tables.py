@@ -4,7 +4,7 @@ Knows nothing of HTML and nothing of how numbers are measured. To add a column, 
 `measures.MAIN`.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gr_sweep.config import is_number
@@ -36,8 +36,6 @@ class Column:
     direction: int = 0
     """1: higher is better, -1: lower is better, 0: neither."""
     is_number: bool = False
-    is_detail: bool = False
-    """Whether the page folds it at first."""
     is_domain: bool = False
     """Whether it is of one domain and stands next to the mean."""
     meaning: str = ""
@@ -54,7 +52,7 @@ class Cell:
     value: float | None = None
     """To sort by, or to paint."""
     interval: str = ""
-    best: bool = False
+    is_own: bool = False
     key: str = ""
     """The metric that it shows, in a matrix."""
 
@@ -79,40 +77,18 @@ class Table:
 
     columns: Sequence[Column]
     rows: Sequence[Row]
-
-    @property
-    def is_folded(self) -> bool:
-        """Whether the page folds columns at first."""
-        return any(column.is_detail for column in self.columns)
-
-    @property
-    def meanings(self) -> dict[str, str]:
-        """What the columns mean, by name."""
-        return {column.name: column.meaning for column in self.columns if column.meaning}
+    num_details: int = 0
+    """How many of the last columns the page folds at first."""
 
 
-def cell(estimate: Estimate | None, text: Text, *, best: bool = False) -> Cell:
+def cell(estimate: Estimate | None, text: Text) -> Cell:
     """An estimate with its interval."""
     value = None if estimate is None else estimate.value
     interval = interval_text(estimate, text)
-    return Cell(text=written(estimate, text), value=value, interval=interval, best=best)
+    return Cell(text=written(estimate, text), value=value, interval=interval)
 
 
 _Filled = tuple[Column, list[Cell]]
-
-
-def _table(sweep: Sweep, groups: Sequence[Sequence[Job]], filled: Sequence[_Filled]) -> Table:
-    cells = zip(*(of for _, of in filled), strict=True)
-    return Table(
-        columns=[Column(name="setting"), *(column for column, _ in filled)],
-        rows=[
-            Row(
-                name=sweep.setting(jobs[0]), label=sweep.label(jobs[0], seed=False), jobs=jobs,
-                cells=of, is_front=of[0].value == 1 and filled[0][0].name == "rank",
-            )
-            for jobs, of in zip(groups, cells, strict=True)
-        ],
-    )  # fmt: skip
 
 
 def settings(sweep: Sweep, rankings: Sequence[Ranking]) -> Table:
@@ -126,31 +102,32 @@ def settings(sweep: Sweep, rankings: Sequence[Ranking]) -> Table:
         meaning="1: on the frontier, no other setting is better on both axes beyond the intervals; "
         "otherwise one more than the number of settings that are",
     )
-    ranks = [Cell(text=str(of.rank or MISSING), value=of.rank) for of in places]
+    first = [(rank, [Cell(text=str(of.rank or MISSING), value=of.rank) for of in places])]
     seeds = [Cell(text=str(len(jobs)), value=len(jobs)) for jobs in groups]
-    num_ranked = max(len(ranking.ranked) for ranking in rankings)
-    return _table(
-        sweep,
-        groups,
-        [
-            (rank, ranks),
-            *_of_measures(groups, axes, domains=False),
-            *(_differences(sweep, rankings, of) for of in axes if num_ranked > 1),
-            (Column(name="seeds", is_number=True, is_detail=True), seeds),
-            *_of_settings(sweep, groups),
-            *_of_measures(groups, measures.MAIN, without=axes, is_detail=True),
-        ],
-    )
+    rest = [(Column(name="seeds", is_number=True), seeds), *_of_settings(sweep, groups)]
+    for measure, filled in _of_measures(groups):
+        is_axis = measure in axes and not filled[0].is_domain
+        (first if is_axis else rest).append(filled)
+    if any(len(ranking.ranked) > 1 for ranking in rankings):
+        first += [_differences(sweep, rankings, measure) for measure in axes]
+    by_row = zip(*(of for _, of in [*first, *rest]), strict=True)
+    rows = [
+        Row(
+            name=place.name, label=sweep.label(place.jobs[0], seed=False), jobs=place.jobs,
+            cells=cells, is_front=place.rank == 1,
+        )
+        for place, cells in zip(places, by_row, strict=True)
+    ]  # fmt: skip
+    columns = [Column(name="setting"), *(head for head, _ in [*first, *rest])]
+    return Table(columns=columns, rows=rows, num_details=len(rest))
 
 
-def column(
-    measure: Measure, name: str, *, is_detail: bool = False, is_domain: bool = False
-) -> Column:
+def column(measure: Measure, name: str, *, is_domain: bool = False) -> Column:
     """The heading of a measure."""
     metric = measure.metric
     return Column(
-        name=name, direction=metric.direction, is_number=True, is_detail=is_detail,
-        is_domain=is_domain, meaning="" if is_domain else metric.meaning,
+        name=name, direction=metric.direction, is_number=True, is_domain=is_domain,
+        meaning="" if is_domain else metric.meaning,
         key=name if metric.placeholders else metric.key, digits=measure.text.digits,
     )  # fmt: skip
 
@@ -175,34 +152,14 @@ def _differences(sweep: Sweep, rankings: Sequence[Ranking], measure: Measure) ->
     return head, cells
 
 
-def _of_measures(
-    groups: Sequence[Sequence[Job]],
-    chosen: Iterable[Measure],
-    *,
-    domains: bool = True,
-    without: Collection[Measure] = (),
-    is_detail: bool = False,
-) -> list[_Filled]:
-    """Means over seeds: over domains and, as details, of each domain that has a value.
-
-    Args:
-        without: measures whose mean over domains is left out.
-    """
+def _of_measures(groups: Sequence[Sequence[Job]]) -> list[tuple[Measure, _Filled]]:
+    """Means over seeds of all measures: over domains, and of each domain that has a value."""
     filled = []
-    for measure in chosen:
+    for measure in measures.MAIN:
         for part, is_domain in _parts([job for jobs in groups for job in jobs], measure):
-            if (is_domain and not domains) or (measure in without and not is_domain):
-                continue
             name = measure.metric.title if part is None else f"{measure.metric.title} {part}"
-            head = column(measure, name, is_detail=is_detail or is_domain, is_domain=is_domain)
-            found = [measure.over_seeds(jobs, part) for jobs in groups]
-            best = _best(found, measure.metric.direction)
-            is_best = [best is not None and one is not None and one.value == best for one in found]
-            cells = [
-                cell(one, measure.text, best=is_it)
-                for one, is_it in zip(found, is_best, strict=True)
-            ]
-            filled.append((head, cells))
+            cells = [cell(measure.over_seeds(jobs, part), measure.text) for jobs in groups]
+            filled.append((measure, (column(measure, name, is_domain=is_domain), cells)))
     return filled
 
 
@@ -218,17 +175,6 @@ def _parts(jobs: Sequence[Job], measure: Measure) -> list[tuple[str | None, bool
     return [(None, False), *((part, True) for part in parts)]
 
 
-def _best(found: Iterable[Estimate | None], direction: int) -> float | None:
-    """The best of several values; None if none is."""
-    values = [
-        one.value
-        for one in found
-        if one is not None and not (one.bound == measures.BELOW and direction > 0)
-    ]
-    pick: Callable[..., float] = max if direction > 0 else min
-    return pick(values) if len(values) > 1 and direction else None
-
-
 def _of_settings(sweep: Sweep, groups: Sequence[Sequence[Job]]) -> list[_Filled]:
     """The settings that differ within a method or plan."""
     varied = {name for of in sweep.varied_within.values() for name in of} - {"edges", "seed"}
@@ -240,7 +186,7 @@ def _of_settings(sweep: Sweep, groups: Sequence[Sequence[Job]]) -> list[_Filled]
             value = None if is_free else first.settings.get(name)
             text = MISSING if shown(value) in NOTHING else shown(value)
             cells.append(Cell(text=text, value=value if is_number(value) else None))
-        filled.append((Column(name=short_name(name), is_detail=True), cells))
+        filled.append((Column(name=short_name(name)), cells))
     return filled
 
 
@@ -250,7 +196,7 @@ def _of_settings(sweep: Sweep, groups: Sequence[Sequence[Job]]) -> list[_Filled]
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
     """Numbers of a setting by two names. A cell of a domain and itself, or a node above it, is
-    `best`, unless rows and columns are different things."""
+    `is_own`, unless rows and columns are different things."""
 
     corner: str
     """What the rows are."""
@@ -292,13 +238,15 @@ def matrices(jobs: Sequence[Job]) -> list[Matrix]:
     return found
 
 
-def _mean(jobs: Sequence[Job], key: str, text: Text, *, best: bool = False) -> Cell:
+def _mean(jobs: Sequence[Job], key: str, text: Text, *, is_own: bool = False) -> Cell:
     """With the same digits in every cell of a matrix."""
     found = over_seeds(jobs, lambda job: job.estimate(key))
     if found is None:
-        return Cell(text=MISSING, best=best, key=key)
+        return Cell(text=MISSING, is_own=is_own, key=key)
     interval = interval_text(found, text)
-    return Cell(text=text(found.value), value=found.value, interval=interval, best=best, key=key)
+    return Cell(
+        text=text(found.value), value=found.value, interval=interval, is_own=is_own, key=key
+    )
 
 
 def _rows(
@@ -314,7 +262,7 @@ def _rows(
         (
             name,
             [
-                _mean(jobs, key(name, d), text, best=has_own and is_under(d, name))
+                _mean(jobs, key(name, d), text, is_own=has_own and is_under(d, name))
                 for d in jobs[0].domains
             ],
         )

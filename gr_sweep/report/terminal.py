@@ -22,9 +22,8 @@ _BY_IMPORTANCE = (
 
 
 def print_table(sweep: Sweep, console: "Console") -> None:
-    """Prints the answer, a row for each setting with means over seeds and intervals, the best value
-    of each column in bold, and what is unfinished. The less important metrics are left out where
-    they do not fit."""
+    """Prints the answer, a row for each setting with means over seeds and intervals, and what is
+    unfinished. The less important metrics are left out where they do not fit."""
     from rich.text import Text
 
     for sentence in sweep.mixed:
@@ -97,11 +96,8 @@ def _table(content: Table, width: int, title: str) -> "rich.table.Table":
             no_wrap=column.is_number,
         )
     for row, texts in zip(content.rows, _texts(content), strict=True):
-        cells = [Text(row.name, style=figures.colour(row.jobs[0].edges))]
-        for cell, text in zip(row.cells, texts, strict=True):
-            shown = Text(text)
-            shown.stylize("bold" if cell.best else "", 0, len(cell.text))
-            shown.stylize("dim", len(cell.text))
-            cells.append(shown)
+        cells = [Text(row.name, style=figures.colour(row.jobs[0].edges)), *map(Text, texts)]
+        for cell, text in zip(row.cells, cells[1:], strict=True):
+            text.stylize("dim", len(cell.text))
         table.add_row(*(cells[at] for at in kept))
     return table

@@ -1,4 +1,4 @@
-"""The tables: what is a row, a column, marked best, and a difference to what."""
+"""The tables: what is a row, a column, and a difference to what."""
 
 from pathlib import Path
 
@@ -26,20 +26,17 @@ def difference(table: Table, row: Row, name: str) -> Cell:
     return cell(table, row, f"\N{GREEK CAPITAL LETTER DELTA} {name}")
 
 
-def test_best_values_are_marked_and_missing_ones_are_dashes(read_edges: Sweep) -> None:
+def test_columns_are_means_and_then_domains_and_missing_ones_are_dashes(read_edges: Sweep) -> None:
     table = settings(read_edges)
     assert table.columns[0].name == "setting"
-    rows = {row.jobs[0].edges: row for row in table.rows}
-    best = {
-        name: [edges for edges, row in rows.items() if cell(table, row, name).best]
-        for name in ("loss L(d)", "selectivity")
-    }
-    assert best == {"loss L(d)": ["dense"], "selectivity": ["weight"]}
+    rows = {row.name: row for row in table.rows}
     missing = cell(table, rows["dense"], "selectivity")
     assert (missing.text, missing.value) == (DASH, None)
     losses = [(c.name, c.is_domain) for c in table.columns if c.name.startswith("loss L(d)")]
     details = [(f"loss L(d) {domain}", True) for domain in ("code", "biology", "creative")]
     assert losses == [("loss L(d)", False), *details]
+    shown = table.columns[: -table.num_details]
+    assert [c.name for c in shown[:4]] == ["setting", "rank", "served tax", "selectivity"]
 
 
 def test_missing_compute_equivalent_is_shown_as_a_bound(read_study: Sweep) -> None:
@@ -47,7 +44,7 @@ def test_missing_compute_equivalent_is_shown_as_a_bound(read_study: Sweep) -> No
     [row, *_] = [row for row in table.rows if row.jobs[0].edges == "both"]
     for name in ("served compute", "served compute code"):
         found = cell(table, row, name)
-        assert (found.text, found.value, found.best) == ("<1/8", 1 / 8, False)
+        assert (found.text, found.value) == ("<1/8", 1 / 8)
     mean = mean_of([Estimate(value=0.25), Estimate(value=0.125, bound="<")])
     assert measures.written(mean, measures.fraction) == "<0.19"
 
@@ -111,7 +108,11 @@ def test_matrices_show_removal_blocks_of_a_lattice_and_transfer(read_study: Swee
     kinds = ("peers", "lattice", "sgtm", "demix", "random")
     assert {kind for kind, corner in found if corner == "removed"} == set(kinds)
     job, rows = found["sgtm", "removed"]
-    assert list(rows) == ["biology"] and [of.best for of in rows["biology"]] == [False, True, False]
+    assert list(rows) == ["biology"] and [of.is_own for of in rows["biology"]] == [
+        False,
+        True,
+        False,
+    ]
     assert rows["biology"][0].value == job.metrics[registry.MATRIX("biology", "code")]
     _, rows = found["sgtm", "kept alone"]
     assert list(rows) == ["full model", "biology"]
