@@ -81,10 +81,7 @@ def test_labels_of_records_become_rules_of_one_source():
     for settings, message in (
         ({"data__labels": {"py": "code"}}, "data.labels needs data.label_field"),
         (labelled, "needs one source for all domains"),
-        (labelled | {"data__paths": {"a": "x", "b": "y"}}, "needs one source for all domains"),
-        (labelled | {"data__kind": DataKind.synthetic}, "needs one source for all domains"),
         (labelled | {"data__root": "x", "data__labels": {"py": "cod"}}, "unknown domain 'cod'"),
-        (labelled | {"data__root": "x", "data__labels": {"py": "code"}}, "no value for .* biology"),
     ):
         with pytest.raises(ConfigError, match=message):
             validate(config_of(**settings))

@@ -72,14 +72,6 @@ def test_after_rounds_the_widest_expert_of_a_domain_counts():
     assert expert_widths(config) == {domain: max(found) for domain, found in widths.items()}
 
 
-def test_shared_experts_and_dense_runs_have_no_expert_width():
-    rounds = ProcedureConfig(name=ProcedureKind.alternate, rounds=1)
-    assert list(expert_widths(config_of(NESTED, procedure=rounds))) == ["code"]
-    config = config_of(FLAT, PlanKind.none)
-    config.model.size, config.model.path = None, "owner/name"
-    assert expert_widths(config) == {}
-
-
 @pytest.mark.parametrize("domains", [FLAT, ["bio/a", "bio/b"], ["bio/x/a", "bio/x/b"]])
 def test_all_rounds_divide_the_adapter_units_that_the_optimizer_knows_from_the_start(domains):
     rounds = ProcedureConfig(name=ProcedureKind.alternate, rounds=3)

@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from gr_sweep.cli.schema import conf_dir
 from tests.program import MODULE, Program
-from tests.train.saved import saved_tensors
 from tests.two_tasks import start_two
 
 QUICK = ["debug=default", "data.documents=60", "data.vocab_size=300"]
@@ -64,28 +62,6 @@ def test_a_sweep_ends_with_its_report_and_a_second_one_trains_nothing(program):
 def steps_of(job: Path) -> list[int]:
     rows = [json.loads(line) for line in (job / "metrics.jsonl").open()]
     return [row["step"] for row in rows if "train/loss" in row]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_killed_job_typed_again_ends_with_the_weights_of_an_uninterrupted_one(program):
-    command = [*STOPPABLE, "train.checkpoint_every=5"]
-    process = program.start(*command, "hydra.run.dir=killed")
-    killed, whole = program.folder / "killed", program.folder / "whole"
-    wait_until(lambda: any((killed / "checkpoints").glob("step_*")), process)
-    process.kill()
-    process.communicate()
-    assert not (killed / "summary.json").exists()
-    status, _, err = program.run(*command, "hydra.run.dir=killed")
-    assert status == 0 and "step 1/60" not in err, err
-    assert program.run(*STOPPABLE, "hydra.run.dir=whole")[0] == 0
-    weights, expected = (
-        saved_tensors(job / "checkpoints" / "step_00000060") for job in (killed, whole)
-    )
-    assert weights.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(value, weights[name]), name
-    assert steps_of(killed) == list(range(1, 61)), "one continuous run, no step twice"
 
 
 def test_a_signal_stops_the_command_with_a_line_and_the_same_command_goes_on(program):
@@ -172,40 +148,6 @@ def test_rows_that_do_not_divide_are_one_line_of_all_processes(tmp_path):
     assert "9 sequences, which do not divide over 2 processes" in err
     assert err.startswith("gr-sweep: ") and err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"other"}
-
-
-SMOKE = ["scale=smoke", "tracking=off", "data.documents=200", "train.steps=12"]
-
-
-@pytest.mark.slow
-def test_a_study_brings_its_baselines_and_its_report_compares_with_them(program):
-    import pandas as pd
-
-    command = ["experiment=edges_vs_baselines", *SMOKE, "method=routed,era", "edges=weight"]
-    status, out, err = program.run(*command)
-    assert status == 0, err
-    report = program.folder / out.splitlines()[-1]
-    table = pd.read_csv(report.parent / "results.csv").set_index("job")
-    kinds = sorted(table["method.name"])
-    assert kinds == sorted(["routed", "era", *["dense"] * 4, *["filtered"] * 3])
-    routed = table[table["method.name"] == "routed"].iloc[0]
-    [dense] = [row for _, row in table[table["method.name"] == "dense"].iterrows()
-               if row["train.steps"] == 12]  # fmt: skip
-    for domain in ("code", "biology", "creative"):
-        tax = routed[f"loss/full/{domain}"] - dense[f"loss/full/{domain}"]
-        assert routed[f"utility/tax/{domain}"] == pytest.approx(tax)
-        [filtered] = [row for _, row in table.iterrows() if row["method.without"] == f"[{domain}]"]
-        for other in {"code", "biology", "creative"} - {domain}:
-            transfer = filtered[f"loss/full/{other}"] - dense[f"loss/full/{other}"]
-            assert routed[f"utility/transfer/{domain}/{other}"] == pytest.approx(transfer)
-
-    # Another study beside it takes the same baselines over.
-    status, _, err = program.run(*command[:-2], "method=demix", "edges=act")
-    assert status == 0, err
-    assert err.count("its results are copied") == 7
-    # And typed again, neither trains anything.
-    status, _, err = program.run(*command)
-    assert status == 0 and err.count("done already") == 9 and "tokens/s" not in err, err
 
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))

@@ -37,16 +37,6 @@ def test_the_jobs_are_those_of_the_sweep_and_the_total_is_of_those_that_are_miss
         assert made["total"][name] == pytest.approx(sum(job[name] for job in made["jobs"][1:]))
 
 
-def test_hours_follow_the_gpu_and_its_number(capsys):
-    words = [*TINY, "train.batch_sequences=12"]
-    one = printed_json(capsys, *words)
-    assert (one["device"], one["flops_per_second"]) == ("h100", pytest.approx(0.4 * 989e12))
-    two = printed_json(capsys, *words, "--gpu", "a100", "--gpus", "2")
-    ratio = one["jobs"][0]["hours"] / two["jobs"][0]["hours"]
-    assert ratio == pytest.approx(312 * 2 / 989)
-    assert printed_json(capsys, *words, "--gflops", "12.5")["flops_per_second"] == 12.5e9
-
-
 @pytest.mark.parametrize(
     ("argv", "named"),
     [

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from gr_sweep.cli.app import main
 from gr_sweep.cli.job_status import JobReader, JobStatus, sweep_left_s
 from gr_sweep.jobdir import Holder, Record, State, read_record, standing, write_summary
 from gr_sweep.joblock import lock_job_dir
-from tests.terminal import on_terminal
 
 REASON = "out of memory (CUDA out of memory. Tried to allocate 1.50 GiB)"
 
@@ -148,14 +146,20 @@ def test_the_time_left_counts_waiting_jobs_in_the_places_of_running_ones():
     assert sweep_left_s([done, running, running, waiting, waiting]) == 140.0
 
 
-def test_ctrl_c_ends_the_live_table_and_not_the_job(tmp_path):
+def test_ctrl_c_ends_the_live_table_and_not_the_job(tmp_path, capsys, monkeypatch):
+    def press(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(time, "sleep", press)
     job = tmp_path / "a sweep" / "job"
-    verb = [sys.executable, "-m", "gr_sweep", "status", str(job.parent), "--watch"]
     with lock_job_dir(job):
         log(job, *rows(30))
-        ended, text = on_terminal(verb, awaited="2.500")
-        assert ended == 130 and "the jobs keep running" in text
-        assert text.splitlines()[-1].endswith(f"gr-sweep status '{job.parent}' --watch")
+        assert main(["status", str(job.parent), "--watch"]) == 130
+        said = capsys.readouterr().err
+        assert "2.500" in said and "the jobs keep running; to see them" in said
+        assert said.endswith(f"gr-sweep status '{job.parent}' --watch\n")
         assert standing(job).state is State.running
 
 

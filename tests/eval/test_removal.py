@@ -10,7 +10,7 @@ from gr_sweep.data.heldout import HeldoutDocument
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import is_lattice, removal_losses, served_losses
 from gr_sweep.metrics.compare import summarize_losses
-from gr_sweep.metrics.losses import DocumentLoss, Text, View
+from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
@@ -149,20 +149,6 @@ def test_serving_is_bayes_rule_token_by_token(kind, options, networks, length=11
     assert served == pytest.approx(losses, rel=1e-12)
     metrics, _ = summarize_losses(rows, DOMAINS, seed=0)
     assert metrics["loss/served/code"] == pytest.approx(sum(losses) / (2 * length), rel=1e-12)
-
-
-def test_a_mixture_loses_at_most_the_log_of_their_number_to_the_best_expert():
-    def rows(*losses):
-        return [
-            DocumentLoss(View.kept, "x", "code", Text.marked, str(at), loss, 5, 9)
-            for at, loss in enumerate(losses)
-        ]
-
-    served = served_losses([rows(2.0, 900.0), rows(2.0, 3000.0)])
-    assert [row.loss_nats for row in served] == [
-        pytest.approx(2.0), pytest.approx(900 + math.log(2)),
-    ]  # fmt: skip
-    assert {(row.view, row.part, row.text) for row in served} == {(View.served, "", Text.marked)}
 
 
 def test_a_network_has_the_same_losses_kept_and_removed_after_recovery_too():

@@ -79,16 +79,6 @@ def test_each_step_of_a_cycle_is_one_graph_that_is_compiled_once(plan, edges, fo
     assert_compiled_once(routed_model(plan, edges, foreign_dropout, **split))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("edges", ["both", "weight"])
-@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "phi3", "gpt2"])
-def test_norms_of_heads_and_fused_and_dense_products_are_compiled_once_too(
-    edges, family, monkeypatch
-):
-    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", DENSE)
-    assert_compiled_once(routed_model("forget", edges, 0.5, family, attn_shared=0.25))
-
-
 @pytest.mark.parametrize(
     ("plan", "edges", "foreign_dropout", "attn_shared", "cost", "adapters"),
     [

@@ -169,17 +169,6 @@ def test_routings_of_counts_that_do_not_come_back_are_freed():
     assert first() is None
 
 
-@pytest.mark.parametrize("edges", ["act", "both"])
-def test_weights_that_another_library_keeps_flat_have_no_owner_sets(edges):
-    model = tiny_model()
-    routed = route_model(model, PLANS["peers"](model.config), edges)
-    for linear in routed.unit_linears:  # as FullyShardedDataParallel does
-        linear.module.weight = torch.nn.Parameter(linear.module.weight.detach().flatten())
-    for use in (routed.owner_sets, lambda: routed.clip_grad_norm_(1.0)):
-        with pytest.raises(PlanError, match="fully_shard"):
-            use()
-
-
 @pytest.mark.parametrize(
     ("plan", "edges"),
     [("peers", "none"), ("forget", "weight"), ("tree", "act"), ("lattice", "both")],

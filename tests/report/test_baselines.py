@@ -12,10 +12,7 @@ from gr_sweep.config import (
     Edges,
     Method,
     MethodConfig,
-    PlanConfig,
     PlanKind,
-    ProcedureConfig,
-    ProcedureKind,
     RunConfig,
     TrainConfig,
 )
@@ -26,7 +23,6 @@ from gr_sweep.metrics.losses import (
     RelearnLoss,
     Text,
     View,
-    read_losses,
     write_losses,
     write_relearn,
 )
@@ -215,43 +211,6 @@ def test_expert_is_joined_with_a_dense_run_of_its_width_on_its_domain(tmp_path: 
     # They lack the other domain, but are of another size: not a filtered baseline.
     assert not any(key.startswith("separability/removal") for key in job.metrics)
     assert not any(key.startswith("utility/") for key in named(sweep, "code alone").metrics)
-
-
-def test_run_without_one_of_two_domains_is_both_baselines_of_full_width_experts(
-    tmp_path: Path,
-) -> None:
-    write(tmp_path, alone("code", None), "code alone")
-    config = config_of("demix")
-    config.plan = PlanConfig(mlp_shared=0.0, full_width=True)
-    write(tmp_path, config, "demix")
-    write(tmp_path, config_of(), "routed")
-    sweep = read_sweep(tmp_path)
-    metrics = named(sweep, "demix").metrics
-    assert metrics["utility/alone_tax/code"] == pytest.approx(0.25)
-    assert metrics["separability/removal/biology"] == pytest.approx(1.75 / 3.5)
-    metrics = named(sweep, "routed").metrics
-    assert "utility/alone_tax/code" not in metrics, "its experts are narrower"
-    assert "separability/removal/biology" in metrics, "it is the run without biology"
-
-
-def test_experts_of_rounds_are_as_wide_as_the_settings_say(tmp_path: Path) -> None:
-    config = config_of()
-    config.procedure = ProcedureConfig(name=ProcedureKind.alternate, rounds=[2, 1])
-    job = write(tmp_path, config, "alternate")
-    # Experts of round 2 have the core's 384, 96 of the domain's and a half of the other 96.
-    write(tmp_path, alone("code", 528), "code alone")
-    write(tmp_path, alone("biology", 576), "biology alone, as wide as after round 1")
-    path = job / "document_losses.csv"
-    rows = read_losses(path)
-    experts = [
-        row._replace(view=View.expert, loss_nats=row.loss_nats - row.tokens)
-        for row in rows
-        if row.view is View.full
-    ]
-    write_losses(path, rows + experts)
-    metrics = named(read_sweep(tmp_path), "alternate").metrics
-    assert metrics["utility/alone_tax/code"] == pytest.approx(3.5 - 4.25)
-    assert "utility/alone_tax/biology" not in metrics
 
 
 # Dense runs of fewer tokens

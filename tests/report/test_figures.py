@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gr_sweep.metrics import registry
-from gr_sweep.report import answer, figures, measures, page_data
+from gr_sweep.report import answer, figures, page_data
 from gr_sweep.report.sweep import Sweep
 
 
@@ -48,15 +48,3 @@ def test_axes_have_the_numbers_of_the_jobs(read_study: Sweep, data: dict[str, An
     assert axis(data, "cost/parameters")["direction"] == -1
     assert axis(data, "route.foreign_dropout")["group"] == "settings"
     assert data["chosen"] == ["served compute", "served removal"]
-
-
-def test_loss_below_the_shortest_dense_run_stands_at_its_share(
-    read_study: Sweep, data: dict[str, Any]
-) -> None:
-    found = axis(data, "served compute")
-    at = found["bounds"].index(measures.BELOW)
-    job = read_study.compared[at]
-    shares = [
-        job.metrics.get(registry.COMPUTE_EQUIVALENT_SERVED(domain), 1 / 8) for domain in job.domains
-    ]
-    assert found["values"][at] == pytest.approx(sum(shares) / 3, rel=1e-5)
