@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_sweep.errors import DataError
-from gr_sweep.files import content_digest, full_disk, is_full, lock_file, write_whole
+from gr_sweep.files import content_digest, full_disk, is_full, lock_file, sync_folder, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
                 for path in files
             }
             write_whole(building / MANIFEST, json.dumps(manifest, indent=1))
+            sync_folder(building)
             os.replace(building, folder)
         except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)

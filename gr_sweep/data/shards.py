@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -110,17 +110,10 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Writes the table of documents and syncs both files to the disk.
-
-        Nothing is written after an error, where the whole folder is deleted.
-        """
-        with self._tokens:
-            if kind is not None:
-                return
-            _sync(self._tokens)
-        with open(self._documents_path, "wb") as file:
-            file.write(np.array(self._rows, dtype=_DOCUMENT).tobytes())
-            _sync(file)
+        """Writes the table of documents; not after an error, where the whole folder is deleted."""
+        self._tokens.close()
+        if kind is None:
+            np.array(self._rows, dtype=_DOCUMENT).tofile(self._documents_path)
 
 
 def open_shard(folder: Path, name: str, dtype: np.dtype) -> Shard:
@@ -132,8 +125,3 @@ def open_shard(folder: Path, name: str, dtype: np.dtype) -> Shard:
     tokens = np.empty(0, dtype) if is_empty else np.memmap(path, dtype=dtype, mode="r")
     offsets = np.concatenate([np.zeros(1, np.int64), table["end"]])
     return Shard.packed(tokens, offsets, table["bytes"].copy(), table["id"].copy())
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

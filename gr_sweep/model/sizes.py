@@ -55,7 +55,7 @@ def shape_of(size: str, intermediate_size: int | None = None) -> Size:
     """The named shape, with `intermediate_size` MLP hidden units if given.
 
     Raises:
-        ConfigError: an unknown size, or MLP hidden units below 1.
+        ConfigError: an unknown size.
     """
     if size not in SIZES:
         raise ConfigError(
@@ -63,10 +63,6 @@ def shape_of(size: str, intermediate_size: int | None = None) -> Size:
         )
     if intermediate_size is None:
         return SIZES[size]
-    if intermediate_size < 1:
-        raise ConfigError(
-            f"expected model.intermediate_size to be at least 1, got {intermediate_size}"
-        )
     return replace(SIZES[size], intermediate_size=intermediate_size)
 
 
