@@ -183,7 +183,9 @@ class Rounds:
         setattr(state, name, getattr(state, name) + seconds)
 
     def _lay(self, plan: RoutePlan) -> None:
-        self.routed.lay(plan, self.config.edges, **asdict(self.config.route))
+        how = asdict(self.config.route)
+        del how["token_bias"]  # refused with rounds
+        self.routed.lay(plan, self.config.edges, **how)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return precision_context(self.device, self.config.train.precision)
