@@ -279,8 +279,8 @@ class LiteralNorm(_Routed):
 class Reference:
     """A copy of a plain model in which every parameter is used as the definition says.
 
-    `model` is never changed: the copy has its parameters under the same names and in the same order
-    of units, whatever the plan's own order is.
+    `model` is never changed: the copy has its parameters under the same names. Its units stand in
+    the plan's order already.
     """
 
     def __init__(self, model: nn.Module, plan, cut: Cut) -> None:
@@ -319,15 +319,7 @@ class Reference:
         split = self.plan.splits.get((layer, kind))
         if split is None:
             return None
-        at_position = torch.repeat_interleave(
-            torch.arange(len(split.sizes)), torch.tensor(split.sizes)
-        )
-        if split.order is None:
-            return at_position
-        # Position i after ordering holds the old unit order[i].
-        blocks = torch.empty_like(at_position)
-        blocks[torch.tensor(split.order)] = at_position
-        return blocks
+        return torch.repeat_interleave(torch.arange(len(split.sizes)), torch.tensor(split.sizes))
 
     def _blocks_of_heads(self, layer: int, name: str) -> Tensor | None:
         """The block of each output of a map to heads."""

@@ -52,18 +52,6 @@ def test_deepest_first_keeps_every_label_and_puts_none_after_what_it_lies_under(
         assert not any(is_under(label, earlier) for earlier in ordered[:place])
 
 
-def test_labels_of_a_round_are_the_tree_at_its_depth_and_children_where_it_ends():
-    domains = ["code", "biology/cells", "biology/virology"]
-    assert labels_of_round(domains, 1, 2) == ("code", "biology")
-    second = ("code/0", "code/1", "biology/cells", "biology/virology")
-    assert labels_of_round(domains, 2, 2) == second
-    assert labels_of_round(domains, 3, 2) == (
-        "code/0/0", "code/0/1", "code/1/0", "code/1/1",
-        "biology/cells/0", "biology/cells/1", "biology/virology/0", "biology/virology/1",
-    )  # fmt: skip
-    assert labels_of_round(domains, 3, 1) == ("code", "biology/cells", "biology/virology")
-
-
 def test_weights_of_a_round_are_summed_above_and_divided_below():
     domains, weights = ["code", "biology/cells", "biology/virology"], {"code": 3.0}
     assert weights_of_round(weights, domains, ["code", "biology"]) == {"code": 3.0, "biology": 2.0}

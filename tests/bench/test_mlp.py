@@ -1,9 +1,7 @@
-import json
-
 import pytest
 import torch
 
-from gr_sweep.bench.mlp import DROPOUTS, SHARES, bench_mlp, main
+from gr_sweep.bench.mlp import DROPOUTS, SHARES, bench_mlp
 
 SMALL = dict(width=8, hidden=32, rows=3, sequence_length=4, rounds=1)
 
@@ -23,12 +21,3 @@ def test_every_setting_is_timed_with_its_limit():
     assert limits["both", 0.5, 0.0] == pytest.approx(1 - foreign * 6 / 9, abs=0.02)
     assert limits["both", 0.5, 1.0] == pytest.approx(1 - foreign, abs=0.02)
     assert results[0].ratio == 1.0 and all(r.seconds > 0 for r in results)
-
-
-def test_the_command_prints_json(capsys):
-    options = "--width 8 --hidden 32 --rows 3 --sequence-length 4 --rounds 1 --json"
-    assert main(options.split()) == 0
-    content = json.loads(capsys.readouterr().out)
-    assert content["benchmark"] == "mlp" and content["settings"]["hidden"] == 32
-    assert content["command"] == f"gr-sweep bench mlp {options}"
-    assert [row["edges"] for row in content["rows"]][:2] == ["dense", "masked"]

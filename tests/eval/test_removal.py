@@ -46,32 +46,6 @@ def test_just_a_lattice_has_blocks_of_several_unrelated_owners():
 
 
 @pytest.mark.parametrize(
-    ("kind", "domains", "options", "kept"),
-    [
-        ("none", DOMAINS, {}, [DOMAINS]),
-        ("peers", DOMAINS, {}, [[domain] for domain in DOMAINS]),
-        ("forget", DOMAINS, {"forget": ["biology"]}, [["code", "creative"], ["biology"]]),
-        # What is kept of the label above others is all of them.
-        ("tree", NESTED, {}, [["biology"], ["biology/virology"], ["code"]]),
-    ],
-)
-def test_the_networks_that_are_kept_for_any_label_are_served_each_once(
-    kind, domains, options, kept
-):
-    model = tiny_model()
-    routed = route_model(model, RoutePlan.make(kind, model.config, domains=domains, **options))
-    token_losses, text = TokenLosses(routed), held_out()
-    rows = removal_losses(routed, token_losses, text)
-    networks = []
-    for nodes in kept:
-        with routed.keep(nodes):
-            networks.append([-row.loss_nats for row in text.losses(token_losses)])
-    expected = math.log(len(networks)) - np.logaddexp.reduce(networks)
-    served = [row.loss_nats for row in rows if row.view is View.served]
-    assert served == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize(
     ("kind", "domains", "options", "part", "off"),
     [
         ("forget", DOMAINS, {"forget": ["biology"]}, "biology", [["biology"]]),

@@ -38,7 +38,7 @@ from gr_sweep.launch.estimate import (
     estimate_job,
     what_would_help,
 )
-from tests.launch.jobs import DOMAINS, TRAIN, make_config, measured_peak
+from tests.launch.jobs import TRAIN, make_config, measured_peak
 from tests.launch.sharded import CASES
 from tests.pairwise import pairwise
 from tests.train.allocator import allocator_peak
@@ -127,34 +127,6 @@ def test_the_peak_of_one_of_two_processes_is_that_of_its_allocator(tmp_path: Pat
         estimated = estimate_job(config, replace(CPU, world_size=2)).step_peak_bytes
         # A thread of gloo may let go of its buffers a moment later.
         assert estimated == pytest.approx(measured[name], rel=0.05), name
-
-
-def test_numbers_of_a_job_by_hand() -> None:
-    """tiny: width 64, MLP 192 (core 96, each domain 32), 2 layers, 4 heads; 400 tokens, tied."""
-    config = make_config(edges=Edges.both, route=RouteConfig(foreign_dropout=0.0))
-    estimate = estimate_job(config, CPU)
-    linears, mlp = 2 * 4 * 64 * 64, 2 * 3 * 64 * 192
-    whole = linears + mlp + 400 * 64 + 5 * 64
-    assert estimate.parameters == estimate.active_parameters == whole
-    assert estimate.kept_parameters == dict.fromkeys(DOMAINS, whole - mlp // 3)
-    assert (estimate.steps, estimate.tokens) == (5, 5 * 6 * 64)
-    scores = 2 * 4 * 64 * 65 // 2
-    dense = 3 * (2 * (linears + mlp + 400 * 64) + scores)
-    assert estimate.dense_flops == dense * estimate.tokens
-    added = estimate_job(make_config(plan=PlanConfig(adapters=AdaptersConfig(unembed=4))), CPU)
-    assert added.dense_flops == estimate.dense_flops
-    # Two of the three domains' blocks, a third of the MLP, send nothing back: two of three uses.
-    assert estimate.flops == pytest.approx((dense - 2 * 2 * mlp / 3) * estimate.tokens)
-    assert estimate.hours == pytest.approx(estimate.flops / 1e9 / 3600)
-    # Besides the parameters: the inverse frequencies of the rotary embedding, here twice 8; of
-    # AdamW two moments, and a step for each of 20 parameters.
-    assert estimate.weight_bytes == 4 * (whole + 16)
-    assert estimate.optimizer_bytes == 4 * (2 * whole + 20)
-    assert estimate.step_bytes > 4 * whole
-    assert estimate.step_bytes > estimate.evaluation_bytes
-    assert estimate.peak_bytes == (
-        estimate.weight_bytes + estimate.optimizer_bytes + estimate.step_bytes
-    )
 
 
 def test_a_filtered_job_trains_on_what_is_left() -> None:

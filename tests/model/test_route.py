@@ -216,35 +216,6 @@ def test_gradients_are_clipped_per_owner_set_where_weights_are_cut_and_globally_
     assert_same(gradients(model), {path: before[path] * factors[block_of[path]] for path in before})
 
 
-@pytest.mark.parametrize(("family", "by_token"), [("llama", False), ("qwen3", True)])
-def test_a_step_that_cuts_nothing_is_the_dense_step_bit_for_bit(family, by_token):
-    """In float32, and wide enough that products of other shapes would add up in another order."""
-    labels_NT = torch.tensor([0] * 4 + [2, 2, -1, -1])[:, None].expand(8, 32)
-    how = (
-        {"labels_NT": labels_NT}
-        if by_token
-        else {"counts": {"code": 4, "creative": 2, "unlabelled": 2}}
-    )
-    found = []
-    for kind in ("none", "peers", "forget"):
-        model = tiny_model(family, hidden_size=256, intermediate_size=768).float()
-        plan = PLANS.get(kind, functools.partial(RoutePlan.none, domains=FLAT))(model.config)
-        routed = route_model(model, plan, "none", foreign_dropout=0.0)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        losses = []
-        for seed in range(2):
-            ids = tiny_ids(8, 32, seed=seed)
-            with routed.batch(**how):
-                losses.append(loss_sum(model(input_ids=ids).logits, ids))
-                losses[-1].backward()
-            routed.clip_grad_norm_(1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        found.append([*losses, *model.parameters()])
-    for dense, *routed_ones in zip(*found, strict=True):
-        assert all(torch.equal(dense, tensor) for tensor in routed_ones)
-
-
 @pytest.mark.parametrize(
     ("family", "counts"),
     [("qwen3", {"biology": 2}), ("gpt_neox", {"biology": 2}), ("llama", {"code": 1, "biology": 2})],

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from gr_sweep.cli import report as verb
-from gr_sweep.report import answer, print_table, read_sweep, tables
+from gr_sweep.report import print_table, read_sweep
 from gr_sweep.report.sweep import Sweep
 from tests.report.conftest import edit, write_job
 
@@ -17,26 +17,6 @@ def printed(sweep: Sweep, width: int) -> str:
     out = io.StringIO()
     print_table(sweep, Console(file=out, width=width))
     return out.getvalue()
-
-
-def heading(text: str) -> str:
-    return text.split("\u2500")[0].rpartition("rank")[0].rpartition("baselines")[2]
-
-
-def test_table_of_methods_fits_and_leaves_out_what_matters_least(read_study: Sweep) -> None:
-    text = printed(read_study, 80)
-    assert max(map(len, text.splitlines())) <= 80
-    for word in ("filtered", "lattice", "random", "[creative]", "removal", "served", "<1/8"):
-        assert word in text, f"{word} is cut or gone"
-    [ranking, *_] = answer.rankings(read_study)
-    table = tables.settings(read_study, [ranking])
-    [row] = [row for row in table.rows if row.name == "act"]
-    assert all(part in text for part in row.cells[1].interval.split()), "the interval of the mean"
-    assert f"For separation take {ranking.by(1)[0].name}" in " ".join(text.split())
-    assert "6 dense runs" in text
-    wide, narrow = heading(printed(read_study, 400)), heading(text)
-    assert "tokens/s" in wide and "selectivity" in wide and "tokens/s" not in narrow
-    assert "creative" not in wide, "single domains are left out"
 
 
 def test_unfinished_jobs_and_mixed_code_are_told(tmp_path: Path) -> None:

@@ -110,18 +110,6 @@ def test_a_sweep_becomes_a_dashboard_that_the_same_command_updates(
     assert "workspace made: " in capsys.readouterr().out and len(server.views) == 2
 
 
-def test_a_refused_upload_is_named_and_tried_again(
-    one_job: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server.failing = ("file_stream", 403)
-    assert main(["dashboard", str(one_job), "--upload-only"]) == 1
-    assert f"{one_job.name}: not uploaded: W&B lacks 8 of 8 rows" in capsys.readouterr().out
-    assert offline_logs(one_job)
-    server.failing = None
-    assert main(["dashboard", str(one_job), "--upload-only"]) == 0
-    assert len(server.runs) == 1 and not offline_logs(one_job)
-
-
 def test_an_upload_of_a_damaged_log_says_what_the_server_lacks_and_is_not_marked(
     one_job: Path,
     server: StubServer,

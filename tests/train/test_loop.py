@@ -25,11 +25,8 @@ from gr_sweep.train.loop import Trainer
 from gr_sweep.train.optim import make_optimizer
 from gr_sweep.train.signals import Stopped, StopSignals
 from gr_sweep.train.step import train_step
-from tests.pairwise import crossed
 
 DOMAINS = ("code", "biology")
-THREE = ("code", "biology", "biology/virology")
-DROPOUTS = [0.0, 0.25, 0.5, 0.75, 1.0]
 SHAPE = Size(16, 24, 2, 2, 2)
 CPU = torch.device("cpu")
 VOCABULARY = 13
@@ -49,18 +46,6 @@ class FixedBatches:
             for place, domain in enumerate(DOMAINS)
         ]
         return np.concatenate(drawn)[rows]
-
-
-class UnevenBatches(FixedBatches):
-    """Three domains with 5, 4 and 3 rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts = dict(zip(THREE, (5, 4, 3), strict=True))
-        self.tokens_per_step, self.num_rows = 12 * 6, 12
-
-    def step(self, step: int, rows: slice) -> np.ndarray:
-        return np.random.default_rng(step).integers(0, VOCABULARY, (12, 7))[rows]
 
 
 class Rows(list):
@@ -233,38 +218,6 @@ def test_a_signal_ends_the_step_and_the_resumed_run_ends_like_one_never_stopped(
     ]
     steps = [row["step"] for row in rows if "train/loss" in row]
     assert steps == sorted({2, 3, 4, 6, step}), "no step twice"
-
-
-@pytest.mark.parametrize(
-    ("edges", "kind", "dropout"),
-    crossed(["none", "weight", "act", "both"], ["peers", "forget", "tree", "lattice"], DROPOUTS),
-)
-def test_losses_do_not_depend_on_how_a_step_is_cut_into_micro_batches(
-    tmp_path, edges, kind, dropout
-):
-    """In float64. A step has 5, 4 and 3 rows of the domains, so that lists differ between steps."""
-
-    def losses(micro_batch_sequences):
-        folder = tmp_path / str(micro_batch_sequences)
-        routed = make_routed(edges, kind, dropout, domains=THREE)
-        routed.model.double()
-        _, _, rows = run(
-            folder,
-            routed=routed,
-            batches=UnevenBatches(),
-            batch_sequences=12,
-            micro_batch_sequences=micro_batch_sequences,
-            evaluate=reader(routed),
-            steps=4,
-            checkpoint_every=None,
-        )
-        shares = [row["route/foreign_dropout"] for _, row in rows if "train/loss" in row]
-        assert np.mean(shares) == pytest.approx(dropout, abs=0.1)
-        return [row["eval/loss/code"] for _, row in rows if "eval/loss/code" in row]
-
-    whole = losses(None)
-    for size in (4, 6):
-        assert losses(size) == pytest.approx(whole, rel=1e-10, abs=0)
 
 
 def test_rows_left_out_leave_the_denominator_alone(tmp_path):

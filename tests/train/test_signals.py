@@ -114,13 +114,3 @@ def test_of_sigterm_and_sigusr2_the_launcher_gets_the_one_it_waits_for():
         signals.obey()
     stopped.value.hand_on()
     assert calls == ["SIGUSR2"] and str(stopped.value) == "stopped by SIGUSR2"
-
-
-def test_what_is_ignored_stays_ignored():
-    """As Ctrl-C is for a job in the background of a script."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    after = []
-    with StopSignals().listening():
-        send(signal.SIGINT)
-        after.append("more work")
-    assert after == ["more work"] and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
