@@ -9,16 +9,19 @@ import argparse
 import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
 from gr_sweep.arguments import count
 from gr_sweep.bench import harness
 from gr_sweep.bench.harness import Result
+from gr_sweep.bounds import invalid
 from gr_sweep.checks import validate
 from gr_sweep.components import lay_plan, named_config
 from gr_sweep.config import (
+    AdaptersConfig,
     DataConfig,
     DomainConfig,
     Edges,
@@ -34,7 +37,7 @@ from gr_sweep.data.rows import step_rows
 from gr_sweep.launch.estimate import GIB, Target, estimate_job
 from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.model.sizes import SIZES, random_model
-from gr_sweep.train.cost import train_flops_per_token
+from gr_sweep.train.cost import num_parameters, train_flops_per_token
 from gr_sweep.train.memory import AllocatedBytes
 from gr_sweep.train.step import JobStep, make_step
 
@@ -47,7 +50,7 @@ _COLUMNS = {
     "model": "5s", "plan": "7s", "mlp_shared": ".2f", "edges": "6s", "foreign_dropout": ".2f",
     "seconds": "9.4f", "ratio": "6.3f", "flop_limit": ".3f", "tokens_per_second": ".0f",
     "gflops": ".1f", "mfu": "5.2f", "peak_gib": "8.3f", "memory_ratio": ".3f",
-    "estimated_gib": ".3f",
+    "estimated_gib": ".3f", "adapters": "s",
 }  # fmt: skip
 
 
@@ -57,6 +60,8 @@ class StepResult(Result):
 
     model: str
     plan: str
+    adapters: str
+    """As in the option."""
     parameters: int
     tokens_per_second: float
     gflops: float
@@ -78,10 +83,12 @@ def bench_config(
     edges: str = "none",
     foreign_dropout: float = 0.0,
     mlp_shared: float = 0.5,
+    adapters: str = "none",
     vocab_size: int = 2048,
     train: TrainConfig,
 ) -> RunConfig:
-    """The config of a job with three domains; `plan="forget"` forgets biology.
+    """The config of a job with three domains; `plan="forget"` forgets biology; `adapters` is
+    as in the option.
 
     Raises:
         ConfigError: invalid settings, such as rows that cannot be divided among the domains.
@@ -90,7 +97,12 @@ def bench_config(
         model=ModelConfig(size=model),
         partition=PartitionConfig(domains={domain: DomainConfig() for domain in DOMAINS}),
         edges=Edges(edges),
-        plan=PlanConfig(kind=PlanKind(plan), forget=["biology"], mlp_shared=mlp_shared),
+        plan=PlanConfig(
+            kind=PlanKind(plan),
+            forget=["biology"],
+            mlp_shared=mlp_shared,
+            adapters=_adapters(adapters),
+        ),
         route=RouteConfig(foreign_dropout=foreign_dropout),
         data=DataConfig(vocab_size=vocab_size),
         train=train,
@@ -109,6 +121,7 @@ def bench_step(
     model = random_model(shape, seed=0).to(device)
     peaks: dict[str, int] = {}
     flops: dict[str, float] = {}
+    parameters: dict[str, int] = {}
     step: JobStep | None = None
     step_name = ""
 
@@ -118,15 +131,19 @@ def bench_step(
         counts = step_rows(config)
         if step is None or name != step_name:
             # Only the routing of the step changes: the model and its AdamW state are kept.
-            optimizer = None if step is None else step.optimizer
+            before = {} if step is None else step.optimizer.state
             if step is not None:
                 step.routed.unroute()
-            routed = lay_plan(model, config)
-            step = make_step(routed, config.train, counts, device, optimizer=optimizer)
+            step = make_step(lay_plan(model, config), config.train, counts, device)
+            learning = set(model.parameters())
+            step.optimizer.state.update({p: s for p, s in before.items() if p in learning})
+            if config.plan.adapters != dense.plan.adapters:
+                step.run()  # adapters are new each time, and so is their state
             step_name = name
         if name not in peaks:
             step.run()
             peaks[name] = _peak_bytes(step, device)
+            parameters[name] = num_parameters(step.routed)
             flops[name] = train_flops_per_token(step.routed, counts, config.train.sequence_length)
         return harness.timed(step.run, device)
 
@@ -146,7 +163,8 @@ def bench_step(
                 mlp_shared=config.plan.mlp_shared,
                 edges=config.edges.value,
                 foreign_dropout=config.route.foreign_dropout,
-                parameters=sum(parameter.numel() for parameter in model.parameters()),
+                adapters=_as_option(config.plan.adapters),
+                parameters=parameters[name],
                 seconds=medians[name],
                 tokens_per_second=tokens / medians[name],
                 ratio=medians[name] / medians[DENSE],
@@ -159,6 +177,25 @@ def bench_step(
             )
         )
     return results
+
+
+def _adapters(text: str) -> AdaptersConfig:
+    words = [] if text == "none" else text.split(",")
+    try:
+        given = dict(word.split("=") for word in words)
+        found: dict[str, Any] = {
+            name: int(value) if value.isdecimal() else value == "true" or value
+            for name, value in given.items()
+        }
+        return AdaptersConfig(**found)
+    except (TypeError, ValueError) as error:
+        expected = "none, or units by name, such as embed=full,mlp=8"
+        raise invalid("--adapters", text, expected) from error
+
+
+def _as_option(config: AdaptersConfig) -> str:
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    return ",".join(f"{name}={value}" for name, value in values.items() if value).lower() or "none"
 
 
 def _peak_bytes(step: JobStep, device: torch.device) -> int:
@@ -190,6 +227,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dropout", default=(0.0, 0.5, 1.0), nargs="+", type=float, help="foreign dropout (0 .5 1)"
     )
+    parser.add_argument(
+        "--adapters", default=["none"], nargs="+", metavar="NAME=UNITS,...",
+        help="adapters of each block: none, embed=full,unembed=full, mlp=8 (none)",
+    )  # fmt: skip
     parser.add_argument("--vocab-size", type=count, default=2048, help="tokens (2048)")
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
     parser.add_argument(
@@ -210,9 +251,10 @@ def _measured(options: argparse.Namespace) -> Iterator[StepResult]:
     )
     common = {"train": train, "vocab_size": options.vocab_size}
     cases = [
-        {"plan": plan, "mlp_shared": shared, "edges": edges, "foreign_dropout": p}
+        {"plan": plan, "mlp_shared": shared, "adapters": a, "edges": edges, "foreign_dropout": p}
         for plan in options.plan
         for shared in options.shared
+        for a in options.adapters
         for p in options.dropout
         for edges in options.edges
     ]

@@ -184,7 +184,6 @@ def make_step(
     counts: Mapping[str, int],
     device: torch.device,
     world_size: int = 1,
-    optimizer: torch.optim.Optimizer | None = None,
     *,
     rows: Sequence[slice] | None = None,
     device_type: str | None = None,
@@ -194,7 +193,6 @@ def make_step(
     Args:
         counts: rows of a step by label, over all devices.
         world_size: number of devices; of several, this is the first process of their group.
-        optimizer: of the model, if it has one already.
         rows: of each micro-batch; None for those of a step.
         device_type: as in `TokenLosses`.
     """
@@ -208,8 +206,7 @@ def make_step(
             shard(token_losses, layers, device, bfloat16=is_bfloat16(device, train.precision))
     routed.model.train()
     forward = training_forward(token_losses, train)
-    if optimizer is None:
-        optimizer = make_optimizer(routed.model, train)
+    optimizer = make_optimizer(routed.model, train)
     length = train.sequence_length + 1
     micro_batches = [
         torch.zeros(len(range(num_rows)[part]), length, dtype=torch.long, device=device)

@@ -19,6 +19,7 @@ def test_steps_are_compared_with_the_dense_step():
             ("peers", "both", 1.0),
         )
     ]  # fmt: skip
+    cases.append(cases[1] | {"adapters": "embed=full,mlp=2,bias=true"})
     common = dict(train=TRAIN, vocab_size=300)
     configs = {DENSE: bench_config("tiny", **common)}
     configs |= {str(case): bench_config("tiny", **case, **common) for case in cases}

@@ -74,6 +74,7 @@ hydra/launcher=slurm hydra.launcher.nope=1 | hydra.launcher has no setting 'nope
 tracking.project=a/b                    | invalid value for tracking.project: 'a/b'; expected
 --config-dir afile                      | config folder 'afile' is not a folder
 -x                                      | unknown flag -x
+bench step --adapters embd=1            | invalid value for --adapters: 'embd=1'
 report .                                | . holds no job
 status afile                            | afile is not a folder
 """
