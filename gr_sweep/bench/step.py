@@ -237,11 +237,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--activation-checkpointing", action="store_true", help="recompute layers to save memory"
     )
     options = parser.parse_args(argv)
-    harness.show("step", argv, options, _measured(options), _COLUMNS)
+    by_model = {model: _configs(model, options) for model in options.model}
+    harness.show("step", argv, options, _measured(by_model, options.rounds), _COLUMNS)
     return 0
 
 
-def _measured(options: argparse.Namespace) -> Iterator[StepResult]:
+def _configs(model: str, options: argparse.Namespace) -> dict[str, RunConfig]:
     train = TrainConfig(
         steps=1,
         batch_sequences=options.rows,
@@ -258,11 +259,14 @@ def _measured(options: argparse.Namespace) -> Iterator[StepResult]:
         for p in options.dropout
         for edges in options.edges
     ]
-    for model in options.model:
-        configs = {DENSE: bench_config(model, **common)}
-        configs |= {str(case): bench_config(model, **case, **common) for case in cases}
+    configs = {DENSE: bench_config(model, **common)}
+    return configs | {str(case): bench_config(model, **case, **common) for case in cases}
+
+
+def _measured(by_model: Mapping[str, Mapping[str, RunConfig]], rounds: int) -> Iterator[StepResult]:
+    for model, configs in by_model.items():
         try:
-            yield from bench_step(configs, rounds=options.rounds, device=harness.this_device())
+            yield from bench_step(configs, rounds=rounds, device=harness.this_device())
         except torch.OutOfMemoryError:
             print(f"{model} does not fit into the memory of the device", file=sys.stderr)
             return
