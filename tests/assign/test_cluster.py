@@ -38,20 +38,6 @@ def test_features_are_means_over_a_documents_own_positions(batch_sequences):
         np.testing.assert_allclose(row, (mean / mean.norm()).numpy(), atol=1e-6)
 
 
-def test_features_take_no_gradients_and_no_notice_of_the_padding():
-    weight = torch.ones(3, requires_grad=True)
-
-    def states(ids: torch.Tensor) -> torch.Tensor:
-        assert not torch.is_grad_enabled()
-        made = ids[..., None].to(torch.bfloat16) * weight
-        made[ids == 0] = torch.nan
-        return made
-
-    documents = [np.array([1, 2]), np.array([3, 3, 3, 3])]
-    found = document_features(states, documents, batch_sequences=2)
-    np.testing.assert_allclose(found, 3**-0.5, rtol=1e-6)
-
-
 def test_held_out_documents_go_to_the_centre_that_they_are_near():
     children = fit_children(gaussians([100, 100, 100])[0], 3, seed=0)
     held_out, truth = gaussians([20, 30, 40], seed=7)

@@ -93,25 +93,3 @@ def test_alone_baselines_are_dense_runs_as_wide_as_an_expert():
         ("biology", "creative"): 512, ("code", "creative"): 512, ("code", "biology"): 512,
     }  # fmt: skip
     assert {config.plan.kind for config in configs} == {PlanKind.none}
-
-
-def test_alone_baselines_of_a_tree_are_its_separable_nodes():
-    configs = added("partition=bio_virology", "plan=tree", "edges=both", "baselines=[alone]")
-
-    # Virology cannot stay where biology is left out; biology stands for both.
-    assert set(widths(configs)) == {
-        ("biology/virology", "biology", "creative"),
-        ("code", "creative"),
-        ("code", "biology/virology", "biology"),
-    }
-
-
-def test_alone_baselines_of_alternate_are_as_wide_as_the_last_experts():
-    job = ["procedure=alternate", "plan.mlp_shared=0.5", "edges=act", "baselines=[alone]"]
-    configs = added(*job, "procedure.rounds=2", "procedure.dense=0,0.5")
-
-    # The core has 384, code 128 of which 64 stay in common, and each of its halves has 32.
-    assert widths(configs) == {
-        ("biology", "creative"): 480, ("code", "creative"): 480, ("code", "biology"): 480,
-    }  # fmt: skip
-    assert len(configs) == 3, "what the procedure is does not matter to them"

@@ -3,14 +3,12 @@ import pytest
 
 from gr_sweep.data.markers import (
     MARKER_EVERY,
-    is_marked,
     marked,
     marker_places,
     marker_text,
     marker_tokens,
     swapped_markers,
 )
-from gr_sweep.data.rules import is_held_out, text_id
 
 DOMAINS = ("code", "biology", "biology/virology")
 
@@ -38,16 +36,6 @@ def test_markers_have_one_length_and_begin_with_their_own_tokens():
         assert set(ids[len(own) :].tolist()) <= {int(own[-1])}
     first, *others = markers.values()
     assert all(map(np.array_equal, swapped_markers(markers).values(), [*others, first]))
-
-
-def test_the_share_of_marked_training_documents_is_as_given():
-    share = 0.3
-    ids = [text_id(f"document {number}") for number in range(20_000)]
-    training = [number for number in ids if not is_held_out(number)]
-    found = [number for number in training if is_marked(number, share)]
-    # Five standard deviations.
-    assert abs(len(found) / len(training) - share) <= 5 * (share * (1 - share) / 19_000) ** 0.5
-    assert set(found) <= {number for number in training if is_marked(number, min(1, share + 0.1))}
 
 
 @pytest.mark.parametrize("num_tokens", [0, MARKER_EVERY, 2 * MARKER_EVERY + 3])

@@ -133,20 +133,6 @@ def test_foreign_rows_are_not_computed(is_whole_mlp, monkeypatch):
                 assert multiplications(edges, 0.5, True) == dense
 
 
-def test_a_gated_mlp_saves_less_than_plain_autograd():
-    """Three matrices of hidden size, of which plain autograd saves four."""
-    saved = []
-
-    def pack(tensor):
-        saved.append(tensor)
-        return tensor
-
-    x, *weights = tensors((4, 2, 3), (8, 3), (8, 3), (3, 8))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        dict(routings())["dropout 0.0"].gated_mlp(x, (*weights, *NO_BIASES), UNITS)
-    assert sum(tensor.shape == (8, 8) for tensor in saved) == 3
-
-
 def test_units_that_are_off_are_finite_where_a_product_reads_past_its_slice(monkeypatch):
     """In bfloat16 on a CPU with AMX a slice of 23 columns is read to the 24th, times 0."""
     new_empty = torch.Tensor.new_empty
