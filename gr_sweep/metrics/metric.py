@@ -52,13 +52,17 @@ class Metric:
         Raises:
             TypeError: the template takes another number of names.
         """
-        if len(names) != len(self.placeholders):
-            raise TypeError(f"{self.key} takes {len(self.placeholders)} names, got {names}")
-        return self._template.format(*map(metric_name, names))
+        # A report asks for the same keys of every job.
+        if (key := self._keys.get(names)) is None:
+            if len(names) != len(self.placeholders):
+                raise TypeError(f"{self.key} takes {len(self.placeholders)} names, got {names}")
+            template = PLACEHOLDER.sub("{}", self.key)
+            key = self._keys[names] = template.format(*map(metric_name, names))
+        return key
 
     @functools.cached_property
-    def _template(self) -> str:
-        return PLACEHOLDER.sub("{}", self.key)
+    def _keys(self) -> dict[tuple[str, ...], str]:
+        return {}
 
     @functools.cached_property
     def placeholders(self) -> tuple[str, ...]:
