@@ -107,15 +107,17 @@ def _name(sweep: Sweep, key: _Class, classes: dict[_Class, list[list[Job]]]) -> 
 
 
 def _ranking(sweep: Sweep, axes: Axes, groups: Sequence[list[Job]], name: str) -> Ranking:
-    most = max(len({job.seed for job in group}) for group in groups)
+    why = [_why(group, axes) for group in groups]
+    num_seeds = [len({job.seed for job in group}) for group in groups]
+    most = max((of for of, reason in zip(num_seeds, why, strict=True) if not reason), default=1)
     places = [
         Place(
             jobs=group,
             name=sweep.setting(group[0]),
             values=(axes[0].over_seeds(group), axes[1].over_seeds(group)),
-            why=_why(group, axes, most),
+            why=reason or ("one seed" if seeds == 1 < most else ""),
         )
-        for group in groups
+        for group, reason, seeds in zip(groups, why, num_seeds, strict=True)
     ]
     ranked = [place for place in places if not place.why]
     beats = _beats(ranked, axes)
@@ -150,7 +152,7 @@ def _beats(ranked: Sequence[Place], axes: Axes) -> npt.NDArray[np.bool_]:
     return is_better & is_above
 
 
-def _why(group: Sequence[Job], axes: Axes, most_seeds: int) -> str:
+def _why(group: Sequence[Job], axes: Axes) -> str:
     """Why a setting cannot be ranked; empty if it can."""
     if group[0].is_control:
         return "a control"
@@ -162,13 +164,13 @@ def _why(group: Sequence[Job], axes: Axes, most_seeds: int) -> str:
             if found is None or measure.metric.mean not in job.metrics:
                 what = "only a bound of" if found else "without"
                 return f"{what} {_title(measure)}{'' if found else ': ' + _lack(job, measure)}"
-    if len({job.seed for job in group}) == 1 < most_seeds:
-        return "one seed"
     return ""
 
 
 def _lack(job: Job, measure: Measure) -> str:
     """Why a job does not have a metric."""
+    if not job.has_losses:
+        return "its table of losses cannot be read"
     metric = measure.metric
     known = {
         of for key in job.metrics if (found := registry.find(key)) for of in found[0].baselines

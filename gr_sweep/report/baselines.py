@@ -167,6 +167,7 @@ def _with_baselines(own: JobTables, others: Sequence[JobTables]) -> Job:
         intervals=_of_job_alone(job.intervals) | intervals | attacked_intervals,
         attacks={part: attacks(own.relearn, part, domains) for part in parts},
         smallest_share=min(baselines.shorter, default=None) if baselines.dense else None,
+        has_losses=True,
         is_shorter_dense=is_shorter_dense,
     )
 

@@ -97,6 +97,8 @@ class Job:
     smallest_share: float | None = None
     """Tokens of the shortest dense run, as a fraction of the job's. A compute-equivalent that is
     missing although its loss is there is below it."""
+    has_losses: bool = False
+    """Whether its metrics come from its table of losses and those of its baselines."""
     is_shorter_dense: bool = False
     """Whether the job is only there for the compute-equivalents of longer jobs."""
     rounds: list[Round] = field(default_factory=list)

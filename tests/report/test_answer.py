@@ -96,6 +96,21 @@ def test_setting_with_fewer_seeds_has_no_rank(tmp_path: Path) -> None:
     assert "`both` (one seed)" in noted(sweep) and "`both`" not in said(sweep)
 
 
+def test_seeds_of_dense_runs_do_not_take_the_rank_of_others(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_job(tmp_path, edges="dense", method="dense", seed=seed)
+    for edges in ("act", "weight"):
+        write_job(tmp_path, edges=edges)
+    assert ranks(read_sweep(tmp_path)) == {"act": 1, "weight": 1, "dense": None}
+
+
+def test_job_without_its_table_is_not_said_to_lack_baselines(tmp_path: Path) -> None:
+    write_job(tmp_path, edges="dense", method="dense")
+    job = write_job(tmp_path, edges="act")
+    (job / "document_losses.csv").unlink()
+    assert "no job has: its table of losses cannot be read." in noted(read_sweep(tmp_path))
+
+
 def test_single_setting_is_not_compared(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, {"act": CLEAR["act"]})
     assert said(sweep).startswith("`act` has 0.03 nats served tax [")

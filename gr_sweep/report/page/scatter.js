@@ -34,8 +34,8 @@ const scatterGroups = () => data.groups.flatMap((group) => {
 /** Groups that no other is better than on both axes beyond the intervals of paired differences, as in answer.py. */
 const frontOf = (groups) => {
   if (!across.direction || !up.direction) return [];
-  const most = Math.max(1, ...groups.map(({ jobs }) => jobs.length));
-  const ranked = groups.filter(({ isWhole, jobs }) => isWhole && (jobs.length > 1 || most === 1));
+  const whole = groups.filter(({ isWhole }) => isWhole), most = Math.max(1, ...whole.map(({ jobs }) => jobs.length));
+  const ranked = whole.filter(({ jobs }) => jobs.length > 1 || most === 1);
   // More than gone is not better than gone.
   const on = (axis, job) => Math.min(axis.values[job], axis.most ?? Infinity) * axis.direction;
   const bySeed = new Map(ranked.map(({ jobs }) => [jobs, new Map(jobs.map((job) => [data.jobs[job].seed, job]))]));
