@@ -175,6 +175,10 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "binary data": ("a.txt", b"a\0b", "a.txt is not text"),
     "text named Parquet": ("a.parquet", b"some text", "a.parquet is not text, and not a file of"),
     "Latin-1": ("a.txt", "caf\u00e9".encode("latin-1"), "the text of record 1 is not UTF-8"),
+    "a column twice": ("a.csv", b"text,text\na,b\n", "several columns are named 'text'"),
+    "a row that is too long": ("a.csv", b"text,tag\na,b\nc,d,e\n", "line 3 does not fit"),
+    "a quote without end": ("a.csv", b'text,tag\n"a,b\n', "a.csv: cannot read record 1 (line"),
+    "half a surrogate": ("a.jsonl", b'{"text": "a\\udfffb"}\n', "text of record 1 is not UTF-8"),
     "a table without text": ("a.tsv", b"body\ttag\na\tb\n", "the fields are body, tag"),
     "an array without end": ("a.json", b'[{"text": "x"},', "cannot read record 1"),
     "cut within a line": (
