@@ -1,6 +1,8 @@
-"""Makes the components of a job from its config: rows, held-out text, routed model, sampler."""
+"""Makes the components of a job from its config: rows, held-out text, routed model, sampler,
+tasks."""
 
 import dataclasses
+import functools
 import platform
 import secrets
 import shutil
@@ -26,6 +28,7 @@ from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import WithoutDomain
 from gr_sweep.eval.robustness import check_evaluation, recovery
 from gr_sweep.eval.samples import Sampler, choose_prompts
+from gr_sweep.eval.tasks import TaskResults, load_tasks, task_metrics
 from gr_sweep.eval.text import TrainingText
 from gr_sweep.files import sync_folder
 from gr_sweep.jobdir import MODEL
@@ -219,6 +222,25 @@ def make_sampler(
         eot_id=data.eot_id,
         batch_sequences=config.eval.batch_sequences,
         seed=config.seed,
+    )
+
+
+def make_tasks(
+    config: RunConfig, data: TokenData, routed: RoutedModel
+) -> Callable[[WithoutDomain | None], TaskResults]:
+    """Loads `eval.tasks`. The function that runs them in every view returns their metrics and
+    intervals."""
+    if not config.eval.tasks:
+        return lambda recovered: ({}, {})
+    from transformers import AutoTokenizer
+
+    return functools.partial(
+        task_metrics,
+        routed,
+        AutoTokenizer.from_pretrained(data.tokenizer_dir, trust_remote_code=False),
+        load_tasks(config.eval.tasks, config.seed),
+        config.eval.batch_sequences,
+        config.eval.task_limit,
     )
 
 

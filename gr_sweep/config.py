@@ -297,8 +297,7 @@ class DataConfig:
     weights: dict[str, float] = bounded({}, at_least=0)
     """Relative share of each domain in a batch; domains that are not named have 1."""
     limit_tokens: int | None = bounded(None, at_least=1)
-    """Largest number of training tokens per domain; null: no limit. Held-out text does not depend
-    on it."""
+    """Largest number of training tokens per domain, not of held-out ones; null: no limit."""
     overlap: float = share(0.5)
     """How much the domains share, 0..1 (synthetic)."""
     spurious: float = share(0.0)
@@ -309,8 +308,7 @@ class DataConfig:
     seed: int = bounded(0, at_least=0, at_most=(1 << 32) - 1)
     """Seed of the generated text, which does not depend on the job's seed (synthetic)."""
     tokenizer: str | None = None
-    """Name or path of a Hugging Face tokenizer; null trains a byte-level BPE on the training
-    text."""
+    """Name or path of a Hugging Face tokenizer; null trains a BPE on the training text."""
     # From the 256 bytes and the end-of-text token to what `tokenizers` can reserve memory for.
     vocab_size: int = bounded(2048, at_least=257, at_most=1 << 24)
     """Vocabulary size of the trained tokenizer."""
@@ -328,8 +326,7 @@ class MethodConfig:
     plan; filtered: dense, never trained on `without`; filtered_observed: dense, never trained on
     documents that carry a label of `without`."""
     without: list[str] = field(default_factory=list)
-    """Domains that a filtered run leaves out. The other domains' tokens are those of a dense
-    run."""
+    """Domains that a filtered run leaves out. The others' tokens are those of a dense run."""
     fixes: dict[str, Any] = field(default_factory=dict)
     """Settings that define the method, nested as in the config. They overrule what was typed, so
     that one sweep can compare methods: {edges: weight, route: {foreign_dropout: 1.0}}."""
@@ -457,8 +454,7 @@ class EvalConfig:
     bootstrap: int = bounded(1000, at_least=1, at_most=1_000_000)
     """Resamples of the documents for the 95 % intervals."""
     calibrate: bool = False
-    """Also measure losses with a logit bias that is fitted on the removed domain's training
-    text."""
+    """Also measure losses with a logit bias fitted on the removed domain's training text."""
     relearn_steps: int | None = bounded(None, at_least=1)
     """Steps of the attack that relearns a removed domain, which is evaluated after 0, 1, 2, 4, 8,
     ... and all of them; null: no attack."""
@@ -478,6 +474,10 @@ class EvalConfig:
     """Tokens of the document in the prompt."""
     sample_tokens: int = bounded(48, at_least=1)
     """Tokens to generate. Prompt and these are at most `train.sequence_length`."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of lm-evaluation-harness to run in every view, or their YAML files (docs/export.md)."""
+    task_limit: int | None = bounded(None, at_least=1)
+    """Documents of each task that are read; null: all."""
 
 
 @dataclass(kw_only=True, slots=True)

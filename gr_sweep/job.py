@@ -29,6 +29,7 @@ from gr_sweep.components import (
     make_recovery,
     make_routed,
     make_sampler,
+    make_tasks,
     save_model_files,
     token_cuts,
     training_text,
@@ -202,6 +203,7 @@ class Job:
         self.sampler = None
         if config.eval.samples:
             self.sampler = make_sampler(config, data, self.routed, self.token_losses)
+        self.run_tasks = make_tasks(config, data, self.routed)
         if processes.is_main:
             save_model_files(self.folder, model, data.tokenizer_dir)
             if not makes_plan_in_training(config):
@@ -294,6 +296,7 @@ class Job:
             )
             rows += more_rows
             self.samples = None if self.sampler is None else self.sampler.sample(parts)
+            self.of_tasks = self.run_tasks(recover)
         if self.last is not None:
             rows, relearned = self.last.of_partition(rows), self.last.of_partition(relearned)
         self.rows, self.relearned = rows, relearned
@@ -338,8 +341,8 @@ class Job:
             "environment": environment(
                 self.device, self.processes.world_size, self.config.train.precision
             ),
-            "metrics": metrics | self._costs() | tokens,
-            "intervals": intervals,
+            "metrics": metrics | self.of_tasks[0] | self._costs() | tokens,
+            "intervals": intervals | self.of_tasks[1],
             "started": self.started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -1,6 +1,7 @@
 """Checks of a config against the parts of gr-sweep that will read it. Without torch."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def check_fit(config: RunConfig) -> None:
         PlanError: the plan does not fit the model.
     """
     check_tracking(config.tracking)
+    if config.eval.tasks and importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("eval.tasks needs lm-evaluation-harness: pip install 'gr-sweep[tasks]'")
     step_rows(config)
     here = place()
     if here is not None:

@@ -50,6 +50,8 @@ def check_evaluation(config: EvalConfig, num_processes: int) -> None:
         raise JobError(
             "eval.unlearn_steps needs the whole model in one process; use one, or set it to 0"
         )
+    if config.tasks and num_processes > 1:
+        raise JobError("eval.tasks needs the whole model in one process; export and run lm_eval")
 
 
 def recovery(

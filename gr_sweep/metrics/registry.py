@@ -345,6 +345,14 @@ SPURIOUS_GAP_KEPT = Metric(
     meaning="spurious gap of the domain's expert alone",
 )
 
+# Tasks of lm-evaluation-harness (`eval.tasks`).
+
+TASK = Metric(
+    key="task/{task}/{view}/{measure}", title="task", direction=1,
+    meaning="result of a task in a view of the model: full, served, kept.e or removed.e; the "
+    "interval is 1.96 standard errors of the harness",
+)
+
 # Cost.
 
 COST_TOKENS_PER_SECOND = Metric(

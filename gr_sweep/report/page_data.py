@@ -18,6 +18,8 @@ from gr_sweep.report.sweep import DENSE, Estimate, Job, Sweep, short_name, shown
 
 _MOST_LETTERS = 2_000_000
 """Of all samples in the page; the rest is in the jobs' folders only."""
+_OTHERS = ("cost/", "task/")
+"""Metrics that are axes by their keys."""
 _REMOVAL_RANGE = (-0.5, 1.5)
 """Range of removal that is drawn; its meaning is in 0 to 1."""
 
@@ -93,10 +95,11 @@ def _axes(sweep: Sweep) -> list[dict[str, Any]]:
     nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
     parts = [None, *nodes] if len(nodes) > 1 else [None]
     found = [_axis_of_metric(jobs, measure, part) for part in parts for measure in chosen]
-    costs = dict.fromkeys(key for job in jobs for key in job.metrics if key.startswith("cost/"))
-    for key in costs:
+    others = dict.fromkeys(key for job in jobs for key in job.metrics if key.startswith(_OTHERS))
+    for key in others:
         metric = registry.find(key)
-        axis = _axis("cost", key, key.removeprefix("cost/"), [job.estimate(key) for job in jobs])
+        group, _, name = key.partition("/")
+        axis = _axis(group, key, name, [job.estimate(key) for job in jobs])
         found.append(axis | {"direction": metric[0].direction if metric else 0})
     for name in sweep.varied:
         values: list[Any] = [job.settings.get(name) for job in jobs]

@@ -1,0 +1,166 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, in every view of the model.
+
+K networks that are served, N rows of a batch, T positions, V tokens of the vocabulary.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from gr_sweep.config import is_number
+from gr_sweep.errors import ConfigError
+from gr_sweep.eval.removal import WithoutDomain, domain_views, served_networks
+from gr_sweep.metrics import registry
+from gr_sweep.metrics.losses import View
+from gr_sweep.model.route import RoutedModel
+
+_FAILURES = (OSError, ValueError, TypeError, KeyError, RuntimeError, yaml.YAMLError)
+"""What the harness and `datasets` raise for tasks and data that cannot be loaded."""
+_RESAMPLES = 1000
+"""For the standard errors of measures that have no formula."""
+_NORMAL_95 = 1.96
+"""Half of the 95 % interval of a normal distribution, in standard errors."""
+
+TaskResults = tuple[dict[str, float], dict[str, tuple[float, float]]]
+"""Metrics, and 95 % intervals, by key."""
+
+_View = tuple[str, list[tuple[int, ...]], contextlib.AbstractContextManager[None]]
+"""Its name, the blocks that are off in each of its networks, and where it is read."""
+
+
+def load_tasks(names: Sequence[str], seed: int) -> Any:
+    """The tasks as the harness holds them, with their documents.
+
+    Args:
+        names: names that the harness knows, or YAML files of tasks.
+        seed: of the choice of few-shot examples.
+
+    Raises:
+        ConfigError: a task that cannot be loaded, or that lets the model write text.
+    """
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+            loaded = TaskManager().load([_task(name) for name in names])
+        for task in loaded["tasks"].values():
+            if task.get_config("output_type") == "generate_until":
+                raise ValueError("tasks that let the model write text are not supported")
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=seed)
+    except _FAILURES as error:
+        said = " ".join(str(error).split()) or repr(error)
+        raise ConfigError(f"eval.tasks=[{','.join(names)}]: {said}") from error
+    return loaded
+
+
+def task_metrics(
+    routed: RoutedModel,
+    tokenizer: Any,
+    tasks: Any,
+    batch_size: int,
+    limit: int | None = None,
+    recovered: WithoutDomain | None = None,
+) -> TaskResults:
+    """Results of the tasks by key (`registry.TASK`), and 95 % intervals from the harness's standard
+    errors.
+
+    The views are the full and the served model, each domain kept alone, and the model without each.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        tasks: from `load_tasks`.
+        batch_size: sequences per forward pass.
+        limit: documents of a task that are read; None reads all.
+        recovered: as in `removal_losses`.
+    """
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    class ViewOfModel(HFLM):  # type: ignore[misc]
+        def _model_call(self, inps: Tensor, *_: Any, **__: Any) -> Tensor:
+            each = []
+            for off in self.networks:
+                with torch.no_grad(), routed.blocks_off(off) if off else contextlib.nullcontext():
+                    each.append(routed.model(input_ids=inps).logits)
+            return each[0] if len(each) == 1 else mixed_log_probabilities(each, inps)
+
+    routed.model.eval()
+    lm = ViewOfModel(
+        pretrained=routed.model, tokenizer=tokenizer, backend="causal", batch_size=batch_size
+    )
+    metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for view, lm.networks, context in _views(routed, recovered):
+        with context, contextlib.redirect_stderr(io.StringIO()):
+            found = evaluate(lm, tasks, limit=limit, bootstrap_iters=_RESAMPLES, log_samples=False)
+        _add(found["results"], view, metrics, intervals)
+    return metrics, intervals
+
+
+def _add(
+    results: Mapping[str, Mapping[str, Any]],
+    view: str,
+    metrics: dict[str, float],
+    intervals: dict[str, tuple[float, float]],
+) -> None:
+    """Adds what the harness found in a view: `acc,none` is a measure and the name of a filter."""
+    for task, found in results.items():
+        for name, value in found.items():
+            measure, _, kind = name.partition(",")
+            if not kind or measure.endswith("_stderr") or not is_number(value):
+                continue
+            key = registry.TASK(task, view, measure if kind == "none" else f"{measure}@{kind}")
+            metrics[key] = float(value)
+            error = found.get(f"{measure}_stderr,{kind}")
+            if error is not None and is_number(error):
+                half = _NORMAL_95 * float(error)
+                intervals[key] = (float(value) - half, float(value) + half)
+
+
+def _task(name: str) -> Any:
+    """What the harness takes: the name, or the content of a task's file. Paths of data files in it
+    are relative to its folder."""
+    if not name.endswith((".yaml", ".yml")):
+        return name
+    content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    files = content.get("dataset_kwargs", {}).get("data_files")
+    if isinstance(files, dict):
+        folder = Path(name).parent
+        content["dataset_kwargs"]["data_files"] = {k: str(folder / v) for k, v in files.items()}
+    return content
+
+
+def _views(routed: RoutedModel, recovered: WithoutDomain | None) -> Iterator[_View]:
+    plan, anywhere = routed.plan, contextlib.nullcontext()
+    yield View.full.value, [()], anywhere
+    if len(plan.blocks) > 1:
+        yield View.served.value, served_networks(plan), anywhere
+    removed, kept = domain_views(plan)
+    for view, part, off in [*kept, *removed]:
+        trained = view is View.removed and recovered is not None
+        yield f"{view.value}/{part}", [off], recovered(part) if trained else anywhere  # type: ignore[misc]
+
+
+def mixed_log_probabilities(logits_KNTV: Sequence[Tensor], ids_NT: Tensor) -> Tensor:
+    """Log-probabilities of the next token under the networks, mixed by their posterior over the
+    tokens read so far, float32 (N, T, V): the served model, as `served_losses` defines it.
+
+    Args:
+        logits_KNTV: logits of each network.
+        ids_NT: the tokens that were read.
+    """
+    log_p_KNTV = torch.stack([logits.float().log_softmax(-1) for logits in logits_KNTV])
+    next_KNT1 = ids_NT[None, :, 1:, None].expand(len(log_p_KNTV), -1, -1, -1)
+    read_KNT = log_p_KNTV[:, :, :-1].gather(-1, next_KNT1).squeeze(-1).cumsum(-1)
+    posterior_KNT = torch.nn.functional.pad(read_KNT, (1, 0)).log_softmax(0)
+    return (log_p_KNTV + posterior_KNT[..., None]).logsumexp(0)
