@@ -373,7 +373,10 @@ def _shown(text: str) -> list[str]:
 
 # Metrics
 
-_PLACEHOLDERS = {"domain": "<d>", "part": "<e>", "block": "<S>", "owners": "<owner set>"}
+_PLACEHOLDERS = {
+    "domain": "<d>", "part": "<e>", "block": "<S>", "owners": "<owner set>",
+    "task": "<task>", "view": "<view>", "measure": "<measure>",
+}  # fmt: skip
 _LETTERS = {
     Baseline.dense: "D",
     Baseline.compute: "D/8",
