@@ -189,12 +189,12 @@ class Job:
         self.token_losses = TokenLosses(self.routed)
         model = self.routed.model
         bfloat16 = is_bfloat16(self.device, config.train.precision)
+        if bfloat16:
+            keep_bfloat16(model)
         if processes.are_several:
             layers = decoder_layers(model)
             shard(self.token_losses, layers, self.device, bfloat16=bfloat16)
         else:
-            if bfloat16:
-                keep_bfloat16(model)
             model.to(self.device)
         vocab_size = data.vocab_size
         self.routed.token_cuts = token_cuts(config, self.batches, vocab_size, self.device)

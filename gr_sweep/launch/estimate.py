@@ -240,7 +240,7 @@ def _memory(
     bfloat16 = is_bfloat16(torch.device("cuda" if target.is_gpu else "cpu"), config.train.precision)
     precision = Precision.bfloat16 if bfloat16 else Precision.float32
     train = replace(config.train, compile=False, precision=precision)
-    if bfloat16 and target.world_size == 1 and dtype is torch.bfloat16:
+    if bfloat16 and dtype is torch.bfloat16:
         keep_bfloat16(routed.model, are_bfloat16=True)
     # The largest micro-batch of a step, twice: from the second one on there are gradients.
     world_size, num_rows = target.world_size, sum(counts.values())

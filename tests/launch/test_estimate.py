@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,12 +172,18 @@ def test_a_checkpoint_is_known_by_its_config_alone(tmp_path: Path) -> None:
     expected = estimate_job(replace(config, data=DataConfig(vocab_size=321)), CPU)
     assert estimate_job(pretrained, CPU) == expected
     # A frozen core keeps what the checkpoint has, but for embeddings and norms.
-    named.dtype = "bfloat16"
-    named.save_pretrained(tmp_path)
     products = replace(TRAIN, precision=Precision.bfloat16)
-    frozen = replace(pretrained, plan=PlanConfig(core=Core.frozen), train=products)
+    model = ModelConfig(size=None)
+    frozen = replace(config, model=model, plan=PlanConfig(core=Core.frozen), train=products)
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        named.dtype, folder = dtype, tmp_path / dtype
+        named.save_pretrained(folder)
+        frozen.model.path = str(folder)
+        targets = (replace(CPU, world_size=n) for n in (1, 2))
+        found.append([estimate_job(frozen, target).weight_bytes for target in targets])
     attention = 2 * 4 * 64 * 64  # numbers, in two layers
-    assert estimate_job(frozen, CPU).weight_bytes == expected.weight_bytes - 2 * attention
+    assert np.subtract(*found).tolist() == [2 * attention, attention]
 
 
 def test_what_is_not_on_this_machine_is_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from gr_sweep.eval.removal import removal_losses
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
-from gr_sweep.model.units import decoder_layers
+from gr_sweep.model.units import decoder_layers, keep_bfloat16
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.distributed import Processes, connect, shard
@@ -61,11 +61,19 @@ class Case:
     is_tied: bool = False
     family: str = "llama"
     core_frozen: bool = False
+    keeps_bfloat16: bool = True
+    """Whether frozen weights stay in the checkpoint's bfloat16 where products are in it."""
     adapters: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
 
 
 ADAPTERS = {"embed": 3, "unembed": 3, "attn": 1, "mlp": 3}
+FROZEN = Case(
+    *("both", 0.5),
+    core_frozen=True,
+    adapters={"embed": 3, "unembed": 3, "mlp": 3},
+    train={"precision": Precision.bfloat16},
+)
 CASES = {
     "both": Case("both", 0.5, adapters=ADAPTERS),
     "forget": Case("weight", 1.0, kind="forget"),
@@ -77,6 +85,8 @@ CASES = {
         train={"activation_checkpointing": True},
     ),
     "compiled": Case("both", 0.5, layers=(1, 2), train={"compile": True}),
+    "narrow": FROZEN,
+    "wide": replace(FROZEN, keeps_bfloat16=False),
     "bfloat16": Case("both", 0.5, adapters=ADAPTERS, train={"precision": Precision.bfloat16}),
 }
 SLOW = ("bfloat16", "compiled")
@@ -96,8 +106,11 @@ def make_routed(case: Case) -> RoutedModel:
         adapters=case.adapters,
         **forget,
     )
+    model = random_model(config, seed=0)
+    if case.core_frozen:
+        model = model.bfloat16().float()  # as in a checkpoint
     return route_model(
-        random_model(config, seed=0),
+        model,
         plan,
         case.edges,
         foreign_dropout=case.foreign_dropout,
@@ -180,9 +193,11 @@ def train_case(
 
     routed.clip_grad_norm_ = clip_and_send  # type: ignore[method-assign]
     token_losses = TokenLosses(routed)
+    bfloat16 = is_bfloat16(cpu, config.precision)
+    if bfloat16 and case.keeps_bfloat16:
+        keep_bfloat16(routed.model)
     if processes.are_several:
-        layers = decoder_layers(routed.model)
-        shard(token_losses, layers, cpu, bfloat16=is_bfloat16(cpu, config.precision))
+        shard(token_losses, decoder_layers(routed.model), cpu, bfloat16=bfloat16)
     windows = held_out(processes)
 
     def evaluate(is_last: bool) -> dict[str, float]:

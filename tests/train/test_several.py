@@ -86,6 +86,22 @@ def test_layers_compiled_one_by_one_are_graphs_without_a_break(two_slow, tmp_pat
     assert_same_rows(rows_of_two(two_slow, "compiled"), train_case(plain, tmp_path))
 
 
+def test_frozen_weights_in_bfloat16_change_no_number(two, tmp_path):
+    """And they are saved as by one process, whose other weights and activations are float32."""
+    narrow, wide = (rows_of_two(two, case) for case in ("narrow", "wide"))
+    assert_same_rows(narrow, wide, rtol=0)
+    one = train_case(CASES["narrow"], tmp_path)
+    for (_, row), (_, other) in zip(one, narrow, strict=True):
+        for key in row.keys() & {"train/loss", *(f"eval/{index}" for index in range(63))}:
+            assert other[key] == pytest.approx(row[key], rel=0.02), key
+    types, expected, of_wide = (
+        {name: x.dtype for name, x in saved_tensors(folder / "step_00000004").items()}
+        for folder in (two / "narrow", tmp_path, two / "wide")
+    )
+    assert types == expected
+    assert {*types.values()} - {*of_wide.values()} == {torch.bfloat16}
+
+
 @pytest.mark.slow
 def test_bfloat16_products_have_float32_weights_and_about_the_same_losses(two_slow, tmp_path):
     """FSDP's weights and what is between the products are bfloat16, autocast's products alone."""
