@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (once; a minute or two)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch
-	@$(PIP) --editable '.[dashboards,dev,gguf,slurm,tasks]'
+	@$(PIP) --editable '.[dashboards,dev,gguf,search,slurm,tasks]'
 	@touch $@
 
 sweep: $(READY) ## train and compare the three edge choices; a second time trains what is missing

@@ -34,7 +34,7 @@ from gr_sweep import config, errors
 from gr_sweep.cli import app
 from gr_sweep.cli.bench import BENCHMARKS
 from gr_sweep.cli.compose import compose
-from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS, conf_dir
+from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS, OptunaConfig, conf_dir
 from gr_sweep.config import Baseline
 from gr_sweep.metrics import registry
 
@@ -252,6 +252,8 @@ def settings_text() -> str:
     for launcher, schema in LAUNCHERS.items():
         lines += [f"### hydra/launcher={launcher}", ""]
         lines += _described(settings_of(schema, "hydra.launcher.", schema()))
+    lines += ["## hydra/sweeper=optuna", "", "A [search](configuration.md#search).", ""]
+    lines += _described(settings_of(OptunaConfig, "hydra.sweeper.", OptunaConfig()))
     for group in OPTIONAL_GROUPS:
         lines += [f"## {group}", "", _ABOUT_OPTIONAL[group], "", *_files(group)]
     return "\n".join(lines)

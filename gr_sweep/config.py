@@ -414,8 +414,7 @@ class TrainConfig:
     beta2: float = bounded(0.95, at_least=0, below=1)
     """AdamW's decay rate of the second moment."""
     max_norm: float | None = bounded(1.0, above=0)
-    """Gradient norm to clip to, per owner set (edges weight, both) or globally; null: no
-    clipping."""
+    """Gradient norm to clip to, per owner set (edges weight, both) or globally; null: none."""
     log_every: int = bounded(10, at_least=1)
     """Steps between rows of metrics.jsonl."""
     checkpoint_every: int | None = bounded(100, at_least=1)
@@ -441,8 +440,7 @@ class EvalConfig:
     every: int | None = bounded(None, at_least=1)
     """Steps between evaluations of the full model during training; null: four times per run."""
     tokens: int = bounded(8192, at_least=2)
-    """Held-out tokens per domain for the matrices at the end: whole documents, cut at
-    `document_tokens`."""
+    """Held-out tokens per domain at the end: whole documents, cut at `document_tokens`."""
     min_documents: int = bounded(20, at_least=1)
     """Fewest held-out documents of a domain; with fewer a job is refused before it trains."""
     document_tokens: int = bounded(256, at_least=2)
@@ -523,6 +521,8 @@ class RunConfig:
     """Runs that a sweep adds for its metrics, each once: dense; compute (dense with 1/8, 1/4 and
     1/2 of the tokens); filtered (without each domain that can be removed); filtered_observed; alone
     (each domain in a dense model as wide as its expert)."""
+    objective: list[str] = field(default_factory=list)
+    """Metrics that `hydra/sweeper=optuna` makes better; empty: served tax and served removal."""
 
 
 LARGEST = 1 << 53

@@ -12,6 +12,7 @@ NO_EFFECT_ON_RESULT = (
     "tracking",
     "resume",
     "baselines",
+    "objective",
     "data.cache",
     "train.checkpoint_every",
     "train.keep_checkpoints",

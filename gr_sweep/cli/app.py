@@ -25,6 +25,7 @@ from gr_sweep.train.signals import Stopped
 if TYPE_CHECKING:
     # Hydra takes half a second to import, and a verb does without.
     from gr_sweep.cli.compose import Command
+    from gr_sweep.jobdir import Record
 
 VERBS = ("report", "export", "estimate", "bench", "status", "dashboard", "doctor")
 """Each is a module of `gr_sweep.cli` with a `main(argv)`."""
@@ -139,9 +140,22 @@ def run(command: "Command") -> int:
     Raises:
         JobError: a folder holds a different job, and `resume` does not say what to do with it.
     """
+    from gr_sweep.cli.launchers import status_of
+
+    if command.search is None:
+        outcomes = _run_jobs(command)
+    else:
+        command, outcomes = command.search.run(command, _run_jobs)
+    if connect().is_main:
+        _print_results(command)
+    return status_of(outcomes)
+
+
+def _run_jobs(command: "Command") -> "list[Record]":
+    """Runs the jobs that are not done, and tells how they ended."""
     from hydra.core.utils import configure_log
 
-    from gr_sweep.cli.launchers import check_launcher, launch, status_of
+    from gr_sweep.cli.launchers import check_launcher, launch
     from gr_sweep.cli.task import task_of
     from gr_sweep.jobdir import State
     from gr_sweep.joblock import change_record
@@ -167,16 +181,13 @@ def run(command: "Command") -> int:
     for job in jobs if processes.is_main and command.is_multirun else ():
         change_record(job.folder, state=State.waiting, title=job.title, holder=None, error=None)
     outcomes = launch(command, tasks, checked) if tasks else []
-    if not processes.is_main:
-        return status_of(outcomes)
-    for job, outcome in zip(jobs, outcomes, strict=True):
+    for job, outcome in zip(jobs, outcomes, strict=True) if processes.is_main else ():
         if outcome.state is State.running:
             print(f"gr-sweep: {job.title} not run here: {outcome.error}", file=sys.stderr)
         elif outcome.state is not State.done and command.is_multirun:
             said = f"{job.title} {outcome.state.value}: {outcome.error} ({job.folder})"
             print(f"gr-sweep: {said}", file=sys.stderr)
-    _print_results(command)
-    return status_of(outcomes)
+    return outcomes
 
 
 def _missing(command: "Command") -> dict[int, str]:

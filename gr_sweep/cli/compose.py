@@ -3,15 +3,16 @@
 Every error of a command is found here, before a folder is made. Nothing here runs a job.
 """
 
+import contextlib
 import copy
 import itertools
 import math
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -33,11 +34,15 @@ from gr_sweep.cli.names import (
     without_paths,
 )
 from gr_sweep.cli.overrides import MAX_JOBS, explain, key_of, quoted, values_of
-from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS
+from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS, OptunaConfig
 from gr_sweep.cli.task import Job
 from gr_sweep.config import UNROUTED, Baseline, RunConfig
-from gr_sweep.errors import ConfigError
+from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    # It imports the report, which takes a third of a second.
+    from gr_sweep.cli.search import Parameter, Search
 
 _FILTERED = {Baseline.filtered, Baseline.filtered_observed}
 
@@ -46,7 +51,7 @@ _SETTING = re.compile(r"\$\\?\{[\w.]+\\?\}")
 
 _SUPPORTED = {
     "launcher": (".BasicLauncher", *(settings._target_ for settings in LAUNCHERS.values())),
-    "sweeper": (".BasicSweeper",),
+    "sweeper": (".BasicSweeper", OptunaConfig._target_),
 }
 """The end of the `_target_` of the choices of Hydra's groups that gr-sweep has."""
 
@@ -56,12 +61,14 @@ class Command:
     """All jobs of a command line."""
 
     jobs: list[Job]
+    """Of a search those of its first trials."""
     folder: Path
     """The sweep's folder; of a single job the folder above its own."""
     is_multirun: bool
     composer: Composer
     hydra_config: DictConfig
     """The command's config with its hydra node, without swept values."""
+    search: "Search | None" = None
 
     def config_of(self, job: Job, folder: Path) -> DictConfig:
         """The job's config with its hydra node, if it runs in the absolute folder."""
@@ -91,28 +98,34 @@ def compose(
     Raises:
         ConfigError: the first problem of the first job that has one.
     """
+    with _explained(), composing(overrides, config_dir) as composer:
+        typed = composer.parse(overrides)
+        for override in typed:
+            line, is_hydras = str(override.input_line), override.is_hydra_override()
+            if override.is_delete() or ("${hydra:" in line and not is_hydras):
+                raise ConfigError(
+                    f"{line}: give a value; settings cannot be deleted or follow ${{hydra:...}}"
+                )
+        settings = [override for override in typed if not override.is_hydra_override()]
+        fixed = [str(o.input_line) for o in settings if not o.is_sweep_override()]
+        composer.compose_base(fixed)
+        _check_hydra(composer.base.hydra)
+        if multirun or composer.base.hydra.mode == RunMode.MULTIRUN:
+            return _Sweep(composer, settings).command()
+        for override in settings:
+            if override.is_sweep_override():
+                raise ConfigError(
+                    f"{override.input_line} has several values: add -m to run a job for each, "
+                    f"or write a list as {override.key_or_group}=[...]"
+                )
+        return _single(composer, fixed)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Raises errors of Hydra and OmegaConf as a ConfigError."""
     try:
-        with composing(overrides, config_dir) as composer:
-            typed = composer.parse(overrides)
-            for override in typed:
-                line, is_hydras = str(override.input_line), override.is_hydra_override()
-                if override.is_delete() or ("${hydra:" in line and not is_hydras):
-                    raise ConfigError(
-                        f"{line}: give a value; settings cannot be deleted or follow ${{hydra:...}}"
-                    )
-            settings = [override for override in typed if not override.is_hydra_override()]
-            fixed = [str(o.input_line) for o in settings if not o.is_sweep_override()]
-            composer.compose_base(fixed)
-            _check_hydra(composer.base.hydra)
-            if multirun or composer.base.hydra.mode == RunMode.MULTIRUN:
-                return _Sweep(composer, settings).command()
-            for override in settings:
-                if override.is_sweep_override():
-                    raise ConfigError(
-                        f"{override.input_line} has several values: add -m to run a job for each, "
-                        f"or write a list as {override.key_or_group}=[...]"
-                    )
-            return _single(composer, fixed)
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
     except RecursionError as error:
@@ -164,7 +177,16 @@ class _Sweep:
             raise ConfigError(
                 f"{min(studies)} can change what is swept: run a command for each of its values"
             )
-        self.values = {key: values_of(override) for key, override in overrides.items()}
+        self.searched: dict[str, Parameter] = {}
+        if composer.base.hydra.sweeper._target_ == OptunaConfig._target_:
+            from gr_sweep.cli import search
+
+            keys = [key for key in overrides if key in self.swept and key != "seed"]
+            self.searched = {key: search.Parameter.of(overrides[key]) for key in keys}
+        self.values = {
+            key: self.searched[key].lines if key in self.searched else values_of(override)
+            for key, override in overrides.items()
+        }
         fixed = [values[0] for key, values in self.values.items() if key not in self.swept]
         self.whole = composer.with_hydra(composer.compose(fixed), fixed, 0)
         if "name" in self.swept:
@@ -172,39 +194,110 @@ class _Sweep:
         name = sweep_name(self.whole.name, self.swept, fixed)
         self.folder = Path(self.whole.hydra.sweep.dir.replace("{sweep}", name))
         self.taken = taken_names(self.folder)
-        self.jobs: list[Job] = []
-        self.baselines: dict[tuple[str, ...], Job] = {}
+        self.search: Search | None = None
+        self.num_jobs = 0
+        self.baselines: set[tuple[str, ...]] = set()
+        self.by_fingerprint: dict[str, Job] = {}
+        self.by_folder: dict[Path, Job] = {}
 
     def command(self) -> Command:
-        if math.prod(map(len, self.values.values())) > MAX_JOBS:
+        counts = [len(of) for key, of in self.values.items() if key not in self.searched]
+        if math.prod(counts) > MAX_JOBS:
             raise ConfigError(f"these are more than {MAX_JOBS} jobs; use fewer values")
-        for lines in map(list, itertools.product(*self.values.values())):
-            job = self._job(lines, [line for line in lines if key_of(line) in self.swept])
-            self.jobs.append(job)
-            parts = parts_of(job.config) if _FILTERED & set(job.config.baselines) else ()
-            if job.config.baselines and any(_SETTING.search(line) for line in lines):
-                raise ConfigError(
-                    "baselines have other settings than their jobs; give values instead of ${...}"
-                )
-            for kept, added in baselines_of(job.config, lines, parts):
-                key = (*kept, *added)
-                if key not in self.baselines:
-                    differing = [line for line in kept if key_of(line) in self.swept]
-                    baseline = self._job([*key], [*differing, *added], is_baseline=True)
-                    self.baselines[key] = baseline
-        # Baselines first, so that every report of the sweep can compare with them.
+        node = self.whole.hydra.sweeper
+        if node._target_ == OptunaConfig._target_:
+            from gr_sweep.cli.search import Search
+
+            content: Any = OmegaConf.to_container(node, resolve=False)
+            parameters = list(self.searched.values())
+            objectives = list(self.whole.objective)
+            self.search = Search(OptunaConfig(**content), objectives, parameters, self._trial)
+            self._check_searched()
         return Command(
-            jobs=_distinct([*self.baselines.values(), *self.jobs]),
+            jobs=self._jobs([])[1] if self.search is None else self.search.ask(),
             folder=self.folder,
             is_multirun=True,
             composer=self.composer,
             hydra_config=self.whole,
+            search=self.search,
         )
+
+    def _values(self, drawn: Sequence[str]) -> list[list[str]]:
+        """Overrides of each setting, one for each value; of searched settings those drawn."""
+        lines = dict(zip(self.searched, ([line] for line in drawn), strict=False))
+        return list((self.values | lines).values())
+
+    def _check_searched(self) -> None:
+        """Checks every searched value: with the first values of the others, or else the last."""
+        for at, parameter in enumerate(self.searched.values()):
+            for line in parameter.lines:
+                errors = []
+                for other in (0, -1):
+                    drawn = [of.lines[other] for of in self.searched.values()]
+                    drawn[at] = line
+                    lines = [values[0] for values in self._values(drawn)]
+                    try:
+                        self._baselines(_resolved(self.composer.compose(lines))[0], lines)
+                        break
+                    except GrSweepError as error:
+                        errors.append(error)
+                else:
+                    raise errors[0]
+
+    def _trial(self, drawn: Sequence[str]) -> tuple[list[Job], list[Job]]:
+        """`_jobs`, also after `composing` has ended."""
+        with _explained(), self.composer.again():
+            return self._jobs(drawn)
+
+    def _jobs(self, drawn: Sequence[str]) -> tuple[list[Job], list[Job]]:
+        """A job for each combination of values, and the new ones among them and their baselines.
+
+        Baselines are first, so that every report of the sweep can compare with them. Equal jobs are
+        one: `method=dense,routed edges=both,act` has one dense run, which cuts no edge.
+
+        Raises:
+            ConfigError: two different jobs have the same folder.
+        """
+        jobs: list[Job] = []
+        baselines: dict[tuple[str, ...], Job] = {}
+        for lines in map(list, itertools.product(*self._values(drawn))):
+            job = self._job(lines, [line for line in lines if key_of(line) in self.swept])
+            jobs.append(job)
+            for kept, added in self._baselines(job.config, lines):
+                key = (*kept, *added)
+                if key not in self.baselines and key not in baselines:
+                    differing = [line for line in kept if key_of(line) in self.swept]
+                    baselines[key] = self._job([*key], [*differing, *added], is_baseline=True)
+        self.baselines.update(baselines)
+        new = []
+        for job in [*baselines.values(), *jobs]:
+            if self.by_fingerprint.setdefault(fingerprint(job.config), job) is job:
+                new.append(job)
+                other = self.by_folder.setdefault(job.folder, job)
+                if other is not job:
+                    raise ConfigError(
+                        f"the jobs {other.title} and {job.title} have the same folder "
+                        f"{job.folder}; put {{job}} into hydra.sweep.subdir"
+                    )
+        return [self.by_fingerprint[fingerprint(job.config)] for job in jobs], new
+
+    def _baselines(
+        self, config: RunConfig, lines: Sequence[str]
+    ) -> list[tuple[list[str], list[str]]]:
+        """Overrides of the runs that a job's metrics need, as `baselines_of` gives them."""
+        needed = self.search.baselines if self.search else []
+        config = replace(config, baselines=[*config.baselines, *needed])
+        if config.baselines and any(_SETTING.search(line) for line in lines):
+            raise ConfigError(
+                "baselines have other settings than their jobs; give values instead of ${...}"
+            )
+        parts = parts_of(config) if _FILTERED & set(config.baselines) else ()
+        return list(baselines_of(config, lines, parts))
 
     def _job(self, lines: list[str], differing: list[str], *, is_baseline: bool = False) -> Job:
         """The job of these overrides; `differing` are those in which it differs from others."""
         cfg = self.composer.compose(lines)
-        number = len(self.jobs) + len(self.baselines)
+        number, self.num_jobs = self.num_jobs, self.num_jobs + 1
         config, typed = _resolved(cfg)
         differing = without_fixed(differing, typed)
         node = self.composer.base.hydra.sweep
@@ -268,32 +361,10 @@ def _check_hydra(hydra: DictConfig) -> None:
         if not OmegaConf.is_dict(node) or not str(node.get("_target_")).endswith(targets):
             raise ConfigError(
                 f"gr-sweep does not support this hydra/{group}; launchers are basic, "
-                f"{' and '.join(sorted(LAUNCHERS))}; the only sweeper is basic"
+                f"{' and '.join(sorted(LAUNCHERS))}, sweepers basic and optuna"
             )
     if hydra.job.chdir or hydra.job.env_set or hydra.callbacks or hydra.output_subdir != ".hydra":
         raise ConfigError(
             "gr-sweep does not support hydra.job.chdir, hydra.job.env_set, hydra.callbacks and "
             "hydra.output_subdir"
         )
-
-
-def _distinct(jobs: list[Job]) -> list[Job]:
-    """The first job of each fingerprint.
-
-    A sweep over `method=dense,routed edges=both,act` names the dense run twice: it cuts no edge.
-
-    Raises:
-        ConfigError: two different jobs have the same folder.
-    """
-    by_fingerprint: dict[str, Job] = {}
-    for job in jobs:
-        by_fingerprint.setdefault(fingerprint(job.config), job)
-    owners: dict[Path, Job] = {}
-    for job in by_fingerprint.values():
-        other = owners.setdefault(job.folder, job)
-        if other is not job:
-            raise ConfigError(
-                f"the jobs {other.title} and {job.title} have the same folder {job.folder}; put "
-                "{job} into hydra.sweep.subdir"
-            )
-    return list(by_fingerprint.values())

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ class Composer:
         self._groups: dict[str, list[str]] = {}
         """The choices of each key that was looked up; empty if the key is not a group."""
         self._composed: dict[frozenset[str], DictConfig] = {}
+
+    def again(self) -> AbstractContextManager[None]:
+        """A context to compose in, also after `composing` has ended."""
+        is_open = GlobalHydra.instance().is_initialized()
+        return contextlib.nullcontext() if is_open else _hydra()
 
     def parse(self, lines: Sequence[str]) -> list[Override]:
         """Parses overrides; raises ConfigError where Python cannot read a number."""
@@ -173,5 +179,9 @@ def composing(lines: Sequence[str], config_dir: str | None = None) -> Iterator[C
         places = [quoted(f"file://{os.path.abspath(config_dir)}"), *filter(None, [typed])]
         # First: Hydra ignores the others.
         hydra_lines.insert(0, f"hydra.searchpath=[{','.join(places)}]")
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="gr_sweep"):
+    with _hydra():
         yield Composer(hydra_lines, words)
+
+
+def _hydra() -> AbstractContextManager[None]:
+    return initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="gr_sweep")

@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -45,6 +45,8 @@ def values_of(override: Override) -> list[str]:
         ConfigError: it has no value.
     """
     key, line = override.get_key_element(), str(override.input_line)
+    if isinstance(override.value(), IntervalSweep):
+        raise ConfigError(f"{line}: an interval is for a search; add hydra/sweeper=optuna")
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
     try:
@@ -78,7 +80,7 @@ def explain(error: Exception, where: str = "") -> ConfigError:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         choices = [name for name in error.options if not name.startswith("base_")]
-        return ConfigError(f"invalid value for {group}: {choice!r}; {_allowed(choice, choices)}")
+        return ConfigError(f"invalid value for {group}: {choice!r}; {allowed(choice, choices)}")
     causes = [error, error.__cause__, error.__context__]
     cause = next((each for each in causes if isinstance(each, OmegaConfBaseException)), error)
     said = str(cause).split("\n    full_key:")[0] or type(cause).__name__
@@ -96,11 +98,11 @@ def explain(error: Exception, where: str = "") -> ConfigError:
             names += OPTIONAL_GROUPS
         above, _, name = key.rpartition(".")
         where = f"{above} has no setting" if above else "no setting"
-        return ConfigError(f"{where} {name!r}; {_allowed(name, names)}")
+        return ConfigError(f"{where} {name!r}; {allowed(name, names)}")
     return ConfigError(f"invalid value for {key}: {said}" if key else f"{where}{said}")
 
 
-def _allowed(given: str, names: Sequence[str]) -> str:
+def allowed(given: str, names: Sequence[str]) -> str:
     """The names that are allowed, and the most similar one."""
     close = difflib.get_close_matches(given, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""

@@ -4,12 +4,14 @@ Every YAML file of a group begins with `defaults: [base_<group>, _self_]`, so th
 and types of what the file and the command line say. `gr_sweep.checks` validates values.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
 from gr_sweep import config
+from gr_sweep.bounds import bounded
 from gr_sweep.errors import ConfigError
 from gr_sweep.launch.local import LocalParallelConfig
 from gr_sweep.launch.resources import SlurmConfig
@@ -27,6 +29,26 @@ GROUPS: dict[str, type] = {
 
 LAUNCHERS: dict[str, Any] = {"slurm": SlurmConfig, "local_parallel": LocalParallelConfig}
 """Settings of each file of conf/hydra/launcher. `gr_sweep.cli.launchers` runs them."""
+
+
+@dataclass
+class OptunaConfig:
+    """`hydra/sweeper=optuna`: a search over the settings that have several values, for trials with
+    the best `objective`."""
+
+    _target_: str = "gr_sweep.cli.search.OptunaSweeper"
+    """Marker by which the sweeper is recognised; Hydra never instantiates it."""
+    params: dict[str, Any] | None = None
+    """What is searched, as in a sweep: values, `range(0,9)`, `interval(0.5,4)`,
+    `int(interval(1,64))` or `tag(log,interval(0.001,0.1))`. Of several seeds a trial has the
+    mean."""
+    n_trials: int = bounded(20, at_least=1)
+    """Trials in all; with more, a search continues."""
+    n_jobs: int = bounded(1, at_least=1)
+    """Trials at a time, which `hydra/launcher=local_parallel` and `slurm` run in parallel."""
+    seed: int = bounded(0, at_least=0, at_most=(1 << 32) - 1)
+    """Seed of the search, whose trials are the same for the same seed and `n_jobs`."""
+
 
 OPTIONAL_GROUPS = ("debug", "experiment", "scale")
 """Groups from which nothing is chosen by default."""
@@ -58,6 +80,7 @@ def register() -> None:
         store.store(group=group, name=f"base_{group}", node=schema)
     for name, launcher in LAUNCHERS.items():
         store.store(group="hydra/launcher", name=f"base_{name}", node=launcher)
+    store.store(group="hydra/sweeper", name="base_optuna", node=OptunaConfig)
 
 
 register()

@@ -83,7 +83,8 @@ def _cost(place: Place, axes: Axes, axis: int) -> float:
 def rankings(sweep: Sweep) -> list[Ranking]:
     """The compared settings in groups that are comparable, the largest first. A setting with
     nothing to remove stands in the largest group of its text."""
-    axes = measures.best_axes([job for job in sweep.compared if job.parts])
+    objectives = list(sweep.search.objectives.values()) if sweep.search else []
+    axes = measures.best_axes([job for job in sweep.compared if job.parts], objectives)
     classes: dict[_Class, list[list[Job]]] = {}
     for group in sorted(sweep.replicates, key=lambda group: not group[0].parts):
         key = (group[0].held_out, tuple(group[0].parts))
@@ -202,7 +203,7 @@ def sentences(sweep: Sweep, found: Sequence[Ranking]) -> list[str]:
 def notes(sweep: Sweep, found: Sequence[Ranking]) -> list[str]:
     """Why other axes stand in for the usual ones, and why settings have no rank."""
     said = []
-    jobs = [job for job in sweep.compared if job.parts]
+    jobs = [] if sweep.search else [job for job in sweep.compared if job.parts]
     usual = [next(m for m in measures.MAIN if m.metric is metric) for metric in registry.AXES[0]]
     for wanted, measure in zip(usual, found[0].axes if jobs else (), strict=False):
         lacking = [job for job in jobs if wanted.of(job) is None]

@@ -18,8 +18,20 @@ from gr_sweep.files import content_digest
 from gr_sweep.jobdir import METRICS, SAMPLES, SUMMARY, job_folders, read_summary
 from gr_sweep.report.baselines import JobTables, with_baselines
 from gr_sweep.report.round_files import read_rounds
-from gr_sweep.report.sweep import DENSE, ROUTED, Job, Sweep, Unfinished, shown, varied_settings
+from gr_sweep.report.sweep import (
+    DENSE,
+    ROUTED,
+    Job,
+    Search,
+    Sweep,
+    Unfinished,
+    shown,
+    varied_settings,
+)
 from gr_sweep.tracking.jsonl import read_rows
+
+SEARCH = "search.json"
+"""In a sweep's folder: what a search found out about its settings."""
 
 SUMMARY_FORMAT = 1
 """Version of summary.json that this module reads."""
@@ -71,7 +83,26 @@ def read_sweep(folder: Path, only: Collection[Path] | None = None) -> Sweep:
     finished = with_baselines(finished, tables)
     varied = varied_settings([job.settings for job in finished])
     finished.sort(key=lambda job: _report_order(job, varied))
-    return Sweep(name=folder.resolve().name, folder=folder, jobs=finished, unfinished=unfinished)
+    return Sweep(
+        name=folder.resolve().name,
+        folder=folder,
+        jobs=finished,
+        unfinished=unfinished,
+        search=_read_search(folder / SEARCH, {job.name for job in finished}),
+    )
+
+
+def _read_search(path: Path, jobs: Collection[str]) -> Search | None:
+    """What a search left in the folder; None without one, or if jobs of its trials are missing."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        names = {name for trial in found.pop("jobs") for name in trial}
+        return Search(**found) if names.issubset(jobs) else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        logger.warning("%s cannot be read: %s", path, " ".join(str(error).split()))
+        return None
 
 
 def _report_order(job: Job, varied: Sequence[str]) -> tuple[Any, ...]:

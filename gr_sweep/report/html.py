@@ -112,6 +112,7 @@ def render(sweep: Sweep) -> str:
             "settings": tables.settings(sweep, rankings) if rankings else None,
             "rounds": rounds.table(groups),
         },
+        importance=tables.importance(sweep),
         trade_off=None if trade_off is None else add(trade_off),
         matrices=[found for found in matrices if found[1]],
         top=max(map(abs, costs), default=0) or 1.0,

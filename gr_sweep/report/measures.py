@@ -209,16 +209,24 @@ MAIN = (
 )
 """Columns of the table of settings, in order."""
 
+BY_METRIC = {measure.metric: measure for measure in MAIN}
+"""Every measure."""
 
-def best_axes(jobs: Sequence[Job]) -> tuple[Measure, Measure]:
+
+def best_axes(jobs: Sequence[Job], wanted: Sequence[str] = ()) -> tuple[Measure, Measure]:
     """Utility and separability for the axes of the plot: the first pair that at least half as many
-    jobs have as have the most common one; the last pair if no job has any."""
-    by_metric = {measure.metric: measure for measure in MAIN}
-    pairs = [(by_metric[utility], by_metric[other]) for utility, other in registry.AXES]
+    jobs have as have the most common one; the last pair if no job has any. Before all, those among
+    `wanted`, which are keys of metrics."""
+    found = [m for m in BY_METRIC.values() if m.metric.key in wanted and m.metric.mean]
+    utility = [m for m in found if m.metric.key.startswith(("utility/", "loss/"))]
+    separability = [m for m in found if m.metric.key.startswith(("separability/", "robustness/"))]
+    if utility and separability:
+        return utility[0], separability[0]
+    pairs = [(BY_METRIC[utility], BY_METRIC[other]) for utility, other in registry.AXES]
     counts = [
         sum(first.of(job) is not None and second.of(job) is not None for job in jobs)
         for first, second in pairs
     ]
     enough = max(counts, default=0) / 2
-    found = (pair for pair, of in zip(pairs, counts, strict=True) if of and of >= enough)
-    return next(found, pairs[-1])
+    known = (pair for pair, of in zip(pairs, counts, strict=True) if of and of >= enough)
+    return next(known, pairs[-1])

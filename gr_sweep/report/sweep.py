@@ -218,6 +218,17 @@ class Unfinished:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a search found out about the settings of its trials."""
+
+    objectives: dict[str, str]
+    """Keys of their metrics, by name."""
+    trials: int
+    importance: dict[str, dict[str, float]]
+    """By objective and setting, 0..1; empty after few trials."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """The jobs of a folder, or some of them."""
 
@@ -226,6 +237,8 @@ class Sweep:
     jobs: list[Job]
     """In the order of the report: dense first, then by edges, then by the settings that differ."""
     unfinished: list[Unfinished]
+    search: Search | None = None
+    """Of the search that made all of these jobs, or some."""
 
     @functools.cached_property
     def compared(self) -> list[Job]:

@@ -249,6 +249,20 @@ def _mean(jobs: Sequence[Job], key: str, text: Text, *, is_own: bool = False) ->
     )
 
 
+def importance(sweep: Sweep) -> Matrix | None:
+    """How much of each objective of a search each setting explains; None without a search, or
+    after too few trials."""
+    found = sweep.search.importance if sweep.search else {}
+    names = dict.fromkeys(name for of in found.values() for name in of)
+
+    def row(name: str) -> tuple[str, list[Cell]]:
+        shares = [of.get(name, 0.0) for of in found.values()]
+        return short_name(name), [Cell(text=measures.fraction(at), value=at) for at in shares]
+
+    rows = [row(name) for name in names]
+    return Matrix(corner="setting", columns=[*found], rows=rows, is_painted=False) if rows else None
+
+
 def _rows(
     jobs: Sequence[Job],
     names: Sequence[str],
