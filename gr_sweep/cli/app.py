@@ -159,6 +159,7 @@ def _run_jobs(command: "Command") -> "list[Record]":
     from gr_sweep.cli.task import task_of
     from gr_sweep.jobdir import State
     from gr_sweep.joblock import change_record
+    from gr_sweep.tracking import report_to_agent
 
     processes = connect()
     # Only the main process looks at folders: their names may hold the time, and files change.
@@ -178,6 +179,7 @@ def _run_jobs(command: "Command") -> "list[Record]":
             tasks.append(task_of(command, job, place, missing[job.number]))
         elif processes.is_main:
             print(f"{place} {job.title}: done already".strip(), file=sys.stderr)
+            report_to_agent(job.config.tracking, job.folder, job.title)
     for job in jobs if processes.is_main and command.is_multirun else ():
         change_record(job.folder, state=State.waiting, title=job.title, holder=None, error=None)
     outcomes = launch(command, tasks, checked) if tasks else []

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import itertools
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ from gr_sweep.cli.task import Job
 from gr_sweep.config import UNROUTED, Baseline, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.fingerprint import fingerprint
+from gr_sweep.tracking.base import AGENTS_SWEEP
 
 if TYPE_CHECKING:
     # It imports the report, which takes a third of a second.
@@ -111,6 +113,7 @@ def compose(
         composer.compose_base(fixed)
         _check_hydra(composer.base.hydra)
         if multirun or composer.base.hydra.mode == RunMode.MULTIRUN:
+            os.environ.pop(AGENTS_SWEEP, None)  # its jobs cannot share the run of a W&B agent
             return _Sweep(composer, settings).command()
         for override in settings:
             if override.is_sweep_override():

@@ -3,17 +3,18 @@
 Importing this does not import wandb.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gr_sweep.bounds import invalid
 from gr_sweep.config import TrackingConfig, TrackingMode
-from gr_sweep.jobdir import METRICS
-from gr_sweep.tracking.base import Tracker
+from gr_sweep.jobdir import METRICS, read_finished
+from gr_sweep.tracking.base import Tracker, agents_run_id
 from gr_sweep.tracking.jsonl import JsonlTracker
 
-__all__ = ["Tracker", "check_tracking", "make_tracker", "run_tags"]
+__all__ = ["Tracker", "check_tracking", "make_tracker", "report_to_agent", "run_tags"]
 
 _MAX_TAG_LENGTH = 64
 """W&B refuses longer tags."""
@@ -82,6 +83,28 @@ def make_tracker(
         if mode is not TrackingMode.off:
             return WandbTracker(mode, folder, run)
     return JsonlTracker(folder / METRICS)
+
+
+def report_to_agent(config: TrackingConfig, folder: Path, job: str) -> None:
+    """Logs a finished job's rows and summary to the W&B run for which `wandb agent` started this
+    process, if it did. Arguments as for `make_tracker`.
+
+    Raises:
+        ConfigError: mode is online and no API key is configured.
+    """
+    summary = read_finished(folder)
+    if summary is None or agents_run_id() is None:
+        return
+    with make_tracker(
+        config,
+        folder=folder,
+        job=job,
+        sweep=summary["sweep"],
+        run_config=summary["config"],
+        tags=run_tags(summary["config"]),
+    ) as tracker:
+        tracker.cut_back(sys.maxsize)  # replays all rows
+        tracker.finish(summary)
 
 
 def run_tags(run_config: Mapping[str, Any]) -> list[str]:

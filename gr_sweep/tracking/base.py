@@ -1,6 +1,7 @@
 """The interface of trackers: rows of metrics while a job runs, and its summary at the end."""
 
 import contextlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,21 @@ def read_run_id(folder: Path) -> str | None:
         if re.fullmatch(r"\w+", kept := (folder / RUN_ID).read_text(encoding="utf-8").strip()):
             return kept
     return None
+
+
+AGENTS_SWEEP = "WANDB_SWEEP_ID"
+"""Variable that `wandb agent` sets for the programs it starts."""
+
+
+def agents_run_id() -> str | None:
+    """The id of the W&B run for which `wandb agent` started this process; None if it did not.
+
+    A program in between may log to that run itself: wandb sets WANDB_SERVICE in it, which an agent
+    removes. Then the run is not this process's.
+    """
+    if AGENTS_SWEEP not in os.environ or "WANDB_SERVICE" in os.environ:
+        return None
+    return os.environ.get("WANDB_RUN_ID")
 
 
 class Tracker:

@@ -4,6 +4,9 @@ Trouble with W&B never fails a job: it is logged as one warning, and metrics.jso
 A job waits at most `CONNECT_TIMEOUT_S` for a server, then logs offline, and at its end at most
 `UPLOAD_TIMEOUT_S` for the upload.
 
+A job that `wandb agent` started logs to the agent's run, with the project, the entity and the
+settings that the agent gave wandb; every other job to a run of its own.
+
 W&B's history holds the rows of metrics.jsonl: the number of a row in the file is its step in W&B.
 A resumed job continues its run. Online, W&B says how many rows it has; the tracker replays those
 that are missing and skips those that it has. Offline, each start writes a log of its own that holds
@@ -30,7 +33,14 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.files import write_whole
 from gr_sweep.jobdir import METRICS
 from gr_sweep.metrics import registry
-from gr_sweep.tracking.base import HEAT_MAP, RUN_ID, STEP, STEP_FIELD, read_run_id
+from gr_sweep.tracking.base import (
+    HEAT_MAP,
+    RUN_ID,
+    STEP,
+    STEP_FIELD,
+    agents_run_id,
+    read_run_id,
+)
 from gr_sweep.tracking.jsonl import JsonlTracker, finite, read_rows
 
 CONNECT_TIMEOUT_S = 10.0
@@ -39,11 +49,11 @@ CONNECT_TIMEOUT_S = 10.0
 UPLOAD_TIMEOUT_S = 60.0
 """Longest wait for the upload at the end of a job. The rest stays on disk, for `wandb sync`."""
 
-_OTHER_RUN = (
-    *("RUN_ID", "RESUME", "RESUME_FROM", "FORK_FROM", "SWEEP_ID", "SWEEP_PARAM_PATH"),
-    *("LAUNCH", "LAUNCH_CONFIG_PATH"),
-)
-"""WANDB_ variables that would take the place of a job's own id or config."""
+_OF_AGENT = ("RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH")
+"""WANDB_ variables by which `wandb agent` names a run and its settings."""
+
+_OTHER_RUN = ("RESUME", "RESUME_FROM", "FORK_FROM", "LAUNCH", "LAUNCH_CONFIG_PATH")
+"""More WANDB_ variables that would take the place of a job's own id or config."""
 
 _ERROR = "gr_sweep/error"
 _URL = re.compile(r"(https?://)(?:[^/\s@]*@)?([^\s?#\"'<>]*)[^\s\"'<>]*")
@@ -231,15 +241,15 @@ def _run_settings() -> wandb.Settings:
 
 
 def _kept_run_id(folder: Path) -> str:
-    """The id of a job's run, or a new one that is kept.
+    """The id of a job's run: that of the agent's run, the one kept, or a new one. It is kept.
 
-    The id is random: a job that is deleted and run again must not continue a finished run.
+    The new id is random: a job that is deleted and run again must not continue a finished run.
     """
-    if (kept := read_run_id(folder)) is not None:
-        return kept
-    run_id = secrets.token_hex(5)
-    (folder / RUN_ID).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / RUN_ID, run_id + "\n")
+    kept = read_run_id(folder)
+    run_id = agents_run_id() or kept or secrets.token_hex(5)
+    if run_id != kept:
+        (folder / RUN_ID).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / RUN_ID, run_id + "\n")
     return run_id
 
 
@@ -273,7 +283,7 @@ def wandb_settings() -> wandb.Settings:
         ConfigError: a WANDB_ variable that wandb refuses.
     """
     # wandb reads its variables here.
-    for name in _OTHER_RUN:
+    for name in _OTHER_RUN if agents_run_id() else (*_OTHER_RUN, *_OF_AGENT):
         os.environ.pop(f"WANDB_{name}", None)
     # Print nothing, and send no reports about wandb itself.
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -289,8 +299,8 @@ def wandb_settings() -> wandb.Settings:
 def set_up() -> None:
     """Starts wandb's own process. WANDB_SERVICE is removed: it names a process of the parent,
     which may have ended."""
-    os.environ.pop("WANDB_SERVICE", None)
     wandb_settings()
+    os.environ.pop("WANDB_SERVICE", None)
     wandb.setup()
 
 

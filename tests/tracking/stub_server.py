@@ -31,6 +31,8 @@ class StubRun:
     project: str = ""
     group: str | None = None
     display_name: str | None = None
+    sweep: str | None = None
+    """The id of the agent's sweep."""
     tags: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     """As wandb sends it: each value under `value`."""
@@ -86,7 +88,7 @@ class StubRun:
             "logLineCount": len(self.lines.get("output.log", [])),
             "eventsLineCount": 0,
             "eventsTail": "[]",
-            "wandbConfig": json.dumps({"t": 1}),
+            "wandbConfig": json.dumps({"t": 1} if self.display_name else {}),  # has begun
         }
 
 
@@ -131,6 +133,10 @@ class StubServer:
         self.failing: tuple[str, int] | None = None
         """A part of a request's path, or of a GraphQL operation's name, and the status that it is
         answered with."""
+        self.sweep_config = ""
+        """The sweep that agents ask for, in YAML."""
+        self.agent_runs: list[tuple[str, dict[str, Any]]] = []
+        """Ids and settings of the runs that agents have not started."""
         self.delay_s = 0.0
         """Seconds before an answer; those that wait get theirs when the server stops."""
         self._num_views = 0
@@ -206,6 +212,17 @@ class StubServer:
                 data = {"model": model | {"bucket": run and run.node()}}
             case "UpsertBucket":
                 data = self._upsert_run(asked)
+            case "UpsertSweep":
+                self.sweep_config = asked["config"]
+                place = {"name": asked["projectName"], "entity": {"name": ENTITY}}
+                sweep = {"id": "1", "name": "sweep1", "project": place}
+                data = {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
+            case "SweepWithRuns":
+                data = {"project": {"sweep": {"config": self.sweep_config, "runs": {"edges": []}}}}
+            case "CreateAgent":
+                data = {"createAgent": {"agent": {"id": "agent"}}}
+            case "Heartbeat":
+                data = {"agentHeartbeat": {"commands": json.dumps(self._commands(asked))}}
             case "CreateRunFiles":
                 url = f"{self.url}/storage/{asked['run']}/"
                 files = [{"name": file, "uploadUrl": url + file} for file in asked["files"]]
@@ -247,11 +264,21 @@ class StubServer:
         run.group = asked.get("groupName") or run.group
         run.display_name = asked.get("displayName") or run.display_name
         run.tags = asked.get("tags") or run.tags
+        run.sweep = asked.get("sweep") or run.sweep
         if asked.get("config"):
             run.config = json.loads(asked["config"])
         if asked.get("summaryMetrics") and not run.is_open:
             run.written_summary = json.loads(asked["summaryMetrics"])
         return {"upsertBucket": {"bucket": run.node(), "inserted": is_new}}
+
+    def _commands(self, asked: dict[str, Any]) -> list[dict[str, Any]]:
+        """For an agent that runs nothing, the next run, which exists from then on."""
+        if json.loads(asked["runState"]) or not self.agent_runs:
+            return []
+        name, settings = self.agent_runs.pop(0)
+        args = {key: {"value": value} for key, value in settings.items()}
+        self._run(name).config = args
+        return [{"type": "run", "run_id": name, "program": "gr-sweep", "args": args}]
 
     def _stream(self, run: StubRun, sent: dict[str, Any]) -> dict[str, Any]:
         for file, chunk in (sent.get("files") or {}).items():

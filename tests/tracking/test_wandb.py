@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 import wandb
+import yaml
 
 from gr_sweep.cli.app import main
+from gr_sweep.cli.compose import compose
 from gr_sweep.config import TrackingConfig, TrackingMode
 from gr_sweep.errors import ConfigError
 from gr_sweep.tracking import check_tracking
 from gr_sweep.tracking import wandb as tracking_wandb
+from gr_sweep.tracking.base import agents_run_id
 from gr_sweep.tracking.wandb import key_source, resolve_mode
 from tests.tracking.conftest import KEY
 from tests.tracking.stub_server import StubRun, StubServer
@@ -86,7 +90,8 @@ def test_each_job_is_a_run_of_its_own_whatever_run_the_environment_names(
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
 ) -> None:
-    """As in a process that a W&B agent, W&B Launch or SageMaker has started."""
+    """As in a process that W&B Launch, SageMaker or a W&B run of an agent's has started."""
+    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path / 'a process that ended'}")
     for name in ("RUN_ID", "SWEEP_ID", "RUN_GROUP", "NAME", "PROJECT", "RESUME_FROM", "FORK_FROM"):
         monkeypatch.setenv(f"WANDB_{name}", "theirs?_step=1" if name.endswith("FROM") else "theirs")
     monkeypatch.setenv("WANDB_RESUME", "must")
@@ -104,6 +109,62 @@ def test_each_job_is_a_run_of_its_own_whatever_run_the_environment_names(
             ("gr-sweep", "sweep")
         }
     assert len(ids) == 2 and found == ids
+
+
+def test_wandb_agent_starts_jobs_that_log_to_its_runs_and_done_ones_report_again(
+    tmp_path: Path, server: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run has the environment of an agent, the second is started by wandb's own agent, as
+    the recipe in the docs says."""
+    for name, value in {
+        "GR_SWEEP_CACHE": str(tmp_path / "cache"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "WANDB_RUN_ID": "first",
+        "WANDB_SWEEP_ID": "sweep1",
+        "WANDB_PROJECT": "theirs",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    quick = ["debug=default", "data.documents=60", "data.vocab_size=300", "tracking=online"]
+    quick += ["eval.samples=0", "eval.bootstrap=50"]
+    settings = {"edges": "none", "seed": 1, "model": "tiny"}
+    assert main([*quick, *(f"{name}={value}" for name, value in settings.items())]) == 0
+    wandb.teardown()
+
+    [recipe] = re.findall("```yaml\n(.*?)```", (ROOT / "docs/tracking.md").read_text(), re.DOTALL)
+    sweep = yaml.safe_load(recipe)
+    sweep["command"][1:1] = quick
+    server.sweep_config = yaml.safe_dump(sweep)
+    server.agent_runs = [("second", settings)]
+    agent = "from wandb import wandb_agent as w; w.Agent.POLL_INTERVAL = 1; "
+    agent += "w.agent('stub/theirs/sweep1', count=1)"
+    words = [sys.executable, "-c", agent]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "done already" in done.stderr, done.stderr
+
+    [job] = (tmp_path / "outputs" / "runs").iterdir()
+    metrics = json.loads((job / "summary.json").read_text())["metrics"]
+    assert server.runs.keys() == {"first", "second"}
+    for sent in server.runs.values():
+        assert (sent.project, sent.sweep, sent.exit_code) == ("theirs", "sweep1", 0)
+        assert sent.config["seed"]["value"] == 1
+        assert sent.config["plan"]["value"]["kind"] == "peers"
+        assert metrics.items() <= sent.summary.items()
+    first, second = ([row["_step"] for row in sent.history] for sent in server.runs.values())
+    assert first == second == list(range(len(first))) and len(first) > 6
+    assert (job / "wandb" / "run_id").read_text() == "second\n"
+
+
+def test_the_jobs_of_a_sweep_do_not_share_an_agents_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "theirs")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    compose(["seed=1"])
+    assert agents_run_id() == "theirs"
+    compose(["seed=1,2"], multirun=True)
+    assert agents_run_id() is None
 
 
 # Resuming
