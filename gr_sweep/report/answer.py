@@ -76,8 +76,11 @@ class Ranking:
 
 
 def _cost(place: Place, axes: Axes, axis: int) -> float:
-    found = place.values[axis]
-    return math.inf if found is None else -axes[axis].metric.direction * found.value
+    found, measure = place.values[axis], axes[axis]
+    if found is None:
+        return math.inf
+    value = min(found.value, 1.0) if measure in measures.UP_TO_1 else found.value
+    return -measure.metric.direction * value
 
 
 def rankings(sweep: Sweep) -> list[Ranking]:

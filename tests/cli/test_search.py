@@ -13,12 +13,14 @@ import pytest
 
 from gr_sweep.cli import app
 from gr_sweep.cli.compose import compose
+from gr_sweep.cli.search import Objective
 from gr_sweep.config import Method, RunConfig, to_plain
 from gr_sweep.data.prepare import text_fingerprint
 from gr_sweep.errors import DataError
 from gr_sweep.jobdir import identity_of, write_summary
 from gr_sweep.report import read_sweep
 from gr_sweep.report.html import render
+from gr_sweep.report.measures import EXPERT_TAX, REMOVAL, best_axes
 from tests.refused import assert_refused
 
 pytest.importorskip("optuna")
@@ -156,6 +158,12 @@ def test_baselines_are_those_that_the_objectives_need(jobs):
     assert not [job for job in compose([*line, BOTH], multirun=True).jobs if job.is_baseline]
 
 
+def test_the_axes_of_the_report_are_the_objectives():
+    names = ("separability/removal", "utility/expert_tax")
+    keys = [Objective.of(name).measure.metric.key for name in names]
+    assert best_axes([], keys) == (EXPERT_TAX, REMOVAL)
+
+
 def test_a_plain_job_ignores_objectives(jobs):
     [plain] = compose(["seed=1"]).jobs
     [job] = compose(["seed=1", BOTH]).jobs
@@ -211,7 +219,13 @@ def test_a_search_over_real_jobs_has_their_known_frontier(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     tiny = ["debug=default", "edges=weight", "plan.mlp_shared=0.25", "eval.samples=0"]
     tiny += ["train.log_every=20"]
-    tiny += ["train.steps=40", "train.lr=0.005", "train.checkpoint_every=null", "data.cache=cache"]
+    tiny += [
+        "train.steps=40",
+        "train.lr=0.008",
+        "data.documents=100",
+        "train.checkpoint_every=null",
+        "data.cache=cache",
+    ]
     line = [*SEARCH, *tiny, BOTH, "data.overlap=0,0.5,1"]
     assert app.main(line) == 0
     found = read_sweep(Path("sweep"))

@@ -81,6 +81,16 @@ def test_best_in_both_is_compared_with_the_next_on_each_axis(tmp_path: Path) -> 
     assert ranks(read_sweep(tmp_path)) == {"weight": 1, "none": 2, "act": 1, "both": 2}
 
 
+def test_more_than_gone_is_no_reason_to_take_a_setting(tmp_path: Path) -> None:
+    for edges, removal in (("none", 1.1), ("weight", 1.2)):
+        folder = tmp_path / "sweep"
+        sweep_of(folder, {edges: CLEAR[edges][:1]})
+        [job] = [path for path in folder.iterdir() if f"={edges}" in path.name]
+        edit(job, lambda found, of=removal: found["metrics"].update({"mean_served_removal": of}))
+    text = said(read_sweep(folder))
+    assert text.startswith("By value, take `none`, the best in both") and "removal" in text
+
+
 def test_one_seed_is_compared_by_value_and_says_so(tmp_path: Path) -> None:
     values = {edges: of_seeds[:1] for edges, of_seeds in CLEAR.items()}
     sweep = sweep_of(tmp_path, values)
