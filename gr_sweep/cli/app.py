@@ -79,12 +79,10 @@ def _dispatch(argv: list[str]) -> int:
         print(help_text())
         return 0
     flags = parse_flags(argv)
-    if flags.quiet:
-        flags.overrides.append("+hydra.job_logging.handlers.console.level=WARNING")
     processes = connect()
     command = processes.main_first(functools.partial(compose_flags, flags))
     if not flags.cfg:
-        return run(command)
+        return run(command, is_quiet=flags.quiet)
     if processes.is_main:
         print_configs(command, flags.cfg)
     return 0
@@ -134,7 +132,7 @@ def print_configs(command: "Command", part: str) -> None:
         print(OmegaConf.to_yaml(cfg).rstrip())
 
 
-def run(command: "Command") -> int:
+def run(command: "Command", *, is_quiet: bool = False) -> int:
     """Runs the jobs that are not done, prints the results, and returns the exit status.
 
     Raises:
@@ -142,16 +140,17 @@ def run(command: "Command") -> int:
     """
     from gr_sweep.cli.launchers import status_of
 
+    run_jobs = functools.partial(_run_jobs, is_quiet=is_quiet)
     if command.search is None:
-        outcomes = _run_jobs(command)
+        outcomes = run_jobs(command)
     else:
-        command, outcomes = command.search.run(command, _run_jobs)
+        command, outcomes = command.search.run(command, run_jobs)
     if connect().is_main:
         _print_results(command)
     return status_of(outcomes)
 
 
-def _run_jobs(command: "Command") -> "list[Record]":
+def _run_jobs(command: "Command", *, is_quiet: bool) -> "list[Record]":
     """Runs the jobs that are not done, and tells how they ended."""
     from hydra.core.utils import configure_log
 
@@ -176,7 +175,10 @@ def _run_jobs(command: "Command") -> "list[Record]":
     for position, job in enumerate(command.jobs, start=1):
         place = f"[{position}/{len(command.jobs)}]" if command.is_multirun else ""
         if job.number in missing:
-            tasks.append(task_of(command, job, place, missing[job.number]))
+            task = task_of(command, job, place, missing[job.number])
+            if is_quiet and "console" in task.log_config.get("handlers", {}):
+                task.log_config["handlers"]["console"]["level"] = "WARNING"
+            tasks.append(task)
         elif processes.is_main:
             print(f"{place} {job.title}: done already".strip(), file=sys.stderr)
             report_to_agent(job.config.tracking, job.folder, job.title)

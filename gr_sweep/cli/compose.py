@@ -142,9 +142,9 @@ def _single(composer: Composer, lines: list[str]) -> Command:
     config, typed = _resolved(cfg)
     if config.baselines and any(key_of(line) == "baselines" for line in lines):
         raise ConfigError("baselines are runs that a sweep adds: add -m, or leave them out")
-    shown = without_paths(lines)
+    shown = [] if config.name else without_paths(lines)
     pattern = Path(whole.hydra.run.dir)
-    name = name_of(config, [config.name] if config.name else shown, taken_names(pattern.parent))
+    name = name_of(config, shown, taken_names(pattern))
     folder = Path(str(pattern).replace("{job}", name))
     job = Job(
         config=config,
@@ -196,7 +196,8 @@ class _Sweep:
             raise ConfigError("name names the whole sweep: give it one value")
         name = sweep_name(self.whole.name, self.swept, fixed)
         self.folder = Path(self.whole.hydra.sweep.dir.replace("{sweep}", name))
-        self.taken = taken_names(self.folder)
+        raw = OmegaConf.to_container(composer.base.hydra.sweep, resolve=False)
+        self.taken = taken_names(self.folder / raw["subdir"])
         self.search: Search | None = None
         self.num_jobs = 0
         self.baselines: set[tuple[str, ...]] = set()
@@ -302,7 +303,7 @@ class _Sweep:
         cfg = self.composer.compose(lines)
         number, self.num_jobs = self.num_jobs, self.num_jobs + 1
         config, typed = _resolved(cfg)
-        differing = without_fixed(differing, typed)
+        differing = without_fixed(differing, typed) or without_paths(lines)
         node = self.composer.base.hydra.sweep
         if OmegaConf.is_interpolation(node, "subdir"):
             node = self.composer.with_hydra(cfg, lines, number).hydra.sweep

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from gr_sweep.bounds import invalid
 from gr_sweep.cli.overrides import key_of
 from gr_sweep.config import UNROUTED, ProcedureKind, RunConfig
 from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT, fingerprint, is_below
@@ -41,27 +42,36 @@ def name_of(config: RunConfig, overrides: Sequence[str], taken: Mapping[str, str
         taken: from `taken_names`.
     """
     digits = fingerprint(config)[:8]
-    return taken.get(digits) or f"{slug(that_count(overrides))}-{digits}"
+    shown = [config.name] if config.name and not overrides else that_count(overrides)
+    return taken.get(digits) or f"{slug(shown)}-{digits}"
 
 
-def taken_names(folder: Path) -> dict[str, str]:
-    """The folders of jobs in a sweep's folder, by the 8 digits in which their names end: a job that
-    is typed in another way keeps its folder."""
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return {name[-8:]: name for name in reversed(names) if name[-9:-8] == "-"}
+def taken_names(pattern: Path) -> dict[str, str]:
+    """The folders of jobs beside `pattern`, by the 8 digits in which their names end: a job that is
+    typed in another way keeps its folder. None if the pattern adds to the name, `my-{job}`."""
+    if pattern.name != "{job}" or not pattern.parent.is_dir():
+        return {}
+    names = sorted(os.listdir(pattern.parent), reverse=True)
+    return {name[-8:]: name for name in names if name[-9:-8] == "-"}
 
 
 def sweep_name(given: str | None, swept: Iterable[str], fixed: Sequence[str]) -> str:
     """The name of a sweep's folder: `given`, or its experiment, or the settings that it sweeps.
 
     The last two end in 8 digits of a hash of the settings that are constant, if any are typed.
+
+    Raises:
+        ConfigError: `given` has no letter or digit, or is the folder of single jobs.
     """
     if given is not None:
-        return slug([given])
-    studies = [line.split("=", 1)[1] for line in fixed if key_of(line) == "experiment"]
-    constant = [line for line in that_count(fixed) if key_of(line) != "experiment"]
+        name = slug([given])
+        if not re.search(r"[A-Za-z0-9]", name) or name == "runs":
+            raise invalid("name", given, "a name with a letter or a digit, other than runs")
+        return name
+    studies = [line for line in fixed if key_of(line) == "experiment"]
+    constant = [line for line in that_count(fixed) if line not in studies]
     name = slug(studies or ["-".join(sorted(that_count(list(swept))))])
-    return f"{name}-{_digits(','.join(sorted(constant)))}" if constant else name
+    return f"{name}-{_digits(slug(constant))}" if constant else name
 
 
 def without_paths(overrides: Sequence[str]) -> list[str]:

@@ -97,7 +97,13 @@ def test_a_sweep_folder_names_what_is_swept_and_its_jobs_how_they_differ():
     assert {job.folder for job in more} > {job.folder for job in command.jobs}
     assert str(sweep("edges=both,act", "seed=0,1").folder) == "outputs/edges-seed"
     assert sweep("edges=both,act", "model=mini").folder != command.folder
-    assert str(sweep("experiment=forget").folder) == "outputs/forget"
+    assert str(sweep("experiment=forget").folder) == "outputs/experiment=forget"
+    same = (
+        sweep("plan.forget=[biology]", "plan=forget"),
+        sweep("plan.forget=['biology']", "plan=forget"),
+    )
+    assert same[0].folder == same[1].folder
+    assert sweep("edges=both").jobs[0].title == "edges=both"
 
 
 def test_name_names_a_sweep_or_a_single_job():
@@ -108,6 +114,9 @@ def test_name_names_a_sweep_or_a_single_job():
     assert job.title == "first" and job.folder.name.startswith("first-")
     with pytest.raises(ConfigError, match="name names the whole sweep"):
         sweep("name=a,b")
+    for wrong in ("..", "runs"):
+        with pytest.raises(ConfigError, match="invalid value for name"):
+            sweep(f"name={wrong}", "edges=both,act")
 
 
 def test_a_job_that_is_typed_in_another_way_keeps_its_folder(tmp_path):
@@ -117,6 +126,11 @@ def test_a_job_that_is_typed_in_another_way_keeps_its_folder(tmp_path):
     again, new = sweep("seed=0,1", "edges=both", folder).jobs
     assert again.folder == first
     assert new.folder.name.startswith("seed=1-")
+    # Text around the name is not added again.
+    named = f"hydra.run.dir='{tmp_path}/my-{{job}}'"
+    [single] = compose([named]).jobs
+    single.folder.mkdir()
+    assert compose([named]).jobs[0].folder == single.folder
 
 
 def test_a_job_alone_is_named_by_all_that_counts():
@@ -242,10 +256,11 @@ def test_a_block_of_a_published_method_has_its_published_width_unless_the_user_s
 def test_jobs_of_a_sweep_are_composed_as_each_alone(line):
     command = sweep(*line)
     for job in (command.jobs[0], command.jobs[-1]):
-        alone = single(*job.overrides, "hydra.mode=RUN")
+        typed = [line.lstrip("+") for line in job.lines]
+        alone = single(*typed, "hydra.mode=RUN")
         assert job.config == alone, job.title
         cfg = command.config_of(job, Path("/x"))
-        with composing(job.overrides) as composer:
+        with composing(typed) as composer:
             hydras = hydra.compose("config", job.lines)
             assert composer.compose(job.lines) == hydras
         with open_dict(cfg):
