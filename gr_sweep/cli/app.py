@@ -19,6 +19,7 @@ from gr_sweep.arguments import Parser
 from gr_sweep.cli.task import unusable, wants_tracebacks
 from gr_sweep.config import Resume
 from gr_sweep.errors import ConfigError, GrSweepError
+from gr_sweep.files import is_full
 from gr_sweep.train.distributed import connect, is_main
 from gr_sweep.train.signals import Stopped
 
@@ -52,9 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         said, status = str(error), 2
     except OSError as error:
-        if wants_tracebacks() or error.filename is None:  # of printing, or a bug
+        if wants_tracebacks() or (error.filename is None and not is_full(error)):  # a bug
             raise
-        said, status = str(unusable(error)), 2
+        status = 2
+        if error.filename is None:  # of printing
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            said = f"the output cannot be written: {error.strerror}; jobs that are done stay done"
+        else:
+            said = str(unusable(error))
     except KeyboardInterrupt:
         said, status = "interrupted; the same command resumes from here", 130
     except Stopped as stopped:

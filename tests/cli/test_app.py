@@ -315,8 +315,10 @@ def test_quiet_hides_progress_and_keeps_the_log(jobs, capsys):
     assert "edges=act" in (jobs.calls[0]["folder"] / "gr_sweep.log").read_text()
 
 
-@pytest.mark.parametrize("where", [">&-", "2>&-"])
-def test_output_that_the_shell_has_closed_is_no_error(where: str) -> None:
+@pytest.mark.parametrize(("where", "status"), [(">&-", 0), (">/dev/full", 2), ("2>&-", 0)])
+def test_output_that_cannot_be_written_is_one_line_or_none(where: str, status: int) -> None:
     command = shlex.join([sys.executable, "-m", "gr_sweep", "--help"])
     done = subprocess.run(f"{command} {where}", shell=True, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    full = "gr-sweep: the output cannot be written: No space left on device"
+    assert done.returncode == status and done.stderr.count("\n") == status // 2
+    assert done.stderr.startswith(full if status else "")
