@@ -54,7 +54,8 @@ class JobLock:
         self._record = read_record(folder)
         self._record.title = title or self._record.title
         self._record.holder = holder = Holder.here()
-        self._record.slurm_job = holder.slurm_job or self._record.slurm_job
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":  # not in an allocation of the user's
+            self._record.slurm_job = holder.slurm_job
         self.write(State.running)
 
     def begin(self, identity: Identity, num_steps: int, *, force: bool) -> Record:
@@ -126,14 +127,17 @@ def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
                 lock.write(State.done)
 
 
-def change_record(folder: Path, *, is_bug: bool = False, **changes: Any) -> None:
-    """Changes the record of a job that neither runs nor is finished; makes the folder."""
+def change_record(folder: Path, **changes: Any) -> None:
+    """Changes the record of a job that neither runs nor is finished; makes the folder. An error
+    that comes with a state is not a bug's unless `is_bug` says so."""
+    if "state" in changes:
+        changes.setdefault("is_bug", False)
     if standing(folder).state in (State.running, State.done):
         return
     folder.mkdir(parents=True, exist_ok=True)
     with lock_file(folder / LOCK, timeout_s=_PROBE_S) as has_lock:
         if has_lock:
-            dataclasses.replace(read_record(folder), is_bug=is_bug, **changes).write(folder)
+            dataclasses.replace(read_record(folder), **changes).write(folder)
 
 
 def set_summary_aside(folder: Path) -> None:

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,7 @@ def run_on_slurm(
     records = {work.folder: standing(work.folder) for work in works}
     recorded = {folder: record.slurm_job for folder, record in records.items()}
     numbers = {folder: number for folder, number in recorded.items() if number and number in queue}
+    numbers |= _unrecorded(queue.difference(numbers.values()), records, config)
     for work in works:
         if work.folder in numbers:
             say(work, f"already in the queue as SLURM job {numbers[work.folder]}")
@@ -164,6 +165,21 @@ def run_on_slurm(
     except (KeyboardInterrupt, JobError):
         _print_what_stays(works, numbers, sweep)
         raise
+
+
+def _unrecorded(queue: Set[str], folders: Container[Path], config: SlurmConfig) -> dict[Path, str]:
+    """Those in the queue that run in the folders, as submitit's files say; now recorded there too.
+    A command may be killed before it records them, and `resume=fresh` moves the record away."""
+    from submitit.core.utils import DelayedSubmission, JobPaths
+
+    found: dict[Path, str] = {}
+    for number in queue:
+        path = JobPaths(config.submitit_folder, number).submitted_pickle
+        work: Any = DelayedSubmission.load(path).function if path.exists() else None
+        if work is not None and work.folder in folders:
+            found[work.folder] = number
+            change_record(work.folder, slurm_job=number)
+    return found
 
 
 def _arrays(

@@ -14,7 +14,7 @@ from gr_sweep.cli.launchers import outcome_of
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.jobdir import SUMMARY, State, standing
-from gr_sweep.joblock import change_record, lock_job_dir
+from gr_sweep.joblock import change_record, lock_job_dir, replace_job
 from gr_sweep.launch import slurm
 from gr_sweep.launch.resources import Resources, SlurmConfig
 from gr_sweep.launch.slurm import run_on_slurm
@@ -268,6 +268,49 @@ def test_ctrl_c_leaves_the_jobs_in_the_queue_and_says_how_to_end_them(
     assert f"gr-sweep status {shlex.quote(str(sweep))} --watch shows them; " in said
     assert said.endswith("; to end them: scancel 11\n")
     assert numbers(works) == ["11_0", "11_1"] and {*numbers(works)} == slurm.queue_of_user()
+
+
+def test_jobs_in_the_queue_are_not_submitted_again_if_their_record_does_not_have_the_number(
+    cluster, sweep, launch, monkeypatch
+):
+    """The command was killed before it recorded the number, or `resume=fresh` moved the record."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    works = works_of(sweep, "a", "b")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(slurm, "change_record", interrupt)
+        launch(works)
+    replace_job(works[1].folder)
+    assert numbers(works) == [None, None]
+    launch(works, lambda: [*map(finish, works)])
+    assert len(cluster.scripts) == 1 and numbers(works) == ["11_0", "11_1"]
+
+
+def test_a_job_run_in_an_allocation_of_the_users_is_not_taken_for_a_submitted_one(
+    cluster, sweep, launch, monkeypatch
+):
+    [work] = works_of(sweep, "a")
+    cluster.put("7")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    fail(work, lost())
+    launch([work], lambda: finish(work))
+    assert len(cluster.scripts) == 1 and numbers([work]) == ["11"]
+
+
+def test_a_bug_before_the_number_is_recorded_stays_a_bug(cluster, sweep, launch, monkeypatch):
+    """The first job of an array may end while the numbers of the others are recorded."""
+    [work] = works_of(sweep, "a")
+
+    def is_fast(folder: Path, **changes: object) -> None:
+        fail(work, ZeroDivisionError("a bug"))
+        cluster.end("11")
+        change_record(folder, **changes)
+
+    monkeypatch.setattr(slurm, "change_record", is_fast)
+    launch([work])
+    assert outcome_of(work.folder).is_bug and numbers([work]) == ["11"]
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_requeued_and_told_jobs_and_one_whose_command_is_killed_end_as_undisturb
 @pytest.mark.slow
 def test_a_preempted_job_goes_on_where_it_was(start, place, undisturbed):
     launcher = start("-m", *LONG, *LAUNCHER, f"hydra.sweep.dir={place / 'preempted'}")
-    job = await_(lambda: training(place / "preempted", "edges=both"), launcher)
+    job = await_(lambda: training(place / "preempted", "-"), launcher)
     wait = "--wrap=sleep 1"
     slurm("sbatch", "--partition=high", "--exclusive", "--mem=0", "--output=/dev/null", wait)
     await_(lambda: standing(job).state is State.stopped, launcher)
@@ -241,7 +241,7 @@ def test_a_job_goes_on_after_its_time_limit(start, place):
     command += ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20"]
     sweep = place / "limited"
     launcher = start(*command, f"hydra.sweep.dir={sweep}")
-    job = await_(lambda: training(sweep, "edges=both"), launcher)
+    job = await_(lambda: training(sweep, "-"), launcher)
     number = number_of(job)
     await_(lambda: standing(job).state is State.stopped, launcher)
     step = step_of(job)
