@@ -28,7 +28,7 @@ from gr_sweep.jobdir import Record, State
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.metric import PLACEHOLDER
 from gr_sweep.report.collect import SEARCH, read_sweep
-from gr_sweep.report.measures import BY_METRIC, UP_TO_1, Measure, fraction
+from gr_sweep.report.measures import BY_METRIC, Measure, fraction
 from gr_sweep.report.sweep import Job as Result
 from gr_sweep.train.distributed import connect
 
@@ -141,7 +141,7 @@ class Objective:
         else:
             estimate = self.measure.of(job)
             value = None if estimate is None else estimate.value
-        return min(value, 1.0) if value is not None and self.measure in UP_TO_1 else value
+        return None if value is None else self.measure.capped(value)
 
 
 @dataclass(frozen=True, kw_only=True)

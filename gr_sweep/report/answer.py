@@ -1,13 +1,15 @@
 """The answer of a sweep: its settings ranked by utility and separability, and sentences about them.
 
-Two settings are compared by their differences over the seeds that both have. A setting is on the
-frontier (rank 1) if no other is better on both axes beyond the 95 % intervals. If every setting has
-one seed there are no intervals, and values are compared. Sentences have names in backticks.
+Settings are compared by their differences, paired by seed; one that lacks seeds has no rank. A
+setting is on the frontier (rank 1) if no other is better on both axes beyond the 95 % intervals. If
+every setting has one seed there are no intervals, and values are compared. Sentences have names in
+backticks.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +20,7 @@ from gr_sweep.metrics import registry
 from gr_sweep.metrics.seeds import paired_differences
 from gr_sweep.report import measures
 from gr_sweep.report.measures import Measure, Text, interval_text, written
-from gr_sweep.report.sweep import Estimate, Job, Sweep, shown
+from gr_sweep.report.sweep import Estimate, Job, Sweep, over_seeds, shown
 
 _MOST_NAMES = 4
 """In a list of a sentence."""
@@ -38,7 +40,7 @@ class Place:
     jobs: Sequence[Job]
     name: str
     values: tuple[Estimate | None, Estimate | None]
-    """On the two axes, over seeds."""
+    """On the two axes, over seeds, as settings are compared."""
     why: str
     """Why it has no rank; empty if it has one."""
     beaten_by: Sequence[str] = ()
@@ -103,8 +105,13 @@ def _name(sweep: Sweep, key: _Class, classes: dict[_Class, list[list[Job]]]) -> 
     found, first = [], classes[key][0][0]
     if len({text for text, _ in classes}) > 1:
         names = [name for name in sweep.varied if name.startswith(("data.", "partition."))]
-        found = [f"{name}={shown(first.settings.get(name))}" for name in names]
-        found = found or [f"text {(first.text or 'unknown')[:8]}"]
+        values = {
+            of: [f"{name}={shown(groups[0][0].settings.get(name))}" for name in names]
+            for of, groups in classes.items()
+        }
+        found = list(values[key])
+        if any(values[of] == found and of[0] != key[0] for of in classes):
+            found.append(f"text {(first.text or 'unknown')[:8]}")
     if len({parts for _, parts in classes}) > 1:
         found.append(f"removing {_either(key[1])}" if key[1] else "nothing to remove")
     return ", ".join(found)
@@ -112,16 +119,18 @@ def _name(sweep: Sweep, key: _Class, classes: dict[_Class, list[list[Job]]]) -> 
 
 def _ranking(sweep: Sweep, axes: Axes, groups: Sequence[list[Job]], name: str) -> Ranking:
     why = [_why(group, axes) for group in groups]
-    num_seeds = [len({job.seed for job in group}) for group in groups]
-    most = max((of for of, reason in zip(num_seeds, why, strict=True) if not reason), default=1)
+    seeds = [frozenset(job.seed for job in group) for group in groups]
+    counts = Counter(of for of, reason in zip(seeds, why, strict=True) if not reason)
+    # Of the sets with the most seeds, the one that most settings have.
+    most = max(counts, key=lambda of: (len(of), counts[of]), default=frozenset())
     places = [
         Place(
             jobs=group,
             name=sweep.setting(group[0]),
-            values=(axes[0].over_seeds(group), axes[1].over_seeds(group)),
-            why=reason or ("one seed" if seeds == 1 < most else ""),
+            values=(over_seeds(group, axes[0].compared), over_seeds(group, axes[1].compared)),
+            why=reason or _without_seeds(most - of),
         )
-        for group, reason, seeds in zip(groups, why, num_seeds, strict=True)
+        for group, reason, of in zip(groups, why, seeds, strict=True)
     ]
     ranked = [place for place in places if not place.why]
     beats = _beats(ranked, axes)
@@ -143,9 +152,7 @@ def _beats(ranked: Sequence[Place], axes: Axes) -> npt.NDArray[np.bool_]:
         values_GS = np.full((len(ranked), len(seeds)), math.nan)
         for at, place in enumerate(ranked):
             for job in reversed(place.jobs):
-                value = job.metrics[measure.metric.mean]
-                # More than gone is not better than gone.
-                value = min(value, 1.0) if measure in measures.UP_TO_1 else value
+                value = measure.capped(job.metrics[measure.metric.mean])
                 values_GS[at, seeds.index(job.seed)] = measure.metric.direction * value
         mean_GG, half_GG = paired_differences(values_GS)
         if np.isfinite(half_GG).any():
@@ -171,6 +178,10 @@ def _why(group: Sequence[Job], axes: Axes) -> str:
     return ""
 
 
+def _without_seeds(seeds: Set[int]) -> str:
+    return f"without seed {_either([str(seed) for seed in sorted(seeds)])}" if seeds else ""
+
+
 def _lack(job: Job, measure: Measure) -> str:
     """Why a job does not have a metric."""
     if not job.has_losses:
@@ -193,12 +204,12 @@ def _lack(job: Job, measure: Measure) -> str:
 # Sentences
 
 
-def sentences(sweep: Sweep, found: Sequence[Ranking]) -> list[str]:
+def sentences(found: Sequence[Ranking]) -> list[str]:
     """Which setting is best on which trade-off, and how sure that is: a text for each ranking."""
     said = []
     for ranking in found:
         if ranking.ranked or len(found) == 1:
-            text = _answer(sweep, ranking)
+            text = _answer(ranking)
             said.append(f"{_capital(ranking.name)}: {text}" if ranking.name else text)
     return said
 
@@ -228,26 +239,36 @@ def notes(sweep: Sweep, found: Sequence[Ranking]) -> list[str]:
     return said
 
 
-def _answer(sweep: Sweep, ranking: Ranking) -> str:
+def _answer(ranking: Ranking) -> str:
     ranked = ranking.ranked
     titles = [_title(measure) for measure in ranking.axes]
     if not ranked:
         return f"No setting can be ranked by {titles[0]} and {titles[1]}."
     if len(ranked) == 1:
-        values = " and ".join(map(_with_unit, ranked[0].values, ranking.axes))
-        return f"`{ranked[0].name}` has {values}; no other setting can be compared with it."
+        values = [_with_unit(of.over_seeds(ranked[0].jobs), of) for of in ranking.axes]
+        has = f"`{ranked[0].name}` has {_either(values, 'and')}"
+        return f"{has}; no other setting can be compared with it."
     serving, separating = ranking.by(0), ranking.by(1)
     best, most = serving[0], separating[0]
-    # The best in both is compared with the next on each axis; otherwise the two with each other.
-    others = (serving[1], separating[1]) if most is best else (best, best)
-    cost, gain = (
-        _difference(sweep, most, other, measure)
-        for other, measure in zip(others, ranking.axes, strict=True)
-    )
-    is_sure = any(text.endswith(_SURE) for text in (cost, gain))
+    cost, gain = (_difference(most, best, measure) for measure in ranking.axes)
+    if gain.startswith(_NONE):
+        most = best
+    elif cost.startswith(_NONE):
+        best = most
+    tied = [best]
     if most is best:
-        gain, cost = f"{gain} against `{others[1].name}`", f"{cost} against `{others[0].name}`"
-        text = f"take `{most.name}`, the best in both: {gain}, {cost}."
+        # The best in both is compared with the next on each axis.
+        tied += [of for of in ranked if of is not best and _are_equal(of, best, ranking.axes)]
+        names = [of.name for of in tied]
+        nexts = [next((of for of in by if of not in tied), None) for by in (serving, separating)]
+        cost, gain = (
+            f"{_difference(best, of, measure)} against `{of.name}`" if of else ""
+            for of, measure in zip(nexts, ranking.axes, strict=True)
+        )
+        if gain:
+            text = f"take {_listed(names, 'or')}, the best in both: {gain}, {cost}."
+        else:
+            text = f"{_listed(names)} do not differ in {titles[0]} or {titles[1]}."
     else:
         text = (
             f"for separation take `{most.name}`, for utility `{best.name}`: the first has {gain}, "
@@ -256,8 +277,9 @@ def _answer(sweep: Sweep, ranking: Ranking) -> str:
     if not ranking.has_intervals:
         text = f"by value, {text} Each setting has one seed, so no difference has an interval."
         return _capital(text)
-    front = [of.name for of in ranked if of.rank == 1 and of is not best and of is not most]
+    front = [of.name for of in ranked if of.rank == 1 and of not in (most, *tied)]
     beaten = [of.name for of in ranked if of.rank != 1]
+    is_sure = _SURE in cost + gain
     said = [_capital(text) if is_sure else f"No sure difference; by value, {text}"]
     if front:
         said.append(f"Also on the frontier: {_listed(front)}.")
@@ -266,16 +288,24 @@ def _answer(sweep: Sweep, ranking: Ranking) -> str:
     return " ".join(said)
 
 
-_SURE, _UNSURE = " (beyond its interval)", " (inconclusive)"
+_NONE, _SURE, _UNSURE = "no difference in ", " (beyond its interval)", " (inconclusive)"
 
 
-def _difference(sweep: Sweep, first: Place, second: Place, measure: Measure) -> str:
+def _are_equal(first: Place, second: Place, axes: Axes) -> bool:
+    """Whether the differences on both axes round to 0."""
+    return all(_difference(first, second, measure).startswith(_NONE) for measure in axes)
+
+
+def _difference(first: Place, second: Place, measure: Measure) -> str:
     """The first setting minus the second, paired by seed, and whether its interval excludes 0."""
-    found = sweep.difference(first.jobs, second.jobs, measure.metric.mean)
-    if found is None:
-        return f"{_title(measure)} on other seeds"
+    found = measure.difference(first.jobs, second.jobs)
     text = _with_unit(found, measure, "+")
-    if found.interval is None:
+    value, _, rest = text.partition(" ")
+    if not value.strip("0."):
+        title, _, ends = rest.removeprefix("nats ").partition(" [")
+        has_width = any(digit in ends for digit in "123456789")
+        return f"{_NONE}{title} [{ends}{_UNSURE}" if has_width else f"{_NONE}{title}"
+    if found is None or found.interval is None:
         return text
     return text + (_UNSURE if found.interval[0] <= 0 <= found.interval[1] else _SURE)
 
@@ -300,7 +330,7 @@ def _either(names: Sequence[str], word: str = "or") -> str:
     return f"{', '.join(first)} {word} {last}" if first else last
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str], word: str = "and") -> str:
     if len(names) > _MOST_NAMES:
         return f"{len(names)} settings"
-    return _either([f"`{name}`" for name in names], "and")
+    return _either([f"`{name}`" for name in names], word)

@@ -104,7 +104,7 @@ def render(sweep: Sweep) -> str:
         identity=figures.identity,
         indices=functools.partial(figures.indices, sweep),
         header=_header(sweep),
-        answers=[_marked(line) for line in answer.sentences(sweep, rankings)],
+        answers=[_marked(line) for line in answer.sentences(rankings)],
         notes=[_marked(line) for line in answer.notes(sweep, rankings)],
         has_seeds=len(sweep.replicates) < len(sweep.compared),
         has_axes=len(data["axes"]) > 1,

@@ -13,7 +13,7 @@ from fractions import Fraction
 from gr_sweep.domains import is_under
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.registry import Metric, Over
-from gr_sweep.report.sweep import Estimate, Job, mean_of, over_seeds
+from gr_sweep.report.sweep import Estimate, Job, estimate_of, mean_of, over_seeds
 
 MISSING = "\N{EN DASH}"
 """Shown in a cell without a value."""
@@ -113,6 +113,26 @@ class Measure:
     def over_seeds(self, jobs: Sequence[Job], part: str | None = None) -> Estimate | None:
         """The mean of `of` over jobs that differ in their seed only."""
         return over_seeds(jobs, lambda job: self.of(job, part))
+
+    def capped(self, value: float) -> float:
+        """The value by which settings are compared: more than gone is not better than gone."""
+        return min(value, 1.0) if self in UP_TO_1 else value
+
+    def compared(self, job: Job) -> Estimate | None:
+        """The mean by which settings are compared."""
+        found = self.of(job)
+        return found and dataclasses.replace(found, value=self.capped(found.value))
+
+    def difference(self, first: Sequence[Job], second: Sequence[Job]) -> Estimate | None:
+        """Mean of `compared` of the first jobs minus that of the second, paired by seed; the first
+        job of a seed counts. None if they do not have the same seeds."""
+        of_first, of_second = (
+            {job.seed: of.value for job in reversed(jobs) if (of := self.compared(job))}
+            for jobs in (first, second)
+        )
+        if of_first.keys() != of_second.keys():
+            return None
+        return estimate_of([of_first[seed] - of_second[seed] for seed in sorted(of_first)])
 
     def _mean(self, job: Job) -> Estimate | None:
         key = self.metric.mean

@@ -175,6 +175,13 @@ class Job:
         """The seed of everything random."""
         return int(self.settings.get("seed", 0))
 
+    @functools.cached_property
+    def unseeded(self) -> str:
+        """Its settings; equal for jobs that differ in their seed or text only."""
+        free = ("seed", *NO_EFFECT_ON_RESULT)
+        kept = {name: of for name, of in self.settings.items() if not _is_under(name, free)}
+        return json.dumps(kept, sort_keys=True)
+
     def estimate(self, key: str) -> Estimate | None:
         """A metric with its interval; None if the job does not have it."""
         if key not in self.metrics:
@@ -328,12 +335,19 @@ class Sweep:
         return found
 
     def setting(self, job: Job) -> str:
-        """Short name of the setting that the job is a seed of, without what is usual."""
-        return " \N{MIDDLE DOT} ".join(
-            value if name in _PLAIN else f"{name.rpartition('.')[2]}={value}"
-            for name, value in self.apart(job, seed=False)
-            if value not in NOTHING and not (job.group == ROUTED and self.usual.get(name) == value)
-        )
+        """Short name of the setting that the job is a seed of, without what is usual; no other
+        setting of the sweep has it."""
+        pairs, usual = self.apart(job, seed=False), self.usual if job.group == ROUTED else {}
+        ends = Counter(name.rpartition(".")[2] for name, _ in pairs)
+        words = [
+            value if name in _PLAIN else f"{name if ends[end] > 1 else end}={value}"
+            for name, value in pairs
+            for end in [name.rpartition(".")[2]]
+            if value not in ((usual[name],) if name in usual else NOTHING)
+        ]
+        if len({of[0].text for of in self.replicates if of[0].unseeded == job.unseeded}) > 1:
+            words.append(f"text {str(job.text)[:8]}")
+        return " \N{MIDDLE DOT} ".join(words)
 
     def label(self, job: Job, *, seed: bool = True) -> str:
         """What distinguishes the job, as a user would type it."""
@@ -345,15 +359,10 @@ class Sweep:
 
     @functools.cached_property
     def replicates(self) -> list[list[Job]]:
-        """The compared jobs in groups that differ in their seed only."""
-        groups: dict[str, list[Job]] = {}
+        """The compared jobs in groups that differ in their seed only, on the same text."""
+        groups: dict[tuple[str, Any], list[Job]] = {}
         for job in self.compared:
-            settings = {
-                name: value
-                for name, value in job.settings.items()
-                if name != "seed" and not _is_under(name, NO_EFFECT_ON_RESULT)
-            }
-            groups.setdefault(json.dumps(settings, sort_keys=True), []).append(job)
+            groups.setdefault((job.unseeded, job.text), []).append(job)
         return list(groups.values())
 
     @functools.cached_property
@@ -378,21 +387,6 @@ class Sweep:
     def over_seeds(self, group: Sequence[Job], key: str) -> Estimate | None:
         """Mean of a metric over jobs that differ in their seed only, as `over_seeds` has it."""
         return over_seeds(group, lambda job: job.estimate(key))
-
-    def difference(self, first: Sequence[Job], second: Sequence[Job], key: str) -> Estimate | None:
-        """Mean of the first jobs minus that of the second, paired by seed."""
-        of_first, of_second = _by_seed(first, key), _by_seed(second, key)
-        common = sorted(of_first.keys() & of_second.keys())
-        return estimate_of([of_first[seed] - of_second[seed] for seed in common])
-
-
-def _by_seed(jobs: Sequence[Job], key: str) -> dict[int, float]:
-    """The metric by seed; the first job of a seed counts."""
-    found: dict[int, float] = {}
-    for job in jobs:
-        if key in job.metrics:
-            found.setdefault(job.seed, job.metrics[key])
-    return found
 
 
 def estimate_of(values: Sequence[float]) -> Estimate | None:

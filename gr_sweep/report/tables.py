@@ -109,7 +109,7 @@ def settings(sweep: Sweep, rankings: Sequence[Ranking]) -> Table:
         is_axis = measure in axes and not filled[0].is_domain
         (first if is_axis else rest).append(filled)
     if any(len(ranking.ranked) > 1 for ranking in rankings):
-        first += [_differences(sweep, rankings, measure) for measure in axes]
+        first += [_differences(rankings, measure) for measure in axes]
     by_row = zip(*(of for _, of in [*first, *rest]), strict=True)
     rows = [
         Row(
@@ -132,7 +132,7 @@ def column(measure: Measure, name: str, *, is_domain: bool = False) -> Column:
     )  # fmt: skip
 
 
-def _differences(sweep: Sweep, rankings: Sequence[Ranking], measure: Measure) -> _Filled:
+def _differences(rankings: Sequence[Ranking], measure: Measure) -> _Filled:
     title, utility = measure.metric.title, rankings[0].axes[0].metric.title
     text = Text(measure.text.digits, "+")
     head = Column(
@@ -147,7 +147,7 @@ def _differences(sweep: Sweep, rankings: Sequence[Ranking], measure: Measure) ->
         for place in ranking.places:
             found = None
             if reference is not None and not place.why:
-                found = sweep.difference(place.jobs, reference.jobs, measure.metric.mean)
+                found = measure.difference(place.jobs, reference.jobs)
             cells.append(Cell(text="reference") if place is reference else cell(found, text))
     return head, cells
 

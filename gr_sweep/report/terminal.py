@@ -30,7 +30,7 @@ def print_table(sweep: Sweep, console: "Console") -> None:
         console.print(Text(f"Warning: {sentence}", style="bold yellow"))
     if sweep.compared:
         rankings = answer.rankings(sweep)
-        for line in [*answer.sentences(sweep, rankings), *answer.notes(sweep, rankings)]:
+        for line in [*answer.sentences(rankings), *answer.notes(sweep, rankings)]:
             console.print(Text(line.replace("`", "")))
         settings = tables.settings(sweep, rankings)
         console.print(_table(settings, console.width, sweep.name))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gr_sweep.report import answer, read_sweep
+from gr_sweep.report import answer, measures, read_sweep, tables
 from gr_sweep.report.sweep import Sweep
 from tests.report.conftest import edit, write_job
 
@@ -13,19 +13,27 @@ Values = Mapping[str, Sequence[tuple[float, float]]]
 """Served tax and selectivity of each seed, by edges."""
 
 
-def sweep_of(folder: Path, values: Values, **arguments: object) -> Sweep:
-    """Jobs without tables, so that their metrics are those given."""
+def sweep_of(
+    folder: Path,
+    values: Values,
+    *,
+    seeds: Mapping[str, Sequence[int]] | None = None,
+    separability: str = "mean_selectivity",
+) -> Sweep:
+    """Jobs without tables, so that their metrics are those given. Seeds are 0, 1, ... without
+    `seeds`, which has those of edges."""
     for edges, of_seeds in values.items():
-        for seed, (tax, selectivity) in enumerate(of_seeds):
-            job = write_job(folder, edges=edges, seed=seed, **arguments)  # type: ignore[arg-type]
+        numbers = (seeds or {}).get(edges, range(len(of_seeds)))
+        for seed, (tax, other) in zip(numbers, of_seeds, strict=True):
+            job = write_job(folder, edges=edges, seed=seed)
             (job / "document_losses.csv").unlink()
-            found = {"mean_served_tax": tax, "mean_selectivity": selectivity}
+            found = {"mean_served_tax": tax, separability: other}
             edit(job, lambda summary, found=found: summary["metrics"].update(found))
     return read_sweep(folder)
 
 
 def said(sweep: Sweep) -> str:
-    return " ".join(answer.sentences(sweep, answer.rankings(sweep)))
+    return " ".join(answer.sentences(answer.rankings(sweep)))
 
 
 def noted(sweep: Sweep) -> str:
@@ -66,8 +74,8 @@ def test_difference_within_its_interval_is_inconclusive(tmp_path: Path) -> None:
     assert text.startswith("No sure difference") and text.count("(inconclusive)") == 2
     assert set(ranks(sweep).values()) == {1}, "by means act is beaten in neither"
     pair = sweep.replicates
-    for key in ("mean_served_tax", "mean_selectivity"):
-        found = sweep.difference(pair[1], pair[0], key)
+    for measure in (measures.SERVED_TAX, measures.SELECTIVITY):
+        found = measure.difference(pair[1], pair[0])
         assert found is not None and found.interval is not None
         assert found.interval[0] < 0 < found.interval[1]
 
@@ -103,7 +111,7 @@ def test_one_seed_is_compared_by_value_and_says_so(tmp_path: Path) -> None:
 def test_setting_with_fewer_seeds_has_no_rank(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, dict(CLEAR) | {"both": CLEAR["both"][:1]})
     assert ranks(sweep)["both"] is None
-    assert "`both` (one seed)" in noted(sweep) and "`both`" not in said(sweep)
+    assert "`both` (without seed 1 or 2)" in noted(sweep) and "`both`" not in said(sweep)
 
 
 def test_seeds_of_dense_runs_do_not_take_the_rank_of_others(tmp_path: Path) -> None:
@@ -159,7 +167,7 @@ def test_controls_bounds_and_other_removals_are_kept_apart(read_study: Sweep) ->
     assert why["random"] == "a control" and why["dense"] == "no domain to remove"
     assert why["both"] == "only a bound of served compute"
     assert second.name == "removing biology" and [p.name for p in second.places] == ["sgtm"]
-    texts = answer.sentences(read_study, [first, second])
+    texts = answer.sentences([first, second])
     assert texts[0].startswith("Removing code, biology or creative: ")
     assert texts[1].startswith("Removing biology: `sgtm` has ")
 
@@ -175,14 +183,100 @@ def test_other_texts_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_more_than_gone_is_not_better_than_gone(tmp_path: Path) -> None:
-    for edges, of_seeds in CLEAR.items():
-        for seed, (tax, _) in enumerate(of_seeds):
+    removal = {"none": 1.0, "act": 1.3, "weight": 1.2, "both": 1.2}
+    values = {name: [(tax, removal[name]) for tax, _ in of] for name, of in CLEAR.items()}
+    sweep = sweep_of(tmp_path, values, separability="mean_served_removal")
+    assert set(ranks(sweep).values()) == {1}
+
+
+def test_answer_agrees_with_the_ranks_where_removal_is_above_1(tmp_path: Path) -> None:
+    values = {"none": [(0.0, 1.0)], "act": [(0.5, 1.2)]}
+    sweep = sweep_of(tmp_path, values, separability="mean_served_removal")
+    assert ranks(sweep) == {"none": 1, "act": 2}
+    text = said(sweep)
+    assert text.startswith("By value, take `none`, the best in both: no difference in served rem")
+    table = tables.settings(sweep, answer.rankings(sweep))
+    delta = "\N{GREEK CAPITAL LETTER DELTA} served removal"
+    at = [column.name for column in table.columns].index(delta)
+    assert table.rows[1].cells[at - 1].value == 0, "the difference in the table is the same"
+    alone = sweep_of(tmp_path / "alone", {"act": values["act"]}, separability="mean_served_removal")
+    assert "1.20 served removal" in said(alone), "a value that is not compared is not capped"
+
+
+def test_only_settings_with_the_same_seeds_are_compared(tmp_path: Path) -> None:
+    values: Values = {
+        "none": [(0.10, 0.50), (0.11, 0.51)],
+        "act": [(0.90, 0.90), (0.05, 0.40), (0.06, 0.41)],
+        "both": [(0.20, 0.70), (0.10, 0.35), (0.09, 0.38)],
+    }
+    sweep = sweep_of(tmp_path, values, seeds={"none": (1, 2)})
+    assert ranks(sweep) == {"act": 1, "both": 1, "none": None}
+    assert "`none` (without seed 0)" in noted(sweep)
+    assert "`none`" not in said(sweep)
+
+
+def test_settings_without_a_common_seed_are_not_compared(tmp_path: Path) -> None:
+    values: Values = {of: [(0.1, 0.5)] for of in ("none", "act", "both")}
+    sweep = sweep_of(tmp_path, values, seeds={"none": (1,)})
+    assert ranks(sweep) == {"act": 1, "both": 1, "none": None}
+    assert "`none` (without seed 0)" in noted(sweep)
+
+
+def test_equal_settings_are_said_not_to_differ(tmp_path: Path) -> None:
+    tie: Values = {"none": [(0.1, 0.5)] * 2, "act": [(0.1, 0.5001)] * 2}
+    text = said(sweep_of(tmp_path / "tie", tie))
+    assert "do not differ in served tax or selectivity" in text
+    assert "0.00" not in text and "take" not in text
+    beaten: Values = tie | {"both": [(0.3, 0.2), (0.31, 0.22)]}
+    text = said(sweep_of(tmp_path / "beaten", beaten))
+    assert "ake `none` or `act`, the best in both: +" in text or "ake `act` or `none`" in text
+    assert "Also on the frontier" not in text, "they are named"
+    cost: Values = {"none": [(0.1, 0.5)], "act": [(0.1, 0.9)]}
+    text = said(sweep_of(tmp_path / "cost", cost))
+    assert "take `act`, the best in both: +0.40" in text
+    assert "no difference in served tax against `none`" in text
+    gain: Values = {"none": [(0.1, 0.9)], "act": [(0.2, 0.9)]}
+    text = said(sweep_of(tmp_path / "gain", gain))
+    assert "take `none`, the best in both: no difference in selectivity against `act`" in text
+
+
+def test_uncertain_difference_of_0_keeps_its_interval(tmp_path: Path) -> None:
+    values: Values = {"none": [(0.1, 0.5), (0.2, 0.5)], "act": [(0.2, 0.9), (0.1, 0.91)]}
+    text = said(sweep_of(tmp_path, values))
+    assert "no difference in served tax [" in text and "(inconclusive) against `none`" in text
+
+
+def test_settings_with_different_values_have_different_names(tmp_path: Path) -> None:
+    for weight, unlabelled in ((1.0, 0.5), (0.5, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0)):
+        settings = {
+            "data.weights": {"code": weight},
+            "partition.unlabelled": {"code": unlabelled},
+        }
+        write_job(tmp_path, edges="act", settings=settings)
+    names = {place.name for of in answer.rankings(read_sweep(tmp_path)) for place in of.places}
+    dot = "\N{MIDDLE DOT}"
+    assert {f"act {dot} data.weights.code=0.5", f"act {dot} partition.unlabelled.code=0.5"} < names
+    assert len(names) == 5
+
+
+def test_empty_value_is_named_where_another_is_usual(tmp_path: Path) -> None:
+    for limit, dropout in ((2000, 0.5), (2000, 1.0), (None, 0.5)):
+        settings = {"data.limit_tokens": limit}
+        write_job(tmp_path, edges="act", foreign_dropout=dropout, settings=settings)
+    names = [place.name for of in answer.rankings(read_sweep(tmp_path)) for place in of.places]
+    assert len(set(names)) == len(names)
+
+
+def test_jobs_on_other_text_are_no_seeds_of_a_setting(tmp_path: Path) -> None:
+    for seed, text in enumerate("ab"):
+        for edges in ("act", "both"):
             job = write_job(tmp_path, edges=edges, seed=seed)
-            (job / "document_losses.csv").unlink()
-            removal = {"none": 1.0, "act": 1.3}.get(edges, 1.2)
-            found = {"mean_served_tax": tax, "mean_served_removal": removal}
-            edit(job, lambda summary, found=found: summary["metrics"].update(found))
-    assert set(ranks(read_sweep(tmp_path)).values()) == {1}
+            edit(job, lambda summary, text=text: summary["fingerprints"].update(text=text))
+    found = answer.rankings(read_sweep(tmp_path))
+    assert [of.name for of in found] == ["text a", "text b"]
+    places = [place for of in found for place in of.places]
+    assert [len(place.jobs) for place in places] == [1] * 4
+    assert len({place.name for place in places}) == 4
 
 
 @pytest.mark.parametrize("missing", ["mean_served_tax", "mean_selectivity"])

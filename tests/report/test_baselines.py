@@ -313,7 +313,7 @@ def test_mean_over_seeds_has_a_t_interval_and_differences_are_paired(tmp_path: P
     half = 4.3027 * 0.1 / 3**0.5
     for found in (
         sweep.over_seeds(routed, "mean_tax"),
-        sweep.difference(routed, dense, "loss/full/code"),
+        measures.LOSS.difference(routed, dense),
     ):
         assert found is not None and found.interval is not None
         assert found.value == pytest.approx(0.6)
@@ -321,7 +321,8 @@ def test_mean_over_seeds_has_a_t_interval_and_differences_are_paired(tmp_path: P
     loss = sweep.over_seeds(routed, "loss/full/code")
     assert loss is not None and loss.interval is not None
     assert loss.interval[1] - loss.interval[0] > 10 * half, "between seeds losses differ by nats"
-    single = sweep.difference(routed[:1], dense[:1], "loss/full/code")
+    single = measures.LOSS.difference(routed[:1], dense[:1])
     assert single is not None and single.interval is None
     assert sweep.over_seeds(routed, "no such metric") is None
-    assert sweep.difference(routed, dense, "no such metric") is None
+    assert measures.RELEARN_RATIO.difference(routed, dense) is None
+    assert measures.LOSS.difference(routed, dense[1:]) is None, "not of the same seeds"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gr_sweep.metrics import registry
-from gr_sweep.report import answer, write_report
+from gr_sweep.report import answer, read_sweep, write_report
 from gr_sweep.report.sweep import Job, Sweep
 from tests.report.conftest import write_job
 
@@ -129,6 +129,23 @@ def test_frontier_is_that_of_the_table(page: "Page", read_study: Sweep) -> None:
         for other in boxes[:at]:
             across = min(right, other[2]) - max(left, other[0])
             assert across < 4 or min(bottom, other[3]) - max(top, other[1]) < 4
+
+
+def test_frontier_and_labels_of_settings_with_other_seeds(open_page: Open, tmp_path: Path) -> None:
+    for edges, seeds in {"none": (1, 2), "act": (0, 1, 2), "both": (0, 1, 2)}.items():
+        for seed in seeds:
+            write_job(tmp_path, edges=edges, seed=seed)
+    weights = {"data.weights": {"code": 0.5}}, {"partition.unlabelled": {"code": 0.5}}
+    for settings in weights:
+        write_job(tmp_path, edges="act", settings=settings)
+    sweep = read_sweep(tmp_path)
+    [ranking] = answer.rankings(sweep)
+    front = {place.name for place in ranking.places if place.rank == 1}
+    page = open_page(write_report(tmp_path))
+    drawn = page.evaluate("frontOf(scatterGroups()).map(({ first }) => first.short)")
+    assert set(drawn) == front and "none" not in front
+    labels = page.evaluate("scatterGroups().map(({ first }) => labelOf(first))")
+    assert len(set(labels)) == len(ranking.places) == 5
 
 
 def test_seeds_fold_out(page: "Page", read_study: Sweep) -> None:

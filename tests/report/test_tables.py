@@ -70,7 +70,7 @@ def test_seeds_become_means_and_paired_differences(read_study: Sweep) -> None:
     values = [[job.metrics[key] for job in row.jobs] for row in (act, best)]
     assert cell(table, act, name).value == pytest.approx(sum(values[0]) / 2)
     first, second = (a - b for a, b in zip(*values, strict=True))
-    found = read_study.difference(act.jobs, best.jobs, key)
+    found = ranking.axes[0].difference(act.jobs, best.jobs)
     assert found is not None and found.interval is not None
     assert difference(table, act, name).value == pytest.approx((first + second) / 2)
     low = (first + second) / 2 - 12.7062 * abs(first - second) / 2

@@ -34,22 +34,32 @@ const scatterGroups = () => data.groups.flatMap((group) => {
 /** Groups that no other is better than on both axes beyond the intervals of paired differences, as in answer.py. */
 const frontOf = (groups) => {
   if (!across.direction || !up.direction) return [];
-  const whole = groups.filter(({ isWhole }) => isWhole), most = Math.max(1, ...whole.map(({ jobs }) => jobs.length));
-  const ranked = whole.filter(({ jobs }) => jobs.length > 1 || most === 1);
+  const classes = new Map();
+  for (const group of groups.filter(({ isWhole }) => isWhole)) {
+    const { text, parts } = group.first, of = `${text} ${across.isMean || up.isMean ? parts : ""}`;
+    const bySeed = new Map(group.jobs.map((job) => [data.jobs[job].seed, job])), seeds = [...bySeed.keys()].sort();
+    if (!classes.has(of)) classes.set(of, []);
+    classes.get(of).push({ group, bySeed, seeds, key: `${seeds}` });
+  }
+  return [...classes.values()].flatMap(frontOfClass);
+};
+
+const frontOfClass = (all) => {
+  // Only groups with the same seeds are compared: the most seeds, and of those sets the one that most groups have.
+  const counts = new Map();
+  for (const { key } of all) counts.set(key, (counts.get(key) ?? 0) + 1);
+  const [{ seeds, key: most }] = [...all].sort((a, b) => b.seeds.length - a.seeds.length || counts.get(b.key) - counts.get(a.key));
+  const ranked = all.filter(({ key }) => key === most);
   // More than gone is not better than gone.
   const on = (axis, job) => Math.min(axis.values[job], axis.most ?? Infinity) * axis.direction;
-  const bySeed = new Map(ranked.map(({ jobs }) => [jobs, new Map(jobs.map((job) => [data.jobs[job].seed, job]))]));
-  const isComparable = (a, b) => a.text === b.text && ![across, up].some(({ isMean }) => isMean && `${a.parts}` !== `${b.parts}`);
   const beats = (a, b) => {
-    if (!isComparable(a.first, b.first)) return false;
-    const pairs = [...bySeed.get(a.jobs)].flatMap(([seed, job]) => { const other = bySeed.get(b.jobs).get(seed); return other === undefined ? [] : [[job, other]]; });
     const least = [across, up].map((axis) => {
-      const differences = pairs.map(([job, other]) => on(axis, job) - on(axis, other));
-      return most === 1 ? (differences[0] ?? -1) : pairs.length > 1 && mean(differences) > 0 ? tInterval(differences)[0] : -1;
+      const differences = seeds.map((seed) => on(axis, a.bySeed.get(seed)) - on(axis, b.bySeed.get(seed)));
+      return seeds.length === 1 ? differences[0] : mean(differences) > 0 ? tInterval(differences)[0] : -1;
     });
-    return most === 1 ? Math.min(...least) >= 0 && Math.max(...least) > 0 : Math.min(...least) > 0;
+    return seeds.length === 1 ? Math.min(...least) >= 0 && Math.max(...least) > 0 : Math.min(...least) > 0;
   };
-  return ranked.filter((group) => !ranked.some((other) => other !== group && beats(other, group)));
+  return ranked.filter((one) => !ranked.some((other) => other !== one && beats(other, one))).map(({ group }) => group);
 };
 
 /** Dense models, which have only one of the two numbers, as lines; and what an axis says itself. */
@@ -95,10 +105,13 @@ const bars = (points, at, visible) => {
   return { type: "data", symmetric: false, array: of(1), arrayminus: of(-1), thickness: 1, width: 0, visible };
 };
 
-const labelOf = ({ short }) => {
+const briefOf = (short) => {
   const text = short.length > 24 ? short.replaceAll(/[^ ]+=/g, "") : short; // Values say enough; the whole name is in the tooltip.
   return text.length > 30 ? `${text.slice(0, 29)}…` : text;
 };
+const briefs = new Map(); // How many settings have each.
+for (const short of new Set(data.jobs.map((job) => job.short))) briefs.set(briefOf(short), (briefs.get(briefOf(short)) ?? 0) + 1);
+const labelOf = ({ short }) => (briefs.get(briefOf(short)) > 1 ? short : briefOf(short));
 
 /** Where the label of each group has room, those of the frontier first; "" where none has. */
 const placeLabels = (groups, front, ranges, lines) => {
