@@ -70,7 +70,7 @@ def validate(config: RunConfig) -> RunConfig:
         _check_alternate(resolved, domains)
     elif resolved.procedure.name is ProcedureKind.branch:
         _check_branch(resolved)
-    elif procedure is not ProcedureKind.fixed and config.method.name is Method.routed:
+    elif resolved.procedure.name is not procedure and config.method.name is Method.routed:
         raise ConfigError(f"procedure={name} needs blocks beside the core; plan=none has none")
     _check_frozen(config, resolved)
     return resolved

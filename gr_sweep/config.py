@@ -72,7 +72,8 @@ class Baseline(enum.Enum):
 
 class ProcedureKind(enum.Enum):
     """How a run gets its plan and trains. Each kind is in conf/procedure/NAME.yaml, planning.py,
-    `resolve.resolve` and `Job.train`, which calls a module of its own such as alternate.py."""
+    `resolve.resolve`, `checks.validate`, cli/check_fit.py, launch/estimate.py and `Job.train`,
+    which calls a module of its own such as alternate.py (in ORDER of tests/test_imports.py)."""
 
     fixed = "fixed"
     alternate = "alternate"
@@ -92,7 +93,8 @@ class Attribution(enum.Enum):
 
 class DataKind(enum.Enum):
     """Where text comes from. Each kind is in conf/data/NAME.yaml, `_SOURCES` of data/sources.py,
-    `_CHECKS` of checks.py, `_resolve_data` of resolve.py, and `_PLACES` of report/sweep.py."""
+    `_CHECKS` of checks.py, `_resolve_data` of resolve.py, and `_PLACES` of report/sweep.py. New
+    settings may also be in `_DICTIONARIES` of fingerprint.py and `_PATHS` of cli/names.py."""
 
     synthetic = "synthetic"
     local = "local"
@@ -360,8 +362,7 @@ class ProcedureConfig:
     [2,1,1]. Each round splits every expert by the next level of the domain tree, or by clustering
     its documents."""
     dense: float = share(0.5)
-    """Share of each round's steps, 0..1, that is dense; 0: the plan is made before its first
-    step."""
+    """Share of each round's steps that is dense, 0..1; 0: the plan is made before the first."""
     rewarm: float = bounded(1.0, above=0)
     """Peak learning rate of every phase after the first, as a share of `train.lr`."""
     attribution: Attribution = Attribution.act_grad
@@ -414,7 +415,7 @@ class TrainConfig:
     beta2: float = bounded(0.95, at_least=0, below=1)
     """AdamW's decay rate of the second moment."""
     max_norm: float | None = bounded(1.0, above=0)
-    """Gradient norm to clip to, per owner set (edges weight, both) or globally; null: none."""
+    """Gradient norm to clip to, per owner set (weight, both) or globally; null: none."""
     log_every: int = bounded(10, at_least=1)
     """Steps between rows of metrics.jsonl."""
     checkpoint_every: int | None = bounded(100, at_least=1)

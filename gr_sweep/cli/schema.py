@@ -28,7 +28,8 @@ GROUPS: dict[str, type] = {
 """Groups whose files fill one node; the others write at the top level."""
 
 LAUNCHERS: dict[str, Any] = {"slurm": SlurmConfig, "local_parallel": LocalParallelConfig}
-"""Settings of each file of conf/hydra/launcher. `gr_sweep.cli.launchers` runs them."""
+"""Settings of each file of conf/hydra/launcher. `_LAUNCHERS` of cli/launchers.py runs them. Numbers
+in a queue, requeueing and kills know only SLURM: `jobdir.Holder`, cli/job_status.py, cli/task.py."""
 
 
 @dataclass

@@ -5,7 +5,8 @@ from here. To add a metric, add an entry here and the code that computes it: fro
 `metrics/tables.add_own` (a job alone) or `metrics/compare.py` (against baselines; it adds all
 means), from time and sizes in `train/cost.cost_metrics`, and for rows of metrics.jsonl in
 `train/loop.py` or, at the end of a round, `gr_sweep/alternate.py`. Which metrics the report's
-tables show says `report/measures.py`.
+tables show says `report/measures.py`; the first part of a key decides the section in W&B. A new
+`View` of the model is also in `tables._LOSSES` and `eval/removal.py`.
 
 Letters in formulas: d is the domain whose held-out text is read, e the domain that was removed or
 kept. L(d) is the loss of the full model, L[-e](d) with e removed, L[e](d) with e kept alone, S(d)
