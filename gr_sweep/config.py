@@ -352,8 +352,7 @@ class ProcedureConfig:
     """Share of the steps that train the core of `branch` alone, on text of domains that own it and
     unlabelled text; 0: it is frozen as it is, for a pretrained model."""
     rehearsal: float = bounded(0.0, at_least=0, below=1)
-    """Share of the sequences of each block of `branch` that are other text of domains that own the
-    core."""
+    """Share of each block's sequences in `branch` that is other text of the core's owners."""
     copies: bool = False
     """The core of `branch` is trained with the first block, and the others begin as copies of
     it."""

@@ -29,7 +29,7 @@ GROUPS: dict[str, type] = {
 
 LAUNCHERS: dict[str, Any] = {"slurm": SlurmConfig, "local_parallel": LocalParallelConfig}
 """Settings of each file of conf/hydra/launcher. `_LAUNCHERS` of cli/launchers.py runs them. Numbers
-in a queue, requeueing and kills know only SLURM: `jobdir.Holder`, cli/job_status.py, cli/task.py."""
+in a queue, requeueing and kills know SLURM alone: `jobdir.Holder`, cli/job_status.py, task.py."""
 
 
 @dataclass
