@@ -22,7 +22,7 @@ from gr_sweep.data.heldout import first_documents, heldout_documents
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.rows import step_rows
 from gr_sweep.data.sources import check_hub
-from gr_sweep.domains import UNLABELLED, expand
+from gr_sweep.domains import expand
 from gr_sweep.errors import JobError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import WithoutDomain
@@ -162,8 +162,7 @@ def token_cuts(
     routing sees."""
     if (bias := config.route.token_bias) is None:
         return {}
-    owners = core_owners(config) or (UNLABELLED,)
-    cuts = batches.token_cuts(owners, vocab_size, bias)
+    cuts = batches.token_cuts(core_owners(config), vocab_size, bias)
     return {label: torch.from_numpy(cut_V).to(device) for label, cut_V in cuts.items()}
 
 

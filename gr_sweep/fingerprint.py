@@ -1,11 +1,14 @@
 """Which settings make two jobs equal, and a digest of them."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import RunConfig, to_plain
+from gr_sweep.files import content_digest
 
 NO_EFFECT_ON_RESULT = (
     "name",
@@ -34,7 +37,11 @@ def is_below(key: str, names: Sequence[str]) -> bool:
 
 def fingerprint(config: RunConfig) -> str:
     """64 hexadecimal digits that two resolved configs share if their jobs give the same numbers."""
-    return hashlib.sha256(json.dumps(fingerprinted_settings(config)).encode()).hexdigest()
+    settings = fingerprinted_settings(config)
+    for name in config.eval.tasks:
+        with contextlib.suppress(OSError):  # a name that the harness knows, or refused later
+            settings[f"content of {name}"] = content_digest(Path(name))
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def fingerprinted_settings(config: RunConfig) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def differences(folder: Path, identity: Identity) -> list[str]:
             for key in sorted({*settings, *new})
             if settings.get(key) != new.get(key) and not is_below(key, NO_EFFECT_ON_RESULT)
         ]
-        lines.append(f"settings ({_few(changes)})")
+        lines.append(f"settings ({_few(changes or ['the content of a file in eval.tasks'])})")
     if found["text"] != identity.text:
         lines.append("text (the documents or the tokenizer have changed)")
     if found["code"] != identity.code:

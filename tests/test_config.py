@@ -125,6 +125,15 @@ def test_jobs_that_read_the_same_settings_have_the_same_fingerprint():
     assert len(found | {fingerprint(config_of())}) == 1 + len(changes)
 
 
+def test_the_content_of_a_tasks_file_is_part_of_the_fingerprint(tmp_path):
+    path, found = tmp_path / "task.yaml", []
+    for content in (None, "task: a", "task: b"):
+        if content is not None:
+            path.write_text(content)
+        found.append(fingerprint(config_of(eval__tasks=[str(path)])))
+    assert len({*found}) == 3
+
+
 def test_labels_of_retained_text_are_hidden_under_forget_alone():
     hidden = {"unlabelled_retained": 0.75}
     forget = {"kind": PlanKind.forget, "forget": ["biology"]}

@@ -231,6 +231,7 @@ OTHER_SETTINGS = {"seed": 5, "train": {"steps": 4, "lr": 0.1, "warmup": 0.1}}
             other(config="other", settings=OTHER_SETTINGS),
             "settings (seed was 0, now 5, train.warmup was None, now 0.1)",
         ),
+        (other(config="other"), "settings (the content of a file in eval.tasks)"),
         (other(text="other"), "text (the documents or the tokenizer have changed)"),
         (other(code="other"), "code (gr-sweep itself has changed)"),
     ],

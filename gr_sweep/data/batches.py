@@ -237,8 +237,11 @@ class Batches:
         s = sigmoid(r - 1/r + bias), r being the ratio of the token's frequencies in training text
         with the label and with the owners' labels (Cloud et al. 2024, arXiv 2410.04332; its code,
         `get_token_freq_masking_rule` of factored_representations/masklib.py, counts 25,000 stories
-        of each). As there, each token first counts once, and 20 times in the owners' text.
+        of each). As there, each token first counts once, and 20 times in the owners' text. If no
+        text has an owner's label, the unlabelled text is the owners'.
         """
+        if not self._streams.keys() & {*owners}:
+            owners = [UNLABELLED]
 
         def frequencies(labels: Sequence[str], more: int) -> np.ndarray:
             streams = [self._streams[label] for label in labels if label in self._streams]

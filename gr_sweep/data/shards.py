@@ -113,7 +113,8 @@ class ShardWriter:
         """Writes the table of documents; not after an error, where the whole folder is deleted."""
         self._tokens.close()
         if kind is None:
-            np.array(self._rows, dtype=_DOCUMENT).tofile(self._documents_path)
+            # Not `tofile`, which ignores a full disk.
+            self._documents_path.write_bytes(np.array(self._rows, dtype=_DOCUMENT).tobytes())
 
 
 def open_shard(folder: Path, name: str, dtype: np.dtype) -> Shard:

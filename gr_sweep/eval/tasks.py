@@ -6,15 +6,16 @@ K networks that are served, N rows of a batch, T positions, V tokens of the voca
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import yaml
 from torch import Tensor
 
-from gr_sweep.config import is_number
 from gr_sweep.errors import ConfigError
 from gr_sweep.eval.removal import WithoutDomain, domain_views, served_networks
 from gr_sweep.metrics import registry
@@ -31,8 +32,9 @@ _NORMAL_95 = 1.96
 TaskResults = tuple[dict[str, float], dict[str, tuple[float, float]]]
 """Metrics, and 95 % intervals, by key."""
 
-_View = tuple[str, list[tuple[int, ...]], contextlib.AbstractContextManager[None]]
-"""Its name, the blocks that are off in each of its networks, and where it is read."""
+_Views = tuple[list[str], list[tuple[int, ...]], contextlib.AbstractContextManager[None]]
+"""Names of equal views, the blocks that are off in each of their networks, and where they are
+read."""
 
 
 def load_tasks(names: Sequence[str], seed: int) -> Any:
@@ -100,10 +102,11 @@ def task_metrics(
     )
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
-    for view, lm.networks, context in _views(routed, recovered):
+    for views, lm.networks, context in _views(routed, recovered):
         with context, contextlib.redirect_stderr(io.StringIO()):
             found = evaluate(lm, tasks, limit=limit, bootstrap_iters=_RESAMPLES, log_samples=False)
-        _add(found["results"], view, metrics, intervals)
+        for view in views:
+            _add(found["results"], view, metrics, intervals)
     return metrics, intervals
 
 
@@ -117,14 +120,19 @@ def _add(
     for task, found in results.items():
         for name, value in found.items():
             measure, _, kind = name.partition(",")
-            if not kind or measure.endswith("_stderr") or not is_number(value):
+            if not kind or measure.endswith("_stderr") or not _is_finite(value):
                 continue
             key = registry.TASK(task, view, measure if kind == "none" else f"{measure}@{kind}")
             metrics[key] = float(value)
             error = found.get(f"{measure}_stderr,{kind}")
-            if error is not None and is_number(error):
+            if _is_finite(error):
                 half = _NORMAL_95 * float(error)
                 intervals[key] = (float(value) - half, float(value) + half)
+
+
+def _is_finite(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number, of numpy's too."""
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _task(name: str) -> Any:
@@ -140,15 +148,21 @@ def _task(name: str) -> Any:
     return content
 
 
-def _views(routed: RoutedModel, recovered: WithoutDomain | None) -> Iterator[_View]:
+def _views(routed: RoutedModel, recovered: WithoutDomain | None) -> Iterator[_Views]:
     plan, anywhere = routed.plan, contextlib.nullcontext()
-    yield View.full.value, [()], anywhere
+    yield [View.full.value], [()], anywhere
     if len(plan.blocks) > 1:
-        yield View.served.value, served_networks(plan), anywhere
+        yield [View.served.value], served_networks(plan), anywhere
     removed, kept = domain_views(plan)
+    # If keeping a domain switches off the same blocks, it is the recovered model too.
+    of_recovered = {off: part for _, part, off in removed} if recovered is not None else {}
+    names: dict[tuple[tuple[int, ...], str | None], list[str]] = {}
     for view, part, off in [*kept, *removed]:
-        trained = view is View.removed and recovered is not None
-        yield f"{view.value}/{part}", [off], recovered(part) if trained else anywhere  # type: ignore[misc]
+        without = part if of_recovered and view is View.removed else of_recovered.get(off)
+        names.setdefault((off, without), []).append(f"{view.value}/{part}")
+    for (off, without), views in names.items():
+        is_plain = recovered is None or without is None
+        yield views, [off], anywhere if is_plain else recovered(without)  # type: ignore[arg-type,misc]
 
 
 def mixed_log_probabilities(logits_KNTV: Sequence[Tensor], ids_NT: Tensor) -> Tensor:

@@ -349,7 +349,7 @@ SPURIOUS_GAP_KEPT = Metric(
 # Tasks of lm-evaluation-harness (`eval.tasks`).
 
 TASK = Metric(
-    key="task/{task}/{view}/{measure}", title="task", direction=1,
+    key="task/{task}/{view}/{measure}", title="task",
     meaning="result of a task in a view of the model: full, served, kept.e or removed.e; the "
     "interval is 1.96 standard errors of the harness",
 )

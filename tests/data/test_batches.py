@@ -174,6 +174,13 @@ def test_text_is_cut_by_the_words_that_are_its_own_and_not_the_owners():
     assert cuts["biology"] == pytest.approx(1 / (1 + np.exp(1 / ratio - ratio + 4)), rel=1e-5)
 
 
+def test_where_no_text_has_an_owners_label_unlabelled_text_is_theirs():
+    made = batches(unlabelled={"biology": 0, "*": 1}, batch_sequences=3)
+    cut_V = made.token_cuts(["code", "creative"], 4000, bias=-4.0)["biology"]
+    never_seen = cut_V[999]
+    assert max(cut_V[1001], cut_V[3001]) < never_seen < cut_V[2001]
+
+
 class Forbidden:
     """Tokens that nobody may read."""
 

@@ -1,4 +1,7 @@
+import errno
+
 import numpy as np
+import pytest
 
 from gr_sweep.data.shards import Shard, ShardWriter, open_shard
 
@@ -21,3 +24,10 @@ def test_a_shard_comes_back_as_it_was_written(tmp_path):
     assert documents_of(shard) == [([1, 2, 3, 7], 11, 2**63 + 5), ([7], 0, 1), ([4, 7], 5, 2)]
     assert (shard.num_documents, shard.num_tokens) == (3, 7)
     assert isinstance(shard.arrays[0], np.memmap) and shard.document(0).dtype == DTYPE
+
+
+def test_a_full_disk_is_an_error_of_the_table_of_documents_too(tmp_path):
+    (tmp_path / "a.documents").symlink_to("/dev/full")
+    with pytest.raises(OSError) as full, ShardWriter(tmp_path, "a", DTYPE, eot_id=7) as writer:
+        writer.add(np.array([1], dtype=DTYPE), 1, 1)
+    assert full.value.errno == errno.ENOSPC

@@ -1,14 +1,17 @@
 """Tasks of lm-evaluation-harness: the served view, and a job and its export that agree."""
 
+import contextlib
 import importlib.util
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from gr_sweep.eval.tasks import mixed_log_probabilities
+from gr_sweep.eval.tasks import _add, _views, mixed_log_probabilities
+from tests.eval.tiny import make_routed
 from tests.program import Program
 
 has_harness = pytest.mark.skipif(
@@ -35,6 +38,36 @@ def test_the_served_view_follows_the_posterior_token_by_token():
             if t < 4:
                 posterior_K = posterior_K * p_KNTV[:, n, t, ids_NT[n, t + 1]]
                 posterior_K = posterior_K / posterior_K.sum()
+
+
+def test_numbers_of_numpy_are_results_and_standard_errors_too():
+    found = {"mcc,none": np.float64(0.5), "mcc_stderr,none": np.float32(0.25), "f1,a": 1}
+    found |= {"f1_stderr,a": "N/A", "acc,none": float("nan"), "alias": "x", "sample_len": 3}
+    metrics, intervals = {}, {}
+    _add({"t": found}, "full", metrics, intervals)
+    assert metrics == {"task/t/full/mcc": 0.5, "task/t/full/f1@a": 1.0}
+    assert intervals == {"task/t/full/mcc": (0.5 - 1.96 / 4, 0.5 + 1.96 / 4)}
+
+
+def test_a_recovery_is_run_once_for_all_views_of_its_network():
+    """As in `removal_losses`: under `forget` keeping code is removing biology."""
+    routed, runs = make_routed("forget", forget=["biology"]), []
+
+    @contextlib.contextmanager
+    def recovered(part):
+        runs.append(part)
+        yield
+
+    read = {}
+    for names, _, context in _views(routed, recovered):
+        before = len(runs)
+        with context:
+            read |= dict.fromkeys(names, len(runs) > before)
+    assert runs == ["biology"]
+    after = {"kept/code", "kept/creative", "removed/biology"}
+    assert read == {"full": False, "served": False, "kept/biology": False} | dict.fromkeys(
+        after, True
+    )
 
 
 TASK = """
