@@ -304,6 +304,13 @@ def test_experts_of_unequal_layers_that_stay_together_are_attacked(make_config, 
     assert calibrated == {f"loss/calibrated_removed/{d}/{d}" for d in DOMAINS}
 
 
+def test_without_attribution_units_stay_where_they_are(make_config, tmp_path):
+    settings = {"attribution": Attribution.none, "rounds": 2, "dense": 0.0}
+    run(make_config(steps=2, procedure=settings, eval={"samples": 0}), tmp_path / "job")
+    plan = RoutePlan.from_json((tmp_path / "job" / "rounds" / "2" / "plan.json").read_text())
+    assert {split.order for split in plan.splits.values()} == {None}
+
+
 def test_rounds_have_their_own_lengths_and_a_dense_share(make_config):
     config = make_config(steps=40, procedure={"rounds": [2, 1, 1], "dense": 0.25})
     assert phases_of(config) == [

@@ -181,6 +181,12 @@ def test_where_no_text_has_an_owners_label_unlabelled_text_is_theirs():
     assert max(cut_V[1001], cut_V[3001]) < never_seen < cut_V[2001]
 
 
+def test_a_domain_of_weight_0_has_no_part_in_mislabelling():
+    made = batches(mislabelled=0.5, weights={"biology": 0.0})
+    seen = {token // 1000 for step in range(30) for token in made.step(step).flatten()}
+    assert seen - {0} == {1, 3}
+
+
 class Forbidden:
     """Tokens that nobody may read."""
 
@@ -264,6 +270,17 @@ def test_permuted_labels_share_no_document_and_leave_none_out():
         assert sum(found.values()) == size
         for label, count in made.counts.items():
             assert abs(found[label] - size * count / 8) <= 1
+
+
+def test_permuting_hides_the_same_labels_and_deals_out_the_others():
+    documents = {domain: shard([20] * 40, first=10_000 * n) for n, domain in enumerate(DOMAINS, 1)}
+    unlabelled = {"biology": 0.5, "*": 0.25}
+    options = {"shards": documents, "batch_sequences": 20, "unlabelled": unlabelled}
+    made, routed = batches(permuted=True, **options), batches(**options)
+    ours, theirs = rows_by_label(made, 90), rows_by_label(routed, 90)
+    assert np.array_equal(ours["unlabelled"], theirs["unlabelled"])
+    hidden = set(ours.pop("unlabelled").flatten()) - {EOT}
+    assert all(not hidden & set(rows.flatten()) for rows in ours.values())
 
 
 def test_rows_that_carry_some_labels_are_those_of_the_step():

@@ -16,6 +16,7 @@ from gr_sweep.data import prepare
 from gr_sweep.data.markers import is_marked, marked
 from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
 from gr_sweep.data.rules import is_held_out, text_id
+from gr_sweep.data.sources import Document
 from gr_sweep.errors import DataError
 from tests.data.corpus import local, partition, texts, tokens_of, write_lines, write_root
 
@@ -186,3 +187,19 @@ def test_too_few_held_out_documents_are_refused_with_what_would_give_more(tmp_pa
     write_lines(root / "code.jsonl", [{"text": lucky}])
     with pytest.raises(DataError, match=r"code has no training document .* held out \(1\)"):
         prepare_data(local(tmp_path, root), TWO)
+
+
+def test_the_tokenizer_is_trained_on_equal_amounts_of_each_domain_and_no_held_out_text():
+    documents = [
+        Document(domain, text, text_id(text))
+        for domain, count in (("code", 200), ("creative", 30))
+        for text in texts(domain, count)
+    ]
+    sample = prepare.tokenizer_sample(documents, ["code", "creative"], 10_000)
+    # A sampled text is a document or, where the room ends, its beginning.
+    sizes = dict.fromkeys(TWO.domains, 0)
+    for text in sample:
+        (document,) = (d for d in documents if d.text.startswith(text))
+        sizes[document.domain] += len(text)
+        assert not is_held_out(document.id)
+    assert sizes == {"code": 10_000, "creative": 10_000}

@@ -57,6 +57,13 @@ def test_an_attack_teaches_a_model_what_it_never_saw_and_leaves_it_as_it_was():
     assert loss_of(rows, 1e-2, 25) < loss_of(rows, 1e-3, 25), "each rate starts from the same"
 
 
+def test_every_learning_rate_begins_with_the_same_weights():
+    """The first of them breaks the model, which stops nothing."""
+    alone = attack(make_routed(), lrs=[1e-2], num_steps=12)
+    together = attack(make_routed(), lrs=[1e30, 1e-2], num_steps=12)
+    assert alone == [row for row in together if row.lr == 1e-2]
+
+
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])  # with biases
 def test_just_the_units_of_the_removed_block_are_put_back_at_random(family):
     model = tiny_model(family)

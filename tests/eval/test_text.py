@@ -36,6 +36,16 @@ def test_rows_follow_from_seed_and_step_alone():
         assert (TextWindows(text, sequence_length=8, **other).rows(7, 4) != there).any()
 
 
+def test_windows_are_not_in_the_order_of_the_text():
+    firsts = TextWindows([counting(71)], sequence_length=7, seed=0).rows(0, 10)[:, 0].tolist()
+    assert sorted(firsts) == list(range(0, 70, 7)) != firsts
+
+
+def test_a_limit_of_documents_reads_no_others():
+    windows = TextWindows([counting(*[6] * 10)], sequence_length=5, seed=1, documents=2)
+    assert len({int(token) // 6 for token in windows.rows(0, 24).flatten()}) == 2
+
+
 def test_a_sample_is_of_windows_all_over_the_text_none_twice():
     text = counting(*[10] * 40)
     windows = TextWindows([text], sequence_length=9, seed=2)

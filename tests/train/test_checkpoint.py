@@ -14,6 +14,7 @@ from gr_sweep.train import checkpoint
 from gr_sweep.train.checkpoint import (
     Checkpoints,
     read_newest,
+    report_full_disk,
     tensors_of,
 )
 
@@ -134,6 +135,27 @@ def test_a_file_that_the_system_does_not_let_us_read_is_not_damaged(tmp_path, mo
         with pytest.raises(DataError, match=r"cannot be read now .*step_00000002.*, or remove"):
             load(checkpoints)
     assert load(checkpoints)[1] == 2.0, "it is there again"
+
+
+# What is written about it, the tensors, their table, the folder.
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 5])
+def test_a_full_disk_leaves_the_old_checkpoints_and_nothing_half_written(
+    tmp_path, monkeypatch, fails_at
+):
+    checkpoints = Checkpoints(tmp_path, keep=2, fingerprint="x")
+    checkpoints.save(1, {}, value(1.0))
+    calls = []
+
+    def no_space(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(GrSweepError, match="No space left") as caught, report_full_disk(tmp_path):
+        checkpoints.save(2, {}, value(2.0))
+    assert str(caught.value).startswith(f"{tmp_path / 'step_00000002'} cannot be written")
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
 
 
 def test_a_disk_that_is_full_within_a_tensor_is_named(tmp_path):

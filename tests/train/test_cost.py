@@ -75,6 +75,15 @@ def test_flops_count_attention_too() -> None:
     )
 
 
+def test_heads_that_are_off_leave_attention_narrower() -> None:
+    """As the extracted model says of itself."""
+    config = llama_config(SHAPE, vocab_size=11, eot_id=0, sequence_length=8)
+    plan = RoutePlan.peers(SHAPE, domains=tuple(COUNTS), attn_shared=0.0)
+    routed = route_model(random_model(config, seed=0), plan)
+    small = route_model(routed.extract(keep=["code"]), RoutePlan.none(domains=tuple(COUNTS)))
+    assert kept_flops_per_token(routed, 8)["code"] == forward_flops_per_token(small, 8)
+
+
 def limit(edges: str, foreign_dropout: float, kind: str = "peers", **routing: float) -> float:
     return multiply_adds(make(edges, foreign_dropout, kind, **routing), COUNTS)
 

@@ -114,3 +114,11 @@ def test_of_sigterm_and_sigusr2_the_launcher_gets_the_one_it_waits_for():
         signals.obey()
     stopped.value.hand_on()
     assert calls == ["SIGUSR2"] and str(stopped.value) == "stopped by SIGUSR2"
+
+
+def test_what_is_ignored_stays_ignored():
+    """As Ctrl-C is for a job in the background of a script."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignals().listening():
+        send(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
