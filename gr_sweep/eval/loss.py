@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from gr_sweep.data.heldout import HeldoutDocument
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
@@ -111,8 +110,10 @@ class HeldoutBatches:
 def _padded(
     windows: list[tuple[int, np.ndarray, np.ndarray]], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and targets [M, T], as wide as the longest window."""
-    ids = [torch.from_numpy(ids) for _, ids, _ in windows]
-    targets = [torch.from_numpy(targets) for _, _, targets in windows]
-    targets_MT = pad_sequence(targets, batch_first=True, padding_value=IGNORED)
-    return pad_sequence(ids, batch_first=True).to(device), targets_MT.to(device)
+    """Token ids and targets [M, T], as wide as the first window, which is the longest."""
+    width = len(windows[0][1])
+    ids_MT = np.zeros((len(windows), width), dtype=np.int64)
+    targets_MT = np.full((len(windows), width), IGNORED, dtype=np.int64)
+    for row, (_, ids, targets) in enumerate(windows):
+        ids_MT[row, : len(ids)], targets_MT[row, : len(ids)] = ids, targets
+    return torch.from_numpy(ids_MT).to(device), torch.from_numpy(targets_MT).to(device)
