@@ -84,7 +84,7 @@ CASES = {
         adapters={"embed": "full", "unembed": "full", "bias": True},
         train={"activation_checkpointing": True},
     ),
-    "compiled": Case("both", 0.5, layers=(1, 2), train={"compile": True}),
+    "compiled": Case("both", 0.0, layers=(1, 2), train={"compile": True}),
     "narrow": FROZEN,
     "wide": replace(FROZEN, keeps_bfloat16=False),
     "bfloat16": Case("both", 0.5, adapters=ADAPTERS, train={"precision": Precision.bfloat16}),
