@@ -90,9 +90,7 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
                 removed_domains=[domain for domain in others if domain in owners],
                 unremoved_domains=[domain for domain in others if domain not in owners],
                 removed_blocks=[plan.blocks[block].name for block in off],
-                is_core_of_removed=any(
-                    plan.blocks[block].owners & plan.core.owners for block in off
-                ),
+                is_core_of_removed=any(plan.blocks[b].owners & plan.core.owners for b in off),
                 full_parameters=full_parameters,
                 parameters=small.num_parameters(),
                 units=units,
