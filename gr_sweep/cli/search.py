@@ -174,7 +174,7 @@ class Search:
                 among them and their baselines that no earlier trial has.
 
         Raises:
-            ConfigError: optuna is missing, a setting is invalid, or there is no parameter.
+            ConfigError: optuna is missing, a setting is invalid, or no setting has several values.
         """
         try:
             import optuna

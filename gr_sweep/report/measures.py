@@ -185,7 +185,7 @@ RELEARN_RATIO = Measure(
 )
 
 UP_TO_1 = (SERVED_REMOVAL, REMOVAL)
-"""Where more than 1 is no better: gone is gone."""
+"""Metrics of which a value above 1 counts as 1."""
 
 MAIN = (
     COMPUTE_EQUIVALENT,
