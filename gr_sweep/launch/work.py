@@ -18,6 +18,7 @@ class Work:
     config: RunConfig
 
     def __call__(self) -> None:
+        """Runs the job; `gr_sweep.cli.task.JobTask` does."""
         raise NotImplementedError
 
 
