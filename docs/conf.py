@@ -78,13 +78,12 @@ NAVIGATION = {
         "data",
         "training",
         "cluster",
-        "tracking",
         "report",
         "export",
         "extend",
     ],
     "Reference": ["reference"],
-    "Results": ["results", "performance", "reliability"],
+    "Results": ["gallery", "results", "performance", "reliability"],
 }
 """Groups of the sidebar and their pages. Sphinx warns of a page that is in none."""
 

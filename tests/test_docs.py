@@ -1,4 +1,4 @@
-"""What the pages of docs/ take from the code, and the guide to extend gr-sweep.
+"""What the pages of docs/ take from the code and from results, and the guide to extend gr-sweep.
 
 `make docs` builds the pages; a link that leads nowhere or a page outside the sidebar fails it.
 """
@@ -7,6 +7,8 @@ import dataclasses
 import importlib.util
 import inspect
 import re
+import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -18,6 +20,7 @@ from gr_sweep.metrics import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 SCHEMAS = [
     schema
@@ -26,17 +29,23 @@ SCHEMAS = [
 ]
 
 
+def script(path: Path) -> types.ModuleType:
+    """A script of docs/ as a module; it finds those beside it."""
+    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(path.parent), *sys.path])
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def reference() -> types.ModuleType:
     """docs/reference.py, which Sphinx imports."""
     pytest.importorskip("sphinx", reason="what builds the pages; pip install -e .[dev] brings it")
-    spec = importlib.util.spec_from_file_location("docs_reference", DOCS / "reference.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", list(sys.path))
-        spec.loader.exec_module(module)
-    return module
+    return script(DOCS / "reference.py")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,55 @@ def test_every_metric_is_in_a_table_of_the_page_of_metrics(reference: types.Modu
         assert all(part in line for part in static)
     means = {metric.mean for metric in registry.METRICS if metric.mean}
     assert means == {line.split("`")[1] for line in lines if line.startswith("| `mean_")}
+
+
+# The gallery
+
+
+def test_pictures_of_the_gallery_are_drawn_from_the_files_of_results() -> None:
+    if not (DOCS / "results").exists():
+        pytest.skip("not in a source distribution")
+    drawn = script(DOCS / "results" / "pictures.py").PICTURES
+    page = (DOCS / "gallery.md").read_text("utf-8")
+    shown = re.findall(r"^!\[[^\]]{40,}\]\(pictures/results-(\w+)\.svg\)$", page, re.M)
+    assert shown == list(drawn)
+    for name, draw in drawn.items():
+        written = (DOCS / "pictures" / f"results-{name}.svg").read_text("utf-8")
+        assert written == draw(), "python docs/results/pictures.py draws them"
+
+
+def test_notebooks_are_those_of_their_scripts() -> None:
+    notebooks = script(DOCS / "notebooks.py")
+    scripts = sorted((DOCS / "examples").glob("*.py"))
+    written = sorted((DOCS / "examples").glob("*.ipynb"))
+    assert [path.with_suffix(".ipynb") for path in scripts] == written
+    for path in scripts:
+        made = notebooks.notebook(path)
+        assert path.with_suffix(".ipynb").read_text("utf-8") == made, "python docs/notebooks.py"
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
+def test_no_page_of_the_site_scrolls_sideways(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx", reason="what builds the pages; pip install -e .[dev] brings it")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", DOCS, tmp_path], check=True)
+    wide = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        for path in tmp_path.glob("*.html"):
+            page.goto(path.as_uri())
+            for width in (390, 768, 1180, 1400):
+                page.set_viewport_size({"width": width, "height": 900})
+                if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                    wide.append((path.stem, width))
+        page.goto((tmp_path / "gallery.html").as_uri())
+        found = "[...document.querySelectorAll('#gallery img')].map((img) => img.naturalWidth > 0)"
+        assert page.evaluate(found) == 5 * [True]
+        browser.close()
+    assert wide == []
 
 
 # The guides

@@ -1,7 +1,7 @@
 """Compare the jobs of a sweep: a table, and a figure of what separation costs.
 
 As a script:   python docs/examples/compare_edges.py [SWEEP]
-As a notebook: each `# %%` begins a cell, in VS Code, Spyder or Jupyter (jupytext).
+As a notebook: compare_edges.ipynb, which docs/notebooks.py makes of it.
 """
 
 # %% The sweep: a folder of yours, or a tiny one that is made here (three jobs, about a minute)
@@ -64,6 +64,8 @@ separation.update_layout(
 )
 separation.write_html(sweep / "compare_edges.html")
 print(f"figure: {sweep / 'compare_edges.html'}")
+if not is_script:
+    separation.show()
 
 # %% The curves: a row a job and step, which is there while a job still runs, too
 history = gr_sweep.history(sweep).merge(results[["job", "label"]])
@@ -79,3 +81,5 @@ curves = px.line(
 )
 curves.write_html(sweep / "curves.html")
 print(f"curves: {sweep / 'curves.html'}")
+if not is_script:
+    curves.show()

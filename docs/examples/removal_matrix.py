@@ -1,7 +1,7 @@
 """Read the removal matrix of a job: what is lost, and where, when a domain's part is removed.
 
 As a script:   python docs/examples/removal_matrix.py [SWEEP]
-As a notebook: each `# %%` begins a cell, in VS Code, Spyder or Jupyter (jupytext).
+As a notebook: removal_matrix.ipynb, which docs/notebooks.py makes of it.
 """
 
 # %% The sweep: a folder of yours, or a tiny one that is made here (three jobs, about a minute)
@@ -73,3 +73,5 @@ figure = px.imshow(
 )
 figure.write_html(sweep / "removal_matrix.html")
 print(f"figure: {sweep / 'removal_matrix.html'}")
+if not is_script:
+    figure.show()

@@ -1,7 +1,7 @@
 """Route a Hugging Face model of your own: train it, remove a domain, keep one alone, take it out.
 
 As a script:   python docs/examples/route_own_model.py
-As a notebook: each `# %%` begins a cell, in VS Code, Spyder or Jupyter (jupytext).
+As a notebook: route_own_model.ipynb, which docs/notebooks.py makes of it.
 """
 
 # %% A model. Any Llama, Mistral, Qwen, OLMo, Gemma, Granite, Phi or GPT model of transformers will

@@ -1,6 +1,7 @@
-"""Prints a table of docs/results.md from a study's CSV file, one row for each setting.
+"""Prints a table of docs/results.md from studies' CSV files, one row for each setting.
 
     python docs/results/tables.py edges_vs_baselines mean_tax mean_removal
+    python docs/results/tables.py peers_dropout,peers_dropout_seeds mean_tax
 
 The files are what `gr_sweep.results` returns. With several seeds a cell has the mean and Student's
 95 % interval over seeds, with one seed the value and its bootstrap interval over documents.
@@ -13,9 +14,10 @@ import pandas as pd
 from scipy import stats
 
 
-def over_seeds(study: str, metrics: list[str]) -> pd.DataFrame:
+def over_seeds(studies: list[str], metrics: list[str]) -> pd.DataFrame:
     """Mean, low and high of each metric by setting; columns (metric, mean|low|high)."""
-    jobs = pd.read_csv(Path(__file__).parent / f"{study}.csv")
+    folder = Path(__file__).parent
+    jobs = pd.concat([pd.read_csv(folder / f"{study}.csv") for study in studies])
     settings = jobs["label"].str.replace(r"(^| )seed=\d+", "", regex=True)
     table = {}
     for metric in metrics:
@@ -36,10 +38,10 @@ def over_seeds(study: str, metrics: list[str]) -> pd.DataFrame:
 
 def main() -> None:
     """Prints the table as Markdown."""
-    study, *metrics = sys.argv[1:]
+    studies, *metrics = sys.argv[1:]
     print("| " + " | ".join(["setting", *metrics]) + " |")
     print("|---" * (len(metrics) + 1) + "|")
-    for setting, row in over_seeds(study, metrics).iterrows():
+    for setting, row in over_seeds(studies.split(","), metrics).iterrows():
         cells = [
             "-"
             if pd.isna(row[metric, "mean"])

@@ -132,7 +132,7 @@ def test_wandb_agent_starts_jobs_that_log_to_its_runs_and_done_ones_report_again
     assert main([*quick, *(f"{name}={value}" for name, value in settings.items())]) == 0
     wandb.teardown()
 
-    [recipe] = re.findall("```yaml\n(.*?)```", (ROOT / "docs/tracking.md").read_text(), re.DOTALL)
+    [recipe] = re.findall("```yaml\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.DOTALL)
     sweep = yaml.safe_load(recipe)
     sweep["command"][1:1] = quick
     server.sweep_config = yaml.safe_dump(sweep)
