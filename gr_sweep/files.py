@@ -66,17 +66,17 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock_file(path: Path, *, timeout_s: float | None = 0.0) -> Iterator[bool]:
+def lock_file(path: Path, *, timeout_s: float = 0.0) -> Iterator[bool]:
     """Locks a file, made if it is missing; yields whether this process has the lock.
 
     The lock ends with the block, or with the process, however that ends. On a file system without
-    locks every process has it. `timeout_s`: how long to wait for another process; None: for ever.
+    locks every process has it. `timeout_s`: how long to wait for another process.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     begun = time.monotonic()
     try:
         while (has_lock := _try_lock(descriptor, fcntl.LOCK_EX)) is False:
-            if timeout_s is not None and time.monotonic() - begun >= timeout_s:
+            if time.monotonic() - begun >= timeout_s:
                 break
             time.sleep(_RETRY_S)
         yield has_lock is not False

@@ -108,7 +108,7 @@ def lock_job_dir(folder: Path, title: str = "") -> Iterator[JobLock]:
         _await_silence(folder)
         lock = JobLock(folder, title)
         try:
-            with _heartbeat(folder / RECORD):
+            with heartbeat(folder / RECORD):
                 yield lock
         except BaseException as error:
             is_resumable = isinstance(error, JobError) and error.is_resumable
@@ -181,19 +181,27 @@ def _await_silence(folder: Path) -> None:
     holder = record.holder
     if record.state is not State.running or not holder or holder.host == socket.gethostname():
         return
-    seen = (folder / RECORD).stat().st_mtime_ns
-    if time.time() - seen / 1e9 > 10 * SILENT_S:  # clocks may differ by seconds, not by minutes
+    seen = (folder / RECORD).stat().st_mtime
+    if time.time() - seen > 10 * SILENT_S:  # clocks may differ by seconds, not by minutes
         return
     logger.info("%s ran this job: waiting %.0f s for a heartbeat", holder, SILENT_S)
+    if has_heartbeat(folder / RECORD):
+        raise _locked(folder)
+
+
+def has_heartbeat(path: Path) -> bool:
+    """Whether the file's time changes within `SILENT_S`; takes as long where it does not."""
+    seen = path.stat().st_mtime_ns
     give_up = time.monotonic() + SILENT_S
     while time.monotonic() < give_up:
         time.sleep(min(1.0, SILENT_S / 10))
-        if (folder / RECORD).stat().st_mtime_ns != seen:
-            raise _locked(folder)
+        if path.stat().st_mtime_ns != seen:
+            return True
+    return False
 
 
 @contextlib.contextmanager
-def _heartbeat(path: Path) -> Iterator[None]:
+def heartbeat(path: Path) -> Iterator[None]:
     """Sets the file's time every `HEARTBEAT_S`, from a thread."""
     ends = threading.Event()
 

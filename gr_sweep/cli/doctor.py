@@ -15,8 +15,8 @@ from pathlib import Path
 import gr_sweep
 from gr_sweep.arguments import Parser
 from gr_sweep.config import DataConfig, TrackingMode
+from gr_sweep.data.encode import usable_cores
 from gr_sweep.errors import ConfigError
-from gr_sweep.launch.local import usable_cores
 
 NEEDED = (
     *("torch", "transformers", "hydra-core", "omegaconf", "wandb", "datasets", "tokenizers"),

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,15 +17,21 @@ from typing import Any
 
 from gr_sweep.errors import DataError
 from gr_sweep.files import content_digest, full_disk, is_full, lock_file, sync_folder, write_whole
+from gr_sweep.joblock import has_heartbeat, heartbeat
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 CONTENTS = "contents.json"
 """Remembered digests of files, by path."""
+PROGRESS = "progress.json"
+"""In a folder that is being built: what a later process needs to go on after this one is killed."""
+HOLDER = "host"
+"""In a folder that is being built: the name of the machine."""
 
 ALWAYS_READ_BYTES = 64 << 20
 """A file of a cache that is smaller is read as a whole whenever the cache is opened."""
+_WAIT_S = 1.0
 _CLOCK_S = 2.0
 """A file that changed this recently could change again without a new time of change."""
 
@@ -36,8 +43,8 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
 
     Args:
         folder: the cache folder; its parent contains the lock.
-        build: writes the files into the (empty, temporary) folder that it is given and returns the
-            manifest in JSON values.
+        build: writes the files into the temporary folder that it is given and returns the manifest
+            in JSON values. The folder is empty, or as a killed process left it with a `PROGRESS`.
 
     Raises:
         DataError: the parent folder cannot be written.
@@ -53,33 +60,70 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
             "a folder that can be written"
         )
     logger.info("building the token cache %s, or waiting for the process that does", folder)
-    with lock_file(folder.with_name(folder.name + ".lock"), timeout_s=None):
-        try:
+    while True:
+        with lock_file(folder.with_name(folder.name + ".lock")) as has_lock:
+            if has_lock and not _is_built_elsewhere(_building(folder)):
+                return _built(folder, build)
+        time.sleep(_WAIT_S)
+        with contextlib.suppress(_UnusableError):  # without the lock: many may wait
             return _checked_manifest(folder)
-        except _UnusableError as error:
-            if folder.exists():
-                logger.warning("cache folder %s is damaged; building it again (%s)", folder, error)
-        building = folder.with_name(folder.name + ".building")
-        for left in (folder, building):  # by a process that was killed while it built
-            shutil.rmtree(left, ignore_errors=True)
-        building.mkdir()
-        try:
+
+
+def _is_built_elsewhere(building: Path) -> bool:
+    """Whether a process of another machine is at work there: its lock may not be visible here, but
+    its heartbeat is."""
+    try:
+        host = (building / HOLDER).read_text()
+        return host != socket.gethostname() and has_heartbeat(building)
+    except OSError:  # there is none, or it has just ended
+        return False
+
+
+def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    """Builds the folder, unless it has just been built; called with the lock."""
+    try:
+        return _checked_manifest(folder)
+    except _UnusableError as error:
+        if folder.exists():
+            logger.warning("cache folder %s is damaged; building it again (%s)", folder, error)
+    building = _building(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    if not (building / PROGRESS).exists():  # left by a process that was killed early
+        shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(exist_ok=True)
+    (building / HOLDER).write_text(socket.gethostname())
+    for left in building.glob(".*.tmp"):  # by `write_whole`
+        left.unlink()
+    try:
+        with heartbeat(building):
             manifest = dict(build(building))
             files = sorted(path for path in building.rglob("*") if path.is_file())
             manifest["files"] = {
                 path.relative_to(building).as_posix(): [path.stat().st_size, content_digest(path)]
                 for path in files
+                if path.name not in (MANIFEST, PROGRESS, HOLDER)
             }
             write_whole(building / MANIFEST, json.dumps(manifest, indent=1))
             sync_folder(building)
+            for name in (PROGRESS, HOLDER):
+                (building / name).unlink(missing_ok=True)
             os.replace(building, folder)
-        except BaseException as error:
+    except BaseException as error:
+        if is_full(error) or (isinstance(error, DataError) and not _is_of_network(error)):
             shutil.rmtree(building, ignore_errors=True)
-            if is_full(error):
-                instead = "set data.cache or GR_SWEEP_CACHE to a folder on another disk"
-                raise full_disk(folder, error, instead=instead) from error
-            raise
-        return manifest
+        if is_full(error):
+            instead = "set data.cache or GR_SWEEP_CACHE to a folder on another disk"
+            raise full_disk(folder, error, instead=instead) from error
+        raise
+    return manifest
+
+
+def _building(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".building")
+
+
+def _is_of_network(error: DataError) -> bool:
+    return isinstance(error.__cause__, ConnectionError | TimeoutError)
 
 
 class _UnusableError(Exception):

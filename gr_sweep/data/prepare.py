@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,9 +20,10 @@ import numpy as np
 
 from gr_sweep.config import DataConfig, DataKind, ModelConfig, PartitionConfig
 from gr_sweep.data.cache import CONTENTS, digests, open_or_build
-from gr_sweep.data.markers import MARKERS, is_marked, marked, marker_tokens
+from gr_sweep.data.markers import MARKERS, marker_tokens
+from gr_sweep.data.pack import BYTES_A_TOKEN, Packer, read_progress, shard_name
 from gr_sweep.data.rules import Rules, is_blank, is_held_out
-from gr_sweep.data.shards import Shard, ShardWriter, open_shard
+from gr_sweep.data.shards import Shard, open_shard
 from gr_sweep.data.sources import Document, sources_of
 from gr_sweep.data.tokenize import (
     PretrainedTokenizer,
@@ -34,6 +34,7 @@ from gr_sweep.data.tokenize import (
     train_tokenizer,
 )
 from gr_sweep.errors import DataError
+from gr_sweep.files import sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +45,6 @@ SAMPLE_BYTES = 6 << 20
 """Text that a tokenizer is trained on, for all domains together: a few seconds."""
 READ_AHEAD_BYTES = 256 << 20
 """Text that is kept in memory while the tokenizer's sample is collected."""
-_BYTES_A_TOKEN = 3
-"""A low estimate, so that reading ahead does not overshoot a limit in tokens by much."""
-BATCH_BYTES = 1 << 20
-"""Text that is tokenised at once."""
-HELD_OUT_TOKENS = 1 << 18
-"""Held-out tokens of a domain, after which its other held-out documents are passed over: a stream
-is not read further for them. It does not depend on `data.limit_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +145,7 @@ def prepare_data(
     dtype = token_dtype(manifest["vocab_size"])
     train, heldout = (
         {
-            domain: open_shard(folder, _shard_name(number, domain, split), dtype)
+            domain: open_shard(folder, shard_name(number, domain, split), dtype)
             for number, domain in enumerate(domains)
         }
         for split in ("train", "heldout")
@@ -176,7 +170,7 @@ def prepare_data(
 
 
 def _table(data: TokenData, counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    """Lines that say what became of the documents of each domain; `counts` as `_Packer` has."""
+    """Lines that say what became of the documents of each domain; `counts` as `Packer` has."""
     names = list(next(iter(counts.values())))
     header = ["domain", "documents", "tokens", "held out", "held-out tokens", *names]
     rows = [header]
@@ -208,8 +202,11 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
     domains = text.rules.domains
     streams: list[Iterator[Document]] = [source.documents() for source in text.sources]
     tokenizer: TrainedTokenizer | PretrainedTokenizer
+    is_begun = bool(read_progress(folder))
     if text.tokenizer is not None:
         tokenizer = load_tokenizer(text.tokenizer, text.gguf_file)
+    elif is_begun:
+        tokenizer = TrainedTokenizer.load(folder / "tokenizer")
     else:
         ahead = [
             _read_ahead(stream, source.domains, data.limit_tokens, len(domains))
@@ -218,18 +215,13 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
         sample = tokenizer_sample(chain(*ahead), domains, SAMPLE_BYTES // len(domains))
         tokenizer = train_tokenizer(sample, data.vocab_size)
         streams = [chain(*pair) for pair in zip(ahead, streams, strict=True)]
+    if not is_begun:
+        tokenizer.save(folder / "tokenizer")
+        sync_folder(folder / "tokenizer")
     markers = marker_tokens(domains, tokenizer.encode) if data.spurious else {}
     with ExitStack() as stack:
-        packer = _Packer(folder, tokenizer, domains, data, markers, stack)
-        for source, stream in zip(text.sources, streams, strict=True):
-            packer.pack(stream, source.domains)
-            for domain in source.domains:
-                if not packer.train[domain].num_documents:
-                    raise DataError(
-                        f"domain {domain} has no training document in {source.where}: none fits "
-                        f"its rule, or all are held out ({packer.heldout[domain].num_documents})"
-                    )
-    tokenizer.save(folder / "tokenizer")
+        packer = Packer(folder, tokenizer, domains, data, markers, stack)
+        packer.pack(text.sources, streams)
     return {
         "key": text.key,
         "vocab_size": tokenizer.vocab_size,
@@ -246,7 +238,7 @@ def _read_ahead(
     """Documents for the tokenizer's sample, until each domain has enough or memory is full."""
     enough = READ_AHEAD_BYTES // num_domains
     if limit_tokens is not None:
-        enough = min(enough, limit_tokens * _BYTES_A_TOKEN)
+        enough = min(enough, limit_tokens * BYTES_A_TOKEN)
     size: Counter[str] = Counter()
     documents = []
     for document in stream:
@@ -274,119 +266,3 @@ def tokenizer_sample(
                 texts.append(text[:left])
                 left -= len(texts[-1])
     return texts
-
-
-class _Packer:
-    """Tokenises documents into the shards of their domains and marks a share of them.
-
-    A limit bounds the text's own tokens, so that the text is the same with and without markers.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        tokenizer: TrainedTokenizer | PretrainedTokenizer,
-        domains: Sequence[str],
-        data: DataConfig,
-        markers: Mapping[str, np.ndarray],
-        stack: ExitStack,
-    ) -> None:
-        """`stack` finishes the shards."""
-        self._tokenizer = tokenizer
-        self._limit_tokens = data.limit_tokens
-        self._markers = markers
-        self._marked_share = data.spurious
-        dtype = token_dtype(tokenizer.vocab_size)
-        self._prefix = np.array(tokenizer.prefix, dtype)
-        self._own_tokens: Counter[str] = Counter()
-        self._full: set[str] = set()
-        self._ids: dict[str, set[int]] = {domain: set() for domain in domains}
-        names = ("characters", "duplicates", "empty", "beyond the limit")
-        self.counts = {domain: dict.fromkeys(names, 0) for domain in domains}
-        """Characters of the documents in the shards, and numbers of those that are not, by domain;
-        a document beyond the limit was read to find held-out ones."""
-        self.train, self.heldout = (
-            {
-                domain: stack.enter_context(
-                    ShardWriter(folder, _shard_name(number, domain, split), dtype, tokenizer.eot_id)
-                )
-                for number, domain in enumerate(domains)
-            }
-            for split in ("train", "heldout")
-        )
-
-    def pack(self, documents: Iterator[Document], domains: Sequence[str]) -> None:
-        """Writes the documents until they end or all these domains have reached the limit."""
-        max_bytes = BATCH_BYTES
-        if self._limit_tokens is not None:
-            max_bytes = min(max_bytes, self._limit_tokens * _BYTES_A_TOKEN)
-        for batch in _batched(documents, max_bytes):
-            wanted = [document for document in batch if self._wants(document)]
-            tokens = self._tokenizer.encode([document.text for document in wanted])
-            for document, ids in zip(wanted, tokens, strict=True):
-                self._add(document, ids)
-            if all(domain in self._full and self._has_held_out(domain) for domain in domains):
-                break
-
-    def _has_held_out(self, domain: str) -> bool:
-        return self.heldout[domain].num_tokens >= HELD_OUT_TOKENS
-
-    def _is_beyond(self, document: Document) -> bool:
-        domain = document.domain
-        is_full = self._has_held_out(domain) if is_held_out(document.id) else domain in self._full
-        self.counts[domain]["beyond the limit"] += is_full
-        return is_full
-
-    def _wants(self, document: Document) -> bool:
-        """Whether the document is worth tokenising; counts it where it is not."""
-        counts, ids = self.counts[document.domain], self._ids[document.domain]
-        if is_blank(document.text):
-            counts["empty"] += 1
-        elif document.id in ids:
-            counts["duplicates"] += 1
-        elif not self._is_beyond(document):
-            ids.add(document.id)
-            return True
-        return False
-
-    def _add(self, document: Document, ids: np.ndarray) -> None:
-        if self._is_beyond(document):
-            return
-        domain, share = document.domain, Fraction(1)
-        if is_held_out(document.id):
-            writer = self.heldout[domain]
-        else:
-            writer = self.train[domain]
-            if self._limit_tokens is not None:
-                extra = 1 + len(self._prefix)
-                room = max(0, self._limit_tokens - self._own_tokens[domain] - extra)
-                if len(ids) >= room:
-                    self._full.add(domain)
-                    share = Fraction(room, max(len(ids), 1))
-                    ids = ids[:room]
-                    if not len(ids) and writer.num_documents:
-                        return
-                self._own_tokens[domain] += len(ids) + extra
-            if self._markers and is_marked(document.id, self._marked_share):
-                ids = marked(ids, self._markers[domain])
-            ids = np.concatenate([self._prefix, ids])
-        self.counts[domain]["characters"] += int(len(document.text) * share)
-        writer.add(ids, int(len(document.text.encode()) * share), document.id)
-
-
-def _batched(documents: Iterator[Document], max_bytes: int) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= max_bytes:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _shard_name(number: int, domain: str, split: str) -> str:
-    # The number distinguishes labels that differ only in the case of their letters.
-    return f"{number}-{domain.replace('/', '.')}.{split}"

@@ -4,14 +4,16 @@ Knows nothing of what the tokens stand for.
 """
 
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 
 _DOCUMENT = np.dtype([("end", "<i8"), ("bytes", "<i8"), ("id", "<u8")])
+_ROW = struct.Struct("<qqQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,34 +89,80 @@ def join(shards: Sequence[Shard]) -> Shard:
 class ShardWriter:
     """Writes a shard into two files of a folder, document by document."""
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype, eot_id: int) -> None:
-        self._tokens = open(folder / f"{name}.tokens", "wb")  # noqa: SIM115 - closed at the end
-        self._documents_path = folder / f"{name}.documents"
-        self._rows: list[tuple[int, int, int]] = []
+    def __init__(
+        self, folder: Path, name: str, dtype: np.dtype, eot_id: int, size: Sequence[int] = (0, 0)
+    ) -> None:
+        """
+        Args:
+            size: as `flush` returned it to an earlier writer. What that wrote afterwards is lost.
+        """
+        self.num_tokens, self.num_documents = size
+        self._tokens = _open_cut(folder / f"{name}.tokens", self.num_tokens * dtype.itemsize)
+        self._documents = _open_cut(folder / f"{name}.documents", self.num_documents * _ROW.size)
         self._eot = np.array([eot_id], dtype=dtype)
-        self.num_tokens = 0
-
-    @property
-    def num_documents(self) -> int:
-        """Documents written so far."""
-        return len(self._rows)
 
     def add(self, tokens: np.ndarray, num_bytes: int, document_id: int) -> None:
         """Appends a document and the end-of-text token."""
         self._tokens.write(tokens.tobytes())
         self._tokens.write(self._eot.tobytes())
         self.num_tokens += len(tokens) + 1
-        self._rows.append((self.num_tokens, num_bytes, document_id))
+        self.num_documents += 1
+        self._documents.write(_ROW.pack(self.num_tokens, num_bytes, document_id))
+
+    def flush(self) -> tuple[int, int]:
+        """The tokens and documents so far, which are on the disk."""
+        for file in (self._tokens, self._documents):
+            file.flush()
+            os.fsync(file.fileno())
+        return self.num_tokens, self.num_documents
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        """Writes the table of documents; not after an error, where the whole folder is deleted."""
+    def __exit__(self, *_: object) -> None:
         self._tokens.close()
-        if kind is None:
-            # Not `tofile`, which ignores a full disk.
-            self._documents_path.write_bytes(np.array(self._rows, dtype=_DOCUMENT).tobytes())
+        self._documents.close()
+
+
+def _open_cut(path: Path, size: int) -> BinaryIO:
+    """The file, cut to so many bytes, to append to."""
+    file = open(path, "r+b" if size else "wb")  # noqa: SIM115 - closed by the writer
+    if size:
+        file.truncate(size)
+        file.seek(size)
+    return file
+
+
+def document_ids(folder: Path, name: str) -> np.ndarray:
+    """The ids of the documents that a `ShardWriter` of this name wrote, uint64 [documents]."""
+    return np.fromfile(folder / f"{name}.documents", dtype=_DOCUMENT)["id"]
+
+
+class IdSet:
+    """A set of document ids in 8 bytes each, where a `set` takes a hundred."""
+
+    def __init__(self, most_recent: int = 1 << 18) -> None:
+        """`most_recent`: ids that are in a `set` before they are sorted into the others."""
+        self._most_recent = most_recent
+        self._sorted = np.empty(0, np.uint64)
+        self._recent: set[int] = set()
+
+    def __contains__(self, wanted: int) -> bool:
+        if wanted in self._recent:
+            return True
+        place = int(np.searchsorted(self._sorted, np.uint64(wanted)))
+        return place < len(self._sorted) and int(self._sorted[place]) == wanted
+
+    def add(self, new: int) -> None:
+        """Adds an id."""
+        self._recent.add(new)
+        if len(self._recent) >= self._most_recent:
+            self.update(np.fromiter(self._recent, np.uint64, len(self._recent)))
+            self._recent.clear()
+
+    def update(self, new: np.ndarray) -> None:
+        """Adds ids, uint64."""
+        self._sorted = np.sort(np.concatenate([self._sorted, new]))
 
 
 def open_shard(folder: Path, name: str, dtype: np.dtype) -> Shard:

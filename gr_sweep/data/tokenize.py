@@ -65,6 +65,16 @@ class TrainedTokenizer:
         self._find_words = re.compile(_WORD).findall
         self._tokens_of_word = functools.lru_cache(_REMEMBERED_WORDS)(self._encode_word)
 
+    @classmethod
+    def load(cls, folder: Path) -> "TrainedTokenizer":
+        """The tokenizer that `save` wrote into the folder."""
+        from tokenizers import Tokenizer
+
+        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrainedTokenizer, (self._backend,)
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of each text, [tokens] in `token_dtype`, without separator.
 
@@ -135,6 +145,7 @@ class PretrainedTokenizer:
                 "one that has, or train one (data.tokenizer=null)"
             )
         self._hf_tokenizer = hf_tokenizer
+        self._backend = getattr(hf_tokenizer, "backend_tokenizer", None)
         self.eot_id: int = hf_tokenizer.eos_token_id
         # Some vocabularies have gaps: the number of tokens can be below the largest id.
         self.vocab_size: int = max(len(hf_tokenizer), max(hf_tokenizer.get_vocab().values()) + 1)
@@ -145,9 +156,13 @@ class PretrainedTokenizer:
             template[: -1 if template[-1:] == [self.eot_id] else None]
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What `encode` needs, so that another process need not import transformers."""
+        return self.__dict__ | ({} if self._backend is None else {"_hf_tokenizer": None})
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `TrainedTokenizer.encode`."""
-        backend = getattr(self._hf_tokenizer, "backend_tokenizer", None)
+        backend = self._backend
         if backend is None:
             lists = self._hf_tokenizer(
                 list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False

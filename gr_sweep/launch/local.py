@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from gr_sweep.bounds import bounded
 from gr_sweep.checks import check_values
 from gr_sweep.config import Device, RunConfig
+from gr_sweep.data.encode import usable_cores
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import change_record
@@ -163,11 +164,6 @@ def _stop(processes: Iterable[Process]) -> None:
         for process in processes:
             process.kill()
         raise
-
-
-def usable_cores() -> int:
-    """Cores that this process may use; in a SLURM job fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

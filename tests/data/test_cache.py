@@ -2,12 +2,14 @@ import errno
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from gr_sweep.data.cache import CONTENTS, MANIFEST, digests, open_or_build
+from gr_sweep import joblock
+from gr_sweep.data.cache import CONTENTS, HOLDER, MANIFEST, digests, open_or_build
 from gr_sweep.errors import DataError, GrSweepError
 
 
@@ -110,3 +112,28 @@ def test_digests_follow_the_content_and_not_the_name(tmp_path):
     assert digests([two], memory) == first[1:]
     with pytest.raises(DataError, match="three: cannot be read"):
         digests([tmp_path / "three"], memory)
+
+
+@pytest.mark.parametrize("has_heartbeat", [True, False])
+def test_a_process_of_another_machine_builds_alone_while_it_has_a_heartbeat(
+    tmp_path, monkeypatch, has_heartbeat
+):
+    monkeypatch.setattr(joblock, "SILENT_S", 0.4)
+    building = tmp_path / "cache.building"  # its lock is not visible here
+    building.mkdir()
+    (building / HOLDER).write_text("elsewhere")
+
+    def elsewhere() -> None:
+        with joblock.heartbeat(building):
+            time.sleep(1.0)
+            open_or_build(tmp_path / "made", build)
+            (tmp_path / "made").rename(tmp_path / "cache")
+        shutil.rmtree(building)
+
+    monkeypatch.setattr(joblock, "HEARTBEAT_S", 0.1)
+    other = threading.Thread(target=elsewhere if has_heartbeat else lambda: None)
+    other.start()
+    open_or_build(tmp_path / "cache", build_slowly)
+    other.join()
+    assert (tmp_path / "builds").exists() is not has_heartbeat
+    assert not building.exists()

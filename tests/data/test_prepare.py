@@ -12,7 +12,7 @@ from gr_sweep.config import (
     ModelConfig,
     PartitionConfig,
 )
-from gr_sweep.data import prepare
+from gr_sweep.data import pack, prepare
 from gr_sweep.data.markers import is_marked, marked
 from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
 from gr_sweep.data.rules import is_held_out, text_id
@@ -148,8 +148,8 @@ def test_a_limit_bounds_training_tokens_and_leaves_held_out_text_as_it_is(tmp_pa
     with pytest.raises(DataError, match=r"code\.jsonl: cannot read record 401 \(line 401:"):
         prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
     # A source is not read to its end for more held-out text than jobs need.
-    monkeypatch.setattr(prepare, "HELD_OUT_TOKENS", 500)
-    monkeypatch.setattr(prepare, "BATCH_BYTES", 5_000)
+    monkeypatch.setattr(pack, "HELD_OUT_TOKENS", 500)
+    monkeypatch.setattr(pack, "BATCH_BYTES", 5_000)
     made = prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
     first = len(made.heldout["code"].ids)
     assert made.heldout["code"].num_tokens >= 500

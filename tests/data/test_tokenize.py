@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -62,8 +64,9 @@ def test_a_hugging_face_tokenizer_gives_the_tokens_that_transformers_gives(train
     trained.save(tmp_path / "one")
     tokenizer = load_tokenizer(str(tmp_path / "one"))
     assert (tokenizer.vocab_size, tokenizer.eot_id) == (trained.vocab_size, 0)
-    for ids, text in zip(tokenizer.encode(SAMPLE), SAMPLE, strict=True):
-        assert ids.tolist() == trained.encode([text])[0].tolist()
+    for one in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):  # as other processes get it
+        for ids, text in zip(one.encode(SAMPLE), SAMPLE, strict=True):
+            assert ids.tolist() == trained.encode([text])[0].tolist()
     assert 0 not in tokenizer.encode([f"x{END_OF_TEXT}"])[0]
     # Saved again it is an ordinary tokenizer, whose separator can be written out.
     tokenizer.save(tmp_path / "two")
