@@ -79,6 +79,11 @@ def _dispatch(argv: list[str]) -> int:
     if "--version" in argv:
         print(f"gr-sweep {__version__}")
         return 0
+    if argv[:1] == ["-sc"]:
+        from gr_sweep.cli.completion import complete
+
+        complete("".join(argv[1:]), VERBS)
+        return 0
     if "--help" in argv or "-h" in argv:
         from gr_sweep.cli.help import help_text
 

@@ -34,6 +34,7 @@ FLAGS = (
     ("--cfg job", "print the settings of each job, run none; --cfg hydra: those of Hydra"),
     ("-q, --quiet", "no progress of jobs, only warnings and results"),
     ("--config-dir DIR", "also search DIR for configs"),
+    ("-sc install=bash", 'completion of words: eval "$(gr-sweep -sc install=bash)"; or zsh, fish'),
     ("--version", "print the version"),
 )
 
