@@ -26,6 +26,8 @@ class JobStatus:
 
     folder: Path
     state: State
+    title: str = ""
+    """Its short name, as the report has it; empty if its record has none."""
     since: str | None = None
     """When it entered this state, UTC, ISO 8601."""
     step: int | None = None
@@ -52,9 +54,7 @@ class JobStatus:
         where = f"SLURM job {self.slurm_job}" if self.slurm_job is not None else ""
         if self.state is State.running and self.holder is not None:
             where = str(self.holder)
-        line = "; ".join(filter(None, (where, self.why)))
-        # An error may quote anything, control characters of a terminal included.
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        return _printable("; ".join(filter(None, (where, self.why))))
 
 
 def read_status(folder: Path, in_queue: Callable[[str], bool]) -> JobStatus:
@@ -78,6 +78,7 @@ def read_status(folder: Path, in_queue: Callable[[str], bool]) -> JobStatus:
     return JobStatus(
         folder=folder,
         state=state,
+        title=_printable(str(record.title or "")),
         since=record.since or None,
         step=None if step is None else int(step),
         num_steps=num_steps,
@@ -89,6 +90,11 @@ def read_status(folder: Path, in_queue: Callable[[str], bool]) -> JobStatus:
         slurm_job=slurm_job,
         why=why,
     )
+
+
+def _printable(line: str) -> str:
+    """A title or an error may quote anything, control characters of a terminal included."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:

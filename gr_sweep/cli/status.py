@@ -121,7 +121,9 @@ def job_table(jobs: Sequence[JobStatus]) -> "Table":
             "" if job.tokens_per_second is None else short_count(job.tokens_per_second),
             left,
             age,
-            Text.assemble(job.folder.name, (f"  {job.note}" if job.note else "", "dim")),
+            Text.assemble(
+                job.title or job.folder.name, (f"  {job.note}" if job.note else "", "dim")
+            ),
         )
     return table
 

@@ -47,7 +47,7 @@ def sweep(tmp_path: Path) -> Iterator[Path]:
     for name in ("report", ".submitit"):
         (folder / name).mkdir(parents=True)
     make_job(folder / "done", State.done, 120)
-    make_job(folder / "failed", State.failed, 40, error=REASON)
+    make_job(folder / "failed", State.failed, 40, error=REASON, title="edges=act seed=1")
     make_job(folder / "stopped", State.stopped, error="stopped by SIGTERM")
     killed = make_job(folder / "killed", State.running, holder=Holder.here())
     log(killed, *rows(30), torn='{"step": 31, "tra')
@@ -128,7 +128,9 @@ def test_the_table_has_a_line_for_each_job_and_the_totals(sweep, capsys):
     assert len(lines[1:-2]) == 6
     [failed] = [line for line in lines if line.startswith("failed")]
     assert failed.split()[1:4] == ["40/120", "2.500", "12.3k"]
-    assert failed.endswith(REASON), "a long line is whole where the output is not a terminal"
+    assert failed.endswith(f"edges=act seed=1  {REASON}"), (
+        "a long line is whole where the output is not a terminal"
+    )
     assert str(Holder.here()) in next(line for line in lines if line.startswith("running"))
     assert lines[-1].startswith("1 running, 1 failed, 2 stopped, 1 done, 1 waiting")
 
