@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,8 @@ class Command:
     hydra_config: DictConfig
     """The command's config with its hydra node, without swept values."""
     search: "Search | None" = None
+    shown_warnings: set[str] = field(default_factory=set, compare=False)
+    """What its terminal has shown."""
 
     def config_of(self, job: Job, folder: Path) -> DictConfig:
         """The job's config with its hydra node, if it runs in the absolute folder."""

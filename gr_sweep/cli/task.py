@@ -19,7 +19,7 @@ from gr_sweep.files import full_disk, is_full, write_whole
 from gr_sweep.jobdir import SUMMARY, Identity, State, identity_of, is_done, standing
 from gr_sweep.joblock import change_record
 from gr_sweep.launch.slurm import await_kill, is_cancelled
-from gr_sweep.launch.work import Work
+from gr_sweep.launch.work import WARNINGS, Work
 from gr_sweep.train.distributed import connect
 from gr_sweep.train.signals import Stopped
 
@@ -116,7 +116,10 @@ class JobTask(Work):
 
         gc.set_threshold(*threshold)
 
-        with self._logged():
+        with (
+            self._new_warnings() if processes.is_main else contextlib.nullcontext(),
+            self._logged(),
+        ):
             run_job(
                 self.config,
                 self.folder,
@@ -129,6 +132,7 @@ class JobTask(Work):
 
     def __call__(self) -> None:
         """Runs the job in this process, one of several if SLURM started several tasks."""
+        self.shown.clear()  # this process has a log of its own
         os.chdir(self.where)  # SLURM starts a job elsewhere if a node does not have the folder
         try:
             self.run()
@@ -178,6 +182,32 @@ class JobTask(Work):
             log.info("%s has no effect: %s decides", line, decides)
 
     @contextlib.contextmanager
+    def _new_warnings(self) -> Iterator[None]:
+        """Keeps warnings of earlier jobs of the sweep from the terminal, not from the job's log."""
+
+        def is_new(record: logging.LogRecord) -> bool:
+            said, is_warning = record.getMessage(), record.levelno == logging.WARNING
+            if is_warning and said in self.shown:
+                return False
+            self.shown.update([said] * is_warning)
+            return True
+
+        root, path = logging.getLogger(), self.folder / WARNINGS
+        for handler in root.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(is_new)
+        path.unlink(missing_ok=True)
+        # Read by the command, if the job has a process of its own.
+        file = logging.FileHandler(path, delay=True, encoding="utf-8")
+        file.addFilter(lambda record: record.levelno == logging.WARNING)
+        root.addHandler(file)
+        try:
+            yield
+        finally:
+            root.removeHandler(file)
+            file.close()
+
+    @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
         """Logs the error that ends the job; not in each process what all of them see."""
         try:
@@ -221,6 +251,7 @@ def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
         command=command.line_of(job),
         files={f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()},
         log_config=OmegaConf.to_container(hydra.job_logging, resolve=True),
+        shown=command.shown_warnings,
     )
 
 

@@ -22,7 +22,7 @@ from gr_sweep.data.encode import usable_cores
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import change_record
-from gr_sweep.launch.work import Work, say, say_end
+from gr_sweep.launch.work import WARNINGS, Work, say, say_end, say_warnings
 from gr_sweep.train.signals import Stopped, StopSignals
 
 POLL_S = 0.5
@@ -89,6 +89,7 @@ def run_side_by_side(works: Sequence[Work], slots: Sequence[Slot]) -> None:
         try:
             while waiting or running or elsewhere:
                 for number, (work, process) in list(running.items()):
+                    say_warnings(work)
                     if process.poll() is not None:
                         del running[number]
                         _note_exit(work, process)
@@ -122,6 +123,7 @@ def _is_running(work: Work) -> bool:
 
 def _start(work: Work, slot: Slot) -> Process:
     work.folder.mkdir(parents=True, exist_ok=True)
+    (work.folder / WARNINGS).unlink(missing_ok=True)  # of an earlier attempt
     with (work.folder / OUTPUT).open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "gr_sweep.launch.local"],

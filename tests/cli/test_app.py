@@ -1,6 +1,7 @@
 """What the command prints, runs and returns; an object that writes summaries plays the jobs."""
 
 import gc
+import logging
 import re
 import shlex
 import subprocess
@@ -313,6 +314,26 @@ def test_quiet_hides_progress_and_keeps_the_log(jobs, capsys):
     assert app.main(["-q", "-m", "edges=act,both", "hydra.sweep.dir=x"]) == 0
     assert capsys.readouterr().err == ""
     assert "edges=act" in (jobs.calls[0]["folder"] / "gr_sweep.log").read_text()
+
+
+def test_a_warning_of_every_job_is_printed_once_and_is_in_each_log(jobs, monkeypatch, capsys):
+    def run_job(config: RunConfig, folder: Path, **rest: Any) -> None:
+        for said in ("no W&B", f"seed {config.seed}"):
+            logging.getLogger("gr_sweep.job").warning(said)
+        raise DataError("the same error")
+
+    monkeypatch.setattr(jobs, "run_job", run_job)
+    for _ in range(2):  # another command prints it again
+        assert (
+            app.main(["-m", "seed=0,1", "hydra.sweep.dir=x", "hydra.sweep.subdir='${seed}'"]) == 2
+        )
+        lines = capsys.readouterr().err.splitlines()
+        assert [line for line in lines if "no W&B" in line or line.startswith("seed ")] == [
+            "no W&B", "seed 0", "seed 1",
+        ]  # fmt: skip
+        assert lines.count("gr-sweep: the same error") == 2
+    assert Path("x/1/gr_sweep.log").read_text().count("no W&B") == 2
+    assert Path("x/1/warnings.log").read_text() == "no W&B\nseed 1\n"
 
 
 @pytest.mark.parametrize(("where", "status"), [(">&-", 0), (">/dev/full", 2), ("2>&-", 0)])

@@ -11,7 +11,7 @@ from gr_sweep.config import Device, RunConfig, TrainConfig
 from gr_sweep.errors import DataError
 from gr_sweep.jobdir import SUMMARY
 from gr_sweep.joblock import lock_job_dir
-from gr_sweep.launch.work import Work
+from gr_sweep.launch.work import WARNINGS, Work
 from gr_sweep.train.signals import StopSignals
 
 CONFIG = RunConfig(train=TrainConfig(device=Device.cpu))
@@ -23,6 +23,7 @@ def play(folder: Path, act: str = "", seconds: float = 0.0) -> None:
     with signals.listening(), lock_job_dir(folder):
         begun = time.time()
         (folder / "environment").write_text(json.dumps(dict(os.environ)))
+        (folder / WARNINGS).write_text("no W&B\n")
         if act == "fails":
             raise DataError("x.jsonl line 3: not UTF-8")
         if act == "bug":
@@ -56,11 +57,13 @@ class Played(Work):
 
 
 def works(tmp_path: Path, *acts: str, seconds: float = 0.0) -> list[Played]:
+    shown: set[str] = set()
     return [
         Played(
             folder=tmp_path / f"job{number}",
             title=f"job {number}",
             config=CONFIG,
+            shown=shown,
             act=act,
             seconds=seconds,
         )

@@ -86,6 +86,7 @@ def test_a_job_that_fails_or_dies_does_not_take_down_the_others(tmp_path, cores,
     assert "Traceback" in (jobs[1].folder / "output.log").read_text()
     said = capfd.readouterr().err
     assert "job 0: failed: x.jsonl line 3: not UTF-8" in said and "4 of 4)" in said
+    assert said.count("warning: no W&B") == 1, "once a sweep, and each job's own file has it"
 
 
 def test_a_job_of_another_process_is_waited_for(tmp_path, cores):
