@@ -386,8 +386,9 @@ class TrainConfig:
 
     steps: int | None = bounded(400, at_least=1)
     """Optimizer steps; null with `tokens`."""
-    tokens: int | None = bounded(None, at_least=1)
-    """Training tokens instead of steps; rounded up to whole steps."""
+    tokens: Any = None
+    """Training tokens instead of steps, rounded up to whole steps: a number, or 20x for 20 times
+    the model's parameters, without those that its plan adds."""
     batch_sequences: int = bounded(12, at_least=1)
     """Sequences per step."""
     micro_batch_sequences: int | None = bounded(None, at_least=1)
@@ -426,8 +427,7 @@ class TrainConfig:
     precision: Precision = Precision.auto
     """auto: bfloat16 products on CUDA and on a CPU with instructions for them, else float32."""
     compile: bool = False
-    """Compile the forward and backward pass (torch.compile): minutes before the first step, faster
-    steps on a GPU afterwards. Changes the rounding."""
+    """torch.compile the steps: minutes before the first one, faster on a GPU. Changes rounding."""
     activation_checkpointing: bool = False
     """Keep only the inputs of decoder layers and recompute the layers in the backward pass: far
     less memory, a third more operations."""

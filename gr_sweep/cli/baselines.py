@@ -86,8 +86,10 @@ def _alone(config: RunConfig, plain: Sequence[str]) -> Iterator[tuple[list[str],
         if len(without) == 1 and not has_width:
             yield list(plain), added  # that is the run without the other domain
             continue
-        kept = _without(plain, (*_ATTACKS, _WIDTH) if has_width else tuple(_ATTACKS))
+        setting, length = _length(config)  # tokens a parameter of another width would be others
+        kept = _without(plain, (*_ATTACKS, setting, *([_WIDTH] if has_width else [])))
         kept += [f"{name}={value}" for name, value in _ATTACKS.items()]
+        kept.append(f"{setting}={length}")
         yield kept, [*added, f"{_WIDTH}={width}"] if has_width else added
 
 

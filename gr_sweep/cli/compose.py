@@ -329,6 +329,10 @@ def _resolved(cfg: DictConfig) -> tuple[RunConfig, RunConfig]:
     """The config of a job, checked and resolved, and the config as it was typed."""
     typed = _to_run_config(cfg)
     config = validate(_to_run_config(_with_fixes(cfg)))
+    if isinstance(config.train.tokens, str):
+        from gr_sweep.launch.estimate import with_tokens  # slow to import
+
+        config = with_tokens(config)
     check_fit(config)
     return config, typed
 

@@ -124,7 +124,7 @@ def _print(rows: "Rows", target: "Target") -> None:
             short_count(estimate.active_parameters),
             "-".join(dict.fromkeys(map(short_count, kept[:1] + kept[-1:]))) or "-",
             short_count(estimate.tokens),
-            f"{estimate.tokens / estimate.parameters:.2g}",
+            f"{estimate.tokens / estimate.dense_parameters:.3g}",
             f"{estimate.flops:.1e}",
             f"{estimate.flops / estimate.dense_flops:.2f}",
             f"{estimate.peak_bytes / GIB:.3g}",

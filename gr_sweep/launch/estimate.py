@@ -18,7 +18,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gr_sweep.components import lay_plan, named_config
-from gr_sweep.config import Precision, RunConfig, num_micro_batches, num_steps, to_plain
+from gr_sweep.config import (
+    PlanConfig,
+    PlanKind,
+    Precision,
+    RunConfig,
+    num_micro_batches,
+    num_steps,
+    to_plain,
+)
 from gr_sweep.data.rows import step_rows
 from gr_sweep.data.tokenize import load_tokenizer
 from gr_sweep.errors import PlanError
@@ -73,6 +81,8 @@ class Estimate:
     """What one job needs; bytes are those of one device."""
 
     parameters: int
+    dense_parameters: int
+    """Those that the plan does not add, of which `train.tokens=20x` is a multiple."""
     active_parameters: float
     """Parameters that are active for a training sequence, on average."""
     kept_parameters: dict[str, int]
@@ -113,6 +123,31 @@ class Estimate:
 
 
 _known: dict[tuple[str, Target], Estimate] = {}
+_known_parameters: dict[str, int] = {}
+
+
+def dense_parameters(config: RunConfig) -> int:
+    """Parameters of the job's model without what its plan adds: adapters and wider MLPs. Equal for
+    all methods, so that jobs of `train.tokens=20x` read equally much text.
+
+    Raises:
+        GrSweepError: a tokenizer or checkpoint is not on this machine.
+    """
+    key = json.dumps(to_plain([config.model, config.data.tokenizer, config.data.vocab_size]))
+    if key not in _known_parameters:
+        model_config = _model_config(replace(config, plan=PlanConfig(kind=PlanKind.none)))
+        with torch.device("meta"):  # tensors without data
+            model = random_model(model_config, seed=0)
+        _known_parameters[key] = sum(parameter.numel() for parameter in model.parameters())
+    return _known_parameters[key]
+
+
+def with_tokens(config: RunConfig) -> RunConfig:
+    """The config with a number in place of `train.tokens=20x`; raises as `dense_parameters`."""
+    if not isinstance(config.train.tokens, str):
+        return config
+    tokens = round(float(config.train.tokens[:-1]) * dense_parameters(config))
+    return replace(config, train=replace(config.train, tokens=max(1, tokens)))
 
 
 def estimate_job(config: RunConfig, target: Target) -> Estimate:
@@ -182,6 +217,7 @@ def _of_phase(config: RunConfig, target: Target, model_config: Any, phase: Phase
         weights, optimizer, step, evaluation = _memory(routed, config, counts, target, dtype)
     return Estimate(
         parameters=whole,
+        dense_parameters=dense_parameters(config),
         active_parameters=active,
         kept_parameters=kept,
         steps=steps,
@@ -218,8 +254,8 @@ def _model_config(config: RunConfig) -> Any:
         RecursionError,
     ) as error:
         raise PlanError(
-            f"model.path={path}: its config.json is not on this machine or cannot be read, and an "
-            f"estimate downloads nothing; fetch it first (hf download {path} config.json)"
+            f"model.path={path}: its config.json is not on this machine or cannot be read, and "
+            f"this command downloads nothing; fetch it first (hf download {path} config.json)"
         ) from error
 
 

@@ -32,6 +32,11 @@ data.split=lines                        | data.split: 'lines'; expected paragrap
 partition.unlabelled={code:2}           | partition.unlabelled.code: 2; expected a number
 plan=forget plan.forget=[maths]         | plan.forget: unknown domain 'maths'
 train.steps=400 train.tokens=1000       | train.steps=400 and train.tokens=1000; give one of them
+train.tokens=20y                        | train.tokens: '20y'; expected a number of tokens above 0
+train.tokens=-1x                        | such as 20x
+train.tokens=0x                         | train.tokens: '0x'; expected
+train.tokens=true                       | train.tokens: True; expected
+train.steps=null train.tokens=20x model=hf model.path=a/b | model.path=a/b: its config.json is
 train.micro_batch_sequences=5           | not a multiple of train.micro_batch_sequences=5
 train.schedule=wsd train.warmup=0.5 train.decay=0.6 | add up to more than 1
 method=filtered                         | method=filtered needs method.without

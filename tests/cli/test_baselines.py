@@ -93,3 +93,16 @@ def test_alone_baselines_are_dense_runs_as_wide_as_an_expert():
         ("biology", "creative"): 512, ("code", "creative"): 512, ("code", "biology"): 512,
     }  # fmt: skip
     assert {config.plan.kind for config in configs} == {PlanKind.none}
+
+
+def test_methods_and_baselines_share_tokens_that_are_a_multiple_of_the_parameters():
+    found = sweep(
+        "method=routed,demix", "train.steps=null", "train.tokens=20x", "model=tiny",
+        "plan.adapters.mlp=8", "baselines=[dense,compute,alone]",
+    ).jobs  # fmt: skip
+    parameters = 2048 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 192 + 2 * 64) + 64
+    tokens = [job.config.train.tokens for job in found]
+    assert {*tokens} == {round(share * 20 * parameters) for share in (1, 0.5, 0.25, 0.125)}
+    alone = [job.config for job in found if job.config.method.name is Method.filtered]
+    assert {config.model.intermediate_size for config in alone} == {128, None}
+    assert {config.train.tokens for config in alone} == {20 * parameters}
