@@ -559,7 +559,7 @@ def num_steps(config: TrainConfig) -> int:
     """Optimizer steps of a run. `tokens` is rounded up to whole steps."""
     if config.steps is not None:
         return config.steps
-    assert config.tokens is not None  # checks.validate: one of the two is given
+    assert type(config.tokens) is int  # checks.validate: one of the two is given
     return math.ceil(config.tokens / (config.batch_sequences * config.sequence_length))
 
 

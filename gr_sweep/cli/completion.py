@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -26,9 +27,8 @@ def complete(argument: str, verbs: Sequence[str]) -> None:
     action, _, shell = argument.partition("=")
     with composing([]):
         loader = GlobalHydra.instance().config_loader()
-        plugins = {
-            of.provides(): of(loader) for of in Plugins.instance().discover(CompletionPlugin)
-        }
+        found: list[Any] = Plugins.instance().discover(CompletionPlugin)
+        plugins: dict[str, CompletionPlugin] = {of.provides(): of(loader) for of in found}
         if action not in ("install", "uninstall", "query") or shell not in plugins:
             raise invalid("-sc", argument, "install=bash, uninstall=bash or query=bash (zsh, fish)")
         if action == "query":
