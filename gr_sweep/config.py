@@ -206,7 +206,7 @@ class PlanConfig:
     kind: PlanKind = PlanKind.peers
     """Shape of the owner sets."""
     mlp_shared: float = share(0.5)
-    """The core's share of the MLP units of every split layer, 0..1."""
+    """The core's share of the MLP units (or experts) of every split layer, 0..1."""
     attn_shared: float = share(1.0)
     """The core's share of the attention head groups, 0..1; 1 does not split attention."""
     layers: list[int] | None = bounded(None, at_least=0)

@@ -6,7 +6,7 @@ parameter is given its own copy for every token, `w * p + (1 - w) * p.detach()`,
 does the rest.
 
 Shapes: N sequences, T positions, B blocks of the plan, O outputs and I inputs of a linear map, H
-heads, V vocabulary.
+heads, E experts, V vocabulary.
 """
 
 import copy
@@ -203,6 +203,57 @@ class LiteralLinear(_Routed):
         return y_NTO
 
 
+class LiteralMixture(_Routed):
+    """A mixture of experts with a copy of its parameters for every token.
+
+    `blocks` says which block each expert belongs to; without it, experts belong to the rest. A unit
+    reads the residual stream and its router weight, and its output is their product: these two are
+    "what lies upstream" of it. The router belongs to the rest.
+    """
+
+    def __init__(
+        self, reference: "Reference", mixture: nn.Module, top_k: int, blocks: Tensor | None
+    ) -> None:
+        super().__init__(reference)
+        self.router_ED, self.top_k, self.blocks = mixture.gate.weight, top_k, blocks
+        self.gate_up_EGD = mixture.experts.gate_up_proj
+        self.down_EDF = mixture.experts.down_proj
+        self.activation = mixture.experts.act_fn
+        self.is_normed = getattr(mixture.gate, "norm_topk_prob", True)  # Mixtral always does
+
+    def forward(self, x_NTD: Tensor) -> Tensor:
+        masks, num_experts = self.masks, len(self.router_ED)
+        rest_NTE = masks.rest_NT[..., None].expand(-1, -1, num_experts)
+        on_NTE, act_NTE = torch.ones_like(rest_NTE), torch.ones_like(rest_NTE)
+        weight_NTE = outputs_NTE = rest_NTE
+        if self.blocks is not None:
+            on_NTE, act_NTE = masks.on_NTB[..., self.blocks], masks.act_NTB[..., self.blocks]
+            weight_NTE = masks.weight_NTB[..., self.blocks]
+            outputs_NTE = masks.outputs_NTB[..., self.blocks]
+
+        def of_tokens(parameter: Tensor, factor_NTE: Tensor) -> Tensor:
+            of_token = factor_NTE.reshape(*factor_NTE.shape, *[1] * (parameter.dim() - 1))
+            return scaled(parameter.expand(*factor_NTE.shape[:2], *parameter.shape), of_token)
+
+        router_NTED = of_tokens(self.router_ED, rest_NTE)
+        logits_NTE = (router_NTED * x_NTD[:, :, None]).sum(-1)
+        logits_NTE = logits_NTE.masked_fill(on_NTE == 0, -torch.inf)
+        # Where no expert is on there is nothing to choose, and nothing is added.
+        weights_NTE = torch.exp(logits_NTE - logits_NTE.amax(-1, keepdim=True).clamp_min(-1e9))
+        weights_NTE = weights_NTE / weights_NTE.sum(-1, keepdim=True).clamp_min(1e-300)
+        places_NTE = logits_NTE.argsort(-1, descending=True).argsort(-1)
+        weights_NTE = weights_NTE * ((places_NTE < self.top_k) & (on_NTE > 0))
+        if self.is_normed:
+            weights_NTE = weights_NTE / weights_NTE.sum(-1, keepdim=True).clamp_min(1e-300)
+        x_NTED = scaled(x_NTD[:, :, None].expand(-1, -1, num_experts, -1), act_NTE[..., None])
+        gate_up_NTEGD = of_tokens(self.gate_up_EGD, weight_NTE)
+        gate_NTEF, up_NTEF = (gate_up_NTEGD * x_NTED[..., None, :]).sum(-1).chunk(2, -1)
+        hidden_NTEF = self.activation(gate_NTEF) * up_NTEF
+        down_NTEDF = of_tokens(self.down_EDF, outputs_NTE)
+        found_NTED = (down_NTEDF * hidden_NTEF[..., None, :]).sum(-1)
+        return (found_NTED * scaled(weights_NTE, act_NTE)[..., None]).sum(2)
+
+
 class LiteralEmbedding(_Routed):
     """The rest, "each use at its own position": what a token reads of the table. Or a table whose
     columns are units."""
@@ -297,6 +348,8 @@ class Reference:
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
         for path, module in list(self.model.named_modules()):
+            if path.endswith((".mlp.gate", ".mlp.experts")):
+                continue  # parts of a mixture, which is one module here
             literal = self._literal(path, module)
             if literal is not None:
                 parent, _, name = path.rpartition(".")
@@ -342,6 +395,9 @@ class Reference:
             return self._literal_of_adapter(layer or 0, parts[-2], name, module)
         if isinstance(module, nn.Embedding):
             return LiteralEmbedding(self, module)
+        if hasattr(module, "experts") and hasattr(module, "gate"):
+            top_k = self.model.config.num_experts_per_tok
+            return LiteralMixture(self, module, top_k, self.block_of_unit(layer, "expert"))
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
             rows = columns = None
             if path.endswith(MLP_ROWS):

@@ -1,13 +1,15 @@
 """Attribution: how much every unit of a model matters to every domain.
 
 Units are observed at the linear that reads them: MLP hidden units at the input of down, key-value
-groups of heads at the input of o; adapter units at the output of A. They are counted in the order
-they have in the model's matrices; this module knows nothing of plans and owners.
+groups of heads at the input of o; adapter units at the output of A. Of an expert it is the router's
+weight, 0 where it is not chosen, which multiplies its output. Units are counted in the order they
+have in the model's matrices; this module knows nothing of plans and owners.
 
 M documents of a batch, T positions, U units of a layer and kind, W features of a unit, K domains.
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +26,9 @@ from gr_sweep.errors import DataError, PlanError
 from gr_sweep.eval.loss import Losses
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import IGNORED
-from gr_sweep.model.units import decoder_layers
-from gr_sweep.routing.kinds import ATTN, Place, units_per_layer
+from gr_sweep.model.units import decoder_layers, mixtures
+from gr_sweep.routing.experts import choose
+from gr_sweep.routing.kinds import ATTN, EXPERT, Place, units_per_layer
 from gr_sweep.routing.modules import RoutedModule
 
 _MIN_RANKED = 3
@@ -83,7 +86,7 @@ def score_units(
     batch_sequences: int = 16,
     off: Mapping[Place, Tensor] | None = None,
 ) -> UnitScores:
-    """Scores every MLP unit, head group and adapter unit of every layer for every domain.
+    """Scores every MLP unit or expert, head group and adapter unit of every layer for every domain.
 
     Kinds that the family cannot split are not scored. Let h be the unit's W features, L the summed
     negative log likelihood of a document, and g a gate that multiplies the unit's features, 1 in
@@ -162,6 +165,33 @@ class _Site:
         return x_MTUW if self.off_U is None else x_MTUW.masked_fill(self.off_U[:, None], 0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ExpertSite(_Site):
+    """Stacked experts; those that are off are not chosen."""
+
+    router: Any
+
+    def choose(self, chosen: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the router returns, without the experts that are off: logits [P, E], weights and
+        indices [P, k]."""
+        logits_PE, weights_Pk, _ = chosen
+        if self.off_U is None:
+            return chosen
+        is_normed = getattr(self.router, "norm_topk_prob", True)
+        found, indices_Pk = choose(logits_PE, ~self.off_U, self.router.top_k, is_normed=is_normed)
+        return logits_PE, found.to(weights_Pk.dtype), indices_Pk
+
+    def visited(
+        self, visit: Callable[[_Site, Tensor], Tensor], num_documents: int, *args: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The arguments of the experts, with the weights that `visit` returns."""
+        x_PD, indices_Pk, weights_Pk = args
+        zeros_PU = weights_Pk.new_zeros(len(x_PD), self.num_units)
+        weights_PU = zeros_PU.scatter(1, indices_Pk, weights_Pk)
+        found = visit(self, self.features(weights_PU.unflatten(0, (num_documents, -1))))
+        return x_PD, indices_Pk, found.reshape(weights_PU.shape).gather(1, indices_Pk)
+
+
 def _sites(model: nn.Module, off: Mapping[Place, Tensor], device: torch.device) -> list[_Site]:
     config: Any = model.config
     family, units = family_of(config), units_per_layer(config)
@@ -174,6 +204,11 @@ def _sites(model: nn.Module, off: Mapping[Place, Tensor], device: torch.device) 
             off_U = None if off_U is None else off_U.to(device)
             module = modules.get_submodule(names.row)
             sites.append(_Site((layer, kind), module, units[kind], off_U))
+    for layer, mixture in mixtures(model):
+        off_U = off.get((layer, EXPERT))
+        off_U = None if off_U is None else off_U.to(device)
+        place, whole = (layer, EXPERT), mixture
+        sites.append(_ExpertSite(place, whole.experts, units[EXPERT], off_U, router=whole.gate))
     return sites + list(_adapter_sites(model, off, device))
 
 
@@ -230,7 +265,7 @@ class _Pass:
             _add(found, site.key, ((sizes_MTU > mean_MT1) & is_token_MT1).sum(1).double())
             return x_MTUW
 
-        with torch.no_grad(), _visiting(self.sites, visit):
+        with torch.no_grad(), self._visiting(visit):
             self.token_losses(self.ids_MT, self.targets_MT)
         return found
 
@@ -260,7 +295,7 @@ class _Pass:
             return x_MTUW * gate_MTU1
 
         # Padding is at the end and no loss depends on it: its gradients are 0.
-        with torch.enable_grad(), _visiting(self.sites, visit):
+        with torch.enable_grad(), self._visiting(visit):
             loss_sum, _ = self.token_losses(self.ids_MT, self.targets_MT)
             loss_sum.backward()
         return found
@@ -276,6 +311,32 @@ class _Pass:
     def fisher(self) -> dict[Place, Tensor]:
         """Squared gradient of each document."""
         return {key: values_MU.square() for key, values_MU in self.gate_gradients().items()}
+
+    @contextlib.contextmanager
+    def _visiting(self, visit: Callable[[_Site, Tensor], Tensor]) -> Iterator[None]:
+        """Inside, `visit` takes the features of each site's units and returns those that the model
+        continues with."""
+
+        def visited(site: _Site, x: Tensor) -> Tensor:
+            return visit(site, site.features(x)).flatten(-2)
+
+        def hooked(site: _Site) -> Any:
+            if isinstance(site, _ExpertSite):
+                read = functools.partial(site.visited, visit, len(self.ids_MT))
+                return site.module.register_forward_pre_hook(lambda _, args: read(*args))
+            if site.is_output:
+                return site.module.register_forward_hook(lambda _, args, x: visited(site, x))
+            return site.module.register_forward_pre_hook(lambda _, args: (visited(site, args[0]),))
+
+        def chosen(site: _ExpertSite) -> Any:
+            return site.router.register_forward_hook(lambda _, args, found: site.choose(found))
+
+        with contextlib.ExitStack() as stack:
+            for site in self.sites:
+                stack.callback(hooked(site).remove)
+                if isinstance(site, _ExpertSite):
+                    stack.callback(chosen(site).remove)
+            yield
 
 
 _MEASURES: dict[Attribution, tuple[Callable[[_Pass], dict[Place, Tensor]], bool]] = {
@@ -338,25 +399,6 @@ def _padded(batch: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, 
     ids_MT = pad_sequence([text[:-1] for text in tokens], batch_first=True)
     targets_MT = pad_sequence([text[1:] for text in tokens], True, padding_value=IGNORED)
     return ids_MT.to(device), targets_MT.to(device)
-
-
-@contextlib.contextmanager
-def _visiting(sites: Sequence[_Site], visit: Callable[[_Site, Tensor], Tensor]) -> Iterator[None]:
-    """Inside, `visit` takes the features of each site's units and returns those that the model
-    continues with."""
-
-    def visited(site: _Site, x: Tensor) -> Tensor:
-        return visit(site, site.features(x)).flatten(-2)
-
-    def hooked(site: _Site) -> Any:
-        if site.is_output:
-            return site.module.register_forward_hook(lambda _, args, x: visited(site, x))
-        return site.module.register_forward_pre_hook(lambda _, args: (visited(site, args[0]),))
-
-    with contextlib.ExitStack() as stack:
-        for site in sites:
-            stack.callback(hooked(site).remove)
-        yield
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ one layer of one model. Adaptive RMU is relative too (Huu-Tien et al. 2024, arXi
 RETAIN_WEIGHT = 100.0
 """Weight of the retain loss: SGTM's (scripts/wiki/rmu.sh; theirs is 1200)."""
 LAYERS = 3
-"""Layers whose MLP output matrix is updated; the activations of the last of them are read."""
+"""Layers whose MLP output matrix, or that of every expert, is updated; the activations of the last
+of them are read."""
 
 
 @contextlib.contextmanager
@@ -58,8 +59,10 @@ def unlearned(
     layers = decoder_layers(model)
     last = max(1, len(layers) // 2) - 1
     updated = layers[max(0, last + 1 - LAYERS) : last + 1]
-    outputs = [layer.get_submodule(family.linears[MLP].row) for layer in updated]
-    weights: list[Any] = [output.weight for output in outputs]
+    name = f"{family.mixture}.experts.down_proj"
+    if family.mixture is None:
+        name = f"{family.linears[MLP].row}.weight"
+    weights: list[Any] = [layer.get_parameter(name) for layer in updated]
     assert not any(isinstance(weight, DTensor) for weight in weights)  # See check_evaluation.
 
     def read(rows_NS: np.ndarray) -> Tensor:

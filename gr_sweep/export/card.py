@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gr_sweep.routing.kinds import ATTN, MLP
+from gr_sweep.routing.kinds import ATTN, EXPERT, MLP
 
 if TYPE_CHECKING:
     from gr_sweep.model.extract import KeptUnits
 
-_UNITS = {MLP: "MLP hidden units", ATTN: "key-value groups of heads"}
+_UNITS = {MLP: "MLP hidden units", EXPERT: "experts", ATTN: "key-value groups of heads"}
 
 _CARD = """---
 {data}

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gr_sweep.errors import PlanError
 from gr_sweep.model.adapters import Adapter, adapted_modules
 from gr_sweep.model.families import family_of
-from gr_sweep.model.units import UnitLinear
+from gr_sweep.model.units import UnitExperts, UnitLinear
 from gr_sweep.routing.kinds import (
     ADAPTERS,
     ATTN,
     BIAS,
     EMBED,
+    EXPERT,
     MLP,
     UNEMBED,
     mlp_size_name,
@@ -54,11 +56,20 @@ def kept_units(plan: RoutePlan, config: Any, off: Collection[int]) -> dict[str, 
     Args:
         config: the Hugging Face config of the whole model.
         off: indices of the blocks that are removed.
+
+    Raises:
+        PlanError: layers keep different numbers of experts.
     """
     found = {}
     for kind, units in units_per_layer(config).items():
         by_layer = plan.units_left(kind, units, config.num_hidden_layers, off)
         width = max(1, *by_layer)
+        if kind == EXPERT and not {*by_layer} <= {0, width}:
+            raise PlanError(
+                f"layers keep {', '.join(map(str, by_layer))} experts, but a checkpoint of "
+                f"{config.model_type} has one number for all, and a router would choose those that "
+                "pad it; split all layers alike"
+            )
         if kind == ATTN and width != units:
             family, per_group = family_of(config), config.num_attention_heads // units
             if family.keeps_heads:
@@ -79,8 +90,9 @@ def extract(
 
     A Hugging Face config has one width for all layers: layers that keep fewer units are padded with
     zero units, which change nothing. So are heads, up to a number that divides the residual width
-    if the family's config requires it (Llama), or to all of them (GPT-2). Adapters are added to the
-    matrices that they are beside; embeddings that were tied are two matrices if one has adapters.
+    if the family's config requires it (Llama), or to all of them (GPT-2). A router's rows go with
+    its experts; each position has at most as many as are left. Adapters are added to the matrices
+    that they are beside; embeddings that were tied are two matrices if one has adapters.
 
     Args:
         model: a model that is routed by `plan`; it is not changed.
@@ -108,6 +120,9 @@ def extract(
                 name = f"{names[module]}.{suffix}"
                 found = [_kept(state[name], part, kept, widths[part.kind]) for part in parts]
                 state[name] = torch.cat(found, parts[0].dim(parameter))
+        if isinstance(parts[0], UnitExperts):
+            name = f"{names[parts[0].router]}.weight"
+            state[name] = _kept(state[name], parts[0], kept, widths[EXPERT])
     plain_class: Any = type(model)
     config = _resized(plain_config, widths)
     config.tie_word_embeddings = is_tied(plan, plain_config, off)
@@ -158,7 +173,11 @@ def is_tied(plan: RoutePlan, config: Any, off: Collection[int]) -> bool:
 def _resized(plain_config: Any, widths: Mapping[str, int]) -> Any:
     """The config with these numbers of units per layer."""
     config = copy.deepcopy(plain_config)
-    setattr(config, mlp_size_name(config), widths[MLP])
+    if EXPERT in widths:
+        config.num_experts = widths[EXPERT]
+        config.num_experts_per_tok = min(config.num_experts_per_tok, widths[EXPERT])
+    else:
+        setattr(config, mlp_size_name(config), widths[MLP])
     num_groups = units_per_layer(config)[ATTN]
     if widths[ATTN] != num_groups:
         per_group = config.num_attention_heads // num_groups

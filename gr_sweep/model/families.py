@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.kinds import ATTN, FULL, KINDS, MLP, units_per_layer
+from gr_sweep.routing.kinds import ATTN, EXPERT, FULL, KINDS, MLP, MLP_ADAPTER, units_per_layer
 from gr_sweep.routing.plan import RoutePlan
 
 
@@ -34,6 +34,9 @@ class Family:
     """Name of the list of decoder layers in the model."""
     linears: Mapping[str, LinearNames]
     """The linears by kind of unit: of the MLP and of attention."""
+    mixture: str | None = None
+    """Module whose `experts` are units, as stacked matrices, and whose `gate` is their router; it
+    takes the place of linears of an MLP."""
     gated_mlp: str | None = None
     """Module that computes `down_proj(act(gate_proj(x)) * up_proj(x))`, if there is one; with
     `gate_up_proj` if gate and up are one matrix. It is routed as a whole if `act` is SiLU."""
@@ -62,6 +65,7 @@ _NEO_HEADS = LinearNames(
 _GATED = Family("model.layers", {MLP: _GATED_MLP, ATTN: _HEADS}, gated_mlp="mlp")
 _NORMED_HEADS = replace(_GATED, head_norms=("self_attn.q_norm", "self_attn.k_norm"))
 _WHOLE_NORM = replace(_GATED, why_whole="it normalises q and k across all heads")
+_MIXTURE = Family("model.layers", {ATTN: _HEADS}, mixture="mlp")
 
 FAMILIES = {
     "llama": replace(_GATED, heads_divide_width=True),
@@ -75,6 +79,9 @@ FAMILIES = {
     "granite": _GATED,
     "olmo2": _WHOLE_NORM,
     "olmo3": _WHOLE_NORM,
+    "mixtral": _MIXTURE,
+    "qwen3_moe": replace(_MIXTURE, head_norms=_NORMED_HEADS.head_norms),
+    "olmoe": replace(_MIXTURE, why_whole=_WHOLE_NORM.why_whole),
     "phi3": Family(
         "model.layers",
         {
@@ -125,12 +132,34 @@ def family_of(config: Any) -> Family:
 
 
 def check_kinds(plan: RoutePlan, family: Family, model_type: str) -> None:
-    """Raises PlanError if the plan splits a kind that the family cannot split."""
+    """Raises PlanError if the plan splits, or adds, a kind that the family cannot have."""
+    if family.mixture and any(kind == MLP_ADAPTER for _, kind in plan.splits):
+        raise PlanError(
+            f"model type {model_type!r} has experts, beside which there are no adapters; set "
+            "plan.adapters.mlp=0"
+        )
     if family.why_whole and any(kind == ATTN for _, kind in plan.splits):
         raise PlanError(
             f"attention of model type {model_type!r} cannot be split: {family.why_whole}; set "
             "plan.attn_shared=1"
         )
+
+
+def _check_experts(plan: RoutePlan, config: Any) -> None:
+    """Raises PlanError if experts cannot be routed as the config says."""
+    for name in ("output_router_logits", "router_jitter_noise"):
+        if getattr(config, name, None):
+            raise PlanError(
+                f"{name}={getattr(config, name)} of the model's config: routing has no auxiliary "
+                f"loss of the router, and no noise; set {name} to 0 in config.json"
+            )
+    dense, every = getattr(config, "mlp_only_layers", ()), getattr(config, "decoder_sparse_step", 1)
+    for layer, kind in plan.splits:
+        if kind == EXPERT and (layer in dense or (layer + 1) % every):
+            raise PlanError(
+                f"layer {layer} has no experts (mlp_only_layers and decoder_sparse_step of its "
+                "config); give plan.layers without it"
+            )
 
 
 def check_plan(plan: RoutePlan, config: Any) -> None:
@@ -139,6 +168,8 @@ def check_plan(plan: RoutePlan, config: Any) -> None:
         return
     units = units_per_layer(config)
     check_kinds(plan, family_of(config), config.model_type)
+    if EXPERT in units:
+        _check_experts(plan, config)
     for (layer, kind), split in plan.splits.items():
         if layer >= config.num_hidden_layers or split.num_units != units.get(kind, split.num_units):
             raise PlanError(

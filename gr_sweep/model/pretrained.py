@@ -37,11 +37,10 @@ _LARGEST_SIZE = 1 << 31
 _CAUSES = {
     "quantization_config": "its weights are quantised; give the checkpoint it was made from",
     "vision_config": "it reads images; save its language model alone and give that",
-    "num_local_experts": "its MLPs are mixtures of experts already",
-    "num_experts": "its MLPs are mixtures of experts already",
-    "n_routed_experts": "its MLPs are mixtures of experts already",
 }
 """By a key of config.json: why such a model cannot be routed."""
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Keys of config.json with the number of experts in a layer."""
 
 
 def read_config(path: str, gguf_file: str | None = None, *, fetch: bool = False) -> Any:
@@ -111,6 +110,9 @@ def _of_hub(name: str, fetch: bool) -> Path | None:
 
 def _check_family(path: str, model_type: Any, content: dict[str, Any]) -> None:
     causes = [why for key, why in _CAUSES.items() if content.get(key)]
+    has_mixture = model_type in FAMILIES and FAMILIES[model_type].mixture
+    if any(content.get(key) for key in _EXPERTS) and not has_mixture:
+        causes.append("its MLPs are mixtures of experts of another family")
     if content.get("is_encoder_decoder"):
         causes.append("it has an encoder")
     if model_type in FAMILIES and not causes:
@@ -128,9 +130,12 @@ def shape_of_config(path: str, content: dict[str, Any]) -> Size | None:
     Raises:
         ConfigError: an impossible size.
     """
+    sizes = _SIZES
+    if FAMILIES[content["model_type"]].mixture:
+        sizes = sizes | {"num_experts": ("num_local_experts",)}
     known = {
         name: content[own]
-        for name, others in _SIZES.items()
+        for name, others in sizes.items()
         for own in (name, *others)
         if content.get(own) is not None
     }
@@ -138,7 +143,7 @@ def shape_of_config(path: str, content: dict[str, Any]) -> Size | None:
         raise ConfigError(f"model.path={path}: config.json has impossible sizes: {known}")
     if content["model_type"] in ("gpt2", "gpt_neo") and "hidden_size" in known:
         known.setdefault("intermediate_size", 4 * known["hidden_size"])
-    if len(known) < len(_SIZES):
+    if len(known) < len(sizes):
         return None
     heads = known["num_attention_heads"]
     return Size(**known, num_key_value_heads=content.get("num_key_value_heads") or heads)

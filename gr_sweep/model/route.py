@@ -21,7 +21,6 @@ from gr_sweep.model.extract import extract
 from gr_sweep.model.families import check_plan
 from gr_sweep.model.swaps import swaps_of
 from gr_sweep.model.units import (
-    UnitLinear,
     learning_parameters,
     local_part,
     local_units,
@@ -123,7 +122,7 @@ class RoutedModel:
         self._routing_of = remembered(partial(RowRouting.of_groups, plan, route_weights))
         with torch.no_grad():
             for linear in self.unit_linears:
-                for parameter, dim in _ordered(linear):
+                for parameter, dim in linear.ordered:
                     reorder(parameter, linear, dim)
         for swap in swaps:
             swap_class(swap, self._state)
@@ -259,7 +258,7 @@ class RoutedModel:
 
     def _check_whole(self) -> None:
         for linear in self.unit_linears:
-            if linear.parameters[0].dim() != 2:
+            if linear.parameters[0].dim() < 2:
                 raise PlanError(
                     "weights are sharded as flat pieces, in which no block can be told from "
                     "another; shard by fully_shard (FSDP2), or clip with what shards them"
@@ -348,7 +347,7 @@ class RoutedModel:
         continues as it would have without the order, since only units have changed places.
         """
         for linear in self.unit_linears:
-            for parameter, dim in _ordered(linear):
+            for parameter, dim in linear.ordered:
                 for moment in optimizer.state.get(parameter, {}).values():
                     if isinstance(moment, Tensor) and moment.shape == parameter.shape:
                         reorder(moment, linear, dim)
@@ -390,11 +389,11 @@ def route_model(
 ) -> RoutedModel:
     """Makes the model route gradients by domain (Cloud et al. 2024, arXiv 2410.04332).
 
-    Changes modules in place: MLPs and attention projections of the layers that the plan splits;
-    also norms, embeddings and all other linears if the core is foreign to a domain. state_dict keys
-    and tying stay, beside those of adapters. Units are put in the plan's order, which does not
-    change the function; nor do new adapters. Outside
-    `batch`, `keep` and `remove` the model is the plain one.
+    Changes modules in place: MLPs, mixtures of experts and attention projections of the layers that
+    the plan splits; also all others with parameters if the core is foreign to a domain. state_dict
+    keys and tying stay, beside those of adapters. Units are put in the plan's order, which does not
+    change the function; nor do new adapters. Outside `batch`, `keep` and `remove` the model is the
+    plain one.
 
     Args:
         model: a causal language model of a family in `gr_sweep.model.families`.
@@ -436,13 +435,3 @@ def _process_group(tensors: Iterable[Tensor | None]) -> Any:
         if isinstance(tensor, DTensor):
             return tensor.device_mesh.get_group()
     return None
-
-
-def _ordered(linear: UnitLinear) -> Iterator[tuple[Tensor, int]]:
-    """The parameters with a row or column for each unit, and the dimension of the units: adapters
-    beside the map write its outputs, or read its inputs, in the same order."""
-    for parameter in linear.parameters:
-        yield parameter, linear.dim(parameter)
-    adapters: Any = linear.module._modules.get("adapter", {})
-    for adapter in adapters.values():
-        yield (adapter.A.weight, 1) if linear.is_row else (adapter.B.weight, 0)

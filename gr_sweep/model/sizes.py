@@ -32,6 +32,8 @@ class Size:
     is_tied: bool = True
     """Whether embedding and unembedding share one matrix."""
     rope_theta: float = 10_000.0
+    num_experts: int | None = None
+    """Experts per layer, if the MLPs are mixtures of experts; of a checkpoint only."""
 
 
 SIZES = {

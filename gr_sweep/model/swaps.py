@@ -7,7 +7,17 @@ from typing import Any
 from torch import nn
 
 from gr_sweep.model.adapters import adapted_modules
-from gr_sweep.model.units import LINEARS, UnitLinear, gated_mlps, head_norms, heads_first_norms
+from gr_sweep.model.units import (
+    LINEARS,
+    UnitExperts,
+    UnitLinear,
+    gated_mlps,
+    head_norms,
+    heads_first_norms,
+    mixtures,
+)
+from gr_sweep.routing.experts import RoutedMixture, RoutedPart
+from gr_sweep.routing.kinds import EXPERT
 from gr_sweep.routing.modules import (
     RoutedFeatures,
     RoutedGatedMlp,
@@ -35,6 +45,7 @@ def swaps_of(
         is_cut: whether they learn from some rows only.
     """
     swaps = [*_unit_swaps(model, plan, linears), *_adapter_swaps(model, plan)]
+    swaps += _mixture_swaps(model, plan, is_cut)
     if not core_learns:
         swaps = [swap for swap in swaps if not issubclass(swap.routed, RoutedHeadNorm)]
     return [*swaps, *_other_swaps(model, {swap.module for swap in swaps}, is_cut)]
@@ -44,9 +55,9 @@ def _unit_swaps(model: nn.Module, plan: RoutePlan, linears: Iterable[UnitLinear]
     for mlp, split in gated_mlps(model, plan):
         yield Swap(mlp, RoutedGatedMlp, (split.slices(),), "mlp")
     for module, maps in itertools.groupby(linears, lambda linear: linear.module):
-        if isinstance(module, nn.Embedding):
-            continue  # the A of an adapter
         first, *others = maps
+        if isinstance(first, UnitExperts) or isinstance(module, nn.Embedding):
+            continue  # the A of an adapter, or part of a mixture
         parts = tuple(linear.part for linear in (first, *others))
         yield Swap(module, RoutedLinear, parts, "row" if first.is_row else "column")
     heads_first = heads_first_norms(model)
@@ -54,6 +65,14 @@ def _unit_swaps(model: nn.Module, plan: RoutePlan, linears: Iterable[UnitLinear]
         yield Swap(
             norm, RoutedHeadNormHeadsFirst if norm in heads_first else RoutedHeadNorm, (units,)
         )
+
+
+def _mixture_swaps(model: nn.Module, plan: RoutePlan, is_cut: bool) -> Iterator[Swap]:
+    for layer, module in mixtures(model):
+        split = plan.splits.get((layer, EXPERT))
+        if split is not None or is_cut:
+            yield Swap(module, RoutedMixture, () if split is None else (split.slices(),))
+            yield from (Swap(child, RoutedPart) for child in (module.gate, module.experts))
 
 
 def _adapter_swaps(model: Any, plan: RoutePlan) -> Iterator[Swap]:

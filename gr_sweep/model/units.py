@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from gr_sweep.errors import PlanError
 from gr_sweep.model.adapters import adapted_modules
 from gr_sweep.model.families import FAMILIES, Family, family_of
-from gr_sweep.routing.kinds import ATTN, MLP
+from gr_sweep.routing.kinds import ATTN, EXPERT, MLP
 from gr_sweep.routing.plan import RoutePlan, Split
 from gr_sweep.routing.row_routing import Units
 from gr_sweep.routing.swap import check_linear
@@ -77,6 +77,16 @@ class UnitLinear:
         bias: Any = getattr(self.module, "bias", None)
         return [weight] if self.is_row or bias is None else [weight, bias]
 
+    @property
+    def ordered(self) -> Iterator[tuple[Tensor, int]]:
+        """The parameters with a row or column for each unit, and the dimension of the units:
+        adapters beside the map write its outputs, or read its inputs, in the same order."""
+        for parameter in self.parameters:
+            yield parameter, self.dim(parameter)
+        adapters: Any = self.module._modules.get("adapter", {})
+        for adapter in adapters.values():
+            yield (adapter.A.weight, 1) if self.is_row else (adapter.B.weight, 0)
+
     def dim(self, like: Tensor) -> int:
         """The dimension of units in a parameter, or in a tensor of its shape."""
         return int(like.dim() == 2 and self.is_row == isinstance(self.module, nn.Linear))
@@ -86,14 +96,40 @@ class UnitLinear:
         return parameter.numel() // parameter.shape[self.dim(parameter)] * self.width
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnitExperts(UnitLinear):
+    """Stacked experts of a layer: the first dimension of both parameters counts them."""
+
+    router: nn.Module
+    """Its rows are in the order of the experts, but belong to the rest."""
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        module: Any = self.module
+        return [module.gate_up_proj, module.down_proj]
+
+    @property
+    def ordered(self) -> Iterator[tuple[Tensor, int]]:
+        router: Any = self.router
+        yield from ((parameter, 0) for parameter in (*self.parameters, router.weight))
+
+    def dim(self, like: Tensor) -> int:
+        return 0
+
+
 def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
-    """The linear maps of `model` that hold units of the plan; those of a module are neighbours.
+    """The linear maps, and stacked experts, of `model` that hold units of the plan; those of a
+    module are neighbours.
 
     The adapters that the plan adds must be there.
     """
     found: list[UnitLinear] = []
     config: Any = model.config
     for family, layer, kind, split in _splits(model, plan):
+        if kind == EXPERT and family.mixture:
+            mixture = family.mixture
+            experts, router = (_submodule(layer, f"{mixture}.{n}") for n in ("experts", "gate"))
+            found.append(UnitExperts(experts, kind, split, 1, is_row=False, router=router))
         if kind not in family.linears:
             continue
         names = family.linears[kind]
@@ -164,6 +200,17 @@ def gated_mlps(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Split
             if any(isinstance(child, (nn.SiLU, SiLUActivation)) for child in mlp.children()):
                 found.append((mlp, split))
     return found
+
+
+def mixtures(model: nn.Module) -> list[tuple[int, Any]]:
+    """The mixtures of experts of a model, and their layers."""
+    config: Any = model.config
+    family = FAMILIES.get(config.model_type)
+    if family is None or family.mixture is None:
+        return []
+    layers = enumerate(decoder_layers(model))
+    found = [(index, layer.get_submodule(family.mixture)) for index, layer in layers]
+    return [(index, module) for index, module in found if hasattr(module, "experts")]
 
 
 def head_norms(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Units]]:

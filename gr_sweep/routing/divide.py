@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from gr_sweep.domains import ancestors, check_domains, is_under
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.kinds import ADAPTERS, ATTN, KINDS, MLP
+from gr_sweep.routing.kinds import ADAPTERS, ATTN, EXPERT, KINDS, MLP
 from gr_sweep.routing.plan import Block, RoutePlan, Split, divide_units
 
 
@@ -22,7 +22,7 @@ def split_further(
     Args:
         plan: plan of the round before.
         labels: labels of the new plan, each equal to or below one of the old labels.
-        mlp_shared: fraction in 0..1 of a block's MLP units that its labels own together.
+        mlp_shared: fraction in 0..1 of a block's MLP units or experts that its labels own together.
         attn_shared: the same fraction of its head groups.
 
     Raises:
@@ -41,7 +41,7 @@ def split_further(
         blocks.append(replace(block, owners=owners))
         blocks += [Block(child, frozenset([child])) for child in children]
         children_of.append(children)
-    shares = dict.fromkeys(KINDS, 0.0) | {MLP: mlp_shared, ATTN: attn_shared}
+    shares = dict.fromkeys(KINDS, 0.0) | {MLP: mlp_shared, EXPERT: mlp_shared, ATTN: attn_shared}
     splits = {}
     for (layer, kind), split in plan.splits.items():
         sizes: list[int] = []
@@ -68,7 +68,8 @@ def split_further(
 
 def _advice(kind: str) -> str:
     names = [name for name, adapter in ADAPTERS.items() if adapter == kind]
-    return f"raise plan.adapters.{names[0]}" if names else f"lower plan.{kind}_shared"
+    shared = "mlp" if kind == EXPERT else kind
+    return f"raise plan.adapters.{names[0]}" if names else f"lower plan.{shared}_shared"
 
 
 def origins(plan: RoutePlan, before: RoutePlan) -> tuple[int, ...]:

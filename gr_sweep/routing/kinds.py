@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from gr_sweep.errors import PlanError
 
 MLP = "mlp"
+EXPERT = "expert"
 ATTN = "attn"
 EMBED = "embed"
 UNEMBED = "unembed"
@@ -24,6 +25,7 @@ the embedding, the unembedding, and every linear map of an MLP or of attention; 
 output vocabulary. Layer 0 has those that no layer has."""
 KINDS = {
     MLP: "hidden units",
+    EXPERT: "experts",
     ATTN: "head groups",
     EMBED: "adapter units of the embedding",
     UNEMBED: "adapter units of the unembedding",
@@ -39,7 +41,7 @@ share), `PlanConfig` and `planning.make_plan` (its setting), `divide.split_furth
 `assign.scores._sites` (attribution), `extract._resized` and `model/sizes.py` (other widths),
 `planning.plan_of_round`, `swaps._unit_swaps`, `cost.kept_flops_per_token`, `pretrained._SIZES`,
 `export.card._UNITS`, and first in tests/reference.py. Units are rows or columns of a linear map:
-others, such as stacked experts, need a class in `routing/modules.py` too.
+others, such as stacked experts (`routing/experts.py`), need a routed class of their own too.
 """
 
 FULL = "full"
@@ -70,7 +72,8 @@ class ModelShape(Protocol):
 
 
 def units_per_layer(config: ModelShape) -> dict[str, int]:
-    """Number of units of each kind in a layer.
+    """Number of units of each kind in a layer: experts if the MLP is a mixture of them, else its
+    hidden units.
 
     Raises:
         PlanError: a config without these numbers, which is of no family that can be split.
@@ -87,7 +90,8 @@ def units_per_layer(config: ModelShape) -> dict[str, int]:
                 f"whole number as {size} of the config, got {value}"
             )
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return {MLP: mlp_units, ATTN: groups}
+    num_experts = getattr(config, "num_experts", None)
+    return {EXPERT: num_experts, ATTN: groups} if num_experts else {MLP: mlp_units, ATTN: groups}
 
 
 def mlp_size_name(config: ModelShape) -> str:

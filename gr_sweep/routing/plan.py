@@ -21,7 +21,6 @@ from gr_sweep.routing.kinds import (
     EMBED,
     FULL,
     KINDS,
-    MLP,
     UNEMBED,
     ModelShape,
     Place,
@@ -104,8 +103,8 @@ class RoutePlan:
         Args:
             config: shape of the model, for example a Hugging Face config.
             domains: labels.
-            shares: `mlp_shared` (0.5) and `attn_shared` (1.0), the core's fraction of the units;
-                `layers`, the indices of the layers to split (None: see `layer_share`);
+            shares: `mlp_shared` (0.5; of experts too) and `attn_shared` (1.0), the core's share of
+                the units; `layers`, the indices of the layers to split (None: see `layer_share`);
                 `layer_share` (1.0), the fraction of the layers to split, counted from the first
                 and at least one layer; it excludes `layers`; `orders`, by (layer, kind) the order
                 of the units; `adapters`, the number of adapter units that each block gets at the
@@ -209,17 +208,18 @@ class RoutePlan:
         units = units_per_layer(config)
         chosen = _chosen_layers(layers, layer_share, config.num_hidden_layers)
         splits = {}
-        for kind, shared in ((MLP, mlp_shared), (ATTN, attn_shared)):
+        for kind in units:
+            setting, shared = ("attn", attn_shared) if kind == ATTN else ("mlp", mlp_shared)
             if not 0.0 <= shared <= 1.0:
-                raise PlanError(f"expected plan.{kind}_shared to be from 0 to 1, got {shared}")
+                raise PlanError(f"expected plan.{setting}_shared to be from 0 to 1, got {shared}")
             if shared == 1.0 or len(merged) == 1:
                 continue
             sizes = divide_units(units[kind], shared, len(merged) - 1)
             if 0 in sizes[1:]:
                 raise PlanError(
-                    f"plan.{kind}_shared={shared} leaves {sum(sizes[1:])} of {units[kind]} "
+                    f"plan.{setting}_shared={shared} leaves {sum(sizes[1:])} of {units[kind]} "
                     f"{KINDS[kind]} to {len(sizes) - 1} blocks, and each needs one; lower "
-                    f"plan.{kind}_shared or use fewer domains"
+                    f"plan.{setting}_shared or use fewer domains"
                 )
             for layer in chosen:
                 order = None if orders is None else orders.get((layer, kind))

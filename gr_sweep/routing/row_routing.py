@@ -1,7 +1,7 @@
 """Routing by sequence, the fast path: every sequence has one label, and foreign work is skipped.
 
-N sequences of the micro-batch, sorted into row groups; T positions, P = N * T, H heads, I input
-features.
+N sequences of the micro-batch, sorted into row groups; T positions, P = N * T, H heads, E experts,
+I input features.
 """
 
 import itertools
@@ -43,6 +43,31 @@ class OutputRun(NamedTuple):
     columns: list[list[Columns]]
     """For each adapter, the units that are on, and the factor on the gradient of their columns; a
     tensor [N, T, U] of all tokens."""
+
+
+class ExpertRun(NamedTuple):
+    """How neighbouring row groups use a block of experts that is on; a factor is a number, or a
+    tensor [P] of all positions."""
+
+    groups: slice
+    weight: float | Tensor
+    """On the gradient of gate and up."""
+    outputs: float | Tensor
+    """On the gradient of down."""
+    act: float | Tensor
+    """On the gradient of what the expert reads."""
+
+
+class ExpertRouting(NamedTuple):
+    """How the positions of a micro-batch use a layer's experts."""
+
+    num_groups: int
+    groups_P: Tensor
+    """Int64, each position's row group."""
+    on: Tensor | None
+    """1 if the expert is on, else 0, of a shape that broadcasts to [N, T, E]; None if all are."""
+    runs: Sequence[Sequence[ExpertRun]]
+    """Of each block."""
 
 
 class RowRouting:
@@ -159,6 +184,28 @@ class RowRouting:
         ]
         counts = [len(range(*part.indices(like.shape[0]))) for part in self._rows]
         return [OutputRun(sum(counts[run]), *how) for run, how in runs(of_groups)]
+
+    def experts(self, like: Tensor, units: Units) -> ExpertRouting:
+        """How `like` [N, T, D] uses experts; without units they belong to the rest."""
+        factors, rest = self._factors, [[factor] for factor in self._factors.rest]
+        ones = [[1.0]] * len(rest)
+        tables = [ones, rest, rest, ones]
+        if units:
+            tables = [factors.on, factors.weight, factors.outputs, factors.act]
+        of_blocks = []
+        for block in range(max(1, len(units))):
+            lines = [[line[block] for line in table] for table in tables]
+            of_groups = runs(list(zip(*lines, strict=True)))
+            of_blocks.append([ExpertRun(run, *line[1:]) for run, line in of_groups if line[0]])
+
+        def make() -> Tensor:
+            counts = [len(range(*part.indices(like.shape[0]))) for part in self._rows]
+            repeats_G = torch.tensor(counts, device=like.device) * like.shape[1]
+            return torch.arange(len(counts), device=like.device).repeat_interleave(repeats_G)
+
+        groups_P: Tensor = self._cached(("groups", *like.shape[:2], like.device), make)
+        on = self._per_row("on", [units], like) if units else None
+        return ExpertRouting(len(rest), groups_P, on, of_blocks)
 
     def _per_row(self, table: str, parts: Sequence[Units], like: Tensor) -> Tensor | None:
         """[N, 1, U]: each sequence's factors from a table of `GroupFactors`; None if all are 1."""

@@ -20,7 +20,14 @@ from gr_sweep.errors import PlanError
 from gr_sweep.routing.autograd import Scaled, apply
 from gr_sweep.routing.edges import OUTSIDE_UNITS, GroupFactors, RouteWeights
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.row_routing import Columns, OutputRun, Units, bounds
+from gr_sweep.routing.row_routing import (
+    Columns,
+    ExpertRouting,
+    ExpertRun,
+    OutputRun,
+    Units,
+    bounds,
+)
 from gr_sweep.routing.rows import RowGroup, lines_of
 
 
@@ -219,6 +226,18 @@ class TokenRouting:
         columns: list[list[Columns]] = [[(slice(None), factor)] for factor in outputs]
         factor = self.rest_factor(like, "embedding")
         return [OutputRun(like.shape[0], 1.0 if factor is None else factor, columns)]
+
+    def experts(self, like: Tensor, units: Units) -> ExpertRouting:
+        zeros_P = torch.zeros(like.shape[:2], dtype=torch.int64, device=like.device).flatten()
+        if not units:
+            rest_P = self._rest("rest", like).flatten()
+            return ExpertRouting(1, zeros_P, None, [[ExpertRun(slice(0, 1), rest_P, rest_P, 1.0)]])
+        tables = [self._mixed(name, like).flatten(0, 1) for name in ("weight", "outputs", "act")]
+        of_blocks = [
+            [ExpertRun(slice(0, 1), *(table_PB[:, block] for table_PB in tables))]
+            for block in range(len(units))
+        ]
+        return ExpertRouting(1, zeros_P, self._per_token("on", like, units), of_blocks)
 
     def _rest(self, role: str, like: Tensor) -> Tensor:
         """[N, T]: each token's factor on parameters that belong to no unit."""

@@ -1,7 +1,7 @@
 """Parameters and operations of a routed model. Needs shapes alone: fake tensors are enough."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 
@@ -9,7 +9,8 @@ from gr_sweep.metrics import registry
 from gr_sweep.metrics.cost import attention_flops_per_token, flops_per_token, peak_flops
 from gr_sweep.model.extract import is_tied
 from gr_sweep.model.route import RoutedModel
-from gr_sweep.model.units import LINEARS, UnitLinear
+from gr_sweep.model.units import LINEARS, UnitExperts, UnitLinear, mixtures
+from gr_sweep.routing.edges import GroupFactors
 from gr_sweep.routing.kinds import ADAPTERS, ATTN, BIAS
 from gr_sweep.routing.plan import Split
 from gr_sweep.routing.rows import RowGroup
@@ -63,20 +64,13 @@ def num_parameters(routed: RoutedModel) -> int:
 
 def active_parameters(routed: RoutedModel, groups: Sequence[RowGroup]) -> float:
     """Parameters that are active for a training sequence, averaged over these groups' rows."""
-    return num_parameters(routed) - _off_parameters(routed, groups, routed.unit_linears)
-
-
-def _off_parameters(
-    routed: RoutedModel, groups: Sequence[RowGroup], linears: Iterable[UnitLinear]
-) -> float:
-    """Of these maps' parameters those that are off, averaged over the groups' rows."""
-    sizes = _unit_sizes(routed, linears)
+    sizes = _unit_sizes(routed, routed.unit_linears)
     off = sum(
         sizes[block] * group.count
         for group in groups
         for block in routed.plan.off_blocks(group.off)
     )
-    return off / sum(group.count for group in groups)
+    return num_parameters(routed) - off / sum(group.count for group in groups)
 
 
 def kept_parameters(routed: RoutedModel) -> dict[str, int]:
@@ -93,7 +87,7 @@ def kept_parameters(routed: RoutedModel) -> dict[str, int]:
     found = {}
     for domain in plan.domains:
         off = plan.kept_off([domain])
-        found[domain] = plain - sum(sizes[block] for block in off)
+        found[domain] = plain - sum(sizes[block] for block in off) - _router_rows(own, off)
         if config.tie_word_embeddings and not is_tied(plan, config, off):
             found[domain] += unembedding.weight.numel()
         if sum(biases) > sum(biases[block] for block in off):
@@ -125,9 +119,43 @@ def _matrices(modules: Iterable[torch.nn.Module]) -> int:
     return sum(m.weight.numel() for m in modules if isinstance(m, LINEARS))
 
 
+def _of_mixtures(routed: RoutedModel) -> int:
+    """Numbers in the routers, and in the experts that a position chooses."""
+    found = 0
+    for _, mixture in mixtures(routed.model):
+        per_expert = sum(p[0].numel() for p in mixture.experts.parameters())
+        found += mixture.gate.weight.numel() + mixture.gate.top_k * per_expert
+    return found
+
+
+def _chosen(linear: UnitExperts, off: Collection[int]) -> int:
+    """Experts of a position if these blocks are off: others are chosen in their place."""
+    router: Any = linear.router
+    num_on = linear.split.num_units - sum(linear.split.sizes[block] for block in off)
+    return min(int(router.top_k), num_on)
+
+
+def _router_rows(linears: Iterable[UnitLinear], off: Collection[int]) -> int:
+    """Parameters of routers that go with the experts of these blocks."""
+    routers = [linear for linear in linears if isinstance(linear, UnitExperts)]
+    rows = [(sum(each.split.sizes[block] for block in off), each.router) for each in routers]
+    return sum(units * cast(Any, router).hidden_dim for units, router in rows)
+
+
+def _skipped(linears: Iterable[UnitLinear], off: Collection[int]) -> int:
+    """Numbers in these maps that no token is multiplied by if these blocks are off."""
+    found = 0
+    for linear in linears:
+        units = sum(linear.split.sizes[block] for block in off)
+        if isinstance(linear, UnitExperts):
+            units = _chosen(linear, ()) - _chosen(linear, off)
+        found += units * sum(map(linear.size, linear.parameters))
+    return found
+
+
 def forward_flops_per_token(routed: RoutedModel, length: int, *, with_adapters: bool = True) -> int:
     """FLOPs per token of a forward pass of the full model, in sequences of `length` tokens."""
-    matrices = _matrices(routed.model.modules())
+    matrices = _matrices(routed.model.modules()) + _of_mixtures(routed)
     if not with_adapters:
         matrices -= _matrices(linear.module for linear in _kinds(routed)[1])
     return flops_per_token(matrices, *_attention(routed), length)
@@ -146,7 +174,9 @@ def recomputed_flops_per_token(
     }
     in_layers = [linear for linear in routed.unit_linears if linear.module not in ends]
     forward = forward_flops_per_token(routed, length) - 2 * _matrices(ends)
-    return forward - 2 * _off_parameters(routed, groups, in_layers)
+    off = [(routed.plan.off_blocks(group.off), group.count) for group in groups]
+    skipped = sum(_skipped(in_layers, blocks) * count for blocks, count in off)
+    return forward - 2 * skipped / sum(count for _, count in off)
 
 
 def kept_flops_per_token(routed: RoutedModel, length: int) -> dict[str, int]:
@@ -155,7 +185,7 @@ def kept_flops_per_token(routed: RoutedModel, length: int) -> dict[str, int]:
     Removed head groups make attention narrower; biases, a ten-thousandth, count as matrices.
     """
     plan = routed.plan
-    sizes = _unit_sizes(routed, _kinds(routed)[0])
+    own, _ = _kinds(routed)
     full = forward_flops_per_token(routed, length, with_adapters=False)
     width, _ = _attention(routed)
     found = {}
@@ -167,7 +197,7 @@ def kept_flops_per_token(routed: RoutedModel, length: int) -> dict[str, int]:
             if kind == ATTN
         )
         scores = attention_flops_per_token(narrower, 1, length)
-        found[domain] = full - 2 * sum(sizes[block] for block in off) - scores
+        found[domain] = full - 2 * (_skipped(own, off) + _router_rows(own, off)) - scores
     return found
 
 
@@ -201,6 +231,7 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
             of_groups = zip(groups, factors.outside_units(role), strict=True)
             learned = sum(group.count for group, factor in of_groups if factor != 0.0) / num_rows
             total += (2.0 + learned) * module.weight.numel()
+    total += _of_experts(routed, factors, groups) / num_rows
     for linear in routed.unit_linears:
         if not isinstance(linear.module, LINEARS):
             continue  # a table
@@ -216,6 +247,32 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
                 if linear.is_row:
                     sends = sends or factors.weight[index][block] != 0.0
                 total += (1 + learns + sends) * size * per_unit * group.count / num_rows
+    return total
+
+
+def _of_experts(routed: RoutedModel, factors: GroupFactors, groups: Sequence[RowGroup]) -> float:
+    """Multiply-adds of routers and experts, times the rows; each position chooses those that are on
+    equally often."""
+    splits = {e.module: e.split.sizes for e in routed.unit_linears if isinstance(e, UnitExperts)}
+    total = 0.0
+    for _, mixture in mixtures(routed.model):
+        experts, gate = mixture.experts, mixture.gate
+        gate_up, down = experts.gate_up_proj[0].numel(), experts.down_proj[0].numel()
+        sizes = splits.get(experts)
+        for index, group in enumerate(groups):
+            rest, tables = factors.rest[index], (factors.on, factors.weight, factors.outputs)
+            found = float((2 + (rest != 0.0)) * gate.weight.numel())
+            lines = [(1.0, rest, rest, 1.0)]
+            if sizes is not None:
+                lines = list(zip(*(table[index] for table in (*tables, factors.act)), strict=True))
+            of_blocks = list(zip(sizes or [len(experts.down_proj)], lines, strict=True))
+            num_on = sum(size for size, (on, *_) in of_blocks if on)
+            share = min(gate.top_k, num_on) / max(1, num_on)
+            for size, line in of_blocks:
+                on, learns, outputs, sends = (factor != 0.0 for factor in line)
+                each = (1 + learns + sends) * gate_up + (1 + outputs + (learns or sends)) * down
+                found += on * share * size * each
+            total += found * group.count
     return total
 
 

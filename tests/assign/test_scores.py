@@ -12,9 +12,10 @@ from gr_sweep.config import Attribution
 from gr_sweep.errors import DataError, PlanError
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
+from gr_sweep.routing import experts
 from gr_sweep.routing.plan import RoutePlan
 from tests.model.compare import route
-from tests.model.tiny import LAYERS, MLP, VOCAB, WHOLE_ATTENTION_ONLY, tiny_model
+from tests.model.tiny import EXPERTS, LAYERS, MLP, VOCAB, WHOLE_ATTENTION_ONLY, tiny_model
 from tests.reference import Cut, assert_same
 
 pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
@@ -65,6 +66,47 @@ def test_random_scores_read_nothing_and_follow_the_seed():
         assert torch.all(halves[..., off[key]] == 0)
         on = halves[..., ~off[key]]
         assert not torch.equal(on[0], on[1]) and on.min() > 0 and on.max() < 1
+
+
+@pytest.mark.parametrize("method", READING)
+def test_experts_are_scored_by_the_weight_of_the_router(method, monkeypatch):
+    """For one document: a gate multiplies the weight, and experts that are off are not chosen, as
+    in `keep`. OLMoE, since its attention has no units."""
+    model = tiny_model("olmoe")
+    plan = RoutePlan.peers(model.config, domains=["code", "biology"])
+    routed = route_model(model, plan)
+    sizes = torch.tensor(plan.splits[0, "expert"].sizes)
+    off_U = torch.tensor([False, False, True]).repeat_interleave(sizes)
+    [text] = texts()["code"][:1]
+    token_losses, off = TokenLosses(routed), dict.fromkeys(plan.splits, off_U)
+    found = score(model, method, {"code": [text]}, token_losses, off=off)
+    shape, num_tokens = (len(text) - 1, EXPERTS), len(text) - 1
+    gates = [torch.ones(shape, dtype=torch.float64, requires_grad=True) for _ in range(LAYERS)]
+    scales = [(step + 0.5) / 8 for step in range(8)] if method == "integrated" else [1.0]
+    seen, mixture = [], experts.mixture
+
+    def gated(x_PD, weights_Pk, indices_Pk, *others):
+        gate, scale = gates[len(seen) % LAYERS], scales[len(seen) // LAYERS]
+        seen.append(torch.zeros(shape).double().scatter(1, indices_Pk, weights_Pk.detach()))
+        gate_Pk = scale * gate.gather(1, indices_Pk)
+        return mixture(x_PD, weights_Pk * gate_Pk, indices_Pk, *others)
+
+    monkeypatch.setattr(experts, "mixture", gated)
+    values = []
+    for scale in scales:
+        with routed.keep(["code"]):
+            loss, _ = token_losses(torch.from_numpy(text)[None])
+        values.append([gradient / scale for gradient in torch.autograd.grad(loss, gates)])
+    for layer in range(LAYERS):
+        by_token = torch.stack([value[layer] for value in values]).mean(0)
+        mean = seen[layer].sum(1, keepdim=True) / int((~off_U).sum())
+        expected = {
+            "activation": (seen[layer] > mean).double().mean(0),
+            "act_grad": by_token.abs().mean(0),
+            "integrated": by_token.sum(0).abs() / num_tokens,
+            "fisher": by_token.sum(0).square(),
+        }
+        assert_same({"": found.halves[layer, "expert"][0, 0]}, {"": expected[method]})
 
 
 def test_units_of_adapters_are_scored_by_the_gate_that_all_maps_of_a_layer_share():

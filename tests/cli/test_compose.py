@@ -283,6 +283,7 @@ LLAMA = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 8, "num_key_value_heads": 2,
 }  # fmt: skip
+MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 8}
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512}
 FORGET = ["plan=forget", "plan.forget=[biology]", "plan.attn_shared=0.5"]
 SEEING = {"model_type": "gemma3", "vision_config": {"hidden_size": 8}}
@@ -295,7 +296,8 @@ CHECKPOINTS = {
     "layers": (LLAMA, ["plan.layers=[2]"], "from 0 to 1"),
     "adapter_config.json": ({"base_model_name_or_path": "x/y"}, [], "is an adapter .* merge it"),
     "x.gguf": ({}, [], r"use model.path=.* model.gguf_file=x.gguf"),
-    "experts": ({"model_type": "mixtral", "num_local_experts": 8}, [], "are mixtures of experts"),
+    "experts": ({"model_type": "dbrx", "num_experts": 8}, [], "are mixtures of experts of another"),
+    "few experts": (MIXTRAL, ["plan.mlp_shared=0.9"], "leaves 1 of 8 experts to 3 blocks"),
     "images": (SEEING, [], r"'gemma3' cannot be routed \(it reads images"),
     "encoder": ({"model_type": "t5", "is_encoder_decoder": True}, [], r"\(it has an encoder\)"),
     "quantised": ({"model_type": "llama", "quantization_config": {"bits": 4}}, [], "are quantised"),

@@ -12,11 +12,11 @@ from gr_sweep.errors import JobError
 from gr_sweep.export import write
 from gr_sweep.export.card import facts_of
 from gr_sweep.export.write import export
-from gr_sweep.routing.kinds import ATTN, MLP
+from gr_sweep.routing.kinds import ATTN, EXPERT, MLP
 from gr_sweep.routing.plan import RoutePlan, Split
 from gr_sweep.train.cost import kept_parameters, num_parameters
 from tests.export.folder import make_run
-from tests.model.tiny import FAMILIES, HIDDEN, LAYERS, WHOLE_ATTENTION_ONLY, tiny_ids
+from tests.model.tiny import EXPERTS, FAMILIES, HIDDEN, LAYERS, WHOLE_ATTENTION_ONLY, tiny_ids
 from tests.model.tiny import MLP as WIDTH
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,6 +39,7 @@ def test_the_checkpoint_has_the_logits_of_keep(family, tmp_path):
     """Units were reordered before training; the checkpoint has them in the plan's order."""
     order = random.Random(0).sample(range(WIDTH), WIDTH)
     orders = {(layer, MLP): order for layer in range(LAYERS)}
+    orders |= {(layer, EXPERT): [i for i in order if i < EXPERTS] for layer in range(LAYERS)}
     share = 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25
     plan_of = functools.partial(PEERS, attn_shared=share, orders=orders)
     is_tied = list(FAMILIES).index(family) % 2 == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.model.compare import PLANS, assert_follows_the_definition, route
-from tests.model.tiny import FAMILIES, WHOLE_ATTENTION_ONLY, tiny_model
+from tests.model.tiny import FAMILIES, MIXTURES, WHOLE_ATTENTION_ONLY, tiny_model
 from tests.pairwise import crossed
 from tests.reference import Cut
 
@@ -15,6 +15,13 @@ FAMILY_UNITS = [(family, "mlp") for family in FAMILIES] + [
 ]
 FAMILY_UNITS += [(family, "adapters") for family in FAMILIES]
 ADAPTERS = {"embed": 2, "unembed": "full", "bias": True, "mlp": 2, "attn": 1}
+
+
+def adapters_of(family):
+    """There are none beside experts."""
+    return ADAPTERS | {"mlp": 0} if family in MIXTURES else ADAPTERS
+
+
 BIASES = {
     "llama": ("attention_bias", "mlp_bias"),
     "qwen3": ("attention_bias",),
@@ -42,7 +49,7 @@ def test_every_family_follows_the_definition(family_and_units, plan, edges, fore
     shares = {
         "mlp": {},
         "attention": {"mlp_shared": 1.0, "attn_shared": share},
-        "adapters": {"adapters": ADAPTERS},
+        "adapters": {"adapters": adapters_of(family)},
     }[units]
     cut = Cut(edges, 0.3, -0.5, foreign_core_rest=0.25, foreign_core_embeddings=0.6)
     routed = route(model, PLANS[plan](model.config, **shares), cut, foreign_dropout)
@@ -53,7 +60,7 @@ def test_every_family_follows_the_definition(family_and_units, plan, edges, fore
 @pytest.mark.parametrize(
     ("family", "foreign_dropout", "edges", "plan"),
     crossed(
-        ["qwen3", "gemma3_text", "phi3", "gpt2"],
+        ["qwen3", "gemma3_text", "phi3", "gpt2", "mixtral", "olmoe"],
         [0.0, 1.0],
         ["weight", "act", "both"],
         ["peers", "forget"],
@@ -63,7 +70,7 @@ def test_every_family_follows_the_definition_by_token(family, foreign_dropout, e
     model, plain = tiny_model(family), tiny_model(family)
     attn_shared = 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25
     cut = Cut(edges, 0.3, -0.5, foreign_core_rest=0.25, foreign_core_embeddings=0.6)
-    route_plan = PLANS[plan](model.config, attn_shared=attn_shared, adapters=ADAPTERS)
+    route_plan = PLANS[plan](model.config, attn_shared=attn_shared, adapters=adapters_of(family))
     routed = route(model, route_plan, cut, foreign_dropout)
     routed.token_cuts = {"biology": torch.linspace(0, 1, model.config.vocab_size).double()}
     labels_NT = torch.tensor([[0, 1, 1, 2, -1], [2, 2, -1, 1, 0]])

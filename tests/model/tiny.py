@@ -29,10 +29,16 @@ FAMILIES = {
     "gpt2": "GPT2",
     "gpt_neo": "GPTNeo",
     "gpt_neox": "GPTNeoX",
+    "mixtral": "Mixtral",
+    "olmoe": "Olmoe",
+    "qwen3_moe": "Qwen3Moe",
 }
 """And the names of their classes."""
-WHOLE_ATTENTION_ONLY = ("olmo2",)
+WHOLE_ATTENTION_ONLY = ("olmo2", "olmoe")
 """Families whose heads cannot be taken out."""
+MIXTURES = ("mixtral", "olmoe", "qwen3_moe")
+"""Families whose MLPs are mixtures of experts."""
+EXPERTS, EXPERTS_PER_TOKEN = 12, 3
 
 
 def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> nn.Module:
@@ -57,7 +63,7 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> nn.Modul
         bos_token_id=0,
         eos_token_id=0,
     )
-    if family in ("olmo", "olmo2"):  # their head size is hidden over heads
+    if family in ("olmo", "olmo2", "olmoe"):  # their head size is hidden over heads
         settings |= dict(num_attention_heads=8, num_key_value_heads=4)
         del settings["head_dim"]
     if family.startswith("gpt"):
@@ -77,7 +83,13 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> nn.Modul
         "gpt2": dict(n_inner=MLP, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
         "gpt_neo": dict(attention_types=[[["global", "local"], 1]], window_size=3),
         "gpt_neox": dict(rotary_pct=0.5),
+        "mixtral": dict(num_local_experts=EXPERTS),
+        "olmoe": dict(num_experts=EXPERTS),
+        "qwen3_moe": dict(num_experts=EXPERTS, norm_topk_prob=True, moe_intermediate_size=8),
     }.get(family, {})
+    if family in MIXTURES:
+        settings |= dict(intermediate_size=8, num_experts_per_tok=EXPERTS_PER_TOKEN)
+        settings["experts_implementation"] = "eager"  # the default's kernel has no float64
     config = getattr(transformers, FAMILIES[family] + "Config")(**(settings | changes))
     model = transformers.AutoModelForCausalLM.from_config(config).double()
     generator = torch.Generator().manual_seed(seed)

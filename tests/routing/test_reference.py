@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from gr_sweep.routing.plan import Block, RoutePlan, Split
-from tests.model.tiny import FAMILIES, LAYERS, MLP, WHOLE_ATTENTION_ONLY, tiny_ids, tiny_model
+from tests.model.tiny import (
+    FAMILIES,
+    LAYERS,
+    MIXTURES,
+    MLP,
+    WHOLE_ATTENTION_ONLY,
+    tiny_ids,
+    tiny_model,
+)
 from tests.reference import (
     Cut,
     Reference,
@@ -58,6 +66,8 @@ def test_the_uncut_reference_is_the_plain_model(family):
     plan = MLP_PLAN if family in WHOLE_ATTENTION_ONLY else FULL_PLAN
     if family == "olmo":
         plan = plan_of(MLP_PLAN.splits | {(0, "attn"): Split((2, 1, 1))})
+    if family in MIXTURES:
+        plan = plan_of(plan.splits | {(0, "expert"): Split((6, 4, 2))})
     rows = [("code", frozenset()), ("biology", frozenset()), ("unlabelled", frozenset())]
     logits, gradients = plain_gradients(model, ids)
     for cut in (Cut("none"), Cut("both", foreign_weight=1.0)):

@@ -1,8 +1,9 @@
 """Parameters and operations by hand: width 16, MLP 32, 2 layers, 2 heads of 8, vocabulary 11."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
@@ -17,6 +18,7 @@ from gr_sweep.train.cost import (
     recomputed_flops_per_token,
     train_flops_per_token,
 )
+from tests.model.tiny import tiny_model
 
 SHAPE = Size(16, 32, 2, 2, 2)
 COUNTS = {"code": 2, "biology": 2}
@@ -116,6 +118,32 @@ def test_output_columns_that_learn_all_the_same_cost_their_product() -> None:
     """Under `both` nothing comes back from foreign units, a quarter of them; with their output
     columns learning, one product of `down`, a third of the MLP, does."""
     assert limit("both", 0.0, foreign_outputs=1.0) == limit("both", 0.0) + MLP / 4 / 3
+
+
+def test_experts_cost_what_a_position_chooses() -> None:
+    """12 experts of 8 units, of which a position chooses 3; 6 are the core's and 3 each domain's.
+    Attention is 32 wide."""
+    model: Any = tiny_model("mixtral")
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    expert, routers = 3 * 16 * 8, 2 * 12 * 16
+    chosen = 2 * 3 * expert
+
+    def found(edges: str, dropout: float, **shares: Any) -> RoutedModel:
+        plan = RoutePlan.peers(model.config, domains=tuple(COUNTS), **shares)
+        return route_model(cast(Any, tiny_model("mixtral")), plan, edges, foreign_dropout=dropout)
+
+    routed = found("both", 0.0)
+    assert kept_parameters(routed)["code"] == num_parameters(routed) - 2 * 3 * (expert + 16)
+    forward = 2 * (matrices + routers + chosen) + 2 * 4 * 32 * 9 // 2
+    assert forward_flops_per_token(routed, 8) == forward
+    # Others are chosen in place of those that are off, until there are too few.
+    assert kept_flops_per_token(routed, 8)["code"] == forward - 2 * 2 * 3 * 16
+    few = found("both", 1.0, mlp_shared=0.0, layers=[1])
+    dense = 3 * (matrices + routers + chosen)
+    assert multiply_adds(few, COUNTS) == multiply_adds(found("both", 1.0), COUNTS) == dense
+    # A quarter of the experts is foreign to each row, and nothing comes back from them.
+    assert multiply_adds(routed, COUNTS) == dense - 2 * chosen / 4
+    assert multiply_adds(found("weight", 0.0), COUNTS) == dense - chosen / 4
 
 
 def test_adapters_cost_their_products_in_training_and_nothing_once_they_are_merged() -> None:

@@ -1,0 +1,153 @@
+"""Mixture-of-experts checkpoints: units are whole experts. Their gradients are those of the
+definition: tests/model/test_families.py."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from gr_sweep.errors import PlanError
+from gr_sweep.model.route import route_model
+from gr_sweep.routing import experts
+from gr_sweep.routing.plan import RoutePlan
+from tests.model.compare import FLAT, PLANS, assert_follows_the_definition, gradients, route
+from tests.model.tiny import EXPERTS, MIXTURES, tiny_ids, tiny_model
+from tests.reference import Cut, assert_same, loss_sum
+
+pytestmark = pytest.mark.usefixtures("exact_norms", "one_thread")
+
+
+def kept_logits(routed, keep, ids):
+    with torch.no_grad(), routed.keep(keep):
+        return {"logits": routed.model(input_ids=ids).logits}
+
+
+def logits_of(model, ids):
+    return {"logits": model(input_ids=ids).logits.detach()}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("keep", [("biology",), ("code", "creative")])
+def test_an_extracted_model_has_fewer_experts_and_loads_without_our_code(family, keep, tmp_path):
+    model, ids = tiny_model(family), tiny_ids(3)
+    routed = route_model(model, PLANS["peers"](model.config))
+    small = routed.extract(keep)
+    left = EXPERTS // 2 + 2 * len(keep)
+    assert small.config.num_experts == left
+    assert small.model.layers[0].mlp.experts.down_proj.shape[0] == left
+    assert small.model.layers[0].mlp.gate.weight.shape[0] == left
+    assert_same(logits_of(small, ids), kept_logits(routed, keep, ids))
+    small.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float64, experts_implementation="eager"
+    )
+    # Its rotary embedding, which no file holds, has another rounding.
+    assert_same(logits_of(loaded, ids), kept_logits(routed, keep, ids), 1e-6)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize(("mlp_shared", "left"), [(1 / 12, 2), (0.0, 1)])
+def test_fewer_experts_than_a_position_chooses(family, mlp_shared, left):
+    """`keep(["code"])` of `forget` leaves the core alone; with no core nothing is left, and a
+    checkpoint has one expert of zeros."""
+    model, ids = tiny_model(family), tiny_ids(3)
+    shape = {"forget": ["biology"], "domains": FLAT}
+    if left == 2:
+        mlp_shared *= 2
+    routed = route_model(model, RoutePlan.forget(model.config, mlp_shared=mlp_shared, **shape))
+    small = routed.extract(["code"])
+    assert (small.config.num_experts, small.config.num_experts_per_tok) == (left, left)
+    assert_same(logits_of(small, ids), kept_logits(routed, ["code"], ids))
+
+
+def test_experts_that_are_off_are_not_computed(monkeypatch):
+    """Rows never enter an expert that is off for them, and what is cut has no backward pass."""
+    model = tiny_model("olmoe")
+    plan = RoutePlan.peers(model.config, domains=FLAT, mlp_shared=0.0)
+    routed = route_model(model, plan, "both", foreign_dropout=1.0)
+    read = []
+    linear = experts._linear
+
+    def counted(x_MI, weight_OI, factor):
+        read.append((len(x_MI), factor))
+        return linear(x_MI, weight_OI, factor)
+
+    monkeypatch.setattr(experts, "_linear", counted)
+    with routed.batch({"code": 2, "biology": 1}):
+        model(input_ids=tiny_ids(3), use_cache=False)
+    pairs = 3 * 5 * model.config.num_experts_per_tok * len(model.model.layers)
+    assert sum(rows for rows, _ in read) == 2 * pairs  # two products
+    assert {factor for _, factor in read} == {1.0}
+
+
+def test_the_order_of_a_plan_does_not_change_the_model():
+    """Nor where moments of the optimizer belong."""
+    model, ids = tiny_model("mixtral"), tiny_ids(3)
+    before = logits_of(model, ids)
+    order = [*range(1, EXPERTS), 0]
+    orders = {(layer, "expert"): order for layer in range(2)}
+    plan = RoutePlan.peers(model.config, domains=FLAT, orders=orders)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    loss_sum(model(input_ids=ids).logits, ids).backward()
+    optimizer.step()
+    stepped, parameter = logits_of(model, ids), model.model.layers[1].mlp.gate.weight
+    moment = optimizer.state[parameter]["exp_avg"].clone()
+    routed = route_model(model, plan)
+    routed.reorder_moments(optimizer)
+    assert_same(logits_of(model, ids), stepped)
+    assert float((stepped["logits"] - before["logits"]).abs().max()) > 1e-6
+    assert torch.equal(optimizer.state[parameter]["exp_avg"], moment[order])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_experts_of_a_foreign_core_and_of_layers_that_are_not_split(frozen):
+    """They belong to the rest, as the router does."""
+    model, plain = tiny_model("qwen3_moe"), tiny_model("qwen3_moe")
+    cut = Cut("both", foreign_core_rest=0.25, foreign_outputs=0.5, core_frozen=frozen)
+    plan = PLANS["forget"](model.config, layers=[1])
+    routed = route(model, plan, cut, 0.5)
+    steps = [{"code": 2, "biology": 2, "unlabelled": 1}]
+    if not frozen:
+        assert_follows_the_definition(routed, plain, cut, steps, num_micro=2)
+        return
+    with routed.batch(steps[0]):
+        loss_sum(model(input_ids=tiny_ids(5)).logits, tiny_ids(5)).backward()
+    found = {name for name, gradient in gradients(model).items() if gradient.any()}
+    assert found == {f"model.layers.1.mlp.experts.{name}" for name in ("gate_up_proj", "down_proj")}
+
+
+def test_owner_sets_of_experts():
+    model = tiny_model("mixtral")
+    routed = route_model(model, PLANS["peers"](model.config))
+    sets = routed.owner_sets()
+    per_expert = sum(p[0].numel() for p in model.model.layers[0].mlp.experts.parameters())
+    assert sum(view.numel() for view in sets["biology"]) == 2 * 2 * per_expert  # layers, experts
+    assert sum(v.numel() for views in sets.values() for v in views) == model.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "shares", "message"),
+    [
+        ("mixtral", {"output_router_logits": True}, {}, "output_router_logits"),
+        ("mixtral", {"router_jitter_noise": 0.1}, {}, "router_jitter_noise"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, {}, "layer 1 has no experts"),
+        ("olmoe", {}, {"attn_shared": 0.5}, "plan.attn_shared=1"),
+        ("olmoe", {}, {"adapters": {"mlp": 1}}, "plan.adapters.mlp=0"),
+    ],
+)
+def test_what_is_refused(family, config, shares, message):
+    model = tiny_model(family, **config)
+    with pytest.raises(PlanError, match=message):
+        route_model(model, PLANS["forget"](model.config, **shares))
+
+
+def test_layers_that_keep_different_numbers_of_experts_cannot_be_extracted():
+    model = tiny_model("mixtral")
+    routed = route_model(model, PLANS["peers"](model.config, layers=[1]))
+    with pytest.raises(PlanError, match="layers keep 12, 8 experts"):
+        routed.extract(["code"])
+
+
+def test_more_blocks_than_experts():
+    model = tiny_model("mixtral")
+    with pytest.raises(PlanError, match="of 12 experts to 6 blocks"):
+        PLANS["lattice"](model.config, mlp_shared=0.9)
