@@ -53,7 +53,7 @@ format: $(READY) ## put the code in ruff's format
 	$(BIN)/ruff format .
 
 bench: $(READY) ## time a routed step and a dense one; ARGS=mlp for one MLP
-	$(BIN)/gr-sweep bench $(if $(filter mlp step,$(firstword $(ARGS))),,step) $(ARGS)
+	$(BIN)/gr-sweep bench $(if $(filter gpu mlp step,$(firstword $(ARGS))),,step) $(ARGS)
 
 docs: $(READY) ## build the pages of docs/ as a site, docs/_build/index.html; a warning fails
 	$(BIN)/python -m sphinx -q -E -W --keep-going --nitpicky docs docs/_build

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shlex
 import statistics
 import time
@@ -17,7 +18,7 @@ Case = TypeVar("Case", bound=Hashable)
 
 
 def median_seconds(
-    runs: Mapping[Case, Callable[[], float]], rounds: int, *, alternate: bool = True
+    runs: Mapping[Case, Callable[[], float]], rounds: int, *, deadline: float = math.inf
 ) -> dict[Case, float]:
     """Median time of each case over `rounds` rounds, after a first round that warms up.
 
@@ -26,15 +27,13 @@ def median_seconds(
 
     Args:
         runs: for each case, a function that runs it once and returns the seconds it took.
-        alternate: False runs all rounds of a case before the next one, for compiled code that
-            would otherwise be compiled again in every round.
+        deadline: value of `time.monotonic()` after which no round begins, apart from the first two.
     """
     seconds: dict[Case, list[float]] = {case: [] for case in runs}
-    visits = [case for _ in range(rounds + 1) for case in runs]
-    if not alternate:
-        visits = [case for case in runs for _ in range(rounds + 1)]
-    for case in visits:
-        seconds[case].append(runs[case]())
+    for number in range(rounds + 1):
+        if number < 2 or time.monotonic() < deadline:
+            for case, run in runs.items():
+                seconds[case].append(run())
     return {case: statistics.median(times[1:]) for case, times in seconds.items()}
 
 

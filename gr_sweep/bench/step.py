@@ -6,8 +6,12 @@ not fit.
 """
 
 import argparse
+import copy
 import functools
+import gc
+import math
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,6 +26,7 @@ from gr_sweep.checks import validate
 from gr_sweep.components import lay_plan, named_config
 from gr_sweep.config import (
     AdaptersConfig,
+    Core,
     DataConfig,
     DomainConfig,
     Edges,
@@ -50,7 +55,7 @@ _COLUMNS = {
     "model": "5s", "plan": "7s", "mlp_shared": ".2f", "edges": "6s", "foreign_dropout": ".2f",
     "seconds": "9.4f", "ratio": "6.3f", "flop_limit": ".3f", "tokens_per_second": ".0f",
     "gflops": ".1f", "mfu": "5.2f", "peak_gib": "8.3f", "memory_ratio": ".3f",
-    "estimated_gib": ".3f", "adapters": "s",
+    "estimated_gib": ".3f", "first_seconds": ".1f", "adapters": "s",
 }  # fmt: skip
 
 
@@ -68,12 +73,14 @@ class StepResult(Result):
     """Operations that the step needs, 1e9 a second: the `--gflops` of `gr-sweep estimate`."""
     mfu: float | None
     """Those over the GPU's bfloat16 peak; None where the peak is not known."""
+    first_seconds: float
+    """The first step, which compiles where that is asked for."""
     peak_gib: float
     """The most that tensors hold at once in a step, weights and optimizer included."""
     memory_ratio: float
     """`peak_gib` over the dense step's."""
-    estimated_gib: float
-    """`peak_gib` as `gr-sweep estimate` would have it."""
+    estimated_gib: float | None
+    """`peak_gib` as `gr-sweep estimate` would have it; None if no time was left."""
 
 
 def bench_config(
@@ -84,6 +91,7 @@ def bench_config(
     foreign_dropout: float = 0.0,
     mlp_shared: float = 0.5,
     adapters: str = "none",
+    core: Core = Core.trained,
     vocab_size: int = 2048,
     train: TrainConfig,
 ) -> RunConfig:
@@ -102,6 +110,7 @@ def bench_config(
             forget=["biology"],
             mlp_shared=mlp_shared,
             adapters=_adapters(adapters),
+            core=core,
         ),
         route=RouteConfig(foreign_dropout=foreign_dropout),
         data=DataConfig(vocab_size=vocab_size),
@@ -112,71 +121,118 @@ def bench_config(
     return config
 
 
+@dataclass
+class _Case:
+    """A setting, and what was measured before its steps are timed."""
+
+    config: RunConfig
+    step: JobStep
+    flops: float
+    """Operations of a step."""
+    first_seconds: float = 0.0
+    peak: int = 0
+
+
 def bench_step(
-    configs: Mapping[str, RunConfig], *, rounds: int, device: torch.device
+    configs: Mapping[str, RunConfig],
+    *,
+    rounds: int,
+    device: torch.device,
+    deadline: float = math.inf,
 ) -> list[StepResult]:
-    """Times a step of every config, all of one model size; one of them is named "dense"."""
-    dense = configs[DENSE]
-    shape = named_config(dense, vocab_size=dense.data.vocab_size, eot_id=0)
-    model = random_model(shape, seed=0).to(device)
-    peaks: dict[str, int] = {}
-    flops: dict[str, float] = {}
-    parameters: dict[str, int] = {}
-    step: JobStep | None = None
-    step_name = ""
+    """Times a step of every config, all of one model size; ratios are over the first one.
 
-    def run(name: str) -> float:
-        nonlocal step, step_name
-        config = configs[name]
-        counts = step_rows(config)
-        if step is None or name != step_name:
-            # Only the routing of the step changes: the model and its AdamW state are kept.
-            before = {} if step is None else step.optimizer.state
-            if step is not None:
-                step.routed.unroute()
-            step = make_step(lay_plan(model, config), config.train, counts, device)
-            learning = set(model.parameters())
-            step.optimizer.state.update({p: s for p, s in before.items() if p in learning})
-            if config.plan.adapters != dense.plan.adapters:
-                step.run()  # adapters are new each time, and so is their state
-            step_name = name
-        if name not in peaks:
-            step.run()
-            peaks[name] = _peak_bytes(step, device)
-            parameters[name] = num_parameters(step.routed)
-            flops[name] = train_flops_per_token(step.routed, counts, config.train.sequence_length)
-        return harness.timed(step.run, device)
+    The weights exist once: each setting has modules of its own around them, so that all stay
+    compiled while they take turns. Adapters are each setting's own. A setting after the first that
+    fails, or whose turn comes after `deadline` (`time.monotonic()`), is left out and reported.
+    """
+    first, *_ = configs.values()
+    shape = named_config(first, vocab_size=first.data.vocab_size, eot_id=0)
+    with device:
+        model = random_model(shape, seed=0)
+    # All are made before one runs: making a step discards what was compiled.
+    cases = {name: _make_case(model, config, device) for name, config in configs.items()}
+    reference = next(iter(cases))
+    for name in list(cases):
+        try:
+            if time.monotonic() > deadline and name != reference:
+                raise TimeoutError("no time was left")
+            _warm_up(cases[name], cases[reference], device)
+        except (RuntimeError, TimeoutError) as error:  # out of memory, or not compiled
+            if name == reference:
+                raise
+            [said, *_] = str(error).strip().splitlines() or [""]
+            print(f"not measured: {name}: {type(error).__name__}: {said}", file=sys.stderr)
+            del cases[name]
+            model.zero_grad(set_to_none=True)
+        gc.collect()  # a failed setting's memory, which an error's traceback may have held
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
-    runs = {name: functools.partial(run, name) for name in configs}
-    medians = harness.median_seconds(runs, rounds, alternate=not dense.train.compile)
+    runs = {
+        name: functools.partial(harness.timed, case.step.run, device)
+        for name, case in cases.items()
+    }
+    medians = harness.median_seconds(runs, rounds, deadline=deadline)
+    return [
+        _result(case, medians[name], cases[reference], medians[reference], device, deadline)
+        for name, case in cases.items()
+    ]
 
-    tokens = sum(step_rows(dense).values()) * dense.train.sequence_length
+
+def _make_case(model: Any, config: RunConfig, device: torch.device) -> _Case:
+    counts, length = step_rows(config), config.train.sequence_length
+    modules = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    step = make_step(lay_plan(modules, config), config.train, counts, device)
+    for tokens_NS in step.micro_batches:  # a GPU is faster on data that are all alike
+        tokens_NS.random_(config.data.vocab_size)
+    flops = train_flops_per_token(step.routed, counts, length) * sum(counts.values()) * length
+    return _Case(config, step, flops)
+
+
+def _warm_up(case: _Case, reference: _Case, device: torch.device) -> None:
+    """Runs each list of foreign dropout once, which compiles it, and measures the peak memory."""
+    optimizer = case.step.optimizer
+    trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    known = reference.step.optimizer.state.items()  # AdamW's state of shared weights is shared
+    optimizer.state.update({weight: state for weight, state in known if id(weight) in trained})
+    case.first_seconds = harness.timed(case.step.run, device)
+    for _ in case.step.routed.cycle(step_rows(case.config))[1:]:
+        case.step.run()
+    case.peak = _peak_bytes(case.step, device)
+
+
+def _result(
+    case: _Case,
+    seconds: float,
+    reference: _Case,
+    reference_seconds: float,
+    device: torch.device,
+    deadline: float,
+) -> StepResult:
+    config, rate = case.config, case.flops / seconds
     peak_rate = peak_flops(harness.device_name(device))
     target = Target(device.type, 1.0, None, device.type == "cuda")
-    results = []
-    for name, config in configs.items():
-        rate = flops[name] * tokens / medians[name]
-        results.append(
-            StepResult(
-                model=str(config.model.size),
-                plan=config.plan.kind.value,
-                mlp_shared=config.plan.mlp_shared,
-                edges=config.edges.value,
-                foreign_dropout=config.route.foreign_dropout,
-                adapters=_as_option(config.plan.adapters),
-                parameters=parameters[name],
-                seconds=medians[name],
-                tokens_per_second=tokens / medians[name],
-                ratio=medians[name] / medians[DENSE],
-                flop_limit=flops[name] / flops[DENSE],
-                gflops=rate / 1e9,
-                mfu=None if peak_rate is None else rate / peak_rate,
-                peak_gib=peaks[name] / GIB,
-                memory_ratio=peaks[name] / peaks[DENSE],
-                estimated_gib=estimate_job(config, target).step_peak_bytes / GIB,
-            )
-        )
-    return results
+    estimated = estimate_job(config, target) if time.monotonic() < deadline else None
+    return StepResult(
+        model=str(config.model.size),
+        plan=config.plan.kind.value,
+        mlp_shared=config.plan.mlp_shared,
+        edges=config.edges.value,
+        foreign_dropout=config.route.foreign_dropout,
+        adapters=_as_option(config.plan.adapters),
+        parameters=num_parameters(case.step.routed),
+        seconds=seconds,
+        first_seconds=case.first_seconds,
+        tokens_per_second=config.train.batch_sequences * config.train.sequence_length / seconds,
+        ratio=seconds / reference_seconds,
+        flop_limit=case.flops / reference.flops,
+        gflops=rate / 1e9,
+        mfu=None if peak_rate is None else rate / peak_rate,
+        peak_gib=case.peak / GIB,
+        memory_ratio=case.peak / reference.peak,
+        estimated_gib=None if estimated is None else estimated.step_peak_bytes / GIB,
+    )
 
 
 def _adapters(text: str) -> AdaptersConfig:
@@ -199,15 +255,18 @@ def _as_option(config: AdaptersConfig) -> str:
 
 
 def _peak_bytes(step: JobStep, device: torch.device) -> int:
-    """Peak memory of one step, which is not timed."""
+    """Peak memory of one step, which is not timed, without what other settings hold; on the CPU of
+    one that is not compiled."""
+    memory = AllocatedBytes()
+    memory.hold([*step.weights(), *step.optimizer_state()])
     if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         step.run()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    memory = AllocatedBytes()
-    memory.hold([*step.weights(), *step.optimizer_state()])
-    with memory:
+        return memory.current + torch.cuda.max_memory_allocated(device) - before
+    # Counting would keep the compiler from the steps to come.
+    with torch.compiler.set_stance("force_eager"), memory:
         step.run()
     return memory.peak
 
@@ -236,9 +295,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--activation-checkpointing", action="store_true", help="recompute layers to save memory"
     )
+    parser.add_argument(
+        "--frozen-core", action="store_true", help="train blocks alone; compare with the first"
+    )
+    parser.add_argument("--minutes", type=float, help="leave out what would begin after this time")
     options = parser.parse_args(argv)
     by_model = {model: _configs(model, options) for model in options.model}
-    harness.show("step", argv, options, _measured(by_model, options.rounds), _COLUMNS)
+    harness.show("step", argv, options, _measured(by_model, options), _COLUMNS)
     return 0
 
 
@@ -259,14 +322,20 @@ def _configs(model: str, options: argparse.Namespace) -> dict[str, RunConfig]:
         for p in options.dropout
         for edges in options.edges
     ]
-    configs = {DENSE: bench_config(model, **common)}
-    return configs | {str(case): bench_config(model, **case, **common) for case in cases}
+    core = Core.frozen if options.frozen_core else Core.trained
+    configs = {str(case): bench_config(model, **case, core=core, **common) for case in cases}
+    return configs if options.frozen_core else {DENSE: bench_config(model, **common)} | configs
 
 
-def _measured(by_model: Mapping[str, Mapping[str, RunConfig]], rounds: int) -> Iterator[StepResult]:
+def _measured(
+    by_model: Mapping[str, Mapping[str, RunConfig]], options: argparse.Namespace
+) -> Iterator[StepResult]:
+    device, deadline = harness.this_device(), math.inf
+    if options.minutes is not None:
+        deadline = time.monotonic() + 60 * options.minutes
     for model, configs in by_model.items():
         try:
-            yield from bench_step(configs, rounds=rounds, device=harness.this_device())
+            yield from bench_step(configs, rounds=options.rounds, device=device, deadline=deadline)
         except torch.OutOfMemoryError:
             print(f"{model} does not fit into the memory of the device", file=sys.stderr)
             return

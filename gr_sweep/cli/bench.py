@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from gr_sweep.errors import ConfigError
 
 BENCHMARKS = {
+    "gpu": "all that only a GPU can show, in a given time, with failures noted",
     "mlp": "one gated MLP, routed over dense and over the masking formula",
     "step": "a whole training step, routed over dense",
 }

@@ -165,8 +165,10 @@ class JobStep:
     routed: RoutedModel
     token_losses: TokenLosses
     optimizer: torch.optim.Optimizer
+    micro_batches: list[Tensor]
+    """Token ids [N, S] that every step trains on; all 0 until someone fills them."""
     run: Callable[[], None]
-    """The next step on token ids that are all 0: forward, backward, clipping, optimizer."""
+    """The next step: forward, backward, clipping, optimizer."""
 
     def weights(self) -> list[Tensor]:
         """Parameters and buffers on this device."""
@@ -227,4 +229,4 @@ def make_step(
             config=train,
         )
 
-    return JobStep(routed, token_losses, optimizer, run)
+    return JobStep(routed, token_losses, optimizer, micro_batches, run)

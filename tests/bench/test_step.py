@@ -1,4 +1,6 @@
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -36,6 +38,66 @@ def test_steps_are_compared_with_the_dense_step():
             # A routed step recomputes the hidden activation, which plain autograd keeps.
             assert result.memory_ratio <= 1.0
     assert routed[-1].flop_limit < 1
+
+
+def test_a_setting_that_fails_or_has_no_time_is_left_out_and_named(monkeypatch, capsys):
+    def failing(routed, *args):
+        made = make_step(routed, *args)
+        if routed.route_weights.edges != "weight":
+            return made
+
+        def run() -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
+
+        return replace(made, run=run)
+
+    make_step = step.make_step
+    monkeypatch.setattr(step, "make_step", failing)
+    names = (DENSE, "weight", "both")
+    configs = {
+        name: bench_config("tiny", train=TRAIN, vocab_size=300)
+        if name == DENSE
+        else bench_config("tiny", plan="peers", edges=name, train=TRAIN, vocab_size=300)
+        for name in names
+    }
+    cpu = torch.device("cpu")
+    assert [found.edges for found in bench_step(configs, rounds=1, device=cpu)] == ["none", "both"]
+    said = capsys.readouterr().err
+    assert said == "not measured: weight: OutOfMemoryError: CUDA out of memory. Tried to allocate\n"
+    [dense] = bench_step(configs, rounds=1, device=cpu, deadline=0.0)
+    assert dense.plan == "none" and dense.estimated_gib is None
+    assert "not measured: both: TimeoutError: no time was left" in capsys.readouterr().err
+
+
+def test_settings_that_are_compiled_take_turns_without_being_compiled_again(monkeypatch):
+    graphs, order = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+
+        def run(*args):
+            order.append(graphs.index(graph))
+            return graph.forward(*args)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    common = dict(train=replace(TRAIN, compile=True), vocab_size=300)
+    routed = bench_config("tiny", plan="peers", edges="both", foreign_dropout=1.0, **common)
+    configs = {DENSE: bench_config("tiny", **common), "routed": routed}
+    results = bench_step(configs, rounds=2, device=torch.device("cpu"))
+    assert order == [0, 1, 0, 1, 0, 1, 0, 1] and len(graphs) == 2, "first steps, three rounds"
+    assert all(found.first_seconds > found.seconds for found in results)
+
+
+def test_blocks_beside_a_frozen_core_are_compared_with_the_first_setting(capsys):
+    units = ["--shared", "1", "--adapters", "mlp=2", "mlp=4", "--edges", "both", "--dropout", "1"]
+    assert step.main([*SMALL, "--model", "tiny", "--frozen-core", *units, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["rows"]
+    assert (first["plan"], first["ratio"], first["adapters"]) == ("peers", 1.0, "mlp=2")
+    # AdamW keeps nothing of the core, of which a plain step keeps twice its size.
+    assert first["peak_gib"] < 2 * first["parameters"] * 4 / 2**30 < 0.1
+    assert second["flop_limit"] > 1.0
 
 
 def test_step_prints_a_table_or_json(capsys):
