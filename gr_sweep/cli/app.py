@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from gr_sweep import __version__
 from gr_sweep.arguments import Parser
-from gr_sweep.cli.task import unusable, wants_tracebacks
+from gr_sweep.cli.task import fewer_collections, unusable, wants_tracebacks
 from gr_sweep.config import Resume
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.files import is_full
@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> int:
     if argv and argv[0] in VERBS:
         verb = importlib.import_module(f"gr_sweep.cli.{argv[0]}")
-        return int(verb.main(argv[1:]))
+        with fewer_collections():
+            return int(verb.main(argv[1:]))
     if "--version" in argv:
         print(f"gr-sweep {__version__}")
         return 0
@@ -240,7 +241,8 @@ def _print_results(command: "Command") -> None:
     folders = [job.folder for job in command.jobs]
     if command.is_multirun:
         if any(read_finished(folder) for folder in folders):
-            show(command.folder, folders)
+            with fewer_collections():
+                show(command.folder, folders)
         return
     if summary := read_finished(folders[0]):
         print("\n".join(main_numbers(summary)))

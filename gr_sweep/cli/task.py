@@ -109,12 +109,8 @@ class JobTask(Work):
             if processes.is_main and not self.place:  # a sweep prints the errors of its jobs
                 print(f"gr-sweep: {error}", file=sys.stderr)
             raise
-        # Imports make millions of objects that stay; scanning them takes time.
-        threshold = gc.get_threshold()
-        gc.set_threshold(100_000)
-        from gr_sweep.job import run_job  # imports torch, which takes seconds
-
-        gc.set_threshold(*threshold)
+        with fewer_collections():
+            from gr_sweep.job import run_job  # imports torch, which takes seconds
 
         with (
             self._new_warnings() if processes.is_main else contextlib.nullcontext(),
@@ -253,6 +249,18 @@ def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
         log_config=OmegaConf.to_container(hydra.job_logging, resolve=True),
         shown=command.shown_warnings,
     )
+
+
+@contextlib.contextmanager
+def fewer_collections() -> Iterator[None]:
+    """Inside, Python looks for unreachable objects less often: imports and reports make millions
+    that stay, and looking through them takes a fifth of the time."""
+    threshold = gc.get_threshold()
+    gc.set_threshold(100_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
 
 
 def unusable(error: OSError) -> JobError:

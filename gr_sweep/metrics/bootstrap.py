@@ -7,7 +7,6 @@ Intervals are percentiles (Efron and Tibshirani 1993, chapter 13).
 """
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +34,10 @@ class Sample:
     """Empty where there is no interval."""
 
     def __sub__(self, other: "Sample") -> "Sample":
-        return combined(operator.sub, self, other)
+        value = self.value - other.value
+        if self.resampled.size == 0 or other.resampled.size == 0:
+            return Sample(value)
+        return Sample(value, self.resampled - other.resampled)
 
 
 MISSING = Sample(math.nan)
@@ -52,8 +54,8 @@ def combined(formula: Callable[..., float | FloatArray], *samples: Sample) -> Sa
 
 def mean_of(samples: Sequence[Sample]) -> Sample:
     """Mean with equal weights; missing where one of the samples is, or there are none."""
-    if not samples:
-        return MISSING
+    if len(samples) < 2:
+        return samples[0] if samples else MISSING
     return combined(lambda *values: sum(values[1:], start=values[0]) / len(values), *samples)
 
 

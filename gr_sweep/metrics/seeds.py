@@ -3,6 +3,7 @@
 Student's t on one number per seed.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
@@ -12,6 +13,7 @@ import numpy as np
 from gr_sweep.metrics.bootstrap import CONFIDENCE, FloatArray
 
 
+@functools.cache
 def t_quantile(num_seeds: int) -> float:
     """How many standard errors the 95 % interval reaches from the mean of at least 2 seeds."""
     # scipy loads slowly, and most uses of this package do not need it.
