@@ -384,7 +384,7 @@ class ProcedureConfig:
 class TrainConfig:
     """The training loop."""
 
-    steps: int | None = bounded(400, at_least=1)
+    steps: int | None = bounded(160, at_least=1)
     """Optimizer steps; null with `tokens`."""
     tokens: Any = None
     """Training tokens instead of steps, rounded up to whole steps: a number, or 20x for 20 times
@@ -439,13 +439,13 @@ class EvalConfig:
 
     every: int | None = bounded(None, at_least=1)
     """Steps between evaluations of the full model during training; null: four times per run."""
-    tokens: int = bounded(8192, at_least=2)
+    tokens: int = bounded(3072, at_least=2)
     """Held-out tokens per domain at the end: whole documents, cut at `document_tokens`."""
     min_documents: int = bounded(20, at_least=1)
     """Fewest held-out documents of a domain; with fewer a job is refused before it trains."""
-    document_tokens: int = bounded(256, at_least=2)
+    document_tokens: int = bounded(128, at_least=2)
     """Tokens of a document that are read at most, so that many documents fit in `tokens`."""
-    curve_tokens: int = bounded(1024, at_least=2)
+    curve_tokens: int = bounded(512, at_least=2)
     """Held-out tokens per domain that are read during training: the first documents."""
     batch_sequences: int = bounded(16, at_least=1)
     """Sequences per forward pass."""
@@ -470,7 +470,7 @@ class EvalConfig:
     each domain and with each alone; 0: none."""
     sample_prompt_tokens: int = bounded(24, at_least=1)
     """Tokens of the document in the prompt."""
-    sample_tokens: int = bounded(48, at_least=1)
+    sample_tokens: int = bounded(24, at_least=1)
     """Tokens to generate. Prompt and these are at most `train.sequence_length`."""
     tasks: list[str] = field(default_factory=list)
     """Tasks of lm-evaluation-harness to run in every view, or their YAML files (docs/export.md)."""

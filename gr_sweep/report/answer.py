@@ -274,17 +274,19 @@ def _answer(ranking: Ranking) -> str:
             f"for separation take `{most.name}`, for utility `{best.name}`: the first has {gain}, "
             f"for {cost}."
         )
-    if not ranking.has_intervals:
-        text = f"by value, {text} Each setting has one seed, so no difference has an interval."
-        return _capital(text)
+    how, beyond = "by value, ", ""
+    if ranking.has_intervals:
+        how = "" if _SURE in cost + gain else "no sure difference; by value, "
+        beyond = ", beyond the intervals"
+    said = [_capital(how + text)]
     front = [of.name for of in ranked if of.rank == 1 and of not in (most, *tied)]
     beaten = [of.name for of in ranked if of.rank != 1]
-    is_sure = _SURE in cost + gain
-    said = [_capital(text) if is_sure else f"No sure difference; by value, {text}"]
     if front:
         said.append(f"Also on the frontier: {_listed(front)}.")
     if beaten:
-        said.append(f"Worse on both axes, beyond the intervals: {_listed(beaten)}.")
+        said.append(f"Worse on both axes{beyond}: {_listed(beaten)}.")
+    if not ranking.has_intervals:
+        said.append("Each setting has one seed, so differences have no interval; add `seed=0,1,2`.")
     return " ".join(said)
 
 

@@ -104,7 +104,8 @@ def test_one_seed_is_compared_by_value_and_says_so(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, values)
     text = said(sweep)
     assert text.startswith("By value, for separation take `weight`, for utility `none`")
-    assert "one seed" in text and "[" not in text and "interval" in text
+    assert "frontier: `act`. Worse on both axes: `both`." in text
+    assert "one seed" in text and "[" not in text and "add `seed=0,1,2`" in text
     assert ranks(sweep) == {"none": 1, "act": 1, "weight": 1, "both": 2}
 
 
