@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.arguments import Parser, count
@@ -13,6 +14,7 @@ from gr_sweep.metrics.cost import GPUS
 
 if TYPE_CHECKING:
     from gr_sweep.cli.task import Job
+    from gr_sweep.data.size import TextSize
     from gr_sweep.launch.estimate import Estimate, Target
 
     Rows = Sequence[tuple[Job, Estimate, str | None]]
@@ -61,11 +63,34 @@ def main(argv: Sequence[str]) -> int:
     for job in command.jobs:
         estimate = estimate_job(job.config, target)
         rows.append((job, estimate, what_would_help(estimate, job.config, target)))
+    texts = _texts(rows)
     if options.json:
-        print(json.dumps(_as_json(rows, target), indent=1))
+        print(json.dumps(_as_json(rows, target) | {"text": list(map(asdict, texts))}, indent=1))
     else:
         _print(rows, target)
+        for text in texts:
+            print(_line_of(text))
     return 0
+
+
+def _texts(rows: "Rows") -> "list[TextSize]":
+    """The different texts of the jobs that are not done, without those that need no preparation."""
+    from gr_sweep.data.size import text_size
+
+    configs = {
+        job.identity.fingerprints["text"]: job.config for job, _, _ in rows if not job.is_done
+    }
+    sizes = [text_size(c.data, c.partition, c.model) for c in configs.values()]
+    return [size for size in sizes if size is not None]
+
+
+def _line_of(text: "TextSize") -> str:
+    rate = f"{text.process_bytes_per_second / 1e6:.3g} MB/s each, measured"
+    return (
+        f"text to prepare first: {text.text_bytes / 1e9:.3g} GB, {short_count(text.tokens)} "
+        f"tokens, {text.disk_bytes / 1e9:.3g} GB of disk, {duration(text.hours * 3600)} "
+        f"in {text.processes} processes ({rate}, downloads aside)"
+    )
 
 
 def _total(rows: "Rows") -> dict[str, float]:

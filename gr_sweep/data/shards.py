@@ -14,6 +14,8 @@ import numpy as np
 
 _DOCUMENT = np.dtype([("end", "<i8"), ("bytes", "<i8"), ("id", "<u8")])
 _ROW = struct.Struct("<qqQ")
+DOCUMENT_BYTES = _DOCUMENT.itemsize
+"""Bytes of the row of a document in the table of a shard."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ class Source:
     key: Any
     """JSON values that change whenever the documents do."""
     documents: Callable[[], Iterator[Document]]
+    files: Sequence[Path] = ()
+    """Those on this machine."""
 
 
 def sources_of(data: DataConfig, rules: Rules, digests: Digests) -> list[Source]:
@@ -93,19 +95,20 @@ def _local(data: DataConfig, name: str, rules: Rules, digests: Digests) -> Sourc
     suffixes = ["".join(file.suffixes[-2:]) for file in files]
     contents = list(zip(suffixes, digests(files), strict=True))
     key = [name, contents, data.text_field, rules.key(name), data.split]
-    return Source(str(files[0]), rules.domains_of(name), key, documents)
+    return Source(str(files[0]), rules.domains_of(name), key, documents, files)
 
 
 def _hub(data: DataConfig, name: str, rules: Rules, digests: Digests) -> Source:
     hub = data.sources[name]
-    key = [name, dataclasses.asdict(hub), digests(hub_files(hub)), rules.key(name), data.split]
+    files = hub_files(hub)
+    key = [name, dataclasses.asdict(hub), digests(files), rules.key(name), data.split]
     where = f"data set {hub.path}"
     named = where if hub.data_files is None else f"{where} ({hub.data_files})"
 
     def documents() -> Iterator[Document]:
         return documents_of(read_hub(hub), named, name, rules, data.split)
 
-    return Source(where, rules.domains_of(name), key, documents)
+    return Source(where, rules.domains_of(name), key, documents, files)
 
 
 _SOURCES = {DataKind.local: _local, DataKind.hub: _hub}

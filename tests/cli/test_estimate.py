@@ -8,6 +8,7 @@ import pytest
 from gr_sweep.cli import app
 from gr_sweep.cli.compose import compose
 from gr_sweep.jobdir import write_summary
+from tests.data.corpus import write_root
 
 TINY = ["model=tiny", "train.steps=5", "train.sequence_length=32"]
 
@@ -60,3 +61,16 @@ def test_what_cannot_be_estimated_is_one_line_and_status_2(capsys, argv, named):
     assert app.main(["estimate", *argv]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("gr-sweep: ") and named in line
+
+
+def test_text_that_is_not_in_the_cache_is_planned_once_for_all_jobs(capsys, tmp_path):
+    root = write_root(tmp_path / "root", "code", "biology", "creative", documents=100)
+    text = [f"data.root={root}", "data=local", f"data.cache={tmp_path / 'cache'}"]
+    words = ["-m", "edges=both,act", *TINY, *text]
+    [size] = printed_json(capsys, *words)["text"]
+    assert size["file_bytes"] == sum(path.stat().st_size for path in root.iterdir())
+    assert size["hours"] > 0 and size["processes"] > 0
+    assert app.main(["estimate", *words]) == 0
+    [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("text to prepare")]
+    assert "GB of disk" in line and "MB/s" in line
+    assert not [*(tmp_path / "cache").glob("*/")], "nothing is prepared"
