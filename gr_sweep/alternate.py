@@ -6,6 +6,7 @@ weights at the end of the first one, and is computed again.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import time
@@ -44,6 +45,7 @@ from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, write_losses
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.model.units import reshard
 from gr_sweep.planning import Phase, labels_of_rounds, phases_of, plan_before_rounds, plan_of_round
 from gr_sweep.routing.divide import origins
 from gr_sweep.routing.kinds import Place
@@ -100,7 +102,7 @@ class LastRound:
 
 @dataclass(frozen=True)
 class Rounds:
-    """All rounds of a job; one process."""
+    """All rounds of a job, in one of its processes. Rank 0 assigns units, and writes files."""
 
     config: RunConfig
     data: TokenData
@@ -129,26 +131,25 @@ class Rounds:
                 labels = RoundLabels.read(folder / LABELS, self.data)
             if phase.stop < state.step:
                 continue
-            if phase.is_dense:
-                self.routed.lay(plan, "none")
-            elif has_begun:
-                self._lay(plan)
+            if phase.is_dense or has_begun:
+                self._lay(plan, phase)
             else:
                 with self._timed("assign_s"):
                     labels = self._next_labels(labels, all_labels[phase.round - 1])
                     self._assign(labels, plan, phase, folder)
                 plan = self.routed.plan.in_place()
             text = labels.divided(self.data)
-            write_whole(self.folder / PLAN, plan.to_json() + "\n")
+            self._write(self.folder / PLAN, plan.to_json() + "\n")
             weights = weights_of_round(self.config.data.weights, self.data.domains, text.domains)
             batches = make_batches(self.config, text, weights)
             if state.step < phase.stop and not phase.is_dense:
                 # Left by an attempt with other weights, whose checkpoints are gone.
-                (folder / ROUND).unlink(missing_ok=True)
+                unlink = functools.partial((folder / ROUND).unlink, missing_ok=True)
+                self._processes.from_main(unlink)
             self.trainer.run(batches, phase.stop)
             if phase.is_dense:
                 continue
-            held_out = heldout_batches(self.config, text, None, self.device, Processes())
+            held_out = heldout_batches(self.config, text, None, self.device, self._processes)
             with self._timed("eval_s"):
                 rows = self._evaluate(held_out, labels, phase, folder)
             if self.config.procedure.prune:
@@ -182,10 +183,19 @@ class Rounds:
         state.elapsed_s += seconds
         setattr(state, name, getattr(state, name) + seconds)
 
-    def _lay(self, plan: RoutePlan) -> None:
-        how = asdict(self.config.route)
+    @property
+    def _processes(self) -> Processes:
+        return self.trainer.processes
+
+    def _write(self, path: Path, content: str) -> None:
+        self._processes.from_main(lambda: write_whole(path, content))
+
+    def _lay(self, plan: RoutePlan, phase: Phase) -> None:
+        """Routes the model as the phase trains it."""
+        how = asdict(self.config.route) | {"edges": self.config.edges}
         del how["token_bias"]  # refused with rounds
-        self.routed.lay(plan, self.config.edges, **how)
+        reshard(self.token_losses)
+        self.routed.lay(plan, **{"edges": "none"} if phase.is_dense else how)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return precision_context(self.device, self.config.train.precision)
@@ -218,22 +228,21 @@ class Rounds:
                 if len(chosen := np.flatnonzero(found == place))
             }
             train = [found for (part, _), found in features.items() if part == TRAIN]
-            fitted = fit_children(np.concatenate(train), len(below[label]), seed=self.config.seed)
+            fit = functools.partial(fit_children, np.concatenate(train), len(below[label]))
+            fitted = self._processes.from_main(functools.partial(fit, seed=self.config.seed))
             for where, found in features.items():
                 children[where][labels.places[where] == place] = fitted.of(found)
         return labels.next(names, children)
 
     def _features(self, shard: Shard, label: str) -> np.ndarray:
         """Features [documents, D] of a label's documents, from its own expert."""
-        model: Any = self.token_losses.model
         self.token_losses.eval()
         with self._precision(), self.routed.keep([label]):
             return document_features(
-                lambda ids_MT: (
-                    model.base_model(ids_MT.to(self.device), use_cache=False).last_hidden_state
-                ),
+                lambda ids_MT: self.token_losses.hidden_states(ids_MT.to(self.device)),
                 (self._window(shard, index) for index in range(shard.num_documents)),
                 batch_sequences=self.config.eval.batch_sequences,
+                processes=self._processes,
             )
 
     def _assign(self, labels: RoundLabels, before: RoutePlan, phase: Phase, folder: Path) -> None:
@@ -249,19 +258,26 @@ class Rounds:
                 for old in sorted(set(blocks))
                 if blocks.count(old) > 1
             }
-            plan = assign_units(plan, before, scores, equal_layers=procedure.equal_layers)
+            assign = functools.partial(assign_units, plan, before, scores)
+            plan = self._processes.from_main(
+                functools.partial(assign, equal_layers=procedure.equal_layers)
+            )
             about["stability"] = _mean_stability(scores.values())
             if config.plan.kind is PlanKind.lattice:
                 about["wanted_units"] = wanted_sizes(plan, scores[0])
-        folder.mkdir(parents=True, exist_ok=True)
-        labels.write(folder / LABELS)
-        write_whole(folder / PLAN, plan.to_json() + "\n")
-        self._lay(plan)
+
+        def write() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            labels.write(folder / LABELS)
+            write_whole(folder / PLAN, plan.to_json() + "\n")
+
+        self._processes.from_main(write)
+        self._lay(plan, phase)
         self.routed.reorder_moments(self.trainer.optimizer)
         if plan.splits:
             about["modularity_assigned"] = modularity_of(plan, self._measured_scores(text))
             about["modularity_by_chance"] = modularity_by_chance(plan)
-        write_whole(folder / ASSIGNMENT, json.dumps(about, indent=1) + "\n")
+        self._write(folder / ASSIGNMENT, json.dumps(about, indent=1) + "\n")
         names = ", ".join(labels.names)
         logger.info("round %d: %d blocks for %s", phase.round, len(plan.blocks), names)
 
@@ -304,6 +320,7 @@ class Rounds:
                 method,
                 steps=self.config.procedure.attribution_steps,
                 batch_sequences=self.config.eval.batch_sequences,
+                processes=self._processes,
                 **settings,
             )
 
@@ -326,15 +343,26 @@ class Rounds:
         self, held_out: HeldoutBatches, labels: RoundLabels, phase: Phase, folder: Path
     ) -> list[DocumentLoss]:
         """The round's losses by document; writes and logs what is known of the round."""
-        if (folder / ROUND).exists():
+        if self._processes.from_main((folder / ROUND).exists):
             return read_losses(folder / DOCUMENT_LOSSES)
-        step, plan = self.trainer.state.step, self.routed.plan.in_place()
         with self._precision():
             rows = removal_losses(self.routed, self.token_losses, held_out)
+        scores = self._measured_scores(labels.divided(self.data))
+        self._processes.from_main(lambda: self._write_round(rows, scores, labels, phase, folder))
+        return rows
+
+    def _write_round(
+        self,
+        rows: list[DocumentLoss],
+        scores: UnitScores,
+        labels: RoundLabels,
+        phase: Phase,
+        folder: Path,
+    ) -> None:
+        step, plan = self.trainer.state.step, self.routed.plan.in_place()
         metrics, intervals = summarize_losses(
             rows, labels.names, seed=self.config.seed, resamples=self.config.eval.bootstrap
         )
-        scores = self._measured_scores(labels.divided(self.data))
         served, experts = self._losses_of_domains(rows, labels)
         modularity = modularity_of(plan, scores) if plan.splits else None
         about = json.loads((folder / ASSIGNMENT).read_text(encoding="utf-8")) | {
@@ -364,7 +392,6 @@ class Rounds:
         if not any(row[STEP] == step and registry.ROUND.key in row for row in last):
             self.trainer.tracker.log(step, logged | {registry.ROUND.key: float(phase.round)})
         write_whole(folder / ROUND, json.dumps(about, indent=1) + "\n")
-        return rows
 
     def _losses_of_domains(
         self, rows: list[DocumentLoss], labels: RoundLabels

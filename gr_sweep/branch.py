@@ -12,6 +12,7 @@ import torch
 
 from gr_sweep.config import Core, Edges, ProcedureKind, RunConfig
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.model.units import unsharded
 from gr_sweep.planning import Phase, phases_of
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.loop import Trainer
@@ -77,6 +78,11 @@ def silence_blocks(routed: RoutedModel) -> None:
 
 @torch.no_grad()
 def _copy_first_block(routed: RoutedModel) -> None:
-    _, first, *others = routed.owner_sets().values()
-    for views in others:
-        torch._foreach_copy_(views, first)
+    for linear in routed.unit_linears:
+        _, first, *others = linear.units
+        for parameter in linear.parameters:
+            dim = linear.dim(parameter)
+            with unsharded(parameter) as weight:
+                copied = weight.narrow(dim, first.start, first.stop - first.start)
+                for units in others:
+                    weight.narrow(dim, units.start, units.stop - units.start).copy_(copied)

@@ -23,10 +23,9 @@ from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.rows import step_rows
 from gr_sweep.data.sources import check_hub
 from gr_sweep.domains import expand
-from gr_sweep.errors import JobError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import WithoutDomain
-from gr_sweep.eval.robustness import check_evaluation, recovery
+from gr_sweep.eval.robustness import recovery
 from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.eval.tasks import TaskResults, load_tasks, task_metrics
 from gr_sweep.eval.text import TrainingText
@@ -44,7 +43,6 @@ from gr_sweep.planning import (
     make_plan,
     makes_plan_in_training,
     named_shape,
-    needs_one_process,
     phases_of,
     plan_before_rounds,
 )
@@ -179,12 +177,6 @@ def check_model(model: ModelConfig) -> None:
 def check_processes(config: RunConfig, rank: int, world_size: int) -> None:
     """Raises a GrSweepError if these processes cannot run the job together."""
     rows_of(rank, world_size, sum(step_rows(config).values()), num_micro_batches(config.train))
-    check_evaluation(config.eval, world_size)
-    if world_size > 1 and needs_one_process(config):
-        raise JobError(
-            f"procedure={config.procedure.name.value} needs the whole model in one process, got "
-            f"{world_size} processes; start one, or use procedure=fixed"
-        )
 
 
 def named_config(config: RunConfig, *, vocab_size: int, eot_id: int) -> "LlamaConfig":
@@ -225,7 +217,7 @@ def make_sampler(
 
 
 def make_tasks(
-    config: RunConfig, data: TokenData, routed: RoutedModel
+    config: RunConfig, data: TokenData, routed: RoutedModel, token_losses: TokenLosses
 ) -> Callable[[WithoutDomain | None], TaskResults]:
     """Loads `eval.tasks`. The function that runs them in every view returns their metrics and
     intervals."""
@@ -236,6 +228,7 @@ def make_tasks(
     return functools.partial(
         task_metrics,
         routed,
+        token_losses,
         AutoTokenizer.from_pretrained(data.tokenizer_dir, trust_remote_code=False),
         load_tasks(config.eval.tasks, config.seed),
         config.eval.batch_sequences,

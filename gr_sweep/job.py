@@ -203,7 +203,9 @@ class Job:
         self.sampler = None
         if config.eval.samples:
             self.sampler = make_sampler(config, data, self.routed, self.token_losses)
-        self.run_tasks = make_tasks(config, data, self.routed)
+        self.run_tasks = processes.main_first(
+            lambda: make_tasks(config, data, self.routed, self.token_losses)
+        )
         if processes.is_main:
             save_model_files(self.folder, model, data.tokenizer_dir)
             if not makes_plan_in_training(config):

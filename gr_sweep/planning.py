@@ -157,11 +157,6 @@ def core_owners(config: RunConfig) -> tuple[str, ...]:
     return tuple(domain for domain in domains if domain not in forgotten)
 
 
-def needs_one_process(config: RunConfig) -> bool:
-    """Whether the model gets another routing during training, for which it must be whole."""
-    return makes_plan_in_training(config) or len(phases_of(config)) > 1
-
-
 def labels_of_rounds(config: RunConfig) -> list[tuple[str, ...]]:
     """The labels of each round; the domains if there are no rounds."""
     domains = list(config.partition.domains)

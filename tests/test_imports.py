@@ -34,10 +34,19 @@ ORDER = (
         "data",
         "metrics",
         "eval",
-        "assign",
         "tracking",
     ),
-    *("train", "planning", "branch", "components", "alternate", "job", "export", "launch"),
+    *(
+        "train",
+        "assign",
+        "planning",
+        "branch",
+        "components",
+        "alternate",
+        "job",
+        "export",
+        "launch",
+    ),
     *("bench", "cli"),
 )
 """A part of the package may import the parts before it, and itself."""

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gr_sweep.assign.allocate import allocate, prices
 from gr_sweep.errors import DataError
+from gr_sweep.train.distributed import Processes
 
 _NUM_STARTS = 10
 _SMALLEST_NORM = 1e-12
@@ -30,6 +31,7 @@ def document_features(
     documents: Iterable[np.ndarray],
     *,
     batch_sequences: int,
+    processes: Processes | None = None,
 ) -> np.ndarray:
     """The mean hidden state over each document's positions, scaled to length 1: float32 [n, D].
 
@@ -38,13 +40,13 @@ def document_features(
             Documents are padded on the right, which does not change earlier positions.
         documents: token ids, at least one document and one token per document.
         batch_sequences: documents per batch.
+        processes: those that share the batches, and all get every feature; None for this one alone.
 
     Raises:
         DataError: no document.
     """
-    features = []
-    remaining = iter(documents)
-    while batch := list(itertools.islice(remaining, batch_sequences)):
+    processes, features = processes or Processes(), []
+    for _, batch, is_own in processes.turns(documents, batch_sequences):
         tokens = [torch.from_numpy(document.astype(np.int64)) for document in batch]
         states_MTD = hidden_states(pad_sequence(tokens, batch_first=True)).float()
         lengths_M1 = torch.tensor([[len(document)] for document in batch], device=states_MTD.device)
@@ -53,7 +55,10 @@ def document_features(
         sums_MD = states_MTD.masked_fill(~is_text_MT[..., None], 0.0).sum(dim=1)
         mean_MD = sums_MD / lengths_M1
         norm_M1 = mean_MD.norm(dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)
-        features.append((mean_MD / norm_M1).cpu().numpy())
+        if is_own:
+            features.append((mean_MD / norm_M1).cpu().numpy())
+    turns = itertools.zip_longest(*processes.gather(features))
+    features = [found for turn in turns for found in turn if found is not None]
     if not features:
         raise DataError("a domain without documents cannot be divided; add text")
     return np.concatenate(features)

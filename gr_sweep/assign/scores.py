@@ -10,7 +10,6 @@ M documents of a batch, T positions, U units of a layer and kind, W features of 
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +25,11 @@ from gr_sweep.errors import DataError, PlanError
 from gr_sweep.eval.loss import Losses
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import IGNORED
-from gr_sweep.model.units import decoder_layers, mixtures
+from gr_sweep.model.units import decoder_layers, mixtures, reshard
 from gr_sweep.routing.experts import choose
 from gr_sweep.routing.kinds import ATTN, EXPERT, Place, units_per_layer
 from gr_sweep.routing.modules import RoutedModule
+from gr_sweep.train.distributed import Processes
 
 _MIN_RANKED = 3
 """Fewest units for a rank correlation; two agree or disagree by chance."""
@@ -85,6 +85,7 @@ def score_units(
     seed: int = 0,
     batch_sequences: int = 16,
     off: Mapping[Place, Tensor] | None = None,
+    processes: Processes | None = None,
 ) -> UnitScores:
     """Scores every MLP unit or expert, head group and adapter unit of every layer for every domain.
 
@@ -111,7 +112,7 @@ def score_units(
 
     Args:
         model: plain, or routed and outside `batch`, `keep` and `remove`.
-        token_losses: the loss of this model.
+        token_losses: the loss of this model; `TokenLosses` if processes share the parameters.
         documents: by domain, int64 token ids [T + 1] of documents that fit the model; the first
             token of each is input only. Read once, in order; documents of fewer than two tokens
             are skipped.
@@ -119,6 +120,7 @@ def score_units(
         batch_sequences: documents per batch.
         off: bool [U], by layer and kind: units whose output is 0 in everything that is computed
             here, as `RoutedModel.keep` switches blocks off. Their score is 0.
+        processes: those that share the batches, and all get the scores; None for this one alone.
 
     Raises:
         DataError: a domain without documents.
@@ -132,7 +134,7 @@ def score_units(
     if method is Attribution.random:
         return _random_scores(sites, tuple(documents), seed)
     measure, per_document = _MEASURES[method]
-    with _frozen_in_eval(model), torch.compiler.set_stance("force_eager"):
+    with _frozen_in_eval(model, token_losses), torch.compiler.set_stance("force_eager"):
         return _means(
             documents,
             sites,
@@ -140,6 +142,7 @@ def score_units(
             batch_sequences,
             device,
             per_document,
+            processes or Processes(),
         )
 
 
@@ -357,6 +360,7 @@ def _means(
     batch_sequences: int,
     device: torch.device,
     per_document: bool,
+    processes: Processes,
 ) -> UnitScores:
     """Means of the documents' measures, per document or per token."""
     sums = {
@@ -365,26 +369,25 @@ def _means(
     }
     counts_2K = torch.zeros(2, len(documents), dtype=torch.float64)
     for k, (domain, texts) in enumerate(documents.items()):
-        num_read = 0
         readable = (text for text in texts if len(text) > 1)
-        while batch := list(itertools.islice(readable, batch_sequences)):
+        for first, batch, is_own in processes.turns(readable, batch_sequences):
             found = measure(batch)
-            for half in (0, 1):
-                rows = slice((half - num_read) % 2, None, 2)
+            for half in (0, 1) if is_own else ():
+                rows = slice((half - first) % 2, None, 2)
                 for key, values_MU in found.items():
                     sums[key][half, k] += values_MU[rows].sum(0)
                 counts_2K[half, k] += sum(
                     1 if per_document else len(text) - 1 for text in batch[rows]
                 )
-            num_read += len(batch)
-        if not num_read:
+        if not processes.sum_(counts_2K[:, k].sum()):
             raise DataError(
                 f"domain {domain!r} has no document of two or more tokens to score units on; add "
                 "text, or leave the domain out"
             )
     halves = {}
+    processes.sum_(counts_2K)
     for (layer, kind), sums_2KU in sums.items():
-        if not sums_2KU.isfinite().all():
+        if not processes.sum_(sums_2KU).isfinite().all():
             raise PlanError(
                 f"scores of layer {layer}, {kind} are not finite: the model's losses on these "
                 "documents, or their gradients, are not"
@@ -402,14 +405,17 @@ def _padded(batch: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, 
 
 
 @contextlib.contextmanager
-def _frozen_in_eval(model: nn.Module) -> Iterator[None]:
+def _frozen_in_eval(model: nn.Module, token_losses: Losses) -> Iterator[None]:
     """Inside, no parameter requires a gradient and there is no dropout."""
+    root = token_losses if isinstance(token_losses, nn.Module) else model
+    reshard(root)
     was_training = model.training
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.eval().requires_grad_(False)
         yield
     finally:
+        reshard(root)
         model.train(was_training)
         for parameter in learning:
             parameter.requires_grad_(True)

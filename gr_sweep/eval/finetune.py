@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from gr_sweep.eval.text import Rows
 from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.units import reshard
 
 Context = Callable[[], contextlib.AbstractContextManager[None]]
 
@@ -30,13 +30,13 @@ def snapshot(model: nn.Module) -> Callable[[], None]:
 
     If processes share the parameters, `model` is the module that gathers all (`TokenLosses`).
     """
-    _drop_gathered(model)
+    reshard(model)
     tensors = [*model.parameters(), *model.buffers()]
     copies = [_local(tensor).to("cpu", copy=True) for tensor in tensors]
 
     @torch.no_grad()
     def restore() -> None:
-        _drop_gathered(model)
+        reshard(model)
         for tensor, old in zip(tensors, copies, strict=True):
             if tensor.dtype != old.dtype:
                 tensor.data = torch.empty_like(tensor, dtype=old.dtype)
@@ -91,7 +91,7 @@ def fine_tune(
         micro_batch_sequences: rows of a forward pass at most; None: all rows of a step.
     """
     model: nn.Module = token_losses.model
-    _drop_gathered(token_losses)
+    reshard(token_losses)
     parameters = [parameter.requires_grad_() for parameter in model.parameters()]
     for parameter in parameters:
         if parameter.dtype is torch.bfloat16:  # frozen until now
@@ -99,9 +99,6 @@ def fine_tune(
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=0.0, fused=True)
     optimizer.zero_grad()
     torch.clear_autocast_cache()
-    # The gradients of processes that share the parameters are summed.
-    is_shared = isinstance(token_losses, FSDPModule)
-    num_processes = torch.distributed.get_world_size() if is_shared else 1
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * warmup(step)
@@ -111,7 +108,7 @@ def fine_tune(
         with seeded(seed, step), torch.compiler.set_stance("force_eager"), routing():
             for micro_NS in tokens_NS.split(micro_batch_sequences or len(tokens_NS)):
                 loss_sum, _ = token_losses(micro_NS)
-                (loss_sum / (num_tokens * num_processes)).backward()
+                (loss_sum / (num_tokens * token_losses.num_processes)).backward()
         clip(parameters)
         optimizer.step()
         optimizer.zero_grad()
@@ -134,16 +131,6 @@ def clip(parameters: Sequence[Tensor]) -> None:
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     torch.nn.utils.clip_grads_with_norm_(parameters, MAX_NORM, norm)
-
-
-def _drop_gathered(model: nn.Module) -> None:
-    """Makes parameters the parts that this process keeps.
-
-    An evaluation leaves those of FSDP's outermost module gathered, as copies that nobody trains.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def _local(tensor: Tensor) -> Tensor:

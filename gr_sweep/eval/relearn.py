@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gr_sweep.eval.finetune import fine_tune, restored
 from gr_sweep.eval.loss import HeldoutBatches
@@ -19,6 +18,7 @@ from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View
 from gr_sweep.model.adapters import adapted_modules
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.model.units import unsharded
 
 logger = logging.getLogger(__name__)
 
@@ -104,14 +104,12 @@ def randomize_blocks(routed: RoutedModel, part: str, seed: int) -> None:
     std: float = routed.model.config.initializer_range
     for linear in routed.unit_linears:
         for parameter in linear.parameters:
-            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            for index in routed.plan.removed_by([part]):
-                units = linear.units[index]
-                removed = whole.narrow(linear.dim(whole), units.start, units.stop - units.start)
-                if removed.dim() == 1:
-                    removed.zero_()
-                else:
-                    removed.copy_(torch.randn(removed.shape, generator=generator) * std)
-            if isinstance(parameter, DTensor):
-                own = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
-                parameter.to_local().copy_(own.to_local())
+            dim = linear.dim(parameter)
+            with unsharded(parameter) as weight:
+                for index in routed.plan.removed_by([part]):
+                    units = linear.units[index]
+                    removed = weight.narrow(dim, units.start, units.stop - units.start)
+                    if removed.dim() == 1:
+                        removed.zero_()
+                    else:
+                        removed.copy_(torch.randn(removed.shape, generator=generator) * std)

@@ -13,7 +13,6 @@ import torch
 
 from gr_sweep.config import EvalConfig
 from gr_sweep.domains import expand
-from gr_sweep.errors import JobError
 from gr_sweep.eval.calibrate import calibrated, fitted_bias
 from gr_sweep.eval.finetune import Context, fine_tune, restored, snapshot
 from gr_sweep.eval.loss import HeldoutBatches, Losses
@@ -42,16 +41,6 @@ _CALIBRATED = {
     View.removed: View.calibrated_removed,
     View.unlearned: View.calibrated_unlearned,
 }
-
-
-def check_evaluation(config: EvalConfig, num_processes: int) -> None:
-    """Raises JobError if several processes cannot evaluate what is set."""
-    if config.unlearn_steps and num_processes > 1:
-        raise JobError(
-            "eval.unlearn_steps needs the whole model in one process; use one, or set it to 0"
-        )
-    if config.tasks and num_processes > 1:
-        raise JobError("eval.tasks needs the whole model in one process; export and run lm_eval")
 
 
 def recovery(

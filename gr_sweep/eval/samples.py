@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 
 from gr_sweep.data.heldout import first_documents
@@ -247,27 +247,11 @@ class Sampler:
             # Drawing from logits that are not finite ends a process that uses a GPU.
             remove_invalid_values=True,
         )
-        # Layers that are compiled for training would be compiled again for every length.
-        with torch.compiler.set_stance("force_eager"), _generating(self.token_losses):
-            out_NT: Tensor = self.token_losses.generate(  # type: ignore[operator]
-                input_ids=ids_NT,
-                attention_mask=torch.ones_like(ids_NT),
-                generation_config=config,
-            )
+        out_NT: Tensor = self.token_losses.call(
+            self.token_losses.model.generate,
+            input_ids=ids_NT,
+            attention_mask=torch.ones_like(ids_NT),
+            generation_config=config,
+        )
         drawn: list[list[int]] = out_NT[:, ids_NT.shape[1] :].tolist()
         return drawn
-
-
-@contextlib.contextmanager
-def _generating(token_losses: TokenLosses) -> Iterator[None]:
-    """Inside, `token_losses` has the method `generate` of its model, as a forward method.
-
-    If processes share the parameters, a forward pass of this module gathers those that belong to no
-    layer.
-    """
-    token_losses.generate = token_losses.model.generate
-    register_fsdp_forward_method(token_losses, "generate")
-    try:
-        yield
-    finally:
-        del token_losses.generate

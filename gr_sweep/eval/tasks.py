@@ -20,6 +20,7 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.eval.removal import WithoutDomain, domain_views, served_networks
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import View
+from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 
 _FAILURES = (OSError, ValueError, TypeError, KeyError, RuntimeError, yaml.YAMLError)
@@ -67,6 +68,7 @@ def load_tasks(names: Sequence[str], seed: int) -> Any:
 
 def task_metrics(
     routed: RoutedModel,
+    token_losses: TokenLosses,
     tokenizer: Any,
     tasks: Any,
     batch_size: int,
@@ -77,6 +79,7 @@ def task_metrics(
     errors.
 
     The views are the full and the served model, each domain kept alone, and the model without each.
+    Processes that share the parameters all call this, and all compute every task.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -93,7 +96,7 @@ def task_metrics(
             each = []
             for off in self.networks:
                 with torch.no_grad(), routed.blocks_off(off) if off else contextlib.nullcontext():
-                    each.append(routed.model(input_ids=inps).logits)
+                    each.append(token_losses.call(lambda: routed.model(input_ids=inps).logits))
             return each[0] if len(each) == 1 else mixed_log_probabilities(each, inps)
 
     routed.model.eval()

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from gr_sweep.eval.finetune import restored, warmup
 from gr_sweep.model.families import family_of
@@ -49,7 +48,6 @@ def unlearned(
     the original model), where u is fixed, uniform in 0..1 and normalised.
 
     Args:
-        token_losses: its parameters must be whole in this process.
         forget_rows, retain_rows: token ids int64 [N, S] of each step.
         lr: of AdamW. They and SGTM use 5e-5, which changes nothing at a few million parameters;
             training's own rate unlearns in about a hundred steps.
@@ -63,10 +61,10 @@ def unlearned(
     if family.mixture is None:
         name = f"{family.linears[MLP].row}.weight"
     weights: list[Any] = [layer.get_parameter(name) for layer in updated]
-    assert not any(isinstance(weight, DTensor) for weight in weights)  # See check_evaluation.
 
     def read(rows_NS: np.ndarray) -> Tensor:
-        return activations(model, layers[last], torch.from_numpy(rows_NS[:, :-1]).to(model.device))
+        ids_NT = torch.from_numpy(rows_NS[:, :-1]).to(token_losses.device)
+        return activations(token_losses, layers[last], ids_NT)
 
     with restored(token_losses):
         model.eval()
@@ -92,13 +90,13 @@ def unlearned(
             forget_NTD = read(forget_rows(step))
             loss = nn.functional.mse_loss(forget_NTD, target_D.expand_as(forget_NTD))
             loss = loss + RETAIN_WEIGHT * nn.functional.mse_loss(read(retain), retained_NTD)
-            loss.backward()
+            (loss / token_losses.num_processes).backward()
             optimizer.step()
             optimizer.zero_grad()
         yield
 
 
-def activations(model: nn.Module, layer: nn.Module, ids_NT: Tensor) -> Tensor:
+def activations(token_losses: TokenLosses, layer: nn.Module, ids_NT: Tensor) -> Tensor:
     """The output of the layer [N, T, D], in float32 or wider."""
     caught: list[Tensor] = []
 
@@ -107,8 +105,7 @@ def activations(model: nn.Module, layer: nn.Module, ids_NT: Tensor) -> Tensor:
 
     hook = layer.register_forward_hook(catch)
     try:
-        with torch.compiler.set_stance("force_eager"):
-            model.base_model(input_ids=ids_NT, use_cache=False)  # type: ignore[operator]
+        token_losses.hidden_states(ids_NT)
     finally:
         hook.remove()
     (found_NTD,) = caught

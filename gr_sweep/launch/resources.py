@@ -13,7 +13,6 @@ from gr_sweep.config import Device, RunConfig, num_micro_batches
 from gr_sweep.data.rows import step_rows
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.metrics.cost import GPUS
-from gr_sweep.planning import needs_one_process
 from gr_sweep.train.distributed import rows_of
 
 if TYPE_CHECKING:
@@ -161,8 +160,6 @@ def _fewest_gpus(config: RunConfig, given: SlurmConfig) -> "tuple[int, Estimate 
     per_node, nodes = given.tasks_per_node or given.gpus_per_node, given.nodes or 1
     rows, num_micro = sum(step_rows(config).values()), num_micro_batches(config.train)
     most = _MAX_GPUS if given.nodes is None else nodes * given.max_gpus_per_node
-    if needs_one_process(config):
-        most = 1
     sizes = [nodes * 2**power for power in range(_MAX_GPUS.bit_length())]
     sizes = [size for size in sizes if size <= most and rows % (num_micro * size) == 0] or [nodes]
     if per_node is not None:

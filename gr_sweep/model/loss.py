@@ -11,11 +11,12 @@ residual width, V vocabulary, U units of an adapter, X inputs of a map.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -24,6 +25,8 @@ from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.autograd import compute_dtype
 from gr_sweep.routing.modules import Routing
 from gr_sweep.routing.row_routing import Columns, OutputRun, Units
+
+Value = TypeVar("Value")
 
 IGNORED = -100
 """Target without a loss or a gradient, as torch's `ignore_index`."""
@@ -98,6 +101,31 @@ class TokenLosses(nn.Module):
     def device(self) -> torch.device:
         """That of the weights."""
         return next(self.parameters()).device
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that share the parameters; their gradients are summed."""
+        return torch.distributed.get_world_size() if isinstance(self, FSDPModule) else 1
+
+    def call(self, function: Callable[..., Value], **inputs: Any) -> Value:
+        """Calls a function that runs the model, such as its `generate`.
+
+        It is a forward pass of this module, which gathers parameters that belong to no layer if
+        processes share them. Layers that are compiled for training run eagerly.
+        """
+        self.called = function
+        register_fsdp_forward_method(self, "called")
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                return self.called(**inputs)
+        finally:
+            del self.called
+
+    def hidden_states(self, ids_NT: Tensor) -> Tensor:
+        """The last hidden states [N, T, D] of token ids [N, T]."""
+        base: Any = self.model.base_model
+        found: Tensor = self.call(lambda: base(input_ids=ids_NT, use_cache=False)[0])
+        return found
 
     def forward(self, tokens_NS: Tensor, targets_NT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Losses of the next tokens in nats.

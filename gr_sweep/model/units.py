@@ -1,12 +1,14 @@
 """Finds the units of a plan in a model: its layers, linear maps and norms."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.activations import SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
@@ -265,12 +267,43 @@ def local_units(whole: Tensor, units: slice, dim: int) -> Tensor:
     return local[max(0, units.start - first) : max(0, units.stop - first)]
 
 
+def reshard(root: nn.Module) -> None:
+    """Makes parameters the parts that this process keeps; nothing to do for one process.
+
+    A forward pass without a backward pass leaves those of the root gathered, as copies that nobody
+    trains and that do not learn of a new `requires_grad`.
+    """
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+@contextlib.contextmanager
+def unsharded(tensor: Tensor) -> Iterator[Tensor]:
+    """The whole of a tensor, whose changes inside are kept.
+
+    Processes that share it must all call this. Each has the whole in memory inside; what rank 0
+    makes of it counts.
+    """
+    if not isinstance(tensor, DTensor):
+        yield tensor
+        return
+    gathered = tensor.full_tensor()
+    yield gathered
+    own = distribute_tensor(gathered, tensor.device_mesh, tensor.placements)
+    tensor.to_local().copy_(own.to_local())
+
+
 def reorder(tensor: Tensor, linear: UnitLinear, dim: int) -> None:
     """Puts the units of a parameter of the linear, or of a tensor of its shape, in the plan's
-    order, in place."""
+    order, in place.
+
+    Of a sharded tensor, columns are moved in each process's part; rows in the whole.
+    """
     order = linear.split.order
     if order is None:
         return
     features = torch.tensor(order)[:, None] * linear.width + torch.arange(linear.width)
-    part = tensor.narrow(dim, linear.first, features.numel())
-    part.copy_(part.index_select(dim, features.flatten().to(tensor.device)))
+    with contextlib.nullcontext(local_part(tensor)[0]) if dim else unsharded(tensor) as found:
+        part = found.narrow(dim, linear.first, features.numel())
+        part.copy_(part.index_select(dim, features.flatten().to(tensor.device)))

@@ -7,6 +7,7 @@ environment variables. All values are exchanged through collectives of `torch.di
 import atexit
 import contextlib
 import functools
+import itertools
 import os
 import re
 import socket
@@ -172,6 +173,22 @@ class Processes:
         results: list[Value] = []
         self.from_main(lambda: results.append(work()))
         return self.together(lambda: results[0] if self.is_main else work())
+
+    def turns(self, values: Iterable[Value], size: int) -> Iterator[tuple[int, list[Value], bool]]:
+        """Divides values into batches of `size`, which the processes take in turn.
+
+        Yields:
+            The number of the batch's first value, the batch, and whether it is this process's own.
+            All get as many, because they compute together: where too few batches are left, the
+            others get one again that is not theirs.
+        """
+        remaining, start = iter(values), 0
+        while read := list(itertools.islice(remaining, size * self.world_size)):
+            first = size * self.rank
+            is_own = first < len(read)
+            first = first if is_own else 0
+            yield start + first, read[first : first + size], is_own
+            start += len(read)
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all processes, by rank, in every process; they must pickle."""

@@ -23,6 +23,7 @@ from gr_sweep.errors import DataError, JobError
 from gr_sweep.metrics import registry
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.model.units import reshard
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.rows import dropped_share
 from gr_sweep.tracking.base import Tracker
@@ -225,6 +226,7 @@ class Trainer:
             # A signal that came after the last step's check.
             if any(self.processes.gather(self.signals.are_there)):
                 self.signals.obey()
+        reshard(self.token_losses)  # another plan may follow
 
     def _step(self, forward: Forward, micro_batches: list[Tensor]) -> StepResult:
         state = self.state

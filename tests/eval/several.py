@@ -38,6 +38,12 @@ def evaluate(processes: Processes) -> dict[str, Any]:
         routed, token_losses, batches, text, config, recover=recover, lr=3e-2
     )
     rows += removal_losses(routed, token_losses, batches, recovered=recover)
+    dense = make_routed()
+    of_dense = TokenLosses(dense)
+    if processes.are_several:
+        shard(of_dense, decoder_layers(dense.model), CPU, bfloat16=False)
+    config = EvalConfig(unlearn_steps=3, calibrate=True)
+    rows += robustness_losses(dense, of_dense, batches, text, config, lr=3e-2)[0]
     return {
         "rows": [list(row) for row in rows],
         "relearned": [list(row) for row in relearned],

@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from gr_sweep.config import EvalConfig
-from gr_sweep.errors import JobError
 from gr_sweep.eval.relearn import randomize_blocks
-from gr_sweep.eval.robustness import check_evaluation, recovery, robustness_losses
+from gr_sweep.eval.robustness import recovery, robustness_losses
 from gr_sweep.eval.text import TrainingText
 from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
@@ -145,10 +144,3 @@ def test_the_model_without_a_domain_is_attacked_as_it_was_recovered():
     assert losses[0][View.calibrated_full] == losses[1][View.calibrated_full]
     for view in (View.calibrated_removed, View.removed):
         assert losses[0][view] and losses[0][view] != losses[1][view]
-
-
-def test_unlearning_in_several_processes_is_refused_before_any_work():
-    with pytest.raises(JobError, match=r"eval\.unlearn_steps needs the whole model"):
-        check_evaluation(settings(unlearn_steps=3), 2)
-    check_evaluation(settings(unlearn_steps=3), 1)
-    check_evaluation(settings(), 2)

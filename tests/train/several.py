@@ -31,7 +31,7 @@ from gr_sweep.eval.removal import removal_losses
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
-from gr_sweep.model.units import decoder_layers, keep_bfloat16
+from gr_sweep.model.units import decoder_layers, keep_bfloat16, reshard
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.distributed import Processes, connect, shard
@@ -171,9 +171,10 @@ def train_case(
     tracker: Rows | None = None,
     signals: StopSignals | None = None,
     signal_in_step: int | None = None,
+    between: Callable[[Trainer], None] | None = None,
 ) -> list[Any]:
     """Rows of a run of STEPS steps, resumed if the folder has a checkpoint. In `signal_in_step`
-    this process gets SIGUSR2."""
+    this process gets SIGUSR2; `between` is called after half of the steps."""
     processes = processes or Processes()
     tracker = Rows() if tracker is None else tracker
     cpu = torch.device("cpu")
@@ -220,8 +221,32 @@ def train_case(
         signals=signals or StopSignals(),
     )
     trainer.start(routed.plan)
+    if between is not None:
+        trainer.run(make_batches(), STEPS // 2)
+        between(trainer)
     trainer.run(make_batches())
     return list(tracker)
+
+
+def laid_again(folder: Path, processes: Processes) -> list[Any]:
+    """Rows of a run whose units, and the optimizer's moments, change places in the middle: after
+    an evaluation, which leaves some parameters gathered."""
+    case = CASES["both"]
+
+    def lay(trainer: Trainer) -> None:
+        routed, order = trainer.routed, np.random.default_rng(0)
+        splits = {
+            place: replace(split, order=tuple(order.permutation(split.num_units).tolist()))
+            for place, split in routed.plan.splits.items()
+        }
+        trainer.evaluate(False)
+        reshard(trainer.token_losses)
+        routed.lay(
+            replace(routed.plan, splits=splits), case.edges, foreign_dropout=case.foreign_dropout
+        )
+        routed.reorder_moments(trainer.optimizer)
+
+    return train_case(case, folder, processes, between=lay)
 
 
 def raised_by(processes: Processes, work: Callable[[], Any]) -> list[str]:
@@ -305,6 +330,7 @@ def main(folder: Path, names: list[str]) -> None:
 def more_results(folder: Path, processes: Processes) -> dict[str, Any]:
     results: dict[str, Any] = {
         "evaluation": evaluation.evaluate(processes),
+        "laid again": laid_again(folder / "laid again", processes),
         "resumed": resumed(folder / "both", folder / "resumed", processes),
         "stopped": stopped(folder / "stopped", processes),
     }

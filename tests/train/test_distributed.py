@@ -3,7 +3,7 @@
 import pytest
 
 from gr_sweep.errors import ConfigError
-from gr_sweep.train.distributed import is_main, place
+from gr_sweep.train.distributed import Place, Processes, is_main, place
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",
@@ -65,3 +65,16 @@ def test_a_variable_that_is_no_number_is_named(monkeypatch):
 def test_tasks_meet_on_the_first_host_of_a_list(nodes, host):
     here = place(SLURM | {"SLURM_STEP_NODELIST": nodes})
     assert here is not None and here.url.startswith(f"tcp://{host}:")
+
+
+@pytest.mark.parametrize("number", range(14))
+def test_batches_go_round_and_all_processes_compute_as_many(number):
+    of_all = [
+        list(Processes(Place(rank, 3, rank, False, "")).turns(range(number), 2))
+        for rank in range(3)
+    ]
+    assert len({len(turns) for turns in of_all}) == 1
+    own = [(first, batch) for turns in of_all for first, batch, is_own in turns if is_own]
+    values = list(range(number))
+    assert sorted(own) == [(first, values[first : first + 2]) for first in range(0, number, 2)]
+    assert list(Processes().turns(values, 2)) == [(*turn, True) for turn in sorted(own)]

@@ -14,7 +14,7 @@ import torch
 from gr_sweep.train.distributed import Processes
 from tests.eval import several as evaluation
 from tests.train.saved import saved_tensors
-from tests.train.several import CASES, SLOW, train_case
+from tests.train.several import CASES, SLOW, laid_again, train_case
 from tests.two_tasks import kill_other, start_two
 
 pytestmark = pytest.mark.dist
@@ -161,6 +161,17 @@ def test_recovery_calibration_attacks_and_samples_are_those_of_one_process(two):
     # Sums in another order change no token here.
     assert one["samples"] == other["samples"]
     assert one["restored"] and other["restored"]
+
+
+def test_units_and_moments_change_places_in_parameters_that_are_shared(two, tmp_path):
+    expected = laid_again(tmp_path, Processes())
+    assert_same_rows(rows_of_two(two, "laid again"), expected)
+    one, other = (saved_tensors(f / "step_00000004") for f in (tmp_path, two / "laid again"))
+    unmoved = saved_tensors(two / "both" / "step_00000004")
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    name = "model.model.layers.0.mlp.down_proj.weight"
+    assert not torch.allclose(one[name], unmoved[name], rtol=0.1)
 
 
 def test_a_loss_that_is_not_finite_is_an_error_of_all(two):
