@@ -258,10 +258,9 @@ class Rounds:
                 for old in sorted(set(blocks))
                 if blocks.count(old) > 1
             }
-            assign = functools.partial(assign_units, plan, before, scores)
-            plan = self._processes.from_main(
-                functools.partial(assign, equal_layers=procedure.equal_layers)
-            )
+            how = {"equal_layers": procedure.equal_layers}
+            assign = functools.partial(assign_units, plan, before, scores, **how)
+            plan = self._processes.from_main(assign)
             about["stability"] = _mean_stability(scores.values())
             if config.plan.kind is PlanKind.lattice:
                 about["wanted_units"] = wanted_sizes(plan, scores[0])
