@@ -65,5 +65,6 @@ def test_text_of_the_hub_is_as_large_as_its_limit_and_generated_text_is_not_plan
     assert text_size(data, TWO, MODEL) is None, "its size is not known"
     found = text_size(dataclasses.replace(data, limit_tokens=10**9), TWO, MODEL)
     assert found is not None and found.file_bytes == 0
-    assert found.tokens == pytest.approx(2 * 10**9) and found.disk_bytes > 4 * 10**9
+    assert found.tokens == pytest.approx(2 * 10**9) and found.text_bytes == pytest.approx(8 * 10**9)
+    assert found.disk_bytes > 4 * 10**9
     assert text_size(DataConfig(cache=str(tmp_path)), TWO, MODEL) is None
