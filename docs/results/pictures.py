@@ -246,17 +246,18 @@ def forget() -> str:
 
 def edges() -> str:
     """Every edge choice, the control with random labels, and published methods."""
-    tax, selectivity = "mean_tax", "mean_selectivity"
+    tax, selectivity = "mean_served_tax", "mean_selectivity"
     table = over_seeds(["edges_vs_baselines"], [tax, selectivity]).dropna()
     points = []
     for setting in map(str, table.index):
-        choice = setting.partition("edges=")[2]
-        is_random = setting.startswith("random")
-        name = ("random labels" if choice == "none" else "") if is_random else choice or setting
+        method, _, choice = setting.removeprefix("method=").partition(" edges=")
+        is_random = method == "random"
+        name = ("random labels" if choice == "none" else "") if is_random else choice or method
         colour = GREY if is_random else EDGES.get(choice, OLIVE)
         at = [Estimate.of(table, setting, metric) for metric in (tax, selectivity)]
         points.append(Point(name, *at, colour))
-    return plot("Tax and selectivity of edge choices and methods", points, TAX, SELECTIVITY)
+    title = "Served tax and selectivity of edge choices and methods"
+    return plot(title, points, f"served {TAX}", SELECTIVITY)
 
 
 def frontier() -> str:
