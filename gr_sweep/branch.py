@@ -12,7 +12,7 @@ import torch
 
 from gr_sweep.config import Core, Edges, ProcedureKind, RunConfig
 from gr_sweep.model.route import RoutedModel
-from gr_sweep.model.units import unsharded
+from gr_sweep.model.units import local_units, unsharded
 from gr_sweep.planning import Phase, phases_of
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.loop import Trainer
@@ -72,8 +72,8 @@ def silence_blocks(routed: RoutedModel) -> None:
         if linear.is_row:
             core, *_, last = linear.units
             for parameter in linear.parameters:
-                of_blocks = (linear.dim(parameter), core.stop, last.stop - core.stop)
-                parameter.narrow(*of_blocks).zero_()
+                of_blocks = slice(core.stop, last.stop)
+                local_units(parameter, of_blocks, linear.dim(parameter)).zero_()
 
 
 @torch.no_grad()

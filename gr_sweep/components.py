@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from gr_sweep.branch import begins_silent, routing_of, silence_blocks
 from gr_sweep.config import Method, ModelConfig, PlanKind, Precision, RunConfig, num_micro_batches
@@ -32,6 +33,7 @@ from gr_sweep.eval.text import TrainingText
 from gr_sweep.files import sync_folder
 from gr_sweep.jobdir import MODEL
 from gr_sweep.metrics.losses import Text
+from gr_sweep.model.deferred import Deferred, deferred_checkpoint, deferred_random_model
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.pretrained import check_length, check_vocabulary, load, read_config
@@ -123,15 +125,36 @@ def heldout_read(config: RunConfig, data: TokenData) -> TokenData:
     return dataclasses.replace(data, heldout=heldout)
 
 
-def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
+def defer(config: RunConfig, data: TokenData) -> Deferred | None:
+    """The job's model without its weights, of which each of several processes then gets its part;
+    None for a checkpoint that has to be loaded whole."""
+    if config.model.path is None:
+        return deferred_random_model(_model_config(config, data), seed=config.seed)
+    if config.model.gguf_file is not None:
+        return None
+    return deferred_checkpoint(config.model.path)
+
+
+def _model_config(config: RunConfig, data: TokenData) -> "LlamaConfig":
+    found = named_config(config, vocab_size=data.vocab_size, eot_id=data.eot_id)
+    found.bos_token_id = data.begin[-1]
+    return found
+
+
+def make_routed(
+    config: RunConfig, data: TokenData, deferred: Deferred | None = None
+) -> RoutedModel:
     """The routed model, from random weights or a checkpoint.
+
+    Args:
+        deferred: from `defer`; its weights are then filled in after the model is sharded.
 
     Raises:
         PlanError: the checkpoint cannot be loaded, or has fewer tokens than the tokenizer.
     """
     if config.model.path is not None:
         path = config.model.path
-        model = load(path, config.model.gguf_file)
+        model = deferred.model if deferred else load(path, config.model.gguf_file)
         family_of(model.config)
         check_length(
             path,
@@ -144,13 +167,28 @@ def make_routed(config: RunConfig, data: TokenData) -> RoutedModel:
             path, embeddings.weight.shape[0], config.data.tokenizer or path, data.vocab_size
         )
     else:
-        model_config = named_config(config, vocab_size=data.vocab_size, eot_id=data.eot_id)
-        model_config.bos_token_id = data.begin[-1]
-        model = random_model(model_config, seed=config.seed)
+        model = random_model(_model_config(config, data), seed=config.seed)
     routed = lay_plan(model, config)
     if begins_silent(config):
         silence_blocks(routed)
     return routed
+
+
+def fill(
+    config: RunConfig,
+    routed: RoutedModel,
+    deferred: Deferred,
+    root: nn.Module,
+    device: torch.device,
+) -> None:
+    """Gives a routed model its weights, after it was sharded with the module `root` around it.
+
+    Raises:
+        PlanError: a checkpoint has a number that is not finite.
+    """
+    deferred.fill(routed, root, device, config.seed)
+    if begins_silent(config):
+        silence_blocks(routed)
 
 
 def token_cuts(

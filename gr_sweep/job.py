@@ -22,7 +22,9 @@ from gr_sweep.branch import begun_phases, enter
 from gr_sweep.components import (
     check_model,
     check_processes,
+    defer,
     environment,
+    fill,
     heldout_batches,
     heldout_read,
     make_batches,
@@ -35,6 +37,7 @@ from gr_sweep.components import (
     training_text,
 )
 from gr_sweep.config import ProcedureKind, Resume, RunConfig, num_steps, to_plain
+from gr_sweep.data.batches import Batches
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
 from gr_sweep.eval.loss import HeldoutBatches
@@ -45,7 +48,9 @@ from gr_sweep.joblock import JobLock, lock_job_dir
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_relearn
+from gr_sweep.model.deferred import Deferred
 from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.units import decoder_layers, keep_bfloat16
 from gr_sweep.planning import makes_plan_in_training, phases_of
 from gr_sweep.tracking import Tracker, make_tracker, run_tags
@@ -182,18 +187,24 @@ class Job:
 
         # A checkpoint may have to be downloaded.
         share = processes.together if config.model.path is None else processes.main_first
-        self.batches, self.routed = share(
-            lambda: (make_batches(config, data), make_routed(config, data))
-        )
+
+        def make() -> tuple[Batches, RoutedModel, Deferred | None]:
+            deferred = defer(config, data) if processes.are_several else None
+            return make_batches(config, data), make_routed(config, data, deferred), deferred
+
+        self.batches, self.routed, deferred = share(make)
         self.trunk_flops = 0.0 if makes_plan_in_training(config) else self._train_flops()
         self.token_losses = TokenLosses(self.routed)
         model = self.routed.model
         bfloat16 = is_bfloat16(self.device, config.train.precision)
         if bfloat16:
-            keep_bfloat16(model)
+            keep_bfloat16(model, deferred.is_bfloat16 if deferred else None)
         if processes.are_several:
             layers = decoder_layers(model)
             shard(self.token_losses, layers, self.device, bfloat16=bfloat16)
+            if deferred is not None:
+                routed, root = self.routed, self.token_losses
+                processes.together(lambda: fill(config, routed, deferred, root, self.device))
         else:
             model.to(self.device)
         vocab_size = data.vocab_size

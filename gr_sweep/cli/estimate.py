@@ -162,6 +162,9 @@ def _print(rows: "Rows", target: "Target") -> None:
         f"\nto run: {total['jobs']} of {len(rows)} jobs, {short_count(total['tokens'])} tokens, "
         f"{total['flops']:.1e} FLOPs, {duration(total['hours'] * 3600)} one after the other"
     )
+    if rows:
+        most = max(estimate.host_bytes for _, estimate, _ in rows)
+        print(f"host memory per process: {most / GIB:.3g} GiB")
     for job, _, warning in rows:
         if warning is not None:
             print(f"warning: {job.title}: {warning}")

@@ -52,6 +52,9 @@ GIB = 2**30
 _CUDA_BLOCK = 512
 """Bytes to which CUDA's caching allocator rounds up."""
 
+_PROCESS_BYTES = 600 << 20
+"""Resident memory of a job's process without its model, measured on a CPU; CUDA needs more."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -103,6 +106,9 @@ class Estimate:
     gathered layers and temporaries."""
     evaluation_bytes: int
     """Peak of an evaluation in addition to them."""
+    host_bytes: int
+    """Peak main memory of each process, with Python and libraries: while it loads the model, and on
+    a CPU afterwards. Without the copies that data and files need."""
     hours: float
     """Training on the target with recomputation, without evaluation and data."""
 
@@ -214,7 +220,16 @@ def _of_phase(config: RunConfig, target: Target, model_config: Any, phase: Phase
         recomputed = 0.0
         if train.activation_checkpointing:
             recomputed = recomputed_flops_per_token(routed, groups, length)
+        # One process holds the whole float32 model until it is on its device; each of several holds
+        # its part and one parameter, except of a GGUF file.
+        loading = 4 * whole
+        if target.world_size > 1 and config.model.gguf_file is None:
+            loading = 4 * max(parameter.numel() for parameter in routed.model.parameters())
         weights, optimizer, step, evaluation = _memory(routed, config, counts, target, dtype)
+    host = loading
+    if not target.is_gpu:
+        added = weights if target.world_size > 1 else 0
+        host = max(loading + added, weights + optimizer + max(step, evaluation))
     return Estimate(
         parameters=whole,
         dense_parameters=dense_parameters(config),
@@ -229,6 +244,7 @@ def _of_phase(config: RunConfig, target: Target, model_config: Any, phase: Phase
         optimizer_bytes=optimizer,
         step_bytes=step,
         evaluation_bytes=evaluation,
+        host_bytes=_PROCESS_BYTES + host,
         hours=tokens * (flops + recomputed) / (target.flops * target.world_size) / 3600,
     )
 
@@ -277,7 +293,7 @@ def _memory(
     precision = Precision.bfloat16 if bfloat16 else Precision.float32
     train = replace(config.train, compile=False, precision=precision)
     if bfloat16 and dtype is torch.bfloat16:
-        keep_bfloat16(routed.model, are_bfloat16=True)
+        keep_bfloat16(routed.model, lambda name: True)
     # The largest micro-batch of a step, twice: from the second one on there are gradients.
     world_size, num_rows = target.world_size, sum(counts.values())
     parts = rows_of(0, world_size, num_rows, num_micro_batches(train))

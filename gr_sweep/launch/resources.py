@@ -135,8 +135,7 @@ def resources_of(config: RunConfig, given: SlurmConfig) -> Resources:
         gpus = tasks if given.gres is None else 0
         memory_gb = _NODE_GB
         if estimate is not None:
-            # Each process builds the whole model in float32 before it keeps its shard.
-            memory_gb += math.ceil(1.25 * 4 * estimate.parameters / 1e9 * tasks)
+            memory_gb += math.ceil(1.25 * estimate.host_bytes / 1e9 * tasks)
             minutes = min(math.ceil(60 * _HOURS_FACTOR * estimate.hours) + _EXTRA_MIN, _MAX_MIN)
     num_rows = sum(step_rows(config).values())
     rows_of(0, nodes * tasks, num_rows, num_micro_batches(config.train))

@@ -10,7 +10,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,8 +194,6 @@ def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
         PlanError: it cannot be loaded, or lacks a tensor; transformers would draw it at random.
     """
     import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -208,10 +206,7 @@ def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # which are refused below, by name
             )
-    except (
-        *(OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, ArithmeticError),
-        *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
-    ) as error:
+    except load_errors() as error:
         # The first line of a failed validation only says which.
         reason = " ".join((str(error) or type(error).__name__).splitlines()[:2])
         if isinstance(error, KeyError):
@@ -229,9 +224,32 @@ def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
         wrong = [f"{name} has a number that is not finite" for name in finite if not finite[name]]
     if wrong:
         raise PlanError(f"model.path={path} is not whole: {_some(wrong)}")
-    if found["unexpected_keys"]:
-        unread = _some(sorted(found["unexpected_keys"]))
-        logger.warning("model.path=%s has tensors that its model does not: %s", path, unread)
+    warn_of(path, model, found["unexpected_keys"])
+    if gguf_file is not None:
+        # The weights are plain numbers now, and files written from this model are not GGUF.
+        del model.config.quantization_config
+    return model
+
+
+def load_errors() -> tuple[type[Exception], ...]:
+    """What transformers raises for a checkpoint that it cannot load."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    of_python = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError)
+    return (
+        *of_python,
+        ArithmeticError,
+        SafetensorError,
+        StrictDataclassError,
+        pickle.UnpicklingError,
+    )
+
+
+def warn_of(path: str, model: "PreTrainedModel", unexpected: Iterable[str]) -> None:
+    """Logs which tensors of a checkpoint its model does not have, and whether it has dropout."""
+    if names := sorted(unexpected):
+        logger.warning("model.path=%s has tensors that its model does not: %s", path, _some(names))
     rates = {name: rate for name, rate in vars(model.config).items() if "drop" in name}
     of_heads = ("summary", "classifier")  # that a language model does not have
     on = [name for name in rates if rates[name] and not name.startswith(of_heads)]
@@ -242,10 +260,6 @@ def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
             path,
             ", ".join(on),
         )
-    if gguf_file is not None:
-        # The weights are plain numbers now, and files written from this model are not GGUF.
-        del model.config.quantization_config
-    return model
 
 
 def _some(names: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Finds the units of a plan in a model: its layers, linear maps and norms."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -176,20 +176,25 @@ def learning_parameters(
     return found
 
 
-def keep_bfloat16(model: nn.Module, *, are_bfloat16: bool = False) -> None:
+def keep_bfloat16(model: nn.Module, is_bfloat16: Callable[[str], bool] | None = None) -> None:
     """Puts frozen weights of linear maps in bfloat16, as their checkpoint has them, for products in
     bfloat16, which are the same then. Embeddings and norms stay: what they give is added.
 
     Args:
-        are_bfloat16: whether all weights lose nothing in bfloat16; those that do are left alone.
+        is_bfloat16: for weights without data, whether the one of this name loses nothing in
+            bfloat16; those that do are left alone.
     """
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    for module in model.modules():
+    for name, module in model.named_modules():
         weight: Any = module.weight if isinstance(module, LINEARS) else None
         if weight is None or weight.requires_grad or weight in tables:
             continue
         narrow = weight.detach().bfloat16()
-        if are_bfloat16 or torch.equal(narrow.to(weight.dtype), weight):
+        if is_bfloat16 is not None:
+            is_same = is_bfloat16(f"{name}.weight")
+        else:
+            is_same = torch.equal(narrow.to(weight.dtype), weight)
+        if is_same:
             weight.data = narrow
 
 

@@ -130,6 +130,18 @@ def test_the_peak_of_one_of_two_processes_is_that_of_its_allocator(tmp_path: Pat
         assert estimated == pytest.approx(measured[name], rel=0.05), name
 
 
+def test_each_of_several_processes_loads_its_part_and_one_parameter_in_main_memory() -> None:
+    gpu = Target.gpu("h100", utilisation=0.4)
+    config = make_config("125m")
+    one, two = (estimate_job(config, replace(gpu, world_size=size)) for size in (1, 2))
+    largest = 4 * 2048 * 768
+    assert one.host_bytes - two.host_bytes == 4 * one.parameters - largest
+    on_cpu = estimate_job(config, replace(CPU, world_size=2))
+    assert on_cpu.host_bytes - two.host_bytes == on_cpu.peak_bytes - largest
+    gguf = replace(config, model=replace(config.model, gguf_file="x"))
+    assert estimate_job(gguf, replace(gpu, world_size=2)).host_bytes == one.host_bytes
+
+
 def test_a_filtered_job_trains_on_what_is_left() -> None:
     dense = estimate_job(make_config(method=MethodConfig(name=Method.dense)), CPU)
     without = MethodConfig(name=Method.filtered, without=["biology"])

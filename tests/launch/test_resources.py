@@ -27,7 +27,11 @@ def needs(monkeypatch):
         def estimate_job(config: RunConfig, target: Target) -> Estimate:
             held = int(gigabytes * 1e9 / target.world_size)
             none = {field.name: 0 for field in dataclasses.fields(Estimate)}
-            given = {"parameters": 10**9, "weight_bytes": held, "hours": hours / target.world_size}
+            given = {
+                "host_bytes": 4 * 10**9,
+                "weight_bytes": held,
+                "hours": hours / target.world_size,
+            }
             return Estimate(**none | given)
 
         monkeypatch.setattr(estimates, "estimate_job", estimate_job)

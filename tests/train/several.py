@@ -28,6 +28,7 @@ from gr_sweep.data.shards import Shard
 from gr_sweep.errors import DataError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
+from gr_sweep.model.deferred import Deferred, deferred_random_model
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
@@ -92,7 +93,8 @@ CASES = {
 SLOW = ("bfloat16", "compiled")
 
 
-def make_routed(case: Case) -> RoutedModel:
+def make_routed(case: Case, *, defers: bool = False) -> tuple[RoutedModel, Deferred | None]:
+    """The routed model; with `defers` and random weights these come after it is sharded."""
     config = llama_config(SHAPE, vocab_size=VOCABULARY, eot_id=0, sequence_length=8)
     if case.family != "llama":
         config = tiny_model(case.family, num_hidden_layers=3).config
@@ -106,16 +108,20 @@ def make_routed(case: Case) -> RoutedModel:
         adapters=case.adapters,
         **forget,
     )
-    model = random_model(config, seed=0)
+    deferred = None
+    if defers and not case.core_frozen:
+        deferred = deferred_random_model(config, seed=0)
+    model = random_model(config, seed=0) if deferred is None else deferred.model
     if case.core_frozen:
         model = model.bfloat16().float()  # as in a checkpoint
-    return route_model(
+    routed = route_model(
         model,
         plan,
         case.edges,
         foreign_dropout=case.foreign_dropout,
         core_frozen=case.core_frozen,
     )
+    return routed, deferred
 
 
 def documents(domain: str, lengths: list[int]) -> Shard:
@@ -184,7 +190,7 @@ def train_case(
         | {"precision": Precision.float32}
         | case.train,
     )
-    routed = make_routed(case)
+    routed, deferred = make_routed(case, defers=processes.are_several)
     clip, steps = routed.clip_grad_norm_, itertools.count(1)
 
     def clip_and_send(max_norm: float | None) -> Any:
@@ -199,6 +205,8 @@ def train_case(
         keep_bfloat16(routed.model)
     if processes.are_several:
         shard(token_losses, decoder_layers(routed.model), cpu, bfloat16=bfloat16)
+    if deferred is not None:
+        deferred.fill(routed, token_losses, cpu, seed=0)
     windows = held_out(processes)
 
     def evaluate(is_last: bool) -> dict[str, float]:
@@ -303,6 +311,20 @@ def stopped(folder: Path, processes: Processes) -> list[Any]:
     return [everyone, saved, train_case(CASES["both"], folder, processes)]
 
 
+def other_weights() -> list[str]:
+    """Names of the parameters whose deferred, sharded values are not those of a whole model."""
+    whole, _ = make_routed(CASES["both"])
+    routed, deferred = make_routed(CASES["both"], defers=True)
+    assert deferred is not None
+    token_losses = TokenLosses(routed)
+    shard(token_losses, decoder_layers(routed.model), torch.device("cpu"), bfloat16=False)
+    deferred.fill(routed, token_losses, torch.device("cpu"), seed=0)
+    found = {name: tensor.full_tensor() for name, tensor in routed.model.named_parameters()}
+    expected = dict(whole.model.named_parameters())
+    assert found.keys() == expected.keys()
+    return [name for name in found if not torch.equal(found[name], expected[name])]
+
+
 def main(folder: Path, names: list[str]) -> None:
     """Runs these cases; without names all but the slow ones, and what else the tests ask."""
     torch.set_num_threads(1)
@@ -333,6 +355,7 @@ def more_results(folder: Path, processes: Processes) -> dict[str, Any]:
         "laid again": laid_again(folder / "laid again", processes),
         "resumed": resumed(folder / "both", folder / "resumed", processes),
         "stopped": stopped(folder / "stopped", processes),
+        "other weights": other_weights(),
     }
     diverges = Case("both", 0.5, train={"lr": 1e30, "max_norm": None})
     for name, work in {

@@ -32,7 +32,7 @@ def run_two(folder: Path, *names: str) -> Path:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return folder
@@ -76,6 +76,10 @@ def test_losses_norms_evaluations_and_checkpoints_are_those_of_one_process(two, 
     for name, tensor in one.items():
         # AdamW divides a rounding difference by itself where a gradient is near 0.
         torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_sharded_weights_are_drawn_bit_by_bit_as_by_one_process(two):
+    assert rows_of_two(two, "other weights") == []
 
 
 @pytest.mark.slow

@@ -1,0 +1,146 @@
+"""Weights that come after a model is routed are those of a model that had them from the start."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+
+from gr_sweep.errors import PlanError
+from gr_sweep.model.deferred import deferred_checkpoint, deferred_random_model
+from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.pretrained import load
+from gr_sweep.model.route import route_model
+from gr_sweep.model.sizes import Size, llama_config, random_model
+from gr_sweep.model.units import decoder_layers
+from gr_sweep.routing.plan import RoutePlan
+from gr_sweep.train.distributed import shard
+from tests.model.tiny import FAMILIES, tiny_model
+
+CPU = torch.device("cpu")
+DOMAINS = ("code", "biology")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process():
+    """A group of one process, over which models are sharded."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def fill(deferred, routed, seed=0) -> None:
+    losses = TokenLosses(routed)
+    shard(losses, decoder_layers(routed.model), CPU, bfloat16=False)
+    deferred.fill(routed, losses, CPU, seed=seed)
+
+
+def config_of(*, is_tied: bool):
+    shape = Size(16, 27, 2, 4, 4, is_tied=is_tied)
+    return llama_config(shape, vocab_size=13, eot_id=0, sequence_length=8)
+
+
+def assert_same_model(model, expected) -> None:
+    for tensors in ("named_parameters", "named_buffers"):
+        mine, other = (dict(getattr(each, tensors)()) for each in (model, expected))
+        assert mine.keys() == other.keys()
+        for name, tensor in other.items():
+            assert mine[name].dtype == tensor.dtype
+            assert mine[name].requires_grad == tensor.requires_grad
+            found = mine[name]
+            whole = found.full_tensor() if isinstance(found, DTensor) else found
+            assert torch.equal(whole, tensor), name
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_drawn_weights_and_adapters_are_those_of_a_whole_model_bit_by_bit(is_tied):
+    config = config_of(is_tied=is_tied)
+    adapters = {"embed": 3, "unembed": "full", "attn": 1, "mlp": 3, "bias": True}
+    orders = {(0, "mlp"): [*range(26, -1, -1)], (1, "attn"): [2, 0, 3, 1]}
+    plan = RoutePlan.make(
+        *("peers", config), domains=DOMAINS, attn_shared=0.5, adapters=adapters, orders=orders
+    )
+    expected = route_model(random_model(config, seed=3), plan, seed=5)
+    deferred = deferred_random_model(config, seed=3)
+    routed = route_model(deferred.model, plan, seed=5)
+    assert next(routed.model.parameters()).is_meta
+    state = torch.get_rng_state()
+    fill(deferred, routed, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same_model(routed.model, expected.model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_slices_of_a_checkpoint_are_the_model_that_transformers_loads(tmp_path, family):
+    tiny_model(family).bfloat16().save_pretrained(tmp_path, max_shard_size=4000)
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    expected, deferred = load(str(tmp_path)), deferred_checkpoint(str(tmp_path))
+    assert deferred is not None
+    plan = RoutePlan.make("none", deferred.model.config, domains=DOMAINS)
+    routed = route_model(deferred.model, plan, "none")
+    fill(deferred, routed)
+    assert_same_model(routed.model, expected)
+    assert routed.model.config.to_dict() == expected.config.to_dict()
+    assert routed.model.generation_config.to_dict() == expected.generation_config.to_dict()
+    assert routed.model.training == expected.training
+    assert all(deferred.is_bfloat16(name) for name, _ in expected.named_parameters())
+
+
+def saved(folder, **changes):
+    """The file of a small checkpoint; `changes` are made in its tensors, None removes one."""
+    random_model(config_of(is_tied=True), seed=0).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in changes.items():
+        tensors.pop(name, None)
+        if tensor is not None:
+            tensors[name] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.norm.weight": None},
+        {"model.norm.weight": torch.zeros(15)},
+        {"model.norm.weight": torch.zeros(16, dtype=torch.int32)},
+        {"lm_head.weight": torch.zeros(13, 16)},
+    ],
+)
+def test_a_checkpoint_that_does_not_have_the_models_tensors_is_left_to_transformers(
+    tmp_path, changes
+):
+    saved(tmp_path, **changes)
+    assert deferred_checkpoint(str(tmp_path)) is None
+
+
+def test_other_formats_are_left_to_transformers(tmp_path):
+    assert deferred_checkpoint(str(tmp_path / "none")) is None
+    model = random_model(config_of(is_tied=False), seed=0)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert deferred_checkpoint(str(tmp_path)) is None
+
+
+def test_a_checkpoint_of_the_base_model_has_shorter_names(tmp_path):
+    model = random_model(config_of(is_tied=True), seed=0)
+    model.model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
+    deferred = deferred_checkpoint(str(tmp_path))
+    found = {}
+    deferred.read(lambda name, values: found.__setitem__(name, values[:]))
+    assert found.keys() == dict(model.named_parameters()).keys()
+
+
+def test_a_number_that_is_not_finite_is_an_error_and_another_tensor_a_warning(tmp_path, caplog):
+    bad = torch.full((16,), torch.inf)
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    saved(tmp_path, **{"model.norm.weight": bad, "critic.weight": torch.ones(2)} | old)
+    deferred = deferred_checkpoint(str(tmp_path))
+    assert "critic.weight" in caplog.text and "inv_freq" not in caplog.text
+    plan = RoutePlan.make("none", deferred.model.config, domains=DOMAINS)
+    routed = route_model(deferred.model, plan, "none")
+    with pytest.raises(PlanError, match=r"model\.norm\.weight has a number that is not finite"):
+        fill(deferred, routed)
