@@ -35,6 +35,7 @@ from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.sizes import random_model
 from gr_sweep.model.units import keep_bfloat16
 from gr_sweep.planning import Phase, makes_plan_in_training, phases_of
+from gr_sweep.routing.kinds import EXPERT, units_per_layer
 from gr_sweep.train.cost import (
     active_parameters,
     forward_flops_per_token,
@@ -221,9 +222,10 @@ def _of_phase(config: RunConfig, target: Target, model_config: Any, phase: Phase
         if train.activation_checkpointing:
             recomputed = recomputed_flops_per_token(routed, groups, length)
         # One process holds the whole float32 model until it is on its device; each of several holds
-        # its part and one parameter, except of a GGUF file.
+        # its part and one parameter, except of a GGUF file and of mixtures of experts.
         loading = 4 * whole
-        if target.world_size > 1 and config.model.gguf_file is None:
+        is_in_parts = config.model.gguf_file is None and EXPERT not in units_per_layer(model_config)
+        if target.world_size > 1 and is_in_parts:
             loading = 4 * max(parameter.numel() for parameter in routed.model.parameters())
         weights, optimizer, step, evaluation = _memory(routed, config, counts, target, dtype)
     host = loading

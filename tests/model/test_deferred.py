@@ -16,7 +16,7 @@ from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.model.units import decoder_layers
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.distributed import shard
-from tests.model.tiny import FAMILIES, tiny_model
+from tests.model.tiny import FAMILIES, MIXTURES, tiny_model
 
 CPU = torch.device("cpu")
 DOMAINS = ("code", "biology")
@@ -73,7 +73,7 @@ def test_drawn_weights_and_adapters_are_those_of_a_whole_model_bit_by_bit(is_tie
     assert_same_model(routed.model, expected.model)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in MIXTURES])
 def test_slices_of_a_checkpoint_are_the_model_that_transformers_loads(tmp_path, family):
     tiny_model(family).bfloat16().save_pretrained(tmp_path, max_shard_size=4000)
     assert (tmp_path / "model.safetensors.index.json").exists()
@@ -116,7 +116,9 @@ def test_a_checkpoint_that_does_not_have_the_models_tensors_is_left_to_transform
     assert deferred_checkpoint(str(tmp_path)) is None
 
 
-def test_other_formats_are_left_to_transformers(tmp_path):
+def test_other_formats_and_stacked_experts_are_left_to_transformers(tmp_path):
+    tiny_model("mixtral").save_pretrained(tmp_path / "experts")
+    assert deferred_checkpoint(str(tmp_path / "experts")) is None
     assert deferred_checkpoint(str(tmp_path / "none")) is None
     model = random_model(config_of(is_tied=False), seed=0)
     model.config.save_pretrained(tmp_path)
