@@ -369,6 +369,10 @@ def _check_train(train: TrainConfig) -> None:
         expected = "a number of tokens above 0, or tokens per parameter of the model such as 20x"
         raise invalid("train.tokens", tokens, expected)
     _check_one_of("train", steps=train.steps, tokens=tokens)
+    mesh = train.mesh
+    is_pair = isinstance(mesh, list) and len(mesh) == 2 and all(type(n) is int for n in mesh)
+    if mesh != "auto" and not (is_pair and min(mesh) > 0):
+        raise invalid("train.mesh", mesh, "auto, or [replicas, shards] such as [2,8]")
     micro = train.micro_batch_sequences
     if micro is not None and train.batch_sequences % micro:
         raise ConfigError(

@@ -48,7 +48,7 @@ from gr_sweep.planning import (
     phases_of,
     plan_before_rounds,
 )
-from gr_sweep.train.distributed import Processes, rows_of
+from gr_sweep.train.distributed import Processes, mesh_of, rows_of
 from gr_sweep.train.step import is_bfloat16
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ def check_model(model: ModelConfig) -> None:
 
 def check_processes(config: RunConfig, rank: int, world_size: int) -> None:
     """Raises a GrSweepError if these processes cannot run the job together."""
+    mesh_of(config.train.mesh, world_size)
     rows_of(rank, world_size, sum(step_rows(config).values()), num_micro_batches(config.train))
 
 

@@ -400,8 +400,7 @@ class TrainConfig:
     block_lr: float = bounded(1.0, above=0)
     """Factor on the learning rate of the units of blocks other than the core."""
     schedule: Schedule = Schedule.cosine
-    """cosine: falls to `final_lr` over the run; wsd: constant, then linear to `final_lr` over
-    `decay` of the steps."""
+    """cosine: falls to `final_lr`; wsd: constant, then linear to it over `decay` of the steps."""
     warmup: float = share(0.05)
     """Share of the steps in which the learning rate rises from 0."""
     decay: float = share(0.2)
@@ -429,8 +428,9 @@ class TrainConfig:
     compile: bool = False
     """torch.compile the steps: minutes before the first one, faster on a GPU. Changes rounding."""
     activation_checkpointing: bool = False
-    """Keep only the inputs of decoder layers and recompute the layers in the backward pass: far
-    less memory, a third more operations."""
+    """Recompute decoder layers in the backward pass: far less memory, a third more operations."""
+    mesh: Any = "auto"
+    """[replicas, shards]: copies of the model, and processes that share each; auto: one copy."""
 
 
 @dataclass(kw_only=True, slots=True)

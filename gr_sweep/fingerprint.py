@@ -19,6 +19,7 @@ NO_EFFECT_ON_RESULT = (
     "data.cache",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.mesh",
     "eval.min_documents",
     "eval.samples",
     "eval.sample_prompt_tokens",

@@ -201,7 +201,8 @@ class Job:
             keep_bfloat16(model, deferred.is_bfloat16 if deferred else None)
         if processes.are_several:
             layers = decoder_layers(model)
-            shard(self.token_losses, layers, self.device, bfloat16=bfloat16)
+            how: dict[str, Any] = {"bfloat16": bfloat16, "mesh": config.train.mesh}
+            shard(self.token_losses, layers, self.device, **how)
             if deferred is not None:
                 routed, root = self.routed, self.token_losses
                 processes.together(lambda: fill(config, routed, deferred, root, self.device))

@@ -44,7 +44,7 @@ from gr_sweep.train.cost import (
     recomputed_flops_per_token,
     train_flops_per_token,
 )
-from gr_sweep.train.distributed import rows_of
+from gr_sweep.train.distributed import mesh_of, rows_of
 from gr_sweep.train.memory import AllocatedBytes
 from gr_sweep.train.step import JobStep, is_bfloat16, make_step, precision_context
 
@@ -298,6 +298,7 @@ def _memory(
         keep_bfloat16(routed.model, lambda name: True)
     # The largest micro-batch of a step, twice: from the second one on there are gradients.
     world_size, num_rows = target.world_size, sum(counts.values())
+    mesh_of(train.mesh, world_size)
     parts = rows_of(0, world_size, num_rows, num_micro_batches(train))
     groups = [routed.row_groups(counts, step=0, rows=part) for part in parts]
     sizes = [active_parameters(routed, found) for found in groups]

@@ -13,7 +13,7 @@ from gr_sweep.config import Device, RunConfig, num_micro_batches
 from gr_sweep.data.rows import step_rows
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.metrics.cost import GPUS
-from gr_sweep.train.distributed import rows_of
+from gr_sweep.train.distributed import mesh_of, rows_of
 
 if TYPE_CHECKING:
     from gr_sweep.launch.estimate import Estimate
@@ -138,6 +138,7 @@ def resources_of(config: RunConfig, given: SlurmConfig) -> Resources:
             memory_gb += math.ceil(1.25 * estimate.host_bytes / 1e9 * tasks)
             minutes = min(math.ceil(60 * _HOURS_FACTOR * estimate.hours) + _EXTRA_MIN, _MAX_MIN)
     num_rows = sum(step_rows(config).values())
+    mesh_of(config.train.mesh, nodes * tasks)
     rows_of(0, nodes * tasks, num_rows, num_micro_batches(config.train))
     # Long enough to do something before the job is told to save.
     minutes = max(minutes, math.ceil(given.signal_delay_s / 60) + _EXTRA_MIN)
@@ -163,6 +164,8 @@ def _fewest_gpus(config: RunConfig, given: SlurmConfig) -> "tuple[int, Estimate 
     sizes = [size for size in sizes if size <= most and rows % (num_micro * size) == 0] or [nodes]
     if per_node is not None:
         sizes = [nodes * per_node]
+    elif config.train.mesh != "auto":
+        sizes = [math.prod(config.train.mesh)]
     target = Target.gpu(given.gpu, utilisation=UTILISATION)
     room = MEMORY_FRACTION * (target.memory_bytes or 0)
     for size in sizes:

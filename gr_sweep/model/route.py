@@ -433,5 +433,5 @@ def _process_group(tensors: Iterable[Tensor | None]) -> Any:
     """The processes that share the tensors; None if each tensor is whole."""
     for tensor in tensors:
         if isinstance(tensor, DTensor):
-            return tensor.device_mesh.get_group()
+            return tensor.device_mesh.get_group(tensor.device_mesh.ndim - 1)
     return None

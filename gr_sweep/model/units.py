@@ -260,8 +260,9 @@ def local_part(whole: Tensor) -> tuple[Tensor, int]:
     if not isinstance(whole, DTensor):
         return whole, 0
     mesh, num_rows = whole.device_mesh, whole.shape[0]
-    each = -(-num_rows // mesh.size())
-    return whole.to_local(), min(mesh.get_local_rank() * each, num_rows)
+    of_shards = mesh.ndim - 1  # the other dimension is that of copies
+    each = -(-num_rows // mesh.size(of_shards))
+    return whole.to_local(), min(mesh.get_local_rank(of_shards) * each, num_rows)
 
 
 def local_units(whole: Tensor, units: slice, dim: int) -> Tensor:

@@ -303,8 +303,28 @@ def connect() -> Processes:
     return Processes(here, group)
 
 
+def mesh_of(mesh: Any, world_size: int) -> tuple[int, int]:
+    """Copies of the model, and processes that share each, by `train.mesh`.
+
+    Raises:
+        ConfigError: the mesh is one of another number of processes.
+    """
+    replicas, shards = (1, world_size) if mesh == "auto" else mesh
+    if replicas * shards != world_size:
+        raise ConfigError(
+            f"train.mesh=[{replicas},{shards}] is for {replicas * shards} processes, and there "
+            f"{'is' if world_size == 1 else 'are'} {world_size}; use train.mesh=auto"
+        )
+    return replicas, shards
+
+
 def shard(
-    root: "nn.Module", layers: "Iterable[nn.Module]", device: "torch.device", *, bfloat16: bool
+    root: "nn.Module",
+    layers: "Iterable[nn.Module]",
+    device: "torch.device",
+    *,
+    bfloat16: bool,
+    mesh: Any = "auto",
 ) -> None:
     """Shards parameters, gradients and optimizer state over all processes, in place (FSDP2).
 
@@ -316,17 +336,22 @@ def shard(
     Args:
         root: a module whose forward pass is everything that a step computes.
         layers: modules within it whose weights are gathered together.
+        mesh: as `train.mesh`. Neighbours in rank share a copy: weights are gathered within a node
+            where there is a copy for each node, and only gradients are summed between nodes.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    replicas, shards = mesh_of(mesh, torch.distributed.get_world_size())
+    shape = (shards,) if replicas == 1 else (replicas, shards)
+    names = ("replicas", "shards")[-len(shape) :]
+    devices = init_device_mesh(device.type, shape, mesh_dim_names=names)
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bfloat16 else None, reduce_dtype=torch.float32
     )
     for module in (*layers, root):
-        sharded = fully_shard(module, mesh=mesh, mp_policy=policy)
+        sharded = fully_shard(module, mesh=devices, mp_policy=policy)
         sharded.set_gradient_divide_factor(1.0)
         # Plain sums: gloo has no others, and nccl's with a factor multiply by this 1.
         sharded.set_force_sum_reduction_for_comms(True)

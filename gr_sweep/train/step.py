@@ -136,7 +136,13 @@ def train_step(
         check: called before the update, which does not happen if it raises.
     """
     result = StepResult()
-    for tokens_NS, part in zip(micro_batches, rows, strict=True):
+    for index, (tokens_NS, part) in enumerate(zip(micro_batches, rows, strict=True)):
+        if isinstance(forward, FSDPModule):
+            # Gradients are summed over copies of the model once a step, and the weights outside of
+            # layers, which are whole from forward to backward anyway, are gathered once.
+            is_last = index == len(rows) - 1
+            forward.set_requires_all_reduce(is_last)
+            forward.set_reshard_after_backward(is_last, recurse=False)
         with routed.batch(counts, step=step, rows=part, next_NT=tokens_NS[:, 1:]):
             with precision_context(tokens_NS.device, config.precision):
                 loss_sum, losses_NT = forward(tokens_NS)
@@ -205,7 +211,8 @@ def make_step(
         layers = decoder_layers(routed.model)
         # The mesh of devices is a real tensor.
         with unset_fake_temporarily():
-            shard(token_losses, layers, device, bfloat16=is_bfloat16(device, train.precision))
+            bfloat16 = is_bfloat16(device, train.precision)
+            shard(token_losses, layers, device, bfloat16=bfloat16, mesh=train.mesh)
     routed.model.train()
     forward = training_forward(token_losses, train)
     optimizer = make_optimizer(routed.model, train)

@@ -37,6 +37,8 @@ train.tokens=-1x                        | such as 20x
 train.tokens=0x                         | train.tokens: '0x'; expected
 train.tokens=true                       | train.tokens: True; expected
 train.steps=null train.tokens=20x model=hf model.path=a/b | model.path=a/b: its config.json is
+train.mesh=2                            | train.mesh: 2; expected auto, or [replicas, shards]
+train.mesh=[0,4]                        | train.mesh: [0, 4]; expected auto
 train.micro_batch_sequences=5           | not a multiple of train.micro_batch_sequences=5
 train.schedule=wsd train.warmup=0.5 train.decay=0.6 | add up to more than 1
 method=filtered                         | method=filtered needs method.without

@@ -59,6 +59,16 @@ def test_gpus_are_so_many_that_the_rows_divide_over_them(needs):
             resources_of(job(), settings)
 
 
+def test_a_job_with_a_mesh_gets_as_many_gpus_as_the_mesh_has(needs):
+    needs(60)
+    config = make_config(train=TrainConfig(steps=5, batch_sequences=24, mesh=[2, 4]))
+    assert resources_of(config, SlurmConfig()).tasks_per_node == 8
+    with pytest.raises(
+        ConfigError, match=r"train\.mesh=\[2,4\] is for 8 processes, and there are 4"
+    ):
+        resources_of(config, SlurmConfig(gpus_per_node=4))
+
+
 def test_a_job_larger_than_a_node_spreads_evenly_over_several(needs):
     needs(500)
     eight = resources_of(job(), SlurmConfig(max_gpus_per_node=4))

@@ -86,10 +86,14 @@ CASES = {
         train={"activation_checkpointing": True},
     ),
     "compiled": Case("both", 0.0, layers=(1, 2), train={"compile": True}),
+    "replicated": Case("both", 0.5, adapters=ADAPTERS, train={"mesh": [2, 1]}),
+    "mesh": Case("both", 0.5, adapters=ADAPTERS, train={"mesh": [2, 2]}),
     "narrow": FROZEN,
     "wide": replace(FROZEN, keeps_bfloat16=False),
     "bfloat16": Case("both", 0.5, adapters=ADAPTERS, train={"precision": Precision.bfloat16}),
 }
+FOUR = ("mesh",)
+"""Cases for four processes."""
 SLOW = ("bfloat16", "compiled")
 
 
@@ -204,7 +208,8 @@ def train_case(
     if bfloat16 and case.keeps_bfloat16:
         keep_bfloat16(routed.model)
     if processes.are_several:
-        shard(token_losses, decoder_layers(routed.model), cpu, bfloat16=bfloat16)
+        layers = decoder_layers(routed.model)
+        shard(token_losses, layers, cpu, bfloat16=bfloat16, mesh=config.mesh)
     if deferred is not None:
         deferred.fill(routed, token_losses, cpu, seed=0)
     windows = held_out(processes)
@@ -334,7 +339,7 @@ def main(folder: Path, names: list[str]) -> None:
     with processes.joined(Device.cpu):
         results: dict[str, Any] = {
             name: train_case(CASES[name], folder / name, processes)
-            for name in names or [name for name in CASES if name not in SLOW]
+            for name in names or [name for name in CASES if name not in (*SLOW, *FOUR)]
         }
         if names:
             results["graphs and breaks"] = graphs_and_breaks()
@@ -368,9 +373,15 @@ def more_results(folder: Path, processes: Processes) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    child = os.fork()  # after the imports, which take longer than the cases
-    os.environ |= {"RANK": "01"[child == 0], "LOCAL_RANK": "01"[child == 0], "WORLD_SIZE": "2"}
+    number, rank, children = int(os.environ.get("PROCESSES", "2")), 0, list[int]()
+    for other in range(1, number):
+        child = os.fork()  # after the imports, which take longer than the cases
+        if child == 0:
+            rank, children = other, []
+            break
+        children.append(child)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
     main(Path(sys.argv[2]), sys.argv[3:])
-    if child:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    sys.exit(max(map(abs, statuses), default=0))

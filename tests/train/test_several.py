@@ -14,7 +14,7 @@ import torch
 from gr_sweep.train.distributed import Processes
 from tests.eval import several as evaluation
 from tests.train.saved import saved_tensors
-from tests.train.several import CASES, SLOW, laid_again, train_case
+from tests.train.several import CASES, FOUR, SLOW, laid_again, train_case
 from tests.two_tasks import kill_other, start_two
 
 pytestmark = pytest.mark.dist
@@ -24,12 +24,12 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "
 PORT = str(20_000 + os.getpid() % 9_000)
 
 
-def run_two(folder: Path, *names: str) -> Path:
+def run_two(folder: Path, *names: str, number: int = 2) -> Path:
     """Runs cases in two processes, which leave their rows and checkpoints in the folder."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.train.several", PORT, str(folder), *names],
         cwd=REPOSITORY,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"PROCESSES": str(number)},
         capture_output=True,
         text=True,
         timeout=600,
@@ -65,13 +65,22 @@ def assert_same_rows(found: list, expected: list, rtol: float = 1e-5) -> None:
                 assert value == pytest.approx(other[key], rel=rtol), (step, key)
 
 
-@pytest.mark.parametrize("case", ["both", "forget", "frozen", "tied"])
+@pytest.mark.parametrize("case", ["both", "forget", "frozen", "replicated", "tied"])
 def test_losses_norms_evaluations_and_checkpoints_are_those_of_one_process(two, tmp_path, case):
     """Losses by label, norms by owner set, held-out losses of the model and of its parts."""
-    expected = train_case(CASES[case], tmp_path)
+    assert_same_as_one(two, tmp_path, case)
+
+
+@pytest.mark.slow
+def test_four_processes_in_two_copies_of_two_shards_are_as_one(tmp_path):
+    assert_same_as_one(run_two(tmp_path, *FOUR, number=4), tmp_path / "one", "mesh")
+
+
+def assert_same_as_one(two: Path, folder: Path, case: str) -> None:
+    expected = train_case(CASES[case], folder)
     assert {"train/loss/unlabelled", "train/tokens"} <= expected[1][1].keys()
     assert_same_rows(rows_of_two(two, case), expected)
-    one, other = (saved_tensors(f / "step_00000004") for f in (tmp_path, two / case))
+    one, other = (saved_tensors(f / "step_00000004") for f in (folder, two / case))
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         # AdamW divides a rounding difference by itself where a gradient is near 0.
