@@ -73,6 +73,11 @@ def _check_kinds(config: RunConfig, plan: RoutePlan) -> None:
         if content is not None:
             model_type = content["model_type"]
             check_kinds(plan, FAMILIES[model_type], model_type)
+            if FAMILIES[model_type].mixture and config.train.compile:
+                raise ConfigError(
+                    f"train.compile=true does not know mixtures of experts ({model_type}), whose "
+                    "router chooses by the text; set train.compile=false"
+                )
 
 
 def parts_of(config: RunConfig) -> Sequence[str]:

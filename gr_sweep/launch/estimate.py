@@ -35,6 +35,7 @@ from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.sizes import random_model
 from gr_sweep.model.units import keep_bfloat16
 from gr_sweep.planning import Phase, makes_plan_in_training, phases_of
+from gr_sweep.routing.experts import plain_experts
 from gr_sweep.routing.kinds import EXPERT, units_per_layer
 from gr_sweep.train.cost import (
     active_parameters,
@@ -264,7 +265,7 @@ def _model_config(config: RunConfig) -> Any:
     path, gguf_file = config.model.path, config.model.gguf_file
     options = {} if gguf_file is None else {"gguf_file": gguf_file}
     try:
-        return AutoConfig.from_pretrained(
+        found: Any = AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **options
         )
     except (
@@ -275,6 +276,12 @@ def _model_config(config: RunConfig) -> Any:
             f"model.path={path}: its config.json is not on this machine or cannot be read, and "
             f"this command downloads nothing; fetch it first (hf download {path} config.json)"
         ) from error
+    if getattr(found, "num_experts", None):
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+        ALL_EXPERTS_FUNCTIONS.register("gr_sweep", plain_experts)
+        found._experts_implementation = "gr_sweep"
+    return found
 
 
 def _memory(

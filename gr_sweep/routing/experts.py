@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from gr_sweep.routing.autograd import Scaled, apply
 from gr_sweep.routing.modules import RoutedModule
-from gr_sweep.routing.row_routing import ExpertRouting, Units
+from gr_sweep.routing.row_routing import ExpertRouting, ExpertRun, Units
 from gr_sweep.routing.token_routing import LinearMasks, MaskedLinear
 
 
@@ -104,8 +105,7 @@ def mixture(
     # Pairs of a position and an expert, sorted by expert and then by row group.
     cells_S = (indices_Pk * num_groups + routing.groups_P[:, None]).flatten()
     pairs_S = cells_S.argsort(stable=True)
-    counts = torch.bincount(cells_S, minlength=len(gate_up_EFD) * num_groups).tolist()
-    stops = [0, *itertools.accumulate(counts)]
+    stops = [0, *itertools.accumulate(_counts(cells_S, units, routing))]
     gate_ups, downs, weights_S = gate_up_EFD.unbind(), down_EDF.unbind(), weights_Pk.flatten()
     # Parameters that learn from no position still get a gradient, of zeros: of processes that share
     # a micro-batch, either all have one or none has.
@@ -127,6 +127,34 @@ def mixture(
             found_MD = found_MD * _cut(weights_S[pairs_M, None], act)
             y_PD.index_add_(0, positions_M, found_MD.to(y_PD.dtype))
     return y_PD
+
+
+def plain_experts(experts: Any, x_PD: Tensor, indices_Pk: Tensor, weights_Pk: Tensor) -> Tensor:
+    """The forward pass of stacked experts without routing, as an implementation that transformers
+    can call: unlike its own, it takes fake tensors."""
+    groups_P = torch.zeros(len(x_PD), dtype=torch.int64, device=x_PD.device)
+    routing = ExpertRouting(1, groups_P, None, [[ExpertRun(slice(0, 1), 1.0, 1.0, 1.0)]])
+    units, matrices = (slice(0, experts.num_experts),), (experts.gate_up_proj, experts.down_proj)
+    return mixture(x_PD, weights_Pk, indices_Pk, *matrices, experts.act_fn, units, routing)
+
+
+def _counts(cells_S: Tensor, units: Units, routing: ExpertRouting) -> list[int]:
+    """The pairs of each expert and row group; of fake tensors, which choose nothing, as many of all
+    that are on."""
+    num_cells = units[-1].stop * routing.num_groups
+    if not isinstance(cells_S, FakeTensor):
+        return torch.bincount(cells_S, minlength=num_cells).tolist()  # type: ignore[no-any-return]
+    on = [
+        expert * routing.num_groups + group
+        for of_block, block_runs in zip(units, routing.runs, strict=True)
+        for expert in range(of_block.start, of_block.stop)
+        for run in block_runs
+        for group in range(run.groups.start, run.groups.stop)
+    ]
+    counts = [0] * num_cells
+    for index, cell in enumerate(on):
+        counts[cell] = (index + 1) * len(cells_S) // len(on) - index * len(cells_S) // len(on)
+    return counts
 
 
 def _cut(x: Tensor, factor: float | Tensor) -> Tensor:

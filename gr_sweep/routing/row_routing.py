@@ -199,9 +199,10 @@ class RowRouting:
             of_blocks.append([ExpertRun(run, *line[1:]) for run, line in of_groups if line[0]])
 
         def make() -> Tensor:
-            counts = [len(range(*part.indices(like.shape[0]))) for part in self._rows]
-            repeats_G = torch.tensor(counts, device=like.device) * like.shape[1]
-            return torch.arange(len(counts), device=like.device).repeat_interleave(repeats_G)
+            num_rows, length = like.shape[:2]
+            counts = [len(range(*part.indices(num_rows))) * length for part in self._rows]
+            groups_G, repeats_G = torch.tensor([range(len(counts)), counts], device=like.device)
+            return groups_G.repeat_interleave(repeats_G, output_size=sum(counts))
 
         groups_P: Tensor = self._cached(("groups", *like.shape[:2], like.device), make)
         on = self._per_row("on", [units], like) if units else None

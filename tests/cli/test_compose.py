@@ -297,6 +297,7 @@ CHECKPOINTS = {
     "adapter_config.json": ({"base_model_name_or_path": "x/y"}, [], "is an adapter .* merge it"),
     "x.gguf": ({}, [], r"use model.path=.* model.gguf_file=x.gguf"),
     "experts": ({"model_type": "dbrx", "num_experts": 8}, [], "are mixtures of experts of another"),
+    "compiled experts": (MIXTRAL, ["train.compile=true"], "set train.compile=false"),
     "few experts": (MIXTRAL, ["plan.mlp_shared=0.9"], "leaves 1 of 8 experts to 3 blocks"),
     "images": (SEEING, [], r"'gemma3' cannot be routed \(it reads images"),
     "encoder": ({"model_type": "t5", "is_encoder_decoder": True}, [], r"\(it has an encoder\)"),

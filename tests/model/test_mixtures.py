@@ -3,7 +3,9 @@ definition: tests/model/test_families.py."""
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from gr_sweep.errors import PlanError
 from gr_sweep.model.route import route_model
@@ -151,3 +153,23 @@ def test_more_blocks_than_experts():
     model = tiny_model("mixtral")
     with pytest.raises(PlanError, match="of 12 experts to 6 blocks"):
         PLANS["lattice"](model.config, mlp_shared=0.9)
+
+
+def test_a_step_on_fake_tensors():
+    """`estimate` counts the memory of one, in which nothing chooses experts."""
+    model = tiny_model("mixtral")
+    mixture, x_PD = model.model.layers[0].mlp, torch.randn(7, 16, dtype=torch.float64)
+    _, weights_Pk, indices_Pk = mixture.gate(x_PD)
+    found = experts.plain_experts(mixture.experts, x_PD, indices_Pk, weights_Pk)
+    expected = mixture.experts(x_PD, indices_Pk, weights_Pk)
+    assert_same({"": found.detach()}, {"": expected.detach()})
+    ALL_EXPERTS_FUNCTIONS.register("plain", experts.plain_experts)
+    with FakeTensorMode():
+        fake = type(model)(model.config)
+        fake.set_experts_implementation("plain")
+        routed = route_model(fake, PLANS["peers"](fake.config), foreign_dropout=1.0)
+        ids = torch.zeros(3, 5, dtype=torch.int64)
+        fake(input_ids=ids)
+        with routed.batch({"code": 2, "biology": 1}):
+            fake(input_ids=ids).logits.sum().backward()
+    assert fake.model.layers[0].mlp.experts.down_proj.grad.shape == (EXPERTS, 16, 8)
