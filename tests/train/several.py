@@ -85,6 +85,12 @@ CASES = {
         adapters={"embed": "full", "unembed": "full", "bias": True},
         train={"activation_checkpointing": True},
     ),
+    "experts": Case(
+        *("weight", 0.5),
+        kind="forget",
+        family="mixtral",
+        train={"activation_checkpointing": True},
+    ),
     "compiled": Case("both", 0.0, layers=(1, 2), train={"compile": True}),
     "replicated": Case("both", 0.5, adapters=ADAPTERS, train={"mesh": [2, 1]}),
     "mesh": Case("both", 0.5, adapters=ADAPTERS, train={"mesh": [2, 2]}),

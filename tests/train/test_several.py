@@ -65,7 +65,7 @@ def assert_same_rows(found: list, expected: list, rtol: float = 1e-5) -> None:
                 assert value == pytest.approx(other[key], rel=rtol), (step, key)
 
 
-@pytest.mark.parametrize("case", ["both", "forget", "frozen", "replicated", "tied"])
+@pytest.mark.parametrize("case", ["both", "forget", "frozen", "replicated", "tied", "experts"])
 def test_losses_norms_evaluations_and_checkpoints_are_those_of_one_process(two, tmp_path, case):
     """Losses by label, norms by owner set, held-out losses of the model and of its parts."""
     assert_same_as_one(two, tmp_path, case)
