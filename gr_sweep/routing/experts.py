@@ -143,7 +143,7 @@ def _counts(cells_S: Tensor, units: Units, routing: ExpertRouting) -> list[int]:
     that are on."""
     num_cells = units[-1].stop * routing.num_groups
     if not isinstance(cells_S, FakeTensor):
-        return torch.bincount(cells_S, minlength=num_cells).tolist()  # type: ignore[no-any-return]
+        return torch.bincount(cells_S, minlength=num_cells).tolist()
     on = [
         expert * routing.num_groups + group
         for of_block, block_runs in zip(units, routing.runs, strict=True)

@@ -201,7 +201,8 @@ class RowRouting:
         def make() -> Tensor:
             num_rows, length = like.shape[:2]
             counts = [len(range(*part.indices(num_rows))) * length for part in self._rows]
-            groups_G, repeats_G = torch.tensor([range(len(counts)), counts], device=like.device)
+            groups_G = torch.arange(len(counts), device=like.device)
+            repeats_G = torch.tensor(counts, device=like.device)
             return groups_G.repeat_interleave(repeats_G, output_size=sum(counts))
 
         groups_P: Tensor = self._cached(("groups", *like.shape[:2], like.device), make)
