@@ -24,6 +24,7 @@ from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.rows import step_rows
 from gr_sweep.data.sources import check_hub
 from gr_sweep.domains import expand
+from gr_sweep.errors import JobError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import WithoutDomain
 from gr_sweep.eval.robustness import recovery
@@ -216,6 +217,8 @@ def check_processes(config: RunConfig, rank: int, world_size: int) -> None:
     """Raises a GrSweepError if these processes cannot run the job together."""
     mesh_of(config.train.mesh, world_size)
     rows_of(rank, world_size, sum(step_rows(config).values()), num_micro_batches(config.train))
+    if world_size > 1 and config.eval.tasks:
+        raise JobError("eval.tasks needs the whole model in one process; export and run lm_eval")
 
 
 def named_config(config: RunConfig, *, vocab_size: int, eot_id: int) -> "LlamaConfig":

@@ -5,7 +5,6 @@
 runs each job in FOLDER/<name>, which may hold checkpoints. Their token cache is FOLDER/cache.
 """
 
-import importlib.util
 import json
 import os
 import sys
@@ -68,7 +67,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "eval": {"unlearn_steps": 2, "relearn_steps": 1, "calibrate": True},
     },
 }
-NAMES = [*JOBS]
+NAMES = [*JOBS]  # and "tasks", which is refused on several processes for now
 
 TASK = """
 task: letters
@@ -82,8 +81,6 @@ doc_to_target: "{{answer}}"
 metric_list:
   - {metric: acc}
 """
-if importlib.util.find_spec("lm_eval") is not None:
-    NAMES.append("tasks")
 
 
 def make_config(name: str, folder: Path) -> RunConfig:
