@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gr_sweep.config import DataConfig, DataKind, ModelConfig, PartitionConfig
 from gr_sweep.data.cache import MANIFEST
-from gr_sweep.data.encode import usable_cores
+from gr_sweep.data.encode import num_processes
 from gr_sweep.data.prepare import cache_folder, text_fingerprint
 from gr_sweep.data.rules import Rules, text_id
 from gr_sweep.data.shards import DOCUMENT_BYTES
@@ -108,17 +108,17 @@ def text_size(data: DataConfig, partition: PartitionConfig, model: ModelConfig) 
             num_documents += wanted * len(found) / _num_bytes(found)
     if not math.isfinite(text_bytes):
         return None
-    tokens, cores = text_bytes / token_length, usable_cores()
+    tokens, processes = text_bytes / token_length, num_processes()
     token_bytes = token_dtype(tokenizer.vocab_size).itemsize
     return TextSize(
         file_bytes=sum(sample.file_bytes for sample in samples),
         text_bytes=text_bytes,
         tokens=tokens,
         disk_bytes=tokens * token_bytes + num_documents * DOCUMENT_BYTES,
-        processes=cores,
+        processes=processes,
         process_bytes_per_second=1 / (reading + tokenising),
         # One process reads for all.
-        hours=text_bytes * max(reading, (reading + tokenising) / cores) / 3600,
+        hours=text_bytes * max(reading, (reading + tokenising) / processes) / 3600,
     )
 
 

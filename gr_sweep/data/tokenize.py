@@ -57,13 +57,13 @@ class TrainedTokenizer:
     eot_id = 0
     prefix: tuple[int, ...] = ()
 
-    def __init__(self, backend: "Tokenizer") -> None:
+    def __init__(self, backend: "Tokenizer", remembered_words: int = _REMEMBERED_WORDS) -> None:
         backend.encode_special_tokens = True
         self._backend = backend
         self.vocab_size: int = backend.get_vocab_size()
         self._dtype = token_dtype(self.vocab_size)
         self._find_words = re.compile(_WORD).findall
-        self._tokens_of_word = functools.lru_cache(_REMEMBERED_WORDS)(self._encode_word)
+        self._tokens_of_word = functools.lru_cache(remembered_words)(self._encode_word)
 
     @classmethod
     def load(cls, folder: Path) -> "TrainedTokenizer":
@@ -73,7 +73,8 @@ class TrainedTokenizer:
         return cls(Tokenizer.from_file(str(folder / "tokenizer.json")))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TrainedTokenizer, (self._backend,)
+        """For another process, of which there are many: 50 MB of words in place of 200."""
+        return TrainedTokenizer, (self._backend, _REMEMBERED_WORDS // 4)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of each text, [tokens] in `token_dtype`, without separator.
