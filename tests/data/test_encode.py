@@ -68,7 +68,7 @@ def test_an_error_of_a_process_is_raised_in_its_place_and_nothing_comes_after_it
     found = []
     with pytest.raises(error, match=said):
         for number, _ in encoders.encoded(
-            (n, [t]) for n, t in enumerate(["a", "b", order, *"cde"])
+            (n, [t]) for n, t in enumerate(["a", "b", order, *"cdefghij"])
         ):
             found.append(number)
         pytest.fail("no error")
