@@ -39,7 +39,7 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.resolve import resolve
 
 _NO_BOUNDS = Bounds()
-_MULTIPLE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?x")
+_TOKENS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?x|[0-9]{1,15}")
 _NO_UTF8 = re.compile("[\ud800-\udfff]")
 """What Python makes of a byte on the command line that is not UTF-8."""
 
@@ -364,8 +364,8 @@ def _check_alternate(config: RunConfig, domains: tuple[str, ...]) -> None:
 def _check_train(train: TrainConfig) -> None:
     tokens = train.tokens
     is_count = type(tokens) is int and tokens > 0
-    is_multiple = isinstance(tokens, str) and _MULTIPLE.fullmatch(tokens) and float(tokens[:-1]) > 0
-    if not (tokens is None or is_count or is_multiple):
+    is_text = isinstance(tokens, str) and _TOKENS.fullmatch(tokens) and float(tokens.strip("x")) > 0
+    if not (tokens is None or is_count or is_text):
         expected = "a number of tokens above 0, or tokens per parameter of the model such as 20x"
         raise invalid("train.tokens", tokens, expected)
     _check_one_of("train", steps=train.steps, tokens=tokens)

@@ -385,7 +385,7 @@ class TrainConfig:
     """The training loop."""
 
     steps: int | None = bounded(160, at_least=1)
-    """Optimizer steps; null with `tokens`."""
+    """Optimizer steps; null with `tokens`, as if typed where `tokens` alone is."""
     tokens: Any = None
     """Training tokens instead of steps, rounded up to whole steps: a number, or 20x for 20 times
     the model's parameters, without those that its plan adds."""

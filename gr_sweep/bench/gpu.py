@@ -219,10 +219,10 @@ def run_part(part: Part, limit_s: float) -> dict[str, Any]:
         notes = err.read_text("utf-8", "replace").strip().splitlines()[-NOTES:]
         try:
             result = (part.read or _read_json)(out.read_text("utf-8", "replace"), folder, seconds)
-        except (ValueError, LookupError) as error:  # cut off, or another kind of output
+        except Exception as error:  # cut off, or another kind of output: the other parts go on
             result = None
             if status == "done":
-                status, notes = "failed", [*notes, f"its output cannot be read: {error}"]
+                status, notes = "failed", [*notes, f"its output cannot be read: {error!r}"]
     reason = {
         "stopped": f"took longer than {limit_s:.0f} s",
         "failed": f"exit status {process.returncode}",
@@ -234,13 +234,27 @@ def run_part(part: Part, limit_s: float) -> dict[str, Any]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends what is left of the process's group."""
+    """Ends what is left of the process's group, and a sweep's jobs, which have other groups."""
+    jobs = _descendants(process.pid)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
         os.killpg(process.pid, signal.SIGKILL)
+    for pid in jobs:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs; empty where there is no /proc."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # one that has ended
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, file.read_text().split()):
+                found += [child, *_descendants(child)]
+    return found
 
 
 def markdown(results: Mapping[str, Any]) -> str:

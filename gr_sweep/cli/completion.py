@@ -10,7 +10,6 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.completion_plugin import CompletionPlugin
 
 from gr_sweep.bounds import invalid
@@ -39,14 +38,19 @@ def complete(argument: str, verbs: Sequence[str]) -> None:
 
 def _words(plugin: CompletionPlugin, line: str, verbs: Sequence[str]) -> list[str]:
     """What may stand at the end of the line; nothing where the shell should complete files."""
-    _, *before, last = [*line.split(), *[""] * line.endswith(" ")] or ["", ""]
+    *before, last = [*line.split()[1:], *[""] * line.endswith(" ")] or [""]
     if before and before[0] in verbs and before[0] != "estimate":
         return []
     # Hydra knows neither our verbs nor all flags. With -m it accepts several values.
     settings = [word for word in before if "=" in word and not word.startswith("-")]
     os.environ["COMP_LINE"] = " ".join(["gr-sweep", "-m", *settings, last])
     found = io.StringIO()
-    with contextlib.redirect_stdout(found), contextlib.suppress(HydraException):
+    with (
+        contextlib.redirect_stdout(found),
+        contextlib.redirect_stderr(io.StringIO()),
+        # Whatever Hydra cannot complete, such as a flag or a half of a word; argparse exits.
+        contextlib.suppress(Exception, SystemExit),
+    ):
         plugin.query("config")
-    choices = [word for word in found.getvalue().split() if "base_" not in word]
+    choices = [word for word in found.getvalue().split() if "=base_" not in word]
     return [verb for verb in verbs if not before and verb.startswith(last)] + choices

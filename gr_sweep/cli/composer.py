@@ -87,6 +87,9 @@ class Composer:
                 cfg.merge_with(value)
             except OmegaConfBaseException as error:
                 raise explain(error, f"{override.input_line}: ") from error
+        keys = {key_of(line) for line in lines}
+        if "train.tokens" in keys and "train.steps" not in keys and cfg.train.tokens is not None:
+            cfg.train.steps = None  # what is typed replaces the steps of the config
         return cfg
 
     def with_hydra(

@@ -19,7 +19,7 @@ from gr_sweep.files import full_disk, is_full, write_whole
 from gr_sweep.jobdir import SUMMARY, Identity, State, identity_of, is_done, standing
 from gr_sweep.joblock import change_record
 from gr_sweep.launch.slurm import await_kill, is_cancelled
-from gr_sweep.launch.work import WARNINGS, Work
+from gr_sweep.launch.work import WARNINGS, Work, clear_warnings
 from gr_sweep.train.distributed import connect
 from gr_sweep.train.signals import Stopped
 
@@ -182,19 +182,21 @@ class JobTask(Work):
         """Keeps warnings of earlier jobs of the sweep from the terminal, not from the job's log."""
 
         def is_new(record: logging.LogRecord) -> bool:
-            said, is_warning = record.getMessage(), record.levelno == logging.WARNING
-            if is_warning and said in self.shown:
-                return False
-            self.shown.update([said] * is_warning)
-            return True
+            if record.levelno != logging.WARNING:
+                return True
+            said = record.getMessage()
+            # Decided once: the record comes to each handler.
+            is_new: bool = vars(record).setdefault("is_new", said not in self.shown)
+            self.shown.add(said)
+            return is_new
 
-        root, path = logging.getLogger(), self.folder / WARNINGS
-        for handler in root.handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.addFilter(is_new)
-        path.unlink(missing_ok=True)
+        root = logging.getLogger()
+        handlers = [of for of in root.handlers if not isinstance(of, logging.FileHandler)]
+        for handler in handlers:
+            handler.addFilter(is_new)
+        clear_warnings(self.folder)
         # Read by the command, if the job has a process of its own.
-        file = logging.FileHandler(path, delay=True, encoding="utf-8")
+        file = logging.FileHandler(self.folder / WARNINGS, delay=True, encoding="utf-8")
         file.addFilter(lambda record: record.levelno == logging.WARNING)
         root.addHandler(file)
         try:
@@ -202,6 +204,8 @@ class JobTask(Work):
         finally:
             root.removeHandler(file)
             file.close()
+            for handler in handlers:
+                handler.removeFilter(is_new)
 
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:

@@ -136,7 +136,8 @@ _known_parameters: dict[str, int] = {}
 
 def dense_parameters(config: RunConfig) -> int:
     """Parameters of the job's model without what its plan adds: adapters and wider MLPs. Equal for
-    all methods, so that jobs of `train.tokens=20x` read equally much text.
+    all methods, so that jobs of `train.tokens=20x` read equally much text. Of a tokenizer that is
+    trained, `data.vocab_size` tokens count; little text gives it fewer.
 
     Raises:
         GrSweepError: a tokenizer or checkpoint is not on this machine.
@@ -151,10 +152,12 @@ def dense_parameters(config: RunConfig) -> int:
 
 
 def with_tokens(config: RunConfig) -> RunConfig:
-    """The config with a number in place of `train.tokens=20x`; raises as `dense_parameters`."""
-    if not isinstance(config.train.tokens, str):
+    """The config with a number in place of `train.tokens=20x`, or of digits that an interpolation
+    gives as text; raises as `dense_parameters`."""
+    said = config.train.tokens
+    if not isinstance(said, str):
         return config
-    tokens = round(float(config.train.tokens[:-1]) * dense_parameters(config))
+    tokens = round(float(said.strip("x")) * (dense_parameters(config) if "x" in said else 1))
     return replace(config, train=replace(config.train, tokens=max(1, tokens)))
 
 
@@ -273,8 +276,8 @@ def _model_config(config: RunConfig) -> Any:
         RecursionError,
     ) as error:
         raise PlanError(
-            f"model.path={path}: its config.json is not on this machine or cannot be read, and "
-            f"this command downloads nothing; fetch it first (hf download {path} config.json)"
+            f"model.path={path}: its config.json is not on this machine or cannot be read; "
+            f"fetch it first (hf download {path} config.json)"
         ) from error
     if getattr(found, "num_experts", None):
         from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS

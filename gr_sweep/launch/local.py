@@ -22,7 +22,7 @@ from gr_sweep.data.encode import usable_cores
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.jobdir import State, standing
 from gr_sweep.joblock import change_record
-from gr_sweep.launch.work import WARNINGS, Work, say, say_end, say_warnings
+from gr_sweep.launch.work import Work, clear_warnings, say, say_end, say_warnings
 from gr_sweep.train.signals import Stopped, StopSignals
 
 POLL_S = 0.5
@@ -123,7 +123,7 @@ def _is_running(work: Work) -> bool:
 
 def _start(work: Work, slot: Slot) -> Process:
     work.folder.mkdir(parents=True, exist_ok=True)
-    (work.folder / WARNINGS).unlink(missing_ok=True)  # of an earlier attempt
+    clear_warnings(work.folder)
     with (work.folder / OUTPUT).open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "gr_sweep.launch.local"],

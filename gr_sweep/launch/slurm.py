@@ -24,7 +24,7 @@ from gr_sweep.errors import ConfigError, JobError
 from gr_sweep.jobdir import Holder, State, standing
 from gr_sweep.joblock import change_record
 from gr_sweep.launch.resources import Resources, SlurmConfig, check_given, resources_of
-from gr_sweep.launch.work import Work, say, say_end
+from gr_sweep.launch.work import Work, clear_warnings, say, say_end
 
 POLL_S = 5.0
 """Seconds between two looks at the queue."""
@@ -156,6 +156,8 @@ def run_on_slurm(
     ]
     try:
         for part, needs in _arrays(new, dict(zip(records, resources, strict=True))):
+            for work in part:
+                clear_warnings(work.folder)
             found = _sbatch(part, config, needs)
             numbers |= found
             for work in part:

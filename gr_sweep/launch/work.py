@@ -33,6 +33,12 @@ def say(work: Work, what: str) -> None:
     print(f"{work.title}: {what}", file=sys.stderr, flush=True)
 
 
+def clear_warnings(folder: Path) -> None:
+    """Removes the warnings of an earlier attempt at the job, unless it is running."""
+    if standing(folder).state is not State.running:
+        (folder / WARNINGS).unlink(missing_ok=True)
+
+
 def say_warnings(work: Work) -> None:
     """Prints the warnings of a job in another process that no job of its sweep had before."""
     with contextlib.suppress(OSError):

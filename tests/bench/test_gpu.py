@@ -34,12 +34,18 @@ def test_what_fails_is_noted_and_the_other_parts_go_on(tmp_path):
         f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); "
         "time.sleep(99)"
     )
-    hangs = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    start = f"subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
+    hangs = f"import subprocess, sys; {start}"
+
+    def bug(output, folder, seconds):
+        raise AttributeError("a bug")
+
     found = [
         python("crash", "import os; os.kill(os.getpid(), 9)"),
         python("error", "print('{}'); raise RuntimeError('CUDA out of memory')"),
         python("empty", """print('{"rows": []}')"""),
         python("needs", "", needs=("no_such_module", "no/such/file")),
+        python("unread", "", read=bug),
         python("hangs", hangs, weight=0.4),
         python("last", """print('{"rows": [1]}')"""),
     ]
@@ -52,7 +58,7 @@ def test_what_fails_is_noted_and_the_other_parts_go_on(tmp_path):
     assert said["crash"] == ("failed", "exit status -9")
     assert said["error"] == ("failed", "exit status 1")
     assert results["error"]["notes"][-1] == "RuntimeError: CUDA out of memory"
-    assert said["empty"][0] == "failed"
+    assert said["empty"][0] == said["unread"][0] == "failed"
     assert said["needs"] == ("skipped", "no_such_module, no/such/file not here")
     assert said["hangs"][0] == "stopped"
     assert said["last"] == ("done", "") and results["last"]["result"] == {"rows": [1]}

@@ -21,7 +21,7 @@ from gr_sweep.config import RunConfig, to_plain
 from gr_sweep.data.prepare import text_fingerprint
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.jobdir import identity_of, write_summary
-from gr_sweep.joblock import change_record
+from gr_sweep.joblock import change_record, lock_job_dir
 from tests.refused import assert_refused
 
 METRICS = {
@@ -334,6 +334,31 @@ def test_a_warning_of_every_job_is_printed_once_and_is_in_each_log(jobs, monkeyp
         assert lines.count("gr-sweep: the same error") == 2
     assert Path("x/1/gr_sweep.log").read_text().count("no W&B") == 2
     assert Path("x/1/warnings.log").read_text() == "no W&B\nseed 1\n"
+
+
+def test_each_handler_shows_a_new_warning_and_keeps_no_filter(jobs, monkeypatch, capsys):
+    def run_job(config: RunConfig, folder: Path, **rest: Any) -> None:
+        logging.getLogger("x").warning("text is short")
+
+    monkeypatch.setattr(jobs, "run_job", run_job)
+    more = "{class: logging.StreamHandler, stream: 'ext://sys.stdout'}"
+    words = [f"+hydra.job_logging.handlers.more={more}", "hydra.run.dir=x"]
+    app.main([*words, "hydra.job_logging.root.handlers=[console,file,more]"])
+    said = capsys.readouterr()
+    assert said.out.count("text is short") == said.err.count("text is short") == 1
+    assert [of.filters for of in logging.getLogger().handlers] == [[]] * 3
+
+
+def test_a_job_that_finds_another_at_work_keeps_its_warnings(jobs, monkeypatch):
+    def run_job(config: RunConfig, folder: Path, **rest: Any) -> None:
+        assert (folder / "warnings.log").exists()
+
+    monkeypatch.setattr(jobs, "run_job", run_job)
+    Path("x").mkdir()
+    Path("x/warnings.log").write_text("of the other process\n")
+    with lock_job_dir(Path("x")):
+        app.main(["hydra.run.dir=x"])
+    assert Path("x/warnings.log").exists()
 
 
 @pytest.mark.parametrize(("where", "status"), [(">&-", 0), (">/dev/full", 2), ("2>&-", 0)])

@@ -35,8 +35,9 @@ train.steps=400 train.tokens=1000       | train.steps=400 and train.tokens=1000;
 train.tokens=20y                        | train.tokens: '20y'; expected a number of tokens above 0
 train.tokens=-1x                        | such as 20x
 train.tokens=0x                         | train.tokens: '0x'; expected
+train.tokens='00'                       | train.tokens: '00'; expected
 train.tokens=true                       | train.tokens: True; expected
-train.steps=null train.tokens=20x model=hf model.path=a/b | model.path=a/b: its config.json is
+train.tokens=20x model=hf model.path=a/b | model.path=a/b: its config.json is
 train.mesh=2                            | train.mesh: 2; expected auto, or [replicas, shards]
 train.mesh=[0,4]                        | train.mesh: [0, 4]; expected auto
 train.micro_batch_sequences=5           | not a multiple of train.micro_batch_sequences=5

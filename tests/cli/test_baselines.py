@@ -97,7 +97,7 @@ def test_alone_baselines_are_dense_runs_as_wide_as_an_expert():
 
 def test_methods_and_baselines_share_tokens_that_are_a_multiple_of_the_parameters():
     found = sweep(
-        "method=routed,demix", "train.steps=null", "train.tokens=20x", "model=tiny",
+        "method=routed,demix", "train.tokens=20x", "model=tiny",
         "plan.adapters.mlp=8", "baselines=[dense,compute,alone]",
     ).jobs  # fmt: skip
     parameters = 2048 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 192 + 2 * 64) + 64

@@ -25,7 +25,9 @@ def query(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     """What a shell is told about a line."""
     monkeypatch.setenv("COMP_LINE", line)
     assert app.main(["-sc", "query=bash"]) == 0
-    return capsys.readouterr().out.split()
+    said = capsys.readouterr()
+    assert said.err == ""
+    return said.out.split()
 
 
 @pytest.mark.parametrize(
@@ -40,9 +42,15 @@ def query(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         ("gr-sweep hydra/laun", ["hydra/launcher="]),
         ("gr-sweep a=[ edg", []),
         ("gr-sweep report edg", []),
+        ("gr-sweep model=base", []),
+        ("gr-sweep data.root=./base_", ["data.root=./base_text"]),
+        ("gr-sweep plan.adapters.mlp.x", []),
+        ("gr-sweep --fo", []),
     ],
 )
-def test_words_are_completed(line, expected, monkeypatch, capsys):
+def test_words_are_completed(line, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("base_text").mkdir()
     assert query(line, monkeypatch, capsys) == expected
 
 
@@ -51,6 +59,7 @@ def test_the_first_word_is_a_verb_or_a_setting(monkeypatch, capsys):
     assert found[: len(VERBS)] == [*VERBS] and {"edges=", "train.", "seed="} <= {*found}
     later = query("gr-sweep edges=act ", monkeypatch, capsys)
     assert not {*VERBS} & {*later} and "model=" in later
+    assert query("gr-sweep", monkeypatch, capsys) == found
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

@@ -188,6 +188,18 @@ def test_an_interpolation_is_resolved_for_each_job(tmp_path, line, seeds):
     assert [(job.config.seed, job.config.data.seed) for job in jobs] == seeds
 
 
+def test_tokens_that_are_typed_replace_the_steps(monkeypatch):
+    monkeypatch.setenv("TOK", "500000")
+    for line, tokens in (
+        ("train.tokens=3000", 3000),
+        ("train.tokens=${oc.env:TOK}", 500_000),
+        ("debug=limit train.tokens=3000", 3000),
+    ):
+        train = single(*line.split(), "train.device=cpu").train
+        assert (train.steps, train.tokens) == (None, tokens), line
+    assert single("train.tokens=null").train.steps == 160
+
+
 def test_domains_that_are_given_replace_those_of_the_partition():
     config = single("partition.domains={biology:{},creative:{}}", "partition.domains.law={count:3}")
     assert list(config.partition.domains) == ["biology", "creative", "law"]

@@ -18,7 +18,7 @@ from gr_sweep.joblock import change_record, lock_job_dir, replace_job
 from gr_sweep.launch import slurm
 from gr_sweep.launch.resources import Resources, SlurmConfig
 from gr_sweep.launch.slurm import run_on_slurm
-from gr_sweep.launch.work import Work
+from gr_sweep.launch.work import WARNINGS, Work
 from tests.launch.cluster import Cluster
 
 pytest.importorskip("submitit")
@@ -180,6 +180,15 @@ def test_a_failed_job_does_not_take_down_the_others_nor_is_it_tried_again(cluste
     assert [standing(work.folder).state for work in works] == [State.failed, State.done]
     assert error_of(works[0]) == "x.jsonl: no text" and len(cluster.scripts) == 1
     assert outcome_of(works[0].folder).error == "x.jsonl: no text"
+
+
+def test_warnings_of_an_earlier_attempt_are_not_shown_for_a_job_that_never_began(
+    cluster, sweep, launch, capsys
+):
+    [work] = works_of(sweep, "a")
+    (work.folder / WARNINGS).write_text("of an earlier attempt\n")
+    launch([work], lambda: cluster.end("11", "CANCELLED"), nothing)
+    assert "of an earlier attempt" not in capsys.readouterr().err
 
 
 def test_files_may_come_later_and_a_controller_that_does_not_answer_says_nothing(
