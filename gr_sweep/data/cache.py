@@ -1,7 +1,8 @@
 """Cache folders that are built once and checked whenever they are opened, and digests of files.
 
-A folder is built under a lock, next to its place, and renamed into place when it is complete. What
-it contains is not known here.
+A folder is built next to its place, and renamed into place when it is complete. The process that
+builds it is the one that made the newest `HOLDER` file in it, since locks may not be visible on
+other machines. What the folder contains is not known here.
 """
 
 import contextlib
@@ -15,8 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.errors import DataError
-from gr_sweep.files import content_digest, full_disk, is_full, lock_file, sync_folder, write_whole
+from gr_sweep.errors import DataError, JobError
+from gr_sweep.files import (
+    content_digest,
+    full_disk,
+    is_full,
+    is_locked,
+    lock_file,
+    sync_folder,
+    write_whole,
+)
 from gr_sweep.joblock import has_heartbeat, heartbeat
 
 logger = logging.getLogger(__name__)
@@ -26,8 +35,9 @@ CONTENTS = "contents.json"
 """Remembered digests of files, by path."""
 PROGRESS = "progress.json"
 """In a folder that is being built: what a later process needs to go on after this one is killed."""
-HOLDER = "host"
-"""In a folder that is being built: the name of the machine."""
+HOLDER = "holder"
+"""In a folder that is being built: `holder.N` contains the machine of the Nth process that builds
+it, which sets its time as a heartbeat."""
 
 ALWAYS_READ_BYTES = 64 << 20
 """A file of a cache that is smaller is read as a whole whenever the cache is opened."""
@@ -48,7 +58,8 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
 
     Raises:
         DataError: the parent folder cannot be written.
-        JobError: the disk is full. Nothing is left.
+        JobError: the disk is full: nothing is left. Or this process stood still, and another one
+            has taken its place.
     """
     with contextlib.suppress(_UnusableError):
         return _checked_manifest(folder)
@@ -60,70 +71,112 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
             "a folder that can be written"
         )
     logger.info("building the token cache %s, or waiting for the process that does", folder)
+    building, lock = (
+        folder.with_name(folder.name + ".building"),
+        folder.with_name(f"{folder.name}.lock"),
+    )
     while True:
-        with lock_file(folder.with_name(folder.name + ".lock")) as has_lock:
-            if has_lock and not _is_built_elsewhere(_building(folder)):
-                return _built(folder, build)
+        with lock_file(lock) as has_lock:
+            if has_lock and (holder := _held(folder, building, lock)):
+                with heartbeat(holder):
+                    return _built(folder, holder, build)
         time.sleep(_WAIT_S)
         with contextlib.suppress(_UnusableError):  # without the lock: many may wait
             return _checked_manifest(folder)
 
 
-def _is_built_elsewhere(building: Path) -> bool:
-    """Whether a process of another machine is at work there: its lock may not be visible here, but
-    its heartbeat is."""
+def _held(folder: Path, building: Path, lock: Path) -> Path | None:
+    """This process's file in the folder that is being built; None if another one is at work there,
+    or was faster."""
     try:
-        host = (building / HOLDER).read_text()
-        return host != socket.gethostname() and has_heartbeat(building)
-    except OSError:  # there is none, or it has just ended
-        return False
+        building.mkdir(exist_ok=True)
+        number = _newest_holder(building)
+        if number:
+            before = building / f"{HOLDER}.{number}"
+            # A process of this machine would have the lock, if locks work.
+            is_gone = before.read_text() == socket.gethostname() and is_locked(lock)
+            if not is_gone and has_heartbeat(before):
+                return None
+        holder = building / f"{HOLDER}.{number + 1}"
+        with holder.open("x") as file:  # one process alone succeeds
+            file.write(socket.gethostname())
+        return holder
+    except (FileExistsError, FileNotFoundError):
+        return None
+    except OSError as error:
+        if is_full(error):
+            raise _full(folder, building, error) from error
+        raise
 
 
-def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-    """Builds the folder, unless it has just been built; called with the lock."""
+def _newest_holder(building: Path) -> int:
+    return max((int(path.suffix[1:]) for path in building.glob(f"{HOLDER}.*")), default=0)
+
+
+def _built(
+    folder: Path, holder: Path, build: Callable[[Path], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Builds the folder, unless it has just been built; called by the process of the holder."""
+    building = holder.parent
     try:
-        return _checked_manifest(folder)
+        manifest = _checked_manifest(folder)
+        shutil.rmtree(building, ignore_errors=True)
+        return manifest
     except _UnusableError as error:
         if folder.exists():
             logger.warning("cache folder %s is damaged; building it again (%s)", folder, error)
-    building = _building(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    if not (building / PROGRESS).exists():  # left by a process that was killed early
-        shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(exist_ok=True)
-    (building / HOLDER).write_text(socket.gethostname())
-    for left in building.glob(".*.tmp"):  # by `write_whole`
-        left.unlink()
     try:
-        with heartbeat(building):
-            manifest = dict(build(building))
-            files = sorted(path for path in building.rglob("*") if path.is_file())
-            manifest["files"] = {
-                path.relative_to(building).as_posix(): [path.stat().st_size, content_digest(path)]
-                for path in files
-                if path.name not in (MANIFEST, PROGRESS, HOLDER)
-            }
-            write_whole(building / MANIFEST, json.dumps(manifest, indent=1))
-            sync_folder(building)
-            for name in (PROGRESS, HOLDER):
-                (building / name).unlink(missing_ok=True)
-            os.replace(building, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        _clear(building, holder)
+        manifest = dict(build(building))
+        files = sorted(path for path in building.rglob("*") if path.is_file())
+        manifest["files"] = {
+            path.relative_to(building).as_posix(): [path.stat().st_size, content_digest(path)]
+            for path in files
+            if path.name not in (MANIFEST, PROGRESS, holder.name)
+        }
+        write_whole(building / MANIFEST, json.dumps(manifest, indent=1))
+        sync_folder(building)
+        _check_held(holder)
+        os.replace(building, folder)
     except BaseException as error:
-        if is_full(error) or (isinstance(error, DataError) and not _is_of_network(error)):
-            shutil.rmtree(building, ignore_errors=True)
+        if isinstance(error, Exception):
+            _check_held(holder, error)
         if is_full(error):
-            instead = "set data.cache or GR_SWEEP_CACHE to a folder on another disk"
-            raise full_disk(folder, error, instead=instead) from error
+            raise _full(folder, building, error) from error
+        if isinstance(error, DataError) and not (building / PROGRESS).exists():
+            shutil.rmtree(building, ignore_errors=True)
+        holder.unlink(missing_ok=True)
         raise
+    for name in (PROGRESS, holder.name):
+        (folder / name).unlink(missing_ok=True)
     return manifest
 
 
-def _building(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".building")
+def _clear(building: Path, holder: Path) -> None:
+    """Removes what killed processes left and is of no use."""
+    has_progress = (building / PROGRESS).exists()
+    for path in building.iterdir():
+        is_rest = not has_progress or path.match(".*.tmp") or path.match(f"{HOLDER}.*")
+        if path.is_dir() and not has_progress:
+            shutil.rmtree(path)
+        elif is_rest and path != holder:
+            path.unlink()
 
 
-def _is_of_network(error: DataError) -> bool:
-    return isinstance(error.__cause__, ConnectionError | TimeoutError)
+def _check_held(holder: Path, error: Exception | None = None) -> None:
+    """Raises JobError if another process has taken the folder that is being built."""
+    if not holder.exists() or holder.suffix != f".{_newest_holder(holder.parent)}":
+        raise JobError(
+            f"{holder.parent} was taken over by another process, because this one stood still for "
+            "a minute, or was removed; start the same command again"
+        ) from error
+
+
+def _full(folder: Path, building: Path, error: BaseException) -> JobError:
+    shutil.rmtree(building, ignore_errors=True)
+    instead = "set data.cache or GR_SWEEP_CACHE to a folder on another disk"
+    return full_disk(folder, error, instead=instead)
 
 
 class _UnusableError(Exception):

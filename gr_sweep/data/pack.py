@@ -22,7 +22,7 @@ from gr_sweep.data.cache import PROGRESS
 from gr_sweep.data.encode import Encoders
 from gr_sweep.data.markers import is_marked, marked
 from gr_sweep.data.rules import is_blank, is_held_out
-from gr_sweep.data.shards import IdSet, ShardWriter, document_ids
+from gr_sweep.data.shards import IdSet, ShardWriter, document_ids, has_size
 from gr_sweep.data.sources import Document, Source
 from gr_sweep.data.tokenize import PretrainedTokenizer, TrainedTokenizer, token_dtype
 from gr_sweep.errors import DataError
@@ -71,6 +71,9 @@ class Packer:
         self._prefix = np.array(tokenizer.prefix, dtype)
         names = ("characters", "duplicates", "empty", "beyond the limit")
         kept = read_progress(folder)
+        sizes = kept.get("shards", {})
+        if not all(has_size(folder, name, dtype, size) for name, size in sizes.items()):
+            kept = sizes = {}
         self._source: int = kept.get("source", 0)
         self._num_read: int = kept.get("num_read", 0)
         """Documents of the source that are in the shards or were left out."""
@@ -81,7 +84,6 @@ class Packer:
         }
         """Characters of the documents in the shards, and numbers of those that are not, by domain;
         a document beyond the limit was read to find held-out ones."""
-        sizes = kept.get("shards", {})
         self._ids = {domain: IdSet() for domain in domains}
         self._writers: dict[str, ShardWriter] = {}
         for number, domain in enumerate(domains):

@@ -135,6 +135,16 @@ def _open_cut(path: Path, size: int) -> BinaryIO:
     return file
 
 
+def has_size(folder: Path, name: str, dtype: np.dtype, size: Sequence[int]) -> bool:
+    """Whether the files of a shard have what `ShardWriter.flush` returned, or more."""
+    endings, widths = ("tokens", "documents"), (dtype.itemsize, DOCUMENT_BYTES)
+    paths = [folder / f"{name}.{ending}" for ending in endings]
+    return all(
+        path.exists() and path.stat().st_size >= number * width
+        for path, number, width in zip(paths, size, widths, strict=True)
+    )
+
+
 def document_ids(folder: Path, name: str) -> np.ndarray:
     """The ids of the documents that a `ShardWriter` of this name wrote, uint64 [documents]."""
     return np.fromfile(folder / f"{name}.documents", dtype=_DOCUMENT)["id"]
@@ -146,14 +156,15 @@ class IdSet:
     def __init__(self, most_recent: int = 1 << 18) -> None:
         """`most_recent`: ids that are in a `set` before they are sorted into the others."""
         self._most_recent = most_recent
-        self._sorted = np.empty(0, np.uint64)
+        self._sorted: list[np.ndarray] = []
+        """Arrays, each longer than the next."""
         self._recent: set[int] = set()
 
     def __contains__(self, wanted: int) -> bool:
         if wanted in self._recent:
             return True
-        place = int(np.searchsorted(self._sorted, np.uint64(wanted)))
-        return place < len(self._sorted) and int(self._sorted[place]) == wanted
+        places = ((ids, int(np.searchsorted(ids, np.uint64(wanted)))) for ids in self._sorted)
+        return any(place < len(ids) and int(ids[place]) == wanted for ids, place in places)
 
     def add(self, new: int) -> None:
         """Adds an id."""
@@ -164,7 +175,9 @@ class IdSet:
 
     def update(self, new: np.ndarray) -> None:
         """Adds ids, uint64."""
-        self._sorted = np.sort(np.concatenate([self._sorted, new]))
+        while self._sorted and len(self._sorted[-1]) <= len(new):
+            new = np.concatenate([self._sorted.pop(), new])
+        self._sorted.append(np.sort(new))
 
 
 def open_shard(folder: Path, name: str, dtype: np.dtype) -> Shard:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gr_sweep import joblock
-from gr_sweep.data.cache import CONTENTS, HOLDER, MANIFEST, digests, open_or_build
-from gr_sweep.errors import DataError, GrSweepError
+from gr_sweep import files, joblock
+from gr_sweep.data.cache import CONTENTS, HOLDER, MANIFEST, PROGRESS, digests, open_or_build
+from gr_sweep.errors import DataError, GrSweepError, JobError
 
 
 def build(folder: Path) -> dict:
@@ -27,16 +27,21 @@ def build_slowly(folder: Path) -> dict:
     return build(folder)
 
 
-def open_in_a_process(folder: Path, barrier, results) -> None:
+def open_in_a_process(folder: Path, barrier, results, has_locks: bool) -> None:
+    if not has_locks:
+        files._try_lock = lambda descriptor, kind: None
     barrier.wait(timeout=60)
     results.put(open_or_build(folder, build_slowly))
 
 
-def test_processes_that_start_together_build_once(tmp_path):
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_processes_that_start_together_build_once(tmp_path, has_locks):
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
     workers = [
-        context.Process(target=open_in_a_process, args=(tmp_path / "cache", barrier, results))
+        context.Process(
+            target=open_in_a_process, args=(tmp_path / "cache", barrier, results, has_locks)
+        )
         for _ in range(2)
     ]
     for worker in workers:
@@ -121,10 +126,11 @@ def test_a_process_of_another_machine_builds_alone_while_it_has_a_heartbeat(
     monkeypatch.setattr(joblock, "SILENT_S", 0.4)
     building = tmp_path / "cache.building"  # its lock is not visible here
     building.mkdir()
-    (building / HOLDER).write_text("elsewhere")
+    holder = building / f"{HOLDER}.1"
+    holder.write_text("elsewhere")
 
     def elsewhere() -> None:
-        with joblock.heartbeat(building):
+        with joblock.heartbeat(holder):
             time.sleep(1.0)
             open_or_build(tmp_path / "made", build)
             (tmp_path / "made").rename(tmp_path / "cache")
@@ -137,3 +143,56 @@ def test_a_process_of_another_machine_builds_alone_while_it_has_a_heartbeat(
     other.join()
     assert (tmp_path / "builds").exists() is not has_heartbeat
     assert not building.exists()
+
+
+def test_two_that_find_a_silent_process_do_not_both_take_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_try_lock", lambda descriptor, kind: None)
+    monkeypatch.setattr(joblock, "SILENT_S", 0.4)
+    (tmp_path / "cache.building").mkdir()
+    (tmp_path / "cache.building" / f"{HOLDER}.1").write_text("elsewhere")
+    threads = [
+        threading.Thread(target=open_or_build, args=(tmp_path / "cache", build_slowly))
+        for _ in range(4)
+    ]
+    monkeypatch.setattr(joblock, "HEARTBEAT_S", 0.1)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len((tmp_path / "builds").read_text().splitlines()) == 1
+    assert (tmp_path / "cache" / MANIFEST).exists()
+
+
+def test_a_build_that_another_process_takes_over_ends_in_one_line(tmp_path):
+    def lose(folder: Path) -> dict:
+        (folder / f"{HOLDER}.2").write_text("elsewhere")
+        raise FileNotFoundError("moved by the other one")
+
+    with pytest.raises(JobError, match="was taken over by another process"):
+        open_or_build(tmp_path / "cache", lose)
+    assert (tmp_path / "cache.building" / f"{HOLDER}.2").exists(), "which goes on"
+
+
+def test_what_is_tokenised_stays_where_the_text_cannot_be_read_on(tmp_path):
+    def begin(folder: Path) -> dict:
+        (folder / PROGRESS).write_text("{}")
+        (folder / "hours").write_text("of work")
+        raise DataError("the Hub does not answer")
+
+    def go_on(folder: Path) -> dict:
+        assert (folder / "hours").read_text() == "of work"
+        return {}
+
+    with pytest.raises(DataError, match="Hub"):
+        open_or_build(tmp_path / "cache", begin)
+    assert list(open_or_build(tmp_path / "cache", go_on)["files"]) == ["hours"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["hours", MANIFEST]
+
+
+def test_a_disk_that_is_full_before_the_build_is_told_in_one_line(tmp_path, monkeypatch):
+    def fail(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with pytest.raises(JobError, match=r"cache cannot be written: No space left"):
+        open_or_build(tmp_path / "cache", build)

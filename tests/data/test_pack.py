@@ -98,6 +98,26 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def test_a_shard_that_is_shorter_than_recorded_is_begun_again(tmp_path, monkeypatch):
+    root = write_root(tmp_path / "root", "code", "creative", documents=100)
+    monkeypatch.setattr(pack, "BATCH_BYTES", 5_000)
+    monkeypatch.setattr(pack, "PROGRESS_S", 0.0)
+    write = pack.write_whole
+
+    def write_once(path: Path, text: str) -> None:
+        write(path, text)
+        raise OSError("stopped")
+
+    monkeypatch.setattr(pack, "write_whole", write_once)
+    with pytest.raises(OSError, match="stopped"):
+        prepare_data(local(tmp_path, root), TWO)
+    monkeypatch.setattr(pack, "write_whole", write)
+    [building] = (tmp_path / "cache").glob("*.building")
+    os.truncate(next(building.glob("*code.train.tokens")), 10)
+    made = files_of(prepare_data(local(tmp_path, root), TWO))
+    assert made == files_of(prepare_data(local(tmp_path / "whole", root), TWO))
+
+
 def test_a_killed_process_is_followed_by_one_that_tokenises_the_rest(tmp_path, monkeypatch):
     root = write_root(tmp_path / "root", "code", "creative", documents=200)
     data = local(tmp_path, root, spurious=0.5)

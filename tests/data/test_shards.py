@@ -51,3 +51,14 @@ def test_a_set_of_ids_has_those_that_were_added():
     assert {n for n in (0, 1, 5, 7, 8, 9, 2**63, 2**64 - 2, 2**64 - 1) if n in ids} == {
         *(0, 5, 7, 9, 2**63, 2**64 - 1)
     }
+
+
+def test_sorting_a_set_of_ids_does_not_take_the_square_of_its_size(monkeypatch):
+    lengths = []
+    sort = np.sort
+    monkeypatch.setattr(np, "sort", lambda array: lengths.append(len(array)) or sort(array))
+    ids = IdSet(most_recent=10)
+    for new in range(10_000):
+        ids.add(new)
+    assert sum(lengths) < 20 * 10_000
+    assert 0 in ids and 9_999 in ids and 10_000 not in ids
