@@ -278,7 +278,7 @@ def test_a_frozen_core_keeps_the_bfloat16_of_its_checkpoint_and_changes_no_numbe
         found.append({key: x for key, x in metrics.items() if not key.startswith("cost/")})
         routed, _ = load_routed(open_run(tmp_path / name))
         exported.append(routed.extract(["code"]).state_dict())
-        monkeypatch.setattr("gr_sweep.job.keep_bfloat16", lambda model: None)
+        monkeypatch.setattr("gr_sweep.job.keep_bfloat16", lambda *of: None)
     assert found[0] == found[1]
     assert all(torch.equal(tensor, exported[1][name]) for name, tensor in exported[0].items())
     name = "model.layers.0.mlp.up_proj.weight"

@@ -30,7 +30,8 @@ SECRETS = {
 }
 
 MAY_UNPICKLE = {
-    # From the process that started this one, over a pipe.
+    # From the process that started this one, or that this one started, over a pipe.
+    "data/encode.py",
     "launch/local.py",
     # Names all that it makes.
     "train/checkpoint.py",

@@ -222,8 +222,10 @@ def test_every_experiment_opens_with_the_line_to_run_it(file, tmp_path, monkeypa
     overrides = [override for override in overrides if override != "-m"]
     swept = OmegaConf.load(file).hydra.sweeper.params
     # Each method, with the first value of whatever else is swept.
-    overrides += [f"{key}={str(value).split(',')[0]}" for key, value in swept.items()
-                  if key not in ("method", "seed")]  # fmt: skip
+    for key, value in swept.items():
+        if key not in ("method", "seed"):
+            first, closed, _ = str(value).partition("},")
+            overrides.append(f"{key}={first}}}" if closed else f"{key}={first.split(',')[0]}")
     overrides.append("seed=0")
     assert compose(overrides, multirun="-m" in lines[1]).jobs
 

@@ -20,6 +20,8 @@ from gr_sweep.config import (
     ProcedureKind,
     RouteConfig,
     RunConfig,
+    TrainConfig,
+    num_steps,
     to_plain,
 )
 from gr_sweep.domains import is_under, labels_of_round
@@ -388,7 +390,7 @@ def read_study(study: Path) -> Sweep:
 def alternating(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two attributions on two seeds, a run of one round, and dense runs; for reading only."""
     folder = tmp_path_factory.mktemp("alternating") / "splitting further"
-    tokens = 400 * 12 * 128
+    tokens = num_steps(TrainConfig()) * 12 * 128
     for seed in range(2):
         shift = 0.02 * seed
         write_job(folder, edges="dense", method="dense", seed=seed, shift=shift, num_documents=16)

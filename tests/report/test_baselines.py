@@ -144,7 +144,7 @@ def test_job_is_joined_with_its_dense_shorter_and_filtered_runs(tmp_path: Path) 
     [
         ("model.intermediate_size", 96, False),
         ("train.steps", 79, False),
-        ("eval.document_tokens", 128, False),
+        ("eval.document_tokens", 64, False),
         ("text", "other", False),
         # 12 sequences of 128 tokens a step; a step that is begun is a whole one.
         ("train.tokens", 79 * 12 * 128 + 1, True),
