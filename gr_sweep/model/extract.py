@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gr_sweep.errors import PlanError
 from gr_sweep.model.adapters import Adapter, adapted_modules
-from gr_sweep.model.families import family_of
+from gr_sweep.model.families import family_of, has_experts
 from gr_sweep.model.units import UnitExperts, UnitLinear
 from gr_sweep.routing.kinds import (
     ADAPTERS,
@@ -40,7 +40,7 @@ class KeptUnits:
     full: int
     """In each layer of the whole model."""
     kept: tuple[int, ...]
-    """That each layer keeps."""
+    """That each layer keeps; of experts, each that has them."""
     extracted: int
     """In each layer of the extracted model: all are equally wide."""
 
@@ -63,6 +63,8 @@ def kept_units(plan: RoutePlan, config: Any, off: Collection[int]) -> dict[str, 
     found = {}
     for kind, units in units_per_layer(config).items():
         by_layer = plan.units_left(kind, units, config.num_hidden_layers, off)
+        if kind == EXPERT:
+            by_layer = tuple(n for layer, n in enumerate(by_layer) if has_experts(config, layer))
         width = max(1, *by_layer)
         if kind == EXPERT and not {*by_layer} <= {0, width}:
             raise PlanError(

@@ -145,6 +145,12 @@ def check_kinds(plan: RoutePlan, family: Family, model_type: str) -> None:
         )
 
 
+def has_experts(config: Any, layer: int) -> bool:
+    """Whether a layer of a model with experts has them; Qwen 3 MoE may have dense ones between."""
+    dense, every = getattr(config, "mlp_only_layers", ()), getattr(config, "decoder_sparse_step", 1)
+    return layer not in dense and (layer + 1) % every == 0
+
+
 def _check_experts(plan: RoutePlan, config: Any) -> None:
     """Raises PlanError if experts cannot be routed as the config says."""
     for name in ("output_router_logits", "router_jitter_noise"):
@@ -153,9 +159,8 @@ def _check_experts(plan: RoutePlan, config: Any) -> None:
                 f"{name}={getattr(config, name)} of the model's config: routing has no auxiliary "
                 f"loss of the router, and no noise; set {name} to 0 in config.json"
             )
-    dense, every = getattr(config, "mlp_only_layers", ()), getattr(config, "decoder_sparse_step", 1)
     for layer, kind in plan.splits:
-        if kind == EXPERT and (layer in dense or (layer + 1) % every):
+        if kind == EXPERT and not has_experts(config, layer):
             raise PlanError(
                 f"layer {layer} has no experts (mlp_only_layers and decoder_sparse_step of its "
                 "config); give plan.layers without it"

@@ -149,6 +149,18 @@ def test_layers_that_keep_different_numbers_of_experts_cannot_be_extracted():
         routed.extract(["code"])
 
 
+def test_a_model_with_dense_layers_between_is_extracted(tmp_path):
+    model, ids = tiny_model("qwen3_moe", mlp_only_layers=[0]), tiny_ids(3)
+    routed = route_model(model, PLANS["peers"](model.config, layers=[1]))
+    small = routed.extract(["code"])
+    small.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float64, experts_implementation="eager"
+    )
+    assert loaded.config.num_experts == 8
+    assert_same(logits_of(loaded, ids), kept_logits(routed, ["code"], ids), 1e-6)
+
+
 def test_more_blocks_than_experts():
     model = tiny_model("mixtral")
     with pytest.raises(PlanError, match="of 12 experts to 6 blocks"):
