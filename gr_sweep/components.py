@@ -136,6 +136,22 @@ def defer(config: RunConfig, data: TokenData) -> Deferred | None:
     return deferred_checkpoint(config.model.path)
 
 
+def check_deferred(config: RunConfig, processes: Processes, deferred: Deferred | None) -> None:
+    """Raises JobError in every process if only some have a model whose weights come later: they
+    would exchange different tensors, and wait for each other."""
+    are_whole = processes.gather(deferred is None)
+
+    def check() -> None:
+        if len({*are_whole}) > 1:
+            some = ", ".join(str(rank) for rank, is_whole in enumerate(are_whole) if is_whole)
+            raise JobError(
+                f"model.path={config.model.path} cannot be read in parts by process {some}, but by "
+                "the others; give all nodes the same files, and start the job again"
+            )
+
+    processes.together(check)
+
+
 def _model_config(config: RunConfig, data: TokenData) -> "LlamaConfig":
     found = named_config(config, vocab_size=data.vocab_size, eot_id=data.eot_id)
     found.bos_token_id = data.begin[-1]
@@ -185,7 +201,7 @@ def fill(
     """Gives a routed model its weights, after it was sharded with the module `root` around it.
 
     Raises:
-        PlanError: a checkpoint has a number that is not finite.
+        PlanError: a checkpoint can no longer be read, or has a number that is not finite.
     """
     deferred.fill(routed, root, device, config.seed)
     if begins_silent(config):

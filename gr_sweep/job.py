@@ -20,6 +20,7 @@ import torch
 from gr_sweep import jobdir
 from gr_sweep.branch import begun_phases, enter
 from gr_sweep.components import (
+    check_deferred,
     check_model,
     check_processes,
     defer,
@@ -193,12 +194,14 @@ class Job:
             return make_batches(config, data), make_routed(config, data, deferred), deferred
 
         self.batches, self.routed, deferred = share(make)
+        check_deferred(config, processes, deferred)
         self.trunk_flops = 0.0 if makes_plan_in_training(config) else self._train_flops()
         self.token_losses = TokenLosses(self.routed)
         model = self.routed.model
         bfloat16 = is_bfloat16(self.device, config.train.precision)
         if bfloat16:
-            keep_bfloat16(model, deferred.is_bfloat16 if deferred else None)
+            read = deferred.is_bfloat16 if deferred else None
+            processes.together(lambda: keep_bfloat16(model, read))
         if processes.are_several:
             layers = decoder_layers(model)
             how: dict[str, Any] = {"bfloat16": bfloat16, "mesh": config.train.mesh}

@@ -26,13 +26,14 @@ from gr_sweep.config import (
     RouteConfig,
 )
 from gr_sweep.data.prepare import prepare_data
-from gr_sweep.errors import JobError
+from gr_sweep.errors import GrSweepError, JobError, PlanError
 from gr_sweep.export.run import load_routed, open_run
 from gr_sweep.fingerprint import fingerprint
 from gr_sweep.jobdir import State, read_summary, standing, write_summary
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
 from gr_sweep.report.collect import read_samples
+from gr_sweep.train.distributed import Processes
 from gr_sweep.train.signals import SIGNALS, Stopped
 from tests import jobs
 from tests.data.corpus import tokens_of
@@ -287,6 +288,36 @@ def test_a_frozen_core_keeps_the_bfloat16_of_its_checkpoint_and_changes_no_numbe
     narrow = {name for name, tensor in saved.items() if tensor.dtype is torch.bfloat16}
     assert f"model.{name}" in narrow
     assert not any("adapter" in name or "norm" in name or "embed" in name for name in narrow)
+
+
+def test_an_error_of_one_process_that_reads_a_checkpoint_is_one_of_all(
+    make_config, tmp_path, pretrained, monkeypatch
+):
+    """Also that one alone has to load it whole; collectives would not match."""
+    config = make_config(
+        model=ModelConfig(size=None, path=str(pretrained)),
+        train={"precision": Precision.bfloat16},
+    )
+    shared, together = [], Processes.together
+
+    def record(self, work):
+        try:
+            return together(self, work)
+        except GrSweepError as error:
+            shared.append(str(error))
+            raise
+
+    def damaged(*of):
+        raise PlanError("damaged")
+
+    monkeypatch.setattr(Processes, "together", record)
+    monkeypatch.setattr("gr_sweep.job.keep_bfloat16", damaged)
+    with pytest.raises(PlanError, match="damaged"):
+        run(config, tmp_path / "one")
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [value, not value])
+    with pytest.raises(JobError, match=f"model.path={pretrained} cannot be read in parts by"):
+        run(config, tmp_path / "two")
+    assert shared[0] == "damaged" and "in parts" in shared[1]
 
 
 def forgetting(**settings) -> dict:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gr_sweep.errors import PlanError
 from gr_sweep.model.adapters import add_adapters, remove_adapters
-from gr_sweep.model.pretrained import load_errors, quiet_transformers, warn_of
+from gr_sweep.model.pretrained import load_errors, quiet_transformers, unloadable, warn_of
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.sizes import random_model
 from gr_sweep.model.units import UnitLinear, local_part, reorder
@@ -88,7 +88,7 @@ class Deferred:
             seed: that of `route_model`.
 
         Raises:
-            PlanError: a checkpoint has a number that is not finite.
+            PlanError: a checkpoint can no longer be read, or has a number that is not finite.
         """
         apply: Any = root._apply
         apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
@@ -184,8 +184,11 @@ class _Stored:
 
     def __getitem__(self, rows: slice) -> Tensor:
         # The file is open only here: its pages count as this process's memory.
-        with safe_open(self.file, "pt") as file:
-            values: Tensor = file.get_slice(self.key)[rows]
+        try:
+            with safe_open(self.file, "pt") as file:
+                values: Tensor = file.get_slice(self.key)[rows]
+        except load_errors() as error:  # it was whole before, or `_stored` had raised
+            raise unloadable(self.path, error) from error
         if not values.isfinite().all():
             raise PlanError(
                 f"model.path={self.path} is not whole: {self.key} has a number that is not finite"

@@ -207,11 +207,7 @@ def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
                 ignore_mismatched_sizes=True,  # which are refused below, by name
             )
     except load_errors() as error:
-        # The first line of a failed validation only says which.
-        reason = " ".join((str(error) or type(error).__name__).splitlines()[:2])
-        if isinstance(error, KeyError):
-            reason = f"unknown {reason}"
-        raise PlanError(f"model.path={path} cannot be loaded: {reason}") from error
+        raise unloadable(path, error) from error
     model: PreTrainedModel
     model, found = loaded
     wrong = [
@@ -229,6 +225,15 @@ def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
         # The weights are plain numbers now, and files written from this model are not GGUF.
         del model.config.quantization_config
     return model
+
+
+def unloadable(path: str, error: Exception) -> PlanError:
+    """The error that says why a checkpoint cannot be loaded; `error` is one of `load_errors`."""
+    # The first line of a failed validation only says which.
+    reason = " ".join((str(error) or type(error).__name__).splitlines()[:2])
+    if isinstance(error, KeyError):
+        reason = f"unknown {reason}"
+    return PlanError(f"model.path={path} cannot be loaded: {reason}")
 
 
 def load_errors() -> tuple[type[Exception], ...]:

@@ -136,6 +136,23 @@ def test_a_checkpoint_of_the_base_model_has_shorter_names(tmp_path):
     assert found.keys() == dict(model.named_parameters()).keys()
 
 
+@pytest.mark.parametrize("damage", ["shorter", "gone"])
+def test_a_file_that_can_no_longer_be_read_is_one_line_that_names_the_checkpoint(tmp_path, damage):
+    saved(tmp_path)
+    deferred = deferred_checkpoint(str(tmp_path))
+    file = tmp_path / "model.safetensors"
+    file.unlink() if damage == "gone" else file.write_bytes(file.read_bytes()[:-8])
+    routed = route_model(
+        deferred.model, RoutePlan.make("none", deferred.model.config, domains=DOMAINS), "none"
+    )
+    for read in (
+        lambda: fill(deferred, routed),
+        lambda: deferred.is_bfloat16("model.norm.weight"),
+    ):
+        with pytest.raises(PlanError, match=f"model.path={tmp_path} cannot be loaded: "):
+            read()
+
+
 def test_a_number_that_is_not_finite_is_an_error_and_another_tensor_a_warning(tmp_path, caplog):
     bad = torch.full((16,), torch.inf)
     old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
