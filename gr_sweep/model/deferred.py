@@ -45,7 +45,7 @@ class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, on_draw: Callable[[Tensor, Callable[[], Tensor]], Any]) -> None:
         """`on_draw`: gets each tensor that is drawn and a function that draws it, whole and real,
-        which advances the generator."""
+        which advances the generator. It raises NotImplementedError for other changes in place."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_draw = on_draw
 
@@ -55,17 +55,20 @@ class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.aten.empty.memory_format:
             return func(*args, **kwargs | {"device": "meta"})
-        if func not in _DRAWS or not args[0].is_meta:
+        is_draw = func in _DRAWS
+        if not (is_draw or func._schema.is_mutable) or not getattr(args[0], "is_meta", False):
             return func(*args, **kwargs)
         tensor, *more = args
 
         def draw() -> Tensor:
+            if not is_draw:
+                raise NotImplementedError(f"{func} initialises a parameter that has no data yet")
             whole = torch.empty(tensor.shape, dtype=tensor.dtype)
             func(whole, *more, **kwargs)
             return whole
 
         self._on_draw(tensor, draw)
-        return tensor
+        return tensor if is_draw else func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Deferred:
         Raises:
             PlanError: a checkpoint can no longer be read, or has a number that is not finite.
         """
+        empty = {name for name, tensor in routed.model.named_parameters() if tensor.is_meta}
         apply: Any = root._apply
         apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
         parameters = dict(routed.model.named_parameters())
@@ -107,6 +111,7 @@ class Deferred:
             local, first = local_part(parameter)
             if len(local):
                 local.copy_(values[first : first + len(local)])
+            empty.discard(name)
             _trim()
 
         self.read(put)
@@ -120,6 +125,7 @@ class Deferred:
                 return twin
 
             _draw_again(adapt, put)
+        assert not empty, f"never initialised: {', '.join(sorted(empty))}"
 
 
 def _trim() -> None:
@@ -151,6 +157,10 @@ def _draw_again(make: Callable[[], nn.Module], put: Put) -> None:
         made = make()
     names = {id(parameter): name for name, parameter in made.named_parameters()}
     order = [names.get(id(tensor)) for tensor in drawn]  # None: replaced by a tied parameter
+    stores = {parameter.untyped_storage()._cdata for parameter in made.parameters()}
+    for name, tensor in zip(order, drawn, strict=True):
+        if name is None and tensor.untyped_storage()._cdata in stores:
+            raise NotImplementedError("a part of a parameter without data is initialised by itself")
     last = {name: index for index, name in enumerate(order)}
     left = iter(enumerate(order))
 

@@ -1,11 +1,13 @@
 """Weights that come after a model is routed are those of a model that had them from the start."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from gr_sweep.errors import PlanError
 from gr_sweep.model.deferred import deferred_checkpoint, deferred_random_model
@@ -71,6 +73,39 @@ def test_drawn_weights_and_adapters_are_those_of_a_whole_model_bit_by_bit(is_tie
     fill(deferred, routed, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
     assert_same_model(routed.model, expected.model)
+
+
+def test_weights_that_cannot_be_drawn_one_by_one_are_an_error(monkeypatch):
+    config = config_of(is_tied=False)
+    config.pad_token_id = 3  # its row of the embedding is zero
+    deferred = deferred_random_model(config, seed=0)
+    with pytest.raises(NotImplementedError, match="a part of a parameter"):
+        deferred.read(lambda name, values: None)
+    deferred = deferred_random_model(config_of(is_tied=False), seed=0)
+    monkeypatch.setattr(PreTrainedModel, "_init_weights", exponential)
+    with pytest.raises(NotImplementedError, match="exponential_"):
+        deferred.read(lambda name, values: None)
+
+
+def exponential(self, module) -> None:
+    if isinstance(module, torch.nn.Linear):
+        torch.nn.init._no_grad_fill_(module.weight, 0.0)
+        with torch.no_grad():
+            module.weight.exponential_()
+
+
+def test_a_weight_that_is_never_given_is_an_error():
+    deferred = deferred_random_model(config_of(is_tied=True), seed=0)
+    routed = route_model(
+        deferred.model, RoutePlan.make("none", deferred.model.config, domains=DOMAINS), "none"
+    )
+    missing = "model.layers.0.mlp.up_proj.weight"
+
+    def read(put):
+        deferred.read(lambda name, values: name == missing or put(name, values))
+
+    with pytest.raises(AssertionError, match=f"never initialised: {missing}"):
+        fill(dataclasses.replace(deferred, read=read), routed)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in MIXTURES])
