@@ -231,7 +231,7 @@ class RouteConfig:
     foreign_dropout: float = share(0.75)
     """Share of a labelled domain's sequences, 0..1, for which each other domain is switched off.
     Refused where the sequences of a few steps cannot reach it. Reason for the default:
-    docs/results.md, the frontier of peers."""
+    docs/results.md, how well domains separate."""
     one_block: bool = False
     """Every labelled sequence has the blocks of one domain on, or none: its own; if its domain has
     none, those of the others in turn, and none in the share `foreign_dropout`."""

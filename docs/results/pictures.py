@@ -261,18 +261,31 @@ def edges() -> str:
 
 
 def frontier() -> str:
-    """Three edge choices from little to full foreign dropout."""
-    tax, selectivity = "mean_tax", "mean_selectivity"
-    table = over_seeds(["peers_dropout", "peers_dropout_seeds"], [tax, selectivity]).dropna()
-    lines = {choice: list[Point]() for choice in ("none", "act", "weight")}
-    for setting in sorted(map(str, table.index)):
-        choice, _, dropout = setting.removeprefix("edges=").partition(" route.foreign_dropout=")
-        at = [Estimate.of(table, setting, metric) for metric in (tax, selectivity)]
-        name = f"{float(dropout):g}" if lines[choice] else f"{choice} {float(dropout):g}"
-        lines[choice].append(Point(name, *at, EDGES[choice]))
-    points = [point for line in lines.values() for point in line]
-    title = "Tax and selectivity at foreign dropout 0.25, 0.75 and 1"
-    return plot(title, points, TAX, SELECTIVITY, lines=list(lines.values()))
+    """More and more foreign dropout, with and without a vocabulary of each block's own."""
+    tax, removal = "mean_served_tax", "mean_served_removal"
+    table = over_seeds(["edges_vs_baselines", "peers_seeds"], [tax, removal]).dropna()
+
+    def at(name: str, setting: str, colour: str) -> Point:
+        estimates = [Estimate.of(table, setting, metric) for metric in (tax, removal)]
+        return Point(name, *estimates, colour)
+
+    def routed(dropout: str, adapters: str) -> str:
+        return f"route.foreign_dropout={dropout} plan.adapters={adapters}"
+
+    full = "{embed:full,unembed:full}"
+    plain = [
+        at("0.5", "method=routed edges=act", EDGES["act"]),
+        at("0.75", routed("0.75", "{}"), EDGES["act"]),
+        at("1", routed("1", "{}"), EDGES["act"]),
+    ]
+    own = [
+        at("vocabulary, 0.75", routed("0.75", full), ORANGE),
+        at("vocabulary, 1", routed("1", full), ORANGE),
+    ]
+    others = [at(name, f"method={name}", OLIVE) for name in ("demix", "gram")]
+    title = "Served tax and removal at foreign dropout 0.5, 0.75 and 1"
+    up = "served removal  (better \N{RIGHTWARDS ARROW})"
+    return plot(title, [*plain, *own, *others], f"served {TAX}", up, lines=[plain, own])
 
 
 def overlaps() -> str:

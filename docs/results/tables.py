@@ -1,7 +1,7 @@
 """Prints a table of docs/results.md from studies' CSV files, one row for each setting.
 
     python docs/results/tables.py edges_vs_baselines mean_tax mean_removal
-    python docs/results/tables.py peers_dropout,peers_dropout_seeds mean_tax
+    python docs/results/tables.py edges_vs_baselines,peers_seeds mean_served_tax
 
 The files are what `gr_sweep.results` returns. With several seeds a cell has the mean and Student's
 95 % interval over seeds, with one seed the value and its bootstrap interval over documents.
