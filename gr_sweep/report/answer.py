@@ -266,7 +266,7 @@ def _answer(ranking: Ranking) -> str:
             for of, measure in zip(nexts, ranking.axes, strict=True)
         )
         if gain:
-            text = f"take {_listed(names, 'or')}, the best in both: {gain}, {cost}."
+            text = f"take {_listed(names, 'or')}, the best on both axes: {gain}, {cost}."
         else:
             text = f"{_listed(names)} do not differ in {titles[0]} or {titles[1]}."
     else:
@@ -284,13 +284,13 @@ def _answer(ranking: Ranking) -> str:
     if front:
         said.append(f"Also on the frontier: {_listed(front)}.")
     if beaten:
-        said.append(f"Worse on both axes{beyond}: {_listed(beaten)}.")
+        said.append(f"Beaten on both axes{beyond}: {_listed(beaten)}.")
     if not ranking.has_intervals:
         said.append("Each setting has one seed, so differences have no interval; add `seed=0,1,2`.")
     return " ".join(said)
 
 
-_NONE, _SURE, _UNSURE = "no difference in ", " (beyond its interval)", " (inconclusive)"
+_NONE, _SURE, _UNSURE = "no difference in ", " (interval excludes 0)", " (inconclusive)"
 
 
 def _are_equal(first: Place, second: Place, axes: Axes) -> bool:

@@ -57,11 +57,11 @@ def test_trade_off_beyond_its_intervals(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, CLEAR)
     text = said(sweep)
     assert text.startswith("For separation take `weight`, for utility `none`: the first has +0.40")
-    assert "+0.29 nats served tax [0.29, 0.29] (beyond its interval)" in text.replace(
+    assert "+0.29 nats served tax [0.29, 0.29] (interval excludes 0)" in text.replace(
         "0.290", "0.29"
     )
     assert (
-        "frontier: `act`." in text and "Worse on both axes, beyond the intervals: `both`." in text
+        "frontier: `act`." in text and "Beaten on both axes, beyond the intervals: `both`." in text
     )
     assert "inconclusive" not in text
     assert ranks(sweep) == {"none": 1, "act": 1, "weight": 1, "both": 2}
@@ -83,8 +83,8 @@ def test_difference_within_its_interval_is_inconclusive(tmp_path: Path) -> None:
 def test_best_in_both_is_compared_with_the_next_on_each_axis(tmp_path: Path) -> None:
     values = dict(CLEAR) | {"weight": [(0.0, 0.9), (0.01, 0.91), (0.02, 0.89)]}
     text = said(sweep_of(tmp_path, values))
-    assert text.startswith("Take `weight`, the best in both: +0.")
-    assert "(beyond its interval) against `both`" in text and "(inconclusive) against `" not in text
+    assert text.startswith("Take `weight`, the best on both axes: +0.")
+    assert "(interval excludes 0) against `both`" in text and "(inconclusive) against `" not in text
     # The interval of the tax that act saves has 0.
     assert ranks(read_sweep(tmp_path)) == {"weight": 1, "none": 2, "act": 1, "both": 2}
 
@@ -96,7 +96,7 @@ def test_more_than_gone_is_no_reason_to_take_a_setting(tmp_path: Path) -> None:
         [job] = [path for path in folder.iterdir() if f"={edges}" in path.name]
         edit(job, lambda found, of=removal: found["metrics"].update({"mean_served_removal": of}))
     text = said(read_sweep(folder))
-    assert text.startswith("By value, take `none`, the best in both") and "removal" in text
+    assert text.startswith("By value, take `none`, the best on both axes") and "removal" in text
 
 
 def test_one_seed_is_compared_by_value_and_says_so(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_one_seed_is_compared_by_value_and_says_so(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, values)
     text = said(sweep)
     assert text.startswith("By value, for separation take `weight`, for utility `none`")
-    assert "frontier: `act`. Worse on both axes: `both`." in text
+    assert "frontier: `act`. Beaten on both axes: `both`." in text
     assert "one seed" in text and "[" not in text and "add `seed=0,1,2`" in text
     assert ranks(sweep) == {"none": 1, "act": 1, "weight": 1, "both": 2}
 
@@ -195,7 +195,9 @@ def test_answer_agrees_with_the_ranks_where_removal_is_above_1(tmp_path: Path) -
     sweep = sweep_of(tmp_path, values, separability="mean_served_removal")
     assert ranks(sweep) == {"none": 1, "act": 2}
     text = said(sweep)
-    assert text.startswith("By value, take `none`, the best in both: no difference in served rem")
+    assert text.startswith(
+        "By value, take `none`, the best on both axes: no difference in served rem"
+    )
     table = tables.settings(sweep, answer.rankings(sweep))
     delta = "\N{GREEK CAPITAL LETTER DELTA} served removal"
     at = [column.name for column in table.columns].index(delta)
@@ -230,15 +232,15 @@ def test_equal_settings_are_said_not_to_differ(tmp_path: Path) -> None:
     assert "0.00" not in text and "take" not in text
     beaten: Values = tie | {"both": [(0.3, 0.2), (0.31, 0.22)]}
     text = said(sweep_of(tmp_path / "beaten", beaten))
-    assert "ake `none` or `act`, the best in both: +" in text or "ake `act` or `none`" in text
+    assert "ake `none` or `act`, the best on both axes: +" in text or "ake `act` or `none`" in text
     assert "Also on the frontier" not in text, "they are named"
     cost: Values = {"none": [(0.1, 0.5)], "act": [(0.1, 0.9)]}
     text = said(sweep_of(tmp_path / "cost", cost))
-    assert "take `act`, the best in both: +0.40" in text
+    assert "take `act`, the best on both axes: +0.40" in text
     assert "no difference in served tax against `none`" in text
     gain: Values = {"none": [(0.1, 0.9)], "act": [(0.2, 0.9)]}
     text = said(sweep_of(tmp_path / "gain", gain))
-    assert "take `none`, the best in both: no difference in selectivity against `act`" in text
+    assert "take `none`, the best on both axes: no difference in selectivity against `act`" in text
 
 
 def test_uncertain_difference_of_0_keeps_its_interval(tmp_path: Path) -> None:
