@@ -267,6 +267,7 @@ def test_page_is_legible_and_axe_finds_nothing_serious(
     edges_folder: Path, open_page: Open, scheme: str, width: int
 ) -> None:
     page = open_page(write_report(edges_folder), color_scheme=scheme, width=width)
+    page.locator("#scatter").scroll_into_view_if_needed()  # plots out of view are not drawn
     page.locator("#scatter .point").first.wait_for(state="attached")
     ground = page.evaluate("scatterBox._fullLayout.paper_bgcolor")
     assert ground == ("#121417" if scheme == "dark" else "#fcfcfb")
