@@ -169,8 +169,8 @@ COMPUTE_EQUIVALENT_SERVED = Metric(
     key="utility/compute_equivalent/served/{domain}", title="served compute", unit=_SHARE,
     direction=1, formula="share of the dense tokens at which dense training reaches S(d)",
     baselines=_CURVE, mean="mean_served_compute_equivalent",
-    meaning="compute-equivalent of the served model: share of the dense model's tokens at which "
-    "dense training is as good; 1 is free, <1/8 is worse than the dense run on an eighth",
+    meaning="compute-equivalent of the served model: the share of the dense run's tokens at which "
+    "dense training is as good; 1 is free, <1/8 is worse than dense training on an eighth",
 )
 COMPUTE_EQUIVALENT_FULL = Metric(
     key="utility/compute_equivalent/full/{domain}", title="full compute", unit=_SHARE,

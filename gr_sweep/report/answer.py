@@ -1,15 +1,14 @@
 """The answer of a sweep: its settings ranked by utility and separability, and sentences about them.
 
-Settings are compared by their differences, paired by seed; one that lacks seeds has no rank. A
-setting is on the frontier (rank 1) if no other is better on both axes beyond the 95 % intervals. If
+Settings are compared by their differences, paired by seed; one that lacks seeds has no rank. If
 every setting has one seed there are no intervals, and values are compared. Sentences have names in
 backticks.
 """
 
 import dataclasses
-import math
+import functools
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,10 @@ from gr_sweep.report import measures
 from gr_sweep.report.measures import Measure, Text, interval_text, written
 from gr_sweep.report.sweep import Estimate, Job, Sweep, over_seeds, shown
 
+RULE = (
+    "A setting is beaten where another is better beyond the interval of the paired difference on "
+    "one axis and at least as good by its mean on the other; the frontier is what nothing beats."
+)
 _MOST_NAMES = 4
 """In a list of a sentence."""
 _LACKS = {
@@ -31,6 +34,7 @@ _LACKS = {
 }
 Axes = tuple[Measure, Measure]
 _Class = tuple[str, tuple[str, ...]]
+"""What settings must share to be comparable: held-out text and removable domains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +47,13 @@ class Place:
     """On the two axes, over seeds, as settings are compared."""
     why: str
     """Why it has no rank; empty if it has one."""
-    beaten_by: Sequence[str] = ()
-    """Names of the settings that are better on both axes."""
+    rank: int | None = None
+    """1 on the frontier; else one more than the number of settings that beat it."""
 
-    @property
-    def rank(self) -> int | None:
-        """1 on the frontier; else one more than the settings that beat it."""
-        return None if self.why else 1 + len(self.beaten_by)
+    def cost(self, axes: Axes, at: int) -> float:
+        """What it is sorted by on one axis; lower is better."""
+        found = self.values[at]
+        return float("inf") if found is None else -axes[at].metric.direction * found.value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,7 @@ class Ranking:
     """Settings whose numbers are comparable: of the same held-out text and the same removals."""
 
     name: str
-    """What distinguishes them from those of other rankings."""
+    """What distinguishes them from those of other rankings; empty if there are no others."""
     axes: Axes
     places: Sequence[Place]
     """By rank, then by utility; those without a rank last."""
@@ -67,24 +71,12 @@ class Ranking:
         """The settings with a rank."""
         return [place for place in self.places if not place.why]
 
-    @property
-    def has_intervals(self) -> bool:
-        """Whether any setting has several seeds."""
-        return any(len({job.seed for job in place.jobs}) > 1 for place in self.ranked)
-
     def by(self, axis: int) -> list[Place]:
         """The ranked settings by their mean on the first or second axis, the best first."""
-        return sorted(self.ranked, key=lambda place: _cost(place, self.axes, axis))
+        return sorted(self.ranked, key=lambda place: place.cost(self.axes, axis))
 
 
-def _cost(place: Place, axes: Axes, axis: int) -> float:
-    found, measure = place.values[axis], axes[axis]
-    if found is None:
-        return math.inf
-    value = min(found.value, 1.0) if measure in measures.UP_TO_1 else found.value
-    return -measure.metric.direction * value
-
-
+@functools.lru_cache(maxsize=1)
 def rankings(sweep: Sweep) -> list[Ranking]:
     """The compared settings in groups that are comparable, the largest first. A setting with
     nothing to remove stands in the largest group of its text."""
@@ -102,19 +94,16 @@ def rankings(sweep: Sweep) -> list[Ranking]:
 
 
 def _name(sweep: Sweep, key: _Class, classes: dict[_Class, list[list[Job]]]) -> str:
-    found, first = [], classes[key][0][0]
+    words = []
     if len({text for text, _ in classes}) > 1:
-        names = [name for name in sweep.varied if name.startswith(("data.", "partition."))]
-        values = {
-            of: [f"{name}={shown(groups[0][0].settings.get(name))}" for name in names]
-            for of, groups in classes.items()
-        }
-        found = list(values[key])
-        if any(values[of] == found and of[0] != key[0] for of in classes):
-            found.append(f"text {(first.text or 'unknown')[:8]}")
+        for name in sweep.varied:
+            values = {shown(group[0].settings.get(name)) for group in classes[key]}
+            if name.startswith(("data.", "partition.", "eval.")) and len(values) == 1:
+                words.append(f"{name}={values.pop()}")
+        words = words or [f"text {str(classes[key][0][0].text)[:8]}"]
     if len({parts for _, parts in classes}) > 1:
-        found.append(f"removing {_either(key[1])}" if key[1] else "nothing to remove")
-    return ", ".join(found)
+        words.append(f"removing {_either(key[1])}" if key[1] else "nothing to remove")
+    return ", ".join(words)
 
 
 def _ranking(sweep: Sweep, axes: Axes, groups: Sequence[list[Job]], name: str) -> Ranking:
@@ -123,44 +112,41 @@ def _ranking(sweep: Sweep, axes: Axes, groups: Sequence[list[Job]], name: str) -
     counts = Counter(of for of, reason in zip(seeds, why, strict=True) if not reason)
     # Of the sets with the most seeds, the one that most settings have.
     most = max(counts, key=lambda of: (len(of), counts[of]), default=frozenset())
-    places = [
-        Place(
-            jobs=group,
-            name=sweep.setting(group[0]),
-            values=(over_seeds(group, axes[0].compared), over_seeds(group, axes[1].compared)),
-            why=reason or _without_seeds(most - of),
-        )
-        for group, reason, of in zip(groups, why, seeds, strict=True)
-    ]
+    places = []
+    for group, reason, of in zip(groups, why, seeds, strict=True):
+        if not reason and most - of:
+            reason = f"without seed {_either([str(seed) for seed in sorted(most - of)])}"
+        first, second = (over_seeds(group, axis.compared) for axis in axes)
+        setting = sweep.setting(group[0])
+        places.append(Place(jobs=group, name=setting, values=(first, second), why=reason))
     ranked = [place for place in places if not place.why]
-    beats = _beats(ranked, axes)
-    for at, place in enumerate(ranked):
-        better = [ranked[other].name for other in np.flatnonzero(beats[:, at])]
-        ranked[at] = dataclasses.replace(place, beaten_by=better)
-    ranked.sort(key=lambda place: (place.rank, _cost(place, axes, 0)))
-    rest = sorted((p for p in places if p.why), key=lambda place: _cost(place, axes, 0))
+    beaten = _beats(ranked, axes).sum(0)
+    ranked = [
+        dataclasses.replace(place, rank=1 + int(num))
+        for place, num in zip(ranked, beaten, strict=True)
+    ]
+    ranked.sort(key=lambda place: (place.rank, place.cost(axes, 0)))
+    rest = sorted((place for place in places if place.why), key=lambda of: of.cost(axes, 0))
     return Ranking(name=name, axes=axes, places=[*ranked, *rest])
 
 
 def _beats(ranked: Sequence[Place], axes: Axes) -> npt.NDArray[np.bool_]:
-    """Whether the setting of a row is better than that of a column on both axes, beyond the
-    intervals if any setting has two seeds."""
-    seeds = sorted({job.seed for place in ranked for job in place.jobs})
-    is_better = np.ones((len(ranked), len(ranked)), bool)
-    is_above = np.zeros_like(is_better)
-    for measure in axes:
-        values_GS = np.full((len(ranked), len(seeds)), math.nan)
-        for at, place in enumerate(ranked):
-            for job in reversed(place.jobs):
-                value = measure.capped(job.metrics[measure.metric.mean])
-                values_GS[at, seeds.index(job.seed)] = measure.metric.direction * value
-        mean_GG, half_GG = paired_differences(values_GS)
-        if np.isfinite(half_GG).any():
-            mean_GG = np.nan_to_num(mean_GG - half_GG)
-            is_better &= mean_GG > 0
-        is_better &= mean_GG >= 0
-        is_above |= mean_GG > 0
-    return is_better & is_above
+    """Whether the setting of a row beats that of a column (`RULE`). All have the same seeds."""
+    at_least = np.ones((len(ranked), len(ranked)), bool)
+    surely = np.zeros_like(at_least)
+    for measure in axes if ranked else ():
+        by_seed = [{job.seed: job for job in reversed(place.jobs)} for place in ranked]
+        values_GS = np.array([[_value(jobs[s], measure) for s in sorted(jobs)] for jobs in by_seed])
+        mean_GG, half_GG = paired_differences(measure.metric.direction * values_GS)
+        at_least &= mean_GG >= 0
+        surely |= mean_GG > np.nan_to_num(half_GG)  # nan for one seed
+    return at_least & surely
+
+
+def _value(job: Job, measure: Measure) -> float:
+    found = measure.compared(job)
+    assert found is not None  # `_why`: it has a rank
+    return found.value
 
 
 def _why(group: Sequence[Job], axes: Axes) -> str:
@@ -172,14 +158,11 @@ def _why(group: Sequence[Job], axes: Axes) -> str:
     for measure in axes:
         for job in group:
             found = measure.of(job)
-            if found is None or measure.metric.mean not in job.metrics:
-                what = "only a bound of" if found else "without"
-                return f"{what} {_title(measure)}{'' if found else ': ' + _lack(job, measure)}"
+            if found is None:
+                return f"without {_title(measure)}: {_lack(job, measure)}"
+            if found.bound:
+                return f"only a bound of {_title(measure)}"
     return ""
-
-
-def _without_seeds(seeds: Set[int]) -> str:
-    return f"without seed {_either([str(seed) for seed in sorted(seeds)])}" if seeds else ""
 
 
 def _lack(job: Job, measure: Measure) -> str:
@@ -215,11 +198,13 @@ def sentences(found: Sequence[Ranking]) -> list[str]:
 
 
 def notes(sweep: Sweep, found: Sequence[Ranking]) -> list[str]:
-    """Why other axes stand in for the usual ones, and why settings have no rank."""
-    said = []
+    """What the axes mean, why others stand in for the usual ones, which settings are not
+    comparable, and why some have no rank."""
+    axes = found[0].axes if found else ()
+    said = [f"`{_capital(_title(of))}`: {of.metric.meaning}." for of in axes]
     jobs = [] if sweep.search else [job for job in sweep.compared if job.parts]
-    usual = [next(m for m in measures.MAIN if m.metric is metric) for metric in registry.AXES[0]]
-    for wanted, measure in zip(usual, found[0].axes if jobs else (), strict=False):
+    for metric, measure in zip(registry.AXES[0], axes, strict=False):
+        wanted = measures.BY_METRIC[metric]
         lacking = [job for job in jobs if wanted.of(job) is None]
         if wanted is not measure and lacking:
             share = f"{len(lacking)} of {len(jobs)} jobs lack"
@@ -230,6 +215,11 @@ def notes(sweep: Sweep, found: Sequence[Ranking]) -> list[str]:
             )
     if any(of in line for line in said for of in _LACKS.values()):
         said.append("`baselines=[dense,compute,filtered]` adds baselines to a sweep.")
+    if len(found) > 1:
+        said.append(
+            "Settings that remove other domains or read other text are not comparable: each group "
+            "is ranked and drawn alone."
+        )
     reasons: dict[str, list[str]] = {}
     for place in (place for ranking in found for place in ranking.places if place.why):
         reasons.setdefault(place.why, []).append(place.name)
@@ -240,73 +230,53 @@ def notes(sweep: Sweep, found: Sequence[Ranking]) -> list[str]:
 
 
 def _answer(ranking: Ranking) -> str:
-    ranked = ranking.ranked
-    titles = [_title(measure) for measure in ranking.axes]
+    axes, ranked = ranking.axes, ranking.ranked
     if not ranked:
-        return f"No setting can be ranked by {titles[0]} and {titles[1]}."
+        return f"No setting can be ranked by {_title(axes[0])} and {_title(axes[1])}."
     if len(ranked) == 1:
-        values = [_with_unit(of.over_seeds(ranked[0].jobs), of) for of in ranking.axes]
+        values = [_with_unit(of.over_seeds(ranked[0].jobs), of) for of in axes]
         has = f"`{ranked[0].name}` has {_either(values, 'and')}"
         return f"{has}; no other setting can be compared with it."
     serving, separating = ranking.by(0), ranking.by(1)
     best, most = serving[0], separating[0]
-    cost, gain = (_difference(most, best, measure) for measure in ranking.axes)
-    if gain.startswith(_NONE):
-        most = best
-    elif cost.startswith(_NONE):
-        best = most
-    tied = [best]
-    if most is best:
-        # The best in both is compared with the next on each axis.
-        tied += [of for of in ranked if of is not best and _are_equal(of, best, ranking.axes)]
-        names = [of.name for of in tied]
-        nexts = [next((of for of in by if of not in tied), None) for by in (serving, separating)]
-        cost, gain = (
-            f"{_difference(best, of, measure)} against `{of.name}`" if of else ""
-            for of, measure in zip(nexts, ranking.axes, strict=True)
+    if best is most:
+        # The best on both axes is compared with the next on each.
+        nexts = separating[1], serving[1]
+        gain, cost = (
+            f"{_difference(best, of, axes[at])} against `{of.name}`"
+            for of, at in zip(nexts, (1, 0), strict=True)
         )
-        if gain:
-            text = f"take {_listed(names, 'or')}, the best on both axes: {gain}, {cost}."
-        else:
-            text = f"{_listed(names)} do not differ in {titles[0]} or {titles[1]}."
+        text = f"take `{best.name}`, the best on both axes: {gain}, {cost}."
     else:
+        gain, cost = (_difference(most, best, axes[at]) for at in (1, 0))
         text = (
             f"for separation take `{most.name}`, for utility `{best.name}`: the first has {gain}, "
             f"for {cost}."
         )
-    how, beyond = "by value, ", ""
-    if ranking.has_intervals:
-        how = "" if _SURE in cost + gain else "no sure difference; by value, "
-        beyond = ", beyond the intervals"
-    said = [_capital(how + text)]
-    front = [of.name for of in ranked if of.rank == 1 and of not in (most, *tied)]
+    has_intervals = len({job.seed for job in best.jobs}) > 1
+    if not has_intervals:
+        text = f"by value, {text}"
+    elif _SURE not in gain + cost:
+        text = f"no sure difference; by value, {text}"
+    said = [_capital(text)]
+    front = [of.name for of in ranked if of.rank == 1 and of not in (most, best)]
     beaten = [of.name for of in ranked if of.rank != 1]
     if front:
         said.append(f"Also on the frontier: {_listed(front)}.")
     if beaten:
-        said.append(f"Beaten on both axes{beyond}: {_listed(beaten)}.")
-    if not ranking.has_intervals:
+        said.append(f"Beaten: {_listed(beaten)}.")
+    if not has_intervals:
         said.append("Each setting has one seed, so differences have no interval; add `seed=0,1,2`.")
     return " ".join(said)
 
 
-_NONE, _SURE, _UNSURE = "no difference in ", " (interval excludes 0)", " (inconclusive)"
-
-
-def _are_equal(first: Place, second: Place, axes: Axes) -> bool:
-    """Whether the differences on both axes round to 0."""
-    return all(_difference(first, second, measure).startswith(_NONE) for measure in axes)
+_SURE, _UNSURE = " (interval excludes 0)", " (inconclusive)"
 
 
 def _difference(first: Place, second: Place, measure: Measure) -> str:
     """The first setting minus the second, paired by seed, and whether its interval excludes 0."""
     found = measure.difference(first.jobs, second.jobs)
     text = _with_unit(found, measure, "+")
-    value, _, rest = text.partition(" ")
-    if not value.strip("0."):
-        title, _, ends = rest.removeprefix("nats ").partition(" [")
-        has_width = any(digit in ends for digit in "123456789")
-        return f"{_NONE}{title} [{ends}{_UNSURE}" if has_width else f"{_NONE}{title}"
     if found is None or found.interval is None:
         return text
     return text + (_UNSURE if found.interval[0] <= 0 <= found.interval[1] else _SURE)
@@ -332,7 +302,7 @@ def _either(names: Sequence[str], word: str = "or") -> str:
     return f"{', '.join(first)} {word} {last}" if first else last
 
 
-def _listed(names: Sequence[str], word: str = "and") -> str:
+def _listed(names: Sequence[str]) -> str:
     if len(names) > _MOST_NAMES:
         return f"{len(names)} settings"
-    return _either([f"`{name}`" for name in names], word)
+    return _either([f"`{name}`" for name in names], "and")

@@ -106,6 +106,7 @@ def render(sweep: Sweep) -> str:
         header=_header(sweep),
         answers=[_marked(line) for line in answer.sentences(rankings)],
         notes=[_marked(line) for line in answer.notes(sweep, rankings)],
+        rule=answer.RULE,
         has_seeds=len(sweep.replicates) < len(sweep.compared),
         has_axes=len(data["axes"]) > 1,
         tables={

@@ -28,13 +28,15 @@ def page_data(sweep: Sweep, rankings: Sequence[Ranking]) -> dict[str, Any]:
     """Everything the scripts read, except plots."""
     jobs = sweep.compared
     axes = rankings[0].axes if rankings else ()
-    texts = list(dict.fromkeys(job.held_out for job in jobs))
     most_seeds = max((len(group) for group in sweep.replicates), default=1)
     keys = dict.fromkeys(key for job in jobs for key in job.metrics)
     return {
-        "jobs": [_job(sweep, job, texts) for job in jobs],
-        # Jobs that differ in their seed only, by rank.
-        "groups": [figures.indices(sweep, place.jobs) for of in rankings for place in of.places],
+        "jobs": [_job(sweep, job) for job in jobs],
+        # What is comparable, and in each the jobs that differ in their seed only, by rank.
+        "rankings": [of.name for of in rankings],
+        "groups": [
+            [figures.indices(sweep, of.jobs) for of in ranking.places] for ranking in rankings
+        ],
         # By the number of seeds.
         "t": [0, 0, *map(t_quantile, range(2, most_seeds + 1))],
         "settings": _settings(sweep),
@@ -46,15 +48,13 @@ def page_data(sweep: Sweep, rankings: Sequence[Ranking]) -> dict[str, Any]:
     }
 
 
-def _job(sweep: Sweep, job: Job, texts: Sequence[str]) -> dict[str, Any]:
+def _job(sweep: Sweep, job: Job) -> dict[str, Any]:
     about = {**job.environment, **job.fingerprints}
     return {
         **figures.identity(sweep.labels[job.name], job),
         "short": sweep.setting(job),
         "nodes": job.nodes,
         "seed": job.seed,
-        "text": texts.index(job.held_out),
-        "parts": job.parts,
         "control": job.is_control,
         "command": job.command,
         "when": measures.period(job.started, job.finished),

@@ -235,7 +235,7 @@ class Search:
     """By objective and setting, 0..1; empty after few trials."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Sweep:
     """The jobs of a folder, or some of them."""
 

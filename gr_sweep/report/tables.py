@@ -11,7 +11,7 @@ from gr_sweep.config import is_number
 from gr_sweep.domains import is_under
 from gr_sweep.metrics import registry
 from gr_sweep.report import measures
-from gr_sweep.report.answer import Ranking
+from gr_sweep.report.answer import RULE, Ranking
 from gr_sweep.report.measures import MISSING, Measure, Text, interval_text, written
 from gr_sweep.report.sweep import (
     DENSE,
@@ -69,6 +69,8 @@ class Row:
     cells: Sequence[Cell]
     is_front: bool = False
     """Whether it is on the frontier."""
+    group: str = ""
+    """What distinguishes it from rows that it cannot be compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +97,13 @@ def settings(sweep: Sweep, rankings: Sequence[Ranking]) -> Table:
     """A row for each setting, by rank: means over seeds on both axes, and paired differences to the
     setting that is best on the first. Then details: what varies, and the other main metrics."""
     places = [place for ranking in rankings for place in ranking.places]
+    names = [ranking.name for ranking in rankings for _ in ranking.places]
     groups, axes = [place.jobs for place in places], rankings[0].axes
     rank = Column(
         name="rank",
         is_number=True,
-        meaning="1: on the frontier, no other setting is better on both axes beyond the intervals; "
-        "otherwise one more than the number of settings that are",
+        meaning=f"1: on the frontier; otherwise one more than the number of settings that beat it. "
+        f"{RULE}",
     )
     first = [(rank, [Cell(text=str(of.rank or MISSING), value=of.rank) for of in places])]
     seeds = [Cell(text=str(len(jobs)), value=len(jobs)) for jobs in groups]
@@ -114,9 +117,9 @@ def settings(sweep: Sweep, rankings: Sequence[Ranking]) -> Table:
     rows = [
         Row(
             name=place.name, label=sweep.label(place.jobs[0], seed=False), jobs=place.jobs,
-            cells=cells, is_front=place.rank == 1,
+            cells=cells, is_front=place.rank == 1, group=name,
         )
-        for place, cells in zip(places, by_row, strict=True)
+        for place, name, cells in zip(places, names, by_row, strict=True)
     ]  # fmt: skip
     columns = [Column(name="setting"), *(head for head, _ in [*first, *rest])]
     return Table(columns=columns, rows=rows, num_details=len(rest))

@@ -32,6 +32,7 @@ def print_table(sweep: Sweep, console: "Console") -> None:
         rankings = answer.rankings(sweep)
         for line in [*answer.sentences(rankings), *answer.notes(sweep, rankings)]:
             console.print(Text(line.replace("`", "")))
+        console.print(Text(answer.RULE))
         settings = tables.settings(sweep, rankings)
         console.print(_table(settings, console.width, sweep.name))
         units = "Held-out losses in nats per token; compute-equivalents and removal are fractions."
@@ -95,7 +96,12 @@ def _table(content: Table, width: int, title: str) -> "rich.table.Table":
             overflow="fold",
             no_wrap=column.is_number,
         )
+    group = ""
     for row, texts in zip(content.rows, _texts(content), strict=True):
+        if row.group != group:
+            group = row.group
+            table.add_section()
+            table.add_row(Text(f"{group}:", style="italic"))
         cells = [Text(row.name, style=figures.colour(row.jobs[0].edges)), *map(Text, texts)]
         for cell, text in zip(row.cells, cells[1:], strict=True):
             text.stylize("dim", len(cell.text))

@@ -50,7 +50,7 @@ const understood = (line) => {
 };
 
 /** Whether the filter hides some seeds of a setting and not others. */
-const isPartly = () => data.groups.some((group) => group.some((job) => shown.has(job)) && !group.every((job) => shown.has(job)));
+const isPartly = () => data.groups.flat().some((group) => group.some((job) => shown.has(job)) && !group.every((job) => shown.has(job)));
 
 const setFilter = (line) => {
   const { tests, problems } = understood(line);

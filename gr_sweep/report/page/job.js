@@ -140,7 +140,7 @@ const closeJob = () => {
   jobView.replaceChildren();
   remember({ job: "" });
   redraw();
-  [...document.querySelectorAll("#settings tbody")].find((body) => body.dataset.job.split(" ").includes(String(closed)))
+  [...document.querySelectorAll("#settings tbody:not(.group)")].find((body) => body.dataset.job.split(" ").includes(String(closed)))
     ?.querySelector("a").focus({ preventScroll: true });
   scrollTo({ top: scrolledTo, behavior: "instant" });
 };

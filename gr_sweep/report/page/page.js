@@ -13,13 +13,16 @@ for (const table of document.querySelectorAll("table.compare")) {
     const rising = head.getAttribute("aria-sort") !== "ascending";
     for (const other of heads) other.setAttribute("aria-sort", "none");
     head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-    const rows = [...table.tBodies].map((body) => [body.rows[0].cells[column].dataset.v, body]);
+    const isGroup = (body) => body.className === "group", bodies = [...table.tBodies];
+    const rows = bodies.filter((body) => !isGroup(body)).map((body) => [body.rows[0].cells[column].dataset.v, body]);
     const isNumeric = rows.every(([value]) => isEmpty(value) || !isNaN(value));
     rows.sort(([a], [b]) => {
       if (isEmpty(a) || isEmpty(b)) return isEmpty(a) - isEmpty(b);
       return (isNumeric ? a - b : a.localeCompare(b)) * (rising ? 1 : -1);
     });
-    table.append(...rows.map(([, body]) => body));
+    const sorted = [...bodies.filter(isGroup), ...rows.map(([, body]) => body)];
+    for (const group of new Set(bodies.map((body) => body.dataset.group)))
+      table.append(...sorted.filter((body) => body.dataset.group === group));
   }));
 }
 
@@ -67,7 +70,8 @@ for (const part of document.querySelectorAll("main section")) {
 const followAddress = () => {
   const saved = remembered();
   const [x, y] = ["x", "y"].map((side, at) => axes.get(saved.get(side)) ?? chosen[at]);
-  if (scatterBox && (x !== across || y !== up)) setAxes(x, y);
+  const of = data.rankings[saved.get("of")] === undefined ? 0 : Number(saved.get("of"));
+  if (scatterBox && (x !== across || y !== up || of !== ranking)) setAxes(x, y, of);
   setFilter(saved.get("q") ?? "");
   const job = data.jobs.findIndex(({ name }) => name === saved.get("job"));
   if (job >= 0 && job !== opened) showJob(job);

@@ -5,7 +5,7 @@ const FRONT_COLOUR = "#b8860b";
 
 const axes = new Map(data.axes.map((axis) => [axis.id, axis]));
 const chosen = data.chosen.map((id, at) => axes.get(id) ?? data.axes[at] ?? data.axes[0]);
-let [across, up] = chosen;
+let [across, up] = chosen, ranking = 0; // Settings of other rankings are not comparable.
 
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const digits = (value) => String(Number(value.toPrecision(4)));
@@ -18,7 +18,7 @@ const tInterval = (values) => {
 };
 
 /** The shown jobs that have both numbers, in groups that differ in their seed only. */
-const scatterGroups = () => data.groups.flatMap((group) => {
+const scatterGroups = () => data.groups[ranking].flatMap((group) => {
   const all = group.filter((job) => shown.has(job));
   const jobs = all.filter((job) => across.values[job] !== null && up.values[job] !== null);
   if (!jobs.length) return [];
@@ -31,33 +31,22 @@ const scatterGroups = () => data.groups.flatMap((group) => {
   return [{ jobs, first, isWhole: jobs.length === all.length && !first.control && !isBound, x: x.value, y: y.value, intervals: [x.interval, y.interval] }];
 });
 
-/** Groups that no other is better than on both axes beyond the intervals of paired differences, as in answer.py. */
+/** Groups that nothing beats: see RULE in answer.py. */
 const frontOf = (groups) => {
   if (!across.direction || !up.direction) return [];
-  const classes = new Map();
-  for (const group of groups.filter(({ isWhole }) => isWhole)) {
-    const { text, parts } = group.first, of = `${text} ${across.isMean || up.isMean ? parts : ""}`;
+  const all = groups.filter(({ isWhole }) => isWhole).map((group) => {
     const bySeed = new Map(group.jobs.map((job) => [data.jobs[job].seed, job])), seeds = [...bySeed.keys()].sort();
-    if (!classes.has(of)) classes.set(of, []);
-    classes.get(of).push({ group, bySeed, seeds, key: `${seeds}` });
-  }
-  return [...classes.values()].flatMap(frontOfClass);
-};
-
-const frontOfClass = (all) => {
+    return { group, bySeed, seeds, key: `${seeds}` };
+  });
   // Only groups with the same seeds are compared: the most seeds, and of those sets the one that most groups have.
-  const counts = new Map();
-  for (const { key } of all) counts.set(key, (counts.get(key) ?? 0) + 1);
-  const [{ seeds, key: most }] = [...all].sort((a, b) => b.seeds.length - a.seeds.length || counts.get(b.key) - counts.get(a.key));
-  const ranked = all.filter(({ key }) => key === most);
+  const count = (one) => all.filter(({ key }) => key === one.key).length;
+  const [first] = [...all].sort((a, b) => b.seeds.length - a.seeds.length || count(b) - count(a));
+  const ranked = all.filter(({ key }) => key === first.key);
   // More than gone is not better than gone.
   const on = (axis, job) => Math.min(axis.values[job], axis.most ?? Infinity) * axis.direction;
   const beats = (a, b) => {
-    const least = [across, up].map((axis) => {
-      const differences = seeds.map((seed) => on(axis, a.bySeed.get(seed)) - on(axis, b.bySeed.get(seed)));
-      return seeds.length === 1 ? differences[0] : mean(differences) > 0 ? tInterval(differences)[0] : -1;
-    });
-    return seeds.length === 1 ? Math.min(...least) >= 0 && Math.max(...least) > 0 : Math.min(...least) > 0;
+    const differences = [across, up].map((axis) => a.seeds.map((seed) => on(axis, a.bySeed.get(seed)) - on(axis, b.bySeed.get(seed))));
+    return differences.every((of) => mean(of) >= 0) && differences.some((of) => (of.length > 1 ? tInterval(of)[0] : of[0]) > 0);
   };
   return ranked.filter((one) => !ranked.some((other) => other !== one && beats(other, one))).map(({ group }) => group);
 };
@@ -65,7 +54,7 @@ const frontOfClass = (all) => {
 /** Dense models, which have only one of the two numbers, as lines; and what an axis says itself. */
 const linesOf = (axis, groups) => {
   const placed = new Set(groups.flatMap(({ jobs }) => jobs));
-  const dense = data.groups.map((group) => group.filter((job) => shown.has(job) && !placed.has(job) && axis.values[job] !== null))
+  const dense = data.groups[ranking].map((group) => group.filter((job) => shown.has(job) && !placed.has(job) && axis.values[job] !== null))
     .filter(([job]) => job !== undefined && data.jobs[job].kind === "dense" && axis.group !== "settings" && axis.group !== "cost");
   const lines = dense.map((jobs) => ({ at: mean(jobs.map((job) => axis.values[job])), name: data.jobs[jobs[0]].short }));
   return axis.line ? [...lines, { at: axis.line[0], name: axis.line[1] }] : lines;
@@ -223,10 +212,12 @@ const scatterFigure = () => {
 };
 
 const scatterBox = document.getElementById("scatter");
+const rankingSelect = document.getElementById("ranking");
 const axisSelects = ["x", "y"].map((side) => document.getElementById(`axis-${side}`));
 
-const setAxes = (x, y) => {
-  [across, up] = [x, y];
+const setAxes = (x, y, of = ranking) => {
+  [across, up, ranking] = [x, y, of];
+  rankingSelect.value = of;
   axisSelects.forEach((select, at) => { select.value = [x, y][at].id; });
   plot(scatterBox, scatterFigure, `${up.name} over ${across.name}`);
 };
@@ -241,6 +232,12 @@ if (scatterBox) {
       setAxes(at ? across : axis, at ? axis : up);
       remember({ x: across.id, y: up.id });
     });
+  });
+  rankingSelect.append(...data.rankings.map((name, value) => element("option", { value }, name)));
+  rankingSelect.parentElement.hidden = data.rankings.length < 2;
+  rankingSelect.addEventListener("change", () => {
+    setAxes(across, up, Number(rankingSelect.value));
+    remember({ of: ranking });
   });
   setAxes(across, up);
 }
