@@ -402,7 +402,7 @@ def metrics_text(kind: str) -> str:
     if kind == "means":
         lines = _table_head("key", "mean of", "over")
         for metric in final:
-            if metric.mean is not None:
+            if metric.mean:
                 lines.append(_table_row(f"`{metric.mean}`", _key(metric), metric.over.value))
         return "\n".join(lines)
     chosen = {

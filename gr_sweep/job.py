@@ -48,7 +48,7 @@ from gr_sweep.files import content_digest, write_whole
 from gr_sweep.joblock import JobLock, lock_job_dir
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.compare import summarize_losses
-from gr_sweep.metrics.losses import DocumentLoss, Text, write_losses, write_relearn
+from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, write_losses
 from gr_sweep.model.deferred import Deferred
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
@@ -330,7 +330,7 @@ class Job:
             write_whole(self.folder / jobdir.SAMPLES, json.dumps(self.samples, indent=1) + "\n")
         write_losses(self.folder / jobdir.DOCUMENT_LOSSES, self.rows)
         if self.relearned:
-            write_relearn(self.folder / jobdir.RELEARN, self.relearned)
+            write_losses(self.folder / jobdir.RELEARN, self.relearned, RelearnLoss)
         blocks = [block for block in self.routed.plan.blocks if not block.is_core]
         metrics, intervals = summarize_losses(
             self.rows,

@@ -24,7 +24,7 @@ from gr_sweep.config import (
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.errors import ConfigError, PlanError
 from gr_sweep.export.run import load_routed, open_run
-from gr_sweep.metrics.losses import View, read_losses, read_relearn
+from gr_sweep.metrics.losses import RelearnLoss, View, read_losses
 from gr_sweep.model.sizes import shape_of
 from gr_sweep.planning import Phase, phases_of, plan_of_last_round
 from gr_sweep.report.collect import read_samples
@@ -299,7 +299,8 @@ def test_experts_of_unequal_layers_that_stay_together_are_attacked(make_config, 
     plan = RoutePlan.from_json((tmp_path / "job" / "rounds" / "2" / "plan.json").read_text())
     assert not plan.isolated_domains and len({split.sizes for split in plan.splits.values()}) > 1
     # The attacks are on the domains of the partition.
-    assert {row.part for row in read_relearn(tmp_path / "job" / "relearn.csv")} == set(DOMAINS)
+    attacks = read_losses(tmp_path / "job" / "relearn.csv", RelearnLoss)
+    assert {row.part for row in attacks} == set(DOMAINS)
     calibrated = {key for key in metrics if key.startswith("loss/calibrated_removed/")}
     assert calibrated == {f"loss/calibrated_removed/{d}/{d}" for d in DOMAINS}
 

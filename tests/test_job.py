@@ -31,7 +31,7 @@ from gr_sweep.export.run import load_routed, open_run
 from gr_sweep.fingerprint import fingerprint
 from gr_sweep.jobdir import State, read_summary, standing, write_summary
 from gr_sweep.metrics import registry
-from gr_sweep.metrics.losses import Text, View, read_losses, read_relearn
+from gr_sweep.metrics.losses import RelearnLoss, Text, View, read_losses
 from gr_sweep.report.collect import read_samples
 from gr_sweep.train.distributed import Processes
 from gr_sweep.train.signals import SIGNALS, Stopped
@@ -390,7 +390,7 @@ def test_marked_text_is_read_in_every_view_and_an_attack_has_its_own_table(make_
         for text in (Text.plain, Text.marked, Text.swapped)
     )
     assert plain == marked == swapped
-    attack = read_relearn(tmp_path / "relearn.csv")
+    attack = read_losses(tmp_path / "relearn.csv", RelearnLoss)
     assert {(row.lr, row.trained_tokens) for row in attack} == {
         (lr, 8 * 32 * step) for lr in (1e-3, 1e-2) for step in (0, 1, 2, 4)
     }

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gr_sweep.export.run import load_routed, open_run
-from gr_sweep.metrics.losses import read_losses, read_relearn
+from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, read_losses
 from tests.jobs import rows_of
 from tests.several_jobs import NAMES, run_jobs
 
@@ -62,9 +62,10 @@ def assert_same_job(found: Path, expected: Path) -> None:
         for key, value in row.items():
             if not key.startswith(("time", "cost/")) and key != "train/tokens_per_second":
                 assert value == pytest.approx(other[key], rel=1e-5, abs=1e-6), key
-    for name, read in (("document_losses.csv", read_losses), ("relearn.csv", read_relearn)):
+    for name, kind in (("document_losses.csv", DocumentLoss), ("relearn.csv", RelearnLoss)):
         if (expected / name).exists():
-            for row, other in zip(read(found / name), read(expected / name), strict=True):
+            tables = (read_losses(folder / name, kind) for folder in (found, expected))
+            for row, other in zip(*tables, strict=True):
                 assert row.loss_nats == pytest.approx(other.loss_nats, rel=1e-5)
                 assert row._replace(loss_nats=0.0) == other._replace(loss_nats=0.0)
 

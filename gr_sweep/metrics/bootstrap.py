@@ -4,11 +4,13 @@ Documents are drawn, not tokens, since the tokens of a text are not independent.
 resampled as sum of losses over sum of tokens, so that long documents weigh as they do in the
 metric. All columns of a call share their draws, so that differences of columns are paired.
 Intervals are percentiles (Efron and Tibshirani 1993, chapter 13).
+
+A sample is an array: a number, then the same number in every resample. Formulas apply to it
+elementwise. It is nan where a number cannot be computed.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -18,64 +20,6 @@ FloatArray = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 DRAWS_AT_ONCE = 2_000_000
 """Draws in memory at a time: some tens of megabytes for any number of documents."""
-
-_NONE = np.empty(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A number, nan where it cannot be computed, and the same number in every resample.
-
-    Samples of the same documents must come from the same draws: their differences are then paired.
-    """
-
-    value: float
-    resampled: FloatArray = field(default_factory=lambda: _NONE)
-    """Empty where there is no interval."""
-
-    def __sub__(self, other: "Sample") -> "Sample":
-        value = self.value - other.value
-        if self.resampled.size == 0 or other.resampled.size == 0:
-            return Sample(value)
-        return Sample(value, self.resampled - other.resampled)
-
-
-MISSING = Sample(math.nan)
-"""A number that cannot be computed."""
-
-
-def combined(formula: Callable[..., float | FloatArray], *samples: Sample) -> Sample:
-    """An elementwise formula, applied to numbers and to each resample of them."""
-    value = float(formula(*(sample.value for sample in samples)))
-    if any(sample.resampled.size == 0 for sample in samples):
-        return Sample(value)
-    return Sample(value, np.asarray(formula(*(sample.resampled for sample in samples))))
-
-
-def mean_of(samples: Sequence[Sample]) -> Sample:
-    """Mean with equal weights; missing where one of the samples is, or there are none."""
-    if len(samples) < 2:
-        return samples[0] if samples else MISSING
-    return combined(lambda *values: sum(values[1:], start=values[0]) / len(values), *samples)
-
-
-class Estimates:
-    """Metrics and their intervals by key; values that are not finite are left out."""
-
-    def __init__(self) -> None:
-        self.metrics: dict[str, float] = {}
-        self.intervals: dict[str, tuple[float, float]] = {}
-        self.samples: dict[str, Sample] = {}
-
-    def add(self, key: str, sample: Sample) -> None:
-        """Adds a number, and its interval where there is one."""
-        self.samples[key] = sample
-        if not math.isfinite(sample.value):
-            return
-        self.metrics[key] = sample.value
-        bounds = interval(sample.resampled)
-        if bounds is not None:
-            self.intervals[key] = bounds
 
 
 def resampled_sums(values: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:
@@ -97,6 +41,15 @@ def resampled_sums(values: FloatArray, resamples: int, rng: np.random.Generator)
         counts = np.bincount(drawn.ravel(), minlength=size * num_documents)
         sums[start : start + size] = counts.reshape(size, num_documents) @ values
     return sums
+
+
+def estimates(
+    samples: Mapping[str, FloatArray],
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The numbers of samples and their intervals, by key, without those that are not finite."""
+    metrics = {key: float(of[0]) for key, of in samples.items() if math.isfinite(of[0])}
+    intervals = {key: interval(samples[key][1:]) for key in metrics}
+    return metrics, {key: bounds for key, bounds in intervals.items() if bounds is not None}
 
 
 def interval(resampled: FloatArray) -> tuple[float, float] | None:

@@ -5,23 +5,20 @@ that what makes a document hard for every model cancels. A metric whose baseline
 absent. How baselines are found is not known here.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from gr_sweep.config import Baseline
 from gr_sweep.domains import is_under
-from gr_sweep.metrics import formulas, registry
-from gr_sweep.metrics.bootstrap import MISSING, Estimates, Sample, combined, mean_of
+from gr_sweep.metrics import registry
+from gr_sweep.metrics.bootstrap import FloatArray, estimates
+from gr_sweep.metrics.formulas import ratio, tokens_to_relearn
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View
 from gr_sweep.metrics.registry import Metric, Over
-from gr_sweep.metrics.tables import LossTables, add_own
-
-_DENSE = "dense"
-_FILTERED_ATTACK = "filtered_relearned"
-_ATTACKED = View.removed
-"""Tables of attacks hold every attack under this view, whichever model it started from."""
+from gr_sweep.metrics.tables import DENSE, LossTables, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +39,17 @@ class Baselines:
     filtered_relearned: Mapping[str, Sequence[RelearnLoss]] = field(default_factory=dict)
     """The attack on F[e], by e."""
 
+    def runs(self, *views: View) -> dict[Run, Iterable[DocumentLoss]]:
+        """The losses in these views, on documents without markers."""
+        found: dict[Run, Iterable[DocumentLoss]] = {DENSE: self.dense or ()}
+        found |= {(Baseline.compute, share): rows for share, rows in self.shorter.items()}
+        for kind in (Baseline.filtered, Baseline.filtered_observed, Baseline.alone):
+            found |= {(kind, part): rows for part, rows in getattr(self, kind.value).items()}
+        return {
+            run: (row for row in rows if row.view in views and row.text is Text.plain)
+            for run, rows in found.items()
+        }
+
 
 NO_BASELINES = Baselines()
 
@@ -55,180 +63,56 @@ def summarize_losses(
     resamples: int = 1000,
     blocks: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """The metrics of a job's own table, those against baselines, and their 95 % intervals, from one
-    resampling. Those of attacks are in `compare_relearn`.
+    """The metrics that follow from the losses of a job and its baselines, and their 95 % intervals,
+    from one resampling. Those of attacks are in `compare_relearn`.
 
     A metric that cannot be computed is absent, never nan: a domain without tokens, a loss that is
     not finite, a view that lacks one of the domain's documents, a baseline that is missing or read
     other documents, a denominator that is not above 0, a compute equivalent below the first share.
     In a resample such a compute equivalent counts as the first share; the lower bound then means
-    that or less. A node of the domain tree stands for the domains under it: its losses are means
-    over them. A domain with a single document has no intervals.
+    that or less. A domain with a single document has no intervals.
 
     Args:
         rows: every view of every document.
-        domains: labels, in the order of the result; rows of other domains are ignored.
-        baselines: only their full models are read.
+        domains: labels; rows of other domains are ignored.
         seed: of the resampling, not negative; equal seeds give equal intervals.
         resamples: 0 gives no intervals.
         blocks: the owners of each block that was switched off alone, by its name; without it
             entanglement is absent.
-
-    Raises:
-        DataError: a document whose tokens or bytes differ between the job's views.
     """
-    runs: dict[Hashable, Iterable[DocumentLoss]] = {}
-    if baselines.dense is not None:
-        runs[_DENSE] = baselines.dense
-    runs.update({share: table for share, table in baselines.shorter.items()})
-    for kind in ("filtered", "filtered_observed", "alone"):
-        runs |= {(kind, part): table for part, table in getattr(baselines, kind).items()}
-    full = {run: _of((View.full, View.calibrated_full), rows) for run, rows in runs.items()}
-    tables = LossTables(rows, domains, full, seed=seed, resamples=resamples)
-    estimates = Estimates()
-    add_own(estimates, tables, blocks or {})
-    _Comparison(estimates, tables, baselines).add()
-    return estimates.metrics, estimates.intervals
-
-
-def _of(views: tuple[View, ...], rows: Iterable[DocumentLoss]) -> Iterator[DocumentLoss]:
-    return (row for row in rows if row.view in views and row.text is Text.plain)
-
-
-class _Comparison:
-    """The metrics of one job against its baselines, which `add` adds to `estimates`."""
-
-    def __init__(self, estimates: Estimates, tables: LossTables, baselines: Baselines) -> None:
-        self._add, self._samples = estimates.add, estimates.samples
-        self.tables = tables
-        self.baselines = baselines
-        self.shares = sorted(baselines.shorter)
-
-    def add(self) -> None:
-        """Adds all metrics whose baselines are there, then the means of all metrics."""
-        tables = self.tables
-        for domain in tables.domains:
-            self._add_utility(domain)
-        for part in tables.parts(View.removed):
-            self._add_removal(part)
-        for part in self.baselines.filtered:
-            for domain in tables.outside(part):
-                dense = tables.loss(domain, View.full, run=_DENSE)
-                self._add(registry.TRANSFER(part, domain), self._filtered(part, [domain]) - dense)
-        for part in tables.parts(View.unlearned):
-            self._add_closed_gap(
-                part, View.unlearned, registry.UNLEARNED_TAX, registry.UNLEARNED_REMOVAL
-            )
-            self._add_calibrated(part, View.calibrated_unlearned)
-        for metric in registry.METRICS:
+    runs = baselines.runs(View.full, View.calibrated_full)
+    tables = LossTables(rows, domains, runs, seed=seed, resamples=resamples, blocks=blocks)
+    samples: dict[str, FloatArray] = {}
+    for metric in registry.METRICS:
+        if metric.value is not None:
+            names = [tables.domains if p == "domain" else tables.parts for p in metric.placeholders]
+            for of in itertools.product(*names):
+                if metric.over is not Over.pairs or not is_under(of[1], of[0]):
+                    samples[metric(*of)] = metric.value(tables, *of)
             if metric.mean:
-                self._add(metric.mean, self._mean(metric))
-
-    def _filtered(self, part: str, domains: Sequence[str], kind: str = "filtered") -> Sample:
-        return self.tables.mean_loss(domains, View.full, run=(kind, part))
-
-    def _add_utility(self, domain: str) -> None:
-        """Compares the served model, the full one and a domain's expert with dense ones."""
-        tables = self.tables
-        dense = tables.loss(domain, View.full, run=_DENSE)
-        served, full = (tables.loss(domain, view) for view in (View.served, View.full))
-        expert = tables.loss(domain, View.kept, domain)
-        leaf = tables.loss(domain, View.expert)
-        # Where rounds have split a domain, its experts have the size of the baseline.
-        own = leaf if tables.parts(View.expert) else expert
-        for metric, sample in (
-            (registry.SERVED_TAX, served - dense),
-            (registry.TAX, full - dense),
-            (registry.EXPERT_TAX, expert - dense),
-            (registry.LEAF_TAX, leaf - dense),
-            (registry.ALONE_TAX, own - tables.loss(domain, View.full, run=("alone", domain))),
-            (registry.COMPUTE_EQUIVALENT_SERVED, self._compute_equivalent(served, [domain])),
-            (registry.COMPUTE_EQUIVALENT_FULL, self._compute_equivalent(full, [domain])),
-            (registry.COMPUTE_EQUIVALENT_KEPT, self._compute_equivalent(expert, [domain])),
-        ):
-            self._add(metric(domain), sample)
-
-    def _add_removal(self, part: str) -> None:
-        """Compares the model without a part with one never trained on it."""
-        tables = self.tables
-        for view, whole, tax, removal, equivalent in (
-            (
-                View.removed, View.full, registry.REMOVED_TAX, registry.REMOVAL,
-                registry.COMPUTE_EQUIVALENT_REMOVED,
-            ),
-            (
-                View.served_removed, View.served, registry.SERVED_REMOVED_TAX,
-                registry.SERVED_REMOVAL, registry.COMPUTE_EQUIVALENT_SERVED_REMOVED,
-            ),
-        ):  # fmt: skip
-            self._add_closed_gap(part, view, tax, removal, whole)
-            for domain in tables.outside(part):
-                left = tables.loss(domain, view, part)
-                self._add(equivalent(part, domain), self._compute_equivalent(left, [domain]))
-        self._add_calibrated(part, View.calibrated_removed)
-        own = tables.under(part)
-        removed = tables.mean_loss(own, View.removed, part)
-        filtered = self._filtered(part, own)
-        observed = self._filtered(part, own, "filtered_observed")
-        self._add(registry.FORGET_COMPUTE(part), self._compute_equivalent(removed, own))
-        self._add(registry.LEAKAGE(part), _ratio(filtered - removed, filtered - observed))
-
-    def _add_closed_gap(
-        self, part: str, view: View, tax: Metric, removal: Metric, whole: View = View.full
-    ) -> None:
-        """How close a view of the model without a part comes from the whole one to one never
-        trained on it, on the other domains and on the part itself."""
-        tables = self.tables
-        for domain in tables.outside(part):
-            left = tables.loss(domain, view, part)
-            self._add(tax(part, domain), left - self._filtered(part, [domain]))
-        own = tables.under(part)
-        full = tables.mean_loss(own, whole)
-        gap = self._filtered(part, own) - full
-        self._add(removal(part), _ratio(tables.mean_loss(own, view, part) - full, gap))
-
-    def _add_calibrated(self, part: str, calibrated: View) -> None:
-        """The same on the part with a bias fitted to each model."""
-        tables = self.tables
-        own = tables.under(part)
-        full = tables.mean_loss(own, View.calibrated_full, part)
-        gap = tables.mean_loss(own, View.calibrated_full, part, run=("filtered", part)) - full
-        closed = tables.mean_loss(own, calibrated, part) - full
-        self._add(registry.CALIBRATED_REMOVAL(part), _ratio(closed, gap))
-
-    def _compute_equivalent(self, loss: Sample, domains: Sequence[str]) -> Sample:
-        if not self.shares:
-            return MISSING
-        shares = [*self.shares, 1.0]
-
-        def formula(loss: Any, *dense: Any) -> Any:
-            return formulas.compute_equivalent(loss, shares, dense)
-
-        runs: list[Hashable] = [*self.shares, _DENSE]
-        curve = [self.tables.mean_loss(domains, View.full, run=run) for run in runs]
-        found = combined(formula, loss, *curve)
-        is_below = np.isnan(found.resampled)
-        return Sample(found.value, np.where(is_below, self.shares[0], found.resampled))
-
-    def _mean(self, metric: Metric) -> Sample:
-        """Mean of what was added, from the resamples of all entries."""
-        tables = self.tables
-        removed = tables.removable() or tables.removable(View.unlearned)
-        if metric.over is Over.pairs:
-            by_domain = [
-                [metric(part, domain) for part in removed if not is_under(domain, part)]
-                for domain in tables.domains
-            ]
-            return mean_of([mean_of(self._found(keys)) for keys in by_domain if keys])
-        names = removed if metric.over is Over.removed else tables.domains
-        return mean_of(self._found([metric(name) for name in names]))
-
-    def _found(self, keys: Iterable[str]) -> list[Sample]:
-        return [self._samples.get(key, MISSING) for key in keys]
+                samples[metric.mean] = _mean(metric, tables, samples)
+    return estimates(samples)
 
 
-def _ratio(part: Sample, whole: Sample) -> Sample:
-    return combined(formulas.ratio, part, whole)
+def _mean(metric: Metric, tables: LossTables, samples: Mapping[str, FloatArray]) -> FloatArray:
+    def mean(keys: Iterable[str]) -> FloatArray:
+        return tables.mean([samples.get(key, tables.missing) for key in keys])
+
+    removed = tables.removed_domains()
+    if metric.over is Over.pairs:
+        by_domain = [
+            [metric(part, domain) for part in removed if not is_under(domain, part)]
+            for domain in tables.domains
+        ]
+        return tables.mean([mean(keys) for keys in by_domain if keys])
+    return mean(map(metric, removed if metric.over is Over.removed else tables.domains))
+
+
+# Relearning
+
+_Curves = dict[float, tuple[list[int], list[FloatArray]]]
+"""By learning rate of an attack: the tokens trained on at its evaluations, from 0, and the mean
+held-out losses there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,14 +128,10 @@ class Attack:
 
 def attacks(rows: Sequence[RelearnLoss], part: str, domains: Sequence[str]) -> list[Attack]:
     """The attacks on the model without a part, one for each learning rate."""
-    tables = _attack_tables(rows, part, domains, NO_BASELINES, seed=0, resamples=0)
+    tables = LossTables(_evaluations(rows, part), domains, {}, seed=0, resamples=0)
     return [
-        Attack(
-            lr=lr,
-            tokens=tokens,
-            losses=tuple(_attacked_loss(tables, "", lr, trained).value for trained in tokens),
-        )
-        for lr, tokens in _evaluations(rows, part).items()
+        Attack(lr=lr, tokens=tuple(tokens), losses=tuple(float(loss[0]) for loss in losses))
+        for lr, (tokens, losses) in _curves(tables, part, rows).items()
     ]
 
 
@@ -275,117 +155,68 @@ def compare_relearn(
         baselines: `dense`, `filtered` and `filtered_relearned` are read.
         domains, seed, resamples: as in `summarize_losses`.
     """
-    estimates = Estimates()
-    exact_ratios = []
+    samples: dict[str, FloatArray] = {}
+    ratios = []
     for part in dict.fromkeys(row.part for row in rows):
-        if not any(is_under(domain, part) for domain in domains):
-            continue
-        tables = _attack_tables(rows, part, domains, baselines, seed=seed, resamples=resamples)
-        tokens, censored = _add_attack(
-            estimates, tables, part, "", rows,
-            (registry.RELEARN_LOSS, registry.RELEARN_TOKENS, registry.RELEARN_CENSORED),
-        )  # fmt: skip
-        filtered_tokens, filtered_censored = _add_attack(
-            estimates, tables, part, _FILTERED_ATTACK, baselines.filtered_relearned.get(part, ()),
-            (
-                registry.RELEARN_FILTERED_LOSS,
-                registry.RELEARN_FILTERED_TOKENS,
-                registry.RELEARN_FILTERED_CENSORED,
-            ),
-        )  # fmt: skip
-        both_censored = combined(np.multiply, censored, filtered_censored)
-        ratio = combined(
-            lambda ratio, unknown: np.where(unknown == 0, ratio, np.nan),
-            _ratio(tokens, filtered_tokens),
-            both_censored,
-        )
-        estimates.add(registry.RELEARN_RATIO(part), ratio)
+        own = [domain for domain in domains if is_under(domain, part)]
+        filtered_rows = baselines.filtered_relearned.get(part, ())
+        runs: dict[Run, Iterable[DocumentLoss]] = {_RELEARNED: _evaluations(filtered_rows, part)}
+        full = baselines.runs(View.full).items()
+        runs |= {run: of for run, of in full if run in (DENSE, (Baseline.filtered, part))}
+        evaluations = _evaluations(rows, part)
+        tables = LossTables(evaluations, own, runs, seed=seed, resamples=resamples)
+        levels = tables.filtered(part, part), tables.dense(part)
+        tokens = censored = filtered_tokens = filtered_censored = tables.missing
+        if curves := _curves(tables, part, rows):
+            tokens, censored = tokens_to_relearn([*curves.values()], *levels)
+            samples[registry.RELEARN_LOSS(part)] = _lowest(curves)
+        if curves := _curves(tables, part, filtered_rows, _RELEARNED):
+            filtered_tokens, filtered_censored = tokens_to_relearn([*curves.values()], *levels)
+            samples[registry.RELEARN_FILTERED_LOSS(part)] = _lowest(curves)
+        # Of two bounds there is no ratio.
+        is_unknown = censored * filtered_censored != 0
+        of_part = np.where(is_unknown, np.nan, ratio(tokens, filtered_tokens))
+        samples |= {
+            registry.RELEARN_TOKENS(part): tokens,
+            registry.RELEARN_CENSORED(part): censored[:1],
+            registry.RELEARN_FILTERED_TOKENS(part): filtered_tokens,
+            registry.RELEARN_FILTERED_CENSORED(part): filtered_censored[:1],
+            registry.RELEARN_RATIO(part): of_part,
+        }
         if part in domains:
-            is_bound = censored.value == 1 or filtered_censored.value == 1
-            exact_ratios.append(MISSING if is_bound else ratio)
-    estimates.add(registry.RELEARN_RATIO.mean, mean_of(exact_ratios))
-    return estimates.metrics, estimates.intervals
+            is_bound = censored[0] == 1 or filtered_censored[0] == 1
+            ratios.append(tables.missing if is_bound else of_part)
+    if ratios:
+        samples[registry.RELEARN_RATIO.mean] = tables.mean(ratios)
+    return estimates(samples)
 
 
-def _add_attack(
-    estimates: Estimates,
-    tables: LossTables,
-    part: str,
-    run: str,
-    rows: Iterable[RelearnLoss],
-    metrics: tuple[Metric, Metric, Metric],
-) -> tuple[Sample, Sample]:
-    """Adds loss, tokens and censoring of the attack in `rows`, whose columns are those of `run`.
-
-    Returns:
-        The tokens, and whether they are censored.
-    """
-    evaluations = _evaluations(rows, part)
-    if not evaluations:
-        return MISSING, MISSING
-    losses = [
-        _attacked_loss(tables, run, lr, trained)
-        for lr, tokens in evaluations.items()
-        for trained in tokens
-    ]
-
-    def relearned(filtered: Any, dense: Any, *losses: Any) -> tuple[Any, Any]:
-        values = iter(losses)
-        by_lr = [(tokens, [next(values) for _ in tokens]) for tokens in evaluations.values()]
-        return formulas.tokens_to_relearn(by_lr, filtered, dense)
-
-    runs: tuple[Hashable, ...] = (("filtered", part), _DENSE)
-    samples = [tables.mean_loss(tables.domains, View.full, run=run) for run in runs] + losses
-    tokens = combined(lambda *values: relearned(*values)[0], *samples)
-    censored = combined(lambda *values: relearned(*values)[1], *samples)
-    of_loss, of_tokens, of_censored = (metric(part) for metric in metrics)
-    estimates.add(of_loss, combined(lambda *losses: formulas.lowest_loss(losses), *losses))
-    estimates.add(of_tokens, tokens)
-    estimates.add(of_censored, Sample(censored.value))
-    return tokens, censored
+_RELEARNED: Run = (Baseline.filtered, "relearned")
+"""Tables of attacks hold that on the filtered model as the evaluations of this run."""
 
 
-def _evaluations(rows: Iterable[RelearnLoss], part: str) -> dict[float, tuple[int, ...]]:
-    """Tokens trained on at the evaluations of each learning rate."""
-    tokens: dict[float, set[int]] = {}
+def _evaluations(rows: Iterable[RelearnLoss], part: str) -> Iterator[DocumentLoss]:
+    """The attacks on a part as a view of one model, whose parts are the evaluations."""
     for row in rows:
         if row.part == part:
-            tokens.setdefault(row.lr, set()).add(row.trained_tokens)
-    return {lr: tuple(sorted(tokens[lr])) for lr in sorted(tokens)}
+            yield DocumentLoss(
+                View.removed, f"{row.lr} {row.trained_tokens}", row.domain, Text.plain,
+                row.document, row.loss_nats, row.tokens, row.bytes,
+            )  # fmt: skip
 
 
-def _attack_tables(
-    rows: Iterable[RelearnLoss],
-    part: str,
-    domains: Sequence[str],
-    baselines: Baselines,
-    *,
-    seed: int,
-    resamples: int,
-) -> LossTables:
-    """The domains under the part: evaluations of the attacks, F[e] and D."""
-
-    def attacked(rows: Iterable[RelearnLoss]) -> Iterator[DocumentLoss]:
-        for row in rows:
-            if row.part == part:
-                yield DocumentLoss(
-                    _ATTACKED, _evaluation(row.lr, row.trained_tokens), row.domain, Text.plain,
-                    row.document, row.loss_nats, row.tokens, row.bytes,
-                )  # fmt: skip
-
-    runs: dict[Hashable, Iterable[DocumentLoss]] = {
-        _FILTERED_ATTACK: attacked(baselines.filtered_relearned.get(part, ())),
-        _DENSE: _of((View.full,), baselines.dense or ()),
-        ("filtered", part): _of((View.full,), baselines.filtered.get(part, ())),
-    }
-    own = [domain for domain in domains if is_under(domain, part)]
-    return LossTables(attacked(rows), own, runs, seed=seed, resamples=resamples)
+def _curves(
+    tables: LossTables, part: str, rows: Iterable[RelearnLoss], run: Run | None = None
+) -> _Curves:
+    found: _Curves = {}
+    for lr, trained in sorted({(row.lr, row.trained_tokens) for row in rows if row.part == part}):
+        tokens, losses = found.setdefault(lr, ([], []))
+        tokens.append(trained)
+        losses.append(tables.loss(View.removed, f"{lr} {trained}", part, run=run))
+    return found
 
 
-def _evaluation(lr: float, trained_tokens: int) -> str:
-    """Names an evaluation, in the place of the part, in a table of attacks."""
-    return f"{lr!r} {trained_tokens}"
-
-
-def _attacked_loss(tables: LossTables, run: str, lr: float, trained_tokens: int) -> Sample:
-    return tables.mean_loss(tables.domains, _ATTACKED, _evaluation(lr, trained_tokens), run=run)
+def _lowest(curves: _Curves) -> FloatArray:
+    """The lowest loss at any time of any attack; nan (one that diverged) does not count."""
+    lowest: FloatArray = np.fmin.reduce([loss for _, losses in curves.values() for loss in losses])
+    return lowest

@@ -1,38 +1,34 @@
 """Formulas of metrics that are more than a difference or a mean of losses.
 
-They take numbers or arrays of resamples, elementwise; nan where there is no answer. Losses are
-held-out means in nats per token. What L, D and F mean is in `metrics/registry.py`.
+They apply elementwise to arrays of held-out losses in nats per token, and give nan where there is
+no answer. What L, D and F mean is in `metrics/registry.py`.
 """
 
-import math
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-Numbers = TypeVar("Numbers", float, FloatArray)
+from gr_sweep.metrics.bootstrap import FloatArray
 
 
-def bits_per_byte(loss_nats: Numbers, num_bytes: Numbers) -> Numbers:
-    """Bits per byte of UTF-8 text from the summed loss in nats of that text."""
-    return loss_nats / (math.log(2) * num_bytes)
+def ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
+    """part / whole, and nan where the whole is not above 0. Not clipped."""
+    is_positive = whole > 0
+    return np.where(is_positive, part / np.where(is_positive, whole, 1.0), np.nan)
 
 
-def ratio(part: Numbers, whole: Numbers) -> FloatArray:
-    """part / whole, and nan where the whole is not above 0. Not clipped.
+def removal(full: FloatArray, removed: FloatArray, filtered: FloatArray) -> FloatArray:
+    """Share of the way from the full model to one never trained on a domain; 1 is as if never
+    trained, and above 1 is worse than that.
 
-    Removal is the ratio of L[-e](e) - L(e) and F[e](e) - L(e); with the losses of models that have
-    a bias on their logits fitted to e, it is the calibrated removal of SGTM (arXiv 2512.05648).
+    Losses with a bias on the logits fitted to the domain give the calibrated removal of SGTM
+    (arXiv 2512.05648).
     """
-    part_, whole_ = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
-    positive = whole_ > 0
-    return np.where(positive, part_ / np.where(positive, whole_, 1.0), np.nan)
+    return ratio(removed - full, filtered - full)
 
 
 def compute_equivalent(
-    loss: Numbers, shares: Sequence[float], dense: Sequence[Numbers]
+    loss: FloatArray, shares: Sequence[float], dense: Sequence[FloatArray]
 ) -> FloatArray:
     """Share of the dense run's tokens at which dense training reaches the loss; 1 is free.
 
@@ -50,34 +46,21 @@ def compute_equivalent(
         At most 1, also below the last dense loss; nan above the first (less than the first share),
         and where a dense loss is nan.
     """
-    curve = np.minimum.accumulate(np.stack([np.asarray(point, dtype=float) for point in dense]))
-    wanted = np.asarray(loss, dtype=float)
-    found = np.where(wanted < curve[-1], 1.0, np.nan)
-    logs = np.log(shares)
-    for at in reversed(range(len(logs) - 1)):
-        above, below = curve[at], curve[at + 1]
-        inside = (below <= wanted) & (wanted < above)
-        # Nothing is inside a flat segment; 1 only avoids a division by 0.
-        way = (above - wanted) / np.where(above > below, above - below, 1.0)
-        way = np.clip(way, 0.0, 1.0)  # outside the segment it is not used
-        found = np.where(inside, np.exp(logs[at] + way * (logs[at + 1] - logs[at])), found)
-    found = np.where(wanted == curve[0], shares[0], found)
+    curve, logs = np.minimum.accumulate(np.stack(dense)), np.log(shares)
+    found = np.where(loss < curve[-1], 1.0, np.nan)
+    for above, below, start, end in zip(curve, curve[1:], logs, logs[1:], strict=False):
+        inside = (below <= loss) & (loss < above)
+        way = np.where(inside, above - loss, 0.0) / np.where(inside, above - below, 1.0)
+        found = np.where(inside, np.exp(start + way * (end - start)), found)
+    found = np.where(loss == curve[0], shares[0], found)
     # A nan anywhere in the curve has come down to its last point.
     return np.where(np.isnan(curve[-1]), np.nan, found)
 
 
-def lowest_loss(losses: Sequence[Numbers]) -> FloatArray:
-    """The lowest loss on e at any time of any attack: the strongest attack counts.
-
-    Args:
-        losses: at all evaluations; nan (the attack diverged) does not count as a success.
-    """
-    lowest = np.min(_high_if_nan(losses), axis=0)
-    return np.where(np.isinf(lowest), np.nan, lowest)
-
-
 def tokens_to_relearn(
-    attacks: Sequence[tuple[Sequence[int], Sequence[Numbers]]], filtered: Numbers, dense: Numbers
+    attacks: Sequence[tuple[Sequence[int], Sequence[FloatArray]]],
+    filtered: FloatArray,
+    dense: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
     """Tokens of the fastest attack to half of what there is to learn about e, F[e](e) - D(e).
 
@@ -87,7 +70,7 @@ def tokens_to_relearn(
 
     Args:
         attacks: for each learning rate, the tokens trained on at its evaluations, rising from 0,
-            and the losses; nan as in `lowest_loss`.
+            and the losses; nan (the attack diverged) is no success.
         filtered: F[e](e), of a dense model never trained on e.
         dense: D(e).
 
@@ -95,11 +78,11 @@ def tokens_to_relearn(
         Tokens, at most those of the longest attack, and whether they are censored: 1 where no
         attack reached half, else 0. Both nan where filtered <= dense.
     """
-    target = (np.asarray(filtered, dtype=float) + np.asarray(dense, dtype=float)) / 2
-    longest = max(tokens[-1] for tokens, _ in attacks)
-    fastest = np.full(target.shape, np.inf)
+    target = (filtered + dense) / 2
+    fastest = np.full_like(target, np.inf)
     for tokens, losses in attacks:
-        curve = _high_if_nan(losses)
+        curve = np.stack(losses)
+        curve[np.isnan(curve)] = np.inf
         reached = np.where(curve[0] <= target, float(tokens[0]), np.inf)
         for at in range(1, len(tokens)):
             before, after = curve[at - 1], curve[at]
@@ -112,14 +95,9 @@ def tokens_to_relearn(
             crossing = first * (last / first) ** way if first else way * last
             reached = np.where(crosses, crossing, reached)
         fastest = np.minimum(fastest, reached)
-    is_learnable = np.asarray(filtered) > np.asarray(dense)
-    censored = np.isinf(fastest)
+    longest = max(tokens[-1] for tokens, _ in attacks)
+    is_learnable, is_censored = filtered > dense, np.isinf(fastest)
     return (
-        np.where(is_learnable, np.where(censored, float(longest), fastest), np.nan),
-        np.where(is_learnable, censored.astype(float), np.nan),
+        np.where(is_learnable, np.where(is_censored, float(longest), fastest), np.nan),
+        np.where(is_learnable, is_censored.astype(float), np.nan),
     )
-
-
-def _high_if_nan(losses: Sequence[Numbers]) -> FloatArray:
-    curve = np.stack([np.asarray(loss, dtype=float) for loss in losses])
-    return np.where(np.isnan(curve), np.inf, curve)

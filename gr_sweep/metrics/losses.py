@@ -7,7 +7,7 @@ were removed or kept follows from them.
 import csv
 import enum
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ from gr_sweep.files import write_whole
 
 
 class View(enum.StrEnum):
-    """Which blocks were on, or what was done to the model before the text was read."""
+    """Which blocks were on, or what was done to the model before the text was read; the metrics
+    `loss/*` of the registry explain them."""
 
     full = "full"
     removed = "removed"
@@ -24,21 +25,12 @@ class View(enum.StrEnum):
     off = "off"
     """One block was off; the part is its name."""
     expert = "expert"
-    """Of `alternate`: each document by the expert of its own label alone, which may lie below the
-    document's domain."""
     served = "served"
-    """The label is unknown: the distinct networks of the domains kept alone, mixed by the posterior
-    over them."""
     served_removed = "served_removed"
-    """The same without the part: the networks of labels that are not under it, its blocks off."""
     calibrated_full = "calibrated_full"
-    """Full model with a bias on the logits, fitted on training text of the part."""
     calibrated_removed = "calibrated_removed"
-    """The same after the part was removed."""
     unlearned = "unlearned"
-    """Dense model after the part was unlearned."""
     calibrated_unlearned = "calibrated_unlearned"
-    """The same with a fitted bias."""
 
 
 class Text(enum.StrEnum):
@@ -88,39 +80,10 @@ class RelearnLoss(NamedTuple):
     bytes: int
 
 
-def write_losses(path: Path, rows: Iterable[DocumentLoss]) -> None:
-    """Writes document_losses.csv atomically; losses read back as the same float."""
-    _write(path, DocumentLoss, rows)
-
-
-def write_relearn(path: Path, rows: Iterable[RelearnLoss]) -> None:
-    """Writes relearn.csv as `write_losses` does."""
-    _write(path, RelearnLoss, rows)
-
-
-def read_losses(path: Path) -> list[DocumentLoss]:
-    """The rows of a document_losses.csv.
-
-    Raises:
-        DataError: a missing file, another header, or an invalid row, with its number.
-    """
-    return _read(path, DocumentLoss)
-
-
-def read_relearn(path: Path) -> list[RelearnLoss]:
-    """The rows of a relearn.csv; raises as `read_losses`."""
-    return _read(path, RelearnLoss)
-
-
-_CONVERTERS: dict[Any, Callable[[str], Any]] = {
-    # Looking values up is ten times as fast as calling the enum, and there are many lines.
-    View: View.__members__.__getitem__,
-    Text: Text.__members__.__getitem__,
-}
-"""By the type of a column, where it is not the type itself."""
-
-
-def _write(path: Path, kind: Any, rows: Iterable[DocumentLoss | RelearnLoss]) -> None:
+def write_losses(
+    path: Path, rows: Iterable[DocumentLoss | RelearnLoss], kind: Any = DocumentLoss
+) -> None:
+    """Writes rows of one kind as CSV, atomically; losses read back as the same float."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(kind._fields)
@@ -129,8 +92,15 @@ def _write(path: Path, kind: Any, rows: Iterable[DocumentLoss | RelearnLoss]) ->
     write_whole(path, text.getvalue())
 
 
-def _read(path: Path, kind: Any) -> list[Any]:
-    converters = [_CONVERTERS.get(of, of) for of in kind.__annotations__.values()]
+def read_losses(path: Path, kind: Any = DocumentLoss) -> list[Any]:
+    """The rows of a document_losses.csv, or of another `kind` of file.
+
+    Raises:
+        DataError: a missing file, another header, or an invalid row, with its number.
+    """
+    # Looking values up is ten times as fast as calling the enum, and there are many lines.
+    enums: dict[Any, Any] = {of: of.__members__.__getitem__ for of in (View, Text)}
+    converters = [enums.get(of, of) for of in kind.__annotations__.values()]
     rows: list[Any] = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -141,8 +111,5 @@ def _read(path: Path, kind: Any) -> list[Any]:
                 values = zip(converters, line, strict=True)
                 rows.append(kind._make([convert(text) for convert, text in values]))
     except (ValueError, KeyError, csv.Error, OSError) as error:
-        said: object = error
-        if isinstance(error, KeyError):
-            said = f"unknown view or text {error}, as of an earlier version of gr-sweep"
-        raise DataError(f"{path}, row {len(rows) + 1}: {said}") from error
+        raise DataError(f"{path}, row {len(rows) + 1}: invalid: {error}") from error
     return rows

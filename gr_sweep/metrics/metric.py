@@ -3,7 +3,9 @@
 import enum
 import functools
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 from gr_sweep.config import Baseline
 from gr_sweep.domains import metric_name
@@ -20,10 +22,11 @@ class Over(enum.Enum):
     removed = "removed domains"
     """Domains that were removed; inner nodes of the domain tree are left out."""
     pairs = "pairs of a removed domain and another"
-    """First over the removed domains for each domain that stays, then over those domains."""
+    """First over the removed domains for each domain that stays, then over those domains. Such a
+    metric has a value only for a domain that is not under the removed one."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric:
     """One metric. Calling it with names builds a key: `TAX("code")` is "utility/tax/code"."""
 
@@ -31,14 +34,18 @@ class Metric:
     """Key, or the template of its keys: `{domain}` (d), `{part}` (e), `{block}`, `{owners}`."""
     title: str
     """Short name, for the head of a column."""
+    meaning: str
+    """One line for readers who do not know the formula."""
+    _: KW_ONLY
     unit: str = ""
     """Empty for a fraction or ratio."""
     direction: int = 0
     """1: higher is better, -1: lower is better, 0: neither."""
     formula: str = ""
     """Definition, in the letters that `gr_sweep.metrics.registry` explains."""
-    meaning: str
-    """One line for readers who do not know the formula."""
+    value: Callable[..., Any] | None = None
+    """Computes the formula from `LossTables` and the names in the key; None for what is measured
+    elsewhere."""
     baselines: tuple[Baseline, ...] = ()
     """Baselines without which the metric is absent."""
     mean: str = ""
@@ -52,17 +59,7 @@ class Metric:
         Raises:
             TypeError: the template takes another number of names.
         """
-        # A report asks for the same keys of every job.
-        if (key := self._keys.get(names)) is None:
-            if len(names) != len(self.placeholders):
-                raise TypeError(f"{self.key} takes {len(self.placeholders)} names, got {names}")
-            template = PLACEHOLDER.sub("{}", self.key)
-            key = self._keys[names] = template.format(*map(metric_name, names))
-        return key
-
-    @functools.cached_property
-    def _keys(self) -> dict[tuple[str, ...], str]:
-        return {}
+        return _key(self.key, names)
 
     @functools.cached_property
     def placeholders(self) -> tuple[str, ...]:
@@ -79,3 +76,11 @@ class Metric:
     def mean_axis(self) -> str:
         """Label of an axis that shows the mean."""
         return f"mean {self.axis}"
+
+
+@functools.cache  # a report asks for the same keys of every job
+def _key(template: str, names: tuple[str, ...]) -> str:
+    parts = PLACEHOLDER.split(template)
+    if len(names) != len(parts) - 1:
+        raise TypeError(f"{template} takes {len(parts) - 1} names, got {names}")
+    return "".join(a + b for a, b in zip(parts, [*map(metric_name, names), ""], strict=True))

@@ -1,126 +1,120 @@
-"""Tables of losses, resampled, and the metrics that come from a job's own table.
+"""Losses of a job and of its baselines, resampled together; the registry's formulas read them.
 
-`LossTables` gives the mean loss of any model on any domain with its resamples; `metrics/compare.py`
-uses it for a job and its baselines. Documents with the same text (the same hash) count once.
+Every loss is a sample as in `metrics/bootstrap.py`. Documents with the same text (the same hash)
+count once.
 """
 
+import functools
 import math
-import operator
 import zlib
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from gr_sweep.config import Baseline
 from gr_sweep.domains import is_under
-from gr_sweep.errors import DataError
-from gr_sweep.metrics import bootstrap, registry
-from gr_sweep.metrics.bootstrap import MISSING, Estimates, Sample, combined, mean_of
-from gr_sweep.metrics.formulas import bits_per_byte
+from gr_sweep.metrics import bootstrap, formulas
+from gr_sweep.metrics.bootstrap import FloatArray
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
 
+Run = tuple[Baseline, str | float]
+"""A baseline: its kind, and the domain or node that it is without or alone on, or its share of the
+dense run's tokens."""
 
-class Read(NamedTuple):
-    """A document as one model read it."""
-
-    loss_nats: float
-    tokens: int
-    bytes: int
+DENSE: Run = (Baseline.dense, 1.0)
 
 
-class Column(NamedTuple):
+class _Column(NamedTuple):
     """A model in one state."""
 
     view: View
-    part: str = ""
-    run: Hashable = ""
-    """Which baseline; empty for the job itself."""
+    part: str
+    run: Run | None
+    """None for the job itself."""
 
 
-_Columns = dict[Column, dict[str, Read]]
+_Reads = dict[_Column, dict[str, tuple[float, tuple[int, int]]]]
+"""Loss of each document as a model read it, and the document's tokens and bytes."""
 
 
 class LossTables:
     """The losses of a job, and of its baselines on the same documents, by domain and text.
 
-    The documents are those of the job. A model that lacks one of them, or a baseline that read
-    another length of it, has no loss; documents that only baselines read are left out. Means over
-    domains weigh each domain the same; the resamples of domains are independent.
+    The documents are those of the job. A model that lacks one of them, or read another length of
+    it, has no loss (nan); documents that only baselines read are left out. The loss on a node of
+    the domain tree is the mean over the domains under it, each with the same weight. The resamples
+    of domains are independent; a domain with a single document has none.
     """
 
     def __init__(
         self,
         rows: Iterable[DocumentLoss],
         domains: Sequence[str],
-        baselines: Mapping[Hashable, Iterable[DocumentLoss]] | None = None,
+        baselines: Mapping[Run, Iterable[DocumentLoss]],
         *,
         seed: int,
         resamples: int,
+        blocks: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        """`rows` are the job's, `baselines` those of other runs; other domains are ignored. The
-        draws come from domain and seed, whichever other domains there are."""
-        self.domains = tuple(domains)
-        own: dict[tuple[str, Text], _Columns] = {}
-        others: dict[tuple[str, Text], _Columns] = {}
-        _add_columns(own, rows, "")
-        for run, of_run in (baselines or {}).items():
-            _add_columns(others, of_run, run)
-        self._losses: dict[tuple[str, Text, Column], Sample] = {}
-        self._bits_per_byte: dict[str, Sample] = {}
-        self._documents: dict[tuple[str, Text], list[str]] = {}
-        self._parts: dict[View, dict[str, None]] = {}
-        for (domain, text), columns in own.items():
-            if domain in self.domains:
-                for column in columns:
-                    self._parts.setdefault(column.view, {})[column.part] = None
-                rng = np.random.default_rng([seed, zlib.crc32(domain.encode())])
-                self._add(domain, text, columns, others.get((domain, text), {}), resamples, rng)
+        """The draws of a domain come from its name and `seed`, whichever other domains there are.
 
-    def _add(
-        self,
-        domain: str,
-        text: Text,
-        own: _Columns,
-        baselines: _Columns,
-        resamples: int,
-        rng: np.random.Generator,
-    ) -> None:
+        Args:
+            rows: the job's; other domains than `domains` are ignored.
+            blocks: the owners of each block that was switched off alone, by its name.
+        """
+        self.domains, self.blocks = tuple(domains), blocks or {}
+        self.missing = np.full(1 + resamples, np.nan)
+        """The sample of a number that cannot be computed."""
+        self._shares = sorted(float(of) for kind, of in baselines if kind is Baseline.compute)
+        self._losses: dict[tuple[str, Text, _Column], FloatArray] = {}
+        self._bits_per_byte: dict[str, FloatArray] = {}
+        self._documents: dict[tuple[str, Text], list[str]] = {}
+        tables: dict[tuple[str, Text], _Reads] = {}
+        runs: list[tuple[Run | None, Iterable[DocumentLoss]]] = [(None, rows), *baselines.items()]
+        for run, of_run in runs:
+            for view, part, domain, text, document, loss, tokens, num_bytes in of_run:
+                column = _Column(view, part, run)
+                reads = tables.setdefault((domain, text), {}).setdefault(column, {})
+                reads[document] = loss, (tokens, num_bytes)
+        for (domain, text), table in tables.items():
+            if domain in self.domains:
+                rng = np.random.default_rng([seed, zlib.crc32(domain.encode())])
+                self._add(domain, text, table, rng)
+        own = [column for *_, column in self._losses if column.run is None]
+        without = [str(part) for kind, part in baselines if kind is Baseline.filtered]
+        self.parts = list(dict.fromkeys([*(c.part for c in own if c.part), *without]))
+        """The parts that the job's views, and filtered baselines, are without or alone on."""
+        self._views = {(column.view, column.part) for column in own}
+
+    def _add(self, domain: str, text: Text, table: _Reads, rng: np.random.Generator) -> None:
         """Computes the losses on the documents of one domain, which are resampled together."""
         sizes: dict[str, tuple[int, int]] = {}
-        for reads in own.values():
-            for document, read in reads.items():
-                if sizes.setdefault(document, read[1:]) != read[1:]:
-                    raise DataError(
-                        f"document {document} of {domain} differs in size between views"
-                    )
+        for column, reads in table.items():
+            if column.run is None:
+                sizes |= {document: size for document, (_, size) in reads.items()}
         # A text of one token has no loss; without it no resample has 0 tokens.
-        documents = sorted(document for document in sizes if sizes[document][0] > 0)
+        documents = sorted(document for document, (tokens, _) in sizes.items() if tokens > 0)
         self._documents[domain, text] = documents
         if not documents:
             return
-        columns = {**own, **baselines}
-        table = np.full((len(documents), len(columns) + 2), np.nan)
+        values = np.full((len(documents), len(table) + 2), np.nan)
         for row, document in enumerate(documents):
-            for at, reads in enumerate(columns.values()):
-                found = reads.get(document)
-                # Losses that are not finite stay nan: 0 x inf would be nan with a warning.
-                if found and found[1:] == sizes[document] and math.isfinite(found.loss_nats):
-                    table[row, at] = found.loss_nats
-            table[row, -2:] = sizes[document]
-        has_draws = len(documents) > 1 and resamples > 0
-        drawn = bootstrap.resampled_sums(table, resamples, rng) if has_draws else table[:0]
-        *sums, tokens, num_bytes = (
-            Sample(float(value), drawn[:, at]) for at, value in enumerate(table.sum(axis=0))
-        )
-        for column, loss in zip(columns, sums, strict=True):
-            self._losses[domain, text, column] = combined(operator.truediv, loss, tokens)
-        if text is Text.plain and Column(View.full) in own and num_bytes.value > 0:
-            loss = sums[list(columns).index(Column(View.full))]
-            self._bits_per_byte[domain] = combined(bits_per_byte, loss, num_bytes)
-
-    def parts(self, view: View) -> list[str]:
-        """The parts that the job's rows of a view have, in order of appearance."""
-        return list(self._parts.get(view, ()))
+            for at, reads in enumerate(table.values()):
+                loss, size = reads.get(document, (math.nan, None))
+                # An infinite loss stays nan: 0 x inf would be nan with a warning.
+                if size == sizes[document] and math.isfinite(loss):
+                    values[row, at] = loss
+            values[row, -2:] = sizes[document]
+        resamples = len(self.missing) - 1
+        drawn = np.full((resamples, values.shape[1]), np.nan)
+        if len(documents) > 1:
+            drawn = bootstrap.resampled_sums(values, resamples, rng)
+        *sums, tokens, num_bytes = np.vstack([values.sum(axis=0), drawn]).T.copy()
+        for column, summed in zip(table, sums, strict=True):
+            self._losses[domain, text, column] = summed / tokens
+            if text is Text.plain and column == (View.full, "", None):
+                self._bits_per_byte[domain] = summed / (math.log(2) * num_bytes)
 
     def under(self, part: str) -> list[str]:
         """The domains at or below a node of the domain tree."""
@@ -130,108 +124,101 @@ class LossTables:
         """The other domains."""
         return [domain for domain in self.domains if not is_under(domain, part)]
 
-    def removable(self, view: View = View.removed) -> list[str]:
-        """The domains, without inner nodes, that were removed while another domain stayed."""
-        return [part for part in self.parts(view) if part in self.domains and self.outside(part)]
+    def removed_domains(self) -> list[str]:
+        """The domains, without inner nodes, that were removed, or else unlearned, while another
+        domain stayed."""
+        domains = [part for part in self.parts if part in self.domains and self.outside(part)]
+        removed = [part for part in domains if (View.removed, part) in self._views]
+        return removed or [part for part in domains if (View.unlearned, part) in self._views]
+
+    def mean(self, samples: Sequence[FloatArray]) -> FloatArray:
+        """Mean with equal weights; nan where one of the samples is, or there are none."""
+        return sum(samples[1:], start=samples[0]) / len(samples) if samples else self.missing
 
     def loss(
-        self,
-        domain: str,
-        view: View,
-        part: str = "",
-        *,
-        run: Hashable = "",
-        text: Text = Text.plain,
-    ) -> Sample:
-        """Mean loss on a domain, nats per token."""
-        return self._losses.get((domain, text, Column(view, part, run)), MISSING)
+        self, view: View, *names: str, run: Run | None = None, text: Text = Text.plain
+    ) -> FloatArray:
+        """Mean loss in nats per token; `names` are the part, if the view has one, and the domain or
+        node of the domain tree whose text is read."""
+        *part, node = names
+        column = _Column(view, "".join(part), run)
+        keys = [(domain, text, column) for domain in self.under(node)]
+        return self.mean([self._losses.get(key, self.missing) for key in keys])
 
-    def mean_loss(
-        self, domains: Sequence[str], view: View, part: str = "", *, run: Hashable = ""
-    ) -> Sample:
-        """Mean of `loss` over domains."""
-        return mean_of([self.loss(domain, view, part, run=run) for domain in domains])
+    full = functools.partialmethod(loss, View.full)
+    served = functools.partialmethod(loss, View.served)
+    expert = functools.partialmethod(loss, View.expert)
+    kept = functools.partialmethod(loss, View.kept)
+    removed = functools.partialmethod(loss, View.removed)
+    served_removed = functools.partialmethod(loss, View.served_removed)
+    unlearned = functools.partialmethod(loss, View.unlearned)
+    dense = functools.partialmethod(loss, View.full, run=DENSE)
+    ratio = staticmethod(formulas.ratio)
+    removal = staticmethod(formulas.removal)
 
-    def costs(self, view: View, part: str, whole: View = View.full) -> dict[str, Sample]:
-        """Loss that a view adds to the full model, or another `whole`, by domain."""
-        return {
-            domain: self.loss(domain, view, part) - self.loss(domain, whole)
-            for domain in self.domains
-        }
+    def filtered(self, part: str, node: str) -> FloatArray:
+        """Loss of the model that was never trained on a part."""
+        return self.loss(View.full, node, run=(Baseline.filtered, part))
 
-    def bits_per_byte(self, domain: str) -> Sample:
+    def alone_tax(self, domain: str) -> FloatArray:
+        """Loss of a domain's expert minus that of a dense model of its size trained on it alone."""
+        # Where rounds have split a domain, its experts have the size of the baseline.
+        is_split = (View.expert, "") in self._views
+        own = self.expert(domain) if is_split else self.kept(domain, domain)
+        return own - self.loss(View.full, domain, run=(Baseline.alone, domain))
+
+    def bits_per_byte(self, domain: str) -> FloatArray:
         """Of the full model."""
-        return self._bits_per_byte.get(domain, MISSING)
+        return self._bits_per_byte.get(domain, self.missing)
 
-    def spurious_gap(self, domain: str, view: View, part: str = "") -> Sample:
+    def calibrated_removal(self, part: str) -> FloatArray:
+        """Removal, or removal by unlearning, with a bias fitted to each model."""
+        is_unlearned = (View.calibrated_unlearned, part) in self._views
+        left = View.calibrated_unlearned if is_unlearned else View.calibrated_removed
+        full, filtered = (
+            self.loss(View.calibrated_full, part, part, run=run)
+            for run in (None, (Baseline.filtered, part))
+        )
+        return self.removal(full, self.loss(left, part, part), filtered)
+
+    def leakage(self, part: str) -> FloatArray:
+        """What is left of what the part's text without its label could teach."""
+        filtered = self.filtered(part, part)
+        observed = self.loss(View.full, part, run=(Baseline.filtered_observed, part))
+        return self.ratio(filtered - self.removed(part, part), filtered - observed)
+
+    def compute_equivalent(self, loss: FloatArray, node: str) -> FloatArray:
+        """Share of the dense run's tokens at which it reaches a loss on a domain or node. In a
+        resample in which no run is as bad, the first share counts."""
+        if not self._shares:
+            return self.missing
+        runs = [*((Baseline.compute, share) for share in self._shares), DENSE]
+        curve = [self.loss(View.full, node, run=run) for run in runs]
+        found = formulas.compute_equivalent(loss, [*self._shares, 1.0], curve)
+        is_below = np.isnan(found[1:]) & np.isfinite(loss[1:])
+        found[1:] = np.where(is_below, self._shares[0], found[1:])
+        return found
+
+    def selectivity(self, part: str) -> FloatArray:
+        """What removing a part costs it, minus what it costs the others."""
+        own = [self.removed(part, d) - self.full(d) for d in self.under(part)]
+        others = [self.removed(part, d) - self.full(d) for d in self.outside(part)]
+        return self.mean(own) - self.mean([np.maximum(cost, 0) for cost in others])
+
+    def entanglement(self, block: str) -> tuple[FloatArray, FloatArray]:
+        """Loss that switching a block off adds on its owners and on the other domains."""
+        owners = self.blocks.get(block, ())
+        costs = [self.loss(View.off, block, d) - self.full(d) for d in self.domains]
+        inside = [cost for d, cost in zip(self.domains, costs, strict=True) if d in owners]
+        outside = [cost for d, cost in zip(self.domains, costs, strict=True) if d not in owners]
+        if not inside or not outside:
+            return self.missing, self.missing
+        return self.mean(inside), self.mean(outside)
+
+    def spurious_gap(self, view: View, *names: str) -> FloatArray:
         """Loss with a swapped marker minus that with the right one, on the same documents."""
-        marked, swapped = Text.marked, Text.swapped
-        if self._documents.get((domain, marked)) != self._documents.get((domain, swapped)):
-            return MISSING
-        right, wrong = (self.loss(domain, view, part, text=text) for text in (marked, swapped))
-        return wrong - right
-
-
-def _add_columns(
-    columns: dict[tuple[str, Text], _Columns], rows: Iterable[DocumentLoss], run: Hashable
-) -> None:
-    """Adds rows by domain and text, then by column, then by document."""
-    for view, part, domain, text, document, loss_nats, tokens, num_bytes in rows:
-        column = columns.setdefault((domain, text), {}).setdefault(Column(view, part, run), {})
-        column[document] = Read(loss_nats, tokens, num_bytes)
-
-
-_LOSSES = {
-    View.removed: registry.LOSS_REMOVED,
-    View.served_removed: registry.LOSS_SERVED_REMOVED,
-    View.kept: registry.LOSS_KEPT,
-    View.off: registry.LOSS_OFF,
-    View.calibrated_full: registry.LOSS_CALIBRATED_FULL,
-    View.calibrated_removed: registry.LOSS_CALIBRATED_REMOVED,
-    View.unlearned: registry.LOSS_UNLEARNED,
-    View.calibrated_unlearned: registry.LOSS_CALIBRATED_UNLEARNED,
-}
-
-
-def add_own(
-    estimates: Estimates, tables: LossTables, blocks: Mapping[str, Collection[str]]
-) -> None:
-    """Adds the metrics that need no baseline, without their means.
-
-    Args:
-        tables: may also hold baselines.
-        blocks: as in `summarize_losses`.
-    """
-    add, domains = estimates.add, tables.domains
-    for domain in domains:
-        add(registry.LOSS_FULL(domain), tables.loss(domain, View.full))
-        add(registry.BITS_PER_BYTE_FULL(domain), tables.bits_per_byte(domain))
-        add(registry.LOSS_SERVED(domain), tables.loss(domain, View.served))
-        add(registry.LOSS_EXPERT(domain), tables.loss(domain, View.expert))
-        add(registry.SPURIOUS_GAP_FULL(domain), tables.spurious_gap(domain, View.full))
-        add(registry.SPURIOUS_GAP_KEPT(domain), tables.spurious_gap(domain, View.kept, domain))
-    for view, metric in _LOSSES.items():
-        for part in tables.parts(view):
-            for domain in domains:
-                add(metric(part, domain), tables.loss(domain, view, part))
-
-    for part in tables.parts(View.removed):
-        costs = tables.costs(View.removed, part)
-        for domain, cost in costs.items():
-            add(registry.MATRIX(part, domain), cost)
-        under, rest = tables.under(part), tables.outside(part)
-        if under and rest:
-            others = mean_of([combined(lambda cost: np.maximum(cost, 0), costs[d]) for d in rest])
-            own = mean_of([costs[domain] for domain in under])
-            add(registry.SELECTIVITY(part), own - others)
-        for domain, cost in tables.costs(View.served_removed, part, View.served).items():
-            add(registry.SERVED_MATRIX(part, domain), cost)
-
-    for block in tables.parts(View.off):
-        owners = blocks.get(block, ())
-        costs = tables.costs(View.off, block)
-        inside = [cost for domain, cost in costs.items() if domain in owners]
-        outside = [cost for domain, cost in costs.items() if domain not in owners]
-        if inside and outside:
-            add(registry.ENTANGLEMENT_INSIDE(block), mean_of(inside))
-            add(registry.ENTANGLEMENT_OUTSIDE(block), mean_of(outside))
+        marked, swapped = (
+            (self._documents.get((names[-1], text)), self.loss(view, *names, text=text))
+            for text in (Text.marked, Text.swapped)
+        )
+        return swapped[1] - marked[1] if marked[0] == swapped[0] else self.missing

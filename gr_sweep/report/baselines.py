@@ -35,7 +35,7 @@ from gr_sweep.metrics.compare import (
     compare_relearn,
     summarize_losses,
 )
-from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses, read_relearn
+from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View, read_losses
 from gr_sweep.planning import expert_widths, width_of_size
 from gr_sweep.report.sweep import DENSE, Job
 from gr_sweep.routing.plan import RoutePlan
@@ -71,7 +71,7 @@ class JobTables:
         if not losses.exists():
             return None
         rows = read_losses(losses)
-        attacked = read_relearn(relearn) if relearn.exists() else []
+        attacked = read_losses(relearn, RelearnLoss) if relearn.exists() else []
         has_blocks = any(row.view is View.off for row in rows)
         return cls(
             job=job,

@@ -5,17 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gr_sweep.metrics.formulas import (
-    bits_per_byte,
-    compute_equivalent,
-    lowest_loss,
-    tokens_to_relearn,
-)
-
-
-def test_bits_per_byte_of_a_fair_coin_a_byte_is_one() -> None:
-    assert bits_per_byte(8 * math.log(2), 8) == pytest.approx(1.0)
-
+from gr_sweep.metrics.formulas import compute_equivalent, tokens_to_relearn
 
 SHARES = [0.25, 0.5, 1.0]
 
@@ -56,7 +46,6 @@ def test_relearning_takes_the_tokens_to_half_of_what_there_is_to_learn() -> None
 def test_relearning_counts_the_strongest_attack() -> None:
     slow, fast = ([0, 10, 20], [8.0, 7.0, 5.0]), ([0, 10, 20], [8.0, 4.0, 9.0])
     assert tokens_to_relearn([slow, fast], 8.0, 4.0) == (5.0, 0)
-    assert lowest_loss(slow[1] + fast[1]) == 4.0
 
 
 def test_attack_that_diverged_is_no_success_and_leaves_the_others_theirs() -> None:
@@ -64,8 +53,6 @@ def test_attack_that_diverged_is_no_success_and_leaves_the_others_theirs() -> No
     assert tokens_to_relearn([diverged, other], 8.0, 4.0) == (pytest.approx(200**0.5), 0)
     assert tokens_to_relearn([diverged], 8.0, 4.0) == (20, 1)
     assert tokens_to_relearn([([0, 10, 20], [8.0, math.nan, 5.0])], 8.0, 4.0) == (20, 0)
-    assert lowest_loss(diverged[1] + other[1]) == 5.0
-    assert math.isnan(lowest_loss([math.nan, math.nan]))
 
 
 def test_relearning_works_on_resamples_elementwise() -> None:

@@ -11,9 +11,7 @@ from gr_sweep.metrics.losses import (
     Text,
     View,
     read_losses,
-    read_relearn,
     write_losses,
-    write_relearn,
 )
 
 HEADER = "view,part,domain,text,document,loss_nats,tokens,bytes\n"
@@ -33,10 +31,10 @@ def test_rows_read_back_as_they_were_written(tmp_path: Path) -> None:
         RelearnLoss(View.full, "a/b", 1 / 3, 0, "a/b", "b0", 1e-17, 3, 12),
     ]
     path = tmp_path / "relearn.csv"
-    write_relearn(path, attacks)
+    write_losses(path, attacks, RelearnLoss)
     header = "view,part,lr,trained_tokens,domain,document,loss_nats,tokens,bytes\n"
     assert path.read_text().startswith(header)
-    assert read_relearn(path) == attacks
+    assert read_losses(path, RelearnLoss) == attacks
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ from gr_sweep.metrics.losses import (
     Text,
     View,
     write_losses,
-    write_relearn,
 )
 from gr_sweep.report import read_sweep
 from gr_sweep.report.sweep import Sweep
@@ -259,7 +258,7 @@ def write_job(
     if robust:
         attacked = View.full if without else View.removed
         part = without[0] if without else ""
-        write_relearn(job / "relearn.csv", relearn_losses(rows, attacked, part))
+        write_losses(job / "relearn.csv", relearn_losses(rows, attacked, part), RelearnLoss)
     lines = [json.dumps(row) + "\n" for row in history(metrics, domains, rng, steps)]
     (job / "metrics.jsonl").write_text("".join(lines))
     command = command or f"gr-sweep {' '.join(overrides)}"

@@ -24,7 +24,6 @@ from gr_sweep.metrics.losses import (
     Text,
     View,
     write_losses,
-    write_relearn,
 )
 from gr_sweep.report import measures
 from gr_sweep.report.collect import read_sweep
@@ -98,7 +97,7 @@ def write(
     job.mkdir(parents=True)
     write_losses(job / "document_losses.csv", rows)
     if relearn:
-        write_relearn(job / "relearn.csv", relearn)
+        write_losses(job / "relearn.csv", relearn, RelearnLoss)
     write_summary(job, resolve(config), metrics, intervals, text=text)
     return job
 
