@@ -2,13 +2,13 @@
 
 Each part is a command in a process of its own, so that running out of memory, a crash or a part
 that hangs leaves the others alone. The most valuable parts come first. After each one the JSON
-file, and beside it a page of Markdown, are written again. torch, transformers and pytest are
-enough; a part that needs more is skipped and says so.
+file, and beside it a page of Markdown, are written again. torch and transformers are enough for the
+steps; a part that needs more fails and says so.
 """
 
 import contextlib
-import importlib.util
 import json
+import math
 import os
 import platform
 import shlex
@@ -36,7 +36,6 @@ LEAST_S = 5.0
 """A part with less time than this is skipped."""
 STOP_S = 10.0
 """Time that a part has to end after SIGTERM: a sweep stops its jobs."""
-_MOST_S = 7 * 86_400
 NOTES = 12
 """Last lines of a part's error output that are kept."""
 
@@ -44,6 +43,13 @@ _STEP = ("-m", "gr_sweep.bench.step", "--json")
 _ENVIRONMENT = (
     "from gr_sweep.bench.gpu import environment as e; import json; print(json.dumps(e()))"
 )
+
+
+def _read_json(output: str, folder: Path, seconds: float) -> Any:
+    content = json.loads(output)
+    if content.get("rows") == []:
+        raise ValueError("nothing was measured")
+    return content
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,8 @@ class Part:
     """What Python is given; `{folder}` is an empty folder."""
     weight: float
     """Its share of the time that is left for it and the parts after it."""
-    needs: tuple[str, ...] = ()
-    """Modules without which it is skipped."""
-    read: Callable[[str, Path, float], Any] | None = None
-    """The result, from the command's output, its folder and the seconds it took; None: from JSON,
-    with at least one row if it has rows."""
+    read: Callable[[str, Path, float], Any] = _read_json
+    """The result, from the command's output, its folder and the seconds it took."""
 
 
 def parts(*, is_tiny: bool = False) -> list[Part]:
@@ -81,19 +84,17 @@ def parts(*, is_tiny: bool = False) -> list[Part]:
         )
         if is_tiny:
             words += " model=tiny train.steps=2 train.sequence_length=32 train.device=cpu"
-        needs = ("hydra", "omegaconf", "datasets", "pandas", "plotly")
-        return Part(name, tuple(words.split()), 1.5, needs, read_sweep)
+        return Part(name, tuple(words.split()), 1.5, read_sweep)
 
     dropouts = ("--dropout", "0", "0.5", "1")
     both = ("--edges", "both", "--dropout", "0.5")
     seven = ("--activation-checkpointing", *both)
     units = "mlp=16,attn=16"
-    file = "tests/test_gpu.py"
-    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", file)
+    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/test_gpu.py")
     return [
         Part("environment", ("-c", _ENVIRONMENT), 1.5),
         step("compiled", 6, "--compile", "--edges", "both", *dropouts),
-        Part("tests", tests, 3, ("pytest", file), read_tests),
+        Part("tests", tests, 3, read_tests),
         step("eager", 3.5, *dropouts),
         step("7b", 2, *seven, size="7b", rows=3),
         step("7b, frozen core", 1.5, *seven, "--frozen-core", "--shared", "1", "--adapters", units,
@@ -111,26 +112,16 @@ def environment() -> dict[str, Any]:
     import torch
     import transformers
 
-    found = {
+    gpus = [torch.cuda.get_device_properties(at) for at in range(torch.cuda.device_count())]
+    return {
         "gr_sweep": gr_sweep.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "transformers": transformers.__version__,
         "cores": os.cpu_count(),
-        "devices": [],
+        "devices": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus],
     }
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        gpu = torch.cuda.get_device_properties(index)
-        found["devices"] += [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"]
-    return found
-
-
-def _read_json(output: str, folder: Path, seconds: float) -> Any:
-    content = json.loads(output)
-    if content.get("rows") == []:
-        raise ValueError("nothing was measured")
-    return content
 
 
 def read_tests(output: str, folder: Path, seconds: float) -> dict[str, Any]:
@@ -144,14 +135,15 @@ def read_sweep(output: str, folder: Path, seconds: float) -> dict[str, Any]:
     """Tokens per second of a sweep whose jobs all ran at once."""
     summaries = [read_finished(path.parent) for path in sorted(folder.rglob(SUMMARY))]
     jobs = [summary["metrics"] for summary in summaries if summary is not None]
-    tokens = sum(metrics[registry.COST_TRAIN_TOKENS.key] for metrics in jobs)
+    tokens, rates = (
+        sum(metrics[metric.key] for metrics in jobs)
+        for metric in (registry.COST_TRAIN_TOKENS, registry.COST_TOKENS_PER_SECOND)
+    )
     return {
         "jobs": len(jobs),
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
-        "training_tokens_per_second": sum(
-            metrics[registry.COST_TOKENS_PER_SECOND.key] for metrics in jobs
-        ),
+        "training_tokens_per_second": rates,
     }
 
 
@@ -172,24 +164,12 @@ def run_parts(
     for index, part in enumerate(found):
         share = part.weight / sum(other.weight for other in found[index:])
         limit_s = share * (end - time.monotonic())
-        missing = [name for name in part.needs if not _is_here(name)]
-        if missing:
-            results[part.name] = _skipped(f"{', '.join(missing)} not here")
-        elif limit_s < LEAST_S:
-            results[part.name] = _skipped("no time was left")
+        if limit_s < LEAST_S:
+            results[part.name] = {"status": "skipped", "reason": "no time was left"}
         else:
             results[part.name] = run_part(part, limit_s)
         report(results)
     return results
-
-
-def _skipped(reason: str) -> dict[str, Any]:
-    return {"status": "skipped", "reason": reason}
-
-
-def _is_here(name: str) -> bool:
-    """Whether a module can be imported, or a file is part of this checkout."""
-    return (ROOT / name).exists() if "/" in name else importlib.util.find_spec(name) is not None
 
 
 def run_part(part: Part, limit_s: float) -> dict[str, Any]:
@@ -207,26 +187,24 @@ def run_part(part: Part, limit_s: float) -> dict[str, Any]:
                 [sys.executable, *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stdout,
                 stderr=stderr, start_new_session=True,
             )  # fmt: skip
+            status, reason = "stopped", f"took longer than {limit_s:.0f} s"
             try:
-                process.wait(limit_s)
+                if process.wait(limit_s) == 0:
+                    status, reason = "done", ""
+                else:
+                    status, reason = "failed", f"exit status {process.returncode}"
             except subprocess.TimeoutExpired:
-                status = "stopped"
-            else:
-                status = "done" if process.returncode == 0 else "failed"
+                pass
             finally:
                 _end(process)
         seconds = time.monotonic() - begun
         notes = err.read_text("utf-8", "replace").strip().splitlines()[-NOTES:]
         try:
-            result = (part.read or _read_json)(out.read_text("utf-8", "replace"), folder, seconds)
+            result = part.read(out.read_text("utf-8", "replace"), folder, seconds)
         except Exception as error:  # cut off, or another kind of output: the other parts go on
             result = None
             if status == "done":
-                status, notes = "failed", [*notes, f"its output cannot be read: {error!r}"]
-    reason = {
-        "stopped": f"took longer than {limit_s:.0f} s",
-        "failed": f"exit status {process.returncode}",
-    }.get(status, "")
+                status, reason = "failed", f"its output cannot be read: {error!r}"
     return {
         "status": status, "reason": reason, "command": shlex.join(["python", *words]),
         "seconds": round(seconds, 1), "notes": notes, "result": result,
@@ -234,27 +212,13 @@ def run_part(part: Part, limit_s: float) -> dict[str, Any]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends what is left of the process's group, and a sweep's jobs, which have other groups."""
-    jobs = _descendants(process.pid)
+    """Ends what is left of the process's group. A sweep stops its jobs, which have other groups."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
         os.killpg(process.pid, signal.SIGKILL)
-    for pid in jobs:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
     process.wait()
-
-
-def _descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and theirs; empty where there is no /proc."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):  # one that has ended
-        for file in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in map(int, file.read_text().split()):
-                found += [child, *_descendants(child)]
-    return found
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -263,21 +227,18 @@ def markdown(results: Mapping[str, Any]) -> str:
     versions = (f"{name} {here.get(name)}" for name in ("torch", "cuda", "transformers"))
     steps, others = [], []
     for name, of in results.items():
-        result = of.get("result") or {}
+        result, notes = of.get("result") or {}, of.get("notes", [])
         steps += [_line(name, row) for row in result.get("rows", ())]
         said = [": ".join(filter(None, (of["status"], of["reason"])))]
         if "said" in result:
             said = [result["said"], *result["failed"]]
         elif "jobs" in result:
             rates = result["training_tokens_per_second"], result["tokens_per_second"]
-            said += [
-                f"{result['jobs']} jobs",
-                "{:,.0f} tokens/s, {:,.0f} with starts".format(*rates),
-            ]
-        notes = of.get("notes", [])
+            said.append("{} jobs".format(result["jobs"]))
+            said.append("{:,.0f} tokens/s, {:,.0f} with starts".format(*rates))
         said += notes[-2:] if of["status"] == "failed" else []
         said += [note for note in notes if note.startswith("not measured") and note not in said]
-        others += [f"| {name} | {'; '.join(said).replace('|', '/')} |"]
+        others.append(f"| {name} | {'; '.join(said).replace('|', '/')} |")
     head = [
         "| part | plan | adapters | edges | foreign dropout | time over dense (limit) | MFU "
         "| tokens/s | peak GiB (estimate) | first step |",
@@ -317,10 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="; ".join(names))  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help="tiny models, for a CPU: a test")
     options = parser.parse_args(argv)
-    if not RESERVE_S < 60 * options.minutes < _MOST_S:
-        raise invalid("--minutes", options.minutes, f"above {RESERVE_S / 60:.2f}, below a week")
-    if options.json.suffix == ".md":
-        raise invalid("--json", str(options.json), "another suffix than that of the Markdown file")
+    if not RESERVE_S < 60 * options.minutes < math.inf:
+        raise invalid("--minutes", options.minutes, f"more than {RESERVE_S / 60:.2f}")
     chosen = [part for part in parts(is_tiny=options.tiny) if part.name in options.parts]
     command = shlex.join(["gr-sweep", "bench", "gpu", *argv])
 
@@ -329,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_whole(options.json, json.dumps(content, indent=1) + "\n")
         write_whole(options.json.with_suffix(".md"), f"`{command}`\n\n{markdown(results)}")
         for name, of in list(results.items())[-1:]:
-            print(f"{name}: {of['status']} {of.get('reason', '')}".rstrip(), file=sys.stderr)
+            print(f"{name}: {of['status']} {of['reason']}".rstrip(), file=sys.stderr)
 
     # As with Ctrl-C, the part that runs is ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

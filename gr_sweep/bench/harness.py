@@ -7,14 +7,23 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from gr_sweep.arguments import Parser, count
 
 Case = TypeVar("Case", bound=Hashable)
+Row = dict[str, Any]
+"""What was measured of one setting. All benchmarks have:
+
+- edges: an edge choice, or "dense"; of an MLP also "masked", the published formula
+- mlp_shared: the core's share of the MLP units
+- foreign_dropout
+- seconds: median of a forward and backward pass; of a step, with clipping and the optimizer
+- ratio: `seconds` over those of the dense setting
+- flop_limit: operations over those of the dense setting, the ratio if nothing else cost time
+"""
 
 
 def median_seconds(
@@ -39,15 +48,12 @@ def median_seconds(
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
     """Seconds that one call takes, until the device has finished it."""
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    start = now()
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
     run()
-    return now() - start
+    wait()
+    return time.perf_counter() - start
 
 
 def this_device() -> torch.device:
@@ -75,65 +81,37 @@ def bench_parser(
     return parser
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """The time of one setting, compared with the dense one."""
-
-    edges: str
-    """An edge choice, or "dense"; of an MLP also "masked", the published formula."""
-    mlp_shared: float
-    """The core's share of the MLP units."""
-    foreign_dropout: float
-    seconds: float
-    """Median of a forward and backward pass; of a step, with clipping and the optimizer."""
-    ratio: float
-    """`seconds` over those of the dense setting."""
-    flop_limit: float
-    """Operations over those of the dense setting: the ratio if nothing else cost time."""
-
-
 def show(
     name: str,
     argv: Sequence[str],
     options: argparse.Namespace,
-    results: Iterable[Result],
+    rows: Iterable[Row],
     columns: Mapping[str, str],
 ) -> None:
-    """Prints results: a table that grows with each of them, or JSON at the end (`--json`).
+    """Prints rows: a table that grows with each of them, or JSON at the end (`--json`).
 
     Args:
         argv: the words after the benchmark's name.
         options: what was parsed from them.
-        results: one at a time, each measured when it is asked for.
-        columns: format specifications by name of a field.
+        rows: one at a time, each measured when it is asked for.
+        columns: format specifications, with a width, by name of a column.
     """
     device, threads = device_name(this_device()), torch.get_num_threads()
     if options.json:
-        rows = [asdict(result) for result in results]
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
         content = {
             "benchmark": name,
             "command": shlex.join(["gr-sweep", "bench", name, *argv]),
             "device": device,
             "torch": torch.__version__,
             "threads": threads,
-            "settings": settings,
-            "rows": rows,
+            "settings": {key: value for key, value in vars(options).items() if key != "json"},
+            "rows": list(rows),
         }
         print(json.dumps(content, indent=1))
         return
     print(f"{options.rows * options.sequence_length} tokens, {device}, {threads} threads")
-    print(
-        "  ".join(f"{key.replace('_', ' '):>{_width(key, form)}}" for key, form in columns.items())
-    )
-    for result in results:
-        values = asdict(result)
-        cells = (
-            f"{'-' if values[key] is None else format(values[key], form):>{_width(key, form)}}"
-            for key, form in columns.items()
-        )
-        print("  ".join(cells), flush=True)
-
-
-def _width(key: str, form: str) -> int:
-    return max(len(key), int(form.split(".")[0].rstrip("sd,") or 0))
+    widths = {key: max(len(key), int(form.split(".")[0])) for key, form in columns.items()}
+    print("  ".join(f"{key.replace('_', ' '):>{width}}" for key, width in widths.items()))
+    for row in rows:
+        cells = ("-" if row[key] is None else format(row[key], columns[key]) for key in columns)
+        print("  ".join(f"{cell:>{widths[key]}}" for key, cell in zip(columns, cells, strict=True)))

@@ -6,7 +6,6 @@ which computes every product of the dense MLP and then cuts. Each ratio comes wi
 the multiply-adds that the setting needs over those of the dense MLP.
 """
 
-import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from gr_sweep.arguments import count
 from gr_sweep.bench import harness
-from gr_sweep.bench.harness import Result
 from gr_sweep.bench.step import DOMAINS
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
@@ -30,8 +28,8 @@ SHARES = (0.25, 0.5, 0.75)
 DROPOUTS = (0.0, 0.5, 1.0)
 
 _COLUMNS = {
-    "edges": "7s", "mlp_shared": ".2f", "foreign_dropout": ".2f", "seconds": "9.5f",
-    "ratio": "7.3f", "flop_limit": ".3f",
+    "edges": "7", "mlp_shared": "4.2f", "foreign_dropout": "4.2f", "seconds": "9.5f",
+    "ratio": "7.3f", "flop_limit": "5.3f",
 }  # fmt: skip
 
 
@@ -43,7 +41,7 @@ def bench_mlp(
     sequence_length: int,
     rounds: int,
     device: torch.device,
-) -> list[Result]:
+) -> list[harness.Row]:
     """Medians over `rounds` alternating rounds, the dense MLP first.
 
     Args:
@@ -59,25 +57,7 @@ def bench_mlp(
     counts = {domain: each + (index < extra) for index, domain in enumerate(DOMAINS)}
     x_NTD, dy_NTD = torch.randn(2, rows, sequence_length, width, device=device)
     x_NTD.requires_grad_()
-    is_cuda = device.type == "cuda"
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_cuda)
-
-    def seconds_of(
-        forward: Callable[[Tensor], Tensor], context: contextlib.AbstractContextManager
-    ) -> float:
-        def step() -> None:
-            with autocast:
-                y = forward(x_NTD)
-            y.backward(dy_NTD.to(y.dtype))
-
-        with context:
-            with torch.no_grad(), autocast:
-                forward(x_NTD)  # prepares the row groups of a routed MLP, which are then cached
-            seconds = harness.timed(step, device)
-        x_NTD.grad = None
-        model.zero_grad(set_to_none=True)
-        return seconds
-
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     plans = {share: RoutePlan.peers(config, domains=DOMAINS, mlp_shared=share) for share in SHARES}
     dense = ("dense", 1.0, 0.0)
     cases = [dense]
@@ -86,46 +66,58 @@ def bench_mlp(
         cases += [(edges, share, p) for p in DROPOUTS for edges in EDGE_CHOICES]
     limits = dict.fromkeys(cases, 1.0)
 
+    def seconds_of(forward: Callable[[Tensor], Tensor]) -> float:
+        def step() -> None:
+            with autocast:
+                y = forward(x_NTD)
+            y.backward(dy_NTD.to(y.dtype))
+
+        with torch.no_grad(), autocast:
+            forward(x_NTD)  # prepares the row groups of a routed MLP, which are then cached
+        seconds = harness.timed(step, device)
+        x_NTD.grad = None
+        model.zero_grad(set_to_none=True)
+        return seconds
+
     def run(case: tuple[str, float, float]) -> float:
         edges, share, foreign_dropout = case
         if edges == "dense":
-            return seconds_of(mlp, contextlib.nullcontext())
-        plan = plans[share]
+            return seconds_of(mlp)
         if edges == "masked":
-            return seconds_of(_masked(mlp, _mask(plan, counts, device)), contextlib.nullcontext())
-        routed = route_model(model, plan, edges, foreign_dropout=foreign_dropout)
+            return seconds_of(_masked(mlp, plans[share], counts, device))
+        routed = route_model(model, plans[share], edges, foreign_dropout=foreign_dropout)
         limits[case] = _flop_limit(routed, counts)
-        try:
-            return seconds_of(mlp, routed.batch(counts, step=0))
-        finally:
-            routed.unroute()
+        with routed.batch(counts, step=0):
+            seconds = seconds_of(mlp)
+        routed.unroute()
+        return seconds
 
     runs = {case: functools.partial(run, case) for case in cases}
     medians = harness.median_seconds(runs, rounds)
     return [
-        Result(
-            edges=case[0],
-            mlp_shared=case[1],
-            foreign_dropout=case[2],
-            seconds=medians[case],
-            ratio=medians[case] / medians[dense],
-            flop_limit=limits[case],
-        )
+        {
+            "edges": case[0],
+            "mlp_shared": case[1],
+            "foreign_dropout": case[2],
+            "seconds": medians[case],
+            "ratio": medians[case] / medians[dense],
+            "flop_limit": limits[case],
+        }
         for case in cases
     ]
 
 
-def _mask(plan: RoutePlan, counts: dict[str, int], device: torch.device) -> Tensor:
-    """[N, 1, F]: 1 where the domain of the sequence owns the hidden unit."""
+def _masked(
+    mlp: Any, plan: RoutePlan, counts: dict[str, int], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The published formula; the mask is 1 where the sequence's domain owns the hidden unit."""
     owned = [[float(plan.owns(domain, block)) for block in plan.blocks] for domain in plan.domains]
     by_unit = torch.tensor(owned).repeat_interleave(torch.tensor(plan.splits[0, MLP].sizes), dim=1)
-    return by_unit.repeat_interleave(torch.tensor(list(counts.values())), dim=0)[:, None].to(device)
+    mask_NF = by_unit.repeat_interleave(torch.tensor(list(counts.values())), dim=0).to(device)
 
-
-def _masked(mlp: Any, mask_N1F: Tensor) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         h = torch.nn.functional.silu(mlp.gate_proj(x)) * mlp.up_proj(x)
-        mask = mask_N1F.to(h.dtype)
+        mask = mask_NF[:, None].to(h.dtype)
         return mlp.down_proj(mask * h + (1 - mask) * h.detach())
 
     return forward
@@ -148,15 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.rows < len(DOMAINS):
         parser.error(f"--rows: expected at least {len(DOMAINS)}, one a domain, got {options.rows}")
-    results = bench_mlp(
-        width=options.width,
-        hidden=options.hidden,
-        rows=options.rows,
-        sequence_length=options.sequence_length,
-        rounds=options.rounds,
-        device=harness.this_device(),
-    )
-    harness.show("mlp", argv, options, results, _COLUMNS)
+    shape = {key: value for key, value in vars(options).items() if key != "json"}
+    rows = bench_mlp(**shape, device=harness.this_device())
+    harness.show("mlp", argv, options, rows, _COLUMNS)
     return 0
 
 

@@ -2,25 +2,32 @@
 
 Each ratio of times comes with its limit, the operations that the step needs over those of the dense
 step, and the peak memory with its estimate. Sizes are measured in the order given, until one does
-not fit.
+not fit. Beside what all benchmarks have, rows hold:
+
+- gflops: operations that the step needs, 1e9 a second: the `--gflops` of `gr-sweep estimate`
+- mfu: those over the GPU's bfloat16 peak; null where the peak is not known
+- first_seconds: the first step, which compiles where that is asked for
+- peak_gib: the most that tensors hold at once in a step, weights and optimizer included
+- memory_ratio: `peak_gib` over the dense step's
+- estimated_gib: `peak_gib` as `gr-sweep estimate` has it; null if no time was left
 """
 
 import argparse
 import copy
 import functools
 import gc
+import itertools
 import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from gr_sweep.arguments import count
 from gr_sweep.bench import harness
-from gr_sweep.bench.harness import Result
 from gr_sweep.bounds import invalid
 from gr_sweep.checks import validate
 from gr_sweep.components import lay_plan, named_config
@@ -52,35 +59,11 @@ EDGES = tuple(choice.value for choice in Edges)
 DENSE = "dense"
 
 _COLUMNS = {
-    "model": "5s", "plan": "7s", "mlp_shared": ".2f", "edges": "6s", "foreign_dropout": ".2f",
-    "seconds": "9.4f", "ratio": "6.3f", "flop_limit": ".3f", "tokens_per_second": ".0f",
-    "gflops": ".1f", "mfu": "5.2f", "peak_gib": "8.3f", "memory_ratio": ".3f",
-    "estimated_gib": ".3f", "first_seconds": ".1f", "adapters": "s",
+    "model": "5", "plan": "7", "mlp_shared": "4.2f", "edges": "6", "foreign_dropout": "4.2f",
+    "seconds": "9.4f", "ratio": "6.3f", "flop_limit": "5.3f", "tokens_per_second": "6.0f",
+    "gflops": "6.1f", "mfu": "5.2f", "peak_gib": "8.3f", "memory_ratio": "5.3f",
+    "estimated_gib": "5.3f", "first_seconds": "5.1f", "adapters": "8",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult(Result):
-    """The cost of a training step; the dense step has the plan and the edges "none"."""
-
-    model: str
-    plan: str
-    adapters: str
-    """As in the option."""
-    parameters: int
-    tokens_per_second: float
-    gflops: float
-    """Operations that the step needs, 1e9 a second: the `--gflops` of `gr-sweep estimate`."""
-    mfu: float | None
-    """Those over the GPU's bfloat16 peak; None where the peak is not known."""
-    first_seconds: float
-    """The first step, which compiles where that is asked for."""
-    peak_gib: float
-    """The most that tensors hold at once in a step, weights and optimizer included."""
-    memory_ratio: float
-    """`peak_gib` over the dense step's."""
-    estimated_gib: float | None
-    """`peak_gib` as `gr-sweep estimate` would have it; None if no time was left."""
 
 
 def bench_config(
@@ -121,6 +104,18 @@ def bench_config(
     return config
 
 
+def _adapters(text: str) -> AdaptersConfig:
+    words = [] if text == "none" else text.split(",")
+    try:
+        given: dict[str, Any] = dict(word.split("=") for word in words)
+        for name, value in given.items():
+            given[name] = int(value) if value.isdecimal() else value == "true" or value
+        return AdaptersConfig(**given)
+    except (TypeError, ValueError) as error:
+        expected = "none, or units by name, such as embed=full,mlp=8"
+        raise invalid("--adapters", text, expected) from error
+
+
 @dataclass
 class _Case:
     """A setting, and what was measured before its steps are timed."""
@@ -139,7 +134,7 @@ def bench_step(
     rounds: int,
     device: torch.device,
     deadline: float = math.inf,
-) -> list[StepResult]:
+) -> list[harness.Row]:
     """Times a step of every config, all of one model size; ratios are over the first one.
 
     The weights exist once: each setting has modules of its own around them, so that all stay
@@ -161,7 +156,7 @@ def bench_step(
         except (RuntimeError, TimeoutError) as error:  # out of memory, or not compiled
             if name == reference:
                 raise
-            [said, *_] = str(error).strip().splitlines() or [""]
+            said = str(error).strip().partition("\n")[0]
             print(f"not measured: {name}: {type(error).__name__}: {said}", file=sys.stderr)
             del cases[name]
             model.zero_grad(set_to_none=True)
@@ -174,10 +169,15 @@ def bench_step(
         for name, case in cases.items()
     }
     medians = harness.median_seconds(runs, rounds, deadline=deadline)
-    return [
-        _result(case, medians[name], cases[reference], medians[reference], device, deadline)
-        for name, case in cases.items()
-    ]
+    target = Target(device.type, 1.0, None, device.type == "cuda")
+    rows = []
+    for name, case in cases.items():
+        row = _row(case, cases[reference], medians[name], device)
+        row["ratio"] = medians[name] / medians[reference]
+        is_late = time.monotonic() > deadline
+        peak = None if is_late else estimate_job(case.config, target).step_peak_bytes / GIB
+        rows.append(row | {"estimated_gib": peak})
+    return rows
 
 
 def _make_case(model: Any, config: RunConfig, device: torch.device) -> _Case:
@@ -202,58 +202,6 @@ def _warm_up(case: _Case, reference: _Case, device: torch.device) -> None:
     case.peak = _peak_bytes(case.step, device)
 
 
-def _result(
-    case: _Case,
-    seconds: float,
-    reference: _Case,
-    reference_seconds: float,
-    device: torch.device,
-    deadline: float,
-) -> StepResult:
-    config, rate = case.config, case.flops / seconds
-    peak_rate = peak_flops(harness.device_name(device))
-    target = Target(device.type, 1.0, None, device.type == "cuda")
-    estimated = estimate_job(config, target) if time.monotonic() < deadline else None
-    return StepResult(
-        model=str(config.model.size),
-        plan=config.plan.kind.value,
-        mlp_shared=config.plan.mlp_shared,
-        edges=config.edges.value,
-        foreign_dropout=config.route.foreign_dropout,
-        adapters=_as_option(config.plan.adapters),
-        parameters=num_parameters(case.step.routed),
-        seconds=seconds,
-        first_seconds=case.first_seconds,
-        tokens_per_second=config.train.batch_sequences * config.train.sequence_length / seconds,
-        ratio=seconds / reference_seconds,
-        flop_limit=case.flops / reference.flops,
-        gflops=rate / 1e9,
-        mfu=None if peak_rate is None else rate / peak_rate,
-        peak_gib=case.peak / GIB,
-        memory_ratio=case.peak / reference.peak,
-        estimated_gib=None if estimated is None else estimated.step_peak_bytes / GIB,
-    )
-
-
-def _adapters(text: str) -> AdaptersConfig:
-    words = [] if text == "none" else text.split(",")
-    try:
-        given = dict(word.split("=") for word in words)
-        found: dict[str, Any] = {
-            name: int(value) if value.isdecimal() else value == "true" or value
-            for name, value in given.items()
-        }
-        return AdaptersConfig(**found)
-    except (TypeError, ValueError) as error:
-        expected = "none, or units by name, such as embed=full,mlp=8"
-        raise invalid("--adapters", text, expected) from error
-
-
-def _as_option(config: AdaptersConfig) -> str:
-    values = {item.name: getattr(config, item.name) for item in fields(config)}
-    return ",".join(f"{name}={value}" for name, value in values.items() if value).lower() or "none"
-
-
 def _peak_bytes(step: JobStep, device: torch.device) -> int:
     """Peak memory of one step, which is not timed, without what other settings hold; on the CPU of
     one that is not compiled."""
@@ -271,6 +219,29 @@ def _peak_bytes(step: JobStep, device: torch.device) -> int:
     return memory.peak
 
 
+def _row(case: _Case, reference: _Case, seconds: float, device: torch.device) -> harness.Row:
+    plan, train = case.config.plan, case.config.train
+    adapters = [f"{name}={units}" for name, units in asdict(plan.adapters).items() if units]
+    peak_rate = peak_flops(harness.device_name(device))
+    return {
+        "model": str(case.config.model.size),
+        "plan": plan.kind.value,
+        "mlp_shared": plan.mlp_shared,
+        "edges": case.config.edges.value,
+        "foreign_dropout": case.config.route.foreign_dropout,
+        "adapters": ",".join(adapters).lower() or "none",
+        "parameters": num_parameters(case.step.routed),
+        "seconds": seconds,
+        "first_seconds": case.first_seconds,
+        "tokens_per_second": train.batch_sequences * train.sequence_length / seconds,
+        "flop_limit": case.flops / reference.flops,
+        "gflops": case.flops / seconds / 1e9,
+        "mfu": None if peak_rate is None else case.flops / seconds / peak_rate,
+        "peak_gib": case.peak / GIB,
+        "memory_ratio": case.peak / reference.peak,
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table, or JSON.
 
@@ -279,26 +250,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = harness.bench_parser("step", __doc__, rows=12, sequence_length=256, rounds=7)
-    parser.add_argument("--model", default=["nano"], nargs="+", choices=SIZES, help="sizes (nano)")
-    parser.add_argument("--plan", default=["peers"], nargs="+", choices=PLANS, help="plans (peers)")
-    parser.add_argument("--shared", default=[0.5], nargs="+", type=float, help="core shares (0.5)")
-    parser.add_argument("--edges", default=EDGES, nargs="+", choices=EDGES, help="edges (all)")
-    parser.add_argument(
-        "--dropout", default=(0.0, 0.5, 1.0), nargs="+", type=float, help="foreign dropout (0 .5 1)"
-    )
-    parser.add_argument(
-        "--adapters", default=["none"], nargs="+", metavar="NAME=UNITS,...",
-        help="adapters of each block: none, embed=full,unembed=full, mlp=8 (none)",
-    )  # fmt: skip
-    parser.add_argument("--vocab-size", type=count, default=2048, help="tokens (2048)")
-    parser.add_argument("--compile", action="store_true", help="use torch.compile")
-    parser.add_argument(
-        "--activation-checkpointing", action="store_true", help="recompute layers to save memory"
-    )
-    parser.add_argument(
-        "--frozen-core", action="store_true", help="train blocks alone; compare with the first"
-    )
-    parser.add_argument("--minutes", type=float, help="leave out what would begin after this time")
+    add = parser.add_argument
+    add("--model", default=["nano"], nargs="+", choices=SIZES, help="sizes (nano)")
+    add("--plan", default=["peers"], nargs="+", choices=PLANS, help="plans (peers)")
+    add("--shared", default=[0.5], nargs="+", type=float, help="core shares (0.5)")
+    add("--edges", default=EDGES, nargs="+", choices=EDGES, help="edges (all)")
+    dropouts = (0.0, 0.5, 1.0)
+    add("--dropout", default=dropouts, nargs="+", type=float, help="foreign dropout (0 .5 1)")
+    units = "adapters of each block: none, embed=full,unembed=full, mlp=8 (none)"
+    add("--adapters", default=["none"], nargs="+", metavar="NAME=UNITS,...", help=units)
+    add("--vocab-size", type=count, default=2048, help="tokens (2048)")
+    add("--compile", action="store_true", help="use torch.compile")
+    add("--activation-checkpointing", action="store_true", help="recompute layers to save memory")
+    add("--frozen-core", action="store_true", help="train blocks alone; compare with the first")
+    add("--minutes", type=float, help="leave out what would begin after this time")
     options = parser.parse_args(argv)
     by_model = {model: _configs(model, options) for model in options.model}
     harness.show("step", argv, options, _measured(by_model, options), _COLUMNS)
@@ -313,26 +278,19 @@ def _configs(model: str, options: argparse.Namespace) -> dict[str, RunConfig]:
         compile=options.compile,
         activation_checkpointing=options.activation_checkpointing,
     )
-    common = {"train": train, "vocab_size": options.vocab_size}
-    cases = [
-        {"plan": plan, "mlp_shared": shared, "adapters": a, "edges": edges, "foreign_dropout": p}
-        for plan in options.plan
-        for shared in options.shared
-        for a in options.adapters
-        for p in options.dropout
-        for edges in options.edges
-    ]
+    make = functools.partial(bench_config, model, train=train, vocab_size=options.vocab_size)
+    names = ("plan", "mlp_shared", "adapters", "foreign_dropout", "edges")
+    values = (options.plan, options.shared, options.adapters, options.dropout, options.edges)
+    cases = [dict(zip(names, case, strict=True)) for case in itertools.product(*values)]
     core = Core.frozen if options.frozen_core else Core.trained
-    configs = {str(case): bench_config(model, **case, core=core, **common) for case in cases}
-    return configs if options.frozen_core else {DENSE: bench_config(model, **common)} | configs
+    configs = {str(case): make(**case, core=core) for case in cases}
+    return configs if options.frozen_core else {DENSE: make()} | configs
 
 
 def _measured(
     by_model: Mapping[str, Mapping[str, RunConfig]], options: argparse.Namespace
-) -> Iterator[StepResult]:
-    device, deadline = harness.this_device(), math.inf
-    if options.minutes is not None:
-        deadline = time.monotonic() + 60 * options.minutes
+) -> Iterator[harness.Row]:
+    device, deadline = harness.this_device(), time.monotonic() + 60 * (options.minutes or math.inf)
     for model, configs in by_model.items():
         try:
             yield from bench_step(configs, rounds=options.rounds, device=device, deadline=deadline)

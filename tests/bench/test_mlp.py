@@ -7,9 +7,9 @@ SMALL = dict(width=8, hidden=32, rows=3, sequence_length=4, rounds=1)
 
 
 def test_every_setting_is_timed_with_its_limit():
-    results = bench_mlp(**SMALL, device=torch.device("cpu"))
-    assert len(results) == 1 + len(SHARES) * (1 + 4 * len(DROPOUTS))
-    limits = {(r.edges, r.mlp_shared, r.foreign_dropout): r.flop_limit for r in results}
+    rows = bench_mlp(**SMALL, device=torch.device("cpu"))
+    assert len(rows) == 1 + len(SHARES) * (1 + 4 * len(DROPOUTS))
+    limits = {(r["edges"], r["mlp_shared"], r["foreign_dropout"]): r["flop_limit"] for r in rows}
     # The domain of a row owns a third of the units outside the core. By hand, for a third of the
     # rows each:
     foreign = (1 - 0.5) * 2 / 3
@@ -20,4 +20,4 @@ def test_every_setting_is_timed_with_its_limit():
     assert limits["act", 0.5, 0.0] == pytest.approx(1 - foreign * 2 / 9, abs=0.02)
     assert limits["both", 0.5, 0.0] == pytest.approx(1 - foreign * 6 / 9, abs=0.02)
     assert limits["both", 0.5, 1.0] == pytest.approx(1 - foreign, abs=0.02)
-    assert results[0].ratio == 1.0 and all(r.seconds > 0 for r in results)
+    assert rows[0]["ratio"] == 1.0 and all(row["seconds"] > 0 for row in rows)
