@@ -124,9 +124,9 @@ class GatedMlp(torch.autograd.Function):
         size = (x_PD.shape[0], gate_FD.shape[0])
         is_training = any(ctx.needs_input_grad)
         # Cells that are off are neither written nor read.
-        gate_PF, up_PF = _scratch(x_PD, size), _scratch(x_PD, size)
-        silu_PF = _scratch(x_PD, size) if is_training else gate_PF
-        hidden_PF = _scratch(x_PD, size) if is_training else gate_PF
+        gate_PF, up_PF = _scratch(x_PD, size, covers), _scratch(x_PD, size, covers)
+        silu_PF = _scratch(x_PD, size, covers) if is_training else gate_PF
+        hidden_PF = _scratch(x_PD, size, covers) if is_training else gate_PF
         for tile in covers.hidden.tiles:
             cells = tile.rows, tile.units
             _write(gate_PF[cells], x_PD[tile.rows], gate_FD[tile.units].t(), tile)
@@ -153,7 +153,7 @@ class GatedMlp(torch.autograd.Function):
         covers: MlpCovers = ctx.covers
         needs = ctx.needs_input_grad
         found: list[Tensor | None] = [None] * len(needs)
-        scratch_PF = _scratch(gate_PF, gate_PF.shape)
+        scratch_PF = _scratch(gate_PF, gate_PF.shape, covers)
         if needs[3]:
             for tile in covers.down.tiles:
                 cells = tile.rows, tile.units
@@ -163,7 +163,7 @@ class GatedMlp(torch.autograd.Function):
             found[3] = _over_rows(scratch_PF, dy_PD, covers.down, is_row=True)
         if needs[6]:
             found[6] = _bias_gradient(dy_PD, covers.bias, is_row=True)
-        dgate_PF, dup_PF = _scratch(gate_PF, gate_PF.shape), scratch_PF
+        dgate_PF, dup_PF = _scratch(gate_PF, gate_PF.shape, covers), scratch_PF
         for tile in covers.needed.tiles:
             cells = tile.rows, tile.units
             dhidden = dgate_PF[cells]
@@ -302,7 +302,7 @@ def _output(like: Tensor, size: Sequence[int], cover: Cover) -> Tensor:
     return like.new_zeros(size) if cover.has_gaps else like.new_empty(size)
 
 
-def _scratch(like: Tensor, size: Sequence[int]) -> Tensor:
+def _scratch(like: Tensor, size: Sequence[int], covers: MlpCovers) -> Tensor:
     """Memory for the activation of every unit, of which slices are written and read.
 
     On CPUs with matrix instructions for bfloat16 (seen with torch 2.13, oneDNN on AMX) a product
@@ -310,7 +310,9 @@ def _scratch(like: Tensor, size: Sequence[int]) -> Tensor:
     finite.
     """
     if like.device.type == "cpu" and like.dtype == torch.bfloat16:
-        return like.new_zeros(size)
+        tiles = [tile for cover in covers[:-1] for tile in cover.tiles]
+        if any((tile.units.stop - tile.units.start) % 2 for tile in tiles):
+            return like.new_zeros(size)
     return like.new_empty(size)
 
 

@@ -19,6 +19,7 @@ from gr_sweep.routing.autograd import (
     Scaled,
     SlicedLinear,
     apply,
+    compute_dtype,
 )
 from gr_sweep.routing.cover import Axis, Cover, cover, runs
 from gr_sweep.routing.edges import GroupFactors, RouteWeights, Table
@@ -237,6 +238,8 @@ class RowRouting:
         """The covers of a map with this role for an input `x` [N, ..., I]."""
         positions = x[0, ..., 0].numel() if x.dim() > 2 else 1
         width, device = x.shape[-1], x.device.type
+        if device == "cpu" and compute_dtype(x) == torch.bfloat16:
+            device = "cpu bfloat16"
         self.prepare([(role, units)])
         covers: Covers = self._cache[role, *bounds(units)]
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gr_sweep.config import Precision, TrainConfig, num_micro_batches
 from gr_sweep.model.loss import TokenLosses
@@ -28,6 +29,9 @@ from gr_sweep.train.optim import make_optimizer, update
 _MAX_GRAPHS = 64
 """Most shapes of micro-batches that are compiled: those of the lists of foreign dropout, times the
 few by which the micro-batches of a step differ."""
+
+_SHORT = 128
+"""Longest sequence that trains without flash attention in bfloat16 on a CPU."""
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Tokens [N, S] to the sum of their losses and the losses [N, T], as `TokenLosses`."""
@@ -61,6 +65,15 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     except OSError:
         return False
     return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
+
+
+def _attention(tokens_NS: Tensor, config: TrainConfig) -> contextlib.AbstractContextManager[None]:
+    """The faster kernel of attention, forward and backward. On a CPU, short sequences in bfloat16
+    take 0.6 of the time without flash attention (torch 2.13, 128 positions; 1.6 at 256)."""
+    is_short = tokens_NS.shape[1] - 1 <= _SHORT
+    if tokens_NS.is_cpu and is_short and is_bfloat16(tokens_NS.device, config.precision):
+        return sdpa_kernel(SDPBackend.MATH)
+    return contextlib.nullcontext()
 
 
 def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
@@ -144,7 +157,10 @@ def train_step(
             forward.set_requires_all_reduce(is_last)
             forward.set_reshard_after_backward(is_last, recurse=False)
         with routed.batch(counts, step=step, rows=part, next_NT=tokens_NS[:, 1:]):
-            with precision_context(tokens_NS.device, config.precision):
+            with (
+                precision_context(tokens_NS.device, config.precision),
+                _attention(tokens_NS, config),
+            ):
                 loss_sum, losses_NT = forward(tokens_NS)
             (loss_sum / tokens_per_step).backward()
         here: Counter[str] = Counter()
