@@ -43,7 +43,7 @@ class Killing:
         return counted
 
     def _open(self, file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if "w" in mode:
+        if "w" in mode or "a" in mode:
             self._now()
         return self._plain_open(file, mode, *args, **kwargs)
 

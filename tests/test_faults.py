@@ -203,7 +203,7 @@ def test_whenever_the_build_of_a_cache_is_killed_the_next_start_finds_or_builds_
     builds = [number for number, _ in found]
     assert len(builds) > 10 and builds == sorted(builds, reverse=True)
     assert builds[0] == 1 and builds[-1] == 0
-    assert all(left == ["cache", "cache.lock"] for _, left in found), "and nothing half written"
+    assert all({*left} <= {"cache", "cache.lock"} for _, left in found), "and nothing half written"
 
 
 @pytest.mark.dist

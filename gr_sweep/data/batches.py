@@ -14,7 +14,7 @@ import numpy as np
 
 from gr_sweep.config import unlabelled_shares
 from gr_sweep.data.rows import domain_weights, rows_per_label
-from gr_sweep.data.shards import Shard
+from gr_sweep.data.shards import Shard, join
 from gr_sweep.data.streams import Mixture, Stream
 from gr_sweep.data.synthetic import seeded
 from gr_sweep.domains import UNLABELLED
@@ -142,49 +142,43 @@ class Batches:
             known = {d: np.flatnonzero(observed[d] < len(present)) for d in present}
             self._add_permuted(known, {d: weight[d] - hidden[d] for d in present})
         else:
+            texts = {
+                label: {true: np.flatnonzero(observed[true] == number) for true in present}
+                for number, label in enumerate(present)
+            }
             others = {d: weight[d] for d in present if d in rehearsed}
-            share = Fraction(repr(rehearsal))
-            self._add_labelled(present, observed, others, share, is_swapped=bool(mislabelled))
+            self._add_labelled(texts, others, Fraction(repr(rehearsal)))
         if self.counts.get(UNLABELLED):
             documents = {
                 d: np.flatnonzero(observed[d] == len(present)) for d in present if hidden[d]
             }
-            self._add_mixture(UNLABELLED, documents, hidden, (UNLABELLED,))
+            self._streams[UNLABELLED] = self._mixture((UNLABELLED,), documents, hidden)
 
     def _add_labelled(
         self,
-        present: Sequence[str],
-        observed: Mapping[str, np.ndarray],
+        texts: Mapping[str, Mapping[str, np.ndarray]],
         rehearsed: Mapping[str, Fraction],
         rehearsal: Fraction,
-        *,
-        is_swapped: bool,
     ) -> None:
         """Gives each label its text, and in the share `rehearsal` of its rows that of the labels
-        `rehearsed`, by their weights."""
+        `rehearsed`, by their weights.
 
-        def stream_of(label: str) -> Stream:
-            documents = [
-                (self._train_shards[true], np.flatnonzero(observed[true] == present.index(label)))
-                for true in present
-                if label == true or is_swapped
-            ]
-            stream = Stream(documents, self._sequence_length, (self._seed, label))
-            self._check_enough(label, stream.num_tokens, self.counts[label] or 1)
-            return stream
-
-        for label in present:
+        Args:
+            texts: the documents that carry a label, by label and true domain.
+        """
+        for label in texts:
             if count := self.counts[label]:
-                stream = self._streams[label] = stream_of(label)
                 others = {other: weight for other, weight in rehearsed.items() if other != label}
                 if rehearsed and not others:
                     raise ConfigError(f"procedure.rehearsal finds no other text than {label}'s")
-                if others:
-                    total = sum(others.values())
-                    shares = [rehearsal * weight / total for weight in others.values()]
-                    self._streams[label] = Mixture(
-                        [stream, *map(stream_of, others)], [1 - rehearsal, *shares], num_rows=count
-                    )
+                streams = [
+                    self._stream((name,), texts[name], self.counts[name] or 1)
+                    for name in (label, *others)
+                ]
+                total = sum(others.values())
+                shares = [rehearsal * weight / total for weight in others.values()]
+                mixture = Mixture(streams, [1 - rehearsal, *shares], num_rows=count)
+                self._streams[label] = mixture if others else streams[0]
 
     def _add_permuted(
         self, known: Mapping[str, np.ndarray], shares: Mapping[str, Fraction]
@@ -207,27 +201,28 @@ class Batches:
         for number, (label, count) in enumerate(counts.items()):
             documents = {domain: parts[number] for domain, parts in dealt.items()}
             rows = {"num_rows": count, "first_row": int(ends[number]) - count}
-            self._add_mixture(label, documents, shares, (label, "permuted"), **rows)
+            self._streams[label] = self._mixture((label, "permuted"), documents, shares, **rows)
 
-    def _add_mixture(
+    def _mixture(
         self,
-        label: str,
+        key: tuple[str, ...],
         documents: Mapping[str, np.ndarray],
         shares: Mapping[str, Fraction],
-        key: tuple[str, ...],
         **rows: int,
-    ) -> None:
-        """Gives a label the text of several domains, each in its share of the windows."""
-        streams = []
-        for domain, chosen in documents.items():
-            part = [(self._train_shards[domain], chosen)]
-            stream = Stream(part, self._sequence_length, (self._seed, *key, domain))
-            self._check_enough(f"the {label} part of {domain}", stream.num_tokens, 1)
-            streams.append(stream)
-        mixture = Mixture(streams, [shares[domain] for domain in documents], **rows)
-        num_tokens = sum(stream.num_tokens for stream in streams)
-        self._check_enough(label, num_tokens, self.counts[label])
-        self._streams[label] = mixture
+    ) -> Mixture:
+        """The text of several domains, each in its share of the windows."""
+        streams = [self._stream((*key, d), {d: chosen}, 1) for d, chosen in documents.items()]
+        self._check_enough(key[0], sum(s.num_tokens for s in streams), self.counts[key[0]])
+        return Mixture(streams, [shares[domain] for domain in documents], **rows)
+
+    def _stream(
+        self, key: tuple[str, ...], documents: Mapping[str, np.ndarray], num_rows: int
+    ) -> Stream:
+        """The text of some documents by true domain, in an order that follows from the key."""
+        parts = [self._train_shards[domain].subset(chosen) for domain, chosen in documents.items()]
+        stream = Stream(join(parts), self._sequence_length, (self._seed, *key))
+        self._check_enough(" ".join(key), stream.num_tokens, num_rows)
+        return stream
 
     def token_cuts(
         self, owners: Sequence[str], vocab_size: int, bias: float

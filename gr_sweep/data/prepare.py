@@ -8,8 +8,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,12 +20,12 @@ import numpy as np
 from gr_sweep.config import DataConfig, DataKind, ModelConfig, PartitionConfig
 from gr_sweep.data.cache import CONTENTS, digests, open_or_build
 from gr_sweep.data.markers import MARKERS, marker_tokens
-from gr_sweep.data.pack import BYTES_A_TOKEN, Packer, read_progress, shard_name
+from gr_sweep.data.pack import BYTES_A_TOKEN, pack, read_progress, shard_name
 from gr_sweep.data.rules import Rules, is_blank, is_held_out
 from gr_sweep.data.shards import Shard, open_shard
-from gr_sweep.data.sources import Document, sources_of
+from gr_sweep.data.sources import Document, Source, sources_of
 from gr_sweep.data.tokenize import (
-    PretrainedTokenizer,
+    Tokenizer,
     TrainedTokenizer,
     load_tokenizer,
     token_dtype,
@@ -38,7 +37,7 @@ from gr_sweep.files import sync_folder
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 """Increase it when the same settings give other tokens or other files."""
 
 SAMPLE_BYTES = 6 << 20
@@ -94,23 +93,22 @@ class _Text:
     def __init__(self, data: DataConfig, partition: PartitionConfig, model: ModelConfig) -> None:
         digests_of = partial(digests, memory=cache_folder(data) / CONTENTS)
         self.rules = Rules(partition)
-        self.sources = sources_of(data, self.rules, digests_of)
+        self.sources = sources_of(data, self.rules)
         self.tokenizer = data.tokenizer or model.path
         self.gguf_file = model.gguf_file if data.tokenizer is None else None
         tokenizer_key: list[Any] = ["trained", data.vocab_size]
         if self.tokenizer is not None:
             files = tokenizer_files(self.tokenizer, self.gguf_file)
             tokenizer_key = [self.gguf_file, digests_of(files) if files else self.tokenizer]
-        self.key: dict[str, Any] = {
-            "format": _FORMAT,
-            "domains": self.rules.domains,
-            "sources": [source.key for source in self.sources],
-            "limit_tokens": data.limit_tokens,
-            "tokenizer": tokenizer_key,
-        }
-        if data.spurious:
-            self.key["spurious"] = [MARKERS, data.spurious]
-        self.fingerprint = hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:32]
+        key = [
+            _FORMAT,
+            self.rules.domains,
+            [[source.key, digests_of(source.files)] for source in self.sources],
+            data.limit_tokens,
+            tokenizer_key,
+            [MARKERS, data.spurious] if data.spurious else None,
+        ]
+        self.fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 
 def text_fingerprint(
@@ -158,30 +156,20 @@ def prepare_data(
         eot_id=manifest["eot_id"],
         prefix=tuple(manifest["prefix"]),
         fingerprint=text.fingerprint,
-        markers={
-            domain: np.array(ids, dtype=np.int64) for domain, ids in manifest["markers"].items()
-        },
+        markers={domain: np.array(ids, np.int64) for domain, ids in manifest["markers"].items()},
         tokenizer_dir=folder / "tokenizer",
         folder=folder,
     )
-    for line in _table(found, manifest["counts"]):
-        logger.info("%s", line)
+    for domain, counts in manifest["counts"].items():
+        sizes = {
+            "documents": train[domain].num_documents,
+            "tokens": train[domain].num_tokens,
+            "held-out documents": heldout[domain].num_documents,
+            "held-out tokens": heldout[domain].num_tokens,
+        }
+        found_in = ", ".join(f"{number:,} {name}" for name, number in (sizes | counts).items())
+        logger.info("%s: %s", domain, found_in)
     return found
-
-
-def _table(data: TokenData, counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    """Lines that say what became of the documents of each domain; `counts` as `Packer` has."""
-    names = list(next(iter(counts.values())))
-    header = ["domain", "documents", "tokens", "held out", "held-out tokens", *names]
-    rows = [header]
-    for domain in data.domains:
-        shards = data.train[domain], data.heldout[domain]
-        sizes = [size for shard in shards for size in (shard.num_documents, shard.num_tokens)]
-        rows.append([domain, *(f"{n:,}" for n in (*sizes, *counts[domain].values()))])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for domain, *cells in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        yield "  ".join([domain.ljust(widths[0]), *aligned])
 
 
 def check_held_out(data: TokenData, min_documents: int, kind: DataKind) -> None:
@@ -200,18 +188,15 @@ def check_held_out(data: TokenData, min_documents: int, kind: DataKind) -> None:
 def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
     """Writes tokenizer and shards; each source is read once, and no further than needed."""
     domains = text.rules.domains
-    streams: list[Iterator[Document]] = [source.documents() for source in text.sources]
-    tokenizer: TrainedTokenizer | PretrainedTokenizer
+    streams = [source.documents() for source in text.sources]
+    tokenizer: Tokenizer
     is_begun = bool(read_progress(folder))
     if text.tokenizer is not None:
         tokenizer = load_tokenizer(text.tokenizer, text.gguf_file)
     elif is_begun:
         tokenizer = TrainedTokenizer.load(folder / "tokenizer")
     else:
-        ahead = [
-            _read_ahead(stream, source.domains, data.limit_tokens, len(domains))
-            for source, stream in zip(text.sources, streams, strict=True)
-        ]
+        ahead = _read_ahead(text.sources, streams, data.limit_tokens, len(domains))
         sample = tokenizer_sample(chain(*ahead), domains, SAMPLE_BYTES // len(domains))
         tokenizer = train_tokenizer(sample, data.vocab_size)
         streams = [chain(*pair) for pair in zip(ahead, streams, strict=True)]
@@ -219,50 +204,46 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
         tokenizer.save(folder / "tokenizer")
         sync_folder(folder / "tokenizer")
     markers = marker_tokens(domains, tokenizer.encode) if data.spurious else {}
-    with ExitStack() as stack:
-        packer = Packer(folder, tokenizer, domains, data, markers, stack)
-        packer.pack(text.sources, streams)
     return {
-        "key": text.key,
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
         "prefix": tokenizer.prefix,
         "markers": {domain: ids.tolist() for domain, ids in markers.items()},
-        "counts": packer.counts,
+        "counts": pack(folder, tokenizer, domains, data, markers, text.sources, streams),
     }
 
 
 def _read_ahead(
-    stream: Iterator[Document], domains: Sequence[str], limit_tokens: int | None, num_domains: int
-) -> list[Document]:
-    """Documents for the tokenizer's sample, until each domain has enough or memory is full."""
+    sources: Sequence[Source],
+    streams: Sequence[Iterator[Document]],
+    limit_tokens: int | None,
+    num_domains: int,
+) -> list[list[Document]]:
+    """Documents of each source for the tokenizer's sample, until its domains have enough."""
     enough = READ_AHEAD_BYTES // num_domains
     if limit_tokens is not None:
         enough = min(enough, limit_tokens * BYTES_A_TOKEN)
-    size: Counter[str] = Counter()
-    documents = []
-    for document in stream:
-        documents.append(document)
+    found: list[list[Document]] = [[] for _ in sources]
+    for source, stream, documents in zip(sources, streams, found, strict=True):
         # Characters stand for bytes: the bound on memory need not be exact.
-        size[document.domain] += len(document.text)
-        if size.total() >= READ_AHEAD_BYTES or all(size[domain] >= enough for domain in domains):
-            break
-    return documents
+        size: Counter[str] = Counter()
+        for document in stream:
+            documents.append(document)
+            size[document.domain] += len(document.text)
+            has_enough = all(size[domain] >= enough for domain in source.domains)
+            if has_enough or size.total() >= READ_AHEAD_BYTES:
+                break
+    return found
 
 
 def tokenizer_sample(
     documents: Iterable[Document], domains: Sequence[str], num_bytes: int
 ) -> list[str]:
     """Training text for the tokenizer: about `num_bytes` of each domain, chosen by hash."""
-    by_domain: dict[str, list[tuple[int, str]]] = {domain: [] for domain in domains}
-    for document in documents:
-        if not is_held_out(document.id) and not is_blank(document.text):
-            by_domain[document.domain].append((document.id, document.text))
-    texts = []
-    for found in by_domain.values():
-        left = num_bytes
-        for _, text in sorted(found):
-            if left > 0:
-                texts.append(text[:left])
-                left -= len(texts[-1])
-    return texts
+    left = dict.fromkeys(domains, num_bytes)
+    found: dict[str, list[str]] = {domain: [] for domain in domains}
+    for domain, text, document_id in sorted(documents, key=lambda document: document.id):
+        if left[domain] > 0 and not is_held_out(document_id) and not is_blank(text):
+            found[domain].append(text[: left[domain]])
+            left[domain] -= len(found[domain][-1])
+    return [text for texts in found.values() for text in texts]

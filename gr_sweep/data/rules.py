@@ -6,7 +6,7 @@ The rules see records one at a time and know nothing of files or tokens.
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -55,56 +55,44 @@ def holds(fields: Mapping[str, Any], name: str, values: list[str]) -> bool:
     return any(text in values for text in texts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    domain: str
-    config: DomainConfig
-    pattern: re.Pattern[str] | None
-
-    def fits(self, text: str, fields: Mapping[str, Any]) -> bool:
-        config = self.config
-        if config.field is not None and not holds(fields, config.field, config.values or []):
-            return False
-        if self.pattern is None:
-            return True
-        matches = islice(self.pattern.finditer(text), config.count)
-        return sum(1 for _ in matches) == config.count
-
-
 class Rules:
     """The rules of a partition. They are tried deepest domain first, and the first match wins."""
 
     def __init__(self, partition: PartitionConfig) -> None:
         self.domains = check_domains(list(partition.domains))
-        self.sources = list(
-            dict.fromkeys(source_of(d, config) for d, config in partition.domains.items())
-        )
-        """Names of the sources, in the order of the domains."""
-        self._rules: dict[str, list[_Rule]] = {source: [] for source in self.sources}
+        self._rules: dict[str, dict[str, DomainConfig]] = {
+            source_of(domain, rule): {} for domain, rule in partition.domains.items()
+        }
+        self._patterns: dict[str, re.Pattern[str]] = {}
         for domain in deepest_first(self.domains):
-            config = partition.domains[domain]
-            pattern = None
-            if config.pattern is not None:
-                pattern = compiled(config.pattern, f"partition.domains.{domain}.pattern")
-            self._rules[source_of(domain, config)].append(_Rule(domain, config, pattern))
+            rule = partition.domains[domain]
+            self._rules[source_of(domain, rule)][domain] = rule
+            if rule.pattern is not None:
+                where = f"partition.domains.{domain}.pattern"
+                self._patterns[domain] = compiled(rule.pattern, where)
+        self.sources = list(self._rules)
+        """Names of the sources, in the order of the domains."""
 
     def domains_of(self, source: str) -> list[str]:
         """The domains that take documents from the source, in the order of the domains."""
-        wanted = {rule.domain for rule in self._rules[source]}
-        return [domain for domain in self.domains if domain in wanted]
+        return [domain for domain in self.domains if domain in self._rules[source]]
 
     def fields_of(self, source: str) -> list[str]:
         """The fields, other than the text, that the rules of the source look at."""
-        return sorted({rule.config.field for rule in self._rules[source] if rule.config.field})
+        return sorted({rule.field for rule in self._rules[source].values() if rule.field})
 
     def domain_of(self, source: str, text: str, fields: Mapping[str, Any]) -> str | None:
         """The document's domain, or None if no rule fits."""
-        fitting = (rule.domain for rule in self._rules[source] if rule.fits(text, fields))
-        return next(fitting, None)
+        for domain, rule in self._rules[source].items():
+            if rule.field is not None and not holds(fields, rule.field, rule.values or []):
+                continue
+            if pattern := self._patterns.get(domain):
+                matches = islice(pattern.finditer(text), rule.count)
+                if sum(1 for _ in matches) < rule.count:
+                    continue
+            return domain
+        return None
 
     def key(self, source: str) -> list[Any]:
         """Everything that decides where a document of the source goes, in JSON values."""
-        return [
-            [r.domain, r.config.field, r.config.values, r.config.pattern, r.config.count]
-            for r in self._rules[source]
-        ]
+        return [[domain, asdict(rule)] for domain, rule in self._rules[source].items()]

@@ -4,7 +4,6 @@ Knows nothing of what the tokens stand for.
 """
 
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import BinaryIO, Self
 
 import numpy as np
 
+from gr_sweep.errors import DataError
+
 _DOCUMENT = np.dtype([("end", "<i8"), ("bytes", "<i8"), ("id", "<u8")])
-_ROW = struct.Struct("<qqQ")
 DOCUMENT_BYTES = _DOCUMENT.itemsize
 """Bytes of the row of a document in the table of a shard."""
 
@@ -94,22 +94,21 @@ class ShardWriter:
     def __init__(
         self, folder: Path, name: str, dtype: np.dtype, eot_id: int, size: Sequence[int] = (0, 0)
     ) -> None:
-        """
-        Args:
-            size: as `flush` returned it to an earlier writer. What that wrote afterwards is lost.
-        """
+        """`size`: as an earlier writer's `flush` returned it; the rest that it wrote is lost."""
         self.num_tokens, self.num_documents = size
         self._tokens = _open_cut(folder / f"{name}.tokens", self.num_tokens * dtype.itemsize)
-        self._documents = _open_cut(folder / f"{name}.documents", self.num_documents * _ROW.size)
+        self._documents = _open_cut(
+            folder / f"{name}.documents", self.num_documents * DOCUMENT_BYTES
+        )
         self._eot = np.array([eot_id], dtype=dtype)
 
     def add(self, tokens: np.ndarray, num_bytes: int, document_id: int) -> None:
         """Appends a document and the end-of-text token."""
-        self._tokens.write(tokens.tobytes())
-        self._tokens.write(self._eot.tobytes())
+        self._tokens.write(tokens.tobytes() + self._eot.tobytes())
         self.num_tokens += len(tokens) + 1
         self.num_documents += 1
-        self._documents.write(_ROW.pack(self.num_tokens, num_bytes, document_id))
+        row = np.array((self.num_tokens, num_bytes, document_id), _DOCUMENT)
+        self._documents.write(row.tobytes())
 
     def flush(self) -> tuple[int, int]:
         """The tokens and documents so far, which are on the disk."""
@@ -127,57 +126,12 @@ class ShardWriter:
 
 
 def _open_cut(path: Path, size: int) -> BinaryIO:
-    """The file, cut to so many bytes, to append to."""
-    file = open(path, "r+b" if size else "wb")  # noqa: SIM115 - closed by the writer
-    if size:
-        file.truncate(size)
-        file.seek(size)
+    """The file, made if it is missing and cut to so many bytes, to append to."""
+    file = path.open("ab")
+    if file.tell() < size:
+        raise DataError(f"{path} is shorter than recorded; remove {path.parent}")
+    file.truncate(size)
     return file
-
-
-def has_size(folder: Path, name: str, dtype: np.dtype, size: Sequence[int]) -> bool:
-    """Whether the files of a shard have what `ShardWriter.flush` returned, or more."""
-    endings, widths = ("tokens", "documents"), (dtype.itemsize, DOCUMENT_BYTES)
-    paths = [folder / f"{name}.{ending}" for ending in endings]
-    return all(
-        path.exists() and path.stat().st_size >= number * width
-        for path, number, width in zip(paths, size, widths, strict=True)
-    )
-
-
-def document_ids(folder: Path, name: str) -> np.ndarray:
-    """The ids of the documents that a `ShardWriter` of this name wrote, uint64 [documents]."""
-    return np.fromfile(folder / f"{name}.documents", dtype=_DOCUMENT)["id"]
-
-
-class IdSet:
-    """A set of document ids in 8 bytes each, where a `set` takes a hundred."""
-
-    def __init__(self, most_recent: int = 1 << 18) -> None:
-        """`most_recent`: ids that are in a `set` before they are sorted into the others."""
-        self._most_recent = most_recent
-        self._sorted: list[np.ndarray] = []
-        """Arrays, each longer than the next."""
-        self._recent: set[int] = set()
-
-    def __contains__(self, wanted: int) -> bool:
-        if wanted in self._recent:
-            return True
-        places = ((ids, int(np.searchsorted(ids, np.uint64(wanted)))) for ids in self._sorted)
-        return any(place < len(ids) and int(ids[place]) == wanted for ids, place in places)
-
-    def add(self, new: int) -> None:
-        """Adds an id."""
-        self._recent.add(new)
-        if len(self._recent) >= self._most_recent:
-            self.update(np.fromiter(self._recent, np.uint64, len(self._recent)))
-            self._recent.clear()
-
-    def update(self, new: np.ndarray) -> None:
-        """Adds ids, uint64."""
-        while self._sorted and len(self._sorted[-1]) <= len(new):
-            new = np.concatenate([self._sorted.pop(), new])
-        self._sorted.append(np.sort(new))
 
 
 def open_shard(folder: Path, name: str, dtype: np.dtype) -> Shard:
@@ -189,3 +143,26 @@ def open_shard(folder: Path, name: str, dtype: np.dtype) -> Shard:
     tokens = np.empty(0, dtype) if is_empty else np.memmap(path, dtype=dtype, mode="r")
     offsets = np.concatenate([np.zeros(1, np.int64), table["end"]])
     return Shard.packed(tokens, offsets, table["bytes"].copy(), table["id"].copy())
+
+
+class IdSet:
+    """A set of document ids in about 20 bytes each, where a `set` takes a hundred."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        """`ids`: uint64."""
+        self._sorted = np.sort(ids)
+        self._recent: set[int] = set()
+
+    def __contains__(self, wanted: int) -> bool:
+        place = np.searchsorted(self._sorted, np.uint64(wanted))
+        is_sorted_in = place < len(self._sorted) and int(self._sorted[place]) == wanted
+        return is_sorted_in or wanted in self._recent
+
+    def add(self, new: int) -> None:
+        """Adds an id."""
+        self._recent.add(new)
+        # A fixed share, so that sorting does not take the square of the size.
+        if len(self._recent) > max(1 << 14, len(self._sorted) // 8):
+            recent = np.fromiter(self._recent, np.uint64, len(self._recent))
+            self._sorted = np.sort(np.concatenate([self._sorted, recent]))
+            self._recent.clear()

@@ -6,31 +6,25 @@ is imported only where it is needed.
 
 import dataclasses
 import glob
-import json
 import logging
 import os
+import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gr_sweep.config import DataConfig, DataKind, HubSource
 from gr_sweep.data import synthetic
-from gr_sweep.data.formats import COMPRESSED, LARGEST_TEXT, Record, pieces, read_file, record_of
+from gr_sweep.data.formats import LARGEST_TEXT, Record, pieces, read_file, record_of
 from gr_sweep.data.rules import Rules, holds, text_id
 from gr_sweep.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 _HUB_TIMEOUT_S = 5.0
-
-_HUB_FORMATS = ("json", "parquet", "csv", "text", "arrow", "xml", "webdataset")
-"""File formats that `datasets` accepts in place of a data set's name."""
-
-Digests = Callable[[Sequence[Path]], list[str]]
-"""Digests of the content of files."""
 
 
 class Document(NamedTuple):
@@ -50,22 +44,21 @@ class Source:
     """File or data set, for errors."""
     domains: Sequence[str]
     key: Any
-    """JSON values that change whenever the documents do."""
+    """JSON values that change whenever the documents do, unless the content of `files` does."""
     documents: Callable[[], Iterator[Document]]
     files: Sequence[Path] = ()
     """Those on this machine."""
 
 
-def sources_of(data: DataConfig, rules: Rules, digests: Digests) -> list[Source]:
+def sources_of(data: DataConfig, rules: Rules) -> list[Source]:
     """The sources of a partition, in the order of its domains; no document is read.
 
     Raises:
-        DataError: a source that is missing or cannot be read.
+        DataError: a source that is missing.
     """
     if data.kind is DataKind.synthetic:
         return [_synthetic(data, rules)]
-    source = _SOURCES[data.kind]
-    return [source(data, name, rules, digests) for name in rules.sources]
+    return [_SOURCES[data.kind](data, name, rules) for name in rules.sources]
 
 
 def _synthetic(data: DataConfig, rules: Rules) -> Source:
@@ -84,54 +77,44 @@ def _synthetic(data: DataConfig, rules: Rules) -> Source:
     return Source("the generated text", rules.domains, key, documents)
 
 
-def _local(data: DataConfig, name: str, rules: Rules, digests: Digests) -> Source:
+def _local(data: DataConfig, name: str, rules: Rules) -> Source:
     files = local_files(data, name)
 
     def documents() -> Iterator[Document]:
         for file in files:
             records = read_file(file, data.text_field, rules.fields_of(name), data.split)
-            yield from documents_of(records, str(file), name, rules, data.split)
+            yield from _documents(records, str(file), name, rules, data.split)
 
     suffixes = ["".join(file.suffixes[-2:]) for file in files]
-    contents = list(zip(suffixes, digests(files), strict=True))
-    key = [name, contents, data.text_field, rules.key(name), data.split]
+    key = [name, suffixes, data.text_field, rules.key(name), data.split]
     return Source(str(files[0]), rules.domains_of(name), key, documents, files)
 
 
-def _hub(data: DataConfig, name: str, rules: Rules, digests: Digests) -> Source:
+def _hub(data: DataConfig, name: str, rules: Rules) -> Source:
     hub = data.sources[name]
-    files = hub_files(hub)
-    key = [name, dataclasses.asdict(hub), digests(files), rules.key(name), data.split]
-    where = f"data set {hub.path}"
-    named = where if hub.data_files is None else f"{where} ({hub.data_files})"
+    where = f"data set {hub.path}" + (f" ({hub.data_files})" if hub.data_files else "")
 
     def documents() -> Iterator[Document]:
-        return documents_of(read_hub(hub), named, name, rules, data.split)
+        return _documents(_read_hub(hub), where, name, rules, data.split)
 
-    return Source(where, rules.domains_of(name), key, documents, files)
+    key = [name, dataclasses.asdict(hub), rules.key(name), data.split]
+    return Source(where, rules.domains_of(name), key, documents, hub_files(hub))
 
 
 _SOURCES = {DataKind.local: _local, DataKind.hub: _hub}
 """A function from the settings and the name of a source to the `Source`, by kind."""
 
 
-def documents_of(
+def _documents(
     records: Iterator[Record | None],
     where: str,
     source: str,
     rules: Rules,
-    split: str | int | None = None,
+    split: str | int | None,
 ) -> Iterator[Document]:
     """The documents of the domains that take them, of which some may be blank.
 
-    Args:
-        records: None for one that is skipped, which still counts in the numbers of errors.
-        where: file or data set, for errors.
-        source: its name in the rules.
-        split: as `formats.pieces` takes it; the rules see the pieces. None: whole documents.
-
-    Raises:
-        DataError: a record cannot be read, or has no text; the message has its number.
+    `records` has None for one that is skipped, which still counts in the numbers of errors.
     """
     number = num_left = 0
     try:
@@ -143,22 +126,17 @@ def documents_of(
                     f"{where}: document {number} has more than {LARGEST_TEXT:,} characters; split "
                     "it with data.split=paragraphs, or data.split=4000 for so many characters"
                 )
-            texts = [record.text]
+            texts: Iterable[str] = [record.text]
             if split is not None:
-                texts = list(pieces(record.text.splitlines(keepends=True), split))
+                texts = pieces(record.text.splitlines(keepends=True), split)
             for text in texts:
                 domain = rules.domain_of(source, text, record.fields)
                 if domain is None:
                     num_left += 1
                 else:
                     yield Document(domain, text, text_id(text))
-    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
-        raise DataError(f"{where}: the text of record {number} is not UTF-8") from error
-    except (OSError, EOFError, ValueError, RecursionError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # `datasets` wraps it several times
-            cause = cause.__cause__
-        said = f"{where}: cannot read record {number + 1} ({first_line(cause)})"
+    except (OSError, EOFError, ValueError) as error:
+        said = f"{where}: cannot read record {number + 1} ({first_line(error)})"
         raise DataError(said) from error
     if num_left:
         logger.info("%s: %d documents fit no rule of the partition", where, num_left)
@@ -181,11 +159,12 @@ def local_files(data: DataConfig, source: str) -> list[Path]:
     else:
         assert data.root is not None  # checks.validate
         where = os.path.expanduser(data.root)
-        entries = sorted(entry for entry in Path(where).glob("*") if _is_named(entry, source))
+        is_named = re.compile(re.escape(source) + r"(\.\w+)?(\.(gz|bz2|zst))?").fullmatch
+        entries = sorted(entry for entry in Path(where).glob("*") if is_named(entry.name))
         if len(entries) > 1:
             names = " and ".join(entry.name for entry in entries)
             raise DataError(f"{where} contains {names}; choose one with data.paths.{source}")
-    files = [file for entry in entries for file in _files_below(entry)]
+    files = [file for entry in entries for file in _files_of(entry)]
     if not files:
         raise DataError(
             f"source {source} has no file in {where}; set data.paths.{source}, or add a folder "
@@ -194,44 +173,20 @@ def local_files(data: DataConfig, source: str) -> list[Path]:
     return files
 
 
-def _is_named(entry: Path, source: str) -> bool:
-    # Not `stem`: a source may have a dot in its name, and a file two suffixes.
-    if entry.name == source:
-        return True
-    plain = entry.name.removesuffix(entry.suffix) if entry.suffix in COMPRESSED else entry.name
-    return not entry.is_dir() and plain.removesuffix(Path(plain).suffix) == source
+def _files_of(entry: Path) -> list[Path]:
+    """The file, or the files below the folder, without hidden ones such as .git/config.
 
-
-def _files_below(entry: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """The file, or the files of the folder, without hidden ones such as .git/config.
-
-    Links are followed. Of a folder that `datasets.save_to_disk` wrote, only the tables are files.
-
-    Args:
-        above: resolved folders that contain the entry, for links that lead back.
-
-    Raises:
-        DataError: something is neither a file nor a folder, or cannot be read.
+    Of a folder that `datasets.save_to_disk` wrote, only the tables are files.
     """
     if entry.is_file():
-        yield entry
-        return
-    try:
-        names = sorted(os.listdir(entry))
-        if "dataset_dict.json" in names:
-            names = ["train"]
-        elif {"state.json", "dataset_info.json"} <= set(names):
-            state = json.loads((entry / "state.json").read_text())
-            names = [file["filename"] for file in state["_data_files"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        said = f"{entry} cannot be read as a file or folder ({first_line(error)}); remove it"
-        raise DataError(said) from error
-    folder = os.path.realpath(entry)
-    if folder in above:
-        raise DataError(f"{entry} is a link to a folder that contains it; remove it")
-    for name in names:
-        if not name.startswith("."):
-            yield from _files_below(entry / name, (*above, folder))
+        return [entry]
+    if (entry / "dataset_dict.json").exists():
+        entry = entry / "train"
+    if (entry / "dataset_info.json").exists():
+        return sorted(entry.glob("data-*.arrow"))
+    below = (path for path in entry.rglob("*") if path.is_file())
+    is_hidden = re.compile(r"(^|/)\.").search
+    return sorted(path for path in below if not is_hidden(path.relative_to(entry).as_posix()))
 
 
 # Data sets of the Hugging Face Hub
@@ -239,25 +194,19 @@ def _files_below(entry: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 def hub_files(source: HubSource) -> list[Path]:
     """The local files that a data set is read from; none if it is on the Hub."""
-    names = [os.path.expanduser(source.path)]
-    if source.path in _HUB_FORMATS:
-        names = sorted(glob.glob(source.data_files or "", recursive=True))
-        if not names and "://" not in (source.data_files or "://"):
-            raise DataError(f"data_files={source.data_files} matches no file")
-    return [file for name in names if os.path.exists(name) for file in _files_below(Path(name))]
+    names, pattern = [os.path.expanduser(source.path)], source.data_files or ""
+    if pattern and "/" not in source.path:  # the name of a file format
+        names = sorted(glob.glob(pattern, recursive=True))
+        if not names and "://" not in pattern:
+            raise DataError(f"data_files={pattern} matches no file")
+    return [file for name in names for file in _files_of(Path(name))]
 
 
-def read_hub(source: HubSource) -> Iterator[Record | None]:
-    """The rows of a data set, streamed, and None for those that its filter leaves out.
-
-    Raises:
-        DataError: the Hub cannot be reached.
-        OSError, ValueError: the data set cannot be read, or a row has no text.
-    """
+def _read_hub(source: HubSource) -> Iterator[Record | None]:
+    """The rows of a data set, streamed, and None for those that its filter leaves out."""
     if not hub_files(source):
         check_hub(f"data set {source.path}")
     import datasets
-    import pyarrow
 
     options = {"name": source.name, "data_files": source.data_files}
     given = {name: value for name, value in options.items() if value is not None}
@@ -269,8 +218,9 @@ def read_hub(source: HubSource) -> Iterator[Record | None]:
                 raise ValueError(f"no column {column!r}, only {', '.join(fields)}")
             is_wanted = column is None or holds(fields, column, values)
             yield record_of(fields, source.column) if is_wanted else None
-    except (pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(first_line(error)) from error
+    except datasets.exceptions.DatasetsError as error:
+        cause = error.__cause__ or error
+        raise ValueError(first_line(cause)) from error
 
 
 def check_hub(wanted: str) -> None:

@@ -6,6 +6,7 @@ T tokens that a window predicts.
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from math import lcm
 
 import numpy as np
@@ -27,57 +28,43 @@ class Stream:
     too: otherwise the rows of a step would be neighbours in one document.
     """
 
-    def __init__(
-        self, documents: Sequence[tuple[Shard, np.ndarray]], sequence_length: int, key: tuple
-    ) -> None:
-        """`documents` pairs each shard with the indices to read; `key` seeds the orders."""
-        self._shards = [shard for shard, _ in documents]
-        self._shard = np.concatenate(
-            [np.full(len(chosen), number) for number, (_, chosen) in enumerate(documents)]
-        )
-        self._index = np.concatenate([chosen for _, chosen in documents])
-        self._length = np.concatenate([shard.lengths[chosen] for shard, chosen in documents])
-        self._sequence_length = sequence_length
-        self._key = key
-        self.num_tokens = int(self._length.sum())
+    def __init__(self, shard: Shard, sequence_length: int, key: tuple) -> None:
+        """`key` seeds the orders."""
+        self._shard, self._sequence_length, self._key = shard, sequence_length, key
+        self.num_tokens = shard.num_tokens
         self.num_windows = max(0, (self.num_tokens - 1) // sequence_length)
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        # The rows of one step touch at most two epochs, unless the stream is tiny.
+        self._orders = lru_cache(2)(self._orders_of)
 
     def token_counts(self, vocab_size: int) -> np.ndarray:
         """How often each token occurs in the documents, int64 [vocab_size]."""
         counts = np.zeros(vocab_size, np.int64)
-        for number, index in zip(self._shard, self._index, strict=True):
-            np.add.at(counts, self._shards[number].document(index), 1)
+        for index in range(self._shard.num_documents):
+            np.add.at(counts, self._shard.document(index), 1)
         return counts
 
     def read(self, window: int, row_T1: np.ndarray) -> None:
         """Writes the T + 1 tokens of the window with this number, counted through all epochs, into
         the row."""
         epoch, number = divmod(window, self.num_windows)
-        windows, order, ends = self._epoch(epoch)
+        windows, order, ends = self._orders(epoch)
         position = int(windows[number]) * self._sequence_length
         index = int(np.searchsorted(ends, position, side="right"))
         filled = 0
         while left := len(row_T1) - filled:
-            document, before_end = order[index], int(ends[index]) - position
-            shard = self._shards[self._shard[document]]
-            part = shard.document(int(self._index[document]))[-before_end:][:left]
+            before_end = int(ends[index]) - position
+            part = self._shard.document(int(order[index]))[-before_end:][:left]
             row_T1[filled : filled + len(part)] = part
             filled += len(part)
             position += len(part)
             index += 1
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _orders_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The order of the windows, the order of the documents, and where the documents end."""
-        if epoch not in self._epochs:
-            if len(self._epochs) > 1:
-                # The rows of one step touch at most two epochs, unless the stream is tiny.
-                del self._epochs[min(self._epochs)]
-            random = seeded("epoch", *self._key, epoch)
-            order = random.permutation(len(self._length))
-            windows = random.permutation(self.num_windows)
-            self._epochs[epoch] = windows, order, np.cumsum(self._length[order])
-        return self._epochs[epoch]
+        random = seeded("epoch", *self._key, epoch)
+        order = random.permutation(self._shard.num_documents)
+        windows = random.permutation(self.num_windows)
+        return windows, order, np.cumsum(self._shard.lengths[order])
 
 
 class Mixture:

@@ -6,7 +6,7 @@
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from gr_sweep.data.sources import check_hub, first_line
 from gr_sweep.errors import DataError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
 """The separator of the trained tokenizer; its id is 0."""
@@ -33,13 +33,12 @@ Python's `re` and the regex engine of `tokenizers` then cut every text at the sa
 whatever version of Unicode they implement, so words can be looked up instead of tokenised again.
 """
 
-_LONGEST_WORD = 1000
-"""Longest word that a tokenizer is trained on, in characters. Time grows with the square of it: a
+_LONG = re.compile(f"[^{_SPACE}]{{1000}}|[{_SPACE}]{{1000}}")
+"""Where words are cut that a tokenizer is trained on. Time grows with the square of their length: a
 word of a megabyte, such as an encoded picture, would take hours."""
 
-_LONG = re.compile(f"[^{_SPACE}]{{{_LONGEST_WORD}}}|[{_SPACE}]{{{_LONGEST_WORD}}}")
-
-_REMEMBERED_WORDS = 1_000_000
+_REMEMBERED_WORDS = 1 << 18
+"""About 50 MB, in each process that tokenises."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -57,13 +56,13 @@ class TrainedTokenizer:
     eot_id = 0
     prefix: tuple[int, ...] = ()
 
-    def __init__(self, backend: "Tokenizer", remembered_words: int = _REMEMBERED_WORDS) -> None:
+    def __init__(self, backend: "tokenizers.Tokenizer") -> None:
         backend.encode_special_tokens = True
         self._backend = backend
         self.vocab_size: int = backend.get_vocab_size()
         self._dtype = token_dtype(self.vocab_size)
         self._find_words = re.compile(_WORD).findall
-        self._tokens_of_word = functools.lru_cache(remembered_words)(self._encode_word)
+        self._tokens_of_word = functools.lru_cache(_REMEMBERED_WORDS)(self._encode_word)
 
     @classmethod
     def load(cls, folder: Path) -> "TrainedTokenizer":
@@ -73,8 +72,8 @@ class TrainedTokenizer:
         return cls(Tokenizer.from_file(str(folder / "tokenizer.json")))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For another process, of which there are many: 50 MB of words in place of 200."""
-        return TrainedTokenizer, (self._backend, _REMEMBERED_WORDS // 4)
+        """For another process, which remembers words of its own."""
+        return TrainedTokenizer, (self._backend,)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of each text, [tokens] in `token_dtype`, without separator.
@@ -121,32 +120,21 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> TrainedTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(_of_short_words(texts), trainer)
+    backend.train_from_iterator((_LONG.sub(r"\g<0>\n", text) for text in texts), trainer)
     return TrainedTokenizer(backend)
-
-
-def _of_short_words(texts: Iterable[str]) -> Iterator[str]:
-    """The texts; a text with a word that is too long comes word by word, in short pieces."""
-    for text in texts:
-        if _LONG.search(text) is None:
-            yield text
-            continue
-        for word in re.findall(_WORD, text):
-            for start in range(0, len(word), _LONGEST_WORD):
-                yield word[start : start + _LONGEST_WORD]
 
 
 class PretrainedTokenizer:
     """A Hugging Face tokenizer; its end-of-sequence token separates documents."""
 
     def __init__(self, hf_tokenizer: Any, name: str) -> None:
-        if hf_tokenizer.eos_token_id is None:
-            raise DataError(
-                f"tokenizer {name} has no end-of-sequence token to separate documents; choose "
-                "one that has, or train one (data.tokenizer=null)"
-            )
         self._hf_tokenizer = hf_tokenizer
-        self._backend = getattr(hf_tokenizer, "backend_tokenizer", None)
+        self._backend: Any = getattr(hf_tokenizer, "backend_tokenizer", None)
+        if self._backend is None or hf_tokenizer.eos_token_id is None:
+            raise DataError(
+                f"tokenizer {name} has no end-of-sequence token to separate documents, or is not "
+                "in tokenizer.json; choose another, or train one (data.tokenizer=null)"
+            )
         self.eot_id: int = hf_tokenizer.eos_token_id
         # Some vocabularies have gaps: the number of tokens can be below the largest id.
         self.vocab_size: int = max(len(hf_tokenizer), max(hf_tokenizer.get_vocab().values()) + 1)
@@ -159,27 +147,21 @@ class PretrainedTokenizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """What `encode` needs, so that another process need not import transformers."""
-        return self.__dict__ | ({} if self._backend is None else {"_hf_tokenizer": None})
+        return self.__dict__ | {"_hf_tokenizer": None}
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `TrainedTokenizer.encode`."""
-        backend = self._backend
-        if backend is None:
-            lists = self._hf_tokenizer(
-                list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
-            )["input_ids"]
-        else:
-            # Half as long as by transformers, which also looks for the place of every token.
-            backend.encode_special_tokens = True
-            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-            lists = [encoding.ids for encoding in encodings]
-        return [np.array(ids, dtype=self._dtype) for ids in lists]
+        # Half as long as by transformers, which also looks for the place of every token.
+        self._backend.encode_special_tokens = True
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
 
     def save(self, folder: Path) -> None:
         """Writes a folder that `AutoTokenizer.from_pretrained` loads."""
-        # How it was last called is saved, and special tokens such as `<|im_start|>` stay special.
-        self._hf_tokenizer("", split_special_tokens=False)
         self._hf_tokenizer.save_pretrained(folder)
+
+
+Tokenizer = TrainedTokenizer | PretrainedTokenizer
 
 
 def load_tokenizer(
@@ -204,10 +186,7 @@ def load_tokenizer(
                 raise
             check_hub(f"tokenizer {name}")
             hf_tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (
-        *(OSError, ValueError, ImportError, LookupError, RecursionError),
-        *(TypeError, AttributeError),  # of a tokenizer.json with values of other types
-    ) as error:
+    except (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError) as error:
         how = "" if may_download else f"; fetch it first (hf download {name})"
         raise DataError(f"tokenizer {name} cannot be loaded ({first_line(error)}){how}") from error
     return PretrainedTokenizer(hf_tokenizer, name)

@@ -56,14 +56,14 @@ class TextWindows:
                 # The first shards get one more if they do not divide.
                 count = documents // len(shards) + (number < documents % len(shards))
                 order = order[: max(1, count)]
-            chosen.append((shard, order))
-        sizes = [int(shard.lengths[order].sum()) for shard, order in chosen]
+            chosen.append(shard.subset(order))
+        sizes = [shard.num_tokens for shard in chosen]
         if min(sizes, default=0) < 2:
             raise DataError("a domain has no training text to attack, calibrate or unlearn with")
         self.sequence_length = min(sequence_length, min(sizes) - 1)
         streams = [
-            Stream([part], self.sequence_length, (seed, purpose, number))
-            for number, part in enumerate(chosen)
+            Stream(shard, self.sequence_length, (seed, purpose, number))
+            for number, shard in enumerate(chosen)
         ]
         self._windows = Mixture(streams, [Fraction(1)] * len(streams))
         self.num_windows = sum(stream.num_windows for stream in streams)

@@ -162,18 +162,19 @@ def test_copies_and_blank_texts_are_dropped_and_counted(tmp_path, caplog):
     write_lines(tmp_path / "root" / "code.jsonl", records)
     write_root(tmp_path / "root", "creative")
     data = local(tmp_path, tmp_path / "root")
-    for _ in range(2):  # the table is the same when the text is in the cache
+    for _ in range(2):  # the lines are the same when the text is in the cache
         caplog.clear()
         with caplog.at_level("INFO"):
             made = prepare_data(data, TWO)
         held_out = sum(is_held_out(text_id(text)) for text in copies)
         assert made.heldout["code"].num_documents == held_out > 0
         assert made.train["code"].num_documents == 100 - held_out
-        header, code, _ = [line for line in caplog.messages if "  " in line]
-        counts = dict(zip(re.split("  +", header), re.split("  +", code), strict=True))
-        assert counts["documents"] == f"{100 - held_out}" and counts["held out"] == f"{held_out}"
-        assert counts["characters"] == f"{sum(map(len, copies)):,}"
-        assert (counts["duplicates"], counts["empty"]) == ("100", "2")
+        [line] = [line for line in caplog.messages if line.startswith("code: ")]
+        found = re.findall(r"([\d,]+) ([^,]+)", line)
+        counts = {name: int(number.replace(",", "")) for number, name in found}
+        assert (counts["documents"], counts["held-out documents"]) == (100 - held_out, held_out)
+        assert counts["characters"] == sum(map(len, copies))
+        assert (counts["duplicates"], counts["empty"]) == (100, 2)
 
 
 def test_too_few_held_out_documents_are_refused_with_what_would_give_more(tmp_path):

@@ -1,10 +1,9 @@
 import csv
 import io
 import json
-import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
@@ -16,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from gr_sweep.config import DataConfig, DataKind, HubSource
-from gr_sweep.data.formats import LARGEST_TEXT, pieces, read_file
+from gr_sweep.data.formats import pieces, read_file
 from gr_sweep.data.prepare import prepare_data
 from gr_sweep.data.rules import Rules
 from gr_sweep.data.sources import check_hub, hub_files, local_files, sources_of
@@ -30,7 +29,6 @@ GOOD = b"".join(
     json.dumps({"text": f"some good text, the {n}th of its kind"}).encode() + b"\n"
     for n in range(60)
 )
-DEEP = 100_000
 
 
 def parquet(columns: dict[str, list[object]]) -> bytes:
@@ -39,9 +37,9 @@ def parquet(columns: dict[str, list[object]]) -> bytes:
     return file.getvalue()
 
 
-def arrow(new: Callable, records: list[dict[str, str]]) -> bytes:
+def arrow(records: list[dict[str, str]]) -> bytes:
     table, file = pyarrow.Table.from_pylist(records), io.BytesIO()
-    with new(file, table.schema) as writer:
+    with pyarrow.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
     return file.getvalue()
 
@@ -61,19 +59,15 @@ FORMATS = {
     "csv": table(","),
     "tsv": table("\t"),
     "parquet": parquet({name: [r[name] for r in RECORDS] for name in ("text", "tag")}),
-    "arrow": arrow(pyarrow.ipc.new_file, RECORDS),
-    "stream": arrow(pyarrow.ipc.new_stream, RECORDS),
+    "arrow": arrow(RECORDS),
 }
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_file_is_read_packed_or_not_and_by_its_content_where_that_tells(tmp_path, kind):
-    content = FORMATS[kind]
-    files = {f"a.{kind}": content}
-    for suffix in ("gz", "bz2", "zst"):
-        files[f"a.{kind}.{suffix}"] = packed(content, suffix)
-    if kind not in ("csv", "tsv"):
-        files |= {"b.txt": content, "c": content, "d.md": packed(content, "zst")}
+def test_a_file_is_read_by_its_suffix_packed_or_not(tmp_path, kind):
+    files = {f"a.{kind}": FORMATS[kind]}
+    for suffix in () if kind in ("parquet", "arrow") else ("gz", "bz2", "zst"):
+        files[f"a.{kind}.{suffix}"] = packed(FORMATS[kind], suffix)
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         found = list(read_file(tmp_path / name, "text", ["tag", "absent"]))
@@ -81,17 +75,14 @@ def test_a_file_is_read_packed_or_not_and_by_its_content_where_that_tells(tmp_pa
         assert [record.text for record in found] == [record["text"] for record in RECORDS]
 
 
-NOTEBOOK = json.dumps({"cells": [{"output_type": "stream", "text": ["x"]}]}, indent=1)
-TEXTS = ("text, lies\n", "[text](link)\n", "", '{"a": 1}', '{"text": "x"} is JSON\n', NOTEBOOK)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "records"),
     [
-        *(("a.md", text, [{"text": text}]) for text in TEXTS),  # what only resembles JSON
+        *(("a.md", text, [{"text": text}]) for text in ("text, lies\n", "", '{"text": "x"}\n')),
         ("a.json", json.dumps(RECORDS[0], indent=1), RECORDS[:1]),
         ("a.jsonl", "".join(json.dumps(record) + "\n" for record in VARIED), VARIED),
         ("a.jsonl", '\ufeff{"text": "x"}\n\n{"text": "y"}\n', [{"text": "x"}, {"text": "y"}]),
+        ("a.csv", "text,tag\nNA,1.0\n", [{"text": "NA", "tag": "1.0"}]),
     ],
 )
 def test_text_and_fields_are_those_of_the_file(tmp_path, name, content, records):
@@ -123,23 +114,22 @@ def test_pieces_are_a_text_without_loss(text, largest):
     assert all(line.strip() for p in paragraphs for line in p.splitlines())
 
 
-def test_a_long_text_is_refused_at_once_or_split(tmp_path):
+def test_a_long_text_is_refused_or_split(tmp_path):
     path = tmp_path / "a.txt"
-    with open(path, "w") as file:
-        for number in range(LARGEST_TEXT // 1000 + 1):
-            file.write(f"line {number} ".ljust(999, "x") + "\n\n"[: 1 + number % 2])
+    lines = (f"line {number} ".ljust(999, "x") for number in range(17_000))
+    path.write_text("".join(line + "\n" * (1 + n % 2) for n, line in enumerate(lines)))
     with pytest.raises(DataError, match=r"a.txt: document 1 has more .* data.split=paragraphs"):
         list(documents(DataConfig(kind=DataKind.local, paths={"a": str(path)})))
-    for split, number in (("paragraphs", 8389), (4000, 5593)):
+    for split, number in (("paragraphs", 8500), (4000, 5667)):
         data = DataConfig(kind=DataKind.local, paths={"a": str(path)}, split=split)
         found = [document.text for document in documents(data)]
         assert len(found) == number and found[0].startswith("line 0")
-        assert max(map(len, found)) <= 4000 and found[-1].startswith("line 16")
+        assert max(map(len, found)) <= 4000 and found[-1].startswith("line 169")
 
 
 def documents(data: DataConfig) -> Iterator:
     """The documents of source a."""
-    [source] = sources_of(data, Rules(partition("a")), lambda paths: [""] * len(paths))
+    [source] = sources_of(data, Rules(partition("a")))
     return source.documents()
 
 
@@ -172,13 +162,10 @@ def test_paths_take_globs_and_names_with_odd_characters(tmp_path):
 
 FILES: dict[str, tuple[str, bytes, str]] = {
     "gzip that is cut off": ("a.jsonl.gz", packed(GOOD, "gz")[:-4], "cannot read record"),
-    "binary data": ("a.txt", b"a\0b", "a.txt is not text"),
-    "text named Parquet": ("a.parquet", b"some text", "a.parquet is not text, and not a file of"),
-    "Latin-1": ("a.txt", "caf\u00e9".encode("latin-1"), "the text of record 1 is not UTF-8"),
-    "a column twice": ("a.csv", b"text,text\na,b\n", "several columns are named 'text'"),
-    "a row that is too long": ("a.csv", b"text,tag\na,b\nc,d,e\n", "line 3 does not fit"),
-    "a quote without end": ("a.csv", b'text,tag\n"a,b\n', "a.csv: cannot read record 1 (line"),
-    "half a surrogate": ("a.jsonl", b'{"text": "a\\udfffb"}\n', "text of record 1 is not UTF-8"),
+    "binary data": ("a.txt", b"a\xff\xfeb", "a.txt: cannot read record 1 ('utf-8' codec"),
+    "text named Parquet": ("a.parquet", b"some text", "a.parquet: cannot read record 1 (Parquet"),
+    "a row that is too long": ("a.csv", b"text,tag\na,b\nc,d,e\n", "line 3"),
+    "half a surrogate": ("a.jsonl", b'{"text": "a\\udfffb"}\n', "cannot read record 2 ('utf-8'"),
     "a table without text": ("a.tsv", b"body\ttag\na\tb\n", "the fields are body, tag"),
     "an array without end": ("a.json", b'[{"text": "x"},', "cannot read record 1"),
     "cut within a line": (
@@ -187,8 +174,6 @@ FILES: dict[str, tuple[str, bytes, str]] = {
         "cannot read record 61 (line 62: U",
     ),
     "text is null": ("a.jsonl", b'{"text": null}\n', "got None; the fields are text"),
-    "a name with escapes": ("a.jsonl", b'{"\\u001b[2J\\n": "x"}\n', r"fields are \x1b[2J"),
-    "deep lists": ("a.jsonl", b"[" * DEEP + b"]" * DEEP, "cannot read record 1"),
     "hidden files only": ("a/.x.jsonl", GOOD, "source a has no file"),
 }
 
@@ -224,43 +209,14 @@ def test_a_file_that_cannot_be_read_is_one_line_and_leaves_nothing(text, name, c
     assert_refused(text, said)
 
 
-def folder_a(text: Path, make: Callable[[Path], object]) -> None:
-    """A folder a with a good file, and something that `make` puts beside it."""
+def test_a_file_and_a_folder_of_one_source_are_refused(text):
+    (text / "a.jsonl").write_bytes(GOOD)
     (text / "a").mkdir()
-    (text / "a" / "good.jsonl").write_bytes(GOOD)
-    make(text / "a" / "x")
+    assert_refused(text, "choose one with data.paths.a")
 
 
-PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a file and a folder": (
-        lambda text: ((text / "a.jsonl").write_bytes(GOOD), (text / "a").mkdir()),
-        "choose one with data.paths.a",
-    ),
-    "a pipe in a folder": (lambda text: folder_a(text, os.mkfifo), "x cannot be read as a file"),
-    "a link to the folder above": (
-        lambda text: folder_a(text, lambda x: x.symlink_to(text)),
-        "is a link to a folder that contains it",
-    ),
-}
-
-
-@pytest.mark.parametrize(("make", "said"), PLACES.values(), ids=PLACES)
-def test_an_entry_that_is_not_a_file_is_refused_without_waiting(text, make, said):
-    make(text)
-    assert_refused(text, said)
-
-
-def test_links_to_folders_are_followed(tmp_path):
-    write_lines(tmp_path / "elsewhere" / "b.jsonl", RECORDS)
-    write_lines(tmp_path / "a" / "a.jsonl", RECORDS)
-    (tmp_path / "a" / "link").symlink_to("../elsewhere")
-    data = DataConfig(kind=DataKind.local, root=str(tmp_path))
-    assert local_files(data, "a") == [tmp_path / "a/a.jsonl", tmp_path / "a/link/b.jsonl"]
-
-
-@pytest.mark.parametrize("given", ["/dev/zero", "nowhere", "a\0b"])
-def test_a_path_without_a_file_is_refused(text, given):
-    assert_refused(text, "file", paths={"a": given})
+def test_a_path_without_a_file_is_refused(text):
+    assert_refused(text, "source a has no file in nowhere", paths={"a": "nowhere"})
 
 
 def test_a_word_of_a_megabyte_does_not_stop_the_tokenizer(text):
