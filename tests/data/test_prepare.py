@@ -170,7 +170,7 @@ def test_copies_and_blank_texts_are_dropped_and_counted(tmp_path, caplog):
         assert made.heldout["code"].num_documents == held_out > 0
         assert made.train["code"].num_documents == 100 - held_out
         [line] = [line for line in caplog.messages if line.startswith("code: ")]
-        found = re.findall(r"([\d,]+) ([^,]+)", line)
+        found = re.findall(r"(\d[\d,]*) ([^,]+)", line)
         counts = {name: int(number.replace(",", "")) for number, name in found}
         assert (counts["documents"], counts["held-out documents"]) == (100 - held_out, held_out)
         assert counts["characters"] == sum(map(len, copies))
