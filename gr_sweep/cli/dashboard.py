@@ -168,10 +168,12 @@ def _save(sweep: "Sweep", entity: str, project: str) -> None:
 
 def _added(sweep: "Sweep", job: "Job") -> dict[str, Any]:
     """What a run's config gets besides the job's own."""
+    from gr_sweep.report.sweep import ROUTED
     from gr_sweep.tracking.wandb_dashboard import ADDED, COMPARED_AS, LABEL
 
-    compared_as = "shorter dense" if job.is_shorter_dense else sweep.apart(job)[0][1]
-    return {ADDED: {COMPARED_AS: compared_as, LABEL: sweep.label(job, seed=False)}}
+    kind = job.edges if job.group == ROUTED else job.kind
+    compared_as = "shorter dense" if job.is_shorter_dense else kind
+    return {ADDED: {COMPARED_AS: compared_as, LABEL: sweep.setting(job)}}
 
 
 def _logged(sweep: "Sweep") -> "Logged":

@@ -28,7 +28,7 @@ from gr_sweep.jobdir import Record, State
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.metric import PLACEHOLDER
 from gr_sweep.report.collect import SEARCH, read_sweep
-from gr_sweep.report.measures import BY_METRIC, Measure, fraction
+from gr_sweep.report.measures import BY_METRIC, Measure
 from gr_sweep.report.sweep import Job as Result
 from gr_sweep.train.distributed import connect
 
@@ -131,7 +131,7 @@ class Objective:
         if found is None or found[0] not in metrics.values():
             raise ConfigError(f"invalid value for objective: {name!r}; {allowed(name, [*metrics])}")
         metric, parts = found
-        measure = BY_METRIC.get(metric) or Measure(metric=metric, text=fraction)
+        measure = BY_METRIC.get(metric) or Measure(metric)
         return cls(name=name, measure=measure, parts=parts)
 
     def value(self, job: Result) -> float | None:
@@ -141,7 +141,7 @@ class Objective:
         else:
             estimate = self.measure.of(job)
             value = None if estimate is None else estimate.value
-        return None if value is None else self.measure.capped(value)
+        return None if value is None else min(value, self.measure.most)
 
 
 @dataclass(frozen=True, kw_only=True)

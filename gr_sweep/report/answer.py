@@ -18,7 +18,7 @@ from gr_sweep.config import Baseline
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.seeds import paired_differences
 from gr_sweep.report import measures
-from gr_sweep.report.measures import Measure, Text, interval_text, written
+from gr_sweep.report.measures import Measure, Text
 from gr_sweep.report.sweep import Estimate, Job, Sweep, over_seeds, shown
 
 RULE = (
@@ -197,9 +197,10 @@ def sentences(found: Sequence[Ranking]) -> list[str]:
     return said
 
 
-def notes(sweep: Sweep, found: Sequence[Ranking]) -> list[str]:
+def notes(sweep: Sweep) -> list[str]:
     """What the axes mean, why others stand in for the usual ones, which settings are not
     comparable, and why some have no rank."""
+    found = rankings(sweep)
     axes = found[0].axes if found else ()
     said = [f"`{_capital(_title(of))}`: {of.metric.meaning}." for of in axes]
     jobs = [] if sweep.search else [job for job in sweep.compared if job.parts]
@@ -234,7 +235,7 @@ def _answer(ranking: Ranking) -> str:
     if not ranked:
         return f"No setting can be ranked by {_title(axes[0])} and {_title(axes[1])}."
     if len(ranked) == 1:
-        values = [_with_unit(of.over_seeds(ranked[0].jobs), of) for of in axes]
+        values = [_with_unit(over_seeds(ranked[0].jobs, of.of), of) for of in axes]
         has = f"`{ranked[0].name}` has {_either(values, 'and')}"
         return f"{has}; no other setting can be compared with it."
     serving, separating = ranking.by(0), ranking.by(1)
@@ -285,8 +286,8 @@ def _difference(first: Place, second: Place, measure: Measure) -> str:
 def _with_unit(found: Estimate | None, measure: Measure, sign: str = "") -> str:
     text = Text(measure.text.digits, sign)
     unit = "nats " if measure.metric.unit.startswith("nats") else ""
-    ends = interval_text(found, text).replace(" to ", ", ")
-    return f"{written(found, text)} {unit}{_title(measure)}{f' [{ends}]' if ends else ''}"
+    ends = text.interval(found).replace(" to ", ", ")
+    return f"{text.value(found)} {unit}{_title(measure)}{f' [{ends}]' if ends else ''}"
 
 
 def _title(measure: Measure) -> str:

@@ -8,11 +8,11 @@ domain's expert instead. Metrics without a baseline are absent.
 import dataclasses
 import enum
 import functools
+import logging
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from gr_sweep.config import (
     DomainConfig,
@@ -27,7 +27,6 @@ from gr_sweep.config import (
 from gr_sweep.domains import expand
 from gr_sweep.errors import ConfigError, DataError, PlanError
 from gr_sweep.jobdir import DOCUMENT_LOSSES, PLAN, RELEARN, check_files
-from gr_sweep.metrics import registry
 from gr_sweep.metrics.compare import (
     NO_BASELINES,
     Baselines,
@@ -40,18 +39,20 @@ from gr_sweep.planning import expert_widths, width_of_size
 from gr_sweep.report.sweep import DENSE, Job
 from gr_sweep.routing.plan import RoutePlan
 
+_FILTERED, _OBSERVED = Method.filtered.value, Method.filtered_observed.value
 _WIDTH = "model.intermediate_size"
 _WIDEST_GAP = 2.5
 """Largest ratio of tokens between neighbouring dense runs of a curve. Over a wider gap the loss is
 too far from linear in the logarithm of tokens."""
 
 _Group = TypeVar("_Group")
-_Value = TypeVar("_Value")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobTables:
-    """What the metrics of a job are computed from."""
+    """A job, and the tables that its metrics are computed from."""
 
     job: Job
     losses: Sequence[DocumentLoss]
@@ -59,38 +60,16 @@ class JobTables:
     owners: Mapping[str, Sequence[str]]
     """Domains that own each block of the plan, without the core."""
 
-    @classmethod
-    def read(cls, folder: Path, job: Job, files: Mapping[str, str]) -> Self | None:
-        """Tables of a finished job, whose summary has these digests; None if it has none.
-
-        Raises:
-            DataError, OSError: a table or plan cannot be read or is not as the job wrote it.
-        """
-        check_files(folder, files)
-        losses, relearn = folder / DOCUMENT_LOSSES, folder / RELEARN
-        if not losses.exists():
-            return None
-        rows = read_losses(losses)
-        attacked = read_losses(relearn, RelearnLoss) if relearn.exists() else []
-        has_blocks = any(row.view is View.off for row in rows)
-        return cls(
-            job=job,
-            losses=rows,
-            relearn=attacked,
-            owners=_read_owners(folder / PLAN) if has_blocks else {},
-        )
-
     @functools.cached_property
     def left_out(self) -> list[str]:
         """Domains and nodes that a filtered job never saw."""
-        if self.job.kind not in (Method.filtered.value, Method.filtered_observed.value):
-            return []
-        return [str(part) for part in self.job.settings.get("method.without") or []]
+        is_filtered = self.job.kind in (_FILTERED, _OBSERVED)
+        return list(self.job.settings.get("method.without") or []) if is_filtered else []
 
     @functools.cached_property
     def alone(self) -> str | None:
         """The domain, with those below it, that a filtered job was trained on and no other."""
-        if not self.left_out or self.job.kind != Method.filtered.value:
+        if not self.left_out or self.job.kind != _FILTERED:
             return None
         left_out = expand(self.left_out, self.job.domains)
         kept = tuple(domain for domain in self.job.domains if domain not in left_out)
@@ -99,9 +78,8 @@ class JobTables:
     @functools.cached_property
     def width(self) -> int | None:
         """MLP hidden units that the settings ask for; None: those of a checkpoint."""
-        settings = self.job.settings
-        given = settings.get(_WIDTH)
-        return given if isinstance(given, int) else width_of_size(settings.get("model.size"))
+        given = self.job.settings.get(_WIDTH)
+        return given or width_of_size(self.job.settings.get("model.size"))
 
     @functools.cached_property
     def expert_widths(self) -> Mapping[str, int]:
@@ -113,13 +91,13 @@ class JobTables:
         given = self.job.config
         try:
             config = RunConfig(
-                model=_group(ModelConfig, given.get("model", {})),
+                model=_group(ModelConfig, given["model"]),
                 partition=PartitionConfig(domains={d: DomainConfig() for d in self.job.domains}),
-                plan=_group(PlanConfig, given.get("plan", {})),
-                procedure=_group(ProcedureConfig, given.get("procedure", {})),
+                plan=_group(PlanConfig, given["plan"]),
+                procedure=_group(ProcedureConfig, given["procedure"]),
             )
             return expert_widths(config) if self.job.edges != DENSE else {}
-        except (ConfigError, PlanError, ValueError, TypeError):
+        except (ConfigError, PlanError, LookupError, ValueError, TypeError):
             return {}
 
     @property
@@ -130,27 +108,56 @@ class JobTables:
     @property
     def noise(self) -> tuple[float, ...]:
         """Fraction of wrong labels, and of hidden ones for every domain."""
-        partition = self.job.config.get("partition", {})
-        hidden = unlabelled_shares(partition.get("unlabelled", 0.0), self.job.domains)
-        return (partition.get("mislabelled", 0.0), *hidden.values())
+        partition = self.job.config["partition"]
+        hidden = unlabelled_shares(partition["unlabelled"], self.job.domains)
+        return (partition["mislabelled"], *hidden.values())
 
 
-def with_baselines(jobs: Sequence[Job], tables: Mapping[str, JobTables]) -> list[Job]:
-    """The jobs with metrics recomputed from their tables, which are given by the jobs' names, and
-    those of their baselines. A job without tables is as it was."""
-    contexts = {name: own.job.context(_WIDTH) for name, own in tables.items()}
-    alike: dict[str, list[JobTables]] = {}
-    for name, own in tables.items():
-        alike.setdefault(contexts[name], []).append(own)
-    return [
-        _with_baselines(tables[job.name], alike[contexts[job.name]]) if job.name in tables else job
-        for job in jobs
-    ]
+def with_baselines(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, with metrics from their tables of losses and those of their baselines.
+
+    A job that nothing here is a baseline of has the metrics of its summary, which come from the
+    same table; so has one whose table cannot be read, which is logged.
+    """
+    alike: dict[str, list[Job]] = {}
+    for job in jobs:
+        alike.setdefault(job.context(_WIDTH), []).append(job)
+    found = {job.name: job for job in jobs}
+    for group in alike.values():
+        has_baselines = any(job.kind in (DENSE, _FILTERED, _OBSERVED) for job in group)
+        tables = []
+        for job in group:
+            if has_baselines or (job.folder / RELEARN).exists():
+                if (own := _read(job)) is not None:
+                    tables.append(own)
+                else:
+                    found[job.name] = dataclasses.replace(job, has_losses=False)
+        found |= {own.job.name: _with_baselines(own, tables) for own in tables}
+    return list(found.values())
+
+
+def _read(job: Job) -> JobTables | None:
+    """The job's tables; None if it has none, or they are not as the job wrote them."""
+    try:
+        check_files(job.folder, job.files)
+        losses = read_losses(job.folder / DOCUMENT_LOSSES)
+        relearn = job.folder / RELEARN
+        owners = {}
+        if any(row.view is View.off for row in losses):
+            plan = RoutePlan.from_json((job.folder / PLAN).read_text(encoding="utf-8"))
+            owners = {of.name: sorted(of.owners) for of in plan.blocks if not of.is_core}
+        attacked = read_losses(relearn, RelearnLoss) if relearn.exists() else []
+        return JobTables(job=job, losses=losses, relearn=attacked, owners=owners)
+    except (DataError, OSError, ValueError, PlanError) as error:
+        logger.warning("%s; the metrics in the summary of %s are shown", error, job.name)
+        return None
 
 
 def _with_baselines(own: JobTables, others: Sequence[JobTables]) -> Job:
     job, domains = own.job, own.job.domains
-    is_shorter_dense = _is_shorter_dense(own, [o for o in others if o.width == own.width])
+    lengths = [o.job.tokens for o in others if o.width == own.width and o.job.kind != DENSE]
+    is_longer_there = any(tokens > job.tokens for tokens in lengths)
+    is_shorter_dense = job.kind == DENSE and job.tokens not in lengths and is_longer_there
     # A run that is only a point of other jobs' curves is compared with nothing itself.
     baselines = NO_BASELINES if is_shorter_dense else baselines_of(own, others)
     seed, resamples = job.seed, int(job.settings.get("eval.bootstrap", 1000))
@@ -163,25 +170,15 @@ def _with_baselines(own: JobTables, others: Sequence[JobTables]) -> Job:
     parts = dict.fromkeys(row.part for row in own.relearn)
     return dataclasses.replace(
         job,
-        metrics=_of_job_alone(job.metrics) | metrics | attacked,
-        intervals=_of_job_alone(job.intervals) | intervals | attacked_intervals,
+        metrics=job.metrics | metrics | attacked,
+        intervals=job.intervals | intervals | attacked_intervals,
         attacks={part: attacks(own.relearn, part, domains) for part in parts},
         smallest_share=min(baselines.shorter, default=None) if baselines.dense else None,
-        has_losses=True,
         is_shorter_dense=is_shorter_dense,
     )
 
 
-def _of_job_alone(by_key: Mapping[str, _Value]) -> dict[str, _Value]:
-    """The metrics that need no baselines."""
-    return {
-        key: value
-        for key, value in by_key.items()
-        if (found := registry.find(key)) is None or not found[0].baselines
-    }
-
-
-def baselines_of(job: JobTables, others: Iterable[JobTables]) -> Baselines:
+def baselines_of(own: JobTables, others: Sequence[JobTables]) -> Baselines:
     """The job's baselines among jobs of the same context: those of its width, and runs on one
     domain that are as wide as its expert. Of two domains, a run without one of them may be both.
 
@@ -189,66 +186,44 @@ def baselines_of(job: JobTables, others: Iterable[JobTables]) -> Baselines:
     attack is that of a run that was attacked like the job. Shorter dense runs count as far as
     ratios of at most 2.5 lead from the full length.
     """
-    dense: JobTables | None = None
-    shorter: dict[float, Sequence[DocumentLoss]] = {}
-    filtered: dict[str, list[JobTables]] = {}
-    observed: dict[str, Sequence[DocumentLoss]] = {}
-    alone: dict[str, Sequence[DocumentLoss]] = {}
-    tokens = job.job.tokens
-    for other in others:
-        is_dense, has_length = other.job.kind == DENSE, other.job.tokens == tokens
-        expert_width = None if other.alone is None else job.expert_widths.get(other.alone)
-        if expert_width is not None and other.width == expert_width and has_length:
-            alone.setdefault(str(other.alone), other.losses)
-        if other.width != job.width:
-            continue
-        if is_dense and other.job.tokens < tokens:
-            shorter.setdefault(other.job.tokens / tokens, other.losses)
-        if not has_length:
-            continue
-        [part] = other.left_out if len(other.left_out) == 1 else [None]
-        if is_dense:
-            dense = dense or other
-        elif part is not None and other.job.kind == Method.filtered.value:
-            filtered.setdefault(part, []).append(other)
-        elif part is not None and other.noise == job.noise:
-            observed.setdefault(part, other.losses)
-    attacked = {
-        part: [run.relearn for run in runs if run.relearn and run.attack == job.attack]
-        for part, runs in filtered.items()
+    tokens = own.job.tokens
+    as_wide = [o for o in reversed(others) if o.width == own.width]  # the first overwrites others
+    as_long = [o for o in as_wide if o.job.tokens == tokens]
+    dense = [o.losses for o in as_long if o.job.kind == DENSE]
+    without = [(o.left_out[0], o) for o in as_long if len(o.left_out) == 1]
+    filtered = [(part, o) for part, o in without if o.job.kind == _FILTERED]
+    # Sorting is stable: a run with calibrated losses overwrites the others.
+    filtered.sort(key=lambda of: any(row.view is View.calibrated_full for row in of[1].losses))
+    shares = {
+        o.job.tokens / tokens: o.losses
+        for o in as_wide
+        if o.job.kind == DENSE and o.job.tokens < tokens
     }
-
-    def is_calibrated(run: JobTables) -> bool:
-        return any(row.view is View.calibrated_full for row in run.losses)
-
-    return Baselines(
-        dense=None if dense is None else dense.losses,
-        shorter=_without_gaps(shorter),
-        # max keeps the first of equals.
-        filtered={part: max(runs, key=is_calibrated).losses for part, runs in filtered.items()},
-        filtered_observed=observed,
-        alone=alone,
-        filtered_relearned={part: found[0] for part, found in attacked.items() if found},
-    )
-
-
-def _without_gaps(
-    shorter: Mapping[float, Sequence[DocumentLoss]],
-) -> dict[float, Sequence[DocumentLoss]]:
-    kept: dict[float, Sequence[DocumentLoss]] = {}
-    last = 1.0
-    for share in sorted(shorter, reverse=True):
-        if last > _WIDEST_GAP * share:
+    shorter: dict[float, Sequence[DocumentLoss]] = {}
+    for share in sorted(shares, reverse=True):
+        if min(shorter, default=1.0) > _WIDEST_GAP * share:
             break
-        kept[share] = shorter[share]
-        last = share
-    return kept
-
-
-def _is_shorter_dense(job: JobTables, others: Sequence[JobTables]) -> bool:
-    own, lengths = job.job.tokens, [o.job.tokens for o in others if o.job.kind != DENSE]
-    is_longer_there = any(tokens > own for tokens in lengths)
-    return job.job.kind == DENSE and own not in lengths and is_longer_there
+        shorter[share] = shares[share]
+    return Baselines(
+        dense=dense[-1] if dense else None,
+        shorter=shorter,
+        filtered={part: o.losses for part, o in filtered},
+        filtered_observed={
+            part: o.losses
+            for part, o in without
+            if o.job.kind == _OBSERVED and o.noise == own.noise
+        },
+        alone={
+            o.alone: o.losses
+            for o in reversed(others)
+            if o.alone is not None
+            and o.job.tokens == tokens
+            and o.width == own.expert_widths.get(o.alone, -1)
+        },
+        filtered_relearned={
+            part: o.relearn for part, o in filtered if o.relearn and o.attack == own.attack
+        },
+    )
 
 
 def _group(kind: type[_Group], given: Mapping[str, Any]) -> _Group:
@@ -259,11 +234,3 @@ def _group(kind: type[_Group], given: Mapping[str, Any]) -> _Group:
             is_choice = isinstance(hint, type) and issubclass(hint, enum.Enum)
             values[name] = hint(given[name]) if is_choice else given[name]
     return kind(**values)
-
-
-def _read_owners(path: Path) -> dict[str, Sequence[str]]:
-    try:
-        plan = RoutePlan.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, PlanError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    return {block.name: sorted(block.owners) for block in plan.blocks if not block.is_core}

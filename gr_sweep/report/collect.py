@@ -1,27 +1,28 @@
 """Reads the folder of a sweep into a `Sweep`.
 
 Folders that are not jobs are skipped, and so are jobs that are there twice; unfinished and damaged
-jobs are listed with the reason, and never stop the others. Metrics are recomputed from the tables
-of losses and compared with the baselines among the jobs. Reads files only; never imports torch.
+jobs are listed with the reason, and never stop the others. Metrics are compared with the baselines
+among the jobs. Reads files only; never imports torch.
 """
 
-import dataclasses
+import contextlib
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import UNROUTED, is_number
 from gr_sweep.errors import DataError
 from gr_sweep.files import content_digest
-from gr_sweep.jobdir import METRICS, SAMPLES, SUMMARY, job_folders, read_summary
-from gr_sweep.report.baselines import JobTables, with_baselines
-from gr_sweep.report.round_files import read_rounds
+from gr_sweep.jobdir import METRICS, ROUND, ROUNDS, SAMPLES, SUMMARY, job_folders, read_summary
+from gr_sweep.metrics.losses import View
+from gr_sweep.report.baselines import with_baselines
 from gr_sweep.report.sweep import (
     DENSE,
     ROUTED,
     Job,
+    Round,
     Search,
     Sweep,
     Unfinished,
@@ -37,7 +38,8 @@ SUMMARY_FORMAT = 1
 """Version of summary.json that this module reads."""
 
 _EDGES_ORDER = (DENSE, "none", "weight", "act", "both")
-_GROUPS_ORDER = (*(method.value for method in UNROUTED), "shorter", ROUTED)
+_GROUPS_ORDER = (*(method.value for method in UNROUTED), ROUTED)
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
 logger = logging.getLogger(__name__)
 
@@ -55,54 +57,51 @@ def read_sweep(folder: Path, only: Collection[Path] | None = None) -> Sweep:
     folders = job_folders(folder)
     if only is not None:
         wanted = {job.resolve() for job in only}
-        folders = [entry for entry in folders if entry.resolve() in wanted]
-    finished: list[Job] = []
-    seen: dict[str, Job] = {}
+        folders = [entry for entry in folders if entry in wanted]
+    finished: dict[str, Job] = {}
     unfinished: list[Unfinished] = []
-    tables: dict[str, JobTables] = {}
     for entry in folders:
         history = read_rows(entry / METRICS)
         try:
-            job, files = _read_job(entry)
+            job = _read_job(entry, history)
         except DataError as error:
             step = max((row["step"] for row in history), default=None)
-            unfinished.append(Unfinished(name=entry.resolve().name, step=step, why=str(error)))
+            unfinished.append(Unfinished(name=entry.name, step=step, why=str(error)))
             continue
         # A command that is typed in another way names its jobs, and baselines, in another way.
-        if (twin := seen.setdefault(job.identity, job)) is not job:
+        if (twin := finished.setdefault(job.identity, job)) is not job:
             logger.info("%s is left out: %s is the same job", job.name, twin.name)
-            continue
-        samples = read_samples(entry, files.get(SAMPLES))
-        job = dataclasses.replace(job, history=history, rounds=read_rounds(entry), samples=samples)
-        finished.append(job)
-        try:
-            if (found := JobTables.read(entry, job, files)) is not None:
-                tables[job.name] = found
-        except (DataError, OSError) as error:
-            logger.warning("%s; the metrics in the summary of %s are shown", error, job.name)
-    finished = with_baselines(finished, tables)
-    varied = varied_settings([job.settings for job in finished])
-    finished.sort(key=lambda job: _report_order(job, varied))
+    jobs = with_baselines(list(finished.values()))
+    varied = varied_settings([job.settings for job in jobs])
+    jobs.sort(key=lambda job: _report_order(job, varied))
     return Sweep(
         name=folder.resolve().name,
         folder=folder,
-        jobs=finished,
+        jobs=jobs,
         unfinished=unfinished,
-        search=_read_search(folder / SEARCH, {job.name for job in finished}),
+        search=_read_search(folder / SEARCH, {job.name for job in jobs}),
     )
+
+
+@contextlib.contextmanager
+def _damage_logged(path: Path) -> Iterator[None]:
+    """A file that is missing is passed over; one that is damaged is named in the log."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except _DAMAGE as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("%s cannot be read: %s", path, said)
 
 
 def _read_search(path: Path, jobs: Collection[str]) -> Search | None:
     """What a search left in the folder; None without one, or if jobs of its trials are missing."""
-    try:
+    with _damage_logged(path):
         found = json.loads(path.read_text(encoding="utf-8"))
         names = {name for trial in found.pop("jobs") for name in trial}
         return Search(**found) if names.issubset(jobs) else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        logger.warning("%s cannot be read: %s", path, " ".join(str(error).split()))
-        return None
+    return None
 
 
 def _report_order(job: Job, varied: Sequence[str]) -> tuple[Any, ...]:
@@ -111,29 +110,28 @@ def _report_order(job: Job, varied: Sequence[str]) -> tuple[Any, ...]:
     values = [job.settings.get(name) for name in varied if name != "edges"]
     # Numbers by size and before words: 0.5 comes before 10.
     ranks = [(0, value, "") if is_number(value) else (1, 0, shown(value)) for value in values]
-    return (edges, group, *ranks, job.name)
+    return (edges, group, job.is_shorter_dense, *ranks, job.name)
 
 
-def _read_job(folder: Path) -> tuple[Job, dict[str, str]]:
-    """The job of a folder, and the digests of its files.
+def _read_job(folder: Path, history: list[dict[str, Any]]) -> Job:
+    """The job of a folder with these rows of metrics.
 
     Raises:
         DataError: it has no summary, or one that is damaged.
     """
-    path = folder / SUMMARY
-    if not path.exists():
+    if not (folder / SUMMARY).exists():
         raise DataError("not finished")
     try:
-        summary = read_summary(path)
+        summary = read_summary(folder / SUMMARY)
         if summary["format"] != SUMMARY_FORMAT:
             raise DataError(
                 f"it has format {summary['format']!r}; this version reads {SUMMARY_FORMAT}"
             )
-        job = Job(
-            name=folder.resolve().name,
+        files = dict(summary.get("files", {}))
+        return Job(
+            folder=folder,
             sweep=summary.get("sweep", ""),
             title=summary.get("title", ""),
-            overrides=summary.get("overrides", []),
             command=summary.get("command", ""),
             domains=summary["domains"],
             config=summary["config"],
@@ -141,13 +139,30 @@ def _read_job(folder: Path) -> tuple[Job, dict[str, str]]:
             intervals={key: (low, high) for key, (low, high) in summary["intervals"].items()},
             environment=summary["environment"],
             fingerprints=summary["fingerprints"],
+            files=files,
             started=summary["started"],
             finished=summary["finished"],
+            history=history,
+            rounds=_read_rounds(folder),
+            samples=read_samples(folder, files.get(SAMPLES)),
         )
-        return job, dict(summary.get("files", {}))
-    except (OSError, DataError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (DataError, *_DAMAGE) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"summary.json cannot be read: {said}") from error
+
+
+def _read_rounds(job: Path) -> list[Round]:
+    """Finished rounds of a job, by number."""
+    found = []
+    for path in (job / ROUNDS).glob(f"*/{ROUND}"):
+        with _damage_logged(path):
+            of = json.loads(path.read_text(encoding="utf-8"))
+            losses = {View.served: of["served_loss"], View.kept: of["expert_loss"]}
+            names = ("tokens", "labels", "parameters_kept", "modularity", "metrics")
+            found.append(
+                Round(number=of["round"], losses=losses, **{name: of[name] for name in names})
+            )
+    return sorted(found, key=lambda of: of.number)
 
 
 def read_samples(folder: Path, digest: str | None = None) -> list[dict[str, Any]]:
@@ -159,13 +174,9 @@ def read_samples(folder: Path, digest: str | None = None) -> list[dict[str, Any]
         digest: expected digest of the file, from the job's summary.
     """
     path = folder / SAMPLES
-    try:
+    with _damage_logged(path):
         if digest is not None and content_digest(path) != digest:
             raise ValueError("its checksum differs from the one in summary.json")
         prompts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["prompts"]
         return prompts
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        logger.warning("%s cannot be read: %s", path, " ".join(str(error).split()))
-        return []
+    return []

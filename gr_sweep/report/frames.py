@@ -1,6 +1,10 @@
-"""A sweep as pandas data frames, for results.csv, notebooks and scripts. Never imports torch."""
+"""A sweep as tables: results.csv, and pandas data frames for notebooks and scripts. Never imports
+torch."""
 
+import csv
+import io
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,32 +12,19 @@ from gr_sweep.config import is_number
 from gr_sweep.jobdir import METRICS, flatten, job_folders, read_finished, read_record
 from gr_sweep.report import collect
 from gr_sweep.report.sweep import Sweep, shown, varied_settings
+from gr_sweep.tracking.base import STEP
 from gr_sweep.tracking.jsonl import read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_STEP = "step"
-
 
 def results(folder: str | os.PathLike[str]) -> "pd.DataFrame":
-    """What the finished jobs of a sweep ended with, as `results_of` has it.
-
-    Args:
-        folder: of a sweep, or of one job.
-
-    Raises:
-        JobError: the folder does not exist or contains no job.
-    """
-    return results_of(collect.read_sweep(Path(folder)))
-
-
-def results_of(sweep: Sweep) -> "pd.DataFrame":
-    """One row for each finished job, in the order of the report.
+    """What the finished jobs of a sweep ended with: a row for each, in the order of the report.
 
     Columns, in this order:
 
-    - `job` (name of its folder) and `label` (what distinguishes it: `edges=act seed=0`).
+    - `job` (name of its folder) and `label` (its title: what distinguishes it).
     - The settings in which the jobs differ, by dotted name (`route.foreign_dropout`), then all
       others: int64, float64, bool or text; a list is text as it is typed (`[code,biology]`). A
       setting that is `null` is missing, and integers next to it are float64.
@@ -43,28 +34,50 @@ def results_of(sweep: Sweep) -> "pd.DataFrame":
     - `<metric>/low` and `<metric>/high`, float64: bounds of the 95 % interval, if there is one.
 
     `frame.attrs["varied"]` lists the settings in which the jobs differ.
+
+    Args:
+        folder: of a sweep, or of one job.
+
+    Raises:
+        JobError: the folder does not exist or contains no job.
     """
     import pandas as pd
 
-    varied = varied_settings([job.settings for job in sweep.jobs])
-    names = dict.fromkeys([*varied, *(name for job in sweep.jobs for name in job.settings)])
-    bounds = [
-        {f"{key}/{side}": at for key, ends in job.intervals.items()
-         for side, at in zip(("low", "high"), ends, strict=True)}
-        for job in sweep.jobs
-    ]  # fmt: skip
-    rows = [
-        {"job": job.name, "label": sweep.labels[job.name]}
-        | {name: _value(of) for name, of in job.settings.items()}
-        | {"code": job.fingerprints.get("code"), "text": job.text}
-        | {**job.metrics, **of_bounds}
-        for job, of_bounds in zip(sweep.jobs, bounds, strict=True)
-    ]
-    metrics = [key for of in (*(job.metrics for job in sweep.jobs), *bounds) for key in of]
-    columns = ["job", "label", *names, "code", "text", *metrics]
-    frame = pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))
-    frame.attrs["varied"] = varied
+    sweep = collect.read_sweep(Path(folder))
+    rows = _rows(sweep)
+    frame = pd.DataFrame(rows, columns=_columns(sweep, rows))
+    frame.attrs["varied"] = varied_settings([job.settings for job in sweep.jobs])
     return frame
+
+
+def csv_of(sweep: Sweep) -> str:
+    """The same as the text of results.csv; without pandas, which takes long to import."""
+    rows, text = _rows(sweep), io.StringIO()
+    writer = csv.DictWriter(text, _columns(sweep, rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _rows(sweep: Sweep) -> list[dict[str, Any]]:
+    rows = []
+    for job in sweep.jobs:
+        row: dict[str, Any] = {"job": job.name, "label": sweep.labels[job.name]}
+        row |= _plain(job.settings)
+        row |= {"code": job.fingerprints.get("code"), "text": job.text, **job.metrics}
+        for key, ends in job.intervals.items():
+            row |= {f"{key}/low": ends[0], f"{key}/high": ends[1]}
+        rows.append(row)
+    return rows
+
+
+def _columns(sweep: Sweep, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    varied = varied_settings([job.settings for job in sweep.jobs])
+    settings = [name for job in sweep.jobs for name in job.settings]
+    metrics = [key for job in sweep.jobs for key in job.metrics]
+    others = [key for row in rows for key in row]  # bounds
+    first = ["job", "label", *varied, *settings, "code", "text", *metrics, *others]
+    return list(dict.fromkeys(first))
 
 
 def history(folder: str | os.PathLike[str]) -> "pd.DataFrame":
@@ -89,41 +102,30 @@ def history(folder: str | os.PathLike[str]) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    logged = {}
-    for job in job_folders(Path(folder)):
-        steps: dict[int, dict[str, float]] = {}
-        # Training and evaluation write separate rows.
-        for row in read_rows(job / METRICS):
-            steps.setdefault(row[_STEP], {}).update(
-                {key: value for key, value in row.items() if key != _STEP and is_number(value)}
-            )
-        if steps:
-            logged[job] = steps
-    settings = {job: _settings(job) for job in logged}
+    logged = {job: read_rows(job / METRICS) for job in job_folders(Path(folder))}
+    settings = {job: _settings(job) for job, rows in logged.items() if rows}
     varied = varied_settings(list(settings.values()))
-    rows = [
-        {"job": job.resolve().name}
-        | {name: _value(settings[job].get(name)) for name in varied}
-        | {_STEP: step}
-        | values
-        for job, steps in logged.items()
-        for step, values in sorted(steps.items())
-    ]
-    keys = dict.fromkeys(key for steps in logged.values() for row in steps.values() for key in row)
-    frame = pd.DataFrame(rows, columns=["job", *varied, _STEP, *keys])
-    frame = frame.astype({_STEP: "int64"} | dict.fromkeys(keys, "float64"))
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for job, of_job in settings.items():
+        plain = _plain({name: of_job.get(name) for name in varied})
+        # Training and evaluation write separate rows.
+        for row in sorted(logged[job], key=lambda row: row[STEP]):
+            of_step = rows.setdefault((job.name, row[STEP]), {"job": job.name, **plain})
+            of_step |= {key: value for key, value in row.items() if is_number(value)}
+    keys = [key for of in rows.values() for key in of if key not in ("job", *varied)]
+    columns = list(dict.fromkeys(["job", *varied, STEP, *keys]))
+    frame = pd.DataFrame(list(rows.values()), columns=columns)
+    kinds = {STEP: "int64"} | dict.fromkeys(columns[len(varied) + 2 :], "float64")
+    frame = frame.astype(kinds)
     frame.attrs["varied"] = varied
     return frame
 
 
 def _settings(job: Path) -> dict[str, Any]:
     """Settings of a job by dotted name, from its record or else its summary."""
-    record = read_record(job)
-    if record.settings:
-        return flatten(record.settings)
-    return flatten((read_finished(job) or {}).get("config", {}))
+    return flatten(read_record(job).settings or (read_finished(job) or {}).get("config", {}))
 
 
-def _value(value: Any) -> Any:
-    """A setting as it is; a list as text, because lists cannot be grouped by."""
-    return shown(value) if isinstance(value, list) else value
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A list as text, because lists cannot be grouped by."""
+    return {name: shown(of) if isinstance(of, list) else of for name, of in settings.items()}

@@ -9,20 +9,16 @@ import functools
 import importlib.resources
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gr_sweep.errors import JobError
 from gr_sweep.files import write_whole
 from gr_sweep.metrics import registry
 from gr_sweep.report import answer, figures, rounds, tables
 from gr_sweep.report.collect import read_sweep
-from gr_sweep.report.frames import results_of
-from gr_sweep.report.measures import period
-from gr_sweep.report.page_data import page_data
+from gr_sweep.report.frames import csv_of
+from gr_sweep.report.page_data import page_data, period
 from gr_sweep.report.sweep import DENSE, Sweep, short_name, shown
-
-if TYPE_CHECKING:
-    import jinja2
 
 _SCRIPTS = ("plots.js", "filter.js", "scatter.js", "job.js", "page.js")
 """In this order, as one script: each may use what stands before it."""
@@ -51,12 +47,11 @@ def write_report(sweep: Sweep | Path) -> Path:
     try:
         report.mkdir(exist_ok=True)
         if sweep.jobs:
-            write_whole(report / "results.csv", results_of(sweep).to_csv(index=False))
-        page = report / "index.html"
-        write_whole(page, render(sweep))
+            write_whole(report / "results.csv", csv_of(sweep))
+        write_whole(report / "index.html", render(sweep))
     except OSError as error:
         raise JobError(f"{report} cannot be written: {error.strerror}") from error
-    return page
+    return report / "index.html"
 
 
 def _read(name: str) -> str:
@@ -64,9 +59,10 @@ def _read(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-@functools.cache
-def _template() -> "jinja2.Template":
+def render(sweep: Sweep) -> str:
+    """The page."""
     import jinja2
+    from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
@@ -75,61 +71,43 @@ def _template() -> "jinja2.Template":
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("index.html.j2")
-
-
-def render(sweep: Sweep) -> str:
-    """The page."""
-    from plotly.offline import get_plotlyjs
-
-    plots: dict[str, figures.Figure] = {}
-
-    def add(figure: figures.Figure) -> str:
-        """Adds a figure to the page; returns the name for its place in the page."""
-        name = f"plot-{len(plots)}"
-        plots[name] = figure
-        return name
-
-    curves = {domain: add(figure) for domain, figure in figures.curves(sweep).items()}
-    relearning = [(part, add(figure)) for part, figure in figures.relearning(sweep).items()]
-    groups = rounds.groups(sweep)
-    trade_off = rounds.trade_off(groups)
+    curves, relearning = figures.curves(sweep), figures.relearning(sweep)
+    trade_off = rounds.trade_off(sweep)
+    plots = {"trade-off": trade_off} if trade_off else {}
+    plots |= {f"curve of {domain}": figure for domain, figure in curves.items()}
+    plots |= {f"relearning {part}": figure for part, figure in relearning.items()}
     rankings = answer.rankings(sweep)
-    data = page_data(sweep, rankings) | {"curves": curves}
+    data = page_data(sweep) | {"curves": {domain: f"curve of {domain}" for domain in curves}}
     matrices = [(place.jobs, tables.matrices(place.jobs)) for of in rankings for place in of.places]
     prefix = tuple(of.key.split("{")[0] for of in (registry.MATRIX, registry.SERVED_MATRIX))
     costs = [of for job in sweep.jobs for key, of in job.metrics.items() if key.startswith(prefix)]
-    return _template().render(
+    return environment.get_template("index.html.j2").render(
         sweep=sweep,
         identity=figures.identity,
         indices=functools.partial(figures.indices, sweep),
         header=_header(sweep),
-        answers=[_marked(line) for line in answer.sentences(rankings)],
-        notes=[_marked(line) for line in answer.notes(sweep, rankings)],
+        # Every second piece of a sentence, which stood in backticks, is a name.
+        answers=[line.split("`") for line in answer.sentences(rankings)],
+        notes=[line.split("`") for line in answer.notes(sweep)],
         rule=answer.RULE,
         has_seeds=len(sweep.replicates) < len(sweep.compared),
         has_axes=len(data["axes"]) > 1,
         tables={
-            "settings": tables.settings(sweep, rankings) if rankings else None,
-            "rounds": rounds.table(groups),
+            "settings": tables.settings(sweep) if rankings else None,
+            "rounds": rounds.table(sweep),
         },
         importance=tables.importance(sweep),
-        trade_off=None if trade_off is None else add(trade_off),
         matrices=[found for found in matrices if found[1]],
         top=max(map(abs, costs), default=0) or 1.0,
-        relearning=relearning,
-        curves=list(curves.items()),
+        has_trade_off=trade_off is not None,
+        relearning=list(relearning),
+        curves=list(curves),
         style=_read("style.css"),
         script="\n".join(_read(name) for name in _SCRIPTS),
         plotly=get_plotlyjs() if sweep.compared else "",
         plots=_json(plots),
         data=_json(data),
     )
-
-
-def _marked(line: str) -> list[str]:
-    """A sentence in pieces; every second one, which stood in backticks, is a name."""
-    return line.split("`")
 
 
 def _json(content: Any) -> str:

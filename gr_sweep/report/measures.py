@@ -1,19 +1,20 @@
 """Which metrics the report shows, in which order, and how it writes them.
 
-What a metric is called and what it means is in `gr_sweep.metrics.registry`. Here are the digits,
-and the bounds that stand in for a missing value. To show one more, add a `Measure` to `MAIN`.
+What a metric is called and what it means is in `gr_sweep.metrics.registry`. To show one more, add a
+`Measure` to `MAIN`.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from gr_sweep.domains import is_under
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.registry import Metric, Over
-from gr_sweep.report.sweep import Estimate, Job, estimate_of, mean_of, over_seeds
+from gr_sweep.report.sweep import Estimate, Job, Sweep, estimate_of, mean_of
 
 MISSING = "\N{EN DASH}"
 """Shown in a cell without a value."""
@@ -32,13 +33,28 @@ class Text:
 
     def __call__(self, value: float, digits: int | None = None) -> str:
         """The minus is as wide as the plus, and 0 has no sign."""
-        places = self.digits if digits is None else digits
-        text = f"{value:{self.sign},.{places}f}"
+        text = f"{value:{self.sign},.{self.digits if digits is None else digits}f}"
         if not text.strip("+-0.,"):
             text = text.lstrip("+-")
         return text.replace("-", "\N{MINUS SIGN}")
 
-    def digits_of(self, estimate: Estimate) -> int:
+    def value(self, estimate: Estimate | None) -> str:
+        """The value of an estimate; `<1/8` for a bound that is a simple fraction."""
+        if estimate is None:
+            return MISSING
+        simple = Fraction(estimate.value).limit_denominator(64)
+        if estimate.bound == BELOW and simple == estimate.value and simple.numerator == 1:
+            return f"{BELOW}{simple}"
+        return estimate.bound + self(estimate.value, self._digits_of(estimate))
+
+    def interval(self, estimate: Estimate | None) -> str:
+        """The bounds of an interval; empty without one."""
+        if estimate is None or estimate.interval is None:
+            return ""
+        unsigned, digits = Text(self.digits), self._digits_of(estimate)
+        return " to ".join(unsigned(end, digits) for end in estimate.interval)
+
+    def _digits_of(self, estimate: Estimate) -> int:
         """Decimals that show two digits of half the interval if it begins with 1 or 2, else one."""
         low, high = estimate.interval or (0.0, 0.0)
         half = (high - low) / 2
@@ -52,46 +68,15 @@ class Text:
         return min(digits + is_near_0, 4)
 
 
-nats = Text(3)
-"""A loss."""
-signed = Text(2, "+")
-"""A difference."""
-fraction = Text(2)
-count = Text(0)
-"""A number of things."""
+nats, signed, fraction, count = Text(3), Text(2, "+"), Text(2), Text(0)
+"""A loss, a difference of losses, a fraction, a number of things."""
 
 
-def written(estimate: Estimate | None, text: Text) -> str:
-    """The value of an estimate; `<1/8` for a bound that is a simple fraction."""
-    if estimate is None:
-        return MISSING
-    simple = Fraction(estimate.value).limit_denominator(64)
-    if estimate.bound == BELOW and simple == Fraction(estimate.value) and simple.numerator == 1:
-        return f"{BELOW}{simple}"
-    return estimate.bound + text(estimate.value, text.digits_of(estimate))
-
-
-def interval_text(estimate: Estimate | None, text: Text) -> str:
-    """The bounds of an interval; empty without one."""
-    if estimate is None or estimate.interval is None:
-        return ""
-    low, high = (Text(text.digits)(end, text.digits_of(estimate)) for end in estimate.interval)
-    return f"{low} to {high}"
-
-
-def period(started: str, finished: str) -> str:
-    """Two UTC times in ISO 8601, to the minute."""
-    times = [time[:16].replace("T", " ") for time in (started, finished) if time]
-    return f" {MISSING} ".join(times) + (" UTC" if times else "")
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Measure:
     """A metric as the report shows it: one value for each domain, and their mean."""
 
     metric: Metric
-    text: Text
-    """Writes a value."""
     worse: Metric | None = None
     """A metric present whenever the loss is. If it is present but the compute-equivalent is not,
     show '<share'."""
@@ -99,6 +84,15 @@ class Measure:
     """Metric that is 1 where the value is a lower bound."""
     below: Metric | None = None
     """Metric that is 1 where the value is an upper bound."""
+    most: float = math.inf
+    """A value above it counts as it."""
+
+    @property
+    def text(self) -> Text:
+        """Writes a value."""
+        if self.metric.unit.startswith("nats"):
+            return nats if self.metric.key.startswith(("loss/", "robustness/relearn/")) else signed
+        return count if self.metric.unit.startswith("tokens") else fraction
 
     def of(self, job: Job, part: str | None = None) -> Estimate | None:
         """The job's value for one domain; without a domain its mean, or its only value."""
@@ -110,18 +104,10 @@ class Measure:
             return self._at(job, part)
         return mean_of([self._at(job, part, d) for d in job.domains if not is_under(d, part)])
 
-    def over_seeds(self, jobs: Sequence[Job], part: str | None = None) -> Estimate | None:
-        """The mean of `of` over jobs that differ in their seed only."""
-        return over_seeds(jobs, lambda job: self.of(job, part))
-
-    def capped(self, value: float) -> float:
-        """The value by which settings are compared: more than gone is not better than gone."""
-        return min(value, 1.0) if self in UP_TO_1 else value
-
     def compared(self, job: Job) -> Estimate | None:
         """The mean by which settings are compared."""
         found = self.of(job)
-        return found and dataclasses.replace(found, value=self.capped(found.value))
+        return found and dataclasses.replace(found, value=min(found.value, self.most))
 
     def difference(self, first: Sequence[Job], second: Sequence[Job]) -> Estimate | None:
         """Mean of `compared` of the first jobs minus that of the second, paired by seed; the first
@@ -163,69 +149,41 @@ class Measure:
         return found
 
 
-COMPUTE_EQUIVALENT = Measure(
-    metric=registry.COMPUTE_EQUIVALENT_SERVED, text=fraction, worse=registry.SERVED_TAX
-)
-SERVED_LOSS = Measure(metric=registry.LOSS_SERVED, text=nats)
-SERVED_TAX = Measure(metric=registry.SERVED_TAX, text=signed)
-LOSS = Measure(metric=registry.LOSS_FULL, text=nats)
-TAX = Measure(metric=registry.TAX, text=signed)
-EXPERT_TAX = Measure(metric=registry.EXPERT_TAX, text=signed)
-LEAF_TAX = Measure(metric=registry.LEAF_TAX, text=signed)
-SERVED_REMOVAL = Measure(metric=registry.SERVED_REMOVAL, text=fraction)
-REMOVAL = Measure(metric=registry.REMOVAL, text=fraction)
-SELECTIVITY = Measure(metric=registry.SELECTIVITY, text=signed)
-SERVED_REMOVED_TAX = Measure(metric=registry.SERVED_REMOVED_TAX, text=signed)
-REMOVED_TAX = Measure(metric=registry.REMOVED_TAX, text=signed)
-RELEARN_RATIO = Measure(
-    metric=registry.RELEARN_RATIO,
-    text=fraction,
-    censored=registry.RELEARN_CENSORED,
-    below=registry.RELEARN_FILTERED_CENSORED,
-)
-
-UP_TO_1 = (SERVED_REMOVAL, REMOVAL)
-"""Metrics of which a value above 1 counts as 1."""
-
 MAIN = (
-    COMPUTE_EQUIVALENT,
-    SERVED_LOSS,
-    SERVED_TAX,
-    Measure(metric=registry.COMPUTE_EQUIVALENT_FULL, text=fraction, worse=registry.TAX),
-    LOSS,
-    TAX,
-    EXPERT_TAX,
-    Measure(metric=registry.ALONE_TAX, text=signed),
-    LEAF_TAX,
-    Measure(metric=registry.COMPUTE_EQUIVALENT_KEPT, text=fraction, worse=registry.EXPERT_TAX),
-    SERVED_REMOVAL,
-    REMOVAL,
-    SELECTIVITY,
-    SERVED_REMOVED_TAX,
-    REMOVED_TAX,
+    Measure(registry.COMPUTE_EQUIVALENT_SERVED, worse=registry.SERVED_TAX),
+    Measure(registry.LOSS_SERVED),
+    Measure(registry.SERVED_TAX),
+    Measure(registry.COMPUTE_EQUIVALENT_FULL, worse=registry.TAX),
+    Measure(registry.LOSS_FULL),
+    Measure(registry.TAX),
+    Measure(registry.EXPERT_TAX),
+    Measure(registry.ALONE_TAX),
+    Measure(registry.LEAF_TAX),
+    Measure(registry.COMPUTE_EQUIVALENT_KEPT, worse=registry.EXPERT_TAX),
+    Measure(registry.SERVED_REMOVAL, most=1.0),  # More than gone is not better than gone.
+    Measure(registry.REMOVAL, most=1.0),
+    Measure(registry.SELECTIVITY),
+    Measure(registry.SERVED_REMOVED_TAX),
+    Measure(registry.REMOVED_TAX),
+    Measure(registry.COMPUTE_EQUIVALENT_SERVED_REMOVED, worse=registry.SERVED_MATRIX),
+    Measure(registry.COMPUTE_EQUIVALENT_REMOVED, worse=registry.MATRIX),
+    Measure(registry.FORGET_COMPUTE, worse=registry.SELECTIVITY),
+    Measure(registry.CALIBRATED_REMOVAL),
+    Measure(registry.UNLEARNED_REMOVAL),
     Measure(
-        metric=registry.COMPUTE_EQUIVALENT_SERVED_REMOVED,
-        text=fraction,
-        worse=registry.SERVED_MATRIX,
+        registry.RELEARN_RATIO,
+        censored=registry.RELEARN_CENSORED,
+        below=registry.RELEARN_FILTERED_CENSORED,
     ),
-    Measure(metric=registry.COMPUTE_EQUIVALENT_REMOVED, text=fraction, worse=registry.MATRIX),
-    Measure(metric=registry.FORGET_COMPUTE, text=fraction, worse=registry.SELECTIVITY),
-    Measure(metric=registry.CALIBRATED_REMOVAL, text=fraction),
-    Measure(metric=registry.UNLEARNED_REMOVAL, text=fraction),
-    RELEARN_RATIO,
-    Measure(metric=registry.RELEARN_LOSS, text=nats),
-    Measure(metric=registry.RELEARN_FILTERED_LOSS, text=nats),
-    Measure(metric=registry.RELEARN_TOKENS, text=count, censored=registry.RELEARN_CENSORED),
-    Measure(
-        metric=registry.RELEARN_FILTERED_TOKENS,
-        text=count,
-        censored=registry.RELEARN_FILTERED_CENSORED,
-    ),
-    Measure(metric=registry.LEAKAGE, text=fraction),
-    Measure(metric=registry.SPURIOUS_GAP_FULL, text=signed),
-    Measure(metric=registry.SPURIOUS_GAP_KEPT, text=signed),
-    Measure(metric=registry.FOREIGN_DROPOUT, text=fraction),
-    Measure(metric=registry.COST_TOKENS_PER_SECOND, text=count),
+    Measure(registry.RELEARN_LOSS),
+    Measure(registry.RELEARN_FILTERED_LOSS),
+    Measure(registry.RELEARN_TOKENS, censored=registry.RELEARN_CENSORED),
+    Measure(registry.RELEARN_FILTERED_TOKENS, censored=registry.RELEARN_FILTERED_CENSORED),
+    Measure(registry.LEAKAGE),
+    Measure(registry.SPURIOUS_GAP_FULL),
+    Measure(registry.SPURIOUS_GAP_KEPT),
+    Measure(registry.FOREIGN_DROPOUT),
+    Measure(registry.COST_TOKENS_PER_SECOND),
 )
 """Columns of the table of settings, in order."""
 
@@ -233,11 +191,43 @@ BY_METRIC = {measure.metric: measure for measure in MAIN}
 """Every measure."""
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """A measure of all compared jobs: of one domain, or its mean or only value."""
+
+    measure: Measure
+    part: str | None
+    by_job: Mapping[str, Estimate | None]
+    """By the jobs' names."""
+
+    @property
+    def name(self) -> str:
+        """Title of the measure, and the domain."""
+        return " ".join(filter(None, (self.measure.metric.title, self.part)))
+
+
+@functools.lru_cache(maxsize=1)
+def numbers(sweep: Sweep) -> list[Numbers]:
+    """All measures that any compared job has: each as a mean, then of each domain or node."""
+    jobs = sweep.compared
+    keys = {key for job in jobs for key in job.metrics}
+    known = {of[0] for key in keys if (of := registry.find(key))}
+    nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
+    found = []
+    for measure in MAIN:
+        if measure.metric in known or measure.worse in known:
+            for part in (None, *(nodes if measure.metric.placeholders else ())):
+                by_job = {job.name: measure.of(job, part) for job in jobs}
+                if any(by_job.values()):
+                    found.append(Numbers(measure, part, by_job))
+    return found
+
+
 def best_axes(jobs: Sequence[Job], wanted: Sequence[str] = ()) -> tuple[Measure, Measure]:
     """Utility and separability for the axes of the plot: the first pair that at least half as many
     jobs have as have the most common one; the last pair if no job has any. Before all, those among
     `wanted`, which are keys of metrics."""
-    found = [m for m in BY_METRIC.values() if m.metric.key in wanted and m.metric.mean]
+    found = [m for m in MAIN if m.metric.key in wanted and m.metric.mean]
     utility = [m for m in found if m.metric.key.startswith(("utility/", "loss/"))]
     separability = [m for m in found if m.metric.key.startswith(("separability/", "robustness/"))]
     if utility and separability:

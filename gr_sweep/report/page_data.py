@@ -5,15 +5,15 @@ Lists have one entry for each compared job, in the report's order. Numbers have 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gr_sweep.config import is_number
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.seeds import t_quantile
 from gr_sweep.report import figures, measures
-from gr_sweep.report.answer import Ranking
-from gr_sweep.report.measures import Measure
+from gr_sweep.report.answer import rankings
+from gr_sweep.report.measures import MISSING, Numbers
 from gr_sweep.report.sweep import DENSE, Estimate, Job, Sweep, short_name, shown
 
 _MOST_LETTERS = 2_000_000
@@ -24,28 +24,31 @@ _REMOVAL_RANGE = (-0.5, 1.5)
 """Range of removal that is drawn; its meaning is in 0 to 1."""
 
 
-def page_data(sweep: Sweep, rankings: Sequence[Ranking]) -> dict[str, Any]:
+def page_data(sweep: Sweep) -> dict[str, Any]:
     """Everything the scripts read, except plots."""
-    jobs = sweep.compared
-    axes = rankings[0].axes if rankings else ()
+    jobs, found = sweep.compared, rankings(sweep)
     most_seeds = max((len(group) for group in sweep.replicates), default=1)
     keys = dict.fromkeys(key for job in jobs for key in job.metrics)
     return {
         "jobs": [_job(sweep, job) for job in jobs],
         # What is comparable, and in each the jobs that differ in their seed only, by rank.
-        "rankings": [of.name for of in rankings],
-        "groups": [
-            [figures.indices(sweep, of.jobs) for of in ranking.places] for ranking in rankings
-        ],
+        "rankings": [ranking.name for ranking in found],
+        "groups": [[figures.indices(sweep, of.jobs) for of in each.places] for each in found],
         # By the number of seeds.
         "t": [0, 0, *map(t_quantile, range(2, most_seeds + 1))],
         "settings": _settings(sweep),
         "axes": _axes(sweep),
-        "chosen": [measure.metric.title for measure in axes],
+        "chosen": [measure.metric.title for measure in found[0].axes] if found else [],
         "metrics": {key: _column([job.estimate(key) for job in jobs]) for key in keys},
         "texts": _texts(jobs),
         "hues": figures.HUES,
     }
+
+
+def period(started: str, finished: str) -> str:
+    """Two UTC times in ISO 8601, to the minute."""
+    times = [time[:16].replace("T", " ") for time in (started, finished) if time]
+    return f" {MISSING} ".join(times) + (" UTC" if times else "")
 
 
 def _job(sweep: Sweep, job: Job) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def _job(sweep: Sweep, job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "control": job.is_control,
         "command": job.command,
-        "when": measures.period(job.started, job.finished),
+        "when": period(job.started, job.finished),
         "about": [[name, shown(value)] for name, value in about.items()],
     }
 
@@ -76,27 +79,23 @@ def _settings(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def _setting(name: str, of: Sequence[str | None], *, varied: bool) -> dict[str, Any]:
-    values = list(dict.fromkeys(value for value in of if value is not None))
+    values = dict.fromkeys(value for value in of if value is not None)
     number = {value: at for at, value in enumerate(values)}
     return {
         "name": name,
         "short": short_name(name),
         "varied": varied and len(set(of)) > 1,
-        "values": values,
+        "values": list(number),
         "of": [None if value is None else number[value] for value in of],
     }
 
 
 def _axes(sweep: Sweep) -> list[dict[str, Any]]:
     """Numbers that can be an axis: means of metrics, metrics by domain, costs, and numeric settings
-    that differ. Those that no job has are left out."""
+    that differ."""
     jobs = sweep.compared
-    chosen = dict.fromkeys(m for m in measures.MAIN if m.metric.placeholders)
-    nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
-    parts = [None, *nodes] if len(nodes) > 1 else [None]
-    found = [_axis_of_metric(jobs, measure, part) for part in parts for measure in chosen]
-    others = dict.fromkeys(key for job in jobs for key in job.metrics if key.startswith(_OTHERS))
-    for key in others:
+    found = [_axis_of(of) for of in measures.numbers(sweep) if of.measure.metric.placeholders]
+    for key in dict.fromkeys(key for job in jobs for key in job.metrics if key.startswith(_OTHERS)):
         metric = registry.find(key)
         group, _, name = key.partition("/")
         axis = _axis(group, key, name, [job.estimate(key) for job in jobs])
@@ -106,7 +105,7 @@ def _axes(sweep: Sweep) -> list[dict[str, Any]]:
         if all(is_number(of) for job, of in zip(jobs, values, strict=True) if job.edges != DENSE):
             numbers = [Estimate(value=float(of)) if is_number(of) else None for of in values]
             found.append(_axis("settings", name, short_name(name), numbers))
-    return [axis for axis in found if any(value is not None for value in axis["values"])]
+    return found
 
 
 def _axis(
@@ -118,18 +117,18 @@ def _axis(
     }  # fmt: skip
 
 
-def _axis_of_metric(jobs: Sequence[Job], measure: Measure, part: str | None) -> dict[str, Any]:
+def _axis_of(of: Numbers) -> dict[str, Any]:
     """A metric of one domain, or its mean."""
-    name = measure.metric.title if part is None else f"{measure.metric.title} {part}"
-    axis = _axis(part or "means over domains", name, name, [measure.of(job, part) for job in jobs])
-    axis["title"] = measure.metric.mean_axis if part is None else f"{measure.metric.axis} · {part}"
-    axis |= {"direction": measure.metric.direction, "isMean": part is None}
-    if measure in measures.UP_TO_1:
+    metric = of.measure.metric
+    axis = _axis(of.part or "means over domains", of.name, of.name, list(of.by_job.values()))
+    axis["title"] = metric.mean_axis if of.part is None else f"{metric.axis} · {of.part}"
+    axis["direction"] = metric.direction
+    if of.measure.most == 1.0:
         axis |= {"clip": _REMOVAL_RANGE, "most": 1.0, "line": [1.0, "as if never trained"]}
     return axis
 
 
-def _column(found: Sequence[Estimate | None]) -> dict[str, Any]:
+def _column(found: Sequence[Estimate | None]) -> Mapping[str, Any]:
     column: dict[str, Any] = {"values": [one and _digits(one.value) for one in found]}
     intervals = [
         [_digits(at) for at in one.interval] if one and one.interval else None for one in found

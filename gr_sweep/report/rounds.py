@@ -12,45 +12,56 @@ from gr_sweep.metrics.losses import View
 from gr_sweep.metrics.registry import Metric
 from gr_sweep.report import figures, measures, tables
 from gr_sweep.report.figures import HUES, Figure, Point, escaped, trace_of
-from gr_sweep.report.measures import Measure, interval_text
-from gr_sweep.report.round_files import Round
-from gr_sweep.report.sweep import Estimate, Job, Sweep, estimate_of
+from gr_sweep.report.measures import Measure
+from gr_sweep.report.sweep import Estimate, Job, Round, Sweep, estimate_of
 from gr_sweep.report.tables import Cell, Column, Row, Table
 
 Number = Callable[[Job, Round], float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """Jobs with rounds that differ in their seed only."""
+class Stage:
+    """A round of jobs that differ in their seed only."""
 
-    name: str
-    """The settings that distinguish it from other groups."""
-    jobs: Sequence[Job]
-    indices: list[int]
-    """Of the jobs, as traces name them."""
+    setting: str
+    number: int
+    """Counted from 1."""
+    seeds: Sequence[tuple[Job, Round]]
 
-    def numbers(self) -> list[int]:
-        """Numbers of the rounds that any of the jobs has."""
-        return sorted({of.number for job in self.jobs for of in job.rounds})
+    @property
+    def jobs(self) -> list[Job]:
+        """Those that have the round."""
+        return [job for job, _ in self.seeds]
 
-    def rounds(self, number: int) -> list[tuple[Job, Round]]:
-        """That round of each job that has it."""
-        return [(job, of) for job in self.jobs for of in job.rounds if of.number == number]
+    @property
+    def num_experts(self) -> int:
+        """Labels after the round's split."""
+        return len(self.seeds[0][1].labels)
 
-    def num_experts(self, number: int) -> int:
-        """Labels after that round's split."""
-        return len(self.rounds(number)[0][1].labels)
-
-    def over_seeds(self, number: int, of: Number) -> Estimate | None:
-        """Mean and t-interval over seeds; None if a job that has the round lacks the number."""
-        found = {job.seed: of(job, round_) for job, round_ in self.rounds(number)}
-        values = [value for value in found.values() if value is not None]
-        return estimate_of(values) if len(values) == len(found) else None
-
-    def is_last(self, number: int) -> bool:
+    @property
+    def is_last(self) -> bool:
         """Whether the round's models have trained on all tokens of their run."""
-        return all(of.tokens >= job.tokens for job, of in self.rounds(number))
+        return all(of.tokens >= job.tokens for job, of in self.seeds)
+
+    def over_seeds(self, of: Number) -> Estimate | None:
+        """Mean and t-interval over seeds; None if a job that has the round lacks the number."""
+        values = [of(job, round_) for job, round_ in self.seeds]
+        found = [value for value in values if value is not None]
+        return estimate_of(found) if len(found) == len(values) else None
+
+
+def stages(sweep: Sweep) -> list[list[Stage]]:
+    """The rounds of each setting that has any."""
+    found = []
+    for group in sweep.replicates:
+        by_number: dict[int, list[tuple[Job, Round]]] = {}
+        for job in group:
+            for of in job.rounds:
+                by_number.setdefault(of.number, []).append((job, of))
+        name = sweep.setting(group[0])
+        ordered = sorted(by_number.items())
+        found.append([Stage(setting=name, number=at, seeds=seeds) for at, seeds in ordered])
+    return [of_setting for of_setting in found if of_setting]
 
 
 def loss(view: View) -> Number:
@@ -81,75 +92,30 @@ def expert_size(job: Job, of: Round) -> float | None:
 
 def selectivity(job: Job, of: Round) -> float | None:
     """Mean over the labels that have one."""
-    found = [of.metrics.get(registry.SELECTIVITY(label)) for label in of.labels]
-    values = [value for value in found if value is not None]
-    return sum(values) / len(values) if values else None
+    keys = [registry.SELECTIVITY(label) for label in of.labels]
+    return _mean_over(of.metrics, [key for key in keys if key in of.metrics])
 
 
-def _mean_over(by_domain: Mapping[str, float], domains: Sequence[str]) -> float | None:
-    """Mean over domains or labels; None if one lacks the number."""
-    if not domains or any(domain not in by_domain for domain in domains):
+def _mean_over(by_name: Mapping[str, float], names: Sequence[str]) -> float | None:
+    """Mean over domains or labels; None if one lacks the number, or without names."""
+    if not names or any(name not in by_name for name in names):
         return None
-    return sum(by_domain[domain] for domain in domains) / len(domains)
+    return sum(by_name[name] for name in names) / len(names)
 
 
-def groups(sweep: Sweep) -> list[Group]:
-    """The groups of compared jobs that have rounds."""
-    found = [[job for job in group if job.rounds] for group in sweep.replicates]
-    return [
-        Group(
-            name=sweep.label(group[0], seed=False),
-            jobs=group,
-            indices=figures.indices(sweep, group),
-        )
-        for group in filter(None, found)
-    ]
-
-
-def trade_off(found: Sequence[Group]) -> Figure | None:
-    """Served tax against the number of experts, a line for each group. None without a dense
+def trade_off(sweep: Sweep) -> Figure | None:
+    """Served tax against the number of experts, a line for each setting. None without a dense
     baseline.
 
     Rounds before the last have trained on fewer tokens than the dense model: they are hollow, and
     not joined to dense, which stands at one expert.
     """
     traces: list[dict[str, Any]] = []
-    served_tax = tax(View.served)
-    for at, group in enumerate(found):
-        colour = HUES[at % len(HUES)]
-        points: list[Point] = []
-        estimates, symbols = [], []
-        for number in group.numbers():
-            estimate = group.over_seeds(number, served_tax)
-            if estimate is None:
-                continue
-            is_last, experts = group.is_last(number), group.num_experts(number)
-            if is_last and not points:
-                points.append((1, 0.0, group.indices, "dense"))
-                estimates.append(Estimate(value=0.0))
-                symbols.append("circle")
-            text = (
-                f"<b>{escaped(group.name)}</b><br>round {number}, {experts} experts<br>served "
-                f"tax {estimate.value:.3f}<br>{interval_text(estimate, measures.nats)}"
-            )
-            points.append((experts, estimate.value, group.indices, text))
-            estimates.append(estimate)
-            symbols.append("circle" if is_last else "circle-open")
-        if not points:
-            continue
-        line = {"width": 2, "color": colour}
-        dash = "dash" if group.jobs[0].is_control else "solid"
-        traces.append(
-            trace_of(
-                points,
-                mode="lines+markers",
-                name=escaped(group.name),
-                showlegend=True,
-                line={**line, "dash": dash},
-                marker={"color": colour, "size": 8, "symbol": symbols, "line": line},
-                error_y=_error_bars(estimates),
-            )
-        )
+    for at, of_setting in enumerate(stages(sweep)):
+        taxes = [(stage, stage.over_seeds(tax(View.served))) for stage in of_setting]
+        known = [(stage, estimate) for stage, estimate in taxes if estimate is not None]
+        if known:
+            traces.append(_line(sweep, known, HUES[at % len(HUES)]))
     if not traces:
         return None
     ticks = sorted({x for trace in traces for x in trace["x"]})
@@ -169,10 +135,34 @@ def trade_off(found: Sequence[Group]) -> Figure | None:
     return {"data": traces, "layout": layout}
 
 
-def _error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """Student's intervals are symmetric."""
-    half = [e.interval[1] - e.value if e.interval else 0 for e in estimates]
-    return {"type": "data", "array": half, "thickness": 1, "width": 0, "visible": any(half)}
+def _line(sweep: Sweep, known: Sequence[tuple[Stage, Estimate]], colour: str) -> dict[str, Any]:
+    first, *_ = known[0]
+    name, jobs = escaped(first.setting), figures.indices(sweep, first.jobs)
+    points: list[Point] = []
+    half_widths, symbols = [], []
+    if first.is_last:
+        points.append((1, 0.0, jobs, "dense"))
+        half_widths.append(0.0)
+        symbols.append("circle")
+    for stage, estimate in known:
+        text = (
+            f"<b>{name}</b><br>round {stage.number}, {stage.num_experts} experts<br>served tax "
+            f"{estimate.value:.3f}<br>{measures.nats.interval(estimate)}"
+        )
+        points.append((stage.num_experts, estimate.value, jobs, text))
+        # Student's intervals are symmetric.
+        half_widths.append(estimate.interval[1] - estimate.value if estimate.interval else 0.0)
+        symbols.append("circle" if stage.is_last else "circle-open")
+    line = {"width": 2, "color": colour}
+    return trace_of(
+        points,
+        mode="lines+markers",
+        name=name,
+        showlegend=True,
+        line={**line, "dash": "dash" if first.jobs[0].is_control else "solid"},
+        marker={"color": colour, "size": 8, "symbol": symbols, "line": line},
+        error_y={"type": "data", "array": half_widths, "thickness": 1, "width": 0},
+    )
 
 
 _EXPERT_SIZE = Metric(
@@ -180,38 +170,33 @@ _EXPERT_SIZE = Metric(
     meaning="parameters of an expert kept alone, as a fraction of the full model's",
 )  # fmt: skip
 COLUMNS: tuple[tuple[Measure, Number], ...] = (
-    (measures.SERVED_TAX, tax(View.served)),
-    (measures.SERVED_LOSS, loss(View.served)),
-    (measures.LEAF_TAX, tax(View.kept)),
-    (Measure(metric=registry.LOSS_EXPERT, text=measures.nats), loss(View.kept)),
-    (Measure(metric=_EXPERT_SIZE, text=measures.fraction), expert_size),
-    (measures.SELECTIVITY, selectivity),
-    (Measure(metric=registry.MODULARITY, text=measures.fraction), lambda _, of: of.modularity),
+    (Measure(registry.SERVED_TAX), tax(View.served)),
+    (Measure(registry.LOSS_SERVED), loss(View.served)),
+    (Measure(registry.LEAF_TAX), tax(View.kept)),
+    (Measure(registry.LOSS_EXPERT), loss(View.kept)),
+    (Measure(_EXPERT_SIZE), expert_size),
+    (Measure(registry.SELECTIVITY), selectivity),
+    (Measure(registry.MODULARITY), lambda _, of: of.modularity),
 )
 """Numbers of a round, in the order of the table."""
 
 
-def table(found: Sequence[Group]) -> Table | None:
-    """One row for each group and round; None if no job has rounds."""
+def table(sweep: Sweep) -> Table | None:
+    """One row for each setting and round; None if no job has rounds."""
+    found = [stage for of_setting in stages(sweep) for stage in of_setting]
     if not found:
         return None
-    rounds = [(job, of) for group in found for job in group.jobs for of in job.rounds]
-    numbers = [of for of in COLUMNS if any(of[1](*one) is not None for one in rounds)]
     columns = [
         Column(name="setting"),
         Column(name="round", is_number=True, meaning="counted from 1"),
         Column(name="experts", is_number=True, meaning="labels after the round's split"),
         Column(name="tokens", is_number=True, meaning="training tokens up to the round's end"),
-        *(tables.column(measure, measure.metric.title) for measure, _ in numbers),
+        *(tables.column(measure, measure.metric.title) for measure, _ in COLUMNS),
     ]
     rows = []
-    for group in found:
-        for at in group.numbers():
-            tokens, experts = group.rounds(at)[0][1].tokens, group.num_experts(at)
-            cells = [Cell(text=measures.count(of), value=of) for of in (at, experts, tokens)]
-            cells += [
-                tables.cell(group.over_seeds(at, of), measure.text) for measure, of in numbers
-            ]
-            label = f"{group.name} round {at}"
-            rows.append(Row(name=group.name, label=label, jobs=group.jobs, cells=cells))
+    for stage in found:
+        sizes = (stage.number, stage.num_experts, stage.seeds[0][1].tokens)
+        cells = [Cell(text=measures.count(size), value=size) for size in sizes]
+        cells += [tables.cell(stage.over_seeds(of), measure.text) for measure, of in COLUMNS]
+        rows.append(Row(name=stage.setting, jobs=stage.jobs, cells=cells))
     return Table(columns=columns, rows=rows)

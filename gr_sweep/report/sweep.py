@@ -14,11 +14,11 @@ from typing import Any
 
 from gr_sweep.config import UNROUTED, Method, PlanKind, ProcedureKind
 from gr_sweep.domains import ancestors
-from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT
+from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT, is_below
 from gr_sweep.jobdir import flatten
 from gr_sweep.metrics import registry, seeds
 from gr_sweep.metrics.compare import Attack
-from gr_sweep.report.round_files import Round
+from gr_sweep.metrics.losses import View
 
 SHORT_NAMES = {
     "model.size": "model",
@@ -52,9 +52,6 @@ _FREE = (
 _DOCUMENTS = ("eval.tokens", "eval.document_tokens")
 _PLACES = ("data.root", "data.paths", "data.sources")
 """Where the text comes from. They may differ if the fingerprint of the text is the same."""
-
-
-_PLAIN = ("", "edges", *SHORT_NAMES.values())
 NOTHING = ("null", "[]", "{}")
 """Values that are not worth showing."""
 
@@ -70,16 +67,31 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Round:
+    """A finished round of `procedure=alternate`."""
+
+    number: int
+    """Counted from 1."""
+    tokens: int
+    """Training tokens up to its end."""
+    labels: Sequence[str]
+    parameters_kept: Mapping[str, float]
+    """Parameters of each label's expert alone."""
+    modularity: float | None
+    losses: Mapping[View, Mapping[str, float]]
+    """Of the served model, and of each document in its own label's expert alone (view `kept`), by
+    domain of the partition."""
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A finished job."""
 
-    name: str
-    """Name of its folder."""
+    folder: Path
     sweep: str
     title: str
     """The overrides in which it differs from the other jobs of its command."""
-    overrides: list[str]
-    """All that were typed for it."""
     command: str
     """Command that runs this job again."""
     domains: list[str]
@@ -88,6 +100,8 @@ class Job:
     intervals: dict[str, tuple[float, float]]
     environment: dict[str, Any]
     fingerprints: dict[str, Any]
+    files: dict[str, str]
+    """Digests of the files with its results."""
     started: str
     finished: str
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -97,14 +111,19 @@ class Job:
     smallest_share: float | None = None
     """Tokens of the shortest dense run, as a fraction of the job's. A compute-equivalent that is
     missing although its loss is there is below it."""
-    has_losses: bool = False
-    """Whether its metrics come from its table of losses and those of its baselines."""
+    has_losses: bool = True
+    """Whether its table of losses can be read."""
     is_shorter_dense: bool = False
     """Whether the job is only there for the compute-equivalents of longer jobs."""
     rounds: list[Round] = field(default_factory=list)
     """Of `procedure=alternate`."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Prompts of samples.json."""
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Name of its folder."""
+        return self.folder.name
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -123,6 +142,11 @@ class Job:
         step: int = train["batch_sequences"] * train["sequence_length"]
         return (train["steps"] or math.ceil(train["tokens"] / step)) * step
 
+    def _settings_without(self, free: Sequence[str], *more: Any) -> str:
+        """Equal for jobs that differ in the free settings only."""
+        kept = {n: of for n, of in self.settings.items() if not _is_free(n, tuple(free))}
+        return json.dumps([kept, *more], sort_keys=True)
+
     def context(self, *free: str) -> str:
         """Equal for jobs with the same model, text, domains, training, held-out documents and seed:
         they share their baselines, apart from tokens and label noise.
@@ -130,16 +154,18 @@ class Job:
         Args:
             free: more settings in which they may differ.
         """
-        may_differ = (*_FREE, *free) if self.text is None else (*_FREE, *free, *_PLACES)
-        kept = {name: of for name, of in self.settings.items() if not _is_under(name, may_differ)}
-        return json.dumps([kept, self.domains, self.text], sort_keys=True)
+        places = () if self.text is None else _PLACES
+        return self._settings_without((*_FREE, *free, *places), self.domains, self.text)
 
     @functools.cached_property
     def identity(self) -> str:
         """Equal for jobs whose results are the same."""
-        kept = {n: of for n, of in self.settings.items() if not _is_under(n, NO_EFFECT_ON_RESULT)}
-        fingerprints = [self.fingerprints.get(name) for name in ("text", "code")]
-        return json.dumps([kept, fingerprints], sort_keys=True)
+        return self._settings_without(NO_EFFECT_ON_RESULT, self.text, self.fingerprints.get("code"))
+
+    @functools.cached_property
+    def unseeded(self) -> str:
+        """Equal for jobs that differ in their seed or text only."""
+        return self._settings_without(("seed", *NO_EFFECT_ON_RESULT))
 
     @functools.cached_property
     def kind(self) -> str:
@@ -158,8 +184,6 @@ class Job:
     @functools.cached_property
     def group(self) -> str:
         """Jobs of a group are told apart by their settings; groups, by their method."""
-        if self.is_shorter_dense:
-            return "shorter"
         return ROUTED if self.kind in _PLANS else self.kind
 
     @property
@@ -174,13 +198,6 @@ class Job:
     def seed(self) -> int:
         """The seed of everything random."""
         return int(self.settings.get("seed", 0))
-
-    @functools.cached_property
-    def unseeded(self) -> str:
-        """Its settings; equal for jobs that differ in their seed or text only."""
-        free = ("seed", *NO_EFFECT_ON_RESULT)
-        kept = {name: of for name, of in self.settings.items() if not _is_under(name, free)}
-        return json.dumps(kept, sort_keys=True)
 
     def estimate(self, key: str) -> Estimate | None:
         """A metric with its interval; None if the job does not have it."""
@@ -207,11 +224,8 @@ class Job:
 
 
 @functools.cache
-def _is_under(name: str, free: tuple[str, ...]) -> bool:
-    """Whether a setting is one of the free ones or in a group of them."""
-    if name in _DOCUMENTS:
-        return False
-    return any(name == other or name.startswith(other + ".") for other in free)
+def _is_free(name: str, free: tuple[str, ...]) -> bool:
+    return name not in _DOCUMENTS and is_below(name, free)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,16 +279,16 @@ class Sweep:
 
     @functools.cached_property
     def varied_within(self) -> dict[str, list[str]]:
-        """The same for the jobs of each group, without the settings that make the group."""
+        """The same for the jobs of each group, without the seed and the settings that make it."""
         groups: dict[str, list[Mapping[str, Any]]] = {}
-        for job in self.jobs:
+        for job in self.compared:
             groups.setdefault(job.group, []).append(job.settings)
         return {
             group: [
                 name
                 for name in varied_settings(settings)
+                if name not in ("edges", "seed") or (name == "edges" and group != ROUTED)
                 if not name.startswith(("method.name", "method.fixes"))
-                and not (name == "edges" and group == ROUTED)
             ]
             for group, settings in groups.items()
         }
@@ -285,77 +299,44 @@ class Sweep:
         return list(dict.fromkeys(domain for job in self.jobs for domain in job.domains))
 
     @functools.cached_property
-    def has_titles(self) -> bool:
-        """Whether the jobs' own titles, which the terminal and W&B show, tell them apart: all
-        differ, and for routed jobs they name the same settings, and the others are equal."""
-        titles = [job.title for job in self.jobs]
-        named = {word.partition("=")[0] for title in titles for word in title.split()}
-        typed = [
-            (
-                [word.partition("=")[0] for word in job.title.split()],
-                sorted(line for line in job.overrides if line.partition("=")[0] not in named),
-            )
-            for job in self.jobs
-            if job.group == ROUTED
-        ]
-        return all(titles) and len(set(titles)) == len(titles) and typed[1:] == typed[:-1]
-
-    @functools.cached_property
     def labels(self) -> dict[str, str]:
-        """Label of each job, by name; the name itself where two jobs have equal settings."""
-        labels = {job.name: self.label(job) for job in self.jobs}
-        counts = Counter(labels.values())
-        return {name: name if counts[label] > 1 else label for name, label in labels.items()}
-
-    def apart(self, job: Job, *, seed: bool = True) -> list[tuple[str, str]]:
-        """Names and values of what distinguishes the job from others of its group, edges first.
-
-        A job whose method fixes its edges, or that has none, has its kind instead, without a name.
-        """
-        first = ("edges", job.edges) if job.group == ROUTED else ("", job.kind)
-        return [first] + [
-            (short_name(name), shown(job.settings.get(name)))
-            for name in self.varied_within[job.group]
-            if seed or name != "seed"
-        ]
+        """Label of each job, by name: its title, which the terminal and W&B show, or the name
+        itself if the titles do not tell all jobs apart."""
+        titles = {job.title for job in self.jobs} - {""}
+        is_apart = len(titles) == len(self.jobs)
+        return {job.name: job.title if is_apart else job.name for job in self.jobs}
 
     @functools.cached_property
     def usual(self) -> dict[str, str]:
-        """Values of more than half of the routed settings, by name: no title repeats them."""
+        """Values of more than half of the routed settings, by name: no setting's name has them."""
         routed = [group[0] for group in self.replicates if group[0].group == ROUTED]
         found = {}
         for name in self.varied_within.get(ROUTED, []):
-            values = Counter(shown(job.settings.get(name)) for job in routed)
-            if (
-                name != "seed"
-                and values
-                and (most := values.most_common(1)[0])[1] > len(routed) / 2
-            ):
-                found[short_name(name)] = most[0]
+            values = Counter(shown(job.settings.get(name)) for job in routed).most_common(1)
+            if values[0][1] > len(routed) / 2:
+                found[short_name(name)] = values[0][0]
         return found
 
     def setting(self, job: Job) -> str:
-        """Short name of the setting that the job is a seed of, without what is usual; no other
-        setting of the sweep has it."""
-        pairs, usual = self.apart(job, seed=False), self.usual if job.group == ROUTED else {}
-        ends = Counter(name.rpartition(".")[2] for name, _ in pairs)
-        words = [
-            value if name in _PLAIN else f"{name if ends[end] > 1 else end}={value}"
-            for name, value in pairs
-            for end in [name.rpartition(".")[2]]
-            if value not in ((usual[name],) if name in usual else NOTHING)
-        ]
+        """Short name of the setting that the job is a seed of: its edges, or its kind if that fixes
+        them, and what else distinguishes it from others of its group, without what is usual. No
+        other setting of the sweep has it."""
+        usual = self.usual if job.group == ROUTED else {}
+        values = {
+            short_name(name): shown(job.settings.get(name))
+            for name in self.varied_within[job.group]
+        }
+        ends = Counter(name.rpartition(".")[2] for name in values)
+        words = [job.edges if job.group == ROUTED else job.kind]
+        for name, value in values.items():
+            end = name.rpartition(".")[2]
+            if value == usual[name] if name in usual else value in NOTHING:
+                continue
+            named = f"{name if ends[end] > 1 else end}={value}"
+            words.append(value if name in SHORT_NAMES.values() else named)
         if len({of[0].text for of in self.replicates if of[0].unseeded == job.unseeded}) > 1:
             words.append(f"text {str(job.text)[:8]}")
         return " \N{MIDDLE DOT} ".join(words)
-
-    def label(self, job: Job, *, seed: bool = True) -> str:
-        """What distinguishes the job, as a user would type it."""
-        words = [word for word in job.title.split() if seed or not word.startswith("seed=")]
-        if self.has_titles and words:
-            return " ".join(words)
-        pairs = self.apart(job, seed=seed)
-        return " ".join(f"{name}={value}" if name else value for name, value in pairs)
 
     @functools.cached_property
     def replicates(self) -> list[list[Job]]:
@@ -425,7 +406,7 @@ def varied_settings(of_jobs: Sequence[Mapping[str, Any]]) -> list[str]:
     varied = [
         name
         for name in names
-        if not _is_under(name, NO_EFFECT_ON_RESULT)
+        if not is_below(name, NO_EFFECT_ON_RESULT)
         and len({repr(settings.get(name)) for settings in of_jobs}) > 1
     ]
     if "partition.name" in varied:

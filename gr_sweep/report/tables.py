@@ -4,6 +4,7 @@ Knows nothing of HTML and nothing of how numbers are measured. To add a column, 
 `measures.MAIN`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,8 @@ from gr_sweep.config import is_number
 from gr_sweep.domains import is_under
 from gr_sweep.metrics import registry
 from gr_sweep.report import measures
-from gr_sweep.report.answer import RULE, Ranking
-from gr_sweep.report.measures import MISSING, Measure, Text, interval_text, written
+from gr_sweep.report.answer import RULE, Ranking, rankings
+from gr_sweep.report.measures import MISSING, Measure, Text
 from gr_sweep.report.sweep import (
     DENSE,
     NOTHING,
@@ -59,11 +60,9 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A setting, or a part of one; its cells are those after the first column."""
+    """A setting, or a round of one; its cells are those after the first column."""
 
     name: str
-    label: str
-    """The name with all that distinguishes it, as a user would type it."""
     jobs: Sequence[Job]
     """They differ in their seed only."""
     cells: Sequence[Cell]
@@ -86,43 +85,7 @@ class Table:
 def cell(estimate: Estimate | None, text: Text) -> Cell:
     """An estimate with its interval."""
     value = None if estimate is None else estimate.value
-    interval = interval_text(estimate, text)
-    return Cell(text=written(estimate, text), value=value, interval=interval)
-
-
-_Filled = tuple[Column, list[Cell]]
-
-
-def settings(sweep: Sweep, rankings: Sequence[Ranking]) -> Table:
-    """A row for each setting, by rank: means over seeds on both axes, and paired differences to the
-    setting that is best on the first. Then details: what varies, and the other main metrics."""
-    places = [place for ranking in rankings for place in ranking.places]
-    names = [ranking.name for ranking in rankings for _ in ranking.places]
-    groups, axes = [place.jobs for place in places], rankings[0].axes
-    rank = Column(
-        name="rank",
-        is_number=True,
-        meaning=f"1: on the frontier; otherwise one more than the number of settings that beat it. "
-        f"{RULE}",
-    )
-    first = [(rank, [Cell(text=str(of.rank or MISSING), value=of.rank) for of in places])]
-    seeds = [Cell(text=str(len(jobs)), value=len(jobs)) for jobs in groups]
-    rest = [(Column(name="seeds", is_number=True), seeds), *_of_settings(sweep, groups)]
-    for measure, filled in _of_measures(groups):
-        is_axis = measure in axes and not filled[0].is_domain
-        (first if is_axis else rest).append(filled)
-    if any(len(ranking.ranked) > 1 for ranking in rankings):
-        first += [_differences(rankings, measure) for measure in axes]
-    by_row = zip(*(of for _, of in [*first, *rest]), strict=True)
-    rows = [
-        Row(
-            name=place.name, label=sweep.label(place.jobs[0], seed=False), jobs=place.jobs,
-            cells=cells, is_front=place.rank == 1, group=name,
-        )
-        for place, name, cells in zip(places, names, by_row, strict=True)
-    ]  # fmt: skip
-    columns = [Column(name="setting"), *(head for head, _ in [*first, *rest])]
-    return Table(columns=columns, rows=rows, num_details=len(rest))
+    return Cell(text=text.value(estimate), value=value, interval=text.interval(estimate))
 
 
 def column(measure: Measure, name: str, *, is_domain: bool = False) -> Column:
@@ -135,8 +98,45 @@ def column(measure: Measure, name: str, *, is_domain: bool = False) -> Column:
     )  # fmt: skip
 
 
-def _differences(rankings: Sequence[Ranking], measure: Measure) -> _Filled:
-    title, utility = measure.metric.title, rankings[0].axes[0].metric.title
+_Filled = tuple[Column, list[Cell]]
+
+
+@functools.lru_cache(maxsize=1)
+def settings(sweep: Sweep) -> Table:
+    """A row for each setting, by rank: means over seeds on both axes, and paired differences to the
+    setting that is best on the first. Then details: what varies, and the other main metrics."""
+    found = rankings(sweep)
+    places = [(ranking, place) for ranking in found for place in ranking.places]
+    groups, axes = [place.jobs for _, place in places], found[0].axes
+    meaning = f"1: on the frontier; else one more than the number of settings that beat it. {RULE}"
+    ranks = [Cell(text=str(of.rank or MISSING), value=of.rank) for _, of in places]
+    first = [(Column(name="rank", is_number=True, meaning=meaning), ranks)]
+    seeds = [Cell(text=str(len(jobs)), value=len(jobs)) for jobs in groups]
+    rest = [(Column(name="seeds", is_number=True), seeds), *_of_settings(sweep, groups)]
+    for of in measures.numbers(sweep):
+        cells = [
+            cell(over_seeds(jobs, lambda job, of=of: of.by_job[job.name]), of.measure.text)  # type: ignore[misc]
+            for jobs in groups
+        ]
+        is_axis = of.measure in axes and of.part is None
+        head = column(of.measure, of.name, is_domain=of.part is not None)
+        (first if is_axis else rest).append((head, cells))
+    if any(len(ranking.ranked) > 1 for ranking in found):
+        first += [_differences(found, measure) for measure in axes]
+    by_row = zip(*(of for _, of in [*first, *rest]), strict=True)
+    rows = [
+        Row(
+            name=place.name, jobs=place.jobs, cells=cells, is_front=place.rank == 1,
+            group=ranking.name,
+        )
+        for (ranking, place), cells in zip(places, by_row, strict=True)
+    ]  # fmt: skip
+    columns = [Column(name="setting"), *(head for head, _ in [*first, *rest])]
+    return Table(columns=columns, rows=rows, num_details=len(rest))
+
+
+def _differences(found: Sequence[Ranking], measure: Measure) -> _Filled:
+    title, utility = measure.metric.title, found[0].axes[0].metric.title
     text = Text(measure.text.digits, "+")
     head = Column(
         name=f"\N{GREEK CAPITAL LETTER DELTA} {title}",
@@ -145,42 +145,21 @@ def _differences(rankings: Sequence[Ranking], measure: Measure) -> _Filled:
         "by seed. If the interval includes 0, the comparison is inconclusive",
     )
     cells = []
-    for ranking in rankings:
+    for ranking in found:
         reference = ranking.by(0)[0] if ranking.ranked else None
         for place in ranking.places:
-            found = None
-            if reference is not None and not place.why:
-                found = measure.difference(place.jobs, reference.jobs)
-            cells.append(Cell(text="reference") if place is reference else cell(found, text))
+            if place is reference:
+                cells.append(Cell(text="reference"))
+            elif reference is None or place.why:
+                cells.append(Cell(text=MISSING))
+            else:
+                cells.append(cell(measure.difference(place.jobs, reference.jobs), text))
     return head, cells
-
-
-def _of_measures(groups: Sequence[Sequence[Job]]) -> list[tuple[Measure, _Filled]]:
-    """Means over seeds of all measures: over domains, and of each domain that has a value."""
-    filled = []
-    for measure in measures.MAIN:
-        for part, is_domain in _parts([job for jobs in groups for job in jobs], measure):
-            name = measure.metric.title if part is None else f"{measure.metric.title} {part}"
-            cells = [cell(measure.over_seeds(jobs, part), measure.text) for jobs in groups]
-            filled.append((measure, (column(measure, name, is_domain=is_domain), cells)))
-    return filled
-
-
-def _parts(jobs: Sequence[Job], measure: Measure) -> list[tuple[str | None, bool]]:
-    """None for the mean, and each domain or node of which any job has a value; whether the column
-    is one of several domains."""
-    if not measure.metric.placeholders:
-        return [(None, False)] if any(measure.of(job) for job in jobs) else []
-    nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
-    parts = [node for node in nodes if any(measure.of(job, node) for job in jobs)]
-    if len(parts) < 2:  # One is its own mean.
-        return [(part, False) for part in parts]
-    return [(None, False), *((part, True) for part in parts)]
 
 
 def _of_settings(sweep: Sweep, groups: Sequence[Sequence[Job]]) -> list[_Filled]:
     """The settings that differ within a method or plan."""
-    varied = {name for of in sweep.varied_within.values() for name in of} - {"edges", "seed"}
+    varied = {name for of in sweep.varied_within.values() for name in of} - {"edges"}
     filled = []
     for name in [name for name in sweep.varied if name in varied]:
         cells = []
@@ -213,43 +192,60 @@ def matrices(jobs: Sequence[Job]) -> list[Matrix]:
     """Means over jobs that differ in their seed only: what removal does to each domain, and each
     domain's expert alone; for a lattice, what its blocks are for; for a dense model, what its
     domains gain from each other's text."""
-    found, first = [], jobs[0]
-    if served := _rows(jobs, first.nodes, registry.SERVED_MATRIX, measures.signed, has_own=True):
-        found.append(Matrix(corner="removed, served", columns=first.domains, rows=served))
-    if removed := _rows(jobs, first.nodes, registry.MATRIX, measures.signed, has_own=True):
-        found.append(Matrix(corner="removed", columns=first.domains, rows=removed))
-        kept = [
-            *_rows(jobs, ["full model"], lambda _, d: registry.LOSS_FULL(d), measures.nats),
-            *_rows(jobs, first.nodes, registry.LOSS_KEPT, measures.nats, has_own=True),
-        ]
-        found.append(
-            Matrix(corner="kept alone", columns=first.domains, rows=kept, is_painted=False)
-        )
-    inside_outside = (registry.ENTANGLEMENT_INSIDE, registry.ENTANGLEMENT_OUTSIDE)
-    keys = [registry.find(key) for key in first.metrics]
-    sets = [
-        (names[0], [_mean(jobs, of(*names), measures.signed) for of in inside_outside])
-        for metric, names in filter(None, keys)
-        if metric is registry.ENTANGLEMENT_INSIDE
+    first, signed = jobs[0], measures.signed
+    domains, nodes = first.domains, first.nodes
+    blocks = [
+        of[1][0]
+        for key in first.metrics
+        if (of := registry.find(key)) and of[0] is registry.ENTANGLEMENT_INSIDE
     ]
-    if sets:
-        columns = ("its domains", "the others")
-        found.append(Matrix(corner="block off", columns=columns, rows=sets))
-    gains = _rows(jobs, first.nodes, registry.TRANSFER, measures.signed)
-    if gains and first.kind == DENSE:
-        found.append(Matrix(corner="gain from", columns=first.domains, rows=gains))
-    return found
+    inside_outside = {
+        "its domains": registry.ENTANGLEMENT_INSIDE, "the others": registry.ENTANGLEMENT_OUTSIDE,
+    }  # fmt: skip
+    removed = _rows(jobs, nodes, domains, registry.MATRIX, signed, has_own=True)
+    gains = _rows(jobs, nodes, domains, registry.TRANSFER, signed) if first.kind == DENSE else []
+    kept = [
+        *_rows(jobs, ["full model"], domains, lambda _, d: registry.LOSS_FULL(d), measures.nats),
+        *_rows(jobs, nodes, domains, registry.LOSS_KEPT, measures.nats, has_own=True),
+    ]
+    off = _rows(jobs, blocks, list(inside_outside), lambda s, side: inside_outside[side](s), signed)
+    served = _rows(jobs, nodes, domains, registry.SERVED_MATRIX, signed, has_own=True)
+    found = [
+        Matrix(corner="removed, served", columns=domains, rows=served),
+        Matrix(corner="removed", columns=domains, rows=removed),
+        Matrix(corner="kept alone", columns=domains, rows=removed and kept, is_painted=False),
+        Matrix(corner="block off", columns=list(inside_outside), rows=off),
+        Matrix(corner="gain from", columns=domains, rows=gains),
+    ]
+    return [matrix for matrix in found if matrix.rows]
 
 
-def _mean(jobs: Sequence[Job], key: str, text: Text, *, is_own: bool = False) -> Cell:
-    """With the same digits in every cell of a matrix."""
-    found = over_seeds(jobs, lambda job: job.estimate(key))
-    if found is None:
-        return Cell(text=MISSING, is_own=is_own, key=key)
-    interval = interval_text(found, text)
-    return Cell(
-        text=text(found.value), value=found.value, interval=interval, is_own=is_own, key=key
-    )
+def _rows(
+    jobs: Sequence[Job],
+    names: Sequence[str],
+    columns: Sequence[str],
+    key: Callable[[str, str], str],
+    text: Text,
+    *,
+    has_own: bool = False,
+) -> list[tuple[str, list[Cell]]]:
+    """Those of the names for which any job has a value, with the same digits in every cell."""
+
+    def mean(name: str, column: str) -> Cell:
+        found = over_seeds(jobs, lambda job: job.estimate(key(name, column)))
+        is_own = has_own and is_under(column, name)
+        if found is None:
+            return Cell(text=MISSING, is_own=is_own, key=key(name, column))
+        return Cell(
+            text=text(found.value), value=found.value, interval=text.interval(found),
+            is_own=is_own, key=key(name, column),
+        )  # fmt: skip
+
+    return [
+        (name, [mean(name, column) for column in columns])
+        for name in names
+        if any(key(name, column) in job.metrics for column in columns for job in jobs)
+    ]
 
 
 def importance(sweep: Sweep) -> Matrix | None:
@@ -257,32 +253,11 @@ def importance(sweep: Sweep) -> Matrix | None:
     after too few trials."""
     found = sweep.search.importance if sweep.search else {}
     names = dict.fromkeys(name for of in found.values() for name in of)
-
-    def row(name: str) -> tuple[str, list[Cell]]:
-        shares = [of.get(name, 0.0) for of in found.values()]
-        return short_name(name), [Cell(text=measures.fraction(at), value=at) for at in shares]
-
-    rows = [row(name) for name in names]
-    return Matrix(corner="setting", columns=[*found], rows=rows, is_painted=False) if rows else None
-
-
-def _rows(
-    jobs: Sequence[Job],
-    names: Sequence[str],
-    key: Callable[[str, str], str],
-    text: Text,
-    *,
-    has_own: bool = False,
-) -> list[tuple[str, list[Cell]]]:
-    """Those of the names for which any job has a value."""
-    return [
+    rows = [
         (
-            name,
-            [
-                _mean(jobs, key(name, d), text, is_own=has_own and is_under(d, name))
-                for d in jobs[0].domains
-            ],
+            short_name(name),
+            [Cell(text=f"{of.get(name, 0):.2f}", value=of.get(name, 0)) for of in found.values()],
         )
         for name in names
-        if any(key(name, domain) in job.metrics for domain in jobs[0].domains for job in jobs)
     ]
+    return Matrix(corner="setting", columns=[*found], rows=rows, is_painted=False) if rows else None

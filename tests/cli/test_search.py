@@ -18,9 +18,10 @@ from gr_sweep.config import Method, RunConfig, to_plain
 from gr_sweep.data.prepare import text_fingerprint
 from gr_sweep.errors import DataError
 from gr_sweep.jobdir import identity_of, write_summary
+from gr_sweep.metrics import registry
 from gr_sweep.report import read_sweep
 from gr_sweep.report.html import render
-from gr_sweep.report.measures import EXPERT_TAX, REMOVAL, best_axes
+from gr_sweep.report.measures import BY_METRIC, best_axes
 from tests.refused import assert_refused
 
 pytest.importorskip("optuna")
@@ -161,7 +162,7 @@ def test_baselines_are_those_that_the_objectives_need(jobs):
 def test_the_axes_of_the_report_are_the_objectives():
     names = ("separability/removal", "utility/expert_tax")
     keys = [Objective.of(name).measure.metric.key for name in names]
-    assert best_axes([], keys) == (EXPERT_TAX, REMOVAL)
+    assert best_axes([], keys) == (BY_METRIC[registry.EXPERT_TAX], BY_METRIC[registry.REMOVAL])
 
 
 def test_a_plain_job_ignores_objectives(jobs):

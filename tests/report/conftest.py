@@ -262,7 +262,7 @@ def write_job(
     lines = [json.dumps(row) + "\n" for row in history(metrics, domains, rng, steps)]
     (job / "metrics.jsonl").write_text("".join(lines))
     command = command or f"gr-sweep {' '.join(overrides)}"
-    write_summary(job, config, metrics, intervals, command=command)
+    write_summary(job, config, metrics, intervals, command=command, title=" ".join(overrides))
     return job
 
 
@@ -273,6 +273,7 @@ def write_summary(
     intervals: Mapping[str, tuple[float, float]],
     *,
     command: str = "",
+    title: str = "",
     text: str = "fcde2b2e",
 ) -> None:
     summary = {
@@ -280,6 +281,7 @@ def write_summary(
         "job": job.name,
         "sweep": job.parent.name,
         "command": command,
+        "title": title,
         "domains": list(config.partition.domains),
         "config": to_plain(config),
         "fingerprints": {"code": "b1946ac9", "config": "2c26b46b", "text": text},

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gr_sweep.metrics import registry
 from gr_sweep.report import answer, measures, read_sweep, tables
 from gr_sweep.report.sweep import Sweep
 from tests.report.conftest import edit, write_job
@@ -37,7 +38,7 @@ def said(sweep: Sweep) -> str:
 
 
 def noted(sweep: Sweep) -> str:
-    return " ".join(answer.notes(sweep, answer.rankings(sweep)))
+    return " ".join(answer.notes(sweep))
 
 
 def ranks(sweep: Sweep) -> dict[str, int | None]:
@@ -82,8 +83,8 @@ def test_difference_within_its_interval_is_inconclusive(tmp_path: Path) -> None:
     text = said(sweep)
     assert text.startswith("No sure difference") and text.count("(inconclusive)") == 2
     pair = sweep.replicates
-    for measure in (measures.SERVED_TAX, measures.SELECTIVITY):
-        found = measure.difference(pair[1], pair[0])
+    for metric in (registry.SERVED_TAX, registry.SELECTIVITY):
+        found = measures.BY_METRIC[metric].difference(pair[1], pair[0])
         assert found is not None and found.interval is not None
         assert found.interval[0] < 0 < found.interval[1]
 
@@ -112,7 +113,7 @@ def test_more_than_gone_is_not_better_than_gone(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, values, separability="mean_served_removal")
     assert ranks(sweep) == {"none": 1, "act": 2}
     assert said(sweep).startswith("By value, take `none`, the best on both axes: 0.00 served rem")
-    table = tables.settings(sweep, answer.rankings(sweep))
+    table = tables.settings(sweep)
     delta = "\N{GREEK CAPITAL LETTER DELTA} served removal"
     at = [column.name for column in table.columns].index(delta)
     assert table.rows[1].cells[at - 1].value == 0, "the difference in the table is the same"
@@ -184,7 +185,7 @@ def test_controls_bounds_and_other_removals_are_kept_apart(read_study: Sweep) ->
     assert texts[0].startswith("Removing code, biology or creative: ")
     assert texts[1].startswith("Removing biology: `sgtm` has ")
     assert "remove other domains" in noted(read_study)
-    table = tables.settings(read_study, [first, second])
+    table = tables.settings(read_study)
     assert [row.group for row in table.rows] == [first.name] * len(why) + [second.name]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import gr_sweep
 from gr_sweep.config import (
     DomainConfig,
     Edges,
@@ -17,6 +18,7 @@ from gr_sweep.config import (
     TrainConfig,
 )
 from gr_sweep.files import content_digest
+from gr_sweep.metrics import registry
 from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import (
     DocumentLoss,
@@ -27,7 +29,6 @@ from gr_sweep.metrics.losses import (
 )
 from gr_sweep.report import measures
 from gr_sweep.report.collect import read_sweep
-from gr_sweep.report.frames import results_of
 from gr_sweep.report.sweep import Job, Sweep
 from gr_sweep.resolve import resolve
 from tests.report.conftest import changed, edit, write_summary
@@ -222,7 +223,7 @@ def test_shorter_dense_runs_are_not_compared_but_stay_in_the_table(tmp_path: Pat
     compared = [job.name for job in sweep.compared]
     assert compared == ["dense 80 0", "filtered biology 0", "filtered code 0", "routed"]
     assert len(sweep.jobs) == 7 and "train.steps" not in sweep.varied
-    frame = results_of(sweep).set_index("job")
+    frame = gr_sweep.results(tmp_path).set_index("job")
     assert frame.loc["dense 20 0", "train.steps"] == 20
     assert not frame.loc["dense 20 0"].filter(like="utility/").notna().any()
     assert not pd.isna(frame.loc["dense 20 0", "loss/full/code"])
@@ -240,9 +241,9 @@ def test_loss_above_the_shortest_dense_run_of_the_curve_is_a_bound(tmp_path: Pat
     sweep = read_sweep(tmp_path)
     gone, there = named(sweep, "gone"), named(sweep, "there")
     assert gone.smallest_share == 0.5, "from 40 to 4 steps is too far to interpolate"
-    [forget] = [measure for measure in measures.MAIN if measure.metric.title == "forget compute"]
+    forget = measures.BY_METRIC[registry.FORGET_COMPUTE]
     for part in (None, "code"):
-        assert measures.written(forget.of(gone, part), measures.fraction) == "<1/2"
+        assert measures.fraction.value(forget.of(gone, part)) == "<1/2"
     left = forget.of(there)
     assert left is not None and left.value > 0.5 and left.interval is not None
 
@@ -309,10 +310,10 @@ def test_mean_over_seeds_has_a_t_interval_and_differences_are_paired(tmp_path: P
         write(tmp_path, config_of(seed=seed), f"routed {seed}", shift=shift + 0.1 * seed)
     sweep = read_sweep(tmp_path)
     dense, routed = sweep.replicates
-    half = 4.3027 * 0.1 / 3**0.5
+    half, loss_of = 4.3027 * 0.1 / 3**0.5, measures.BY_METRIC[registry.LOSS_FULL]
     for found in (
         sweep.over_seeds(routed, "mean_tax"),
-        measures.LOSS.difference(routed, dense),
+        loss_of.difference(routed, dense),
     ):
         assert found is not None and found.interval is not None
         assert found.value == pytest.approx(0.6)
@@ -320,8 +321,8 @@ def test_mean_over_seeds_has_a_t_interval_and_differences_are_paired(tmp_path: P
     loss = sweep.over_seeds(routed, "loss/full/code")
     assert loss is not None and loss.interval is not None
     assert loss.interval[1] - loss.interval[0] > 10 * half, "between seeds losses differ by nats"
-    single = measures.LOSS.difference(routed[:1], dense[:1])
+    single = loss_of.difference(routed[:1], dense[:1])
     assert single is not None and single.interval is None
     assert sweep.over_seeds(routed, "no such metric") is None
-    assert measures.RELEARN_RATIO.difference(routed, dense) is None
-    assert measures.LOSS.difference(routed, dense[1:]) is None, "not of the same seeds"
+    assert measures.BY_METRIC[registry.RELEARN_RATIO].difference(routed, dense) is None
+    assert loss_of.difference(routed, dense[1:]) is None, "not of the same seeds"

@@ -87,12 +87,12 @@ def groups_of_scatter(page: "Page", sweep: Sweep) -> list[tuple[list[Job], tuple
 
 def visible_jobs(page: "Page") -> set[str]:
     """The settings that the table shows."""
-    rows = page.locator("#settings-table tbody tr:visible a")
-    return {row.get_attribute("title") or "" for row in rows.all()}
+    rows = page.locator("#settings-table tbody:not(.group) tr:visible th")
+    return {row.get_attribute("data-v") or "" for row in rows.all()}
 
 
 def settings_of(sweep: Sweep, jobs: Iterable[Job]) -> set[str]:
-    return {sweep.label(job, seed=False) for job in jobs}
+    return {sweep.setting(job) for job in jobs}
 
 
 def serious(page: "Page", part: str) -> list[str]:
@@ -229,7 +229,7 @@ def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
     assert values == pytest.approx(job.metrics, rel=1e-5)
     page.keyboard.press("Escape")
     assert view.is_hidden() and "job=" not in page.url
-    label = read_study.label(job, seed=False)
+    label = read_study.setting(job)
     assert page.evaluate("document.activeElement.title") == label, "focus is on its setting"
 
 

@@ -8,10 +8,8 @@ import pytest
 import gr_sweep
 from gr_sweep.errors import JobError
 from gr_sweep.jobdir import Record, State
-from gr_sweep.report import read_sweep
+from gr_sweep.report import read_sweep, write_report
 from tests.report.conftest import edit, write_job
-
-EDGES = ("none", "both", "act", "weight")
 
 
 def test_jobs_are_ordered_by_edges_and_then_by_number(tmp_path: Path) -> None:
@@ -23,34 +21,21 @@ def test_jobs_are_ordered_by_edges_and_then_by_number(tmp_path: Path) -> None:
     assert [job.settings["route.foreign_dropout"] for job in jobs[1:]] == [0.0, 0.5, 2.0, 10.0]
 
 
-def test_label_says_what_distinguishes_a_job_from_those_like_it(tmp_path: Path) -> None:
-    write_job(tmp_path, edges="dense")
-    for seed in (0, 1):
-        write_job(tmp_path, edges="act", seed=seed)
-    sweep = read_sweep(tmp_path)
-    assert sorted(sweep.labels.values()) == ["dense", "edges=act seed=0", "edges=act seed=1"]
-    assert [len(group) for group in sweep.replicates] == [1, 2]
-    job = write_job(tmp_path, edges="act", seed=0, overrides=["again"])
-    edit(job, lambda summary: summary["fingerprints"].update(code="other"))
-    assert job.name in read_sweep(tmp_path).labels.values(), "equal settings: its folder"
-
-
 def test_titles_are_the_labels_where_they_tell_the_jobs_apart(tmp_path: Path) -> None:
-    def typed(title: str, *constant: str):
-        overrides = [*title.split(), *constant]
-        return lambda summary: summary.update(title=title, overrides=overrides)
+    def titled(title: str):
+        return lambda summary: summary.update(title=title)
 
-    edit(write_job(tmp_path, edges="dense"), typed("seed=0 method=dense", "train.steps=300"))
-    for edges in ("act", "none"):
-        titled = typed(f"seed=0 edges={edges}", "train.steps=300")
-        edit(write_job(tmp_path, edges=edges), titled)
+    edit(write_job(tmp_path, edges="dense"), titled("method=dense"))
+    for seed in (0, 1):
+        job = write_job(tmp_path, edges="act", seed=seed)
+        edit(job, titled(f"seed={seed} edges=act"))
     sweep = read_sweep(tmp_path)
     labels = list(sweep.labels.values())
-    assert labels == ["seed=0 method=dense", "seed=0 edges=none", "seed=0 edges=act"]
-    assert sweep.label(sweep.jobs[0], seed=False) == "method=dense"
-    # A command with another constant setting, whose titles do not name it.
-    edit(write_job(tmp_path, edges="both"), typed("seed=0 edges=both", "train.steps=400"))
-    assert "edges=act" in read_sweep(tmp_path).labels.values()
+    assert labels == ["method=dense", "seed=0 edges=act", "seed=1 edges=act"]
+    assert [len(group) for group in sweep.replicates] == [1, 2]
+    edit(job, titled("seed=0 edges=act"))
+    labels = list(read_sweep(tmp_path).labels.values())
+    assert labels == [job.name for job in sweep.jobs], "the names of their folders"
 
 
 def test_a_job_that_is_there_twice_counts_once(tmp_path: Path) -> None:
@@ -102,16 +87,22 @@ def test_missing_folder_and_folder_without_jobs_are_refused(tmp_path: Path, read
 def test_results_have_typed_columns(edges_folder: Path) -> None:
     frame = gr_sweep.results(edges_folder)
     assert list(frame.columns[:4]) == ["job", "label", "edges", "plan.kind"]
-    assert sorted(frame["label"]) == ["dense", *sorted(f"edges={e}" for e in EDGES)]
+    assert [label.split()[0] for label in frame["label"]] == [
+        "plan=none",
+        *(f"edges={e}" for e in ("none", "weight", "act", "both")),
+    ]
     assert frame.attrs["varied"] == ["edges", "plan.kind"]
     assert frame["train.steps"].dtype == "int64" and frame["procedure.prune"].dtype == "bool"
     assert frame["route.foreign_dropout"].dtype == "float64" and frame["train.tokens"].isna().all()
     metrics = frame.loc[:, "loss/full/code":]  # type: ignore[misc]
     assert all(dtype == "float64" for dtype in metrics.dtypes)
     assert (set(frame["code"]), set(frame["text"])) == ({"b1946ac9"}, {"fcde2b2e"})
-    row = frame.set_index("label").loc["edges=weight"]
-    assert row["mean_loss/low"] < row["mean_loss"] < row["mean_loss/high"]
-    assert pd.isna(frame.set_index("label").loc["dense", "mean_selectivity"])
+    dense, *_, weight = frame.iloc[0], frame.iloc[2]
+    assert weight["mean_loss/low"] < weight["mean_loss"] < weight["mean_loss/high"]
+    assert pd.isna(dense["mean_selectivity"])
+    text = pd.read_csv(write_report(edges_folder).parent / "results.csv")
+    assert list(text.columns) == list(frame.columns)
+    pd.testing.assert_series_equal(text["mean_loss"], frame["mean_loss"])
 
 
 def test_history_has_jobs_that_are_not_done(tmp_path: Path) -> None:

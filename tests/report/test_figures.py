@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gr_sweep.metrics import registry
-from gr_sweep.report import answer, figures, page_data
+from gr_sweep.report import figures, page_data
 from gr_sweep.report.sweep import Sweep
 
 
@@ -31,7 +31,7 @@ def test_curves_have_training_and_held_out_losses_of_every_domain(read_edges: Sw
 
 @pytest.fixture(scope="module")
 def data(read_study: Sweep) -> dict[str, Any]:
-    return page_data.page_data(read_study, answer.rankings(read_study))
+    return page_data.page_data(read_study)
 
 
 def axis(found: dict[str, Any], identifier: str) -> dict[str, Any]:

@@ -15,16 +15,12 @@ def cell(table: Table, row: Row, name: str) -> Cell:
     return row.cells[[column.name for column in table.columns].index(name) - 1]
 
 
-def settings(sweep: Sweep) -> Table:
-    return tables.settings(sweep, answer.rankings(sweep))
-
-
 def difference(table: Table, row: Row, name: str) -> Cell:
     return cell(table, row, f"\N{GREEK CAPITAL LETTER DELTA} {name}")
 
 
 def test_columns_are_means_and_then_domains_and_missing_ones_are_dashes(read_edges: Sweep) -> None:
-    table = settings(read_edges)
+    table = tables.settings(read_edges)
     assert table.columns[0].name == "setting"
     rows = {row.name: row for row in table.rows}
     missing = cell(table, rows["dense"], "selectivity")
@@ -37,29 +33,29 @@ def test_columns_are_means_and_then_domains_and_missing_ones_are_dashes(read_edg
 
 
 def test_missing_compute_equivalent_is_shown_as_a_bound(read_study: Sweep) -> None:
-    table = settings(read_study)
+    table = tables.settings(read_study)
     [row, *_] = [row for row in table.rows if row.jobs[0].edges == "both"]
     for name in ("served compute", "served compute code"):
         found = cell(table, row, name)
         assert (found.text, found.value) == ("<1/8", 1 / 8)
     mean = mean_of([Estimate(value=0.25), Estimate(value=0.125, bound="<")])
-    assert measures.written(mean, measures.fraction) == "<0.19"
+    assert measures.fraction.value(mean) == "<0.19"
 
 
 def test_digits_follow_the_interval() -> None:
     def shown(value: float, low: float, high: float, text: Text = measures.nats) -> tuple[str, str]:
         estimate = Estimate(value=value, interval=(low, high))
-        return measures.written(estimate, text), measures.interval_text(estimate, text)
+        return text.value(estimate), text.interval(estimate)
 
     assert shown(5.12345, 5.12, 5.13) == ("5.123", "5.120 to 5.130")
     assert shown(5.12345, 5.0, 5.2) == ("5.12", "5.00 to 5.20")
     assert shown(0.31, -0.1, 0.72, measures.signed) == ("+0.3", "\N{MINUS SIGN}0.1 to 0.7")
     assert shown(0.043, 0.002, 0.084, measures.fraction) == ("0.043", "0.002 to 0.084")
-    assert measures.written(Estimate(value=5.12345), measures.nats) == "5.123"
+    assert measures.nats.value(Estimate(value=5.12345)) == "5.123"
 
 
 def test_seeds_become_means_and_paired_differences(read_study: Sweep) -> None:
-    table = settings(read_study)
+    table = tables.settings(read_study)
     [ranking, *_] = answer.rankings(read_study)
     name = ranking.axes[0].metric.title
     by_name = {row.name: row for row in table.rows}
