@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 SAVED = "wandb_dashboard.json"
 """In a sweep's folder: the addresses of its workspace and report, by project."""
+
+SETTLE_S = 30.0
+"""How long a server may take to process what it was sent."""
 
 _EPILOG = """examples:
   gr-sweep dashboard outputs/my-sweep
@@ -75,14 +79,20 @@ def main(argv: Sequence[str]) -> int:
     with wandb_server.request_errors():
         entity = entity or str(api.default_entity)
     place = f"{entity}/{project}"
-    by_id = wandb_server.runs(api, place, list(ids.values()))
-    runs = {name: by_id[run_id] for name, run_id in ids.items() if run_id in by_id}
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        by_id = wandb_server.runs(api, place, list(ids.values()))
+        runs = {name: by_id[run_id] for name, run_id in ids.items() if run_id in by_id}
+        settled = {job.name for job in sweep.jobs if _is_settled(runs.get(job.name), job)}
+        if settled >= runs.keys() or time.monotonic() > deadline:
+            break
+        time.sleep(SETTLE_S / 10)
     if not runs:
         raise JobError(f"W&B has no run of {arguments.dir} in {place}")
     for job in sweep.jobs:
         if job.name not in runs:
             print(f"{job.name}: no run in {place}, left out")
-        elif not _is_settled(runs[job.name], job):
+        elif job.name not in settled:
             print(f"{job.name}: W&B has not processed it yet, nothing added; try again later")
         else:
             if count := wandb_server.add(runs[job.name], job.metrics, _added(sweep, job)):
@@ -92,19 +102,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _upload(folder: Path) -> bool:
-    """Uploads what jobs that are not running logged offline; whether W&B then has all of it."""
+    """Uploads what jobs that are not running logged offline; whether nothing went wrong."""
     from gr_sweep.tracking.wandb import offline_logs
     from gr_sweep.tracking.wandb_server import connect, upload
 
     logs = [(job, log) for job in job_folders(folder) for log in offline_logs(job)]
-    is_uploaded, api = True, connect() if logs else None
+    is_uploaded = True
+    if logs:
+        connect()  # fails at once, in one line
     for job, log in logs:
         if standing(job).state is State.running:
             print(f"{job.name}: running, left")
         else:
-            lack = upload(api, log, job)
-            is_uploaded = is_uploaded and not lack
-            print(f"{job.name}: {f'not uploaded: {lack}' if lack else 'uploaded'}", flush=True)
+            error = upload(log)
+            is_uploaded = is_uploaded and not error
+            print(f"{job.name}: {f'not uploaded: {error}' if error else 'uploaded'}", flush=True)
     if not logs:
         print("nothing to upload")
     return is_uploaded
@@ -141,9 +153,10 @@ def _place(sweep: "Sweep") -> tuple[str | None, str]:
 def _is_settled(run: Any, job: "Job") -> bool:
     """Whether W&B has processed the whole run: the job's own summary would overwrite what is
     added before that."""
+    if run is None or run.state in ("running", "pending"):
+        return False
     key = registry.LOSS_FULL.mean
-    has_all = key in run.summary_metrics or key not in job.metrics
-    return run.state not in ("running", "pending") and has_all
+    return key in run.summary_metrics or key not in job.metrics
 
 
 def _save(sweep: "Sweep", entity: str, project: str) -> None:

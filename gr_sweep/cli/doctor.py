@@ -96,15 +96,15 @@ def devices() -> Iterator[Finding]:
 
 def wandb_login() -> Finding:
     """Where `tracking=auto` would log to. A key is not tried, which would need the network."""
-    from gr_sweep.tracking.wandb import key_source, resolve_mode
+    from gr_sweep.tracking.wandb import has_key, resolve_mode
 
     try:
-        source, mode = key_source(), resolve_mode(TrackingMode.auto).value
+        is_known, mode = has_key(), resolve_mode(TrackingMode.auto).value
     except ConfigError as error:
         return ("--", "w&b", str(error))
-    if source is None:
+    if not is_known:
         return ("--", "w&b", f"no key, so tracking=auto is {mode}; `wandb login` adds one")
-    return ("ok", "w&b", f"key from {source}; tracking=auto is {mode}")
+    return ("ok", "w&b", f"a key is configured; tracking=auto is {mode}")
 
 
 def slurm() -> Finding:

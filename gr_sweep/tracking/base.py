@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +22,9 @@ RUN_ID = Path("wandb", "run_id")
 
 
 def read_run_id(folder: Path) -> str | None:
-    """The id of a job's W&B run; None if it has none, or the file is damaged."""
-    with contextlib.suppress(OSError, ValueError):
-        if re.fullmatch(r"\w+", kept := (folder / RUN_ID).read_text(encoding="utf-8").strip()):
-            return kept
+    """The id of a job's W&B run; None if it has none."""
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / RUN_ID).read_text(encoding="utf-8").strip()
     return None
 
 

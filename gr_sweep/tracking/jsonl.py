@@ -1,20 +1,19 @@
 """metrics.jsonl: one JSON object per line, each with a `step`. Every job writes it, W&B or not.
 
-Each row is one unbuffered append, so a job that is killed leaves at most one torn line, the last,
-which the next start drops.
+A job that is killed, or whose disk is full, leaves at most one torn line, the last, which the next
+start drops.
 """
 
 import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from io import FileIO
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from gr_sweep.errors import DataError, JobError
-from gr_sweep.files import full_disk, is_full, whole_file
+from gr_sweep.errors import DataError
+from gr_sweep.files import whole_file
 from gr_sweep.tracking.base import STEP, Tracker
 
 TAIL_BYTES = 1 << 17
@@ -45,13 +44,9 @@ def read_rows(path: Path, *, last_bytes: int | None = None) -> list[dict[str, An
         return []
     rows = []
     for line in lines[start > 0 :]:  # the first may be the rest of a longer line
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get(STEP), int):
-            rows.append(row)
-    return rows
+        with contextlib.suppress(ValueError, RecursionError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get(STEP), int)]
 
 
 class JsonlTracker(Tracker):
@@ -60,31 +55,15 @@ class JsonlTracker(Tracker):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            content = self.path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.truncate(self.path, whole)
-        self._file: FileIO | None = FileIO(self.path, "ab")
+        self._file: BinaryIO | None = self.path.open("ab")
+        self._file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a row.
-
-        Raises:
-            JobError: the disk is full; nothing of the row is left in the file.
-        """
-        if self._file is None:
-            return
-        line = json.dumps({STEP: step} | finite(metrics), allow_nan=False).encode() + b"\n"
-        size_before = os.fstat(self._file.fileno()).st_size
-        with self._full_disk_as_error():
-            try:
-                left = line
-                while left:  # a write may take only the first bytes of what it is given
-                    left = left[self._file.write(left) :]
-            except OSError:
-                os.ftruncate(self._file.fileno(), size_before)
-                raise
+        """Appends a row."""
+        if self._file is not None:
+            line = json.dumps({STEP: step} | finite(metrics), allow_nan=False)
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
 
     def cut_back(self, step: int) -> None:
         """Drops the rows after `step`; the file is replaced atomically.
@@ -96,7 +75,7 @@ class JsonlTracker(Tracker):
         lines = self.path.read_bytes().splitlines(keepends=True)
         try:
             kept = [line for line in lines if json.loads(line)[STEP] <= step]
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise DataError(
                 f"{self.path} is damaged ({error}); remove the job's folder to start over"
             ) from error
@@ -104,39 +83,25 @@ class JsonlTracker(Tracker):
             with whole_file(self.path) as file:
                 file.writelines(kept)
             self._file.close()
-            self._file = FileIO(self.path, "ab")
+            self._file = self.path.open("ab")
 
     def sync(self) -> None:
-        """Flushes the rows to the disk.
-
-        Raises:
-            JobError: the disk is full.
-        """
+        """Flushes the rows to the disk."""
         if self._file is not None:
-            with self._full_disk_as_error():
-                os.fsync(self._file.fileno())
+            os.fsync(self._file.fileno())
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Closes the file; the summary has a file of its own."""
+        self.sync()
         self._close()
 
     def fail(self, message: str) -> None:
         """Closes the file."""
         # The error that ended the job matters more, and may be a full disk itself.
-        with contextlib.suppress(OSError, JobError):
+        with contextlib.suppress(OSError):
             self._close()
 
     def _close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with self._full_disk_as_error(), file:
-                os.fsync(file.fileno())
-
-    @contextlib.contextmanager
-    def _full_disk_as_error(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if is_full(error):
-                raise full_disk(self.path, error) from error
-            raise
+            file.close()

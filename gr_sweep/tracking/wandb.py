@@ -8,9 +8,9 @@ A job that `wandb agent` started logs to the agent's run, with the project, the 
 settings that the agent gave wandb; every other job to a run of its own.
 
 W&B's history holds the rows of metrics.jsonl: the number of a row in the file is its step in W&B.
-A resumed job continues its run. Online, W&B says how many rows it has; the tracker replays those
-that are missing and skips those that it has. Offline, each start writes a log of its own that holds
-all rows so far, and marks the earlier ones as synced, so that `wandb sync` uploads no row twice.
+A resumed job continues its run: it replays all rows, of which W&B ignores those that it has.
+Offline, each start writes a log of its own that holds all rows so far, and marks the earlier ones
+as synced, so that `wandb sync` uploads no row twice.
 
 Written for wandb 0.31, where `wandb.init` without `mode` prompts on a terminal.
 """
@@ -18,7 +18,6 @@ Written for wandb 0.31, where `wandb.init` without `mode` prompts on a terminal.
 import contextlib
 import logging
 import os
-import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,27 +55,44 @@ _OTHER_RUN = ("RESUME", "RESUME_FROM", "FORK_FROM", "LAUNCH", "LAUNCH_CONFIG_PAT
 """More WANDB_ variables that would take the place of a job's own id or config."""
 
 _ERROR = "gr_sweep/error"
-_URL = re.compile(r"(https?://)(?:[^/\s@]*@)?([^\s?#\"'<>]*)[^\s\"'<>]*")
 
 _log = logging.getLogger(__name__)
 
 
-def key_source() -> str | None:
-    """Where wandb would find an API key, or None. Reads the environment and files, no network.
+def wandb_settings() -> wandb.Settings:
+    """W&B's settings from the environment and its files. Unlike wandb.setup(), starts no process.
 
     Raises:
         ConfigError: a WANDB_ variable that wandb refuses.
     """
-    for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
-        if os.environ.get(variable):
-            return variable
-    settings = wandb_settings()
+    # wandb reads its variables here.
+    for name in _OTHER_RUN if agents_run_id() else (*_OTHER_RUN, *_OF_AGENT):
+        os.environ.pop(f"WANDB_{name}", None)
+    # Print nothing, and send no reports about wandb itself.
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
-        if wbauth.read_netrc_auth(host=settings.base_url):
-            return "netrc"
+        return wandb_setup.singleton().settings
+    except (wandb.Error, ValueError) as error:  # pydantic's errors are ValueErrors
+        raise ConfigError(
+            f"W&B cannot be used: {one_line(error)}; fix the WANDB_ variables or use tracking=off"
+        ) from error
+
+
+def has_key() -> bool:
+    """Whether wandb finds an API key. Reads the environment and files, no network.
+
+    Raises:
+        ConfigError: a key, or a WANDB_ variable, that wandb refuses.
+    """
+    host = wandb_settings().base_url
+    try:
+        found = wbauth.authenticate_session(
+            host=host, source="gr-sweep", prompt=False, update_session=False
+        )
     except wandb.Error as error:
         raise ConfigError(f"W&B cannot be used: {one_line(error)}; run `wandb login`") from error
-    return "W&B settings" if settings.api_key else None
+    return found is not None
 
 
 def resolve_mode(mode: TrackingMode) -> TrackingMode:
@@ -88,7 +104,7 @@ def resolve_mode(mode: TrackingMode) -> TrackingMode:
     Raises:
         ConfigError: mode is online and no API key is configured.
     """
-    if mode is TrackingMode.online and key_source() is None:
+    if mode is TrackingMode.online and not has_key():
         raise ConfigError(
             "tracking=online finds no W&B key; run `wandb login` or set WANDB_API_KEY, or use"
             " tracking=auto or tracking=offline"
@@ -96,14 +112,38 @@ def resolve_mode(mode: TrackingMode) -> TrackingMode:
     if mode is not TrackingMode.auto:
         return mode
     try:
-        wanted, has_key = wandb_settings().mode, key_source() is not None
+        wanted, is_online = wandb_settings().mode, has_key()
     except ConfigError as error:
         _log.warning("%s; this job does not log to W&B", error)
         return TrackingMode.off
     if wanted == "disabled":
         return TrackingMode.off
-    is_online = has_key and wanted not in ("offline", "dryrun")
+    is_online = is_online and wanted not in ("offline", "dryrun")
     return TrackingMode.online if is_online else TrackingMode.offline
+
+
+def set_up() -> None:
+    """Starts wandb's own process. WANDB_SERVICE is removed: it names a process of the parent,
+    which may have ended."""
+    wandb_settings()
+    os.environ.pop("WANDB_SERVICE", None)
+    wandb.setup()
+
+
+def one_line(error: Exception) -> str:
+    """An error of wandb in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def offline_logs(folder: Path) -> list[Path]:
+    """The offline logs of a job that have to be uploaded: its newest, or none."""
+    logs = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return sorted(log for log in logs if not synced_marker(log).exists())
+
+
+def synced_marker(log: Path) -> Path:
+    """The file by which wandb marks an offline log as uploaded."""
+    return log.with_name(f"{log.name}.synced")
 
 
 class WandbTracker(JsonlTracker):
@@ -123,7 +163,6 @@ class WandbTracker(JsonlTracker):
         self._last_step = 0
         self._next = 0
         """Number of the next row in metrics.jsonl."""
-        self._num_on_server = 0
 
         def start(**how: Any) -> wandb.Run:
             # Jobs of a sweep may follow one another in one process.
@@ -136,7 +175,6 @@ class WandbTracker(JsonlTracker):
             if mode is TrackingMode.online:
                 try:
                     self._run = start(mode="online", resume="allow")
-                    self._num_on_server = self._run.starting_step
                 except (wandb.Error, TimeoutError) as error:
                     _log.warning("W&B is not reached, logging offline instead: %s", one_line(error))
                     wandb.teardown()  # its process holds the id of the run that did not open
@@ -158,9 +196,9 @@ class WandbTracker(JsonlTracker):
             self._log_row({STEP_FIELD: step, **finite(metrics)})
 
     def cut_back(self, step: int) -> None:
-        """Replays the rows of metrics.jsonl that W&B does not have.
+        """Replays the rows of metrics.jsonl.
 
-        W&B keeps its own rows after `step`; when the job logs these steps again, they are skipped.
+        W&B keeps its own rows after `step`; when the job logs these steps again, they are ignored.
         """
         super().cut_back(step)
         rows = read_rows(self.path)
@@ -195,10 +233,10 @@ class WandbTracker(JsonlTracker):
                 self._end(exit_code=1)
 
     def _log_row(self, row: Mapping[str, Any]) -> None:
-        """Logs the next row, unless W&B has it already."""
-        number, self._next = self._next, self._next + 1
-        if self._run is not None and number >= self._num_on_server:
-            self._run.log(dict(row), step=number, commit=True)
+        """Logs the next row, which W&B ignores if it has it already."""
+        if self._run is not None:
+            self._run.log(dict(row), step=self._next, commit=True)
+        self._next += 1
 
     def _end(self, exit_code: int) -> None:
         run, self._run = self._run, None
@@ -271,61 +309,3 @@ def _heat_map(summary: Mapping[str, Any]) -> "wandb.Plotly | None":
     figure.update_xaxes(title="evaluated on")
     figure.update_yaxes(title="removed", autorange="reversed")
     return wandb.Plotly(figure)
-
-
-# wandb itself
-
-
-def wandb_settings() -> wandb.Settings:
-    """W&B's settings from the environment and its files. Unlike wandb.setup(), starts no process.
-
-    Raises:
-        ConfigError: a WANDB_ variable that wandb refuses.
-    """
-    # wandb reads its variables here.
-    for name in _OTHER_RUN if agents_run_id() else (*_OTHER_RUN, *_OF_AGENT):
-        os.environ.pop(f"WANDB_{name}", None)
-    # Print nothing, and send no reports about wandb itself.
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    try:
-        return wandb_setup.singleton().settings
-    except (wandb.Error, ValueError) as error:  # pydantic's errors are ValueErrors
-        raise ConfigError(
-            f"W&B cannot be used: {one_line(error)}; fix the WANDB_ variables or use tracking=off"
-        ) from error
-
-
-def set_up() -> None:
-    """Starts wandb's own process. WANDB_SERVICE is removed: it names a process of the parent,
-    which may have ended."""
-    wandb_settings()
-    os.environ.pop("WANDB_SERVICE", None)
-    wandb.setup()
-
-
-def one_line(error: Exception) -> str:
-    """An error of wandb in one line."""
-    return without_secrets(" ".join(str(error).split()) or type(error).__name__)
-
-
-def without_secrets(text: str) -> str:
-    """Text whose URLs have no user, password, query and fragment."""
-    return _URL.sub(r"\1\2", text)
-
-
-def offline_logs(folder: Path) -> list[Path]:
-    """Folders of the offline logs of a job that have to be uploaded: its newest, or none."""
-    logs = folder.glob("wandb/offline-run-*/run-*.wandb")
-    return sorted(log.parent for log in logs if not synced_marker(log.parent).exists())
-
-
-def synced_marker(log: Path) -> Path:
-    """The file by which wandb marks an offline log as uploaded."""
-    return log / f"run-{run_id_of(log)}.wandb.synced"
-
-
-def run_id_of(log: Path) -> str:
-    """The id of the run in an offline log. The folder's name ends in it, or in `-1` and so on where
-    an earlier one began in the same second."""
-    return next(log.glob("run-*.wandb")).stem.removeprefix("run-")

@@ -56,7 +56,7 @@ class Logged:
 
 
 def make_sections(logged: Logged) -> dict[str, list[Any]]:
-    """The panels of each section, as wandb-workspaces has them."""
+    """The panels of each section, as wandb-workspaces has them, of metrics that the runs have."""
     found = {name: [panel for panel in panels if panel] for name, panels in _sections(logged)}
     return {name: panels for name, panels in found.items() if panels}
 
@@ -64,12 +64,18 @@ def make_sections(logged: Logged) -> dict[str, list[Any]]:
 def _sections(logged: Logged) -> Iterator[tuple[str, Iterable[Any]]]:
     """Names and panels of all sections that a sweep may have; None for a panel without metrics."""
     domains, means = logged.domains, ("loss/", "utility/", "separability/")
+    groups = {"groupby_aggfunc": "mean", "max_runs_to_show": MAX_RUNS}
 
-    def bars(title: str, metrics: Iterable[str], by: str = _BY) -> Any:
-        return _bars(title, [key for key in metrics if key in logged.summary], by)
+    def bars(title: str, keys: Iterable[str], by: str = _BY) -> Any:
+        found = [key for key in keys if key in logged.summary]
+        more = {"groupby_rangefunc": "stderr", "max_bars_to_show": MAX_RUNS, **groups}
+        return found and wr.BarPlot(title=title, metrics=found, groupby=wr.Config(by), **more)
 
-    def curves(title: str, metrics: Iterable[str], by: str = _BY, x: str = STEP_FIELD) -> Any:
-        return _curves(title, [key for key in metrics if key in logged.history], by, x)
+    def curves(title: str, keys: Iterable[str], by: str = _BY, x: str = STEP_FIELD) -> Any:
+        found = [key for key in keys if key in logged.history]
+        title_x = "optimizer steps" if x == STEP_FIELD else "round"
+        more = {"title_x": title_x, "groupby_rangefunc": "minmax", **groups}
+        return found and wr.LinePlot(title=title, x=x, y=found, groupby=wr.Config(by), **more)
 
     def bars_of_means(families: tuple[str, ...], by: str = _BY) -> list[Any]:
         return [
@@ -113,8 +119,8 @@ def _sections(logged: Logged) -> Iterator[tuple[str, Iterable[Any]]]:
     over_steps = curves(f"{speed.title}, over steps", [speed.key])
     yield "Cost", [*(bars(metric.axis, over_domains(metric)) for metric in costs), over_steps]
 
+    rounds = (registry.LOSS_SERVED, registry.LOSS_EXPERT, registry.MODULARITY)
     if (x := registry.ROUND.key) in logged.history:
-        rounds = (registry.LOSS_SERVED, registry.LOSS_EXPERT, registry.MODULARITY)
         yield "Rounds", [curves(metric.axis, over_domains(metric), x=x) for metric in rounds]
 
 
@@ -134,35 +140,6 @@ def _trade_offs(logged: Logged) -> list[Any]:
         title = "swept settings and their results"
         panels.append(wr.ParallelCoordinatesPlot(title=title, columns=columns))
     return panels
-
-
-def _bars(title: str, metrics: list[str], by: str) -> Any:
-    if not metrics:
-        return None
-    return wr.BarPlot(
-        title=title,
-        metrics=metrics,
-        groupby=wr.Config(by),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="stderr",
-        max_runs_to_show=MAX_RUNS,
-        max_bars_to_show=MAX_RUNS,
-    )
-
-
-def _curves(title: str, metrics: list[str], by: str, x: str) -> Any:
-    if not metrics:
-        return None
-    return wr.LinePlot(
-        title=title,
-        x=x,
-        y=metrics,
-        title_x="optimizer steps" if x == STEP_FIELD else "round",
-        groupby=wr.Config(by),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="minmax",
-        max_runs_to_show=MAX_RUNS,
-    )
 
 
 def save(

@@ -20,7 +20,7 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.tracking import check_tracking
 from gr_sweep.tracking import wandb as tracking_wandb
 from gr_sweep.tracking.base import agents_run_id
-from gr_sweep.tracking.wandb import key_source, resolve_mode
+from gr_sweep.tracking.wandb import has_key, resolve_mode
 from tests.tracking.conftest import KEY
 from tests.tracking.stub_server import StubRun, StubServer
 from tests.tracking.tracked_job import SUMMARY, act, run, tracked
@@ -68,9 +68,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_run_has_group_name_tags_config_rows_matrix_and_summary(
     tmp_path: Path, server: StubServer
 ) -> None:
-    (tmp_path / "wandb" / "offline-run-copy").mkdir(parents=True)  # of somebody else
-    (tmp_path / "wandb" / "offline-run-copy" / "run-copy.wandb").touch()
-    (tmp_path / "wandb" / "run_id").write_bytes(b"\xff/")  # damaged
     run(tmp_path, "auto", "log=1:4", "finish", "fail")  # what comes later is ignored
     sent = the_run(server)
     assert (sent.group, sent.display_name, sent.exit_code) == ("sweep", "edges=both", 0)
@@ -83,12 +80,8 @@ def test_a_run_has_group_name_tags_config_rows_matrix_and_summary(
     assert json.loads(figure)["data"][0]["y"] == ["code"]
 
 
-@pytest.mark.parametrize("mode", ["online", "offline"])
 def test_each_job_is_a_run_of_its_own_whatever_run_the_environment_names(
-    tmp_path: Path,
-    server: StubServer,
-    monkeypatch: pytest.MonkeyPatch,
-    mode: str,
+    tmp_path: Path, server: StubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a process that W&B Launch, SageMaker or a W&B run of an agent's has started."""
     monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path / 'a process that ended'}")
@@ -99,18 +92,14 @@ def test_each_job_is_a_run_of_its_own_whatever_run_the_environment_names(
     monkeypatch.setenv("SM_TRAINING_ENV", "{}")
     monkeypatch.setenv("TRAINING_JOB_NAME", "theirs")
     for job in ("a", "b"):
-        run(tmp_path / job, mode, "log=1:2", "finish")
+        run(tmp_path / job, "online", "log=1:2", "finish")
     ids = {(tmp_path / job / "wandb" / "run_id").read_text().strip() for job in ("a", "b")}
-    if mode == "offline":
-        found = {log.stem.partition("-")[2] for log in tmp_path.rglob("*.wandb")}
-    else:
-        found = set(server.runs)
-        assert {(sent.project, sent.group) for sent in server.runs.values()} == {
-            ("gr-sweep", "sweep")
-        }
-    assert len(ids) == 2 and found == ids
+    assert len(ids) == 2 and server.runs.keys() == ids
+    for sent in server.runs.values():
+        assert (sent.project, sent.group) == ("gr-sweep", "sweep")
 
 
+@pytest.mark.slow
 def test_wandb_agent_starts_jobs_that_log_to_its_runs_and_done_ones_report_again(
     tmp_path: Path, server: StubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,9 +260,8 @@ def test_the_mode_follows_the_key_and_wandbs_own_settings(
         (tmp_path / "netrc").write_text(f"machine {host}\nlogin user\npassword {KEY}\n")
         (tmp_path / "netrc").chmod(0o600)
         assert resolve_mode(TrackingMode.auto) is expected
-    assert key_source() == "netrc"
+    assert has_key()
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert key_source() == "WANDB_API_KEY"
     for wanted, expected in (
         ("online", TrackingMode.online),
         ("offline", TrackingMode.offline),
