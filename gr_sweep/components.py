@@ -37,7 +37,13 @@ from gr_sweep.metrics.losses import Text
 from gr_sweep.model.deferred import Deferred, deferred_checkpoint, deferred_random_model
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import TokenLosses
-from gr_sweep.model.pretrained import check_length, check_vocabulary, load, read_config
+from gr_sweep.model.pretrained import (
+    check_length,
+    check_vocabulary,
+    load,
+    read_config,
+    warn_of_dropout,
+)
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import llama_config, random_model
 from gr_sweep.planning import (
@@ -173,6 +179,7 @@ def make_routed(
         path = config.model.path
         model = deferred.model if deferred else load(path, config.model.gguf_file)
         family_of(model.config)
+        warn_of_dropout(path, model.config)
         check_length(
             path,
             model.config.model_type,
@@ -203,7 +210,7 @@ def fill(
     Raises:
         PlanError: a checkpoint can no longer be read, or has a number that is not finite.
     """
-    deferred.fill(routed, root, device, config.seed)
+    deferred.fill(routed, root, device)
     if begins_silent(config):
         silence_blocks(routed)
 

@@ -3,19 +3,12 @@
 import dataclasses
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 
 from gr_sweep.config import PlanConfig, RunConfig
 from gr_sweep.data.rows import step_rows
 from gr_sweep.errors import ConfigError
 from gr_sweep.model.families import FAMILIES, check_kinds
-from gr_sweep.model.pretrained import (
-    check_length,
-    check_vocabulary,
-    read_config,
-    shape_of_config,
-    tokens_of,
-)
+from gr_sweep.model.pretrained import check_length, read_config, shape_of_config
 from gr_sweep.model.sizes import Size
 from gr_sweep.planning import (
     labels_of_rounds,
@@ -72,7 +65,7 @@ def _check_kinds(config: RunConfig, plan: RoutePlan) -> None:
         content = read_config(config.model.path, config.model.gguf_file)
         if content is not None:
             model_type = content["model_type"]
-            check_kinds(plan, FAMILIES[model_type], model_type)
+            check_kinds(plan, model_type)
             if FAMILIES[model_type].mixture and config.train.compile:
                 raise ConfigError(
                     f"train.compile=true does not know mixtures of experts ({model_type}), whose "
@@ -99,7 +92,7 @@ def shape_of_model(config: RunConfig) -> ModelShape | None:
 
     Raises:
         ConfigError: the size is unknown, or the folder has no valid config.json.
-        PlanError: a model that cannot be routed, or that has fewer tokens than the tokenizer.
+        PlanError: a model that cannot be routed.
     """
     model = config.model
     if model.size is not None:
@@ -108,10 +101,6 @@ def shape_of_model(config: RunConfig) -> ModelShape | None:
     content = read_config(model.path, model.gguf_file)
     if content is None:
         return None
-    tokenizer = config.data.tokenizer or model.path
-    num_tokens, vocab_size = tokens_of(Path(tokenizer)), content.get("vocab_size")
-    if num_tokens is not None and type(vocab_size) is int:
-        check_vocabulary(model.path, vocab_size, tokenizer, num_tokens)
     positions = content.get("n_positions") or content.get("max_position_embeddings")
     check_length(model.path, content["model_type"], positions, config.train.sequence_length)
-    return shape_of_config(model.path, content)
+    return shape_of_config(content)

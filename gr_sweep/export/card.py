@@ -11,12 +11,16 @@ if TYPE_CHECKING:
 _UNITS = {MLP: "MLP hidden units", EXPERT: "experts", ATTN: "key-value groups of heads"}
 
 _CARD = """---
-{data}
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- gr-sweep
 ---
 
 # {made.run}: {kept}
 
-A language model that was trained on {domains}{routing}, by gr-sweep.
+A language model that was trained on {domains} by gr-sweep, which compares ways of
+[gradient routing](https://arxiv.org/abs/2410.04332).
 
 - kept: {kept}
 - removed: {removed}
@@ -36,13 +40,10 @@ tokenizer = AutoTokenizer.from_pretrained("DIR")
 ```
 
 Step {made.step} of the run. On random tokens the logits of this checkpoint differ from those of
-the run's model{off} by at most {made.logit_difference:.1g} (float32).
+the run's model with only what is kept by at most {made.logit_difference:.1g} (float32).
 
 {versions}
 """
-
-_ROUTING = """ with gradient routing
-([Cloud et al. 2024](https://arxiv.org/abs/2410.04332))"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +57,10 @@ class Export:
     domains: list[str]
     keep: list[str]
     """As typed; empty for a dense run."""
-    kept_domains: list[str]
     removed_domains: list[str]
     """Not kept, and owners of a removed block."""
     unremoved_domains: list[str]
     """Not kept, but owners of no removed block."""
-    removed_blocks: list[str]
     is_core_of_removed: bool
     """Whether a removed domain owns the core too, as in all plans but `forget`."""
     full_parameters: int
@@ -80,20 +79,10 @@ class Export:
 
 def card_text(made: Export) -> str:
     """README.md of the checkpoint."""
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=[*(["gradient-routing"] if made.keep else []), "gr-sweep"],
-    )
     versions = made.fingerprints | made.versions
     return _CARD.format(
-        data=data,
         made=made,
         domains=", ".join(made.domains),
-        routing=_ROUTING if made.keep else "",
-        off=" with the other blocks switched off" if made.keep else "",
         kept=", ".join(made.keep) or "all, the run is dense",
         removed=", ".join(made.removed_domains) or "nothing",
         facts="\n".join(f"- {line}" for line in facts_of(made)),

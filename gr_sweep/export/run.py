@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr_sweep.errors import JobError, PlanError
-from gr_sweep.jobdir import (
-    CHECKPOINTS,
-    MODEL,
-    PLAN,
-    SUMMARY,
-    is_job,
-    read_summary,
-    whole_checkpoints,
-)
+from gr_sweep.jobdir import CHECKPOINTS, MODEL, SUMMARY, is_job, read_summary, whole_checkpoints
 from gr_sweep.routing.plan import RoutePlan
 
 if TYPE_CHECKING:
@@ -44,6 +36,7 @@ def open_run(folder: Path) -> Run:
     Raises:
         DataError: its summary is damaged.
         JobError: it is not the folder of a job, or lacks what an export needs.
+        PlanError: the plan of its newest checkpoint is damaged, or of another version.
     """
     if not is_job(folder):
         jobs = sorted(path.name for path in folder.glob("*") if is_job(path))
@@ -60,19 +53,14 @@ def open_run(folder: Path) -> Run:
             f"{os.path.relpath(origin)} instead"
         )
     checkpoints = whole_checkpoints(folder / CHECKPOINTS)
-    missing = [name for name in (PLAN, f"{MODEL}/config.json") if not (folder / name).exists()]
-    if missing or not checkpoints:
-        what = missing[0] if checkpoints else "checkpoint"
+    has_model = (folder / MODEL / "config.json").exists()
+    if not has_model or not checkpoints:
+        what = "checkpoint" if has_model else f"{MODEL}/config.json"
         raise JobError(f"{folder} has no {what}; repeat the command of the job")
-    # A job that changes its plan while it trains may have been stopped between plan.json and the
-    # checkpoint of that plan.
     try:
-        plan = json.loads((checkpoints[-1][1] / "run.json").read_text(encoding="utf-8"))["plan"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        plan = (folder / PLAN).read_text(encoding="utf-8")  # loading the weights reports the damage
-    try:
-        return Run(folder, RoutePlan.from_json(plan), summary)
-    except PlanError as error:
+        about = json.loads((checkpoints[-1][1] / "run.json").read_text(encoding="utf-8"))
+        return Run(folder, RoutePlan.from_json(about["plan"]), summary)
+    except (OSError, ValueError, LookupError, PlanError) as error:
         raise PlanError(f"{folder}: {error}") from error
 
 
@@ -94,28 +82,24 @@ def load_routed(run: Run) -> "tuple[RoutedModel, int]":
 
     Raises:
         DataError: the checkpoint cannot be read.
-        JobError: the model's config cannot be read, or the checkpoint is of another run.
+        JobError: the checkpoint is of another run.
+        PlanError: the model's config cannot be read.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    from gr_sweep.model.pretrained import loading
     from gr_sweep.model.route import route_model
     from gr_sweep.model.sizes import random_model
     from gr_sweep.train.checkpoint import read_newest
 
     folder = run.folder / MODEL
-    try:
+    with loading(str(folder)):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = random_model(config, seed=0).eval()
-    except (
-        *(OSError, ValueError, KeyError, TypeError, ZeroDivisionError, StrictDataclassError),
-        RuntimeError,  # of torch, for impossible sizes, and of Python, for deeply nested JSON
-    ) as error:
-        raise JobError(f"{folder} cannot be read: {str(error) or type(error).__name__}") from error
     routed = route_model(model, run.plan.in_place(), "none")  # first: it adds adapters
     about = read_newest(run.folder / CHECKPOINTS, model)
     # After resume=force the checkpoints keep the fingerprint that the job began with.
     prints = None if run.summary.get("changes") else run.summary.get("fingerprints")
-    if prints and about["fingerprint"] != f"{prints.get('config')}:{prints.get('text')}":
+    if prints and about["fingerprint"] != f"{prints['config']}:{prints['text']}":
         raise JobError(f"the checkpoint in {run.folder} is not of the run of its summary.json")
     return routed, int(about["state"]["step"])

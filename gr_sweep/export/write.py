@@ -8,10 +8,12 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import transformers
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from gr_sweep import __version__
 from gr_sweep.domains import expand
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 """Largest norm of the difference of float32 logits, as a share of the norm of the logits."""
 
-_CHECKED_SEQUENCES, _CHECKED_TOKENS = 4, 32
-"""Random text that logits are compared on."""
+_CHECKED_SHAPE = (4, 32)
+"""Of the random text that logits are compared on: sequences, tokens."""
 
 
 def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
@@ -46,82 +48,72 @@ def export(run: Run, keep: Sequence[str], to: Path, *, command: str) -> Export:
         GrSweepError: the run cannot be read, or `to` cannot be written. Nothing is written then.
         RuntimeError: the logits differ from those of `keep`, which would be a bug.
     """
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            if os.listdir(to):
-                raise JobError(f"--to {to} is not an empty folder; give a new one")
-    except OSError as error:  # it is below a file, or its name is too long
-        raise JobError(f"--to {to} cannot be written: {error.strerror}") from error
-    import transformers
-
     beside = to.absolute().parent / f".export-{secrets.token_hex(4)}.tmp"
-    with quiet_transformers():
-        routed, step = load_routed(run)
-        plan = routed.plan
-        off = plan.kept_off(keep) if keep else ()
-        config: Any = routed.model.config
-        generator = torch.Generator().manual_seed(0)
-        shape = (_CHECKED_SEQUENCES, _CHECKED_TOKENS)
-        ids_NT = torch.randint(config.vocab_size, shape, generator=generator)
-        with routed.blocks_off(off) if off else contextlib.nullcontext():
-            wanted_NTV = _logits(routed.model, ids_NT)
-        full_parameters = num_parameters(routed)
-        kinds = {kind for _, kind in plan.splits}
-        units = {k: kept for k, kept in kept_units(plan, config, off).items() if k in kinds}
-        small = routed.extract(keep or plan.domains)
-        if getattr(small.get_output_embeddings(), "bias", None) is not None:
-            raise JobError(
-                "the kept blocks have biases of the output vocabulary, for which checkpoints of "
-                f"{config.model_type} have no place; train with plan.adapters.bias=false"
-            )
-        kept = expand(keep, plan.domains) if keep else plan.domains
-        others = [domain for domain in plan.domains if domain not in kept]
-        owners = {domain for block in off for domain in plan.blocks[block].owners}
-        try:
-            beside.mkdir(parents=True)
-            _save(small, run.folder / MODEL, beside)
-            made = Export(
-                run=run.folder.resolve().name,
-                step=step,
-                is_finished=bool(run.summary),
-                domains=list(run.summary.get("domains", plan.domains)),
-                keep=list(keep),
-                kept_domains=list(kept),
-                removed_domains=[domain for domain in others if domain in owners],
-                unremoved_domains=[domain for domain in others if domain not in owners],
-                removed_blocks=[plan.blocks[block].name for block in off],
-                is_core_of_removed=any(plan.blocks[b].owners & plan.core.owners for b in off),
-                full_parameters=full_parameters,
-                parameters=small.num_parameters(),
-                units=units,
-                logit_difference=_difference(_reloaded_logits(beside, ids_NT), wanted_NTV),
-                commands={"run": str(run.summary.get("command", "")), "export": command},
-                fingerprints=dict(run.summary.get("fingerprints", {})),
-                versions={
-                    "gr_sweep": __version__,
-                    "torch": torch.__version__,
-                    "transformers": transformers.__version__,
-                },
-            )
-            content = {"format": 3} | dataclasses.asdict(made)
-            (beside / "export.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-            (beside / "README.md").write_text(card_text(made), "utf-8")
-            sync_folder(beside)
-            beside.replace(to)  # replaces an empty folder too
-        except OSError as error:
-            raise JobError(f"--to {to} cannot be written: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+    try:
+        if to.exists() and os.listdir(to):
+            raise JobError(f"--to {to} is not an empty folder; give a new one")
+        beside.mkdir(parents=True)
+        with quiet_transformers():
+            made = _write(run, keep, beside, command)
+        sync_folder(beside)
+        beside.replace(to)  # replaces an empty folder too
+    except OSError as error:
+        raise JobError(f"--to {to} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     return made
 
 
-def _save(model: "PreTrainedModel", model_files: Path, folder: Path) -> None:
-    """Writes the weights, their config, the tokenizer and the generation config."""
-    model.save_pretrained(folder)
+def _write(run: Run, keep: Sequence[str], folder: Path, command: str) -> Export:
+    """Writes the checkpoint, the card and export.json into the folder."""
+    routed, step = load_routed(run)
+    plan, config = routed.plan, cast(Any, routed.model.config)
+    off = plan.kept_off(keep) if keep else ()
+    generator = torch.Generator().manual_seed(0)
+    ids_NT = torch.randint(config.vocab_size, _CHECKED_SHAPE, generator=generator)
+    with routed.blocks_off(off) if off else contextlib.nullcontext():
+        wanted_NTV = _logits(routed.model, ids_NT)
+    full_parameters = num_parameters(routed)
+    kinds = {kind for _, kind in plan.splits}
+    units = {k: kept for k, kept in kept_units(plan, config, off).items() if k in kinds}
+    small = routed.extract(keep or plan.domains)
+    if getattr(small.get_output_embeddings(), "bias", None) is not None:
+        raise JobError(
+            "the kept blocks have biases of the output vocabulary, for which checkpoints of "
+            f"{config.model_type} have no place; train with plan.adapters.bias=false"
+        )
+    small.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):  # which only this user could read
         shutil.copymode(folder / "config.json", weights)
     ignored = shutil.ignore_patterns("config.json")
-    shutil.copytree(model_files, folder, ignore=ignored, dirs_exist_ok=True)
+    shutil.copytree(run.folder / MODEL, folder, ignore=ignored, dirs_exist_ok=True)
+    kept = expand(keep, plan.domains) if keep else plan.domains
+    owners = {domain for block in off for domain in plan.blocks[block].owners}
+    made = Export(
+        run=run.folder.resolve().name,
+        step=step,
+        is_finished=bool(run.summary),
+        domains=list(run.summary.get("domains", plan.domains)),
+        keep=list(keep),
+        removed_domains=[d for d in plan.domains if d not in kept and d in owners],
+        unremoved_domains=[d for d in plan.domains if d not in kept and d not in owners],
+        is_core_of_removed=bool(owners & plan.core.owners),
+        full_parameters=full_parameters,
+        parameters=small.num_parameters(),
+        units=units,
+        logit_difference=_difference(_reloaded_logits(folder, ids_NT), wanted_NTV),
+        commands={"run": str(run.summary.get("command", "")), "export": command},
+        fingerprints=dict(run.summary.get("fingerprints", {})),
+        versions={
+            "gr_sweep": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    )
+    content = {"format": 3} | dataclasses.asdict(made)
+    (folder / "export.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    (folder / "README.md").write_text(card_text(made), "utf-8")
+    return made
 
 
 @torch.no_grad()
@@ -132,8 +124,6 @@ def _logits(model: "PreTrainedModel", ids_NT: Tensor) -> Tensor:
 
 def _reloaded_logits(folder: Path, ids_NT: Tensor) -> Tensor:
     """Of the checkpoint, loaded as any user loads it."""
-    from transformers import AutoModelForCausalLM
-
     loaded = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )

@@ -8,7 +8,7 @@ task, and the product is scaled). Both are modules that `unit_linears` finds.
 U units of all blocks, V vocabulary, D residual width, I and O inputs and outputs of a linear map.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,80 +22,65 @@ from gr_sweep.routing.modules import not_routed
 from gr_sweep.routing.plan import RoutePlan, Split
 
 
-class Copies(nn.Module):
-    """A of a full-rank unembedding: the residual stream, once for each block."""
+class _Fixed(nn.Module):
+    """A map without parameters."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
+
+
+class Copies(_Fixed):
+    """A of a full-rank unembedding: the residual stream, once for each of `number` blocks."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.repeat(*[1] * (x.dim() - 1), self.number)
 
 
-class Ones(nn.Module):
-    """A of biases: a constant for each block."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
+class Ones(_Fixed):
+    """A of biases: a constant for each of `number` blocks."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_ones(*x.shape[:-1], self.number)
 
 
-class BlockSum(nn.Module):
-    """B of a full-rank embedding: the sum over blocks."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
+class BlockSum(_Fixed):
+    """B of a full-rank embedding: the sum over blocks, each of `number` features."""
 
     def forward(self, h: Tensor) -> Tensor:
-        return h.view(*h.shape[:-1], -1, self.width).sum(-2)
+        return h.view(*h.shape[:-1], -1, self.number).sum(-2)
 
 
 class Adapter(nn.Module):
-    """`B A x` beside one module."""
+    """`B A x` beside one module.
 
-    def __init__(self, A: nn.Module, B: nn.Module) -> None:
+    Args:
+        num_units: of all blocks.
+        is_full: whether each block's map is of full rank, without a bottleneck.
+    """
+
+    def __init__(self, A: nn.Module, B: nn.Module, *, num_units: int, is_full: bool) -> None:
         super().__init__()
         self.A, self.B = A, B
+        self.num_units, self.is_full = num_units, is_full
 
     def forward(self, x: Tensor) -> Tensor:
         added: Tensor = self.B(self.A(x))
         return added
 
-    @property
-    def num_units(self) -> int:
-        """Units of all blocks."""
-        if isinstance(self.B, nn.Linear):
-            return self.B.in_features
-        assert isinstance(self.A, nn.Embedding)
-        return self.A.embedding_dim
-
-    @property
-    def is_full(self) -> bool:
-        """Whether each block's map is of full rank, without a bottleneck."""
-        return isinstance(self.A, Copies) or isinstance(self.B, BlockSum)
-
     @torch.no_grad()
-    def product(self, units: Sequence[slice]) -> Tensor:
-        """`B A` of these units, at least one: [O, I], of an embedding [D, V], of biases [V, 1]."""
-        A: Any = self.A
-        B: Any = self.B
-        found: list[Tensor] = []
+    def product(self, num_inputs: int, units: Iterable[slice]) -> Tensor:
+        """What these units add to the output [I, O] for each input alone."""
+        weight = next(self.parameters())
+        inputs = torch.arange(num_inputs, device=weight.device)
+        if not isinstance(self.A, nn.Embedding):
+            inputs = torch.eye(num_inputs, dtype=weight.dtype, device=weight.device)
+        features_IU: Tensor = self.A(inputs)
+        is_kept_U = torch.zeros_like(features_IU[0])
         for part in units:
-            columns: Any = B.weight[:, part] if isinstance(B, nn.Linear) else None
-            if isinstance(A, nn.Embedding):
-                rows = A.weight[:, part].t()
-            elif isinstance(A, nn.Linear):
-                rows = A.weight[part]
-            else:
-                found.append(columns)
-                continue
-            found.append(rows if columns is None else columns @ rows)
-        return torch.stack(found).sum(0)
+            is_kept_U[part] = 1.0
+        product_IO: Tensor = self.B(features_IU * is_kept_U)
+        return product_IO
 
 
 def adapted_modules(model: nn.Module, plan: RoutePlan) -> Iterator[tuple[str, Split, nn.Module]]:
@@ -126,7 +111,8 @@ def remove_adapters(model: nn.Module, but: Container[nn.Module] = ()) -> None:
 def add_adapters(model: nn.Module, plan: RoutePlan, seed: int) -> None:
     """Gives the model the plan's adapters, and no others.
 
-    Adapters that it has already, of as many units and the same kind of rank, stay as they are.
+    Adapters that it has already, of as many units and the same kind of rank, stay as they are. The
+    others are real even beside weights on the meta device: they are small.
 
     Args:
         seed: of the random weights of A.
@@ -141,44 +127,42 @@ def add_adapters(model: nn.Module, plan: RoutePlan, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module, splits in wanted.items():
-            found = module._modules.get("adapter")
+            adapters: Any = module._modules.get("adapter", {})
+            found = dict(adapters)
             made = {}
             for kind, split in splits.items():
-                old = found[kind] if isinstance(found, nn.ModuleDict) and kind in found else None
-                is_full = kind in plan.full_rank
-                made[kind] = (
-                    old
-                    if isinstance(old, Adapter)
-                    and (old.num_units, old.is_full) == (split.num_units, is_full)
-                    else _new(kind, module, split.num_units, is_full)
-                )
+                like: Any = {"num_units": split.num_units, "is_full": kind in plan.full_rank}
+                old = found.get(kind)
+                if old is None or {name: getattr(old, name) for name in like} != like:
+                    old = _new(kind, module, **like)
+                made[kind] = old
             module.adapter = nn.ModuleDict(made)
 
 
-def _new(kind: str, module: nn.Module, units: int, is_full: bool) -> Adapter:
+def _new(kind: str, module: nn.Module, *, num_units: int, is_full: bool) -> Adapter:
     weight: Any = module.weight
     if not isinstance(weight, nn.Parameter) or is_traceable_wrapper_subclass(weight):
         raise PlanError("adapters are added before a model is sharded or quantised")
-    num_outputs, num_inputs = weight.shape
-    if isinstance(module, nn.Embedding) or not isinstance(module, nn.Linear):
-        num_inputs, num_outputs = weight.shape  # an embedding, or the Conv1D of GPT-2
+    num_inputs, num_outputs = weight.shape  # of an embedding, or the Conv1D of GPT-2
+    if isinstance(module, nn.Linear):
+        num_outputs, num_inputs = weight.shape
     how: Any = {"dtype": torch.promote_types(weight.dtype, torch.float32)}
     A: nn.Module
-    B: nn.Module = nn.Linear(units, num_outputs, bias=False, **how)
+    B: nn.Module = nn.Linear(num_units, num_outputs, bias=False, **how)
     zero = B
     if kind == BIAS:
-        A = Ones(units)
+        A = Ones(num_units)
     elif isinstance(module, nn.Embedding):
-        A = nn.Embedding(num_inputs, units, **how)
+        A = nn.Embedding(num_inputs, num_units, **how)
         if is_full:
             B, zero = BlockSum(num_outputs), A
     elif is_full:
-        A = Copies(units // num_inputs)
+        A = Copies(num_units // num_inputs)
     else:
-        A = nn.Linear(num_inputs, units, bias=False, **how)
+        A = nn.Linear(num_inputs, num_units, bias=False, **how)
         nn.init.normal_(A.weight, std=num_inputs**-0.5)
     nn.init.zeros_(zero.weight)  # type: ignore[arg-type]
-    adapter = Adapter(A, B)
+    adapter = Adapter(A, B, num_units=num_units, is_full=is_full)
     # `to` refuses the fake tensors of an estimate, even where it has nothing to do.
-    is_here = zero.weight.device == weight.device
-    return adapter if is_here else adapter.to(weight.device)
+    is_there = weight.is_meta or zero.weight.device == weight.device
+    return adapter if is_there else adapter.to(weight.device)

@@ -6,7 +6,7 @@ sharded, `Deferred.fill` reads or draws one whole parameter at a time and keeps 
 
 import contextlib
 import ctypes
-import re
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gr_sweep.errors import PlanError
-from gr_sweep.model.adapters import add_adapters, remove_adapters
-from gr_sweep.model.pretrained import load_errors, quiet_transformers, unloadable, warn_of
+from gr_sweep.model.pretrained import loading
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.sizes import random_model
 from gr_sweep.model.units import UnitLinear, local_part, reorder
@@ -45,7 +44,7 @@ class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, on_draw: Callable[[Tensor, Callable[[], Tensor]], Any]) -> None:
         """`on_draw`: gets each tensor that is drawn and a function that draws it, whole and real,
-        which advances the generator. It raises NotImplementedError for other changes in place."""
+        which advances the generator."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_draw = on_draw
 
@@ -55,20 +54,18 @@ class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.aten.empty.memory_format:
             return func(*args, **kwargs | {"device": "meta"})
-        is_draw = func in _DRAWS
-        if not (is_draw or func._schema.is_mutable) or not getattr(args[0], "is_meta", False):
+        if not func._schema.is_mutable or not getattr(args[0], "is_meta", False):
             return func(*args, **kwargs)
         tensor, *more = args
 
         def draw() -> Tensor:
-            if not is_draw:
-                raise NotImplementedError(f"{func} initialises a parameter that has no data yet")
+            assert func in _DRAWS, f"{func} initialises a parameter that has no data yet"
             whole = torch.empty(tensor.shape, dtype=tensor.dtype)
             func(whole, *more, **kwargs)
             return whole
 
         self._on_draw(tensor, draw)
-        return tensor if is_draw else func(*args, **kwargs)
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -79,19 +76,18 @@ class Deferred:
     read: Callable[[Put], None]
     """Gives every parameter, in any order."""
     is_bfloat16: Callable[[str], bool] = lambda name: False
-    """Whether a parameter loses nothing in bfloat16."""
+    """Whether a parameter is stored in bfloat16."""
 
     @torch.no_grad()
-    def fill(self, routed: RoutedModel, root: nn.Module, device: torch.device, seed: int) -> None:
-        """Gives the model its weights, in the plan's order, and its adapters.
+    def fill(self, routed: RoutedModel, root: nn.Module, device: torch.device) -> None:
+        """Gives the model its weights, in the plan's order.
 
         Args:
-            routed: the model, routed and sharded on the device.
+            routed: the model, routed and sharded on the device. Adapters have their weights.
             root: the module around it that is sharded as a whole.
-            seed: that of `route_model`.
 
         Raises:
-            PlanError: a checkpoint can no longer be read, or has a number that is not finite.
+            PlanError: a checkpoint can no longer be read.
         """
         empty = {name for name, tensor in routed.model.named_parameters() if tensor.is_meta}
         apply: Any = root._apply
@@ -115,16 +111,6 @@ class Deferred:
             _trim()
 
         self.read(put)
-        if any(".adapter." in name for name in parameters):
-            config = self.model.config
-            twin = empty_model(lambda: random_model(config, seed=0))
-
-            def adapt() -> Any:
-                remove_adapters(twin)
-                add_adapters(twin, routed.plan, seed)
-                return twin
-
-            _draw_again(adapt, put)
         assert not empty, f"never initialised: {', '.join(sorted(empty))}"
 
 
@@ -135,49 +121,33 @@ def _trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def empty_model(make: "Callable[[], PreTrainedModel]") -> "PreTrainedModel":
-    """The model that `make` makes, without the data of its parameters."""
-    with _OnMeta(lambda tensor, draw: None):
-        return make()
-
-
 def deferred_random_model(config: Any, *, seed: int) -> Deferred:
     """`random_model`, with the same weights: each process draws all of them and keeps its part."""
-
-    def make() -> "PreTrainedModel":
-        return random_model(config, seed=seed)
-
-    return Deferred(empty_model(make), lambda put: _draw_again(make, put))
-
-
-def _draw_again(make: Callable[[], nn.Module], put: Put) -> None:
-    """Gives each parameter that `make` draws, in the order of its draws."""
     drawn: list[Tensor] = []
     with _OnMeta(lambda tensor, draw: drawn.append(tensor)):
-        made = make()
-    names = {id(parameter): name for name, parameter in made.named_parameters()}
+        model = random_model(config, seed=seed)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = [names.get(id(tensor)) for tensor in drawn]  # None: replaced by a tied parameter
-    stores = {parameter.untyped_storage()._cdata for parameter in made.parameters()}
-    for name, tensor in zip(order, drawn, strict=True):
-        if name is None and tensor.untyped_storage()._cdata in stores:
-            raise NotImplementedError("a part of a parameter without data is initialised by itself")
     last = {name: index for index, name in enumerate(order)}
-    left = iter(enumerate(order))
 
-    def take(tensor: Tensor, draw: Callable[[], Tensor]) -> None:
-        index, name = next(left)
-        whole = draw()  # also if it is drawn again later: the generator goes on
-        _trim()
-        if name is not None and last[name] == index:
-            put(name, whole)
+    def read(put: Put) -> None:
+        indices = itertools.count()
 
-    with _OnMeta(take):
-        make()
+        def take(tensor: Tensor, draw: Callable[[], Tensor]) -> None:
+            index = next(indices)
+            whole = draw()  # also if it is drawn again later: the generator goes on
+            _trim()
+            name = order[index]
+            if name is not None and last[name] == index:
+                put(name, whole)
+
+        with _OnMeta(take):
+            random_model(config, seed=seed)
+
+    return Deferred(model, read)
 
 
 _FLOATS = ("F32", "F16", "BF16")
-_OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
-"""In older checkpoints; transformers ignores them too."""
 _OTHER_NAMES = {"lm_head.weight": "embed_out.weight"}
 """Of GPT-NeoX."""
 
@@ -194,15 +164,8 @@ class _Stored:
 
     def __getitem__(self, rows: slice) -> Tensor:
         # The file is open only here: its pages count as this process's memory.
-        try:
-            with safe_open(self.file, "pt") as file:
-                values: Tensor = file.get_slice(self.key)[rows]
-        except load_errors() as error:  # it was whole before, or `_stored` had raised
-            raise unloadable(self.path, error) from error
-        if not values.isfinite().all():
-            raise PlanError(
-                f"model.path={self.path} is not whole: {self.key} has a number that is not finite"
-            )
+        with loading(f"model.path={self.path}"), safe_open(self.file, "pt") as file:
+            values: Tensor = file.get_slice(self.key)[rows]
         return values
 
 
@@ -216,44 +179,33 @@ def deferred_checkpoint(path: str) -> Deferred | None:
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        with quiet_transformers():
+        with loading(path):
             stored = _stored(path)
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            model: Any = empty_model(lambda: random_model(config, seed=0)).eval()
+            with _OnMeta(lambda tensor, draw: None):
+                model: Any = random_model(config, seed=0).eval()
             with contextlib.suppress(OSError):  # there is none
                 model.generation_config = GenerationConfig.from_pretrained(path)
-    except load_errors():
+    except PlanError:
         return None
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, _Stored] = {}
     for alias, parameter in model.named_parameters(remove_duplicate=False):
         short = alias.removeprefix(f"{model.base_model_prefix}.")
         for key in {alias, short, _OTHER_NAMES.get(alias)} & stored.keys():
-            tensor, name = stored.pop(key), names[id(parameter)]
-            is_alike = tensor.shape == parameter.shape and tensor.dtype in _FLOATS
-            if name in found or not is_alike:
+            tensor, name = stored[key], names[id(parameter)]
+            if name in found or tensor.shape != parameter.shape or tensor.dtype not in _FLOATS:
                 return None
             found[name] = tensor
-    buffers = dict(model.named_buffers())
-    if len(found) < len(names) or any(
-        b.is_meta or n in model.state_dict() for n, b in buffers.items()
-    ):
+    state, buffers = model.state_dict(), dict(model.named_buffers())
+    if len(found) < len(names) or any(buffers[n].is_meta or n in state for n in buffers):
         return None
-    patterns = [*_OLD_BUFFERS, *(model._keys_to_ignore_on_load_unexpected or ())]
-    warn_of(path, model, [key for key in stored if not any(re.search(p, key) for p in patterns)])
 
     def read(put: Put) -> None:
         for name, tensor in found.items():
             put(name, tensor)
 
-    def is_bfloat16(name: str) -> bool:
-        tensor = found.get(name)
-        if tensor is None or tensor.dtype == "BF16":
-            return tensor is not None
-        values = tensor[:]
-        return torch.equal(values.bfloat16().to(values.dtype), values)
-
-    return Deferred(model, read, is_bfloat16)
+    return Deferred(model, read, lambda name: name in found and found[name].dtype == "BF16")
 
 
 def _stored(path: str) -> dict[str, _Stored]:

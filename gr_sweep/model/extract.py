@@ -4,7 +4,6 @@ The result is an ordinary Hugging Face model that needs none of our code.
 """
 
 import copy
-import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,11 +12,10 @@ import torch
 from torch import Tensor
 
 from gr_sweep.errors import PlanError
-from gr_sweep.model.adapters import Adapter, adapted_modules
+from gr_sweep.model.adapters import adapted_modules
 from gr_sweep.model.families import family_of, has_experts
-from gr_sweep.model.units import UnitExperts, UnitLinear
+from gr_sweep.model.units import UnitLinear
 from gr_sweep.routing.kinds import (
-    ADAPTERS,
     ATTN,
     BIAS,
     EMBED,
@@ -111,20 +109,15 @@ def extract(
     widths = {kind: units.extracted for kind, units in kept_units(plan, plain_config, off).items()}
     dtype = next(model.parameters()).dtype  # a frozen matrix may be narrower
     state = {name: tensor.to(dtype, copy=True) for name, tensor in model.state_dict().items()}
-    names = {module: name for name, module in model.named_modules()}
     bias_V = _merge_adapters(model, plan, kept, state)
-    for module, maps in itertools.groupby(unit_linears, lambda linear: linear.module):
-        parts = list(maps)
-        if parts[0].kind in ADAPTERS.values():
-            continue
-        for suffix, parameter in module.named_parameters(recurse=False):
-            if any(parameter is other for other in parts[0].parameters):
-                name = f"{names[module]}.{suffix}"
-                found = [_kept(state[name], part, kept, widths[part.kind]) for part in parts]
-                state[name] = torch.cat(found, parts[0].dim(parameter))
-        if isinstance(parts[0], UnitExperts):
-            name = f"{names[parts[0].router]}.weight"
-            state[name] = _kept(state[name], parts[0], kept, widths[EXPERT])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    pieces: dict[tuple[str, int], list[Tensor]] = {}
+    for linear in unit_linears:
+        for parameter, dim in linear.ordered:
+            if (name := names[id(parameter)]) in state:
+                found = _kept(state[name], dim, linear, kept, widths[linear.kind])
+                pieces.setdefault((name, dim), []).append(found)
+    state |= {name: torch.cat(found, dim) for (name, dim), found in pieces.items()}
     plain_class: Any = type(model)
     config = _resized(plain_config, widths)
     config.tie_word_embeddings = is_tied(plan, plain_config, off)
@@ -147,19 +140,17 @@ def _merge_adapters(
     names = {module: name for name, module in model.named_modules()}
     bias_V = None
     for kind, split, module in adapted_modules(model, plan):
-        adapter = module.get_submodule(f"adapter.{kind}")
-        assert isinstance(adapter, Adapter)
+        adapter: Any = module.get_submodule(f"adapter.{kind}")
         units = [split.slices()[block] for block in kept if split.sizes[block]]
         if not units:
             continue
-        product_OI = adapter.product(units)
+        name = f"{names[module]}.weight"
+        is_linear = isinstance(module, torch.nn.Linear)  # else [I, O]: a table, or GPT-2's Conv1D
+        product_IO = adapter.product(state[name].shape[int(is_linear)], units)
         if kind == BIAS:
-            state[f"{names[module]}.bias"] = bias_V = product_OI.sum(1)
-            continue
-        weight = state[f"{names[module]}.weight"]
-        if not isinstance(module, torch.nn.Linear):  # an embedding, or the Conv1D of GPT-2
-            product_OI = product_OI.t()
-        weight += product_OI.to(weight)
+            state[f"{names[module]}.bias"] = bias_V = product_IO[0]
+        else:
+            state[name] += (product_IO.t() if is_linear else product_IO).to(state[name])
     for name in [name for name in state if ".adapter." in name]:
         del state[name]
     return bias_V
@@ -191,9 +182,10 @@ def _resized(plain_config: Any, widths: Mapping[str, int]) -> Any:
     return config
 
 
-def _kept(tensor: Tensor, linear: UnitLinear, kept: Iterable[int], num_units: int) -> Tensor:
+def _kept(
+    tensor: Tensor, dim: int, linear: UnitLinear, kept: Iterable[int], num_units: int
+) -> Tensor:
     """The kept blocks' rows or columns, padded with zeros to `num_units`."""
-    dim = linear.dim(tensor)
     parts = [linear.units[block] for block in kept]
     whole = torch.cat([tensor.narrow(dim, u.start, u.stop - u.start) for u in parts], dim)
     shape = list(whole.shape)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.kinds import ATTN, EXPERT, FULL, KINDS, MLP, MLP_ADAPTER, units_per_layer
+from gr_sweep.routing.kinds import ADAPTERS, ATTN, EXPERT, KINDS, MLP, MLP_ADAPTER, units_per_layer
 from gr_sweep.routing.plan import RoutePlan
 
 
@@ -131,8 +131,9 @@ def family_of(config: Any) -> Family:
     return FAMILIES[config.model_type]
 
 
-def check_kinds(plan: RoutePlan, family: Family, model_type: str) -> None:
+def check_kinds(plan: RoutePlan, model_type: str) -> None:
     """Raises PlanError if the plan splits, or adds, a kind that the family cannot have."""
+    family = FAMILIES[model_type]
     if family.mixture and any(kind == MLP_ADAPTER for _, kind in plan.splits):
         raise PlanError(
             f"model type {model_type!r} has experts, beside which there are no adapters; set "
@@ -151,38 +152,19 @@ def has_experts(config: Any, layer: int) -> bool:
     return layer not in dense and (layer + 1) % every == 0
 
 
-def _check_experts(plan: RoutePlan, config: Any) -> None:
-    """Raises PlanError if experts cannot be routed as the config says."""
-    for name in ("output_router_logits", "router_jitter_noise"):
-        if getattr(config, name, None):
-            raise PlanError(
-                f"{name}={getattr(config, name)} of the model's config: routing has no auxiliary "
-                f"loss of the router, and no noise; set {name} to 0 in config.json"
-            )
-    for layer, kind in plan.splits:
-        if kind == EXPERT and not has_experts(config, layer):
-            raise PlanError(
-                f"layer {layer} has no experts (mlp_only_layers and decoder_sparse_step of its "
-                "config); give plan.layers without it"
-            )
-
-
 def check_plan(plan: RoutePlan, config: Any) -> None:
     """Raises PlanError if the model's family or shape does not allow the plan."""
     if not plan.splits:
         return
+    family_of(config)
+    check_kinds(plan, config.model_type)
     units = units_per_layer(config)
-    check_kinds(plan, family_of(config), config.model_type)
-    if EXPERT in units:
-        _check_experts(plan, config)
     for (layer, kind), split in plan.splits.items():
-        if layer >= config.num_hidden_layers or split.num_units != units.get(kind, split.num_units):
+        number = split.num_units if kind in ADAPTERS.values() else units.get(kind, 0)
+        if kind == EXPERT and not has_experts(config, layer):
+            number = 0
+        if layer >= config.num_hidden_layers or split.num_units != number:
             raise PlanError(
-                f"the plan gives layer {layer} {split.num_units} {kind} units, but the model has "
-                f"{config.num_hidden_layers} layers of {units.get(kind, 0)}"
-            )
-        if kind in plan.full_rank and not {*split.sizes} <= {0, config.hidden_size}:
-            raise PlanError(
-                f"expected {FULL} {KINDS[kind]} to be {config.hidden_size} for each block, got "
-                f"{list(split.sizes)}"
+                f"the plan gives layer {layer} {split.num_units} {KINDS[kind]}, but the model has "
+                f"{config.num_hidden_layers} layers, and {number} in this one"
             )

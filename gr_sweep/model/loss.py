@@ -38,11 +38,8 @@ are slow, and every chunk reads and writes the unembedding's gradient once. Meas
 cores at vocabularies of 2,048 and 32,000; for a GPU estimated from its bandwidth: with 2,048
 positions per chunk that traffic takes about a tenth of the time of the three products."""
 
-Run = tuple[int, Sequence[Sequence[Columns]]]
-"""A number of positions, and for the unembedding and each adapter the columns that they use."""
-
 Chunk = tuple[slice, Sequence[Sequence[Columns]]]
-"""Positions, and the same."""
+"""Neighbouring positions, and for the unembedding and each adapter the columns that they use."""
 
 
 class _WholeRows(DynamicCache):  # type: ignore[misc]
@@ -186,13 +183,9 @@ def linear_cross_entropy(
         cap: logits x become `cap * tanh(x / cap)`, as in `capped`.
         device_type: as in `TokenLosses`.
     """
-    of_rows = [OutputRun(len(targets_NT), 1.0, [[(slice(None), 1.0)] for _ in adapters])]
+    runs = [OutputRun(len(targets_NT), 1.0, [[(slice(None), 1.0)] for _ in adapters])]
     if routing is not None:
-        of_rows = routing.output_runs(hidden_NTD, [units for _, _, units in adapters])
-    runs: list[Run] = [
-        (run.num_rows * targets_NT.shape[1], [[(slice(None), run.factor)], *run.columns])
-        for run in of_rows
-    ]
+        runs = routing.output_runs(hidden_NTD, [units for _, _, units in adapters])
     tensors = [hidden_NTD.flatten(0, 1), weight_VD]
     for features_NTU, weight_VU, _ in adapters:
         tensors += [features_NTU.flatten(0, 1), weight_VU]
@@ -200,8 +193,9 @@ def linear_cross_entropy(
         tensors = [tensor.detach() for tensor in tensors]
     dtype = compute_dtype(hidden_NTD)
     most = chunk_positions(weight_VD.shape[0], device_type or weight_VD.device.type)
+    chunks = _chunks(runs, targets_NT.shape[1], most)
     loss_sum, losses_P = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        targets_NT.flatten(), _chunks(runs, most), dtype, cap, *tensors
+        targets_NT.flatten(), chunks, dtype, cap, *tensors
     )
     return loss_sum, losses_P.view(targets_NT.shape)
 
@@ -276,7 +270,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         dx[chunk, columns] = (dlogits_CV @ casts[m][:, columns]).to(
                             dx.dtype
                         ) * kept_C1
-                    if dweight is not None:
+                    if dweight is not None and (isinstance(factor, Tensor) or factor != 0.0):
                         x_CX = inputs[m][chunk, columns].to(dtype) * kept_C1
                         _add_product(dweight[:, columns], dlogits_CV, x_CX, factor)
                 del dlogits_CV
@@ -300,8 +294,6 @@ def _add_product(
     dweight_VX: Tensor, dlogits_CV: Tensor, x_CX: Tensor, factor: float | Tensor
 ) -> None:
     """Adds what a weight learns from a chunk, times the factor."""
-    if not isinstance(factor, Tensor) and factor == 0.0:
-        return
     alpha = 1.0
     if isinstance(factor, Tensor):
         x_CX = x_CX * factor.to(x_CX.dtype)
@@ -313,23 +305,26 @@ def _add_product(
         dweight_VX.add_(dlogits_CV.t() @ x_CX, alpha=alpha)
 
 
-def _chunks(runs: Sequence[Run], most: int) -> list[Chunk]:
-    """Neighbouring positions, at most `most` and about equally many, and what each map learns from
-    them; no chunk spans two runs."""
+def _chunks(runs: Sequence[OutputRun], length: int, most: int) -> list[Chunk]:
+    """The positions of rows of `length`: at most `most` in a chunk, about equally many, and none
+    from two runs."""
     chunks: list[Chunk] = []
     first = 0
-    for count, of_maps in runs:
+    for run in runs:
+        count = run.num_rows * length
         num_chunks = -(-count // most)
+        of_maps = [[(slice(None), run.factor)], *run.columns]
         for index in range(num_chunks):
             stops = index * count // num_chunks, (index + 1) * count // num_chunks
             chunk = slice(first + stops[0], first + stops[1])
-            chunks.append((chunk, [[_of_chunk(c, chunk) for c in of_map] for of_map in of_maps]))
+            chunks.append(
+                (chunk, [[(c, _of_chunk(f, chunk)) for c, f in of_map] for of_map in of_maps])
+            )
         first += count
     return chunks
 
 
-def _of_chunk(columns: Columns, chunk: slice) -> Columns:
-    units, factor = columns
+def _of_chunk(factor: float | Tensor, chunk: slice) -> float | Tensor:
     if isinstance(factor, Tensor):  # [N, T] or [N, T, U]
-        factor = factor.flatten(0, 1)[chunk].view(chunk.stop - chunk.start, -1)
-    return units, factor
+        return factor.flatten(0, 1)[chunk].view(chunk.stop - chunk.start, -1)
+    return factor

@@ -3,15 +3,13 @@
 G = key-value groups of attention heads, F = MLP hidden units, D = residual width.
 """
 
-import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from gr_sweep.domains import UNLABELLED, expand
@@ -19,12 +17,12 @@ from gr_sweep.errors import PlanError
 from gr_sweep.model.adapters import add_adapters, remove_adapters
 from gr_sweep.model.extract import extract
 from gr_sweep.model.families import check_plan
-from gr_sweep.model.swaps import swaps_of
 from gr_sweep.model.units import (
     learning_parameters,
     local_part,
     local_units,
     reorder,
+    swaps_of,
     unit_linears,
 )
 from gr_sweep.routing.edges import GroupFactors, RouteWeights
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 class RoutedModel:
     """A model and how it is routed. The model itself stays an ordinary Hugging Face module."""
 
-    def __init__(self, model: "PreTrainedModel", plan: RoutePlan, **how: Any) -> None:
+    def __init__(self, model: "PreTrainedModel", plan: RoutePlan, edges: Any, **how: Any) -> None:
         """Args and Raises as in `route_model`."""
         self.model = model
         self._state = RoutingState()
@@ -53,18 +51,11 @@ class RoutedModel:
         """By domain a number from 0 to 1 for each token of the vocabulary, float [V] on the model's
         device: in `batch` a position whose next token has s is cut by the route weights
         1 + s (w - 1). Not empty: tokens are routed one by one, which is slower."""
-        self.lay(plan, **how)
+        self.lay(plan, edges, **how)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model."""
         return self.model(*args, **kwargs)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy is a copy of the model, routed in the same way."""
-        self._check()
-        how = {"foreign_dropout": self.foreign_dropout} | self._shares | asdict(self.route_weights)
-        state = {"token_cuts": self.token_cuts}
-        return partial(route_model, **how), (self.model, self.plan.in_place()), state
 
     def lay(
         self,
@@ -85,14 +76,17 @@ class RoutedModel:
         from where units are now. Adapters stay as they are where the new plan has as many units;
         others are new, or gone.
         """
-        if not isinstance(plan, RoutePlan):
-            raise PlanError(f"expected a RoutePlan, got {type(plan).__name__}")
         check_plan(plan, self.model.config)
-        shares = {"foreign_dropout": foreign_dropout, "foreign_core_share": foreign_core_share}
-        for name, value in shares.items():
-            if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-                raise PlanError(f"expected {name} to be from 0 to 1, got {value}")
-        off = expand(always_off, plan.domains)
+        for share in (foreign_dropout, foreign_core_share):
+            if not isinstance(share, (int, float)) or not 0.0 <= share <= 1.0:
+                raise PlanError(
+                    f"expected foreign_dropout and foreign_core_share from 0 to 1, got {share}"
+                )
+        rows = {
+            "foreign_core_share": foreign_core_share,
+            "one_block": one_block,
+            "always_off": expand(always_off, plan.domains),
+        }
         route_weights = RouteWeights(getattr(edges, "value", edges), **weights)
         core_frozen = route_weights.core_frozen
         is_cut = not core_frozen and any(not plan.owns(d, plan.core) for d in plan.domains)
@@ -109,21 +103,14 @@ class RoutedModel:
         # Nothing fails from here on: the model is routed, or as it was.
         self.plan, self.route_weights, self.foreign_dropout = plan, route_weights, foreign_dropout
         self.unit_linears, self._state = found, RoutingState()
+        self._rows: dict[str, Any] = rows
         # Bounded, for callers whose every batch has other counts.
         remembered = lru_cache(maxsize=256)
-        self._shares: dict[str, Any] = {
-            "foreign_core_share": foreign_core_share,
-            "one_block": one_block,
-            "always_off": off,
-        }
         self._cycle_of = remembered(
-            lambda of: row_groups(plan, dict(of), foreign_dropout, **self._shares)
+            lambda of: row_groups(plan, dict(of), foreign_dropout, **self._rows)
         )
         self._routing_of = remembered(partial(RowRouting.of_groups, plan, route_weights))
-        with torch.no_grad():
-            for linear in self.unit_linears:
-                for parameter, dim in linear.ordered:
-                    reorder(parameter, linear, dim)
+        self._reorder(lambda parameter: [parameter])
         for swap in swaps:
             swap_class(swap, self._state)
         for name, parameter in self.model.named_parameters():
@@ -141,7 +128,7 @@ class RoutedModel:
     @property
     def resting(self) -> frozenset[str]:
         """Names of the blocks that no sequence trains: a frozen core, and those always off."""
-        blocks = [self.plan.blocks[i] for i in self.plan.off_blocks(self._shares["always_off"])]
+        blocks = [self.plan.blocks[i] for i in self.plan.off_blocks(self._rows["always_off"])]
         blocks += [self.plan.core] * self.route_weights.core_frozen
         return frozenset(block.name for block in blocks)
 
@@ -163,7 +150,7 @@ class RoutedModel:
                 f"the shares of {dict(counts)} sequences that are routed alike take {len(cycle)} "
                 "steps in turn; give the number of the step: batch(counts, step=step)"
             )
-        groups = cycle[operator.index(step or 0) % len(cycle)]
+        groups = cycle[(step or 0) % len(cycle)]
         return groups if rows is None else within(groups, range(sum(counts.values()))[rows])
 
     def group_factors(self, groups: Sequence[RowGroup]) -> GroupFactors:
@@ -195,16 +182,15 @@ class RoutedModel:
             next_NT: int64, the token that each position predicts; needed with `token_cuts`.
 
         Raises:
-            PlanError: an unknown domain, a count that is not a whole number, neither or both of
-                `counts` and `labels_NT`, a foreign dropout that these counts cannot reach or that
-                needs `step`, a model input with another number of rows, or a model that has changed
-                since it was routed.
+            PlanError: an unknown domain, neither or both of `counts` and `labels_NT`, a foreign
+                dropout that these counts cannot reach or that needs `step`, a model input with
+                another number of rows, or a model that has changed since it was routed.
         """
         if (counts is None) == (labels_NT is None):
             raise PlanError("expected either counts of sequences per domain or labels_NT")
         routing: Routing
         if labels_NT is not None:
-            if any(self._shares.values()):
+            if any(self._rows.values()):
                 raise PlanError(
                     "foreign_core_share, one_block and always_off apply to whole sequences; leave "
                     "them out with labels_NT"
@@ -213,9 +199,7 @@ class RoutedModel:
                 self.plan, self.route_weights, labels_NT, self.foreign_dropout
             )
         else:
-            counts = _whole_numbers(counts)
-            if not any(counts.values()):
-                raise PlanError(f"batch({dict(counts)}) has no sequence")
+            assert counts is not None
             groups = self.row_groups(counts, step=step, rows=rows)
             routing = self._routing_of(groups)
             if self.token_cuts:
@@ -233,15 +217,12 @@ class RoutedModel:
         """Switches off every block that nobody outside `domains` owns. Nothing is cut."""
         return self.blocks_off(self.plan.removed_by(domains))
 
-    @contextmanager
-    def blocks_off(self, blocks: Iterable[int]) -> Iterator[None]:
+    def blocks_off(self, blocks: Iterable[int]) -> AbstractContextManager[None]:
         """Switches off exactly the blocks with these indices in the plan. Nothing is cut."""
         any_rows, off = [slice(None)], [tuple(blocks)]
-        if wrong := set(off[0]).difference(range(len(self.plan.blocks))):
-            raise PlanError(f"the plan has {len(self.plan.blocks)} blocks, but no {[*wrong]}")
-        routing = RowRouting(self.plan, RouteWeights("none"), any_rows, [UNLABELLED], off)
-        with self._routed_by(routing):
-            yield
+        return self._routed_by(
+            RowRouting(self.plan, RouteWeights("none"), any_rows, [UNLABELLED], off)
+        )
 
     @contextmanager
     def _routed_by(self, routing: Routing) -> Iterator[None]:
@@ -256,14 +237,6 @@ class RoutedModel:
             raise PlanError("the model is the plain one: after unroute() or a lay() that failed")
         self._in_place.check()
 
-    def _check_whole(self) -> None:
-        for linear in self.unit_linears:
-            if linear.parameters[0].dim() < 2:
-                raise PlanError(
-                    "weights are sharded as flat pieces, in which no block can be told from "
-                    "another; shard by fully_shard (FSDP2), or clip with what shards them"
-                )
-
     def extract(self, keep: Iterable[str]) -> "PreTrainedModel":
         """An ordinary model without the units that `keep(keep)` switches off, and with the same
         logits."""
@@ -276,29 +249,24 @@ class RoutedModel:
 
         The core has its units and every parameter that belongs to no unit; a tied parameter appears
         once. For sharded parameters, the parts on this process.
-
-        Raises:
-            PlanError: parameters that are sharded by something else than `fully_shard`.
         """
         self._check()
-        self._check_whole()
+        wholes = {
+            id(parameter): parameter.grad if gradients else parameter
+            for parameter in self.model.parameters()
+            if (parameter.grad is not None if gradients else parameter.requires_grad)
+        }
         sets: dict[str, list[Tensor]] = {block.name: [] for block in self.plan.blocks}
         in_units: set[int] = set()
-
-        def of(parameter: Tensor) -> Tensor | None:
-            return parameter.grad if gradients else parameter if parameter.requires_grad else None
-
         for linear in self.unit_linears:
             for parameter in linear.parameters:
                 in_units.add(id(parameter))
-                whole = of(parameter)
+                whole = wholes.get(id(parameter))
                 for block, part in zip(self.plan.blocks, linear.units, strict=True):
                     if whole is not None and part.stop > part.start:
                         sets[block.name].append(local_units(whole, part, linear.dim(whole)))
-        for parameter in self.model.parameters():
-            whole = of(parameter)
-            if id(parameter) not in in_units and whole is not None:
-                sets[self.plan.core.name].append(local_part(whole)[0])
+        rest = [whole for parameter, whole in wholes.items() if parameter not in in_units]
+        sets[self.plan.core.name] += [local_part(whole)[0] for whole in rest]
         return sets
 
     @torch.no_grad()
@@ -309,48 +277,48 @@ class RoutedModel:
         forgotten domain would change the size of the core's steps. Otherwise there is one global
         norm, under the key "all" (docs/routing.md, "What else couples domains"). None measures and
         clips nothing. Sharded gradients have one norm over all processes, which must all call this.
-
-        Raises:
-            PlanError: `max_norm` is not above 0, or as `owner_sets`.
         """
-        if max_norm is not None and not max_norm > 0:
-            raise PlanError(f"expected max_norm to be above 0, got {max_norm}")
-        self._check_whole()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.route_weights.cuts_weights:
             sets = self.owner_sets(gradients=True)
             if self.route_weights.core_frozen:
                 del sets[self.plan.core.name]  # zeros
         else:
             # Whole gradients: norms of views of columns take longer.
-            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-            sets = {"all": [local_part(grad)[0] for grad in grads]}
+            sets = {"all": [local_part(gradient)[0] for gradient in gradients]}
         norms: dict[str, Tensor] = {
-            name: torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            for name, grads in sets.items()
-            if grads
+            name: torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts)))
+            for name, parts in sets.items()
+            if parts
         }
-        group = _process_group(parameter.grad for parameter in self.model.parameters())
-        if group is not None:
+        sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+        if sharded:
+            mesh = sharded[0].device_mesh
             squares = torch.stack(list(norms.values())).square()
-            torch.distributed.all_reduce(squares, group=group)
+            torch.distributed.all_reduce(squares, group=mesh.get_group(mesh.ndim - 1))
             norms = dict(zip(norms, squares.sqrt().unbind(), strict=True))
         if max_norm is not None:
             for name, norm in norms.items():
                 torch._foreach_mul_(sets[name], torch.clamp(max_norm / (norm + 1e-6), max=1.0))
         return norms
 
-    @torch.no_grad()
     def reorder_moments(self, optimizer: torch.optim.Optimizer) -> None:
         """Moves the optimizer's state of every unit to where the plan's order has put the unit.
 
         Call it once after laying a plan with an order over a model in training. Training then
         continues as it would have without the order, since only units have changed places.
         """
+        self._reorder(lambda parameter: optimizer.state.get(parameter, {}).values())
+
+    @torch.no_grad()
+    def _reorder(self, tensors_of: Callable[[Tensor], Iterable[Any]]) -> None:
+        """Puts the units in the plan's order, in all tensors that have the shape of their
+        parameter."""
         for linear in self.unit_linears:
             for parameter, dim in linear.ordered:
-                for moment in optimizer.state.get(parameter, {}).values():
-                    if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                        reorder(moment, linear, dim)
+                for tensor in tensors_of(parameter):
+                    if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
+                        reorder(tensor, linear, dim)
 
     def unroute(self) -> "PreTrainedModel":
         """The plain model again, without adapters; units stay where the plan put them.
@@ -376,16 +344,7 @@ class RoutedModel:
 
 
 def route_model(
-    model: "PreTrainedModel",
-    plan: RoutePlan,
-    edges: Any = "both",
-    *,
-    foreign_dropout: float = 0.0,
-    foreign_core_share: float = 0.0,
-    one_block: bool = False,
-    always_off: Iterable[str] = (),
-    seed: int = 0,
-    **weights: Any,
+    model: "PreTrainedModel", plan: RoutePlan, edges: Any = "both", **how: Any
 ) -> RoutedModel:
     """Makes the model route gradients by domain (Cloud et al. 2024, arXiv 2410.04332).
 
@@ -399,11 +358,11 @@ def route_model(
         model: a causal language model of a family in `gr_sweep.model.families`.
         plan: a plan made for this model's config.
         edges: "none", "weight", "act" or "both" (or an enum with such a value).
-        foreign_dropout: fraction in 0..1 of the labelled sequences for which another domain is off.
-            Reached to 0.01 or refused (see `RoutedModel.batch`).
+        foreign_dropout: fraction in 0..1 (0) of the labelled sequences for which another domain is
+            off. Reached to 0.01 or refused (see `RoutedModel.batch`).
         foreign_core_share, one_block, always_off: as in `gr_sweep.routing.rows.row_groups`.
-        seed: of the random weights of adapters that the plan adds.
-        weights: `foreign_weight`, `foreign_core_weight`, `foreign_core_rest` (0),
+        seed: of the random weights of adapters that the plan adds (0).
+        how: also `foreign_weight`, `foreign_core_weight`, `foreign_core_rest` (0),
             `foreign_core_embeddings` and `foreign_outputs` (None), and `core_frozen` (False), as in
             `gr_sweep.routing.edges.RouteWeights`.
 
@@ -411,27 +370,6 @@ def route_model(
         PlanError: a plan that does not fit the model, unknown edges, or a model that is already
             routed.
     """
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        raise PlanError(f"expected a model of transformers, got {type(model).__name__}")
     if any(isinstance(module, RoutedModule) for module in model.modules()):
         raise PlanError("the model is already routed; call unroute() first")
-    shares = {"foreign_dropout": foreign_dropout, "foreign_core_share": foreign_core_share}
-    rows = {"one_block": one_block, "always_off": always_off}
-    return RoutedModel(model, plan, edges=edges, **shares, **rows, seed=seed, **weights)
-
-
-def _whole_numbers(counts: Any) -> dict[str, int]:
-    try:
-        return {domain: operator.index(count) for domain, count in counts.items()}
-    except (AttributeError, TypeError):
-        raise PlanError(
-            f"expected whole numbers of sequences by domain, such as {{'code': 4}}, got {counts!r}"
-        ) from None
-
-
-def _process_group(tensors: Iterable[Tensor | None]) -> Any:
-    """The processes that share the tensors; None if each tensor is whole."""
-    for tensor in tensors:
-        if isinstance(tensor, DTensor):
-            return tensor.device_mesh.get_group(tensor.device_mesh.ndim - 1)
-    return None
+    return RoutedModel(model, plan, edges, **how)

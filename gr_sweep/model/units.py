@@ -1,6 +1,7 @@
-"""Finds the units of a plan in a model: its layers, linear maps and norms."""
+"""Finds the units of a plan in a model, and the modules that become routed ones."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +15,23 @@ from transformers.pytorch_utils import Conv1D
 
 from gr_sweep.errors import PlanError
 from gr_sweep.model.adapters import adapted_modules
-from gr_sweep.model.families import FAMILIES, Family, family_of
-from gr_sweep.routing.kinds import ATTN, EXPERT, MLP
+from gr_sweep.model.families import FAMILIES, family_of
+from gr_sweep.routing.experts import RoutedMixture, RoutedPart
+from gr_sweep.routing.kinds import ADAPTERS, ATTN, EXPERT, MLP
+from gr_sweep.routing.modules import (
+    RoutedFeatures,
+    RoutedGatedMlp,
+    RoutedHeadNorm,
+    RoutedHeadNormHeadsFirst,
+    RoutedLinear,
+    RoutedLookup,
+    RoutedPositions,
+    RoutedRest,
+    RoutedRestHeadsFirst,
+)
 from gr_sweep.routing.plan import RoutePlan, Split
 from gr_sweep.routing.row_routing import Units
-from gr_sweep.routing.swap import check_linear
+from gr_sweep.routing.swap import Swap, check_linear
 
 LINEARS = (nn.Linear, Conv1D)
 """Linear maps that can be routed. The weight of a Conv1D, which GPT-2 has, is the transpose."""
@@ -41,6 +54,17 @@ def _submodule(module: nn.Module, name: str) -> nn.Module:
             f"expected {name} in {type(module).__name__}, and there is none; a model to route has "
             f"its head (LlamaForCausalLM, not LlamaModel), and adapters are merged"
         ) from error
+
+
+def mixtures(model: nn.Module) -> list[tuple[int, Any]]:
+    """The mixtures of experts of a model, and their layers."""
+    config: Any = model.config
+    family = FAMILIES.get(config.model_type)
+    if family is None or family.mixture is None:
+        return []
+    layers = enumerate(decoder_layers(model))
+    found = [(index, layer.get_submodule(family.mixture)) for index, layer in layers]
+    return [(index, module) for index, module in found if hasattr(module, "experts")]
 
 
 @dataclass(frozen=True)
@@ -121,33 +145,35 @@ class UnitExperts(UnitLinear):
 
 def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
     """The linear maps, and stacked experts, of `model` that hold units of the plan; those of a
-    module are neighbours.
-
-    The adapters that the plan adds must be there.
-    """
+    module are neighbours, and adapters, which must be there, come last."""
     found: list[UnitLinear] = []
+    if not plan.splits:
+        return found  # of any family
     config: Any = model.config
-    for family, layer, kind, split in _splits(model, plan):
-        if kind == EXPERT and family.mixture:
-            mixture = family.mixture
-            experts, router = (_submodule(layer, f"{mixture}.{n}") for n in ("experts", "gate"))
-            found.append(UnitExperts(experts, kind, split, 1, is_row=False, router=router))
-        if kind not in family.linears:
+    family, layers = family_of(config), decoder_layers(model)
+    for (index, kind), split in plan.splits.items():
+        if kind in ADAPTERS.values():
+            continue
+        if kind == EXPERT:
+            experts, gate = (
+                _submodule(layers[index], f"{family.mixture}.{name}")
+                for name in ("experts", "gate")
+            )
+            found.append(UnitExperts(experts, kind, split, 1, is_row=False, router=gate))
             continue
         names = family.linears[kind]
         for name in (*names.columns, names.row):
-            module = _submodule(layer, name)
+            module = _submodule(layers[index], name)
             check_linear(model, module)
             linear = UnitLinear(module, kind, split, 1, is_row=name == names.row)
             weight: Any = module.weight
-            whole = weight.shape[linear.dim(weight)] // split.num_units
-            parts = [1]
-            if not linear.is_row and names.num_parts > 1:
-                queries = config.num_attention_heads // split.num_units if kind == ATTN else 1
-                parts = [queries, *[1] * (names.num_parts - 1)]
+            features = weight.shape[linear.dim(weight)] // split.num_units
+            # Of q, k and v in one matrix, q has more heads.
+            queries = config.num_attention_heads // split.num_units if kind == ATTN else 1
+            parts = [1] if linear.is_row else [queries, *[1] * (names.num_parts - 1)]
             first = 0
             for part in parts:
-                width = whole * part // sum(parts)
+                width = features * part // sum(parts)
                 found.append(replace(linear, width=width, first=first))
                 first += width * split.num_units
     for kind, split, adapted in adapted_modules(model, plan):
@@ -156,6 +182,75 @@ def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
             if any(True for _ in each.parameters()):
                 found.append(UnitLinear(each, kind, split, 1, is_row))
     return found
+
+
+def swaps_of(
+    model: Any, plan: RoutePlan, linears: Iterable[UnitLinear], *, core_learns: bool, is_cut: bool
+) -> list[Swap]:
+    """The swaps that route a model.
+
+    Args:
+        model: with the adapters that the plan adds.
+        linears: `unit_linears` of the model.
+        core_learns: whether modules without units learn.
+        is_cut: whether they learn from some rows only.
+    """
+    swaps: list[Swap] = []
+    if not plan.splits:
+        return swaps
+    config, family = model.config, family_of(model.config)
+    for module, maps in itertools.groupby(linears, lambda linear: linear.module):
+        first, *others = maps
+        if not isinstance(first, UnitExperts) and not isinstance(module, nn.Embedding):
+            parts = tuple(linear.part for linear in (first, *others))
+            swaps.append(Swap(module, RoutedLinear, parts, "row" if first.is_row else "column"))
+    head_norms, rest = RoutedHeadNorm, RoutedRest
+    if family.heads_first:
+        head_norms, rest = RoutedHeadNormHeadsFirst, RoutedRestHeadsFirst
+    norms = set()
+    for index, layer in enumerate(decoder_layers(model)):
+        mlp, attn = (plan.splits.get((index, kind)) for kind in (MLP, ATTN))
+        if mlp is not None and family.gated_mlp is not None:
+            gated = layer.get_submodule(family.gated_mlp)
+            if any(isinstance(child, (nn.SiLU, SiLUActivation)) for child in gated.children()):
+                swaps.append(Swap(gated, RoutedGatedMlp, (mlp.slices(),), "mlp"))
+        heads = (
+            (config.num_attention_heads, config.num_key_value_heads) if family.head_norms else ()
+        )
+        for name, number in zip(family.head_norms, heads, strict=True):
+            norms.add(norm := layer.get_submodule(name))
+            if attn is not None and core_learns:
+                swaps.append(Swap(norm, head_norms, (attn.slices(number // attn.num_units),)))
+    for index, mixture in mixtures(model):
+        split = plan.splits.get((index, EXPERT))
+        if split is not None or is_cut:
+            units = () if split is None else (split.slices(),)
+            swaps.append(Swap(mixture, RoutedMixture, units))
+            swaps += [Swap(child, RoutedPart) for child in (mixture.gate, mixture.experts)]
+    for kind, split, module in adapted_modules(model, plan):
+        features = module.get_submodule(f"adapter.{kind}.A")
+        if not isinstance(features, nn.Linear):
+            is_table = isinstance(features, nn.Embedding)
+            swaps.append(
+                Swap(features, RoutedLookup if is_table else RoutedFeatures, (split.slices(),))
+            )
+    swapped = {swap.module for swap in swaps}
+    for module in model.modules():
+        has_parameters = any(True for _ in module.parameters(recurse=False))
+        if module in swapped or not has_parameters or not (is_cut or "adapter" in module._modules):
+            continue
+        if isinstance(module, LINEARS):
+            outputs = module.weight.shape[0 if isinstance(module, nn.Linear) else 1]
+            role = "embedding" if module is model.get_output_embeddings() else "rest"
+            swaps.append(Swap(module, RoutedLinear, ((slice(0, outputs),),), role))
+        elif isinstance(module, nn.Embedding):
+            is_input = module is model.get_input_embeddings()
+            swaps.append(
+                Swap(module, RoutedRest if is_input else RoutedPositions, role="embedding")
+            )
+        else:
+            swaps.append(Swap(module, rest if module in norms else RoutedRest, role="rest"))
+    return swaps
 
 
 def learning_parameters(
@@ -181,8 +276,8 @@ def keep_bfloat16(model: nn.Module, is_bfloat16: Callable[[str], bool] | None = 
     bfloat16, which are the same then. Embeddings and norms stay: what they give is added.
 
     Args:
-        is_bfloat16: for weights without data, whether the one of this name loses nothing in
-            bfloat16; those that do are left alone.
+        is_bfloat16: for weights without data, whether the one of this name is from bfloat16; None
+            looks for weights that lose nothing in it.
     """
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in model.named_modules():
@@ -190,66 +285,12 @@ def keep_bfloat16(model: nn.Module, is_bfloat16: Callable[[str], bool] | None = 
         if weight is None or weight.requires_grad or weight in tables:
             continue
         narrow = weight.detach().bfloat16()
-        if is_bfloat16 is not None:
-            is_same = is_bfloat16(f"{name}.weight")
-        else:
+        if is_bfloat16 is None:
             is_same = torch.equal(narrow.to(weight.dtype), weight)
+        else:
+            is_same = is_bfloat16(f"{name}.weight")
         if is_same:
             weight.data = narrow
-
-
-def gated_mlps(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Split]]:
-    """The gated MLPs with SiLU that the plan splits: those that can be routed as a whole."""
-    found = []
-    for family, layer, kind, split in _splits(model, plan):
-        if kind == MLP and family.gated_mlp is not None:
-            mlp = _submodule(layer, family.gated_mlp)
-            if any(isinstance(child, (nn.SiLU, SiLUActivation)) for child in mlp.children()):
-                found.append((mlp, split))
-    return found
-
-
-def mixtures(model: nn.Module) -> list[tuple[int, Any]]:
-    """The mixtures of experts of a model, and their layers."""
-    config: Any = model.config
-    family = FAMILIES.get(config.model_type)
-    if family is None or family.mixture is None:
-        return []
-    layers = enumerate(decoder_layers(model))
-    found = [(index, layer.get_submodule(family.mixture)) for index, layer in layers]
-    return [(index, module) for index, module in found if hasattr(module, "experts")]
-
-
-def head_norms(model: nn.Module, plan: RoutePlan) -> list[tuple[nn.Module, Units]]:
-    """Norms over the features of each head inside split attention, and the heads of each block."""
-    config: Any = model.config
-    found = []
-    for family, layer, kind, split in _splits(model, plan):
-        if kind == ATTN and family.head_norms:
-            heads = (config.num_attention_heads, config.num_key_value_heads)
-            for name, number in zip(family.head_norms, heads, strict=True):
-                found.append((layer.get_submodule(name), split.slices(number // split.num_units)))
-    return found
-
-
-def heads_first_norms(model: nn.Module) -> set[nn.Module]:
-    """Norms of single heads, in all layers, whose input has heads before positions."""
-    config: Any = model.config
-    family = FAMILIES.get(config.model_type)
-    if family is None or not family.heads_first:
-        return set()
-    return {
-        layer.get_submodule(name) for layer in decoder_layers(model) for name in family.head_norms
-    }
-
-
-def _splits(model: nn.Module, plan: RoutePlan) -> Iterator[tuple[Family, nn.Module, str, Split]]:
-    """Family, decoder layer and kind of unit of each split; a dense plan allows any family."""
-    if plan.splits:
-        family = family_of(model.config)
-        layers = decoder_layers(model)
-        for (layer, kind), split in plan.splits.items():
-            yield family, layers[layer], kind, split
 
 
 def local_part(whole: Tensor) -> tuple[Tensor, int]:

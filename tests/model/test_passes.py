@@ -10,16 +10,14 @@ import pytest
 import torch
 import transformers
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 from gr_sweep.errors import GrSweepError, PlanError
-from gr_sweep.model.families import family_of
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
-from tests.model.compare import gradients, route
+from tests.model.compare import gradients
 from tests.model.tiny import MLP, tiny_ids, tiny_model
-from tests.reference import Cut, assert_same, loss_sum
+from tests.reference import assert_same, loss_sum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -121,14 +119,9 @@ def test_a_recomputation_is_routed_as_its_forward_pass_whenever_and_wherever_it_
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("hands_context_on", [True, False])  # torch before 2.12 does not
-def test_another_checkpointing_is_routed_inside_the_context_and_refused_after_it(
-    reentrant, hands_context_on, monkeypatch
-):
-    if not hands_context_on:
-        monkeypatch.setattr(torch._C, "_is_key_in_tls", lambda key: False)
+def test_another_checkpointing_is_routed_inside_the_context_and_refused_after_it(reentrant):
     model, routed = routed_model()
-    wanted, plain = expected(model, routed)
+    wanted, _ = expected(model, routed)
 
     def loss():
         hidden = checkpoint(
@@ -149,43 +142,14 @@ def test_another_checkpointing_is_routed_inside_the_context_and_refused_after_it
         left = loss()
     with pytest.raises(PlanError, match="gradient_checkpointing_enable"):
         left.backward()
-    model, _ = routed_model()  # never in a context
-    assert_same(gradients_of(loss(), model), plain)
 
 
 class OtherLinear(torch.nn.Linear):
     pass
 
 
-class LoraLinear(torch.nn.Module):
-    """As peft wraps a linear map."""
-
-    def __init__(self, base_layer):
-        super().__init__()
-        self.base_layer = base_layer
-        self.lora_A = torch.nn.Linear(base_layer.in_features, 2, bias=False)
-        self.lora_B = torch.nn.Linear(2, base_layer.out_features, bias=False)
-
-    def forward(self, input):
-        return self.base_layer(input) + self.lora_B(self.lora_A(input))
-
-
-def changed(change, family="llama", **settings):
-    model = tiny_model(family, **settings)
-    change(model, model.model.layers[1])
-    return model
-
-
-def with_lora(model, layer):
-    layer.mlp.up_proj = LoraLinear(layer.mlp.up_proj)
-
-
 def with_other_linear(model, layer):
     layer.mlp.up_proj.__class__ = OtherLinear
-
-
-def with_other_head(model, layer):
-    model.lm_head.__class__ = OtherLinear
 
 
 def with_other_forward(model, layer):
@@ -196,41 +160,37 @@ def with_one_mlp(model, layer):
     model.model.layers[0].mlp = layer.mlp
 
 
-def with_tied_gates(model, layer):
-    model.model.layers[0].mlp.gate_proj.weight = layer.mlp.gate_proj.weight
+def with_one_layer(model, layer):
+    del model.model.layers[1]
+
+
+def with_narrow_mlp(model, layer):
+    layer.mlp.down_proj.weight = torch.nn.Parameter(layer.mlp.down_proj.weight[:, :20].detach())
+
+
+def with_value_head(model, layer):
+    model.value_head = torch.nn.Linear(16, 1)
 
 
 PEERS = PLANS["peers"]
 FORGET = functools.partial(PLANS["forget"], orders={(0, "mlp"): range(MLP)[::-1]})
-
-
 REFUSED = [
-    *(
-        (functools.partial(changed, change), FORGET, {}, said)
-        for change, said in (
-            (with_other_linear, r"layers\.1\.mlp\.up_proj.*OtherLinear"),
-            (with_other_head, "lm_head.*OtherLinear"),
-            (with_other_forward, r"layers\.1\.mlp .*replaced"),
-            (with_one_mlp, r"layers\.0\.mlp.*two places"),
-            (with_tied_gates, r"layers\.1\.mlp\.gate_proj.*two places"),
-        )
-    ),
-    (lambda: routed_model()[0], PEERS, {}, "unroute"),
-    (tiny_model, lambda _: PEERS(tiny_model(intermediate_size=12).config), {}, "12"),
-    (tiny_model, lambda _: PEERS(tiny_model(num_hidden_layers=3).config), {}, "layer"),
-    (lambda: tiny_model().model, PEERS, {}, r"model\.layers.*LlamaModel"),
-    (lambda: tiny_model("olmo2"), PEERS, {}, "attention.*cannot be split.*attn_shared"),
-    (tiny_model, PEERS, {"edges": "weights"}, "none, weight, act, both"),
-    (tiny_model, PEERS, {"foreign_dropout": "half"}, "foreign_dropout"),
-    (tiny_model, PEERS, {"foreign_weight": float("nan")}, "foreign_weight"),
+    (with_other_linear, FORGET, {}, r"layers\.1\.mlp\.up_proj.*OtherLinear"),
+    (with_other_forward, FORGET, {}, r"layers\.1\.mlp .*replaced"),
+    (with_one_mlp, FORGET, {}, r"layers\.0\.mlp.*two places"),
+    (None, lambda _: PEERS(tiny_model(intermediate_size=12).config), {}, "12 hidden units"),
+    (None, PEERS, {"edges": "weights"}, "none, weight, act, both"),
+    (None, PEERS, {"foreign_dropout": "half"}, "foreign_dropout"),
 ]
 
 
-@pytest.mark.parametrize(("make_model", "plan_of", "settings", "said"), REFUSED)
+@pytest.mark.parametrize(("change", "plan_of", "settings", "said"), REFUSED)
 def test_a_model_that_cannot_be_routed_is_refused_and_left_as_it_was(
-    make_model, plan_of, settings, said
+    change, plan_of, settings, said
 ):
-    model = make_model()
+    model = tiny_model()
+    if change is not None:
+        change(model, model.model.layers[1])
     types = [type(module) for module in model.modules()]
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(PlanError, match=said):
@@ -239,49 +199,29 @@ def test_a_model_that_cannot_be_routed_is_refused_and_left_as_it_was(
     assert all(torch.equal(weights[name], w) for name, w in model.state_dict().items())
 
 
+def test_what_no_plan_fits_is_refused():
+    with pytest.raises(PlanError, match="unroute"):
+        route_model(routed_model()[0], PEERS(tiny_model().config))
+    with pytest.raises(PlanError, match=r"model\.layers.*LlamaModel"):
+        route_model(tiny_model().model, PEERS(tiny_model().config))
+    with pytest.raises(PlanError, match=r"attention.*cannot be split.*attn_shared"):
+        route_model(tiny_model("olmo2"), PEERS(tiny_model("olmo2").config))
+
+
 def test_models_of_other_families_are_refused_and_can_be_dense():
     model = torch.nn.Linear(2, 2)
     config = model.config = transformers.OPTConfig(num_hidden_layers=2)
-    with pytest.raises(PlanError, match="'opt' is not supported"):
-        PEERS(config)
-    with pytest.raises(PlanError, match="'opt' is not supported"):
-        route_model(model, PEERS(tiny_model().config))
     with pytest.raises(PlanError, match=r"opt.*llama.*gpt_neox"):
-        family_of(config)
+        route_model(model, PEERS(tiny_model().config))
     with route_model(model, RoutePlan.none(config, domains=FLAT)).batch({"code": 1}):
         pass
-
-
-def with_narrow_mlp(model, layer):
-    layer.mlp.down_proj.weight = torch.nn.Parameter(layer.mlp.down_proj.weight[:, :20].detach())
-
-
-def with_quantised_weight(model, layer):
-    weight = TwoTensor(layer.mlp.up_proj.weight.detach(), layer.mlp.up_proj.weight.detach())
-    layer.mlp.up_proj.weight = torch.nn.Parameter(weight)
-
-
-def with_other_activation(model, layer):
-    layer.mlp.act_fn = torch.nn.GELU()
-
-
-def with_one_layer(model, layer):
-    del model.model.layers[1]
-
-
-def with_value_head(model, layer):
-    model.value_head = torch.nn.Linear(16, 1)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (with_lora, r"layers\.1\.mlp\.up_proj.*LoraLinear"),
         (with_narrow_mlp, r"layers\.1\.mlp\.down_proj.*20.*28"),
-        (with_quantised_weight, r"layers\.1\.mlp\.up_proj.*TwoTensor"),
-        (with_other_activation, r"layers\.1\.mlp\.act_fn.*GELU"),
         (with_other_forward, r"layers\.1\.mlp .*forward"),
-        (with_one_mlp, r"layers\.0\.mlp"),
         (with_one_layer, r"layers\.1\..*gone"),
         (with_value_head, "value_head.*added"),
     ],
@@ -289,12 +229,11 @@ def with_value_head(model, layer):
 def test_a_model_that_has_changed_since_it_was_routed_enters_no_context(change, said):
     model, routed = routed_model()
     change(model, model.model.layers[1])
-    for context in (routed.batch(COUNTS), routed.keep(["code"]), routed.remove(["code"])):
+    for context in (routed.batch(COUNTS), routed.keep(["code"])):
         with pytest.raises(PlanError, match=said), context:
             pass
-    for use in (routed.owner_sets, functools.partial(routed.extract, ["code"])):
-        with pytest.raises(PlanError, match=said):
-            use()
+    with pytest.raises(PlanError, match=said):
+        routed.extract(["code"])
 
 
 def test_a_layer_in_a_wrapper_is_routed_as_before():
@@ -318,11 +257,7 @@ def test_refused_arguments_of_lay_change_nothing_and_another_error_leaves_the_pl
     torch.nn.init.normal_(model.lm_head.adapter.unembed.B.weight)
     with routed.keep(["code"]):
         kept = model(IDS).logits
-    other = FORGET(tiny_model(num_hidden_layers=3).config)
-    for arguments in ((other,), (plan, "no edges")):
-        with pytest.raises(PlanError):
-            routed.lay(*arguments)
-    for wrong in ({"foreign_dropout": 2.0}, {"always_off": ["no domain"]}):
+    for wrong in ({"edges": "no edges"}, {"foreign_dropout": 2.0}, {"always_off": ["no domain"]}):
         with pytest.raises(GrSweepError):
             routed.lay(plan, **wrong)
     with routed.keep(["code"]):
@@ -378,21 +313,8 @@ def test_a_copy_of_a_routed_model_is_a_plain_model(copied, family):
         assert torch.equal(other(input_ids=IDS).logits, kept)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, saved])
-def test_a_copy_of_the_routing_is_a_routed_copy_of_the_model(copied):
+def test_a_copy_with_adapters_has_to_be_routed():
     model = tiny_model()
-    plan = FORGET(model.config, adapters={"embed": "full", "unembed": 2, "mlp": 1})
-    cut = Cut("both", foreign_core_rest=0.3, foreign_outputs=1.0)
-    routed = route(model, plan, cut, foreign_dropout=0.5)
+    route_model(model, FORGET(model.config, adapters={"unembed": 2}))
     with pytest.raises(PlanError, match="has to be routed"):
-        copied(model)(IDS)
-    both = copied([routed, model])
-    assert both[0].model is both[1] and both[1] is not model
-    found = []
-    for one in (routed, both[0]):
-        with one.batch(COUNTS, step=1):
-            found.append(gradients_of(loss_of(one.model), one.model))
-    assert_same(found[1], found[0])
-    both[0].unroute()
-    with pytest.raises(PlanError, match="unroute"):
-        copied(both[0])
+        copy.deepcopy(model)(IDS)

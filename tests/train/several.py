@@ -217,7 +217,7 @@ def train_case(
         layers = decoder_layers(routed.model)
         shard(token_losses, layers, cpu, bfloat16=bfloat16, mesh=config.mesh)
     if deferred is not None:
-        deferred.fill(routed, token_losses, cpu, seed=0)
+        deferred.fill(routed, token_losses, cpu)
     windows = held_out(processes)
 
     def evaluate(is_last: bool) -> dict[str, float]:
@@ -329,7 +329,7 @@ def other_weights() -> list[str]:
     assert deferred is not None
     token_losses = TokenLosses(routed)
     shard(token_losses, decoder_layers(routed.model), torch.device("cpu"), bfloat16=False)
-    deferred.fill(routed, token_losses, torch.device("cpu"), seed=0)
+    deferred.fill(routed, token_losses, torch.device("cpu"))
     found = {name: tensor.full_tensor() for name, tensor in routed.model.named_parameters()}
     expected = dict(whole.model.named_parameters())
     assert found.keys() == expected.keys()
