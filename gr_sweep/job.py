@@ -54,7 +54,7 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.units import decoder_layers, keep_bfloat16
 from gr_sweep.planning import makes_plan_in_training, phases_of
-from gr_sweep.tracking import Tracker, make_tracker, run_tags
+from gr_sweep.tracking import Tracker, make_tracker
 from gr_sweep.train.checkpoint import Checkpoints, report_full_disk
 from gr_sweep.train.cost import cost_metrics, train_flops_per_token
 from gr_sweep.train.distributed import Processes, connect, shard
@@ -382,14 +382,12 @@ class Job:
     def _make_tracker(self, sweep: str, title: str) -> Tracker:
         if not self.processes.is_main:
             return Tracker()
-        plain = to_plain(self.config)
         return make_tracker(
             self.config.tracking,
             folder=self.folder,
             job=title or self.folder.name,
             sweep=sweep,
-            run_config=plain,
-            tags=run_tags(plain),
+            run_config=to_plain(self.config),
         )
 
     def _train_alternate(self, trainer: Trainer) -> None:

@@ -115,24 +115,14 @@ _Curves = dict[float, tuple[list[int], list[FloatArray]]]
 held-out losses there."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attack:
-    """The relearning attack on one model with one learning rate."""
-
-    lr: float
-    tokens: tuple[int, ...]
-    """Trained on at its evaluations, from 0."""
-    losses: tuple[float, ...]
-    """Mean held-out loss on the part at each of them, nats per token."""
-
-
-def attacks(rows: Sequence[RelearnLoss], part: str, domains: Sequence[str]) -> list[Attack]:
-    """The attacks on the model without a part, one for each learning rate."""
+def attacks(
+    rows: Sequence[RelearnLoss], part: str, domains: Sequence[str]
+) -> dict[float, tuple[list[int], list[float]]]:
+    """The relearning attacks on the model without a part, by learning rate: the tokens trained on
+    at each evaluation, from 0, and the mean held-out loss on the part there."""
     tables = LossTables(_evaluations(rows, part), domains, {}, seed=0, resamples=0)
-    return [
-        Attack(lr=lr, tokens=tuple(tokens), losses=tuple(float(loss[0]) for loss in losses))
-        for lr, (tokens, losses) in _curves(tables, part, rows).items()
-    ]
+    curves = _curves(tables, part, rows).items()
+    return {lr: (tokens, [float(loss[0]) for loss in losses]) for lr, (tokens, losses) in curves}
 
 
 def compare_relearn(

@@ -35,27 +35,16 @@ def peak_flops(device_name: str) -> float | None:
     return next((gpu.flops for name, gpu in GPUS.items() if name in words), None)
 
 
-def flops_per_token(
-    matrix_parameters: int, attention_width: int, num_layers: int, length: int
-) -> int:
-    """FLOPs per token of one forward pass; a multiply-add counts as two.
+def attention_flops_per_token(attention_width: int, num_layers: int, length: int) -> int:
+    """FLOPs per token of the scores and mixes of causal attention in one forward pass; a
+    multiply-add counts as two.
 
-    Two per parameter of a matrix product (the unembedding, but no embedding look-ups), and those of
-    `attention_flops_per_token`. Training costs three times as much.
+    2 * 2 * width * mean context in each layer. Kaplan et al. 2020, arXiv 2001.08361, table 1, with
+    the mean context of a causal mask, (length + 1) / 2.
 
     Args:
-        matrix_parameters: entries of all matrices that every token is multiplied with.
         attention_width: heads times head size.
         num_layers: decoder layers.
         length: tokens per sequence.
-    """
-    return 2 * matrix_parameters + attention_flops_per_token(attention_width, num_layers, length)
-
-
-def attention_flops_per_token(attention_width: int, num_layers: int, length: int) -> int:
-    """FLOPs per token of the scores and mixes of causal attention in one forward pass.
-
-    2 * 2 * width * mean context in each layer. Kaplan et al. 2020, arXiv 2001.08361, table 1, with
-    the mean context of a causal mask, (length + 1) / 2. Args as in `flops_per_token`.
     """
     return num_layers * 4 * attention_width * (length + 1) // 2

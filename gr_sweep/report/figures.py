@@ -183,15 +183,15 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
         by_look: dict[tuple[str, str], list[Point]] = {}
         for at, job in enumerate(sweep.compared):
             attacks = [
-                (min(finite), attack)
-                for attack in job.attacks.get(part, ())
-                if (finite := [loss for loss in attack.losses if math.isfinite(loss)])
+                (min(finite), lr, tokens, losses)
+                for lr, (tokens, losses) in job.attacks.get(part, {}).items()
+                if (finite := [loss for loss in losses if math.isfinite(loss)])
             ]
             if attacks:
-                _, strongest = min(attacks, key=lambda found: found[0])
-                text = escaped(f"{sweep.labels[job.name]} (lr {strongest.lr:g})")
+                _, lr, *strongest = min(attacks, key=lambda found: found[0])
+                text = escaped(f"{sweep.labels[job.name]} (lr {lr:g})")
                 points = by_look.setdefault((job.edges, job.kind), [])
-                for tokens, loss in zip(strongest.tokens, strongest.losses, strict=True):
+                for tokens, loss in zip(*strongest, strict=True):
                     points.append((tokens, loss if math.isfinite(loss) else None, at, text))
                 points.append(GAP)
         found[part] = [

@@ -17,7 +17,6 @@ from gr_sweep.domains import ancestors
 from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT, is_below
 from gr_sweep.jobdir import flatten
 from gr_sweep.metrics import registry, seeds
-from gr_sweep.metrics.compare import Attack
 from gr_sweep.metrics.losses import View
 
 SHORT_NAMES = {
@@ -106,7 +105,7 @@ class Job:
     finished: str
     history: list[dict[str, Any]] = field(default_factory=list)
     """Rows of metrics.jsonl."""
-    attacks: dict[str, list[Attack]] = field(default_factory=dict)
+    attacks: dict[str, dict[float, tuple[list[int], list[float]]]] = field(default_factory=dict)
     """Relearning attacks, by the domain that was removed."""
     smallest_share: float | None = None
     """Tokens of the shortest dense run, as a fraction of the job's. A compute-equivalent that is

@@ -5,7 +5,7 @@ Importing this does not import wandb.
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from gr_sweep.jobdir import METRICS, read_finished
 from gr_sweep.tracking.base import Tracker, agents_run_id
 from gr_sweep.tracking.jsonl import JsonlTracker
 
-__all__ = ["Tracker", "check_tracking", "make_tracker", "report_to_agent", "run_tags"]
+__all__ = ["Tracker", "check_tracking", "make_tracker", "report_to_agent"]
 
 _MAX_TAG_LENGTH = 64
 """W&B refuses longer tags."""
@@ -47,13 +47,7 @@ def check_tracking(config: TrackingConfig) -> None:
 
 
 def make_tracker(
-    config: TrackingConfig,
-    *,
-    folder: Path,
-    job: str,
-    sweep: str,
-    run_config: Mapping[str, Any],
-    tags: Sequence[str] = (),
+    config: TrackingConfig, *, folder: Path, job: str, sweep: str, run_config: Mapping[str, Any]
 ) -> Tracker:
     """The tracker of one job.
 
@@ -62,8 +56,7 @@ def make_tracker(
         folder: the job's folder; metrics.jsonl and wandb/ are made in it.
         job: name of the job, and of the W&B run.
         sweep: name of the sweep folder; the W&B group unless `config.group` is set.
-        run_config: the job's settings as a plain nested dict.
-        tags: tags besides `config.tags`; see `run_tags`. Duplicates are dropped, long ones cut.
+        run_config: `dataclasses.asdict` of the job's `RunConfig`, enums as their values.
 
     Raises:
         ConfigError: mode is online and no API key is configured.
@@ -77,12 +70,26 @@ def make_tracker(
             "entity": config.entity,
             "group": config.group or sweep,
             "name": job,
-            "tags": list(dict.fromkeys(tag[:_MAX_TAG_LENGTH] for tag in (*tags, *config.tags))),
+            "tags": list(dict.fromkeys([*_tags(run_config), *config.tags])),
             "config": dict(run_config),
         }
         if mode is not TrackingMode.off:
             return WandbTracker(mode, folder, run)
     return JsonlTracker(folder / METRICS)
+
+
+def _tags(run_config: Mapping[str, Any]) -> list[str]:
+    """Tags that tell the jobs of a sweep apart."""
+    model = run_config["model"]
+    tags = [
+        f"procedure={run_config['procedure']['name']}",
+        f"edges={run_config['edges']}",
+        f"plan={run_config['plan']['kind']}",
+        f"model={model['size'] or Path(model['path']).name}",
+        f"method={run_config['method']['name']}",
+        f"partition={run_config['partition']['name']}",
+    ]
+    return [tag[:_MAX_TAG_LENGTH] for tag in tags]
 
 
 def report_to_agent(config: TrackingConfig, folder: Path, job: str) -> None:
@@ -95,29 +102,9 @@ def report_to_agent(config: TrackingConfig, folder: Path, job: str) -> None:
     summary = read_finished(folder)
     if summary is None or agents_run_id() is None:
         return
+    sweep, run_config = summary["sweep"], summary["config"]
     with make_tracker(
-        config,
-        folder=folder,
-        job=job,
-        sweep=summary["sweep"],
-        run_config=summary["config"],
-        tags=run_tags(summary["config"]),
+        config, folder=folder, job=job, sweep=sweep, run_config=run_config
     ) as tracker:
         tracker.cut_back(sys.maxsize)  # replays all rows
         tracker.finish(summary)
-
-
-def run_tags(run_config: Mapping[str, Any]) -> list[str]:
-    """Tags that tell the jobs of a sweep apart.
-
-    `run_config` is `dataclasses.asdict` of a `RunConfig`, enums as their values.
-    """
-    model = run_config["model"]
-    return [
-        f"procedure={run_config['procedure']['name']}",
-        f"edges={run_config['edges']}",
-        f"plan={run_config['plan']['kind']}",
-        f"model={model['size'] or Path(model['path']).name}",
-        f"method={run_config['method']['name']}",
-        f"partition={run_config['partition']['name']}",
-    ]

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 
 from gr_sweep.metrics import registry
-from gr_sweep.metrics.cost import attention_flops_per_token, flops_per_token, peak_flops
+from gr_sweep.metrics.cost import attention_flops_per_token, peak_flops
 from gr_sweep.model.extract import is_tied
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.units import LINEARS, UnitExperts, UnitLinear, mixtures
@@ -154,11 +154,12 @@ def _skipped(linears: Iterable[UnitLinear], off: Collection[int]) -> int:
 
 
 def forward_flops_per_token(routed: RoutedModel, length: int, *, with_adapters: bool = True) -> int:
-    """FLOPs per token of a forward pass of the full model, in sequences of `length` tokens."""
+    """FLOPs per token of a forward pass of the full model, in sequences of `length` tokens: two for
+    each number in a matrix, without look-ups of embeddings, and those of attention."""
     matrices = _matrices(routed.model.modules()) + _of_mixtures(routed)
     if not with_adapters:
         matrices -= _matrices(linear.module for linear in _kinds(routed)[1])
-    return flops_per_token(matrices, *_attention(routed), length)
+    return 2 * matrices + attention_flops_per_token(*_attention(routed), length)
 
 
 def recomputed_flops_per_token(

@@ -271,8 +271,7 @@ def test_attack_is_joined_with_the_one_of_the_same_settings(tmp_path: Path) -> N
     key = "robustness/relearn/biology/filtered_loss"
     found = {name: named(sweep, f"routed {name}").metrics.get(key) for name in (20, 40, 60)}
     assert found == {20: 7.0, 40: 5.0, 60: None}
-    [attack] = named(sweep, "routed 20").attacks["biology"]
-    assert (attack.lr, attack.tokens, attack.losses) == (1e-3, (0, 10), (6.0, 4.5))
+    assert named(sweep, "routed 20").attacks["biology"] == {1e-3: ([0, 10], [6.0, 4.5])}
 
 
 # Damaged tables

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.config import TrackingConfig, TrackingMode
+from gr_sweep.config import ModelConfig, RunConfig, TrackingConfig, TrackingMode, to_plain
 from gr_sweep.tracking import Tracker, make_tracker
 
 SUMMARY: dict[str, Any] = {
@@ -37,12 +37,11 @@ def run(folder: Path, mode: str, *actions: str) -> None:
 def tracked(folder: Path, mode: str) -> Tracker:
     """The job's tracker."""
     return make_tracker(
-        TrackingConfig(mode=TrackingMode(mode), tags=["mine", "mine", "x" * 80]),
+        TrackingConfig(mode=TrackingMode(mode), tags=["mine", "mine"]),
         folder=folder,
         job="edges=both",
         sweep="sweep",
-        run_config={"seed": 0, "plan": {"kind": "peers"}},
-        tags=["edges=both"],
+        run_config=to_plain(RunConfig(model=ModelConfig(size=None, path="x" * 80))),
     )
 
 
@@ -66,8 +65,7 @@ def act(tracker: Tracker, *actions: str) -> None:
             tracker.fail("loss is not finite")
         else:
             assert name == "kill"
-            for process in (*_children(), os.getpid()):
-                os.kill(process, signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)
 
 
 def track(job: Path, mode: TrackingMode = TrackingMode.offline) -> None:
@@ -82,18 +80,6 @@ def track(job: Path, mode: TrackingMode = TrackingMode.offline) -> None:
     )
     tracker.cut_back(1 << 30)  # replays all rows
     tracker.finish(summary)
-
-
-def _children() -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = path.read_text().rpartition(")")[2].split()[1]
-        except OSError:
-            continue  # it ended just now
-        if int(parent) == os.getpid():
-            found.append(int(path.parent.name))
-    return found
 
 
 if __name__ == "__main__":
