@@ -24,7 +24,7 @@ from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.rows import step_rows
 from gr_sweep.data.sources import check_hub
 from gr_sweep.domains import expand
-from gr_sweep.errors import JobError
+from gr_sweep.errors import JobError, PlanError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import WithoutDomain
 from gr_sweep.eval.robustness import recovery
@@ -39,7 +39,6 @@ from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.pretrained import (
     check_length,
-    check_vocabulary,
     load,
     read_config,
     warn_of_dropout,
@@ -187,9 +186,12 @@ def make_routed(
             config.train.sequence_length,
         )
         embeddings: Any = model.get_input_embeddings()
-        check_vocabulary(
-            path, embeddings.weight.shape[0], config.data.tokenizer or path, data.vocab_size
-        )
+        if data.vocab_size > len(embeddings.weight):
+            raise PlanError(
+                f"the tokenizer has {data.vocab_size} tokens, but {path} only "
+                f"{len(embeddings.weight)}; leave data.tokenizer out to use the model's own, or "
+                "save the model after resize_token_embeddings"
+            )
     else:
         model = random_model(_model_config(config, data), seed=config.seed)
     routed = lay_plan(model, config)

@@ -45,8 +45,7 @@ def main(argv: Sequence[str]) -> int:
     run = open_run(options.run)
     check_keep(run.plan, options.keep, run.folder)
 
-    from gr_sweep.export.card import facts_of
-    from gr_sweep.export.write import export
+    from gr_sweep.export.write import export, facts_of
 
     command = shlex.join(["gr-sweep", "export", *argv])
     made = export(run, options.keep, options.to, command=command)

@@ -7,11 +7,14 @@ sharded, `Deferred.fill` reads or draws one whole parameter at a time and keeps 
 import contextlib
 import ctypes
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -209,21 +212,18 @@ def deferred_checkpoint(path: str) -> Deferred | None:
 
 
 def _stored(path: str) -> dict[str, _Stored]:
-    """The tensors in the safetensors files of a folder or a model on the Hub; none without them."""
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-    from transformers.utils.hub import get_checkpoint_shard_files
-
-    def find(name: str) -> str | None:
-        found: str | None = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-        return found
-
-    files = [find(SAFE_WEIGHTS_NAME)]
-    if files == [None] and (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        files, _ = get_checkpoint_shard_files(path, index)
-    found = {}
-    for name in filter(None, files):
-        with safe_open(name, "pt") as file:
+    """The tensors in the safetensors files of a folder or a model on the Hub."""
+    folder = Path(path)
+    if not folder.exists():
+        folder = Path(snapshot_download(path, allow_patterns="model*.safetensors*"))
+    names, found = {"model.safetensors"}, {}
+    if not (folder / "model.safetensors").exists():
+        index = (folder / "model.safetensors.index.json").read_text("utf-8")
+        names = set(json.loads(index)["weight_map"].values())
+    for name in names:
+        with safe_open(folder / name, "pt") as file:
             for key in file.keys():  # noqa: SIM118  (it is not a dictionary)
                 part = file.get_slice(key)
-                found[key] = _Stored(path, name, key, tuple(part.get_shape()), part.get_dtype())
+                shape = tuple(part.get_shape())
+                found[key] = _Stored(path, str(folder / name), key, shape, part.get_dtype())
     return found

@@ -5,8 +5,7 @@ The result is an ordinary Hugging Face model that needs none of our code.
 
 import copy
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class KeptUnits:
+class KeptUnits(NamedTuple):
     """Numbers of units of one kind in a model without the blocks that are off."""
 
     full: int
@@ -40,20 +38,12 @@ class KeptUnits:
     kept: tuple[int, ...]
     """That each layer keeps; of experts, each that has them."""
     extracted: int
-    """In each layer of the extracted model: all are equally wide."""
-
-    @property
-    def padding(self) -> tuple[int, ...]:
-        """Zero units added to each layer."""
-        return tuple(self.extracted - units for units in self.kept)
+    """In each layer of the extracted model, which are equally wide: others are zero."""
 
 
 def kept_units(plan: RoutePlan, config: Any, off: Collection[int]) -> dict[str, KeptUnits]:
-    """The units of each kind that are kept, and the width that they give every layer.
-
-    Args:
-        config: the Hugging Face config of the whole model.
-        off: indices of the blocks that are removed.
+    """The units of each kind that are kept without the blocks `off`, and the width that they give
+    every layer of a model with this Hugging Face config.
 
     Raises:
         PlanError: layers keep different numbers of experts.
@@ -88,11 +78,10 @@ def extract(
 ) -> "PreTrainedModel":
     """The network of the core and every block that a domain of `keep` owns.
 
-    A Hugging Face config has one width for all layers: layers that keep fewer units are padded with
+    A Hugging Face config has one width for all layers: those that keep fewer units are padded with
     zero units, which change nothing. So are heads, up to a number that divides the residual width
-    if the family's config requires it (Llama), or to all of them (GPT-2). A router's rows go with
-    its experts; each position has at most as many as are left. Adapters are added to the matrices
-    that they are beside; embeddings that were tied are two matrices if one has adapters.
+    if the family's config requires it (Llama), or to all of them (GPT-2). Adapters are added to the
+    matrices that they are beside; embeddings that were tied are two matrices if one has adapters.
 
     Args:
         model: a model that is routed by `plan`; it is not changed.

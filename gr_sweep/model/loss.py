@@ -35,8 +35,7 @@ _CHUNK_CPU = (32 << 20, 512)
 _CHUNK_GPU = (256 << 20, 2048)
 """Bytes of a chunk's float32 logits, and the fewest positions of a chunk: products over fewer rows
 are slow, and every chunk reads and writes the unembedding's gradient once. Measured on two CPU
-cores at vocabularies of 2,048 and 32,000; for a GPU estimated from its bandwidth: with 2,048
-positions per chunk that traffic takes about a tenth of the time of the three products."""
+cores; for a GPU estimated from its bandwidth: that traffic is a tenth of the products' time."""
 
 Chunk = tuple[slice, Sequence[Sequence[Columns]]]
 """Neighbouring positions, and for the unembedding and each adapter the columns that they use."""
@@ -61,14 +60,12 @@ class TokenLosses(nn.Module):
     """From tokens to losses, with embedding and cross-entropy, as one module.
 
     Its forward pass is everything that a training step computes, so compiling or sharding this
-    module covers everything. The model inside is the routed model itself, with its parameter names
-    and state_dict.
+    module covers everything. The model inside is the routed model itself.
     """
 
     def __init__(self, routed: RoutedModel, *, device_type: str | None = None) -> None:
         """
         Args:
-            routed: the model.
             device_type: device whose chunk size is used; None for that of the weights. An estimate
                 has the tensors of a GPU on a CPU.
 
@@ -180,8 +177,7 @@ def linear_cross_entropy(
             which the columns of the adapters' weights.
         adapters: maps whose logits are added: features [N, T, U], 0 where a unit is off; weight
             [V, U]; and each block's units.
-        cap: logits x become `cap * tanh(x / cap)`, as in `capped`.
-        device_type: as in `TokenLosses`.
+        cap, device_type: as in `capped` and `TokenLosses`.
     """
     runs = [OutputRun(len(targets_NT), 1.0, [[(slice(None), 1.0)] for _ in adapters])]
     if routing is not None:
@@ -270,9 +266,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         dx[chunk, columns] = (dlogits_CV @ casts[m][:, columns]).to(
                             dx.dtype
                         ) * kept_C1
-                    if dweight is not None and (isinstance(factor, Tensor) or factor != 0.0):
-                        x_CX = inputs[m][chunk, columns].to(dtype) * kept_C1
-                        _add_product(dweight[:, columns], dlogits_CV, x_CX, factor)
+                    if dweight is None or (not isinstance(factor, Tensor) and factor == 0.0):
+                        continue
+                    x_CX, alpha = inputs[m][chunk, columns].to(dtype) * kept_C1, 1.0
+                    if isinstance(factor, Tensor):
+                        x_CX = x_CX * factor.to(dtype)
+                    else:
+                        alpha = factor
+                    dweight_VX = dweight[:, columns]
+                    if dtype == exact:
+                        dweight_VX.addmm_(dlogits_CV.t(), x_CX, alpha=alpha)
+                    else:
+                        dweight_VX.add_(dlogits_CV.t() @ x_CX, alpha=alpha)
                 del dlogits_CV
             del log_probs_CV, slope_CV  # before the next chunk's logits are made
         gradients: list[Tensor | None] = []
@@ -288,21 +293,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # In place: a second pass through the same graph is an error of torch.
         found = (d if d is None else d.mul_(grads[0]) for d in ctx.saved_tensors)
         return None, None, None, None, *found
-
-
-def _add_product(
-    dweight_VX: Tensor, dlogits_CV: Tensor, x_CX: Tensor, factor: float | Tensor
-) -> None:
-    """Adds what a weight learns from a chunk, times the factor."""
-    alpha = 1.0
-    if isinstance(factor, Tensor):
-        x_CX = x_CX * factor.to(x_CX.dtype)
-    else:
-        alpha = factor
-    if x_CX.dtype == dweight_VX.dtype:
-        dweight_VX.addmm_(dlogits_CV.t(), x_CX, alpha=alpha)
-    else:
-        dweight_VX.add_(dlogits_CV.t() @ x_CX, alpha=alpha)
 
 
 def _chunks(runs: Sequence[OutputRun], length: int, most: int) -> list[Chunk]:

@@ -115,21 +115,6 @@ def shape_of_config(content: dict[str, Any]) -> Size | None:
     return Size(**known, num_key_value_heads=content.get("num_key_value_heads") or heads)
 
 
-def check_vocabulary(path: str, vocab_size: int, tokenizer: str, num_tokens: int) -> None:
-    """
-    Raises:
-        PlanError: the model has fewer tokens than the tokenizer.
-    """
-    if num_tokens > vocab_size:
-        better = "leave data.tokenizer out to use the model's own tokenizer"
-        if tokenizer == path:
-            better = "save the model after resize_token_embeddings"
-        raise PlanError(
-            f"the tokenizer {tokenizer} has {num_tokens} tokens, but {path} only {vocab_size}; "
-            f"{better}"
-        )
-
-
 def check_length(path: str, model_type: str, positions: int | None, length: int) -> None:
     """
     Raises:

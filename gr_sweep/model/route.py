@@ -18,7 +18,6 @@ from gr_sweep.model.adapters import add_adapters, remove_adapters
 from gr_sweep.model.extract import extract
 from gr_sweep.model.families import check_plan
 from gr_sweep.model.units import (
-    learning_parameters,
     local_part,
     local_units,
     reorder,
@@ -95,8 +94,14 @@ class RoutedModel:
             add_adapters(self.model, plan, seed)
             found = unit_linears(self.model, plan)
             swaps = swaps_of(self.model, plan, found, core_learns=not core_frozen, is_cut=is_cut)
-            learning = learning_parameters(self.model, found, core_frozen=core_frozen)
             check_swaps(self.model, swaps)
+            # The core's units come first.
+            of_blocks = [linear for linear in found if linear.units[-1].stop > linear.units[0].stop]
+            learning = {id(p) for linear in of_blocks for p in linear.parameters}
+            if core_frozen and not learning:
+                raise PlanError(
+                    "core_frozen=True leaves nothing to learn: the plan gives blocks no units"
+                )
         except PlanError:
             remove_adapters(self.model)
             raise
@@ -113,7 +118,7 @@ class RoutedModel:
         self._reorder(lambda parameter: [parameter])
         for swap in swaps:
             swap_class(swap, self._state)
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.model.named_parameters() if core_frozen else ():
             if parameter.requires_grad and id(parameter) not in learning:
                 parameter.requires_grad_(False)
                 self._frozen.append(name)

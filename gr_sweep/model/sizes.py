@@ -48,8 +48,6 @@ SIZES = {
     "3b": Size(3072, 8192, 28, 24, 8, rope_theta=500_000.0),
     "7b": Size(4096, 11008, 32, 32, 32, is_tied=False),
 }
-
-
 _MAX_WIDENING = 1024
 
 
@@ -75,13 +73,8 @@ def full_width(
     the dense MLP.
 
     Every expert of `peers` without shared units is then as wide as the dense MLP (DEMix, arXiv
-    2108.05036): the same operations per token, with more parameters.
-
-    Args:
-        kind: shape of the plan: none, peers, forget, tree or lattice.
-        domains: the plan's labels.
-        forget: domains that a `forget` plan forgets.
-        mlp_shared: the core's fraction of the MLP units.
+    2108.05036): the same operations per token, with more parameters. `kind` is the shape of the
+    plan, `domains` are its labels, and `mlp_shared` is the core's fraction of the MLP units.
 
     Raises:
         PlanError: an invalid plan, or one that leaves a domain almost no units.

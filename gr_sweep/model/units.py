@@ -253,24 +253,6 @@ def swaps_of(
     return swaps
 
 
-def learning_parameters(
-    model: nn.Module, linears: Iterable[UnitLinear], *, core_frozen: bool
-) -> set[int]:
-    """Ids of the parameters that learn: all, or with a frozen core those that hold a block's units.
-
-    Raises:
-        PlanError: no block has units beside a frozen core.
-    """
-    if not core_frozen:
-        return set(map(id, model.parameters()))
-    # The core's units come first.
-    of_blocks = (linear for linear in linears if linear.units[-1].stop > linear.units[0].stop)
-    found = {id(parameter) for linear in of_blocks for parameter in linear.parameters}
-    if not found:
-        raise PlanError("core_frozen=True leaves nothing to learn: the plan gives blocks no units")
-    return found
-
-
 def keep_bfloat16(model: nn.Module, is_bfloat16: Callable[[str], bool] | None = None) -> None:
     """Puts frozen weights of linear maps in bfloat16, as their checkpoint has them, for products in
     bfloat16, which are the same then. Embeddings and norms stay: what they give is added.

@@ -40,7 +40,7 @@ share), `PlanConfig` and `planning.make_plan` (its setting), `divide.split_furth
 `Family.linears` and `unit_linears` (its place in a model; `model/adapters.py` if the plan adds it),
 `assign.scores._sites` (attribution), `extract._resized` and `model/sizes.py` (other widths),
 `planning.plan_of_round`, `units.swaps_of`, `cost.kept_flops_per_token`, `pretrained._SIZES`,
-`export.card._UNITS`, and first in tests/reference.py. Units are rows or columns of a linear map:
+`export.write._UNITS`, and first in tests/reference.py. Units are rows or columns of a linear map:
 others, such as stacked experts (`routing/experts.py`), need a routed class of their own too.
 """
 

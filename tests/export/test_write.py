@@ -10,8 +10,7 @@ import torch
 
 from gr_sweep.errors import JobError
 from gr_sweep.export import write
-from gr_sweep.export.card import facts_of
-from gr_sweep.export.write import export
+from gr_sweep.export.write import export, facts_of
 from gr_sweep.routing.kinds import ATTN, EXPERT, MLP
 from gr_sweep.routing.plan import RoutePlan, Split
 from gr_sweep.train.cost import kept_parameters, num_parameters
@@ -52,9 +51,13 @@ def test_the_checkpoint_has_the_logits_of_keep(family, tmp_path):
     # Where the config derives the size of a head from their number, removed heads are zeros.
     linears = [linear for linear in routed.unit_linears if linear.kind == ATTN]
     per_group = sum(linear.size(p) for linear in linears for p in linear.parameters) // LAYERS
-    zeros = made.units[ATTN].padding[0] * LAYERS * per_group if linears else 0
-    assert made.parameters - zeros == kept_parameters(routed)["biology"]
-    assert made.removed_domains == ["code", "creative"] and made.step == 7
+    zeros = (
+        (made["units"][ATTN]["extracted"] - made["units"][ATTN]["kept"][0]) * LAYERS * per_group
+        if linears
+        else 0
+    )
+    assert made["parameters"] - zeros == kept_parameters(routed)["biology"]
+    assert made["removed_domains"] == ["code", "creative"] and made["step"] == 7
     assert not list(tmp_path.glob(".*")), "no temporary folder is left"
 
 
@@ -68,8 +71,8 @@ def test_adapters_that_are_kept_are_merged_and_untie_the_embeddings(keep, is_tie
     made = export(run, [keep], tmp_path / "out", command=COMMAND)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["tie_word_embeddings"] is is_tied
-    assert made.parameters == kept_parameters(routed)[keep]
-    assert made.full_parameters == num_parameters(routed)
+    assert made["parameters"] == kept_parameters(routed)[keep]
+    assert made["full_parameters"] == num_parameters(routed)
 
 
 def test_kept_biases_of_the_output_are_refused(tmp_path):
@@ -83,11 +86,11 @@ def test_heads_are_padded_to_a_number_that_the_architecture_takes(tmp_path):
     """6 of 8 groups of 2 heads do not divide the width of 16."""
     run, routed = make_run(tmp_path / "job", functools.partial(PEERS, attn_shared=0.5))
     made = export(run, ["code"], tmp_path / "out", command=COMMAND)
-    units = made.units[ATTN]
-    assert (units.full, units.kept, units.extracted, units.padding) == (8, (6, 6), 8, (2, 2))
+    units = made["units"][ATTN]
+    assert units == {"full": 8, "kept": (6, 6), "extracted": 8}
     # q and o have 2 heads of 2 features a group, k and v one.
     zeros = 2 * LAYERS * HIDDEN * (4 + 2 + 2 + 4)
-    assert made.parameters - zeros == kept_parameters(routed)["code"]
+    assert made["parameters"] - zeros == kept_parameters(routed)["code"]
     remark = facts_of(made)[-2]
     assert remark in (tmp_path / "out" / "README.md").read_text()
 
@@ -99,10 +102,10 @@ def test_layers_of_unequal_sizes_are_padded_to_the_widest(tmp_path):
 
     run, routed = make_run(tmp_path / "job", plan_of)
     made = export(run, ["biology"], tmp_path / "out", command=COMMAND)
-    units = made.units[MLP]
-    assert (units.kept, units.extracted, units.padding) == ((16, 11), 16, (0, 5))
+    units = made["units"][MLP]
+    assert (units["kept"], units["extracted"]) == ((16, 11), 16)
     zeros = 5 * 3 * HIDDEN
-    assert made.parameters == kept_parameters(routed)["biology"] + zeros
+    assert made["parameters"] == kept_parameters(routed)["biology"] + zeros
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["intermediate_size"] == 16
 
