@@ -285,7 +285,7 @@ class DataConfig:
     paths: dict[str, str] = field(default_factory=dict)
     """Path or glob of a source, instead of `root` (local)."""
     text_field: str = "text"
-    """Field or column that holds a document's text (local JSON, tables, Parquet and Arrow)."""
+    """Field or column that holds a document's text (local JSON and tables)."""
     label_field: str | None = None
     """Field or column that holds a document's domain. All domains then read one source: `root`,
     which can be a file, or the only entry of `paths` or `sources`."""

@@ -8,7 +8,7 @@ N rows (sequences) of a step, T tokens that a row predicts.
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,6 +57,16 @@ def observed_labels(
             observed[order[num_hidden : num_hidden + num_wrong]] = np.resize(others, num_wrong)
         labels[domain] = observed
     return labels
+
+
+class _Part(NamedTuple):
+    """Text of a label that is read in a share of its rows."""
+
+    key: tuple[str, ...]
+    """The order follows from it."""
+    documents: Mapping[str, np.ndarray]
+    """By true domain."""
+    share: Fraction
 
 
 class Batches:
@@ -137,7 +147,7 @@ class Batches:
         )
         shares = unlabelled_shares(unlabelled, domains)
         hidden = {domain: weight[domain] * Fraction(repr(shares[domain])) for domain in present}
-        self._streams: dict[str, Stream | Mixture] = {}
+        self._streams: dict[str, Mixture] = {}
         if permuted:
             known = {d: np.flatnonzero(observed[d] < len(present)) for d in present}
             self._add_permuted(known, {d: weight[d] - hidden[d] for d in present})
@@ -149,10 +159,12 @@ class Batches:
             others = {d: weight[d] for d in present if d in rehearsed}
             self._add_labelled(texts, others, Fraction(repr(rehearsal)))
         if self.counts.get(UNLABELLED):
-            documents = {
-                d: np.flatnonzero(observed[d] == len(present)) for d in present if hidden[d]
-            }
-            self._streams[UNLABELLED] = self._mixture((UNLABELLED,), documents, hidden)
+            parts = [
+                _Part((UNLABELLED, d), {d: np.flatnonzero(observed[d] == len(present))}, hidden[d])
+                for d in present
+                if hidden[d]
+            ]
+            self._add(UNLABELLED, parts)
 
     def _add_labelled(
         self,
@@ -161,24 +173,17 @@ class Batches:
         rehearsal: Fraction,
     ) -> None:
         """Gives each label its text, and in the share `rehearsal` of its rows that of the labels
-        `rehearsed`, by their weights.
-
-        Args:
-            texts: the documents that carry a label, by label and true domain.
-        """
+        `rehearsed`, by their weights. `texts`: the documents by label and true domain."""
         for label in texts:
             if count := self.counts[label]:
                 others = {other: weight for other, weight in rehearsed.items() if other != label}
                 if rehearsed and not others:
                     raise ConfigError(f"procedure.rehearsal finds no other text than {label}'s")
-                streams = [
-                    self._stream((name,), texts[name], self.counts[name] or 1)
-                    for name in (label, *others)
-                ]
-                total = sum(others.values())
-                shares = [rehearsal * weight / total for weight in others.values()]
-                mixture = Mixture(streams, [1 - rehearsal, *shares], num_rows=count)
-                self._streams[label] = mixture if others else streams[0]
+                shares = {label: 1 - rehearsal}
+                for other, weight in others.items():
+                    shares[other] = rehearsal * weight / sum(others.values())
+                parts = [_Part((name,), texts[name], share) for name, share in shares.items()]
+                self._add(label, parts, num_rows=count)
 
     def _add_permuted(
         self, known: Mapping[str, np.ndarray], shares: Mapping[str, Fraction]
@@ -191,38 +196,28 @@ class Batches:
         """
         counts = {label: n for label, n in self.counts.items() if n and label != UNLABELLED}
         ends = np.cumsum(list(counts.values()))
-        dealt = {}
+        parts: dict[str, list[_Part]] = {label: [] for label in counts}
         for domain in known:
             if shares[domain]:
                 order = seeded("permuted", self._seed, domain).permutation(known[domain])
                 # The labels' parts have the ratio of their rows, to within one document.
                 cuts = (2 * ends[:-1] * len(order) + ends[-1]) // (2 * ends[-1])
-                dealt[domain] = np.split(order, cuts)
-        for number, (label, count) in enumerate(counts.items()):
-            documents = {domain: parts[number] for domain, parts in dealt.items()}
-            rows = {"num_rows": count, "first_row": int(ends[number]) - count}
-            self._streams[label] = self._mixture((label, "permuted"), documents, shares, **rows)
+                for label, dealt in zip(counts, np.split(order, cuts), strict=True):
+                    key = (label, "permuted", domain)
+                    parts[label].append(_Part(key, {domain: dealt}, shares[domain]))
+        for end, (label, count) in zip(ends.tolist(), counts.items(), strict=True):
+            self._add(label, parts[label], num_rows=count, first_row=end - count)
 
-    def _mixture(
-        self,
-        key: tuple[str, ...],
-        documents: Mapping[str, np.ndarray],
-        shares: Mapping[str, Fraction],
-        **rows: int,
-    ) -> Mixture:
-        """The text of several domains, each in its share of the windows."""
-        streams = [self._stream((*key, d), {d: chosen}, 1) for d, chosen in documents.items()]
-        self._check_enough(key[0], sum(s.num_tokens for s in streams), self.counts[key[0]])
-        return Mixture(streams, [shares[domain] for domain in documents], **rows)
-
-    def _stream(
-        self, key: tuple[str, ...], documents: Mapping[str, np.ndarray], num_rows: int
-    ) -> Stream:
-        """The text of some documents by true domain, in an order that follows from the key."""
-        parts = [self._train_shards[domain].subset(chosen) for domain, chosen in documents.items()]
-        stream = Stream(join(parts), self._sequence_length, (self._seed, *key))
-        self._check_enough(" ".join(key), stream.num_tokens, num_rows)
-        return stream
+    def _add(self, label: str, parts: Sequence[_Part], **rows: int) -> None:
+        """Gives a label its text; `rows` as `Mixture` takes them."""
+        streams = []
+        for part in parts:
+            chosen = [self._train_shards[d].subset(found) for d, found in part.documents.items()]
+            streams.append(Stream(join(chosen), self._sequence_length, (self._seed, *part.key)))
+            self._check_enough(" ".join(part.key), streams[-1].num_tokens, 1)
+        num_tokens = sum(stream.num_tokens for stream in streams)
+        self._check_enough(label, num_tokens, self.counts[label])
+        self._streams[label] = Mixture(streams, [part.share for part in parts], **rows)
 
     def token_cuts(
         self, owners: Sequence[str], vocab_size: int, bias: float
@@ -266,20 +261,15 @@ class Batches:
         Args:
             rows: those that are read.
         """
-        chosen = range(self.num_rows)[rows]
-        rows_NT1 = np.empty((len(chosen), self._sequence_length + 1), dtype=np.int64)
-        for row, row_T1 in zip(chosen, rows_NT1, strict=True):
-            label, window = self._window(step, row)
+        windows = [
+            (label, (step - self._first_step) * count + row)
+            for label, count in self.counts.items()
+            for row in range(count)
+        ][rows]
+        rows_NT1 = np.empty((len(windows), self._sequence_length + 1), dtype=np.int64)
+        for (label, window), row_T1 in zip(windows, rows_NT1, strict=True):
             self._streams[label].read(window, row_T1)
         return rows_NT1
-
-    def _window(self, step: int, row: int) -> tuple[str, int]:
-        """The label of a row, and the number of its window in that label's stream."""
-        for label, count in self.counts.items():
-            if row < count:
-                return label, (step - self._first_step) * count + row
-            row -= count
-        raise IndexError(row)
 
     def labelled(self, step: int, labels: Sequence[str]) -> np.ndarray:
         """The rows of a step that carry these labels, int64 [N, T + 1]."""

@@ -80,13 +80,14 @@ def _built(
             shutil.rmtree(building, ignore_errors=True)
         building.mkdir(exist_ok=True)
         manifest = dict(build(building))
-        for rest in (progress, *building.glob(".*.tmp")):
-            rest.unlink(missing_ok=True)
+        for rest in building.glob(".*.tmp"):  # of killed processes
+            rest.unlink()
         manifest["files"] = _sizes(building)
         write_whole(building / MANIFEST, json.dumps(manifest, indent=1))
         sync_folder(building)
         _check_held(lease)
         os.replace(building, folder)
+        (folder / PROGRESS).unlink(missing_ok=True)
     except BaseException as error:
         _check_held(lease, error)
         if is_full(error) or not progress.exists():
@@ -123,8 +124,9 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 def _sizes(folder: Path) -> dict[str, int]:
     """Bytes of the files of a cache folder, by name."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    return {name: size for name, size in sizes.items() if name not in (MANIFEST, PROGRESS)}
 
 
 def digests(paths: Sequence[Path], memory: Path) -> list[str]:

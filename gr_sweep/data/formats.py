@@ -1,4 +1,4 @@
-"""The records of a file: text, JSON, CSV, Parquet or Arrow, compressed or not.
+"""The records of a file: text, JSON, CSV, TSV or Parquet, compressed or not.
 
 JSON is not read by `datasets`, which infers one schema for all records: it turns dates into
 timestamps and stops at fields whose type varies. `pyarrow` is imported only where it is needed.
@@ -16,7 +16,7 @@ LARGEST_TEXT = 16 << 20
 """Characters of the largest document."""
 
 COMPRESSED = (".gz", ".bz2", ".zst")
-_TABLES = (".csv", ".tsv", ".parquet", ".arrow")
+_TABLES = (".csv", ".tsv", ".parquet")
 _LINES = (".jsonl", ".ndjson")
 _ROWS = 1024
 _LINE = 1 << 16
@@ -125,18 +125,13 @@ def _json_values(text: TextIO, suffix: str) -> Iterator[Any]:
 
 
 def _rows(path: Path, suffix: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a table; of Parquet only these columns. Arrow is as `datasets` writes it."""
+    """The rows of a table; of Parquet only these columns."""
     import pandas
-    import pyarrow.ipc
     import pyarrow.parquet
 
     if suffix == ".parquet":
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(_ROWS, columns=columns):
             yield from batch.to_pylist()
-    elif suffix == ".arrow":
-        with path.open("rb") as file:
-            for batch in pyarrow.ipc.open_stream(file):
-                yield from batch.to_pylist()
     else:
         options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "chunksize": _ROWS}
         delimiter = "," if suffix == ".csv" else "\t"

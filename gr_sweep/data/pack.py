@@ -27,9 +27,7 @@ from gr_sweep.data.tokenize import Tokenizer, token_dtype
 from gr_sweep.errors import DataError
 from gr_sweep.files import write_whole
 
-BYTES_A_TOKEN = 3
-"""A low estimate, so that reading ahead does not overshoot a limit in tokens by much."""
-BATCH_BYTES = 1 << 20
+BATCH_CHARACTERS = 1 << 20
 """Text that is tokenised at once."""
 HELD_OUT_TOKENS = 1 << 18
 """Held-out tokens of a domain, after which its other held-out documents are passed over: a stream
@@ -77,9 +75,7 @@ def pack(
     """
     kept = read_progress(folder)
     begin, num_skipped = at, num_read = kept.get("place", (0, 0))
-    size, recorded = BATCH_BYTES, time.monotonic()
-    if data.limit_tokens is not None:
-        size = min(size, data.limit_tokens * BYTES_A_TOKEN)
+    recorded = time.monotonic()
     with ExitStack() as stack:
         writers = {
             domain: _Domain(stack, folder, number, domain, tokenizer, data, markers.get(domain))
@@ -92,7 +88,7 @@ def pack(
         def batches() -> Iterator[tuple[tuple[int, list[Document], list[str]], list[str]]]:
             for number in range(begin, len(sources)):
                 documents = islice(streams[number], num_skipped if number == begin else 0, None)
-                while not is_done(number) and (batch := _batch(documents, size)):
+                while not is_done(number) and (batch := _batch(documents)):
                     # Those before may not be written yet, but what is left out stays so.
                     texts = [d.text for d in batch if writers[d.domain].left_out(d) is None]
                     yield (number, batch, texts), texts
@@ -119,11 +115,12 @@ def pack(
     return {domain: writer.counts for domain, writer in writers.items()}
 
 
-def _batch(documents: Iterator[Document], size: int) -> list[Document]:
+def _batch(documents: Iterator[Document]) -> list[Document]:
     batch: list[Document] = []
-    while size > 0 and (document := next(documents, None)) is not None:
+    left = BATCH_CHARACTERS
+    while left > 0 and (document := next(documents, None)) is not None:
         batch.append(document)
-        size -= len(document.text)
+        left -= len(document.text)
     return batch
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from gr_sweep.config import DataConfig, DataKind, ModelConfig, PartitionConfig
 from gr_sweep.data.cache import CONTENTS, digests, open_or_build
 from gr_sweep.data.markers import MARKERS, marker_tokens
-from gr_sweep.data.pack import BYTES_A_TOKEN, pack, read_progress, shard_name
+from gr_sweep.data.pack import pack, read_progress, shard_name
 from gr_sweep.data.rules import Rules, is_blank, is_held_out
 from gr_sweep.data.shards import Shard, open_shard
 from gr_sweep.data.sources import Document, Source, sources_of
@@ -44,6 +44,8 @@ SAMPLE_BYTES = 6 << 20
 """Text that a tokenizer is trained on, for all domains together: a few seconds."""
 READ_AHEAD_BYTES = 256 << 20
 """Text that is kept in memory while the tokenizer's sample is collected."""
+_BYTES_A_TOKEN = 3
+"""A low estimate, so that a limit in tokens is read and not much more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,6 @@ class TokenData:
     """Token ids of every domain's spurious marker, all of one length; empty without markers."""
     tokenizer_dir: Path
     """Folder that `AutoTokenizer.from_pretrained` loads, whichever tokenizer it is."""
-    folder: Path
-    """The cache folder."""
 
     @property
     def begin(self) -> tuple[int, ...]:
@@ -158,7 +158,6 @@ def prepare_data(
         fingerprint=text.fingerprint,
         markers={domain: np.array(ids, np.int64) for domain, ids in manifest["markers"].items()},
         tokenizer_dir=folder / "tokenizer",
-        folder=folder,
     )
     for domain, counts in manifest["counts"].items():
         sizes = {
@@ -222,7 +221,7 @@ def _read_ahead(
     """Documents of each source for the tokenizer's sample, until its domains have enough."""
     enough = READ_AHEAD_BYTES // num_domains
     if limit_tokens is not None:
-        enough = min(enough, limit_tokens * BYTES_A_TOKEN)
+        enough = min(enough, limit_tokens * _BYTES_A_TOKEN)
     found: list[list[Document]] = [[] for _ in sources]
     for source, stream, documents in zip(sources, streams, found, strict=True):
         # Characters stand for bytes: the bound on memory need not be exact.

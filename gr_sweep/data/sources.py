@@ -174,16 +174,9 @@ def local_files(data: DataConfig, source: str) -> list[Path]:
 
 
 def _files_of(entry: Path) -> list[Path]:
-    """The file, or the files below the folder, without hidden ones such as .git/config.
-
-    Of a folder that `datasets.save_to_disk` wrote, only the tables are files.
-    """
+    """The file, or the files below the folder, without hidden ones such as .git/config."""
     if entry.is_file():
         return [entry]
-    if (entry / "dataset_dict.json").exists():
-        entry = entry / "train"
-    if (entry / "dataset_info.json").exists():
-        return sorted(entry.glob("data-*.arrow"))
     below = (path for path in entry.rglob("*") if path.is_file())
     is_hidden = re.compile(r"(^|/)\.").search
     return sorted(path for path in below if not is_hidden(path.relative_to(entry).as_posix()))

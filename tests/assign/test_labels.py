@@ -33,7 +33,6 @@ def data(tmp_path) -> TokenData:
         fingerprint="x",
         markers={},
         tokenizer_dir=tmp_path,
-        folder=tmp_path,
     )
 
 

@@ -20,22 +20,22 @@ TWO = partition("code", "creative")
 
 def files_of(made: TokenData) -> dict[str, bytes]:
     """The files of the cache."""
-    files = [path for path in made.folder.rglob("*") if path.is_file()]
-    return {path.relative_to(made.folder).as_posix(): path.read_bytes() for path in files}
+    files = [path for path in made.tokenizer_dir.parent.rglob("*") if path.is_file()]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def in_processes(cores: int) -> None:
     """From the second batch on, of which there are many."""
     os.sched_getaffinity = lambda _: set(range(cores))
     encode.POOL_FROM_CHARACTERS = 1
-    pack.BATCH_BYTES = 5_000
+    pack.BATCH_CHARACTERS = 5_000
 
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", None, raising=False)
     monkeypatch.setattr(encode, "POOL_FROM_CHARACTERS", None)
-    monkeypatch.setattr(pack, "BATCH_BYTES", None)
+    monkeypatch.setattr(pack, "BATCH_CHARACTERS", None)
     in_processes(1)
 
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from gr_sweep.config import (
-    DataConfig,
     DataKind,
     DomainConfig,
     HubSource,
@@ -52,52 +51,33 @@ def test_the_fingerprint_follows_what_changes_tokens_and_nothing_else(tmp_path):
     root = write_root(tmp_path / "root", "code", "creative")
     data = local(tmp_path, root)
 
-    def of(data=data, partition=TWO) -> str:
-        return prepare_data(data, partition).fingerprint
+    def of(data=data, partition=TWO, model=None) -> str:
+        return text_fingerprint(data, partition, model)
 
     first = of()
+    assert not list((tmp_path / "cache").glob("*/manifest.json"))
+    made = prepare_data(data, TWO)
+    noisy = PartitionConfig(domains=TWO.domains, unlabelled=0.5, mislabelled=0.2, name="x")
     same = [
+        made.fingerprint,
         of(dataclasses.replace(data, weights={"code": 3.0}, overlap=0.1, seed=7)),
-        of(
-            partition=PartitionConfig(
-                domains=TWO.domains, unlabelled=0.5, mislabelled=0.2, name="x"
-            )
-        ),
+        of(partition=noisy),
         of(local(tmp_path, write_root(tmp_path / "moved", "code", "creative"))),
     ]
     assert set(same) == {first}
+    hub = {d: HubSource(path="json", data_files=str(root / f"{d}.jsonl")) for d in TWO.domains}
+    hub_text = dataclasses.replace(data, kind=DataKind.hub, sources=hub)
     others = [
+        of(hub_text),
         of(dataclasses.replace(data, vocab_size=300)),
         of(dataclasses.replace(data, limit_tokens=2000)),
         of(partition=partition("creative", "code")),
         of(partition=partition("code", "creative", code=DomainConfig(pattern="a"))),
+        of(model=ModelConfig(size=None, path=str(made.tokenizer_dir))),
     ]
     write_lines(root / "code.jsonl", [{"text": text} for text in texts("other")])
-    others.append(of())
+    others += [of(), of(hub_text)]
     assert len({first, *others}) == len(others) + 1
-
-
-def hub_text(tmp_path, root):
-    sources = {
-        domain: HubSource(path="json", data_files=str(root / f"{domain}.jsonl"))
-        for domain in TWO.domains
-    }
-    cache = str(tmp_path / "cache")
-    return DataConfig(kind=DataKind.hub, sources=sources, cache=cache, vocab_size=400)
-
-
-@pytest.mark.parametrize("kind", [local, hub_text])
-def test_the_text_fingerprint_is_that_of_the_prepared_data(tmp_path, kind):
-    data = kind(tmp_path, write_root(tmp_path / "root", "code", "creative"))
-    before = text_fingerprint(data, TWO)
-    assert not list((tmp_path / "cache").glob("*/manifest.json"))
-    made = prepare_data(data, TWO)
-    assert before == made.fingerprint == text_fingerprint(data, TWO)
-    model = ModelConfig(size=None, path=str(made.tokenizer_dir))
-    pretrained = prepare_data(data, TWO, model).fingerprint
-    assert pretrained == text_fingerprint(data, TWO, model) != before
-    write_lines(tmp_path / "root" / "code.jsonl", [{"text": text} for text in texts("other")])
-    assert text_fingerprint(data, TWO) not in (before, pretrained)
 
 
 def test_a_share_of_the_training_documents_is_marked_and_nothing_else_changes(tmp_path):
@@ -149,7 +129,7 @@ def test_a_limit_bounds_training_tokens_and_leaves_held_out_text_as_it_is(tmp_pa
         prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
     # A source is not read to its end for more held-out text than jobs need.
     monkeypatch.setattr(pack, "HELD_OUT_TOKENS", 500)
-    monkeypatch.setattr(pack, "BATCH_BYTES", 5_000)
+    monkeypatch.setattr(pack, "BATCH_CHARACTERS", 5_000)
     made = prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
     first = len(made.heldout["code"].ids)
     assert made.heldout["code"].num_tokens >= 500

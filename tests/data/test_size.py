@@ -22,7 +22,8 @@ def test_the_size_is_near_that_of_the_prepared_text(tmp_path, suffix, within):
     made = prepare_data(data, TWO, MODEL)
     shards = [*made.train.values(), *made.heldout.values()]
     tokens = sum(shard.num_tokens for shard in shards)
-    tables = [path for path in made.folder.iterdir() if path.suffix in (".tokens", ".documents")]
+    files = made.tokenizer_dir.parent.iterdir()
+    tables = [path for path in files if path.suffix in (".tokens", ".documents")]
     assert found.text_bytes == pytest.approx(sum(s.num_bytes.sum() for s in shards), rel=within)
     assert found.tokens == pytest.approx(tokens, rel=within)
     assert found.disk_bytes == pytest.approx(sum(p.stat().st_size for p in tables), rel=within)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
-import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from hypothesis import given as drawn
@@ -37,13 +36,6 @@ def parquet(columns: dict[str, list[object]]) -> bytes:
     return file.getvalue()
 
 
-def arrow(records: list[dict[str, str]]) -> bytes:
-    table, file = pyarrow.Table.from_pylist(records), io.BytesIO()
-    with pyarrow.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table)
-    return file.getvalue()
-
-
 def table(delimiter: str) -> bytes:
     file = io.StringIO()
     writer = csv.DictWriter(file, ["text", "tag"], delimiter=delimiter)
@@ -59,14 +51,13 @@ FORMATS = {
     "csv": table(","),
     "tsv": table("\t"),
     "parquet": parquet({name: [r[name] for r in RECORDS] for name in ("text", "tag")}),
-    "arrow": arrow(RECORDS),
 }
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_is_read_by_its_suffix_packed_or_not(tmp_path, kind):
     files = {f"a.{kind}": FORMATS[kind]}
-    for suffix in () if kind in ("parquet", "arrow") else ("gz", "bz2", "zst"):
+    for suffix in () if kind == "parquet" else ("gz", "bz2", "zst"):
         files[f"a.{kind}.{suffix}"] = packed(FORMATS[kind], suffix)
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -90,18 +81,6 @@ def test_text_and_fields_are_those_of_the_file(tmp_path, name, content, records)
     found = list(read_file(tmp_path / name, "text"))
     assert [record.text for record in found] == [record["text"] for record in records]
     assert name == "a.md" or [record.fields for record in found] == records
-
-
-def test_a_data_set_that_was_saved_to_disk_is_a_source(tmp_path):
-    import datasets
-
-    saved = datasets.Dataset.from_list(RECORDS)
-    saved.save_to_disk(tmp_path / "one", num_shards=2)
-    datasets.DatasetDict(train=saved, test=saved.select([0])).save_to_disk(tmp_path / "two")
-    for source in ("one", "two"):
-        files = local_files(DataConfig(kind=DataKind.local, root=str(tmp_path)), source)
-        found = [record.text for file in files for record in read_file(file, "text")]
-        assert found == [record["text"] for record in RECORDS]
 
 
 @settings(max_examples=50, deadline=None)
