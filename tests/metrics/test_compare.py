@@ -3,7 +3,6 @@ be."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View
 
 DOMAINS = ["code", "biology", "creative"]
 Rows = list[DocumentLoss]
+NONE = Baselines()
 
 
 def rows_of(
@@ -70,24 +70,11 @@ def all_baselines() -> Baselines:
     )
 
 
-def compare(
-    job: Rows, baselines: Baselines, domains: Sequence[str] = DOMAINS, **kwargs: Any
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """What the baselines add to the job's own metrics, which they do not change."""
-    kwargs = {"seed": 0} | kwargs
-    metrics, intervals = summarize_losses(job, domains, baselines, **kwargs)
-    own = summarize_losses(job, domains, **kwargs)
-    assert own[0].items() <= metrics.items()
-    for key, bounds in own[1].items():
-        assert intervals[key] == pytest.approx(bounds, rel=1e-9), key
-    return (
-        {key: value for key, value in metrics.items() if key not in own[0]},
-        {key: bounds for key, bounds in intervals.items() if key not in own[1]},
-    )
-
-
 def compared(job: Rows, baselines: Baselines) -> dict[str, float]:
-    return compare(job, baselines)[0]
+    """What the baselines add to the job's own metrics, which they do not change."""
+    metrics, own = (summarize_losses(job, DOMAINS, of, seed=0)[0] for of in (baselines, NONE))
+    assert own.items() <= metrics.items()
+    return {key: value for key, value in metrics.items() if key not in own}
 
 
 def test_every_metric_follows_its_definition() -> None:
@@ -270,9 +257,18 @@ def literal_intervals(job: Rows, baselines: Baselines) -> dict[str, tuple[float,
 
 def test_intervals_are_those_of_a_literal_resampling() -> None:
     job, baselines = noisy(JOB, 0), noisy_baselines()
-    _, intervals = compare(job, baselines, seed=7, resamples=50)
+    _, intervals = summarize_losses(job, DOMAINS, baselines, seed=7, resamples=50)
     for key, bounds in literal_intervals(job, baselines).items():
         assert intervals[key] == pytest.approx(bounds, rel=1e-9), key
+
+
+def test_equal_seeds_give_equal_intervals_and_a_domain_more_moves_none() -> None:
+    rows = noisy(JOB, 0)
+    both = summarize_losses(rows, ["code", "biology"], seed=3)[1]
+    assert summarize_losses(rows, ["biology", "code"], seed=3)[1] == both
+    assert summarize_losses(rows, ["code", "biology"], seed=4)[1] != both
+    alone = summarize_losses(rows, ["code"], seed=3)[1]
+    assert alone["loss/full/code"] == both["loss/full/code"]
 
 
 # The attack

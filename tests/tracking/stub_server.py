@@ -2,8 +2,7 @@
 what it was sent.
 
 It knows the GraphQL requests about runs and about views (workspaces and reports), the stream of a
-run's rows, and the upload of its files. `failing` and `delay_s` make it fail in the middle of a
-run. WANDB_BASE_URL points wandb at `url`.
+run's rows, and the upload of its files. WANDB_BASE_URL points wandb at `url`.
 """
 
 import base64
@@ -130,9 +129,6 @@ class StubServer:
         self.views: list[StubView] = []
         self.requests: list[tuple[str, bytes]] = []
         """Path and body of each request; of a GraphQL request the operation's name."""
-        self.failing: tuple[str, int] | None = None
-        """A part of a request's path, or of a GraphQL operation's name, and the status that it is
-        answered with."""
         self.sweep_config = ""
         """The sweep that agents ask for, in YAML."""
         self.agent_runs: list[tuple[str, dict[str, Any]]] = []
@@ -182,8 +178,6 @@ class StubServer:
         self._stopping.wait(self.delay_s)
         if self._stopping.is_set():
             return 503, {"error": "the stub stops"}
-        if self.failing is not None and self.failing[0] in name:
-            return self.failing[1], {"error": "the stub fails there"}
         with self._lock:
             if asked:
                 return self._graphql(name, asked.get("variables") or {})
@@ -204,19 +198,12 @@ class StubServer:
         match name:
             case "Viewer" | "GetDefaultEntity":
                 data: Any = viewer
-            case "ServerFeaturesQuery":
-                data = {"serverInfo": {"features": []}}
             case "RunResumeStatus":
                 run = self.runs.get(asked["name"])
                 model = {"id": "p", "name": asked.get("project"), "entity": {"name": ENTITY}}
                 data = {"model": model | {"bucket": run and run.node()}}
             case "UpsertBucket":
                 data = self._upsert_run(asked)
-            case "UpsertSweep":
-                self.sweep_config = asked["config"]
-                place = {"name": asked["projectName"], "entity": {"name": ENTITY}}
-                sweep = {"id": "1", "name": "sweep1", "project": place}
-                data = {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
             case "SweepWithRuns":
                 data = {"project": {"sweep": {"config": self.sweep_config, "runs": {"edges": []}}}}
             case "CreateAgent":

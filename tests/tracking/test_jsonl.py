@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from gr_sweep.config import TrackingConfig, TrackingMode
 from gr_sweep.errors import DataError
+from gr_sweep.tracking import make_tracker
 from gr_sweep.tracking.jsonl import JsonlTracker, read_rows
 
 
@@ -66,3 +68,11 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     JsonlTracker(path).log(1, {"train/loss": 1.0, "a": math.nan, "b": math.inf})
     assert rows(path) == [{"step": 1, "train/loss": 1.0}]
+
+
+def test_tracking_off_writes_metrics_jsonl_alone(tmp_path: Path) -> None:
+    config = TrackingConfig(mode=TrackingMode.off)
+    with make_tracker(config, folder=tmp_path, job="j", sweep="s", run_config={}) as tracker:
+        tracker.log(1, {"train/loss": 1.0})
+        tracker.finish({"metrics": {}})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
