@@ -34,7 +34,8 @@ from gr_sweep import config, errors
 from gr_sweep.cli import app
 from gr_sweep.cli.bench import BENCHMARKS
 from gr_sweep.cli.compose import compose
-from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS, OptunaConfig, conf_dir
+from gr_sweep.cli.help import conf_dir
+from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS, OptunaConfig
 from gr_sweep.config import Baseline
 from gr_sweep.metrics import registry
 

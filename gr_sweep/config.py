@@ -94,7 +94,7 @@ class Attribution(enum.Enum):
 class DataKind(enum.Enum):
     """Where text comes from. Each kind is in conf/data/NAME.yaml, `_SOURCES` of data/sources.py,
     `_CHECKS` of checks.py, `_resolve_data` of resolve.py, and `_PLACES` of report/sweep.py. New
-    settings may also be in `_DICTIONARIES` of fingerprint.py and `_PATHS` of cli/names.py."""
+    settings may also be in `_DICTIONARIES` of fingerprint.py and `_PATHS` of cli/overrides.py."""
 
     synthetic = "synthetic"
     local = "local"

@@ -141,6 +141,13 @@ def full_disk(path: Path, error: BaseException, instead: str = "") -> JobError:
     )
 
 
+def unusable(error: OSError) -> JobError:
+    """The error where the file or folder that an OSError names cannot be used."""
+    if is_full(error):
+        return full_disk(Path(error.filename), error)
+    return JobError(f"{error.filename}: {error.strerror}; use another folder, or fix this one")
+
+
 def content_digest(path: Path) -> str:
     """SHA-256 over the SHA-256s of a file's pieces of 64 MiB, which threads hash at once.
 

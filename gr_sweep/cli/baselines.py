@@ -5,12 +5,12 @@ differs in width. Whatever those settings are, the composed config of a dense ru
 so the run is there once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from gr_sweep.cli.overrides import key_of
+from gr_sweep.cli.check_fit import parts_of
+from gr_sweep.cli.overrides import without
 from gr_sweep.config import UNROUTED, Baseline, Method, RunConfig, unlabelled_shares
 from gr_sweep.domains import expand, is_under
-from gr_sweep.fingerprint import is_below
 from gr_sweep.model.sizes import shape_of
 from gr_sweep.planning import expert_widths
 
@@ -21,7 +21,6 @@ routed run is worth is read off."""
 _OF_ROUTING = (
     "method", "edges", "plan", "route", "procedure", "partition.unlabelled", "baselines",
 )  # fmt: skip
-_OF_NOISE = ("partition.unlabelled", "partition.mislabelled")
 _UNLEARNING = "eval.unlearn_steps"
 _WIDTH = "model.intermediate_size"
 _ATTACKS = {"eval.calibrate": "false", "eval.relearn_steps": "null"}
@@ -29,14 +28,13 @@ _ATTACKS = {"eval.calibrate": "false", "eval.relearn_steps": "null"}
 
 
 def baselines_of(
-    config: RunConfig, overrides: Sequence[str], parts: Sequence[str]
+    config: RunConfig, overrides: Sequence[str]
 ) -> Iterator[tuple[list[str], list[str]]]:
     """Overrides of each run that the job's metrics need and that `config.baselines` names.
 
     Args:
         config: of the job, resolved.
         overrides: what the job is composed from.
-        parts: domains, and nodes above them, that can be removed from it.
 
     Yields:
         The job's overrides that the baseline shares, and those that make it the baseline.
@@ -46,59 +44,57 @@ def baselines_of(
     """
     if config.method.name in UNROUTED:
         return
-    plain = [*_without(overrides, (*_OF_ROUTING, *_OF_NOISE)), "baselines=[]"]
+    routed = [*without(overrides, _OF_ROUTING), "baselines=[]"]
+    plain = without(routed, ["partition.mislabelled"])
+    setting, length = "train.steps", config.train.steps
+    if length is None:
+        setting, length = "train.tokens", config.train.tokens
     for baseline in config.baselines:
         if baseline is Baseline.dense:
             yield plain, ["method=dense"]
         elif baseline is Baseline.compute:
             # Shorter runs are not unlearned.
-            setting, length = _length(config)
-            short = [*_without(plain, (setting, _UNLEARNING)), f"{_UNLEARNING}=null"]
+            short = [*without(plain, (setting, _UNLEARNING)), f"{_UNLEARNING}=null"]
             for share in SHARES:
                 shorter = max(1, round(length * share))
                 yield short, ["method=dense", f"{setting}={shorter}"]
         elif baseline is Baseline.filtered:
-            for part in parts:
+            for part in parts_of(config):
                 yield plain, ["method=filtered", f"method.without=[{part}]"]
         elif baseline is Baseline.alone:
-            yield from _alone(config, plain)
+            yield from _alone(config, plain, setting, length)
         elif config.method.name is not Method.random:  # whose labels are not those of a filter
-            noisy = [*_without(overrides, _OF_ROUTING), "baselines=[]", _unlabelled(config)]
-            for part in parts:
+            noisy = [*routed, _unlabelled(config)]
+            for part in parts_of(config):
                 if _is_noisy(config, part):
                     yield noisy, ["method=filtered_observed", f"method.without=[{part}]"]
 
 
-def _alone(config: RunConfig, plain: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+def _alone(
+    config: RunConfig, plain: list[str], setting: str, length: int
+) -> Iterator[tuple[list[str], list[str]]]:
     """A dense run on each domain that has an expert, as large as that, but with all heads: a
-    named size fixes their number."""
+    named size fixes their number. `setting` says how long the job trains, and `length` its value.
+    """
     domains = list(config.partition.domains)
     for domain, width in expert_widths(config).items():
         if any(other != domain and is_under(domain, other) for other in domains):
             continue  # `without` cannot leave the one out and the other in
-        without = [other for other in domains if not is_under(other, domain)]
-        if not without:
+        others = [other for other in domains if not is_under(other, domain)]
+        if not others:
             continue
-        added = ["method=filtered", f"method.without=[{','.join(without)}]"]
+        added = ["method=filtered", f"method.without=[{','.join(others)}]"]
         model = config.model
         assert model.size is not None  # expert_widths
         has_width = width != shape_of(model.size, model.intermediate_size).intermediate_size
-        if len(without) == 1 and not has_width:
-            yield list(plain), added  # that is the run without the other domain
+        if len(others) == 1 and not has_width:
+            yield plain, added  # that is the run without the other domain
             continue
-        setting, length = _length(config)  # tokens a parameter of another width would be others
-        kept = _without(plain, (*_ATTACKS, setting, *([_WIDTH] if has_width else [])))
+        # Tokens a parameter of another width would be others.
+        kept = without(plain, (*_ATTACKS, setting, *([_WIDTH] if has_width else [])))
         kept += [f"{name}={value}" for name, value in _ATTACKS.items()]
         kept.append(f"{setting}={length}")
         yield kept, [*added, f"{_WIDTH}={width}"] if has_width else added
-
-
-def _length(config: RunConfig) -> tuple[str, int]:
-    """The setting that says how long the job trains, and its value."""
-    if config.train.steps is not None:
-        return "train.steps", config.train.steps
-    assert config.train.tokens is not None  # checks.validate: one of the two is given
-    return "train.tokens", config.train.tokens
 
 
 def _is_noisy(config: RunConfig, part: str) -> bool:
@@ -115,8 +111,3 @@ def _unlabelled(config: RunConfig) -> str:
         return f"partition.unlabelled={shares}"
     pairs = ",".join(f"{domain}:{share}" for domain, share in shares.items())
     return f"partition.unlabelled={{{pairs}}}"
-
-
-def _without(overrides: Iterable[str], names: Sequence[str]) -> list[str]:
-    """The overrides except those of the named settings and of the settings below them."""
-    return [override for override in overrides if not is_below(key_of(override), names)]

@@ -14,11 +14,7 @@ BENCHMARKS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the benchmark that the first word names, with the other words as its options.
-
-    Raises:
-        ConfigError: there is no benchmark of that name.
-    """
+    """Runs the benchmark that the first word names, with the other words as its options."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: gr-sweep bench NAME [--json] ...    (gr-sweep bench NAME --help)\n")
         for name, meaning in BENCHMARKS.items():
@@ -26,5 +22,4 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if argv[0] not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {argv[0]!r}; expected one of {', '.join(BENCHMARKS)}")
-    module = importlib.import_module(f"gr_sweep.bench.{argv[0]}")
-    return int(module.main(list(argv[1:])))
+    return int(importlib.import_module(f"gr_sweep.bench.{argv[0]}").main(list(argv[1:])))

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 from gr_sweep.config import PlanConfig, RunConfig
 from gr_sweep.data.rows import step_rows
@@ -43,34 +44,36 @@ def check_fit(config: RunConfig) -> None:
     shape = shape_of_model(config)
     for phase in phases_of(config):
         step_rows(config, only=phase.labels)
-    if makes_plan_in_training(config):
-        if shape is not None:
-            _check_kinds(config, plan_of_last_round(config, shape))
-        for labels in labels_of_rounds(config):
-            step_rows(config, labels)
-    else:
+    plan = None
+    if not makes_plan_in_training(config):
         plan = _plan_for(config, shape)
-        _check_kinds(config, plan)
-        for split in plan.splits.values() if config.procedure.copies else ():
-            if len(set(split.sizes[1:])) > 1:
-                sizes = ", ".join(map(str, split.sizes[1:]))
-                raise ConfigError(
-                    f"procedure.copies=true needs blocks of one size, got {sizes} units; change "
-                    "plan.mlp_shared or plan.attn_shared"
-                )
+    elif shape is not None:
+        plan = plan_of_last_round(config, shape)
+    for labels in labels_of_rounds(config):
+        step_rows(config, labels)
+    content = _content_of(config)
+    if plan is not None and content is not None:
+        model_type = content["model_type"]
+        check_kinds(plan, model_type)
+        if FAMILIES[model_type].mixture and config.train.compile:
+            raise ConfigError(
+                f"train.compile=true does not know mixtures of experts ({model_type}), whose "
+                "router chooses by the text; set train.compile=false"
+            )
+    for split in plan.splits.values() if plan and config.procedure.copies else ():
+        if len(set(split.sizes[1:])) > 1:
+            sizes = ", ".join(map(str, split.sizes[1:]))
+            raise ConfigError(
+                f"procedure.copies=true needs blocks of one size, got {sizes} units; change "
+                "plan.mlp_shared or plan.attn_shared"
+            )
 
 
-def _check_kinds(config: RunConfig, plan: RoutePlan) -> None:
-    if config.model.path is not None:
-        content = read_config(config.model.path, config.model.gguf_file)
-        if content is not None:
-            model_type = content["model_type"]
-            check_kinds(plan, model_type)
-            if FAMILIES[model_type].mixture and config.train.compile:
-                raise ConfigError(
-                    f"train.compile=true does not know mixtures of experts ({model_type}), whose "
-                    "router chooses by the text; set train.compile=false"
-                )
+def _content_of(config: RunConfig) -> dict[str, Any] | None:
+    """The config.json of the job's checkpoint; None without one on this machine."""
+    if config.model.path is None:
+        return None
+    return read_config(config.model.path, config.model.gguf_file)
 
 
 def parts_of(config: RunConfig) -> Sequence[str]:
@@ -97,9 +100,8 @@ def shape_of_model(config: RunConfig) -> ModelShape | None:
     model = config.model
     if model.size is not None:
         return named_shape(config)
-    assert model.path is not None  # validate
-    content = read_config(model.path, model.gguf_file)
-    if content is None:
+    content = _content_of(config)
+    if content is None or model.path is None:
         return None
     positions = content.get("n_positions") or content.get("max_position_embeddings")
     check_length(model.path, content["model_type"], positions, config.train.sequence_length)

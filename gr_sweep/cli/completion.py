@@ -8,12 +8,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.completion_plugin import CompletionPlugin
 
 from gr_sweep.bounds import invalid
-from gr_sweep.cli.composer import composing
+from gr_sweep.cli.composer import Composer
 
 
 def complete(argument: str, verbs: Sequence[str]) -> None:
@@ -24,16 +23,15 @@ def complete(argument: str, verbs: Sequence[str]) -> None:
         ConfigError: another argument.
     """
     action, _, shell = argument.partition("=")
-    with composing([]):
-        loader = GlobalHydra.instance().config_loader()
-        found: list[Any] = Plugins.instance().discover(CompletionPlugin)
-        plugins: dict[str, CompletionPlugin] = {of.provides(): of(loader) for of in found}
-        if action not in ("install", "uninstall", "query") or shell not in plugins:
-            raise invalid("-sc", argument, "install=bash, uninstall=bash or query=bash (zsh, fish)")
-        if action == "query":
-            print(*_words(plugins[shell], os.environ.get("COMP_LINE", ""), verbs), sep="\n")
-        else:
-            getattr(plugins[shell], action)()
+    loader = Composer([]).loader
+    found: list[Any] = Plugins.instance().discover(CompletionPlugin)
+    plugins: dict[str, CompletionPlugin] = {of.provides(): of(loader) for of in found}
+    if action not in ("install", "uninstall", "query") or shell not in plugins:
+        raise invalid("-sc", argument, "install=bash, uninstall=bash or query=bash (zsh, fish)")
+    if action == "query":
+        print(*_words(plugins[shell], os.environ.get("COMP_LINE", ""), verbs), sep="\n")
+    else:
+        getattr(plugins[shell], action)()
 
 
 def _words(plugin: CompletionPlugin, line: str, verbs: Sequence[str]) -> list[str]:

@@ -8,7 +8,6 @@ import copy
 import itertools
 import math
 import os
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,20 +23,24 @@ from omegaconf.errors import OmegaConfBaseException
 from gr_sweep.bounds import invalid
 from gr_sweep.checks import validate
 from gr_sweep.cli.baselines import baselines_of
-from gr_sweep.cli.check_fit import check_fit, parts_of
-from gr_sweep.cli.composer import Composer, composing
-from gr_sweep.cli.names import (
+from gr_sweep.cli.check_fit import check_fit
+from gr_sweep.cli.composer import Composer
+from gr_sweep.cli.overrides import (
+    MAX_JOBS,
+    explain,
+    key_of,
     name_of,
+    quoted,
     sweep_name,
     taken_names,
     title_of,
+    values_of,
     without_fixed,
     without_paths,
 )
-from gr_sweep.cli.overrides import MAX_JOBS, explain, key_of, quoted, values_of
 from gr_sweep.cli.schema import LAUNCHERS, OPTIONAL_GROUPS, OptunaConfig
 from gr_sweep.cli.task import Job
-from gr_sweep.config import UNROUTED, Baseline, RunConfig
+from gr_sweep.config import UNROUTED, RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.fingerprint import fingerprint
 from gr_sweep.tracking.base import AGENTS_SWEEP
@@ -45,11 +48,6 @@ from gr_sweep.tracking.base import AGENTS_SWEEP
 if TYPE_CHECKING:
     # It imports the report, which takes a third of a second.
     from gr_sweep.cli.search import Parameter, Search
-
-_FILTERED = {Baseline.filtered, Baseline.filtered_observed}
-
-_SETTING = re.compile(r"\$\\?\{[\w.]+\\?\}")
-"""Interpolation of another setting, whose braces Hydra escapes."""
 
 _SUPPORTED = {
     "launcher": (".BasicLauncher", *(settings._target_ for settings in LAUNCHERS.values())),
@@ -102,7 +100,8 @@ def compose(
     Raises:
         ConfigError: the first problem of the first job that has one.
     """
-    with _explained(), composing(overrides, config_dir) as composer:
+    with _explained():
+        composer = Composer(overrides, config_dir)
         typed = composer.parse(overrides)
         for override in typed:
             line, is_hydras = str(override.input_line), override.is_hydra_override()
@@ -123,7 +122,7 @@ def compose(
                     f"{override.input_line} has several values: add -m to run a job for each, "
                     f"or write a list as {override.key_or_group}=[...]"
                 )
-        return _single(composer, fixed)
+        return _single(composer, [str(override.input_line) for override in settings])
 
 
 @contextlib.contextmanager
@@ -133,9 +132,6 @@ def _explained() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
-    except RecursionError as error:
-        said = "a value is nested too deeply, or a config names itself in its defaults"
-        raise ConfigError(said) from error
 
 
 def _single(composer: Composer, lines: list[str]) -> Command:
@@ -182,45 +178,51 @@ class _Sweep:
             raise ConfigError(
                 f"{min(studies)} can change what is swept: run a command for each of its values"
             )
-        self.searched: dict[str, Parameter] = {}
-        if composer.base.hydra.sweeper._target_ == OptunaConfig._target_:
-            from gr_sweep.cli import search
-
-            keys = [key for key in overrides if key in self.swept and key != "seed"]
-            self.searched = {key: search.Parameter.of(overrides[key]) for key in keys}
-        self.values = {
-            key: self.searched[key].lines if key in self.searched else values_of(override)
-            for key, override in overrides.items()
-        }
-        fixed = [values[0] for key, values in self.values.items() if key not in self.swept]
-        self.whole = composer.with_hydra(composer.compose(fixed), fixed, 0)
         if "name" in self.swept:
             raise ConfigError("name names the whole sweep: give it one value")
+        is_search = composer.base.hydra.sweeper._target_ == OptunaConfig._target_
+        searched = self.swept - {"seed"} if is_search else set()
+        self.parameters: list[Parameter] = []
+        self.values: dict[str, list[str]] = {}
+        """Overrides of each setting, one for each value; of searched settings those to check."""
+        for key, override in overrides.items():
+            if key in searched:
+                from gr_sweep.cli import search
+
+                self.parameters.append(search.Parameter.of(override))
+                self.values[key] = self.parameters[-1].lines
+            else:
+                self.values[key] = values_of(override)
+        fixed = [values[0] for key, values in self.values.items() if key not in self.swept]
+        self.whole = composer.with_hydra(composer.compose(fixed), fixed, 0)
         name = sweep_name(self.whole.name, self.swept, fixed)
         self.folder = Path(self.whole.hydra.sweep.dir.replace("{sweep}", name))
         raw = OmegaConf.to_container(composer.base.hydra.sweep, resolve=False)
         self.taken = taken_names(self.folder / raw["subdir"])
         self.search: Search | None = None
+        if is_search:
+            from gr_sweep.cli import search
+
+            node: Any = OmegaConf.to_container(self.whole.hydra.sweeper, resolve=False)
+            config, objectives = OptunaConfig(**node), list(self.whole.objective)
+            self.search = search.Search(config, objectives, self.parameters, self._trial)
         self.num_jobs = 0
         self.baselines: set[tuple[str, ...]] = set()
         self.by_fingerprint: dict[str, Job] = {}
         self.by_folder: dict[Path, Job] = {}
 
     def command(self) -> Command:
-        counts = [len(of) for key, of in self.values.items() if key not in self.searched]
+        searched = [parameter.key for parameter in self.parameters]
+        counts = [len(values) for key, values in self.values.items() if key not in searched]
         if math.prod(counts) > MAX_JOBS:
             raise ConfigError(f"these are more than {MAX_JOBS} jobs; use fewer values")
-        node = self.whole.hydra.sweeper
-        if node._target_ == OptunaConfig._target_:
-            from gr_sweep.cli.search import Search
-
-            content: Any = OmegaConf.to_container(node, resolve=False)
-            parameters = list(self.searched.values())
-            objectives = list(self.whole.objective)
-            self.search = Search(OptunaConfig(**content), objectives, parameters, self._trial)
+        if self.search is None:
+            jobs = self._jobs([])[1]
+        else:
             self._check_searched()
+            jobs = self.search.ask()
         return Command(
-            jobs=self._jobs([])[1] if self.search is None else self.search.ask(),
+            jobs=jobs,
             folder=self.folder,
             is_multirun=True,
             composer=self.composer,
@@ -229,17 +231,16 @@ class _Sweep:
         )
 
     def _values(self, drawn: Sequence[str]) -> list[list[str]]:
-        """Overrides of each setting, one for each value; of searched settings those drawn."""
-        lines = dict(zip(self.searched, ([line] for line in drawn), strict=False))
-        return list((self.values | lines).values())
+        """`values`, of searched settings those drawn."""
+        return list((self.values | {key_of(line): [line] for line in drawn}).values())
 
     def _check_searched(self) -> None:
         """Checks every searched value: with the first values of the others, or else the last."""
-        for at, parameter in enumerate(self.searched.values()):
+        for at, parameter in enumerate(self.parameters):
             for line in parameter.lines:
                 errors = []
                 for other in (0, -1):
-                    drawn = [of.lines[other] for of in self.searched.values()]
+                    drawn = [of.lines[other] for of in self.parameters]
                     drawn[at] = line
                     lines = [values[0] for values in self._values(drawn)]
                     try:
@@ -251,29 +252,24 @@ class _Sweep:
                     raise errors[0]
 
     def _trial(self, drawn: Sequence[str]) -> tuple[list[Job], list[Job]]:
-        """`_jobs`, also after `composing` has ended."""
-        with _explained(), self.composer.again():
+        """`_jobs`, for a search."""
+        with _explained():
             return self._jobs(drawn)
 
     def _jobs(self, drawn: Sequence[str]) -> tuple[list[Job], list[Job]]:
-        """A job for each combination of values, and the new ones among them and their baselines.
-
-        Baselines are first, so that every report of the sweep can compare with them. Equal jobs are
-        one: `method=dense,routed edges=both,act` has one dense run, which cuts no edge.
-
-        Raises:
-            ConfigError: two different jobs have the same folder.
+        """A job for each combination of values, and the new ones among their baselines, which come
+        first, and them. Equal jobs are one: `method=dense,routed edges=both,act` has one dense run.
         """
         jobs: list[Job] = []
         baselines: dict[tuple[str, ...], Job] = {}
         for lines in map(list, itertools.product(*self._values(drawn))):
-            job = self._job(lines, [line for line in lines if key_of(line) in self.swept])
+            job = self._job(lines, self._differing(lines))
             jobs.append(job)
             for kept, added in self._baselines(job.config, lines):
                 key = (*kept, *added)
                 if key not in self.baselines and key not in baselines:
-                    differing = [line for line in kept if key_of(line) in self.swept]
-                    baselines[key] = self._job([*key], [*differing, *added], is_baseline=True)
+                    differing = [*self._differing(kept), *added]
+                    baselines[key] = self._job([*key], differing, is_baseline=True)
         self.baselines.update(baselines)
         new = []
         for job in [*baselines.values(), *jobs]:
@@ -287,18 +283,15 @@ class _Sweep:
                     )
         return [self.by_fingerprint[fingerprint(job.config)] for job in jobs], new
 
+    def _differing(self, lines: Sequence[str]) -> list[str]:
+        return [line for line in lines if key_of(line) in self.swept]
+
     def _baselines(
         self, config: RunConfig, lines: Sequence[str]
     ) -> list[tuple[list[str], list[str]]]:
         """Overrides of the runs that a job's metrics need, as `baselines_of` gives them."""
         needed = self.search.baselines if self.search else []
-        config = replace(config, baselines=[*config.baselines, *needed])
-        if config.baselines and any(_SETTING.search(line) for line in lines):
-            raise ConfigError(
-                "baselines have other settings than their jobs; give values instead of ${...}"
-            )
-        parts = parts_of(config) if _FILTERED & set(config.baselines) else ()
-        return list(baselines_of(config, lines, parts))
+        return list(baselines_of(replace(config, baselines=[*config.baselines, *needed]), lines))
 
     def _job(self, lines: list[str], differing: list[str], *, is_baseline: bool = False) -> Job:
         """The job of these overrides; `differing` are those in which it differs from others."""
@@ -309,8 +302,7 @@ class _Sweep:
         node = self.composer.base.hydra.sweep
         if OmegaConf.is_interpolation(node, "subdir"):
             node = self.composer.with_hydra(cfg, lines, number).hydra.sweep
-        name = name_of(config, differing, self.taken)
-        subdir = node.subdir.replace("{job}", name)
+        subdir = node.subdir.replace("{job}", name_of(config, differing, self.taken))
         if subdir in ("", "..") or Path(subdir).name != subdir:
             expected = "a folder within that of the sweep, such as {job}"
             raise invalid("hydra.sweep.subdir", node.subdir, expected)
@@ -345,11 +337,7 @@ def _to_run_config(cfg: DictConfig) -> RunConfig:
 
 
 def _with_fixes(cfg: DictConfig) -> DictConfig:
-    """The config with the settings that its method fixes merged in.
-
-    Raises:
-        ConfigError: method.fixes names a setting that does not exist, or a value of a wrong type.
-    """
+    """The config with the settings that its method fixes merged in."""
     fixes = OmegaConf.to_container(cfg.method.fixes, resolve=True)
     if not fixes or cfg.method.name in UNROUTED:
         return cfg

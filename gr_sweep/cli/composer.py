@@ -4,11 +4,9 @@
 once, and OmegaConf merges the settings of each job into a copy of it.
 """
 
-import contextlib
 import copy
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from gr_sweep.bounds import invalid
-from gr_sweep.cli.overrides import explain, key_of, quoted, range_of
-from gr_sweep.cli.schema import DEFAULT_GROUPS, conf_dir
+from gr_sweep.cli.help import conf_dir
+from gr_sweep.cli.overrides import explain, key_of, quoted
+from gr_sweep.cli.schema import DEFAULT_GROUPS
 from gr_sweep.errors import ConfigError
 
 _CONFIG = "config"
@@ -32,37 +31,44 @@ _DOMAINS = "partition.domains"
 
 
 class Composer:
-    """Composes the configs of one command."""
+    """Composes the configs of one command. Hydra stays initialised for the latest one."""
 
     base: DictConfig
     """The config that the jobs differ from, with its hydra node; `compose_base` sets it."""
 
-    def __init__(self, lines: Sequence[str], words: list[str]) -> None:
+    def __init__(self, lines: Sequence[str], config_dir: str | None = None) -> None:
         """
         Args:
-            lines: overrides of the hydra node, which every config has.
-            words: the words of the command line that say where configs are.
+            lines: overrides; those of the hydra node hold for every config.
+            config_dir: folder to search for configs in addition.
+
+        Raises:
+            ConfigError: the folder does not exist.
         """
-        self.words = words
-        self._loader = GlobalHydra.instance().config_loader()
-        self._parser = OverridesParser.create(config_loader=self._loader)
-        self._parser.functions.functions["range"] = range_of
-        self._hydra_lines = list(lines)
+        self._hydra_lines = [line for line in lines if key_of(line).startswith("hydra")]
+        search = [line for line in self._hydra_lines if key_of(line) == "hydra.searchpath"]
+        self.words = list(search)
+        """The words of the command line that say where configs are."""
+        if config_dir is not None:
+            if not os.path.isdir(config_dir):
+                raise ConfigError(f"config folder {config_dir!r} is not a folder")
+            self.words += ["--config-dir", config_dir]
+            typed = [line.partition("=")[2].strip(" []") for line in search[:1]]
+            places = ",".join([quoted(f"file://{os.path.abspath(config_dir)}"), *typed])
+            search = [f"hydra.searchpath=[{places}]"]
+            self._hydra_lines = search + self._hydra_lines  # Hydra takes the first
+        self._search = search
+        GlobalHydra.instance().clear()
+        initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="gr_sweep")
+        self.loader = GlobalHydra.instance().config_loader()
+        self._parser = OverridesParser.create(config_loader=self.loader)
         self._groups: dict[str, list[str]] = {}
         """The choices of each key that was looked up; empty if the key is not a group."""
         self._composed: dict[frozenset[str], DictConfig] = {}
 
-    def again(self) -> AbstractContextManager[None]:
-        """A context to compose in, also after `composing` has ended."""
-        is_open = GlobalHydra.instance().is_initialized()
-        return contextlib.nullcontext() if is_open else _hydra()
-
     def parse(self, lines: Sequence[str]) -> list[Override]:
-        """Parses overrides; raises ConfigError where Python cannot read a number."""
-        try:
-            return self._parser.parse_overrides(list(lines))
-        except ValueError as error:
-            raise ConfigError(f"cannot read the settings: {error}") from error
+        """Parses overrides."""
+        return self._parser.parse_overrides(list(lines))
 
     def compose_base(self, lines: Sequence[str]) -> None:
         """Composes `base` from the groups among the lines."""
@@ -95,11 +101,9 @@ class Composer:
     def with_hydra(
         self, cfg: DictConfig, lines: Sequence[str], number: int, folder: Path | None = None
     ) -> DictConfig:
-        """A job's config with the hydra node that Hydra would give it.
+        """The config of a job, from `compose`, with the hydra node that Hydra would give it.
 
         Args:
-            cfg: of the job, without a hydra node.
-            lines: overrides of the job.
             number: of the job in its sweep.
             folder: of the job, absolute; None if it is not known yet.
         """
@@ -123,27 +127,24 @@ class Composer:
         """The lines that choose a file of a group, by group, as Hydra wants them."""
         found = {}
         for line in lines:
-            if self._is_group(key := key_of(line)):
+            key = key_of(line)
+            if key not in self._groups:
+                options = self.loader.get_group_options(
+                    key, config_name=_CONFIG, overrides=self._search
+                )
+                self._groups[key] = [name for name in options if not name.startswith("base_")]
+            if self._groups[key]:
                 # `+experiment=edges`, as Hydra's documentation has it, is the same as without.
                 found[key] = line.lstrip("+") if key in DEFAULT_GROUPS else line
         return found
-
-    def _is_group(self, key: str) -> bool:
-        if key not in self._groups:
-            search_path = [line for line in self._hydra_lines if ".searchpath=" in line]
-            options = self._loader.get_group_options(
-                key, config_name=_CONFIG, overrides=search_path
-            )
-            self._groups[key] = list(options)
-        return bool(self._groups[key])
 
     def _by_hydra(self, groups: dict[str, str]) -> DictConfig:
         """The config with its hydra node, as Hydra composes it."""
         for key, line in groups.items():
             value = self.parse([line])[0].value()
             if key in DEFAULT_GROUPS and not isinstance(value, str):  # of a list it merges all
-                choices = [name for name in self._groups[key] if not name.startswith("base_")]
-                raise invalid(key, value, f"one of {', '.join(choices)}; -m {key}=A,B runs several")
+                expected = f"one of {', '.join(self._groups[key])}; -m {key}=A,B runs several"
+                raise invalid(key, value, expected)
         try:
             overrides = [*self._hydra_lines, *groups.values()]
             return compose(_CONFIG, overrides, return_hydra_config=True)
@@ -159,32 +160,3 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg
-
-
-@contextlib.contextmanager
-def composing(lines: Sequence[str], config_dir: str | None = None) -> Iterator[Composer]:
-    """Initialises Hydra with the configs of gr-sweep and of the user.
-
-    Args:
-        lines: overrides; those of the hydra node are used.
-        config_dir: folder to search in addition.
-
-    Raises:
-        ConfigError: the folder does not exist.
-    """
-    hydra_lines = [line for line in lines if key_of(line).startswith("hydra")]
-    words = [line for line in hydra_lines if key_of(line) == "hydra.searchpath"]
-    if config_dir is not None:
-        if not os.path.isdir(config_dir):
-            raise ConfigError(f"config folder {config_dir!r} is not a folder")
-        typed = words[0].partition("=")[2].strip(" []") if words else ""
-        words += ["--config-dir", config_dir]
-        places = [quoted(f"file://{os.path.abspath(config_dir)}"), *filter(None, [typed])]
-        # First: Hydra ignores the others.
-        hydra_lines.insert(0, f"hydra.searchpath=[{','.join(places)}]")
-    with _hydra():
-        yield Composer(hydra_lines, words)
-
-
-def _hydra() -> AbstractContextManager[None]:
-    return initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="gr_sweep")

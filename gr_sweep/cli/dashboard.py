@@ -36,12 +36,7 @@ exit status: 0, or 1 if a job was not uploaded, or 2 if nothing can be made
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints what it did and the addresses; with --dry-run the panels as JSON.
-
-    Raises:
-        ConfigError: no W&B key is configured, or wandb-workspaces is not installed.
-        JobError: no job that logged to W&B, jobs of several projects, or a server that is away.
-    """
+    """Prints what it did and the addresses; with --dry-run the panels as JSON."""
     parser = Parser(
         prog="gr-sweep dashboard",
         description="Upload what the jobs of a sweep logged offline, add the metrics that need "
@@ -59,46 +54,25 @@ def main(argv: Sequence[str]) -> int:
     from gr_sweep.report import read_sweep
 
     sweep = read_sweep(arguments.dir)
-    ids = _run_ids(sweep)
-    entity, project = _place(_only(sweep, ids))
+    ids = {of.name: run_id for of in job_folders(arguments.dir) if (run_id := read_run_id(of))}
+    tracked = _only(sweep, ids)
+    if not tracked.jobs:
+        said = f"no finished job of {sweep.folder} logged to W&B; run it with tracking=auto"
+        raise JobError(said)
+    entity, project = _place(tracked)
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ConfigError("wandb-workspaces is missing; pip install gr-sweep[dashboards]")
+    if not arguments.dry_run:
+        return _make(sweep, tracked, ids, entity, project)
 
-    from gr_sweep.tracking import wandb_dashboard, wandb_server
+    from gr_sweep.tracking.wandb_dashboard import make_sections
 
-    if arguments.dry_run:
-        found = wandb_dashboard.make_sections(_logged(_only(sweep, ids)))
-        panels = {
-            name: [{"panel": type(panel).__name__} | dataclasses.asdict(panel) for panel in of]
-            for name, of in found.items()
-        }
-        print(json.dumps(panels, indent=1))
-        return 0
-    api = wandb_server.connect()
-    is_uploaded = _upload(arguments.dir)
-    with wandb_server.request_errors():
-        entity = entity or str(api.default_entity)
-    place = f"{entity}/{project}"
-    deadline = time.monotonic() + SETTLE_S
-    while True:
-        by_id = wandb_server.runs(api, place, list(ids.values()))
-        runs = {name: by_id[run_id] for name, run_id in ids.items() if run_id in by_id}
-        settled = {job.name for job in sweep.jobs if _is_settled(runs.get(job.name), job)}
-        if settled >= runs.keys() or time.monotonic() > deadline:
-            break
-        time.sleep(SETTLE_S / 10)
-    if not runs:
-        raise JobError(f"W&B has no run of {arguments.dir} in {place}")
-    for job in sweep.jobs:
-        if job.name not in runs:
-            print(f"{job.name}: no run in {place}, left out")
-        elif job.name not in settled:
-            print(f"{job.name}: W&B has not processed it yet, nothing added; try again later")
-        else:
-            if count := wandb_server.add(runs[job.name], job.metrics, _added(sweep, job)):
-                print(f"{job.name}: {count} values added on W&B")
-    _save(_only(sweep, runs), entity, project)
-    return 0 if is_uploaded else 1
+    panels = {
+        name: [{"panel": type(panel).__name__} | dataclasses.asdict(panel) for panel in of]
+        for name, of in make_sections(_logged(tracked)).items()
+    }
+    print(json.dumps(panels, indent=1))
+    return 0
 
 
 def _upload(folder: Path) -> bool:
@@ -122,16 +96,59 @@ def _upload(folder: Path) -> bool:
     return is_uploaded
 
 
-def _run_ids(sweep: "Sweep") -> dict[str, str]:
-    """The W&B run id of each finished job that logged to W&B, by the job's name."""
-    finished = {job.name for job in sweep.jobs}
-    folders = [folder for folder in job_folders(sweep.folder) if folder.name in finished]
-    found = {folder.name: run_id for folder in folders if (run_id := read_run_id(folder))}
-    if not found:
-        raise JobError(
-            f"no finished job of {sweep.folder} logged to W&B; run it with tracking=auto"
-        )
-    return found
+def _make(
+    sweep: "Sweep", tracked: "Sweep", ids: dict[str, str], entity: str | None, project: str
+) -> int:
+    """Uploads, adds joined metrics to the runs, makes or updates workspace and report, whose
+    addresses are kept in a file; returns the exit status."""
+    from gr_sweep.report.sweep import ROUTED
+    from gr_sweep.tracking import wandb_dashboard, wandb_server
+
+    api = wandb_server.connect()
+    is_uploaded = _upload(sweep.folder)
+    with wandb_server.request_errors():
+        entity = entity or str(api.default_entity)
+    place = f"{entity}/{project}"
+    wanted = {job.name: ids[job.name] for job in tracked.jobs}
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        by_id = wandb_server.runs(api, place, list(wanted.values()))
+        runs = {name: by_id[run_id] for name, run_id in wanted.items() if run_id in by_id}
+        settled = {job.name for job in sweep.jobs if _is_settled(runs.get(job.name), job)}
+        if settled >= runs.keys() or time.monotonic() > deadline:
+            break
+        time.sleep(SETTLE_S / 10)
+    if not runs:
+        raise JobError(f"W&B has no run of {sweep.folder} in {place}")
+    for job in sweep.jobs:
+        if job.name not in runs:
+            print(f"{job.name}: no run in {place}, left out")
+        elif job.name not in settled:
+            print(f"{job.name}: W&B has not processed it yet, nothing added; try again later")
+        else:
+            kind = job.edges if job.group == ROUTED else job.kind
+            names = {
+                wandb_dashboard.COMPARED_AS: "shorter dense" if job.is_shorter_dense else kind,
+                wandb_dashboard.LABEL: sweep.setting(job),
+            }
+            added = {wandb_dashboard.ADDED: names}
+            if count := wandb_server.add(runs[job.name], job.metrics, added):
+                print(f"{job.name}: {count} values added on W&B")
+
+    shown = _only(sweep, runs)
+    saved: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):  # none, or damaged: as the first time
+        saved = dict(json.loads((sweep.folder / SAVED).read_text(encoding="utf-8")))
+    earlier = saved.get(place, {})
+    oldest_first = sorted(shown.jobs, key=lambda job: (job.started, job.name))
+    groups = [str(job.settings.get("tracking.group") or job.sweep) for job in oldest_first]
+    with wandb_server.request_errors():
+        where = {"entity": entity, "project": project}
+        urls = wandb_dashboard.save(_logged(shown), list(dict.fromkeys(groups)), where, earlier)
+    for kind, url in urls.items():
+        print(f"{kind} {'updated' if earlier.get(kind) == url else 'made'}: {url}")
+    write_whole(sweep.folder / SAVED, json.dumps(saved | {place: urls}, indent=1) + "\n")
+    return 0 if is_uploaded else 1
 
 
 def _only(sweep: "Sweep", names: Collection[str]) -> "Sweep":
@@ -159,51 +176,23 @@ def _is_settled(run: Any, job: "Job") -> bool:
     return key in run.summary_metrics or key not in job.metrics
 
 
-def _save(sweep: "Sweep", entity: str, project: str) -> None:
-    """Makes or updates workspace and report, whose addresses are kept in a file."""
-    from gr_sweep.tracking.wandb_dashboard import save
-    from gr_sweep.tracking.wandb_server import request_errors
-
-    saved: dict[str, Any] = {}
-    path, place = sweep.folder / SAVED, f"{entity}/{project}"
-    with contextlib.suppress(OSError, ValueError, TypeError):  # none, or damaged: as the first time
-        saved = dict(json.loads(path.read_text(encoding="utf-8")))
-    earlier = saved.get(place, {})
-    oldest_first = sorted(sweep.jobs, key=lambda job: (job.started, job.name))
-    groups = [str(job.settings.get("tracking.group") or job.sweep) for job in oldest_first]
-    with request_errors():
-        where = {"entity": entity, "project": project}
-        urls = save(_logged(sweep), list(dict.fromkeys(groups)), where, earlier)
-    for kind, url in urls.items():
-        print(f"{kind} {'updated' if earlier.get(kind) == url else 'made'}: {url}")
-    write_whole(path, json.dumps(saved | {place: urls}, indent=1) + "\n")
-
-
-def _added(sweep: "Sweep", job: "Job") -> dict[str, Any]:
-    """What a run's config gets besides the job's own."""
-    from gr_sweep.report.sweep import ROUTED
-    from gr_sweep.tracking.wandb_dashboard import ADDED, COMPARED_AS, LABEL
-
-    kind = job.edges if job.group == ROUTED else job.kind
-    compared_as = "shorter dense" if job.is_shorter_dense else kind
-    return {ADDED: {COMPARED_AS: compared_as, LABEL: sweep.setting(job)}}
-
-
 def _logged(sweep: "Sweep") -> "Logged":
     from gr_sweep.tracking.wandb_dashboard import Logged
 
     summary = {key for job in sweep.jobs for key in job.metrics}
     if any(key.startswith("separability/matrix/") for key in summary):
         summary.add(HEAT_MAP)
+    varied = [
+        name
+        for name in sorted(sweep.varied)
+        # A list or a mapping cannot be an axis of a plot.
+        if name != "seed"
+        and not any(isinstance(job.settings.get(name), list | dict) for job in sweep.compared)
+    ]
+    history = {key for job in sweep.jobs for row in job.history for key in row} - {STEP}
     return Logged(
-        history=frozenset(key for job in sweep.jobs for row in job.history for key in row) - {STEP},
+        history=frozenset(history),
         summary=frozenset(summary),
-        varied=tuple(
-            name
-            for name in sorted(sweep.varied)
-            # A list or a mapping cannot be an axis of a plot.
-            if name != "seed"
-            and not any(isinstance(job.settings.get(name), list | dict) for job in sweep.compared)
-        ),
+        varied=tuple(varied),
         domains=tuple(sweep.domains),
     )

@@ -14,11 +14,7 @@ _EPILOG = """examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the checkpoint; prints what it costs and, as the last line, its folder.
-
-    Raises:
-        GrSweepError: a run that cannot be exported, an unknown domain, a folder that is not empty.
-    """
+    """Writes the checkpoint; prints what it costs and, as the last line, its folder."""
     parser = Parser(
         prog="gr-sweep export",
         description="Write a job's model as an ordinary Hugging Face checkpoint without the blocks "

@@ -1,8 +1,9 @@
-"""The text of `gr-sweep --help`: examples, the groups of conf/, verbs and flags."""
+"""The text of `gr-sweep --help`: examples, the groups of conf/, verbs and flags. Without Hydra."""
 
 from collections import defaultdict
+from pathlib import Path
 
-from gr_sweep.cli.schema import conf_dir
+from gr_sweep.errors import ConfigError
 
 EXAMPLES = (
     ("gr-sweep", "one job: domains code, biology, creative; synthetic text; model nano"),
@@ -46,6 +47,19 @@ gr-sweep --cfg job prints them with their values, gr_sweep/config.py describes t
 
 A single job is written to outputs/runs/JOB, a sweep to outputs/SWEEP/JOB, its report to
 outputs/SWEEP/report."""
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: in the installed package, or at the top of a checkout.
+
+    Raises:
+        ConfigError: it is in neither place.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"no configs in {package} or beside it; install gr-sweep again")
 
 
 def help_text() -> str:

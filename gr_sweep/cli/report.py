@@ -8,11 +8,7 @@ from gr_sweep.arguments import Parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the table of a sweep and, as the last line, the path of its page.
-
-    Raises:
-        JobError: the folder does not exist or holds no job.
-    """
+    """Prints the table of a sweep and, as the last line, the path of its page."""
     parser = Parser(
         prog="gr-sweep report",
         description="Compare the jobs of a sweep: prints a table, and writes DIR/report/index.html "
@@ -26,11 +22,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def show(folder: Path, jobs: Collection[Path] | None = None) -> None:
-    """Writes the report of a sweep's folder and prints its table and path.
-
-    Args:
-        jobs: folders of the jobs to report; None reports all.
-    """
+    """Writes the report of a sweep's folder, or of some of its jobs; prints its table and path."""
     from gr_sweep.cli.status import output
     from gr_sweep.report import print_table, read_sweep, write_report
 
@@ -40,8 +32,10 @@ def show(folder: Path, jobs: Collection[Path] | None = None) -> None:
     print(page)
 
 
-def main_numbers(summary: Mapping[str, Any]) -> list[str]:
+def main_numbers(summary: Mapping[str, Any]) -> str:
     """A table of a job's losses and of the effect of removing each domain."""
+    import pandas as pd
+
     from gr_sweep.metrics import registry
 
     metrics, domains = summary["metrics"], summary["domains"]
@@ -52,11 +46,6 @@ def main_numbers(summary: Mapping[str, Any]) -> list[str]:
         "served loss added by removal": [registry.SERVED_MATRIX(d, d) for d in domains],
         "selectivity of its removal": [registry.SELECTIVITY(d) for d in domains],
     }
-    lines = [" " * 32 + "".join(f"  {domain:>7}" for domain in domains)]
-    for label, keys in rows.items():
-        values = [f"{metrics[key]:.3f}" if key in metrics else "-" for key in keys]
-        if any(key in metrics for key in keys):
-            pairs = zip(values, domains, strict=True)
-            cells = (f"  {value:>{max(len(domain), 7)}}" for value, domain in pairs)
-            lines.append(f"{label:<32}" + "".join(cells))
-    return lines
+    numbers = {label: [metrics.get(key) for key in keys] for label, keys in rows.items()}
+    table = pd.DataFrame(numbers, index=domains, dtype=float).T.dropna(how="all")
+    return table.to_string(float_format="{:.3f}".format, na_rep="-")

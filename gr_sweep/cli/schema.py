@@ -5,14 +5,12 @@ and types of what the file and the command line say. `gr_sweep.checks` validates
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
 from gr_sweep import config
 from gr_sweep.bounds import bounded
-from gr_sweep.errors import ConfigError
 from gr_sweep.launch.local import LocalParallelConfig
 from gr_sweep.launch.resources import SlurmConfig
 
@@ -28,8 +26,8 @@ GROUPS: dict[str, type] = {
 """Groups whose files fill one node; the others write at the top level."""
 
 LAUNCHERS: dict[str, Any] = {"slurm": SlurmConfig, "local_parallel": LocalParallelConfig}
-"""Settings of each file of conf/hydra/launcher. `_LAUNCHERS` of cli/launchers.py runs them. Numbers
-in a queue, requeueing and kills know SLURM alone: `jobdir.Holder`, cli/job_status.py, task.py."""
+"""Settings of each file of conf/hydra/launcher, which `_check` and `_launch` of cli/run.py run.
+Numbers in a queue, requeueing and kills know SLURM alone: `jobdir.Holder`, status.py, task.py."""
 
 
 @dataclass
@@ -58,23 +56,8 @@ DEFAULT_GROUPS = (*GROUPS, "edges", *OPTIONAL_GROUPS)
 """All groups of conf/config.yaml."""
 
 
-def conf_dir() -> Path:
-    """The folder of the YAML files: in the installed package, or at the top of a checkout.
-
-    Raises:
-        ConfigError: it is in neither place.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise ConfigError(
-        f"no configs in {package / 'conf'} or {package.parent / 'conf'}; install gr-sweep again"
-    )
-
-
-def register() -> None:
-    """Puts the schemas into Hydra's store; calling it again changes nothing."""
+def _register() -> None:
+    """Puts the schemas into Hydra's store."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=config.RunConfig)
     for group, schema in GROUPS.items():
@@ -84,4 +67,4 @@ def register() -> None:
     store.store(group="hydra/sweeper", name="base_optuna", node=OptunaConfig)
 
 
-register()
+_register()

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from gr_sweep.checks import check_values
-from gr_sweep.cli.names import title_of
-from gr_sweep.cli.overrides import allowed, values_of
+from gr_sweep.cli.overrides import allowed, title_of, values_of
 from gr_sweep.cli.schema import OptunaConfig
 from gr_sweep.cli.task import Job
-from gr_sweep.config import Baseline, PlanKind
+from gr_sweep.config import Baseline
 from gr_sweep.errors import ConfigError, GrSweepError, JobError
 from gr_sweep.files import write_whole
 from gr_sweep.jobdir import Record, State
@@ -60,27 +59,23 @@ class Parameter:
 
     @classmethod
     def of(cls, override: Override) -> "Parameter":
-        """The parameter that an override with several values describes.
-
-        Raises:
-            ConfigError: no values, or an interval without numbers.
-        """
+        """The parameter that an override with several values describes."""
         key, value, line = override.get_key_element(), override.value(), override.input_line
         if not isinstance(value, IntervalSweep):
             return cls(key=key, lines=list(dict.fromkeys(values_of(override))))
         low, high = value.start or 0, value.end or 0
-        if not -math.inf < low < high < math.inf:
-            raise ConfigError(f"{line}: expected interval(LOW,HIGH) with LOW below HIGH")
-        if value.tags - {"log"} or (value.tags and low <= 0):
-            raise ConfigError(f"{line}: expected tag(log,interval(LOW,HIGH)) with LOW above 0")
+        lowest = 0 if value.tags else -math.inf
+        if not lowest < low < high < math.inf or value.tags - {"log"}:
+            raise ConfigError(
+                f"{line}: expected interval(LOW,HIGH) with LOW below HIGH, or "
+                "tag(log,interval(LOW,HIGH)) with LOW above 0"
+            )
         inside = type(low)(low + 0.382 * (high - low))
         return cls(key=key, lines=[_line(key, at) for at in (low, high, inside)], interval=value)
 
     def ask(self, trial: "optuna.Trial") -> str:
         """The override with the value that Optuna draws."""
         if self.interval is None:
-            if _are_ascending(self.lines):  # so that Optuna knows which are neighbours
-                return self.lines[trial.suggest_int(self.key, 0, len(self.lines) - 1)]
             return str(trial.suggest_categorical(self.key, self.lines))
         low: Any = self.interval.start
         high: Any = self.interval.end
@@ -97,14 +92,6 @@ def _line(key: str, value: float) -> str:
     return f"{key}={value}" if isinstance(value, int) else f"{key}={value:.4g}"
 
 
-def _are_ascending(lines: Sequence[str]) -> bool:
-    try:
-        values = [float(line.partition("=")[2]) for line in lines]
-    except ValueError:
-        return False
-    return values == sorted(values)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """A number of a finished job that a search makes better."""
@@ -117,11 +104,8 @@ class Objective:
 
     @classmethod
     def of(cls, name: str) -> "Objective":
-        """The objective of this name.
-
-        Raises:
-            ConfigError: no metric of finished jobs has it, or one of which no direction is better.
-        """
+        """The objective of this name, which must be of a metric that finished jobs have and of
+        which more or less is better."""
         metrics = {
             PLACEHOLDER.sub("", metric.key).replace("//", "/").rstrip("/"): metric
             for metric in registry.METRICS
@@ -134,14 +118,16 @@ class Objective:
         measure = BY_METRIC.get(metric) or Measure(metric)
         return cls(name=name, measure=measure, parts=parts)
 
-    def value(self, job: Result) -> float | None:
-        """The job's number, or the bound where only a bound is known; None if it has neither."""
-        if self.parts:
-            value = job.metrics.get(self.name)
-        else:
-            estimate = self.measure.of(job)
-            value = None if estimate is None else estimate.value
-        return None if value is None else min(value, self.measure.most)
+    def mean(self, jobs: Sequence[Result]) -> float | None:
+        """The mean of the jobs' numbers, or of bounds where only those are known; None where a job
+        has neither."""
+        values = []
+        for job in jobs:
+            estimate = job.estimate(self.name) if self.parts else self.measure.of(job)
+            if estimate is None:
+                return None
+            values.append(min(estimate.value, self.measure.most))
+        return fmean(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,14 +176,12 @@ class Search:
             )
         self._config, self._parameters, self._jobs_of = config, parameters, jobs_of
         self._objectives = [Objective.of(name) for name in objectives or DEFAULT_OBJECTIVES]
-        self.baselines: list[Baseline] = [
-            baseline for of in self._objectives for baseline in of.measure.metric.baselines
-        ]
+        metrics = [objective.measure.metric for objective in self._objectives]
+        self.baselines: list[Baseline] = [of for metric in metrics for of in metric.baselines]
         """Runs without which the objectives are absent."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        is_more = [of.measure.metric.direction > 0 for of in self._objectives]
         self._study = optuna.create_study(
-            directions=["maximize" if more else "minimize" for more in is_more],
+            directions=["maximize" if of.direction > 0 else "minimize" for of in metrics],
             sampler=optuna.samplers.TPESampler(seed=config.seed),
         )
         self._running: list[Trial] = []
@@ -209,11 +193,8 @@ class Search:
     def ask(self) -> list[Job]:
         """The new jobs of the next `n_jobs` trials.
 
-        A trial whose settings do not go together has failed, and the next takes its place. One that
-        Optuna asks for again does not count.
-
-        Raises:
-            GrSweepError: no trial of the search can run.
+        A trial whose settings do not go together has failed, and the next takes its place; the
+        error is raised if no trial of the search can run. One that is asked again does not count.
         """
         jobs: list[Job] = []
         repeats = 0
@@ -227,15 +208,16 @@ class Search:
                 self._tell(asked, self._told[lines])
                 continue
             self._told[lines] = []
-            trial = Trial(asked=asked, number=len(self._told), lines=lines, jobs=[])
+            number = len(self._told)
             try:
                 own, new = self._jobs_of(lines)
             except GrSweepError as error:
-                self._end(trial, None, str(error))
-                if trial.number == self._config.n_trials and not (self._running or self._done):
+                if number == self._config.n_trials and not (self._running or self._done):
                     raise
+                self._tell(asked, [])
+                self._say(number, lines, str(error))
                 continue
-            self._running.append(replace(trial, jobs=own))
+            self._running.append(Trial(asked=asked, number=number, lines=lines, jobs=own))
             jobs += new
         return jobs
 
@@ -262,13 +244,11 @@ class Search:
             outcomes += run_jobs(replace(command, jobs=new))
             if any(outcome.state is State.running for outcome in outcomes):
                 raise JobError("another process runs jobs of this search; wait until it has ended")
-            # Jobs that can be baselines, and those of the trials.
-            read = [job.folder for job in jobs if job.config.plan.kind is PlanKind.none]
-            read += [job.folder for trial in self._running for job in trial.jobs]
+            read = [job.folder for job in jobs]
             results = processes.from_main(partial(self._results, command.folder, read))
             for trial, values in zip(self._running, results, strict=True):
                 self._end(trial, values)
-                num_without += values is not None and None in values
+                num_without += None in values
             if num_without >= _MOST_WITHOUT and not self._done:
                 names = " and ".join(of.name for of in self._objectives)
                 raise JobError(f"no finished job has {names}; choose other objectives")
@@ -278,20 +258,15 @@ class Search:
             self._write(command.folder)
         return replace(command, jobs=jobs), outcomes
 
-    def _results(self, folder: Path, read: Sequence[Path]) -> list[list[float | None] | None]:
-        """For each running trial its objectives, means over its jobs, None where a job lacks one;
-        None if a job is not done."""
+    def _results(self, folder: Path, read: Sequence[Path]) -> list[list[float | None]]:
+        """For each running trial its objectives, None for one that a job lacks; none of them if a
+        job is not done."""
         found = {job.name: job for job in read_sweep(folder, read).jobs}
-
-        def mean(objective: Objective, jobs: Sequence[Result]) -> float | None:
-            values = [value for job in jobs if (value := objective.value(job)) is not None]
-            return fmean(values) if len(values) == len(jobs) else None
-
-        results: list[list[float | None] | None] = []
+        results: list[list[float | None]] = []
         for trial in self._running:
             jobs = [found[job.folder.name] for job in trial.jobs if job.folder.name in found]
             is_done = len(jobs) == len(trial.jobs)
-            results.append([mean(of, jobs) for of in self._objectives] if is_done else None)
+            results.append([of.mean(jobs) for of in self._objectives if is_done])
         return results
 
     def _tell(self, asked: "optuna.Trial", values: Sequence[float]) -> None:
@@ -299,22 +274,23 @@ class Search:
 
         self._study.tell(asked, values or None, None if values else TrialState.FAIL)
 
-    def _end(
-        self, trial: Trial, values: Sequence[float | None] | None, said: str = "failed"
-    ) -> None:
-        """Tells Optuna and the user the objectives of a trial, or that it has none."""
-        known = [value for value in values or () if value is not None]
+    def _end(self, trial: Trial, values: Sequence[float | None]) -> None:
+        """Tells Optuna and the user the objectives of a trial; none if it failed."""
+        known = [value for value in values if value is not None]
         if len(known) == len(self._objectives):
             self._told[trial.lines] = known
             self._done.append(trial)
         self._tell(trial.asked, self._told[trial.lines])
-        if values is not None:
-            numbers = ["none" if value is None else f"{value:.4g}" for value in values]
-            names = [of.name for of in self._objectives]
-            said = ", ".join(map(" ".join, zip(names, numbers, strict=True)))
+        said = [
+            f"{of.name} {'none' if value is None else f'{value:.4g}'}"
+            for of, value in zip(self._objectives, values, strict=False)
+        ]
+        self._say(trial.number, trial.lines, ", ".join(said) or "failed")
+
+    def _say(self, number: int, lines: Sequence[str], said: str) -> None:
         if connect().is_main:
-            at = f"trial {trial.number} of {self._config.n_trials}"
-            print(f"{at}: {title_of(trial.lines)}: {said}", file=sys.stderr)
+            at = f"trial {number} of {self._config.n_trials}"
+            print(f"{at}: {title_of(lines)}: {said}", file=sys.stderr)
 
     def _write(self, folder: Path) -> None:
         """Writes into the sweep's folder what the report shows of the search."""
@@ -334,14 +310,11 @@ class Search:
         that matters more often than PED-ANOVA.
         """
         from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-        from optuna.trial import TrialState
 
-        if len(self._done) < FEWEST_FOR_IMPORTANCE:
-            return {}
-        trials = self._study.get_trials(states=[TrialState.COMPLETE])
         found = {}
         for at, objective in enumerate(self._objectives):
-            if len({trial.values[at] for trial in trials}) > 1:
+            values = {self._told[trial.lines][at] for trial in self._done}
+            if len(self._done) >= FEWEST_FOR_IMPORTANCE and len(values) > 1:
                 shares = get_param_importances(
                     self._study,
                     evaluator=FanovaImportanceEvaluator(seed=0),

@@ -1,21 +1,19 @@
 """One job of a command, with all that a process needs to run it: it pickles, and needs no Hydra."""
 
-import contextlib
 import functools
-import gc
 import logging
 import logging.config
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gr_sweep.config import ProcedureKind, RunConfig
-from gr_sweep.errors import ConfigError, GrSweepError, JobError
-from gr_sweep.files import full_disk, is_full, write_whole
+from gr_sweep.config import RunConfig
+from gr_sweep.errors import ConfigError, GrSweepError
+from gr_sweep.files import unusable, write_whole
 from gr_sweep.jobdir import SUMMARY, Identity, State, identity_of, is_done, standing
 from gr_sweep.joblock import change_record
 from gr_sweep.launch.slurm import await_kill, is_cancelled
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
     from gr_sweep.cli.compose import Command
 
 log = logging.getLogger(__name__)
-
-_OF_BRANCH = ("edges", "route")
-"""Settings that procedure=branch decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +68,7 @@ class Job:
 class JobTask(Work):
     """One job, ready to run in this process (`run`) or in another, which calls it."""
 
-    overrides: list[str]
-    """As a user types them."""
-    overruled: list[str]
-    """Those without effect."""
-    is_baseline: bool
+    job: Job
     where: str
     """Folder in which the command was typed."""
     place: str
@@ -109,22 +100,21 @@ class JobTask(Work):
             if processes.is_main and not self.place:  # a sweep prints the errors of its jobs
                 print(f"gr-sweep: {error}", file=sys.stderr)
             raise
-        with fewer_collections():
-            from gr_sweep.job import run_job  # imports torch, which takes seconds
+        from gr_sweep.job import run_job  # imports torch, which takes seconds
 
-        with (
-            self._new_warnings() if processes.is_main else contextlib.nullcontext(),
-            self._logged(),
-        ):
+        try:
             run_job(
                 self.config,
                 self.folder,
                 sweep=self.sweep,
-                overrides=self.overrides,
+                overrides=[line.lstrip("+") for line in self.job.lines],
                 command=self.command,
                 title=self.title,
-                is_baseline=self.is_baseline,
+                is_baseline=self.job.is_baseline,
             )
+        except BaseException as error:
+            _log_end(error)
+            raise
 
     def __call__(self) -> None:
         """Runs the job in this process, one of several if SLURM started several tasks."""
@@ -169,60 +159,28 @@ class JobTask(Work):
             logging.config.dictConfig(self.log_config)
         except ValueError as error:
             raise ConfigError(f"hydra.job_logging: {error}: {error.__cause__}") from error
-        log.info("%s", f"{self.place} {self.title}".strip())
-        config = self.config
-        for line in self.overruled:
-            decides = f"method={config.method.name.value}"
-            if config.procedure.name is ProcedureKind.branch and line.startswith(_OF_BRANCH):
-                decides = "procedure=branch"
-            log.info("%s has no effect: %s decides", line, decides)
-
-    @contextlib.contextmanager
-    def _new_warnings(self) -> Iterator[None]:
-        """Keeps warnings of earlier jobs of the sweep from the terminal, not from the job's log."""
-
-        def is_new(record: logging.LogRecord) -> bool:
-            if record.levelno != logging.WARNING:
-                return True
-            said = record.getMessage()
-            # Decided once: the record comes to each handler.
-            is_new: bool = vars(record).setdefault("is_new", said not in self.shown)
-            self.shown.add(said)
-            return is_new
-
         root = logging.getLogger()
-        handlers = [of for of in root.handlers if not isinstance(of, logging.FileHandler)]
-        for handler in handlers:
-            handler.addFilter(is_new)
+        for handler in root.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(self._is_new)
         clear_warnings(self.folder)
         # Read by the command, if the job has a process of its own.
         file = logging.FileHandler(self.folder / WARNINGS, delay=True, encoding="utf-8")
         file.addFilter(lambda record: record.levelno == logging.WARNING)
         root.addHandler(file)
-        try:
-            yield
-        finally:
-            root.removeHandler(file)
-            file.close()
-            for handler in handlers:
-                handler.removeFilter(is_new)
+        log.info("%s", f"{self.place} {self.title}".strip())
+        for line in self.job.overruled:
+            names = self.config.method.name.value, self.config.procedure.name.value
+            log.info("%s has no effect with method=%s, procedure=%s", line, *names)
 
-    @contextlib.contextmanager
-    def _logged(self) -> Iterator[None]:
-        """Logs the error that ends the job; not in each process what all of them see."""
-        try:
-            yield
-        except BaseException as error:
-            # Of the other processes a bug's traceback is printed anyway.
-            if not connect().is_main and getattr(error, "is_shared", True):
-                raise
-            # What ended the job before the signal could.
-            cause = error.__cause__ if isinstance(error, Stopped) else error
-            if isinstance(cause, GrSweepError) and not wants_tracebacks():
-                log.error("gr-sweep: %s", cause)
-            elif isinstance(cause, Exception):
-                log.error("gr-sweep: the job failed: %r", cause, exc_info=cause)
-            raise
+    def _is_new(self, record: logging.LogRecord) -> bool:
+        """False for a warning that the terminal has shown for an earlier job of the sweep."""
+        if record.levelno != logging.WARNING:
+            return True
+        said = record.getMessage()
+        is_new = said not in self.shown
+        self.shown.add(said)
+        return is_new
 
 
 def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
@@ -242,9 +200,7 @@ def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
         folder=Path(folder),
         title=job.title,
         config=job.config,
-        overrides=[line.lstrip("+") for line in job.lines],
-        overruled=job.overruled,
-        is_baseline=job.is_baseline,
+        job=job,
         where=os.getcwd(),
         place=place,
         sweep=command.folder.name,
@@ -255,26 +211,14 @@ def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
     )
 
 
-@contextlib.contextmanager
-def fewer_collections() -> Iterator[None]:
-    """Inside, Python looks for unreachable objects less often: imports and reports make millions
-    that stay, and looking through them takes a fifth of the time."""
-    threshold = gc.get_threshold()
-    gc.set_threshold(100_000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*threshold)
-
-
-def unusable(error: OSError) -> JobError:
-    """The error where a job's folder or a file in it cannot be used."""
-    path = error.filename
-    if is_full(error):
-        return full_disk(Path(path), error)
-    return JobError(f"{path}: {error.strerror}; use another folder, or fix this one")
-
-
-def wants_tracebacks() -> bool:
-    """Whether errors of the user are shown with their traceback too."""
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+def _log_end(error: BaseException) -> None:
+    """Logs the error that ends a job; not in each process what all of them see."""
+    # Of the other processes a bug's traceback is printed anyway.
+    if not connect().is_main and getattr(error, "is_shared", True):
+        return
+    # What ended the job before the signal could.
+    cause = error.__cause__ if isinstance(error, Stopped) else error
+    if isinstance(cause, GrSweepError):
+        log.error("gr-sweep: %s", cause)
+    elif isinstance(cause, Exception):
+        log.error("gr-sweep: the job failed: %r", cause, exc_info=cause)

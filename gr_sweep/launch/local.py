@@ -37,7 +37,7 @@ Process = subprocess.Popen[bytes]
 class LocalParallelConfig:
     """`hydra/launcher=local_parallel`."""
 
-    _target_: str = "gr_sweep.cli.launchers.LocalParallelLauncher"
+    _target_: str = "gr_sweep.cli.run.LocalParallelLauncher"
     """Marker by which the launcher is recognised; Hydra never instantiates it."""
     jobs_per_device: int = bounded(1, at_least=1)
     """Jobs at the same time on a GPU, or on a group of cores: one small model leaves a GPU idle."""

@@ -41,7 +41,7 @@ _MAX_GPUS = 256
 class SlurmConfig:
     """`hydra/launcher=slurm`. What is null follows from the job's needs (`gr-sweep estimate`)."""
 
-    _target_: str = "gr_sweep.cli.launchers.SlurmLauncher"
+    _target_: str = "gr_sweep.cli.run.SlurmLauncher"
     """Marker by which the launcher is recognised; Hydra never instantiates it."""
     partition: str | None = None
     account: str | None = None

@@ -112,7 +112,7 @@ def _fitted(needs: Resources, config: SlurmConfig) -> Resources:
         said = " ".join(answer.stderr.split())
         if _NO_ANSWER.search(said):
             break
-    offers = _ask(["sinfo", "--all", "--noheader", "--format=%P %c CPUs %m MB %G %l"])
+    offers = ask(["sinfo", "--all", "--noheader", "--format=%P %c CPUs %m MB %G %l"])
     if offers is None or _NO_ANSWER.search(said):
         raise JobError(f"SLURM does not answer: {said}; rerun when its controller is back")
     raise ConfigError(
@@ -285,7 +285,7 @@ def _last_words(number: str, config: SlurmConfig, error: str | None) -> str:
 
 
 def _job_state(number: str) -> str | None:
-    found = re.search(r"JobState=(\w+)", _ask(["scontrol", "show", "job", number]) or "")
+    found = re.search(r"JobState=(\w+)", ask(["scontrol", "show", "job", number]) or "")
     return found[1] if found else None
 
 
@@ -309,11 +309,12 @@ def _print_what_stays(works: Sequence[Work], numbers: Mapping[Path, str], sweep:
 def queue_of_user() -> set[str] | None:
     """Numbers of the user's jobs in the queue, each task of an array by itself; None if SLURM does
     not answer."""
-    answer = _ask(["squeue", "--all", "--noheader", "--array", f"--user={os.getuid()}", "-o%i"])
+    answer = ask(["squeue", "--all", "--noheader", "--array", f"--user={os.getuid()}", "-o%i"])
     return None if answer is None else set(answer.split())
 
 
-def _ask(command: list[str]) -> str | None:
+def ask(command: list[str]) -> str | None:
+    """What a command of SLURM prints; None if it fails or does not answer."""
     try:
         answer = _run(command)
     except (OSError, subprocess.TimeoutExpired):

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     is_traceable_wrapper_subclass,
@@ -77,6 +78,8 @@ class AllocatedBytes(TorchDispatchMode):
     ) -> Any:
         if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
             return NotImplemented  # a DTensor first becomes operations on its local part
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # every slice asks for it, several times
         result = func(*args, **(kwargs or {}))
         # What writes into an argument or returns a view of one allocates nothing.
         given = {id(storage) for storage in _storages((args, kwargs))}

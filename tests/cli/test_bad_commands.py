@@ -22,24 +22,16 @@ train.stesp=1                           | train has no setting 'stesp'; did you 
 edges=weigth                            | invalid value for edges: 'weigth'; did you mean weight?
 baselines=[x]                           | invalid value for baselines[0]: Invalid value 'x'
 train.steps=abc                         | train.steps: Value 'abc' of type 'str' could not be
-data.weights=3                          | data.weights: Cannot assign int to Dict[str, float]
 edges=both,act                          | edges=both,act has several values: add -m
 plan.mlp_shared=1.5                     | plan.mlp_shared: 1.5; expected a number at least 0 and
 train.lr=nan                            | train.lr: nan; expected a finite number
-eval.relearn_lrs=[0.1,0.0]              | eval.relearn_lrs[1]: 0.0; expected a number above 0
-data.text_field=''                      | data.text_field is empty
 data.split=lines                        | data.split: 'lines'; expected paragraphs, a number of
 partition.unlabelled={code:2}           | partition.unlabelled.code: 2; expected a number
 plan=forget plan.forget=[maths]         | plan.forget: unknown domain 'maths'
 train.steps=400 train.tokens=1000       | train.steps=400 and train.tokens=1000; give one of them
 train.tokens=20y                        | train.tokens: '20y'; expected a number of tokens above 0
-train.tokens=-1x                        | such as 20x
-train.tokens=0x                         | train.tokens: '0x'; expected
-train.tokens='00'                       | train.tokens: '00'; expected
-train.tokens=true                       | train.tokens: True; expected
 train.tokens=20x model=hf model.path=a/b | model.path=a/b: its config.json is
 train.mesh=2                            | train.mesh: 2; expected auto, or [replicas, shards]
-train.mesh=[0,4]                        | train.mesh: [0, 4]; expected auto
 train.micro_batch_sequences=5           | not a multiple of train.micro_batch_sequences=5
 train.schedule=wsd train.warmup=0.5 train.decay=0.6 | add up to more than 1
 method=filtered                         | method=filtered needs method.without
@@ -56,27 +48,19 @@ procedure=alternate procedure.dense=1 train.batch_sequences=12 | none of them to
 model=hf model.path=a/b/c               | invalid value for model.path: 'a/b/c'
 train.steps=99999999999999999999        | expected a number of at most 9007199254740992
 train.batch_sequences=7                 | use 6 or 9
-train.batch_sequences=3 route.foreign_dropout=0.9 | use 0.875 or 1, or a larger train.batch
 baselines=[dense]                       | add -m
--m seed=${train.steps} baselines=[dense] | give values instead of ${...}
 data=local data.paths={code:afile}      | no text for biology, creative
 data=hub data.sources={code:{path:a/b}} | no data set for source biology
 data=local data.root=afile              | afile is not a folder; one file for all domains needs
 partition.domains.code.pattern='*'      | expected a regular expression
 method.fixes={data:{weights:{code:x}}}  | invalid value for data.weights.code
 model=[tiny,nano]                       | -m model=A,B runs several
-edges = act                             | unknown verb 'edges'
 train.steps=${oc.env:NOPE}              | Environment variable 'NOPE' not found
 seed=${hydra:job.num}                   | or follow ${hydra:...}
 hydra.job.chdir=true                    | does not support hydra.job.chdir
-hydra.hydra_logging.root.level=FOO      | hydra.hydra_logging: Unable to configure
---shell-completion                      | unknown flag --shell-completion
-train=5                                 | train=5: train is a group of settings; set them one by
-hydra.launcher._target_=os.system       | launchers are basic, local_parallel and slurm
 hydra/launcher=slurm hydra.launcher.nope=1 | hydra.launcher has no setting 'nope'; did you mean
 -m seed=0,1 hydra.sweep.subdir=../../x  | expected a folder within that of the sweep
 -m seed=range(2,0)                      | seed=range(2,0) has no values
--m train.lr=range(0.1,0.4,0.1)          | range(0.1,0.4,0.1): 'float' object
 -m experiment=edges,seed_question       | experiment can change what is swept
 -m seed=range(0,1000) train.steps=range(1,1000) | more than 100000 jobs
 tracking.project=a/b                    | invalid value for tracking.project: 'a/b'; expected
@@ -94,8 +78,6 @@ for line in COMMANDS.strip().splitlines():
 
 CASES += [
     (["a\nb=1"], "cannot read"),
-    ([f"seed={'1' * 5000}"], "Exceeds the limit"),
-    ([f"data.weights={'[' * 400}{']' * 400}"], "nested too deeply"),
     (["data=local", "data.root='\x1b[31mred'"], r"data.root=\x1b[31mred is not a folder"),
     (['data.cache="\udcff"'], "data.cache: '\\udcff'; expected text in UTF-8"),
 ]
@@ -137,13 +119,6 @@ FILES = {
 }
 
 
-def test_a_study_that_names_itself_is_one_line(here, capsys):
-    (here / "own" / "experiment").mkdir(parents=True)
-    (here / "own" / "experiment" / "x.yaml").write_text("defaults: [/experiment: x]\n")
-    said = "names itself in its defaults"
-    assert_refused(["--config-dir", "own", "experiment=x"], said, here, capsys)
-
-
 @pytest.mark.parametrize(("typed", "content", "said"), FILES.values(), ids=FILES)
 def test_a_wrong_config_file_of_the_user_is_one_line(here, capsys, typed, content, said):
     path = here / "own" / "partition" / "x.yaml"
@@ -167,15 +142,10 @@ ATOMS = st.one_of(
     ),
     st.text(max_size=5),
 )  # fmt: skip
-VALUES = st.one_of(
-    st.lists(ATOMS, max_size=4).map("".join),
-    st.lists(ATOMS, max_size=3).map(lambda items: f"[{','.join(items)}]"),
-    st.dictionaries(ATOMS, ATOMS, max_size=2).map(
-        lambda items: "{" + ",".join(f"{key}:{value}" for key, value in items.items()) + "}"
-    ),
-)
+VALUES = st.lists(ATOMS, max_size=4).map("".join)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=25,
     deadline=None,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gr_sweep.cli.schema import conf_dir
+from gr_sweep.cli.help import conf_dir
 from tests.program import MODULE, Program
 from tests.two_tasks import start_two
 

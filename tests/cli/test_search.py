@@ -101,17 +101,15 @@ def test_a_search_finds_where_separation_is_best_and_says_which_settings_matter(
 
 def test_a_killed_search_goes_on_as_if_it_had_not_been(jobs):
     line = [BOTH, "hydra.sweeper.n_jobs=2", "data.overlap=interval(0,1)"]
-    # The last of them are no longer random.
-    line += ["route.foreign_dropout=0,0.5,1", "hydra.sweeper.n_trials=13"]
-    assert search(*line, "hydra.sweep.dir=whole") == 0
+    line += ["route.foreign_dropout=0,0.5,1"]
+    trials = "hydra.sweeper.n_trials=13"  # the last of them are no longer random
+    assert search(*line, trials, "hydra.sweep.dir=whole") == 0
     whole, jobs.ran = jobs.ran, []
-    for jobs.kill_at in (1, 12):
-        assert search(*line, "hydra.sweep.dir=killed") == 130
+    jobs.kill_at = 11
+    assert search(*line, trials, "hydra.sweep.dir=killed") == 130
     jobs.kill_at = None
-    assert search(*line, "hydra.sweep.dir=killed") == 0
-    assert jobs.ran == whole and len(whole) == 13
-    assert search(*line, "hydra.sweep.dir=killed", "hydra.sweeper.n_trials=15") == 0
-    assert jobs.ran[:13] == whole and len(jobs.ran) == 15
+    assert search(*line, "hydra.sweeper.n_trials=14", "hydra.sweep.dir=killed") == 0
+    assert jobs.ran[:13] == whole and len(jobs.ran) == 14
 
 
 def test_of_several_seeds_a_trial_has_the_mean(jobs, capsys):
@@ -175,21 +173,15 @@ def test_a_plain_job_ignores_objectives(jobs):
     ("words", "said"),
     [
         ("data.overlap=interval(1,0)", "expected interval(LOW,HIGH) with LOW below HIGH"),
-        ("data.overlap=interval(0,1e400)", "expected interval(LOW,HIGH)"),
         ("train.lr=tag(log,interval(0,1))", "LOW above 0"),
-        ("train.lr=tag(lgo,interval(0.1,1))", "expected tag(log,interval(LOW,HIGH))"),
+        ("train.lr=tag(lgo,interval(0.1,1))", "or tag(log,interval(LOW,HIGH))"),
         ("data.overlap=interval(0,1.5)", "invalid value for data.overlap: 1.5"),
         ("data.overlap=0,1,2", "invalid value for data.overlap: 2"),
         ("train.steps=interval(10,20)", "train.steps: Value '13.82' of type 'float'"),
-        ("trian.lr=interval(0,1)", "no setting 'trian'"),
-        ("data.overlap=range(0,0)", "has no values"),
         ("edges=act seed=0,1", "nothing to search"),
         ("hydra.sweeper.n_trials=0 edges=act,both", "invalid value for hydra.sweeper.n_trials: 0"),
-        ("hydra.sweeper.trials=3 edges=act,both", "'trials'"),
         ("objective=[utility/served_taks] edges=act,both", "did you mean utility/served_tax?"),
-        ("objective=[train/loss] edges=act,both", "invalid value for objective: 'train/loss'"),
         ("objective=[utility/transfer] edges=act,both", "invalid value for objective"),
-        ("data.seed=${seed} edges=act,both", "give values instead of ${...}"),
         ("hydra/sweeper=basic data.overlap=interval(0,1)", "add hydra/sweeper=optuna"),
     ],
 )
@@ -214,30 +206,18 @@ def test_a_missing_package_names_its_extra(jobs, tmp_path, capsys, monkeypatch):
     assert_refused([*SEARCH, "edges=act,both"], "'gr-sweep[search]'", tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_a_search_over_real_jobs_has_their_known_frontier(tmp_path, monkeypatch):
     """Separation falls as overlap rises, and so does the loss: all three values are best for
     someone."""
     monkeypatch.chdir(tmp_path)
-    tiny = ["debug=default", "edges=weight", "plan.mlp_shared=0.25", "eval.samples=0"]
-    tiny += ["train.log_every=20"]
-    tiny += [
-        "train.steps=40",
-        "train.lr=0.008",
-        "data.documents=100",
-        "train.checkpoint_every=null",
-        "data.cache=cache",
+    tiny = [
+        *("debug=default", "edges=weight", "plan.mlp_shared=0.25", "eval.samples=0"),
+        *("train.log_every=20", "train.steps=40", "train.lr=0.008", "data.documents=100"),
+        *("train.checkpoint_every=null", "data.cache=cache"),
     ]
-    line = [*SEARCH, *tiny, BOTH, "data.overlap=0,0.5,1"]
-    assert app.main(line) == 0
-    found = read_sweep(Path("sweep"))
-    numbers = {
-        job.settings["data.overlap"]: (
-            job.metrics["mean_selectivity"],
-            job.metrics["mean_served_loss"],
-        )
-        for job in found.jobs
-    }
-    assert sorted(numbers) == [0, 0.5, 1]
-    assert numbers[0] > numbers[0.5] > numbers[1]
-    assert numbers[0][1] > numbers[0.5][1] > numbers[1][1]
+    assert app.main([*SEARCH, *tiny, BOTH, "data.overlap=0,0.5,1"]) == 0
+    metrics = {job.settings["data.overlap"]: job.metrics for job in read_sweep(Path("sweep")).jobs}
+    for name in ("mean_selectivity", "mean_served_loss"):
+        assert metrics[0][name] > metrics[0.5][name] > metrics[1][name]
     assert json.loads(Path("sweep/search.json").read_text())["trials"] == 3

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gr_sweep.cli.app import main
-from gr_sweep.cli.launchers import outcome_of
+from gr_sweep.cli.run import outcome_of
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError, JobError
 from gr_sweep.jobdir import SUMMARY, State, standing
