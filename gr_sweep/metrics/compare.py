@@ -155,18 +155,15 @@ def compare_relearn(
         runs |= {run: of for run, of in full if run in (DENSE, (Baseline.filtered, part))}
         evaluations = _evaluations(rows, part)
         tables = LossTables(evaluations, own, runs, seed=seed, resamples=resamples)
-        levels = tables.filtered(part, part), tables.dense(part)
-        tokens = censored = filtered_tokens = filtered_censored = tables.missing
-        if curves := _curves(tables, part, rows):
-            tokens, censored = tokens_to_relearn([*curves.values()], *levels)
-            samples[registry.RELEARN_LOSS(part)] = _lowest(curves)
-        if curves := _curves(tables, part, filtered_rows, _RELEARNED):
-            filtered_tokens, filtered_censored = tokens_to_relearn([*curves.values()], *levels)
-            samples[registry.RELEARN_FILTERED_LOSS(part)] = _lowest(curves)
+        loss, tokens, censored = _relearned(tables, part, rows)
+        filtered = _relearned(tables, part, filtered_rows, _RELEARNED)
+        filtered_loss, filtered_tokens, filtered_censored = filtered
         # Of two bounds there is no ratio.
         is_unknown = censored * filtered_censored != 0
         of_part = np.where(is_unknown, np.nan, ratio(tokens, filtered_tokens))
         samples |= {
+            registry.RELEARN_LOSS(part): loss,
+            registry.RELEARN_FILTERED_LOSS(part): filtered_loss,
             registry.RELEARN_TOKENS(part): tokens,
             registry.RELEARN_CENSORED(part): censored[:1],
             registry.RELEARN_FILTERED_TOKENS(part): filtered_tokens,
@@ -206,7 +203,14 @@ def _curves(
     return found
 
 
-def _lowest(curves: _Curves) -> FloatArray:
-    """The lowest loss at any time of any attack; nan (one that diverged) does not count."""
-    lowest: FloatArray = np.fmin.reduce([loss for _, losses in curves.values() for loss in losses])
-    return lowest
+def _relearned(
+    tables: LossTables, part: str, rows: Iterable[RelearnLoss], run: Run | None = None
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The lowest loss at any time of any attack, where nan (one that diverged) does not count, and
+    what `tokens_to_relearn` returns."""
+    curves = _curves(tables, part, rows, run)
+    if not curves:
+        return tables.missing, tables.missing, tables.missing
+    lowest = np.fmin.reduce([loss for _, losses in curves.values() for loss in losses])
+    filtered, dense = tables.filtered(part, part), tables.dense(part)
+    return lowest, *tokens_to_relearn([*curves.values()], filtered, dense)

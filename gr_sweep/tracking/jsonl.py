@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gr_sweep.errors import DataError
 from gr_sweep.files import whole_file
 from gr_sweep.tracking.base import STEP, Tracker
 
@@ -49,6 +48,10 @@ def read_rows(path: Path, *, last_bytes: int | None = None) -> list[dict[str, An
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get(STEP), int)]
 
 
+def _line(row: Mapping[str, float]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
 class JsonlTracker(Tracker):
     """Appends rows to one file, and drops those after the checkpoint that a job resumes from."""
 
@@ -61,29 +64,17 @@ class JsonlTracker(Tracker):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a row."""
         if self._file is not None:
-            line = json.dumps({STEP: step} | finite(metrics), allow_nan=False)
-            self._file.write(line.encode() + b"\n")
+            self._file.write(_line({STEP: step} | finite(metrics)))
             self._file.flush()
 
     def cut_back(self, step: int) -> None:
-        """Drops the rows after `step`; the file is replaced atomically.
-
-        Raises:
-            DataError: a line is not a row.
-        """
+        """Drops the rows after `step`, and lines that are not rows; the file is replaced
+        atomically."""
         assert self._file is not None
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        try:
-            kept = [line for line in lines if json.loads(line)[STEP] <= step]
-        except (ValueError, LookupError, TypeError) as error:
-            raise DataError(
-                f"{self.path} is damaged ({error}); remove the job's folder to start over"
-            ) from error
-        if len(kept) < len(lines):
-            with whole_file(self.path) as file:
-                file.writelines(kept)
-            self._file.close()
-            self._file = self.path.open("ab")
+        with whole_file(self.path) as file:
+            file.writelines(_line(row) for row in read_rows(self.path) if row[STEP] <= step)
+        self._file.close()
+        self._file = self.path.open("ab")
 
     def sync(self) -> None:
         """Flushes the rows to the disk."""
