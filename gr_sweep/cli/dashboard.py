@@ -129,7 +129,7 @@ def _make(
             kind = job.edges if job.group == ROUTED else job.kind
             names = {
                 wandb_dashboard.COMPARED_AS: "shorter dense" if job.is_shorter_dense else kind,
-                wandb_dashboard.LABEL: sweep.setting(job),
+                wandb_dashboard.LABEL: sweep.settings.get(job.name, job.title),
             }
             added = {wandb_dashboard.ADDED: names}
             if count := wandb_server.add(runs[job.name], job.metrics, added):

@@ -37,26 +37,21 @@ _Class = tuple[str, tuple[str, ...]]
 """What settings must share to be comparable: held-out text and removable domains."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Place:
     """A setting: jobs that differ in their seed only."""
 
     jobs: Sequence[Job]
     name: str
-    values: tuple[Estimate | None, Estimate | None]
-    """On the two axes, over seeds, as settings are compared."""
+    costs: tuple[float, float]
+    """Its means on the two axes, as settings are compared; lower is better."""
     why: str
     """Why it has no rank; empty if it has one."""
     rank: int | None = None
     """1 on the frontier; else one more than the number of settings that beat it."""
 
-    def cost(self, axes: Axes, at: int) -> float:
-        """What it is sorted by on one axis; lower is better."""
-        found = self.values[at]
-        return float("inf") if found is None else -axes[at].metric.direction * found.value
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Ranking:
     """Settings whose numbers are comparable: of the same held-out text and the same removals."""
 
@@ -73,14 +68,14 @@ class Ranking:
 
     def by(self, axis: int) -> list[Place]:
         """The ranked settings by their mean on the first or second axis, the best first."""
-        return sorted(self.ranked, key=lambda place: place.cost(self.axes, axis))
+        return sorted(self.ranked, key=lambda place: place.costs[axis])
 
 
 @functools.lru_cache(maxsize=1)
 def rankings(sweep: Sweep) -> list[Ranking]:
     """The compared settings in groups that are comparable, the largest first. A setting with
     nothing to remove stands in the largest group of its text."""
-    objectives = list(sweep.search.objectives.values()) if sweep.search else []
+    objectives = list(sweep.search.get("objectives", {}).values())
     axes = measures.best_axes([job for job in sweep.compared if job.parts], objectives)
     classes: dict[_Class, list[list[Job]]] = {}
     for group in sorted(sweep.replicates, key=lambda group: not group[0].parts):
@@ -116,18 +111,21 @@ def _ranking(sweep: Sweep, axes: Axes, groups: Sequence[list[Job]], name: str) -
     for group, reason, of in zip(groups, why, seeds, strict=True):
         if not reason and most - of:
             reason = f"without seed {_either([str(seed) for seed in sorted(most - of)])}"
-        first, second = (over_seeds(group, axis.compared) for axis in axes)
-        setting = sweep.setting(group[0])
-        places.append(Place(jobs=group, name=setting, values=(first, second), why=reason))
+        first, second = (_cost(group, axis) for axis in axes)
+        places.append(Place(group, sweep.settings[group[0].name], (first, second), reason))
     ranked = [place for place in places if not place.why]
     beaten = _beats(ranked, axes).sum(0)
     ranked = [
-        dataclasses.replace(place, rank=1 + int(num))
-        for place, num in zip(ranked, beaten, strict=True)
+        dataclasses.replace(of, rank=1 + int(num)) for of, num in zip(ranked, beaten, strict=True)
     ]
-    ranked.sort(key=lambda place: (place.rank, place.cost(axes, 0)))
-    rest = sorted((place for place in places if place.why), key=lambda of: of.cost(axes, 0))
-    return Ranking(name=name, axes=axes, places=[*ranked, *rest])
+    rest = [place for place in places if place.why]
+    ranked.sort(key=lambda place: (place.rank, place.costs))
+    return Ranking(name, axes, [*ranked, *sorted(rest, key=lambda place: place.costs)])
+
+
+def _cost(jobs: Sequence[Job], measure: Measure) -> float:
+    found = over_seeds(jobs, measure.compared)
+    return float("inf") if found is None else -measure.metric.direction * found.value
 
 
 def _beats(ranked: Sequence[Place], axes: Axes) -> npt.NDArray[np.bool_]:
@@ -136,17 +134,11 @@ def _beats(ranked: Sequence[Place], axes: Axes) -> npt.NDArray[np.bool_]:
     surely = np.zeros_like(at_least)
     for measure in axes if ranked else ():
         by_seed = [{job.seed: job for job in reversed(place.jobs)} for place in ranked]
-        values_GS = np.array([[_value(jobs[s], measure) for s in sorted(jobs)] for jobs in by_seed])
-        mean_GG, half_GG = paired_differences(measure.metric.direction * values_GS)
+        costs_GS = np.array([[_cost([jobs[s]], measure) for s in sorted(jobs)] for jobs in by_seed])
+        mean_GG, half_GG = paired_differences(-costs_GS)
         at_least &= mean_GG >= 0
         surely |= mean_GG > np.nan_to_num(half_GG)  # nan for one seed
     return at_least & surely
-
-
-def _value(job: Job, measure: Measure) -> float:
-    found = measure.compared(job)
-    assert found is not None  # `_why`: it has a rank
-    return found.value
 
 
 def _why(group: Sequence[Job], axes: Axes) -> str:
@@ -208,14 +200,11 @@ def notes(sweep: Sweep) -> list[str]:
         wanted = measures.BY_METRIC[metric]
         lacking = [job for job in jobs if wanted.of(job) is None]
         if wanted is not measure and lacking:
-            share = f"{len(lacking)} of {len(jobs)} jobs lack"
-            who = share if len(lacking) < len(jobs) else "no job has"
             said.append(
-                f"{_capital(_title(measure))} stands in for {_title(wanted)}, which {who}: "
-                f"{_lack(lacking[0], wanted)}."
+                f"{_capital(_title(measure))} stands in for {_title(wanted)}, which {len(lacking)} "
+                f"of {len(jobs)} jobs lack: {_lack(lacking[0], wanted)}."
             )
-    if any(of in line for line in said for of in _LACKS.values()):
-        said.append("`baselines=[dense,compute,filtered]` adds baselines to a sweep.")
+            said.append("`baselines=[dense,compute,filtered]` adds baselines to a sweep.")
     if len(found) > 1:
         said.append(
             "Settings that remove other domains or read other text are not comparable: each group "

@@ -121,7 +121,7 @@ def with_baselines(jobs: Sequence[Job]) -> list[Job]:
     """
     alike: dict[str, list[Job]] = {}
     for job in jobs:
-        alike.setdefault(job.context(_WIDTH), []).append(job)
+        alike.setdefault(job.context, []).append(job)
     found = {job.name: job for job in jobs}
     for group in alike.values():
         has_baselines = any(job.kind in (DENSE, _FILTERED, _OBSERVED) for job in group)

@@ -23,7 +23,6 @@ from gr_sweep.report.sweep import (
     ROUTED,
     Job,
     Round,
-    Search,
     Sweep,
     Unfinished,
     shown,
@@ -39,6 +38,10 @@ SUMMARY_FORMAT = 1
 
 _EDGES_ORDER = (DENSE, "none", "weight", "act", "both")
 _GROUPS_ORDER = (*(method.value for method in UNROUTED), ROUTED)
+_FROM_SUMMARY = (
+    "domains", "config", "metrics", "intervals", "environment", "fingerprints", "started",
+    "finished", "sweep", "title", "command", "files",
+)  # fmt: skip
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
 logger = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ def read_sweep(folder: Path, only: Collection[Path] | None = None) -> Sweep:
             job = _read_job(entry, history)
         except DataError as error:
             step = max((row["step"] for row in history), default=None)
-            unfinished.append(Unfinished(name=entry.name, step=step, why=str(error)))
+            unfinished.append(Unfinished(entry.name, step, str(error)))
             continue
         # A command that is typed in another way names its jobs, and baselines, in another way.
         if (twin := finished.setdefault(job.identity, job)) is not job:
@@ -95,22 +98,22 @@ def _damage_logged(path: Path) -> Iterator[None]:
         logger.warning("%s cannot be read: %s", path, said)
 
 
-def _read_search(path: Path, jobs: Collection[str]) -> Search | None:
-    """What a search left in the folder; None without one, or if jobs of its trials are missing."""
+def _read_search(path: Path, jobs: Collection[str]) -> dict[str, Any]:
+    """What a search left in the folder; empty without one, or if jobs of its trials are missing."""
     with _damage_logged(path):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        names = {name for trial in found.pop("jobs") for name in trial}
-        return Search(**found) if names.issubset(jobs) else None
-    return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        names = {name for trial in found["jobs"] for name in trial}
+        return found if names.issubset(jobs) else {}
+    return {}
 
 
 def _report_order(job: Job, varied: Sequence[str]) -> tuple[Any, ...]:
-    edges = _EDGES_ORDER.index(job.edges) if job.edges in _EDGES_ORDER else len(_EDGES_ORDER)
-    group = _GROUPS_ORDER.index(job.group) if job.group in _GROUPS_ORDER else len(_GROUPS_ORDER)
+    orders = ((job.edges, _EDGES_ORDER), (job.group, _GROUPS_ORDER))
+    first = [order.index(of) if of in order else len(order) for of, order in orders]
     values = [job.settings.get(name) for name in varied if name != "edges"]
     # Numbers by size and before words: 0.5 comes before 10.
     ranks = [(0, value, "") if is_number(value) else (1, 0, shown(value)) for value in values]
-    return (edges, group, job.is_shorter_dense, *ranks, job.name)
+    return (*first, job.is_shorter_dense, *ranks, job.name)
 
 
 def _read_job(folder: Path, history: list[dict[str, Any]]) -> Job:
@@ -127,25 +130,18 @@ def _read_job(folder: Path, history: list[dict[str, Any]]) -> Job:
             raise DataError(
                 f"it has format {summary['format']!r}; this version reads {SUMMARY_FORMAT}"
             )
-        files = dict(summary.get("files", {}))
-        return Job(
+        summary["metrics"], summary["intervals"] = (
+            dict(summary[name]) for name in ("metrics", "intervals")
+        )
+        job = Job(
             folder=folder,
-            sweep=summary.get("sweep", ""),
-            title=summary.get("title", ""),
-            command=summary.get("command", ""),
-            domains=summary["domains"],
-            config=summary["config"],
-            metrics=dict(summary["metrics"]),
-            intervals={key: (low, high) for key, (low, high) in summary["intervals"].items()},
-            environment=summary["environment"],
-            fingerprints=summary["fingerprints"],
-            files=files,
-            started=summary["started"],
-            finished=summary["finished"],
             history=history,
             rounds=_read_rounds(folder),
-            samples=read_samples(folder, files.get(SAMPLES)),
+            samples=read_samples(folder, summary.get("files", {}).get(SAMPLES)),
+            **{name: summary[name] for name in _FROM_SUMMARY if name in summary},
         )
+        _ = job.tokens, job.edges, job.seed, job.is_control  # Its config has what is read of it.
+        return job
     except (DataError, *_DAMAGE) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"summary.json cannot be read: {said}") from error

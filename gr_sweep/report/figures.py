@@ -55,12 +55,13 @@ _DASHES = {"dense": "dot", "filtered": "dash", "filtered_observed": "dash"}
 """Of attacks, by plan or method."""
 _OTHER_COLOUR = "#b8860b"
 _OTHER_MARKER = ("triangle-down", "▼")
-_POINTS_OF_A_CURVE = 200
-_POINTS_OF_ALL_CURVES = 10_000
-"""In one figure; with many jobs each curve has fewer points."""
-_FEWEST_POINTS = 12
+_POINTS_OF_A_CURVE, _POINTS_OF_ALL_CURVES = 200, 10_000
+"""With many jobs each curve of a figure has fewer points."""
 
 Figure = dict[str, Any]
+Point = tuple[float | None, float | None, list[int] | int | None, str]
+"""Of a trace: x, y, its job or jobs, and its tooltip; without numbers, a gap in the line."""
+_GAP: Point = (None, None, None, "")
 
 escaped = functools.partial(html.escape, quote=False)
 """For Plotly, which interprets a few HTML tags in its texts."""
@@ -73,16 +74,11 @@ def colour(edges: str) -> str:
 
 def identity(label: str, job: Job) -> dict[str, Any]:
     """How a job or a group is named and drawn everywhere on the page."""
-    marker = MARKERS.get(job.kind, _OTHER_MARKER)
+    symbol, glyph = MARKERS.get(job.kind, _OTHER_MARKER)
     return {
-        "label": label,
-        "name": job.name,
-        "edges": job.edges,
-        "kind": job.kind,
-        "colour": colour(job.edges),
-        "symbol": marker[0],
-        "glyph": marker[1],
-    }
+        "label": label, "name": job.name, "edges": job.edges, "kind": job.kind,
+        "colour": colour(job.edges), "symbol": symbol, "glyph": glyph,
+    }  # fmt: skip
 
 
 def indices(sweep: Sweep, jobs: Sequence[Job]) -> list[int]:
@@ -96,15 +92,9 @@ def padded(values: Sequence[float], share: float = 0.04) -> list[float]:
     return [min(values) - pad, max(values) + pad]
 
 
-Point = tuple[float | None, float | None, list[int] | int | None, str]
-"""Of a trace: x, y, its job or jobs, and its tooltip; without numbers, a gap in the line."""
-
-GAP: Point = (None, None, None, "")
-
-
 def trace_of(points: Sequence[Point], **settings: Any) -> dict[str, Any]:
     """A trace for Plotly. Without tooltips the page shows the label of each point's job."""
-    xs, ys, jobs, texts = map(list, zip(*points, strict=True)) if points else ([], [], [], [])
+    xs, ys, jobs, texts = map(list, zip(*points, strict=True))
     return {
         "type": "scatter",
         "x": xs,
@@ -119,8 +109,7 @@ def trace_of(points: Sequence[Point], **settings: Any) -> dict[str, Any]:
 
 def _on_one_scale(by_domain: Mapping[str, list[dict[str, Any]]], across: str) -> dict[str, Figure]:
     """A figure for each domain, all with the same range, so that domains can be compared."""
-    traces = [trace for data in by_domain.values() for trace in data]
-    seen = [y for trace in traces for y in trace["y"] if y is not None]
+    seen = [y for data in by_domain.values() for trace in data for y in trace["y"] if y is not None]
     layout = {
         "margin": {"l": 52, "r": 8, "t": 8, "b": 42},
         "xaxis": {"rangemode": "tozero", "title": {"text": across}},
@@ -132,42 +121,33 @@ def _on_one_scale(by_domain: Mapping[str, list[dict[str, Any]]], across: str) ->
 def curves(sweep: Sweep) -> dict[str, Figure]:
     """Loss by step for each domain: training as thin lines, held-out as lines with markers."""
     share = _POINTS_OF_ALL_CURVES // max(1, len(sweep.compared))
-    num_points = max(_FEWEST_POINTS, min(_POINTS_OF_A_CURVE, share))
+    num_points = max(12, min(_POINTS_OF_A_CURVE, share))
     found: dict[str, list[dict[str, Any]]] = {}
     for domain in sweep.domains:
-        for held_out, key in (
-            (False, registry.TRAIN_LOSS_OF(domain)),
-            (True, registry.EVAL_LOSS(domain)),
+        for what, key, look in (
+            ("training", registry.TRAIN_LOSS_OF(domain), {"mode": "lines", "opacity": 0.4}),
+            ("held out", registry.EVAL_LOSS(domain), {"mode": "lines+markers", "opacity": 1}),
         ):
             by_edges: dict[str, list[Point]] = {}
             for at, job in enumerate(sweep.compared):
-                if curve := _curve(job, key, num_points):
-                    points = by_edges.setdefault(job.edges, [])
-                    points += [(step, loss, at, "") for step, loss in curve]
-                    points.append(GAP)
-            what = "held out" if held_out else "training"
+                rows = [(row["step"], row[key]) for row in job.history if is_number(row.get(key))]
+                stride = math.ceil(len(rows) / num_points) or 1
+                # Counted from the end, to keep the last point.
+                curve = [(step, round(of, 4), at, "") for step, of in rows[::-1][::stride][::-1]]
+                if curve:
+                    by_edges.setdefault(job.edges, []).extend([*curve, _GAP])
             found.setdefault(domain, []).extend(
                 trace_of(
-                    of_edges,
-                    mode="lines+markers" if held_out else "lines",
-                    line={"color": colour(edges), "width": 2 if held_out else 1},
+                    points,
+                    line={"color": colour(edges), "width": 2 if what == "held out" else 1},
                     marker={"size": 5},
-                    opacity=1 if held_out else 0.4,
                     name=f"{edges}, {what}",
                     hovertemplate=f"%{{text}}<br>step %{{x}}<br>{what} %{{y:.3f}}<extra></extra>",
+                    **look,
                 )
-                for edges, of_edges in by_edges.items()
+                for edges, points in by_edges.items()
             )
     return _on_one_scale(found, "optimizer step")
-
-
-def _curve(job: Job, key: str, num_points: int) -> list[tuple[int, float]]:
-    points = [
-        (row["step"], round(float(row[key]), 4)) for row in job.history if is_number(row.get(key))
-    ]
-    stride = max(1, math.ceil(len(points) / num_points))
-    # Counted from the end, to keep the last point.
-    return points[::-1][::stride][::-1]
 
 
 def relearning(sweep: Sweep) -> dict[str, Figure]:
@@ -177,9 +157,8 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
     Dashed: models that never saw the domain; dotted: dense models that unlearned it. A line has a
     gap where the attack diverged.
     """
-    nodes = dict.fromkeys(node for job in sweep.compared for node in job.nodes)
     found: dict[str, list[dict[str, Any]]] = {}
-    for part in nodes:
+    for part in dict.fromkeys(node for job in sweep.compared for node in job.nodes):
         by_look: dict[tuple[str, str], list[Point]] = {}
         for at, job in enumerate(sweep.compared):
             attacks = [
@@ -193,16 +172,16 @@ def relearning(sweep: Sweep) -> dict[str, Figure]:
                 points = by_look.setdefault((job.edges, job.kind), [])
                 for tokens, loss in zip(*strongest, strict=True):
                     points.append((tokens, loss if math.isfinite(loss) else None, at, text))
-                points.append(GAP)
+                points.append(_GAP)
         found[part] = [
             trace_of(
-                of_look,
+                points,
                 mode="lines+markers",
                 line={"color": colour(edges), "width": 1.5, "dash": _DASHES.get(kind, "solid")},
                 marker={"size": 6, "symbol": MARKERS.get(kind, _OTHER_MARKER)[0]},
                 name=f"{edges} · {kind}",
                 hovertemplate="%{text}<br>%{x:,} tokens<br>held out %{y:.3f}<extra></extra>",
             )
-            for (edges, kind), of_look in by_look.items()
+            for (edges, kind), points in by_look.items()
         ]
     return _on_one_scale(found, "tokens of the attack")

@@ -4,7 +4,7 @@ torch."""
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,40 +44,38 @@ def results(folder: str | os.PathLike[str]) -> "pd.DataFrame":
     import pandas as pd
 
     sweep = collect.read_sweep(Path(folder))
-    rows = _rows(sweep)
-    frame = pd.DataFrame(rows, columns=_columns(sweep, rows))
+    columns, rows = _columns(sweep)
+    frame = pd.DataFrame(rows, columns=columns)
     frame.attrs["varied"] = varied_settings([job.settings for job in sweep.jobs])
     return frame
 
 
 def csv_of(sweep: Sweep) -> str:
     """The same as the text of results.csv; without pandas, which takes long to import."""
-    rows, text = _rows(sweep), io.StringIO()
-    writer = csv.DictWriter(text, _columns(sweep, rows), lineterminator="\n")
+    text = io.StringIO()
+    columns, rows = _columns(sweep)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def _rows(sweep: Sweep) -> list[dict[str, Any]]:
-    rows = []
+def _columns(sweep: Sweep) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names of the columns, and the rows."""
+    settings, others = [], []
     for job in sweep.jobs:
-        row: dict[str, Any] = {"job": job.name, "label": sweep.labels[job.name]}
-        row |= _plain(job.settings)
-        row |= {"code": job.fingerprints.get("code"), "text": job.text, **job.metrics}
-        for key, ends in job.intervals.items():
-            row |= {f"{key}/low": ends[0], f"{key}/high": ends[1]}
-        rows.append(row)
-    return rows
-
-
-def _columns(sweep: Sweep, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+        settings.append({"job": job.name, "label": sweep.labels[job.name], **_plain(job.settings)})
+        bounds = {f"{key}/{side}": ends[at] for key, ends in job.intervals.items()
+                  for at, side in enumerate(("low", "high"))}  # fmt: skip
+        prints = {"code": job.fingerprints.get("code"), "text": job.text}
+        others.append({**prints, **job.metrics, **bounds})
     varied = varied_settings([job.settings for job in sweep.jobs])
-    settings = [name for job in sweep.jobs for name in job.settings]
-    metrics = [key for job in sweep.jobs for key in job.metrics]
-    others = [key for row in rows for key in row]  # bounds
-    first = ["job", "label", *varied, *settings, "code", "text", *metrics, *others]
-    return list(dict.fromkeys(first))
+    names = [key for of in settings for key in of] + ["code", "text"]
+    names += [key for job in sweep.jobs for key in job.metrics] + [
+        key for of in others for key in of
+    ]
+    rows = [{**of, **other} for of, other in zip(settings, others, strict=True)]
+    return list(dict.fromkeys(["job", "label", *varied, *names])), rows
 
 
 def history(folder: str | os.PathLike[str]) -> "pd.DataFrame":

@@ -130,7 +130,6 @@ def _header(sweep: Sweep) -> dict[str, Any]:
     return {
         "when": period(started, finished),
         "common": common,
-        "same_domains": len({tuple(job.domains) for job in sweep.jobs}) <= 1,
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "edges": [(name, figures.colour(name)) for name in edges],
         "kinds": [(glyph, kind) for kind, glyph in kinds.items() if len(kinds) > 1],

@@ -7,7 +7,7 @@ What a metric is called and what it means is in `gr_sweep.metrics.registry`. To 
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -142,7 +142,7 @@ class Measure:
             share = job.smallest_share
             if share is None or self.worse is None or self.worse(*names) not in job.metrics:
                 return None
-            return Estimate(value=share, bound=BELOW)
+            return Estimate(share, bound=BELOW)
         for bound, metric in ((FROM, self.censored), (BELOW, self.below)):
             if metric and job.metrics.get(metric(*names)) == 1:
                 return dataclasses.replace(found, bound=bound)
@@ -191,35 +191,24 @@ BY_METRIC = {measure.metric: measure for measure in MAIN}
 """Every measure."""
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """A measure of all compared jobs: of one domain, or its mean or only value."""
-
-    measure: Measure
-    part: str | None
-    by_job: Mapping[str, Estimate | None]
-    """By the jobs' names."""
-
-    @property
-    def name(self) -> str:
-        """Title of the measure, and the domain."""
-        return " ".join(filter(None, (self.measure.metric.title, self.part)))
+Numbers = dict[tuple[Measure, str | None], dict[str, Estimate | None]]
+"""By measure and domain (None: its mean or only value), and by the jobs' names."""
 
 
 @functools.lru_cache(maxsize=1)
-def numbers(sweep: Sweep) -> list[Numbers]:
+def numbers(sweep: Sweep) -> Numbers:
     """All measures that any compared job has: each as a mean, then of each domain or node."""
     jobs = sweep.compared
     keys = {key for job in jobs for key in job.metrics}
     known = {of[0] for key in keys if (of := registry.find(key))}
     nodes = dict.fromkeys(node for job in jobs for node in job.nodes)
-    found = []
+    found = {}
     for measure in MAIN:
         if measure.metric in known or measure.worse in known:
             for part in (None, *(nodes if measure.metric.placeholders else ())):
                 by_job = {job.name: measure.of(job, part) for job in jobs}
                 if any(by_job.values()):
-                    found.append(Numbers(measure, part, by_job))
+                    found[measure, part] = by_job
     return found
 
 

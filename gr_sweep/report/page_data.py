@@ -11,9 +11,9 @@ from typing import Any
 from gr_sweep.config import is_number
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.seeds import t_quantile
-from gr_sweep.report import figures, measures
+from gr_sweep.report import figures, measures, tables
 from gr_sweep.report.answer import rankings
-from gr_sweep.report.measures import MISSING, Numbers
+from gr_sweep.report.measures import MISSING, Measure
 from gr_sweep.report.sweep import DENSE, Estimate, Job, Sweep, short_name, shown
 
 _MOST_LETTERS = 2_000_000
@@ -55,7 +55,7 @@ def _job(sweep: Sweep, job: Job) -> dict[str, Any]:
     about = {**job.environment, **job.fingerprints}
     return {
         **figures.identity(sweep.labels[job.name], job),
-        "short": sweep.setting(job),
+        "short": sweep.settings[job.name],
         "nodes": job.nodes,
         "seed": job.seed,
         "control": job.is_control,
@@ -67,34 +67,27 @@ def _job(sweep: Sweep, job: Job) -> dict[str, Any]:
 
 def _settings(sweep: Sweep) -> list[dict[str, Any]]:
     """Every setting of any job, those that differ first, and before them the kind of the jobs."""
-    jobs, varied = sweep.compared, sweep.varied
-    names = dict.fromkeys([*varied, *(name for job in jobs for name in job.settings)])
-    found = [_setting("kind", [job.kind for job in jobs], varied=True)]
-    for name in names:
-        of = [shown(job.settings[name]) if name in job.settings else None for job in jobs]
-        if name == "edges":  # A dense job has no edges to choose.
-            of = [job.edges for job in jobs]
-        found.append(_setting(name, of, varied=name in varied))
-    return found
-
-
-def _setting(name: str, of: Sequence[str | None], *, varied: bool) -> dict[str, Any]:
-    values = dict.fromkeys(value for value in of if value is not None)
-    number = {value: at for at, value in enumerate(values)}
-    return {
-        "name": name,
-        "short": short_name(name),
-        "varied": varied and len(set(of)) > 1,
-        "values": list(number),
-        "of": [None if value is None else number[value] for value in of],
-    }
+    jobs = sweep.compared
+    of: dict[str, list[str | None]] = {"kind": [job.kind for job in jobs]}
+    for name in dict.fromkeys([*sweep.varied, *(name for job in jobs for name in job.settings)]):
+        of[name] = [shown(job.settings[name]) if name in job.settings else None for job in jobs]
+    of["edges"] = [job.edges for job in jobs]  # A dense job has no edges to choose.
+    return [
+        {"name": name, "short": short_name(name), "of": values, "varied": len(set(values)) > 1
+         and (name == "kind" or name in sweep.varied)}
+        for name, values in of.items()
+    ]  # fmt: skip
 
 
 def _axes(sweep: Sweep) -> list[dict[str, Any]]:
     """Numbers that can be an axis: means of metrics, metrics by domain, costs, and numeric settings
     that differ."""
     jobs = sweep.compared
-    found = [_axis_of(of) for of in measures.numbers(sweep) if of.measure.metric.placeholders]
+    found = [
+        _axis_of(measure, part, list(by_job.values()))
+        for (measure, part), by_job in measures.numbers(sweep).items()
+        if measure.metric.placeholders
+    ]
     for key in dict.fromkeys(key for job in jobs for key in job.metrics if key.startswith(_OTHERS)):
         metric = registry.find(key)
         group, _, name = key.partition("/")
@@ -103,7 +96,7 @@ def _axes(sweep: Sweep) -> list[dict[str, Any]]:
     for name in sweep.varied:
         values: list[Any] = [job.settings.get(name) for job in jobs]
         if all(is_number(of) for job, of in zip(jobs, values, strict=True) if job.edges != DENSE):
-            numbers = [Estimate(value=float(of)) if is_number(of) else None for of in values]
+            numbers = [Estimate(float(of)) if is_number(of) else None for of in values]
             found.append(_axis("settings", name, short_name(name), numbers))
     return found
 
@@ -117,13 +110,15 @@ def _axis(
     }  # fmt: skip
 
 
-def _axis_of(of: Numbers) -> dict[str, Any]:
+def _axis_of(
+    measure: Measure, part: str | None, estimates: Sequence[Estimate | None]
+) -> dict[str, Any]:
     """A metric of one domain, or its mean."""
-    metric = of.measure.metric
-    axis = _axis(of.part or "means over domains", of.name, of.name, list(of.by_job.values()))
-    axis["title"] = metric.mean_axis if of.part is None else f"{metric.axis} · {of.part}"
+    metric, name = measure.metric, tables.column(measure, part).name
+    axis = _axis(part or "means over domains", name, name, estimates)
+    axis["title"] = metric.mean_axis if part is None else f"{metric.axis} · {part}"
     axis["direction"] = metric.direction
-    if of.measure.most == 1.0:
+    if measure.most == 1.0:
         axis |= {"clip": _REMOVAL_RANGE, "most": 1.0, "line": [1.0, "as if never trained"]}
     return axis
 

@@ -1,9 +1,10 @@
 """Rounds of `procedure=alternate`: the trade-off of splitting further, as a curve and a table.
 
-Knows which numbers belong together, and nothing of files and HTML.
+To add a number of a round, write it to round.json, and add it to `COLUMNS` and `Stage.numbers`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,18 @@ from gr_sweep.report.measures import Measure
 from gr_sweep.report.sweep import Estimate, Job, Round, Sweep, estimate_of
 from gr_sweep.report.tables import Cell, Column, Row, Table
 
-Number = Callable[[Job, Round], float | None]
+_EXPERT_SIZE = Metric(
+    "expert size", "expert size",
+    "parameters of an expert kept alone, as a fraction of the full model's", direction=-1,
+)  # fmt: skip
+COLUMNS = tuple(
+    Measure(metric)
+    for metric in (
+        registry.SERVED_TAX, registry.LOSS_SERVED, registry.LEAF_TAX, registry.LOSS_EXPERT,
+        _EXPERT_SIZE, registry.SELECTIVITY, registry.MODULARITY,
+    )
+)  # fmt: skip
+"""Numbers of a round, in the order of the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +41,6 @@ class Stage:
     seeds: Sequence[tuple[Job, Round]]
 
     @property
-    def jobs(self) -> list[Job]:
-        """Those that have the round."""
-        return [job for job, _ in self.seeds]
-
-    @property
     def num_experts(self) -> int:
         """Labels after the round's split."""
         return len(self.seeds[0][1].labels)
@@ -43,11 +50,38 @@ class Stage:
         """Whether the round's models have trained on all tokens of their run."""
         return all(of.tokens >= job.tokens for job, of in self.seeds)
 
-    def over_seeds(self, of: Number) -> Estimate | None:
-        """Mean and t-interval over seeds; None if a job that has the round lacks the number."""
-        values = [of(job, round_) for job, round_ in self.seeds]
-        found = [value for value in values if value is not None]
-        return estimate_of(found) if len(found) == len(values) else None
+    @functools.cached_property
+    def numbers(self) -> list[Estimate | None]:
+        """Mean and t-interval over seeds of each of `COLUMNS`; None where a seed lacks it."""
+        found = []
+        for values in zip(*(_numbers(job, of) for job, of in self.seeds), strict=True):
+            known = [value for value in values if value is not None]
+            found.append(estimate_of(known) if len(known) == len(values) else None)
+        return found
+
+
+def _numbers(job: Job, of: Round) -> list[float | None]:
+    served, expert = (_mean(of.losses[view], job.domains) for view in (View.served, View.kept))
+    full, tax = (job.metrics.get(metric.mean) for metric in (registry.LOSS_FULL, registry.TAX))
+    dense = None if full is None or tax is None else full - tax
+    selective = {registry.SELECTIVITY(label) for label in of.labels} & of.metrics.keys()
+    kept, whole = _mean(of.parameters_kept, of.labels), job.metrics.get(registry.COST_PARAMETERS())
+    return [
+        None if served is None or dense is None else served - dense,
+        served,
+        None if expert is None or dense is None else expert - dense,
+        expert,
+        kept / whole if kept and whole else None,
+        _mean(of.metrics, sorted(selective)),
+        of.modularity,
+    ]
+
+
+def _mean(by_name: Mapping[str, float], names: Sequence[str]) -> float | None:
+    """Mean over domains or labels; None if one lacks the number, or without names."""
+    if not names or any(name not in by_name for name in names):
+        return None
+    return sum(by_name[name] for name in names) / len(names)
 
 
 def stages(sweep: Sweep) -> list[list[Stage]]:
@@ -58,49 +92,9 @@ def stages(sweep: Sweep) -> list[list[Stage]]:
         for job in group:
             for of in job.rounds:
                 by_number.setdefault(of.number, []).append((job, of))
-        name = sweep.setting(group[0])
-        ordered = sorted(by_number.items())
+        name, ordered = sweep.settings[group[0].name], sorted(by_number.items())
         found.append([Stage(setting=name, number=at, seeds=seeds) for at, seeds in ordered])
     return [of_setting for of_setting in found if of_setting]
-
-
-def loss(view: View) -> Number:
-    """Loss of the served model, or of documents in their own expert alone (view `kept`); mean over
-    domains."""
-    return lambda job, of: _mean_over(of.losses[view], job.domains)
-
-
-def tax(view: View) -> Number:
-    """The same loss minus the dense model's."""
-
-    def minus_dense(job: Job, of: Round) -> float | None:
-        own = loss(view)(job, of)
-        full, full_tax = (job.metrics.get(m.mean) for m in (registry.LOSS_FULL, registry.TAX))
-        if own is None or full is None or full_tax is None:
-            return None
-        return own - (full - full_tax)
-
-    return minus_dense
-
-
-def expert_size(job: Job, of: Round) -> float | None:
-    """Parameters of an expert kept alone, as a fraction of the full model's."""
-    total = job.metrics.get(registry.COST_PARAMETERS.key)
-    mean = _mean_over(of.parameters_kept, of.labels)
-    return mean / total if mean is not None and total else None
-
-
-def selectivity(job: Job, of: Round) -> float | None:
-    """Mean over the labels that have one."""
-    keys = [registry.SELECTIVITY(label) for label in of.labels]
-    return _mean_over(of.metrics, [key for key in keys if key in of.metrics])
-
-
-def _mean_over(by_name: Mapping[str, float], names: Sequence[str]) -> float | None:
-    """Mean over domains or labels; None if one lacks the number, or without names."""
-    if not names or any(name not in by_name for name in names):
-        return None
-    return sum(by_name[name] for name in names) / len(names)
 
 
 def trade_off(sweep: Sweep) -> Figure | None:
@@ -110,12 +104,11 @@ def trade_off(sweep: Sweep) -> Figure | None:
     Rounds before the last have trained on fewer tokens than the dense model: they are hollow, and
     not joined to dense, which stands at one expert.
     """
-    traces: list[dict[str, Any]] = []
-    for at, of_setting in enumerate(stages(sweep)):
-        taxes = [(stage, stage.over_seeds(tax(View.served))) for stage in of_setting]
-        known = [(stage, estimate) for stage, estimate in taxes if estimate is not None]
-        if known:
-            traces.append(_line(sweep, known, HUES[at % len(HUES)]))
+    lines = [
+        [(stage, tax) for stage in of_setting if (tax := stage.numbers[0]) is not None]
+        for of_setting in stages(sweep)
+    ]
+    traces = [_line(sweep, known, HUES[at % len(HUES)]) for at, known in enumerate(lines) if known]
     if not traces:
         return None
     ticks = sorted({x for trace in traces for x in trace["x"]})
@@ -137,21 +130,17 @@ def trade_off(sweep: Sweep) -> Figure | None:
 
 def _line(sweep: Sweep, known: Sequence[tuple[Stage, Estimate]], colour: str) -> dict[str, Any]:
     first, *_ = known[0]
-    name, jobs = escaped(first.setting), figures.indices(sweep, first.jobs)
-    points: list[Point] = []
-    half_widths, symbols = [], []
-    if first.is_last:
-        points.append((1, 0.0, jobs, "dense"))
-        half_widths.append(0.0)
-        symbols.append("circle")
-    for stage, estimate in known:
+    name, jobs = escaped(first.setting), figures.indices(sweep, [job for job, _ in first.seeds])
+    points: list[Point] = [(1, 0.0, jobs, "dense")] if first.is_last else []
+    half_widths, symbols = [0.0] * len(points), ["circle"] * len(points)
+    for stage, tax in known:
         text = (
             f"<b>{name}</b><br>round {stage.number}, {stage.num_experts} experts<br>served tax "
-            f"{estimate.value:.3f}<br>{measures.nats.interval(estimate)}"
+            f"{tax.value:.3f}<br>{measures.nats.interval(tax)}"
         )
-        points.append((stage.num_experts, estimate.value, jobs, text))
+        points.append((stage.num_experts, tax.value, jobs, text))
         # Student's intervals are symmetric.
-        half_widths.append(estimate.interval[1] - estimate.value if estimate.interval else 0.0)
+        half_widths.append(tax.interval[1] - tax.value if tax.interval else 0.0)
         symbols.append("circle" if stage.is_last else "circle-open")
     line = {"width": 2, "color": colour}
     return trace_of(
@@ -159,44 +148,28 @@ def _line(sweep: Sweep, known: Sequence[tuple[Stage, Estimate]], colour: str) ->
         mode="lines+markers",
         name=name,
         showlegend=True,
-        line={**line, "dash": "dash" if first.jobs[0].is_control else "solid"},
+        line={**line, "dash": "dash" if first.seeds[0][0].is_control else "solid"},
         marker={"color": colour, "size": 8, "symbol": symbols, "line": line},
         error_y={"type": "data", "array": half_widths, "thickness": 1, "width": 0},
     )
 
 
-_EXPERT_SIZE = Metric(
-    key="expert size", title="expert size", direction=-1,
-    meaning="parameters of an expert kept alone, as a fraction of the full model's",
-)  # fmt: skip
-COLUMNS: tuple[tuple[Measure, Number], ...] = (
-    (Measure(registry.SERVED_TAX), tax(View.served)),
-    (Measure(registry.LOSS_SERVED), loss(View.served)),
-    (Measure(registry.LEAF_TAX), tax(View.kept)),
-    (Measure(registry.LOSS_EXPERT), loss(View.kept)),
-    (Measure(_EXPERT_SIZE), expert_size),
-    (Measure(registry.SELECTIVITY), selectivity),
-    (Measure(registry.MODULARITY), lambda _, of: of.modularity),
-)
-"""Numbers of a round, in the order of the table."""
-
-
 def table(sweep: Sweep) -> Table | None:
     """One row for each setting and round; None if no job has rounds."""
-    found = [stage for of_setting in stages(sweep) for stage in of_setting]
-    if not found:
-        return None
     columns = [
         Column(name="setting"),
         Column(name="round", is_number=True, meaning="counted from 1"),
         Column(name="experts", is_number=True, meaning="labels after the round's split"),
         Column(name="tokens", is_number=True, meaning="training tokens up to the round's end"),
-        *(tables.column(measure, measure.metric.title) for measure, _ in COLUMNS),
+        *(tables.column(measure) for measure in COLUMNS),
     ]
     rows = []
-    for stage in found:
+    for stage in (stage for of_setting in stages(sweep) for stage in of_setting):
         sizes = (stage.number, stage.num_experts, stage.seeds[0][1].tokens)
         cells = [Cell(text=measures.count(size), value=size) for size in sizes]
-        cells += [tables.cell(stage.over_seeds(of), measure.text) for measure, of in COLUMNS]
-        rows.append(Row(name=stage.setting, jobs=stage.jobs, cells=cells))
-    return Table(columns=columns, rows=rows)
+        cells += [
+            tables.cell(found, measure.text)
+            for found, measure in zip(stage.numbers, COLUMNS, strict=True)
+        ]
+        rows.append(Row(name=stage.setting, jobs=[job for job, _ in stage.seeds], cells=cells))
+    return Table(columns=columns, rows=rows) if rows else None

@@ -40,27 +40,23 @@ _FREE = (
     # What makes a baseline another job.
     "method", "plan", "edges", "route", "procedure", "partition.unlabelled",
     "partition.mislabelled", "train.block_lr",
-    # Compared as tokens.
-    "train.steps", "train.tokens",
-    "train.log_every",
-    # Only the rules matter, not the name that people give them.
-    "partition.name",
-    # Of the evaluation only the documents matter: `_DOCUMENTS`.
-    "eval",
+    # Compared by `baselines_of`: tokens, and the width of a run on one domain.
+    "train.steps", "train.tokens", "model.intermediate_size",
+    # No matter: a name that people give, and of the evaluation all but the documents.
+    "train.log_every", "partition.name", "eval",
 )  # fmt: skip
 _DOCUMENTS = ("eval.tokens", "eval.document_tokens")
 _PLACES = ("data.root", "data.paths", "data.sources")
 """Where the text comes from. They may differ if the fingerprint of the text is the same."""
-NOTHING = ("null", "[]", "{}")
-"""Values that are not worth showing."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Estimate:
     """A number and, if there is one, its 95 % interval."""
 
     value: float
-    interval: tuple[float, float] | None = None
+    interval: Sequence[float] | None = None
+    """Low and high."""
     bound: str = ""
     """Where only a bound is known, its sign as it is shown."""
 
@@ -85,26 +81,29 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A finished job."""
+    """A finished job: its summary, and what was read or computed beside it."""
 
     folder: Path
-    sweep: str
-    title: str
-    """The overrides in which it differs from the other jobs of its command."""
-    command: str
-    """Command that runs this job again."""
     domains: list[str]
     config: dict[str, Any]
     metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, Sequence[float]]
     environment: dict[str, Any]
     fingerprints: dict[str, Any]
-    files: dict[str, str]
-    """Digests of the files with its results."""
     started: str
     finished: str
+    sweep: str = ""
+    title: str = ""
+    """The overrides in which it differs from the other jobs of its command."""
+    command: str = ""
+    """Command that runs this job again."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Digests of the files with its results."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Rows of metrics.jsonl."""
+    rounds: list[Round] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Prompts of samples.json."""
     attacks: dict[str, dict[float, tuple[list[int], list[float]]]] = field(default_factory=dict)
     """Relearning attacks, by the domain that was removed."""
     smallest_share: float | None = None
@@ -114,10 +113,6 @@ class Job:
     """Whether its table of losses can be read."""
     is_shorter_dense: bool = False
     """Whether the job is only there for the compute-equivalents of longer jobs."""
-    rounds: list[Round] = field(default_factory=list)
-    """Of `procedure=alternate`."""
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    """Prompts of samples.json."""
 
     @functools.cached_property
     def name(self) -> str:
@@ -146,15 +141,12 @@ class Job:
         kept = {n: of for n, of in self.settings.items() if not _is_free(n, tuple(free))}
         return json.dumps([kept, *more], sort_keys=True)
 
-    def context(self, *free: str) -> str:
+    @functools.cached_property
+    def context(self) -> str:
         """Equal for jobs with the same model, text, domains, training, held-out documents and seed:
-        they share their baselines, apart from tokens and label noise.
-
-        Args:
-            free: more settings in which they may differ.
-        """
+        they share their baselines, apart from tokens, width and label noise."""
         places = () if self.text is None else _PLACES
-        return self._settings_without((*_FREE, *free, *places), self.domains, self.text)
+        return self._settings_without((*_FREE, *places), self.domains, self.text)
 
     @functools.cached_property
     def identity(self) -> str:
@@ -167,18 +159,22 @@ class Job:
         return self._settings_without(("seed", *NO_EFFECT_ON_RESULT))
 
     @functools.cached_property
+    def held_out(self) -> str:
+        """Equal for jobs whose losses are comparable: of the same text, domains and documents."""
+        names = (*_DOCUMENTS, *(() if self.text else ("data", "partition.domains")))
+        kept = {name: of for name, of in self.settings.items() if name.startswith(names)}
+        return json.dumps([kept, self.domains, self.text], sort_keys=True)
+
+    @functools.cached_property
     def kind(self) -> str:
         """What the job is compared as: its plan, or its method if that is not `routed`."""
-        plan = str(self.settings.get("plan.kind", "peers"))
-        method = str(self.settings.get("method.name", ROUTED))
-        if method == ROUTED:
-            return DENSE if plan == "none" else plan
-        return method
+        plan, method = (str(self.settings[name]) for name in ("plan.kind", "method.name"))
+        return method if method != ROUTED else DENSE if plan == "none" else plan
 
     @functools.cached_property
     def edges(self) -> str:
         """Edges that are cut; `dense` for a job without routing, whatever its settings say."""
-        return DENSE if self.kind in _UNROUTED else str(self.settings.get("edges", "none"))
+        return DENSE if self.kind in _UNROUTED else str(self.settings["edges"])
 
     @functools.cached_property
     def group(self) -> str:
@@ -189,27 +185,20 @@ class Job:
     def is_control(self) -> bool:
         """Whether its labels are shuffled, or its units were assigned without regard to what the
         network does."""
-        is_alternate = self.settings.get("procedure.name") == ProcedureKind.alternate.value
-        is_blind = self.settings.get("procedure.attribution") in ("random", "none")
+        is_alternate = self.settings["procedure.name"] == ProcedureKind.alternate.value
+        is_blind = self.settings["procedure.attribution"] in ("random", "none")
         return self.kind == Method.random.value or (is_alternate and is_blind)
 
     @property
     def seed(self) -> int:
         """The seed of everything random."""
-        return int(self.settings.get("seed", 0))
+        return int(self.settings["seed"])
 
     def estimate(self, key: str) -> Estimate | None:
         """A metric with its interval; None if the job does not have it."""
         if key not in self.metrics:
             return None
         return Estimate(value=self.metrics[key], interval=self.intervals.get(key))
-
-    @functools.cached_property
-    def held_out(self) -> str:
-        """Equal for jobs whose losses are comparable: of the same text, domains and documents."""
-        names = (*_DOCUMENTS, *(() if self.text else ("data", "partition.domains")))
-        kept = {name: of for name, of in self.settings.items() if name.startswith(names)}
-        return json.dumps([kept, self.domains, self.text], sort_keys=True)
 
     @functools.cached_property
     def nodes(self) -> list[str]:
@@ -227,7 +216,7 @@ def _is_free(name: str, free: tuple[str, ...]) -> bool:
     return name not in _DOCUMENTS and is_below(name, free)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Unfinished:
     """A job without a summary that can be read."""
 
@@ -235,17 +224,6 @@ class Unfinished:
     step: int | None
     """Last step of its metrics.jsonl."""
     why: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """What a search found out about the settings of its trials."""
-
-    objectives: dict[str, str]
-    """Keys of their metrics, by name."""
-    trials: int
-    importance: dict[str, dict[str, float]]
-    """By objective and setting, 0..1; empty after few trials."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -257,8 +235,9 @@ class Sweep:
     jobs: list[Job]
     """In the order of the report: dense first, then by edges, then by the settings that differ."""
     unfinished: list[Unfinished]
-    search: Search | None = None
-    """Of the search that made all of these jobs, or some."""
+    search: dict[str, Any]
+    """Of the search that made these jobs, empty without one: `objectives` (keys of metrics by
+    name), the number of `trials`, `importance` (0..1, by objective and setting)."""
 
     @functools.cached_property
     def compared(self) -> list[Job]:
@@ -277,22 +256,6 @@ class Sweep:
         return varied_settings([job.settings for job in self.compared])
 
     @functools.cached_property
-    def varied_within(self) -> dict[str, list[str]]:
-        """The same for the jobs of each group, without the seed and the settings that make it."""
-        groups: dict[str, list[Mapping[str, Any]]] = {}
-        for job in self.compared:
-            groups.setdefault(job.group, []).append(job.settings)
-        return {
-            group: [
-                name
-                for name in varied_settings(settings)
-                if name not in ("edges", "seed") or (name == "edges" and group != ROUTED)
-                if not name.startswith(("method.name", "method.fixes"))
-            ]
-            for group, settings in groups.items()
-        }
-
-    @functools.cached_property
     def domains(self) -> list[str]:
         """Every domain of any job, in order of appearance."""
         return list(dict.fromkeys(domain for job in self.jobs for domain in job.domains))
@@ -300,42 +263,33 @@ class Sweep:
     @functools.cached_property
     def labels(self) -> dict[str, str]:
         """Label of each job, by name: its title, which the terminal and W&B show, or the name
-        itself if the titles do not tell all jobs apart."""
-        titles = {job.title for job in self.jobs} - {""}
-        is_apart = len(titles) == len(self.jobs)
-        return {job.name: job.title if is_apart else job.name for job in self.jobs}
+        itself if another job has the same."""
+        counts = Counter(job.title for job in self.jobs)
+        is_apart = {job.name: job.title and counts[job.title] == 1 for job in self.jobs}
+        return {job.name: job.title if is_apart[job.name] else job.name for job in self.jobs}
 
     @functools.cached_property
-    def usual(self) -> dict[str, str]:
-        """Values of more than half of the routed settings, by name: no setting's name has them."""
-        routed = [group[0] for group in self.replicates if group[0].group == ROUTED]
+    def settings(self) -> dict[str, str]:
+        """Name of the setting that each compared job is a seed of, by the job's name: what its
+        title says, without the seed, and its folder if the titles of other settings say the same.
+        """
         found = {}
-        for name in self.varied_within.get(ROUTED, []):
-            values = Counter(shown(job.settings.get(name)) for job in routed).most_common(1)
-            if values[0][1] > len(routed) / 2:
-                found[short_name(name)] = values[0][0]
-        return found
-
-    def setting(self, job: Job) -> str:
-        """Short name of the setting that the job is a seed of: its edges, or its kind if that fixes
-        them, and what else distinguishes it from others of its group, without what is usual. No
-        other setting of the sweep has it."""
-        usual = self.usual if job.group == ROUTED else {}
-        values = {
-            short_name(name): shown(job.settings.get(name))
-            for name in self.varied_within[job.group]
+        for first, *others in self.replicates:
+            words = []
+            for word in first.title.split():
+                name, _, value = word.partition("=")
+                if name != "seed" and word != f"method={ROUTED}":
+                    is_known = name in ("edges", *SHORT_NAMES.values())
+                    value = DENSE if word == "plan=none" else value
+                    words.append(value if is_known else f"{name.rpartition('.')[2]}={value}")
+            own = first.edges if first.group == ROUTED else first.kind
+            found[first.name] = " \N{MIDDLE DOT} ".join(words) or own, [first, *others]
+        counts = Counter(title for title, _ in found.values())
+        return {
+            job.name: title if counts[title] == 1 else f"{title} ({name})"
+            for name, (title, jobs) in found.items()
+            for job in jobs
         }
-        ends = Counter(name.rpartition(".")[2] for name in values)
-        words = [job.edges if job.group == ROUTED else job.kind]
-        for name, value in values.items():
-            end = name.rpartition(".")[2]
-            if value == usual[name] if name in usual else value in NOTHING:
-                continue
-            named = f"{name if ends[end] > 1 else end}={value}"
-            words.append(value if name in SHORT_NAMES.values() else named)
-        if len({of[0].text for of in self.replicates if of[0].unseeded == job.unseeded}) > 1:
-            words.append(f"text {str(job.text)[:8]}")
-        return " \N{MIDDLE DOT} ".join(words)
 
     @functools.cached_property
     def replicates(self) -> list[list[Job]]:
@@ -350,23 +304,16 @@ class Sweep:
         """Sentences that say which jobs come from different code or different text. Empty if all
         are from the same."""
         said = {
-            "code": "were run by {} versions of the code ({}). Differences between them may come "
-            "from the code.",
-            "text": "trained on {} different texts ({}). Losses on different texts are not "
-            "comparable.",
+            "code": "were run by different versions of the code ({}), which may make a difference.",
+            "text": "trained on different texts ({}), whose losses are not comparable.",
         }
         found = []
         for name, sentence in said.items():
-            prints = [job.fingerprints.get(name) for job in self.jobs]
-            counts = Counter(shown(of) for of in prints if of is not None)
+            counts = Counter(str(job.fingerprints.get(name))[:8] for job in self.jobs)
+            each = ", ".join(f"{of}: {n} job{'s'[: n > 1]}" for of, n in counts.items())
             if len(counts) > 1:
-                each = ", ".join(f"{of[:8]}: {n} job{'s'[: n > 1]}" for of, n in counts.items())
-                found.append(f"These jobs {sentence.format(len(counts), each)}")
+                found.append(f"These jobs {sentence.format(each)}")
         return found
-
-    def over_seeds(self, group: Sequence[Job], key: str) -> Estimate | None:
-        """Mean of a metric over jobs that differ in their seed only, as `over_seeds` has it."""
-        return over_seeds(group, lambda job: job.estimate(key))
 
 
 def estimate_of(values: Sequence[float]) -> Estimate | None:
@@ -374,9 +321,7 @@ def estimate_of(values: Sequence[float]) -> Estimate | None:
     if not values:
         return None
     found = seeds.t_interval(values)
-    if found is None:
-        return Estimate(value=values[0])
-    return Estimate(value=found[0], interval=found[1:])
+    return Estimate(found[0], found[1:]) if found else Estimate(values[0])
 
 
 def mean_of(estimates: Sequence[Estimate | None]) -> Estimate | None:

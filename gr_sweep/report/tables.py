@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gr_sweep.config import is_number
 from gr_sweep.domains import is_under
 from gr_sweep.metrics import registry
 from gr_sweep.report import measures
@@ -16,17 +15,12 @@ from gr_sweep.report.answer import RULE, Ranking, rankings
 from gr_sweep.report.measures import MISSING, Measure, Text
 from gr_sweep.report.sweep import (
     DENSE,
-    NOTHING,
     Estimate,
     Job,
     Sweep,
     over_seeds,
     short_name,
-    shown,
 )
-
-_OF_ROUTING = ("plan.", "route.", "procedure.")
-"""Settings without meaning for a job without blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +82,13 @@ def cell(estimate: Estimate | None, text: Text) -> Cell:
     return Cell(text=text.value(estimate), value=value, interval=text.interval(estimate))
 
 
-def column(measure: Measure, name: str, *, is_domain: bool = False) -> Column:
-    """The heading of a measure."""
+def column(measure: Measure, part: str | None = None) -> Column:
+    """The heading of a measure, of one domain or the mean."""
     metric = measure.metric
+    name = metric.title if part is None else f"{metric.title} {part}"
     return Column(
-        name=name, direction=metric.direction, is_number=True, is_domain=is_domain,
-        meaning="" if is_domain else metric.meaning,
+        name=name, direction=metric.direction, is_number=True, is_domain=part is not None,
+        meaning=metric.meaning if part is None else "",
         key=name if metric.placeholders else metric.key, digits=measure.text.digits,
     )  # fmt: skip
 
@@ -104,25 +99,21 @@ _Filled = tuple[Column, list[Cell]]
 @functools.lru_cache(maxsize=1)
 def settings(sweep: Sweep) -> Table:
     """A row for each setting, by rank: means over seeds on both axes, and paired differences to the
-    setting that is best on the first. Then details: what varies, and the other main metrics."""
-    found = rankings(sweep)
-    places = [(ranking, place) for ranking in found for place in ranking.places]
-    groups, axes = [place.jobs for _, place in places], found[0].axes
+    setting that is best on the first. Then details: all other measures."""
+    ranked = rankings(sweep)
+    places = [(ranking, place) for ranking in ranked for place in ranking.places]
+    groups, axes = [place.jobs for _, place in places], ranked[0].axes
     meaning = f"1: on the frontier; else one more than the number of settings that beat it. {RULE}"
     ranks = [Cell(text=str(of.rank or MISSING), value=of.rank) for _, of in places]
     first = [(Column(name="rank", is_number=True, meaning=meaning), ranks)]
     seeds = [Cell(text=str(len(jobs)), value=len(jobs)) for jobs in groups]
-    rest = [(Column(name="seeds", is_number=True), seeds), *_of_settings(sweep, groups)]
-    for of in measures.numbers(sweep):
-        cells = [
-            cell(over_seeds(jobs, lambda job, of=of: of.by_job[job.name]), of.measure.text)  # type: ignore[misc]
-            for jobs in groups
-        ]
-        is_axis = of.measure in axes and of.part is None
-        head = column(of.measure, of.name, is_domain=of.part is not None)
-        (first if is_axis else rest).append((head, cells))
-    if any(len(ranking.ranked) > 1 for ranking in found):
-        first += [_differences(found, measure) for measure in axes]
+    rest = [(Column(name="seeds", is_number=True), seeds)]
+    for (measure, part), by_job in measures.numbers(sweep).items():
+        found = [over_seeds(jobs, lambda job, of=by_job: of[job.name]) for jobs in groups]  # type: ignore[misc]
+        filled = (column(measure, part), [cell(of, measure.text) for of in found])
+        (first if measure in axes and part is None else rest).append(filled)
+    if any(len(ranking.ranked) > 1 for ranking in ranked):
+        first += [_differences(ranked, measure) for measure in axes]
     by_row = zip(*(of for _, of in [*first, *rest]), strict=True)
     rows = [
         Row(
@@ -157,25 +148,10 @@ def _differences(found: Sequence[Ranking], measure: Measure) -> _Filled:
     return head, cells
 
 
-def _of_settings(sweep: Sweep, groups: Sequence[Sequence[Job]]) -> list[_Filled]:
-    """The settings that differ within a method or plan."""
-    varied = {name for of in sweep.varied_within.values() for name in of} - {"edges"}
-    filled = []
-    for name in [name for name in sweep.varied if name in varied]:
-        cells = []
-        for first, *_ in groups:
-            is_free = first.edges == DENSE and name.startswith(_OF_ROUTING)
-            value = None if is_free else first.settings.get(name)
-            text = MISSING if shown(value) in NOTHING else shown(value)
-            cells.append(Cell(text=text, value=value if is_number(value) else None))
-        filled.append((Column(name=short_name(name)), cells))
-    return filled
-
-
 # Matrices
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Matrix:
     """Numbers of a setting by two names. A cell of a domain and itself, or a node above it, is
     `is_own`, unless rows and columns are different things."""
@@ -199,23 +175,21 @@ def matrices(jobs: Sequence[Job]) -> list[Matrix]:
         for key in first.metrics
         if (of := registry.find(key)) and of[0] is registry.ENTANGLEMENT_INSIDE
     ]
-    inside_outside = {
-        "its domains": registry.ENTANGLEMENT_INSIDE, "the others": registry.ENTANGLEMENT_OUTSIDE,
-    }  # fmt: skip
+    sides = {"its domains": registry.ENTANGLEMENT_INSIDE, "others": registry.ENTANGLEMENT_OUTSIDE}
     removed = _rows(jobs, nodes, domains, registry.MATRIX, signed, has_own=True)
-    gains = _rows(jobs, nodes, domains, registry.TRANSFER, signed) if first.kind == DENSE else []
     kept = [
         *_rows(jobs, ["full model"], domains, lambda _, d: registry.LOSS_FULL(d), measures.nats),
         *_rows(jobs, nodes, domains, registry.LOSS_KEPT, measures.nats, has_own=True),
     ]
-    off = _rows(jobs, blocks, list(inside_outside), lambda s, side: inside_outside[side](s), signed)
     served = _rows(jobs, nodes, domains, registry.SERVED_MATRIX, signed, has_own=True)
+    off = _rows(jobs, blocks, [*sides], lambda block, side: sides[side](block), signed)
+    gains = _rows(jobs, nodes, domains, registry.TRANSFER, signed) if first.kind == DENSE else []
     found = [
-        Matrix(corner="removed, served", columns=domains, rows=served),
-        Matrix(corner="removed", columns=domains, rows=removed),
-        Matrix(corner="kept alone", columns=domains, rows=removed and kept, is_painted=False),
-        Matrix(corner="block off", columns=list(inside_outside), rows=off),
-        Matrix(corner="gain from", columns=domains, rows=gains),
+        Matrix("removed, served", domains, served),
+        Matrix("removed", domains, removed),
+        Matrix("kept alone", domains, removed and kept, is_painted=False),
+        Matrix("block off", [*sides], off),
+        Matrix("gain from", domains, gains),
     ]
     return [matrix for matrix in found if matrix.rows]
 
@@ -251,7 +225,7 @@ def _rows(
 def importance(sweep: Sweep) -> Matrix | None:
     """How much of each objective of a search each setting explains; None without a search, or
     after too few trials."""
-    found = sweep.search.importance if sweep.search else {}
+    found = sweep.search.get("importance", {})
     names = dict.fromkeys(name for of in found.values() for name in of)
     rows = [
         (
@@ -260,4 +234,4 @@ def importance(sweep: Sweep) -> Matrix | None:
         )
         for name in names
     ]
-    return Matrix(corner="setting", columns=[*found], rows=rows, is_painted=False) if rows else None
+    return Matrix("setting", [*found], rows, is_painted=False) if rows else None

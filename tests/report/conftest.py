@@ -12,28 +12,20 @@ import numpy as np
 import pytest
 
 from gr_sweep.config import (
-    Attribution,
     DomainConfig,
     Edges,
     Method,
     PlanKind,
-    ProcedureKind,
     RouteConfig,
     RunConfig,
     TrainConfig,
     num_steps,
     to_plain,
 )
-from gr_sweep.domains import is_under, labels_of_round
+from gr_sweep.domains import labels_of_round
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.compare import summarize_losses
-from gr_sweep.metrics.losses import (
-    DocumentLoss,
-    RelearnLoss,
-    Text,
-    View,
-    write_losses,
-)
+from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View, write_losses
 from gr_sweep.report import read_sweep
 from gr_sweep.report.sweep import Sweep
 from gr_sweep.routing.plan import Block, RoutePlan
@@ -54,17 +46,14 @@ OWN_COST = {
     "act": (0.2, 0.4, 0.4),
     "both": (0.5, 0.5, 0.5),
 }
-KEPT_GAIN = {"none": 0.02, "weight": 0.03, "act": 0.02, "both": 0.22}
 NEVER_TRAINED = 2.5
 """What a filtered model's loss is above a dense one's on what it never saw, nats."""
 TRANSFER = 0.05
 """And on the others."""
-ALTERNATE = {"procedure.name": ProcedureKind.alternate}
 
 
 def document_losses(
     edges: str,
-    domains: Sequence[str],
     rng: np.random.Generator,
     num_documents: int,
     *,
@@ -75,65 +64,50 @@ def document_losses(
     share: float,
     shift: float | None,
     calibrate: bool,
-    separation: float,
 ) -> list[DocumentLoss]:
     """Every view of every document. A document is as hard in every job: baselines pair by it."""
     rows: list[DocumentLoss] = []
     shift = rng.normal(0, 0.03) if shift is None else shift
-    noise = {(part, domain): rng.normal(0, 0.03) for part in domains for domain in domains}
-    means = {}  # L(d)
-    for at, domain in enumerate(domains):
-        means[domain] = FULL[edges][at % 3] + 0.35 * math.log2(1 / share)
-        if method == "demix":
-            means[domain] = FULL["dense"][at % 3] + 0.3
-        for part in without:
-            means[domain] += NEVER_TRAINED if is_under(domain, part) else TRANSFER
-    parts = [] if edges == "dense" else list(forget or domains)
-    blocks = [
-        subset
-        for size in range(1, len(domains))
-        for subset in itertools.combinations(domains, size)
-        if plan == "lattice" and edges != "dense"
-    ]
-    for (at, domain), number in itertools.product(enumerate(domains), range(num_documents)):
+    noise = {pair: rng.normal(0, 0.03) for pair in itertools.product(DOMAINS, DOMAINS)}
+    parts = [] if edges == "dense" else list(forget or DOMAINS)
+    sizes = range(1, len(DOMAINS)) if plan == "lattice" else ()
+    blocks = [subset for size in sizes for subset in itertools.combinations(DOMAINS, size)]
+    for (at, domain), number in itertools.product(enumerate(DOMAINS), range(num_documents)):
         document = hashlib.sha256(f"{domain}{number}".encode()).hexdigest()[:16]
         own = np.random.default_rng(int(document, 16))
         tokens = int(own.integers(80, 512))
-        mean = means[domain] + shift + own.normal(0, 0.25) + rng.normal(0, 0.02)
-
-        def row(
-            view: View, part: str, loss: float,
-            domain: str = domain, document: str = document, tokens: int = tokens,
-        ) -> None:  # fmt: skip
-            rows.append(
-                DocumentLoss(
-                    view, part, domain, Text.plain, document, loss * tokens, tokens, 4 * tokens
-                )
-            )
-
-        row(View.full, "", mean)
-        row(View.served, "", mean - 0.25 * (method == "demix") - 0.01 * bool(parts))
+        mean = FULL["dense"][at] + 0.3 if method == "demix" else FULL[edges][at]
+        mean += 0.35 * math.log2(1 / share) + shift + own.normal(0, 0.25) + rng.normal(0, 0.02)
+        mean += sum(NEVER_TRAINED if part == domain else TRANSFER for part in without)
+        losses = [
+            (View.full, "", mean),
+            (View.served, "", mean - 0.25 * (method == "demix") - 0.01 * bool(parts)),
+        ]
         for block in blocks:
             cost = 0.6 / len(block) if domain in block else 0.02
-            row(View.off, "+".join(block), mean + cost + rng.normal(0, 0.05))
-        for part in without if calibrate else ():
-            row(View.calibrated_full, part, mean - 0.1)
+            losses.append((View.off, "+".join(block), mean + cost + rng.normal(0, 0.05)))
+        losses += [(View.calibrated_full, part, mean - 0.1) for part in without if calibrate]
         for part in parts:
             cost = noise[part, domain] + rng.normal(0, 0.05)
-            if part == domain:
-                kept = mean - KEPT_GAIN[edges]
-                cost += separation * OWN_COST[edges][at % 3] + 1.2 * bool(forget)
-                if method == "random":
-                    kept, cost = mean + 0.4, 0.3 + noise[part, domain]
-            else:
-                kept = mean + 1.5 * OWN_COST[edges][at % 3] + rng.normal(0, 0.05)
-                cost += 0.3 * (method == "random")
-            row(View.removed, part, mean + cost)
-            row(View.served_removed, part, mean + cost)
-            row(View.kept, part, kept)
+            if method == "random":
+                cost += 0.3
+            elif part == domain:
+                cost += OWN_COST[edges][at] + 1.2 * bool(forget)
+            kept = mean - 0.02 if part == domain else mean + 1.5 * OWN_COST[edges][at]
+            losses += [
+                (View.removed, part, mean + cost),
+                (View.served_removed, part, mean + cost),
+                (View.kept, part, kept),
+            ]
             if calibrate and part == domain:
-                row(View.calibrated_full, part, mean - 0.05)
-                row(View.calibrated_removed, part, mean + 0.7 * cost)
+                losses += [
+                    (View.calibrated_full, part, mean - 0.05),
+                    (View.calibrated_removed, part, mean + 0.7 * cost),
+                ]
+        rows += [
+            DocumentLoss(view, part, domain, Text.plain, document, of * tokens, tokens, 4 * tokens)
+            for view, part, of in losses
+        ]
     return rows
 
 
@@ -143,7 +117,7 @@ def relearn_losses(rows: Sequence[DocumentLoss], view: View, without: str) -> li
     found = []
     for row in rows:
         part = row.part if view is View.removed else without
-        if row.view is not view or row.text is not Text.plain or row.domain != part:
+        if row.view is not view or row.domain != part:
             continue
         for lr, speed in ((1e-3, 0.01), (3e-3, 0.04)):
             for trained in (0, 1000, 2000, 4000):
@@ -154,15 +128,14 @@ def relearn_losses(rows: Sequence[DocumentLoss], view: View, without: str) -> li
 
 
 def history(
-    metrics: dict[str, float], domains: Sequence[str], rng: np.random.Generator, steps: int
+    metrics: dict[str, float], rng: np.random.Generator, steps: int
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for step in range(5, steps + 1, 5):
-        means = {
-            d: metrics[registry.LOSS_FULL(d)] + 3 * math.exp(-4 * step / steps) for d in domains
-        }
+        above = 3 * math.exp(-4 * step / steps)
+        means = {d: metrics[registry.LOSS_FULL(d)] + above for d in DOMAINS}
         losses = {registry.TRAIN_LOSS_OF(d): of + rng.normal(0, 0.12) for d, of in means.items()}
-        rows.append({"step": step, "train/loss": sum(losses.values()) / len(domains)} | losses)
+        rows.append({"step": step, "train/loss": sum(losses.values()) / len(DOMAINS)} | losses)
         if step % (steps // 4) == 0:
             rows.append({"step": step} | {registry.EVAL_LOSS(d): of for d, of in means.items()})
     return rows
@@ -183,7 +156,6 @@ def write_job(
     *,
     edges: str = "both",
     seed: int = 0,
-    domains: Sequence[str] = DOMAINS,
     plan: str = "peers",
     foreign_dropout: float = 0.5,
     method: str | None = None,
@@ -198,7 +170,6 @@ def write_job(
     steps: int = 300,
     shift: float | None = None,
     robust: bool = False,
-    separation: float = 1.0,
 ) -> Path:
     """A finished job; edges `dense` is a job without a plan.
 
@@ -207,11 +178,10 @@ def write_job(
         settings: dotted names to values, over the config.
         shift: added to all losses; None draws it.
         robust: with calibrated losses and relearning attacks.
-        separation: factor on what removal costs the removed domain.
     """
     rng = np.random.default_rng([seed, len(edges), int(100 * foreign_dropout)])
     config = RunConfig(seed=seed)
-    config.partition.domains = {domain: DomainConfig() for domain in domains}
+    config.partition.domains = {domain: DomainConfig() for domain in DOMAINS}
     config.route.foreign_dropout = foreign_dropout
     config.plan.kind = PlanKind.none if edges == "dense" else PlanKind(plan)
     config.plan.forget = list(forget)
@@ -227,42 +197,41 @@ def write_job(
         changed(config, name, value)
     if overrides is None:
         overrides = [
-            "plan=none" if edges == "dense" else f"edges={edges}",
-            *([f"method={method}"] if method else []),
+            *([f"method={method}"] if method else ["plan=none"] if edges == "dense" else []),
             *([f"method.without=[{','.join(without)}]"] if without else []),
+            *([f"edges={edges}"] if edges != "dense" else []),
             *([f"plan={plan}"] if plan != "peers" else []),
             *([f"train.steps={config.train.steps}"] if share < 1 else []),
             *(f"{name}={value}" for name, value in (settings or {}).items()),
-            f"route.foreign_dropout={foreign_dropout}",
+            *([f"route.foreign_dropout={foreign_dropout}"] if foreign_dropout != 0.5 else []),
             f"seed={seed}",
         ]
     rows = document_losses(
-        edges, domains, rng, num_documents, method=method or "routed", plan=plan,
-        without=without, forget=forget, share=share, shift=shift,
-        calibrate=robust, separation=separation,
+        edges, rng, num_documents, method=method or "routed", plan=plan, without=without,
+        forget=forget, share=share, shift=shift, calibrate=robust,
     )  # fmt: skip
-    metrics, intervals = summarize_losses(rows, domains, seed=seed, resamples=resamples)
+    metrics, intervals = summarize_losses(rows, DOMAINS, seed=seed, resamples=resamples)
     metrics[registry.COST_TOKENS_PER_SECOND.key] = float(rng.normal(9000, 300))
-    metrics[registry.COST_TRAIN_SECONDS.key] = 104.2
     metrics[registry.COST_PARAMETERS.key] = 4.3e6
     if edges != "none":
         metrics[registry.FOREIGN_DROPOUT.key] = foreign_dropout
-    job = sweep / "_".join([*overrides, "1f3a9c"]).replace("/", "-")
+    job = sweep / "_".join([*overrides, "1f3a9c"]).replace("/", "-").replace(" ", "")
     (job / ".hydra").mkdir(parents=True)
     write_losses(job / "document_losses.csv", rows)
     off = dict.fromkeys(row.part for row in rows if row.view is View.off)
     if off:
         blocks = [Block(name, frozenset(name.split("+"))) for name in off]
-        core = Block("core", frozenset(domains), True)
-        (job / "plan.json").write_text(RoutePlan(tuple(domains), (core, *blocks), {}).to_json())
+        core = Block("core", frozenset(DOMAINS), True)
+        (job / "plan.json").write_text(RoutePlan(tuple(DOMAINS), (core, *blocks), {}).to_json())
     if robust:
         attacked = View.full if without else View.removed
         part = without[0] if without else ""
         write_losses(job / "relearn.csv", relearn_losses(rows, attacked, part), RelearnLoss)
-    lines = [json.dumps(row) + "\n" for row in history(metrics, domains, rng, steps)]
+    lines = [json.dumps(row) + "\n" for row in history(metrics, rng, steps)]
     (job / "metrics.jsonl").write_text("".join(lines))
-    command = command or f"gr-sweep {' '.join(overrides)}"
-    write_summary(job, config, metrics, intervals, command=command, title=" ".join(overrides))
+    title = " ".join(overrides)
+    command = command or f"gr-sweep {title}"
+    write_summary(job, config, metrics, intervals, command=command, title=title)
     return job
 
 
@@ -302,38 +271,25 @@ def edit(job: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(summary))
 
 
-def write_rounds(
-    job: Path,
-    *,
-    rounds: int = 3,
-    own_gain: float = 0.15,
-    tokens: int = 100_000,
-    parameters: float = 4.3e6,
-    seed: int = 0,
-) -> None:
-    """What `procedure=alternate` leaves of its rounds in a job's folder.
-
-    Args:
-        own_gain: what the first round's experts alone gain on the full model, nats; halved by each
-            further round.
-    """
+def write_rounds(job: Path, *, rounds: int) -> None:
+    """What `procedure=alternate` leaves of its rounds in a job's folder. The first round's experts
+    gain 0.15 nats on the full model; further rounds halve that."""
     losses = json.loads((job / "summary.json").read_text())["metrics"]
+    tokens = num_steps(TrainConfig()) * 12 * 128
     for number in range(1, rounds + 1):
         labels = labels_of_round(DOMAINS, number, 2)
-        later = 0.5 * (rounds - number) - own_gain / 2 ** (number - 1)  # Earlier ones saw less.
+        later = 0.5 * (rounds - number) - 0.15 / 2 ** (number - 1)  # Earlier ones saw less.
         folder = job / "rounds" / str(number)
         folder.mkdir(parents=True)
         about = {
             "round": number,
             "tokens": tokens * number // rounds,
             "labels": list(labels),
-            "modularity": 0.7 + 0.03 * number + 0.01 * seed,
-            "parameters_kept": dict.fromkeys(labels, parameters * (0.4 + 0.4 / number)),
+            "modularity": 0.7 + 0.03 * number,
+            "parameters_kept": dict.fromkeys(labels, 4.3e6 * (0.4 + 0.4 / number)),
             "served_loss": {d: losses[registry.LOSS_FULL(d)] + later + 0.02 for d in DOMAINS},
             "expert_loss": {d: losses[registry.LOSS_FULL(d)] + later for d in DOMAINS},
-            "metrics": {
-                registry.SELECTIVITY(label): 0.4 / number + 0.02 * seed for label in labels
-            },
+            "metrics": {registry.SELECTIVITY(label): 0.4 / number for label in labels},
         }
         (folder / "round.json").write_text(json.dumps(about))
 
@@ -358,26 +314,21 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Edge choices, methods and all their baselines on two seeds; for reading only."""
     folder = tmp_path_factory.mktemp("study") / "methods and baselines"
     for seed in range(2):
-
-        def write(seed: int = seed, **arguments: Any) -> None:
-            write_job(folder, num_documents=6, resamples=20, seed=seed, **arguments)
-
-        shift = 0.02 * seed
-        for share in (1.0, 0.5, 0.25, 0.125):
-            write(edges="dense", method="dense", share=share, shift=shift)
-        for part in DOMAINS:
-            write(edges="dense", method="filtered", without=[part], shift=shift, robust=True)
-        for edges in ("none", "act", "weight", "both"):
-            write(edges=edges, robust=True)
-        write(edges="act", method="random")
-        write(
-            edges="weight", method="sgtm", plan="forget", forget=["biology"],
-            foreign_dropout=1.0, robust=True,
-        )  # fmt: skip
-        write(edges="none", method="demix", foreign_dropout=1.0)
-        write(edges="act", plan="lattice")
-        write(edges="act", foreign_dropout=0.25, separation=0.6)
-        write(edges="act", foreign_dropout=1.0, separation=2.5)
+        dense: dict[str, Any] = {"edges": "dense", "shift": 0.02 * seed}
+        for job in (
+            *({**dense, "method": "dense", "share": 0.5**halvings} for halvings in range(4)),
+            *({**dense, "method": "filtered", "without": [d], "robust": True} for d in DOMAINS),
+            *({"edges": edges, "robust": True} for edges in ("none", "act", "weight", "both")),
+            {"edges": "act", "method": "random"},
+            {
+                "edges": "weight", "method": "sgtm", "plan": "forget", "forget": ["biology"],
+                "foreign_dropout": 1.0, "robust": True,
+            },
+            {"edges": "none", "method": "demix", "foreign_dropout": 1.0},
+            {"edges": "act", "plan": "lattice"},
+            *({"edges": "act", "foreign_dropout": dropout} for dropout in (0.25, 1.0)),
+        ):  # fmt: skip
+            write_job(folder, num_documents=6, seed=seed, **job)
     return folder
 
 
@@ -385,32 +336,3 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_study(study: Path) -> Sweep:
     """The same, read."""
     return read_sweep(study)
-
-
-@pytest.fixture(scope="session")
-def alternating(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two attributions on two seeds, a run of one round, and dense runs; for reading only."""
-    folder = tmp_path_factory.mktemp("alternating") / "splitting further"
-    tokens = num_steps(TrainConfig()) * 12 * 128
-    for seed in range(2):
-        shift = 0.02 * seed
-        write_job(folder, edges="dense", method="dense", seed=seed, shift=shift, num_documents=16)
-        for attribution, gain, rounds in (
-            ("act_grad", 0.25, 3), ("act_grad", 0.3, 1), ("random", 0.05, 3),
-        ):  # fmt: skip
-            settings = ALTERNATE | {
-                "procedure.attribution": Attribution(attribution),
-                "procedure.rounds": rounds,
-            }
-            job = write_job(
-                folder, edges="act", seed=seed, shift=0.1 + shift, num_documents=16,
-                settings=settings,
-            )  # fmt: skip
-            write_rounds(job, rounds=rounds, own_gain=gain, tokens=tokens, seed=seed)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def read_alternating(alternating: Path) -> Sweep:
-    """The same, read."""
-    return read_sweep(alternating)

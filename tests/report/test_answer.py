@@ -154,8 +154,10 @@ def test_missing_baselines_are_the_cause_that_is_named(
     for edges in ("act", "both"):
         job = write_job(tmp_path, edges=edges)
     text = noted(read_sweep(tmp_path))
-    assert "Served loss stands in for served compute, which no job has: no dense run" in text
-    assert "Selectivity stands in for served removal, which no job has: no filtered run" in text
+    assert "Served loss stands in for served compute, which 2 of 2 jobs lack: no dense run" in text
+    assert (
+        "Selectivity stands in for served removal, which 2 of 2 jobs lack: no filtered run" in text
+    )
     write_job(tmp_path, edges="dense", method="dense")
     assert "no dense run on fewer tokens" in noted(read_sweep(tmp_path))
     assert "`dense` (no domain to remove)" in noted(read_sweep(tmp_path))
@@ -165,7 +167,9 @@ def test_missing_baselines_are_the_cause_that_is_named(
     if not is_table_there:
         for job in tmp_path.iterdir():
             (job / "document_losses.csv").unlink()
-        assert "no job has: its table of losses cannot be read." in noted(read_sweep(tmp_path))
+        assert "2 of 2 jobs lack: its table of losses cannot be read." in noted(
+            read_sweep(tmp_path)
+        )
 
 
 def test_sweep_without_routing_names_nobody(tmp_path: Path) -> None:
@@ -178,12 +182,12 @@ def test_sweep_without_routing_names_nobody(tmp_path: Path) -> None:
 def test_controls_bounds_and_other_removals_are_kept_apart(read_study: Sweep) -> None:
     first, second = answer.rankings(read_study)
     why = {place.name: place.why for place in first.places}
-    assert why["random"] == "a control" and why["dense"] == "no domain to remove"
+    assert why["random · act"] == "a control" and why["dense"] == "no domain to remove"
     assert why["both"] == "only a bound of served compute"
-    assert second.name == "removing biology" and [p.name for p in second.places] == ["sgtm"]
+    assert second.name == "removing biology" and [p.jobs[0].kind for p in second.places] == ["sgtm"]
     texts = answer.sentences([first, second])
     assert texts[0].startswith("Removing code, biology or creative: ")
-    assert texts[1].startswith("Removing biology: `sgtm` has ")
+    assert texts[1].startswith("Removing biology: `sgtm · weight")
     assert "remove other domains" in noted(read_study)
     table = tables.settings(read_study)
     assert [row.group for row in table.rows] == [first.name] * len(why) + [second.name]
@@ -204,21 +208,17 @@ def test_other_texts_are_not_compared(tmp_path: Path, is_setting: bool) -> None:
     assert len({place.name for place in places}) == 4
 
 
-def test_settings_with_different_values_have_different_names(tmp_path: Path) -> None:
-    for weight, unlabelled, limit in (
-        (1.0, 0.5, 2000), (0.5, 1.0, 2000), (1.0, 1.0, None), (2.0, 1.0, 2000), (1.0, 2.0, 2000),
-    ):  # fmt: skip
-        settings = {
-            "data.weights": {"code": weight},
-            "partition.unlabelled": {"code": unlabelled},
-            "data.limit_tokens": limit,
-        }
-        write_job(tmp_path, edges="act", settings=settings)
+def test_settings_have_short_names_and_never_the_same(tmp_path: Path) -> None:
+    for value in (0.5, 1.0):
+        settings = {"data.overlap": value}
+        write_job(tmp_path, edges="act", foreign_dropout=value, settings=settings)
+    for title in ("method=routed edges=both seed=0", "seed=0"):
+        settings = {"train.lr": 0.1 / len(title)}
+        job = write_job(tmp_path, edges="both", settings=settings)
+        edit(job, lambda summary, title=title: summary.update(title=title))
     names = {place.name for of in answer.rankings(read_sweep(tmp_path)) for place in of.places}
-    dot = "\N{MIDDLE DOT}"
-    assert {f"act {dot} data.weights.code=0.5", f"act {dot} partition.unlabelled.code=0.5"} < names
-    assert f"act {dot} limit_tokens=null" in names, "2000 is usual"
-    assert len(names) == 5
+    assert {"act · overlap=0.5", "act · overlap=1.0 · foreign_dropout=1.0"} < names
+    assert len(names) == 4 and sum(name.startswith("both (edges=both") for name in names) == 2
 
 
 def test_setting_that_lacks_an_axis_on_one_seed_has_no_rank(tmp_path: Path) -> None:

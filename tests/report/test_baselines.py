@@ -29,7 +29,7 @@ from gr_sweep.metrics.losses import (
 )
 from gr_sweep.report import measures
 from gr_sweep.report.collect import read_sweep
-from gr_sweep.report.sweep import Job, Sweep
+from gr_sweep.report.sweep import Job, Sweep, over_seeds
 from gr_sweep.resolve import resolve
 from tests.report.conftest import changed, edit, write_summary
 
@@ -311,17 +311,17 @@ def test_mean_over_seeds_has_a_t_interval_and_differences_are_paired(tmp_path: P
     dense, routed = sweep.replicates
     half, loss_of = 4.3027 * 0.1 / 3**0.5, measures.BY_METRIC[registry.LOSS_FULL]
     for found in (
-        sweep.over_seeds(routed, "mean_tax"),
+        over_seeds(routed, lambda job: job.estimate("mean_tax")),
         loss_of.difference(routed, dense),
     ):
         assert found is not None and found.interval is not None
         assert found.value == pytest.approx(0.6)
         assert found.interval == pytest.approx((0.6 - half, 0.6 + half), rel=1e-4)
-    loss = sweep.over_seeds(routed, "loss/full/code")
+    loss = over_seeds(routed, lambda job: job.estimate("loss/full/code"))
     assert loss is not None and loss.interval is not None
     assert loss.interval[1] - loss.interval[0] > 10 * half, "between seeds losses differ by nats"
     single = loss_of.difference(routed[:1], dense[:1])
     assert single is not None and single.interval is None
-    assert sweep.over_seeds(routed, "no such metric") is None
+    assert over_seeds(routed, lambda job: job.estimate("no such metric")) is None
     assert measures.BY_METRIC[registry.RELEARN_RATIO].difference(routed, dense) is None
     assert loss_of.difference(routed, dense[1:]) is None, "not of the same seeds"

@@ -10,7 +10,7 @@ import pytest
 
 from gr_sweep.metrics import registry
 from gr_sweep.report import answer, read_sweep, write_report
-from gr_sweep.report.sweep import Job, Sweep
+from gr_sweep.report.sweep import Job, Sweep, over_seeds
 from tests.report.conftest import write_job
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def visible_jobs(page: "Page") -> set[str]:
 
 
 def settings_of(sweep: Sweep, jobs: Iterable[Job]) -> set[str]:
-    return {sweep.setting(job) for job in jobs}
+    return {sweep.settings[job.name] for job in jobs}
 
 
 def serious(page: "Page", part: str) -> list[str]:
@@ -119,7 +119,7 @@ def test_frontier_is_that_of_the_table(page: "Page", read_study: Sweep) -> None:
     groups = page.evaluate("scatterGroups()")
     [act] = [of for of in groups if of["first"]["short"] == "act"]
     jobs = [read_study.compared[at] for at in act["jobs"]]
-    expected = read_study.over_seeds(jobs, "mean_served_removal")
+    expected = over_seeds(jobs, lambda job: job.estimate("mean_served_removal"))
     assert expected is not None and expected.interval is not None
     assert act["intervals"][1] == pytest.approx(expected.interval, rel=1e-4)
     boxes = page.evaluate(
@@ -152,7 +152,7 @@ def test_frontier_and_labels_of_settings_with_other_seeds(open_page: Open, tmp_p
 
 
 def test_seeds_fold_out(page: "Page", read_study: Sweep) -> None:
-    [act] = [of for of in read_study.replicates if read_study.setting(of[0]) == "act"]
+    [act] = [of for of in read_study.replicates if read_study.settings[of[0].name] == "act"]
     body = page.locator("#settings-table tbody:has(th[data-v='act'])")
     body.locator(".seeds").click()
     rows = body.locator("tr.seed")
@@ -229,7 +229,7 @@ def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
     assert values == pytest.approx(job.metrics, rel=1e-5)
     page.keyboard.press("Escape")
     assert view.is_hidden() and "job=" not in page.url
-    label = read_study.setting(job)
+    label = read_study.settings[job.name]
     assert page.evaluate("document.activeElement.title") == label, "focus is on its setting"
 
 

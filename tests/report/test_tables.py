@@ -79,7 +79,7 @@ def test_seeds_become_means_and_paired_differences(read_study: Sweep) -> None:
 
 
 def test_matrices_are_means_over_seeds(read_study: Sweep) -> None:
-    [jobs] = [of for of in read_study.replicates if read_study.setting(of[0]) == "act"]
+    [jobs] = [of for of in read_study.replicates if read_study.settings[of[0].name] == "act"]
     [served, *_] = tables.matrices(jobs)
     found = dict(served.rows)["code"][0]
     values = [job.metrics[registry.SERVED_MATRIX("code", "code")] for job in jobs]

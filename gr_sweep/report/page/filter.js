@@ -27,7 +27,7 @@ const TESTS = {
   "<=": (value, [wanted]) => value !== null && Number(value) <= Number(wanted),
 };
 
-const valueOf = (setting, job) => (setting.of[job] === null ? null : setting.values[setting.of[job]]);
+const valueOf = (setting, job) => setting.of[job];
 
 /** A test of a job for each word, and what is wrong with the others. */
 const understood = (line) => {
@@ -80,8 +80,8 @@ const remember = (changes) => {
 };
 
 if (filterInput) {
-  const varied = data.settings.filter((setting) => setting.varied && setting.values.length <= 12);
-  const terms = varied.flatMap(({ short, values }) => values.map((value) => `${short}=${value}`));
+  const terms = data.settings.filter(({ varied }) => varied)
+    .flatMap(({ short, of }) => [...new Set(of)].slice(0, 12).map((value) => `${short}=${value}`));
   document.getElementById("terms").append(...terms.map((value) => element("option", { value })));
   filterInput.addEventListener("input", () => {
     setFilter(filterInput.value);
