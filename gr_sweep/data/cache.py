@@ -30,8 +30,6 @@ PROGRESS = "progress.json"
 SILENT_S = 60.0
 """Without a heartbeat for so long, a process of another machine no longer builds a folder."""
 _WAIT_S = 1.0
-_CLOCK_S = 2.0
-"""A file that changed this recently could change again without a new time of change."""
 
 
 def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
@@ -146,13 +144,12 @@ def digests(paths: Sequence[Path], memory: Path) -> list[str]:
         try:
             status = path.stat()
             name = os.path.abspath(path)
-            stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+            stamp = [status.st_size, status.st_ctime_ns, status.st_ino]
             *before, digest = remembered.get(name, [None])
             if before != stamp:
                 digest = content_digest(path)
-                if time.time() - status.st_mtime > _CLOCK_S:
-                    remembered[name] = [*stamp, digest]
-                    is_changed = True
+                remembered[name] = [*stamp, digest]
+                is_changed = True
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         found.append(digest)

@@ -142,9 +142,6 @@ def _documents(
         logger.info("%s: %d documents fit no rule of the partition", where, num_left)
 
 
-# Local files
-
-
 def local_files(data: DataConfig, source: str) -> list[Path]:
     """The files of a source, sorted: those of `data.paths`, else those below `data.root`.
 
@@ -180,9 +177,6 @@ def _files_of(entry: Path) -> list[Path]:
     below = (path for path in entry.rglob("*") if path.is_file())
     is_hidden = re.compile(r"(^|/)\.").search
     return sorted(path for path in below if not is_hidden(path.relative_to(entry).as_posix()))
-
-
-# Data sets of the Hugging Face Hub
 
 
 def hub_files(source: HubSource) -> list[Path]:

@@ -117,9 +117,9 @@ def test_digests_follow_the_content_and_not_the_name(tmp_path):
     assert first[0] == first[1]
     stamp = one.stat().st_mtime_ns
     one.write_text("Text")
-    # A file that was just written is not remembered: it can change within the clock's resolution.
     os.utime(one, ns=(stamp, stamp))
     assert digests([one, two], memory) != first
+    assert digests([two], memory) == first[1:]
     with pytest.raises(DataError, match="three: cannot be read"):
         digests([tmp_path / "three"], memory)
 

@@ -4,7 +4,6 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -15,19 +14,14 @@ from hypothesis import strategies as st
 
 from gr_sweep.config import DataConfig, DataKind, HubSource
 from gr_sweep.data.formats import pieces, read_file
-from gr_sweep.data.prepare import prepare_data
 from gr_sweep.data.rules import Rules
 from gr_sweep.data.sources import check_hub, hub_files, local_files, sources_of
-from gr_sweep.errors import DataError, GrSweepError
+from gr_sweep.errors import DataError
 from tests.data.corpus import packed, partition, write_lines
-from tests.refused import contents, is_one_line, within
+from tests.refused import is_one_line
 
 RECORDS = [{"text": f"text {number}\nwith a line", "tag": f"{number}"} for number in range(5)]
 VARIED = [*RECORDS, {"text": "a", "day": "2024-01-02", "tag": 1}, {"text": "b", "tag": ["x"]}]
-GOOD = b"".join(
-    json.dumps({"text": f"some good text, the {n}th of its kind"}).encode() + b"\n"
-    for n in range(60)
-)
 
 
 def parquet(columns: dict[str, list[object]]) -> bytes:
@@ -137,71 +131,34 @@ def test_paths_take_globs_and_names_with_odd_characters(tmp_path):
     assert [path.name for path in local_files(data, "glob")] == ["1.txt", "2.txt"]
 
 
-# What cannot be read
-
-FILES: dict[str, tuple[str, bytes, str]] = {
-    "gzip that is cut off": ("a.jsonl.gz", packed(GOOD, "gz")[:-4], "cannot read record"),
+CUT = LINES + b'\n{"text": "abc'
+UNREADABLE: dict[str, tuple[str, bytes, str]] = {
+    "gzip that is cut off": ("a.jsonl.gz", packed(LINES, "gz")[:-4], "cannot read record"),
     "binary data": ("a.txt", b"a\xff\xfeb", "a.txt: cannot read record 1 ('utf-8' codec"),
     "text named Parquet": ("a.parquet", b"some text", "a.parquet: cannot read record 1 (Parquet"),
     "a row that is too long": ("a.csv", b"text,tag\na,b\nc,d,e\n", "line 3"),
-    "half a surrogate": ("a.jsonl", b'{"text": "a\\udfffb"}\n', "cannot read record 2 ('utf-8'"),
     "a table without text": ("a.tsv", b"body\ttag\na\tb\n", "the fields are body, tag"),
     "an array without end": ("a.json", b'[{"text": "x"},', "cannot read record 1"),
-    "cut within a line": (
-        "a.jsonl",
-        GOOD + b'\n{"text": "abc',
-        "cannot read record 61 (line 62: U",
-    ),
+    "cut within a line": ("a.jsonl", CUT, "cannot read record 6 (line 7: U"),
     "text is null": ("a.jsonl", b'{"text": null}\n', "got None; the fields are text"),
-    "hidden files only": ("a/.x.jsonl", GOOD, "source a has no file"),
+    "hidden files only": ("a/.x.jsonl", LINES, "source a has no file"),
 }
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    """A folder in which the domain b has a good file."""
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "b.jsonl").write_bytes(GOOD)
-    return tmp_path / "text"
+@pytest.mark.parametrize(("name", "content", "said"), UNREADABLE.values(), ids=UNREADABLE)
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, content, said):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as error:
+        list(documents(DataConfig(kind=DataKind.local, root=str(tmp_path))))
+    assert said in str(error.value) and is_one_line(str(error.value))
 
 
-def prepare(text: Path, **changes: object) -> None:
-    data = {"kind": DataKind.local, "root": str(text), "vocab_size": 300}
-    data["cache"] = str(text.parent / "cache")
-    with within():
-        prepare_data(DataConfig(**data | changes), partition("a", "b"))
-
-
-def assert_refused(text: Path, said: str, **changes: object) -> None:
-    before = contents(text)
-    with pytest.raises(GrSweepError) as refusal:
-        prepare(text, **changes)
-    assert said in str(refusal.value) and is_one_line(str(refusal.value))
-    assert contents(text) == before
-    assert [path for path in (text.parent / "cache").glob("*") if path.suffix != ".lock"] == []
-
-
-@pytest.mark.parametrize(("name", "content", "said"), FILES.values(), ids=FILES)
-def test_a_file_that_cannot_be_read_is_one_line_and_leaves_nothing(text, name, content, said):
-    (text / name).parent.mkdir(exist_ok=True)
-    (text / name).write_bytes(content)
-    assert_refused(text, said)
-
-
-def test_a_file_and_a_folder_of_one_source_are_refused(text):
-    (text / "a.jsonl").write_bytes(GOOD)
-    (text / "a").mkdir()
-    assert_refused(text, "choose one with data.paths.a")
-
-
-def test_a_path_without_a_file_is_refused(text):
-    assert_refused(text, "source a has no file in nowhere", paths={"a": "nowhere"})
-
-
-def test_a_word_of_a_megabyte_does_not_stop_the_tokenizer(text):
-    """Training a tokenizer takes the square of a word's length."""
-    write_lines(text / "a.jsonl", [{"text": f"{n} y{'x' * 500_000}"} for n in range(2)])
-    prepare(text)
+def test_a_file_and_a_folder_of_one_source_are_refused(tmp_path):
+    write_lines(tmp_path / "a.jsonl", RECORDS)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DataError, match=r"choose one with data\.paths\.a"):
+        local_files(DataConfig(kind=DataKind.local, root=str(tmp_path)), "a")
 
 
 # The Hub

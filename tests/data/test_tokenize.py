@@ -58,6 +58,11 @@ def test_training_is_deterministic_and_keeps_to_the_vocabulary(tmp_path):
     assert train_tokenizer(["ab ab"], 500).vocab_size < 265
 
 
+def test_a_word_of_a_megabyte_does_not_stop_training():
+    """It takes the square of a word's length."""
+    assert train_tokenizer([f"{n} y{'x' * 500_000}" for n in range(2)], 300).vocab_size > 257
+
+
 def test_a_hugging_face_tokenizer_gives_the_tokens_that_transformers_gives(trained, tmp_path):
     from transformers import AutoTokenizer
 
