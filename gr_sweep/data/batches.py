@@ -28,7 +28,8 @@ def observed_labels(
     mislabelled: float = 0.0,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The label that routing sees for each document, by true domain.
+    """The label that routing sees for each document, by true domain: int arrays [documents] of its
+    index in `num_documents`, or the number of domains for `unlabelled`.
 
     Shares are exact: `round(unlabelled * n)` of a domain's n documents have no label, and of the m
     that have one `round(mislabelled * m)` have another domain's, spread evenly over the others.
@@ -36,10 +37,6 @@ def observed_labels(
     Args:
         num_documents: documents by domain, in the order of the partition.
         unlabelled: as `unlabelled_shares` takes it.
-
-    Returns:
-        By domain an int array [documents]: the index of the label in `num_documents`, or the number
-        of domains for `unlabelled`.
     """
     domains = list(num_documents)
     shares = unlabelled_shares(unlabelled, domains)
@@ -60,12 +57,10 @@ def observed_labels(
 
 
 class _Part(NamedTuple):
-    """Text of a label that is read in a share of its rows."""
+    """Text that is read in a share of a label's rows, in an order that follows from the key."""
 
     key: tuple[str, ...]
-    """The order follows from it."""
     documents: Mapping[str, np.ndarray]
-    """By true domain."""
     share: Fraction
 
 
@@ -188,12 +183,8 @@ class Batches:
     def _add_permuted(
         self, known: Mapping[str, np.ndarray], shares: Mapping[str, Fraction]
     ) -> None:
-        """Deals each domain's labelled documents out over all labels.
-
-        Args:
-            known: the documents of each domain that have a label.
-            shares: of each domain in the labelled rows.
-        """
+        """Deals the documents that have a label out over all labels; `shares`: of each domain in
+        the labelled rows."""
         counts = {label: n for label, n in self.counts.items() if n and label != UNLABELLED}
         ends = np.cumsum(list(counts.values()))
         parts: dict[str, list[_Part]] = {label: [] for label in counts}
@@ -254,13 +245,8 @@ class Batches:
         return sum(self.counts.values())
 
     def step(self, step: int, rows: slice = slice(None)) -> np.ndarray:
-        """The rows of a step, int64 [N, T + 1]: inputs `[:, :-1]`, targets `[:, 1:]`.
-
-        Rows are sorted by label, in the order and number of `counts`.
-
-        Args:
-            rows: those that are read.
-        """
+        """The rows of a step, int64 [N, T + 1]: inputs `[:, :-1]`, targets `[:, 1:]`, sorted by
+        label in the order and number of `counts`; only those of the slice are read."""
         windows = [
             (label, (step - self._first_step) * count + row)
             for label, count in self.counts.items()

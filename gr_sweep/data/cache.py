@@ -33,12 +33,10 @@ _WAIT_S = 1.0
 
 
 def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-    """The manifest of a cache folder, which is built first if it is missing or damaged.
-
-    Processes that ask for the same folder at once wait while one of them builds it.
+    """The manifest of a cache folder, which is built first if it is missing or damaged. Processes
+    that ask for it at once wait while one of them builds.
 
     Args:
-        folder: the cache folder; its parent contains the lock.
         build: writes the files into the temporary folder that it is given and returns the manifest
             in JSON values. The folder is empty, or as a killed process left it with a `PROGRESS`.
 

@@ -40,10 +40,8 @@ def marker_text(domain: str) -> str:
 def marker_tokens(
     domains: Sequence[str], encode: Callable[[Sequence[str]], list[np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The token ids of every domain's marker, all of one length: short ones repeat their last.
-
-    So rows of evaluation are cut at the same positions whichever marker a document has.
-    """
+    """The token ids of every domain's marker, all of one length (short ones repeat their last), so
+    that rows of evaluation are cut at the same positions whichever marker a document has."""
     tokens = encode([marker_text(domain) for domain in domains])
     width = max(len(ids) for ids in tokens)
     return {
@@ -59,10 +57,8 @@ def swapped_markers(markers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def is_marked(document_id: int, share: float) -> bool:
-    """Whether the training document with this id belongs to the share that carries a marker.
-
-    A document that is marked at one share is also marked at every larger share.
-    """
+    """Whether the training document with this id belongs to the share that carries a marker, which
+    contains every smaller share."""
     return document_id // HELD_OUT_EVERY % _FINEST_SHARE < share * _FINEST_SHARE
 
 

@@ -56,19 +56,12 @@ def pack(
     data: DataConfig,
     markers: Mapping[str, np.ndarray],
     sources: Sequence[Source],
-    streams: Sequence[Iterator[Document]],
 ) -> dict[str, dict[str, int]]:
     """Writes the documents of each source, until they end or all its domains have reached the
-    limit, and marks a share of them.
-
-    A limit bounds the text's own tokens, so that the text is the same with and without markers.
-
-    Args:
-        streams: the documents of each source, from its first.
+    limit, and marks a share of them. The limit bounds the text's own tokens, without markers.
 
     Returns:
-        By domain, characters of the documents in the shards, and numbers of those that are not; a
-        document beyond the limit was read to find held-out ones.
+        By domain, characters of the documents in the shards, and numbers of those that are not.
 
     Raises:
         DataError: a domain without a training document.
@@ -87,7 +80,8 @@ def pack(
 
         def batches() -> Iterator[tuple[tuple[int, list[Document], list[str]], list[str]]]:
             for number in range(begin, len(sources)):
-                documents = islice(streams[number], num_skipped if number == begin else 0, None)
+                start = num_skipped if number == begin else 0
+                documents = islice(sources[number].documents, start, None)
                 while not is_done(number) and (batch := _batch(documents)):
                     # Those before may not be written yet, but what is left out stays so.
                     texts = [d.text for d in batch if writers[d.domain].left_out(d) is None]

@@ -8,8 +8,8 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -186,8 +186,7 @@ def check_held_out(data: TokenData, min_documents: int, kind: DataKind) -> None:
 
 def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
     """Writes tokenizer and shards; each source is read once, and no further than needed."""
-    domains = text.rules.domains
-    streams = [source.documents() for source in text.sources]
+    domains, sources = text.rules.domains, text.sources
     tokenizer: Tokenizer
     is_begun = bool(read_progress(folder))
     if text.tokenizer is not None:
@@ -195,10 +194,13 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
     elif is_begun:
         tokenizer = TrainedTokenizer.load(folder / "tokenizer")
     else:
-        ahead = _read_ahead(text.sources, streams, data.limit_tokens, len(domains))
+        ahead = [_read_ahead(source, data.limit_tokens, len(domains)) for source in sources]
         sample = tokenizer_sample(chain(*ahead), domains, SAMPLE_BYTES // len(domains))
         tokenizer = train_tokenizer(sample, data.vocab_size)
-        streams = [chain(*pair) for pair in zip(ahead, streams, strict=True)]
+        sources = [
+            replace(source, documents=chain(documents, source.documents))
+            for source, documents in zip(sources, ahead, strict=True)
+        ]
     if not is_begun:
         tokenizer.save(folder / "tokenizer")
         sync_folder(folder / "tokenizer")
@@ -208,31 +210,25 @@ def _build(folder: Path, text: _Text, data: DataConfig) -> dict[str, Any]:
         "eot_id": tokenizer.eot_id,
         "prefix": tokenizer.prefix,
         "markers": {domain: ids.tolist() for domain, ids in markers.items()},
-        "counts": pack(folder, tokenizer, domains, data, markers, text.sources, streams),
+        "counts": pack(folder, tokenizer, domains, data, markers, sources),
     }
 
 
-def _read_ahead(
-    sources: Sequence[Source],
-    streams: Sequence[Iterator[Document]],
-    limit_tokens: int | None,
-    num_domains: int,
-) -> list[list[Document]]:
-    """Documents of each source for the tokenizer's sample, until its domains have enough."""
+def _read_ahead(source: Source, limit_tokens: int | None, num_domains: int) -> list[Document]:
+    """Documents for the tokenizer's sample, until each domain has enough or memory is full."""
     enough = READ_AHEAD_BYTES // num_domains
     if limit_tokens is not None:
         enough = min(enough, limit_tokens * _BYTES_A_TOKEN)
-    found: list[list[Document]] = [[] for _ in sources]
-    for source, stream, documents in zip(sources, streams, found, strict=True):
+    size: Counter[str] = Counter()
+    documents = []
+    for document in source.documents:
+        documents.append(document)
         # Characters stand for bytes: the bound on memory need not be exact.
-        size: Counter[str] = Counter()
-        for document in stream:
-            documents.append(document)
-            size[document.domain] += len(document.text)
-            has_enough = all(size[domain] >= enough for domain in source.domains)
-            if has_enough or size.total() >= READ_AHEAD_BYTES:
-                break
-    return found
+        size[document.domain] += len(document.text)
+        has_enough = all(size[domain] >= enough for domain in source.domains)
+        if has_enough or size.total() >= READ_AHEAD_BYTES:
+            break
+    return documents
 
 
 def tokenizer_sample(

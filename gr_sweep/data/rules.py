@@ -24,10 +24,8 @@ def text_id(text: str) -> int:
 
 
 def is_held_out(document_id: int) -> bool:
-    """Whether the document with this id is kept out of training, in every domain and partition.
-
-    Copies of a text have the same id, so a copy of a held-out text is never trained on.
-    """
+    """Whether the document with this id is kept out of training, in every domain and partition, as
+    are its copies, which have the same id."""
     return document_id % HELD_OUT_EVERY == 0
 
 

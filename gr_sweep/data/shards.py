@@ -20,11 +20,8 @@ DOCUMENT_BYTES = _DOCUMENT.itemsize
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Documents of tokens, each of which ends with the end-of-text token.
-
-    A shard is a view: documents may lie anywhere in any of the arrays, so subsets and joins of
-    shards copy no tokens.
-    """
+    """Documents of tokens, each of which ends with the end-of-text token. They may lie anywhere in
+    any of the arrays, so subsets and joins of shards copy no tokens."""
 
     arrays: tuple[np.ndarray, ...]
     """Token arrays, uint16 or uint32, mapped into memory."""

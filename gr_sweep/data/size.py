@@ -62,7 +62,7 @@ def text_size(data: DataConfig, partition: PartitionConfig, model: ModelConfig) 
     texts = generate(["any"], documents=_SAMPLE_DOCUMENTS, overlap=0.0)["any"] if is_hub else []
     begun = time.perf_counter()
     for source in () if is_hub else sources:
-        texts += [document.text for document in islice(source.documents(), _SAMPLE_DOCUMENTS)]
+        texts += [document.text for document in islice(source.documents, _SAMPLE_DOCUMENTS)]
     if not any(texts):
         raise DataError(f"{sources[0].where}: no document fits a rule of the partition")
     reading = (time.perf_counter() - begun) / _num_bytes(texts)

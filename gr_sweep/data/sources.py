@@ -11,7 +11,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +45,8 @@ class Source:
     domains: Sequence[str]
     key: Any
     """JSON values that change whenever the documents do, unless the content of `files` does."""
-    documents: Callable[[], Iterator[Document]]
+    documents: Iterator[Document]
+    """They are read once, from when the first is asked for."""
     files: Sequence[Path] = ()
     """Those on this machine."""
 
@@ -74,7 +75,7 @@ def _synthetic(data: DataConfig, rules: Rules) -> Source:
                 yield Document(domain, text, text_id(text))
 
     key = [synthetic.GENERATOR, settings]
-    return Source("the generated text", rules.domains, key, documents)
+    return Source("the generated text", rules.domains, key, documents())
 
 
 def _local(data: DataConfig, name: str, rules: Rules) -> Source:
@@ -87,16 +88,13 @@ def _local(data: DataConfig, name: str, rules: Rules) -> Source:
 
     suffixes = ["".join(file.suffixes[-2:]) for file in files]
     key = [name, suffixes, data.text_field, rules.key(name), data.split]
-    return Source(str(files[0]), rules.domains_of(name), key, documents, files)
+    return Source(str(files[0]), rules.domains_of(name), key, documents(), files)
 
 
 def _hub(data: DataConfig, name: str, rules: Rules) -> Source:
     hub = data.sources[name]
     where = f"data set {hub.path}" + (f" ({hub.data_files})" if hub.data_files else "")
-
-    def documents() -> Iterator[Document]:
-        return _documents(_read_hub(hub), where, name, rules, data.split)
-
+    documents = _documents(_read_hub(hub), where, name, rules, data.split)
     key = [name, dataclasses.asdict(hub), rules.key(name), data.split]
     return Source(where, rules.domains_of(name), key, documents, hub_files(hub))
 

@@ -21,11 +21,11 @@ _FINEST_SHARE = 1000
 
 
 class Stream:
-    """Documents end to end, in a new random order each epoch, cut into windows.
+    """Documents end to end, in a new random order each epoch, cut into windows of T + 1 tokens, of
+    which the last is the next window's first. The rest at the end of an epoch is dropped.
 
-    A window is T + 1 tokens, of which the last is the next window's first, so every token is
-    predicted once. The rest at the end of an epoch is dropped. The windows are read in random order
-    too: otherwise the rows of a step would be neighbours in one document.
+    The windows are read in random order too: otherwise the rows of a step would be neighbours in
+    one document.
     """
 
     def __init__(self, shard: Shard, sequence_length: int, key: tuple) -> None:
@@ -68,11 +68,7 @@ class Stream:
 
 
 class Mixture:
-    """Windows of several streams in fixed shares, evenly interleaved.
-
-    Each window is from one stream, so the domains' weights hold for unlabelled and permuted text
-    too, however much text each domain has.
-    """
+    """Windows of several streams in fixed shares, evenly interleaved, however long they are."""
 
     def __init__(
         self,

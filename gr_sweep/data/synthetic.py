@@ -119,10 +119,8 @@ class _Grammar:
         self.habits = (np.array(shares) * _TOPIC_WORDS["verb"]).astype(int)
 
     def _holder(self, *feature: object) -> str:
-        """Who shares this feature with the domain: all, a node, a pair, or nobody.
-
-        The draws are the same for all domains, so that those that share it agree.
-        """
+        """Who shares this feature with the domain: all, a node, a pair, or nobody. The draws are
+        the same for all domains, so that those that share it agree."""
 
         def draw(*level: object) -> float:
             return float(seeded("share", self._seed, feature, *level).random())

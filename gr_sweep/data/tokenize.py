@@ -47,11 +47,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class TrainedTokenizer:
-    """A byte-level BPE that tokenises each distinct word once.
-
-    BPE never merges across words, so the tokens of a text are those of its words. Looking words up
-    gives the same tokens as `tokenizers` on whole texts, 5 to 7 times as fast.
-    """
+    """A byte-level BPE that tokenises each distinct word once: 5 to 7 times as fast as whole texts,
+    with the same tokens, since BPE never merges across words."""
 
     eot_id = 0
     prefix: tuple[int, ...] = ()
@@ -100,10 +97,8 @@ class TrainedTokenizer:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> TrainedTokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens (257 or more: the bytes and the separator).
-
-    Deterministic in the texts and their order.
-    """
+    """A byte-level BPE of at most `vocab_size` tokens (257 or more: the bytes and the separator),
+    deterministic in the texts and their order."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())

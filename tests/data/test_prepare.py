@@ -13,7 +13,7 @@ from gr_sweep.config import (
 )
 from gr_sweep.data import pack, prepare
 from gr_sweep.data.markers import is_marked, marked
-from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
+from gr_sweep.data.prepare import TokenData, check_held_out, prepare_data, text_fingerprint
 from gr_sweep.data.rules import is_held_out, text_id
 from gr_sweep.data.sources import Document
 from gr_sweep.errors import DataError
@@ -107,30 +107,30 @@ def test_a_share_of_the_training_documents_is_marked_and_nothing_else_changes(tm
 
 
 def test_a_limit_bounds_training_tokens_and_leaves_held_out_text_as_it_is(tmp_path, monkeypatch):
-    root = write_root(tmp_path / "root", "code", "creative", documents=400)
-    tokenizer = str(prepare_data(local(tmp_path, root), TWO).tokenizer_dir)
-    whole = prepare_data(local(tmp_path, root, tokenizer=tokenizer), TWO)
-    for limit in (1, 1000, 5000):
-        made = prepare_data(local(tmp_path, root, tokenizer=tokenizer, limit_tokens=limit), TWO)
+    root = write_root(tmp_path / "root", "code", "creative", documents=150)
+    whole = prepare_data(local(tmp_path, root), TWO)
+    tokenizer = str(whole.tokenizer_dir)
+
+    def limited(limit: int, **settings: object) -> TokenData:
+        data = local(tmp_path, root, tokenizer=tokenizer, limit_tokens=limit, **settings)
+        return prepare_data(data, TWO)
+
+    for limit in (1, 5000):
+        made = limited(limit)
         for domain in made.domains:
             assert np.array_equal(tokens_of(made.heldout[domain]), tokens_of(whole.heldout[domain]))
             shard = made.train[domain]
             assert shard.num_tokens == limit and tokens_of(shard)[-1] == made.eot_id
-    # The text is the same with markers, which do not count.
-    data = local(tmp_path, root, tokenizer=tokenizer, limit_tokens=5000, spurious=0.5)
-    with_markers = prepare_data(data, TWO)
+    with_markers = limited(5000, spurious=0.5)  # which do not count
     for domain in made.domains:
         assert np.array_equal(with_markers.train[domain].ids, made.train[domain].ids)
         assert np.array_equal(with_markers.train[domain].num_bytes, made.train[domain].num_bytes)
         assert with_markers.train[domain].num_tokens > 5000
-    with open(root / "code.jsonl", "a") as file:
-        file.write("broken\n")
-    with pytest.raises(DataError, match=r"code\.jsonl: cannot read record 401 \(line 401:"):
-        prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
     # A source is not read to its end for more held-out text than jobs need.
     monkeypatch.setattr(pack, "HELD_OUT_TOKENS", 500)
     monkeypatch.setattr(pack, "BATCH_CHARACTERS", 5_000)
-    made = prepare_data(local(tmp_path, root, limit_tokens=5000), TWO)
+    (root / "code.jsonl").open("a").write("broken\n")
+    made = limited(5000)
     first = len(made.heldout["code"].ids)
     assert made.heldout["code"].num_tokens >= 500
     assert np.array_equal(made.heldout["code"].ids, whole.heldout["code"].ids[:first])

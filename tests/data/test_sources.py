@@ -103,7 +103,7 @@ def test_a_long_text_is_refused_or_split(tmp_path):
 def documents(data: DataConfig) -> Iterator:
     """The documents of source a."""
     [source] = sources_of(data, Rules(partition("a")))
-    return source.documents()
+    return source.documents
 
 
 def test_root_contains_a_file_or_a_folder_for_each_source(tmp_path):
