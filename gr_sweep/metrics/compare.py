@@ -178,8 +178,9 @@ def compare_relearn(
     return estimates(samples)
 
 
-_RELEARNED: Run = (Baseline.filtered, "relearned")
-"""Tables of attacks hold that on the filtered model as the evaluations of this run."""
+_RELEARNED: Run = (Baseline.filtered, "(relearned)")
+"""Tables of attacks hold that on the filtered model as the evaluations of this run. No domain can
+have such a name."""
 
 
 def _evaluations(rows: Iterable[RelearnLoss], part: str) -> Iterator[DocumentLoss]:

@@ -81,8 +81,6 @@ def test_what_cannot_be_written_or_is_not_a_part_is_one_line(tmp_path, capsys):
         ["--json", str(tmp_path / "no folder" / "x.json")],
         ["--json", str(tmp_path / "x.json"), "--parts", "nope"],
         ["--json", str(tmp_path / "x.json"), "--minutes", "0"],
-        ["--json", str(tmp_path / "x.json"), "--minutes", "inf"],
-        [],
     ):
         assert app.main(["bench", "gpu", *words]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
