@@ -16,6 +16,7 @@ from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.model.units import decoder_layers
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.distributed import shard
+from tests.export.test_bad_runs import Planted
 from tests.model.tiny import FAMILIES, MIXTURES, tiny_model
 
 CPU = torch.device("cpu")
@@ -101,28 +102,36 @@ def saved(folder, **changes):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "said"),
     [
-        {"model.norm.weight": None},
-        {"model.norm.weight": torch.zeros(15)},
-        {"model.norm.weight": torch.zeros(16, dtype=torch.int32)},
-        {"lm_head.weight": torch.zeros(13, 16)},
+        ({"model.norm.weight": None}, r"model\.norm\.weight is missing"),
+        ({"model.norm.weight": torch.zeros(15)}, r"has the shape \[15\] instead of \[16\]"),
+        ({"lm_head.weight": torch.zeros(13, 16)}, None),
     ],
 )
 def test_a_checkpoint_that_does_not_have_the_models_tensors_is_left_to_transformers(
-    tmp_path, changes
+    tmp_path, changes, said
 ):
     saved(tmp_path, **changes)
     assert deferred_checkpoint(str(tmp_path)) is None
+    if said is not None:
+        with pytest.raises(PlanError, match=said):
+            load(str(tmp_path))
 
 
-def test_stacked_experts_and_other_formats_are_left_to_transformers(tmp_path):
-    tiny_model("mixtral").save_pretrained(tmp_path / "experts")
-    assert deferred_checkpoint(str(tmp_path / "experts")) is None
-    model = random_model(config_of(is_tied=False), seed=0)
-    model.config.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+def test_stacked_experts_are_left_to_transformers(tmp_path):
+    tiny_model("mixtral").save_pretrained(tmp_path)
     assert deferred_checkpoint(str(tmp_path)) is None
+
+
+def test_code_in_weights_of_another_format_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config_of(is_tied=False).save_pretrained(tmp_path)
+    torch.save(Planted(), tmp_path / "pytorch_model.bin")
+    assert deferred_checkpoint(str(tmp_path)) is None
+    with pytest.raises(PlanError, match="cannot be loaded"):
+        load(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_checkpoint_of_the_base_model_has_shorter_names(tmp_path):

@@ -3,7 +3,6 @@
 import contextvars
 import copy
 import functools
-import io
 import threading
 
 import pytest
@@ -270,7 +269,7 @@ def test_refused_arguments_of_lay_change_nothing_and_another_error_leaves_the_pl
         pass
 
 
-@pytest.mark.parametrize("part", ["gate_proj", "up_proj", "down_proj", "act_fn"])
+@pytest.mark.parametrize("part", ["gate_proj", "act_fn"])
 def test_hooks_inside_an_mlp_fire_in_contexts_and_change_no_gradient(part):
     model, routed = routed_model()
     wanted, _ = expected(model, routed)
@@ -281,34 +280,20 @@ def test_hooks_inside_an_mlp_fire_in_contexts_and_change_no_gradient(part):
             assert_same(gradients_of(loss_of(model), model), wanted)
         hook.remove()
     assert len(fired) == 4
-    everywhere = torch.nn.modules.module.register_module_forward_hook
-    with everywhere(lambda called, *_: fired.append(called)), routed.batch(COUNTS):
-        loss_of(model)
-    assert module in fired
-
-
-def saved(value):
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-@pytest.mark.parametrize("copied", [copy.deepcopy, saved])
-def test_a_copy_of_a_routed_model_is_a_plain_model(copied, family):
+def test_a_copy_of_a_routed_model_is_a_plain_model(family):
     model, plain = tiny_model(family), tiny_model(family)
-    plan = RoutePlan.forget(model.config, domains=FLAT, forget=["biology"])
+    plan = PLANS["forget"](model.config)
     routed = route_model(model, plan)
-    if copied is not saved:  # transformers adds a hook that cannot be pickled
-        recompute_layers(model.train(), reentrant=False)
+    recompute_layers(model.train(), reentrant=False)
     with routed.keep(["code"]):
-        kept, other = model(input_ids=IDS).logits, copied(model)
-    for module, wanted in zip(other.modules(), plain.modules(), strict=True):
-        assert type(module) is type(wanted) and "_state" not in vars(module)
-    with routed.keep(["code"]):
+        kept, other = model(input_ids=IDS).logits, copy.deepcopy(model)
         assert torch.equal(other(input_ids=IDS).logits, plain(input_ids=IDS).logits)
         assert torch.equal(model(input_ids=IDS).logits, kept)
+    for module, wanted in zip(other.modules(), plain.modules(), strict=True):
+        assert type(module) is type(wanted) and "_state" not in vars(module)
     with route_model(other, plan).keep(["code"]):
         assert torch.equal(other(input_ids=IDS).logits, kept)
 
