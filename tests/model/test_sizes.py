@@ -18,18 +18,11 @@ def kept_units(shape, kind, domain, **settings):
     return sum(size for b, size in enumerate(plan.splits[0, "mlp"].sizes) if b not in off)
 
 
-@pytest.mark.parametrize("num_domains", [2, 5])
-def test_experts_without_shared_units_are_each_as_wide_as_the_dense_mlp(num_domains):
-    domains = [f"d{index}" for index in range(num_domains)]
-    wide = full_width(NANO, "peers", domains=domains, mlp_shared=0.0)
-    assert wide == replace(NANO, intermediate_size=num_domains * 768)
-    plan = RoutePlan.peers(wide, domains=domains, mlp_shared=0.0)
-    assert plan.splits[3, "mlp"].sizes == (0, *[768] * num_domains)
-
-
 @pytest.mark.parametrize(
     ("kind", "settings", "width"),
     [
+        # Of DEMix: every expert is as wide as the dense MLP.
+        ("peers", {"mlp_shared": 0.0}, 3 * 768),
         # Core w / 2 and a third of the other half: 4 w / 6 = 768.
         ("peers", {"mlp_shared": 0.5}, 1152),
         # Code has the core alone: round(w / 2), to even, is 768 from 1535 on.
