@@ -7,6 +7,7 @@ backticks.
 
 import dataclasses
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,13 +148,11 @@ def _why(group: Sequence[Job], axes: Axes) -> str:
         return "a control"
     if not group[0].parts:
         return "no domain to remove"
-    for measure in axes:
-        for job in group:
-            found = measure.of(job)
-            if found is None:
-                return f"without {_title(measure)}: {_lack(job, measure)}"
-            if found.bound:
-                return f"only a bound of {_title(measure)}"
+    for measure, job in itertools.product(axes, group):
+        if (found := measure.of(job)) is None:
+            return f"without {_title(measure)}: {_lack(job, measure)}"
+        if found.bound:
+            return f"only a bound of {_title(measure)}"
     return ""
 
 
@@ -161,17 +160,16 @@ def _lack(job: Job, measure: Measure) -> str:
     """Why a job does not have a metric."""
     if not job.has_losses:
         return "its table of losses cannot be read"
-    metric = measure.metric
-    known = {
+    there = {
         of for key in job.metrics if (found := registry.find(key)) for of in found[0].baselines
     }
     if job.smallest_share is not None:
-        known.add(Baseline.compute)
-    for baseline in metric.baselines:
-        if baseline not in known:
+        there.add(Baseline.compute)
+    for baseline in measure.metric.baselines:
+        if baseline not in there:
             return f"{_LACKS[baseline]} with its model, text, training and seed"
-    lacking = [part for part in job.parts if metric(part) not in job.metrics]
-    if lacking and Baseline.filtered in metric.baselines:
+    lacking = [part for part in job.parts if measure.metric(part) not in job.metrics]
+    if lacking and Baseline.filtered in measure.metric.baselines:
         return f"no filtered run without {_either(lacking)}"
     return "its summary has none"
 
@@ -179,14 +177,14 @@ def _lack(job: Job, measure: Measure) -> str:
 # Sentences
 
 
-def sentences(found: Sequence[Ranking]) -> list[str]:
+def sentences(sweep: Sweep) -> list[str]:
     """Which setting is best on which trade-off, and how sure that is: a text for each ranking."""
-    said = []
-    for ranking in found:
-        if ranking.ranked or len(found) == 1:
-            text = _answer(ranking)
-            said.append(f"{_capital(ranking.name)}: {text}" if ranking.name else text)
-    return said
+    found = rankings(sweep)
+    return [
+        f"{_capital(ranking.name)}: {_answer(ranking)}" if ranking.name else _answer(ranking)
+        for ranking in found
+        if ranking.ranked or len(found) == 1
+    ]
 
 
 def notes(sweep: Sweep) -> list[str]:
@@ -204,7 +202,8 @@ def notes(sweep: Sweep) -> list[str]:
                 f"{_capital(_title(measure))} stands in for {_title(wanted)}, which {len(lacking)} "
                 f"of {len(jobs)} jobs lack: {_lack(lacking[0], wanted)}."
             )
-            said.append("`baselines=[dense,compute,filtered]` adds baselines to a sweep.")
+    if len(said) > len(axes):
+        said.append("`baselines=[dense,compute,filtered]` adds baselines to a sweep.")
     if len(found) > 1:
         said.append(
             "Settings that remove other domains or read other text are not comparable: each group "
@@ -227,15 +226,10 @@ def _answer(ranking: Ranking) -> str:
         values = [_with_unit(over_seeds(ranked[0].jobs, of.of), of) for of in axes]
         has = f"`{ranked[0].name}` has {_either(values, 'and')}"
         return f"{has}; no other setting can be compared with it."
-    serving, separating = ranking.by(0), ranking.by(1)
-    best, most = serving[0], separating[0]
+    (best, next_best), (most, next_most) = ranking.by(0)[:2], ranking.by(1)[:2]
     if best is most:
-        # The best on both axes is compared with the next on each.
-        nexts = separating[1], serving[1]
-        gain, cost = (
-            f"{_difference(best, of, axes[at])} against `{of.name}`"
-            for of, at in zip(nexts, (1, 0), strict=True)
-        )
+        gain = f"{_difference(best, next_most, axes[1])} against `{next_most.name}`"
+        cost = f"{_difference(best, next_best, axes[0])} against `{next_best.name}`"
         text = f"take `{best.name}`, the best on both axes: {gain}, {cost}."
     else:
         gain, cost = (_difference(most, best, axes[at]) for at in (1, 0))

@@ -88,16 +88,14 @@ class JobTables:
         They are computed from the settings, as they were for the baselines that a sweep adds.
         plan.json would differ without `procedure.equal_layers`.
         """
-        given = self.job.config
+        if self.job.edges == DENSE:
+            return {}
+        kinds = {"model": ModelConfig, "plan": PlanConfig, "procedure": ProcedureConfig}
+        groups: Any = {name: _group(kind, self.job.config[name]) for name, kind in kinds.items()}
+        partition = PartitionConfig(domains={d: DomainConfig() for d in self.job.domains})
         try:
-            config = RunConfig(
-                model=_group(ModelConfig, given["model"]),
-                partition=PartitionConfig(domains={d: DomainConfig() for d in self.job.domains}),
-                plan=_group(PlanConfig, given["plan"]),
-                procedure=_group(ProcedureConfig, given["procedure"]),
-            )
-            return expert_widths(config) if self.job.edges != DENSE else {}
-        except (ConfigError, PlanError, LookupError, ValueError, TypeError):
+            return expert_widths(RunConfig(partition=partition, **groups))
+        except (ConfigError, PlanError):
             return {}
 
     @property

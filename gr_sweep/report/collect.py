@@ -16,13 +16,11 @@ from gr_sweep.config import UNROUTED, is_number
 from gr_sweep.errors import DataError
 from gr_sweep.files import content_digest
 from gr_sweep.jobdir import METRICS, ROUND, ROUNDS, SAMPLES, SUMMARY, job_folders, read_summary
-from gr_sweep.metrics.losses import View
 from gr_sweep.report.baselines import with_baselines
 from gr_sweep.report.sweep import (
     DENSE,
     ROUTED,
     Job,
-    Round,
     Sweep,
     Unfinished,
     shown,
@@ -36,6 +34,11 @@ SEARCH = "search.json"
 SUMMARY_FORMAT = 1
 """Version of summary.json that this module reads."""
 
+ROUND_NUMBERS = (
+    "round", "tokens", "labels", "parameters_kept", "modularity", "served_loss", "expert_loss",
+    "metrics",
+)  # fmt: skip
+"""What a round.json must have."""
 _EDGES_ORDER = (DENSE, "none", "weight", "act", "both")
 _GROUPS_ORDER = (*(method.value for method in UNROUTED), ROUTED)
 _FROM_SUMMARY = (
@@ -147,18 +150,13 @@ def _read_job(folder: Path, history: list[dict[str, Any]]) -> Job:
         raise DataError(f"summary.json cannot be read: {said}") from error
 
 
-def _read_rounds(job: Path) -> list[Round]:
-    """Finished rounds of a job, by number."""
+def _read_rounds(job: Path) -> list[dict[str, Any]]:
     found = []
     for path in (job / ROUNDS).glob(f"*/{ROUND}"):
         with _damage_logged(path):
             of = json.loads(path.read_text(encoding="utf-8"))
-            losses = {View.served: of["served_loss"], View.kept: of["expert_loss"]}
-            names = ("tokens", "labels", "parameters_kept", "modularity", "metrics")
-            found.append(
-                Round(number=of["round"], losses=losses, **{name: of[name] for name in names})
-            )
-    return sorted(found, key=lambda of: of.number)
+            found.append({name: of[name] for name in ROUND_NUMBERS})
+    return sorted(found, key=lambda of: int(of["round"]))
 
 
 def read_samples(folder: Path, digest: str | None = None) -> list[dict[str, Any]]:

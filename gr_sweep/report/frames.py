@@ -22,17 +22,12 @@ if TYPE_CHECKING:
 def results(folder: str | os.PathLike[str]) -> "pd.DataFrame":
     """What the finished jobs of a sweep ended with: a row for each, in the order of the report.
 
-    Columns, in this order:
-
-    - `job` (name of its folder) and `label` (its title: what distinguishes it).
-    - The settings in which the jobs differ, by dotted name (`route.foreign_dropout`), then all
-      others: int64, float64, bool or text; a list is text as it is typed (`[code,biology]`). A
-      setting that is `null` is missing, and integers next to it are float64.
-    - `code`, `text`: fingerprints of the code that ran the job and of its text.
-    - The metrics by name (`loss/full/code`, `mean_removal`), float64, in the units of docs/metrics;
-      NaN where a job lacks one, for instance because the folder has no baseline for it.
-    - `<metric>/low` and `<metric>/high`, float64: bounds of the 95 % interval, if there is one.
-
+    Columns, in this order: `job` (name of its folder) and `label` (its title); settings by dotted
+    name, those in which the jobs differ first (int64, float64, bool or text; a list is text as it
+    is typed; what is `null` is missing, and integers next to it are float64); `code` and `text`,
+    fingerprints of the code that ran the job and of its text; metrics by name, float64, in the
+    units of docs/metrics, NaN where a job lacks one, for instance for want of a baseline; and
+    `<metric>/low` and `<metric>/high`, float64: bounds of the 95 % interval, if there is one.
     `frame.attrs["varied"]` lists the settings in which the jobs differ.
 
     Args:
@@ -83,13 +78,10 @@ def history(folder: str | os.PathLike[str]) -> "pd.DataFrame":
     were stopped or have failed are included as far as they came. For labels:
     `history(folder).merge(results(folder)[["job", "label"]])`.
 
-    Columns, in this order:
-
-    - `job`, and the settings in which these jobs differ, as in `results`.
-    - `step` (int64): optimizer steps done; 0 is the evaluation before the first.
-    - What was logged, float64, NaN at other steps: `train/loss`, `eval/loss/<domain>`, `train/lr`
-      and others, in the units of docs/metrics.
-
+    Columns, in this order: `job`; the settings in which these jobs differ, as in `results`; `step`
+    (int64), optimizer steps done, 0 for the evaluation before the first; and what was logged
+    (`train/loss`, `eval/loss/<domain>`, `train/lr`), float64, in the units of docs/metrics, NaN at
+    other steps.
     `frame.attrs["varied"]` lists the settings in which the jobs differ.
 
     Args:

@@ -87,7 +87,7 @@ def render(sweep: Sweep) -> str:
         indices=functools.partial(figures.indices, sweep),
         header=_header(sweep),
         # Every second piece of a sentence, which stood in backticks, is a name.
-        answers=[line.split("`") for line in answer.sentences(rankings)],
+        answers=[line.split("`") for line in answer.sentences(sweep)],
         notes=[line.split("`") for line in answer.notes(sweep)],
         rule=answer.RULE,
         has_seeds=len(sweep.replicates) < len(sweep.compared),

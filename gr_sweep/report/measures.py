@@ -24,12 +24,11 @@ BELOW, FROM = "<", "\N{GREATER-THAN OR EQUAL TO} "
 
 @dataclass(frozen=True)
 class Text:
-    """Writes a number."""
+    """Writes a number with so many decimals, which follow its interval by at most one more or less.
+    The sign `+` is written with positive numbers too."""
 
     digits: int
-    """Decimals without an interval; with one, they follow it by at most one more or less."""
     sign: str = ""
-    """`+` writes the sign of positive numbers too."""
 
     def __call__(self, value: float, digits: int | None = None) -> str:
         """The minus is as wide as the plus, and 0 has no sign."""

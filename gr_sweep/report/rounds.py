@@ -1,6 +1,7 @@
 """Rounds of `procedure=alternate`: the trade-off of splitting further, as a curve and a table.
 
-To add a number of a round, write it to round.json, and add it to `COLUMNS` and `Stage.numbers`.
+To add a number of a round, write it to round.json, and add it to `collect.ROUND_NUMBERS`,
+`COLUMNS` and `_numbers`.
 """
 
 import functools
@@ -9,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gr_sweep.metrics import registry
-from gr_sweep.metrics.losses import View
 from gr_sweep.metrics.registry import Metric
 from gr_sweep.report import figures, measures, tables
 from gr_sweep.report.figures import HUES, Figure, Point, escaped, trace_of
 from gr_sweep.report.measures import Measure
-from gr_sweep.report.sweep import Estimate, Job, Round, Sweep, estimate_of
+from gr_sweep.report.sweep import Estimate, Job, Sweep, estimate_of
 from gr_sweep.report.tables import Cell, Column, Row, Table
 
 _EXPERT_SIZE = Metric(
@@ -31,6 +31,9 @@ COLUMNS = tuple(
 """Numbers of a round, in the order of the table."""
 
 
+Round = dict[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """A round of jobs that differ in their seed only."""
@@ -43,12 +46,12 @@ class Stage:
     @property
     def num_experts(self) -> int:
         """Labels after the round's split."""
-        return len(self.seeds[0][1].labels)
+        return len(self.seeds[0][1]["labels"])
 
     @property
     def is_last(self) -> bool:
         """Whether the round's models have trained on all tokens of their run."""
-        return all(of.tokens >= job.tokens for job, of in self.seeds)
+        return all(of["tokens"] >= job.tokens for job, of in self.seeds)
 
     @functools.cached_property
     def numbers(self) -> list[Estimate | None]:
@@ -61,19 +64,20 @@ class Stage:
 
 
 def _numbers(job: Job, of: Round) -> list[float | None]:
-    served, expert = (_mean(of.losses[view], job.domains) for view in (View.served, View.kept))
+    served, expert = (_mean(of[name], job.domains) for name in ("served_loss", "expert_loss"))
     full, tax = (job.metrics.get(metric.mean) for metric in (registry.LOSS_FULL, registry.TAX))
     dense = None if full is None or tax is None else full - tax
-    selective = {registry.SELECTIVITY(label) for label in of.labels} & of.metrics.keys()
-    kept, whole = _mean(of.parameters_kept, of.labels), job.metrics.get(registry.COST_PARAMETERS())
+    selective = {registry.SELECTIVITY(label) for label in of["labels"]} & of["metrics"].keys()
+    kept = _mean(of["parameters_kept"], of["labels"])
+    whole = job.metrics.get(registry.COST_PARAMETERS.key)
     return [
         None if served is None or dense is None else served - dense,
         served,
         None if expert is None or dense is None else expert - dense,
         expert,
         kept / whole if kept and whole else None,
-        _mean(of.metrics, sorted(selective)),
-        of.modularity,
+        _mean(of["metrics"], sorted(selective)),
+        of["modularity"],
     ]
 
 
@@ -91,7 +95,7 @@ def stages(sweep: Sweep) -> list[list[Stage]]:
         by_number: dict[int, list[tuple[Job, Round]]] = {}
         for job in group:
             for of in job.rounds:
-                by_number.setdefault(of.number, []).append((job, of))
+                by_number.setdefault(of["round"], []).append((job, of))
         name, ordered = sweep.settings[group[0].name], sorted(by_number.items())
         found.append([Stage(setting=name, number=at, seeds=seeds) for at, seeds in ordered])
     return [of_setting for of_setting in found if of_setting]
@@ -165,7 +169,7 @@ def table(sweep: Sweep) -> Table | None:
     ]
     rows = []
     for stage in (stage for of_setting in stages(sweep) for stage in of_setting):
-        sizes = (stage.number, stage.num_experts, stage.seeds[0][1].tokens)
+        sizes = (stage.number, stage.num_experts, stage.seeds[0][1]["tokens"])
         cells = [Cell(text=measures.count(size), value=size) for size in sizes]
         cells += [
             tables.cell(found, measure.text)

@@ -17,7 +17,6 @@ from gr_sweep.domains import ancestors
 from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT, is_below
 from gr_sweep.jobdir import flatten
 from gr_sweep.metrics import registry, seeds
-from gr_sweep.metrics.losses import View
 
 SHORT_NAMES = {
     "model.size": "model",
@@ -62,24 +61,6 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Round:
-    """A finished round of `procedure=alternate`."""
-
-    number: int
-    """Counted from 1."""
-    tokens: int
-    """Training tokens up to its end."""
-    labels: Sequence[str]
-    parameters_kept: Mapping[str, float]
-    """Parameters of each label's expert alone."""
-    modularity: float | None
-    losses: Mapping[View, Mapping[str, float]]
-    """Of the served model, and of each document in its own label's expert alone (view `kept`), by
-    domain of the partition."""
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Job:
     """A finished job: its summary, and what was read or computed beside it."""
 
@@ -101,7 +82,8 @@ class Job:
     """Digests of the files with its results."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Rows of metrics.jsonl."""
-    rounds: list[Round] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    """Finished rounds of `procedure=alternate` by number, as round.json has them."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Prompts of samples.json."""
     attacks: dict[str, dict[float, tuple[list[int], list[float]]]] = field(default_factory=dict)
@@ -143,8 +125,7 @@ class Job:
 
     @functools.cached_property
     def context(self) -> str:
-        """Equal for jobs with the same model, text, domains, training, held-out documents and seed:
-        they share their baselines, apart from tokens, width and label noise."""
+        """Equal for jobs that share their baselines, apart from tokens, width and label noise."""
         places = () if self.text is None else _PLACES
         return self._settings_without((*_FREE, *places), self.domains, self.text)
 
@@ -265,8 +246,8 @@ class Sweep:
         """Label of each job, by name: its title, which the terminal and W&B show, or the name
         itself if another job has the same."""
         counts = Counter(job.title for job in self.jobs)
-        is_apart = {job.name: job.title and counts[job.title] == 1 for job in self.jobs}
-        return {job.name: job.title if is_apart[job.name] else job.name for job in self.jobs}
+        counts[""] = 0
+        return {job.name: job.title if counts[job.title] == 1 else job.name for job in self.jobs}
 
     @functools.cached_property
     def settings(self) -> dict[str, str]:
@@ -304,15 +285,15 @@ class Sweep:
         """Sentences that say which jobs come from different code or different text. Empty if all
         are from the same."""
         said = {
-            "code": "were run by different versions of the code ({}), which may make a difference.",
-            "text": "trained on different texts ({}), whose losses are not comparable.",
+            "code": "were run by different versions of the code",
+            "text": "read different texts",
         }
         found = []
-        for name, sentence in said.items():
+        for name, what in said.items():
             counts = Counter(str(job.fingerprints.get(name))[:8] for job in self.jobs)
             each = ", ".join(f"{of}: {n} job{'s'[: n > 1]}" for of, n in counts.items())
             if len(counts) > 1:
-                found.append(f"These jobs {sentence.format(each)}")
+                found.append(f"These jobs {what} ({each}) and may not be comparable.")
         return found
 
 

@@ -93,9 +93,6 @@ def column(measure: Measure, part: str | None = None) -> Column:
     )  # fmt: skip
 
 
-_Filled = tuple[Column, list[Cell]]
-
-
 @functools.lru_cache(maxsize=1)
 def settings(sweep: Sweep) -> Table:
     """A row for each setting, by rank: means over seeds on both axes, and paired differences to the
@@ -106,8 +103,7 @@ def settings(sweep: Sweep) -> Table:
     meaning = f"1: on the frontier; else one more than the number of settings that beat it. {RULE}"
     ranks = [Cell(text=str(of.rank or MISSING), value=of.rank) for _, of in places]
     first = [(Column(name="rank", is_number=True, meaning=meaning), ranks)]
-    seeds = [Cell(text=str(len(jobs)), value=len(jobs)) for jobs in groups]
-    rest = [(Column(name="seeds", is_number=True), seeds)]
+    rest: list[tuple[Column, list[Cell]]] = []
     for (measure, part), by_job in measures.numbers(sweep).items():
         found = [over_seeds(jobs, lambda job, of=by_job: of[job.name]) for jobs in groups]  # type: ignore[misc]
         filled = (column(measure, part), [cell(of, measure.text) for of in found])
@@ -126,7 +122,7 @@ def settings(sweep: Sweep) -> Table:
     return Table(columns=columns, rows=rows, num_details=len(rest))
 
 
-def _differences(found: Sequence[Ranking], measure: Measure) -> _Filled:
+def _differences(found: Sequence[Ranking], measure: Measure) -> tuple[Column, list[Cell]]:
     title, utility = measure.metric.title, found[0].axes[0].metric.title
     text = Text(measure.text.digits, "+")
     head = Column(

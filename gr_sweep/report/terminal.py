@@ -23,7 +23,7 @@ def print_table(sweep: Sweep, console: "Console") -> None:
     for sentence in sweep.mixed:
         console.print(Text(f"Warning: {sentence}", style="bold yellow"))
     if sweep.compared:
-        said = [*answer.sentences(answer.rankings(sweep)), *answer.notes(sweep), answer.RULE]
+        said = [*answer.sentences(sweep), *answer.notes(sweep), answer.RULE]
         for line in said:
             console.print(Text(line.replace("`", "")))
         console.print(_table(tables.settings(sweep), console.width, sweep.name))

@@ -34,7 +34,7 @@ def sweep_of(
 
 
 def said(sweep: Sweep) -> str:
-    return " ".join(answer.sentences(answer.rankings(sweep)))
+    return " ".join(answer.sentences(sweep))
 
 
 def noted(sweep: Sweep) -> str:
@@ -185,7 +185,7 @@ def test_controls_bounds_and_other_removals_are_kept_apart(read_study: Sweep) ->
     assert why["random · act"] == "a control" and why["dense"] == "no domain to remove"
     assert why["both"] == "only a bound of served compute"
     assert second.name == "removing biology" and [p.jobs[0].kind for p in second.places] == ["sgtm"]
-    texts = answer.sentences([first, second])
+    texts = answer.sentences(read_study)
     assert texts[0].startswith("Removing code, biology or creative: ")
     assert texts[1].startswith("Removing biology: `sgtm · weight")
     assert "remove other domains" in noted(read_study)

@@ -233,9 +233,7 @@ def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
     assert page.evaluate("document.activeElement.title") == label, "focus is on its setting"
 
 
-def test_names_from_outside_stay_text_and_texts_part_where_the_models_do(
-    tmp_path: Path, open_page: Open
-) -> None:
+def test_names_from_outside_stay_text(tmp_path: Path, open_page: Open) -> None:
     evil = "<img src=x onerror=document.title='owned'>"
     samples = [{"kind": "full", "part": None, "text": "one two", "end": "length"}]
     for part in ("code", "biology"):
@@ -260,7 +258,6 @@ def test_names_from_outside_stay_text_and_texts_part_where_the_models_do(
     own = page.locator(".text-of.own")
     assert own.locator("h4").all_inner_texts() == ["without biology", "only biology"]
     assert own.first.locator("pre").inner_text() == "one <b>removed</b> biology ends here"
-    assert own.first.locator(".same").first.inner_text() == "one "
 
 
 @pytest.mark.parametrize(

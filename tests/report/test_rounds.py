@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from gr_sweep.config import Attribution, ProcedureKind
-from gr_sweep.metrics.losses import View
 from gr_sweep.report import read_sweep, rounds
 from tests.report.conftest import write_job, write_rounds
 
@@ -34,7 +33,7 @@ def test_trade_off_has_a_line_for_each_setting(tmp_path: Path) -> None:
     assert [line["line"]["dash"] for line in (once, thrice, control)] == ["solid", "solid", "dash"]
     dense = {job.seed: job.metrics["mean_loss"] for job in sweep.jobs[:2]}
     taxes = [
-        np.mean([*job.rounds[2].losses[View.served].values()]) - dense[job.seed]
+        np.mean([*job.rounds[2]["served_loss"].values()]) - dense[job.seed]
         for job, _ in stages[1][0].seeds
     ]
     assert thrice["y"][2] == pytest.approx(np.mean(taxes))

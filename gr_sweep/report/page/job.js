@@ -43,24 +43,15 @@ const curvesOf = (job) => {
 const NAMES = { full: "full model", removed: "without ", kept: "only " };
 const ENDS = { length: "", end_of_text: " ends here" };
 
-const commonLength = (first, second) => {
-  let at = 0;
-  while (at < first.length && first[at] === second[at]) at += 1;
-  return /[\uD800-\uDBFF]/.test(first[at - 1] ?? "") ? at - 1 : at; // Not between the halves of a character.
-};
-
 /** The beginning of a document, and what all variants of a job's model write after it. */
 const textsOf = ({ domain, prompt, reference, samples }) => {
-  const full = samples.find(({ kind }) => kind === "full")?.text ?? "";
   const begins = element("div", { className: "passage" }, element("h4", {}, `${domain}: a held-out document`),
     element("pre", {}, element("b", {}, prompt), element("span", { className: "same" }, reference)));
   return [begins, element("div", { className: "texts" }, ...samples.map(({ kind, part, text, end }) => {
-    const common = kind === "full" ? 0 : commonLength(text, full);
     const isOwn = part !== null && isUnder(domain, part);
     return element("div", { className: `text-of${isOwn ? " own" : ""}` },
       element("h4", {}, NAMES[kind], element("b", {}, part ?? "")),
-      element("pre", {}, element("span", { className: "same" }, text.slice(0, common)), text.slice(common),
-        element("i", { className: "same" }, ENDS[end] ?? "")));
+      element("pre", {}, text, element("i", { className: "same" }, ENDS[end] ?? "")));
   }))];
 };
 
@@ -109,8 +100,7 @@ const fillJob = (job) => {
   const keys = Object.keys(data.metrics).filter((key) => metric(key, job) !== null);
   if (data.texts[job].length)
     jobView.append(folded("what its model writes", () => element("div", {}, element("p", {}, "What each variant of the model writes after the "
-      + "beginning of a held-out document. All use the same random numbers; what a text shares with the full model's is grey. One sample is not a "
-      + "measurement."), ...data.texts[job].flatMap(textsOf))));
+      + "beginning of a held-out document. All use the same random numbers. One sample is not a measurement."), ...data.texts[job].flatMap(textsOf))));
   jobView.append(
     folded(`all ${keys.length} metrics`, () => plainTable("metrics", [["metric", "value", "low", "high"],
       ...keys.map((key) => [key, metric(key, job), ...(data.metrics[key].intervals?.[job] ?? [null, null])])])),

@@ -1,4 +1,4 @@
-// Tables, the list of sections, and the start of the page.
+// Tables, and the start of the page.
 
 for (const place of document.querySelectorAll("[data-plot]")) {
   const caption = place.parentElement.querySelector("figcaption")?.textContent;
@@ -56,16 +56,6 @@ for (const fold of document.querySelectorAll("[data-fold]"))
     fold.closest("#first")?.classList.toggle("wide", fold.checked);
     redraw();
   });
-
-// The address holds the reader's choices, so sections are not anchors.
-for (const part of document.querySelectorAll("main section")) {
-  const heading = part.querySelector("h2");
-  heading.tabIndex = -1;
-  document.getElementById("contents").append(button(heading.textContent, () => {
-    part.scrollIntoView();
-    heading.focus({ preventScroll: true });
-  }));
-}
 
 const followAddress = () => {
   const saved = remembered();

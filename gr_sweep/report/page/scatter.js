@@ -168,13 +168,13 @@ const sideOf = (axis, isAcross, groups, range) => {
 
 /** What is not in the plot. */
 const noteScatter = (groups) => {
-  const placed = new Set(groups.flatMap(({ jobs }) => jobs));
-  const without = (axis) => [...shown].filter((job) => axis.values[job] === null && data.jobs[job].edges !== "dense").length;
+  const placed = groups.flatMap(({ jobs }) => jobs);
   const isBeyond = (job) => [across, up].some(({ clip, values }) => clip && (values[job] < clip[0] || values[job] > clip[1]));
-  const beyond = [...placed].filter(isBeyond).length;
-  const missing = [...new Set([across, up])].map((axis) => [without(axis), axis.name]).filter(([count]) => count);
+  const beyond = placed.filter(isBeyond).length;
+  const missing = [...new Set([across, up])].map(({ name, values }) =>
+    [name, [...shown].filter((job) => values[job] === null && data.jobs[job].edges !== "dense").length]);
   document.getElementById("scatter-notes").textContent = [
-    ...missing.map(([count, name]) => `${count} routed job${count > 1 ? "s have" : " has"} no ${name} and ${count > 1 ? "are" : "is"} not drawn.`),
+    ...missing.map(([name, count]) => (count ? `Not drawn: ${count} routed jobs without ${name}.` : "")),
     beyond ? `${beyond} beyond the axes.` : "",
   ].join(" ");
 };
