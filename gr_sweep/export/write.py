@@ -210,8 +210,7 @@ def _difference(found_NTV: Tensor, wanted_NTV: Tensor) -> float:
     largest = float(difference_NTV.abs().max())
     if not share <= TOLERANCE:
         raise RuntimeError(
-            f"the logits of the checkpoint differ by up to {largest:.2g} from those of the run's "
-            f"model with the other blocks switched off ({share:.2g} of their norm; rounding "
-            f"explains at most {TOLERANCE:g}); this is a bug of gr-sweep, and nothing was written"
+            f"the logits of the checkpoint differ by up to {largest:.2g} ({share:.2g} of their "
+            "norm) from those of the run's model: a bug of gr-sweep, and nothing was written"
         )
     return largest

@@ -3,7 +3,7 @@
 G = key-value groups of attention heads, F = MLP hidden units, D = residual width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,11 @@ from gr_sweep.model.units import (
     swaps_of,
     unit_linears,
 )
-from gr_sweep.routing.edges import GroupFactors, RouteWeights
+from gr_sweep.routing.edges import RouteWeights
 from gr_sweep.routing.modules import RoutedModule, Routing, RoutingState
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.row_routing import RowRouting
-from gr_sweep.routing.rows import RowGroup, lines_of, row_groups, within
+from gr_sweep.routing.rows import RowGroup, row_groups, within
 from gr_sweep.routing.swap import InPlace, check_swaps, swap_class, unswap_class
 from gr_sweep.routing.token_routing import TokenRouting
 
@@ -158,10 +158,6 @@ class RoutedModel:
         groups = cycle[(step or 0) % len(cycle)]
         return groups if rows is None else within(groups, range(sum(counts.values()))[rows])
 
-    def group_factors(self, groups: Sequence[RowGroup]) -> GroupFactors:
-        """The factors on the gradients of row groups."""
-        return GroupFactors(self.plan, self.route_weights, *lines_of(self.plan, groups))
-
     @contextmanager
     def batch(
         self,
@@ -206,8 +202,9 @@ class RoutedModel:
         else:
             assert counts is not None
             groups = self.row_groups(counts, step=step, rows=rows)
-            routing = self._routing_of(groups)
-            if self.token_cuts:
+            if not self.token_cuts:
+                routing = self._routing_of(groups)
+            else:
                 routing = TokenRouting.of_groups(
                     self.plan, self.route_weights, groups, next_NT, self.token_cuts
                 )

@@ -13,7 +13,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.activations import SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
-from gr_sweep.errors import PlanError
 from gr_sweep.model.adapters import adapted_modules
 from gr_sweep.model.families import FAMILIES, family_of
 from gr_sweep.routing.experts import RoutedMixture, RoutedPart
@@ -43,17 +42,7 @@ def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
     Raises:
         PlanError: a family that is not in `FAMILIES`.
     """
-    return list(_submodule(model, family_of(model.config).layers).children())
-
-
-def _submodule(module: nn.Module, name: str) -> nn.Module:
-    try:
-        return module.get_submodule(name)
-    except AttributeError as error:
-        raise PlanError(
-            f"expected {name} in {type(module).__name__}, and there is none; a model to route has "
-            f"its head (LlamaForCausalLM, not LlamaModel), and adapters are merged"
-        ) from error
+    return list(model.get_submodule(family_of(model.config).layers).children())
 
 
 def mixtures(model: nn.Module) -> list[tuple[int, Any]]:
@@ -155,15 +144,13 @@ def unit_linears(model: nn.Module, plan: RoutePlan) -> list[UnitLinear]:
         if kind in ADAPTERS.values():
             continue
         if kind == EXPERT:
-            experts, gate = (
-                _submodule(layers[index], f"{family.mixture}.{name}")
-                for name in ("experts", "gate")
-            )
+            mixture: Any = layers[index].get_submodule(str(family.mixture))
+            experts, gate = mixture.experts, mixture.gate
             found.append(UnitExperts(experts, kind, split, 1, is_row=False, router=gate))
             continue
         names = family.linears[kind]
         for name in (*names.columns, names.row):
-            module = _submodule(layers[index], name)
+            module = layers[index].get_submodule(name)
             check_linear(model, module)
             linear = UnitLinear(module, kind, split, 1, is_row=name == names.row)
             weight: Any = module.weight
@@ -214,10 +201,8 @@ def swaps_of(
             gated = layer.get_submodule(family.gated_mlp)
             if any(isinstance(child, (nn.SiLU, SiLUActivation)) for child in gated.children()):
                 swaps.append(Swap(gated, RoutedGatedMlp, (mlp.slices(),), "mlp"))
-        heads = (
-            (config.num_attention_heads, config.num_key_value_heads) if family.head_norms else ()
-        )
-        for name, number in zip(family.head_norms, heads, strict=True):
+        heads = (config.num_attention_heads, getattr(config, "num_key_value_heads", 0))
+        for name, number in zip(family.head_norms, heads, strict=False):  # perhaps no norms
             norms.add(norm := layer.get_submodule(name))
             if attn is not None and core_learns:
                 swaps.append(Swap(norm, head_norms, (attn.slices(number // attn.num_units),)))

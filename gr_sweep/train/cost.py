@@ -13,7 +13,7 @@ from gr_sweep.model.units import LINEARS, UnitExperts, UnitLinear, mixtures
 from gr_sweep.routing.edges import GroupFactors
 from gr_sweep.routing.kinds import ADAPTERS, ATTN, BIAS
 from gr_sweep.routing.plan import Split
-from gr_sweep.routing.rows import RowGroup
+from gr_sweep.routing.rows import RowGroup, lines_of
 from gr_sweep.train.loop import TrainState
 
 
@@ -222,7 +222,7 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
     num_rows = sum(group.count for group in groups)
     unit_modules = {linear.module for linear in routed.unit_linears}
     linears = [m for m in routed.model.modules() if isinstance(m, LINEARS)]
-    factors = routed.group_factors(groups)
+    factors = GroupFactors(routed.plan, routed.route_weights, *lines_of(routed.plan, groups))
     unembedding = routed.model.get_output_embeddings()
     total = 0.0
     for module in linears:
