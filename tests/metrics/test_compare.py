@@ -200,8 +200,6 @@ def noisy_baselines() -> Baselines:
         dense=noisy(DENSE, 1),
         shorter={0.25: noisy(QUARTER, 2), 0.5: noisy(HALF, 3)},
         filtered={"biology": noisy(WITHOUT_BIOLOGY, 4)},
-        filtered_observed={"biology": noisy(OBSERVED, 5)},
-        alone={"biology": noisy(BIOLOGY_ALONE, 6)},
     )
 
 
@@ -210,7 +208,6 @@ def literal_intervals(job: Rows, baselines: Baselines) -> dict[str, tuple[float,
     resamples, seed = 50, 7
     tables: dict[str, Rows] = {"job": job, "dense": list(baselines.dense or ())}
     tables |= {"filtered": list(baselines.filtered["biology"])}
-    tables |= {"alone": list(baselines.alone["biology"])}
     tables |= {str(share): list(table) for share, table in baselines.shorter.items()}
     found: dict[str, list[float]] = {}
     draws = {}
@@ -237,13 +234,9 @@ def literal_intervals(job: Rows, baselines: Baselines) -> dict[str, tuple[float,
         without = mean("filtered", "biology", "full")
         removed = mean("job", "biology", "removed", "biology")
         note("utility/tax/biology", full - dense)
-        expert = mean("job", "biology", "kept", "biology")
-        note("utility/alone_tax/biology", expert - mean("alone", "biology", "full"))
         taxes = [mean("job", of, "full") - mean("dense", of, "full") for of in DOMAINS]
         note("mean_tax", sum(taxes) / len(taxes))
         note("separability/removal/biology", (removed - full) / (without - full))
-        code = mean("job", "code", "removed", "biology")
-        note("utility/removed_tax/biology/code", code - mean("filtered", "code", "full"))
         curve = [mean(run, "biology", "full") for run in ("0.25", "0.5")] + [dense]
         share = 0.5 * 2 ** ((curve[1] - full) / (curve[1] - curve[2]))
         assert curve[2] < full < curve[1] < curve[0], "what this literal formula takes for granted"

@@ -105,31 +105,20 @@ def test_each_job_is_a_run_of_its_own_whatever_run_the_environment_names(
 def test_wandb_agent_starts_jobs_that_log_to_its_runs_and_done_ones_report_again(
     tmp_path: Path, server: StubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first run has the environment of an agent, the second is started by wandb's own agent, as
-    the recipe in the docs says."""
-    for name, value in {
-        "GR_SWEEP_CACHE": str(tmp_path / "cache"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "WANDB_RUN_ID": "first",
-        "WANDB_SWEEP_ID": "sweep1",
-        "WANDB_PROJECT": "theirs",
-    }.items():
-        monkeypatch.setenv(name, value)
+    """wandb's own agent starts the same job twice, as the recipe in the docs says."""
+    monkeypatch.setenv("GR_SWEEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
-    quick = ["debug=default", "data.documents=60", "data.vocab_size=300", "tracking=online"]
-    quick += ["eval.samples=0", "eval.bootstrap=50"]
-    settings = {"edges": "none", "seed": 1, "model": "tiny"}
-    assert main([*quick, *(f"{name}={value}" for name, value in settings.items())]) == 0
-    wandb.teardown()
-
     [recipe] = re.findall("```yaml\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.DOTALL)
     sweep = yaml.safe_load(recipe)
-    sweep["command"][1:1] = quick
+    quick = ["debug=default", "data.documents=60", "data.vocab_size=300", "tracking=online"]
+    sweep["command"][1:1] = [*quick, "eval.samples=0", "eval.bootstrap=50"]
     server.sweep_config = yaml.safe_dump(sweep)
-    server.agent_runs = [("second", settings)]
+    settings = {"edges": "none", "seed": 1, "model": "tiny"}
+    server.agent_runs = [("first", settings), ("second", settings)]
     agent = "from wandb import wandb_agent as w; w.Agent.POLL_INTERVAL = 1; "
-    agent += "w.agent('stub/theirs/sweep1', count=1)"
+    agent += "w.agent('stub/theirs/sweep1', count=2)"
     words = [sys.executable, "-c", agent]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "done already" in done.stderr, done.stderr
