@@ -127,12 +127,12 @@ def print_configs(command: "Command", part: str) -> None:
     """Prints the settings of each job as a YAML document: those of the job, of hydra, or all."""
     from omegaconf import OmegaConf
 
-    from gr_sweep.cli.composer import without_hydra
-
     for job in command.jobs:
-        cfg = command.config_of(job, job.folder.absolute())
-        if part != "all":
-            cfg = without_hydra(cfg) if part == "job" else OmegaConf.masked_copy(cfg, "hydra")
+        cfg = command.composer.compose(job.lines)
+        if part != "job":
+            command.composer.with_hydra(cfg, job.lines, job.number, job.folder.absolute())
+        if part == "hydra":
+            cfg = OmegaConf.masked_copy(cfg, "hydra")
         if command.is_multirun:
             print(f"---\n# {job.title}")
         print(OmegaConf.to_yaml(cfg).rstrip())

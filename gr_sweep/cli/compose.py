@@ -72,11 +72,6 @@ class Command:
     shown_warnings: set[str] = field(default_factory=set, compare=False)
     """What its terminal has shown."""
 
-    def config_of(self, job: Job, folder: Path) -> DictConfig:
-        """The job's config with its hydra node, if it runs in the absolute folder."""
-        cfg = self.composer.compose(job.lines)
-        return self.composer.with_hydra(cfg, job.lines, job.number, folder)
-
     def line_of(self, job: Job) -> str:
         """A command that runs the job alone, in its folder."""
         words = [*self.composer.words]
@@ -136,7 +131,7 @@ def _explained() -> Iterator[None]:
 
 def _single(composer: Composer, lines: list[str]) -> Command:
     cfg = composer.compose(lines)
-    whole = composer.with_hydra(cfg, lines, 0)
+    whole = composer.with_hydra(composer.compose(lines), lines, 0)
     config, typed = _resolved(cfg)
     if config.baselines and any(key_of(line) == "baselines" for line in lines):
         raise ConfigError("baselines are runs that a sweep adds: add -m, or leave them out")

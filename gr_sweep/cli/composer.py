@@ -74,13 +74,13 @@ class Composer:
         """Composes `base` from the groups among the lines."""
         groups = self._groups_among(lines)
         self.base = self._by_hydra(groups)
-        self._composed[frozenset(groups.values())] = without_hydra(self.base)
+        self._composed[frozenset(groups.values())] = _without_hydra(self.base)
 
     def compose(self, lines: Sequence[str]) -> DictConfig:
         """The config of a job, without a hydra node; it can be merged with."""
         groups = self._groups_among(lines)
         if (known := frozenset(groups.values())) not in self._composed:
-            self._composed[known] = without_hydra(self._by_hydra(groups))
+            self._composed[known] = _without_hydra(self._by_hydra(groups))
         cfg = copy.deepcopy(self._composed[known])
         OmegaConf.set_struct(cfg, None)  # dictionaries take new keys, dataclasses do not
         for override in self.parse([line for line in lines if key_of(line) not in groups]):
@@ -101,15 +101,14 @@ class Composer:
     def with_hydra(
         self, cfg: DictConfig, lines: Sequence[str], number: int, folder: Path | None = None
     ) -> DictConfig:
-        """The config of a job, from `compose`, with the hydra node that Hydra would give it.
+        """Adds to the config of a job, from `compose`, the hydra node that Hydra would give it.
 
         Args:
             number: of the job in its sweep.
             folder: of the job, absolute; None if it is not known yet.
         """
-        cfg = copy.deepcopy(cfg)
         with open_dict(cfg):
-            cfg.hydra = self.base.hydra
+            cfg.hydra = self.base.hydra  # a copy
         hydra = cfg.hydra
         with read_write(hydra), open_dict(hydra):
             hydra.overrides.task = list(lines)
@@ -154,7 +153,7 @@ class Composer:
             raise ConfigError(f"the config cannot be composed: {error}") from error
 
 
-def without_hydra(cfg: DictConfig) -> DictConfig:
+def _without_hydra(cfg: DictConfig) -> DictConfig:
     """A copy of a config without its hydra node."""
     cfg = copy.deepcopy(cfg)
     with open_dict(cfg):

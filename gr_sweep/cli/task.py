@@ -1,6 +1,7 @@
 """One job of a command, with all that a process needs to run it: it pickles, and needs no Hydra."""
 
 import functools
+import gc
 import logging
 import logging.config
 import os
@@ -102,6 +103,7 @@ class JobTask(Work):
             raise
         from gr_sweep.job import run_job  # imports torch, which takes seconds
 
+        gc.set_threshold(700, 10, 10)  # Python's own: what a job leaves may hold tensors
         try:
             run_job(
                 self.config,
@@ -187,15 +189,11 @@ def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
     """The task of one of the command's jobs; `place` as [2/3], and its absolute folder."""
     from omegaconf import OmegaConf
 
-    from gr_sweep.cli.composer import without_hydra
-
-    cfg = command.config_of(job, Path(folder))
-    hydra = cfg.hydra
-    parts = {
-        "config": without_hydra(cfg),
-        "hydra": OmegaConf.masked_copy(cfg, "hydra"),
-        "overrides": hydra.overrides.task,
-    }
+    cfg = command.composer.compose(job.lines)
+    files = {"config": OmegaConf.to_yaml(cfg)}
+    hydra = command.composer.with_hydra(cfg, job.lines, job.number, Path(folder)).hydra
+    files["hydra"] = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, "hydra"))
+    files["overrides"] = OmegaConf.to_yaml(hydra.overrides.task)
     return JobTask(
         folder=Path(folder),
         title=job.title,
@@ -205,7 +203,7 @@ def task_of(command: "Command", job: Job, place: str, folder: str) -> JobTask:
         place=place,
         sweep=command.folder.name,
         command=command.line_of(job),
-        files={f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()},
+        files={f".hydra/{name}.yaml": text for name, text in files.items()},
         log_config=OmegaConf.to_container(hydra.job_logging, resolve=True),
         shown=command.shown_warnings,
     )

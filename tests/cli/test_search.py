@@ -163,12 +163,6 @@ def test_the_axes_of_the_report_are_the_objectives():
     assert best_axes([], keys) == (BY_METRIC[registry.EXPERT_TAX], BY_METRIC[registry.REMOVAL])
 
 
-def test_a_plain_job_ignores_objectives(jobs):
-    [plain] = compose(["seed=1"]).jobs
-    [job] = compose(["seed=1", BOTH]).jobs
-    assert job.folder == plain.folder and job.identity == plain.identity
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
