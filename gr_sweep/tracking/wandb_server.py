@@ -89,9 +89,12 @@ def upload(log: Path) -> str:
             ).stdout  # fmt: skip
         except subprocess.TimeoutExpired as error:
             return one_line(error)
-    errors = [line for line in said.splitlines() if " ERROR " in line]
+    lines = said.splitlines()
+    errors = [line for line in lines if " ERROR " in line]
     if errors:
         synced_marker(log).unlink(missing_ok=True)
+    elif not synced_marker(log).exists():
+        errors = lines[-1:] or ["wandb sync said nothing"]
     return "; ".join(errors)
 
 
