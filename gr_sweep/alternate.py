@@ -9,7 +9,6 @@ import contextlib
 import functools
 import json
 import logging
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -134,7 +133,7 @@ class Rounds:
             if phase.is_dense or has_begun:
                 self._lay(plan, phase)
             else:
-                with self._timed("assign_s"):
+                with state.timed("elapsed_s", "assign_s"):
                     labels = self._next_labels(labels, all_labels[phase.round - 1])
                     self._assign(labels, plan, phase, folder)
                 plan = self.routed.plan.in_place()
@@ -150,7 +149,7 @@ class Rounds:
             if phase.is_dense:
                 continue
             held_out = heldout_batches(self.config, text, None, self.device, self._processes)
-            with self._timed("eval_s"):
+            with state.timed("elapsed_s", "eval_s"):
                 rows = self._evaluate(held_out, labels, phase, folder)
             if self.config.procedure.prune:
                 isolated = tuple(frozenset([name]) for name in plan.domains)
@@ -173,15 +172,6 @@ class Rounds:
                     f"{domain}: {shard.num_documents} training documents for {num_labels} labels; "
                     "add text, or lower procedure.rounds or procedure.children"
                 )
-
-    @contextlib.contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        """Adds the time inside to the state's elapsed time, and to its `name`."""
-        state, begin = self.trainer.state, time.perf_counter()
-        yield
-        seconds = time.perf_counter() - begin
-        state.elapsed_s += seconds
-        setattr(state, name, getattr(state, name) + seconds)
 
     @property
     def _processes(self) -> Processes:

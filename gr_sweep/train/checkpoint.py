@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from gr_sweep.errors import DataError, GrSweepError, JobError
+from gr_sweep.errors import DataError, GrSweepError
 from gr_sweep.files import content_digest, full_disk, is_full, sync_folder, write_whole
 from gr_sweep.jobdir import whole_checkpoints
 from gr_sweep.train.distributed import Processes
@@ -40,22 +40,18 @@ _FORMAT = 3
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError)
 """What reading a damaged `run.json` or `checksums.json` raises, and `_verify`."""
 
-_TABLE_CLASSES = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+_TABLE_NAMES = {
+    *("torch.Size", "torch.serialization._get_layout"),
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
     # Without BytesStorageMetadata, whose content DCP unpickles: only tensors are saved.
-    "torch.distributed.checkpoint.metadata": {
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
-    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},  # Python 3.13
+    *(
+        f"torch.distributed.checkpoint.metadata.{name}"
+        for name in (
+            *("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata"),
+            *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+        )
+    ),
+    *("pathlib.Path", "pathlib.PosixPath", "pathlib._local.Path", "pathlib._local.PosixPath"),
 }
 """What DCP's table of tensors, a pickle, may name beside torch's dtypes."""
 
@@ -95,6 +91,7 @@ class Checkpoints:
         self._keep = keep
         self._fingerprint = fingerprint
         self._processes = processes or Processes()
+        self._is_alone = not self._processes.are_several
 
     def save(self, step: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
         """Writes a checkpoint whole or not at all, then removes the oldest ones.
@@ -104,49 +101,32 @@ class Checkpoints:
             tensors: by name; sharded ones as each process holds them.
 
         Raises:
-            JobError: the disk is full; in all processes.
+            OSError: the disk is full; in the process that finds it so, and with DCP in all.
         """
         path = self._folder / f"step_{step:08d}"
         partial = self._folder / f".{path.name}.tmp"
 
-        @contextlib.contextmanager
-        def full_disk_named() -> Iterator[None]:
-            try:
-                yield
-            except OSError as error:
-                if not is_full(error):
-                    raise
-                shutil.rmtree(partial, ignore_errors=True)  # before free space is measured
-                raise full_disk(path, error) from error
-
         def begin() -> None:
             shutil.rmtree(partial, ignore_errors=True)
-            with full_disk_named():
-                partial.mkdir(parents=True)
-                content = {"format": _FORMAT, "fingerprint": self._fingerprint, **about}
-                write_whole(partial / _ABOUT, json.dumps(content) + "\n")
-
-        def write() -> None:
-            # DCP returns when every process has written and synced its file, and raises the error
-            # of one process in all.
-            with full_disk_named(), _dcp():
-                alone = not self._processes.are_several
-                save(tensors, storage_writer=_Writer(partial), no_dist=alone)
+            partial.mkdir(parents=True)
+            content = {"format": _FORMAT, "fingerprint": self._fingerprint, **about}
+            write_whole(partial / _ABOUT, json.dumps(content) + "\n")
 
         def end() -> None:
-            with full_disk_named():
-                write_whole(partial / _CHECKSUMS, json.dumps(_checksums(partial), indent=1) + "\n")
-                sync_folder(partial)
-                if path.exists():
-                    shutil.rmtree(path)
-                partial.replace(path)
-                sync_folder(self._folder)
-                for _, old in whole_checkpoints(self._folder)[: -self._keep]:
-                    shutil.rmtree(old)
+            write_whole(partial / _CHECKSUMS, json.dumps(_checksums(partial), indent=1) + "\n")
+            sync_folder(partial)
+            if path.exists():
+                shutil.rmtree(path)
+            partial.replace(path)
+            sync_folder(self._folder)
+            for _, old in whole_checkpoints(self._folder)[: -self._keep]:
+                shutil.rmtree(old)
 
         try:
             self._processes.from_main(begin)
-            self._processes.together(write)
+            # Returns when every process has written and synced its file.
+            with _dcp():
+                save(tensors, storage_writer=_Writer(partial), no_dist=self._is_alone)
             self._processes.from_main(end)
         finally:
             if self._processes.is_main:
@@ -166,22 +146,14 @@ class Checkpoints:
                 `about`; called only if there is a checkpoint.
 
         Raises:
-            DataError: a checkpoint of another run or format, or one that cannot be read now; it
-                stays as it is.
+            DataError: a checkpoint of another run or format; it stays as it is.
         """
-        try:
-            newest = self._processes.from_main(self._newest)
-            if newest is None:
-                return None
-            path, about = newest
-            with _dcp():
-                alone = not self._processes.are_several
-                load(tensors(about), storage_reader=_Reader(path), no_dist=alone)
-        except OSError as error:
-            raise DataError(
-                f"a checkpoint cannot be read now ({error}) and is kept; rerun the command when it "
-                f"can, or remove {self._folder}"
-            ) from error
+        newest = self._processes.from_main(self._newest)
+        if newest is None:
+            return None
+        path, about = newest
+        with _dcp():
+            load(tensors(about), storage_reader=_Reader(path), no_dist=self._is_alone)
         return about
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
@@ -191,7 +163,13 @@ class Checkpoints:
             try:
                 about = _verify(path)
             except _DAMAGE as error:
-                _set_aside(path, error)
+                logger.warning(
+                    f"checkpoint {path} is damaged ({error!r}): renamed, trying the one before"
+                )
+                # Or else `save` would keep it: it has the highest step.
+                aside = path.with_suffix(".unreadable")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.replace(aside)
                 continue
             if about["fingerprint"] != self._fingerprint:
                 raise DataError(
@@ -225,15 +203,9 @@ def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def report_full_disk(folder: Path) -> Iterator[None]:
-    """Turns the error of a library that finds the job's disk full, or a file where the job has a
-    folder or the other way around, into a JobError."""
+    """Turns the error of a library that finds the job's disk full into a JobError."""
     try:
         yield
-    except (IsADirectoryError, NotADirectoryError) as error:
-        if not Path(error.filename or "").is_relative_to(folder):
-            raise  # a bug
-        said = f"{error.filename}: {error.strerror}; remove it, or use another folder"
-        raise JobError(said) from error
     except Exception as error:
         if isinstance(error, GrSweepError) or not is_full(error):
             raise
@@ -288,17 +260,9 @@ class _Reader(FileSystemReader):
 class _TableUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in _TABLE_CLASSES.get(module, ()):
+        if is_dtype or f"{module}.{name}" in _TABLE_NAMES:
             return super().find_class(module, name)
         raise DataError(f"{module}.{name} is not allowed in a checkpoint, which may be malicious")
-
-
-def _set_aside(path: Path, error: Exception) -> None:
-    """Renames a damaged checkpoint, because `save` keeps those with the highest step."""
-    logger.warning("checkpoint %s is damaged (%r): renamed, trying the one before", path, error)
-    aside = path.with_suffix(".unreadable")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.replace(aside)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import functools
 import itertools
 import os
 import re
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +21,7 @@ from gr_sweep.errors import ConfigError, GrSweepError, JobError, PlanError
 if TYPE_CHECKING:
     # The command line asks for the rank before it needs torch.
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Value = TypeVar("Value")
 
@@ -55,33 +54,36 @@ def place(environment: Mapping[str, str] | None = None) -> Place | None:
 
     The variables of torchrun take precedence, so that `srun torchrun` works. SLURM's count only
     inside a step, because a batch script that requests many tasks is itself one process.
-
-    Raises:
-        ConfigError: a variable is not a number, or the process is none of them.
     """
     env = os.environ if environment is None else environment
     is_slurm = not ("RANK" in env and "WORLD_SIZE" in env)
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if is_slurm:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    rank, world_size, local_rank = (_number(env, name) for name in names)
+    rank, world_size, local_rank = (int(env.get(name) or 0) for name in names)
     if world_size < 2:
         return None
-    if rank >= world_size:
-        said = f"{names[0]}={rank}; expected a number below {names[1]}={world_size}"
-        raise ConfigError(f"the environment has {said}")
-    url = "env://"
-    if is_slurm:
-        url = f"tcp://{_slurm_address(env)}"
+    url = _slurm_url(env) if is_slurm else "env://"
     return Place(rank, world_size, local_rank, is_slurm, url)
 
 
+def _slurm_url(env: Mapping[str, str]) -> str:
+    """That of a SLURM step's first process; MASTER_ADDR and MASTER_PORT override it."""
+    host = "127.0.0.1"
+    if env.get("SLURM_STEP_NUM_NODES", "1") != "1":
+        # The first host: `gpu[03-05,9],cpu1` gives `gpu03`.
+        first = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", env["SLURM_STEP_NODELIST"])
+        assert first is not None  # every part may be empty
+        host = "".join(part or "" for part in first.groups())
+    # Steps of one job may run at the same time.
+    number = int(env.get("SLURM_JOB_ID") or 0) + 7919 * int(env.get("SLURM_STEP_ID") or 0)
+    port = env.get("MASTER_PORT") or _PORTS[number % len(_PORTS)]
+    return f"tcp://{env.get('MASTER_ADDR') or host}:{port}"
+
+
 def is_main() -> bool:
-    """Whether this process prints, logs and writes for all; each does if `place` fails."""
-    try:
-        here = place()
-    except ConfigError:
-        return True
+    """Whether this process prints, logs and writes for all."""
+    here = place()
     return here is None or here.rank == 0
 
 
@@ -104,22 +106,18 @@ def rows_of(rank: int, world_size: int, num_rows: int, num_micro_batches: int) -
         )
     found = []
     for first in range(min(num_micro_batches, num_rows)):
-        num_here = len(range(first, num_rows, num_micro_batches))
-        start, stop = (num_here * place // world_size for place in (rank, rank + 1))
-        found.append(
-            slice(
-                first + start * num_micro_batches,
-                first + stop * num_micro_batches,
-                num_micro_batches,
-            )
-        )
+        rows = range(first, num_rows, num_micro_batches)
+        own = rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]
+        found.append(slice(own.start, own.stop, own.step))
     return found
 
 
 class Processes:
     """The processes of a job, as one of them sees them; by default there is only this one.
 
-    Every method that exchanges values must be called by all processes, in the same order.
+    Every method that exchanges values must be called by all processes, in the same order. A
+    GrSweepError of work that they share is raised in all, which can go on with the next job. Any
+    other error ends the exchange: the others get a JobError where they wait for this process.
     """
 
     def __init__(self, here: Place | None = None, group: Any = None) -> None:
@@ -142,33 +140,27 @@ class Processes:
         return self.world_size > 1
 
     def from_main(self, work: Callable[[], Value]) -> Value:
-        """Calls `work` on rank 0 and returns its result, which must pickle, in every process.
-
-        A GrSweepError of `work` is raised in every process.
-        """
+        """Calls `work` on rank 0 and returns its result, which must pickle, in every process."""
         if not self.are_several:
             return work()
-        attempt: Any = self._attempt(work) if self.is_main else None
+        attempt = self._attempt(work) if self.is_main else (None, None)
         value, error = self.gather(attempt)[0]
-        _raise_in_all(error)
+        _raise_in_all([error])
         return cast(Value, value)
 
     def together(self, work: Callable[[], Value]) -> Value:
-        """Calls `work` in every process and returns the process's own result.
-
-        If it raises a GrSweepError in any process, every process raises that of the lowest rank.
-        """
+        """Calls `work` in every process and returns the process's own result; an error is that of
+        the lowest rank that has one."""
         if not self.are_several:
             return work()
-        value, own_error = self._attempt(work)
-        for error in self.gather(own_error):
-            _raise_in_all(error)
-        return value
+        value, error = self._attempt(work)
+        _raise_in_all(self.gather(error))
+        return cast(Value, value)
 
     def main_first(self, work: Callable[[], Value]) -> Value:
         """Calls `work` on rank 0 and then, when it is done, in the other processes.
 
-        For work that leaves files, which the others then find. Raises like `together`.
+        For work that leaves files, which the others then find.
         """
         results: list[Value] = []
         self.from_main(lambda: results.append(work()))
@@ -199,11 +191,8 @@ class Processes:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.world_size
-        try:
+        with self._ending_exchange():
             dist.all_gather_object(values, value, group=self._group)
-        except RuntimeError as error:
-            self._leave(error)
-            raise
         return values
 
     def sum_(self, tensor: "Tensor") -> "Tensor":
@@ -216,10 +205,7 @@ class Processes:
 
     @contextlib.contextmanager
     def joined(self, device: Device) -> "Iterator[torch.device]":
-        """Gives the device of this process, and turns the loss of another process into an error.
-
-        After an error of `from_main` or `together`, which all processes raise, the next job can
-        run. Any other error ends all of them: the others get a JobError in their next exchange.
+        """Gives the device of this process, for one job.
 
         Raises:
             PlanError: train.device=cuda where torch sees no GPU.
@@ -230,42 +216,41 @@ class Processes:
         own = self.together(lambda: _device(device, self._place))
         if self.are_several and own.type == "cuda":
             torch.cuda.set_device(own)
-        try:
+        with self._ending_exchange():
             yield own
-        except Exception as error:
-            if self.are_several and not getattr(error, "is_shared", False):
-                self._leave(error)
-            raise
 
     def _attempt(self, work: Callable[[], Any]) -> tuple[Any, GrSweepError | None]:
-        try:
-            return work(), None
-        except Exception as error:
-            if isinstance(error, GrSweepError) and not self._end:
+        with self._ending_exchange():
+            try:
+                return work(), None
+            except GrSweepError as error:
+                if self._end:
+                    raise
                 return None, error
-            # The others must not wait for this process, or take its next exchange for this one.
-            self._leave(error)
-            raise
 
-    def _leave(self, error: Exception) -> None:
-        """Ends all exchange after an error of this process alone; who waits for it gets an error.
+    @contextlib.contextmanager
+    def _ending_exchange(self) -> Iterator[None]:
+        """Ends all exchange after an error of this process alone: the others must not wait for it,
+        or take its next exchange for this one.
 
         Raises:
             JobError: the error only shows that another process is gone.
         """
-        import torch
-        import torch.distributed as dist
+        try:
+            yield
+        except Exception as error:
+            if not self.are_several or self._end or getattr(error, "is_shared", False):
+                raise
+            import torch
+            import torch.distributed as dist
 
-        if self._end:
-            return
-        name = f"process {self.rank} of {self.world_size}"
-        is_lost = isinstance(error, dist.DistError) or (
-            isinstance(error, RuntimeError) and "gloo" in str(error)
-        )
-        self._end = f"{name} failed ({_first_line(error)})"
-        # nccl would itself wait for the others.
-        dist.destroy_process_group(self._group if torch.cuda.is_available() else None)
-        if is_lost:
+            name = f"process {self.rank} of {self.world_size}"
+            self._end = f"{name} failed ({_first_line(error)})"
+            # nccl would itself wait for the others.
+            dist.destroy_process_group(self._group if torch.cuda.is_available() else None)
+            is_lost = isinstance(error, RuntimeError) and "gloo" in str(error)
+            if not is_lost and not isinstance(error, dist.DistError):
+                raise
             self._end = f"{name} lost another one, which failed, was killed or hung; see its output"
             lost = JobError(self._end)
             lost.is_resumable = True
@@ -318,45 +303,6 @@ def mesh_of(mesh: Any, world_size: int) -> tuple[int, int]:
     return replicas, shards
 
 
-def shard(
-    root: "nn.Module",
-    layers: "Iterable[nn.Module]",
-    device: "torch.device",
-    *,
-    bfloat16: bool,
-    mesh: Any = "auto",
-) -> None:
-    """Shards parameters, gradients and optimizer state over all processes, in place (FSDP2).
-
-    Zhao et al. 2023 (arXiv 2304.11277), as `torch.distributed.fsdp.fully_shard` implements it. A
-    layer's weights are gathered where it is computed and freed afterwards; with bfloat16 products
-    they are gathered in bfloat16, and the optimizer keeps float32. Gradients are summed in float32:
-    the loss is already divided by the number of tokens on all processes.
-
-    Args:
-        root: a module whose forward pass is everything that a step computes.
-        layers: modules within it whose weights are gathered together.
-        mesh: as `train.mesh`. Neighbours in rank share a copy: weights are gathered within a node
-            where there is a copy for each node, and only gradients are summed between nodes.
-    """
-    import torch
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    replicas, shards = mesh_of(mesh, torch.distributed.get_world_size())
-    shape = (shards,) if replicas == 1 else (replicas, shards)
-    names = ("replicas", "shards")[-len(shape) :]
-    devices = init_device_mesh(device.type, shape, mesh_dim_names=names)
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bfloat16 else None, reduce_dtype=torch.float32
-    )
-    for module in (*layers, root):
-        sharded = fully_shard(module, mesh=devices, mp_policy=policy)
-        sharded.set_gradient_divide_factor(1.0)
-        # Plain sums: gloo has no others, and nccl's with a factor multiply by this 1.
-        sharded.set_force_sum_reduction_for_comms(True)
-
-
 def _device(device: Device, here: Place | None) -> "torch.device":
     import torch
 
@@ -377,35 +323,12 @@ def _device(device: Device, here: Place | None) -> "torch.device":
     return torch.device("cuda", index)
 
 
-def _raise_in_all(error: GrSweepError | None) -> None:
-    if error is not None:
-        error.is_shared = True
-        raise error
+def _raise_in_all(errors: Iterable[GrSweepError | None]) -> None:
+    for error in errors:
+        if error is not None:
+            error.is_shared = True
+            raise error
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-
-
-def _slurm_address(env: Mapping[str, str]) -> str:
-    """Host and port of a SLURM step's first process; MASTER_ADDR and MASTER_PORT override them."""
-    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or socket.gethostname()
-    is_one_node = env.get("SLURM_STEP_NUM_NODES", "1") == "1"
-    # The first host: `gpu[03-05,9],cpu1` gives `gpu03`.
-    first = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
-    assert first is not None  # every part may be empty
-    first_host = "".join(part or "" for part in first.groups())
-    host = env.get("MASTER_ADDR") or ("127.0.0.1" if is_one_node else first_host)
-    # Steps of one job may run at the same time.
-    number = _number(env, "SLURM_JOB_ID") + 7919 * _number(env, "SLURM_STEP_ID")
-    port = _number(env, "MASTER_PORT") or _PORTS[number % len(_PORTS)]
-    return f"{host}:{port}"
-
-
-def _number(env: Mapping[str, str], name: str) -> int:
-    """A variable of torchrun or SLURM; 0 without it."""
-    value = env.get(name) or "0"
-    if not value.isdecimal():
-        said = "expected a whole number, as torchrun and srun set it"
-        raise ConfigError(f"the environment has {name}={value}; {said}")
-    return int(value)

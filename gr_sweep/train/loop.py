@@ -4,14 +4,15 @@ N sequences of a micro-batch or step (sorted by row group), T positions, S = T +
 """
 
 import contextlib
+import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,11 +56,19 @@ class TrainState:
     data_s: float = 0.0
     """Seconds of `train_s` in which the loop waited for data."""
 
+    @contextlib.contextmanager
+    def timed(self, *names: str) -> Iterator[None]:
+        """Adds the seconds inside to these fields."""
+        begin = time.perf_counter()
+        yield
+        for name in names:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
+
 
 def _prefetched(
-    read: Callable[[int], list[np.ndarray]], stop: int, state: TrainState, device: torch.device
+    read: Callable[[int], list[np.ndarray]], steps: range, state: TrainState, device: torch.device
 ) -> Generator[list[Tensor], None, None]:
-    """The micro-batches of each step up to `stop`, on the device or being copied to it.
+    """The micro-batches of each step, on the device or being copied to it.
 
     A thread reads the rows of the next step, `read(step)`, while the device computes the current
     one. An error of the thread is raised in the step that needs the rows.
@@ -70,15 +79,12 @@ def _prefetched(
         is_cuda = device.type == "cuda"
         return (rows_NS.pin_memory() if is_cuda else rows_NS).to(device, non_blocking=is_cuda)
 
-    if state.step >= stop:
-        return
     with ThreadPoolExecutor(1, "prefetch") as thread:
-        following = thread.submit(read, state.step)
-        for step in range(state.step, stop):
-            start = time.perf_counter()
-            rows = following.result()
-            state.data_s += time.perf_counter() - start
-            if step + 1 < stop:
+        following = thread.submit(read, steps.start)
+        for step in steps:
+            with state.timed("data_s"):
+                rows = following.result()
+            if step + 1 < steps.stop:
                 following = thread.submit(read, step + 1)
             yield [to_device(torch.from_numpy(rows_NS)) for rows_NS in rows]
 
@@ -128,7 +134,7 @@ class Trainer:
             enter: makes the model what it was after so many steps, before a checkpoint is loaded.
 
         Raises:
-            DataError: a checkpoint of another run or plan, or one that cannot be read now.
+            DataError: a checkpoint of another run or plan.
         """
         self.optimizer = make_optimizer(self.routed.model, self.config)
         phases = self.phases or [num_steps(self.config)]
@@ -154,12 +160,6 @@ class Trainer:
         step = self.state.step
         self.processes.from_main(lambda: self.tracker.cut_back(step if step else -1))
 
-    @property
-    def _rows(self) -> list[slice]:
-        """Rows of the step that this process computes, by micro-batch."""
-        here, num_rows = self.processes, self.batches.num_rows
-        return rows_of(here.rank, here.world_size, num_rows, num_micro_batches(self.config))
-
     def run(self, batches: Batches, stop: int | None = None) -> None:
         """Trains to step `stop`, or to the end of the run; saves a checkpoint there.
 
@@ -170,55 +170,48 @@ class Trainer:
             Stopped: a signal came, in this or another process; the run is saved.
         """
         self.batches = batches
-        state, config = self.state, self.config
-        total = num_steps(config)
+        state, config, total = self.state, self.config, num_steps(self.config)
         stop = total if stop is None else stop
-        eval_every = self.eval_every or math.ceil(total / 4)
-        clock = _Clock(state)
         if state.step == 0:
-            with clock.paused():
-                self._log_evaluation(is_last=False)
-
-        forward = training_forward(self.token_losses, config)
-        since_row, last_row = StepResult(), state.step
-        rows = self._rows
+            self._log_evaluation(is_last=False)
+        if state.step == stop:
+            return
+        here, num_micro = self.processes, num_micro_batches(config)
+        rows = rows_of(here.rank, here.world_size, batches.num_rows, num_micro)
 
         def read(step: int) -> list[np.ndarray]:
-            return [self.batches.step(step, part) for part in rows]
+            return [batches.step(step, part) for part in rows]
 
+        forward = training_forward(self.token_losses, config)
         self.routed.model.train()
-        with (
-            contextlib.closing(_prefetched(read, stop, state, self.device)) as steps,
-            self.signals.deferred(),
-        ):
-            for micro_batches in steps:
-                # For models with dropout: a step's draws depend only on its number.
-                torch.manual_seed(
-                    (self.processes.rank * 1_000_003 + self.seed) * 1_000_003 + state.step
-                )
-                lr = float(self.schedule.get_last_lr()[0])
-                step = self._step(forward, micro_batches)
-                since_row.add(step)
-                since_row.grad_norms = step.grad_norms
-
-                is_last = state.step == total
-                evaluates = is_last or _is_due(eval_every, state.step)
-                saves = (
-                    self._is_told
-                    or state.step == stop
-                    or _is_due(config.checkpoint_every, state.step)
-                )
-                # A row with every checkpoint, so that a resumed run logs the same rows. One with
-                # every evaluation: the host waits for the device there, and steps that are still
-                # being computed would count as evaluation.
-                if _is_due(config.log_every, state.step) or saves or evaluates:
-                    self._log_row(since_row, range(last_row, state.step), lr, clock)
-                    since_row, last_row = StepResult(), state.step
-                with clock.paused():
-                    if evaluates:
-                        self._log_evaluation(is_last=is_last)
-                        self.routed.model.train()
-                    if saves:
+        eval_every = self.eval_every or math.ceil(total / 4)
+        results, begin_s = list[StepResult](), state.train_s  # since the last row
+        ahead = _prefetched(read, range(state.step, stop), state, self.device)
+        with contextlib.closing(ahead) as steps, self.signals.deferred():
+            while state.step < stop:
+                with state.timed("elapsed_s", "train_s"):
+                    lr = float(self.schedule.get_last_lr()[0])
+                    results.append(self._step(forward, next(steps), rows))
+                    is_last = state.step == total
+                    evaluates = is_last or _is_due(eval_every, state.step)
+                    saves = (
+                        self._is_told
+                        or state.step == stop
+                        or _is_due(config.checkpoint_every, state.step)
+                    )
+                    # A row with every checkpoint, so that a resumed run logs the same rows. One
+                    # with every evaluation: the host waits for the device there, and steps that
+                    # are still being computed would count as evaluation.
+                    logs = _is_due(config.log_every, state.step) or saves or evaluates
+                    row = self._row(results) if logs else {}
+                if logs:
+                    self._log_row(row | {registry.TRAIN_LR.key: lr}, len(results), begin_s)
+                    results, begin_s = [], state.train_s
+                if evaluates:
+                    self._log_evaluation(is_last=is_last)
+                    self.routed.model.train()
+                if saves:
+                    with state.timed("elapsed_s"):
                         self.tracker.sync()
                         self._save()
                 if self._is_told:
@@ -228,88 +221,92 @@ class Trainer:
                 self.signals.obey()
         reshard(self.token_losses)  # another plan may follow
 
-    def _step(self, forward: Forward, micro_batches: list[Tensor]) -> StepResult:
-        state = self.state
-        step = train_step(
+    def _step(self, forward: Forward, micro_batches: list[Tensor], rows: list[slice]) -> StepResult:
+        state, batches = self.state, self.batches
+        # For models with dropout: a step's draws depend only on its number.
+        torch.manual_seed((self.processes.rank * 1_000_003 + self.seed) * 1_000_003 + state.step)
+        result = train_step(
             self.routed,
             forward,
             self.optimizer,
             micro_batches,
-            self.batches.counts,
-            rows=self._rows,
+            batches.counts,
+            rows=rows,
             step=state.step,
-            tokens_per_step=self.batches.tokens_per_step,
+            tokens_per_step=batches.tokens_per_step,
             config=self.config,
             check=self._check,
         )
         self.schedule.step()
-        state.tokens += sum(step.tokens.values()) * self.processes.world_size
+        state.tokens += batches.num_rows * self.config.sequence_length
         state.step += 1
-        return step
+        return result
 
     def _check(self, step: StepResult) -> None:
         """Ends the run before an update that is not finite; learns whether to stop after the step.
 
         The host waits for the device here: what it then has to start, the update, is short.
         """
-        values = torch.stack(
-            [x.double() for x in (*step.losses.values(), *step.grad_norms.values())]
-        )
-        is_told = torch.full((), self.signals.are_there, device=self.device)
-        flags = self.processes.sum_(torch.stack([~values.isfinite().all(), is_told]).float())
-        is_bad, self._is_told = map(bool, flags.tolist())
-        if is_bad:
-            self._raise_not_finite(step)
-
-    def _raise_not_finite(self, step: StepResult) -> NoReturn:
-        def bad(values: Mapping[str, Tensor]) -> list[str]:
-            return [name for name, value in values.items() if not math.isfinite(value)]
-
+        names = [f"loss of {label}" for label in self.batches.counts]
+        names += [f"gradient norm of {name}" for name in step.grad_norms]
+        values = torch.cat([step.losses_L, torch.stack([*step.grad_norms.values()])])
+        is_told = torch.full((1,), self.signals.are_there, device=self.device)
         # A process knows the losses of its own rows, and the norms of all gradients.
-        labels = {label for found in self.processes.gather(bad(step.losses)) for label in found}
-        what = f"loss of {', '.join(sorted(labels))}"
-        if not labels:
-            what = f"gradient norm of {', '.join(bad(step.grad_norms))}"
+        flags = self.processes.sum_(torch.cat([~values.isfinite(), is_told]).float())
+        *bad, self._is_told = map(bool, flags.tolist())
 
-        def fail() -> NoReturn:
+        def fail() -> None:
+            first = names[bad.index(True)]
             raise JobError(
-                f"the {what} is not finite in step {self.state.step + 1}; lower train.lr "
+                f"the {first} is not finite in step {self.state.step + 1}; lower train.lr "
                 "or train.max_norm; the newest checkpoint is from an earlier step"
             )
 
-        self.processes.from_main(fail)
-        raise AssertionError("unreachable")
+        if any(bad):
+            self.processes.together(fail)
 
     def _log_evaluation(self, *, is_last: bool) -> None:
-        start = time.perf_counter()
-        metrics = self.evaluate(is_last)
-        self.state.eval_s += time.perf_counter() - start
+        with self.state.timed("elapsed_s", "eval_s"):
+            metrics = self.evaluate(is_last)
         self.tracker.log(self.state.step, metrics)
 
-    def _log_row(self, sums: StepResult, steps: range, lr: float, clock: "_Clock") -> None:
-        state = self.state
-        row = _row(sums, self.batches.counts, self.processes)
-        speed = clock.tokens_per_second()
+    def _row(self, results: list[StepResult]) -> dict[str, float]:
+        """Losses in nats per token, over these steps and all processes, and the last norms."""
+        losses_L = functools.reduce(torch.add, [step.losses_L for step in results])
+        losses = self.processes.sum_(losses_L.double()).float().tolist()
+        counts, each = self.batches.counts, len(results) * self.config.sequence_length
+        row = {registry.TRAIN_LOSS.key: sum(losses) / (self.batches.num_rows * each)}
+        for (label, count), loss in zip(counts.items(), losses, strict=True):
+            if count:
+                row[registry.TRAIN_LOSS_OF(label)] = loss / (count * each)
+        norms = results[-1].grad_norms
+        for name, norm in zip(norms, torch.stack([*norms.values()]).float().tolist(), strict=True):
+            row[registry.GRAD_NORM(name)] = norm
+        return row
+
+    def _log_row(self, row: dict[str, float], num_logged: int, begin_s: float) -> None:
+        """Logs what the last steps gave; training had taken `begin_s` before them."""
+        state, batches, total = self.state, self.batches, num_steps(self.config)
+        tokens = num_logged * batches.num_rows * self.config.sequence_length
+        speed = tokens / (state.train_s - begin_s)
         prefix = registry.TRAIN_LOSS.key + "/"
         by_label = (
             f"{key.removeprefix(prefix)} {loss:.3f}"
             for key, loss in row.items()
             if key.startswith(prefix)
         )
-        total = num_steps(self.config)
-        left = timedelta(seconds=round((total - state.step) * self.batches.tokens_per_step / speed))
+        left = timedelta(seconds=round((total - state.step) * batches.tokens_per_step / speed))
         logger.info(
             f"step {state.step}/{total}  loss {row[registry.TRAIN_LOSS.key]:.3f} "
             f"({' '.join(by_label)})  {speed:,.0f} tokens/s  {left} left"
         )
         row |= {
-            registry.TRAIN_LR.key: lr,
             registry.TRAIN_TOKENS.key: state.tokens,
             registry.TRAIN_TOKENS_PER_SECOND.key: speed,
             registry.TIME_S.key: state.elapsed_s,
         }
-        dropped = foreign_dropout(self.routed, self.batches.counts, steps)
-        self.tracker.log(state.step, row | dropped)
+        steps = range(state.step - num_logged, state.step)
+        self.tracker.log(state.step, row | foreign_dropout(self.routed, batches.counts, steps))
 
     def _save(self) -> None:
         about = {
@@ -331,52 +328,5 @@ def foreign_dropout(
     return {} if share is None else {registry.FOREIGN_DROPOUT.key: share}
 
 
-class _Clock:
-    """Adds to a state's seconds, and measures the speed since the last row."""
-
-    def __init__(self, state: TrainState) -> None:
-        self._state = state
-        self._last = time.perf_counter()
-        self._row_tokens, self._row_train_s = state.tokens, state.train_s
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time inside counts as elapsed, not as training."""
-        self._advance(is_training=True)
-        yield
-        self._advance(is_training=False)
-
-    def tokens_per_second(self) -> float:
-        """Of training, since the last call."""
-        self._advance(is_training=True)
-        state = self._state
-        speed = (state.tokens - self._row_tokens) / (state.train_s - self._row_train_s)
-        self._row_tokens, self._row_train_s = state.tokens, state.train_s
-        return speed
-
-    def _advance(self, *, is_training: bool) -> None:
-        now = time.perf_counter()
-        self._state.elapsed_s += now - self._last
-        self._state.train_s += now - self._last if is_training else 0.0
-        self._last = now
-
-
 def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
-
-
-def _row(steps: StepResult, labels: Iterable[str], processes: Processes) -> dict[str, float]:
-    """Losses in nats per token, over the rows of all processes, and gradient norms."""
-    zero = torch.zeros((), dtype=torch.double, device=next(iter(steps.losses.values())).device)
-    sums = [zero + steps.losses.get(label, zero) for label in labels]
-    sums += [zero + steps.tokens.get(label, 0) for label in labels]
-    of_losses, of_tokens = processes.sum_(torch.stack(sums)).chunk(2)
-    losses, tokens = of_losses.float().tolist(), of_tokens.tolist()
-    norms = torch.stack([norm.float() for norm in steps.grad_norms.values()]).tolist()
-    row = {registry.TRAIN_LOSS.key: sum(losses) / sum(tokens)}
-    for label, loss, count in zip(labels, losses, tokens, strict=True):
-        if count:
-            row[registry.TRAIN_LOSS_OF(label)] = loss / count
-    for name, norm in zip(steps.grad_norms, norms, strict=True):
-        row[registry.GRAD_NORM(name)] = norm
-    return row

@@ -35,13 +35,11 @@ class AllocatedBytes(TorchDispatchMode):
     current: int
     """Bytes allocated now."""
     peak: int
-    """Maximum of `current` since the start or `reset_peak`."""
+    """Maximum of `current` since the start, or since it was set."""
 
-    def __init__(self, round_to: int = 1) -> None:
-        """`round_to`: multiple to which sizes are rounded up, in bytes; 512 for CUDA."""
+    def __init__(self) -> None:
         super().__init__()
         self.current = self.peak = 0
-        self._round_to = round_to
         self._followed: WeakIdKeyDictionary = WeakIdKeyDictionary()
         """Maps each storage to a one-item list with its size; the weakref callback shares it."""
         self._resize = torch.UntypedStorage.resize_
@@ -64,10 +62,6 @@ class AllocatedBytes(TorchDispatchMode):
         """Counts tensors that were allocated before."""
         for storage in _storages(list(tensors)):
             self._follow(storage)
-
-    def reset_peak(self) -> None:
-        """Starts a new `peak`."""
-        self.peak = self.current
 
     def __torch_dispatch__(
         self,
@@ -97,11 +91,10 @@ class AllocatedBytes(TorchDispatchMode):
         self._count(held, storage.nbytes())
 
     def _count(self, held: list[int], num_bytes: int) -> None:
-        """Sets `held`, the bytes of one storage, to `num_bytes`, rounded up."""
-        rounded = -(-num_bytes // self._round_to) * self._round_to
-        self.current += rounded - held[0]
+        """Sets `held`, the bytes of one storage."""
+        self.current += num_bytes - held[0]
         self.peak = max(self.peak, self.current)
-        held[0] = rounded
+        held[0] = num_bytes
 
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:

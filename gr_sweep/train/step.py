@@ -1,29 +1,29 @@
 """One training step: forward and backward passes, clipping, check, update.
 
-N sequences of a micro-batch (sorted by row group), T positions, S = T + 1.
+N sequences of a micro-batch (sorted by row group), T positions, S = T + 1, L labels.
 """
 
 import contextlib
 import functools
 import itertools
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gr_sweep.config import Precision, TrainConfig, num_micro_batches
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.units import decoder_layers
-from gr_sweep.train.distributed import rows_of, shard
+from gr_sweep.train.distributed import mesh_of, rows_of
 from gr_sweep.train.optim import make_optimizer, update
 
 _MAX_GRAPHS = 64
@@ -54,17 +54,38 @@ def is_bfloat16(device: torch.device, precision: Precision) -> bool:
 
 
 @functools.cache
-def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def cpu_has_bfloat16() -> bool:
     """Whether this machine's CPU has instructions for bfloat16 products; of x86 alone, as others
     were not measured.
 
     Linux is asked: torch.cpu.get_capabilities is newer than the oldest torch that is supported.
     """
-    try:
-        flags = re.search(r"^flags\s*:(.*)", cpuinfo.read_text(), re.MULTILINE)
-    except OSError:
-        return False
-    return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+
+
+def shard(token_losses: TokenLosses, train: TrainConfig, device: torch.device) -> None:
+    """Shards parameters, gradients and optimizer state over all processes, in place (FSDP2).
+
+    Zhao et al. 2023 (arXiv 2304.11277), as `torch.distributed.fsdp.fully_shard` implements it. A
+    layer's weights are gathered where it is computed and freed afterwards; with bfloat16 products
+    they are gathered in bfloat16, and the optimizer keeps float32. Gradients are summed in float32:
+    the loss is already divided by the number of tokens on all processes. By `train.mesh` neighbours
+    in rank share a copy: weights are gathered within a node where there is a copy for each node,
+    and only gradients are summed between nodes.
+    """
+    replicas, shards = mesh_of(train.mesh, torch.distributed.get_world_size())
+    shape = (shards,) if replicas == 1 else (replicas, shards)
+    names = ("replicas", "shards")[-len(shape) :]
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    dtype = torch.bfloat16 if is_bfloat16(device, train.precision) else None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for module in (*decoder_layers(token_losses.model), token_losses):
+        sharded = fully_shard(module, mesh=mesh, mp_policy=policy)
+        sharded.set_gradient_divide_factor(1.0)
+        # Plain sums: gloo has no others, and nccl's with a factor multiply by this 1.
+        sharded.set_force_sum_reduction_for_comms(True)
 
 
 def _attention(tokens_NS: Tensor, config: TrainConfig) -> contextlib.AbstractContextManager[None]:
@@ -85,8 +106,7 @@ def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
         # Each decoder layer keeps only its input and is recomputed in the backward pass (Chen et
         # al. 2016, arXiv 1604.06174). Not reentrant: works with module hooks and when compiled.
         model: Any = token_losses.model
-        enable = getattr(model, "activation_checkpointing_enable", None)  # its newer name
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if not config.compile:
         return token_losses
     # Graphs of an earlier job in this process are of no use, and count towards the number after
@@ -106,21 +126,14 @@ def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
     return compiled
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class StepResult:
-    """Losses and norms of one or several steps, on the device: the host has not waited for them."""
+    """Losses and norms of a step, on the device: the host has not waited for them."""
 
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    """Sum in nats over the tokens of each label."""
-    tokens: dict[str, int] = field(default_factory=dict)
-    grad_norms: dict[str, Tensor] = field(default_factory=dict)
-    """Of the last step, before clipping, by owner set."""
-
-    def add(self, other: "StepResult") -> None:
-        """Adds losses and tokens."""
-        for label, loss in other.losses.items():
-            self.losses[label] = self.losses[label] + loss if label in self.losses else loss
-            self.tokens[label] = self.tokens.get(label, 0) + other.tokens[label]
+    losses_L: Tensor
+    """Sum in nats over the tokens of each label, of this process's rows."""
+    grad_norms: dict[str, Tensor]
+    """Before clipping, by owner set, over all processes."""
 
 
 def train_step(
@@ -148,7 +161,7 @@ def train_step(
         config: precision, clipping and `block_lr`.
         check: called before the update, which does not happen if it raises.
     """
-    result = StepResult()
+    losses_L: Tensor | None = None
     for index, (tokens_NS, part) in enumerate(zip(micro_batches, rows, strict=True)):
         if isinstance(forward, FSDPModule):
             # Gradients are summed over copies of the model once a step, and the weights outside of
@@ -163,17 +176,14 @@ def train_step(
             ):
                 loss_sum, losses_NT = forward(tokens_NS)
             (loss_sum / tokens_per_step).backward()
-        here: Counter[str] = Counter()
+        sizes = Counter[str]()
         for group in routed.row_groups(counts, step=step, rows=part):
-            here[group.domain] += group.count
-        losses = dict(zip(here, losses_NT.split(list(here.values())), strict=True))
-        result.add(
-            StepResult(
-                {label: of_label.sum() for label, of_label in losses.items()},
-                {label: of_label.numel() for label, of_label in losses.items()},
-            )
-        )
-    result.grad_norms = routed.clip_grad_norm_(config.max_norm)
+            sizes[group.domain] += group.count
+        by_label = losses_NT.split([sizes[label] for label in counts])
+        found_L = torch.stack([of_label.sum() for of_label in by_label])
+        losses_L = found_L if losses_L is None else losses_L + found_L
+    assert losses_L is not None
+    result = StepResult(losses_L, routed.clip_grad_norm_(config.max_norm))
     check(result)
     update(optimizer, routed, config.block_lr)
     optimizer.zero_grad(set_to_none=True)
@@ -224,11 +234,8 @@ def make_step(
     num_rows = sum(counts.values())
     parts = rows or rows_of(0, world_size, num_rows, num_micro_batches(train))
     if world_size > 1:
-        layers = decoder_layers(routed.model)
-        # The mesh of devices is a real tensor.
-        with unset_fake_temporarily():
-            bfloat16 = is_bfloat16(device, train.precision)
-            shard(token_losses, layers, device, bfloat16=bfloat16, mesh=train.mesh)
+        with unset_fake_temporarily():  # the mesh of devices is a real tensor
+            shard(token_losses, train, device)
     routed.model.train()
     forward = training_forward(token_losses, train)
     optimizer = make_optimizer(routed.model, train)

@@ -2,15 +2,17 @@
 
 from typing import Any
 
-from gr_sweep.config import EvalConfig
+from gr_sweep.config import EvalConfig, Precision, TrainConfig
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.eval.robustness import recovery, robustness_losses
 from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.eval.text import TrainingText
 from gr_sweep.model.loss import TokenLosses
-from gr_sweep.model.units import decoder_layers
-from gr_sweep.train.distributed import Processes, shard
+from gr_sweep.train.distributed import Processes
+from gr_sweep.train.step import shard
 from tests.eval.tiny import CPU, Letters, held_out, make_routed, shards
+
+FLOAT32 = TrainConfig(precision=Precision.float32)
 
 
 def evaluate(processes: Processes) -> dict[str, Any]:
@@ -22,8 +24,7 @@ def evaluate(processes: Processes) -> dict[str, Any]:
     routed = make_routed("forget", forget=["biology"])
     token_losses = TokenLosses(routed)
     if processes.are_several:
-        layers = decoder_layers(routed.model)
-        shard(token_losses, layers, CPU, bfloat16=False)
+        shard(token_losses, FLOAT32, CPU)
     recover = recovery(
         routed, token_losses, lambda part: text.rows("recovery", text.others(part)), 3,
         lr=3e-2, seed=0,
@@ -41,7 +42,7 @@ def evaluate(processes: Processes) -> dict[str, Any]:
     dense = make_routed()
     of_dense = TokenLosses(dense)
     if processes.are_several:
-        shard(of_dense, decoder_layers(dense.model), CPU, bfloat16=False)
+        shard(of_dense, FLOAT32, CPU)
     config = EvalConfig(unlearn_steps=3, calibrate=True)
     rows += robustness_losses(dense, of_dense, batches, text, config, lr=3e-2)[0]
     return {

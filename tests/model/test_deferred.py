@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
+from gr_sweep.config import Precision, TrainConfig
 from gr_sweep.errors import PlanError
 from gr_sweep.model.deferred import deferred_checkpoint, deferred_random_model
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.pretrained import load
 from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
-from gr_sweep.model.units import decoder_layers
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.train.distributed import shard
+from gr_sweep.train.step import shard
 from tests.export.test_bad_runs import Planted
 from tests.model.tiny import FAMILIES, MIXTURES, tiny_model
 
@@ -39,7 +39,7 @@ def filled(deferred, plan=None, seed=0):
     routed = route_model(deferred.model, plan, "none", seed=seed)
     assert next(routed.model.parameters()).is_meta
     losses = TokenLosses(routed)
-    shard(losses, decoder_layers(routed.model), CPU, bfloat16=False)
+    shard(losses, TrainConfig(precision=Precision.float32), CPU)
     deferred.fill(routed, losses, CPU)
     return routed.model
 

@@ -32,13 +32,13 @@ from gr_sweep.model.deferred import Deferred, deferred_random_model
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
-from gr_sweep.model.units import decoder_layers, keep_bfloat16, reshard
+from gr_sweep.model.units import keep_bfloat16, reshard
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
-from gr_sweep.train.distributed import Processes, connect, shard
+from gr_sweep.train.distributed import Processes, connect
 from gr_sweep.train.loop import Trainer
 from gr_sweep.train.signals import Stopped, StopSignals
-from gr_sweep.train.step import is_bfloat16, precision_context
+from gr_sweep.train.step import is_bfloat16, precision_context, shard
 from tests.eval import several as evaluation
 from tests.model.tiny import tiny_model
 from tests.train.test_loop import Rows
@@ -197,7 +197,7 @@ def train_case(
     config = TrainConfig(
         **BATCH,
         **{"steps": STEPS, "log_every": 1, "checkpoint_every": 2, "max_norm": 0.5}
-        | {"precision": Precision.float32}
+        | {"precision": Precision.float32, "sequence_length": 6}
         | case.train,
     )
     routed, deferred = make_routed(case, defers=processes.are_several)
@@ -210,12 +210,10 @@ def train_case(
 
     routed.clip_grad_norm_ = clip_and_send  # type: ignore[method-assign]
     token_losses = TokenLosses(routed)
-    bfloat16 = is_bfloat16(cpu, config.precision)
-    if bfloat16 and case.keeps_bfloat16:
+    if is_bfloat16(cpu, config.precision) and case.keeps_bfloat16:
         keep_bfloat16(routed.model)
     if processes.are_several:
-        layers = decoder_layers(routed.model)
-        shard(token_losses, layers, cpu, bfloat16=bfloat16, mesh=config.mesh)
+        shard(token_losses, config, cpu)
     if deferred is not None:
         deferred.fill(routed, token_losses, cpu)
     windows = held_out(processes)
@@ -328,7 +326,7 @@ def other_weights() -> list[str]:
     routed, deferred = make_routed(CASES["both"], defers=True)
     assert deferred is not None
     token_losses = TokenLosses(routed)
-    shard(token_losses, decoder_layers(routed.model), torch.device("cpu"), bfloat16=False)
+    shard(token_losses, TrainConfig(precision=Precision.float32), torch.device("cpu"))
     deferred.fill(routed, token_losses, torch.device("cpu"))
     found = {name: tensor.full_tensor() for name, tensor in routed.model.named_parameters()}
     expected = dict(whole.model.named_parameters())

@@ -86,7 +86,7 @@ def run(
 ):
     routed = routed or make_routed()
     defaults = {"steps": 6, "log_every": 2, "checkpoint_every": 2, "precision": Precision.float32}
-    config = TrainConfig(**defaults | settings)
+    config = TrainConfig(**defaults | {"sequence_length": 6} | settings)
     rows = Rows() if tracker is None else tracker
     checkpoints = Checkpoints(folder / "checkpoints", keep=2, fingerprint="x")
     trainer = Trainer(
@@ -334,8 +334,7 @@ def test_a_step_does_not_wait_for_the_device_but_for_its_check():
     step(micro_batches=rows)  # what is computed once, in the first step, may wait
     with NoWait():
         result = step(micro_batches=rows)
-    assert result.tokens == {"code": 24, "biology": 24}
-    assert set(result.losses) == set(DOMAINS) and result.grad_norms
+    assert result.losses_L.shape == (2,) and result.grad_norms
 
 
 def test_rows_are_read_ahead_once_in_order_and_an_error_stops_the_step_that_needs_them(tmp_path):

@@ -1,10 +1,9 @@
 import itertools
-import math
 
 import pytest
 import torch
 
-from gr_sweep.config import Schedule, TrainConfig, num_steps
+from gr_sweep.config import Schedule, TrainConfig
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.optim import lr_factor, make_optimizer, update
@@ -26,12 +25,6 @@ def test_wsd_is_flat_until_its_decay_and_then_linear():
     factors = [lr_factor(step, 100, config) for step in range(100)]
     assert set(factors[:80]) == {1.0}
     assert factors[80:] == [pytest.approx(left / 20) for left in range(20, 0, -1)]
-
-
-def test_tokens_are_rounded_up_to_whole_steps():
-    config = TrainConfig(steps=None, tokens=1000, batch_sequences=4, sequence_length=32)
-    assert num_steps(config) == math.ceil(1000 / 128) == 8
-    assert num_steps(TrainConfig(steps=7)) == 7
 
 
 def test_vectors_have_no_weight_decay():
