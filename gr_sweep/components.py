@@ -265,20 +265,16 @@ def make_sampler(
     """Writes continuations of the first held-out documents of every domain."""
     from transformers import AutoTokenizer
 
-    number, prompt_tokens = config.eval.samples, config.eval.sample_prompt_tokens
-    lengths = {
-        "sample_tokens": config.eval.sample_tokens,
-        "sequence_length": config.train.sequence_length,
-    }
+    length = config.train.sequence_length
     return Sampler(
-        routed,
-        token_losses,
-        choose_prompts(data.heldout, number=number, prompt_tokens=prompt_tokens, **lengths),
-        **lengths,
+        routed=routed,
+        token_losses=token_losses,
+        prompts=choose_prompts(data.heldout, config.eval, length),
+        config=config.eval,
         tokenizer=AutoTokenizer.from_pretrained(data.tokenizer_dir, trust_remote_code=False),
         begin=data.begin,
         eot_id=data.eot_id,
-        batch_sequences=config.eval.batch_sequences,
+        sequence_length=length,
         seed=config.seed,
     )
 

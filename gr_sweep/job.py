@@ -279,8 +279,6 @@ class Job:
             self.batches,
             num_steps=self.recovery_steps,
         )
-        if self.sampler is not None:
-            recover = self.sampler.recovering(recover)
         read = functools.partial(removal_losses, self.routed, self.token_losses)
         data, parts = self.data, None
         weights: Mapping[str, float] = config.data.weights
@@ -309,7 +307,7 @@ class Job:
                 lr=config.train.lr,
             )
             rows += more_rows
-            self.samples = None if self.sampler is None else self.sampler.sample(parts)
+            self.samples = None if self.sampler is None else self.sampler.sample(parts, recover)
             self.of_tasks = self.run_tasks(recover)
         if self.last is not None:
             rows, relearned = self.last.of_partition(rows), self.last.of_partition(relearned)

@@ -4,7 +4,7 @@ N rows, S tokens of a row.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +45,15 @@ def snapshot(model: nn.Module) -> Callable[[], None]:
     return restore
 
 
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Restores parameters, buffers, gradients and training modes afterwards; as `snapshot`."""
+    """Restores parameters and buffers afterwards; as `snapshot`. Which parameters have gradients is
+    not restored: only what follows a job's training uses this."""
     restore = snapshot(model)
-    learns = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
     # Within an autocast context torch keeps its first cast of a weight, even if the weight changes.
     keeps_casts = torch.is_autocast_cache_enabled()
     torch.clear_autocast_cache()
@@ -60,11 +63,6 @@ def restored(model: nn.Module) -> Iterator[None]:
     finally:
         torch.set_autocast_cache_enabled(keeps_casts)
         restore()
-        for parameter, requires_grad, grad in learns:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
-        for module, is_training in modes:
-            module.training = is_training
 
 
 def fine_tune(
@@ -80,9 +78,9 @@ def fine_tune(
 ) -> None:
     """AdamW on all parameters, with a constant learning rate after a short warm-up.
 
-    Computes in the caller's autocast precision. Layers that are compiled for training run eagerly:
-    a few steps are not worth a compilation. Losses that are not finite raise nothing. Processes
-    that share the parameters all compute the same rows.
+    Computes in the caller's autocast precision, inside `restored`. Layers that are compiled for
+    training run eagerly: a few steps are not worth a compilation. Losses that are not finite raise
+    nothing. Processes that share the parameters all compute the same rows.
 
     Args:
         rows_of: token ids int64 [N, S] of each step, counted from 0.
@@ -97,8 +95,6 @@ def fine_tune(
         if parameter.dtype is torch.bfloat16:  # frozen until now
             parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=0.0, fused=True)
-    optimizer.zero_grad()
-    torch.clear_autocast_cache()
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * warmup(step)
@@ -109,32 +105,17 @@ def fine_tune(
             for micro_NS in tokens_NS.split(micro_batch_sequences or len(tokens_NS)):
                 loss_sum, _ = token_losses(micro_NS)
                 (loss_sum / (num_tokens * token_losses.num_processes)).backward()
-        clip(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        torch.clear_autocast_cache()
+        model.eval()
         if after_step is not None:
-            model.eval()
             after_step(step + 1)
-    model.eval()
 
 
 def warmup(step: int) -> float:
     """Fraction of the learning rate in this step, counted from 0."""
     return min(1.0, (step + 1) / WARMUP_STEPS)
-
-
-def clip(parameters: Sequence[Tensor]) -> None:
-    """Clips the gradients to `MAX_NORM`, measured over all of them and over all processes."""
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    torch.nn.utils.clip_grads_with_norm_(parameters, MAX_NORM, norm)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 @contextlib.contextmanager

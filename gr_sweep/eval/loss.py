@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gr_sweep.data.heldout import HeldoutDocument
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
@@ -49,7 +50,6 @@ class HeldoutBatches:
             "world_size": world_size,
             "text": text,
         }
-        self._are_shared = world_size > 1
         self._documents: list[DocumentLoss] = []
         windows = []
         for domain, documents in held_out.items():
@@ -61,15 +61,20 @@ class HeldoutBatches:
         # The longest first, so that the most memory is allocated first.
         windows.sort(key=lambda window: len(window[1]), reverse=True)
         self._document_of_window: list[int] = []
-        self._batches = []
+        self._batches: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(windows), batch_sequences * world_size):
             # Processes take turns: all get as many batches, of windows of similar length.
             own = windows[start + rank : start + batch_sequences * world_size : world_size]
             if not own:
                 number, ids, targets = windows[start]
                 own = [(number, ids, np.full_like(targets, IGNORED))]
-            self._document_of_window += [number for number, _, _ in own]
-            self._batches.append(_padded(own, device))
+            numbers, *pairs = zip(*own, strict=True)
+            self._document_of_window += numbers
+            ids_MT, targets_MT = (
+                pad_sequence([*map(torch.from_numpy, of)], batch_first=True, padding_value=padding)
+                for of, padding in zip(pairs, (0, IGNORED), strict=True)
+            )
+            self._batches.append((ids_MT.to(device), targets_MT.to(device)))
 
     def only(self, domains: Iterable[str]) -> "HeldoutBatches":
         """The same text of only these domains."""
@@ -97,7 +102,7 @@ class HeldoutBatches:
         if of_batches:
             of_windows = torch.cat(of_batches)
             np.add.at(sums, self._document_of_window, of_windows.cpu().numpy())
-            if self._are_shared:
+            if self._options["world_size"] > 1:
                 of_documents = torch.from_numpy(sums).to(of_windows.device)
                 torch.distributed.all_reduce(of_documents)
                 sums = of_documents.cpu().numpy()
@@ -105,15 +110,3 @@ class HeldoutBatches:
             row._replace(loss_nats=float(loss))
             for row, loss in zip(self._documents, sums, strict=True)
         ]
-
-
-def _padded(
-    windows: list[tuple[int, np.ndarray, np.ndarray]], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Token ids and targets [M, T], as wide as the first window, which is the longest."""
-    width = len(windows[0][1])
-    ids_MT = np.zeros((len(windows), width), dtype=np.int64)
-    targets_MT = np.full((len(windows), width), IGNORED, dtype=np.int64)
-    for row, (_, ids, targets) in enumerate(windows):
-        ids_MT[row, : len(ids)], targets_MT[row, : len(ids)] = ids, targets
-    return torch.from_numpy(ids_MT).to(device), torch.from_numpy(targets_MT).to(device)

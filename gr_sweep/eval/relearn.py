@@ -48,13 +48,9 @@ def relearn_losses(
     step_tokens = rows_of(0)[:, 1:].size
 
     def add(found: Sequence[DocumentLoss], lr: float, step: int) -> None:
-        trained = step * step_tokens
-        rows.extend(
-            RelearnLoss(
-                view, part, lr, trained, r.domain, r.document, r.loss_nats, r.tokens, r.bytes
-            )
-            for r in found
-        )
+        for row in found:
+            document = row.domain, row.document, row.loss_nats, row.tokens, row.bytes
+            rows.append(RelearnLoss(view, part, lr, step * step_tokens, *document))
 
     token_losses.model.eval()
     before = held_out.losses(token_losses)

@@ -1,7 +1,8 @@
 """Losses of the full model and of its parts, from which the matrices of losses are made."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,8 +16,57 @@ from gr_sweep.routing.plan import RoutePlan
 WithoutDomain = Callable[[str], contextlib.AbstractContextManager[None]]
 """Makes the context in which the model, with a domain's blocks off, is the model without it."""
 
-PlanView = tuple[View, str, tuple[int, ...]]
-"""A view, its part, and the indices of the blocks that are off."""
+Off = tuple[int, ...]
+"""Indices of the blocks that are off."""
+
+
+def views_of(plan: RoutePlan) -> list[tuple[View, str, Off]]:
+    """The views in which nothing is off, a domain or a node above several is removed, and one is
+    kept alone, with their parts; on a lattice also without each block."""
+    found: list[tuple[View, str, Off]] = [(View.full, "", ())]
+    found += [(View.removed, node, plan.removed_by([node])) for node in plan.removable()]
+    if len(plan.blocks) > 1:
+        found += [(View.kept, node, plan.kept_off([node])) for node in plan.nodes]
+    if is_lattice(plan):
+        blocks = [(index, block) for index, block in enumerate(plan.blocks) if not block.is_core]
+        found += [(View.off, block.name, (index,)) for index, block in blocks]
+    return found
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the plan: the model with some blocks off, maybe after a recovery."""
+
+    off: Off
+    recovered: str = ""
+    """The part that was removed before the recovery; empty without one."""
+
+    @contextlib.contextmanager
+    def active(self, routed: RoutedModel, recover: WithoutDomain | None = None) -> Iterator[None]:
+        """Inside, the model is this network, for evaluation."""
+        with contextlib.ExitStack() as stack:
+            if self.recovered:
+                assert recover is not None
+                stack.enter_context(recover(self.recovered))
+            if self.off:
+                stack.enter_context(routed.blocks_off(self.off))
+            routed.model.eval()
+            yield
+
+
+def networks_of(plan: RoutePlan, *, recovers: bool) -> dict[Network, list[tuple[View, str]]]:
+    """The distinct networks that the views show, and which views are which.
+
+    With `recovers` a removed view is that of the recovered model, and so is a kept one in which the
+    same blocks are off.
+    """
+    views = views_of(plan)
+    removed = {off: part for view, part, off in views if recovers and view is View.removed}
+    found: dict[Network, list[tuple[View, str]]] = {}
+    for view, part, off in views:
+        recovered = part if recovers and view is View.removed else removed.get(off, "")
+        found.setdefault(Network(off, recovered), []).append((view, part))
+    return found
 
 
 def removal_losses(
@@ -26,11 +76,8 @@ def removal_losses(
     full: list[DocumentLoss] | None = None,
     recovered: WithoutDomain | None = None,
 ) -> list[DocumentLoss]:
-    """Rows of all held-out documents in every view of the model.
-
-    The views are the full model; without each domain that owns a block of its own; each domain
-    alone; for a lattice also without each block; and the served model, whole and without each of
-    these domains. Views in which the same blocks are off are computed once.
+    """Rows of all held-out documents in every view of the model, and of the served model, whole and
+    without each domain that owns a block of its own.
 
     Args:
         full: rows of the full model, if they have been computed.
@@ -40,53 +87,31 @@ def removal_losses(
             the other domains have: it is the one that has been trained.
     """
     plan = routed.plan
-    removed, kept = domain_views(plan)
-    views = [(View.full, "", ()), *removed, *kept]
-    if is_lattice(plan):
-        views += [
-            (View.off, block.name, (index,))
-            for index, block in enumerate(plan.blocks)
-            if not block.is_core
-        ]
-    of_blocks: dict[tuple[int, ...], list[DocumentLoss]] = {} if full is None else {(): full}
-    of_recovered: dict[tuple[int, ...], list[DocumentLoss]] = {}
+    rows_of: dict[Network, list[DocumentLoss]] = {} if full is None else {Network(()): full}
 
-    def read(off: tuple[int, ...]) -> list[DocumentLoss]:
-        routed.model.eval()
-        with routed.blocks_off(off) if off else contextlib.nullcontext():
-            return held_out.losses(token_losses)
+    def read(network: Network) -> list[DocumentLoss]:
+        if network not in rows_of:
+            with network.active(routed, recovered):
+                rows_of[network] = held_out.losses(token_losses)
+        return rows_of[network]
 
-    def read_once(off: tuple[int, ...]) -> list[DocumentLoss]:
-        if off not in of_blocks:
-            of_blocks[off] = read(off)
-        return of_blocks[off]
-
+    networks = networks_of(plan, recovers=recovered is not None)
+    network_of = {view: network for network, views in networks.items() for view in views}
     found = []
-    for view, part, off in views:
-        if view is View.removed and recovered is not None:
-            with recovered(part):
-                of_recovered[off] = read(off)
-        # If keeping a domain switches off the same blocks, reuse the recovered rows.
-        rows = of_recovered[off] if off in of_recovered else read_once(off)
+    for view, part, _ in views_of(plan):
+        rows = read(network_of[view, part])
         found += [row._replace(view=view, part=part) for row in rows]
-    found += served_losses([read_once(off) for off in served_networks(plan)])
-    for _, part, off in removed:
-        if networks := served_networks(plan, [part]):
-            one = of_recovered.get(off)
-            rows = served_losses([one] if one else [read_once(left) for left in networks])
+    found += served_losses([read(Network(off)) for off in served_networks(plan)])
+    for part in plan.removable():
+        if left := [Network(off) for off in served_networks(plan, [part])]:
+            if recovered is not None:
+                left = [network_of[View.removed, part]]
+            rows = served_losses([read(network) for network in left])
             found += [row._replace(view=View.served_removed, part=part) for row in rows]
     return found
 
 
-def domain_views(plan: RoutePlan) -> tuple[list[PlanView], list[PlanView]]:
-    """The views in which a domain, or a node above several, is removed, and those in which one is
-    kept alone."""
-    removed = [(View.removed, node, plan.removed_by([node])) for node in plan.removable()]
-    nodes = plan.nodes if len(plan.blocks) > 1 else ()
-    return removed, [(View.kept, node, plan.kept_off([node])) for node in nodes]
-
-
-def served_networks(plan: RoutePlan, removed: Sequence[str] = ()) -> list[tuple[int, ...]]:
+def served_networks(plan: RoutePlan, removed: Sequence[str] = ()) -> list[Off]:
     """The blocks that are off in each distinct network of a label kept alone.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from gr_sweep.config import EvalConfig
 from gr_sweep.domains import expand
 from gr_sweep.eval.calibrate import calibrated, fitted_bias
-from gr_sweep.eval.finetune import Context, fine_tune, restored, snapshot
+from gr_sweep.eval.finetune import fine_tune, restored, snapshot
 from gr_sweep.eval.loss import HeldoutBatches, Losses
 from gr_sweep.eval.relearn import added_units_off, randomize_blocks, relearn_losses
 from gr_sweep.eval.removal import WithoutDomain
@@ -29,18 +29,11 @@ CALIBRATION_TOKENS = 16_384
 RECOVERY_LR = 0.1
 """Learning rate of the recovery as a fraction of training's peak: gradient routing's own (5e-4 and
 5e-5, projects/tinystories of its code)."""
-
 RECOVERY_READS = 8
 """Evaluations of the recovery, at most, besides the one before it; the best weights count. Its code
 has one after each step."""
 RECOVERY_ROWS = 4
 """Steps whose rows these read: the ones that would follow the recovery's."""
-
-_CALIBRATED = {
-    View.full: View.calibrated_full,
-    View.removed: View.calibrated_removed,
-    View.unlearned: View.calibrated_unlearned,
-}
 
 
 def recovery(
@@ -77,39 +70,37 @@ def recovery(
         if rows is None:
             yield
             return
-        removed = functools.partial(routed.remove, [part])
         held_in = [rows(step) for step in range(num_steps, num_steps + RECOVERY_ROWS)]
+        every = math.ceil(num_steps / RECOVERY_READS)
+        lowest, take_best = math.inf, lambda: None
 
         @torch.no_grad()
-        def loss() -> float:
-            """Summed loss in nats on the rows that choose the weights."""
+        def read(step: int) -> None:
+            """Keeps the weights if their summed loss on the rows that choose them is the lowest."""
+            nonlocal lowest, take_best
+            if step % every and step != num_steps:
+                return
             routed.model.eval()
             losses = []
-            with removed():
+            with routed.remove([part]):
                 for rows_NS in held_in:
                     tokens_NS = torch.from_numpy(rows_NS).to(token_losses.device)
                     for micro_NS in tokens_NS.split(micro_batch_sequences or len(tokens_NS)):
                         losses.append(token_losses(micro_NS)[0])
-            return float(torch.stack(losses).sum())
+            found = float(torch.stack(losses).sum())
+            if step == 0 or found < lowest:
+                lowest, take_best = found, snapshot(token_losses)
 
-        every = math.ceil(num_steps / RECOVERY_READS)
         with restored(token_losses):
-            lowest, take_best = loss(), snapshot(token_losses)
-
-            def after_step(step: int) -> None:
-                nonlocal lowest, take_best
-                is_read = step % every == 0 or step == num_steps
-                if is_read and (found := loss()) < lowest:
-                    lowest, take_best = found, snapshot(token_losses)
-
+            read(0)
             fine_tune(
                 token_losses,
                 rows,
                 num_steps,
                 lr=lr * RECOVERY_LR,
                 seed=seed,
-                routing=removed,
-                after_step=after_step,
+                routing=functools.partial(routed.remove, [part]),
+                after_step=read,
                 micro_batch_sequences=micro_batch_sequences,
             )
             take_best()
@@ -146,89 +137,79 @@ def robustness_losses(
         without: domains, or nodes above them, that the model never saw.
         parts: the removable domains and nodes that are tested; None: all.
         recover: from `recovery`: the model without a domain is read and attacked inside it.
-
-    Raises:
-        DataError: a domain without training text.
     """
-    attempts = _Attempts(routed, token_losses, held_out, text, config)
+    domains = routed.plan.domains
+    found = _Found(token_losses, held_out, text, config, domains)
     removable = [part for part in routed.plan.removable() if parts is None or part in parts]
     unlearnable = routed.plan.nodes if config.unlearn_steps else ()
     for part in without or removable or unlearnable:
-        attempts.calibrate(View.full, part)
+        found.calibrate(View.full, part)
     for part in without:
-        attempts.attack(View.full, part)
+        found.attack(View.full, part)
     for part in removable if config.calibrate or config.relearn_steps else ():
         with recover(part) if recover is not None else contextlib.nullcontext():
-            attempts.calibrate(View.removed, part, functools.partial(routed.remove, [part]))
+            with routed.remove([part]):
+                found.calibrate(View.removed, part)
             if config.relearn_steps:
                 with restored(token_losses), added_units_off(routed, part):
                     randomize_blocks(routed, part, text.seed)
-                    attempts.attack(View.removed, part)
-    if config.unlearn_steps and not without and not removable:
-        for part in unlearnable:
-            attempts.unlearn(part, config.unlearn_steps, lr)
-    return attempts.rows, attempts.relearned
+                    found.attack(View.removed, part)
+    for part in unlearnable if not without and not removable else ():
+        if others := text.others(part):
+            rows = text.rows("unlearn", expand([part], domains))
+            steps, seed = config.unlearn_steps or 0, text.seed
+            with unlearned(token_losses, rows, text.rows("hold", others), steps, seed=seed, lr=lr):
+                found.read(View.unlearned, part, held_out, token_losses)
+                found.calibrate(View.unlearned, part)
+                found.attack(View.unlearned, part)
+    return found.rows, found.relearned
 
 
 @dataclass
-class _Attempts:
-    """Runs attacks on a model and collects the resulting rows."""
+class _Found:
+    """The rows of the model as it is when a method is called."""
 
-    routed: RoutedModel
     token_losses: TokenLosses
     held_out: HeldoutBatches
     text: TrainingText
     config: EvalConfig
+    domains: Sequence[str]
     rows: list[DocumentLoss] = field(default_factory=list)
     relearned: list[RelearnLoss] = field(default_factory=list)
 
     def read(self, view: View, part: str, of: HeldoutBatches, losses: Losses) -> None:
-        self.routed.model.eval()
+        self.token_losses.model.eval()
         self.rows += [row._replace(view=view, part=part) for row in of.losses(losses)]
 
-    def calibrate(self, view: View, part: str, routing: Context = contextlib.nullcontext) -> None:
+    def calibrate(self, view: View, part: str) -> None:
         if not self.config.calibrate:
             return
-        gone = expand([part], self.routed.plan.domains)
+        gone = expand([part], self.domains)
         windows = self.text.sample("calibrate", gone, CALIBRATION_TOKENS)
         ids_MS = torch.from_numpy(windows).to(self.token_losses.device)
-        self.routed.model.eval()
-        with routing():
-            bias_V = fitted_bias(
-                self.token_losses, ids_MS, batch_sequences=self.config.batch_sequences
-            )
-            losses = calibrated(self.token_losses, bias_V)
-            self.read(_CALIBRATED[view], part, self.held_out.only(gone), losses)
+        self.token_losses.model.eval()
+        size = self.config.batch_sequences
+        bias_V = fitted_bias(self.token_losses, ids_MS, batch_sequences=size)
+        losses = calibrated(self.token_losses, bias_V)
+        self.read(View(f"calibrated_{view}"), part, self.held_out.only(gone), losses)
 
     def attack(self, view: View, part: str) -> None:
         config = self.config
         if not config.relearn_steps:
             return
-        gone = expand([part], self.routed.plan.domains)
+        gone = expand([part], self.domains)
         self.relearned += relearn_losses(
             self.token_losses,
             self.held_out.only(gone),
-            self.text.attack_rows(gone, config),
+            self.text.rows(
+                "relearn",
+                gone,
+                documents=config.relearn_documents,
+                num_rows=config.relearn_batch_sequences,
+            ),
             view=view,
             part=part,
             num_steps=config.relearn_steps,
             lrs=config.relearn_lrs,
             seed=self.text.seed,
         )
-
-    def unlearn(self, part: str, num_steps: int, lr: float) -> None:
-        others = self.text.others(part)
-        if not others:
-            return  # There is no text to retain.
-        gone = expand([part], self.routed.plan.domains)
-        with unlearned(
-            self.token_losses,
-            self.text.rows("unlearn", gone),
-            self.text.rows("hold", others),
-            num_steps,
-            seed=self.text.seed,
-            lr=lr,
-        ):
-            self.read(View.unlearned, part, self.held_out, self.token_losses)
-            self.calibrate(View.unlearned, part)
-            self.attack(View.unlearned, part)

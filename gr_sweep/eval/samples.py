@@ -6,10 +6,9 @@ numbers, so two of them write the same text until their distributions differ.
 N rows of a batch, T positions.
 """
 
-import contextlib
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,11 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 
+from gr_sweep.config import EvalConfig
 from gr_sweep.data.heldout import first_documents
 from gr_sweep.data.shards import Shard
 from gr_sweep.eval.finetune import seeded
-from gr_sweep.eval.removal import WithoutDomain, domain_views
+from gr_sweep.eval.removal import WithoutDomain, networks_of, views_of
 from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
@@ -41,9 +41,6 @@ arXiv 2407.01082)."""
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError)
 """Out of memory, and what `generate` raises for a family of models that it does not support."""
 
-_Off = tuple[int, ...]
-"""Indices of the blocks that are off."""
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -59,30 +56,21 @@ class Prompt:
 
 
 def choose_prompts(
-    held_out: Mapping[str, Shard],
-    *,
-    number: int,
-    prompt_tokens: int,
-    sample_tokens: int,
-    sequence_length: int,
+    held_out: Mapping[str, Shard], config: EvalConfig, sequence_length: int
 ) -> list[Prompt]:
-    """The beginnings of `number` documents of each domain, or of all if there are fewer.
+    """The beginnings of `samples` documents of each domain, or of all if there are fewer.
 
     Documents that are long enough for prompt and reference come first, in the order of evaluation.
     The choice depends only on the text and these numbers, so jobs of all seeds and methods have the
-    same prompts.
-
-    Args:
-        prompt_tokens: at most half of the document and half of `sequence_length` are used.
-        sequence_length: of the training text; prompt and sample together are no longer.
+    same prompts. A prompt is at most half of its document and half of `sequence_length`.
     """
-    prompt_tokens = min(prompt_tokens, sequence_length // 2)
-    sample_tokens = min(sample_tokens, sequence_length - prompt_tokens)
+    prompt_tokens = min(config.sample_prompt_tokens, sequence_length // 2)
+    sample_tokens = min(config.sample_tokens, sequence_length - prompt_tokens)
     found = []
     for domain, shard in held_out.items():
         order = first_documents(shard, tokens=shard.num_tokens, document_tokens=shard.num_tokens)
         is_short = shard.lengths[order] <= prompt_tokens + sample_tokens
-        for index in order[np.argsort(is_short, kind="stable")][:number].tolist():
+        for index in order[np.argsort(is_short, kind="stable")][: config.samples].tolist():
             own = shard.document(index)[:-1].tolist()
             length = min(prompt_tokens, len(own) // 2)
             follows = tuple(own[length : length + sample_tokens])
@@ -90,7 +78,7 @@ def choose_prompts(
     return found
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Sampler:
     """Writes text with a model, in each view in which domains are removed or kept.
 
@@ -100,119 +88,89 @@ class Sampler:
     routed: RoutedModel
     token_losses: TokenLosses
     prompts: Sequence[Prompt]
-    _: KW_ONLY
+    config: EvalConfig
     tokenizer: Any
     """A Hugging Face tokenizer; tokens that it lacks are never drawn."""
     begin: Sequence[int]
     """The tokens before every document."""
     eot_id: int
     """The token after every document."""
-    sample_tokens: int
-    """Tokens of a continuation; fewer if prompt and continuation would exceed `sequence_length`."""
     sequence_length: int
-    batch_sequences: int
-    """Prompts of a batch at most."""
+    """Of the training text; prompt and continuation together are no longer."""
     seed: int
-    _written: dict[_Off, list[list[int]]] = field(init=False, default_factory=dict)
-    """The token ids that continue each prompt, by the blocks that were off."""
-    _has_failed: bool = field(init=False, default=False)
 
-    def recovering(self, recover: WithoutDomain | None) -> WithoutDomain | None:
-        """The same contexts, of models that were trained after a removal.
-
-        The text without a domain is written when its context is first entered, not by `sample`.
-        """
-        if recover is None:
-            return None
-
-        @contextlib.contextmanager
-        def contexts(part: str) -> Iterator[None]:
-            with recover(part):
-                self._write([self.routed.plan.removed_by([part])])
-                yield
-
-        return contexts
-
-    def sample(self, parts: Collection[str] | None = None) -> dict[str, Any] | None:
-        """The content of samples.json, in JSON values; None, with a warning, if writing failed.
+    def sample(
+        self, parts: Collection[str] | None = None, recover: WithoutDomain | None = None
+    ) -> dict[str, Any] | None:
+        """The content of samples.json, in JSON values; None, with a warning, if writing failed:
+        text to look at must not cost a job that has been trained.
 
         Args:
             parts: the domains and nodes that are removed and kept; None: all.
+            recover: as in `removal_losses`.
         """
-        removed, kept = domain_views(self.routed.plan)
-        views = [
-            (view, part, off)
-            for view, part, off in [(View.full, "", ()), *removed, *kept]
-            if not part or parts is None or part in parts
-        ]
-        # Keeping one domain may switch off the same blocks as removing another: the same network.
-        self._write(off for _, _, off in views)
-        if self._has_failed:
+        written: dict[tuple[View, str], list[list[int]]] = {}
+        try:
+            for network, views in networks_of(
+                self.routed.plan, recovers=recover is not None
+            ).items():
+                shown = [
+                    (view, part)
+                    for view, part in views
+                    if view is not View.off and (not part or parts is None or part in parts)
+                ]
+                if shown:
+                    with network.active(self.routed, recover):
+                        written |= dict.fromkeys(shown, self._continuations())
+        except _FAILURES as error:
+            if isinstance(self.token_losses, FSDPModule):
+                raise  # the other processes wait for this one
+            logger.warning("no samples.json: writing text failed (%r)", error)
             return None
-        prompts = []
-        for index, prompt in enumerate(self.prompts):
-            begin = self._text(prompt.ids)
-            samples = [
-                {
-                    "kind": view.value,
-                    "part": part or None,
-                    "text": self._text_after(prompt, begin, self._before_end(off, index)),
-                    "end": "end_of_text" if self.eot_id in self._written[off][index] else "length",
-                }
-                for view, part, off in views
-            ]
-            prompts.append(
-                {
-                    "domain": prompt.domain,
-                    "document": f"{prompt.document:016x}",
-                    "prompt": begin,
-                    "reference": self._text_after(prompt, begin, prompt.follows),
-                    "samples": samples,
-                }
-            )
         return {
             "format": FORMAT,
             "seed": self.seed,
             "temperature": TEMPERATURE,
             "min_p": MIN_P,
-            "prompts": prompts,
+            "prompts": [
+                {
+                    "domain": prompt.domain,
+                    "document": f"{prompt.document:016x}",
+                    "prompt": self._text(prompt.ids),
+                    "reference": self._text_after(prompt, prompt.follows),
+                    "samples": [
+                        {"kind": view.value, "part": part or None}
+                        | self._sample(prompt, written[view, part][index])
+                        for view, part, _ in views_of(self.routed.plan)
+                        if (view, part) in written
+                    ],
+                }
+                for index, prompt in enumerate(self.prompts)
+            ],
         }
+
+    def _sample(self, prompt: Prompt, ids: list[int]) -> dict[str, str]:
+        has_ended = self.eot_id in ids
+        own = ids[: ids.index(self.eot_id)] if has_ended else ids
+        end = "end_of_text" if has_ended else "length"
+        return {"text": self._text_after(prompt, own), "end": end}
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
         return text
 
-    def _text_after(self, prompt: Prompt, begin: str, ids: Sequence[int]) -> str:
-        """What tokens add to the text `begin` of the prompt, decoded together with it."""
-        whole = self._text([*prompt.ids, *ids])
+    def _text_after(self, prompt: Prompt, ids: Sequence[int]) -> str:
+        """What tokens add to the text of the prompt, decoded together with it."""
+        begin, whole = self._text(prompt.ids), self._text([*prompt.ids, *ids])
         return whole.removeprefix(begin) if whole.startswith(begin) else self._text(ids)
 
-    def _before_end(self, off: _Off, index: int) -> list[int]:
-        ids = self._written[off][index]
-        return ids[: ids.index(self.eot_id)] if self.eot_id in ids else ids
-
-    def _write(self, offs: Iterable[_Off]) -> None:
-        """Continues each prompt with each of these sets of blocks off, unless that has been done.
-
-        Nothing after a failure: text to look at must not cost a job that has been trained.
-        """
-        missing = [off for off in dict.fromkeys(offs) if off not in self._written]
-        try:
-            for off in () if self._has_failed else missing:
-                self._written[off] = self._continuations(off)
-        except _FAILURES as error:
-            if isinstance(self.token_losses, FSDPModule):
-                raise  # the other processes wait for this one
-            self._has_failed = True
-            logger.warning("no samples.json: writing text failed (%r)", error)
-
-    def _continuations(self, off: _Off) -> list[list[int]]:
-        self.routed.model.eval()
+    def _continuations(self) -> list[list[int]]:
+        """What the model as it is makes of each prompt."""
         # `generate` needs no padding for prompts of one length.
         by_length: dict[int, list[int]] = {}
         for index, prompt in enumerate(self.prompts):
             by_length.setdefault(len(prompt.ids), []).append(index)
-        size = self.batch_sequences
+        size = self.config.batch_sequences
         batches = [
             of_length[first : first + size]
             for of_length in by_length.values()
@@ -220,18 +178,17 @@ class Sampler:
         ]
         found: dict[int, list[int]] = {}
         for number, indices in enumerate(batches):
-            with seeded(self.seed, number), self.routed.blocks_off(off):
-                drawn = self._draw([self.prompts[index] for index in indices])
-            found |= zip(indices, drawn, strict=True)
+            with seeded(self.seed, number):
+                found |= zip(indices, self._draw([self.prompts[i] for i in indices]), strict=True)
         return [found[index] for index in range(len(self.prompts))]
 
     def _draw(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Continuations of prompts of one length, padded with the end-of-text token."""
         ids_NT = torch.tensor([[*self.begin, *p.ids] for p in prompts])
         ids_NT = ids_NT.to(self.token_losses.device)
-        num_drawn = min(self.sample_tokens, self.sequence_length - len(prompts[0].ids))
         known = set(self.tokenizer.get_vocab().values())
         unknown = [i for i in range(self.routed.model.config.vocab_size) if i not in known]
+        room = self.sequence_length - len(prompts[0].ids)
         config = GenerationConfig(
             do_sample=True,
             temperature=TEMPERATURE,
@@ -240,7 +197,7 @@ class Sampler:
             top_k=0,
             top_p=1.0,
             repetition_penalty=1.0,
-            max_new_tokens=num_drawn,
+            max_new_tokens=min(self.config.sample_tokens, room),
             eos_token_id=self.eot_id,
             pad_token_id=self.eot_id,
             suppress_tokens=unknown or None,

@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from gr_sweep.errors import ConfigError
-from gr_sweep.eval.removal import WithoutDomain, domain_views, served_networks
+from gr_sweep.eval.removal import Off, WithoutDomain, networks_of, served_networks
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
@@ -32,10 +32,6 @@ _NORMAL_95 = 1.96
 
 TaskResults = tuple[dict[str, float], dict[str, tuple[float, float]]]
 """Metrics, and 95 % intervals, by key."""
-
-_Views = tuple[list[str], list[tuple[int, ...]], contextlib.AbstractContextManager[None]]
-"""Names of equal views, the blocks that are off in each of their networks, and where they are
-read."""
 
 
 def load_tasks(names: Sequence[str], seed: int) -> Any:
@@ -92,12 +88,19 @@ def task_metrics(
     from lm_eval.models.huggingface import HFLM
 
     class ViewOfModel(HFLM):  # type: ignore[misc]
+        served: Sequence[Off] = ()
+        """The networks that are mixed; none for the model as it is."""
+
         def _model_call(self, inps: Tensor, *_: Any, **__: Any) -> Tensor:
+            def logits_NTV() -> Tensor:
+                with torch.no_grad():
+                    return token_losses.call(lambda: routed.model(input_ids=inps).logits)
+
             each = []
-            for off in self.networks:
-                with torch.no_grad(), routed.blocks_off(off) if off else contextlib.nullcontext():
-                    each.append(token_losses.call(lambda: routed.model(input_ids=inps).logits))
-            return each[0] if len(each) == 1 else mixed_log_probabilities(each, inps)
+            for off in self.served:
+                with routed.blocks_off(off):
+                    each.append(logits_NTV())
+            return mixed_log_probabilities(each, inps) if each else logits_NTV()
 
     routed.model.eval()
     lm = ViewOfModel(
@@ -105,11 +108,21 @@ def task_metrics(
     )
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
-    for views, lm.networks, context in _views(routed, recovered):
-        with context, contextlib.redirect_stderr(io.StringIO()):
+
+    def read(views: Sequence[str]) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):
             found = evaluate(lm, tasks, limit=limit, bootstrap_iters=_RESAMPLES, log_samples=False)
         for view in views:
             _add(found["results"], view, metrics, intervals)
+
+    for network, views in networks_of(routed.plan, recovers=recovered is not None).items():
+        names = [f"{view}/{part}".rstrip("/") for view, part in views if view is not View.off]
+        if names:
+            with network.active(routed, recovered):
+                read(names)
+    if len(routed.plan.blocks) > 1:
+        lm.served = served_networks(routed.plan)
+        read([View.served.value])
     return metrics, intervals
 
 
@@ -149,23 +162,6 @@ def _task(name: str) -> Any:
         folder = Path(name).parent
         content["dataset_kwargs"]["data_files"] = {k: str(folder / v) for k, v in files.items()}
     return content
-
-
-def _views(routed: RoutedModel, recovered: WithoutDomain | None) -> Iterator[_Views]:
-    plan, anywhere = routed.plan, contextlib.nullcontext()
-    yield [View.full.value], [()], anywhere
-    if len(plan.blocks) > 1:
-        yield [View.served.value], served_networks(plan), anywhere
-    removed, kept = domain_views(plan)
-    # If keeping a domain switches off the same blocks, it is the recovered model too.
-    of_recovered = {off: part for _, part, off in removed} if recovered is not None else {}
-    names: dict[tuple[tuple[int, ...], str | None], list[str]] = {}
-    for view, part, off in [*kept, *removed]:
-        without = part if of_recovered and view is View.removed else of_recovered.get(off)
-        names.setdefault((off, without), []).append(f"{view.value}/{part}")
-    for (off, without), views in names.items():
-        is_plain = recovered is None or without is None
-        yield views, [off], anywhere if is_plain else recovered(without)  # type: ignore[arg-type,misc]
 
 
 def mixed_log_probabilities(logits_KNTV: Sequence[Tensor], ids_NT: Tensor) -> Tensor:

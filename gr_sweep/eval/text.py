@@ -3,7 +3,6 @@
 That is recovery, calibration, relearning and unlearning. N rows, T tokens that a row predicts.
 """
 
-import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,86 +10,26 @@ from fractions import Fraction
 
 import numpy as np
 
-from gr_sweep.config import EvalConfig
 from gr_sweep.data.shards import Shard
 from gr_sweep.data.streams import Mixture, Stream
 from gr_sweep.domains import expand
-from gr_sweep.errors import DataError
 
 Rows = Callable[[int], np.ndarray]
-"""From the number of a step to its token ids, int64 [N, T + 1]."""
-
-
-class TextWindows:
-    """Windows of the documents of some shards, which take turns row by row.
-
-    Everything follows from the seed and the number of the step. The windows of a shard are those of
-    a `Stream`.
-    """
-
-    def __init__(
-        self,
-        shards: Sequence[Shard],
-        *,
-        sequence_length: int,
-        seed: int,
-        documents: int | None = None,
-        purpose: str = "",
-    ) -> None:
-        """
-        Args:
-            sequence_length: T; less if a shard has less text.
-            documents: at most this many, drawn at random and divided evenly over the shards, at
-                least one of each; None: all.
-            purpose: the windows differ between purposes.
-
-        Raises:
-            DataError: a shard without text.
-        """
-        self._seeds = [seed, zlib.crc32(purpose.encode())]
-        random = np.random.default_rng(self._seeds)
-        chosen = []
-        for number, shard in enumerate(shards):
-            order = random.permutation(shard.num_documents)
-            if documents is not None:
-                # The first shards get one more if they do not divide.
-                count = documents // len(shards) + (number < documents % len(shards))
-                order = order[: max(1, count)]
-            chosen.append(shard.subset(order))
-        sizes = [shard.num_tokens for shard in chosen]
-        if min(sizes, default=0) < 2:
-            raise DataError("a domain has no training text to attack, calibrate or unlearn with")
-        self.sequence_length = min(sequence_length, min(sizes) - 1)
-        streams = [
-            Stream(shard, self.sequence_length, (seed, purpose, number))
-            for number, shard in enumerate(chosen)
-        ]
-        self._windows = Mixture(streams, [Fraction(1)] * len(streams))
-        self.num_windows = sum(stream.num_windows for stream in streams)
-        """Of one pass through the text."""
-
-    def rows(self, step: int, num_rows: int) -> np.ndarray:
-        """Token ids int64 [N, T + 1] of a step: inputs `[:, :-1]`, targets `[:, 1:]`."""
-        return self._read(range(step * num_rows, (step + 1) * num_rows))
-
-    def sample(self, num_rows: int) -> np.ndarray:
-        """At most this many rows, drawn from the whole text and not from few documents."""
-        chosen = np.random.default_rng(self._seeds).permutation(self.num_windows)[:num_rows]
-        return self._read(np.sort(chosen).tolist())
-
-    def _read(self, windows: Sequence[int]) -> np.ndarray:
-        rows_NT1 = np.empty((len(windows), self.sequence_length + 1), dtype=np.int64)
-        for window, row_T1 in zip(windows, rows_NT1, strict=True):
-            self._windows.read(window, row_T1)
-        return rows_NT1
+"""From the number of a step to its token ids, int64 [N, T + 1]: inputs `[:, :-1]`, targets
+`[:, 1:]`."""
 
 
 @dataclass(frozen=True)
 class TrainingText:
-    """The training text of a job by true domain."""
+    """The training text of a job by true domain.
+
+    It is read in windows, of which the domains asked for take turns. Everything follows from the
+    seed, the purpose and the number of the step.
+    """
 
     shards: Mapping[str, Shard]
     sequence_length: int
+    """T; less if a domain has less text."""
     batch_sequences: int
     """Rows of a step of recovery and unlearning."""
     seed: int
@@ -102,29 +41,65 @@ class TrainingText:
         gone = expand([part], list(self.shards))
         return [d for d in self.shards if d not in gone and self.weights.get(d, 1.0) > 0]
 
-    def rows(self, purpose: str, domains: Sequence[str]) -> Rows:
-        """The rows of each step, from all text of these domains."""
-        return functools.partial(
-            self._windows(purpose, domains).rows, num_rows=self.batch_sequences
-        )
+    def rows(
+        self,
+        purpose: str,
+        domains: Sequence[str],
+        *,
+        documents: int | None = None,
+        num_rows: int | None = None,
+    ) -> Rows:
+        """The rows of each step.
 
-    def attack_rows(self, domains: Sequence[str], config: EvalConfig) -> Rows:
-        """The rows of each step of the attack, from few documents that are drawn at random."""
-        windows = self._windows("relearn", domains, config.relearn_documents)
-        return functools.partial(windows.rows, num_rows=config.relearn_batch_sequences)
+        Args:
+            documents: at most this many are read, drawn at random and divided evenly over the
+                domains, at least one of each; None: all.
+            num_rows: N; None: `batch_sequences`.
+        """
+        windows = _Windows(self, purpose, domains, documents)
+        count = num_rows or self.batch_sequences
+        return lambda step: windows.read(range(step * count, (step + 1) * count))
 
     def sample(self, purpose: str, domains: Sequence[str], num_tokens: int) -> np.ndarray:
-        """Windows [N, T + 1] of about this many tokens, or of all text if it is less."""
-        windows = self._windows(purpose, domains)
-        return windows.sample(max(1, num_tokens // windows.sequence_length))
+        """Windows [N, T + 1] of about this many tokens, drawn from the whole text and not from few
+        documents; all of it if it is less."""
+        windows = _Windows(self, purpose, domains)
+        order = np.random.default_rng(windows.seeds).permutation(windows.num_windows)
+        return windows.read(np.sort(order[: max(1, num_tokens // windows.length)]).tolist())
 
-    def _windows(
-        self, purpose: str, domains: Sequence[str], documents: int | None = None
-    ) -> TextWindows:
-        return TextWindows(
-            [self.shards[domain] for domain in domains],
-            sequence_length=self.sequence_length,
-            seed=self.seed,
-            documents=documents,
-            purpose=purpose,
-        )
+
+class _Windows:
+    """The windows of some domains, numbered through all passes over the text."""
+
+    def __init__(
+        self,
+        text: TrainingText,
+        purpose: str,
+        domains: Sequence[str],
+        documents: int | None = None,
+    ) -> None:
+        self.seeds = [text.seed, zlib.crc32(purpose.encode())]
+        random = np.random.default_rng(self.seeds)
+        chosen = []
+        for number, domain in enumerate(domains):
+            shard = text.shards[domain]
+            order = random.permutation(shard.num_documents)
+            if documents is not None:
+                # The first domains get one more if they do not divide.
+                count = documents // len(domains) + (number < documents % len(domains))
+                order = order[: max(1, count)]
+            chosen.append(shard.subset(order))
+        self.length = min(text.sequence_length, *(shard.num_tokens - 1 for shard in chosen))
+        streams = [
+            Stream(shard, self.length, (text.seed, purpose, number))
+            for number, shard in enumerate(chosen)
+        ]
+        self._mixture = Mixture(streams, [Fraction(1)] * len(streams))
+        self.num_windows = sum(stream.num_windows for stream in streams)
+        """Of one pass through the text."""
+
+    def read(self, numbers: Sequence[int]) -> np.ndarray:
+        rows_NT1 = np.empty((len(numbers), self.length + 1), dtype=np.int64)
+        for number, row_T1 in zip(numbers, rows_NT1, strict=True):
+            self._mixture.read(number, row_T1)
+        return rows_NT1

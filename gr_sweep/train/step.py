@@ -161,7 +161,7 @@ def train_step(
         config: precision, clipping and `block_lr`.
         check: called before the update, which does not happen if it raises.
     """
-    losses_L: Tensor | None = None
+    losses = []
     for index, (tokens_NS, part) in enumerate(zip(micro_batches, rows, strict=True)):
         if isinstance(forward, FSDPModule):
             # Gradients are summed over copies of the model once a step, and the weights outside of
@@ -180,9 +180,8 @@ def train_step(
         for group in routed.row_groups(counts, step=step, rows=part):
             sizes[group.domain] += group.count
         by_label = losses_NT.split([sizes[label] for label in counts])
-        found_L = torch.stack([of_label.sum() for of_label in by_label])
-        losses_L = found_L if losses_L is None else losses_L + found_L
-    assert losses_L is not None
+        losses.append(torch.stack([of_label.sum() for of_label in by_label]))
+    losses_L = functools.reduce(torch.add, losses)
     result = StepResult(losses_L, routed.clip_grad_norm_(config.max_norm))
     check(result)
     update(optimizer, routed, config.block_lr)

@@ -1,30 +1,21 @@
-import functools
-
 import pytest
 import torch
 
 from gr_sweep.eval.finetune import fine_tune
 from gr_sweep.eval.relearn import randomize_blocks, relearn_losses
-from gr_sweep.eval.text import TextWindows
 from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
-from tests.eval.tiny import DOMAINS, are_equal, held_out, make_routed, shard, state_of
+from tests.eval.tiny import DOMAINS, are_equal, held_out, make_routed, state_of, text
 from tests.model.tiny import tiny_model
-
-
-def rows_of(*domains: str, documents: int | None = None):
-    text = [shard(domain) for domain in domains]
-    windows = TextWindows(text, sequence_length=8, seed=0, documents=documents)
-    return functools.partial(windows.rows, num_rows=6)
 
 
 def attack(routed, **changes):
     options = dict(view=View.full, part="biology", num_steps=25, lrs=[1e-3, 1e-2], seed=0)
-    rows = rows_of("biology", documents=6)
-    text = held_out().only(["biology"])
-    return relearn_losses(TokenLosses(routed), text, rows, **options | changes)
+    rows = text().rows("", ["biology"], documents=6)
+    of_biology = held_out().only(["biology"])
+    return relearn_losses(TokenLosses(routed), of_biology, rows, **options | changes)
 
 
 STEP = 6 * 8
@@ -38,7 +29,7 @@ def loss_of(rows, lr: float, step: int) -> float:
 
 def test_an_attack_teaches_a_model_what_it_never_saw_and_leaves_it_as_it_was():
     routed = make_routed()
-    fine_tune(TokenLosses(routed), rows_of("code", "creative"), 40, lr=1e-2, seed=0)
+    fine_tune(TokenLosses(routed), text().rows("", ["code", "creative"]), 40, lr=1e-2, seed=0)
     before = state_of(routed.model)
     rows = attack(routed)
     assert are_equal(before, routed.model.state_dict())

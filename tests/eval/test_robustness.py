@@ -4,7 +4,6 @@ import torch
 from gr_sweep.config import EvalConfig
 from gr_sweep.eval.relearn import randomize_blocks
 from gr_sweep.eval.robustness import recovery, robustness_losses
-from gr_sweep.eval.text import TrainingText
 from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
 from tests.eval.tiny import (
@@ -13,13 +12,9 @@ from tests.eval.tiny import (
     held_out,
     make_routed,
     mean_losses,
-    shards,
     state_of,
+    text,
 )
-
-
-def text(**options) -> TrainingText:
-    return TrainingText(shards(), sequence_length=8, batch_sequences=6, seed=0, **options)
 
 
 def rows_without(part: str):

@@ -3,38 +3,35 @@ import contextlib
 import pytest
 import torch
 
+from gr_sweep.config import EvalConfig
 from gr_sweep.eval.finetune import seeded
-from gr_sweep.eval.removal import domain_views, removal_losses
+from gr_sweep.eval.removal import views_of
 from gr_sweep.eval.samples import MIN_P, TEMPERATURE, Prompt, Sampler, choose_prompts
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
-from tests.eval.tiny import (
-    DOMAINS,
-    LENGTH,
-    Letters,
-    held_out,
-    make_routed,
-    shards,
-    state_of,
-)
+from tests.eval.tiny import DOMAINS, LENGTH, Letters, make_routed, shards, state_of
 
 EOT = 0
 
 
-def prompts_of(number: int = 2, **options) -> list[Prompt]:
-    settings = {"prompt_tokens": 3, "sample_tokens": 9, "sequence_length": 2 * LENGTH} | options
-    return choose_prompts(shards(8, seed=1), number=number, **settings)
+def prompts_of(samples: int = 2, sequence_length: int = 2 * LENGTH, **options) -> list[Prompt]:
+    settings = {"sample_prompt_tokens": 3, "sample_tokens": 9} | options
+    config = EvalConfig(samples=samples, **settings)
+    return choose_prompts(shards(8, seed=1), config, sequence_length)
 
 
-def make_sampler(routed: RoutedModel, prompts: list[Prompt] | None = None, **options) -> Sampler:
-    settings = {
-        "tokenizer": Letters(), "begin": [EOT], "eot_id": EOT, "sample_tokens": 9,
-        "sequence_length": 2 * LENGTH,
-        "batch_sequences": 16, "seed": 5,
-    } | options  # fmt: skip
+def sample(routed: RoutedModel, prompts: list[Prompt] | None = None, seed: int = 5, recover=None):
     return Sampler(
-        routed, TokenLosses(routed), prompts_of() if prompts is None else prompts, **settings
-    )
+        routed=routed,
+        token_losses=TokenLosses(routed),
+        prompts=prompts_of() if prompts is None else prompts,
+        config=EvalConfig(sample_tokens=9, batch_sequences=16),
+        tokenizer=Letters(),
+        begin=[EOT],
+        eot_id=EOT,
+        sequence_length=2 * LENGTH,
+        seed=seed,
+    ).sample(recover=recover)
 
 
 def texts(content: dict) -> dict[tuple[str, str, str | None], tuple[str, str]]:
@@ -73,34 +70,30 @@ def slowly(routed: RoutedModel, prompts: list[Prompt], num_tokens: int) -> list[
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [
-        ("peers", {"attn_shared": 0.25}),
-        ("forget", {"forget": ["biology"]}),
-    ],
+    [("peers", {"attn_shared": 0.25}), ("forget", {"forget": ["biology"]})],
 )
 def test_every_variant_writes_what_the_model_says_token_by_token(kind, options):
     routed = make_routed(kind, **options)
     routed.model.double()
     prompts = prompts_of(1)
-    found = texts(make_sampler(routed, prompts).sample())
-    removed, kept = domain_views(routed.plan)
-    assert len(found) == len(prompts) * (1 + len(removed) + len(kept))
-    views = [("full", None, ()), *((v.value, part, off) for v, part, off in [*removed, *kept])]
+    found = texts(sample(routed, prompts))
+    views = views_of(routed.plan)
+    assert len(found) == len(prompts) * len(views)
     for view, part, off in views:
         with routed.blocks_off(off):
             expected = slowly(routed, prompts, 9)
-        assert [found[name_of(prompt), view, part] for prompt in prompts] == expected
+        assert [found[name_of(prompt), view, part or None] for prompt in prompts] == expected
     assert {end for _, end in found.values()} == {"length", "end_of_text"}
 
 
 def test_text_follows_from_the_seed():
     routed = make_routed("forget", forget=["biology"])
-    first = make_sampler(routed).sample()
-    assert make_sampler(routed).sample() == first
-    assert texts(make_sampler(routed, seed=6).sample()) != texts(first)
+    first = sample(routed)
+    assert sample(routed) == first
+    assert texts(sample(routed, seed=6)) != texts(first)
 
 
-def test_text_without_a_domain_is_of_the_recovered_model_and_costs_no_recovery_of_its_own():
+def test_text_without_a_domain_is_of_the_recovered_model():
     routed = make_routed("forget", forget=["biology"])
     entered = []
 
@@ -114,22 +107,15 @@ def test_text_without_a_domain_is_of_the_recovered_model_and_costs_no_recovery_o
         yield
         routed.model.load_state_dict(before)
 
-    plain = texts(make_sampler(routed).sample())
-    sampler = make_sampler(routed)
-    recover = sampler.recovering(recovered)
-    for _ in range(2):
-        removal_losses(routed, TokenLosses(routed), held_out(), recovered=recover)
-    found = texts(sampler.sample())
-    assert entered == ["biology"] * 2
+    plain, found = texts(sample(routed)), texts(sample(routed, recover=recovered))
+    assert entered == ["biology"]
     with recovered("biology"):
-        inside = texts(make_sampler(routed).sample())
-    assert plain.keys() == found.keys()
+        inside = texts(sample(routed))
     for key, written in found.items():
         # What is left without biology is what keeping code alone leaves.
         is_recovered = key[1:] not in [("full", None), ("kept", "biology")]
         assert written == (inside if is_recovered else plain)[key]
     assert found != plain
-    assert sampler.recovering(None) is None
 
 
 def test_prompts_are_the_beginnings_of_the_first_documents_that_are_long_enough():
@@ -144,7 +130,7 @@ def test_prompts_are_the_beginnings_of_the_first_documents_that_are_long_enough(
             assert [*prompt.ids, *prompt.follows] == shard.document(index)[: 3 + 9].tolist()
             assert len(prompt.ids) == 3
     # No longer than what the model was trained on.
-    for prompt in prompts_of(3, sequence_length=8, prompt_tokens=100, sample_tokens=100):
+    for prompt in prompts_of(3, 8, sample_prompt_tokens=100, sample_tokens=100):
         assert (len(prompt.ids), len(prompt.follows)) == (4, 4)
 
 
@@ -156,6 +142,6 @@ def test_failed_sampling_does_not_fail_the_job(
 
     routed = make_routed("peers")
     monkeypatch.setattr(routed.model, "generate", out_of_memory)
-    assert make_sampler(routed).sample() is None
+    assert sample(routed) is None
     [record] = caplog.records
     assert "no samples.json" in record.getMessage() and "20.00 GiB" in record.getMessage()

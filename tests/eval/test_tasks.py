@@ -1,6 +1,5 @@
 """Tasks of lm-evaluation-harness: the served view, and a job and its export that agree."""
 
-import contextlib
 import importlib.util
 import json
 import subprocess
@@ -10,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gr_sweep.eval.tasks import _add, _views, mixed_log_probabilities
-from tests.eval.tiny import make_routed
+from gr_sweep.eval.tasks import _add, mixed_log_probabilities
 from tests.program import Program
 
 has_harness = pytest.mark.skipif(
@@ -47,27 +45,6 @@ def test_numbers_of_numpy_are_results_and_standard_errors_too():
     _add({"t": found}, "full", metrics, intervals)
     assert metrics == {"task/t/full/mcc": 0.5, "task/t/full/f1@a": 1.0}
     assert intervals == {"task/t/full/mcc": (0.5 - 1.96 / 4, 0.5 + 1.96 / 4)}
-
-
-def test_a_recovery_is_run_once_for_all_views_of_its_network():
-    """As in `removal_losses`: under `forget` keeping code is removing biology."""
-    routed, runs = make_routed("forget", forget=["biology"]), []
-
-    @contextlib.contextmanager
-    def recovered(part):
-        runs.append(part)
-        yield
-
-    read = {}
-    for names, _, context in _views(routed, recovered):
-        before = len(runs)
-        with context:
-            read |= dict.fromkeys(names, len(runs) > before)
-    assert runs == ["biology"]
-    after = {"kept/code", "kept/creative", "removed/biology"}
-    assert read == {"full": False, "served": False, "kept/biology": False} | dict.fromkeys(
-        after, True
-    )
 
 
 TASK = """

@@ -54,10 +54,8 @@ def test_a_trained_model_forgets_one_text_and_keeps_the_other_until_it_is_restor
         assert changed(before, routed.model) == {
             f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)
         }
-        assert all(parameter.grad is None for parameter in routed.model.parameters())
     assert after[1] > first[1] + 1 and after[0] < first[0] + 0.2
     assert are_equal(before, routed.model.state_dict())
-    assert all(parameter.requires_grad for parameter in routed.model.parameters())
 
 
 def test_unlearning_is_rmu_by_hand():

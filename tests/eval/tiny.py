@@ -8,6 +8,7 @@ import torch
 from gr_sweep.data.heldout import heldout_documents
 from gr_sweep.data.shards import Shard
 from gr_sweep.eval.loss import HeldoutBatches
+from gr_sweep.eval.text import TrainingText
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
@@ -37,6 +38,10 @@ def shard(domain: str, num_documents: int = 24, seed: int = 0) -> Shard:
 
 def shards(num_documents: int = 24, seed: int = 0) -> dict[str, Shard]:
     return {domain: shard(domain, num_documents, seed) for domain in DOMAINS}
+
+
+def text(**options) -> TrainingText:
+    return TrainingText(shards(), sequence_length=LENGTH, batch_sequences=6, seed=0, **options)
 
 
 def held_out(batch_sequences: int = 16, **options) -> HeldoutBatches:
