@@ -28,7 +28,7 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.planning import Phase, phases_of
 from gr_sweep.train import loop
 from gr_sweep.train.loop import TrainState
-from gr_sweep.train.optim import make_optimizer, make_schedule
+from gr_sweep.train.optim import learning_rate, make_optimizer
 from gr_sweep.train.signals import Stopped
 from gr_sweep.train.step import train_step
 from tests import jobs
@@ -64,17 +64,22 @@ def weights_of(model) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
+def set_rate(optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
 def in_phases(config, data, routed) -> list[dict[str, Tensor]]:
     """Trains the model; its weights at the begin of each phase and at the end."""
     optimizer = make_optimizer(routed.model, config.train)
     lengths = [phase.stop - phase.start for phase in phases_of(config)]
-    schedule = make_schedule(optimizer, lengths, config.train)
     trainer: Any = SimpleNamespace(optimizer=optimizer, state=TrainState())
     found = []
     for phase in begun_phases(config, routed, trainer):
         found.append(weights_of(routed.model))
         batches = make_batches(config, data, phase=phase)
         for step in range(phase.start, phase.stop):
+            set_rate(optimizer, learning_rate(step, lengths, config.train))
             train_step(
                 routed,
                 TokenLosses(routed),
@@ -86,7 +91,6 @@ def in_phases(config, data, routed) -> list[dict[str, Tensor]]:
                 tokens_per_step=batches.tokens_per_step,
                 config=config.train,
             )
-            schedule.step()
             trainer.state.step += 1
     return [*found, weights_of(routed.model)]
 
@@ -94,12 +98,13 @@ def in_phases(config, data, routed) -> list[dict[str, Tensor]]:
 def plain_loop(model, config, phase: Phase, batches, learning) -> None:
     """Trains what `learning` gives views of; all else gets no gradient and stays as it is."""
     optimizer = make_optimizer(model, config.train)
-    schedule = make_schedule(optimizer, [phase.stop - phase.start], config.train)
     learns = {}
     for name, parameter in model.named_parameters():
         learns[name] = torch.zeros_like(parameter, dtype=torch.bool)
         learning(name, learns[name]).fill_(True)
+    length = phase.stop - phase.start
     for step in range(phase.start, phase.stop):
+        set_rate(optimizer, learning_rate(step - phase.start, [length], config.train))
         rows_NS = torch.from_numpy(batches.step(step))
         logits_NTV, targets_NT = model(rows_NS[:, :-1]).logits, rows_NS[:, 1:]
         cross_entropy(logits_NTV.flatten(0, 1), targets_NT.flatten()).backward()
@@ -110,7 +115,6 @@ def plain_loop(model, config, phase: Phase, batches, learning) -> None:
         optimizer.step()
         for name, parameter in model.named_parameters():
             parameter.data = torch.where(learns[name], parameter.data, before[name])
-        schedule.step()
         optimizer.zero_grad()
 
 

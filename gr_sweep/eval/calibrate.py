@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
 
 from gr_sweep.eval.loss import Losses
 from gr_sweep.model.loss import IGNORED, TokenLosses, capped, chunk_positions
@@ -57,7 +58,15 @@ def fitted_bias(
     vocab_size = weight_VD.shape[0]
     exact = torch.promote_types(weight_VD.dtype, torch.float32)
     bias_V = torch.zeros(vocab_size, dtype=torch.float64, device=hidden_PD.device)
-    predicted_V = _mean_prediction(hidden_PD, weight_VD, bias_V.to(exact), token_losses.cap)
+
+    def predict() -> Tensor:
+        """The model's mean probabilities [V] over the positions, float64."""
+        total_V = torch.zeros_like(bias_V)
+        for logits_CV in _logits(token_losses, hidden_PD, weight_VD, bias_V.to(exact)):
+            total_V += logits_CV.softmax(-1).sum(0).double()
+        return total_V / hidden_PD.shape[0]
+
+    predicted_V = predict()
     counts_V = torch.bincount(ids_MS[:, 1:].flatten(), minlength=vocab_size).double()
     prior_V = PRIOR_TOKENS * vocab_size * predicted_V
     text_V = (counts_V + prior_V) / (counts_V + prior_V).sum()
@@ -68,7 +77,7 @@ def fitted_bias(
         bias_V += step_V
         if float((text_V * step_V).sum()) < tolerance:
             break
-        predicted_V = _mean_prediction(hidden_PD, weight_VD, bias_V.to(exact), token_losses.cap)
+        predicted_V = predict()
     return bias_V.to(exact)
 
 
@@ -79,15 +88,11 @@ def calibrated(token_losses: TokenLosses, bias_V: Tensor) -> Losses:
     @torch.no_grad()
     def losses(ids_MT: Tensor, targets_MT: Tensor) -> tuple[Tensor, Tensor]:
         hidden_PD = _hidden(token_losses, ids_MT, targets_MT).flatten(0, 1)
-        targets_P = targets_MT.flatten()
+        chunks = _logits(token_losses, hidden_PD, weight_VD, bias_V)
+        targets = targets_MT.flatten().split(_chunk(weight_VD))
         found = [
-            torch.nn.functional.cross_entropy(
-                _logits(hidden_PD[chunk], weight_VD, bias_V, token_losses.cap),
-                targets_P[chunk],
-                ignore_index=IGNORED,
-                reduction="none",
-            )
-            for chunk in _chunks(hidden_PD.shape[0], weight_VD)
+            cross_entropy(logits_CV, targets_C, ignore_index=IGNORED, reduction="none")
+            for logits_CV, targets_C in zip(chunks, targets, strict=True)
         ]
         losses_MT = torch.cat(found).view(targets_MT.shape)
         return losses_MT.sum(), losses_MT
@@ -117,31 +122,20 @@ def _hidden(token_losses: TokenLosses, ids_NT: Tensor, targets_NT: Tensor) -> Te
 
     modules = [token_losses.model.base_model, *(each.A for each in _adapters(token_losses))]
     hooks = [module.register_forward_hook(catch) for module in modules]
-    try:
-        token_losses(ids_NT, targets_NT)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    token_losses(ids_NT, targets_NT)
+    for hook in hooks:
+        hook.remove()
     return torch.cat(caught, -1) / token_losses.divisor
 
 
-def _mean_prediction(
-    hidden_PD: Tensor, weight_VD: Tensor, bias_V: Tensor, cap: float | None
-) -> Tensor:
-    """The model's mean probabilities [V] over the positions, float64."""
-    total_V = torch.zeros(weight_VD.shape[0], dtype=torch.float64, device=hidden_PD.device)
-    for chunk in _chunks(hidden_PD.shape[0], weight_VD):
-        logits_CV = _logits(hidden_PD[chunk], weight_VD, bias_V, cap)
-        total_V += logits_CV.softmax(-1).sum(0).double()
-    return total_V / hidden_PD.shape[0]
+def _logits(
+    token_losses: TokenLosses, hidden_PD: Tensor, weight_VD: Tensor, bias_V: Tensor
+) -> Iterator[Tensor]:
+    """[C, V] of each chunk, float32 or wider; the product is in autocast's type where it is on."""
+    for hidden_CD in hidden_PD.split(_chunk(weight_VD)):
+        logits_CV = (hidden_CD.to(weight_VD.dtype) @ weight_VD.t()).to(bias_V.dtype)
+        yield capped(logits_CV, token_losses.cap) + bias_V
 
 
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor, cap: float | None) -> Tensor:
-    """In float32 or wider; the product in autocast's type where autocast is on."""
-    return capped((hidden_CD.to(weight_VD.dtype) @ weight_VD.t()).to(bias_V.dtype), cap) + bias_V
-
-
-def _chunks(num_positions: int, weight_VD: Tensor) -> Iterator[slice]:
-    most = chunk_positions(weight_VD.shape[0], weight_VD.device.type)
-    for start in range(0, num_positions, most):
-        yield slice(start, start + most)
+def _chunk(weight_VD: Tensor) -> int:
+    return chunk_positions(weight_VD.shape[0], weight_VD.device.type)

@@ -7,7 +7,7 @@ N rows, T positions, D residual width.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gr_sweep.eval.finetune import restored, warmup
+from gr_sweep.eval.text import Rows
 from gr_sweep.model.families import family_of
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.units import decoder_layers
@@ -34,8 +35,8 @@ of them are read."""
 @contextlib.contextmanager
 def unlearned(
     token_losses: TokenLosses,
-    forget_rows: Callable[[int], np.ndarray],
-    retain_rows: Callable[[int], np.ndarray],
+    forget_rows: Rows,
+    retain_rows: Rows,
     num_steps: int,
     *,
     seed: int,
@@ -48,7 +49,7 @@ def unlearned(
     the original model), where u is fixed, uniform in 0..1 and normalised.
 
     Args:
-        forget_rows, retain_rows: token ids int64 [N, S] of each step.
+        forget_rows, retain_rows: token ids of each step.
         lr: of AdamW. They and SGTM use 5e-5, which changes nothing at a few million parameters;
             training's own rate unlearns in about a hundred steps.
     """
@@ -56,15 +57,28 @@ def unlearned(
     family = family_of(model.config)
     layers = decoder_layers(model)
     last = max(1, len(layers) // 2) - 1
-    updated = layers[max(0, last + 1 - LAYERS) : last + 1]
     name = f"{family.mixture}.experts.down_proj"
     if family.mixture is None:
         name = f"{family.linears[MLP].row}.weight"
+    updated = layers[max(0, last + 1 - LAYERS) : last + 1]
     weights: list[Any] = [layer.get_parameter(name) for layer in updated]
+    caught: list[Any] = []
+    hook = layers[last].register_forward_hook(lambda module, inputs, output: caught.append(output))
 
     def read(rows_NS: np.ndarray) -> Tensor:
-        ids_NT = torch.from_numpy(rows_NS[:, :-1]).to(token_losses.device)
-        return activations(token_losses, layers[last], ids_NT)
+        """The output of the layer [N, T, D], in float32 or wider."""
+        token_losses.hidden_states(torch.from_numpy(rows_NS[:, :-1]).to(token_losses.device))
+        output = caught.pop()
+        found_NTD: Tensor = output[0] if isinstance(output, tuple) else output
+        return found_NTD.to(torch.promote_types(found_NTD.dtype, torch.float32))
+
+    @torch.no_grad()
+    def exchange() -> None:
+        """Exchanges the weights' values with those of `others`."""
+        for weight, other in zip(weights, others, strict=True):
+            value = weight.clone()
+            weight.copy_(other)
+            other.copy_(value)
 
     with restored(token_losses):
         model.eval()
@@ -79,47 +93,21 @@ def unlearned(
         )
         direction_D = (direction_D / direction_D.norm()).to(before_NTD)
         target_D = STEERING * before_NTD.norm(dim=-1).mean() * direction_D
-        frozen = [weight.detach().clone() for weight in weights]
+        others = [weight.detach().clone() for weight in weights]
         optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
         for step in range(num_steps):
             for group in optimizer.param_groups:
                 group["lr"] = lr * warmup(step)
             retain = retain_rows(step)
-            with torch.no_grad(), _exchanged(weights, frozen):
+            exchange()  # for the weights before
+            with torch.no_grad():
                 retained_NTD = read(retain)
+            exchange()
             forget_NTD = read(forget_rows(step))
             loss = nn.functional.mse_loss(forget_NTD, target_D.expand_as(forget_NTD))
             loss = loss + RETAIN_WEIGHT * nn.functional.mse_loss(read(retain), retained_NTD)
             (loss / token_losses.num_processes).backward()
             optimizer.step()
             optimizer.zero_grad()
-        yield
-
-
-def activations(token_losses: TokenLosses, layer: nn.Module, ids_NT: Tensor) -> Tensor:
-    """The output of the layer [N, T, D], in float32 or wider."""
-    caught: list[Tensor] = []
-
-    def catch(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        caught.append(output[0] if isinstance(output, tuple) else output)
-
-    hook = layer.register_forward_hook(catch)
-    try:
-        token_losses.hidden_states(ids_NT)
-    finally:
         hook.remove()
-    (found_NTD,) = caught
-    return found_NTD.to(torch.promote_types(found_NTD.dtype, torch.float32))
-
-
-@contextlib.contextmanager
-def _exchanged(weights: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, the weights have the others' values, in place."""
-    own = [weight.detach().clone() for weight in weights]
-    try:
-        for weight, other in zip(weights, others, strict=True):
-            weight.copy_(other)
         yield
-    finally:
-        for weight, value in zip(weights, own, strict=True):
-            weight.copy_(value)

@@ -126,7 +126,7 @@ class Checkpoints:
             self._processes.from_main(begin)
             # Returns when every process has written and synced its file.
             with _dcp():
-                save(tensors, storage_writer=_Writer(partial), no_dist=self._is_alone)
+                save(tensors, storage_writer=FileSystemWriter(partial), no_dist=self._is_alone)
             self._processes.from_main(end)
         finally:
             if self._processes.is_main:
@@ -235,19 +235,6 @@ def _verify(path: Path) -> dict[str, Any]:
     return about
 
 
-class _Writer(FileSystemWriter):
-    """Raises the system's error where torch.save says `unexpected pos`, as on a full disk."""
-
-    def write_data(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().write_data(*args, **kwargs)
-        except RuntimeError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, OSError):
-                cause = cause.__context__
-            raise (cause or error) from None
-
-
 class _Reader(FileSystemReader):
     """Reads a checkpoint without running code that its table may name."""
 
@@ -273,4 +260,9 @@ def _dcp() -> Iterator[None]:
         try:
             yield
         except CheckpointException as failure:
-            raise next(iter(failure.failures.values()))[0] from failure
+            error: BaseException = next(iter(failure.failures.values()))[0]
+            # torch.save says `unexpected pos` where the system finds the disk full.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise (cause or error) from failure

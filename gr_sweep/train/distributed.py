@@ -91,8 +91,8 @@ def rows_of(rank: int, world_size: int, num_rows: int, num_micro_batches: int) -
     """Those of a step's rows that a process computes, for each micro-batch.
 
     Micro-batch k has the rows k, k + num_micro_batches, ...: rows are sorted by domain and by what
-    is off, so micro-batches are alike, and a compiler makes few graphs. Of each, a process has a
-    contiguous, equal share, which has the fewest row groups.
+    is off, so micro-batches are alike. Of each, a process has a contiguous, equal share, which has
+    the fewest row groups.
 
     Raises:
         ConfigError: the rows do not divide evenly over several processes.
@@ -124,20 +124,13 @@ class Processes:
         """`group`: that of `connect`, which exchanges Python objects."""
         self.rank = 0 if here is None else here.rank
         self.world_size = 1 if here is None else here.world_size
+        self.is_main = self.rank == 0
+        """Whether this process prints, logs and writes."""
+        self.are_several = self.world_size > 1
         self._place = here
         self._group = group
         self._end = ""
         """Why no more values are exchanged; empty while they are."""
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process prints, logs and writes."""
-        return self.rank == 0
-
-    @property
-    def are_several(self) -> bool:
-        """Whether there are other processes."""
-        return self.world_size > 1
 
     def from_main(self, work: Callable[[], Value]) -> Value:
         """Calls `work` on rank 0 and returns its result, which must pickle, in every process."""
@@ -158,10 +151,7 @@ class Processes:
         return cast(Value, value)
 
     def main_first(self, work: Callable[[], Value]) -> Value:
-        """Calls `work` on rank 0 and then, when it is done, in the other processes.
-
-        For work that leaves files, which the others then find.
-        """
+        """Calls `work` on rank 0 and then in the other processes, which find the files it left."""
         results: list[Value] = []
         self.from_main(lambda: results.append(work()))
         return self.together(lambda: results[0] if self.is_main else work())
@@ -169,10 +159,9 @@ class Processes:
     def turns(self, values: Iterable[Value], size: int) -> Iterator[tuple[int, list[Value], bool]]:
         """Divides values into batches of `size`, which the processes take in turn.
 
-        Yields:
-            The number of the batch's first value, the batch, and whether it is this process's own.
-            All get as many, because they compute together: where too few batches are left, the
-            others get one again that is not theirs.
+        Yields the number of the batch's first value, the batch, and whether it is this process's
+        own. All get as many, because they compute together: where too few batches are left, the
+        others get one again that is not theirs.
         """
         remaining, start = iter(values), 0
         while read := list(itertools.islice(remaining, size * self.world_size)):

@@ -30,7 +30,7 @@ from gr_sweep.routing.rows import dropped_share
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.distributed import Processes, rows_of
-from gr_sweep.train.optim import make_optimizer, make_schedule
+from gr_sweep.train.optim import learning_rate, make_optimizer
 from gr_sweep.train.signals import StopSignals
 from gr_sweep.train.step import Forward, StepResult, train_step, training_forward
 
@@ -68,11 +68,8 @@ class TrainState:
 def _prefetched(
     read: Callable[[int], list[np.ndarray]], steps: range, state: TrainState, device: torch.device
 ) -> Generator[list[Tensor], None, None]:
-    """The micro-batches of each step, on the device or being copied to it.
-
-    A thread reads the rows of the next step, `read(step)`, while the device computes the current
-    one. An error of the thread is raised in the step that needs the rows.
-    """
+    """The micro-batches of each step, on the device or being copied to it. A thread reads those of
+    the next step while the device computes; its error is raised in the step that needs them."""
 
     def to_device(rows_NS: Tensor) -> Tensor:
         # The host does not wait for a copy from pinned memory. The thread has no CUDA device set.
@@ -114,7 +111,7 @@ class Trainer:
     phases: Sequence[int] | None = None
     """Steps of each phase, each with its own schedule; None for one phase."""
     rewarm: float = 1.0
-    """As in `make_schedule`."""
+    """As in `learning_rate`."""
 
     batches: Batches = field(init=False)
     """Of the phase that is trained."""
@@ -137,8 +134,6 @@ class Trainer:
             DataError: a checkpoint of another run or plan.
         """
         self.optimizer = make_optimizer(self.routed.model, self.config)
-        phases = self.phases or [num_steps(self.config)]
-        self.schedule = make_schedule(self.optimizer, phases, self.config, rewarm=self.rewarm)
 
         def tensors(about: dict[str, Any]) -> dict[str, Tensor]:
             enter(about["state"]["step"])
@@ -150,10 +145,6 @@ class Trainer:
                 return
             if plan is not None and about["plan"] != plan.in_place().to_json():
                 raise DataError("the newest checkpoint has another plan; use another folder")
-            self.schedule.load_state_dict(about["schedule"])
-            rates = self.schedule.get_last_lr()
-            for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = lr
             self.state, self.plan = TrainState(**about["state"]), about["plan"]
 
         self.processes.together(resume)
@@ -161,9 +152,8 @@ class Trainer:
         self.processes.from_main(lambda: self.tracker.cut_back(step if step else -1))
 
     def run(self, batches: Batches, stop: int | None = None) -> None:
-        """Trains to step `stop`, or to the end of the run; saves a checkpoint there.
-
-        Every process must call this.
+        """Trains to step `stop`, or to the end of the run, in every process; saves a checkpoint
+        there.
 
         Raises:
             JobError: a loss or gradient that is not finite.
@@ -185,12 +175,15 @@ class Trainer:
         forward = training_forward(self.token_losses, config)
         self.routed.model.train()
         eval_every = self.eval_every or math.ceil(total / 4)
+        phases = self.phases or [total]
         results, begin_s = list[StepResult](), state.train_s  # since the last row
         ahead = _prefetched(read, range(state.step, stop), state, self.device)
         with contextlib.closing(ahead) as steps, self.signals.deferred():
             while state.step < stop:
                 with state.timed("elapsed_s", "train_s"):
-                    lr = float(self.schedule.get_last_lr()[0])
+                    lr = learning_rate(state.step, phases, config, rewarm=self.rewarm)
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = lr
                     results.append(self._step(forward, next(steps), rows))
                     is_last = state.step == total
                     evaluates = is_last or _is_due(eval_every, state.step)
@@ -237,7 +230,6 @@ class Trainer:
             config=self.config,
             check=self._check,
         )
-        self.schedule.step()
         state.tokens += batches.num_rows * self.config.sequence_length
         state.step += 1
         return result
@@ -309,11 +301,7 @@ class Trainer:
         self.tracker.log(state.step, row | foreign_dropout(self.routed, batches.counts, steps))
 
     def _save(self) -> None:
-        about = {
-            "plan": self.routed.plan.in_place().to_json(),
-            "schedule": self.schedule.state_dict(),
-            "state": asdict(self.state),
-        }
+        about = {"plan": self.routed.plan.in_place().to_json(), "state": asdict(self.state)}
         tensors = tensors_of(self.routed.model, self.optimizer)
         self.checkpoints.save(self.state.step, about, tensors)
 

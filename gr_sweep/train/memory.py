@@ -28,8 +28,8 @@ class AllocatedBytes(TorchDispatchMode):
     """Counts every storage that an operation inside returns, until it is freed.
 
     A storage is counted once, however many views it has; operations that write into an argument
-    allocate nothing. Temporary memory within a kernel is not seen. Tensors from outside count only
-    if they were passed to `hold`.
+    allocate nothing. Not seen: temporary memory within a kernel, and tensors from outside that were
+    not passed to `hold`.
     """
 
     current: int
@@ -75,7 +75,6 @@ class AllocatedBytes(TorchDispatchMode):
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
             return args[0].fake_device  # every slice asks for it, several times
         result = func(*args, **(kwargs or {}))
-        # What writes into an argument or returns a view of one allocates nothing.
         given = {id(storage) for storage in _storages((args, kwargs))}
         for storage in _storages(result):
             if id(storage) not in given:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from gr_sweep.config import Schedule, TrainConfig
 from gr_sweep.model.route import RoutedModel
@@ -70,25 +69,16 @@ def lr_factor(step: int, num_steps: int, config: TrainConfig) -> float:
     return config.final_lr + (1 - config.final_lr) * left / max(1, decay)
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer,
-    phases: Sequence[int],
-    config: TrainConfig,
-    *,
-    rewarm: float = 1.0,
-) -> LambdaLR:
-    """The schedule over a whole run.
+def learning_rate(
+    step: int, phases: Sequence[int], config: TrainConfig, *, rewarm: float = 1.0
+) -> float:
+    """The learning rate in a step of the run, counted from 0.
 
     Args:
         phases: steps of each phase; the rate warms up and decays in each.
         rewarm: peak of every phase after the first, as a fraction of the first's.
     """
-    starts = list(itertools.accumulate(phases, initial=0))
-
-    def factor(step: int) -> float:
-        # LambdaLR also asks for the step after the last.
-        phase = min(bisect.bisect_right(starts, step), len(phases)) - 1
-        peak = rewarm if starts[phase] else 1.0
-        return peak * lr_factor(step - starts[phase], phases[phase], config)
-
-    return LambdaLR(optimizer, factor)
+    starts = [0, *itertools.accumulate(phases)]
+    phase = bisect.bisect_right(starts, step) - 1
+    peak = rewarm if starts[phase] else 1.0
+    return config.lr * (peak * lr_factor(step - starts[phase], phases[phase], config))

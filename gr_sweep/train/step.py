@@ -55,25 +55,22 @@ def is_bfloat16(device: torch.device, precision: Precision) -> bool:
 
 @functools.cache
 def cpu_has_bfloat16() -> bool:
-    """Whether this machine's CPU has instructions for bfloat16 products; of x86 alone, as others
-    were not measured.
-
-    Linux is asked: torch.cpu.get_capabilities is newer than the oldest torch that is supported.
-    """
+    """Whether this machine's x86 CPU has instructions for bfloat16 products; others were not
+    measured."""
+    # torch.cpu.get_capabilities is newer than the oldest torch that is supported.
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
 
 def shard(token_losses: TokenLosses, train: TrainConfig, device: torch.device) -> None:
-    """Shards parameters, gradients and optimizer state over all processes, in place (FSDP2).
+    """Shards parameters, gradients and optimizer state over all processes, in place (FSDP2; Zhao et
+    al. 2023, arXiv 2304.11277).
 
-    Zhao et al. 2023 (arXiv 2304.11277), as `torch.distributed.fsdp.fully_shard` implements it. A
-    layer's weights are gathered where it is computed and freed afterwards; with bfloat16 products
-    they are gathered in bfloat16, and the optimizer keeps float32. Gradients are summed in float32:
-    the loss is already divided by the number of tokens on all processes. By `train.mesh` neighbours
-    in rank share a copy: weights are gathered within a node where there is a copy for each node,
-    and only gradients are summed between nodes.
+    With bfloat16 products weights are gathered in bfloat16; the optimizer keeps float32. Gradients
+    are summed in float32: the loss is already divided by the number of tokens on all processes. In
+    a mesh of several copies neighbours in rank share one, so that weights are gathered within a
+    node and only gradients are summed between nodes.
     """
     replicas, shards = mesh_of(train.mesh, torch.distributed.get_world_size())
     shape = (shards,) if replicas == 1 else (replicas, shards)
