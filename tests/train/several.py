@@ -62,19 +62,11 @@ class Case:
     is_tied: bool = False
     family: str = "llama"
     core_frozen: bool = False
-    keeps_bfloat16: bool = True
-    """Whether frozen weights stay in the checkpoint's bfloat16 where products are in it."""
     adapters: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
 
 
 ADAPTERS = {"embed": 3, "unembed": 3, "attn": 1, "mlp": 3}
-FROZEN = Case(
-    *("both", 0.5),
-    core_frozen=True,
-    adapters={"embed": 3, "unembed": 3, "mlp": 3},
-    train={"precision": Precision.bfloat16},
-)
 CASES = {
     "both": Case("both", 0.5, adapters=ADAPTERS),
     "forget": Case("weight", 1.0, kind="forget"),
@@ -94,8 +86,12 @@ CASES = {
     "compiled": Case("both", 0.0, layers=(1, 2), train={"compile": True}),
     "replicated": Case("both", 0.5, adapters=ADAPTERS, train={"mesh": [2, 1]}),
     "mesh": Case("both", 0.5, adapters=ADAPTERS, train={"mesh": [2, 2]}),
-    "narrow": FROZEN,
-    "wide": replace(FROZEN, keeps_bfloat16=False),
+    "narrow": Case(
+        *("both", 0.5),
+        core_frozen=True,
+        adapters={"embed": 3, "unembed": 3, "mlp": 3},
+        train={"precision": Precision.bfloat16},
+    ),
     "bfloat16": Case("both", 0.5, adapters=ADAPTERS, train={"precision": Precision.bfloat16}),
 }
 FOUR = ("mesh",)
@@ -184,16 +180,14 @@ def train_case(
     case: Case,
     folder: Path,
     processes: Processes | None = None,
-    tracker: Rows | None = None,
+    *,
     signals: StopSignals | None = None,
     signal_in_step: int | None = None,
     between: Callable[[Trainer], None] | None = None,
 ) -> list[Any]:
     """Rows of a run of STEPS steps, resumed if the folder has a checkpoint. In `signal_in_step`
     this process gets SIGUSR2; `between` is called after half of the steps."""
-    processes = processes or Processes()
-    tracker = Rows() if tracker is None else tracker
-    cpu = torch.device("cpu")
+    processes, tracker, cpu = processes or Processes(), Rows(), torch.device("cpu")
     config = TrainConfig(
         **BATCH,
         **{"steps": STEPS, "log_every": 1, "checkpoint_every": 2, "max_norm": 0.5}
@@ -210,7 +204,7 @@ def train_case(
 
     routed.clip_grad_norm_ = clip_and_send  # type: ignore[method-assign]
     token_losses = TokenLosses(routed)
-    if is_bfloat16(cpu, config.precision) and case.keeps_bfloat16:
+    if is_bfloat16(cpu, config.precision):
         keep_bfloat16(routed.model)
     if processes.are_several:
         shard(token_losses, config, cpu)
@@ -268,23 +262,18 @@ def laid_again(folder: Path, processes: Processes) -> list[Any]:
 
 def raised_by(processes: Processes, work: Callable[[], Any]) -> list[str]:
     """What each process raises, by rank."""
+    said = "nothing"
     try:
         work()
-        said = "nothing"
-    except Exception as error:
+    except (Exception, Stopped) as error:
         said = f"{type(error).__name__}: {error}"
     everyone: list[Any] = [None] * processes.world_size
     torch.distributed.all_gather_object(everyone, said)
     return everyone
 
 
-def raises(error: Exception) -> None:
-    raise error
-
-
-def raises_beside(processes: Processes, error: Exception) -> None:
-    """Raises in every process except rank 0."""
-    if not processes.is_main:
+def fail(error: Exception | None) -> None:
+    if error is not None:
         raise error
 
 
@@ -306,32 +295,16 @@ def resumed(whole: Path, folder: Path, processes: Processes) -> list[Any]:
 def stopped(folder: Path, processes: Processes) -> list[Any]:
     """What each process raises in a run in which the last one gets a signal in step 1; then the
     names of the checkpoints, and the rows of the resumed run."""
-    signals, tracker = StopSignals(), Rows()
-    is_told = processes.rank == processes.world_size - 1
-    said = "not stopped"
-    try:
+    signals, case = StopSignals(), CASES["both"]
+    step = 1 if processes.rank == processes.world_size - 1 else None
+
+    def work() -> None:
         with signals.listening():
-            train_case(CASES["both"], folder, processes, tracker, signals, 1 if is_told else None)
-    except Stopped as error:
-        said = f"{error} after step {tracker[-1][0]}"
-    everyone: list[Any] = [None] * processes.world_size
-    torch.distributed.all_gather_object(everyone, said)
+            train_case(case, folder, processes, signals=signals, signal_in_step=step)
+
+    everyone = raised_by(processes, work)
     saved = processes.from_main(lambda: sorted(path.name for path in folder.iterdir()))
-    return [everyone, saved, train_case(CASES["both"], folder, processes)]
-
-
-def other_weights() -> list[str]:
-    """Names of the parameters whose deferred, sharded values are not those of a whole model."""
-    whole, _ = make_routed(CASES["both"])
-    routed, deferred = make_routed(CASES["both"], defers=True)
-    assert deferred is not None
-    token_losses = TokenLosses(routed)
-    shard(token_losses, TrainConfig(precision=Precision.float32), torch.device("cpu"))
-    deferred.fill(routed, token_losses, torch.device("cpu"))
-    found = {name: tensor.full_tensor() for name, tensor in routed.model.named_parameters()}
-    expected = dict(whole.model.named_parameters())
-    assert found.keys() == expected.keys()
-    return [name for name in found if not torch.equal(found[name], expected[name])]
+    return [everyone, saved, train_case(case, folder, processes)]
 
 
 def main(folder: Path, names: list[str]) -> None:
@@ -364,13 +337,13 @@ def more_results(folder: Path, processes: Processes) -> dict[str, Any]:
         "laid again": laid_again(folder / "laid again", processes),
         "resumed": resumed(folder / "both", folder / "resumed", processes),
         "stopped": stopped(folder / "stopped", processes),
-        "other weights": other_weights(),
     }
     diverges = Case("both", 0.5, train={"lr": 1e30, "max_norm": None})
+    bad, other = DataError("bad text"), None if processes.is_main else DataError("mine")
     for name, work in {
         "not finite": lambda: train_case(diverges, folder / "not finite", processes),
-        "told": lambda: processes.from_main(lambda: raises(DataError("bad text"))),
-        "one": lambda: processes.together(lambda: raises_beside(processes, DataError("mine"))),
+        "told": lambda: processes.from_main(lambda: fail(bad)),
+        "one": lambda: processes.together(lambda: fail(other)),
     }.items():
         results[name] = raised_by(processes, work)
     return results

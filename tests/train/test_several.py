@@ -56,13 +56,13 @@ def rows_of_two(two: Path, case: str) -> list:
     return json.loads((two / f"{case}.json").read_text())
 
 
-def assert_same_rows(found: list, expected: list, rtol: float = 1e-5) -> None:
+def assert_same_rows(found: list, expected: list) -> None:
     assert [step for step, _ in found] == [step for step, _ in expected]
     for (step, row), (_, other) in zip(found, expected, strict=True):
         assert row.keys() == other.keys()
         for key, value in row.items():
             if key not in ("time_s", "train/tokens_per_second"):
-                assert value == pytest.approx(other[key], rel=rtol), (step, key)
+                assert value == pytest.approx(other[key], rel=1e-5), (step, key)
 
 
 @pytest.mark.parametrize("case", ["both", "forget", "frozen", "replicated", "tied", "experts"])
@@ -87,10 +87,6 @@ def assert_same_as_one(two: Path, folder: Path, case: str) -> None:
         torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_sharded_weights_are_drawn_bit_by_bit_as_by_one_process(two):
-    assert rows_of_two(two, "other weights") == []
-
-
 @pytest.mark.slow
 def test_layers_compiled_one_by_one_are_graphs_without_a_break(two_slow, tmp_path):
     """One graph for the layer that the plan does not split, and one for those that it splits; with
@@ -100,45 +96,36 @@ def test_layers_compiled_one_by_one_are_graphs_without_a_break(two_slow, tmp_pat
     assert_same_rows(rows_of_two(two_slow, "compiled"), train_case(plain, tmp_path))
 
 
-def test_frozen_weights_in_bfloat16_change_no_number(two, tmp_path):
-    """And they are saved as by one process, whose other weights and activations are float32."""
-    narrow, wide = (rows_of_two(two, case) for case in ("narrow", "wide"))
-    assert_same_rows(narrow, wide, rtol=0)
-    one = train_case(CASES["narrow"], tmp_path)
-    for (_, row), (_, other) in zip(one, narrow, strict=True):
-        for key in row.keys() & {"train/loss", *(f"eval/{index}" for index in range(63))}:
-            assert other[key] == pytest.approx(row[key], rel=0.02), key
-    types, expected, of_wide = (
+def test_frozen_weights_stay_in_bfloat16_as_with_one_process(two, tmp_path):
+    assert_about_the_same(two, tmp_path, "narrow")
+    types, expected = (
         {name: x.dtype for name, x in saved_tensors(folder / "step_00000004").items()}
-        for folder in (two / "narrow", tmp_path, two / "wide")
+        for folder in (two / "narrow", tmp_path)
     )
-    assert types == expected
-    assert {*types.values()} - {*of_wide.values()} == {torch.bfloat16}
+    assert types == expected and torch.bfloat16 in types.values()
 
 
 @pytest.mark.slow
 def test_bfloat16_products_have_float32_weights_and_about_the_same_losses(two_slow, tmp_path):
     """FSDP's weights and what is between the products are bfloat16, autocast's products alone."""
-    expected, found = train_case(CASES["bfloat16"], tmp_path), rows_of_two(two_slow, "bfloat16")
-    for (_, row), (_, other) in zip(expected, found, strict=True):
-        for key in row.keys() & {"train/loss", *(f"eval/{index}" for index in range(63))}:
-            assert other[key] == pytest.approx(row[key], rel=0.02), key
+    assert_about_the_same(two_slow, tmp_path, "bfloat16")
     saved = saved_tensors(two_slow / "bfloat16" / "step_00000004")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
-def test_a_checkpoint_of_two_processes_goes_on_with_one(two, tmp_path):
+def assert_about_the_same(two: Path, folder: Path, case: str) -> None:
+    for (_, row), (_, other) in zip(
+        train_case(CASES[case], folder), rows_of_two(two, case), strict=True
+    ):
+        for key in row.keys() & {"train/loss", *(f"eval/{index}" for index in range(63))}:
+            assert other[key] == pytest.approx(row[key], rel=0.02), key
+
+
+def test_a_checkpoint_of_two_processes_goes_on_with_one_and_the_other_way_around(two, tmp_path):
     shutil.copytree(two / "both" / "step_00000002", tmp_path / "step_00000002")
-    found = train_case(CASES["both"], tmp_path)
-    assert found[0][0] == 3, "goes on after step 2"
-    whole = rows_of_two(two, "both")
-    assert_same_rows(found, [row for row in whole if row[0] > 2])
-
-
-def test_a_checkpoint_of_one_process_goes_on_with_two(two):
-    found = rows_of_two(two, "from one")
-    assert found[0][0] == 3, "goes on after step 2"
-    assert_same_rows(found, [row for row in rows_of_two(two, "both") if row[0] > 2])
+    after = [row for row in rows_of_two(two, "both") if row[0] > 2]
+    assert_same_rows(train_case(CASES["both"], tmp_path), after)
+    assert_same_rows(rows_of_two(two, "from one"), after)
 
 
 def test_two_processes_that_go_on_end_with_the_weights_of_two_that_were_never_stopped(two):
@@ -150,7 +137,7 @@ def test_two_processes_that_go_on_end_with_the_weights_of_two_that_were_never_st
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(two):
     everyone, saved, found = rows_of_two(two, "stopped")
-    assert everyone == ["stopped by SIGTERM after step 1", "stopped by SIGUSR2 after step 1"]
+    assert everyone == ["Stopped: stopped by SIGTERM", "Stopped: stopped by SIGUSR2"]
     assert saved[-1] == "step_00000001"
     assert [step for step, _ in found] == [2, 3, 4, 4]
     assert_same_tensors(two / "stopped", two / "both")
@@ -200,53 +187,33 @@ def test_what_one_process_raises_in_common_work_all_raise(two):
 
 
 PROGRAM = """
-import time
-from datetime import timedelta
 import torch
 import gr_sweep.train.distributed as distributed
 from gr_sweep.config import Device
 from gr_sweep.errors import GrSweepError
 
-who, how = int(sys.argv[1]), sys.argv[2]
-if how == "hangs":
-    distributed.TIMEOUT = timedelta(seconds=4)
 processes = distributed.connect()
 
-def act():
-    if how == "hangs":
-        time.sleep(60)
+def fail():
     raise ZeroDivisionError("a bug")
 
 try:
     with processes.joined(Device.cpu):
-        if how == "bug":
-            processes.from_main(act)  # the others wait for its result
-        elif processes.rank == who:
-            act()
-        processes.sum_(torch.ones(1))
+        processes.from_main(fail)  # the others wait for its result
 except GrSweepError as error:
-    is_resumable = getattr(error, "is_resumable", False)
-    open(str(processes.rank), "w").write(f"{is_resumable} {error}")
+    open("said", "w").write(f"{error.is_resumable} {error}")
     sys.exit(2)
 """
 
 
-@pytest.mark.parametrize(
-    ("who", "how", "said"),
-    [
-        (0, "bug", "True process 1 of 2 lost another one"),
-        pytest.param(1, "hangs", "True process 0 of 2 lost another one", marks=pytest.mark.slow),
-    ],
-)
-def test_an_error_of_one_process_ends_the_other_with_one_line(tmp_path, who, how, said):
+def test_a_bug_in_one_process_ends_the_other_with_one_line(tmp_path):
     """In a SLURM step without --kill-on-bad-exit."""
-    task = start_two(tmp_path, str(who), how, program=PROGRAM)
+    task = start_two(tmp_path, program=PROGRAM)
     try:
-        if how == "bug":
-            assert "ZeroDivisionError: a bug" in task.communicate(timeout=120)[1]
-        assert task.wait(120) == (1 if how == "bug" else 2)
-        assert (tmp_path / str(1 - who)).read_text().startswith(said)
+        assert "ZeroDivisionError: a bug" in task.communicate(timeout=120)[1]
+        assert task.wait(120) == 1
+        said = (tmp_path / "said").read_text()
+        assert said.startswith("True process 1 of 2 lost another one")
     finally:
         task.kill()
         kill_other(tmp_path)
-        task.communicate()
