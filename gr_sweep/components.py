@@ -25,9 +25,9 @@ from gr_sweep.data.rows import step_rows
 from gr_sweep.data.sources import check_hub
 from gr_sweep.domains import expand
 from gr_sweep.errors import JobError, PlanError
+from gr_sweep.eval.finetune import recovery
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import WithoutDomain
-from gr_sweep.eval.robustness import recovery
 from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.eval.tasks import TaskResults, load_tasks, task_metrics
 from gr_sweep.eval.text import TrainingText

@@ -14,7 +14,7 @@ from gr_sweep.model.route import route_model
 from gr_sweep.model.sizes import random_model
 from gr_sweep.routing.cover import CALL_MULTIPLY_ADDS
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.train.step import JobStep, make_step
+from gr_sweep.train.step import JobStep
 from tests.launch.jobs import make_config
 from tests.model.compare import gradients
 from tests.model.tiny import tiny_ids, tiny_model
@@ -43,7 +43,7 @@ def job_config(edges: str, **train) -> RunConfig:
 def job_step(config: RunConfig) -> JobStep:
     device = torch.device("cuda")
     model = random_model(named_config(config, vocab_size=400, eot_id=0), seed=0).to(device)
-    return make_step(lay_plan(model, config), config.train, step_rows(config), device)
+    return JobStep(lay_plan(model, config), config.train, step_rows(config), device)
 
 
 @pytest.mark.parametrize("cost", [0.0, float("inf")], ids=["sliced", "dense"])

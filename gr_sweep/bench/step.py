@@ -51,7 +51,7 @@ from gr_sweep.metrics.cost import peak_flops
 from gr_sweep.model.sizes import SIZES, random_model
 from gr_sweep.train.cost import num_parameters, train_flops_per_token
 from gr_sweep.train.memory import AllocatedBytes
-from gr_sweep.train.step import JobStep, make_step
+from gr_sweep.train.step import JobStep
 
 DOMAINS = ("code", "biology", "creative")
 PLANS = ("peers", "forget", "lattice")
@@ -183,7 +183,7 @@ def bench_step(
 def _make_case(model: Any, config: RunConfig, device: torch.device) -> _Case:
     counts, length = step_rows(config), config.train.sequence_length
     modules = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-    step = make_step(lay_plan(modules, config), config.train, counts, device)
+    step = JobStep(lay_plan(modules, config), config.train, counts, device)
     for tokens_NS in step.micro_batches:  # a GPU is faster on data that are all alike
         tokens_NS.random_(config.data.vocab_size)
     flops = train_flops_per_token(step.routed, counts, length) * sum(counts.values()) * length

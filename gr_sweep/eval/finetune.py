@@ -1,20 +1,23 @@
-"""Fine-tunes a model in place for some steps, and restores its weights afterwards, bit for bit.
+"""Fine-tunes a model in place for some steps, as after a removal, and restores its weights
+afterwards, bit for bit.
 
 N rows, S tokens of a row.
 """
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from gr_sweep.eval.removal import WithoutDomain
 from gr_sweep.eval.text import Rows
 from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.route import RoutedModel
 from gr_sweep.model.units import reshard
-
-Context = Callable[[], contextlib.AbstractContextManager[None]]
 
 WARMUP_STEPS = 10
 """Steps in which the learning rate rises from 0, because the optimizer starts without moments."""
@@ -22,6 +25,15 @@ MAX_NORM = 1.0
 """Global gradient norm that is clipped to."""
 BETAS = (0.9, 0.95)
 """AdamW's, as in training; without weight decay, so that what gets no gradient does not change."""
+
+RECOVERY_LR = 0.1
+"""Learning rate of the recovery as a fraction of training's peak: gradient routing's own (5e-4 and
+5e-5, projects/tinystories of its code)."""
+RECOVERY_READS = 8
+"""Evaluations of the recovery, at most, besides the one before it; the best weights count. Its code
+has one after each step."""
+RECOVERY_ROWS = 4
+"""Steps whose rows these read: the ones that would follow the recovery's."""
 
 
 def snapshot(model: nn.Module) -> Callable[[], None]:
@@ -72,7 +84,7 @@ def fine_tune(
     *,
     lr: float,
     seed: int,
-    routing: Context = contextlib.nullcontext,
+    routing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     after_step: Callable[[int], None] | None = None,
     micro_batch_sequences: int | None = None,
 ) -> None:
@@ -111,6 +123,79 @@ def fine_tune(
         model.eval()
         if after_step is not None:
             after_step(step + 1)
+
+
+def recovery(
+    routed: RoutedModel,
+    token_losses: TokenLosses,
+    rows_without: Callable[[str], Rows | None],
+    num_steps: int,
+    *,
+    lr: float,
+    seed: int,
+    micro_batch_sequences: int | None = None,
+) -> WithoutDomain | None:
+    """For each domain, the context in which the model without it was trained on the others' text.
+
+    This is the recovery of gradient routing's robust unlearning (Cloud et al. 2024, arXiv
+    2410.04332: expand, route, ablate, then train on retained text). The removed blocks are off in
+    each step and do not change; inside the context, switch them off too. Of the weights before,
+    between and after the steps those count that have the lowest loss on more of the others' text.
+    They are computed each time that a context is entered, with the same result.
+
+    Args:
+        rows_without: the rows of each step, for a domain; None if there is no other text.
+        lr: training's peak learning rate, of which the fraction `RECOVERY_LR` is used.
+
+    Returns:
+        None without steps, or if the plan has no domain that can be removed.
+    """
+    if not num_steps or not routed.plan.removable():
+        return None
+
+    @contextlib.contextmanager
+    def without(part: str) -> Iterator[None]:
+        rows = rows_without(part)
+        if rows is None:
+            yield
+            return
+        held_in = [rows(step) for step in range(num_steps, num_steps + RECOVERY_ROWS)]
+        every = math.ceil(num_steps / RECOVERY_READS)
+        lowest, take_best = math.inf, lambda: None
+
+        @torch.no_grad()
+        def read(step: int) -> None:
+            """Keeps the weights if their summed loss on the rows that choose them is the lowest."""
+            nonlocal lowest, take_best
+            if step % every and step != num_steps:
+                return
+            routed.model.eval()
+            losses = []
+            with routed.remove([part]):
+                for rows_NS in held_in:
+                    tokens_NS = torch.from_numpy(rows_NS).to(token_losses.device)
+                    for micro_NS in tokens_NS.split(micro_batch_sequences or len(tokens_NS)):
+                        losses.append(token_losses(micro_NS)[0])
+            found = float(torch.stack(losses).sum())
+            if step == 0 or found < lowest:
+                lowest, take_best = found, snapshot(token_losses)
+
+        with restored(token_losses):
+            read(0)
+            fine_tune(
+                token_losses,
+                rows,
+                num_steps,
+                lr=lr * RECOVERY_LR,
+                seed=seed,
+                routing=functools.partial(routed.remove, [part]),
+                after_step=read,
+                micro_batch_sequences=micro_batch_sequences,
+            )
+            take_best()
+            yield
+
+    return without
 
 
 def warmup(step: int) -> float:

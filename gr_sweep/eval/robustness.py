@@ -1,112 +1,36 @@
 """Robustness of a removal: attacks that bring the domain back, and removal without routing.
 
-Decides which models are tested and on which text; the other modules of this folder run the tests.
+The relearning attack fine-tunes the whole model on few documents of a domain, which undoes what
+only looks like forgetting. SGTM (Shilov et al. 2025, arXiv 2512.05648) and Cloud et al. 2024 (arXiv
+2410.04332) attack in the same way.
 """
 
 import contextlib
-import functools
-import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
 
 from gr_sweep.config import EvalConfig
 from gr_sweep.domains import expand
 from gr_sweep.eval.calibrate import calibrated, fitted_bias
-from gr_sweep.eval.finetune import fine_tune, restored, snapshot
+from gr_sweep.eval.finetune import fine_tune, restored
 from gr_sweep.eval.loss import HeldoutBatches, Losses
-from gr_sweep.eval.relearn import added_units_off, randomize_blocks, relearn_losses
 from gr_sweep.eval.removal import WithoutDomain
-from gr_sweep.eval.text import Rows, TrainingText
+from gr_sweep.eval.text import TrainingText
 from gr_sweep.eval.unlearn import unlearned
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, View
+from gr_sweep.model.adapters import adapted_modules
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel
+from gr_sweep.model.units import unsharded
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_TOKENS = 16_384
 """Training text of a domain that the bias on the logits is fitted to, at most."""
-RECOVERY_LR = 0.1
-"""Learning rate of the recovery as a fraction of training's peak: gradient routing's own (5e-4 and
-5e-5, projects/tinystories of its code)."""
-RECOVERY_READS = 8
-"""Evaluations of the recovery, at most, besides the one before it; the best weights count. Its code
-has one after each step."""
-RECOVERY_ROWS = 4
-"""Steps whose rows these read: the ones that would follow the recovery's."""
-
-
-def recovery(
-    routed: RoutedModel,
-    token_losses: TokenLosses,
-    rows_without: Callable[[str], Rows | None],
-    num_steps: int,
-    *,
-    lr: float,
-    seed: int,
-    micro_batch_sequences: int | None = None,
-) -> WithoutDomain | None:
-    """For each domain, the context in which the model without it was trained on the others' text.
-
-    This is the recovery of gradient routing's robust unlearning (Cloud et al. 2024, arXiv
-    2410.04332: expand, route, ablate, then train on retained text). The removed blocks are off in
-    each step and do not change; inside the context, switch them off too. Of the weights before,
-    between and after the steps those count that have the lowest loss on more of the others' text.
-    They are computed each time that a context is entered, with the same result.
-
-    Args:
-        rows_without: the rows of each step, for a domain; None if there is no other text.
-        lr: training's peak learning rate, of which the fraction `RECOVERY_LR` is used.
-
-    Returns:
-        None without steps, or if the plan has no domain that can be removed.
-    """
-    if not num_steps or not routed.plan.removable():
-        return None
-
-    @contextlib.contextmanager
-    def without(part: str) -> Iterator[None]:
-        rows = rows_without(part)
-        if rows is None:
-            yield
-            return
-        held_in = [rows(step) for step in range(num_steps, num_steps + RECOVERY_ROWS)]
-        every = math.ceil(num_steps / RECOVERY_READS)
-        lowest, take_best = math.inf, lambda: None
-
-        @torch.no_grad()
-        def read(step: int) -> None:
-            """Keeps the weights if their summed loss on the rows that choose them is the lowest."""
-            nonlocal lowest, take_best
-            if step % every and step != num_steps:
-                return
-            routed.model.eval()
-            losses = []
-            with routed.remove([part]):
-                for rows_NS in held_in:
-                    tokens_NS = torch.from_numpy(rows_NS).to(token_losses.device)
-                    for micro_NS in tokens_NS.split(micro_batch_sequences or len(tokens_NS)):
-                        losses.append(token_losses(micro_NS)[0])
-            found = float(torch.stack(losses).sum())
-            if step == 0 or found < lowest:
-                lowest, take_best = found, snapshot(token_losses)
-
-        with restored(token_losses):
-            read(0)
-            fine_tune(
-                token_losses,
-                rows,
-                num_steps,
-                lr=lr * RECOVERY_LR,
-                seed=seed,
-                routing=functools.partial(routed.remove, [part]),
-                after_step=read,
-                micro_batch_sequences=micro_batch_sequences,
-            )
-            take_best()
-            yield
-
-    return without
 
 
 def robustness_losses(
@@ -194,22 +118,80 @@ class _Found:
         self.read(View(f"calibrated_{view}"), part, self.held_out.only(gone), losses)
 
     def attack(self, view: View, part: str) -> None:
-        config = self.config
-        if not config.relearn_steps:
+        """Held-out losses of the part while the model, with nothing off, is fine-tuned on it.
+
+        They are read before the attack, after 1, 2, 4, 8, ... steps and at the end: the first steps
+        teach most. Each learning rate starts from the same weights.
+        """
+        config, losses = self.config, self.token_losses
+        num_steps = config.relearn_steps
+        if not num_steps:
             return
         gone = expand([part], self.domains)
-        self.relearned += relearn_losses(
-            self.token_losses,
-            self.held_out.only(gone),
-            self.text.rows(
-                "relearn",
-                gone,
-                documents=config.relearn_documents,
-                num_rows=config.relearn_batch_sequences,
-            ),
-            view=view,
-            part=part,
-            num_steps=config.relearn_steps,
-            lrs=config.relearn_lrs,
-            seed=self.text.seed,
-        )
+        held_out = self.held_out.only(gone)
+        documents, num_rows = config.relearn_documents, config.relearn_batch_sequences
+        rows_of = self.text.rows("relearn", gone, documents=documents, num_rows=num_rows)
+        step_tokens = rows_of(0)[:, 1:].size
+
+        def add(found: Sequence[DocumentLoss], lr: float, step: int) -> None:
+            for row in found:
+                document = row.domain, row.document, row.loss_nats, row.tokens, row.bytes
+                self.relearned.append(RelearnLoss(view, part, lr, step * step_tokens, *document))
+
+        losses.model.eval()
+        before = held_out.losses(losses)
+        for lr in config.relearn_lrs:
+
+            def after_step(step: int, lr: float = lr) -> None:
+                if step.bit_count() == 1 or step == num_steps:
+                    add(held_out.losses(losses), lr, step)
+
+            logger.info("relearning %s with learning rate %g", part, lr)
+            add(before, lr, 0)
+            with restored(losses):
+                seed = self.text.seed
+                fine_tune(losses, rows_of, num_steps, lr=lr, seed=seed, after_step=after_step)
+
+
+@contextlib.contextmanager
+def added_units_off(routed: RoutedModel, part: str) -> Iterator[None]:
+    """Inside, adapter units of the blocks that removing `part` switches off add nothing and do not
+    learn. They are beside the model's own units: without them it is as large as a filtered one."""
+    removed, hooks = routed.plan.removed_by([part]), []
+    for kind, split, module in adapted_modules(routed.model, routed.plan):
+        mask_U = torch.ones(split.num_units)
+        for index in removed:
+            mask_U[split.slices(1)[index]] = 0.0
+
+        def masked(module: nn.Module, inputs: object, h: Tensor, mask_U: Tensor = mask_U) -> Tensor:
+            return h * mask_U.to(h)
+
+        hooks.append(module.get_submodule(f"adapter.{kind}.A").register_forward_hook(masked))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def randomize_blocks(routed: RoutedModel, part: str, seed: int) -> None:
+    """Gives the units of the blocks that removing `part` switches off new random weights.
+
+    As in a new model of the family, weights are normal with the config's `initializer_range` and
+    biases are 0. If processes share the parameters, all must call this inside `restored`, and the
+    weights are those that one process draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    std: float = routed.model.config.initializer_range
+    for linear in routed.unit_linears:
+        for parameter in linear.parameters:
+            dim = linear.dim(parameter)
+            with unsharded(parameter) as weight:
+                for index in routed.plan.removed_by([part]):
+                    units = linear.units[index]
+                    removed = weight.narrow(dim, units.start, units.stop - units.start)
+                    if removed.dim() == 1:
+                        removed.zero_()
+                    else:
+                        removed.copy_(torch.randn(removed.shape, generator=generator) * std)

@@ -47,7 +47,7 @@ from gr_sweep.train.cost import (
 )
 from gr_sweep.train.distributed import mesh_of, rows_of
 from gr_sweep.train.memory import AllocatedBytes
-from gr_sweep.train.step import JobStep, is_bfloat16, make_step, precision_context
+from gr_sweep.train.step import JobStep, is_bfloat16, precision_context
 
 GIB = 2**30
 
@@ -311,7 +311,7 @@ def _memory(
     sizes = [active_parameters(routed, found) for found in groups]
     parts = [parts[sizes.index(max(sizes))]] * min(2, len(parts))
     with _fake_process_group(target.world_size):
-        step = make_step(
+        step = JobStep(
             routed,
             train,
             counts,

@@ -186,17 +186,57 @@ def train_step(
     return result
 
 
-@dataclass(frozen=True)
 class JobStep:
-    """A job's training step with what it works on."""
+    """The steps that `train.loop.Trainer` takes with a model that is on `device` already."""
 
-    routed: RoutedModel
-    token_losses: TokenLosses
-    optimizer: torch.optim.Optimizer
-    micro_batches: list[Tensor]
-    """Token ids [N, S] that every step trains on; all 0 until someone fills them."""
-    run: Callable[[], None]
-    """The next step: forward, backward, clipping, optimizer."""
+    def __init__(
+        self,
+        routed: RoutedModel,
+        train: TrainConfig,
+        counts: Mapping[str, int],
+        device: torch.device,
+        world_size: int = 1,
+        *,
+        rows: Sequence[slice] | None = None,
+        device_type: str | None = None,
+    ) -> None:
+        """
+        Args:
+            counts: rows of a step by label, over all devices.
+            world_size: number of devices; of several, this is the first process of their group.
+            rows: of each micro-batch; None for those of a step.
+            device_type: as in `TokenLosses`.
+        """
+        self.routed, self._train, self._counts = routed, train, counts
+        self.token_losses = TokenLosses(routed, device_type=device_type)
+        num_rows, length = sum(counts.values()), train.sequence_length + 1
+        self._rows = rows or rows_of(0, world_size, num_rows, num_micro_batches(train))
+        if world_size > 1:
+            with unset_fake_temporarily():  # the mesh of devices is a real tensor
+                shard(self.token_losses, train, device)
+        routed.model.train()
+        self._forward = training_forward(self.token_losses, train)
+        self.optimizer = make_optimizer(routed.model, train)
+        self.micro_batches = [
+            torch.zeros(len(range(num_rows)[part]), length, dtype=torch.long, device=device)
+            for part in self._rows
+        ]
+        """Token ids [N, S] that every step trains on; all 0 until someone fills them."""
+        self._step = itertools.count()
+
+    def run(self) -> None:
+        """The next step: forward, backward, clipping, optimizer."""
+        train_step(
+            self.routed,
+            self._forward,
+            self.optimizer,
+            self.micro_batches,
+            self._counts,
+            rows=self._rows,
+            step=next(self._step),
+            tokens_per_step=self._train.batch_sequences * self._train.sequence_length,
+            config=self._train,
+        )
 
     def weights(self) -> list[Tensor]:
         """Parameters and buffers on this device."""
@@ -206,53 +246,3 @@ class JobStep:
         """The optimizer's tensors on this device; none before its first step."""
         values = (value for state in self.optimizer.state.values() for value in state.values())
         return [value for value in values if isinstance(value, Tensor)]
-
-
-def make_step(
-    routed: RoutedModel,
-    train: TrainConfig,
-    counts: Mapping[str, int],
-    device: torch.device,
-    world_size: int = 1,
-    *,
-    rows: Sequence[slice] | None = None,
-    device_type: str | None = None,
-) -> JobStep:
-    """The steps that `train.loop.Trainer` takes with a model that is on `device` already.
-
-    Args:
-        counts: rows of a step by label, over all devices.
-        world_size: number of devices; of several, this is the first process of their group.
-        rows: of each micro-batch; None for those of a step.
-        device_type: as in `TokenLosses`.
-    """
-    token_losses = TokenLosses(routed, device_type=device_type)
-    num_rows = sum(counts.values())
-    parts = rows or rows_of(0, world_size, num_rows, num_micro_batches(train))
-    if world_size > 1:
-        with unset_fake_temporarily():  # the mesh of devices is a real tensor
-            shard(token_losses, train, device)
-    routed.model.train()
-    forward = training_forward(token_losses, train)
-    optimizer = make_optimizer(routed.model, train)
-    length = train.sequence_length + 1
-    micro_batches = [
-        torch.zeros(len(range(num_rows)[part]), length, dtype=torch.long, device=device)
-        for part in parts
-    ]
-    steps = itertools.count()
-
-    def run() -> None:
-        train_step(
-            routed,
-            forward,
-            optimizer,
-            micro_batches,
-            counts,
-            rows=parts,
-            step=next(steps),
-            tokens_per_step=train.batch_sequences * train.sequence_length,
-            config=train,
-        )
-
-    return JobStep(routed, token_losses, optimizer, micro_batches, run)

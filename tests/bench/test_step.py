@@ -42,17 +42,18 @@ def test_steps_are_compared_with_the_dense_step():
 
 def test_a_setting_that_fails_or_has_no_time_is_left_out_and_named(monkeypatch, capsys):
     def failing(routed, *args):
-        made = make_step(routed, *args)
+        made = JobStep(routed, *args)
         if routed.route_weights.edges != "weight":
             return made
 
         def run() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
 
-        return replace(made, run=run)
+        made.run = run
+        return made
 
-    make_step = step.make_step
-    monkeypatch.setattr(step, "make_step", failing)
+    JobStep = step.JobStep
+    monkeypatch.setattr(step, "JobStep", failing)
     common = dict(train=TRAIN, vocab_size=300)
     configs = {DENSE: bench_config("tiny", **common)}
     for edges in ("weight", "both"):

@@ -3,8 +3,9 @@
 from typing import Any
 
 from gr_sweep.config import EvalConfig, Precision, TrainConfig
+from gr_sweep.eval.finetune import recovery
 from gr_sweep.eval.removal import removal_losses
-from gr_sweep.eval.robustness import recovery, robustness_losses
+from gr_sweep.eval.robustness import robustness_losses
 from gr_sweep.eval.samples import Sampler, choose_prompts
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.train.distributed import Processes

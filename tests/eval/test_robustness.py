@@ -2,10 +2,12 @@ import pytest
 import torch
 
 from gr_sweep.config import EvalConfig
-from gr_sweep.eval.relearn import randomize_blocks
-from gr_sweep.eval.robustness import recovery, robustness_losses
+from gr_sweep.eval.finetune import fine_tune, recovery
+from gr_sweep.eval.robustness import randomize_blocks, robustness_losses
 from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
+from gr_sweep.model.route import route_model
+from gr_sweep.routing.plan import RoutePlan
 from tests.eval.tiny import (
     DOMAINS,
     are_equal,
@@ -15,6 +17,7 @@ from tests.eval.tiny import (
     state_of,
     text,
 )
+from tests.model.tiny import tiny_model
 
 
 def rows_without(part: str):
@@ -139,3 +142,62 @@ def test_the_model_without_a_domain_is_attacked_as_it_was_recovered():
     assert losses[0][View.calibrated_full] == losses[1][View.calibrated_full]
     for view in (View.calibrated_removed, View.removed):
         assert losses[0][view] and losses[0][view] != losses[1][view]
+
+
+STEP = 6 * 8
+"""Tokens of a step of an attack."""
+
+
+def attack(routed, *lrs: float, steps: int) -> list:
+    config = settings(
+        calibrate=False, relearn_steps=steps, relearn_lrs=list(lrs), relearn_documents=6,
+        relearn_batch_sequences=6,
+    )  # fmt: skip
+    return found(routed, config, without=["biology"])[1]
+
+
+def test_an_attack_teaches_a_model_what_it_never_saw():
+    routed = make_routed()
+    losses = TokenLosses(routed)
+    fine_tune(losses, text().rows("", ["code", "creative"]), 40, lr=1e-2, seed=0)
+    rows = attack(routed, 1e-3, 1e-2, steps=25)
+    assert {(row.view, row.part, row.domain) for row in rows} == {(View.full, "biology", "biology")}
+    mean = {}
+    for lr in (1e-3, 1e-2):
+        for step in (0, 1, 2, 4, 8, 16, 25):
+            of = [row for row in rows if (row.lr, row.trained_tokens) == (lr, STEP * step)]
+            mean[lr, step] = sum(row.loss_nats for row in of) / sum(row.tokens for row in of)
+    assert len(rows) == len(mean) * len(of)
+    untouched = mean_losses(held_out().losses(losses))["biology"]
+    assert mean[1e-3, 0] == mean[1e-2, 0] == pytest.approx(untouched, rel=1e-6)
+    assert untouched - 0.05 > mean[1e-3, 25] > mean[1e-2, 25]
+
+
+def test_every_learning_rate_begins_with_the_same_weights():
+    """The first of them breaks the model, which stops nothing."""
+    alone = attack(make_routed(), 1e-2, steps=5)
+    together = attack(make_routed(), 1e30, 1e-2, steps=5)
+    assert alone == [row for row in together if row.lr == 1e-2]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])  # with biases
+def test_just_the_units_of_the_removed_block_are_put_back_at_random(family):
+    model = tiny_model(family)
+    adapters = {"embed": 2, "mlp": 3}
+    plan = RoutePlan.peers(model.config, domains=DOMAINS, attn_shared=0.5, adapters=adapters)
+    routed = route_model(model, plan, "both")
+    before = {name: [p.clone() for p in parts] for name, parts in routed.owner_sets().items()}
+    randomize_blocks(routed, "biology", seed=3)
+    for name, parts in routed.owner_sets().items():
+        same = [torch.equal(p, old) for p, old in zip(parts, before[name], strict=True)]
+        assert not any(same) if name == "biology" else all(same), name
+    parts = [part.clone() for part in routed.owner_sets()["biology"]]
+    assert all(not part.any() for part in parts if part.dim() == 1), "biases are 0"
+    drawn = torch.cat([part.flatten() for part in parts if part.dim() == 2])
+    expected = model.config.initializer_range
+    assert float(drawn.detach().std()) == pytest.approx(expected, rel=0.1)
+    assert abs(float(drawn.detach().mean())) < 0.1 * expected
+    for seed, is_same in ((3, True), (4, False)):
+        randomize_blocks(routed, "biology", seed)
+        again = routed.owner_sets()["biology"]
+        assert all(map(torch.equal, parts, again)) == is_same

@@ -18,7 +18,7 @@ from gr_sweep.config import (
 from gr_sweep.data.rows import step_rows
 from gr_sweep.model.sizes import random_model
 from gr_sweep.train.memory import AllocatedBytes
-from gr_sweep.train.step import make_step
+from gr_sweep.train.step import JobStep
 from tests.train.allocator import allocator_peak
 
 DOMAINS = ("code", "biology", "creative")
@@ -45,7 +45,7 @@ def measured_peak(config: RunConfig, world_size: int = 1) -> int:
     it."""
     model = random_model(named_config(config, vocab_size=400, eot_id=0), seed=0)
     counts = step_rows(config)
-    step = make_step(lay_plan(model, config), config.train, counts, torch.device("cpu"), world_size)
+    step = JobStep(lay_plan(model, config), config.train, counts, torch.device("cpu"), world_size)
     step.run()
     gc.collect()
     held = AllocatedBytes()

@@ -7,7 +7,7 @@ from gr_sweep.config import Precision, TrainConfig
 from gr_sweep.errors import PlanError
 from gr_sweep.model.route import route_model
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.train.step import cpu_has_bfloat16, is_bfloat16, make_step
+from gr_sweep.train.step import JobStep, cpu_has_bfloat16, is_bfloat16
 from tests.model.tiny import tiny_model
 
 
@@ -35,7 +35,7 @@ def test_a_frozen_core_stays_bit_for_bit_without_gradient_moments_or_decay(edges
         precision=Precision.float32,  # the model is float64
     )
     counts = {"code": 2, "biology": 2, "unlabelled": 2}
-    step = make_step(routed, train, counts, torch.device("cpu"))
+    step = JobStep(routed, train, counts, torch.device("cpu"))
     for _ in range(2):
         step.run()
     mixed = {id(p): linear for linear in routed.unit_linears for p in linear.parameters}
