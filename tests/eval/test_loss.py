@@ -64,6 +64,7 @@ def test_each_view_is_computed_once_and_the_full_model_not_again_where_it_is_kno
     assert len(token_losses.shapes) == 6
 
 
+@pytest.mark.slow
 def test_layers_that_are_compiled_for_training_are_not_compiled_for_reading():
     def refuse(graph, inputs):
         raise AssertionError("compiled")

@@ -1,6 +1,5 @@
 import contextlib
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from gr_sweep.data.heldout import HeldoutDocument
 from gr_sweep.eval.loss import HeldoutBatches
-from gr_sweep.eval.removal import is_lattice, removal_losses, served_losses
+from gr_sweep.eval.removal import removal_losses, served_losses
 from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import View
 from gr_sweep.model.loss import TokenLosses
@@ -18,11 +17,6 @@ from tests.eval.tiny import CPU, DOMAINS, held_out, make_routed, state_of
 from tests.model.tiny import tiny_model
 
 NESTED = ("biology", "biology/virology", "code")
-
-
-def plan_of(kind: str, domains=DOMAINS, **options) -> RoutePlan:
-    shape = SimpleNamespace(num_hidden_layers=1, intermediate_size=64, num_attention_heads=8)
-    return RoutePlan.make(kind, shape, domains=domains, **options)
 
 
 def test_blocks_of_a_lattice_are_each_switched_off_alone():
@@ -36,13 +30,6 @@ def test_blocks_of_a_lattice_are_each_switched_off_alone():
         alone = held_out().losses(TokenLosses(routed))
     found = [row.loss_nats for row in rows if (row.view, row.part) == (View.off, "code+biology")]
     assert found == pytest.approx([row.loss_nats for row in alone], rel=1e-6)
-
-
-def test_just_a_lattice_has_blocks_of_several_unrelated_owners():
-    assert is_lattice(plan_of("lattice"))
-    for kind, options in (("peers", {}), ("none", {}), ("forget", {"forget": ["code", "biology"]})):
-        assert not is_lattice(plan_of(kind, **options))
-    assert not is_lattice(plan_of("tree", ("biology", "biology/virology", "code")))
 
 
 @pytest.mark.parametrize(

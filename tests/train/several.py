@@ -10,11 +10,10 @@ import functools
 import itertools
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from gr_sweep.model.deferred import Deferred, deferred_random_model
 from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
-from gr_sweep.model.units import keep_bfloat16, reshard
+from gr_sweep.model.units import keep_bfloat16
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints
 from gr_sweep.train.distributed import Processes, connect
@@ -183,10 +182,9 @@ def train_case(
     *,
     signals: StopSignals | None = None,
     signal_in_step: int | None = None,
-    between: Callable[[Trainer], None] | None = None,
 ) -> list[Any]:
     """Rows of a run of STEPS steps, resumed if the folder has a checkpoint. In `signal_in_step`
-    this process gets SIGUSR2; `between` is called after half of the steps."""
+    this process gets SIGUSR2."""
     processes, tracker, cpu = processes or Processes(), Rows(), torch.device("cpu")
     config = TrainConfig(
         **BATCH,
@@ -232,32 +230,8 @@ def train_case(
         signals=signals or StopSignals(),
     )
     trainer.start(routed.plan)
-    if between is not None:
-        trainer.run(make_batches(), STEPS // 2)
-        between(trainer)
     trainer.run(make_batches())
     return list(tracker)
-
-
-def laid_again(folder: Path, processes: Processes) -> list[Any]:
-    """Rows of a run whose units, and the optimizer's moments, change places in the middle: after
-    an evaluation, which leaves some parameters gathered."""
-    case = CASES["both"]
-
-    def lay(trainer: Trainer) -> None:
-        routed, order = trainer.routed, np.random.default_rng(0)
-        splits = {
-            place: replace(split, order=tuple(order.permutation(split.num_units).tolist()))
-            for place, split in routed.plan.splits.items()
-        }
-        trainer.evaluate(False)
-        reshard(trainer.token_losses)
-        routed.lay(
-            replace(routed.plan, splits=splits), case.edges, foreign_dropout=case.foreign_dropout
-        )
-        routed.reorder_moments(trainer.optimizer)
-
-    return train_case(case, folder, processes, between=lay)
 
 
 def raised_by(processes: Processes, work: Callable[[], Any]) -> list[str]:
@@ -283,13 +257,6 @@ def graphs_and_breaks() -> list[int]:
     found = [counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())]
     counters.clear()
     return found
-
-
-def resumed(whole: Path, folder: Path, processes: Processes) -> list[Any]:
-    """Rows of a run that goes on from the middle of another one."""
-    name = f"step_{STEPS // 2:08d}"
-    processes.from_main(lambda: (shutil.copytree(whole / name, folder / name), None)[1])
-    return train_case(CASES[whole.name], folder, processes)
 
 
 def stopped(folder: Path, processes: Processes) -> list[Any]:
@@ -334,8 +301,6 @@ def main(folder: Path, names: list[str]) -> None:
 def more_results(folder: Path, processes: Processes) -> dict[str, Any]:
     results: dict[str, Any] = {
         "evaluation": evaluation.evaluate(processes),
-        "laid again": laid_again(folder / "laid again", processes),
-        "resumed": resumed(folder / "both", folder / "resumed", processes),
         "stopped": stopped(folder / "stopped", processes),
     }
     diverges = Case("both", 0.5, train={"lr": 1e30, "max_norm": None})
