@@ -21,10 +21,7 @@ Losses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 class HeldoutBatches:
     """Held-out text of all domains as batches on the device, to be read in every view of a model.
-
-    Windows are sorted by length, across domains, and a batch is as wide as its longest window, so
-    hardly any padding is computed.
-    """
+    Windows are sorted by length, across domains, so hardly any padding is computed."""
 
     def __init__(
         self,

@@ -51,9 +51,8 @@ def robustness_losses(
     that can be removed; of a filtered model (`without`) the full model, for each domain that it
     never saw; of another dense model the full model, and with `unlearn_steps` the model after each
     domain was unlearned. An attack starts with random units in the removed blocks, so that sizes
-    match, and with nothing off but their adapter units. Call it inside the precision of the losses;
-    the model is unchanged afterwards. Processes that share the parameters all call this and
-    get every row.
+    match, and with nothing off but their adapter units. The model is unchanged afterwards.
+    Processes that share the parameters all call this and get every row.
 
     Args:
         held_out: plain text of all domains.

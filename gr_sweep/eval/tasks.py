@@ -72,15 +72,11 @@ def task_metrics(
     recovered: WithoutDomain | None = None,
 ) -> TaskResults:
     """Results of the tasks by key (`registry.TASK`), and 95 % intervals from the harness's standard
-    errors.
-
-    The views are the full and the served model, each domain kept alone, and the model without each.
-    Processes that share the parameters all call this, and all compute every task.
+    errors, of the full and the served model, each domain kept alone, and the model without each.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         tasks: from `load_tasks`.
-        batch_size: sequences per forward pass.
         limit: documents of a task that are read; None reads all.
         recovered: as in `removal_losses`.
     """
@@ -92,28 +88,22 @@ def task_metrics(
         """The networks that are mixed; none for the model as it is."""
 
         def _model_call(self, inps: Tensor, *_: Any, **__: Any) -> Tensor:
-            def logits_NTV() -> Tensor:
-                with torch.no_grad():
-                    return token_losses.call(lambda: routed.model(input_ids=inps).logits)
-
             each = []
-            for off in self.served:
-                with routed.blocks_off(off):
-                    each.append(logits_NTV())
-            return mixed_log_probabilities(each, inps) if each else logits_NTV()
+            for off in self.served or [()]:
+                with torch.no_grad(), routed.blocks_off(off) if off else contextlib.nullcontext():
+                    each.append(token_losses.call(lambda: routed.model(input_ids=inps).logits))
+            return mixed_log_probabilities(each, inps) if self.served else each[0]
 
     routed.model.eval()
-    lm = ViewOfModel(
-        pretrained=routed.model, tokenizer=tokenizer, backend="causal", batch_size=batch_size
-    )
-    metrics: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
+    how = {"backend": "causal", "batch_size": batch_size}
+    lm = ViewOfModel(pretrained=routed.model, tokenizer=tokenizer, **how)
+    results: TaskResults = {}, {}
 
     def read(views: Sequence[str]) -> None:
         with contextlib.redirect_stderr(io.StringIO()):
             found = evaluate(lm, tasks, limit=limit, bootstrap_iters=_RESAMPLES, log_samples=False)
         for view in views:
-            _add(found["results"], view, metrics, intervals)
+            _add(found["results"], view, *results)
 
     for network, views in networks_of(routed.plan, recovers=recovered is not None).items():
         names = [f"{view}/{part}".rstrip("/") for view, part in views if view is not View.off]
@@ -123,7 +113,7 @@ def task_metrics(
     if len(routed.plan.blocks) > 1:
         lm.served = served_networks(routed.plan)
         read([View.served.value])
-    return metrics, intervals
+    return results
 
 
 def _add(
@@ -166,12 +156,7 @@ def _task(name: str) -> Any:
 
 def mixed_log_probabilities(logits_KNTV: Sequence[Tensor], ids_NT: Tensor) -> Tensor:
     """Log-probabilities of the next token under the networks, mixed by their posterior over the
-    tokens read so far, float32 (N, T, V): the served model, as `served_losses` defines it.
-
-    Args:
-        logits_KNTV: logits of each network.
-        ids_NT: the tokens that were read.
-    """
+    tokens read so far, float32 [N, T, V]: the served model, as `served_losses` defines it."""
     log_p_KNTV = torch.stack([logits.float().log_softmax(-1) for logits in logits_KNTV])
     next_KNT1 = ids_NT[None, :, 1:, None].expand(len(log_p_KNTV), -1, -1, -1)
     read_KNT = log_p_KNTV[:, :, :-1].gather(-1, next_KNT1).squeeze(-1).cumsum(-1)

@@ -49,7 +49,6 @@ def unlearned(
     the original model), where u is fixed, uniform in 0..1 and normalised.
 
     Args:
-        forget_rows, retain_rows: token ids of each step.
         lr: of AdamW. They and SGTM use 5e-5, which changes nothing at a few million parameters;
             training's own rate unlearns in about a hundred steps.
     """

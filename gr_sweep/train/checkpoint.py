@@ -57,11 +57,9 @@ _TABLE_NAMES = {
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything that training changes, by name: the tensors themselves, which loading fills.
-
-    A tied parameter appears once. An optimizer without state gets it, as zeros. Of a sharded model
-    these are the local shards.
-    """
+    """Everything that training changes, by name: the tensors themselves, which loading fills; of a
+    sharded model the local shards. A tied parameter appears once. An optimizer without state gets
+    it, as zeros."""
     found = _weights_of(model)
     state: Any = get_optimizer_state_dict(model, optimizer)["state"]
     for name, values in state.items():
@@ -181,15 +179,13 @@ class Checkpoints:
 
 
 def read_newest(folder: Path, model: nn.Module) -> dict[str, Any]:
-    """Loads a model's weights from the newest checkpoint, and returns what was saved with them.
-
-    For readers other than the job itself: changes nothing in the folder. In one process.
+    """Loads a model's weights from the newest checkpoint, in one process, and returns what was
+    saved with them. For readers other than the job itself: changes nothing in the folder.
 
     Raises:
         DataError: there is no checkpoint, or the newest cannot be read.
     """
-    whole = whole_checkpoints(folder)
-    if not whole:
+    if not (whole := whole_checkpoints(folder)):
         raise DataError(f"{folder} contains no checkpoint")
     _, path = whole[-1]
     try:

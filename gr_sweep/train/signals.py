@@ -62,13 +62,10 @@ class StopSignals:
             return
         self._stop = None
         found = {number: signal.getsignal(number) for number in SIGNALS}
-        # Ignored signals stay ignored (Ctrl-C, for a script in the background). A handler that was
-        # not set from Python is None and could not be put back.
-        self._replaced = {
-            number: handler
-            for number, handler in found.items()
-            if handler is not None and handler is not signal.SIG_IGN
-        }
+        # Ignored signals stay ignored (Ctrl-C, for a script in the background), and handlers that
+        # were not set from Python, which could not be put back.
+        stay = (None, signal.SIG_IGN)
+        self._replaced = {number: of for number, of in found.items() if of not in stay}
         try:
             for number in self._replaced:
                 signal.signal(number, self._handle)
