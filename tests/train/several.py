@@ -17,15 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from gr_sweep.config import Device, Precision, TrainConfig
 from gr_sweep.data.batches import Batches
-from gr_sweep.data.heldout import heldout_documents
-from gr_sweep.data.shards import Shard
 from gr_sweep.errors import DataError
-from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.model.deferred import Deferred, deferred_random_model
 from gr_sweep.model.loss import TokenLosses
@@ -39,11 +35,10 @@ from gr_sweep.train.loop import Trainer
 from gr_sweep.train.signals import Stopped, StopSignals
 from gr_sweep.train.step import is_bfloat16, precision_context, shard
 from tests.eval import several as evaluation
+from tests.eval.tiny import DOMAINS, VOCAB, held_out, shards
 from tests.model.tiny import tiny_model
 from tests.train.test_loop import Rows
 
-DOMAINS = ("code", "biology", "creative")
-VOCABULARY = 13
 # 27 hidden units and three layers: nothing divides by two but the heads.
 SHAPE = Size(16, 27, 3, 4, 4)
 STEPS = 4
@@ -100,7 +95,7 @@ SLOW = ("bfloat16", "compiled")
 
 def make_routed(case: Case, *, defers: bool = False) -> tuple[RoutedModel, Deferred | None]:
     """The routed model; with `defers` and random weights these come after it is sharded."""
-    config = llama_config(SHAPE, vocab_size=VOCABULARY, eot_id=0, sequence_length=8)
+    config = llama_config(SHAPE, vocab_size=VOCAB, eot_id=0, sequence_length=8)
     if case.family != "llama":
         config = tiny_model(case.family, num_hidden_layers=3).config
     config.tie_word_embeddings = case.is_tied
@@ -129,21 +124,11 @@ def make_routed(case: Case, *, defers: bool = False) -> tuple[RoutedModel, Defer
     return routed, deferred
 
 
-def documents(domain: str, lengths: list[int]) -> Shard:
-    """Random text."""
-    generator = np.random.default_rng([DOMAINS.index(domain), len(lengths)])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    tokens = generator.integers(1, VOCABULARY, offsets[-1]).astype(np.uint32)
-    tokens[offsets[1:] - 1] = 0
-    ids = generator.integers(0, 1 << 60, len(lengths)).astype(np.uint64)
-    return Shard.packed(tokens, offsets, np.full(len(lengths), 10), ids)
-
-
 def make_batches() -> Batches:
     """32 rows a step: 10 of each domain and two unlabelled ones. Each of two processes has some of
     biology's rows, so the foreign dropout of one row group is divided."""
     return Batches(
-        {domain: documents(domain, [9] * 40) for domain in DOMAINS},
+        shards(40),
         DOMAINS,
         weights={},
         unlabelled=0.0625,
@@ -151,27 +136,6 @@ def make_batches() -> Batches:
         batch_sequences=32,
         sequence_length=6,
         seed=0,
-    )
-
-
-def held_out(processes: Processes) -> HeldoutBatches:
-    """Nine windows in batches of four: they do not divide over two processes."""
-    texts = {
-        domain: heldout_documents(
-            documents(domain, [5, 8, 11]),
-            tokens=100,
-            document_tokens=100,
-            sequence_length=12,
-            begin=[0],
-        )
-        for domain in DOMAINS
-    }
-    return HeldoutBatches(
-        texts,
-        batch_sequences=4,
-        device=torch.device("cpu"),
-        rank=processes.rank,
-        world_size=processes.world_size,
     )
 
 
@@ -208,7 +172,7 @@ def train_case(
         shard(token_losses, config, cpu)
     if deferred is not None:
         deferred.fill(routed, token_losses, cpu)
-    windows = held_out(processes)
+    windows = held_out(4, rank=processes.rank, world_size=processes.world_size)
 
     def evaluate(is_last: bool) -> dict[str, float]:
         with precision_context(cpu, config.precision):

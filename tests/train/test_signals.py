@@ -59,21 +59,6 @@ def test_deferral_ends_with_its_block_or_with_a_second_ctrl_c():
     assert after == ["the step ends"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_that_was_raised_where_nobody_could_see_it_ends_the_run_all_the_same():
-    class Gone:
-        def __del__(self):
-            send(signal.SIGTERM)
-            for _ in range(1000):
-                pass  # handlers are called between two instructions, in here
-
-    after = []
-    with pytest.raises(Stopped), StopSignals().listening():
-        Gone()
-        after.append("the job ends")
-    assert after == ["the job ends"]
-
-
 def test_an_error_does_not_make_a_signal_forgotten():
     """Or else the sweep would go on with its next job."""
     signals = StopSignals()
