@@ -13,6 +13,7 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,23 +74,17 @@ def _weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {f"model.{name}": t for name, t in model.state_dict().items() if name not in tied}
 
 
+@dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one job, in a folder that all its processes see."""
+    """The checkpoints of one job, in a folder that all its processes see; each method is called by
+    all of them."""
 
-    def __init__(
-        self, folder: Path, *, keep: int, fingerprint: str, processes: Processes | None = None
-    ) -> None:
-        """
-        Args:
-            keep: number of checkpoints that are kept.
-            fingerprint: identifies the run; checkpoints of another run are refused.
-            processes: those of the job, all of which call each method.
-        """
-        self._folder = folder
-        self._keep = keep
-        self._fingerprint = fingerprint
-        self._processes = processes or Processes()
-        self._is_alone = not self._processes.are_several
+    folder: Path
+    keep: int
+    """Number of checkpoints that are kept."""
+    fingerprint: str
+    """Identifies the run; checkpoints of another run are refused."""
+    processes: Processes = field(default_factory=Processes)
 
     def save(self, step: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
         """Writes a checkpoint whole or not at all, then removes the oldest ones.
@@ -101,13 +96,13 @@ class Checkpoints:
         Raises:
             OSError: the disk is full; in the process that finds it so, and with DCP in all.
         """
-        path = self._folder / f"step_{step:08d}"
-        partial = self._folder / f".{path.name}.tmp"
+        path = self.folder / f"step_{step:08d}"
+        partial = self.folder / f".{path.name}.tmp"
 
         def begin() -> None:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            content = {"format": _FORMAT, "fingerprint": self._fingerprint, **about}
+            content = {"format": _FORMAT, "fingerprint": self.fingerprint, **about}
             write_whole(partial / _ABOUT, json.dumps(content) + "\n")
 
         def end() -> None:
@@ -116,18 +111,22 @@ class Checkpoints:
             if path.exists():
                 shutil.rmtree(path)
             partial.replace(path)
-            sync_folder(self._folder)
-            for _, old in whole_checkpoints(self._folder)[: -self._keep]:
+            sync_folder(self.folder)
+            for _, old in whole_checkpoints(self.folder)[: -self.keep]:
                 shutil.rmtree(old)
 
         try:
-            self._processes.from_main(begin)
+            self.processes.from_main(begin)
             # Returns when every process has written and synced its file.
             with _dcp():
-                save(tensors, storage_writer=FileSystemWriter(partial), no_dist=self._is_alone)
-            self._processes.from_main(end)
+                save(
+                    tensors,
+                    storage_writer=FileSystemWriter(partial),
+                    no_dist=not self.processes.are_several,
+                )
+            self.processes.from_main(end)
         finally:
-            if self._processes.is_main:
+            if self.processes.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
         return path
 
@@ -146,18 +145,20 @@ class Checkpoints:
         Raises:
             DataError: a checkpoint of another run or format; it stays as it is.
         """
-        newest = self._processes.from_main(self._newest)
+        newest = self.processes.from_main(self._newest)
         if newest is None:
             return None
         path, about = newest
         with _dcp():
-            load(tensors(about), storage_reader=_Reader(path), no_dist=self._is_alone)
+            load(
+                tensors(about), storage_reader=_Reader(path), no_dist=not self.processes.are_several
+            )
         return about
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
-        for partial in self._folder.glob(".step_*.tmp"):
+        for partial in self.folder.glob(".step_*.tmp"):
             shutil.rmtree(partial, ignore_errors=True)
-        for _, path in reversed(whole_checkpoints(self._folder)):
+        for _, path in reversed(whole_checkpoints(self.folder)):
             try:
                 about = _verify(path)
             except _DAMAGE as error:
@@ -169,7 +170,7 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 path.replace(aside)
                 continue
-            if about["fingerprint"] != self._fingerprint:
+            if about["fingerprint"] != self.fingerprint:
                 raise DataError(
                     f"{path} belongs to another run (config or data differ); remove the folder or "
                     "use another"
