@@ -6,6 +6,7 @@ among the jobs. Reads files only; never imports torch.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import Collection, Iterator, Sequence
@@ -17,15 +18,7 @@ from gr_sweep.errors import DataError
 from gr_sweep.files import content_digest
 from gr_sweep.jobdir import METRICS, ROUND, ROUNDS, SAMPLES, SUMMARY, job_folders, read_summary
 from gr_sweep.report.baselines import with_baselines
-from gr_sweep.report.sweep import (
-    DENSE,
-    ROUTED,
-    Job,
-    Sweep,
-    Unfinished,
-    shown,
-    varied_settings,
-)
+from gr_sweep.report.sweep import DENSE, ROUTED, Job, Sweep, Unfinished, shown, varied_settings
 from gr_sweep.tracking.jsonl import read_rows
 
 SEARCH = "search.json"
@@ -41,10 +34,6 @@ ROUND_NUMBERS = (
 """What a round.json must have."""
 _EDGES_ORDER = (DENSE, "none", "weight", "act", "both")
 _GROUPS_ORDER = (*(method.value for method in UNROUTED), ROUTED)
-_FROM_SUMMARY = (
-    "domains", "config", "metrics", "intervals", "environment", "fingerprints", "started",
-    "finished", "sweep", "title", "command", "files",
-)  # fmt: skip
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
 logger = logging.getLogger(__name__)
@@ -141,7 +130,7 @@ def _read_job(folder: Path, history: list[dict[str, Any]]) -> Job:
             history=history,
             rounds=_read_rounds(folder),
             samples=read_samples(folder, summary.get("files", {}).get(SAMPLES)),
-            **{name: summary[name] for name in _FROM_SUMMARY if name in summary},
+            **{of.name: summary[of.name] for of in dataclasses.fields(Job) if of.name in summary},
         )
         _ = job.tokens, job.edges, job.seed, job.is_control  # Its config has what is read of it.
         return job

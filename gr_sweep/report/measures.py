@@ -6,6 +6,7 @@ What a metric is called and what it means is in `gr_sweep.metrics.registry`. To 
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -216,15 +217,11 @@ def best_axes(jobs: Sequence[Job], wanted: Sequence[str] = ()) -> tuple[Measure,
     jobs have as have the most common one; the last pair if no job has any. Before all, those among
     `wanted`, which are keys of metrics."""
     found = [m for m in MAIN if m.metric.key in wanted and m.metric.mean]
-    utility = [m for m in found if m.metric.key.startswith(("utility/", "loss/"))]
-    separability = [m for m in found if m.metric.key.startswith(("separability/", "robustness/"))]
-    if utility and separability:
-        return utility[0], separability[0]
+    for first, other in itertools.permutations(found, 2):
+        is_utility = first.metric.key.startswith(("utility/", "loss/"))
+        if is_utility and other.metric.key.startswith(("separability/", "robustness/")):
+            return first, other
     pairs = [(BY_METRIC[utility], BY_METRIC[other]) for utility, other in registry.AXES]
-    counts = [
-        sum(first.of(job) is not None and second.of(job) is not None for job in jobs)
-        for first, second in pairs
-    ]
-    enough = max(counts, default=0) / 2
-    known = (pair for pair, of in zip(pairs, counts, strict=True) if of and of >= enough)
-    return next(known, pairs[-1])
+    counts = [sum(bool(first.of(job) and other.of(job)) for job in jobs) for first, other in pairs]
+    enough = max(1, max(counts, default=0) / 2)
+    return next((pair for pair, n in zip(pairs, counts, strict=True) if n >= enough), pairs[-1])

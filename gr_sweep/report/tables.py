@@ -13,14 +13,7 @@ from gr_sweep.metrics import registry
 from gr_sweep.report import measures
 from gr_sweep.report.answer import RULE, Ranking, rankings
 from gr_sweep.report.measures import MISSING, Measure, Text
-from gr_sweep.report.sweep import (
-    DENSE,
-    Estimate,
-    Job,
-    Sweep,
-    over_seeds,
-    short_name,
-)
+from gr_sweep.report.sweep import DENSE, Estimate, Job, Sweep, over_seeds, short_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +35,7 @@ def open_page() -> Iterator[Open]:
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
-        def open_page(
-            path: Path, *, address: str = "", width: int = 1280, **options: Any
-        ) -> "Page":
+        def open_page(path: Path, *, width: int = 1280, **options: Any) -> "Page":
             context = browser.new_context(viewport={"width": width, "height": 1000}, **options)
             page = context.new_page()
             page.set_default_timeout(15_000)
@@ -45,7 +44,7 @@ def open_page() -> Iterator[Open]:
                 "request",
                 lambda r: r.url.startswith(("file:", "data:", "blob:")) or errors.append(r.url),
             )
-            page.goto(path.resolve().as_uri() + address)
+            page.goto(path.resolve().as_uri())
             return page
 
         yield open_page
@@ -54,13 +53,8 @@ def open_page() -> Iterator[Open]:
 
 
 @pytest.fixture(scope="module")
-def report(study: Path) -> Path:
-    return write_report(study)
-
-
-@pytest.fixture(scope="module")
-def opened(report: Path, open_page: Open) -> "Page":
-    return open_page(report)
+def opened(study: Path, open_page: Open) -> "Page":
+    return open_page(write_report(study))
 
 
 @pytest.fixture
@@ -79,20 +73,10 @@ def page(opened: "Page") -> "Page":
     return opened
 
 
-def groups_of_scatter(page: "Page", sweep: Sweep) -> list[tuple[list[Job], tuple[float, float]]]:
-    """The jobs of each group in the plot, and where it stands."""
-    found = page.evaluate("scatterGroups().map(({ jobs, x, y }) => [jobs, x, y])")
-    return [([sweep.compared[at] for at in jobs], (x, y)) for jobs, x, y in found]
-
-
-def visible_jobs(page: "Page") -> set[str]:
+def visible_settings(page: "Page") -> set[str]:
     """The settings that the table shows."""
     rows = page.locator("#settings-table tbody:not(.group) tr:visible th")
     return {row.get_attribute("data-v") or "" for row in rows.all()}
-
-
-def settings_of(sweep: Sweep, jobs: Iterable[Job]) -> set[str]:
-    return {sweep.settings[job.name] for job in jobs}
 
 
 def serious(page: "Page", part: str) -> list[str]:
@@ -134,21 +118,15 @@ def test_frontier_is_that_of_the_table(page: "Page", read_study: Sweep) -> None:
             assert across < 4 or min(bottom, other[3]) - max(top, other[1]) < 4
 
 
-def test_frontier_and_labels_of_settings_with_other_seeds(open_page: Open, tmp_path: Path) -> None:
+def test_frontier_of_settings_with_other_seeds(open_page: Open, tmp_path: Path) -> None:
     for edges, seeds in {"none": (1, 2), "act": (0, 1, 2), "both": (0, 1, 2)}.items():
         for seed in seeds:
             write_job(tmp_path, edges=edges, seed=seed)
-    weights = {"data.weights": {"code": 0.5}}, {"partition.unlabelled": {"code": 0.5}}
-    for settings in weights:
-        write_job(tmp_path, edges="act", settings=settings)
-    sweep = read_sweep(tmp_path)
-    [ranking] = answer.rankings(sweep)
+    [ranking] = answer.rankings(read_sweep(tmp_path))
     front = {place.name for place in ranking.places if place.rank == 1}
     page = open_page(write_report(tmp_path))
     drawn = page.evaluate("frontOf(scatterGroups()).map(({ first }) => first.short)")
     assert set(drawn) == front and "none" not in front
-    labels = page.evaluate("scatterGroups().map(({ first }) => labelOf(first))")
-    assert len(set(labels)) == len(ranking.places) == 5
 
 
 def test_seeds_fold_out(page: "Page", read_study: Sweep) -> None:
@@ -180,11 +158,11 @@ def test_filter_shows_the_jobs_that_the_line_says(
     page.fill("#filter", line)
     jobs = [job for job in read_study.compared if test(job)]
     labels = {read_study.labels[job.name] for job in jobs}
-    assert visible_jobs(page) == settings_of(read_study, jobs)
+    assert visible_settings(page) == {read_study.settings[job.name] for job in jobs}
     assert page.inner_text("#count").startswith(f"{len(jobs)} of {len(read_study.compared)} jobs")
     assert ("means over all seeds" in page.inner_text("#count")) == ("seed=" in line)
-    for found, _ in groups_of_scatter(page, read_study):
-        assert {read_study.labels[job.name] for job in found} <= labels
+    points = page.evaluate("scatterGroups().flatMap(({ jobs }) => jobs)")
+    assert {read_study.labels[read_study.compared[at].name] for at in points} <= labels
     curve = page.locator("#curves .plot").first
     curve.scroll_into_view_if_needed()
     curve.locator(".main-svg").first.wait_for()
@@ -220,8 +198,6 @@ def test_view_of_a_job_has_its_numbers(page: "Page", read_study: Sweep) -> None:
     key = registry.EVAL_LOSS("code")
     history = {row["step"]: row[key] for row in job.history if key in row}
     assert dict(zip(steps, losses, strict=True)) == pytest.approx(history, abs=1e-4)
-    table = view.locator("[aria-label='settings that differ']").inner_text()
-    assert "edges" in table and "act" in table and "both" in table and "train.lr" not in table
     view.locator("summary", has_text="metrics").click()
     view.locator("[aria-label=metrics] tbody tr").first.wait_for()
     rows = view.locator("[aria-label=metrics] tbody tr").all_inner_texts()
@@ -287,7 +263,9 @@ def test_five_hundred_jobs_load_in_three_seconds(tmp_path: Path, open_page: Open
         for edges in ("none", "weight", "act", "both"):
             for dropout in (0.0, 0.25, 0.5, 0.75, 1.0):
                 write_job(tmp_path, seed=seed, edges=edges, foreign_dropout=dropout)
+    begun = time.process_time()
     path = write_report(tmp_path)
+    assert time.process_time() - begun < 3
     assert path.stat().st_size < 14_000_000
     page = open_page(path)
     page.locator("#scatter .point").first.wait_for(state="attached")

@@ -1,11 +1,9 @@
 """What the plots hold, and what the page's scripts know of the jobs."""
 
-from typing import Any
-
 import pytest
 
 from gr_sweep.metrics import registry
-from gr_sweep.report import figures, page_data
+from gr_sweep.report import figures, html
 from gr_sweep.report.sweep import Sweep
 
 
@@ -26,25 +24,13 @@ def test_curves_have_training_and_held_out_losses_of_every_domain(read_edges: Sw
     assert len(ranges) == 1, "domains compare by eye only on one scale"
 
 
-# What the scripts know
-
-
-@pytest.fixture(scope="module")
-def data(read_study: Sweep) -> dict[str, Any]:
-    return page_data.page_data(read_study)
-
-
-def axis(found: dict[str, Any], identifier: str) -> dict[str, Any]:
-    [one] = [axis for axis in found["axes"] if axis["id"] == identifier]
-    assert isinstance(one, dict)
-    return one
-
-
-def test_axes_have_the_numbers_of_the_jobs(read_study: Sweep, data: dict[str, Any]) -> None:
-    found = axis(data, "selectivity biology")
+def test_axes_have_the_numbers_of_the_jobs(read_study: Sweep) -> None:
+    data = html.page_data(read_study)
+    axes = {axis["id"]: axis for axis in data["axes"]}
+    found = axes["selectivity biology"]
     expected = [job.metrics.get(registry.SELECTIVITY("biology")) for job in read_study.compared]
     assert found["values"] == [of and pytest.approx(of, rel=1e-5) for of in expected]
     assert found["direction"] == 1 and found["group"] == "biology"
-    assert axis(data, "cost/parameters")["direction"] == -1
-    assert axis(data, "route.foreign_dropout")["group"] == "settings"
+    assert axes["cost/parameters"]["direction"] == -1
+    assert axes["route.foreign_dropout"]["group"] == "settings"
     assert data["chosen"] == ["served compute", "served removal"]
