@@ -66,6 +66,12 @@ _GATED = Family("model.layers", {MLP: _GATED_MLP, ATTN: _HEADS}, gated_mlp="mlp"
 _NORMED_HEADS = replace(_GATED, head_norms=("self_attn.q_norm", "self_attn.k_norm"))
 _WHOLE_NORM = replace(_GATED, why_whole="it normalises q and k across all heads")
 _MIXTURE = Family("model.layers", {ATTN: _HEADS}, mixture="mlp")
+_GPT2 = Family(
+    "transformer.h",
+    {MLP: _PLAIN_MLP, ATTN: LinearNames(("attn.c_attn",), "attn.c_proj", num_parts=3)},
+    keeps_heads=True,
+    learned_positions=True,
+)
 
 FAMILIES = {
     "llama": replace(_GATED, heads_divide_width=True),
@@ -91,18 +97,8 @@ FAMILIES = {
         gated_mlp="mlp",
         keeps_heads=True,
     ),
-    "gpt2": Family(
-        "transformer.h",
-        {MLP: _PLAIN_MLP, ATTN: LinearNames(("attn.c_attn",), "attn.c_proj", num_parts=3)},
-        keeps_heads=True,
-        learned_positions=True,
-    ),
-    "gpt_neo": Family(
-        "transformer.h",
-        {MLP: _PLAIN_MLP, ATTN: _NEO_HEADS},
-        keeps_heads=True,
-        learned_positions=True,
-    ),
+    "gpt2": _GPT2,
+    "gpt_neo": replace(_GPT2, linears={MLP: _PLAIN_MLP, ATTN: _NEO_HEADS}),
     "gpt_neox": Family(
         "gpt_neox.layers",
         {

@@ -41,7 +41,7 @@ def test_the_checkpoint_has_the_logits_of_keep(family, tmp_path):
     orders |= {(layer, EXPERT): [i for i in order if i < EXPERTS] for layer in range(LAYERS)}
     share = 1.0 if family in WHOLE_ATTENTION_ONLY else 0.25
     plan_of = functools.partial(PEERS, attn_shared=share, orders=orders)
-    is_tied = list(FAMILIES).index(family) % 2 == 0
+    is_tied = FAMILIES.index(family) % 2 == 0
     run, routed = make_run(tmp_path / "job", plan_of, family, tie_word_embeddings=is_tied)
     made = export(run, ["biology"], tmp_path / "out", command=COMMAND)
     ids = tiny_ids(3)

@@ -49,7 +49,7 @@ def test_extraction_takes_out_just_the_units_of_blocks_that_are_off(plan):
 
 @pytest.mark.parametrize(
     ("family", "vocabulary", "keep"),
-    crossed(list(FAMILIES), [3, "full"], [("biology",), ("code", "creative")]),
+    crossed(FAMILIES, [3, "full"], [("biology",), ("code", "creative")]),
 )
 def test_adapters_of_kept_blocks_are_merged(family, vocabulary, keep):
     model, ids = tiny_model(family, tie_word_embeddings=family == "llama"), tiny_ids(3)

@@ -19,14 +19,9 @@ DOMAINS = ("code", "biology")
 COUNTS = {"code": 2, "biology": 2, "unlabelled": 1}
 
 
-@pytest.fixture(params=[3, 1000], ids=lambda count: f"{count} positions a chunk")
-def chunks(request, monkeypatch):
-    """Chunks that divide the positions, that do not, and one for all."""
-    monkeypatch.setattr(loss, "chunk_positions", lambda vocab_size, device: request.param)
-
-
 @pytest.fixture
 def small_chunks(monkeypatch):
+    """Chunks that do not divide the positions."""
     monkeypatch.setattr(loss, "chunk_positions", lambda vocab_size, device: 3)
 
 
@@ -40,32 +35,25 @@ def drawn(num_positions=5, dtype=torch.float64):
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
 
 
-def plain(hidden, weight, targets):
+def plain(logits, targets):
     """Losses [N, T] as everybody computes them."""
-    logits = (hidden @ weight.t()).flatten(0, 1)
-    return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view(targets.shape)
 
 
-def test_sum_losses_and_gradients_are_those_of_whole_logits(chunks):
+def test_sum_losses_and_gradients_are_those_of_whole_logits(small_chunks):
     hidden, weight, targets = drawn()
     loss_sum, losses = linear_cross_entropy(hidden, weight, targets)
-    (loss_sum / 7).backward()
-    given = {"sum": loss_sum.detach(), "losses": losses, "hidden": hidden.grad, "w": weight.grad}
-    hidden.grad = weight.grad = None
-    expected = plain(hidden, weight, targets)
-    (expected.sum() / 7).backward()
-    assert_same(
-        given,
-        {
-            "sum": expected.sum().detach(),
-            "losses": expected.detach(),
-            "hidden": hidden.grad,
-            "w": weight.grad,
-        },
-    )
-    assert losses.dtype == torch.float64 and not losses.requires_grad
     with torch.no_grad():
         assert torch.equal(linear_cross_entropy(hidden, weight, targets)[1], losses)
+    assert losses.dtype == torch.float64 and not losses.requires_grad
+    expected = plain(hidden @ weight.t(), targets)
+    found = []
+    for total, each in ((loss_sum, losses), (expected.sum(), expected)):
+        hidden.grad = weight.grad = None
+        (total / 7).backward()
+        found.append({"sum": total, "losses": each, "hidden": hidden.grad, "w": weight.grad})
+    assert_same(*({name: tensor.detach() for name, tensor in of.items()} for of in found))
 
 
 def test_under_autocast_products_are_narrow_and_the_weights_gradient_is_summed_wide(monkeypatch):
@@ -78,7 +66,7 @@ def test_under_autocast_products_are_narrow_and_the_weights_gradient_is_summed_w
     rough = weight.grad.clone()
     assert losses.dtype == rough.dtype == hidden.grad.dtype == torch.float32
     hidden.grad = weight.grad = None
-    expected = plain(hidden, weight, targets)
+    expected = plain(hidden @ weight.t(), targets)
     expected.sum().backward()
     assert not torch.equal(losses, expected)
     torch.testing.assert_close(losses, expected.detach(), rtol=0.05, atol=0.05)
@@ -104,9 +92,7 @@ def test_no_more_is_held_than_two_matrices_of_a_chunk(learns, small_chunks):
 def tokens_of(family_model, tokens):
     """Losses [N, T] by the model's own logits."""
     logits = family_model(input_ids=tokens[:, :-1], use_cache=False).logits
-    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
-        len(tokens), -1
-    )
+    return plain(logits, tokens[:, 1:])
 
 
 @pytest.mark.usefixtures("exact_norms", "small_chunks")

@@ -49,23 +49,16 @@ def test_keep_and_remove_compute_the_reference_with_blocks_switched_off(plan, fa
     reference = reference_of(routed, tiny_model(family), Cut("none"))
     ids, domains = tiny_ids(2), routed.plan.domains
 
-    def expected(off):
-        return {
-            "logits": reference.logits(ids, tokens_of_rows([("unlabelled", off)] * 2, 5)).detach()
-        }
-
+    cases = [(routed.keep(domains), []), (routed.remove([]), [])]
     for domain in domains:
         # "A domain of the tree stands for all that lies under it."
-        under = frozenset(label for label in domains if (label + "/").startswith(domain + "/"))
-        others = frozenset(domains) - under
-        with torch.no_grad(), routed.keep([domain]):
-            assert_same({"logits": model(input_ids=ids).logits}, expected(others))
-        with torch.no_grad(), routed.remove([domain]):
-            assert_same({"logits": model(input_ids=ids).logits}, expected(under))
-    with torch.no_grad(), routed.keep(domains):
-        assert_same({"logits": model(input_ids=ids).logits}, expected(frozenset()))
-    with torch.no_grad(), routed.remove([]):
-        assert_same({"logits": model(input_ids=ids).logits}, expected(frozenset()))
+        under = {label for label in domains if (label + "/").startswith(domain + "/")}
+        cases += [(routed.keep([domain]), {*domains} - under), (routed.remove([domain]), under)]
+    for context, off in cases:
+        rows = tokens_of_rows([("unlabelled", frozenset(off))] * 2, 5)
+        with torch.no_grad(), context:
+            found = model(input_ids=ids).logits
+        assert_same({"logits": found}, {"logits": reference.logits(ids, rows).detach()})
 
 
 @pytest.mark.parametrize(("plan", "family"), [("forget", "llama"), ("lattice", "qwen3")])

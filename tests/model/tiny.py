@@ -14,26 +14,10 @@ HIDDEN = 16
 MLP = 28
 LAYERS = 2
 KV_HEADS = 8
-FAMILIES = {
-    "llama": "Llama",
-    "mistral": "Mistral",
-    "qwen2": "Qwen2",
-    "qwen3": "Qwen3",
-    "olmo": "Olmo",
-    "olmo2": "Olmo2",
-    "gemma": "Gemma",
-    "gemma2": "Gemma2",
-    "gemma3_text": "Gemma3Text",
-    "granite": "Granite",
-    "phi3": "Phi3",
-    "gpt2": "GPT2",
-    "gpt_neo": "GPTNeo",
-    "gpt_neox": "GPTNeoX",
-    "mixtral": "Mixtral",
-    "olmoe": "Olmoe",
-    "qwen3_moe": "Qwen3Moe",
-}
-"""And the names of their classes."""
+FAMILIES = (
+    *("llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "gemma", "gemma2", "gemma3_text"),
+    *("granite", "phi3", "gpt2", "gpt_neo", "gpt_neox", "mixtral", "olmoe", "qwen3_moe"),
+)
 WHOLE_ATTENTION_ONLY = ("olmo2", "olmoe")
 """Families whose heads cannot be taken out."""
 MIXTURES = ("mixtral", "olmoe", "qwen3_moe")
@@ -90,7 +74,7 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> nn.Modul
     if family in MIXTURES:
         settings |= dict(intermediate_size=8, num_experts_per_tok=EXPERTS_PER_TOKEN)
         settings["experts_implementation"] = "eager"  # the default's kernel has no float64
-    config = getattr(transformers, FAMILIES[family] + "Config")(**(settings | changes))
+    config = transformers.AutoConfig.for_model(family, **(settings | changes))
     model = transformers.AutoModelForCausalLM.from_config(config).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
