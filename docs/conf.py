@@ -77,7 +77,7 @@ NAVIGATION = {
         "configuration",
         "data",
         "training",
-        "cluster",
+        "scale",
         "report",
         "export",
         "extend",

@@ -247,7 +247,7 @@ def settings_text() -> str:
     lines += [
         "## hydra/launcher",
         "",
-        "How the jobs of a sweep are run: [clusters](cluster.md).",
+        "How the jobs of a sweep are run: [clusters](scale.md).",
         "",
     ]
     for launcher, schema in LAUNCHERS.items():
