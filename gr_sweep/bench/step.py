@@ -74,19 +74,22 @@ def bench_config(
     foreign_dropout: float = 0.0,
     mlp_shared: float = 0.5,
     adapters: str = "none",
+    num_domains: int = len(DOMAINS),
     core: Core = Core.trained,
     vocab_size: int = 2048,
     train: TrainConfig,
 ) -> RunConfig:
-    """The config of a job with three domains; `plan="forget"` forgets biology; `adapters` is
-    as in the option.
+    """The config of a job; `plan="forget"` forgets biology; `adapters` is as in the option.
 
     Raises:
         ConfigError: invalid settings, such as rows that cannot be divided among the domains.
     """
+    domains = [*DOMAINS, *(f"domain{number}" for number in range(4, num_domains + 1))]
     config = RunConfig(
         model=ModelConfig(size=model),
-        partition=PartitionConfig(domains={domain: DomainConfig() for domain in DOMAINS}),
+        partition=PartitionConfig(
+            domains={domain: DomainConfig() for domain in domains[:num_domains]}
+        ),
         edges=Edges(edges),
         plan=PlanConfig(
             kind=PlanKind(plan),
@@ -259,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dropout", default=dropouts, nargs="+", type=float, help="foreign dropout (0 .5 1)")
     units = "adapters of each block: none, embed=full,unembed=full, mlp=8 (none)"
     add("--adapters", default=["none"], nargs="+", metavar="NAME=UNITS,...", help=units)
+    add("--domains", type=count, default=len(DOMAINS), help="number of domains (3)")
     add("--vocab-size", type=count, default=2048, help="tokens (2048)")
     add("--compile", action="store_true", help="use torch.compile")
     add("--activation-checkpointing", action="store_true", help="recompute layers to save memory")
@@ -278,7 +282,13 @@ def _configs(model: str, options: argparse.Namespace) -> dict[str, RunConfig]:
         compile=options.compile,
         activation_checkpointing=options.activation_checkpointing,
     )
-    make = functools.partial(bench_config, model, train=train, vocab_size=options.vocab_size)
+    make = functools.partial(
+        bench_config,
+        model,
+        num_domains=options.domains,
+        vocab_size=options.vocab_size,
+        train=train,
+    )
     names = ("plan", "mlp_shared", "adapters", "foreign_dropout", "edges")
     values = (options.plan, options.shared, options.adapters, options.dropout, options.edges)
     cases = [dict(zip(names, case, strict=True)) for case in itertools.product(*values)]

@@ -108,3 +108,12 @@ def test_step_prints_a_table(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "gflops" in lines[1], "for gr-sweep estimate"
     assert len(lines) == 4 and "none" in lines[2] and "both" in lines[3]
+
+
+def test_more_domains_leave_less_to_compute(capsys):
+    limits = []
+    for domains in ("3", "6"):
+        setting = ["--rows", "6", "--domains", domains, "--edges", "both", "--dropout", "1"]
+        assert step.main([*SMALL, "--model", "tiny", *setting, "--json"]) == 0
+        limits.append(json.loads(capsys.readouterr().out)["rows"][1]["flop_limit"])
+    assert limits[1] < limits[0] < 1.0
